@@ -1,0 +1,277 @@
+"""Which array library: read off the arrays themselves; `use_backend` decides only where new arrays are made."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+Array: TypeAlias = Any  # an array of NumPy, CuPy or any library that array-api-compat knows
+Namespace: TypeAlias = Any  # the module whose functions act on such arrays
+
+_CREATION: ContextVar[str] = ContextVar("attnarray_backend", default="numpy")
+_IMPORTS = {
+    "numpy": "numpy",
+    "cupy": "array_api_compat.cupy",
+    "torch": "array_api_compat.torch",
+    "jax": "jax.numpy",
+    "array_api_strict": "array_api_strict",
+}
+
+
+class BackendStatus(NamedTuple):
+    """One line of `available_backends`: `reason` says why a backend is not available, and is empty when it is."""
+
+    name: str
+    available: bool
+    version: str
+    device: str
+    reason: str
+
+
+def namespace_of(*arrays: Array | None) -> Namespace:
+    """The array namespace that all `arrays` share; `None` entries are passed over.
+
+    Returns
+    -------
+    module
+        `numpy` for NumPy arrays, else what array-api-compat gives for CuPy, PyTorch, JAX, array-api-strict ...
+
+    Raises
+    ------
+    TypeError
+        If the arrays come from different libraries, or something is not an array.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> aa.namespace_of(np.zeros(3), None).__name__
+    'numpy'
+    """
+    for array in arrays:
+        if array is not None and type(array) is not np.ndarray:
+            return _namespace_of_others(arrays)
+    return np
+
+
+def _namespace_of_others(arrays: tuple[Array | None, ...]) -> Namespace:
+    import array_api_compat
+
+    given = [a for a in arrays if a is not None]
+    for array in given:
+        if not array_api_compat.is_array_api_obj(array):
+            raise TypeError(
+                f"Expected arrays, but got {type(array).__name__}. Convert it first: attnarray.asarray(x), or "
+                "your array library's own asarray."
+            )
+    libraries = sorted({library_of(a) for a in given})
+    if len(libraries) > 1:
+        raise TypeError(
+            f"The arrays come from different libraries: {', '.join(libraries)}. Bring them to one library first, "
+            "for example with attnarray.to_numpy(x) or with use_backend(...) and asarray(x)."
+        )
+    if libraries == ["numpy"]:
+        return np
+    return array_api_compat.array_namespace(*given)
+
+
+@functools.lru_cache(maxsize=256)
+def _library_of_type(kind: type) -> str:
+    root = kind.__module__.partition(".")[0]
+    return {"jaxlib": "jax"}.get(root, root) if not issubclass(kind, np.ndarray | np.generic) else "numpy"
+
+
+def library_of(array: Array) -> str:
+    """The name of the library that `array` belongs to: "numpy", "cupy", "torch", "jax", "array_api_strict" ..."""
+    return _library_of_type(type(array))
+
+
+def device_of(array: Array) -> Any:
+    """The device `array` lives on, in its own library's terms, to be passed on as `device=`."""
+    return getattr(array, "device", None)
+
+
+def dtype_name(dtype: Any) -> str:
+    """The plain name of a dtype of any library, e.g. "float32", "bfloat16", "int64"."""
+    return str(getattr(dtype, "name", None) or str(dtype).rpartition(".")[2].rstrip("'>"))
+
+
+def accumulator_dtype(xp: Namespace, dtype: Any) -> Any:
+    """The dtype that sums are kept in: float64 for float64, float32 for float32 and the 16-bit types."""
+    return xp.float64 if dtype_name(dtype) == "float64" else xp.float32
+
+
+def index_dtype(xp: Namespace, array: Array) -> Any:
+    """The integer dtype for positions on the device of `array`: int64 wherever the library has it."""
+    return xp.arange(0, device=device_of(array)).dtype
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[Namespace]:
+    """Within the block, `asarray`, parameter initialisation and random numbers make arrays of this library.
+
+    Arrays that exist already are never moved: functions compute where their inputs live.
+
+    Parameters
+    ----------
+    name : str
+        "numpy", "cupy", "torch", "jax" or "array_api_strict".
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
+    RuntimeError
+        If the backend cannot be used here; the message says why.
+
+    Examples
+    --------
+    >>> import attnarray as aa
+    >>> with aa.use_backend("numpy"):
+    ...     x = aa.asarray([1.0, 2.0])
+    >>> type(x).__module__
+    'numpy'
+    """
+    xp = creation_namespace(name)
+    token = _CREATION.set(name)
+    try:
+        yield xp
+    finally:
+        _CREATION.reset(token)
+
+
+def creation_namespace(name: str | None = None) -> Namespace:
+    """The namespace in which new arrays are made: that of `name`, or of the enclosing `use_backend`."""
+    name = _CREATION.get() if name is None else name
+    if name == "numpy":
+        return np
+    status = _status(name)
+    if not status.available:
+        raise RuntimeError(f"Backend {name!r} cannot be used here: {status.reason}.")
+    return importlib.import_module(_IMPORTS[name])
+
+
+def asarray(data: Any, dtype: str | None = None, *, device: Any = None) -> Array:
+    """`data` as an array of the current backend (see `use_backend`).
+
+    Parameters
+    ----------
+    data : array or nested sequence
+        NumPy arrays and arrays of any other known library are converted (through host memory where needed).
+    dtype : str, optional
+        The name of a dtype, e.g. "float32"; the data's own by default. "bfloat16" needs the ml_dtypes package on NumPy.
+    device : optional
+        A device in the terms of the current backend.
+
+    Examples
+    --------
+    >>> import attnarray as aa
+    >>> aa.asarray([[1, 2]], dtype="float32").dtype
+    dtype('float32')
+    """
+    xp = creation_namespace()
+    if library_of(data) == _CREATION.get():
+        array = data if device is None else xp.asarray(data, device=device)
+    else:
+        host = to_numpy(data)
+        array = xp.asarray(host) if device is None else xp.asarray(host, device=device)
+    return array if dtype is None else xp.astype(array, _dtype_called(xp, dtype))
+
+
+def _dtype_called(xp: Namespace, name: str) -> Any:
+    if name == "bfloat16" and not hasattr(xp, "bfloat16"):
+        return importlib.import_module("ml_dtypes").bfloat16
+    found = getattr(xp, name, None)
+    if found is None:
+        raise ValueError(f"{name!r} is not a dtype of {xp.__name__}. Use a name such as 'float32' or 'float64'.")
+    return found
+
+
+def to_numpy(array: Array) -> np.ndarray:
+    """`array` as a NumPy array on the host, whatever library and device it comes from.
+
+    Examples
+    --------
+    >>> import attnarray as aa
+    >>> aa.to_numpy(aa.asarray([1.0, 2.0])).tolist()
+    [1.0, 2.0]
+    """
+    library = library_of(array)
+    if library == "cupy":
+        return np.asarray(array.get())
+    if library == "torch":
+        tensor = array.detach().cpu()
+        if dtype_name(tensor.dtype) == "bfloat16":  # torch has no NumPy form of it
+            return tensor.float().numpy().astype(importlib.import_module("ml_dtypes").bfloat16)
+        return np.asarray(tensor.numpy())
+    if library == "array_api_strict":
+        cpu = importlib.import_module("array_api_strict").Device("CPU_DEVICE")
+        return np.asarray(array.to_device(cpu))
+    return np.asarray(array)
+
+
+def scatter_add(values: Array, rows: Array, count: int) -> Array:
+    """Sum the rows of `values` (N, E) into `count` rows (count, E): out[rows[n]] += values[n]."""
+    xp = namespace_of(values, rows)
+    library = library_of(values)
+    if library in ("numpy", "cupy"):
+        out = xp.zeros((count, values.shape[1]), dtype=values.dtype)
+        xp.add.at(out, rows, values)
+        return out
+    one_hot = xp.arange(count, dtype=rows.dtype, device=device_of(rows))[:, None] == rows[None, :]  # (count, N)
+    return xp.matmul(xp.astype(one_hot, values.dtype), values)
+
+
+def available_backends() -> list[BackendStatus]:
+    """Every known backend with its version and device, or the reason why it cannot be used here.
+
+    Examples
+    --------
+    >>> import attnarray as aa
+    >>> aa.available_backends()[0].name
+    'numpy'
+    """
+    return [_status(name) for name in _IMPORTS]
+
+
+def _status(name: str) -> BackendStatus:
+    if name not in _IMPORTS:
+        raise ValueError(f"Unknown backend {name!r}. Known backends: {', '.join(_IMPORTS)}.")
+    try:
+        importlib.import_module(_IMPORTS[name])
+        library = sys.modules[name]
+    except ImportError as error:
+        hint = "; install it with pip install 'attnarray[cuda12]' or 'attnarray[cuda13]'" if name == "cupy" else ""
+        missing = isinstance(error, ModuleNotFoundError) and error.name in (name, name.partition(".")[0])
+        reason = f"{name} is not installed" if missing else f"importing {name} failed ({error})"
+        return BackendStatus(name, False, "", "", reason + hint)
+    version = str(getattr(library, "__version__", ""))
+    device, reason = _gpu_of(library) if name == "cupy" else (_device_name(name, library), "")
+    return BackendStatus(name, not reason, version, device, reason)
+
+
+def _gpu_of(cupy: Any) -> tuple[str, str]:
+    try:
+        if cupy.cuda.runtime.getDeviceCount() < 1:
+            return "", "no CUDA device was found"
+        return cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode(), ""
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        return "", f"CuPy is installed but no GPU can be used ({error})"
+
+
+def _device_name(name: str, library: Any) -> str:
+    if name == "jax":
+        return str(library.devices()[0])
+    return "CPU (strict, for tests)" if name == "array_api_strict" else "CPU"
+
+
+def supported_backend_names(names: Sequence[str] | None = None) -> list[str]:
+    """The names among `names` (all by default) that can be used here."""
+    return [s.name for s in available_backends() if s.available and (names is None or s.name in names)]

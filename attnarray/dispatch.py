@@ -1,0 +1,200 @@
+"""Which kernel: `@accelerated` functions are the reference, and run a faster kernel from `kernels/table.py` if one fits.
+
+The choice is separate from the array library: arrays say where to compute, this says with what. By default NumPy arrays
+go to a Numba kernel and CuPy arrays to a CUDA kernel when the table has one that does not decline, else to the reference.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import time
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+import numpy as np
+
+from attnarray.backend import library_of
+from attnarray.kernels import Declined
+from attnarray.kernels.table import BACKEND_OF_LIBRARY, KERNELS
+
+P = ParamSpec("P")
+R = TypeVar("R")
+MODES = ("auto", "reference", "numba", "cuda")
+
+_MODE: ContextVar[str] = ContextVar("attnarray_kernels", default="auto")
+_TRACE: ContextVar[list[Choice] | None] = ContextVar("attnarray_trace", default=None)
+
+
+class Choice(NamedTuple):
+    """What ran for one accelerated function: `kernel` is "reference" or "numba"/"cuda"; `reason` says why not faster."""
+
+    function: str
+    kernel: str
+    reason: str
+
+
+class Explanation(NamedTuple):
+    """What `explain` found: one `Choice` per accelerated function that the call reached, in order."""
+
+    choices: tuple[Choice, ...]
+
+    def __str__(self) -> str:
+        if not self.choices:
+            return "No accelerated function is involved: plain array code runs."
+        width = max(len(choice.function) for choice in self.choices)
+        lines = []
+        for choice in self.choices:
+            why = f"  ({choice.reason})" if choice.reason else ""
+            lines.append(f"{choice.function:<{width}}  {choice.kernel}{why}")
+        return "\n".join(lines)
+
+
+class KernelUnavailableError(RuntimeError):
+    """A kernel asked for with `use_kernels` does not exist, does not fit or cannot be loaded; the message says why."""
+
+
+def accelerated(reference: Callable[P, R]) -> Callable[P, R]:
+    """Mark a function on arrays as one that kernels may stand in for; its own body is the reference.
+
+    The first positional argument is an array, whose library selects the kernel backend.
+    """
+    name = f"{reference.__module__.removeprefix('attnarray.')}:{reference.__name__}"
+
+    @functools.wraps(reference)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        mode = _MODE.get()
+        trace = _TRACE.get()
+        reason = "asked for by use_kernels"
+        if mode != "reference":
+            kernel, reason = _find(name, BACKEND_OF_LIBRARY.get(library_of(args[0]), ""), mode)
+            if kernel is not None:
+                try:
+                    result: R = kernel(*args, **kwargs)
+                except Declined as declined:
+                    reason = str(declined)
+                else:
+                    if trace is not None:
+                        trace.append(Choice(name, kernel.__module__.split(".")[2], ""))
+                    return result
+            if mode != "auto":
+                raise KernelUnavailableError(
+                    f"use_kernels({mode!r}) was asked for, but {name} cannot run there: {reason}. "
+                    "Use use_kernels('auto') to fall back to the reference."
+                )
+        if trace is not None:
+            trace.append(Choice(name, "reference", reason))
+        with np.errstate(all="ignore"):  # NaN and infinities in masked places are computed with, then dropped
+            return reference(*args, **kwargs)
+
+    call.reference = reference  # type: ignore[attr-defined]
+    return call
+
+
+@functools.cache
+def _find(name: str, backend: str, mode: str) -> tuple[Callable[..., Any] | None, str]:
+    """The kernel for `name` on `backend` ("numba", "cuda" or "" for libraries without kernels), or the reason for none."""
+    if not backend:
+        return None, "there are kernels for NumPy and CuPy arrays only"
+    if mode not in ("auto", backend):
+        return None, f"{mode} kernels do not run on these arrays, {backend} kernels do"
+    row = KERNELS.get(name, {}).get(backend)
+    if row is None:
+        return None, f"there is no {backend} kernel for it yet"
+    unavailable = importlib.import_module(f"attnarray.kernels.{backend}").unavailable()
+    if unavailable:
+        return None, unavailable
+    module, _, function = row.partition(":")
+    return getattr(importlib.import_module(f"attnarray.kernels.{backend}.{module}"), function), ""
+
+
+@contextlib.contextmanager
+def use_kernels(mode: str) -> Iterator[None]:
+    """Within the block, choose what accelerated functions run; safe in threads and coroutines.
+
+    Parameters
+    ----------
+    mode : {"auto", "reference", "numba", "cuda"}
+        "auto" takes the fastest that fits; "reference" takes the array code; "numba" and "cuda" are strict: they raise
+        `KernelUnavailableError` with the reason instead of falling back.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> x = np.random.default_rng(0).standard_normal((1, 2, 3, 4))
+    >>> with aa.use_kernels("reference"):
+    ...     y = aa.scaled_dot_product_attention(x, x, x)
+    """
+    if mode not in MODES:
+        raise ValueError(f"Unknown kernels {mode!r}; expected one of {', '.join(map(repr, MODES))}.")
+    token = _MODE.set(mode)
+    try:
+        yield
+    finally:
+        _MODE.reset(token)
+
+
+def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
+    """Which kernel runs for this call, and why not a faster one. The call is carried out once, so the answer is what happens.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> x = np.random.default_rng(0).standard_normal((1, 2, 3, 4))
+    >>> with aa.use_kernels("reference"):
+    ...     print(aa.explain(aa.scaled_dot_product_attention, x, x, x))
+    attention.core:attend             reference  (asked for by use_kernels)
+    attention.scoring:weights_from_dots  reference  (asked for by use_kernels)
+    """
+    trace: list[Choice] = []
+    token = _TRACE.set(trace)
+    try:
+        function(*args, **kwargs)
+    finally:
+        _TRACE.reset(token)
+    return Explanation(tuple(dict.fromkeys(trace)))
+
+
+class KernelStatus(NamedTuple):
+    """One row of the kernel table as it stands on this machine; `reason` is empty when the kernel can be used."""
+
+    function: str
+    backend: str
+    reason: str
+
+
+def available_kernels() -> list[KernelStatus]:
+    """Every kernel of the table, with the reason why it cannot be used here, if so."""
+    return [KernelStatus(name, backend, _find(name, backend, "auto")[1]) for name, row in KERNELS.items() for backend in row]
+
+
+def warmup(dtypes: tuple[str, ...] = ("float32",)) -> dict[str, float]:
+    """Compile (or load from the cache) every kernel that this machine can use, so that no later call pays for it.
+
+    Parameters
+    ----------
+    dtypes : tuple of str
+        The dtypes to be ready for: "float32", "float64".
+
+    Returns
+    -------
+    dict
+        Kernel module -> seconds it took.
+
+    Examples
+    --------
+    >>> import attnarray as aa
+    >>> seconds = aa.warmup(("float32",))
+    """
+    seconds: dict[str, float] = {}
+    for status in available_kernels():
+        kernel, _ = _find(status.function, status.backend, "auto")
+        if kernel is None or kernel.__module__ in seconds:
+            continue
+        start = time.perf_counter()
+        for dtype in dtypes:
+            importlib.import_module(kernel.__module__).warmup(dtype)
+        seconds[kernel.__module__] = time.perf_counter() - start
+    return seconds

@@ -1,0 +1,176 @@
+"""Softmax and log-softmax over one axis, with a mask that says which entries exist."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from attnarray import checks
+from attnarray.backend import Array, accumulator_dtype, device_of, namespace_of
+
+
+class SoftmaxContext(NamedTuple):
+    out: Array
+    axis: int
+
+
+class SoftmaxGrads(NamedTuple):
+    x: Array
+
+
+def softmax(x: Array, axis: int = -1, *, mask: Array | None = None) -> Array:
+    r"""Softmax over `axis`.
+
+    .. math:: y_i = \frac{m_i e^{x_i}}{\sum_j m_j e^{x_j}}
+
+    Parameters
+    ----------
+    x : (..., N, ...) floating
+        Logits. 16-bit types are computed in float32.
+    axis : int
+        The axis that sums to 1.
+    mask : bool, broadcastable to x, optional
+        True where an entry exists. Entries that do not exist get 0, whatever x holds there; rows without any are 0.
+
+    Returns
+    -------
+    array
+        The shape and dtype of `x`.
+
+    Raises
+    ------
+    TypeError
+        If `x` is not floating or `mask` not boolean.
+    ValueError
+        If `axis` is out of range or `mask` does not broadcast.
+
+    References
+    ----------
+    Bridle, "Probabilistic interpretation of feedforward classification network outputs", 1990.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> aa.softmax(np.array([0.0, 0.0, 9.0]), mask=np.array([True, True, False])).tolist()
+    [0.5, 0.5, 0.0]
+    """
+    return softmax_fwd(x, axis, mask=mask)[0]
+
+
+def softmax_fwd(x: Array, axis: int = -1, *, mask: Array | None = None) -> tuple[Array, SoftmaxContext]:
+    """`softmax` and the context for `softmax_bwd`: the output alone."""
+    axis = _check(x, axis, mask)
+    xp = namespace_of(x, mask)
+    logits = _masked(x, mask)
+    exps = xp.exp(logits - _finite_max(logits, axis))
+    total = xp.sum(exps, axis=axis, keepdims=True)
+    out = xp.astype(exps / xp.where(total == 0, 1.0, total), x.dtype)
+    return out, SoftmaxContext(out, axis)
+
+
+def softmax_bwd(dout: Array, ctx: SoftmaxContext) -> SoftmaxGrads:
+    r"""The gradient of softmax.
+
+    .. math:: dx_i = y_i \Bigl(dy_i - \sum_j y_j\, dy_j\Bigr)
+
+    Entries with y = 0 (masked) get 0.
+    """
+    xp = namespace_of(dout, ctx.out)
+    wide = accumulator_dtype(xp, ctx.out.dtype)
+    y, dy = xp.astype(ctx.out, wide), xp.astype(dout, wide)
+    dx = y * (dy - xp.sum(y * dy, axis=ctx.axis, keepdims=True))
+    return SoftmaxGrads(xp.astype(dx, ctx.out.dtype))
+
+
+class LogSoftmaxContext(NamedTuple):
+    out: Array
+    axis: int
+
+
+class LogSoftmaxGrads(NamedTuple):
+    x: Array
+
+
+def log_softmax(x: Array, axis: int = -1, *, mask: Array | None = None) -> Array:
+    r"""Logarithm of the softmax over `axis`, computed without the detour through small probabilities.
+
+    .. math:: y_i = x_i - \log \sum_j m_j e^{x_j}
+
+    Parameters
+    ----------
+    x : (..., N, ...) floating
+        Logits. 16-bit types are computed in float32.
+    axis : int
+        The axis whose exponentials sum to 1.
+    mask : bool, broadcastable to x, optional
+        True where an entry exists. Entries that do not exist get -inf.
+
+    Returns
+    -------
+    array
+        The shape and dtype of `x`.
+
+    Raises
+    ------
+    TypeError
+        If `x` is not floating or `mask` not boolean.
+    ValueError
+        If `axis` is out of range or `mask` does not broadcast.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> aa.log_softmax(np.array([0.0, 0.0])).round(4).tolist()
+    [-0.6931, -0.6931]
+    """
+    return log_softmax_fwd(x, axis, mask=mask)[0]
+
+
+def log_softmax_fwd(x: Array, axis: int = -1, *, mask: Array | None = None) -> tuple[Array, LogSoftmaxContext]:
+    """`log_softmax` and the context for `log_softmax_bwd`: the output alone."""
+    axis = _check(x, axis, mask)
+    xp = namespace_of(x, mask)
+    logits = _masked(x, mask)
+    shifted = logits - _finite_max(logits, axis)
+    total = xp.sum(xp.exp(shifted), axis=axis, keepdims=True)
+    out = xp.astype(shifted - xp.log(xp.where(total == 0, 1.0, total)), x.dtype)
+    return out, LogSoftmaxContext(out, axis)
+
+
+def log_softmax_bwd(dout: Array, ctx: LogSoftmaxContext) -> LogSoftmaxGrads:
+    r"""The gradient of log-softmax.
+
+    .. math:: dx_i = dy_i - e^{y_i} \sum_j dy_j
+
+    Masked entries (y = -inf) get 0, and their dy counts for nothing.
+    """
+    xp = namespace_of(dout, ctx.out)
+    wide = accumulator_dtype(xp, ctx.out.dtype)
+    y, dy = xp.astype(ctx.out, wide), xp.astype(dout, wide)
+    dy = xp.where(y == -math.inf, 0.0, dy)
+    dx = dy - xp.exp(y) * xp.sum(dy, axis=ctx.axis, keepdims=True)
+    return LogSoftmaxGrads(xp.astype(dx, ctx.out.dtype))
+
+
+def _check(x: Array, axis: int, mask: Array | None) -> int:
+    namespace_of(x, mask)
+    checks.floating(x=x)
+    if mask is not None:
+        checks.boolean("mask", mask)
+        checks.broadcasts("mask", mask, tuple(x.shape), "the shape of x")
+    return checks.axis("axis", axis, x.ndim)
+
+
+def _masked(x: Array, mask: Array | None) -> Array:
+    xp = namespace_of(x)
+    wide = xp.astype(x, accumulator_dtype(xp, x.dtype))
+    return wide if mask is None else xp.where(mask, wide, -math.inf)
+
+
+def _finite_max(logits: Array, axis: int) -> Array:
+    """The largest logit of each row; 0 for rows that are empty or wholly masked, so that it can be subtracted."""
+    xp = namespace_of(logits)
+    if logits.shape[axis] == 0:
+        return xp.zeros((1,), dtype=logits.dtype, device=device_of(logits))
+    largest = xp.max(logits, axis=axis, keepdims=True)
+    return xp.where(largest == -math.inf, 0.0, largest)

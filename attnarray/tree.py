@@ -1,0 +1,144 @@
+"""Trees: nested dicts, lists, tuples and NamedTuples whose leaves are arrays. Parameters, gradients and contexts are trees.
+
+`None` is a leaf that stands for "not given" and is kept as it is. Arrays are not copied.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+from attnarray.backend import Array
+
+Tree: TypeAlias = Any
+Path: TypeAlias = tuple[str | int, ...]
+
+
+def map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:  # noqa: A001 - the name tree.map says it best
+    """Apply `function` to each leaf of `tree`, and to the leaves at the same places of `others`.
+
+    Raises
+    ------
+    ValueError
+        If another tree does not have the same structure; the message names the path.
+
+    Examples
+    --------
+    >>> from attnarray import tree
+    >>> tree.map(lambda a, b: a + b, {"w": 1, "b": [2, None]}, {"w": 10, "b": [20, None]})
+    {'w': 11, 'b': [22, None]}
+    """
+    return _map(function, (), tree, *others)
+
+
+def _map(function: Callable[..., Any], path: Path, tree: Tree, *others: Tree) -> Tree:
+    if not _is_branch(tree):
+        if any(_is_branch(other) for other in others):
+            raise ValueError(f"The trees differ at {format_path(path)}: one has a leaf where another has a branch.")
+        return None if tree is None else function(tree, *others)
+    items = dict(_children(tree))
+    for other in others:
+        if not _is_branch(other) or list(dict(_children(other))) != list(items):
+            raise ValueError(
+                f"The trees differ at {format_path(path)}: {_shape_of(tree)} against {_shape_of(other)}."
+            )
+    columns = [dict(_children(other)) for other in others]
+    mapped = {key: _map(function, (*path, key), child, *(c[key] for c in columns)) for key, child in items.items()}
+    if isinstance(tree, dict):
+        return mapped
+    if hasattr(tree, "_fields"):
+        return type(tree)(**mapped)
+    return type(tree)(mapped.values())
+
+
+def flatten(tree: Tree) -> list[tuple[Path, Any]]:
+    """All leaves that are not None, each with its path.
+
+    Examples
+    --------
+    >>> from attnarray import tree
+    >>> tree.flatten({"layer": {"weight": 1.0, "bias": None}, "scale": 2.0})
+    [(('layer', 'weight'), 1.0), (('scale',), 2.0)]
+    """
+    return list(_walk((), tree))
+
+
+def _walk(path: Path, tree: Tree) -> Iterator[tuple[Path, Any]]:
+    if not _is_branch(tree):
+        if tree is not None:
+            yield path, tree
+        return
+    for key, child in _children(tree):
+        yield from _walk((*path, key), child)
+
+
+def add(first: Tree, second: Tree) -> Tree:
+    """Leaf by leaf sum: how gradients of tied or reused parameters come together.
+
+    Examples
+    --------
+    >>> from attnarray import tree
+    >>> tree.add({"w": 1.0}, {"w": 2.0})
+    {'w': 3.0}
+    """
+    return map(operator.add, first, second)
+
+
+def nbytes(tree: Tree) -> int:
+    """The bytes that the array leaves of `tree` hold; an array that appears twice counts once.
+
+    Works on contexts too: `tree.nbytes(ctx)` is what a forward pass keeps for its backward pass.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attnarray import tree
+    >>> x = np.zeros((2, 3))
+    >>> tree.nbytes({"a": x, "b": x})
+    48
+    """
+    arrays: dict[int, int] = {}
+    for leaf in _arrays(tree):
+        arrays[id(leaf)] = int(leaf.size) * int(getattr(leaf.dtype, "itemsize", 0) or leaf.itemsize)
+    return sum(arrays.values())
+
+
+def _arrays(tree: Tree) -> Iterator[Array]:
+    for _, leaf in flatten(tree):
+        if hasattr(leaf, "dtype") and hasattr(leaf, "shape"):
+            yield leaf
+        elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            yield from _arrays([getattr(leaf, field.name) for field in dataclasses.fields(leaf)])
+
+
+def get(tree: Tree, path: Path) -> Any:
+    """The leaf or branch at `path`."""
+    for key in path:
+        tree = getattr(tree, str(key)) if hasattr(tree, "_fields") else tree[key]
+    return tree
+
+
+def format_path(path: Path) -> str:
+    """A path as people write it: ("layer", "weight") is "layer.weight"; the empty path is "the root"."""
+    return ".".join(str(key) for key in path) or "the root"
+
+
+def _is_branch(tree: Tree) -> bool:
+    return isinstance(tree, dict | list | tuple)
+
+
+def _children(tree: Tree) -> Iterator[tuple[str | int, Tree]]:
+    if isinstance(tree, dict):
+        yield from tree.items()
+    elif hasattr(tree, "_fields"):
+        yield from zip(tree._fields, tree, strict=True)
+    else:
+        yield from enumerate(tree)
+
+
+def _shape_of(tree: Tree) -> str:
+    if not _is_branch(tree):
+        return "a leaf"
+    return f"{type(tree).__name__} with {', '.join(str(key) for key, _ in _children(tree)) or 'nothing'}"

@@ -1,0 +1,73 @@
+"""The convention that holds the library together: `f`, `f_fwd`, `f_bwd` stand beside each other and are found by name."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Triple(NamedTuple):
+    """A differentiable function with its forward that keeps a context and its backward."""
+
+    f: Callable[..., Any]
+    fwd: Callable[..., Any]
+    bwd: Callable[..., Any]
+
+
+def triple_of(function: Callable[..., Any]) -> Triple:
+    """The triple of a function (by name, in its own module) or of a layer (its methods `fwd` and `bwd`).
+
+    Raises
+    ------
+    TypeError
+        If there is no backward beside the function.
+    """
+    if hasattr(function, "fwd") and hasattr(function, "bwd"):
+        return Triple(function, function.fwd, function.bwd)
+    module = sys.modules.get(getattr(function, "__module__", ""), None)
+    name = getattr(function, "__name__", repr(function))
+    found = [getattr(module, name + suffix, None) for suffix in ("_fwd", "_bwd")]
+    if not all(found):
+        raise TypeError(
+            f"{name} has no backward: expected {name}_fwd and {name}_bwd in the same module. "
+            "Give a differentiable function such as attnarray.softmax."
+        )
+    return Triple(function, *found)  # type: ignore[arg-type]
+
+
+def vjp(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, Callable[..., Any]]:
+    """Run `function` and return (out, pullback): `pullback(dout)` gives the gradients of sum(out * dout).
+
+    Parameters
+    ----------
+    function : callable
+        Any function of the library that has `_fwd` and `_bwd` beside it, or a layer.
+    *args, **kwargs
+        Its arguments.
+
+    Returns
+    -------
+    out : array or NamedTuple of arrays
+    pullback : callable
+        dout -> NamedTuple of gradients, one field per differentiable input. May be called more than once.
+
+    Raises
+    ------
+    TypeError
+        If the function has no backward.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> out, pullback = aa.vjp(aa.relu, np.array([-1.0, 2.0]))
+    >>> pullback(np.array([5.0, 5.0])).x.tolist()
+    [0.0, 5.0]
+    """
+    triple = triple_of(function)
+    out, ctx = triple.fwd(*args, **kwargs)
+
+    def pullback(dout: Any, **cotangents: Any) -> Any:
+        return triple.bwd(dout, ctx, **cotangents)
+
+    return out, pullback
