@@ -1,0 +1,55 @@
+# Every target makes the environment .venv that it needs, from python3 (3.11 or newer) and pip alone.
+# Another interpreter: make clean, then make test PYTHON=python3.13. Arguments: make demo ARGS="--backend cupy".
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help demo check test lint types clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo  ## train attention to translate dates, with hand-derived gradients
+	@$(BIN)/attnarray demo $(ARGS)
+
+check: $(VENV)/.demo  ## check every gradient and kernel, as a table
+	@$(BIN)/attnarray check $(ARGS)
+
+test: $(VENV)/.test  ## run the tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.lint  ## check style, formatting and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+types: $(VENV)/.lint  ## check types only
+	@$(BIN)/mypy $(ARGS)
+
+clean:  ## remove the environment, builds and caches
+	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp per extra: a second call is instant, and a change of pyproject.toml installs again.
+$(VENV)/.%: pyproject.toml | $(VENV)/.pip
+	@echo "Installing attnarray[$*] into $(VENV) ..."
+	@$(PIP) --editable '.[$*]'
+	@touch $@
+
+# A Python without ensurepip (Debian's without python3-venv) gets pip into the environment from its own pip.
+$(VENV)/.pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "attnarray needs Python 3.11 or newer; $(PYTHON) is older or missing. Try: make test PYTHON=python3.13" >&2; exit 1; }
+	@if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then \
+		$(PYTHON) -m venv $(VENV); \
+	else \
+		$(PYTHON) -m venv --without-pip $(VENV) && \
+		$(PYTHON) -m pip --python $(BIN)/python install --quiet --quiet --disable-pip-version-check pip; \
+	fi
+	@touch $@
