@@ -8,21 +8,38 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# Public name -> module. A function's `_fwd` and `_bwd` stand in the same module. `__init__.pyi` says the same to type checkers.
+# Public name -> module. `__init__.pyi` says the same to type checkers.
 _MODULES = {
     "tree": "tree",
-    **dict.fromkeys(
-        ["namespace_of", "use_backend", "asarray", "to_numpy", "available_backends"], "backend"
-    ),
+    "optim": "optim",
+    **dict.fromkeys(["namespace_of", "use_backend", "asarray", "to_numpy", "available_backends"], "backend"),
     **dict.fromkeys(["use_kernels", "explain", "warmup"], "dispatch"),
     "gradcheck": "gradient_check",
     "vjp": "triples",
+    "Philox": "random",
+    **dict.fromkeys(["Causal", "Window", "Padding", "Documents", "Dense", "Mask", "materialize", "tile_kind"], "masks"),
+    "attention_weights": "attention.dot_product",
+    "Partial": "attention.partial",
 }
 
-# The differentiable functions: each is a triple f, f_fwd, f_bwd.
+# The differentiable functions: each is a triple f, f_fwd, f_bwd in one module.
 TRIPLES = {
+    "scaled_dot_product_attention": "attention.dot_product",
+    "attention_partial": "attention.partial",
+    "merge_partials": "attention.partial",
     "softmax": "ops.softmax",
     "log_softmax": "ops.softmax",
+    "linear": "ops.linear",
+    "layer_norm": "ops.norm",
+    "rms_norm": "ops.norm",
+    "relu": "ops.activations",
+    "gelu": "ops.gelu",
+    "silu": "ops.activations",
+    "tanh": "ops.activations",
+    "sigmoid": "ops.activations",
+    "embedding": "ops.embedding",
+    "dropout": "ops.dropout",
+    "cross_entropy": "ops.loss",
 }
 
 
@@ -32,7 +49,7 @@ def __getattr__(name: str) -> Any:
     if module is None:
         raise AttributeError(f"module 'attnarray' has no attribute {name!r}")
     loaded = importlib.import_module(f"attnarray.{module}")
-    value = loaded if name == "tree" else getattr(loaded, name)
+    value = loaded if name == module else getattr(loaded, name)
     globals()[name] = value
     return value
 

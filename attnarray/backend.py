@@ -83,14 +83,14 @@ def _namespace_of_others(arrays: tuple[Array | None, ...]) -> Namespace:
 
 
 @functools.lru_cache(maxsize=256)
-def _library_of_type(kind: type) -> str:
+def _library_of_type(kind: Any) -> str:
     root = kind.__module__.partition(".")[0]
     return {"jaxlib": "jax"}.get(root, root) if not issubclass(kind, np.ndarray | np.generic) else "numpy"
 
 
 def library_of(array: Array) -> str:
     """The name of the library that `array` belongs to: "numpy", "cupy", "torch", "jax", "array_api_strict" ..."""
-    return _library_of_type(type(array))
+    return _library_of_type(type(array))  # type: ignore[arg-type]
 
 
 def device_of(array: Array) -> Any:
@@ -98,6 +98,7 @@ def device_of(array: Array) -> Any:
     return getattr(array, "device", None)
 
 
+@functools.lru_cache(maxsize=256)
 def dtype_name(dtype: Any) -> str:
     """The plain name of a dtype of any library, e.g. "float32", "bfloat16", "int64"."""
     return str(getattr(dtype, "name", None) or str(dtype).rpartition(".")[2].rstrip("'>"))
@@ -209,7 +210,7 @@ def to_numpy(array: Array) -> np.ndarray:
     if library == "torch":
         tensor = array.detach().cpu()
         if dtype_name(tensor.dtype) == "bfloat16":  # torch has no NumPy form of it
-            return tensor.float().numpy().astype(importlib.import_module("ml_dtypes").bfloat16)
+            return np.asarray(tensor.float().numpy(), dtype=importlib.import_module("ml_dtypes").bfloat16)
         return np.asarray(tensor.numpy())
     if library == "array_api_strict":
         cpu = importlib.import_module("array_api_strict").Device("CPU_DEVICE")
@@ -261,7 +262,8 @@ def _gpu_of(cupy: Any) -> tuple[str, str]:
     try:
         if cupy.cuda.runtime.getDeviceCount() < 1:
             return "", "no CUDA device was found"
-        return cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode(), ""
+        properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
+        return str(properties["name"], "utf-8"), ""
     except cupy.cuda.runtime.CUDARuntimeError as error:
         return "", f"CuPy is installed but no GPU can be used ({error})"
 

@@ -6,14 +6,72 @@ import math
 import numbers
 from typing import Any
 
-from attnarray.backend import Array, dtype_name
+import numpy as np
+
+from attnarray.backend import Array, Namespace, device_of, dtype_name, library_of, namespace_of
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
+_HINTS = dict.fromkeys([list, tuple, int, float], " attnarray.asarray makes one from numbers and lists of numbers.")
 
 
 def is_array(value: Any) -> bool:
     """Whether `value` has what every array has: a shape and a dtype."""
-    return hasattr(value, "shape") and hasattr(value, "dtype")
+    return hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, type)
+
+
+def shown(value: Any) -> str:
+    """`value` in a few words on one line, however large it is."""
+    if is_array(value) and tuple(value.shape) != ():
+        return f"an array of shape {tuple(value.shape)} and dtype {dtype_name(value.dtype)}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def require_array(name: str, value: Any, expected: str = "an array") -> None:
+    """Check that `value` is an array that array-api-compat knows, and one that computes by the usual rules."""
+    import array_api_compat
+
+    if isinstance(value, type) or not array_api_compat.is_array_api_obj(value):
+        raise TypeError(f"`{name}` {_kind(value)}, expected {expected}.{_HINTS.get(type(value), '')}")
+    if isinstance(value, np.ma.MaskedArray | np.matrix):
+        raise TypeError(
+            f"`{name}` {_kind(value)}, which computes by rules of its own, expected a plain array. "
+            f"Convert it first: numpy.asarray({name})."
+        )
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "is None"
+    return f"is the class {value.__name__}" if isinstance(value, type) else f"has type {type(value).__name__}"
+
+
+def required(**arrays: Array | None) -> None:
+    """Check that all `arrays` are given."""
+    for name, given in arrays.items():
+        if given is None:
+            require_array(name, given)
+
+
+def namespace(**arrays: Array | None) -> Namespace:
+    """`namespace_of` the given arrays, with errors that name the argument; `None` entries are passed over."""
+    for given in arrays.values():
+        if given is not None and type(given) is not np.ndarray:
+            return _namespace_of_others({name: a for name, a in arrays.items() if a is not None})
+    return np
+
+
+def _namespace_of_others(arrays: dict[str, Any]) -> Namespace:
+    for name, given in arrays.items():
+        require_array(name, given)
+    libraries = {name: library_of(given) for name, given in arrays.items()}
+    if len(set(libraries.values())) > 1:
+        listed = ", ".join(f"`{name}` {library}" for name, library in libraries.items())
+        raise TypeError(
+            f"The arrays come from different libraries: {listed}. Bring them to one library first, for example with "
+            "attnarray.to_numpy(x), or with attnarray.asarray(x) within attnarray.use_backend(...)."
+        )
+    return namespace_of(*arrays.values())
 
 
 def shapes(**arrays: Array | None) -> str:
@@ -27,6 +85,8 @@ def floating(**arrays: Array | None) -> str:
     distinct = set(names.values())
     if len(distinct) == 1 and distinct.issubset(FLOATS):
         return next(iter(distinct))
+    if not names:
+        required(**arrays)
     for n, dtype in names.items():
         if dtype not in FLOATS:
             raise TypeError(
@@ -39,6 +99,8 @@ def floating(**arrays: Array | None) -> str:
 
 def boolean(name: str, array: Array) -> None:
     """Check that `array` is a boolean array."""
+    if not is_array(array):
+        require_array(name, array, "a boolean array")
     if dtype_name(array.dtype) != "bool":
         raise TypeError(
             f"`{name}` has dtype {dtype_name(array.dtype)}, expected bool (True = keep). "
@@ -48,12 +110,16 @@ def boolean(name: str, array: Array) -> None:
 
 def integer(name: str, array: Array) -> None:
     """Check that `array` is an array of integers."""
+    if not is_array(array):
+        require_array(name, array, "an array of integers")
     if not dtype_name(array.dtype).startswith(("int", "uint")):
         raise TypeError(f"`{name}` has dtype {dtype_name(array.dtype)}, expected an integer dtype such as int64.")
 
 
 def shape(name: str, array: Array, expected: tuple[int, ...], because: str) -> None:
     """Check the exact shape of `array`; `because` says where the expectation comes from."""
+    if not is_array(array):
+        require_array(name, array, f"an array of shape {expected}")
     if tuple(array.shape) != expected:
         raise ValueError(f"`{name}` has shape {tuple(array.shape)}, expected {expected}: {because}.")
 
@@ -71,28 +137,97 @@ def broadcasts(name: str, array: Array, target: tuple[int, ...], axes: str) -> N
         )
 
 
+def real(value: Any) -> float:
+    """A real number as a float; NaN for anything else, so that every comparison with it fails."""
+    if type(value) is float:
+        return value
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
 def probability(name: str, value: float) -> float:
     """Check 0 <= value <= 1."""
-    if not isinstance(value, numbers.Real) or not 0 <= float(value) <= 1:
-        raise ValueError(f"`{name}` is {value!r}, expected a probability from 0 to 1.")
+    if not 0 <= real(value) <= 1:
+        raise ValueError(f"`{name}` is {shown(value)}, expected a probability from 0 to 1.")
     return float(value)
 
 
 def positive(name: str, value: float) -> float:
     """Check for a finite number above 0."""
-    if not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
-        raise ValueError(f"`{name}` is {value!r}, expected a finite number above 0.")
+    if not 0 < real(value) < math.inf:
+        raise ValueError(f"`{name}` is {shown(value)}, expected a finite number above 0.")
     return float(value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """Check for True or False; 1 and 0 pass too."""
+    if value is True or value is False:
+        return value
+    if not isinstance(value, int | np.bool_) or value not in (0, 1):
+        raise TypeError(f"`{name}` is {shown(value)}, expected True or False.")
+    return bool(value)
+
+
+def integral(value: Any) -> int | None:
+    """An integer of any kind but bool as an int; None for anything else."""
+    if type(value) is int:
+        return value
+    return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else None
+
+
+def whole(name: str, value: Any, lowest: int, highest: int, meaning: str) -> int:
+    """Check for an integer from `lowest` to `highest`; `meaning` says what it counts."""
+    number = integral(value)
+    if number is None or not lowest <= number <= highest:
+        limits = f"from {lowest} to {highest}" if lowest or (number or 0) > highest else ">= 0"
+        raise ValueError(f"`{name}` is {shown(value)}, expected an integer {limits}: {meaning}.")
+    return number
+
+
+def integers(name: str, value: Any) -> int | Array:
+    """Check for an integer, a nested list of integers or an array of them; a list becomes a NumPy array."""
+    number = integral(value)
+    if number is not None:
+        return number
+    if is_array(value) and not isinstance(value, np.generic):
+        integer(name, value)
+        return value
+    try:
+        array = np.asarray(value if isinstance(value, list | tuple) else None)
+    except ValueError:  # lists of different lengths
+        array = np.asarray(None)
+    if array.size and array.dtype.kind not in "iu":
+        raise TypeError(f"`{name}` is {shown(value)}, expected an integer or an array of integers.")
+    return array.astype(np.int64)
+
+
+def beside(name: str, value: int | Array, like_name: str, like: Array) -> int | Array:
+    """A NumPy array of integers taken to the library and device of `like`; other libraries must be that of `like`."""
+    if isinstance(value, int):
+        return value
+    if library_of(value) == "numpy" != library_of(like):
+        return namespace_of(like).asarray(value, device=device_of(like))
+    namespace(**{like_name: like, name: value})
+    return value
 
 
 def axis(name: str, value: int, ndim: int) -> int:
     """Check that `value` names one of `ndim` axes; return it counted from 0."""
     if not isinstance(value, numbers.Integral) or not -ndim <= int(value) < ndim:
-        raise ValueError(f"`{name}` is {value!r}, but the array has {ndim} axes: expected {-ndim} to {ndim - 1}.")
+        expected = f"{-ndim} to {ndim - 1}" if ndim else "at least one axis"
+        raise ValueError(f"`{name}` is {shown(value)}, but the array has {ndim} axes: expected {expected}.")
     return int(value) % ndim
 
 
 def one_of(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     """Check that `value` is one of the known choices."""
-    if value not in choices:
-        raise ValueError(f"`{name}` is {value!r}, expected one of {', '.join(map(repr, choices))}.")
+    try:
+        known = value in choices
+    except (TypeError, ValueError, RuntimeError):  # an array, whose comparison is no single answer
+        known = False
+    if not known:
+        raise ValueError(f"`{name}` is {shown(value)}, expected one of {', '.join(map(repr, choices))}.")

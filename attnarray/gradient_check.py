@@ -11,16 +11,16 @@ import numpy as np
 from attnarray import tree
 from attnarray.backend import Array, Namespace, device_of, dtype_name, namespace_of, to_numpy
 from attnarray.checks import FLOATS, is_array
-from attnarray.triples import Triple, triple_of
+from attnarray.triples import triple_of
 
 # Five-point stencil: f'(x) = (f(x-2h) - 8 f(x-h) + 8 f(x+h) - f(x+2h)) / 12h, exact for polynomials up to degree 4.
 STENCIL = ((-2, 1 / 12), (-1, -8 / 12), (1, 8 / 12), (2, -1 / 12))
-# A gradient whose largest entry is below this is compared absolutely: differences cannot resolve it better.
+# A gradient whose largest entry is below this is compared absolutely: differences do not resolve it better.
 SMALLEST_SCALE = 1e-3
 
 
 class InputCheck(NamedTuple):
-    """The comparison for one input: `error` is the largest difference, relative to the largest entry of the gradient."""
+    """The comparison for one input: `error` is the largest difference, relative to the gradient's largest entry."""
 
     name: str
     elements: int
@@ -102,10 +102,9 @@ def gradcheck(
     True
     """
     triple = triple_of(function)
-    bound = inspect.signature(triple.f).bind(*args, **kwargs)
-    arguments = {name: _to_float64(value) for name, value in bound.arguments.items()}
+    arguments = {name: _to_float64(value) for name, value in _by_name(triple.f, args, kwargs).items()}
     rng = np.random.default_rng(seed)
-    out, ctx = _run(triple, bound, arguments, triple.fwd)
+    out, ctx = triple.fwd(**arguments)
     cotangent = tree.map(lambda leaf: _cotangent_like(leaf, rng), out)
     grads = triple.bwd(cotangent, ctx)
     found = {name: grad for name, grad in zip(grads._fields, grads, strict=True) if grad is not None}
@@ -115,9 +114,10 @@ def gradcheck(
         raise ValueError(f"`wrt` names {unknown}, but gradients were returned for {list(found)}.")
 
     def loss(changed: dict[str, Any]) -> float:
-        outs = _run(triple, bound, changed, triple.f)
+        outs = triple.f(**changed)
         return sum(
-            _dot(leaf, weight) for (_, leaf), (_, weight) in zip(tree.flatten(outs), tree.flatten(cotangent), strict=True)
+            _dot(leaf, weight)
+            for (_, leaf), (_, weight) in zip(tree.flatten(outs), tree.flatten(cotangent), strict=True)
         )
 
     checks = []
@@ -132,9 +132,14 @@ def gradcheck(
     return GradcheckReport(getattr(function, "__name__", type(function).__name__), tuple(checks), tolerance)
 
 
-def _run(triple: Triple, bound: inspect.BoundArguments, arguments: dict[str, Any], function: Callable[..., Any]) -> Any:
-    call = inspect.BoundArguments(bound.signature, dict(arguments))  # type: ignore[arg-type]
-    return function(*call.args, **call.kwargs)
+def _by_name(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of a call as keywords."""
+    signature = inspect.signature(function)
+    named = signature.bind(*args, **kwargs).arguments
+    for parameter in signature.parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            named.update(named.pop(parameter.name, {}))
+    return named
 
 
 def _differences(
@@ -192,7 +197,9 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _cotangent_like(leaf: Array, rng: np.random.Generator) -> Array:
-    host = rng.standard_normal(leaf.shape) * np.isfinite(to_numpy(leaf))  # -inf in lse of a fully masked row is constant
+    host = rng.standard_normal(leaf.shape) * np.isfinite(
+        to_numpy(leaf)
+    )  # -inf in lse of a fully masked row is constant
     xp = namespace_of(leaf)
     return xp.asarray(host, dtype=leaf.dtype, device=device_of(leaf))
 

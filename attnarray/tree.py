@@ -1,4 +1,4 @@
-"""Trees: nested dicts, lists, tuples and NamedTuples whose leaves are arrays. Parameters, gradients and contexts are trees.
+"""Trees: nested dicts, lists, tuples and NamedTuples of arrays, such as parameters, gradients and contexts.
 
 `None` is a leaf that stands for "not given" and is kept as it is. Arrays are not copied.
 """
@@ -40,16 +40,14 @@ def _map(function: Callable[..., Any], path: Path, tree: Tree, *others: Tree) ->
         return None if tree is None else function(tree, *others)
     items = dict(_children(tree))
     for other in others:
-        if not _is_branch(other) or list(dict(_children(other))) != list(items):
-            raise ValueError(
-                f"The trees differ at {format_path(path)}: {_shape_of(tree)} against {_shape_of(other)}."
-            )
+        if not _is_branch(other) or dict(_children(other)).keys() != items.keys():  # in any order
+            raise ValueError(f"The trees differ at {format_path(path)}: {_shape_of(tree)} against {_shape_of(other)}.")
     columns = [dict(_children(other)) for other in others]
     mapped = {key: _map(function, (*path, key), child, *(c[key] for c in columns)) for key, child in items.items()}
     if isinstance(tree, dict):
         return mapped
     if hasattr(tree, "_fields"):
-        return type(tree)(**mapped)
+        return type(tree)(*mapped.values())
     return type(tree)(mapped.values())
 
 

@@ -1,4 +1,4 @@
-"""The convention that holds the library together: `f`, `f_fwd`, `f_bwd` stand beside each other and are found by name."""
+"""The convention that holds the library together: `f`, `f_fwd`, `f_bwd` stand together and are found by name."""
 
 from __future__ import annotations
 

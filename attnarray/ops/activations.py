@@ -1,0 +1,259 @@
+"""Activation functions, element by element: relu, silu, tanh, sigmoid. Nothing overflows; infinities give the limit."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from attnarray import checks
+from attnarray.backend import Array, Namespace, accumulator_dtype, namespace_of
+
+# The logistic function is 0 or 1 to the last bit beyond this size; held there, x makes no 0 * infinity.
+SILU_REACH = 1000.0
+
+
+class ReluContext(NamedTuple):
+    out: Array
+
+
+class ReluGrads(NamedTuple):
+    x: Array
+
+
+def relu(x: Array) -> Array:
+    r"""Rectified linear unit.
+
+    .. math:: y = \max(x, 0)
+
+    Parameters
+    ----------
+    x : (...) floating
+
+    Returns
+    -------
+    array
+        The shape and dtype of `x`.
+
+    Raises
+    ------
+    TypeError
+        If `x` is not floating.
+
+    References
+    ----------
+    Nair and Hinton, "Rectified linear units improve restricted Boltzmann machines", 2010.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> aa.relu(np.array([-1.0, 2.0])).tolist()
+    [0.0, 2.0]
+    """
+    return relu_fwd(x)[0]
+
+
+def relu_fwd(x: Array) -> tuple[Array, ReluContext]:
+    """`relu` and the context for `relu_bwd`: the output alone."""
+    _check(x)
+    xp = namespace_of(x)
+    out = _narrow(xp.clip(_wide(x), 0.0, None), x)
+    return out, ReluContext(out)
+
+
+def relu_bwd(dout: Array, ctx: ReluContext) -> ReluGrads:
+    r"""The gradient of ReLU; at the kink, x = 0, it is 0.
+
+    .. math:: dx = dy\, [x > 0]
+    """
+    xp = namespace_of(dout, ctx.out)
+    return ReluGrads(_narrow(xp.where(ctx.out > 0, dout, 0.0), ctx.out))
+
+
+class SiluContext(NamedTuple):
+    x: Array
+
+
+class SiluGrads(NamedTuple):
+    x: Array
+
+
+def silu(x: Array) -> Array:
+    r"""Sigmoid linear unit, also called swish.
+
+    .. math:: y = x\, \sigma(x) = \frac{x}{1 + e^{-x}}
+
+    Parameters
+    ----------
+    x : (...) floating
+        16-bit types are computed in float32.
+
+    Returns
+    -------
+    array
+        The shape and dtype of `x`.
+
+    Raises
+    ------
+    TypeError
+        If `x` is not floating.
+
+    References
+    ----------
+    Hendrycks and Gimpel, "Gaussian error linear units (GELUs)", 2016, arXiv:1606.08415.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> aa.silu(np.array([-1.0, 0.0, 1.0])).round(4).tolist()
+    [-0.2689, 0.0, 0.7311]
+    """
+    return silu_fwd(x)[0]
+
+
+def silu_fwd(x: Array) -> tuple[Array, SiluContext]:
+    """`silu` and the context for `silu_bwd`: x alone."""
+    _check(x)
+    xp = namespace_of(x)
+    out = xp.clip(_wide(x), -SILU_REACH, None)
+    return _narrow(out * _logistic(xp, out), x), SiluContext(x)
+
+
+def silu_bwd(dout: Array, ctx: SiluContext) -> SiluGrads:
+    r"""The gradient of SiLU.
+
+    .. math:: dx = dy\, \sigma(x) \bigl(1 + x\, (1 - \sigma(x))\bigr)
+    """
+    xp = namespace_of(dout, ctx.x)
+    x = xp.clip(_wide(ctx.x), -SILU_REACH, SILU_REACH)
+    s = _logistic(xp, x)
+    return SiluGrads(_narrow(s * (1.0 + x * (1.0 - s)) * _wide(dout), ctx.x))
+
+
+class TanhContext(NamedTuple):
+    out: Array
+
+
+class TanhGrads(NamedTuple):
+    x: Array
+
+
+def tanh(x: Array) -> Array:
+    r"""Hyperbolic tangent.
+
+    .. math:: y = \frac{e^x - e^{-x}}{e^x + e^{-x}}
+
+    Parameters
+    ----------
+    x : (...) floating
+        16-bit types are computed in float32.
+
+    Returns
+    -------
+    array
+        The shape and dtype of `x`.
+
+    Raises
+    ------
+    TypeError
+        If `x` is not floating.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> aa.tanh(np.array([-1.0, 0.0, 1000.0])).round(4).tolist()
+    [-0.7616, 0.0, 1.0]
+    """
+    return tanh_fwd(x)[0]
+
+
+def tanh_fwd(x: Array) -> tuple[Array, TanhContext]:
+    """`tanh` and the context for `tanh_bwd`: the output alone."""
+    _check(x)
+    xp = namespace_of(x)
+    out = _narrow(xp.tanh(_wide(x)), x)
+    return out, TanhContext(out)
+
+
+def tanh_bwd(dout: Array, ctx: TanhContext) -> TanhGrads:
+    r"""The gradient of the hyperbolic tangent.
+
+    .. math:: dx = dy\, (1 - y^2)
+    """
+    namespace_of(dout, ctx.out)
+    y = _wide(ctx.out)
+    return TanhGrads(_narrow((1.0 - y * y) * _wide(dout), ctx.out))
+
+
+class SigmoidContext(NamedTuple):
+    out: Array
+
+
+class SigmoidGrads(NamedTuple):
+    x: Array
+
+
+def sigmoid(x: Array) -> Array:
+    r"""Logistic function.
+
+    .. math:: y = \sigma(x) = \frac{1}{1 + e^{-x}}
+
+    Parameters
+    ----------
+    x : (...) floating
+        16-bit types are computed in float32.
+
+    Returns
+    -------
+    array
+        The shape and dtype of `x`.
+
+    Raises
+    ------
+    TypeError
+        If `x` is not floating.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> aa.sigmoid(np.array([-1000.0, 0.0, 1.0])).round(4).tolist()
+    [0.0, 0.5, 0.7311]
+    """
+    return sigmoid_fwd(x)[0]
+
+
+def sigmoid_fwd(x: Array) -> tuple[Array, SigmoidContext]:
+    """`sigmoid` and the context for `sigmoid_bwd`: the output alone."""
+    _check(x)
+    xp = namespace_of(x)
+    out = _narrow(_logistic(xp, _wide(x)), x)
+    return out, SigmoidContext(out)
+
+
+def sigmoid_bwd(dout: Array, ctx: SigmoidContext) -> SigmoidGrads:
+    r"""The gradient of the logistic function.
+
+    .. math:: dx = dy\, y\, (1 - y)
+    """
+    namespace_of(dout, ctx.out)
+    y = _wide(ctx.out)
+    return SigmoidGrads(_narrow(y * (1.0 - y) * _wide(dout), ctx.out))
+
+
+def _check(x: Array) -> None:
+    namespace_of(x)
+    checks.floating(x=x)
+
+
+def _wide(x: Array) -> Array:
+    """`x` in the dtype that it is computed in, also where NumPy has made a scalar of a 0-d array."""
+    xp = namespace_of(x)
+    return xp.astype(xp.asarray(x), accumulator_dtype(xp, x.dtype), copy=False)
+
+
+def _narrow(value: Array, x: Array) -> Array:
+    xp = namespace_of(x)
+    return xp.astype(xp.asarray(value), x.dtype, copy=False)
+
+
+def _logistic(xp: Namespace, x: Array) -> Array:
+    small = xp.exp(-xp.abs(x))  # at most 1, whatever the sign of x
+    return xp.where(x >= 0, 1.0, small) / (1.0 + small)

@@ -1,0 +1,94 @@
+"""Dropout of elements, by counter-based random bits or by an explicit mask."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from attnarray import checks
+from attnarray.backend import Array, device_of, namespace_of
+from attnarray.random import Philox, keep_mask, seed_of
+
+
+class DropoutContext(NamedTuple):
+    p: float
+    seed: int | None
+    mask: Array | None
+
+
+class DropoutGrads(NamedTuple):
+    x: Array
+
+
+def dropout(x: Array, p: float, *, rng: Philox | int | None = None, mask: Array | None = None) -> Array:
+    r"""Set elements to 0 with probability p and divide the others by 1 - p.
+
+    .. math:: y_i = \frac{m_i}{1 - p} x_i, \qquad m_i \sim \mathrm{Bernoulli}(1 - p)
+
+    Parameters
+    ----------
+    x : (...) floating
+    p : float
+        Probability from 0 to 1. At inference do not call it, or give 0.
+    rng : Philox or int, optional
+        The seed; the same seed gives the same mask on every backend. Needed when p > 0 and no mask is given.
+    mask : bool, broadcastable to x, optional
+        True = keep, instead of `rng`.
+
+    Returns
+    -------
+    array
+        The shape and dtype of `x`.
+
+    Raises
+    ------
+    ValueError
+        If `p` is not a probability, or p > 0 with neither `rng` nor `mask`.
+    TypeError
+        If `x` is not floating or `mask` not boolean.
+
+    References
+    ----------
+    Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting", JMLR 15, 2014.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> aa.dropout(np.ones(4), 0.5, mask=np.array([True, False, True, True])).tolist()
+    [2.0, 0.0, 2.0, 2.0]
+    """
+    return dropout_fwd(x, p, rng=rng, mask=mask)[0]
+
+
+def dropout_fwd(
+    x: Array, p: float, *, rng: Philox | int | None = None, mask: Array | None = None
+) -> tuple[Array, DropoutContext]:
+    """`dropout` and the context for `dropout_bwd`: the seed alone, or the mask that was given."""
+    namespace_of(x, mask)
+    checks.floating(x=x)
+    p = checks.probability("p", p)
+    if mask is not None:
+        checks.boolean("mask", mask)
+        checks.broadcasts("mask", mask, tuple(x.shape), "the shape of x")
+    elif p > 0 and rng is None:
+        raise ValueError(f"`p` is {p} but neither `rng` nor `mask` is given. Pass rng=attnarray.Philox(seed).")
+    ctx = DropoutContext(p, None if rng is None or mask is not None else seed_of(rng), mask)
+    return _drop(x, ctx), ctx
+
+
+def dropout_bwd(dout: Array, ctx: DropoutContext) -> DropoutGrads:
+    r"""The gradient of dropout: the same mask and factor.
+
+    .. math:: dx_i = \frac{m_i}{1 - p} dy_i
+    """
+    return DropoutGrads(_drop(dout, ctx))
+
+
+def _drop(x: Array, ctx: DropoutContext) -> Array:
+    xp = namespace_of(x)
+    keep = ctx.mask
+    if keep is None:
+        if ctx.seed is None or ctx.p == 0:
+            return x
+        keep = keep_mask(ctx.seed, ctx.p, tuple(x.shape), xp, device_of(x))
+    factor = 1.0 / (1.0 - ctx.p) if ctx.p < 1 else 0.0
+    return xp.where(keep, x * factor, xp.zeros_like(x))

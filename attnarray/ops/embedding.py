@@ -1,0 +1,100 @@
+"""Embedding: one learned vector per integer, and the check that integers stay within a range."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from attnarray import checks
+from attnarray.backend import Array, accumulator_dtype, index_dtype, namespace_of, scatter_add, to_numpy
+
+
+class EmbeddingContext(NamedTuple):
+    indices: Array
+    size: int
+
+
+class EmbeddingGrads(NamedTuple):
+    weight: Array
+
+
+def embedding(indices: Array, weight: Array) -> Array:
+    r"""The rows of `weight` that `indices` name.
+
+    .. math:: y_{n} = W_{i_n}
+
+    Parameters
+    ----------
+    indices : (...) integer
+        From 0 to V - 1.
+    weight : (V, E) floating
+        One vector per index.
+
+    Returns
+    -------
+    (..., E) array
+        The dtype of `weight`.
+
+    Raises
+    ------
+    TypeError
+        If `indices` is not integer, `weight` not floating, or they are not of one library.
+    ValueError
+        If `weight` does not have two axes or an index is out of range; the message names the first such index.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> aa.embedding(np.array([1, 1, 0]), np.array([[0.0, 0.5], [2.0, 3.0]])).tolist()
+    [[2.0, 3.0], [2.0, 3.0], [0.0, 0.5]]
+    """
+    return embedding_fwd(indices, weight)[0]
+
+
+def embedding_fwd(indices: Array, weight: Array) -> tuple[Array, EmbeddingContext]:
+    """`embedding` and the context for `embedding_bwd`: the indices and V."""
+    _check(indices, weight)
+    xp = namespace_of(indices, weight)
+    flat = xp.astype(xp.reshape(indices, (math.prod(indices.shape),)), index_dtype(xp, indices), copy=False)  # (N,)
+    rows = xp.take(weight, flat, axis=0)  # (N, E)
+    return xp.reshape(rows, (*indices.shape, weight.shape[1])), EmbeddingContext(indices, weight.shape[0])
+
+
+def embedding_bwd(dout: Array, ctx: EmbeddingContext) -> EmbeddingGrads:
+    r"""The gradient of the embedding: each row is the sum over the places where its index stands.
+
+    .. math:: dW_v = \sum_{n:\, i_n = v} dy_n
+    """
+    xp = namespace_of(dout, ctx.indices)
+    count = math.prod(ctx.indices.shape)
+    flat = xp.astype(xp.reshape(ctx.indices, (count,)), index_dtype(xp, ctx.indices), copy=False)  # (N,)
+    rows = xp.reshape(dout, (count, dout.shape[-1]))  # (N, E)
+    rows = xp.astype(rows, accumulator_dtype(xp, dout.dtype), copy=False)
+    return EmbeddingGrads(xp.astype(scatter_add(rows, flat, ctx.size), dout.dtype, copy=False))  # (V, E)
+
+
+def _check(indices: Array, weight: Array) -> None:
+    namespace_of(indices, weight)
+    checks.integer("indices", indices)
+    checks.floating(weight=weight)
+    if weight.ndim != 2:
+        raise ValueError(f"`weight` has {weight.ndim} axes, expected two: (V, E). {checks.shapes(weight=weight)}")
+    check_range("indices", indices, weight.shape[0], "the rows of `weight`")
+
+
+def check_range(name: str, indices: Array, count: int, what: str, *, ignored: int | None = None) -> None:
+    """Check 0 <= index < count for all `indices` other than `ignored`; `what` says what is counted."""
+    xp = namespace_of(indices)
+    wide = xp.astype(xp.asarray(indices), index_dtype(xp, indices), copy=False)  # so that `count` fits beside it
+    outside = (wide < 0) | (wide >= count)
+    if ignored is not None:
+        outside = outside & (wide != ignored)
+    if not bool(xp.any(outside)):
+        return
+    host = to_numpy(outside)
+    place = tuple(int(axis[0]) for axis in host.nonzero()) if host.ndim else ()
+    value = int(to_numpy(indices)[place])
+    expected = f"expected 0 to {count - 1}" if count else "but there is no valid index"
+    also = "" if ignored is None else f", or {ignored} for a place to ignore"
+    where = f" at position {place}" if place else ""
+    raise ValueError(f"`{name}` holds {value}{where}, {expected} ({what}: {count}){also}.")

@@ -1,0 +1,101 @@
+"""The Gaussian error linear unit, by the error function or by the approximation with tanh."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from attnarray import checks
+from attnarray.backend import Array, accumulator_dtype, namespace_of
+from attnarray.ops.erf import erf
+
+CUBIC = 0.044715  # the coefficient of x^3 in the approximation
+REACH = 40.0  # the gate is 0 or 1 to the last bit beyond this size; held there, x can be squared without overflow
+
+
+class GeluContext(NamedTuple):
+    x: Array
+    approximate: str
+
+
+class GeluGrads(NamedTuple):
+    x: Array
+
+
+def gelu(x: Array, *, approximate: str = "none") -> Array:
+    r"""Gaussian error linear unit: x times the chance that a standard normal number is smaller.
+
+    .. math::
+        y = x\, \Phi(x), \qquad \Phi(x) = \tfrac{1}{2} \bigl(1 + \operatorname{erf}(x / \sqrt 2)\bigr)
+        \approx \tfrac{1}{2} \Bigl(1 + \tanh\bigl(\sqrt{2 / \pi}\, (x + 0.044715\, x^3)\bigr)\Bigr)
+
+    Parameters
+    ----------
+    x : (...) floating
+        16-bit types are computed in float32.
+    approximate : {"none", "tanh"}
+        "none" takes the error function, "tanh" the approximation of GPT-2.
+
+    Returns
+    -------
+    array
+        The shape and dtype of `x`.
+
+    Raises
+    ------
+    TypeError
+        If `x` is not floating.
+    ValueError
+        If `approximate` is unknown.
+
+    References
+    ----------
+    Hendrycks and Gimpel, "Gaussian error linear units (GELUs)", 2016, arXiv:1606.08415.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> aa.gelu(np.array([-1.0, 0.0, 1.0])).round(4).tolist()
+    [-0.1587, 0.0, 0.8413]
+    """
+    return gelu_fwd(x, approximate=approximate)[0]
+
+
+def gelu_fwd(x: Array, *, approximate: str = "none") -> tuple[Array, GeluContext]:
+    """`gelu` and the context for `gelu_bwd`: x alone."""
+    namespace_of(x)
+    checks.floating(x=x)
+    checks.one_of("approximate", approximate, ("none", "tanh"))
+    xp = namespace_of(x)
+    wide = xp.astype(xp.asarray(x), accumulator_dtype(xp, x.dtype), copy=False)
+    gate = _gate(xp.clip(wide, -REACH, REACH), approximate)
+    gate *= xp.clip(wide, -REACH, None)
+    return xp.astype(xp.asarray(gate), x.dtype, copy=False), GeluContext(x, approximate)
+
+
+def gelu_bwd(dout: Array, ctx: GeluContext) -> GeluGrads:
+    r"""The gradient of GELU; with "tanh", t stands for the hyperbolic tangent.
+
+    .. math::
+        dx = dy\, \Bigl(\Phi(x) + \frac{x}{\sqrt{2\pi}} e^{-x^2 / 2}\Bigr), \qquad
+        dx \approx dy\, \Bigl(\tfrac{1 + t}{2}
+        + \tfrac{x}{2} (1 - t^2) \sqrt{2 / \pi}\, (1 + 3 \cdot 0.044715\, x^2)\Bigr)
+    """
+    xp = namespace_of(dout, ctx.x)
+    wide = accumulator_dtype(xp, ctx.x.dtype)
+    x = xp.clip(xp.astype(xp.asarray(ctx.x), wide, copy=False), -REACH, REACH)
+    gate = _gate(x, ctx.approximate)
+    if ctx.approximate == "none":
+        slope = gate + x * xp.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+    else:  # with t = 2 gate - 1, (1 - t^2) / 2 is 2 gate (1 - gate)
+        slope = gate + x * (2.0 * gate * (1.0 - gate)) * math.sqrt(2 / math.pi) * (1.0 + 3 * CUBIC * x * x)
+    dx = slope * xp.astype(xp.asarray(dout), wide, copy=False)
+    return GeluGrads(xp.astype(xp.asarray(dx), ctx.x.dtype, copy=False))
+
+
+def _gate(x: Array, approximate: str) -> Array:
+    """The chance that a standard normal number is smaller than x."""
+    xp = namespace_of(x)
+    if approximate == "none":
+        return 0.5 + 0.5 * erf(x / math.sqrt(2))
+    return 0.5 + 0.5 * xp.tanh(math.sqrt(2 / math.pi) * (x + CUBIC * x * x * x))

@@ -1,0 +1,146 @@
+"""Cross-entropy between logits and integer targets, with ignored targets and label smoothing."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import NamedTuple
+
+from attnarray import checks
+from attnarray.backend import Array, accumulator_dtype, device_of, index_dtype, namespace_of
+from attnarray.ops.embedding import check_range
+
+
+class CrossEntropyContext(NamedTuple):
+    logits: Array
+    targets: Array
+    largest: Array
+    total: Array
+    label_smoothing: float
+    ignore_index: int
+    reduction: str
+
+
+class CrossEntropyGrads(NamedTuple):
+    logits: Array
+
+
+def cross_entropy(
+    logits: Array, targets: Array, *, label_smoothing: float = 0.0, ignore_index: int = -100, reduction: str = "mean"
+) -> Array:
+    r"""Cross-entropy between the softmax of the logits and the target classes.
+
+    .. math::
+        L_n = -\sum_v q_{nv} \log p_{nv}, \qquad p_n = \operatorname{softmax}(x_n), \qquad
+        q_{nv} = (1 - s)\, [v = t_n] + \frac{s}{V}
+
+    Parameters
+    ----------
+    logits : (..., V) floating
+        16-bit types are computed in float32.
+    targets : (...) integer
+        The class of each row, from 0 to V - 1, or `ignore_index`.
+    label_smoothing : float
+        s, from 0 to 1.
+    ignore_index : int
+        Rows with this target have loss 0 and gradient 0, whatever their logits hold, and do not count in the mean.
+    reduction : {"mean", "sum", "none"}
+        "mean" is over the rows that are not ignored, and 0 if there are none.
+
+    Returns
+    -------
+    array
+        () for "mean" and "sum", (...) for "none"; the dtype of `logits`.
+
+    Raises
+    ------
+    TypeError
+        If `logits` is not floating, `targets` or `ignore_index` not integer, or the libraries differ.
+    ValueError
+        If the shapes do not fit together, a target is out of range or an option is unknown.
+
+    References
+    ----------
+    Szegedy et al., "Rethinking the Inception architecture for computer vision", 2015, arXiv:1512.00567 (smoothing).
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> float(aa.cross_entropy(np.zeros((3, 4)), np.array([0, 3, -100])).round(4))  # log 4
+    1.3863
+    """
+    return cross_entropy_fwd(
+        logits, targets, label_smoothing=label_smoothing, ignore_index=ignore_index, reduction=reduction
+    )[0]
+
+
+def cross_entropy_fwd(
+    logits: Array, targets: Array, *, label_smoothing: float = 0.0, ignore_index: int = -100, reduction: str = "mean"
+) -> tuple[Array, CrossEntropyContext]:
+    """`cross_entropy` and the context for `cross_entropy_bwd`: the inputs, and per row its maximum and denominator."""
+    _check(logits, targets, label_smoothing, ignore_index, reduction)
+    xp = namespace_of(logits, targets)
+    x, classes, kept, count = _rows(logits, targets, ignore_index)
+    largest = xp.max(x, axis=1, keepdims=True)  # (N, 1)
+    largest = xp.where(largest == -math.inf, 0.0, largest)
+    x = x - largest
+    total = xp.sum(xp.exp(x), axis=1, keepdims=True)  # (N, 1)
+    total = xp.where(total == 0, 1.0, total)
+    losses = (label_smoothing - 1.0) * xp.take_along_axis(x, classes[:, None], axis=1)  # (N, 1)
+    losses += xp.log(total)
+    if label_smoothing:
+        losses -= label_smoothing / x.shape[1] * xp.sum(x, axis=1, keepdims=True)
+    losses = xp.where(kept, losses[:, 0], 0.0)  # (N,)
+    if reduction == "none":
+        out = xp.reshape(losses, targets.shape)
+    else:
+        out = xp.asarray(xp.sum(losses) / (count if reduction == "mean" else 1))
+    ctx = CrossEntropyContext(logits, targets, largest, total, label_smoothing, ignore_index, reduction)
+    return xp.astype(out, logits.dtype, copy=False), ctx
+
+
+def cross_entropy_bwd(dout: Array, ctx: CrossEntropyContext) -> CrossEntropyGrads:
+    r"""The gradient of the cross-entropy: the softmax less the smoothed target, 0 in ignored rows.
+
+    .. math:: dx_{nv} = g_n\, (p_{nv} - q_{nv}), \qquad g_n = dL_n, \quad dL, \quad dL / N \ \text{for none, sum, mean}
+    """
+    xp = namespace_of(dout, ctx.logits)
+    x, classes, kept, count = _rows(ctx.logits, ctx.targets, ctx.ignore_index)
+    p = xp.exp(x - ctx.largest)  # (N, V)
+    p /= ctx.total
+    every = xp.arange(x.shape[1], dtype=classes.dtype, device=device_of(classes))  # (V,)
+    p -= xp.astype(every == classes[:, None], p.dtype) * (1.0 - ctx.label_smoothing)
+    if ctx.label_smoothing:
+        p -= ctx.label_smoothing / x.shape[1]
+    g = xp.astype(xp.asarray(dout), p.dtype, copy=False)
+    g = xp.reshape(g, (-1, 1) if ctx.reduction != "none" else (x.shape[0], 1))
+    p *= xp.where(kept[:, None], g / (count if ctx.reduction == "mean" else 1), 0.0)  # times (N, 1)
+    return CrossEntropyGrads(xp.reshape(xp.astype(p, ctx.logits.dtype, copy=False), ctx.logits.shape))
+
+
+def _rows(logits: Array, targets: Array, ignore_index: int) -> tuple[Array, Array, Array, int]:
+    """Logits (N, V), classes (N,), which rows are kept (N,), and their number, at least 1. Ignored rows hold zeros."""
+    xp = namespace_of(logits)
+    count, width = math.prod(targets.shape), logits.shape[-1]
+    x = xp.astype(xp.reshape(logits, (count, width)), accumulator_dtype(xp, logits.dtype), copy=False)
+    classes = xp.astype(xp.reshape(targets, (count,)), index_dtype(xp, targets), copy=False)
+    kept = classes != ignore_index
+    number = int(xp.sum(xp.astype(kept, classes.dtype)))
+    if number < count:
+        x, classes = xp.where(kept[:, None], x, 0.0), xp.where(kept, classes, 0)
+    return x, classes, kept, max(number, 1)
+
+
+def _check(logits: Array, targets: Array, label_smoothing: float, ignore_index: int, reduction: str) -> None:
+    namespace_of(logits, targets)
+    checks.floating(logits=logits)
+    checks.integer("targets", targets)
+    checks.probability("label_smoothing", label_smoothing)
+    checks.one_of("reduction", reduction, ("mean", "sum", "none"))
+    if not isinstance(ignore_index, numbers.Integral):
+        raise TypeError(f"`ignore_index` is {ignore_index!r}, expected an integer.")
+    if logits.ndim < 1 or logits.shape[-1] == 0:
+        raise ValueError(f"`logits` has no classes, expected (..., V) with V > 0. {checks.shapes(logits=logits)}")
+    because = f"one class per row of `logits`, which has shape {tuple(logits.shape)}"
+    checks.shape("targets", targets, tuple(logits.shape[:-1]), because)
+    check_range("targets", targets, logits.shape[-1], "the classes of `logits`", ignored=int(ignore_index))

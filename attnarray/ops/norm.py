@@ -1,0 +1,211 @@
+"""Normalisation of the last axis: layer normalisation and root-mean-square normalisation."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from attnarray import checks
+from attnarray.backend import Array, accumulator_dtype, namespace_of
+
+
+class LayerNormContext(NamedTuple):
+    x: Array
+    mean: Array
+    inverse_deviation: Array
+    weight: Array | None
+    has_bias: bool
+
+
+class LayerNormGrads(NamedTuple):
+    x: Array
+    weight: Array | None
+    bias: Array | None
+
+
+def layer_norm(x: Array, weight: Array | None = None, bias: Array | None = None, *, eps: float = 1e-5) -> Array:
+    r"""Layer normalisation: every vector is brought to mean 0 and variance 1, then scaled and shifted per feature.
+
+    .. math::
+        y_e = w_e \hat{x}_e + b_e, \qquad \hat{x}_e = \frac{x_e - \mu}{\sqrt{\sigma^2 + \epsilon}}, \qquad
+        \mu = \frac{1}{E} \sum_e x_e, \quad \sigma^2 = \frac{1}{E} \sum_e (x_e - \mu)^2
+
+    Parameters
+    ----------
+    x : (..., E) floating
+        16-bit types are computed in float32.
+    weight, bias : (E,) of the same dtype, optional
+        Scale w and shift b per feature; 1 and 0 where not given.
+    eps : float
+        Added to the variance, so that a constant vector gives b.
+
+    Returns
+    -------
+    array
+        The shape and dtype of `x`.
+
+    Raises
+    ------
+    TypeError
+        If the arrays are not of one floating dtype or not of one library.
+    ValueError
+        If the shapes do not fit together or `eps` is not above 0.
+
+    References
+    ----------
+    Ba, Kiros and Hinton, "Layer normalization", 2016, arXiv:1607.06450.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> aa.layer_norm(np.array([1.0, 3.0])).round(3).tolist()
+    [-1.0, 1.0]
+    """
+    return layer_norm_fwd(x, weight, bias, eps=eps)[0]
+
+
+def layer_norm_fwd(
+    x: Array, weight: Array | None = None, bias: Array | None = None, *, eps: float = 1e-5
+) -> tuple[Array, LayerNormContext]:
+    """`layer_norm` and the context for `layer_norm_bwd`: x, and per vector its mean and 1 / deviation."""
+    _check(x, eps, weight=weight, bias=bias)
+    xp = namespace_of(x, weight, bias)
+    mean = _mean(_wide(x, x))  # (..., 1)
+    out = _wide(x, x) - mean
+    inverse_deviation = 1.0 / xp.sqrt(_mean(out * out) + eps)  # (..., 1)
+    out *= inverse_deviation
+    if weight is not None:
+        out *= _wide(weight, x)
+    if bias is not None:
+        out += _wide(bias, x)
+    return xp.astype(out, x.dtype, copy=False), LayerNormContext(x, mean, inverse_deviation, weight, bias is not None)
+
+
+def layer_norm_bwd(dout: Array, ctx: LayerNormContext) -> LayerNormGrads:
+    r"""The gradient of layer normalisation, with n over all leading axes and the mean over e.
+
+    .. math::
+        dx_e = \frac{g_e - \operatorname{mean}(g) - \hat{x}_e \operatorname{mean}(g\, \hat{x})}
+        {\sqrt{\sigma^2 + \epsilon}}, \quad g_e = w_e\, dy_e; \qquad
+        dw_e = \sum_n dy_{ne}\, \hat{x}_{ne}, \qquad db_e = \sum_n dy_{ne}
+    """
+    xp = namespace_of(dout, ctx.x)
+    dy = _wide(dout, ctx.x)
+    normal = (_wide(ctx.x, ctx.x) - ctx.mean) * ctx.inverse_deviation
+    g = dy if ctx.weight is None else dy * _wide(ctx.weight, ctx.x)
+    dx = g - _mean(g)
+    dx -= normal * _mean(g * normal)
+    dx *= ctx.inverse_deviation
+    dweight = None if ctx.weight is None else _sum_over_rows(dy * normal, ctx.x.dtype)
+    dbias = _sum_over_rows(dy, ctx.x.dtype) if ctx.has_bias else None
+    return LayerNormGrads(xp.astype(dx, ctx.x.dtype, copy=False), dweight, dbias)
+
+
+class RMSNormContext(NamedTuple):
+    x: Array
+    inverse_rms: Array
+    weight: Array | None
+
+
+class RMSNormGrads(NamedTuple):
+    x: Array
+    weight: Array | None
+
+
+def rms_norm(x: Array, weight: Array | None = None, *, eps: float = 1e-6) -> Array:
+    r"""Root-mean-square normalisation: layer normalisation without the mean and the shift.
+
+    .. math:: y_e = w_e \hat{x}_e, \qquad \hat{x}_e = \frac{x_e}{\sqrt{\frac{1}{E} \sum_e x_e^2 + \epsilon}}
+
+    Parameters
+    ----------
+    x : (..., E) floating
+        16-bit types are computed in float32.
+    weight : (E,) of the same dtype, optional
+        Scale w per feature; 1 where not given.
+    eps : float
+        Added to the mean square, so that a zero vector gives 0.
+
+    Returns
+    -------
+    array
+        The shape and dtype of `x`.
+
+    Raises
+    ------
+    TypeError
+        If the arrays are not of one floating dtype or not of one library.
+    ValueError
+        If the shapes do not fit together or `eps` is not above 0.
+
+    References
+    ----------
+    Zhang and Sennrich, "Root mean square layer normalization", 2019, arXiv:1910.07467.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> aa.rms_norm(np.array([1.0, 7.0])).round(3).tolist()
+    [0.2, 1.4]
+    """
+    return rms_norm_fwd(x, weight, eps=eps)[0]
+
+
+def rms_norm_fwd(x: Array, weight: Array | None = None, *, eps: float = 1e-6) -> tuple[Array, RMSNormContext]:
+    """`rms_norm` and the context for `rms_norm_bwd`: x, and per vector 1 / root mean square."""
+    _check(x, eps, weight=weight)
+    xp = namespace_of(x, weight)
+    wide = _wide(x, x)
+    inverse_rms = 1.0 / xp.sqrt(_mean(wide * wide) + eps)  # (..., 1)
+    out = wide * inverse_rms
+    if weight is not None:
+        out *= _wide(weight, x)
+    return xp.astype(out, x.dtype, copy=False), RMSNormContext(x, inverse_rms, weight)
+
+
+def rms_norm_bwd(dout: Array, ctx: RMSNormContext) -> RMSNormGrads:
+    r"""The gradient of root-mean-square normalisation, with n over all leading axes and the mean over e.
+
+    .. math::
+        dx_e = \frac{g_e - \hat{x}_e \operatorname{mean}(g\, \hat{x})}{\operatorname{rms}(x)}, \quad g_e = w_e\, dy_e;
+        \qquad dw_e = \sum_n dy_{ne}\, \hat{x}_{ne}
+    """
+    xp = namespace_of(dout, ctx.x)
+    dy = _wide(dout, ctx.x)
+    normal = _wide(ctx.x, ctx.x) * ctx.inverse_rms
+    g = dy if ctx.weight is None else dy * _wide(ctx.weight, ctx.x)
+    dx = g - normal * _mean(g * normal)
+    dx *= ctx.inverse_rms
+    dweight = None if ctx.weight is None else _sum_over_rows(dy * normal, ctx.x.dtype)
+    return RMSNormGrads(xp.astype(dx, ctx.x.dtype, copy=False), dweight)
+
+
+def _check(x: Array, eps: float, **per_feature: Array | None) -> None:
+    namespace_of(x, *per_feature.values())
+    checks.floating(x=x, **per_feature)
+    checks.positive("eps", eps)
+    if x.ndim < 1:
+        raise ValueError(f"`x` has no axis to normalise, expected (..., E). {checks.shapes(x=x)}")
+    for name, array in per_feature.items():
+        if array is not None:
+            because = f"one number per feature of `x`, which has shape {tuple(x.shape)}"
+            checks.shape(name, array, (x.shape[-1],), because)
+
+
+def _wide(array: Array, x: Array) -> Array:
+    """`array` in the dtype that sums over `x` are kept in."""
+    xp = namespace_of(x)
+    return xp.astype(array, accumulator_dtype(xp, x.dtype), copy=False)
+
+
+def _mean(x: Array) -> Array:
+    """The mean over the last axis, kept with size 1; 0 over no features at all."""
+    xp = namespace_of(x)
+    return xp.sum(x, axis=-1, keepdims=True) / max(x.shape[-1], 1)
+
+
+def _sum_over_rows(x: Array, dtype: object) -> Array:
+    """(..., E) -> (E,) in `dtype`."""
+    xp = namespace_of(x)
+    rows = xp.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))  # (N, E)
+    return xp.astype(xp.sum(rows, axis=0), dtype, copy=False)

@@ -1,0 +1,116 @@
+"""Adam with decoupled weight decay."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from attnarray import checks, tree
+from attnarray.backend import Array, namespace_of
+from attnarray.optim.leaves import Tree, check_decays, check_options, stepped, update, zeros_like
+
+
+class AdamWState(NamedTuple):
+    """`step` counts the updates; the moments are the decaying means of the gradient and of its square."""
+
+    step: int
+    first_moment: Tree
+    second_moment: Tree
+
+
+def adamw_init(params: Tree) -> AdamWState:
+    """The state before the first step of `adamw`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attnarray import optim
+    >>> optim.adamw_init({"weight": np.ones(2)}).step
+    0
+    """
+    return AdamWState(0, tree.map(zeros_like, params), tree.map(zeros_like, params))
+
+
+def adamw(
+    params: Tree,
+    grads: Tree,
+    state: AdamWState,
+    *,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+) -> tuple[Tree, AdamWState]:
+    r"""One step of Adam with decoupled weight decay; Adam itself is `weight_decay=0`.
+
+    .. math::
+        m \leftarrow \beta_1 m + (1 - \beta_1)\, g, \qquad v \leftarrow \beta_2 v + (1 - \beta_2)\, g^2, \qquad
+        \theta \leftarrow (1 - \eta \lambda)\, \theta
+        - \eta\, \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}
+
+    Parameters
+    ----------
+    params, grads : tree of floating arrays
+        Parameters and gradients of the same structure, shapes and dtypes.
+    state : AdamWState
+        From `adamw_init` or the step before.
+    lr : float
+        Learning rate :math:`\eta`, 0 or above.
+    betas : (float, float)
+        :math:`\beta_1, \beta_2`, from 0 to below 1.
+    eps : float
+        :math:`\epsilon`, above 0.
+    weight_decay : float
+        :math:`\lambda`, 0 or above.
+
+    Returns
+    -------
+    params, state
+        New trees.
+
+    Raises
+    ------
+    TypeError
+        If a leaf is not a floating array or a gradient has another dtype or library than its parameter.
+    ValueError
+        If the trees differ, the message names the path; or an option is out of range.
+
+    References
+    ----------
+    Kingma and Ba, "Adam: a method for stochastic optimization", 2014, arXiv:1412.6980.
+    Loshchilov and Hutter, "Decoupled weight decay regularization", 2017, arXiv:1711.05101.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attnarray import optim
+    >>> params = {"weight": np.array([1.0, 2.0])}
+    >>> params, state = optim.adamw(params, {"weight": np.array([1.0, -1.0])}, optim.adamw_init(params), lr=0.5)
+    >>> params["weight"].round(3).tolist(), state.step
+    ([0.495, 2.49], 1)
+    """
+    check_options(state, AdamWState, lr=lr, weight_decay=weight_decay)
+    if not isinstance(betas, tuple | list) or len(betas) != 2:
+        raise ValueError(f"`betas` is {betas!r}, expected two numbers such as (0.9, 0.999).")
+    beta1, beta2 = betas
+    check_decays(**{"betas[0]": beta1, "betas[1]": beta2})
+    checks.positive("eps", eps)
+    step = state.step + 1
+    root = math.sqrt(1 - beta2**step)
+    scale = root / (1 - beta1**step)  # both corrections on one number instead of two arrays; eps is scaled to match
+
+    def one_leaf(p: Array, g: Array, m: Array, v: Array) -> tuple[Array, Array, Array]:
+        xp = namespace_of(p)
+        m = m * beta1
+        m += g * (1 - beta1)
+        square = g * g
+        square *= 1 - beta2
+        v = v * beta2
+        v += square
+        denominator = xp.sqrt(v)
+        denominator += eps * root
+        return stepped(p, m / denominator, lr * scale, 1 - lr * weight_decay), m, v
+
+    moments = {"first_moment": state.first_moment, "second_moment": state.second_moment}
+    new, first, second = update(one_leaf, 3, params, grads, **moments)
+    return new, AdamWState(step, first, second)
