@@ -1,0 +1,1 @@
+"""Attention mechanisms as triples `f, f_fwd, f_bwd` with explicit parameters, one mechanism per file."""

@@ -1,7 +1,4 @@
-"""One or more `Case` per public triple: arguments with pairwise distinct sizes, for `attnarray check`, `bench` and the tests.
-
-A new mechanism adds its cases here. `tests/naive/<function>.py` holds the twin that the forward is compared with.
-"""
+"""A `Case`: arguments for one public function, made for any backend and dtype."""
 
 from __future__ import annotations
 
@@ -36,7 +33,8 @@ class Case:
 
     @property
     def f(self) -> Callable[..., Any]:
-        return getattr(attnarray, self.function)
+        found: Callable[..., Any] = getattr(attnarray, self.function)
+        return found
 
     def arguments(self, dtype: str = "float64", seed: int = 0) -> dict[str, Any]:
         """All arguments by name, the arrays in the current backend (see `use_backend`) with floats of `dtype`."""
@@ -55,18 +53,13 @@ def normal(**shapes: tuple[int, ...]) -> Callable[[np.random.Generator], Arrays]
     return lambda rng: {name: rng.standard_normal(shape) for name, shape in shapes.items()}
 
 
-def _with(make: Callable[[np.random.Generator], Arrays], **extra: Callable[[np.random.Generator], Any]) -> Any:
+def also(
+    make: Callable[[np.random.Generator], Arrays], **extra: Callable[[np.random.Generator], Any]
+) -> Callable[[np.random.Generator], Arrays]:
+    """The arrays of `make` and those drawn by `extra`."""
     return lambda rng: {**make(rng), **{name: draw(rng) for name, draw in extra.items()}}
 
 
-def _bits(*shape: int, keep: float = 0.6) -> Callable[[np.random.Generator], np.ndarray]:
+def bits(*shape: int, keep: float = 0.6) -> Callable[[np.random.Generator], np.ndarray]:
+    """A random boolean array that is True with probability `keep`."""
     return lambda rng: rng.random(shape) < keep
-
-
-CASES: tuple[Case, ...] = (
-    Case("softmax", "last axis", normal(x=(2, 3, 5))),
-    Case("softmax", "axis 1", normal(x=(2, 3, 5)), {"axis": 1}),
-    Case("softmax", "mask", _with(normal(x=(2, 3, 5)), mask=_bits(3, 5, keep=0.4))),
-    Case("log_softmax", "last axis", normal(x=(2, 3, 5))),
-    Case("log_softmax", "mask, axis 0", _with(normal(x=(4, 3)), mask=_bits(4, 3)), {"axis": 0}),
-)

@@ -1,0 +1,113 @@
+"""How the caller lays out query, key and value, and the way to the canonical form (B, H, T, D) and back."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from attnarray import checks
+from attnarray.attention.core import sum_to_shape
+from attnarray.backend import Array, namespace_of
+
+LAYOUTS = ("BHTD", "BTHD")
+
+
+class Form(NamedTuple):
+    """How the caller's arrays are laid out, so that results can be given back in the same way."""
+
+    ndim: int
+    layout: str
+    batch: tuple[int, ...]
+
+    def canonical(self, x: Array) -> Array:
+        """(*batch, H, T, N), (*batch, T, H, N), (B, T, N) or (T, N) -> (B, H, T, N), by views wherever strides allow."""
+        xp = namespace_of(x)
+        if self.layout == "BTHD":
+            axes = (*range(self.ndim - 3), self.ndim - 2, self.ndim - 3, self.ndim - 1)
+            x = xp.permute_dims(x, axes)
+        if self.ndim == 4:
+            return x
+        heads = x.shape[-3] if self.has_heads else 1
+        return xp.reshape(x, (math.prod(self.batch), heads, *x.shape[-2:]))
+
+    def restored(self, x: Array) -> Array:
+        """(B, H, T, N) in the caller's own axes."""
+        xp = namespace_of(x)
+        if self.ndim != 4:
+            heads = (x.shape[1],) if self.has_heads else ()
+            x = xp.reshape(x, (*self.batch, *heads, *x.shape[2:]))
+        if self.layout == "BTHD":
+            axes = (*range(self.ndim - 3), self.ndim - 2, self.ndim - 3, self.ndim - 1)
+            x = xp.permute_dims(x, axes)
+        return x
+
+    def restored_rows(self, x: Array) -> Array:
+        """(B, H, T) -> (*batch, H, T), without H where the caller has none; `layout` does not reorder it."""
+        heads = (x.shape[1],) if self.has_heads else ()
+        return namespace_of(x).reshape(x, (*self.batch, *heads, x.shape[2]))
+
+    @property
+    def has_heads(self) -> bool:
+        return self.ndim > 3 or self.layout == "BTHD"
+
+    def scores_shape(self, heads: int, queries: int, keys: int) -> tuple[int, ...]:
+        """The shape that masks and biases broadcast to."""
+        return (*self.batch, *((heads,) if self.has_heads else ()), queries, keys)
+
+    def canonical_scores(self, x: Array) -> Array:
+        """An array that broadcasts to `scores_shape` -> (B|1, H|1, T|1, S|1)."""
+        xp = namespace_of(x)
+        x = xp.reshape(x, (1,) * (self.ndim - x.ndim) + tuple(x.shape))
+        if self.ndim == 4:
+            return x
+        lead, tail = tuple(x.shape[: len(self.batch)]), tuple(x.shape[len(self.batch) :])
+        tail = tail if self.has_heads else (1, *tail)
+        if math.prod(lead) == 1:
+            return xp.reshape(x, (1, *tail))
+        x = xp.broadcast_to(x, (*self.batch, *x.shape[len(self.batch) :]))
+        return xp.reshape(x, (math.prod(self.batch), *tail))
+
+    def restored_bias(self, dbias: Array, shape: tuple[int, ...]) -> Array:
+        """The gradient of a canonical bias, summed back to the bias's own shape."""
+        xp = namespace_of(dbias)
+        lead = self.batch if dbias.shape[0] == math.prod(self.batch) else (1,) * len(self.batch)
+        tail = dbias.shape[1:] if self.has_heads else dbias.shape[2:]
+        return sum_to_shape(xp.reshape(dbias, (*lead, *tail)), shape)
+
+
+def form_of(query: Array, key: Array, value: Array, layout: str) -> Form:
+    """The form of a call, once the shapes of its arrays fit together."""
+    checks.one_of("layout", layout, LAYOUTS)
+    ndim = query.ndim
+    fewest = 2 if layout == "BHTD" else 3
+    named = checks.shapes(query=query, key=key, value=value)
+    if not ndim == key.ndim == value.ndim or ndim < fewest:
+        raise ValueError(
+            f"`query`, `key` and `value` have {ndim}, {key.ndim} and {value.ndim} axes; they must have equally many, at "
+            f"least {fewest} for layout {layout!r}. {named}"
+        )
+    heads, rows = (-3, -2) if layout == "BHTD" else (-2, -3)
+    form = Form(ndim, layout, tuple(query.shape[: -3 if ndim > 3 or layout == "BTHD" else -2]))
+    if query.shape[-1] != key.shape[-1]:
+        raise ValueError(
+            f"`key` has head dim {key.shape[-1]} but `query` has {query.shape[-1]}; they must match. {named}"
+        )
+    if key.shape[rows] != value.shape[rows]:
+        raise ValueError(
+            f"`value` has {value.shape[rows]} positions but `key` has {key.shape[rows]}; there must be one value "
+            f"per key. {named}"
+        )
+    for name, array in (("key", key), ("value", value)):
+        if tuple(array.shape[: len(form.batch)]) != form.batch:
+            raise ValueError(
+                f"`{name}` has batch {tuple(array.shape[: len(form.batch)])} but `query` has {form.batch}; they must be "
+                f"equal. {named}"
+            )
+    if form.has_heads:
+        query_heads, kv_heads = query.shape[heads], key.shape[heads]
+        if value.shape[heads] != kv_heads or (query_heads % kv_heads if kv_heads else query_heads):
+            raise ValueError(
+                f"`query` has {query_heads} heads, `key` {kv_heads} and `value` {value.shape[heads]}; key and value must "
+                f"have equally many, and the query heads must be a multiple of them. {named}"
+            )
+    return form
