@@ -1,7 +1,8 @@
-"""Which kernel: `@accelerated` functions are the reference, and run a faster kernel from `kernels/table.py` if one fits.
+"""Which kernel: an `@accelerated` function is the reference, and runs a kernel of `kernels/table.py` if one fits.
 
-The choice is separate from the array library: arrays say where to compute, this says with what. By default NumPy arrays
-go to a Numba kernel and CuPy arrays to a CUDA kernel when the table has one that does not decline, else to the reference.
+The choice is separate from the array library: arrays say where to compute, this says with what. By default NumPy
+arrays go to a Numba kernel and CuPy arrays to a CUDA kernel if the table has one that does not decline, else to the
+reference.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _TRACE: ContextVar[list[Choice] | None] = ContextVar("attnarray_trace", default=
 
 
 class Choice(NamedTuple):
-    """What ran for one accelerated function: `kernel` is "reference" or "numba"/"cuda"; `reason` says why not faster."""
+    """What ran for a function: `kernel` is "reference", "numba" or "cuda"; `reason` says why not a faster one."""
 
     function: str
     kernel: str
@@ -95,7 +96,7 @@ def accelerated(reference: Callable[P, R]) -> Callable[P, R]:
 
 @functools.cache
 def _find(name: str, backend: str, mode: str) -> tuple[Callable[..., Any] | None, str]:
-    """The kernel for `name` on `backend` ("numba", "cuda" or "" for libraries without kernels), or the reason for none."""
+    """The kernel for `name` on `backend` ("numba", "cuda"; "" for libraries without kernels), or why there is none."""
     if not backend:
         return None, "there are kernels for NumPy and CuPy arrays only"
     if mode not in ("auto", backend):
@@ -137,7 +138,7 @@ def use_kernels(mode: str) -> Iterator[None]:
 
 
 def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
-    """Which kernel runs for this call, and why not a faster one. The call is carried out once, so the answer is what happens.
+    """Which kernel runs for this call, and why not a faster one. The call is carried out once: this is what happened.
 
     Examples
     --------
@@ -167,7 +168,17 @@ class KernelStatus(NamedTuple):
 
 def available_kernels() -> list[KernelStatus]:
     """Every kernel of the table, with the reason why it cannot be used here, if so."""
-    return [KernelStatus(name, backend, _find(name, backend, "auto")[1]) for name, row in KERNELS.items() for backend in row]
+    return [
+        KernelStatus(name, backend, _find(name, backend, "auto")[1]) for name, row in KERNELS.items() for backend in row
+    ]
+
+
+def threads_and_cache() -> dict[str, Any]:
+    """How many threads the CPU kernels use and where their compiled code is kept."""
+    if importlib.import_module("attnarray.kernels.numba").unavailable():
+        return {}
+    facts: dict[str, Any] = importlib.import_module("attnarray.kernels.numba.jit").facts()
+    return facts
 
 
 def warmup(dtypes: tuple[str, ...] = ("float32",)) -> dict[str, float]:

@@ -1,0 +1,51 @@
+"""The one place where Numba compiles: the options that every kernel shares, and the fallback without a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+from llvmlite.binding import get_host_cpu_features, get_host_cpu_name
+
+from attnarray.kernels.numba.threads import thread_count
+
+# No `nnan` or `ninf`: masked scores are -inf, and NaN in what is not masked must come through.
+FASTMATH = frozenset({"contract", "reassoc", "nsz", "arcp", "afn"})
+
+
+OPTIONS = {
+    "nogil": True,
+    "fastmath": set(FASTMATH),
+    "error_model": "numpy",
+}  # numpy: a division does not stop vector code
+
+
+def jit(function: Callable[..., Any], *, fastmath: frozenset[str] = FASTMATH) -> Any:
+    """Compile `function` lazily without the GIL, and cache it on disk unless no cache folder can be written.
+
+    Kernels are plain functions of a module: a closure over another kernel would never be found in the cache again.
+    """
+    options = {**OPTIONS, "fastmath": set(fastmath)}
+    try:
+        return numba.njit(function, cache=True, **options)
+    except RuntimeError:  # Numba found no folder for the cache
+        return numba.njit(function, **options)
+
+
+def vector_unit() -> str:
+    """The widest vector instructions that LLVM may use here."""
+    features = get_host_cpu_features()
+    widest = [name for name in ("avx512f", "avx2", "avx", "neon") if features.get(name)]
+    return f"{widest[0] if widest else 'none known'} ({get_host_cpu_name()})"
+
+
+def facts() -> dict[str, Any]:
+    """Threads, vector unit and cache folder, for `attnarray info`."""
+    compiled = jit(facts)
+    folder = compiled.stats.cache_path
+    return {
+        "kernel threads": thread_count(),
+        "vector unit": vector_unit(),
+        "kernel cache": folder or "none can be written: kernels compile anew in each process",
+    }

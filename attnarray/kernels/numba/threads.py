@@ -1,0 +1,61 @@
+"""Splits a kernel's rows over threads of our own: kernels are serial and release the GIL, so any thread may call them.
+
+Numba's own thread layers do not survive a fork (omp) or concurrent callers (workqueue); a Python thread pool does both.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+_pool: ThreadPoolExecutor | None = None
+
+
+def thread_count() -> int:
+    """ATTNARRAY_NUM_THREADS, else OMP_NUM_THREADS, else the CPUs that this process may use."""
+    for variable in ("ATTNARRAY_NUM_THREADS", "OMP_NUM_THREADS"):
+        text = os.environ.get(variable, "")
+        if text.isdigit() and int(text) > 0:
+            return int(text)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def split_rows(kernel: Callable[..., Any], rows: int, work: int, *args: Any) -> None:
+    """Call kernel(start, stop, *args) over [0, rows), in parallel when `work` elements are worth it.
+
+    Each row is computed by one thread, and alike by any: results do not depend on the number of threads.
+    """
+    threads = min(thread_count(), rows, work // MIN_WORK_PER_THREAD)
+    if threads <= 1:
+        kernel(0, rows, *args)
+        return
+    bounds = [rows * n // threads for n in range(threads + 1)]
+    pool = _shared_pool()
+    others = [pool.submit(kernel, start, stop, *args) for start, stop in itertools.pairwise(bounds[1:])]
+    kernel(bounds[0], bounds[1], *args)
+    for other in others:
+        other.result()
+
+
+# Waking a thread costs about as much as this many elements of masked softmax.
+MIN_WORK_PER_THREAD = 2**16
+
+
+def _shared_pool() -> ThreadPoolExecutor:
+    global _pool
+    if _pool is None:
+        _pool = ThreadPoolExecutor(max(1, thread_count() - 1), thread_name_prefix="attnarray")
+    return _pool
+
+
+def _forget_pool() -> None:
+    """The threads of the parent do not exist in a forked child: the child makes its own when it needs them."""
+    global _pool
+    _pool = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)
