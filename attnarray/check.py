@@ -1,0 +1,161 @@
+"""The engine of `attnarray check`: every gradient against differences, every kernel against the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from attnarray import tree
+from attnarray.backend import asarray, dtype_name, to_numpy, use_backend
+from attnarray.cases import CASES, Case
+from attnarray.dispatch import explain, use_kernels
+from attnarray.gradient_check import gradcheck
+from attnarray.triples import triple_of
+
+TOLERANCE = 1e-8  # for a correct gradient the differences themselves are off by about 1e-12 of the largest entry
+SAMPLED = 96  # entries checked of each input of a case; the tests check every one
+# A kernel may be off by twice what the reference is off, and by a few roundings of the largest entry.
+ERROR_RATIO, ROUNDINGS = 2.0, 8
+
+
+class GradientResult(NamedTuple):
+    """One input of one case: the largest error relative to the largest entry of the gradient."""
+
+    function: str
+    input: str
+    case: str
+    backend: str
+    kernels: str
+    entries: int
+    error: float
+    ok: bool
+
+
+class KernelResult(NamedTuple):
+    """One output or gradient of one case: errors of kernel and reference against float64, by the largest entry."""
+
+    function: str
+    result: str
+    case: str
+    backend: str
+    kernels: str
+    dtype: str
+    error: float
+    reference_error: float
+    ok: bool
+
+
+class Results(NamedTuple):
+    """All that one run of `attnarray check` found."""
+
+    gradients: list[GradientResult]
+    kernels: list[KernelResult]
+
+    @property
+    def wrong(self) -> list[GradientResult | KernelResult]:
+        return [*(r for r in self.gradients if not r.ok), *(r for r in self.kernels if not r.ok)]
+
+    def of_backend(self, backend: str) -> Results:
+        return Results(
+            [result for result in self.gradients if result.backend == backend],
+            [result for result in self.kernels if result.backend == backend],
+        )
+
+
+def run(cases: Sequence[Case], backends: Sequence[str], kernels: str, advance: Callable[[str], None]) -> Results:
+    """Check all cases on all backends; `kernels` is "all", "reference" or "auto"; `advance` hears of each case."""
+    results = Results([], [])
+    for backend in backends:
+        for case in cases:
+            advance(case.name)
+            reached = kernels_reached(case, backend)
+            if kernels in ("all", "reference") or not reached:
+                results.gradients.extend(check_gradients(case, backend, "reference"))
+            if kernels in ("all", "auto") and reached:
+                results.gradients.extend(check_gradients(case, backend, "auto"))
+                for dtype in ("float32", "float64"):
+                    results.kernels.extend(check_kernels(case, backend, dtype))
+    return results
+
+
+def select(only: Sequence[str] = ()) -> list[Case]:
+    """The cases of the functions whose names contain one of `only` (all by default)."""
+    cases = [case for case in CASES if not only or any(part in case.function for part in only)]
+    if not cases:
+        known = ", ".join(dict.fromkeys(case.function for case in CASES))
+        raise ValueError(f"No function matches {', '.join(only)}. Known functions: {known}.")
+    return cases
+
+
+def kernels_reached(case: Case, backend: str) -> set[str]:
+    """The kernel backends that run for this case by default, e.g. {"numba"}; empty when all is array code."""
+    with use_backend(backend):
+        arguments = case.arguments()
+    choices = explain(triple_of(case.f).fwd, **arguments).choices
+    return {choice.kernel for choice in choices} - {"reference"}
+
+
+def check_gradients(case: Case, backend: str, kernels: str, max_elements: int = SAMPLED) -> list[GradientResult]:
+    """Every input of a case; `kernels` is "reference" or "auto"."""
+    with use_backend(backend), use_kernels(kernels):
+        report = gradcheck(case.f, tolerance=TOLERANCE, max_elements=max_elements, **case.arguments())
+    name = _kernel_name(case, backend, kernels)
+    return [
+        GradientResult(case.function, entry.name, case.label, backend, name, entry.elements, entry.error, entry.ok)
+        for entry in report.inputs
+    ]
+
+
+def check_kernels(case: Case, backend: str, dtype: str) -> list[KernelResult]:
+    """Outputs and gradients of a case with kernels and without, both against the reference in float64."""
+    names = _kernel_name(case, backend, "auto")
+    truth = _results(case, backend, "reference", "float64")
+    reference = _results(case, backend, "reference", dtype)
+    kernel = _results(case, backend, "auto", dtype)
+    rows = []
+    for result, exact in truth.items():
+        scale = max(float(np.max(np.abs(exact), initial=0.0)), float(np.finfo(np.float32).tiny))
+        error = float(np.max(_distance(kernel[result], exact), initial=0.0)) / scale
+        of_reference = float(np.max(_distance(reference[result], exact), initial=0.0)) / scale
+        ok = error <= ERROR_RATIO * of_reference + ROUNDINGS * float(np.finfo(dtype).eps)
+        rows.append(KernelResult(case.function, result, case.label, backend, names, dtype, error, of_reference, ok))
+    return rows
+
+
+def _kernel_name(case: Case, backend: str, kernels: str) -> str:
+    return "reference" if kernels == "reference" else "+".join(sorted(kernels_reached(case, backend))) or "reference"
+
+
+def _results(case: Case, backend: str, kernels: str, dtype: str) -> dict[str, np.ndarray]:
+    """Outputs and gradients by name, as float64 on the host, for a fixed random cotangent."""
+    with use_backend(backend):
+        arguments = case.arguments(dtype)
+    triple = triple_of(case.f)
+    with use_kernels(kernels):
+        out, ctx = triple.fwd(**arguments)
+        rng = np.random.default_rng(1)
+        with use_backend(backend):
+            cotangent = tree.map(lambda leaf: _cotangent(leaf, rng), out)
+        grads = triple.bwd(cotangent, ctx)
+    named = {**dict(_named("out", out)), **dict(_named("", grads))}
+    return {name: to_numpy(leaf).astype(np.float64) for name, leaf in named.items()}
+
+
+def _cotangent(leaf: Any, rng: np.random.Generator) -> Any:
+    return asarray(
+        rng.standard_normal(leaf.shape) * np.isfinite(to_numpy(leaf).astype(float)), dtype=dtype_name(leaf.dtype)
+    )
+
+
+def _named(prefix: str, results: Any) -> Iterator[tuple[str, Any]]:
+    for path, leaf in tree.flatten(results):
+        yield ".".join([*([prefix] if prefix else []), *map(str, path)]), leaf
+
+
+def _distance(found: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    """|found - exact|, where equal infinities are 0 apart and a NaN or another infinity is infinitely far."""
+    with np.errstate(invalid="ignore"):
+        distance = np.abs(found - exact)
+    return np.where(found == exact, 0.0, np.where(np.isnan(distance), np.inf, distance))
