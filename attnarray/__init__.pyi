@@ -69,3 +69,6 @@ from attnarray.triples import vjp as vjp
 
 __version__: str
 TRIPLES: dict[str, str]
+from attnarray.ops.dropout import dropout as dropout
+from attnarray.ops.dropout import dropout_bwd as dropout_bwd
+from attnarray.ops.dropout import dropout_fwd as dropout_fwd

@@ -183,8 +183,9 @@ def whole(name: str, value: Any, lowest: int, highest: int, meaning: str) -> int
     """Check for an integer from `lowest` to `highest`; `meaning` says what it counts."""
     number = integral(value)
     if number is None or not lowest <= number <= highest:
-        limits = f"from {lowest} to {highest}" if lowest or (number or 0) > highest else ">= 0"
-        raise ValueError(f"`{name}` is {shown(value)}, expected an integer {limits}: {meaning}.")
+        small = number is None or number < lowest
+        limits = (" >= 0" if lowest == 0 else "") if small else f" from {lowest} to {highest}"
+        raise ValueError(f"`{name}` is {shown(value)}, expected an integer{limits}: {meaning}.")
     return number
 
 

@@ -7,7 +7,7 @@ import io
 import json
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 import attnarray
 from attnarray import console
@@ -24,6 +24,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{self.prog}: {message}. See {self.prog} --help.")
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,16 +47,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
-    raw = argparse.RawDescriptionHelpFormatter
     parser = Parser(
         prog="attnarray",
-        formatter_class=raw,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Attention on plain arrays, with forward and backward passes derived by hand.",
         epilog="examples:\n  attnarray info\n  attnarray check --only attention\n  attnarray demo --backend cupy",
     )
     parser.add_argument("--version", action="version", version=f"attnarray {attnarray.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_info(commands)
+    _add_check(commands)
+    _add_demo(commands)
+    return parser
 
+
+def _add_info(commands: Commands) -> None:
     info = commands.add_parser(
         "info",
         help="what is there: backends, kernels, versions, threads, caches",
@@ -62,13 +70,15 @@ def _parser() -> Parser:
     info.add_argument("--json", action="store_true", help="print JSON instead of tables")
     info.set_defaults(run=_info)
 
+
+def _add_check(commands: Commands) -> None:
     check = commands.add_parser(
         "check",
         help="check every gradient and every kernel",
-        formatter_class=raw,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description=(
             "Compare the gradient of each input of each public function with central differences in float64, with\n"
-            "array code and with kernels, and the results of kernels with the reference. Exit code 1 if one is wrong.\n\n"
+            "array code and with kernels, and kernels' results with the reference. Exit code 1 if one is wrong.\n\n"
             "The error of a gradient is its largest difference from the central differences, relative to its largest\n"
             "entry; the differences themselves are good to about 1e-12. Anything above 1e-8 is wrong."
         ),
@@ -89,10 +99,12 @@ def _parser() -> Parser:
     check.add_argument("--json", action="store_true", help="print every single result as JSON")
     check.set_defaults(run=_check)
 
+
+def _add_demo(commands: Commands) -> None:
     demo = commands.add_parser(
         "demo",
         help="train a date translator with hand-derived gradients, and draw what it attends to",
-        formatter_class=raw,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description=(
             "Learn to translate dates written in many languages (Unicode CLDR) to ISO 8601: '4 juillet 1987' to\n"
             "'1987-07-04'. One self-attention block over the characters, ten learned queries that attend over them,\n"
@@ -117,7 +129,6 @@ def _parser() -> Parser:
         "--picture", metavar="FILE", default="alignments.png", help="where the PNG goes (default: %(default)s)"
     )
     demo.set_defaults(run=_demo)
-    return parser
 
 
 def _positive(text: str) -> int:

@@ -21,7 +21,15 @@ LARGEST_POSITION = 2**30
 
 
 class Mask:
-    """Base of all masks; `a & b` is the mask that allows what both allow."""
+    """Base of all masks; `a & b` is the mask that allows what both allow.
+
+    Examples
+    --------
+    >>> import attnarray as aa
+    >>> both = aa.Causal() & aa.Padding(2)
+    >>> aa.materialize(both, 3, 3).tolist()
+    [[True, False, False], [True, True, False], [True, True, False]]
+    """
 
     __array_ufunc__ = None  # so that NumPy arrays leave `array & mask` to the mask
 
@@ -118,9 +126,8 @@ class Documents(Mask):
 
     def same(self, heads: bool = True) -> Array:
         """Whether query and key are of one document: (*batch, 1, T, S), or (*batch, T, S) where there are no heads."""
-        if heads:
-            return self.ids_q[..., None, :, None] == self.ids_k[..., None, None, :]
-        return self.ids_q[..., :, None] == self.ids_k[..., None, :]
+        ids_q, ids_k = (self.ids_q[..., None, :], self.ids_k[..., None, :]) if heads else (self.ids_q, self.ids_k)
+        return ids_q[..., :, None] == ids_k[..., None, :]
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,8 +242,8 @@ def materialize(mask: Mask, queries: int, keys: int, *, q_offset: int = 0) -> Ar
     [[True, True, True]]
     """
     parts = constraints_of(mask)
-    queries = checks.whole("queries", queries, 0, LARGEST_POSITION, "their number")
-    keys = checks.whole("keys", keys, 0, LARGEST_POSITION, "their number")
+    queries = checks.whole("queries", queries, 0, LARGEST_POSITION, "the number of queries")
+    keys = checks.whole("keys", keys, 0, LARGEST_POSITION, "the number of keys")
     dense = [*parts.dense, *(documents.same() for documents in parts.documents)]
     for array in dense:
         checks.broadcasts("mask", array, (*array.shape[:-2], queries, keys), "(..., T, S)")

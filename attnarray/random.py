@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from attnarray.backend import Array, Namespace, creation_namespace, dtype_name
+from attnarray.backend import Array, Namespace, asarray, creation_namespace, dtype_name
 
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
@@ -154,7 +154,8 @@ class Philox:
         xp = creation_namespace()
         words = _words(int(self.seed), math.prod(shape), xp, None)
         unit = xp.astype(words, xp.float64) * 2.0**-32
-        return xp.astype(xp.reshape(low + (high - low) * unit, shape), getattr(xp, dtype))
+        rounded = asarray(xp.reshape(low + (high - low) * unit, shape), dtype)
+        return xp.where(rounded < high, rounded, xp.full_like(rounded, low))  # a short dtype may round up to `high`
 
     def normal(self, shape: tuple[int, ...], std: float = 1.0, dtype: str = "float32") -> Array:
         """Normal numbers with mean 0 by Box and Muller's method, on the current backend (see `use_backend`)."""
@@ -163,7 +164,7 @@ class Philox:
         words = xp.astype(_words(int(self.seed), 2 * count, xp, None), xp.float64)
         radius = xp.sqrt(-2.0 * xp.log((words[:count] + 0.5) * 2.0**-32))
         numbers_ = radius * xp.cos(2.0 * math.pi * 2.0**-32 * words[count:])
-        return xp.astype(xp.reshape(std * numbers_, shape), getattr(xp, dtype))
+        return asarray(xp.reshape(std * numbers_, shape), dtype)
 
 
 def seed_of(rng: Philox | int) -> int:

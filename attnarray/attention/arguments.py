@@ -1,95 +1,23 @@
-"""From what users pass to the canonical form (B, H, T, D) and back: every check of the dot-product functions stands here."""
+"""From what users pass to one problem in canonical form: every check of the dot-product functions on their options."""
 
 from __future__ import annotations
 
 import math
-import numbers
 import operator
 from functools import reduce
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 from attnarray import checks
-from attnarray.attention.core import sum_to_shape
+from attnarray.attention.form import Form as Form
+from attnarray.attention.form import form_of
 from attnarray.attention.scoring import Dropout, Scoring
-from attnarray.backend import Array, Namespace, device_of, dtype_name, index_dtype, library_of, namespace_of
-from attnarray.masks import Causal, Constraints, Mask, Window, constraints_of, smaller
+from attnarray.backend import Array, Namespace, device_of, dtype_name, index_dtype
+from attnarray.masks import LARGEST_POSITION, Causal, Constraints, Mask, Window, constraints_of, position
 from attnarray.random import Philox, seed_of
 
-LAYOUTS = ("BHTD", "BTHD")
-
-
-class Form(NamedTuple):
-    """How the caller's arrays are laid out, so that results can be given back in the same way."""
-
-    ndim: int
-    layout: str
-    batch: tuple[int, ...]
-
-    def canonical(self, x: Array) -> Array:
-        """(*batch, H, T, N), (*batch, T, H, N), (B, T, N) or (T, N) -> (B, H, T, N), by views wherever strides allow."""
-        xp = namespace_of(x)
-        if self.layout == "BTHD":
-            axes = (*range(self.ndim - 3), self.ndim - 2, self.ndim - 3, self.ndim - 1)
-            x = xp.permute_dims(x, axes)
-        if self.ndim == 4:
-            return x
-        heads = x.shape[-3] if self.has_heads else 1
-        return xp.reshape(x, (math.prod(self.batch), heads, *x.shape[-2:]))
-
-    def restored(self, x: Array) -> Array:
-        """(B, H, T, N) in the caller's own axes."""
-        xp = namespace_of(x)
-        if self.ndim != 4:
-            heads = (x.shape[1],) if self.has_heads else ()
-            x = xp.reshape(x, (*self.batch, *heads, *x.shape[2:]))
-        if self.layout == "BTHD":
-            axes = (*range(self.ndim - 3), self.ndim - 2, self.ndim - 3, self.ndim - 1)
-            x = xp.permute_dims(x, axes)
-        return x
-
-    def restored_rows(self, x: Array) -> Array:
-        """(B, H, T) -> (*batch, H, T), without H where the caller has none; `layout` does not reorder it."""
-        heads = (x.shape[1],) if self.has_heads else ()
-        return namespace_of(x).reshape(x, (*self.batch, *heads, x.shape[2]))
-
-    @property
-    def has_heads(self) -> bool:
-        return self.ndim > 3 or self.layout == "BTHD"
-
-    def scores_shape(self, heads: int, queries: int, keys: int) -> tuple[int, ...]:
-        """The shape that masks and biases broadcast to."""
-        return (*self.batch, *((heads,) if self.has_heads else ()), queries, keys)
-
-    def canonical_scores(self, x: Array) -> Array:
-        """An array that broadcasts to `scores_shape` -> (B|1, H|1, T|1, S|1)."""
-        xp = namespace_of(x)
-        x = xp.reshape(x, (1,) * (self.ndim - x.ndim) + tuple(x.shape))
-        if self.ndim == 4:
-            return x
-        lead, tail = tuple(x.shape[: len(self.batch)]), tuple(x.shape[len(self.batch) :])
-        tail = tail if self.has_heads else (1, *tail)
-        if math.prod(lead) == 1:
-            return xp.reshape(x, (1, *tail))
-        x = xp.broadcast_to(x, (*self.batch, *x.shape[len(self.batch) :]))
-        return xp.reshape(x, (math.prod(self.batch), *tail))
-
-    def restored_bias(self, dbias: Array, shape: tuple[int, ...]) -> Array:
-        """The gradient of a canonical bias, summed back to the bias's own shape."""
-        xp = namespace_of(dbias)
-        lead = self.batch if dbias.shape[0] == math.prod(self.batch) else (1,) * len(self.batch)
-        tail = dbias.shape[1:] if self.has_heads else dbias.shape[2:]
-        return sum_to_shape(xp.reshape(dbias, (*lead, *tail)), shape)
-
-
-class Problem(NamedTuple):
-    """One call in canonical form."""
-
-    q: Array
-    k: Array
-    v: Array
-    scoring: Scoring
-    form: Form
-    bias_shape: tuple[int, ...] | None
+SCORES = "(*batch, H, T, S)"
+CAUSAL = Causal()
+UNCONSTRAINED = Constraints()
 
 
 class Options(TypedDict, total=False):
@@ -108,6 +36,20 @@ class Options(TypedDict, total=False):
     layout: str
 
 
+OPTIONS = frozenset(Options.__annotations__)
+
+
+class Problem(NamedTuple):
+    """One call in canonical form."""
+
+    q: Array
+    k: Array
+    v: Array
+    scoring: Scoring
+    form: Form
+    bias_shape: tuple[int, ...] | None
+
+
 def problem_of(
     query: Array,
     key: Array,
@@ -116,165 +58,174 @@ def problem_of(
     dropout_p: float,
     is_causal: bool,
     *,
-    scale: float | None = None,
-    bias: Array | None = None,
-    window: tuple[int | None, int | None] | None = None,
-    q_offset: Any = 0,
-    kv_lengths: Any = None,
-    softcap: float | None = None,
-    sinks: Array | None = None,
-    rng: Philox | int | None = None,
-    dropout_mask: Array | None = None,
-    enable_gqa: bool | None = None,
-    layout: str = "BHTD",
-    kv_offset: int = 0,
+    kv_offset: int | None = None,
+    **options: Unpack[Options],
 ) -> Problem:
     """Check everything that a dot-product attention function takes, and bring it to canonical form.
 
-    With `kv_offset`, key j stands at position j + kv_offset (for partial attention over a part of the keys).
+    With `kv_offset` the keys are a part of more, and key j stands at position j + kv_offset.
     """
-    xp = namespace_of(query, key, value, bias, sinks, dropout_mask, None if isinstance(attn_mask, Mask) else attn_mask)
-    form = _form_of(query, key, value, layout)
+    if not OPTIONS.issuperset(options):
+        raise _unknown(set(options) - OPTIONS)
+    bias, sinks, keep = options.get("bias"), options.get("sinks"), options.get("dropout_mask")
+    dense = None if isinstance(attn_mask, Mask) else attn_mask
+    if dense is not None and not checks.is_array(dense):
+        checks.require_array("attn_mask", dense, "a boolean array (True = attend), a Mask or a floating array")
+    if query is None or key is None or value is None:
+        checks.required(query=query, key=key, value=value)
+    xp = checks.namespace(query=query, key=key, value=value, attn_mask=dense, bias=bias, sinks=sinks, dropout_mask=keep)
+    form = form_of(query, key, value, options.get("layout", "BHTD"))
     q, k, v = form.canonical(query), form.canonical(key), form.canonical(value)
-    heads, queries, keys = q.shape[1], q.shape[2], k.shape[2]
-    full = form.scores_shape(heads, queries, keys)
-    constraints, bias = _constraints(attn_mask, bias, is_causal, window)
-    checks.floating(query=query, key=key, value=value, bias=bias, sinks=sinks)
-    if bias is not None:
-        checks.broadcasts("bias", bias, full, "(*batch, H, T, S)")
-    for dense in constraints.dense:
-        checks.broadcasts("attn_mask", dense, full, "(*batch, H, T, S)")
-    masks = [form.canonical_scores(dense) for dense in constraints.dense]
-    if sinks is not None:
-        checks.shape("sinks", sinks, (heads,), f"one sink for each of the {heads} query heads")
-    if not isinstance(kv_offset, int) or kv_offset < 0:
-        raise ValueError(
-            f"`kv_offset` is {kv_offset!r}, expected an integer >= 0: the position of the first key given."
-        )
+    full = form.scores_shape(q.shape[1], q.shape[2], k.shape[2])
+    longest, first_key = k.shape[2], 0
+    if kv_offset is not None:
+        longest = LARGEST_POSITION  # a part does not know how many keys there are in all
+        first_key = checks.whole("kv_offset", kv_offset, 0, longest, "the position of the first key given")
+    constraints = _constraints(attn_mask, checks.flag("is_causal", is_causal), options.get("window"))
+    bias_name, bias = _bias(dense, bias)
+    checks.floating(**{"query": query, "key": key, "value": value, bias_name: bias, "sinks": sinks})
     scoring = Scoring(
-        scale=_scale(scale, q.shape[3]),
-        softcap=None if softcap is None else checks.positive("softcap", softcap),
-        bias=None if bias is None else form.canonical_scores(bias),
-        mask=reduce(operator.and_, masks) if masks else None,
+        scale=_scale(options.get("scale"), q.shape[3]),
+        softcap=_softcap(options.get("softcap")),
+        bias=None if bias is None else _scores(bias_name, bias, form, full),
+        mask=_mask(constraints, form, full, query),
         left=constraints.left,
         right=constraints.right,
-        q_offset=_integers("q_offset", q_offset, form, q, xp) - kv_offset,
-        kv_lengths=_lengths((*constraints.lengths, kv_lengths), form, keys, kv_offset, q, xp),
-        sinks=sinks,
-        dropout=_dropout(dropout_p, rng, dropout_mask, kv_offset, form, full),
+        q_offset=_offset(options.get("q_offset", 0), form, q, xp) - first_key,
+        kv_lengths=_lengths(constraints.lengths, options.get("kv_lengths"), form, longest, first_key, q, xp),
+        sinks=_sinks(sinks, q.shape[1]),
+        dropout=_dropout(dropout_p, options.get("rng"), keep, first_key, form, full),
     )
     return Problem(q, k, v, scoring, form, None if bias is None else tuple(bias.shape))
 
 
-def _form_of(query: Array, key: Array, value: Array, layout: str) -> Form:
-    checks.one_of("layout", layout, LAYOUTS)
-    ndim = query.ndim
-    fewest = 2 if layout == "BHTD" else 3
-    named = checks.shapes(query=query, key=key, value=value)
-    if not ndim == key.ndim == value.ndim or ndim < fewest:
-        raise ValueError(
-            f"`query`, `key` and `value` have {ndim}, {key.ndim} and {value.ndim} axes; they must have equally many, at "
-            f"least {fewest} for layout {layout!r}. {named}"
-        )
-    heads, rows = (-3, -2) if layout == "BHTD" else (-2, -3)
-    form = Form(ndim, layout, tuple(query.shape[: -3 if ndim > 3 or layout == "BTHD" else -2]))
-    if query.shape[-1] != key.shape[-1]:
-        raise ValueError(
-            f"`key` has head dim {key.shape[-1]} but `query` has {query.shape[-1]}; they must match. {named}"
-        )
-    if key.shape[rows] != value.shape[rows]:
-        raise ValueError(
-            f"`value` has {value.shape[rows]} positions but `key` has {key.shape[rows]}; there must be one value per key. {named}"
-        )
-    for name, array in (("key", key), ("value", value)):
-        if tuple(array.shape[: len(form.batch)]) != form.batch:
-            raise ValueError(
-                f"`{name}` has batch {tuple(array.shape[: len(form.batch)])} but `query` has {form.batch}; they must be "
-                f"equal. {named}"
-            )
-    if form.has_heads:
-        query_heads, kv_heads = query.shape[heads], key.shape[heads]
-        if value.shape[heads] != kv_heads or (query_heads % kv_heads if kv_heads else query_heads):
-            raise ValueError(
-                f"`query` has {query_heads} heads, `key` {kv_heads} and `value` {value.shape[heads]}; key and value must "
-                f"have equally many, and the query heads must be a multiple of them. {named}"
-            )
-    return form
+def _unknown(names: set[str]) -> TypeError:
+    listed = ", ".join(f"`{name}`" for name in sorted(names))
+    return TypeError(f"Attention has no option {listed}. The options: {', '.join(Options.__annotations__)}.")
 
 
 def _constraints(
-    attn_mask: Array | Mask | None, bias: Array | None, is_causal: bool, window: tuple[int | None, int | None] | None
-) -> tuple[Constraints, Array | None]:
-    constraints = Constraints(None, None, (), ())
-    if isinstance(attn_mask, Mask):
-        constraints = constraints_of(attn_mask)
-    elif attn_mask is not None and dtype_name(attn_mask.dtype) == "bool":
-        constraints = Constraints(None, None, (), (attn_mask,))
-    elif attn_mask is not None:
-        if dtype_name(attn_mask.dtype) not in checks.FLOATS:
-            raise TypeError(
-                f"`attn_mask` has dtype {dtype_name(attn_mask.dtype)}, expected bool (True = attend), a Mask, or a "
-                "floating array that is added to the scores. For 0/1 integers write attn_mask != 0."
-            )
-        if bias is not None:
-            raise ValueError(
-                "`attn_mask` is a floating array, which is a bias, and `bias` is given too; add them first."
-            )
-        bias = attn_mask
+    attn_mask: Array | Mask | None, is_causal: bool, window: tuple[int | None, int | None] | None
+) -> Constraints:
+    if attn_mask is None and window is None and not is_causal:
+        return UNCONSTRAINED
+    masks: list[Mask] = [attn_mask] if isinstance(attn_mask, Mask) else []
     if is_causal:
-        constraints = constraints._replace(right=smaller(constraints.right, Causal().offset))
+        masks.append(CAUSAL)
     if window is not None:
         if not isinstance(window, tuple | list) or len(window) != 2:
-            raise ValueError(
-                f"`window` is {window!r}, expected (left, right), each an integer >= 0 or None for unbounded."
-            )
-        limits = Window(*window)
-        left, right = smaller(constraints.left, limits.left), smaller(constraints.right, limits.right)
-        constraints = constraints._replace(left=left, right=right)
-    return constraints, bias
+            given = checks.shown(window)
+            raise ValueError(f"`window` is {given}, expected (left, right), each an integer >= 0 or None = unbounded.")
+        masks.append(Window(*window))
+    constraints = constraints_of(*masks)
+    if not isinstance(attn_mask, Mask) and attn_mask is not None and dtype_name(attn_mask.dtype) == "bool":
+        constraints = constraints._replace(dense=(attn_mask,))
+    return constraints
+
+
+def _bias(attn_mask: Array | None, bias: Array | None) -> tuple[str, Array | None]:
+    """What is added to the scores, with the name under which it was given."""
+    if attn_mask is None or dtype_name(attn_mask.dtype) == "bool":
+        return "bias", bias
+    if dtype_name(attn_mask.dtype) not in checks.FLOATS:
+        raise TypeError(
+            f"`attn_mask` has dtype {dtype_name(attn_mask.dtype)}, expected bool (True = attend), a Mask, or a "
+            "floating array that is added to the scores. For 0/1 integers write attn_mask != 0."
+        )
+    if bias is not None:
+        raise ValueError("`attn_mask` is a floating array, which is a bias, and `bias` is given too; add them first.")
+    return "attn_mask", attn_mask
+
+
+def _scores(name: str, array: Array, form: Form, full: tuple[int, ...]) -> Array:
+    """An array over the scores in canonical form."""
+    checks.broadcasts(name, array, full, SCORES)
+    return form.canonical_scores(array)
+
+
+def _mask(constraints: Constraints, form: Form, full: tuple[int, ...], query: Array) -> Array | None:
+    if not constraints.dense and not constraints.documents:
+        return None
+    masks = [("attn_mask", dense) for dense in constraints.dense]
+    for documents in constraints.documents:
+        checks.broadcasts("Documents.ids_q", documents.ids_q, (*form.batch, full[-2]), "(*batch, T)")
+        checks.broadcasts("Documents.ids_k", documents.ids_k, (*form.batch, full[-1]), "(*batch, S)")
+        masks.append(("attn_mask", documents.same(form.has_heads)))
+    for name, mask in masks:
+        checks.namespace(**{"query": query, name: mask})
+    return reduce(operator.and_, [_scores(name, mask, form, full) for name, mask in masks])
 
 
 def _scale(scale: float | None, head_dim: int) -> float:
     if scale is None:
         return 1.0 / math.sqrt(head_dim) if head_dim else 1.0
-    if not isinstance(scale, numbers.Real) or not math.isfinite(float(scale)) or float(scale) == 0:
+    number = checks.real(scale)
+    if not math.isfinite(number) or number == 0:
         raise ValueError(
-            f"`scale` is {scale!r}, expected a finite number other than 0; leave it out for 1 / sqrt(D) = "
+            f"`scale` is {checks.shown(scale)}, expected a finite number other than 0; leave it out for 1 / sqrt(D) = "
             f"{1.0 / math.sqrt(head_dim or 1):.4g}."
         )
-    return float(scale)
+    return number
+
+
+def _softcap(softcap: float | None) -> float | None:
+    return None if softcap is None else checks.positive("softcap", softcap)
+
+
+def _sinks(sinks: Array | None, heads: int) -> Array | None:
+    if sinks is not None:
+        checks.shape("sinks", sinks, (heads,), f"one sink for each of the {heads} query heads")
+    return sinks
+
+
+def _offset(given: Any, form: Form, like: Array, xp: Namespace) -> int | Array:
+    if type(given) is int and abs(given) <= LARGEST_POSITION:
+        return given
+    offset = _integers("q_offset", given, form, like, xp)
+    return position("q_offset", offset) if isinstance(offset, int) else offset
 
 
 def _integers(name: str, given: Any, form: Form, like: Array, xp: Namespace) -> int | Array:
     """An int as it is; one integer per batch as an array (B,) beside `like`."""
-    if isinstance(given, numbers.Integral):
-        return int(given)
-    array = given
-    if not checks.is_array(given) or library_of(given) != library_of(like):
-        array = xp.asarray(given, device=device_of(like))
-    checks.integer(name, array)
+    array = checks.beside(name, checks.integers(name, given), "query", like)
+    if isinstance(array, int):
+        return array
+    array = xp.broadcast_to(array, form.batch) if array.ndim == 0 else array
     checks.shape(name, array, form.batch, "one integer for all, or one per batch")
     return xp.astype(xp.reshape(array, (math.prod(form.batch),)), index_dtype(xp, like))
 
 
-def _lengths(given: tuple[Any, ...], form: Form, keys: int, kv_offset: int, like: Array, xp: Namespace) -> Array | None:
+def _lengths(
+    padding: tuple[Any, ...], kv_lengths: Any, form: Form, longest: int, first_key: int, like: Array, xp: Namespace
+) -> Array | None:
     """The number of keys that exist among those given, (B,); lengths count from the start of the whole."""
+    if not padding and kv_lengths is None:
+        return None
+    named = [*(("Padding.lengths", lengths) for lengths in padding), ("kv_lengths", kv_lengths)]
     total: Array | None = None
-    for lengths in given:
-        if lengths is None:
+    for name, given in named:
+        if given is None:
             continue
-        array = _integers("kv_lengths", lengths, form, like, xp)
-        if isinstance(array, int):
-            array = xp.full((math.prod(form.batch),), array, dtype=index_dtype(xp, like), device=device_of(like))
-        out_of_range = (array < 0) if kv_offset else (array < 0) | (array > keys)
-        if array.shape[0] and bool(xp.any(out_of_range)):
-            raise ValueError(
-                f"`kv_lengths` goes from {int(xp.min(array))} to {int(xp.max(array))}, expected 0 to S = {keys}: the number "
-                "of keys that exist in each batch."
-            )
-        array = xp.maximum(array - kv_offset, xp.zeros_like(array))
+        lengths = _integers(name, given, form, like, xp)
+        _check_lengths(name, lengths, longest, xp)
+        if isinstance(lengths, int):
+            size, dtype = math.prod(form.batch), index_dtype(xp, like)
+            array = xp.full((size,), max(lengths - first_key, 0), dtype=dtype, device=device_of(like))
+        else:
+            array = xp.maximum(lengths - first_key, xp.zeros_like(lengths))
         total = array if total is None else xp.minimum(total, array)
     return total
+
+
+def _check_lengths(name: str, lengths: int | Array, longest: int, xp: Namespace) -> None:
+    if isinstance(lengths, int):
+        wrong, given = not 0 <= lengths <= longest, f"is {lengths}"
+    else:
+        wrong, given = lengths.shape[0] and bool(xp.any((lengths < 0) | (lengths > longest))), ""
+    if wrong:
+        given = given or f"goes from {int(xp.min(lengths))} to {int(xp.max(lengths))}"
+        expected = f"0 to {longest}" if longest == LARGEST_POSITION else f"0 to S = {longest}"
+        raise ValueError(f"`{name}` {given}, expected {expected}: the number of keys that exist in each batch.")
 
 
 def _dropout(
@@ -283,13 +234,16 @@ def _dropout(
     p = checks.probability("dropout_p", p)
     if keep is not None:
         checks.boolean("dropout_mask", keep)
-        checks.broadcasts("dropout_mask", keep, full, "(*batch, H, T, S)")
-        return Dropout(p, 0, form.canonical_scores(keep), kv_offset)
+        return Dropout(p, 0, _scores("dropout_mask", keep, form, full), kv_offset)
     if p == 0:
         return None
     if rng is None:
         raise ValueError(
-            f"`dropout_p` is {p} but neither `rng` nor `dropout_mask` is given. Pass rng=attnarray.Philox(seed), a new one "
-            "for each step, or leave dropout out at inference."
+            f"`dropout_p` is {p} but neither `rng` nor `dropout_mask` is given. Pass rng=attnarray.Philox(seed), a new "
+            "one for each step, or leave dropout out at inference."
         )
-    return Dropout(p, seed_of(rng), None, kv_offset)
+    try:
+        return Dropout(p, seed_of(rng), None, kv_offset)
+    except ValueError:
+        given = checks.shown(rng)
+        raise ValueError(f"`rng` is {given}, expected attnarray.Philox(seed) or a seed from 0 to 2^64 - 1.") from None

@@ -20,7 +20,7 @@ class Form(NamedTuple):
     batch: tuple[int, ...]
 
     def canonical(self, x: Array) -> Array:
-        """(*batch, H, T, N), (*batch, T, H, N), (B, T, N) or (T, N) -> (B, H, T, N), by views wherever strides allow."""
+        """(*batch, H, T, N), (*batch, T, H, N), (B, T, N) or (T, N) -> (B, H, T, N), by views where strides allow."""
         xp = namespace_of(x)
         if self.layout == "BTHD":
             axes = (*range(self.ndim - 3), self.ndim - 2, self.ndim - 3, self.ndim - 1)
@@ -83,8 +83,8 @@ def form_of(query: Array, key: Array, value: Array, layout: str) -> Form:
     named = checks.shapes(query=query, key=key, value=value)
     if not ndim == key.ndim == value.ndim or ndim < fewest:
         raise ValueError(
-            f"`query`, `key` and `value` have {ndim}, {key.ndim} and {value.ndim} axes; they must have equally many, at "
-            f"least {fewest} for layout {layout!r}. {named}"
+            f"`query`, `key` and `value` have {ndim}, {key.ndim} and {value.ndim} axes; they must have equally many, "
+            f"at least {fewest} for layout {layout!r}. {named}"
         )
     heads, rows = (-3, -2) if layout == "BHTD" else (-2, -3)
     form = Form(ndim, layout, tuple(query.shape[: -3 if ndim > 3 or layout == "BTHD" else -2]))
@@ -99,15 +99,13 @@ def form_of(query: Array, key: Array, value: Array, layout: str) -> Form:
         )
     for name, array in (("key", key), ("value", value)):
         if tuple(array.shape[: len(form.batch)]) != form.batch:
-            raise ValueError(
-                f"`{name}` has batch {tuple(array.shape[: len(form.batch)])} but `query` has {form.batch}; they must be "
-                f"equal. {named}"
-            )
+            given = tuple(array.shape[: len(form.batch)])
+            raise ValueError(f"`{name}` has batch {given} but `query` has {form.batch}; they must be equal. {named}")
     if form.has_heads:
         query_heads, kv_heads = query.shape[heads], key.shape[heads]
         if value.shape[heads] != kv_heads or (query_heads % kv_heads if kv_heads else query_heads):
             raise ValueError(
-                f"`query` has {query_heads} heads, `key` {kv_heads} and `value` {value.shape[heads]}; key and value must "
-                f"have equally many, and the query heads must be a multiple of them. {named}"
+                f"`query` has {query_heads} heads, `key` {kv_heads} and `value` {value.shape[heads]}; key and value "
+                f"must have equally many, and the query heads must be a multiple of them. {named}"
             )
     return form

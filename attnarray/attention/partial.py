@@ -14,7 +14,15 @@ from attnarray.masks import Mask
 
 
 class Partial(NamedTuple):
-    """The result over a part of the keys: its own output and lse, which say how much it counts in the whole."""
+    """The result over a part of the keys: its own output and lse, which say how much it counts in the whole.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> part = aa.attention_partial(*np.zeros((3, 1, 2, 4, 8)))
+    >>> part.out.shape, part.lse.shape
+    ((1, 2, 4, 8), (1, 2, 4))
+    """
 
     out: Array  # (*batch, H, T, Dv)
     lse: Array  # (*batch, H, T)

@@ -79,7 +79,8 @@ def scores_of(dots: Array, scoring: Scoring) -> Array:
     if scoring.softcap is not None:
         scores = scoring.softcap * xp.tanh(scores / scoring.softcap)
     if scoring.bias is not None:
-        scores = scores + xp.astype(scoring.bias, scores.dtype)
+        bias = xp.astype(scoring.bias, scores.dtype)
+        scores = xp.where(bias == -math.inf, -math.inf, scores + bias)  # also where the score is NaN
     mask = allowed(scoring, dots.shape[2], dots.shape[3], dots)
     return scores if mask is None else xp.where(mask, scores, -math.inf)
 

@@ -14,9 +14,9 @@ from attnarray.demo import dates, picture, training, translator
 from attnarray.demo.heads import Params
 from attnarray.dispatch import KernelUnavailableError, explain, use_kernels
 
-TRAINING_DATES, TEST_DATES, EPOCHS = 20_000, 2_000, 4
+TRAINING_DATES, TEST_DATES, EPOCHS = 30_000, 2_000, 3
 SAMPLES = ("en", "fr", "el", "ru", "tr", "he", "ja", "zh", "ko", "th", "hi", "fi")
-DRAWN = ("en", "fr", "el", "ru", "fi", "tr")
+DRAWN = 6
 
 
 class DemoError(Exception):
@@ -71,9 +71,8 @@ def _train_and_show(
             params, seconds = trained, time.perf_counter() - start
             found = training.translate(unseen, params)
             right = np.mean([text == pair.target for text, pair in zip(found, test, strict=True)])
-            bar.say(
-                f"epoch {epoch} of {epochs}: {right:.1%} of {len(test)} unseen dates exactly right after {seconds:.1f} s"
-            )
+            reached = f"{right:.1%} of {len(test)} unseen dates exactly right"
+            bar.say(f"epoch {epoch} of {epochs}: {reached} after {seconds:.1f} s")
     _show_samples(test, found)
     _draw(path, unseen, test, found, params)
     print(f"Alignments drawn in {path}. Whole demo: {time.perf_counter() - start:.1f} s.")
@@ -95,14 +94,13 @@ def _show_samples(test: list[dates.Pair], found: list[str]) -> None:
 
 
 def _draw(path: Path, unseen: training.Data, test: list[dates.Pair], found: list[str], params: Params) -> None:
-    candidates = [[n for n, pair in enumerate(test) if pair.language == language] for language in DRAWN]
-    rows = np.array([max(rows, key=lambda n: len(test[n].source)) for rows in candidates if rows])
-    weights = training.alignments(unseen, params, rows)
+    rows = np.array(picture.pick_samples(test, DRAWN))
     picture.draw_alignments(
         path,
         [test[n].source for n in rows],
         [test[n].target for n in rows],
-        weights,
+        training.alignments(unseen, params, rows),
         [found[n] for n in rows],
         "Where each digit of the ISO date looks",
+        languages=[test[n].language for n in rows],
     )

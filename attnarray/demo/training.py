@@ -22,7 +22,7 @@ from attnarray.demo.heads import Params
 from attnarray.ops.loss import cross_entropy_bwd, cross_entropy_fwd
 from attnarray.random import Philox
 
-BATCH, PEAK_RATE, WARMUP, BETAS, LARGEST_NORM = 64, 1e-2, 0.1, (0.9, 0.98), 1.0
+BATCH, PEAK_RATE, WARMUP, BETAS, LARGEST_NORM = 64, 8e-3, 0.1, (0.9, 0.98), 1.0
 
 
 class Data(NamedTuple):

@@ -1,11 +1,10 @@
 """The demo's model: from the characters of a date in any language to the ten characters of ISO 8601.
 
-    h = embedding[tokens] + positions          one vector per input character
-    h = h + self-attention(norm(h))            characters look at each other
-    m = norm(h)
-    y = queries + attention(queries over m)    ten learned queries, one per output character, look at the input
-    y = y + feed-forward(norm(y))
-    logits = classifier(norm(y))
+    h = embedding[tokens] + positions            one vector per input character
+    m = norm(h + self-attention(h))              characters look at each other
+    y = norm(queries + attention(queries, m))    ten learned queries, one per output character, look at the input
+    y = norm(y + feed-forward(y))
+    logits = classifier(y)
 
 `forward` keeps a context, `backward` walks the same lines in reverse. Parameters are a nested dict of arrays.
 """
@@ -30,15 +29,14 @@ OUTPUTS, CLASSES = 10, 11  # characters of an ISO 8601 date; digits and the hyph
 
 class Context(NamedTuple):
     embedded: Any
-    norm: Any
     encoder: HeadsContext
     memory: Any
     decoder: HeadsContext
-    feed_norm: Any
+    found: Any
     feed_in: Any
     relu: Any
     feed_out: Any
-    out_norm: Any
+    fed: Any
     classifier: Any
 
 
@@ -60,15 +58,14 @@ def init(rng: Philox, vocabulary: int, longest: int) -> Params:
     return {
         "embedding": next(keys).normal((vocabulary, WIDTH), std=0.5),
         "positions": asarray(0.5 * _sinusoids(longest), dtype="float32"),
-        "norm": norm(),
         "encoder": heads(),
         "memory_norm": norm(),
         "queries": next(keys).normal((OUTPUTS, WIDTH)),
         "decoder": heads(),
-        "feed_norm": norm(),
+        "found_norm": norm(),
         "feed_in": dense(WIDTH, HIDDEN),
         "feed_out": dense(HIDDEN, WIDTH),
-        "out_norm": norm(),
+        "fed_norm": norm(),
         "classifier": dense(WIDTH, CLASSES),
     }
 
@@ -78,44 +75,48 @@ def forward(params: Params, tokens: Array, lengths: Array) -> tuple[Array, Conte
     xp = namespace_of(tokens)
     embedded, embedded_ctx = embedding_fwd(tokens, params["embedding"])  # (B, S, E)
     h = embedded + params["positions"][: tokens.shape[1], :]
-    normed, norm_ctx = layer_norm_fwd(h, **params["norm"])
-    mixed, encoder_ctx = heads_fwd(params["encoder"], normed, normed, lengths, HEADS)
+    mixed, encoder_ctx = heads_fwd(params["encoder"], h, h, lengths, HEADS)
     memory, memory_ctx = layer_norm_fwd(h + mixed, **params["memory_norm"])
     queries = xp.broadcast_to(params["queries"], (tokens.shape[0], OUTPUTS, WIDTH))
     found, decoder_ctx = heads_fwd(params["decoder"], queries, memory, lengths, HEADS)  # (B, 10, E)
-    y = queries + found
-    normed, feed_norm_ctx = layer_norm_fwd(y, **params["feed_norm"])
-    hidden, in_ctx = linear_fwd(normed, **params["feed_in"])
+    y, found_ctx = layer_norm_fwd(queries + found, **params["found_norm"])
+    hidden, in_ctx = linear_fwd(y, **params["feed_in"])
     active, relu_ctx = relu_fwd(hidden)
-    fed, feed_ctx = linear_fwd(active, **params["feed_out"])
-    normed, out_norm_ctx = layer_norm_fwd(y + fed, **params["out_norm"])
-    logits, classifier_ctx = linear_fwd(normed, **params["classifier"])
+    fed, out_ctx = linear_fwd(active, **params["feed_out"])
+    y, fed_ctx = layer_norm_fwd(y + fed, **params["fed_norm"])
+    logits, classifier_ctx = linear_fwd(y, **params["classifier"])
     ctx = Context(
-        embedded_ctx, norm_ctx, encoder_ctx, memory_ctx, decoder_ctx, feed_norm_ctx, in_ctx, relu_ctx, feed_ctx,
-        out_norm_ctx, classifier_ctx,
-    )  # fmt: skip
+        embedded_ctx,
+        encoder_ctx,
+        memory_ctx,
+        decoder_ctx,
+        found_ctx,
+        in_ctx,
+        relu_ctx,
+        out_ctx,
+        fed_ctx,
+        classifier_ctx,
+    )
     return logits, ctx
 
 
 def backward(dlogits: Array, ctx: Context, params: Params) -> Params:
     """The gradients, in a tree like the parameters. Where a value was used twice, its two gradients are added."""
     xp = namespace_of(dlogits)
-    dnormed, *classifier = linear_bwd(dlogits, ctx.classifier)
-    dy, *out_norm = layer_norm_bwd(dnormed, ctx.out_norm)
+    dy, *classifier = linear_bwd(dlogits, ctx.classifier)
+    dy, *fed_norm = layer_norm_bwd(dy, ctx.fed)
     dactive, *feed_out = linear_bwd(dy, ctx.feed_out)
     (dhidden,) = relu_bwd(dactive, ctx.relu)
-    dnormed, *feed_in = linear_bwd(dhidden, ctx.feed_in)
-    dbranch, *feed_norm = layer_norm_bwd(dnormed, ctx.feed_norm)
-    dy = dy + dbranch
+    dbranch, *feed_in = linear_bwd(dhidden, ctx.feed_in)
+    dy, *found_norm = layer_norm_bwd(dy + dbranch, ctx.found)
     dqueries, dmemory, decoder = heads_bwd(dy, ctx.decoder, HEADS)
     dh, *memory_norm = layer_norm_bwd(dmemory, ctx.memory)
-    dx, dmemory, encoder = heads_bwd(dh, ctx.encoder, HEADS)
-    dbranch, *norm = layer_norm_bwd(dx + dmemory, ctx.norm)
-    dh = dh + dbranch
+    dx, dkeys, encoder = heads_bwd(dh, ctx.encoder, HEADS)
+    dh = dh + dx + dkeys  # h is residual, query and key of the self-attention
     dpositions = xp.sum(dh, axis=0)  # (S, E)
     unused = xp.zeros_like(params["positions"][dpositions.shape[0] :, :])
-    pairs = {"norm": norm, "memory_norm": memory_norm, "feed_norm": feed_norm, "out_norm": out_norm,
-             "feed_in": feed_in, "feed_out": feed_out, "classifier": classifier}  # fmt: skip
+    pairs = {"memory_norm": memory_norm, "found_norm": found_norm, "fed_norm": fed_norm, "feed_in": feed_in,
+             "feed_out": feed_out, "classifier": classifier}  # fmt: skip
     return {
         "embedding": embedding_bwd(dh, ctx.embedded).weight,
         "positions": xp.concat([dpositions, unused]),

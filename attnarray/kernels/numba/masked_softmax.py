@@ -122,13 +122,13 @@ def _score(row: Any, scale: Any, softcap: Any, slopes: Any) -> None:
 
 
 def _bias_and_mask(row: Any, start: int, b: int, h: int, i: int, bias: Any, mask: Any) -> None:
+    lowest = row.dtype.type(-math.inf)
     if bias.size:
         added = bias[b if bias.shape[0] > 1 else 0, h if bias.shape[1] > 1 else 0, i if bias.shape[2] > 1 else 0]
         for j in range(row.size):
-            row[j] += added[start + j]
+            row[j] = row[j] + added[start + j] if added[start + j] != lowest else lowest
     if mask.size:
         keep = mask[b if mask.shape[0] > 1 else 0, h if mask.shape[1] > 1 else 0, i if mask.shape[2] > 1 else 0]
-        lowest = row.dtype.type(-math.inf)
         for j in range(row.size):
             row[j] = row[j] if keep[start + j] else lowest
 

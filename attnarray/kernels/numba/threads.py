@@ -28,8 +28,9 @@ def split_rows(kernel: Callable[..., Any], rows: int, work: int, *args: Any) -> 
 
     Each row is computed by one thread, and alike by any: results do not depend on the number of threads.
     """
-    threads = min(thread_count(), rows, work // MIN_WORK_PER_THREAD)
-    if threads <= 1:
+    worth = min(rows, work // MIN_WORK_PER_THREAD)
+    threads = min(thread_count(), worth) if worth > 1 else 1
+    if threads == 1:
         kernel(0, rows, *args)
         return
     bounds = [rows * n // threads for n in range(threads + 1)]
