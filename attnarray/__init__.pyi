@@ -40,6 +40,9 @@ from attnarray.ops.activations import silu_fwd as silu_fwd
 from attnarray.ops.activations import tanh as tanh
 from attnarray.ops.activations import tanh_bwd as tanh_bwd
 from attnarray.ops.activations import tanh_fwd as tanh_fwd
+from attnarray.ops.dropout import dropout as dropout
+from attnarray.ops.dropout import dropout_bwd as dropout_bwd
+from attnarray.ops.dropout import dropout_fwd as dropout_fwd
 from attnarray.ops.embedding import embedding as embedding
 from attnarray.ops.embedding import embedding_bwd as embedding_bwd
 from attnarray.ops.embedding import embedding_fwd as embedding_fwd
@@ -69,6 +72,3 @@ from attnarray.triples import vjp as vjp
 
 __version__: str
 TRIPLES: dict[str, str]
-from attnarray.ops.dropout import dropout as dropout
-from attnarray.ops.dropout import dropout_bwd as dropout_bwd
-from attnarray.ops.dropout import dropout_fwd as dropout_fwd

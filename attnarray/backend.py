@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib
 import importlib.metadata
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
@@ -84,8 +85,11 @@ def _namespace_of_others(arrays: tuple[Array | None, ...]) -> Namespace:
 
 @functools.lru_cache(maxsize=256)
 def _library_of_type(kind: Any) -> str:
-    root = kind.__module__.partition(".")[0]
-    return {"jaxlib": "jax"}.get(root, root) if not issubclass(kind, np.ndarray | np.generic) else "numpy"
+    if issubclass(kind, np.ndarray | np.generic):
+        return "numpy"
+    roots: list[str] = [base.__module__.partition(".")[0] for base in kind.__mro__]  # its own first
+    root = next((root for root in roots if root in _IMPORTS), roots[0])
+    return {"jaxlib": "jax"}.get(root, root)
 
 
 def library_of(array: Array) -> str:
@@ -98,7 +102,7 @@ def device_of(array: Array) -> Any:
     return getattr(array, "device", None)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=256, typed=True)  # typed: dtypes of different libraries must not be compared
 def dtype_name(dtype: Any) -> str:
     """The plain name of a dtype of any library, e.g. "float32", "bfloat16", "int64"."""
     return str(getattr(dtype, "name", None) or str(dtype).rpartition(".")[2].rstrip("'>"))
@@ -140,6 +144,8 @@ def use_backend(name: str) -> Iterator[Namespace]:
     >>> type(x).__module__
     'numpy'
     """
+    if name not in _IMPORTS:
+        raise ValueError(f"Unknown backend {name!r}. Known backends: {', '.join(_IMPORTS)}.")
     xp = creation_namespace(name)
     token = _CREATION.set(name)
     try:
@@ -182,14 +188,17 @@ def asarray(data: Any, dtype: str | None = None, *, device: Any = None) -> Array
         array = data if device is None else xp.asarray(data, device=device)
     else:
         host = to_numpy(data)
+        if dtype_name(host.dtype) == "bfloat16" and _CREATION.get() == "torch":  # which cannot read it from NumPy
+            host, dtype = np.asarray(host, dtype=np.float32), dtype or "bfloat16"
         array = xp.asarray(host) if device is None else xp.asarray(host, device=device)
     return array if dtype is None else xp.astype(array, _dtype_called(xp, dtype))
 
 
-def _dtype_called(xp: Namespace, name: str) -> Any:
-    if name == "bfloat16" and not hasattr(xp, "bfloat16"):
+def _dtype_called(xp: Namespace, name: Any) -> Any:
+    name = dtype_name(name)
+    if name == "bfloat16" and xp.__name__ in ("numpy", "array_api_compat.cupy"):
         return importlib.import_module("ml_dtypes").bfloat16
-    found = getattr(xp, name, None)
+    found = getattr(xp, name, None) if re.fullmatch(r"bool|(u?int|b?float|complex)\d+", name) else None
     if found is None:
         raise ValueError(f"{name!r} is not a dtype of {xp.__name__}. Use a name such as 'float32' or 'float64'.")
     return found
@@ -276,4 +285,4 @@ def _device_name(name: str, library: Any) -> str:
 
 def supported_backend_names(names: Sequence[str] | None = None) -> list[str]:
     """The names among `names` (all by default) that can be used here."""
-    return [s.name for s in available_backends() if s.available and (names is None or s.name in names)]
+    return [name for name in (names or _IMPORTS) if _status(name).available]

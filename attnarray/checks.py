@@ -97,6 +97,14 @@ def floating(**arrays: Array | None) -> str:
     raise TypeError(f"The arrays have different dtypes: {listed}. Bring them to one dtype first.")
 
 
+def cotangent(dout: Array, expected: tuple[int, ...], like: Array) -> Namespace:
+    """Check that `dout` has the shape of the output and the library and dtype of `like`; return their namespace."""
+    xp = namespace(dout=dout, input=like)
+    shape("dout", dout, expected, "the shape of the output")
+    floating(dout=dout, input=like)
+    return xp
+
+
 def boolean(name: str, array: Array) -> None:
     """Check that `array` is a boolean array."""
     if not is_array(array):
@@ -214,6 +222,12 @@ def beside(name: str, value: int | Array, like_name: str, like: Array) -> int | 
         return namespace_of(like).asarray(value, device=device_of(like))
     namespace(**{like_name: like, name: value})
     return value
+
+
+def context(name: str, value: Any, expected: type) -> None:
+    """Check for the context that a forward pass returned."""
+    if not isinstance(value, expected):
+        raise TypeError(f"`{name}` is {shown(value)}, expected the {expected.__name__} that the forward pass returned.")
 
 
 def axis(name: str, value: int, ndim: int) -> int:

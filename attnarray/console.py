@@ -10,10 +10,15 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 GOOD, BAD, FAINT = "green", "bold red", "dim"
+WIDTH_OF_FILES = 160  # where the output is no terminal, tables are not cut to the 80 columns of one
+
+
+class UsageError(Exception):
+    """A wrong argument: one line for the user."""
 
 
 class Cell(NamedTuple):
-    """A text in a table with its style."""
+    """A text in a table or a line, with its style."""
 
     text: str
     style: str = ""
@@ -62,15 +67,26 @@ def _print_rich(
         table.add_column(column, justify="right" if n in right else "left", no_wrap=n == 0)
     for row in cells:
         table.add_row(*(Text(cell.text, style=cell.style) for cell in row))
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_FILES)
     console.print(table)
+
+
+def print_line(line: str | Sequence[Cell]) -> None:
+    """A line on standard output, in its styles where rich is installed."""
+    if isinstance(line, str) or not has_rich():
+        _print(line)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    Console().print(Text.assemble(*line), highlight=False, soft_wrap=True)
 
 
 class Progress(NamedTuple):
     """A running bar: `advance` it with a few words on what was reached, or `say` a line that stays."""
 
     advance: Callable[[str], None]
-    say: Callable[[str], None]
+    say: Callable[[str | Sequence[Cell]], None]
 
 
 @contextmanager
@@ -92,15 +108,15 @@ def _plain_progress(label: str, total: int) -> Progress:
     def advance(words: str) -> None:
         sys.stderr.write(f"\r{label} {next(done)}/{total} {words}\033[K")
 
-    def say(line: str) -> None:
+    def say(line: str | Sequence[Cell]) -> None:
         sys.stderr.write("\r\033[K")
         _print(line)
 
     return Progress(advance, say)
 
 
-def _print(line: str) -> None:
-    print(line, flush=True)
+def _print(line: str | Sequence[Cell]) -> None:
+    print(line if isinstance(line, str) else "".join(cell.text for cell in line), flush=True)
 
 
 @contextmanager
@@ -108,6 +124,7 @@ def _rich_progress(label: str, total: int) -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as RichProgress
+    from rich.text import Text
 
     columns = (
         TextColumn("{task.description}"),
@@ -118,7 +135,9 @@ def _rich_progress(label: str, total: int) -> Iterator[Progress]:
     )
     with RichProgress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(label, total=total, words="")
-        yield Progress(
-            lambda words: bar.update(task, advance=1, words=words),
-            lambda line: bar.console.print(line, highlight=False, markup=False),
-        )
+
+        def say(line: str | Sequence[Cell]) -> None:
+            cells = [Cell(line)] if isinstance(line, str) else line
+            bar.console.print(Text.assemble(*cells), highlight=False, soft_wrap=True)
+
+        yield Progress(lambda words: bar.update(task, advance=1, words=words), say)

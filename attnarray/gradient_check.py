@@ -108,10 +108,13 @@ def gradcheck(
     cotangent = tree.map(lambda leaf: _cotangent_like(leaf, rng), out)
     grads = triple.bwd(cotangent, ctx)
     found = {name: grad for name, grad in zip(grads._fields, grads, strict=True) if grad is not None}
-    names = list(found) if wrt is None else list(wrt)
+    names = list(found) if wrt is None else [wrt] if isinstance(wrt, str) else list(wrt)
     unknown = [name for name in names if name not in found]
     if unknown:
         raise ValueError(f"`wrt` names {unknown}, but gradients were returned for {list(found)}.")
+    missing = [name for name in grads._fields if name not in found and _is_floating(arguments.get(name))]
+    if missing and wrt is None:
+        raise ValueError(f"{triple.bwd.__name__} returns no gradient for {missing}, which were given.")
 
     def loss(changed: dict[str, Any]) -> float:
         outs = triple.f(**changed)
@@ -125,6 +128,9 @@ def gradcheck(
         for path, grad in tree.flatten(found[name]):
             label = ".".join([name, *map(str, path)])
             numeric, places = _differences(loss, arguments, name, path, step, max_elements, rng)
+            expected = tuple(tree.get(arguments[name], path).shape)
+            if tuple(grad.shape) != expected:
+                raise ValueError(f"The gradient of `{label}` has shape {tuple(grad.shape)}, expected {expected}.")
             analytic = to_numpy(grad).astype(np.float64).reshape(-1)[places]
             scale = max(float(np.max(np.abs(numeric), initial=0.0)), SMALLEST_SCALE)
             error = float(np.max(np.abs(analytic - numeric), initial=0.0)) / scale
@@ -192,18 +198,21 @@ def _to_float64(value: Any) -> Any:
     return value
 
 
+def _is_floating(value: Any) -> bool:
+    return any(is_array(leaf) and dtype_name(leaf.dtype) in FLOATS for leaf in _leaves(value))
+
+
 def _leaves(value: Any) -> Iterator[Any]:
     return (leaf for _, leaf in tree.flatten(value))
 
 
 def _cotangent_like(leaf: Array, rng: np.random.Generator) -> Array:
-    host = rng.standard_normal(leaf.shape) * np.isfinite(
-        to_numpy(leaf)
-    )  # -inf in lse of a fully masked row is constant
+    # The lse of a fully masked row is -inf and constant; a NaN must be seen.
+    host = rng.standard_normal(leaf.shape) * ~np.isinf(to_numpy(leaf))
     xp = namespace_of(leaf)
     return xp.asarray(host, dtype=leaf.dtype, device=device_of(leaf))
 
 
 def _dot(leaf: Array, weight: Array) -> float:
     values = to_numpy(leaf).astype(np.float64)
-    return float(np.sum(np.where(np.isfinite(values), values, 0.0) * to_numpy(weight)))
+    return float(np.sum(np.where(np.isinf(values), 0.0, values) * to_numpy(weight)))

@@ -99,13 +99,12 @@ def _words(seed: int, count: int, xp: Namespace, device: Any) -> Array:
 
 
 def _arange(xp: Namespace, device: Any, start: int, stop: int) -> Array:
-    indices = xp.arange(start, stop, dtype=xp.int64, device=device)
-    if dtype_name(indices.dtype) != "int64":
+    if dtype_name(xp.arange(0, device=device).dtype) != "int64":
         raise RuntimeError(
             "Random numbers need 64-bit integers, which this library has switched off. For JAX: "
             'jax.config.update("jax_enable_x64", True).'
         )
-    return indices
+    return xp.arange(start, stop, dtype=xp.int64, device=device)
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
-from attnarray.backend import Array
+from attnarray.backend import Array, dtype_name
 
 Tree: TypeAlias = Any
 Path: TypeAlias = tuple[str | int, ...]
@@ -37,6 +38,8 @@ def _map(function: Callable[..., Any], path: Path, tree: Tree, *others: Tree) ->
     if not _is_branch(tree):
         if any(_is_branch(other) for other in others):
             raise ValueError(f"The trees differ at {format_path(path)}: one has a leaf where another has a branch.")
+        if len({leaf is None for leaf in (tree, *others)}) > 1:
+            raise ValueError(f"The trees differ at {format_path(path)}: one has nothing where another has a leaf.")
         return None if tree is None else function(tree, *others)
     items = dict(_children(tree))
     for other in others:
@@ -99,7 +102,8 @@ def nbytes(tree: Tree) -> int:
     """
     arrays: dict[int, int] = {}
     for leaf in _arrays(tree):
-        arrays[id(leaf)] = int(leaf.size) * int(getattr(leaf.dtype, "itemsize", 0) or leaf.itemsize)
+        bits = "".join(filter(str.isdigit, dtype_name(leaf.dtype))) or "8"  # the one name without a number is bool
+        arrays[id(leaf)] = math.prod(leaf.shape) * int(bits) // 8
     return sum(arrays.values())
 
 

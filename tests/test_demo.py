@@ -69,8 +69,7 @@ def test_padding_does_not_change_the_translation(small: Any) -> None:
 def test_training_lowers_the_loss(small: Any) -> None:
     data, params = small
     losses: list[float] = []
-    for params in training.train(data, params, 6, 0, lambda loss, _: losses.append(loss)):
-        pass
+    list(training.train(data, params, 6, 0, lambda loss, _: losses.append(loss)))
     assert len(losses) == training.steps_of(data, 6)
     assert np.mean(losses[-5:]) < 0.75 * losses[0]
 

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 import attnarray as aa
+from attnarray.cases import Case
+from attnarray.cases.ops import OPS_CASES
 from attnarray.ops.erf import erf
+from attnarray.triples import triple_of
 
 X = np.array([[0.5, -1.0, 2.0], [3.0, 0.0, -0.5]])
 EXTREMES = [-math.inf, -1e300, -1000.0, -0.0, 1000.0, 1e300, math.inf]
@@ -285,3 +288,13 @@ def test_cross_entropy_refuses_bad_input() -> None:
         aa.cross_entropy(X, targets, reduction="average")
     with pytest.raises(ValueError, match=r"`logits` has no classes, expected \(..., V\) with V > 0"):
         aa.cross_entropy(np.zeros((2, 0)), targets)
+
+
+@pytest.mark.parametrize("case", [case for case in OPS_CASES if case.label != "one index"], ids=lambda case: case.name)
+def test_a_cotangent_that_does_not_fit_is_refused(case: Case) -> None:
+    out, ctx = triple_of(case.f).fwd(**case.arguments())
+    bwd = triple_of(case.f).bwd
+    with pytest.raises(ValueError, match=r"`dout` has shape \(5,.*the shape of the output"):
+        bwd(np.ones((5, *out.shape)), ctx)
+    with pytest.raises(TypeError, match="`dout` has dtype int64"):
+        bwd(np.ones(out.shape, dtype=np.int64), ctx)

@@ -191,11 +191,14 @@ def scaled_dot_product_attention_bwd(dout: Array, ctx: SDPAContext, dlse: Array 
     >>> aa.scaled_dot_product_attention_bwd(np.ones_like(out), ctx).query.shape
     (1, 2, 4, 8)
     """
+    checks.context("ctx", ctx, SDPAContext)
     form = ctx.form
     checks.shape("dout", dout, tuple(form.restored(ctx.out).shape), "the shape of the output")
     checks.floating(dout=dout, query=ctx.q)
     if dlse is not None:
         checks.shape("dlse", dlse, tuple(form.restored_rows(ctx.lse).shape), "the shape of the lse")
+    checks.namespace(dout=dout, dlse=dlse, query=ctx.q)
+    if dlse is not None:
         dlse = namespace_of(dlse).reshape(dlse, ctx.lse.shape)
     dq, dk, dv, dbias, dsinks = attend_backward(
         form.canonical(dout), dlse, ctx.q, ctx.k, ctx.v, ctx.out, ctx.lse, ctx.scoring
@@ -232,6 +235,9 @@ def attention_weights(ctx: SDPAContext, queries: slice = slice(None)) -> Array:
     >>> aa.attention_weights(ctx, slice(0, 1))[0, 0].tolist()
     [[1.0, 0.0, 0.0, 0.0]]
     """
+    checks.context("ctx", ctx, SDPAContext)
+    if not isinstance(queries, slice):
+        raise TypeError(f"`queries` is {checks.shown(queries)}, expected a slice such as slice(0, 1).")
     start, stop, step = queries.indices(ctx.q.shape[2])
     if step != 1:
         raise ValueError(f"`queries` has step {step}, expected 1; take every n-th row of the result instead.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Unpack
 
 import attnarray.attention.dot_product as whole
@@ -113,7 +113,11 @@ def attention_partial_bwd(dout: Partial, ctx: whole.SDPAContext, merged: Partial
         The merged result of all parts. Then `dout` is the cotangent of that result, and the gradients are those of the
         whole with respect to this part: add those of the query over the parts. Saves `merge_partials_bwd`.
     """
+    dout = _partial("dout", dout)
+    checks.context("ctx", ctx, whole.SDPAContext)
     if merged is not None:
+        merged = _partial("merged", merged)
+        checks.shape("merged.lse", merged.lse, tuple(ctx.form.restored_rows(ctx.lse).shape), "the shape of its lse")
         out = ctx.form.canonical(merged.out)
         checks.shape("merged.out", out, tuple(ctx.out.shape), "the shape of this part's output")
         ctx = ctx._replace(out=out, lse=namespace_of(merged.lse).reshape(merged.lse, ctx.lse.shape))
@@ -169,9 +173,14 @@ def merge_partials(partials: Sequence[Partial], *, layout: str = "BHTD") -> Part
 def merge_partials_fwd(partials: Sequence[Partial], *, layout: str = "BHTD") -> tuple[Partial, MergeContext]:
     """`merge_partials` and the context for its backward."""
     checks.one_of("layout", layout, ("BHTD", "BTHD"))
-    parts = tuple(Partial(*part) for part in partials)
+    if isinstance(partials, Partial) or not isinstance(partials, Iterable):
+        raise TypeError("`partials` must be a sequence of Partial(out, lse): merge_partials([part, ...]).")
+    parts = tuple(_partial(f"partials[{n}]", part) for n, part in enumerate(partials))
     if not parts:
         raise ValueError("`partials` is empty, expected at least one Partial(out, lse).")
+    rows = tuple(parts[0].out.shape[:-1])  # (*batch, H, T), or (*batch, T, H)
+    rows = (*rows[:-2], rows[-1], rows[-2]) if layout == "BTHD" else rows
+    checks.shape("partials[0].lse", parts[0].lse, rows, "one number for each row of its out")
     for part in parts[1:]:
         checks.shape("out", part.out, tuple(parts[0].out.shape), "all parts have the same shape")
         checks.shape("lse", part.lse, tuple(parts[0].lse.shape), "all parts have the same shape")
@@ -199,6 +208,8 @@ def merge_partials_bwd(dout: Partial, ctx: MergeContext) -> MergeGrads:
 
     .. math:: do_n = w_n\, do, \qquad d\mathrm{lse}_n = w_n \bigl(do \cdot (o_n - o) + d\mathrm{lse}\bigr)
     """
+    dout = _partial("dout", dout)
+    checks.shape("dout.out", dout.out, tuple(ctx.out.shape), "the shape of the output")
     xp = namespace_of(dout.out, dout.lse, ctx.out)
     grads = []
     for weight, part in zip(ctx.weights, ctx.partials, strict=True):
@@ -210,6 +221,12 @@ def merge_partials_bwd(dout: Partial, ctx: MergeContext) -> MergeGrads:
         dout_n = _weighted(weight, dout.out, ctx.layout)
         grads.append(Partial(xp.astype(dout_n, part.out.dtype), xp.astype(dlse, part.lse.dtype)))
     return MergeGrads(tuple(grads))
+
+
+def _partial(name: str, value: Any) -> Partial:
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise TypeError(f"`{name}` is {checks.shown(value)}, expected a Partial(out, lse).")
+    return Partial(*value)
 
 
 def _weighted(weight: Array, out: Array, layout: str) -> Any:

@@ -64,7 +64,7 @@ def relu_bwd(dout: Array, ctx: ReluContext) -> ReluGrads:
 
     .. math:: dx = dy\, [x > 0]
     """
-    xp = namespace_of(dout, ctx.out)
+    xp = checks.cotangent(dout, tuple(ctx.out.shape), ctx.out)
     return ReluGrads(_narrow(xp.where(ctx.out > 0, dout, 0.0), ctx.out))
 
 
@@ -122,7 +122,7 @@ def silu_bwd(dout: Array, ctx: SiluContext) -> SiluGrads:
 
     .. math:: dx = dy\, \sigma(x) \bigl(1 + x\, (1 - \sigma(x))\bigr)
     """
-    xp = namespace_of(dout, ctx.x)
+    xp = checks.cotangent(dout, tuple(ctx.x.shape), ctx.x)
     x = xp.clip(_wide(ctx.x), -SILU_REACH, SILU_REACH)
     s = _logistic(xp, x)
     return SiluGrads(_narrow(s * (1.0 + x * (1.0 - s)) * _wide(dout), ctx.x))
@@ -178,7 +178,7 @@ def tanh_bwd(dout: Array, ctx: TanhContext) -> TanhGrads:
 
     .. math:: dx = dy\, (1 - y^2)
     """
-    namespace_of(dout, ctx.out)
+    checks.cotangent(dout, tuple(ctx.out.shape), ctx.out)
     y = _wide(ctx.out)
     return TanhGrads(_narrow((1.0 - y * y) * _wide(dout), ctx.out))
 
@@ -233,7 +233,7 @@ def sigmoid_bwd(dout: Array, ctx: SigmoidContext) -> SigmoidGrads:
 
     .. math:: dx = dy\, y\, (1 - y)
     """
-    namespace_of(dout, ctx.out)
+    checks.cotangent(dout, tuple(ctx.out.shape), ctx.out)
     y = _wide(ctx.out)
     return SigmoidGrads(_narrow(y * (1.0 - y) * _wide(dout), ctx.out))
 

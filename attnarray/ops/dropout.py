@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from attnarray import checks
-from attnarray.backend import Array, device_of, namespace_of
+from attnarray.backend import Array, accumulator_dtype, device_of, namespace_of
 from attnarray.random import Philox, keep_mask, seed_of
 
 
 class DropoutContext(NamedTuple):
+    shape: tuple[int, ...]
     p: float
     seed: int | None
     mask: Array | None
@@ -71,7 +72,7 @@ def dropout_fwd(
         checks.broadcasts("mask", mask, tuple(x.shape), "the shape of x")
     elif p > 0 and rng is None:
         raise ValueError(f"`p` is {p} but neither `rng` nor `mask` is given. Pass rng=attnarray.Philox(seed).")
-    ctx = DropoutContext(p, None if rng is None or mask is not None else seed_of(rng), mask)
+    ctx = DropoutContext(tuple(x.shape), p, None if rng is None or mask is not None else seed_of(rng), mask)
     return _drop(x, ctx), ctx
 
 
@@ -80,15 +81,18 @@ def dropout_bwd(dout: Array, ctx: DropoutContext) -> DropoutGrads:
 
     .. math:: dx_i = \frac{m_i}{1 - p} dy_i
     """
+    checks.floating(dout=dout)
+    checks.shape("dout", dout, ctx.shape, "the shape of the output")
     return DropoutGrads(_drop(dout, ctx))
 
 
 def _drop(x: Array, ctx: DropoutContext) -> Array:
-    xp = namespace_of(x)
+    xp = namespace_of(x, ctx.mask)
     keep = ctx.mask
     if keep is None:
         if ctx.seed is None or ctx.p == 0:
             return x
         keep = keep_mask(ctx.seed, ctx.p, tuple(x.shape), xp, device_of(x))
+    wide = xp.astype(x, accumulator_dtype(xp, x.dtype), copy=False)
     factor = 1.0 / (1.0 - ctx.p) if ctx.p < 1 else 0.0
-    return xp.where(keep, x * factor, xp.zeros_like(x))
+    return xp.astype(xp.where(keep, wide * factor, 0.0), x.dtype, copy=False)

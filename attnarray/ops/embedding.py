@@ -12,6 +12,7 @@ from attnarray.backend import Array, accumulator_dtype, index_dtype, namespace_o
 class EmbeddingContext(NamedTuple):
     indices: Array
     size: int
+    width: int
 
 
 class EmbeddingGrads(NamedTuple):
@@ -57,7 +58,7 @@ def embedding_fwd(indices: Array, weight: Array) -> tuple[Array, EmbeddingContex
     xp = namespace_of(indices, weight)
     flat = xp.astype(xp.reshape(indices, (math.prod(indices.shape),)), index_dtype(xp, indices), copy=False)  # (N,)
     rows = xp.take(weight, flat, axis=0)  # (N, E)
-    return xp.reshape(rows, (*indices.shape, weight.shape[1])), EmbeddingContext(indices, weight.shape[0])
+    return xp.reshape(rows, (*indices.shape, weight.shape[1])), EmbeddingContext(indices, *weight.shape)
 
 
 def embedding_bwd(dout: Array, ctx: EmbeddingContext) -> EmbeddingGrads:
@@ -65,6 +66,8 @@ def embedding_bwd(dout: Array, ctx: EmbeddingContext) -> EmbeddingGrads:
 
     .. math:: dW_v = \sum_{n:\, i_n = v} dy_n
     """
+    checks.floating(dout=dout)
+    checks.shape("dout", dout, (*ctx.indices.shape, ctx.width), "the shape of the output")
     xp = namespace_of(dout, ctx.indices)
     count = math.prod(ctx.indices.shape)
     flat = xp.astype(xp.reshape(ctx.indices, (count,)), index_dtype(xp, ctx.indices), copy=False)  # (N,)

@@ -81,7 +81,7 @@ def gelu_bwd(dout: Array, ctx: GeluContext) -> GeluGrads:
         dx \approx dy\, \Bigl(\tfrac{1 + t}{2}
         + \tfrac{x}{2} (1 - t^2) \sqrt{2 / \pi}\, (1 + 3 \cdot 0.044715\, x^2)\Bigr)
     """
-    xp = namespace_of(dout, ctx.x)
+    xp = checks.cotangent(dout, tuple(ctx.x.shape), ctx.x)
     wide = accumulator_dtype(xp, ctx.x.dtype)
     x = xp.clip(xp.astype(xp.asarray(ctx.x), wide, copy=False), -REACH, REACH)
     gate = _gate(x, ctx.approximate)

@@ -104,7 +104,7 @@ def cross_entropy_bwd(dout: Array, ctx: CrossEntropyContext) -> CrossEntropyGrad
 
     .. math:: dx_{nv} = g_n\, (p_{nv} - q_{nv}), \qquad g_n = dL_n, \quad dL, \quad dL / N \ \text{for none, sum, mean}
     """
-    xp = namespace_of(dout, ctx.logits)
+    xp = checks.cotangent(dout, tuple(ctx.targets.shape) if ctx.reduction == "none" else (), ctx.logits)
     x, classes, kept, count = _rows(ctx.logits, ctx.targets, ctx.ignore_index)
     p = xp.exp(x - ctx.largest)  # (N, V)
     p /= ctx.total

@@ -89,7 +89,7 @@ def layer_norm_bwd(dout: Array, ctx: LayerNormContext) -> LayerNormGrads:
         {\sqrt{\sigma^2 + \epsilon}}, \quad g_e = w_e\, dy_e; \qquad
         dw_e = \sum_n dy_{ne}\, \hat{x}_{ne}, \qquad db_e = \sum_n dy_{ne}
     """
-    xp = namespace_of(dout, ctx.x)
+    xp = checks.cotangent(dout, tuple(ctx.x.shape), ctx.x)
     dy = _wide(dout, ctx.x)
     normal = (_wide(ctx.x, ctx.x) - ctx.mean) * ctx.inverse_deviation
     g = dy if ctx.weight is None else dy * _wide(ctx.weight, ctx.x)
@@ -170,7 +170,7 @@ def rms_norm_bwd(dout: Array, ctx: RMSNormContext) -> RMSNormGrads:
         dx_e = \frac{g_e - \hat{x}_e \operatorname{mean}(g\, \hat{x})}{\operatorname{rms}(x)}, \quad g_e = w_e\, dy_e;
         \qquad dw_e = \sum_n dy_{ne}\, \hat{x}_{ne}
     """
-    xp = namespace_of(dout, ctx.x)
+    xp = checks.cotangent(dout, tuple(ctx.x.shape), ctx.x)
     dy = _wide(dout, ctx.x)
     normal = _wide(ctx.x, ctx.x) * ctx.inverse_rms
     g = dy if ctx.weight is None else dy * _wide(ctx.weight, ctx.x)

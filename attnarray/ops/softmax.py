@@ -75,9 +75,9 @@ def softmax_bwd(dout: Array, ctx: SoftmaxContext) -> SoftmaxGrads:
 
     Entries with y = 0 (masked) get 0.
     """
-    xp = namespace_of(dout, ctx.out)
+    xp = checks.cotangent(dout, tuple(ctx.out.shape), ctx.out)
     wide = accumulator_dtype(xp, ctx.out.dtype)
-    y, dy = xp.astype(ctx.out, wide), xp.astype(dout, wide)
+    y, dy = xp.astype(ctx.out, wide, copy=False), xp.astype(dout, wide, copy=False)
     dx = y * (dy - xp.sum(y * dy, axis=ctx.axis, keepdims=True))
     return SoftmaxGrads(xp.astype(dx, ctx.out.dtype))
 
@@ -144,9 +144,9 @@ def log_softmax_bwd(dout: Array, ctx: LogSoftmaxContext) -> LogSoftmaxGrads:
 
     Masked entries (y = -inf) get 0, and their dy counts for nothing.
     """
-    xp = namespace_of(dout, ctx.out)
+    xp = checks.cotangent(dout, tuple(ctx.out.shape), ctx.out)
     wide = accumulator_dtype(xp, ctx.out.dtype)
-    y, dy = xp.astype(ctx.out, wide), xp.astype(dout, wide)
+    y, dy = xp.astype(ctx.out, wide, copy=False), xp.astype(dout, wide, copy=False)
     dy = xp.where(y == -math.inf, 0.0, dy)
     dx = dy - xp.exp(y) * xp.sum(dy, axis=ctx.axis, keepdims=True)
     return LogSoftmaxGrads(xp.astype(dx, ctx.out.dtype))
@@ -163,7 +163,7 @@ def _check(x: Array, axis: int, mask: Array | None) -> int:
 
 def _masked(x: Array, mask: Array | None) -> Array:
     xp = namespace_of(x)
-    wide = xp.astype(x, accumulator_dtype(xp, x.dtype))
+    wide = xp.astype(x, accumulator_dtype(xp, x.dtype), copy=False)
     return wide if mask is None else xp.where(mask, wide, -math.inf)
 
 

@@ -1,4 +1,4 @@
-"""The merge of partial attention by loops over single numbers in float64: the twin that the library is compared with."""
+"""The merge of partial attention by loops over single numbers, float64: the twin that the library is compared with."""
 
 import math
 

@@ -1,0 +1,119 @@
+"""Calls of attention that must be refused: what is changed in a good call, and what the message says about it."""
+
+from __future__ import annotations
+
+import array_api_strict
+import numpy as np
+
+import attnarray as aa
+
+RNG = np.random.default_rng(0)
+QUERY = RNG.standard_normal((2, 6, 5, 4))  # B 2, H 6, T 5, D 4
+KEY = RNG.standard_normal((2, 3, 7, 4))  # Hkv 3, S 7
+VALUE = RNG.standard_normal((2, 3, 7, 8))  # Dv 8
+GIVEN = {"query": QUERY, "key": KEY, "value": VALUE}
+
+SCORES = "does not broadcast to (*batch, H, T, S) = (2, 6, 5, 7)"
+HUGE = 2**70
+
+WRONG_SHAPES = {
+    "head dim": ({"key": KEY[..., :3]}, "`key` has head dim 3 but `query` has 4; they must match. Shapes: query"),
+    "positions": ({"value": VALUE[:, :, :6]}, "`value` has 6 positions but `key` has 7; there must be one value per"),
+    "batch of key": ({"key": KEY[:1]}, "`key` has batch (1,) but `query` has (2,); they must be equal"),
+    "batch of value": ({"value": VALUE[:1]}, "`value` has batch (1,) but `query` has (2,)"),
+    "heads": ({"query": QUERY[:, :4]}, "`query` has 4 heads, `key` 3 and `value` 3; key and value must have equally"),
+    "heads of value": ({"value": VALUE[:, :2]}, "`query` has 6 heads, `key` 3 and `value` 2"),
+    "no key heads": ({"key": KEY[:, :0], "value": VALUE[:, :0]}, "`query` has 6 heads, `key` 0 and `value` 0"),
+    "axes": ({"query": QUERY[0]}, "`query`, `key` and `value` have 3, 4 and 4 axes; they must have equally many"),
+    "one axis": ({"query": QUERY[0, 0, 0], "key": KEY[0, 0, 0], "value": VALUE[0, 0, 0]}, "at least 2 for layout"),
+    "two axes": ({"query": QUERY[0, 0], "key": KEY[0, 0], "value": VALUE[0, 0], "layout": "BTHD"}, "at least 3 for"),
+    "a number": ({"query": np.float64(1.0)}, "have 0, 4 and 4 axes"),
+    "mask": ({"attn_mask": np.ones((7, 5), bool)}, f"`attn_mask` has shape (7, 5), which {SCORES}"),
+    "mask axes": ({"attn_mask": np.ones((1, 1, 1, 5, 7), bool)}, "`attn_mask` has shape (1, 1, 1, 5, 7), which does"),
+    "float mask": ({"attn_mask": np.zeros((7, 5))}, f"`attn_mask` has shape (7, 5), which {SCORES}. Each size"),
+    "Dense": ({"attn_mask": aa.Dense(np.ones((7, 5), bool))}, f"`attn_mask` has shape (7, 5), which {SCORES}"),
+    "Documents": ({"attn_mask": aa.Documents(np.arange(7), np.arange(5))}, "`Documents.ids_q` has shape (7,), which"),
+    "Documents, keys": ({"attn_mask": aa.Documents(np.arange(5), np.arange(5))}, "broadcast to (*batch, S) = (2, 7)"),
+    "bias": ({"bias": np.zeros((2, 3, 5, 7))}, f"`bias` has shape (2, 3, 5, 7), which {SCORES}"),
+    "dropout mask": ({"dropout_p": 0.1, "dropout_mask": np.ones((5, 6), bool)}, "`dropout_mask` has shape (5, 6),"),
+    "sinks": ({"sinks": np.zeros(3)}, "`sinks` has shape (3,), expected (6,): one sink for each of the 6 query heads"),
+    "kv_lengths": ({"kv_lengths": [1, 2, 3]}, "`kv_lengths` has shape (3,), expected (2,): one integer for all, or"),
+    "q_offset": ({"q_offset": np.zeros((2, 1), int)}, "`q_offset` has shape (2, 1), expected (2,)"),
+    "Padding": ({"attn_mask": aa.Padding([1, 2, 3])}, "`Padding.lengths` has shape (3,), expected (2,)"),
+}  # fmt: skip
+
+WRONG_VALUES = {
+    "layout": ({"layout": "BSHD"}, "`layout` is 'BSHD', expected one of 'BHTD', 'BTHD'"),
+    "layout, an array": ({"layout": QUERY}, "`layout` is an array of shape (2, 6, 5, 4) and dtype float64, expected"),
+    "scale 0": ({"scale": 0}, "`scale` is 0, expected a finite number other than 0; leave it out for 1 / sqrt(D) ="),
+    "scale NaN": ({"scale": float("nan")}, "`scale` is nan, expected a finite number"),
+    "scale infinite": ({"scale": 10**400}, "expected a finite number other than 0"),
+    "scale True": ({"scale": True}, "`scale` is True, expected a finite number"),
+    "softcap 0": ({"softcap": 0}, "`softcap` is 0, expected a finite number above 0"),
+    "softcap negative": ({"softcap": -2.0}, "`softcap` is -2.0, expected a finite number above 0"),
+    "softcap, text": ({"softcap": "2"}, "`softcap` is '2', expected a finite number above 0"),
+    "window, a number": ({"window": 2}, "`window` is 2, expected (left, right), each an integer >= 0 or None ="),
+    "window of three": ({"window": (0, 1, 2)}, "`window` is (0, 1, 2), expected (left, right)"),
+    "window negative": ({"window": (-1, 0)}, "`window.left` is -1, expected an integer >= 0: the number of keys to"),
+    "window fraction": ({"window": (0, 1.5)}, "`window.right` is 1.5, expected an integer >= 0: the number of keys to"),
+    "window True": ({"window": (True, 0)}, "`window.left` is True, expected an integer"),
+    "lengths beyond S": ({"kv_lengths": np.array([1, 8])}, "`kv_lengths` goes from 1 to 8, expected 0 to S = 7: the"),
+    "length beyond S": ({"kv_lengths": 8}, "`kv_lengths` is 8, expected 0 to S = 7: the number of keys that exist"),
+    "length negative": ({"kv_lengths": -1}, "`kv_lengths` is -1, expected 0 to S = 7"),
+    "length enormous": ({"kv_lengths": HUGE}, f"`kv_lengths` is {HUGE}, expected 0 to S = 7"),
+    "Padding beyond S": ({"attn_mask": aa.Padding([0, 8])}, "`Padding.lengths` goes from 0 to 8, expected 0 to S = 7"),
+    "q_offset enormous": ({"q_offset": HUGE}, f"`q_offset` is {HUGE}, expected an integer from -1073741824 to"),
+    "dropout negative": ({"dropout_p": -0.1}, "`dropout_p` is -0.1, expected a probability from 0 to 1"),
+    "dropout above 1": ({"dropout_p": 1.1}, "`dropout_p` is 1.1, expected a probability from 0 to 1"),
+    "dropout NaN": ({"dropout_p": float("nan")}, "`dropout_p` is nan, expected a probability"),
+    "dropout None": ({"dropout_p": None}, "`dropout_p` is None, expected a probability"),
+    "causal in its place": ({"dropout_p": True}, "`dropout_p` is True, expected a probability"),
+    "dropout alone": ({"dropout_p": 0.1}, "but neither `rng` nor `dropout_mask` is given. Pass"),
+    "rng, text": ({"dropout_p": 0.1, "rng": "abc"}, "`rng` is 'abc', expected attnarray.Philox(seed) or a seed from 0"),
+    "rng negative": ({"dropout_p": 0.1, "rng": -1}, "`rng` is -1, expected attnarray.Philox(seed) or a seed from 0 to"),
+    "rng of NumPy": ({"dropout_p": 0.1, "rng": RNG}, "`rng` is Generator(PCG64) at"),
+    "two biases": ({"attn_mask": np.zeros((5, 7)), "bias": np.zeros((5, 7))}, "`bias` is given too; add them first"),
+}  # fmt: skip
+
+WRONG_TYPES = {
+    "list": ({"query": QUERY.tolist()}, "`query` has type list, expected an array. attnarray.asarray makes one from"),
+    "None": ({"key": None}, "`key` is None, expected an array."),
+    "text": ({"value": "abc"}, "`value` has type str, expected an array."),
+    "number": ({"query": 1.0}, "`query` has type float, expected an array."),
+    "masked array": ({"key": np.ma.masked_array(KEY)}, "`key` has type MaskedArray, which computes by rules of its"),
+    "integers": ({"query": QUERY.astype(int)}, "`query` has dtype int64, expected one of float16, bfloat16, float32,"),
+    "complex": ({"key": KEY + 0j}, "`key` has dtype complex128, expected one of"),
+    "objects": ({"value": VALUE.astype(object)}, "`value` has dtype object, expected one of"),
+    "mixed": ({"key": KEY.astype("f4")}, "different dtypes: query float64, key float32, value float64. Bring them to"),
+    "mixed bias": ({"bias": np.zeros((5, 7), "f4")}, "value float64, bias float32"),
+    "mixed float mask": ({"attn_mask": np.zeros((5, 7), "f2")}, "value float64, attn_mask float16"),
+    "mixed sinks": ({"sinks": np.zeros(6, "f4")}, "value float64, sinks float32"),
+    "libraries": ({"key": array_api_strict.asarray(KEY)}, "libraries: `query` numpy, `key` array_api_strict, `value`"),
+    "library of mask": ({"attn_mask": array_api_strict.ones((5, 7)) > 0}, "`value` numpy, `attn_mask`"),
+    "library of Dense": ({"attn_mask": aa.Dense(array_api_strict.ones(7) > 0)}, "`query` numpy, `attn_mask`"),
+    "library of lengths": ({"kv_lengths": array_api_strict.asarray([1, 2])}, "`query` numpy, `kv_lengths`"),
+    "mask of integers": ({"attn_mask": np.ones((5, 7), int)}, "`attn_mask` has dtype int64, expected bool (True ="),
+    "mask, a list": ({"attn_mask": [[True] * 7] * 5}, "`attn_mask` has type list, expected a boolean array (True ="),
+    "mask, a class": ({"attn_mask": aa.Causal}, "`attn_mask` is the class Causal, expected a boolean array (True ="),
+    "mask of its own": ({"attn_mask": aa.Mask()}, "expected Causal, Window, Padding, Documents, Dense or some of them"),
+    "bias, a mask": ({"bias": aa.Causal()}, "`bias` has type Causal, expected an array"),
+    "bias, booleans": ({"bias": np.ones((5, 7), bool)}, "`bias` has dtype bool, expected one of"),
+    "sinks, a list": ({"sinks": [0.0] * 6}, "`sinks` has type list, expected an array"),
+    "sinks, integers": ({"sinks": np.zeros(6, int)}, "`sinks` has dtype int64, expected one of"),
+    "dropout mask": ({"dropout_p": 0.1, "dropout_mask": np.ones((5, 7))}, "`dropout_mask` has dtype float64, expected"),
+    "lengths, floats": ({"kv_lengths": np.array([1.0, 2.0])}, "`kv_lengths` has dtype float64, expected an integer"),
+    "lengths, a list": ({"kv_lengths": [3.0, 4]}, "`kv_lengths` is [3.0, 4], expected an integer or an array of"),
+    "lengths, ragged": ({"kv_lengths": [[1], [2, 3]]}, "`kv_lengths` is [[1], [2, 3]], expected an integer or an"),
+    "lengths, text": ({"kv_lengths": "abc"}, "`kv_lengths` is 'abc', expected an integer or an array of integers"),
+    "lengths, booleans": ({"kv_lengths": np.array([True, False])}, "`kv_lengths` has dtype bool, expected an integer"),
+    "offset, a float": ({"q_offset": 1.0}, "`q_offset` is 1.0, expected an integer or an array of integers"),
+    "offset, None": ({"q_offset": None}, "`q_offset` is None, expected an integer or an array of integers"),
+    "causal, text": ({"is_causal": "no"}, "`is_causal` is 'no', expected True or False"),
+    "causal, an array": ({"is_causal": np.ones(2)}, "`is_causal` is an array of shape (2,) and dtype float64,"),
+}  # fmt: skip
+
+BAD_CALLS = [
+    (name, changes, error, expected)
+    for table, error in ((WRONG_SHAPES, ValueError), (WRONG_VALUES, ValueError), (WRONG_TYPES, TypeError))
+    for name, (changes, expected) in table.items()
+]

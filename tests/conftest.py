@@ -1,0 +1,17 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from libraries import LIBRARIES, Library, marks_of
+
+# The same examples in every run, so that a red test is red for everybody; no time limit, as machines differ.
+settings.register_profile("attnarray", derandomize=True, database=None, deadline=None, max_examples=60)
+settings.load_profile("attnarray")
+
+
+@pytest.fixture(params=[pytest.param(entry, marks=marks_of(entry), id=entry.name) for entry in LIBRARIES])
+def library(request: pytest.FixtureRequest) -> Library:
+    """Each array library that can be used here, in turn."""
+    return request.param

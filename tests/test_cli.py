@@ -1,0 +1,297 @@
+"""The command: what it prints, its exit codes, and one line for every wrong argument."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import attnarray
+from attnarray import backend, cli, console
+from attnarray.backend import BackendStatus
+from attnarray.ops import softmax as softmax_module
+
+ROOT = Path(__file__).parents[1]
+Capture = pytest.CaptureFixture[str]
+
+
+def run(capsys: Capture, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of the command, run in this process."""
+    code = cli.main(arguments)
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def run_process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    encoding = environment.get("PYTHONIOENCODING", "utf-8")
+    return subprocess.run(
+        [sys.executable, "-m", "attnarray.cli", *arguments],
+        capture_output=True, check=False, encoding=encoding, env=variables, stdin=subprocess.DEVNULL, timeout=100,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def without_rich(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "rich" else find(name, *rest))
+    monkeypatch.setitem(sys.modules, "rich", None)
+
+
+@pytest.fixture
+def wrong_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A softmax whose backward forgets the sum."""
+
+    def forgetful(dout: Any, ctx: Any) -> Any:
+        return softmax_module.SoftmaxGrads(ctx.out * dout)
+
+    monkeypatch.setattr(softmax_module, "softmax_bwd", forgetful)
+
+
+def test_info_lists_backends_kernels_and_versions(capsys: Capture) -> None:
+    code, out, err = run(capsys, "info")
+    assert (code, err) == (0, "")
+    for word in (
+        "Backends",
+        "numpy",
+        "cupy",
+        "array_api_strict",
+        "Kernels",
+        "Here",
+        attnarray.__version__,
+        np.__version__,
+    ):
+        assert word in out
+
+
+def test_info_says_why_a_backend_is_missing(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    statuses = [BackendStatus("numpy", True, "2.0", "CPU", ""), BackendStatus("cupy", False, "", "", "no CUDA device")]
+    monkeypatch.setattr("attnarray.info.available_backends", lambda: statuses)
+    code, out, _ = run(capsys, "info")
+    row = next(line for line in out.splitlines() if "cupy" in line)
+    assert code == 0
+    assert "no CUDA device" in row
+
+
+def test_info_as_json(capsys: Capture) -> None:
+    code, out, err = run(capsys, "info", "--json")
+    facts = json.loads(out)
+    assert (code, err) == (0, "")
+    assert set(facts) == {"backends", "kernels", "here"}
+    assert facts["backends"][0]["name"] == "numpy"
+    assert facts["here"]["attnarray"] == attnarray.__version__
+    assert facts["here"]["numpy"] == np.__version__
+    for row in (*facts["backends"], *facts["kernels"]):
+        assert isinstance(row["reason"], str)
+
+
+def test_check_of_right_gradients(capsys: Capture) -> None:
+    code, out, err = run(capsys, "check", "--only", "softmax", "--kernels", "reference")
+    assert (code, err) == (0, "")
+    assert "log_softmax" in out
+    assert "WRONG" not in out
+    assert "gradient entries in 5 cases of 2 functions; 0 results are wrong." in out
+
+
+def test_check_as_json(capsys: Capture) -> None:
+    code, out, err = run(capsys, "check", "--only", "softmax", "--kernels", "reference", "--json")
+    report = json.loads(out)
+    assert (code, err) == (0, "")
+    assert report["ok"] is True
+    assert {row["function"] for row in report["gradients"]} == {"softmax", "log_softmax"}
+    assert {row["backend"] for row in report["gradients"]} == {"numpy"}
+    assert {row["kernels"] for row in report["gradients"]} == {"reference"}
+    assert all(row["ok"] and row["input"] == "x" and row["error"] < 1e-8 for row in report["gradients"])
+    assert report["kernels"] == []
+
+
+def test_check_compares_kernels_with_the_reference(capsys: Capture) -> None:
+    code, out, _ = run(capsys, "check", "--only", "merge", "--only", "attention_part", "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert {row["function"] for row in report["gradients"]} == {"attention_partial", "merge_partials"}
+    if any(row["kernels"] == "numba" for row in report["gradients"]):
+        results = {(row["dtype"], row["result"]) for row in report["kernels"]}
+        assert {("float32", "out.out"), ("float64", "query"), ("float32", "value")} <= results
+
+
+def test_check_on_another_backend(capsys: Capture) -> None:
+    code, out, _ = run(capsys, "check", "--only", "relu", "--backend", "array_api_strict", "--json")
+    assert code == 0
+    assert {row["backend"] for row in json.loads(out)["gradients"]} == {"array_api_strict"}
+
+
+@pytest.mark.usefixtures("wrong_softmax")
+def test_check_finds_a_wrong_gradient(capsys: Capture) -> None:
+    code, out, _ = run(capsys, "check", "--only", "softmax", "--kernels", "reference", "--json")
+    report = json.loads(out)
+    assert code == 1
+    assert report["ok"] is False
+    assert {row["function"]: row["ok"] for row in report["gradients"]} == {"softmax": False, "log_softmax": True}
+    code, out, _ = run(capsys, "check", "--only", "softmax")
+    assert code == 1
+    assert "WRONG" in next(line for line in out.splitlines() if line.split()[:1] == ["softmax"])
+    assert "3 results are wrong" in out
+
+
+@pytest.mark.usefixtures("without_rich")
+def test_without_rich_the_tables_are_plain_text(capsys: Capture) -> None:
+    assert not console.has_rich()
+    code, out, err = run(capsys, "check", "--only", "relu")
+    assert (code, err) == (0, "")
+    header, rule, row = out.splitlines()[2:5]
+    assert header.split()[:4] == ["function", "input", "cases", "entries"]
+    assert set(rule) == {"-", " "}
+    assert row.split()[:4] == ["relu", "x", "1", "30"]
+    assert row.endswith("ok")
+    code, out, _ = run(capsys, "info")
+    assert code == 0
+    assert "numpy" in out
+
+
+@pytest.mark.parametrize("rich", [True, False], ids=["rich", "plain"])
+def test_the_progress_bar_goes_to_the_terminal_alone(
+    rich: bool, capsys: Capture, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    if rich:
+        pytest.importorskip("rich")
+    else:
+        request.getfixturevalue("without_rich")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    code, out, err = run(capsys, "check", "--only", "relu", "--json")
+    assert code == 0
+    assert json.loads(out)["ok"]
+    assert "checking" in err
+    assert "1/1" in err
+
+
+HELP = {
+    (): ["info", "check", "demo", "examples:", "attnarray check --only attention"],
+    ("info",): ["backends", "--json", "examples:", "attnarray info --json"],
+    ("check",): [
+        "central differences",
+        "Exit code 1",
+        "--kernels",
+        "--only TEXT",
+        "examples:",
+        "attnarray check --json",
+    ],
+    ("demo",): ["ISO 8601", "--epochs N", "--picture FILE", "examples:", "attnarray demo --backend cupy"],
+}
+
+
+@pytest.mark.parametrize(("command", "words"), HELP.items(), ids=[" ".join(command) or "attnarray" for command in HELP])
+def test_help_is_worth_reading(command: tuple[str, ...], words: list[str], capsys: Capture) -> None:
+    for flag in ("--help", "-h"):
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*command, flag])
+        printed = capsys.readouterr()
+        assert ended.value.code == 0
+        assert printed.err == ""
+        assert printed.out.startswith(f"usage: {' '.join(['attnarray', *command])}")
+        for word in words:
+            assert word in printed.out
+        assert len(printed.out.splitlines()) >= 7
+        assert all(len(line) <= 110 for line in printed.out.splitlines())
+
+
+def test_version(capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"attnarray {attnarray.__version__}\n"
+
+
+WRONG = {
+    "no command": ([], "attnarray: the following arguments are required: COMMAND. See attnarray --help."),
+    "command": (["frobnicate"], "invalid choice: 'frobnicate' (choose from"),
+    "option": (["info", "--verbose"], "unrecognized arguments: --verbose"),
+    "backend": (
+        ["check", "--backend", "nope"],
+        "nknown backend 'nope'",
+    ),
+    "backend of the demo": (["demo", "--backend", "nope"], "nknown backend 'nope'"),
+    "kernels": (["check", "--kernels", "fast"], "attnarray check: argument --kernels: invalid choice: 'fast'"),
+    "kernels of the demo": (
+        ["demo", "--kernels", "fast"],
+        "attnarray demo: argument --kernels: invalid choice: 'fast'",
+    ),
+    "only": (
+        ["check", "--only", "nothing"],
+        "No function matches nothing. Known functions: scaled_dot_product_attention,",
+    ),
+    "only what": (["check", "--only"], "argument --only: expected one argument. See attnarray check --help."),
+    "no epochs": (["demo", "--epochs", "0"], "argument --epochs: '0' is not a whole number above 0"),
+    "half an epoch": (["demo", "--epochs", "0.5"], "argument --epochs: '0.5' is not a whole number above 0"),
+    "negative dates": (["demo", "--dates", "-3"], "argument --dates: '-3' is not a whole number above 0"),
+    "seed": (["demo", "--seed", "x"], "argument --seed: 'x' is not a whole number from 0 to 2^64 - 1"),
+    "negative seed": (["demo", "--seed", "-1"], "argument --seed: '-1' is not a whole number"),
+    "long seed": (["demo", "--seed", str(2**64)], f"'{2**64}' is not a whole number from 0 to 2^64 - 1"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG.values(), ids=list(WRONG))
+def test_wrong_arguments_get_one_line_and_code_2(arguments: list[str], message: str, capsys: Capture) -> None:
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert err.startswith("attnarray")
+    assert message in err
+
+
+@pytest.mark.parametrize("command", ["check", "demo"])
+def test_a_backend_that_is_not_there_gets_one_line(
+    command: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status = backend._status
+    missing = BackendStatus("cupy", False, "", "", "no device")
+    monkeypatch.setattr(backend, "_status", lambda name: missing if name == "cupy" else status(name))
+    code, out, err = run(capsys, command, "--backend", "cupy")
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert "ackend 'cupy' cannot be used here: no device" in err
+
+
+def test_an_interruption_is_no_traceback(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("attnarray.check.check_gradients", interrupted)
+    code, _, err = run(capsys, "check", "--only", "relu")
+    assert code == 130
+    assert err.splitlines()[-1] == "attnarray: interrupted"
+
+
+def test_as_a_process_on_a_terminal_without_block_characters() -> None:
+    done = run_process("check", "--only", "relu", "--kernels", "reference", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "relu" in done.stdout
+    assert "0 results are wrong" in done.stdout
+
+
+def test_a_reader_that_stops_is_no_traceback() -> None:
+    command = f"{sys.executable} -m attnarray.cli info --json | true"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        capture_output=True,
+        check=False,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_as_a_process_with_a_wrong_argument() -> None:
+    done = run_process("frobnicate")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert "Traceback" not in done.stderr

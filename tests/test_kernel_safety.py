@@ -1,0 +1,232 @@
+"""CPU kernels wherever Python takes them: threads, forks, no compiler, no folder for the cache; and as vector code."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+from attention_calls import assert_equal_results, run
+from llvmlite.binding import get_host_cpu_features
+
+import attnarray as aa
+from attnarray.kernels.numba import masked_softmax, threads
+from attnarray.kernels.numba.jit import OPTIONS
+
+ROOT = Path(__file__).parents[1]
+
+
+def call(seed: int = 0, dtype: str = "float32") -> dict:
+    """Attention with every option that the kernels know."""
+    rng = np.random.default_rng(seed)
+    sizes = {"query": (2, 6, 33, 8), "key": (2, 3, 47, 8), "value": (2, 3, 47, 5), "bias": (6, 1, 47), "sinks": (6,)}
+    arrays = {name: rng.standard_normal(shape).astype(dtype) for name, shape in sizes.items()}
+    options = {"attn_mask": rng.random((33, 47)) < 0.8, "kv_lengths": np.array([40, 47]), "q_offset": np.array([14, 9])}
+    return {**arrays, **options, "is_causal": True, "window": (30, 0), "softcap": 3.0}
+
+
+@pytest.fixture
+def always_parallel(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Even the smallest call is split over threads."""
+    monkeypatch.setattr(threads, "MIN_WORK_PER_THREAD", 1)
+    monkeypatch.setattr(threads, "_pool", None)
+    return monkeypatch
+
+
+def test_the_number_of_threads_does_not_matter(always_parallel: pytest.MonkeyPatch) -> None:
+    always_parallel.delenv("OMP_NUM_THREADS", raising=False)
+    results = []
+    for count in (1, 2, 5):
+        always_parallel.setenv("ATTNARRAY_NUM_THREADS", str(count))
+        always_parallel.setattr(threads, "_pool", None)
+        assert threads.thread_count() == count
+        results.append(run(call()))
+        assert (threads._pool is None) == (count == 1)
+    for other in results[1:]:
+        for name, array in results[0].items():
+            np.testing.assert_array_equal(other[name], array, err_msg=name)
+
+
+def test_the_number_of_threads_is_asked_for_or_that_of_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATTNARRAY_NUM_THREADS", "3")
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert threads.thread_count() == 3
+    monkeypatch.setenv("ATTNARRAY_NUM_THREADS", "many")
+    assert threads.thread_count() == 4
+    monkeypatch.setenv("OMP_NUM_THREADS", "0")
+    assert threads.thread_count() >= 1
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 16])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_every_row_is_computed_once(rows: int, count: int, always_parallel: pytest.MonkeyPatch) -> None:
+    always_parallel.setenv("ATTNARRAY_NUM_THREADS", str(count))
+    visits = np.zeros(rows, int)
+
+    def visit(start: int, stop: int, step: int) -> None:
+        visits[start:stop] += step
+
+    threads.split_rows(visit, rows, 10**6, 1)
+    np.testing.assert_array_equal(visits, 1)
+
+
+def test_an_error_in_a_thread_is_raised(always_parallel: pytest.MonkeyPatch) -> None:
+    always_parallel.setenv("ATTNARRAY_NUM_THREADS", "2")
+
+    def fail(start: int, stop: int) -> None:
+        if start:
+            raise ZeroDivisionError("in a thread")
+
+    with pytest.raises(ZeroDivisionError, match="in a thread"):
+        threads.split_rows(fail, 4, 10**6)
+
+
+@pytest.mark.parametrize("count", ["1", "3"])
+def test_eight_python_threads_at_once(count: str, always_parallel: pytest.MonkeyPatch) -> None:
+    always_parallel.setenv("ATTNARRAY_NUM_THREADS", count)
+    expected = [run(call(seed), kernels="reference") for seed in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            for found, other in zip(pool.map(lambda seed: run(call(seed)), range(8)), expected, strict=True):
+                assert_equal_results(found, other, 1e-5)  # float32
+
+
+def test_use_kernels_in_one_thread_does_not_reach_another() -> None:
+    x = np.ones((1, 1, 2, 3))
+    with ThreadPoolExecutor(1) as pool, aa.use_kernels("reference"):
+        assert "numba" in str(pool.submit(aa.explain, aa.scaled_dot_product_attention, x, x, x).result())
+
+
+EXPLAIN = "print(aa.explain(aa.scaled_dot_product_attention, *np.ones((3, 1, 1, 2, 3))))"
+
+
+def python(code: str, root: Path = ROOT, **environment: str) -> str:
+    """Run code in a process of its own, with attnarray from `root`; its output."""
+    known = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA")}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=root,
+        env={**known, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# Attention and its gradients in plain NumPy, so that a process can check by itself what it computes.
+CHECKED = """
+import numpy as np, attnarray as aa
+rng = np.random.default_rng(0)
+q, k, v = rng.standard_normal((3, 2, 3, 40, 8))
+
+def check():
+    out, pullback = aa.vjp(aa.scaled_dot_product_attention, q, k, v, is_causal=True)
+    scores = np.where(np.tri(40, dtype=bool), q @ k.mT / 8**0.5, -np.inf)
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    np.testing.assert_allclose(out, p @ v, rtol=0, atol=1e-12)
+    dp = v @ v.mT
+    ds = p * (dp - (p * dp).sum(-1, keepdims=True)) / 8**0.5
+    for found, expected in zip(pullback(v), (ds @ k, ds.mT @ q, p.mT @ v)):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+check()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_computes_too() -> None:
+    code = """
+import os, sys, warnings
+from attnarray.kernels.numba import threads
+threads.MIN_WORK_PER_THREAD = 1
+check()
+assert threads._pool is not None
+# Python 3.12 and newer warn that a fork with threads may deadlock, which is what is tested here.
+warnings.filterwarnings("ignore", message=".*use of fork.*", category=DeprecationWarning)
+child = os.fork()
+if child == 0:
+    check()
+    os._exit(0 if threads._pool is not None else 3)
+status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+check()
+sys.exit(status)
+"""
+    python(CHECKED + code, ATTNARRAY_NUM_THREADS="3")
+
+
+def test_without_the_compiler() -> None:
+    assert "NUMBA_DISABLE_JIT is set" in python(CHECKED + EXPLAIN, NUMBA_DISABLE_JIT="1")
+
+
+@pytest.mark.parametrize(
+    "obstacle",
+    [
+        "import sys; sys.modules['numba'] = None",
+        """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("numba", "llvmlite"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+""",
+    ],
+    ids=["no module", "no spec"],
+)
+def test_without_numba(obstacle: str) -> None:
+    said = python(f"{obstacle}\n{CHECKED}{EXPLAIN}\nprint(aa.warmup())")
+    assert "numba is not installed" in said
+    assert said.endswith("{}\n")
+
+
+def test_with_a_numba_that_cannot_be_imported(tmp_path: Path) -> None:
+    # What happens, for example, when NumPy is newer than Numba allows.
+    (tmp_path / "numba.py").write_text('raise ImportError("Numba needs NumPy 9.9 or less")')
+    said = python(CHECKED + EXPLAIN, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert "importing numba failed (Numba needs NumPy 9.9 or less)" in said
+
+
+def test_without_a_folder_for_the_cache(tmp_path: Path) -> None:
+    # Root may write anywhere, so that files stand where the folders for caches would have to be made.
+    package = tmp_path / "attnarray"
+    shutil.copytree(ROOT / "attnarray", package, ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in [package, *(path for path in package.rglob("*") if path.is_dir())]:
+        (folder / "__pycache__").write_text("")
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    places = ("NUMBA_CACHE_DIR", "HOME", "XDG_CACHE_HOME", "LOCALAPPDATA", "IPYTHONDIR")
+    facts = "from attnarray.kernels.numba.jit import facts; print(facts()['kernel cache'])"
+    said = python(f"{CHECKED}{EXPLAIN}\n{facts}", tmp_path, **{place: str(blocked / "folder") for place in places})
+    assert "weights_from_dots  numba" in said
+    assert "none can be written" in said
+
+
+# A product of whole registers of float32: 8 or 16 numbers with AVX, 4 with NEON.
+PACKED_PRODUCT = {"x86_64": r"v(mul|fn?m(add|sub)\d+)ps\b.*%[yz]mm", "aarch64": r"fm(ul|la|ls)\s+v\d+\.4s"}
+MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine())
+
+
+@pytest.mark.parametrize("kernel", [masked_softmax._forward, masked_softmax._backward], ids=["forward", "backward"])
+def test_the_loops_are_vector_code(kernel: Any) -> None:
+    if MACHINE not in PACKED_PRODUCT:
+        pytest.skip(f"it is not known what vector code looks like on {MACHINE}")
+    if MACHINE == "x86_64" and not get_host_cpu_features().get("avx2"):
+        pytest.skip("this processor has no AVX2")
+    aa.warmup(("float32",))
+    (signature,) = [types for types in kernel.signatures if types[2].dtype == numba.float32]
+    fresh = numba.njit(kernel.py_func, **OPTIONS)  # code that comes from the cache cannot be looked at
+    fresh.compile(signature)
+    products = re.findall(PACKED_PRODUCT[MACHINE], fresh.inspect_asm(signature))
+    assert len(products) >= 7, "the polynomial of exp2 alone has seven"

@@ -1,0 +1,156 @@
+"""Masks: what each allows, how they join, what they say of a tile, and that attention sees them as dense masks."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import pytest
+from attention_calls import assert_equal_results, run
+from hypothesis import given
+from hypothesis import strategies as st
+from libraries import STRICT, Library, assert_close
+
+import attnarray as aa
+from attnarray import Causal, Dense, Documents, Mask, Padding, Window, materialize, tile_kind, to_numpy
+from attnarray.masks import Constraints, Intersection, constraints_of
+
+QUERIES, KEYS = 5, 7
+IDS_Q = np.array([[0, 0, 1, 1, 2], [3, 3, 3, 3, 3]])
+IDS_K = np.array([[0, 0, 0, 1, 1, 2, 2], [3, 3, 3, 3, 0, 0, 3]])
+SOME = np.random.default_rng(0).random((2, 1, QUERIES, KEYS)) < 0.6
+
+# Each mask and its definition: is key j allowed for query position i in batch b?
+DEFINITIONS: dict[str, tuple[Callable[[], Mask], Callable[[int, int, int], bool]]] = {
+    "causal": (Causal, lambda b, i, j: j <= i),
+    "causal, offset": (lambda: Causal(2), lambda b, i, j: j <= i + 2),
+    "causal, negative offset": (lambda: Causal(-1), lambda b, i, j: j <= i - 1),
+    "window": (lambda: Window(1, 2), lambda b, i, j: i - 1 <= j <= i + 2),
+    "window, no left": (lambda: Window(None, 0), lambda b, i, j: j <= i),
+    "window, no right": (lambda: Window(2, None), lambda b, i, j: i - 2 <= j),
+    "window, unbounded": (lambda: Window(None, None), lambda b, i, j: True),
+    "padding": (lambda: Padding(np.array([3, 0])), lambda b, i, j: j < (3, 0)[b]),
+    "padding, one length": (lambda: Padding(4), lambda b, i, j: j < 4),
+    "dense": (lambda: Dense(SOME), lambda b, i, j: bool(SOME[b, 0, i, j])),
+    "documents": (lambda: Documents(IDS_Q, IDS_K), lambda b, i, j: bool(IDS_Q[b, i] == IDS_K[b, j])),
+    "two": (lambda: Causal(1) & Window(1, None), lambda b, i, j: i - 1 <= j <= i + 1),
+    "three": (
+        lambda: Window(3, 3) & (Padding(np.array([6, 5])) & Causal()),
+        lambda b, i, j: i - 3 <= j <= i and j < (6, 5)[b],
+    ),
+    "four": (
+        lambda: Documents(IDS_Q, IDS_K) & Dense(SOME) & Padding(6) & Causal(1),
+        lambda b, i, j: bool(IDS_Q[b, i] == IDS_K[b, j] and SOME[b, 0, i, j] and j <= i + 1 and j < 6),
+    ),
+}
+each_mask = pytest.mark.parametrize("name", DEFINITIONS)
+
+
+def moved(mask: Mask, library: Library) -> Mask:
+    """The mask with its arrays in another library."""
+    if isinstance(mask, Padding) and isinstance(mask.lengths, np.ndarray):
+        return Padding(library.array(mask.lengths))
+    if isinstance(mask, Documents):
+        return Documents(library.array(mask.ids_q), library.array(mask.ids_k))
+    if isinstance(mask, Dense):
+        return Dense(library.array(mask.array))
+    return Intersection(tuple(moved(part, library) for part in mask.masks)) if isinstance(mask, Intersection) else mask
+
+
+@each_mask
+def test_materialize_is_the_definition(name: str, library: Library) -> None:
+    make, allowed = DEFINITIONS[name]
+    positional = "dense" not in name and "documents" not in name and name != "four"  # the others know no positions
+    for offset in (0, 3) if positional else (0,):
+        found = to_numpy(materialize(moved(make(), library), QUERIES, KEYS, q_offset=offset))
+        expected = [[[[allowed(b, i + offset, j) for j in range(KEYS)] for i in range(QUERIES)]] for b in range(2)]
+        np.testing.assert_array_equal(np.broadcast_to(found, (2, 1, QUERIES, KEYS)), expected)
+
+
+@pytest.mark.parametrize("kernels", ["reference", "auto"])
+@each_mask
+def test_attention_takes_a_mask_as_the_dense_mask(name: str, kernels: str) -> None:
+    mask = DEFINITIONS[name][0]()
+    rng = np.random.default_rng(1)
+    call = {n: rng.standard_normal((2, 3, size, 4)) for n, size in (("query", QUERIES), ("key", KEYS), ("value", KEYS))}
+    expected = run({**call, "attn_mask": materialize(mask, QUERIES, KEYS)}, kernels=kernels)
+    assert_equal_results(run({**call, "attn_mask": mask}, kernels=kernels), expected)
+    both = run({**call, "attn_mask": mask, "is_causal": True, "window": (2, 3), "kv_lengths": 5}, kernels=kernels)
+    joined = materialize(mask & Causal() & Window(2, 3) & Padding(5), QUERIES, KEYS)
+    assert_equal_results(both, run({**call, "attn_mask": joined}, kernels=kernels))
+
+
+def test_masks_of_positions_count_in_the_whole_of_the_keys() -> None:
+    mask = Causal(2) & Window(4, None) & Padding(np.array([6, 4]))
+    rng = np.random.default_rng(1)
+    query, key, value = (rng.standard_normal((2, 3, size, 4)) for size in (QUERIES, KEYS, KEYS))
+    whole = aa.attention_partial(query, key, value, mask)
+    halves = ((0, 3), (3, KEYS))
+    parts = [aa.attention_partial(query, key[:, :, a:b], value[:, :, a:b], mask, kv_offset=a) for a, b in halves]
+    assert_equal_results(aa.merge_partials(parts)._asdict(), whole._asdict())
+
+
+@each_mask
+def test_attention_takes_a_mask_without_heads(name: str, library: Library) -> None:
+    mask = DEFINITIONS[name][0]()
+    rng = np.random.default_rng(1)
+    sizes = {"query": QUERIES, "key": KEYS, "value": KEYS}
+    with_heads = {n: rng.standard_normal((2, 1, size, 4)) for n, size in sizes.items()}
+    expected = aa.scaled_dot_product_attention(**with_heads, attn_mask=mask)
+    if "dense" in name or name == "four":  # a dense mask is broadcast as it is given: it has a head axis here
+        return
+    without = {n: library.array(array[:, 0]) for n, array in with_heads.items()}
+    found = aa.scaled_dot_product_attention(**without, attn_mask=moved(mask, library))
+    assert_close(found, expected[:, 0], 1e-14)
+
+
+def _masks() -> st.SearchStrategy[Mask]:
+    bounds = st.none() | st.integers(0, 6)
+    seeds = st.integers(0, 2**32).map(np.random.default_rng)
+    single = st.one_of(
+        st.integers(-4, 4).map(Causal),
+        st.builds(Window, bounds, bounds),
+        st.integers(0, 12).map(Padding),
+        st.lists(st.integers(0, 12), min_size=2, max_size=2).map(lambda lengths: Padding(np.array(lengths))),
+        seeds.map(lambda rng: Documents(np.sort(rng.integers(0, 3, (2, 9))), np.sort(rng.integers(0, 3, (2, 12))))),
+        seeds.map(lambda rng: Dense(np.sort(rng.random((2, 1, 9, 12)) < 0.6))),
+        seeds.map(lambda rng: Dense(np.sort(rng.random((9, 1)) < 0.6, axis=0))),
+    )
+    return st.lists(single, min_size=1, max_size=3).map(lambda parts: reduce(operator.and_, parts))
+
+
+def _tiles(size: int) -> st.SearchStrategy[tuple[int, int]]:
+    return st.tuples(st.integers(0, size - 1), st.integers(1, size)).map(lambda t: (t[0], min(size, t[0] + t[1])))
+
+
+@given(_masks(), _tiles(9), _tiles(12), st.integers(0, 6))
+def test_tile_kind_agrees_with_materialize(mask: Mask, queries: Any, keys: Any, q_offset: int) -> None:
+    dense = np.broadcast_to(materialize(mask, 9, 12, q_offset=q_offset), (2, 1, 9, 12))
+    tile = dense[:, :, slice(*queries), slice(*keys)]
+    kind = tile_kind(mask, queries, keys, q_offset=q_offset)
+    expected = "full" if tile.all() else "partial" if tile.any() else "empty"
+    # An intersection can be empty although none of its parts is; "partial" only means that elements must be tested.
+    assert kind == expected or (isinstance(mask, Intersection) and (kind, expected) == ("partial", "empty"))
+
+
+def test_tile_kind_on_a_device() -> None:
+    for name in ("padding", "dense", "documents"):
+        mask = DEFINITIONS[name][0]()
+        assert tile_kind(moved(mask, STRICT), (0, 2), (0, 3)) == tile_kind(mask, (0, 2), (0, 3))
+
+
+def test_masks_join_flatly() -> None:
+    joined = (Causal() & Window(1, 1)) & (Padding(3) & Causal(2))
+    assert [type(part) for part in joined.masks] == [Causal, Window, Padding, Causal]
+
+
+def test_constraints_are_the_tightest() -> None:
+    assert constraints_of(Causal(3)) == Constraints(right=3)
+    assert constraints_of(Causal(3) & Window(4, 1) & Window(2, None)) == Constraints(left=2, right=1)
+    assert constraints_of(Causal(), Window(None, 5)) == Constraints(right=0)
+    assert constraints_of(Padding(3) & Padding(2)).lengths == (3, 2)
+    dense = np.ones((2, 3), bool)
+    assert constraints_of(Dense(dense)).dense[0] is dense
