@@ -70,7 +70,8 @@ def accelerated(reference: Callable[P, R]) -> Callable[P, R]:
         trace = _TRACE.get()
         reason = "asked for by use_kernels"
         if mode != "reference":
-            kernel, reason = _find(name, BACKEND_OF_LIBRARY.get(library_of(args[0]), ""), mode)
+            backend = BACKEND_OF_LIBRARY.get(library_of(args[0]), "")
+            kernel, reason = _find(name, backend, mode)
             if kernel is not None:
                 try:
                     result: R = kernel(*args, **kwargs)
@@ -80,7 +81,7 @@ def accelerated(reference: Callable[P, R]) -> Callable[P, R]:
                     if trace is not None:
                         trace.append(Choice(name, kernel.__module__.split(".")[2], ""))
                     return result
-            if mode != "auto":
+            if mode != "auto" and (mode != backend or backend in KERNELS.get(name, {})):
                 raise KernelUnavailableError(
                     f"use_kernels({mode!r}) was asked for, but {name} cannot run there: {reason}. "
                     "Use use_kernels('auto') to fall back to the reference."
@@ -118,8 +119,8 @@ def use_kernels(mode: str) -> Iterator[None]:
     Parameters
     ----------
     mode : {"auto", "reference", "numba", "cuda"}
-        "auto" takes the fastest that fits; "reference" takes the array code; "numba" and "cuda" are strict: they raise
-        `KernelUnavailableError` with the reason instead of falling back.
+        "auto" takes the fastest that fits; "reference" takes the array code; "numba" and "cuda" are strict: where there
+        is such a kernel and it cannot run, they raise `KernelUnavailableError` with the reason instead of falling back.
 
     Examples
     --------

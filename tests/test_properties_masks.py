@@ -14,6 +14,7 @@ from attention_calls import (
     Arguments,
     assert_equal_results,
     calls,
+    cotangents,
     run,
     visible,
 )
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from naive.scaled_dot_product_attention import attention_weights_and_lse
 
 import attnarray as aa
+from attnarray import Partial
 
 POISONS = st.sampled_from([math.nan, math.inf, -math.inf])
 both_kernels = pytest.mark.parametrize("kernels", ["reference", "auto"])
@@ -113,6 +115,21 @@ def test_a_sink_is_a_key_with_a_constant_score_and_no_value(call: Arguments, ker
     for name in ("key", "value"):
         found[name] = found[name][:, :, :-1]
     assert_equal_results(found, expected)
+
+
+@both_kernels
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_sink_far_from_the_scores(dtype: str, kernels: str) -> None:
+    rng = np.random.default_rng(0)
+    call = dict(zip(("query", "key", "value"), rng.standard_normal((3, 2, 3, 5, 4)).astype(dtype), strict=True))
+    far_above = run({**call, "sinks": np.full(3, 1e4, dtype)}, kernels=kernels)  # e^1e4 is a number of no dtype
+    np.testing.assert_array_equal(far_above["lse"], np.full((2, 3, 5), 1e4))
+    assert all(np.all(far_above[name] == 0) for name in ("out", "query", "key", "value"))
+    dlse = cotangents(Partial(far_above["out"], far_above["lse"])).lse
+    np.testing.assert_allclose(far_above["sinks"], dlse.sum(axis=(0, 2)), rtol=1e-5)  # float32
+    far_below = run({**call, "sinks": np.full(3, -1e4, dtype)}, kernels=kernels)
+    assert np.all(far_below.pop("sinks") == 0)
+    assert_equal_results(far_below, run(call, kernels=kernels), 1e-6 if dtype == "float32" else 1e-15)
 
 
 @given(calls(), KERNELS, st.integers(0, 7), st.integers(0, 7))
