@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo check test lint types clean
+.PHONY: help demo check bench test lint types clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +20,9 @@ demo: $(VENV)/.demo  ## train attention to translate dates, with hand-derived gr
 
 check: $(VENV)/.demo  ## check every gradient and kernel, as a table
 	@$(BIN)/attnarray check $(ARGS)
+
+bench: $(VENV)/.bench  ## time attention beside other libraries, in less than a minute
+	@$(BIN)/attnarray bench $(ARGS)
 
 test: $(VENV)/.test  ## run the tests
 	@$(BIN)/python -m pytest $(ARGS)

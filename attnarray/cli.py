@@ -1,22 +1,19 @@
-"""The command `attnarray`: info, check, demo."""
+"""The command `attnarray`: info, check, demo, bench."""
 
 from __future__ import annotations
 
 import argparse
 import io
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn, TypeAlias
 
 import attnarray
 from attnarray import console
-from attnarray.backend import available_backends, supported_backend_names
-from attnarray.console import FAINT, GOOD, Cell
-
-
-class UsageError(Exception):
-    """A wrong argument: one line for the user."""
+from attnarray.backend import creation_namespace, supported_backend_names
+from attnarray.console import FAINT, GOOD, Cell, UsageError
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,10 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("attnarray: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever reads, as in `attnarray info | head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     return code
 
 
 def _parser() -> Parser:
+    from attnarray.bench import command as bench
+
     parser = Parser(
         prog="attnarray",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -58,6 +60,7 @@ def _parser() -> Parser:
     _add_info(commands)
     _add_check(commands)
     _add_demo(commands)
+    bench.add_to(commands)
     return parser
 
 
@@ -65,7 +68,9 @@ def _add_info(commands: Commands) -> None:
     info = commands.add_parser(
         "info",
         help="what is there: backends, kernels, versions, threads, caches",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="List backends and kernels, each with the reason if it cannot be used, versions, threads, caches.",
+        epilog="examples:\n  attnarray info\n  attnarray info --json",
     )
     info.add_argument("--json", action="store_true", help="print JSON instead of tables")
     info.set_defaults(run=_info)
@@ -124,7 +129,7 @@ def _add_demo(commands: Commands) -> None:
         "--epochs", type=_positive, metavar="N", help="passes over the training dates (default: the recipe's)"
     )
     demo.add_argument("--dates", type=_positive, metavar="N", help="training dates (default: the recipe's)")
-    demo.add_argument("--seed", type=int, default=0, help="seed of data, parameters and order (default: 0)")
+    demo.add_argument("--seed", type=_seed, default=0, help="seed of data, parameters and order (default: 0)")
     demo.add_argument(
         "--picture", metavar="FILE", default="alignments.png", help="where the PNG goes (default: %(default)s)"
     )
@@ -137,13 +142,17 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _seed(text: str) -> int:
+    if not text.isdigit() or int(text) >= 2**64:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^64 - 1")
+    return int(text)
+
+
 def _known_backend(name: str) -> str:
-    names = [status.name for status in available_backends()]
-    if name not in names:
-        raise UsageError(f"attnarray: unknown backend {name!r}; known: {', '.join(names)}")
-    reasons = {status.name: status.reason for status in available_backends()}
-    if reasons[name]:
-        raise UsageError(f"attnarray: backend {name!r} cannot be used here: {reasons[name]}")
+    try:
+        creation_namespace(name)
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(f"attnarray: {error}") from error
     return name
 
 

@@ -72,14 +72,14 @@ def _print_rich(
 
 
 def print_line(line: str | Sequence[Cell]) -> None:
-    """A line on standard output, in its styles where rich is installed."""
-    if isinstance(line, str) or not has_rich():
+    """A line on standard output; cells in their styles, cut at the edge of a terminal, where rich is installed."""
+    if isinstance(line, str) or not sys.stdout.isatty() or not has_rich():
         _print(line)
         return
     from rich.console import Console
     from rich.text import Text
 
-    Console().print(Text.assemble(*line), highlight=False, soft_wrap=True)
+    Console().print(Text.assemble(*line), highlight=False, no_wrap=True, overflow="ellipsis")
 
 
 class Progress(NamedTuple):
@@ -90,12 +90,15 @@ class Progress(NamedTuple):
 
 
 @contextmanager
-def progress(label: str, total: int) -> Iterator[Progress]:
-    """A progress bar on standard error for `total` steps; only the lines that stay where that is not a terminal."""
+def progress(label: str, total: int, *, still: bool = False) -> Iterator[Progress]:
+    """A progress bar on standard error for `total` steps; only the lines that stay where that is not a terminal.
+
+    A `still` bar is drawn when it advances and at no other time, so that it does not disturb what is measured.
+    """
     if not sys.stderr.isatty():
         yield Progress(lambda _words: None, _print)
     elif has_rich():
-        with _rich_progress(label, total) as bar:
+        with _rich_progress(label, total, still) as bar:
             yield bar
     else:
         yield _plain_progress(label, total)
@@ -120,7 +123,7 @@ def _print(line: str | Sequence[Cell]) -> None:
 
 
 @contextmanager
-def _rich_progress(label: str, total: int) -> Iterator[Progress]:
+def _rich_progress(label: str, total: int, still: bool) -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as RichProgress
@@ -133,11 +136,13 @@ def _rich_progress(label: str, total: int) -> Iterator[Progress]:
         TimeElapsedColumn(),
         TextColumn("{task.fields[words]}"),
     )
-    with RichProgress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with RichProgress(*columns, console=Console(stderr=True), transient=True, auto_refresh=not still) as bar:
         task = bar.add_task(label, total=total, words="")
 
         def say(line: str | Sequence[Cell]) -> None:
-            cells = [Cell(line)] if isinstance(line, str) else line
-            bar.console.print(Text.assemble(*cells), highlight=False, soft_wrap=True)
+            if isinstance(line, str):
+                bar.console.print(line, highlight=False, markup=False)
+            else:
+                bar.console.print(Text.assemble(*line), highlight=False, no_wrap=True, overflow="ellipsis")
 
-        yield Progress(lambda words: bar.update(task, advance=1, words=words), say)
+        yield Progress(lambda words: bar.update(task, advance=1, words=words, refresh=still), say)

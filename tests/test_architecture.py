@@ -24,8 +24,8 @@ SOURCES = MODULES + sorted(path for folder in ("tests", "benchmarks") for path i
 # public names. A unit may import what stands in a row below its own; `kernels` are for `dispatch` alone.
 HOUSE = """
     cli
-    check_report demo bench info
-    check
+    check_report demo bench
+    check info
     console
     cases
     attnarray
@@ -42,7 +42,19 @@ HOUSE = """
 ROW = {unit: row for row, line in enumerate(HOUSE.split("\n")) for unit in line.split()}
 KERNELS_FOR_DISPATCH = {"attnarray.kernels", "attnarray.kernels.table"}
 
-HEAVY = {"array_api_compat", "babel", "cupy", "jax", "matplotlib", "numba", "onnx", "onnxruntime", "rich", "torch"}
+HEAVY = {
+    "array_api_compat",
+    "babel",
+    "cupy",
+    "jax",
+    "keras",
+    "matplotlib",
+    "numba",
+    "onnx",
+    "onnxruntime",
+    "rich",
+    "torch",
+}
 FREE_TO_IMPORT = {"kernels", "demo", "bench"}  # reached only when a command or a kernel is asked for
 
 LONGEST_FILE = 320

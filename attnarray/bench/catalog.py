@@ -1,0 +1,95 @@
+"""The cases that `attnarray bench` knows: the quick set and the full set."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from attnarray.bench.cases import BenchCase, Shapes, sdpa, triple
+
+GROUPS = {
+    "prefill": "every query sees every key",
+    "causal": "a query sees itself and what came before",
+    "training": "forward and backward together, as in a training step",
+    "decode": "one new query per sequence against many keys",
+    "tiny": "calls so small that checks and dispatch count",
+    "special": "what makes other functions leave their fast path",
+    "dtypes": "the call of the prefill group in other floating dtypes",
+    "triples": "the primitives around attention",
+}
+
+
+def _targets(rng: np.random.Generator, shapes: Shapes) -> np.ndarray:
+    rows, classes = shapes["logits"]
+    return rng.integers(0, classes, rows)
+
+
+def _indices(rng: np.random.Generator, shapes: Shapes) -> np.ndarray:
+    return rng.integers(0, shapes["weight"][0], (4096,))
+
+
+# Below a minute with all peers, on two cores.
+QUICK: tuple[BenchCase, ...] = (
+    sdpa("prefill-{S}-d{D}", "prefill", T=384),
+    sdpa("prefill-{S}-d{D}", "prefill", T=512, D=128),
+    sdpa("causal-{S}-d{D}", "causal", T=512, is_causal=True),
+    sdpa("training-{S}-d{D}", "training", T=384, direction="both", is_causal=True),
+    sdpa("decode-{S}-d{D}", "decode", B=4, Hkv=2, T=1, S=2048, is_causal=True),
+    sdpa("tiny-{S}-d{D}", "tiny", H=2, T=4, D=8),
+    sdpa("tiny-{S}-d{D}", "tiny", H=4, T=64, D=32),
+    sdpa("tiny-training-{S}-d{D}", "tiny", H=4, T=16, D=16, direction="both", is_causal=True),
+    sdpa("window-{S}-d{D}", "special", T=1024, is_causal=True, window=(127, 0)),
+    sdpa("bias-training-{S}-d{D}", "special", T=256, direction="both", bias=True),
+    sdpa("dropout-training-{S}-d{D}", "special", T=256, direction="both", dropout_p=0.1, rng=1),
+    sdpa("padded-{S}-d{D}", "special", B=4, T=256, lengths=(1.0, 0.75, 0.5, 0.25)),
+    sdpa("mask-{S}-d{D}", "special", T=512, mask=True),
+    sdpa("float64-{S}-d{D}", "dtypes", T=384, dtype="float64"),
+    sdpa("float16-{S}-d{D}", "dtypes", T=384, dtype="float16"),
+    triple("softmax", x=(4096, 512)),
+    triple("layer_norm", "layer_norm-training", direction="both", x=(2048, 512), weight=(512,), bias=(512,)),
+)  # fmt: skip
+
+# With the prefill and causal cases of the quick set: 12 shapes with T from 384 to 4096 and D of 64, 80 and 128.
+MORE: tuple[BenchCase, ...] = (
+    sdpa("prefill-{S}-d{D}", "prefill", T=1024),
+    sdpa("prefill-{S}-d{D}", "prefill", T=1024, D=80),
+    sdpa("prefill-{S}-d{D}", "prefill", T=2048, D=128),
+    sdpa("prefill-{S}-d{D}", "prefill", T=4096),
+    sdpa("causal-{S}-d{D}", "causal", T=384, D=80, is_causal=True),
+    sdpa("causal-{S}-d{D}", "causal", T=1024, D=128, is_causal=True),
+    sdpa("causal-{S}-d{D}", "causal", T=2048, is_causal=True),
+    sdpa("causal-{S}-d{D}", "causal", T=2048, D=80, is_causal=True),
+    sdpa("causal-{S}-d{D}", "causal", T=4096, D=128, is_causal=True),
+    sdpa("training-{S}-d{D}", "training", T=1024, direction="both", is_causal=True),
+    sdpa("training-{S}-d{D}", "training", T=2048, direction="both", is_causal=True),
+    sdpa("training-{S}-d{D}", "training", T=1024, D=128, direction="both"),
+    sdpa("backward-{S}-d{D}", "training", T=1024, direction="backward", is_causal=True),
+    sdpa("decode-{S}-d{D}", "decode", T=1, S=1024, is_causal=True),
+    sdpa("decode-{S}-d{D}", "decode", H=32, Hkv=8, T=1, S=4096, D=128, is_causal=True),
+    sdpa("decode-{S}-d{D}", "decode", B=8, T=1, S=8192, is_causal=True),
+    sdpa("tiny-{S}-d{D}", "tiny", B=2, H=4, T=16, D=16),
+    sdpa("window-training-{S}-d{D}", "special", T=2048, direction="both", is_causal=True, window=(255, 0)),
+    sdpa("bias-training-{S}-d{D}", "special", T=1024, direction="both", bias=True),
+    sdpa("dropout-training-{S}-d{D}", "special", T=1024, direction="both", dropout_p=0.1, rng=1),
+    sdpa("wide-values-{S}-d{D}", "special", T=512, Dv=128),
+    sdpa("wide-values-training-{S}-d{D}", "special", T=512, Dv=128, direction="both"),
+    sdpa("softcap-{S}-d{D}", "special", T=512, softcap=20.0),
+    sdpa("padded-{S}-d{D}", "special", B=4, T=1024, lengths=(1.0, 0.75, 0.5, 0.25)),
+    sdpa("grouped-{S}-d{D}", "special", T=1024, Hkv=2, is_causal=True),
+    sdpa("mask-{S}-d{D}", "special", T=1024, mask=True),
+    sdpa("float64-training-{S}-d{D}", "dtypes", T=512, dtype="float64", direction="both"),
+    sdpa("float16-training-{S}-d{D}", "dtypes", T=512, dtype="float16", direction="both"),
+    triple("softmax", "softmax-training", direction="both", x=(4096, 512)),
+    triple("log_softmax", x=(4096, 512)),
+    triple("layer_norm", x=(4096, 1024), weight=(1024,), bias=(1024,)),
+    triple("rms_norm", x=(4096, 1024), weight=(1024,)),
+    triple("linear", x=(1024, 1024), weight=(4096, 1024), bias=(4096,)),
+    triple("linear", "linear-training", direction="both", x=(1024, 1024), weight=(4096, 1024), bias=(4096,)),
+    triple("gelu", x=(1024, 4096)),
+    triple("gelu", "gelu-training", direction="both", x=(1024, 4096)),
+    triple("silu", x=(1024, 4096)),
+    triple("embedding", "embedding-training", direction="both", drawn={"indices": _indices}, weight=(8192, 256)),
+    triple("dropout", options={"p": 0.1, "rng": 1}, x=(1024, 1024)),
+    triple("cross_entropy", "loss-training", direction="both", drawn={"targets": _targets}, logits=(512, 8192)),
+)  # fmt: skip
+
+CASES: tuple[BenchCase, ...] = tuple(sorted(QUICK + MORE, key=lambda case: list(GROUPS).index(case.group)))

@@ -1,0 +1,126 @@
+"""What a peer is: a library's way to do a case, prepared outside the timing."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import operator
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from attnarray.bench.cases import SDPA, BenchCase
+from attnarray.masks import Causal, Dense, Mask, Padding, Window, materialize
+
+
+class Unsupported(Exception):
+    """A peer cannot do a case; the message says in a few words why."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A case with its arrays on the host: what every peer is given alike.
+
+    `dout` is the cotangent of the output (a tree like it), None for a forward; `wanted` names the inputs whose
+    gradients are asked for.
+    """
+
+    case: BenchCase
+    arrays: dict[str, np.ndarray]
+    dout: Any
+    wanted: tuple[str, ...]
+    backend: str = "numpy"
+    threads: int = 1
+
+    @functools.cached_property
+    def positions(self) -> Mask | None:
+        """Causal, window and lengths as one mask; None where they hide nothing."""
+        options = self.case.options
+        masks: list[Mask] = []
+        if options.get("is_causal") and self.q_offset < self.keys - 1:  # else the first query sees every key
+            masks.append(Causal())
+        if options.get("window") is not None:
+            masks.append(Window(*options["window"]))
+        if "kv_lengths" in self.arrays:
+            masks.append(Padding(self.arrays["kv_lengths"]))
+        return functools.reduce(operator.and_, masks) if masks else None
+
+    @functools.cached_property
+    def mask(self) -> np.ndarray | None:
+        """All that hides keys as one boolean array that broadcasts to (B, H, T, S), True = attend; None if nothing."""
+        masks = [mask for mask in [self.positions] if mask is not None]
+        if "attn_mask" in self.arrays:
+            masks.append(Dense(self.arrays["attn_mask"]))
+        if not masks:
+            return None
+        whole = functools.reduce(operator.and_, masks)
+        return np.asarray(materialize(whole, self.queries, self.keys, q_offset=self.q_offset))
+
+    @property
+    def plainly_causal(self) -> bool:
+        """Whether is_causal, aligned to the first key, is all that hides keys."""
+        others = self.case.options.get("window") is not None or {"kv_lengths", "attn_mask"}.intersection(self.arrays)
+        return self.positions is not None and not self.q_offset and not others
+
+    @property
+    def is_attention(self) -> bool:
+        return self.case.function == SDPA
+
+    @property
+    def q_offset(self) -> int:
+        return int(self.case.options.get("q_offset", 0))
+
+    @property
+    def queries(self) -> int:
+        return int(self.arrays["query"].shape[-2])
+
+    @property
+    def keys(self) -> int:
+        return int(self.arrays["key"].shape[-2])
+
+    @property
+    def groups(self) -> int:
+        """Query heads for each key head."""
+        return int(self.arrays["query"].shape[-3] // self.arrays["key"].shape[-3])
+
+    def refuse(self, peer: str, *options: str) -> None:
+        """Say `Unsupported` if the case asks for one of these options."""
+        for option in options:
+            if self.case.options.get(option) or option in self.arrays:
+                raise Unsupported(f"{peer} has no {option}")
+
+
+class Call(NamedTuple):
+    """A prepared call: `run` does it once and waits for it, `named` takes its result to NumPy by name.
+
+    Names are "out" and those of the wanted inputs. `scope` is entered around samples, outside the timing.
+    `forget` makes the library give back memory that it keeps for the next call.
+    """
+
+    run: Callable[[], Any]
+    named: Callable[[Any], dict[str, np.ndarray]]
+    scope: Callable[[], AbstractContextManager[Any]] = nullcontext
+    forget: Callable[[], Any] = lambda: None
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A library's way to do the cases. `needs` are the packages that it imports; `ours` is this library."""
+
+    name: str
+    what: str
+    prepare: Callable[[Problem], Call]
+    needs: tuple[str, ...] = ()
+    install: str = ""
+    ours: bool = False
+    backends: tuple[str, ...] = ("numpy",)
+
+    def missing(self, backend: str = "numpy") -> str:
+        """Why it cannot be used here; empty if it can."""
+        absent = [name for name in self.needs if importlib.util.find_spec(name) is None]
+        if absent:
+            return f"{' and '.join(absent)} not installed{f': {self.install}' if self.install else ''}"
+        return "" if backend in self.backends else f"not measured on {backend} arrays"

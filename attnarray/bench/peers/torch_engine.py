@@ -1,0 +1,53 @@
+"""PyTorch's side of every peer that computes with it: tensors in, autograd for the gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from attnarray.backend import to_numpy
+from attnarray.bench.peers.peer import Call, Problem
+
+INSTALL = "pip install torch --index-url https://download.pytorch.org/whl/cpu"
+
+
+def call_of(problem: Problem, function: Callable[..., Any]) -> Call:
+    """A call of `function`, which takes the problem's arrays by name and returns one tensor."""
+    import torch
+
+    torch.set_num_threads(problem.threads)
+    device = "cuda" if problem.backend == "cupy" else "cpu"
+
+    def tensor(array: np.ndarray, name: str = "") -> Any:
+        return torch.from_numpy(array.copy()).to(device).requires_grad_(name in problem.wanted)
+
+    tensors = {name: tensor(array, name) for name, array in problem.arrays.items()}
+    wanted = [tensors[name] for name in problem.wanted]
+
+    def named(result: Any) -> dict[str, np.ndarray]:
+        out, grads = result  # no gradients from a forward, and none wanted
+        outs = {} if out is None else {"out": out}
+        found = {**outs, **dict(zip(problem.wanted, grads, strict=True))}
+        return {name: to_numpy(leaf) for name, leaf in found.items()}
+
+    if problem.case.direction == "forward":
+        return Call(lambda: (function(**tensors), ()), named, torch.inference_mode)
+    dout = tensor(problem.dout)
+    if problem.case.direction == "backward":
+        kept = function(**tensors)
+        return Call(lambda: (None, torch.autograd.grad(kept, wanted, dout, retain_graph=True)), named)
+
+    def both() -> Any:
+        out = function(**tensors)
+        return out, torch.autograd.grad(out, wanted, dout)
+
+    return Call(both, named)
+
+
+def tensor_of(array: np.ndarray | None, backend: str) -> Any:
+    """A constant, such as a mask; None stays None."""
+    import torch
+
+    return None if array is None else torch.from_numpy(array).to("cuda" if backend == "cupy" else "cpu")

@@ -1,0 +1,90 @@
+"""How pictures look: one colour for each peer everywhere, quiet axes, and a font that comes with matplotlib."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from attnarray.bench.results import Results
+
+INK, FAINT, RULE = "#1d1d1f", "#8a8a8e", "#dcdce0"
+WARNING = "#b3261e"
+FONT = "DejaVu Sans"
+DPI = 150
+
+# Told apart also by people who see few colours: ours are blue, PyTorch's warm, the others in between.
+COLORS = {
+    "attnarray": "#0b5fa5",
+    "reference": "#7fb6e0",
+    "naive": "#9a9a9e",
+    "torch": "#d1480f",
+    "torch-eager": "#f0a35e",
+    "jax": "#7a3fa0",
+    "keras": "#c06fb0",
+    "onnxruntime": "#1f8a5b",
+}
+MARKERS = {
+    "attnarray": "o", "reference": "o", "naive": "s", "torch": "D", "torch-eager": "D", "jax": "^", "keras": "v",
+    "onnxruntime": "P",
+}  # fmt: skip
+
+
+def color_of(peer: str) -> str:
+    return COLORS.get(peer, INK)
+
+
+def marker_of(peer: str) -> str:
+    return MARKERS.get(peer, "o")
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure of that many inches."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams["svg.hashsalt"] = "attnarray"  # the same picture is the same file
+    return Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+
+
+def quiet(axes: Any, *, grid: str = "") -> None:
+    """Only the axes that carry a scale, thin and grey."""
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(RULE)
+    axes.tick_params(colors=FAINT, labelsize=8, length=3, which="both")
+    axes.tick_params(which="minor", length=0)
+    if grid:
+        axes.grid(axis=grid, color=RULE, linewidth=0.6, zorder=0)
+        axes.set_axisbelow(True)
+
+
+def headline(figure: Any, title: str, subtitle: str) -> None:
+    """A title and a line below it, flush left at the top, in inches so that it looks alike on any figure."""
+    height = figure.get_figheight()
+    left = 0.25 / figure.get_figwidth()
+    font = {"fontfamily": FONT, "ha": "left", "va": "top"}
+    figure.text(left, 1 - 0.22 / height, title, fontsize=14, color=INK, fontweight="bold", **font)
+    figure.text(left, 1 - 0.56 / height, subtitle, fontsize=9, color=FAINT, **font)
+
+
+def legend(axes: Any, top: float = 1.0) -> None:
+    """The names of what is drawn, in a column beside the axes; `top` is a share of their height."""
+    axes.legend(
+        loc="upper left", bbox_to_anchor=(1.02, top), frameon=False, labelcolor=INK, borderaxespad=0.0,
+        labelspacing=0.7, prop={"family": FONT, "size": 9},
+    )  # fmt: skip
+
+
+def machine_line(results: Results) -> str:
+    """What the figures were measured on, in a line."""
+    here = results.environment
+    threads = f"{here['threads']} thread{'s' if here['threads'] != 1 else ''}"
+    return f"{here['device'] or here['cpu']}, {threads}, attnarray {here['attnarray']}, {here['date'][:10]}"
+
+
+def save(figure: Any, path: str | os.PathLike[str]) -> None:
+    """Write a PNG or SVG without the date, so that the same figures make the same file."""
+    metadata = {"Date": None} if Path(path).suffix.lower() == ".svg" else {"Software": None}
+    figure.savefig(path, facecolor="white", metadata=metadata)

@@ -1,0 +1,166 @@
+"""What a run shows on the terminal: lines while it measures, tables at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from attnarray.bench import units
+from attnarray.bench.results import Results, Row
+from attnarray.bench.statistics import Ratio, geometric_mean, unpaired_ratio
+from attnarray.console import BAD, FAINT, GOOD, Cell, print_table
+
+Line = str | Sequence[Cell]
+Say = Callable[[Line], None]
+
+PEER_WIDTH = 12
+BAR = 12  # characters of the fastest peer's bar
+EIGHTHS = " ▏▎▍▌▋▊▉█"
+WIDTHS = {"median": 9, "spread": 8, "ratio": 6, "interval": 11, "roofline": 8, "first": 9, "memory": 9}
+
+
+def heading(results: Results) -> list[Line]:
+    """What the figures were measured on, and what their columns are."""
+    here = results.environment
+    device = f"{here['device']}, " if here["device"] else ""
+    titles = {**{name: name for name in WIDTHS}, "ratio": f"vs {results.baseline}", "first": "1st call"}
+    titles["memory"] = "memory +"
+    columns = " ".join(title.rjust(_width(name, results.baseline)) for name, title in titles.items())
+    return [
+        f"{device}{here['cpu']}, {here['threads']} of {here['cpus']} CPUs; {here['backend']} arrays",
+        f"Ceilings: {', '.join(rates(results))}",
+        "",
+        [Cell(f"  {'peer':<{PEER_WIDTH}} {columns}  speed", "bold")],
+    ]
+
+
+def rates(results: Results) -> list[str]:
+    """The ceilings in words."""
+    ceilings = results.ceilings
+    products = [f"{dtype} product {units.rate(rate, 'FLOP/s')}" for dtype, rate in ceilings["gemm"].items()]
+    exps = [f"{dtype} exp {units.rate(rate, '/s')}" for dtype, rate in ceilings["exp"].items()]
+    return [*products, f"copy {units.rate(ceilings['copy'], 'B/s')}", *exps]
+
+
+def _width(column: str, baseline: str) -> int:
+    return max(WIDTHS[column], len(f"vs {baseline}")) if column == "ratio" else WIDTHS[column]
+
+
+def case_lines(rows: Sequence[Row], baseline: str) -> list[Line]:
+    """A line that says what the case is, and one for each peer."""
+    first = rows[0]
+    fastest = min((row.time.median for row in rows if row.time), default=0.0)
+    about = f"  {first.direction}, {first.dtype}, {first.text}"
+    return [[Cell(first.case, "bold"), Cell(about, FAINT)], *(_line(row, baseline, fastest) for row in rows)]
+
+
+def _line(row: Row, baseline: str, fastest: float) -> Line:
+    name = Cell(f"  {row.peer:<{PEER_WIDTH}} ", "bold" if row.peer == "attnarray" else "")
+    if row.time is None:
+        return [name, Cell(row.problem, BAD if is_alarming(row) else FAINT)]
+    texts = figures(row, baseline)
+    cells = [Cell(f"{texts[column]:>{_width(column, baseline)}} ", _style(column, row)) for column in WIDTHS]
+    return [name, *cells, Cell(f" {_bar(fastest / row.time.median)}", "cyan"), Cell(f" {row.kernels}", FAINT)]
+
+
+def figures(row: Row, baseline: str) -> dict[str, str]:
+    """The figures of a measured row as texts, by column."""
+    if row.time is None:
+        return {}
+    compared = row.ratio is not None and row.peer != baseline
+    return {
+        "median": units.seconds(row.time.median),
+        "spread": units.variation(row.time),
+        "ratio": units.ratio(row.ratio.value) if row.ratio is not None else units.NONE,
+        "interval": units.interval(row.ratio) if compared else "",
+        "roofline": units.percent(None if row.roofline is None else row.roofline / row.time.median),
+        "first": units.seconds(row.first_call),
+        "memory": units.bytes_(row.peak_bytes) if row.peak_bytes is not None else "not meas.",
+    }
+
+
+def is_alarming(row: Row) -> bool:
+    """Whether the problem is more than that a peer does not offer something."""
+    return row.problem.startswith("wrong:") or "Error" in row.problem
+
+
+def _style(column: str, row: Row) -> str:
+    if column != "ratio" or row.ratio is None:
+        return FAINT if column in ("spread", "interval", "first", "memory") else ""
+    low, high = row.ratio.low, row.ratio.high
+    return GOOD if high is not None and high < 1 else "yellow" if low is not None and low > 1 else ""
+
+
+def _bar(share: float) -> str:
+    """A bar in eighths of a character; never empty."""
+    eighths = max(1, round(8 * BAR * share))
+    return ("█" * (eighths // 8) + EIGHTHS[eighths % 8].strip()).ljust(BAR)
+
+
+def show_summary(results: Results) -> None:
+    """One row for each group, one column for each peer: the geometric mean of the ratios to the baseline."""
+    peers = [peer for peer in results.peers() if peer != results.baseline]
+    groups = list(dict.fromkeys(row.group for row in results.rows))
+    rows: list[list[str | Cell]] = []
+    for group in [*groups, ""]:
+        cells: list[str | Cell] = [group or "all"]
+        for peer in peers:
+            of_peer = [r for r in results.rows if r.peer == peer and (not group or r.group == group)]
+            found = [row.ratio.value for row in of_peer if row.ratio is not None]
+            cells.append(_mean_cell(found, len(of_peer)))
+        rows.append(cells)
+    print_table(
+        f"Time over that of {results.baseline}: geometric mean, below 1 is faster",
+        ["group", *peers],
+        rows,
+        right=range(1, len(peers) + 1),
+        caption="(n/m): n of m cases",
+    )
+
+
+def _mean_cell(ratios: Sequence[float], cases: int) -> Cell:
+    if not ratios:
+        return Cell(units.NONE, FAINT)
+    mean = geometric_mean(ratios)
+    count = f" ({len(ratios)}/{cases})" if len(ratios) < cases else ""
+    return Cell(units.ratio(mean) + count, GOOD if mean < 1 else "")
+
+
+def show_comparison(first: Results, second: Results, names: tuple[str, str]) -> None:
+    """A row for each case and peer that both runs have: both medians, their ratio, and whether it means something."""
+    old = {(row.case, row.peer): row for row in first.rows if row.time}
+    rows: list[list[str | Cell]] = []
+    last = ""
+    for row in second.rows:
+        before = old.get((row.case, row.peer))
+        if row.time is None or before is None or before.time is None:
+            continue
+        found = unpaired_ratio(row.samples, before.samples)
+        rows.append([
+            row.case if row.case != last else "", row.peer, units.seconds(before.time.median),
+            units.seconds(row.time.median), units.ratio(found.value), units.interval(found), _verdict(found),
+        ])  # fmt: skip
+        last = row.case
+    print_table(
+        f"{names[1]} over {names[0]}: below 1 is faster",
+        ["case", "peer", "before", "after", "ratio", "interval", ""],
+        rows,
+        right=range(2, 6),
+        caption="" if rows else "The two runs have no case and peer in common.",
+    )
+    differences = _differences(first, second)
+    if differences:
+        print("The runs differ in more than time: " + "; ".join(differences) + ".")
+
+
+def _verdict(found: Ratio) -> Cell:
+    if found.low is None or found.high is None:
+        return Cell("too few rounds", FAINT)
+    if found.high < 1:
+        return Cell("faster", GOOD)
+    return Cell("slower", "yellow") if found.low > 1 else Cell("the same", FAINT)
+
+
+def _differences(first: Results, second: Results) -> list[str]:
+    ignored = {"date", "command", "load", "attnarray", "warm-up", "product at the end"}
+    a, b = first.environment, second.environment
+    return [f"{name} {a.get(name)} and {b.get(name)}" for name in b if name not in ignored and a.get(name) != b[name]]

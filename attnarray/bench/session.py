@@ -1,0 +1,172 @@
+"""One run of `attnarray bench`, from its arguments to its files."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import attnarray
+from attnarray import console
+from attnarray.bench import crossover, machine, plots, preflight, report, results, selection, threads
+from attnarray.bench.cases import BenchCase
+from attnarray.bench.clock import clock_for
+from attnarray.bench.markdown import markdown
+from attnarray.bench.peers import PEERS, Peer
+from attnarray.bench.results import Results, Row
+from attnarray.bench.runner import Setting, measure
+from attnarray.console import UsageError
+
+SECONDS = {False: 0.2, True: 1.5}  # of timing for each peer on a case of the quick and of the full set
+DRIFT = 0.15  # by how much the matrix product may change until the end before it is said
+PICTURES = (".png", ".svg")
+INTERRUPTED = 130  # the exit code of a program that Ctrl-C ended
+
+Advance = Callable[[str], None]
+
+
+class Plan(NamedTuple):
+    """What is to be measured, once all arguments are found right; `varied` is the case whose sizes are varied."""
+
+    cases: list[BenchCase]
+    varied: BenchCase | None
+    peers: list[Peer]
+    absent: dict[str, str]
+    baseline: str
+    backend: str
+    threads: int
+    full: bool
+
+    @property
+    def steps(self) -> int:
+        return len(crossover.sizes(self.full)) if self.varied else len(self.cases)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure as asked; returns the exit code."""
+    plan = _plan(options)
+    threads.restrict(plan.threads)
+    environment = machine.describe(plan.backend, plan.threads, _command(options))
+    for warning in filter(None, [machine.busy(environment), _left_out(plan.absent)]):
+        print(warning, file=sys.stderr)
+    environment["warm-up"] = attnarray.warmup(preflight.DTYPES)
+    wrong = preflight.first_wrong({case.function for case in plan.cases}, plan.backend)
+    if wrong:
+        print(f"attnarray bench: no figures, because the check fails: {wrong}. See attnarray check.", file=sys.stderr)
+        return 1
+    found = Results(environment, {}, plan.baseline, crossover=plan.varied.name if plan.varied else "")
+    try:
+        _measure(plan, options, found)
+        found.complete = True
+    except KeyboardInterrupt:
+        print(f"Interrupted: {len(found.cases())} of {plan.steps} cases are measured.", file=sys.stderr)
+    _save(found, options)
+    if found.rows:
+        present(found, options)
+    if not found.complete:
+        return INTERRUPTED
+    return 1 if any(PEERS[row.peer].ours and row.problem.startswith("wrong:") for row in found.rows) else 0
+
+
+def present(found: Results, options: argparse.Namespace) -> None:
+    """The tables of a run, and the files that were asked for besides its JSON."""
+    if found.crossover:
+        crossover.show(found)
+    else:
+        report.show_summary(found)
+    if options.markdown:
+        results.write_whole(options.markdown, markdown(found))
+    written = plots.draw(found, Path(options.plot)) if options.plot else []
+    files = [name for name in (options.json, options.markdown) if name] + [str(path) for path in written]
+    if files:
+        print(f"Written: {', '.join(files)}.")
+
+
+def show_lines(found: Results) -> None:
+    """Everything that the lines of a run said while it measured."""
+    for line in report.heading(found):
+        console.print_line(line)
+    for rows in found.cases().values():
+        for line in report.case_lines(rows, found.baseline):
+            console.print_line(line)
+
+
+def require_outputs(options: argparse.Namespace) -> None:
+    """Say at once what cannot be written, or drawn."""
+    for option, suffixes in (("json", ()), ("markdown", ()), ("plot", PICTURES)):
+        path = getattr(options, option)
+        if path:
+            results.require_writable(f"--{option}", path, suffixes)
+    if options.plot and importlib.util.find_spec("matplotlib") is None:
+        raise UsageError("attnarray bench: --plot needs matplotlib: pip install 'attnarray[bench]'")
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    backend = selection.select_backend(options.backend)
+    varied = selection.select_case(options.crossover) if options.crossover else None
+    cases = [varied] if varied else selection.select_cases(options.only, options.group, options.full)
+    peers, absent = selection.select_peers(options.peers, backend)
+    baseline = selection.select_baseline(options.baseline, peers)
+    selection.require_rounds(options.rounds)
+    require_outputs(options)
+    count = selection.select_threads(options.threads)
+    return Plan(cases, varied, peers, absent, baseline, backend, count, options.full)
+
+
+def _measure(plan: Plan, options: argparse.Namespace, found: Results) -> None:
+    """Add the rows of one case after the other, each saved and shown at once."""
+    clock = clock_for(plan.backend)
+    ceilings = machine.measure_ceilings(plan.backend, plan.threads, clock)
+    found.ceilings.update(ceilings._asdict())
+    setting = Setting(
+        plan.baseline, plan.backend, plan.threads, SECONDS[plan.full], options.rounds, clock=clock, ceilings=ceilings
+    )
+    with console.progress("measuring", plan.steps, still=True) as bar:
+        for line in report.heading(found):
+            bar.say(line)
+        for rows in _batches(plan, setting, bar.advance):
+            found.rows.extend(rows)
+            _save(found, options)
+            for line in report.case_lines(rows, plan.baseline):
+                bar.say(line)
+    if sys.stderr.isatty() and not sys.stdout.isatty():  # the lines went to the terminal, not to the file
+        show_lines(found)
+    at_the_end = machine.gemm_again(plan.backend, plan.threads, clock)
+    found.ceilings["gemm at the end"] = at_the_end
+    change = at_the_end / ceilings.gemm["float32"] - 1
+    if abs(change) > DRIFT:
+        how = f"{100 * abs(change):.0f} % {'slower' if change < 0 else 'faster'}"
+        print(
+            f"The matrix product was {how} at the end than at the start: this machine was not quiet.", file=sys.stderr
+        )
+
+
+def _batches(plan: Plan, setting: Setting, advance: Advance) -> Iterator[list[Row]]:
+    if plan.varied:
+        yield from crossover.measure_sizes(plan.varied, plan.peers, setting, plan.full, advance)
+        return
+    for case in plan.cases:
+        advance(case.name)
+        yield measure(case, plan.peers, setting)
+
+
+def _save(found: Results, options: argparse.Namespace) -> None:
+    if options.json:
+        results.save(found, options.json)
+
+
+def _left_out(absent: dict[str, str]) -> str:
+    return f"Left out: {'; '.join(f'{name} ({reason})' for name, reason in absent.items())}." if absent else ""
+
+
+def _command(options: argparse.Namespace) -> str:
+    """The command as it can be repeated elsewhere: without the files that it writes."""
+    words = ["attnarray bench", "--full" if options.full else "--quick"]
+    for name in ("only", "group", "peers"):
+        words += [f"--{name} {' '.join(values)}" for values in [getattr(options, name)] if values]
+    for name in ("baseline", "threads", "rounds", "crossover"):
+        words += [f"--{name} {value}" for value in [getattr(options, name)] if value is not None]
+    return " ".join([*words, *(["--backend cupy"] if options.backend == "cupy" else [])])

@@ -1,0 +1,52 @@
+"""The same number of threads for everybody: set before any library starts its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# What the libraries read when they are loaded. XLA has no flag for it: it counts the CPUs, or reads NPROC.
+VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "ATTNARRAY_NUM_THREADS",
+    "NPROC",
+    "PJRT_NPROC",
+)
+ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}  # else the memory that a call takes cannot be told: see memory.py
+
+
+def environment(threads: int) -> dict[str, str]:
+    """The variables as they must be."""
+    return {**dict.fromkeys(VARIABLES, str(threads)), **ONE_HEAP}
+
+
+def restrict(threads: int) -> None:
+    """Start the command anew, on so many CPUs and with the variables set, unless that is how it was started.
+
+    Libraries that read no variable count the CPUs that they may use, so on Linux these are restricted too.
+    """
+    wanted = environment(threads)
+    if all(os.environ.get(name) == value for name, value in wanted.items()) or not _is_our_command(sys.orig_argv):
+        return
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    sys.stdout.flush()
+    os.environ.update(wanted)
+    command = [sys.executable, *sys.orig_argv[1:]]
+    if os.name == "nt":  # there, exec returns to the shell before the command ends
+        sys.exit(subprocess.run(command, check=False).returncode)
+    os.execv(sys.executable, command)
+
+
+def _is_our_command(arguments: Sequence[str]) -> bool:
+    """Whether this process is `attnarray bench ...`, and nobody's program that calls it."""
+    before = arguments[: arguments.index("bench")] if "bench" in arguments else []
+    return bool(before) and (before[-1] == "attnarray.cli" or Path(before[-1]).stem in ("attnarray", "cli"))
