@@ -62,6 +62,22 @@ def test_only_the_command_is_started_anew(arguments: list[str], ours: bool) -> N
     assert threads._is_our_command(arguments) == ours
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot replace a process by another")
+def test_it_is_restricted_before_anything_counts_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[object] = []
+    for name in threads.environment(2):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-W", "error", "-m", "attnarray.cli", "bench", "--full"])
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {9, 4, 7}, raising=False)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, cpus: done.append(cpus), raising=False)
+    monkeypatch.setattr(os, "execv", lambda _, command: done.append(command[1:]))
+    threads.restrict(2)
+    assert done == [[4, 7], ["-W", "error", "-m", "attnarray.cli", "bench", "--full"]]
+    assert os.environ["OMP_NUM_THREADS"] == "2"
+    threads.restrict(2)  # as it was started now: nothing is left to do
+    assert len(done) == 2
+
+
 def test_the_command_starts_itself_with_that_many_threads(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     variables = {name: value for name, value in os.environ.items() if name not in threads.VARIABLES}

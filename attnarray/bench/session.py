@@ -20,7 +20,7 @@ from attnarray.bench.results import Results, Row
 from attnarray.bench.runner import Setting, measure
 from attnarray.console import UsageError
 
-SECONDS = {False: 0.2, True: 1.5}  # of timing for each peer on a case of the quick and of the full set
+SECONDS = {False: 0.12, True: 1.5}  # of timing for each peer on a case of the quick and of the full set
 DRIFT = 0.15  # by how much the matrix product may change until the end before it is said
 PICTURES = (".png", ".svg")
 INTERRUPTED = 130  # the exit code of a program that Ctrl-C ended
@@ -80,7 +80,7 @@ def present(found: Results, options: argparse.Namespace) -> None:
     if options.markdown:
         results.write_whole(options.markdown, markdown(found))
     written = plots.draw(found, Path(options.plot)) if options.plot else []
-    files = [name for name in (options.json, options.markdown) if name] + [str(path) for path in written]
+    files = [name for name in (None if options.show else options.json, options.markdown, *map(str, written)) if name]
     if files:
         print(f"Written: {', '.join(files)}.")
 
@@ -154,7 +154,7 @@ def _batches(plan: Plan, setting: Setting, advance: Advance) -> Iterator[list[Ro
 
 
 def _save(found: Results, options: argparse.Namespace) -> None:
-    if options.json:
+    if options.json and found.rows:
         results.save(found, options.json)
 
 

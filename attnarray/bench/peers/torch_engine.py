@@ -10,7 +10,7 @@ import numpy as np
 from attnarray.backend import to_numpy
 from attnarray.bench.peers.peer import Call, Problem
 
-INSTALL = "pip install torch --index-url https://download.pytorch.org/whl/cpu"
+INSTALL = "pip install torch (its build for the CPU is enough)"
 
 
 def call_of(problem: Problem, function: Callable[..., Any]) -> Call:
