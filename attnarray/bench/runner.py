@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +37,7 @@ class Setting:
     seed: int = 0
     clock: Clock = field(default_factory=HostClock)
     ceilings: Ceilings = UNBOUNDED
+    settle: float = 0.0  # seconds of rest before a sample
     memory: Callable[[Callable[[], Any], str], int | None] = peak_extra_bytes
 
 
@@ -159,6 +161,7 @@ def _time(entrants: Sequence[Entrant], setting: Setting) -> list[tuple[Entrant, 
             if n >= entrant.rounds:
                 continue
             try:
+                time.sleep(setting.settle)
                 with entrant.call.scope():
                     entrant.samples.append(setting.clock.sample(entrant.call.run, entrant.repeats))
             except Exception as error:

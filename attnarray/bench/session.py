@@ -21,6 +21,7 @@ from attnarray.bench.runner import Setting, measure
 from attnarray.console import UsageError
 
 SECONDS = {False: 0.12, True: 1.5}  # of timing for each peer on a case of the quick and of the full set
+SETTLE = 3e-3  # seconds before a sample, in which the threads of the peer before it stop waiting for more work
 DRIFT = 0.15  # by how much the matrix product may change until the end before it is said
 PICTURES = (".png", ".svg")
 INTERRUPTED = 130  # the exit code of a program that Ctrl-C ended
@@ -122,7 +123,14 @@ def _measure(plan: Plan, options: argparse.Namespace, found: Results) -> None:
     ceilings = machine.measure_ceilings(plan.backend, plan.threads, clock)
     found.ceilings.update(ceilings._asdict())
     setting = Setting(
-        plan.baseline, plan.backend, plan.threads, SECONDS[plan.full], options.rounds, clock=clock, ceilings=ceilings
+        plan.baseline,
+        plan.backend,
+        plan.threads,
+        SECONDS[plan.full],
+        options.rounds,
+        clock=clock,
+        ceilings=ceilings,
+        settle=SETTLE,
     )
     with console.progress("measuring", plan.steps, still=True) as bar:
         for line in report.heading(found):
