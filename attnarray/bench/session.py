@@ -20,7 +20,7 @@ from attnarray.bench.results import Results, Row
 from attnarray.bench.runner import Setting, measure
 from attnarray.console import UsageError
 
-SECONDS = {False: 0.12, True: 1.5}  # of timing for each peer on a case of the quick and of the full set
+SECONDS = {False: 0.08, True: 1.5}  # of timing for each peer on a case of the quick and of the full set
 SETTLE = 3e-3  # seconds before a sample, in which the threads of the peer before it stop waiting for more work
 DRIFT = 0.15  # by how much the matrix product may change until the end before it is said
 PICTURES = (".png", ".svg")
