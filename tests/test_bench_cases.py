@@ -27,7 +27,7 @@ TRIED = [(case, name) for case in CASES for name in LIGHT] + [(case, name) for c
 
 
 def small(case: BenchCase) -> BenchCase:
-    return case.resized(SMALL)
+    return case.resized(SMALL) if case.resized else case
 
 
 def test_names_are_unique_and_groups_known() -> None:
@@ -166,6 +166,10 @@ def test_masks_that_peers_build_are_ours() -> None:
     assert not problem.plainly_causal
     assert truth_of(sdpa("", "", T=4, is_causal=True)).problem.plainly_causal
     assert truth_of(sdpa("", "", T=1, S=4, is_causal=True)).problem.mask is None
+
+
+def test_every_public_function_is_a_case_by_its_name() -> None:
+    assert {case.function for case in CASES} == set(attnarray.TRIPLES)
 
 
 def test_a_missing_peer_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

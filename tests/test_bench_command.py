@@ -76,6 +76,7 @@ def test_a_file_names_no_folder_user_or_host(tmp_path: Path, capsys: Capture) ->
         (["--peers", "naive", "--baseline", "reference"], "the baseline 'reference' is not among the peers naive"),
         (["--baseline", "torsch"], "unknown peer 'torsch'; near names: torch"),
         (["--backend", "cuda"], "unknown backend 'cuda'; "),
+        (["--crossover", "merge_partials"], "case 'merge_partials' has one size"),
         (["--crossover", "causal"], "case 'causal' is not one: causal-512-d64, "),
         (["--crossover", "casual-512-d64"], "unknown case 'casual-512-d64'; near names: causal-512-d64"),
         (["--threads", "0"], "--threads 0: expected 1 to "),

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Shapes = Mapping[str, tuple[int, ...]]
-Draw = Callable[[np.random.Generator, Shapes], np.ndarray]
+Draw = Callable[[np.random.Generator, Shapes], Any]  # an array, or a tree of arrays
 
 SDPA = "scaled_dot_product_attention"
 BACKWARD_FLOPS = 2.5  # times the forward: five matrix products instead of two, the recomputed scores among them
@@ -51,7 +51,7 @@ class BenchCase:
     size: int = 0
     resized: Callable[[int], BenchCase] | None = None
 
-    def arrays(self, seed: int = 0) -> dict[str, np.ndarray]:
+    def arrays(self, seed: int = 0) -> dict[str, Any]:
         """The arrays by parameter name, on the host, floats in the case's dtype."""
         rng = np.random.default_rng(seed)
         precise = np.float64 if self.dtype == "float64" else np.float32
@@ -79,14 +79,15 @@ def triple(
     flops: float | None = None,
     options: Mapping[str, Any] | None = None,
     drawn: Mapping[str, Draw] | None = None,
+    text: str = "",
     **shapes: tuple[int, ...],
 ) -> BenchCase:
     """A case of any public triple, e.g. triple("layer_norm", x=(4096, 1024), weight=(1024,), bias=(1024,)).
 
     `flops` counts one forward; only `linear` needs no help. Resizing changes the first axis of the first array, and of
-    every other array that shares it.
+    every other array that shares it. A case whose arguments are all `drawn` says its sizes in `text` and has one size.
     """
-    first = next(iter(shapes.values()))
+    first = next(iter(shapes.values()), ())
     forward = _flops_of(function, shapes) if flops is None else flops
     exps = {"forward": FORWARD_EXPS.get(function, 0.0), "backward": BACKWARD_EXPS.get(function, 0.0)}
     per_element = exps.get(direction, sum(exps.values()))
@@ -96,13 +97,13 @@ def triple(
         scaled = {key: (n, *shape[1:]) if shape[0] == first[0] else shape for key, shape in shapes.items()}
         return triple(
             function, f"{name or function}-{n}", group=group, direction=direction, dtype=dtype, options=options,
-            drawn=drawn, flops=None if flops is None else flops * n / first[0], **scaled,
+            drawn=drawn, text="", flops=None if flops is None else flops * n / first[0], **scaled,
         )  # fmt: skip
 
-    text = ", ".join(f"{key} {'x'.join(map(str, shape))}" for key, shape in shapes.items())
+    text = text or ", ".join(f"{key} {'x'.join(map(str, shape))}" for key, shape in shapes.items())
     return BenchCase(
-        name or function, group, function, shapes, cost, options or {}, drawn or {}, dtype, direction, text, first[0],
-        resized,
+        name or function, group, function, shapes, cost, options or {}, drawn or {}, dtype, direction, text,
+        first[0] if first else 0, resized if first else None,
     )  # fmt: skip
 
 

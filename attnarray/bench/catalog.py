@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from attnarray.attention.partial import Partial
 from attnarray.bench.cases import BenchCase, Shapes, sdpa, triple
 
 GROUPS = {
@@ -26,6 +27,15 @@ def _targets(rng: np.random.Generator, shapes: Shapes) -> np.ndarray:
 def _indices(rng: np.random.Generator, shapes: Shapes) -> np.ndarray:
     return rng.integers(0, shapes["weight"][0], (4096,))
 
+
+def _parts(rng: np.random.Generator, shapes: Shapes) -> tuple[Partial, ...]:
+    def drawn(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    return tuple(Partial(drawn(1, 8, 512, 64), drawn(1, 8, 512)) for _ in range(4))
+
+
+PART_FLOPS = 4.0 * 8 * 512 * 256 * 64  # two products of H T S D
 
 # Below a minute with all peers, on two cores.
 QUICK: tuple[BenchCase, ...] = (
@@ -87,6 +97,11 @@ MORE: tuple[BenchCase, ...] = (
     triple("gelu", x=(1024, 4096)),
     triple("gelu", "gelu-training", direction="both", x=(1024, 4096)),
     triple("silu", x=(1024, 4096)),
+    triple("relu", x=(1024, 4096)),
+    triple("tanh", x=(1024, 4096)),
+    triple("sigmoid", x=(1024, 4096)),
+    triple("attention_partial", flops=PART_FLOPS, query=(1, 8, 512, 64), key=(1, 8, 256, 64), value=(1, 8, 256, 64)),
+    triple("merge_partials", drawn={"partials": _parts}, text="4 parts of B1 H8 T512 D64"),
     triple("embedding", "embedding-training", direction="both", drawn={"indices": _indices}, weight=(8192, 256)),
     triple("dropout", options={"p": 0.1, "rng": 1}, x=(1024, 1024)),
     triple("cross_entropy", "loss-training", direction="both", drawn={"targets": _targets}, logits=(512, 8192)),

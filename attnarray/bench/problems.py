@@ -38,7 +38,7 @@ class Truth(NamedTuple):
         problem = self.problem
         cotangent = [leaf for _, leaf in tree.flatten(problem.dout)]
         itemsize = np.dtype(problem.case.dtype).itemsize
-        read = sum(array.nbytes for array in [*problem.arrays.values(), *cotangent])
+        read = sum(array.nbytes for array in [*(leaf for _, leaf in tree.flatten(problem.arrays)), *cotangent])
         return int(read + itemsize * sum(result.size for result in self.results.values()))
 
 

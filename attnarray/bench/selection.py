@@ -40,6 +40,8 @@ def select_cases(only: Sequence[str], groups: Sequence[str], full: bool) -> list
 def select_case(name: str) -> BenchCase:
     """The case of exactly this name, or the only one that contains it."""
     named = [case for case in CASES if case.name == name] or [case for case in CASES if name in case.name]
+    if len(named) == 1 and named[0].resized is None:
+        raise UsageError(f"attnarray bench: case {named[0].name!r} has one size, so there is no crossover to look for")
     if len(named) == 1:
         return named[0]
     if named:
