@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import importlib.metadata
 import re
 import sys
 from collections.abc import Iterator, Sequence

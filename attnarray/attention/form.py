@@ -23,8 +23,7 @@ class Form(NamedTuple):
         """(*batch, H, T, N), (*batch, T, H, N), (B, T, N) or (T, N) -> (B, H, T, N), by views where strides allow."""
         xp = namespace_of(x)
         if self.layout == "BTHD":
-            axes = (*range(self.ndim - 3), self.ndim - 2, self.ndim - 3, self.ndim - 1)
-            x = xp.permute_dims(x, axes)
+            x = xp.permute_dims(x, self._heads_and_rows_swapped)
         if self.ndim == 4:
             return x
         heads = x.shape[-3] if self.has_heads else 1
@@ -37,14 +36,17 @@ class Form(NamedTuple):
             heads = (x.shape[1],) if self.has_heads else ()
             x = xp.reshape(x, (*self.batch, *heads, *x.shape[2:]))
         if self.layout == "BTHD":
-            axes = (*range(self.ndim - 3), self.ndim - 2, self.ndim - 3, self.ndim - 1)
-            x = xp.permute_dims(x, axes)
+            x = xp.permute_dims(x, self._heads_and_rows_swapped)
         return x
 
     def restored_rows(self, x: Array) -> Array:
         """(B, H, T) -> (*batch, H, T), without H where the caller has none; `layout` does not reorder it."""
         heads = (x.shape[1],) if self.has_heads else ()
         return namespace_of(x).reshape(x, (*self.batch, *heads, x.shape[2]))
+
+    @property
+    def _heads_and_rows_swapped(self) -> tuple[int, ...]:
+        return (*range(self.ndim - 3), self.ndim - 2, self.ndim - 3, self.ndim - 1)
 
     @property
     def has_heads(self) -> bool:
