@@ -69,8 +69,20 @@ def arguments_of(name: str, dots: np.ndarray, scoring: Scoring) -> Arguments:
     """The arguments of a reference in float64, given the dot products."""
     if name == "attention.scoring:weights_from_dots":
         return dots, scoring
-    assert name == "attention.scoring:gradients_of_dots", f"say here how {name} is called"
     rng = np.random.default_rng(1)
+    if name.startswith(
+        "attention.core"
+    ):  # with the unit vectors as keys, shared by all heads, the queries are the dots
+        batch, _, _, keys = dots.shape
+        key = np.broadcast_to(np.eye(keys), (batch, 1, keys, keys))
+        inputs = (dots, key, rng.standard_normal((batch, 1, keys, 5)))
+        if name == "attention.core:attend":
+            return *inputs, scoring
+        assert name == "attention.core:attend_backward", f"say here how {name} is called"
+        with np.errstate(all="ignore"):
+            out, lse = attend.reference(*inputs, scoring)
+        return rng.standard_normal(out.shape), rng.standard_normal(lse.shape), *inputs, out, lse, scoring
+    assert name == "attention.scoring:gradients_of_dots", f"say here how {name} is called"
     with np.errstate(all="ignore"):
         _, lse = weights_from_dots.reference(dots, scoring)
     return dots, rng.standard_normal(dots.shape), lse, rng.standard_normal(lse.shape), scoring
@@ -106,6 +118,8 @@ def assert_as_exact_as_the_reference(name: str, backend: str, arguments: Argumen
         assert result.shape == exact.shape, what
         scale = np.max(np.abs(exact[np.isfinite(exact)]), initial=0.0)
         error, reference_error = (largest_distance(array, exact) for array in (result, other))
+        if name == "attention.core:attend_backward":  # sums that may cancel, of terms of size 1
+            scale = max(scale, 1.0) * np.sqrt(max(arguments[2].size / exact.size, 1.0))
         # A few roundings in another order, of the scores (up to 100 eps for outliers) before they are exponents.
         assert error <= 2 * reference_error + 8 * EPS[dtype] * scale, what
 
@@ -174,7 +188,7 @@ def test_every_result_is_written_and_no_masked_number_read(
         rubbish = in_dtype(arguments, "float32")
         hidden = ~visible_of(rubbish[-1], shape)
         for array in rubbish[:-1]:
-            if array.shape == shape:
+            if array.shape == shape and row[0].startswith("attention.scoring"):
                 array[hidden] = np.nan
         for result, other in zip(kernel(*rubbish), results, strict=True):
             np.testing.assert_array_equal(result, other)
@@ -254,11 +268,7 @@ def test_kernels_are_chosen_within_the_block_only() -> None:
 def test_explain_says_what_runs_and_why() -> None:
     x = np.ones((1, 1, 2, 3))
     lines = str(aa.explain(aa.scaled_dot_product_attention, x, x, x)).splitlines()
-    assert [line.split()[:2] for line in lines] == [
-        ["attention.core:attend", "reference"],
-        ["attention.scoring:weights_from_dots", "numba"],
-    ]
-    assert "there is no numba kernel for it yet" in lines[0]
+    assert [line.split()[:2] for line in lines] == [["attention.core:attend", "numba"]]
     assert str(aa.explain(aa.relu, x)) == "No accelerated function is involved: plain array code runs."
     given = STRICT.array(x)
     assert "(there are kernels for NumPy and CuPy arrays only)" in str(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -13,6 +15,8 @@ from attnarray.kernels.numba.threads import thread_count
 # No `nnan` or `ninf`: masked scores are -inf, and NaN in what is not masked must come through.
 FASTMATH = frozenset({"contract", "reassoc", "nsz", "arcp", "afn"})
 
+# Where rounding is done on purpose, in the exponent of exp2, sums must not be reassociated.
+EXACT = frozenset({"contract", "nsz", "arcp", "afn"})
 
 OPTIONS = {
     "nogil": True,
@@ -28,9 +32,21 @@ def jit(function: Callable[..., Any], *, fastmath: frozenset[str] = FASTMATH) ->
     """
     options = {**OPTIONS, "fastmath": set(fastmath)}
     try:
-        return numba.njit(function, cache=True, **options)
+        kernel = numba.njit(function, cache=True, **options)
     except RuntimeError:  # Numba found no folder for the cache
         return numba.njit(function, **options)
+    kernel._cache._cache_file._source_stamp = sources()
+    return kernel
+
+
+@functools.cache
+def sources() -> tuple[tuple[str, int, int], ...]:
+    """What compiled code depends on: all modules beside this one, each as name, time of change and size.
+
+    Numba itself looks at the module of the kernel alone, and would go on with what another module said before.
+    """
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
 
 
 def vector_unit() -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -28,21 +28,29 @@ def split_rows(kernel: Callable[..., Any], rows: int, work: int, *args: Any) -> 
 
     Each row is computed by one thread, and alike by any: results do not depend on the number of threads.
     """
-    worth = min(rows, work // MIN_WORK_PER_THREAD)
-    threads = min(thread_count(), worth) if worth > 1 else 1
+    threads = threads_for(work, rows)
     if threads == 1:
         kernel(0, rows, *args)
         return
     bounds = [rows * n // threads for n in range(threads + 1)]
-    pool = _shared_pool()
-    others = [pool.submit(kernel, start, stop, *args) for start, stop in itertools.pairwise(bounds[1:])]
-    kernel(bounds[0], bounds[1], *args)
+    run_parts(kernel, [(start, stop, *args) for start, stop in itertools.pairwise(bounds)])
+
+
+def run_parts(kernel: Callable[..., Any], parts: Sequence[tuple[Any, ...]]) -> None:
+    """Call kernel(*part) for each part, the first one on this thread and the others beside it."""
+    others = [_shared_pool().submit(kernel, *part) for part in parts[1:]]
+    kernel(*parts[0])
     for other in others:
         other.result()
 
 
-# Waking a thread costs about as much as this many elements of masked softmax.
+# Waking a thread takes about half as long as this many elements of masked softmax, one nanosecond each.
 MIN_WORK_PER_THREAD = 2**16
+
+
+def threads_for(work: float, most: int) -> int:
+    """How many threads are worth their waking for `work` nanoseconds of one thread, and at most `most` parts."""
+    return max(1, min(thread_count(), most, int(work // MIN_WORK_PER_THREAD)))
 
 
 def _shared_pool() -> ThreadPoolExecutor:

@@ -1,0 +1,166 @@
+"""Tiled attention, backward: the weights are recomputed from the lse, one panel of queries and tile of keys at a time.
+
+Reference: attention/core.py, `attend_backward`; the order of the loops is that of FlashAttention (Dao et al.,
+arXiv:2205.14135) within a chunk of queries: for each tile of keys, for each block of panels
+
+    S^T = K Q^T,  P^T = exp(S^T - lse),  dP^T = V dO^T,  dS = P (dP - delta),
+    dQ^T += K^T dS^T,  dV += P^T dO,  dK += dS^T Q
+
+Parallel over panels of W queries. A head that two threads share has gradients of key and value in scratch of the second
+one, which are added at the end. Scratch per thread: a chunk of panels, a tile of keys and a block of scores.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from attnarray.kernels.numba import attention_call as ac
+from attnarray.kernels.numba.attention_block import BLOCK, Block, Chunk, Seen, Tile, backward_block, clear
+from attnarray.kernels.numba.attention_scores import (
+    HIGH,
+    LOW,
+    Place,
+    Queries,
+    prepare_queries,
+)  # fmt: skip
+from attnarray.kernels.numba.jit import EXACT, jit
+from attnarray.kernels.numba.lanes import lanes
+from attnarray.kernels.numba.memory import ahead, keep, pointer, scratch
+from attnarray.kernels.numba.packing import (
+    pack_columns,
+    pack_lane,
+    pack_row,
+    pack_rows,
+    remove_unfinite,
+    whole_lanes,
+    whole_tiles,
+)  # fmt: skip
+
+
+def backward(first: int, past: int, call_array: Any, number_array: Any) -> None:
+    """The panels [first, past), counted over all batches and heads of keys."""
+    call, numbers = pointer(call_array), pointer(number_array)
+    width, rows = lanes(numbers), ac.group_rows(call)
+    kv_heads, group = ac.heads(call, ac.K), ac.heads(call, ac.Q) // ac.heads(call, ac.K)
+    panels = (rows + width - 1) // width
+    chunk, size = min(call[ac.PANELS_PER_CHUNK], past - first), call[ac.KEYS_PER_TILE]
+    depth, wide = ac.columns(call, ac.K), ac.columns(call, ac.V)
+    lane, full = chunk * width, size * width
+    integers, bounds = np.empty(4 * lane, np.int32), np.empty(4 * chunk, np.int64)
+    depth_rows, wide_rows, depth_panels = (
+        whole_lanes(depth, numbers),
+        whole_lanes(wide, numbers),
+        whole_tiles(depth, numbers),
+    )
+    per_lane = depth + wide + depth_rows + wide_rows + depth_panels + 2
+    per_key = depth + wide + depth_panels + depth_rows + wide_rows
+    floats = np.empty(16 + lane * per_lane + size * per_key + full * (2 * BLOCK + 2) + 8 * width, number_array.dtype)
+    i32, at = pointer(integers), scratch(floats)
+    queries = Queries(at, i32, ahead(i32, lane), ahead(i32, 2 * lane), ahead(i32, 3 * lane), pointer(bounds))
+    dout = ahead(at, lane * depth)
+    query_rows = ahead(dout, lane * wide)
+    dout_rows = ahead(query_rows, lane * depth_rows)
+    dquery = ahead(dout_rows, lane * wide_rows)
+    lse = ahead(dquery, lane * depth_panels)
+    kept = Chunk(dout, query_rows, dout_rows, dquery, lse, ahead(lse, lane))
+    at = ahead(lse, 2 * lane)
+    key_columns = ahead(at, size * (depth + wide))
+    dkeys = ahead(key_columns, size * depth_panels)
+    dvalues = ahead(dkeys, size * depth_rows)
+    tile = Tile(at, ahead(at, size * depth), key_columns, dkeys, dvalues)
+    at = ahead(dvalues, size * wide_rows)
+    block = Block(at, ahead(at, BLOCK * full), ahead(at, 2 * BLOCK * full), ahead(at, (2 * BLOCK + 1) * full))
+    while first < past:
+        head = first // panels
+        stop = min(past, (head + 1) * panels, first + chunk)
+        row = (first - head * panels) * width
+        b, g = head // kv_heads, head % kv_heads
+        place = Place(row, min(rows, row + (stop - first) * width), b, g, group * g)
+        backward_chunk(place, queries, kept, tile, block, head == call[ac.SHARED], call, numbers)
+        first = stop
+    keep(floats)
+    keep(integers)
+    keep(bounds)
+
+
+def backward_chunk(
+    place: Any, queries: Any, kept: Any, tile: Any, block: Any, shared: bool, call: Any, numbers: Any
+) -> None:
+    """All queries of a chunk against all keys; `shared` says that another thread adds to this head's gradients."""
+    width, depth, wide = lanes(numbers), ac.columns(call, ac.K), ac.columns(call, ac.V)
+    panels, size = (place.past - place.first + width - 1) // width, call[ac.KEYS_PER_TILE]
+    prepare_queries(place, queries, call, numbers)
+    bad_queries = prepare_chunk(place, panels, kept, call, numbers)
+    low, high = ac.rows(call, ac.K), 0
+    for p in range(panels):
+        low, high = min(low, queries.bounds[4 * p + LOW]), max(high, queries.bounds[4 * p + HIGH])
+    for t in range(low // size * size, high, size):
+        start, stop = max(t, low), min(t + size, high)
+        pack_rows(ac.matrix(numbers, call, ac.K, place.b, place.g), start, stop, tile.keys)
+        pack_rows(ac.matrix(numbers, call, ac.V, place.b, place.g), start, stop, tile.values)
+        pack_columns(ac.matrix(numbers, call, ac.K, place.b, place.g), start, stop, tile.key_columns)
+        bad_keys = call[ac.HIDES] != 0 and remove_unfinite(
+            tile.key_columns, (stop - start) * whole_tiles(depth, numbers)
+        )
+        clear(0, size * whole_lanes(depth, numbers) // width, 0, tile.dkeys)
+        clear(0, size * whole_lanes(wide, numbers) // width, 0, tile.dvalues)
+        for p in range(0, panels, BLOCK):
+            seen = Seen(start, stop, bad_keys, bad_queries)
+            backward_block(p, min(panels, p + BLOCK), seen, place, queries, kept, tile, block, call, numbers)
+        b, g = (0, 0) if shared else (place.b, place.g)
+        add_rows(tile.dkeys, start, stop, ac.matrix(numbers, call, ac.SHARED_DK if shared else ac.DK, b, g))
+        add_rows(tile.dvalues, start, stop, ac.matrix(numbers, call, ac.SHARED_DV if shared else ac.DV, b, g))
+    for n in range(place.past - place.first):
+        i, h = (place.first + n) % ac.rows(call, ac.Q), place.h + (place.first + n) // ac.rows(call, ac.Q)
+        row = ac.matrix(numbers, call, ac.DQ, place.b, h)
+        at = n // width * whole_tiles(depth, numbers) * width + n % width
+        for d in range(depth):
+            row[i, d] = kept.dquery[at + d * width] * numbers[ac.SCALE]
+
+
+def prepare_chunk(place: Any, panels: int, kept: Any, call: Any, numbers: Any) -> bool:
+    """Fill `kept`; whether NaN or infinities that a weight of zero must hide were among queries and cotangents."""
+    width, depth, wide, count = lanes(numbers), ac.columns(call, ac.K), ac.columns(call, ac.V), ac.rows(call, ac.Q)
+    depth_rows, wide_rows = whole_lanes(depth, numbers), whole_lanes(wide, numbers)
+    clear(0, panels * whole_tiles(depth, numbers), 0, kept.dquery)
+    clear(0, panels * wide, 0, kept.dout)
+    clear(0, panels * depth_rows, 0, kept.query_rows)
+    clear(0, panels * wide_rows, 0, kept.dout_rows)
+    clear(0, panels, 0, kept.lse)
+    clear(0, panels, 0, kept.delta)
+    for n in range(place.past - place.first):
+        i, h = (place.first + n) % count, place.h + (place.first + n) // count
+        query, dout = ac.matrix(numbers, call, ac.Q, place.b, h), ac.matrix(numbers, call, ac.DOUT, place.b, h)
+        pack_row(query, i, numbers[ac.SCALE], ahead(kept.query_rows, n * depth_rows))
+        pack_row(dout, i, 1, ahead(kept.dout_rows, n * wide_rows))
+        pack_lane(dout, i, 1, ahead(kept.dout, n // width * wide * width), n % width)
+        out = ac.matrix(numbers, call, ac.OUT, place.b, h)
+        lse = ac.matrix(numbers, call, ac.LSE, place.b, h)[i, 0]
+        delta = numbers[ac.SCALE] * 0
+        for d in range(wide):
+            delta += dout[i, d] * out[i, d]
+        if ac.given(call, ac.DLSE):
+            delta -= ac.matrix(numbers, call, ac.DLSE, place.b, h)[i, 0]
+        kept.delta[n] = delta
+        kept.lse[n] = lse if lse != -np.inf else 0
+        if ac.given(call, ac.SINKS):
+            weight = np.exp(ac.matrix(numbers, call, ac.SINKS, 0, h)[0, 0] - (lse if lse != -np.inf else 0))
+            if weight != 0:
+                ac.matrix(numbers, call, ac.DSINKS, 0, h)[0, 0] -= weight * delta
+    bad_queries = remove_unfinite(kept.query_rows, panels * width * depth_rows) if call[ac.HIDES] != 0 else False
+    bad_douts = remove_unfinite(kept.dout_rows, panels * width * wide_rows) if call[ac.HIDES] != 0 else False
+    return bad_queries or bad_douts
+
+
+def add_rows(rows: Any, first: int, past: int, x: Any) -> None:
+    """Add packed rows to the rows [first, past) of a matrix."""
+    columns = whole_lanes(x.shape[1], rows)
+    for n in range(past - first):
+        for d in range(x.shape[1]):
+            x[first + n, d] += rows[n * columns + d]
+
+
+add_rows, prepare_chunk = jit(add_rows, fastmath=EXACT), jit(prepare_chunk, fastmath=EXACT)
+backward_chunk, backward = jit(backward_chunk, fastmath=EXACT), jit(backward, fastmath=EXACT)

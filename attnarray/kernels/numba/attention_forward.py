@@ -1,0 +1,194 @@
+"""Tiled attention, forward: one panel of queries against one tile of keys at a time, softmax as it goes.
+
+Reference: attention/core.py, `attend`. Online softmax: Milakov and Gimelshein, arXiv:1805.02867; tiles: Dao et al.,
+FlashAttention, arXiv:2205.14135. The queries are the lanes of all vectors: scores are K Q^T and outputs V^T P, so that
+the softmax over keys never crosses lanes.
+
+Parallel over panels of W queries. Scratch per thread: a chunk of panels (queries and outputs) and a tile of keys and
+values, together about 300 kB, so that they stay in the cache of a core.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from attnarray.kernels.numba import attention_call as ac
+from attnarray.kernels.numba.attention_scores import (
+    HIGH,
+    LOW,
+    Place,
+    Queries,
+    dropout_factors,
+    prepare_queries,
+    score_panel,
+)  # fmt: skip
+from attnarray.kernels.numba.jit import EXACT, jit
+from attnarray.kernels.numba.lanes import Lanes, exp, lanes, maximum, tile_rows, where
+from attnarray.kernels.numba.memory import ahead, keep, pointer, scratch
+from attnarray.kernels.numba.packing import pack_columns, pack_rows, remove_unfinite, spoil, whole_tiles
+from attnarray.kernels.numba.panel import Lane, Row, panel_pass
+from attnarray.kernels.numba.product import tile_product
+
+
+class State(NamedTuple):
+    """The online softmax of a chunk, as pointers to (P, W)."""
+
+    largest: Any  # of the scores so far
+    before: Any  # the same, one tile ago
+    shift: Any  # the same, but 0 where nothing was seen
+    total: Any
+    factor: Any
+    out: Any  # (P, Dv filled up to M, W)
+
+
+@panel_pass
+def find_largest(scores: Row, largest: Lane) -> dict[str, Lanes]:
+    return {"largest": maximum(scores, largest)}
+
+
+@panel_pass
+def advance(largest: Row, before: Row, shift: Row, total: Row, factor: Row) -> dict[str, Lanes]:
+    """The running maximum has grown from `before` to `largest`: what was summed so far shrinks by `factor`."""
+    shift = where(largest.equals(-math.inf), 0.0, largest)
+    factor = exp(before - shift)
+    return {"before": largest, "shift": shift, "factor": factor, "total": total * factor}
+
+
+@panel_pass
+def rescale(out: Row, factor: Lane) -> dict[str, Lanes]:
+    return {"out": out * factor}
+
+
+@panel_pass
+def exponentiate(scores: Row, shift: Lane, total: Lane) -> dict[str, Lanes]:
+    weights = exp(scores - shift)
+    return {"scores": weights, "total": total + weights}
+
+
+@panel_pass
+def drop(weights: Row, factor: Row) -> dict[str, Lanes]:
+    return {"weights": weights * factor}
+
+
+def forward(first: int, past: int, call_array: Any, number_array: Any) -> None:
+    """The panels [first, past), counted over all batches and heads of keys."""
+    call, numbers = pointer(call_array), pointer(number_array)
+    width, depth, rows = lanes(numbers), ac.columns(call, ac.K), ac.group_rows(call)
+    kv_heads, group = ac.heads(call, ac.K), ac.heads(call, ac.Q) // ac.heads(call, ac.K)
+    panels = (rows + width - 1) // width
+    chunk, keys = min(call[ac.PANELS_PER_CHUNK], past - first), call[ac.KEYS_PER_TILE]
+    columns = whole_tiles(ac.columns(call, ac.V), numbers)
+    lane = chunk * width
+    sizes = (lane * depth, lane * columns, keys * depth, keys * columns, keys * width, (keys + 8) * width, 5 * lane)
+    floats = np.empty(16 + sum(sizes), number_array.dtype)
+    integers, bounds_array = np.empty(4 * lane, np.int32), np.empty(4 * chunk, np.int64)
+    i32, at = pointer(integers), scratch(floats)
+    queries = Queries(at, i32, ahead(i32, lane), ahead(i32, 2 * lane), ahead(i32, 3 * lane), pointer(bounds_array))
+    out = ahead(at, sizes[0])
+    key_tile = ahead(out, sizes[1])
+    value_tile = ahead(key_tile, sizes[2])
+    scores = ahead(value_tile, sizes[3])
+    extra = ahead(scores, sizes[4])
+    at = ahead(extra, sizes[5])
+    state = State(at, ahead(at, lane), ahead(at, 2 * lane), ahead(at, 3 * lane), ahead(at, 4 * lane), out)
+    while first < past:
+        head = first // panels
+        stop = min(past, (head + 1) * panels, first + chunk)
+        row = (first - head * panels) * width
+        b, g = head // kv_heads, head % kv_heads
+        place = Place(row, min(rows, row + (stop - first) * width), b, g, group * g)
+        forward_chunk(place, queries, state, key_tile, value_tile, scores, extra, call, numbers)
+        first = stop
+    keep(floats)
+    keep(integers)
+    keep(bounds_array)
+
+
+def forward_chunk(
+    place: Any, queries: Any, state: Any, key_tile: Any, value_tile: Any, scores: Any, extra: Any, call: Any,
+    numbers: Any,
+) -> None:  # fmt: skip
+    """All queries of a chunk; its tiles of keys are packed once for all of its panels."""
+    panels = (place.past - place.first + lanes(numbers) - 1) // lanes(numbers)
+    size = call[ac.KEYS_PER_TILE]
+    prepare_queries(place, queries, call, numbers)
+    start_state(place, panels, state, call, numbers)
+    low, high = ac.rows(call, ac.K), 0
+    for p in range(panels):
+        low, high = min(low, queries.bounds[4 * p + LOW]), max(high, queries.bounds[4 * p + HIGH])
+    for t in range(low // size * size, high, size):
+        start, stop = max(t, low), min(t + size, high)
+        pack_rows(ac.matrix(numbers, call, ac.K, place.b, place.g), start, stop, key_tile)
+        pack_columns(ac.matrix(numbers, call, ac.V, place.b, place.g), start, stop, value_tile)
+        careful = call[ac.HIDES] != 0 and remove_unfinite(
+            value_tile, (stop - start) * whole_tiles(ac.columns(call, ac.V), numbers)
+        )
+        for p in range(panels):
+            forward_panel(
+                p, start, stop, careful, place, queries, state, key_tile, value_tile, scores, extra, call, numbers
+            )
+    finish(place, state, call, numbers)
+
+
+def start_state(place: Any, panels: int, state: Any, call: Any, numbers: Any) -> None:
+    """Nothing is summed yet; a sink is a score that was seen before all others."""
+    width, count = lanes(numbers), ac.rows(call, ac.Q)
+    columns = whole_tiles(ac.columns(call, ac.V), numbers)
+    for n in range(panels * width):
+        sink = -np.inf
+        if ac.given(call, ac.SINKS) and place.first + n < place.past:
+            sink = ac.matrix(numbers, call, ac.SINKS, 0, place.h + (place.first + n) // count)[0, 0]
+        state.largest[n], state.before[n] = sink, sink
+        state.shift[n], state.total[n] = (sink, 1) if sink != -np.inf else (0, 0)
+    for n in range(panels * columns * width):
+        state.out[n] = 0
+
+
+def forward_panel(
+    p: int, start: int, stop: int, careful: bool, place: Any, queries: Any, state: Any, key_tile: Any, value_tile: Any,
+    scores: Any, extra: Any, call: Any, numbers: Any,
+) -> None:  # fmt: skip
+    """One panel of queries against one tile of keys [start, stop)."""
+    width, tile = lanes(numbers), tile_rows(numbers)
+    first, past = max(start, queries.bounds[4 * p + LOW]) - start, min(stop, queries.bounds[4 * p + HIGH]) - start
+    if first >= past:
+        return
+    score_panel(p, start, first, past, place, queries, key_tile, scores, extra, call, numbers)
+    find_largest(first, past, p, scores, state.largest)
+    advance(p, p + 1, 0, state.largest, state.before, state.shift, state.total, state.factor)
+    groups = (ac.columns(call, ac.V) + tile - 1) // tile
+    out = ahead(state.out, p * groups * tile * width)
+    rescale(0, groups * tile, p, out, state.factor)
+    exponentiate(first, past, p, scores, state.shift, state.total)
+    if call[ac.DROPS] != 0:
+        drop(first, past, 0, scores, dropout_factors(p, start, first, past, place, queries, extra, call, numbers))
+    weights = ahead(scores, first * width)
+    for group in range(groups):
+        values = ahead(value_tile, (group * (stop - start) + first) * tile)
+        tile_product(past - first, values, 1, tile, weights, width, ahead(out, group * tile * width), width, True)
+    if careful:
+        source = ac.matrix(numbers, call, ac.V, place.b, place.g)
+        spoil(source, start + first, start + past, weights, width, 1, width, out, width, 1)
+
+
+def finish(place: Any, state: Any, call: Any, numbers: Any) -> None:
+    """Outputs and lse of a chunk from its sums."""
+    width, count = lanes(numbers), ac.rows(call, ac.Q)
+    columns = whole_tiles(ac.columns(call, ac.V), numbers)
+    for n in range(place.past - place.first):
+        i, h = (place.first + n) % count, place.h + (place.first + n) // count
+        total = state.total[n]
+        inverse = 1 / total if total != 0 else total
+        row = ac.matrix(numbers, call, ac.OUT, place.b, h)
+        at = n // width * columns * width + n % width
+        for d in range(ac.columns(call, ac.V)):
+            row[i, d] = state.out[at + d * width] * inverse
+        ac.matrix(numbers, call, ac.LSE, place.b, h)[i, 0] = state.shift[n] + np.log(total)
+
+
+start_state, finish = jit(start_state, fastmath=EXACT), jit(finish, fastmath=EXACT)
+forward_panel, forward_chunk = jit(forward_panel, fastmath=EXACT), jit(forward_chunk, fastmath=EXACT)
+forward = jit(forward, fastmath=EXACT)

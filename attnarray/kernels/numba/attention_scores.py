@@ -1,0 +1,176 @@
+"""What forward and backward of tiled attention share: the queries of a chunk, and the scores of one panel of them.
+
+Lane w of panel p is row r = W p + w of the chunk; the G heads that share a head of keys are one matrix of G * T rows,
+of which row r is query r % T of head r // T. The scale is multiplied into the queries.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from attnarray.kernels.numba import attention_call as ac
+from attnarray.kernels.numba.jit import EXACT, jit
+from attnarray.kernels.numba.lanes import Lanes, lanes, tanh, tile_rows, where
+from attnarray.kernels.numba.memory import ahead, as_bytes, pointer
+from attnarray.kernels.numba.packing import pack_lane
+from attnarray.kernels.numba.panel import Index, Lane, Row, Scalar, panel_pass
+from attnarray.kernels.numba.philox import draw_factors
+from attnarray.kernels.numba.product import tile_product
+
+LOW, HIGH, FULL_LOW, FULL_HIGH = range(4)
+
+
+class Queries(NamedTuple):
+    """The panels of a chunk, as pointers."""
+
+    packed: Any  # (P, D, W), times scale
+    begin: Any  # (P, W) the keys [begin, end) that causal, window and lengths leave to the query
+    end: Any
+    position: Any  # (P, W) of the query, and its head: what dropout is keyed by
+    head: Any
+    bounds: Any  # (P, 4) the keys [LOW, HIGH) that any lane sees, and [FULL_LOW, FULL_HIGH) that all do
+
+
+class Place(NamedTuple):
+    """Where a chunk lies: its rows [first, past) of the group of heads that starts at head h and has keys g."""
+
+    first: int
+    past: int
+    b: int
+    g: int
+    h: int
+
+
+@panel_pass
+def hide(scores: Row, key: Index, begin: Lane, end: Lane) -> dict[str, Lanes]:
+    return {"scores": where((key >= begin) & (key < end), scores, -math.inf)}
+
+
+@panel_pass
+def cap(scores: Row, slope: Row, bound: Scalar) -> dict[str, Lanes]:
+    """c tanh(s) for s = score / c, and the derivative of tanh."""
+    capped, slope = tanh(scores)
+    return {"scores": capped * bound, "slope": slope}
+
+
+def visible_keys(call: Any, b: int, i: int) -> Any:
+    """The keys [begin, end) that causal, window and lengths leave to query i."""
+    position, keys = i + ac.offset(call, b), ac.rows(call, ac.K)
+    begin = min(max(position - call[ac.LEFT], 0), keys)
+    return begin, max(min(position + call[ac.RIGHT] + 1, ac.length(call, b), keys), begin)
+
+
+def panel_work(call_array: Any, number_array: Any, work: Any) -> None:
+    """For each panel the number of scores that must be computed, taken at its first and last row."""
+    call, width = pointer(call_array), lanes(number_array)
+    kv_heads, count, rows = ac.heads(call, ac.K), ac.rows(call, ac.Q), ac.group_rows(call)
+    panels = (rows + width - 1) // width
+    for n in range(work.size):
+        first, b = n % panels * width, n // panels // kv_heads
+        last = min(first + width, rows) - 1
+        begin, end = visible_keys(call, b, first % count)
+        other_begin, other_end = visible_keys(call, b, last % count)
+        work[n] = (max(end, other_end) - min(begin, other_begin) + 2) * width
+
+
+def prepare_queries(place: Any, queries: Any, call: Any, numbers: Any) -> None:
+    """Fill `queries` for one chunk. Lanes beyond the last row are 0 and see nothing."""
+    width, count, depth = lanes(numbers), ac.rows(call, ac.Q), ac.columns(call, ac.Q)
+    keys, rows = ac.rows(call, ac.K), place.past - place.first
+    factor = numbers[ac.SCALE] / numbers[ac.SOFTCAP] if numbers[ac.SOFTCAP] != 0 else numbers[ac.SCALE]
+    for p in range((rows + width - 1) // width):
+        bounds = ahead(queries.bounds, 4 * p)
+        bounds[LOW], bounds[HIGH], bounds[FULL_LOW], bounds[FULL_HIGH] = keys, 0, 0, keys
+        packed = ahead(queries.packed, p * depth * width)
+        for w in range(width):
+            n, r = p * width + w, place.first + p * width + w
+            if r >= place.past:
+                for d in range(depth):
+                    packed[d * width + w] = 0
+                queries.begin[n], queries.end[n], queries.position[n], queries.head[n] = 0, 0, 0, 0
+                bounds[FULL_HIGH] = 0
+                continue
+            i, h = r % count, place.h + r // count
+            pack_lane(ac.matrix(numbers, call, ac.Q, place.b, h), i, factor, packed, w)
+            begin, end = visible_keys(call, place.b, i)
+            queries.begin[n], queries.end[n] = begin, end
+            queries.position[n], queries.head[n] = i + ac.offset(call, place.b) + call[ac.FIRST_KEY], h
+            bounds[FULL_LOW], bounds[FULL_HIGH] = max(bounds[FULL_LOW], begin), min(bounds[FULL_HIGH], end)
+            if begin < end:
+                bounds[LOW], bounds[HIGH] = min(bounds[LOW], begin), max(bounds[HIGH], end)
+
+
+def score_panel(
+    p: int, start: int, first: int, past: int, place: Any, queries: Any, keys: Any, scores: Any, slope: Any, call: Any,
+    numbers: Any,
+) -> None:  # fmt: skip
+    """The rows [first, past) of `scores`: panel p against the keys from `start` on, which lie packed in `keys`."""
+    width, tile, depth = lanes(scores), tile_rows(scores), ac.columns(call, ac.Q)
+    packed = ahead(queries.packed, p * depth * width)
+    for row in range(first // tile * tile, past, tile):
+        tile_product(depth, ahead(keys, row * depth), 1, tile, packed, width, ahead(scores, row * width), width, False)
+    if numbers[ac.SOFTCAP] != 0:
+        cap(first, past, 0, scores, slope, numbers[ac.SOFTCAP])
+    if ac.given(call, ac.BIAS):
+        add_bias(p, start, first, past, place, scores, call, numbers)
+    if ac.given(call, ac.MASK):
+        apply_mask(p, start, first, past, place, scores, call, numbers)
+    bounds = ahead(queries.bounds, 4 * p)
+    hide(first, min(bounds[FULL_LOW] - start, past), p, scores, start, queries.begin, queries.end)
+    hide(max(bounds[FULL_HIGH] - start, first), past, p, scores, start, queries.begin, queries.end)
+
+
+def add_bias(p: int, start: int, first: int, past: int, place: Any, scores: Any, call: Any, numbers: Any) -> None:
+    """-inf hides a score, even NaN."""
+    width, count = lanes(scores), ac.rows(call, ac.Q)
+    base = place.first + p * width
+    for w in range(min(width, place.past - base)):
+        bias = ac.matrix(numbers, call, ac.BIAS, place.b, place.h + (base + w) // count)
+        i = (base + w) % count
+        for j in range(first, past):
+            added = bias[i, start + j]
+            score = scores[j * width + w] + added
+            scores[j * width + w] = score if added != -np.inf else added
+
+
+def apply_mask(p: int, start: int, first: int, past: int, place: Any, scores: Any, call: Any, numbers: Any) -> None:
+    width, count = lanes(scores), ac.rows(call, ac.Q)
+    base = place.first + p * width
+    for w in range(min(width, place.past - base)):
+        mask = ac.matrix(as_bytes(numbers), call, ac.MASK, place.b, place.h + (base + w) // count)
+        i = (base + w) % count
+        for j in range(first, past):
+            if mask[i, start + j] == 0:
+                scores[j * width + w] = -np.inf
+
+
+def dropout_factors(
+    p: int, start: int, first: int, past: int, place: Any, queries: Any, factors: Any, call: Any, numbers: Any
+) -> Any:
+    """What dropout multiplies the weights by, as a panel whose rows are those of the scores."""
+    width, count = lanes(numbers), ac.rows(call, ac.Q)
+    if not ac.given(call, ac.KEEP):
+        key = start + call[ac.FIRST_KEY]
+        block = (key + first) // 4
+        draw_factors(
+            0, (key + past + 3) // 4 - block, p, factors, ahead(factors, width), ahead(factors, 2 * width),
+            ahead(factors, 3 * width), block, queries.position, queries.head, place.b, call[ac.SEED_LOW],
+            call[ac.SEED_HIGH], call[ac.THRESHOLD], numbers[ac.KEPT],
+        )  # fmt: skip
+        return ahead(factors, (key - 4 * block) * width)
+    base = place.first + p * width
+    for w in range(width):
+        r = min(base + w, place.past - 1)
+        keep = ac.matrix(as_bytes(numbers), call, ac.KEEP, place.b, place.h + r // count)
+        for j in range(first, past):
+            factors[j * width + w] = numbers[ac.KEPT] if keep[r % count, start + j] != 0 else 0
+    return factors
+
+
+visible_keys, panel_work = jit(visible_keys), jit(panel_work)
+prepare_queries = jit(prepare_queries, fastmath=EXACT)
+add_bias, apply_mask = jit(add_bias, fastmath=EXACT), jit(apply_mask)
+dropout_factors, score_panel = jit(dropout_factors, fastmath=EXACT), jit(score_panel, fastmath=EXACT)

@@ -1,0 +1,219 @@
+"""Explicit vectors for compiled loops: written as arithmetic in Python, emitted as vector instructions of LLVM.
+
+LLVM's own vectoriser decides anew with each release whether a loop becomes vector code; what is written with `Lanes`
+always does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
+from numba.extending import overload
+from numpy.polynomial import Chebyshev, Polynomial
+
+from attnarray.kernels.numba.exponential import TAYLOR
+
+# 2^r for |r| <= 1/2: near-minimax in float32 (2e-9 of it), Taylor's series in float64 (2e-17). Both are 1 at 0.
+EXP2_FLOAT32 = Chebyshev.interpolate(np.exp2, 6, domain=[-0.5, 0.5]).convert(domain=[-1, 1], kind=Polynomial).coef
+EXP2_FLOAT64 = TAYLOR
+LOG2_E = math.log2(math.e)
+LOG2_E_LOW = 2.0355273740931033e-17  # log2(e) less its float64
+EXPM1 = [1.0 / math.factorial(k + 1) for k in range(20)]  # (e^y - 1) / y
+
+
+def cpu_features() -> set[str]:
+    """The vector features that Numba compiles for: those of the host, unless NUMBA_CPU_FEATURES says otherwise."""
+    if numba.config.CPU_NAME == "generic":
+        return set()
+    if numba.config.CPU_FEATURES is not None:
+        return {name[1:] for name in numba.config.CPU_FEATURES.split(",") if name.startswith("+")}
+    return {name for name, there in get_host_cpu_features().items() if there}
+
+
+def tile_of(features: set[str], itemsize: int) -> tuple[int, int]:
+    """Lanes W of a panel and rows M of a register tile: W * M accumulators fill the registers, with room for operands.
+
+    The bytes of a panel's row and M: 2 x 64 and 12 with AVX-512 (32 registers), 4 x 16 and 6 with NEON (32 registers),
+    2 x 32 and 6 with AVX2 (16 registers), else 2 x 16 and 6 (16 registers of SSE2).
+    """
+    row, rows = (
+        (128, 12) if "avx512f" in features
+        else (64, 6) if "avx2" in features or "neon" in features
+        else (32, 6)
+    )  # fmt: skip
+    return row // itemsize, rows
+
+
+TILES = {bits: tile_of(cpu_features(), bits // 8) for bits in (32, 64)}
+
+
+def lanes(array: Any) -> int:
+    """W for the dtype of `array`, a constant in compiled code."""
+    return TILES[array.dtype.itemsize * 8][0]
+
+
+def tile_rows(array: Any) -> int:
+    """M for the dtype of `array`, a constant in compiled code."""
+    return TILES[array.dtype.itemsize * 8][1]
+
+
+def _constant(value: int) -> Callable[[Any], int]:
+    return lambda array: value
+
+
+overload(lanes)(lambda array: _constant(TILES[array.dtype.bitwidth][0]))
+overload(tile_rows)(lambda array: _constant(TILES[array.dtype.bitwidth][1]))
+
+
+class Lanes:
+    """A vector (or its comparison) in code that is being built; Python numbers become vectors of equal lanes."""
+
+    def __init__(self, builder: ir.IRBuilder, value: ir.Value) -> None:
+        self.builder = builder
+        self.value = value
+
+    @property
+    def is_float(self) -> bool:
+        return isinstance(self.value.type.element, ir.FloatType | ir.DoubleType)
+
+    @property
+    def is_single(self) -> bool:
+        return isinstance(self.value.type.element, ir.FloatType)
+
+    @property
+    def integer(self) -> ir.IntType:
+        """The integer type of the width of these lanes."""
+        return ir.IntType(32 if self.is_single else 64)
+
+    def constant(self, number: float) -> Lanes:
+        """All lanes equal to `number`, in the type of this vector."""
+        if isinstance(self.value.type.element, ir.FloatType):
+            number = float(np.float32(number))
+        return Lanes(self.builder, ir.Constant(self.value.type, [number] * self.value.type.count))
+
+    def _lift(self, other: Lanes | float) -> ir.Value:
+        return other.value if isinstance(other, Lanes) else self.constant(other).value
+
+    def _emit(self, floating: str, integer: str, other: Lanes | float) -> Lanes:
+        operation = getattr(self.builder, floating if self.is_float else integer)
+        return Lanes(self.builder, operation(self.value, self._lift(other)))
+
+    def __add__(self, other: Lanes | float) -> Lanes:
+        return self._emit("fadd", "add", other)
+
+    def __sub__(self, other: Lanes | float) -> Lanes:
+        return self._emit("fsub", "sub", other)
+
+    def __mul__(self, other: Lanes | float) -> Lanes:
+        return self._emit("fmul", "mul", other)
+
+    def __truediv__(self, other: Lanes | float) -> Lanes:
+        return self._emit("fdiv", "sdiv", other)
+
+    def __lshift__(self, bits: int) -> Lanes:
+        return self._emit("", "shl", bits)
+
+    def __and__(self, other: Lanes) -> Lanes:
+        return Lanes(self.builder, self.builder.and_(self.value, other.value))
+
+    def __lt__(self, other: Lanes | float) -> Lanes:
+        return self._compare("<", other)
+
+    def __gt__(self, other: Lanes | float) -> Lanes:
+        return self._compare(">", other)
+
+    def __ge__(self, other: Lanes | float) -> Lanes:
+        return self._compare(">=", other)
+
+    def equals(self, other: Lanes | float) -> Lanes:
+        return self._compare("==", other)
+
+    def _compare(self, sign: str, other: Lanes | float) -> Lanes:
+        compare = self.builder.fcmp_ordered if self.is_float else self.builder.icmp_signed
+        return Lanes(self.builder, compare(sign, self.value, self._lift(other)))
+
+    def __xor__(self, other: Lanes) -> Lanes:
+        return Lanes(self.builder, self.builder.xor(self.value, other.value))
+
+    def times_wide(self, factor: int) -> tuple[Lanes, Lanes]:
+        """The high and low words of the unsigned product of 32-bit lanes with a constant."""
+        wide = ir.VectorType(ir.IntType(64), self.value.type.count)
+        product = self.builder.mul(self.builder.zext(self.value, wide), ir.Constant(wide, [factor] * wide.count))
+        high = self.builder.lshr(product, ir.Constant(wide, [32] * wide.count))
+        words = (self.builder.trunc(part, self.value.type) for part in (high, product))
+        return Lanes(self.builder, next(words)), Lanes(self.builder, next(words))
+
+    def at_least_unsigned(self, other: Lanes) -> Lanes:
+        return Lanes(self.builder, self.builder.icmp_unsigned(">=", self.value, other.value))
+
+    def bits_as(self, element: ir.Type) -> Lanes:
+        """The same bits, read as lanes of another type of equal width."""
+        vector = ir.VectorType(element, self.value.type.count)
+        return Lanes(self.builder, self.builder.bitcast(self.value, vector))
+
+
+def where(condition: Lanes, chosen: Lanes | float, other: Lanes | float) -> Lanes:
+    like = chosen if isinstance(chosen, Lanes) else other
+    assert isinstance(like, Lanes)
+    return Lanes(like.builder, like.builder.select(condition.value, like._lift(chosen), like._lift(other)))
+
+
+def maximum(a: Lanes, b: Lanes) -> Lanes:
+    """The larger one; b where either is NaN."""
+    return where(a > b, a, b)
+
+
+def multiply_add(a: Lanes, b: Lanes, c: Lanes | float) -> Lanes:
+    """a b + c, fused where the CPU can."""
+    vector = a.value.type
+    name = f"llvm.fmuladd.v{vector.count}f{a.integer.width}"
+    fused = a.builder.module.globals.get(name)
+    if fused is None:
+        fused = ir.Function(a.builder.module, ir.FunctionType(vector, [vector] * 3), name)
+    return Lanes(a.builder, a.builder.call(fused, [a.value, b.value, a._lift(c)]))
+
+
+def exp(x: Lanes) -> Lanes:
+    """e^x for x up to 87 (709 in float64), as 2^n 2^r with n = round(x log2(e)); 0 where n is below the least exponent.
+
+    Adding 1.5 * 2^(mantissa bits) rounds to n in the low bits of the sum, from where they are shifted to the exponent.
+    NaN stays NaN.
+    """
+    mantissa, bias, coefficients = (23, 127, EXP2_FLOAT32) if x.is_single else (52, 1023, EXP2_FLOAT64)
+    high = float(np.float32(LOG2_E)) if x.is_single else LOG2_E
+    low = LOG2_E - high if x.is_single else LOG2_E_LOW
+    least = -(bias + 0.25) / LOG2_E
+    x = where(x < least, least, x)  # 2^-bias has the bits of 0
+    magic = 1.5 * 2.0**mantissa
+    shifted = multiply_add(x, x.constant(high), magic)
+    r = multiply_add(x, x.constant(low), multiply_add(x, x.constant(high), x.constant(magic) - shifted))
+    power = _polynomial(r, coefficients)
+    exponent = (shifted.bits_as(x.integer) << mantissa) + (bias << mantissa)
+    return power * exponent.bits_as(x.value.type.element)
+
+
+def tanh(x: Lanes) -> tuple[Lanes, Lanes]:
+    """tanh(x) and its derivative, from e = e^(-2 |x|): (1 - e) / (1 + e) and 4 e / (1 + e)^2.
+
+    Where |x| is small, e - 1 is summed by its series, so that nothing cancels.
+    """
+    y = where(x < 0.0, x, x * -1.0) * 2.0
+    e = exp(y)
+    less = where(y > -1.1, y * _polynomial(y, EXPM1[: 12 if x.is_single else 20]), e - 1.0)
+    more = e + 1.0
+    size = less / more
+    return where(x < 0.0, size, size * -1.0), e * 4.0 / (more * more)
+
+
+def _polynomial(x: Lanes, coefficients: Sequence[float] | np.ndarray) -> Lanes:
+    """sum_k c_k x^k by Horner's rule."""
+    total = x.constant(coefficients[-1])
+    for coefficient in reversed(coefficients[:-1]):
+        total = multiply_add(total, x, coefficient)
+    return total

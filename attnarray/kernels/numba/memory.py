@@ -1,0 +1,85 @@
+"""Pointers and views for compiled code: what they stand for is kept alive by the caller, and nothing is counted.
+
+Numba counts references to arrays with atomic instructions wherever one is passed on; pointers cost nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array, populate_array
+
+
+@intrinsic
+def pointer(_context: Any, array: Any) -> Any:
+    """The first element of a contiguous array."""
+
+    def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
+        return make_array(array)(context, builder, arguments[0]).data
+
+    return types.CPointer(array.dtype)(array), emit
+
+
+@intrinsic
+def ahead(_context: Any, place: Any, count: Any) -> Any:
+    """The element `count` elements further on."""
+
+    def emit(_target: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
+        return builder.gep(arguments[0], [arguments[1]])
+
+    return place(place, types.intp), emit
+
+
+@intrinsic
+def matrix_at(_context: Any, like: Any, address: Any, rows: Any, columns: Any, row: Any, column: Any) -> Any:
+    """The matrix (rows, columns) at an address, with strides in bytes and elements as `like` points to."""
+    view = types.Array(like.dtype, 2, "A")
+    signature = view(like, *[types.intp] * 5)
+
+    def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
+        _, address, rows, columns, row, column = arguments
+        element = context.get_data_type(view.dtype)
+        array = make_array(view)(context, builder)
+        populate_array(
+            array, data=builder.inttoptr(address, element.as_pointer()), shape=[rows, columns], strides=[row, column],
+            itemsize=context.get_constant(types.intp, context.get_abi_sizeof(element)), meminfo=None,
+        )  # fmt: skip
+        return array._getvalue()
+
+    return signature, emit
+
+
+@intrinsic
+def scratch(_context: Any, array: Any) -> Any:
+    """The first element of a contiguous array that lies at the start of a cache line of 64 bytes."""
+
+    def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
+        data = make_array(array)(context, builder, arguments[0]).data
+        address = builder.ptrtoint(data, ir.IntType(64))
+        line = builder.and_(builder.add(address, ir.IntType(64)(63)), ir.IntType(64)(-64))
+        return builder.inttoptr(line, data.type)
+
+    return types.CPointer(array.dtype)(array), emit
+
+
+@intrinsic
+def as_bytes(_context: Any, place: Any) -> Any:
+    """The same place, read as bytes."""
+
+    def emit(_target: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
+        return builder.bitcast(arguments[0], ir.IntType(8).as_pointer())
+
+    return types.CPointer(types.uint8)(place), emit
+
+
+@intrinsic
+def keep(_context: Any, array: Any) -> Any:
+    """Does nothing, but Numba frees an array after its last use: this is the use that pointers into it are not."""
+
+    def emit(context: Any, _builder: ir.IRBuilder, _signature: Any, _arguments: Any) -> ir.Value:
+        return context.get_dummy_value()
+
+    return types.void(array), emit

@@ -1,0 +1,158 @@
+"""Passes over a panel of scores, row by row, with one vector of lanes per row; every lane is a query.
+
+A `panel` is a pointer to rows of W numbers: rows are keys, lanes are queries. So the softmax over the keys needs no sum
+across lanes: maxima, totals and the bounds of masks are vectors that stay in registers from row to row.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from attnarray.kernels.numba.lanes import TILES, Lanes
+
+INDEX = ir.IntType(64)
+Row: TypeAlias = Lanes
+FourthRow: TypeAlias = Lanes
+Lane: TypeAlias = Lanes
+Scalar: TypeAlias = Lanes
+Index: TypeAlias = Lanes
+
+
+def panel_pass(body: Callable[..., dict[str, Lanes]]) -> Any:
+    """A compiled function (start, stop, at, *arguments) that runs `body` on the rows [start, stop) of panels.
+
+    The annotations of `body` say what each argument is: a `Row` is a panel, of which the body sees one row after the
+    other, or with `FourthRow` every fourth; a `Lane` points to rows too, of which it sees row `at` always; a `Scalar`
+    is a number for all lanes; an `Index` is an integer, and the body sees it plus the number of the row. The body
+    returns what it changes by name: rows are stored at once, lanes are carried from row to row and stored at the end.
+    """
+    kinds = {name: parameter.annotation for name, parameter in inspect.signature(body).parameters.items()}
+
+    def run(_context: Any, _start: Any, _stop: Any, _at: Any, *given: Any) -> Any:
+        def emit(context: Any, builder: ir.IRBuilder, _signature: Any, values: Sequence[ir.Value]) -> ir.Value:
+            _emit(body, kinds, context, builder, given, values)
+            return context.get_dummy_value()
+
+        return types.void(types.intp, types.intp, types.intp, *given), emit
+
+    # Numba asks for the signature; star-arguments would be passed as one tuple.
+    names = ("_context", "_start", "_stop", "_at", *kinds)
+    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__name__ = body.__name__
+    return intrinsic(run)
+
+
+def _emit(
+    body: Callable[..., dict[str, Lanes]], kinds: dict[str, str], context: Any, builder: ir.IRBuilder, given: Any,
+    values: Sequence[ir.Value],
+) -> None:  # fmt: skip
+    start, stop, at, *values = values
+    dtype = next(argument.dtype for argument in given if isinstance(argument, types.CPointer))
+    assert isinstance(dtype, types.Float), "the first pointer says how many lanes there are"
+    vector = ir.VectorType(context.get_value_type(dtype), TILES[dtype.bitwidth][0])
+    named = dict(zip(kinds, zip(given, values, strict=True), strict=True))
+    row_type = {
+        name: _vector(context, argument, vector)
+        for name, (argument, _) in named.items()
+        if isinstance(argument, types.CPointer)
+    }
+    places = {
+        name: builder.gep(value, [builder.mul(at, INDEX(vector.count))])
+        for name, (_, value) in named.items() if kinds[name] == "Lane"
+    }  # fmt: skip
+    lanes = {name: load(builder, place, row_type[name]) for name, place in places.items()}
+    scalars = {
+        name: _scalar(context, builder, argument, value, vector)
+        for name, (argument, value) in named.items() if kinds[name] == "Scalar"
+    }  # fmt: skip
+
+    def advance(index: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
+        seen = {**scalars, **dict(zip(lanes, carried, strict=True))}
+        rows = {}
+        for name, (_, value) in named.items():
+            if kinds[name] == "Index":
+                seen[name] = _index(builder, value, index, vector)
+            elif kinds[name] in ("Row", "FourthRow"):
+                apart = vector.count * (4 if kinds[name] == "FourthRow" else 1)
+                rows[name] = builder.gep(value, [builder.mul(index, INDEX(apart))])
+                seen[name] = load(builder, rows[name], row_type[name])
+        changed = body(**{name: Lanes(builder, value) for name, value in seen.items()})
+        for name, place in rows.items():
+            if name in changed:
+                store(builder, changed[name].value, place)
+        return [changed[name].value if name in changed else seen[name] for name in lanes]
+
+    final = loop(builder, start, stop, list(lanes.values()), advance)
+    for name, value in zip(lanes, final, strict=True):
+        store(builder, value, places[name])
+
+
+def _vector(context: Any, argument: Any, like: ir.VectorType) -> ir.VectorType:
+    return ir.VectorType(context.get_value_type(argument.dtype), like.count)
+
+
+def _scalar(context: Any, builder: ir.IRBuilder, kind: Any, value: ir.Value, like: ir.VectorType) -> ir.Value:
+    """A floating number in the type of the lanes, an integer as its low 32 bits, in all lanes."""
+    if isinstance(kind, types.Float):
+        number = types.float32 if isinstance(like.element, ir.FloatType) else types.float64
+        return splat(builder, context.cast(builder, value, kind, number), like)
+    integer = ir.IntType(32)
+    value = builder.trunc(value, integer) if value.type.width > integer.width else value
+    return splat(builder, value, ir.VectorType(integer, like.count))
+
+
+def _index(builder: ir.IRBuilder, base: ir.Value, index: ir.Value, like: ir.VectorType) -> ir.Value:
+    integer = ir.IntType(32)
+    number = builder.trunc(builder.add(base, index), integer)
+    return splat(builder, number, ir.VectorType(integer, like.count))
+
+
+def loop(
+    builder: ir.IRBuilder, start: ir.Value, stop: ir.Value, carried: Sequence[ir.Value],
+    body: Callable[[ir.Value, list[ir.Value]], Sequence[ir.Value]],
+) -> list[ir.Value]:  # fmt: skip
+    """for index in range(start, stop): carried = body(index, carried); the carried values stay in registers."""
+    before = builder.block
+    head, inside, after = (builder.append_basic_block(name) for name in ("loop", "body", "after"))
+    builder.branch(head)
+    builder.position_at_end(head)
+    index = builder.phi(INDEX)
+    values = [builder.phi(value.type) for value in carried]
+    builder.cbranch(builder.icmp_signed("<", index, stop), inside, after)
+    builder.position_at_end(inside)
+    updated = body(index, list(values))
+    following = builder.add(index, INDEX(1))
+    for phi, first, later in zip([index, *values], [start, *carried], [following, *updated], strict=True):
+        phi.add_incoming(first, before)
+        phi.add_incoming(later, builder.block)
+    builder.branch(head)
+    builder.position_at_end(after)
+    return values
+
+
+def load(builder: ir.IRBuilder, place: ir.Value, vector: ir.VectorType) -> ir.Value:
+    return builder.load(builder.bitcast(place, vector.as_pointer()), align=_bytes(vector.element))
+
+
+def store(builder: ir.IRBuilder, value: ir.Value, place: ir.Value) -> None:
+    builder.store(value, builder.bitcast(place, value.type.as_pointer()), align=_bytes(value.type.element))
+
+
+def _bytes(element: ir.Type) -> int:
+    return element.width // 8 if isinstance(element, ir.IntType) else 4 if isinstance(element, ir.FloatType) else 8
+
+
+def splat(builder: ir.IRBuilder, value: ir.Value, vector: ir.VectorType) -> ir.Value:
+    """`value` in all lanes."""
+    undefined = ir.Constant(vector, ir.Undefined)
+    first = builder.insert_element(undefined, value, ir.IntType(32)(0))
+    return builder.shuffle_vector(
+        first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), vector.count), [0] * vector.count)
+    )
