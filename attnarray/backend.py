@@ -83,7 +83,8 @@ def _namespace_of_others(arrays: tuple[Array | None, ...]) -> Namespace:
 
 
 @functools.lru_cache(maxsize=256)
-def _library_of_type(kind: Any) -> str:
+def library_of_type(kind: Any) -> str:
+    """The name of the library whose arrays are of this type."""
     if issubclass(kind, np.ndarray | np.generic):
         return "numpy"
     roots: list[str] = [base.__module__.partition(".")[0] for base in kind.__mro__]  # its own first
@@ -93,7 +94,7 @@ def _library_of_type(kind: Any) -> str:
 
 def library_of(array: Array) -> str:
     """The name of the library that `array` belongs to: "numpy", "cupy", "torch", "jax", "array_api_strict" ..."""
-    return _library_of_type(type(array))  # type: ignore[arg-type]
+    return library_of_type(type(array))  # type: ignore[arg-type]
 
 
 def device_of(array: Array) -> Any:

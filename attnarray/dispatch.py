@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
-from attnarray.backend import library_of
+from attnarray.backend import library_of_type
 from attnarray.kernels import Declined
 from attnarray.kernels.table import BACKEND_OF_LIBRARY, KERNELS
 
@@ -70,8 +70,7 @@ def accelerated(reference: Callable[P, R]) -> Callable[P, R]:
         trace = _TRACE.get()
         reason = "asked for by use_kernels"
         if mode != "reference":
-            backend = BACKEND_OF_LIBRARY.get(library_of(args[0]), "")
-            kernel, reason = _find(name, backend, mode)
+            kernel, backend, reason = _choose(name, type(args[0]), mode)  # type: ignore[arg-type]
             if kernel is not None:
                 try:
                     result: R = kernel(*args, **kwargs)
@@ -93,6 +92,14 @@ def accelerated(reference: Callable[P, R]) -> Callable[P, R]:
 
     call.reference = reference  # type: ignore[attr-defined]
     return call
+
+
+@functools.lru_cache(maxsize=1024)
+def _choose(name: str, kind: Any, mode: str) -> tuple[Callable[..., Any] | None, str, str]:
+    """The kernel of a function for arrays of a type, or None; its backend; why there is no kernel."""
+    backend = BACKEND_OF_LIBRARY.get(library_of_type(kind), "")
+    kernel, reason = _find(name, backend, mode)
+    return kernel, backend, reason
 
 
 @functools.cache

@@ -288,7 +288,7 @@ def test_attention_on_the_arrays_of_frameworks(name: str) -> None:
 
 
 def test_the_library_of_a_type_is_looked_up_once() -> None:
-    backend._library_of_type.cache_clear()
+    backend.library_of_type.cache_clear()
     for _ in range(3):
         library_of(NUMPY.array(X))
-    assert backend._library_of_type.cache_info().misses == 1
+    assert backend.library_of_type.cache_info().misses == 1

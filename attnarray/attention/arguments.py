@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
-from functools import reduce
 from typing import Any, NamedTuple, TypedDict, Unpack
+
+import numpy as np
 
 from attnarray import checks
 from attnarray.attention.form import Form as Form
@@ -99,6 +101,41 @@ def problem_of(
     return Problem(q, k, v, scoring, form, None if bias is None else tuple(bias.shape))
 
 
+def plain_problem(
+    query: Array, key: Array, value: Array, is_causal: bool, scale: float | None = None, q_offset: Any = 0
+) -> Problem | None:
+    """The short way of `problem_of` for NumPy arrays (B, H, T, D) with these options alone, or None: go the long way.
+
+    A small call takes less time than its checks, and the same shapes come again and again: what was once found for them
+    is kept.
+    """
+    if not (
+        type(query) is type(key) is type(value) is np.ndarray
+        and query.dtype is key.dtype is value.dtype
+        and type(is_causal) is bool
+        and (scale is None or type(scale) is float)
+        and type(q_offset) is int
+    ):
+        return None
+    known = _plain(query.shape, key.shape, value.shape, query.dtype, is_causal, scale, q_offset)
+    return None if known is None else Problem(query, key, value, *known, None)
+
+
+@functools.lru_cache(maxsize=1024)
+def _plain(
+    q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], dtype: Any, is_causal: bool, scale: float | None,
+    q_offset: int,
+) -> tuple[Scoring, Form] | None:  # fmt: skip
+    if len(q) != 4 or dtype.name not in ("float32", "float64"):
+        return None
+    query, key, value = (np.broadcast_to(np.zeros((), dtype), shape) for shape in (q, k, v))
+    try:
+        problem = problem_of(query, key, value, None, 0.0, is_causal, scale=scale, q_offset=q_offset)
+    except (TypeError, ValueError):
+        return None
+    return problem.scoring, problem.form
+
+
 def _unknown(names: set[str]) -> TypeError:
     listed = ", ".join(f"`{name}`" for name in sorted(names))
     return TypeError(f"Attention has no option {listed}. The options: {', '.join(Options.__annotations__)}.")
@@ -153,7 +190,7 @@ def _mask(constraints: Constraints, form: Form, full: tuple[int, ...], query: Ar
         masks.append(("attn_mask", documents.same(form.has_heads)))
     for name, mask in masks:
         checks.namespace(**{"query": query, name: mask})
-    return reduce(operator.and_, [_scores(name, mask, form, full) for name, mask in masks])
+    return functools.reduce(operator.and_, [_scores(name, mask, form, full) for name, mask in masks])
 
 
 def _scale(scale: float | None, head_dim: int) -> float:

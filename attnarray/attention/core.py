@@ -93,7 +93,7 @@ def attend_backward(
         weights, ddots, dscores = gradients_of_dots(
             dots, dweights, lse[:, :, start:stop], delta[:, :, start:stop], block
         )
-        weights = weights if factor is None else weights * factor
+        weights = weights if factor is None else xp.where(factor == 0, 0.0, weights * factor)
         dqs.append(_times(ddots, k, hides))
         dk = dk + _transposed_times(ddots, rows, k.shape[1], hides)
         dv = dv + _transposed_times(weights, drows, k.shape[1], hides)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Unpack
 
 from attnarray import checks
-from attnarray.attention.arguments import Form, Options, problem_of
+from attnarray.attention.arguments import Form, Options, plain_problem, problem_of
 from attnarray.attention.core import attend, attend_backward, dot_products
 from attnarray.attention.scoring import Scoring, weights_from_lse
 from attnarray.backend import Array, namespace_of
@@ -130,6 +130,12 @@ def scaled_dot_product_attention(
     >>> aa.scaled_dot_product_attention(q, k, v, is_causal=True).shape
     (2, 8, 5, 64)
     """
+    if attn_mask is bias is window is kv_lengths is softcap is sinks is rng is dropout_mask is None and (
+        type(layout) is str and layout == "BHTD" and type(dropout_p) is float and dropout_p == 0
+    ):
+        plain = plain_problem(query, key, value, is_causal, scale, q_offset)
+        if plain is not None:
+            return attend(*plain[:4])[0]
     return scaled_dot_product_attention_fwd(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, bias=bias, window=window, q_offset=q_offset,
         kv_lengths=kv_lengths, softcap=softcap, sinks=sinks, rng=rng, dropout_mask=dropout_mask, enable_gqa=enable_gqa,
@@ -150,7 +156,12 @@ def scaled_dot_product_attention_fwd(
 
     `ctx.lse` is log sum_j e^s, sink included, as (B, H, T) in the accumulator's dtype.
     """
-    q, k, v, scoring, form, bias_shape = problem_of(query, key, value, attn_mask, dropout_p, is_causal, **options)
+    plain = None
+    if attn_mask is None and not options and type(dropout_p) is float and dropout_p == 0:
+        plain = plain_problem(query, key, value, is_causal)
+    q, k, v, scoring, form, bias_shape = plain or problem_of(
+        query, key, value, attn_mask, dropout_p, is_causal, **options
+    )
     out, lse = attend(q, k, v, scoring)
     return form.restored(out), SDPAContext(q, k, v, out, lse, scoring, form, bias_shape)
 

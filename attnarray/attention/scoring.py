@@ -159,7 +159,9 @@ def gradients_of_dots(
 def weights_from_lse(dots: Array, lse: Array, scoring: Scoring) -> Array:
     """The weights again, before dropout: exp(scores - lse), 0 in fully masked rows: (B, H, T, S)."""
     xp = namespace_of(dots)
-    return xp.exp(scores_of(dots, scoring) - xp.where(lse == -math.inf, 0.0, lse)[..., None])
+    scores = scores_of(dots, scoring)
+    weights = xp.exp(scores - xp.where(lse == -math.inf, 0.0, lse)[..., None])
+    return xp.where(scores == -math.inf, 0.0, weights)  # also where the lse is NaN: what is hidden stays apart
 
 
 def gradient_of_sinks(lse: Array, delta: Array, sinks: Array) -> Array:

@@ -58,25 +58,22 @@ QUICK: tuple[BenchCase, ...] = (
     triple("layer_norm", "layer_norm-training", direction="both", x=(2048, 512), weight=(512,), bias=(512,)),
 )  # fmt: skip
 
-# With the prefill and causal cases of the quick set: 12 shapes with T from 384 to 4096 and D of 64, 80 and 128.
+# (T, D) of the prefill and of the causal cases, twelve in all; every one forward, and as a training step.
+PREFILL = ((384, 64), (512, 128), (1024, 64), (1024, 80), (2048, 128), (4096, 64))
+CAUSAL = ((512, 64), (384, 80), (1024, 128), (2048, 64), (2048, 80), (4096, 128))
+
 MORE: tuple[BenchCase, ...] = (
-    sdpa("prefill-{S}-d{D}", "prefill", T=1024),
-    sdpa("prefill-{S}-d{D}", "prefill", T=1024, D=80),
-    sdpa("prefill-{S}-d{D}", "prefill", T=2048, D=128),
-    sdpa("prefill-{S}-d{D}", "prefill", T=4096),
-    sdpa("causal-{S}-d{D}", "causal", T=384, D=80, is_causal=True),
-    sdpa("causal-{S}-d{D}", "causal", T=1024, D=128, is_causal=True),
-    sdpa("causal-{S}-d{D}", "causal", T=2048, is_causal=True),
-    sdpa("causal-{S}-d{D}", "causal", T=2048, D=80, is_causal=True),
-    sdpa("causal-{S}-d{D}", "causal", T=4096, D=128, is_causal=True),
-    sdpa("training-{S}-d{D}", "training", T=1024, direction="both", is_causal=True),
-    sdpa("training-{S}-d{D}", "training", T=2048, direction="both", is_causal=True),
-    sdpa("training-{S}-d{D}", "training", T=1024, D=128, direction="both"),
+    *[sdpa("prefill-{S}-d{D}", "prefill", T=T, D=D) for T, D in PREFILL[2:]],
+    *[sdpa("causal-{S}-d{D}", "causal", T=T, D=D, is_causal=True) for T, D in CAUSAL[1:]],
+    *[sdpa("prefill-training-{S}-d{D}", "training", T=T, D=D, direction="both") for T, D in PREFILL],
+    *[sdpa("causal-training-{S}-d{D}", "training", T=T, D=D, direction="both", is_causal=True) for T, D in CAUSAL],
     sdpa("backward-{S}-d{D}", "training", T=1024, direction="backward", is_causal=True),
     sdpa("decode-{S}-d{D}", "decode", T=1, S=1024, is_causal=True),
     sdpa("decode-{S}-d{D}", "decode", H=32, Hkv=8, T=1, S=4096, D=128, is_causal=True),
     sdpa("decode-{S}-d{D}", "decode", B=8, T=1, S=8192, is_causal=True),
     sdpa("tiny-{S}-d{D}", "tiny", B=2, H=4, T=16, D=16),
+    sdpa("tiny-{S}-d{D}", "tiny", H=1, T=32, D=32),
+    sdpa("window-{S}-d{D}", "special", T=8192, is_causal=True, window=(255, 0)),
     sdpa("window-training-{S}-d{D}", "special", T=2048, direction="both", is_causal=True, window=(255, 0)),
     sdpa("bias-training-{S}-d{D}", "special", T=1024, direction="both", bias=True),
     sdpa("dropout-training-{S}-d{D}", "special", T=1024, direction="both", dropout_p=0.1, rng=1),
@@ -107,4 +104,7 @@ MORE: tuple[BenchCase, ...] = (
     triple("cross_entropy", "loss-training", direction="both", drawn={"targets": _targets}, logits=(512, 8192)),
 )  # fmt: skip
 
-CASES: tuple[BenchCase, ...] = tuple(sorted(QUICK + MORE, key=lambda case: list(GROUPS).index(case.group)))
+# Too long for the full set: only by name (--only).
+LONG: tuple[BenchCase, ...] = (sdpa("long-training-{S}-d{D}", "training", T=16384, direction="both"),)
+
+CASES: tuple[BenchCase, ...] = tuple(sorted(QUICK + MORE + LONG, key=lambda case: list(GROUPS).index(case.group)))

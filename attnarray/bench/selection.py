@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from attnarray.backend import available_backends
 from attnarray.bench.cases import BenchCase
-from attnarray.bench.catalog import CASES, GROUPS, QUICK
+from attnarray.bench.catalog import CASES, GROUPS, LONG, QUICK
 from attnarray.bench.machine import available_cpus
 from attnarray.bench.peers import PEERS, Peer
 from attnarray.bench.statistics import FEWEST_ROUNDS
@@ -22,7 +22,7 @@ def select_cases(only: Sequence[str], groups: Sequence[str], full: bool) -> list
     """The cases of the quick or full set; a text in `only` that no quick case holds is looked up in the full set."""
     for group in groups:
         require_known("group", group, GROUPS)
-    searched = CASES if full else QUICK
+    searched = [case for case in CASES if case not in LONG] if full else QUICK
     named = {case.name for case in searched} if not only else set()
     for text in only:
         found = [case.name for case in searched if text in case.name] or [

@@ -10,6 +10,20 @@ KERNELS: dict[str, dict[str, str]] = {
     "attention.core:attend_backward": {"numba": "attention:attend_backward"},
     "attention.scoring:weights_from_dots": {"numba": "masked_softmax:weights_from_dots"},
     "attention.scoring:gradients_of_dots": {"numba": "masked_softmax:gradients_of_dots"},
+    "ops.softmax:softmax_forward": {"numba": "row_softmax:softmax_forward"},
+    "ops.softmax:softmax_backward": {"numba": "row_softmax:softmax_backward"},
+    "ops.softmax:log_softmax_forward": {"numba": "row_softmax:log_softmax_forward"},
+    "ops.softmax:log_softmax_backward": {"numba": "row_softmax:log_softmax_backward"},
+    "ops.norm:layer_norm_forward": {"numba": "row_norm:layer_norm_forward"},
+    "ops.norm:layer_norm_backward": {"numba": "row_norm:layer_norm_backward"},
+    "ops.norm:rms_norm_forward": {"numba": "row_norm:rms_norm_forward"},
+    "ops.norm:rms_norm_backward": {"numba": "row_norm:rms_norm_backward"},
+    "ops.gelu:gelu_forward": {"numba": "row_activations:gelu_forward"},
+    "ops.gelu:gelu_backward": {"numba": "row_activations:gelu_backward"},
+    "ops.activations:silu_forward": {"numba": "row_activations:silu_forward"},
+    "ops.activations:silu_backward": {"numba": "row_activations:silu_backward"},
+    "ops.loss:cross_entropy_forward": {"numba": "row_loss:cross_entropy_forward"},
+    "ops.loss:cross_entropy_backward": {"numba": "row_loss:cross_entropy_backward"},
 }
 
 # Which kernel backend serves the arrays of which library, and what that backend needs.

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from attnarray import checks
 from attnarray.backend import Array, Namespace, accumulator_dtype, namespace_of
+from attnarray.dispatch import accelerated
 
 # The logistic function is 0 or 1 to the last bit beyond this size; held there, x makes no 0 * infinity.
 SILU_REACH = 1000.0
@@ -112,9 +113,7 @@ def silu(x: Array) -> Array:
 def silu_fwd(x: Array) -> tuple[Array, SiluContext]:
     """`silu` and the context for `silu_bwd`: x alone."""
     _check(x)
-    xp = namespace_of(x)
-    out = xp.clip(_wide(x), -SILU_REACH, None)
-    return _narrow(out * _logistic(xp, out), x), SiluContext(x)
+    return silu_forward(x), SiluContext(x)
 
 
 def silu_bwd(dout: Array, ctx: SiluContext) -> SiluGrads:
@@ -122,10 +121,8 @@ def silu_bwd(dout: Array, ctx: SiluContext) -> SiluGrads:
 
     .. math:: dx = dy\, \sigma(x) \bigl(1 + x\, (1 - \sigma(x))\bigr)
     """
-    xp = checks.cotangent(dout, tuple(ctx.x.shape), ctx.x)
-    x = xp.clip(_wide(ctx.x), -SILU_REACH, SILU_REACH)
-    s = _logistic(xp, x)
-    return SiluGrads(_narrow(s * (1.0 + x * (1.0 - s)) * _wide(dout), ctx.x))
+    checks.cotangent(dout, tuple(ctx.x.shape), ctx.x)
+    return SiluGrads(silu_backward(dout, ctx.x))
 
 
 class TanhContext(NamedTuple):
@@ -236,6 +233,23 @@ def sigmoid_bwd(dout: Array, ctx: SigmoidContext) -> SigmoidGrads:
     checks.cotangent(dout, tuple(ctx.out.shape), ctx.out)
     y = _wide(ctx.out)
     return SigmoidGrads(_narrow(y * (1.0 - y) * _wide(dout), ctx.out))
+
+
+@accelerated
+def silu_forward(x: Array) -> Array:
+    """`silu` of an array that is checked."""
+    xp = namespace_of(x)
+    held = xp.clip(_wide(x), -SILU_REACH, None)
+    return _narrow(held * _logistic(xp, held), x)
+
+
+@accelerated
+def silu_backward(dout: Array, x: Array) -> Array:
+    """The gradient of `silu`, from its input."""
+    xp = namespace_of(dout, x)
+    held = xp.clip(_wide(x), -SILU_REACH, SILU_REACH)
+    s = _logistic(xp, held)
+    return _narrow(s * (1.0 + held * (1.0 - s)) * _wide(dout), x)
 
 
 def _check(x: Array) -> None:

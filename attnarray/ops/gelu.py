@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from attnarray import checks
 from attnarray.backend import Array, accumulator_dtype, namespace_of
+from attnarray.dispatch import accelerated
 from attnarray.ops.erf import erf
 
 CUBIC = 0.044715  # the coefficient of x^3 in the approximation
@@ -66,11 +67,7 @@ def gelu_fwd(x: Array, *, approximate: str = "none") -> tuple[Array, GeluContext
     namespace_of(x)
     checks.floating(x=x)
     checks.one_of("approximate", approximate, ("none", "tanh"))
-    xp = namespace_of(x)
-    wide = xp.astype(xp.asarray(x), accumulator_dtype(xp, x.dtype), copy=False)
-    gate = _gate(xp.clip(wide, -REACH, REACH), approximate)
-    gate *= xp.clip(wide, -REACH, None)
-    return xp.astype(xp.asarray(gate), x.dtype, copy=False), GeluContext(x, approximate)
+    return gelu_forward(x, approximate), GeluContext(x, approximate)
 
 
 def gelu_bwd(dout: Array, ctx: GeluContext) -> GeluGrads:
@@ -81,16 +78,33 @@ def gelu_bwd(dout: Array, ctx: GeluContext) -> GeluGrads:
         dx \approx dy\, \Bigl(\tfrac{1 + t}{2}
         + \tfrac{x}{2} (1 - t^2) \sqrt{2 / \pi}\, (1 + 3 \cdot 0.044715\, x^2)\Bigr)
     """
-    xp = checks.cotangent(dout, tuple(ctx.x.shape), ctx.x)
-    wide = accumulator_dtype(xp, ctx.x.dtype)
-    x = xp.clip(xp.astype(xp.asarray(ctx.x), wide, copy=False), -REACH, REACH)
-    gate = _gate(x, ctx.approximate)
-    if ctx.approximate == "none":
+    checks.cotangent(dout, tuple(ctx.x.shape), ctx.x)
+    return GeluGrads(gelu_backward(dout, ctx.x, ctx.approximate))
+
+
+@accelerated
+def gelu_forward(x: Array, approximate: str) -> Array:
+    """`gelu` of arguments that are checked."""
+    xp = namespace_of(x)
+    wide = xp.astype(xp.asarray(x), accumulator_dtype(xp, x.dtype), copy=False)
+    gate = _gate(xp.clip(wide, -REACH, REACH), approximate)
+    gate *= xp.clip(wide, -REACH, None)
+    return xp.astype(xp.asarray(gate), x.dtype, copy=False)
+
+
+@accelerated
+def gelu_backward(dout: Array, x: Array, approximate: str) -> Array:
+    """The gradient of `gelu`, from its input."""
+    xp = namespace_of(dout, x)
+    dtype, wide = x.dtype, accumulator_dtype(xp, x.dtype)
+    x = xp.clip(xp.astype(xp.asarray(x), wide, copy=False), -REACH, REACH)
+    gate = _gate(x, approximate)
+    if approximate == "none":
         slope = gate + x * xp.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
     else:  # with t = 2 gate - 1, (1 - t^2) / 2 is 2 gate (1 - gate)
         slope = gate + x * (2.0 * gate * (1.0 - gate)) * math.sqrt(2 / math.pi) * (1.0 + 3 * CUBIC * x * x)
     dx = slope * xp.astype(xp.asarray(dout), wide, copy=False)
-    return GeluGrads(xp.astype(xp.asarray(dx), ctx.x.dtype, copy=False))
+    return xp.astype(xp.asarray(dx), dtype, copy=False)
 
 
 def _gate(x: Array, approximate: str) -> Array:

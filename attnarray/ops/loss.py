@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from attnarray import checks
 from attnarray.backend import Array, accumulator_dtype, device_of, index_dtype, namespace_of
+from attnarray.dispatch import accelerated
 from attnarray.ops.embedding import check_range
 
 
@@ -80,17 +81,8 @@ def cross_entropy_fwd(
     """`cross_entropy` and the context for `cross_entropy_bwd`: the inputs, and per row its maximum and denominator."""
     _check(logits, targets, label_smoothing, ignore_index, reduction)
     xp = namespace_of(logits, targets)
-    x, classes, kept, count = _rows(logits, targets, ignore_index)
-    largest = xp.max(x, axis=1, keepdims=True)  # (N, 1)
-    largest = xp.where(largest == -math.inf, 0.0, largest)
-    x = x - largest
-    total = xp.sum(xp.exp(x), axis=1, keepdims=True)  # (N, 1)
-    total = xp.where(total == 0, 1.0, total)
-    losses = (label_smoothing - 1.0) * xp.take_along_axis(x, classes[:, None], axis=1)  # (N, 1)
-    losses += xp.log(total)
-    if label_smoothing:
-        losses -= label_smoothing / x.shape[1] * xp.sum(x, axis=1, keepdims=True)
-    losses = xp.where(kept, losses[:, 0], 0.0)  # (N,)
+    x, classes, count = _rows(logits, targets, ignore_index)
+    losses, largest, total = cross_entropy_forward(x, classes, ignore_index, label_smoothing)
     if reduction == "none":
         out = xp.reshape(losses, targets.shape)
     else:
@@ -105,30 +97,80 @@ def cross_entropy_bwd(dout: Array, ctx: CrossEntropyContext) -> CrossEntropyGrad
     .. math:: dx_{nv} = g_n\, (p_{nv} - q_{nv}), \qquad g_n = dL_n, \quad dL, \quad dL / N \ \text{for none, sum, mean}
     """
     xp = checks.cotangent(dout, tuple(ctx.targets.shape) if ctx.reduction == "none" else (), ctx.logits)
-    x, classes, kept, count = _rows(ctx.logits, ctx.targets, ctx.ignore_index)
-    p = xp.exp(x - ctx.largest)  # (N, V)
-    p /= ctx.total
+    x, classes, count = _rows(ctx.logits, ctx.targets, ctx.ignore_index)
+    g = xp.astype(xp.asarray(dout), ctx.total.dtype, copy=False) / (count if ctx.reduction == "mean" else 1)
+    g = xp.broadcast_to(xp.reshape(g, (x.shape[0] if ctx.reduction == "none" else 1,)), (x.shape[0],))  # (N,)
+    dx = cross_entropy_backward(g, x, classes, ctx.largest, ctx.total, ctx.ignore_index, ctx.label_smoothing)
+    return CrossEntropyGrads(xp.reshape(dx, ctx.logits.shape))
+
+
+@accelerated
+def cross_entropy_forward(
+    x: Array, classes: Array, ignore_index: int, label_smoothing: float
+) -> tuple[Array, Array, Array]:
+    r"""The loss of each row, in the dtype that sums are kept in.
+
+    Parameters
+    ----------
+    x : (N, V) floating
+    classes : (N,) int64
+        From 0 to V - 1, or `ignore_index`.
+
+    Returns
+    -------
+    losses : (N,)
+    largest, total : (N, 1)
+        The maximum m of a row, and the sum of its e^(x - m). Those of ignored rows are the ones of a row of zeros.
+    """
+    xp = namespace_of(x, classes)
+    x, classes, kept = _kept(x, classes, ignore_index)
+    largest = xp.max(x, axis=1, keepdims=True)  # (N, 1)
+    largest = xp.where(largest == -math.inf, 0.0, largest)
+    x = x - largest
+    total = xp.sum(xp.exp(x), axis=1, keepdims=True)  # (N, 1)
+    total = xp.where(total == 0, 1.0, total)
+    losses = (label_smoothing - 1.0) * xp.take_along_axis(x, classes[:, None], axis=1)  # (N, 1)
+    losses += xp.log(total)
+    if label_smoothing:
+        losses -= label_smoothing / x.shape[1] * xp.sum(x, axis=1, keepdims=True)
+    return xp.where(kept, losses[:, 0], 0.0), largest, total
+
+
+@accelerated
+def cross_entropy_backward(
+    g: Array, x: Array, classes: Array, largest: Array, total: Array, ignore_index: int, label_smoothing: float
+) -> Array:
+    """The gradient (N, V) of the losses, whose cotangent is `g` (N,), from what `cross_entropy_forward` was given."""
+    xp = namespace_of(g, x, classes)
+    dtype = x.dtype
+    x, classes, kept = _kept(x, classes, ignore_index)
+    p = xp.exp(x - largest)  # (N, V)
+    p /= total
     every = xp.arange(x.shape[1], dtype=classes.dtype, device=device_of(classes))  # (V,)
-    p -= xp.astype(every == classes[:, None], p.dtype) * (1.0 - ctx.label_smoothing)
-    if ctx.label_smoothing:
-        p -= ctx.label_smoothing / x.shape[1]
-    g = xp.astype(xp.asarray(dout), p.dtype, copy=False)
-    g = xp.reshape(g, (-1, 1) if ctx.reduction != "none" else (x.shape[0], 1))
-    p *= xp.where(kept[:, None], g / (count if ctx.reduction == "mean" else 1), 0.0)  # times (N, 1)
-    return CrossEntropyGrads(xp.reshape(xp.astype(p, ctx.logits.dtype, copy=False), ctx.logits.shape))
+    p -= xp.astype(every == classes[:, None], p.dtype) * (1.0 - label_smoothing)
+    if label_smoothing:
+        p -= label_smoothing / x.shape[1]
+    p *= xp.where(kept, g, 0.0)[:, None]
+    return xp.astype(p, dtype, copy=False)
 
 
-def _rows(logits: Array, targets: Array, ignore_index: int) -> tuple[Array, Array, Array, int]:
-    """Logits (N, V), classes (N,), which rows are kept (N,), and their number, at least 1. Ignored rows hold zeros."""
+def _rows(logits: Array, targets: Array, ignore_index: int) -> tuple[Array, Array, int]:
+    """Logits (N, V), classes (N,), and how many rows are not ignored, at least 1."""
     xp = namespace_of(logits)
     count, width = math.prod(targets.shape), logits.shape[-1]
-    x = xp.astype(xp.reshape(logits, (count, width)), accumulator_dtype(xp, logits.dtype), copy=False)
     classes = xp.astype(xp.reshape(targets, (count,)), index_dtype(xp, targets), copy=False)
+    number = int(xp.sum(xp.astype(classes != ignore_index, classes.dtype)))
+    return xp.reshape(logits, (count, width)), classes, max(number, 1)
+
+
+def _kept(x: Array, classes: Array, ignore_index: int) -> tuple[Array, Array, Array]:
+    """x (N, V) in the dtype that sums are kept in and classes (N,), 0 in ignored rows; which rows are kept (N,)."""
+    xp = namespace_of(x)
+    x = xp.astype(x, accumulator_dtype(xp, x.dtype), copy=False)
     kept = classes != ignore_index
-    number = int(xp.sum(xp.astype(kept, classes.dtype)))
-    if number < count:
+    if not bool(xp.all(kept)):
         x, classes = xp.where(kept[:, None], x, 0.0), xp.where(kept, classes, 0)
-    return x, classes, kept, max(number, 1)
+    return x, classes, kept
 
 
 def _check(logits: Array, targets: Array, label_smoothing: float, ignore_index: int, reduction: str) -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from attnarray import checks
 from attnarray.backend import Array, accumulator_dtype, namespace_of
+from attnarray.dispatch import accelerated
 
 
 class LayerNormContext(NamedTuple):
@@ -69,16 +70,8 @@ def layer_norm_fwd(
 ) -> tuple[Array, LayerNormContext]:
     """`layer_norm` and the context for `layer_norm_bwd`: x, and per vector its mean and 1 / deviation."""
     _check(x, eps, weight=weight, bias=bias)
-    xp = namespace_of(x, weight, bias)
-    mean = _mean(_wide(x, x))  # (..., 1)
-    out = _wide(x, x) - mean
-    inverse_deviation = 1.0 / xp.sqrt(_mean(out * out) + eps)  # (..., 1)
-    out *= inverse_deviation
-    if weight is not None:
-        out *= _wide(weight, x)
-    if bias is not None:
-        out += _wide(bias, x)
-    return xp.astype(out, x.dtype, copy=False), LayerNormContext(x, mean, inverse_deviation, weight, bias is not None)
+    out, mean, inverse_deviation = layer_norm_forward(x, weight, bias, eps)
+    return out, LayerNormContext(x, mean, inverse_deviation, weight, bias is not None)
 
 
 def layer_norm_bwd(dout: Array, ctx: LayerNormContext) -> LayerNormGrads:
@@ -89,16 +82,9 @@ def layer_norm_bwd(dout: Array, ctx: LayerNormContext) -> LayerNormGrads:
         {\sqrt{\sigma^2 + \epsilon}}, \quad g_e = w_e\, dy_e; \qquad
         dw_e = \sum_n dy_{ne}\, \hat{x}_{ne}, \qquad db_e = \sum_n dy_{ne}
     """
-    xp = checks.cotangent(dout, tuple(ctx.x.shape), ctx.x)
-    dy = _wide(dout, ctx.x)
-    normal = (_wide(ctx.x, ctx.x) - ctx.mean) * ctx.inverse_deviation
-    g = dy if ctx.weight is None else dy * _wide(ctx.weight, ctx.x)
-    dx = g - _mean(g)
-    dx -= normal * _mean(g * normal)
-    dx *= ctx.inverse_deviation
-    dweight = None if ctx.weight is None else _sum_over_rows(dy * normal, ctx.x.dtype)
-    dbias = _sum_over_rows(dy, ctx.x.dtype) if ctx.has_bias else None
-    return LayerNormGrads(xp.astype(dx, ctx.x.dtype, copy=False), dweight, dbias)
+    checks.cotangent(dout, tuple(ctx.x.shape), ctx.x)
+    grads = layer_norm_backward(dout, ctx.x, ctx.mean, ctx.inverse_deviation, ctx.weight, ctx.has_bias)
+    return LayerNormGrads(*grads)
 
 
 class RMSNormContext(NamedTuple):
@@ -154,13 +140,8 @@ def rms_norm(x: Array, weight: Array | None = None, *, eps: float = 1e-6) -> Arr
 def rms_norm_fwd(x: Array, weight: Array | None = None, *, eps: float = 1e-6) -> tuple[Array, RMSNormContext]:
     """`rms_norm` and the context for `rms_norm_bwd`: x, and per vector 1 / root mean square."""
     _check(x, eps, weight=weight)
-    xp = namespace_of(x, weight)
-    wide = _wide(x, x)
-    inverse_rms = 1.0 / xp.sqrt(_mean(wide * wide) + eps)  # (..., 1)
-    out = wide * inverse_rms
-    if weight is not None:
-        out *= _wide(weight, x)
-    return xp.astype(out, x.dtype, copy=False), RMSNormContext(x, inverse_rms, weight)
+    out, inverse_rms = rms_norm_forward(x, weight, eps)
+    return out, RMSNormContext(x, inverse_rms, weight)
 
 
 def rms_norm_bwd(dout: Array, ctx: RMSNormContext) -> RMSNormGrads:
@@ -170,14 +151,65 @@ def rms_norm_bwd(dout: Array, ctx: RMSNormContext) -> RMSNormGrads:
         dx_e = \frac{g_e - \hat{x}_e \operatorname{mean}(g\, \hat{x})}{\operatorname{rms}(x)}, \quad g_e = w_e\, dy_e;
         \qquad dw_e = \sum_n dy_{ne}\, \hat{x}_{ne}
     """
-    xp = checks.cotangent(dout, tuple(ctx.x.shape), ctx.x)
-    dy = _wide(dout, ctx.x)
-    normal = _wide(ctx.x, ctx.x) * ctx.inverse_rms
-    g = dy if ctx.weight is None else dy * _wide(ctx.weight, ctx.x)
+    checks.cotangent(dout, tuple(ctx.x.shape), ctx.x)
+    return RMSNormGrads(*rms_norm_backward(dout, ctx.x, ctx.inverse_rms, ctx.weight))
+
+
+@accelerated
+def layer_norm_forward(x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
+    """`layer_norm` of arrays that are checked; also means and 1 / deviations (..., 1) in the accumulator's dtype."""
+    xp = namespace_of(x, weight, bias)
+    mean = _mean(_wide(x, x))  # (..., 1)
+    out = _wide(x, x) - mean
+    inverse_deviation = 1.0 / xp.sqrt(_mean(out * out) + eps)  # (..., 1)
+    out *= inverse_deviation
+    if weight is not None:
+        out *= _wide(weight, x)
+    if bias is not None:
+        out += _wide(bias, x)
+    return xp.astype(out, x.dtype, copy=False), mean, inverse_deviation
+
+
+@accelerated
+def layer_norm_backward(
+    dout: Array, x: Array, mean: Array, inverse_deviation: Array, weight: Array | None, has_bias: bool
+) -> tuple[Array, Array | None, Array | None]:
+    """The gradients of `layer_norm`: of x, of the weight if there is one, and of the bias if there was one."""
+    xp = namespace_of(dout, x, weight)
+    dy = _wide(dout, x)
+    normal = (_wide(x, x) - mean) * inverse_deviation
+    g = dy if weight is None else dy * _wide(weight, x)
+    dx = g - _mean(g)
+    dx -= normal * _mean(g * normal)
+    dx *= inverse_deviation
+    dweight = None if weight is None else _sum_over_rows(dy * normal, x.dtype)
+    dbias = _sum_over_rows(dy, x.dtype) if has_bias else None
+    return xp.astype(dx, x.dtype, copy=False), dweight, dbias
+
+
+@accelerated
+def rms_norm_forward(x: Array, weight: Array | None, eps: float) -> tuple[Array, Array]:
+    """`rms_norm` of arrays that are checked; also 1 / root mean square (..., 1) in the accumulator's dtype."""
+    xp = namespace_of(x, weight)
+    wide = _wide(x, x)
+    inverse_rms = 1.0 / xp.sqrt(_mean(wide * wide) + eps)  # (..., 1)
+    out = wide * inverse_rms
+    if weight is not None:
+        out *= _wide(weight, x)
+    return xp.astype(out, x.dtype, copy=False), inverse_rms
+
+
+@accelerated
+def rms_norm_backward(dout: Array, x: Array, inverse_rms: Array, weight: Array | None) -> tuple[Array, Array | None]:
+    """The gradients of `rms_norm`: of x, and of the weight if there is one."""
+    xp = namespace_of(dout, x, weight)
+    dy = _wide(dout, x)
+    normal = _wide(x, x) * inverse_rms
+    g = dy if weight is None else dy * _wide(weight, x)
     dx = g - normal * _mean(g * normal)
-    dx *= ctx.inverse_rms
-    dweight = None if ctx.weight is None else _sum_over_rows(dy * normal, ctx.x.dtype)
-    return RMSNormGrads(xp.astype(dx, ctx.x.dtype, copy=False), dweight)
+    dx *= inverse_rms
+    dweight = None if weight is None else _sum_over_rows(dy * normal, x.dtype)
+    return xp.astype(dx, x.dtype, copy=False), dweight
 
 
 def _check(x: Array, eps: float, **per_feature: Array | None) -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from attnarray import checks
 from attnarray.backend import Array, accumulator_dtype, device_of, namespace_of
+from attnarray.dispatch import accelerated
 
 
 class SoftmaxContext(NamedTuple):
@@ -60,11 +61,7 @@ def softmax(x: Array, axis: int = -1, *, mask: Array | None = None) -> Array:
 def softmax_fwd(x: Array, axis: int = -1, *, mask: Array | None = None) -> tuple[Array, SoftmaxContext]:
     """`softmax` and the context for `softmax_bwd`: the output alone."""
     axis = _check(x, axis, mask)
-    xp = namespace_of(x, mask)
-    logits = _masked(x, mask)
-    exps = xp.exp(logits - _finite_max(logits, axis))
-    total = xp.sum(exps, axis=axis, keepdims=True)
-    out = xp.astype(exps / xp.where(total == 0, 1.0, total), x.dtype)
+    out = softmax_forward(x, mask, axis)
     return out, SoftmaxContext(out, axis)
 
 
@@ -75,11 +72,8 @@ def softmax_bwd(dout: Array, ctx: SoftmaxContext) -> SoftmaxGrads:
 
     Entries with y = 0 (masked) get 0.
     """
-    xp = checks.cotangent(dout, tuple(ctx.out.shape), ctx.out)
-    wide = accumulator_dtype(xp, ctx.out.dtype)
-    y, dy = xp.astype(ctx.out, wide, copy=False), xp.astype(dout, wide, copy=False)
-    dx = y * (dy - xp.sum(y * dy, axis=ctx.axis, keepdims=True))
-    return SoftmaxGrads(xp.astype(dx, ctx.out.dtype))
+    checks.cotangent(dout, tuple(ctx.out.shape), ctx.out)
+    return SoftmaxGrads(softmax_backward(dout, ctx.out, ctx.axis))
 
 
 class LogSoftmaxContext(NamedTuple):
@@ -129,11 +123,7 @@ def log_softmax(x: Array, axis: int = -1, *, mask: Array | None = None) -> Array
 def log_softmax_fwd(x: Array, axis: int = -1, *, mask: Array | None = None) -> tuple[Array, LogSoftmaxContext]:
     """`log_softmax` and the context for `log_softmax_bwd`: the output alone."""
     axis = _check(x, axis, mask)
-    xp = namespace_of(x, mask)
-    logits = _masked(x, mask)
-    shifted = logits - _finite_max(logits, axis)
-    total = xp.sum(xp.exp(shifted), axis=axis, keepdims=True)
-    out = xp.astype(shifted - xp.log(xp.where(total == 0, 1.0, total)), x.dtype)
+    out = log_softmax_forward(x, mask, axis)
     return out, LogSoftmaxContext(out, axis)
 
 
@@ -144,12 +134,49 @@ def log_softmax_bwd(dout: Array, ctx: LogSoftmaxContext) -> LogSoftmaxGrads:
 
     Masked entries (y = -inf) get 0, and their dy counts for nothing.
     """
-    xp = checks.cotangent(dout, tuple(ctx.out.shape), ctx.out)
-    wide = accumulator_dtype(xp, ctx.out.dtype)
-    y, dy = xp.astype(ctx.out, wide, copy=False), xp.astype(dout, wide, copy=False)
+    checks.cotangent(dout, tuple(ctx.out.shape), ctx.out)
+    return LogSoftmaxGrads(log_softmax_backward(dout, ctx.out, ctx.axis))
+
+
+@accelerated
+def softmax_forward(x: Array, mask: Array | None, axis: int) -> Array:
+    """`softmax` of arrays that are checked, with the axis counted from 0."""
+    xp = namespace_of(x, mask)
+    logits = _masked(x, mask)
+    exps = xp.exp(logits - _finite_max(logits, axis))
+    total = xp.sum(exps, axis=axis, keepdims=True)
+    return xp.astype(exps / xp.where(total == 0, 1.0, total), x.dtype)
+
+
+@accelerated
+def softmax_backward(dout: Array, out: Array, axis: int) -> Array:
+    """The gradient of `softmax`, from its output."""
+    xp = namespace_of(dout, out)
+    wide = accumulator_dtype(xp, out.dtype)
+    y, dy = xp.astype(out, wide, copy=False), xp.astype(dout, wide, copy=False)
+    dx = y * (dy - xp.sum(y * dy, axis=axis, keepdims=True))
+    return xp.astype(dx, out.dtype)
+
+
+@accelerated
+def log_softmax_forward(x: Array, mask: Array | None, axis: int) -> Array:
+    """`log_softmax` of arrays that are checked, with the axis counted from 0."""
+    xp = namespace_of(x, mask)
+    logits = _masked(x, mask)
+    shifted = logits - _finite_max(logits, axis)
+    total = xp.sum(xp.exp(shifted), axis=axis, keepdims=True)
+    return xp.astype(shifted - xp.log(xp.where(total == 0, 1.0, total)), x.dtype)
+
+
+@accelerated
+def log_softmax_backward(dout: Array, out: Array, axis: int) -> Array:
+    """The gradient of `log_softmax`, from its output."""
+    xp = namespace_of(dout, out)
+    wide = accumulator_dtype(xp, out.dtype)
+    y, dy = xp.astype(out, wide, copy=False), xp.astype(dout, wide, copy=False)
     dy = xp.where(y == -math.inf, 0.0, dy)
-    dx = dy - xp.exp(y) * xp.sum(dy, axis=ctx.axis, keepdims=True)
-    return LogSoftmaxGrads(xp.astype(dx, ctx.out.dtype))
+    dx = dy - xp.exp(y) * xp.sum(dy, axis=axis, keepdims=True)
+    return xp.astype(dx, out.dtype)
 
 
 def _check(x: Array, axis: int, mask: Array | None) -> int:

@@ -45,7 +45,7 @@ def backward(first: int, past: int, call_array: Any, number_array: Any) -> None:
     width, rows = lanes(numbers), ac.group_rows(call)
     kv_heads, group = ac.heads(call, ac.K), ac.heads(call, ac.Q) // ac.heads(call, ac.K)
     panels = (rows + width - 1) // width
-    chunk, size = min(call[ac.PANELS_PER_CHUNK], past - first), call[ac.KEYS_PER_TILE]
+    chunk, size = min(call[ac.PANELS_PER_CHUNK], panels, past - first), call[ac.KEYS_PER_TILE]
     depth, wide = ac.columns(call, ac.K), ac.columns(call, ac.V)
     lane, full = chunk * width, size * width
     integers, bounds = np.empty(4 * lane, np.int32), np.empty(4 * chunk, np.int64)
@@ -162,5 +162,5 @@ def add_rows(rows: Any, first: int, past: int, x: Any) -> None:
             x[first + n, d] += rows[n * columns + d]
 
 
-add_rows, prepare_chunk = jit(add_rows, fastmath=EXACT), jit(prepare_chunk, fastmath=EXACT)
-backward_chunk, backward = jit(backward_chunk, fastmath=EXACT), jit(backward, fastmath=EXACT)
+add_rows, prepare_chunk = jit(add_rows, fastmath=EXACT, inner=True), jit(prepare_chunk, fastmath=EXACT, inner=True)
+backward_chunk, backward = jit(backward_chunk, fastmath=EXACT, inner=True, inline=True), jit(backward, fastmath=EXACT)

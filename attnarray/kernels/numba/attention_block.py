@@ -5,6 +5,7 @@ Used by attention_backward.py.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from attnarray.kernels.numba import attention_call as ac
@@ -60,8 +61,8 @@ class Seen(NamedTuple):
 
 @panel_pass
 def differentiate(scores: Row, dweights: Row, lse: Lane, delta: Lane) -> dict[str, Lanes]:
-    """p = e^(s - lse) and ds = p (dp - delta); where p is 0, dp does not matter."""
-    weights = exp(scores - lse)
+    """p = e^(s - lse) and ds = p (dp - delta); where p is 0, dp does not matter, and where s is -inf, lse does not."""
+    weights = where(scores.equals(-math.inf), 0.0, exp(scores - lse))
     dscores = where(weights.equals(0.0), 0.0, weights * (dweights - delta))
     return {"scores": weights, "dweights": dscores}
 
@@ -185,5 +186,9 @@ def add_bias_gradient(
             dbias[i, start + j] += dscores[j * width + w]
 
 
-add_bias_gradient, add_products = jit(add_bias_gradient, fastmath=EXACT), jit(add_products, fastmath=EXACT)
-backward_panel, backward_block = jit(backward_panel, fastmath=EXACT), jit(backward_block, fastmath=EXACT)
+add_bias_gradient, add_products = (
+    jit(add_bias_gradient, fastmath=EXACT, inner=True),
+    jit(add_products, fastmath=EXACT, inner=True),
+)
+backward_panel = jit(backward_panel, fastmath=EXACT, inner=True)
+backward_block = jit(backward_block, fastmath=EXACT, inner=True)

@@ -27,7 +27,7 @@ BATCHES = RULES + 11  # then for each batch its offset and its number of keys
 SCALE, SOFTCAP, KEPT = range(3)
 UNBOUNDED = 2**40  # farther than any position
 
-TILE_BYTES, CHUNK_BYTES, LARGEST_TILE = 2**17, 3 * 2**16, 240
+TILE_BYTES, CHUNK_BYTES, LARGEST_TILE = 2**17, 2**19, 240
 
 
 class Call(NamedTuple):
@@ -55,7 +55,7 @@ def put(integers: np.ndarray, slot: int, array: Any) -> None:
     integers[slot * SLOT : slot * SLOT + SLOT] = (array.ctypes.data, *array.shape, *strides)
 
 
-def call_of(scoring: Any, dtype: Any, q: Any, k: Any, v: Any, arrays: dict[int, Any]) -> Call:
+def call_of(scoring: Any, dtype: Any, q: Any, k: Any, v: Any, arrays: dict[int, Any], backward: bool = False) -> Call:
     """The call on `q`, `k`, `v` and other arrays by slot; those of `scoring` are added."""
     batch, heads, queries, depth = q.shape
     kv_heads, keys, wide = v.shape[1:]
@@ -82,7 +82,7 @@ def call_of(scoring: Any, dtype: Any, q: Any, k: Any, v: Any, arrays: dict[int, 
         integers[SEED_LOW], integers[SEED_HIGH] = dropout.seed & 0xFFFFFFFF, dropout.seed >> 32
         integers[THRESHOLD] = round(dropout.p * 2**32)
         kept = kept if integers[THRESHOLD] < 2**32 else 0.0
-    integers[KEYS_PER_TILE], integers[PANELS_PER_CHUNK] = tile_sizes(depth + wide, dtype)
+    integers[KEYS_PER_TILE], integers[PANELS_PER_CHUNK] = tile_sizes(depth + wide, dtype, backward)
     integers[HIDES] = scoring.hides()
     integers[BATCHES::2] = scoring.q_offset
     integers[BATCHES + 1 :: 2] = keys if scoring.kv_lengths is None else scoring.kv_lengths
@@ -91,12 +91,13 @@ def call_of(scoring: Any, dtype: Any, q: Any, k: Any, v: Any, arrays: dict[int, 
     return Call(integers, numbers, sizes, tuple(given.values()))
 
 
-def tile_sizes(features: int, dtype: Any) -> tuple[int, int]:
-    """Keys of a tile and panels of a chunk, so that both stay in the cache of a core."""
+def tile_sizes(features: int, dtype: Any, backward: bool) -> tuple[int, int]:
+    """Keys of a tile and panels of a chunk: both stay in the cache of a core. The backward keeps more of each."""
     width, tile = TILES[dtype.itemsize * 8]
     each = max(features, 1) * dtype.itemsize
-    keys = min(TILE_BYTES // each, LARGEST_TILE) // tile * tile
-    return max(keys, 2 * tile), min(max(CHUNK_BYTES // (each * width), 1), 64)
+    most = LARGEST_TILE // 2 if backward else LARGEST_TILE
+    keys = min(TILE_BYTES // each, most) // tile * tile
+    return max(keys, tile), min(max(CHUNK_BYTES // (each * width), 1), 64)
 
 
 def given(call: Any, slot: int) -> Any:
@@ -141,5 +142,31 @@ def group_rows(call: Any) -> Any:
     return heads(call, Q) // heads(call, K) * rows(call, Q)
 
 
-given, batches, heads, rows, columns = jit(given), jit(batches), jit(heads), jit(rows), jit(columns)
-offset, length, matrix, group_rows = jit(offset), jit(length), jit(matrix), jit(group_rows)
+given, batches, heads, rows, columns = (
+    jit(given, inner=True),
+    jit(batches, inner=True),
+    jit(heads, inner=True),
+    jit(rows, inner=True),
+    jit(columns, inner=True),
+)
+offset, length, matrix, group_rows = (
+    jit(offset, inner=True),
+    jit(length, inner=True),
+    jit(matrix, inner=True),
+    jit(group_rows, inner=True),
+)
+
+
+def place(integers: Any, q: Any, k: Any, v: Any, out: Any, lse: Any) -> None:
+    """Write the addresses of contiguous arrays of the shapes that a call was made for."""
+    integers[Q * SLOT], integers[K * SLOT], integers[V * SLOT] = q.ctypes.data, k.ctypes.data, v.ctypes.data
+    integers[OUT * SLOT], integers[LSE * SLOT] = out.ctypes.data, lse.ctypes.data
+
+
+def place_gradients(integers: Any, dout: Any, dq: Any, dk: Any, dv: Any) -> None:
+    """As `place`, for the backward pass."""
+    integers[DOUT * SLOT], integers[DQ * SLOT] = dout.ctypes.data, dq.ctypes.data
+    integers[DK * SLOT], integers[DV * SLOT] = dk.ctypes.data, dv.ctypes.data
+
+
+place, place_gradients = jit(place), jit(place_gradients)

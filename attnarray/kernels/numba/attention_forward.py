@@ -26,7 +26,7 @@ from attnarray.kernels.numba.attention_scores import (
     score_panel,
 )  # fmt: skip
 from attnarray.kernels.numba.jit import EXACT, jit
-from attnarray.kernels.numba.lanes import Lanes, exp, lanes, maximum, tile_rows, where
+from attnarray.kernels.numba.lanes import Lanes, exp, lanes, log, maximum, tile_rows, where
 from attnarray.kernels.numba.memory import ahead, keep, pointer, scratch
 from attnarray.kernels.numba.packing import pack_columns, pack_rows, remove_unfinite, spoil, whole_tiles
 from attnarray.kernels.numba.panel import Lane, Row, panel_pass
@@ -63,6 +63,12 @@ def rescale(out: Row, factor: Lane) -> dict[str, Lanes]:
 
 
 @panel_pass
+def rescale_hiding(out: Row, factor: Lane) -> dict[str, Lanes]:
+    """A factor of zero hides what it multiplies, as a weight of zero does."""
+    return {"out": where(factor.equals(0.0), 0.0, out * factor)}
+
+
+@panel_pass
 def exponentiate(scores: Row, shift: Lane, total: Lane) -> dict[str, Lanes]:
     weights = exp(scores - shift)
     return {"scores": weights, "total": total + weights}
@@ -73,13 +79,20 @@ def drop(weights: Row, factor: Row) -> dict[str, Lanes]:
     return {"weights": weights * factor}
 
 
+@panel_pass
+def conclude(total: Row, shift: Row) -> dict[str, Lanes]:
+    """1 / total in place of total (0 where nothing was seen), and the lse in place of the shift."""
+    inverse = where(total.equals(0.0), 0.0, total.constant(1.0) / total)
+    return {"total": inverse, "shift": shift + log(total)}
+
+
 def forward(first: int, past: int, call_array: Any, number_array: Any) -> None:
     """The panels [first, past), counted over all batches and heads of keys."""
     call, numbers = pointer(call_array), pointer(number_array)
     width, depth, rows = lanes(numbers), ac.columns(call, ac.K), ac.group_rows(call)
     kv_heads, group = ac.heads(call, ac.K), ac.heads(call, ac.Q) // ac.heads(call, ac.K)
     panels = (rows + width - 1) // width
-    chunk, keys = min(call[ac.PANELS_PER_CHUNK], past - first), call[ac.KEYS_PER_TILE]
+    chunk, keys = min(call[ac.PANELS_PER_CHUNK], panels, past - first), call[ac.KEYS_PER_TILE]
     columns = whole_tiles(ac.columns(call, ac.V), numbers)
     lane = chunk * width
     sizes = (lane * depth, lane * columns, keys * depth, keys * columns, keys * width, (keys + 8) * width, 5 * lane)
@@ -130,20 +143,20 @@ def forward_chunk(
             forward_panel(
                 p, start, stop, careful, place, queries, state, key_tile, value_tile, scores, extra, call, numbers
             )
-    finish(place, state, call, numbers)
+    finish(place, panels, state, call, numbers)
 
 
 def start_state(place: Any, panels: int, state: Any, call: Any, numbers: Any) -> None:
     """Nothing is summed yet; a sink is a score that was seen before all others."""
     width, count = lanes(numbers), ac.rows(call, ac.Q)
-    columns = whole_tiles(ac.columns(call, ac.V), numbers)
     for n in range(panels * width):
-        sink = -np.inf
-        if ac.given(call, ac.SINKS) and place.first + n < place.past:
+        state.largest[n], state.before[n], state.shift[n], state.total[n] = -np.inf, -np.inf, 0, 0
+    if ac.given(call, ac.SINKS):
+        for n in range(place.past - place.first):
             sink = ac.matrix(numbers, call, ac.SINKS, 0, place.h + (place.first + n) // count)[0, 0]
-        state.largest[n], state.before[n] = sink, sink
-        state.shift[n], state.total[n] = (sink, 1) if sink != -np.inf else (0, 0)
-    for n in range(panels * columns * width):
+            state.largest[n], state.before[n] = sink, sink
+            state.shift[n], state.total[n] = (sink, 1) if sink != -np.inf else (0, 0)
+    for n in range(panels * whole_tiles(ac.columns(call, ac.V), numbers) * width):
         state.out[n] = 0
 
 
@@ -161,7 +174,10 @@ def forward_panel(
     advance(p, p + 1, 0, state.largest, state.before, state.shift, state.total, state.factor)
     groups = (ac.columns(call, ac.V) + tile - 1) // tile
     out = ahead(state.out, p * groups * tile * width)
-    rescale(0, groups * tile, p, out, state.factor)
+    if call[ac.HIDES] != 0:
+        rescale_hiding(0, groups * tile, p, out, state.factor)
+    else:
+        rescale(0, groups * tile, p, out, state.factor)
     exponentiate(first, past, p, scores, state.shift, state.total)
     if call[ac.DROPS] != 0:
         drop(first, past, 0, scores, dropout_factors(p, start, first, past, place, queries, extra, call, numbers))
@@ -174,21 +190,26 @@ def forward_panel(
         spoil(source, start + first, start + past, weights, width, 1, width, out, width, 1)
 
 
-def finish(place: Any, state: Any, call: Any, numbers: Any) -> None:
+def finish(place: Any, panels: int, state: Any, call: Any, numbers: Any) -> None:
     """Outputs and lse of a chunk from its sums."""
-    width, count = lanes(numbers), ac.rows(call, ac.Q)
-    columns = whole_tiles(ac.columns(call, ac.V), numbers)
-    for n in range(place.past - place.first):
-        i, h = (place.first + n) % count, place.h + (place.first + n) // count
-        total = state.total[n]
-        inverse = 1 / total if total != 0 else total
-        row = ac.matrix(numbers, call, ac.OUT, place.b, h)
-        at = n // width * columns * width + n % width
-        for d in range(ac.columns(call, ac.V)):
-            row[i, d] = state.out[at + d * width] * inverse
-        ac.matrix(numbers, call, ac.LSE, place.b, h)[i, 0] = state.shift[n] + np.log(total)
+    width, count, columns = lanes(numbers), ac.rows(call, ac.Q), whole_tiles(ac.columns(call, ac.V), numbers)
+    conclude(0, panels, 0, state.total, state.shift)
+    for p in range(panels):
+        rescale(p * columns, (p + 1) * columns, p, state.out, state.total)
+    h, i, start, past = place.h + place.first // count, place.first % count, 0, place.past - place.first
+    while start < past:  # the rows of one head after the other
+        out, lse = ac.matrix(numbers, call, ac.OUT, place.b, h), ac.matrix(numbers, call, ac.LSE, place.b, h)
+        stop = min(start + count - i, past)
+        for n in range(start, stop):
+            lse[i, 0] = state.shift[n]
+            sums = ahead(state.out, n // width * columns * width + n % width)
+            for d in range(out.shape[1]):
+                out[i, d] = sums[d * width]
+            i += 1
+        start, h, i = stop, h + 1, 0
 
 
-start_state, finish = jit(start_state, fastmath=EXACT), jit(finish, fastmath=EXACT)
-forward_panel, forward_chunk = jit(forward_panel, fastmath=EXACT), jit(forward_chunk, fastmath=EXACT)
+start_state, finish = jit(start_state, fastmath=EXACT, inner=True), jit(finish, fastmath=EXACT, inner=True)
+forward_panel = jit(forward_panel, fastmath=EXACT, inner=True)
+forward_chunk = jit(forward_chunk, fastmath=EXACT, inner=True, inline=True)
 forward = jit(forward, fastmath=EXACT)

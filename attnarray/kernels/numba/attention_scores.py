@@ -79,28 +79,32 @@ def panel_work(call_array: Any, number_array: Any, work: Any) -> None:
 def prepare_queries(place: Any, queries: Any, call: Any, numbers: Any) -> None:
     """Fill `queries` for one chunk. Lanes beyond the last row are 0 and see nothing."""
     width, count, depth = lanes(numbers), ac.rows(call, ac.Q), ac.columns(call, ac.Q)
-    keys, rows = ac.rows(call, ac.K), place.past - place.first
     factor = numbers[ac.SCALE] / numbers[ac.SOFTCAP] if numbers[ac.SOFTCAP] != 0 else numbers[ac.SCALE]
-    for p in range((rows + width - 1) // width):
+    past = place.past - place.first
+    panels = (past + width - 1) // width
+    for p in range(panels):
         bounds = ahead(queries.bounds, 4 * p)
-        bounds[LOW], bounds[HIGH], bounds[FULL_LOW], bounds[FULL_HIGH] = keys, 0, 0, keys
-        packed = ahead(queries.packed, p * depth * width)
-        for w in range(width):
-            n, r = p * width + w, place.first + p * width + w
-            if r >= place.past:
-                for d in range(depth):
-                    packed[d * width + w] = 0
-                queries.begin[n], queries.end[n], queries.position[n], queries.head[n] = 0, 0, 0, 0
-                bounds[FULL_HIGH] = 0
-                continue
-            i, h = r % count, place.h + r // count
-            pack_lane(ac.matrix(numbers, call, ac.Q, place.b, h), i, factor, packed, w)
+        bounds[LOW], bounds[HIGH], bounds[FULL_LOW], bounds[FULL_HIGH] = ac.rows(call, ac.K), 0, 0, ac.rows(call, ac.K)
+    h, i, start = place.h + place.first // count, place.first % count, 0
+    while start < past:  # the rows of one head after the other
+        query = ac.matrix(numbers, call, ac.Q, place.b, h)
+        stop = min(start + count - i, past)
+        for n in range(start, stop):
             begin, end = visible_keys(call, place.b, i)
             queries.begin[n], queries.end[n] = begin, end
             queries.position[n], queries.head[n] = i + ac.offset(call, place.b) + call[ac.FIRST_KEY], h
+            bounds = ahead(queries.bounds, 4 * (n // width))
             bounds[FULL_LOW], bounds[FULL_HIGH] = max(bounds[FULL_LOW], begin), min(bounds[FULL_HIGH], end)
             if begin < end:
                 bounds[LOW], bounds[HIGH] = min(bounds[LOW], begin), max(bounds[HIGH], end)
+            pack_lane(query, i, factor, ahead(queries.packed, n // width * depth * width), n % width)
+            i += 1
+        start, h, i = stop, h + 1, 0
+    for n in range(past, panels * width):
+        queries.begin[n], queries.end[n], queries.position[n], queries.head[n] = 0, 0, 0, 0
+        queries.bounds[4 * (panels - 1) + FULL_HIGH] = 0
+        for d in range(depth):
+            queries.packed[((panels - 1) * depth + d) * width + n % width] = 0
 
 
 def score_panel(
@@ -170,7 +174,10 @@ def dropout_factors(
     return factors
 
 
-visible_keys, panel_work = jit(visible_keys), jit(panel_work)
-prepare_queries = jit(prepare_queries, fastmath=EXACT)
-add_bias, apply_mask = jit(add_bias, fastmath=EXACT), jit(apply_mask)
-dropout_factors, score_panel = jit(dropout_factors, fastmath=EXACT), jit(score_panel, fastmath=EXACT)
+visible_keys, panel_work = jit(visible_keys, inner=True), jit(panel_work)
+prepare_queries = jit(prepare_queries, fastmath=EXACT, inner=True)
+add_bias, apply_mask = jit(add_bias, fastmath=EXACT, inner=True), jit(apply_mask, inner=True)
+dropout_factors, score_panel = (
+    jit(dropout_factors, fastmath=EXACT, inner=True),
+    jit(score_panel, fastmath=EXACT, inner=True),
+)

@@ -25,12 +25,17 @@ OPTIONS = {
 }  # numpy: a division does not stop vector code
 
 
-def jit(function: Callable[..., Any], *, fastmath: frozenset[str] = FASTMATH) -> Any:
+def jit(
+    function: Callable[..., Any], *, fastmath: frozenset[str] = FASTMATH, inner: bool = False, inline: bool = False
+) -> Any:
     """Compile `function` lazily without the GIL, and cache it on disk unless no cache folder can be written.
 
     Kernels are plain functions of a module: a closure over another kernel would never be found in the cache again.
+    `inner` functions are called by compiled code alone; `inline` puts them into the caller before it is compiled, which
+    saves seconds where a large function has one caller.
     """
-    options = {**OPTIONS, "fastmath": set(fastmath)}
+    options = {**OPTIONS, "fastmath": set(fastmath), "inline": "always" if inline else "never"}
+    options |= {"no_cfunc_wrapper": True, "no_cpython_wrapper": inner}
     try:
         kernel = numba.njit(function, cache=True, **options)
     except RuntimeError:  # Numba found no folder for the cache

@@ -119,6 +119,13 @@ class Lanes:
     def __lshift__(self, bits: int) -> Lanes:
         return self._emit("", "shl", bits)
 
+    def __rshift__(self, bits: int) -> Lanes:
+        return self._emit("", "ashr", bits)
+
+    def as_float(self, like: Lanes) -> Lanes:
+        """Integers as floating numbers of the type of `like`."""
+        return Lanes(self.builder, self.builder.sitofp(self.value, like.value.type))
+
     def __and__(self, other: Lanes) -> Lanes:
         return Lanes(self.builder, self.builder.and_(self.value, other.value))
 
@@ -169,6 +176,12 @@ def maximum(a: Lanes, b: Lanes) -> Lanes:
     return where(a > b, a, b)
 
 
+def absolute(x: Lanes) -> Lanes:
+    """|x|, by the sign bit alone; NaN stays NaN."""
+    bits = x.bits_as(x.integer)
+    return (bits & bits.constant(2 ** (x.integer.width - 1) - 1)).bits_as(x.value.type.element)
+
+
 def multiply_add(a: Lanes, b: Lanes, c: Lanes | float) -> Lanes:
     """a b + c, fused where the CPU can."""
     vector = a.value.type
@@ -193,7 +206,7 @@ def exp(x: Lanes) -> Lanes:
     magic = 1.5 * 2.0**mantissa
     shifted = multiply_add(x, x.constant(high), magic)
     r = multiply_add(x, x.constant(low), multiply_add(x, x.constant(high), x.constant(magic) - shifted))
-    power = _polynomial(r, coefficients)
+    power = polynomial(r, coefficients)
     exponent = (shifted.bits_as(x.integer) << mantissa) + (bias << mantissa)
     return power * exponent.bits_as(x.value.type.element)
 
@@ -205,13 +218,28 @@ def tanh(x: Lanes) -> tuple[Lanes, Lanes]:
     """
     y = where(x < 0.0, x, x * -1.0) * 2.0
     e = exp(y)
-    less = where(y > -1.1, y * _polynomial(y, EXPM1[: 12 if x.is_single else 20]), e - 1.0)
+    less = where(y > -1.1, y * polynomial(y, EXPM1[: 12 if x.is_single else 20]), e - 1.0)
     more = e + 1.0
     size = less / more
     return where(x < 0.0, size, size * -1.0), e * 4.0 / (more * more)
 
 
-def _polynomial(x: Lanes, coefficients: Sequence[float] | np.ndarray) -> Lanes:
+def log(x: Lanes) -> Lanes:
+    """log(x) for normal x > 0: log(2^n m) = n log(2) + 2 artanh((m - 1) / (m + 1)) with m around 1.
+
+    -inf for 0, NaN for NaN.
+    """
+    mantissa = 23 if x.is_single else 52
+    half = x.constant(math.sqrt(0.5)).bits_as(x.integer)
+    n = (x.bits_as(x.integer) - half) >> mantissa  # so that m lies between sqrt(1/2) and sqrt(2)
+    m = (x.bits_as(x.integer) - (n << mantissa)).bits_as(x.value.type.element)
+    s = (m - 1.0) / (m + 1.0)
+    series = s * polynomial(s * s, [2.0 / (2 * k + 1) for k in range(6 if x.is_single else 12)])
+    result = multiply_add(n.as_float(x), x.constant(math.log(2.0)), series)
+    return where(x > 0.0, result, where(x.equals(0.0), -math.inf, x))
+
+
+def polynomial(x: Lanes, coefficients: Sequence[float] | np.ndarray) -> Lanes:
     """sum_k c_k x^k by Horner's rule."""
     total = x.constant(coefficients[-1])
     for coefficient in reversed(coefficients[:-1]):

@@ -141,10 +141,10 @@ def _largest(row: Any, value: Any) -> Any:
 
 def _exponentials(row: Any, shift: Any) -> Any:
     """e^(row - shift) in place; returns the sum."""
-    log2_e = row.dtype.type(LOG2_E)
+    log2_e, lowest = row.dtype.type(LOG2_E), row.dtype.type(-math.inf)
     total = row.dtype.type(0)
     for j in range(row.size):
-        row[j] = exp2((row[j] - shift) * log2_e)
+        row[j] = exp2((row[j] - shift) * log2_e) if row[j] != lowest else row.dtype.type(0)
         total += row[j]
     return total
 

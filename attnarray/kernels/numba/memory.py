@@ -9,6 +9,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array, populate_array
 
@@ -83,3 +84,16 @@ def keep(_context: Any, array: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(array), emit
+
+
+@intrinsic
+def row_of(_context: Any, matrix: Any, row: Any) -> Any:
+    """The first element of a row of a matrix of any strides."""
+
+    def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
+        view = make_array(matrix)(context, builder, arguments[0])
+        strides = cgutils.unpack_tuple(builder, view.strides, 2)
+        start = builder.ptrtoint(view.data, ir.IntType(64))
+        return builder.inttoptr(builder.add(start, builder.mul(strides[0], arguments[1])), view.data.type)
+
+    return types.CPointer(matrix.dtype)(matrix, types.intp), emit

@@ -99,6 +99,7 @@ def spoil(
                         total[d * total_column + n * total_step] = np.nan
 
 
-whole_lanes, whole_tiles, remove_unfinite = jit(whole_lanes), jit(whole_tiles), jit(remove_unfinite, fastmath=EXACT)
-pack_rows, pack_columns, pack_lane, pack_row = jit(pack_rows), jit(pack_columns), jit(pack_lane), jit(pack_row)
-spoil = jit(spoil, fastmath=EXACT)
+whole_lanes, whole_tiles = jit(whole_lanes, inner=True), jit(whole_tiles, inner=True)
+pack_rows, pack_columns = jit(pack_rows, inner=True), jit(pack_columns, inner=True)
+pack_lane, pack_row = jit(pack_lane, inner=True), jit(pack_row, inner=True)
+remove_unfinite, spoil = jit(remove_unfinite, fastmath=EXACT, inner=True), jit(spoil, fastmath=EXACT, inner=True)

@@ -138,14 +138,14 @@ def loop(
 
 
 def load(builder: ir.IRBuilder, place: ir.Value, vector: ir.VectorType) -> ir.Value:
-    return builder.load(builder.bitcast(place, vector.as_pointer()), align=_bytes(vector.element))
+    return builder.load(builder.bitcast(place, vector.as_pointer()), align=bytes_of(vector.element))
 
 
 def store(builder: ir.IRBuilder, value: ir.Value, place: ir.Value) -> None:
-    builder.store(value, builder.bitcast(place, value.type.as_pointer()), align=_bytes(value.type.element))
+    builder.store(value, builder.bitcast(place, value.type.as_pointer()), align=bytes_of(value.type.element))
 
 
-def _bytes(element: ir.Type) -> int:
+def bytes_of(element: ir.Type) -> int:
     return element.width // 8 if isinstance(element, ir.IntType) else 4 if isinstance(element, ir.FloatType) else 8
 
 

@@ -50,7 +50,8 @@ MIN_WORK_PER_THREAD = 2**16
 
 def threads_for(work: float, most: int) -> int:
     """How many threads are worth their waking for `work` nanoseconds of one thread, and at most `most` parts."""
-    return max(1, min(thread_count(), most, int(work // MIN_WORK_PER_THREAD)))
+    worth = min(int(work // MIN_WORK_PER_THREAD), most)
+    return min(thread_count(), worth) if worth > 1 else 1
 
 
 def _shared_pool() -> ThreadPoolExecutor:

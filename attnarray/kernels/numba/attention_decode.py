@@ -1,0 +1,228 @@
+"""Attention of few queries over many keys, as in decoding with a cache: each block of keys is read once, by one thread.
+
+Reference: attention/core.py, `attend`. All heads of a group read a tile of keys and values while it is in the cache. A
+unit of work is one block of keys of one head of keys; its output and its log-sum-exp are merged with those of the other
+blocks (as `merge_partials` does). Blocks do not depend on the number of threads, and so the result does not either.
+
+Scratch per thread: the scores of one tile for one query; per unit: its outputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from attnarray.kernels.numba import attention_call as ac
+from attnarray.kernels.numba.attention_forward import exponentiate, find_largest
+from attnarray.kernels.numba.attention_scores import cap, visible_keys
+from attnarray.kernels.numba.jit import EXACT, jit
+from attnarray.kernels.numba.lanes import Lanes, lanes, where
+from attnarray.kernels.numba.memory import ahead, as_bytes, keep, pointer, row_of, scratch
+from attnarray.kernels.numba.packing import pack_row, remove_unfinite, spoil, whole_lanes
+from attnarray.kernels.numba.panel import Row, Scalar, panel_pass
+from attnarray.kernels.numba.row_products import add_weighted_rows, dot_rows, row_lanes
+
+BLOCK = 512  # keys of a unit
+TILE = 64  # keys whose rows stay in the innermost cache
+
+
+class Room(NamedTuple):
+    """Scratch of a thread, as pointers."""
+
+    queries: Any  # (rows, D)
+    scores: Any  # (TILE,) of one query
+    slopes: Any  # (TILE,)
+    sums: Any  # (3, W)
+    added: Any  # (Dv,)
+    keys: Any  # (TILE, D) where keys cannot be read where they are
+    values: Any  # (TILE, Dv) likewise
+    careful: Any  # (TILE, Dv) without what is not finite
+
+
+@panel_pass
+def combine(out: Row, added: Row, factor: Scalar) -> dict[str, Lanes]:
+    return {"out": out * factor + added}
+
+
+@panel_pass
+def combine_hiding(out: Row, added: Row, factor: Scalar) -> dict[str, Lanes]:
+    """A factor of zero hides what it multiplies, as a weight of zero does."""
+    return {"out": where(factor.equals(0.0), 0.0, out * factor) + added}
+
+
+def decode(first: int, step: int, units: int, call_array: Any, number_array: Any, partials: Any) -> None:
+    """Every `step`-th unit from `first` on; `partials` (units, rows, Dv + 2) receives outputs, maxima and totals."""
+    call, numbers = pointer(call_array), pointer(number_array)
+    rows, kv_heads, width = ac.group_rows(call), ac.heads(call, ac.K), lanes(numbers)
+    depth, wide = whole_lanes(ac.columns(call, ac.K), numbers), whole_lanes(ac.columns(call, ac.V), numbers)
+    floats = np.empty(16 + rows * depth + 2 * TILE + 3 * width + wide + TILE * (depth + 2 * wide), number_array.dtype)
+    queries = scratch(floats)
+    scores = ahead(queries, rows * depth)
+    sums = ahead(scores, 2 * TILE)
+    added = ahead(sums, 3 * width)
+    key_room = ahead(added, wide)
+    value_room = ahead(key_room, TILE * depth)
+    careful = ahead(value_room, TILE * wide)
+    room = Room(queries, scores, ahead(scores, TILE), sums, added, key_room, value_room, careful)
+    blocks = (ac.rows(call, ac.K) + BLOCK - 1) // BLOCK
+    for unit in range(first, units, step):
+        head = unit // blocks
+        out = ahead(pointer(partials), unit * rows * (wide + 2))
+        decode_block(head // kv_heads, head % kv_heads, unit % blocks, room, out, call, numbers)
+    keep(floats)
+
+
+def decode_block(b: int, g: int, block: int, room: Any, out: Any, call: Any, numbers: Any) -> None:
+    """One block of keys of one head of keys, tile by tile."""
+    count, group = ac.rows(call, ac.Q), ac.heads(call, ac.Q) // ac.heads(call, ac.K)
+    depth, wide = whole_lanes(ac.columns(call, ac.K), numbers), whole_lanes(ac.columns(call, ac.V), numbers)
+    factor = numbers[ac.SCALE] / numbers[ac.SOFTCAP] if numbers[ac.SOFTCAP] != 0 else numbers[ac.SCALE]
+    for r in range(group * count):
+        query = ac.matrix(numbers, call, ac.Q, b, group * g + r // count)
+        pack_row(query, r % count, factor, ahead(room.queries, r * depth))
+        for d in range(wide):
+            out[r * (wide + 2) + d] = 0
+        out[r * (wide + 2) + wide], out[r * (wide + 2) + wide + 1] = -np.inf, 0
+    past = min((block + 1) * BLOCK, ac.rows(call, ac.K))
+    for start in range(block * BLOCK, past, TILE):
+        stop = min(start + TILE, past)
+        keys, keys_apart = tile_of(ac.matrix(numbers, call, ac.K, b, g), start, stop, room.keys)
+        values, values_apart = tile_of(ac.matrix(numbers, call, ac.V, b, g), start, stop, room.values)
+        for r in range(group * count):
+            begin, end = visible_keys(call, b, r % count)
+            low, high = max(begin, start), min(end, stop)
+            if low < high:
+                query, result = ahead(room.queries, r * depth), ahead(out, r * (wide + 2))
+                seen = ahead(keys, (low - start) * keys_apart)
+                dot_rows(high - low, row_length(ac.columns(call, ac.K), numbers), query, seen, keys_apart, room.scores)
+                finish_scores(b, group * g + r // count, r % count, low, high, room, call, numbers)
+                scale = weigh(high - low, room, result, wide)
+                seen = ahead(values, (low - start) * values_apart)
+                add_values(b, g, low, high, seen, values_apart, room, call, numbers)
+                if call[ac.HIDES] != 0:
+                    combine_hiding(0, wide // lanes(numbers), 0, result, room.added, scale)
+                else:
+                    combine(0, wide // lanes(numbers), 0, result, room.added, scale)
+
+
+def row_length(columns: int, place: Any) -> Any:
+    """`columns` filled up to a multiple of the lanes of a register."""
+    return (columns + row_lanes(place) - 1) // row_lanes(place) * row_lanes(place)
+
+
+def tile_of(x: Any, start: int, stop: int, room: Any) -> Any:
+    """The rows [start, stop) of a matrix and how far apart they lie: where they are if they can be read there."""
+    columns, size = x.shape[1], x.itemsize
+    if columns % row_lanes(room) == 0 and x.strides[1] == size and x.strides[0] % size == 0:
+        return row_of(x, start), x.strides[0] // size
+    apart = whole_lanes(columns, room)
+    for row in range(start, stop):
+        pack_row(x, row, 1, ahead(room, (row - start) * apart))
+    return ahead(room, 0), apart
+
+
+def finish_scores(b: int, h: int, i: int, low: int, high: int, room: Any, call: Any, numbers: Any) -> None:
+    """From the dot products of query i with the keys [low, high) to its scores."""
+    width, scores = lanes(numbers), room.scores
+    if numbers[ac.SOFTCAP] != 0:
+        for n in range(high - low, whole_lanes(high - low, numbers)):
+            scores[n] = 0
+        cap(0, (high - low + width - 1) // width, 0, scores, room.slopes, numbers[ac.SOFTCAP])
+    if ac.given(call, ac.BIAS):
+        bias = ac.matrix(numbers, call, ac.BIAS, b, h)
+        for j in range(low, high):
+            scores[j - low] = scores[j - low] + bias[i, j] if bias[i, j] != -np.inf else bias[i, j]
+    if ac.given(call, ac.MASK):
+        mask = ac.matrix(as_bytes(numbers), call, ac.MASK, b, h)
+        for j in range(low, high):
+            if mask[i, j] == 0:
+                scores[j - low] = -np.inf
+
+
+def weigh(count: int, room: Any, result: Any, wide: int) -> Any:
+    """Exponentials of the scores in place; returns the factor by which all that was summed before shrinks."""
+    width = lanes(result)
+    largest, shifts, totals = room.sums, ahead(room.sums, width), ahead(room.sums, 2 * width)
+    vectors = (count + width - 1) // width
+    for n in range(count, vectors * width):
+        room.scores[n] = -np.inf
+    for w in range(width):
+        largest[w] = -np.inf
+    find_largest(0, vectors, 0, room.scores, largest)
+    before = result[wide]
+    for w in range(width):
+        result[wide] = max(result[wide], largest[w])
+    shift = result[wide] if result[wide] != -np.inf else result[wide + 1] * 0
+    for w in range(width):
+        shifts[w], totals[w] = shift, 0
+    exponentiate(0, vectors, 0, room.scores, shifts, totals)
+    factor = np.exp(before - shift)
+    result[wide + 1] *= factor
+    for w in range(width):
+        result[wide + 1] += totals[w]
+    return factor
+
+
+def add_values(
+    b: int, g: int, low: int, high: int, values: Any, apart: int, room: Any, call: Any, numbers: Any
+) -> None:
+    """room.added = sum_j weights_j values_j; a weight of zero hides NaN and infinities, as `spoil` says."""
+    columns = ac.columns(call, ac.V)
+    length, wide = row_length(columns, numbers), whole_lanes(columns, numbers)
+    for d in range(wide):
+        room.added[d] = 0
+    add_weighted_rows(high - low, length, room.scores, values, apart, room.added)
+    if call[ac.HIDES] != 0 and remove_unfinite(room.added, wide):
+        source = ac.matrix(numbers, call, ac.V, b, g)
+        for j in range(low, high):
+            pack_row(source, j, 1, ahead(room.careful, (j - low) * wide))
+        remove_unfinite(room.careful, (high - low) * wide)
+        for d in range(wide):
+            room.added[d] = 0
+        add_weighted_rows(high - low, length, room.scores, room.careful, wide, room.added)
+        spoil(source, low, high, room.scores, 1, 0, 1, room.added, 1, 0)
+
+
+def merge(call_array: Any, number_array: Any, partials: Any) -> None:
+    """Outputs and lse from those of the blocks of keys, and the sinks."""
+    call, numbers = pointer(call_array), pointer(number_array)
+    count, heads, kv_heads = ac.rows(call, ac.Q), ac.heads(call, ac.Q), ac.heads(call, ac.K)
+    blocks = (ac.rows(call, ac.K) + BLOCK - 1) // BLOCK
+    for n in range(ac.batches(call, ac.Q) * heads * count):
+        b, h, i = n // count // heads, n // count % heads, n % count
+        g, r = h // (heads // kv_heads), h % (heads // kv_heads) * count + i
+        parts = partials[(b * kv_heads + g) * blocks : (b * kv_heads + g + 1) * blocks, r]
+        out, lse = ac.matrix(numbers, call, ac.OUT, b, h), ac.matrix(numbers, call, ac.LSE, b, h)
+        sink = numbers[ac.SCALE] * 0 - np.inf
+        if ac.given(call, ac.SINKS):
+            sink = ac.matrix(numbers, call, ac.SINKS, 0, h)[0, 0]
+        largest = sink
+        for k in range(blocks):
+            largest = max(largest, parts[k, -2])
+        shift = largest if largest != -np.inf else parts.dtype.type(0)
+        total = np.exp(sink - shift)
+        for d in range(out.shape[1]):
+            out[i, d] = 0
+        for k in range(blocks):
+            factor = np.exp(parts[k, -2] - shift)
+            total += parts[k, -1] * factor
+            if factor != 0 or call[ac.HIDES] == 0:
+                for d in range(out.shape[1]):
+                    out[i, d] += parts[k, d] * factor
+        for d in range(out.shape[1]):
+            out[i, d] = out[i, d] / total if total != 0 else 0
+        lse[i, 0] = shift + np.log(total)
+
+
+row_length, tile_of, finish_scores = (
+    jit(row_length, inner=True),
+    jit(tile_of, inner=True),
+    jit(finish_scores, fastmath=EXACT, inner=True),
+)
+weigh, add_values = jit(weigh, fastmath=EXACT, inner=True), jit(add_values, fastmath=EXACT, inner=True)
+decode_block, decode, merge = (
+    jit(decode_block, fastmath=EXACT, inner=True),
+    jit(decode, fastmath=EXACT),
+    jit(merge, fastmath=EXACT),
+)

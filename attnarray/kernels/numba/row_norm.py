@@ -1,0 +1,175 @@
+"""Layer normalisation and root-mean-square normalisation, forward and backward: each row is read from memory once.
+
+Reference: ops/norm.py. The latter is the former with 0 for the mean, for the mean of the gradient, and for the bias.
+Parallel over the rows. Scratch: per thread the sums that become the gradients of weight and bias, added in the order of
+the threads; with their number these gradients differ by rounding, and nothing else does.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from attnarray.kernels.numba import row_arrays as ra
+from attnarray.kernels.numba.jit import EXACT, jit
+from attnarray.kernels.numba.lanes import Lanes, multiply_add
+from attnarray.kernels.numba.rows import Row, Scalar, Sum, place, row_pass
+from attnarray.kernels.numba.threads import run_parts, split_rows, threads_for
+
+FORWARD, BACKWARD = 0.25, 0.5  # nanoseconds for each number
+
+
+def layer_norm_forward(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any, Any]:
+    """See the reference."""
+    mean = np.empty((*x.shape[:-1], 1), ra.computed_in(x))
+    out, inverse_deviation = _forward(x, weight, bias, mean, eps)
+    return out, mean, inverse_deviation
+
+
+def rms_norm_forward(x: Any, weight: Any, eps: float) -> tuple[Any, Any]:
+    """See the reference."""
+    return _forward(x, weight, None, None, eps)
+
+
+def layer_norm_backward(
+    dout: Any, x: Any, mean: Any, inverse_deviation: Any, weight: Any, has_bias: bool
+) -> tuple[Any, Any, Any]:
+    """See the reference."""
+    return _backward(dout, x, mean, inverse_deviation, weight, has_bias)
+
+
+def rms_norm_backward(dout: Any, x: Any, inverse_rms: Any, weight: Any) -> tuple[Any, Any]:
+    """See the reference."""
+    return _backward(dout, x, None, inverse_rms, weight, False)[:2]
+
+
+def warmup(dtype: str) -> None:
+    """Compile both kernels for one dtype."""
+    number = np.dtype(dtype).type(1)
+    normalise(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, number, number)
+    differentiate(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, number)
+
+
+def _forward(x: Any, weight: Any, bias: Any, mean: Any, eps: float) -> tuple[Any, Any]:
+    real = ra.computed_in(x)
+    rows, out = ra.rows_along(x, x.ndim - 1, real), ra.results_along(x, x.ndim - 1, real)
+    count = x.shape[-1]
+    weights = np.ones(count, real) if weight is None else ra.flat(weight, real)
+    biases = np.zeros(count, real) if bias is None else ra.flat(bias, real)
+    factor = np.empty((*x.shape[:-1], 1), real)
+    split_rows(
+        normalise, len(rows.array), ra.nanoseconds(x.size, FORWARD, real), count, rows.address, rows.apart,
+        out.address, out.apart, weights.ctypes.data, biases.ctypes.data, 0 if mean is None else mean.ctypes.data,
+        factor.ctypes.data, real.type(max(count, 1)), real.type(eps),
+    )  # fmt: skip
+    return ra.in_shape_of(x, x.ndim - 1, out), factor
+
+
+def _backward(dout: Any, x: Any, mean: Any, factor: Any, weight: Any, has_bias: bool) -> tuple[Any, Any, Any]:
+    real, last = ra.computed_in(x), x.ndim - 1
+    drows, rows, dx = ra.rows_along(dout, last, real), ra.rows_along(x, last, real), ra.results_along(x, last, real)
+    count, number = x.shape[-1], len(rows.array)
+    weights = np.ones(count, real) if weight is None else ra.flat(weight, real)
+    means, factors = None if mean is None else ra.flat(mean, real), ra.flat(factor, real)
+    threads = threads_for(ra.nanoseconds(x.size, BACKWARD, real), number)
+    sums = np.zeros((2, threads, count), real)
+    places = [[part.ctypes.data for part in parts] for parts in sums]
+    given = (
+        count, drows.address, drows.apart, rows.address, rows.apart, dx.address, dx.apart, weights.ctypes.data,
+        0 if means is None else means.ctypes.data, factors.ctypes.data,
+    )  # fmt: skip
+    run_parts(
+        differentiate,
+        [
+            (
+                number * n // threads, number * (n + 1) // threads, *given, 0 if weight is None else places[0][n],
+                places[1][n] if has_bias else 0, real.type(max(count, 1)),
+            )
+            for n in range(threads)
+        ],
+    )  # fmt: skip
+    dweight, dbias = (np.sum(parts, axis=0, dtype=real).astype(x.dtype, copy=False) for parts in sums)
+    return ra.in_shape_of(x, last, dx), None if weight is None else dweight, dbias if has_bias else None
+
+
+@row_pass(vectors=2)
+def add(x: Row, total: Sum) -> dict[str, Lanes]:
+    return {"total": total + x}
+
+
+@row_pass(vectors=2)
+def add_squares(x: Row, mean: Scalar, total: Sum) -> dict[str, Lanes]:
+    apart = x - mean
+    return {"total": multiply_add(apart, apart, total)}
+
+
+@row_pass(vectors=2)
+def scale(x: Row, weight: Row, bias: Row, out: Row, mean: Scalar, factor: Scalar) -> dict[str, Lanes]:
+    return {"out": multiply_add((x - mean) * factor, weight, bias)}
+
+
+@row_pass(vectors=2)
+def project(dout: Row, x: Row, weight: Row, mean: Scalar, factor: Scalar, plain: Sum, along: Sum) -> dict[str, Lanes]:
+    """The sums of g and of g x^."""
+    g = dout * weight
+    return {"plain": plain + g, "along": multiply_add(g, (x - mean) * factor, along)}
+
+
+@row_pass(vectors=2)
+def subtract(
+    dout: Row, x: Row, weight: Row, dx: Row, mean: Scalar, factor: Scalar, plain: Scalar, along: Scalar
+) -> dict[str, Lanes]:
+    """dx = (g - mean(g) - x^ mean(g x^)) / deviation."""
+    return {"dx": (dout * weight - plain - (x - mean) * factor * along) * factor}
+
+
+@row_pass(vectors=2)
+def add_to_weight(dout: Row, x: Row, total: Row, mean: Scalar, factor: Scalar) -> dict[str, Lanes]:
+    return {"total": multiply_add(dout, (x - mean) * factor, total)}
+
+
+@row_pass(vectors=2)
+def add_to_bias(dout: Row, total: Row) -> dict[str, Lanes]:
+    return {"total": total + dout}
+
+
+def normalise(
+    first: int, past: int, count: int, x: int, x_apart: int, out: int, out_apart: int, weight: int, bias: int,
+    means: int, factors: int, size: Any, eps: Any,
+) -> None:  # fmt: skip
+    """`size` is `count` as a floating number, at least 1; without `means` they are 0."""
+    for n in range(first, past):
+        row, mean = place(size, x + n * x_apart), size * 0
+        if means != 0:
+            mean = add(count, row) / size
+            place(size, means)[n] = mean
+        factor = 1 / math.sqrt(add_squares(count, row, mean) / size + eps)
+        place(size, factors)[n] = factor
+        scale(count, row, place(size, weight), place(size, bias), place(size, out + n * out_apart), mean, factor)
+
+
+def differentiate(
+    first: int, past: int, count: int, dout: int, dout_apart: int, x: int, x_apart: int, dx: int, dx_apart: int,
+    weight: int, means: int, factors: int, dweight: int, dbias: int, size: Any,
+) -> None:  # fmt: skip
+    """As `normalise`; `dweight` and `dbias`, where given, are added to."""
+    weights = place(size, weight)
+    for n in range(first, past):
+        drow, row = place(size, dout + n * dout_apart), place(size, x + n * x_apart)
+        mean = place(size, means)[n] if means != 0 else size * 0
+        factor = place(size, factors)[n]
+        plain, along = project(count, drow, row, weights, mean, factor)
+        plain = plain if means != 0 else size * 0
+        result = place(size, dx + n * dx_apart)
+        subtract(count, drow, row, weights, result, mean, factor, plain / size, along / size)
+        if dweight != 0:
+            add_to_weight(count, drow, row, place(size, dweight), mean, factor)
+        if dbias != 0:
+            add_to_bias(count, drow, place(size, dbias))
+
+
+# An estimate of 1 / sqrt, which "afn" and "arcp" allow, makes NaN of an infinite variance.
+PRECISE = EXACT - {"afn", "arcp"}
+normalise, differentiate = jit(normalise, fastmath=PRECISE), jit(differentiate, fastmath=PRECISE)

@@ -1,0 +1,121 @@
+"""Products of one query with many rows, vectors along the row: for decoding, where every key is read once and no more.
+
+Rows of N numbers lie `apart` elements from each other, with no gaps inside; N is a multiple of the lanes of a register
+(`row_lanes`), which is half of W.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, overload
+
+from attnarray.kernels.numba.lanes import TILES, Lanes, multiply_add
+from attnarray.kernels.numba.panel import INDEX, load, loop, splat, store
+
+AT_ONCE = 8  # sums, so that none waits for the one before
+
+
+def row_lanes(place: Any) -> int:
+    """The lanes of one register, a constant in compiled code."""
+    return TILES[place.dtype.itemsize * 8][0] // 2
+
+
+def _constant(value: int) -> Callable[[Any], int]:
+    return lambda place: value
+
+
+overload(row_lanes)(lambda place: _constant(TILES[place.dtype.bitwidth][0] // 2))
+
+
+@intrinsic
+def dot_rows(_context: Any, count: Any, n: Any, query: Any, rows: Any, apart: Any, dots: Any) -> Any:
+    """dots[j] = query . rows[j] for j < count; `dots` has room for a multiple of 8."""
+    signature = types.void(types.intp, types.intp, query, rows, types.intp, dots)
+
+    def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
+        count, n, query, rows, apart, place = arguments
+        vector = _vector(context, dots)
+        zero = ir.Constant(vector, [0.0] * vector.count)
+        last = builder.sub(count, INDEX(1))
+
+        def some(group: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+            first = builder.mul(group, INDEX(AT_ONCE))
+            numbers = [builder.add(first, INDEX(m)) for m in range(AT_ONCE)]
+            inside = [builder.select(builder.icmp_signed("<", j, count), j, last) for j in numbers]
+            starts = [builder.gep(rows, [builder.mul(j, apart)]) for j in inside]
+
+            def add(block: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+                at = builder.mul(block, INDEX(vector.count))
+                q = Lanes(builder, load(builder, builder.gep(query, [at]), vector))
+                keys = [Lanes(builder, load(builder, builder.gep(start, [at]), vector)) for start in starts]
+                totals = [Lanes(builder, total) for total in sums]
+                return [multiply_add(key, q, total).value for key, total in zip(keys, totals, strict=True)]
+
+            sums = loop(builder, INDEX(0), builder.sdiv(n, INDEX(vector.count)), [zero] * AT_ONCE, add)
+            for number, total in zip(numbers, sums, strict=True):
+                builder.store(_sum(builder, total), builder.gep(place, [number]))
+            return []
+
+        loop(builder, INDEX(0), builder.sdiv(builder.add(last, INDEX(AT_ONCE)), INDEX(AT_ONCE)), [], some)
+        return context.get_dummy_value()
+
+    return signature, emit
+
+
+@intrinsic
+def add_weighted_rows(_context: Any, count: Any, n: Any, weights: Any, rows: Any, apart: Any, total: Any) -> Any:
+    """total += sum_j weights[j] rows[j] over j < count."""
+    signature = types.void(types.intp, types.intp, weights, rows, types.intp, total)
+
+    def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
+        count, n, weights, rows, apart, place = arguments
+        vector = _vector(context, total)
+
+        def columns(vectors: int) -> Callable[[ir.Value, list[ir.Value]], list[ir.Value]]:
+            """The sums of some neighbouring vectors."""
+
+            def compute(block: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+                at = builder.mul(block, INDEX(vectors * vector.count))
+                offsets = [builder.add(at, INDEX(m * vector.count)) for m in range(vectors)]
+                targets = [builder.gep(place, [offset]) for offset in offsets]
+
+                def add(j: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+                    weight = Lanes(builder, splat(builder, builder.load(builder.gep(weights, [j])), vector))
+                    row = builder.gep(rows, [builder.mul(j, apart)])
+                    numbers = [Lanes(builder, load(builder, builder.gep(row, [offset]), vector)) for offset in offsets]
+                    totals = [Lanes(builder, there) for there in sums]
+                    return [multiply_add(number, weight, t).value for number, t in zip(numbers, totals, strict=True)]
+
+                sums = loop(builder, INDEX(0), count, [load(builder, target, vector) for target in targets], add)
+                for target, value in zip(targets, sums, strict=True):
+                    store(builder, value, target)
+                return []
+
+            return compute
+
+        wide = builder.sdiv(n, INDEX(AT_ONCE * vector.count))
+        loop(builder, INDEX(0), wide, [], columns(AT_ONCE))
+        done = builder.mul(wide, INDEX(AT_ONCE))
+        loop(builder, done, builder.sdiv(n, INDEX(vector.count)), [], columns(1))
+        return context.get_dummy_value()
+
+    return signature, emit
+
+
+def _vector(context: Any, place: Any) -> ir.VectorType:
+    return ir.VectorType(context.get_value_type(place.dtype), TILES[place.dtype.bitwidth][0] // 2)
+
+
+def _sum(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """The sum of all lanes, in halves."""
+    count = value.type.count
+    while count > 1:
+        count //= 2
+        nothing, numbers = ir.Constant(value.type, ir.Undefined), ir.VectorType(ir.IntType(32), count)
+        low, high = (ir.Constant(numbers, list(range(first, first + count))) for first in (0, count))
+        value = builder.fadd(builder.shuffle_vector(value, nothing, low), builder.shuffle_vector(value, nothing, high))
+    return builder.extract_element(value, ir.IntType(32)(0))
