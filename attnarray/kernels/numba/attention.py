@@ -28,7 +28,7 @@ FORWARD, BACKWARD = 1.0, 2.5  # two products of matrices, and five
 
 # Of one thread, about.
 FLOPS_PER_NANOSECOND = 64
-BYTES_PER_NANOSECOND = 12
+BYTES_PER_NANOSECOND = 40
 
 # Queries that share a head of keys. So few would leave most lanes of a panel empty.
 MOST_ROWS_TO_DECODE, FEWEST_KEYS_TO_DECODE = 6, 64
@@ -36,29 +36,17 @@ MOST_ROWS_TO_DECODE, FEWEST_KEYS_TO_DECODE = 6, 64
 
 def attend(q: Any, k: Any, v: Any, scoring: Any) -> tuple[Any, Any]:
     """See the reference."""
-    known = _known(scoring, q, k, v)
-    if known is not None:
-        out, lse = np.empty(known.out, q.dtype), np.empty(known.out[:3], q.dtype)
-        integers = known.integers.copy()
+    plan = _known(scoring, q, k, v)
+    if plan is not None:
+        out, lse = np.empty(plan.out, q.dtype), np.empty(plan.out[:3], q.dtype)
+        integers = plan.call.integers.copy()
         ac.place(integers, q, k, v, out, lse)
-        if known.decodes:
-            partials = np.empty(known.partials, q.dtype)
-            decode(0, 1, known.partials[0], integers, known.numbers, partials)
-            merge(integers, known.numbers, partials)
-        else:
-            forward(0, known.panels, integers, known.numbers)
+        _run_forward(plan, integers)
         return out, lse
     real = _real(q)
     out, lse = np.empty((*q.shape[:3], v.shape[3]), real), np.empty(q.shape[:3], real)
     call = ac.call_of(scoring, real, _in(q, real), _in(k, real), _in(v, real), {ac.OUT: out, ac.LSE: lse[..., None]})
-    if _decodes(scoring, call.sizes):
-        partials = np.empty(_partials(call.sizes, v.shape[3], real), real)
-        threads = threads_for(_decoding_time(call.sizes, real), len(partials))
-        rest = (threads, len(partials), call.integers, call.numbers, partials)
-        run_parts(decode, [(n, *rest) for n in range(threads)])  # the units go to the threads in turn
-        merge(call.integers, call.numbers, partials)
-    else:
-        run_parts(forward, [(*span, call.integers, call.numbers) for span in _spans(call, FORWARD)])
+    _run_forward(_planned(call, scoring, out.shape, FORWARD), call.integers)
     return out.astype(q.dtype, copy=False), lse
 
 
@@ -66,27 +54,31 @@ def attend_backward(
     dout: Any, dlse: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, scoring: Any
 ) -> tuple[Any, Any, Any, Any, Any]:
     """See the reference."""
-    known = _known(scoring, q, k, v, dlse, out, lse, dout)
-    if known is not None:
-        dq, dk, dv = np.empty(q.shape, q.dtype), np.zeros(k.shape, q.dtype), np.zeros(v.shape, q.dtype)
-        integers = known.integers.copy()
-        ac.place(integers, q, k, v, out, lse)
-        ac.place_gradients(integers, dout, dq, dk, dv)
-        backward(0, known.panels, integers, known.numbers)
-        return dq, dk, dv, None, None
     real = _real(q)
     dq, dk, dv = np.empty(q.shape, real), np.zeros(k.shape, real), np.zeros(v.shape, real)
-    arrays = {ac.OUT: _in(out, real), ac.DOUT: _in(dout, real), ac.DQ: dq, ac.DK: dk, ac.DV: dv}
-    arrays[ac.LSE] = _in(lse, real)[..., None]
-    if dlse is not None:
-        arrays[ac.DLSE] = _in(dlse, real)[..., None]
-    call = ac.call_of(scoring, real, _in(q, real), _in(k, real), _in(v, real), arrays, backward=True)
-    parts = [_Part(span, call, scoring, real) for span in _spans(call, BACKWARD)]
-    run_parts(backward, [(*part.span, part.integers, call.numbers) for part in parts])
-    for part in parts:
-        part.add_shared(dk, dv)
-    dbias = None if scoring.bias is None else _total([part.dbias for part in parts], scoring.bias)
-    dsinks = None if scoring.sinks is None else _total([part.dsinks for part in parts], scoring.sinks)
+    plan = _known(scoring, q, k, v, dlse, out, lse, dout)
+    if plan is not None:
+        call = plan.call._replace(integers=plan.call.integers.copy())
+        ac.place(call.integers, q, k, v, out, lse)
+        ac.place_gradients(call.integers, dout, dq, dk, dv)
+    else:
+        arrays = {ac.OUT: _in(out, real), ac.DOUT: _in(dout, real), ac.DQ: dq, ac.DK: dk, ac.DV: dv}
+        arrays[ac.LSE] = _in(lse, real)[..., None]
+        if dlse is not None:
+            arrays[ac.DLSE] = _in(dlse, real)[..., None]
+        call = ac.call_of(scoring, real, _in(q, real), _in(k, real), _in(v, real), arrays, backward=True)
+        plan = _planned(call, scoring, out.shape, BACKWARD)
+    spans = _spans(plan, call.integers)
+    if len(spans) == 1 and scoring.bias is None and scoring.sinks is None:
+        backward(*spans[0], call.integers, call.numbers)
+        dbias = dsinks = None
+    else:
+        parts = [_Part(span, call, scoring, real) for span in spans]
+        run_parts(backward, [(*part.span, part.integers, call.numbers) for part in parts])
+        for part in parts:
+            part.add_shared(dk, dv)
+        dbias = None if scoring.bias is None else _total([part.dbias for part in parts], scoring.bias)
+        dsinks = None if scoring.sinks is None else _total([part.dsinks for part in parts], scoring.sinks)
     dq, dk, dv = (x.astype(like.dtype, copy=False) for x, like in ((dq, q), (dk, k), (dv, v)))
     return dq, dk, dv, dbias, dsinks
 
@@ -113,8 +105,8 @@ class _Part:
         self.head = span[0] // sizes.panels if span[0] and span[0] % sizes.panels else -1
         self.integers[ac.SHARED] = self.head
         if self.head >= 0:
-            shapes = [(1, 1, sizes.keys, x.shape[3]) for x in call.alive[1:3]]
-            self.dk, self.dv = (np.zeros(shape, real) for shape in shapes)
+            depth, wide = (int(call.integers[slot * ac.SLOT + 4]) for slot in (ac.K, ac.V))
+            self.dk, self.dv = (np.zeros((1, 1, sizes.keys, columns), real) for columns in (depth, wide))
             ac.put(self.integers, ac.SHARED_DK, self.dk)
             ac.put(self.integers, ac.SHARED_DV, self.dv)
         if scoring.bias is not None:
@@ -150,85 +142,82 @@ def _in(x: Any, real: Any) -> Any:
     return np.require(x, real, "A")
 
 
-class _Known(NamedTuple):
-    """What is the same for all small calls of some shapes: everything but the addresses."""
+class _Plan(NamedTuple):
+    """What is the same for all calls of some shapes: everything but the addresses, `call.integers` among it."""
 
-    integers: Any
-    numbers: Any
-    panels: int
+    call: ac.Call
     out: tuple[int, ...]
     decodes: bool
-    partials: tuple[int, ...]
-    time: float
+    partials: tuple[int, int, int]  # the shape of the results of blocks of keys
+    panels: int
+    time: float  # nanoseconds of one thread, about, where no key is hidden
 
 
 def _known(
     scoring: Any, q: Any, k: Any, v: Any, dlse: Any = None, out: Any = None, lse: Any = None, dout: Any = None
-) -> _Known | None:
-    """The short way, for calls on contiguous arrays without arrays among their options that one thread computes."""
+) -> _Plan | None:
+    """The short way, for contiguous arrays without arrays among the options: their plan is made once."""
     if dlse is scoring.bias is scoring.mask is scoring.kv_lengths is scoring.sinks is scoring.dropout is None and (
         type(scoring.q_offset) is int
         and (q.dtype is FLOAT32 or q.dtype is FLOAT64)
         and q.flags.carray and k.flags.carray and v.flags.carray
         and (out is None or (out.flags.carray and lse.flags.carray and dout.flags.carray))
     ):  # fmt: skip
-        known = _plan(scoring, q.shape, k.shape, v.shape, q.dtype, out is not None)
-        if threads_for(known.time, 2) == 1:
-            return known
+        return _plan(scoring, q.shape, k.shape, v.shape, q.dtype, out is not None)
     return None
 
 
 @functools.lru_cache(maxsize=512)
-def _plan(scoring: Any, q: Any, k: Any, v: Any, real: Any, backward: bool) -> _Known:
+def _plan(scoring: Any, q: Any, k: Any, v: Any, real: Any, backward: bool) -> _Plan:
     query, key, value = (np.empty(shape, real) for shape in (q, k, v))
     out, lse = np.empty((*q[:3], v[3]), real), np.empty(q[:3], real)[..., None]
     arrays = {ac.OUT: out, ac.LSE: lse}
     if backward:
         arrays |= {ac.DOUT: out, ac.DQ: query, ac.DK: key, ac.DV: value}
     call = ac.call_of(scoring, real, query, key, value, arrays, backward)
-    call.integers[ac.SHARED] = -1
-    sizes, decodes = call.sizes, not backward and _decodes(scoring, call.sizes)
-    time = _decoding_time(sizes, real) if decodes else _time(sizes, BACKWARD if backward else FORWARD)
-    panels, partials = sizes.batch * sizes.kv_heads * sizes.panels, _partials(sizes, v[3], real)
-    return _Known(call.integers, call.numbers, panels, out.shape, decodes, partials, time)
+    return _planned(call._replace(alive=()), scoring, out.shape, BACKWARD if backward else FORWARD)
 
 
-def _decodes(scoring: Any, sizes: ac.Sizes) -> bool:
-    """Whether so few queries share a head of keys that most lanes of a panel would be empty."""
-    few = sizes.heads * sizes.queries <= MOST_ROWS_TO_DECODE * sizes.kv_heads
-    return few and sizes.keys >= FEWEST_KEYS_TO_DECODE and scoring.dropout is None
+def _planned(call: ac.Call, scoring: Any, out: tuple[int, ...], passes: float) -> _Plan:
+    batch, heads, kv_heads, queries, keys, features, panels = call.sizes
+    real = call.numbers.dtype
+    rows, width = heads // max(kv_heads, 1) * queries, TILES[real.itemsize * 8][0]
+    few = rows <= MOST_ROWS_TO_DECODE and keys >= FEWEST_KEYS_TO_DECODE
+    decodes = passes == FORWARD and few and scoring.dropout is None
+    partials = batch * kv_heads * -(-keys // BLOCK), rows, -(-out[3] // width) * width + 2
+    if decodes:
+        read = batch * kv_heads * keys * features * real.itemsize
+        time = read * max(rows / 2, 1.0) / BYTES_PER_NANOSECOND
+    else:
+        time = 2.0 * passes * features * batch * heads * queries * keys / FLOPS_PER_NANOSECOND
+    return _Plan(call, out, decodes, partials, batch * kv_heads * panels, time)
 
 
-def _partials(sizes: ac.Sizes, wide: int, real: Any) -> tuple[int, int, int]:
-    """The shape of the results of the blocks of keys."""
-    width = TILES[real.itemsize * 8][0]
-    rows = sizes.heads // max(sizes.kv_heads, 1) * sizes.queries
-    return sizes.batch * sizes.kv_heads * -(-sizes.keys // BLOCK), rows, -(-wide // width) * width + 2
+def _run_forward(plan: _Plan, integers: Any) -> None:
+    numbers = plan.call.numbers
+    if plan.decodes:
+        partials = np.empty(plan.partials, numbers.dtype)
+        units = plan.partials[0]
+        threads = threads_for(plan.time, units)
+        run_parts(decode, [(n, threads, units, integers, numbers, partials) for n in range(threads)])  # in turn
+        merge(integers, numbers, partials)
+    elif threads_for(plan.time, plan.panels) == 1:
+        forward(0, plan.panels, integers, numbers)
+    else:
+        run_parts(forward, [(*span, integers, numbers) for span in _spans(plan, integers)])
 
 
-def _time(sizes: ac.Sizes, passes: float) -> float:
-    """Nanoseconds of one thread, about, where no key is hidden."""
-    scores = sizes.batch * sizes.heads * sizes.queries * sizes.keys
-    return 2.0 * passes * sizes.features * scores / FLOPS_PER_NANOSECOND
-
-
-def _decoding_time(sizes: ac.Sizes, real: Any) -> float:
-    rows = sizes.heads * sizes.queries / max(sizes.kv_heads, 1)
-    read = sizes.batch * sizes.kv_heads * sizes.keys * sizes.features * real.itemsize
-    return float(read * max(rows / 2, 1.0) / BYTES_PER_NANOSECOND)
-
-
-def _spans(call: ac.Call, passes: float) -> list[tuple[int, int]]:
+def _spans(plan: _Plan, integers: Any) -> list[tuple[int, int]]:
     """The panels of all heads in spans of about equal work, one for each thread that is worth it."""
-    sizes = call.sizes
-    panels, time = sizes.batch * sizes.kv_heads * sizes.panels, _time(sizes, passes)
-    if threads_for(time, panels) == 1:
+    panels = plan.panels
+    if threads_for(plan.time, panels) == 1:
         return [(0, panels)]
+    sizes = plan.call.sizes
     work = np.empty(panels, np.int64)
-    panel_work(call.integers, call.numbers, work)
+    panel_work(integers, plan.call.numbers, work)
     done = np.cumsum(work)
     share = float(done[-1]) / (sizes.batch * sizes.heads * sizes.queries * sizes.keys)
-    threads = threads_for(min(share, 1.0) * time, panels)
+    threads = threads_for(min(share, 1.0) * plan.time, panels)
     cuts = np.searchsorted(done, done[-1] * np.arange(1, threads) / threads) + 1
     bounds = [0, *np.minimum(cuts, panels).tolist(), panels]
     return [(first, past) for first, past in itertools.pairwise(bounds) if first < past]

@@ -71,6 +71,7 @@ def call_of(scoring: Any, dtype: Any, q: Any, k: Any, v: Any, arrays: dict[int, 
     if dropout is not None and dropout.keep is not None:
         given[KEEP] = dropout.keep.view(np.uint8)
     integers = np.zeros(BATCHES + 2 * batch, np.int64)
+    integers[SHARED] = -1
     for slot, array in given.items():
         put(integers, slot, array)
     integers[LEFT] = UNBOUNDED if scoring.left is None else scoring.left

@@ -20,11 +20,11 @@ from attnarray.kernels.numba.jit import EXACT, jit
 from attnarray.kernels.numba.lanes import Lanes, lanes, where
 from attnarray.kernels.numba.memory import ahead, as_bytes, keep, pointer, row_of, scratch
 from attnarray.kernels.numba.packing import pack_row, remove_unfinite, spoil, whole_lanes
-from attnarray.kernels.numba.panel import Row, Scalar, panel_pass
+from attnarray.kernels.numba.panel import Lane, Row, Scalar, panel_pass
 from attnarray.kernels.numba.row_products import add_weighted_rows, dot_rows, row_lanes
 
 BLOCK = 512  # keys of a unit
-TILE = 64  # keys whose rows stay in the innermost cache
+TILE = 128  # keys whose rows stay in a near cache for all queries of a group
 
 
 class Room(NamedTuple):
@@ -49,6 +49,11 @@ def combine(out: Row, added: Row, factor: Scalar) -> dict[str, Lanes]:
 def combine_hiding(out: Row, added: Row, factor: Scalar) -> dict[str, Lanes]:
     """A factor of zero hides what it multiplies, as a weight of zero does."""
     return {"out": where(factor.equals(0.0), 0.0, out * factor) + added}
+
+
+@panel_pass
+def find_unfinite(numbers: Row, found: Lane) -> dict[str, Lanes]:
+    return {"found": found + numbers * 0.0}
 
 
 def decode(first: int, step: int, units: int, call_array: Any, number_array: Any, partials: Any) -> None:
@@ -85,21 +90,31 @@ def decode_block(b: int, g: int, block: int, room: Any, out: Any, call: Any, num
             out[r * (wide + 2) + d] = 0
         out[r * (wide + 2) + wide], out[r * (wide + 2) + wide + 1] = -np.inf, 0
     past = min((block + 1) * BLOCK, ac.rows(call, ac.K))
+    key_matrix, value_matrix = ac.matrix(numbers, call, ac.K, b, g), ac.matrix(numbers, call, ac.V, b, g)
+    keys_apart, values_apart = apart_in_place(key_matrix, numbers), apart_in_place(value_matrix, numbers)
     for start in range(block * BLOCK, past, TILE):
         stop = min(start + TILE, past)
-        keys, keys_apart = tile_of(ac.matrix(numbers, call, ac.K, b, g), start, stop, room.keys)
-        values, values_apart = tile_of(ac.matrix(numbers, call, ac.V, b, g), start, stop, room.values)
+        keys, values = room.keys, room.values
+        if keys_apart >= 0:
+            keys = row_of(key_matrix, start)
+        else:
+            pack_rows_of(key_matrix, start, stop, keys)
+        if values_apart >= 0:
+            values = row_of(value_matrix, start)
+        else:
+            pack_rows_of(value_matrix, start, stop, values)
+        key_step, value_step = (keys_apart if keys_apart >= 0 else depth), (values_apart if values_apart >= 0 else wide)
         for r in range(group * count):
             begin, end = visible_keys(call, b, r % count)
             low, high = max(begin, start), min(end, stop)
             if low < high:
                 query, result = ahead(room.queries, r * depth), ahead(out, r * (wide + 2))
-                seen = ahead(keys, (low - start) * keys_apart)
-                dot_rows(high - low, row_length(ac.columns(call, ac.K), numbers), query, seen, keys_apart, room.scores)
+                seen = ahead(keys, (low - start) * key_step)
+                dot_rows(high - low, row_length(ac.columns(call, ac.K), numbers), query, seen, key_step, room.scores)
                 finish_scores(b, group * g + r // count, r % count, low, high, room, call, numbers)
                 scale = weigh(high - low, room, result, wide)
-                seen = ahead(values, (low - start) * values_apart)
-                add_values(b, g, low, high, seen, values_apart, room, call, numbers)
+                seen = ahead(values, (low - start) * value_step)
+                add_values(b, g, low, high, seen, value_step, room, call, numbers)
                 if call[ac.HIDES] != 0:
                     combine_hiding(0, wide // lanes(numbers), 0, result, room.added, scale)
                 else:
@@ -111,15 +126,17 @@ def row_length(columns: int, place: Any) -> Any:
     return (columns + row_lanes(place) - 1) // row_lanes(place) * row_lanes(place)
 
 
-def tile_of(x: Any, start: int, stop: int, room: Any) -> Any:
-    """The rows [start, stop) of a matrix and how far apart they lie: where they are if they can be read there."""
-    columns, size = x.shape[1], x.itemsize
-    if columns % row_lanes(room) == 0 and x.strides[1] == size and x.strides[0] % size == 0:
-        return row_of(x, start), x.strides[0] // size
-    apart = whole_lanes(columns, room)
+def apart_in_place(x: Any, place: Any) -> Any:
+    """How many elements the rows of a matrix lie apart if they can be read where they are, else -1."""
+    size = x.itemsize
+    if x.shape[1] % row_lanes(place) == 0 and x.strides[1] == size and x.strides[0] % size == 0 and x.strides[0] >= 0:
+        return x.strides[0] // size
+    return -1
+
+
+def pack_rows_of(x: Any, start: int, stop: int, room: Any) -> None:
     for row in range(start, stop):
-        pack_row(x, row, 1, ahead(room, (row - start) * apart))
-    return ahead(room, 0), apart
+        pack_row(x, row, 1, ahead(room, (row - start) * whole_lanes(x.shape[1], room)))
 
 
 def finish_scores(b: int, h: int, i: int, low: int, high: int, room: Any, call: Any, numbers: Any) -> None:
@@ -143,25 +160,40 @@ def finish_scores(b: int, h: int, i: int, low: int, high: int, room: Any, call: 
 def weigh(count: int, room: Any, result: Any, wide: int) -> Any:
     """Exponentials of the scores in place; returns the factor by which all that was summed before shrinks."""
     width = lanes(result)
+    lowest = -np.inf
     largest, shifts, totals = room.sums, ahead(room.sums, width), ahead(room.sums, 2 * width)
     vectors = (count + width - 1) // width
     for n in range(count, vectors * width):
-        room.scores[n] = -np.inf
+        room.scores[n] = lowest
     for w in range(width):
-        largest[w] = -np.inf
+        largest[w] = lowest
     find_largest(0, vectors, 0, room.scores, largest)
     before = result[wide]
+    highest = before
     for w in range(width):
-        result[wide] = max(result[wide], largest[w])
-    shift = result[wide] if result[wide] != -np.inf else result[wide + 1] * 0
+        highest = max(highest, largest[w])
+    shift = highest if highest != -np.inf else result[wide + 1] * 0
     for w in range(width):
         shifts[w], totals[w] = shift, 0
     exponentiate(0, vectors, 0, room.scores, shifts, totals)
     factor = np.exp(before - shift)
-    result[wide + 1] *= factor
+    total = result[wide + 1] * factor
     for w in range(width):
-        result[wide + 1] += totals[w]
+        total += totals[w]
+    result[wide], result[wide + 1] = highest, total
     return factor
+
+
+def has_unfinite(wide: int, room: Any) -> bool:
+    """Whether NaN or an infinity is among the sums: 0 times a finite number is 0."""
+    width = lanes(room.added)
+    for w in range(width):
+        room.sums[w] = 0
+    find_unfinite(0, wide // width, 0, room.added, room.sums)
+    total = room.sums[0]
+    for w in range(1, width):
+        total += room.sums[w]
+    return total != 0
 
 
 def add_values(
@@ -173,7 +205,7 @@ def add_values(
     for d in range(wide):
         room.added[d] = 0
     add_weighted_rows(high - low, length, room.scores, values, apart, room.added)
-    if call[ac.HIDES] != 0 and remove_unfinite(room.added, wide):
+    if call[ac.HIDES] != 0 and has_unfinite(wide, room):
         source = ac.matrix(numbers, call, ac.V, b, g)
         for j in range(low, high):
             pack_row(source, j, 1, ahead(room.careful, (j - low) * wide))
@@ -215,14 +247,9 @@ def merge(call_array: Any, number_array: Any, partials: Any) -> None:
         lse[i, 0] = shift + np.log(total)
 
 
-row_length, tile_of, finish_scores = (
-    jit(row_length, inner=True),
-    jit(tile_of, inner=True),
-    jit(finish_scores, fastmath=EXACT, inner=True),
-)
-weigh, add_values = jit(weigh, fastmath=EXACT, inner=True), jit(add_values, fastmath=EXACT, inner=True)
-decode_block, decode, merge = (
-    jit(decode_block, fastmath=EXACT, inner=True),
-    jit(decode, fastmath=EXACT),
-    jit(merge, fastmath=EXACT),
-)
+row_length, apart_in_place = jit(row_length, inner=True), jit(apart_in_place, inner=True)
+pack_rows_of, finish_scores = jit(pack_rows_of, inner=True), jit(finish_scores, fastmath=EXACT, inner=True)
+weigh, has_unfinite = jit(weigh, fastmath=EXACT, inner=True), jit(has_unfinite, fastmath=EXACT, inner=True)
+add_values = jit(add_values, fastmath=EXACT, inner=True)
+decode_block = jit(decode_block, fastmath=EXACT, inner=True)
+decode, merge = jit(decode, fastmath=EXACT), jit(merge, fastmath=EXACT)

@@ -38,6 +38,9 @@ def split_rows(kernel: Callable[..., Any], rows: int, work: int, *args: Any) -> 
 
 def run_parts(kernel: Callable[..., Any], parts: Sequence[tuple[Any, ...]]) -> None:
     """Call kernel(*part) for each part, the first one on this thread and the others beside it."""
+    if len(parts) == 1:
+        kernel(*parts[0])
+        return
     others = [_shared_pool().submit(kernel, *part) for part in parts[1:]]
     kernel(*parts[0])
     for other in others:
