@@ -41,6 +41,11 @@ class Setting:
     memory: Callable[[Callable[[], Any], str], int | None] = peak_extra_bytes
 
 
+# Cores that have gone to sleep in the rest take up to two milliseconds to wake, unless a library keeps its threads
+# spinning. A sample shorter than so many seconds is taken right after a call that does not count.
+COLD_START_MATTERS = 0.05
+
+
 @dataclass
 class Entrant:
     """A peer that was found right, with what it is timed by."""
@@ -49,6 +54,7 @@ class Entrant:
     call: Call
     row: Row
     repeats: int = 1
+    seconds: float = 0.0  # of a sample, about
     rounds: int = 0
     samples: list[float] = field(default_factory=list)
 
@@ -114,7 +120,7 @@ def _enter(peer: Peer, row: Row, truth: Truth, setting: Setting) -> Entrant:
         row, kernels=kernels, first_call=first_call, error=error, peak_bytes=peak, repeats=repeats
     )
     rounds = setting.rounds or min(MOST_ROUNDS, max(ROUNDS_OF_THE_SLOWEST, int(setting.seconds / seconds)))
-    return Entrant(peer.name, call, row, repeats, rounds)
+    return Entrant(peer.name, call, row, repeats, seconds, rounds)
 
 
 def _judged(peer: Peer, found: Named, truth: Truth, setting: Setting) -> float:
@@ -163,6 +169,8 @@ def _time(entrants: Sequence[Entrant], setting: Setting) -> list[tuple[Entrant, 
             try:
                 time.sleep(setting.settle)
                 with entrant.call.scope():
+                    if entrant.seconds < COLD_START_MATTERS:
+                        entrant.call.run()
                     entrant.samples.append(setting.clock.sample(entrant.call.run, entrant.repeats))
             except Exception as error:
                 active.remove(entrant)

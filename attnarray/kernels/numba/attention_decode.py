@@ -184,7 +184,7 @@ def weigh(count: int, room: Any, result: Any, wide: int) -> Any:
     return factor
 
 
-def has_unfinite(wide: int, room: Any) -> bool:
+def has_unfinite(wide: int, room: Any) -> Any:
     """Whether NaN or an infinity is among the sums: 0 times a finite number is 0."""
     width = lanes(room.added)
     for w in range(width):
