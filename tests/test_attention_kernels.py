@@ -48,6 +48,17 @@ def test_odd_sizes(sizes: Sizes, dtype: str) -> None:
         np.testing.assert_array_equal(aa.scaled_dot_product_attention(**arrays, **options), found["out"])
 
 
+@pytest.mark.parametrize("name", ["out", "lse"])
+def test_results_of_another_dtype_are_brought_to_that_of_the_query(name: str) -> None:
+    q, k, v = np.random.default_rng(0).standard_normal((3, 1, 2, 40, 8), dtype=np.float32)
+    part, ctx = aa.attention_partial_fwd(q, k, v)
+    cotangent = aa.Partial(np.ones_like(part.out), None)
+    other = part._replace(**{name: getattr(part, name).astype(np.float64)})
+    expected, found = (aa.attention_partial_bwd(cotangent, ctx, merged)[:3] for merged in (part, other))
+    for gradient, same in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(same, gradient)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sizes", [Sizes(37, 260, 16, 24, 3), Sizes(2, 600, 16, 24)], ids=["many queries", "few"])
 @pytest.mark.parametrize("option", list(OPTIONS))

@@ -22,7 +22,7 @@ KEY, VALUE = RNG.standard_normal((2, 3, 7, 4)), RNG.standard_normal((2, 3, 7, 3)
 def test_both_ways_agree(is_causal: bool, scale: float | None, q_offset: int, dtype: str) -> None:
     arrays = [x.astype(dtype) for x in (QUERY, KEY, VALUE)]
     for _ in range(2):  # found out, and then remembered
-        short = plain_problem(*arrays, is_causal, scale, q_offset)
+        short = plain_problem(*arrays, None, 0.0, is_causal, scale, q_offset)
         long = problem_of(*arrays, None, 0.0, is_causal, scale=scale, q_offset=q_offset)
         assert short is not None
         assert all(one is other for one, other in zip(short[:3], long[:3], strict=True))
@@ -57,7 +57,7 @@ def test_both_ways_agree(is_causal: bool, scale: float | None, q_offset: int, dt
 )
 def test_what_is_unusual_goes_the_long_way(call: tuple[Any, ...]) -> None:
     for _ in range(2):
-        problem = plain_problem(*call)
+        problem = plain_problem(*call[:3], None, 0.0, *call[3:])
         assert problem is None or problem.scoring == problem_of(*call[:3], None, 0.0, call[3]).scoring
 
 

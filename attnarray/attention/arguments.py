@@ -102,9 +102,10 @@ def problem_of(
 
 
 def plain_problem(
-    query: Array, key: Array, value: Array, is_causal: bool, scale: float | None = None, q_offset: Any = 0
-) -> Problem | None:
-    """The short way of `problem_of` for NumPy arrays (B, H, T, D) with these options alone, or None: go the long way.
+    query: Array, key: Array, value: Array, attn_mask: Any, dropout_p: float, is_causal: bool,
+    scale: float | None = None, q_offset: Any = 0,
+) -> Problem | None:  # fmt: skip
+    """The short way of `problem_of` for NumPy arrays (B, H, T, D) without mask and dropout, or None: go the long way.
 
     A small call takes less time than its checks, and the same shapes come again and again: what was once found for them
     is kept.
@@ -112,6 +113,9 @@ def plain_problem(
     if not (
         type(query) is type(key) is type(value) is np.ndarray
         and query.dtype is key.dtype is value.dtype
+        and attn_mask is None
+        and type(dropout_p) is float
+        and dropout_p == 0
         and type(is_causal) is bool
         and (scale is None or type(scale) is float)
         and type(q_offset) is int

@@ -130,10 +130,8 @@ def scaled_dot_product_attention(
     >>> aa.scaled_dot_product_attention(q, k, v, is_causal=True).shape
     (2, 8, 5, 64)
     """
-    if attn_mask is bias is window is kv_lengths is softcap is sinks is rng is dropout_mask is None and (
-        type(layout) is str and layout == "BHTD" and type(dropout_p) is float and dropout_p == 0
-    ):
-        plain = plain_problem(query, key, value, is_causal, scale, q_offset)
+    if bias is window is kv_lengths is softcap is sinks is rng is dropout_mask is None and layout == "BHTD":
+        plain = plain_problem(query, key, value, attn_mask, dropout_p, is_causal, scale, q_offset)
         if plain is not None:
             return attend(*plain[:4])[0]
     return scaled_dot_product_attention_fwd(
@@ -156,9 +154,7 @@ def scaled_dot_product_attention_fwd(
 
     `ctx.lse` is log sum_j e^s, sink included, as (B, H, T) in the accumulator's dtype.
     """
-    plain = None
-    if attn_mask is None and not options and type(dropout_p) is float and dropout_p == 0:
-        plain = plain_problem(query, key, value, is_causal)
+    plain = None if options else plain_problem(query, key, value, attn_mask, dropout_p, is_causal)
     q, k, v, scoring, form, bias_shape = plain or problem_of(
         query, key, value, attn_mask, dropout_p, is_causal, **options
     )

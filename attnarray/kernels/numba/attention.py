@@ -160,11 +160,16 @@ def _known(
     if dlse is scoring.bias is scoring.mask is scoring.kv_lengths is scoring.sinks is scoring.dropout is None and (
         type(scoring.q_offset) is int
         and (q.dtype is FLOAT32 or q.dtype is FLOAT64)
+        and k.dtype is v.dtype is q.dtype
         and q.flags.carray and k.flags.carray and v.flags.carray
-        and (out is None or (out.flags.carray and lse.flags.carray and dout.flags.carray))
+        and (out is None or _are_plain(q.dtype, out, lse, dout))
     ):  # fmt: skip
         return _plan(scoring, q.shape, k.shape, v.shape, q.dtype, out is not None)
     return None
+
+
+def _are_plain(dtype: Any, *arrays: Any) -> bool:
+    return all(array.dtype is dtype and array.flags.carray for array in arrays)
 
 
 @functools.lru_cache(maxsize=512)

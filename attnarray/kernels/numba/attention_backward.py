@@ -19,11 +19,10 @@ import numpy as np
 from attnarray.kernels.numba import attention_call as ac
 from attnarray.kernels.numba.attention_block import BLOCK, Block, Chunk, Seen, Tile, backward_block, clear
 from attnarray.kernels.numba.attention_scores import (
-    HIGH,
-    LOW,
-    Place,
     Queries,
+    place_of,
     prepare_queries,
+    seen_keys,
 )  # fmt: skip
 from attnarray.kernels.numba.jit import EXACT, jit
 from attnarray.kernels.numba.lanes import lanes
@@ -42,9 +41,8 @@ from attnarray.kernels.numba.packing import (
 def backward(first: int, past: int, call_array: Any, number_array: Any) -> None:
     """The panels [first, past), counted over all batches and heads of keys."""
     call, numbers = pointer(call_array), pointer(number_array)
-    width, rows = lanes(numbers), ac.group_rows(call)
-    kv_heads, group = ac.heads(call, ac.K), ac.heads(call, ac.Q) // ac.heads(call, ac.K)
-    panels = (rows + width - 1) // width
+    width = lanes(numbers)
+    panels = (ac.group_rows(call) + width - 1) // width
     chunk, size = min(call[ac.PANELS_PER_CHUNK], panels, past - first), call[ac.KEYS_PER_TILE]
     depth, wide = ac.columns(call, ac.K), ac.columns(call, ac.V)
     lane, full = chunk * width, size * width
@@ -73,13 +71,9 @@ def backward(first: int, past: int, call_array: Any, number_array: Any) -> None:
     at = ahead(dvalues, size * wide_rows)
     block = Block(at, ahead(at, BLOCK * full), ahead(at, 2 * BLOCK * full), ahead(at, (2 * BLOCK + 1) * full))
     while first < past:
-        head = first // panels
-        stop = min(past, (head + 1) * panels, first + chunk)
-        row = (first - head * panels) * width
-        b, g = head // kv_heads, head % kv_heads
-        place = Place(row, min(rows, row + (stop - first) * width), b, g, group * g)
-        backward_chunk(place, queries, kept, tile, block, head == call[ac.SHARED], call, numbers)
-        first = stop
+        place, shared = place_of(first, past, chunk, call, numbers), first // panels == call[ac.SHARED]
+        backward_chunk(place, queries, kept, tile, block, shared, call, numbers)
+        first += (place.past - place.first + width - 1) // width
     keep(floats)
     keep(integers)
     keep(bounds)
@@ -93,9 +87,7 @@ def backward_chunk(
     panels, size = (place.past - place.first + width - 1) // width, call[ac.KEYS_PER_TILE]
     prepare_queries(place, queries, call, numbers)
     bad_queries = prepare_chunk(place, panels, kept, call, numbers)
-    low, high = ac.rows(call, ac.K), 0
-    for p in range(panels):
-        low, high = min(low, queries.bounds[4 * p + LOW]), max(high, queries.bounds[4 * p + HIGH])
+    low, high = seen_keys(panels, queries, call)
     for t in range(low // size * size, high, size):
         start, stop = max(t, low), min(t + size, high)
         pack_rows(ac.matrix(numbers, call, ac.K, place.b, place.g), start, stop, tile.keys)

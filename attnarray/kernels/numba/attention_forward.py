@@ -5,7 +5,7 @@ FlashAttention, arXiv:2205.14135. The queries are the lanes of all vectors: scor
 the softmax over keys never crosses lanes.
 
 Parallel over panels of W queries. Scratch per thread: a chunk of panels (queries and outputs) and a tile of keys and
-values, together about 300 kB, so that they stay in the cache of a core.
+values, by default of at most 512 and 128 kB, so that they stay in the cache of a core.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from attnarray.kernels.numba import attention_call as ac
 from attnarray.kernels.numba.attention_scores import (
     HIGH,
     LOW,
-    Place,
     Queries,
     dropout_factors,
+    place_of,
     prepare_queries,
     score_panel,
+    seen_keys,
 )  # fmt: skip
 from attnarray.kernels.numba.jit import EXACT, jit
 from attnarray.kernels.numba.lanes import Lanes, exp, lanes, log, maximum, tile_rows, where
@@ -89,9 +90,8 @@ def conclude(total: Row, shift: Row) -> dict[str, Lanes]:
 def forward(first: int, past: int, call_array: Any, number_array: Any) -> None:
     """The panels [first, past), counted over all batches and heads of keys."""
     call, numbers = pointer(call_array), pointer(number_array)
-    width, depth, rows = lanes(numbers), ac.columns(call, ac.K), ac.group_rows(call)
-    kv_heads, group = ac.heads(call, ac.K), ac.heads(call, ac.Q) // ac.heads(call, ac.K)
-    panels = (rows + width - 1) // width
+    width, depth = lanes(numbers), ac.columns(call, ac.K)
+    panels = (ac.group_rows(call) + width - 1) // width
     chunk, keys = min(call[ac.PANELS_PER_CHUNK], panels, past - first), call[ac.KEYS_PER_TILE]
     columns = whole_tiles(ac.columns(call, ac.V), numbers)
     lane = chunk * width
@@ -108,13 +108,9 @@ def forward(first: int, past: int, call_array: Any, number_array: Any) -> None:
     at = ahead(extra, sizes[5])
     state = State(at, ahead(at, lane), ahead(at, 2 * lane), ahead(at, 3 * lane), ahead(at, 4 * lane), out)
     while first < past:
-        head = first // panels
-        stop = min(past, (head + 1) * panels, first + chunk)
-        row = (first - head * panels) * width
-        b, g = head // kv_heads, head % kv_heads
-        place = Place(row, min(rows, row + (stop - first) * width), b, g, group * g)
+        place = place_of(first, past, chunk, call, numbers)
         forward_chunk(place, queries, state, key_tile, value_tile, scores, extra, call, numbers)
-        first = stop
+        first += (place.past - place.first + width - 1) // width
     keep(floats)
     keep(integers)
     keep(bounds_array)
@@ -129,9 +125,7 @@ def forward_chunk(
     size = call[ac.KEYS_PER_TILE]
     prepare_queries(place, queries, call, numbers)
     start_state(place, panels, state, call, numbers)
-    low, high = ac.rows(call, ac.K), 0
-    for p in range(panels):
-        low, high = min(low, queries.bounds[4 * p + LOW]), max(high, queries.bounds[4 * p + HIGH])
+    low, high = seen_keys(panels, queries, call)
     for t in range(low // size * size, high, size):
         start, stop = max(t, low), min(t + size, high)
         pack_rows(ac.matrix(numbers, call, ac.K, place.b, place.g), start, stop, key_tile)

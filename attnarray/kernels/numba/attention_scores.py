@@ -44,6 +44,25 @@ class Place(NamedTuple):
     h: int
 
 
+def place_of(panel: int, past: int, chunk: int, call: Any, like: Any) -> Any:
+    """The chunk that begins with this panel, counted over all batches and heads of keys, and ends before `past`."""
+    width, rows, kv_heads = lanes(like), ac.group_rows(call), ac.heads(call, ac.K)
+    panels = (rows + width - 1) // width
+    head = panel // panels
+    first = (panel - head * panels) * width
+    stop = min(past - head * panels, panels, panel - head * panels + chunk)
+    b, g = head // kv_heads, head % kv_heads
+    return Place(first, min(rows, stop * width), b, g, ac.heads(call, ac.Q) // kv_heads * g)
+
+
+def seen_keys(panels: int, queries: Any, call: Any) -> Any:
+    """The keys [low, high) that any query of a chunk sees."""
+    low, high = ac.rows(call, ac.K), 0
+    for p in range(panels):
+        low, high = min(low, queries.bounds[4 * p + LOW]), max(high, queries.bounds[4 * p + HIGH])
+    return low, high
+
+
 @panel_pass
 def hide(scores: Row, key: Index, begin: Lane, end: Lane) -> dict[str, Lanes]:
     return {"scores": where((key >= begin) & (key < end), scores, -math.inf)}
@@ -174,6 +193,7 @@ def dropout_factors(
     return factors
 
 
+place_of, seen_keys = jit(place_of, inner=True), jit(seen_keys, inner=True)
 visible_keys, panel_work = jit(visible_keys, inner=True), jit(panel_work)
 prepare_queries = jit(prepare_queries, fastmath=EXACT, inner=True)
 add_bias, apply_mask = jit(add_bias, fastmath=EXACT, inner=True), jit(apply_mask, inner=True)

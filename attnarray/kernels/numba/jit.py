@@ -15,7 +15,7 @@ from attnarray.kernels.numba.threads import thread_count
 # No `nnan` or `ninf`: masked scores are -inf, and NaN in what is not masked must come through.
 FASTMATH = frozenset({"contract", "reassoc", "nsz", "arcp", "afn"})
 
-# Where rounding is done on purpose, in the exponent of exp2, sums must not be reassociated.
+# Where rounding is done on purpose, in the exponent of `exp`, sums must not be reassociated.
 EXACT = frozenset({"contract", "nsz", "arcp", "afn"})
 
 OPTIONS = {

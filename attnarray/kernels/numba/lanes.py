@@ -63,12 +63,13 @@ def tile_rows(array: Any) -> int:
     return TILES[array.dtype.itemsize * 8][1]
 
 
-def _constant(value: int) -> Callable[[Any], int]:
+def constant(value: int) -> Callable[[Any], int]:
+    """What `overload` wants of a function that is a constant for each type."""
     return lambda array: value
 
 
-overload(lanes)(lambda array: _constant(TILES[array.dtype.bitwidth][0]))
-overload(tile_rows)(lambda array: _constant(TILES[array.dtype.bitwidth][1]))
+overload(lanes)(lambda array: constant(TILES[array.dtype.bitwidth][0]))
+overload(tile_rows)(lambda array: constant(TILES[array.dtype.bitwidth][1]))
 
 
 class Lanes:

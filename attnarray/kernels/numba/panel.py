@@ -156,3 +156,15 @@ def splat(builder: ir.IRBuilder, value: ir.Value, vector: ir.VectorType) -> ir.V
     return builder.shuffle_vector(
         first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), vector.count), [0] * vector.count)
     )
+
+
+def combined(builder: ir.IRBuilder, value: ir.Value, combine: Callable[[Lanes, Lanes], Lanes]) -> ir.Value:
+    """All lanes in one number, halves first: always in the same order."""
+    count = value.type.count
+    while count > 1:
+        count //= 2
+        nothing, numbers = ir.Constant(value.type, ir.Undefined), ir.VectorType(ir.IntType(32), count)
+        orders = [ir.Constant(numbers, list(range(first, first + count))) for first in (0, count)]
+        low, high = (Lanes(builder, builder.shuffle_vector(value, nothing, order)) for order in orders)
+        value = combine(low, high).value
+    return builder.extract_element(value, ir.IntType(32)(0))

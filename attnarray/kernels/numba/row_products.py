@@ -13,22 +13,18 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from attnarray.kernels.numba.lanes import TILES, Lanes, multiply_add
-from attnarray.kernels.numba.panel import INDEX, load, loop, splat, store
+from attnarray.kernels.numba.lanes import TILES, Lanes, constant, multiply_add
+from attnarray.kernels.numba.panel import INDEX, combined, load, loop, splat, store
 
 AT_ONCE = 8  # sums, so that none waits for the one before
 
 
-def row_lanes(place: Any) -> int:
+def row_lanes(array: Any) -> int:
     """The lanes of one register, a constant in compiled code."""
-    return TILES[place.dtype.itemsize * 8][0] // 2
+    return TILES[array.dtype.itemsize * 8][0] // 2
 
 
-def _constant(value: int) -> Callable[[Any], int]:
-    return lambda place: value
-
-
-overload(row_lanes)(lambda place: _constant(TILES[place.dtype.bitwidth][0] // 2))
+overload(row_lanes)(lambda array: constant(TILES[array.dtype.bitwidth][0] // 2))
 
 
 @intrinsic
@@ -57,7 +53,7 @@ def dot_rows(_context: Any, count: Any, n: Any, query: Any, rows: Any, apart: An
 
             sums = loop(builder, INDEX(0), builder.sdiv(n, INDEX(vector.count)), [zero] * AT_ONCE, add)
             for number, total in zip(numbers, sums, strict=True):
-                builder.store(_sum(builder, total), builder.gep(place, [number]))
+                builder.store(combined(builder, total, Lanes.__add__), builder.gep(place, [number]))
             return []
 
         loop(builder, INDEX(0), builder.sdiv(builder.add(last, INDEX(AT_ONCE)), INDEX(AT_ONCE)), [], some)
@@ -108,14 +104,3 @@ def add_weighted_rows(_context: Any, count: Any, n: Any, weights: Any, rows: Any
 
 def _vector(context: Any, place: Any) -> ir.VectorType:
     return ir.VectorType(context.get_value_type(place.dtype), TILES[place.dtype.bitwidth][0] // 2)
-
-
-def _sum(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
-    """The sum of all lanes, in halves."""
-    count = value.type.count
-    while count > 1:
-        count //= 2
-        nothing, numbers = ir.Constant(value.type, ir.Undefined), ir.VectorType(ir.IntType(32), count)
-        low, high = (ir.Constant(numbers, list(range(first, first + count))) for first in (0, count))
-        value = builder.fadd(builder.shuffle_vector(value, nothing, low), builder.shuffle_vector(value, nothing, high))
-    return builder.extract_element(value, ir.IntType(32)(0))

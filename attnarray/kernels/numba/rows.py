@@ -17,7 +17,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from attnarray.kernels.numba.lanes import TILES, Lanes, maximum
-from attnarray.kernels.numba.panel import INDEX, bytes_of, load, loop, splat, store
+from attnarray.kernels.numba.panel import INDEX, bytes_of, combined, load, loop, splat, store
 
 Row: TypeAlias = Lanes
 Scalar: TypeAlias = Lanes
@@ -136,24 +136,12 @@ def _along(
     steps, advance = (_quotient(builder, whole, GROUP, 1), group) if carried else (whole, step(False))
     sums = loop(builder, INDEX(0), steps, starts, advance)
     sums = loop(builder, whole, blocks, sums, step(True))  # once or never
-    return [_combined(builder, value, both) for value, both in zip(sums, combine, strict=True)]
+    return [combined(builder, value, both) for value, both in zip(sums, combine, strict=True)]
 
 
 def _quotient(builder: ir.IRBuilder, count: ir.Value, size: int, up: int) -> ir.Value:
     """count / size, rounded down or, with 1 for `up`, up."""
     return builder.sdiv(builder.add(count, INDEX((size - 1) * up)), INDEX(size))
-
-
-def _combined(builder: ir.IRBuilder, value: ir.Value, combine: Callable[[Lanes, Lanes], Lanes]) -> ir.Value:
-    """All lanes in one number, halves first: in the same order for every row."""
-    count = value.type.count
-    while count > 1:
-        count //= 2
-        nothing, numbers = ir.Constant(value.type, ir.Undefined), ir.VectorType(ir.IntType(32), count)
-        orders = [ir.Constant(numbers, list(range(first, first + count))) for first in (0, count)]
-        low, high = (Lanes(builder, builder.shuffle_vector(value, nothing, order)) for order in orders)
-        value = combine(low, high).value
-    return builder.extract_element(value, ir.IntType(32)(0))
 
 
 def _below(builder: ir.IRBuilder, rest: ir.Value, vector: ir.VectorType) -> ir.Value:
