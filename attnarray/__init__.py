@@ -12,14 +12,19 @@ __version__ = "0.1.0"
 _MODULES = {
     "tree": "tree",
     "optim": "optim",
+    "layers": "layers",
     **dict.fromkeys(["namespace_of", "use_backend", "asarray", "to_numpy", "available_backends"], "backend"),
     **dict.fromkeys(["use_kernels", "explain", "warmup"], "dispatch"),
     "gradcheck": "gradient_check",
     "vjp": "triples",
     "Philox": "random",
     **dict.fromkeys(["Causal", "Window", "Padding", "Documents", "Dense", "Mask", "materialize", "tile_kind"], "masks"),
-    "attention_weights": "attention.dot_product",
+    "attention_weights": "attention.weights",
     "Partial": "attention.partial",
+    "LocationResult": "attention.location",
+    "RNNResult": "ops.rnn",
+    "LSTMResult": "ops.lstm",
+    "GRUResult": "ops.gru",
 }
 
 # The differentiable functions: each is a triple f, f_fwd, f_bwd in one module.
@@ -27,6 +32,15 @@ TRIPLES = {
     "scaled_dot_product_attention": "attention.dot_product",
     "attention_partial": "attention.partial",
     "merge_partials": "attention.partial",
+    "multi_head_attention": "attention.multi_head",
+    "additive_attention": "attention.additive",
+    "recurrent_attention": "attention.recurrent",
+    "multiplicative_attention": "attention.multiplicative",
+    "scaled_attention": "attention.scaled",
+    "combine": "attention.combine",
+    "pairwise_attention": "attention.pairwise",
+    "convolutional_attention": "attention.convolutional",
+    "location_attention": "attention.location",
     "softmax": "ops.softmax",
     "log_softmax": "ops.softmax",
     "linear": "ops.linear",
@@ -40,6 +54,10 @@ TRIPLES = {
     "embedding": "ops.embedding",
     "dropout": "ops.dropout",
     "cross_entropy": "ops.loss",
+    "conv1d": "ops.conv1d",
+    "rnn": "ops.rnn",
+    "lstm": "ops.lstm",
+    "gru": "ops.gru",
 }
 
 

@@ -45,7 +45,7 @@ WRONG_SHAPES = {
 WRONG_VALUES = {
     "layout": ({"layout": "BSHD"}, "`layout` is 'BSHD', expected one of 'BHTD', 'BTHD'"),
     "layout, an array": ({"layout": QUERY}, "`layout` is an array of shape (2, 6, 5, 4) and dtype float64, expected"),
-    "scale 0": ({"scale": 0}, "`scale` is 0, expected a finite number other than 0; leave it out for 1 / sqrt(D) ="),
+    "scale 0": ({"scale": 0}, "`scale` is 0, expected a finite number other than 0; leave it out for the default, "),
     "scale NaN": ({"scale": float("nan")}, "`scale` is nan, expected a finite number"),
     "scale infinite": ({"scale": 10**400}, "expected a finite number other than 0"),
     "scale True": ({"scale": True}, "`scale` is True, expected a finite number"),
@@ -116,4 +116,79 @@ BAD_CALLS = [
     (name, changes, error, expected)
     for table, error in ((WRONG_SHAPES, ValueError), (WRONG_VALUES, ValueError), (WRONG_TYPES, TypeError))
     for name, (changes, expected) in table.items()
+]
+
+# Functions of sequences: good arguments; then the function, what is changed, and what the message says about it.
+STEPS = RNG.standard_normal((2, 5, 3))  # B 2, T 5, I 3
+SEQUENCES = {
+    "conv1d": {"x": STEPS, "weight": RNG.standard_normal((6, 3, 7)), "bias": np.zeros(6)},
+    **{
+        f: {
+            "x": STEPS,
+            "weight_ih": RNG.standard_normal((rows, 3)),
+            "weight_hh": RNG.standard_normal((rows, 4)),
+            "bias_ih": np.zeros(rows),
+            "bias_hh": np.zeros(rows),
+        }
+        for f, rows in (("rnn", 4), ("lstm", 16), ("gru", 12))
+    },
+}
+TAPS = "expected 'same', 'causal', 'valid' or an integer >= 0: the zeros on both sides"
+
+WRONG_SEQUENCES = {
+    "channels": ("conv1d", {"x": STEPS[..., :2]}, "`x` has 2 channels but `weight` takes 3; they must match"),
+    "channels first": ("conv1d", {"x": np.moveaxis(STEPS, 1, 2)}, "`x` is (*batch, T, C_in), channels last"),
+    "conv axes": ("conv1d", {"x": STEPS[0, 0]}, "`x` and `weight` have 1 and 3 axes, expected (*batch, T,"),
+    "weight axes": ("conv1d", {"weight": np.ones((6, 3))}, "have 3 and 2 axes, expected (*batch, T, C_in) and"),
+    "no taps": ("conv1d", {"weight": np.ones((6, 3, 0))}, "`weight` has width 0, expected (C_out, C_in,"),
+    "conv bias": ("conv1d", {"bias": np.zeros(3)}, "`bias` has shape (3,), expected (6,): one number per"),
+    "even width": ("conv1d", {"weight": np.ones((6, 3, 4))}, "`weight` of even width (4) has no centre. Use"),
+    "padding": ("conv1d", {"padding": "full"}, f"`padding` is 'full', {TAPS}"),
+    "padding None": ("conv1d", {"padding": None}, f"`padding` is None, {TAPS}"),
+    "padding True": ("conv1d", {"padding": True}, f"`padding` is True, {TAPS}"),
+    "padding, array": ("conv1d", {"padding": STEPS}, "`padding` is an array of shape (2, 5, 3) and dtype"),
+    "padding negative": ("conv1d", {"padding": -1}, "`padding` is -1, expected an integer >= 0: the zeros"),
+    "dilation": ("conv1d", {"dilation": 0}, "`dilation` is 0, expected an integer >= 1: the distance between the"),
+    "dilation, fraction": ("conv1d", {"dilation": 1.5}, "`dilation` is 1.5, expected an integer >= 1: the"),
+    "too short": ("conv1d", {"padding": "valid"}, "`x` has 5 steps and 0 zeros around them, but the taps of"),
+    "too short by one": ("conv1d", {"weight": np.ones((6, 3, 6)), "padding": "valid"}, "reach over 6 ((width - 1)"),
+    "too short by zeros": ("conv1d", {"padding": 1, "dilation": 2}, "reach over 13 ((width - 1)"),
+    "features": ("lstm", {"x": STEPS[..., :2]}, "`x` has 2 features but `weight_ih` has 3 columns; they must"),
+    "transposed": ("lstm", {"weight_ih": np.ones((3, 16))}, "`weight_ih` has 3 rows, which 4 does not divide"),
+    "transposed rnn": ("rnn", {"weight_ih": np.ones((3, 4))}, "stored as (I, H) is passed as weight_ih.T"),
+    "no multiple": ("gru", {"weight_ih": np.ones((13, 3))}, "expected (3H, I), H rows for each of r, z, n."),
+    "weight_hh": ("lstm", {"weight_hh": np.ones((4, 16))}, "(4, 16), expected (16, 4): (4H, H) with H = 4"),
+    "of a GRU": ("gru", {"weight_hh": np.ones((16, 4))}, "(16, 4), expected (12, 4): (3H, H) with H = 4"),
+    "weight_hh rnn": ("rnn", {"weight_hh": np.ones((4, 5))}, "(4, 5), expected (4, 4): (H, H) with H = 4"),
+    "x axes": ("gru", {"x": STEPS[0, 0]}, "have 1, 2 and 2 axes, expected (*batch, T, I), (3H, I) and"),
+    "weight of three": ("rnn", {"weight_hh": np.ones((4, 4, 1))}, "have 3, 2 and 3 axes, expected (*batch, T,"),
+    "bias_ih": ("lstm", {"bias_ih": np.ones(4)}, "`bias_ih` has shape (4,), expected (16,): one number per row"),
+    "bias_hh": ("gru", {"bias_hh": np.ones(3)}, "`bias_hh` has shape (3,), expected (12,): one number per row"),
+    "h0": ("rnn", {"h0": np.ones((1, 2, 4))}, "`h0` has shape (1, 2, 4), expected (2, 4): H = 4 numbers for"),
+    "h0, one for all": ("gru", {"h0": np.ones(4)}, "`h0` has shape (4,), expected (2, 4): H = 4 numbers for"),
+    "c0": ("lstm", {"c0": np.ones((2, 3))}, "`c0` has shape (2, 3), expected (2, 4): H = 4 numbers for each"),
+    "mask": ("lstm", {"mask": np.ones((2, 4), bool)}, "`mask` has shape (2, 4), expected (2, 5): (*batch, T) of"),
+    "mask of steps": ("gru", {"mask": np.ones(5, bool)}, "`mask` has shape (5,), expected (2, 5): (*batch, T)"),
+    "nonlinearity": ("rnn", {"nonlinearity": "gelu"}, "`nonlinearity` is 'gelu', expected one of 'tanh', 'relu'"),
+}  # fmt: skip
+
+WRONG_TYPES_OF_SEQUENCES = {
+    "conv integers": ("conv1d", {"weight": np.ones((6, 3, 7), int)}, "`weight` has dtype int64, expected one of"),
+    "conv list": ("conv1d", {"x": [[1.0]]}, "`x` has type list, expected an array"),
+    "conv None": ("conv1d", {"weight": None}, "`weight` is None, expected an array"),
+    "mask, integers": ("rnn", {"mask": np.ones((2, 5), int)}, "`mask` has dtype int64, expected bool (True ="),
+    "mask, floats": ("lstm", {"mask": np.ones((2, 5))}, "`mask` has dtype float64, expected bool (True ="),
+    "mask, a list": ("gru", {"mask": [[True] * 5] * 2}, "`mask` has type list, expected an array"),
+    "reverse": ("gru", {"reverse": "yes"}, "`reverse` is 'yes', expected True or False"),
+    "x None": ("lstm", {"x": None}, "`x` is None, expected an array"),
+    "weight None": ("gru", {"weight_hh": None}, "`weight_hh` is None, expected an array"),
+    "library of mask": ("rnn", {"mask": array_api_strict.ones((2, 5)) > 0}, "`mask` array_api_strict. Bring"),
+    "mixed h0": ("lstm", {"h0": np.zeros((2, 4), "f4")}, "bias_hh float64, h0 float32. Bring them to one"),
+    "integers": ("gru", {"x": np.ones((2, 5, 3), int)}, "`x` has dtype int64, expected one of float16,"),
+}  # fmt: skip
+
+BAD_SEQUENCES = [
+    (name, function, changes, error, expected)
+    for table, error in ((WRONG_SEQUENCES, ValueError), (WRONG_TYPES_OF_SEQUENCES, TypeError))
+    for name, (function, changes, expected) in table.items()
 ]

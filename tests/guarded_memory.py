@@ -68,14 +68,17 @@ class _Numpy:
     def empty(self, shape: Any, dtype: Any = float) -> np.ndarray:
         return self.place(np.empty(shape, dtype))
 
+    def zeros_like(self, x: np.ndarray) -> np.ndarray:
+        return self.place(np.zeros(x.shape, x.dtype))
+
     def zeros(self, shape: Any, dtype: Any = float) -> np.ndarray:
         return self.place(np.zeros(shape, dtype))
 
 
 @contextmanager
-def new_arrays(place: Callable[[np.ndarray], np.ndarray]) -> Iterator[None]:
-    """The arrays that attention makes for its results lie where `place` puts them."""
-    modules = attention, attention_call
+def new_arrays(place: Callable[[np.ndarray], np.ndarray], *modules: Any) -> Iterator[None]:
+    """The arrays that these modules, by default those of attention, make for results lie where `place` puts them."""
+    modules = modules or (attention, attention_call)
     try:
         for module in modules:
             module.np = _Numpy(place)

@@ -1,4 +1,4 @@
-"""How the kernels along rows are called: arguments in float64 for any shape, with and without each option."""
+"""How the kernels along rows are called: arguments for any shape, with and without each option, in any layout."""
 
 from __future__ import annotations
 
@@ -60,6 +60,21 @@ def activation_calls(
         yield *(2.0 * normal(rng, *shape) for _ in range(arrays)), *([option] if option else [])
 
 
+def dropout_calls(rng: np.random.Generator, shape: tuple[int, ...]) -> Iterator[Arguments]:
+    """By seeds of one word and of two, and by masks of every shape that broadcasts; p may be 1."""
+    for seed, p in itertools.product((5, 2**63 + 2**32 + 1), (1e-12, 0.3, 1.0)):
+        yield normal(rng, *shape), p, seed, None
+    for part in [(), shape[-1:], *itertools.product(*((size, 1) for size in shape))]:
+        yield normal(rng, *shape), 0.3, None, np.asarray(rng.random(part) < 0.6)
+    yield normal(rng, *shape), 1.0, None, rng.random(shape) < 0.6
+
+
+def embedding_gradient_calls(rng: np.random.Generator, shape: tuple[int, ...]) -> Iterator[Arguments]:
+    """Rows that are named many times, once, and never."""
+    for size, dtype in ((1, np.int64), (7, np.uint8), (2000, np.int32)):
+        yield normal(rng, *shape), np.asarray(rng.integers(0, size, shape[:-1])).astype(dtype), size
+
+
 def loss_calls(rng: np.random.Generator, shape: tuple[int, ...]) -> Iterator[Arguments]:
     """Rows are ignored by a number that is no class, by one that is, and all of them."""
     rows, width = int(np.prod(shape[:-1])), shape[-1]
@@ -75,6 +90,20 @@ def loss_gradient_calls(rng: np.random.Generator, shape: tuple[int, ...]) -> Ite
         yield normal(rng, len(x)), x, classes, *kept, *options
 
 
+def cell_calls(rng: np.random.Generator, shape: tuple[int, ...]) -> Iterator[Arguments]:
+    """The last axis is that of the cells; steps of their own for each row, or one for all rows of a batch."""
+    batch, rows, size = (1, 1, *shape)[-3:]
+    products, more, c = (normal(rng, batch, rows, n * size) for n in (4, 4, 1))
+    yield products, None, normal(rng, batch, rows, 4 * size), c
+    yield products, more, normal(rng, batch, 1, 4 * size), c
+
+
+def cell_gradient_calls(rng: np.random.Generator, shape: tuple[int, ...]) -> Iterator[Arguments]:
+    for products, rows, steps, before in cell_calls(rng, shape):
+        gates, h, c = reference("ops.lstm_cell:lstm_cell", (products, rows, steps, before))
+        yield normal(rng, *h.shape), normal(rng, *h.shape), gates, before, c
+
+
 CALLS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Iterator[Arguments]]] = {
     "ops.softmax:softmax_forward": softmax_calls,
     "ops.softmax:softmax_backward": lambda *a: softmax_gradient_calls(*a, "ops.softmax:softmax_forward"),
@@ -86,8 +115,41 @@ CALLS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Iterator[Argum
     "ops.norm:rms_norm_backward": lambda *a: norm_gradient_calls(*a, "ops.norm:rms_norm_forward"),
     "ops.gelu:gelu_forward": lambda *a: activation_calls(*a, 1, "none", "tanh"),
     "ops.gelu:gelu_backward": lambda *a: activation_calls(*a, 2, "none", "tanh"),
+    "ops.activations:relu_forward": lambda *a: activation_calls(*a, 1),
+    "ops.activations:relu_backward": lambda *a: activation_calls(*a, 2),
     "ops.activations:silu_forward": lambda *a: activation_calls(*a, 1),
     "ops.activations:silu_backward": lambda *a: activation_calls(*a, 2),
+    "ops.activations:tanh_forward": lambda *a: activation_calls(*a, 1),
+    "ops.activations:tanh_backward": lambda *a: activation_calls(*a, 2),
+    "ops.activations:sigmoid_forward": lambda *a: activation_calls(*a, 1),
+    "ops.activations:sigmoid_backward": lambda *a: activation_calls(*a, 2),
+    "ops.lstm_cell:lstm_cell": cell_calls,
+    "ops.lstm_cell:lstm_cell_backward": cell_gradient_calls,
+    "ops.dropout:drop": dropout_calls,
+    "ops.embedding:embedding_backward": embedding_gradient_calls,
     "ops.loss:cross_entropy_forward": loss_calls,
     "ops.loss:cross_entropy_backward": loss_gradient_calls,
 }
+
+
+def within(array: np.ndarray) -> np.ndarray:
+    """The same numbers in the middle of a larger array that holds rubbish around them."""
+    rubbish = np.nan if array.dtype.kind == "f" else 1
+    wide = np.full([size + 2 for size in array.shape], rubbish, array.dtype)
+    wide[(slice(1, -1),) * array.ndim] = array
+    return wide[(slice(1, -1),) * array.ndim]
+
+
+def flipped(array: np.ndarray) -> np.ndarray:
+    """The same numbers, each axis backwards in memory."""
+    flip = (slice(None, None, -1),) * array.ndim
+    return array[flip].copy()[flip]
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+LAYOUTS: list[Callable[[np.ndarray], np.ndarray]] = [within, flipped, read_only, np.asfortranarray]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 import os
 import re
 import tracemalloc
@@ -13,11 +15,13 @@ from typing import Any
 import numba
 import numpy as np
 import pytest
+from fork_template import forking
 from kernel_calls import DTYPES, KINDS, Sizes, assert_equal, call_of, checks, in_dtype, kinds, run
 from llvmlite.binding import get_host_cpu_features
 from test_kernel_safety import MACHINE, ROOT, python
 
 from attnarray.kernels.numba import attention, attention_backward, attention_forward, lanes, threads
+from attnarray.kernels.numba import attention_call as ac
 from attnarray.kernels.numba.jit import EXACT, OPTIONS
 
 # Few panels of one head, heads that are no multiple of the threads, and few queries of one head.
@@ -65,6 +69,35 @@ def test_the_number_of_threads_does_not_matter(
             assert_equal({name: array}, {name: expected[name]}, rounding if name in SUMMED else 0.0)
 
 
+def contiguous(integers: np.ndarray, slot: int, dtype: Any) -> np.ndarray:
+    """The array that a call has in a slot."""
+    address, *shape = integers[slot * ac.SLOT :][:5].tolist()
+    memory = (ctypes.c_char * (math.prod(shape) * dtype.itemsize)).from_address(address)
+    return np.frombuffer(memory, dtype).reshape(shape)
+
+
+@pytest.mark.parametrize("count", [2, 50], ids=["two threads", "a thread for each panel"])
+@pytest.mark.parametrize("sizes", SPLIT)
+def test_no_two_threads_write_to_the_same_gradient(
+    sizes: Sizes, count: int, use_threads: Callable[[int], list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would seldom do so at the same moment; here they come one after the other."""
+
+    def one_by_one(kernel: Any, given: Any) -> None:
+        written = []
+        for part in given:
+            slots = (ac.DK, ac.DV) if kernel is attention.backward else ()
+            gradients = [contiguous(part[2], slot, part[3].dtype) for slot in slots]
+            before = [gradient.copy() for gradient in gradients]
+            kernel(*part)
+            written.append([gradient != old for gradient, old in zip(gradients, before, strict=True)])
+        assert all(np.max(np.sum(by_thread, axis=0)) == 1 for by_thread in zip(*written, strict=True))
+
+    use_threads(count)
+    monkeypatch.setattr(attention, "run_parts", one_by_one)
+    run(in_dtype(kinds(sizes)[0], "float32"))
+
+
 def test_eight_python_threads_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATTNARRAY_NUM_THREADS", "3")
     monkeypatch.setattr(threads, "_pool", None)
@@ -79,23 +112,7 @@ WITH_TESTS = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_forked_child_computes_too() -> None:
-    code = """
-import os, sys, warnings
-from kernel_calls import checks
-from attnarray.kernels.numba import threads
-first = checks()[0]
-first()
-assert threads._pool is not None
-# Python 3.12 and newer warn that a fork with threads may deadlock, which is what is tested here.
-warnings.filterwarnings("ignore", message=".*use of fork.*", category=DeprecationWarning)
-child = os.fork()
-if child == 0:
-    first()
-    os._exit(0 if threads._pool is not None else 3)
-status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-first()
-sys.exit(status)
-"""
+    code = forking("from kernel_calls import checks\ncheck = checks()[0]")
     python(code, PYTHONPATH=WITH_TESTS, ATTNARRAY_NUM_THREADS="3")
 
 

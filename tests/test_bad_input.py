@@ -107,7 +107,7 @@ def test_backward_checks_its_cotangents() -> None:
     says(TypeError, "`dout` numpy, `dlse` array_api_strict, `query`", lambda: backward(out, ctx, strict(ctx.lse)))
     for swapped in (out, None):
         says(TypeError, "expected the SDPAContext that the forward pass", lambda s=swapped: backward(out, s))
-        says(TypeError, "expected the SDPAContext that the forward pass", lambda s=swapped: aa.attention_weights(s))
+        says(TypeError, "expected the context that the forward pass", lambda s=swapped: aa.attention_weights(s))
     says(TypeError, "`queries` is 3, expected a slice", lambda: aa.attention_weights(ctx, 3))
     says(ValueError, "`queries` has step 2, expected 1; take", lambda: aa.attention_weights(ctx, slice(0, 5, 2)))
 

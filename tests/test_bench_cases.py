@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections import Counter
 from typing import Any
 
@@ -46,6 +47,18 @@ def test_the_grid_of_prefill_and_causal() -> None:
     assert {case.shapes["query"][3] for case in grid} == {64, 80, 128}
     lengths = {case.shapes["query"][2] for case in grid}
     assert (min(lengths), max(lengths)) == (384, 4096)
+
+
+def test_the_grid_exists_as_inference_and_as_training() -> None:
+    def called(names: str, direction: str) -> list[tuple[Any, ...]]:
+        cases = [case for case in CASES if re.fullmatch(names, case.name)]
+        assert {case.direction for case in cases} == {direction}
+        assert {case.group for case in cases} <= ({"training"} if direction == "both" else {"prefill", "causal"})
+        return sorted((case.text, dict(case.options) == {"is_causal": True}, case.dtype) for case in cases)
+
+    grid = called(r"(prefill|causal)-\d+-d\d+", "forward")
+    assert len(grid) == len(set(grid)) == 12
+    assert called(r"(prefill|causal)-training-\d+-d\d+", "both") == grid
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])

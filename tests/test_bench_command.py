@@ -16,7 +16,7 @@ import pytest
 from bench_runs import CEILINGS, SMALL, Capture, row, run
 
 from attnarray.bench import listing, machine, preflight, results, selection, session
-from attnarray.bench.catalog import CASES, GROUPS
+from attnarray.bench.catalog import CASES, GROUPS, LONG, QUICK
 from attnarray.bench.peers import PEERS
 from attnarray.bench.results import SCHEMA, Row
 from attnarray.bench.statistics import FEWEST_ROUNDS
@@ -173,6 +173,25 @@ def test_an_interrupted_run_keeps_what_it_measured(
     assert not saved.complete
     assert "tiny-64-d32" in out
     assert str(path) in out
+
+
+@pytest.mark.usefixtures("known_machine")
+def test_the_full_set_leaves_out_what_is_too_long(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(*arguments: str) -> set[str]:
+        names: set[str] = set()
+        monkeypatch.setattr(session, "measure", lambda case, *_: [names.add(case.name) or row(case.name)])
+        assert run(capsys, "bench", "--peers", "attnarray", *arguments)[0] == 0
+        return names
+
+    every, long, quick = ({case.name for case in cases} for cases in (CASES, LONG, QUICK))
+    assert long
+    assert measured("--full") == every - long
+    assert not measured("--full", "--group", "training") & long
+    assert measured() == quick
+    assert not quick & long
+    for name in long:
+        assert measured("--only", name) == measured("--full", "--only", name) == {name}
+    assert measured("--only", "long") == long
 
 
 @pytest.mark.usefixtures("known_machine")

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from attnarray.bench import memory
-from attnarray.bench.cases import BenchCase, sdpa, triple
+from attnarray.bench.cases import sdpa, triple
 from attnarray.bench.clock import CudaClock, HostClock
 from attnarray.bench.machine import Ceilings
 from attnarray.bench.peers import PEERS, Call, Peer, Problem, Unsupported
 from attnarray.bench.peers.naive import prepare as prepare_naive
 from attnarray.bench.results import Row
-from attnarray.bench.runner import MOST_REPEATS, SHORTEST_SAMPLE, Setting, measure
+from attnarray.bench.runner import COLD_START_MATTERS, MOST_REPEATS, SHORTEST_SAMPLE, Setting, measure
 from attnarray.bench.statistics import FEWEST_ROUNDS, paired_ratio, unpaired_ratio
 
 CASE = sdpa("small", "tiny", H=2, T=5, S=7, D=4)
@@ -30,9 +30,10 @@ class Work:
     """A call of known length that gives the right result."""
 
     def __init__(self, call: Call, seconds: float) -> None:
-        self.call, self.seconds = call, seconds
+        self.call, self.seconds, self.log = call, seconds, []
 
     def __call__(self) -> Any:
+        self.log.append("call")
         return self.call.run()
 
 
@@ -46,7 +47,8 @@ class SeededClock:
         if not isinstance(run, Work):  # the very first call, which is judged and not compared
             run()
             return 1.0
-        self.samples += 1
+        self.samples, self.last = self.samples + 1, run
+        run.log.append("sample")
         disturbance = abs(self.rng.gauss(0, self.noise)) + (0.5 if self.rng.random() < 0.02 else 0.0)
         return run.seconds * (1 + self.drift * self.samples) * (1 + disturbance)
 
@@ -234,6 +236,13 @@ def test_the_real_clock_gives_whole_rows() -> None:
         assert (row.peak_bytes is None) == (not memory.CLEAR.exists())
 
 
+@pytest.mark.parametrize(("share", "each"), [(0.6, ["call", "sample"]), (1.2, ["sample"])])
+def test_a_short_sample_is_taken_right_after_a_call_that_does_not_count(share: float, each: list[str]) -> None:
+    clock = SeededClock(0)
+    measure(CASE, [peer("base", share * COLD_START_MATTERS)], setting(clock=clock, rounds=9))
+    assert clock.last.log == ["call", "sample", *9 * each]  # one call is judged, one sample says how long it takes
+
+
 def test_repeats_make_samples_long_enough() -> None:
     rows = measure(CASE, [peer("base", 1e-5), peer("other", 1.0)], setting())
     assert rows[0].repeats * 1e-5 >= SHORTEST_SAMPLE / 1.2
@@ -303,8 +312,7 @@ def test_memory_is_not_measured_where_the_system_does_not_tell(monkeypatch: pyte
 
 
 def test_a_case_is_not_changed_by_measuring_it() -> None:
-    case: BenchCase = CASE
-    before = case.arrays()
-    measure(case, [PEERS["attnarray"], PEERS["naive"]], setting())
-    for name, array in case.arrays().items():
+    before = CASE.arrays()
+    measure(CASE, [PEERS["attnarray"], PEERS["naive"]], setting())
+    for name, array in CASE.arrays().items():
         np.testing.assert_array_equal(array, before[name])

@@ -150,7 +150,7 @@ def test_without_rich_the_tables_are_plain_text(capsys: Capture) -> None:
     header, rule, row = out.splitlines()[2:5]
     assert header.split()[:4] == ["function", "input", "cases", "entries"]
     assert set(rule) == {"-", " "}
-    assert row.split()[:4] == ["relu", "x", "1", "30"]
+    assert row.split()[:4] == ["relu", "x", "1", "60"]
     assert row.endswith("ok")
     code, out, _ = run(capsys, "info")
     assert code == 0

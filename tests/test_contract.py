@@ -56,10 +56,13 @@ def for_the_twin(case: Case) -> dict[str, Any]:
     if "rng" in given and case.function == "dropout":
         given["mask"] = random.keep_mask(given.pop("rng"), given["p"], given["x"].shape, np, None)
     elif "rng" in given:
-        batch_and_heads, queries = given["query"].shape[:2], given["query"].shape[2]
-        shape = (*batch_and_heads, queries, given["key"].shape[2])
+        query = given.get("query", given.get("x"))
+        key = given.get("key", given.get("memory", query))  # self-attention
+        batch_and_heads = query.shape[:2] if query.ndim == 4 else (query.shape[0], 1)
+        shape = (*batch_and_heads, query.shape[-2], key.shape[-2])
         where = np, None, given.get("q_offset", 0), first_key
-        given["dropout_mask"] = random.attention_keep_mask(given.pop("rng"), given["dropout_p"], shape, *where)
+        mask = random.attention_keep_mask(given.pop("rng"), given["dropout_p"], shape, *where)
+        given["dropout_mask"] = mask.reshape(*query.shape[:-1], key.shape[-2])
     if first_key:
         given["q_offset"] = given.get("q_offset", 0) - first_key
     if first_key and "kv_lengths" in given:
@@ -98,7 +101,8 @@ def test_backward(case: Case, library: Library) -> None:
     assert_trees_close(combined, expected, 10 * TOLERANCE)  # three results, of which the two parts are larger
 
     assert_same_bits(case.f(**arguments), out)
-    wanted = {name for name in type(grads)._fields if name in arguments}
+    numbers = {name for name, given in arguments.items() if isinstance(given, float)}  # which are not learned
+    wanted = {name for name in type(grads)._fields if name in arguments} - numbers
     assert {name for name, grad in zip(grads._fields, grads, strict=True) if grad is not None} == wanted
 
 
@@ -178,8 +182,16 @@ def test_sizes_are_distinct(case: Case) -> None:
     given = case.arguments()
     if case.function == "merge_partials":
         sizes = list(given["partials"][0].out.shape)
+    elif "x" in given:  # self-attention: the sequence, the sizes of other inputs, and the hidden layer of the scores
+        others = [given[name].shape[-1] for name in ("hidden", "value") if name in given]
+        others += [given["memory"].shape[-2]] if "memory" in given else []
+        weight = next(array for name, array in given.items() if name.endswith("weight"))
+        sizes = [*given["x"].shape, *others, weight.shape[0]]
+    elif "context" in given:
+        sizes = [*given["context"].shape, given["hidden"].shape[-1], given["context_weight"].shape[0]]
     else:
         keys = -3 if given.get("layout") == "BTHD" else -2
-        sizes = [*given["query"].shape, given["key"].shape[keys], given["value"].shape[-1]]
+        others = [given[name].shape[axis] for name, axis in (("key", keys), ("value", -1)) if name in given]
+        sizes = [*given["query"].shape, *others]
     assert len(set(sizes)) == len(sizes)
     assert math.prod(sizes) > 0

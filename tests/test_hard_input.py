@@ -92,6 +92,47 @@ def test_nan_that_is_seen_comes_through() -> None:
     np.testing.assert_array_equal(np.isnan(out), expected)
 
 
+@pytest.mark.parametrize("rubbish", RUBBISH)
+def test_the_keys_that_a_query_does_not_see_are_free_of_its_nan(rubbish: float) -> None:
+    query = QUERY.copy()
+    query[0, 1, 2] = rubbish  # it sees the keys 0 to 2, of key head 0
+    dropped = {"dropout_p": 0.5, "dropout_mask": np.tri(5, 7, dtype=bool)}
+    for options, places in (({"is_causal": True}, (3, 4)), (dropped, (4,))):  # dkey and dvalue; dvalue
+        dirty, clean = run(query=query, dout=DOUT, **options), run(dout=DOUT, **options)
+        for place in places:
+            found, expected = dirty[place].copy(), clean[place].copy()
+            assert np.all(np.isnan(found[0, 0, :3])) or not math.isnan(rubbish)
+            found[0, 0, :3] = expected[0, 0, :3] = 0.0
+            np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(("hidden", "large"), [(1, 80), (1, 200), (1, 700), (700, 1)])
+@pytest.mark.parametrize("queries", [1, 40])
+def test_a_weight_that_rounds_to_zero_hides_nan_wherever_the_large_one_is(
+    hidden: int, large: int, queries: int
+) -> None:
+    key, value = np.zeros((1, 2, 1100, 4)), RNG.standard_normal((1, 2, 1100, 8))
+    key[:, :, large] = 1000.0
+    value[:, :, hidden] = math.nan
+    out, _, *grads = run(np.ones((1, 4, queries, 4)), key, value, kv_lengths=1099)
+    np.testing.assert_array_equal(out, np.broadcast_to(value[:, [0, 0, 1, 1], large, None], out.shape))
+    assert all(np.all(np.isfinite(grad)) for grad in grads[:3])
+
+
+@pytest.mark.parametrize("queries", [1, 40])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_sink_far_from_the_scores_of_many_keys(dtype: str, queries: int) -> None:
+    query, key, value = (RNG.standard_normal((1, 2, n, 4)).astype(dtype) for n in (queries, 600, 600))
+    out, lse, *_, dsinks = run(query, key, value, sinks=np.full(2, 1e4, dtype))  # e^1e4 is a number of no dtype
+    assert np.all(out == 0)
+    assert np.all(lse == 1e4)
+    assert np.all(dsinks == 0)
+    far_below = run(query, key, value, sinks=np.full(2, -1e4, dtype))
+    assert np.all(far_below[-1] == 0)
+    for found, expected in zip(far_below[:5], run(query, key, value), strict=False):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 if dtype == "float32" else 1e-14)
+
+
 @pytest.mark.parametrize("where", ["some rows", "all rows"])
 @pytest.mark.parametrize("softcap", [None, 2.0])
 def test_rows_without_keys_are_zero_and_pass_nothing_back(where: str, softcap: float | None) -> None:

@@ -16,6 +16,7 @@ import numba
 import numpy as np
 import pytest
 from attention_calls import assert_equal_results, run
+from fork_template import forking
 from llvmlite.binding import get_host_cpu_features
 
 import attnarray as aa
@@ -149,23 +150,30 @@ check()
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_forked_child_computes_too() -> None:
-    code = """
-import os, sys, warnings
-from attnarray.kernels.numba import threads
-threads.MIN_WORK_PER_THREAD = 1
-check()
-assert threads._pool is not None
-# Python 3.12 and newer warn that a fork with threads may deadlock, which is what is tested here.
-warnings.filterwarnings("ignore", message=".*use of fork.*", category=DeprecationWarning)
-child = os.fork()
-if child == 0:
-    check()
-    os._exit(0 if threads._pool is not None else 3)
-status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-check()
-sys.exit(status)
+    always_split = "from attnarray.kernels.numba import threads\nthreads.MIN_WORK_PER_THREAD = 1"
+    python(forking(CHECKED + always_split), ATTNARRAY_NUM_THREADS="3")
+
+
+FREED = """
+import ctypes
+import numpy as np
+from kernel_calls import Sizes, assert_equal, in_dtype, kinds, run
 """
-    python(CHECKED + code, ATTNARRAY_NUM_THREADS="3")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to give memory back at once")
+def test_no_memory_is_used_after_it_was_freed() -> None:
+    # Every large array is a mapping of its own, which ends when the array is freed.
+    environment = {"MALLOC_MMAP_THRESHOLD_": "4096", "MALLOC_TOP_PAD_": "0"}
+    environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+    code = """
+for sizes in (Sizes(41, 60, 256, 256, 3), Sizes(2, 100, 256, 256)):
+    for call in (in_dtype(call, dtype) for call in kinds(sizes) for dtype in ("float32", "float64")):
+        assert_equal(run(call), run(call))
+"""
+    python(FREED + code, **environment)
+    with pytest.raises(AssertionError):  # it would have been seen
+        python(FREED + "x = np.ones(10**6)\nplace = x.ctypes.data\ndel x\nctypes.string_at(place, 1)", **environment)
 
 
 def test_without_the_compiler() -> None:

@@ -21,7 +21,8 @@ from attnarray.kernels.table import KERNELS
 
 Arguments = tuple[Any, ...]
 ALL_ROWS = [(name, backend) for name, row in KERNELS.items() for backend in row]
-OF_ATTENTION = [name for name in KERNELS if name.startswith("attention.")]  # the others: tests/test_row_kernels.py
+# The others: tests/test_row_kernels.py and tests/test_additive_kernels.py.
+OF_ATTENTION = [name for name in KERNELS if name.startswith(("attention.core", "attention.scoring"))]
 ROWS = [(name, backend) for name, backend in ALL_ROWS if name in OF_ATTENTION]
 LIBRARY_OF = {"numba": "numpy", "cuda": "cupy"}
 USABLE = {(status.function, status.backend): status.reason for status in available_kernels()}
@@ -271,7 +272,7 @@ def test_explain_says_what_runs_and_why() -> None:
     x = np.ones((1, 1, 2, 3))
     lines = str(aa.explain(aa.scaled_dot_product_attention, x, x, x)).splitlines()
     assert [line.split()[:2] for line in lines] == [["attention.core:attend", "numba"]]
-    assert str(aa.explain(aa.relu, x)) == "No accelerated function is involved: plain array code runs."
+    assert str(aa.explain(aa.asarray, x)) == "No accelerated function is involved: plain array code runs."
     given = STRICT.array(x)
     assert "(there are kernels for NumPy and CuPy arrays only)" in str(
         aa.explain(aa.scaled_dot_product_attention, given, given, given)

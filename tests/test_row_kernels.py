@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -11,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 from libraries import EPS
-from row_calls import CALLS, Arguments, as_tuple, reference
-from test_kernels import OF_ATTENTION, USABLE, in_dtype, kernel_of, largest_distance
+from row_calls import CALLS, LAYOUTS, Arguments, as_tuple, reference
+from test_kernels import USABLE, in_dtype, kernel_of, largest_distance
 
 import attnarray as aa
-from attnarray.kernels.numba import threads
+from attnarray.kernels.numba import row_dropout, threads
 from attnarray.kernels.numba.lanes import cpu_features
 from attnarray.kernels.table import KERNELS
+from attnarray.random import FLAT_STREAM, philox_4x32, seed_words, threshold
 
 SIZES = list(itertools.product((0, 1, 5, 130), (1, 3, 63, 64, 111, 512, 1000)))
 
@@ -38,7 +40,7 @@ def calls_of(name: str, shape: tuple[int, ...]) -> list[Arguments]:
 
 
 def test_every_kernel_on_numpy_arrays_is_tested() -> None:
-    others = {name for name, row in KERNELS.items() if "numba" in row and name not in OF_ATTENTION}
+    others = {name for name, row in KERNELS.items() if "numba" in row and not name.startswith("attention.")}
     assert set(CALLS) == others, "say in row_calls.py how each of these kernels is called"
 
 
@@ -68,27 +70,6 @@ def largest(array: np.ndarray) -> float:
     return float(np.max(np.abs(array[np.isfinite(array)]), initial=0.0))
 
 
-def within(array: np.ndarray) -> np.ndarray:
-    """The same numbers in the middle of a larger array that holds rubbish around them."""
-    rubbish = np.nan if array.dtype.kind == "f" else 1
-    wide = np.full([size + 2 for size in array.shape], rubbish, array.dtype)
-    wide[(slice(1, -1),) * array.ndim] = array
-    return wide[(slice(1, -1),) * array.ndim]
-
-
-def flipped(array: np.ndarray) -> np.ndarray:
-    """The same numbers, each axis backwards in memory."""
-    flip = (slice(None, None, -1),) * array.ndim
-    return array[flip].copy()[flip]
-
-
-def read_only(array: np.ndarray) -> np.ndarray:
-    array = array.copy()
-    array.flags.writeable = False
-    return array
-
-
-LAYOUTS: list[Callable[[np.ndarray], np.ndarray]] = [within, flipped, read_only, np.asfortranarray]
 SHAPES = [(3, 17, 4), (5, 111)]
 
 
@@ -122,18 +103,19 @@ def whole(array: np.ndarray) -> np.ndarray:
 def test_every_result_is_written_and_nothing_around_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = [call for shape in SHAPES for call in calls_of(name, shape)]
     expected = [kernel(name, arguments) for arguments in calls]
-    empty, made = np.empty, []
+    made = []
 
-    def guarded(shape: Any, dtype: Any = float) -> np.ndarray:
+    def guarded(fill: float, shape: Any, dtype: Any = float) -> np.ndarray:
         size = int(np.prod(shape))
         around = np.full(size + 128, 123.0, dtype)
-        around[64 : 64 + size] = np.nan
+        around[64 : 64 + size] = fill
         made.append((around, size))
         return around[64 : 64 + size].reshape(shape)
 
-    monkeypatch.setattr(np, "empty", guarded)
-    found = [kernel(name, arguments) for arguments in calls]
-    monkeypatch.setattr(np, "empty", empty)
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "empty", functools.partial(guarded, np.nan))
+        patch.setattr(np, "zeros", functools.partial(guarded, 0.0))
+        found = [kernel(name, arguments) for arguments in calls]
     assert made
     for results, others in zip(found, expected, strict=True):
         assert_same_bits(results, others)
@@ -173,7 +155,8 @@ def options_of(function: str, rng: np.random.Generator, shape: tuple[int, ...], 
         "layer_norm": [{}, parameters],
         "rms_norm": [{}, {"weight": parameters["weight"]}],
         "gelu": [{}, {"approximate": "tanh"}],
-        "silu": [{}],
+        **{name: [{}] for name in ("relu", "silu", "tanh", "sigmoid")},
+        "dropout": [{"p": 0.3, "rng": 7}, {"p": 0.3, "mask": mask}, {"p": 1.0, "rng": 7}],
         "cross_entropy": [targets, {**targets, "label_smoothing": 0.2}, {**targets, "ignore_index": 3}],
     }
     return known[function]
@@ -187,7 +170,8 @@ def with_specials(array: np.ndarray) -> np.ndarray:
     return array
 
 
-FUNCTIONS = ["softmax", "log_softmax", "layer_norm", "rms_norm", "gelu", "silu", "cross_entropy"]
+ACTIVATIONS = ["relu", "gelu", "silu", "tanh", "sigmoid"]
+FUNCTIONS = ["softmax", "log_softmax", "layer_norm", "rms_norm", *ACTIVATIONS, "dropout", "cross_entropy"]
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -242,6 +226,42 @@ def test_gelu_keeps_small_chances(dtype: str, lowest: float) -> None:
     np.testing.assert_allclose(aa.gelu(x), expected, rtol=tolerance, atol=0)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_tanh_is_odd_and_exact_for_small_numbers(dtype: str) -> None:
+    x = np.concatenate([np.geomspace(1e-30, 25.0, 4001), np.linspace(0.0, 25.0, 4001)]).astype(dtype)
+    np.testing.assert_allclose(aa.tanh(x), np.tanh(x.astype(np.float64)), rtol=3 * EPS[dtype])  # some roundings
+    np.testing.assert_array_equal(aa.tanh(-x), -aa.tanh(x))
+    assert aa.tanh(x).max() == 1.0
+
+
+@pytest.mark.parametrize("count", [1, 31, 2049, 5000])
+def test_dropout_draws_the_bits_of_the_reference_however_far(count: int) -> None:
+    chunk = 2**34 // row_dropout.CHUNK - 1  # then the number of a block outgrows its word
+    start, seed, p = chunk * row_dropout.CHUNK, 2**40 + 3, 0.4
+    x, out = np.ones((2, count), np.float32)
+    places = (array.ctypes.data - start * x.itemsize for array in (x, out))
+    chunks = chunk, chunk - (-count // row_dropout.CHUNK)
+    row_dropout.keep_drawn(*chunks, start + count, *places, seed % 2**32, seed >> 32, threshold(p), np.float32(3))
+    block = start // 4 + np.arange(-(-count // 4))
+    zero = np.zeros_like(block)
+    words = philox_4x32((block % 2**32, block >> 32, zero, zero + FLAT_STREAM), seed_words(seed))
+    np.testing.assert_array_equal(out, np.where(np.stack(words, -1).ravel()[:count] >= threshold(p), 3.0, 0.0))
+
+
+def test_embedding_gradient_sums_16_bit_numbers_in_float32() -> None:
+    _, pullback = aa.vjp(aa.embedding, np.zeros(3000, int), np.zeros((2, 40), np.float16))
+    np.testing.assert_array_equal(pullback(np.full((3000, 40), 0.1, np.float16)).weight, [[300.0] * 40, [0.0] * 40])
+
+
+@pytest.mark.parametrize("index", [5, -6, 2**62])
+def test_embedding_gradient_never_writes_beyond_the_weight(index: int) -> None:
+    indices = np.array([0, 4, 2])
+    _, pullback = aa.vjp(aa.embedding, indices, np.zeros((5, 3)))
+    indices[1] = index  # after it was checked
+    with pytest.raises(IndexError):
+        pullback(np.ones((3, 3)))
+
+
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_public_functions_run_on_the_kernels(function: str) -> None:
     x = np.random.default_rng(3).standard_normal((5, 7))
@@ -272,7 +292,7 @@ def test_foreign_byte_order_and_unaligned_numbers() -> None:
     packed = np.zeros(3 * 70, [("byte", np.int8), ("number", np.float64)])["number"].reshape(3, 70)
     packed[:] = x
     swapped = x.astype(x.dtype.newbyteorder())
-    for function in (aa.softmax, aa.rms_norm, aa.silu):
+    for function in (aa.softmax, aa.rms_norm, aa.silu, aa.relu):
         np.testing.assert_array_equal(function(packed), function(x))
         out = function(swapped)
         assert out.dtype == swapped.dtype

@@ -1,44 +1,21 @@
-"""From what users pass to one problem in canonical form: every check of the dot-product functions on their options."""
+"""From what users pass to one problem in canonical form, for the dot-product functions."""
 
 from __future__ import annotations
 
 import functools
 import math
-import operator
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
 from attnarray import checks
 from attnarray.attention.form import Form as Form
 from attnarray.attention.form import form_of
-from attnarray.attention.scoring import Dropout, Scoring
-from attnarray.backend import Array, Namespace, device_of, dtype_name, index_dtype
-from attnarray.masks import LARGEST_POSITION, Causal, Constraints, Mask, Window, constraints_of, position
-from attnarray.random import Philox, seed_of
-
-SCORES = "(*batch, H, T, S)"
-CAUSAL = Causal()
-UNCONSTRAINED = Constraints()
-
-
-class Options(TypedDict, total=False):
-    """The keyword-only options of the dot-product functions; `scaled_dot_product_attention` documents each."""
-
-    scale: float | None
-    bias: Array | None
-    window: tuple[int | None, int | None] | None
-    q_offset: Any
-    kv_lengths: Any
-    softcap: float | None
-    sinks: Array | None
-    rng: Philox | int | None
-    dropout_mask: Array | None
-    enable_gqa: bool | None
-    layout: str
-
-
-OPTIONS = frozenset(Options.__annotations__)
+from attnarray.attention.options import Options as Options
+from attnarray.attention.options import check_arrays, known_options, scoring_of
+from attnarray.attention.scoring import Scoring
+from attnarray.backend import Array
+from attnarray.masks import Mask
 
 
 class Problem(NamedTuple):
@@ -67,38 +44,17 @@ def problem_of(
 
     With `kv_offset` the keys are a part of more, and key j stands at position j + kv_offset.
     """
-    if not OPTIONS.issuperset(options):
-        raise _unknown(set(options) - OPTIONS)
-    bias, sinks, keep = options.get("bias"), options.get("sinks"), options.get("dropout_mask")
-    dense = None if isinstance(attn_mask, Mask) else attn_mask
-    if dense is not None and not checks.is_array(dense):
-        checks.require_array("attn_mask", dense, "a boolean array (True = attend), a Mask or a floating array")
+    known_options(options, Options)
     if query is None or key is None or value is None:
         checks.required(query=query, key=key, value=value)
-    xp = checks.namespace(query=query, key=key, value=value, attn_mask=dense, bias=bias, sinks=sinks, dropout_mask=keep)
+    check_arrays(attn_mask, options, query=query, key=key, value=value)
     form = form_of(query, key, value, options.get("layout", "BHTD"))
     q, k, v = form.canonical(query), form.canonical(key), form.canonical(value)
-    full = form.scores_shape(q.shape[1], q.shape[2], k.shape[2])
-    longest, first_key = k.shape[2], 0
-    if kv_offset is not None:
-        longest = LARGEST_POSITION  # a part does not know how many keys there are in all
-        first_key = checks.whole("kv_offset", kv_offset, 0, longest, "the position of the first key given")
-    constraints = _constraints(attn_mask, checks.flag("is_causal", is_causal), options.get("window"))
-    bias_name, bias = _bias(dense, bias)
-    checks.floating(**{"query": query, "key": key, "value": value, bias_name: bias, "sinks": sinks})
-    scoring = Scoring(
-        scale=_scale(options.get("scale"), q.shape[3]),
-        softcap=_softcap(options.get("softcap")),
-        bias=None if bias is None else _scores(bias_name, bias, form, full),
-        mask=_mask(constraints, form, full, query),
-        left=constraints.left,
-        right=constraints.right,
-        q_offset=_offset(options.get("q_offset", 0), form, q, xp) - first_key,
-        kv_lengths=_lengths(constraints.lengths, options.get("kv_lengths"), form, longest, first_key, q, xp),
-        sinks=_sinks(sinks, q.shape[1]),
-        dropout=_dropout(dropout_p, options.get("rng"), keep, first_key, form, full),
+    scale = 1.0 / math.sqrt(q.shape[3] or 1)
+    scoring, bias_shape = scoring_of(
+        q, k.shape[2], form, attn_mask, dropout_p, is_causal, options, default_scale=scale, kv_offset=kv_offset
     )
-    return Problem(q, k, v, scoring, form, None if bias is None else tuple(bias.shape))
+    return Problem(q, k, v, scoring, form, bias_shape)
 
 
 def plain_problem(
@@ -138,153 +94,3 @@ def _plain(
     except (TypeError, ValueError):
         return None
     return problem.scoring, problem.form
-
-
-def _unknown(names: set[str]) -> TypeError:
-    listed = ", ".join(f"`{name}`" for name in sorted(names))
-    return TypeError(f"Attention has no option {listed}. The options: {', '.join(Options.__annotations__)}.")
-
-
-def _constraints(
-    attn_mask: Array | Mask | None, is_causal: bool, window: tuple[int | None, int | None] | None
-) -> Constraints:
-    if attn_mask is None and window is None and not is_causal:
-        return UNCONSTRAINED
-    masks: list[Mask] = [attn_mask] if isinstance(attn_mask, Mask) else []
-    if is_causal:
-        masks.append(CAUSAL)
-    if window is not None:
-        if not isinstance(window, tuple | list) or len(window) != 2:
-            given = checks.shown(window)
-            raise ValueError(f"`window` is {given}, expected (left, right), each an integer >= 0 or None = unbounded.")
-        masks.append(Window(*window))
-    constraints = constraints_of(*masks)
-    if not isinstance(attn_mask, Mask) and attn_mask is not None and dtype_name(attn_mask.dtype) == "bool":
-        constraints = constraints._replace(dense=(attn_mask,))
-    return constraints
-
-
-def _bias(attn_mask: Array | None, bias: Array | None) -> tuple[str, Array | None]:
-    """What is added to the scores, with the name under which it was given."""
-    if attn_mask is None or dtype_name(attn_mask.dtype) == "bool":
-        return "bias", bias
-    if dtype_name(attn_mask.dtype) not in checks.FLOATS:
-        raise TypeError(
-            f"`attn_mask` has dtype {dtype_name(attn_mask.dtype)}, expected bool (True = attend), a Mask, or a "
-            "floating array that is added to the scores. For 0/1 integers write attn_mask != 0."
-        )
-    if bias is not None:
-        raise ValueError("`attn_mask` is a floating array, which is a bias, and `bias` is given too; add them first.")
-    return "attn_mask", attn_mask
-
-
-def _scores(name: str, array: Array, form: Form, full: tuple[int, ...]) -> Array:
-    """An array over the scores in canonical form."""
-    checks.broadcasts(name, array, full, SCORES)
-    return form.canonical_scores(array)
-
-
-def _mask(constraints: Constraints, form: Form, full: tuple[int, ...], query: Array) -> Array | None:
-    if not constraints.dense and not constraints.documents:
-        return None
-    masks = [("attn_mask", dense) for dense in constraints.dense]
-    for documents in constraints.documents:
-        checks.broadcasts("Documents.ids_q", documents.ids_q, (*form.batch, full[-2]), "(*batch, T)")
-        checks.broadcasts("Documents.ids_k", documents.ids_k, (*form.batch, full[-1]), "(*batch, S)")
-        masks.append(("attn_mask", documents.same(form.has_heads)))
-    for name, mask in masks:
-        checks.namespace(**{"query": query, name: mask})
-    return functools.reduce(operator.and_, [_scores(name, mask, form, full) for name, mask in masks])
-
-
-def _scale(scale: float | None, head_dim: int) -> float:
-    if scale is None:
-        return 1.0 / math.sqrt(head_dim) if head_dim else 1.0
-    number = checks.real(scale)
-    if not math.isfinite(number) or number == 0:
-        raise ValueError(
-            f"`scale` is {checks.shown(scale)}, expected a finite number other than 0; leave it out for 1 / sqrt(D) = "
-            f"{1.0 / math.sqrt(head_dim or 1):.4g}."
-        )
-    return number
-
-
-def _softcap(softcap: float | None) -> float | None:
-    return None if softcap is None else checks.positive("softcap", softcap)
-
-
-def _sinks(sinks: Array | None, heads: int) -> Array | None:
-    if sinks is not None:
-        checks.shape("sinks", sinks, (heads,), f"one sink for each of the {heads} query heads")
-    return sinks
-
-
-def _offset(given: Any, form: Form, like: Array, xp: Namespace) -> int | Array:
-    if type(given) is int and abs(given) <= LARGEST_POSITION:
-        return given
-    offset = _integers("q_offset", given, form, like, xp)
-    return position("q_offset", offset) if isinstance(offset, int) else offset
-
-
-def _integers(name: str, given: Any, form: Form, like: Array, xp: Namespace) -> int | Array:
-    """An int as it is; one integer per batch as an array (B,) beside `like`."""
-    array = checks.beside(name, checks.integers(name, given), "query", like)
-    if isinstance(array, int):
-        return array
-    array = xp.broadcast_to(array, form.batch) if array.ndim == 0 else array
-    checks.shape(name, array, form.batch, "one integer for all, or one per batch")
-    return xp.astype(xp.reshape(array, (math.prod(form.batch),)), index_dtype(xp, like))
-
-
-def _lengths(
-    padding: tuple[Any, ...], kv_lengths: Any, form: Form, longest: int, first_key: int, like: Array, xp: Namespace
-) -> Array | None:
-    """The number of keys that exist among those given, (B,); lengths count from the start of the whole."""
-    if not padding and kv_lengths is None:
-        return None
-    named = [*(("Padding.lengths", lengths) for lengths in padding), ("kv_lengths", kv_lengths)]
-    total: Array | None = None
-    for name, given in named:
-        if given is None:
-            continue
-        lengths = _integers(name, given, form, like, xp)
-        _check_lengths(name, lengths, longest, xp)
-        if isinstance(lengths, int):
-            size, dtype = math.prod(form.batch), index_dtype(xp, like)
-            array = xp.full((size,), max(lengths - first_key, 0), dtype=dtype, device=device_of(like))
-        else:
-            array = xp.maximum(lengths - first_key, xp.zeros_like(lengths))
-        total = array if total is None else xp.minimum(total, array)
-    return total
-
-
-def _check_lengths(name: str, lengths: int | Array, longest: int, xp: Namespace) -> None:
-    if isinstance(lengths, int):
-        wrong, given = not 0 <= lengths <= longest, f"is {lengths}"
-    else:
-        wrong, given = lengths.shape[0] and bool(xp.any((lengths < 0) | (lengths > longest))), ""
-    if wrong:
-        given = given or f"goes from {int(xp.min(lengths))} to {int(xp.max(lengths))}"
-        expected = f"0 to {longest}" if longest == LARGEST_POSITION else f"0 to S = {longest}"
-        raise ValueError(f"`{name}` {given}, expected {expected}: the number of keys that exist in each batch.")
-
-
-def _dropout(
-    p: float, rng: Philox | int | None, keep: Array | None, kv_offset: int, form: Form, full: tuple[int, ...]
-) -> Dropout | None:
-    p = checks.probability("dropout_p", p)
-    if keep is not None:
-        checks.boolean("dropout_mask", keep)
-        return Dropout(p, 0, _scores("dropout_mask", keep, form, full), kv_offset)
-    if p == 0:
-        return None
-    if rng is None:
-        raise ValueError(
-            f"`dropout_p` is {p} but neither `rng` nor `dropout_mask` is given. Pass rng=attnarray.Philox(seed), a new "
-            "one for each step, or leave dropout out at inference."
-        )
-    try:
-        return Dropout(p, seed_of(rng), None, kv_offset)
-    except ValueError:
-        given = checks.shown(rng)
-        raise ValueError(f"`rng` is {given}, expected attnarray.Philox(seed) or a seed from 0 to 2^64 - 1.") from None

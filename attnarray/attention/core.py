@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from attnarray.attention.scoring import (
     Scoring,
@@ -43,15 +44,12 @@ def attend(q: Array, k: Array, v: Array, scoring: Scoring) -> tuple[Array, Array
     wide = accumulator_dtype(xp, q.dtype)
     k, v = xp.astype(k, wide, copy=False), xp.astype(v, wide, copy=False)
     outs, lses = [], []
-    for start, stop in _query_blocks(q, k):
-        block = scoring.rows(start, stop)
+    for start, stop in query_blocks(q, k):
         rows = xp.astype(q[:, :, start:stop, :], wide, copy=False)
-        weights, lse = weights_from_dots(dot_products(rows, k), block)
-        factor = dropout_factor(block, weights.shape, weights)
-        weights = weights if factor is None else weights * factor
-        outs.append(xp.astype(_times(weights, v, block.hides()), q.dtype, copy=False))
+        out, lse = weigh(dot_products(rows, k), v, scoring.rows(start, stop))
+        outs.append(xp.astype(out, q.dtype, copy=False))
         lses.append(lse)
-    return _join(outs), _join(lses)
+    return join(outs), join(lses)
 
 
 @accelerated
@@ -83,25 +81,58 @@ def attend_backward(
     hides = scoring.hides()
     dqs, dbiases = [], []
     dk, dv = xp.zeros_like(k), xp.zeros_like(v)
-    for start, stop in _query_blocks(q, k):
+    for start, stop in query_blocks(q, k):
         block = scoring.rows(start, stop)
         rows, drows = q[:, :, start:stop, :], dout[:, :, start:stop, :]
-        dots, dweights = dot_products(rows, k), dot_products(drows, v)
-        factor = dropout_factor(block, dots.shape, dots)
-        if factor is not None:
-            dweights = xp.where(factor == 0, 0.0, dweights * factor)
-        weights, ddots, dscores = gradients_of_dots(
-            dots, dweights, lse[:, :, start:stop], delta[:, :, start:stop], block
+        ddots, dv_block, dbias = weigh_backward(
+            drows, dot_products(rows, k), v, lse[:, :, start:stop], delta[:, :, start:stop], block
         )
-        weights = weights if factor is None else xp.where(factor == 0, 0.0, weights * factor)
-        dqs.append(_times(ddots, k, hides))
-        dk = dk + _transposed_times(ddots, rows, k.shape[1], hides)
-        dv = dv + _transposed_times(weights, drows, k.shape[1], hides)
-        if block.bias is not None:
-            dbiases.append(sum_to_shape(dscores, block.bias.shape))
-    dq, dk, dv = (xp.astype(x, dtype, copy=False) for x, dtype in zip((_join(dqs), dk, dv), dtypes, strict=True))
+        dqs.append(times(ddots, k, hides))
+        dk = dk + transposed_times(ddots, rows, k.shape[1], hides)
+        dv = dv + dv_block
+        dbiases.append(dbias)
+    dq, dk, dv = (xp.astype(x, dtype, copy=False) for x, dtype in zip((join(dqs), dk, dv), dtypes, strict=True))
     dsinks = None if scoring.sinks is None else gradient_of_sinks(lse, delta, scoring.sinks)
-    return dq, dk, dv, _bias_gradient(dbiases, scoring.bias), dsinks
+    return dq, dk, dv, bias_gradient(dbiases, scoring.bias), dsinks
+
+
+def weigh(dots: Array, v: Array, scoring: Scoring) -> tuple[Array, Array]:
+    """From dot products, or any other scores (B, H, T, S), to the output (B, H, T, Dv) and the lse (B, H, T)."""
+    weights, lse = weights_from_dots(dots, scoring)
+    return weighted_sum(weights, v, scoring), lse
+
+
+def weighted_sum(weights: Array, v: Array, scoring: Scoring) -> Array:
+    """sum_j weights_ij v_j after dropout: (B, H, T, Dv)."""
+    factor = dropout_factor(scoring, weights.shape, weights)
+    return times(weights if factor is None else weights * factor, v, scoring.hides())
+
+
+def weighted_sum_backward(dout: Array, weights: Array, v: Array, scoring: Scoring) -> tuple[Array, Array]:
+    """The gradients of `weighted_sum`: of the weights, which may be NaN where a weight is 0, and of v."""
+    xp = namespace_of(weights)
+    dweights, factor = dot_products(dout, v), dropout_factor(scoring, weights.shape, weights)
+    if factor is not None:
+        dweights, weights = (xp.where(factor == 0, 0.0, x * factor) for x in (dweights, weights))
+    return dweights, transposed_times(weights, dout, v.shape[1], scoring.hides())
+
+
+def weigh_backward(
+    dout: Array, dots: Array, v: Array, lse: Array, delta: Array, scoring: Scoring
+) -> tuple[Array, Array, Array | None]:
+    """The gradients of `weigh`: of the scores (B, H, T, S), of v, and of the bias in its shape, or None.
+
+    Gradients of scores are 0 where the weight is 0. `delta` is sum_d dout * out - dlse.
+    """
+    xp = namespace_of(dots)
+    dweights = dot_products(dout, v)
+    factor = dropout_factor(scoring, dots.shape, dots)
+    if factor is not None:
+        dweights = xp.where(factor == 0, 0.0, dweights * factor)
+    weights, ddots, dscores = gradients_of_dots(dots, dweights, lse, delta, scoring)
+    weights = weights if factor is None else xp.where(factor == 0, 0.0, weights * factor)
+    dv = transposed_times(weights, dout, v.shape[1], scoring.hides())
+    return ddots, dv, None if dscores is None or scoring.bias is None else sum_to_shape(dscores, scoring.bias.shape)
 
 
 def sum_to_shape(array: Array, shape: tuple[int, ...]) -> Array:
@@ -112,9 +143,10 @@ def sum_to_shape(array: Array, shape: tuple[int, ...]) -> Array:
     return xp.reshape(xp.sum(array, axis=axes) if axes else array, shape)
 
 
-def _query_blocks(q: Array, k: Array) -> Iterator[tuple[int, int]]:
+def query_blocks(q: Array, k: Array, each: int = 1) -> Iterator[tuple[int, int]]:
+    """Ranges of queries, so that the scores of a range, times `each` numbers, are held at a time."""
     rows = q.shape[2]
-    size = max(1, BLOCK_ELEMENTS // max(1, q.shape[0] * q.shape[1] * k.shape[2]))
+    size = max(1, BLOCK_ELEMENTS // max(1, q.shape[0] * q.shape[1] * k.shape[2] * each))
     for start in range(0, max(rows, 1), size):
         yield start, min(start + size, rows)
 
@@ -126,14 +158,14 @@ def dot_products(x: Array, y: Array) -> Array:
     return xp.reshape(dots, (*x.shape[:3], y.shape[2]))
 
 
-def _times(weights: Array, x: Array, hides: bool) -> Array:
+def times(weights: Array, x: Array, hides: bool) -> Array:
     """sum_j weights_ij x_j: (B, H, T, D)."""
     xp = namespace_of(x)
     product = _matmul(_fold(weights, x.shape[1]), x, hides)  # (B, Hkv, G T, D)
     return xp.reshape(product, (*weights.shape[:3], x.shape[3]))
 
 
-def _transposed_times(weights: Array, x: Array, kv_heads: int, hides: bool) -> Array:
+def transposed_times(weights: Array, x: Array, kv_heads: int, hides: bool) -> Array:
     """sum_i weights_ij x_i over the rows of all heads of a group: (B, Hkv, S, D)."""
     return _matmul(_fold(weights, kv_heads).mT, _fold(x, kv_heads), hides)
 
@@ -158,13 +190,14 @@ def _matmul(weights: Array, x: Array, hides: bool) -> Array:
     return xp.where(reached > 0, math.nan, xp.matmul(weights, xp.where(finite, x, 0.0)))
 
 
-def _bias_gradient(blocks: list[Array], bias: Array | None) -> Array | None:
+def bias_gradient(blocks: list[Any], bias: Array | None) -> Array | None:
+    """From those of the blocks of queries to that of the bias."""
     if bias is None:
         return None
     xp = namespace_of(bias)
-    total = sum(blocks[1:], start=blocks[0]) if bias.shape[2] == 1 else _join(blocks)
+    total = sum(blocks[1:], start=blocks[0]) if bias.shape[2] == 1 else join(blocks)
     return xp.astype(total, bias.dtype, copy=False)
 
 
-def _join(blocks: list[Array]) -> Array:
+def join(blocks: list[Array]) -> Array:
     return blocks[0] if len(blocks) == 1 else namespace_of(*blocks).concat(blocks, axis=2)

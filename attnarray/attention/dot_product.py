@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Unpack
 from attnarray import checks
 from attnarray.attention.arguments import Form, Options, plain_problem, problem_of
 from attnarray.attention.core import attend, attend_backward, dot_products
-from attnarray.attention.scoring import Scoring, weights_from_lse
+from attnarray.attention.scoring import Scoring
 from attnarray.backend import Array, namespace_of
 from attnarray.masks import Mask
 from attnarray.random import Philox
@@ -24,6 +24,12 @@ class SDPAContext(NamedTuple):
     scoring: Scoring
     form: Form
     bias_shape: tuple[int, ...] | None
+
+    def dots(self, start: int, stop: int) -> Array:
+        """The dot products of the queries [start, stop) again: (B, H, rows, S)."""
+        xp = namespace_of(self.q)
+        q = xp.astype(self.q[:, :, start:stop, :], self.lse.dtype)
+        return dot_products(q, xp.astype(self.k, self.lse.dtype))
 
 
 class SDPAGrads(NamedTuple):
@@ -130,7 +136,11 @@ def scaled_dot_product_attention(
     >>> aa.scaled_dot_product_attention(q, k, v, is_causal=True).shape
     (2, 8, 5, 64)
     """
-    if bias is window is kv_lengths is softcap is sinks is rng is dropout_mask is None and layout == "BHTD":
+    if (
+        bias is window is kv_lengths is softcap is sinks is rng is dropout_mask is None
+        and type(layout) is str
+        and layout == "BHTD"
+    ):
         plain = plain_problem(query, key, value, attn_mask, dropout_p, is_causal, scale, q_offset)
         if plain is not None:
             return attend(*plain[:4])[0]
@@ -213,44 +223,3 @@ def scaled_dot_product_attention_bwd(dout: Array, ctx: SDPAContext, dlse: Array 
     if dbias is not None and ctx.bias_shape is not None:
         dbias = form.restored_bias(dbias, ctx.bias_shape)
     return SDPAGrads(form.restored(dq), form.restored(dk), form.restored(dv), dbias, dsinks)
-
-
-def attention_weights(ctx: SDPAContext, queries: slice = slice(None)) -> Array:
-    r"""The attention weights of a forward pass, recomputed for the chosen queries from the lse that it saved.
-
-    .. math:: p_{ij} = e^{s_{ij} - \mathrm{lse}_i}
-
-    So a fast kernel that never stores weights and a picture of them do not exclude each other.
-
-    Parameters
-    ----------
-    ctx : SDPAContext
-        From `scaled_dot_product_attention_fwd` or `attention_partial_fwd`.
-    queries : slice
-        Which queries, by index.
-
-    Returns
-    -------
-    (*batch, H, rows, S) of the accumulator's dtype
-        Before dropout. Rows sum to 1, less the sink's share; fully masked rows are 0. `layout` does not reorder them.
-
-    Examples
-    --------
-    >>> import numpy as np, attnarray as aa
-    >>> q, k, v = np.random.default_rng(0).standard_normal((3, 1, 2, 4, 8))
-    >>> out, ctx = aa.scaled_dot_product_attention_fwd(q, k, v, is_causal=True)
-    >>> aa.attention_weights(ctx, slice(0, 1))[0, 0].tolist()
-    [[1.0, 0.0, 0.0, 0.0]]
-    """
-    checks.context("ctx", ctx, SDPAContext)
-    if not isinstance(queries, slice):
-        raise TypeError(f"`queries` is {checks.shown(queries)}, expected a slice such as slice(0, 1).")
-    start, stop, step = queries.indices(ctx.q.shape[2])
-    if step != 1:
-        raise ValueError(f"`queries` has step {step}, expected 1; take every n-th row of the result instead.")
-    stop = max(start, stop)
-    xp = namespace_of(ctx.q)
-    q = xp.astype(ctx.q[:, :, start:stop, :], ctx.lse.dtype)
-    dots = dot_products(q, xp.astype(ctx.k, ctx.lse.dtype))
-    weights = weights_from_lse(dots, ctx.lse[:, :, start:stop], ctx.scoring.rows(start, stop))
-    return ctx.form._replace(layout="BHTD", ndim=len(ctx.form.batch) + 2 + ctx.form.has_heads).restored(weights)

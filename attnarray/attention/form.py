@@ -18,13 +18,14 @@ class Form(NamedTuple):
     ndim: int
     layout: str
     batch: tuple[int, ...]
+    has_heads: bool
 
     def canonical(self, x: Array) -> Array:
         """(*batch, H, T, N), (*batch, T, H, N), (B, T, N) or (T, N) -> (B, H, T, N), by views where strides allow."""
         xp = namespace_of(x)
         if self.layout == "BTHD":
             x = xp.permute_dims(x, self._heads_and_rows_swapped)
-        if self.ndim == 4:
+        if self.is_canonical:
             return x
         heads = x.shape[-3] if self.has_heads else 1
         return xp.reshape(x, (math.prod(self.batch), heads, *x.shape[-2:]))
@@ -32,7 +33,7 @@ class Form(NamedTuple):
     def restored(self, x: Array) -> Array:
         """(B, H, T, N) in the caller's own axes."""
         xp = namespace_of(x)
-        if self.ndim != 4:
+        if not self.is_canonical:
             heads = (x.shape[1],) if self.has_heads else ()
             x = xp.reshape(x, (*self.batch, *heads, *x.shape[2:]))
         if self.layout == "BTHD":
@@ -49,8 +50,8 @@ class Form(NamedTuple):
         return (*range(self.ndim - 3), self.ndim - 2, self.ndim - 3, self.ndim - 1)
 
     @property
-    def has_heads(self) -> bool:
-        return self.ndim > 3 or self.layout == "BTHD"
+    def is_canonical(self) -> bool:
+        return self.ndim == 4 and self.has_heads
 
     def scores_shape(self, heads: int, queries: int, keys: int) -> tuple[int, ...]:
         """The shape that masks and biases broadcast to."""
@@ -60,7 +61,7 @@ class Form(NamedTuple):
         """An array that broadcasts to `scores_shape` -> (B|1, H|1, T|1, S|1)."""
         xp = namespace_of(x)
         x = xp.reshape(x, (1,) * (self.ndim - x.ndim) + tuple(x.shape))
-        if self.ndim == 4:
+        if self.is_canonical:
             return x
         lead, tail = tuple(x.shape[: len(self.batch)]), tuple(x.shape[len(self.batch) :])
         tail = tail if self.has_heads else (1, *tail)
@@ -89,11 +90,40 @@ def form_of(query: Array, key: Array, value: Array, layout: str) -> Form:
             f"at least {fewest} for layout {layout!r}. {named}"
         )
     heads, rows = (-3, -2) if layout == "BHTD" else (-2, -3)
-    form = Form(ndim, layout, tuple(query.shape[: -3 if ndim > 3 or layout == "BTHD" else -2]))
+    has_heads = ndim > 3 or layout == "BTHD"
+    form = Form(ndim, layout, tuple(query.shape[: -3 if has_heads else -2]), has_heads)
     if query.shape[-1] != key.shape[-1]:
         raise ValueError(
             f"`key` has head dim {key.shape[-1]} but `query` has {query.shape[-1]}; they must match. {named}"
         )
+    _check_keys_and_batch(form, key, value, rows, named)
+    if form.has_heads:
+        query_heads, kv_heads = query.shape[heads], key.shape[heads]
+        if value.shape[heads] != kv_heads or (query_heads % kv_heads if kv_heads else query_heads):
+            raise ValueError(
+                f"`query` has {query_heads} heads, `key` {kv_heads} and `value` {value.shape[heads]}; key and value "
+                f"must have equally many, and the query heads must be a multiple of them. {named}"
+            )
+    return form
+
+
+def sequence_form(query: Array, key: Array, value: Array) -> Form:
+    """The form of sequences (*batch, T, N) without heads, once their batches and numbers of keys fit together.
+
+    The sizes N may differ; whoever compares the features checks them.
+    """
+    named = checks.shapes(query=query, key=key, value=value)
+    if not query.ndim == key.ndim == value.ndim or query.ndim < 2:
+        raise ValueError(
+            f"`query`, `key` and `value` have {query.ndim}, {key.ndim} and {value.ndim} axes; they must have equally "
+            f"many, at least 2: (*batch, T, N). {named}"
+        )
+    form = Form(query.ndim, "BHTD", tuple(query.shape[:-2]), False)
+    _check_keys_and_batch(form, key, value, -2, named)
+    return form
+
+
+def _check_keys_and_batch(form: Form, key: Array, value: Array, rows: int, named: str) -> None:
     if key.shape[rows] != value.shape[rows]:
         raise ValueError(
             f"`value` has {value.shape[rows]} positions but `key` has {key.shape[rows]}; there must be one value "
@@ -103,11 +133,3 @@ def form_of(query: Array, key: Array, value: Array, layout: str) -> Form:
         if tuple(array.shape[: len(form.batch)]) != form.batch:
             given = tuple(array.shape[: len(form.batch)])
             raise ValueError(f"`{name}` has batch {given} but `query` has {form.batch}; they must be equal. {named}")
-    if form.has_heads:
-        query_heads, kv_heads = query.shape[heads], key.shape[heads]
-        if value.shape[heads] != kv_heads or (query_heads % kv_heads if kv_heads else query_heads):
-            raise ValueError(
-                f"`query` has {query_heads} heads, `key` {kv_heads} and `value` {value.shape[heads]}; key and value "
-                f"must have equally many, and the query heads must be a multiple of them. {named}"
-            )
-    return form

@@ -80,12 +80,14 @@ def triple(
     options: Mapping[str, Any] | None = None,
     drawn: Mapping[str, Draw] | None = None,
     text: str = "",
+    pairs: bool = False,
     **shapes: tuple[int, ...],
 ) -> BenchCase:
     """A case of any public triple, e.g. triple("layer_norm", x=(4096, 1024), weight=(1024,), bias=(1024,)).
 
     `flops` counts one forward; only `linear` needs no help. Resizing changes the first axis of the first array, and of
-    every other array that shares it. A case whose arguments are all `drawn` says its sizes in `text` and has one size.
+    every other array that shares it; with `pairs`, for mechanisms over pairs of positions, the second axis, and the
+    cost grows with its square. A case whose arguments are all `drawn` says its sizes in `text` and has one size.
     """
     first = next(iter(shapes.values()), ())
     forward = _flops_of(function, shapes) if flops is None else flops
@@ -93,17 +95,23 @@ def triple(
     per_element = exps.get(direction, sum(exps.values()))
     cost = Cost(_directed(direction, forward, 2.0), per_element * float(np.prod(first)))
 
+    axis, power = (1, 2) if pairs else (0, 1)
+
     def resized(n: int) -> BenchCase:
-        scaled = {key: (n, *shape[1:]) if shape[0] == first[0] else shape for key, shape in shapes.items()}
+        scaled = {
+            key: (*shape[:axis], n, *shape[axis + 1 :]) if shape[axis : axis + 1] == first[axis : axis + 1] else shape
+            for key, shape in shapes.items()
+        }
         return triple(
             function, f"{name or function}-{n}", group=group, direction=direction, dtype=dtype, options=options,
-            drawn=drawn, text="", flops=None if flops is None else flops * n / first[0], **scaled,
+            drawn=drawn, text="", flops=None if flops is None else flops * (n / first[axis]) ** power, pairs=pairs,
+            **scaled,
         )  # fmt: skip
 
     text = text or ", ".join(f"{key} {'x'.join(map(str, shape))}" for key, shape in shapes.items())
     return BenchCase(
         name or function, group, function, shapes, cost, options or {}, drawn or {}, dtype, direction, text,
-        first[0] if first else 0, resized if first else None,
+        first[axis] if first else 0, resized if first else None,
     )  # fmt: skip
 
 

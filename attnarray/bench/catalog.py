@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import math
+
 import numpy as np
 
 from attnarray.attention.partial import Partial
-from attnarray.bench.cases import BenchCase, Shapes, sdpa, triple
+from attnarray.bench.cases import BenchCase, Draw, Shapes, sdpa, triple
+
+mechanism = functools.partial(triple, group="mechanisms", pairs=True)
 
 GROUPS = {
     "prefill": "every query sees every key",
@@ -15,6 +20,7 @@ GROUPS = {
     "tiny": "calls so small that checks and dispatch count",
     "special": "what makes other functions leave their fast path",
     "dtypes": "the call of the prefill group in other floating dtypes",
+    "mechanisms": "attention that scores by something else than a dot product",
     "triples": "the primitives around attention",
 }
 
@@ -35,7 +41,69 @@ def _parts(rng: np.random.Generator, shapes: Shapes) -> tuple[Partial, ...]:
     return tuple(Partial(drawn(1, 8, 512, 64), drawn(1, 8, 512)) for _ in range(4))
 
 
+def _weights(*shape: int) -> Draw:
+    """Deviation 1 / sqrt(inputs): a state of many steps neither fades nor becomes chaotic."""
+    return lambda rng, shapes: rng.standard_normal(shape, dtype=np.float32) / math.sqrt(shape[-1])
+
+
+def _projections(rng: np.random.Generator, shapes: Shapes) -> dict[str, dict[str, np.ndarray]]:
+    """Those of multi-head attention, without biases: that of the keys has no gradient, and noise is no result."""
+    width = shapes["query"][-1]
+    draw = _weights(width, width)
+    return {name: {"weight": draw(rng, shapes)} for name in ("query", "key", "value", "out")}
+
+
+def _multi_head(name: str, direction: str) -> BenchCase:
+    """Self-attention of 8 heads over 8 sequences of 256 positions, 256 features."""
+    flops = 2.0 * 8 * 256 * 256 * (4 * 256 + 2 * 256)
+    return mechanism(
+        "multi_head_attention", name, direction=direction, flops=flops, options={"heads": 8},
+        drawn={"params": _projections}, query=(8, 256, 256),
+    )  # fmt: skip
+
+
+def _luong(score: str, direction: str = "forward", **weight: tuple[int, ...]) -> BenchCase:
+    """8 sequences of 256 queries and keys with 64 features."""
+    of = (8, 256, 64)
+    name = f"luong-{score}{'-training' if direction == 'both' else ''}"
+    drawn = {name: _weights(*shape) for name, shape in weight.items()}
+    return mechanism(
+        "multiplicative_attention", name, direction=direction, flops=4.0 * 8 * 256 * 256 * 64,
+        options={"score": score}, drawn=drawn, query=of, key=of, value=of,
+    )  # fmt: skip
+
+
+def _recurrent(function: str, gates: int) -> BenchCase:
+    """A training step over 16 sequences of 64 steps, with 256 features and a state of 256."""
+    rows = gates * 256
+    drawn = {"weight_ih": _weights(rows, 256), "weight_hh": _weights(rows, 256), "bias_ih": _weights(rows)}
+    flops = 2.0 * 16 * 64 * rows * (256 + 256)
+    return triple(function, f"{function}-training", direction="both", flops=flops, drawn=drawn, x=(16, 64, 256))
+
+
 PART_FLOPS = 4.0 * 8 * 512 * 256 * 64  # two products of H T S D
+CONV_FLOPS = 2.0 * 16 * 256 * 128 * 128 * 5  # a product for each of the five taps
+
+
+def _additive(name: str, direction: str, length: int) -> BenchCase:
+    """8 sequences of queries, keys and values with 128 features."""
+    of = (8, length, 128)
+    return mechanism(
+        "additive_attention", name, direction=direction, query=of, key=of, value=of,
+        score_vector=(128,),
+    )  # fmt: skip
+
+
+def _scored_by_lstm(name: str, length: int) -> BenchCase:
+    """A training step over the pairs of 8 sequences of 64 features, with a state of 64."""
+    drawn = {"weight_ih": _weights(256, 128), "weight_hh": _weights(256, 64), "output_weight": _weights(64, 64)}
+    flops = 2.0 * 8 * length**2 * (256 * 64 + 64 * 64)
+    return mechanism(
+        "recurrent_attention", name, direction="both", flops=flops,
+        drawn={**drawn, "gate_bias": _weights(256), "score_vector": _weights(64)}, query=(8, length, 64),
+        key=(8, length, 64),
+    )  # fmt: skip
+
 
 # Below a minute with all peers, on two cores.
 QUICK: tuple[BenchCase, ...] = (
@@ -54,6 +122,7 @@ QUICK: tuple[BenchCase, ...] = (
     sdpa("mask-{S}-d{D}", "special", T=512, mask=True),
     sdpa("float64-{S}-d{D}", "dtypes", T=384, dtype="float64"),
     sdpa("float16-{S}-d{D}", "dtypes", T=384, dtype="float16"),
+    _additive("additive-64", "forward", 64),
     triple("softmax", x=(4096, 512)),
     triple("layer_norm", "layer_norm-training", direction="both", x=(2048, 512), weight=(512,), bias=(512,)),
 )  # fmt: skip
@@ -85,6 +154,26 @@ MORE: tuple[BenchCase, ...] = (
     sdpa("mask-{S}-d{D}", "special", T=1024, mask=True),
     sdpa("float64-training-{S}-d{D}", "dtypes", T=512, dtype="float64", direction="both"),
     sdpa("float16-training-{S}-d{D}", "dtypes", T=512, dtype="float16", direction="both"),
+    _additive("additive_attention", "forward", 256),
+    _additive("additive-training", "both", 256),
+    _multi_head("multi_head_attention", "forward"),
+    _multi_head("multi-head-training", "both"),
+    _luong("general", weight=(64, 64)),
+    _luong("general", "both", weight=(64, 64)),
+    _luong("concat", "both", weight=(64, 128), score_vector=(64,)),
+    mechanism("scaled_attention", "scaled-training", direction="both", query=(8, 256, 64),
+              key=(8, 256, 64), value=(8, 256, 64), gate=(8, 256), flops=4.0 * 8 * 256 * 256 * 64),
+    triple("combine", "combine-training", group="mechanisms", direction="both", context=(2048, 256),
+           hidden=(2048, 256), options={"activation": "tanh"}, flops=4.0 * 2048 * 256 * 256,
+           drawn={"context_weight": _weights(256, 256), "hidden_weight": _weights(256, 256)}),
+    mechanism("pairwise_attention", "pairwise-training", direction="both", x=(8, 128, 64),
+              drawn={"input_weight": _weights(64, 128)}, score_vector=(64,)),
+    mechanism("convolutional_attention", "convolutional-training", direction="both", x=(8, 128, 64),
+              drawn={"query_weight": _weights(64, 64, 5), "key_weight": _weights(64, 64, 5)}, score_vector=(64,)),
+    mechanism("location_attention", "location-training", direction="both", query=(8, 64, 64),
+              key=(8, 128, 64), value=(8, 128, 64), score_vector=(64,), location_weight=(64, 16),
+              drawn={"location_filter": _weights(16, 31)}),
+    _scored_by_lstm("recurrent-training", 64),
     triple("softmax", "softmax-training", direction="both", x=(4096, 512)),
     triple("log_softmax", x=(4096, 512)),
     triple("layer_norm", x=(4096, 1024), weight=(1024,), bias=(1024,)),
@@ -102,9 +191,16 @@ MORE: tuple[BenchCase, ...] = (
     triple("embedding", "embedding-training", direction="both", drawn={"indices": _indices}, weight=(8192, 256)),
     triple("dropout", options={"p": 0.1, "rng": 1}, x=(1024, 1024)),
     triple("cross_entropy", "loss-training", direction="both", drawn={"targets": _targets}, logits=(512, 8192)),
+    triple("conv1d", "conv1d-training", direction="both", flops=CONV_FLOPS, x=(16, 256, 128), weight=(128, 128, 5)),
+    _recurrent("rnn", 1),
+    _recurrent("lstm", 4),
+    _recurrent("gru", 3),
 )  # fmt: skip
 
 # Too long for the full set: only by name (--only).
-LONG: tuple[BenchCase, ...] = (sdpa("long-training-{S}-d{D}", "training", T=16384, direction="both"),)
+LONG: tuple[BenchCase, ...] = (
+    sdpa("long-training-{S}-d{D}", "training", T=16384, direction="both"),
+    _scored_by_lstm("long-recurrent", 256),
+)
 
 CASES: tuple[BenchCase, ...] = tuple(sorted(QUICK + MORE + LONG, key=lambda case: list(GROUPS).index(case.group)))

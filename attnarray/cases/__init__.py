@@ -5,8 +5,25 @@ A new mechanism adds its cases here; `tests/naive/<function>.py` holds the twin 
 
 from attnarray.cases.case import Case
 from attnarray.cases.dot_product import DOT_PRODUCT_CASES
+from attnarray.cases.multi_head import MULTI_HEAD_CASES
+from attnarray.cases.multiplicative import COMBINE_CASES, MULTIPLICATIVE_CASES, SCALED_CASES
 from attnarray.cases.ops import OPS_CASES
+from attnarray.cases.pairs import PAIR_CASES
+from attnarray.cases.recurrent import RECURRENT_CASES
+from attnarray.cases.scoring import SCORING_CASES
+from attnarray.cases.sequences import SEQUENCE_CASES
 
-CASES: tuple[Case, ...] = (*DOT_PRODUCT_CASES, *OPS_CASES)
+CASES: tuple[Case, ...] = (
+    *DOT_PRODUCT_CASES,
+    *MULTI_HEAD_CASES,
+    *SCORING_CASES,
+    *MULTIPLICATIVE_CASES,
+    *SCALED_CASES,
+    *COMBINE_CASES,
+    *PAIR_CASES,
+    *RECURRENT_CASES,
+    *OPS_CASES,
+    *SEQUENCE_CASES,
+)
 
 __all__ = ["CASES", "Case"]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from attnarray import optim
-from attnarray.attention.dot_product import attention_weights
+from attnarray.attention.weights import attention_weights
 from attnarray.backend import Array, asarray, namespace_of, to_numpy
 from attnarray.demo import translator
 from attnarray.demo.dates import (

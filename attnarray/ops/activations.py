@@ -55,8 +55,7 @@ def relu(x: Array) -> Array:
 def relu_fwd(x: Array) -> tuple[Array, ReluContext]:
     """`relu` and the context for `relu_bwd`: the output alone."""
     _check(x)
-    xp = namespace_of(x)
-    out = _narrow(xp.clip(_wide(x), 0.0, None), x)
+    out = relu_forward(x)
     return out, ReluContext(out)
 
 
@@ -65,8 +64,8 @@ def relu_bwd(dout: Array, ctx: ReluContext) -> ReluGrads:
 
     .. math:: dx = dy\, [x > 0]
     """
-    xp = checks.cotangent(dout, tuple(ctx.out.shape), ctx.out)
-    return ReluGrads(_narrow(xp.where(ctx.out > 0, dout, 0.0), ctx.out))
+    checks.cotangent(dout, tuple(ctx.out.shape), ctx.out)
+    return ReluGrads(relu_backward(dout, ctx.out))
 
 
 class SiluContext(NamedTuple):
@@ -165,8 +164,7 @@ def tanh(x: Array) -> Array:
 def tanh_fwd(x: Array) -> tuple[Array, TanhContext]:
     """`tanh` and the context for `tanh_bwd`: the output alone."""
     _check(x)
-    xp = namespace_of(x)
-    out = _narrow(xp.tanh(_wide(x)), x)
+    out = tanh_forward(x)
     return out, TanhContext(out)
 
 
@@ -176,8 +174,7 @@ def tanh_bwd(dout: Array, ctx: TanhContext) -> TanhGrads:
     .. math:: dx = dy\, (1 - y^2)
     """
     checks.cotangent(dout, tuple(ctx.out.shape), ctx.out)
-    y = _wide(ctx.out)
-    return TanhGrads(_narrow((1.0 - y * y) * _wide(dout), ctx.out))
+    return TanhGrads(tanh_backward(dout, ctx.out))
 
 
 class SigmoidContext(NamedTuple):
@@ -220,8 +217,7 @@ def sigmoid(x: Array) -> Array:
 def sigmoid_fwd(x: Array) -> tuple[Array, SigmoidContext]:
     """`sigmoid` and the context for `sigmoid_bwd`: the output alone."""
     _check(x)
-    xp = namespace_of(x)
-    out = _narrow(_logistic(xp, _wide(x)), x)
+    out = sigmoid_forward(x)
     return out, SigmoidContext(out)
 
 
@@ -231,8 +227,21 @@ def sigmoid_bwd(dout: Array, ctx: SigmoidContext) -> SigmoidGrads:
     .. math:: dx = dy\, y\, (1 - y)
     """
     checks.cotangent(dout, tuple(ctx.out.shape), ctx.out)
-    y = _wide(ctx.out)
-    return SigmoidGrads(_narrow(y * (1.0 - y) * _wide(dout), ctx.out))
+    return SigmoidGrads(sigmoid_backward(dout, ctx.out))
+
+
+@accelerated
+def relu_forward(x: Array) -> Array:
+    """`relu` of an array that is checked."""
+    xp = namespace_of(x)
+    return _narrow(xp.clip(_wide(x), 0.0, None), x)
+
+
+@accelerated
+def relu_backward(dout: Array, out: Array) -> Array:
+    """The gradient of `relu`, from its output."""
+    xp = namespace_of(dout, out)
+    return _narrow(xp.where(out > 0, dout, 0.0), out)
 
 
 @accelerated
@@ -250,6 +259,34 @@ def silu_backward(dout: Array, x: Array) -> Array:
     held = xp.clip(_wide(x), -SILU_REACH, SILU_REACH)
     s = _logistic(xp, held)
     return _narrow(s * (1.0 + held * (1.0 - s)) * _wide(dout), x)
+
+
+@accelerated
+def tanh_forward(x: Array) -> Array:
+    """`tanh` of an array that is checked."""
+    xp = namespace_of(x)
+    return _narrow(xp.tanh(_wide(x)), x)
+
+
+@accelerated
+def tanh_backward(dout: Array, out: Array) -> Array:
+    """The gradient of `tanh`, from its output."""
+    y = _wide(out)
+    return _narrow((1.0 - y * y) * _wide(dout), out)
+
+
+@accelerated
+def sigmoid_forward(x: Array) -> Array:
+    """`sigmoid` of an array that is checked."""
+    xp = namespace_of(x)
+    return _narrow(_logistic(xp, _wide(x)), x)
+
+
+@accelerated
+def sigmoid_backward(dout: Array, out: Array) -> Array:
+    """The gradient of `sigmoid`, from its output."""
+    y = _wide(out)
+    return _narrow(y * (1.0 - y) * _wide(dout), out)
 
 
 def _check(x: Array) -> None:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from attnarray import checks
 from attnarray.backend import Array, accumulator_dtype, device_of, namespace_of
+from attnarray.dispatch import accelerated
 from attnarray.random import Philox, keep_mask, seed_of
 
 
@@ -81,18 +82,26 @@ def dropout_bwd(dout: Array, ctx: DropoutContext) -> DropoutGrads:
 
     .. math:: dx_i = \frac{m_i}{1 - p} dy_i
     """
+    namespace_of(dout, ctx.mask)
     checks.floating(dout=dout)
     checks.shape("dout", dout, ctx.shape, "the shape of the output")
     return DropoutGrads(_drop(dout, ctx))
 
 
 def _drop(x: Array, ctx: DropoutContext) -> Array:
-    xp = namespace_of(x, ctx.mask)
-    keep = ctx.mask
+    if ctx.mask is None and (ctx.seed is None or ctx.p == 0):
+        return x
+    return drop(x, ctx.p, ctx.seed, ctx.mask)
+
+
+@accelerated
+def drop(x: Array, p: float, seed: int | None, mask: Array | None) -> Array:
+    """`dropout` of arguments that are checked, and its gradient: `mask` says what is kept, or else the seed."""
+    xp = namespace_of(x, mask)
+    keep = mask
     if keep is None:
-        if ctx.seed is None or ctx.p == 0:
-            return x
-        keep = keep_mask(ctx.seed, ctx.p, tuple(x.shape), xp, device_of(x))
+        assert seed is not None, "the caller has one of them"
+        keep = keep_mask(seed, p, tuple(x.shape), xp, device_of(x))
     wide = xp.astype(x, accumulator_dtype(xp, x.dtype), copy=False)
-    factor = 1.0 / (1.0 - ctx.p) if ctx.p < 1 else 0.0
+    factor = 1.0 / (1.0 - p) if p < 1 else 0.0
     return xp.astype(xp.where(keep, wide * factor, 0.0), x.dtype, copy=False)

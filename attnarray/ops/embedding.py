@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from attnarray import checks
 from attnarray.backend import Array, accumulator_dtype, index_dtype, namespace_of, scatter_add, to_numpy
+from attnarray.dispatch import accelerated
 
 
 class EmbeddingContext(NamedTuple):
@@ -68,12 +69,19 @@ def embedding_bwd(dout: Array, ctx: EmbeddingContext) -> EmbeddingGrads:
     """
     checks.floating(dout=dout)
     checks.shape("dout", dout, (*ctx.indices.shape, ctx.width), "the shape of the output")
-    xp = namespace_of(dout, ctx.indices)
-    count = math.prod(ctx.indices.shape)
-    flat = xp.astype(xp.reshape(ctx.indices, (count,)), index_dtype(xp, ctx.indices), copy=False)  # (N,)
+    namespace_of(dout, ctx.indices)
+    return EmbeddingGrads(embedding_backward(dout, ctx.indices, ctx.size))
+
+
+@accelerated
+def embedding_backward(dout: Array, indices: Array, size: int) -> Array:
+    """The gradient of `embedding`, for V = `size`."""
+    xp = namespace_of(dout, indices)
+    count = math.prod(indices.shape)
+    flat = xp.astype(xp.reshape(indices, (count,)), index_dtype(xp, indices), copy=False)  # (N,)
     rows = xp.reshape(dout, (count, dout.shape[-1]))  # (N, E)
     rows = xp.astype(rows, accumulator_dtype(xp, dout.dtype), copy=False)
-    return EmbeddingGrads(xp.astype(scatter_add(rows, flat, ctx.size), dout.dtype, copy=False))  # (V, E)
+    return xp.astype(scatter_add(rows, flat, size), dout.dtype, copy=False)  # (V, E)
 
 
 def _check(indices: Array, weight: Array) -> None:

@@ -58,7 +58,12 @@ def _primitive(problem: Problem) -> Callable[..., Any]:
     def cross_entropy(logits: Any, targets: Any) -> Any:
         return -jnp.take_along_axis(nn.log_softmax(logits), targets[:, None], 1).mean()
 
+    def additive(query: Any, key: Any, value: Any, score_vector: Any) -> Any:
+        scores = jnp.tanh(query[..., :, None, :] + key[..., None, :, :]) @ score_vector
+        return nn.softmax(scores) @ value
+
     known: dict[str, Callable[..., Any]] = {
+        "additive_attention": additive,
         "softmax": lambda x: nn.softmax(x, axis),
         "log_softmax": lambda x: nn.log_softmax(x, axis),
         "linear": lambda x, weight, bias=0.0: x @ weight.T + bias,

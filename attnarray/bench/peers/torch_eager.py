@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
+from attnarray import LocationResult
 from attnarray.bench.peers.peer import Call, Peer, Problem, Unsupported
 from attnarray.bench.peers.torch_engine import INSTALL, call_of, tensor_of
 
 
 def prepare(problem: Problem) -> Call:
     """All scores at once, as in the paper; the mask is built beforehand."""
-    if not problem.is_attention:
-        raise Unsupported("written out for attention only")
-    return call_of(problem, _attention(problem))
+    if problem.is_attention:
+        return call_of(problem, _attention(problem))
+    function, options = problem.case.function, problem.case.options
+    if function not in MECHANISMS or not OPTIONS.issuperset(options):
+        raise Unsupported(f"not written out for {function} with these options")
+    return call_of(problem, functools.partial(MECHANISMS[function], **options))
 
 
 def _attention(problem: Problem) -> Callable[..., Any]:
@@ -42,5 +47,87 @@ def _attention(problem: Problem) -> Callable[..., Any]:
 
     return attention
 
+
+def _additive(query: Any, key: Any, value: Any, score_vector: Any) -> Any:
+    scores = (query[..., :, None, :] + key[..., None, :, :]).tanh() @ score_vector  # (B, T, S)
+    return scores.softmax(-1) @ value
+
+
+def _multi_head(query: Any, params: Any, heads: int) -> Any:
+    q, k, v = (
+        (query @ params[name]["weight"].T).unflatten(-1, (heads, -1)).transpose(1, 2)
+        for name in ("query", "key", "value")
+    )
+    weights = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)  # (B, H, T, T)
+    return (weights @ v).transpose(1, 2).flatten(-2) @ params["out"]["weight"].T
+
+
+def _multiplicative(query: Any, key: Any, value: Any, weight: Any, score_vector: Any = None, score: str = "") -> Any:
+    if score == "concat":
+        of_query, of_key = weight.split(query.shape[-1], -1)
+        return _additive(query @ of_query.T, key @ of_key.T, value, score_vector)
+    return (query @ weight @ key.mT).softmax(-1) @ value
+
+
+def _scaled(query: Any, key: Any, value: Any, gate: Any) -> Any:
+    return gate[..., None] * ((query @ key.mT / math.sqrt(query.shape[-1])).softmax(-1) @ value)
+
+
+def _combine(context: Any, hidden: Any, context_weight: Any, hidden_weight: Any, activation: str) -> Any:
+    return (context @ context_weight.T + hidden @ hidden_weight.T).tanh()
+
+
+def _pairwise(x: Any, input_weight: Any, score_vector: Any) -> Any:
+    first, second = input_weight.split(x.shape[-1], -1)
+    return _additive(x @ first.T, x @ second.T, x, score_vector)
+
+
+def _convolutional(x: Any, query_weight: Any, key_weight: Any, score_vector: Any) -> Any:
+    import torch.nn.functional as f
+
+    query, key = (f.conv1d(x.mT, weight, padding=weight.shape[-1] // 2).mT for weight in (query_weight, key_weight))
+    return _additive(query, key, x, score_vector)
+
+
+def _location(
+    query: Any, key: Any, value: Any, score_vector: Any, location_filter: Any, location_weight: Any
+) -> LocationResult:
+    import torch
+
+    filters, weights = location_filter[:, None], [torch.zeros_like(key[..., 0])]
+    for step in query.unbind(1):
+        features = torch.nn.functional.conv1d(weights[-1][:, None], filters, padding=filters.shape[-1] // 2).mT
+        scores = (step[:, None] + key + features @ location_weight.T).tanh() @ score_vector  # (B, S)
+        weights.append(scores.softmax(-1))
+    every = torch.stack(weights[1:], 1)
+    return LocationResult(every @ value, every)
+
+
+def _recurrent(
+    query: Any, key: Any, weight_ih: Any, weight_hh: Any, output_weight: Any, score_vector: Any, gate_bias: Any
+) -> Any:
+    import torch
+
+    (B, T, _), S = query.shape, key.shape[1]
+    pairs = torch.cat([query[:, :, None].expand(-1, -1, S, -1), key[:, None].expand(-1, T, -1, -1)], -1)
+    start = query.new_zeros(1, B * T, weight_hh.shape[1])
+    given = [weight_ih, weight_hh, gate_bias, torch.zeros_like(gate_bias)]
+    states = torch.lstm(pairs.flatten(0, 1), (start, start), given, True, 1, 0.0, True, False, True)[0]  # (B T, S, H)
+    scores = ((states @ output_weight.T).tanh() @ score_vector).view(B, T, S)
+    return scores.softmax(-1) @ key
+
+
+OPTIONS = {"heads", "score", "activation"}  # that these functions take
+MECHANISMS: dict[str, Callable[..., Any]] = {
+    "additive_attention": _additive,
+    "multi_head_attention": _multi_head,
+    "multiplicative_attention": _multiplicative,
+    "scaled_attention": _scaled,
+    "combine": _combine,
+    "pairwise_attention": _pairwise,
+    "convolutional_attention": _convolutional,
+    "location_attention": _location,
+    "recurrent_attention": _recurrent,
+}
 
 PEER = Peer("torch-eager", "PyTorch, operation by operation", prepare, ("torch",), INSTALL, backends=("numpy", "cupy"))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from attnarray import tree
 from attnarray.backend import to_numpy
 from attnarray.bench.peers.peer import Call, Problem
 
@@ -14,27 +15,28 @@ INSTALL = "pip install torch (its build for the CPU is enough)"
 
 
 def call_of(problem: Problem, function: Callable[..., Any]) -> Call:
-    """A call of `function`, which takes the problem's arrays by name and returns one tensor."""
+    """A call of `function`, which takes the problem's arrays by name and returns a tensor or a tuple of them."""
     import torch
 
     torch.set_num_threads(problem.threads)
     device = "cuda" if problem.backend == "cupy" else "cpu"
 
-    def tensor(array: np.ndarray, name: str = "") -> Any:
-        return torch.from_numpy(array.copy()).to(device).requires_grad_(name in problem.wanted)
+    def tensor(array: np.ndarray) -> Any:
+        return torch.from_numpy(array.copy()).to(device)
 
-    tensors = {name: tensor(array, name) for name, array in problem.arrays.items()}
-    wanted = [tensors[name] for name in problem.wanted]
+    tensors = tree.map(tensor, problem.arrays)
+    leaves = {tree.format_path(path): leaf for path, leaf in tree.flatten(tensors)}
+    wanted = [leaves[name].requires_grad_() for name in problem.wanted]
 
     def named(result: Any) -> dict[str, np.ndarray]:
         out, grads = result  # no gradients from a forward, and none wanted
-        outs = {} if out is None else {"out": out}
+        outs = {".".join(["out", *map(str, path)]): leaf for path, leaf in tree.flatten(out)}
         found = {**outs, **dict(zip(problem.wanted, grads, strict=True))}
         return {name: to_numpy(leaf) for name, leaf in found.items()}
 
     if problem.case.direction == "forward":
         return Call(lambda: (function(**tensors), ()), named, torch.inference_mode)
-    dout = tensor(problem.dout)
+    dout = tree.map(tensor, problem.dout)
     if problem.case.direction == "backward":
         kept = function(**tensors)
         return Call(lambda: (None, torch.autograd.grad(kept, wanted, dout, retain_graph=True)), named)

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from attnarray import GRUResult, LSTMResult, RNNResult
 from attnarray.bench.peers.peer import Call, Peer, Problem, Unsupported
 from attnarray.bench.peers.torch_engine import INSTALL, call_of, tensor_of
 
@@ -47,6 +48,11 @@ def _primitive(problem: Problem) -> Callable[..., Any]:
     options = problem.case.options
     axis = options.get("axis", -1)
     known: dict[str, Callable[..., Any]] = {
+        "multi_head_attention": _multi_head,
+        "multiplicative_attention": _multiplicative,
+        "scaled_attention": lambda query, key, value, gate: (
+            gate[..., None] * f.scaled_dot_product_attention(query, key, value)
+        ),
         "softmax": lambda x: f.softmax(x, axis),
         "log_softmax": lambda x: f.log_softmax(x, axis),
         "linear": lambda x, weight, bias=None: f.linear(x, weight, bias),
@@ -62,10 +68,41 @@ def _primitive(problem: Problem) -> Callable[..., Any]:
         "embedding": lambda indices, weight: f.embedding(indices, weight),
         "dropout": lambda x: f.dropout(x, options.get("p", 0.0)),
         "cross_entropy": lambda logits, targets: f.cross_entropy(logits, targets, **options),
+        "conv1d": lambda x, weight, bias=None: f.conv1d(x.mT, weight, bias, padding=weight.shape[-1] // 2).mT,
+        "rnn": functools.partial(_recurrent, "rnn_tanh", RNNResult),
+        "lstm": functools.partial(_recurrent, "lstm", LSTMResult),
+        "gru": functools.partial(_recurrent, "gru", GRUResult),
     }
-    if problem.case.function not in known or "mask" in problem.arrays:
+    if problem.case.function not in known or "mask" in problem.arrays or options.get("score") == "concat":
         raise Unsupported(f"no call of PyTorch is written down for {problem.case.function}")
-    return known[problem.case.function]
+    function = known[problem.case.function]
+    return functools.partial(function, options["heads"]) if "heads" in options else function
+
+
+def _multi_head(heads: int, query: Any, params: Any) -> Any:
+    """What torch.nn.MultiheadAttention computes where no weights are asked for."""
+    from torch.nn import functional as f
+
+    q, k, v = (f.linear(query, params[n]["weight"]).unflatten(-1, (heads, -1)) for n in ("query", "key", "value"))
+    out = f.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)))  # (B, H, T, D)
+    return f.linear(out.transpose(1, 2).flatten(-2), params["out"]["weight"])
+
+
+def _multiplicative(query: Any, key: Any, value: Any, weight: Any) -> Any:
+    from torch.nn import functional as f
+
+    return f.scaled_dot_product_attention(query @ weight, key, value, scale=1.0)
+
+
+def _recurrent(name: str, results: Any, x: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any) -> Any:
+    """One layer in one direction of torch.lstm and its like, which torch.nn.LSTM calls; it wants both biases."""
+    import torch
+
+    zeros = x.new_zeros(1, x.shape[0], weight_hh.shape[1])  # one layer, one direction
+    weights = [weight_ih, weight_hh, bias_ih, torch.zeros_like(bias_ih)]
+    first = (zeros, zeros) if name == "lstm" else zeros
+    out, *states = getattr(torch, name)(x, first, weights, True, 1, 0.0, False, False, True)
+    return results(out, *(state[0] for state in states))
 
 
 def _eps(options: Any, default: float) -> float:

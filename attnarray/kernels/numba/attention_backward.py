@@ -46,7 +46,7 @@ def backward(first: int, past: int, call_array: Any, number_array: Any) -> None:
     chunk, size = min(call[ac.PANELS_PER_CHUNK], panels, past - first), call[ac.KEYS_PER_TILE]
     depth, wide = ac.columns(call, ac.K), ac.columns(call, ac.V)
     lane, full = chunk * width, size * width
-    integers, bounds = np.empty(4 * lane, np.int32), np.empty(4 * chunk, np.int64)
+    integers, bounds_array = np.empty(4 * lane, np.int32), np.empty(4 * chunk + width, np.int64)
     depth_rows, wide_rows, depth_panels = (
         whole_lanes(depth, numbers),
         whole_lanes(wide, numbers),
@@ -56,7 +56,10 @@ def backward(first: int, past: int, call_array: Any, number_array: Any) -> None:
     per_key = depth + wide + depth_panels + depth_rows + wide_rows
     floats = np.empty(16 + lane * per_lane + size * per_key + full * (2 * BLOCK + 2) + 8 * width, number_array.dtype)
     i32, at = pointer(integers), scratch(floats)
-    queries = Queries(at, i32, ahead(i32, lane), ahead(i32, 2 * lane), ahead(i32, 3 * lane), pointer(bounds))
+    bounds = pointer(bounds_array)
+    queries = Queries(
+        at, i32, ahead(i32, lane), ahead(i32, 2 * lane), ahead(i32, 3 * lane), bounds, ahead(bounds, 4 * chunk)
+    )
     dout = ahead(at, lane * depth)
     query_rows = ahead(dout, lane * wide)
     dout_rows = ahead(query_rows, lane * depth_rows)
@@ -76,7 +79,7 @@ def backward(first: int, past: int, call_array: Any, number_array: Any) -> None:
         first += (place.past - place.first + width - 1) // width
     keep(floats)
     keep(integers)
-    keep(bounds)
+    keep(bounds_array)
 
 
 def backward_chunk(

@@ -9,13 +9,14 @@ import math
 from typing import Any, NamedTuple
 
 from attnarray.kernels.numba import attention_call as ac
-from attnarray.kernels.numba.attention_scores import HIGH, LOW, dropout_factors, score_panel
+from attnarray.kernels.numba.attention_scores import HIGH, LOW, dropout_factors, find_rows, score_panel
 from attnarray.kernels.numba.jit import EXACT, jit
-from attnarray.kernels.numba.lanes import Lanes, exp, lanes, tile_rows, where
+from attnarray.kernels.numba.lanes import Lanes, exp, item_bytes, lanes, tile_rows, where
 from attnarray.kernels.numba.memory import ahead
 from attnarray.kernels.numba.packing import spoil, whole_lanes, whole_tiles
 from attnarray.kernels.numba.panel import Lane, Row, panel_pass
 from attnarray.kernels.numba.product import tile_product, tile_product_of_blocks
+from attnarray.kernels.numba.turning import add_to_rows, whole_squares
 
 BLOCK = 4  # panels whose scores are held for the products over queries
 
@@ -157,7 +158,7 @@ def backward_panel(
         if call[ac.DROPS] != 0:
             drop(first, past, 0, weights, factors)
         if ac.given(call, ac.DBIAS):
-            add_bias_gradient(p, start, first, past, place, dscores, call, numbers)
+            add_bias_gradient(p, start, first, past, place, queries, dscores, call, numbers)
         if numbers[ac.SOFTCAP] != 0:
             uncap(first, past, 0, dscores, block.slope)
         dquery, weighing = ahead(kept.dquery, p * whole_tiles(depth, numbers) * width), ahead(dscores, first * width)
@@ -174,11 +175,16 @@ def backward_panel(
 
 
 def add_bias_gradient(
-    p: int, start: int, first: int, past: int, place: Any, dscores: Any, call: Any, numbers: Any
+    p: int, start: int, first: int, past: int, place: Any, queries: Any, dscores: Any, call: Any, numbers: Any
 ) -> None:
     """Axes along which the bias is broadcast have stride 0, and so are summed over."""
     width, count = lanes(numbers), ac.rows(call, ac.Q)
     base = place.first + p * width
+    if ac.column_stride(call, ac.DBIAS) == item_bytes(dscores) and base + width <= place.past:
+        find_rows(ac.DBIAS, p, start, place, queries, call, numbers)
+        squares = whole_squares(first, past, dscores)
+        add_to_rows(first, squares, queries.rows, dscores)
+        first = squares
     for w in range(min(width, place.past - base)):
         dbias = ac.matrix(numbers, call, ac.DBIAS, place.b, place.h + (base + w) // count)
         i = (base + w) % count

@@ -138,6 +138,18 @@ def matrix(like: Any, call: Any, slot: int, b: int, h: int) -> Any:
     return matrix_at(like, address, call[first + 3], call[first + 4], call[first + 7], call[first + 8])
 
 
+def address_of(call: Any, slot: int, b: int, h: int, row: int, column: int) -> Any:
+    """Where a number of a slot lies."""
+    first = slot * SLOT
+    within = row * call[first + 7] + column * call[first + 8]
+    return call[first] + b * call[first + 5] + h * call[first + 6] + within
+
+
+def column_stride(call: Any, slot: int) -> Any:
+    """In bytes."""
+    return call[slot * SLOT + 8]
+
+
 def group_rows(call: Any) -> Any:
     """The queries of all heads that share a head of keys."""
     return heads(call, Q) // heads(call, K) * rows(call, Q)
@@ -156,6 +168,7 @@ offset, length, matrix, group_rows = (
     jit(matrix, inner=True),
     jit(group_rows, inner=True),
 )
+address_of, column_stride = jit(address_of, inner=True), jit(column_stride, inner=True)
 
 
 def place(integers: Any, q: Any, k: Any, v: Any, out: Any, lse: Any) -> None:

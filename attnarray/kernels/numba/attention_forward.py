@@ -97,9 +97,12 @@ def forward(first: int, past: int, call_array: Any, number_array: Any) -> None:
     lane = chunk * width
     sizes = (lane * depth, lane * columns, keys * depth, keys * columns, keys * width, (keys + 8) * width, 5 * lane)
     floats = np.empty(16 + sum(sizes), number_array.dtype)
-    integers, bounds_array = np.empty(4 * lane, np.int32), np.empty(4 * chunk, np.int64)
+    integers, bounds_array = np.empty(4 * lane, np.int32), np.empty(4 * chunk + width, np.int64)
     i32, at = pointer(integers), scratch(floats)
-    queries = Queries(at, i32, ahead(i32, lane), ahead(i32, 2 * lane), ahead(i32, 3 * lane), pointer(bounds_array))
+    bounds = pointer(bounds_array)
+    queries = Queries(
+        at, i32, ahead(i32, lane), ahead(i32, 2 * lane), ahead(i32, 3 * lane), bounds, ahead(bounds, 4 * chunk)
+    )
     out = ahead(at, sizes[0])
     key_tile = ahead(out, sizes[1])
     value_tile = ahead(key_tile, sizes[2])

@@ -13,12 +13,13 @@ import numpy as np
 
 from attnarray.kernels.numba import attention_call as ac
 from attnarray.kernels.numba.jit import EXACT, jit
-from attnarray.kernels.numba.lanes import Lanes, lanes, tanh, tile_rows, where
+from attnarray.kernels.numba.lanes import Lanes, item_bytes, lanes, tanh, tile_rows, where
 from attnarray.kernels.numba.memory import ahead, as_bytes, pointer
 from attnarray.kernels.numba.packing import pack_lane
 from attnarray.kernels.numba.panel import Index, Lane, Row, Scalar, panel_pass
 from attnarray.kernels.numba.philox import draw_factors
 from attnarray.kernels.numba.product import tile_product
+from attnarray.kernels.numba.turning import add_turned, mask_turned, whole_squares
 
 LOW, HIGH, FULL_LOW, FULL_HIGH = range(4)
 
@@ -32,6 +33,7 @@ class Queries(NamedTuple):
     position: Any  # (P, W) of the query, and its head: what dropout is keyed by
     head: Any
     bounds: Any  # (P, 4) the keys [LOW, HIGH) that any lane sees, and [FULL_LOW, FULL_HIGH) that all do
+    rows: Any  # (W,) room for addresses
 
 
 class Place(NamedTuple):
@@ -138,18 +140,33 @@ def score_panel(
     if numbers[ac.SOFTCAP] != 0:
         cap(first, past, 0, scores, slope, numbers[ac.SOFTCAP])
     if ac.given(call, ac.BIAS):
-        add_bias(p, start, first, past, place, scores, call, numbers)
+        add_bias(p, start, first, past, place, queries, scores, call, numbers)
     if ac.given(call, ac.MASK):
-        apply_mask(p, start, first, past, place, scores, call, numbers)
+        apply_mask(p, start, first, past, place, queries, scores, call, numbers)
     bounds = ahead(queries.bounds, 4 * p)
     hide(first, min(bounds[FULL_LOW] - start, past), p, scores, start, queries.begin, queries.end)
     hide(max(bounds[FULL_HIGH] - start, first), past, p, scores, start, queries.begin, queries.end)
 
 
-def add_bias(p: int, start: int, first: int, past: int, place: Any, scores: Any, call: Any, numbers: Any) -> None:
+def find_rows(slot: int, p: int, start: int, place: Any, queries: Any, call: Any, like: Any) -> None:
+    """Where the rows of a panel begin at key `start`, in `queries.rows`; empty lanes get the last one."""
+    width, count = lanes(like), ac.rows(call, ac.Q)
+    for w in range(width):
+        r = min(place.first + p * width + w, place.past - 1)
+        queries.rows[w] = ac.address_of(call, slot, place.b, place.h + r // count, r % count, start)
+
+
+def add_bias(
+    p: int, start: int, first: int, past: int, place: Any, queries: Any, scores: Any, call: Any, numbers: Any
+) -> None:
     """-inf hides a score, even NaN."""
     width, count = lanes(scores), ac.rows(call, ac.Q)
     base = place.first + p * width
+    if ac.column_stride(call, ac.BIAS) == item_bytes(scores):
+        find_rows(ac.BIAS, p, start, place, queries, call, numbers)
+        squares = whole_squares(first, past, scores)
+        add_turned(first, squares, queries.rows, scores)
+        first = squares
     for w in range(min(width, place.past - base)):
         bias = ac.matrix(numbers, call, ac.BIAS, place.b, place.h + (base + w) // count)
         i = (base + w) % count
@@ -159,9 +176,16 @@ def add_bias(p: int, start: int, first: int, past: int, place: Any, scores: Any,
             scores[j * width + w] = score if added != -np.inf else added
 
 
-def apply_mask(p: int, start: int, first: int, past: int, place: Any, scores: Any, call: Any, numbers: Any) -> None:
+def apply_mask(
+    p: int, start: int, first: int, past: int, place: Any, queries: Any, scores: Any, call: Any, numbers: Any
+) -> None:
     width, count = lanes(scores), ac.rows(call, ac.Q)
     base = place.first + p * width
+    if ac.column_stride(call, ac.MASK) == 1:
+        find_rows(ac.MASK, p, start, place, queries, call, numbers)
+        squares = whole_squares(first, past, scores)
+        mask_turned(first, squares, queries.rows, scores)
+        first = squares
     for w in range(min(width, place.past - base)):
         mask = ac.matrix(as_bytes(numbers), call, ac.MASK, place.b, place.h + (base + w) // count)
         i = (base + w) % count
@@ -196,6 +220,7 @@ def dropout_factors(
 place_of, seen_keys = jit(place_of, inner=True), jit(seen_keys, inner=True)
 visible_keys, panel_work = jit(visible_keys, inner=True), jit(panel_work)
 prepare_queries = jit(prepare_queries, fastmath=EXACT, inner=True)
+find_rows = jit(find_rows, inner=True)
 add_bias, apply_mask = jit(add_bias, fastmath=EXACT, inner=True), jit(apply_mask, inner=True)
 dropout_factors, score_panel = (
     jit(dropout_factors, fastmath=EXACT, inner=True),

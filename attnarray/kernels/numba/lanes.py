@@ -63,12 +63,18 @@ def tile_rows(array: Any) -> int:
     return TILES[array.dtype.itemsize * 8][1]
 
 
+def item_bytes(array: Any) -> int:
+    """The size of a number, a constant in compiled code."""
+    return int(array.dtype.itemsize)
+
+
 def constant(value: int) -> Callable[[Any], int]:
     """What `overload` wants of a function that is a constant for each type."""
     return lambda array: value
 
 
 overload(lanes)(lambda array: constant(TILES[array.dtype.bitwidth][0]))
+overload(item_bytes)(lambda array: constant(array.dtype.bitwidth // 8))
 overload(tile_rows)(lambda array: constant(TILES[array.dtype.bitwidth][1]))
 
 

@@ -5,6 +5,7 @@ Kernels take addresses and strides in bytes, so that each dtype is compiled once
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -27,9 +28,19 @@ def computed_in(x: Any) -> Any:
     """The dtype to compute in: float64 for float64, float32 for float32 and the 16-bit types."""
     if type(x) not in PLAIN and not isinstance(x, np.generic):
         raise Declined(f"{type(x).__name__}: plain NumPy arrays only")
-    if x.dtype.name not in ("float32", "float64", "float16", "bfloat16"):
-        raise Declined(f"dtype {x.dtype.name}: float64, float32, float16 and bfloat16 only")
-    return np.dtype(np.float64 if x.dtype.name == "float64" else np.float32)
+    return _wide(x.dtype)
+
+
+@functools.lru_cache(maxsize=64)  # a name takes NumPy microseconds
+def _wide(dtype: Any) -> Any:
+    if dtype.name not in ("float32", "float64", "float16", "bfloat16"):
+        raise Declined(f"dtype {dtype.name}: float64, float32, float16 and bfloat16 only")
+    return np.dtype(np.float64 if dtype.name == "float64" else np.float32)
+
+
+def aligned(x: Any, real: Any) -> Any:
+    """`x` in the dtype `real` and aligned; a copy only if it is not so."""
+    return x if x.dtype == real and x.flags.aligned else np.require(x, real, "A")
 
 
 def matrix(rows: Any) -> Matrix:
@@ -38,7 +49,7 @@ def matrix(rows: Any) -> Matrix:
 
 def rows_along(x: Any, axis: int, real: Any) -> Matrix:
     """`x` with `axis` last and the others made one; a copy only where dtype or strides ask for it."""
-    last = np.require(x if axis == x.ndim - 1 else np.moveaxis(x, axis, -1), real, "A")
+    last = aligned(x if axis == x.ndim - 1 else np.moveaxis(x, axis, -1), real)
     rows = last.reshape(math.prod(last.shape[:-1]), last.shape[-1])
     contiguous = rows.strides[1] == real.itemsize or rows.shape[1] == 1
     return matrix(rows if contiguous else np.ascontiguousarray(rows))
@@ -59,7 +70,7 @@ def in_shape_of(like: Any, axis: int, rows: Matrix) -> Any:
 
 def flat(x: Any, real: Any) -> Any:
     """All numbers of `x` side by side."""
-    return np.require(x, real, ["C", "A"]).reshape(-1)
+    return aligned(x, real).ravel()
 
 
 def nanoseconds(count: int, each: float, real: Any) -> int:

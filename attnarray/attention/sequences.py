@@ -1,0 +1,47 @@
+"""What mechanisms share that project or convolve sequences themselves, before anything is scored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attnarray import checks
+from attnarray.attention.form import Form
+from attnarray.backend import Array, accumulator_dtype, namespace_of
+from attnarray.masks import within
+
+
+def form_of_one(name: str, x: Array) -> Form:
+    """The form of a sequence (*batch, T, N) without heads."""
+    if x.ndim < 2:
+        raise ValueError(
+            f"`{name}` has shape {tuple(x.shape)}, expected at least two axes: (*batch, positions, features)."
+        )
+    return Form(x.ndim, "BHTD", tuple(x.shape[:-2]), False)
+
+
+def check_sequence(
+    name: str, array: Array, form: Form, positions: int | None, features: int | None, because: str
+) -> None:
+    """Check for (*batch, positions, features) with the batch of the form; None allows any number."""
+    own = (1, 1, *array.shape)[-2:]
+    expected = (own[0] if positions is None else positions, own[1] if features is None else features)
+    checks.shape(name, array, (*form.batch, *expected), because)
+
+
+def without_padding(x: Array, lengths: Array | None) -> Array:
+    """x (B, 1, S, N) with 0 at positions past the lengths (B,), whatever stands there; so is its gradient."""
+    if lengths is None:
+        return x
+    exists = within(lengths, x.shape[2], x)  # (B, 1, 1, S)
+    return namespace_of(x).where(exists.mT, x, 0.0)
+
+
+def wide(x: Array) -> Array:
+    """x in the dtype that sums are kept in: 16-bit floats are rounded once, in the result."""
+    xp = namespace_of(x)
+    return xp.astype(x, accumulator_dtype(xp, x.dtype), copy=False)
+
+
+def narrow(x: Array | None, like: Array) -> Any:
+    """A result, or None, in the dtype of the argument `like`."""
+    return None if x is None else namespace_of(x).astype(x, like.dtype, copy=False)

@@ -1,0 +1,80 @@
+"""Cases of multi-head attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from attnarray.cases.case import Arrays, Case, also, bits, normal
+
+# The (inputs, outputs) of each projection. B 2, T 5, S 4; Eq 7, Ek 8, Ev 9; H 3, Dk 6, Dv 1; E 10.
+SIZES = {"query": (7, 18), "key": (8, 18), "value": (9, 3), "out": (3, 10)}
+CROSS = {"query": (2, 5, 7), "key": (2, 4, 8), "value": (2, 4, 9)}
+SELF = {"query": (7, 18), "key": (7, 18), "value": (7, 3), "out": (3, 10)}
+GROUPED = {"query": (7, 24), "key": (8, 12), "value": (8, 6), "out": (12, 10)}  # H 4, Hkv 2, Dk 6, Dv 3, S 9
+
+
+def _params(sizes: Mapping[str, tuple[int, int]], *biases: str) -> Callable[[np.random.Generator], Arrays]:
+    """Of these sizes, with the named biases.
+
+    That of the keys has a gradient only where something else than keys takes part in the softmax, or with a softcap.
+    """
+
+    def draw(rng: np.random.Generator) -> Arrays:
+        made: Arrays = {}
+        for name, (inputs, outputs) in sizes.items():
+            made[name] = {"weight": 1.5 / np.sqrt(inputs) * rng.standard_normal((outputs, inputs))}
+            if name in biases:
+                made[name]["bias"] = rng.standard_normal(outputs)
+        return made
+
+    return draw
+
+
+def _case(
+    label: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    params: Callable[[np.random.Generator], Arrays],
+    drawn: Mapping[str, Callable[[np.random.Generator], Any]] | None = None,
+    heads: int = 3,
+    **options: Any,
+) -> Case:
+    made = also(normal(**shapes), params=params, **(drawn or {}))
+    return Case("multi_head_attention", label, made, {"heads": heads, **options})
+
+
+MULTI_HEAD_CASES: tuple[Case, ...] = (
+    _case(
+        "everything",
+        {**CROSS, "bias": (3, 1, 4), "sinks": (3,)},
+        _params(SIZES, "query", "key", "value", "out"),
+        {"kv_lengths": lambda rng: np.array([4, 3]), "dropout_mask": bits(2, 3, 5, 4)},
+        is_causal=True,
+        q_offset=1,
+        softcap=2.0,
+        dropout_p=0.3,
+    ),
+    _case("other keys and values", CROSS, _params(SIZES, "query", "value", "out")),
+    _case("self, causal", {"query": (2, 5, 7)}, _params(SELF), is_causal=True),
+    _case("one sequence", {"query": (5, 7)}, _params(SELF, "query", "out"), is_causal=True, window=(2, 0)),
+    _case(
+        "keys that are the values, grouped heads, lengths",
+        {"query": (2, 5, 7), "key": (2, 9, 8)},
+        _params(GROUPED, "out"),
+        {"kv_lengths": lambda rng: np.array([9, 4])},
+        heads=4,
+        kv_heads=2,
+    ),
+    _case(
+        "two batch axes, one key head",
+        {"query": (2, 3, 5, 7), "key": (2, 3, 4, 8)},
+        _params({**GROUPED, "key": (8, 6), "value": (8, 1), "out": (4, 10)}),
+        {"kv_lengths": lambda rng: np.array([[4, 2, 0], [3, 4, 1]])},
+        heads=4,
+        kv_heads=1,
+        scale=0.9,
+    ),
+    _case("mask", CROSS, _params(SIZES, "value"), {"attn_mask": bits(5, 4)}),
+)

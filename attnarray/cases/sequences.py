@@ -1,0 +1,54 @@
+"""Cases of convolution and recurrence over sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from attnarray.cases.case import Arrays, Case, also, bits, normal
+
+# N sequences of T steps with I features: distinct, also from the hidden sizes 2 and 4 and from the rows of the weights.
+X = (3, 5, 7)
+
+
+def recurrent(
+    gates: int, x: tuple[int, ...] = X, hidden: int = 2, biases: str = "", states: str = ""
+) -> Callable[[np.random.Generator], Arrays]:
+    """The arguments of a recurrent function; `biases` and `states` name those that are given, as in "h0 c0"."""
+    rows = gates * hidden
+    weights = {"weight_ih": (rows, x[-1]), "weight_hh": (rows, hidden)}
+    return normal(
+        x=x, **weights, **dict.fromkeys(biases.split(), (rows,)), **dict.fromkeys(states.split(), (*x[:-2], hidden))
+    )
+
+
+def _with_holes(rng: np.random.Generator) -> np.ndarray:
+    """A mask of which one sequence ends early, one has holes, and one has no step at all."""
+    return np.array([[1, 1, 1, 0, 0], [0, 1, 0, 1, 1], [0, 0, 0, 0, 0]], bool)
+
+
+BOTH = "bias_ih bias_hh"
+
+SEQUENCE_CASES: tuple[Case, ...] = (
+    Case("conv1d", "same", normal(x=(2, 7, 4), weight=(6, 4, 3), bias=(6,))),
+    Case("conv1d", "two batch axes, width 1", normal(x=(2, 3, 5, 4), weight=(6, 4, 1))),
+    Case(
+        "conv1d", "causal, dilated", normal(x=(7, 3), weight=(4, 3, 2), bias=(4,)), {"padding": "causal", "dilation": 3}
+    ),
+    Case("conv1d", "valid, even width", normal(x=(2, 7, 3), weight=(5, 3, 4)), {"padding": "valid"}),
+    Case("conv1d", "more zeros than taps", normal(x=(2, 5, 3), weight=(6, 3, 4), bias=(6,)), {"padding": 7}),
+    Case("rnn", "tanh", recurrent(1, hidden=4, biases=BOTH, states="h0")),
+    Case("rnn", "one sequence, reverse", recurrent(1, (5, 7), biases="bias_ih"), {"reverse": True}),
+    Case("rnn", "relu, mask", also(recurrent(1, biases=BOTH), mask=bits(3, 5)), {"nonlinearity": "relu"}),
+    Case("lstm", "biases and states", recurrent(4, biases=BOTH, states="h0 c0")),
+    Case("lstm", "one sequence, no biases", recurrent(4, (5, 7))),
+    Case("lstm", "two batch axes, reverse", recurrent(4, (3, 1, 5, 7), states="c0"), {"reverse": True}),
+    Case("lstm", "mask", also(recurrent(4, biases=BOTH, states="h0 c0"), mask=_with_holes)),
+    Case("gru", "biases and state", recurrent(3, hidden=4, biases=BOTH, states="h0")),
+    Case("gru", "one sequence, one bias", recurrent(3, (5, 7), biases="bias_hh")),
+    Case("gru", "two batch axes, reverse", recurrent(3, (3, 1, 5, 7), states="h0"), {"reverse": True}),
+    Case(
+        "gru", "mask, reverse", also(recurrent(3, biases="bias_ih", states="h0"), mask=_with_holes), {"reverse": True}
+    ),
+)

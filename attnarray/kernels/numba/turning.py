@@ -1,0 +1,141 @@
+"""Panels against rows of a matrix: biases and masks lie with keys side by side, scores with queries side by side.
+
+Squares of R x R numbers are turned in registers, R the lanes of one: so every load and store moves whole vectors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from attnarray.kernels.numba.jit import jit
+from attnarray.kernels.numba.lanes import TILES, Lanes, lanes, where
+from attnarray.kernels.numba.panel import INDEX, load, loop, store
+
+Square = list[ir.Value]
+
+
+def whole_squares(first: int, past: int, scores: Any) -> Any:
+    """The end of the whole squares of the keys [first, past)."""
+    size = lanes(scores) // 2
+    return first + max(past - first, 0) // size * size
+
+
+@intrinsic
+def add_turned(_context: Any, start: Any, stop: Any, rows: Any, scores: Any) -> Any:
+    """scores[j, w] += row w [j] for j in [start, stop), a multiple of R; -inf hides a score, even NaN.
+
+    `rows` points to the addresses of W rows.
+    """
+
+    def bias(score: Lanes, added: Lanes) -> Lanes:
+        return where(added.equals(-math.inf), added, score + added)
+
+    return types.void(types.intp, types.intp, rows, scores), _inwards(bias, None)
+
+
+@intrinsic
+def mask_turned(_context: Any, start: Any, stop: Any, rows: Any, scores: Any) -> Any:
+    """scores[j, w] = -inf where row w [j], a byte, is 0."""
+
+    def hide(score: Lanes, byte: Lanes) -> Lanes:
+        return where(byte.equals(0), -math.inf, score)
+
+    return types.void(types.intp, types.intp, rows, scores), _inwards(hide, ir.IntType(8))
+
+
+@intrinsic
+def add_to_rows(_context: Any, start: Any, stop: Any, rows: Any, scores: Any) -> Any:
+    """row w [j] += scores[j, w], one row after the other: rows may be the same."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
+        start, stop, rows, scores = arguments
+        vector = _vector(context, signature.args[3])
+
+        def square(j: ir.Value, first: int) -> None:
+            places = [_score(builder, scores, builder.add(j, INDEX(n)), first, vector) for n in range(vector.count)]
+            turned = _turned(builder, [load(builder, place, vector) for place in places])
+            for m, values in enumerate(turned):
+                place = _row(builder, rows, first + m, j, vector.element)
+                store(builder, builder.fadd(load(builder, place, vector), values), place)
+
+        _over_squares(builder, start, stop, vector.count, square)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, rows, scores), emit
+
+
+def _inwards(change: Callable[[Lanes, Lanes], Lanes], element: ir.Type | None) -> Callable[..., ir.Value]:
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
+        start, stop, rows, scores = arguments
+        vector = _vector(context, signature.args[3])
+        kind = element or vector.element
+
+        def square(j: ir.Value, first: int) -> None:
+            read = ir.VectorType(kind, vector.count)
+            given = [load(builder, _row(builder, rows, first + m, j, kind), read) for m in range(vector.count)]
+            if element is not None:  # as wide as the scores, so that they are turned alike
+                wide = ir.VectorType(ir.IntType(64 if isinstance(vector.element, ir.DoubleType) else 32), vector.count)
+                given = [builder.zext(values, wide) for values in given]
+            for n, values in enumerate(_turned(builder, given)):
+                place = _score(builder, scores, builder.add(j, INDEX(n)), first, vector)
+                score = Lanes(builder, load(builder, place, vector))
+                store(builder, change(score, Lanes(builder, values)).value, place)
+
+        _over_squares(builder, start, stop, vector.count, square)
+        return context.get_dummy_value()
+
+    return emit
+
+
+def _over_squares(
+    builder: ir.IRBuilder, start: ir.Value, stop: ir.Value, size: int, square: Callable[[ir.Value, int], None]
+) -> None:
+    """square(j, w) for the first key j and the first lane w of each square."""
+
+    def step(number: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+        j = builder.add(start, builder.mul(number, INDEX(size)))
+        for first in (0, size):
+            square(j, first)
+        return []
+
+    loop(builder, INDEX(0), builder.sdiv(builder.sub(stop, start), INDEX(size)), [], step)
+
+
+def _turned(builder: ir.IRBuilder, rows: Square) -> Square:
+    """The square with rows and columns exchanged: halves of ever larger size change places across the diagonal."""
+    size, apart = len(rows), 1
+    while apart < size:
+        low = [n if not n & apart else size + n - apart for n in range(size)]
+        high = [n + apart if not n & apart else size + n for n in range(size)]
+        turned = list(rows)
+        for n in range(size):
+            if not n & apart:
+                for place, order in ((n, low), (n + apart, high)):
+                    picked = ir.Constant(ir.VectorType(ir.IntType(32), size), order)
+                    turned[place] = builder.shuffle_vector(rows[n], rows[n + apart], picked)
+        rows, apart = turned, 2 * apart
+    return rows
+
+
+def _row(builder: ir.IRBuilder, rows: ir.Value, row: int, j: ir.Value, element: ir.Type) -> ir.Value:
+    """The place of number j of a row."""
+    address = builder.load(builder.gep(rows, [INDEX(row)]))
+    return builder.gep(builder.inttoptr(address, element.as_pointer()), [j])
+
+
+def _score(builder: ir.IRBuilder, scores: ir.Value, j: ir.Value, lane: int, vector: ir.VectorType) -> ir.Value:
+    return builder.gep(scores, [builder.add(builder.mul(j, INDEX(2 * vector.count)), INDEX(lane))])
+
+
+def _vector(context: Any, scores: Any) -> ir.VectorType:
+    """One register: half the lanes of a panel."""
+    return ir.VectorType(context.get_value_type(scores.dtype), TILES[scores.dtype.bitwidth][0] // 2)
+
+
+whole_squares = jit(whole_squares, inner=True)

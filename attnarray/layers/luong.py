@@ -1,0 +1,201 @@
+"""Luong's attention with its parameters: the three scores, and the attentional state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Unpack
+
+from attnarray import checks
+from attnarray.attention.combine import CombineContext, combine_bwd, combine_fwd
+from attnarray.attention.multiplicative import (
+    SCORES,
+    MultiplicativeContext,
+    multiplicative_attention_bwd,
+    multiplicative_attention_fwd,
+)
+from attnarray.attention.options import ScoreOptions
+from attnarray.backend import Array, namespace_of
+from attnarray.layers.initial import Params, dense, glorot
+from attnarray.masks import Mask
+from attnarray.random import Philox
+
+
+class LuongContext(NamedTuple):
+    attention: MultiplicativeContext
+    output: CombineContext | None
+    has_value: bool
+
+
+class LuongGrads(NamedTuple):
+    query: Array
+    key: Array
+    value: Array | None
+    params: Params
+    bias: Array | None
+
+
+@dataclass(frozen=True)
+class LuongAttention:
+    r"""Attention of decoder states h over encoder states :math:`\bar h`, as Luong, Pham and Manning have it.
+
+    .. math::
+        c_i = \sum_j \mathrm{softmax}_j(\mathrm{score}(h_i, \bar h_j))\, \bar h_j, \qquad
+        \tilde h_i = \tanh(W_c [c_i; h_i])
+
+    Parameters
+    ----------
+    query_dim : int
+        Size of the states h that ask.
+    key_dim : int
+        Size of the states that are looked at; for "dot" that of h.
+    score : {"general", "dot", "concat"}
+        h^T W h_s, h^T h_s, or w^T tanh(W [h; h_s]).
+    hidden_dim : int, optional
+        Size A of the hidden layer of "concat"; query_dim by default.
+    output : bool
+        Whether the layer gives back the attentional states h~ or, as all other attention layers do, the contexts c.
+    output_dim : int, optional
+        Size of h~; query_dim by default.
+    value_dim : int, optional
+        Size of the values, where they are not the keys; only h~ needs to know it.
+
+    Raises
+    ------
+    ValueError
+        If the score is not known, or a size is no positive integer.
+
+    References
+    ----------
+    Luong, Pham and Manning, arXiv:1508.04025; input feeding is section 3.3.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> layer = aa.layers.LuongAttention(query_dim=6, key_dim=8, output=True)
+    >>> params = layer.init(aa.Philox(0))
+    >>> rng = np.random.default_rng(0)
+    >>> h, source = rng.standard_normal((2, 5, 6), np.float32), rng.standard_normal((2, 7, 8), np.float32)
+    >>> states, ctx = layer.fwd(params, h, source, kv_lengths=[7, 4])
+    >>> states.shape, aa.attention_weights(ctx).shape, sorted(layer.bwd(states, ctx).params)
+    ((2, 5, 6), (2, 5, 7), ['output', 'weight'])
+
+    Input feeding: each step is told where the step before looked, by its h~ beside the next input.
+
+    >>> cell = {"weight_ih": rng.standard_normal((24, 3 + 6), np.float32), "weight_hh": np.eye(24, 6, dtype=np.float32)}
+    >>> inputs = rng.standard_normal((2, 4, 3), np.float32)
+    >>> fed, state, steps = np.zeros((2, 1, 6), np.float32), {}, []
+    >>> for t in range(4):
+    ...     x = np.concatenate([inputs[:, t : t + 1], fed], axis=-1)  # (2, 1, 9)
+    ...     step, of_cell = aa.lstm_fwd(x, **cell, **state)
+    ...     fed, of_layer = layer.fwd(params, step.out, source)
+    ...     state = {"h0": step.h, "c0": step.c}
+    ...     steps.append((of_cell, of_layer))
+
+    Its gradient, for a loss that is the sum of the last h~, goes through the same steps from the last to the first. (If
+    every h~ counts, the cotangent of each is added to `dfed` at its step.)
+
+    >>> from attnarray import tree
+    >>> dfed, dh, dc, total = np.ones_like(fed), None, None, None
+    >>> for of_cell, of_layer in reversed(steps):
+    ...     attention = layer.bwd(dfed, of_layer)
+    ...     recurrence = aa.lstm_bwd(aa.LSTMResult(attention.query, dh, dc), of_cell)
+    ...     dfed, dh, dc = recurrence.x[..., 3:], recurrence.h0, recurrence.c0
+    ...     here = {"attention": attention.params, "key": attention.key, "cell": recurrence.weight_ih}
+    ...     total = here if total is None else tree.add(total, here)
+    >>> total["key"].shape, total["cell"].shape
+    ((2, 7, 8), (24, 9))
+    """
+
+    query_dim: int
+    key_dim: int
+    score: str = "general"
+    hidden_dim: int | None = None
+    output: bool = False
+    output_dim: int | None = None
+    value_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        checks.one_of("score", self.score, SCORES)
+        for name in ("query_dim", "key_dim", "hidden_dim", "output_dim", "value_dim"):
+            if name in ("query_dim", "key_dim") or getattr(self, name) is not None:
+                checks.whole(name, getattr(self, name), 1, 2**31, "a size of the layer")
+        if self.score == "dot" and self.query_dim != self.key_dim:
+            raise ValueError(
+                f"`key_dim` is {self.key_dim} and `query_dim` {self.query_dim}; for the score 'dot' they must be "
+                "equal. Use 'general'."
+            )
+
+    def init(self, rng: Philox, dtype: str = "float32") -> Params:
+        """Fresh parameters, as far as there are such: weight, score_vector, output {weight (output_dim, Dv + Dq)}.
+
+        `weight` is (query_dim, key_dim) for "general" and (hidden_dim, query_dim + key_dim) for "concat".
+        """
+        weight, vector, output = rng.split(3)
+        hidden, values = self.hidden_dim or self.query_dim, self.value_dim or self.key_dim
+        params: Params = {}
+        if self.score == "general":
+            params["weight"] = glorot(weight, (self.query_dim, self.key_dim), dtype)
+        if self.score == "concat":
+            params["weight"] = glorot(weight, (hidden, self.query_dim + self.key_dim), dtype)
+            params["score_vector"] = glorot(vector, (1, hidden), dtype)[0, :]
+        if self.output:
+            size = self.output_dim or self.query_dim
+            params["output"] = dense(output, size, values + self.query_dim, dtype, bias=False)
+        return params
+
+    def __call__(
+        self,
+        params: Params,
+        query: Array,
+        key: Array,
+        value: Array | None = None,
+        attn_mask: Array | Mask | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **options: Unpack[ScoreOptions],
+    ) -> Array:
+        """Contexts (*batch, T, Dv), or h~ (*batch, T, output_dim), of queries (*batch, T, query_dim).
+
+        The values are the keys (*batch, S, key_dim) unless given. Options as in `multiplicative_attention`.
+        """
+        return self.fwd(params, query, key, value, attn_mask, dropout_p, is_causal, **options)[0]
+
+    def fwd(
+        self,
+        params: Params,
+        query: Array,
+        key: Array,
+        value: Array | None = None,
+        attn_mask: Array | Mask | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **options: Unpack[ScoreOptions],
+    ) -> tuple[Array, LuongContext]:
+        """The same, and the context for `bwd`."""
+        values = key if value is None else value
+        of_score = params.get("weight"), params.get("score_vector")
+        out, attention = multiplicative_attention_fwd(
+            query, key, values, *of_score, attn_mask, dropout_p, is_causal, score=self.score, **options
+        )
+        output = None
+        if self.output:
+            weight, Dv = params["output"]["weight"], values.shape[-1]
+            out, output = combine_fwd(out, query, weight[:, :Dv], weight[:, Dv:], activation="tanh")
+        return out, LuongContext(attention, output, value is not None)
+
+    def bwd(self, dout: Array, ctx: LuongContext) -> LuongGrads:
+        """The gradients of query, key, value (None where the keys were the values), parameters and bias."""
+        of_output: Params = {}
+        dquery = None
+        if ctx.output is not None:
+            output = combine_bwd(dout, ctx.output)
+            weights = [output.context_weight, output.hidden_weight]
+            of_output = {"output": {"weight": namespace_of(dout).concat(weights, axis=1)}}
+            dout, dquery = output.context, output.hidden
+        grads = multiplicative_attention_bwd(dout, ctx.attention)
+        of_score = {"weight": grads.weight, "score_vector": grads.score_vector}
+        params = {**{name: grad for name, grad in of_score.items() if grad is not None}, **of_output}
+        dquery = grads.query if dquery is None else grads.query + dquery
+        if ctx.has_value:
+            return LuongGrads(dquery, grads.key, grads.value, params, grads.bias)
+        return LuongGrads(dquery, grads.key + grads.value, None, params, grads.bias)

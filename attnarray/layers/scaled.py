@@ -1,0 +1,135 @@
+"""Scaled attention with its parameters: a learned score scale, and a gate that the query opens and closes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple, Unpack
+
+import numpy as np
+
+from attnarray import checks
+from attnarray.attention.scaled import ScaledContext, ScaledOptions, scaled_attention_bwd, scaled_attention_fwd
+from attnarray.backend import Array, asarray
+from attnarray.layers.initial import Params, dense
+from attnarray.masks import Mask
+from attnarray.ops.activations import SigmoidContext, sigmoid_bwd, sigmoid_fwd
+from attnarray.ops.linear import LinearContext, linear_bwd, linear_fwd
+from attnarray.random import Philox
+
+
+class ScaledAttentionContext(NamedTuple):
+    gate: tuple[LinearContext, SigmoidContext] | None
+    attention: ScaledContext
+    has_value: bool
+
+
+class ScaledAttentionGrads(NamedTuple):
+    query: Array
+    key: Array
+    value: Array | None
+    params: Params
+    bias: Array | None
+
+
+@dataclass(frozen=True)
+class ScaledAttention:
+    r"""Dot-product attention with a learned score scale, and a gate for each query.
+
+    .. math::
+        o_i = \gamma_i \sum_j \mathrm{softmax}_j(g\, q_i \cdot k_j)\, v_j, \qquad \gamma_i = \sigma(w \cdot q_i + b)
+
+    The gate says how much of what it sees a query wants at all; the weights still sum to 1.
+
+    Parameters
+    ----------
+    dim : int
+        Width D of queries and keys.
+    gate : bool
+        Whether there is a gate.
+    learned_scale : bool
+        Whether g is a parameter, which starts at 1 / sqrt(D), or just that number.
+
+    References
+    ----------
+    Xu et al., "Show, attend and tell", 2015, arXiv:1502.03044, section 4.2.1; their beta is the gate.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> layer = aa.layers.ScaledAttention(dim=6)
+    >>> params = layer.init(aa.Philox(0))
+    >>> rng = np.random.default_rng(0)
+    >>> query, key = rng.standard_normal((2, 5, 6), np.float32), rng.standard_normal((2, 7, 6), np.float32)
+    >>> out, ctx = layer.fwd(params, query, key, kv_lengths=[7, 4])
+    >>> out.shape, sorted(layer.bwd(out, ctx).params)
+    ((2, 5, 6), ['gate', 'score_scale'])
+    """
+
+    dim: int
+    gate: bool = True
+    learned_scale: bool = True
+
+    def __post_init__(self) -> None:
+        checks.whole("dim", self.dim, 1, 2**31, "the width of queries and keys")
+
+    def init(self, rng: Philox, dtype: str = "float32") -> Params:
+        """Fresh parameters: gate {weight (1, dim), bias (1,)} and score_scale (), as far as they are asked for."""
+        params: Params = {"gate": dense(rng, 1, self.dim, dtype)} if self.gate else {}
+        scale = {"score_scale": asarray(np.asarray(1.0 / math.sqrt(self.dim)), dtype=dtype)}
+        return {**params, **scale} if self.learned_scale else params
+
+    def __call__(
+        self,
+        params: Params,
+        query: Array,
+        key: Array,
+        value: Array | None = None,
+        attn_mask: Array | Mask | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **options: Unpack[ScaledOptions],
+    ) -> Array:
+        """Contexts (*batch, T, Dv) of queries (*batch, T, dim) over keys (*batch, S, dim).
+
+        The values are the keys unless given. Options as in `scaled_attention`.
+        """
+        return self.fwd(params, query, key, value, attn_mask, dropout_p, is_causal, **options)[0]
+
+    def fwd(
+        self,
+        params: Params,
+        query: Array,
+        key: Array,
+        value: Array | None = None,
+        attn_mask: Array | Mask | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **options: Unpack[ScaledOptions],
+    ) -> tuple[Array, ScaledAttentionContext]:
+        """The same, and the context for `bwd`."""
+        gate = contexts = None
+        if self.gate:
+            logits, of_logits = linear_fwd(query, **params["gate"])  # (*batch, T, 1)
+            opened, of_gate = sigmoid_fwd(logits)
+            gate, contexts = opened[..., 0], (of_logits, of_gate)
+        values = key if value is None else value
+        out, attention = scaled_attention_fwd(
+            query, key, values, gate, params.get("score_scale"), None, attn_mask, dropout_p, is_causal, **options
+        )
+        return out, ScaledAttentionContext(contexts, attention, value is not None)
+
+    def bwd(self, dout: Array, ctx: ScaledAttentionContext) -> ScaledAttentionGrads:
+        """The gradients of query, key, value (None where the keys were the values), parameters and bias."""
+        grads = scaled_attention_bwd(dout, ctx.attention)
+        dquery, params = grads.query, {}
+        if ctx.gate is not None and grads.gate is not None:
+            of_logits, of_gate = ctx.gate
+            logits = linear_bwd(sigmoid_bwd(grads.gate[..., None], of_gate).x, of_logits)
+            dquery = dquery + logits.x
+            params["gate"] = {"weight": logits.weight, "bias": logits.bias}
+        if grads.score_scale is not None:
+            params["score_scale"] = grads.score_scale
+        if ctx.has_value:
+            return ScaledAttentionGrads(dquery, grads.key, grads.value, params, grads.bias)
+        return ScaledAttentionGrads(dquery, grads.key + grads.value, None, params, grads.bias)

@@ -1,0 +1,210 @@
+"""Convolution over a sequence: each output is a weighted sum of what stands around it."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from attnarray import checks
+from attnarray.backend import Array, accumulator_dtype, device_of, namespace_of
+
+
+class Conv1dContext(NamedTuple):
+    x: Array
+    weight: Array
+    has_bias: bool
+    zeros: tuple[int, int]  # before and behind the sequence
+    dilation: int
+
+
+class Conv1dGrads(NamedTuple):
+    x: Array
+    weight: Array
+    bias: Array | None
+
+
+def conv1d(
+    x: Array, weight: Array, bias: Array | None = None, *, padding: str | int = "same", dilation: int = 1
+) -> Array:
+    r"""Convolution over a sequence with channels last; as in PyTorch a cross-correlation, the weight is not flipped.
+
+    .. math:: y_{to} = b_o + \sum_{k=0}^{K-1} \sum_c W_{ock}\, x_{t - p + k d,\, c}
+
+    with width K, dilation d, p zeros before the sequence, and x = 0 outside of it.
+
+    Parameters
+    ----------
+    x : (*batch, T, C_in) floating
+        16-bit types are computed in float32.
+    weight : (C_out, C_in, width) of the same dtype
+    bias : (C_out,) of the same dtype, optional
+        Added to the output of every step.
+    padding : {"same", "causal", "valid"} or int >= 0
+        "same": step t sees as much before it as behind it; for odd widths. "causal": step t sees
+        x[t - (width - 1) dilation] to x[t]. "valid": no zeros. An integer: so many zeros on both sides.
+    dilation : int >= 1
+        The distance between the taps.
+
+    Returns
+    -------
+    (*batch, T', C_out) array of the same dtype
+        T' = T for "same" and "causal", else T + 2 padding - (width - 1) dilation, with padding 0 for "valid".
+
+    Raises
+    ------
+    TypeError
+        If the arrays are not of one floating dtype or not of one library.
+    ValueError
+        If the shapes do not fit together, the sequence is too short for the taps, or an option is unknown.
+
+    References
+    ----------
+    Waibel et al., "Phoneme recognition using time-delay neural networks", 1989; causal and dilated: van den Oord et
+    al., "WaveNet: a generative model for raw audio", 2016, arXiv:1609.03499.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> x, weight = np.array([[1.0], [2.0], [4.0]]), np.array([[[1.0, 1.0, 1.0]]])
+    >>> aa.conv1d(x, weight).tolist(), aa.conv1d(x, weight, padding="causal").tolist()
+    ([[3.0], [7.0], [6.0]], [[1.0], [3.0], [7.0]])
+    """
+    return conv1d_fwd(x, weight, bias, padding=padding, dilation=dilation)[0]
+
+
+def conv1d_fwd(
+    x: Array, weight: Array, bias: Array | None = None, *, padding: str | int = "same", dilation: int = 1
+) -> tuple[Array, Conv1dContext]:
+    """`conv1d` and the context for `conv1d_bwd`: x and the weight."""
+    _check_arrays(x, weight, bias)
+    dilation = _distance(dilation)
+    before, behind = _zeros(padding, x, weight, dilation)
+    xp = namespace_of(x)
+    out = _correlate(_padded(_sequences(x), before, behind), _wide(weight), dilation)  # (N, T', C_out)
+    if bias is not None:
+        out += _wide(bias)
+    out = xp.reshape(xp.astype(out, x.dtype, copy=False), (*x.shape[:-2], *out.shape[1:]))  # (*batch, T', C_out)
+    return out, Conv1dContext(x, weight, bias is not None, (before, behind), dilation)
+
+
+def conv1d_bwd(dout: Array, ctx: Conv1dContext) -> Conv1dGrads:
+    r"""The gradient of the convolution, with n over all batch axes.
+
+    .. math::
+        dx_{nsc} = \sum_{ko} W_{ock}\, dy_{n,\, s + p - k d,\, o}, \qquad
+        dW_{ock} = \sum_{nt} dy_{nto}\, x_{n,\, t - p + k d,\, c}, \qquad db_o = \sum_{nt} dy_{nto}
+
+    The first is a convolution of dy with the taps in the opposite order.
+    """
+    checks.context("ctx", ctx, Conv1dContext)
+    x, weight, d = ctx.x, ctx.weight, ctx.dilation
+    T, width = x.shape[-2], weight.shape[2]
+    reach = (width - 1) * d
+    steps = T + sum(ctx.zeros) - reach
+    xp = checks.cotangent(dout, (*x.shape[:-2], steps, weight.shape[0]), x)
+    dy = _sequences(dout)  # (N, T', C_out)
+    turned = xp.permute_dims(xp.flip(_wide(weight), axis=2), (1, 0, 2))  # (C_in, C_out, width)
+    dpadded = _correlate(_padded(dy, reach, reach), turned, d)
+    dx = dpadded[:, ctx.zeros[0] : ctx.zeros[0] + T, :]  # (N, T, C_in)
+    padded = _padded(_sequences(x), *ctx.zeros)
+    rows = _rows(dy)  # (N T', C_out)
+    taps = [xp.matmul(rows.mT, _rows(padded[:, k * d : k * d + steps, :])) for k in range(width)]
+    dweight = xp.stack(taps, axis=2)  # (C_out, C_in, width)
+    dbias = xp.astype(xp.sum(rows, axis=0), x.dtype, copy=False) if ctx.has_bias else None
+    dx = xp.reshape(xp.astype(dx, x.dtype, copy=False), x.shape)
+    return Conv1dGrads(dx, xp.astype(dweight, x.dtype, copy=False), dbias)
+
+
+def _correlate(x: Array, weight: Array, dilation: int) -> Array:
+    """The sum over the taps k of x, moved by k dilation, times weight[:, :, k]^T: (N, T, C) -> (N, T - reach, C')."""
+    xp = namespace_of(x)
+    width = weight.shape[2]
+    steps = x.shape[1] - (width - 1) * dilation
+    out = xp.matmul(x[:, :steps, :], weight[:, :, 0].mT)
+    for k in range(1, width):
+        out += xp.matmul(x[:, k * dilation : k * dilation + steps, :], weight[:, :, k].mT)
+    return out
+
+
+def _padded(x: Array, before: int, behind: int) -> Array:
+    """(N, T, C) with so many zeros before and behind."""
+    xp = namespace_of(x)
+    N, _, C = x.shape
+    parts = [xp.zeros((N, zeros, C), dtype=x.dtype, device=device_of(x)) for zeros in (before, behind)]
+    return xp.concat([parts[0], x, parts[1]], axis=1) if before or behind else x
+
+
+def _sequences(x: Array) -> Array:
+    """(*batch, T, C) -> (N, T, C) in the dtype of the sums."""
+    xp = namespace_of(x)
+    return xp.reshape(_wide(x), (math.prod(x.shape[:-2]), *x.shape[-2:]))
+
+
+def _rows(x: Array) -> Array:
+    """(N, T, C) -> (N T, C)"""
+    xp = namespace_of(x)
+    return xp.reshape(x, (x.shape[0] * x.shape[1], x.shape[2]))
+
+
+def _wide(array: Array) -> Array:
+    xp = namespace_of(array)
+    return xp.astype(array, accumulator_dtype(xp, array.dtype), copy=False)
+
+
+def _check_arrays(x: Array, weight: Array, bias: Array | None) -> None:
+    checks.required(x=x, weight=weight)
+    checks.namespace(x=x, weight=weight, bias=bias)
+    checks.floating(x=x, weight=weight, bias=bias)
+    shapes = checks.shapes(x=x, weight=weight)
+    if x.ndim < 2 or weight.ndim != 3:
+        raise ValueError(
+            f"`x` and `weight` have {x.ndim} and {weight.ndim} axes, expected (*batch, T, C_in) and "
+            f"(C_out, C_in, width). {shapes}"
+        )
+    if x.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"`x` has {x.shape[-1]} channels but `weight` takes {weight.shape[1]}; they must match. "
+            f"`x` is (*batch, T, C_in), channels last, and `weight` (C_out, C_in, width). {shapes}"
+        )
+    if weight.shape[2] == 0:
+        raise ValueError(f"`weight` has width 0, expected (C_out, C_in, width) with at least one tap. {shapes}")
+    if bias is not None:
+        because = f"one number per output channel of `weight`, which has shape {tuple(weight.shape)}"
+        checks.shape("bias", bias, (weight.shape[0],), because)
+
+
+def _distance(dilation: int) -> int:
+    number = checks.integral(dilation)
+    if number is None or number < 1:
+        raise ValueError(
+            f"`dilation` is {checks.shown(dilation)}, expected an integer >= 1: the distance between the taps."
+        )
+    return number
+
+
+def _zeros(padding: str | int, x: Array, weight: Array, dilation: int) -> tuple[int, int]:
+    """How many zeros `padding` puts before and behind the sequence."""
+    T, width = x.shape[-2], weight.shape[2]
+    reach = (width - 1) * dilation
+    number = checks.integral(padding)
+    if number is None and (not isinstance(padding, str) or padding not in ("same", "causal", "valid")):
+        raise ValueError(
+            f"`padding` is {checks.shown(padding)}, expected 'same', 'causal', 'valid' or an integer >= 0: the zeros "
+            "on both sides."
+        )
+    if number is not None and number < 0:
+        raise ValueError(f"`padding` is {number}, expected an integer >= 0: the zeros on both sides.")
+    if padding == "same" and width % 2 == 0:
+        raise ValueError(
+            f"`padding` is 'same', but a `weight` of even width ({width}) has no centre. Use an odd width, "
+            "padding='causal', or an integer: the zeros on both sides."
+        )
+    named = {"same": (reach // 2, reach // 2), "causal": (reach, 0), "valid": (0, 0)}
+    before, behind = (number, number) if number is not None else named[str(padding)]
+    if T + before + behind - reach < min(T, 1):
+        raise ValueError(
+            f"`x` has {T} steps and {before + behind} zeros around them, but the taps of `weight` reach over "
+            f"{reach + 1} ((width - 1) dilation + 1). Use padding='same' or 'causal', or a longer sequence. "
+            f"{checks.shapes(x=x, weight=weight)}"
+        )
+    return before, behind

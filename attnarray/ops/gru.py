@@ -1,0 +1,182 @@
+"""The gated recurrent unit: one gate mixes the old state with a candidate, another resets what the candidate sees."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from attnarray import checks
+from attnarray.backend import Array, namespace_of
+from attnarray.ops import recurrence
+from attnarray.ops.activations import sigmoid
+
+
+class GRUResult(NamedTuple):
+    """The state after every step, and after the last one.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> result = aa.gru(np.zeros((2, 5, 3)), np.zeros((12, 3)), np.zeros((12, 4)))
+    >>> result.out.shape, result.h.shape
+    ((2, 5, 4), (2, 4))
+    """
+
+    out: Array  # (*batch, T, H)
+    h: Array  # (*batch, H)
+
+
+class GRUContext(NamedTuple):
+    given: recurrence.Recurrent
+    gates: Array  # (N, T, 3 H): r, z, n
+    states: Array  # (N, T, H), after each step
+
+
+class GRUGrads(NamedTuple):
+    x: Array
+    weight_ih: Array
+    weight_hh: Array
+    bias_ih: Array | None
+    bias_hh: Array | None
+    h0: Array | None
+
+
+def gru(
+    x: Array,
+    weight_ih: Array,
+    weight_hh: Array,
+    bias_ih: Array | None = None,
+    bias_hh: Array | None = None,
+    h0: Array | None = None,
+    *,
+    mask: Array | None = None,
+    reverse: bool = False,
+) -> GRUResult:
+    r"""Gated recurrent unit over a sequence.
+
+    .. math::
+        \begin{pmatrix} a^r_t \\ a^z_t \\ a^n_t \end{pmatrix} &= W_{ih} x_t + b_{ih}, \qquad
+        \begin{pmatrix} u^r_t \\ u^z_t \\ u^n_t \end{pmatrix} = W_{hh} h_{t-1} + b_{hh}, \\
+        r_t &= \sigma(a^r_t + u^r_t), \quad z_t = \sigma(a^z_t + u^z_t), \quad n_t = \tanh(a^n_t + r_t \odot u^n_t), \\
+        h_t &= (1 - z_t) \odot n_t + z_t \odot h_{t-1}
+
+    The reset gate r multiplies after the matrix product, as in PyTorch and cuDNN; in the paper it multiplies h before.
+
+    Parameters
+    ----------
+    x : (*batch, T, I) floating
+        16-bit types are computed in float32.
+    weight_ih : (3H, I) of the same dtype
+        The rows of r, z and n, one block after the other, as in PyTorch.
+    weight_hh : (3H, H) of the same dtype
+    bias_ih, bias_hh : (3H,) of the same dtype, optional
+        0 where not given.
+    h0 : (*batch, H) of the same dtype, optional
+        The state before the first step; 0 where not given.
+    mask : (*batch, T) bool, optional
+        True where there is a step. Elsewhere the state stays as it is and the output is 0, whatever x holds there.
+    reverse : bool
+        Go from the last step to the first. Two calls, one of them in reverse, make a bidirectional network.
+
+    Returns
+    -------
+    GRUResult
+        out (*batch, T, H), the state after each step, and h (*batch, H), the state after the last one; with `reverse`
+        that is the state after step 0.
+
+    Raises
+    ------
+    TypeError
+        If the arrays are not of one floating dtype or not of one library, or `mask` is not boolean.
+    ValueError
+        If the shapes do not fit together.
+
+    References
+    ----------
+    Cho et al., "Learning phrase representations using RNN encoder-decoder for statistical machine translation", 2014,
+    arXiv:1406.1078.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> keep = np.array([0.0, 99.0, 0.0])  # z = 1: the state stays
+    >>> aa.gru(np.ones((3, 1)), np.zeros((3, 1)), np.zeros((3, 1)), keep, h0=np.array([0.5])).out.tolist()
+    [[0.5], [0.5], [0.5]]
+    """
+    return gru_fwd(x, weight_ih, weight_hh, bias_ih, bias_hh, h0, mask=mask, reverse=reverse)[0]
+
+
+def gru_fwd(
+    x: Array,
+    weight_ih: Array,
+    weight_hh: Array,
+    bias_ih: Array | None = None,
+    bias_hh: Array | None = None,
+    h0: Array | None = None,
+    *,
+    mask: Array | None = None,
+    reverse: bool = False,
+) -> tuple[GRUResult, GRUContext]:
+    """`gru` and the context for `gru_bwd`: the arguments, the gates and the state after each step."""
+    given = recurrence.checked("rzn", x, weight_ih, weight_hh, (bias_ih, bias_hh), {"h0": h0}, mask, reverse)
+    xp = namespace_of(x)
+    weight = recurrence.wide(given, weight_hh).mT
+    sums = recurrence.input_products(given, bias_ih)  # (N, T, 3 H)
+    h = recurrence.first_state(given, h0)
+    gates, states = {}, {}
+    for t in given.steps:
+        u = xp.matmul(h, weight) if bias_hh is None else xp.matmul(h, weight) + recurrence.wide(given, bias_hh)
+        (ar, az, an), (ur, uz, un) = recurrence.blocks(sums[:, t, :], 3), recurrence.blocks(u, 3)
+        r, z = sigmoid(ar + ur), sigmoid(az + uz)
+        n = xp.tanh(an + r * un)
+        gates[t] = xp.concat([r, z, n], axis=-1)  # (N, 3 H)
+        h = states[t] = recurrence.after_step(given, t, (1.0 - z) * n + z * h, h)
+    after = recurrence.over_time(states, sums[:, :, : given.hidden])  # (N, T, H)
+    result = GRUResult(recurrence.output_of(given, after), recurrence.state_of(given, h))
+    return result, GRUContext(given, recurrence.over_time(gates, sums), after)
+
+
+def gru_bwd(dout: GRUResult, ctx: GRUContext) -> GRUGrads:
+    r"""The gradient of the gated recurrent unit: backpropagation through time.
+
+    .. math::
+        dh_t &\mathrel{+}= dy_t, \qquad da^n_t = dh_t \odot (1 - z_t) \odot (1 - n_t^2), \qquad
+        du^n_t = da^n_t \odot r_t, \\
+        da^r_t &= du^r_t = da^n_t \odot u^n_t \odot r_t (1 - r_t), \qquad
+        da^z_t = du^z_t = dh_t \odot (h_{t-1} - n_t) \odot z_t (1 - z_t), \\
+        dh_{t-1} &= dh_t \odot z_t + W_{hh}^T du_t, \qquad dx_t = W_{ih}^T da_t, \\
+        dW_{ih} &= \sum_t da_t x_t^T, \quad dW_{hh} = \sum_t du_t h_{t-1}^T, \quad db_{ih} = \sum_t da_t, \quad
+        db_{hh} = \sum_t du_t
+
+    from the last step to the first. The cotangent of h is where dh starts, and what is left of it in the end is the
+    gradient of h0. Positions that are no steps hand dh on as it is. u^n is computed anew, for all steps at once.
+
+    Parameters
+    ----------
+    dout : GRUResult
+        The cotangents of out and h; None for one that does not count.
+    ctx : GRUContext
+    """
+    checks.context("ctx", ctx, GRUContext)
+    given = ctx.given
+    dy, dh = recurrence.cotangents(dout, GRUResult, given)
+    xp = namespace_of(ctx.states)
+    weight = recurrence.wide(given, given.weight_hh)
+    before = recurrence.before_steps(given, ctx.states, given.h0)  # (N, T, H)
+    r, z, n = recurrence.blocks(ctx.gates, 3)
+    slope_n = (1.0 - z) * (1.0 - n * n)
+    un = xp.matmul(before, weight[2 * given.hidden :, :].mT)
+    if given.bias_hh is not None:
+        un += recurrence.wide(given, given.bias_hh)[2 * given.hidden :]
+    of_both = [slope_n * un * r * (1.0 - r), (before - n) * z * (1.0 - z)]
+    slopes = recurrence.where_step(given, xp.concat([*of_both, slope_n * r], axis=-1))  # (N, T, 3 H)
+    hidden, news = {}, {}
+    for t in reversed(given.steps):
+        dh = dh + dy[:, t, :]
+        hidden[t] = xp.concat([dh, dh, dh], axis=-1) * slopes[:, t, :]  # (N, 3 H)
+        news[t] = dh * slope_n[:, t, :]  # (N, H)
+        dh = recurrence.after_step(given, t, dh * z[:, t, :] + xp.matmul(hidden[t], weight), dh)
+    du = recurrence.over_time(hidden, ctx.gates)  # (N, T, 3 H)
+    dan = recurrence.where_step(given, recurrence.over_time(news, ctx.states))
+    da = xp.concat([du[:, :, : 2 * given.hidden], dan], axis=-1)  # (N, T, 3 H)
+    grads = recurrence.gradients(given, da, du, before)
+    return GRUGrads(*grads, None if given.h0 is None else recurrence.state_of(given, dh))

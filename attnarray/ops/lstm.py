@@ -1,0 +1,183 @@
+"""Long short-term memory: a cell that gates write to, keep and read."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from attnarray import checks
+from attnarray.backend import Array, namespace_of
+from attnarray.ops import recurrence
+from attnarray.ops.lstm_cell import lstm_cell
+
+
+class LSTMResult(NamedTuple):
+    """The output of every step, and output and cell after the last one.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> result = aa.lstm(np.zeros((2, 5, 3)), np.zeros((16, 3)), np.zeros((16, 4)))
+    >>> result.out.shape, result.h.shape, result.c.shape
+    ((2, 5, 4), (2, 4), (2, 4))
+    """
+
+    out: Array  # (*batch, T, H)
+    h: Array  # (*batch, H)
+    c: Array  # (*batch, H)
+
+
+class LSTMContext(NamedTuple):
+    given: recurrence.Recurrent
+    c0: Array | None
+    gates: Array  # (N, T, 4 H): i, f, g, o
+    states: Array  # (N, T, H), after each step
+    cells: Array  # (N, T, H), after each step
+
+
+class LSTMGrads(NamedTuple):
+    x: Array
+    weight_ih: Array
+    weight_hh: Array
+    bias_ih: Array | None
+    bias_hh: Array | None
+    h0: Array | None
+    c0: Array | None
+
+
+def lstm(
+    x: Array,
+    weight_ih: Array,
+    weight_hh: Array,
+    bias_ih: Array | None = None,
+    bias_hh: Array | None = None,
+    h0: Array | None = None,
+    c0: Array | None = None,
+    *,
+    mask: Array | None = None,
+    reverse: bool = False,
+) -> LSTMResult:
+    r"""Long short-term memory over a sequence.
+
+    .. math::
+        \begin{pmatrix} a^i_t \\ a^f_t \\ a^g_t \\ a^o_t \end{pmatrix} &=
+        W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh}, \\
+        i_t = \sigma(a^i_t), \quad f_t &= \sigma(a^f_t), \quad g_t = \tanh(a^g_t), \quad o_t = \sigma(a^o_t), \\
+        c_t &= f_t \odot c_{t-1} + i_t \odot g_t, \qquad h_t = o_t \odot \tanh(c_t)
+
+    Parameters
+    ----------
+    x : (*batch, T, I) floating
+        16-bit types are computed in float32.
+    weight_ih : (4H, I) of the same dtype
+        The rows of i, f, g and o, one block after the other, as in PyTorch.
+    weight_hh : (4H, H) of the same dtype
+    bias_ih, bias_hh : (4H,) of the same dtype, optional
+        0 where not given.
+    h0, c0 : (*batch, H) of the same dtype, optional
+        Output and cell before the first step; 0 where not given.
+    mask : (*batch, T) bool, optional
+        True where there is a step. Elsewhere h and c stay as they are and the output is 0, whatever x holds there.
+    reverse : bool
+        Go from the last step to the first. Two calls, one of them in reverse, make a bidirectional network.
+
+    Returns
+    -------
+    LSTMResult
+        out (*batch, T, H), h of each step; h and c (*batch, H) after the last one, which with `reverse` is step 0.
+
+    Raises
+    ------
+    TypeError
+        If the arrays are not of one floating dtype or not of one library, or `mask` is not boolean.
+    ValueError
+        If the shapes do not fit together.
+
+    References
+    ----------
+    Hochreiter and Schmidhuber, "Long short-term memory", Neural Computation 9, 1997; the forget gate f: Gers,
+    Schmidhuber and Cummins, "Learning to forget: continual prediction with LSTM", Neural Computation 12, 2000.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> keep = np.array([0.0, 99.0, 0.0, 99.0])  # nothing is written, all is kept and read
+    >>> aa.lstm(np.ones((3, 1)), np.zeros((4, 1)), np.zeros((4, 1)), keep, c0=np.array([0.5])).c.tolist()
+    [0.5]
+    """
+    return lstm_fwd(x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, mask=mask, reverse=reverse)[0]
+
+
+def lstm_fwd(
+    x: Array,
+    weight_ih: Array,
+    weight_hh: Array,
+    bias_ih: Array | None = None,
+    bias_hh: Array | None = None,
+    h0: Array | None = None,
+    c0: Array | None = None,
+    *,
+    mask: Array | None = None,
+    reverse: bool = False,
+) -> tuple[LSTMResult, LSTMContext]:
+    """`lstm` and the context for `lstm_bwd`: the arguments, the gates, and h and c after each step."""
+    given = recurrence.checked("ifgo", x, weight_ih, weight_hh, (bias_ih, bias_hh), {"h0": h0, "c0": c0}, mask, reverse)
+    xp = namespace_of(x)
+    weight = recurrence.wide(given, weight_hh).mT
+    sums = recurrence.input_products(given, bias_ih, bias_hh)  # (N, T, 4 H)
+    h, c = recurrence.first_state(given, h0), recurrence.first_state(given, c0)
+    gates, states, cells = {}, {}, {}
+    for t in given.steps:
+        products, inputs = xp.matmul(h, weight)[None, :, :], sums[None, :, t, :]  # (1, N, 4 H)
+        found = lstm_cell(products, None, inputs, c[None, :, :])
+        gates[t], h_new, c_new = (x[0, :, :] for x in found)
+        h = states[t] = recurrence.after_step(given, t, h_new, h)
+        c = cells[t] = recurrence.after_step(given, t, c_new, c)
+    empty = sums[:, :, : given.hidden]
+    after, cells_after = recurrence.over_time(states, empty), recurrence.over_time(cells, empty)  # (N, T, H)
+    result = LSTMResult(
+        recurrence.output_of(given, after), recurrence.state_of(given, h), recurrence.state_of(given, c)
+    )
+    return result, LSTMContext(given, c0, recurrence.over_time(gates, sums), after, cells_after)
+
+
+def lstm_bwd(dout: LSTMResult, ctx: LSTMContext) -> LSTMGrads:
+    r"""The gradient of long short-term memory: backpropagation through time.
+
+    .. math::
+        dh_t &\mathrel{+}= dy_t, \qquad dc_t \mathrel{+}= dh_t \odot o_t \odot (1 - \tanh^2 c_t), \\
+        da^i_t &= dc_t \odot g_t \odot i_t (1 - i_t), \qquad da^f_t = dc_t \odot c_{t-1} \odot f_t (1 - f_t), \\
+        da^g_t &= dc_t \odot i_t \odot (1 - g_t^2), \qquad da^o_t = dh_t \odot \tanh(c_t) \odot o_t (1 - o_t), \\
+        dh_{t-1} &= W_{hh}^T da_t, \qquad dc_{t-1} = dc_t \odot f_t, \qquad dx_t = W_{ih}^T da_t, \\
+        dW_{ih} &= \sum_t da_t x_t^T, \qquad dW_{hh} = \sum_t da_t h_{t-1}^T, \qquad db_{ih} = db_{hh} = \sum_t da_t
+
+    from the last step to the first. The cotangents of h and c are where dh and dc start, and what is left of them in
+    the end are the gradients of h0 and c0. Positions that are no steps hand both on as they are.
+
+    Parameters
+    ----------
+    dout : LSTMResult
+        The cotangents of out, h and c; None for those that do not count.
+    ctx : LSTMContext
+    """
+    checks.context("ctx", ctx, LSTMContext)
+    given = ctx.given
+    dy, dh, dc = recurrence.cotangents(dout, LSTMResult, given)
+    xp = namespace_of(ctx.cells)
+    weight = recurrence.wide(given, given.weight_hh)
+    i, f, g, o = recurrence.blocks(ctx.gates, 4)
+    read = xp.tanh(ctx.cells)
+    kept = recurrence.before_steps(given, ctx.cells, ctx.c0) * f * (1.0 - f)
+    slopes = xp.concat([g * i * (1.0 - i), kept, i * (1.0 - g * g), read * o * (1.0 - o)], axis=-1)
+    slopes = recurrence.where_step(given, slopes)  # (N, T, 4 H)
+    through = o * (1.0 - read * read)
+    sums = {}
+    for t in reversed(given.steps):
+        dh = dh + dy[:, t, :]
+        dcell = dc + dh * through[:, t, :]
+        sums[t] = xp.concat([dcell, dcell, dcell, dh], axis=-1) * slopes[:, t, :]  # (N, 4 H)
+        dh = recurrence.after_step(given, t, xp.matmul(sums[t], weight), dh)
+        dc = recurrence.after_step(given, t, dcell * f[:, t, :], dc)
+    dsums = recurrence.over_time(sums, ctx.gates)  # (N, T, 4 H)
+    grads = recurrence.gradients(given, dsums, dsums, recurrence.before_steps(given, ctx.states, given.h0))
+    dh0 = None if given.h0 is None else recurrence.state_of(given, dh)
+    return LSTMGrads(*grads, dh0, None if ctx.c0 is None else recurrence.state_of(given, dc))

@@ -1,0 +1,236 @@
+"""What recurrent functions share: checks, the products with all inputs, states over time, gradients of the weights.
+
+Inside, the batch axes are one axis of N sequences. G is the number of gates, each with H rows of the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from attnarray import checks
+from attnarray.backend import Array, accumulator_dtype, device_of, namespace_of
+
+
+class Recurrent(NamedTuple):
+    """The arguments that recurrent functions share, as they were given."""
+
+    x: Array  # (*batch, T, I)
+    weight_ih: Array  # (G H, I)
+    weight_hh: Array  # (G H, H)
+    bias_ih: Array | None  # (G H,)
+    bias_hh: Array | None  # (G H,)
+    h0: Array | None  # (*batch, H)
+    mask: Array | None  # (*batch, T)
+    reverse: bool
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        return tuple(self.x.shape[:-2])
+
+    @property
+    def sequences(self) -> int:
+        """N"""
+        return math.prod(self.batch)
+
+    @property
+    def hidden(self) -> int:
+        """H"""
+        return int(self.weight_hh.shape[1])
+
+    @property
+    def steps(self) -> range:
+        """The positions in the order in which the state goes over them."""
+        positions = range(self.x.shape[-2])
+        return positions[::-1] if self.reverse else positions
+
+
+def checked(
+    gates: str,
+    x: Array,
+    weight_ih: Array,
+    weight_hh: Array,
+    biases: tuple[Array | None, Array | None],
+    states: dict[str, Array | None],
+    mask: Array | None,
+    reverse: bool,
+) -> Recurrent:
+    """Check all that a recurrent function is given. `gates` names them, one letter each; `states` has h0 and c0."""
+    arrays = {"x": x, "weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": biases[0], "bias_hh": biases[1]}
+    checks.required(x=x, weight_ih=weight_ih, weight_hh=weight_hh)
+    checks.namespace(**arrays, **states, mask=mask)
+    checks.floating(**arrays, **states)
+    hidden = _check_weights(gates, x, weight_ih, weight_hh)
+    because = f"one number per row of `weight_ih`, which has shape {tuple(weight_ih.shape)}"
+    for name, bias in (("bias_ih", biases[0]), ("bias_hh", biases[1])):
+        if bias is not None:
+            checks.shape(name, bias, (weight_ih.shape[0],), because)
+    *batch, T, _ = x.shape
+    for name, state in states.items():
+        if state is not None:
+            because = f"H = {hidden} numbers for each sequence of `x`, which has shape {tuple(x.shape)}"
+            checks.shape(name, state, (*batch, hidden), because)
+    if mask is not None:
+        checks.boolean("mask", mask)
+        checks.shape("mask", mask, (*batch, T), f"(*batch, T) of `x`, which has shape {tuple(x.shape)}")
+    return Recurrent(x, weight_ih, weight_hh, *biases, states["h0"], mask, checks.flag("reverse", reverse))
+
+
+def _check_weights(gates: str, x: Array, weight_ih: Array, weight_hh: Array) -> int:
+    """H, when all widths fit together."""
+    shapes = checks.shapes(x=x, weight_ih=weight_ih, weight_hh=weight_hh)
+    count = len(gates)
+    rows = f"{count}H" if count > 1 else "H"
+    if x.ndim < 2 or weight_ih.ndim != 2 or weight_hh.ndim != 2:
+        raise ValueError(
+            f"`x`, `weight_ih` and `weight_hh` have {x.ndim}, {weight_ih.ndim} and {weight_hh.ndim} axes, expected "
+            f"(*batch, T, I), ({rows}, I) and ({rows}, H). {shapes}"
+        )
+    if weight_ih.shape[0] % count:
+        raise ValueError(
+            f"`weight_ih` has {weight_ih.shape[0]} rows, which {count} does not divide: expected ({rows}, I), H rows "
+            f"for each of {', '.join(gates)}. {shapes}"
+        )
+    if x.shape[-1] != weight_ih.shape[1]:
+        raise ValueError(
+            f"`x` has {x.shape[-1]} features but `weight_ih` has {weight_ih.shape[1]} columns; they must match. "
+            f"A weight that is stored as (I, {rows}) is passed as weight_ih.T. {shapes}"
+        )
+    hidden = int(weight_ih.shape[0]) // count
+    because = f"({rows}, H) with H = {hidden}, as `weight_ih` has {weight_ih.shape[0]} rows"
+    checks.shape("weight_hh", weight_hh, (count * hidden, hidden), because)
+    return hidden
+
+
+def cotangents(dout: Any, results: type, given: Recurrent) -> list[Array]:
+    """The cotangents of out (N, T, H) and of the states (N, H) in the dtype of the sums; 0 for those that are None."""
+    names = getattr(results, "_fields", ())
+    if not isinstance(dout, tuple | list) or len(dout) != len(names):
+        raise TypeError(
+            f"`dout` is {checks.shown(dout)}, expected {results.__name__}({', '.join(names)}): the cotangent of each "
+            "result, None for those that do not count."
+        )
+    named = {f"dout.{name}": array for name, array in zip(names, dout, strict=True)}
+    xp = checks.namespace(**named, x=given.x)
+    found = []
+    for name, array in named.items():
+        shape = (*given.x.shape[:-1], given.hidden) if name == "dout.out" else (*given.batch, given.hidden)
+        if array is None:
+            array = xp.zeros(shape, dtype=given.x.dtype, device=device_of(given.x))
+        checks.shape(name, array, shape, "the shape of that result")
+        checks.floating(**{name: array}, x=given.x)
+        found.append(_sequences(given, array))
+    return [where_step(given, found[0]), *found[1:]]
+
+
+def input_products(given: Recurrent, *biases: Array | None) -> Array:
+    """x W_ih^T and all `biases` that are given, of every step: (N, T, G H)."""
+    xp = namespace_of(given.x)
+    weight = wide(given, given.weight_ih)
+    products = xp.matmul(_rows(_inputs(given)), weight.mT)  # (N T, G H)
+    for bias in biases:
+        if bias is not None:
+            products += wide(given, bias)
+    return xp.reshape(products, (given.sequences, given.x.shape[-2], weight.shape[0]))  # (N, T, G H)
+
+
+def first_state(given: Recurrent, state: Array | None) -> Array:
+    """The state before the first step, (N, H); 0 where none is given."""
+    xp = namespace_of(given.x)
+    shape = (given.sequences, given.hidden)
+    if state is None:
+        return xp.zeros(shape, dtype=accumulator_dtype(xp, given.x.dtype), device=device_of(given.x))
+    return xp.reshape(wide(given, state), shape)
+
+
+def after_step(given: Recurrent, t: int, new: Array, old: Array) -> Array:
+    """`new` in the sequences where position t is a step, `old` in the others; both (N, H)."""
+    if given.mask is None:
+        return new
+    xp = namespace_of(given.x)
+    mask = xp.reshape(given.mask, (given.sequences, given.x.shape[-2]))  # (N, T)
+    return xp.where(mask[:, t, None], new, old)
+
+
+def over_time(by_step: dict[int, Array], empty: Array) -> Array:
+    """(N, S) of each position -> (N, T, S); `empty` is returned where T is 0."""
+    xp = namespace_of(empty)
+    return xp.stack([by_step[t] for t in range(len(by_step))], axis=1) if by_step else empty
+
+
+def before_steps(given: Recurrent, states: Array, state: Array | None) -> Array:
+    """The states before each step, from those after each step and the one before the first: (N, T, H)."""
+    xp = namespace_of(states)
+    first = first_state(given, state)[:, None, :]  # (N, 1, H)
+    if given.reverse:
+        return xp.concat([states, first], axis=1)[:, 1:, :]
+    return xp.concat([first, states], axis=1)[:, : states.shape[1], :]
+
+
+def where_step(given: Recurrent, values: Array) -> Array:
+    """(N, T, S) with 0 at positions that are no steps."""
+    if given.mask is None:
+        return values
+    xp = namespace_of(values)
+    return xp.where(xp.reshape(given.mask, (*values.shape[:2], 1)), values, 0.0)
+
+
+def output_of(given: Recurrent, states: Array) -> Array:
+    """The states (N, T, H) as the caller sees them: (*batch, T, H), 0 at positions that are no steps."""
+    xp = namespace_of(states)
+    out = xp.astype(where_step(given, states), given.x.dtype, copy=False)
+    return xp.reshape(out, (*given.batch, *out.shape[1:]))
+
+
+def state_of(given: Recurrent, state: Array) -> Array:
+    """A state (N, H), or its gradient, as the caller sees it: (*batch, H)."""
+    xp = namespace_of(state)
+    return xp.reshape(xp.astype(state, given.x.dtype), (*given.batch, given.hidden))
+
+
+def gradients(
+    given: Recurrent, dinput: Array, dhidden: Array, before: Array
+) -> tuple[Array, Array, Array, Array | None, Array | None]:
+    """The gradients of x, both weights and both biases, for all steps at once.
+
+    `dinput` and `dhidden` (N, T, G H) are those of x W_ih^T + b_ih and h W_hh^T + b_hh; `before` (N, T, H) is h.
+    """
+    xp = namespace_of(dinput)
+    dtype = given.x.dtype
+    dx = where_step(given, xp.matmul(dinput, wide(given, given.weight_ih)))  # (N, T, I)
+    dx = xp.reshape(xp.astype(dx, dtype, copy=False), given.x.shape)
+    dinput, dhidden = _rows(dinput), _rows(dhidden)  # (N T, G H)
+    dweight_ih = xp.astype(xp.matmul(dinput.mT, _rows(_inputs(given))), dtype, copy=False)  # (G H, I)
+    dweight_hh = xp.astype(xp.matmul(dhidden.mT, _rows(before)), dtype, copy=False)  # (G H, H)
+    dbias_ih = None if given.bias_ih is None else xp.astype(xp.sum(dinput, axis=0), dtype, copy=False)
+    dbias_hh = None if given.bias_hh is None else xp.astype(xp.sum(dhidden, axis=0), dtype, copy=False)
+    return dx, dweight_ih, dweight_hh, dbias_ih, dbias_hh
+
+
+def wide(given: Recurrent, array: Array) -> Array:
+    """`array` in the dtype that sums are kept in."""
+    xp = namespace_of(array)
+    return xp.astype(array, accumulator_dtype(xp, given.x.dtype), copy=False)
+
+
+def blocks(gates: Array, count: int) -> list[Array]:
+    """(..., G H) -> one (..., H) for each of the `count` gates."""
+    size = gates.shape[-1] // count
+    return [gates[..., n * size : (n + 1) * size] for n in range(count)]
+
+
+def _inputs(given: Recurrent) -> Array:
+    """x as (N, T, I), 0 where there is no step: what stands there must not be multiplied, it may be NaN."""
+    return where_step(given, _sequences(given, given.x))
+
+
+def _sequences(given: Recurrent, array: Array) -> Array:
+    """(*batch, ...) -> (N, ...) in the dtype of the sums."""
+    xp = namespace_of(array)
+    return xp.reshape(wide(given, array), (given.sequences, *array.shape[len(given.batch) :]))
+
+
+def _rows(array: Array) -> Array:
+    """(N, T, S) -> (N T, S), so that one large matrix product does the work."""
+    xp = namespace_of(array)
+    return xp.reshape(array, (array.shape[0] * array.shape[1], array.shape[2]))

@@ -1,0 +1,28 @@
+"""Code for a process of its own that forks in the middle of its work; threads of the parent do not reach the child."""
+
+from __future__ import annotations
+
+_TEMPLATE = """
+{prepared}
+import os, sys, warnings
+from attnarray.kernels.numba import threads
+check()
+assert threads._pool is not None
+# Python 3.12 and newer warn that a fork with threads may deadlock, which is what is tested here.
+warnings.filterwarnings("ignore", message=".*use of fork.*", category=DeprecationWarning)
+child = os.fork()
+if child == 0:
+    check()
+    os._exit(0 if threads._pool is not None else 3)
+status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+check()
+sys.exit(status)
+"""
+
+
+def forking(prepared: str) -> str:
+    """Code that calls the `check()` of `prepared` in a process, then in its child, and in the parent once more.
+
+    `check` must split its work over threads in both; the process fails if the child does.
+    """
+    return _TEMPLATE.format(prepared=prepared)

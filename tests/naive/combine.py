@@ -1,0 +1,15 @@
+"""The combination of a context with a state by loops over single numbers in float64."""
+
+import math
+
+import numpy as np
+from naive.linear import linear
+
+
+def combine(context, hidden, context_weight, hidden_weight, bias=None, *, activation=None):
+    """Both linear maps, added; tanh of each number if asked for."""
+    out = linear(context, context_weight, bias) + linear(hidden, hidden_weight)
+    if activation == "tanh":
+        for place in np.ndindex(out.shape):
+            out[place] = math.tanh(out[place])
+    return out

@@ -1,0 +1,21 @@
+"""Long short-term memory by loops over single numbers in float64: the twin that the library is compared with."""
+
+import math
+
+from naive.rnn import over_steps, row_products, sigmoid
+
+
+def lstm(x, weight_ih, weight_hh, bias_ih=None, bias_hh=None, h0=None, c0=None, *, mask=None, reverse=False):
+    """(out, h, c): each cell forgets a part, takes in a part of something new, and shows a part of itself."""
+    hidden = weight_hh.shape[1]
+
+    def step(vector, states):
+        a, u = row_products(weight_ih, vector, bias_ih), row_products(weight_hh, states[0], bias_hh)
+        h, c = [], []
+        for e in range(hidden):
+            i, f, g, o = (a[gate * hidden + e] + u[gate * hidden + e] for gate in range(4))
+            c.append(sigmoid(f) * states[1][e] + sigmoid(i) * math.tanh(g))
+            h.append(sigmoid(o) * math.tanh(c[-1]))
+        return [h, c]
+
+    return over_steps(x, step, hidden, [h0, c0], mask, reverse)

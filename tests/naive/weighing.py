@@ -1,0 +1,39 @@
+"""Weights of given scores, and the weighted sum of the values: what all mechanisms without heads share."""
+
+import math
+
+import numpy as np
+from naive.scaled_dot_product_attention import scaled_dot_product_attention
+
+
+def weigh(
+    scores, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=1.0, bias=None, softcap=None, **options
+):
+    """The output (*batch, T, Dv) of scores (*batch, T, S): as a bias of dot products that are all 0."""
+    scores, value = np.asarray(scores, np.float64), np.asarray(value, np.float64)
+    batch, (queries, keys) = scores.shape[:-2], scores.shape[-2:]
+    count = math.prod(batch)
+    added = np.zeros(scores.shape)
+    for place in np.ndindex(scores.shape):
+        score = scale * scores[place]
+        added[place] = score if softcap is None else softcap * math.tanh(score / softcap)
+    exists = np.ones(scores.shape, bool)
+    for array in (attn_mask, bias):
+        if array is not None and np.asarray(array).dtype == bool:
+            exists = exists & array
+        elif array is not None:
+            added = added + np.asarray(array, np.float64)
+    given = {
+        name: np.broadcast_to(options.pop(name), batch).reshape(count)
+        for name in ("q_offset", "kv_lengths")
+        if name in options
+    }
+    if options.get("dropout_mask") is not None:
+        kept = np.broadcast_to(options["dropout_mask"], scores.shape)
+        options["dropout_mask"] = kept.reshape(count, queries, keys)
+    out = scaled_dot_product_attention(
+        np.zeros((count, queries, 1)), np.zeros((count, keys, 1)), value.reshape(count, *value.shape[-2:]),
+        exists.reshape(count, queries, keys), dropout_p, is_causal, bias=added.reshape(count, queries, keys),
+        **given, **options,
+    )  # fmt: skip
+    return out.reshape(*scores.shape[:-1], value.shape[-1])
