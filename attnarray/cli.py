@@ -106,17 +106,32 @@ def _add_check(commands: Commands) -> None:
 
 
 def _add_demo(commands: Commands) -> None:
+    from attnarray.demo import ATTENTIONS
+
     demo = commands.add_parser(
         "demo",
         help="train a date translator with hand-derived gradients, and draw what it attends to",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=(
             "Learn to translate dates written in many languages (Unicode CLDR) to ISO 8601: '4 juillet 1987' to\n"
-            "'1987-07-04'. One self-attention block over the characters, ten learned queries that attend over them,\n"
-            "trained by the library's hand-written backward passes. Prints the accuracy on dates never seen in\n"
-            "training and saves a picture of the alignments."
+            "'1987-07-04', by the library's hand-written backward passes. Prints the accuracy on dates never seen in\n"
+            "training and saves a picture of the alignments. With multi-head attention ten learned queries attend\n"
+            "over the characters; most other mechanisms stand between a recurrent encoder and decoder."
         ),
-        epilog="examples:\n  attnarray demo\n  attnarray demo --backend cupy --picture alignments.png",
+        epilog=(
+            "examples:\n  attnarray demo\n  attnarray demo --backend cupy --picture alignments.png\n"
+            "  attnarray demo --attention additive\n  attnarray demo --all"
+        ),
+    )
+    which = demo.add_mutually_exclusive_group()
+    which.add_argument(
+        "--attention",
+        metavar="NAME",
+        choices=ATTENTIONS,
+        help=f"the mechanism: {', '.join(ATTENTIONS)} (default: {ATTENTIONS[0]})",
+    )
+    which.add_argument(
+        "--all", action="store_true", help="every mechanism in turn: a table, and one picture of all alignments"
     )
     demo.add_argument("--backend", metavar="NAME", default="numpy", help="array library to train on (default: numpy)")
     demo.add_argument(
@@ -131,7 +146,7 @@ def _add_demo(commands: Commands) -> None:
     demo.add_argument("--dates", type=_positive, metavar="N", help="training dates (default: the recipe's)")
     demo.add_argument("--seed", type=_seed, default=0, help="seed of data, parameters and order (default: 0)")
     demo.add_argument(
-        "--picture", metavar="FILE", default="alignments.png", help="where the PNG goes (default: %(default)s)"
+        "--picture", metavar="FILE", help="where the PNG goes (default: alignments.png, with --all mechanisms.png)"
     )
     demo.set_defaults(run=_demo)
 
@@ -204,11 +219,12 @@ def _check(options: argparse.Namespace) -> int:
 
 def _demo(options: argparse.Namespace) -> int:
     from attnarray.demo import run
+    from attnarray.demo.lesson import DemoError
 
     _known_backend(options.backend)
     try:
         return run.main(options)
-    except run.DemoError as error:
+    except DemoError as error:
         raise UsageError(f"attnarray demo: {error}") from error
 
 

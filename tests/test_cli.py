@@ -185,7 +185,7 @@ HELP = {
         "examples:",
         "attnarray check --json",
     ],
-    ("demo",): ["ISO 8601", "--epochs N", "--picture FILE", "examples:", "attnarray demo --backend cupy"],
+    ("demo",): ["ISO 8601", "--attention NAME", "--all", "--picture FILE", "examples:", "attnarray demo --all"],
 }
 
 

@@ -1,4 +1,4 @@
-"""The demo: its model's gradients as a whole, its training, its command."""
+"""The demo with multi-head attention: its model's gradients as a whole, its training, its command."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def small() -> tuple[training.Data, dict[str, Any]]:
     train, _ = dates.make_pairs(300, 0, seed=3)
     vocabulary = dates.Vocabulary(pair.source for pair in train)
     data = training.encode(train, vocabulary)
-    return data, training.fresh(vocabulary, data.tokens.shape[1], seed=1)
+    return data, training.fresh(translator, vocabulary, data.tokens.shape[1], seed=1)
 
 
 class WholeModel:
@@ -69,8 +69,8 @@ def test_padding_does_not_change_the_translation(small: Any) -> None:
 def test_training_lowers_the_loss(small: Any) -> None:
     data, params = small
     losses: list[float] = []
-    list(training.train(data, params, 6, 0, lambda loss, _: losses.append(loss)))
-    assert len(losses) == training.steps_of(data, 6)
+    list(training.train(translator, data, params, 6, 0, lambda loss, _: losses.append(loss)))
+    assert len(losses) == training.steps_of(300, 6)
     assert np.mean(losses[-5:]) < 0.75 * losses[0]
 
 
@@ -105,6 +105,6 @@ def test_array_code_and_kernels_train_alike(small: Any) -> None:
     for kernels in ("reference", "auto"):
         with aa.use_kernels(kernels):
             losses: list[float] = []
-            list(training.train(data, params, 1, 0, lambda loss, _, losses=losses: losses.append(loss)))
+            list(training.train(translator, data, params, 1, 0, lambda loss, _, losses=losses: losses.append(loss)))
             found[kernels] = losses
     np.testing.assert_allclose(found["reference"], found["auto"], rtol=1e-3)  # float32, five steps of AdamW

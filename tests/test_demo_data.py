@@ -133,10 +133,10 @@ class TestPicture:
         picture.draw_alignments(path, sources, **{**given, **changes})
 
     @pytest.mark.filterwarnings("error")
-    @pytest.mark.parametrize("languages", [None, ["en", "ja", "el"]])
-    def test_writes_a_png_without_warnings(self, tmp_path, languages):
+    @pytest.mark.parametrize("names", [None, ["English", "Japanese", "Greek"]])
+    def test_writes_a_png_without_warnings(self, tmp_path, names):
         path = tmp_path / "alignments.png"
-        self.draw(path, ["$7 Sep$", "2003年9月7日", "7 Σεπ\u202f2003"], languages=languages)
+        self.draw(path, ["$7 Sep$", "2003年9月7日", "7 Σεπ\u202f2003"], names=names)
         assert path.read_bytes().startswith(b"\x89PNG")
 
     @pytest.mark.filterwarnings("error")

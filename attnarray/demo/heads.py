@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from attnarray.attention.dot_product import (
     SDPAContext,
@@ -10,9 +10,8 @@ from attnarray.attention.dot_product import (
     scaled_dot_product_attention_fwd,
 )
 from attnarray.backend import Array, namespace_of
+from attnarray.layers.initial import Params
 from attnarray.ops.linear import LinearContext, linear_bwd, linear_fwd
-
-Params = dict[str, Any]
 
 
 class HeadsContext(NamedTuple):

@@ -1,4 +1,4 @@
-"""One picture of where the answer looks: a heat map of attention for each of a few dates."""
+"""One picture of where answers look: heat maps of attention, for a few dates or a few mechanisms."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from attnarray.demo.dates import TARGET_LENGTH, Pair, language_name
+from attnarray.demo.dates import TARGET_LENGTH, Pair
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,9 +39,11 @@ def draw_alignments(
     predictions: Sequence[str],
     title: str,
     *,
-    languages: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
+    columns: int = 2,
 ) -> None:
-    """Write a PNG with one heat map per date: its characters along the top, the characters of the answer down the side.
+    """Write a PNG with one heat map per answer: the characters of the date along the top, those of the answer
+    down the side.
 
     Rows for the year, the month and the day have a colour each. A character of the date takes the colour of the field
     that looks at it most. The rows of the two hyphens stay empty: they are the same in every answer. Wrong answers are
@@ -57,8 +59,10 @@ def draw_alignments(
         The attention of each character of the answer over the S characters of the source, averaged over the heads.
     title : str
         The headline.
-    languages : sequence of str, optional
-        The CLDR codes of the languages, to be named over each heat map.
+    names : sequence of str, optional
+        What stands over each heat map, before the answer.
+    columns : int
+        Heat maps side by side.
 
     Raises
     ------
@@ -67,11 +71,11 @@ def draw_alignments(
     ModuleNotFoundError
         If matplotlib is not installed.
     """
-    _check(sources, targets, weights, predictions, languages)
+    _check(sources, targets, weights, predictions, names)
     figure_class = _matplotlib().figure.Figure
-    columns = min(2, len(sources))
+    columns = min(columns, len(sources))
     rows = -(-len(sources) // columns)
-    width_of_panel = max(*map(len, sources), 46 // columns) * CELL  # wide enough for the headline
+    width_of_panel = max(*map(len, sources), 46 // min(columns, 2)) * CELL  # wide enough for headline and answer
     height_of_panel = TARGET_LENGTH * CELL
     width = 2 * MARGIN + columns * width_of_panel + (columns - 1) * GAP
     height = HEAD + rows * height_of_panel + (rows - 1) * GAP + FOOT
@@ -81,7 +85,7 @@ def draw_alignments(
         bottom = height - HEAD - height_of_panel - n // columns * (height_of_panel + GAP)
         box = (left / width, bottom / height, len(source) * CELL / width, height_of_panel / height)
         axes = figure.add_axes(box)
-        name = language_name(languages[n]) if languages else ""
+        name = names[n] if names else ""
         _panel(axes, drawable(source), targets[n], np.asarray(weights[n]), predictions[n], name)
     _headline(figure, width, height, title)
     figure.savefig(path, format="png")
@@ -110,9 +114,9 @@ def _check(
     targets: Sequence[str],
     weights: Sequence[np.ndarray],
     predictions: Sequence[str],
-    languages: Sequence[str] | None,
+    names: Sequence[str] | None,
 ) -> None:
-    counts = [len(sources), len(targets), len(weights), len(predictions), *([len(languages)] if languages else [])]
+    counts = [len(sources), len(targets), len(weights), len(predictions), *([len(names)] if names else [])]
     if len(set(counts)) != 1 or not sources:
         raise ValueError(
             f"There are {', '.join(map(str, counts))} sources, targets, ...: expected equally many, at least 1."

@@ -1,4 +1,4 @@
-"""`attnarray demo`: train the date translator, show what it learned, draw what it looks at."""
+"""`attnarray demo`: train a date translator, show what it learned, draw what it looks at."""
 
 from __future__ import annotations
 
@@ -10,77 +10,69 @@ import numpy as np
 
 from attnarray.backend import use_backend
 from attnarray.console import progress
-from attnarray.demo import dates, picture, training, translator
-from attnarray.demo.heads import Params
+from attnarray.demo import ATTENTIONS, dates, picture, training
+from attnarray.demo.comparison import compare
+from attnarray.demo.lesson import EPOCHS, DemoError, Lesson, examine, learn, on_bar, prepare
+from attnarray.demo.mechanisms import MECHANISMS
+from attnarray.demo.model import Model
 from attnarray.dispatch import KernelUnavailableError, explain, use_kernels
+from attnarray.layers.initial import Params
 
-TRAINING_DATES, TEST_DATES, EPOCHS = 30_000, 2_000, 3
+TEST_DATES = 2_000
 SAMPLES = ("en", "fr", "el", "ru", "tr", "he", "ja", "zh", "ko", "th", "hi", "fi")
 DRAWN = 6
-
-
-class DemoError(Exception):
-    """The demo cannot run as asked; the message says why and what to do."""
+PICTURE, PICTURE_OF_ALL = "alignments.png", "mechanisms.png"
 
 
 def main(options: argparse.Namespace) -> int:
     """Run the demo with the arguments of the command line; returns the exit code."""
-    path = Path(options.picture)
+    name = options.picture or (PICTURE_OF_ALL if options.all else PICTURE)
+    path = Path(name)
     if path.is_dir() or not path.absolute().parent.is_dir():
-        raise DemoError(f"--picture {options.picture}: expected a file in a folder that exists")
-    count = options.dates or TRAINING_DATES
+        raise DemoError(f"--picture {name}: expected a file in a folder that exists")
+    chosen = options.attention or ATTENTIONS[0]
+    count = options.dates or max(MECHANISMS[name].dates for name in (ATTENTIONS if options.all else (chosen,)))
     try:
         train, test = dates.make_pairs(count, TEST_DATES, options.seed)
     except (ValueError, ModuleNotFoundError) as error:
         raise DemoError(str(error)) from error
-    vocabulary = dates.Vocabulary(pair.source for pair in train)
-    print(
-        f"{len(train)} dates in {len(dates.LANGUAGES)} languages to learn from, {len(test)} others to test on; "
-        f"{len(vocabulary)} different characters."
-    )
     try:
         with use_backend(options.backend), use_kernels(options.kernels):
-            _train_and_show(options, path, train, test, vocabulary)
+            if options.all:
+                compare(options, path, train, test)
+            else:
+                _train_and_show(options, path, MECHANISMS[chosen].model, prepare(train, test))
     except KernelUnavailableError as error:
         raise DemoError(str(error)) from error
     return 0
 
 
-def _train_and_show(
-    options: argparse.Namespace,
-    path: Path,
-    train: list[dates.Pair],
-    test: list[dates.Pair],
-    vocabulary: dates.Vocabulary,
-) -> None:
-    data, unseen = training.encode(train, vocabulary), training.encode(test, vocabulary)
-    longest = max(data.tokens.shape[1], unseen.tokens.shape[1])
-    params = training.fresh(vocabulary, longest, options.seed)
-    _say_what_runs(options.backend, params, data)
+def _train_and_show(options: argparse.Namespace, path: Path, model: Model, lesson: Lesson) -> None:
+    test = lesson.test
+    print(
+        f"{len(lesson.learned.lengths)} dates in {len(dates.LANGUAGES)} languages to learn from, {len(test)} others to "
+        f"test on; {len(lesson.vocabulary)} different characters."
+    )
+    params = lesson.fresh(model, options.seed)
+    _say_what_runs(options.backend, model, params, lesson.learned)
     epochs = options.epochs or EPOCHS
     start = time.perf_counter()
     found: list[str] = []
-    with progress("training", training.steps_of(data, epochs)) as bar:
-
-        def step_done(loss: float, accuracy: float) -> None:
-            if not np.isfinite(loss):
-                raise DemoError(f"the loss is {loss}: the training diverged. Try another --seed.")
-            bar.advance(f"loss {loss:.3f}, characters right {accuracy:.1%}")
-
-        for epoch, trained in enumerate(training.train(data, params, epochs, options.seed, step_done), start=1):
-            params, seconds = trained, time.perf_counter() - start
-            found = training.translate(unseen, params)
-            right = np.mean([text == pair.target for text, pair in zip(found, test, strict=True)])
+    with progress("training", training.steps_of(len(lesson.learned.lengths), epochs)) as bar:
+        lessons = learn(model, lesson, params, epochs, options.seed, on_bar(bar))
+        for epoch, (trained, seconds) in enumerate(lessons, start=1):
+            params = trained
+            found, right = examine(model, lesson, params)
             reached = f"{right:.1%} of {len(test)} unseen dates exactly right"
             bar.say(f"epoch {epoch} of {epochs}: {reached} after {seconds:.1f} s")
     _show_samples(test, found)
-    _draw(path, unseen, test, found, params)
+    _draw(path, model, lesson, found, params)
     print(f"Alignments drawn in {path}. Whole demo: {time.perf_counter() - start:.1f} s.")
 
 
-def _say_what_runs(backend: str, params: Params, data: training.Data) -> None:
-    tokens, lengths, _ = data.batch(np.arange(training.BATCH) % len(data.lengths))
-    choices = explain(translator.forward, params, tokens, lengths).choices
+def _say_what_runs(backend: str, model: Model, params: Params, data: training.Data) -> None:
+    batch = data.batch(np.arange(training.BATCH) % len(data.lengths))
+    choices = explain(model.forward, params, *batch).choices
     kernels = sorted({choice.kernel for choice in choices})
     print(f"Computing on {backend}; kernels: {', '.join(kernels).replace('reference', 'array code')}.")
 
@@ -93,14 +85,15 @@ def _show_samples(test: list[dates.Pair], found: list[str]) -> None:
             print(f"  {dates.language_name(language):<10} {found[n]}  <-  {test[n].source}{verdict}")
 
 
-def _draw(path: Path, unseen: training.Data, test: list[dates.Pair], found: list[str], params: Params) -> None:
-    rows = np.array(picture.pick_samples(test, DRAWN))
+def _draw(path: Path, model: Model, lesson: Lesson, found: list[str], params: Params) -> None:
+    rows = np.array(picture.pick_samples(lesson.test, DRAWN))
+    pairs = [lesson.test[n] for n in rows]
     picture.draw_alignments(
         path,
-        [test[n].source for n in rows],
-        [test[n].target for n in rows],
-        training.alignments(unseen, params, rows),
+        [pair.source for pair in pairs],
+        [pair.target for pair in pairs],
+        training.alignments(model, lesson.unseen, params, rows),
         [found[n] for n in rows],
         "Where each digit of the ISO date looks",
-        languages=[test[n].language for n in rows],
+        names=[dates.language_name(pair.language) for pair in pairs],
     )

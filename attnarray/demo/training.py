@@ -8,9 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from attnarray import optim
-from attnarray.attention.weights import attention_weights
 from attnarray.backend import Array, asarray, namespace_of, to_numpy
-from attnarray.demo import translator
 from attnarray.demo.dates import (
     Pair,
     Vocabulary,
@@ -18,7 +16,8 @@ from attnarray.demo.dates import (
     decode_targets,
     encode_targets,
 )
-from attnarray.demo.heads import Params
+from attnarray.demo.model import Model, most_likely
+from attnarray.layers.initial import Params
 from attnarray.ops.loss import cross_entropy_bwd, cross_entropy_fwd
 from attnarray.random import Philox
 
@@ -38,64 +37,77 @@ class Data(NamedTuple):
         return asarray(self.tokens[rows, :longest]), asarray(self.lengths[rows]), asarray(self.targets[rows])
 
 
+class Trained(NamedTuple):
+    """Where training stands: the parameters, the state of AdamW, and how the last batch went."""
+
+    params: Params
+    state: optim.AdamWState
+    loss: float = float("nan")
+    accuracy: float = float("nan")
+
+
 def encode(pairs: list[Pair], vocabulary: Vocabulary) -> Data:
     """Pairs as numbers."""
     tokens, lengths = vocabulary.encode([pair.source for pair in pairs])
     return Data(tokens, lengths, encode_targets([pair.target for pair in pairs]))
 
 
-def steps_of(data: Data, epochs: int) -> int:
+def steps_of(dates: int, epochs: int) -> int:
     """How many batches `train` goes through."""
-    return epochs * -(-len(data.lengths) // BATCH)
+    return epochs * -(-dates // BATCH)
 
 
 def train(
-    data: Data, params: Params, epochs: int, seed: int, step_done: Callable[[float, float], None]
+    model: Model, data: Data, params: Params, epochs: int, seed: int, step_done: Callable[[float, float], None]
 ) -> Iterator[Params]:
     """Train with AdamW; yields the parameters after each epoch.
 
     `step_done(loss, accuracy)` hears after every step the mean loss and the share of right characters in that batch.
     """
-    total = steps_of(data, epochs)
+    total = steps_of(len(data.lengths), epochs)
     rng = np.random.default_rng(seed)
-    state = optim.adamw_init(params)
+    trained = Trained(params, optim.adamw_init(params))
     step = 0
     for _ in range(epochs):
         for rows in batches_of_similar_length(data.lengths, BATCH, rng):
             step += 1
-            tokens, lengths, targets = data.batch(rows)
-            logits, ctx = translator.forward(params, tokens, lengths)
-            loss, loss_ctx = cross_entropy_fwd(logits, targets)
-            grads = translator.backward(
-                cross_entropy_bwd(namespace_of(loss).ones_like(loss), loss_ctx).logits, ctx, params
-            )
-            grads, _ = optim.clip_by_global_norm(grads, LARGEST_NORM)
             rate = optim.warmup_cosine(step, peak=PEAK_RATE, warmup=int(WARMUP * total), total=total)
-            params, state = optim.adamw(params, grads, state, lr=rate, betas=BETAS)
-            right = np.mean(translator.predict(logits) == data.targets[rows])
-            step_done(float(to_numpy(loss)), float(right))
-        yield params
+            trained = train_step(model, trained, data.batch(rows), rate)
+            step_done(trained.loss, trained.accuracy)
+        yield trained.params
 
 
-def translate(data: Data, params: Params, size: int = 256) -> list[str]:
+def train_step(model: Model, trained: Trained, batch: tuple[Array, Array, Array], rate: float) -> Trained:
+    """One step of AdamW on one batch."""
+    tokens, lengths, targets = batch
+    logits, ctx = model.forward(trained.params, tokens, lengths, targets)
+    loss, loss_ctx = cross_entropy_fwd(logits, targets)
+    dlogits = cross_entropy_bwd(namespace_of(loss).ones_like(loss), loss_ctx).logits
+    grads, _ = optim.clip_by_global_norm(model.backward(dlogits, ctx, trained.params), LARGEST_NORM)
+    params, state = optim.adamw(trained.params, grads, trained.state, lr=rate, betas=BETAS)
+    right = np.mean(most_likely(logits) == to_numpy(targets))
+    return Trained(params, state, float(to_numpy(loss)), float(right))
+
+
+def translate(model: Model, data: Data, params: Params, size: int = 256) -> list[str]:
     """The model's translations of all rows, in order."""
     found = np.zeros_like(data.targets)
     order = np.argsort(data.lengths, kind="stable")
     for start in range(0, len(order), size):
         rows = order[start : start + size]
         tokens, lengths, _ = data.batch(rows)
-        found[rows] = translator.predict(translator.forward(params, tokens, lengths)[0])
+        found[rows] = model.predict(params, tokens, lengths)
     return decode_targets(found)
 
 
-def fresh(vocabulary: Vocabulary, longest: int, seed: int) -> Params:
+def fresh(model: Model, vocabulary: Vocabulary, longest: int, seed: int) -> Params:
     """Untrained parameters on the current backend."""
-    return translator.init(Philox(seed), len(vocabulary), longest)
+    return model.init(Philox(seed), len(vocabulary), longest)
 
 
-def alignments(data: Data, params: Params, rows: np.ndarray) -> list[np.ndarray]:
-    """Where each of the ten output characters looks, averaged over the heads: an array (10, length) per row."""
+def alignments(model: Model, data: Data, params: Params, rows: np.ndarray) -> list[np.ndarray]:
+    """Where each of the ten characters that the model writes looks: an array (10, length) per row."""
     tokens, lengths, _ = data.batch(rows)
-    ctx = translator.forward(params, tokens, lengths)[1]
-    weights = to_numpy(attention_weights(ctx.decoder.attention)).mean(axis=1)  # (B, 10, S)
+    found = asarray(model.predict(params, tokens, lengths))
+    weights = to_numpy(model.alignments(model.forward(params, tokens, lengths, found)[1]))  # (B, 10, S)
     return [weight[:, : data.lengths[row]] for weight, row in zip(weights, rows, strict=True)]

@@ -1,4 +1,4 @@
-"""The demo's model: from the characters of a date in any language to the ten characters of ISO 8601.
+"""A translator with multi-head attention: from the characters of a date to the ten characters of ISO 8601.
 
     h = embedding[tokens] + positions            one vector per input character
     m = norm(h + self-attention(h))              characters look at each other
@@ -15,8 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from attnarray.backend import Array, asarray, namespace_of, to_numpy
-from attnarray.demo.heads import HeadsContext, Params, heads_bwd, heads_fwd
+from attnarray.attention.weights import attention_weights
+from attnarray.backend import Array, asarray, namespace_of
+from attnarray.demo.heads import HeadsContext, heads_bwd, heads_fwd
+from attnarray.demo.model import CLASSES, OUTPUTS, most_likely
+from attnarray.layers.initial import Params
 from attnarray.ops.activations import relu_bwd, relu_fwd
 from attnarray.ops.embedding import embedding_bwd, embedding_fwd
 from attnarray.ops.linear import linear_bwd, linear_fwd
@@ -24,7 +27,6 @@ from attnarray.ops.norm import layer_norm_bwd, layer_norm_fwd
 from attnarray.random import Philox
 
 WIDTH, HEADS, HIDDEN = 64, 4, 128
-OUTPUTS, CLASSES = 10, 11  # characters of an ISO 8601 date; digits and the hyphen
 
 
 class Context(NamedTuple):
@@ -57,7 +59,7 @@ def init(rng: Philox, vocabulary: int, longest: int) -> Params:
 
     return {
         "embedding": next(keys).normal((vocabulary, WIDTH), std=0.5),
-        "positions": asarray(0.5 * _sinusoids(longest), dtype="float32"),
+        "positions": asarray(0.5 * sinusoids(longest, WIDTH), dtype="float32"),
         "encoder": heads(),
         "memory_norm": norm(),
         "queries": next(keys).normal((OUTPUTS, WIDTH)),
@@ -70,8 +72,11 @@ def init(rng: Philox, vocabulary: int, longest: int) -> Params:
     }
 
 
-def forward(params: Params, tokens: Array, lengths: Array) -> tuple[Array, Context]:
-    """Logits (B, 10, 11) for tokens (B, S) of which the first `lengths` (B,) exist, and the context."""
+def forward(params: Params, tokens: Array, lengths: Array, targets: Array | None = None) -> tuple[Array, Context]:
+    """Logits (B, 10, 11) for tokens (B, S) of which the first `lengths` (B,) exist, and the context.
+
+    All ten characters are written at once, so no `targets` are told.
+    """
     xp = namespace_of(tokens)
     embedded, embedded_ctx = embedding_fwd(tokens, params["embedding"])  # (B, S, E)
     h = embedded + params["positions"][: tokens.shape[1], :]
@@ -127,13 +132,19 @@ def backward(dlogits: Array, ctx: Context, params: Params) -> Params:
     }
 
 
-def predict(logits: Array) -> np.ndarray:
-    """The most likely character at each of the ten places: (B, 10)."""
-    return to_numpy(namespace_of(logits).argmax(logits, axis=-1))
+def predict(params: Params, tokens: Array, lengths: Array) -> np.ndarray:
+    """The translation, (B, 10)."""
+    return most_likely(forward(params, tokens, lengths)[0])
 
 
-def _sinusoids(count: int) -> np.ndarray:
-    """Sines and cosines of each position with wavelengths from 2 pi to 400 pi: (count, E)."""
-    frequencies = 200.0 ** -(np.arange(0, WIDTH, 2) / WIDTH)
+def alignments(ctx: Context) -> Array:
+    """How much each query attends to each character, on average over the heads: (B, 10, S)."""
+    weights = attention_weights(ctx.decoder.attention)  # (B, H, 10, S)
+    return namespace_of(weights).mean(weights, axis=1)
+
+
+def sinusoids(count: int, width: int) -> np.ndarray:
+    """Sines and cosines of each position with wavelengths from 2 pi to 400 pi: (count, width)."""
+    frequencies = 200.0 ** -(np.arange(0, width, 2) / width)
     angles = np.arange(count)[:, None] * frequencies  # (S, E / 2)
-    return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(count, WIDTH)
+    return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(count, width)

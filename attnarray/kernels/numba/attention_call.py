@@ -67,7 +67,7 @@ def call_of(scoring: Any, dtype: Any, q: Any, k: Any, v: Any, arrays: dict[int, 
     if scoring.mask is not None:
         given[MASK] = scoring.mask.view(np.uint8)
     if sinks is not None:
-        given[SINKS] = sinks.astype(dtype, copy=False)[None, :, None, None]
+        given[SINKS] = np.require(sinks, dtype, "A")[None, :, None, None]
     if dropout is not None and dropout.keep is not None:
         given[KEEP] = dropout.keep.view(np.uint8)
     integers = np.zeros(BATCHES + 2 * batch, np.int64)

@@ -1,0 +1,45 @@
+"""What every model of the demo offers to training and pictures, and what all of them share."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from attnarray.backend import Array, namespace_of, to_numpy
+from attnarray.layers.initial import Params
+from attnarray.random import Philox
+
+OUTPUTS, CLASSES = 10, 11  # characters of an ISO 8601 date; digits and the hyphen
+
+
+class Model(Protocol):
+    """From the characters of a date to those of ISO 8601; the module `translator` is one."""
+
+    def init(self, rng: Philox, vocabulary: int, longest: int) -> Params:
+        """Fresh float32 parameters on the current backend, for texts of up to `longest` characters."""
+
+    def forward(self, params: Params, tokens: Array, lengths: Array, targets: Array) -> tuple[Array, Any]:
+        """Logits (B, 10, 11) for tokens (B, S) of which the first `lengths` (B,) exist, and the context.
+
+        A character of `targets` (B, 10) may be told to later characters of the same answer, not to itself.
+        """
+
+    def backward(self, dlogits: Array, ctx: Any, params: Params) -> Params:
+        """The gradients, in a tree like the parameters."""
+
+    def predict(self, params: Params, tokens: Array, lengths: Array) -> np.ndarray:
+        """The translation, (B, 10), without being told anything of it."""
+
+    def alignments(self, ctx: Any) -> Array:
+        """How much each character of the answer attends to each of the input, (B, 10, S)."""
+
+
+def most_likely(logits: Array) -> np.ndarray:
+    """The most likely character at each place: (B, T) of (B, T, 11)."""
+    return to_numpy(namespace_of(logits).argmax(logits, axis=-1))
+
+
+def weight_and_bias(weight: Array, bias: Array) -> Params:
+    """Two gradients as they stand in the tree."""
+    return {"weight": weight, "bias": bias}
