@@ -170,7 +170,7 @@ def recurrent_attention_fwd(
         _steps(scoring, queries, keys),
     )  # fmt: skip
     scorer = Scorer(*(wide(x) for x in (weight_hh, output_weight, score_vector)))
-    scores = recurrent_scores(rows, scorer)
+    scores = recurrent_scores(*rows, scorer)
     out, lse = weigh(xp.asarray(scores, copy=True), wide(v), scoring)
     shapes = tuple(None if x is None else tuple(x.shape) for x in (h0, c0))
     ctx = RecurrentContext(

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from attnarray.attention.core import join
 from attnarray.backend import Array, device_of, namespace_of
+from attnarray.dispatch import accelerated
 from attnarray.ops.activations import tanh_forward
 from attnarray.ops.lstm_cell import lstm_cell, lstm_cell_backward
 
@@ -41,14 +42,15 @@ class Rows(NamedTuple):
         return Rows(queries, self.keys, h0, c0, None if self.steps is None else self.steps[:, start:stop, :])
 
 
-def recurrent_scores(rows: Rows, scorer: Scorer) -> Array:
-    r"""The scores of all pairs: (B, 1, T, S).
+@accelerated
+def recurrent_scores(queries: Array, keys: Array, h0: Array, c0: Array, steps: Array | None, scorer: Scorer) -> Array:
+    r"""The scores of all pairs, (B, 1, T, S), for the fields of `Rows`.
 
     .. math::
         e_{ij} = v \cdot \tanh(W_r h_{ij}), \qquad
         (h_{ij}, c_{ij}) = \mathrm{cell}(q_i + k_j + W_{hh} h_{i,j-1}, c_{i,j-1})
     """
-    blocks = []
+    rows, blocks = Rows(queries, keys, h0, c0, steps), []
     for start, stop in _blocks(rows):
         xp = namespace_of(rows.queries)
         block, scores = rows.block(start, stop), []
@@ -60,6 +62,7 @@ def recurrent_scores(rows: Rows, scorer: Scorer) -> Array:
     return join(blocks)
 
 
+@accelerated
 def recurrent_scores_backward(dscores: Array, rows: Rows, scorer: Scorer) -> tuple[Rows, Scorer]:
     r"""The gradients of the scores, by backpropagation through the keys of every query.
 

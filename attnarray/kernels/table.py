@@ -12,6 +12,8 @@ KERNELS: dict[str, dict[str, str]] = {
     "attention.scoring:gradients_of_dots": {"numba": "masked_softmax:gradients_of_dots"},
     "attention.additive_core:additive_scores": {"numba": "additive:additive_scores"},
     "attention.additive_core:additive_scores_backward": {"numba": "additive:additive_scores_backward"},
+    "attention.recurrent_core:recurrent_scores": {"numba": "recurrent:recurrent_scores"},
+    "attention.recurrent_core:recurrent_scores_backward": {"numba": "recurrent:recurrent_scores_backward"},
     "ops.softmax:softmax_forward": {"numba": "row_softmax:softmax_forward"},
     "ops.softmax:softmax_backward": {"numba": "row_softmax:softmax_backward"},
     "ops.softmax:log_softmax_forward": {"numba": "row_softmax:log_softmax_forward"},

@@ -22,6 +22,10 @@ FourthRow: TypeAlias = Lanes
 Lane: TypeAlias = Lanes
 Scalar: TypeAlias = Lanes
 Index: TypeAlias = Lanes
+Each: TypeAlias = Lanes
+Total: TypeAlias = Lanes
+NUMBERS = ("Each", "Total")  # one number per row of the panel
+ROWS = ("Row", "FourthRow", *NUMBERS)
 
 
 def panel_pass(body: Callable[..., dict[str, Lanes]]) -> Any:
@@ -29,8 +33,10 @@ def panel_pass(body: Callable[..., dict[str, Lanes]]) -> Any:
 
     The annotations of `body` say what each argument is: a `Row` is a panel, of which the body sees one row after the
     other, or with `FourthRow` every fourth; a `Lane` points to rows too, of which it sees row `at` always; a `Scalar`
-    is a number for all lanes; an `Index` is an integer, and the body sees it plus the number of the row. The body
-    returns what it changes by name: rows are stored at once, lanes are carried from row to row and stored at the end.
+    is a number for all lanes; an `Index` is an integer, and the body sees it plus the number of the row. An `Each`
+    points to one number per row, which the body sees in all lanes; to that of a `Total` is added, over all lanes, what
+    the body returns for it. The body returns what it changes by name: rows are stored at once, lanes are carried from
+    row to row and stored at the end.
     """
     kinds = {name: parameter.annotation for name, parameter in inspect.signature(body).parameters.items()}
 
@@ -75,23 +81,35 @@ def _emit(
 
     def advance(index: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
         seen = {**scalars, **dict(zip(lanes, carried, strict=True))}
-        rows = {}
+        here = {}
         for name, (_, value) in named.items():
             if kinds[name] == "Index":
                 seen[name] = _index(builder, value, index, vector)
-            elif kinds[name] in ("Row", "FourthRow"):
-                apart = vector.count * (4 if kinds[name] == "FourthRow" else 1)
-                rows[name] = builder.gep(value, [builder.mul(index, INDEX(apart))])
-                seen[name] = load(builder, rows[name], row_type[name])
+            elif kinds[name] in ROWS:
+                apart = 1 if kinds[name] in NUMBERS else vector.count * (4 if kinds[name] == "FourthRow" else 1)
+                here[name] = builder.gep(value, [builder.mul(index, INDEX(apart))])
+                seen[name] = _read(builder, kinds[name], here[name], row_type[name])
         changed = body(**{name: Lanes(builder, value) for name, value in seen.items()})
-        for name, place in rows.items():
+        for name, place in here.items():
             if name in changed:
-                store(builder, changed[name].value, place)
+                _write(builder, kinds[name], changed[name], place)
         return [changed[name].value if name in changed else seen[name] for name in lanes]
 
     final = loop(builder, start, stop, list(lanes.values()), advance)
     for name, value in zip(lanes, final, strict=True):
         store(builder, value, places[name])
+
+
+def _read(builder: ir.IRBuilder, kind: str, place: ir.Value, vector: ir.VectorType) -> ir.Value:
+    return splat(builder, builder.load(place), vector) if kind in NUMBERS else load(builder, place, vector)
+
+
+def _write(builder: ir.IRBuilder, kind: str, changed: Lanes, place: ir.Value) -> None:
+    if kind == "Total":
+        total = combined(builder, changed.value, Lanes.__add__)
+        builder.store(builder.fadd(builder.load(place), total), place)
+    else:
+        store(builder, changed.value, place)
 
 
 def _vector(context: Any, argument: Any, like: ir.VectorType) -> ir.VectorType:

@@ -70,6 +70,26 @@ def add_to_rows(_context: Any, start: Any, stop: Any, rows: Any, scores: Any) ->
     return types.void(types.intp, types.intp, rows, scores), emit
 
 
+@intrinsic
+def turn(_context: Any, count: Any, panel: Any, rows: Any, apart: Any) -> Any:
+    """rows[w, j] = panel[j, w] for j < count, a multiple of R; the rows lie `apart` elements from each other."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
+        count, panel, rows, apart = arguments
+        vector = _vector(context, signature.args[1])
+
+        def square(j: ir.Value, first: int) -> None:
+            places = [_score(builder, panel, builder.add(j, INDEX(n)), first, vector) for n in range(vector.count)]
+            for m, values in enumerate(_turned(builder, [load(builder, place, vector) for place in places])):
+                row = builder.gep(rows, [builder.mul(apart, INDEX(first + m))])
+                store(builder, values, builder.gep(row, [j]))
+
+        _over_squares(builder, INDEX(0), count, vector.count, square)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, panel, rows, types.intp), emit
+
+
 def _inwards(change: Callable[[Lanes, Lanes], Lanes], element: ir.Type | None) -> Callable[..., ir.Value]:
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
         start, stop, rows, scores = arguments
