@@ -91,16 +91,14 @@ def loss_gradient_calls(rng: np.random.Generator, shape: tuple[int, ...]) -> Ite
 
 
 def cell_calls(rng: np.random.Generator, shape: tuple[int, ...]) -> Iterator[Arguments]:
-    """The last axis is that of the cells; steps of their own for each row, or one for all rows of a batch."""
-    batch, rows, size = (1, 1, *shape)[-3:]
-    products, more, c = (normal(rng, batch, rows, n * size) for n in (4, 4, 1))
-    yield products, None, normal(rng, batch, rows, 4 * size), c
-    yield products, more, normal(rng, batch, 1, 4 * size), c
+    """The last axis is that of the cells."""
+    gates = (*shape[:-1], 4 * shape[-1])
+    yield normal(rng, *gates), normal(rng, *gates), normal(rng, *shape)
 
 
 def cell_gradient_calls(rng: np.random.Generator, shape: tuple[int, ...]) -> Iterator[Arguments]:
-    for products, rows, steps, before in cell_calls(rng, shape):
-        gates, h, c = reference("ops.lstm_cell:lstm_cell", (products, rows, steps, before))
+    for products, inputs, before in cell_calls(rng, shape):
+        gates, h, c = reference("ops.lstm_cell:lstm_cell", (products, inputs, before))
         yield normal(rng, *h.shape), normal(rng, *h.shape), gates, before, c
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -124,8 +125,27 @@ def test_nothing_beyond_the_arrays_is_touched(place: Callable[[np.ndarray], np.n
                 np.testing.assert_array_equal(result, same)
 
 
-def test_the_fused_path_holds_no_hidden_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of queries do not change results."""
+def test_forward_and_backward_hold_no_hidden_layer() -> None:
+    size, features = 192, 64
+    q, k, v = np.random.default_rng(0).standard_normal((3, 1, size, features), dtype=np.float32)
+    w = q[0, 0]
+
+    def run_both() -> None:
+        out, ctx = aa.additive_attention_fwd(q, k, v, w)
+        aa.additive_attention_bwd(out, ctx)
+
+    run_both()  # compiles
+    tracemalloc.start()
+    try:
+        run_both()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    scores = q.itemsize * size**2
+    assert peak < 8 * scores < scores * features / 4
+
+
+def test_the_size_of_the_blocks_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     q, k, v, w = (rng.standard_normal(shape) for shape in ((2, 40, 6), (2, 30, 6), (2, 30, 5), (6,)))
     bias = rng.standard_normal((40, 30))

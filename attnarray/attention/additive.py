@@ -120,8 +120,8 @@ def additive_attention_fwd(
     _check_widths(query, key, score_vector)
     q, k, v = form.canonical(query), form.canonical(key), form.canonical(value)
     scoring, bias_shape = scoring_of(q, k.shape[2], form, attn_mask, dropout_p, is_causal, options)
-    out, lse = attend_additive(q, k, v, score_vector, scoring)
-    return form.restored(out), AdditiveContext(q, k, v, score_vector, out, lse, scoring, form, bias_shape)
+    ctx = attend_canonical(q, k, v, score_vector, scoring, form, bias_shape)
+    return form.restored(ctx.out), ctx
 
 
 def additive_attention_bwd(dout: Array, ctx: AdditiveContext) -> AdditiveGrads:
@@ -163,6 +163,14 @@ def additive_attention_bwd(dout: Array, ctx: AdditiveContext) -> AdditiveGrads:
     if dbias is not None and ctx.bias_shape is not None:
         dbias = form.restored_bias(dbias, ctx.bias_shape)
     return AdditiveGrads(form.restored(dq), form.restored(dk), form.restored(dv), dw, dbias)
+
+
+def attend_canonical(
+    q: Array, k: Array, v: Array, w: Array, scoring: Scoring, form: Form, bias_shape: tuple[int, ...] | None
+) -> AdditiveContext:
+    """The context, with its output, of queries, keys and values (B, 1, T, N) whose checks are done."""
+    out, lse = attend_additive(q, k, v, w, scoring)
+    return AdditiveContext(q, k, v, w, out, lse, scoring, form, bias_shape)
 
 
 def _check_widths(query: Array, key: Array, score_vector: Array) -> None:

@@ -6,8 +6,7 @@ import math
 from typing import Any, NamedTuple, Unpack
 
 from attnarray import checks
-from attnarray.attention.additive import AdditiveContext, additive_attention_bwd
-from attnarray.attention.additive_core import attend_additive
+from attnarray.attention.additive import AdditiveContext, additive_attention_bwd, attend_canonical
 from attnarray.attention.core import attend
 from attnarray.attention.dot_product import SDPAContext, scaled_dot_product_attention_bwd
 from attnarray.attention.form import Form
@@ -166,11 +165,9 @@ def convolutional_attention_fwd(
         out, lse = attend(q, k, v, scoring)
         attention = SDPAContext(q, k, v, out, lse, scoring, form, bias_shape)
     else:
-        w = wide(score_vector)
-        out, lse = attend_additive(q, k, v, w, scoring)
-        attention = AdditiveContext(q, k, v, w, out, lse, scoring, form, bias_shape)
+        attention = attend_canonical(q, k, v, wide(score_vector), scoring, form, bias_shape)
     ctx = ConvolutionalContext(x, query, key, attention, value is not None)
-    return narrow(form.restored(out), x), ctx
+    return narrow(form.restored(attention.out), x), ctx
 
 
 def convolutional_attention_bwd(dout: Array, ctx: ConvolutionalContext) -> ConvolutionalGrads:

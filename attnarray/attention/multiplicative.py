@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Unpack
 
 from attnarray import checks
-from attnarray.attention.additive import AdditiveContext, additive_attention_bwd
-from attnarray.attention.additive_core import attend_additive
+from attnarray.attention.additive import AdditiveContext, additive_attention_bwd, attend_canonical
 from attnarray.attention.dot_product import SDPAContext, scaled_dot_product_attention_bwd
 from attnarray.attention.form import Form, sequence_form
 from attnarray.attention.options import ScoreOptions, check_arrays, known_options, scoring_of
@@ -141,9 +140,8 @@ def multiplicative_attention_fwd(
         k, key_map = project(key, weight[:, Dq:])  # (*batch, S, A)
         q, k, v, w = form.canonical(q), form.canonical(k), form.canonical(v), wide(score_vector)
         scoring, bias_shape = scoring_of(q, k.shape[2], form, attn_mask, dropout_p, is_causal, options)
-        out, lse = attend_additive(q, k, v, w, scoring)
-        attention = AdditiveContext(q, k, v, w, out, lse, scoring, form, bias_shape)
-        out = form.restored(out)
+        attention = attend_canonical(q, k, v, w, scoring, form, bias_shape)
+        out = form.restored(attention.out)
     else:
         if weight is not None:
             q, query_map = project(query, weight.mT)  # (*batch, T, Dk)

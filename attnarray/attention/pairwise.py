@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Unpack
 
 from attnarray import checks
-from attnarray.attention.additive import AdditiveContext, additive_attention_bwd
-from attnarray.attention.additive_core import attend_additive
+from attnarray.attention.additive import AdditiveContext, additive_attention_bwd, attend_canonical
 from attnarray.attention.form import Form
 from attnarray.attention.options import ScoreOptions, check_arrays, known_options, scoring_of
 from attnarray.attention.projection import project, project_backward
@@ -155,10 +154,9 @@ def pairwise_attention_fwd(
         q = q + h
     k, key = project(looked_at, input_weight[:, D:])  # (B, 1, S, A)
     v, w = looked_at if value is None else wide(form.canonical(value)), wide(score_vector)
-    out, lse = attend_additive(q, k, v, w, scoring)
-    attention = AdditiveContext(q, k, v, w, out, lse, scoring, form, bias_shape)
+    attention = attend_canonical(q, k, v, w, scoring, form, bias_shape)
     ctx = PairwiseContext(x, query, state, key, attention, memory is not None, value is not None)
-    return narrow(form.restored(out), x), ctx
+    return narrow(form.restored(attention.out), x), ctx
 
 
 def pairwise_attention_bwd(dout: Array, ctx: PairwiseContext) -> PairwiseGrads:

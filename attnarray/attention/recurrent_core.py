@@ -123,7 +123,7 @@ def _step(rows: Rows, j: int, h: Array, c: Array, scorer: Scorer) -> tuple[Array
     """The gates of a step, and the state after it."""
     xp = namespace_of(h)
     sums = xp.matmul(h, scorer.hidden_weight.mT)  # (B, rows, 4 H)
-    gates, h_new, c_new = lstm_cell(sums, rows.queries, rows.keys[:, j : j + 1, :], c)
+    gates, h_new, c_new = lstm_cell(sums, rows.queries + rows.keys[:, j : j + 1, :], c)
     if rows.steps is None:
         return gates, h_new, c_new
     there = rows.steps[:, :, j, None]

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, Unpack
 
+from attnarray import checks, tree
 from attnarray.attention.additive import AdditiveContext, additive_attention_bwd, additive_attention_fwd
 from attnarray.attention.options import ScoreOptions
+from attnarray.attention.projection import project, project_backward
+from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array
 from attnarray.layers.initial import Params, dense, glorot
 from attnarray.masks import Mask
-from attnarray.ops.linear import LinearContext, linear_bwd, linear_fwd
+from attnarray.ops.linear import LinearContext
 from attnarray.random import Philox
 
 
@@ -18,7 +21,7 @@ class BahdanauContext(NamedTuple):
     query: LinearContext
     key: LinearContext
     attention: AdditiveContext
-    value_is_key: bool
+    has_value: bool
 
 
 class BahdanauGrads(NamedTuple):
@@ -44,6 +47,11 @@ class BahdanauAttention:
     hidden_dim : int
         Size A of the hidden layer.
 
+    Raises
+    ------
+    ValueError
+        If a size is not a positive integer.
+
     References
     ----------
     Bahdanau, Cho and Bengio, arXiv:1409.0473.
@@ -64,6 +72,10 @@ class BahdanauAttention:
     key_dim: int
     hidden_dim: int
 
+    def __post_init__(self) -> None:
+        for name in ("query_dim", "key_dim", "hidden_dim"):
+            checks.whole(name, getattr(self, name), 1, 2**31, "a size of the layer")
+
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
         """Fresh parameters: query {weight (A, query_dim), bias}, key {weight (A, key_dim)}, score_vector (A,)."""
         query, key, score = rng.split(3)
@@ -80,13 +92,15 @@ class BahdanauAttention:
         key: Array,
         value: Array | None = None,
         attn_mask: Array | Mask | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
         **options: Unpack[ScoreOptions],
     ) -> Array:
         """Contexts (*batch, T, Dv) of queries (*batch, T, query_dim) over keys (*batch, S, key_dim).
 
         The values are the keys unless given. Options as in `additive_attention`.
         """
-        return self.fwd(params, query, key, value, attn_mask, **options)[0]
+        return self.fwd(params, query, key, value, attn_mask, dropout_p, is_causal, **options)[0]
 
     def fwd(
         self,
@@ -95,25 +109,29 @@ class BahdanauAttention:
         key: Array,
         value: Array | None = None,
         attn_mask: Array | Mask | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
         **options: Unpack[ScoreOptions],
     ) -> tuple[Array, BahdanauContext]:
         """The same, and the context for `bwd`."""
-        q, q_ctx = linear_fwd(query, **params["query"])
-        k, k_ctx = linear_fwd(key, **params["key"])
-        values = key if value is None else value
-        out, attention = additive_attention_fwd(q, k, values, params["score_vector"], attn_mask, **options)
-        return out, BahdanauContext(q_ctx, k_ctx, attention, value is None)
+        q, q_ctx = project(query, **params["query"])
+        k, k_ctx = project(key, **params["key"])
+        out, attention = additive_attention_fwd(
+            narrow(q, query), narrow(k, key), key if value is None else value, params["score_vector"], attn_mask,
+            dropout_p, is_causal, **options,
+        )  # fmt: skip
+        return out, BahdanauContext(q_ctx, k_ctx, attention, value is not None)
 
     def bwd(self, dout: Array, ctx: BahdanauContext) -> BahdanauGrads:
         """The gradients of query, key, value (None where the keys were the values), parameters and bias."""
-        attention = additive_attention_bwd(dout, ctx.attention)
-        query = linear_bwd(attention.query, ctx.query)
-        key = linear_bwd(attention.key, ctx.key)
+        grads = additive_attention_bwd(dout, ctx.attention)
+        query = project_backward(wide(grads.query), ctx.query)
+        key = project_backward(wide(grads.key), ctx.key, hides=ctx.attention.scoring.hides())
         params = {
             "query": {"weight": query.weight, "bias": query.bias},
             "key": {"weight": key.weight},
-            "score_vector": attention.score_vector,
+            "score_vector": grads.score_vector,
         }
-        if ctx.value_is_key:
-            return BahdanauGrads(query.x, key.x + attention.value, None, params, attention.bias)
-        return BahdanauGrads(query.x, key.x, attention.value, params, attention.bias)
+        dkey, dvalue = (key.x, grads.value) if ctx.has_value else (key.x + wide(grads.value), None)
+        params, dquery, dkey = tree.map(lambda grad: narrow(grad, ctx.query.x), (params, query.x, dkey))
+        return BahdanauGrads(dquery, dkey, dvalue, params, grads.bias)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from attnarray import checks
 from attnarray.backend import Array, namespace_of
 from attnarray.ops import recurrence
-from attnarray.ops.lstm_cell import lstm_cell
+from attnarray.ops.lstm_cell import lstm_cell, lstm_cell_backward
 
 
 class LSTMResult(NamedTuple):
@@ -127,9 +127,7 @@ def lstm_fwd(
     h, c = recurrence.first_state(given, h0), recurrence.first_state(given, c0)
     gates, states, cells = {}, {}, {}
     for t in given.steps:
-        products, inputs = xp.matmul(h, weight)[None, :, :], sums[None, :, t, :]  # (1, N, 4 H)
-        found = lstm_cell(products, None, inputs, c[None, :, :])
-        gates[t], h_new, c_new = (x[0, :, :] for x in found)
+        gates[t], h_new, c_new = lstm_cell(xp.matmul(h, weight), sums[:, t, :], c)
         h = states[t] = recurrence.after_step(given, t, h_new, h)
         c = cells[t] = recurrence.after_step(given, t, c_new, c)
     empty = sums[:, :, : given.hidden]
@@ -164,19 +162,14 @@ def lstm_bwd(dout: LSTMResult, ctx: LSTMContext) -> LSTMGrads:
     dy, dh, dc = recurrence.cotangents(dout, LSTMResult, given)
     xp = namespace_of(ctx.cells)
     weight = recurrence.wide(given, given.weight_hh)
-    i, f, g, o = recurrence.blocks(ctx.gates, 4)
-    read = xp.tanh(ctx.cells)
-    kept = recurrence.before_steps(given, ctx.cells, ctx.c0) * f * (1.0 - f)
-    slopes = xp.concat([g * i * (1.0 - i), kept, i * (1.0 - g * g), read * o * (1.0 - o)], axis=-1)
-    slopes = recurrence.where_step(given, slopes)  # (N, T, 4 H)
-    through = o * (1.0 - read * read)
+    before = recurrence.before_steps(given, ctx.cells, ctx.c0)
     sums = {}
     for t in reversed(given.steps):
         dh = dh + dy[:, t, :]
-        dcell = dc + dh * through[:, t, :]
-        sums[t] = xp.concat([dcell, dcell, dcell, dh], axis=-1) * slopes[:, t, :]  # (N, 4 H)
+        da, dcell = lstm_cell_backward(dh, dc, ctx.gates[:, t, :], before[:, t, :], ctx.cells[:, t, :])
+        sums[t] = recurrence.after_step(given, t, da, xp.zeros_like(da))  # (N, 4 H)
         dh = recurrence.after_step(given, t, xp.matmul(sums[t], weight), dh)
-        dc = recurrence.after_step(given, t, dcell * f[:, t, :], dc)
+        dc = recurrence.after_step(given, t, dcell, dc)
     dsums = recurrence.over_time(sums, ctx.gates)  # (N, T, 4 H)
     grads = recurrence.gradients(given, dsums, dsums, recurrence.before_steps(given, ctx.states, given.h0))
     dh0 = None if given.h0 is None else recurrence.state_of(given, dh)

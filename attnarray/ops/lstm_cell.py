@@ -8,31 +8,28 @@ from attnarray.ops.activations import sigmoid
 
 
 @accelerated
-def lstm_cell(products: Array, rows: Array | None, steps: Array, c: Array) -> tuple[Array, Array, Array]:
+def lstm_cell(products: Array, inputs: Array, c: Array) -> tuple[Array, Array, Array]:
     r"""The gates of a step, and output and cell after it.
 
     .. math::
-        (a^i, a^f, a^g, a^o) = W_{hh} h + r + s, \qquad
+        (a^i, a^f, a^g, a^o) = W_{hh} h + s, \qquad
         c' = \sigma(a^f) \odot c + \sigma(a^i) \odot \tanh(a^g), \qquad h' = \sigma(a^o) \odot \tanh(c')
 
     Parameters
     ----------
-    products : (B, N, 4 H) float32 or float64
+    products : (..., 4 H) float32 or float64
         W_hh h.
-    rows : (B, N, 4 H), optional
-        What is the same in every step.
-    steps : (B, 1, 4 H)
-        What all rows of a batch get in this step. (B, N, 4 H) also.
-    c : (B, N, H)
+    inputs : (..., 4 H)
+        s: what this step adds.
+    c : (..., H)
 
     Returns
     -------
-    gates : (B, N, 4 H), i, f, g and o
-    h, c : (B, N, H)
+    gates : (..., 4 H), i, f, g and o
+    h, c : (..., H)
     """
     xp = namespace_of(products)
-    sums = products + steps if rows is None else products + rows + steps
-    i, f, g, o = _quarters(sums)
+    i, f, g, o = _quarters(products + inputs)
     i, f, g, o = sigmoid(i), sigmoid(f), xp.tanh(g), sigmoid(o)
     c = f * c + i * g
     return xp.concat([i, f, g, o], axis=-1), o * xp.tanh(c), c
@@ -40,7 +37,7 @@ def lstm_cell(products: Array, rows: Array | None, steps: Array, c: Array) -> tu
 
 @accelerated
 def lstm_cell_backward(dh: Array, dc: Array, gates: Array, c_before: Array, c: Array) -> tuple[Array, Array]:
-    r"""The gradients of the sums in the gates (B, N, 4 H), and of the cell before the step (B, N, H).
+    r"""The gradients of the sums in the gates (..., 4 H), and of the cell before the step (..., H).
 
     .. math::
         dc \mathrel{+}= dh \odot o \odot (1 - \tanh^2 c), \quad

@@ -96,13 +96,12 @@ def backward_chunk(
         pack_rows(ac.matrix(numbers, call, ac.K, place.b, place.g), start, stop, tile.keys)
         pack_rows(ac.matrix(numbers, call, ac.V, place.b, place.g), start, stop, tile.values)
         pack_columns(ac.matrix(numbers, call, ac.K, place.b, place.g), start, stop, tile.key_columns)
-        bad_keys = call[ac.HIDES] != 0 and remove_unfinite(
-            tile.key_columns, (stop - start) * whole_tiles(depth, numbers)
-        )
+        if call[ac.HIDES] != 0:
+            remove_unfinite(tile.key_columns, (stop - start) * whole_tiles(depth, numbers))
         clear(0, size * whole_lanes(depth, numbers) // width, 0, tile.dkeys)
         clear(0, size * whole_lanes(wide, numbers) // width, 0, tile.dvalues)
         for p in range(0, panels, BLOCK):
-            seen = Seen(start, stop, bad_keys, bad_queries)
+            seen = Seen(start, stop, bad_queries)
             backward_block(p, min(panels, p + BLOCK), seen, place, queries, kept, tile, block, call, numbers)
         b, g = (0, 0) if shared else (place.b, place.g)
         add_rows(tile.dkeys, start, stop, ac.matrix(numbers, call, ac.SHARED_DK if shared else ac.DK, b, g))

@@ -52,11 +52,13 @@ class Block(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """The keys [start, stop) of a tile, and whether NaN or infinities lie in keys, or in queries and cotangents."""
+    """The keys [start, stop) of a tile, and whether NaN or infinities lie in queries and cotangents.
+
+    Those of keys need not be known: a gradient of a score that is not 0 is NaN itself where its key is not finite.
+    """
 
     start: int
     stop: int
-    bad_keys: bool
     bad_queries: bool
 
 
@@ -165,9 +167,6 @@ def backward_panel(
         for d in range(0, depth, rows):
             keys = ahead(tile.key_columns, (d // rows * (stop - start) + first) * rows)
             tile_product(past - first, keys, 1, rows, weighing, width, ahead(dquery, d * width), width, True)
-        if seen.bad_keys:
-            source = ac.matrix(numbers, call, ac.K, place.b, place.g)
-            spoil(source, start + first, start + past, weighing, width, 1, width, dquery, width, 1)
     clear(low, first, 0, weights)
     clear(low, first, 0, dscores)
     clear(past, high, 0, weights)

@@ -20,15 +20,14 @@ from attnarray.kernels.numba.threads import split_rows
 FORWARD, BACKWARD = 5.0, 3.0  # nanoseconds for each cell
 
 
-def lstm_cell(products: Any, rows: Any, steps: Any, c: Any) -> tuple[Any, Any, Any]:
+def lstm_cell(products: Any, inputs: Any, c: Any) -> tuple[Any, Any, Any]:
     """See the reference."""
     real = ra.computed_in(products)
-    given = [None if x is None else _dense(x, real) for x in (products, rows, steps, c)]
+    given = [_dense(x, real) for x in (products, inputs, c)]
     gates, h, cells = np.empty(products.shape, real), np.empty(c.shape, real), np.empty(c.shape, real)
     size, count = c.shape[-1], gates.size // max(4 * c.shape[-1], 1)
-    every = count // max(steps.size // max(steps.shape[-1], 1), 1)  # rows that get the same step
-    places = [0 if x is None else x.ctypes.data for x in (*given, gates, h, cells)]
-    split_rows(take_step, count, ra.nanoseconds(c.size, FORWARD, real), size, every, *places, real.type(0))
+    places = [x.ctypes.data for x in (*given, gates, h, cells)]
+    split_rows(take_step, count, ra.nanoseconds(c.size, FORWARD, real), size, *places, real.type(0))
     return gates, h, cells
 
 
@@ -46,7 +45,7 @@ def lstm_cell_backward(dh: Any, dc: Any, gates: Any, c_before: Any, c: Any) -> t
 def warmup(dtype: str) -> None:
     """Compile both kernels for one dtype."""
     zero = np.dtype(dtype).type(0)
-    take_step(0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, zero)
+    take_step(0, 0, 0, 0, 0, 0, 0, 0, 0, zero)
     take_step_back(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, zero)
 
 
@@ -55,13 +54,8 @@ def _dense(x: Any, real: Any) -> Any:
 
 
 @row_pass(vectors=1)
-def add(products: Row, rows: Row, steps: Row, gates: Row) -> dict[str, Lanes]:
-    return {"gates": products + rows + steps}
-
-
-@row_pass(vectors=1)
-def add_two(products: Row, steps: Row, gates: Row) -> dict[str, Lanes]:
-    return {"gates": products + steps}
+def add(products: Row, inputs: Row, gates: Row) -> dict[str, Lanes]:
+    return {"gates": products + inputs}
 
 
 @row_pass(vectors=1)
@@ -90,16 +84,12 @@ def turn_back(
 
 
 def take_step(
-    first: int, past: int, size: int, every: int, products: int, rows: int, steps: int, c: int, gates: int, h: int,
-    cells: int, like: Any,
-) -> None:  # fmt: skip
+    first: int, past: int, size: int, products: int, inputs: int, c: int, gates: int, h: int, cells: int, like: Any
+) -> None:
     for n in range(first, past):
-        out, product = ahead(place(like, gates), 4 * n * size), ahead(place(like, products), 4 * n * size)
-        step = ahead(place(like, steps), 4 * (n // every) * size)
-        if rows != 0:
-            add(4 * size, product, ahead(place(like, rows), 4 * n * size), step, out)
-        else:
-            add_two(4 * size, product, step, out)
+        at = 4 * n * size
+        out = ahead(place(like, gates), at)
+        add(4 * size, ahead(place(like, products), at), ahead(place(like, inputs), at), out)
         turn(
             size, out, ahead(out, size), ahead(out, 2 * size), ahead(out, 3 * size), ahead(place(like, c), n * size),
             ahead(place(like, h), n * size), ahead(place(like, cells), n * size),

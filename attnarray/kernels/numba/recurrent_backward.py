@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from attnarray.kernels.numba.attention_block import add_products
+from attnarray.kernels.numba.attention_block import add_products, clear
 from attnarray.kernels.numba.jit import EXACT, jit
 from attnarray.kernels.numba.lanes import Lanes, lanes, multiply_add, where
 from attnarray.kernels.numba.memory import ahead, pointer, scratch
 from attnarray.kernels.numba.packing import whole_lanes, whole_tiles
 from attnarray.kernels.numba.panel import Each, Lane, Row, panel_pass
 from attnarray.kernels.numba.recurrent_step import (
-    clear,
     copy,
     find_steps,
     from_lanes,

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from attnarray.kernels.numba.attention_block import clear
 from attnarray.kernels.numba.jit import EXACT, jit
 from attnarray.kernels.numba.lanes import Lanes, lanes, multiply_add
 from attnarray.kernels.numba.memory import ahead, pointer, scratch
 from attnarray.kernels.numba.packing import whole_tiles
 from attnarray.kernels.numba.panel import Each, Lane, Row, panel_pass
 from attnarray.kernels.numba.recurrent_step import (
-    clear,
     find_steps,
     from_lanes,
     into_lanes,

@@ -53,11 +53,6 @@ class Panel(NamedTuple):
 
 
 @panel_pass
-def clear(numbers: Row) -> dict[str, Lanes]:
-    return {"numbers": numbers.constant(0.0)}
-
-
-@panel_pass
 def copy(numbers: Row, out: Row) -> dict[str, Lanes]:
     return {"out": numbers}
 
