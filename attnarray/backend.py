@@ -191,10 +191,10 @@ def asarray(data: Any, dtype: str | None = None, *, device: Any = None) -> Array
         if dtype_name(host.dtype) == "bfloat16" and _CREATION.get() == "torch":  # which cannot read it from NumPy
             host, dtype = np.asarray(host, dtype=np.float32), dtype or "bfloat16"
         array = xp.asarray(host) if device is None else xp.asarray(host, device=device)
-    return array if dtype is None else xp.astype(array, _dtype_called(xp, dtype))
+    return array if dtype is None else xp.astype(array, dtype_called(xp, dtype))
 
 
-def _dtype_called(xp: Namespace, name: Any) -> Any:
+def dtype_called(xp: Namespace, name: Any) -> Any:
     name = dtype_name(name)
     if name == "bfloat16" and xp.__name__ in ("numpy", "array_api_compat.cupy"):
         return importlib.import_module("ml_dtypes").bfloat16
@@ -237,6 +237,15 @@ def scatter_add(values: Array, rows: Array, count: int) -> Array:
         return out
     one_hot = xp.arange(count, dtype=rows.dtype, device=device_of(rows))[:, None] == rows[None, :]  # (count, N)
     return xp.matmul(xp.astype(one_hot, values.dtype), values)
+
+
+def write_rows(array: Array, start: int, rows: Array) -> Array:
+    """Write `rows` (..., N, E) into `array` (..., S, E) from row `start` on; into a copy where none can be written."""
+    past = start + rows.shape[-2]
+    if library_of(array) == "jax":
+        return array.at[..., start:past, :].set(rows)
+    array[..., start:past, :] = rows
+    return array
 
 
 def available_backends() -> list[BackendStatus]:

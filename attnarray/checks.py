@@ -171,6 +171,13 @@ def positive(name: str, value: float) -> float:
     return float(value)
 
 
+def not_negative(name: str, value: float) -> float:
+    """Check for a finite number >= 0."""
+    if not 0 <= real(value) < math.inf:
+        raise ValueError(f"`{name}` is {shown(value)}, expected a finite number >= 0.")
+    return float(value)
+
+
 def flag(name: str, value: Any) -> bool:
     """Check for True or False; 1 and 0 pass too."""
     if value is True or value is False:
@@ -192,7 +199,7 @@ def whole(name: str, value: Any, lowest: int, highest: int, meaning: str) -> int
     number = integral(value)
     if number is None or not lowest <= number <= highest:
         small = number is None or number < lowest
-        limits = (" >= 0" if lowest == 0 else "") if small else f" from {lowest} to {highest}"
+        limits = f" >= {lowest}" if small else f" from {lowest} to {highest}"
         raise ValueError(f"`{name}` is {shown(value)}, expected an integer{limits}: {meaning}.")
     return number
 

@@ -24,6 +24,7 @@ ROUNDS = 10
 # The last counter word tells the uses of one seed apart; attention dropout puts the batch there, never so large.
 FLAT_STREAM = WORD
 SEED_STREAM = WORD - 1
+NOISE_HEADS = 2**31  # added to the head where attention draws noise and not dropout
 
 
 def philox_4x32(counter: tuple[Array, Array, Array, Array], key: tuple[int, int]) -> tuple[Array, Array, Array, Array]:
@@ -69,6 +70,30 @@ def attention_keep_mask(
     Query position i and key position j of head h and batch b take word j % 4 of the counter (j // 4, i, h, b), and are
     kept when it is >= p * 2^32. `query` is an int or one per batch (B,).
     """
+    return _attention_words(seed, shape, xp, device, query, key, 0) >= threshold(p)
+
+
+def attention_noise(
+    seed: int, shape: tuple[int, int, int, int], xp: Namespace, device: Any, query: int | Array, key: int
+) -> Array:
+    """Gumbel noise -log(-log u) for every score (B, H, T, S), float64, with a uniform u in (0, 1) of 32 random bits.
+
+    Places as in `attention_keep_mask`, but with 2^31 added to the head, so that dropout of one seed is independent.
+    """
+    words = _attention_words(seed, shape, xp, device, query, key, NOISE_HEADS)
+    return -xp.log(-xp.log((xp.astype(words, xp.float64) + 0.5) * 2.0**-32))
+
+
+def _attention_words(
+    seed: int,
+    shape: tuple[int, int, int, int],
+    xp: Namespace,
+    device: Any,
+    query: int | Array,
+    key: int,
+    first_head: int,
+) -> Array:
+    """The word of each score (B, H, T, S)."""
     b, h, t, s = shape
     first_block, past_block = key // 4, -(-(key + s) // 4)
     first_row = query if isinstance(query, int) else xp.astype(query, xp.int64)[:, None, None, None]
@@ -76,14 +101,28 @@ def attention_keep_mask(
         (
             _arange(xp, device, first_block, past_block)[None, None, None, :],
             (_arange(xp, device, 0, t)[None, None, :, None] + first_row) & WORD,
-            _arange(xp, device, 0, h)[None, :, None, None],
+            _arange(xp, device, first_head, first_head + h)[None, :, None, None],
             _arange(xp, device, 0, b)[:, None, None, None],
         ),
         seed_words(seed),
     )
     every = xp.reshape(xp.stack(words, axis=-1), (b, h, t, 4 * (past_block - first_block)))
     start = key - 4 * first_block
-    return every[:, :, :, start : start + s] >= threshold(p)
+    return every[:, :, :, start : start + s]
+
+
+def attention_keep_mask_at(seed: int, p: float, keys: Array, xp: Namespace, device: Any, query: int | Array) -> Array:
+    """The bits of `attention_keep_mask` for head 0 and the keys at positions `keys` (B, T, N) of each query."""
+    b, t, _ = keys.shape
+    first_row = query if isinstance(query, int) else xp.astype(query, xp.int64)[:, None, None]
+    rows = (_arange(xp, device, 0, t)[None, :, None] + first_row) & WORD
+    keys = xp.astype(keys, xp.int64)
+    head = xp.zeros_like(keys)
+    words = philox_4x32((keys >> 2, rows, head, head + _arange(xp, device, 0, b)[:, None, None]), seed_words(seed))
+    own = words[3]
+    for n in (0, 1, 2):
+        own = xp.where(keys & 3 == n, words[n], own)
+    return own >= threshold(p)
 
 
 def keep_mask(seed: int, p: float, shape: tuple[int, ...], xp: Namespace, device: Any) -> Array:

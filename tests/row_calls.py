@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from attnarray.ops.rotary import Rotation
+
 Arguments = tuple[Any, ...]
 
 
@@ -39,6 +41,16 @@ def softmax_calls(rng: np.random.Generator, shape: tuple[int, ...]) -> Iterator[
 def softmax_gradient_calls(rng: np.random.Generator, shape: tuple[int, ...], forward: str) -> Iterator[Arguments]:
     for x, mask, axis in softmax_calls(rng, shape):
         yield normal(rng, *shape), *reference(forward, (x, mask, axis)), axis
+
+
+def entmax_calls(rng: np.random.Generator, shape: tuple[int, ...]) -> Iterator[Arguments]:
+    for alpha in (1.5, 2.0):
+        yield from ((*arguments, alpha) for arguments in softmax_calls(rng, shape))
+
+
+def entmax_gradient_calls(rng: np.random.Generator, shape: tuple[int, ...]) -> Iterator[Arguments]:
+    for x, mask, axis, alpha in entmax_calls(rng, shape):
+        yield normal(rng, *shape), *reference("ops.entmax_core:entmax_forward", (x, mask, axis, alpha)), axis, alpha
 
 
 def norm_calls(rng: np.random.Generator, shape: tuple[int, ...], parameters: int) -> Iterator[Arguments]:
@@ -84,6 +96,24 @@ def loss_calls(rng: np.random.Generator, shape: tuple[int, ...]) -> Iterator[Arg
     yield normal(rng, rows, width), np.full(rows, -5), -5, 0.3
 
 
+def segment_calls(rng: np.random.Generator, shape: tuple[int, ...], masked: bool = True) -> Iterator[Arguments]:
+    """Sorted and not, with segments of one entry, of many and of none; masks hide whole segments."""
+    shape = shape if len(shape) > 1 else (*shape, 1)
+    entries = shape[-2]
+    for count, dtype, is_sorted in ((1, np.int64, False), (7, np.uint8, True), (90, np.int32, False)):
+        segments = rng.integers(0, count, entries).astype(dtype)
+        segments = np.sort(segments) if is_sorted else segments
+        hidden = rng.random(shape) < 0.4, (segments % 3 > 0)[:, None]
+        for mask in (None, *hidden) if masked else (None,):
+            yield (normal(rng, *shape), segments, count, *([mask] if masked else []))
+
+
+def segment_gradient_calls(rng: np.random.Generator, shape: tuple[int, ...]) -> Iterator[Arguments]:
+    for x, segments, count, mask in segment_calls(rng, shape):
+        out = reference("ops.segments:segment_softmax_forward", (x, segments, count, mask))
+        yield normal(rng, *x.shape), *out, segments, count
+
+
 def loss_gradient_calls(rng: np.random.Generator, shape: tuple[int, ...]) -> Iterator[Arguments]:
     for x, classes, *options in loss_calls(rng, shape):
         kept = reference("ops.loss:cross_entropy_forward", (x, classes, *options))[1:]
@@ -102,11 +132,23 @@ def cell_gradient_calls(rng: np.random.Generator, shape: tuple[int, ...]) -> Ite
         yield normal(rng, *h.shape), normal(rng, *h.shape), gates, before, c
 
 
+def rotary_calls(rng: np.random.Generator, shape: tuple[int, ...]) -> Iterator[Arguments]:
+    """Both kinds of pairs, all features and some, both directions, with positions in order and in any."""
+    for dims in {shape[-1] // 2 * 2, shape[-1] // 4 * 2} - {0} if len(shape) > 1 else ():
+        for interleaved, direction in itertools.product((False, True), (1.0, -1.0)):
+            for axis in (-2, -3)[: len(shape) - 1]:
+                places = rng.integers(-50, 2000, shape[axis] if direction < 0 else (*shape[:axis], 1))
+                yield normal(rng, *shape), None, 3, Rotation(dims, 1e4, 1.0, interleaved, axis), direction
+                yield normal(rng, *shape), places, 0, Rotation(dims, 1e3, 2.0, interleaved, axis), direction
+
+
 CALLS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Iterator[Arguments]]] = {
     "ops.softmax:softmax_forward": softmax_calls,
     "ops.softmax:softmax_backward": lambda *a: softmax_gradient_calls(*a, "ops.softmax:softmax_forward"),
     "ops.softmax:log_softmax_forward": softmax_calls,
     "ops.softmax:log_softmax_backward": lambda *a: softmax_gradient_calls(*a, "ops.softmax:log_softmax_forward"),
+    "ops.entmax_core:entmax_forward": entmax_calls,
+    "ops.entmax_core:entmax_backward": entmax_gradient_calls,
     "ops.norm:layer_norm_forward": lambda *a: norm_calls(*a, 2),
     "ops.norm:layer_norm_backward": lambda *a: norm_gradient_calls(*a, "ops.norm:layer_norm_forward"),
     "ops.norm:rms_norm_forward": lambda *a: norm_calls(*a, 1),
@@ -124,7 +166,11 @@ CALLS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Iterator[Argum
     "ops.lstm_cell:lstm_cell": cell_calls,
     "ops.lstm_cell:lstm_cell_backward": cell_gradient_calls,
     "ops.dropout:drop": dropout_calls,
+    "ops.rotary:turn": rotary_calls,
     "ops.embedding:embedding_backward": embedding_gradient_calls,
+    "ops.segments:segment_softmax_forward": segment_calls,
+    "ops.segments:segment_softmax_backward": segment_gradient_calls,
+    "ops.segments:sum_segments": lambda *a: ((np.abs(x), *rest) for x, *rest in segment_calls(*a, masked=False)),
     "ops.loss:cross_entropy_forward": loss_calls,
     "ops.loss:cross_entropy_backward": loss_gradient_calls,
 }

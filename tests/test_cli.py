@@ -98,7 +98,7 @@ def test_check_of_right_gradients(capsys: Capture) -> None:
     assert (code, err) == (0, "")
     assert "log_softmax" in out
     assert "WRONG" not in out
-    assert "gradient entries in 5 cases of 2 functions; 0 results are wrong." in out
+    assert "gradient entries in 8 cases of 3 functions; 0 results are wrong." in out
 
 
 def test_check_as_json(capsys: Capture) -> None:
@@ -106,7 +106,7 @@ def test_check_as_json(capsys: Capture) -> None:
     report = json.loads(out)
     assert (code, err) == (0, "")
     assert report["ok"] is True
-    assert {row["function"] for row in report["gradients"]} == {"softmax", "log_softmax"}
+    assert {row["function"] for row in report["gradients"]} == {"softmax", "log_softmax", "segment_softmax"}
     assert {row["backend"] for row in report["gradients"]} == {"numpy"}
     assert {row["kernels"] for row in report["gradients"]} == {"reference"}
     assert all(row["ok"] and row["input"] == "x" and row["error"] < 1e-8 for row in report["gradients"])
@@ -135,7 +135,9 @@ def test_check_finds_a_wrong_gradient(capsys: Capture) -> None:
     report = json.loads(out)
     assert code == 1
     assert report["ok"] is False
-    assert {row["function"]: row["ok"] for row in report["gradients"]} == {"softmax": False, "log_softmax": True}
+    assert {row["function"]: row["ok"] for row in report["gradients"]} == {
+        "softmax": False, "log_softmax": True, "segment_softmax": True,
+    }  # fmt: skip
     code, out, _ = run(capsys, "check", "--only", "softmax")
     assert code == 1
     assert "WRONG" in next(line for line in out.splitlines() if line.split()[:1] == ["softmax"])

@@ -190,7 +190,7 @@ def test_sizes_are_distinct(case: Case) -> None:
     elif "context" in given:
         sizes = [*given["context"].shape, given["hidden"].shape[-1], given["context_weight"].shape[0]]
     else:
-        keys = -3 if given.get("layout") == "BTHD" else -2
+        keys = -3 if given.get("layout") == "BTHD" or "edges" in given else -2
         others = [given[name].shape[axis] for name, axis in (("key", keys), ("value", -1)) if name in given]
         sizes = [*given["query"].shape, *others]
     assert len(set(sizes)) == len(sizes)

@@ -25,6 +25,7 @@ STENCIL = ((-2, 1 / 12), (-1, -8 / 12), (1, 8 / 12), (2, -1 / 12))
 class Small(NamedTuple):
     """One mechanism with a few dates."""
 
+    name: str
     model: Model
     data: training.Data
     params: Params
@@ -45,7 +46,7 @@ def small(request: Any) -> Small:
     train, _ = dates.make_pairs(300, 0, seed=3)
     prepared = lesson.prepare(train, train[:5])
     model = MECHANISMS[request.param].model
-    return Small(model, prepared.learned, prepared.fresh(model, 1))
+    return Small(request.param, model, prepared.learned, prepared.fresh(model, 1))
 
 
 def leaves(params: Params) -> Iterator[tuple[str, np.ndarray]]:
@@ -97,7 +98,8 @@ def test_padding_changes_neither_logits_nor_gradients_of_other_rows(small: Small
     weights = small.model.alignments(ctx)
     assert weights.shape == (2, 10, tokens.shape[1])
     assert np.all(weights[0, :, lengths[0] :] == 0)
-    np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-5)
+    sums = weights.sum(axis=-1)
+    assert np.all((sums > 0.3) & (sums < 1)) if small.name == "local" else np.allclose(sums, 1, atol=1e-5)
 
 
 def test_a_translation_step_by_step_is_that_of_the_whole_run(small: Small) -> None:
@@ -117,6 +119,23 @@ def test_no_character_is_told_itself_or_a_later_one(small: Small) -> None:
     changed[:, 6:] = (changed[:, 6:] + 1) % 11
     one, other = (small.model.forward(small.params, tokens, lengths, told)[0] for told in (targets, changed))
     assert np.array_equal(one[:, :7], other[:, :7])
+
+
+def test_hard_attention_draws_in_training_alone() -> None:
+    train, _ = dates.make_pairs(70, 0, seed=3)
+    prepared = lesson.prepare(train, train[:5])
+    model = MECHANISMS["hard"].model
+    params, batch = prepared.fresh(model, 0), prepared.learned.batch(np.arange(8))
+    seeds = [None, None, aa.Philox(1), aa.Philox(1), aa.Philox(2)]
+    first, again, drawn, same, other = (model.forward(params, *batch, rng)[0] for rng in seeds)
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(drawn, same)
+    assert np.any(drawn != first)
+    assert np.any(drawn != other)
+    grads = model.backward(np.ones_like(drawn), model.forward(params, *batch, seeds[2])[1], params)
+    assert np.any(grads["attention"]["query"]["weight"])  # straight through
+    grads = model.backward(np.ones_like(first), model.forward(params, *batch)[1], params)
+    assert not np.any(grads["attention"]["query"]["weight"])  # the most likely one stays so
 
 
 def test_training_lowers_the_loss(small: Small) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any, NamedTuple, Unpack
 
 from attnarray import checks, tree
@@ -12,9 +13,10 @@ from attnarray.attention.heads import HeadOptions, Params, checked_heads
 from attnarray.attention.options import known_options
 from attnarray.attention.projection import attend_by_dots, project, project_backward
 from attnarray.attention.sequences import narrow, wide
-from attnarray.backend import Array, namespace_of
+from attnarray.backend import Array, device_of, namespace_of
 from attnarray.masks import Mask
 from attnarray.ops.linear import LinearContext, LinearGrads
+from attnarray.ops.rotary import Rotary, RotaryContext, rotary_bwd, rotary_fwd
 
 
 class MultiHeadContext(NamedTuple):
@@ -26,6 +28,7 @@ class MultiHeadContext(NamedTuple):
     attention: SDPAContext
     out_weight: Array
     out_has_bias: bool
+    rotary: tuple[RotaryContext, RotaryContext] | None  # of queries and of keys
     has_key: bool
     has_value: bool
 
@@ -50,6 +53,7 @@ def multi_head_attention(
     *,
     heads: int,
     kv_heads: int | None = None,
+    rotary: Rotary | None = None,
     **options: Unpack[HeadOptions],
 ) -> Array:
     r"""Multi-head attention: self-attention of `query`, or attention to another sequence or two.
@@ -78,6 +82,8 @@ def multi_head_attention(
     kv_heads : int, optional
         Hkv: H by default, fewer for grouped heads, 1 for multi-query attention. Query head h uses key head
         h // (H / Hkv).
+    rotary : Rotary, optional
+        Turns queries and keys of each head by their positions, i + q_offset and j, before they meet: `rotary` says how.
 
     Returns
     -------
@@ -117,8 +123,9 @@ def multi_head_attention(
     (2, 5, 16)
     """
     return multi_head_attention_fwd(
-        query, key, value, params, attn_mask, dropout_p, is_causal, heads=heads, kv_heads=kv_heads, **options
-    )[0]
+        query, key, value, params, attn_mask, dropout_p, is_causal, heads=heads, kv_heads=kv_heads, rotary=rotary,
+        **options,
+    )[0]  # fmt: skip
 
 
 def multi_head_attention_fwd(
@@ -132,6 +139,7 @@ def multi_head_attention_fwd(
     *,
     heads: int,
     kv_heads: int | None = None,
+    rotary: Rotary | None = None,
     **options: Unpack[HeadOptions],
 ) -> tuple[Array, MultiHeadContext]:
     """`multi_head_attention`, with the same options, and the context for its backward."""
@@ -144,11 +152,15 @@ def multi_head_attention_fwd(
     k, key_ctx = project(key, **params["key"])
     v, value_ctx = project(value, **params["value"])
     q, k, v = _split(q, heads), _split(k, kv_heads), _split(v, kv_heads)  # (*batch, T, H, D)
+    turned = None
+    if rotary is not None:
+        (q, of_query), (k, of_key) = turn_both(q, k, rotary, options.get("q_offset", 0), len(batch))
+        turned = of_query, of_key
     form, scale = Form(q.ndim, "BTHD", batch, True), 1.0 / math.sqrt(q.shape[-1] or 1)
     out, attention = attend_by_dots(form, q, k, v, attn_mask, dropout_p, is_causal, options, scale)
     out, out_ctx = project(_joined(out), **params["out"])
     ctx = MultiHeadContext(
-        query_ctx, key_ctx, value_ctx, attention, out_ctx.weight, out_ctx.has_bias, has_key, has_value
+        query_ctx, key_ctx, value_ctx, attention, out_ctx.weight, out_ctx.has_bias, turned, has_key, has_value
     )
     return narrow(out, query), ctx
 
@@ -165,8 +177,8 @@ def multi_head_attention_bwd(dout: Array, ctx: MultiHeadContext) -> MultiHeadGra
         dx_i = W_Q^T dq_i, \quad dz_j = W_K^T dk_j, \quad du_j = W_V^T dv_j, \qquad
         dW_Q = \sum_i dq_i x_i^T, \quad dW_K = \sum_j dk_j z_j^T, \quad dW_V = \sum_j dv_j u_j^T
 
-    and the gradient of a bias b is the sum without x, z or u. What was left out adds its gradient to what stood in for
-    it: without `key`, dx + dz + du is the gradient of `query`.
+    with dq and dk turned back first where there is a rotation. The gradient of a bias b is the sum without x, z or u.
+    What was left out adds its gradient to what stood in for it: without `key`, dx + dz + du is the gradient of `query`.
 
     Parameters
     ----------
@@ -193,9 +205,11 @@ def multi_head_attention_bwd(dout: Array, ctx: MultiHeadContext) -> MultiHeadGra
     heads = _joined(attention.form.restored(attention.out))  # (*batch, T, H Dv)
     out = project_backward(wide(dout), LinearContext(heads, ctx.out_weight, ctx.out_has_bias))
     grads = scaled_dot_product_attention_bwd(_split(out.x, attention.q.shape[1]), attention)
-    hides = attention.scoring.hides()
-    query = project_backward(_joined(grads.query), ctx.query)
-    key = project_backward(_joined(grads.key), ctx.key, hides)
+    dq, dk, hides = grads.query, grads.key, attention.scoring.hides()
+    if ctx.rotary is not None:
+        dq, dk = (rotary_bwd(grad, of).x for grad, of in zip((dq, dk), ctx.rotary, strict=True))
+    query = project_backward(_joined(dq), ctx.query)
+    key = project_backward(_joined(dk), ctx.key, hides)
     value = project_backward(_joined(grads.value), ctx.value, hides)
     dquery, dkey, dvalue = query.x, key.x, value.x
     dkey = dkey if ctx.has_value else dkey + dvalue
@@ -205,6 +219,21 @@ def multi_head_attention_bwd(dout: Array, ctx: MultiHeadContext) -> MultiHeadGra
     found = MultiHeadGrads(dquery, dkey, dvalue, params, grads.bias, grads.sinks)
     narrowed: MultiHeadGrads = tree.map(lambda grad: narrow(grad, ctx.query.x), found)
     return narrowed
+
+
+def turn_both(
+    q: Array, k: Array, rotary: Rotary, q_offset: Any, batch_axes: int
+) -> list[tuple[Array, RotaryContext]]:  # fmt: skip
+    """Queries (*batch, T, H, D) and keys turned by their positions, each with its context."""
+    if not isinstance(rotary, Rotary):
+        raise TypeError(f"`rotary` is {checks.shown(rotary)}, expected attnarray.Rotary(...).")
+    xp, options = namespace_of(q), {**asdict(rotary), "layout": "BTHD"}
+    offset = checks.beside("q_offset", checks.integers("q_offset", q_offset), "query", q)
+    if isinstance(offset, int):
+        return [rotary_fwd(q, offset=offset, **options), rotary_fwd(k, **options)]
+    first = xp.reshape(offset, (*offset.shape, *[1] * (batch_axes + 1 - offset.ndim)))  # (*batch, 1)
+    positions = first + xp.arange(q.shape[-3], dtype=offset.dtype, device=device_of(q))
+    return [rotary_fwd(q, positions, **options), rotary_fwd(k, **options)]
 
 
 def _split(x: Array, heads: int) -> Array:

@@ -14,7 +14,8 @@ def attention_weights(ctx: Any, queries: slice = slice(None)) -> Array:
 
     .. math:: p_{ij} = e^{s_{ij} - \mathrm{lse}_i}
 
-    So a fast kernel that never stores weights and a picture of them do not exclude each other.
+    or by the rule of the mechanism, where that is no softmax. So a fast kernel that never stores weights and a picture
+    of them do not exclude each other.
 
     Parameters
     ----------
@@ -44,19 +45,31 @@ def attention_weights(ctx: Any, queries: slice = slice(None)) -> Array:
     >>> aa.attention_weights(ctx, slice(0, 1))[0, 0].tolist()
     [[1.0, 0.0, 0.0, 0.0]]
     """
-    while not hasattr(ctx, "dots") and hasattr(ctx, "attention"):  # of a mechanism or layer that is built on another
+    while not _weighs(ctx) and hasattr(ctx, "attention"):  # of a mechanism or layer that is built on another
         ctx = ctx.attention
-    if not hasattr(ctx, "dots"):
+    if hasattr(ctx, "targets"):
+        raise TypeError(
+            "`ctx` is the context of graph attention, whose weights belong to edges and not to pairs of positions; "
+            "use graph_attention_weights(ctx)."
+        )
+    if not _weighs(ctx):
         raise TypeError(
             f"`ctx` is {checks.shown(ctx)}, expected the context that the forward pass of an attention function "
             "gave, such as scaled_dot_product_attention_fwd(...)[1]."
         )
     if not isinstance(queries, slice):
         raise TypeError(f"`queries` is {checks.shown(queries)}, expected a slice such as slice(0, 1).")
-    start, stop, step = queries.indices(ctx.lse.shape[2])
+    start, stop, step = queries.indices((ctx.lse if hasattr(ctx, "lse") else ctx.q).shape[2])
     if step != 1:
         raise ValueError(f"`queries` has step {step}, expected 1; take every n-th row of the result instead.")
     stop = max(start, stop)
-    dots = ctx.dots(start, stop)
-    weights = weights_from_lse(dots, ctx.lse[:, :, start:stop], ctx.scoring.rows(start, stop))
+    if hasattr(ctx, "weights_of_rows"):  # by a rule of its own
+        weights = ctx.weights_of_rows(start, stop)
+    else:
+        weights = weights_from_lse(ctx.dots(start, stop), ctx.lse[:, :, start:stop], ctx.scoring.rows(start, stop))
     return ctx.form._replace(layout="BHTD").restored(weights)
+
+
+def _weighs(ctx: Any) -> bool:
+    """Whether it has the weights itself, by `weights_of_rows` or as the softmax of its `dots`."""
+    return hasattr(ctx, "weights_of_rows") or hasattr(ctx, "dots")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 
@@ -85,6 +86,33 @@ PART_FLOPS = 4.0 * 8 * 512 * 256 * 64  # two products of H T S D
 CONV_FLOPS = 2.0 * 16 * 256 * 128 * 128 * 5  # a product for each of the five taps
 
 
+def _random_segments(rng: np.random.Generator, shapes: Shapes) -> np.ndarray:
+    return rng.integers(0, 10**5, shapes["x"][0])
+
+
+def _segments(name: str, columns: int) -> BenchCase:
+    """A training step over a million edges in any order to 100,000 nodes."""
+    return triple(
+        "segment_softmax", name, direction="both", options={"count": 10**5}, drawn={"segments": _random_segments},
+        x=(10**6, columns),
+    )  # fmt: skip
+
+
+def _edges(rng: np.random.Generator, shapes: Shapes) -> np.ndarray:
+    """As many for each node as the citations of Cora have in both directions, between any nodes."""
+    nodes = shapes["query"][0]
+    return rng.integers(0, nodes, (2, nodes * 10556 // 2708))
+
+
+def _graph(score: str, parts: int) -> BenchCase:
+    """A training step over the nodes and edges of Cora, 8 heads of 8 features as in the first layer of GAT."""
+    of = (2708, 8, 8)
+    return triple(
+        "graph_attention", f"{score}-training", group="mechanisms", direction="both", options={"score": score},
+        drawn={"edges": _edges}, query=of, key=of, value=of, score_vector=(8, 8 * parts),
+    )  # fmt: skip
+
+
 def _additive(name: str, direction: str, length: int) -> BenchCase:
     """8 sequences of queries, keys and values with 128 features."""
     of = (8, length, 128)
@@ -103,6 +131,33 @@ def _scored_by_lstm(name: str, length: int) -> BenchCase:
         drawn={**drawn, "gate_bias": _weights(256), "score_vector": _weights(64)}, query=(8, length, 64),
         key=(8, length, 64),
     )  # fmt: skip
+
+
+def _local(keys: int, queries: int = 1024) -> BenchCase:
+    """A training step of queries with 64 features that see 64 keys each, however many keys there are.
+
+    In float64: a position among many keys has few digits left in float32, and peers would look at other keys.
+    """
+
+    def drawn(size: float, *shape: int) -> Draw:
+        return lambda rng, shapes: size * rng.standard_normal(shape)
+
+    case = mechanism(
+        "local_attention", f"local-training-{keys}", direction="both", dtype="float64", flops=4.0 * queries * 64 * 64,
+        options={"alignment": "predictive", "window": 32}, query=(1, queries, 64), key=(1, keys, 64),
+        value=(1, keys, 64), drawn={"position_weight": drawn(0.125, 64, 64), "position_vector": drawn(0.3, 64)},
+    )  # fmt: skip
+    return dataclasses.replace(case, size=keys, resized=lambda n: _local(n, min(n, queries)))
+
+
+def _relative(T: int) -> BenchCase:
+    """T queries after as many keys of memory, 8 heads of 64 features."""
+    made = mechanism(
+        "relative_attention", "relative-training", direction="both", options={"is_causal": True, "q_offset": T},
+        flops=7.0 * 8 * T * 2 * T * 64, query=(1, 8, T, 64), key=(1, 8, 2 * T, 64), value=(1, 8, 2 * T, 64),
+        position_key=(8, 2 * T, 64), content_bias=(8, 64), position_bias=(8, 64),
+    )  # fmt: skip
+    return dataclasses.replace(made, size=T, resized=_relative)
 
 
 # Below a minute with all peers, on two cores.
@@ -174,8 +229,27 @@ MORE: tuple[BenchCase, ...] = (
               key=(8, 128, 64), value=(8, 128, 64), score_vector=(64,), location_weight=(64, 16),
               drawn={"location_filter": _weights(16, 31)}),
     _scored_by_lstm("recurrent-training", 64),
+    _local(1024),
+    _local(4096),
+    _relative(256),
+    _graph("gatv2", 1),
+    _graph("gat", 2),
+    # In float64: at a kink peers would take the other side, and of nearly equal scores another one.
+    mechanism("sparsemax_attention", "sparsemax-attention-training", direction="both", dtype="float64",
+              flops=4.0 * 8 * 512 * 512 * 64, query=(1, 8, 512, 64), key=(1, 8, 512, 64), value=(1, 8, 512, 64)),
+    mechanism("entmax_attention", "entmax-attention-training", direction="both",
+              flops=4.0 * 8 * 512 * 512 * 64, query=(1, 8, 512, 64), key=(1, 8, 512, 64), value=(1, 8, 512, 64)),
+    mechanism("hard_attention", "top-k-training", direction="both", dtype="float64", flops=4.0 * 8 * 128 * 4096 * 64,
+              options={"estimator": "top_k", "k": 32}, query=(1, 8, 128, 64), key=(1, 8, 4096, 64),
+              value=(1, 8, 4096, 64)),
     triple("softmax", "softmax-training", direction="both", x=(4096, 512)),
+    triple("sparsemax", x=(512, 4096)),
+    triple("sparsemax", "sparsemax-training", direction="both", x=(512, 4096)),
+    triple("entmax", x=(512, 4096)),
+    triple("entmax", "entmax-training", direction="both", x=(512, 4096)),
     triple("log_softmax", x=(4096, 512)),
+    _segments("segment-softmax-training", 1),
+    _segments("segment-softmax-8-training", 8),
     triple("layer_norm", x=(4096, 1024), weight=(1024,), bias=(1024,)),
     triple("rms_norm", x=(4096, 1024), weight=(1024,)),
     triple("linear", x=(1024, 1024), weight=(4096, 1024), bias=(4096,)),
@@ -189,6 +263,8 @@ MORE: tuple[BenchCase, ...] = (
     triple("attention_partial", flops=PART_FLOPS, query=(1, 8, 512, 64), key=(1, 8, 256, 64), value=(1, 8, 256, 64)),
     triple("merge_partials", drawn={"partials": _parts}, text="4 parts of B1 H8 T512 D64"),
     triple("embedding", "embedding-training", direction="both", drawn={"indices": _indices}, weight=(8192, 256)),
+    triple("rotary", x=(4, 16, 1024, 64)),
+    triple("rotary", "rotary-pairs", x=(4, 16, 1024, 64), options={"interleaved": True}),
     triple("dropout", options={"p": 0.1, "rng": 1}, x=(1024, 1024)),
     triple("cross_entropy", "loss-training", direction="both", drawn={"targets": _targets}, logits=(512, 8192)),
     triple("conv1d", "conv1d-training", direction="both", flops=CONV_FLOPS, x=(16, 256, 128), weight=(128, 128, 5)),
@@ -201,6 +277,7 @@ MORE: tuple[BenchCase, ...] = (
 LONG: tuple[BenchCase, ...] = (
     sdpa("long-training-{S}-d{D}", "training", T=16384, direction="both"),
     _scored_by_lstm("long-recurrent", 256),
+    _local(32768),
 )
 
 CASES: tuple[BenchCase, ...] = tuple(sorted(QUICK + MORE + LONG, key=lambda case: list(GROUPS).index(case.group)))

@@ -5,13 +5,17 @@ A new mechanism adds its cases here; `tests/naive/<function>.py` holds the twin 
 
 from attnarray.cases.case import Case
 from attnarray.cases.dot_product import DOT_PRODUCT_CASES
+from attnarray.cases.graph import GRAPH_CASES
+from attnarray.cases.local import LOCAL_CASES
 from attnarray.cases.multi_head import MULTI_HEAD_CASES
 from attnarray.cases.multiplicative import COMBINE_CASES, MULTIPLICATIVE_CASES, SCALED_CASES
 from attnarray.cases.ops import OPS_CASES
 from attnarray.cases.pairs import PAIR_CASES
+from attnarray.cases.positions import RELATIVE_CASES, ROTARY_CASES
 from attnarray.cases.recurrent import RECURRENT_CASES
 from attnarray.cases.scoring import SCORING_CASES
 from attnarray.cases.sequences import SEQUENCE_CASES
+from attnarray.cases.sparse import HARD_CASES, SPARSE_CASES
 
 CASES: tuple[Case, ...] = (
     *DOT_PRODUCT_CASES,
@@ -21,7 +25,13 @@ CASES: tuple[Case, ...] = (
     *SCALED_CASES,
     *COMBINE_CASES,
     *PAIR_CASES,
+    *LOCAL_CASES,
     *RECURRENT_CASES,
+    *GRAPH_CASES,
+    *RELATIVE_CASES,
+    *ROTARY_CASES,
+    *SPARSE_CASES,
+    *HARD_CASES,
     *OPS_CASES,
     *SEQUENCE_CASES,
 )

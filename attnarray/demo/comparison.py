@@ -18,6 +18,7 @@ from attnarray.demo.lesson import EPOCHS, Lesson, examine, learn, on_bar, prepar
 from attnarray.demo.mechanisms import MECHANISMS
 from attnarray.demo.model import Model
 from attnarray.layers.initial import Params
+from attnarray.random import Philox
 
 COLUMNS = ["mechanism", "parameters", "dates", "exact", "seconds", "peak memory"]
 HOST_LIBRARIES = ("numpy", "array_api_strict")  # tracemalloc sees the arrays of these alone
@@ -66,10 +67,10 @@ def peak_of_a_step(model: Model, params: Params, data: training.Data) -> int:
     """
     batch = data.batch(np.argsort(data.lengths, kind="stable")[-training.BATCH :])
     trained = training.Trained(params, optim.adamw_init(params))
-    training.train_step(model, trained, batch, rate=0.0)  # compiles what is not yet compiled
+    training.train_step(model, trained, batch, 0.0, Philox(0))  # compiles what is not yet compiled
     tracemalloc.start()
     try:
-        training.train_step(model, trained, batch, rate=0.0)
+        training.train_step(model, trained, batch, 0.0, Philox(0))
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -5,8 +5,9 @@
     c_i = attention(s_i, h)                      any mechanism: it alone says where the answer is
     logits_i = classifier(tanh(W c_i + U s_i))
 
-The decoder starts from 0 and hears of the input through the attention alone. In training it is told the right
-characters before, so that all ten queries attend at once; a translation goes step by step and is told its own.
+The decoder starts from 0 and hears of the input through the attention alone; unless the mechanism has to know where to
+look before it has looked: then it starts from where the encoder ended, as the paper has it. In training it is told the
+right characters before, so that all ten queries attend at once; a translation goes step by step and is told its own.
 """
 
 from __future__ import annotations
@@ -35,11 +36,13 @@ class Attention(Protocol):
     def init(self, rng: Philox) -> Params: ...
 
     def fwd(
-        self, params: Params, query: Array, key: Array, lengths: Array, before: Array | None = None
-    ) -> tuple[Array, Any]:
+        self, params: Params, query: Array, key: Array, lengths: Array, before: Array | None = None,
+        rng: Philox | None = None,
+    ) -> tuple[Array, Any]:  # fmt: skip
         """Contexts (B, T, E) of queries (B, T, E) over keys (B, S, E), of which `lengths` (B,) exist.
 
-        `before` (B, S) are the weights of the step before, for a mechanism that looks at them.
+        `before` (B, S) are the weights of the step before, for a mechanism that looks at them; in training there is an
+        `rng`, for one that draws.
         """
 
     def bwd(self, dout: Array, ctx: Any) -> tuple[Array, Array, Params]:
@@ -63,10 +66,14 @@ class Context(NamedTuple):
 
 @dataclass(frozen=True)
 class EncoderDecoder:
-    """The recurrent translator with any attention; `width` E is that of all states."""
+    """The recurrent translator with any attention; `width` E is that of all states.
+
+    `informed` says whether the decoder starts from the encoder's last states.
+    """
 
     attention: Attention
     width: int = 64
+    informed: bool = False
 
     def init(self, rng: Philox, vocabulary: int, longest: int) -> Params:
         """Fresh parameters on the current backend."""
@@ -83,12 +90,14 @@ class EncoderDecoder:
             "classifier": dense(next(keys), CLASSES, E),
         }
 
-    def forward(self, params: Params, tokens: Array, lengths: Array, targets: Array) -> tuple[Array, Context]:
+    def forward(
+        self, params: Params, tokens: Array, lengths: Array, targets: Array, rng: Philox | None = None
+    ) -> tuple[Array, Context]:
         """Logits (B, 10, 11) for tokens (B, S) of which the first `lengths` (B,) exist, and the context."""
-        memory, encoder = _encode(params, tokens, lengths)
+        memory, last, encoder = _encode(params, tokens, lengths)
         before, before_ctx = embedding_fwd(_shifted(targets), params["before"])  # (B, 10, E)
-        states, decoder = gru_fwd(before, **params["decoder"])
-        found, attention = self.attention.fwd(params["attention"], states.out, memory, lengths)
+        states, decoder = gru_fwd(before, **params["decoder"], h0=last if self.informed else None)
+        found, attention = self.attention.fwd(params["attention"], states.out, memory, lengths, rng=rng)
         y, combined = combine_fwd(found, states.out, **params["combine"], activation="tanh")
         logits, classifier = linear_fwd(y, **params["classifier"])
         return logits, Context(encoder, before_ctx, decoder, attention, combined, classifier)
@@ -100,7 +109,7 @@ class EncoderDecoder:
         dquery, dmemory, attention = self.attention.bwd(combined.context, ctx.attention)
         decoder = gru_bwd(GRUResult(combined.hidden + dquery, None), ctx.decoder)
         return {
-            **_encode_backward(dmemory, ctx.encoder),
+            **_encode_backward(dmemory, decoder.h0, ctx.encoder),
             "before": embedding_bwd(decoder.x, ctx.before).weight,
             "decoder": _weights(decoder),
             "attention": attention,
@@ -111,8 +120,8 @@ class EncoderDecoder:
     def predict(self, params: Params, tokens: Array, lengths: Array) -> np.ndarray:
         """The translation (B, 10): at each step the most likely character, which the next step is told."""
         xp = namespace_of(tokens)
-        memory, _ = _encode(params, tokens, lengths)
-        told, state, looked = xp.full_like(lengths, START)[:, None], None, None  # (B, 1)
+        memory, last, _ = _encode(params, tokens, lengths)
+        told, state, looked = xp.full_like(lengths, START)[:, None], last if self.informed else None, None  # (B, 1)
         answer = []
         for _ in range(OUTPUTS):
             before = embedding(told, params["before"])  # (B, 1, E)
@@ -139,21 +148,26 @@ def _gru(rng: Philox, inputs: int, states: int) -> Params:
     }
 
 
-def _encode(params: Params, tokens: Array, lengths: Array) -> tuple[Array, Encoded]:
-    """One state per character, (B, S, E): half of it has read the text up to there, half from there on."""
+def _encode(params: Params, tokens: Array, lengths: Array) -> tuple[Array, Array, Encoded]:
+    """One state per character, (B, S, E): half of it has read the text up to there, half from there on.
+
+    And the last one of each half, (B, E).
+    """
     xp = namespace_of(tokens)
     exists = xp.arange(tokens.shape[1], device=device_of(tokens))[None, :] < lengths[:, None]  # (B, S)
     x, embedded = embedding_fwd(tokens, params["embedding"])  # (B, S, E)
     forwards, forwards_ctx = gru_fwd(x, **params["forwards"], mask=exists)
     backwards, backwards_ctx = gru_fwd(x, **params["backwards"], mask=exists, reverse=True)
     memory = xp.concat([forwards.out, backwards.out], axis=-1)  # (B, S, E)
-    return memory, Encoded(embedded, forwards_ctx, backwards_ctx)
+    last = xp.concat([forwards.h, backwards.h], axis=-1)  # (B, E)
+    return memory, last, Encoded(embedded, forwards_ctx, backwards_ctx)
 
 
-def _encode_backward(dmemory: Array, ctx: Encoded) -> Params:
+def _encode_backward(dmemory: Array, dlast: Array | None, ctx: Encoded) -> Params:
     half = dmemory.shape[-1] // 2
-    forwards = gru_bwd(GRUResult(dmemory[:, :, :half], None), ctx.forwards)
-    backwards = gru_bwd(GRUResult(dmemory[:, :, half:], None), ctx.backwards)
+    dlasts = (None, None) if dlast is None else (dlast[:, :half], dlast[:, half:])
+    forwards = gru_bwd(GRUResult(dmemory[:, :, :half], dlasts[0]), ctx.forwards)
+    backwards = gru_bwd(GRUResult(dmemory[:, :, half:], dlasts[1]), ctx.backwards)
     return {
         "embedding": embedding_bwd(forwards.x + backwards.x, ctx.embedded).weight,
         "forwards": _weights(forwards),

@@ -19,10 +19,13 @@ class Model(Protocol):
     def init(self, rng: Philox, vocabulary: int, longest: int) -> Params:
         """Fresh float32 parameters on the current backend, for texts of up to `longest` characters."""
 
-    def forward(self, params: Params, tokens: Array, lengths: Array, targets: Array) -> tuple[Array, Any]:
+    def forward(
+        self, params: Params, tokens: Array, lengths: Array, targets: Array, rng: Philox | None = None
+    ) -> tuple[Array, Any]:
         """Logits (B, 10, 11) for tokens (B, S) of which the first `lengths` (B,) exist, and the context.
 
-        A character of `targets` (B, 10) may be told to later characters of the same answer, not to itself.
+        A character of `targets` (B, 10) may be told to later characters of the same answer, not to itself. In training
+        there is an `rng`, for a model that draws; without it a model draws nothing.
         """
 
     def backward(self, dlogits: Array, ctx: Any, params: Params) -> Params:

@@ -1,33 +1,47 @@
 """A translator of nothing but self-attention: ten empty places and the characters of the date are one sequence.
 
     x = [places; embedding[tokens] + positions]           10 + S vectors
-    x = norm(x + attention(x, value = W x))               one block, and then the same once more
+    x = norm(x + attention(x))                            one block, and then the same once more
     x = norm(x + feed-forward(x))
     logits = classifier(first ten of x)
 
 Everyone attends to the characters, no one to the places: what stands in them in the end was read off the date. In the
-first block characters learn of each other, in the second the places find theirs. One mechanism does both.
+first block characters learn of each other, in the second the places find theirs. One mechanism does both. One that
+knows positions itself is given none: then the characters are told apart by where they stand to each other alone.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from attnarray.attention.weights import attention_weights
 from attnarray.backend import Array, asarray, device_of, namespace_of
 from attnarray.demo.model import CLASSES, OUTPUTS, most_likely, weight_and_bias
-from attnarray.demo.translator import sinusoids
 from attnarray.layers.initial import Params, dense, zeros
 from attnarray.ops.activations import silu_bwd, silu_fwd
 from attnarray.ops.embedding import embedding_bwd, embedding_fwd
 from attnarray.ops.linear import linear_bwd, linear_fwd
 from attnarray.ops.norm import layer_norm_bwd, layer_norm_fwd
+from attnarray.ops.positions import sinusoidal
 from attnarray.random import Philox
 
 BLOCKS = ("first", "second")
+LONGEST_WAVE = 200.0  # of the positions, over 2 pi
+
+
+class Attention(Protocol):
+    """Self-attention in one form for all mechanisms."""
+
+    def init(self, rng: Philox) -> Params: ...
+
+    def fwd(self, params: Params, x: Array, mask: Array, lengths: Array) -> tuple[Array, Any]:
+        """What each of x (B, T, E) finds among those that `mask` (1, T) shows and that exist, of `lengths` (B,)."""
+
+    def bwd(self, dout: Array, ctx: Any) -> tuple[Array, Params]:
+        """The gradients of x and parameters."""
 
 
 class Context(NamedTuple):
@@ -37,7 +51,6 @@ class Context(NamedTuple):
 
 
 class Block(NamedTuple):
-    value: Any
     attention: Any
     found: Any
     feed_in: Any
@@ -48,28 +61,29 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class SelfAttention:
-    """The translator of two blocks; `layer` is self-attention over E = `width` features, with values of its own."""
+    """The translator of two blocks of E = `width` features; `positions` says whether the characters are given any."""
 
-    layer: Any
+    attention: Attention
     width: int = 64
     hidden: int = 128
+    positions: bool = True
 
     def init(self, rng: Philox, vocabulary: int, longest: int) -> Params:
         """Fresh parameters on the current backend; the positions are sinusoids that are then learned."""
         embedding, places, classifier, *blocks = rng.split(3 + len(BLOCKS))
+        table = {"positions": 0.5 * sinusoidal(longest, self.width, base=LONGEST_WAVE)} if self.positions else {}
         return {
             "embedding": embedding.normal((vocabulary, self.width), std=0.5),
-            "positions": asarray(0.5 * sinusoids(longest, self.width), dtype="float32"),
+            **table,
             "places": places.normal((OUTPUTS, self.width)),
             "blocks": {name: self._block(own) for name, own in zip(BLOCKS, blocks, strict=True)},
             "classifier": dense(classifier, CLASSES, self.width),
         }
 
     def _block(self, rng: Philox) -> Params:
-        attention, value, feed_in, feed_out = rng.split(4)
+        attention, feed_in, feed_out = rng.split(3)
         return {
-            "attention": self.layer.init(attention),
-            "value": dense(value, self.width, self.width),
+            "attention": self.attention.init(attention),
             "found_norm": {"weight": asarray(np.ones(self.width), "float32"), "bias": zeros(self.width)},
             "feed_in": dense(feed_in, self.hidden, self.width),
             "feed_out": dense(feed_out, self.width, self.hidden),
@@ -77,12 +91,13 @@ class SelfAttention:
         }
 
     def forward(
-        self, params: Params, tokens: Array, lengths: Array, targets: Array | None = None
+        self, params: Params, tokens: Array, lengths: Array, targets: Array | None = None, rng: Philox | None = None
     ) -> tuple[Array, Context]:
         """Logits (B, 10, 11) and the context. All ten are written at once, so no `targets` are told."""
         xp = namespace_of(tokens)
-        embedded, embedded_ctx = embedding_fwd(tokens, params["embedding"])  # (B, S, E)
-        characters = embedded + params["positions"][: tokens.shape[1], :]
+        characters, embedded = embedding_fwd(tokens, params["embedding"])  # (B, S, E)
+        if self.positions:
+            characters = characters + params["positions"][: tokens.shape[1], :]
         places = xp.broadcast_to(params["places"], (tokens.shape[0], OUTPUTS, self.width))
         x = xp.concat([places, characters], axis=1)  # (B, 10 + S, E)
         is_character = xp.arange(x.shape[1], device=device_of(tokens)) >= OUTPUTS  # (10 + S,)
@@ -91,17 +106,16 @@ class SelfAttention:
             x, ctx = self._forward(params["blocks"][name], x, is_character[None, :], lengths + OUTPUTS)
             blocks.append(ctx)
         logits, classifier = linear_fwd(x[:, :OUTPUTS, :], **params["classifier"])
-        return logits, Context(embedded_ctx, blocks, classifier)
+        return logits, Context(embedded, blocks, classifier)
 
     def _forward(self, params: Params, x: Array, mask: Array, lengths: Array) -> tuple[Array, Block]:
-        value, value_ctx = linear_fwd(x, **params["value"])
-        found, attention = self.layer.fwd(params["attention"], x, value=value, attn_mask=mask, kv_lengths=lengths)
+        found, attention = self.attention.fwd(params["attention"], x, mask, lengths)
         y, found_ctx = layer_norm_fwd(x + found, **params["found_norm"])
         hidden, in_ctx = linear_fwd(y, **params["feed_in"])
         active, silu = silu_fwd(hidden)
         fed, out_ctx = linear_fwd(active, **params["feed_out"])
         y, fed_ctx = layer_norm_fwd(y + fed, **params["fed_norm"])
-        return y, Block(value_ctx, attention, found_ctx, in_ctx, silu, out_ctx, fed_ctx)
+        return y, Block(attention, found_ctx, in_ctx, silu, out_ctx, fed_ctx)
 
     def backward(self, dlogits: Array, ctx: Context, params: Params) -> Params:
         """The gradients, in a tree like the parameters: each step of the forward, in reverse."""
@@ -114,9 +128,13 @@ class SelfAttention:
         for name, block in reversed(list(zip(BLOCKS, ctx.blocks, strict=True))):
             dx, blocks[name] = self._backward(dx, block)
         dcharacters = dx[:, OUTPUTS:, :]  # (B, S, E)
+        table = {}
+        if self.positions:
+            unused = xp.zeros_like(params["positions"][S:, :])
+            table = {"positions": xp.concat([xp.sum(dcharacters, axis=0), unused])}
         return {
             "embedding": embedding_bwd(dcharacters, ctx.embedded).weight,
-            "positions": xp.concat([xp.sum(dcharacters, axis=0), xp.zeros_like(params["positions"][S:, :])]),
+            **table,
             "places": xp.sum(dx[:, :OUTPUTS, :], axis=0),
             "blocks": blocks,
             "classifier": weight_and_bias(*classifier),
@@ -128,17 +146,16 @@ class SelfAttention:
         (dhidden,) = silu_bwd(dactive, ctx.silu)
         dbranch, *feed_in = linear_bwd(dhidden, ctx.feed_in)
         dy, *found_norm = layer_norm_bwd(dy + dbranch, ctx.found)
-        attention = self.layer.bwd(dy, ctx.attention)
-        dx, *value = linear_bwd(attention.value, ctx.value)
-        pairs = {"value": value, "found_norm": found_norm, "feed_in": feed_in, "feed_out": feed_out,
-                 "fed_norm": fed_norm}  # fmt: skip
+        dx, attention = self.attention.bwd(dy, ctx.attention)
+        pairs = {"found_norm": found_norm, "feed_in": feed_in, "feed_out": feed_out, "fed_norm": fed_norm}
         grads = {name: weight_and_bias(*pair) for name, pair in pairs.items()}
-        return dy + attention.x + dx, {"attention": attention.params, **grads}
+        return dy + dx, {"attention": attention, **grads}
 
     def predict(self, params: Params, tokens: Array, lengths: Array) -> np.ndarray:
         """The translation, (B, 10)."""
         return most_likely(self.forward(params, tokens, lengths)[0])
 
     def alignments(self, ctx: Context) -> Array:
-        """How much each place attends to each character in the last block, (B, 10, S)."""
-        return attention_weights(ctx.blocks[-1].attention, slice(0, OUTPUTS))[:, :, OUTPUTS:]
+        """How much each place attends to each character in the last block, (B, 10, S): the mean of all heads."""
+        weights = attention_weights(ctx.blocks[-1].attention, slice(0, OUTPUTS))[..., OUTPUTS:]
+        return weights if weights.ndim == 3 else namespace_of(weights).mean(weights, axis=1)

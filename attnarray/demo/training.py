@@ -72,15 +72,15 @@ def train(
         for rows in batches_of_similar_length(data.lengths, BATCH, rng):
             step += 1
             rate = optim.warmup_cosine(step, peak=PEAK_RATE, warmup=int(WARMUP * total), total=total)
-            trained = train_step(model, trained, data.batch(rows), rate)
+            trained = train_step(model, trained, data.batch(rows), rate, Philox(seed).fold_in(step))
             step_done(trained.loss, trained.accuracy)
         yield trained.params
 
 
-def train_step(model: Model, trained: Trained, batch: tuple[Array, Array, Array], rate: float) -> Trained:
+def train_step(model: Model, trained: Trained, batch: tuple[Array, Array, Array], rate: float, rng: Philox) -> Trained:
     """One step of AdamW on one batch."""
     tokens, lengths, targets = batch
-    logits, ctx = model.forward(trained.params, tokens, lengths, targets)
+    logits, ctx = model.forward(trained.params, tokens, lengths, targets, rng)
     loss, loss_ctx = cross_entropy_fwd(logits, targets)
     dlogits = cross_entropy_bwd(namespace_of(loss).ones_like(loss), loss_ctx).logits
     grads, _ = optim.clip_by_global_norm(model.backward(dlogits, ctx, trained.params), LARGEST_NORM)

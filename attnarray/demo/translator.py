@@ -24,6 +24,7 @@ from attnarray.ops.activations import relu_bwd, relu_fwd
 from attnarray.ops.embedding import embedding_bwd, embedding_fwd
 from attnarray.ops.linear import linear_bwd, linear_fwd
 from attnarray.ops.norm import layer_norm_bwd, layer_norm_fwd
+from attnarray.ops.positions import sinusoidal
 from attnarray.random import Philox
 
 WIDTH, HEADS, HIDDEN = 64, 4, 128
@@ -59,7 +60,7 @@ def init(rng: Philox, vocabulary: int, longest: int) -> Params:
 
     return {
         "embedding": next(keys).normal((vocabulary, WIDTH), std=0.5),
-        "positions": asarray(0.5 * sinusoids(longest, WIDTH), dtype="float32"),
+        "positions": 0.5 * sinusoidal(longest, WIDTH, base=200.0),
         "encoder": heads(),
         "memory_norm": norm(),
         "queries": next(keys).normal((OUTPUTS, WIDTH)),
@@ -72,7 +73,9 @@ def init(rng: Philox, vocabulary: int, longest: int) -> Params:
     }
 
 
-def forward(params: Params, tokens: Array, lengths: Array, targets: Array | None = None) -> tuple[Array, Context]:
+def forward(
+    params: Params, tokens: Array, lengths: Array, targets: Array | None = None, rng: Philox | None = None
+) -> tuple[Array, Context]:
     """Logits (B, 10, 11) for tokens (B, S) of which the first `lengths` (B,) exist, and the context.
 
     All ten characters are written at once, so no `targets` are told.
@@ -141,10 +144,3 @@ def alignments(ctx: Context) -> Array:
     """How much each query attends to each character, on average over the heads: (B, 10, S)."""
     weights = attention_weights(ctx.decoder.attention)  # (B, H, 10, S)
     return namespace_of(weights).mean(weights, axis=1)
-
-
-def sinusoids(count: int, width: int) -> np.ndarray:
-    """Sines and cosines of each position with wavelengths from 2 pi to 400 pi: (count, width)."""
-    frequencies = 200.0 ** -(np.arange(0, width, 2) / width)
-    angles = np.arange(count)[:, None] * frequencies  # (S, E / 2)
-    return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(count, width)

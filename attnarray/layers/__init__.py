@@ -1,21 +1,44 @@
 """Layers: frozen configurations with `init`, `__call__`, `fwd` and `bwd` on trees of parameters."""
 
 from attnarray.layers.bahdanau import BahdanauAttention
+from attnarray.layers.block import TransformerBlock
+from attnarray.layers.cache import KVCache
 from attnarray.layers.convolutional import ConvolutionalAttention
+from attnarray.layers.embedding import Embedding
+from attnarray.layers.feed_forward import FeedForward
+from attnarray.layers.graph import GraphAttention
+from attnarray.layers.hard import HardAttention
+from attnarray.layers.layer import check_params
+from attnarray.layers.linear import Linear
+from attnarray.layers.local import LocalAttention
 from attnarray.layers.location import LocationAttention
 from attnarray.layers.luong import LuongAttention
 from attnarray.layers.multi_head import MultiHeadAttention
+from attnarray.layers.norm import LayerNorm, RMSNorm
 from attnarray.layers.pairwise import PairwiseAttention
 from attnarray.layers.recurrent import RecurrentAttention
+from attnarray.layers.relative import RelativeAttention
 from attnarray.layers.scaled import ScaledAttention
 
 __all__ = [
     "BahdanauAttention",
     "ConvolutionalAttention",
+    "Embedding",
+    "FeedForward",
+    "GraphAttention",
+    "HardAttention",
+    "KVCache",
+    "LayerNorm",
+    "Linear",
+    "LocalAttention",
     "LocationAttention",
     "LuongAttention",
     "MultiHeadAttention",
     "PairwiseAttention",
+    "RMSNorm",
     "RecurrentAttention",
+    "RelativeAttention",
     "ScaledAttention",
+    "TransformerBlock",
+    "check_params",
 ]

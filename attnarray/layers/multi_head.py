@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Unpack
+from dataclasses import asdict, dataclass
+from typing import Any, Unpack
 
 from attnarray import checks
+from attnarray.attention.dot_product import scaled_dot_product_attention
 from attnarray.attention.heads import HeadOptions
 from attnarray.attention.multi_head import (
     MultiHeadContext,
@@ -13,16 +14,20 @@ from attnarray.attention.multi_head import (
     multi_head_attention_bwd,
     multi_head_attention_fwd,
 )
-from attnarray.backend import Array
-from attnarray.layers.initial import Params, dense
+from attnarray.backend import Array, namespace_of
+from attnarray.layers.cache import KVCache, empty_cache
+from attnarray.layers.initial import Params
+from attnarray.layers.layer import Layer
+from attnarray.layers.linear import Linear
 from attnarray.masks import Mask
-from attnarray.random import Philox
+from attnarray.ops.linear import linear
+from attnarray.ops.rotary import Rotary, rotary
 
 OPTIONAL = ("kv_heads", "key_dim", "value_dim", "key_input_dim", "value_input_dim", "out_dim")
 
 
 @dataclass(frozen=True)
-class MultiHeadAttention:
+class MultiHeadAttention(Layer):
     r"""Multi-head attention.
 
     .. math::
@@ -50,6 +55,10 @@ class MultiHeadAttention:
         and softcap it changes nothing.
     out_dim : int, optional
         Width of the output.
+    rotary : Rotary, optional
+        Turns queries and keys by their positions: see `rotary`.
+    std : float, optional
+        Of the weights in the beginning, see `Linear`.
 
     Raises
     ------
@@ -87,6 +96,8 @@ class MultiHeadAttention:
     value_input_dim: int | None = None
     bias: bool = True
     out_dim: int | None = None
+    rotary: Rotary | None = None
+    std: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("dim", "heads", *OPTIONAL):
@@ -100,19 +111,17 @@ class MultiHeadAttention:
         if self.heads % (self.kv_heads or self.heads):
             raise ValueError(f"`kv_heads` is {self.kv_heads}, which does not divide `heads`, {self.heads}.")
 
-    def init(self, rng: Philox, dtype: str = "float32") -> Params:
-        """Fresh parameters: query, key, value and out, each {weight (outputs, inputs), bias (outputs,)}."""
+    def parts(self) -> dict[str, Any]:
         kv_heads, width = self.kv_heads or self.heads, self.dim // self.heads
         Dk, Dv = self.key_dim or width, self.value_dim or width
         key_input = self.key_input_dim or self.dim
         sizes = {
-            "query": (self.heads * Dk, self.dim),
-            "key": (kv_heads * Dk, key_input),
-            "value": (kv_heads * Dv, self.value_input_dim or key_input),
-            "out": (self.out_dim or self.dim, self.heads * Dv),
+            "query": (self.dim, self.heads * Dk),
+            "key": (key_input, kv_heads * Dk),
+            "value": (self.value_input_dim or key_input, kv_heads * Dv),
+            "out": (self.heads * Dv, self.out_dim or self.dim),
         }
-        rngs = rng.split(len(sizes))
-        return {name: dense(own, *sizes[name], dtype, bias=self.bias) for name, own in zip(sizes, rngs, strict=True)}
+        return {name: Linear(*size, self.bias, self.std) for name, size in sizes.items()}
 
     def __call__(
         self,
@@ -145,9 +154,43 @@ class MultiHeadAttention:
         """The same, and the context for `bwd`."""
         return multi_head_attention_fwd(
             query, key, value, params, attn_mask, dropout_p, is_causal, heads=self.heads, kv_heads=self.kv_heads,
-            **options,
+            rotary=self.rotary, **options,
         )  # fmt: skip
 
     def bwd(self, dout: Array, ctx: MultiHeadContext) -> MultiHeadGrads:
         """The gradients of query, key, value (None where they were not given), parameters, bias and sinks."""
         return multi_head_attention_bwd(dout, ctx)
+
+    def cache(self, batch: int, longest: int, dtype: str = "float32") -> KVCache:
+        """Room for the keys and values of `longest` positions of each of `batch` sequences, on the current backend."""
+        kv_heads, width = self.kv_heads or self.heads, self.dim // self.heads
+        return empty_cache(batch, longest, kv_heads, self.key_dim or width, self.value_dim or width, dtype)
+
+    def step(
+        self, params: Params, x: Array, cache: KVCache, attn_mask: Array | Mask | None = None, *,
+        bias: Array | None = None,
+    ) -> tuple[Array, KVCache]:  # fmt: skip
+        """Causal self-attention of the next positions x (B, T, dim), and of all before them by what the cache holds.
+
+        The keys and values of x are written *into the cache*, which the cache that is returned shares. Masks and biases
+        broadcast to (B, H, T, length + T). The result is that of the same positions in one call over all of them.
+        """
+        xp, start, T = namespace_of(x), cache.length, x.shape[1]
+        q, k, v = (linear(x, **params[name]) for name in ("query", "key", "value"))
+        q, k, v = (xp.reshape(y, (*y.shape[:2], y.shape[2] // n, n)) for y, n in self._widths(q, k, v))  # (B, T, H, D)
+        if self.rotary is not None:
+            options = {**asdict(self.rotary), "layout": "BTHD", "offset": start}
+            q, k = rotary(q, **options), rotary(k, **options)
+        q, k, v = (xp.permute_dims(y, (0, 2, 1, 3)) for y in (q, k, v))  # (B, H, T, D)
+        cache = cache.with_next(k, v)
+        out = scaled_dot_product_attention(
+            q, cache.key[:, :, : cache.length, :], cache.value[:, :, : cache.length, :], attn_mask, is_causal=True,
+            q_offset=start, bias=bias,
+        )  # fmt: skip
+        out = xp.permute_dims(out, (0, 2, 1, 3))  # (B, T, H, Dv)
+        return linear(xp.reshape(out, (out.shape[0], T, out.shape[2] * out.shape[3])), **params["out"]), cache
+
+    def _widths(self, q: Array, k: Array, v: Array) -> tuple[tuple[Array, int], ...]:
+        """Each with the width of one of its heads."""
+        kv_heads = self.kv_heads or self.heads
+        return tuple((y, y.shape[2] // heads) for y, heads in ((q, self.heads), (k, kv_heads), (v, kv_heads)))

@@ -10,6 +10,7 @@ from typing import Any
 from attnarray import LocationResult
 from attnarray.bench.peers.peer import Call, Peer, Problem, Unsupported
 from attnarray.bench.peers.torch_engine import INSTALL, call_of, tensor_of
+from attnarray.bench.peers.torch_sparse import SPARSE
 
 
 def prepare(problem: Problem) -> Call:
@@ -117,8 +118,85 @@ def _recurrent(
     return scores.softmax(-1) @ key
 
 
-OPTIONS = {"heads", "score", "activation"}  # that these functions take
+def _segment_softmax(x: Any, segments: Any, count: int) -> Any:
+    import torch
+
+    places = segments[:, None].expand_as(x)
+    largest = x.new_full((count, x.shape[1]), -math.inf).scatter_reduce(0, places, x.detach(), "amax")
+    exps = torch.exp(x - largest[segments])
+    return exps / torch.zeros_like(largest).scatter_add(0, places, exps)[segments]
+
+
+def _graph(query: Any, key: Any, value: Any, score_vector: Any, edges: Any, score: str) -> Any:
+    import torch
+
+    leaky = torch.nn.functional.leaky_relu
+    source, target = edges
+    if score == "gat":
+        of_query, of_key = score_vector.split(query.shape[-1], -1)
+        scores = leaky((query * of_query).sum(-1)[target] + (key * of_key).sum(-1)[source], 0.2)
+    else:
+        scores = (leaky(query[target] + key[source], 0.2) * score_vector).sum(-1)  # (E, H)
+    weights = _segment_softmax(scores, target, query.shape[0])
+    out = value.new_zeros(query.shape[0], *value.shape[1:])
+    return out.index_add(0, target, weights[..., None] * value[source])
+
+
+def _relative(
+    query: Any, key: Any, value: Any, position_key: Any, content_bias: Any, position_bias: Any, is_causal: bool,
+    q_offset: int,
+) -> Any:  # fmt: skip
+    import torch
+
+    (T, D), S = query.shape[-2:], key.shape[-2]
+    positional = (query + position_bias[:, None]) @ position_key.mT  # (B, H, T, S), each row to be shifted
+    flat = torch.nn.functional.pad(positional, (1, 0)).flatten(-2)[..., T:]
+    scores = ((query + content_bias[:, None]) @ key.mT + flat.unflatten(-1, (T, S))) / math.sqrt(D)
+    mask = torch.ones(T, S, dtype=torch.bool, device=query.device).triu(1 + q_offset)
+    return scores.masked_fill(mask, -math.inf).softmax(-1) @ value
+
+
+def _rotary(x: Any, interleaved: bool = False) -> Any:
+    import torch
+
+    cos, sin = _turns(x.shape[-2], x.shape[-1], interleaved, x.dtype, x.device)
+    if interleaved:
+        swapped = torch.stack([-x[..., 1::2], x[..., 0::2]], -1).flatten(-2)
+    else:
+        first, second = x.chunk(2, -1)
+        swapped = torch.cat([-second, first], -1)
+    return x * cos + swapped * sin
+
+
+@functools.lru_cache(maxsize=8)
+def _turns(count: int, dims: int, interleaved: bool, dtype: Any, device: Any) -> Any:
+    import torch
+
+    frequencies = 1e4 ** (-torch.arange(0, dims, 2, dtype=torch.float64) / dims)
+    angles = torch.arange(count)[:, None] * frequencies
+    angles = angles.repeat_interleave(2, -1) if interleaved else torch.cat([angles, angles], -1)
+    return angles.cos().to(device, dtype), angles.sin().to(device, dtype)
+
+
+def _local(
+    query: Any, key: Any, value: Any, position_weight: Any, position_vector: Any, window: int, alignment: str
+) -> Any:
+    import torch
+
+    keys = torch.arange(key.shape[-2], device=key.device)
+    centers = len(keys) * torch.sigmoid((query @ position_weight.T).tanh() @ position_vector)
+    distances = keys - centers[..., None]  # (B, T, S)
+    weights = (query @ key.mT).masked_fill(distances.abs() > window, -math.inf).softmax(-1)
+    return (weights * torch.exp(-((distances / window) ** 2) * 2)) @ value
+
+
+# That these functions take.
+OPTIONS = {
+    "heads", "score", "activation", "count", "is_causal", "q_offset", "interleaved", "alignment", "window", "estimator",
+    "k",
+}  # fmt: skip
 MECHANISMS: dict[str, Callable[..., Any]] = {
+    **SPARSE,
     "additive_attention": _additive,
     "multi_head_attention": _multi_head,
     "multiplicative_attention": _multiplicative,
@@ -128,6 +206,11 @@ MECHANISMS: dict[str, Callable[..., Any]] = {
     "convolutional_attention": _convolutional,
     "location_attention": _location,
     "recurrent_attention": _recurrent,
+    "local_attention": _local,
+    "relative_attention": _relative,
+    "rotary": _rotary,
+    "graph_attention": _graph,
+    "segment_softmax": _segment_softmax,
 }
 
 PEER = Peer("torch-eager", "PyTorch, operation by operation", prepare, ("torch",), INSTALL, backends=("numpy", "cupy"))

@@ -23,22 +23,22 @@ NO_OFFSETS = np.zeros(0, np.int64)
 
 def softmax_forward(x: Any, mask: Any, axis: int) -> Any:
     """See the reference."""
-    return _forward(softmax, 0.5, x, mask, axis)
+    return normalized(softmax, 0.5, x, mask, axis)
 
 
 def softmax_backward(dout: Any, out: Any, axis: int) -> Any:
     """See the reference."""
-    return _backward(softmax_gradient, 0.3, dout, out, axis)
+    return differentiated(softmax_gradient, 0.3, dout, out, axis)
 
 
 def log_softmax_forward(x: Any, mask: Any, axis: int) -> Any:
     """See the reference."""
-    return _forward(log_softmax, 0.5, x, mask, axis)
+    return normalized(log_softmax, 0.5, x, mask, axis)
 
 
 def log_softmax_backward(dout: Any, out: Any, axis: int) -> Any:
     """See the reference."""
-    return _backward(log_softmax_gradient, 0.5, dout, out, axis)
+    return differentiated(log_softmax_gradient, 0.5, dout, out, axis)
 
 
 def warmup(dtype: str) -> None:
@@ -50,7 +50,7 @@ def warmup(dtype: str) -> None:
         backward(0, 0, 0, 0, 0, 0, 0, 0, 0, lowest)
 
 
-def _forward(kernel: Any, each: float, x: Any, mask: Any, axis: int) -> Any:
+def normalized(kernel: Any, each: float, x: Any, mask: Any, axis: int) -> Any:
     real = ra.computed_in(x)
     rows, out = ra.rows_along(x, axis, real), ra.results_along(x, axis, real)
     table, offsets = (None, NO_OFFSETS) if mask is None or not x.size else _mask_rows(mask, x.shape, axis)
@@ -61,7 +61,7 @@ def _forward(kernel: Any, each: float, x: Any, mask: Any, axis: int) -> Any:
     return ra.in_shape_of(x, axis, out)
 
 
-def _backward(kernel: Any, each: float, dout: Any, y: Any, axis: int) -> Any:
+def differentiated(kernel: Any, each: float, dout: Any, y: Any, axis: int) -> Any:
     real = ra.computed_in(y)
     drows, rows, out = ra.rows_along(dout, axis, real), ra.rows_along(y, axis, real), ra.results_along(y, axis, real)
     split_rows(

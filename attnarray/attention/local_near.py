@@ -1,0 +1,129 @@
+"""The keys of windows around given centres, gathered, and what belongs to them; sums back to all keys."""
+
+from __future__ import annotations
+
+import math
+from functools import reduce
+from operator import and_
+from typing import NamedTuple
+
+from attnarray.attention.scoring import Scoring
+from attnarray.backend import Array, device_of, index_dtype, namespace_of
+from attnarray.ops.segments import sum_segments
+from attnarray.random import attention_keep_mask_at
+
+
+class Near(NamedTuple):
+    """The keys of the windows of some queries. R counts queries over all batches, N the keys of a window."""
+
+    keys: Array  # (B, T, N) their numbers
+    places: Array  # (R N,) among the keys of all batches
+    distances: Array  # (R, 1, 1, N) from the centre
+    factor: Array  # (R, 1, 1, N) of the weights: the Gaussian, and dropout
+    scoring: Scoring  # with a mask (R, 1, 1, N) of all that hides a key
+
+    def of(self, x: Array) -> Array:
+        """The rows of these keys from (B, 1, S, E): (R, 1, N, E)."""
+        xp = namespace_of(x)
+        rows = xp.take(xp.reshape(x, (x.shape[0] * x.shape[2], x.shape[3])), self.places, axis=0)
+        return xp.reshape(rows, (self.factor.shape[0], 1, self.factor.shape[3], x.shape[3]))
+
+    def sum(self, rows: Array, like: Array) -> Array:
+        """What rows (R, 1, N, E) add to each key: (B, 1, S, E), as `like`."""
+        xp = namespace_of(rows)
+        flat = xp.reshape(rows, (self.places.shape[0], like.shape[3]))
+        return xp.reshape(sum_segments(flat, self.places, like.shape[0] * like.shape[2]), like.shape)
+
+
+def near_keys(k: Array, centers: Array, window: int, sigma: float, scoring: Scoring) -> Near:
+    """The keys within the windows of these queries, and what is done with their scores and weights."""
+    xp = namespace_of(k, centers)
+    S, count = k.shape[2], min(2 * window + 1, k.shape[2])
+    center = centers[:, 0, :, None]  # (B, T, 1)
+    lowest, highest = ends(center, S, window)
+    keys = xp.clip(lowest, 0, S - count) + xp.arange(count, dtype=lowest.dtype, device=device_of(k))  # (B, T, N)
+    distances = xp.astype(keys, centers.dtype) - center
+    factor = gaussian(distances, sigma)
+    keep = _kept(scoring, keys)
+    if keep is not None and scoring.dropout is not None:
+        p = scoring.dropout.p
+        factor = xp.where(keep, factor * (1.0 / (1.0 - p) if p < 1 else 0.0), 0.0)
+    mask = reduce(and_, [(keys >= lowest) & (keys <= highest), *_rules(scoring, keys)])
+    bias = None if scoring.bias is None else _by_key(_gathered(scoring.bias, keys))
+    near = Scoring(scoring.scale, scoring.softcap, bias, _by_key(mask))
+    return Near(keys, _among_all(keys, S), _by_key(distances), _by_key(factor), near)
+
+
+def ends(center: Array, S: int, window: int) -> tuple[Array, Array]:
+    """The first and the last key of a window. A whole number is added to rounded ones, so no rounding moves them."""
+    xp = namespace_of(center)
+    index = index_dtype(xp, center)
+    known = xp.where((center >= 0) & (center <= S), center, 0.0)  # a NaN is no place
+    return xp.astype(xp.ceil(known), index) - window, xp.astype(xp.floor(known), index) + window
+
+
+def gaussian(distances: Array, sigma: float) -> Array:
+    return namespace_of(distances).exp(-0.5 * (distances / sigma) ** 2)
+
+
+def _rules(scoring: Scoring, keys: Array) -> list[Array]:
+    """What the mask, the lengths and the band of positions allow of keys (B, T, N)."""
+    xp = namespace_of(keys)
+    allowed = [] if scoring.mask is None else [_gathered(scoring.mask, keys)]
+    if scoring.kv_lengths is not None:
+        allowed.append(keys < scoring.kv_lengths[:, None, None])
+    offset = scoring.q_offset if isinstance(scoring.q_offset, int) else scoring.q_offset[:, None, None]
+    position = xp.arange(keys.shape[1], dtype=keys.dtype, device=device_of(keys))[None, :, None] + offset
+    if scoring.left is not None:
+        allowed.append(keys >= position - scoring.left)
+    if scoring.right is not None:
+        allowed.append(keys <= position + scoring.right)
+    return allowed
+
+
+def _kept(scoring: Scoring, keys: Array) -> Array | None:
+    """Which weights dropout keeps, (B, T, N); None without dropout."""
+    dropout = scoring.dropout
+    if dropout is None or dropout.keep is not None:
+        return None if dropout is None else _gathered(dropout.keep, keys)
+    return attention_keep_mask_at(dropout.seed, dropout.p, keys, namespace_of(keys), device_of(keys), scoring.q_offset)
+
+
+def by_row(x: Array) -> Array:
+    """(B, 1, T, N) -> (R, 1, 1, N)."""
+    return namespace_of(x).reshape(x, (x.shape[0] * x.shape[2], 1, 1, x.shape[3]))
+
+
+def _by_key(x: Array) -> Array:
+    """(B, T, N) -> (R, 1, 1, N)."""
+    return by_row(x[:, None, :, :])
+
+
+def _among_all(keys: Array, S: int) -> Array:
+    """Keys (B, T, N) counted over the batches: (R N,)."""
+    xp = namespace_of(keys)
+    first = S * xp.arange(keys.shape[0], dtype=keys.dtype, device=device_of(keys))
+    return xp.reshape(keys + first[:, None, None], (math.prod(keys.shape),))
+
+
+def _entries(shape: tuple[int, ...], keys: Array) -> Array:
+    """Where an array (B|1, 1, T|1, S|1) holds what belongs to keys (B, T, N): (R N,)."""
+    xp = namespace_of(keys)
+    b, _, t, s = shape
+    rows, batches = (xp.arange(n, dtype=keys.dtype, device=device_of(keys)) for n in (keys.shape[1], keys.shape[0]))
+    places = keys * (1 if s > 1 else 0) + (rows * (s if t > 1 else 0))[:, None]
+    return xp.reshape(places + (batches * (t * s if b > 1 else 0))[:, None, None], (math.prod(keys.shape),))
+
+
+def _gathered(array: Array, keys: Array) -> Array:
+    """The entries of an array (B|1, 1, T|1, S|1) for keys (B, T, N), in the shape of these."""
+    xp = namespace_of(array)
+    every = xp.reshape(array, (math.prod(array.shape),))
+    return xp.reshape(xp.take(every, _entries(array.shape, keys), axis=0), keys.shape)
+
+
+def sum_in_shape(dscores: Array, shape: tuple[int, ...], keys: Array) -> Array:
+    """Numbers (R, 1, 1, N) of keys (B, T, N), summed into an array (B|1, 1, T|1, S|1)."""
+    xp = namespace_of(dscores)
+    column = xp.reshape(dscores, (math.prod(keys.shape), 1))
+    return xp.reshape(sum_segments(column, _entries(shape, keys), math.prod(shape)), shape)

@@ -1,0 +1,39 @@
+"""Which keys have the k largest scores: the choice of hard attention."""
+
+from __future__ import annotations
+
+from attnarray.backend import Array, device_of, index_dtype, namespace_of
+from attnarray.dispatch import accelerated
+
+
+@accelerated
+def top_k_indices(x: Array, k: int) -> Array:
+    """Where the k largest numbers of each row stand, from left to right; of equal ones the first come first.
+
+    Parameters
+    ----------
+    x : (..., N) floating, without NaN
+    k : int
+        1 to N.
+
+    Returns
+    -------
+    (..., k) integers
+    """
+    xp = namespace_of(x)
+    if k > 1:
+        return xp.sort(xp.argsort(-x, axis=-1, stable=True)[..., :k], axis=-1)
+    places = xp.arange(x.shape[-1], dtype=index_dtype(xp, x), device=device_of(x))
+    largest = xp.max(x, axis=-1, keepdims=True)
+    return xp.min(xp.where(x == largest, places, x.shape[-1]), axis=-1, keepdims=True)
+
+
+@accelerated
+def mask_of(indices: Array, keys: int) -> Array:
+    """(..., k) indices as a mask (..., keys) that is True there; -1 stands for none."""
+    xp = namespace_of(indices)
+    places = xp.arange(keys, dtype=indices.dtype, device=device_of(indices))
+    mask = indices[..., :1] == places
+    for n in range(1, indices.shape[-1]):
+        mask = mask | (indices[..., n : n + 1] == places)
+    return mask

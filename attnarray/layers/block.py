@@ -1,0 +1,262 @@
+"""The block of a Transformer: self-attention, attention to another sequence if wanted, feed-forward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypedDict, Unpack
+
+from attnarray import checks
+from attnarray.backend import Array
+from attnarray.layers.cache import KVCache
+from attnarray.layers.feed_forward import FeedForward
+from attnarray.layers.initial import Params
+from attnarray.layers.layer import Layer
+from attnarray.layers.multi_head import MultiHeadAttention
+from attnarray.layers.norm import LayerNorm, RMSNorm
+from attnarray.layers.residual import Residual, ResidualContext
+from attnarray.masks import Mask
+from attnarray.ops.rotary import Rotary
+from attnarray.random import Philox
+
+NORMS: dict[str, Any] = {"layer": LayerNorm, "rms": RMSNorm}
+BRANCHES = ("attention", "cross", "feed_forward")
+
+
+class Options(TypedDict, total=False):
+    """Who sees whom: masks, lengths and biases of the sequence itself, and of the memory."""
+
+    attn_mask: Array | Mask | None
+    is_causal: bool
+    kv_lengths: Any
+    bias: Array | None
+    memory_mask: Array | Mask | None
+    memory_lengths: Any
+
+
+class BlockContext(NamedTuple):
+    attention: ResidualContext
+    cross: ResidualContext | None
+    feed_forward: ResidualContext
+
+
+class Recomputed(NamedTuple):
+    """What a block keeps that will compute itself again: what it was given."""
+
+    params: Params
+    x: Array
+    memory: Array | None
+    rng: Philox | None
+    options: Options
+
+
+class BlockGrads(NamedTuple):
+    x: Array
+    memory: Array | None
+    params: Params
+
+
+@dataclass(frozen=True)
+class TransformerBlock(Layer):
+    r"""One block of an encoder or a decoder.
+
+    .. math::
+        x \leftarrow x + \mathrm{drop}(f(\mathrm{norm}(x))) \quad \text{(pre-norm)}, \qquad
+        x \leftarrow \mathrm{norm}(x + \mathrm{drop}(f(x))) \quad \text{(post-norm)}
+
+    for f = self-attention, then, with `cross`, attention to a memory, then feed-forward.
+
+    Parameters
+    ----------
+    dim : int
+        E, features of x.
+    heads : int
+        H.
+    hidden_dim : int, optional
+        Of the feed-forward part; 4 E by default.
+    cross : bool
+        Whether it attends to a memory too, as a decoder does.
+    pre_norm : bool
+        Where the norms stand: before the branches (GPT-2), or after the sums (the paper, BERT).
+    norm : {"layer", "rms"}
+    eps : float
+        Of the norms.
+    activation, gated : str, bool
+        Of the feed-forward part, see `FeedForward`.
+    bias : bool
+        Whether the linear maps have biases.
+    dropout, attention_dropout, hidden_dropout : float
+        Of what branches add, of attention weights, of hidden features; only where an `rng` is given.
+    kv_heads, rotary
+        See `MultiHeadAttention`.
+    recompute : bool
+        Keep only what the block was given, and compute it again in the backward: less memory, more time, the same
+        gradients.
+    std : float, optional
+        Of the weights in the beginning, see `Linear`.
+
+    Raises
+    ------
+    ValueError
+        If a size, probability or choice is none.
+
+    References
+    ----------
+    Vaswani et al., 2017, arXiv:1706.03762. Pre-norm: Xiong et al., 2020, arXiv:2002.04745. Recomputation: Chen et al.,
+    2016, arXiv:1604.06174.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> block = aa.layers.TransformerBlock(dim=8, heads=2, pre_norm=True)
+    >>> params = block.init(aa.Philox(0))
+    >>> x = np.random.default_rng(0).standard_normal((2, 5, 8), np.float32)
+    >>> y, ctx = block.fwd(params, x, is_causal=True)
+    >>> y.shape, sorted(block.bwd(y, ctx).params)
+    ((2, 5, 8), ['attention', 'attention_norm', 'feed_forward', 'feed_forward_norm'])
+    """
+
+    dim: int
+    heads: int
+    hidden_dim: int | None = None
+    cross: bool = False
+    pre_norm: bool = True
+    norm: str = "layer"
+    eps: float = 1e-5
+    activation: str = "gelu"
+    gated: bool = False
+    bias: bool = True
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    hidden_dropout: float = 0.0
+    kv_heads: int | None = None
+    rotary: Rotary | None = None
+    recompute: bool = False
+    std: float | None = None
+
+    def __post_init__(self) -> None:
+        checks.one_of("norm", self.norm, tuple(NORMS))
+        for name in ("dropout", "attention_dropout", "hidden_dropout"):
+            checks.probability(name, getattr(self, name))
+        self.parts()  # which check their own
+
+    def parts(self) -> dict[str, Any]:
+        attention = MultiHeadAttention(
+            self.dim, self.heads, self.kv_heads, bias=self.bias, rotary=self.rotary, std=self.std
+        )
+        feed_forward = FeedForward(
+            self.dim, self.hidden_dim or 4 * self.dim, self.activation, self.gated, self.bias, self.hidden_dropout,
+            self.std,
+        )  # fmt: skip
+        across = MultiHeadAttention(self.dim, self.heads, self.kv_heads, bias=self.bias, std=self.std)
+        branches = {"attention": attention, "cross": across, "feed_forward": feed_forward}
+        if not self.cross:
+            del branches["cross"]
+        norm = NORMS[self.norm](self.dim, self.eps)
+        return {
+            name: part for branch, of in branches.items() for name, part in ((branch, of), (f"{branch}_norm", norm))
+        }
+
+    @property
+    def drops(self) -> bool:
+        """Whether there is something to drop in training."""
+        return max(self.dropout, self.attention_dropout, self.hidden_dropout) > 0
+
+    def __call__(
+        self, params: Params, x: Array, memory: Array | None = None, *, rng: Philox | None = None,
+        **options: Unpack[Options],
+    ) -> Array:  # fmt: skip
+        """y (*batch, T, dim) of x (*batch, T, dim) and, with `cross`, a memory (*batch, S, dim).
+
+        Options of the sequence as in `multi_head_attention`; `memory_mask` and `memory_lengths` are those of the
+        memory. Without an `rng` nothing is dropped: that is inference.
+        """
+        return self._fwd(params, x, memory, rng, options)[0]
+
+    def fwd(
+        self, params: Params, x: Array, memory: Array | None = None, *, rng: Philox | None = None,
+        **options: Unpack[Options],
+    ) -> tuple[Array, BlockContext | Recomputed]:  # fmt: skip
+        """The same, and the context for `bwd`."""
+        y, ctx = self._fwd(params, x, memory, rng, options)
+        return y, Recomputed(params, x, memory, rng, options) if self.recompute else ctx
+
+    def _fwd(
+        self, params: Params, x: Array, memory: Array | None, rng: Philox | None, options: Options
+    ) -> tuple[Array, BlockContext]:
+        if (memory is not None) != self.cross:
+            raise ValueError(
+                f"`memory` is {checks.shown(memory)}, but the block was made with cross={self.cross}: "
+                f"{'give' if self.cross else 'leave out'} a memory."
+            )
+        parts, residual, rngs = self.parts(), self._residual(), iter(rng.split(6) if rng else [None] * 6)
+        weights = {"dropout_p": self.attention_dropout if rng else 0.0}
+        own = {name: options[name] for name in ("attn_mask", "is_causal", "kv_lengths", "bias") if name in options}
+        across = {"attn_mask": options.get("memory_mask"), "kv_lengths": options.get("memory_lengths")}
+
+        def attend(x: Array) -> Any:
+            return parts["attention"].fwd(params["attention"], x, **own, **weights, rng=next(rngs))
+
+        def look(x: Array) -> Any:
+            return parts["cross"].fwd(params["cross"], x, memory, **across, **weights, rng=next(rngs))
+
+        def feed(x: Array) -> Any:
+            return parts["feed_forward"].fwd(params["feed_forward"], x, rng=next(rngs))
+
+        contexts: dict[str, Any] = {"cross": None}
+        for name, branch in zip(BRANCHES, (attend, look, feed), strict=True):
+            if name in parts:
+                x, contexts[name] = residual.fwd(params[f"{name}_norm"], x, branch, next(rngs))
+        return x, BlockContext(**contexts)
+
+    def bwd(self, dout: Array, ctx: BlockContext | Recomputed) -> BlockGrads:
+        """The gradients of x, the memory (None without one) and the parameters."""
+        if isinstance(ctx, Recomputed):
+            _, ctx = self._fwd(*ctx)
+        checks.context("ctx", ctx, BlockContext)
+        parts, residual = self.parts(), self._residual()
+        params: Params = {}
+        dmemory = None
+
+        def attend(dy: Array, of: Any) -> tuple[Array, Any]:
+            grads = parts["attention"].bwd(dy, of)
+            params["attention"] = grads.params
+            return grads.query, None
+
+        def look(dy: Array, of: Any) -> tuple[Array, Any]:
+            grads = parts["cross"].bwd(dy, of)
+            params["cross"] = grads.params
+            return grads.query, grads.key
+
+        def feed(dy: Array, of: Any) -> tuple[Array, Any]:
+            grads = parts["feed_forward"].bwd(dy, of)
+            params["feed_forward"] = grads.params
+            return grads.x, None
+
+        for name, branch in zip(reversed(BRANCHES), (feed, look, attend), strict=True):
+            if name in parts:
+                (dout, params[f"{name}_norm"]), other = residual.bwd(dout, getattr(ctx, name), branch)
+                dmemory = other if name == "cross" else dmemory
+        return BlockGrads(dout, dmemory, {name: params[name] for name in parts})
+
+    def step(
+        self, params: Params, x: Array, cache: KVCache, attn_mask: Array | Mask | None = None, *,
+        bias: Array | None = None,
+    ) -> tuple[Array, KVCache]:  # fmt: skip
+        """The block for the next positions x (B, T, dim) of a causal decoder: see `MultiHeadAttention.step`."""
+        parts, residual = self.parts(), self._residual()
+        cached = []
+
+        def attend(x: Array) -> tuple[Array, None]:
+            y, after = parts["attention"].step(params["attention"], x, cache, attn_mask, bias=bias)
+            cached.append(after)
+            return y, None
+
+        def feed(x: Array) -> tuple[Array, None]:
+            return parts["feed_forward"](params["feed_forward"], x), None
+
+        x, _ = residual.fwd(params["attention_norm"], x, attend, None)
+        x, _ = residual.fwd(params["feed_forward_norm"], x, feed, None)
+        return x, cached[0]
+
+    def _residual(self) -> Residual:
+        return Residual(NORMS[self.norm](self.dim, self.eps), self.pre_norm, self.dropout)

@@ -1,0 +1,42 @@
+"""The keys and values of the positions that a layer has seen, so that the next ones need not compute them again."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from attnarray import checks
+from attnarray.backend import Array, write_rows
+from attnarray.layers.initial import zeros
+
+
+class KVCache(NamedTuple):
+    """Room for keys (B, Hkv, S, D) and values (B, Hkv, S, Dv), of which the first `length` positions are there."""
+
+    key: Array
+    value: Array
+    length: int
+
+    def with_next(self, key: Array, value: Array) -> KVCache:
+        """The cache with the next positions, (B, Hkv, T, D), written into the same arrays (a copy where a library has
+        none to write to)."""
+        longest, past = self.key.shape[2], self.length + key.shape[2]
+        for name, array, room in (("key", key, self.key), ("value", value, self.value)):
+            expected = (*room.shape[:2], key.shape[2], room.shape[3])
+            checks.shape(name, array, expected, "as the cache has room for: (B, Hkv, positions, D)")
+        if past > longest:
+            raise ValueError(
+                f"`cache` has room for {longest} positions, holds {self.length} and was given {key.shape[2]} more. "
+                "Make a longer one."
+            )
+        return KVCache(write_rows(self.key, self.length, key), write_rows(self.value, self.length, value), past)
+
+
+def empty_cache(batch: int, longest: int, kv_heads: int, key_dim: int, value_dim: int, dtype: str) -> KVCache:
+    """A cache without any position."""
+    checks.whole("batch", batch, 0, 2**31, "the number of sequences")
+    checks.whole("longest", longest, 1, 2**31, "how many positions there is room for")
+    return KVCache(
+        zeros(batch, kv_heads, longest, key_dim, dtype=dtype),
+        zeros(batch, kv_heads, longest, value_dim, dtype=dtype),
+        0,
+    )

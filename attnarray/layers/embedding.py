@@ -1,0 +1,78 @@
+"""An embedding with its table: vectors of token ids, and of positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from attnarray import checks
+from attnarray.backend import Array
+from attnarray.layers.initial import Params
+from attnarray.layers.layer import Shapes
+from attnarray.ops.embedding import EmbeddingContext, embedding, embedding_bwd, embedding_fwd
+from attnarray.random import Philox
+
+
+class EmbeddingLayerGrads(NamedTuple):
+    params: Params
+
+
+@dataclass(frozen=True)
+class Embedding:
+    r"""A learned vector for each of V tokens.
+
+    .. math:: y_n = W_{i_n}
+
+    Where its weight also makes the logits of a model (it is tied), both gradients add up: `tree.add`.
+
+    Parameters
+    ----------
+    vocabulary : int
+        V.
+    dim : int
+        Features of a vector.
+    std : float
+        The vectors are normal numbers of this deviation in the beginning.
+
+    Raises
+    ------
+    ValueError
+        If a size is no positive integer, or `std` negative.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> layer = aa.layers.Embedding(vocabulary=10, dim=4)
+    >>> params = layer.init(aa.Philox(0))
+    >>> y, ctx = layer.fwd(params, np.array([[1, 2, 1]]))
+    >>> y.shape, layer.bwd(y, ctx).params["weight"].shape
+    ((1, 3, 4), (10, 4))
+    """
+
+    vocabulary: int
+    dim: int
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("vocabulary", "dim"):
+            checks.whole(name, getattr(self, name), 1, 2**31, "a size of the layer")
+        checks.not_negative("std", self.std)
+
+    def init(self, rng: Philox, dtype: str = "float32") -> Params:
+        """weight (vocabulary, dim)."""
+        return {"weight": rng.normal((self.vocabulary, self.dim), self.std, dtype)}
+
+    def shapes(self) -> Shapes:
+        return {"weight": (self.vocabulary, self.dim)}
+
+    def __call__(self, params: Params, indices: Array) -> Array:
+        """Vectors (..., dim) of integers (...) from 0 to V - 1."""
+        return embedding(indices, **params)
+
+    def fwd(self, params: Params, indices: Array) -> tuple[Array, EmbeddingContext]:
+        """The same, and the context for `bwd`."""
+        return embedding_fwd(indices, **params)
+
+    def bwd(self, dout: Array, ctx: EmbeddingContext) -> EmbeddingLayerGrads:
+        """The gradient of the weight; indices have none."""
+        return EmbeddingLayerGrads({"weight": embedding_bwd(dout, ctx).weight})

@@ -1,0 +1,134 @@
+"""The feed-forward part of a Transformer block: wide, activated, narrow again; gated if wanted."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from attnarray import checks
+from attnarray.backend import Array
+from attnarray.layers.initial import Params
+from attnarray.layers.layer import Layer, LayerGrads
+from attnarray.layers.linear import Linear
+from attnarray.ops.activations import relu, relu_bwd, relu_fwd, silu, silu_bwd, silu_fwd
+from attnarray.ops.dropout import DropoutContext, dropout_bwd, dropout_fwd
+from attnarray.ops.gelu import gelu, gelu_bwd, gelu_fwd
+from attnarray.ops.linear import LinearContext
+from attnarray.random import Philox
+
+# What each activation is: the function, its forward and its backward.
+ACTIVATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]] = {
+    "relu": (relu, relu_fwd, relu_bwd),
+    "gelu": (gelu, gelu_fwd, gelu_bwd),
+    "gelu_tanh": (
+        functools.partial(gelu, approximate="tanh"), functools.partial(gelu_fwd, approximate="tanh"), gelu_bwd,
+    ),
+    "silu": (silu, silu_fwd, silu_bwd),
+}  # fmt: skip
+
+
+class FeedForwardContext(NamedTuple):
+    hidden: LinearContext
+    activation: Any
+    active: Array | None  # where something is gated: what the gate lets through ...
+    gate: LinearContext | None
+    gated: Array | None  # ... and of what
+    dropout: DropoutContext
+    out: LinearContext
+
+
+@dataclass(frozen=True)
+class FeedForward(Layer):
+    r"""Two linear maps with an activation between them, or three with a gate.
+
+    .. math::
+        y = W_2\, \phi(W_1 x + b_1) + b_2, \qquad \text{gated:} \quad y = W_2\, \bigl(\phi(W_1 x) \odot W_3 x\bigr)
+
+    Parameters
+    ----------
+    dim : int
+        Features of x and y.
+    hidden_dim : int
+        Features in between.
+    activation : {"gelu", "gelu_tanh", "relu", "silu"}
+        phi; "gelu_tanh" is the approximation of GPT-2.
+    gated : bool
+        Whether there is a W_3: with "silu" it is SwiGLU.
+    bias : bool
+        Whether the maps have biases.
+    dropout : float
+        The probability that a hidden feature is dropped, where an `rng` is given.
+    std : float, optional
+        Of the weights in the beginning, see `Linear`.
+
+    Raises
+    ------
+    ValueError
+        If a size is no positive integer, the activation not known, or `dropout` no probability.
+
+    References
+    ----------
+    Vaswani et al., 2017, arXiv:1706.03762, section 3.3. Gates: Shazeer, 2020, arXiv:2002.05202.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> layer = aa.layers.FeedForward(4, 8, activation="silu", gated=True, bias=False)
+    >>> y, ctx = layer.fwd(layer.init(aa.Philox(0)), np.ones((5, 4), np.float32))
+    >>> sorted(layer.bwd(y, ctx).params)
+    ['gate', 'hidden', 'out']
+    """
+
+    dim: int
+    hidden_dim: int
+    activation: str = "gelu"
+    gated: bool = False
+    bias: bool = True
+    dropout: float = 0.0
+    std: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "hidden_dim"):
+            checks.whole(name, getattr(self, name), 1, 2**31, "a size of the layer")
+        checks.one_of("activation", self.activation, tuple(ACTIVATIONS))
+        checks.probability("dropout", self.dropout)
+
+    def parts(self) -> dict[str, Any]:
+        up = Linear(self.dim, self.hidden_dim, self.bias, self.std)
+        out = Linear(self.hidden_dim, self.dim, self.bias, self.std)
+        return {"hidden": up, **({"gate": up} if self.gated else {}), "out": out}
+
+    def __call__(self, params: Params, x: Array, *, rng: Philox | None = None) -> Array:
+        """y (..., dim) of x (..., dim)."""
+        return self.fwd(params, x, rng=rng)[0]
+
+    def fwd(self, params: Params, x: Array, *, rng: Philox | None = None) -> tuple[Array, FeedForwardContext]:
+        """The same, and the context for `bwd`."""
+        parts, (_, activate, _) = self.parts(), ACTIVATIONS[self.activation]
+        hidden, of_hidden = parts["hidden"].fwd(params["hidden"], x)
+        active, of_activation = activate(hidden)
+        kept, gated, of_gate = active, None, None
+        if self.gated:
+            gated, of_gate = parts["gate"].fwd(params["gate"], x)
+            kept = active * gated
+        kept, of_dropout = dropout_fwd(kept, self.dropout if rng else 0.0, rng=rng)
+        y, of_out = parts["out"].fwd(params["out"], kept)
+        ctx = FeedForwardContext(
+            of_hidden, of_activation, active if self.gated else None, of_gate, gated, of_dropout, of_out
+        )
+        return y, ctx
+
+    def bwd(self, dout: Array, ctx: FeedForwardContext) -> LayerGrads:
+        """The gradients of x and the parameters."""
+        parts, (_, _, activation_bwd) = self.parts(), ACTIVATIONS[self.activation]
+        out = parts["out"].bwd(dout, ctx.out)
+        dactive = dropout_bwd(out.x, ctx.dropout).x
+        params, dx = {"out": out.params}, None
+        if ctx.gate is not None:
+            gate = parts["gate"].bwd(dactive * ctx.active, ctx.gate)
+            dactive, dx, params["gate"] = dactive * ctx.gated, gate.x, gate.params
+        hidden = parts["hidden"].bwd(activation_bwd(dactive, ctx.activation).x, ctx.hidden)
+        params["hidden"] = hidden.params
+        return LayerGrads(hidden.x if dx is None else hidden.x + dx, {name: params[name] for name in parts})

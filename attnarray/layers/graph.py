@@ -1,0 +1,232 @@
+"""Graph attention with its parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from attnarray import checks
+from attnarray.attention.graph import GraphContext, graph_attention_bwd, graph_attention_fwd
+from attnarray.attention.graph_options import SCORES
+from attnarray.attention.projection import project, project_backward
+from attnarray.attention.sequences import narrow, wide
+from attnarray.backend import Array, namespace_of
+from attnarray.layers.initial import Params, dense, glorot, zeros
+from attnarray.ops.linear import LinearContext
+from attnarray.random import Philox
+
+
+class GraphLayerContext(NamedTuple):
+    maps: dict[str, LinearContext]
+    attention: GraphContext
+
+
+class GraphLayerGrads(NamedTuple):
+    x: Array
+    edge_features: Array | None
+    params: Params
+
+
+@dataclass(frozen=True)
+class GraphAttention:
+    r"""Graph attention of nodes over the edges that end in them: GAT and GATv2.
+
+    .. math::
+        h_i' = \big\Vert_{h=1}^{H} \sum_{e:\, j \to i} p_e^h\, W_s^h h_j + b, \qquad
+        s_e = \begin{cases}
+            a^T \mathrm{LeakyReLU}(W_t h_i + W_s h_j + W_e f_e) & \text{gatv2} \\
+            \mathrm{LeakyReLU}(a^T [W_t h_i; W_s h_j; W_e f_e]) & \text{gat}
+        \end{cases}
+
+    with p the softmax of s over the edges that end in i; heads side by side, or their mean.
+
+    Parameters
+    ----------
+    in_dim : int
+        Features of a node.
+    head_dim : int
+        Features F of a head.
+    heads : int
+        H.
+    score : {"gatv2", "gat"}
+    concat : bool
+        Heads side by side, (*batch, N, H F); else their mean, (*batch, N, F), as in a last layer.
+    edge_dim : int, optional
+        Features of an edge; without it edges have none.
+    share_weights : bool, optional
+        Whether W_t is W_s. By default as in the papers: it is for "gat", not for "gatv2".
+    bias : bool
+        Whether there is b.
+    residual : bool
+        Whether W_r h_i is added, as in deep graph networks.
+    negative_slope : float
+        Of LeakyReLU below 0.
+
+    Raises
+    ------
+    ValueError
+        If the score is not known, a size is no positive integer, or the slope is not finite.
+
+    References
+    ----------
+    Veličković et al., arXiv:1710.10903; Brody, Alon and Yahav, arXiv:2105.14491.
+
+    Examples
+    --------
+    A node does not attend to itself unless it has an edge to itself, which both papers give it:
+
+    >>> import numpy as np, attnarray as aa
+    >>> layer = aa.layers.GraphAttention(in_dim=5, head_dim=8, heads=2)
+    >>> params = layer.init(aa.Philox(0))
+    >>> x = np.random.default_rng(0).standard_normal((4, 5), np.float32)
+    >>> edges = aa.add_self_loops(np.array([[0, 1, 3], [1, 0, 1]]), nodes=4)
+    >>> out, ctx = layer.fwd(params, x, edges)
+    >>> out.shape, aa.graph_attention_weights(ctx).shape, sorted(layer.bwd(out, ctx).params)
+    ((4, 16), (7, 2), ['bias', 'score_vector', 'source', 'target'])
+    """
+
+    in_dim: int
+    head_dim: int
+    heads: int = 1
+    score: str = "gatv2"
+    concat: bool = True
+    edge_dim: int | None = None
+    share_weights: bool | None = None
+    bias: bool = True
+    residual: bool = False
+    negative_slope: float = 0.2
+
+    def __post_init__(self) -> None:
+        checks.one_of("score", self.score, SCORES)
+        for name in ("in_dim", "head_dim", "heads", "edge_dim"):
+            if name != "edge_dim" or self.edge_dim is not None:
+                checks.whole(name, getattr(self, name), 1, 2**31, "a size of the layer")
+        for name in ("concat", "bias", "residual"):
+            checks.flag(name, getattr(self, name))
+
+    @property
+    def _maps(self) -> dict[str, tuple[int, int]]:
+        """Outputs and inputs of each linear map."""
+        width = self.heads * self.head_dim
+        shared = self.score == "gat" if self.share_weights is None else self.share_weights
+        maps = {"source": (width, self.in_dim)}
+        if not shared:
+            maps["target"] = (width, self.in_dim)
+        if self.edge_dim is not None:
+            maps["edge"] = (width, self.edge_dim)
+        if self.residual:
+            maps["residual"] = (width if self.concat else self.head_dim, self.in_dim)
+        return maps
+
+    def init(self, rng: Philox, dtype: str = "float32") -> Params:
+        """Fresh parameters: source {weight (H F, in_dim)} and, as far as there are such, target, edge and residual.
+
+        score_vector is (H, F) for "gatv2", (H, 2 F) for "gat" and (H, 3 F) for "gat" with edges; bias (H F,) or (F,).
+        """
+        score, *rest = rng.split(1 + len(self._maps))
+        maps = self._maps.items()
+        params: Params = {n: dense(r, *sizes, dtype, bias=False) for (n, sizes), r in zip(maps, rest, strict=True)}
+        parts = 1 if self.score == "gatv2" else 2 if self.edge_dim is None else 3
+        params["score_vector"] = glorot(score, (self.heads, parts * self.head_dim), dtype)
+        if self.bias:
+            params["bias"] = zeros(self.heads * self.head_dim if self.concat else self.head_dim, dtype=dtype)
+        return params
+
+    def __call__(
+        self,
+        params: Params,
+        x: Array,
+        edges: Array,
+        edge_features: Array | None = None,
+        *,
+        edge_mask: Array | None = None,
+        dropout_p: float = 0.0,
+        rng: Philox | int | None = None,
+        dropout_mask: Array | None = None,
+    ) -> Array:
+        """(*batch, N, H F), or (*batch, N, F), of nodes x (*batch, N, in_dim) and edges (2, E).
+
+        `edge_features` are (*batch, E, edge_dim). Options as in `graph_attention`.
+        """
+        options = {"edge_mask": edge_mask, "dropout_p": dropout_p, "rng": rng, "dropout_mask": dropout_mask}
+        return self._attend(params, x, edges, edge_features, options)[0]
+
+    def fwd(
+        self,
+        params: Params,
+        x: Array,
+        edges: Array,
+        edge_features: Array | None = None,
+        *,
+        edge_mask: Array | None = None,
+        dropout_p: float = 0.0,
+        rng: Philox | int | None = None,
+        dropout_mask: Array | None = None,
+    ) -> tuple[Array, GraphLayerContext]:
+        """The same, and the context for `bwd`."""
+        options = {"edge_mask": edge_mask, "dropout_p": dropout_p, "rng": rng, "dropout_mask": dropout_mask}
+        return self._attend(params, x, edges, edge_features, options)
+
+    def _attend(
+        self, params: Params, x: Array, edges: Array, edge_features: Array | None, options: Any
+    ) -> tuple[Array, GraphLayerContext]:
+        checks.required(x=x)
+        given = {"source": x, "target": x, "edge": edge_features, "residual": x}
+        if (edge_features is None) != (self.edge_dim is None):
+            raise ValueError(
+                f"`edge_features` is {checks.shown(edge_features)}, but `edge_dim` of the layer is {self.edge_dim}; "
+                "give both or none of them."
+            )
+        projected, maps = {}, {}
+        for name in self._maps:
+            projected[name], maps[name] = project(given[name], params[name]["weight"])
+        by_head = {name: self._by_head(y) for name, y in projected.items() if name != "residual"}
+        source = by_head["source"]
+        out, attention = graph_attention_fwd(
+            by_head.get("target", source), source, source, wide(params["score_vector"]), edges, by_head.get("edge"),
+            score=self.score, negative_slope=self.negative_slope, **options,
+        )  # fmt: skip
+        out = self._joined(out)
+        for added in (projected.get("residual"), None if not self.bias else wide(params["bias"])):
+            out = out if added is None else out + added
+        return narrow(out, x), GraphLayerContext(maps, attention)
+
+    def bwd(self, dout: Array, ctx: GraphLayerContext) -> GraphLayerGrads:
+        """The gradients of x, of the edge features (None where there are none), and of the parameters."""
+        xp, like = namespace_of(dout), ctx.maps["source"].x
+        width = self.heads * self.head_dim if self.concat else self.head_dim
+        checks.cotangent(dout, (*like.shape[:-1], width), like)
+        dout = wide(dout)
+        grads = graph_attention_bwd(self._by_head_of_joined(dout), ctx.attention)
+        dsource = grads.key + grads.value
+        douts = {"source": dsource if "target" in ctx.maps else dsource + grads.query, "target": grads.query}
+        douts |= {"edge": grads.edge_features, "residual": dout}
+        params: Params = {"score_vector": narrow(grads.score_vector, like)}
+        if self.bias:
+            params["bias"] = narrow(xp.sum(xp.reshape(dout, (-1, width)), axis=0), like)
+        dx, dedge = 0.0, None
+        for name, given in ctx.maps.items():
+            flat = douts[name] if name == "residual" else xp.reshape(douts[name], (*douts[name].shape[:-2], -1))
+            of_map = project_backward(flat, given, hides=name != "residual")
+            params[name] = {"weight": narrow(of_map.weight, like)}
+            if name == "edge":
+                dedge = narrow(of_map.x, like)
+            else:
+                dx = of_map.x + dx
+        return GraphLayerGrads(narrow(dx, like), dedge, params)
+
+    def _by_head(self, x: Array) -> Array:
+        """(*batch, N, H F) -> (*batch, N, H, F)."""
+        return namespace_of(x).reshape(x, (*x.shape[:-1], self.heads, self.head_dim))
+
+    def _joined(self, out: Array) -> Array:
+        """The heads (*batch, N, H, F) side by side, or their mean."""
+        xp = namespace_of(out)
+        return xp.reshape(out, (*out.shape[:-2], self.heads * self.head_dim)) if self.concat else xp.mean(out, axis=-2)
+
+    def _by_head_of_joined(self, dout: Array) -> Array:
+        """The gradient of `_joined`."""
+        if self.concat:
+            return self._by_head(dout)
+        shape = (*dout.shape[:-1], self.heads, self.head_dim)
+        return namespace_of(dout).broadcast_to(dout[..., None, :] / self.heads, shape)

@@ -1,0 +1,133 @@
+"""Layer norm and RMS norm with their parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from attnarray import checks
+from attnarray.backend import Array, asarray
+from attnarray.layers.initial import Params, zeros
+from attnarray.layers.layer import LayerGrads, Shapes
+from attnarray.ops.norm import (
+    LayerNormContext,
+    RMSNormContext,
+    layer_norm,
+    layer_norm_bwd,
+    layer_norm_fwd,
+    rms_norm,
+    rms_norm_bwd,
+    rms_norm_fwd,
+)
+from attnarray.random import Philox
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    r"""Layer norm over the last axis.
+
+    .. math:: y = w\, \frac{x - \mathrm{mean}(x)}{\sqrt{\mathrm{var}(x) + \epsilon}} + b
+
+    Parameters
+    ----------
+    dim : int
+        Features.
+    eps : float
+        epsilon.
+
+    Raises
+    ------
+    ValueError
+        If `dim` is no positive integer, or `eps` not above 0.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> layer = aa.layers.LayerNorm(4)
+    >>> y, ctx = layer.fwd(layer.init(aa.Philox(0)), np.eye(4, dtype=np.float32))
+    >>> sorted(layer.bwd(y, ctx).params)
+    ['bias', 'weight']
+    """
+
+    dim: int
+    eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        checks.whole("dim", self.dim, 1, 2**31, "a size of the layer")
+        checks.positive("eps", self.eps)
+
+    def init(self, rng: Philox, dtype: str = "float32") -> Params:
+        """weight (dim,), which is 1, and bias (dim,), which is 0."""
+        return {"weight": asarray(np.ones(self.dim), dtype=dtype), "bias": zeros(self.dim, dtype=dtype)}
+
+    def shapes(self) -> Shapes:
+        return {"weight": (self.dim,), "bias": (self.dim,)}
+
+    def __call__(self, params: Params, x: Array) -> Array:
+        """y (..., dim) of x (..., dim)."""
+        return layer_norm(x, **params, eps=self.eps)
+
+    def fwd(self, params: Params, x: Array) -> tuple[Array, LayerNormContext]:
+        """The same, and the context for `bwd`."""
+        return layer_norm_fwd(x, **params, eps=self.eps)
+
+    def bwd(self, dout: Array, ctx: LayerNormContext) -> LayerGrads:
+        """The gradients of x and the parameters."""
+        grads = layer_norm_bwd(dout, ctx)
+        return LayerGrads(grads.x, {"weight": grads.weight, "bias": grads.bias})
+
+
+@dataclass(frozen=True)
+class RMSNorm:
+    r"""Root mean square norm over the last axis.
+
+    .. math:: y = w\, \frac{x}{\sqrt{\mathrm{mean}(x^2) + \epsilon}}
+
+    Parameters
+    ----------
+    dim : int
+        Features.
+    eps : float
+        epsilon.
+
+    Raises
+    ------
+    ValueError
+        If `dim` is no positive integer, or `eps` not above 0.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> layer = aa.layers.RMSNorm(4)
+    >>> y, ctx = layer.fwd(layer.init(aa.Philox(0)), np.eye(4, dtype=np.float32))
+    >>> layer.bwd(y, ctx).params["weight"].shape
+    (4,)
+    """
+
+    dim: int
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        checks.whole("dim", self.dim, 1, 2**31, "a size of the layer")
+        checks.positive("eps", self.eps)
+
+    def init(self, rng: Philox, dtype: str = "float32") -> Params:
+        """weight (dim,), which is 1."""
+        return {"weight": asarray(np.ones(self.dim), dtype=dtype)}
+
+    def shapes(self) -> Shapes:
+        return {"weight": (self.dim,)}
+
+    def __call__(self, params: Params, x: Array) -> Array:
+        """y (..., dim) of x (..., dim)."""
+        return rms_norm(x, **params, eps=self.eps)
+
+    def fwd(self, params: Params, x: Array) -> tuple[Array, RMSNormContext]:
+        """The same, and the context for `bwd`."""
+        return rms_norm_fwd(x, **params, eps=self.eps)
+
+    def bwd(self, dout: Array, ctx: RMSNormContext) -> LayerGrads:
+        """The gradients of x and the parameters."""
+        grads = rms_norm_bwd(dout, ctx)
+        return LayerGrads(grads.x, {"weight": grads.weight})

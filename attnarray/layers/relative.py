@@ -1,0 +1,198 @@
+"""Attention with relative positions with its parameters, over a sequence and a memory of what came before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypedDict, Unpack
+
+from attnarray import checks, tree
+from attnarray.attention.projection import project, project_backward
+from attnarray.attention.relative import RelativeContext, relative_attention_bwd, relative_attention_fwd
+from attnarray.attention.sequences import form_of_one, narrow, wide
+from attnarray.backend import Array, device_of, dtype_name, namespace_of
+from attnarray.layers.initial import Params, dense, glorot
+from attnarray.masks import Mask
+from attnarray.ops.linear import LinearContext, LinearGrads
+from attnarray.ops.positions import even, sinusoidal
+from attnarray.random import Philox
+
+PROJECTED = ("query", "key", "value")
+
+
+class LayerOptions(TypedDict, total=False):
+    """The keyword-only options; `relative_attention` documents each."""
+
+    scale: float | None
+    bias: Array | None
+    window: tuple[int | None, int | None] | None
+    kv_lengths: Any
+    rng: Philox | int | None
+    dropout_mask: Array | None
+
+
+class RelativeLayerContext(NamedTuple):
+    query: LinearContext
+    key: LinearContext
+    value: LinearContext
+    position: LinearContext
+    attention: RelativeContext
+    out: LinearContext
+    memory_length: int
+
+
+class RelativeLayerGrads(NamedTuple):
+    x: Array
+    params: Params
+    bias: Array | None
+
+
+@dataclass(frozen=True)
+class RelativeAttention:
+    r"""Self-attention with relative positions, as Transformer-XL has it.
+
+    .. math::
+        y_i = W_O\, [o^1_i; \dots; o^H_i], \qquad
+        s_{ij} = \frac{(W_q x_i + u) \cdot W_k z_j + (W_q x_i + v) \cdot W_r R_{i-j}}{\sqrt{D}}
+
+    for each head, with z = [memory; x] and R the sinusoids of the distances. Values are W_v z.
+
+    Parameters
+    ----------
+    dim : int
+        E, the width of x, even.
+    heads : int
+        H.
+    head_dim : int, optional
+        D; dim / heads by default.
+
+    Raises
+    ------
+    ValueError
+        If a size is no positive integer, `dim` is odd, or `heads` does not divide it where D is to follow from them.
+
+    Notes
+    -----
+    The memory carries no gradient: it is what an earlier segment left, and `bwd` gives none for it. But its rows are
+    keys and values like others, so they count in the gradients of the weights.
+
+    References
+    ----------
+    Dai et al., "Transformer-XL: attentive language models beyond a fixed-length context", 2019, arXiv:1901.02860.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> layer = aa.layers.RelativeAttention(dim=16, heads=4)
+    >>> params = layer.init(aa.Philox(0))
+    >>> segments = np.random.default_rng(0).standard_normal((2, 3, 5, 16), np.float32)
+    >>> y, ctx = layer.fwd(params, segments[1], memory=segments[0], is_causal=True)
+    >>> y.shape, aa.attention_weights(ctx).shape, sorted(layer.bwd(y, ctx).params)
+    ((3, 5, 16), (3, 4, 5, 10), ['content_bias', 'key', 'out', 'position', 'position_bias', 'query', 'value'])
+    """
+
+    dim: int
+    heads: int
+    head_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        even("dim", self.dim, "a sine and a cosine for each frequency of the distances")
+        checks.whole("heads", self.heads, 1, 2**31, "a size of the layer")
+        if self.head_dim is not None:
+            checks.whole("head_dim", self.head_dim, 1, 2**31, "a size of the layer")
+        elif self.dim % self.heads:
+            raise ValueError(f"`dim` is {self.dim}, which `heads`, {self.heads}, does not divide. Give `head_dim`.")
+
+    def init(self, rng: Philox, dtype: str = "float32") -> Params:
+        """Fresh parameters: query, key, value, position {weight (H D, E)}, out {weight (E, H D)}, the biases (H, D)."""
+        D = self.head_dim or self.dim // self.heads
+        width, keys = self.heads * D, rng.split(7)
+        maps = zip((*PROJECTED, "position"), keys, strict=False)
+        return {
+            **{name: dense(key, width, self.dim, dtype, bias=False) for name, key in maps},
+            "content_bias": glorot(keys[4], (self.heads, D), dtype),
+            "position_bias": glorot(keys[5], (self.heads, D), dtype),
+            "out": dense(keys[6], self.dim, width, dtype, bias=False),
+        }
+
+    def __call__(
+        self,
+        params: Params,
+        x: Array,
+        memory: Array | None = None,
+        attn_mask: Array | Mask | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **options: Unpack[LayerOptions],
+    ) -> Array:
+        """Outputs (*batch, T, E) of x (*batch, T, E), after a memory (*batch, M, E) if there is one.
+
+        Masks and biases broadcast to (*batch, H, T, M + T), `kv_lengths` count the memory too. Options as in
+        `relative_attention`.
+        """
+        return self.fwd(params, x, memory, attn_mask, dropout_p, is_causal, **options)[0]
+
+    def fwd(
+        self,
+        params: Params,
+        x: Array,
+        memory: Array | None = None,
+        attn_mask: Array | Mask | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **options: Unpack[LayerOptions],
+    ) -> tuple[Array, RelativeLayerContext]:
+        """The same, and the context for `bwd`."""
+        xp = checks.namespace(x=x, memory=memory)
+        form = form_of_one("x", x)
+        T, M = x.shape[-2], 0
+        if memory is not None:
+            M = memory.shape[-2] if memory.ndim > 1 else 0
+            checks.floating(x=x, memory=memory)
+            checks.shape("memory", memory, (*form.batch, M, x.shape[-1]), "as x, with any number of positions")
+        keys = x if memory is None else xp.concat([memory, x], axis=-2)  # (*batch, M + T, E)
+        q, query_ctx = project(x, **params["query"])
+        k, key_ctx = project(keys, **params["key"])
+        v, value_ctx = project(keys, **params["value"])
+        r, position_ctx = project(self._distances(x, T, M, is_causal), **params["position"])  # (R, H D)
+        q, k, v = (self._split(array) for array in (q, k, v))  # (*batch, T, H, D)
+        r = xp.permute_dims(self._split(r), (1, 0, 2))  # (H, R, D)
+        heads, attention = relative_attention_fwd(
+            q, k, v, r, wide(params["content_bias"]), wide(params["position_bias"]), attn_mask, dropout_p, is_causal,
+            q_offset=M, layout="BTHD", **options,
+        )  # fmt: skip
+        out, out_ctx = project(xp.reshape(heads, (*x.shape[:-1], params["out"]["weight"].shape[1])), **params["out"])
+        return narrow(out, x), RelativeLayerContext(query_ctx, key_ctx, value_ctx, position_ctx, attention, out_ctx, M)
+
+    def bwd(self, dout: Array, ctx: RelativeLayerContext) -> RelativeLayerGrads:
+        """The gradients of x, the parameters and the bias; none of the memory."""
+        x, attention = ctx.query.x, ctx.attention
+        xp = checks.cotangent(dout, (*x.shape[:-1], ctx.out.weight.shape[0]), x)
+        hides = attention.scoring.hides()
+        out = project_backward(wide(dout), ctx.out)
+        grads = relative_attention_bwd(xp.reshape(out.x, attention.like.shape), attention)
+        query = self._through(grads.query, ctx.query)
+        key, value = self._through(grads.key, ctx.key, hides), self._through(grads.value, ctx.value, hides)
+        position = self._through(xp.permute_dims(grads.position_key, (1, 0, 2)), ctx.position)
+        maps = {"query": query, "key": key, "value": value, "position": position, "out": out}
+        params = {
+            **{name: {"weight": of.weight} for name, of in maps.items()},
+            "content_bias": grads.content_bias,
+            "position_bias": grads.position_bias,
+        }
+        dx = query.x + (key.x + value.x)[..., ctx.memory_length :, :]
+        found: RelativeLayerGrads = tree.map(lambda grad: narrow(grad, x), RelativeLayerGrads(dx, params, grads.bias))
+        return found
+
+    def _split(self, x: Array) -> Array:
+        """(*batch, T, H D) -> (*batch, T, H, D)."""
+        return namespace_of(x).reshape(x, (*x.shape[:-1], self.heads, x.shape[-1] // self.heads))
+
+    def _through(self, dout: Array, ctx: LinearContext, hides: bool = False) -> LinearGrads:
+        """The gradients of a projection of that of all heads, (*batch, T, H, D)."""
+        return project_backward(namespace_of(dout).reshape(dout, (*dout.shape[:-2], ctx.weight.shape[0])), ctx, hides)
+
+    def _distances(self, like: Array, T: int, M: int, is_causal: bool) -> Array:
+        """The sinusoids of all distances that matter, from the largest down: (R, E)."""
+        xp = namespace_of(like)
+        distances = xp.arange(T - 1 + M, -1 if is_causal else -T, -1, device=device_of(like))
+        return sinusoidal(distances, self.dim, interleaved=False, dtype=dtype_name(wide(like).dtype))

@@ -1,0 +1,61 @@
+"""A branch beside the way straight on: x + dropout(branch(norm(x))), or norm(x + dropout(branch(x)))."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from attnarray.backend import Array
+from attnarray.layers.initial import Params
+from attnarray.layers.layer import LayerGrads
+from attnarray.layers.norm import LayerNorm, RMSNorm
+from attnarray.ops.dropout import DropoutContext, dropout_bwd, dropout_fwd
+from attnarray.random import Philox
+
+Branch = Callable[[Array], tuple[Array, Any]]  # x -> y, and its context
+
+
+class ResidualContext(NamedTuple):
+    norm: Any
+    branch: Any
+    dropout: DropoutContext
+
+
+@dataclass(frozen=True)
+class Residual:
+    r"""How a block joins its branches.
+
+    .. math::
+        \text{pre-norm:} \quad y = x + \mathrm{drop}(f(\mathrm{norm}(x))) \qquad
+        \text{post-norm:} \quad y = \mathrm{norm}(x + \mathrm{drop}(f(x)))
+    """
+
+    norm: LayerNorm | RMSNorm
+    pre_norm: bool
+    dropout: float
+
+    def fwd(self, params: Params, x: Array, branch: Branch, rng: Philox | None) -> tuple[Array, ResidualContext]:
+        """y with the parameters of the norm, and the context; without an `rng` nothing is dropped."""
+        p = self.dropout if rng else 0.0
+        if self.pre_norm:
+            normed, of_norm = self.norm.fwd(params, x)
+            y, of_branch = branch(normed)
+            y, of_dropout = dropout_fwd(y, p, rng=rng)
+            return x + y, ResidualContext(of_norm, of_branch, of_dropout)
+        y, of_branch = branch(x)
+        y, of_dropout = dropout_fwd(y, p, rng=rng)
+        y, of_norm = self.norm.fwd(params, x + y)
+        return y, ResidualContext(of_norm, of_branch, of_dropout)
+
+    def bwd(
+        self, dout: Array, ctx: ResidualContext, branch_bwd: Callable[[Array, Any], tuple[Array, Any]]
+    ) -> tuple[LayerGrads, Any]:
+        """The gradients of x and of the norm's parameters, and what else the branch's backward gives beside dx."""
+        if self.pre_norm:
+            dnormed, others = branch_bwd(dropout_bwd(dout, ctx.dropout).x, ctx.branch)
+            norm = self.norm.bwd(dnormed, ctx.norm)
+            return LayerGrads(dout + norm.x, norm.params), others
+        norm = self.norm.bwd(dout, ctx.norm)
+        dx, others = branch_bwd(dropout_bwd(norm.x, ctx.dropout).x, ctx.branch)
+        return LayerGrads(norm.x + dx, norm.params), others

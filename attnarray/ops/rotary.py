@@ -1,0 +1,245 @@
+"""Rotary positions (RoPE): pairs of features are turned by angles that grow with the position."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from attnarray import checks
+from attnarray.backend import Array, accumulator_dtype, device_of, namespace_of
+from attnarray.dispatch import accelerated
+from attnarray.masks import LARGEST_POSITION
+from attnarray.ops.positions import angles_of, even
+
+SCALINGS = (None, "linear", "ntk")
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """How a layer turns its queries and keys: the options of `rotary`, to be kept in a configuration.
+
+    Raises
+    ------
+    ValueError
+        As `rotary`.
+
+    Examples
+    --------
+    >>> import attnarray as aa
+    >>> layer = aa.layers.MultiHeadAttention(dim=16, heads=4, rotary=aa.Rotary(base=500_000.0))
+    """
+
+    dims: int | None = None
+    base: float = 10_000.0
+    interleaved: bool = False
+    scaling: str | None = None
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.dims is not None:
+            even("dims", self.dims, "features are turned in pairs")
+        for name in ("base", "factor"):
+            checks.positive(name, getattr(self, name))
+        checks.one_of("scaling", self.scaling, SCALINGS)
+
+
+class Rotation(NamedTuple):
+    """Which pairs of features turn, and how fast with the position."""
+
+    dims: int
+    base: float
+    divisor: float  # of all positions
+    interleaved: bool
+    axis: int  # along which positions go on: -2, or -3 in the layout BTHD
+
+
+class RotaryContext(NamedTuple):
+    """The positions, None for those in order from `offset` on, and nothing of x but its shape and dtype."""
+
+    positions: Array | None
+    offset: int
+    rotation: Rotation
+    shape: tuple[int, ...]
+    like: Array  # () of the dtype of x
+
+
+class RotaryGrads(NamedTuple):
+    x: Array
+
+
+def rotary(
+    x: Array,
+    positions: Array | None = None,
+    *,
+    offset: int = 0,
+    dims: int | None = None,
+    base: float = 10_000.0,
+    interleaved: bool = False,
+    scaling: str | None = None,
+    factor: float = 1.0,
+    layout: str = "BHTD",
+) -> Array:
+    r"""Queries or keys, each pair of features turned by an angle that is its position times its frequency.
+
+    .. math::
+        \begin{pmatrix} y_a \\ y_b \end{pmatrix} =
+        \begin{pmatrix} \cos t\omega_n & -\sin t\omega_n \\ \sin t\omega_n & \cos t\omega_n \end{pmatrix}
+        \begin{pmatrix} x_a \\ x_b \end{pmatrix}, \qquad \omega_n = b^{-2n / R}, \quad n < R / 2
+
+    so that the dot product of a query at position t and a key at s depends on t - s alone. Turn both, not the values.
+
+    Parameters
+    ----------
+    x : (*batch, T, D) floating
+        Queries or keys, with or without heads: (B, H, T, D), or (B, T, H, D) with `layout`. 16-bit types are turned in
+        float32.
+    positions : (*batch, T) integer, or broadcastable to it, optional
+        t of each row, integers; offset, offset + 1, ... by default. Heads are part of the batch: for all of them alike,
+        (B, 1, T). In the layout BTHD they have no axis here: (B, T).
+    offset : int
+        Where the first row stands: with a cache of keys, how many there were before. Only without `positions`.
+    dims : int, optional
+        R, even: the first R of the D features are turned, the others stay. All of them by default.
+    base : float
+        b.
+    interleaved : bool
+        Which features are a pair: n and n + R / 2 by default (GPT-NeoX, LLaMA in most libraries), 2 n and 2 n + 1 if
+        interleaved (the paper, GPT-J). Weights that were trained with the one do not work with the other.
+    scaling : {None, "linear", "ntk"}
+        How longer texts than those of the training are met: positions divided by `factor` ("linear"), or a base that is
+        factor^(R / (R - 2)) times larger, so that low frequencies stretch and high ones stay ("ntk").
+    factor : float
+        How many times longer.
+    layout : {"BHTD", "BTHD"}
+        Whether heads stand before positions or behind them.
+
+    Returns
+    -------
+    (*batch, T, D) array
+        The dtype of `x`. Angles are computed in float64 where the library has it.
+
+    Raises
+    ------
+    ValueError
+        If `dims` is odd or exceeds D, D is odd without `dims`, `positions` do not broadcast to the rows, `offset` and
+        `positions` are both given, or `base` or `factor` is not above 0.
+    TypeError
+        If `x` is not floating, or `positions` not integer.
+
+    References
+    ----------
+    Su et al., "RoFormer: enhanced transformer with rotary position embedding", 2021, arXiv:2104.09864. Linear scaling:
+    Chen et al., 2023, arXiv:2306.15595. NTK-aware scaling: Peng et al., 2023, arXiv:2309.00071, section 3.1.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> q, k = np.random.default_rng(0).standard_normal((2, 7, 8))
+    >>> near = aa.rotary(q, offset=2) @ aa.rotary(k).T
+    >>> far = aa.rotary(q, offset=52) @ aa.rotary(k, offset=50).T
+    >>> bool(np.allclose(near, far))
+    True
+    """
+    return rotary_fwd(
+        x, positions, offset=offset, dims=dims, base=base, interleaved=interleaved, scaling=scaling, factor=factor,
+        layout=layout,
+    )[0]  # fmt: skip
+
+
+def rotary_fwd(
+    x: Array,
+    positions: Array | None = None,
+    *,
+    offset: int = 0,
+    dims: int | None = None,
+    base: float = 10_000.0,
+    interleaved: bool = False,
+    scaling: str | None = None,
+    factor: float = 1.0,
+    layout: str = "BHTD",
+) -> tuple[Array, RotaryContext]:
+    """`rotary` and the context for its backward: cosines and sines."""
+    axis = _check(x, positions, offset, layout)
+    dims = _turned(x, dims)
+    base, factor = checks.positive("base", base), checks.positive("factor", factor)
+    checks.one_of("scaling", scaling, SCALINGS)
+    if scaling == "ntk" and dims > 2:  # the only frequency of two features is 1 for any base
+        base *= factor ** (dims / (dims - 2))
+    divisor = factor if scaling == "linear" else 1.0
+    rotation = Rotation(dims, base, divisor, checks.flag("interleaved", interleaved), axis)
+    like = namespace_of(x).zeros((), dtype=x.dtype, device=device_of(x))
+    return turn(x, positions, offset, rotation, 1.0), RotaryContext(positions, offset, rotation, tuple(x.shape), like)
+
+
+def rotary_bwd(dout: Array, ctx: RotaryContext) -> RotaryGrads:
+    r"""The gradient of the rotation: the rotation back.
+
+    .. math::
+        \begin{pmatrix} dx_a \\ dx_b \end{pmatrix} =
+        \begin{pmatrix} \cos t\omega_n & \sin t\omega_n \\ -\sin t\omega_n & \cos t\omega_n \end{pmatrix}
+        \begin{pmatrix} dy_a \\ dy_b \end{pmatrix}
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> y, ctx = aa.rotary_fwd(np.ones((3, 4)))
+    >>> aa.rotary_bwd(y, ctx).x.round(12).tolist() == np.ones((3, 4)).tolist()
+    True
+    """
+    checks.context("ctx", ctx, RotaryContext)
+    checks.cotangent(dout, ctx.shape, ctx.like)
+    return RotaryGrads(turn(dout, ctx.positions, ctx.offset, ctx.rotation, -1.0))
+
+
+@accelerated
+def turn(x: Array, positions: Array | None, offset: int, rotation: Rotation, direction: float) -> Array:
+    """x (..., T, D) turned by the angles of its positions, offset, offset + 1, ... unless given; back if -1."""
+    xp = namespace_of(x, positions)
+    dims, base, divisor, interleaved, axis = rotation
+    if positions is None:
+        positions = xp.arange(offset, offset + x.shape[axis], device=device_of(x))
+    angles = angles_of(positions, dims, base, divisor)  # (..., T, R / 2)
+    angles = angles if axis == -2 else angles[..., None, :]
+    wide = xp.astype(x[..., :dims], accumulator_dtype(xp, x.dtype), copy=False)
+    cos, sin = (xp.astype(table, wide.dtype, copy=False) for table in (xp.cos(angles), direction * xp.sin(angles)))
+    if interleaved:
+        a, b = wide[..., 0::2], wide[..., 1::2]
+    else:
+        a, b = wide[..., : dims // 2], wide[..., dims // 2 :]
+    pair = a * cos - b * sin, a * sin + b * cos
+    y = xp.stack(pair, axis=-1) if interleaved else xp.concat(pair, axis=-1)
+    y = xp.astype(xp.reshape(y, wide.shape), x.dtype, copy=False)
+    return y if dims == x.shape[-1] else xp.concat([y, x[..., dims:]], axis=-1)
+
+
+def _check(x: Array, positions: Array | None, offset: int, layout: str) -> int:
+    """The axis of positions."""
+    checks.one_of("layout", layout, ("BHTD", "BTHD"))
+    axis = -2 if layout == "BHTD" else -3
+    checks.namespace(x=x, positions=positions)
+    checks.floating(x=x)
+    if x.ndim < -axis:
+        axes = "two axes: (*batch, T, D)" if axis == -2 else "three axes: (*batch, T, H, D)"
+        raise ValueError(f"`x` has shape {tuple(x.shape)}, expected at least {axes}.")
+    checks.whole("offset", offset, -LARGEST_POSITION, LARGEST_POSITION, "the position of the first row")
+    if positions is not None and offset:
+        raise ValueError("`positions` and `offset` are both given; add the offset to the positions.")
+    if positions is not None:
+        checks.integer("positions", positions)
+        checks.broadcasts("positions", positions, tuple(x.shape[: axis + 1]), "(*batch, T)")
+    return axis
+
+
+def _turned(x: Array, dims: int | None) -> int:
+    """R."""
+    if dims is None:
+        if x.shape[-1] % 2 or not x.shape[-1]:
+            raise ValueError(
+                f"`x` has {x.shape[-1]} features, expected an even number: they are turned in pairs. "
+                f"Turn fewer with `dims`. {checks.shapes(x=x)}"
+            )
+        return int(x.shape[-1])
+    even("dims", dims, "features are turned in pairs")
+    if dims > x.shape[-1]:
+        raise ValueError(f"`dims` is {dims}, but `x` has only {x.shape[-1]} features. {checks.shapes(x=x)}")
+    return dims

@@ -1,0 +1,91 @@
+"""Sparsemax: the probabilities that are nearest to the logits, most of them exactly 0."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from attnarray import checks
+from attnarray.backend import Array
+from attnarray.ops.entmax_core import SPARSEMAX, check, entmax_backward, entmax_forward
+
+
+class SparsemaxContext(NamedTuple):
+    out: Array
+    axis: int
+
+
+class SparsemaxGrads(NamedTuple):
+    x: Array
+
+
+def sparsemax(x: Array, axis: int = -1, *, mask: Array | None = None) -> Array:
+    r"""The Euclidean projection of the logits onto the probabilities, over `axis`.
+
+    .. math::
+        y = \arg\min_{p \ge 0,\, \sum p = 1} \lVert p - x \rVert^2 = [x - \tau]_+, \qquad \sum_i [x_i - \tau]_+ = 1
+
+    Parameters
+    ----------
+    x : (..., N, ...) floating
+        Logits. 16-bit types are computed in float32.
+    axis : int
+        The axis that sums to 1.
+    mask : bool, broadcastable to x, optional
+        True where an entry exists. Entries that do not exist get 0, whatever x holds there; rows without any are 0.
+
+    Returns
+    -------
+    array
+        The shape and dtype of `x`. A row that holds NaN or +inf is NaN.
+
+    Raises
+    ------
+    TypeError
+        If `x` is not floating or `mask` not boolean.
+    ValueError
+        If `axis` is out of range or `mask` does not broadcast.
+
+    Notes
+    -----
+    Equal logits get equal probabilities. Only logits less than 1 below the largest can be above 0: unlike softmax, it
+    matters how the logits are scaled. On NumPy arrays a kernel finds tau without sorting, see docs/kernels-cpu.md.
+
+    References
+    ----------
+    Martins and Astudillo, "From softmax to sparsemax", 2016, arXiv:1602.02068.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> aa.sparsemax(np.array([1.0, 0.5, -1.0])).tolist()
+    [0.75, 0.25, 0.0]
+    """
+    return sparsemax_fwd(x, axis, mask=mask)[0]
+
+
+def sparsemax_fwd(x: Array, axis: int = -1, *, mask: Array | None = None) -> tuple[Array, SparsemaxContext]:
+    """`sparsemax` and the context for `sparsemax_bwd`: the output alone."""
+    axis = check(x, axis, mask)
+    out = entmax_forward(x, mask, axis, SPARSEMAX)
+    return out, SparsemaxContext(out, axis)
+
+
+def sparsemax_bwd(dout: Array, ctx: SparsemaxContext) -> SparsemaxGrads:
+    r"""The gradient of sparsemax: dout less its mean over the support.
+
+    .. math::
+        dx_i = dy_i - \frac{1}{|S|} \sum_{j \in S} dy_j \quad \text{for } i \in S = \{i : y_i > 0\}, \text{ else } 0
+
+    There is a kink where a logit equals tau: it is taken to lie outside the support, which gives one of the two
+    one-sided gradients. What dout holds outside the support does not matter.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> out, ctx = aa.sparsemax_fwd(np.array([1.0, 0.5, -1.0]))
+    >>> aa.sparsemax_bwd(np.array([2.0, 0.0, 7.0]), ctx).x.tolist()
+    [1.0, -1.0, 0.0]
+    """
+    checks.context("ctx", ctx, SparsemaxContext)
+    checks.cotangent(dout, tuple(ctx.out.shape), ctx.out)
+    return SparsemaxGrads(entmax_backward(dout, ctx.out, ctx.axis, SPARSEMAX))
