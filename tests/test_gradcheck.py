@@ -13,6 +13,7 @@ from libraries import Library
 import attnarray as aa
 from attnarray import tree
 from attnarray.gradient_check import GradcheckReport
+from attnarray.ops import activations
 from attnarray.triples import triple_of
 
 RNG = np.random.default_rng(0)
@@ -245,11 +246,21 @@ def test_gradients_of_every_library_are_checked(library: Library) -> None:
     assert aa.gradcheck(aa.scaled_dot_product_attention, x, x, x, window=(1, 0), softcap=2.0)
 
 
-def test_a_kink_gives_a_wrong_difference() -> None:
+def test_a_kink_within_the_first_step_is_out_of_reach_of_the_second() -> None:
     # As the docstring of gradcheck says: within two steps of 0 the differences of ReLU see both of its slopes.
     assert "kink" in aa.gradcheck.__doc__
-    assert not aa.gradcheck(aa.relu, np.array([1e-3, 1.0]))
-    assert aa.gradcheck(aa.relu, np.array([1e-3, 1.0]), step=1e-4)
+    assert aa.gradcheck(aa.relu, np.array([1e-3, 1.0]))
+    assert not aa.gradcheck(aa.relu, np.array([1e-5, 1.0]))
+    assert aa.gradcheck(aa.relu, np.array([1e-5, 1.0]), step=1e-4)
+
+
+def test_a_second_step_does_not_forgive_a_wrong_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.array([1e-3, 1.0, -2.0])
+    for wrong in (1.0 + 1e-5, 0.5):
+        with monkeypatch.context() as patch:
+            right = activations.relu_bwd
+            patch.setattr(activations, "relu_bwd", lambda d, c, f=right, w=wrong: activations.ReluGrads(w * f(d, c).x))
+            assert not aa.gradcheck(aa.relu, x)
 
 
 @pytest.mark.parametrize("function", [np.sin, lambda x: x, len, 3, aa.asarray, aa.Philox])
