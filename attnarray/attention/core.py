@@ -161,13 +161,13 @@ def dot_products(x: Array, y: Array) -> Array:
 def times(weights: Array, x: Array, hides: bool) -> Array:
     """sum_j weights_ij x_j: (B, H, T, D)."""
     xp = namespace_of(x)
-    product = _matmul(_fold(weights, x.shape[1]), x, hides)  # (B, Hkv, G T, D)
+    product = hidden_products(_fold(weights, x.shape[1]), x, hides)  # (B, Hkv, G T, D)
     return xp.reshape(product, (*weights.shape[:3], x.shape[3]))
 
 
 def transposed_times(weights: Array, x: Array, kv_heads: int, hides: bool) -> Array:
     """sum_i weights_ij x_i over the rows of all heads of a group: (B, Hkv, S, D)."""
-    return _matmul(_fold(weights, kv_heads).mT, _fold(x, kv_heads), hides)
+    return hidden_products(_fold(weights, kv_heads).mT, _fold(x, kv_heads), hides)
 
 
 def _fold(x: Array, kv_heads: int) -> Array:
@@ -178,7 +178,7 @@ def _fold(x: Array, kv_heads: int) -> Array:
     return xp.reshape(x, (x.shape[0], kv_heads, x.shape[1] // kv_heads * x.shape[2], x.shape[3]))
 
 
-def _matmul(weights: Array, x: Array, hides: bool) -> Array:
+def hidden_products(weights: Array, x: Array, hides: bool) -> Array:
     """weights @ x, where a weight of zero hides what it multiplies, even NaN and infinities."""
     xp = namespace_of(x)
     if not hides:

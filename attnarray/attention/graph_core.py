@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from attnarray.attention.core import BLOCK_ELEMENTS
+from attnarray.attention.core import BLOCK_ELEMENTS, hidden_products
 from attnarray.backend import Array, namespace_of
 from attnarray.dispatch import accelerated
 from attnarray.ops.segments import sum_segments
@@ -97,9 +97,9 @@ def gat_scores_backward(
     dproducts = [*of_nodes, *([] if f is None else [dsums])]
     dxs, dws = [], []
     for x, part, dproduct in zip((q, k, f), _parts(w, q.shape[3]), dproducts, strict=False):
-        each = dproduct[..., None]
-        dxs.append(each * part)
-        dws.append(xp.sum(xp.where(each == 0, 0.0, each * x), axis=(0, 1)))  # (H, F)
+        dxs.append(dproduct[..., None] * part)
+        rows = xp.permute_dims(xp.reshape(dproduct, (math.prod(dproduct.shape[:2]), 1, dproduct.shape[2])), (2, 1, 0))
+        dws.append(hidden_products(rows, by_head(x), True)[:, 0, :])  # (H, F)
     return dxs[0], dxs[1], None if f is None else dxs[2], xp.concat(dws, axis=1)
 
 
@@ -194,8 +194,19 @@ def _sums_of_products(q: Array, k: Array, f: Array | None, w: Array, sources: Ar
     """w . [q_i; k_j; f_e], each product taken where its numbers are: (B, E, H)."""
     xp = namespace_of(q, k, w)
     of_query, of_key, of_edge = _parts(w, q.shape[3])
-    total = rows_of(xp.sum(q * of_query, axis=-1), targets) + rows_of(xp.sum(k * of_key, axis=-1), sources)
-    return total if f is None else total + xp.sum(f * of_edge, axis=-1)
+    products = [
+        xp.reshape(xp.permute_dims(xp.matmul(by_head(x), part[..., None])[..., 0], (1, 0)), x.shape[:3])
+        for x, part in zip((q, k, f), (of_query, of_key, of_edge), strict=True)
+        if x is not None
+    ]  # (B, N, H), (B, M, H) and (B, E, H)
+    total = rows_of(products[0], targets) + rows_of(products[1], sources)
+    return total if f is None else total + products[2]
+
+
+def by_head(x: Array) -> Array:
+    """(B, N, H, F) -> (H, B N, F)."""
+    B, N, H, F = x.shape
+    return namespace_of(x).permute_dims(namespace_of(x).reshape(x, (B * N, H, F)), (1, 0, 2))
 
 
 def _parts(w: Array, features: int) -> tuple[Array, Array, Array]:
