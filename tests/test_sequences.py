@@ -13,6 +13,7 @@ from test_bad_input import says
 
 import attnarray as aa
 from attnarray import tree
+from attnarray.ops import conv1d
 
 ROUNDING = 1e-13  # sums of a few dozen products in another order
 RECURRENT = ("rnn", "lstm", "gru")
@@ -204,6 +205,19 @@ def test_a_causal_convolution_does_not_look_ahead(dilation: int) -> None:
     dx = pullback(np.where(np.arange(9)[:, None] == 5, np.ones_like(out), 0.0)).x
     np.testing.assert_array_equal(dx[:, 6:], 0)
     assert np.all(dx[:, 5] != 0)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(3, 5), (5, 3)])
+def test_convolutions_in_blocks_of_sequences(inputs: int, outputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(7)
+    x, weight = rng.standard_normal((5, 9, inputs)), rng.standard_normal((outputs, inputs, 3))
+    out, ctx = aa.conv1d_fwd(x, weight, dilation=2)
+    grads = aa.conv1d_bwd(np.cos(out), ctx)
+    monkeypatch.setattr(conv1d, "HELD", 2 * 9 * 3 * 5)  # two or three sequences at a time
+    same, ctx = aa.conv1d_fwd(x, weight, dilation=2)
+    np.testing.assert_allclose(same, out)
+    for found, expected in zip(aa.conv1d_bwd(np.cos(out), ctx)[:2], grads[:2], strict=True):
+        np.testing.assert_allclose(found, expected)
 
 
 def test_width_one_is_a_linear_map() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from attnarray import checks
 from attnarray.backend import Array, accumulator_dtype, device_of, namespace_of
+
+HELD = 2**19  # numbers of what all taps see that are held at a time: they stay in a CPU's cache
 
 
 class Conv1dContext(NamedTuple):
@@ -106,24 +109,66 @@ def conv1d_bwd(dout: Array, ctx: Conv1dContext) -> Conv1dGrads:
     turned = xp.permute_dims(xp.flip(_wide(weight), axis=2), (1, 0, 2))  # (C_in, C_out, width)
     dpadded = _correlate(_padded(dy, reach, reach), turned, d)
     dx = dpadded[:, ctx.zeros[0] : ctx.zeros[0] + T, :]  # (N, T, C_in)
-    padded = _padded(_sequences(x), *ctx.zeros)
     rows = _rows(dy)  # (N T', C_out)
-    taps = [xp.matmul(rows.mT, _rows(padded[:, k * d : k * d + steps, :])) for k in range(width)]
-    dweight = xp.stack(taps, axis=2)  # (C_out, C_in, width)
+    dweight = _products(dy, _padded(_sequences(x), *ctx.zeros), width, d)  # (C_out, C_in, width)
     dbias = xp.astype(xp.sum(rows, axis=0), x.dtype, copy=False) if ctx.has_bias else None
     dx = xp.reshape(xp.astype(dx, x.dtype, copy=False), x.shape)
     return Conv1dGrads(dx, xp.astype(dweight, x.dtype, copy=False), dbias)
 
 
 def _correlate(x: Array, weight: Array, dilation: int) -> Array:
-    """The sum over the taps k of x, moved by k dilation, times weight[:, :, k]^T: (N, T, C) -> (N, T - reach, C')."""
+    """The sum over the taps k of x, moved by k dilation, times weight[:, :, k]^T: (N, T, C) -> (N, T - reach, C').
+
+    One matrix product for all taps: of what they see side by side, or, where C' is smaller, before its parts are moved.
+    """
     xp = namespace_of(x)
-    width = weight.shape[2]
+    outputs, inputs, width = weight.shape
+    by_tap = xp.permute_dims(weight, (2, 1, 0))  # (width, C, C')
+    parts = []
+    for some in _blocks(x, width * min(outputs, inputs)):
+        if inputs <= outputs:
+            seen = _windows(some, width, dilation)
+            out = xp.matmul(_rows(seen), xp.reshape(by_tap, (width * inputs, outputs)))
+        else:
+            products = xp.matmul(_rows(some), xp.reshape(xp.permute_dims(by_tap, (1, 0, 2)), (inputs, width * outputs)))
+            out = _moved_sum(xp.reshape(products, (*some.shape[:2], width, outputs)), dilation)
+        parts.append(xp.reshape(out, (some.shape[0], x.shape[1] - (width - 1) * dilation, outputs)))
+    return parts[0] if len(parts) == 1 else xp.concat(parts, axis=0)
+
+
+def _products(dy: Array, x: Array, width: int, dilation: int) -> Array:
+    """What each tap of the weight gathers over all sequences and steps: (C', C, width)."""
+    xp = namespace_of(dy, x)
+    total = xp.zeros((dy.shape[2], width * x.shape[2]), dtype=x.dtype, device=device_of(x))
+    start = 0
+    for some in _blocks(x, width * x.shape[2]):
+        past = start + some.shape[0]
+        total = total + xp.matmul(_rows(dy[start:past, :, :]).mT, _rows(_windows(some, width, dilation)))
+        start = past
+    return xp.permute_dims(xp.reshape(total, (dy.shape[2], width, x.shape[2])), (0, 2, 1))
+
+
+def _blocks(x: Array, each: int) -> Iterator[Array]:
+    """Some of the sequences (N, T, C) at a time, so that `each` numbers for every step are not too many."""
+    size = max(1, HELD // max(1, x.shape[1] * each))
+    for start in range(0, max(x.shape[0], 1), size):
+        yield x[start : min(start + size, x.shape[0]), :, :]
+
+
+def _windows(x: Array, width: int, dilation: int) -> Array:
+    """What the taps see, side by side: (N, T, C) -> (N, T - reach, width C)."""
     steps = x.shape[1] - (width - 1) * dilation
-    out = xp.matmul(x[:, :steps, :], weight[:, :, 0].mT)
+    return namespace_of(x).concat([x[:, k * dilation : k * dilation + steps, :] for k in range(width)], axis=2)
+
+
+def _moved_sum(products: Array, dilation: int) -> Array:
+    """The sum of what each tap made of x, moved by its distance: (N, T, width, C') -> (N, T - reach, C')."""
+    width = products.shape[2]
+    steps = products.shape[1] - (width - 1) * dilation
+    total = products[:, :steps, 0, :]
     for k in range(1, width):
-        out += xp.matmul(x[:, k * dilation : k * dilation + steps, :], weight[:, :, k].mT)
-    return out
+        total = total + products[:, k * dilation : k * dilation + steps, k, :]
+    return total
 
 
 def _padded(x: Array, before: int, behind: int) -> Array:
