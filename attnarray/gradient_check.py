@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -135,10 +136,8 @@ def gradcheck(
                 raise ValueError(f"The gradient of `{label}` has shape {tuple(grad.shape)}, expected {expected}.")
             analytic = to_numpy(grad).astype(np.float64).reshape(-1)
             places = _places(analytic.size, max_elements, rng)
-            error = _largest_error(
-                lambda at, h: _differences(loss, arguments, name, path, at, h),  # noqa: B023 - called at once
-                analytic, places, step, tolerance,
-            )  # fmt: skip
+            differences = functools.partial(_differences, loss, arguments, name, path)
+            error = _largest_error(differences, analytic, places, step, tolerance)
             checks.append(InputCheck(label, len(places), error, bool(error <= tolerance)))
     return GradcheckReport(getattr(function, "__name__", type(function).__name__), tuple(checks), tolerance)
 

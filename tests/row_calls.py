@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from attnarray.ops.rotary import Rotation
+from attnarray.optim.adam import AdamNumbers
 
 Arguments = tuple[Any, ...]
 
@@ -142,6 +143,13 @@ def rotary_calls(rng: np.random.Generator, shape: tuple[int, ...]) -> Iterator[A
                 yield normal(rng, *shape), places, 0, Rotation(dims, 1e3, 2.0, interleaved, axis), direction
 
 
+def adam_calls(rng: np.random.Generator, shape: tuple[int, ...]) -> Iterator[Arguments]:
+    """With and without decay of the weights; moments as they are after some steps."""
+    for shrink in (1.0, 0.99):
+        p, g, m = (normal(rng, *shape) for _ in range(3))
+        yield p, g, m, normal(rng, *shape) ** 2, AdamNumbers(0.9, 0.999, 0.01, shrink, 1e-6)
+
+
 CALLS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Iterator[Arguments]]] = {
     "ops.softmax:softmax_forward": softmax_calls,
     "ops.softmax:softmax_backward": lambda *a: softmax_gradient_calls(*a, "ops.softmax:softmax_forward"),
@@ -167,6 +175,7 @@ CALLS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Iterator[Argum
     "ops.lstm_cell:lstm_cell_backward": cell_gradient_calls,
     "ops.dropout:drop": dropout_calls,
     "ops.rotary:turn": rotary_calls,
+    "optim.adam:adam_step": adam_calls,
     "ops.embedding:embedding_backward": embedding_gradient_calls,
     "ops.segments:segment_softmax_forward": segment_calls,
     "ops.segments:segment_softmax_backward": segment_gradient_calls,

@@ -124,9 +124,8 @@ def test_other_libraries_and_their_devices(name: str) -> None:
     assert norm.device == clipped["scale"].device == new["scale"].device == device
     expected, _ = getattr(optim, name)(PARAMS, grads, getattr(optim, f"{name}_init")(PARAMS), lr=0.1)
     host = array_api_strict.Device("CPU_DEVICE")
-    np.testing.assert_array_equal(
-        numbers(tree.map(lambda leaf: np.asarray(leaf.to_device(host)), new)), numbers(expected)
-    )
+    found = numbers(tree.map(lambda leaf: np.asarray(leaf.to_device(host)), new))
+    np.testing.assert_allclose(found, numbers(expected), rtol=1e-14)  # the kernel of NumPy arrays rounds otherwise
 
 
 def test_clipping_scales_all_gradients_together() -> None:

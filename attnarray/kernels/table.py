@@ -50,6 +50,7 @@ KERNELS: dict[str, dict[str, str]] = {
     "ops.segments:segment_softmax_forward": {"numba": "row_segments:segment_softmax_forward"},
     "ops.segments:segment_softmax_backward": {"numba": "row_segments:segment_softmax_backward"},
     "ops.segments:sum_segments": {"numba": "row_segments:sum_segments"},
+    "optim.adam:adam_step": {"numba": "row_adam:adam_step"},
     "ops.loss:cross_entropy_forward": {"numba": "row_loss:cross_entropy_forward"},
     "ops.loss:cross_entropy_backward": {"numba": "row_loss:cross_entropy_backward"},
 }

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from attnarray import checks, tree
 from attnarray.backend import Array, namespace_of
+from attnarray.dispatch import accelerated
 from attnarray.optim.leaves import Tree, check_decays, check_options, stepped, update, zeros_like
 
 
@@ -99,18 +100,37 @@ def adamw(
     root = math.sqrt(1 - beta2**step)
     scale = root / (1 - beta1**step)  # both corrections on one number instead of two arrays; eps is scaled to match
 
-    def one_leaf(p: Array, g: Array, m: Array, v: Array) -> tuple[Array, Array, Array]:
-        xp = namespace_of(p)
-        m = m * beta1
-        m += g * (1 - beta1)
-        square = g * g
-        square *= 1 - beta2
-        v = v * beta2
-        v += square
-        denominator = xp.sqrt(v)
-        denominator += eps * root
-        return stepped(p, m / denominator, lr * scale, 1 - lr * weight_decay), m, v
-
+    numbers = AdamNumbers(beta1, beta2, lr * scale, 1 - lr * weight_decay, eps * root)
     moments = {"first_moment": state.first_moment, "second_moment": state.second_moment}
-    new, first, second = update(one_leaf, 3, params, grads, **moments)
+    new, first, second = update(lambda p, g, m, v: adam_step(p, g, m, v, numbers), 3, params, grads, **moments)
     return new, AdamWState(step, first, second)
+
+
+class AdamNumbers(NamedTuple):
+    """What a step is made with; the corrections of both moments are part of `rate` and `eps`."""
+
+    beta1: float
+    beta2: float
+    rate: float
+    shrink: float
+    eps: float
+
+
+@accelerated
+def adam_step(p: Array, g: Array, m: Array, v: Array, numbers: AdamNumbers) -> tuple[Array, Array, Array]:
+    r"""The step of one leaf: the new parameters and moments.
+
+    .. math:: m' = \beta_1 m + (1 - \beta_1)\, g, \quad v' = \beta_2 v + (1 - \beta_2)\, g^2, \quad
+        p' = \mathrm{shrink}\, p - \mathrm{rate}\, \frac{m'}{\sqrt{v'} + \epsilon}
+    """
+    xp = namespace_of(p, g, m, v)
+    beta1, beta2, rate, shrink, eps = numbers
+    m = m * beta1
+    m += g * (1 - beta1)
+    square = g * g
+    square *= 1 - beta2
+    v = v * beta2
+    v += square
+    denominator = xp.sqrt(v)
+    denominator += eps
+    return stepped(p, m / denominator, rate, shrink), m, v

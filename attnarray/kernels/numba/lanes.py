@@ -189,6 +189,16 @@ def absolute(x: Lanes) -> Lanes:
     return (bits & bits.constant(2 ** (x.integer.width - 1) - 1)).bits_as(x.value.type.element)
 
 
+def sqrt(x: Lanes) -> Lanes:
+    """The square root; NaN of what is below 0."""
+    vector = x.value.type
+    name = f"llvm.sqrt.v{vector.count}f{x.integer.width}"
+    root = x.builder.module.globals.get(name)
+    if root is None:
+        root = ir.Function(x.builder.module, ir.FunctionType(vector, [vector]), name)
+    return Lanes(x.builder, x.builder.call(root, [x.value]))
+
+
 def multiply_add(a: Lanes, b: Lanes, c: Lanes | float) -> Lanes:
     """a b + c, fused where the CPU can."""
     vector = a.value.type
