@@ -13,6 +13,8 @@ _MODULES = {
     "tree": "tree",
     "optim": "optim",
     "layers": "layers",
+    "models": "models",
+    "checkpoints": "checkpoints",
     **dict.fromkeys(["namespace_of", "use_backend", "asarray", "to_numpy", "available_backends"], "backend"),
     **dict.fromkeys(["use_kernels", "explain", "warmup"], "dispatch"),
     "gradcheck": "gradient_check",

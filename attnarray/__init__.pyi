@@ -1,4 +1,6 @@
+from attnarray import checkpoints as checkpoints
 from attnarray import layers as layers
+from attnarray import models as models
 from attnarray import optim as optim
 from attnarray import tree as tree
 from attnarray.attention.additive import additive_attention as additive_attention

@@ -30,6 +30,7 @@ HOUSE = """
     cases
     attnarray
     models
+    checkpoints
     layers
     attention
     ops
@@ -53,6 +54,7 @@ HEAVY = {
     "onnx",
     "onnxruntime",
     "rich",
+    "safetensors",
     "torch",
 }
 FREE_TO_IMPORT = {"kernels", "demo", "bench"}  # reached only when a command or a kernel is asked for

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 
 from attnarray import checks
 from attnarray.backend import Array
-from attnarray.layers.cache import KVCache
+from attnarray.layers.cache import DecoderCache, KVCache
 from attnarray.layers.feed_forward import FeedForward
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
+from attnarray.layers.memory import attend_to_memory, project_memory
 from attnarray.layers.multi_head import MultiHeadAttention
 from attnarray.layers.norm import LayerNorm, RMSNorm
 from attnarray.layers.residual import Residual, ResidualContext
@@ -238,25 +239,47 @@ class TransformerBlock(Layer):
                 dmemory = other if name == "cross" else dmemory
         return BlockGrads(dout, dmemory, {name: params[name] for name in parts})
 
-    def step(
-        self, params: Params, x: Array, cache: KVCache, attn_mask: Array | Mask | None = None, *,
-        bias: Array | None = None,
-    ) -> tuple[Array, KVCache]:  # fmt: skip
-        """The block for the next positions x (B, T, dim) of a causal decoder: see `MultiHeadAttention.step`."""
-        parts, residual = self.parts(), self._residual()
-        cached = []
+    def decoder_cache(self, params: Params, memory: Array, longest: int) -> DecoderCache:
+        """For a block with `cross`: the keys and values of a memory (B, S, dim), and room for `longest` positions of
+        its own, where the memory lives."""
+        if not self.cross:
+            raise ValueError(
+                "`memory` is given, but the block was made with cross=False: use parts()['attention'].cache."
+            )
+        of_memory = project_memory(self.parts()["cross"], params["cross"], memory)
+        return DecoderCache(of_memory.empty_like(longest), of_memory)
 
-        def attend(x: Array) -> tuple[Array, None]:
-            y, after = parts["attention"].step(params["attention"], x, cache, attn_mask, bias=bias)
-            cached.append(after)
-            return y, None
+    def step(
+        self, params: Params, x: Array, cache: KVCache | DecoderCache, attn_mask: Array | Mask | None = None, *,
+        bias: Array | None = None, memory_mask: Array | Mask | None = None, memory_lengths: Any = None,
+    ) -> tuple[Array, Any]:  # fmt: skip
+        """The block for the next positions x (B, T, dim) of a causal decoder: see `MultiHeadAttention.step`.
+
+        With `cross`, the cache is that of `decoder_cache`. The cache that is returned is of the same kind.
+        """
+        if isinstance(cache, DecoderCache) != self.cross:
+            made = "that of decoder_cache" if self.cross else "a KVCache, as parts()['attention'].cache makes it"
+            raise TypeError(f"`cache` is a {type(cache).__name__}, expected {made}: the block has cross={self.cross}.")
+        parts, residual = self.parts(), self._residual()
+        own, known = cache if isinstance(cache, DecoderCache) else (cache, None)
+
+        def attend(x: Array) -> tuple[Array, KVCache]:
+            y, after = parts["attention"].step(params["attention"], x, own, attn_mask, bias=bias)
+            return y, after
+
+        def look(x: Array) -> tuple[Array, None]:
+            assert known is not None, "only a block with `cross` looks"
+            return attend_to_memory(parts["cross"], params["cross"], x, known, memory_mask, memory_lengths), None
 
         def feed(x: Array) -> tuple[Array, None]:
             return parts["feed_forward"](params["feed_forward"], x), None
 
-        x, _ = residual.fwd(params["attention_norm"], x, attend, None)
+        x, of_attention = residual.fwd(params["attention_norm"], x, attend, None)
+        if known is not None:
+            x, _ = residual.fwd(params["cross_norm"], x, look, None)
         x, _ = residual.fwd(params["feed_forward_norm"], x, feed, None)
-        return x, cached[0]
+        after: KVCache = of_attention.branch
+        return x, after if known is None else DecoderCache(after, known)
 
     def _residual(self) -> Residual:
         return Residual(NORMS[self.norm](self.dim, self.eps), self.pre_norm, self.dropout)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from attnarray import checks
-from attnarray.backend import Array, write_rows
+from attnarray.backend import Array, device_of, namespace_of, write_rows
 from attnarray.layers.initial import zeros
 
 
@@ -29,6 +29,23 @@ class KVCache(NamedTuple):
                 "Make a longer one."
             )
         return KVCache(write_rows(self.key, self.length, key), write_rows(self.value, self.length, value), past)
+
+    def empty_like(self, longest: int) -> KVCache:
+        """An empty cache with room for `longest` positions, for the same sequences and heads, beside this one."""
+        checks.whole("longest", longest, 1, 2**31, "how many positions there is room for")
+        xp = namespace_of(self.key)
+        key, value = (
+            xp.zeros((*room.shape[:2], longest, room.shape[3]), dtype=room.dtype, device=device_of(room))
+            for room in (self.key, self.value)
+        )
+        return KVCache(key, value, 0)
+
+
+class DecoderCache(NamedTuple):
+    """What a block that attends to a memory keeps: its own positions so far, and the memory's keys and values."""
+
+    own: KVCache
+    memory: KVCache
 
 
 def empty_cache(batch: int, longest: int, kv_heads: int, key_dim: int, value_dim: int, dtype: str) -> KVCache:

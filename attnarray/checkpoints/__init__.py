@@ -1,0 +1,20 @@
+"""Checkpoints: published models from and to folders, and the state of a training run, saved whole or not at all.
+
+They need the package safetensors: pip install 'attnarray[checkpoints]'.
+"""
+
+from attnarray.checkpoints.config import Unsupported
+from attnarray.checkpoints.names import Names, Pretrained, Tensor
+from attnarray.checkpoints.pretrained import load_pretrained, save_pretrained
+from attnarray.checkpoints.state import load_state, save_state
+
+__all__ = [
+    "Names",
+    "Pretrained",
+    "Tensor",
+    "Unsupported",
+    "load_pretrained",
+    "load_state",
+    "save_pretrained",
+    "save_state",
+]

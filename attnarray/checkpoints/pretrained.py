@@ -1,0 +1,251 @@
+"""Models in folders of a config.json and a model.safetensors, as transformers writes and reads them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from attnarray import tree
+from attnarray.backend import Array, asarray, dtype_name, to_numpy
+from attnarray.checkpoints.config import Config, Unsupported
+from attnarray.checkpoints.files import TensorFile, opened, read_json, safetensors, write_json, write_tensors
+from attnarray.checkpoints.names import Names, Pretrained, Tensor
+from attnarray.checks import FLOATS
+from attnarray.layers.initial import Params
+from attnarray.layers.layer import Shapes, check_params
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+
+
+class Found(NamedTuple):
+    """Where the tensors of a folder are: by plain name, the file and the name in it."""
+
+    folder: Path
+    files: dict[str, tuple[TensorFile, str]]
+
+    def read(self, name: str) -> np.ndarray:
+        file, full = self.files[name]
+        return file.read(full)
+
+    def shown(self, name: str) -> str:
+        """The tensor in an error message."""
+        file, full = self.files[name]
+        return f"The tensor `{full}` in `{file.path}`"
+
+
+def load_pretrained(
+    kind: Any, folder: str | os.PathLike[str], *, dtype: str | None = None, ignore: Sequence[str] = ()
+) -> tuple[Any, Params]:
+    """The model and its parameters, on the current backend, from a folder: see `Bert.from_pretrained`.
+
+    Parameters
+    ----------
+    kind : class of a model
+        With a `pretrained` that says how such models are published.
+    """
+    folder, pretrained = _folder(folder), _pretrained(kind)
+    config = read_json(folder / CONFIG)
+    with ExitStack() as stack:
+        files = [stack.enter_context(opened(path)) for path in _weight_files(folder)]
+        fulls = [name for file in files for name in file.names]
+        model = _model(kind, pretrained, folder / CONFIG, config, fulls)
+        names = pretrained.names(model)
+        found = _found(folder, files, names)
+        _check_names(found, names, model, ignore)
+        shapes = model.shapes()
+        leaves: dict[tree.Path, Array] = {}
+        for tensor in names.tensors:
+            leaves.update(_leaves(found, tensor, shapes, dtype))
+        for copy, name in names.copies.items():
+            _check_copy(found, copy, name)
+    _check_dtypes(folder, leaves)
+    return model, _nested(leaves, shapes)
+
+
+def save_pretrained(folder: str | os.PathLike[str], model: Any, params: Params) -> None:
+    """Write a model and its parameters as config.json and model.safetensors, which transformers loads too.
+
+    Parameters
+    ----------
+    folder : path
+        Made if need be. Each file takes the place of one of its name only when it is whole.
+    model : Bert or Gpt
+        The configuration.
+    params : dict
+        Its parameters, of any array library.
+
+    Raises
+    ------
+    TypeError
+        If the model is none that is published under known names.
+    ValueError
+        If the parameters are not those of the model, or the model has an option that a config.json cannot say.
+    ModuleNotFoundError
+        Without the package safetensors.
+
+    Examples
+    --------
+    >>> import tempfile, attnarray as aa
+    >>> model = aa.models.Bert(vocabulary=11, longest=8, dim=4, layers=1, heads=2, hidden_dim=6)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     aa.checkpoints.save_pretrained(folder, model, model.init(aa.Philox(0)))
+    ...     again, params = aa.models.Bert.from_pretrained(folder)
+    >>> again == model
+    True
+    """
+    pretrained = _pretrained(model)
+    safetensors()
+    check_params(params, model)
+    config, names = pretrained.config(model), pretrained.names(model)
+    folder, tensors = Path(folder), {}
+    for tensor in names.tensors:
+        whole = np.concatenate([np.atleast_1d(to_numpy(tree.get(params, path))) for path in tensor.leaves()])
+        tensors[names.full(tensor.name)] = whole.T if tensor.transposed else whole
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
+    dtypes = {dtype_name(array.dtype) for array in tensors.values()}
+    write_json(folder / CONFIG, {**config, **({"dtype": dtypes.pop()} if len(dtypes) == 1 else {})})
+
+
+def _folder(folder: str | os.PathLike[str]) -> Path:
+    path = Path(folder)
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"`folder` is {str(folder)!r}, which is no folder on this machine. Nothing is fetched: download "
+            f"{CONFIG} and {WEIGHTS} of the model into a folder first, and give its path."
+        )
+    return path
+
+
+def _pretrained(kind: Any) -> Pretrained:
+    found = getattr(kind, "pretrained", None)
+    if not isinstance(found, Pretrained):
+        raise TypeError(f"`model` is {kind!r:.80}, for which no published names are known; expected a Bert or a Gpt.")
+    return found
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The file, or the parts that the index lists."""
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if not (folder / INDEX).is_file():
+        others = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".h5", ".ckpt", ".msgpack"))
+        hint = f" {others[0]} cannot be read: save the model again as safetensors." if others else ""
+        raise FileNotFoundError(f"`{folder}` has neither {WEIGHTS} nor {INDEX}.{hint}")
+    listed = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+        raise ValueError(f"`{folder / INDEX}` has no weight_map of tensors to files. Take another copy of it.")
+    parts = sorted(set(listed.values()))
+    away = [name for name in parts if Path(name).name != name]
+    if away:
+        raise ValueError(f"`{folder / INDEX}` names {away[0]!r}, expected the name of a file beside it.")
+    missing = [name for name in parts if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"`{folder}` lacks {', '.join(missing)}, which {INDEX} lists.")
+    return [folder / name for name in parts]
+
+
+def _model(kind: Any, pretrained: Pretrained, path: Path, config: Config, names: list[str]) -> Any:
+    try:
+        return kind(**pretrained.fields(config, names))
+    except Unsupported as error:
+        raise Unsupported(f"`{path}` {error}.") from None
+    except (TypeError, ValueError) as error:  # sizes that do not go together, or no numbers
+        raise ValueError(f"`{path}` describes no {kind.__name__}: {error}") from error
+
+
+def _found(folder: Path, files: list[TensorFile], names: Names) -> Found:
+    found = Found(folder, {})
+    for file in files:
+        for full in file.names:
+            plain = names.plain(full)
+            if plain in found.files:
+                raise ValueError(f"{found.shown(plain)} is there again, as `{full}` in `{file.path}`.")
+            found.files[plain] = (file, full)
+    return found
+
+
+def _check_names(found: Found, names: Names, model: Any, ignore: Sequence[str]) -> None:
+    missing = [tensor for tensor in names.tensors if tensor.name not in found.files]
+    if missing:
+        first = missing[0]
+        raise ValueError(
+            f"`{found.folder}` lacks the tensor `{names.full(first.name)}`{_more(missing)}, which is "
+            f"{_ours(first)} of {type(model).__name__}."
+        )
+    known = {tensor.name for tensor in names.tensors} | names.copies.keys()
+    beginnings = tuple([ignore] if isinstance(ignore, str) else ignore)
+    unknown = [
+        name
+        for name, (_, full) in found.files.items()
+        if name not in known and not names.is_ignored(name) and not full.startswith(beginnings)
+    ]
+    if unknown:
+        begins = found.files[unknown[0]][1].rpartition(".")[0]
+        raise ValueError(
+            f"{found.shown(unknown[0])}{_more(unknown)} is none that {type(model).__name__} knows. If it is not "
+            f"needed: ignore=({begins + '.'!r},)."
+        )
+
+
+def _more(names: list[Any]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _ours(tensor: Tensor) -> str:
+    return ", ".join(f"`params.{path}`" for path in tensor.paths)
+
+
+def _leaves(found: Found, tensor: Tensor, shapes: Shapes, dtype: str | None) -> dict[tree.Path, Array]:
+    """The leaves that a tensor holds."""
+    pieces = [tree.get(shapes, path) for path in tensor.leaves()]
+    rows = [piece[0] for piece in pieces]
+    expected = (sum(rows), *pieces[0][1:])
+    expected = expected[::-1] if tensor.transposed else expected
+    file, full = found.files[tensor.name]
+    if file.shape(full) != expected:
+        raise ValueError(
+            f"{found.shown(tensor.name)} has shape {file.shape(full)}, expected {expected} for {_ours(tensor)}. "
+            f"{CONFIG} is of another model, or the file is."
+        )
+    whole = file.read(full)
+    if dtype_name(whole.dtype) not in FLOATS:
+        raise ValueError(
+            f"{found.shown(tensor.name)} has dtype {whole.dtype.name}, expected one of {', '.join(FLOATS)}: quantised "
+            "models are not supported."
+        )
+    whole = whole.T if tensor.transposed else whole
+    parts = np.split(whole, np.cumsum(rows)[:-1]) if len(rows) > 1 else [whole]
+    return {
+        path: asarray(np.asarray(part, order="C"), dtype)
+        for path, part in zip(tensor.leaves(), parts, strict=True)
+    }  # fmt: skip
+
+
+def _check_copy(found: Found, copy: str, name: str) -> None:
+    if copy in found.files and found.read(copy).tobytes() != found.read(name).tobytes():
+        raise ValueError(
+            f"{found.shown(copy)} holds other numbers than `{found.files[name][1]}`, but the model here has one weight "
+            "for both: they must be tied."
+        )
+
+
+def _check_dtypes(folder: Path, leaves: dict[tree.Path, Array]) -> None:
+    dtypes = sorted({dtype_name(leaf.dtype) for leaf in leaves.values()})
+    if len(dtypes) > 1:
+        raise ValueError(
+            f"The tensors in `{folder}` have different dtypes: {', '.join(dtypes)}. Say which one all shall have, for "
+            'example dtype="float32".'
+        )
+
+
+def _nested(leaves: dict[tree.Path, Array], shapes: Any, path: tree.Path = ()) -> Any:
+    """The tree, in the order of the model's own."""
+    if not isinstance(shapes, dict):
+        return leaves[path]
+    return {name: _nested(leaves, inner, (*path, name)) for name, inner in shapes.items()}

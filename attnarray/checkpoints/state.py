@@ -1,0 +1,120 @@
+"""The state of a training run in one file: written whole or not at all, and checked when it is read."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from attnarray.backend import to_numpy
+from attnarray.checkpoints.description import Described, described, restored
+from attnarray.checkpoints.files import TensorFile, native, opened, write_tensors
+
+FORMAT, VERSION = "attnarray.state", 1
+
+
+def save_state(path: str | os.PathLike[str], state: Any) -> None:
+    """Save all that a training run needs to go on, in one file that takes the place of an earlier one.
+
+    The file is written beside `path`, brought to the disk and then renamed, so at any moment, even when the process is
+    killed, `path` is the last state or the new one, and whole. What a killed process had begun stays in a folder
+    "NAME.*.partial", which may be deleted.
+
+    Parameters
+    ----------
+    path : path
+        Such as "run.safetensors"; its folder must exist.
+    state : tree
+        Dicts, lists, tuples, NamedTuples and dataclasses of arrays of any library, numbers, texts, booleans and None:
+        parameters, the state of an optimizer, a step, a `Philox`, the ``bit_generator.state`` of a NumPy generator,
+        where the data stand. Keys of dicts are texts or integers.
+
+    Raises
+    ------
+    TypeError
+        If something in the state is none of these; the message names where.
+    FileNotFoundError
+        If there is no such folder.
+    ModuleNotFoundError
+        Without the package safetensors.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, attnarray as aa
+    >>> params = {"weight": np.ones(3, np.float32)}
+    >>> state = {"params": params, "optimizer": aa.optim.adamw_init(params), "step": 5, "rng": aa.Philox(7)}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     aa.checkpoints.save_state(f"{folder}/run.safetensors", state)
+    ...     again = aa.checkpoints.load_state(f"{folder}/run.safetensors")
+    >>> again["step"], again["rng"], type(again["optimizer"]).__name__
+    (5, Philox(seed=7), 'AdamWState')
+    """
+    found = described(state)
+    hosts = {name: native(to_numpy(array)) for name, array in found.arrays.items()}
+    content = {"tree": found.tree, "arrays": {name: _checksum(array) for name, array in hosts.items()}}
+    text = json.dumps(content, separators=(",", ":"))
+    metadata = {"format": FORMAT, "version": str(VERSION), "state": text, "checksum": str(zlib.crc32(text.encode()))}
+    write_tensors(Path(path), hosts, metadata)
+
+
+def load_state(path: str | os.PathLike[str], *, types: Sequence[type] = ()) -> Any:
+    """The state that `save_state` saved: the same bits, arrays on the current backend (see `use_backend`).
+
+    Parameters
+    ----------
+    path : path
+    types : sequence of classes
+        NamedTuples and dataclasses of your own that the state holds. Those of attnarray.optim and `Philox` are known.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is damaged or none of `save_state`, or holds a class that `types` lacks.
+    ModuleNotFoundError
+        Without the package safetensors.
+    """
+    path = Path(path)
+    with opened(path) as file:
+        content = _content(file)
+        arrays = {}
+        for name, checksum in content["arrays"].items():
+            arrays[name] = file.read(name)
+            if _checksum(arrays[name]) != checksum:
+                raise _damaged(path, f"`{name}` is not what was written")
+    return restored(Described(content["tree"], arrays), path, types)
+
+
+def _content(file: TensorFile) -> dict[str, Any]:
+    """What the file says of the state, once it is found to be what was written."""
+    metadata = file.metadata
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"`{file.path}` is a file of tensors, but none that save_state wrote. Load it as what it is.")
+    if metadata.get("version") != str(VERSION):
+        raise ValueError(
+            f"`{file.path}` has version {metadata.get('version')} of the format, expected {VERSION}: it was written by "
+            "another attnarray. Load it with that one."
+        )
+    text = metadata.get("state", "")
+    if str(zlib.crc32(text.encode())) != metadata.get("checksum"):
+        raise _damaged(file.path, "its description is not what was written")
+    content: dict[str, Any] = json.loads(text)
+    if set(content["arrays"]) != set(file.names):
+        raise _damaged(file.path, "arrays are missing")
+    return content
+
+
+def _damaged(path: Path, why: str) -> ValueError:
+    return ValueError(f"`{path}` is damaged: {why}. Take an earlier state.")
+
+
+def _checksum(array: np.ndarray) -> int:
+    """Of the dtype, the shape and the bytes."""
+    head = f"{array.dtype.name}{array.shape}".encode()
+    return zlib.crc32(array.reshape(-1).view(np.uint8).data, zlib.crc32(head))

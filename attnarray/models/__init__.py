@@ -1,0 +1,40 @@
+"""Models made of the layers: they load public checkpoints, train by hand-written gradients, and generate."""
+
+from attnarray.models.beam import BeamResult, beam_search
+from attnarray.models.bert import Bert, BertResult
+from attnarray.models.decoder import Decoder
+from attnarray.models.encoder import Encoder
+from attnarray.models.generation import generate, stream
+from attnarray.models.gpt import Gpt
+from attnarray.models.gpt_cache import GptCache
+from attnarray.models.gpt_names import gpt2_names, llama_names
+from attnarray.models.sampling import draw, keep_top_k, keep_top_p, with_temperature
+from attnarray.models.seq2seq import Seq2Seq
+from attnarray.models.transformer import Transformer
+from attnarray.models.transformer_xl import TransformerXL, TransformerXLResult, remembered
+from attnarray.models.vision import PatchClassifier
+
+__all__ = [
+    "BeamResult",
+    "Bert",
+    "BertResult",
+    "Decoder",
+    "Encoder",
+    "Gpt",
+    "GptCache",
+    "PatchClassifier",
+    "Seq2Seq",
+    "Transformer",
+    "TransformerXL",
+    "TransformerXLResult",
+    "beam_search",
+    "draw",
+    "generate",
+    "gpt2_names",
+    "keep_top_k",
+    "keep_top_p",
+    "llama_names",
+    "remembered",
+    "stream",
+    "with_temperature",
+]

@@ -1,0 +1,91 @@
+"""What BERT makes of tokens before its first block: the sum of three embeddings, normed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from attnarray import checks
+from attnarray.backend import Array, device_of, namespace_of
+from attnarray.layers.embedding import Embedding
+from attnarray.layers.initial import Params
+from attnarray.layers.layer import Layer
+from attnarray.layers.norm import LayerNorm
+from attnarray.models.places import check_tokens
+from attnarray.ops.dropout import DropoutContext, dropout_bwd, dropout_fwd
+from attnarray.ops.embedding import EmbeddingContext
+from attnarray.ops.norm import LayerNormContext
+from attnarray.random import Philox
+
+
+class BertEmbeddingContext(NamedTuple):
+    token: EmbeddingContext
+    position: EmbeddingContext
+    type: EmbeddingContext
+    norm: LayerNormContext
+    dropout: DropoutContext
+
+
+@dataclass(frozen=True)
+class BertEmbedding(Layer):
+    r"""The vectors of tokens, their positions and their types.
+
+    .. math:: x_t = \mathrm{drop}(\mathrm{norm}(E_{i_t} + P_t + S_{j_t}))
+
+    The fields are those of `Bert`.
+    """
+
+    vocabulary: int
+    longest: int
+    types: int
+    dim: int
+    dropout: float
+    eps: float
+    std: float
+
+    def __post_init__(self) -> None:
+        checks.whole("longest", self.longest, 1, 2**31, "the most tokens of a sequence")
+        checks.whole("types", self.types, 1, 2**31, "the number of token types")
+
+    def parts(self) -> dict[str, Any]:
+        counts = {"token": self.vocabulary, "position": self.longest, "type": self.types}
+        embeddings = {name: Embedding(count, self.dim, self.std) for name, count in counts.items()}
+        return {**embeddings, "embedding_norm": LayerNorm(self.dim, self.eps)}
+
+    def fwd(
+        self, params: Params, tokens: Array, types: Array | None, rng: Philox | None
+    ) -> tuple[Array, BertEmbeddingContext]:
+        """x (B, T, dim) of tokens (B, T) and types (B, T), and the context for `bwd`."""
+        check_tokens(tokens)
+        xp, parts, T = namespace_of(tokens), self.parts(), tokens.shape[1]
+        if self.longest < T:
+            raise ValueError(
+                f"`tokens` has {T} places, but the model has learned {self.longest} positions. Give shorter sequences, "
+                "or make the model with a larger `longest`."
+            )
+        types = xp.zeros_like(tokens) if types is None else types
+        checks.shape("types", types, tuple(tokens.shape), "one type for each of the tokens")
+        positions = xp.arange(T, dtype=tokens.dtype, device=device_of(tokens))
+        x, of_token = parts["token"].fwd(params["token"], tokens)  # (B, T, dim)
+        places, of_position = parts["position"].fwd(params["position"], positions)  # (T, dim)
+        kinds, of_type = parts["type"].fwd(params["type"], types)  # (B, T, dim)
+        x, of_norm = parts["embedding_norm"].fwd(params["embedding_norm"], x + places + kinds)
+        x, of_dropout = dropout_fwd(x, self.dropout if rng else 0.0, rng=rng)
+        return x, BertEmbeddingContext(of_token, of_position, of_type, of_norm, of_dropout)
+
+    def bwd(self, dout: Array, ctx: BertEmbeddingContext) -> Params:
+        r"""The gradients of the parameters.
+
+        .. math:: dE_v = \sum_{t:\, i_t = v} dz_t, \qquad dP_t = \sum_b dz_{bt}, \qquad dS_v = \sum_{t:\, j_t = v} dz_t
+
+        for the gradient dz of the sum under the norm.
+        """
+        parts, xp = self.parts(), namespace_of(dout)
+        norm = parts["embedding_norm"].bwd(dropout_bwd(dout, ctx.dropout).x, ctx.norm)
+        places = xp.sum(norm.x, axis=0, dtype=norm.x.dtype)  # (T, dim)
+        return {
+            "token": parts["token"].bwd(norm.x, ctx.token).params,
+            "position": parts["position"].bwd(places, ctx.position).params,
+            "type": parts["type"].bwd(norm.x, ctx.type).params,
+            "embedding_norm": norm.params,
+        }

@@ -1,0 +1,92 @@
+"""The heads of BERT: the vector of a whole sequence, and the logits of tokens that were masked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from attnarray.backend import Array
+from attnarray.layers.feed_forward import ACTIVATIONS
+from attnarray.layers.initial import Params, zeros
+from attnarray.layers.layer import Layer, LayerGrads, Shapes
+from attnarray.layers.linear import Linear
+from attnarray.layers.norm import LayerNorm
+from attnarray.ops.activations import TanhContext, tanh_bwd, tanh_fwd
+from attnarray.ops.linear import LinearContext, linear_bwd, linear_fwd
+from attnarray.ops.norm import LayerNormContext
+from attnarray.random import Philox
+
+
+class PoolerContext(NamedTuple):
+    dense: LinearContext
+    active: TanhContext
+
+
+@dataclass(frozen=True)
+class Pooler(Linear):
+    r"""tanh(W x + b) of the state of the first token."""
+
+    def pool(self, params: Params, first: Array) -> tuple[Array, PoolerContext]:
+        """(B, dim) of (B, dim), and the context for `pool_bwd`."""
+        dense, of_dense = self.fwd(params, first)
+        pooled, of_active = tanh_fwd(dense)
+        return pooled, PoolerContext(of_dense, of_active)
+
+    def pool_bwd(self, dout: Array, ctx: PoolerContext) -> LayerGrads:
+        """The gradients of x and the parameters."""
+        return self.bwd(tanh_bwd(dout, ctx.active).x, ctx.dense)
+
+
+class MaskHeadContext(NamedTuple):
+    dense: LinearContext
+    active: Any
+    norm: LayerNormContext
+    decoder: LinearContext
+
+
+class MaskHeadGrads(NamedTuple):
+    states: Array
+    params: Params
+
+
+@dataclass(frozen=True)
+class MaskHead(Layer):
+    r"""The logits of tokens by their vectors E, which are those that the model begins with.
+
+    .. math:: \mathrm{logits} = E\, \mathrm{norm}(\phi(W x + b)) + c
+
+    Its own parameters are dense, norm and bias (V,); the tree it is called with has E as token.weight beside them.
+    """
+
+    vocabulary: int
+    dim: int
+    activation: str
+    eps: float
+    std: float
+
+    def parts(self) -> dict[str, Any]:
+        return {"dense": Linear(self.dim, self.dim, std=self.std), "norm": LayerNorm(self.dim, self.eps)}
+
+    def init(self, rng: Philox, dtype: str = "float32") -> Params:
+        return {**super().init(rng, dtype), "bias": zeros(self.vocabulary, dtype=dtype)}
+
+    def shapes(self) -> Shapes:
+        return {**super().shapes(), "bias": (self.vocabulary,)}
+
+    def fwd(self, params: Params, states: Array) -> tuple[Array, MaskHeadContext]:
+        """Logits (..., V) of states (..., dim), and the context for `bwd`."""
+        parts, (_, activate, _), own = self.parts(), ACTIVATIONS[self.activation], params["mask_head"]
+        x, of_dense = parts["dense"].fwd(own["dense"], states)
+        x, of_active = activate(x)
+        x, of_norm = parts["norm"].fwd(own["norm"], x)
+        logits, of_decoder = linear_fwd(x, params["token"]["weight"], own["bias"])
+        return logits, MaskHeadContext(of_dense, of_active, of_norm, of_decoder)
+
+    def bwd(self, dout: Array, ctx: MaskHeadContext) -> MaskHeadGrads:
+        """The gradients of the states, of the own parameters and of E."""
+        parts, (_, _, activation_bwd) = self.parts(), ACTIVATIONS[self.activation]
+        decoder = linear_bwd(dout, ctx.decoder)
+        norm = parts["norm"].bwd(decoder.x, ctx.norm)
+        dense = parts["dense"].bwd(activation_bwd(norm.x, ctx.active).x, ctx.dense)
+        own = {"dense": dense.params, "norm": norm.params, "bias": decoder.bias}
+        return MaskHeadGrads(dense.x, {"token": {"weight": decoder.weight}, "mask_head": own})

@@ -1,0 +1,101 @@
+"""Where the parameters of `Bert` stand in a checkpoint as Hugging Face names them, and what its config.json says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from attnarray.checkpoints.config import Config, Unsupported, chosen, only, required
+from attnarray.checkpoints.names import Names, Pretrained, Tensor, as_it_is
+
+# Our name -> theirs.
+FIELDS = {
+    "vocabulary": "vocab_size",
+    "longest": "max_position_embeddings",
+    "dim": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "hidden_dim": "intermediate_size",
+    "types": "type_vocab_size",
+}
+ACTIVATIONS = {
+    "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu",
+    "swish": "silu",
+}  # fmt: skip
+EMBEDDINGS = {"token": "word_embeddings", "position": "position_embeddings", "type": "token_type_embeddings"}
+# Below "blocks" and "encoder.layer", n.
+BLOCK = {
+    "attention.query": "attention.self.query",
+    "attention.key": "attention.self.key",
+    "attention.value": "attention.self.value",
+    "attention.out": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "feed_forward.hidden": "intermediate.dense",
+    "feed_forward.out": "output.dense",
+    "feed_forward_norm": "output.LayerNorm",
+}
+MASK_HEAD = "cls.predictions."
+POOLER_WEIGHT, HEAD_WEIGHT = "pooler.dense.weight", f"{MASK_HEAD}transform.dense.weight"
+
+
+def bert_names(model: Any) -> Names:
+    """The tensors of a `Bert`."""
+    found = [Tensor(f"embeddings.{name}.weight", (f"{path}.weight",)) for path, name in EMBEDDINGS.items()]
+    found += as_it_is("embeddings.LayerNorm", "embedding_norm")
+    for n in range(model.layers):
+        for path, name in BLOCK.items():
+            found += as_it_is(f"encoder.layer.{n}.{name}", f"blocks.{n}.{path}")
+    copies, ignored = {}, [r"embeddings\.position_ids", r"cls\.seq_relationship\.(weight|bias)"]
+    if model.pooler:
+        found += as_it_is("pooler.dense", "pooler")
+    if model.mask_head:
+        found += as_it_is(f"{MASK_HEAD}transform.dense", "mask_head.dense")
+        found += as_it_is(f"{MASK_HEAD}transform.LayerNorm", "mask_head.norm")
+        found.append(Tensor(f"{MASK_HEAD}bias", ("mask_head.bias",)))
+        copies[f"{MASK_HEAD}decoder.weight"] = "embeddings.word_embeddings.weight"
+        copies[f"{MASK_HEAD}decoder.bias"] = f"{MASK_HEAD}bias"
+    renamed = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
+    return Names(tuple(found), "bert.", ("cls.",), renamed, copies, tuple(ignored))
+
+
+def bert_fields(config: Config, names: Iterable[str]) -> dict[str, Any]:
+    """The fields of the `Bert` of a config.json and the names in its file."""
+    if config.get("model_type", "bert") != "bert":
+        raise Unsupported(f"is of a model of type {config['model_type']!r}, but Bert reads 'bert'")
+    only(config, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
+    only(config, quantization_config=None, pruned_heads=({}, None))
+    given, names = dict(zip(FIELDS, required(config, *FIELDS.values()), strict=True)), list(names)
+    heads = {"pooler": POOLER_WEIGHT, "mask_head": HEAD_WEIGHT}
+    has = {name: any(full.removeprefix("bert.") == weight for full in names) for name, weight in heads.items()}
+    if has["mask_head"]:
+        only(config, tie_word_embeddings=True)
+    return {
+        **given,
+        **has,
+        "activation": chosen(config, "hidden_act", ACTIVATIONS, "gelu"),
+        "dropout": config.get("hidden_dropout_prob", 0.1),
+        "attention_dropout": config.get("attention_probs_dropout_prob", 0.1),
+        "eps": config.get("layer_norm_eps", 1e-12),
+        "std": config.get("initializer_range", 0.02),
+    }
+
+
+def bert_config(model: Any) -> Config:
+    """The config.json of a `Bert`."""
+    theirs = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+    return {
+        "architectures": ["BertForMaskedLM" if model.mask_head else "BertModel"],
+        "model_type": "bert",
+        **{name: getattr(model, field) for field, name in FIELDS.items()},
+        "intermediate_size": model.hidden_dim or 4 * model.dim,
+        "hidden_act": theirs[model.activation],
+        "hidden_dropout_prob": model.dropout,
+        "attention_probs_dropout_prob": model.attention_dropout,
+        "layer_norm_eps": model.eps,
+        "initializer_range": model.std,
+        "position_embedding_type": "absolute",
+        "tie_word_embeddings": True,
+    }
+
+
+BERT = Pretrained(bert_fields, bert_config, bert_names)

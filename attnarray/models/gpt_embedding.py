@@ -1,0 +1,76 @@
+"""Tokens as vectors, with learned positions if wanted: what goes into the blocks of a `Gpt`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from attnarray.backend import Array, device_of, index_dtype, namespace_of
+from attnarray.layers.embedding import Embedding
+from attnarray.layers.initial import Params
+from attnarray.layers.layer import Layer
+from attnarray.ops.dropout import DropoutContext, dropout_bwd, dropout_fwd
+from attnarray.ops.embedding import EmbeddingContext
+from attnarray.random import Philox
+
+
+class GptEmbeddingContext(NamedTuple):
+    token: EmbeddingContext
+    position: EmbeddingContext | None
+    dropout: DropoutContext
+
+
+@dataclass(frozen=True)
+class GptEmbedding(Layer):
+    r"""The vectors of tokens, with those of their positions added where these are `learned`.
+
+    .. math:: x_t = \mathrm{drop}(E_{i_t} + P_t)
+    """
+
+    vocabulary: int
+    longest: int
+    dim: int
+    learned: bool
+    dropout: float
+    std: float
+
+    def parts(self) -> dict[str, Any]:
+        token, position = (Embedding(count, self.dim, self.std) for count in (self.vocabulary, self.longest))
+        return {"token": token, "position": position} if self.learned else {"token": token}
+
+    def fwd(
+        self, params: Params, tokens: Array, starts: Array | None, first: int, rng: Philox | None
+    ) -> tuple[Array, GptEmbeddingContext]:
+        """x (B, T, dim) of tokens (B, T) at the places from `first` on, of sequences that begin at `starts`."""
+        self.check_places("tokens", first + tokens.shape[1])
+        parts, of_position = self.parts(), None
+        x, of_token = parts["token"].fwd(params["token"], tokens)  # (B, T, E)
+        if self.learned:
+            vectors, of_position = parts["position"].fwd(params["position"], _positions(tokens, starts, first))
+            x = x + vectors
+        x, of_dropout = dropout_fwd(x, self.dropout if rng else 0.0, rng=rng)
+        return x, GptEmbeddingContext(of_token, of_position, of_dropout)
+
+    def bwd(self, dout: Array, ctx: GptEmbeddingContext) -> Params:
+        """The gradients of the parameters; tokens have none."""
+        dx = dropout_bwd(dout, ctx.dropout).x
+        contexts = {"token": ctx.token, "position": ctx.position}
+        return {name: part.bwd(dx, contexts[name]).params for name, part in self.parts().items()}
+
+    def check_places(self, name: str, count: int) -> None:
+        """Check that there are positions for so many places."""
+        if self.learned and count > self.longest:
+            raise ValueError(
+                f"`{name}` asks for {count} places, but the model has learned {self.longest} positions. Give shorter "
+                "sequences, or make the model with a larger `longest`."
+            )
+
+
+def _positions(tokens: Array, starts: Array | None, first: int) -> Array:
+    """Position (B, T) of each token in its sequence; 0 before it begins."""
+    xp = namespace_of(tokens)
+    places = xp.arange(first, first + tokens.shape[1], dtype=index_dtype(xp, tokens), device=device_of(tokens))
+    if starts is None:
+        return xp.broadcast_to(places, tuple(tokens.shape))
+    positions = places - xp.astype(starts, places.dtype)[:, None]
+    return xp.maximum(positions, xp.zeros_like(positions))

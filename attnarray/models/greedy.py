@@ -1,0 +1,33 @@
+"""Writing a sequence step by step, the most likely token each time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from attnarray import checks
+from attnarray.backend import Array, device_of, namespace_of
+
+
+def greedily(
+    step: Callable[[Array, Any], tuple[Array, Any]], state: Any, source: Array, start: int, count: int, end: int | None
+) -> Array:
+    """Up to `count` tokens (B, N) by ``logits (B, 1, V), state = step(tokens (B, 1), state)``, the first after `start`.
+
+    Where `end` comes, the rest of that row is `end`; where it has come in all rows, the sequence ends.
+    """
+    checks.whole("start", start, 0, 2**31, "the token before the first one")
+    xp = namespace_of(source)
+    told = xp.full((source.shape[0], 1), start, dtype=source.dtype, device=device_of(source))
+    ended = xp.zeros(told.shape, dtype=xp.bool, device=device_of(source))
+    found = [told[:, :0]]
+    for _ in range(count):
+        logits, state = step(told, state)
+        told = xp.astype(xp.argmax(logits, axis=-1), source.dtype)  # (B, 1)
+        if end is not None:
+            told = xp.where(ended, xp.full_like(told, end), told)
+            ended = ended | (told == end)
+        found.append(told)
+        if end is not None and bool(xp.all(ended)):
+            break
+    return xp.concat(found, axis=1)  # (B, N)

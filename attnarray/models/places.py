@@ -1,0 +1,38 @@
+"""Sequences of tokens, and which places of padded ones there are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attnarray import checks
+from attnarray.backend import Array, device_of, namespace_of
+from attnarray.masks import Dense, Mask
+from attnarray.ops.embedding import check_range
+
+
+def check_tokens(tokens: Array) -> None:
+    """Check for integers (B, T)."""
+    checks.integer("tokens", tokens)
+    if tokens.ndim != 2:
+        raise ValueError(f"`tokens` has shape {tuple(tokens.shape)}, expected (B, T): sequences of token ids.")
+
+
+def starts_of(starts: Any, batch: int, past: int, like: Array) -> Array | None:
+    """`starts` (B,), from 0 to `past`, beside the array `like`; None stays None."""
+    if starts is None:
+        return None
+    array = checks.beside("starts", checks.integers("starts", starts), "tokens", like)
+    checks.shape("starts", array, (batch,), "where each of the B sequences begins")
+    check_range("starts", array, past + 1, "the places where a sequence may begin")
+    return array
+
+
+def mask_of(attn_mask: Array | Mask | None, starts: Array | None, places: int) -> Array | Mask | None:
+    """What `attn_mask` allows of so many places, from where each sequence begins."""
+    if attn_mask is not None and not isinstance(attn_mask, Mask):
+        checks.boolean("attn_mask", attn_mask)
+    if starts is None:
+        return attn_mask
+    every = namespace_of(starts).arange(places, dtype=starts.dtype, device=device_of(starts))
+    exists = Dense(every >= starts[:, None, None, None])  # (B, 1, 1, S)
+    return exists if attn_mask is None else exists & (attn_mask if isinstance(attn_mask, Mask) else Dense(attn_mask))

@@ -1,0 +1,66 @@
+"""What a model makes of the beginnings of texts, before it goes on with them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+from attnarray import checks, tree
+from attnarray.backend import Array, device_of, dtype_name, library_of, namespace_of, to_numpy, use_backend
+from attnarray.layers.initial import Params
+from attnarray.models.places import check_tokens
+
+
+class Generator(Protocol):
+    """A model that goes on with texts token by token, such as `Gpt`."""
+
+    def cache(self, batch: int, longest: int | None = None, dtype: str = "float32", *, starts: Any = None) -> Any: ...
+
+    def step(self, params: Params, tokens: Array, cache: Any, *, last: bool = False) -> tuple[Array, Any]: ...
+
+
+class Begun(NamedTuple):
+    """The logits (B, V) of the token after each prompt, and the cache that holds the prompts."""
+
+    logits: Array
+    cache: Any
+
+
+def begin(model: Generator, params: Params, tokens: Array, count: int, lengths: Any) -> Begun:
+    """Read the prompts, with room for `count` tokens more."""
+    checks.whole("count", count, 0, 2**31, "how many tokens to write")
+    check_tokens(tokens)
+    if not tokens.shape[1]:
+        raise ValueError("`tokens` has no places, expected prompts of at least one token: (B, T) with T > 0.")
+    tokens, starts = to_the_right(tokens, lengths)
+    longest = tokens.shape[1] + max(count - 1, 0)  # the last token that is written is never read
+    _, like = tree.flatten(params)[0]
+    xp = namespace_of(like)
+    with use_backend(library_of(like)):
+        cache = model.cache(tokens.shape[0], longest, dtype_name(like.dtype), starts=starts)
+    cache = tree.map(lambda leaf: xp.asarray(leaf, device=device_of(like)) if checks.is_array(leaf) else leaf, cache)
+    logits, cache = model.step(params, tokens, cache, last=True)  # (B, 1, V)
+    return Begun(logits[:, -1, :], cache)
+
+
+def to_the_right(tokens: Array, lengths: Any) -> tuple[Array, Array | None]:
+    """Prompts (B, T) that are padded behind them, padded before them instead, and where each starts."""
+    if lengths is None:
+        return tokens, None
+    B, T = tokens.shape
+    lengths = checks.beside("lengths", checks.integers("lengths", lengths), "tokens", tokens)
+    checks.shape("lengths", lengths, (B,), "the length of each of the B prompts")
+    _check_lengths(lengths, T)
+    xp = namespace_of(tokens)
+    starts = T - lengths  # (B,)
+    places = xp.arange(T, dtype=starts.dtype, device=device_of(tokens)) - starts[:, None]  # (B, T)
+    return xp.take_along_axis(tokens, xp.maximum(places, xp.zeros_like(places)), axis=1), starts
+
+
+def _check_lengths(lengths: Array, T: int) -> None:
+    host = to_numpy(lengths)
+    for place, length in enumerate(host.tolist()):
+        if not 1 <= length <= T:
+            raise ValueError(
+                f"`lengths` holds {length} at position ({place},), expected 1 to {T}: a prompt has at least one token, "
+                "and at most those that are given."
+            )

@@ -1,0 +1,106 @@
+"""The block of Transformer-XL: attention with relative positions over a memory and a segment, and feed-forward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from attnarray import checks
+from attnarray.backend import Array
+from attnarray.layers.feed_forward import FeedForward
+from attnarray.layers.initial import Params
+from attnarray.layers.layer import Layer, LayerGrads, Shapes
+from attnarray.layers.norm import LayerNorm
+from attnarray.layers.relative import RelativeAttention
+from attnarray.layers.residual import Residual, ResidualContext
+from attnarray.random import Philox
+
+
+class RelativeBlockContext(NamedTuple):
+    attention: ResidualContext
+    feed_forward: ResidualContext
+
+
+@dataclass(frozen=True)
+class RelativePart(RelativeAttention):
+    """The attention as a part that knows its shapes."""
+
+    def shapes(self) -> Shapes:
+        D = self.head_dim or self.dim // self.heads
+        maps: dict[str, Any] = {name: {"weight": (self.heads * D, self.dim)} for name in ("query", "key", "value")}
+        maps["position"] = {"weight": (self.heads * D, self.dim)}
+        biases = dict.fromkeys(("content_bias", "position_bias"), (self.heads, D))
+        return {**maps, **biases, "out": {"weight": (self.dim, self.heads * D)}}
+
+
+@dataclass(frozen=True)
+class RelativeBlock(Layer):
+    """One block; `TransformerXL` explains the fields."""
+
+    dim: int
+    heads: int
+    head_dim: int | None
+    hidden_dim: int | None
+    pre_norm: bool
+    activation: str
+    dropout: float
+    attention_dropout: float
+    hidden_dropout: float
+    eps: float
+
+    def __post_init__(self) -> None:
+        for name in ("dropout", "attention_dropout", "hidden_dropout"):
+            checks.probability(name, getattr(self, name))
+        self.parts()  # which check their own
+
+    def parts(self) -> dict[str, Any]:
+        hidden, norm = self.hidden_dim or 4 * self.dim, LayerNorm(self.dim, self.eps)
+        return {
+            "attention": RelativePart(self.dim, self.heads, self.head_dim),
+            "attention_norm": norm,
+            "feed_forward": FeedForward(self.dim, hidden, self.activation, dropout=self.hidden_dropout),
+            "feed_forward_norm": norm,
+        }
+
+    def fwd(
+        self, params: Params, x: Array, memory: Array | None, rng: Philox | None
+    ) -> tuple[Array, Array, RelativeBlockContext]:
+        """y (B, T, E), what the attention was given of x, and the context."""
+        parts, residual, rngs = self.parts(), self._residual(), rng.split(4) if rng else (None,) * 4
+        given = []
+
+        def attend(x: Array) -> tuple[Array, Any]:
+            given.append(x)
+            p = self.attention_dropout if rng else 0.0
+            y, ctx = parts["attention"].fwd(params["attention"], x, memory, None, p, True, rng=rngs[0])
+            return y, ctx
+
+        def feed(x: Array) -> tuple[Array, Any]:
+            y, ctx = parts["feed_forward"].fwd(params["feed_forward"], x, rng=rngs[2])
+            return y, ctx
+
+        x, of_attention = residual.fwd(params["attention_norm"], x, attend, rngs[1])
+        x, of_feed_forward = residual.fwd(params["feed_forward_norm"], x, feed, rngs[3])
+        return x, given[0], RelativeBlockContext(of_attention, of_feed_forward)
+
+    def bwd(self, dout: Array, ctx: RelativeBlockContext) -> LayerGrads:
+        """The gradients of x and the parameters; the memory has none."""
+        parts, residual = self.parts(), self._residual()
+
+        def attend(dy: Array, of: Any) -> tuple[Array, Params]:
+            grads = parts["attention"].bwd(dy, of)
+            return grads.x, grads.params
+
+        def feed(dy: Array, of: Any) -> tuple[Array, Params]:
+            grads = parts["feed_forward"].bwd(dy, of)
+            return grads.x, grads.params
+
+        (dx, feed_norm), of_feed = residual.bwd(dout, ctx.feed_forward, feed)
+        (dx, attention_norm), of_attention = residual.bwd(dx, ctx.attention, attend)
+        return LayerGrads(dx, {
+            "attention": of_attention, "attention_norm": attention_norm,
+            "feed_forward": of_feed, "feed_forward_norm": feed_norm,
+        })  # fmt: skip
+
+    def _residual(self) -> Residual:
+        return Residual(LayerNorm(self.dim, self.eps), self.pre_norm, self.dropout)

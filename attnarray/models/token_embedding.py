@@ -1,0 +1,99 @@
+"""Tokens as vectors that know their positions: what goes into a Transformer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from attnarray import checks
+from attnarray.backend import Array, device_of, dtype_name, namespace_of
+from attnarray.layers.embedding import Embedding
+from attnarray.layers.initial import Params
+from attnarray.layers.layer import Layer
+from attnarray.ops.dropout import DropoutContext, dropout_bwd, dropout_fwd
+from attnarray.ops.embedding import EmbeddingContext
+from attnarray.ops.positions import sinusoidal
+from attnarray.random import Philox
+
+POSITIONS = ("sinusoidal", "learned", "none")
+
+
+class TokenContext(NamedTuple):
+    token: EmbeddingContext
+    dropout: DropoutContext
+
+
+@dataclass(frozen=True)
+class TokenEmbedding(Layer):
+    r"""The vectors of tokens, scaled, with their positions added.
+
+    .. math:: x_i = \mathrm{drop}(\sqrt{E}\, W_{t_i} + p_i)
+
+    Parameters
+    ----------
+    vocabulary : int
+        How many tokens there are.
+    dim : int
+        E.
+    longest : int
+        The most positions of a sequence.
+    positions : {"sinusoidal", "learned", "none"}
+        p: fixed, a parameter for each position, or 0.
+    dropout : float
+        Where there is an `rng`.
+    name : str
+        What the tokens are called in errors.
+    """
+
+    vocabulary: int
+    dim: int
+    longest: int
+    positions: str = "sinusoidal"
+    dropout: float = 0.0
+    name: str = "tokens"
+
+    def __post_init__(self) -> None:
+        checks.whole("longest", self.longest, 1, 2**31, "the most positions of a sequence")
+        checks.one_of("positions", self.positions, POSITIONS)
+        checks.probability("dropout", self.dropout)
+        self.parts()  # which check their own
+        if self.positions == "sinusoidal" and self.dim % 2:
+            raise ValueError(f"`dim` is {self.dim}, expected an even number for sinusoidal positions.")
+
+    def parts(self) -> dict[str, Any]:
+        token = {"token": Embedding(self.vocabulary, self.dim, std=self.dim**-0.5)}  # of deviation 1 when scaled
+        return {**token, "position": Embedding(self.longest, self.dim, 0.02)} if self.positions == "learned" else token
+
+    def fwd(
+        self, params: Params, tokens: Array, rng: Philox | None = None, *, first: int = 0
+    ) -> tuple[Array, TokenContext]:
+        """x (B, T, dim) of tokens (B, T) that stand at the positions from `first` on, and the context for `bwd`."""
+        checks.integer(self.name, tokens)
+        if tokens.ndim != 2:
+            raise ValueError(f"`{self.name}` has shape {tuple(tokens.shape)}, expected two axes: (B, T).")
+        past = first + tokens.shape[1]
+        if past > self.longest and self.positions != "none":
+            raise ValueError(
+                f"`{self.name}` needs {past} positions, but the model was made for {self.longest}: shorten the "
+                "sequences, or make a model with a larger `longest`."
+            )
+        x, of_token = Embedding(self.vocabulary, self.dim).fwd(params["token"], tokens)  # (B, T, E)
+        x = x * math.sqrt(self.dim)
+        if self.positions == "learned":
+            x = x + params["position"]["weight"][first:past, :]
+        elif self.positions == "sinusoidal":
+            places = namespace_of(x).arange(first, past, device=device_of(x))
+            x = x + sinusoidal(places, self.dim, dtype=dtype_name(x.dtype))
+        x, of_dropout = dropout_fwd(x, self.dropout if rng else 0.0, rng=rng)
+        return x, TokenContext(of_token, of_dropout)
+
+    def bwd(self, dout: Array, ctx: TokenContext) -> Params:
+        """The gradients of the parameters, of a `fwd` from the first position on."""
+        xp = namespace_of(dout)
+        dx = dropout_bwd(dout, ctx.dropout).x
+        grads = {"token": Embedding(self.vocabulary, self.dim).bwd(dx * math.sqrt(self.dim), ctx.token).params}
+        if self.positions == "learned":
+            unused = xp.zeros((self.longest - dx.shape[1], self.dim), dtype=dx.dtype, device=device_of(dx))
+            grads["position"] = {"weight": xp.concat([xp.sum(dx, axis=0), unused], axis=0)}
+        return grads

@@ -1,0 +1,197 @@
+"""An image classifier: patches of the image are the words of an encoder, and one more word says what it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from attnarray import checks
+from attnarray.backend import Array, device_of, namespace_of
+from attnarray.layers.embedding import Embedding
+from attnarray.layers.initial import Params
+from attnarray.layers.layer import Layer, check_params
+from attnarray.layers.linear import Linear
+from attnarray.models.encoder import Encoder
+from attnarray.models.stack import StackContext, check_training
+from attnarray.ops.dropout import DropoutContext, dropout_bwd, dropout_fwd
+from attnarray.ops.linear import LinearContext
+from attnarray.random import Philox
+
+
+class PatchContext(NamedTuple):
+    patches: LinearContext
+    dropout: DropoutContext
+    encoder: StackContext
+    logits: LinearContext
+    shape: tuple[int, ...]  # of the images
+
+
+class PatchGrads(NamedTuple):
+    images: Array
+    params: Params
+
+
+@dataclass(frozen=True)
+class PatchClassifier(Layer):
+    r"""A Transformer over the patches of an image.
+
+    .. math::
+        x = \mathrm{drop}([w;\; E\,\mathrm{patch}_1 + b;\; \dots;\; E\,\mathrm{patch}_N + b] + p), \qquad
+        \mathrm{logits} = W\, \mathrm{encoder}(x)_0 + c
+
+    with a learned word w before the patches and learned positions p. Patches are counted row by row.
+
+    Parameters
+    ----------
+    size : int, or (int, int)
+        Height and width of an image; one number for a square.
+    patch : int
+        Height and width of a patch, which divides both.
+    classes : int
+        How many classes there are.
+    channels : int
+        Numbers of a pixel.
+    dim, layers, heads, hidden_dim, pre_norm, activation, attention_dropout, hidden_dropout, recompute
+        Of the encoder, see `Encoder`.
+    dropout : float
+        Of what branches add, and of x; only where an `rng` is given.
+
+    Raises
+    ------
+    ValueError
+        If a size, probability or choice is none, or the patches do not tile the image; if `fwd` has something to drop
+        and no `rng`.
+
+    References
+    ----------
+    Dosovitskiy et al., "An image is worth 16x16 words: Transformers for image recognition at scale", 2020,
+    arXiv:2010.11929.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> model = aa.models.PatchClassifier(size=8, patch=2, classes=10, dim=16, layers=2, heads=4)
+    >>> params = model.init(aa.Philox(0))
+    >>> images = np.random.default_rng(0).standard_normal((3, 8, 8), np.float32)
+    >>> logits, ctx = model.fwd(params, images)
+    >>> logits.shape, model.bwd(logits, ctx).images.shape
+    ((3, 10), (3, 8, 8))
+
+    Where each head of the last block looks, from the word that says what it is:
+
+    >>> aa.attention_weights(ctx.encoder.blocks[-1].attention.branch, slice(0, 1))[:, :, 0, 1:].shape  # 16 patches
+    (3, 4, 16)
+    """
+
+    size: int | tuple[int, int]
+    patch: int
+    classes: int
+    channels: int = 1
+    dim: int = 64
+    layers: int = 4
+    heads: int = 4
+    hidden_dim: int | None = None
+    pre_norm: bool = True
+    activation: str = "gelu"
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    hidden_dropout: float = 0.0
+    recompute: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("classes", "channels"):
+            checks.whole(name, getattr(self, name), 1, 2**31, "a size of the model")
+        checks.whole("patch", self.patch, 1, 2**31, "height and width of a patch")
+        sizes = self.size if isinstance(self.size, tuple) else (self.size,)
+        for size in sizes:
+            checks.whole("size", size, 1, 2**31, "height and width of an image")
+        if len(sizes) > 2 or any(size % self.patch for size in sizes):
+            raise ValueError(f"`size` is {self.size}, expected height and width that `patch`, {self.patch}, divides.")
+        self.parts()  # which check their own
+
+    @property
+    def image(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.size if isinstance(self.size, tuple) else (self.size, self.size)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """How many patches there are, down and across."""
+        height, width = self.image
+        return height // self.patch, width // self.patch
+
+    def parts(self) -> dict[str, Any]:
+        fields = ("dim", "layers", "heads", "hidden_dim", "pre_norm", "activation", "dropout", "attention_dropout",
+                  "hidden_dropout", "recompute")  # fmt: skip
+        down, across = self.grid
+        return {
+            "patches": Linear(self.patch * self.patch * self.channels, self.dim),
+            "word": Embedding(1, self.dim, 0.02),
+            "position": Embedding(1 + down * across, self.dim, 0.02),
+            "encoder": Encoder(**{name: getattr(self, name) for name in fields}),
+            "logits": Linear(self.dim, self.classes),
+        }
+
+    def __call__(self, params: Params, images: Array, *, rng: Philox | None = None) -> Array:
+        """Logits (B, classes) of images (B, height, width), or (B, height, width, channels)."""
+        parts, rngs = self.parts(), rng.split(2) if rng else (None, None)
+        x, _, _ = self._words(params, images, rngs[0])
+        y = parts["encoder"](params["encoder"], x, rng=rngs[1])
+        return parts["logits"](params["logits"], y[:, 0, :])
+
+    def fwd(self, params: Params, images: Array, *, rng: Philox | None = None) -> tuple[Array, PatchContext]:
+        """The same, and the context for `bwd`; with dropout it needs an `rng`."""
+        parts, rngs = self.parts(), rng.split(2) if rng else (None, None)
+        check_training(parts["encoder"].block.drops, rng, "PatchClassifier")
+        x, of_patches, of_dropout = self._words(params, images, rngs[0])
+        y, of_encoder = parts["encoder"].fwd(params["encoder"], x, rng=rngs[1])
+        logits, of_logits = parts["logits"].fwd(params["logits"], y[:, 0, :])
+        return logits, PatchContext(of_patches, of_dropout, of_encoder, of_logits, tuple(images.shape))
+
+    def bwd(self, dlogits: Array, ctx: PatchContext) -> PatchGrads:
+        """The gradients of images and parameters."""
+        checks.context("ctx", ctx, PatchContext)
+        xp, parts = namespace_of(dlogits), self.parts()
+        logits = parts["logits"].bwd(dlogits, ctx.logits)
+        rest = xp.zeros((dlogits.shape[0], self._count, self.dim), dtype=dlogits.dtype, device=device_of(dlogits))
+        encoder = parts["encoder"].bwd(xp.concat([logits.x[:, None, :], rest], axis=1), ctx.encoder)
+        dx = dropout_bwd(encoder.x, ctx.dropout).x  # (B, 1 + N, E)
+        patches = parts["patches"].bwd(dx[:, 1:, :], ctx.patches)
+        dposition = xp.sum(dx, axis=0)
+        params = {
+            "patches": patches.params, "word": {"weight": dposition[:1, :]}, "position": {"weight": dposition},
+            "encoder": encoder.params, "logits": logits.params,
+        }  # fmt: skip
+        return PatchGrads(xp.reshape(self._pixels(patches.x), ctx.shape), params)
+
+    @property
+    def _count(self) -> int:
+        down, across = self.grid
+        return down * across
+
+    def _words(self, params: Params, images: Array, rng: Philox | None) -> tuple[Array, LinearContext, DropoutContext]:
+        """x (B, 1 + N, dim)."""
+        check_params(params, self)
+        xp = checks.namespace(images=images)
+        checks.floating(images=images)
+        pixel = (self.channels,) if images.ndim == 4 or self.channels > 1 else ()
+        shape = (*images.shape[:1], *self.image, *pixel)
+        checks.shape("images", images, shape, "(B, height, width), and channels behind where there are several")
+        x, of_patches = self.parts()["patches"].fwd(params["patches"], self._patches(images))  # (B, N, E)
+        word = xp.broadcast_to(params["word"]["weight"][None, :, :], (images.shape[0], 1, self.dim))
+        x = xp.concat([word, x], axis=1) + params["position"]["weight"]
+        x, of_dropout = dropout_fwd(x, self.dropout if rng else 0.0, rng=rng)
+        return x, of_patches, of_dropout
+
+    def _patches(self, images: Array) -> Array:
+        """(B, height, width[, C]) -> (B, N, P P C)."""
+        xp, (down, across), P = namespace_of(images), self.grid, self.patch
+        cut = xp.reshape(images, (images.shape[0], down, P, across, P, self.channels))
+        cut = xp.permute_dims(cut, (0, 1, 3, 2, 4, 5))  # (B, down, across, P, P, C)
+        return xp.reshape(cut, (images.shape[0], self._count, P * P * self.channels))
+
+    def _pixels(self, patches: Array) -> Array:
+        """(B, N, P P C) -> (B, down, P, across, P, C), the order of an image."""
+        xp, (down, across), P = namespace_of(patches), self.grid, self.patch
+        cut = xp.reshape(patches, (patches.shape[0], down, across, P, P, self.channels))
+        return xp.permute_dims(cut, (0, 1, 3, 2, 4, 5))

@@ -1,0 +1,164 @@
+"""Handwritten digits by a Transformer over patches of 2 x 2 pixels, trained with gradients derived by hand.
+
+    python docs/examples/digits.py [--quick] [--output FOLDER] [--backend NAME]
+
+scikit-learn's digits are 1,797 images of 8 x 8 pixels. A third is held out; on the rest, with
+new noise in each step, `attnarray.models.PatchClassifier` learns from several seeds. Beside it stand two classics
+on the same split: logistic regression, and the nearest neighbours, which are hard to beat on images so small.
+
+Needs: attnarray, scikit-learn, matplotlib.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import train_test_split
+from sklearn.neighbors import KNeighborsClassifier
+
+import attnarray as aa
+from attnarray import optim, tree
+from attnarray.console import print_table, progress
+from attnarray.models import PatchClassifier
+
+MODEL = PatchClassifier(size=8, patch=2, classes=10, dim=64, layers=2, heads=4, hidden_dim=128, dropout=0.1)
+BATCH, EPOCHS, SEEDS, PEAK_RATE, DECAY, LARGEST_NORM = 64, 40, 3, 3e-3, 0.3, 1.0
+NOISE = 0.15  # its deviation, where pixels go from 0 to 1
+MOST_LIT = 16  # of a pixel
+DRAWN = 10  # images in the picture, beside those that come out wrong
+
+
+class Digits(NamedTuple):
+    """Images (N, 8, 8) around 0, and what they show (N,)."""
+
+    train: np.ndarray
+    train_classes: np.ndarray
+    test: np.ndarray
+    test_classes: np.ndarray
+
+
+class Trained(NamedTuple):
+    params: dict[str, Any]
+    losses: list[float]
+
+
+def digits() -> Digits:
+    images, classes = load_digits(return_X_y=True)
+    images = (images.reshape(-1, 8, 8) / MOST_LIT - 0.5).astype(np.float32)
+    train, test, train_classes, test_classes = train_test_split(
+        images, classes, test_size=1 / 3, random_state=0, stratify=classes
+    )
+    return Digits(train, train_classes, test, test_classes)
+
+
+def train(data: Digits, seed: int, epochs: int, advance: Callable[[str], None], model: Any = MODEL) -> Trained:
+    """AdamW with a warm-up and the gradients of `model.bwd`; stops where the loss is no number."""
+    rng, seeds = np.random.default_rng(seed), aa.Philox(seed)
+    params, losses = model.init(seeds), []
+    state, total, step = optim.adamw_init(params), epochs * -(-len(data.train) // BATCH), 0
+    for _ in range(epochs):
+        order = rng.permutation(len(data.train))
+        for start in range(0, len(order), BATCH):
+            step += 1
+            rows = order[start : start + BATCH]
+            noise = NOISE * rng.standard_normal((len(rows), 8, 8), dtype=np.float32)
+            images, classes = aa.asarray(data.train[rows] + noise), aa.asarray(data.train_classes[rows])
+            logits, ctx = model.fwd(params, images, rng=seeds.fold_in(step))
+            loss, of_loss = aa.cross_entropy_fwd(logits, classes)
+            dlogits = aa.cross_entropy_bwd(aa.namespace_of(loss).ones_like(loss), of_loss).logits
+            grads, norm = optim.clip_by_global_norm(model.bwd(dlogits, ctx).params, LARGEST_NORM)
+            found = float(aa.to_numpy(loss))
+            if not np.isfinite(found + float(aa.to_numpy(norm))):
+                print(f"Step {step}: the loss is {found}, its gradient's norm {norm}. Going on with what was before.")
+                return Trained(params, losses)
+            rate = optim.warmup_cosine(step, peak=PEAK_RATE, warmup=total // 10, total=total)
+            params, state = optim.adamw(params, grads, state, lr=rate, betas=(0.9, 0.98), weight_decay=DECAY)
+            losses.append(found)
+            advance(f"loss {found:.3f}")
+    return Trained(params, losses)
+
+
+def classified(params: dict[str, Any], images: np.ndarray) -> np.ndarray:
+    return np.asarray(aa.to_numpy(MODEL(params, aa.asarray(images)))).argmax(-1)
+
+
+def baselines(data: Digits) -> dict[str, float]:
+    """Shares of the held-out digits that classics get right."""
+    models = {
+        "the most frequent digit": None,
+        "logistic regression": LogisticRegression(max_iter=2000),
+        "3 nearest neighbours": KNeighborsClassifier(3),
+    }
+    x, y = data.train.reshape(len(data.train), 64), data.train_classes
+    shares = {}
+    for name, model in models.items():
+        found = np.bincount(y).argmax() if model is None else model.fit(x, y).predict(data.test.reshape(-1, 64))
+        shares[name] = float(np.mean(found == data.test_classes))
+    return shares
+
+
+def draw(path: Path, data: Digits, trained: Trained) -> None:
+    """Some digits, those that came out wrong first, with the attention of the class word in each block over them."""
+    from matplotlib.figure import Figure
+
+    found = classified(trained.params, data.test)
+    wrong = np.flatnonzero(found != data.test_classes)
+    rows = np.concatenate([wrong[: DRAWN // 2], np.flatnonzero(found == data.test_classes)])[:DRAWN]
+    _, ctx = dataclasses.replace(MODEL, dropout=0.0).fwd(trained.params, aa.asarray(data.test[rows]))
+    figure = Figure(figsize=(1.35 * DRAWN, 1.55 * (1 + MODEL.layers)), layout="constrained")
+    grid = figure.subplots(1 + MODEL.layers, DRAWN, squeeze=False)
+    for axes in grid.flat:
+        axes.set_xticks([])
+        axes.set_yticks([])
+    for n, row in enumerate(rows):
+        right = found[row] == data.test_classes[row]
+        title = f"{found[row]}" if right else f"{found[row]}, but it is {data.test_classes[row]}"
+        grid[0, n].imshow(data.test[row], cmap="gray_r")
+        grid[0, n].set_title(title, fontsize=10, color="#111111" if right else "#c00000")
+    for layer, block in enumerate(ctx.encoder.blocks, start=1):
+        weights = aa.to_numpy(aa.attention_weights(block.attention.branch, slice(0, 1)))  # (N, H, 1, 17)
+        looks = weights[:, :, 0, 1:].mean(1).reshape(-1, *MODEL.grid)  # the mean of the heads
+        for n, row in enumerate(rows):
+            grid[layer, n].imshow(data.test[row], cmap="gray_r", alpha=0.35, extent=(0, 8, 8, 0))
+            grid[layer, n].imshow(looks[n], cmap="Oranges", alpha=0.65, extent=(0, 8, 8, 0), vmin=0)
+        grid[layer, 0].set_ylabel(f"block {layer}", fontsize=10)
+    figure.suptitle(
+        "Below each digit: how much the word that says what it is looks at each patch (darkest: the most of that panel)"
+    )
+    figure.savefig(path, dpi=120)
+
+
+def main(arguments: list[str] | None = None) -> float:
+    """Train from several seeds, print the table, draw where the first one looks; returns the mean share right."""
+    parser = argparse.ArgumentParser(description="Handwritten digits by a Transformer over patches.")
+    parser.add_argument("--quick", action="store_true", help="one seed and few steps: seconds")
+    parser.add_argument("--output", type=Path, default=Path(), metavar="FOLDER", help="where the picture goes")
+    parser.add_argument("--backend", default="numpy", help="the array library to compute with: numpy, torch, cupy ...")
+    options = parser.parse_args(arguments)
+    seeds, epochs = (1, 4) if options.quick else (SEEDS, EPOCHS)
+    data, runs = digits(), []
+    options.output.mkdir(parents=True, exist_ok=True)
+    path = options.output / "digits.png"
+    with aa.use_backend(options.backend):
+        with progress("Training", seeds * epochs * -(-len(data.train) // BATCH)) as bar:
+            runs = [train(data, seed, epochs, bar.advance) for seed in range(seeds)]
+        shares = np.array([np.mean(classified(run.params, data.test) == data.test_classes) for run in runs])
+        draw(path, data, runs[0])
+    numbers = sum(int(np.prod(leaf.shape)) for _, leaf in tree.flatten(runs[0].params))
+    rows = [[name, f"{share:.1%}"] for name, share in baselines(data).items()]
+    spread = f"{shares.mean():.1%} ({shares.min():.1%} to {shares.max():.1%} over {seeds} seeds)"
+    title = f"{len(data.test)} digits held out, {len(data.train)} to learn from"
+    print_table(title, ["", "right"], [*rows, [f"patches, {numbers:,} parameters", spread]], right=[1])
+    print(f"Picture: {path}")
+    return float(shares.mean())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Folders of checkpoints as the tests make and spoil them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import attnarray as aa
+from attnarray.checkpoints import save_pretrained
+from attnarray.models import Bert
+
+safetensors_numpy = pytest.importorskip("safetensors.numpy")
+
+BERT = Bert(11, 8, 6, 2, 2, 5, eps=1e-5, std=0.1)
+PARAMS = BERT.init(aa.Philox(0))
+
+
+def saved(folder: Path, model: Any = BERT, params: Any = PARAMS) -> Path:
+    save_pretrained(folder, model, params)
+    return folder
+
+
+def tensors_of(folder: Path) -> dict[str, np.ndarray]:
+    return safetensors_numpy.load_file(folder / "model.safetensors")
+
+
+def rewrite(folder: Path, change: Any) -> Path:
+    """The tensors of a folder after `change` has been called with them."""
+    tensors = tensors_of(folder)
+    safetensors_numpy.save_file(change(tensors) or tensors, folder / "model.safetensors")
+    return folder
+
+
+def reconfigure(folder: Path, **changes: Any) -> Path:
+    config = json.loads((folder / "config.json").read_text())
+    changed = {name: value for name, value in {**config, **changes}.items() if value != "absent"}
+    (folder / "config.json").write_text(json.dumps(changed))
+    return folder
+
+
+def shard(folder: Path) -> Path:
+    """The folder with its tensors in three files and an index."""
+    tensors = tensors_of(folder)
+    (folder / "model.safetensors").unlink()
+    where = {name: f"model-0000{n % 3 + 1}-of-00003.safetensors" for n, name in enumerate(sorted(tensors))}
+    for part in set(where.values()):
+        mine = {name: tensors[name] for name in tensors if where[name] == part}
+        safetensors_numpy.save_file(mine, folder / part, metadata={"format": "pt"})
+    index = {"metadata": {"total_size": 0}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def fails(error: type[Exception], expected: str, call: Any) -> None:
+    """`call` raises `error` with `expected` in one paragraph."""
+    with pytest.raises(error) as caught:
+        call()
+    message = str(caught.value)
+    assert expected in message, message
+    assert "\n" not in message
+    assert message.endswith((".", ")")), message

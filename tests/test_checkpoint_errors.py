@@ -1,0 +1,175 @@
+"""Every way in which a folder of a checkpoint can be wrong: one clear error that names the place."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from published import BERT, PARAMS, fails, reconfigure, rewrite, saved, shard
+
+import attnarray as aa
+from attnarray.checkpoints import Unsupported, save_pretrained
+from attnarray.models import Bert, Gpt
+
+QUERY = "bert.encoder.layer.1.attention.self.query.weight"
+
+
+def without(name: str) -> Any:
+    return lambda tensors: {other: array for other, array in tensors.items() if other != name}
+
+
+def changed(name: str, function: Any) -> Any:
+    return lambda tensors: {**tensors, name: function(tensors.get(name))}
+
+
+WORDS = "bert.embeddings.word_embeddings.weight"
+WRONG_TENSORS: dict[str, tuple[Any, str]] = {
+    "missing": (without(QUERY), f"lacks the tensor `{QUERY}`, which is `params.blocks.1.attention.query.w"),
+    "misshapen": (changed(QUERY, lambda _: np.ones((6, 5))), "has shape (6, 5), expected (6, 6) for `params.blocks"),
+    "twice": (changed(QUERY.removeprefix("bert."), lambda _: np.ones(3)), "is there again, as `"),
+    "untied": (changed("cls.predictions.decoder.weight", lambda _: np.ones((11, 6))), f"other numbers than `{WORDS}`"),
+    "integers": (changed(QUERY, lambda a: a.astype(np.int8)), "has dtype int8, expected one of float16"),
+    "mixed": (changed(QUERY, lambda a: a.astype(np.float16)), "have different dtypes: float16, float32. Say which"),
+    "eight bits": (changed(QUERY, lambda a: a.astype(ml_dtypes.float8_e4m3fn)), "which cannot be read."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "expected"), WRONG_TENSORS.values(), ids=list(WRONG_TENSORS))
+def test_wrong_tensors_are_named(change: Any, expected: str, tmp_path: Path) -> None:
+    fails(ValueError, expected, lambda: Bert.from_pretrained(rewrite(saved(tmp_path), change)))
+
+
+WRONG_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
+    "another model": ({"model_type": "roberta"}, "is of a model of type 'roberta', but Bert reads 'bert'."),
+    "positions": ({"position_embedding_type": "relative_key"}, "position_embedding_type = 'relative_key', but only"),
+    "decoder": ({"is_decoder": True}, "asks for is_decoder = True, but only False is supported."),
+    "activation": ({"hidden_act": "mish"}, "asks for hidden_act = 'mish', but only 'gelu', 'gelu_new'"),
+    "missing": ({"hidden_size": "absent"}, "lacks 'hidden_size', from which the shape of the model follows."),
+    "untied": ({"tie_word_embeddings": False}, "asks for tie_word_embeddings = False"),
+    "quantised": ({"quantization_config": {"bits": 4}}, "asks for quantization_config = {'bits': 4}"),
+    "heads": ({"num_attention_heads": 4}, "describes no Bert: `dim` is 6, which `heads`, 4, does not divide"),
+    "a text": ({"num_hidden_layers": "two"}, "describes no Bert: `layers` is 'two', expected an integer"),
+    "another size": ({"vocab_size": 12}, "has shape (11, 6), expected (12, 6) for `params.token.weight`."),
+    "fewer layers": ({"num_hidden_layers": 1}, "`bert.encoder.layer.1.attention.output.LayerNorm.bias` in"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "expected"), WRONG_CONFIGS.values(), ids=list(WRONG_CONFIGS))
+def test_configurations_that_are_not_supported(changes: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    fails(ValueError, expected, lambda: Bert.from_pretrained(reconfigure(saved(tmp_path), **changes)))
+
+
+GPT2, LLAMA = (
+    Gpt(11, 8, 6, 1, 2),
+    Gpt(11, 8, 8, 1, 4, 12, positions="rotary", norm="rms", activation="silu", gated=True, bias=False, tied=False),
+)
+WRONG_GPTS: dict[str, tuple[Gpt, dict[str, Any], str]] = {
+    "another model": (GPT2, {"model_type": "opt"}, "is of a model of type 'opt', but Gpt reads 'gpt2' and 'llama'."),
+    "scale": (GPT2, {"scale_attn_weights": False}, "asks for scale_attn_weights = False, but only True is supported."),
+    "dropouts": (GPT2, {"embd_pdrop": 0.3}, "has different resid_pdrop and embd_pdrop, but the model here has one"),
+    "no sizes": (GPT2, {"n_embd": "absent", "n_head": None}, "lacks 'n_embd', 'n_head', from which the shape"),
+    "another width": (GPT2, {"n_inner": 5}, "`transformer.h.0.mlp.c_fc.weight` in"),
+    "long rotation": (LLAMA, {"rope_parameters": {"rope_type": "llama3"}}, "asks for rope_type = 'llama3', but only"),
+    "biases": (LLAMA, {"attention_bias": True}, "asks for attention_bias = True, but only False is supported."),
+    "heads": (LLAMA, {"head_dim": 16}, "asks for head_dim = 16, but only dim / heads is supported."),
+}
+
+
+@pytest.mark.parametrize(("model", "changes", "expected"), WRONG_GPTS.values(), ids=list(WRONG_GPTS))
+def test_configurations_of_gpts(model: Gpt, changes: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path, model, model.init(aa.Philox(0)))
+    Gpt.from_pretrained(folder)
+    fails(ValueError, expected, lambda: Gpt.from_pretrained(reconfigure(folder, **changes)))
+
+
+def test_what_is_not_supported_can_be_caught(tmp_path: Path) -> None:
+    with pytest.raises(Unsupported):
+        Bert.from_pretrained(reconfigure(saved(tmp_path), is_decoder=True))
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    load = Bert.from_pretrained
+    fails(FileNotFoundError, "`folder` is 'bert-base-uncased', which is no folder on this machine. Nothing is fetched",
+          lambda: load("bert-base-uncased"))  # fmt: skip
+    fails(FileNotFoundError, f"There is no file `{tmp_path / 'config.json'}`.", lambda: load(tmp_path))
+    saved(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    fails(FileNotFoundError, "pytorch_model.bin cannot be read: save the model again", lambda: load(tmp_path))
+    (tmp_path / "pytorch_model.bin").unlink()
+    fails(FileNotFoundError, "has neither model.safetensors nor model.safetensors.index.json.", lambda: load(tmp_path))
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    weights, config = saved(tmp_path) / "model.safetensors", tmp_path / "config.json"
+    whole, text = weights.read_bytes(), config.read_text()
+    for part in (whole[:-1], whole[:1000], whole[:5], b"", b"{" + whole, whole + b"x"):
+        weights.write_bytes(part)
+        fails(
+            ValueError,
+            f"`{weights}` is damaged, cut off or no safetensors file",
+            lambda: Bert.from_pretrained(tmp_path),
+        )
+    weights.write_bytes(whole)
+    for wrong, expected in (
+        (text[:-5], "is no JSON ("),
+        ("[1]", "holds list, expected a JSON object"),
+        ("", "is no JSON"),
+    ):
+        config.write_text(wrong)
+        fails(ValueError, f"`{config}` {expected}", lambda: Bert.from_pretrained(tmp_path))
+    config.write_bytes(b"\xff\xfe")
+    fails(ValueError, f"`{config}` is no JSON", lambda: Bert.from_pretrained(tmp_path))
+
+
+def test_wrong_indices(tmp_path: Path) -> None:
+    index = shard(saved(tmp_path)) / "model.safetensors.index.json"
+    part = "model-00002-of-00003.safetensors"
+    content = json.loads(index.read_text())
+    (tmp_path / part).rename(tmp_path / "aside")
+    fails(
+        FileNotFoundError, f"lacks {part}, which model.safetensors.index.json", lambda: Bert.from_pretrained(tmp_path)
+    )
+    index.write_text(json.dumps({"weight_map": {**content["weight_map"], "x": "../other/model.safetensors"}}))
+    fails(ValueError, "names '../other/model.safetensors', expected", lambda: Bert.from_pretrained(tmp_path))
+    kept = {name: file for name, file in content["weight_map"].items() if file != part}
+    index.write_text(json.dumps({"weight_map": kept}))
+    fails(ValueError, "lacks the tensor `bert.", lambda: Bert.from_pretrained(tmp_path))
+    index.write_text(json.dumps({"weight_map": [1]}))
+    fails(ValueError, "has no weight_map of tensors to files", lambda: Bert.from_pretrained(tmp_path))
+
+
+def test_saving_what_cannot_be_said(tmp_path: Path) -> None:
+    alibi = Gpt(11, 8, 6, 1, 3, positions="alibi")
+    fails(ValueError, "`model` has positions='alibi', which the config.json of a GPT-2 cannot say, only 'learned'",
+          lambda: save_pretrained(tmp_path, alibi, alibi.init(aa.Philox(0))))  # fmt: skip
+    fails(ValueError, "`params` lacks 'position'", lambda: save_pretrained(tmp_path, GPT2, alibi.init(aa.Philox(0))))
+    fails(TypeError, "`model` is 3, for which no published names", lambda: save_pretrained(tmp_path, 3, {}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_pretrained(tmp_path, BERT, BERT.init(aa.Philox(9)))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_without_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path)
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    expected = "Checkpoints need the package `safetensors`, which cannot be imported"
+    for call in (lambda: Bert.from_pretrained(tmp_path), lambda: save_pretrained(tmp_path / "new", BERT, PARAMS)):
+        fails(ModuleNotFoundError, expected, call)
+        fails(ModuleNotFoundError, "Install it: pip install 'attnarray[checkpoints]'.", call)
+    assert not (tmp_path / "new").exists()
