@@ -232,7 +232,7 @@ BAD: dict[str, tuple[type[Exception], str, Any]] = {
     "too long": (ValueError, "`tokens` asks for 9 places, but the model has learned 8 positions. Give shorter",
                  lambda: MODEL(PARAMS, np.zeros((1, 9), int))),
     "cache too long": (ValueError, "`longest` asks for 9 places, but the model has", lambda: MODEL.cache(1, 9)),
-    "token": (ValueError, "`indices` holds 11 at position (0, 0), expected 0 to 10",
+    "token": (ValueError, "`tokens` holds 11 at position (0, 0), expected 0 to 10",
               lambda: MODEL(PARAMS, TOKENS * 0 + 11)),
     "floats": (TypeError, "`tokens` has dtype float64, expected an integer dtype", lambda: MODEL(PARAMS, TOKENS * 1.0)),
     "one axis": (ValueError, "`tokens` has shape (7,), expected (B, T): sequences", lambda: MODEL(PARAMS, TOKENS[0])),

@@ -56,7 +56,7 @@ class BertEmbedding(Layer):
         self, params: Params, tokens: Array, types: Array | None, rng: Philox | None
     ) -> tuple[Array, BertEmbeddingContext]:
         """x (B, T, dim) of tokens (B, T) and types (B, T), and the context for `bwd`."""
-        check_tokens(tokens)
+        check_tokens(tokens, self.vocabulary)
         xp, parts, T = namespace_of(tokens), self.parts(), tokens.shape[1]
         if self.longest < T:
             raise ValueError(

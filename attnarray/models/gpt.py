@@ -282,7 +282,7 @@ class Gpt(Layer):
         first = cache.length if cache else 0
         if not first:  # a check for each token that is written would cost more than it is worth
             check_params(params, self)
-        check_tokens(tokens)
+        check_tokens(tokens, self.vocabulary)
         if cache and tokens.shape[0] != cache.batch:
             raise ValueError(f"`tokens` has {tokens.shape[0]} sequences, but `cache` has room for {cache.batch}.")
         past = first + tokens.shape[1]
