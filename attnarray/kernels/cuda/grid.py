@@ -1,0 +1,62 @@
+"""How many blocks and threads a kernel gets, and how much shared memory: plain arithmetic, without a GPU.
+
+`plan` functions beside the kernels make these of shapes alone.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+WARP = 32
+MOST_THREADS = 512  # of a row: the bound that kernels along rows are compiled for
+MOST_BLOCKS = 2**31 - 1  # along x
+MOST_BLOCKS_ALONG_Y = 65535
+
+HELD_BYTES = 32  # of the numbers of a row that a thread holds in registers, as computed; COUNT in sources/rows.cuh
+BLOCK = 256  # threads of a block that is free to choose
+
+
+class Grid(NamedTuple):
+    """A launch: blocks (x, y, z), threads of a block (x, y, z), bytes of shared memory of a block."""
+
+    blocks: tuple[int, int, int]
+    threads: tuple[int, int, int]
+    shared: int = 0
+
+    @property
+    def is_empty(self) -> bool:
+        return 0 in self.blocks
+
+
+def ceil_div(count: int, size: int) -> int:
+    return -(-count // size)
+
+
+def threads_of_row(width: int, itemsize: int) -> int:
+    """The threads that share a row: as few warps as hold it in registers, 32 to 512, a power of two."""
+    threads = WARP
+    while threads < MOST_THREADS and threads * HELD_BYTES < width * itemsize:
+        threads *= 2
+    return threads
+
+
+def plan_rows(rows: int, width: int, itemsize: int) -> Grid:
+    """Rows of `width` numbers: a warp for each short one, several to a block, else a whole block for each.
+
+    `itemsize` is that of the numbers as computed. The shared memory holds one of them per warp.
+    """
+    across = threads_of_row(width, itemsize)
+    together = BLOCK // WARP if across == WARP else 1
+    blocks = min(ceil_div(rows, together), MOST_BLOCKS)
+    return Grid((blocks, 1, 1), (across, together, 1), 0 if across == WARP else WARP * itemsize)
+
+
+def plan_numbers(count: int, itemsize: int) -> Grid:
+    """`count` numbers, as many to a thread as it holds."""
+    each = BLOCK * HELD_BYTES // itemsize
+    return Grid((min(ceil_div(count, each), MOST_BLOCKS), 1, 1), (BLOCK, 1, 1))
+
+
+def plan_columns(width: int, itemsize: int) -> Grid:
+    """The sums of `width` columns: 32 to a block, 32 strips of rows."""
+    return Grid((ceil_div(width, WARP), 1, 1), (WARP, WARP, 1), WARP * WARP * itemsize)

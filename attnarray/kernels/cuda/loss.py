@@ -1,0 +1,48 @@
+"""Cross-entropy of rows of logits. Reference: ops/loss.py; source: loss.cu."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from attnarray.kernels.cuda import arrays as ga
+from attnarray.kernels.cuda.grid import plan_rows
+from attnarray.kernels.cuda.loader import Kernel, empty, launch
+from attnarray.kernels.cuda.loader import warmup as load
+
+FORWARD = Kernel("loss.cu", "cross_entropy_forward", "ppirrpppii")
+BACKWARD = Kernel("loss.cu", "cross_entropy_backward", "pppppirrpii")
+
+
+def cross_entropy_forward(x: Any, classes: Any, ignore_index: int, label_smoothing: float) -> tuple[Any, Any, Any]:
+    """See the reference."""
+    how, (count, width) = ga.stored(x), x.shape
+    losses, largest, total = (empty(shape, how.real) for shape in ((count,), (count, 1), (count, 1)))
+    launch(
+        FORWARD, how.name, plan_rows(count, width, how.itemsize), ga.contiguous(x), _long(classes), ignore_index,
+        label_smoothing, label_smoothing / max(width, 1), losses, largest, total, count, width,
+    )  # fmt: skip
+    return losses, largest, total
+
+
+def cross_entropy_backward(
+    g: Any, x: Any, classes: Any, largest: Any, total: Any, ignore_index: int, label_smoothing: float
+) -> Any:
+    """See the reference."""
+    how, (count, width), dx = ga.stored(x), x.shape, empty(x.shape, x.dtype)
+    launch(
+        BACKWARD, how.name, plan_rows(count, width, how.itemsize), ga.beside(g, largest), ga.contiguous(x),
+        _long(classes), ga.contiguous(largest), ga.contiguous(total), ignore_index, label_smoothing,
+        label_smoothing / max(width, 1), dx, count, width,
+    )  # fmt: skip
+    return dx
+
+
+def warmup(dtype: str) -> None:
+    """Compile both kernels for one dtype."""
+    load((FORWARD, BACKWARD), dtype)
+
+
+def _long(classes: Any) -> Any:
+    return ga.contiguous(classes if classes.dtype == np.int64 else classes.astype(np.int64))

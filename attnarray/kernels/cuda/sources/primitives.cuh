@@ -1,0 +1,135 @@
+// What kernels are written in: memory, threads, copies, matrix units. Two back ends, one set of names.
+//
+// Compiled by NVRTC the names are PTX. Compiled by a C++ compiler they come from emulation.h, which runs the threads of a
+// block as fibers and checks every access; a kernel cannot tell. Kernels therefore keep to these names:
+//   Global<T>, Shared<T>     pointers; read a value before use (`float v = x[i]`, never `auto v = x[i]`)
+//   shared<T>(bytes)         the block's dynamic shared memory from a byte on; there is no other shared memory
+//   sync_threads, sync_warp, any_thread, shuffle_xor
+//   copy_async, commit_copies, wait_copies; barrier_*, copy_bulk (sm_90 and later)
+//   load_matrices, multiply_add (sm_80 and later)
+#pragma once
+
+using int64 = long long;
+using uint32 = unsigned int;
+using uint64 = unsigned long long;
+
+struct float16 { unsigned short bits; };
+struct bfloat16 { unsigned short bits; };
+
+#ifdef __CUDACC__
+
+#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, 1)
+#define EXPORT(name)
+#define UNROLL _Pragma("unroll")
+
+template <class T> using Global = T*;
+template <class T> using Shared = T*;
+
+extern __shared__ __align__(128) unsigned char shared_bytes[];
+template <class T> inline Shared<T> shared(int bytes) { return reinterpret_cast<T*>(shared_bytes + bytes); }
+template <class T> inline uint32 shared_address(const T* p) { return uint32(__cvta_generic_to_shared(p)); }
+
+inline void sync_threads() { __syncthreads(); }
+inline void sync_warp() { __syncwarp(); }
+inline bool any_thread(bool flag) { return __syncthreads_or(flag); }
+template <class T> inline T shuffle_xor(T value, int lanes) { return __shfl_xor_sync(0xffffffffu, value, lanes); }
+
+template <class Real> inline Real infinity() { return Real(__int_as_float(0x7f800000)); }
+
+inline float wide(float v) { return v; }
+inline double wide(double v) { return v; }
+inline float wide(float16 v) { float f; asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(v.bits)); return f; }
+inline float wide(bfloat16 v) { return __uint_as_float(uint32(v.bits) << 16); }
+inline void narrow(float v, float& out) { out = v; }
+inline void narrow(double v, double& out) { out = v; }
+inline void narrow(float v, float16& out) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out.bits) : "f"(v)); }
+inline void narrow(float v, bfloat16& out) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out.bits) : "f"(v)); }
+
+// 16 bytes at once: 16 / sizeof(T) numbers from place i on, which must be aligned to 16 bytes.
+template <class T> inline void load16(Global<const T> p, int64 i, T (&out)[16 / sizeof(T)]) {
+  *reinterpret_cast<int4*>(&out) = *reinterpret_cast<const int4*>(p + i);
+}
+template <class T> inline void store16(Global<T> p, int64 i, const T (&values)[16 / sizeof(T)]) {
+  *reinterpret_cast<int4*>(p + i) = *reinterpret_cast<const int4*>(&values);
+}
+template <class T> inline bool is_aligned16(Global<T> p) { return (reinterpret_cast<uint64>(p) & 15) == 0; }
+
+inline float reciprocal(float v) { float r; asm("rcp.approx.f32 %0, %1;" : "=f"(r) : "f"(v)); return r; }  // 1 ulp
+// Of a normal number, by Newton's method: a division would be a call, around which registers are spilled.
+inline double reciprocal(double v) {
+  double r;
+  asm("rcp.approx.ftz.f64 %0, %1;" : "=d"(r) : "d"(v));
+  UNROLL for (int n = 0; n < 3; n++) r = fma(r, fma(-v, r, 1.0), r);
+  return r;
+}
+
+// 16 bytes from global to shared memory while the thread goes on; both places aligned to 16 bytes.
+template <class T> inline void copy_async(Shared<T> to, Global<const T> from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
+}
+inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Until all but the last `left` groups that this thread committed have arrived; others see them after sync_threads.
+template <int left> inline void wait_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(left) : "memory"); }
+
+// An mbarrier in shared memory: a phase ends when `count` arrivals and all expected bytes are there.
+inline void barrier_init(Shared<uint64> b, int count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(b)), "r"(count) : "memory");
+}
+inline void barrier_arrive(Shared<uint64> b) {
+  asm volatile("{ .reg .b64 state; mbarrier.arrive.shared::cta.b64 state, [%0]; }" ::"r"(shared_address(b)) : "memory");
+}
+#if __CUDA_ARCH__ >= 900
+inline void barrier_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+inline void barrier_expect(Shared<uint64> b, uint32 bytes) {  // and arrive
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(b)), "r"(bytes) : "memory");
+}
+inline void barrier_wait(Shared<uint64> b, uint32 parity) {  // until the phase of this parity has ended
+  uint32 done = 0;
+  while (!done)
+    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                 : "=r"(done) : "r"(shared_address(b)), "r"(parity) : "memory");
+}
+// `bytes` (a multiple of 16) by the copy engine; they count for the barrier's phase.
+template <class T> inline void copy_bulk(Shared<T> to, Global<const T> from, uint32 bytes, Shared<uint64> b) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+               ::"r"(shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(b)) : "memory");
+}
+#endif
+
+// Four matrices of 8 x 8 16-bit numbers: lane 8 m + r gives row r of matrix m, and each lane gets a pair of each.
+template <class T> inline void load_matrices(uint32 (&out)[4], Shared<const T> row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3]) : "r"(shared_address(row)) : "memory");
+}
+template <class T> inline void load_matrices_turned(uint32 (&out)[4], Shared<const T> row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3]) : "r"(shared_address(row)) : "memory");
+}
+
+// d (16 x 8) += a (16 x 16) b (16 x 8), spread over a warp: 16-bit numbers, sums in float32.
+#define MULTIPLY_ADD(T, name)                                                                                   \
+  inline void multiply_add(float (&d)[4], const uint32 (&a)[4], const uint32 (&b)[2], T) {                     \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." name "." name ".f32 {%0, %1, %2, %3}, "               \
+                 "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                                                \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                               \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                           \
+  }
+MULTIPLY_ADD(float16, "f16")
+MULTIPLY_ADD(bfloat16, "bf16")
+#undef MULTIPLY_ADD
+
+// d (16 x 8) += a (16 x 8) b (8 x 8) of floats whose last 13 bits do not count.
+inline void multiply_add_tf32(float (&d)[4], const uint32 (&a)[4], const uint32 (&b)[2]) {
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+               "{%0, %1, %2, %3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+#else
+#include "emulation.h"
+#endif
+
+// The type that numbers are computed in.
+template <class T> struct ComputedIn { using type = float; };
+template <> struct ComputedIn<double> { using type = double; };

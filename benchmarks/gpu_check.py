@@ -1,0 +1,120 @@
+"""All that can be said of the CUDA kernels only on a GPU, in one command of less than ten minutes.
+
+    python -m benchmarks.gpu_check [--only STAGE ...] [--output FILE] [--list]
+
+Each stage runs in a process of its own, so that one that hangs or crashes costs itself alone. The results are written
+after each stage. Exit code 0: all stages passed; 1: one failed; 2: there is no GPU, or none that will do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parents[1]
+
+
+class Stage(NamedTuple):
+    """A function of a module here; `seconds` is the longest that it may take."""
+
+    module: str
+    seconds: int
+    about: str
+
+
+STAGES = {
+    "device": Stage("gpu_check_machine", 40, "the GPU, its driver, and the versions of all that takes part"),
+    "ceilings": Stage("gpu_check_machine", 40, "what copies and matrix products reach"),
+    "calibration": Stage("gpu_check_correctness", 50, "each primitive against the emulation, bit by bit"),
+    "kernels": Stage(
+        "gpu_check_correctness", 100, "every kernel against its reference in float64; the same bits again"
+    ),
+    "check": Stage("gpu_check_correctness", 120, "`attnarray check` on CuPy"),
+    "sanitizer": Stage("gpu_check_correctness", 110, "every kernel under compute-sanitizer, where it is installed"),
+    "rows": Stage("gpu_check_speed", 60, "kernels along rows, as a share of the bandwidth of a copy"),
+    "additive": Stage("gpu_check_speed", 50, "additive scores, forward and backward, beside plain array code"),
+    "overhead": Stage("gpu_check_speed", 30, "what a call costs the host"),
+}
+PASSED, FAILED, NO_GPU, NOT_RUN, TIMED_OUT = "passed", "failed", "no GPU", "not run", "timed out"
+EXIT_CODES = {PASSED: 0, NOT_RUN: 0, NO_GPU: 2}
+
+
+class NoGpuError(Exception):
+    """There is no GPU that will do; the message says why."""
+
+
+class NotRunError(Exception):
+    """A stage needs something that is not installed; the message says what."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the stages, say what each found, and return the exit code."""
+    options = _options(arguments)
+    if options.list:
+        print("\n".join(f"{name:<12} {stage.about}" for name, stage in STAGES.items()))
+        return 0
+    chosen = [name for name in STAGES if not options.only or name in options.only]
+    results: dict[str, Any] = {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "stages": {}}
+    for name in chosen:
+        found = run_stage(name)
+        results["stages"][name] = found
+        print(
+            f"{name:<12} {found['status']:<10} {found['seconds']:6.1f} s  {found.get('reason', '')}".rstrip(),
+            flush=True,
+        )
+        results["exit_code"] = exit_code([stage["status"] for stage in results["stages"].values()])
+        if options.output:
+            write(Path(options.output), results)
+    return int(results.get("exit_code", 0))
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", nargs="+", choices=list(STAGES), metavar="STAGE", help=f"of {', '.join(STAGES)}")
+    parser.add_argument("--output", help="a JSON file, written after each stage")
+    parser.add_argument("--list", action="store_true", help="say what the stages are")
+    return parser.parse_args(arguments)
+
+
+def exit_code(statuses: Sequence[str]) -> int:
+    """1 if a stage failed, else 2 if there was no GPU, else 0."""
+    codes = {EXIT_CODES.get(status, 1) for status in statuses}
+    return 1 if 1 in codes else max(codes, default=0)
+
+
+def run_stage(name: str) -> dict[str, Any]:
+    """Run one stage in a process of its own."""
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "result.json"
+        command = [sys.executable, "-m", "benchmarks.gpu_check_stage", STAGES[name].module, name, str(target)]
+        try:
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=STAGES[name].seconds)
+        except subprocess.TimeoutExpired:
+            found = {"status": TIMED_OUT, "reason": f"took more than {STAGES[name].seconds} seconds"}
+        else:
+            found = json.loads(target.read_text()) if target.exists() else _crashed(done)
+    return {**found, "seconds": round(time.perf_counter() - start, 1)}
+
+
+def _crashed(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
+    return {"status": FAILED, "reason": f"the process ended with code {done.returncode}: {done.stderr[-800:]}"}
+
+
+def write(path: Path, results: Any) -> None:
+    """Write a whole file or none."""
+    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

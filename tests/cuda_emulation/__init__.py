@@ -1,0 +1,1 @@
+"""CUDA kernels on a CPU: their sources compiled by a C++ compiler, and a CuPy that launches them there."""

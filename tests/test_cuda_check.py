@@ -1,0 +1,64 @@
+"""The command that checks the kernels on a GPU says clearly when there is none, and keeps what each stage found."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from attnarray.kernels.cuda import unavailable
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _beside_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not (ROOT / "benchmarks").exists():
+        pytest.skip("this copy of the sources has no benchmarks")
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+@pytest.mark.skipif(not unavailable(), reason="there is a GPU")
+def test_without_a_gpu_each_stage_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks import gpu_check
+
+    target = tmp_path / "found.json"
+    assert gpu_check.main(["--only", "device", "rows", "--output", str(target)]) == 2
+    found = json.loads(target.read_text())
+    assert list(found["stages"]) == ["device", "rows"]
+    assert found["exit_code"] == 2
+    for stage in found["stages"].values():
+        assert stage["status"] == "no GPU"
+        assert stage["reason"] in (unavailable(), stage["reason"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["device", "rows"]
+
+
+def test_every_stage_is_there() -> None:
+    from benchmarks.gpu_check import STAGES
+
+    for name, stage in STAGES.items():
+        assert callable(getattr(importlib.import_module(f"benchmarks.{stage.module}"), name))
+    assert sum(stage.seconds for stage in STAGES.values()) <= 600
+
+
+def test_exit_codes() -> None:
+    from benchmarks.gpu_check import FAILED, NO_GPU, NOT_RUN, PASSED, TIMED_OUT, exit_code
+
+    assert exit_code([PASSED, NOT_RUN]) == 0
+    assert exit_code([PASSED, NO_GPU]) == 2
+    assert exit_code([NO_GPU, TIMED_OUT]) == exit_code([FAILED]) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no /bin/false")
+def test_a_crash_and_a_hang_cost_their_stage_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import gpu_check
+
+    monkeypatch.setitem(gpu_check.STAGES, "device", gpu_check.Stage("no_such_module", 60, ""))
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    found = gpu_check.run_stage("device")
+    assert found["status"] == "failed"
+    assert found["reason"].startswith("the process ended with code 1")
