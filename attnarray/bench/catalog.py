@@ -133,7 +133,7 @@ def _scored_by_lstm(name: str, length: int) -> BenchCase:
     )  # fmt: skip
 
 
-def _local(keys: int, queries: int = 1024) -> BenchCase:
+def _local(keys: int, queries: int = 1024, name: str = "local-training") -> BenchCase:
     """A training step of queries with 64 features that see 64 keys each, however many keys there are.
 
     In float64: a position among many keys has few digits left in float32, and peers would look at other keys.
@@ -143,11 +143,11 @@ def _local(keys: int, queries: int = 1024) -> BenchCase:
         return lambda rng, shapes: size * rng.standard_normal(shape)
 
     case = mechanism(
-        "local_attention", f"local-training-{keys}", direction="both", dtype="float64", flops=4.0 * queries * 64 * 64,
+        "local_attention", f"{name}-{keys}", direction="both", dtype="float64", flops=4.0 * queries * 64 * 64,
         options={"alignment": "predictive", "window": 32}, query=(1, queries, 64), key=(1, keys, 64),
         value=(1, keys, 64), drawn={"position_weight": drawn(0.125, 64, 64), "position_vector": drawn(0.3, 64)},
     )  # fmt: skip
-    return dataclasses.replace(case, size=keys, resized=lambda n: _local(n, min(n, queries)))
+    return dataclasses.replace(case, size=keys, resized=lambda n: _local(n, min(n, queries), name))
 
 
 def _relative(T: int) -> BenchCase:
@@ -277,7 +277,7 @@ MORE: tuple[BenchCase, ...] = (
 LONG: tuple[BenchCase, ...] = (
     sdpa("long-training-{S}-d{D}", "training", T=16384, direction="both"),
     _scored_by_lstm("long-recurrent", 256),
-    _local(32768),
+    _local(32768, name="long-local"),
 )
 
 CASES: tuple[BenchCase, ...] = tuple(sorted(QUICK + MORE + LONG, key=lambda case: list(GROUPS).index(case.group)))
