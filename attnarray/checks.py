@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from attnarray.backend import Array, Namespace, device_of, dtype_name, library_of, namespace_of
+from attnarray.backend import Array, Namespace, device_of, dtype_name, library_of, namespace_of, namespace_of_cupy
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 _HINTS = dict.fromkeys([list, tuple, int, float], " attnarray.asarray makes one from numbers and lists of numbers.")
@@ -62,6 +62,9 @@ def namespace(**arrays: Array | None) -> Namespace:
 
 
 def _namespace_of_others(arrays: dict[str, Any]) -> Namespace:
+    xp = namespace_of_cupy(arrays.values())
+    if xp is not None:
+        return xp
     for name, given in arrays.items():
         require_array(name, given)
     libraries = {name: library_of(given) for name, given in arrays.items()}

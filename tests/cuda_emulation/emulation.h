@@ -108,6 +108,18 @@ int launch(void (*f)(A...), const Launch* how, void** arguments, const Range* ar
   return run(how, call_with<A...>, reinterpret_cast<void*>(f), arguments, arrays, count, message);
 }
 
+// The types of a kernel's parameters, a letter each: p an array, i int64, w uint32, f float, d double.
+template <class T> struct Letter { static constexpr char of = '?'; };
+template <class T> struct Letter<GlobalPointer<T>> { static constexpr char of = 'p'; };
+template <> struct Letter<int64> { static constexpr char of = 'i'; };
+template <> struct Letter<uint32> { static constexpr char of = 'w'; };
+template <> struct Letter<float> { static constexpr char of = 'f'; };
+template <> struct Letter<double> { static constexpr char of = 'd'; };
+template <class... A> const char* parameters(void (*)(A...)) {
+  static const char letters[] = {Letter<A>::of..., 0};
+  return letters;
+}
+
 float from_half(uint16_t bits);
 uint16_t to_half(float value);
 uint16_t to_brain(float value);
@@ -121,6 +133,7 @@ void matrices(uint32 (&out)[4], size_t row, bool turned);
 #define JOINED(a, b) a##b
 #define JOIN(a, b) JOINED(a, b)
 #define EXPORT(name)                                                                                                    \
+  extern "C" const char* JOIN(JOIN(JOIN(name, _), Stored), _parameters)() { return emulation::parameters(name); }       \
   extern "C" int JOIN(JOIN(name, _), Stored)(const emulation::Launch* how, void** arguments,                            \
                                              const emulation::Range* arrays, int count, char* message) {                \
     return emulation::launch(name, how, arguments, arrays, count, message);                                             \

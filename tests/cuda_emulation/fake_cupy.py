@@ -7,11 +7,13 @@ wait for the GPU (float, int, bool, item, get) is counted in `synchronisations`.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import sys
 import types
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -49,14 +51,19 @@ class Memory(NamedTuple):
 
 class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
     __array_priority__ = 100
+    known: ClassVar[weakref.WeakValueDictionary[int, ndarray]] = weakref.WeakValueDictionary()  # by address
 
-    def __init__(self, held: np.ndarray, device: int | None = None) -> None:
+    def __init__(self, held: Any, device: Any = None) -> None:
+        if isinstance(held, tuple):  # CuPy's own: a shape and a dtype
+            held, device = empty(held, device).held, None
         self.held = held
         self.device_id = State.device if device is None else device
 
     @property
     def data(self) -> Memory:
-        return Memory(self.device_id, self.held.ctypes.data)
+        address = self.held.ctypes.data
+        self.known[address] = self
+        return Memory(self.device_id, address)
 
     def __array__(self, *_: Any, **__: Any) -> None:
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
@@ -150,24 +157,52 @@ class Device:
 
 
 class RawKernel:
-    """One kernel of an emulation library; takes its arguments as CuPy's does."""
+    """One kernel of an emulation library, with the address that the driver knows it by."""
 
-    def __init__(self, function: Any) -> None:
-        self.function = function
+    loaded: ClassVar[dict[int, RawKernel]] = {}
+
+    def __init__(self, function: Any, parameters: str) -> None:
+        self.function, self.parameters = function, parameters
         self.max_dynamic_shared_size_bytes = 48 * 1024
+        self.ptr = 1 + len(self.loaded)
+        self.loaded[self.ptr] = self
 
-    def __call__(self, grid: Any, block: Any, args: tuple[Any, ...], *, shared_mem: int = 0) -> None:
-        if shared_mem > self.max_dynamic_shared_size_bytes:
-            raise CUDADriverError("CUDA_ERROR_INVALID_VALUE: invalid argument")
-        values = []
-        for value in args:
-            if not isinstance(value, ndarray | np.generic):
-                raise TypeError(f"Unsupported type {type(value)}")
-            if isinstance(value, ndarray) and value.device_id != State.device:
-                raise CUDADriverError("CUDA_ERROR_ILLEGAL_ADDRESS: an array of another device")
-            values.append(bare(value))
-        State.launches += 1
-        building.run(self.function, Grid(tuple(grid), tuple(block), shared_mem), values, State.seed)
+    @property
+    def kernel(self) -> RawKernel:
+        return self
+
+
+def launch_kernel(*numbers: int) -> None:
+    """The driver's call: a kernel, blocks, threads, shared memory, stream, the address of the places of arguments, 0."""
+    kernel, blocks, threads = RawKernel.loaded[numbers[0]], numbers[1:4], numbers[4:7]
+    shared, _, address, extra = numbers[7:]
+    if shared > kernel.max_dynamic_shared_size_bytes or extra:
+        raise CUDADriverError("CUDA_ERROR_INVALID_VALUE: invalid argument")
+    values = []
+    for place, letter in zip((ctypes.c_void_p * len(kernel.parameters)).from_address(address), kernel.parameters):
+        value = PARAMETERS[letter].from_address(place).value
+        values.append(_array_at(value) if letter == "p" else np.asarray(PARAMETERS[letter](value))[()])
+    State.launches += 1
+    building.run(kernel.function, Grid(blocks, threads, shared), values, State.seed)
+
+
+def _array_at(address: int) -> Any:
+    """The array whose address was looked up."""
+    if not address:
+        return np.uintp(0)
+    array = ndarray.known.get(address)
+    if array is None or array.device_id != State.device:
+        raise CUDADriverError("CUDA_ERROR_ILLEGAL_ADDRESS: no array of this device")
+    return array.held
+
+
+PARAMETERS: dict[str, Any] = {
+    "p": ctypes.c_uint64,
+    "i": ctypes.c_int64,
+    "w": ctypes.c_uint32,
+    "f": ctypes.c_float,
+    "d": ctypes.c_double,
+}
 
 
 class RawModule:
@@ -178,7 +213,9 @@ class RawModule:
         self.module = building.library_of(self.source)
 
     def get_function(self, name: str) -> RawKernel:
-        return RawKernel(getattr(self.module, f"{name}_{self.type}"))
+        parameters = getattr(self.module, f"{name}_{self.type}_parameters")
+        parameters.restype = ctypes.c_char_p
+        return RawKernel(getattr(self.module, f"{name}_{self.type}"), parameters().decode())
 
 
 class Module(types.ModuleType):
@@ -195,12 +232,16 @@ def module() -> Module:
     fake.ndarray, fake.empty, fake.RawModule = ndarray, empty, RawModule
     fake.asarray = lambda x, dtype=None: ndarray(np.array(x, dtype=dtype))
     runtime = types.SimpleNamespace(
-        getDeviceCount=lambda: State.devices, getDevice=lambda: State.device, CUDARuntimeError=CUDARuntimeError
+        getDeviceCount=lambda: State.devices,
+        getDevice=lambda: State.device,
+        free=lambda address: None,
+        CUDARuntimeError=CUDARuntimeError,
     )
     fake.cuda = types.SimpleNamespace(
         runtime=runtime,
         Device=Device,
-        driver=types.SimpleNamespace(CUDADriverError=CUDADriverError),
+        driver=types.SimpleNamespace(CUDADriverError=CUDADriverError, launchKernel=launch_kernel),
+        get_current_stream=lambda: types.SimpleNamespace(ptr=0),
         memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
     )
     return fake
@@ -208,9 +249,17 @@ def module() -> Module:
 
 def forget() -> None:
     """Drop all that the loader remembers of a CuPy."""
-    from attnarray import dispatch
+    from attnarray import backend, dispatch
 
-    remembered = (unavailable, loader.capability_of, loader.multiprocessors, loader._function, loader._broken)
+    remembered = (
+        backend._cupy_namespace,
+        unavailable,
+        loader.capability_of,
+        loader.multiprocessors,
+        loader._function,
+        loader._broken,
+        loader._threads,
+    )
     for function in (*remembered, dispatch._find, dispatch._choose):
         function.cache_clear()
 
@@ -218,12 +267,13 @@ def forget() -> None:
 @contextlib.contextmanager
 def installed(*, emulated: bool = True) -> Iterator[Module]:
     """Within the block `import cupy` gives the fake one; kernels are not compiled by NVRTC if they are emulated."""
-    before = sys.modules.get("cupy")
+    before = {name: sys.modules.get(name) for name in ("cupy", "array_api_compat.cupy")}
     compiled, compiler = loader.compiled, loader._compiler
     for name in ("synchronisations", "launches", "seed", "device", "capability", "devices", "memory_left"):
         if name in vars(State):
             setattr(State, name, INITIAL[name])
     sys.modules["cupy"] = fake = module()
+    sys.modules["array_api_compat.cupy"] = np
     if emulated:
         loader.compiled = lambda source, dtype, architecture: Path(f"{source}@{loader.STORED[dtype]}")
         loader._compiler = lambda: nvrtc.Nvrtc(None, "", (13, 0), (80, 90))
@@ -232,10 +282,11 @@ def installed(*, emulated: bool = True) -> Iterator[Module]:
         yield fake
     finally:
         loader.compiled, loader._compiler = compiled, compiler
-        if before is None:
-            del sys.modules["cupy"]
-        else:
-            sys.modules["cupy"] = before
+        for name, real in before.items():
+            if real is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = real
         forget()
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 WARP = 32
@@ -40,6 +41,7 @@ def threads_of_row(width: int, itemsize: int) -> int:
     return threads
 
 
+@functools.lru_cache(maxsize=1024)
 def plan_rows(rows: int, width: int, itemsize: int) -> Grid:
     """Rows of `width` numbers: a warp for each short one, several to a block, else a whole block for each.
 

@@ -5,8 +5,12 @@ A launch goes to CuPy's current stream and to the device of its arrays.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
+import math
+import struct
+import sys
 import threading
 import warnings
 from pathlib import Path
@@ -20,6 +24,7 @@ from attnarray.kernels.cuda.grid import Grid
 
 OLDEST = 80  # compute capability 8.0: asynchronous copies and bfloat16
 LARGE_SHARED = 48 * 1024  # a kernel that wants more bytes of shared memory must say so
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 STORED = {"float64": "double", "float32": "float", "float16": "float16", "bfloat16": "bfloat16"}
 OPTIONS = ("-std=c++17", "-default-device", "--ptxas-options=-v")
 
@@ -38,7 +43,7 @@ class Kernel(NamedTuple):
 
 
 def cupy() -> Any:
-    return importlib.import_module("cupy")
+    return sys.modules.get("cupy") or importlib.import_module("cupy")
 
 
 def unavailable() -> str:
@@ -102,13 +107,15 @@ def compiled(source: str, dtype: str, architecture: str) -> Path:
 
 
 @functools.cache
-def _function(kernel: Kernel, dtype: str, device: int) -> Any:
+def _function(kernel: Kernel, dtype: str, device: int) -> Function:
     """The kernel, loaded on a device; Declined if that does not work."""
     with _lock:
         reason = _broken(kernel.source, dtype, device)
     if reason:
         raise Declined(reason)
-    return cupy().RawModule(path=str(_image(kernel.source, dtype, device))).get_function(kernel.name)
+    with cupy().cuda.Device(device):
+        raw = cupy().RawModule(path=str(_image(kernel.source, dtype, device))).get_function(kernel.name)
+        return Function(raw, kernel.parameters, dtype)
 
 
 def _image(source: str, dtype: str, device: int) -> Path:
@@ -142,16 +149,6 @@ def _load(source: str, dtype: str, device: int) -> None:
         cupy().RawModule(path=str(_image(source, dtype, device))).module  # noqa: B018
 
 
-@functools.cache
-def _converters(parameters: str, dtype: str) -> tuple[Any, ...]:
-    real = np.float64 if dtype == "float64" else np.float32
-    return tuple({"p": _pointer, "i": np.int64, "w": np.uint32, "r": real}[letter] for letter in parameters)
-
-
-def _pointer(array: Any) -> Any:
-    return np.uintp(0) if array is None else array
-
-
 def launch(kernel: Kernel, dtype: str, grid: Grid, *arguments: Any) -> None:
     """Run a kernel on the current stream, for arrays that are stored as `dtype`.
 
@@ -164,35 +161,99 @@ def launch(kernel: Kernel, dtype: str, grid: Grid, *arguments: Any) -> None:
     ValueError
         If the arrays are on different devices.
     """
-    device = device_of(kernel, arguments)
+    values, device = list(arguments), -1
+    for place in _array_places(kernel.parameters):
+        array = values[place]
+        if array is None:
+            values[place] = 0
+            continue
+        memory = array.data
+        values[place] = memory.ptr
+        if device != memory.device_id:
+            if device >= 0:
+                raise _different_devices(kernel, arguments)
+            device = memory.device_id
+    if device < 0:
+        raise _different_devices(kernel, arguments)
     function = _function(kernel, dtype, device)
-    if grid.is_empty:
+    if 0 in grid.blocks:
         return
-    values = tuple(
-        convert(value) for convert, value in zip(_converters(kernel.parameters, dtype), arguments, strict=True)
-    )
-    if device == cupy().cuda.runtime.getDevice():
-        _run(function, grid, values)
+    library = cupy()
+    if device == library.cuda.runtime.getDevice():
+        function.run(library, grid, values)
     else:
-        with cupy().cuda.Device(device):
-            _run(function, grid, values)
+        with library.cuda.Device(device):
+            function.run(library, grid, values)
 
 
-def _run(function: Any, grid: Grid, values: tuple[Any, ...]) -> None:
-    if grid.shared > LARGE_SHARED:
-        function.max_dynamic_shared_size_bytes = grid.shared
-    function(grid.blocks, grid.threads, values, shared_mem=grid.shared)
+@functools.cache
+def _array_places(parameters: str) -> tuple[int, ...]:
+    return tuple(place for place, letter in enumerate(parameters) if letter == "p")
 
 
-def device_of(kernel: Kernel, arguments: tuple[Any, ...]) -> int:
-    """The device of the arrays among the arguments."""
-    pairs = zip(kernel.parameters, arguments, strict=True)
-    devices = {int(array.data.device_id) for letter, array in pairs if letter == "p" and array is not None}
-    if len(devices) != 1:
-        raise ValueError(
-            f"{kernel.name}: the arrays are on the devices {sorted(devices)}, expected one. Copy them to one device."
+def _different_devices(kernel: Kernel, arguments: tuple[Any, ...]) -> ValueError:
+    arrays = (arguments[place] for place in _array_places(kernel.parameters))
+    devices = sorted({int(array.data.device_id) for array in arrays if array is not None})
+    return ValueError(f"{kernel.name}: the arrays are on the devices {devices}, expected one. Copy them to one device.")
+
+
+class Function:
+    """A kernel as loaded on a device. It is launched by CuPy's driver call, as `RawKernel` takes a microsecond for each
+    argument."""
+
+    def __init__(self, raw: Any, parameters: str, dtype: str) -> None:
+        formats = {"p": "Q", "i": "q", "w": "I4x", "r": "d" if dtype == "float64" else "f4x"}
+        self._raw = raw  # keeps the machine code loaded
+        self._handle = raw.kernel.ptr
+        self._shared = LARGE_SHARED
+        self._layout = struct.Struct("=" + "".join(formats[letter] for letter in parameters))
+        self._count = len(parameters)
+
+    def run(self, library: Any, grid: Grid, values: list[Any]) -> None:
+        """Launch it on the current stream of the current device; `values` holds addresses in place of arrays."""
+        if grid.shared > self._shared:
+            self._raw.max_dynamic_shared_size_bytes = self._shared = grid.shared
+        room = _threads().rooms.get(self) or self._room()
+        stream = library.cuda.get_current_stream().ptr
+        try:
+            self._layout.pack_into(room.values, 0, *values)
+        except OverflowError:  # a float64 beyond float32
+            self._layout.pack_into(room.values, 0, *map(_narrowed, values))
+        library.cuda.driver.launchKernel(
+            self._handle, *grid.blocks, *grid.threads, grid.shared, stream, room.address, 0
         )
-    return devices.pop()
+
+    def _room(self) -> _Room:
+        values = ctypes.create_string_buffer(8 * self._count)
+        start = ctypes.addressof(values)
+        places = (ctypes.c_void_p * self._count)(*range(start, start + 8 * self._count, 8))
+        room = _threads().rooms[self] = _Room(values, places, ctypes.addressof(places))
+        return room
+
+
+class _Room(NamedTuple):
+    """Eight bytes for each argument of a kernel, their places, and where the places are. The driver copies from there."""
+
+    values: Any
+    places: Any
+    address: int
+
+
+class _Thread(threading.local):
+    """What a thread that launches kernels has to itself."""
+
+    def __init__(self) -> None:
+        cupy().cuda.runtime.free(0)  # a thread has no CUDA context before it has called the runtime
+        self.rooms: dict[Function, _Room] = {}
+
+
+@functools.cache
+def _threads() -> _Thread:
+    return _Thread()
+
+
+def _narrowed(value: Any) -> Any:
+    return math.copysign(math.inf, value) if isinstance(value, float) and abs(value) > FLOAT32_MAX else value
 
 
 def warmup(kernels: tuple[Kernel, ...], dtype: str) -> None:
@@ -206,7 +267,7 @@ def empty(shape: tuple[int, ...], dtype: Any) -> Any:
     """An array for results; if there is no memory for it, the error says how much was wanted."""
     library = cupy()
     try:
-        return library.empty(shape, dtype=dtype)
+        return library.ndarray(shape, dtype)  # what cupy.empty calls
     except library.cuda.memory.OutOfMemoryError as error:
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         raise MemoryError(
