@@ -64,7 +64,7 @@ def namespace_of(*arrays: Array | None) -> Namespace:
 def namespace_of_cupy(arrays: Iterable[Array | None]) -> Namespace | None:
     """What `namespace_of` gives for CuPy arrays alone, without the microseconds that asking them takes; else None."""
     kinds = {type(array) for array in arrays if array is not None}
-    return _cupy_namespace(kinds.pop()) if len(kinds) == 1 else None
+    return _cupy_namespace(kinds.pop()) if len(kinds) == 1 else None  # type: ignore[arg-type]
 
 
 @functools.lru_cache(maxsize=256)

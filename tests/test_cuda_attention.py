@@ -14,6 +14,7 @@ from test_kernels import arguments_of, in_dtype, kernel_of, largest_distance, re
 
 from attnarray.attention.scoring import Scoring
 from attnarray.kernels import Declined
+from attnarray.kernels.cuda import additive, loader
 
 pytestmark = pytest.mark.skipif(bool(building.UNAVAILABLE), reason=building.UNAVAILABLE)
 SCORING = ["attention.scoring:weights_from_dots", "attention.scoring:gradients_of_dots"]
@@ -135,7 +136,9 @@ def additive_arguments(name: str, sizes: tuple[int, ...], dtype: str, size: floa
     return [x.astype(dtype) for x in given]
 
 
-SIZES = [(1, 1, 1, 1), (2, 3, 4, 5), (1, 33, 40, 37), (2, 9, 35, 130), (2, 0, 3, 4), (2, 3, 0, 4), (0, 2, 3, 4)]
+# Several tiles, blocks of rows and ranges of others, with queries or keys as the longer ones; and nothing of each.
+SIZES = [(1, 1, 1, 1), (2, 3, 4, 5), (1, 33, 40, 37), (2, 9, 35, 130), (1, 150, 70, 66), (1, 67, 131, 5)]
+SIZES += [(2, 0, 3, 4), (2, 3, 0, 4), (0, 2, 3, 4), (2, 0, 0, 4)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -147,10 +150,31 @@ def test_additive_scores_of_any_size(name: str, dtype: str) -> None:
         fake_cupy.State.seed = n
         arguments = additive_arguments(name, sizes, dtype, size)
         truth = reference(name, [x.astype(np.float64) for x in arguments])
-        for result, exact in zip(kernel(name, arguments), truth, strict=True):
+        b, t, s, a = sizes
+        counts = [a] if name == ADDITIVE[0] else [s, t, b * t * s]  # of the terms of each sum
+        for result, exact, terms in zip(kernel(name, arguments), truth, counts, strict=True):
             assert (result.dtype, result.shape) == (dtype, exact.shape)
-            terms = sizes[3] if name == ADDITIVE[0] else max(*sizes[1:3], 1) * max(sizes[0], 1)
             assert largest_distance(result, exact) <= 8 * EPS[dtype] * (1 + 3 * terms**0.5) * 3  # of sums of such terms
+
+
+@pytest.mark.parametrize("name", ADDITIVE)
+def test_additive_scores_have_the_same_bits_in_every_run(name: str) -> None:
+    arguments = additive_arguments(name, (2, 70, 66, 35), "float32")
+    runs = []
+    for seed in range(3):
+        fake_cupy.State.seed = seed
+        runs.append([result.tobytes() for result in kernel(name, arguments)])
+    assert runs[0] == runs[1] == runs[2]
+
+
+def test_additive_gradients_hold_far_less_than_all_pairs_with_their_features() -> None:
+    for batch, rows, others, features in ((8, 512, 512, 256), (4, 1024, 1024, 512), (1, 16384, 16384, 64)):
+        grid, each = additive.plan_slopes(batch, rows, others, features, 4, 132)
+        assert each * grid.blocks[2] >= others > each * (grid.blocks[2] - 1)
+        held = grid.blocks[2] * rows + grid.blocks[0] // batch * others
+        assert held * batch * features <= batch * rows * others * features / 32
+        assert grid.shared <= loader.LARGE_SHARED
+        assert grid.blocks[0] * grid.blocks[1] * grid.blocks[2] >= 132 * 4  # all processors have work
 
 
 @pytest.mark.parametrize("name", ADDITIVE)

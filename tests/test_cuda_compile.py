@@ -21,6 +21,8 @@ DTYPES = {
 }
 ARCHITECTURES = tuple(DTYPES)
 MOST_REGISTERS = {"float64": 160, "float32": 128, "float16": 128, "bfloat16": 128}
+MOST_OF_TILES = 255  # where a thread holds a tile of sums, and blocks are small
+TILES = {"additive_slopes", "additive_scores"}
 
 
 def dtypes_of(source: str, architecture: str) -> list[str]:
@@ -42,7 +44,8 @@ def test_compiles_without_spills(source: str, architecture: str) -> None:
         assert found
         for kernel, used in found.items():
             assert (used.spilled, used.stack) == (0, 0), f"{kernel} of {dtype} spills"
-            assert 0 < used.registers <= MOST_REGISTERS[dtype], f"{kernel} of {dtype} takes {used.registers} registers"
+            most = MOST_OF_TILES if kernel in TILES else MOST_REGISTERS[dtype]
+            assert 0 < used.registers <= most, f"{kernel} of {dtype} takes {used.registers} registers"
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

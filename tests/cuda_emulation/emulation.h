@@ -130,6 +130,7 @@ void matrices(uint32 (&out)[4], size_t row, bool turned);
 }  // namespace emulation
 
 #define KERNEL(threads) static void
+#define KERNEL_TOGETHER(threads, blocks) static void
 #define JOINED(a, b) a##b
 #define JOIN(a, b) JOINED(a, b)
 #define EXPORT(name)                                                                                                    \
@@ -178,6 +179,11 @@ template <class T> void load16(Global<const T> p, int64 i, T (&out)[16 / sizeof(
   if (!is_aligned16(p + i)) emulation::fault("16 bytes are loaded from a place that is not aligned to them");
   emulation::touch_global((p + i).address, 16, emulation::READ);
   memcpy(out, (p + i).address, 16);
+}
+template <class T> void load16(Shared<const T> p, int64 i, T (&out)[16 / sizeof(T)]) {
+  if ((p + i).offset % 16) emulation::fault("16 bytes are loaded from a place that is not aligned to them");
+  emulation::touch_shared((p + i).offset, 16, emulation::READ);
+  memcpy(out, emulation::shared_memory + (p + i).offset, 16);
 }
 template <class T> void store16(Global<T> p, int64 i, const T (&values)[16 / sizeof(T)]) {
   if (!is_aligned16(p + i)) emulation::fault("16 bytes are stored at a place that is not aligned to them");

@@ -7,15 +7,18 @@ from typing import Any
 from attnarray.kernels import Declined
 from attnarray.kernels.cuda import arrays as ga
 from attnarray.kernels.cuda.grid import BLOCK, MOST_BLOCKS_ALONG_Y, Grid, ceil_div
-from attnarray.kernels.cuda.loader import Kernel, empty, launch
+from attnarray.kernels.cuda.loader import Kernel, empty, launch, multiprocessors
 from attnarray.kernels.cuda.loader import warmup as load
 
 SCORES = Kernel("additive.cu", "additive_scores", "ppppiiii")
-SLOPES = Kernel("additive.cu", "additive_slopes", "ppppppiiiiii")
+SLOPES = Kernel("additive.cu", "additive_slopes", "pppppp" + "i" * 7)
+GRADIENTS = Kernel("additive.cu", "additive_gradients", "pppiii")
 
-# As in additive.cu: a tile of pairs and its features at a time; the rows and features of a block of gradients.
-TILE, DEPTH = 32, 32
-ROWS, THREADS, STEP = 8, 128, 32
+# As in additive.cu: a tile of pairs and its features at a time.
+TILE, DEPTH, APART = 64, 32, 36
+# The warps of a block of gradients, its features, others at a time, and the rows of a warp by the bytes of a number.
+WARPS, WIDTH, STEP, ROWS = 4, 64, 32, {4: 16, 8: 8}
+BLOCKS_OF_MULTIPROCESSOR = 8  # as many as keep all of them busy until the end
 
 
 def additive_scores(q: Any, k: Any, w: Any) -> Any:
@@ -29,43 +32,56 @@ def additive_scores(q: Any, k: Any, w: Any) -> Any:
 
 
 def additive_scores_backward(dscores: Any, q: Any, k: Any, w: Any) -> tuple[Any, Any, Any]:
-    """See the reference."""
+    """See the reference. One pass over all pairs; what its blocks have summed is added up in their order."""
+    how = ga.stored(q, wide_only=True)
     dscores, q, k, w = (ga.beside(array, q) for array in (dscores, q, k, w))
-    queries, keys = q.shape[2], k.shape[2]
-    blocks = plan_slopes(q.shape[0], queries, q.shape[3], 1).blocks[0]
-    partial = empty((blocks, w.shape[0]), q.dtype)
-    dq = _slopes(dscores, q, k, w, partial, (keys, 1))
-    return dq, _slopes(dscores, k, q, w, None, (1, keys)), ga.column_sums(partial, q)
+    (batch, _, queries, features), keys = q.shape, k.shape[2]
+    swapped = keys > queries  # blocks have many rows each, so these are the longer ones
+    (x, rows), (z, others) = ((k, keys), (q, queries)) if swapped else ((q, queries), (k, keys))
+    grid, each = plan_slopes(batch, rows, others, features, how.itemsize, multiprocessors(int(q.data.device_id)))
+    row_blocks = ceil_div(rows, WARPS * ROWS[how.itemsize])
+    dx = empty((grid.blocks[2], batch * rows, features), q.dtype)
+    dz = empty((row_blocks, batch * others, features), q.dtype)
+    dw = empty((grid.blocks[2] * grid.blocks[0] * WARPS, features), q.dtype)
+    apart = (1, keys) if swapped else (keys, 1)
+    sizes = rows, others, features, *apart, max(row_blocks, 1), each
+    launch(SLOPES, how.name, grid, dscores, x, z, dx, dz, dw, *sizes)
+    sums = _added(dx, w, x), _added(dz, w, z)
+    dq, dk = sums[::-1] if swapped else sums
+    return dq, dk, ga.column_sums(dw, q)
 
 
 def warmup(dtype: str) -> None:
-    """Compile both kernels for one dtype."""
+    """Compile all kernels for one dtype."""
     if dtype in ("float32", "float64"):
-        load((SCORES, SLOPES, ga.COLUMN_SUMS), dtype)
+        load((SCORES, SLOPES, GRADIENTS, ga.COLUMN_SUMS), dtype)
 
 
 def plan_scores(batch: int, queries: int, keys: int, itemsize: int) -> Grid:
     """A block for each tile of pairs, with its features in shared memory."""
-    shared = (2 * TILE * (DEPTH + 1) + DEPTH) * itemsize
+    shared = (2 * TILE * APART + DEPTH) * itemsize
     return _checked(Grid((batch * ceil_div(queries, TILE), ceil_div(keys, TILE), 1), (BLOCK, 1, 1), shared))
 
 
-def plan_slopes(batch: int, rows: int, features: int, itemsize: int) -> Grid:
-    """A block for some rows and features; it goes over all the others."""
-    blocks = batch * ceil_div(rows, ROWS), ceil_div(features, THREADS), 1
-    return _checked(Grid(blocks, (THREADS, 1, 1), ROWS * STEP * itemsize))
+def plan_slopes(batch: int, rows: int, others: int, features: int, itemsize: int, processors: int) -> tuple[Grid, int]:
+    """A block for some rows and features and a range of others; also how many others a range has."""
+    tiles, across = batch * ceil_div(rows, WARPS * ROWS[itemsize]), ceil_div(features, WIDTH)
+    steps = max(ceil_div(others, STEP), 1)
+    ranges = min(max(BLOCKS_OF_MULTIPROCESSOR * processors // max(tiles * across, 1), 1), steps)
+    each = ceil_div(steps, ranges)
+    shared = (STEP * WIDTH * (1 + WARPS) + WARPS * ROWS[itemsize] * STEP) * itemsize
+    return _checked(Grid((tiles, across, ceil_div(steps, each)), (32 * WARPS, 1, 1), shared)), each * STEP
 
 
 def _checked(grid: Grid) -> Grid:
-    if grid.blocks[1] > MOST_BLOCKS_ALONG_Y:
-        raise Declined(f"{grid.blocks[1]} tiles along one axis, at most {MOST_BLOCKS_ALONG_Y}")
+    if max(grid.blocks[1:]) > MOST_BLOCKS_ALONG_Y:
+        raise Declined(f"{max(grid.blocks[1:])} tiles along one axis, at most {MOST_BLOCKS_ALONG_Y}")
     return grid
 
 
-def _slopes(dscores: Any, x: Any, z: Any, w: Any, partial: Any, strides: tuple[int, int]) -> Any:
-    """The gradient of the rows x, summed over the others z; `strides` of rows and others in `dscores`."""
-    how, dx = ga.stored(x, wide_only=True), empty(x.shape, x.dtype)
-    batch, _, rows, features = x.shape
-    sizes = rows, z.shape[2], features, *strides, ceil_div(rows, ROWS)
-    launch(SLOPES, how.name, plan_slopes(batch, rows, features, how.itemsize), dscores, x, z, w, dx, partial, *sizes)
-    return dx
+def _added(partial: Any, w: Any, like: Any) -> Any:
+    """The gradient of an array from its parts (P, B R, A)."""
+    (parts, rows, features), out = partial.shape, empty(like.shape, like.dtype)
+    grid = Grid((ceil_div(rows, 4), 1, 1), (64, 4, 1))
+    launch(GRADIENTS, ga.stored(like).name, grid, partial, w, out, parts, rows, features)
+    return out

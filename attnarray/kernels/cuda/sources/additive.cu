@@ -1,118 +1,207 @@
 // Additive scores e_ij = sum_a w_a tanh(q_ia + k_ja) and their gradients, without an array of (T, S, A).
 // Reference: attention/additive_core.py, in whose dtype the numbers are stored.
 //
-// tanh(q + k) = 1 - 2 r with r = 1 / (1 + e^2q e^2k): one exponential for each query and key, one reciprocal for each pair.
-// Where a number is beyond MOST, or NaN, the sum is taken first. The error of a score is some roundings of sum |w_a|.
+// tanh(q + k) = 1 - 2 r with r = 1 / (1 + e^2q e^2k): one exponential for each query and key. A reciprocal takes as long as
+// eight products, so two share one: 1 / c and 1 / d are d and c times 1 / (c d). Where a number is beyond MOST, or NaN, the
+// sum is taken first. The error of a score is some roundings of sum |w_a|.
 #include "rows.cuh"
 
 using Real = Stored;
 
-constexpr double MOST = 20;  // e^(4 MOST) is still a float32
-constexpr int TILE = 32, DEPTH = 32, APART = DEPTH + 1;  // queries and keys of a block, features at a time
+constexpr double MOST = 10;  // (1 + e^(4 MOST))^2 has a reciprocal that is a normal float32
+constexpr int TILE = 64, DEPTH = 32, APART = DEPTH + 4;  // queries and keys of a block, features at a time
 
 inline bool is_large(Real x) { return !(fabs(x) <= Real(MOST)); }
 
-// Parallel over tiles of 32 queries and 32 keys; a thread of 16 x 16 has four pairs. Shared: 32 features of the tile.
-KERNEL(256) additive_scores(Global<const Stored> q, Global<const Stored> k, Global<const Stored> w, Global<Stored> out,
+// 1 / (1 + e^2x) for any x; from 40 on the difference to 0 does not count.
+inline Real complement(Real x) { return reciprocal(Real(1) + Real(exp(2 * (x > Real(40) ? Real(40) : x)))); }
+
+inline void read4(Shared<const Real> p, int at, Real (&out)[4]) {
+  UNROLL for (int c = 0; c < 4; c += CHUNK<Real>) {
+    Real chunk[CHUNK<Real>];
+    load16<Real>(p, at + c, chunk);
+    UNROLL for (int e = 0; e < CHUNK<Real>; e++) out[c + e] = chunk[e];
+  }
+}
+
+// Parallel over tiles of 64 queries and 64 keys; a warp has 16 x 32 pairs, a thread 4 x 4. Shared: 32 features of the tile.
+KERNEL_TOGETHER(256, sizeof(Real) == 4 ? 3 : 1) additive_scores(Global<const Stored> q, Global<const Stored> k, Global<const Stored> w, Global<Stored> out,
                             int64 queries, int64 keys, int64 features, int64 query_tiles) {
+  constexpr int WARPS_OF_TILE = 8, EACH = TILE / WARPS_OF_TILE;
   Shared<Real> of_q = shared<Real>(0), of_k = of_q + TILE * APART, of_w = of_k + TILE * APART;
   const int64 batch = blockIdx.x / query_tiles, i0 = blockIdx.x % query_tiles * TILE, j0 = int64(blockIdx.y) * TILE;
-  const int x = threadIdx.x % 16, y = threadIdx.x / 16;
-  Real r[2][2] = {{0, 0}, {0, 0}}, whole = 0;  // sums of w / (1 + e^2(q+k)); of w, plus what was taken as a tanh
-  Real direct[2][2] = {{0, 0}, {0, 0}};
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int first_query = warp / 2 * 16, first_key = warp % 2 * 32, y = first_query + lane / 8, x = first_key + lane % 8;
+  const bool busy = i0 + first_query < queries && j0 + first_key < keys;
+  Real sums[4][4] = {{0}}, whole = 0;  // of w r, and of w
   for (int64 a0 = 0; a0 < features; a0 += DEPTH) {
     bool large = false;
-    Real held_q[TILE * DEPTH / 256], held_k[TILE * DEPTH / 256];
-    UNROLL for (int m = 0; m < TILE * DEPTH / 256; m++) {
-      const int n = m * 256 + threadIdx.x, row = n / DEPTH;
-      const int64 a = a0 + n % DEPTH;
-      const bool has_q = i0 + row < queries && a < features, has_k = j0 + row < keys && a < features;
-      held_q[m] = has_q ? Real(q[(batch * queries + i0 + row) * features + a]) : Real(0);
-      held_k[m] = has_k ? Real(k[(batch * keys + j0 + row) * features + a]) : Real(0);
+    Real held_q[EACH], held_k[EACH];
+    const int64 a = a0 + lane, q_place = (batch * queries + i0 + warp) * features + a;
+    const int64 k_place = (batch * keys + j0 + warp) * features + a;
+    UNROLL for (int m = 0; m < EACH; m++) {
+      const int64 row = warp + m * WARPS_OF_TILE, on = m * WARPS_OF_TILE * features;
+      held_q[m] = i0 + row < queries && a < features ? Real(q[q_place + on]) : Real(0);
+      held_k[m] = j0 + row < keys && a < features ? Real(k[k_place + on]) : Real(0);
       large |= is_large(held_q[m]) || is_large(held_k[m]);
     }
     large = any_thread(large);  // also: all have read the features before
-    UNROLL for (int m = 0; m < TILE * DEPTH / 256; m++) {
-      const int n = m * 256 + threadIdx.x, at = n / DEPTH * APART + n % DEPTH;
+    UNROLL for (int m = 0; m < EACH; m++) {
+      const int at = (warp + m * WARPS_OF_TILE) * APART + lane;
       of_q[at] = large ? held_q[m] : Real(exp(2 * held_q[m]));
       of_k[at] = large ? held_k[m] : Real(exp(2 * held_k[m]));
     }
     if (threadIdx.x < DEPTH) of_w[threadIdx.x] = a0 + threadIdx.x < features ? Real(w[a0 + threadIdx.x]) : Real(0);
     sync_threads();
     const int depth = features - a0 < DEPTH ? int(features - a0) : DEPTH;
-    for (int a = 0; a < depth; a++) {
-      const Real weight = of_w[a];
-      Real qs[2], ks[2];
-      UNROLL for (int m = 0; m < 2; m++) {
-        qs[m] = of_q[(y + 16 * m) * APART + a];
-        ks[m] = of_k[(x + 16 * m) * APART + a];
+    for (int a = 0; a < depth && busy; a += large ? 1 : 4) {
+      if (large) {
+        const Real weight = of_w[a];
+        whole += weight;
+        UNROLL for (int n = 0; n < 4; n++) {
+          const Real number = of_k[(x + 8 * n) * APART + a];
+          UNROLL for (int m = 0; m < 4; m++) sums[m][n] += weight * complement(of_q[(y + 4 * m) * APART + a] + number);
+        }
+        continue;
       }
-      if (!large) whole += weight;
-      UNROLL for (int m = 0; m < 2; m++) UNROLL for (int n = 0; n < 2; n++) {
-        if (large) direct[m][n] += weight * tanh(qs[m] + ks[n]);
-        else r[m][n] += weight * reciprocal(1 + qs[m] * ks[n]);
+      Real ws[4], qs[4][4], ks[4][4];
+      read4(of_w, a, ws);
+      UNROLL for (int m = 0; m < 4; m++) {
+        whole += ws[m];
+        read4(of_q, (y + 4 * m) * APART + a, qs[m]);
+        read4(of_k, (x + 8 * m) * APART + a, ks[m]);
+      }
+      UNROLL for (int m = 0; m < 4; m++) UNROLL for (int n = 0; n < 4; n++) UNROLL for (int e = 0; e < 4; e += 2) {
+        const Real c = 1 + qs[m][e] * ks[n][e], d = 1 + qs[m][e + 1] * ks[n][e + 1];
+        sums[m][n] += (ws[e] * d + ws[e + 1] * c) * reciprocal(c * d);
       }
     }
   }
-  UNROLL for (int m = 0; m < 2; m++) UNROLL for (int n = 0; n < 2; n++) {
-    const int64 i = i0 + y + 16 * m, j = j0 + x + 16 * n;
-    if (i < queries && j < keys) out[(batch * queries + i) * keys + j] = direct[m][n] + whole - 2 * r[m][n];
+  if (!busy) return;
+  UNROLL for (int m = 0; m < 4; m++) UNROLL for (int n = 0; n < 4; n++) {
+    const int64 i = i0 + y + 4 * m, j = j0 + x + 8 * n;
+    if (i < queries && j < keys) out[(batch * queries + i) * keys + j] = whole - 2 * sums[m][n];
   }
 }
 EXPORT(additive_scores)
 
-constexpr int ROWS = 8, THREADS = 128, STEP = 32;  // rows of a thread, features of a block, others at a time
+constexpr int ROWS = sizeof(Real) == 4 ? 16 : 8, WARPS = 4, WIDTH = 64;  // rows of a warp, features of a block
+constexpr int STEP = 32;                                                 // others at a time
 
-// For rows x and others z, queries and keys or the other way round: the gradient of x, and if asked for that of w, one row
-// of sums for each block of rows. The gradient of score (row, other) stands at row * row_apart + other * other_apart.
-// Parallel over 8 rows and 128 features; a thread has one feature of 8 rows. Shared: the gradients of 8 x 32 scores.
-KERNEL(128) additive_slopes(Global<const Stored> dscores, Global<const Stored> x, Global<const Stored> z,
-                            Global<const Stored> w, Global<Stored> dx, Global<Stored> dw, int64 rows, int64 others,
-                            int64 features, int64 row_apart, int64 other_apart, int64 row_blocks) {
-  Shared<Real> of_scores = shared<Real>(0);
-  const int64 batch = blockIdx.x / row_blocks, i0 = blockIdx.x % row_blocks * ROWS;
-  const int64 a = int64(blockIdx.y) * THREADS + threadIdx.x;
-  Real numbers[ROWS], exponentials[ROWS], sums[ROWS], weight_sum = 0;
-  bool large = false;
-  UNROLL for (int m = 0; m < ROWS; m++) {
-    const bool there = i0 + m < rows && a < features;
-    numbers[m] = there ? Real(x[(batch * rows + i0 + m) * features + a]) : Real(0);
-    large |= is_large(numbers[m]);
-    exponentials[m] = exp(2 * numbers[m]);
-    sums[m] = 0;
+// For rows x and others z, queries and keys or the other way round: sums for the gradients of both in one pass,
+//   dx[split, row] = sum_other d r (1 - r)  and  dz[block of rows, other] = sum_row d r (1 - r),
+// which `additive_gradients` adds up, and sum d (1 - 2 r) for w, one row for each warp. The gradient d of score (row, other)
+// stands at row * row_apart + other * other_apart.
+// Parallel over 64 rows, 64 features and ranges of `range` others; a warp has 16 rows, a lane two features of each. For
+// float64 the rows are half as many. Shared: gradients of scores, 32 others, and their sums by each warp.
+KERNEL_TOGETHER(128, sizeof(Real) == 4 ? 3 : 2) additive_slopes(Global<const Stored> dscores, Global<const Stored> x, Global<const Stored> z,
+                            Global<Stored> dx, Global<Stored> dz, Global<Stored> dw, int64 rows, int64 others,
+                            int64 features, int64 row_apart, int64 other_apart, int64 row_blocks, int64 range) {
+  constexpr int THREADS = 32 * WARPS, EACH = STEP * WIDTH / THREADS, PAIRED = 2;  // of 4: both units are busy
+  Shared<Real> of_z = shared<Real>(0), of_scores = of_z + STEP * WIDTH, of_sums = of_scores + WARPS * ROWS * STEP;
+  const int64 batches = gridDim.x / row_blocks, batch = blockIdx.x / row_blocks, block = blockIdx.x % row_blocks;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int64 i0 = block * WARPS * ROWS, own = i0 + warp * ROWS, a0 = int64(blockIdx.y) * WIDTH;
+  const int64 first = blockIdx.z * range, last = others - first < range ? others : first + range;
+  const int64 left = (rows - i0 + ROWS - 1) / ROWS;
+  const int busy = left < WARPS ? int(left) : WARPS;  // warps that have rows
+  Real exponentials[ROWS][2], sums[ROWS][2], of_w[2] = {0, 0}, total = 0;
+  bool own_large = false;
+  UNROLL for (int m = 0; m < ROWS; m++) UNROLL for (int f = 0; f < 2; f++) {
+    const int64 i = own + m, a = a0 + lane + 32 * f;
+    const Real number = i < rows && a < features ? Real(x[(batch * rows + i) * features + a]) : Real(0);
+    own_large |= is_large(number);
+    exponentials[m][f] = exp(2 * number);
+    sums[m][f] = 0;
   }
-  for (int64 j0 = 0; j0 < others; j0 += STEP) {
-    sync_threads();
-    UNROLL for (int n = threadIdx.x; n < ROWS * STEP; n += THREADS) {
-      const int64 i = i0 + n / STEP, j = j0 + n % STEP;
-      const bool there = i < rows && j < others;
-      of_scores[n] = there ? Real(dscores[batch * rows * others + i * row_apart + j * other_apart]) : Real(0);
+  for (int64 j0 = first; j0 < last; j0 += STEP) {
+    bool large = own_large;
+    Real held[EACH];
+    UNROLL for (int m = 0; m < EACH; m++) {
+      const int n = m * THREADS + threadIdx.x;
+      const int64 j = j0 + n / WIDTH, a = a0 + n % WIDTH;
+      held[m] = j < last && a < features ? Real(z[(batch * others + j) * features + a]) : Real(0);
+      large |= is_large(held[m]);
+    }
+    large = any_thread(large);  // also: all have read the others before
+    UNROLL for (int m = 0; m < EACH; m++) of_z[m * THREADS + threadIdx.x] = large ? held[m] : Real(exp(2 * held[m]));
+    UNROLL for (int m = 0; m < ROWS; m++) {
+      const int64 i = own + m, j = j0 + lane;
+      const Real d = i < rows && j < last ? Real(dscores[batch * rows * others + i * row_apart + j * other_apart]) : Real(0);
+      of_scores[(warp * ROWS + m) * STEP + lane] = d;
+      total += d;
     }
     sync_threads();
-    const int64 past = others - j0 < STEP ? others - j0 : STEP;
-    for (int64 j = 0; j < past && a < features; j++) {
-      const Real other = z[(batch * others + j0 + j) * features + a], exponential = exp(2 * other);
-      const bool direct = large || is_large(other);
-      UNROLL for (int m = 0; m < ROWS; m++) {
-        const Real d = of_scores[m * STEP + j];
-        Real slope, t;  // the derivative of tanh, and tanh
-        if (direct) {
-          t = tanh(numbers[m] + other);
-          slope = 1 - t * t;
-        } else {
-          const Real r = reciprocal(1 + exponentials[m] * exponential);
-          t = 1 - 2 * r;
-          slope = 4 * r * (1 - r);
+    const int past = last - j0 < STEP ? int(last - j0) : STEP;
+    for (int j = 0; j < past && warp < busy; j += 4) {
+      Real zs[4][2], dzs[4][2] = {{0}}, weighted[2] = {0, 0};
+      UNROLL for (int n = 0; n < 4; n++) UNROLL for (int f = 0; f < 2; f++) zs[n][f] = of_z[(j + n) * WIDTH + lane + 32 * f];
+      if (large) {
+        for (int m = 0; m < ROWS; m++) {
+          Real d[4], row_sums[2] = {0, 0};
+          read4(of_scores, (warp * ROWS + m) * STEP + j, d);
+          UNROLL for (int f = 0; f < 2; f++) {
+            const int64 i = own + m, a = a0 + lane + 32 * f;
+            const Real number = i < rows && a < features ? Real(x[(batch * rows + i) * features + a]) : Real(0);
+            UNROLL for (int n = 0; n < 4; n++) {
+              const Real r = d[n] == 0 ? Real(0) : complement(number + zs[n][f]), slope = r - r * r;
+              row_sums[f] += d[n] * slope;
+              dzs[n][f] += d[n] * slope;
+              weighted[f] += d[n] * r;
+            }
+          }
+          UNROLL for (int here = 0; here < ROWS; here++) UNROLL for (int f = 0; f < 2; f++)
+            if (here == m) sums[here][f] += row_sums[f];  // registers have no index
         }
-        sums[m] += d == 0 ? Real(0) : d * slope;
-        weight_sum += d == 0 ? Real(0) : d * t;
+      } else {
+        UNROLL for (int m = 0; m < ROWS; m++) {
+          Real d[4];
+          read4(of_scores, (warp * ROWS + m) * STEP + j, d);
+          UNROLL for (int n = 0; n < 4; n++) {
+            const Real b = 1 + exponentials[m][0] * zs[n][0], c = 1 + exponentials[m][1] * zs[n][1];
+            const Real of_both = n < PAIRED ? reciprocal(b * c) : Real(0);
+            const Real r[2] = {n < PAIRED ? of_both * c : reciprocal(b), n < PAIRED ? of_both * b : reciprocal(c)};
+            UNROLL for (int f = 0; f < 2; f++) {
+              const Real slope = r[f] - r[f] * r[f];
+              sums[m][f] += d[n] * slope;
+              dzs[n][f] += d[n] * slope;
+              weighted[f] += d[n] * r[f];
+            }
+          }
+        }
       }
+      UNROLL for (int f = 0; f < 2; f++) of_w[f] += weighted[f];  // sums of sums round less
+      UNROLL for (int n = 0; n < 4; n++) UNROLL for (int f = 0; f < 2; f++)
+        of_sums[(warp * STEP + j + n) * WIDTH + lane + 32 * f] = dzs[n][f];
+    }
+    sync_threads();
+    for (int n = threadIdx.x; n < past * WIDTH; n += THREADS) {
+      const int64 a = a0 + n % WIDTH;
+      Real sum = 0;
+      for (int other_warp = 0; other_warp < busy; other_warp++) sum += of_sums[other_warp * STEP * WIDTH + n];
+      if (a < features) dz[((block * batches + batch) * others + j0 + n / WIDTH) * features + a] = sum;
     }
   }
-  if (a >= features) return;
-  const Real weight = w[a];
-  UNROLL for (int m = 0; m < ROWS; m++)
-    if (i0 + m < rows) dx[(batch * rows + i0 + m) * features + a] = sums[m] * weight;
-  if (dw) dw[int64(blockIdx.x) * features + a] = weight_sum;
+  UNROLL for (int lanes = 16; lanes; lanes /= 2) total += shuffle_xor(total, lanes);
+  UNROLL for (int f = 0; f < 2; f++) {
+    const int64 a = a0 + lane + 32 * f;
+    if (a >= features) continue;
+    dw[((int64(blockIdx.z) * gridDim.x + blockIdx.x) * WARPS + warp) * features + a] = total - 2 * of_w[f];
+    UNROLL for (int m = 0; m < ROWS; m++)
+      if (own + m < rows) dx[((blockIdx.z * batches + batch) * rows + own + m) * features + a] = sums[m][f];
+  }
 }
 EXPORT(additive_slopes)
+
+// out[row, a] = 4 w_a sum_part partial[part, row, a]. Parallel over rows, four to a block, and features.
+KERNEL(256) additive_gradients(Global<const Stored> partial, Global<const Stored> w, Global<Stored> out, int64 parts,
+                               int64 rows, int64 features) {
+  const int64 row = int64(blockIdx.x) * blockDim.y + threadIdx.y;
+  if (row >= rows) return;
+  for (int64 a = threadIdx.x; a < features; a += blockDim.x) {
+    Real sum = 0;
+    for (int64 part = 0; part < parts; part++) sum += partial[(part * rows + row) * features + a];
+    out[row * features + a] = 4 * Real(w[a]) * sum;
+  }
+}
+EXPORT(additive_gradients)

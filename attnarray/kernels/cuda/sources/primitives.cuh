@@ -19,6 +19,7 @@ struct bfloat16 { unsigned short bits; };
 #ifdef __CUDACC__
 
 #define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, 1)
+#define KERNEL_TOGETHER(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)  // on one processor
 #define EXPORT(name)
 #define UNROLL _Pragma("unroll")
 
@@ -45,7 +46,7 @@ inline void narrow(double v, double& out) { out = v; }
 inline void narrow(float v, float16& out) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out.bits) : "f"(v)); }
 inline void narrow(float v, bfloat16& out) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out.bits) : "f"(v)); }
 
-// 16 bytes at once: 16 / sizeof(T) numbers from place i on, which must be aligned to 16 bytes.
+// 16 bytes at once: 16 / sizeof(T) numbers from place i on, which must be aligned to 16 bytes. Loads also from shared memory.
 template <class T> inline void load16(Global<const T> p, int64 i, T (&out)[16 / sizeof(T)]) {
   *reinterpret_cast<int4*>(&out) = *reinterpret_cast<const int4*>(p + i);
 }
@@ -54,8 +55,9 @@ template <class T> inline void store16(Global<T> p, int64 i, const T (&values)[1
 }
 template <class T> inline bool is_aligned16(Global<T> p) { return (reinterpret_cast<uint64>(p) & 15) == 0; }
 
-inline float reciprocal(float v) { float r; asm("rcp.approx.f32 %0, %1;" : "=f"(r) : "f"(v)); return r; }  // 1 ulp
-// Of a normal number, by Newton's method: a division would be a call, around which registers are spilled.
+// Of a normal number: the float one to an ulp.
+inline float reciprocal(float v) { float r; asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v)); return r; }
+// By Newton's method: a division would be a call, around which registers are spilled.
 inline double reciprocal(double v) {
   double r;
   asm("rcp.approx.ftz.f64 %0, %1;" : "=d"(r) : "d"(v));
