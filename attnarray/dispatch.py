@@ -13,12 +13,12 @@ import importlib
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 import numpy as np
 
 from attnarray.backend import library_of_type
-from attnarray.kernels import Declined
+from attnarray.kernels import Declined, noting
 from attnarray.kernels.table import BACKEND_OF_LIBRARY, KERNELS
 
 P = ParamSpec("P")
@@ -73,13 +73,14 @@ def accelerated(reference: Callable[P, R]) -> Callable[P, R]:
             kernel, backend, reason = _choose(name, type(args[0]), mode)  # type: ignore[arg-type]
             if kernel is not None:
                 try:
-                    result: R = kernel(*args, **kwargs)
+                    if trace is None:
+                        return cast(R, kernel(*args, **kwargs))
+                    with noting() as notes:
+                        result = cast(R, kernel(*args, **kwargs))
+                    trace.append(Choice(name, kernel.__module__.split(".")[2], "; ".join(notes)))
+                    return result
                 except Declined as declined:
                     reason = str(declined)
-                else:
-                    if trace is not None:
-                        trace.append(Choice(name, kernel.__module__.split(".")[2], ""))
-                    return result
             if mode != "auto" and (mode != backend or backend in KERNELS.get(name, {})):
                 raise KernelUnavailableError(
                     f"use_kernels({mode!r}) was asked for, but {name} cannot run there: {reason}. "

@@ -1,5 +1,31 @@
 """Fast kernels: leaves of the house, reached only through `attnarray.dispatch` by the names in `table.py`."""
 
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+_NOTES: ContextVar[list[str] | None] = ContextVar("attnarray_notes", default=None)
+
 
 class Declined(Exception):
     """Raised by a kernel, before it has written anything, when it does not serve these arguments; says why."""
+
+
+def note(what: str) -> None:
+    """Called by a kernel that runs, but not in its fastest way: says why, for `explain`."""
+    notes = _NOTES.get()
+    if notes is not None and what not in notes:
+        notes.append(what)
+
+
+@contextlib.contextmanager
+def noting() -> Iterator[list[str]]:
+    """Within the block, what kernels note is in the list."""
+    notes: list[str] = []
+    token = _NOTES.set(notes)
+    try:
+        yield notes
+    finally:
+        _NOTES.reset(token)

@@ -6,8 +6,11 @@ A kernel has the signature of its reference. To add one, write it and add its ro
 """
 
 KERNELS: dict[str, dict[str, str]] = {
-    "attention.core:attend": {"numba": "attention:attend"},
-    "attention.core:attend_backward": {"numba": "attention:attend_backward"},
+    "attention.core:attend": {"numba": "attention:attend", "cuda": "attention:attend"},
+    "attention.core:attend_backward": {
+        "numba": "attention:attend_backward",
+        "cuda": "attention:attend_backward",
+    },
     "attention.scoring:weights_from_dots": {
         "numba": "masked_softmax:weights_from_dots",
         "cuda": "scoring:weights_from_dots",

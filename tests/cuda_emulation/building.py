@@ -50,8 +50,14 @@ class Range(ctypes.Structure):
     _fields_ = (("start", ctypes.c_void_p), ("bytes", ctypes.c_size_t))
 
 
-def unit(source: str, types: Sequence[str]) -> str:
-    """One C++ file that includes a source once for each type it is compiled for."""
+def unit(source: str, types: Sequence[str], constants: Sequence[str] = ()) -> str:
+    """One C++ file that includes a source once for each type it is compiled for.
+
+    With constants, which headers know of too, there can be one type only.
+    """
+    if constants:
+        macros = [f"#define {constant.replace('=', ' ')}" for constant in (*constants, f"Stored={types[0]}")]
+        return "\n".join((*macros, f'#include "{source}"')) + "\n"
     parts = [f'#include "{header}"' for header in ("rows.cuh", "philox.cuh")]
     for kind in types:
         parts += [f"namespace of_{kind} {{", f"#define Stored {kind}", f'#include "{source}"', "#undef Stored", "}"]
@@ -99,8 +105,10 @@ def library(text: str) -> Any:
     return ctypes.CDLL(str(target))
 
 
-def library_of(source: str) -> Any:
-    """The shared library of a file of the kernels' sources."""
+def library_of(source: str, kind: str, constants: Sequence[str] = ()) -> Any:
+    """The shared library of a file of the kernels' sources, for all types together unless there are constants."""
+    if constants:
+        return library(unit(source, [kind], constants))
     types = [kind for dtype, kind in STORED.items() if not (source in WIDE_ONLY and "16" in dtype)]
     return library(unit(source, types))
 

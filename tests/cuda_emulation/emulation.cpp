@@ -220,7 +220,7 @@ void arrive() {
   size_t which = draw() % copies.size();
   Copy copy = copies[which];
   copies.erase(copies.begin() + which);
-  memcpy(shared_memory + copy.to, copy.from, copy.bytes);
+  copy.from ? memcpy(shared_memory + copy.to, copy.from, copy.bytes) : memset(shared_memory + copy.to, 0, copy.bytes);
   moved = true;
   if (copy.barrier == UNKNOWN) {
     arrived[{copy.thread, copy.group}].push_back(copy);
@@ -403,7 +403,7 @@ const unsigned char* exchange(const char* what, const void* mine, size_t bytes) 
 
 void copy_async(size_t to, const void* from) {
   check_shared(to, 16, WRITE);
-  touch_global(from, 16, READ);
+  if (from) touch_global(from, 16, READ);
   for (size_t n = to / GRANULE; n < (to + 16) / GRANULE; n++) cells[n].in_flight = true;
   copies.push_back({to, static_cast<const char*>(from), 16, current, group[current], UNKNOWN});
 }

@@ -31,7 +31,7 @@ void sync_lanes();
 // Every lane of the warp gives `bytes` bytes and sees those of all 32; `what` must be the same for all of them.
 const unsigned char* exchange(const char* what, const void* mine, size_t bytes);
 unsigned lane();
-void copy_async(size_t to, const void* from);
+void copy_async(size_t to, const void* from);  // zeros if `from` is null
 void commit_copies();
 void wait_copies(int left);
 void barrier_init(size_t barrier, int count);
@@ -108,8 +108,8 @@ int launch(void (*f)(A...), const Launch* how, void** arguments, const Range* ar
   return run(how, call_with<A...>, reinterpret_cast<void*>(f), arguments, arrays, count, message);
 }
 
-// The types of a kernel's parameters, a letter each: p an array, i int64, w uint32, f float, d double.
-template <class T> struct Letter { static constexpr char of = '?'; };
+// The types of a kernel's parameters, a letter each: p an array, i int64, w uint32, f float, d double, s a struct.
+template <class T> struct Letter { static constexpr char of = 's'; };
 template <class T> struct Letter<GlobalPointer<T>> { static constexpr char of = 'p'; };
 template <> struct Letter<int64> { static constexpr char of = 'i'; };
 template <> struct Letter<uint32> { static constexpr char of = 'w'; };
@@ -118,6 +118,10 @@ template <> struct Letter<double> { static constexpr char of = 'd'; };
 template <class... A> const char* parameters(void (*)(A...)) {
   static const char letters[] = {Letter<A>::of..., 0};
   return letters;
+}
+template <class... A> const unsigned* sizes(void (*)(A...)) {
+  static const unsigned bytes[] = {sizeof(A)...};
+  return bytes;
 }
 
 float from_half(uint16_t bits);
@@ -135,6 +139,7 @@ void matrices(uint32 (&out)[4], size_t row, bool turned);
 #define JOIN(a, b) JOINED(a, b)
 #define EXPORT(name)                                                                                                    \
   extern "C" const char* JOIN(JOIN(JOIN(name, _), Stored), _parameters)() { return emulation::parameters(name); }       \
+  extern "C" const unsigned* JOIN(JOIN(JOIN(name, _), Stored), _sizes)() { return emulation::sizes(name); }             \
   extern "C" int JOIN(JOIN(name, _), Stored)(const emulation::Launch* how, void** arguments,                            \
                                              const emulation::Range* arrays, int count, char* message) {                \
     return emulation::launch(name, how, arguments, arrays, count, message);                                             \
@@ -152,6 +157,12 @@ template <class T> Shared<T> shared(int bytes) { return {size_t(bytes)}; }
 inline void sync_threads() { emulation::sync_block(); }
 inline void sync_warp() { emulation::sync_lanes(); }
 inline bool any_thread(bool flag) { return emulation::any_in_block(flag); }
+inline bool any_lane(bool flag) {
+  const unsigned char* all = emulation::exchange("any_lane", &flag, sizeof flag);
+  bool any = false;
+  for (int n = 0; n < 32; n++) any |= all[64 * n] != 0;
+  return any;
+}
 template <class T> T shuffle_xor(T value, int lanes) {
   T found;
   const unsigned char* all = emulation::exchange("shuffle_xor", &value, sizeof(T));
@@ -190,14 +201,44 @@ template <class T> void store16(Global<T> p, int64 i, const T (&values)[16 / siz
   emulation::touch_global((p + i).address, 16, emulation::WRITE);
   memcpy((p + i).address, values, 16);
 }
+inline uint32 pack(float low, float high, float16) {
+  return uint32(emulation::to_half(low)) | uint32(emulation::to_half(high)) << 16;
+}
+inline uint32 pack(float low, float high, bfloat16) {
+  return uint32(emulation::to_brain(low)) | uint32(emulation::to_brain(high)) << 16;
+}
+template <class T> void store_pair(Global<T> p, int64 i, float low, float high) {
+  T pair[2];
+  narrow(low, pair[0]), narrow(high, pair[1]);
+  if (reinterpret_cast<uintptr_t>((p + i).address) % sizeof pair) emulation::fault("a pair is stored at an odd place");
+  emulation::touch_global((p + i).address, sizeof pair, emulation::WRITE);
+  memcpy((p + i).address, pair, sizeof pair);
+}
+inline uint32 bits_of(float v) {
+  uint32 bits;
+  memcpy(&bits, &v, 4);
+  return bits;
+}
+inline float from_bits(uint32 bits) {
+  float v;
+  memcpy(&v, &bits, 4);
+  return v;
+}
+inline uint32 round_tf32(float v) { return v - v == 0 ? bits_of(v) + 0x1000u & 0xffffe000u : bits_of(v); }
+inline float exp2_fast(float v) { return std::exp2(v); }
 template <class Real> Real reciprocal(Real v) { return Real(1) / v; }
-using std::erf, std::erfc, std::exp, std::expm1, std::fabs, std::log, std::sqrt, std::tanh;
+using std::erf, std::erfc, std::exp, std::exp2, std::log2, std::expm1, std::fabs, std::log, std::sqrt, std::tanh;
 inline uint32 __umulhi(uint32 a, uint32 b) { return uint32(uint64(a) * b >> 32); }
 
 template <class T> void copy_async(Shared<T> to, Global<const T> from) {
   if (to.offset % 16 || !is_aligned16(from)) emulation::fault("copy_async: both places must be aligned to 16 bytes");
   emulation::copy_async(to.offset, from.address);
 }
+template <class T> void copy_async(uint32 to, Global<const T> from, bool is_there) {
+  if (to % 16 || (is_there && !is_aligned16(from))) emulation::fault("copy_async: both places must be aligned to 16 bytes");
+  emulation::copy_async(to, is_there ? from.address : nullptr);
+}
+inline float read_shared(uint32 byte) { return Shared<float>{byte}[0]; }
 inline void commit_copies() { emulation::commit_copies(); }
 template <int left> void wait_copies() { emulation::wait_copies(left); }
 
@@ -216,6 +257,8 @@ template <class T> void load_matrices(uint32 (&out)[4], Shared<T> row) { emulati
 template <class T> void load_matrices_turned(uint32 (&out)[4], Shared<T> row) {
   emulation::matrices(out, row.offset, true);
 }
+inline void load_matrices(uint32 (&out)[4], uint32 row) { emulation::matrices(out, row, false); }
+inline void load_matrices_turned(uint32 (&out)[4], uint32 row) { emulation::matrices(out, row, true); }
 inline void multiply_add(float (&d)[4], const uint32 (&a)[4], const uint32 (&b)[2], float16) {
   emulation::multiply(d, a, b, false);
 }

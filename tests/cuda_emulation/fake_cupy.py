@@ -42,6 +42,7 @@ class State:
     capability = "90"
     devices = 1
     memory_left = 2**62
+    shared = 227 * 1024
 
 
 class Memory(NamedTuple):
@@ -79,6 +80,9 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
 
     def __getitem__(self, place: Any) -> Any:
         return wrapped(self.held[bare(place)])
+
+    def __setitem__(self, place: Any, value: Any) -> None:
+        self.held[bare(place)] = bare(value)
 
     def __len__(self) -> int:
         return len(self.held)
@@ -142,7 +146,7 @@ def empty(shape: Any, dtype: Any = float) -> ndarray:
 class Device:
     def __init__(self, number: int | None = None) -> None:
         self.id = State.device if number is None else number
-        self.attributes = {"MultiProcessorCount": 2}
+        self.attributes = {"MultiProcessorCount": 2, "MaxSharedMemoryPerBlockOptin": State.shared}
 
     @property
     def compute_capability(self) -> str:
@@ -161,8 +165,8 @@ class RawKernel:
 
     loaded: ClassVar[dict[int, RawKernel]] = {}
 
-    def __init__(self, function: Any, parameters: str) -> None:
-        self.function, self.parameters = function, parameters
+    def __init__(self, function: Any, parameters: str, sizes: list[int]) -> None:
+        self.function, self.parameters, self.sizes = function, parameters, sizes
         self.max_dynamic_shared_size_bytes = 48 * 1024
         self.ptr = 1 + len(self.loaded)
         self.loaded[self.ptr] = self
@@ -178,12 +182,17 @@ def launch_kernel(*numbers: int) -> None:
     shared, _, address, extra = numbers[7:]
     if shared > kernel.max_dynamic_shared_size_bytes or extra:
         raise CUDADriverError("CUDA_ERROR_INVALID_VALUE: invalid argument")
-    values = []
-    for place, letter in zip((ctypes.c_void_p * len(kernel.parameters)).from_address(address), kernel.parameters):
-        value = PARAMETERS[letter].from_address(place).value
-        values.append(_array_at(value) if letter == "p" else np.asarray(PARAMETERS[letter](value))[()])
+    places = (ctypes.c_void_p * len(kernel.parameters)).from_address(address)
+    values = [_value_at(*one) for one in zip(places, kernel.parameters, kernel.sizes, strict=True)]
     State.launches += 1
     building.run(kernel.function, Grid(blocks, threads, shared), values, State.seed)
+
+
+def _value_at(place: int, letter: str, size: int) -> Any:
+    if letter == "s":
+        return np.void(ctypes.string_at(place, size))
+    value = PARAMETERS[letter].from_address(place).value
+    return _array_at(value) if letter == "p" else np.asarray(PARAMETERS[letter](value))[()]
 
 
 def _array_at(address: int) -> Any:
@@ -206,16 +215,18 @@ PARAMETERS: dict[str, Any] = {
 
 
 class RawModule:
-    """`path` is the name of a source and a dtype, as `installed` makes it."""
+    """`path` is the name of a source, a dtype and constants, as `installed` makes it."""
 
     def __init__(self, *, path: str) -> None:
-        self.source, self.type = Path(path).name.split("@")
-        self.module = building.library_of(self.source)
+        self.source, self.type, *constants = Path(path).name.split("@")
+        self.module = building.library_of(self.source, self.type, constants)
 
     def get_function(self, name: str) -> RawKernel:
-        parameters = getattr(self.module, f"{name}_{self.type}_parameters")
-        parameters.restype = ctypes.c_char_p
-        return RawKernel(getattr(self.module, f"{name}_{self.type}"), parameters().decode())
+        kernel = f"{name}_{self.type}"
+        parameters, sizes = (getattr(self.module, f"{kernel}_{what}") for what in ("parameters", "sizes"))
+        parameters.restype, sizes.restype = ctypes.c_char_p, ctypes.POINTER(ctypes.c_uint)
+        letters = parameters().decode()
+        return RawKernel(getattr(self.module, kernel), letters, sizes()[: len(letters)])
 
 
 class Module(types.ModuleType):
@@ -256,6 +267,7 @@ def forget() -> None:
         unavailable,
         loader.capability_of,
         loader.multiprocessors,
+        loader.shared_bytes,
         loader._function,
         loader._broken,
         loader._threads,
@@ -269,13 +281,15 @@ def installed(*, emulated: bool = True) -> Iterator[Module]:
     """Within the block `import cupy` gives the fake one; kernels are not compiled by NVRTC if they are emulated."""
     before = {name: sys.modules.get(name) for name in ("cupy", "array_api_compat.cupy")}
     compiled, compiler = loader.compiled, loader._compiler
-    for name in ("synchronisations", "launches", "seed", "device", "capability", "devices", "memory_left"):
+    for name in ("synchronisations", "launches", "seed", "device", "capability", "devices", "memory_left", "shared"):
         if name in vars(State):
             setattr(State, name, INITIAL[name])
     sys.modules["cupy"] = fake = module()
     sys.modules["array_api_compat.cupy"] = np
     if emulated:
-        loader.compiled = lambda source, dtype, architecture: Path(f"{source}@{loader.STORED[dtype]}")
+        loader.compiled = lambda source, dtype, architecture, constants: Path(
+            "@".join((source, loader.STORED[dtype], *constants))
+        )
         loader._compiler = lambda: nvrtc.Nvrtc(None, "", (13, 0), (80, 90))
     forget()
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib
+import itertools
 import math
 import struct
 import sys
@@ -34,12 +35,15 @@ _lock = threading.Lock()
 class Kernel(NamedTuple):
     """A kernel by its source file, its name and the types of its parameters, one letter each.
 
-    p an array or None, i int64, w uint32, r a number in the dtype that sums are kept in.
+    p an array or None, i int64, w uint32, r a number in the dtype that sums are kept in, s the bytes of a struct, of which
+    there are `struct_bytes`. The source is compiled for the `constants`, "NAME=1" each.
     """
 
     source: str
     name: str
     parameters: str
+    struct_bytes: int = 0
+    constants: tuple[str, ...] = ()
 
 
 def cupy() -> Any:
@@ -82,53 +86,59 @@ def capability_of(device: int) -> int:
 
 
 @functools.cache
+def shared_bytes(device: int) -> int:
+    """The most shared memory that a block can have."""
+    return int(cupy().cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"])
+
+
+@functools.cache
 def multiprocessors(device: int) -> int:
     return int(cupy().cuda.Device(device).attributes["MultiProcessorCount"])
 
 
-def options_of(dtype: str) -> tuple[str, ...]:
+def options_of(dtype: str, constants: tuple[str, ...] = ()) -> tuple[str, ...]:
     """The compiler's options for arrays of a dtype."""
-    return (*OPTIONS, f"-DStored={STORED[dtype]}")
+    return (*OPTIONS, f"-DStored={STORED[dtype]}", *(f"-D{constant}" for constant in constants))
 
 
-def compile_for(source: str, dtype: str, architecture: str) -> nvrtc.Compiled:
+def compile_for(source: str, dtype: str, architecture: str, constants: tuple[str, ...] = ()) -> nvrtc.Compiled:
     """Compile a file of sources/, anew."""
-    return nvrtc.compile_source(
-        cache.source_of(source), source, cache.headers_of(source), options_of(dtype), architecture
-    )
+    options = options_of(dtype, constants)
+    return nvrtc.compile_source(cache.source_of(source), source, cache.headers_of(source), options, architecture)
 
 
-def compiled(source: str, dtype: str, architecture: str) -> Path:
+def compiled(source: str, dtype: str, architecture: str, constants: tuple[str, ...] = ()) -> Path:
     """The file with the machine code of a source, from the cache if it is there."""
     found = _compiler()
-    version = found.version if found else None
-    name = cache.key(cache.source_of(source), cache.headers_of(source), options_of(dtype), architecture, version)
-    return cache.entry(name, lambda: compile_for(source, dtype, architecture).image)
+    version, options = found.version if found else None, options_of(dtype, constants)
+    name = cache.key(cache.source_of(source), cache.headers_of(source), options, architecture, version)
+    return cache.entry(name, lambda: compile_for(source, dtype, architecture, constants).image)
 
 
 @functools.cache
 def _function(kernel: Kernel, dtype: str, device: int) -> Function:
     """The kernel, loaded on a device; Declined if that does not work."""
     with _lock:
-        reason = _broken(kernel.source, dtype, device)
+        reason = _broken(kernel.source, dtype, device, kernel.constants)
     if reason:
         raise Declined(reason)
     with cupy().cuda.Device(device):
-        raw = cupy().RawModule(path=str(_image(kernel.source, dtype, device))).get_function(kernel.name)
-        return Function(raw, kernel.parameters, dtype)
+        path = _image(kernel.source, dtype, device, kernel.constants)
+        return Function(cupy().RawModule(path=str(path)).get_function(kernel.name), kernel, dtype)
 
 
-def _image(source: str, dtype: str, device: int) -> Path:
+def _image(source: str, dtype: str, device: int, constants: tuple[str, ...]) -> Path:
     found = _compiler()
-    return compiled(source, dtype, nvrtc.target(capability_of(device), found.architectures if found else ()))
+    target = nvrtc.target(capability_of(device), found.architectures if found else ())
+    return compiled(source, dtype, target, constants)
 
 
 @functools.cache
-def _broken(source: str, dtype: str, device: int) -> str:
+def _broken(source: str, dtype: str, device: int, constants: tuple[str, ...]) -> str:
     """Why a source cannot be used on a device, said once as a warning too; empty if it can."""
     try:
         with cupy().cuda.Device(device):
-            _load(source, dtype, device)
+            _load(source, dtype, device, constants)
     except (nvrtc.CompileError, OSError) as error:
         reason = f"its CUDA source {source} does not compile for {dtype}: {error}"
     except cupy().cuda.driver.CUDADriverError as error:
@@ -139,14 +149,14 @@ def _broken(source: str, dtype: str, device: int) -> str:
     return reason
 
 
-def _load(source: str, dtype: str, device: int) -> None:
+def _load(source: str, dtype: str, device: int, constants: tuple[str, ...]) -> None:
     """Load an image; a kept one that the driver refuses is compiled anew."""
-    path = _image(source, dtype, device)
+    path = _image(source, dtype, device, constants)
     try:
         cupy().RawModule(path=str(path)).module  # noqa: B018 - the property loads it
     except cupy().cuda.driver.CUDADriverError:
         cache.forget(path)
-        cupy().RawModule(path=str(_image(source, dtype, device))).module  # noqa: B018
+        cupy().RawModule(path=str(_image(source, dtype, device, constants))).module  # noqa: B018
 
 
 def launch(kernel: Kernel, dtype: str, grid: Grid, *arguments: Any) -> None:
@@ -201,13 +211,15 @@ class Function:
     """A kernel as loaded on a device. It is launched by CuPy's driver call, as `RawKernel` takes a microsecond for each
     argument."""
 
-    def __init__(self, raw: Any, parameters: str, dtype: str) -> None:
+    def __init__(self, raw: Any, kernel: Kernel, dtype: str) -> None:
         formats = {"p": "Q", "i": "q", "w": "I4x", "r": "d" if dtype == "float64" else "f4x"}
+        formats["s"] = f"{-(-kernel.struct_bytes // 8) * 8}s"
         self._raw = raw  # keeps the machine code loaded
         self._handle = raw.kernel.ptr
         self._shared = LARGE_SHARED
-        self._layout = struct.Struct("=" + "".join(formats[letter] for letter in parameters))
-        self._count = len(parameters)
+        self._layout = struct.Struct("=" + "".join(formats[letter] for letter in kernel.parameters))
+        sizes = [struct.calcsize(f"={formats[letter]}") for letter in kernel.parameters]
+        self._places = list(itertools.accumulate(sizes[:-1], initial=0))
 
     def run(self, library: Any, grid: Grid, values: list[Any]) -> None:
         """Launch it on the current stream of the current device; `values` holds addresses in place of arrays."""
@@ -224,15 +236,15 @@ class Function:
         )
 
     def _room(self) -> _Room:
-        values = ctypes.create_string_buffer(8 * self._count)
+        values = ctypes.create_string_buffer(self._layout.size)
         start = ctypes.addressof(values)
-        places = (ctypes.c_void_p * self._count)(*range(start, start + 8 * self._count, 8))
+        places = (ctypes.c_void_p * len(self._places))(*(start + place for place in self._places))
         room = _threads().rooms[self] = _Room(values, places, ctypes.addressof(places))
         return room
 
 
 class _Room(NamedTuple):
-    """Eight bytes for each argument of a kernel, their places, and where the places are. The driver copies from there."""
+    """The bytes of each argument of a kernel, their places, and where the places are. The driver copies from there."""
 
     values: Any
     places: Any

@@ -52,20 +52,20 @@ def _rules(dots: Any, scoring: Any) -> tuple[Any, ...]:
     return (
         scoring.scale,
         scoring.softcap or 0.0,
-        *_table(bias),
-        *_table(scoring.mask),
+        *table(bias),
+        *table(scoring.mask),
         UNBOUNDED if scoring.left is None else scoring.left,
         UNBOUNDED if scoring.right is None else scoring.right,
         scoring.q_offset if same else 0,
-        None if same else _long(scoring.q_offset),
-        None if scoring.kv_lengths is None else _long(scoring.kv_lengths),
+        None if same else long(scoring.q_offset),
+        None if scoring.kv_lengths is None else long(scoring.kv_lengths),
         heads,
         queries,
         keys,
     )
 
 
-def _table(array: Any) -> tuple[Any, ...]:
+def table(array: Any) -> tuple[Any, ...]:
     """An array over the scores, and its strides in numbers: 0 along axes where it is the same. Never a copy."""
     if array is None:
         return None, 0, 0, 0, 0
@@ -73,5 +73,5 @@ def _table(array: Any) -> tuple[Any, ...]:
     return array, *(0 if size == 1 else stride // array.itemsize for size, stride in pairs)
 
 
-def _long(array: Any) -> Any:
+def long(array: Any) -> Any:
     return ga.contiguous(array.astype(np.int64, copy=False))

@@ -7,6 +7,7 @@
 //   sync_threads, sync_warp, any_thread, shuffle_xor
 //   copy_async, commit_copies, wait_copies; barrier_*, copy_bulk (sm_90 and later)
 //   load_matrices, multiply_add (sm_80 and later)
+// Kernels made of products of fragments name places in shared memory by their byte, as addresses are made of lanes there.
 #pragma once
 
 using int64 = long long;
@@ -33,6 +34,7 @@ template <class T> inline uint32 shared_address(const T* p) { return uint32(__cv
 inline void sync_threads() { __syncthreads(); }
 inline void sync_warp() { __syncwarp(); }
 inline bool any_thread(bool flag) { return __syncthreads_or(flag); }
+inline bool any_lane(bool flag) { return __any_sync(0xffffffffu, flag); }
 template <class T> inline T shuffle_xor(T value, int lanes) { return __shfl_xor_sync(0xffffffffu, value, lanes); }
 
 template <class Real> inline Real infinity() { return Real(__int_as_float(0x7f800000)); }
@@ -55,6 +57,30 @@ template <class T> inline void store16(Global<T> p, int64 i, const T (&values)[1
 }
 template <class T> inline bool is_aligned16(Global<T> p) { return (reinterpret_cast<uint64>(p) & 15) == 0; }
 
+// Two neighbours at once, at an even place.
+inline uint32 pack(float low, float high, float16) {
+  uint32 r;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+}
+inline uint32 pack(float low, float high, bfloat16) {
+  uint32 r;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+}
+template <class T> inline void store_pair(Global<T> p, int64 i, float low, float high) {
+  *reinterpret_cast<uint32*>(p + i) = pack(low, high, T());
+}
+template <> inline void store_pair<float>(Global<float> p, int64 i, float low, float high) {
+  *reinterpret_cast<float2*>(p + i) = make_float2(low, high);
+}
+
+inline uint32 bits_of(float v) { return __float_as_uint(v); }
+inline float from_bits(uint32 v) { return __uint_as_float(v); }
+// To the 10 bits after the point that tf32 products see, halves away from zero.
+inline uint32 round_tf32(float v) { uint32 r; asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r) : "f"(v)); return r; }
+inline float exp2_fast(float v) { float r; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v)); return r; }  // 2 ulp
+
 // Of a normal number: the float one to an ulp.
 inline float reciprocal(float v) { float r; asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v)); return r; }
 // By Newton's method: a division would be a call, around which registers are spilled.
@@ -68,6 +94,17 @@ inline double reciprocal(double v) {
 // 16 bytes from global to shared memory while the thread goes on; both places aligned to 16 bytes.
 template <class T> inline void copy_async(Shared<T> to, Global<const T> from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
+}
+// The same to a byte of the block's shared memory; zeros if there is nothing to copy.
+inline uint32 address_of(uint32 byte) { return shared_address(shared_bytes) + byte; }
+template <class T> inline void copy_async(uint32 to, Global<const T> from, bool is_there) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+               ::"r"(address_of(to)), "l"(from), "r"(is_there ? 16 : 0) : "memory");
+}
+inline float read_shared(uint32 byte) {
+  float v;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(address_of(byte)) : "memory");
+  return v;
 }
 inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until all but the last `left` groups that this thread committed have arrived; others see them after sync_threads.
@@ -106,6 +143,15 @@ template <class T> inline void load_matrices(uint32 (&out)[4], Shared<const T> r
 template <class T> inline void load_matrices_turned(uint32 (&out)[4], Shared<const T> row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3]) : "r"(shared_address(row)) : "memory");
+}
+
+inline void load_matrices(uint32 (&out)[4], uint32 row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3]) : "r"(address_of(row)) : "memory");
+}
+inline void load_matrices_turned(uint32 (&out)[4], uint32 row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3]) : "r"(address_of(row)) : "memory");
 }
 
 // d (16 x 8) += a (16 x 16) b (16 x 8), spread over a warp: 16-bit numbers, sums in float32.

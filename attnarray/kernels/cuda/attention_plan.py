@@ -1,0 +1,155 @@
+"""How attention on tensor cores is cut into blocks and tiles: plain arithmetic, without a GPU.
+
+A block has some warps, a warp some panels of 16 rows (of queries, or of keys), and the block goes over tiles of rows of the
+other side, of which two lie in shared memory.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+from attnarray.kernels import Declined
+from attnarray.kernels.cuda.grid import MOST_BLOCKS, MOST_BLOCKS_ALONG_Y, WARP, Grid, ceil_div
+
+DIMS = (32, 64, 128, 192, 256)  # of a head, as tiles hold them
+PANEL = 16
+MOST_PARTS = 128
+RESIDENT = 8  # blocks of a multiprocessor, at most, that the keys are split for
+FEW_TILES = 2  # of keys: a part has at least so many
+
+
+class Tiling(NamedTuple):
+    """Warps of a block, panels of 16 rows of a warp, and rows of the tiles that the block goes over."""
+
+    warps: int
+    panels: int
+    across: int
+
+    @property
+    def rows(self) -> int:
+        return self.warps * self.panels * PANEL
+
+
+# What is tried, in this order, until it fits into shared memory: by the bytes of a number, then the largest dim.
+TILINGS: dict[str, dict[int, dict[int, tuple[Tiling, ...]]]] = {
+    "forward": {
+        2: {
+            64: (Tiling(4, 2, 64),),
+            128: (Tiling(4, 2, 64), Tiling(4, 1, 64)),
+            256: (Tiling(4, 1, 32), Tiling(2, 1, 32)),
+        },
+        4: {
+            64: (Tiling(4, 1, 64),),
+            128: (Tiling(4, 1, 32), Tiling(2, 1, 32)),
+            256: (Tiling(4, 1, 16), Tiling(2, 1, 16)),
+        },
+    },
+    "queries": {
+        2: {
+            64: (Tiling(4, 2, 64),),
+            128: (Tiling(4, 1, 64),),
+            256: (Tiling(4, 1, 32), Tiling(2, 1, 32)),
+        },
+        4: {
+            64: (Tiling(4, 1, 64), Tiling(4, 1, 32)),
+            128: (Tiling(4, 1, 32), Tiling(2, 1, 32)),
+            256: (Tiling(4, 1, 16), Tiling(2, 1, 16), Tiling(1, 1, 16)),
+        },
+    },
+    "keys": {
+        2: {
+            64: (Tiling(4, 1, 64),),
+            128: (Tiling(4, 1, 64), Tiling(4, 1, 32)),
+            256: (Tiling(4, 1, 32), Tiling(2, 1, 32)),
+        },
+        4: {
+            64: (Tiling(4, 1, 32),),
+            128: (Tiling(4, 1, 32), Tiling(2, 1, 32)),
+            256: (Tiling(4, 1, 16), Tiling(2, 1, 16), Tiling(1, 1, 16)),
+        },
+    },
+    "bias": {
+        2: {
+            64: (Tiling(4, 1, 64),),
+            128: (Tiling(4, 1, 64),),
+            256: (Tiling(4, 1, 32), Tiling(2, 1, 32)),
+        },
+        4: {
+            64: (Tiling(4, 1, 64),),
+            128: (Tiling(4, 1, 32), Tiling(2, 1, 32)),
+            256: (Tiling(2, 1, 32), Tiling(1, 1, 16)),
+        },
+    },
+}
+FEW_ROWS = (Tiling(1, 1, 64), Tiling(1, 1, 32), Tiling(1, 1, 16))  # of queries, as in decoding
+MOST_FEW_ROWS = PANEL
+
+
+def held_dim(size: int) -> int:
+    """The numbers of a row in a tile: those of a head and zeros."""
+    for dim in DIMS:
+        if size <= dim:
+            return dim
+    raise Declined(f"head dim {size}: at most {DIMS[-1]}")
+
+
+def has_both(dim: int, value_dim: int) -> bool:
+    """Whether one kernel makes the gradients of keys and of values; else each has its own, as registers are few."""
+    return dim + value_dim <= 256
+
+
+@functools.lru_cache(maxsize=256)
+def tiling_of(kind: str, dim: int, value_dim: int, itemsize: int, most: int, rows: int) -> tuple[Tiling, int]:
+    """The tiling of a kernel, "forward", "queries", "keys" or "bias", and its bytes of shared memory, of `most`.
+
+    `dim` and `value_dim` are those of tiles; `rows` are the queries of heads that share keys.
+    """
+    largest = max(dim, value_dim)
+    tilings = next(choices for size, choices in TILINGS[kind][itemsize].items() if largest <= size)
+    if kind == "forward" and rows <= MOST_FEW_ROWS:
+        tilings = (*(few for few in FEW_ROWS if few.across <= tilings[0].across), *tilings)
+    for tiling in tilings:
+        shared = shared_bytes(kind, tiling, dim, value_dim, itemsize)
+        if shared <= most:
+            return tiling, shared
+    raise Declined(f"head dims {dim} and {value_dim}: their tiles do not fit into {most} bytes of shared memory")
+
+
+def shared_bytes(kind: str, tiling: Tiling, dim: int, value_dim: int, itemsize: int) -> int:
+    """Shared memory of a block: what it holds, and two tiles of what it goes over (one for the gradient of a bias)."""
+    both = (dim + value_dim) * itemsize
+    held = tiling.rows * (dim * itemsize if kind == "forward" else both)
+    numbers = ceil_div(8 * tiling.across, 128) * 128 if kind == "keys" else 0  # lse and delta of a tile
+    return held + (1 if kind == "bias" else 2) * (tiling.across * both + numbers)
+
+
+def plan_rows_of_queries(tiling: Tiling, shared: int, pairs: int, rows: int, parts: int = 1) -> Grid:
+    """A block for each so many of the `rows` of each of the `pairs` of a batch and a head of keys, and each part."""
+    return _checked(Grid((pairs, ceil_div(rows, tiling.rows), parts), (WARP * tiling.warps, 1, 1), shared))
+
+
+def plan_rows_of_keys(tiling: Tiling, shared: int, pairs: int, keys: int) -> Grid:
+    return _checked(Grid((pairs, ceil_div(keys, tiling.rows), 1), (WARP * tiling.warps, 1, 1), shared))
+
+
+def plan_bias(tiling: Tiling, shared: int, shape: tuple[int, ...]) -> Grid:
+    """A block for each tile of a bias (B|1, H|1, T|1, S|1)."""
+    batches, heads, queries, keys = shape
+    blocks = batches * heads, ceil_div(queries, tiling.rows), ceil_div(keys, tiling.across)
+    return _checked(Grid(blocks, (WARP * tiling.warps, 1, 1), shared))
+
+
+def parts_of(grid: Grid, tiles: int, multiprocessors: int, most: int) -> int:
+    """How many blocks share the `tiles` of keys of a block of queries, so that all multiprocessors have work."""
+    resident = max(1, min(RESIDENT, most // max(grid.shared, 1)))
+    blocks = grid.blocks[0] * grid.blocks[1]
+    if not blocks or blocks >= multiprocessors:
+        return 1
+    return max(1, min(multiprocessors * resident // blocks, tiles // FEW_TILES, MOST_PARTS))
+
+
+def _checked(grid: Grid) -> Grid:
+    if grid.blocks[0] > MOST_BLOCKS or max(grid.blocks[1:]) > MOST_BLOCKS_ALONG_Y:
+        raise Declined(f"{grid.blocks} blocks, at most {(MOST_BLOCKS, MOST_BLOCKS_ALONG_Y, MOST_BLOCKS_ALONG_Y)}")
+    return grid

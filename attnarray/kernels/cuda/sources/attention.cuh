@@ -1,0 +1,266 @@
+// What the kernels of attention share: the problem, which keys a query sees, scores, dropout.
+//
+// Compiled for constants: DIM and VALUE_DIM (of a head, rounded up to what tiles hold), WARPS of a block, PANELS of 16 rows of a
+// warp, ACROSS (rows of the tiles that a block goes over), and what takes part: BIAS, MASK, SOFTCAP, DROPOUT (1 by a seed, 2
+// by a mask), SIGNED (a negative scale). Scores are in units of log 2, so that weights are powers of 2.
+#pragma once
+#include "matrix.cuh"
+#include "philox.cuh"
+
+struct Strides { int64 batch, head, row; };
+struct Table { int64 batch, head, query, key; };  // strides of an array over the scores, 0 where it is the same
+
+struct Problem {
+  Strides q, k, v, dout;
+  Table bias, mask, keep;
+  int64 left, right, offset;  // query i stands at i + offset and sees the keys from `left` before to `right` after it
+  int64 first_key, limit;     // dropout: the position of key 0; words below the limit are dropped
+  int batch, heads, kv_heads, queries, keys, dim, value_dim;
+  int parts;                  // over how many blocks the keys of a query are split
+  int hides;                  // whether some weights are 0 by rule
+  uint32 seed_low, seed_high;
+  float scale, softcap, kept;  // kept: 1 / (1 - p)
+};
+
+struct Options {
+  Global<const Stored> bias;
+  Global<const unsigned char> mask, keep;
+  Global<const int64> offsets, lengths;  // of each batch
+};
+#define OPTIONS                                                                                            \
+  Global<const Stored> bias, Global<const unsigned char> mask, Global<const unsigned char> keep,           \
+      Global<const int64> offsets, Global<const int64> lengths, Problem p
+#define GIVEN_OPTIONS {bias, mask, keep, offsets, lengths}
+
+constexpr int THREADS = 32 * WARPS;
+constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
+constexpr bool PLAIN = !(BIAS || MASK || SOFTCAP || SIGNED);  // scores are products times a positive factor
+
+// One head of one batch.
+struct Head {
+  int batch, head, kv_head;
+  int64 offset;
+  int length;  // of its keys
+};
+
+inline int within(int64 value, int most) { return value < 0 ? 0 : value > most ? most : int(value); }
+
+inline Head head_of(int batch, int head, const Options& o, const Problem& p) {
+  const int group = p.kv_heads ? p.heads / p.kv_heads : 1;
+  Head h = {batch, head, head / group, p.offset, p.keys};
+  if (o.offsets) h.offset = o.offsets[batch];
+  if (o.lengths) h.length = within(o.lengths[batch], p.keys);
+  return h;
+}
+// The keys [first, past) that query t may see, apart from masks.
+inline int first_key(int64 t, const Head& h, const Problem& p) { return within(t + h.offset - p.left, h.length); }
+inline int past_key(int64 t, const Head& h, const Problem& p) { return within(t + h.offset + p.right + 1, h.length); }
+
+inline int64 place(const Table& table, const Head& h, int t, int key) {
+  return h.batch * table.batch + h.head * table.head + t * table.query + key * table.key;
+}
+
+// From the product of a query and a key to the score in units of log 2; -inf where bias or mask hide it.
+inline float score(float product, const Head& h, int t, int key, const Options& o, const Problem& p) {
+  float s = product * p.scale;
+  if (SOFTCAP) s = p.softcap * tanh(s / p.softcap);
+  if (BIAS) {
+    Stored stored = o.bias[place(p.bias, h, t, key)];
+    const float added = wide(stored);
+    s = added == -infinity<float>() ? added : s + added;
+  }
+  if (MASK && !o.mask[place(p.mask, h, t, key)]) s = -infinity<float>();
+  return s * LOG2E;
+}
+
+// How the score changes with the product, but for the scale.
+inline float slope(float product, const Problem& p) {
+  if (!SOFTCAP) return 1;
+  const float capped = tanh(product * (p.scale / p.softcap));
+  return 1 - capped * capped;
+}
+
+inline uint32 word_of(const Words& words, int n) {
+  const uint32 low = n & 1 ? words.word[1] : words.word[0], high = n & 1 ? words.word[3] : words.word[2];
+  return n & 2 ? high : low;
+}
+
+// What dropout multiplies the weights of a query with two keys by: `kept` or 0.
+inline void keep_pair(float (&factor)[2], const Head& h, int t, int key, const Options& o, const Problem& p) {
+  if (DROPOUT == 1) {
+    const int64 at = key + p.first_key;
+    const uint32 row = uint32(t + h.offset + p.first_key);
+    auto draw = [&](int64 block) { return philox(uint32(block), row, h.head, h.batch, p.seed_low, p.seed_high); };
+    Words words = draw(at >> 2);
+    factor[0] = int64(word_of(words, at & 3)) >= p.limit ? p.kept : 0.0f;
+    if ((at & 3) == 3) words = draw((at + 1) >> 2);
+    factor[1] = int64(word_of(words, (at + 1) & 3)) >= p.limit ? p.kept : 0.0f;
+  }
+  if (DROPOUT == 2)
+    for (int n = 0; n < 2; n++)
+      factor[n] = key + n < p.keys && o.keep[place(p.keep, h, t, key + n)] ? p.kept : 0.0f;
+}
+inline float kept_of(const Head& h, int t, int key, const Options& o, const Problem& p) {
+  float factor[2] = {1, 1};
+  if (DROPOUT) keep_pair(factor, h, t, key, o, p);
+  return factor[0];
+}
+
+inline bool is_finite(float v) { return fabs(v) <= 3.402823466e38f; }  // false for NaN
+
+// weight * x, where a weight of 0 hides x and what is not finite shows as NaN, if weights may be 0 by rule.
+inline float reached(float weight, float x, const Problem& p) {
+  if (!p.hides || is_finite(x)) return weight * x;
+  return weight == 0 ? 0.0f : infinity<float>() - infinity<float>();
+}
+
+inline float sum_over_lanes(float v) {
+  UNROLL for (int lanes = 16; lanes; lanes /= 2) v += shuffle_xor(v, lanes);
+  return v;
+}
+inline float largest_of_lanes(float v) {
+  UNROLL for (int lanes = 16; lanes; lanes /= 2) v = fmaxf(v, shuffle_xor(v, lanes));
+  return v;
+}
+inline int least_of_lanes(int v) {
+  UNROLL for (int lanes = 16; lanes; lanes /= 2) {
+    const int other = shuffle_xor(v, lanes);
+    v = other < v ? other : v;
+  }
+  return v;
+}
+inline int most_of_lanes(int v) { return -least_of_lanes(-v); }
+
+// The product of two rows, by a warp; every lane gets it.
+inline float product_of_rows(Global<const Stored> x, Global<const Stored> y, int count) {
+  float sum = 0;
+  for (int d = threadIdx.x % 32; d < count; d += 32) {
+    Stored a = x[d], b = y[d];
+    sum += wide(a) * wide(b);
+  }
+  return sum_over_lanes(sum);
+}
+
+template <class T> inline Global<T> row_of(Global<T> x, const Strides& s, int batch, int head, int row) {
+  return x + (batch * s.batch + head * s.head + row * s.row);
+}
+
+// The rows of a block of queries: those of all heads that share keys, one head after the other. Row r is query r % T of head
+// r / T of the group.
+constexpr int ROWS = 16 * WARPS * PANELS;
+struct Rows {
+  int batch, kv_head, group, first, count;  // `count` rows of the group, of which the block has those from `first` on
+  Head head;                                // the first of the group
+
+  inline bool is_there(int row) const { return first + row < count; }
+  inline int query(int row, const Problem& p) const { return is_there(row) ? (first + row) % p.queries : 0; }
+  inline Head head_at(int row, const Problem& p) const {
+    Head h = head;
+    if (is_there(row)) h.head += (first + row) / p.queries;
+    return h;
+  }
+  inline int64 number(int row, const Problem& p) const {  // of the row among all rows of all heads
+    return (int64(batch) * p.heads + kv_head * group) * p.queries + first + row;
+  }
+};
+
+// Blocks with the most keys come first: the last queries of all heads, then those before.
+inline Rows rows_of_block(const Options& o, const Problem& p) {
+  Rows rows;
+  rows.batch = blockIdx.x / p.kv_heads, rows.kv_head = blockIdx.x % p.kv_heads;
+  rows.group = p.heads / p.kv_heads, rows.count = rows.group * p.queries;
+  const int blocks = p.queries / ROWS, turn = gridDim.y - 1 - blockIdx.y;
+  rows.first = turn * ROWS;
+  if (blocks * ROWS == p.queries) rows.first = turn % rows.group * p.queries + turn / rows.group * ROWS;
+  rows.head = head_of(rows.batch, rows.kv_head * rows.group, o, p);
+  return rows;
+}
+
+// The keys that some row of the block may see.
+inline void keys_of_block(const Rows& rows, const Problem& p, int& first, int& past) {
+  const int last = (rows.first + ROWS < rows.count ? rows.first + ROWS : rows.count) - 1;
+  const bool is_one_head = rows.first / p.queries == last / p.queries;
+  first = first_key(is_one_head ? rows.first % p.queries : 0, rows.head, p);
+  past = past_key(is_one_head ? last % p.queries : p.queries - 1, rows.head, p);
+}
+
+// Rows of queries (or of their gradients) into shared memory; zeros beyond.
+template <class TILE>
+inline void fill_rows(const TILE& tile, Global<const Stored> x, const Strides& s, const Rows& rows, int columns,
+                      const Problem& p) {
+  UNROLL for (int i = threadIdx.x; i < ROWS * TILE::CHUNKS; i += THREADS) {
+    const int row = i / TILE::CHUNKS, chunk = i % TILE::CHUNKS, column = chunk * NUMBERS<Stored>;
+    const bool is_there = rows.is_there(row) && column < columns;
+    Global<const Stored> from = row_of(x, s, rows.batch, rows.head_at(row, p).head, rows.query(row, p));
+    copy_async<Stored>(tile.place(row, chunk), from + column, is_there);
+  }
+}
+
+// The keys that some row of a warp sees, and those that all of them see.
+struct Sight { int some_first, some_past, all_first, all_past; };
+
+inline int lane_row(int panel, int half) {
+  return (threadIdx.x / 32 * PANELS + panel) * 16 + half * 8 + threadIdx.x % 32 / 4;
+}
+
+inline Sight sight_of_warp(const Rows& rows, const Problem& p) {
+  constexpr int BEYOND = 1 << 30;
+  Sight sight = {BEYOND, 0, 0, BEYOND};
+  UNROLL for (int panel = 0; panel < PANELS; panel++)
+    UNROLL for (int half = 0; half < 2; half++) {
+      const int row = lane_row(panel, half), t = rows.query(row, p);
+      if (!rows.is_there(row)) continue;
+      const int first = first_key(t, rows.head, p), past = past_key(t, rows.head, p);
+      if (first < sight.some_first) sight.some_first = first;
+      if (past > sight.some_past) sight.some_past = past;
+      if (first > sight.all_first) sight.all_first = first;
+      if (past < sight.all_past) sight.all_past = past;
+    }
+  return {least_of_lanes(sight.some_first), most_of_lanes(sight.some_past), most_of_lanes(sight.all_first),
+          least_of_lanes(sight.all_past)};
+}
+
+// Products of a tile of keys from `key` on with the rows of this warp become scores; -inf where hidden.
+template <int PARTS>
+inline void hide(float (&s)[PANELS][PARTS][4], int key, const Rows& rows, const Sight& sight, const Options& o,
+                 const Problem& p) {
+  const bool is_edge = key < sight.all_first || key + 8 * PARTS > sight.all_past;
+  if (PLAIN && !is_edge) return;
+  UNROLL for (int panel = 0; panel < PANELS; panel++)
+    UNROLL for (int half = 0; half < 2; half++) {
+      const int row = lane_row(panel, half), t = rows.query(row, p);
+      const int first = first_key(t, rows.head, p), past = past_key(t, rows.head, p);
+      const Head head = PLAIN ? rows.head : rows.head_at(row, p);
+      UNROLL for (int part = 0; part < PARTS; part++)
+        UNROLL for (int n = 0; n < 2; n++) {
+          const int j = key + 8 * part + threadIdx.x % 4 * 2 + n;
+          float& x = s[panel][part][2 * half + n];
+          if (j < first || j >= past) x = -infinity<float>();
+          else if (!PLAIN) x = score(x, head, t, j, o, p);
+        }
+    }
+}
+
+// By what scores are multiplied when they become exponents: those of plain products are not scaled before.
+inline float unit(const Problem& p) { return PLAIN ? p.scale * LOG2E : 1.0f; }
+
+// What is subtracted from exponents to make weights of them; nothing is left of a row that sees no key.
+inline float shift_of_lse(float lse) { return lse == -infinity<float>() ? infinity<float>() : lse * LOG2E; }
+
+// The weight of a pair, before dropout, from the product of its query and key.
+inline float weight_of_pair(float product, float lse, const Head& h, int t, int key, const Options& o, const Problem& p) {
+  const float s = score(product, h, t, key, o, p);
+  return s == -infinity<float>() ? 0.0f : exp2(s - shift_of_lse(lse));
+}
+// The gradient of its score, from the product of cotangent and value besides.
+inline float gradient_of_score(float weight, float dproduct, float delta, float kept) {
+  if (weight == 0) return 0;
+  return weight * ((kept == 0 ? 0.0f : dproduct * kept) - delta);
+}
+// The gradient of the product of its query and key.
+inline float gradient_of_pair(float product, float dproduct, float lse, float delta, const Head& h, int t, int key,
+                              const Options& o, const Problem& p) {
+  const float weight = weight_of_pair(product, lse, h, t, key, o, p);
+  const float ds = gradient_of_score(weight, dproduct, delta, kept_of(h, t, key, o, p));
+  return weight == 0 ? 0.0f : ds * slope(product, p) * p.scale;
+}

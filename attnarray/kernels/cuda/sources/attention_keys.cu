@@ -1,0 +1,216 @@
+// Attention on tensor cores, the gradients of keys and values. Reference: attention/core.py, `attend_backward`. Parallel over
+// blocks of keys; each goes over the queries of all heads that share them. Shared: keys and values, two tiles of queries and
+// cotangents with their lse and delta.
+//
+// Scores are made turned around, keys by queries, so that weights in registers are the left matrix of the products with
+// cotangents and queries. OF_KEYS and OF_VALUES say which gradients; both at once where registers hold the sums of both.
+#include "attention.cuh"
+
+using KeyTile = Tile<Stored, ROWS, DIM>;
+using ValueTile = Tile<Stored, ROWS, VALUE_DIM>;
+using QueryTile = Tile<Stored, ACROSS, DIM>;
+using CotangentTile = Tile<Stored, ACROSS, VALUE_DIM>;
+constexpr int HELD = KeyTile::BYTES + ValueTile::BYTES;
+constexpr int NUMBERS_OF_ROWS = 2 * ACROSS * sizeof(float);  // lse and delta
+constexpr int STAGE = QueryTile::BYTES + CotangentTile::BYTES + (NUMBERS_OF_ROWS + 127) / 128 * 128;
+constexpr int OTHERS = ACROSS / 8;
+
+// The queries [first, past) that may see some of the keys [key, key_past).
+inline void queries_of_keys(int key, int key_past, const Head& h, const Problem& p, int& first, int& past) {
+  first = within(key - h.offset - p.right, p.queries), past = within(key_past - h.offset + p.left, p.queries);
+  if (key >= h.length) past = first;
+}
+
+// Rows one pair at a time, where something is not finite: what is hidden must not matter.
+inline void differentiate_slowly(Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k,
+                                 Global<const Stored> v, Global<const float> lse, Global<const float> delta,
+                                 Global<Stored> dk, Global<Stored> dv, int batch, int kv_head, int first_of_block,
+                                 const Options& o, const Problem& p) {
+  const int lane = threadIdx.x % 32, group = p.heads / p.kv_heads;
+  for (int row = threadIdx.x / 32; row < ROWS; row += WARPS) {
+    const int j = first_of_block + row;
+    if (j >= p.keys) continue;
+    float of_key[DIM / 32] = {}, of_value[VALUE_DIM / 32] = {};
+    Global<const Stored> key = row_of(k, p.k, batch, kv_head, j), value = row_of(v, p.v, batch, kv_head, j);
+    for (int head = kv_head * group; head < (kv_head + 1) * group; head++) {
+      const Head h = head_of(batch, head, o, p);
+      int first, past;
+      queries_of_keys(j, j + 1, h, p, first, past);
+      for (int t = first; t < past; t++) {
+        const int64 number = (int64(batch) * p.heads + head) * p.queries + t;
+        Global<const Stored> query = row_of(q, p.q, batch, head, t), cotangent = row_of(dout, p.dout, batch, head, t);
+        const float product = product_of_rows(query, key, p.dim);
+        const float g = gradient_of_pair(product, product_of_rows(cotangent, value, p.value_dim), lse[number],
+                                         delta[number], h, t, j, o, p);
+        const float weight = weight_of_pair(product, lse[number], h, t, j, o, p), kept = kept_of(h, t, j, o, p);
+        UNROLL for (int n = 0; n < DIM / 32; n++)
+          if (lane + 32 * n < p.dim) {
+            Stored x = query[lane + 32 * n];
+            of_key[n] += reached(g, wide(x), p);
+          }
+        UNROLL for (int n = 0; n < VALUE_DIM / 32; n++)
+          if (lane + 32 * n < p.value_dim) {
+            Stored x = cotangent[lane + 32 * n];
+            of_value[n] += reached(kept == 0 ? 0.0f : weight * kept, wide(x), p);
+          }
+      }
+    }
+    const int64 number = (int64(batch) * p.kv_heads + kv_head) * p.keys + j;
+    Stored stored;
+    UNROLL for (int n = 0; n < DIM / 32; n++)
+      if (OF_KEYS && lane + 32 * n < p.dim) narrow(of_key[n], stored), dk[number * p.dim + lane + 32 * n] = stored;
+    UNROLL for (int n = 0; n < VALUE_DIM / 32; n++)
+      if (OF_VALUES && lane + 32 * n < p.value_dim)
+        narrow(of_value[n], stored), dv[number * p.value_dim + lane + 32 * n] = stored;
+  }
+}
+
+template <int PARTS>
+inline void store_rows(Global<Stored> to, const float (&sums)[PANELS][PARTS][4], int64 first_number, int first_key,
+                       int columns, float scale, const Problem& p) {
+  UNROLL for (int panel = 0; panel < PANELS; panel++)
+    UNROLL for (int half = 0; half < 2; half++) {
+      const int row = lane_row(panel, half);
+      if (first_key + row >= p.keys) continue;
+      UNROLL for (int part = 0; part < PARTS; part++) {
+        const int column = 8 * part + threadIdx.x % 4 * 2;
+        const float x = sums[panel][part][2 * half] * scale, y = sums[panel][part][2 * half + 1] * scale;
+        if (column < columns) store_pair<Stored>(to, (first_number + row) * columns + column, x, y);
+      }
+    }
+}
+
+template <int PARTS> inline bool all_finite(const float (&sums)[PANELS][PARTS][4]) {
+  bool is_right = true;
+  UNROLL for (int panel = 0; panel < PANELS; panel++)
+    UNROLL for (int part = 0; part < PARTS; part++)
+      UNROLL for (int n = 0; n < 4; n++) is_right &= is_finite(sums[panel][part][n]);
+  return is_right;
+}
+
+// Products of the keys of this warp with queries from t on become scores; -inf where hidden.
+inline void hide_turned(float (&s)[PANELS][OTHERS][4], int first_of_block, int t, const Head& h, const Options& o,
+                        const Problem& p) {
+  UNROLL for (int part = 0; part < OTHERS; part++)
+    UNROLL for (int n = 0; n < 2; n++) {
+      const int i = t + 8 * part + threadIdx.x % 4 * 2 + n;
+      const int first = first_key(i, h, p), past = i < p.queries ? past_key(i, h, p) : 0;
+      UNROLL for (int panel = 0; panel < PANELS; panel++)
+        UNROLL for (int half = 0; half < 2; half++) {
+          const int j = first_of_block + lane_row(panel, half);
+          float& x = s[panel][part][2 * half + n];
+          if (j < first || j >= past) x = -infinity<float>();
+          else if (!PLAIN) x = score(x, h, i, j, o, p);
+        }
+    }
+}
+
+KERNEL(THREADS) attention_keys(Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k,
+                               Global<const Stored> v, Global<const float> lse, Global<const float> delta,
+                               Global<Stored> dk, Global<Stored> dv, OPTIONS) {
+  const Options o = GIVEN_OPTIONS;
+  const int batch = blockIdx.x / p.kv_heads, kv_head = blockIdx.x % p.kv_heads, group = p.heads / p.kv_heads;
+  const int first_of_block = blockIdx.y * ROWS;
+  const Head first_head = head_of(batch, kv_head * group, o, p);
+  int first, past;
+  queries_of_keys(first_of_block, first_of_block + ROWS, first_head, p, first, past);
+  first = first / ACROSS * ACROSS;
+  const int past_head = past > first ? first_head.head + group : first_head.head;
+
+  const KeyTile keys = {0};
+  const ValueTile values = {KeyTile::BYTES};
+  auto stage = [](int step) { return uint32(HELD + step % 2 * STAGE); };
+  auto fetch = [&](int step, int head, int t) {
+    const int there = p.queries - t;
+    QueryTile{stage(step)}.template fill<THREADS>(row_of(q, p.q, batch, head, t), p.q.row, there, p.dim);
+    CotangentTile{stage(step) + QueryTile::BYTES}.template fill<THREADS>(
+        row_of(dout, p.dout, batch, head, t), p.dout.row, there, p.value_dim);
+  };
+  // A thread's own numbers of the rows of a tile: those of lse come first, then those of delta.
+  auto number_of_row = [&](int head, int t, int n) {
+    const int64 number = (int64(batch) * p.heads + head) * p.queries + t + n % ACROSS;
+    if (t + n % ACROSS >= p.queries) return n < ACROSS ? infinity<float>() : 0.0f;
+    return n < ACROSS ? shift_of_lse(lse[number]) : float(delta[number]);
+  };
+  auto numbers_at = [&](int step) { return shared<float>(stage(step) + QueryTile::BYTES + CotangentTile::BYTES); };
+  constexpr int EACH = (2 * ACROSS + THREADS - 1) / THREADS;
+  float next[EACH];
+  auto read_next = [&](int head, int t) {
+    UNROLL for (int e = 0; e < EACH; e++)
+      if (int(threadIdx.x) + e * THREADS < 2 * ACROSS) next[e] = number_of_row(head, t, threadIdx.x + e * THREADS);
+  };
+  auto write_next = [&](int step) {
+    UNROLL for (int e = 0; e < EACH; e++)
+      if (int(threadIdx.x) + e * THREADS < 2 * ACROSS) numbers_at(step)[threadIdx.x + e * THREADS] = next[e];
+  };
+
+  keys.template fill<THREADS>(row_of(k, p.k, batch, kv_head, first_of_block), p.k.row, p.keys - first_of_block, p.dim);
+  values.template fill<THREADS>(row_of(v, p.v, batch, kv_head, first_of_block), p.v.row, p.keys - first_of_block,
+                                p.value_dim);
+  int head = first_head.head, t = first;
+  if (head < past_head) fetch(0, head, t), read_next(head, t), write_next(0);
+  commit_copies();
+
+  const float factor = unit(p);
+  uint32 of_keys[PANELS], of_values[PANELS];
+  UNROLL for (int panel = 0; panel < PANELS; panel++) {
+    const int row = (threadIdx.x / 32 * PANELS + panel) * 16;
+    of_keys[panel] = keys.left(row), of_values[panel] = values.left(row);
+  }
+  float sums_of_keys[PANELS][OF_KEYS ? DIM / 8 : 1][4] = {}, sums_of_values[PANELS][OF_VALUES ? VALUE_DIM / 8 : 1][4] = {};
+
+  for (int step = 0; head < past_head; step++) {  // over the tiles of one head after the other
+    wait_copies<0>();
+    sync_threads();  // the tile is there, and nobody reads the one before any more
+    const bool is_last = t + ACROSS >= past;
+    const int next_head = head + is_last, next_t = is_last ? first : t + ACROSS;
+    if (next_head < past_head) fetch(step + 1, next_head, next_t), read_next(next_head, next_t);
+    commit_copies();
+
+    const int last = (t + ACROSS < p.queries ? t + ACROSS : p.queries) - 1;
+    Head h = first_head;
+    h.head = head;
+    const int warp_key = first_of_block + threadIdx.x / 32 * 16 * PANELS;
+    const bool is_edge = warp_key < first_key(last, h, p) || warp_key + 16 * PANELS > past_key(t, h, p);
+    const QueryTile query_tile = {stage(step)};
+    const CotangentTile cotangent_tile = {stage(step) + QueryTile::BYTES};
+    Shared<float> shifts = numbers_at(step), deltas = shifts + ACROSS;
+
+    float s[PANELS][OTHERS][4] = {}, d[PANELS][OTHERS][4] = {};
+    add_rows_times_rows<Stored, KeyTile, QueryTile>(s, of_keys, query_tile.right());
+    if (OF_KEYS) add_rows_times_rows<Stored, ValueTile, CotangentTile>(d, of_values, cotangent_tile.right());
+    float bent[PANELS][SOFTCAP ? OTHERS : 1][4];
+    if (SOFTCAP)
+      UNROLL for (int panel = 0; panel < PANELS; panel++)
+        UNROLL for (int part = 0; part < OTHERS; part++)
+          UNROLL for (int n = 0; n < 4; n++) bent[panel][SOFTCAP ? part : 0][n] = slope(s[panel][part][n], p);
+    if (!PLAIN || is_edge) hide_turned(s, first_of_block, t, h, o, p);
+    UNROLL for (int part = 0; part < OTHERS; part++)
+      UNROLL for (int n = 0; n < 2; n++) {
+        const int column = 8 * part + threadIdx.x % 4 * 2 + n;
+        const float shift = shifts[column], less = deltas[column];
+        UNROLL for (int panel = 0; panel < PANELS; panel++)
+          UNROLL for (int half = 0; half < 2; half++) {
+            const int j = first_of_block + lane_row(panel, half), e = 2 * half + n;
+            const float kept = DROPOUT && j < p.keys && t + column < p.queries ? kept_of(h, t + column, j, o, p) : 1.0f;
+            const float weight = exp2_fast(s[panel][part][e] * factor - shift);
+            s[panel][part][e] = DROPOUT ? weight * kept : weight;
+            d[panel][part][e] = weight * (d[panel][part][e] * kept - less);
+            if (SOFTCAP) d[panel][part][e] *= bent[panel][SOFTCAP ? part : 0][e];
+          }
+      }
+    if (OF_VALUES) add_weights_times<Stored, CotangentTile>(sums_of_values, s, turned(cotangent_tile));
+    if (OF_KEYS) add_weights_times<Stored, QueryTile>(sums_of_keys, d, turned(query_tile));
+    if (next_head < past_head) write_next(step + 1);
+    head = next_head, t = next_t;
+  }
+
+  const int64 number = (int64(batch) * p.kv_heads + kv_head) * p.keys + first_of_block;
+  if (any_thread((OF_KEYS && !all_finite(sums_of_keys)) || (OF_VALUES && !all_finite(sums_of_values)))) {
+    differentiate_slowly(dout, q, k, v, lse, delta, dk, dv, batch, kv_head, first_of_block, o, p);
+    return;
+  }
+  if (OF_KEYS) store_rows(dk, sums_of_keys, number, first_of_block, p.dim, p.scale, p);
+  if (OF_VALUES) store_rows(dv, sums_of_values, number, first_of_block, p.value_dim, 1, p);
+}
+EXPORT(attention_keys)

@@ -1,0 +1,141 @@
+// Attention on tensor cores, the gradient of queries. Reference: attention/core.py, `attend_backward`. Parallel over blocks of
+// queries, as the forward pass is. Shared: queries and their cotangents, two tiles of keys and values.
+//
+// Weights are made again from the lse. No block adds to what another one writes, so results have the same bits in each run.
+#include "attention.cuh"
+
+using QueryTile = Tile<Stored, ROWS, DIM>;
+using CotangentTile = Tile<Stored, ROWS, VALUE_DIM>;
+using KeyTile = Tile<Stored, ACROSS, DIM>;
+using ValueTile = Tile<Stored, ACROSS, VALUE_DIM>;
+constexpr int HELD = QueryTile::BYTES + CotangentTile::BYTES, STAGE = KeyTile::BYTES + ValueTile::BYTES;
+
+// Rows one pair at a time, where something is not finite: what is hidden must not matter.
+inline void differentiate_slowly(Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k,
+                                 Global<const Stored> v, Global<const float> lse, Global<const float> delta,
+                                 Global<Stored> dq, const Rows& rows, const Options& o, const Problem& p) {
+  const int lane = threadIdx.x % 32;
+  for (int row = threadIdx.x / 32; row < ROWS; row += WARPS) {
+    if (!rows.is_there(row)) continue;
+    const Head h = rows.head_at(row, p);
+    const int t = rows.query(row, p);
+    const int64 number = rows.number(row, p);
+    float sums[DIM / 32] = {};
+    for (int j = first_key(t, h, p); j < past_key(t, h, p); j++) {
+      Global<const Stored> key = row_of(k, p.k, h.batch, h.kv_head, j);
+      const float g = gradient_of_pair(product_of_rows(row_of(q, p.q, h.batch, h.head, t), key, p.dim),
+                                       product_of_rows(row_of(dout, p.dout, h.batch, h.head, t),
+                                                       row_of(v, p.v, h.batch, h.kv_head, j), p.value_dim),
+                                       lse[number], delta[number], h, t, j, o, p);
+      UNROLL for (int n = 0; n < DIM / 32; n++)
+        if (lane + 32 * n < p.dim) {
+          Stored x = key[lane + 32 * n];
+          sums[n] += reached(g, wide(x), p);
+        }
+    }
+    UNROLL for (int n = 0; n < DIM / 32; n++)
+      if (lane + 32 * n < p.dim) {
+        Stored stored;
+        narrow(sums[n], stored);
+        dq[number * p.dim + lane + 32 * n] = stored;
+      }
+  }
+}
+
+KERNEL(THREADS) attention_queries(Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k,
+                                  Global<const Stored> v, Global<const float> lse, Global<const float> delta,
+                                  Global<Stored> dq, OPTIONS) {
+  const Options o = GIVEN_OPTIONS;
+  const Rows rows = rows_of_block(o, p);
+  int first, past;
+  keys_of_block(rows, p, first, past);
+  int tile = first / ACROSS;
+  const int past_tile = (past + ACROSS - 1) / ACROSS;
+
+  const QueryTile queries = {0};
+  const CotangentTile cotangents = {QueryTile::BYTES};
+  Global<const Stored> keys = row_of(k, p.k, rows.batch, rows.kv_head, 0);
+  Global<const Stored> values = row_of(v, p.v, rows.batch, rows.kv_head, 0);
+  auto stage = [](int tile) { return uint32(HELD + tile % 2 * STAGE); };
+  auto fetch = [&](int tile) {
+    const int key = tile * ACROSS, there = rows.head.length - key;
+    KeyTile{stage(tile)}.template fill<THREADS>(keys + key * p.k.row, p.k.row, there, p.dim);
+    ValueTile{stage(tile) + KeyTile::BYTES}.template fill<THREADS>(values + key * p.v.row, p.v.row, there, p.value_dim);
+  };
+  fill_rows(queries, q, p.q, rows, p.dim, p);
+  fill_rows(cotangents, dout, p.dout, rows, p.value_dim, p);
+  if (tile < past_tile) fetch(tile);
+  commit_copies();
+
+  const Sight sight = sight_of_warp(rows, p);
+  const float factor = unit(p);
+  uint32 of_queries[PANELS], of_cotangents[PANELS];
+  float shift[PANELS][2], less[PANELS][2], sums[PANELS][DIM / 8][4] = {};
+  UNROLL for (int panel = 0; panel < PANELS; panel++) {
+    const int row = (threadIdx.x / 32 * PANELS + panel) * 16;
+    of_queries[panel] = queries.left(row), of_cotangents[panel] = cotangents.left(row);
+    UNROLL for (int half = 0; half < 2; half++) {
+      const int row = lane_row(panel, half);
+      const bool is_there = rows.is_there(row);
+      shift[panel][half] = is_there ? shift_of_lse(lse[rows.number(row, p)]) : infinity<float>();
+      less[panel][half] = is_there ? float(delta[rows.number(row, p)]) : 0.0f;
+    }
+  }
+
+  for (; tile < past_tile; tile++) {
+    wait_copies<0>();
+    sync_threads();  // the tile is there, and nobody reads the one before any more
+    if (tile + 1 < past_tile) fetch(tile + 1);
+    commit_copies();
+    const int key = tile * ACROSS;
+    if (key >= sight.some_past || key + ACROSS <= sight.some_first) continue;
+
+    float s[PANELS][ACROSS / 8][4] = {}, d[PANELS][ACROSS / 8][4] = {}, bent[PANELS][SOFTCAP ? ACROSS / 8 : 1][4];
+    const KeyTile key_tile = {stage(tile)};
+    add_rows_times_rows<Stored, QueryTile, KeyTile>(s, of_queries, key_tile.right());
+    add_rows_times_rows<Stored, CotangentTile, ValueTile>(d, of_cotangents, ValueTile{stage(tile) + KeyTile::BYTES}.right());
+    if (SOFTCAP)
+      UNROLL for (int panel = 0; panel < PANELS; panel++)
+        UNROLL for (int part = 0; part < ACROSS / 8; part++)
+          UNROLL for (int n = 0; n < 4; n++) bent[panel][SOFTCAP ? part : 0][n] = slope(s[panel][part][n], p);
+    hide(s, key, rows, sight, o, p);
+    UNROLL for (int panel = 0; panel < PANELS; panel++)
+      UNROLL for (int half = 0; half < 2; half++) {
+        const int row = lane_row(panel, half);
+        UNROLL for (int part = 0; part < ACROSS / 8; part++) {
+          float kept[2] = {1, 1};
+          if (DROPOUT) {
+            const int j = key + 8 * part + threadIdx.x % 4 * 2;
+            keep_pair(kept, rows.head_at(row, p), rows.query(row, p), j, o, p);
+          }
+          UNROLL for (int n = 0; n < 2; n++) {
+            float& x = s[panel][part][2 * half + n];
+            const float weight = exp2_fast(x * factor - shift[panel][half]);
+            x = weight * (d[panel][part][2 * half + n] * kept[n] - less[panel][half]);
+            if (SOFTCAP) x *= bent[panel][SOFTCAP ? part : 0][2 * half + n];
+          }
+        }
+      }
+    add_weights_times<Stored, KeyTile>(sums, s, turned(key_tile));
+  }
+
+  bool is_wrong = false;
+  UNROLL for (int panel = 0; panel < PANELS; panel++)
+    UNROLL for (int part = 0; part < DIM / 8; part++)
+      UNROLL for (int n = 0; n < 4; n++) is_wrong |= !is_finite(sums[panel][part][n]);
+  if (any_thread(is_wrong)) {
+    differentiate_slowly(dout, q, k, v, lse, delta, dq, rows, o, p);
+    return;
+  }
+  UNROLL for (int panel = 0; panel < PANELS; panel++)
+    UNROLL for (int half = 0; half < 2; half++) {
+      const int row = lane_row(panel, half);
+      if (!rows.is_there(row)) continue;
+      UNROLL for (int part = 0; part < DIM / 8; part++) {
+        const int column = 8 * part + threadIdx.x % 4 * 2;
+        const float x = sums[panel][part][2 * half] * p.scale, y = sums[panel][part][2 * half + 1] * p.scale;
+        if (column < p.dim) store_pair<Stored>(dq, rows.number(row, p) * p.dim + column, x, y);
+      }
+    }
+}
+EXPORT(attention_queries)

@@ -1,0 +1,147 @@
+// Products of matrices on the matrix units: tiles in shared memory, fragments in the registers of a warp.
+//
+// A warp multiplies 16 rows by 8 columns, summing along STEP numbers (32 bytes) at a time: `Left` is a fragment of the left
+// matrix, `Right` one of the right matrix, float[4] one of the sums. Lane l holds, of the sums, columns 2 (l % 4) and the next
+// of row l / 4, then of row l / 4 + 8.
+//
+// A float32 is taken as the sum of two numbers of 11 bits, and a product as three products of these; what is left out is
+// 2^-22 of it.
+#pragma once
+#include "primitives.cuh"
+
+template <class T> constexpr int STEP = 32 / sizeof(T);
+template <class T> constexpr int NUMBERS = 16 / sizeof(T);  // of the 16 bytes that are copied at once
+
+template <class T> struct Left { uint32 v[4]; };
+template <class T> struct Right { uint32 v[2]; };
+template <> struct Left<float> { uint32 v[4], rest[4]; };
+template <> struct Right<float> { uint32 v[2], rest[2]; };
+
+template <class T> inline void multiply(float (&d)[4], const Left<T>& a, const Right<T>& b) {
+  multiply_add(d, a.v, b.v, T());
+}
+inline void multiply(float (&d)[4], const Left<float>& a, const Right<float>& b) {
+  multiply_add_tf32(d, a.rest, b.v);
+  multiply_add_tf32(d, a.v, b.rest);
+  multiply_add_tf32(d, a.v, b.v);
+}
+
+// Registers as they were loaded, or numbers, as fragments.
+template <class T> inline void put(Left<T>& a, int n, uint32 bits) { a.v[n] = bits; }
+template <class T> inline void put(Right<T>& b, int n, uint32 bits) { b.v[n] = bits; }
+inline void split(float x, uint32& v, uint32& rest) {
+  v = round_tf32(x);
+  rest = round_tf32(x - from_bits(v));
+}
+inline void put(Left<float>& a, int n, uint32 bits) { split(from_bits(bits), a.v[n], a.rest[n]); }
+inline void put(Right<float>& b, int n, uint32 bits) { split(from_bits(bits), b.v[n], b.rest[n]); }
+
+// Sums as a left fragment: their columns [step STEP, ...) are what the next product sums along.
+template <class T> inline void turn_left(Left<T>& a, const float (*sums)[4], int step) {
+  UNROLL for (int n = 0; n < 4; n++) {
+    const float* pair = &sums[2 * step + n / 2][n % 2 * 2];
+    a.v[n] = pack(pair[0], pair[1], T());
+  }
+}
+// Here a fragment's columns are taken in another order, the same as by load_turned of float: 0, 2, 4, 6, 1, 3, 5, 7.
+inline void turn_left(Left<float>& a, const float (*sums)[4], int step) {
+  UNROLL for (int n = 0; n < 4; n++) split(sums[step][n % 2 * 2 + n / 2], a.v[n], a.rest[n]);
+}
+
+// ROWS x COLUMNS numbers in shared memory from byte `start` (a multiple of 128) on. The chunks of a row change places with
+// its number, so that eight rows at one column, which load_matrices reads at once, lie in different banks.
+template <class T, int ROWS, int COLUMNS> struct Tile {
+  static constexpr int CHUNKS = COLUMNS / NUMBERS<T>, ROW = COLUMNS * sizeof(T), BYTES = ROWS * ROW;
+  static_assert(CHUNKS == 4 || CHUNKS % 8 == 0, "chunks change places in groups of four or eight");
+  uint32 start;
+
+  inline uint32 place(int row, int chunk) const {
+    return start + row * ROW + ((chunk ^ (CHUNKS >= 8 ? row & 7 : row >> 1 & 3)) << 4);
+  }
+  // That many chunks on (an even number) from a place in chunk 0 or 1 of its row.
+  static inline uint32 along(uint32 place, int chunks) { return (place ^ (chunks % 8 << 4)) + chunks / 8 * 128; }
+
+  // The rows of a matrix in global memory, as far as there are `rows` of `columns` numbers; zeros beyond. By all threads.
+  template <int THREADS> inline void fill(Global<const T> from, int64 apart, int rows, int columns) const {
+    UNROLL for (int i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
+      const int row = i / CHUNKS, chunk = i % CHUNKS;
+      const bool is_there = row < rows && chunk * NUMBERS<T> < columns;
+      copy_async<T>(place(row, chunk), from + (row * apart + chunk * NUMBERS<T>), is_there);
+    }
+  }
+
+  // Where this lane reads fragments: of the rows [row, row + 16) as a left matrix; of rows as the columns of a right one.
+  inline uint32 left(int row) const { return place(row + threadIdx.x % 16, threadIdx.x % 32 / 16); }
+  inline uint32 right() const { return place(threadIdx.x % 8 + threadIdx.x % 32 / 16 * 8, threadIdx.x / 8 % 2); }
+
+  // The left fragment of numbers [step STEP, ...) of 16 rows.
+  static inline void load_left(Left<T>& a, uint32 lane, int step) {
+    uint32 four[4];
+    load_matrices(four, along(lane, 2 * step));
+    UNROLL for (int n = 0; n < 4; n++) put(a, n, four[n]);
+  }
+  // Two right fragments: their columns are the rows [16 pair, ...), summed along numbers [step STEP, ...).
+  static inline void load_right(Right<T> (&b)[2], uint32 lane, int step, int pair) {
+    uint32 four[4];
+    load_matrices(four, along(lane, 2 * step) + pair * 16 * ROW);
+    UNROLL for (int n = 0; n < 4; n++) put(b[n / 2], n % 2, four[n]);
+  }
+};
+
+// Where this lane reads fragments of a tile as a right matrix itself.
+template <class T> struct Turned { uint32 lane; };
+template <> struct Turned<float> { uint32 even, odd; };
+
+template <class T, int ROWS, int COLUMNS> inline Turned<T> turned(const Tile<T, ROWS, COLUMNS>& tile) {
+  return {tile.left(0)};
+}
+template <int ROWS, int COLUMNS> inline Turned<float> turned(const Tile<float, ROWS, COLUMNS>& tile) {
+  const int row = threadIdx.x % 4 * 2, column = threadIdx.x % 32 / 4;
+  return {tile.place(row, column / 4) + column % 4 * 4, tile.place(row + 1, column / 4) + column % 4 * 4};
+}
+
+// Two right fragments: rows [step STEP, ...) by columns [16 pair, ...).
+template <class TILE, class T> inline void load_turned(Right<T> (&b)[2], const Turned<T>& from, int step, int pair) {
+  uint32 four[4];
+  load_matrices_turned(four, TILE::along(from.lane, 2 * pair) + step * 16 * TILE::ROW);
+  UNROLL for (int n = 0; n < 4; n++) put(b[n / 2], n % 2, four[n]);
+}
+template <class TILE> inline void load_turned(Right<float> (&b)[2], const Turned<float>& from, int step, int pair) {
+  UNROLL for (int n = 0; n < 2; n++) {
+    const int rows = step * 8 * TILE::ROW, chunks = 4 * pair + 2 * n;
+    put(b[n], 0, bits_of(read_shared(TILE::along(from.even, chunks) + rows)));
+    put(b[n], 1, bits_of(read_shared(TILE::along(from.odd, chunks) + rows)));
+  }
+}
+
+// sums[panel] (16 x 8 PARTS) += the rows of a tile at left[panel] times the rows of another one.
+template <class T, class A, class B, int P, int PARTS>
+inline void add_rows_times_rows(float (&sums)[P][PARTS][4], const uint32 (&left)[P], uint32 right) {
+  static_assert(A::ROW == B::ROW, "they are summed along");
+  UNROLL for (int step = 0; step < A::ROW / 32; step++) {
+    Left<T> a[P];
+    UNROLL for (int panel = 0; panel < P; panel++) A::load_left(a[panel], left[panel], step);
+    UNROLL for (int pair = 0; pair < PARTS / 2; pair++) {
+      Right<T> b[2];
+      B::load_right(b, right, step, pair);
+      UNROLL for (int panel = 0; panel < P; panel++)
+        UNROLL for (int n = 0; n < 2; n++) multiply(sums[panel][2 * pair + n], a[panel], b[n]);
+    }
+  }
+}
+
+// sums[panel] (16 x 8 PARTS) += weights[panel] (16 x 8 ALONG) times the tile itself, its first 8 PARTS columns.
+template <class T, class B, int P, int PARTS, int ALONG>
+inline void add_weights_times(float (&sums)[P][PARTS][4], const float (&weights)[P][ALONG][4],
+                              const Turned<T>& right) {
+  UNROLL for (int step = 0; step < ALONG * 8 / STEP<T>; step++) {
+    Left<T> a[P];
+    UNROLL for (int panel = 0; panel < P; panel++) turn_left(a[panel], weights[panel], step);
+    UNROLL for (int pair = 0; pair < PARTS / 2; pair++) {
+      Right<T> b[2];
+      load_turned<B>(b, right, step, pair);
+      UNROLL for (int panel = 0; panel < P; panel++)
+        UNROLL for (int n = 0; n < 2; n++) multiply(sums[panel][2 * pair + n], a[panel], b[n]);
+    }
+  }
+}

@@ -1,0 +1,190 @@
+"""Attention on tensor cores, run on a CPU by emulation through its own host functions, against the reference in float64."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from cuda_emulation import building, fake_cupy
+from kernel_calls import OPTIONS, Call, Sizes, call_of, in_dtype, kinds, largest
+from libraries import EPS
+
+import attnarray as aa
+from attnarray.attention import core, partial
+from attnarray.kernels.cuda import attention
+
+pytestmark = pytest.mark.skipif(bool(building.UNAVAILABLE), reason=building.UNAVAILABLE)
+NAMES = ("dquery", "dkey", "dvalue", "dbias", "dsinks")
+
+
+@pytest.fixture(autouse=True)
+def cupy() -> Iterator[Any]:
+    with fake_cupy.installed() as module:
+        yield module
+
+
+def moved(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return fake_cupy.ndarray(value)
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return value._replace(**{name: moved(one) for name, one in value._asdict().items()})
+    return value
+
+
+def arguments_of(call: Call) -> tuple[Any, ...]:
+    """What a call brings to `attend`, on NumPy arrays."""
+    arguments = {name: value for name, value in call.items() if name not in ("dout", "dlse")}
+    with mock.patch.object(partial, "attend", side_effect=core.attend.reference) as attend:
+        with np.errstate(all="ignore"), aa.use_kernels("reference"):
+            partial.attention_partial_fwd(**arguments)
+    return attend.call_args.args
+
+
+def run(call: Call) -> dict[str, np.ndarray]:
+    """What the kernels find, by name, on the host; the backward takes what the forward found."""
+    q, k, v, scoring = map(moved, arguments_of(call))
+    out, lse = attention.attend(q, k, v, scoring)
+    dout, dlse = moved(call["dout"]), moved(call.get("dlse"))
+    grads = attention.attend_backward(dout, dlse, q, k, v, out, lse, scoring)
+    named = {"out": out, "lse": lse, **dict(zip(NAMES, grads, strict=True))}
+    return {name: array.held for name, array in named.items() if array is not None}
+
+
+def truth_of(call: Call) -> dict[str, np.ndarray]:
+    """The reference in float64 on the same numbers."""
+    exact = in_dtype(call, "float64")
+    q, k, v, scoring = arguments_of(exact)
+    with np.errstate(all="ignore"), aa.use_kernels("reference"):
+        out, lse = core.attend(q, k, v, scoring)
+        grads = core.attend_backward(exact["dout"], exact.get("dlse"), q, k, v, out, lse, scoring)
+    named = {"out": out, "lse": lse, **dict(zip(NAMES, grads, strict=True))}
+    return {name: array for name, array in named.items() if array is not None}
+
+
+def assert_right(call: Call, dtype: str, seed: int = 0) -> dict[str, np.ndarray]:
+    fake_cupy.State.seed = seed
+    rounded = in_dtype(call, dtype)
+    found, truth = run(rounded), truth_of(rounded)
+    assert set(found) == set(truth)
+    for name, exact in truth.items():
+        result = found[name].astype(np.float64)
+        assert result.shape == exact.shape, name
+        assert found[name].dtype == ("float32" if name == "lse" else dtype), name
+        np.testing.assert_array_equal(np.isnan(result), np.isnan(exact), err_msg=name)
+        np.testing.assert_array_equal(np.isinf(result), np.isinf(exact), err_msg=name)
+        finite = np.isfinite(exact)
+        error = np.max(np.abs(result[finite] - exact[finite]), initial=0.0)
+        # Roundings of weights and of score gradients to the stored type, which sums of many terms mostly average.
+        terms = max(call["query"].shape[2] * call["key"].shape[2] * call["query"].shape[1] / max(exact.size, 1), 1.0)
+        eps = EPS["float32"] if name == "lse" else EPS[dtype]
+        roundings = 4 * eps + 4 * EPS["float32"] * max(largest(truth["lse"]), 8.0)
+        allowed = roundings * max(largest(exact), 1.0) * np.sqrt(terms)
+        assert error <= allowed, f"{name} is off by {error}, at most {allowed}"
+    return found
+
+
+ODD = [(1, 1, 8, 8, 1), (5, 70, 16, 8, 2), (70, 33, 40, 64, 1), (65, 129, 64, 32, 1), (130, 67, 32, 48, 3)]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("sizes", [Sizes(*sizes, batch=1) for sizes in ODD], ids=["-".join(map(str, s)) for s in ODD])
+def test_odd_sizes(sizes: Sizes, dtype: str) -> None:
+    import ml_dtypes  # noqa: F401 - NumPy knows bfloat16 by it
+
+    for options in ({}, {"is_causal": True, "q_offset": sizes.keys - sizes.queries}):
+        assert_right(call_of(sizes, **options), dtype)
+
+
+SMALL, FEW = Sizes(37, 70, 16, 24, 3, batch=2), Sizes(2, 150, 16, 24, 2, batch=2)
+
+
+@pytest.mark.parametrize("sizes", [SMALL, FEW], ids=["many queries", "few"])
+@pytest.mark.parametrize("option", list(OPTIONS))
+def test_each_option(option: str, sizes: Sizes) -> None:
+    for seed, dtype in enumerate(("float16", "float32", "float16")):
+        assert_right(call_of(sizes, seed, [option]), dtype, seed)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("kind", range(3))
+def test_all_options_together(kind: int, dtype: str) -> None:
+    assert_right(kinds(SMALL)[kind], dtype)
+
+
+@pytest.mark.parametrize("scale", [-0.3, -1.7])
+def test_negative_scales(scale: float) -> None:
+    assert_right(call_of(SMALL, scale=scale), "float16")
+
+
+@pytest.mark.parametrize("shape", list(itertools.product((2, 1), (6, 1), (37, 1), (70, 1))), ids=str)
+def test_every_shape_of_bias(shape: tuple[int, ...]) -> None:
+    bias = np.random.default_rng(0).standard_normal(shape)
+    assert_right(call_of(SMALL, bias=bias, is_causal=True, q_offset=30), "float16")
+
+
+@pytest.mark.parametrize("sizes", [(0, 5), (5, 0), (0, 0)], ids=str)
+def test_empty_sizes(sizes: tuple[int, int]) -> None:
+    assert_right(call_of(Sizes(*sizes, 16, 8), sinks=np.ones(4)), "float16")
+    assert_right(call_of(Sizes(*sizes, 16, 8, batch=0)), "float16")
+
+
+def test_rows_that_see_nothing_are_zero() -> None:
+    call = call_of(SMALL, kv_lengths=np.array([0, 70]), attn_mask=np.arange(37)[:, None] % 5 > 0)
+    found = assert_right(call, "float16")
+    assert not found["out"][0].any()
+    assert not found["out"][:, :, ::5].any()
+    assert (found["lse"][0] == -np.inf).all()
+
+
+HIDING = {"causal": {"is_causal": True, "q_offset": 20}, "mask": {}, "lengths": {"kv_lengths": np.array([50, 61])}}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["key", "value", "query", "dout"])
+@pytest.mark.parametrize("by", [*HIDING, "dropout"])
+def test_what_is_hidden_does_not_matter(by: str, name: str, value: float) -> None:
+    """Numbers that are not finite, in keys that nobody sees or in queries that see little, stay where they are seen."""
+    rng = np.random.default_rng(0)
+    given = HIDING.get(by, {"dropout_p": 0.5, "rng": 3})
+    if by == "mask":
+        mask = rng.random((2, 6, 37, 70)) < 0.5
+        mask[..., 65] = False
+        given = {"attn_mask": mask}
+    call = call_of(SMALL, 1, (), **given)
+    where = 65 if name in ("key", "value") else 3
+    call[name][:, :, where, ::3] = value
+    assert_right(call, "float32")
+
+
+def test_nan_that_is_seen_shows() -> None:
+    for name, row in (("query", 30), ("key", 5), ("value", 5)):
+        call = call_of(SMALL, is_causal=True)
+        call[name][0, 1, row, 2] = np.nan
+        found = assert_right(call, "float32")
+        assert np.isnan(found["out"]).any()
+
+
+def test_the_order_of_blocks_and_threads_does_not_matter() -> None:
+    for sizes in (SMALL, FEW):
+        call = in_dtype(kinds(sizes)[1], "float16")
+        results = []
+        for seed in range(10):
+            fake_cupy.State.seed = seed
+            results.append(run(call))
+        for other in results[1:]:
+            for name, array in results[0].items():
+                np.testing.assert_array_equal(array, other[name], err_msg=name)
+    assert fake_cupy.State.synchronisations == 0
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_options(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    dims = rng.choice([3, 8, 20, 31], 2, replace=False)
+    sizes = Sizes(*map(int, (*rng.integers(1, 140, 2), *dims, *rng.integers(1, 4, 2), 2)))
+    chosen = rng.permutation(list(OPTIONS))[: rng.integers(1, 5)]
+    assert_right(call_of(sizes, seed, chosen), ("float16", "bfloat16", "float32")[seed % 3], seed)
