@@ -129,6 +129,13 @@ def accumulator_dtype(xp: Namespace, dtype: Any) -> Any:
     return xp.float64 if dtype_name(dtype) == "float64" else xp.float32
 
 
+def operand_dtype(array: Array) -> Any:
+    """The dtype in which `array` goes into matrix products: its own if they take 16-bit numbers, else the wider one."""
+    if library_of(array) == "cupy" and dtype_name(array.dtype) in ("float16", "bfloat16"):
+        return array.dtype
+    return accumulator_dtype(namespace_of(array), array.dtype)
+
+
 def index_dtype(xp: Namespace, array: Array) -> Any:
     """The integer dtype for positions on the device of `array`: int64 wherever the library has it."""
     return xp.arange(0, device=device_of(array)).dtype

@@ -62,3 +62,27 @@ def test_a_crash_and_a_hang_cost_their_stage_alone(monkeypatch: pytest.MonkeyPat
     found = gpu_check.run_stage("device")
     assert found["status"] == "failed"
     assert found["reason"].startswith("the process ended with code 1")
+
+
+def test_the_suite_is_run_and_its_failures_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import gpu_check_suite
+
+    test = tmp_path / "test_some.py"
+    test.write_text(
+        "import pytest\n"
+        "pytestmark = pytest.mark.gpu\n"
+        "def test_good(): pass\n"
+        "def test_bad(): assert 1 == 2, 'one is not two'\n"
+        "def test_left_out(): pytest.skip('not here')\n"
+    )
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu: needs a GPU\n")
+    monkeypatch.setattr(gpu_check_suite, "ROOT", tmp_path)
+    found = gpu_check_suite.suite()
+    assert (found["passed"], found["failed"], found["skipped"]) == (1, 1, 1)
+    assert len(found["wrong"]) == 1
+    assert "test_bad: AssertionError: one is not two" in found["wrong"][0]
+    test.write_text("import time\nimport pytest\n@pytest.mark.gpu\ndef test_long(): time.sleep(60)\n")
+    monkeypatch.setattr(gpu_check_suite, "SECONDS", 2)
+    assert gpu_check_suite.suite()["wrong"].startswith("not done after 2 seconds")
+    test.write_text("")
+    assert gpu_check_suite.suite()["wrong"] == "no test ran"

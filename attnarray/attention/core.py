@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from attnarray.attention.products import products
 from attnarray.attention.scoring import (
     Scoring,
     dropout_factor,
@@ -17,7 +18,7 @@ from attnarray.attention.scoring import (
     gradients_of_dots,
     weights_from_dots,
 )
-from attnarray.backend import Array, accumulator_dtype, namespace_of
+from attnarray.backend import Array, accumulator_dtype, device_of, namespace_of, operand_dtype
 from attnarray.dispatch import accelerated
 
 # Scores held at a time. Small enough for a CPU's last cache level to help, large enough to keep a GPU busy.
@@ -41,11 +42,11 @@ def attend(q: Array, k: Array, v: Array, scoring: Scoring) -> tuple[Array, Array
     lse : (B, H, T) of the accumulator's dtype
     """
     xp = namespace_of(q, k, v)
-    wide = accumulator_dtype(xp, q.dtype)
-    k, v = xp.astype(k, wide, copy=False), xp.astype(v, wide, copy=False)
+    operand = operand_dtype(q)
+    k, v = xp.astype(k, operand, copy=False), xp.astype(v, operand, copy=False)
     outs, lses = [], []
     for start, stop in query_blocks(q, k):
-        rows = xp.astype(q[:, :, start:stop, :], wide, copy=False)
+        rows = xp.astype(q[:, :, start:stop, :], operand, copy=False)
         out, lse = weigh(dot_products(rows, k), v, scoring.rows(start, stop))
         outs.append(xp.astype(out, q.dtype, copy=False))
         lses.append(lse)
@@ -72,15 +73,15 @@ def attend_backward(
     dsinks : (H,), or None
     """
     xp = namespace_of(q, k, v, dout)
-    wide = accumulator_dtype(xp, q.dtype)
+    wide, operand = accumulator_dtype(xp, q.dtype), operand_dtype(q)
     dtypes = q.dtype, k.dtype, v.dtype
-    q, k, v, dout = (xp.astype(x, wide, copy=False) for x in (q, k, v, dout))
-    delta = xp.sum(dout * xp.astype(out, wide, copy=False), axis=-1)  # (B, H, T)
+    q, k, v, dout = (xp.astype(x, operand, copy=False) for x in (q, k, v, dout))
+    delta = xp.sum(xp.astype(dout, wide, copy=False) * xp.astype(out, wide, copy=False), axis=-1)  # (B, H, T)
     if dlse is not None:
         delta = delta - xp.astype(dlse, wide)
     hides = scoring.hides()
     dqs, dbiases = [], []
-    dk, dv = xp.zeros_like(k), xp.zeros_like(v)
+    dk, dv = (xp.zeros(x.shape, dtype=wide, device=device_of(x)) for x in (k, v))
     for start, stop in query_blocks(q, k):
         block = scoring.rows(start, stop)
         rows, drows = q[:, :, start:stop, :], dout[:, :, start:stop, :]
@@ -154,14 +155,14 @@ def query_blocks(q: Array, k: Array, each: int = 1) -> Iterator[tuple[int, int]]
 def dot_products(x: Array, y: Array) -> Array:
     """x_i . y_j for heads of x grouped over the heads of y: (B, H, T, S)."""
     xp = namespace_of(x)
-    dots = xp.matmul(_fold(x, y.shape[1]), y.mT)  # (B, Hkv, G T, S)
+    dots = products(_fold(x, y.shape[1]), y.mT, accumulator_dtype(xp, y.dtype))  # (B, Hkv, G T, S)
     return xp.reshape(dots, (*x.shape[:3], y.shape[2]))
 
 
 def times(weights: Array, x: Array, hides: bool) -> Array:
     """sum_j weights_ij x_j: (B, H, T, D)."""
     xp = namespace_of(x)
-    product = hidden_products(_fold(weights, x.shape[1]), x, hides)  # (B, Hkv, G T, D)
+    product = hidden_products(_fold(weights, x.shape[1]), x, hides, x.dtype)  # (B, Hkv, G T, D)
     return xp.reshape(product, (*weights.shape[:3], x.shape[3]))
 
 
@@ -178,16 +179,23 @@ def _fold(x: Array, kv_heads: int) -> Array:
     return xp.reshape(x, (x.shape[0], kv_heads, x.shape[1] // kv_heads * x.shape[2], x.shape[3]))
 
 
-def hidden_products(weights: Array, x: Array, hides: bool) -> Array:
-    """weights @ x, where a weight of zero hides what it multiplies, even NaN and infinities."""
+def hidden_products(weights: Array, x: Array, hides: bool, dtype: Any = None) -> Array:
+    """weights @ x, where a weight of zero hides what it multiplies, even NaN and infinities.
+
+    Of the dtype of sums, or for 16-bit x of its own if `dtype` is that.
+    """
     xp = namespace_of(x)
+    wide = accumulator_dtype(xp, x.dtype)
+    dtype = wide if dtype is None else dtype
     if not hides:
-        return xp.matmul(weights, x)
-    finite = xp.isfinite(x)
+        return products(weights, x, dtype)
+    finite = xp.isfinite(xp.astype(x, wide, copy=False))
     if bool(xp.all(finite)):
-        return xp.matmul(weights, x)
-    reached = xp.matmul(xp.astype(weights != 0, x.dtype), xp.astype(~finite, x.dtype))
-    return xp.where(reached > 0, math.nan, xp.matmul(weights, xp.where(finite, x, 0.0)))
+        return products(weights, x, dtype)
+    x = xp.astype(x, wide, copy=False)
+    reached = xp.matmul(xp.astype(weights != 0, wide), xp.astype(~finite, wide))
+    product = xp.where(reached > 0, math.nan, xp.matmul(weights, xp.where(finite, x, 0.0)))
+    return xp.astype(product, dtype, copy=False)
 
 
 def bias_gradient(blocks: list[Any], bias: Array | None) -> Array | None:

@@ -11,6 +11,7 @@ KERNELS: dict[str, dict[str, str]] = {
         "numba": "attention:attend_backward",
         "cuda": "attention:attend_backward",
     },
+    "attention.products:narrow_products": {"cuda": "products:narrow_products"},
     "attention.scoring:weights_from_dots": {
         "numba": "masked_softmax:weights_from_dots",
         "cuda": "scoring:weights_from_dots",

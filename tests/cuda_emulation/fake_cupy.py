@@ -29,6 +29,7 @@ KNOWN = {
     "broadcast_to",
     "moveaxis",
     "searchsorted",
+    "zeros",
 }
 
 
@@ -177,7 +178,7 @@ class RawKernel:
 
 
 def launch_kernel(*numbers: int) -> None:
-    """The driver's call: a kernel, blocks, threads, shared memory, stream, the address of the places of arguments, 0."""
+    """The driver's call: a kernel, blocks, threads, shared memory, stream, where the places of arguments are, and 0."""
     kernel, blocks, threads = RawKernel.loaded[numbers[0]], numbers[1:4], numbers[4:7]
     shared, _, address, extra = numbers[7:]
     if shared > kernel.max_dynamic_shared_size_bytes or extra:
@@ -192,10 +193,10 @@ def _value_at(place: int, letter: str, size: int) -> Any:
     if letter == "s":
         return np.void(ctypes.string_at(place, size))
     value = PARAMETERS[letter].from_address(place).value
-    return _array_at(value) if letter == "p" else np.asarray(PARAMETERS[letter](value))[()]
+    return array_at(value) if letter == "p" else np.asarray(PARAMETERS[letter](value))[()]
 
 
-def _array_at(address: int) -> Any:
+def array_at(address: int) -> Any:
     """The array whose address was looked up."""
     if not address:
         return np.uintp(0)
@@ -237,6 +238,20 @@ class Module(types.ModuleType):
         return lambda *args, **options: wrapped(function(*map(bare, args), **{k: bare(v) for k, v in options.items()}))
 
 
+class ArrayApi(types.ModuleType):
+    """What array-api-compat makes of CuPy: NumPy's functions on these arrays."""
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(np, name)
+        if isinstance(found, type) or not callable(found):
+            return found
+
+        def call(*args: Any, device: Any = None, **options: Any) -> Any:
+            return wrapped(found(*map(bare, args), **{k: bare(v) for k, v in options.items()}))
+
+        return call
+
+
 def module() -> Module:
     """The module that stands in for `cupy`."""
     fake = Module("cupy")
@@ -252,6 +267,7 @@ def module() -> Module:
         runtime=runtime,
         Device=Device,
         driver=types.SimpleNamespace(CUDADriverError=CUDADriverError, launchKernel=launch_kernel),
+        device=types.SimpleNamespace(get_cublas_handle=lambda: 77),
         get_current_stream=lambda: types.SimpleNamespace(ptr=0),
         memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
     )
@@ -276,16 +292,22 @@ def forget() -> None:
         function.cache_clear()
 
 
+NAMES = ("cupy", "array_api_compat.cupy", "cupy_backends.cuda.libs.cublas")
+
+
 @contextlib.contextmanager
 def installed(*, emulated: bool = True) -> Iterator[Module]:
     """Within the block `import cupy` gives the fake one; kernels are not compiled by NVRTC if they are emulated."""
-    before = {name: sys.modules.get(name) for name in ("cupy", "array_api_compat.cupy")}
+    from cuda_emulation import fake_cublas
+
+    before = {name: sys.modules.get(name) for name in NAMES}
     compiled, compiler = loader.compiled, loader._compiler
     for name in ("synchronisations", "launches", "seed", "device", "capability", "devices", "memory_left", "shared"):
         if name in vars(State):
             setattr(State, name, INITIAL[name])
     sys.modules["cupy"] = fake = module()
-    sys.modules["array_api_compat.cupy"] = np
+    sys.modules["array_api_compat.cupy"] = ArrayApi("array_api_compat.cupy")
+    sys.modules[NAMES[2]] = fake_cublas
     if emulated:
         loader.compiled = lambda source, dtype, architecture, constants: Path(
             "@".join((source, loader.STORED[dtype], *constants))

@@ -14,6 +14,7 @@ import struct
 import sys
 import threading
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -181,10 +182,10 @@ def launch(kernel: Kernel, dtype: str, grid: Grid, *arguments: Any) -> None:
         values[place] = memory.ptr
         if device != memory.device_id:
             if device >= 0:
-                raise _different_devices(kernel, arguments)
+                raise _different_devices(kernel.name, map(arguments.__getitem__, _array_places(kernel.parameters)))
             device = memory.device_id
     if device < 0:
-        raise _different_devices(kernel, arguments)
+        raise ValueError(f"{kernel.name}: no array was given, expected at least one.")
     function = _function(kernel, dtype, device)
     if 0 in grid.blocks:
         return
@@ -201,15 +202,21 @@ def _array_places(parameters: str) -> tuple[int, ...]:
     return tuple(place for place, letter in enumerate(parameters) if letter == "p")
 
 
-def _different_devices(kernel: Kernel, arguments: tuple[Any, ...]) -> ValueError:
-    arrays = (arguments[place] for place in _array_places(kernel.parameters))
+def same_device(name: str, *arrays: Any) -> int:
+    """The device of all arrays."""
+    devices = {int(array.data.device_id) for array in arrays}
+    if len(devices) != 1:
+        raise _different_devices(name, arrays)
+    return devices.pop()
+
+
+def _different_devices(name: str, arrays: Iterable[Any]) -> ValueError:
     devices = sorted({int(array.data.device_id) for array in arrays if array is not None})
-    return ValueError(f"{kernel.name}: the arrays are on the devices {devices}, expected one. Copy them to one device.")
+    return ValueError(f"{name}: the arrays are on the devices {devices}, expected one. Copy them to one device.")
 
 
 class Function:
-    """A kernel as loaded on a device. It is launched by CuPy's driver call, as `RawKernel` takes a microsecond for each
-    argument."""
+    """A kernel as loaded on a device. Launched by CuPy's driver call: `RawKernel` takes a microsecond per argument."""
 
     def __init__(self, raw: Any, kernel: Kernel, dtype: str) -> None:
         formats = {"p": "Q", "i": "q", "w": "I4x", "r": "d" if dtype == "float64" else "f4x"}
@@ -244,7 +251,7 @@ class Function:
 
 
 class _Room(NamedTuple):
-    """The bytes of each argument of a kernel, their places, and where the places are. The driver copies from there."""
+    """The bytes of each argument of a kernel, their places, and where the places are. The driver copies them."""
 
     values: Any
     places: Any
