@@ -118,6 +118,42 @@ def test_results_overwrite_the_dot_products_and_biases_are_never_copied() -> Non
     np.testing.assert_allclose(dots.held.sum(-1), 1.0, rtol=1e-6)  # some roundings
 
 
+def strange(x: Any) -> Any:
+    """The same numbers, neither contiguous nor at multiples of 16 bytes."""
+    if not isinstance(x, np.ndarray) or x.dtype.kind != "f":
+        return x
+    held = np.zeros((*x.shape[:-1], x.shape[-1] + 3), x.dtype)
+    held[..., 1:-2] = x
+    return held[..., 1:-2]
+
+
+@pytest.mark.parametrize("name", [*SCORING, *ADDITIVE])
+def test_arrays_that_are_neither_contiguous_nor_aligned(name: str) -> None:
+    if name in ADDITIVE:
+        arguments = additive_arguments(name, (2, 9, 35, 20), "float32")
+    else:
+        dots = np.random.default_rng(5).standard_normal((2, 3, 5, 7))
+        arguments = in_dtype(arguments_of(name, dots, Scoring(0.7, softcap=2.0)), "float32")
+    # Moving copies an array and so makes it contiguous: here it is done without.
+    expected = kernel(name, arguments)
+    views = [fake_cupy.ndarray(strange(x)) if isinstance(x, np.ndarray) else moved(x) for x in arguments]
+    assert not any(x.flags.c_contiguous for x in views if isinstance(x, fake_cupy.ndarray) and x.ndim > 1)
+    found = kernel_of(name, "cuda")(*views)
+    for result, exact in zip(found if isinstance(found, tuple) else (found,), expected, strict=True):
+        assert (result is None) == (exact is None)
+        if exact is not None:
+            np.testing.assert_array_equal(result.held, exact)
+
+
+def test_contiguous_arrays_may_begin_anywhere() -> None:
+    for start in (0, 1, 3):
+        q, k = (
+            fake_cupy.ndarray(np.ones(n + 400, np.float32)[start : start + n].reshape(1, 1, -1, 5)) for n in (45, 35)
+        )
+        out = kernel_of(ADDITIVE[0], "cuda")(q, k, fake_cupy.ndarray(np.ones(5, np.float32)))
+        np.testing.assert_allclose(out.held, 5 * np.tanh(2.0), rtol=1e-6)  # some roundings
+
+
 def test_16_bit_scores_are_declined() -> None:
     with pytest.raises(Declined, match="dtype float16: float32, float64 only"):
         kernel_of(SCORING[0], "cuda")(fake_cupy.ndarray(np.ones((1, 1, 2, 3), np.float16)), Scoring(1.0))

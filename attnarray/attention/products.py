@@ -20,8 +20,8 @@ def products(x: Array, y: Array, dtype: Any) -> Array:
 def narrow_products(x: Array, y: Array, dtype: Any) -> Array:
     """x @ y of 16-bit y with sums in float32. Kernels round x to the dtype of y, as tensor cores take both in 16 bits.
 
-    So weights and gradients of scores lose digits before they are multiplied, as in all fused attention kernels on tensor
-    cores: about as much as the results in 16 bits lose. In float16, numbers below 6e-8 become 0.
+    So weights and gradients of scores lose digits before they are multiplied, as in all attention kernels on tensor
+    cores: about as many as the results in 16 bits lose. In float16, numbers below 6e-8 become 0.
 
     Parameters
     ----------

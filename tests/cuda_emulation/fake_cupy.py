@@ -183,17 +183,21 @@ def launch_kernel(*numbers: int) -> None:
     shared, _, address, extra = numbers[7:]
     if shared > kernel.max_dynamic_shared_size_bytes or extra:
         raise CUDADriverError("CUDA_ERROR_INVALID_VALUE: invalid argument")
-    places = (ctypes.c_void_p * len(kernel.parameters)).from_address(address)
-    values = [_value_at(*one) for one in zip(places, kernel.parameters, kernel.sizes, strict=True)]
+    values = [
+        array_at(value) if letter == "p" else value if letter == "s" else np.asarray(PARAMETERS[letter](value))[()]
+        for letter, value in zip(kernel.parameters, arguments_at(address, kernel), strict=True)
+    ]
     State.launches += 1
     building.run(kernel.function, Grid(blocks, threads, shared), values, State.seed)
 
 
-def _value_at(place: int, letter: str, size: int) -> Any:
-    if letter == "s":
-        return np.void(ctypes.string_at(place, size))
-    value = PARAMETERS[letter].from_address(place).value
-    return array_at(value) if letter == "p" else np.asarray(PARAMETERS[letter](value))[()]
+def arguments_at(address: int, kernel: RawKernel) -> list[Any]:
+    """What lies at the places that are listed at an address."""
+    places = (ctypes.c_void_p * len(kernel.parameters)).from_address(address)
+    return [
+        np.void(ctypes.string_at(place, size)) if letter == "s" else PARAMETERS[letter].from_address(place).value
+        for place, letter, size in zip(places, kernel.parameters, kernel.sizes, strict=True)
+    ]
 
 
 def array_at(address: int) -> Any:
@@ -277,18 +281,12 @@ def module() -> Module:
 def forget() -> None:
     """Drop all that the loader remembers of a CuPy."""
     from attnarray import backend, dispatch
+    from attnarray.kernels.cuda import grid
 
-    remembered = (
-        backend._cupy_namespace,
-        unavailable,
-        loader.capability_of,
-        loader.multiprocessors,
-        loader.shared_bytes,
-        loader._function,
-        loader._broken,
-        loader._threads,
-    )
-    for function in (*remembered, dispatch._find, dispatch._choose):
+    remembered = (unavailable, loader.capability_of, loader.multiprocessors, loader.shared_bytes)
+    loaded = (loader._function, loader._broken, loader._threads)
+    others = (grid.plan_rows, backend._cupy_namespace, dispatch._find, dispatch._choose)
+    for function in (*remembered, *loaded, *others):
         function.cache_clear()
 
 

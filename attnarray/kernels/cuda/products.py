@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -63,9 +64,9 @@ def matrices(x: Any) -> Matrices:
 
 
 def _layout(shape: tuple[int, ...], strides: list[int]) -> tuple[bool, int, int] | None:
-    """Whether it is columns that are contiguous, and how far they and the matrices are apart; None if it cannot be said."""
+    """Whether it is columns that are contiguous, and how far they and the matrices are apart; None if neither are."""
     several = [(size, stride) for size, stride in zip(shape[:-2], strides[:-2], strict=True) if size > 1]
-    if any(stride != size * below for (_, stride), (size, below) in zip(several[:-1], several[1:], strict=True)):
+    if any(stride != size * below for (_, stride), (size, below) in itertools.pairwise(several)):
         return None
     each = several[-1][1] if several else shape[-2] * shape[-1]
     for transposed, (count, apart), (length, step) in (
