@@ -39,7 +39,7 @@ STAGES = {
     "check": Stage("gpu_check_correctness", 70, "`attnarray check` on CuPy"),
     "sanitizer": Stage("gpu_check_correctness", 85, "every kernel under compute-sanitizer, where it is installed"),
     "rows": Stage("gpu_check_speed", 50, "kernels along rows, as a share of the bandwidth of a copy"),
-    "additive": Stage("gpu_check_speed", 30, "additive scores, forward and backward, beside plain array code"),
+    "additive": Stage("gpu_check_additive", 30, "additive scores, forward and backward, beside plain array code"),
     "sixteen_bit": Stage("gpu_check_products", 30, "batched products of 16-bit matrices, beside PyTorch's"),
     "overhead": Stage("gpu_check_speed", 20, "what a call costs the host"),
 }

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import attnarray as aa
-from attnarray.attention.additive_core import additive_scores, additive_scores_backward
 from attnarray.kernels.cuda import loader
 from attnarray.ops import dropout, gelu, loss, norm, softmax
 from benchmarks.gpu_check_machine import copy_bandwidth, milliseconds
@@ -59,45 +58,6 @@ def _row_calls(count: int, width: int, dtype: str) -> dict[str, tuple[int, Calla
     return calls
 
 
-def additive() -> dict[str, Any]:
-    """Additive scores and their gradients, beside the array code on the same GPU and PyTorch's eager code."""
-    cupy, found = loader.cupy(), []
-    for batch, length, features in ((8, 512, 256), (4, 1024, 512)):
-        q, k = (cupy.random.standard_normal((batch, 1, length, features), dtype="float32") for _ in range(2))
-        w = cupy.random.standard_normal(features, dtype="float32")
-        d = cupy.random.standard_normal((batch, 1, length, length), dtype="float32")
-
-        def both(q: Any = q, k: Any = k, w: Any = w, d: Any = d) -> None:
-            additive_scores(q, k, w)
-            additive_scores_backward(d, q, k, w)
-
-        row = {"batch": batch, "length": length, "features": features, "ms": milliseconds(both)}
-        with aa.use_kernels("reference"):
-            row["array code ms"] = milliseconds(both, 5)
-        row["PyTorch eager ms"] = _torch_additive(batch, length, features)
-        found.append(row)
-    return {"rows": found}
-
-
-def _torch_additive(batch: int, length: int, features: int) -> float | None:
-    try:
-        import torch
-    except ImportError:
-        return None
-    if not torch.cuda.is_available():
-        return None
-    q, k = (torch.randn(batch, length, features, device="cuda", requires_grad=True) for _ in range(2))
-    w, d = torch.randn(features, device="cuda", requires_grad=True), torch.randn(batch, length, length, device="cuda")
-
-    def both() -> None:
-        (torch.tanh(q[:, :, None] + k[:, None]) @ w).backward(d)
-
-    torch.cuda.synchronize()
-    stream = loader.cupy().cuda.ExternalStream(torch.cuda.current_stream().cuda_stream)
-    with stream:
-        return milliseconds(both, 5)
-
-
 def overhead() -> dict[str, Any]:
     """What a call costs the host when all is warm and the GPU has almost nothing to do."""
     cupy = loader.cupy()
@@ -108,6 +68,7 @@ def overhead() -> dict[str, Any]:
         "layer norm kernel": lambda: norm.layer_norm_forward(x, w, w, 1e-5),
         "attnarray.softmax": lambda: aa.softmax(x),
         "cupy.exp, to compare": lambda: cupy.exp(x),
+        "cupy.empty, to compare": lambda: cupy.empty((4, 64), "float32"),
     }
     for name, call in calls.items():
         for _ in range(100):
