@@ -247,7 +247,7 @@ def test_machine_code_that_cannot_be_loaded_is_compiled_again(monkeypatch: pytes
                 self.module = None
 
         monkeypatch.setattr(module, "RawModule", Refusing)
-        assert loader._broken("softmax.cu", "float32", 0) == ""
+        assert loader._broken("softmax.cu", "float32", 0, ()) == ""
         assert loaded == [True, False]
 
 
