@@ -25,8 +25,7 @@ def suite() -> dict[str, Any]:
         try:
             done = subprocess.run(command(report), cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
         except subprocess.TimeoutExpired as expired:
-            said = (expired.stdout or b"").decode(errors="replace")
-            return {"wrong": f"not done after {SECONDS} seconds: {said[-500:]}"}
+            return {"wrong": f"not done after {SECONDS} seconds: {str(expired.stdout)[-500:]}"}
         if not report.exists():
             return {"wrong": f"pytest ended with code {done.returncode}: {(done.stdout + done.stderr)[-800:]}"}
         return found_in(report.read_text(encoding="utf-8"))
