@@ -81,8 +81,8 @@ def test_the_suite_is_run_and_its_failures_are_named(tmp_path: Path, monkeypatch
     assert (found["passed"], found["failed"], found["skipped"]) == (1, 1, 1)
     assert len(found["wrong"]) == 1
     assert "test_bad: AssertionError: one is not two" in found["wrong"][0]
+    test.write_text("")
+    assert gpu_check_suite.suite()["wrong"] == "no test ran"
     test.write_text("import time\nimport pytest\n@pytest.mark.gpu\ndef test_long(): time.sleep(60)\n")
     monkeypatch.setattr(gpu_check_suite, "SECONDS", 2)
     assert gpu_check_suite.suite()["wrong"].startswith("not done after 2 seconds")
-    test.write_text("")
-    assert gpu_check_suite.suite()["wrong"] == "no test ran"
