@@ -31,17 +31,19 @@ class Stage(NamedTuple):
 
 
 STAGES = {
-    "device": Stage("gpu_check_machine", 15, "the GPU, its driver, and the versions of all that takes part"),
+    "device": Stage("gpu_check_machine", 10, "the GPU, its driver, and the versions of all that takes part"),
     "ceilings": Stage("gpu_check_machine", 15, "what copies and matrix products reach"),
-    "calibration": Stage("gpu_check_correctness", 25, "each primitive against the emulation, bit by bit"),
-    "kernels": Stage("gpu_check_correctness", 60, "every kernel against its reference in float64; the same bits again"),
-    "suite": Stage("gpu_check_suite", 200, "the tests that need a GPU"),
-    "check": Stage("gpu_check_correctness", 70, "`attnarray check` on CuPy"),
-    "sanitizer": Stage("gpu_check_correctness", 85, "every kernel under compute-sanitizer, where it is installed"),
-    "rows": Stage("gpu_check_speed", 50, "kernels along rows, as a share of the bandwidth of a copy"),
-    "additive": Stage("gpu_check_additive", 30, "additive scores, forward and backward, beside plain array code"),
-    "sixteen_bit": Stage("gpu_check_products", 30, "batched products of 16-bit matrices, beside PyTorch's"),
-    "overhead": Stage("gpu_check_speed", 20, "what a call costs the host"),
+    "calibration": Stage("gpu_check_correctness", 20, "each primitive against the emulation, bit by bit"),
+    "kernels": Stage("gpu_check_correctness", 45, "every kernel against its reference in float64; the same bits again"),
+    "attention": Stage("gpu_check_attention", 80, "attention on tensor cores against the reference in float64"),
+    "suite": Stage("gpu_check_suite", 160, "the tests that need a GPU"),
+    "check": Stage("gpu_check_correctness", 60, "`attnarray check` on CuPy"),
+    "sanitizer": Stage("gpu_check_correctness", 60, "every kernel under compute-sanitizer, where it is installed"),
+    "rows": Stage("gpu_check_speed", 40, "kernels along rows, as a share of the bandwidth of a copy"),
+    "additive": Stage("gpu_check_additive", 25, "additive scores, forward and backward, beside plain array code"),
+    "sixteen_bit": Stage("gpu_check_products", 20, "batched products of 16-bit matrices, beside PyTorch's"),
+    "attention_speed": Stage("gpu_check_attention", 50, "attention on tensor cores beside PyTorch's kernels"),
+    "overhead": Stage("gpu_check_speed", 15, "what a call costs the host"),
 }
 PASSED, FAILED, NO_GPU, NOT_RUN, TIMED_OUT = "passed", "failed", "no GPU", "not run", "timed out"
 EXIT_CODES = {PASSED: 0, NOT_RUN: 0, NO_GPU: 2}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import statistics
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import attnarray
-from attnarray.kernels.cuda import loader, nvrtc
+from attnarray.kernels.cuda import cache, loader, nvrtc
 
 FLUSHED = 256 * 2**20  # bytes that are written between two runs, more than any level-2 cache holds
 RUNS = 20
@@ -48,14 +50,18 @@ def _version(name: str) -> str | None:
         return None
 
 
-def milliseconds(run: Callable[[], Any], runs: int = RUNS) -> float:
-    """The median time of a run on the GPU, by its own clock; the level-2 cache is flushed before each."""
+def milliseconds(run: Callable[[], Any], runs: int = RUNS, flushes: int = 1) -> float:
+    """The median time of a run on the GPU, by its own clock; the level-2 cache is flushed before each.
+
+    With several flushes the GPU is still busy when the host has prepared the run, and does not wait for it.
+    """
     cupy = loader.cupy()
     flush = cupy.empty(FLUSHED // 4, dtype="float32")
     run()
     times = []
     for _ in range(runs):
-        flush.fill(0)
+        for _ in range(flushes):
+            flush.fill(0)
         start, stop = cupy.cuda.Event(), cupy.cuda.Event()
         start.record()
         run()
@@ -72,6 +78,39 @@ def copy_bandwidth(count: int = 2**28) -> float:
     return 8 * count / milliseconds(lambda: cupy.copyto(target, source)) * 1e3
 
 
+PRODUCTS = """#include "matrix.cuh"
+KERNEL(256) products(Global<float> out) {
+  Left<Stored> a = {};
+  Right<Stored> b = {};
+  float sums[16][4] = {};
+  put(a, 0, threadIdx.x), put(b, 0, threadIdx.x);
+  for (int n = 0; n < 2048; n++)
+    UNROLL for (int part = 0; part < 16; part++) multiply(sums[part], a, b);
+  float all = 0;
+  UNROLL for (int part = 0; part < 16; part++) all += sums[part][0] + sums[part][3];
+  if (all == 1.0f) out[0] = all;
+}
+EXPORT(products)
+"""
+
+
+def products_per_second(dtype: str) -> float:
+    """Operations of fragments in registers, by mma.sync, as our kernels multiply them: their ceiling."""
+    cupy, device = loader.cupy(), int(loader.cupy().cuda.runtime.getDevice())
+    headers = {name: cache.source_of(name) for name in ("matrix.cuh", "primitives.cuh")}
+    compiler = nvrtc.find()
+    target = nvrtc.target(loader.capability_of(device), compiler.architectures if compiler else ())
+    image = nvrtc.compile_source(PRODUCTS, "products.cu", headers, loader.options_of(dtype), target).image
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "products.cubin"
+        path.write_bytes(image)
+        kernel = cupy.RawModule(path=str(path)).get_function("products")
+        out, blocks = cupy.zeros(1, dtype="float32"), 8 * loader.multiprocessors(device)
+        time = milliseconds(lambda: kernel((blocks,), (256,), (out,)), 5)
+    step = 8 if dtype == "float32" else 16
+    return 2.0 * 16 * 8 * step * 16 * 2048 * 8 * blocks / time * 1e3
+
+
 def ceilings() -> dict[str, Any]:
     """What copies and matrix products of random numbers reach."""
     cupy, size = loader.cupy(), 8192
@@ -80,4 +119,6 @@ def ceilings() -> dict[str, Any]:
         a, b = (cupy.random.standard_normal((size, size), dtype="float32").astype(dtype) for _ in range(2))
         out = cupy.empty((size, size), dtype=dtype)
         found[f"matmul {dtype} TFLOP/s"] = 2e-9 * size**3 / milliseconds(lambda: cupy.matmul(a, b, out=out))  # noqa: B023
+    for dtype in ("float16", "float32"):
+        found[f"mma.sync {dtype} TFLOP/s"] = products_per_second(dtype) / 1e12
     return found

@@ -5,20 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
 from cuda_emulation import building, fake_cupy
-from kernel_calls import OPTIONS, Call, Sizes, call_of, in_dtype, kinds, largest
-from libraries import EPS
-
-import attnarray as aa
-from attnarray.attention import core, partial
-from attnarray.kernels.cuda import attention
+from kernel_calls import OPTIONS, Call, Sizes, call_of, in_dtype, kinds
+from tensor_core_calls import DTYPES, faults, run, truth_of
 
 pytestmark = pytest.mark.skipif(bool(building.UNAVAILABLE), reason=building.UNAVAILABLE)
-NAMES = ("dquery", "dkey", "dvalue", "dbias", "dsinks")
 
 
 @pytest.fixture(autouse=True)
@@ -27,74 +21,24 @@ def cupy() -> Iterator[Any]:
         yield module
 
 
-def moved(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return fake_cupy.ndarray(value)
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return value._replace(**{name: moved(one) for name, one in value._asdict().items()})
-    return value
-
-
-def arguments_of(call: Call) -> tuple[Any, ...]:
-    """What a call brings to `attend`, on NumPy arrays."""
-    arguments = {name: value for name, value in call.items() if name not in ("dout", "dlse")}
-    with mock.patch.object(partial, "attend", side_effect=core.attend.reference) as attend:
-        with np.errstate(all="ignore"), aa.use_kernels("reference"):
-            partial.attention_partial_fwd(**arguments)
-    return attend.call_args.args
-
-
-def run(call: Call) -> dict[str, np.ndarray]:
-    """What the kernels find, by name, on the host; the backward takes what the forward found."""
-    q, k, v, scoring = map(moved, arguments_of(call))
-    out, lse = attention.attend(q, k, v, scoring)
-    dout, dlse = moved(call["dout"]), moved(call.get("dlse"))
-    grads = attention.attend_backward(dout, dlse, q, k, v, out, lse, scoring)
-    named = {"out": out, "lse": lse, **dict(zip(NAMES, grads, strict=True))}
-    return {name: array.held for name, array in named.items() if array is not None}
-
-
-def truth_of(call: Call) -> dict[str, np.ndarray]:
-    """The reference in float64 on the same numbers."""
-    exact = in_dtype(call, "float64")
-    q, k, v, scoring = arguments_of(exact)
-    with np.errstate(all="ignore"), aa.use_kernels("reference"):
-        out, lse = core.attend(q, k, v, scoring)
-        grads = core.attend_backward(exact["dout"], exact.get("dlse"), q, k, v, out, lse, scoring)
-    named = {"out": out, "lse": lse, **dict(zip(NAMES, grads, strict=True))}
-    return {name: array for name, array in named.items() if array is not None}
+def found_by_kernels(call: Call) -> dict[str, np.ndarray]:
+    return run(call, fake_cupy.ndarray, lambda array: array.held)
 
 
 def assert_right(call: Call, dtype: str, seed: int = 0) -> dict[str, np.ndarray]:
     fake_cupy.State.seed = seed
     rounded = in_dtype(call, dtype)
-    found, truth = run(rounded), truth_of(rounded)
-    assert set(found) == set(truth)
-    for name, exact in truth.items():
-        result = found[name].astype(np.float64)
-        assert result.shape == exact.shape, name
-        assert found[name].dtype == ("float32" if name == "lse" else dtype), name
-        np.testing.assert_array_equal(np.isnan(result), np.isnan(exact), err_msg=name)
-        np.testing.assert_array_equal(np.isinf(result), np.isinf(exact), err_msg=name)
-        finite = np.isfinite(exact)
-        error = np.max(np.abs(result[finite] - exact[finite]), initial=0.0)
-        # Roundings of weights and of score gradients to the stored type, which sums of many terms mostly average.
-        terms = max(call["query"].shape[2] * call["key"].shape[2] * call["query"].shape[1] / max(exact.size, 1), 1.0)
-        eps = EPS["float32"] if name == "lse" else EPS[dtype]
-        roundings = 4 * eps + 4 * EPS["float32"] * max(largest(truth["lse"]), 8.0)
-        allowed = roundings * max(largest(exact), 1.0) * np.sqrt(terms)
-        assert error <= allowed, f"{name} is off by {error}, at most {allowed}"
+    found = found_by_kernels(rounded)
+    assert not list(faults(found, truth_of(rounded), rounded, dtype))
     return found
 
 
 ODD = [(1, 1, 8, 8, 1), (5, 70, 16, 8, 2), (70, 33, 40, 64, 1), (65, 129, 64, 32, 1), (130, 67, 32, 48, 3)]
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sizes", [Sizes(*sizes, batch=1) for sizes in ODD], ids=["-".join(map(str, s)) for s in ODD])
 def test_odd_sizes(sizes: Sizes, dtype: str) -> None:
-    import ml_dtypes  # noqa: F401 - NumPy knows bfloat16 by it
-
     for options in ({}, {"is_causal": True, "q_offset": sizes.keys - sizes.queries}):
         assert_right(call_of(sizes, **options), dtype)
 
@@ -174,7 +118,7 @@ def test_the_order_of_blocks_and_threads_does_not_matter() -> None:
         results = []
         for seed in range(10):
             fake_cupy.State.seed = seed
-            results.append(run(call))
+            results.append(found_by_kernels(call))
         for other in results[1:]:
             for name, array in results[0].items():
                 np.testing.assert_array_equal(array, other[name], err_msg=name)

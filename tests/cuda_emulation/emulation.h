@@ -157,12 +157,17 @@ template <class T> Shared<T> shared(int bytes) { return {size_t(bytes)}; }
 inline void sync_threads() { emulation::sync_block(); }
 inline void sync_warp() { emulation::sync_lanes(); }
 inline bool any_thread(bool flag) { return emulation::any_in_block(flag); }
-inline bool any_lane(bool flag) {
-  const unsigned char* all = emulation::exchange("any_lane", &flag, sizeof flag);
-  bool any = false;
-  for (int n = 0; n < 32; n++) any |= all[64 * n] != 0;
-  return any;
+inline int most_of_lanes(int value) {
+  const unsigned char* all = emulation::exchange("most_of_lanes", &value, sizeof value);
+  for (int n = 0; n < 32; n++) {
+    int other;
+    memcpy(&other, all + 64 * n, sizeof other);
+    if (other > value) value = other;
+  }
+  return value;
 }
+inline int least_of_lanes(int value) { return -most_of_lanes(-value); }
+inline bool any_lane(bool flag) { return most_of_lanes(flag); }
 template <class T> T shuffle_xor(T value, int lanes) {
   T found;
   const unsigned char* all = emulation::exchange("shuffle_xor", &value, sizeof(T));

@@ -52,7 +52,7 @@ class Problem(NamedTuple):
     def constants(self, tiling: Any, **more: int) -> tuple[str, ...]:
         """What a kernel is compiled for."""
         numbers = {"DIM": self.dims[0], "VALUE_DIM": self.dims[1], "WARPS": tiling.warps, "PANELS": tiling.panels}
-        numbers |= {"ACROSS": tiling.across, **more}
+        numbers |= {"ACROSS": tiling.across, "RESIDENT": tiling.resident, **more}
         return (*(f"{name}={value}" for name, value in numbers.items()), *self.switches)
 
 

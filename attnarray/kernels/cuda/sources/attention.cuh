@@ -1,7 +1,7 @@
 // What the kernels of attention share: the problem, which keys a query sees, scores, dropout.
 //
 // Compiled for constants: DIM and VALUE_DIM (of a head, rounded up to what tiles hold), WARPS of a block, PANELS of 16 rows of a
-// warp, ACROSS (rows of the tiles that a block goes over), and what takes part: BIAS, MASK, SOFTCAP, DROPOUT (1 by a seed, 2
+// warp, ACROSS (rows of the tiles that a block goes over), RESIDENT (blocks whose registers must fit), and what takes part: BIAS, MASK, SOFTCAP, DROPOUT (1 by a seed, 2
 // by a mask), SIGNED (a negative scale). Scores are in units of log 2, so that weights are powers of 2.
 #pragma once
 #include "matrix.cuh"
@@ -118,18 +118,6 @@ inline float sum_over_lanes(float v) {
   UNROLL for (int lanes = 16; lanes; lanes /= 2) v += shuffle_xor(v, lanes);
   return v;
 }
-inline float largest_of_lanes(float v) {
-  UNROLL for (int lanes = 16; lanes; lanes /= 2) v = fmaxf(v, shuffle_xor(v, lanes));
-  return v;
-}
-inline int least_of_lanes(int v) {
-  UNROLL for (int lanes = 16; lanes; lanes /= 2) {
-    const int other = shuffle_xor(v, lanes);
-    v = other < v ? other : v;
-  }
-  return v;
-}
-inline int most_of_lanes(int v) { return -least_of_lanes(-v); }
 
 // The product of two rows, by a warp; every lane gets it.
 inline float product_of_rows(Global<const Stored> x, Global<const Stored> y, int count) {

@@ -8,7 +8,8 @@
 using QueryTile = Tile<Stored, ROWS, DIM>;
 using KeyTile = Tile<Stored, ACROSS, DIM>;
 using ValueTile = Tile<Stored, ACROSS, VALUE_DIM>;
-constexpr int STAGE = KeyTile::BYTES + ValueTile::BYTES;
+constexpr int PARTS = ACROSS / 8;
+constexpr int KEY_STAGES = QueryTile::BYTES, VALUE_STAGES = KEY_STAGES + 2 * KeyTile::BYTES;
 
 // Where a block leaves what it found: the output, or with several parts this part of it, to be merged.
 struct Results { Global<Stored> out; Global<float> lse, part_out, part_lse; Global<const Stored> sinks; };
@@ -77,7 +78,57 @@ inline void attend_slowly(Global<const Stored> q, Global<const Stored> k, Global
   }
 }
 
-KERNEL(THREADS) attention_forward(Global<const Stored> q, Global<const Stored> k, Global<const Stored> v,
+// The largest score of each row that this lane has a part of, with those of a tile; what was summed so far fades.
+inline void raise_largest(const float (&s)[PANELS][PARTS][4], float (&largest)[PANELS][2], float (&total)[PANELS][2],
+                          float (&sums)[PANELS][VALUE_DIM / 8][4], float factor) {
+  float higher[PANELS][2];
+  bool has_moved = false;
+  UNROLL for (int panel = 0; panel < PANELS; panel++)
+    UNROLL for (int half = 0; half < 2; half++) {
+      float m = -infinity<float>();
+      UNROLL for (int part = 0; part < PARTS; part++)
+        m = fmaxf(m, fmaxf(s[panel][part][2 * half], s[panel][part][2 * half + 1]));
+      m = fmaxf(m, shuffle_xor(m, 1));
+      m = fmaxf(m, shuffle_xor(m, 2));
+      higher[panel][half] = fmaxf(largest[panel][half], m * factor);
+      has_moved |= higher[panel][half] != largest[panel][half];
+    }
+  if (!any_lane(has_moved)) return;
+  UNROLL for (int panel = 0; panel < PANELS; panel++)
+    UNROLL for (int half = 0; half < 2; half++) {
+      const float high = higher[panel][half];
+      const float fade = high == -infinity<float>() ? 1.0f : exp2_fast(largest[panel][half] - high);
+      largest[panel][half] = high;
+      total[panel][half] *= fade;
+      UNROLL for (int part = 0; part < VALUE_DIM / 8; part++)
+        UNROLL for (int n = 0; n < 2; n++) sums[panel][part][2 * half + n] *= fade;
+    }
+}
+
+// Scores become powers of 2, which are added to the totals, and are dropped or not.
+inline void exponentiate(float (&s)[PANELS][PARTS][4], const float (&largest)[PANELS][2], float (&total)[PANELS][2],
+                         float factor, int key, const Rows& rows, const Options& o, const Problem& p) {
+  UNROLL for (int panel = 0; panel < PANELS; panel++)
+    UNROLL for (int half = 0; half < 2; half++) {
+      const float shift = largest[panel][half] == -infinity<float>() ? 0.0f : largest[panel][half];
+      const int row = lane_row(panel, half);
+      UNROLL for (int part = 0; part < PARTS; part++) {
+        float kept[2] = {1, 1};
+        if (DROPOUT) {
+          const int j = key + 8 * part + threadIdx.x % 4 * 2;
+          keep_pair(kept, rows.head_at(row, p), rows.query(row, p), j, o, p);
+        }
+        UNROLL for (int n = 0; n < 2; n++) {
+          float& x = s[panel][part][2 * half + n];
+          const float power = exp2_fast(x * factor - shift);
+          total[panel][half] += power;
+          x = DROPOUT ? power * kept[n] : power;
+        }
+      }
+    }
+}
+
+KERNEL_TOGETHER(THREADS, RESIDENT) attention_forward(Global<const Stored> q, Global<const Stored> k, Global<const Stored> v,
                                   Global<Stored> out, Global<float> lse, Global<float> part_out, Global<float> part_lse,
                                   Global<const Stored> sinks, OPTIONS) {
   const Options o = GIVEN_OPTIONS;
@@ -96,14 +147,21 @@ KERNEL(THREADS) attention_forward(Global<const Stored> q, Global<const Stored> k
   const QueryTile queries = {0};
   Global<const Stored> keys = row_of(k, p.k, rows.batch, rows.kv_head, 0);
   Global<const Stored> values = row_of(v, p.v, rows.batch, rows.kv_head, 0);
-  auto stage = [](int tile) { return uint32(QueryTile::BYTES + tile % 2 * STAGE); };
-  auto fetch = [&](int tile) {
-    const int key = tile * ACROSS, there = rows.head.length - key;
-    KeyTile{stage(tile)}.template fill<THREADS>(keys + key * p.k.row, p.k.row, there, p.dim);
-    ValueTile{stage(tile) + KeyTile::BYTES}.template fill<THREADS>(values + key * p.v.row, p.v.row, there, p.value_dim);
+  auto key_tile = [](int tile) { return KeyTile{uint32(KEY_STAGES + tile % 2 * KeyTile::BYTES)}; };
+  auto value_tile = [](int tile) { return ValueTile{uint32(VALUE_STAGES + tile % 2 * ValueTile::BYTES)}; };
+  auto fetch_keys = [&](int tile) {
+    const int key = tile * ACROSS;
+    key_tile(tile).template fill<THREADS>(keys + key * p.k.row, p.k.row, rows.head.length - key, p.dim);
+  };
+  auto fetch_values = [&](int tile) {
+    const int key = tile * ACROSS;
+    value_tile(tile).template fill<THREADS>(values + key * p.v.row, p.v.row, rows.head.length - key, p.value_dim);
   };
   fill_rows(queries, q, p.q, rows, p.dim, p);
-  if (tile < past_tile) fetch(tile);
+  if (tile < past_tile) fetch_keys(tile);
+  commit_copies();
+  if (tile < past_tile) fetch_values(tile);
+  if (tile + 1 < past_tile) fetch_keys(tile + 1);
   commit_copies();
 
   const Sight sight = sight_of_warp(rows, p);
@@ -113,56 +171,38 @@ KERNEL(THREADS) attention_forward(Global<const Stored> q, Global<const Stored> k
   float sums[PANELS][VALUE_DIM / 8][4] = {}, largest[PANELS][2], total[PANELS][2] = {};
   UNROLL for (int panel = 0; panel < PANELS; panel++) largest[panel][0] = largest[panel][1] = -infinity<float>();
 
-  for (; tile < past_tile; tile++) {
+  float s[PANELS][PARTS][4] = {};
+  if (tile < past_tile) {
+    wait_copies<1>();
+    sync_threads();  // queries and the first keys are there
+    add_rows_times_rows<Stored, QueryTile, KeyTile>(s, left, key_tile(tile).right());
+    hide(s, tile * ACROSS, rows, sight, o, p);
+  }
+  for (; tile + 1 < past_tile; tile++) {
     wait_copies<0>();
-    sync_threads();  // the tile is there, and nobody reads the one before any more
-    if (tile + 1 < past_tile) fetch(tile + 1);
+    sync_threads();  // these values and the next keys are there, and nobody reads what was before them any more
+    if (tile + 2 < past_tile) fetch_keys(tile + 2);
+    fetch_values(tile + 1);
     commit_copies();
     const int key = tile * ACROSS;
-    if (key >= sight.some_past || key + ACROSS <= sight.some_first) continue;
+    if (key >= sight.some_past || key + 2 * ACROSS <= sight.some_first) continue;  // nor does the next tile matter
 
-    float s[PANELS][ACROSS / 8][4] = {};
-    add_rows_times_rows<Stored, QueryTile, KeyTile>(s, left, KeyTile{stage(tile)}.right());
-    hide(s, key, rows, sight, o, p);
-
-    float fade[PANELS][2], shift[PANELS][2];
-    bool has_moved = false;
+    raise_largest(s, largest, total, sums, factor);
+    float next[PANELS][PARTS][4] = {};
+    add_rows_times_rows<Stored, QueryTile, KeyTile>(next, left, key_tile(tile + 1).right());
+    exponentiate(s, largest, total, factor, key, rows, o, p);
+    add_weights_times<Stored, ValueTile>(sums, s, turned(value_tile(tile)));
+    hide(next, key + ACROSS, rows, sight, o, p);
     UNROLL for (int panel = 0; panel < PANELS; panel++)
-      UNROLL for (int half = 0; half < 2; half++) {
-        float m = largest[panel][half];
-        UNROLL for (int part = 0; part < ACROSS / 8; part++)
-          m = fmaxf(m, fmaxf(s[panel][part][2 * half], s[panel][part][2 * half + 1]));
-        m = fmaxf(m, shuffle_xor(m, 1));
-        m = fmaxf(m, shuffle_xor(m, 2));
-        shift[panel][half] = m == -infinity<float>() ? 0.0f : m * factor;
-        has_moved |= m != largest[panel][half];
-        fade[panel][half] = exp2_fast(largest[panel][half] * factor - shift[panel][half]);
-        largest[panel][half] = m;
-      }
-    if (any_lane(has_moved))
-      UNROLL for (int panel = 0; panel < PANELS; panel++)
-        UNROLL for (int half = 0; half < 2; half++) {
-          total[panel][half] *= fade[panel][half];
-          UNROLL for (int part = 0; part < VALUE_DIM / 8; part++)
-            UNROLL for (int n = 0; n < 2; n++) sums[panel][part][2 * half + n] *= fade[panel][half];
-        }
-    UNROLL for (int panel = 0; panel < PANELS; panel++)
-      UNROLL for (int half = 0; half < 2; half++) {
-        const int row = lane_row(panel, half);
-        UNROLL for (int part = 0; part < ACROSS / 8; part++) {
-          float power[2], kept[2] = {1, 1};
-          UNROLL for (int n = 0; n < 2; n++) {
-            power[n] = exp2_fast(s[panel][part][2 * half + n] * factor - shift[panel][half]);
-            total[panel][half] += power[n];
-          }
-          if (DROPOUT) {
-            const int j = key + 8 * part + threadIdx.x % 4 * 2;
-            keep_pair(kept, rows.head_at(row, p), rows.query(row, p), j, o, p);
-          }
-          UNROLL for (int n = 0; n < 2; n++) s[panel][part][2 * half + n] = DROPOUT ? power[n] * kept[n] : power[n];
-        }
-      }
-    add_weights_times<Stored, ValueTile>(sums, s, turned(ValueTile{stage(tile) + KeyTile::BYTES}));
+      UNROLL for (int part = 0; part < PARTS; part++)
+        UNROLL for (int n = 0; n < 4; n++) s[panel][part][n] = next[panel][part][n];
+  }
+  wait_copies<0>();
+  sync_threads();
+  if (tile < past_tile && tile * ACROSS < sight.some_past) {
+    raise_largest(s, largest, total, sums, factor);
+    exponentiate(s, largest, total, factor, tile * ACROSS, rows, o, p);
+    add_weights_times<Stored, ValueTile>(sums, s, turned(value_tile(tile)));
   }
 
   bool is_wrong = false;
@@ -185,8 +225,7 @@ KERNEL(THREADS) attention_forward(Global<const Stored> q, Global<const Stored> k
       const int row = lane_row(panel, half), head = rows.head_at(row, p).head;
       if (!rows.is_there(row)) continue;
       const int64 number = rows.number(row, p);
-      const float high = largest[panel][half], shift = high == -infinity<float>() ? high : high * factor;
-      const float by = finish_row(number, head, shift, total[panel][half], threadIdx.x % 4 == 0, results, p);
+      const float by = finish_row(number, head, largest[panel][half], total[panel][half], threadIdx.x % 4 == 0, results, p);
       UNROLL for (int part = 0; part < VALUE_DIM / 8; part++) {
         const int d = 8 * part + threadIdx.x % 4 * 2;
         if (d >= p.value_dim) continue;

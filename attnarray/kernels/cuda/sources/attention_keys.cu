@@ -105,7 +105,7 @@ inline void hide_turned(float (&s)[PANELS][OTHERS][4], int first_of_block, int t
     }
 }
 
-KERNEL(THREADS) attention_keys(Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k,
+KERNEL_TOGETHER(THREADS, RESIDENT) attention_keys(Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k,
                                Global<const Stored> v, Global<const float> lse, Global<const float> delta,
                                Global<Stored> dk, Global<Stored> dv, OPTIONS) {
   const Options o = GIVEN_OPTIONS;
@@ -178,13 +178,13 @@ KERNEL(THREADS) attention_keys(Global<const Stored> dout, Global<const Stored> q
 
     float s[PANELS][OTHERS][4] = {}, d[PANELS][OTHERS][4] = {};
     add_rows_times_rows<Stored, KeyTile, QueryTile>(s, of_keys, query_tile.right());
-    if (OF_KEYS) add_rows_times_rows<Stored, ValueTile, CotangentTile>(d, of_values, cotangent_tile.right());
     float bent[PANELS][SOFTCAP ? OTHERS : 1][4];
     if (SOFTCAP)
       UNROLL for (int panel = 0; panel < PANELS; panel++)
         UNROLL for (int part = 0; part < OTHERS; part++)
           UNROLL for (int n = 0; n < 4; n++) bent[panel][SOFTCAP ? part : 0][n] = slope(s[panel][part][n], p);
     if (!PLAIN || is_edge) hide_turned(s, first_of_block, t, h, o, p);
+    if (OF_KEYS) add_rows_times_rows<Stored, ValueTile, CotangentTile>(d, of_values, cotangent_tile.right());
     UNROLL for (int part = 0; part < OTHERS; part++)
       UNROLL for (int n = 0; n < 2; n++) {
         const int column = 8 * part + threadIdx.x % 4 * 2 + n;

@@ -42,7 +42,7 @@ inline void differentiate_slowly(Global<const Stored> dout, Global<const Stored>
   }
 }
 
-KERNEL(THREADS) attention_queries(Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k,
+KERNEL_TOGETHER(THREADS, RESIDENT) attention_queries(Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k,
                                   Global<const Stored> v, Global<const float> lse, Global<const float> delta,
                                   Global<Stored> dq, OPTIONS) {
   const Options o = GIVEN_OPTIONS;
@@ -93,12 +93,12 @@ KERNEL(THREADS) attention_queries(Global<const Stored> dout, Global<const Stored
     float s[PANELS][ACROSS / 8][4] = {}, d[PANELS][ACROSS / 8][4] = {}, bent[PANELS][SOFTCAP ? ACROSS / 8 : 1][4];
     const KeyTile key_tile = {stage(tile)};
     add_rows_times_rows<Stored, QueryTile, KeyTile>(s, of_queries, key_tile.right());
-    add_rows_times_rows<Stored, CotangentTile, ValueTile>(d, of_cotangents, ValueTile{stage(tile) + KeyTile::BYTES}.right());
     if (SOFTCAP)
       UNROLL for (int panel = 0; panel < PANELS; panel++)
         UNROLL for (int part = 0; part < ACROSS / 8; part++)
           UNROLL for (int n = 0; n < 4; n++) bent[panel][SOFTCAP ? part : 0][n] = slope(s[panel][part][n], p);
     hide(s, key, rows, sight, o, p);
+    add_rows_times_rows<Stored, CotangentTile, ValueTile>(d, of_cotangents, ValueTile{stage(tile) + KeyTile::BYTES}.right());
     UNROLL for (int panel = 0; panel < PANELS; panel++)
       UNROLL for (int half = 0; half < 2; half++) {
         const int row = lane_row(panel, half);

@@ -35,6 +35,8 @@ inline void sync_threads() { __syncthreads(); }
 inline void sync_warp() { __syncwarp(); }
 inline bool any_thread(bool flag) { return __syncthreads_or(flag); }
 inline bool any_lane(bool flag) { return __any_sync(0xffffffffu, flag); }
+inline int least_of_lanes(int value) { return __reduce_min_sync(0xffffffffu, value); }  // known to be one for the warp
+inline int most_of_lanes(int value) { return __reduce_max_sync(0xffffffffu, value); }
 template <class T> inline T shuffle_xor(T value, int lanes) { return __shfl_xor_sync(0xffffffffu, value, lanes); }
 
 template <class Real> inline Real infinity() { return Real(__int_as_float(0x7f800000)); }

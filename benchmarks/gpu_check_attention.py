@@ -1,0 +1,213 @@
+"""Stages of `gpu_check`: attention on tensor cores, whether it is right, and how fast beside PyTorch's kernels."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, NamedTuple
+
+from attnarray.attention.scoring import Scoring
+from attnarray.kernels.cuda import attention as kernels
+from attnarray.kernels.cuda import loader
+from benchmarks.gpu_check import ROOT
+from benchmarks.gpu_check_machine import copy_bandwidth, milliseconds, products_per_second
+
+ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
+MOST_WORKERS = 12
+AHEAD = 8  # flushes of the cache that keep the GPU busy while the host prepares a call
+
+
+def attention() -> dict[str, Any]:
+    """Every option and odd sizes against the reference in float64 on the host; the same bits again.
+
+    Most of the time goes to compiling, so that several processes share the cases.
+    """
+    workers = min(os.cpu_count() or 1, MOST_WORKERS)
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        found = list(pool.map(_share_of_cases, range(workers), [workers] * workers))
+    return {"cases": sum(cases for cases, _ in found), "wrong": [fault for _, wrong in found for fault in wrong]}
+
+
+def _share_of_cases(first: int, workers: int) -> tuple[int, list[str]]:
+    sys.path.insert(0, str(ROOT / "tests"))
+    from kernel_calls import in_dtype
+    from tensor_core_calls import DTYPES, all_calls, faults, run, truth_of
+
+    cupy, wrong, cases = loader.cupy(), [], 0
+    for name, call in list(all_calls())[first::workers]:
+        for dtype in DTYPES:
+            rounded = in_dtype(call, dtype)
+            found, again = (run(rounded, cupy.asarray, cupy.asnumpy) for _ in range(2))
+            cases += 1
+            wrong += [f"{name} {dtype}: {fault}" for fault in faults(found, truth_of(rounded), rounded, dtype)]
+            wrong += [f"{name} {dtype}: {n} has other bits" for n in found if found[n].tobytes() != again[n].tobytes()]
+    return cases, wrong
+
+
+class Shape(NamedTuple):
+    """A case of the speed stage. `window` counts keys to the left; `bias` is (1, H, T, S) with its gradient."""
+
+    name: str
+    batch: int
+    heads: int
+    kv_heads: int
+    queries: int
+    keys: int
+    dim: int
+    dtype: str = "bfloat16"
+    causal: bool = False
+    window: int | None = None
+    bias: bool = False
+    backward: bool = True
+
+    @property
+    def pairs(self) -> float:
+        """Of queries and keys that see each other, in each head."""
+        if self.window is not None:
+            return self.queries * (self.window + 1) - self.window * (self.window + 1) / 2
+        return self.queries * self.keys / (2 if self.causal else 1)
+
+    def operations(self, products: int) -> float:
+        return 2.0 * products * self.batch * self.heads * self.pairs * self.dim
+
+    @property
+    def bytes(self) -> float:
+        """Of query, key, value and output, once each."""
+        rows = 2 * self.heads * self.queries + 2 * self.kv_heads * self.keys
+        return float(self.batch * rows * self.dim * ITEMSIZE[self.dtype])
+
+
+FORWARD, BACKWARD = 2, 5  # products of matrices that attention asks for
+OURS_BACKWARD = 7  # weights and their gradients are made twice, so that no two blocks add to one place
+
+
+def shapes() -> Iterator[Shape]:
+    for dim in (64, 128):
+        for length in (1024, 2048, 4096, 8192, 16384):
+            heads = 64 if length < 16384 else 16
+            for causal in (False, True):
+                mode = "causal" if causal else "full"
+                yield Shape(f"{mode} {length} D{dim}", 1, heads, heads, length, length, dim, causal=causal)
+    yield Shape("grouped causal 8192 D128", 1, 64, 8, 8192, 8192, 128, causal=True)
+    yield Shape("window 1024 of 8192 D64", 1, 64, 64, 8192, 8192, 64, causal=True, window=1024)
+    yield Shape("bias 2048 D64", 2, 16, 16, 2048, 2048, 64, bias=True)
+    for causal in (False, True):
+        yield Shape(f"float32 {'causal' if causal else 'full'} 4096 D64", 1, 32, 32, 4096, 4096, 64, "float32", causal)
+    yield Shape("float32 full 4096 D128", 1, 16, 16, 4096, 4096, 128, "float32")
+    for batch, keys in ((1, 8192), (16, 8192), (8, 65536)):
+        yield Shape(f"decode {batch} x {keys} D128", batch, 64, 8, 1, keys, 128, backward=False)
+
+
+def attention_speed() -> dict[str, Any]:
+    """Times beside those of PyTorch's kernels, and beside what operations and bytes would take."""
+    peers, rows, bandwidth = _peers(), [], copy_bandwidth()
+    rates = {dtype: products_per_second(dtype) for dtype in ("bfloat16", "float32")}
+    for shape in shapes():
+        runs = {"ours": _ours(shape), **{name: make(shape) for name, make in peers.items()}}
+        row: dict[str, Any] = {"case": shape.name, "dtype": shape.dtype}
+        for way, products in (("forward", FORWARD), ("both", FORWARD + BACKWARD)):
+            if way == "both" and not shape.backward:
+                continue
+            ours = FORWARD + (OURS_BACKWARD if way == "both" else 0) + (2 if shape.bias and way == "both" else 0)
+            rate = rates["float32" if shape.dtype == "float32" else "bfloat16"]
+            predicted = max(shape.operations(ours) / rate, (1 if way == "forward" else 3) * shape.bytes / bandwidth)
+            row[f"{way} predicted ms"] = 1e3 * predicted
+            for name, run in runs.items():
+                row[f"{way} {name} ms"] = time_or_reason(run[way])
+            best = row[f"{way} ours ms"]
+            row[f"{way} TFLOP/s"] = shape.operations(products) / best / 1e9
+            row[f"{way} of a copy"] = shape.bytes / best * 1e3 / bandwidth
+        rows.append(row)
+    return {"rows": rows, "products per second": rates, "copy GB/s": bandwidth / 1e9}
+
+
+def time_or_reason(run: Callable[[], Any]) -> Any:
+    try:
+        return milliseconds(run, 7, AHEAD)
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error)[:100]}"
+
+
+def _ours(shape: Shape) -> dict[str, Callable[[], Any]]:
+    q, k, v, dout = (random_array(size, shape.dtype) for size in _sizes(shape))
+    bias = None
+    if shape.bias:
+        bias = random_array((1, shape.heads, shape.queries, shape.keys), shape.dtype)
+    right = 0 if shape.causal or shape.window is not None else None
+    scoring = Scoring(shape.dim**-0.5, bias=bias, left=shape.window, right=right, q_offset=shape.keys - shape.queries)
+    out, lse = kernels.attend(q, k, v, scoring)
+
+    def both() -> None:
+        out, lse = kernels.attend(q, k, v, scoring)
+        kernels.attend_backward(dout, None, q, k, v, out, lse, scoring)
+
+    return {"forward": lambda: kernels.attend(q, k, v, scoring), "both": both}
+
+
+def _sizes(shape: Shape) -> tuple[tuple[int, ...], ...]:
+    query = (shape.batch, shape.heads, shape.queries, shape.dim)
+    key = (shape.batch, shape.kv_heads, shape.keys, shape.dim)
+    return query, key, key, query
+
+
+def random_array(size: tuple[int, ...], dtype: str) -> Any:
+    cupy = loader.cupy()
+    x = cupy.random.standard_normal(size, dtype="float32")
+    if dtype == "float32":
+        return x
+    if dtype == "float16":
+        return x.astype(dtype)
+    import ml_dtypes
+
+    return (x.view("uint32") >> 16).astype("uint16").view(ml_dtypes.bfloat16)
+
+
+def _peers() -> dict[str, Callable[[Shape], dict[str, Callable[[], Any]]]]:
+    """PyTorch's kernels, as far as it is installed and sees the GPU."""
+    try:
+        torch = importlib.import_module("torch")
+    except ImportError:
+        return {}
+    if not torch.cuda.is_available():
+        return {}
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    def make(backend: Any) -> Callable[[Shape], dict[str, Callable[[], Any]]]:
+        def of(shape: Shape) -> dict[str, Callable[[], Any]]:
+            dtype = getattr(torch, shape.dtype)
+            q, k, v, dout = (torch.randn(size, device="cuda", dtype=dtype) for size in _sizes(shape))
+            for x in (q, k, v):
+                x.requires_grad_(shape.backward)
+            mask = _torch_mask(torch, shape, dtype)
+            options = {"attn_mask": mask, "is_causal": shape.causal and mask is None, "enable_gqa": shape.heads != shape.kv_heads}
+            attend = torch.nn.functional.scaled_dot_product_attention
+
+            def forward() -> Any:
+                with sdpa_kernel(backend), torch.no_grad():
+                    return attend(q, k, v, **options)
+
+            def both() -> None:
+                with sdpa_kernel(backend):
+                    attend(q, k, v, **options).backward(dout)
+
+            return {"forward": forward, "both": both}
+
+        return of
+
+    named = {"flash": "FLASH_ATTENTION", "cudnn": "CUDNN_ATTENTION", "efficient": "EFFICIENT_ATTENTION"}
+    return {name: make(getattr(SDPBackend, backend)) for name, backend in named.items()}
+
+
+def _torch_mask(torch: Any, shape: Shape, dtype: Any) -> Any:
+    """PyTorch has windows as masks only."""
+    if shape.bias:
+        size = (1, shape.heads, shape.queries, shape.keys)
+        return torch.randn(size, device="cuda", dtype=dtype, requires_grad=True)
+    if shape.window is None:
+        return None
+    i, j = (torch.arange(size, device="cuda") for size in (shape.queries, shape.keys))
+    return (j <= i[:, None]) & (j >= i[:, None] - shape.window)
