@@ -54,7 +54,7 @@ template <class T> inline void store16(Global<T> p, int64 i, const T (&values)[1
 }
 template <class T> inline bool is_aligned16(Global<T> p) { return (reinterpret_cast<uint64>(p) & 15) == 0; }
 
-inline float reciprocal(float v) { float r; asm("rcp.approx.f32 %0, %1;" : "=f"(r) : "f"(v)); return r; }  // 1 ulp
+inline float reciprocal(float v) { float r; asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v)); return r; }  // 1 ulp
 // Of a normal number, by Newton's method: a division would be a call, around which registers are spilled.
 inline double reciprocal(double v) {
   double r;
@@ -62,6 +62,17 @@ inline double reciprocal(double v) {
   UNROLL for (int n = 0; n < 3; n++) r = fma(r, fma(-v, r, 1.0), r);
   return r;
 }
+
+// e^v. In float: off by 2 ulp and |v| 2^-24 of itself, 0 where it is below the normal numbers.
+inline float exponential(float v) {
+  float r;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v * 1.4426950408889634f));
+  return r;
+}
+inline double exponential(double v) { return exp(v); }
+// NaN comes through.
+inline float larger(float a, float b) { float r; asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b)); return r; }
+inline double larger(double a, double b) { return a > b || a != a ? a : b; }
 
 // 16 bytes from global to shared memory while the thread goes on; both places aligned to 16 bytes.
 template <class T> inline void copy_async(Shared<T> to, Global<const T> from) {
