@@ -63,9 +63,9 @@ def plan_held(rows: int, row_bytes: int, thread_bytes: int, most: int, itemsize:
     return Grid((ceil_div(rows, together), 1, 1), (across, together, 1), 0 if across == WARP else REDUCED * itemsize)
 
 
-def plan_numbers(count: int, itemsize: int) -> Grid:
-    """`count` numbers, as many to a thread as it holds."""
-    each = BLOCK * HELD_BYTES // itemsize
+def plan_numbers(count: int, stored: int) -> Grid:
+    """`count` numbers of `stored` bytes, two chunks to a thread."""
+    each = BLOCK * 2 * CHUNK_BYTES // stored
     return Grid((min(ceil_div(count, each), MOST_BLOCKS), 1, 1), (BLOCK, 1, 1))
 
 

@@ -11,7 +11,7 @@ from attnarray.kernels.cuda.loader import Kernel, launch, warmup
 
 # Chunks of a row that a thread holds, by the bytes of a number: of a kernel that holds one array (OF_ONE in rows.cuh), of
 # one that holds two (OF_TWO), of one that holds two and their sums.
-ONE, TWO, SUMS = {2: 4, 4: 4, 8: 4}, {2: 2, 4: 2, 8: 2}, {2: 2, 4: 4, 8: 4}
+ONE, TWO, SUMS = {2: 4, 4: 8, 8: 4}, {2: 2, 4: 2, 8: 2}, {2: 2, 4: 4, 8: 4}
 
 
 class RowKernel(NamedTuple):

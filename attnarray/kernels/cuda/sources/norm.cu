@@ -14,30 +14,32 @@ inline void normalize(Global<const Stored> x, Global<const Stored> weight, Globa
                       Global<Stored> out, Global<Real> means, Global<Real> inverses, int64 rows, Index<HELD> width) {
   Real v[N];
   const Real share = width ? Real(1) / Real(width) : Real(1);
-  const Index<HELD> step = span<Stored, N>(), past = HELD ? 1 : width;
+  const Index<HELD> step = HELD ? 1 : span<Stored, N>(), past = HELD ? 1 : width;
   const bool held = HELD || width <= step;
   int turn = 0;
   for (int64 n = first_row(); n < rows; n += rows_apart()) {
+    Global<const Stored> row = x + n * width;
     Real mean = 0;
     if (CENTRED) {
       for (Index<HELD> start = 0; start < past; start += step) {
-        read<Stored, HELD>(x + n * width, start, width, v, Real(0));
+        read<Stored, HELD>(row, start, width, v, Real(0));
         UNROLL for (int e = 0; e < N; e++) mean += v[e];
       }
       mean = sum_of(mean, turn++) * share;
     }
     Real squares = 0;
     for (Index<HELD> start = 0; start < past; start += step) {
-      if (!held || !CENTRED) read<Stored, HELD>(x + n * width, start, width, v, Real(0));
+      if (!held || !CENTRED) read<Stored, HELD>(row, start, width, v, Real(0));
       each<Stored, N, HELD>(start, width, [&](int e, Index<HELD>) {
         v[e] -= mean;
         squares += v[e] * v[e];
       });
     }
     const Real inverse = Real(1) / sqrt(sum_of(squares, turn++) * share + eps);
+    if (HELD) sync_warp();  // parameters read before this would take more registers than there are
     for (Index<HELD> start = 0; start < past; start += step) {
       if (!held) {
-        read<Stored, HELD>(x + n * width, start, width, v, Real(0));
+        read<Stored, HELD>(row, start, width, v, Real(0));
         UNROLL for (int e = 0; e < N; e++) v[e] -= mean;
       }
       UNROLL for (int c = 0; c < N; c += CHUNK<Stored>) {
@@ -80,7 +82,7 @@ inline void differentiate(Global<const Stored> dout, Global<const Stored> x, Glo
                           Global<Real> dweights, Global<Real> dbiases, int64 apart, int64 rows, Index<HELD> width) {
   Real g[N], normal[N], dweight[N] = {}, dbias[N] = {};
   const Real share = Real(1) / Real(width);
-  const Index<HELD> step = span<Stored, N>(), past = HELD ? 1 : width;
+  const Index<HELD> step = HELD ? 1 : span<Stored, N>(), past = HELD ? 1 : width;
   const bool held = HELD || width <= step;
   int turn = 0;
   for (int64 n = first_row(); n < rows; n += rows_apart(), turn++) {

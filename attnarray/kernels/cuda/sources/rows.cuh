@@ -10,7 +10,7 @@
 template <class T> constexpr int CHUNK = 16 / sizeof(T);  // numbers of 16 bytes
 template <class T> constexpr int COUNT = 32 / sizeof(typename ComputedIn<T>::type);  // numbers of a thread, for any row
 // The same where a whole row is held: of a kernel that holds one array, and of one that holds two.
-template <class T> constexpr int OF_ONE = 4 * CHUNK<T>;
+template <class T> constexpr int OF_ONE = sizeof(T) == 8 ? 8 : 32;
 template <class T> constexpr int OF_TWO = 2 * CHUNK<T>;
 
 // Of places in a row: 32 bits, which take fewer registers, where the row is held.

@@ -16,7 +16,7 @@ template <int N, bool LOGARITHM, bool HELD>
 inline void normalize(Global<const Stored> x, Global<const unsigned char> mask, int64 mask_apart, Global<Stored> out,
                       int64 rows, Index<HELD> width) {
   Real v[N];
-  const Index<HELD> step = span<Stored, N>();
+  const Index<HELD> step = HELD ? 1 : span<Stored, N>();
   const bool held = HELD || width <= step;
   const Index<HELD> past = HELD ? 1 : width;
   for (int64 n = first_row(); n < rows; n += rows_apart()) {
@@ -57,7 +57,7 @@ template <int N, bool LOGARITHM, bool HELD>
 inline void differentiate(Global<const Stored> dout, Global<const Stored> out, Global<Stored> dx, int64 rows,
                           Index<HELD> width) {
   Real y[N], dy[N];
-  const Index<HELD> step = span<Stored, N>();
+  const Index<HELD> step = HELD ? 1 : span<Stored, N>();
   const bool held = HELD || width <= step;
   const Index<HELD> past = HELD ? 1 : width;
   int turn = 0;
