@@ -172,10 +172,11 @@ template <class T> void store16(Global<T> p, int64 i, const T (&values)[16 / siz
   memcpy((p + i).address, values, 16);
 }
 template <class Real> Real reciprocal(Real v) { return Real(1) / v; }
+template <class Real> Real inverse_root(Real v) { return Real(1) / std::sqrt(v); }
 inline float exponential(float v) { return std::exp2(v * 1.4426950408889634f); }
 inline double exponential(double v) { return std::exp(v); }
 template <class Real> Real larger(Real a, Real b) { return a > b || a != a ? a : b; }
-using std::erf, std::erfc, std::exp, std::expm1, std::fabs, std::log, std::sqrt, std::tanh;
+using std::erf, std::erfc, std::exp, std::expm1, std::fabs, std::fma, std::log, std::sqrt, std::tanh;
 inline uint32 __umulhi(uint32 a, uint32 b) { return uint32(uint64(a) * b >> 32); }
 
 template <class T> void copy_async(Shared<T> to, Global<const T> from) {

@@ -34,20 +34,20 @@ def ceil_div(count: int, size: int) -> int:
     return -(-count // size)
 
 
-def threads_of_row(width: int, itemsize: int) -> int:
-    """The threads that share a row: as few warps as hold it in registers, 32 to 512, a power of two."""
+def threads_of_row(width: int, itemsize: int, most: int = MOST_THREADS) -> int:
+    """The threads that share a row: as few warps as hold it in registers, a power of two."""
     threads = WARP
-    while threads < MOST_THREADS and threads * HELD_BYTES < width * itemsize:
+    while threads < most and threads * HELD_BYTES < width * itemsize:
         threads *= 2
     return threads
 
 
-def plan_rows(rows: int, width: int, itemsize: int) -> Grid:
+def plan_rows(rows: int, width: int, itemsize: int, most: int = MOST_THREADS) -> Grid:
     """Rows of `width` numbers: a warp for each short one, several to a block, else a whole block for each.
 
     `itemsize` is that of the numbers as computed.
     """
-    across = threads_of_row(width, itemsize)
+    across = threads_of_row(width, itemsize, most)
     together = BLOCK // WARP if across == WARP else 1
     blocks = min(ceil_div(rows, together), MOST_BLOCKS)
     return Grid((blocks, 1, 1), (across, together, 1), 0 if across == WARP else REDUCED * itemsize)

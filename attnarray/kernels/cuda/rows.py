@@ -9,15 +9,19 @@ from attnarray.kernels.cuda.arrays import Stored
 from attnarray.kernels.cuda.grid import CHUNK_BYTES, HELD_BYTES, MOST_THREADS, WARP, Grid, plan_held, plan_rows
 from attnarray.kernels.cuda.loader import Kernel, launch, warmup
 
-# Chunks of a row that a thread holds, by the bytes of a number: of a kernel that holds one array (OF_ONE in rows.cuh), of
-# one that holds two (OF_TWO), of one that holds two and their sums.
+# Chunks of a row that a thread holds, by the bytes of a number: of a kernel that holds one array (OF_ONE in rows.cuh),
+# of one that holds two (OF_TWO), and of one that holds two and sums of both.
 ONE, TWO, SUMS = {2: 4, 4: 8, 8: 4}, {2: 2, 4: 2, 8: 2}, {2: 2, 4: 4, 8: 4}
+
+LONG = (
+    16384  # numbers of a row beyond which few rows at a time leave each in the level-2 cache for the next pass over it
+)
 
 
 class RowKernel(NamedTuple):
     """Both kernels of a function; of the second: the chunks of a row that a thread holds, the most threads of a row.
 
-    With `spans`, rows may be longer than what these hold.
+    With `spans`, rows may be longer than what these hold. The first kernel takes as many threads for LONG rows.
     """
 
     any: Kernel
@@ -51,7 +55,8 @@ def launch_rows(kernel: RowKernel, how: Stored, count: int, width: int, *argumen
     if are_held(kernel, how, width, arrays):
         launch(kernel.held, how.name, held_grid(kernel, how, count, width), *arguments, count, width)
     else:
-        launch(kernel.any, how.name, plan_rows(count, width, how.itemsize), *arguments, count, width)
+        most = kernel.threads if how.itemsize == 4 and width > LONG else MOST_THREADS
+        launch(kernel.any, how.name, plan_rows(count, width, how.itemsize, most), *arguments, count, width)
 
 
 def held_grid(kernel: RowKernel, how: Stored, count: int, width: int) -> Grid:

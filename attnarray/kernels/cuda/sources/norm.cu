@@ -9,11 +9,17 @@
 
 using Real = ComputedIn<Stored>::type;
 
+// sum / size as exactly as a division, which would be a call: the mean of equal numbers is one of them.
+inline Real mean_of(Real sum, Real size, Real share) {
+  const Real mean = sum * share, left = fma(-mean, size, sum);
+  return left == left ? fma(left, share, mean) : mean;
+}
+
 template <int N, bool CENTRED, bool HELD>
 inline void normalize(Global<const Stored> x, Global<const Stored> weight, Global<const Stored> bias, Real eps,
                       Global<Stored> out, Global<Real> means, Global<Real> inverses, int64 rows, Index<HELD> width) {
   Real v[N];
-  const Real share = width ? Real(1) / Real(width) : Real(1);
+  const Real size = width ? Real(width) : Real(1), share = reciprocal(size);
   const Index<HELD> step = HELD ? 1 : span<Stored, N>(), past = HELD ? 1 : width;
   const bool held = HELD || width <= step;
   int turn = 0;
@@ -25,7 +31,7 @@ inline void normalize(Global<const Stored> x, Global<const Stored> weight, Globa
         read<Stored, HELD>(row, start, width, v, Real(0));
         UNROLL for (int e = 0; e < N; e++) mean += v[e];
       }
-      mean = sum_of(mean, turn++) * share;
+      mean = mean_of(sum_of(mean, turn++), size, share);
     }
     Real squares = 0;
     for (Index<HELD> start = 0; start < past; start += step) {
@@ -35,8 +41,7 @@ inline void normalize(Global<const Stored> x, Global<const Stored> weight, Globa
         squares += v[e] * v[e];
       });
     }
-    const Real inverse = Real(1) / sqrt(sum_of(squares, turn++) * share + eps);
-    if (HELD) sync_warp();  // parameters read before this would take more registers than there are
+    const Real inverse = inverse_root(sum_of(squares, turn++) * share + eps);
     for (Index<HELD> start = 0; start < past; start += step) {
       if (!held) {
         read<Stored, HELD>(row, start, width, v, Real(0));
@@ -44,11 +49,12 @@ inline void normalize(Global<const Stored> x, Global<const Stored> weight, Globa
       }
       UNROLL for (int c = 0; c < N; c += CHUNK<Stored>) {
         const Index<HELD> i = place<Stored>(start, c);
-        Real scale[CHUNK<Stored>], added[CHUNK<Stored>];
-        read_chunk<Stored, HELD>(weight, i, weight ? width : Index<HELD>(0), scale, Real(1));
-        read_chunk<Stored, HELD>(bias, i, bias ? width : Index<HELD>(0), added, Real(0));
-        UNROLL for (int e = 0; e < CHUNK<Stored>; e++) added[e] += v[c + e] * inverse * scale[e];
-        write_chunk<Stored, HELD>(out + n * width, i, width, added);
+        Real of_chunk[CHUNK<Stored>];
+        read_chunk<Stored, HELD>(weight, i, weight ? width : Index<HELD>(0), of_chunk, Real(1));
+        UNROLL for (int e = 0; e < CHUNK<Stored>; e++) v[c + e] *= inverse * of_chunk[e];
+        read_chunk<Stored, HELD>(bias, i, bias ? width : Index<HELD>(0), of_chunk, Real(0));
+        UNROLL for (int e = 0; e < CHUNK<Stored>; e++) v[c + e] += of_chunk[e];
+        write_chunk<Stored, HELD>(out + n * width, i, width, v + c);
       }
     }
     if (threadIdx.x == 0) {
@@ -81,7 +87,7 @@ inline void differentiate(Global<const Stored> dout, Global<const Stored> x, Glo
                           Global<const Real> inverses, Global<const Stored> weight, Global<Stored> dx,
                           Global<Real> dweights, Global<Real> dbiases, int64 apart, int64 rows, Index<HELD> width) {
   Real g[N], normal[N], dweight[N] = {}, dbias[N] = {};
-  const Real share = Real(1) / Real(width);
+  const Real share = reciprocal(Real(width));
   const Index<HELD> step = HELD ? 1 : span<Stored, N>(), past = HELD ? 1 : width;
   const bool held = HELD || width <= step;
   int turn = 0;
@@ -149,7 +155,7 @@ EXPORT(parameter_sums)
     normalize<N, false, HELD>(x, weight, nullptr, eps, out, nullptr, inverses, rows, width);                           \
   }                                                                                                                    \
   EXPORT(rms_norm_forward##suffix)
-FORWARD(, 512, COUNT<Stored>, false)
+FORWARD(, THREADS<Stored>, COUNT<Stored>, false)
 FORWARD(_held, 1024, OF_ONE<Stored>, true)
 #undef FORWARD
 

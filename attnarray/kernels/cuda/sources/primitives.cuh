@@ -63,6 +63,9 @@ inline double reciprocal(double v) {
   return r;
 }
 
+// 1 / sqrt(v). In float: off by 2 ulp.
+inline float inverse_root(float v) { float r; asm("rsqrt.approx.f32 %0, %1;" : "=f"(r) : "f"(v)); return r; }
+inline double inverse_root(double v) { return 1 / sqrt(v); }
 // e^v. In float: off by 2 ulp and |v| 2^-24 of itself, 0 where it is below the normal numbers.
 inline float exponential(float v) {
   float r;

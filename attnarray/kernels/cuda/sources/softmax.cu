@@ -39,14 +39,17 @@ inline void normalize(Global<const Stored> x, Global<const unsigned char> mask, 
       }
     }
     total = sum_of(total, 1);
-    const Real factor = total == 0 ? Real(1) : reciprocal(total), log_total = total == 0 ? Real(0) : log(total);
+    total = total == 0 ? Real(1) : total;
+    const Real factor = LOGARITHM ? log(total) : reciprocal(total);
     for (Index<HELD> start = 0; start < past; start += step) {
       if (!held) {
         read_logits<N, HELD>(row, seen, start, width, v);
         UNROLL for (int e = 0; e < N; e++) v[e] = LOGARITHM ? v[e] - shift : exponential(v[e] - shift);
       }
-      UNROLL for (int e = 0; e < N; e++) v[e] = LOGARITHM ? v[e] - log_total : v[e] * factor;
-      write<Stored, HELD>(out + n * width, start, width, v);
+      UNROLL for (int c = 0; c < N; c += CHUNK<Stored>) {
+        UNROLL for (int e = c; e < c + CHUNK<Stored>; e++) v[e] = LOGARITHM ? v[e] - factor : v[e] * factor;
+        write_chunk<Stored, HELD>(out + n * width, place<Stored>(start, c), width, v + c);
+      }
     }
     if (HELD) break;
   }
@@ -90,9 +93,9 @@ inline void differentiate(Global<const Stored> dout, Global<const Stored> out, G
     normalize<N, LOGARITHM, HELD>(x, mask, mask_apart, out, rows, width);                                              \
   }                                                                                                                    \
   EXPORT(name)
-FORWARD(softmax_forward, 512, COUNT<Stored>, false, false)
+FORWARD(softmax_forward, THREADS<Stored>, COUNT<Stored>, false, false)
 FORWARD(softmax_forward_held, 1024, OF_ONE<Stored>, false, true)
-FORWARD(log_softmax_forward, 512, COUNT<Stored>, true, false)
+FORWARD(log_softmax_forward, THREADS<Stored>, COUNT<Stored>, true, false)
 FORWARD(log_softmax_forward_held, 1024, OF_ONE<Stored>, true, true)
 #undef FORWARD
 
@@ -101,8 +104,8 @@ FORWARD(log_softmax_forward_held, 1024, OF_ONE<Stored>, true, true)
     differentiate<N, LOGARITHM, HELD>(dout, out, dx, rows, width);                                                 \
   }                                                                                                                \
   EXPORT(name)
-BACKWARD(softmax_backward, 512, COUNT<Stored>, false, false)
+BACKWARD(softmax_backward, THREADS<Stored>, COUNT<Stored>, false, false)
 BACKWARD(softmax_backward_held, 1024, OF_TWO<Stored>, false, true)
-BACKWARD(log_softmax_backward, 512, COUNT<Stored>, true, false)
+BACKWARD(log_softmax_backward, THREADS<Stored>, COUNT<Stored>, true, false)
 BACKWARD(log_softmax_backward_held, 1024, OF_TWO<Stored>, true, true)
 #undef BACKWARD
