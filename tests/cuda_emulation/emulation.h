@@ -166,6 +166,11 @@ template <class T> void load16(Global<const T> p, int64 i, T (&out)[16 / sizeof(
   emulation::touch_global((p + i).address, 16, emulation::READ);
   memcpy(out, (p + i).address, 16);
 }
+template <class T> void load16(Shared<const T> p, int64 i, T (&out)[16 / sizeof(T)]) {
+  if ((p + i).offset % 16) emulation::fault("16 bytes are loaded from a place that is not aligned to them");
+  emulation::touch_shared((p + i).offset, 16, emulation::READ);
+  memcpy(out, emulation::shared_memory + (p + i).offset, 16);
+}
 template <class T> void store16(Global<T> p, int64 i, const T (&values)[16 / sizeof(T)]) {
   if (!is_aligned16(p + i)) emulation::fault("16 bytes are stored at a place that is not aligned to them");
   emulation::touch_global((p + i).address, 16, emulation::WRITE);

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from attnarray.kernels.cuda import arrays as ga
-from attnarray.kernels.cuda.grid import HELD_BYTES, Grid, ceil_div, plan_rows
+from attnarray.kernels.cuda.grid import CHUNK_BYTES, HELD_BYTES, REDUCED, Grid, ceil_div, plan_rows
 from attnarray.kernels.cuda.loader import Kernel, empty, launch, multiprocessors
 from attnarray.kernels.cuda.loader import warmup as load_kernels
 from attnarray.kernels.cuda.rows import ONE, SUMS, RowKernel, are_held, held_grid, launch_rows, load, row_kernel
@@ -67,6 +67,12 @@ def plan_backward(grid: Grid, width: int, itemsize: int, processors: int) -> Gri
     return Grid((min(grid.blocks[0], at_once), 1, 1), grid.threads, max(grid.shared, shared))
 
 
+def with_copies(grid: Grid, itemsize: int, chunks: int) -> Grid:
+    """Room for the chunks of two rows that each thread of the held kernel copies ahead."""
+    across, together, _ = grid.threads
+    return grid._replace(shared=REDUCED * itemsize + 2 * chunks * CHUNK_BYTES * across * together)
+
+
 def plan_parameter_sums(rows: int, width: int, processors: int) -> Grid:
     """Blocks of columns, and as many strips of rows as keep the multiprocessors busy."""
     across = ceil_div(width, COLUMNS)
@@ -83,7 +89,10 @@ def _differentiated(
     given = (ga.beside(dout, x), ga.contiguous(x), *(ga.contiguous(array) for array in kept))
     wanted, processors = (weight is not None, bool(has_bias)), multiprocessors(int(x.data.device_id))
     held = are_held(kernel, how, width, (*given, scale, dx))
-    grid = held_grid(kernel, how, count, width) if held else plan_rows(count, width, how.itemsize)
+    grid = plan_rows(count, width, how.itemsize)
+    if held:
+        grid = held_grid(kernel, how, count, width)
+        grid = with_copies(grid, how.itemsize, kernel.chunks[how.stored_itemsize])
     # Threads that hold their rows own columns, whose sums they take along; else these are summed by themselves.
     along = held or width * how.itemsize <= grid.threads[0] * HELD_BYTES
     apart = plan_parameter_sums(count, width, processors)

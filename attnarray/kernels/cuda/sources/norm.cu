@@ -86,17 +86,51 @@ template <int N, bool CENTRED, bool HELD>
 inline void differentiate(Global<const Stored> dout, Global<const Stored> x, Global<const Real> means,
                           Global<const Real> inverses, Global<const Stored> weight, Global<Stored> dx,
                           Global<Real> dweights, Global<Real> dbiases, int64 apart, int64 rows, Index<HELD> width) {
+  constexpr int ROW_CHUNKS = N / CHUNK<Stored>;
   Real g[N], normal[N], dweight[N] = {}, dbias[N] = {};
   const Real share = reciprocal(Real(width));
   const Index<HELD> step = HELD ? 1 : span<Stored, N>(), past = HELD ? 1 : width;
   const bool held = HELD || width <= step;
   int turn = 0;
+  // A row that is held comes through shared memory, each chunk by the thread that takes it, while the one before is summed.
+  Shared<Stored> mine = shared<Stored>(128 * sizeof(Real)) + (threadIdx.y * blockDim.x + threadIdx.x) * CHUNK<Stored>;
+  const int chunks_apart = blockDim.x * blockDim.y * CHUNK<Stored>;
+  Real next_mean = 0, next_inverse = 0;
+  auto fetch = [&](int64 n) {
+    if (n >= rows) return;
+    next_inverse = inverses[n];
+    if (CENTRED) next_mean = means[n];
+    UNROLL for (int k = 0; HELD && k < ROW_CHUNKS; k++) {
+      const Index<HELD> i = place<Stored>(Index<HELD>(0), k * CHUNK<Stored>);
+      if (i >= width) continue;
+      copy_async<Stored>(mine + k * chunks_apart, dout + (n * width + i));
+      copy_async<Stored>(mine + (ROW_CHUNKS + k) * chunks_apart, x + (n * width + i));
+    }
+    if (HELD) commit_copies();
+  };
+  auto take = [&](int k, Real* numbers, Real beyond) {
+    Stored chunk[CHUNK<Stored>] = {};
+    const bool there = place<Stored>(Index<HELD>(0), k % ROW_CHUNKS * CHUNK<Stored>) < width;
+    if (there) load16<Stored>(Shared<const Stored>(mine), k * chunks_apart, chunk);
+    UNROLL for (int e = 0; e < CHUNK<Stored>; e++) numbers[e] = there ? Real(wide(chunk[e])) : beyond;
+  };
+  fetch(first_row());
   for (int64 n = first_row(); n < rows; n += rows_apart(), turn++) {
-    const Real mean = CENTRED ? Real(means[n]) : Real(0), inverse = inverses[n];
+    const Real mean = next_mean, inverse = next_inverse;
     Real sums[2] = {0, 0};
+    if (HELD) {
+      wait_copies<0>();
+      UNROLL for (int k = 0; k < ROW_CHUNKS; k++) {
+        take(k, g + k * CHUNK<Stored>, Real(0));
+        take(ROW_CHUNKS + k, normal + k * CHUNK<Stored>, mean);
+      }
+    }
+    fetch(n + rows_apart());
     auto get = [&](Index<HELD> start) {
-      read<Stored, HELD>(dout + n * width, start, width, g, Real(0));
-      read<Stored, HELD>(x + n * width, start, width, normal, mean);
+      if (!HELD) {
+        read<Stored>(dout + n * width, start, width, g, Real(0));
+        read<Stored>(x + n * width, start, width, normal, mean);
+      }
       UNROLL for (int c = 0; c < N; c += CHUNK<Stored>) {
         Real scale[CHUNK<Stored>];
         read_chunk<Stored, HELD>(weight, place<Stored>(start, c), weight ? width : Index<HELD>(0), scale, Real(1));
