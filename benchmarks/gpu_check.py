@@ -31,16 +31,17 @@ class Stage(NamedTuple):
 
 
 STAGES = {
-    "device": Stage("gpu_check_machine", 40, "the GPU, its driver, and the versions of all that takes part"),
-    "ceilings": Stage("gpu_check_machine", 40, "what copies and matrix products reach"),
-    "calibration": Stage("gpu_check_correctness", 50, "each primitive against the emulation, bit by bit"),
+    "device": Stage("gpu_check_machine", 20, "the GPU, its driver, and the versions of all that takes part"),
+    "compilation": Stage("gpu_check_correctness", 60, "every source, on all processors, for the stages that follow"),
+    "ceilings": Stage("gpu_check_machine", 30, "what copies and matrix products reach"),
+    "calibration": Stage("gpu_check_correctness", 40, "each primitive against the emulation, bit by bit"),
     "kernels": Stage(
         "gpu_check_correctness", 100, "every kernel against its reference in float64; the same bits again"
     ),
     "check": Stage("gpu_check_correctness", 120, "`attnarray check` on CuPy"),
-    "sanitizer": Stage("gpu_check_correctness", 110, "every kernel under compute-sanitizer, where it is installed"),
+    "sanitizer": Stage("gpu_check_correctness", 100, "every kernel under compute-sanitizer, where it is installed"),
     "rows": Stage("gpu_check_speed", 60, "kernels along rows, as a share of the bandwidth of a copy"),
-    "additive": Stage("gpu_check_speed", 50, "additive scores, forward and backward, beside plain array code"),
+    "additive": Stage("gpu_check_speed", 40, "additive scores, forward and backward, beside plain array code"),
     "overhead": Stage("gpu_check_speed", 30, "what a call costs the host"),
 }
 PASSED, FAILED, NO_GPU, NOT_RUN, TIMED_OUT = "passed", "failed", "no GPU", "not run", "timed out"
