@@ -189,7 +189,7 @@ EXPORT(parameter_sums)
     normalize<N, false, HELD>(x, weight, nullptr, eps, out, nullptr, inverses, rows, width);                           \
   }                                                                                                                    \
   EXPORT(rms_norm_forward##suffix)
-FORWARD(, THREADS<Stored>, COUNT<Stored>, false)
+FORWARD(, MOST_THREADS<Stored>, COUNT<Stored>, false)
 FORWARD(_held, 1024, OF_ONE<Stored>, true)
 #undef FORWARD
 

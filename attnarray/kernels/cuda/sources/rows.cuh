@@ -13,7 +13,7 @@ template <class T> constexpr int COUNT = 32 / sizeof(typename ComputedIn<T>::typ
 template <class T> constexpr int OF_ONE = sizeof(T) == 8 ? 8 : 32;
 template <class T> constexpr int OF_TWO = 2 * CHUNK<T>;
 
-template <class T> constexpr int THREADS = sizeof(T) == 8 ? 512 : 1024;  // most threads of a row
+template <class T> constexpr int MOST_THREADS = sizeof(T) == 8 ? 512 : 1024;  // most threads of a row
 
 // Of places in a row: 32 bits, which take fewer registers, where the row is held.
 template <bool HELD> struct IndexOf { using type = int64; };

@@ -93,9 +93,9 @@ inline void differentiate(Global<const Stored> dout, Global<const Stored> out, G
     normalize<N, LOGARITHM, HELD>(x, mask, mask_apart, out, rows, width);                                              \
   }                                                                                                                    \
   EXPORT(name)
-FORWARD(softmax_forward, THREADS<Stored>, COUNT<Stored>, false, false)
+FORWARD(softmax_forward, MOST_THREADS<Stored>, COUNT<Stored>, false, false)
 FORWARD(softmax_forward_held, 1024, OF_ONE<Stored>, false, true)
-FORWARD(log_softmax_forward, THREADS<Stored>, COUNT<Stored>, true, false)
+FORWARD(log_softmax_forward, MOST_THREADS<Stored>, COUNT<Stored>, true, false)
 FORWARD(log_softmax_forward_held, 1024, OF_ONE<Stored>, true, true)
 #undef FORWARD
 
@@ -104,8 +104,8 @@ FORWARD(log_softmax_forward_held, 1024, OF_ONE<Stored>, true, true)
     differentiate<N, LOGARITHM, HELD>(dout, out, dx, rows, width);                                                 \
   }                                                                                                                \
   EXPORT(name)
-BACKWARD(softmax_backward, THREADS<Stored>, COUNT<Stored>, false, false)
+BACKWARD(softmax_backward, MOST_THREADS<Stored>, COUNT<Stored>, false, false)
 BACKWARD(softmax_backward_held, 1024, OF_TWO<Stored>, false, true)
-BACKWARD(log_softmax_backward, THREADS<Stored>, COUNT<Stored>, true, false)
+BACKWARD(log_softmax_backward, MOST_THREADS<Stored>, COUNT<Stored>, true, false)
 BACKWARD(log_softmax_backward_held, 1024, OF_TWO<Stored>, true, true)
 #undef BACKWARD
