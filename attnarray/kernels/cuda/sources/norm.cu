@@ -177,34 +177,35 @@ KERNEL(256) parameter_sums(Global<const Stored> dout, Global<const Stored> x, Gl
 }
 EXPORT(parameter_sums)
 
-#define FORWARD(suffix, threads, N, HELD)                                                                              \
-  KERNEL(threads) layer_norm_forward##suffix(Global<const Stored> x, Global<const Stored> weight,                      \
-                                             Global<const Stored> bias, Real eps, Global<Stored> out,                  \
-                                             Global<Real> means, Global<Real> inverses, int64 rows, int64 width) {     \
-    normalize<N, true, HELD>(x, weight, bias, eps, out, means, inverses, rows, width);                                 \
-  }                                                                                                                    \
-  EXPORT(layer_norm_forward##suffix)                                                                                   \
-  KERNEL(threads) rms_norm_forward##suffix(Global<const Stored> x, Global<const Stored> weight, Real eps,              \
-                                           Global<Stored> out, Global<Real> inverses, int64 rows, int64 width) {       \
-    normalize<N, false, HELD>(x, weight, nullptr, eps, out, nullptr, inverses, rows, width);                           \
-  }                                                                                                                    \
+#define FORWARD(suffix, threads, N, HELD) \
+  KERNEL(threads) layer_norm_forward##suffix(Global<const Stored> x, Global<const Stored> weight, \
+                                             Global<const Stored> bias, Real eps, Global<Stored> out, \
+                                             Global<Real> means, Global<Real> inverses, int64 rows, int64 width) { \
+    normalize<N, true, HELD>(x, weight, bias, eps, out, means, inverses, rows, width); \
+  } \
+  EXPORT(layer_norm_forward##suffix) \
+  KERNEL(threads) rms_norm_forward##suffix(Global<const Stored> x, Global<const Stored> weight, Real eps, \
+                                           Global<Stored> out, Global<Real> inverses, int64 rows, int64 width) { \
+    normalize<N, false, HELD>(x, weight, nullptr, eps, out, nullptr, inverses, rows, width); \
+  } \
   EXPORT(rms_norm_forward##suffix)
 FORWARD(, MOST_THREADS<Stored>, COUNT<Stored>, false)
 FORWARD(_held, 1024, OF_ONE<Stored>, true)
 #undef FORWARD
 
-#define BACKWARD(suffix, threads, N, HELD)                                                                             \
+#define BACKWARD(suffix, threads, N, HELD) \
   KERNEL(threads) layer_norm_backward##suffix(Global<const Stored> dout, Global<const Stored> x, Global<const Real> means, \
                                           Global<const Real> inverses, Global<const Stored> weight, Global<Stored> dx, \
-                                          Global<Real> dweights, Global<Real> dbiases, int64 apart, int64 rows, int64 width) { \
-    differentiate<N, true, HELD>(dout, x, means, inverses, weight, dx, dweights, dbiases, apart, rows, width);                \
-  }                                                                                                                    \
-  EXPORT(layer_norm_backward##suffix)                                                                                  \
-  KERNEL(threads) rms_norm_backward##suffix(Global<const Stored> dout, Global<const Stored> x,                             \
-                                        Global<const Real> inverses, Global<const Stored> weight, Global<Stored> dx,   \
-                                        Global<Real> dweights, int64 apart, int64 rows, int64 width) {                              \
-    differentiate<N, false, HELD>(dout, x, nullptr, inverses, weight, dx, dweights, nullptr, apart, rows, width);             \
-  }                                                                                                                    \
+                                          Global<Real> dweights, Global<Real> dbiases, int64 apart, int64 rows, \
+                                          int64 width) { \
+    differentiate<N, true, HELD>(dout, x, means, inverses, weight, dx, dweights, dbiases, apart, rows, width); \
+  } \
+  EXPORT(layer_norm_backward##suffix) \
+  KERNEL(threads) rms_norm_backward##suffix(Global<const Stored> dout, Global<const Stored> x, \
+                                        Global<const Real> inverses, Global<const Stored> weight, Global<Stored> dx, \
+                                        Global<Real> dweights, int64 apart, int64 rows, int64 width) { \
+    differentiate<N, false, HELD>(dout, x, nullptr, inverses, weight, dx, dweights, nullptr, apart, rows, width); \
+  } \
   EXPORT(rms_norm_backward##suffix)
 BACKWARD(, 512, COUNT<Stored>, false)
 BACKWARD(_held, 512, 2 * COUNT<Stored>, true)

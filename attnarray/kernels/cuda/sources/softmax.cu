@@ -7,7 +7,8 @@ using Real = ComputedIn<Stored>::type;
 
 // The logits of this thread: -inf where the mask hides them.
 template <int N, bool HELD>
-inline void read_logits(Global<const Stored> row, Global<const unsigned char> mask, int64 start, int64 width, Real (&v)[N]) {
+inline void read_logits(Global<const Stored> row, Global<const unsigned char> mask, int64 start, int64 width,
+                        Real (&v)[N]) {
   read<Stored, HELD>(row, start, width, v, -infinity<Real>());
   if (mask) each<Stored, N, HELD>(start, width, [&](int e, Index<HELD> i) { if (!mask[i]) v[e] = -infinity<Real>(); });
 }
@@ -100,7 +101,8 @@ FORWARD(log_softmax_forward_held, 1024, OF_ONE<Stored>, true, true)
 #undef FORWARD
 
 #define BACKWARD(name, threads, N, LOGARITHM, HELD)                                                                \
-  KERNEL(threads) name(Global<const Stored> dout, Global<const Stored> out, Global<Stored> dx, int64 rows, int64 width) { \
+  KERNEL(threads) name(Global<const Stored> dout, Global<const Stored> out, Global<Stored> dx, int64 rows,         \
+                       int64 width) {                                                                              \
     differentiate<N, LOGARITHM, HELD>(dout, out, dx, rows, width);                                                 \
   }                                                                                                                \
   EXPORT(name)
