@@ -29,7 +29,17 @@ def rows() -> dict[str, Any]:
                 share = passes * count * width * size / time_of * 1e3 / bandwidth
                 row = {"kernel": name, "rows": count, "width": width, "dtype": dtype, "ms": time_of, "of a copy": share}
                 found.append(row)
-    return {"copy GB/s": bandwidth / 1e9, "rows": found}
+    return {"copy GB/s": bandwidth / 1e9, "worst": worst(found), "rows": found}
+
+
+def worst(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """Of each kernel and dtype the least share of a copy, and at which rows."""
+    least: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        name = f"{row['kernel']}, {row['dtype']}"
+        if "of a copy" in row and (name not in least or row["of a copy"] < least[name]["of a copy"]):
+            least[name] = row
+    return {name: f"{row['of a copy']:.2f} at {row['rows']} x {row['width']}" for name, row in sorted(least.items())}
 
 
 def _row_calls(count: int, width: int, dtype: str) -> dict[str, tuple[int, Callable[[], Any]]]:
@@ -40,12 +50,17 @@ def _row_calls(count: int, width: int, dtype: str) -> dict[str, tuple[int, Calla
     y = softmax.softmax_forward(x, None, 1)
     _, mean, inverse = norm.layer_norm_forward(x, w, w, 1e-5)
     classes = cupy.random.randint(0, width, count).astype("int64")
+    logs, (_, root) = softmax.log_softmax_forward(x, None, 1), norm.rms_norm_forward(x, w, 1e-5)
     losses, largest, total = loss.cross_entropy_forward(x, classes, -100, 0.0)
-    calls: dict[str, tuple[int, Callable[[], Any]]] = {
+    return {
         "softmax": (2, lambda: softmax.softmax_forward(x, None, 1)),
         "softmax backward": (3, lambda: softmax.softmax_backward(d, y, 1)),
+        "log softmax": (2, lambda: softmax.log_softmax_forward(x, None, 1)),
+        "log softmax backward": (3, lambda: softmax.log_softmax_backward(d, logs, 1)),
         "layer norm": (2, lambda: norm.layer_norm_forward(x, w, w, 1e-5)),
         "rms norm": (2, lambda: norm.rms_norm_forward(x, w, 1e-5)),
+        "layer norm backward": (3, lambda: norm.layer_norm_backward(d, x, mean, inverse, w, True)),
+        "rms norm backward": (3, lambda: norm.rms_norm_backward(d, x, root, w)),
         "gelu": (2, lambda: gelu.gelu_forward(x, "none")),
         "dropout": (2, lambda: dropout.drop(x, 0.1, 7, None)),
         "cross entropy": (1, lambda: loss.cross_entropy_forward(x, classes, -100, 0.0)),
@@ -53,9 +68,6 @@ def _row_calls(count: int, width: int, dtype: str) -> dict[str, tuple[int, Calla
             2, lambda: loss.cross_entropy_backward(losses, x, classes, largest, total, -100, 0.0)
         ),
     }  # fmt: skip
-    if width <= 8192:  # beyond, sums of weights go to the reference
-        calls["layer norm backward"] = (3, lambda: norm.layer_norm_backward(d, x, mean, inverse, w, True))
-    return calls
 
 
 def overhead() -> dict[str, Any]:

@@ -106,23 +106,28 @@ def test_a_compiled_kernel_is_found_again(monkeypatch: pytest.MonkeyPatch) -> No
 def test_plans() -> None:
     assert grid.plan_rows(100, 1, 4) == Grid((13, 1, 1), (32, 8, 1))
     assert grid.plan_rows(100, 256, 4) == Grid((13, 1, 1), (32, 8, 1))
-    assert grid.plan_rows(100, 257, 4) == Grid((100, 1, 1), (64, 1, 1), 128)
-    assert grid.plan_rows(100, 257, 8) == Grid((100, 1, 1), (128, 1, 1), 256)
+    assert grid.plan_rows(100, 257, 4) == Grid((100, 1, 1), (64, 1, 1), 512)
+    assert grid.plan_rows(100, 257, 8) == Grid((100, 1, 1), (128, 1, 1), 1024)
     assert grid.plan_rows(100, 10**6, 4).threads == (512, 1, 1)
     assert grid.plan_rows(2**40, 1, 4).blocks == (2**31 - 1, 1, 1)
     assert grid.plan_rows(0, 5, 4).is_empty
+    assert grid.plan_held(100, 2048, 64, 1024, 4) == Grid((25, 1, 1), (32, 4, 1))
+    assert grid.plan_held(100, 4096, 64, 1024, 4) == Grid((100, 1, 1), (64, 1, 1), 512)
+    assert grid.plan_held(100, 10**6, 64, 256, 8) == Grid((100, 1, 1), (256, 1, 1), 1024)
     assert grid.plan_numbers(2049, 4) == Grid((2, 1, 1), (256, 1, 1))
     assert grid.plan_columns(33, 8) == Grid((2, 1, 1), (32, 32, 1), 8192)
 
 
-def test_plans_of_norm_gradients_fit_into_shared_memory() -> None:
-    for width, itemsize in ((1, 4), (256, 4), (257, 4), (5000, 4), (12000, 4), (6000, 8)):
-        plan = norm.plan_backward(10**6, width, itemsize, 2, 132)
-        assert plan.shared <= norm.MOST_SUMS
-        assert 132 <= plan.blocks[0] <= 132 * 64
-    assert norm.plan_backward(10**6, 10**6, 4, 0, 132).blocks == (10**6, 1, 1)
-    with pytest.raises(Declined, match="rows of 13000 numbers: their gradients of weight and bias do not fit"):
-        norm.plan_backward(10, 13000, 4, 2, 132)
+def test_plans_of_norm_gradients() -> None:
+    for width in (1, 256, 257, 5000):
+        rows = grid.plan_rows(10**6, width, 4)
+        plan = norm.plan_backward(rows, width, 4, 132)
+        assert plan.threads == rows.threads
+        assert rows.shared <= plan.shared <= 48 * 1024
+        assert 132 <= plan.blocks[0] <= 132 * 16
+    assert norm.plan_backward(grid.plan_rows(3, 1000, 4), 1000, 4, 132).blocks == (3, 1, 1)
+    assert norm.plan_parameter_sums(10**6, 20000, 132).blocks == (79, 13, 1)
+    assert norm.plan_parameter_sums(10, 10**6, 132).blocks == (3907, 1, 1)
 
 
 def fake(x: np.ndarray) -> Any:

@@ -15,14 +15,16 @@ from test_kernels import in_dtype, kernel_of, largest_distance
 
 from attnarray.backend import asarray
 from attnarray.kernels import Declined
-from attnarray.kernels.cuda import grid, lstm_cell, segments
+from attnarray.kernels.cuda import grid, lstm_cell, norm, segments
 from attnarray.kernels.table import KERNELS
 
 pytestmark = pytest.mark.skipif(bool(building.UNAVAILABLE), reason=building.UNAVAILABLE)
 
 NAMES = sorted(name for name, row in KERNELS.items() if "cuda" in row and not name.startswith("attention."))
 SHAPES = [(9, 3), (3, 130), (2, 3, 5), (0, 4), (3, 0), (7,)]
-ROW_OF_A_BLOCK, ROW_IN_SPANS = (2, 1000), (1, 5000)  # the second is longer than what a block of 512 threads holds
+ROW_OF_A_BLOCK, ROW_NOT_ALIGNED, ROW_OF_A_WARP = (2, 2052), (2, 1001), (3, 260)
+ROW_IN_SPANS, LONG_ROW = (1, 5001), (1, 16412)  # longer than what 512 threads hold
+LONGER_ROWS = [ROW_OF_A_BLOCK, ROW_NOT_ALIGNED, ROW_OF_A_WARP, ROW_IN_SPANS, LONG_ROW]
 ALONG_ROWS = [name for name in NAMES if any(word in name for word in ("softmax:", "norm", "loss"))]
 
 
@@ -85,12 +87,12 @@ def test_as_exact_as_the_reference(name: str, dtype: str) -> None:
             assert_right(name, arguments, dtype)
 
 
-@pytest.mark.parametrize("shape", [ROW_OF_A_BLOCK, ROW_IN_SPANS], ids=str)
+@pytest.mark.parametrize("shape", LONGER_ROWS, ids=str)
 @pytest.mark.parametrize("name", ALONG_ROWS)
 def test_rows_of_a_whole_block_and_longer(name: str, shape: tuple[int, ...]) -> None:
     assert_right(name, calls_of(name, shape, "float32")[-1], "float32")
     if shape == ROW_IN_SPANS:  # float64 holds half as many numbers
-        assert_right(name, calls_of(name, (1, 2500), "float64")[0], "float64")
+        assert_right(name, calls_of(name, (1, 2501), "float64")[0], "float64")
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "segment" in name or "embedding" in name])
@@ -103,7 +105,8 @@ def test_few_blocks_go_over_many_rows(name: str, monkeypatch: pytest.MonkeyPatch
     for module in (grid, segments, lstm_cell):
         monkeypatch.setattr(module, "MOST_BLOCKS", 2)
     monkeypatch.setattr(segments, "MOST_BLOCKS_ALONG_Y", 1)
-    for shape in [(40, 5), (5, 300)]:
+    monkeypatch.setattr(norm, "THREADS_OF_MULTIPROCESSOR", 1)
+    for shape in [(40, 5), (5, 300), (9, 301)]:
         assert_right(name, calls_of(name, shape, "float32")[0], "float32")
     wide = (2, 9, 40) if "segment" in name else (3, 1500)
     assert_right(name, calls_of(name, wide, "float32")[0], "float32")
@@ -136,7 +139,7 @@ def test_the_order_of_threads_does_not_matter_and_nothing_waits_for_the_gpu(name
 @pytest.mark.parametrize("name", [name for name in NAMES if "lstm" not in name])
 def test_16_bit_arrays_are_computed_in_float32(name: str, dtype: str) -> None:
     half = asarray(np.zeros(1), dtype).dtype
-    for shape in [(3, 19), (1, 300)]:
+    for shape in [(3, 19), (1, 300), (5, 520), (1, 1040)]:
         for arguments in calls_of(name, shape, "float32")[:1]:
             given = tuple(narrowed(name, n, value, half) for n, value in enumerate(arguments))
             expected, found = reference(name, given), kernel(name, given)

@@ -232,7 +232,11 @@ inline float from_bits(uint32 bits) {
 inline uint32 round_tf32(float v) { return v - v == 0 ? bits_of(v) + 0x1000u & 0xffffe000u : bits_of(v); }
 inline float exp2_fast(float v) { return std::exp2(v); }
 template <class Real> Real reciprocal(Real v) { return Real(1) / v; }
-using std::erf, std::erfc, std::exp, std::exp2, std::log2, std::expm1, std::fabs, std::log, std::sqrt, std::tanh;
+template <class Real> Real inverse_root(Real v) { return Real(1) / std::sqrt(v); }
+inline float exponential(float v) { return std::exp2(v * 1.4426950408889634f); }
+inline double exponential(double v) { return std::exp(v); }
+template <class Real> Real larger(Real a, Real b) { return a > b || a != a ? a : b; }
+using std::erf, std::erfc, std::exp, std::exp2, std::log2, std::expm1, std::fabs, std::fma, std::log, std::sqrt, std::tanh;
 inline uint32 __umulhi(uint32 a, uint32 b) { return uint32(uint64(a) * b >> 32); }
 
 template <class T> void copy_async(Shared<T> to, Global<const T> from) {

@@ -72,12 +72,12 @@ def warmup(dtype: str) -> None:
 
 def _forward(name: str, x: Any) -> Any:
     how, out = ga.stored(x), empty(x.shape, x.dtype)
-    launch(FORWARD[name], how.name, plan_numbers(x.size, how.itemsize), ga.contiguous(x), out, x.size)
+    launch(FORWARD[name], how.name, plan_numbers(x.size, how.stored_itemsize), ga.contiguous(x), out, x.size)
     return out
 
 
 def _backward(name: str, dout: Any, x: Any) -> Any:
     how, dx = ga.stored(x), empty(x.shape, x.dtype)
-    grid = plan_numbers(x.size, how.itemsize)
+    grid = plan_numbers(x.size, how.stored_itemsize)
     launch(BACKWARD[name], how.name, grid, ga.beside(dout, x), ga.contiguous(x), dx, x.size)
     return dx

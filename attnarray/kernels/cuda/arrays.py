@@ -26,6 +26,10 @@ class Stored(NamedTuple):
         """Bytes of a number as computed."""
         return 8 if self.name == "float64" else 4
 
+    @property
+    def stored_itemsize(self) -> int:
+        return 2 if self.name.endswith("16") else self.itemsize
+
 
 @functools.lru_cache(maxsize=64, typed=True)  # a name takes NumPy microseconds
 def _stored(dtype: Any, wide_only: bool) -> Stored:

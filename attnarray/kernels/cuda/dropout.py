@@ -18,7 +18,7 @@ def drop(x: Any, p: float, seed: Any, mask: Any) -> Any:
     """See the reference."""
     how, given, out = ga.stored(x), ga.contiguous(x), empty(x.shape, x.dtype)
     factor = 1.0 / (1.0 - p) if p < 1 else 0.0
-    grid = plan_numbers(x.size, how.itemsize)
+    grid = plan_numbers(x.size, how.stored_itemsize)
     if mask is not None:
         launch(BY_MASK, how.name, grid, given, ga.flags(mask, x.shape), out, x.size, factor)
     else:

@@ -7,21 +7,20 @@ from typing import Any
 import numpy as np
 
 from attnarray.kernels.cuda import arrays as ga
-from attnarray.kernels.cuda.grid import plan_rows
-from attnarray.kernels.cuda.loader import Kernel, empty, launch
-from attnarray.kernels.cuda.loader import warmup as load
+from attnarray.kernels.cuda.loader import empty
+from attnarray.kernels.cuda.rows import ONE, launch_rows, load, row_kernel
 
-FORWARD = Kernel("loss.cu", "cross_entropy_forward", "ppirrpppii")
-BACKWARD = Kernel("loss.cu", "cross_entropy_backward", "pppppirrpii")
+FORWARD = row_kernel("loss.cu", "cross_entropy_forward", "ppirrpppii", ONE, 256, spans=True)
+BACKWARD = row_kernel("loss.cu", "cross_entropy_backward", "pppppirrpii", ONE, 256, spans=True)
 
 
 def cross_entropy_forward(x: Any, classes: Any, ignore_index: int, label_smoothing: float) -> tuple[Any, Any, Any]:
     """See the reference."""
     how, (count, width) = ga.stored(x), x.shape
     losses, largest, total = (empty(shape, how.real) for shape in ((count,), (count, 1), (count, 1)))
-    launch(
-        FORWARD, how.name, plan_rows(count, width, how.itemsize), ga.contiguous(x), _long(classes), ignore_index,
-        label_smoothing, label_smoothing / max(width, 1), losses, largest, total, count, width,
+    launch_rows(
+        FORWARD, how, count, width, ga.contiguous(x), _long(classes), ignore_index, label_smoothing,
+        label_smoothing / max(width, 1), losses, largest, total,
     )  # fmt: skip
     return losses, largest, total
 
@@ -31,10 +30,9 @@ def cross_entropy_backward(
 ) -> Any:
     """See the reference."""
     how, (count, width), dx = ga.stored(x), x.shape, empty(x.shape, x.dtype)
-    launch(
-        BACKWARD, how.name, plan_rows(count, width, how.itemsize), ga.beside(g, largest), ga.contiguous(x),
-        _long(classes), ga.contiguous(largest), ga.contiguous(total), ignore_index, label_smoothing,
-        label_smoothing / max(width, 1), dx, count, width,
+    launch_rows(
+        BACKWARD, how, count, width, ga.beside(g, largest), ga.contiguous(x), _long(classes), ga.contiguous(largest),
+        ga.contiguous(total), ignore_index, label_smoothing, label_smoothing / max(width, 1), dx,
     )  # fmt: skip
     return dx
 

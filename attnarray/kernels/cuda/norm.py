@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from attnarray.kernels import Declined
 from attnarray.kernels.cuda import arrays as ga
-from attnarray.kernels.cuda.grid import WARP, Grid, ceil_div, plan_rows
+from attnarray.kernels.cuda.grid import CHUNK_BYTES, HELD_BYTES, REDUCED, Grid, ceil_div, plan_rows
 from attnarray.kernels.cuda.loader import Kernel, empty, launch, multiprocessors
-from attnarray.kernels.cuda.loader import warmup as load
+from attnarray.kernels.cuda.loader import warmup as load_kernels
+from attnarray.kernels.cuda.rows import ONE, SUMS, RowKernel, are_held, held_grid, launch_rows, load, row_kernel
 
-LAYER_NORM = Kernel("norm.cu", "layer_norm_forward", "ppprpppii")
-RMS_NORM = Kernel("norm.cu", "rms_norm_forward", "pprppii")
-LAYER_NORM_BACKWARD = Kernel("norm.cu", "layer_norm_backward", "ppppppppiii")
-RMS_NORM_BACKWARD = Kernel("norm.cu", "rms_norm_backward", "ppppppiii")
+LAYER_NORM = row_kernel("norm.cu", "layer_norm_forward", "ppprpppii", ONE, 1024)
+RMS_NORM = row_kernel("norm.cu", "rms_norm_forward", "pprppii", ONE, 1024)
+LAYER_NORM_BACKWARD = row_kernel("norm.cu", "layer_norm_backward", "ppppppppiii", SUMS)
+RMS_NORM_BACKWARD = row_kernel("norm.cu", "rms_norm_backward", "ppppppiii", SUMS)
 KERNELS = (LAYER_NORM, RMS_NORM, LAYER_NORM_BACKWARD, RMS_NORM_BACKWARD)
+PARAMETER_SUMS = Kernel("norm.cu", "parameter_sums", "ppppppiii")
 
-MOST_SUMS = 96 * 1024  # bytes of shared memory that a block has on every architecture
-SHARED_OF_MULTIPROCESSOR = 160 * 1024
-THREADS_OF_MULTIPROCESSOR = 2048
+THREADS_OF_MULTIPROCESSOR = 512  # that run at once, as each takes up to 128 registers
+COLUMNS, STRIP = 256, 8  # of parameter_sums: the columns of a block, and the least rows of a strip
 
 
 def layer_norm_forward(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any, Any]:
@@ -27,8 +27,7 @@ def layer_norm_forward(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any,
     count, width = ga.row_count(x.shape), x.shape[-1]
     out, mean, inverse = empty(x.shape, x.dtype), *(empty((*x.shape[:-1], 1), how.real) for _ in range(2))
     parameters = (None if array is None else ga.beside(array, x) for array in (weight, bias))
-    grid = plan_rows(count, width, how.itemsize)
-    launch(LAYER_NORM, how.name, grid, rows, *parameters, eps, out, mean, inverse, count, width)
+    launch_rows(LAYER_NORM, how, count, width, rows, *parameters, eps, out, mean, inverse)
     return out, mean, inverse
 
 
@@ -45,7 +44,7 @@ def rms_norm_forward(x: Any, weight: Any, eps: float) -> tuple[Any, Any]:
     count, width = ga.row_count(x.shape), x.shape[-1]
     out, inverse = empty(x.shape, x.dtype), empty((*x.shape[:-1], 1), how.real)
     scale = None if weight is None else ga.beside(weight, x)
-    launch(RMS_NORM, how.name, plan_rows(count, width, how.itemsize), rows, scale, eps, out, inverse, count, width)
+    launch_rows(RMS_NORM, how, count, width, rows, scale, eps, out, inverse)
     return out, inverse
 
 
@@ -56,35 +55,74 @@ def rms_norm_backward(dout: Any, x: Any, inverse_rms: Any, weight: Any) -> tuple
 
 def warmup(dtype: str) -> None:
     """Compile all kernels for one dtype."""
-    load((*KERNELS, ga.COLUMN_SUMS), dtype)
+    load(KERNELS, dtype)
+    load_kernels((PARAMETER_SUMS, ga.COLUMN_SUMS), dtype)
 
 
-def plan_backward(rows: int, width: int, itemsize: int, parameters: int, processors: int) -> Grid:
-    """As many blocks as run at once, each with the sums of its rows for `parameters` vectors in shared memory."""
-    grid = plan_rows(rows, width, itemsize)
+def plan_backward(grid: Grid, width: int, itemsize: int, processors: int) -> Grid:
+    """As many blocks as run at once, each of which sums the gradients of weight and bias over its rows."""
     across, together, _ = grid.threads
-    shared = WARP * itemsize + parameters * together * width * itemsize
-    if shared > MOST_SUMS:
-        raise Declined(f"rows of {width} numbers: their gradients of weight and bias do not fit into shared memory")
-    at_once = min(THREADS_OF_MULTIPROCESSOR // (across * together), SHARED_OF_MULTIPROCESSOR // shared)
-    blocks = min(ceil_div(rows, together), processors * max(at_once, 1)) if parameters else grid.blocks[0]
-    return Grid((blocks, 1, 1), grid.threads, shared)
+    at_once = processors * max(THREADS_OF_MULTIPROCESSOR // (across * together), 1)
+    shared = together * width * itemsize if together > 1 else 0
+    return Grid((min(grid.blocks[0], at_once), 1, 1), grid.threads, max(grid.shared, shared))
+
+
+def with_copies(grid: Grid, itemsize: int, chunks: int) -> Grid:
+    """Room for the chunks of two rows that each thread of the held kernel copies ahead."""
+    across, together, _ = grid.threads
+    return grid._replace(shared=REDUCED * itemsize + 2 * chunks * CHUNK_BYTES * across * together)
+
+
+def plan_parameter_sums(rows: int, width: int, processors: int) -> Grid:
+    """Blocks of columns, and as many strips of rows as keep the multiprocessors busy."""
+    across = ceil_div(width, COLUMNS)
+    strips = max(min(8 * processors // max(across, 1), ceil_div(rows, STRIP)), 1)
+    return Grid((across, strips, 1), (COLUMNS, 1, 1))
 
 
 def _differentiated(
-    kernel: Kernel, dout: Any, x: Any, kept: tuple[Any, ...], weight: Any, has_bias: bool | None
+    kernel: RowKernel, dout: Any, x: Any, kept: tuple[Any, ...], weight: Any, has_bias: bool | None
 ) -> tuple[Any, Any, Any]:
     """dx, dweight and dbias; `has_bias` is None for a kernel that knows none."""
-    how = ga.stored(x)
-    count, width = ga.row_count(x.shape), x.shape[-1]
-    wanted = [weight is not None, *([] if has_bias is None else [has_bias])]
-    processors = multiprocessors(int(x.data.device_id))
-    grid = plan_backward(count, width, how.itemsize, sum(wanted), processors)
-    partial = [empty((grid.blocks[0], width), how.real) if there else None for there in wanted]
+    how, count, width = ga.stored(x), ga.row_count(x.shape), x.shape[-1]
     dx, scale = empty(x.shape, x.dtype), None if weight is None else ga.beside(weight, x)
-    launch(
-        kernel, how.name, grid, ga.beside(dout, x), ga.contiguous(x), *(ga.contiguous(array) for array in kept),
-        scale, dx, *partial, count, width, WARP * how.itemsize,
-    )  # fmt: skip
-    sums = [None if rows is None else ga.column_sums(rows, x) for rows in partial]
-    return dx, sums[0], sums[1] if len(sums) > 1 else None
+    given = (ga.beside(dout, x), ga.contiguous(x), *(ga.contiguous(array) for array in kept))
+    wanted, processors = (weight is not None, bool(has_bias)), multiprocessors(int(x.data.device_id))
+    held = are_held(kernel, how, width, (*given, scale, dx))
+    grid = plan_rows(count, width, how.itemsize)
+    if held:
+        grid = held_grid(kernel, how, count, width)
+        grid = with_copies(grid, how.itemsize, kernel.chunks[how.stored_itemsize])
+    # Threads that hold their rows own columns, whose sums they take along; else these are summed by themselves.
+    along = held or width * how.itemsize <= grid.threads[0] * HELD_BYTES
+    apart = plan_parameter_sums(count, width, processors)
+    if along and any(wanted):
+        grid = plan_backward(grid, width, how.itemsize, processors)
+    sums = Sums(grid.blocks[0] if along else apart.blocks[1], wanted, width, how.real)
+    taken = (sums.of_weight, sums.of_bias) if along else (None, None)
+    one = kernel.held if held else kernel.any
+    launch(one, how.name, grid, *given, scale, dx, *taken[: 1 if has_bias is None else 2], sums.apart, count, width)
+    if any(wanted) and not along:
+        moments = (None, *given[2:]) if has_bias is None else given[2:]
+        taken = (sums.of_weight, sums.of_bias)
+        launch(PARAMETER_SUMS, how.name, apart, *given[:2], *moments, *taken, sums.apart, count, width)
+    return dx, *sums.added(x)
+
+
+class Sums:
+    """The sums of weight and bias that blocks take for themselves, in one array (P, 0 to 2, E)."""
+
+    def __init__(self, blocks: int, wanted: tuple[bool, bool], width: int, dtype: Any) -> None:
+        self.wanted, self.width, self.apart = wanted, width, sum(wanted) * width
+        self.partial: Any = None
+        if any(wanted):
+            self.partial = empty((blocks, self.apart), dtype)
+        self.of_weight: Any = self.partial if wanted[0] else None
+        self.of_bias: Any = self.partial[:, self.apart - width :] if wanted[1] else None
+
+    def added(self, like: Any) -> tuple[Any, Any]:
+        """dweight and dbias, or None for one that is not wanted."""
+        if self.partial is None:
+            return None, None
+        sums = ga.column_sums(self.partial, like)
+        return sums[: self.width] if self.wanted[0] else None, sums[-self.width :] if self.wanted[1] else None

@@ -6,14 +6,13 @@ import math
 from typing import Any
 
 from attnarray.kernels.cuda import arrays as ga
-from attnarray.kernels.cuda.grid import plan_rows
-from attnarray.kernels.cuda.loader import Kernel, cupy, empty, launch
-from attnarray.kernels.cuda.loader import warmup as load
+from attnarray.kernels.cuda.loader import cupy, empty
+from attnarray.kernels.cuda.rows import ONE, TWO, RowKernel, launch_rows, load, row_kernel
 
-SOFTMAX = Kernel("softmax.cu", "softmax_forward", "ppipii")
-LOG_SOFTMAX = Kernel("softmax.cu", "log_softmax_forward", "ppipii")
-SOFTMAX_BACKWARD = Kernel("softmax.cu", "softmax_backward", "pppii")
-LOG_SOFTMAX_BACKWARD = Kernel("softmax.cu", "log_softmax_backward", "pppii")
+SOFTMAX = row_kernel("softmax.cu", "softmax_forward", "ppipii", ONE, 1024)
+LOG_SOFTMAX = row_kernel("softmax.cu", "log_softmax_forward", "ppipii", ONE, 1024)
+SOFTMAX_BACKWARD = row_kernel("softmax.cu", "softmax_backward", "pppii", TWO, 1024)
+LOG_SOFTMAX_BACKWARD = row_kernel("softmax.cu", "log_softmax_backward", "pppii", TWO, 1024)
 KERNELS = (SOFTMAX, LOG_SOFTMAX, SOFTMAX_BACKWARD, LOG_SOFTMAX_BACKWARD)
 
 
@@ -42,20 +41,20 @@ def warmup(dtype: str) -> None:
     load(KERNELS, dtype)
 
 
-def _normalized(kernel: Kernel, x: Any, mask: Any, axis: int) -> Any:
+def _normalized(kernel: RowKernel, x: Any, mask: Any, axis: int) -> Any:
     how = ga.stored(x)
     rows = ga.rows_along(x, axis)
     out, count, width = empty(rows.shape, x.dtype), ga.row_count(rows.shape), rows.shape[-1]
     table, apart = (None, 0) if mask is None else _mask_rows(mask, x.shape, axis)
-    launch(kernel, how.name, plan_rows(count, width, how.itemsize), rows, table, apart, out, count, width)
+    launch_rows(kernel, how, count, width, rows, table, apart, out)
     return ga.from_rows(out, axis)
 
 
-def _differentiated(kernel: Kernel, dout: Any, y: Any, axis: int) -> Any:
+def _differentiated(kernel: RowKernel, dout: Any, y: Any, axis: int) -> Any:
     how = ga.stored(y)
     rows, drows = ga.rows_along(y, axis), ga.rows_along(ga.beside(dout, y), axis)
     dx, count, width = empty(rows.shape, y.dtype), ga.row_count(rows.shape), rows.shape[-1]
-    launch(kernel, how.name, plan_rows(count, width, how.itemsize), drows, rows, dx, count, width)
+    launch_rows(kernel, how, count, width, drows, rows, dx)
     return ga.from_rows(dx, axis)
 
 

@@ -1,8 +1,9 @@
 // ReLU, GELU, SiLU, tanh and sigmoid, forward and backward: one pass over memory. References: ops/activations.py and
-// ops/gelu.py. Parallel over the numbers, 32 bytes of them as computed to a thread. Shared: none.
+// ops/gelu.py. Parallel over the numbers, 32 bytes of them as stored to a thread. Shared: none.
 #include "rows.cuh"
 
 using Real = ComputedIn<Stored>::type;
+constexpr int N = OF_TWO<Stored>;
 
 // Beyond these sizes the gates are 0 or 1 to the last bit; x is held there, so that no infinity meets a 0.
 constexpr double GELU_REACH = 40, SILU_REACH = 1000;
@@ -10,21 +11,21 @@ constexpr double CUBIC = 0.044715, STEEPNESS = 0.7978845608028654;  // sqrt(2 / 
 constexpr double HALF_ROOT = 0.7071067811865476, DENSITY = 0.3989422804014327;
 
 template <class F> inline void map(Global<const Stored> x, Global<Stored> out, int64 count, F f) {
-  Real v[COUNT<Stored>];
-  for (int64 start = blockIdx.x * span<Stored>(); start < count; start += gridDim.x * span<Stored>()) {
+  Real v[N];
+  for (int64 start = blockIdx.x * span<Stored, N>(); start < count; start += gridDim.x * span<Stored, N>()) {
     read<Stored>(x, start, count, v, Real(0));
-    UNROLL for (int e = 0; e < COUNT<Stored>; e++) v[e] = f(v[e]);
+    UNROLL for (int e = 0; e < N; e++) v[e] = f(v[e]);
     write<Stored>(out, start, count, v);
   }
 }
 
 template <class F>
 inline void map(Global<const Stored> dout, Global<const Stored> x, Global<Stored> dx, int64 count, F f) {
-  Real d[COUNT<Stored>], v[COUNT<Stored>];
-  for (int64 start = blockIdx.x * span<Stored>(); start < count; start += gridDim.x * span<Stored>()) {
+  Real d[N], v[N];
+  for (int64 start = blockIdx.x * span<Stored, N>(); start < count; start += gridDim.x * span<Stored, N>()) {
     read<Stored>(dout, start, count, d, Real(0));
     read<Stored>(x, start, count, v, Real(0));
-    UNROLL for (int e = 0; e < COUNT<Stored>; e++) d[e] = f(d[e], v[e]);
+    UNROLL for (int e = 0; e < N; e++) d[e] = f(d[e], v[e]);
     write<Stored>(dx, start, count, d);
   }
 }
@@ -32,10 +33,28 @@ inline void map(Global<const Stored> dout, Global<const Stored> x, Global<Stored
 inline Real held_above(Real x, Real bound) { return x < -bound ? -bound : x; }
 inline Real held(Real x, Real bound) { return x > bound ? bound : held_above(x, bound); }
 inline Real logistic(Real x) {
-  const Real small = exp(-fabs(x));
-  return (x >= 0 ? Real(1) : small) / (1 + small);
+  const Real small = exponential(-fabs(x));
+  return (x >= 0 ? Real(1) : small) * reciprocal(1 + small);
 }
-inline Real normal_gate(Real x) { return Real(0.5) * erfc(-x * Real(HALF_ROOT)); }
+
+// The chance that a standard normal number is smaller than x, and its density without the factor 1 / sqrt(2 pi).
+struct Normal { Real below, density; };
+inline Normal normal(double x) { return {Real(0.5 * erfc(-x * HALF_ROOT)), Real(exp(-0.5 * x * x))}; }
+// e^{-x^2 / 2} t P(t) of t = 1 / (1 + 0.26 |x|): a minimax polynomial, 3e-8 of the chance beyond |x| up to 15.
+inline Normal normal(float x) {
+  const float t = reciprocal(1 + 0.26f * fabs(x)), density = exponential(-0.5f * x * x);
+  float p = 0.029960107058286667f;
+  p = p * t - 0.15018706023693085f;
+  p = p * t + 0.24604442715644836f;
+  p = p * t - 0.1447269171476364f;
+  p = p * t + 0.15665121376514435f;
+  p = p * t + 0.052860043942928314f;
+  p = p * t + 0.10255999118089676f;
+  p = p * t + 0.103083036839962f;
+  p = p * t + 0.10375513881444931f;
+  const float beyond = density * (p * t);
+  return {x > 0 ? 1 - beyond : beyond, density};
+}
 inline Real tanh_gate(Real x) { return logistic(Real(2 * STEEPNESS) * (x + Real(CUBIC) * x * x * x)); }
 
 #define FORWARD(name, formula)                                                                        \
@@ -58,9 +77,9 @@ FORWARD(sigmoid_forward, return logistic(v);)
 BACKWARD(sigmoid_backward, return v * (1 - v) * d;)
 FORWARD(silu_forward, v = held_above(v, SILU_REACH); return v * logistic(v);)
 BACKWARD(silu_backward, v = held(v, SILU_REACH); const Real s = logistic(v); return s * (1 + v * (1 - s)) * d;)
-FORWARD(gelu_forward, return held_above(v, GELU_REACH) * normal_gate(held(v, GELU_REACH));)
+FORWARD(gelu_forward, return held_above(v, GELU_REACH) * normal(held(v, GELU_REACH)).below;)
 BACKWARD(gelu_backward, v = held(v, GELU_REACH);
-         return d * (normal_gate(v) + v * exp(Real(-0.5) * v * v) * Real(DENSITY));)
+         const Normal at = normal(v); return d * (at.below + v * at.density * Real(DENSITY));)
 FORWARD(gelu_tanh_forward, return held_above(v, GELU_REACH) * tanh_gate(held(v, GELU_REACH));)
 BACKWARD(gelu_tanh_backward, v = held(v, GELU_REACH); const Real gate = tanh_gate(v);
          const Real slope = Real(2 * STEEPNESS) * (1 + Real(3 * CUBIC) * v * v);

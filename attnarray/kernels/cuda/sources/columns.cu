@@ -9,7 +9,9 @@ KERNEL(1024) column_sums(Global<const Real> x, Global<Stored> out, int64 rows, i
   const int64 column = int64(blockIdx.x) * 32 + threadIdx.x;
   Real total = 0;
   if (column < width)
-    for (int64 n = threadIdx.y; n < rows; n += 32) total += x[n * width + column];
+    for (int64 first = threadIdx.y; first < rows; first += 8 * 32)
+      UNROLL for (int64 n = first; n < first + 8 * 32; n += 32)
+        if (n < rows) total += x[n * width + column];
   sums[threadIdx.y * 32 + threadIdx.x] = total;
   sync_threads();
   if (threadIdx.y || column >= width) return;

@@ -93,6 +93,20 @@ inline double reciprocal(double v) {
   return r;
 }
 
+// 1 / sqrt(v). In float: off by 2 ulp.
+inline float inverse_root(float v) { float r; asm("rsqrt.approx.f32 %0, %1;" : "=f"(r) : "f"(v)); return r; }
+inline double inverse_root(double v) { return 1 / sqrt(v); }
+// e^v. In float: off by 2 ulp and |v| 2^-24 of itself, 0 where it is below the normal numbers.
+inline float exponential(float v) {
+  float r;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v * 1.4426950408889634f));
+  return r;
+}
+inline double exponential(double v) { return exp(v); }
+// NaN comes through.
+inline float larger(float a, float b) { float r; asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b)); return r; }
+inline double larger(double a, double b) { return a > b || a != a ? a : b; }
+
 // 16 bytes from global to shared memory while the thread goes on; both places aligned to 16 bytes.
 template <class T> inline void copy_async(Shared<T> to, Global<const T> from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");

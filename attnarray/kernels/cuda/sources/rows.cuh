@@ -1,84 +1,112 @@
 // How the numbers of a row are spread over the threads that share it, and how these add up what they hold.
 //
-// The threads of one threadIdx.y share a row: a warp, or with one row per block any number of warps. A thread holds 32 bytes
-// of numbers in registers, in chunks of 16 bytes as stored. A row that is longer than what its threads hold goes by in
-// several spans, and is read again for each pass over it.
+// The threads of one threadIdx.y share a row: a warp, or with one row per block any number of warps. A thread holds N numbers
+// in registers, in chunks of 16 bytes as stored. A row that is longer than what its threads hold goes by in several spans,
+// and is read again for each pass over it. WHOLE rows consist of whole chunks and start at multiples of 16 bytes; others are
+// read number by number, at the same places.
 #pragma once
 #include "primitives.cuh"
 
-template <class T> constexpr int CHUNK = 16 / sizeof(T);                                     // numbers of 16 bytes
-template <class T> constexpr int COUNT = 32 / sizeof(typename ComputedIn<T>::type);           // numbers of a thread
+template <class T> constexpr int CHUNK = 16 / sizeof(T);  // numbers of 16 bytes
+template <class T> constexpr int COUNT = 32 / sizeof(typename ComputedIn<T>::type);  // numbers of a thread, for any row
+// The same where a whole row is held: of a kernel that holds one array, and of one that holds two.
+template <class T> constexpr int OF_ONE = sizeof(T) == 8 ? 8 : 32;
+template <class T> constexpr int OF_TWO = 2 * CHUNK<T>;
 
-// The numbers that all threads of a row hold together.
-template <class T> inline int64 span() { return int64(blockDim.x) * COUNT<T>; }
+template <class T> constexpr int MOST_THREADS = sizeof(T) == 8 ? 512 : 1024;  // most threads of a row
+
+// Of places in a row: 32 bits, which take fewer registers, where the row is held.
+template <bool HELD> struct IndexOf { using type = int64; };
+template <> struct IndexOf<true> { using type = int; };
+template <bool HELD> using Index = typename IndexOf<HELD>::type;
+
+// The numbers that all threads of a row hold together, N each.
+template <class T, int N = COUNT<T>> inline int64 span() { return int64(blockDim.x) * N; }
 
 // Where the number e of this thread stands in a row of T, in the span from `start` on.
-template <class T> inline int64 place(int64 start, int e) {
-  return start + (int64(e / CHUNK<T>) * blockDim.x + threadIdx.x) * CHUNK<T> + e % CHUNK<T>;
+template <class T, class Place> inline Place place(Place start, int e) {
+  return start + (Place(e / CHUNK<T>) * Place(blockDim.x) + Place(threadIdx.x)) * CHUNK<T> + e % CHUNK<T>;
 }
 
 // f(e, place) for all numbers of this thread that are in the row.
-template <class T, class F> inline void each(int64 start, int64 width, F f) {
-  UNROLL for (int e = 0; e < COUNT<T>; e++) {
-    int64 i = place<T>(start, e);
-    if (i < width) f(e, i);
+template <class T, int N = COUNT<T>, bool WHOLE = false, class Place, class F>
+inline void each(Place start, Place width, F f) {
+  UNROLL for (int c = 0; c < N; c += CHUNK<T>) {
+    const Place i = place<T>(start, c);
+    if (WHOLE && i >= width) continue;
+    UNROLL for (int e = 0; e < CHUNK<T>; e++)
+      if (WHOLE || i + e < width) f(c + e, i + e);
   }
 }
 
-// The numbers of this thread, in 16 bytes at once where they are aligned; `beyond` for places behind the row.
-template <class T, class Real>
-inline void read(Global<const T> row, int64 start, int64 width, Real (&numbers)[COUNT<T>], Real beyond) {
-  const bool aligned = is_aligned16(row);
-  UNROLL for (int c = 0; c < COUNT<T> / CHUNK<T>; c++) {
-    int64 i = place<T>(start, c * CHUNK<T>);
-    T chunk[CHUNK<T>];
-    if (aligned && i + CHUNK<T> <= width) {
-      load16<T>(row, i, chunk);
-      UNROLL for (int e = 0; e < CHUNK<T>; e++) numbers[c * CHUNK<T> + e] = wide(chunk[e]);
-    } else {
-      UNROLL for (int e = 0; e < CHUNK<T>; e++) numbers[c * CHUNK<T> + e] = i + e < width ? Real(wide(row[i + e])) : beyond;
-    }
+// A chunk from place i on, in 16 bytes at once where that can be; `beyond` for places behind the row.
+template <class T, bool WHOLE, class Place, class Real>
+inline void read_chunk(Global<const T> row, Place i, Place width, Real* numbers, Real beyond) {
+  T chunk[CHUNK<T>];
+  if (WHOLE ? i < width : is_aligned16(row) && i + CHUNK<T> <= width) {
+    load16<T>(row, i, chunk);
+    UNROLL for (int e = 0; e < CHUNK<T>; e++) numbers[e] = wide(chunk[e]);
+  } else {
+    UNROLL for (int e = 0; e < CHUNK<T>; e++) numbers[e] = !WHOLE && i + e < width ? Real(wide(row[i + e])) : beyond;
   }
 }
 
-template <class T, class Real>
-inline void write(Global<T> row, int64 start, int64 width, const Real (&numbers)[COUNT<T>]) {
-  const bool aligned = is_aligned16(row);
-  UNROLL for (int c = 0; c < COUNT<T> / CHUNK<T>; c++) {
-    int64 i = place<T>(start, c * CHUNK<T>);
-    T chunk[CHUNK<T>];
-    UNROLL for (int e = 0; e < CHUNK<T>; e++) narrow(numbers[c * CHUNK<T> + e], chunk[e]);
-    if (aligned && i + CHUNK<T> <= width) {
-      store16<T>(row, i, chunk);
-    } else {
-      UNROLL for (int e = 0; e < CHUNK<T>; e++)
-        if (i + e < width) row[i + e] = chunk[e];
-    }
+template <class T, bool WHOLE, class Place, class Real>
+inline void write_chunk(Global<T> row, Place i, Place width, const Real* numbers) {
+  T chunk[CHUNK<T>];
+  UNROLL for (int e = 0; e < CHUNK<T>; e++) narrow(numbers[e], chunk[e]);
+  if (WHOLE ? i < width : is_aligned16(row) && i + CHUNK<T> <= width) {
+    store16<T>(row, i, chunk);
+  } else if (!WHOLE) {
+    UNROLL for (int e = 0; e < CHUNK<T>; e++)
+      if (i + e < width) row[i + e] = chunk[e];
   }
+}
+
+template <class T, bool WHOLE = false, class Place, class Real, int N>
+inline void read(Global<const T> row, Place start, Place width, Real (&numbers)[N], Real beyond) {
+  UNROLL for (int c = 0; c < N; c += CHUNK<T>)
+    read_chunk<T, WHOLE>(row, place<T>(start, c), width, numbers + c, beyond);
+}
+
+template <class T, bool WHOLE = false, class Place, class Real, int N>
+inline void write(Global<T> row, Place start, Place width, const Real (&numbers)[N]) {
+  UNROLL for (int c = 0; c < N; c += CHUNK<T>) write_chunk<T, WHOLE>(row, place<T>(start, c), width, numbers + c);
 }
 
 // The number of the row that this thread works on first, and how many rows lie between it and the next.
 inline int64 first_row() { return int64(blockIdx.x) * blockDim.y + threadIdx.y; }
 inline int64 rows_apart() { return int64(gridDim.x) * blockDim.y; }
 
-// All numbers of the threads of a row combined, in the same order each time; every thread gets the result.
-template <class Real, class Combine> inline Real reduce(Real value, Combine combine) {
-  UNROLL for (int lanes = 16; lanes; lanes /= 2) value = combine(value, shuffle_xor(value, lanes));
+// All numbers of the threads of a row combined, in the same order each time; every thread gets the result. Up to two values
+// at once. `turn` counts the reductions of a kernel: they alternate between two places in shared memory, so that a barrier
+// each is enough. Shared memory: 4 numbers for each of 32 warps, from byte 0 on.
+template <int K, class Real, class Combine> inline void reduce(Real (&values)[K], int turn, Combine combine) {
+  UNROLL for (int lanes = 16; lanes; lanes /= 2)
+    UNROLL for (int k = 0; k < K; k++) values[k] = combine(values[k], shuffle_xor(values[k], lanes));
   const int warps = blockDim.x / 32;
-  if (warps == 1) return value;
-  Shared<Real> of_warps = shared<Real>(0);
-  sync_threads();  // what an earlier reduction left there has been read
-  if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = value;
+  if (warps == 1) return;
+  Shared<Real> of_warps = shared<Real>(0) + turn % 2 * 64;
+  if (threadIdx.x % 32 == 0)
+    UNROLL for (int k = 0; k < K; k++) of_warps[k * 32 + threadIdx.x / 32] = values[k];
   sync_threads();
-  value = of_warps[threadIdx.x % warps];
-  for (int lanes = warps / 2; lanes; lanes /= 2) value = combine(value, shuffle_xor(value, lanes));
-  return value;
+  UNROLL for (int k = 0; k < K; k++) values[k] = of_warps[k * 32 + (threadIdx.x & (warps - 1))];  // a power of two
+  for (int lanes = warps / 2; lanes; lanes /= 2)
+    UNROLL for (int k = 0; k < K; k++) values[k] = combine(values[k], shuffle_xor(values[k], lanes));
 }
 
-template <class Real> inline Real larger(Real a, Real b) { return a > b || a != a ? a : b; }  // NaN comes through
-template <class Real> inline Real sum_of(Real value) { return reduce(value, [](Real a, Real b) { return a + b; }); }
-template <class Real> inline Real largest_of(Real value) {
-  return reduce(value, [](Real a, Real b) { return larger(a, b); });
+template <int K, class Real> inline void add_up(Real (&values)[K], int turn) {
+  reduce(values, turn, [](Real a, Real b) { return a + b; });
+}
+template <class Real> inline Real sum_of(Real value, int turn = 0) {
+  Real values[1] = {value};
+  add_up(values, turn);
+  return values[0];
+}
+template <class Real> inline Real largest_of(Real value, int turn = 0) {
+  Real values[1] = {value};
+  reduce(values, turn, [](Real a, Real b) { return larger(a, b); });
+  return values[0];
 }
 
 // What is subtracted from numbers whose largest this is: 0 where there is none.

@@ -89,7 +89,7 @@ KERNEL(512) weights_from_dots(Global<Stored> dots, Global<Stored> lse, Global<co
       get(start);
       UNROLL for (int e = 0; e < COUNT<Stored>; e++) largest = larger(largest, v[e]);
     }
-    const Real shift = shift_of(largest_of(largest));
+    const Real shift = shift_of(largest_of(largest, 0));
     for (int64 start = 0; start < keys; start += span<Stored>()) {
       if (!held) get(start);
       UNROLL for (int e = 0; e < COUNT<Stored>; e++) {
@@ -97,7 +97,7 @@ KERNEL(512) weights_from_dots(Global<Stored> dots, Global<Stored> lse, Global<co
         total += v[e];
       }
     }
-    total = sum_of(total) + exp(sink - shift);
+    total = sum_of(total, 1) + exp(sink - shift);
     const Real factor = total == 0 ? Real(1) : reciprocal(total);
     for (int64 start = 0; start < keys; start += span<Stored>()) {
       if (!held) {
