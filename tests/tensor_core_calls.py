@@ -85,16 +85,18 @@ def allowed_error(name: str, exact: np.ndarray, lse: np.ndarray, call: Call, dty
     return float(roundings * max(largest(exact), 1.0) * np.sqrt(terms))
 
 
-def all_calls() -> Iterator[tuple[str, Call]]:
-    """For a GPU, where larger ones take no time: odd sizes, each option, all together."""
+def all_calls() -> Iterator[tuple[str, str, Call]]:
+    """Name, dtype and call, for a GPU, where larger ones take no time: odd sizes, each option, all together."""
     for sizes in ODD_SIZES:
-        yield f"{tuple(sizes)}", call_of(sizes)
-        yield f"{tuple(sizes)} causal", call_of(sizes, is_causal=True, q_offset=sizes.keys - sizes.queries)
+        for dtype in DTYPES:
+            yield f"{tuple(sizes)}", dtype, call_of(sizes)
+            yield f"{tuple(sizes)} causal", dtype, call_of(sizes, is_causal=True, q_offset=sizes.keys - sizes.queries)
+    calls = []
     for sizes in (Sizes(37, 260, 16, 24, 3), Sizes(2, 600, 64, 64, 4), Sizes(200, 200, 128, 128, 1)):
-        for option in OPTIONS:
-            yield f"{option} {tuple(sizes)}", call_of(sizes, 1, [option])
-        for n, call in enumerate(kinds(sizes)):
-            yield f"kind {n} {tuple(sizes)}", call
+        calls += [(f"{option} {tuple(sizes)}", call_of(sizes, 1, [option])) for option in OPTIONS]
+        calls += [(f"kind {n} {tuple(sizes)}", call) for n, call in enumerate(kinds(sizes))]
+    for n, (name, call) in enumerate(calls):
+        yield name, DTYPES[n % 3], call
 
 
 ODD_SIZES = [
