@@ -14,7 +14,7 @@ from test_bad_input import says
 import attnarray as aa
 from attnarray import tree
 from attnarray.models import Bert, BertResult
-from attnarray.models.bert_names import bert_fields, bert_names
+from attnarray.models.bert.published import bert_fields, bert_names
 
 # Sums of a few hundred products through three blocks, in another order than PyTorch's.
 ROUNDING = {"float64": 1e-10, "float32": 1e-5}

@@ -9,7 +9,7 @@ from attnarray.backend import Array, namespace_of
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer, LayerGrads
 from attnarray.layers.linear import Linear
-from attnarray.models.cell import Cell, State
+from attnarray.models.seq2seq.cell import Cell, State
 from attnarray.ops.activations import TanhContext, tanh_bwd, tanh_fwd
 from attnarray.ops.linear import LinearContext
 

@@ -9,7 +9,7 @@ from attnarray.backend import Array
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import LayerGrads
 from attnarray.masks import Mask
-from attnarray.models.stack import Stack, StackContext
+from attnarray.models.transformer.stack import Stack, StackContext
 from attnarray.random import Philox
 
 

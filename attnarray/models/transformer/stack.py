@@ -11,6 +11,7 @@ from attnarray.backend import Array
 from attnarray.layers.block import NORMS, BlockGrads, TransformerBlock
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer, check_params
+from attnarray.models.training import check_training
 from attnarray.ops.rotary import Rotary
 from attnarray.random import Philox
 
@@ -120,16 +121,6 @@ class Stack(Layer):
                 dmemory = grads.memory if dmemory is None else dmemory + grads.memory
         blocks = {str(n): params[str(n)] for n in range(self.layers)}
         return BlockGrads(dout, dmemory, {"blocks": blocks, **of_norm})
-
-
-def check_training(drops: bool, rng: Philox | None, model: str) -> None:
-    """Check that there is an `rng` where something is to be dropped."""
-    if drops and rng is None:
-        raise ValueError(
-            f"`rng` is None, but this {model} has something to drop or draw in training: pass "
-            "rng=attnarray.Philox(seed), a new one for each step. For inference call the model itself; to train "
-            "without, set its dropouts to 0.0 by dataclasses.replace."
-        )
 
 
 def _rngs(rng: Philox | None, count: int) -> tuple[Philox | None, ...]:

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from attnarray import checks
 from attnarray.backend import Array, device_of, namespace_of
 from attnarray.layers.initial import Params
-from attnarray.models.beam import beam_search
-from attnarray.models.prompts import Begun, Generator, begin
-from attnarray.models.sampling import draw, keep_top_k, keep_top_p, with_temperature
+from attnarray.models.generation.beam import beam_search
+from attnarray.models.generation.prompts import Begun, Generator, begin
+from attnarray.models.generation.sampling import draw, keep_top_k, keep_top_p, with_temperature
 from attnarray.random import Philox
 
 METHODS = ("greedy", "sample", "beam")

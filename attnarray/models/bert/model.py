@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +12,15 @@ from attnarray.backend import Array, namespace_of
 from attnarray.checkpoints.names import Pretrained
 from attnarray.checkpoints.pretrained import load_pretrained
 from attnarray.layers.initial import Params
-from attnarray.layers.layer import Layer, check_params
+from attnarray.layers.layer import check_params
 from attnarray.masks import Mask
-from attnarray.models.bert_embedding import BertEmbedding, BertEmbeddingContext
-from attnarray.models.bert_head import MaskHead, MaskHeadContext, MaskHeadGrads, Pooler, PoolerContext
-from attnarray.models.bert_names import BERT
-from attnarray.models.encoder import Encoder, EncoderOptions
-from attnarray.models.stack import StackContext, check_training
+from attnarray.models.bert.configuration import BertConfiguration
+from attnarray.models.bert.embedding import BertEmbeddingContext
+from attnarray.models.bert.heads import MaskHeadContext, MaskHeadGrads, PoolerContext
+from attnarray.models.bert.published import BERT
+from attnarray.models.training import check_training
+from attnarray.models.transformer.encoder import EncoderOptions
+from attnarray.models.transformer.stack import StackContext
 from attnarray.random import Philox
 
 
@@ -44,7 +45,7 @@ class BertGrads(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Bert(Layer):
+class Bert(BertConfiguration):
     r"""An encoder of token ids.
 
     .. math::
@@ -113,33 +114,6 @@ class Bert(Layer):
 
     pretrained: ClassVar[Pretrained] = BERT
 
-    vocabulary: int
-    longest: int
-    dim: int
-    layers: int
-    heads: int
-    hidden_dim: int | None = None
-    types: int = 2
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    activation: str = "gelu"
-    eps: float = 1e-12
-    recompute: bool = False
-    pooler: bool = True
-    mask_head: bool = True
-    std: float = 0.02
-
-    @classmethod
-    def base(cls, **changes: Any) -> Bert:
-        """BERT with 110 million parameters; `changes` are other options than its own."""
-        shape = {"vocabulary": 30522, "longest": 512, "dim": 768, "layers": 12, "heads": 12}
-        return cls(**{**shape, "dropout": 0.1, "attention_dropout": 0.1, **changes})
-
-    @classmethod
-    def large(cls, **changes: Any) -> Bert:
-        """BERT with 340 million parameters."""
-        return cls.base(**{"dim": 1024, "layers": 24, "heads": 16, **changes})
-
     @classmethod
     def from_pretrained(
         cls, folder: str | os.PathLike[str], *, dtype: str | None = None, ignore: Sequence[str] = ()
@@ -152,34 +126,6 @@ class Bert(Layer):
         """
         model, params = load_pretrained(cls, folder, dtype=dtype, ignore=ignore)
         return model, params
-
-    def __post_init__(self) -> None:
-        self.parts()  # which check their own
-
-    @functools.cached_property
-    def embedding(self) -> BertEmbedding:
-        """What comes before the blocks."""
-        return BertEmbedding(
-            self.vocabulary, self.longest, self.types, self.dim, self.dropout, self.eps, self.std
-        )  # fmt: skip
-
-    @functools.cached_property
-    def body(self) -> Encoder:
-        """The blocks."""
-        return Encoder(
-            self.dim, self.layers, self.heads, self.hidden_dim, pre_norm=False, activation=self.activation,
-            dropout=self.dropout, attention_dropout=self.attention_dropout, eps=self.eps, recompute=self.recompute,
-            std=self.std,
-        )  # fmt: skip
-
-    def parts(self) -> dict[str, Any]:
-        head = MaskHead(self.vocabulary, self.dim, self.activation, self.eps, self.std)
-        heads = {"pooler": Pooler(self.dim, self.dim, std=self.std), "mask_head": head}
-        return {
-            **self.embedding.parts(),
-            **self.body.parts(),
-            **{name: part for name, part in heads.items() if getattr(self, name)},
-        }
 
     def __call__(
         self, params: Params, tokens: Array, types: Array | None = None, *, attn_mask: Array | Mask | None = None,

@@ -11,11 +11,12 @@ from attnarray.layers.cache import DecoderCache
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer, check_params
 from attnarray.layers.linear import Linear
-from attnarray.models.decoder import Decoder
-from attnarray.models.encoder import Encoder
-from attnarray.models.greedy import greedily
-from attnarray.models.stack import StackContext, check_training
+from attnarray.models.generation.greedy import greedily
 from attnarray.models.token_embedding import TokenContext, TokenEmbedding
+from attnarray.models.training import check_training
+from attnarray.models.transformer.decoder import Decoder
+from attnarray.models.transformer.encoder import Encoder
+from attnarray.models.transformer.stack import StackContext
 from attnarray.ops.linear import LinearContext, linear_bwd, linear_fwd
 from attnarray.random import Philox
 

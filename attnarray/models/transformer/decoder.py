@@ -11,7 +11,7 @@ from attnarray.layers.cache import DecoderCache
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import check_params
 from attnarray.masks import Mask
-from attnarray.models.stack import Stack, StackContext
+from attnarray.models.transformer.stack import Stack, StackContext
 from attnarray.random import Philox
 
 

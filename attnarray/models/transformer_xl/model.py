@@ -11,9 +11,10 @@ from attnarray.layers.initial import Params, zeros
 from attnarray.layers.layer import Layer, Shapes, check_params
 from attnarray.layers.linear import Linear
 from attnarray.layers.norm import LayerNorm
-from attnarray.models.relative_block import RelativeBlock, RelativeBlockContext
-from attnarray.models.stack import Blocks, check_training
 from attnarray.models.token_embedding import TokenContext, TokenEmbedding
+from attnarray.models.training import check_training
+from attnarray.models.transformer.stack import Blocks
+from attnarray.models.transformer_xl.block import RelativeBlock, RelativeBlockContext
 from attnarray.ops.dropout import DropoutContext, dropout_bwd, dropout_fwd
 from attnarray.ops.linear import LinearContext, linear_bwd, linear_fwd
 from attnarray.random import Philox

@@ -9,7 +9,7 @@ import numpy as np
 from attnarray import checks
 from attnarray.backend import Array, device_of, namespace_of, to_numpy
 from attnarray.layers.initial import Params
-from attnarray.models.prompts import Generator, begin
+from attnarray.models.generation.prompts import Generator, begin
 from attnarray.ops.softmax import log_softmax
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from attnarray.checkpoints.config import Config, Unsupported
 from attnarray.checkpoints.names import Names, Pretrained, Tensor
-from attnarray.models.gpt2_config import gpt2_config, gpt2_fields
-from attnarray.models.gpt_names import gpt2_names, llama_names
-from attnarray.models.llama_config import llama_config, llama_fields
+from attnarray.models.gpt.gpt2_config import gpt2_config, gpt2_fields
+from attnarray.models.gpt.llama_config import llama_config, llama_fields
+from attnarray.models.gpt.names import gpt2_names, llama_names
 
 HEAD = "lm_head.weight"
 FIELDS = {"gpt2": gpt2_fields, "llama": llama_fields}

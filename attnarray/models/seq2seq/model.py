@@ -11,13 +11,13 @@ from attnarray.backend import Array, device_of, namespace_of
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer, check_params
 from attnarray.layers.linear import Linear
-from attnarray.models.cell import CELLS
-from attnarray.models.greedy import greedily
-from attnarray.models.looking import draws
-from attnarray.models.recurrent_decoder import DecoderState, RecurrentDecoder, StepContext
-from attnarray.models.recurrent_encoder import ReadContext, RecurrentEncoder
-from attnarray.models.stack import check_training
+from attnarray.models.generation.greedy import greedily
+from attnarray.models.seq2seq.cell import CELLS
+from attnarray.models.seq2seq.decoder import DecoderState, RecurrentDecoder, StepContext
+from attnarray.models.seq2seq.encoder import ReadContext, RecurrentEncoder
+from attnarray.models.seq2seq.looking import draws
 from attnarray.models.token_embedding import TokenContext, TokenEmbedding
+from attnarray.models.training import check_training
 from attnarray.ops.dropout import DropoutContext, dropout_bwd, dropout_fwd
 from attnarray.ops.linear import LinearContext
 from attnarray.random import Philox

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,21 +12,19 @@ from attnarray.backend import Array, device_of, namespace_of, to_numpy
 from attnarray.checkpoints.names import Pretrained
 from attnarray.checkpoints.pretrained import load_pretrained
 from attnarray.layers.initial import Params
-from attnarray.layers.layer import Layer, check_params
-from attnarray.layers.linear import Linear
+from attnarray.layers.layer import check_params
 from attnarray.masks import Mask
-from attnarray.models.encoder import Encoder, EncoderOptions
-from attnarray.models.gpt_cache import GptCache
-from attnarray.models.gpt_embedding import GptEmbedding, GptEmbeddingContext
-from attnarray.models.gpt_pretrained import GPT
+from attnarray.models.gpt.cache import GptCache
+from attnarray.models.gpt.configuration import GptConfiguration
+from attnarray.models.gpt.embedding import GptEmbeddingContext
+from attnarray.models.gpt.published import GPT
 from attnarray.models.places import check_tokens, mask_of, starts_of
-from attnarray.models.stack import StackContext, check_training
+from attnarray.models.training import check_training
+from attnarray.models.transformer.encoder import EncoderOptions
+from attnarray.models.transformer.stack import StackContext
 from attnarray.ops.linear import LinearContext, linear, linear_bwd, linear_fwd
 from attnarray.ops.positions import alibi
-from attnarray.ops.rotary import Rotary
 from attnarray.random import Philox
-
-POSITIONS = ("learned", "rotary", "alibi", "none")
 
 
 class GptContext(NamedTuple):
@@ -44,7 +40,7 @@ class GptGrads(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Gpt(Layer):
+class Gpt(GptConfiguration):
     r"""A language model: the logits of the token after each token, of those up to it.
 
     .. math::
@@ -109,46 +105,6 @@ class Gpt(Layer):
 
     pretrained: ClassVar[Pretrained] = GPT
 
-    vocabulary: int
-    longest: int
-    dim: int
-    layers: int
-    heads: int
-    hidden_dim: int | None = None
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    recompute: bool = False
-    positions: str = "learned"
-    rotary: Rotary | None = None
-    norm: str = "layer"
-    eps: float = 1e-5
-    activation: str = "gelu_tanh"
-    gated: bool = False
-    bias: bool = True
-    kv_heads: int | None = None
-    tied: bool = True
-    std: float = 0.02
-
-    @classmethod
-    def small(cls, **changes: Any) -> Gpt:
-        """GPT-2 with 124 million parameters; `changes` are other options than its own."""
-        return cls(**{"vocabulary": 50257, "longest": 1024, "dim": 768, "layers": 12, "heads": 12, **changes})
-
-    @classmethod
-    def medium(cls, **changes: Any) -> Gpt:
-        """GPT-2 with 355 million parameters."""
-        return cls.small(**{"dim": 1024, "layers": 24, "heads": 16, **changes})
-
-    @classmethod
-    def large(cls, **changes: Any) -> Gpt:
-        """GPT-2 with 774 million parameters."""
-        return cls.small(**{"dim": 1280, "layers": 36, "heads": 20, **changes})
-
-    @classmethod
-    def xl(cls, **changes: Any) -> Gpt:
-        """GPT-2 with 1558 million parameters."""
-        return cls.small(**{"dim": 1600, "layers": 48, "heads": 25, **changes})
-
     @classmethod
     def from_pretrained(
         cls, folder: str | os.PathLike[str], *, dtype: str | None = None, ignore: Sequence[str] = ()
@@ -159,44 +115,6 @@ class Gpt(Layer):
         """
         model, params = load_pretrained(cls, folder, dtype=dtype, ignore=ignore)
         return model, params
-
-    def __post_init__(self) -> None:
-        checks.one_of("positions", self.positions, POSITIONS)
-        for name in ("vocabulary", "longest"):
-            checks.whole(name, getattr(self, name), 1, 2**31, "a size of the model")
-        if self.rotary is not None and self.positions != "rotary":
-            raise ValueError(f'`rotary` is given, but `positions` is {self.positions!r}. Give positions="rotary" too.')
-        self.parts()  # which check their own
-
-    @functools.cached_property
-    def embedding(self) -> GptEmbedding:
-        """What makes vectors of tokens."""
-        learned = self.positions == "learned"
-        return GptEmbedding(self.vocabulary, self.longest, self.dim, learned, self.dropout, self.std)
-
-    @functools.cached_property
-    def body(self) -> Encoder:
-        """The blocks and the last norm."""
-        return Encoder(
-            self.dim, self.layers, self.heads, self.hidden_dim, activation=self.activation, dropout=self.dropout,
-            attention_dropout=self.attention_dropout, eps=self.eps, norm=self.norm, gated=self.gated, bias=self.bias,
-            kv_heads=self.kv_heads, rotary=(self.rotary or Rotary()) if self.positions == "rotary" else None,
-            recompute=self.recompute, std=self.std,
-        )  # fmt: skip
-
-    def parts(self) -> dict[str, Any]:
-        """token, position where it is learned, blocks, norm, and logits where they are not tied."""
-        own = {} if self.tied else {"logits": Linear(self.dim, self.vocabulary, bias=False, std=self.std)}
-        return {**self.embedding.parts(), **self.body.parts(), **own}
-
-    def init(self, rng: Philox, dtype: str = "float32") -> Params:
-        """Fresh parameters, as GPT-2 starts."""
-        params = super().init(rng, dtype)
-        for block in params["blocks"].values():
-            for branch in ("attention", "feed_forward"):
-                out = block[branch]["out"]
-                out["weight"] = out["weight"] / math.sqrt(2 * self.layers)  # so that the sums of N blocks do not grow
-        return params
 
     def __call__(
         self, params: Params, tokens: Array, *, attn_mask: Array | Mask | None = None, lengths: Any = None,

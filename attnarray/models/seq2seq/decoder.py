@@ -10,8 +10,8 @@ from attnarray.backend import Array, namespace_of
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
 from attnarray.layers.linear import Linear
-from attnarray.models.cell import Cell, State
-from attnarray.models.looking import Given, looking
+from attnarray.models.seq2seq.cell import Cell, State
+from attnarray.models.seq2seq.looking import Given, looking
 from attnarray.ops.activations import TanhContext, tanh_bwd, tanh_fwd
 from attnarray.ops.linear import LinearContext
 from attnarray.random import Philox
