@@ -18,6 +18,7 @@ from attnarray.models.bert.configuration import BertConfiguration
 from attnarray.models.bert.embedding import BertEmbeddingContext
 from attnarray.models.bert.heads import MaskHeadContext, MaskHeadGrads, PoolerContext
 from attnarray.models.bert.published import BERT
+from attnarray.models.places import lengths_of
 from attnarray.models.training import check_training
 from attnarray.models.transformer.encoder import EncoderOptions
 from attnarray.models.transformer.stack import StackContext
@@ -138,7 +139,7 @@ class Bert(BertConfiguration):
         there are is said by ``exists[:, None, None, :]``. Without an `rng` nothing is dropped: that is inference.
         """
         x, _ = self._embed(params, tokens, types, rng)
-        x = self.body(_of_body(params), x, **_options(attn_mask, lengths), rng=_body_rng(rng))
+        x = self.body(_of_body(params), x, **_options(attn_mask, lengths, tokens), rng=_body_rng(rng))
         return BertResult(x, self._pool(params, x)[0])
 
     def states(
@@ -147,7 +148,7 @@ class Bert(BertConfiguration):
     ) -> list[Array]:  # fmt: skip
         """The hidden states, N + 1 arrays (B, T, dim): the embeddings, and what each block gives."""
         x, _ = self._embed(params, tokens, types, rng)
-        return [x, *self.body.states(_of_body(params), x, **_options(attn_mask, lengths), rng=_body_rng(rng))]
+        return [x, *self.body.states(_of_body(params), x, **_options(attn_mask, lengths, tokens), rng=_body_rng(rng))]
 
     def fwd(
         self, params: Params, tokens: Array, types: Array | None = None, *, attn_mask: Array | Mask | None = None,
@@ -156,7 +157,7 @@ class Bert(BertConfiguration):
         """The same as the call, and the context for `bwd`. If the model drops, it needs an `rng`, new for each step."""
         check_training(self.body.block.drops, rng, "Bert")
         x, of_embedding = self._embed(params, tokens, types, rng)
-        x, of_body = self.body.fwd(_of_body(params), x, **_options(attn_mask, lengths), rng=_body_rng(rng))
+        x, of_body = self.body.fwd(_of_body(params), x, **_options(attn_mask, lengths, tokens), rng=_body_rng(rng))
         pooled, of_pooler = self._pool(params, x)
         return BertResult(x, pooled), BertContext(of_embedding, of_body, of_pooler, params.get("mask_head"))
 
@@ -224,13 +225,13 @@ class Bert(BertConfiguration):
         return dx + xp.concat([pooler.x[:, None, :], rest], axis=1), {"pooler": pooler.params}
 
 
-def _options(attn_mask: Array | Mask | None, lengths: Any) -> EncoderOptions:
+def _options(attn_mask: Array | Mask | None, lengths: Any, tokens: Array) -> EncoderOptions:
     if attn_mask is not None and not isinstance(attn_mask, Mask) and attn_mask.ndim == 2:
         raise ValueError(
             f"`attn_mask` has shape {tuple(attn_mask.shape)}, two axes. Where it says which tokens there are, (B, T): "
             "give attn_mask[:, None, None, :], or `lengths`; it must broadcast to (B, H, T, T)."
         )
-    return {"attn_mask": attn_mask, "kv_lengths": lengths}
+    return {"attn_mask": attn_mask, "kv_lengths": lengths_of("lengths", lengths, tokens)}
 
 
 def _of_body(params: Params) -> Params:

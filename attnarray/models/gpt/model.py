@@ -18,7 +18,7 @@ from attnarray.models.gpt.cache import GptCache
 from attnarray.models.gpt.configuration import GptConfiguration
 from attnarray.models.gpt.embedding import GptEmbeddingContext
 from attnarray.models.gpt.published import GPT
-from attnarray.models.places import check_tokens, mask_of, starts_of
+from attnarray.models.places import check_tokens, lengths_of, mask_of, starts_of
 from attnarray.models.training import check_training
 from attnarray.models.transformer.encoder import EncoderOptions
 from attnarray.models.transformer.stack import StackContext
@@ -206,7 +206,7 @@ class Gpt(GptConfiguration):
         past = first + tokens.shape[1]
         starts = cache.starts if cache else starts_of(starts, tokens.shape[0], past, tokens)
         x, ctx = self.embedding.fwd(params, tokens, starts, first, rng.fold_in(0) if rng else None)
-        mask = mask_of(attn_mask, starts, past)
+        mask, lengths = mask_of(attn_mask, starts, past), lengths_of("lengths", lengths, tokens)
         return x, ctx, {"is_causal": True, "attn_mask": mask, "kv_lengths": lengths, "bias": self._bias(x, past)}
 
     def _bias(self, x: Array, keys: int) -> Array | None:

@@ -12,6 +12,7 @@ from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer, check_params
 from attnarray.layers.linear import Linear
 from attnarray.models.generation.greedy import greedily
+from attnarray.models.places import lengths_of
 from attnarray.models.seq2seq.cell import CELLS
 from attnarray.models.seq2seq.decoder import DecoderState, RecurrentDecoder, StepContext
 from attnarray.models.seq2seq.encoder import ReadContext, RecurrentEncoder
@@ -213,9 +214,8 @@ class Seq2Seq(Layer):
         parts = self.parts()
         x, of_source = parts["source"].fwd(params["source"], source, rng)  # (B, S, dim)
         xp, exists = namespace_of(x), None
+        lengths = lengths_of("source_lengths", lengths, source)
         if lengths is not None:
-            lengths = checks.beside("source_lengths", checks.integers("source_lengths", lengths), "source", source)
-            checks.shape("source_lengths", lengths, (source.shape[0],), "one for each source")
             exists = xp.arange(source.shape[1], device=device_of(x))[None, :] < lengths[:, None]  # (B, S)
         memory, cell, of_encoder = parts["encoder"].fwd(params["encoder"], x, exists)
         fed = xp.zeros((x.shape[0], 1, self.hidden_dim), dtype=x.dtype, device=device_of(x))

@@ -12,6 +12,7 @@ from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer, check_params
 from attnarray.layers.linear import Linear
 from attnarray.models.generation.greedy import greedily
+from attnarray.models.places import lengths_of
 from attnarray.models.token_embedding import TokenContext, TokenEmbedding
 from attnarray.models.training import check_training
 from attnarray.models.transformer.decoder import Decoder
@@ -151,9 +152,11 @@ class Transformer(Layer):
         """
         parts, rngs = self._checked(params, rng)
         x, _ = parts["source"].fwd(params["source"], source, rngs[0])
+        source_lengths = lengths_of("source_lengths", source_lengths, source)
         memory = parts["encoder"](params["encoder"], x, rng=rngs[1], kv_lengths=source_lengths)
         y, _ = parts["target"].fwd(params["target"], target, rngs[2])
-        lengths = {"kv_lengths": target_lengths, "memory_lengths": source_lengths}
+        known = lengths_of("target_lengths", target_lengths, target)
+        lengths = {"kv_lengths": known, "memory_lengths": source_lengths}
         return self._logits(params, parts["decoder"](params["decoder"], y, memory, rng=rngs[3], **lengths))[0]
 
     def fwd(
@@ -164,9 +167,11 @@ class Transformer(Layer):
         check_training(self.drops, rng, "Transformer")
         parts, rngs = self._checked(params, rng)
         x, of_source = parts["source"].fwd(params["source"], source, rngs[0])
+        source_lengths = lengths_of("source_lengths", source_lengths, source)
         memory, of_encoder = parts["encoder"].fwd(params["encoder"], x, rng=rngs[1], kv_lengths=source_lengths)
         y, of_target = parts["target"].fwd(params["target"], target, rngs[2])
-        lengths = {"kv_lengths": target_lengths, "memory_lengths": source_lengths}
+        known = lengths_of("target_lengths", target_lengths, target)
+        lengths = {"kv_lengths": known, "memory_lengths": source_lengths}
         y, of_decoder = parts["decoder"].fwd(params["decoder"], y, memory, rng=rngs[3], **lengths)
         logits, of_logits = self._logits(params, y)
         return logits, TransformerContext(of_source, of_target, of_encoder, of_decoder, of_logits)
@@ -195,6 +200,7 @@ class Transformer(Layer):
         """Reads sources (B, S) once, for `step` to write up to `longest` target positions; by default all there are."""
         parts, _ = self._checked(params, None)
         x, _ = parts["source"].fwd(params["source"], source)
+        source_lengths = lengths_of("source_lengths", source_lengths, source)
         memory = parts["encoder"](params["encoder"], x, kv_lengths=source_lengths)
         longest = self.longest if longest is None else longest
         return TransformerCache(parts["decoder"].cache(params["decoder"], memory, longest), source_lengths)
