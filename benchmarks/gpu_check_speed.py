@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import attnarray as aa
-from attnarray.attention.additive_core import additive_scores, additive_scores_backward
+from attnarray.attention.alignment.additive_core import additive_scores, additive_scores_backward
 from attnarray.kernels.cuda import loader
 from attnarray.ops import dropout, gelu, loss, norm, softmax
 from benchmarks.gpu_check_machine import copy_bandwidth, milliseconds

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from attnarray import tree
-from attnarray.attention.hard import HardResult
-from attnarray.attention.location import LocationResult
+from attnarray.attention.alignment.location import LocationResult
+from attnarray.attention.selection.hard import HardResult
 from attnarray.backend import Array, use_backend
 from attnarray.layers.hard import HardAttention
 from attnarray.layers.initial import Params

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple, Unpack
 from attnarray import checks
 from attnarray.attention.core import dot_products
 from attnarray.attention.form import Form, form_of
-from attnarray.attention.hard_core import Rule, attend_hard, attend_hard_backward
-from attnarray.attention.hard_options import HardOptions, rule_of
 from attnarray.attention.options import check_arrays, known_options, scoring_of
 from attnarray.attention.scoring import Scoring
+from attnarray.attention.selection.hard_core import Rule, attend_hard, attend_hard_backward
+from attnarray.attention.selection.hard_options import HardOptions, rule_of
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, device_of
 from attnarray.masks import Mask

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from attnarray.attention.core import bias_gradient, dot_products, join, query_blocks, times, transposed_times
 from attnarray.attention.form import Form
-from attnarray.attention.local_near import by_row, ends, gaussian, near_keys, sum_in_shape
+from attnarray.attention.positional.local_near import by_row, ends, gaussian, near_keys, sum_in_shape
 from attnarray.attention.scoring import Scoring, gradients_of_dots, weights_from_dots, weights_from_lse
 from attnarray.backend import Array, device_of, namespace_of
 from attnarray.dispatch import accelerated

@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 from attnarray import checks
-from attnarray.attention.graph_core import (
+from attnarray.attention.graph.core import (
     aggregate,
     aggregate_backward,
     gat_scores,
@@ -14,7 +14,7 @@ from attnarray.attention.graph_core import (
     gatv2_scores,
     gatv2_scores_backward,
 )
-from attnarray.attention.graph_options import checked_dropout, checked_graph
+from attnarray.attention.graph.options import checked_dropout, checked_graph
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, namespace_of
 from attnarray.ops.dropout import DropoutContext, drop

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from attnarray import checks
-from attnarray.attention.hard import HardResult
+from attnarray.attention.selection.hard import HardResult
 from attnarray.backend import Array, device_of, namespace_of
 
 

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 
 from attnarray import checks
 from attnarray.attention.core import sum_to_shape
-from attnarray.attention.dot_product import SDPAContext, scaled_dot_product_attention_bwd
+from attnarray.attention.dot_product.projection import attend_by_dots
+from attnarray.attention.dot_product.scaled_core import Capped, CappedContext, attend_capped, attend_capped_backward
+from attnarray.attention.dot_product.scaled_dot_product import SDPAContext, scaled_dot_product_attention_bwd
 from attnarray.attention.form import Form, sequence_form
 from attnarray.attention.options import check_arrays, known_options, scoring_of
-from attnarray.attention.projection import attend_by_dots
-from attnarray.attention.scaled_core import Capped, CappedContext, attend_capped, attend_capped_backward
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, namespace_of
 from attnarray.masks import Mask

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 from attnarray import checks
-from attnarray.attention.dot_product import SDPAContext, scaled_dot_product_attention_bwd
+from attnarray.attention.dot_product.projection import attend_by_dots, project, project_backward
+from attnarray.attention.dot_product.scaled_dot_product import SDPAContext, scaled_dot_product_attention_bwd
 from attnarray.attention.form import Form, sequence_form
-from attnarray.attention.local_core import AroundContext, attend_around, attend_around_backward
-from attnarray.attention.local_position import PositionContext, predicted, predicted_backward
 from attnarray.attention.options import check_arrays, known_options, scoring_of
-from attnarray.attention.projection import attend_by_dots, project, project_backward
+from attnarray.attention.positional.local_core import AroundContext, attend_around, attend_around_backward
+from attnarray.attention.positional.local_position import PositionContext, predicted, predicted_backward
 from attnarray.attention.scoring import Scoring
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, namespace_of

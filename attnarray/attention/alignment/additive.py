@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple, Unpack
 
 from attnarray import checks
-from attnarray.attention.additive_core import additive_scores, attend_additive, attend_additive_backward
+from attnarray.attention.alignment.additive_core import additive_scores, attend_additive, attend_additive_backward
 from attnarray.attention.form import Form, sequence_form
 from attnarray.attention.options import ScoreOptions, check_arrays, known_options, scoring_of
 from attnarray.attention.scoring import Scoring

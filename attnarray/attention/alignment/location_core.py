@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from attnarray.attention.additive_core import additive_scores, additive_scores_backward
+from attnarray.attention.alignment.additive_core import additive_scores, additive_scores_backward
 from attnarray.attention.core import bias_gradient, join, sum_to_shape, weighted_sum, weighted_sum_backward
 from attnarray.attention.scoring import Scoring, gradients_of_dots, weights_from_dots
 from attnarray.backend import Array, device_of, namespace_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from attnarray import checks
-from attnarray.attention.projection import project, project_backward
+from attnarray.attention.dot_product.projection import project, project_backward
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array
 from attnarray.ops.activations import TanhContext, tanh_bwd, tanh_fwd

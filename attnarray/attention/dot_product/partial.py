@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Unpack
 
-import attnarray.attention.dot_product as whole
+import attnarray.attention.dot_product.scaled_dot_product as whole
 from attnarray import checks
-from attnarray.attention.arguments import Options, problem_of
 from attnarray.attention.core import attend
+from attnarray.attention.dot_product.arguments import Options, problem_of
 from attnarray.backend import Array, accumulator_dtype, namespace_of
 from attnarray.masks import Mask
 

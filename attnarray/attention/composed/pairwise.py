@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Unpack
 
 from attnarray import checks
-from attnarray.attention.additive import AdditiveContext, additive_attention_bwd, attend_canonical
+from attnarray.attention.alignment.additive import AdditiveContext, additive_attention_bwd, attend_canonical
+from attnarray.attention.dot_product.projection import project, project_backward
 from attnarray.attention.form import Form
 from attnarray.attention.options import ScoreOptions, check_arrays, known_options, scoring_of
-from attnarray.attention.projection import project, project_backward
 from attnarray.attention.sequences import check_sequence, form_of_one, narrow, wide, without_padding
 from attnarray.backend import Array
 from attnarray.masks import Mask

@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 
 from attnarray import checks
 from attnarray.attention.form import Form
-from attnarray.attention.hard_core import ESTIMATORS, RELAXED, SAMPLING, Rule
+from attnarray.attention.selection.hard_core import ESTIMATORS, RELAXED, SAMPLING, Rule
 from attnarray.backend import Array
 from attnarray.random import Philox, seed_of
 

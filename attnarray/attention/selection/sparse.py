@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Unpack
 
 from attnarray import checks
-from attnarray.attention.arguments import problem_of
 from attnarray.attention.core import dot_products
+from attnarray.attention.dot_product.arguments import problem_of
 from attnarray.attention.form import Form
 from attnarray.attention.options import ScoreOptions, known_options
 from attnarray.attention.scoring import Scoring, scores_of
+from attnarray.attention.selection.sparse_core import attend_sparsely, attend_sparsely_backward
 from attnarray.attention.sequences import narrow, wide
-from attnarray.attention.sparse_core import attend_sparsely, attend_sparsely_backward
 from attnarray.backend import Array
 from attnarray.masks import Mask
 from attnarray.ops.entmax import alpha_of

@@ -7,11 +7,11 @@ from dataclasses import asdict
 from typing import Any, NamedTuple, Unpack
 
 from attnarray import checks, tree
-from attnarray.attention.dot_product import SDPAContext, scaled_dot_product_attention_bwd
+from attnarray.attention.dot_product.heads import HeadOptions, Params, checked_heads
+from attnarray.attention.dot_product.projection import attend_by_dots, project, project_backward
+from attnarray.attention.dot_product.scaled_dot_product import SDPAContext, scaled_dot_product_attention_bwd
 from attnarray.attention.form import Form
-from attnarray.attention.heads import HeadOptions, Params, checked_heads
 from attnarray.attention.options import known_options
-from attnarray.attention.projection import attend_by_dots, project, project_backward
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, device_of, namespace_of
 from attnarray.masks import Mask

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from attnarray.attention.core import attend
-from attnarray.attention.dot_product import SDPAContext
+from attnarray.attention.dot_product.scaled_dot_product import SDPAContext
 from attnarray.attention.form import Form
 from attnarray.attention.options import scoring_of
 from attnarray.attention.sequences import wide

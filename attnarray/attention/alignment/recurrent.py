@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Unpack
 
 from attnarray import checks
+from attnarray.attention.alignment.recurrent_core import Rows, Scorer, recurrent_scores, recurrent_scores_backward
 from attnarray.attention.core import sum_to_shape, weigh, weigh_backward
+from attnarray.attention.dot_product.projection import project, project_backward
 from attnarray.attention.form import Form, sequence_form
 from attnarray.attention.options import ScoreOptions, check_arrays, known_options, scoring_of
-from attnarray.attention.projection import project, project_backward
-from attnarray.attention.recurrent_core import Rows, Scorer, recurrent_scores, recurrent_scores_backward
 from attnarray.attention.scoring import Scoring, allowed
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, device_of, namespace_of

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Unpack
 
 from attnarray import checks
-from attnarray.attention.additive import AdditiveContext, additive_attention_bwd, attend_canonical
-from attnarray.attention.dot_product import SDPAContext, scaled_dot_product_attention_bwd
+from attnarray.attention.alignment.additive import AdditiveContext, additive_attention_bwd, attend_canonical
+from attnarray.attention.dot_product.projection import attend_by_dots, project, project_backward
+from attnarray.attention.dot_product.scaled_dot_product import SDPAContext, scaled_dot_product_attention_bwd
 from attnarray.attention.form import Form, sequence_form
 from attnarray.attention.options import ScoreOptions, check_arrays, known_options, scoring_of
-from attnarray.attention.projection import attend_by_dots, project, project_backward
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, namespace_of
 from attnarray.masks import Mask

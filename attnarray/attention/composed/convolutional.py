@@ -6,9 +6,9 @@ import math
 from typing import Any, NamedTuple, Unpack
 
 from attnarray import checks
-from attnarray.attention.additive import AdditiveContext, additive_attention_bwd, attend_canonical
+from attnarray.attention.alignment.additive import AdditiveContext, additive_attention_bwd, attend_canonical
 from attnarray.attention.core import attend
-from attnarray.attention.dot_product import SDPAContext, scaled_dot_product_attention_bwd
+from attnarray.attention.dot_product.scaled_dot_product import SDPAContext, scaled_dot_product_attention_bwd
 from attnarray.attention.form import Form
 from attnarray.attention.options import ScoreOptions, check_arrays, known_options, scoring_of
 from attnarray.attention.sequences import check_sequence, form_of_one, narrow, wide, without_padding

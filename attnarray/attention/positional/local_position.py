@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from attnarray.attention.projection import project, project_backward
+from attnarray.attention.dot_product.projection import project, project_backward
 from attnarray.attention.sequences import wide
 from attnarray.backend import Array, namespace_of
 from attnarray.ops.activations import SigmoidContext, TanhContext, sigmoid_bwd, sigmoid_fwd, tanh_bwd, tanh_fwd

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Unpack
 
 from attnarray import checks
-from attnarray.attention.additive_core import additive_scores
-from attnarray.attention.form import Form, sequence_form
-from attnarray.attention.location_core import (
+from attnarray.attention.alignment.additive_core import additive_scores
+from attnarray.attention.alignment.location_core import (
     Located,
     attend_by_location,
     attend_by_location_backward,
     keys_of_step,
     looked_before,
 )
+from attnarray.attention.form import Form, sequence_form
 from attnarray.attention.options import ScoreOptions, check_arrays, known_options, scoring_of
 from attnarray.attention.scoring import Scoring
 from attnarray.attention.sequences import narrow, wide, without_padding

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from attnarray.attention.core import dot_products, join, query_blocks, times, transposed_times
 from attnarray.attention.score_gradients import EACH, gradients_of_scores, scored
 from attnarray.attention.scoring import Scoring, weights_from_dots
-from attnarray.attention.selection import mask_of, top_k_indices
+from attnarray.attention.selection.top_k import mask_of, top_k_indices
 from attnarray.backend import Array, device_of, index_dtype, namespace_of, to_numpy
 from attnarray.random import attention_noise
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Unpack
 
 from attnarray import checks
-from attnarray.attention.arguments import Form, Options, plain_problem, problem_of
 from attnarray.attention.core import attend, attend_backward, dot_products
+from attnarray.attention.dot_product.arguments import Form, Options, plain_problem, problem_of
 from attnarray.attention.scoring import Scoring
 from attnarray.backend import Array, namespace_of
 from attnarray.masks import Mask

@@ -8,7 +8,12 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 from attnarray import checks
 from attnarray.attention.form import Form, form_of
 from attnarray.attention.options import check_arrays, known_options, scoring_of
-from attnarray.attention.relative_core import Parts, attend_relative, attend_relative_backward, relative_products
+from attnarray.attention.positional.relative_core import (
+    Parts,
+    attend_relative,
+    attend_relative_backward,
+    relative_products,
+)
 from attnarray.attention.scoring import Scoring
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, namespace_of

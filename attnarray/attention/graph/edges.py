@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from attnarray import checks
-from attnarray.attention.graph import GraphContext, restored
+from attnarray.attention.graph.graph_attention import GraphContext, restored
 from attnarray.backend import Array, device_of
 
 
