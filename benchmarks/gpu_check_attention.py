@@ -138,7 +138,6 @@ def _ours(shape: Shape) -> dict[str, Callable[[], Any]]:
         bias = random_array((1, shape.heads, shape.queries, shape.keys), shape.dtype)
     right = 0 if shape.causal or shape.window is not None else None
     scoring = Scoring(shape.dim**-0.5, bias=bias, left=shape.window, right=right, q_offset=shape.keys - shape.queries)
-    out, lse = kernels.attend(q, k, v, scoring)
 
     def both() -> None:
         out, lse = kernels.attend(q, k, v, scoring)
@@ -182,7 +181,8 @@ def _peers() -> dict[str, Callable[[Shape], dict[str, Callable[[], Any]]]]:
             for x in (q, k, v):
                 x.requires_grad_(shape.backward)
             mask = _torch_mask(torch, shape, dtype)
-            options = {"attn_mask": mask, "is_causal": shape.causal and mask is None, "enable_gqa": shape.heads != shape.kv_heads}
+            grouped = shape.heads != shape.kv_heads
+            options = {"attn_mask": mask, "is_causal": shape.causal and mask is None, "enable_gqa": grouped}
             attend = torch.nn.functional.scaled_dot_product_attention
 
             def forward() -> Any:

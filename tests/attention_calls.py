@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from attnarray import Partial, use_kernels
-from attnarray.attention.partial import attention_partial_bwd, attention_partial_fwd
+from attnarray.attention.dot_product.partial import attention_partial_bwd, attention_partial_fwd
 
 Arguments = dict[str, Any]
 DENSE = ("bias", "attn_mask", "dropout_mask")  # arrays over queries and keys

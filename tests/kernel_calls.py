@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attnarray import Partial, use_kernels
-from attnarray.attention.partial import attention_partial_bwd, attention_partial_fwd
+from attnarray.attention.dot_product.partial import attention_partial_bwd, attention_partial_fwd
 from attnarray.kernels.numba import attention, attention_call
 from attnarray.kernels.numba.lanes import TILES
 

@@ -12,7 +12,7 @@ from guarded_memory import before_a_guard, behind_a_guard, new_arrays
 from libraries import EPS
 
 import attnarray as aa
-from attnarray.attention import additive_core
+from attnarray.attention.alignment import additive_core
 from attnarray.kernels.numba import additive, threads
 
 Arrays = tuple[np.ndarray, ...]

@@ -60,6 +60,7 @@ HEAVY = {
 FREE_TO_IMPORT = {"kernels", "demo", "bench"}  # reached only when a command or a kernel is asked for
 
 LONGEST_FILE = 320
+LONGEST_MODEL = 250  # a model is read beside its paper
 LONGEST_FUNCTION = 45
 
 
@@ -188,9 +189,8 @@ def test_importing_is_quick() -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=names_of(SOURCES))
 def test_files_and_functions_are_short(path: Path) -> None:
     lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= LONGEST_FILE, (
-        f"{path.relative_to(ROOT)} has {lines} lines, at most {LONGEST_FILE}: split it by concept"
-    )
+    most = LONGEST_MODEL if PACKAGE / "models" in path.parents else LONGEST_FILE
+    assert lines <= most, f"{path.relative_to(ROOT)} has {lines} lines, at most {most}: split it by concept"
     functions = [node for node in ast.walk(parse(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     long = {node.name: n for node in functions if (n := _code_lines(node)) > LONGEST_FUNCTION}
     assert not long, f"{path.relative_to(ROOT)}: functions above {LONGEST_FUNCTION} lines without docstring: {long}"

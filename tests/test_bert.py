@@ -14,7 +14,7 @@ from test_bad_input import says
 import attnarray as aa
 from attnarray import tree
 from attnarray.models import Bert, BertResult
-from attnarray.models.bert_names import bert_fields, bert_names
+from attnarray.models.bert.published import bert_fields, bert_names
 
 # Sums of a few hundred products through three blocks, in another order than PyTorch's.
 ROUNDING = {"float64": 1e-10, "float32": 1e-5}
@@ -233,7 +233,7 @@ WRONG: dict[str, tuple[type[Exception], Any, str]] = {
              "`attn_mask` has shape (3, 4), two axes. Where it says which tokens there are, (B, T): give attn_mask"),
     "numbers": (TypeError, lambda: SMALL(PARAMS, TOKENS, attn_mask=TYPES[:, None, None]),
                 "`attn_mask` has dtype int64"),
-    "lengths": (ValueError, lambda: SMALL(PARAMS, TOKENS, lengths=[4, 5, 1]), "`kv_lengths`"),
+    "lengths": (ValueError, lambda: SMALL(PARAMS, TOKENS, lengths=[4, 5, 1]), "`lengths` holds 5 at"),
     "params": (ValueError, lambda: SMALL({**PARAMS, "head": {}}, TOKENS), "`params` has 'head', which Bert does"),
     "dout": (TypeError, lambda: SMALL.bwd(X, SMALL.fwd(PARAMS, TOKENS)[1]),
              "`dout` is an array of shape (3, 4, 6) and dtype float64, expected BertResult(states, pooled)"),

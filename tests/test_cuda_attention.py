@@ -18,7 +18,10 @@ from attnarray.kernels.cuda import additive, loader
 
 pytestmark = pytest.mark.skipif(bool(building.UNAVAILABLE), reason=building.UNAVAILABLE)
 SCORING = ["attention.scoring:weights_from_dots", "attention.scoring:gradients_of_dots"]
-ADDITIVE = ["attention.additive_core:additive_scores", "attention.additive_core:additive_scores_backward"]
+ADDITIVE = [
+    "attention.alignment.additive_core:additive_scores",
+    "attention.alignment.additive_core:additive_scores_backward",
+]
 EVERY = 149  # of all combinations of options, prime to their numbers
 
 

@@ -1,4 +1,4 @@
-"""Attention on tensor cores, run on a CPU by emulation through its own host functions, against the reference in float64."""
+"""Attention on tensor cores, by emulation and through its own host functions, against the reference in float64."""
 
 from __future__ import annotations
 

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from example_programs import EXAMPLES, example
 
 from attnarray import gradcheck
-
-EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
-
-
-def example(name: str) -> Any:
-    specification = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -68,6 +57,23 @@ def test_the_gradient_of_the_network_of_karate(karate: Any) -> None:
     # A small step: no argument of a ReLU may cross its kink within it.
     report = gradcheck(Network(), params, step=1e-6, tolerance=1e-5, max_elements=20)
     assert report, str(report)
+
+
+def test_karate_stops_where_the_loss_is_no_number(
+    karate: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[int] = []
+
+    def forward(params: Any, data: Any, seed: int | None = None) -> Any:
+        asked.append(1)
+        scores, ctx = real(params, data, seed)
+        return scores * (float("nan") if len(asked) > 2 else 1.0), ctx
+
+    real = karate.forward
+    monkeypatch.setattr(karate, "forward", forward)
+    params = karate.train(karate.club(), 0, 5, lambda words: None)
+    assert "Step 3: the loss is nan" in capsys.readouterr().out
+    assert all(karate.np.all(karate.np.isfinite(leaf)) for _, leaf in karate.tree.flatten(params))
 
 
 @pytest.fixture
@@ -142,7 +148,9 @@ def test_a_stopped_training_goes_on(language_model: Any, tmp_path: Path, monkeyp
         language_model.np.testing.assert_array_equal(leaf, other)
 
 
-def test_training_stops_where_the_loss_is_no_number(language_model: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_stops_where_the_loss_is_no_number(
+    language_model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     aa, np = language_model.aa, language_model.np
 
     class Broken(type(language_model.SMALL)):
@@ -153,10 +161,15 @@ def test_training_stops_where_the_loss_is_no_number(language_model: Any, capsys:
             return super().bwd(dlogits * (np.nan if len(steps) > 2 else 1.0), ctx)
 
     steps: list[int] = []
-    trained = language_model.train(Broken(256, 16, 8, 1, 2), bytes(range(200)), 5, lambda words: None)
+    saved = tmp_path / "run.safetensors"
+    trained = language_model.train(Broken(256, 16, 8, 1, 2), bytes(range(200)), 5, lambda words: None, saved)
     assert "Step 3: the loss is" in capsys.readouterr().out
     assert len(trained.losses) == 2
     assert all(np.all(np.isfinite(leaf)) for _, leaf in aa.tree.flatten(trained.params))
+    kept = language_model.load_state(saved)
+    assert kept["losses"] == trained.losses
+    for (_, leaf), (_, other) in zip(*map(aa.tree.flatten, (kept["params"], trained.params)), strict=True):
+        np.testing.assert_array_equal(leaf, other)
 
 
 @pytest.fixture
@@ -178,6 +191,26 @@ def test_translation(translation: Any, tmp_path: Path, capsys: pytest.CaptureFix
         assert re.search(rf"{row}.* \d+\.\d%", printed), printed
 
 
+def test_translation_stops_where_the_loss_is_no_number(translation: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    steps: list[int] = []
+
+    class Broken(translation.Transformer):
+        """From its third batch on, the gradients are NaN."""
+
+        def bwd(self, dlogits: Any, ctx: Any) -> Any:
+            steps.append(1)
+            return super().bwd(dlogits * (float("nan") if len(steps) > 2 else 1.0), ctx)
+
+    pairs, _ = translation.dates.make_pairs(320, 28)
+    vocabulary = translation.dates.Vocabulary(pair.source for pair in pairs)
+    model = Broken(len(vocabulary), translation.START + 1, longest=64, dim=8, layers=1, heads=2, dropout=0.0)
+    trained = translation.train(model, translation.texts(pairs, vocabulary), 1, lambda words: None)
+    assert "Step 3: the loss is" in capsys.readouterr().out
+    assert len(trained.losses) == 2
+    leaves = translation.tree.flatten(trained.params)
+    assert all(translation.np.all(translation.np.isfinite(leaf)) for _, leaf in leaves)
+
+
 def test_the_rules_of_dates(translation: Any) -> None:
     Pair, by_pattern = translation.dates.Pair, translation.by_pattern
     known = [Pair("7 May 2003", "2003-05-07", "en"), Pair("2011年5月7日", "2011-05-07", "ja")]
@@ -186,15 +219,17 @@ def test_the_rules_of_dates(translation: Any) -> None:
 
 
 @pytest.fixture
-def digits() -> Any:
+def digits(monkeypatch: pytest.MonkeyPatch) -> Any:
     for needed in ("sklearn", "matplotlib"):
         pytest.importorskip(needed)
+    monkeypatch.syspath_prepend(EXAMPLES)
     return example("digits")
 
 
 def test_digits(digits: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert digits.main(["--quick", "--output", str(tmp_path)]) > 0.2  # a guess: 0.1
-    assert (tmp_path / "digits.png").stat().st_size > 20_000
+    for picture in ("digits.png", "digits-loss.png"):
+        assert (tmp_path / picture).stat().st_size > 20_000
     printed = capsys.readouterr().out
     for row in ("the most frequent digit", "logistic regression", "3 nearest neighbours", "patches, 69,194 parameters"):
         assert re.search(rf"{row}.* \d+\.\d%", printed), printed
@@ -217,9 +252,10 @@ def test_digits_stop_where_the_loss_is_no_number(digits: Any, capsys: pytest.Cap
 
 
 @pytest.fixture
-def classification() -> Any:
+def classification(monkeypatch: pytest.MonkeyPatch) -> Any:
     for needed in ("matplotlib", "safetensors", "sklearn"):
         pytest.importorskip(needed)
+    monkeypatch.syspath_prepend(EXAMPLES)
     return example("text_classification")
 
 
@@ -227,6 +263,7 @@ def test_text_classification(classification: Any, tmp_path: Path, capsys: pytest
     share = classification.main(["--quick", "--output", str(tmp_path)])
     assert share > 0.5  # the most frequent field: about a quarter
     assert (tmp_path / "text_classification.png").stat().st_size > 50_000
+    assert (tmp_path / "text_classification-loss.png").stat().st_size > 10_000
     printed = capsys.readouterr().out
     for row in ("always", "naive Bayes over words", r"logistic regression over words and pairs", "BERT"):
         assert re.search(rf"{row}.* \d+\.\d%", printed), printed

@@ -14,7 +14,7 @@ from test_bad_input import says
 import attnarray as aa
 from attnarray import tree
 from attnarray.models import Gpt, gpt2_names, llama_names
-from attnarray.models.gpt_names import Stored
+from attnarray.models.gpt.names import Stored
 
 ROUNDING = 1e-12  # sums of a few dozen products in another order
 CASES = frozen("gpt2.npz")

@@ -18,7 +18,7 @@ from test_query_key_value import HIDING
 import attnarray as aa
 from attnarray import HardResult, to_numpy, tree
 from attnarray.attention import core
-from attnarray.attention.hard_core import ESTIMATORS, SAMPLING
+from attnarray.attention.selection.hard_core import ESTIMATORS, SAMPLING
 from attnarray.layers import HardAttention
 from attnarray.random import attention_keep_mask, attention_noise
 

@@ -12,7 +12,7 @@ from libraries import assert_close, assert_trees_close
 
 import attnarray as aa
 from attnarray import tree
-from attnarray.attention.local_core import attend_around, attend_around_backward
+from attnarray.attention.positional.local_core import attend_around, attend_around_backward
 from attnarray.attention.scoring import Scoring
 from attnarray.layers import LocalAttention
 

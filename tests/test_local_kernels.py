@@ -14,7 +14,7 @@ from libraries import EPS
 from row_calls import LAYOUTS
 
 import attnarray as aa
-from attnarray.attention import local_core
+from attnarray.attention.positional import local_core
 from attnarray.attention.scoring import Dropout, Scoring
 from attnarray.dispatch import KernelUnavailableError
 from attnarray.kernels import Declined
@@ -201,7 +201,7 @@ def test_what_the_kernels_decline_goes_to_the_reference() -> None:
         with pytest.raises(KernelUnavailableError, match=f"cannot run there: {name}: "), aa.use_kernels("numba"):
             local_core.attend_around(q, k, v, centers, 2, 1.0, scoring)
         explained = aa.explain(local_core.attend_around, q, k, v, centers, 2, 1.0, scoring)
-        assert explained.choices[0][:2] == ("attention.local_core:attend_around", "reference")
+        assert explained.choices[0][:2] == ("attention.positional.local_core:attend_around", "reference")
     with pytest.raises(Declined, match="dtype float16: float32 and float64 only"):
         local.attend_around(q.astype("f2"), k, v, centers, 2, 1.0, Scoring(1.0))
 
@@ -211,7 +211,7 @@ def test_16_bit_floats_are_computed_by_the_kernel_too() -> None:
     x, position = rng.standard_normal((2, 9, 8)).astype(np.float16), rng.standard_normal((8, 8)).astype(np.float16)
     options = {"alignment": "predictive", "window": 2}
     explained = aa.explain(aa.local_attention, x, x, x, position, position[0], **options)
-    assert ("attention.local_core:attend_around", "numba", "") in explained.choices
+    assert ("attention.positional.local_core:attend_around", "numba", "") in explained.choices
 
 
 def test_the_kernels_have_the_signatures_of_their_references() -> None:

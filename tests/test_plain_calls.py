@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import attnarray as aa
-from attnarray.attention.arguments import plain_problem, problem_of
+from attnarray.attention.dot_product.arguments import plain_problem, problem_of
 
 RNG = np.random.default_rng(0)
 QUERY = RNG.standard_normal((2, 6, 5, 4))

@@ -10,7 +10,7 @@ import pytest
 
 import attnarray as aa
 from attnarray import tree
-from attnarray.attention import recurrent_core
+from attnarray.attention.alignment import recurrent_core
 
 Arrays = dict[str, Any]
 B, T, S, Dq, Dk, H, A = 2, 4, 6, 3, 5, 7, 8

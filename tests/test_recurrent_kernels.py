@@ -10,7 +10,7 @@ from guarded_memory import before_a_guard, behind_a_guard, new_arrays
 from libraries import EPS
 
 import attnarray as aa
-from attnarray.attention.recurrent_core import Rows, Scorer, recurrent_scores, recurrent_scores_backward
+from attnarray.attention.alignment.recurrent_core import Rows, Scorer, recurrent_scores, recurrent_scores_backward
 from attnarray.kernels.numba import recurrent, threads
 
 Arrays = list[np.ndarray]

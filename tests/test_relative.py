@@ -12,7 +12,8 @@ from test_bad_input import says
 
 import attnarray as aa
 from attnarray import tree
-from attnarray.attention import core, relative_core
+from attnarray.attention import core
+from attnarray.attention.positional import relative_core
 from attnarray.layers import RelativeAttention
 
 # Relative to the largest entry of each array, or to 1 where all are smaller.

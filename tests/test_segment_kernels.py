@@ -12,7 +12,7 @@ from libraries import EPS, assert_close
 
 import attnarray as aa
 from attnarray import tree
-from attnarray.attention import graph_core
+from attnarray.attention.graph import core as graph_core
 from attnarray.kernels import Declined
 from attnarray.kernels.numba import graph, row_segments, threads
 from attnarray.ops.segments import sum_segments

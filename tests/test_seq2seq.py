@@ -192,7 +192,7 @@ def test_bad_input_is_named() -> None:
         (ValueError, "`attention.query_dim` is 8, expected 6: the model's `hidden_dim`.",
          lambda: model_of(attention, hidden_dim=6)),
         (ValueError, "`cell` is 'rnn', expected one of 'gru', 'lstm'.", lambda: model_of(attention, cell="rnn")),
-        (ValueError, "`source_lengths` has shape (2,), expected (3,): one for each source.",
+        (ValueError, "`source_lengths` has shape (2,), expected (3,): how much there is of each",
          lambda: model(params, SOURCE, TARGET, source_lengths=[1, 2])),
         (ValueError, "`target` has shape (3, 0), expected at least one position",
          lambda: model(params, SOURCE, TARGET[:, :0])),

@@ -14,7 +14,7 @@ from row_calls import LAYOUTS
 from test_kernels import USABLE
 
 import attnarray as aa
-from attnarray.attention.selection import mask_of, top_k_indices
+from attnarray.attention.selection.top_k import mask_of, top_k_indices
 from attnarray.kernels import Declined
 from attnarray.kernels.numba import row_selection, row_sparsemax, threads
 from attnarray.ops.entmax_core import entmax_forward
@@ -176,6 +176,6 @@ def test_attention_runs_on_the_kernels() -> None:
     assert {choice.function: choice.kernel for choice in ran} == {
         "ops.entmax_core:entmax_forward": "numba",
         "attention.scoring:weights_from_dots": "numba",
-        "attention.selection:top_k_indices": "numba",
-        "attention.selection:mask_of": "numba",
+        "attention.selection.top_k:top_k_indices": "numba",
+        "attention.selection.top_k:mask_of": "numba",
     }

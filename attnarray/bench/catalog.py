@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from attnarray.attention.partial import Partial
+from attnarray.attention.dot_product.partial import Partial
 from attnarray.bench.cases import BenchCase, Draw, Shapes, sdpa, triple
 
 mechanism = functools.partial(triple, group="mechanisms", pairs=True)

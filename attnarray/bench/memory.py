@@ -27,19 +27,19 @@ def peak_extra_bytes(run: Callable[[], Any], backend: str) -> int | None:
 def _on_host(run: Callable[[], Any]) -> int | None:
     if not CLEAR.exists():
         return None
-    _return_free_memory()
+    return_free_memory()
     try:
         CLEAR.write_text(RESET_PEAK)
     except OSError:  # some containers forbid it
         return None
-    before = _kilobytes("VmRSS")
+    before = kilobytes("VmRSS")
     result = run()
-    peak = _kilobytes("VmHWM")
+    peak = kilobytes("VmHWM")
     del result
     return max(0, peak - before) * 1024
 
 
-def _return_free_memory() -> None:
+def return_free_memory() -> None:
     """Give the system what the GNU allocator keeps: free memory there would hide what a call takes.
 
     It gives back the top of the first heap alone, so the command starts with one heap for all threads: MALLOC_ARENA_MAX
@@ -50,7 +50,8 @@ def _return_free_memory() -> None:
         trim(0)
 
 
-def _kilobytes(field: str) -> int:
+def kilobytes(field: str) -> int:
+    """A figure of the system's account of this process."""
     lines = (line.split() for line in STATUS.read_text().splitlines())
     return next(int(words[1]) for words in lines if words[0] == f"{field}:")
 

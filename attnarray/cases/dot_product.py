@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from attnarray.attention.partial import Partial
+from attnarray.attention.dot_product.partial import Partial
 from attnarray.cases.case import Arrays, Case, also, bits, normal
 
 QKV = {"query": (2, 4, 5, 3), "key": (2, 4, 7, 3), "value": (2, 4, 7, 6)}  # B 2, H 4, T 5, S 7, D 3, Dv 6

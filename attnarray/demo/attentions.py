@@ -6,9 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from attnarray.attention.dot_product import scaled_dot_product_attention_bwd, scaled_dot_product_attention_fwd
-from attnarray.attention.hard import HardResult
-from attnarray.attention.location import LocationResult
+from attnarray.attention.alignment.location import LocationResult
+from attnarray.attention.dot_product.scaled_dot_product import (
+    scaled_dot_product_attention_bwd,
+    scaled_dot_product_attention_fwd,
+)
+from attnarray.attention.selection.hard import HardResult
 from attnarray.backend import Array, namespace_of
 from attnarray.demo.model import weight_and_bias
 from attnarray.layers.initial import Params, dense

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from attnarray.attention.combine import combine, combine_bwd, combine_fwd
+from attnarray.attention.composed.combine import combine, combine_bwd, combine_fwd
 from attnarray.attention.weights import attention_weights
 from attnarray.backend import Array, asarray, device_of, namespace_of
 from attnarray.demo.model import CLASSES, OUTPUTS, most_likely, weight_and_bias

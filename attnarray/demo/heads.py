@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from attnarray.attention.dot_product import (
+from attnarray.attention.dot_product.scaled_dot_product import (
     SDPAContext,
     scaled_dot_product_attention_bwd,
     scaled_dot_product_attention_fwd,

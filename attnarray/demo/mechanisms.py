@@ -10,8 +10,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from attnarray.attention.dot_product import scaled_dot_product_attention_bwd, scaled_dot_product_attention_fwd
-from attnarray.attention.sparse import sparsemax_attention_bwd, sparsemax_attention_fwd
+from attnarray.attention.dot_product.scaled_dot_product import (
+    scaled_dot_product_attention_bwd,
+    scaled_dot_product_attention_fwd,
+)
+from attnarray.attention.selection.sparse import sparsemax_attention_bwd, sparsemax_attention_fwd
 from attnarray.demo import translator
 from attnarray.demo.attentions import (
     Across,

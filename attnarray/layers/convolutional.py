@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Unpack
 
 from attnarray import checks
-from attnarray.attention.convolutional import (
+from attnarray.attention.composed.convolutional import (
     PADDINGS,
     ConvolutionalContext,
     convolutional_attention_bwd,

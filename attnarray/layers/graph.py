@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from attnarray import checks
-from attnarray.attention.graph import GraphContext, graph_attention_bwd, graph_attention_fwd
-from attnarray.attention.graph_options import SCORES
-from attnarray.attention.projection import project, project_backward
+from attnarray.attention.dot_product.projection import project, project_backward
+from attnarray.attention.graph.graph_attention import GraphContext, graph_attention_bwd, graph_attention_fwd
+from attnarray.attention.graph.options import SCORES
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, namespace_of
 from attnarray.layers.initial import Params, dense, glorot, zeros

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import NamedTuple, Unpack
 
 from attnarray import checks, tree
-from attnarray.attention.hard import HardContext, HardResult, hard_attention_bwd, hard_attention_fwd
-from attnarray.attention.hard_core import ESTIMATORS
-from attnarray.attention.hard_options import HardOptions, check_numbers
-from attnarray.attention.projection import project, project_backward
+from attnarray.attention.dot_product.projection import project, project_backward
+from attnarray.attention.selection.hard import HardContext, HardResult, hard_attention_bwd, hard_attention_fwd
+from attnarray.attention.selection.hard_core import ESTIMATORS
+from attnarray.attention.selection.hard_options import HardOptions, check_numbers
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array
 from attnarray.layers.initial import Params, dense

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Unpack
 
 from attnarray import checks
-from attnarray.attention.local import (
+from attnarray.attention.positional.local import (
     ALIGNMENTS,
     LocalContext,
     LocalOptions,

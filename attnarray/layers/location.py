@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import NamedTuple, Unpack
 
 from attnarray import checks, tree
-from attnarray.attention.location import (
+from attnarray.attention.alignment.location import (
     LocationContext,
     LocationResult,
     location_attention_bwd,
     location_attention_fwd,
 )
+from attnarray.attention.dot_product.projection import project, project_backward
 from attnarray.attention.options import ScoreOptions
-from attnarray.attention.projection import project, project_backward
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array
 from attnarray.layers.initial import Params, dense, glorot

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import NamedTuple, Unpack
 
 from attnarray import checks
-from attnarray.attention.combine import CombineContext, combine_bwd, combine_fwd
-from attnarray.attention.multiplicative import (
+from attnarray.attention.composed.combine import CombineContext, combine_bwd, combine_fwd
+from attnarray.attention.composed.multiplicative import (
     SCORES,
     MultiplicativeContext,
     multiplicative_attention_bwd,

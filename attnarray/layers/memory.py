@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from attnarray import checks
-from attnarray.attention.dot_product import scaled_dot_product_attention
+from attnarray.attention.dot_product.scaled_dot_product import scaled_dot_product_attention
 from attnarray.backend import Array, namespace_of
 from attnarray.layers.cache import KVCache
 from attnarray.layers.initial import Params

@@ -6,14 +6,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, Unpack
 
 from attnarray import checks
-from attnarray.attention.dot_product import scaled_dot_product_attention
-from attnarray.attention.heads import HeadOptions
-from attnarray.attention.multi_head import (
+from attnarray.attention.dot_product.heads import HeadOptions
+from attnarray.attention.dot_product.multi_head import (
     MultiHeadContext,
     MultiHeadGrads,
     multi_head_attention_bwd,
     multi_head_attention_fwd,
 )
+from attnarray.attention.dot_product.scaled_dot_product import scaled_dot_product_attention
 from attnarray.backend import Array, namespace_of
 from attnarray.layers.cache import KVCache, empty_cache
 from attnarray.layers.initial import Params

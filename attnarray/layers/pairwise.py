@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import NamedTuple, Unpack
 
 from attnarray import checks
+from attnarray.attention.composed.pairwise import PairwiseContext, pairwise_attention_bwd, pairwise_attention_fwd
 from attnarray.attention.options import ScoreOptions
-from attnarray.attention.pairwise import PairwiseContext, pairwise_attention_bwd, pairwise_attention_fwd
 from attnarray.backend import Array
 from attnarray.layers.initial import Params, dense, glorot
 from attnarray.masks import Mask

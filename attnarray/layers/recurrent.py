@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from attnarray import checks
-from attnarray.attention.recurrent import RecurrentContext, recurrent_attention_bwd, recurrent_attention_fwd
+from attnarray.attention.alignment.recurrent import RecurrentContext, recurrent_attention_bwd, recurrent_attention_fwd
 from attnarray.backend import Array
 from attnarray.layers.initial import Params, dense, glorot
 from attnarray.masks import Mask

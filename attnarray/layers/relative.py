@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 from attnarray import checks, tree
-from attnarray.attention.projection import project, project_backward
-from attnarray.attention.relative import RelativeContext, relative_attention_bwd, relative_attention_fwd
+from attnarray.attention.dot_product.projection import project, project_backward
+from attnarray.attention.positional.relative import RelativeContext, relative_attention_bwd, relative_attention_fwd
 from attnarray.attention.sequences import form_of_one, narrow, wide
 from attnarray.backend import Array, device_of, dtype_name, namespace_of
 from attnarray.layers.initial import Params, dense, glorot

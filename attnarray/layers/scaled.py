@@ -9,7 +9,12 @@ from typing import NamedTuple, Unpack
 import numpy as np
 
 from attnarray import checks
-from attnarray.attention.scaled import ScaledContext, ScaledOptions, scaled_attention_bwd, scaled_attention_fwd
+from attnarray.attention.dot_product.scaled import (
+    ScaledContext,
+    ScaledOptions,
+    scaled_attention_bwd,
+    scaled_attention_fwd,
+)
 from attnarray.backend import Array, asarray
 from attnarray.layers.initial import Params, dense
 from attnarray.masks import Mask

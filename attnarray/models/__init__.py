@@ -1,16 +1,19 @@
 """Models made of the layers: they load public checkpoints, train by hand-written gradients, and generate."""
 
-from attnarray.models.beam import BeamResult, beam_search
 from attnarray.models.bert import Bert, BertResult
-from attnarray.models.decoder import Decoder
-from attnarray.models.encoder import Encoder
-from attnarray.models.generation import generate, stream
-from attnarray.models.gpt import Gpt
-from attnarray.models.gpt_cache import GptCache
-from attnarray.models.gpt_names import gpt2_names, llama_names
-from attnarray.models.sampling import draw, keep_top_k, keep_top_p, with_temperature
+from attnarray.models.generation import (
+    BeamResult,
+    beam_search,
+    draw,
+    generate,
+    keep_top_k,
+    keep_top_p,
+    stream,
+    with_temperature,
+)
+from attnarray.models.gpt import Gpt, GptCache, gpt2_names, llama_names
 from attnarray.models.seq2seq import Seq2Seq
-from attnarray.models.transformer import Transformer
+from attnarray.models.transformer import Decoder, Encoder, Transformer
 from attnarray.models.transformer_xl import TransformerXL, TransformerXLResult, remembered
 from attnarray.models.vision import PatchClassifier
 

@@ -29,6 +29,16 @@ def starts_of(starts: Any, batch: int, past: int, like: Array) -> Array | None:
     return array
 
 
+def lengths_of(name: str, lengths: Any, tokens: Array) -> Array | None:
+    """How much of each of the tokens (B, T) there is, (B,), from 0 to T, beside them; None stays None."""
+    if lengths is None:
+        return None
+    array = checks.beside(name, checks.integers(name, lengths), "tokens", tokens)
+    checks.shape(name, array, (tokens.shape[0],), "how much there is of each of the B sequences")
+    check_range(name, array, tokens.shape[1] + 1, "the lengths that a sequence may have")
+    return array
+
+
 def mask_of(attn_mask: Array | Mask | None, starts: Array | None, places: int) -> Array | Mask | None:
     """What `attn_mask` allows of so many places, from where each sequence begins."""
     if attn_mask is not None and not isinstance(attn_mask, Mask):

@@ -11,8 +11,9 @@ from attnarray.layers.embedding import Embedding
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer, check_params
 from attnarray.layers.linear import Linear
-from attnarray.models.encoder import Encoder
-from attnarray.models.stack import StackContext, check_training
+from attnarray.models.training import check_training
+from attnarray.models.transformer.encoder import Encoder
+from attnarray.models.transformer.stack import StackContext
 from attnarray.ops.dropout import DropoutContext, dropout_bwd, dropout_fwd
 from attnarray.ops.linear import LinearContext
 from attnarray.random import Philox

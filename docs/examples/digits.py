@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from loss_curve import draw_loss
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
@@ -32,6 +33,7 @@ MODEL = PatchClassifier(size=8, patch=2, classes=10, dim=64, layers=2, heads=4, 
 BATCH, EPOCHS, SEEDS, PEAK_RATE, DECAY, LARGEST_NORM = 64, 40, 3, 3e-3, 0.3, 1.0
 NOISE = 0.15  # its deviation, where pixels go from 0 to 1
 MOST_LIT = 16  # of a pixel
+COLOURS = ("#1f5fbf", "#d1480f", "#0b7a4b")  # one for each seed
 DRAWN = 10  # images in the picture, beside those that come out wrong
 
 
@@ -105,15 +107,20 @@ def baselines(data: Digits) -> dict[str, float]:
 
 
 def draw(path: Path, data: Digits, trained: Trained) -> None:
-    """Some digits, those that came out wrong first, with the attention of the class word in each block over them."""
+    """Some digits, those that came out wrong first, with the attention of the class word in each head over them."""
     from matplotlib.figure import Figure
 
     found = classified(trained.params, data.test)
     wrong = np.flatnonzero(found != data.test_classes)
     rows = np.concatenate([wrong[: DRAWN // 2], np.flatnonzero(found == data.test_classes)])[:DRAWN]
     _, ctx = dataclasses.replace(MODEL, dropout=0.0).fwd(trained.params, aa.asarray(data.test[rows]))
-    figure = Figure(figsize=(1.35 * DRAWN, 1.55 * (1 + MODEL.layers)), layout="constrained")
-    grid = figure.subplots(1 + MODEL.layers, DRAWN, squeeze=False)
+    heads = {}
+    for layer, block in enumerate(ctx.encoder.blocks, start=1):
+        weights = aa.to_numpy(aa.attention_weights(block.attention.branch, slice(0, 1)))  # (N, H, 1, 17)
+        looks = weights[:, :, 0, 1:].reshape(*weights.shape[:2], *MODEL.grid)
+        heads |= {f"block {layer}, head {head}": looks[:, head] for head in range(MODEL.heads)}
+    figure = Figure(figsize=(1.35 * DRAWN, 1.4 * (1 + len(heads))), layout="constrained")
+    grid = figure.subplots(1 + len(heads), DRAWN, squeeze=False)
     for axes in grid.flat:
         axes.set_xticks([])
         axes.set_yticks([])
@@ -122,41 +129,58 @@ def draw(path: Path, data: Digits, trained: Trained) -> None:
         title = f"{found[row]}" if right else f"{found[row]}, but it is {data.test_classes[row]}"
         grid[0, n].imshow(data.test[row], cmap="gray_r")
         grid[0, n].set_title(title, fontsize=10, color="#111111" if right else "#c00000")
-    for layer, block in enumerate(ctx.encoder.blocks, start=1):
-        weights = aa.to_numpy(aa.attention_weights(block.attention.branch, slice(0, 1)))  # (N, H, 1, 17)
-        looks = weights[:, :, 0, 1:].mean(1).reshape(-1, *MODEL.grid)  # the mean of the heads
-        for n, row in enumerate(rows):
-            grid[layer, n].imshow(data.test[row], cmap="gray_r", alpha=0.35, extent=(0, 8, 8, 0))
-            grid[layer, n].imshow(looks[n], cmap="Oranges", alpha=0.65, extent=(0, 8, 8, 0), vmin=0)
-        grid[layer, 0].set_ylabel(f"block {layer}", fontsize=10)
+    for panels, (name, looks) in zip(grid[1:], heads.items(), strict=True):
+        for axes, row, look in zip(panels, rows, looks, strict=True):
+            axes.imshow(data.test[row], cmap="gray_r", alpha=0.35, extent=(0, 8, 8, 0))
+            axes.imshow(look, cmap="Oranges", alpha=0.65, extent=(0, 8, 8, 0), vmin=0)
+        panels[0].set_ylabel(name, fontsize=10)
     figure.suptitle(
         "Below each digit: how much the word that says what it is looks at each patch (darkest: the most of that panel)"
     )
     figure.savefig(path, dpi=120)
 
 
+def draw_losses(path: Path, runs: list[Trained]) -> None:
+    """The loss of each step, from every seed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.add_subplot()
+    for seed, trained in enumerate(runs):
+        draw_loss(axes, trained.losses, COLOURS[seed], f"seed {seed}")
+    axes.set(xlabel="step", ylabel="cross-entropy", yscale="log")
+    axes.set_title("Handwritten digits, with new noise in each step", loc="left")
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=130)
+
+
 def main(arguments: list[str] | None = None) -> float:
-    """Train from several seeds, print the table, draw where the first one looks; returns the mean share right."""
+    """Train from several seeds, print the table, draw losses and where one looks; returns the mean share right."""
     parser = argparse.ArgumentParser(description="Handwritten digits by a Transformer over patches.")
     parser.add_argument("--quick", action="store_true", help="one seed and few steps: seconds")
-    parser.add_argument("--output", type=Path, default=Path(), metavar="FOLDER", help="where the picture goes")
+    parser.add_argument("--output", type=Path, default=Path(), metavar="FOLDER", help="where the pictures go")
     parser.add_argument("--backend", default="numpy", help="the array library to compute with: numpy, torch, cupy ...")
     options = parser.parse_args(arguments)
-    seeds, epochs = (1, 4) if options.quick else (SEEDS, EPOCHS)
-    data, runs = digits(), []
-    options.output.mkdir(parents=True, exist_ok=True)
-    path = options.output / "digits.png"
     with aa.use_backend(options.backend):
-        with progress("Training", seeds * epochs * -(-len(data.train) // BATCH)) as bar:
-            runs = [train(data, seed, epochs, bar.advance) for seed in range(seeds)]
-        shares = np.array([np.mean(classified(run.params, data.test) == data.test_classes) for run in runs])
-        draw(path, data, runs[0])
+        return run(options)
+
+
+def run(options: argparse.Namespace) -> float:
+    """What `main` does, on the backend that was asked for."""
+    seeds, epochs = (1, 4) if options.quick else (SEEDS, EPOCHS)
+    data = digits()
+    with progress("Training", seeds * epochs * -(-len(data.train) // BATCH)) as bar:
+        runs = [train(data, seed, epochs, bar.advance) for seed in range(seeds)]
+    shares = np.array([np.mean(classified(trained.params, data.test) == data.test_classes) for trained in runs])
     numbers = sum(int(np.prod(leaf.shape)) for _, leaf in tree.flatten(runs[0].params))
     rows = [[name, f"{share:.1%}"] for name, share in baselines(data).items()]
     spread = f"{shares.mean():.1%} ({shares.min():.1%} to {shares.max():.1%} over {seeds} seeds)"
     title = f"{len(data.test)} digits held out, {len(data.train)} to learn from"
     print_table(title, ["", "right"], [*rows, [f"patches, {numbers:,} parameters", spread]], right=[1])
-    print(f"Picture: {path}")
+    options.output.mkdir(parents=True, exist_ok=True)
+    draw(options.output / "digits.png", data, runs[0])
+    draw_losses(options.output / "digits-loss.png", runs)
+    print(f"Pictures: {options.output / 'digits.png'}, {options.output / 'digits-loss.png'}")
     return float(shares.mean())
 
 

@@ -1,6 +1,6 @@
 """Who stays with whom? Graph attention on Zachary's karate club, trained with gradients derived by hand.
 
-    python docs/examples/karate.py [--quick] [--output FOLDER]
+    python docs/examples/karate.py [--quick] [--output FOLDER] [--backend NAME]
 
 In 1977 Zachary published the friendships in a karate club that broke into two. Here only the two leaders' sides are
 known: Mr. Hi's (node 0) and the Officer's (node 33). A network of two layers of graph attention has to find out on
@@ -15,6 +15,7 @@ Needs: attnarray, networkx, matplotlib.
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,20 +36,20 @@ LAST = aa.layers.GraphAttention(in_dim=32, head_dim=2, heads=4, concat=False)
 
 class Club(NamedTuple):
     graph: nx.Graph
-    x: np.ndarray  # (N, N): one-hot
-    edges: np.ndarray  # (2, E): friendships in both directions, and self-loops
+    x: Any  # (N, N): one-hot, on the backend
+    edges: Any  # (2, E): friendships in both directions, and self-loops, on the backend
     sides: np.ndarray  # (N,)
 
 
 def club() -> Club:
     graph = nx.karate_club_graph()
     pairs = np.array(graph.edges).T
-    edges = aa.add_self_loops(np.concatenate([pairs, pairs[::-1]], axis=1), len(graph))
+    edges = aa.add_self_loops(aa.asarray(np.concatenate([pairs, pairs[::-1]], axis=1)), len(graph))
     sides = np.array([SIDES.index(data["club"]) for _, data in graph.nodes(data=True)])
-    return Club(graph, np.eye(len(graph), dtype=np.float32), edges, sides)
+    return Club(graph, aa.asarray(np.eye(len(graph), dtype=np.float32)), edges, sides)
 
 
-def forward(params: dict[str, Any], data: Club, seed: int | None = None) -> tuple[np.ndarray, tuple[Any, ...]]:
+def forward(params: dict[str, Any], data: Club, seed: int | None = None) -> tuple[Any, tuple[Any, ...]]:
     """Scores of both sides (N, 2); with a seed, friendships are dropped at random."""
     dropout = [{"dropout_p": DROPOUT, "rng": rng} for rng in aa.Philox(seed).split(2)] if seed is not None else [{}, {}]
     hidden, of_first = FIRST.fwd(params["first"], data.x, data.edges, **dropout[0])  # (N, 32)
@@ -57,7 +58,7 @@ def forward(params: dict[str, Any], data: Club, seed: int | None = None) -> tupl
     return scores, (of_first, of_relu, of_last)
 
 
-def backward(dscores: np.ndarray, ctx: tuple[Any, ...]) -> dict[str, Any]:
+def backward(dscores: Any, ctx: tuple[Any, ...]) -> dict[str, Any]:
     """The same way back, by the layers' own backwards."""
     of_first, of_relu, of_last = ctx
     last = LAST.bwd(dscores, of_last)
@@ -66,7 +67,7 @@ def backward(dscores: np.ndarray, ctx: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def train(data: Club, seed: int, steps: int, advance: Any) -> dict[str, Any]:
-    """Parameters after so many steps of AdamW on the loss of the two leaders."""
+    """Parameters after so many steps of AdamW on the loss of the two leaders; stops where the loss is no number."""
     targets = np.full(len(data.sides), -100)  # which cross_entropy ignores
     targets[list(LEADERS)] = data.sides[list(LEADERS)]
     first, last = aa.Philox(seed).split(2)
@@ -74,11 +75,19 @@ def train(data: Club, seed: int, steps: int, advance: Any) -> dict[str, Any]:
     state = optim.adamw_init(params)
     for step in range(steps):
         scores, ctx = forward(params, data, seed=1000 * seed + step)
-        loss, of_loss = aa.cross_entropy_fwd(scores, targets)
-        dscores = aa.cross_entropy_bwd(np.ones_like(loss), of_loss).logits
+        loss, of_loss = aa.cross_entropy_fwd(scores, aa.asarray(targets))
+        if not math.isfinite(float(loss)):
+            print(f"Step {step + 1}: the loss is {float(loss)}. Going on with the parameters before.")
+            break
+        dscores = aa.cross_entropy_bwd(aa.namespace_of(loss).ones_like(loss), of_loss).logits
         params, state = optim.adamw(params, backward(dscores, ctx), state, lr=RATE, weight_decay=DECAY)
         advance(f"loss {float(loss):.3f}")
     return params
+
+
+def sides_of(params: dict[str, Any], data: Club) -> np.ndarray:
+    """What the network says of everybody (N,)."""
+    return np.asarray(aa.to_numpy(forward(params, data)[0]).argmax(1))
 
 
 def others(data: Club) -> np.ndarray:
@@ -109,14 +118,14 @@ def draw(path: Path, data: Club, params: dict[str, Any], accuracy: float) -> Non
     """The club: colours are what the network says, the widths of the lines its attention in the first layer."""
     from matplotlib.figure import Figure
 
-    scores, (of_first, *_) = forward(params, data)
-    found = scores.argmax(1)
+    _, (of_first, *_) = forward(params, data)
+    found = sides_of(params, data)
     found[list(LEADERS)] = data.sides[list(LEADERS)]
-    weights = aa.graph_attention_weights(of_first).mean(-1)  # (E,), the mean of the heads
+    weights = aa.to_numpy(aa.graph_attention_weights(of_first)).mean(-1)  # (E,), the mean of the heads
     places = nx.spring_layout(data.graph, seed=4, k=0.32, iterations=200)
     figure = Figure(figsize=(10, 7.5), layout="constrained")
     axes = figure.add_subplot()
-    for (source, target), weight in zip(data.edges.T, weights, strict=True):
+    for (source, target), weight in zip(aa.to_numpy(data.edges).T, weights, strict=True):
         if source != target:
             arrow = {"arrowstyle": "-|>", "connectionstyle": "arc3,rad=0.12", "shrinkA": 9, "shrinkB": 9, "alpha": 0.55,
                      "linewidth": 5 * float(weight), "color": COLOURS[found[source]], "mutation_scale": 8}  # fmt: skip
@@ -144,19 +153,26 @@ def main(arguments: list[str] | None = None) -> float:
     parser = argparse.ArgumentParser(description="Graph attention on Zachary's karate club.")
     parser.add_argument("--quick", action="store_true", help="two seeds and fewer steps instead of ten")
     parser.add_argument("--output", type=Path, default=Path(), metavar="FOLDER", help="where the picture goes")
+    parser.add_argument("--backend", default="numpy", help="the array library to compute with: numpy, torch, cupy ...")
     options = parser.parse_args(arguments)
+    with aa.use_backend(options.backend):
+        return run(options)
+
+
+def run(options: argparse.Namespace) -> float:
+    """What `main` does, on the backend that was asked for."""
     seeds, steps = (2, STEPS // 4) if options.quick else (10, STEPS)
     data, found = club(), []
     rest = others(data)
     with progress("Training", seeds * steps) as bar:
         for seed in range(seeds):
             params = train(data, seed, steps, bar.advance)
-            found.append((float(np.mean(forward(params, data)[0][rest].argmax(1) == data.sides[rest])), params))
+            found.append((float(np.mean(sides_of(params, data)[rest] == data.sides[rest])), params))
     shares = np.array([share for share, _ in found])
     rows = [[name, f"{share:.1%}"] for name, share in baselines(data).items()]
     spread = f"{shares.mean():.1%} ({shares.min():.1%} to {shares.max():.1%} over {seeds} seeds)"
     title = f"Sides of {len(rest)} members, from those of the two leaders"
-    numbers = sum(leaf.size for _, leaf in tree.flatten(found[0][1]))
+    numbers = sum(math.prod(leaf.shape) for _, leaf in tree.flatten(found[0][1]))
     print_table(title, ["", "right"], [*rows, [f"graph attention, {numbers} parameters", spread]], right=[1])
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "karate.png"

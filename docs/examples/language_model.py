@@ -1,6 +1,6 @@
 """A small GPT learns to write like Python's manual, byte by byte, with gradients derived by hand.
 
-    python docs/examples/language_model.py [--quick] [--resume] [--output FOLDER]
+    python docs/examples/language_model.py [--quick] [--resume] [--output FOLDER] [--backend NAME]
 
 The text is what `help()` knows of the language: the topics of `pydoc_data`, which every Python has on board (so figures
 differ a little between versions of Python). Every 8th topic is held out; a paragraph that stands in several topics
@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import ngram
 import numpy as np
+from loss_curve import draw_loss
 
 import attnarray as aa
 from attnarray import optim, tree
@@ -81,34 +82,35 @@ def batch_of(text: np.ndarray, size: int, T: int, rng: np.random.Generator) -> n
 def train(model: Gpt, text: bytes, steps: int, advance: Callable[[str], None], saved: Path | None = None) -> Trained:
     """AdamW with a warm-up, and the gradients of `Gpt.bwd`; stops where the loss is no number.
 
-    With a path it goes on from what is `saved` there, and saves itself there now and then.
+    With a path it goes on from what is `saved` there, and saves itself there now and then, and where it has to stop.
     """
     data, seeds = np.frombuffer(text, np.uint8), aa.Philox(1)
     params = model.init(aa.Philox(0))
-    run = {"params": params, "optimizer": optim.adamw_init(params), "losses": []}
+    state = {"params": params, "optimizer": optim.adamw_init(params), "losses": []}
     if saved and saved.exists():
-        run = load_state(saved)
-        print(f"Going on after step {len(run['losses'])} of {saved}.")
-    for step in range(len(run["losses"]) + 1, steps + 1):
-        pieces = batch_of(data, BATCH, model.longest, np.random.default_rng(step))
-        logits, ctx = model.fwd(run["params"], pieces[:, :-1], rng=seeds.fold_in(step))
+        state = load_state(saved)
+        print(f"Going on after step {len(state['losses'])} of {saved}.")
+    for step in range(len(state["losses"]) + 1, steps + 1):
+        pieces = aa.asarray(batch_of(data, BATCH, model.longest, np.random.default_rng(step)))
+        logits, ctx = model.fwd(state["params"], pieces[:, :-1], rng=seeds.fold_in(step))
         loss, of_loss = aa.cross_entropy_fwd(logits, pieces[:, 1:])
-        grads = model.bwd(aa.cross_entropy_bwd(np.ones_like(loss), of_loss).logits, ctx).params
-        grads, norm = optim.clip_by_global_norm(grads, LARGEST_NORM)
-        if not np.isfinite(loss + norm):
-            print(
-                f"Step {step}: the loss is {loss}, its gradient's norm {norm}. Stopped with the parameters before it."
-            )
+        dlogits = aa.cross_entropy_bwd(aa.namespace_of(loss).ones_like(loss), of_loss).logits
+        grads, norm = optim.clip_by_global_norm(model.bwd(dlogits, ctx).params, LARGEST_NORM)
+        found, length = float(loss), float(norm)
+        if not math.isfinite(found + length):
+            print(f"Step {step}: the loss is {found}, its gradient's norm {length}. Stopped with what was before it.")
+            if saved:
+                save_state(saved, state)
             break
         rate = optim.warmup_cosine(step, peak=PEAK_RATE, warmup=steps // 20, total=steps)
         params, optimizer = optim.adamw(
-            run["params"], grads, run["optimizer"], lr=rate, betas=(0.9, 0.98), weight_decay=DECAY
+            state["params"], grads, state["optimizer"], lr=rate, betas=(0.9, 0.98), weight_decay=DECAY
         )
-        run = {"params": params, "optimizer": optimizer, "losses": [*run["losses"], float(loss) / math.log(2)]}
+        state = {"params": params, "optimizer": optimizer, "losses": [*state["losses"], found / math.log(2)]}
         if saved and step % SAVED_EVERY == 0:
-            save_state(saved, run)
-        advance(f"{run['losses'][-1]:.2f} bits per byte")
-    return Trained(run["params"], run["losses"])
+            save_state(saved, state)
+        advance(f"{state['losses'][-1]:.2f} bits per byte")
+    return Trained(state["params"], state["losses"])
 
 
 def bits_of(model: Gpt, params: dict[str, Any], before: bytes, text: bytes) -> float:
@@ -117,8 +119,8 @@ def bits_of(model: Gpt, params: dict[str, Any], before: bytes, text: bytes) -> f
     data = np.frombuffer(before[-half:] + text, np.uint8).astype(np.int64)
     bits = 0.0
     for start in range(0, len(data) - half, half):
-        window = data[start : start + T]
-        logits = model(params, window[None, :-1])[0, half - 1 :]
+        window = aa.asarray(data[start : start + T])
+        logits = model(params, window[None, :-1])[0, half - 1 :, :]
         bits += float(aa.cross_entropy(logits, window[half:], reduction="sum")) / math.log(2)
     return bits / len(text)
 
@@ -149,14 +151,10 @@ def draw(path: Path, trained: Trained, rows: dict[str, float]) -> None:
 
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot()
-    steps = np.arange(1, len(trained.losses) + 1)
-    span = max(len(steps) // 40, 1)
-    axes.plot(steps, trained.losses, color="#c9d4ea", linewidth=0.6)
-    smooth = np.convolve(trained.losses, np.ones(span) / span, mode="valid")
-    axes.plot(steps[span - 1 :], smooth, color="#1f5fbf", label=f"GPT in training, mean of {span} steps")
+    draw_loss(axes, trained.losses, "#1f5fbf", "GPT in training")
     for (name, bits), colour in zip(rows.items(), ("#999999", "#666666", "#d1480f", "#8f2d05", "#0b2e66"), strict=True):
         axes.axhline(bits, color=colour, linewidth=1.2, linestyle="--", label=f"{name}, held out: {bits:.2f}")
-    axes.set(xlabel="step", ylabel="bits per byte", ylim=(1, 5), xlim=(0, len(steps)))
+    axes.set(xlabel="step", ylabel="bits per byte", ylim=(1, 5), xlim=(0, len(trained.losses)))
     axes.set_title("Python's manual, byte by byte", loc="left")
     axes.legend(frameon=False, fontsize=9)
     figure.savefig(path, dpi=130)
@@ -167,12 +165,12 @@ def draw_heads(path: Path, model: Gpt, params: dict[str, Any], text: bytes) -> N
     from matplotlib.figure import Figure
 
     tokens = np.frombuffer(text, np.uint8).astype(np.int64)
-    _, ctx = dataclasses.replace(model, dropout=0.0).fwd(params, tokens[None])
+    _, ctx = dataclasses.replace(model, dropout=0.0).fwd(params, aa.asarray(tokens[None]))
     figure = Figure(figsize=(3.4 * model.heads, 3.5 * model.layers), layout="constrained")
     grid = figure.subplots(model.layers, model.heads, squeeze=False)
     letters = [repr(chr(byte))[1:-1] for byte in tokens]
     for n, block in enumerate(ctx.body.blocks):
-        weights = aa.attention_weights(block.attention.branch)[0]  # (H, T, T)
+        weights = aa.to_numpy(aa.attention_weights(block.attention.branch))[0]  # (H, T, T)
         for head, axes in enumerate(grid[n]):
             axes.imshow(weights[head] ** 0.5, cmap="Blues", vmin=0, vmax=1)
             axes.set_title(f"block {n}, head {head}", fontsize=10, loc="left")
@@ -185,9 +183,9 @@ def draw_heads(path: Path, model: Gpt, params: dict[str, Any], text: bytes) -> N
 
 def sample(model: Gpt, params: dict[str, Any], count: int) -> str:
     """What the model writes after a headline."""
-    prompt = np.frombuffer(PROMPT.encode(), np.uint8).astype(np.int64)[None]
+    prompt = aa.asarray(np.frombuffer(PROMPT.encode(), np.uint8).astype(np.int64)[None])
     written = generate(model, params, prompt, count, method="sample", temperature=0.7, top_p=0.95, rng=aa.Philox(7))
-    return PROMPT + bytes(written[0].astype(np.uint8)).decode(errors="replace")
+    return PROMPT + bytes(aa.to_numpy(written)[0].astype(np.uint8)).decode(errors="replace")
 
 
 def main(arguments: list[str] | None = None) -> float:
@@ -196,7 +194,14 @@ def main(arguments: list[str] | None = None) -> float:
     parser.add_argument("--quick", action="store_true", help="a tiny model and 60 steps: seconds instead of minutes")
     parser.add_argument("--output", type=Path, default=Path(), metavar="FOLDER", help="where the pictures go")
     parser.add_argument("--resume", action="store_true", help="go on with a run of this folder that was stopped")
+    parser.add_argument("--backend", default="numpy", help="the array library to compute with: numpy, torch, cupy ...")
     options = parser.parse_args(arguments)
+    with aa.use_backend(options.backend):
+        return run(options)
+
+
+def run(options: argparse.Namespace) -> float:
+    """What `main` does, on the backend that was asked for."""
     options.output.mkdir(parents=True, exist_ok=True)
     saved = options.output / "language-model.safetensors"
     if not options.resume:
@@ -207,7 +212,7 @@ def main(arguments: list[str] | None = None) -> float:
     rows = baselines(data)
     with progress("Training", steps) as bar:
         trained = train(model, data.train, steps, bar.advance, saved)
-    numbers = sum(leaf.size for _, leaf in tree.flatten(trained.params))
+    numbers = sum(math.prod(leaf.shape) for _, leaf in tree.flatten(trained.params))
     found = bits_of(model, trained.params, data.train, data.held_out)
     rows[f"GPT, {numbers / 1e6:.2f} million parameters"] = found
     sizes = f"{len(data.train):,} bytes to learn from, {len(data.held_out):,} held out"

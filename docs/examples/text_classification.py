@@ -22,109 +22,21 @@ Needs: attnarray, matplotlib, safetensors, scikit-learn.
 from __future__ import annotations
 
 import argparse
-import ast
-import collections
 import dataclasses
-import re
-import sys
-import sysconfig
-import zlib
-from collections.abc import Iterator
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from docstring_fields import LONGEST, MASK, NAMES, UNKNOWN, Rows, Text, encode, split, texts, vocabulary
 
 import attnarray as aa
 from attnarray import checkpoints, optim, tree
 from attnarray.console import print_table, progress
 
-FIELDS = {
-    "Numbers and dates": "_pydatetime _pydecimal calendar datetime fractions numbers random statistics zoneinfo",
-    "Files": "_pyio bz2 codecs configparser csv filecmp fileinput fnmatch genericpath glob gzip io lzma netrc ntpath "
-    "os pathlib pickle plistlib posixpath shelve shutil tarfile tempfile zipapp zipfile",
-    "Internet": "base64 email ftplib html http imaplib ipaddress json mailbox mimetypes poplib smtplib socket "
-    "socketserver ssl urllib uuid webbrowser wsgiref xml xmlrpc",
-    "Concurrency": "_threading_local asyncio concurrent contextvars multiprocessing queue sched selectors subprocess "
-    "threading",
-    "Windows, drawing": "tkinter turtle turtledemo",
-    "Developer tools": "ast bdb cProfile cmd code codeop compileall dis doctest importlib inspect linecache "
-    "modulefinder opcode pdb pickletools pkgutil profile pstats py_compile pyclbr pydoc runpy symtable tabnanny timeit "
-    "tokenize trace traceback tracemalloc typing unittest venv warnings",
-}
-MODULES = {module: n for n, modules in enumerate(FIELDS.values()) for module in modules.split()}
-NAMES = tuple(FIELDS)
-SHORTEST, LONGEST = 4, 64  # words
-PAD, MASK, UNKNOWN = range(3)
 BATCH, RATE, EPOCHS, DIM = 64, 1.5e-3, 8, 96
 FORGOTTEN = 0.3  # the share of words that are masked in training
 SMOOTHING, LARGEST_NORM = 0.1, 1.0
-
-
-class Text(NamedTuple):
-    words: tuple[str, ...]
-    field: int
-
-
-class Rows(NamedTuple):
-    """Texts as numbers: tokens (N, LONGEST), lengths (N,) and fields (N,)."""
-
-    tokens: np.ndarray
-    lengths: np.ndarray
-    fields: np.ndarray
-
-
-def words_of(text: str) -> tuple[str, ...]:
-    """Lower-case words, those of a name such as "getHostName" or "host_name" apart; no names of modules."""
-    apart = re.sub(r"([a-z])([A-Z])", r"\1 \2", text)
-    return tuple(word for word in re.findall(r"[a-z]+", apart.lower()) if word not in sys.stdlib_module_names)
-
-
-def docstrings() -> Iterator[tuple[str, str]]:
-    """The module and the text of every docstring of the standard library; nothing is imported or run."""
-    root = Path(sysconfig.get_path("stdlib"))
-    for path in sorted(root.rglob("*.py")):
-        parts = path.relative_to(root).parts
-        module = parts[0].removesuffix(".py")
-        if module in MODULES and not {"test", "tests"} & set(parts):
-            for node in ast.walk(ast.parse(path.read_bytes())):
-                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                    yield module, ast.get_docstring(node) or ""
-
-
-def texts() -> list[Text]:
-    """Each text once, with its field."""
-    found: dict[tuple[str, ...], set[int]] = {}
-    for module, text in docstrings():
-        words = words_of(text)[:LONGEST]
-        if len(words) >= SHORTEST:
-            found.setdefault(words, set()).add(MODULES[module])
-    return [Text(words, of.pop()) for words, of in found.items() if len(of) == 1]
-
-
-def split(found: list[Text]) -> tuple[list[Text], list[Text], list[Text]]:
-    """For training, for choosing, for the figure: 70, 10 and 20 %."""
-    places = [zlib.crc32(" ".join(text.words).encode()) % 10 for text in found]
-    bounds = ((0, 7), (7, 8), (8, 10))
-    train, choose, test = (
-        [text for text, place in zip(found, places, strict=True) if first <= place < past] for first, past in bounds
-    )
-    return train, choose, test
-
-
-def vocabulary(train: list[Text]) -> dict[str, int]:
-    """The words of at least two training texts."""
-    counts = collections.Counter(word for text in train for word in set(text.words))
-    kept = sorted(word for word, count in counts.items() if count > 1)
-    return {word: n for n, word in enumerate(kept, UNKNOWN + 1)}
-
-
-def encode(found: list[Text], numbers: dict[str, int]) -> Rows:
-    tokens = np.full((len(found), LONGEST), PAD)
-    for row, text in zip(tokens, found, strict=True):
-        row[: len(text.words)] = [numbers.get(word, UNKNOWN) for word in text.words]
-    lengths = np.array([len(text.words) for text in found])
-    return Rows(tokens, lengths, np.array([text.field for text in found]))
 
 
 def batches(rows: Rows, seed: int) -> list[np.ndarray]:
@@ -212,7 +124,7 @@ def train(network: Network, rows: Rows, state: dict[str, Any], epochs: int, path
             params, optimizer, loss = train_step(
                 network, params, optimizer, rows, batch, step, epochs * steps, state["rng"]
             )
-            if not np.isfinite(loss):
+            if not math.isfinite(loss):
                 raise SystemExit(f"The loss is {loss} at step {step}. The state of the last good epoch is in {path}.")
             losses.append(loss)
             advance(f"epoch {state['epoch'] + 1}, loss {loss:.3f}")
@@ -307,38 +219,60 @@ def _draw_table(axes: Any, confusion: np.ndarray) -> None:
     axes.set_title("The field of a text (rows), and what BERT takes it for", fontsize=11, loc="left")
 
 
+def draw_losses(path: Path, runs: list[list[float]]) -> None:
+    """The mean loss of each epoch, from every seed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for seed, losses in enumerate(runs):
+        axes.plot(range(1, len(losses) + 1), losses, marker="o", label=f"seed {seed}")
+    axes.set(xlabel="epoch", ylabel="cross-entropy, with masked words and smoothed targets")
+    axes.set_title("A small BERT on docstrings, from scratch", loc="left")
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=130)
+
+
 def main(arguments: list[str] | None = None) -> float:
-    """Train from several seeds, print the table, draw the picture; returns the share that all get right together."""
+    """Train from several seeds, print the table, draw the pictures; returns the share that all get right together."""
     parser = argparse.ArgumentParser(description="Fields of docstrings of the standard library, by a small BERT.")
     parser.add_argument("--quick", action="store_true", help="one small network, two epochs; not three and eight")
     parser.add_argument("--resume", action="store_true", help="go on from the states in the output folder")
-    parser.add_argument("--output", type=Path, default=Path(), metavar="FOLDER", help="for states and the picture")
+    parser.add_argument("--output", type=Path, default=Path(), metavar="FOLDER", help="for states and pictures")
     parser.add_argument("--backend", default="numpy", metavar="NAME", help="the array library to compute with")
     options = parser.parse_args(arguments)
+    with aa.use_backend(options.backend):
+        return run(options)
+
+
+def run(options: argparse.Namespace) -> float:
+    """What `main` does, on the backend that was asked for."""
     seeds, epochs, dim = (1, 2, 32) if options.quick else (3, EPOCHS, DIM)
     parts = split(texts())
     numbers = vocabulary(parts[0])
     training, _, test = (encode(part, numbers) for part in parts)
-    network, runs = network_of(len(numbers), dim), []
+    network, states = network_of(len(numbers), dim), []
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "text_classification.png"
-    with aa.use_backend(options.backend):
-        with progress("Training", seeds * epochs * -(-len(parts[0]) // BATCH)) as bar:
-            for seed in range(seeds):
-                saved = path.with_name(f"text_classification-{seed}.safetensors")
-                resumed = options.resume and saved.exists()
-                state = checkpoints.load_state(saved) if resumed else beginning(network, seed)
-                runs.append(train(network, training, state, epochs, saved, bar.advance)["params"])
-        probabilities = np.stack([network.predict(params, test) for params in runs])  # (seeds, N, fields)
-        together = probabilities.mean(0).argmax(1)
-        each = np.mean(probabilities.argmax(2) == test.fields, axis=1)
-        share = float(np.mean(together == test.fields))
-        shares = {**baselines(*parts, quick=options.quick), "BERT": float(each.mean())}
-        shares |= {f"BERT of {seeds} seeds together": share} if seeds > 1 else {}
-        report(shares, each, [len(part) for part in parts], runs[0])
-        text = next(t for t, n in zip(parts[2], together, strict=True) if 10 <= len(t.words) <= 16 and n == t.field)
-        draw(path, network, runs[0], test, together, shares, text, encode([text], numbers))
-    print(f"Picture: {path}")
+    with progress("Training", seeds * epochs * -(-len(parts[0]) // BATCH)) as bar:
+        for seed in range(seeds):
+            saved = path.with_name(f"text_classification-{seed}.safetensors")
+            resumed = options.resume and saved.exists()
+            state = checkpoints.load_state(saved) if resumed else beginning(network, seed)
+            states.append(train(network, training, state, epochs, saved, bar.advance))
+    runs = [state["params"] for state in states]
+    probabilities = np.stack([network.predict(params, test) for params in runs])  # (seeds, N, fields)
+    together = probabilities.mean(0).argmax(1)
+    each = np.mean(probabilities.argmax(2) == test.fields, axis=1)
+    share = float(np.mean(together == test.fields))
+    shares = {**baselines(*parts, quick=options.quick), "BERT": float(each.mean())}
+    shares |= {f"BERT of {seeds} seeds together": share} if seeds > 1 else {}
+    report(shares, each, [len(part) for part in parts], runs[0])
+    text = next(t for t, n in zip(parts[2], together, strict=True) if 10 <= len(t.words) <= 16 and n == t.field)
+    draw(path, network, runs[0], test, together, shares, text, encode([text], numbers))
+    losses = path.with_name("text_classification-loss.png")
+    draw_losses(losses, [state["losses"] for state in states])
+    print(f"Pictures: {path}, {losses}")
     return share
 
 

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from date_rules import by_pattern
+from loss_curve import draw_loss
 
 import attnarray as aa
 from attnarray import optim, tree
@@ -131,11 +132,7 @@ def draw_losses(path: Path, losses: dict[str, list[float]], shares: dict[str, fl
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot()
     for name, each in losses.items():
-        span = max(len(each) // 40, 1)
-        smooth = np.convolve(each, np.ones(span) / span, mode="valid")
-        axes.plot(each, color=COLOURS[name], linewidth=0.5, alpha=0.25)
-        label = f"{name}: {shares[name]:.1%} of unseen dates right"
-        axes.plot(np.arange(len(smooth)) + span - 1, smooth, color=COLOURS[name], label=label)
+        draw_loss(axes, each, COLOURS[name], f"{name}: {shares[name]:.1%} of unseen dates right")
     axes.set(xlabel="step", ylabel="cross-entropy of a letter", yscale="log")
     axes.set_title("Dates of 28 languages to ISO 8601", loc="left")
     axes.legend(frameon=False)
@@ -172,6 +169,12 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--output", type=Path, default=Path(), metavar="FOLDER", help="where the pictures go")
     parser.add_argument("--backend", default="numpy", help="the array library to compute with: numpy, torch, cupy ...")
     options = parser.parse_args(arguments)
+    with aa.use_backend(options.backend):
+        return run(options)
+
+
+def run(options: argparse.Namespace) -> dict[str, float]:
+    """What `main` does, on the backend that was asked for."""
     count, unseen, epochs = (640, 100, 3) if options.quick else (DATES, TEST_DATES, EPOCHS)
     train_pairs, test_pairs = dates.make_pairs(count, unseen)
     vocabulary = dates.Vocabulary(pair.source for pair in train_pairs)
@@ -180,7 +183,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     row = next(n for n, pair in enumerate(test_pairs) if pair.language == SHOWN)
     losses, panels, sizes = {}, {}, {}
     chosen = models(len(vocabulary))
-    with aa.use_backend(options.backend), progress("Training", len(chosen) * epochs * -(-count // BATCH)) as bar:
+    with progress("Training", len(chosen) * epochs * -(-count // BATCH)) as bar:
         for name, model in chosen.items():
             trained = train(model, data, epochs, bar.advance)
             losses[name], answers[name] = trained.losses, translate(model, trained.params, test)

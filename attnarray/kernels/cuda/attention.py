@@ -1,7 +1,7 @@
 """Attention on tensor cores. Reference: attention/core.py; sources: attention_*.cu.
 
-Numbers of 16 bits are multiplied as they are and summed in float32; weights are rounded to 16 bits for their product with
-values. A float32 is split into two numbers that the units can take.
+Numbers of 16 bits are multiplied as they are and summed in float32; weights are rounded to 16 bits for their product
+with values. A float32 is split into two numbers that the units can take.
 """
 
 from __future__ import annotations

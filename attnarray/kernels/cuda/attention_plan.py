@@ -1,7 +1,7 @@
 """How attention on tensor cores is cut into blocks and tiles: plain arithmetic, without a GPU.
 
-A block has some warps, a warp some panels of 16 rows (of queries, or of keys), and the block goes over tiles of rows of the
-other side, of which two lie in shared memory.
+A block has some warps, a warp some panels of 16 rows (of queries, or of keys), and the block goes over tiles of rows of
+the other side, of which two lie in shared memory.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ from attnarray.kernels.cuda import arrays as ga
 from attnarray.kernels.cuda.attention_plan import held_dim
 from attnarray.kernels.cuda.loader import empty
 from attnarray.kernels.cuda.scoring import UNBOUNDED, long, table
-from attnarray.random import seed_words, threshold
 
 MOST = 2**30  # queries, keys, and rows of queries that share keys: they are counted in 32 bits
 ALIGNED = 16
@@ -81,10 +80,10 @@ def problem_of(q: Any, k: Any, v: Any, scoring: Any, dout: Any = None) -> Proble
             None if scoring.kv_lengths is None else long(scoring.kv_lengths),
         ),
         strides=(*strides, *(stride for one in tables for stride in one[1:])),
-        positions=(left, right, scoring.q_offset if same else 0, first_key, threshold(p)),
+        positions=(left, right, scoring.q_offset if same else 0, first_key, round(p * 2**32)),
         sizes=(batch, heads, kv_heads, queries, keys, q.shape[3], v.shape[3]),
         tail=(
-            int(scoring.hides()), *seed_words(seed), scoring.scale, scoring.softcap or 0.0,
+            int(scoring.hides()), seed % 2**32, seed >> 32, scoring.scale, scoring.softcap or 0.0,
             1.0 / (1.0 - p) if p < 1 else 0.0,
         ),
         switches=_switches(scoring, keep),

@@ -36,8 +36,8 @@ _lock = threading.Lock()
 class Kernel(NamedTuple):
     """A kernel by its source file, its name and the types of its parameters, one letter each.
 
-    p an array or None, i int64, w uint32, r a number in the dtype that sums are kept in, s the bytes of a struct, of which
-    there are `struct_bytes`. The source is compiled for the `constants`, "NAME=1" each.
+    p an array or None, i int64, w uint32, r a number in the dtype that sums are kept in, s the bytes of a struct, of
+    which there are `struct_bytes`. The source is compiled for the `constants`, "NAME=1" each.
     """
 
     source: str

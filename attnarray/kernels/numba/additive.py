@@ -1,8 +1,9 @@
 """Additive scores and their gradients: the hidden layer lives in registers alone.
 
-Reference: attention/additive_core.py, `additive_scores` and `additive_scores_backward`. The scores are parallel over
-queries, the gradients over batches and features, W features at a time: each of them is computed by one thread, in the
-same order for any number of threads. Scratch: e^{2 x} of queries and keys; gradients with whole vectors per row.
+Reference: attention/alignment/additive_core.py, `additive_scores` and `additive_scores_backward`. The scores are
+parallel over queries, the gradients over batches and features, W features at a time: each of them is computed by one
+thread, in the same order for any number of threads. Scratch: e^{2 x} of queries and keys; gradients with whole vectors
+per row.
 
 The error of a score is a few roundings of sum_a |w_a|, also where q + k is small: tanh is taken as 1 - 2 r.
 """

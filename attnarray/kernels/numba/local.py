@@ -1,9 +1,9 @@
 """Attention around centres, forward and backward: each query reads the keys and values of its own window alone.
 
-Reference: attention/local_core.py, `attend_around` and `attend_around_backward`. Parallel over the queries; gradients
-of keys and values, to which many queries add, over features: a number belongs to one thread, which adds the queries in
-their order, so that results do not depend on how many threads there are. Scratch: three windows per call, and for the
-backward two windows for each query. Rows that do not fill whole registers are copied to rows that do.
+Reference: attention/positional/local_core.py, `attend_around` and `attend_around_backward`. Parallel over the queries;
+gradients of keys and values, to which many queries add, over features: a number belongs to one thread, which adds the
+queries in their order, so that results do not depend on how many threads there are. Scratch: three windows per call,
+and for the backward two windows for each query. Rows that do not fill whole registers are copied to rows that do.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Scores by an LSTM over the keys, and their gradients: no more than the gates of one panel of queries ever exists.
 
-Reference: attention/recurrent_core.py, `recurrent_scores` and `recurrent_scores_backward`. Parallel over panels of W
-queries, counted over all batches. Scratch per thread: one step forward; backward the gates of a panel, of which about
-`HELD` numbers exist at a time, and what recurrent_backward.py says.
+Reference: attention/alignment/recurrent_core.py, `recurrent_scores` and `recurrent_scores_backward`. Parallel over
+panels of W queries, counted over all batches. Scratch per thread: one step forward; backward the gates of a panel, of
+which about `HELD` numbers exist at a time, and what recurrent_backward.py says.
 
 Scores and the gradients of queries and states have the same bits for any number of threads. The gradients that queries
 share are sums of each thread, which are added in the order of the threads.

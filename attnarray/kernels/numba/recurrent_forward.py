@@ -1,7 +1,7 @@
 """Scores by an LSTM over the keys, forward: a panel of W queries goes through all keys, its state in the nearest cache.
 
-Reference: attention/recurrent_core.py, `recurrent_scores`. Parallel over panels. Scratch per thread: one step, and the
-scores of `KEYS` keys.
+Reference: attention/alignment/recurrent_core.py, `recurrent_scores`. Parallel over panels. Scratch per thread: one
+step, and the scores of `KEYS` keys.
 """
 
 from __future__ import annotations

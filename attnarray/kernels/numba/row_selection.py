@@ -1,6 +1,6 @@
 """The k largest numbers of each row, without sorting.
 
-Reference: attention/selection.py. Parallel over the rows. Scratch: none.
+Reference: attention/selection/top_k.py. Parallel over the rows. Scratch: none.
 
 The k-th largest number is found by bisection over the bits of floating numbers, which are in the order of the numbers
 once those of negative ones are turned over: at most 32 (64) passes that count, over a row that is in the cache, and

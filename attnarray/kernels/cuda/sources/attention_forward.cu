@@ -8,8 +8,8 @@
 using QueryTile = Tile<Stored, ROWS, DIM>;
 using KeyTile = Tile<Stored, ACROSS, DIM>;
 using ValueTile = Tile<Stored, ACROSS, VALUE_DIM>;
+constexpr int STAGE = KeyTile::BYTES + ValueTile::BYTES;
 constexpr int PARTS = ACROSS / 8;
-constexpr int KEY_STAGES = QueryTile::BYTES, VALUE_STAGES = KEY_STAGES + 2 * KeyTile::BYTES;
 
 // Where a block leaves what it found: the output, or with several parts this part of it, to be merged.
 struct Results { Global<Stored> out; Global<float> lse, part_out, part_lse; Global<const Stored> sinks; };
@@ -147,21 +147,14 @@ KERNEL_TOGETHER(THREADS, RESIDENT) attention_forward(Global<const Stored> q, Glo
   const QueryTile queries = {0};
   Global<const Stored> keys = row_of(k, p.k, rows.batch, rows.kv_head, 0);
   Global<const Stored> values = row_of(v, p.v, rows.batch, rows.kv_head, 0);
-  auto key_tile = [](int tile) { return KeyTile{uint32(KEY_STAGES + tile % 2 * KeyTile::BYTES)}; };
-  auto value_tile = [](int tile) { return ValueTile{uint32(VALUE_STAGES + tile % 2 * ValueTile::BYTES)}; };
-  auto fetch_keys = [&](int tile) {
-    const int key = tile * ACROSS;
-    key_tile(tile).template fill<THREADS>(keys + key * p.k.row, p.k.row, rows.head.length - key, p.dim);
-  };
-  auto fetch_values = [&](int tile) {
-    const int key = tile * ACROSS;
-    value_tile(tile).template fill<THREADS>(values + key * p.v.row, p.v.row, rows.head.length - key, p.value_dim);
+  auto stage = [](int tile) { return uint32(QueryTile::BYTES + tile % 2 * STAGE); };
+  auto fetch = [&](int tile) {
+    const int key = tile * ACROSS, there = rows.head.length - key;
+    KeyTile{stage(tile)}.template fill<THREADS>(keys + key * p.k.row, p.k.row, there, p.dim);
+    ValueTile{stage(tile) + KeyTile::BYTES}.template fill<THREADS>(values + key * p.v.row, p.v.row, there, p.value_dim);
   };
   fill_rows(queries, q, p.q, rows, p.dim, p);
-  if (tile < past_tile) fetch_keys(tile);
-  commit_copies();
-  if (tile < past_tile) fetch_values(tile);
-  if (tile + 1 < past_tile) fetch_keys(tile + 1);
+  if (tile < past_tile) fetch(tile);
   commit_copies();
 
   const Sight sight = sight_of_warp(rows, p);
@@ -171,38 +164,19 @@ KERNEL_TOGETHER(THREADS, RESIDENT) attention_forward(Global<const Stored> q, Glo
   float sums[PANELS][VALUE_DIM / 8][4] = {}, largest[PANELS][2], total[PANELS][2] = {};
   UNROLL for (int panel = 0; panel < PANELS; panel++) largest[panel][0] = largest[panel][1] = -infinity<float>();
 
-  float s[PANELS][PARTS][4] = {};
-  if (tile < past_tile) {
-    wait_copies<1>();
-    sync_threads();  // queries and the first keys are there
-    add_rows_times_rows<Stored, QueryTile, KeyTile>(s, left, key_tile(tile).right());
-    hide(s, tile * ACROSS, rows, sight, o, p);
-  }
-  for (; tile + 1 < past_tile; tile++) {
+  for (; tile < past_tile; tile++) {
     wait_copies<0>();
-    sync_threads();  // these values and the next keys are there, and nobody reads what was before them any more
-    if (tile + 2 < past_tile) fetch_keys(tile + 2);
-    fetch_values(tile + 1);
+    sync_threads();  // the tile is there, and nobody reads the one before any more
+    if (tile + 1 < past_tile) fetch(tile + 1);
     commit_copies();
     const int key = tile * ACROSS;
-    if (key >= sight.some_past || key + 2 * ACROSS <= sight.some_first) continue;  // nor does the next tile matter
-
+    if (key >= sight.some_past || key + ACROSS <= sight.some_first) continue;
+    float s[PANELS][PARTS][4] = {};
+    add_rows_times_rows<Stored, QueryTile, KeyTile>(s, left, KeyTile{stage(tile)}.right());
+    hide(s, key, rows, sight, o, p);
     raise_largest(s, largest, total, sums, factor);
-    float next[PANELS][PARTS][4] = {};
-    add_rows_times_rows<Stored, QueryTile, KeyTile>(next, left, key_tile(tile + 1).right());
     exponentiate(s, largest, total, factor, key, rows, o, p);
-    add_weights_times<Stored, ValueTile>(sums, s, turned(value_tile(tile)));
-    hide(next, key + ACROSS, rows, sight, o, p);
-    UNROLL for (int panel = 0; panel < PANELS; panel++)
-      UNROLL for (int part = 0; part < PARTS; part++)
-        UNROLL for (int n = 0; n < 4; n++) s[panel][part][n] = next[panel][part][n];
-  }
-  wait_copies<0>();
-  sync_threads();
-  if (tile < past_tile && tile * ACROSS < sight.some_past) {
-    raise_largest(s, largest, total, sums, factor);
-    exponentiate(s, largest, total, factor, tile * ACROSS, rows, o, p);
-    add_weights_times<Stored, ValueTile>(sums, s, turned(value_tile(tile)));
+    add_weights_times<Stored, ValueTile>(sums, s, turned(ValueTile{stage(tile) + KeyTile::BYTES}));
   }
 
   bool is_wrong = false;

@@ -1,0 +1,146 @@
+"""How a context and the state that asked for it become one vector: two linear maps, their sum, perhaps a tanh."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from attnarray import checks
+from attnarray.attention.dot_product.projection import project, project_backward
+from attnarray.attention.sequences import narrow, wide
+from attnarray.backend import Array
+from attnarray.ops.activations import TanhContext, tanh_bwd, tanh_fwd
+from attnarray.ops.linear import LinearContext
+
+ACTIVATIONS = (None, "tanh")
+
+
+class CombineContext(NamedTuple):
+    """What the backward needs: both inputs with their weights, and the output if there is a tanh."""
+
+    context: LinearContext
+    hidden: LinearContext
+    out: Array | None
+
+
+class CombineGrads(NamedTuple):
+    context: Array
+    hidden: Array
+    context_weight: Array
+    hidden_weight: Array
+    bias: Array | None
+
+
+def combine(
+    context: Array,
+    hidden: Array,
+    context_weight: Array,
+    hidden_weight: Array,
+    bias: Array | None = None,
+    *,
+    activation: str | None = None,
+) -> Array:
+    r"""Combination of what attention gives with the state that asked for it.
+
+    .. math:: y = W_1 c + W_2 h + b, \qquad \text{or with "tanh"} \quad y = \tanh(W_1 c + W_2 h + b)
+
+    Parameters
+    ----------
+    context : (..., Dc) floating
+        c. 16-bit types are computed in float32.
+    hidden : (..., Dh) of the same dtype
+        h, with the same leading axes.
+    context_weight : (E, Dc)
+        W_1.
+    hidden_weight : (E, Dh)
+        W_2.
+    bias : (E,), optional
+    activation : {None, "tanh"}
+
+    Returns
+    -------
+    (..., E) array of the same dtype
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit together, or the activation is not known.
+    TypeError
+        If the arrays are not of one floating dtype or not of one library.
+
+    Notes
+    -----
+    Without tanh and with W_1 = W_2 = I this is the residual connection c + h of the Transformer. With tanh and without
+    b it is Luong's attentional state :math:`\tilde h = \tanh(W_c [c; h])`, where W_1 and W_2 are the left and right
+    part of W_c: c comes first there, and the two are never laid side by side here.
+
+    References
+    ----------
+    Luong, Pham and Manning, 2015, arXiv:1508.04025, equation 5. The residual: Vaswani et al., 2017, arXiv:1706.03762.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> aa.combine(np.array([1.0, 2.0]), np.array([10.0, 20.0]), np.eye(2), np.eye(2)).tolist()
+    [11.0, 22.0]
+    """
+    return combine_fwd(context, hidden, context_weight, hidden_weight, bias, activation=activation)[0]
+
+
+def combine_fwd(
+    context: Array,
+    hidden: Array,
+    context_weight: Array,
+    hidden_weight: Array,
+    bias: Array | None = None,
+    *,
+    activation: str | None = None,
+) -> tuple[Array, CombineContext]:
+    """`combine` and the context for `combine_bwd`: the inputs, and the output if there is a tanh."""
+    checks.one_of("activation", activation, ACTIVATIONS)
+    _check(context, hidden, context_weight, hidden_weight, bias)
+    of_context, context_ctx = project(context, context_weight, bias)
+    of_hidden, hidden_ctx = project(hidden, hidden_weight)
+    out = of_context + of_hidden
+    if activation is None:
+        return narrow(out, context), CombineContext(context_ctx, hidden_ctx, None)
+    out = narrow(tanh_fwd(out)[0], context)
+    return out, CombineContext(context_ctx, hidden_ctx, out)
+
+
+def combine_bwd(dout: Array, ctx: CombineContext) -> CombineGrads:
+    r"""The gradients of the combination, with n over all leading axes.
+
+    .. math::
+        da = dy \odot (1 - y^2) \;\text{with tanh, else}\; da = dy, \qquad
+        dc = W_1^T da, \quad dh = W_2^T da, \quad
+        dW_1 = \sum_n da_n c_n^T, \quad dW_2 = \sum_n da_n h_n^T, \quad db = \sum_n da_n
+    """
+    checks.context("ctx", ctx, CombineContext)
+    like = ctx.context.x
+    checks.cotangent(dout, (*like.shape[:-1], ctx.context.weight.shape[0]), like)
+    dsum = wide(dout) if ctx.out is None else tanh_bwd(wide(dout), TanhContext(wide(ctx.out))).x
+    context, hidden = project_backward(dsum, ctx.context), project_backward(dsum, ctx.hidden)
+    found = context.x, hidden.x, context.weight, hidden.weight, context.bias
+    return CombineGrads(*(narrow(grad, like) for grad in found))
+
+
+def _check(context: Array, hidden: Array, context_weight: Array, hidden_weight: Array, bias: Array | None) -> None:
+    arrays = {"context": context, "hidden": hidden, "context_weight": context_weight, "hidden_weight": hidden_weight}
+    checks.required(**arrays)
+    checks.namespace(**arrays, bias=bias)
+    checks.floating(**arrays, bias=bias)
+    named = checks.shapes(**arrays, bias=bias)
+    if context.ndim < 1 or context.ndim != hidden.ndim or context.shape[:-1] != hidden.shape[:-1]:
+        raise ValueError(
+            "`context` (..., Dc) and `hidden` (..., Dh) must have the same leading axes: one state per context. "
+            f"{named}"
+        )
+    for name, x in (("context", context), ("hidden", hidden)):
+        weight = arrays[f"{name}_weight"]
+        if weight.ndim != 2 or weight.shape[1] != x.shape[-1] or weight.shape[0] != context_weight.shape[0]:
+            raise ValueError(
+                f"`{name}_weight` has shape {tuple(weight.shape)}, expected (E, {x.shape[-1]}): a column per feature "
+                f"of `{name}`, and as many rows E as the other weight. {named}"
+            )
+    if bias is not None:
+        checks.shape("bias", bias, (context_weight.shape[0],), "one number per row of the weights")

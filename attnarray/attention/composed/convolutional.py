@@ -1,0 +1,260 @@
+"""Convolutional attention: windows of a sequence are compared instead of single positions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple, Unpack
+
+from attnarray import checks
+from attnarray.attention.alignment.additive import AdditiveContext, additive_attention_bwd, attend_canonical
+from attnarray.attention.core import attend
+from attnarray.attention.dot_product.scaled_dot_product import SDPAContext, scaled_dot_product_attention_bwd
+from attnarray.attention.form import Form
+from attnarray.attention.options import ScoreOptions, check_arrays, known_options, scoring_of
+from attnarray.attention.sequences import check_sequence, form_of_one, narrow, wide, without_padding
+from attnarray.backend import Array
+from attnarray.masks import Mask
+from attnarray.ops.conv1d import Conv1dContext, conv1d_bwd, conv1d_fwd
+
+PADDINGS = ("same", "causal")
+
+
+class ConvolutionalContext(NamedTuple):
+    """What the backward needs: the contexts of the two convolutions and of the attention."""
+
+    x: Array
+    query: Conv1dContext
+    key: Conv1dContext
+    attention: AdditiveContext | SDPAContext
+    has_value: bool
+
+
+class ConvolutionalGrads(NamedTuple):
+    x: Array
+    query_weight: Array
+    key_weight: Array
+    value: Array | None
+    score_vector: Array | None
+    query_bias: Array | None
+    bias: Array | None
+
+
+def convolutional_attention(
+    x: Array,
+    query_weight: Array,
+    key_weight: Array,
+    value: Array | None = None,
+    score_vector: Array | None = None,
+    query_bias: Array | None = None,
+    attn_mask: Array | Mask | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    padding: str = "same",
+    **options: Unpack[ScoreOptions],
+) -> Array:
+    r"""Self-attention with queries and keys that are convolutions of the sequence.
+
+    .. math::
+        q_t = b_q + \sum_n W^q_n\, x_{t - p + n}, \qquad k_{t'} = \sum_n W^k_n\, x_{t' - p + n}, \qquad
+        o_t = \sum_{t'} \mathrm{softmax}_{t'}(\mathrm{scale}\; e_{tt'} + b_{tt'})\, x_{t'}
+
+    .. math::
+        e_{tt'} = v^T \tanh(q_t + k_{t'}) \;\text{with a score vector } v, \qquad
+        e_{tt'} = q_t \cdot k_{t'} \;\text{without}
+
+    over the taps n of a width, with p = (width - 1) / 2 for "same" and p = width - 1 for "causal" padding, and x = 0
+    outside of the sequence.
+
+    *With a score vector* this is v^T tanh(W_c * [x_t; x_t']): a kernel of size k x 1 that goes over pairs moves both
+    windows together, W_c * [x_t; x_t'] = sum_n W_c[:, :, n] [x_(t-p+n); x_(t'-p+n)]. Its columns for x_t are
+    `query_weight`, those for x_t' `key_weight`, and each half is a convolution of x: no pair is ever laid out.
+    *Without*, these are convolutional queries and keys (LogSparse Transformer), scored by scaled dot products.
+
+    Parameters
+    ----------
+    x : (*batch, T, D) floating
+        float64, float32, float16 or bfloat16; the 16-bit types are computed in float32.
+    query_weight : (A, D, width)
+        Not flipped, as in `conv1d`.
+    key_weight : (A, D, width)
+        Its width may be another one; with width 1 the kernel goes over the position that asks alone.
+    value : (*batch, T, Dv), optional
+        What is summed instead of x_t'.
+    score_vector : (A,), optional
+    query_bias : (A,), optional
+        Keys need none: in pairs it would be the same bias again, in dot products the softmax does not see it.
+    attn_mask, dropout_p, is_causal, bias, window, q_offset, kv_lengths, softcap, rng, dropout_mask
+        As in `additive_attention`. Positions of x past their length do not exist: they are read as 0, even when they
+        hold NaN, as if the sequence ended there.
+    scale : float
+        1 by default with a score vector, 1 / sqrt(A) without.
+    padding : {"same", "causal"}
+        "same": windows reach as far ahead as back; for odd widths. "causal": the window of t ends at t.
+
+    Returns
+    -------
+    (*batch, T, D or Dv) of the dtype of x
+        A position for which nothing is allowed gives 0.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, a width is even with padding "same", or an option is out of its range.
+    TypeError
+        If dtypes are not floating or differ, or the arrays come from different libraries.
+
+    Notes
+    -----
+    At the edges each window stops at the end of the sequence by itself: where x_(t-p+n) is outside, it counts as 0 and
+    x_(t'-p+n) still counts. Zeros around the T x T grid of pairs, as a convolution of an image of pairs would have,
+    would drop both as soon as one is outside. `is_causal` forbids keys t' > t, no more: only with padding "causal"
+    do the windows of the allowed keys, and of the query, not reach past t.
+
+    References
+    ----------
+    Li et al., "Enhancing the locality and breaking the memory bottleneck of Transformer on time series forecasting",
+    2019, arXiv:1907.00235. The pairs have no published source of that form.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> rng = np.random.default_rng(0)
+    >>> x, wq, wk = rng.standard_normal((2, 7, 3)), rng.standard_normal((8, 3, 5)), rng.standard_normal((8, 3, 5))
+    >>> aa.convolutional_attention(x, wq, wk, score_vector=rng.standard_normal(8), kv_lengths=[7, 4]).shape
+    (2, 7, 3)
+    >>> aa.convolutional_attention(x, wq, wk, is_causal=True, padding="causal").shape
+    (2, 7, 3)
+    """
+    return convolutional_attention_fwd(
+        x, query_weight, key_weight, value, score_vector, query_bias, attn_mask, dropout_p, is_causal, padding=padding,
+        **options,
+    )[0]  # fmt: skip
+
+
+def convolutional_attention_fwd(
+    x: Array,
+    query_weight: Array,
+    key_weight: Array,
+    value: Array | None = None,
+    score_vector: Array | None = None,
+    query_bias: Array | None = None,
+    attn_mask: Array | Mask | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    padding: str = "same",
+    **options: Unpack[ScoreOptions],
+) -> tuple[Array, ConvolutionalContext]:
+    """`convolutional_attention`, with the same options, and the context for its backward."""
+    form = _checked(
+        attn_mask, options, padding, x=x, query_weight=query_weight, key_weight=key_weight, value=value,
+        score_vector=score_vector, query_bias=query_bias,
+    )  # fmt: skip
+    sequence = wide(form.canonical(x))  # (B, 1, T, D)
+    T, A = x.shape[-2], query_weight.shape[0]
+    scale = 1.0 / math.sqrt(A or 1) if score_vector is None else 1.0
+    scoring, bias_shape = scoring_of(sequence, T, form, attn_mask, dropout_p, is_causal, options, default_scale=scale)
+    sequence = without_padding(sequence, scoring.kv_lengths)
+    q_bias = None if query_bias is None else wide(query_bias)
+    q, query = conv1d_fwd(sequence, wide(query_weight), q_bias, padding=padding)  # (B, 1, T, A)
+    k, key = conv1d_fwd(sequence, wide(key_weight), padding=padding)
+    v = sequence if value is None else wide(form.canonical(value))
+    attention: AdditiveContext | SDPAContext
+    if score_vector is None:
+        out, lse = attend(q, k, v, scoring)
+        attention = SDPAContext(q, k, v, out, lse, scoring, form, bias_shape)
+    else:
+        attention = attend_canonical(q, k, v, wide(score_vector), scoring, form, bias_shape)
+    ctx = ConvolutionalContext(x, query, key, attention, value is not None)
+    return narrow(form.restored(attention.out), x), ctx
+
+
+def convolutional_attention_bwd(dout: Array, ctx: ConvolutionalContext) -> ConvolutionalGrads:
+    r"""The gradients of convolutional attention, by those of the attention and of the convolutions.
+
+    With the gradients dq, dk and dv of queries, keys and values:
+
+    .. math::
+        dx_s = \sum_n (W^q_n)^T dq_{s + p - n} + \sum_n (W^k_n)^T dk_{s + p - n} + dv_s
+
+    .. math::
+        dW^q_n = \sum_t dq_t\, x_{t - p + n}^T, \qquad dW^k_n = \sum_{t'} dk_{t'}\, x_{t' - p + n}^T, \qquad
+        db_q = \sum_t dq_t
+
+    With `value` the last term of dx is its gradient instead.
+
+    Parameters
+    ----------
+    dout : the shape and dtype of the output
+    ctx : ConvolutionalContext
+
+    Returns
+    -------
+    ConvolutionalGrads
+        One gradient per array, None for what was not given.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> x, weight = np.random.default_rng(0).standard_normal((2, 5, 3)), np.ones((4, 3, 3))
+    >>> out, ctx = aa.convolutional_attention_fwd(x, weight, weight)
+    >>> aa.convolutional_attention_bwd(np.ones_like(out), ctx).key_weight.shape
+    (4, 3, 3)
+    """
+    checks.context("ctx", ctx, ConvolutionalContext)
+    attention, form = ctx.attention, ctx.attention.form
+    checks.cotangent(dout, tuple(form.restored(attention.out).shape), ctx.x)
+    dquery, dkey, dvalue, dbias, dscore_vector = _attention_backward(wide(dout), attention)
+    query, key = (conv1d_bwd(form.canonical(d), c) for d, c in ((dquery, ctx.query), (dkey, ctx.key)))
+    dx = query.x + key.x if ctx.has_value else query.x + key.x + form.canonical(dvalue)
+    found = ConvolutionalGrads(
+        form.restored(without_padding(dx, attention.scoring.kv_lengths)),
+        query.weight,
+        key.weight,
+        dvalue if ctx.has_value else None,
+        dscore_vector,
+        query.bias,
+        dbias,
+    )
+    return ConvolutionalGrads(*(narrow(grad, ctx.x) for grad in found))
+
+
+def _attention_backward(dout: Array, ctx: AdditiveContext | SDPAContext) -> tuple[Array | None, ...]:
+    """The gradients of query, key, value, bias and score vector."""
+    if isinstance(ctx, AdditiveContext):
+        additive = additive_attention_bwd(dout, ctx)
+        return additive.query, additive.key, additive.value, additive.bias, additive.score_vector
+    dots = scaled_dot_product_attention_bwd(dout, ctx)
+    return dots.query, dots.key, dots.value, dots.bias, None
+
+
+def _checked(attn_mask: Array | Mask | None, options: Any, padding: str, **arrays: Array) -> Form:
+    """Check everything that is given, and tell the form of x."""
+    known_options(options, ScoreOptions)
+    weights = {name: arrays[name] for name in ("query_weight", "key_weight")}
+    x, value = arrays["x"], arrays["value"]
+    checks.required(x=x, **weights)
+    check_arrays(attn_mask, options, **arrays)
+    checks.one_of("padding", padding, PADDINGS)
+    form = form_of_one("x", x)
+    T, D = x.shape[-2:]
+    named = checks.shapes(x=x, **weights)
+    A = (*arrays["query_weight"].shape, 0)[0]
+    for name, weight in weights.items():
+        if weight.ndim != 3 or tuple(weight.shape[:2]) != (A, D) or weight.shape[2] == 0:
+            raise ValueError(
+                f"`{name}` has shape {tuple(weight.shape)}, expected (A, D, width) = ({A}, {D}, 1 or more). {named}"
+            )
+        width = weight.shape[2]
+        if padding == "same" and width % 2 == 0:
+            raise ValueError(
+                f"`{name}` has width {width}, and with padding='same' a window of even width has no centre. Use an odd "
+                f"width, or padding='causal'. {named}"
+            )
+    for name in ("score_vector", "query_bias"):
+        if arrays[name] is not None:
+            checks.shape(name, arrays[name], (A,), f"one number per row of `query_weight`. {named[:-1]}")
+    if value is not None:
+        check_sequence("value", value, form, T, None, f"one value per position of `x`. {named[:-1]}")
+    return form

@@ -1,0 +1,235 @@
+"""Multiplicative attention (Luong): scores by a dot product, by a matrix between the two, or by a small network."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Unpack
+
+from attnarray import checks
+from attnarray.attention.alignment.additive import AdditiveContext, additive_attention_bwd, attend_canonical
+from attnarray.attention.dot_product.projection import attend_by_dots, project, project_backward
+from attnarray.attention.dot_product.scaled_dot_product import SDPAContext, scaled_dot_product_attention_bwd
+from attnarray.attention.form import Form, sequence_form
+from attnarray.attention.options import ScoreOptions, check_arrays, known_options, scoring_of
+from attnarray.attention.sequences import narrow, wide
+from attnarray.backend import Array, namespace_of
+from attnarray.masks import Mask
+from attnarray.ops.linear import LinearContext
+
+SCORES = ("dot", "general", "concat")
+
+
+class MultiplicativeContext(NamedTuple):
+    """What the backward needs: the queries, the maps that the score has, and the context of the attention."""
+
+    query: Array
+    query_map: LinearContext | None
+    key_map: LinearContext | None
+    attention: SDPAContext | AdditiveContext
+
+
+class MultiplicativeGrads(NamedTuple):
+    query: Array
+    key: Array
+    value: Array
+    weight: Array | None
+    score_vector: Array | None
+    bias: Array | None
+
+
+def multiplicative_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    weight: Array | None = None,
+    score_vector: Array | None = None,
+    attn_mask: Array | Mask | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    score: str = "dot",
+    **options: Unpack[ScoreOptions],
+) -> Array:
+    r"""Luong's attention, with each of its three scores.
+
+    .. math::
+        o_i = \sum_j p_{ij} v_j, \qquad p_i = \mathrm{softmax}_j(\mathrm{scale}\; e_{ij} + b_{ij}), \qquad
+        e_{ij} = \begin{cases}
+            q_i \cdot k_j & \text{dot} \\
+            q_i^T W k_j & \text{general} \\
+            w^T \tanh(W [q_i; k_j]) & \text{concat}
+        \end{cases}
+
+    The paper's target state h_t is the query, its source state h_s the key and the value.
+
+    Parameters
+    ----------
+    query : (*batch, T, Dq) floating
+        float64, float32, float16 or bfloat16; the 16-bit types are computed in float32.
+    key : (*batch, S, Dk)
+        For "dot", Dk = Dq.
+    value : (*batch, S, Dv)
+    weight : (Dq, Dk) for "general", (A, Dq + Dk) for "concat"
+        W. The first Dq columns of that for "concat" act on the query: no pair of query and key is ever laid out.
+    score_vector : (A,), for "concat" alone
+        w, the paper's v_a.
+    attn_mask, dropout_p, is_causal, bias, window, q_offset, kv_lengths, softcap, rng, dropout_mask
+        As in `scaled_dot_product_attention`; there are no heads, so masks and biases broadcast to (*batch, T, S).
+    score : {"dot", "general", "concat"}
+    scale : float
+        1 by default, as in the paper, for "dot" too: 1 / sqrt(D) came with the Transformer.
+
+    Returns
+    -------
+    (*batch, T, Dv) of the dtype of query
+        A query for which nothing is allowed gives 0. Masked keys and values do not matter, even when they hold NaN.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, a weight is missing or has no place in that score, or an option is out of its range.
+    TypeError
+        If dtypes are not floating or differ, or the arrays come from different libraries.
+
+    Notes
+    -----
+    Easily confused: "concat" has no bias within its tanh, and is additive attention with one matrix where Bahdanau's
+    has two. The query here is the state *after* the decoder's step, Bahdanau's is that before it. What is often called
+    Luong attention is more than this: :math:`\tanh(W_c [c; h])` of the context and the state; see `combine` and
+    `layers.LuongAttention`.
+
+    References
+    ----------
+    Luong, Pham and Manning, "Effective approaches to attention-based neural machine translation", 2015,
+    arXiv:1508.04025.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> rng = np.random.default_rng(0)
+    >>> target, source, weight = (rng.standard_normal(shape) for shape in ((2, 5, 6), (2, 7, 8), (6, 8)))
+    >>> aa.multiplicative_attention(target, source, source, weight, score="general", kv_lengths=[7, 4]).shape
+    (2, 5, 8)
+    """
+    return multiplicative_attention_fwd(
+        query, key, value, weight, score_vector, attn_mask, dropout_p, is_causal, score=score, **options
+    )[0]
+
+
+def multiplicative_attention_fwd(
+    query: Array,
+    key: Array,
+    value: Array,
+    weight: Array | None = None,
+    score_vector: Array | None = None,
+    attn_mask: Array | Mask | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    score: str = "dot",
+    **options: Unpack[ScoreOptions],
+) -> tuple[Array, MultiplicativeContext]:
+    """`multiplicative_attention`, with the same options, and the context for its backward."""
+    known_options(options, ScoreOptions)
+    form = _checked(score, attn_mask, options, query, key, value, weight, score_vector)
+    q, k, v = wide(query), wide(key), wide(value)
+    query_map = key_map = None
+    attention: SDPAContext | AdditiveContext
+    if weight is not None and score_vector is not None:
+        Dq = query.shape[-1]
+        q, query_map = project(query, weight[:, :Dq])  # (*batch, T, A)
+        k, key_map = project(key, weight[:, Dq:])  # (*batch, S, A)
+        q, k, v, w = form.canonical(q), form.canonical(k), form.canonical(v), wide(score_vector)
+        scoring, bias_shape = scoring_of(q, k.shape[2], form, attn_mask, dropout_p, is_causal, options)
+        attention = attend_canonical(q, k, v, w, scoring, form, bias_shape)
+        out = form.restored(attention.out)
+    else:
+        if weight is not None:
+            q, query_map = project(query, weight.mT)  # (*batch, T, Dk)
+        out, attention = attend_by_dots(form, q, k, v, attn_mask, dropout_p, is_causal, options)
+    return narrow(out, query), MultiplicativeContext(query, query_map, key_map, attention)
+
+
+def multiplicative_attention_bwd(dout: Array, ctx: MultiplicativeContext) -> MultiplicativeGrads:
+    r"""The gradients of multiplicative attention; weights p are recomputed from the lse.
+
+    With :math:`de_{ij} = \mathrm{scale}\; p_{ij} (do_i \cdot v_j - do_i \cdot o_i)` and
+    :math:`dv_j = \sum_i p_{ij}\, do_i` in all three:
+
+    .. math::
+        \text{dot:} \quad & dq_i = \sum_j de_{ij} k_j, \quad dk_j = \sum_i de_{ij} q_i \\
+        \text{general:} \quad & dq_i = W \sum_j de_{ij} k_j, \quad dk_j = W^T \sum_i de_{ij} q_i, \quad
+        dW = \sum_{ij} de_{ij}\, q_i k_j^T \\
+        \text{concat:} \quad & dz_{ij} = de_{ij}\, w \odot (1 - h_{ij}^2), \quad dw = \sum_{ij} de_{ij} h_{ij}, \quad
+        dW = \sum_{ij} dz_{ij} [q_i; k_j]^T, \quad [dq_i; dk_j] = W^T \Bigl[\sum_j dz_{ij}; \sum_i dz_{ij}\Bigr]
+
+    where h = tanh(W [q; k]), and dq takes the columns of W for the query, dk those for the key.
+
+    Parameters
+    ----------
+    dout : the shape and dtype of the output
+    ctx : MultiplicativeContext
+
+    Returns
+    -------
+    MultiplicativeGrads
+        query, key, value, weight, score_vector, bias; None for what was not given.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> x = np.random.default_rng(0).standard_normal((2, 5, 4))
+    >>> out, ctx = aa.multiplicative_attention_fwd(x, x, x, np.eye(4), score="general")
+    >>> aa.multiplicative_attention_bwd(np.ones_like(out), ctx).weight.shape
+    (4, 4)
+    """
+    checks.context("ctx", ctx, MultiplicativeContext)
+    attention = ctx.attention
+    checks.cotangent(dout, tuple(attention.form.restored(attention.out).shape), ctx.query)
+    xp = namespace_of(dout)
+    dweight = dvector = None
+    grads: Any
+    if isinstance(attention, AdditiveContext):
+        grads = additive_attention_bwd(wide(dout), attention)
+        dvector = grads.score_vector
+    else:
+        grads = scaled_dot_product_attention_bwd(wide(dout), attention)
+    dquery, dkey = grads.query, grads.key
+    if ctx.query_map is not None:
+        of_query = project_backward(dquery, ctx.query_map)
+        dquery, dweight = of_query.x, of_query.weight.mT
+    if ctx.query_map is not None and ctx.key_map is not None:
+        of_key = project_backward(dkey, ctx.key_map, attention.scoring.hides())
+        dkey, dweight = of_key.x, xp.concat([of_query.weight, of_key.weight], axis=1)  # (A, Dq + Dk)
+    found = dquery, dkey, grads.value, dweight, dvector, grads.bias
+    return MultiplicativeGrads(*(narrow(grad, ctx.query) for grad in found))
+
+
+def _checked(
+    score: str, attn_mask: Any, options: Any, query: Array, key: Array, value: Array, weight: Any, score_vector: Any
+) -> Form:
+    """Check everything that is given, and tell the form of query, key and value."""
+    checks.one_of("score", score, SCORES)
+    checks.required(query=query, key=key, value=value)
+    given = {"weight": weight, "score_vector": score_vector}
+    needed = {"dot": (), "general": ("weight",), "concat": ("weight", "score_vector")}[score]
+    for name, array in given.items():
+        if array is None and name in needed:
+            raise ValueError(f"`{name}` is None, but the score '{score}' needs it. Give it, or choose another `score`.")
+        if array is not None and name not in needed:
+            raise ValueError(f"`{name}` is given, but the score '{score}' has none. Leave it out, or change `score`.")
+    check_arrays(attn_mask, options, query=query, key=key, value=value, **given)
+    form = sequence_form(query, key, value)
+    Dq, Dk = query.shape[-1], key.shape[-1]
+    named = checks.shapes(query=query, key=key, **given)[:-1]
+    if score == "dot" and Dq != Dk:
+        raise ValueError(
+            f"`key` has {Dk} features but `query` has {Dq}; for the score 'dot' they must match. Use score='general' "
+            f"with a weight (Dq, Dk). {named}."
+        )
+    if score == "general":
+        checks.shape("weight", weight, (Dq, Dk), f"(Dq, Dk) for the score 'general'. {named}")
+    if score == "concat":
+        A = (*weight.shape, 1)[0]
+        checks.shape("weight", weight, (A, Dq + Dk), f"(A, Dq + Dk) for the score 'concat'. {named}")
+        checks.shape("score_vector", score_vector, (A,), f"one number per row of `weight`. {named}")
+    return form

@@ -1,0 +1,250 @@
+"""Multi-head attention: every head attends by dot products of its own projections of the inputs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any, NamedTuple, Unpack
+
+from attnarray import checks, tree
+from attnarray.attention.dot_product.heads import HeadOptions, Params, checked_heads
+from attnarray.attention.dot_product.projection import attend_by_dots, project, project_backward
+from attnarray.attention.dot_product.scaled_dot_product import SDPAContext, scaled_dot_product_attention_bwd
+from attnarray.attention.form import Form
+from attnarray.attention.options import known_options
+from attnarray.attention.sequences import narrow, wide
+from attnarray.backend import Array, device_of, namespace_of
+from attnarray.masks import Mask
+from attnarray.ops.linear import LinearContext, LinearGrads
+from attnarray.ops.rotary import Rotary, RotaryContext, rotary_bwd, rotary_fwd
+
+
+class MultiHeadContext(NamedTuple):
+    """What the backward needs: the inputs, the weights, and the context of the attention of all heads; no weights p."""
+
+    query: LinearContext
+    key: LinearContext
+    value: LinearContext
+    attention: SDPAContext
+    out_weight: Array
+    out_has_bias: bool
+    rotary: tuple[RotaryContext, RotaryContext] | None  # of queries and of keys
+    has_key: bool
+    has_value: bool
+
+
+class MultiHeadGrads(NamedTuple):
+    query: Array
+    key: Array | None
+    value: Array | None
+    params: Params
+    bias: Array | None
+    sinks: Array | None
+
+
+def multi_head_attention(
+    query: Array,
+    key: Array | None = None,
+    value: Array | None = None,
+    params: Params | None = None,
+    attn_mask: Array | Mask | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    heads: int,
+    kv_heads: int | None = None,
+    rotary: Rotary | None = None,
+    **options: Unpack[HeadOptions],
+) -> Array:
+    r"""Multi-head attention: self-attention of `query`, or attention to another sequence or two.
+
+    .. math::
+        y_i = W_O\, [o^1_i; \dots; o^H_i] + b_O, \qquad
+        o^h_i = \sum_j \mathrm{softmax}_j\Bigl(\frac{q^h_i \cdot k^h_j}{\sqrt{D_k}}\Bigr)\, v^h_j, \qquad
+        q^h_i = W^h_Q x_i + b^h_Q, \quad k^h_j = W^h_K z_j + b^h_K, \quad v^h_j = W^h_V u_j + b^h_V
+
+    Parameters
+    ----------
+    query : (*batch, T, Eq) floating
+        x: what asks. float64, float32, float16 or bfloat16; the 16-bit types are computed in float32.
+    key : (*batch, S, Ek), optional
+        z: what is compared. The queries, unless given: self-attention.
+    value : (*batch, S, Ev), optional
+        u: what is summed. The keys, unless given.
+    params : dict
+        "query", "key", "value" and "out", each a dict of "weight" and, unless there is none, "bias". The weights are
+        (H Dk, Eq), (Hkv Dk, Ek), (Hkv Dv, Ev) and (E, H Dv), each bias has as many numbers as its weight rows. Any Dk,
+        any Dv; head h has the rows h Dk to (h + 1) Dk.
+    attn_mask, dropout_p, is_causal, scale, bias, window, q_offset, kv_lengths, softcap, sinks, rng, dropout_mask
+        As in `scaled_dot_product_attention`: masks and biases broadcast to (*batch, H, T, S), True = attend.
+    heads : int
+        H.
+    kv_heads : int, optional
+        Hkv: H by default, fewer for grouped heads, 1 for multi-query attention. Query head h uses key head
+        h // (H / Hkv).
+    rotary : Rotary, optional
+        Turns queries and keys of each head by their positions, i + q_offset and j, before they meet: `rotary` says how.
+
+    Returns
+    -------
+    (*batch, T, E) of the dtype of query
+        b_O for a query for which nothing is allowed. Masked keys and values do not matter, even when they hold NaN.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, or an option is out of its range; the message names the entry of `params`.
+    TypeError
+        If dtypes are not floating or differ, or the arrays come from different libraries.
+
+    Notes
+    -----
+    `torch.nn.MultiheadAttention` in these terms: its `in_proj_weight` is the weights of query, key and value, one above
+    the other; its boolean masks are True where a key is *hidden*, so `attn_mask=~attn_mask`, for each batch and head
+    reshaped to (*batch, H, T, S), and `~key_padding_mask[:, None, None, :]`; its averaged weights are
+    `attention_weights(ctx).mean(-3)`; its `add_zero_attn` is `sinks=zeros(H)`. Its `add_bias_kv`, a key and a value of
+    their own for each head, has no option here: `merge_partials` joins the attention to them with that to the rest.
+
+    Often confused: D_k in the scale is the width of one head, not that of the model. The bias of the keys moves all
+    scores of a query alike, so without sinks and softcap it changes nothing. Queries past the length of a padded
+    sequence are queries like others; leave what they give out of the loss.
+
+    References
+    ----------
+    Vaswani et al., "Attention is all you need", 2017, arXiv:1706.03762. Multi-query: arXiv:1911.02150. Grouped heads:
+    arXiv:2305.13245.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> params = aa.layers.MultiHeadAttention(dim=16, heads=4).init(aa.Philox(0))
+    >>> x = np.random.default_rng(0).standard_normal((2, 5, 16), np.float32)
+    >>> aa.multi_head_attention(x, params=params, heads=4, is_causal=True).shape
+    (2, 5, 16)
+    """
+    return multi_head_attention_fwd(
+        query, key, value, params, attn_mask, dropout_p, is_causal, heads=heads, kv_heads=kv_heads, rotary=rotary,
+        **options,
+    )[0]  # fmt: skip
+
+
+def multi_head_attention_fwd(
+    query: Array,
+    key: Array | None = None,
+    value: Array | None = None,
+    params: Params | None = None,
+    attn_mask: Array | Mask | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    heads: int,
+    kv_heads: int | None = None,
+    rotary: Rotary | None = None,
+    **options: Unpack[HeadOptions],
+) -> tuple[Array, MultiHeadContext]:
+    """`multi_head_attention`, with the same options, and the context for its backward."""
+    known_options(options, HeadOptions)
+    has_key, has_value = key is not None, value is not None
+    key = query if key is None else key
+    value = key if value is None else value
+    batch, kv_heads, params = checked_heads(query, key, value, params, heads, kv_heads, attn_mask, options)
+    q, query_ctx = project(query, **params["query"])
+    k, key_ctx = project(key, **params["key"])
+    v, value_ctx = project(value, **params["value"])
+    q, k, v = _split(q, heads), _split(k, kv_heads), _split(v, kv_heads)  # (*batch, T, H, D)
+    turned = None
+    if rotary is not None:
+        (q, of_query), (k, of_key) = turn_both(q, k, rotary, options.get("q_offset", 0), len(batch))
+        turned = of_query, of_key
+    form, scale = Form(q.ndim, "BTHD", batch, True), 1.0 / math.sqrt(q.shape[-1] or 1)
+    out, attention = attend_by_dots(form, q, k, v, attn_mask, dropout_p, is_causal, options, scale)
+    out, out_ctx = project(_joined(out), **params["out"])
+    ctx = MultiHeadContext(
+        query_ctx, key_ctx, value_ctx, attention, out_ctx.weight, out_ctx.has_bias, turned, has_key, has_value
+    )
+    return narrow(out, query), ctx
+
+
+def multi_head_attention_bwd(dout: Array, ctx: MultiHeadContext) -> MultiHeadGrads:
+    r"""The gradients of multi-head attention, by those of the projections and of dot-product attention.
+
+    .. math::
+        dW_O = \sum_i dy_i\, [o^1_i; \dots; o^H_i]^T, \qquad [do^1_i; \dots; do^H_i] = W_O^T dy_i
+
+    and from do by `scaled_dot_product_attention_bwd` dq, dk and dv, of which
+
+    .. math::
+        dx_i = W_Q^T dq_i, \quad dz_j = W_K^T dk_j, \quad du_j = W_V^T dv_j, \qquad
+        dW_Q = \sum_i dq_i x_i^T, \quad dW_K = \sum_j dk_j z_j^T, \quad dW_V = \sum_j dv_j u_j^T
+
+    with dq and dk turned back first where there is a rotation. The gradient of a bias b is the sum without x, z or u.
+    What was left out adds its gradient to what stood in for it: without `key`, dx + dz + du is the gradient of `query`.
+
+    Parameters
+    ----------
+    dout : the shape and dtype of the output
+    ctx : MultiHeadContext
+
+    Returns
+    -------
+    MultiHeadGrads
+        query, key, value, params (a tree like `params`), bias, sinks; None for what was not given.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> params = aa.layers.MultiHeadAttention(dim=16, heads=4, kv_heads=2).init(aa.Philox(0))
+    >>> x = np.random.default_rng(0).standard_normal((2, 5, 16), np.float32)
+    >>> out, ctx = aa.multi_head_attention_fwd(x, params=params, heads=4, kv_heads=2)
+    >>> aa.multi_head_attention_bwd(np.ones_like(out), ctx).params["key"]["weight"].shape
+    (8, 16)
+    """
+    checks.context("ctx", ctx, MultiHeadContext)
+    attention = ctx.attention
+    checks.cotangent(dout, (*ctx.query.x.shape[:-1], ctx.out_weight.shape[0]), ctx.query.x)
+    heads = _joined(attention.form.restored(attention.out))  # (*batch, T, H Dv)
+    out = project_backward(wide(dout), LinearContext(heads, ctx.out_weight, ctx.out_has_bias))
+    grads = scaled_dot_product_attention_bwd(_split(out.x, attention.q.shape[1]), attention)
+    dq, dk, hides = grads.query, grads.key, attention.scoring.hides()
+    if ctx.rotary is not None:
+        dq, dk = (rotary_bwd(grad, of).x for grad, of in zip((dq, dk), ctx.rotary, strict=True))
+    query = project_backward(_joined(dq), ctx.query)
+    key = project_backward(_joined(dk), ctx.key, hides)
+    value = project_backward(_joined(grads.value), ctx.value, hides)
+    dquery, dkey, dvalue = query.x, key.x, value.x
+    dkey = dkey if ctx.has_value else dkey + dvalue
+    dquery = dquery if ctx.has_key else dquery + dkey
+    params = {name: _entries(part) for name, part in (("query", query), ("key", key), ("value", value), ("out", out))}
+    dkey, dvalue = dkey if ctx.has_key else None, dvalue if ctx.has_value else None
+    found = MultiHeadGrads(dquery, dkey, dvalue, params, grads.bias, grads.sinks)
+    narrowed: MultiHeadGrads = tree.map(lambda grad: narrow(grad, ctx.query.x), found)
+    return narrowed
+
+
+def turn_both(
+    q: Array, k: Array, rotary: Rotary, q_offset: Any, batch_axes: int
+) -> list[tuple[Array, RotaryContext]]:  # fmt: skip
+    """Queries (*batch, T, H, D) and keys turned by their positions, each with its context."""
+    if not isinstance(rotary, Rotary):
+        raise TypeError(f"`rotary` is {checks.shown(rotary)}, expected attnarray.Rotary(...).")
+    xp, options = namespace_of(q), {**asdict(rotary), "layout": "BTHD"}
+    offset = checks.beside("q_offset", checks.integers("q_offset", q_offset), "query", q)
+    if isinstance(offset, int):
+        return [rotary_fwd(q, offset=offset, **options), rotary_fwd(k, **options)]
+    first = xp.reshape(offset, (*offset.shape, *[1] * (batch_axes + 1 - offset.ndim)))  # (*batch, 1)
+    positions = first + xp.arange(q.shape[-3], dtype=offset.dtype, device=device_of(q))
+    return [rotary_fwd(q, positions, **options), rotary_fwd(k, **options)]
+
+
+def _split(x: Array, heads: int) -> Array:
+    """(*batch, T, H D) -> (*batch, T, H, D)."""
+    return namespace_of(x).reshape(x, (*x.shape[:-1], heads, x.shape[-1] // heads))
+
+
+def _joined(x: Array) -> Array:
+    """(*batch, T, H, D) -> (*batch, T, H D)."""
+    return namespace_of(x).reshape(x, (*x.shape[:-2], x.shape[-2] * x.shape[-1]))
+
+
+def _entries(grads: LinearGrads) -> dict[str, Any]:
+    return {"weight": grads.weight} if grads.bias is None else {"weight": grads.weight, "bias": grads.bias}

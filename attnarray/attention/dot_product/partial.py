@@ -1,0 +1,235 @@
+"""Attention over a part of the keys, and the merge of the parts: the seam for split, ring and tree attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Unpack
+
+import attnarray.attention.dot_product.scaled_dot_product as whole
+from attnarray import checks
+from attnarray.attention.core import attend
+from attnarray.attention.dot_product.arguments import Options, problem_of
+from attnarray.backend import Array, accumulator_dtype, namespace_of
+from attnarray.masks import Mask
+
+
+class Partial(NamedTuple):
+    """The result over a part of the keys: its own output and lse, which say how much it counts in the whole.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> part = aa.attention_partial(*np.zeros((3, 1, 2, 4, 8)))
+    >>> part.out.shape, part.lse.shape
+    ((1, 2, 4, 8), (1, 2, 4))
+    """
+
+    out: Array  # (*batch, H, T, Dv)
+    lse: Array  # (*batch, H, T)
+
+
+def attention_partial(
+    query: Array,
+    key: Array,
+    value: Array,
+    attn_mask: Array | Mask | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    kv_offset: int = 0,
+    **options: Unpack[Options],
+) -> Partial:
+    r"""Attention of all queries over some of the keys.
+
+    .. math:: o_i = \sum_{j \in \mathrm{part}} e^{s_{ij} - \mathrm{lse}_i} v_j, \qquad
+        \mathrm{lse}_i = \log \sum_{j \in \mathrm{part}} e^{s_{ij}}
+
+    Parameters
+    ----------
+    query, key, value, attn_mask, dropout_p, is_causal, **options
+        As in `scaled_dot_product_attention`. Arrays over keys (key, value, attn_mask, bias) hold the part only;
+        positions and lengths (q_offset, kv_lengths, window, causal) count in the whole. Give `sinks` to one part only.
+    kv_offset : int
+        The position of the part's first key in the whole.
+
+    Returns
+    -------
+    Partial
+        out (*batch, H, T, Dv) and lse (*batch, H, T); queries that see no key of the part have 0 and -inf.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `scaled_dot_product_attention`; also for a negative `kv_offset`.
+
+    References
+    ----------
+    Milakov and Gimelshein, arXiv:1805.02867; ring attention: Liu et al., arXiv:2310.01889.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> q, k, v = np.random.default_rng(0).standard_normal((3, 1, 2, 6, 8))
+    >>> parts = [aa.attention_partial(q, k[:, :, n : n + 3], v[:, :, n : n + 3], kv_offset=n) for n in (0, 3)]
+    >>> bool(np.allclose(aa.merge_partials(parts).out, aa.scaled_dot_product_attention(q, k, v)))
+    True
+    """
+    return attention_partial_fwd(
+        query, key, value, attn_mask, dropout_p, is_causal, kv_offset=kv_offset, **options
+    )[0]  # fmt: skip
+
+
+def attention_partial_fwd(
+    query: Array,
+    key: Array,
+    value: Array,
+    attn_mask: Array | Mask | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    kv_offset: int = 0,
+    **options: Unpack[Options],
+) -> tuple[Partial, whole.SDPAContext]:
+    """`attention_partial` and its context, which is that of `scaled_dot_product_attention`."""
+    q, k, v, scoring, form, bias_shape = problem_of(
+        query, key, value, attn_mask, dropout_p, is_causal, kv_offset=kv_offset, **options
+    )
+    out, lse = attend(q, k, v, scoring)
+    ctx = whole.SDPAContext(q, k, v, out, lse, scoring, form, bias_shape)
+    return Partial(form.restored(out), form.restored_rows(lse)), ctx
+
+
+def attention_partial_bwd(dout: Partial, ctx: whole.SDPAContext, merged: Partial | None = None) -> whole.SDPAGrads:
+    r"""The gradients of a part.
+
+    With :math:`\delta_i = do_i \cdot o_i - d\mathrm{lse}_i` all else is as in `scaled_dot_product_attention_bwd`.
+
+    Parameters
+    ----------
+    dout : Partial
+        The cotangents of out and lse (lse may be None).
+    ctx : SDPAContext
+    merged : Partial, optional
+        The merged result of all parts. Then `dout` is the cotangent of that result, and the gradients are those of the
+        whole with respect to this part: add those of the query over the parts. Saves `merge_partials_bwd`.
+    """
+    dout = _partial("dout", dout)
+    checks.context("ctx", ctx, whole.SDPAContext)
+    if merged is not None:
+        merged = _partial("merged", merged)
+        checks.shape("merged.lse", merged.lse, tuple(ctx.form.restored_rows(ctx.lse).shape), "the shape of its lse")
+        out = ctx.form.canonical(merged.out)
+        checks.shape("merged.out", out, tuple(ctx.out.shape), "the shape of this part's output")
+        ctx = ctx._replace(out=out, lse=namespace_of(merged.lse).reshape(merged.lse, ctx.lse.shape))
+    return whole.scaled_dot_product_attention_bwd(dout.out, ctx, dout.lse)
+
+
+class MergeContext(NamedTuple):
+    partials: tuple[Partial, ...]
+    weights: tuple[Array, ...]  # (*batch, H, T) each
+    out: Array
+    layout: str
+
+
+class MergeGrads(NamedTuple):
+    partials: tuple[Partial, ...]
+
+
+def merge_partials(partials: Sequence[Partial], *, layout: str = "BHTD") -> Partial:
+    r"""The attention over all keys from the attention over parts of them.
+
+    .. math:: \mathrm{lse} = \log \sum_n e^{\mathrm{lse}_n}, \qquad w_n = e^{\mathrm{lse}_n - \mathrm{lse}}, \qquad
+        o = \sum_n w_n o_n
+
+    Parameters
+    ----------
+    partials : sequence of Partial
+        Equal shapes; at least one. The order does not matter beyond rounding.
+    layout : {"BHTD", "BTHD"}
+        That of the outputs.
+
+    Returns
+    -------
+    Partial
+        So that merges can be merged. Where all lse are -inf the output is 0.
+
+    Raises
+    ------
+    ValueError
+        If there is no part, or shapes differ.
+    TypeError
+        If the parts are not floating, differ in dtype or come from different libraries.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> part = aa.attention_partial(*np.ones((3, 1, 1, 2, 4)))
+    >>> aa.merge_partials([part]).out.shape
+    (1, 1, 2, 4)
+    """
+    return merge_partials_fwd(partials, layout=layout)[0]
+
+
+def merge_partials_fwd(partials: Sequence[Partial], *, layout: str = "BHTD") -> tuple[Partial, MergeContext]:
+    """`merge_partials` and the context for its backward."""
+    checks.one_of("layout", layout, ("BHTD", "BTHD"))
+    if isinstance(partials, Partial) or not isinstance(partials, Iterable):
+        raise TypeError("`partials` must be a sequence of Partial(out, lse): merge_partials([part, ...]).")
+    parts = tuple(_partial(f"partials[{n}]", part) for n, part in enumerate(partials))
+    if not parts:
+        raise ValueError("`partials` is empty, expected at least one Partial(out, lse).")
+    rows = tuple(parts[0].out.shape[:-1])  # (*batch, H, T), or (*batch, T, H)
+    rows = (*rows[:-2], rows[-1], rows[-2]) if layout == "BTHD" else rows
+    checks.shape("partials[0].lse", parts[0].lse, rows, "one number for each row of its out")
+    for part in parts[1:]:
+        checks.shape("out", part.out, tuple(parts[0].out.shape), "all parts have the same shape")
+        checks.shape("lse", part.lse, tuple(parts[0].lse.shape), "all parts have the same shape")
+    xp = namespace_of(*(array for part in parts for array in part))
+    checks.floating(**{f"partials[{n}].out": part.out for n, part in enumerate(parts)})
+    checks.floating(**{f"partials[{n}].lse": part.lse for n, part in enumerate(parts)})
+    lses = xp.stack([part.lse for part in parts])
+    lses = xp.astype(lses, accumulator_dtype(xp, lses.dtype), copy=False)
+    largest = xp.max(lses, axis=0)
+    largest = xp.where(xp.isfinite(largest), largest, 0.0)
+    exps = xp.exp(lses - largest)
+    total = xp.sum(exps, axis=0)
+    nonzero = xp.where(total == 0, 1.0, total)
+    weights = tuple(exps[n, ...] / nonzero for n in range(len(parts)))
+    out = _weighted(weights[0], parts[0].out, layout)
+    for weight, part in zip(weights[1:], parts[1:], strict=True):
+        out = out + _weighted(weight, part.out, layout)
+    lse = xp.where(total == 0, lses[0, ...], largest + xp.log(nonzero))
+    merged = Partial(xp.astype(out, parts[0].out.dtype), lse)
+    return merged, MergeContext(parts, weights, merged.out, layout)
+
+
+def merge_partials_bwd(dout: Partial, ctx: MergeContext) -> MergeGrads:
+    r"""The gradients of the merge.
+
+    .. math:: do_n = w_n\, do, \qquad d\mathrm{lse}_n = w_n \bigl(do \cdot (o_n - o) + d\mathrm{lse}\bigr)
+    """
+    dout = _partial("dout", dout)
+    checks.shape("dout.out", dout.out, tuple(ctx.out.shape), "the shape of the output")
+    xp = namespace_of(dout.out, dout.lse, ctx.out)
+    grads = []
+    for weight, part in zip(ctx.weights, ctx.partials, strict=True):
+        wide = weight.dtype
+        change = xp.astype(part.out, wide) - xp.astype(ctx.out, wide)
+        dlse = xp.sum(xp.astype(dout.out, wide) * change, axis=-1)
+        dlse = xp.matrix_transpose(dlse) if ctx.layout == "BTHD" else dlse  # (*batch, T, H) -> (*batch, H, T)
+        dlse = weight * (dlse if dout.lse is None else dlse + dout.lse)
+        dout_n = _weighted(weight, dout.out, ctx.layout)
+        grads.append(Partial(xp.astype(dout_n, part.out.dtype), xp.astype(dlse, part.lse.dtype)))
+    return MergeGrads(tuple(grads))
+
+
+def _partial(name: str, value: Any) -> Partial:
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise TypeError(f"`{name}` is {checks.shown(value)}, expected a Partial(out, lse).")
+    return Partial(*value)
+
+
+def _weighted(weight: Array, out: Array, layout: str) -> Any:
+    xp = namespace_of(out)
+    weight = xp.matrix_transpose(weight) if layout == "BTHD" else weight
+    return weight[..., None] * xp.astype(out, weight.dtype)

@@ -1,0 +1,60 @@
+"""What mechanisms share that map their inputs before they attend: linear maps, and dot products of what these give.
+
+Results stay in the dtype that sums are kept in, so that 16-bit floats are rounded once, in what the caller gets.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attnarray.attention.core import attend
+from attnarray.attention.dot_product.scaled_dot_product import SDPAContext
+from attnarray.attention.form import Form
+from attnarray.attention.options import scoring_of
+from attnarray.attention.sequences import wide
+from attnarray.backend import Array, namespace_of
+from attnarray.masks import Mask
+from attnarray.ops.linear import LinearContext, LinearGrads, linear_bwd, linear_fwd
+
+
+def project(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, LinearContext]:
+    """x W^T + b in the dtype of sums, and a context that holds the arguments as they were given."""
+    out, _ = linear_fwd(wide(x), wide(weight), None if bias is None else wide(bias))
+    return out, LinearContext(x, weight, bias is not None)
+
+
+def project_backward(dout: Array, ctx: LinearContext, hides: bool = False) -> LinearGrads:
+    """The gradients of `project`, in the dtype of sums as `dout` is.
+
+    With `hides`, rows of x whose gradient is 0 do not matter: a mask may hide them, and they may hold NaN.
+    """
+    x = _used_rows(wide(ctx.x), dout) if hides else wide(ctx.x)
+    return linear_bwd(dout, ctx._replace(x=x, weight=wide(ctx.weight)))
+
+
+def _used_rows(x: Array, dout: Array) -> Array:
+    """x (..., N); if not all of it is finite, with 0 in the rows where `dout` (..., M) is 0."""
+    xp = namespace_of(x, dout)
+    if bool(xp.all(xp.isfinite(x))):
+        return x
+    return xp.where(xp.any(dout != 0, axis=-1)[..., None], x, 0.0)
+
+
+def attend_by_dots(
+    form: Form,
+    query: Array,
+    key: Array,
+    value: Array,
+    attn_mask: Array | Mask | None,
+    dropout_p: float,
+    is_causal: bool,
+    options: Any,
+    default_scale: float = 1.0,
+) -> tuple[Array, SDPAContext]:
+    """Dot-product attention of arrays in any form that were checked; its backward is that of SDPA."""
+    q, k, v = form.canonical(query), form.canonical(key), form.canonical(value)
+    scoring, bias_shape = scoring_of(
+        q, k.shape[2], form, attn_mask, dropout_p, is_causal, options, default_scale=default_scale
+    )
+    out, lse = attend(q, k, v, scoring)
+    return form.restored(out), SDPAContext(q, k, v, out, lse, scoring, form, bias_shape)

@@ -1,0 +1,225 @@
+"""Scaled dot-product attention: softmax(q k^T / sqrt(D)) v with everything that its relatives add, in one contract."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Unpack
+
+from attnarray import checks
+from attnarray.attention.core import attend, attend_backward, dot_products
+from attnarray.attention.dot_product.arguments import Form, Options, plain_problem, problem_of
+from attnarray.attention.scoring import Scoring
+from attnarray.backend import Array, namespace_of
+from attnarray.masks import Mask
+from attnarray.random import Philox
+
+
+class SDPAContext(NamedTuple):
+    """What the backward needs: the canonical inputs (B, H, T, D), the output and the lse; no weights."""
+
+    q: Array
+    k: Array
+    v: Array
+    out: Array
+    lse: Array
+    scoring: Scoring
+    form: Form
+    bias_shape: tuple[int, ...] | None
+
+    def dots(self, start: int, stop: int) -> Array:
+        """The dot products of the queries [start, stop) again: (B, H, rows, S)."""
+        xp = namespace_of(self.q)
+        q = xp.astype(self.q[:, :, start:stop, :], self.lse.dtype)
+        return dot_products(q, xp.astype(self.k, self.lse.dtype))
+
+
+class SDPAGrads(NamedTuple):
+    query: Array
+    key: Array
+    value: Array
+    bias: Array | None
+    sinks: Array | None
+
+
+def scaled_dot_product_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    attn_mask: Array | Mask | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    bias: Array | None = None,
+    window: tuple[int | None, int | None] | None = None,
+    q_offset: Any = 0,
+    kv_lengths: Any = None,
+    softcap: float | None = None,
+    sinks: Array | None = None,
+    rng: Philox | int | None = None,
+    dropout_mask: Array | None = None,
+    enable_gqa: bool | None = None,
+    layout: str = "BHTD",
+) -> Array:
+    r"""Scaled dot-product attention.
+
+    .. math::
+        o_i = \sum_j p_{ij} v_j, \qquad p_{ij} = \frac{e^{s_{ij}}}{e^{z} + \sum_{j'} e^{s_{ij'}}}, \qquad
+        s_{ij} = c \tanh\Bigl(\frac{\mathrm{scale}\; q_i \cdot k_j}{c}\Bigr) + b_{ij}
+
+    over the keys j that every mask allows. Without softcap, s = scale q k + b; without a sink, the term e^z is absent.
+    The order is fixed: scale, softcap, bias, mask, softmax, dropout, times value.
+
+    Parameters
+    ----------
+    query : (*batch, H, T, D) floating
+        float64, float32, float16 or bfloat16; the 16-bit types are accumulated in float32. Also (B, T, D) and (T, D),
+        which have no head axis.
+    key : (*batch, Hkv, S, D)
+        H must be a multiple of Hkv; query head h uses key head h // (H / Hkv).
+    value : (*batch, Hkv, S, Dv)
+    attn_mask : bool array, float array or Mask, optional
+        Broadcasts, right-aligned, to (*batch, H, T, S). Boolean: True = attend. Floating: the same as `bias`.
+    dropout_p : float
+        Probability that a weight is set to 0; the others are multiplied by 1 / (1 - p). Needs `rng` or `dropout_mask`.
+    is_causal : bool
+        Only keys j <= i + q_offset.
+    scale : float, optional
+        1 / sqrt(D) by default.
+    bias : (*batch, H, T, S) or broadcastable to it, optional
+        Added to the scores; differentiable. -inf masks.
+    window : (left, right), optional
+        Only keys with i + q_offset - left <= j <= i + q_offset + right; None = unbounded.
+    q_offset : int or (*batch,) int
+        The position of the first query. S - T aligns the last query with the last key, as in decoding with a cache.
+    kv_lengths : int or (*batch,) int, optional
+        Keys at j >= length do not exist.
+    softcap : float, optional
+        Bound c of the scores, before the bias.
+    sinks : (H,), optional
+        The logit z of each head that takes part in the softmax's sum and has no value; differentiable.
+    rng : Philox or int, optional
+        The seed of the dropout; the same seed gives the same mask on every backend.
+    dropout_mask : bool, broadcastable to (*batch, H, T, S), optional
+        True = keep; instead of `rng`.
+    enable_gqa : bool, optional
+        Accepted for code written for PyTorch; grouped heads are seen from the shapes.
+    layout : {"BHTD", "BTHD"}
+        With "BTHD" query is (*batch, T, H, D), and key, value and the result likewise.
+
+    Returns
+    -------
+    (*batch, H, T, Dv) of the dtype of query
+        A query for which nothing is allowed gives 0. Masked keys and values do not matter, even when they hold NaN.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, or an option is out of its range.
+    TypeError
+        If dtypes are not floating or differ, or the arrays come from different libraries.
+
+    Notes
+    -----
+    All constraints (attn_mask, is_causal, window, kv_lengths) intersect. `is_causal` with T != S and q_offset = 0
+    aligns the first query with the first key, as in PyTorch and JAX; FlashAttention aligns the last ones.
+
+    References
+    ----------
+    Vaswani et al., "Attention is all you need", 2017, arXiv:1706.03762. Grouped heads: arXiv:2305.13245. Softcap:
+    arXiv:2408.00118. Sinks: arXiv:2309.17453. The backward by recomputation: arXiv:2205.14135.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> rng = np.random.default_rng(0)
+    >>> q, k, v = rng.standard_normal((3, 2, 8, 5, 64), dtype=np.float32)
+    >>> aa.scaled_dot_product_attention(q, k, v, is_causal=True).shape
+    (2, 8, 5, 64)
+    """
+    if (
+        bias is window is kv_lengths is softcap is sinks is rng is dropout_mask is None
+        and type(layout) is str
+        and layout == "BHTD"
+    ):
+        plain = plain_problem(query, key, value, attn_mask, dropout_p, is_causal, scale, q_offset)
+        if plain is not None:
+            return attend(*plain[:4])[0]
+    return scaled_dot_product_attention_fwd(
+        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, bias=bias, window=window, q_offset=q_offset,
+        kv_lengths=kv_lengths, softcap=softcap, sinks=sinks, rng=rng, dropout_mask=dropout_mask, enable_gqa=enable_gqa,
+        layout=layout,
+    )[0]  # fmt: skip
+
+
+def scaled_dot_product_attention_fwd(
+    query: Array,
+    key: Array,
+    value: Array,
+    attn_mask: Array | Mask | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **options: Unpack[Options],
+) -> tuple[Array, SDPAContext]:
+    """`scaled_dot_product_attention`, with the same options, and the context for its backward.
+
+    `ctx.lse` is log sum_j e^s, sink included, as (B, H, T) in the accumulator's dtype.
+    """
+    plain = None if options else plain_problem(query, key, value, attn_mask, dropout_p, is_causal)
+    q, k, v, scoring, form, bias_shape = plain or problem_of(
+        query, key, value, attn_mask, dropout_p, is_causal, **options
+    )
+    out, lse = attend(q, k, v, scoring)
+    return form.restored(out), SDPAContext(q, k, v, out, lse, scoring, form, bias_shape)
+
+
+def scaled_dot_product_attention_bwd(dout: Array, ctx: SDPAContext, dlse: Array | None = None) -> SDPAGrads:
+    r"""The gradients of attention; the weights are recomputed from q, k and the lse.
+
+    .. math::
+        dv_j = \sum_i p_{ij}\, do_i, \quad
+        \delta_i = do_i \cdot o_i - d\mathrm{lse}_i, \quad
+        ds_{ij} = p_{ij} (do_i \cdot v_j - \delta_i), \quad
+        db = ds, \quad dz = -\sum_i p_{iz} \delta_i
+
+    .. math::
+        g_{ij} = \mathrm{scale}\; ds_{ij} \bigl(1 - \tanh^2(\cdot)\bigr), \quad
+        dq_i = \sum_j g_{ij} k_j, \quad dk_j = \sum_i g_{ij} q_i
+
+    With dropout, p in dv and do v in ds carry the factor keep / (1 - p). Gradients of key and value sum over the query
+    heads of their group, that of the bias over the axes that it broadcasts over.
+
+    Parameters
+    ----------
+    dout : the shape and dtype of the output
+    ctx : SDPAContext
+    dlse : (*batch, H, T), optional
+        A cotangent of the lse, for losses that use it.
+
+    Returns
+    -------
+    SDPAGrads
+        query, key, value, bias, sinks; None for what was not given.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> q, k, v = np.random.default_rng(0).standard_normal((3, 1, 2, 4, 8))
+    >>> out, ctx = aa.scaled_dot_product_attention_fwd(q, k, v)
+    >>> aa.scaled_dot_product_attention_bwd(np.ones_like(out), ctx).query.shape
+    (1, 2, 4, 8)
+    """
+    checks.context("ctx", ctx, SDPAContext)
+    form = ctx.form
+    checks.shape("dout", dout, tuple(form.restored(ctx.out).shape), "the shape of the output")
+    checks.floating(dout=dout, query=ctx.q)
+    if dlse is not None:
+        checks.shape("dlse", dlse, tuple(form.restored_rows(ctx.lse).shape), "the shape of the lse")
+    checks.namespace(dout=dout, dlse=dlse, query=ctx.q)
+    if dlse is not None:
+        dlse = namespace_of(dlse).reshape(dlse, ctx.lse.shape)
+    dq, dk, dv, dbias, dsinks = attend_backward(
+        form.canonical(dout), dlse, ctx.q, ctx.k, ctx.v, ctx.out, ctx.lse, ctx.scoring
+    )
+    if dbias is not None and ctx.bias_shape is not None:
+        dbias = form.restored_bias(dbias, ctx.bias_shape)
+    return SDPAGrads(form.restored(dq), form.restored(dk), form.restored(dv), dbias, dsinks)

@@ -1,0 +1,1 @@
+"""Scores and windows that depend on where a key stands."""

@@ -1,0 +1,296 @@
+"""Local attention (Luong): a window of keys around one position per query, which moves on or is predicted."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypedDict, Unpack
+
+from attnarray import checks
+from attnarray.attention.dot_product.projection import attend_by_dots, project, project_backward
+from attnarray.attention.dot_product.scaled_dot_product import SDPAContext, scaled_dot_product_attention_bwd
+from attnarray.attention.form import Form, sequence_form
+from attnarray.attention.options import check_arrays, known_options, scoring_of
+from attnarray.attention.positional.local_core import AroundContext, attend_around, attend_around_backward
+from attnarray.attention.positional.local_position import PositionContext, predicted, predicted_backward
+from attnarray.attention.scoring import Scoring
+from attnarray.attention.sequences import narrow, wide
+from attnarray.backend import Array, namespace_of
+from attnarray.masks import LARGEST_POSITION, Mask
+from attnarray.ops.linear import LinearContext
+from attnarray.random import Philox
+
+ALIGNMENTS = ("monotonic", "predictive")
+
+
+class LocalOptions(TypedDict, total=False):
+    """The keyword-only options: all of `ScoreOptions` but its window, which here is one number."""
+
+    scale: float | None
+    bias: Array | None
+    q_offset: Any
+    kv_lengths: Any
+    softcap: float | None
+    rng: Philox | int | None
+    dropout_mask: Array | None
+
+
+class LocalContext(NamedTuple):
+    """What the backward needs: the queries, the map of the score, the predicted positions, and the attention."""
+
+    query: Array
+    query_map: LinearContext | None
+    position: PositionContext | None
+    attention: SDPAContext | AroundContext
+
+
+class LocalGrads(NamedTuple):
+    query: Array
+    key: Array
+    value: Array
+    position_weight: Array | None
+    position_vector: Array | None
+    weight: Array | None
+    bias: Array | None
+
+
+def local_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    position_weight: Array | None = None,
+    position_vector: Array | None = None,
+    attn_mask: Array | Mask | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    window: int,
+    alignment: str = "monotonic",
+    sigma: float | None = None,
+    weight: Array | None = None,
+    **options: Unpack[LocalOptions],
+) -> Array:
+    r"""Luong's local attention: each query sees the keys within `window` of one position, and no others.
+
+    .. math::
+        \text{monotonic:} \quad & o_i = \sum_{|j - c_i| \le w} p_{ij} v_j, \qquad c_i = i \\
+        \text{predictive:} \quad & o_i = \sum_{|j - c_i| \le w} p_{ij}\, e^{-(j - c_i)^2 / 2 \sigma^2}\, v_j, \qquad
+        c_i = L\, \mathrm{sigmoid}\bigl(v_p \cdot \tanh(W_p q_i)\bigr)
+
+    with p the softmax over the keys of the window that every mask allows, of the scores q k or q W k. L is the number
+    of keys that exist, not the padded one. The Gaussian stands outside the softmax and nothing is normalised again:
+    the weights of a row sum to less than 1. Time and memory grow with T w, not with T S.
+
+    Parameters
+    ----------
+    query : (*batch, T, Dq) floating
+        The paper's h_t: float64, float32, float16 or bfloat16; the 16-bit types are computed in float32.
+    key : (*batch, S, Dk)
+        Dk = Dq without a `weight`.
+    value : (*batch, S, Dv)
+    position_weight : (A, Dq), for "predictive" alone
+        W_p.
+    position_vector : (A,), for "predictive" alone
+        v_p.
+    attn_mask, dropout_p, is_causal, bias, q_offset, kv_lengths, softcap, rng, dropout_mask
+        As in `scaled_dot_product_attention`; there are no heads, so masks and biases broadcast to (*batch, T, S).
+        All of them, and the window, must allow a key. `q_offset` moves the windows of "monotonic".
+    window : int
+        w, the paper's D: how many keys a query sees on either side of its position.
+    alignment : {"monotonic", "predictive"}
+        The paper's local-m and local-p.
+    sigma : float, for "predictive" alone
+        Standard deviation of the Gaussian in keys, w / 2 by default.
+    weight : (Dq, Dk), optional
+        W of the paper's score "general"; without it the score is "dot".
+    scale : float
+        1 by default, as in the paper.
+
+    Returns
+    -------
+    (*batch, T, Dv) of the dtype of query
+        A query for which nothing is allowed gives 0. Masked keys and values do not matter, even when they hold NaN.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, the window is below 1, sigma not above 0, an array or sigma is missing or has no place
+        in that alignment, or an option is out of its range.
+    TypeError
+        If dtypes are not floating or differ, or the arrays come from different libraries.
+
+    Notes
+    -----
+    Keys stand at 0 to S - 1, as everywhere in this library, and a predicted position lies between 0 and L: the paper
+    does not say where it counts from. The position has a gradient through the Gaussian; as it passes an integer, a key
+    enters the window at one edge and another leaves at the other, a step whose gradient is taken to be 0. The step is
+    small: at an edge the Gaussian is e^-2 with the default sigma.
+
+    References
+    ----------
+    Luong, Pham and Manning, "Effective approaches to attention-based neural machine translation", 2015,
+    arXiv:1508.04025, section 3.2.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> rng = np.random.default_rng(0)
+    >>> target, source = rng.standard_normal((2, 5, 4)), rng.standard_normal((2, 9, 4))
+    >>> places = {"position_weight": rng.standard_normal((3, 4)), "position_vector": rng.standard_normal(3)}
+    >>> out, ctx = aa.local_attention_fwd(target, source, source, **places, alignment="predictive", window=2)
+    >>> weights = aa.attention_weights(ctx)
+    >>> bool(np.all(weights.sum(-1) < 1)), int(np.max(np.sum(weights > 0, axis=-1)))
+    (True, 4)
+    """
+    return local_attention_fwd(
+        query, key, value, position_weight, position_vector, attn_mask, dropout_p, is_causal, window=window,
+        alignment=alignment, sigma=sigma, weight=weight, **options,
+    )[0]  # fmt: skip
+
+
+def local_attention_fwd(
+    query: Array,
+    key: Array,
+    value: Array,
+    position_weight: Array | None = None,
+    position_vector: Array | None = None,
+    attn_mask: Array | Mask | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    window: int,
+    alignment: str = "monotonic",
+    sigma: float | None = None,
+    weight: Array | None = None,
+    **options: Unpack[LocalOptions],
+) -> tuple[Array, LocalContext]:
+    """`local_attention`, with the same options, and the context for its backward."""
+    known_options(options, LocalOptions)
+    given = {"position_weight": position_weight, "position_vector": position_vector, "weight": weight}
+    window = checks.whole("window", window, 1, LARGEST_POSITION, "how many keys on either side are seen")
+    form = _checked(alignment, sigma, attn_mask, options, query, key, value, given)
+    q, k, v = wide(query), wide(key), wide(value)
+    query_map = position = None
+    if weight is not None:
+        q, query_map = project(query, weight.mT)  # (*batch, T, Dk)
+    attention: SDPAContext | AroundContext
+    if position_weight is None or position_vector is None:
+        band = {**options, "window": (window, window)}
+        out, attention = attend_by_dots(form, q, k, v, attn_mask, dropout_p, is_causal, band)
+    else:
+        q, k, v = form.canonical(q), form.canonical(k), form.canonical(v)
+        scoring, bias_shape = scoring_of(q, k.shape[2], form, attn_mask, dropout_p, is_causal, options)
+        centers, position = predicted(query, position_weight, position_vector, _lengths(scoring, k))
+        deviation = window / 2 if sigma is None else checks.positive("sigma", sigma)
+        around = attend_around(q, k, v, centers, window, deviation, scoring)
+        attention = AroundContext(q, k, v, centers, window, deviation, *around, scoring, form, bias_shape)
+        out = form.restored(attention.out)
+    return narrow(out, query), LocalContext(query, query_map, position, attention)
+
+
+def local_attention_bwd(dout: Array, ctx: LocalContext) -> LocalGrads:
+    r"""The gradients of local attention; weights p are recomputed from the lse.
+
+    With g the Gaussian, which is 1 for "monotonic", u the logits of the positions and h = tanh(W_p q):
+
+    .. math::
+        a_{ij} = g_{ij}\, do_i \cdot v_j, \qquad
+        de_{ij} = \mathrm{scale}\; p_{ij} (a_{ij} - do_i \cdot o_i), \qquad
+        dv_j = \sum_i p_{ij}\, g_{ij}\, do_i, \qquad dk_j = \sum_i de_{ij}\, W^T q_i
+
+    .. math::
+        dc_i = \sum_j p_{ij}\, a_{ij} \frac{j - c_i}{\sigma^2}, \quad
+        du_i = L\, \sigma'(u_i)\, dc_i, \quad dv_p = \sum_i du_i h_i, \quad
+        dz_i = du_i\, v_p \odot (1 - h_i^2), \quad dW_p = \sum_i dz_i q_i^T
+
+    .. math::
+        dq_i = W \sum_j de_{ij} k_j + W_p^T dz_i, \qquad dW = \sum_{ij} de_{ij}\, q_i k_j^T
+
+    where W is the identity for the score "dot".
+
+    Parameters
+    ----------
+    dout : the shape and dtype of the output
+    ctx : LocalContext
+
+    Returns
+    -------
+    LocalGrads
+        query, key, value, position_weight, position_vector, weight, bias; None for what was not given.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> x = np.random.default_rng(0).standard_normal((2, 5, 4))
+    >>> out, ctx = aa.local_attention_fwd(x, x, x, window=1, weight=np.eye(4))
+    >>> aa.local_attention_bwd(np.ones_like(out), ctx).weight.shape
+    (4, 4)
+    """
+    checks.context("ctx", ctx, LocalContext)
+    attention, form = ctx.attention, ctx.attention.form
+    checks.cotangent(dout, tuple(form.restored(attention.out).shape), ctx.query)
+    dposition_weight = dposition_vector = dweight = None
+    if isinstance(attention, SDPAContext):
+        dquery, dkey, dvalue, dbias, _ = scaled_dot_product_attention_bwd(wide(dout), attention)
+    else:
+        *grads, dcenters, dbias = _around_backward(form.canonical(wide(dout)), attention)
+        dquery, dkey, dvalue = (form.restored(grad) for grad in grads)
+    if ctx.query_map is not None:
+        of_query = project_backward(dquery, ctx.query_map)
+        dquery, dweight = of_query.x, of_query.weight.mT
+    if ctx.position is not None:
+        of_position = predicted_backward(dcenters, ctx.position)
+        dquery, dposition_weight, dposition_vector = dquery + of_position.query, of_position.weight, of_position.vector
+    found = dquery, dkey, dvalue, dposition_weight, dposition_vector, dweight, dbias
+    return LocalGrads(*(narrow(grad, ctx.query) for grad in found))
+
+
+def _around_backward(dout: Array, ctx: AroundContext) -> tuple[Array, Array, Array, Array, Array | None]:
+    """The gradients of q, k, v and the centres, and that of the bias in its own shape."""
+    *grads, dbias = attend_around_backward(
+        dout, ctx.q, ctx.k, ctx.v, ctx.centers, ctx.out, ctx.lse, ctx.window, ctx.sigma, ctx.scoring
+    )
+    if dbias is not None and ctx.bias_shape is not None:
+        dbias = ctx.form.restored_bias(dbias, ctx.bias_shape)
+    return *grads, dbias
+
+
+def _lengths(scoring: Scoring, k: Array) -> Array | float:
+    """How many keys exist: one number, or (B, 1, 1)."""
+    if scoring.kv_lengths is None:
+        return float(k.shape[2])
+    return namespace_of(k).astype(scoring.kv_lengths, k.dtype)[:, None, None]
+
+
+def _checked(
+    alignment: str, sigma: Any, attn_mask: Any, options: Any, query: Array, key: Array, value: Array,
+    given: dict[str, Array | None],
+) -> Form:  # fmt: skip
+    """Check everything that is given, and tell the form of query, key and value."""
+    checks.one_of("alignment", alignment, ALIGNMENTS)
+    checks.required(query=query, key=key, value=value)
+    predictive = alignment == "predictive"
+    for name in ("position_weight", "position_vector"):
+        if given[name] is None and predictive:
+            raise ValueError(f"`{name}` is None, but the alignment 'predictive' needs it. Give it, or use 'monotonic'.")
+    for name, there in (*given.items(), ("sigma", sigma)):
+        if there is not None and not predictive and name != "weight":
+            raise ValueError(
+                f"`{name}` is given, but the alignment 'monotonic' predicts no positions and has no Gaussian. Leave it "
+                "out, or use alignment='predictive'."
+            )
+    check_arrays(attn_mask, options, query=query, key=key, value=value, **given)
+    form = sequence_form(query, key, value)
+    Dq, Dk = query.shape[-1], key.shape[-1]
+    named = checks.shapes(query=query, key=key, **given)[:-1]
+    if given["weight"] is not None:
+        checks.shape("weight", given["weight"], (Dq, Dk), f"(Dq, Dk). {named}")
+    elif Dq != Dk:
+        raise ValueError(
+            f"`key` has {Dk} features but `query` has {Dq}; for the score 'dot' they must match. Give a `weight` "
+            f"(Dq, Dk). {named}."
+        )
+    if predictive:
+        A = (*given["position_weight"].shape, 1)[0]  # type: ignore[union-attr]
+        checks.shape("position_weight", given["position_weight"], (A, Dq), f"(A, Dq). {named}")
+        because = f"one number per row of `position_weight`. {named}"
+        checks.shape("position_vector", given["position_vector"], (A,), because)
+    return form

@@ -1,0 +1,251 @@
+"""Hard attention: each query looks at one key, or at k of them, and at no other."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple, Unpack
+
+from attnarray import checks
+from attnarray.attention.core import dot_products
+from attnarray.attention.form import Form, form_of
+from attnarray.attention.options import check_arrays, known_options, scoring_of
+from attnarray.attention.scoring import Scoring
+from attnarray.attention.selection.hard_core import Rule, attend_hard, attend_hard_backward
+from attnarray.attention.selection.hard_options import HardOptions, rule_of
+from attnarray.attention.sequences import narrow, wide
+from attnarray.backend import Array, device_of
+from attnarray.masks import Mask
+from attnarray.random import Philox
+
+
+class HardResult(NamedTuple):
+    """The output, the log-probability of what was chosen, and the entropy of the probabilities, for each query.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> x = np.random.default_rng(0).standard_normal((2, 5, 4))
+    >>> result = aa.hard_attention(x, x, x, estimator="argmax")
+    >>> result.out.shape, result.log_prob.shape, result.entropy.shape
+    ((2, 5, 4), (2, 5), (2, 5))
+    """
+
+    out: Array  # (*batch, H, T, Dv)
+    log_prob: Array  # (*batch, H, T)
+    entropy: Array  # (*batch, H, T)
+
+
+class HardContext(NamedTuple):
+    """What the backward needs: the canonical inputs (B, H, T, D), the choice (B, H, T, k), lse and entropy."""
+
+    q: Array
+    k: Array
+    v: Array
+    choice: Array
+    lse: Array
+    entropy: Array
+    rule: Rule
+    scoring: Scoring
+    form: Form
+    bias_shape: tuple[int, ...] | None
+
+    def dots(self, start: int, stop: int) -> Array:
+        """The dot products of the queries [start, stop) again: (B, H, rows, S)."""
+        return dot_products(wide(self.q[:, :, start:stop, :]), wide(self.k))
+
+
+class HardGrads(NamedTuple):
+    query: Array
+    key: Array
+    value: Array
+    bias: Array | None
+
+
+def hard_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    attn_mask: Array | Mask | None = None,
+    is_causal: bool = False,
+    *,
+    estimator: str = "reinforce",
+    temperature: float = 1.0,
+    k: int = 1,
+    rng: Philox | int | None = None,
+    noise: Array | None = None,
+    **options: Unpack[HardOptions],
+) -> HardResult:
+    r"""Hard attention: the values of chosen keys, with one of five ways to a gradient.
+
+    .. math::
+        o_i = \sum_j w_{ij} v_j, \qquad \log P_i = \log \sum_{j \in C_i} p_{ij}, \qquad
+        H_i = -\sum_j p_{ij} \log p_{ij}, \qquad p_i = \mathrm{softmax}(s_i)
+
+    over the keys that every mask allows, with the choice C and the weights w by estimator (g is Gumbel noise, so that
+    argmax(s + g) is a sample of p; the temperature is written as theta):
+
+    ================  ======================  ==================================  ===================================
+    estimator         choice C                weights w                           gradient of o for the scores
+    ================  ======================  ==================================  ===================================
+    reinforce         argmax(s + g)           1 for the choice                    none: see `reinforce_cotangent`
+    gumbel            argmax(s + g)           softmax((s + g) / theta)            exact, for this noise
+    straight_through  argmax(s + g)           1 for the choice                    that of gumbel: biased
+    argmax            argmax(s)               1 for the choice                    none
+    top_k             the k largest scores    p over C, divided by its sum        exact, for this choice
+    ================  ======================  ==================================  ===================================
+
+    log P and H have exact gradients with each of them. Of equal scores the first key is chosen.
+
+    Parameters
+    ----------
+    query : (*batch, H, T, D) floating
+        float64, float32, float16 or bfloat16; the 16-bit types are computed in float32. Also (B, T, D) and (T, D).
+    key : (*batch, Hkv, S, D)
+    value : (*batch, Hkv, S, Dv)
+    attn_mask, is_causal, scale, bias, window, q_offset, kv_lengths, softcap, enable_gqa, layout
+        As in `scaled_dot_product_attention`. There is no dropout, and there are no sinks.
+    estimator : {"reinforce", "gumbel", "straight_through", "argmax", "top_k"}
+    temperature : float
+        theta of "gumbel" and "straight_through". Towards 0 "gumbel" goes to the choice.
+    k : int
+        How many keys "top_k" chooses: 1 to S. No query may have fewer allowed keys than that, unless it has none.
+    rng : Philox or int
+        The seed of the noise, for the first three estimators. A number depends on the seed and on batch, head and
+        positions alone. A new seed for each step.
+    noise : (*batch, H, T, S) or broadcastable to it, optional
+        The Gumbel noise g itself, instead of `rng`. It has no gradient.
+
+    Returns
+    -------
+    HardResult
+        out (*batch, H, T, Dv), log_prob and entropy (*batch, H, T), which `layout` does not reorder, of the dtype of
+        query. A query for which nothing is allowed gives 0, 0, 0. Masked keys and values do not matter, nor do values
+        whose weight is 0, even when they hold NaN.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, an option is out of its range, noise is missing or has no use, or k is more than the
+        number of keys that some query may attend to.
+    TypeError
+        If dtypes are not floating or differ, or the arrays come from different libraries.
+
+    Notes
+    -----
+    The bias of "straight_through": its gradient is that of a different function, in which the choice is replaced by
+    soft weights, at the value that the choice gave. It goes to the true one only where the loss is linear in the output
+    and the temperature small, and then its variance grows. "gumbel" has no such bias, but its output is soft.
+
+    References
+    ----------
+    Xu et al., "Show, attend and tell", 2015, arXiv:1502.03044, section 4.1. Williams, "Simple statistical
+    gradient-following algorithms for connectionist reinforcement learning", 1992. Jang, Gu and Poole, "Categorical
+    reparameterization with Gumbel-softmax", 2016, arXiv:1611.01144.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> q, k, v = np.random.default_rng(0).standard_normal((3, 2, 5, 7, 16))
+    >>> result, ctx = aa.hard_attention_fwd(q, k, v, estimator="top_k", k=3)
+    >>> ctx.choice[0, 0, 0].tolist(), aa.attention_weights(ctx).shape
+    ([4, 5, 6], (2, 5, 7, 7))
+    """
+    return hard_attention_fwd(
+        query, key, value, attn_mask, is_causal, estimator=estimator, temperature=temperature, k=k, rng=rng,
+        noise=noise, **options,
+    )[0]  # fmt: skip
+
+
+def hard_attention_fwd(
+    query: Array,
+    key: Array,
+    value: Array,
+    attn_mask: Array | Mask | None = None,
+    is_causal: bool = False,
+    *,
+    estimator: str = "reinforce",
+    temperature: float = 1.0,
+    k: int = 1,
+    rng: Philox | int | None = None,
+    noise: Array | None = None,
+    **options: Unpack[HardOptions],
+) -> tuple[HardResult, HardContext]:
+    """`hard_attention`, with the same options, and the context for its backward; `ctx.choice` is (B, H, T, k)."""
+    known_options(options, HardOptions)
+    checks.required(query=query, key=key, value=value)
+    check_arrays(attn_mask, options, query=query, key=key, value=value, noise=noise)
+    form = form_of(query, key, value, options.get("layout", "BHTD"))
+    q, keys, v = (form.canonical(x) for x in (query, key, value))
+    rule = rule_of(estimator, temperature, k, rng, noise, form, (q.shape[1], q.shape[2], keys.shape[2]))
+    scale = 1.0 / math.sqrt(q.shape[3] or 1)
+    scoring, bias_shape = scoring_of(q, keys.shape[2], form, attn_mask, 0.0, is_causal, options, default_scale=scale)
+    found = attend_hard(wide(q), wide(keys), wide(v), scoring, rule)
+    rows = (narrow(form.restored_rows(x), query) for x in (found.log_prob, found.entropy))
+    result = HardResult(narrow(form.restored(found.out), query), *rows)
+    kept = found.choice, found.lse, found.entropy
+    return result, HardContext(q, keys, v, *kept, rule, scoring, form, bias_shape)
+
+
+def hard_attention_bwd(dout: HardResult, ctx: HardContext) -> HardGrads:
+    r"""The gradients of hard attention; probabilities are computed again from q, k and the lse.
+
+    .. math::
+        ds_{ij} = \frac{\tilde w_{ij}}{\vartheta} \Bigl(dw_{ij} - \sum_l \tilde w_{il}\, dw_{il}\Bigr)
+        + d\log P_i \Bigl(\frac{[j \in C_i]\, p_{ij}}{P_i} - p_{ij}\Bigr) - dH_i\, p_{ij} (\log p_{ij} + H_i),
+        \qquad dw_{ij} = do_i \cdot v_j
+
+    where w~ is softmax((s + g) / theta) for "gumbel" and "straight_through" and w for "top_k" (with theta = 1); for
+    "reinforce" and "argmax" the first term is 0. The gradient of the values is exact: dv_j = sum_i w_ij do_i. From ds
+    on as in `scaled_dot_product_attention_bwd`: dq = scale ds k, dk = scale ds^T q, db = ds.
+
+    Parameters
+    ----------
+    dout : HardResult
+        The cotangents of out, log_prob and entropy; None for one that does not count.
+    ctx : HardContext
+
+    Returns
+    -------
+    HardGrads
+        query, key, value, bias; None for what was not given.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> q, k, v = np.random.default_rng(0).standard_normal((3, 1, 2, 4, 8))
+    >>> result, ctx = aa.hard_attention_fwd(q, k, v, estimator="gumbel", temperature=0.5, rng=3)
+    >>> aa.hard_attention_bwd(aa.HardResult(result.out, None, None), ctx).query.shape
+    (1, 2, 4, 8)
+    """
+    checks.context("ctx", ctx, HardContext)
+    form = ctx.form
+    do, dlog_prob, dentropy = _cotangents(dout, ctx)
+    given = wide(ctx.q), wide(ctx.k), wide(ctx.v)
+    found = ctx.lse, ctx.entropy, ctx.choice
+    grads = attend_hard_backward(do, dlog_prob, dentropy, *given, ctx.scoring, ctx.rule, found)
+    dq, dk, dv, dbias = (narrow(grad, ctx.q) for grad in grads)
+    if dbias is not None and ctx.bias_shape is not None:
+        dbias = form.restored_bias(dbias, ctx.bias_shape)
+    return HardGrads(form.restored(dq), form.restored(dk), form.restored(dv), dbias)
+
+
+def _cotangents(dout: Any, ctx: HardContext) -> list[Array]:
+    """Those of out (B, H, T, Dv), log_prob and entropy (B, H, T), in the dtype of sums; 0 for None."""
+    if not isinstance(dout, tuple | list) or len(dout) != len(HardResult._fields):
+        raise TypeError(
+            f"`dout` is {checks.shown(dout)}, expected HardResult(out, log_prob, entropy): the cotangent of each, None "
+            "for one that does not count."
+        )
+    named = {f"dout.{name}": array for name, array in zip(HardResult._fields, dout, strict=True)}
+    xp = checks.namespace(**named, query=ctx.q)
+    form, lse = ctx.form, ctx.lse
+    rows = tuple(form.restored_rows(lse).shape)
+    of_out = (*form.restored(ctx.q).shape[:-1], ctx.v.shape[3])
+    found: list[Array] = []
+    for (name, array), shape in zip(named.items(), (of_out, rows, rows), strict=True):
+        if array is None:
+            array = xp.zeros(shape, dtype=ctx.q.dtype, device=device_of(ctx.q))
+        checks.shape(name, array, shape, "the shape of that result")
+        checks.floating(**{name: array}, query=ctx.q)
+        found.append(wide(form.canonical(array) if not found else xp.reshape(array, lse.shape)))
+    return found

@@ -1,0 +1,275 @@
+"""Dot-product attention with sparse weights: sparsemax or entmax in the place of the softmax."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Unpack
+
+from attnarray import checks
+from attnarray.attention.core import dot_products
+from attnarray.attention.dot_product.arguments import problem_of
+from attnarray.attention.form import Form
+from attnarray.attention.options import ScoreOptions, known_options
+from attnarray.attention.scoring import Scoring, scores_of
+from attnarray.attention.selection.sparse_core import attend_sparsely, attend_sparsely_backward
+from attnarray.attention.sequences import narrow, wide
+from attnarray.backend import Array
+from attnarray.masks import Mask
+from attnarray.ops.entmax import alpha_of
+from attnarray.ops.entmax_core import ENTMAX, SPARSEMAX, entmax_forward
+
+
+class SparseOptions(ScoreOptions, total=False):
+    """The keyword-only options: those of scaled_dot_product_attention but its sinks."""
+
+    enable_gqa: bool | None
+    layout: str
+
+
+class SparseContext(NamedTuple):
+    """What the backward needs: the canonical inputs (B, H, T, D) alone; no weights."""
+
+    q: Array
+    k: Array
+    v: Array
+    scoring: Scoring
+    form: Form
+    bias_shape: tuple[int, ...] | None
+    alpha: float
+
+    def weights_of_rows(self, start: int, stop: int) -> Array:
+        """The weights of the queries [start, stop) again: (B, H, rows, S)."""
+        dots = dot_products(wide(self.q[:, :, start:stop, :]), wide(self.k))
+        return entmax_forward(scores_of(dots, self.scoring.rows(start, stop)), None, 3, self.alpha)
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """The shape of the output in the caller's own axes."""
+        return (*self.form.restored(self.q).shape[:-1], self.v.shape[3])
+
+
+class SparseGrads(NamedTuple):
+    query: Array
+    key: Array
+    value: Array
+    bias: Array | None
+
+
+def sparsemax_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    attn_mask: Array | Mask | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **options: Unpack[SparseOptions],
+) -> Array:
+    r"""Dot-product attention that leaves most keys out: its weights are sparsemax of the scores.
+
+    .. math::
+        o_i = \sum_j p_{ij} v_j, \qquad p_{ij} = [s_{ij} - \tau_i]_+, \qquad
+        s_{ij} = \mathrm{scale}\; q_i \cdot k_j + b_{ij}
+
+    over the keys that every mask allows, with the tau_i that makes the weights sum to 1.
+
+    Parameters
+    ----------
+    query : (*batch, H, T, D) floating
+        float64, float32, float16 or bfloat16; the 16-bit types are computed in float32. Also (B, T, D) and (T, D).
+    key : (*batch, Hkv, S, D)
+    value : (*batch, Hkv, S, Dv)
+    attn_mask, dropout_p, is_causal, scale, bias, window, q_offset, kv_lengths, softcap, rng, dropout_mask, enable_gqa,
+    layout
+        As in `scaled_dot_product_attention`. There are no sinks: they are a share of the softmax's sum.
+
+    Returns
+    -------
+    (*batch, H, T, Dv) of the dtype of query
+        A query for which nothing is allowed gives 0. Masked keys and values do not matter, even when they hold NaN.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, or an option is out of its range.
+    TypeError
+        If dtypes are not floating or differ, or the arrays come from different libraries, or sinks are given.
+
+    Notes
+    -----
+    A key counts only if its score is less than 1 below the highest: `scale` decides how many do.
+
+    References
+    ----------
+    Martins and Astudillo, "From softmax to sparsemax", 2016, arXiv:1602.02068, section 4.3.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> q, k, v = np.random.default_rng(0).standard_normal((3, 2, 5, 7, 16))
+    >>> out, ctx = aa.sparsemax_attention_fwd(q, k, v, is_causal=True, scale=1.0)
+    >>> out.shape, bool((aa.attention_weights(ctx) == 0).mean() > 0.7)
+    ((2, 5, 7, 16), True)
+    """
+    return sparsemax_attention_fwd(query, key, value, attn_mask, dropout_p, is_causal, **options)[0]
+
+
+def sparsemax_attention_fwd(
+    query: Array,
+    key: Array,
+    value: Array,
+    attn_mask: Array | Mask | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **options: Unpack[SparseOptions],
+) -> tuple[Array, SparseContext]:
+    """`sparsemax_attention`, with the same options, and the context for its backward."""
+    return _forward(SPARSEMAX, query, key, value, attn_mask, dropout_p, is_causal, options)
+
+
+def sparsemax_attention_bwd(dout: Array, ctx: SparseContext) -> SparseGrads:
+    r"""The gradients of sparsemax attention; the weights are computed again from q and k.
+
+    .. math::
+        ds_{ij} = do_i \cdot v_j - \frac{1}{|S_i|} \sum_{l \in S_i} do_i \cdot v_l \quad \text{for } j \in S_i
+        = \{j : p_{ij} > 0\}, \text{ else } 0
+
+    .. math:: dv_j = \sum_i p_{ij}\, do_i, \quad dq_i = \mathrm{scale} \sum_j ds_{ij} k_j, \quad
+        dk_j = \mathrm{scale} \sum_i ds_{ij} q_i, \quad db = ds
+
+    Softcap and dropout as in `scaled_dot_product_attention_bwd`. At a kink, where a score equals tau, the key is taken
+    to lie outside S.
+
+    Parameters
+    ----------
+    dout : the shape and dtype of the output
+    ctx : SparseContext
+
+    Returns
+    -------
+    SparseGrads
+        query, key, value, bias; None for what was not given.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> q, k, v = np.random.default_rng(0).standard_normal((3, 1, 2, 4, 8))
+    >>> out, ctx = aa.sparsemax_attention_fwd(q, k, v)
+    >>> aa.sparsemax_attention_bwd(np.ones_like(out), ctx).query.shape
+    (1, 2, 4, 8)
+    """
+    return _backward(dout, ctx)
+
+
+def entmax_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    attn_mask: Array | Mask | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    alpha: float = ENTMAX,
+    **options: Unpack[SparseOptions],
+) -> Array:
+    r"""Dot-product attention whose weights are entmax of the scores: sparse, and with alpha = 1.5 smooth.
+
+    .. math:: o_i = \sum_j p_{ij} v_j, \qquad p_i = \mathrm{entmax}_\alpha(s_i)
+
+    Parameters
+    ----------
+    query, key, value, attn_mask, dropout_p, is_causal
+        As in `sparsemax_attention`, and so are the other options.
+    alpha : float
+        Above 1, where softmax is the limit, to 10; see `entmax`.
+
+    Returns
+    -------
+    (*batch, H, T, Dv) of the dtype of query
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `sparsemax_attention`, and if alpha is out of range.
+
+    References
+    ----------
+    Peters, Niculae and Martins, "Sparse sequence-to-sequence models", 2019, arXiv:1905.05702. In Transformers: Correia,
+    Niculae and Martins, "Adaptively sparse Transformers", 2019, arXiv:1909.00015, where alpha is learned too.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> q, k, v = np.random.default_rng(0).standard_normal((3, 2, 5, 7, 16))
+    >>> same = aa.entmax_attention(q, k, v, alpha=2.0)
+    >>> bool(np.array_equal(same, aa.sparsemax_attention(q, k, v)))
+    True
+    """
+    return entmax_attention_fwd(query, key, value, attn_mask, dropout_p, is_causal, alpha=alpha, **options)[0]
+
+
+def entmax_attention_fwd(
+    query: Array,
+    key: Array,
+    value: Array,
+    attn_mask: Array | Mask | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    alpha: float = ENTMAX,
+    **options: Unpack[SparseOptions],
+) -> tuple[Array, SparseContext]:
+    """`entmax_attention`, with the same options, and the context for its backward."""
+    return _forward(alpha_of(alpha), query, key, value, attn_mask, dropout_p, is_causal, options)
+
+
+def entmax_attention_bwd(dout: Array, ctx: SparseContext) -> SparseGrads:
+    r"""The gradients of entmax attention; the weights are computed again from q and k.
+
+    .. math::
+        ds_{ij} = r_{ij} \Bigl(do_i \cdot v_j - \frac{\sum_l r_{il}\, do_i \cdot v_l}{\sum_l r_{il}}\Bigr), \qquad
+        r_{ij} = p_{ij}^{2 - \alpha}, \text{ and } 0 \text{ where } p_{ij} = 0
+
+    and the others from ds as in `sparsemax_attention_bwd`: dv = p^T do, dq = scale ds k, dk = scale ds^T q, db = ds.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> q, k, v = np.random.default_rng(0).standard_normal((3, 1, 2, 4, 8))
+    >>> out, ctx = aa.entmax_attention_fwd(q, k, v, alpha=1.3)
+    >>> aa.entmax_attention_bwd(np.ones_like(out), ctx).query.shape
+    (1, 2, 4, 8)
+    """
+    return _backward(dout, ctx)
+
+
+def _forward(
+    alpha: float,
+    query: Array,
+    key: Array,
+    value: Array,
+    attn_mask: Any,
+    dropout_p: float,
+    is_causal: bool,
+    options: Any,
+) -> tuple[Array, SparseContext]:
+    if "sinks" in options:
+        raise TypeError(
+            "`sinks` is given, but sparse weights have none: a sink is a share of the softmax's sum. Leave it out, or "
+            "use scaled_dot_product_attention."
+        )
+    known_options(options, SparseOptions)
+    q, k, v, scoring, form, bias_shape = problem_of(query, key, value, attn_mask, dropout_p, is_causal, **options)
+    out = attend_sparsely(wide(q), wide(k), wide(v), scoring, alpha)
+    return form.restored(narrow(out, query)), SparseContext(q, k, v, scoring, form, bias_shape, alpha)
+
+
+def _backward(dout: Array, ctx: SparseContext) -> SparseGrads:
+    checks.context("ctx", ctx, SparseContext)
+    checks.cotangent(dout, ctx.out_shape, ctx.q)
+    form = ctx.form
+    grads = attend_sparsely_backward(
+        wide(form.canonical(dout)), wide(ctx.q), wide(ctx.k), wide(ctx.v), ctx.scoring, ctx.alpha
+    )
+    dq, dk, dv, dbias = (narrow(grad, ctx.q) for grad in grads)
+    if dbias is not None and ctx.bias_shape is not None:
+        dbias = form.restored_bias(dbias, ctx.bias_shape)
+    return SparseGrads(form.restored(dq), form.restored(dk), form.restored(dv), dbias)

@@ -1,0 +1,72 @@
+"""What a BERT is made of: its options and the shapes that it was published in, and its parts."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, Self
+
+from attnarray.layers.layer import Layer
+from attnarray.models.bert.embedding import BertEmbedding
+from attnarray.models.bert.heads import MaskHead, Pooler
+from attnarray.models.transformer.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class BertConfiguration(Layer):
+    """The options of a `Bert`, which explains them, and the parts that they ask for."""
+
+    vocabulary: int
+    longest: int
+    dim: int
+    layers: int
+    heads: int
+    hidden_dim: int | None = None
+    types: int = 2
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    activation: str = "gelu"
+    eps: float = 1e-12
+    recompute: bool = False
+    pooler: bool = True
+    mask_head: bool = True
+    std: float = 0.02
+
+    @classmethod
+    def base(cls, **changes: Any) -> Self:
+        """BERT with 110 million parameters; `changes` are other options than its own."""
+        shape = {"vocabulary": 30522, "longest": 512, "dim": 768, "layers": 12, "heads": 12}
+        return cls(**{**shape, "dropout": 0.1, "attention_dropout": 0.1, **changes})
+
+    @classmethod
+    def large(cls, **changes: Any) -> Self:
+        """BERT with 340 million parameters."""
+        return cls.base(**{"dim": 1024, "layers": 24, "heads": 16, **changes})
+
+    def __post_init__(self) -> None:
+        self.parts()  # which check their own
+
+    @functools.cached_property
+    def embedding(self) -> BertEmbedding:
+        """What comes before the blocks."""
+        return BertEmbedding(
+            self.vocabulary, self.longest, self.types, self.dim, self.dropout, self.eps, self.std
+        )  # fmt: skip
+
+    @functools.cached_property
+    def body(self) -> Encoder:
+        """The blocks."""
+        return Encoder(
+            self.dim, self.layers, self.heads, self.hidden_dim, pre_norm=False, activation=self.activation,
+            dropout=self.dropout, attention_dropout=self.attention_dropout, eps=self.eps, recompute=self.recompute,
+            std=self.std,
+        )  # fmt: skip
+
+    def parts(self) -> dict[str, Any]:
+        head = MaskHead(self.vocabulary, self.dim, self.activation, self.eps, self.std)
+        heads = {"pooler": Pooler(self.dim, self.dim, std=self.std), "mask_head": head}
+        return {
+            **self.embedding.parts(),
+            **self.body.parts(),
+            **{name: part for name, part in heads.items() if getattr(self, name)},
+        }

@@ -1,0 +1,242 @@
+"""BERT: an encoder of text that sees both sides of every token, with its pooler and its head for masked tokens."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from attnarray import checks, tree
+from attnarray.backend import Array, namespace_of
+from attnarray.checkpoints.names import Pretrained
+from attnarray.checkpoints.pretrained import load_pretrained
+from attnarray.layers.initial import Params
+from attnarray.layers.layer import check_params
+from attnarray.masks import Mask
+from attnarray.models.bert.configuration import BertConfiguration
+from attnarray.models.bert.embedding import BertEmbeddingContext
+from attnarray.models.bert.heads import MaskHeadContext, MaskHeadGrads, PoolerContext
+from attnarray.models.bert.published import BERT
+from attnarray.models.places import lengths_of
+from attnarray.models.training import check_training
+from attnarray.models.transformer.encoder import EncoderOptions
+from attnarray.models.transformer.stack import StackContext
+from attnarray.random import Philox
+
+
+class BertResult(NamedTuple):
+    """The states (B, T, dim) of all tokens, and one vector (B, dim) of each sequence; None without a pooler."""
+
+    states: Array
+    pooled: Array | None
+
+
+class BertContext(NamedTuple):
+    """`body.blocks[n].attention.branch` is what `attention_weights` takes for the weights of block n."""
+
+    embedding: BertEmbeddingContext
+    body: StackContext
+    pooler: PoolerContext | None
+    mask_head: Params | None
+
+
+class BertGrads(NamedTuple):
+    params: Params
+
+
+@dataclass(frozen=True)
+class Bert(BertConfiguration):
+    r"""An encoder of token ids.
+
+    .. math::
+        x^0_t = \mathrm{drop}(\mathrm{norm}(E_{i_t} + P_t + S_{j_t})), \qquad
+        x^n = \mathrm{block}_n(x^{n-1}), \qquad \mathrm{pooled} = \tanh(W x^N_0 + b)
+
+    with post-norm `TransformerBlock`s. The head for masked tokens, `mask_logits`, ties its vectors to E.
+
+    Parameters
+    ----------
+    vocabulary : int
+        V, the number of tokens.
+    longest : int
+        The most tokens of a sequence: so many positions are learned.
+    dim, layers, heads : int
+        E, N, H.
+    hidden_dim : int, optional
+        Of the feed-forward parts; 4 E by default.
+    types : int
+        Token types, of which the first and the second tell two sentences apart.
+    dropout : float
+        Of the embeddings and of what the branches of the blocks add. BERT was trained with 0.1.
+    attention_dropout : float
+        Of the attention weights. BERT was trained with 0.1.
+    activation : {"gelu", "gelu_tanh", "relu", "silu"}
+        Of the feed-forward parts and the head for masked tokens.
+    eps : float
+        Of the norms.
+    recompute : bool
+        Compute the blocks again in the backward instead of keeping what they did: see `TransformerBlock`.
+    pooler, mask_head : bool
+        Whether the model has them.
+    std : float
+        Of the weights in the beginning.
+
+    Raises
+    ------
+    ValueError
+        If a size, probability or choice is none.
+
+    References
+    ----------
+    Devlin et al., "BERT: pre-training of deep bidirectional transformers for language understanding", 2018,
+    arXiv:1810.04805.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> model = aa.models.Bert(vocabulary=50, longest=16, dim=8, layers=2, heads=2)
+    >>> params = model.init(aa.Philox(0))
+    >>> tokens = np.random.default_rng(0).integers(50, size=(3, 10))
+    >>> result, ctx = model.fwd(params, tokens, lengths=[10, 7, 4])
+    >>> result.states.shape, result.pooled.shape
+    ((3, 10, 8), (3, 8))
+
+    A step of training on masked tokens, where -100 is a place that was not:
+
+    >>> targets = np.where(np.arange(10) == 2, tokens, -100)
+    >>> logits, of_logits = model.mask_logits_fwd(params, result.states)
+    >>> loss, of_loss = aa.cross_entropy_fwd(logits, targets)
+    >>> head = model.mask_logits_bwd(aa.cross_entropy_bwd(np.ones_like(loss), of_loss).logits, of_logits)
+    >>> grads = model.bwd(aa.models.BertResult(head.states, None), ctx, head.params).params
+    >>> round(float(loss), 1), grads.keys() == params.keys()
+    (3.9, True)
+    """
+
+    pretrained: ClassVar[Pretrained] = BERT
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | os.PathLike[str], *, dtype: str | None = None, ignore: Sequence[str] = ()
+    ) -> tuple[Bert, Params]:
+        """The model and its parameters from a folder with config.json and model.safetensors, or parts and their index.
+
+        Nothing is fetched. `dtype` is that of the parameters, by default the stored one; names of tensors that begin
+        with one of `ignore`, such as "classifier.", are passed over. The model has a pooler and a head for masked
+        tokens if the file has them. `checkpoints.save_pretrained` writes such a folder.
+        """
+        model, params = load_pretrained(cls, folder, dtype=dtype, ignore=ignore)
+        return model, params
+
+    def __call__(
+        self, params: Params, tokens: Array, types: Array | None = None, *, attn_mask: Array | Mask | None = None,
+        lengths: Any = None, rng: Philox | None = None,
+    ) -> BertResult:  # fmt: skip
+        """States and pooled vectors of tokens (B, T) of some types (B, T), both integers; the first type by default.
+
+        Sequences of different lengths are padded with any token behind them, with `lengths` (B,). A boolean
+        `attn_mask`, True = attend, restricts further who sees whom; it broadcasts to (B, H, T, T), so which tokens
+        there are is said by ``exists[:, None, None, :]``. Without an `rng` nothing is dropped: that is inference.
+        """
+        x, _ = self._embed(params, tokens, types, rng)
+        x = self.body(_of_body(params), x, **_options(attn_mask, lengths, tokens), rng=_body_rng(rng))
+        return BertResult(x, self._pool(params, x)[0])
+
+    def states(
+        self, params: Params, tokens: Array, types: Array | None = None, *, attn_mask: Array | Mask | None = None,
+        lengths: Any = None, rng: Philox | None = None,
+    ) -> list[Array]:  # fmt: skip
+        """The hidden states, N + 1 arrays (B, T, dim): the embeddings, and what each block gives."""
+        x, _ = self._embed(params, tokens, types, rng)
+        return [x, *self.body.states(_of_body(params), x, **_options(attn_mask, lengths, tokens), rng=_body_rng(rng))]
+
+    def fwd(
+        self, params: Params, tokens: Array, types: Array | None = None, *, attn_mask: Array | Mask | None = None,
+        lengths: Any = None, rng: Philox | None = None,
+    ) -> tuple[BertResult, BertContext]:  # fmt: skip
+        """The same as the call, and the context for `bwd`. If the model drops, it needs an `rng`, new for each step."""
+        check_training(self.body.block.drops, rng, "Bert")
+        x, of_embedding = self._embed(params, tokens, types, rng)
+        x, of_body = self.body.fwd(_of_body(params), x, **_options(attn_mask, lengths, tokens), rng=_body_rng(rng))
+        pooled, of_pooler = self._pool(params, x)
+        return BertResult(x, pooled), BertContext(of_embedding, of_body, of_pooler, params.get("mask_head"))
+
+    def bwd(self, dout: BertResult, ctx: BertContext, head: Params | None = None) -> BertGrads:
+        """The gradients of the parameters, 0 for the head for masked tokens unless `head` says what they are.
+
+        `dout` has the gradients of states and pooled vectors; one of them may be None, for 0. `head` is the `params`
+        that `mask_logits_bwd` gives: its gradient of E is added to that of the embedding.
+        """
+        checks.context("ctx", ctx, BertContext)
+        dx, params = self._unpool(dout, ctx)
+        body = self.body.bwd(dx, ctx.body)
+        params |= {**self.embedding.bwd(body.x, ctx.embedding), **body.params}
+        if head is not None:
+            params |= {"token": tree.add(params["token"], head["token"]), "mask_head": head["mask_head"]}
+        elif self.mask_head:
+            params["mask_head"] = tree.map(namespace_of(dx).zeros_like, ctx.mask_head)
+        return BertGrads({name: params[name] for name in self.parts()})
+
+    def mask_logits(self, params: Params, states: Array) -> Array:
+        """The logits (..., V) of what stands at masked places, of their states (..., dim): all or some of `states`."""
+        return self.mask_logits_fwd(params, states)[0]
+
+    def mask_logits_fwd(self, params: Params, states: Array) -> tuple[Array, MaskHeadContext]:
+        """The same, and the context for `mask_logits_bwd`."""
+        check_params(params, self)
+        if not self.mask_head:
+            raise ValueError("`mask_head` is False, so the model has no logits of masked tokens. Make it with True.")
+        logits: tuple[Array, MaskHeadContext] = self.parts()["mask_head"].fwd(params, states)
+        return logits
+
+    def mask_logits_bwd(self, dlogits: Array, ctx: MaskHeadContext) -> MaskHeadGrads:
+        """The gradients of the states and, in `params`, of the head and of the E it shares: for the `head` of `bwd`."""
+        checks.context("ctx", ctx, MaskHeadContext)
+        grads: MaskHeadGrads = self.parts()["mask_head"].bwd(dlogits, ctx)
+        return grads
+
+    def _embed(
+        self, params: Params, tokens: Array, types: Array | None, rng: Philox | None
+    ) -> tuple[Array, BertEmbeddingContext]:
+        check_params(params, self)
+        x, ctx = self.embedding.fwd(params, tokens, types, rng.fold_in(0) if rng else None)
+        if self.pooler and x.shape[1] == 0:
+            raise ValueError(f"`tokens` has shape {tuple(tokens.shape)}, but a pooler needs a first token.")
+        return x, ctx
+
+    def _pool(self, params: Params, x: Array) -> tuple[Array | None, PoolerContext | None]:
+        return self.parts()["pooler"].pool(params["pooler"], x[:, 0, :]) if self.pooler else (None, None)
+
+    def _unpool(self, dout: BertResult, ctx: BertContext) -> tuple[Array, Params]:
+        """The gradients of the states, with what comes by the first from the pooled vectors, and of the pooler."""
+        given = dout if isinstance(dout, BertResult) else BertResult(None, None)
+        if (given.states is None and given.pooled is None) or (given.pooled is not None and ctx.pooler is None):
+            raise TypeError(
+                f"`dout` is {checks.shown(dout)}, expected BertResult(states, pooled), the gradients of what the model "
+                "gave; one of them may be None, and pooled must be where there is no pooler."
+            )
+        xp, like = namespace_of(ctx.embedding.norm.x), ctx.embedding.norm.x
+        dx = xp.zeros_like(like) if given.states is None else given.states
+        if ctx.pooler is None:
+            return dx, {}
+        dpooled = xp.zeros_like(like[:, 0, :]) if given.pooled is None else given.pooled
+        pooler = self.parts()["pooler"].pool_bwd(dpooled, ctx.pooler)
+        rest = xp.zeros_like(like[:, 1:, :])
+        return dx + xp.concat([pooler.x[:, None, :], rest], axis=1), {"pooler": pooler.params}
+
+
+def _options(attn_mask: Array | Mask | None, lengths: Any, tokens: Array) -> EncoderOptions:
+    if attn_mask is not None and not isinstance(attn_mask, Mask) and attn_mask.ndim == 2:
+        raise ValueError(
+            f"`attn_mask` has shape {tuple(attn_mask.shape)}, two axes. Where it says which tokens there are, (B, T): "
+            "give attn_mask[:, None, None, :], or `lengths`; it must broadcast to (B, H, T, T)."
+        )
+    return {"attn_mask": attn_mask, "kv_lengths": lengths_of("lengths", lengths, tokens)}
+
+
+def _of_body(params: Params) -> Params:
+    return {"blocks": params["blocks"]}
+
+
+def _body_rng(rng: Philox | None) -> Philox | None:
+    return rng.fold_in(1) if rng else None

@@ -1,0 +1,102 @@
+"""What a GPT is made of: its options and the shapes that GPT-2 comes in, its parts, and how their parameters begin."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any, Self
+
+from attnarray import checks
+from attnarray.layers.initial import Params
+from attnarray.layers.layer import Layer
+from attnarray.layers.linear import Linear
+from attnarray.models.gpt.embedding import GptEmbedding
+from attnarray.models.transformer.encoder import Encoder
+from attnarray.ops.rotary import Rotary
+from attnarray.random import Philox
+
+POSITIONS = ("learned", "rotary", "alibi", "none")
+
+
+@dataclass(frozen=True)
+class GptConfiguration(Layer):
+    """The options of a `Gpt`, which explains them, and the parts that they ask for."""
+
+    vocabulary: int
+    longest: int
+    dim: int
+    layers: int
+    heads: int
+    hidden_dim: int | None = None
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    recompute: bool = False
+    positions: str = "learned"
+    rotary: Rotary | None = None
+    norm: str = "layer"
+    eps: float = 1e-5
+    activation: str = "gelu_tanh"
+    gated: bool = False
+    bias: bool = True
+    kv_heads: int | None = None
+    tied: bool = True
+    std: float = 0.02
+
+    @classmethod
+    def small(cls, **changes: Any) -> Self:
+        """GPT-2 with 124 million parameters; `changes` are other options than its own."""
+        return cls(**{"vocabulary": 50257, "longest": 1024, "dim": 768, "layers": 12, "heads": 12, **changes})
+
+    @classmethod
+    def medium(cls, **changes: Any) -> Self:
+        """GPT-2 with 355 million parameters."""
+        return cls.small(**{"dim": 1024, "layers": 24, "heads": 16, **changes})
+
+    @classmethod
+    def large(cls, **changes: Any) -> Self:
+        """GPT-2 with 774 million parameters."""
+        return cls.small(**{"dim": 1280, "layers": 36, "heads": 20, **changes})
+
+    @classmethod
+    def xl(cls, **changes: Any) -> Self:
+        """GPT-2 with 1558 million parameters."""
+        return cls.small(**{"dim": 1600, "layers": 48, "heads": 25, **changes})
+
+    def __post_init__(self) -> None:
+        checks.one_of("positions", self.positions, POSITIONS)
+        for name in ("vocabulary", "longest"):
+            checks.whole(name, getattr(self, name), 1, 2**31, "a size of the model")
+        if self.rotary is not None and self.positions != "rotary":
+            raise ValueError(f'`rotary` is given, but `positions` is {self.positions!r}. Give positions="rotary" too.')
+        self.parts()  # which check their own
+
+    @functools.cached_property
+    def embedding(self) -> GptEmbedding:
+        """What makes vectors of tokens."""
+        learned = self.positions == "learned"
+        return GptEmbedding(self.vocabulary, self.longest, self.dim, learned, self.dropout, self.std)
+
+    @functools.cached_property
+    def body(self) -> Encoder:
+        """The blocks and the last norm."""
+        return Encoder(
+            self.dim, self.layers, self.heads, self.hidden_dim, activation=self.activation, dropout=self.dropout,
+            attention_dropout=self.attention_dropout, eps=self.eps, norm=self.norm, gated=self.gated, bias=self.bias,
+            kv_heads=self.kv_heads, rotary=(self.rotary or Rotary()) if self.positions == "rotary" else None,
+            recompute=self.recompute, std=self.std,
+        )  # fmt: skip
+
+    def parts(self) -> dict[str, Any]:
+        """token, position where it is learned, blocks, norm, and logits where they are not tied."""
+        own = {} if self.tied else {"logits": Linear(self.dim, self.vocabulary, bias=False, std=self.std)}
+        return {**self.embedding.parts(), **self.body.parts(), **own}
+
+    def init(self, rng: Philox, dtype: str = "float32") -> Params:
+        """Fresh parameters, as GPT-2 starts."""
+        params = super().init(rng, dtype)
+        for block in params["blocks"].values():
+            for branch in ("attention", "feed_forward"):
+                out = block[branch]["out"]
+                out["weight"] = out["weight"] / math.sqrt(2 * self.layers)  # so that the sums of N blocks do not grow
+        return params

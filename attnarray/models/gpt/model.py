@@ -1,0 +1,229 @@
+"""GPT: a language model of causal Transformer blocks, in the shape of GPT-2 or, by its options, of LLaMA."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from attnarray import checks, tree
+from attnarray.backend import Array, device_of, namespace_of, to_numpy
+from attnarray.checkpoints.names import Pretrained
+from attnarray.checkpoints.pretrained import load_pretrained
+from attnarray.layers.initial import Params
+from attnarray.layers.layer import check_params
+from attnarray.masks import Mask
+from attnarray.models.gpt.cache import GptCache
+from attnarray.models.gpt.configuration import GptConfiguration
+from attnarray.models.gpt.embedding import GptEmbeddingContext
+from attnarray.models.gpt.published import GPT
+from attnarray.models.places import check_tokens, lengths_of, mask_of, starts_of
+from attnarray.models.training import check_training
+from attnarray.models.transformer.encoder import EncoderOptions
+from attnarray.models.transformer.stack import StackContext
+from attnarray.ops.linear import LinearContext, linear, linear_bwd, linear_fwd
+from attnarray.ops.positions import alibi
+from attnarray.random import Philox
+
+
+class GptContext(NamedTuple):
+    """`body.blocks[n].attention.branch` is what `attention_weights` takes for the weights of block n."""
+
+    embedding: GptEmbeddingContext
+    body: StackContext
+    logits: LinearContext
+
+
+class GptGrads(NamedTuple):
+    params: Params
+
+
+@dataclass(frozen=True)
+class Gpt(GptConfiguration):
+    r"""A language model: the logits of the token after each token, of those up to it.
+
+    .. math::
+        x^0_t = E_{i_t} + P_t, \qquad x^{n} = \mathrm{block}_n(x^{n-1}), \qquad
+        \mathrm{logits}_t = E\, \mathrm{norm}(x^N_t)
+
+    with pre-norm `TransformerBlock`s whose queries see no later key. The defaults are GPT-2; LLaMA is
+    ``positions="rotary", norm="rms", activation="silu", gated=True, bias=False``, often with `kv_heads` and
+    ``tied=False``.
+
+    Parameters
+    ----------
+    vocabulary : int
+        V, the number of tokens.
+    longest : int
+        Places of the longest sequence: the learned positions, and the room of a `cache`.
+    dim, layers, heads : int
+        E, N, H.
+    hidden_dim : int, optional
+        Of the feed-forward parts; 4 E by default.
+    dropout : float
+        Of the embeddings and of what the branches of the blocks add. GPT-2 was trained with 0.1.
+    attention_dropout : float
+        Of the attention weights. GPT-2 was trained with 0.1.
+    recompute : bool
+        Compute the blocks again in the backward instead of keeping what they did: see `TransformerBlock`.
+    positions : {"learned", "rotary", "alibi", "none"}
+        How the model knows where a token stands.
+    rotary : Rotary, optional
+        How keys and queries turn, with rotary positions; `Rotary()` by default.
+    norm, eps, activation, gated, bias, kv_heads
+        See `TransformerBlock`; `norm` is also the last one.
+    tied : bool
+        Whether the logits are dot products with the embeddings E, or with weights of their own.
+    std : float
+        Of the weights in the beginning. What the branches give out starts smaller by sqrt(2 N), as in GPT-2.
+
+    Raises
+    ------
+    ValueError
+        If a size, probability or choice is none.
+
+    References
+    ----------
+    Radford et al., "Language models are unsupervised multitask learners", 2019 (GPT-2). Press and Wolf, 2016,
+    arXiv:1608.05859 (tied embeddings). Touvron et al., 2023, arXiv:2302.13971 (LLaMA).
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> model = aa.models.Gpt(vocabulary=50, longest=16, dim=8, layers=2, heads=2)
+    >>> params = model.init(aa.Philox(0))
+    >>> tokens = np.random.default_rng(0).integers(50, size=(3, 10))
+    >>> logits, ctx = model.fwd(params, tokens[:, :-1])
+    >>> loss, of_loss = aa.cross_entropy_fwd(logits, tokens[:, 1:])
+    >>> grads = model.bwd(aa.cross_entropy_bwd(np.ones_like(loss), of_loss).logits, ctx).params
+    >>> round(float(loss), 2), grads["token"]["weight"].shape
+    (3.91, (50, 8))
+    >>> aa.attention_weights(ctx.body.blocks[1].attention.branch).shape
+    (3, 2, 9, 9)
+    """
+
+    pretrained: ClassVar[Pretrained] = GPT
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | os.PathLike[str], *, dtype: str | None = None, ignore: Sequence[str] = ()
+    ) -> tuple[Gpt, Params]:
+        """The model and its parameters from a folder with the config.json and model.safetensors of a GPT-2 or LLaMA.
+
+        Arguments as in `Bert.from_pretrained`.
+        """
+        model, params = load_pretrained(cls, folder, dtype=dtype, ignore=ignore)
+        return model, params
+
+    def __call__(
+        self, params: Params, tokens: Array, *, attn_mask: Array | Mask | None = None, lengths: Any = None,
+        starts: Any = None, rng: Philox | None = None,
+    ) -> Array:  # fmt: skip
+        """The logits (B, T, V) of tokens (B, T), integers.
+
+        Sequences of different lengths are padded with any token behind them, with `lengths` (B,), or before them, with
+        `starts` (B,): row b is tokens[b, starts[b]:], and its positions are counted from there. What comes out at
+        padded places has no meaning. A boolean `attn_mask`, True = attend, restricts further who sees whom; it
+        broadcasts to (B, H, T, T). Without an `rng` nothing is dropped: that is inference.
+        """
+        x, _, options = self._embed(params, tokens, attn_mask, lengths, starts, rng)
+        return linear(self.body(_of_body(params), x, rng=_body_rng(rng), **options), self._vectors(params))
+
+    def states(
+        self, params: Params, tokens: Array, *, attn_mask: Array | Mask | None = None, lengths: Any = None,
+        starts: Any = None, rng: Philox | None = None,
+    ) -> list[Array]:  # fmt: skip
+        """The hidden states, N + 1 arrays (B, T, E): the embeddings, and after each block; the last one is normed."""
+        x, _, options = self._embed(params, tokens, attn_mask, lengths, starts, rng)
+        return [x, *self.body.states(_of_body(params), x, rng=_body_rng(rng), **options)]
+
+    def fwd(
+        self, params: Params, tokens: Array, *, attn_mask: Array | Mask | None = None, lengths: Any = None,
+        starts: Any = None, rng: Philox | None = None,
+    ) -> tuple[Array, GptContext]:  # fmt: skip
+        """The same as the call, and the context for `bwd`. If the model drops, it needs an `rng`, new for each step."""
+        check_training(self.body.block.drops, rng, "Gpt")
+        x, of_embedding, options = self._embed(params, tokens, attn_mask, lengths, starts, rng)
+        x, of_body = self.body.fwd(_of_body(params), x, rng=_body_rng(rng), **options)
+        logits, of_logits = linear_fwd(x, self._vectors(params))
+        return logits, GptContext(of_embedding, of_body, of_logits)
+
+    def bwd(self, dlogits: Array, ctx: GptContext) -> GptGrads:
+        r"""The gradients of the parameters. Tied embeddings have two, as what goes in and as what gives the logits:
+
+        .. math:: dE_v = \sum_{t:\, i_t = v} dx^0_t + \sum_t d\mathrm{logits}_{tv}\, \mathrm{norm}(x^N_t)
+        """
+        checks.context("ctx", ctx, GptContext)
+        logits = linear_bwd(dlogits, ctx.logits)
+        body = self.body.bwd(logits.x, ctx.body)
+        params = {**self.embedding.bwd(body.x, ctx.embedding), **body.params}
+        own = {"weight": logits.weight}
+        params |= {"token": tree.add(params["token"], own)} if self.tied else {"logits": own}
+        return GptGrads(params)
+
+    def cache(
+        self, batch: int, longest: int | None = None, dtype: str = "float32", *, starts: Any = None
+    ) -> GptCache:  # fmt: skip
+        """Room for `batch` sequences of `longest` places, by default those of the model, on the current backend.
+
+        `starts` (batch,) says how many places before each sequence are padding, as in the call.
+        """
+        longest = self.longest if longest is None else longest
+        checks.whole("longest", longest, 1, 2**31, "how many places there is room for")
+        self.embedding.check_places("longest", longest)
+        attention = self.body.block.parts()["attention"]
+        blocks = tuple(attention.cache(batch, longest, dtype) for _ in range(self.layers))
+        return GptCache(blocks, starts_of(starts, batch, longest, blocks[0].key))
+
+    def step(self, params: Params, tokens: Array, cache: GptCache, *, last: bool = False) -> tuple[Array, GptCache]:
+        """The logits (B, T, V) of the next tokens (B, T) of the sequences in the cache, or (B, 1, V) of the `last`.
+
+        Their keys and values are written *into the cache*, which the one that is returned shares. The result is that of
+        the same tokens in one call over all of them.
+        """
+        checks.context("cache", cache, GptCache)
+        x, _, options = self._embed(params, tokens, None, None, None, None, cache)
+        parts, block, blocks = self.body.parts(), self.body.block, []
+        for n, before in enumerate(cache.blocks):
+            own = params["blocks"][str(n)]
+            x, after = block.step(own, x, before, options["attn_mask"], bias=options["bias"])
+            blocks.append(after)
+        x = parts["norm"](params["norm"], x[:, -1:, :] if last else x)
+        return linear(x, self._vectors(params)), cache._replace(blocks=tuple(blocks))
+
+    def _embed(
+        self, params: Params, tokens: Array, attn_mask: Any, lengths: Any, starts: Any, rng: Philox | None,
+        cache: GptCache | None = None,
+    ) -> tuple[Array, GptEmbeddingContext, EncoderOptions]:  # fmt: skip
+        """The vectors (B, T, E) of tokens, which come after those in the cache, their context, and who sees whom."""
+        first = cache.length if cache else 0
+        if not first:  # a check for each token that is written would cost more than it is worth
+            check_params(params, self)
+        check_tokens(tokens, self.vocabulary)
+        if cache and tokens.shape[0] != cache.batch:
+            raise ValueError(f"`tokens` has {tokens.shape[0]} sequences, but `cache` has room for {cache.batch}.")
+        past = first + tokens.shape[1]
+        starts = cache.starts if cache else starts_of(starts, tokens.shape[0], past, tokens)
+        x, ctx = self.embedding.fwd(params, tokens, starts, first, rng.fold_in(0) if rng else None)
+        mask, lengths = mask_of(attn_mask, starts, past), lengths_of("lengths", lengths, tokens)
+        return x, ctx, {"is_causal": True, "attn_mask": mask, "kv_lengths": lengths, "bias": self._bias(x, past)}
+
+    def _bias(self, x: Array, keys: int) -> Array | None:
+        """What ALiBi adds to the scores, (H, 1, S), beside x."""
+        if self.positions != "alibi":
+            return None
+        host = to_numpy(alibi(self.heads, keys, keys, causal=True, dtype="float64"))
+        return namespace_of(x).asarray(host, dtype=x.dtype, device=device_of(x))
+
+    def _vectors(self, params: Params) -> Array:
+        """One vector for each token (V, E), whose dot products with the last states are the logits."""
+        return params["token" if self.tied else "logits"]["weight"]
+
+
+def _of_body(params: Params) -> Params:
+    return {"blocks": params["blocks"], "norm": params["norm"]}
+
+
+def _body_rng(rng: Philox | None) -> Philox | None:
+    return rng.fold_in(1) if rng else None

@@ -1,0 +1,50 @@
+"""How `Gpt` is published: in the shape of GPT-2 or of LLaMA."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from attnarray.checkpoints.config import Config, Unsupported
+from attnarray.checkpoints.names import Names, Pretrained, Tensor
+from attnarray.models.gpt.gpt2_config import gpt2_config, gpt2_fields
+from attnarray.models.gpt.llama_config import llama_config, llama_fields
+from attnarray.models.gpt.names import gpt2_names, llama_names
+
+HEAD = "lm_head.weight"
+FIELDS = {"gpt2": gpt2_fields, "llama": llama_fields}
+
+
+def _is_llama(model: Any) -> bool:
+    return bool(model.positions == "rotary")
+
+
+def gpt_names(model: Any) -> Names:
+    """The tensors of a `Gpt`."""
+    llama = _is_llama(model)
+    parts: dict[tuple[str, bool], dict[int, str]] = {}
+    for path, stored in (llama_names if llama else gpt2_names)(model.layers).items():
+        parts.setdefault((stored.name, stored.transposed), {})[stored.part] = ".".join(path)
+    tensors = [
+        Tensor(name, tuple(paths[n] for n in sorted(paths)), transposed) for (name, transposed), paths in parts.items()
+    ]
+    tensors += [] if model.tied else [Tensor(HEAD, ("logits.weight",))]
+    copies = {HEAD: "embed_tokens.weight" if llama else "wte.weight"} if model.tied else {}
+    ignored = (r"h\.\d+\.attn\.(masked_)?bias", r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+    return Names(tuple(tensors), "model." if llama else "transformer.", ("lm_head.",), (), copies, ignored)
+
+
+def gpt_fields(config: Config, names: Iterable[str]) -> dict[str, Any]:
+    """The fields of the `Gpt` of a config.json."""
+    kind = config.get("model_type", "gpt2")
+    if kind not in FIELDS:
+        raise Unsupported(f"is of a model of type {kind!r}, but Gpt reads {' and '.join(map(repr, FIELDS))}")
+    return FIELDS[kind](config)
+
+
+def gpt_config(model: Any) -> Config:
+    """The config.json of a `Gpt`."""
+    return llama_config(model) if _is_llama(model) else gpt2_config(model)
+
+
+GPT = Pretrained(gpt_fields, gpt_config, gpt_names)

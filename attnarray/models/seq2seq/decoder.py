@@ -1,0 +1,123 @@
+"""A recurrent decoder with attention and input feeding: step by step forwards, and back through all steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from attnarray import tree
+from attnarray.backend import Array, namespace_of
+from attnarray.layers.initial import Params
+from attnarray.layers.layer import Layer
+from attnarray.layers.linear import Linear
+from attnarray.models.seq2seq.cell import Cell, State
+from attnarray.models.seq2seq.looking import Given, looking
+from attnarray.ops.activations import TanhContext, tanh_bwd, tanh_fwd
+from attnarray.ops.linear import LinearContext
+from attnarray.random import Philox
+
+
+class DecoderState(NamedTuple):
+    """Where a decoder stands: what it looks at, its cell, its last output h~, where it looked, its steps so far."""
+
+    memory: Array
+    lengths: Any
+    cell: State
+    fed: Array
+    looked: Any
+    step: int
+
+
+class StepContext(NamedTuple):
+    cell: Any
+    attention: Any
+    combine: LinearContext
+    tanh: TanhContext
+
+
+class Carried(NamedTuple):
+    """The gradients of what one step hands to the next."""
+
+    cell: tuple[Array | None, ...]
+    fed: Array | float
+    looked: Array | None
+
+
+class DecoderGrads(NamedTuple):
+    x: Array
+    memory: Array
+    cell: State
+    params: Params
+
+
+@dataclass(frozen=True)
+class RecurrentDecoder(Layer):
+    r"""The steps of a decoder.
+
+    .. math::
+        s_i = \mathrm{RNN}([x_i; \tilde h_{i-1}], s_{i-1}), \qquad c_i = \mathrm{attention}(s_i, m), \qquad
+        \tilde h_i = \tanh(W_c [c_i; s_i])
+    """
+
+    cell: str
+    dim: int
+    hidden_dim: int
+    context_dim: int
+    attention: Any
+
+    def parts(self) -> dict[str, Any]:
+        return {
+            "cell": Cell(self.cell, self.dim + self.hidden_dim, self.hidden_dim),
+            "attention": looking(self.attention),
+            "combine": Linear(self.context_dim + self.hidden_dim, self.hidden_dim, bias=False),
+        }
+
+    def step(
+        self, params: Params, x: Array, state: DecoderState, rng: Philox | None = None
+    ) -> tuple[DecoderState, StepContext]:
+        """The state after x (B, 1, dim); its `fed` is h~ (B, 1, H)."""
+        xp, parts = namespace_of(x), self.parts()
+        told = xp.concat([x, state.fed], axis=-1)  # (B, 1, dim + H)
+        s, cell, of_cell = parts["cell"].fwd(params["cell"], told, state.cell)
+        given = Given(state.memory, state.lengths, state.step, rng.fold_in(state.step) if rng else None)
+        c, looked, of_attention = parts["attention"].fwd(params["attention"], s, given, state.looked)
+        y, of_combine = parts["combine"].fwd(params["combine"], xp.concat([c, s], axis=-1))
+        fed, of_tanh = tanh_fwd(y)
+        after = DecoderState(state.memory, state.lengths, cell, fed, looked, state.step + 1)
+        return after, StepContext(of_cell, of_attention, of_combine, of_tanh)
+
+    def fwd(
+        self, params: Params, x: Array, state: DecoderState, rng: Philox | None
+    ) -> tuple[Array, tuple[StepContext, ...]]:
+        """h~ (B, T, H) of x (B, T, dim), and the context of each step."""
+        states, contexts = [], []
+        for t in range(x.shape[1]):
+            state, ctx = self.step(params, x[:, t : t + 1, :], state, rng)
+            states.append(state.fed)
+            contexts.append(ctx)
+        return namespace_of(x).concat(states, axis=1), tuple(contexts)
+
+    def bwd(self, dout: Array, ctx: tuple[StepContext, ...], dlog_prob: Array | None) -> DecoderGrads:
+        """The gradients of x, the memory, the first state of the cell, and the parameters, through all steps."""
+        dx, total = [], None
+        after = Carried((None,) * len(self.parts()["cell"].states), 0.0, None)
+        for t in reversed(range(len(ctx))):
+            dlog = None if dlog_prob is None else dlog_prob[:, t : t + 1]
+            here, after = self._step_bwd(dout[:, t : t + 1, :] + after.fed, after, dlog, ctx[t])
+            dx.append(here.x)
+            summed = here.memory, here.params
+            total = summed if total is None else tree.add(total, summed)
+        assert total is not None, "there is a step"
+        return DecoderGrads(namespace_of(dout).concat(dx[::-1], axis=1), total[0], here.cell, total[1])
+
+    def _step_bwd(
+        self, dfed: Array, after: Carried, dlog_prob: Array | None, ctx: StepContext
+    ) -> tuple[DecoderGrads, Carried]:
+        parts = self.parts()
+        both = parts["combine"].bwd(tanh_bwd(dfed, ctx.tanh).x, ctx.combine)
+        dc, ds = both.x[..., : self.context_dim], both.x[..., self.context_dim :]
+        look = parts["attention"].bwd(dc, after.looked, dlog_prob, ctx.attention)
+        cell = parts["cell"].bwd(ds + look.query, after.cell, ctx.cell)
+        params = {"cell": cell.params, "attention": look.params, "combine": both.params}
+        here = DecoderGrads(cell.x[..., : self.dim], look.memory, cell.state, params)
+        return here, Carried(cell.state, cell.x[..., self.dim :], look.looked)

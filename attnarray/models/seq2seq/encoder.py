@@ -1,0 +1,73 @@
+"""A recurrent encoder that reads a sequence both ways: one state for each token, and what is left in the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from attnarray.backend import Array, namespace_of
+from attnarray.layers.initial import Params
+from attnarray.layers.layer import Layer, LayerGrads
+from attnarray.layers.linear import Linear
+from attnarray.models.seq2seq.cell import Cell, State
+from attnarray.ops.activations import TanhContext, tanh_bwd, tanh_fwd
+from attnarray.ops.linear import LinearContext
+
+
+class BridgeContext(NamedTuple):
+    linear: LinearContext
+    tanh: TanhContext
+
+
+class ReadContext(NamedTuple):
+    forwards: Any
+    backwards: Any
+    bridge: dict[str, BridgeContext]
+
+
+@dataclass(frozen=True)
+class RecurrentEncoder(Layer):
+    r"""A bidirectional GRU or LSTM, half of the features for each direction.
+
+    .. math::
+        m_j = [\overrightarrow{h}_j; \overleftarrow{h}_j], \qquad
+        s_0 = \tanh(W [\overrightarrow{h}_S; \overleftarrow{h}_1] + b)
+
+    with m what a decoder attends to and s_0 its first state; for an LSTM, its first cell likewise.
+    """
+
+    cell: str
+    in_dim: int
+    hidden_dim: int
+
+    def parts(self) -> dict[str, Any]:
+        half, bridge = Cell(self.cell, self.in_dim, self.hidden_dim // 2), Linear(self.hidden_dim, self.hidden_dim)
+        return {"forwards": half, "backwards": half, **{f"bridge_{name}": bridge for name in half.states}}
+
+    def fwd(self, params: Params, x: Array, exists: Array | None) -> tuple[Array, State, ReadContext]:
+        """The memory (B, S, H) of x (B, S, in_dim), of which `exists` (B, S) is there, the first state of a decoder."""
+        xp, parts = namespace_of(x), self.parts()
+        out, last, of_forwards = parts["forwards"].fwd(params["forwards"], x, mask=exists)
+        back, first, of_backwards = parts["backwards"].fwd(params["backwards"], x, mask=exists, reverse=True)
+        state, contexts = [], {}
+        for n, name in enumerate(parts["forwards"].states):
+            both = xp.concat([last[n], first[n]], axis=-1)  # (B, H)
+            y, of_linear = parts[f"bridge_{name}"].fwd(params[f"bridge_{name}"], both)
+            y, of_tanh = tanh_fwd(y)
+            state.append(y)
+            contexts[name] = BridgeContext(of_linear, of_tanh)
+        return xp.concat([out, back], axis=-1), tuple(state), ReadContext(of_forwards, of_backwards, contexts)
+
+    def bwd(self, dmemory: Array, dstate: tuple[Array, ...], ctx: ReadContext) -> LayerGrads:
+        """The gradients of x and the parameters."""
+        parts, half, params = self.parts(), self.hidden_dim // 2, {}
+        last, first = [], []
+        for dy, (name, of) in zip(dstate, ctx.bridge.items(), strict=True):
+            grads = parts[f"bridge_{name}"].bwd(tanh_bwd(dy, of.tanh).x, of.linear)
+            params[f"bridge_{name}"] = grads.params
+            last.append(grads.x[:, :half])
+            first.append(grads.x[:, half:])
+        forwards = parts["forwards"].bwd(dmemory[:, :, :half], tuple(last), ctx.forwards)
+        backwards = parts["backwards"].bwd(dmemory[:, :, half:], tuple(first), ctx.backwards)
+        cells = {"forwards": forwards.params, "backwards": backwards.params}
+        return LayerGrads(forwards.x + backwards.x, {**cells, **params})

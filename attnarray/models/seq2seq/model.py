@@ -1,0 +1,222 @@
+"""The recurrent encoder-decoder: at each step the decoder looks at the encoder's states, by any attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from attnarray import checks
+from attnarray.attention.weights import attention_weights
+from attnarray.backend import Array, device_of, namespace_of
+from attnarray.layers.initial import Params
+from attnarray.layers.layer import Layer, check_params
+from attnarray.layers.linear import Linear
+from attnarray.models.generation.greedy import greedily
+from attnarray.models.places import lengths_of
+from attnarray.models.seq2seq.cell import CELLS
+from attnarray.models.seq2seq.decoder import DecoderState, RecurrentDecoder, StepContext
+from attnarray.models.seq2seq.encoder import ReadContext, RecurrentEncoder
+from attnarray.models.seq2seq.looking import draws
+from attnarray.models.token_embedding import TokenContext, TokenEmbedding
+from attnarray.models.training import check_training
+from attnarray.ops.dropout import DropoutContext, dropout_bwd, dropout_fwd
+from attnarray.ops.linear import LinearContext
+from attnarray.random import Philox
+
+
+class Seq2SeqContext(NamedTuple):
+    source: TokenContext
+    encoder: ReadContext
+    target: TokenContext
+    decoder: tuple[StepContext, ...]
+    dropout: DropoutContext
+    logits: LinearContext
+
+
+class Seq2SeqGrads(NamedTuple):
+    params: Params
+
+
+@dataclass(frozen=True)
+class Seq2Seq(Layer):
+    r"""A recurrent encoder-decoder with attention and input feeding.
+
+    .. math::
+        m = [\overrightarrow{\mathrm{RNN}}(x); \overleftarrow{\mathrm{RNN}}(x)], \qquad
+        s_i = \mathrm{RNN}([y_{i-1}; \tilde h_{i-1}], s_{i-1}), \qquad c_i = \mathrm{attention}(s_i, m), \qquad
+        \tilde h_i = \tanh(W_c [c_i; s_i]), \qquad \mathrm{logits}_i = W \tilde h_i + b
+
+    with x and y the vectors of source and target. Training goes step by step too, as each step hears where the one
+    before has looked; the backward goes through the steps, and every attention in them, from the last to the first.
+
+    Parameters
+    ----------
+    source_vocabulary, target_vocabulary : int
+        How many tokens there are of each.
+    dim : int
+        Of the vectors of tokens.
+    hidden_dim : int
+        H, even: of s, h~ and m.
+    attention : layer
+        Any layer of `attnarray.layers` between two sequences, of queries (B, 1, H) over keys (B, S, H), such as
+        `BahdanauAttention`, `LuongAttention`, `LocationAttention` (each step is given the weights of the one before),
+        `LocalAttention` (which is given the number of the step), `HardAttention` (which draws in training, and takes
+        the most likely key at inference) or `MultiHeadAttention`. Or an object of your own with their `init`,
+        `fwd(params, query, key, kv_lengths=...)` and `bwd`.
+    cell : {"gru", "lstm"}
+    dropout : float
+        Of the vectors of tokens, and of h~ where it makes logits; only where an `rng` is given.
+    context_dim : int, optional
+        Features of what the attention gives; H by default.
+
+    Raises
+    ------
+    ValueError
+        If a size or choice is none; if a token is out of range, or `fwd` has something to drop or draw and no `rng`.
+
+    Notes
+    -----
+    Hard attention with the estimator "reinforce" learns from what its choices cost: give `bwd` the cotangent of their
+    log-probabilities, cost less baseline of each step.
+
+    References
+    ----------
+    Bahdanau, Cho and Bengio, 2014, arXiv:1409.0473. Input feeding: Luong, Pham and Manning, 2015, arXiv:1508.04025.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> attention = aa.layers.BahdanauAttention(query_dim=8, key_dim=8, hidden_dim=6)
+    >>> model = aa.models.Seq2Seq(11, 9, dim=4, hidden_dim=8, attention=attention)
+    >>> params = model.init(aa.Philox(0))
+    >>> source, target = np.array([[4, 2, 7, 7], [3, 3, 0, 0]]), np.array([[1, 5, 6], [1, 8, 2]])
+    >>> logits, ctx = model.fwd(params, source, target, source_lengths=[4, 2])
+    >>> logits.shape, model.alignments(ctx).shape, sorted(model.bwd(logits, ctx).params)
+    ((2, 3, 9), (2, 3, 4), ['decoder', 'encoder', 'logits', 'source', 'target'])
+    >>> model.greedy(params, source, start=1, count=5, source_lengths=[4, 2]).shape
+    (2, 5)
+    """
+
+    source_vocabulary: int
+    target_vocabulary: int
+    dim: int
+    hidden_dim: int
+    attention: Any
+    cell: str = "gru"
+    dropout: float = 0.0
+    context_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        checks.one_of("cell", self.cell, tuple(CELLS))
+        checks.whole("hidden_dim", self.hidden_dim, 2, 2**31, "a size of the model")
+        if self.hidden_dim % 2:
+            raise ValueError(f"`hidden_dim` is {self.hidden_dim}, expected an even number: half for each direction.")
+        for name in ("query_dim", "key_dim"):
+            given = getattr(self.attention, name, None)
+            if hasattr(self.attention, "query_dim") and given != self.hidden_dim:
+                raise ValueError(
+                    f"`attention.{name}` is {given}, expected {self.hidden_dim}: the model's `hidden_dim`."
+                )
+        self.parts()  # which check their own
+
+    def parts(self) -> dict[str, Any]:
+        H, of_tokens = self.hidden_dim, (self.dim, 1, "none", self.dropout)  # no positions: the steps tell
+        return {
+            "source": TokenEmbedding(self.source_vocabulary, *of_tokens, "source"),
+            "encoder": RecurrentEncoder(self.cell, self.dim, H),
+            "target": TokenEmbedding(self.target_vocabulary, *of_tokens, "target"),
+            "decoder": RecurrentDecoder(self.cell, self.dim, H, self.context_dim or H, self.attention),
+            "logits": Linear(H, self.target_vocabulary),
+        }
+
+    def __call__(
+        self, params: Params, source: Array, target: Array, *, source_lengths: Any = None, rng: Philox | None = None
+    ) -> Array:
+        """Logits (B, T, V) of the token after each of `target` (B, T), for sources (B, S); all are integers.
+
+        Of each source the first `source_lengths` (B,) are there. Without an `rng` nothing is dropped or drawn.
+        """
+        return self._fwd(params, source, target, source_lengths, rng)[0]
+
+    def fwd(
+        self, params: Params, source: Array, target: Array, *, source_lengths: Any = None, rng: Philox | None = None
+    ) -> tuple[Array, Seq2SeqContext]:
+        """The same, and the context for `bwd`; with something to drop or draw it needs an `rng`."""
+        check_training(self.dropout > 0 or draws(self.attention), rng, "Seq2Seq")
+        return self._fwd(params, source, target, source_lengths, rng)
+
+    def bwd(self, dlogits: Array, ctx: Seq2SeqContext, *, dlog_prob: Array | None = None) -> Seq2SeqGrads:
+        """The gradients of the parameters. `dlog_prob` (B, T) is for hard attention that learns by "reinforce"."""
+        checks.context("ctx", ctx, Seq2SeqContext)
+        parts, learns = self.parts(), getattr(self.attention, "estimator", None) == "reinforce"
+        if learns != (dlog_prob is not None):
+            expected = "(B, T), cost less baseline of each draw: the estimator is 'reinforce'" if learns else "None"
+            raise ValueError(f"`dlog_prob` is {checks.shown(dlog_prob)}, expected {expected}.")
+        logits = parts["logits"].bwd(dlogits, ctx.logits)
+        decoder = parts["decoder"].bwd(dropout_bwd(logits.x, ctx.dropout).x, ctx.decoder, dlog_prob)
+        encoder = parts["encoder"].bwd(decoder.memory, decoder.cell, ctx.encoder)
+        return Seq2SeqGrads({
+            "source": parts["source"].bwd(encoder.x, ctx.source),
+            "encoder": encoder.params,
+            "target": parts["target"].bwd(decoder.x, ctx.target),
+            "decoder": decoder.params,
+            "logits": logits.params,
+        })  # fmt: skip
+
+    def start(self, params: Params, source: Array, *, source_lengths: Any = None) -> DecoderState:
+        """Reads sources (B, S) once, for `step`."""
+        check_params(params, self)
+        return self._read(params, source, source_lengths, None)[0]
+
+    def step(self, params: Params, tokens: Array, state: DecoderState) -> tuple[Array, DecoderState]:
+        """Logits (B, 1, V) after the next target tokens (B, 1), and where the decoder stands then."""
+        checks.context("state", state, DecoderState)
+        parts = self.parts()
+        x, _ = parts["target"].fwd(params["target"], tokens)
+        state, _ = parts["decoder"].step(params["decoder"], x, state)
+        return parts["logits"](params["logits"], state.fed), state
+
+    def greedy(
+        self, params: Params, source: Array, start: int, count: int, *, end: int | None = None,
+        source_lengths: Any = None,
+    ) -> Array:  # fmt: skip
+        """Up to `count` target tokens (B, N) for sources (B, S), the most likely one each time, after token `start`.
+
+        Where `end` comes, the rest of that row is `end`; N is less than `count` if all rows have ended before.
+        """
+        checks.whole("count", count, 0, 2**31, "how many tokens to write")
+        state = self.start(params, source, source_lengths=source_lengths)
+        return greedily(lambda tokens, now: self.step(params, tokens, now), state, source, start, count, end)
+
+    def alignments(self, ctx: Seq2SeqContext) -> Array:
+        """Where each step looked in the source, (B, T, S); with heads (B, heads, T, S)."""
+        weights = [attention_weights(step.attention) for step in ctx.decoder]
+        return namespace_of(*weights).concat(weights, axis=-2)
+
+    def _fwd(
+        self, params: Params, source: Array, target: Array, lengths: Any, rng: Philox | None
+    ) -> tuple[Array, Seq2SeqContext]:
+        check_params(params, self)
+        parts, rngs = self.parts(), rng.split(4) if rng else (None,) * 4
+        state, of_source, of_encoder = self._read(params, source, lengths, rngs[0])
+        y, of_target = parts["target"].fwd(params["target"], target, rngs[1])  # (B, T, dim)
+        if not target.shape[1]:
+            raise ValueError(f"`target` has shape {tuple(target.shape)}, expected at least one position: (B, T).")
+        states, of_decoder = parts["decoder"].fwd(params["decoder"], y, state, rngs[2])
+        states, of_dropout = dropout_fwd(states, self.dropout if rng else 0.0, rng=rngs[3])
+        logits, of_logits = parts["logits"].fwd(params["logits"], states)
+        return logits, Seq2SeqContext(of_source, of_encoder, of_target, of_decoder, of_dropout, of_logits)
+
+    def _read(
+        self, params: Params, source: Array, lengths: Any, rng: Philox | None
+    ) -> tuple[DecoderState, TokenContext, ReadContext]:
+        """Where a decoder starts that looks at these sources."""
+        parts = self.parts()
+        x, of_source = parts["source"].fwd(params["source"], source, rng)  # (B, S, dim)
+        xp, exists = namespace_of(x), None
+        lengths = lengths_of("source_lengths", lengths, source)
+        if lengths is not None:
+            exists = xp.arange(source.shape[1], device=device_of(x))[None, :] < lengths[:, None]  # (B, S)
+        memory, cell, of_encoder = parts["encoder"].fwd(params["encoder"], x, exists)
+        fed = xp.zeros((x.shape[0], 1, self.hidden_dim), dtype=x.dtype, device=device_of(x))
+        return DecoderState(memory, lengths, cell, fed, None, 0), of_source, of_encoder

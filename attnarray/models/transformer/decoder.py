@@ -1,0 +1,105 @@
+"""The decoder of a Transformer: blocks that attend to their own past and to a memory, at once or step by step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Unpack
+
+from attnarray.backend import Array
+from attnarray.layers.block import BlockGrads, Options
+from attnarray.layers.cache import DecoderCache
+from attnarray.layers.initial import Params
+from attnarray.layers.layer import check_params
+from attnarray.masks import Mask
+from attnarray.models.transformer.stack import Stack, StackContext
+from attnarray.random import Philox
+
+
+@dataclass(frozen=True)
+class Decoder(Stack):
+    r"""The decoder of a Transformer: each block attends to the sequence itself, then to a memory, then feeds forward.
+
+    Its self-attention is causal unless `is_causal=False`. The fields are those of `Encoder`.
+
+    Raises
+    ------
+    ValueError
+        If a size, probability or choice is none; if `fwd` has something to drop and no `rng`.
+
+    Notes
+    -----
+    `torch.nn.TransformerDecoder` in these terms: `norm_first` is `pre_norm`, its `norm` is `final_norm`; its boolean
+    masks are True where a key is *hidden*, and without a `tgt_mask` it is not causal.
+
+    References
+    ----------
+    Vaswani et al., "Attention is all you need", 2017, arXiv:1706.03762.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> decoder = aa.models.Decoder(dim=8, layers=2, heads=2)
+    >>> params = decoder.init(aa.Philox(0))
+    >>> rng = np.random.default_rng(0)
+    >>> x, memory = rng.standard_normal((2, 5, 8), np.float32), rng.standard_normal((2, 7, 8), np.float32)
+    >>> y, ctx = decoder.fwd(params, x, memory, memory_lengths=[7, 4])
+    >>> y.shape, decoder.bwd(y, ctx).memory.shape
+    ((2, 5, 8), (2, 7, 8))
+
+    Step by step, with the keys and values of the memory projected once:
+
+    >>> cache = decoder.cache(params, memory, longest=5)
+    >>> for t in range(5):
+    ...     step, cache = decoder.step(params, x[:, t : t + 1], cache, memory_lengths=[7, 4])
+    >>> bool(np.allclose(step, y[:, 4:], atol=1e-5))
+    True
+    """
+
+    cross: ClassVar[bool] = True
+
+    def __call__(
+        self, params: Params, x: Array, memory: Array, *, rng: Philox | None = None, **options: Unpack[Options]
+    ) -> Array:
+        """y (*batch, T, dim) of x (*batch, T, dim) and a memory (*batch, S, dim).
+
+        Options as in `TransformerBlock`; `is_causal` is True by default. Without an `rng` nothing is dropped.
+        """
+        *_, y = self._states(params, x, memory, rng, _causal(options))
+        return y
+
+    def states(
+        self, params: Params, x: Array, memory: Array, *, rng: Philox | None = None, **options: Unpack[Options]
+    ) -> list[Array]:
+        """What every block gives, (*batch, T, dim) each; the last one is y."""
+        return list(self._states(params, x, memory, rng, _causal(options)))
+
+    def fwd(
+        self, params: Params, x: Array, memory: Array, *, rng: Philox | None = None, **options: Unpack[Options]
+    ) -> tuple[Array, StackContext]:
+        """y, and the context for `bwd`."""
+        return self._fwd(params, x, memory, rng, _causal(options))
+
+    def bwd(self, dout: Array, ctx: StackContext) -> BlockGrads:
+        """The gradients of x, the memory and the parameters."""
+        return self._bwd(dout, ctx)
+
+    def cache(self, params: Params, memory: Array, longest: int) -> tuple[DecoderCache, ...]:
+        """For `step`: the keys and values of a memory (B, S, dim) in every block, and room for `longest` positions."""
+        check_params(params, self)
+        return tuple(self.block.decoder_cache(params["blocks"][str(n)], memory, longest) for n in range(self.layers))
+
+    def step(
+        self, params: Params, x: Array, cache: tuple[DecoderCache, ...], *, memory_mask: Array | Mask | None = None,
+        memory_lengths: Any = None,
+    ) -> tuple[Array, tuple[DecoderCache, ...]]:  # fmt: skip
+        """y of the next positions x (B, T, dim), written into the cache; that of all positions in one call."""
+        after = []
+        for n, known in enumerate(cache):
+            own = params["blocks"][str(n)]
+            x, known = self.block.step(own, x, known, memory_mask=memory_mask, memory_lengths=memory_lengths)
+            after.append(known)
+        return self.parts()["norm"](params["norm"], x) if "norm" in params else x, tuple(after)
+
+
+def _causal(options: Options) -> Options:
+    return {"is_causal": True, **options}

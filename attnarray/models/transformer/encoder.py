@@ -1,0 +1,101 @@
+"""The encoder of a Transformer: blocks of self-attention and feed-forward over a sequence of vectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypedDict, Unpack
+
+from attnarray.backend import Array
+from attnarray.layers.initial import Params
+from attnarray.layers.layer import LayerGrads
+from attnarray.masks import Mask
+from attnarray.models.transformer.stack import Stack, StackContext
+from attnarray.random import Philox
+
+
+class EncoderOptions(TypedDict, total=False):
+    """Who sees whom; `multi_head_attention` documents each."""
+
+    attn_mask: Array | Mask | None
+    is_causal: bool
+    kv_lengths: Any
+    bias: Array | None
+
+
+@dataclass(frozen=True)
+class Encoder(Stack):
+    r"""The encoder of a Transformer.
+
+    .. math::
+        x \leftarrow x + \mathrm{drop}(f(\mathrm{norm}(x))) \quad \text{(pre-norm)}, \qquad
+        x \leftarrow \mathrm{norm}(x + \mathrm{drop}(f(x))) \quad \text{(post-norm)}
+
+    for f = self-attention, feed-forward, in turns. It takes vectors that know their positions, and gives vectors.
+
+    Parameters
+    ----------
+    dim : int
+        E, features of x.
+    layers : int
+        Blocks.
+    heads : int
+        H.
+    hidden_dim : int, optional
+        Of the feed-forward parts; 4 E by default.
+    pre_norm : bool
+        Where the norms stand: before the branches, or after the sums, as in the paper.
+    final_norm : bool, optional
+        Whether there is a norm behind the last block; with `pre_norm` there is one by default, else none.
+    activation, gated, norm, eps, bias, kv_heads, rotary, recompute, std
+        As in `TransformerBlock`.
+    dropout, attention_dropout, hidden_dropout : float
+        Of what branches add, of attention weights, of hidden features, where there is an `rng`.
+
+    Raises
+    ------
+    ValueError
+        If a size, probability or choice is none; if `fwd` has something to drop and no `rng`.
+
+    Notes
+    -----
+    `torch.nn.TransformerEncoder` in these terms: `norm_first` is `pre_norm`, its `norm` is `final_norm`; its `dropout`
+    is all three of them; its boolean masks are True where a key is *hidden*.
+
+    References
+    ----------
+    Vaswani et al., "Attention is all you need", 2017, arXiv:1706.03762. Pre-norm: Xiong et al., 2020, arXiv:2002.04745.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> encoder = aa.models.Encoder(dim=8, layers=2, heads=2)
+    >>> params = encoder.init(aa.Philox(0))
+    >>> x = np.random.default_rng(0).standard_normal((2, 5, 8), np.float32)
+    >>> y, ctx = encoder.fwd(params, x, kv_lengths=[5, 3])
+    >>> y.shape, sorted(encoder.bwd(y, ctx).params), len(encoder.states(params, x))
+    ((2, 5, 8), ['blocks', 'norm'], 2)
+    """
+
+    def __call__(
+        self, params: Params, x: Array, *, rng: Philox | None = None, **options: Unpack[EncoderOptions]
+    ) -> Array:
+        """y (*batch, T, dim) of x (*batch, T, dim); without an `rng` nothing is dropped."""
+        *_, y = self._states(params, x, None, rng, options)
+        return y
+
+    def states(
+        self, params: Params, x: Array, *, rng: Philox | None = None, **options: Unpack[EncoderOptions]
+    ) -> list[Array]:
+        """What every block gives, (*batch, T, dim) each; the last one is y."""
+        return list(self._states(params, x, None, rng, options))
+
+    def fwd(
+        self, params: Params, x: Array, *, rng: Philox | None = None, **options: Unpack[EncoderOptions]
+    ) -> tuple[Array, StackContext]:
+        """y, and the context for `bwd`."""
+        return self._fwd(params, x, None, rng, options)
+
+    def bwd(self, dout: Array, ctx: StackContext) -> LayerGrads:
+        """The gradients of x and the parameters."""
+        grads = self._bwd(dout, ctx)
+        return LayerGrads(grads.x, grads.params)

@@ -1,0 +1,238 @@
+"""The Transformer: an encoder reads one sequence of tokens, a decoder writes another, told what it wrote before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from attnarray import checks, tree
+from attnarray.backend import Array
+from attnarray.layers.cache import DecoderCache
+from attnarray.layers.initial import Params
+from attnarray.layers.layer import Layer, check_params
+from attnarray.layers.linear import Linear
+from attnarray.models.generation.greedy import greedily
+from attnarray.models.places import lengths_of
+from attnarray.models.token_embedding import TokenContext, TokenEmbedding
+from attnarray.models.training import check_training
+from attnarray.models.transformer.decoder import Decoder
+from attnarray.models.transformer.encoder import Encoder
+from attnarray.models.transformer.stack import StackContext
+from attnarray.ops.linear import LinearContext, linear_bwd, linear_fwd
+from attnarray.random import Philox
+
+
+class TransformerContext(NamedTuple):
+    source: TokenContext
+    target: TokenContext
+    encoder: StackContext
+    decoder: StackContext
+    logits: LinearContext
+
+
+class TransformerGrads(NamedTuple):
+    params: Params
+
+
+class TransformerCache(NamedTuple):
+    """What `step` needs: the cache of each block, and how long each source is."""
+
+    blocks: tuple[DecoderCache, ...]
+    source_lengths: Any
+
+    @property
+    def length(self) -> int:
+        """How many target positions it holds."""
+        return self.blocks[0].own.length
+
+
+@dataclass(frozen=True)
+class Transformer(Layer):
+    r"""The encoder-decoder of "Attention is all you need".
+
+    .. math::
+        m = \mathrm{encoder}(\sqrt{E}\, W_{s_i} + p_i), \qquad
+        y = \mathrm{decoder}(\sqrt{E}\, U_{t_i} + p_i,\; m), \qquad \mathrm{logits}_i = U y_i
+
+    Parameters
+    ----------
+    source_vocabulary, target_vocabulary : int
+        How many tokens there are of each.
+    longest : int
+        The most positions a sequence may have.
+    dim, layers, heads, hidden_dim : int
+        Of encoder and decoder, see `Encoder`; by default those of the paper's base model.
+    pre_norm, final_norm, activation, eps, attention_dropout, hidden_dropout, recompute
+        See `Encoder`; by default as in the paper: norms after the sums, none behind the last block.
+    dropout : float
+        Of what branches add, and of the embeddings with their positions; only where an `rng` is given.
+    positions : {"sinusoidal", "learned"}
+        p: fixed, or a parameter for each position of source and target.
+    tied : bool
+        Whether the target's embedding U makes the logits too. If not, a linear map with a bias of its own does.
+
+    Raises
+    ------
+    ValueError
+        If a size, probability or choice is none; if a token is out of range, a sequence too long, or `fwd` has
+        something to drop and no `rng`.
+
+    References
+    ----------
+    Vaswani et al., "Attention is all you need", 2017, arXiv:1706.03762.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> model = aa.models.Transformer(11, 9, longest=8, dim=16, layers=2, heads=4, dropout=0.0)
+    >>> params = model.init(aa.Philox(0))
+    >>> source, target = np.array([[4, 2, 7, 7], [3, 3, 0, 0]]), np.array([[1, 5, 6], [1, 8, 2]])
+    >>> logits, ctx = model.fwd(params, source, target[:, :-1], source_lengths=[4, 2])  # told all but the last
+    >>> loss, of_loss = aa.cross_entropy_fwd(logits, target[:, 1:])  # the next token each time
+    >>> grads = model.bwd(aa.cross_entropy_bwd(np.ones_like(loss), of_loss).logits, ctx).params
+    >>> logits.shape, sorted(grads)
+    ((2, 2, 9), ['decoder', 'encoder', 'source', 'target'])
+    >>> model.greedy(params, source, start=1, count=5, source_lengths=[4, 2]).shape
+    (2, 5)
+
+    Where head 3 of the first block of the decoder looks in the source:
+
+    >>> aa.attention_weights(ctx.decoder.blocks[0].cross.branch)[:, 3].shape
+    (2, 2, 4)
+    """
+
+    source_vocabulary: int
+    target_vocabulary: int
+    longest: int
+    dim: int = 512
+    layers: int = 6
+    heads: int = 8
+    hidden_dim: int | None = None
+    pre_norm: bool = False
+    final_norm: bool | None = None
+    activation: str = "relu"
+    dropout: float = 0.1
+    attention_dropout: float = 0.0
+    hidden_dropout: float = 0.0
+    positions: str = "sinusoidal"
+    tied: bool = True
+    eps: float = 1e-5
+    recompute: bool = False
+
+    def __post_init__(self) -> None:
+        self.parts()  # which check their own
+
+    def parts(self) -> dict[str, Any]:
+        fields = ("dim", "layers", "heads", "hidden_dim", "pre_norm", "final_norm", "activation", "dropout",
+                  "attention_dropout", "hidden_dropout", "eps", "recompute")  # fmt: skip
+        shared = {name: getattr(self, name) for name in fields}
+        of_tokens = self.dim, self.longest, self.positions, self.dropout
+        parts: dict[str, Any] = {
+            "source": TokenEmbedding(self.source_vocabulary, *of_tokens, name="source"),
+            "target": TokenEmbedding(self.target_vocabulary, *of_tokens, name="target"),
+            "encoder": Encoder(**shared),
+            "decoder": Decoder(**shared),
+        }
+        return parts if self.tied else {**parts, "logits": Linear(self.dim, self.target_vocabulary)}
+
+    @property
+    def drops(self) -> bool:
+        """Whether there is something to drop in training."""
+        return max(self.dropout, self.attention_dropout, self.hidden_dropout) > 0
+
+    def __call__(
+        self, params: Params, source: Array, target: Array, *, source_lengths: Any = None, target_lengths: Any = None,
+        rng: Philox | None = None,
+    ) -> Array:  # fmt: skip
+        """Logits (B, T, V) of the token after each of `target` (B, T), for sources (B, S); all are integers.
+
+        Target i sees the targets up to i, and of the source the first `source_lengths` (B,). Padding behind a target is
+        not seen by what stands before it, with `target_lengths` (B,) not even by itself: leave it out of the loss, for
+        example as targets of -100 in `cross_entropy`. Without an `rng` nothing is dropped.
+        """
+        parts, rngs = self._checked(params, rng)
+        x, _ = parts["source"].fwd(params["source"], source, rngs[0])
+        source_lengths = lengths_of("source_lengths", source_lengths, source)
+        memory = parts["encoder"](params["encoder"], x, rng=rngs[1], kv_lengths=source_lengths)
+        y, _ = parts["target"].fwd(params["target"], target, rngs[2])
+        known = lengths_of("target_lengths", target_lengths, target)
+        lengths = {"kv_lengths": known, "memory_lengths": source_lengths}
+        return self._logits(params, parts["decoder"](params["decoder"], y, memory, rng=rngs[3], **lengths))[0]
+
+    def fwd(
+        self, params: Params, source: Array, target: Array, *, source_lengths: Any = None, target_lengths: Any = None,
+        rng: Philox | None = None,
+    ) -> tuple[Array, TransformerContext]:  # fmt: skip
+        """The same, and the context for `bwd`; with dropout it needs an `rng`."""
+        check_training(self.drops, rng, "Transformer")
+        parts, rngs = self._checked(params, rng)
+        x, of_source = parts["source"].fwd(params["source"], source, rngs[0])
+        source_lengths = lengths_of("source_lengths", source_lengths, source)
+        memory, of_encoder = parts["encoder"].fwd(params["encoder"], x, rng=rngs[1], kv_lengths=source_lengths)
+        y, of_target = parts["target"].fwd(params["target"], target, rngs[2])
+        known = lengths_of("target_lengths", target_lengths, target)
+        lengths = {"kv_lengths": known, "memory_lengths": source_lengths}
+        y, of_decoder = parts["decoder"].fwd(params["decoder"], y, memory, rng=rngs[3], **lengths)
+        logits, of_logits = self._logits(params, y)
+        return logits, TransformerContext(of_source, of_target, of_encoder, of_decoder, of_logits)
+
+    def bwd(self, dlogits: Array, ctx: TransformerContext) -> TransformerGrads:
+        """The gradients of the parameters; where the target's embedding is tied, the sum of its two."""
+        checks.context("ctx", ctx, TransformerContext)
+        parts, logits = self.parts(), linear_bwd(dlogits, ctx.logits)
+        decoder = parts["decoder"].bwd(logits.x, ctx.decoder)
+        encoder = parts["encoder"].bwd(decoder.memory, ctx.encoder)
+        params = {
+            "source": parts["source"].bwd(encoder.x, ctx.source),
+            "target": parts["target"].bwd(decoder.x, ctx.target),
+            "encoder": encoder.params,
+            "decoder": decoder.params,
+        }
+        if self.tied:
+            params["target"]["token"] = tree.add(params["target"]["token"], {"weight": logits.weight})
+        else:
+            params["logits"] = {"weight": logits.weight, "bias": logits.bias}
+        return TransformerGrads(params)
+
+    def cache(
+        self, params: Params, source: Array, longest: int | None = None, *, source_lengths: Any = None
+    ) -> TransformerCache:
+        """Reads sources (B, S) once, for `step` to write up to `longest` target positions; by default all there are."""
+        parts, _ = self._checked(params, None)
+        x, _ = parts["source"].fwd(params["source"], source)
+        source_lengths = lengths_of("source_lengths", source_lengths, source)
+        memory = parts["encoder"](params["encoder"], x, kv_lengths=source_lengths)
+        longest = self.longest if longest is None else longest
+        return TransformerCache(parts["decoder"].cache(params["decoder"], memory, longest), source_lengths)
+
+    def step(self, params: Params, tokens: Array, cache: TransformerCache) -> tuple[Array, TransformerCache]:
+        """Logits (B, T, V) of the next target tokens (B, T), which are written into the cache.
+
+        They are those of all target tokens so far in one call.
+        """
+        checks.context("cache", cache, TransformerCache)
+        parts = self.parts()
+        y, _ = parts["target"].fwd(params["target"], tokens, first=cache.length)
+        y, blocks = parts["decoder"].step(params["decoder"], y, cache.blocks, memory_lengths=cache.source_lengths)
+        return self._logits(params, y)[0], cache._replace(blocks=blocks)
+
+    def greedy(
+        self, params: Params, source: Array, start: int, count: int, *, end: int | None = None,
+        source_lengths: Any = None,
+    ) -> Array:  # fmt: skip
+        """Up to `count` target tokens (B, N) for sources (B, S), the most likely one each time, after token `start`.
+
+        Where `end` comes, the rest of that row is `end`; N is less than `count` if all rows have ended before.
+        """
+        checks.whole("count", count, 0, self.longest, "how many tokens to write, at most `longest`")
+        cache = self.cache(params, source, max(count, 1), source_lengths=source_lengths)
+        return greedily(lambda tokens, state: self.step(params, tokens, state), cache, source, start, count, end)
+
+    def _checked(self, params: Params, rng: Philox | None) -> tuple[dict[str, Any], tuple[Philox | None, ...]]:
+        check_params(params, self)
+        return self.parts(), rng.split(4) if rng else (None,) * 4
+
+    def _logits(self, params: Params, y: Array) -> tuple[Array, LinearContext]:
+        if self.tied:
+            return linear_fwd(y, params["target"]["token"]["weight"])
+        return linear_fwd(y, **params["logits"])

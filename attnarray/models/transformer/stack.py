@@ -1,0 +1,127 @@
+"""What encoder and decoder of a Transformer share: blocks one after the other, and a norm behind the last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from attnarray import checks
+from attnarray.backend import Array
+from attnarray.layers.block import NORMS, BlockGrads, TransformerBlock
+from attnarray.layers.initial import Params
+from attnarray.layers.layer import Layer, check_params
+from attnarray.models.training import check_training
+from attnarray.ops.rotary import Rotary
+from attnarray.random import Philox
+
+
+class StackContext(NamedTuple):
+    blocks: tuple[Any, ...]
+    norm: Any | None
+
+
+@dataclass(frozen=True)
+class Blocks(Layer):
+    """Blocks of one configuration by their numbers from 0 on."""
+
+    block: Layer
+    layers: int
+
+    def parts(self) -> dict[str, Any]:
+        return {str(n): self.block for n in range(self.layers)}
+
+
+@dataclass(frozen=True)
+class Stack(Layer):
+    """`layers` blocks of one configuration, and a norm behind them with `final_norm`; `Encoder` explains the fields."""
+
+    cross: ClassVar[bool] = False
+
+    dim: int
+    layers: int
+    heads: int
+    hidden_dim: int | None = None
+    pre_norm: bool = True
+    final_norm: bool | None = None
+    activation: str = "gelu"
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    hidden_dropout: float = 0.0
+    eps: float = 1e-5
+    norm: str = "layer"
+    gated: bool = False
+    bias: bool = True
+    kv_heads: int | None = None
+    rotary: Rotary | None = None
+    recompute: bool = False
+    std: float | None = None
+
+    def __post_init__(self) -> None:
+        checks.whole("layers", self.layers, 1, 10**6, "the number of blocks")
+        self.parts()  # which check their own
+
+    @property
+    def block(self) -> TransformerBlock:
+        """Each of the blocks."""
+        return TransformerBlock(
+            self.dim, self.heads, self.hidden_dim, self.cross, self.pre_norm, self.norm, self.eps, self.activation,
+            self.gated, self.bias, self.dropout, self.attention_dropout, self.hidden_dropout, self.kv_heads,
+            self.rotary, self.recompute, self.std,
+        )  # fmt: skip
+
+    def parts(self) -> dict[str, Any]:
+        blocks: dict[str, Any] = {"blocks": Blocks(self.block, self.layers)}
+        final = self.pre_norm if self.final_norm is None else self.final_norm
+        return {**blocks, "norm": NORMS[self.norm](self.dim, self.eps)} if final else blocks
+
+    def _check(self, params: Params, x: Array) -> None:
+        check_params(params, self)
+        checks.floating(x=x)
+        if x.ndim < 2 or x.shape[-1] != self.dim:
+            raise ValueError(f"`x` has shape {tuple(x.shape)}, expected (*batch, T, {self.dim}), `dim` features.")
+
+    def _states(
+        self, params: Params, x: Array, memory: Array | None, rng: Philox | None, options: Any
+    ) -> Iterator[Array]:
+        """What each block gives; the last one with the final norm, if there is one."""
+        self._check(params, x)
+        block, rngs = self.block, _rngs(rng, self.layers)
+        for n in range(self.layers):
+            x = block(params["blocks"][str(n)], x, memory, rng=rngs[n], **options)
+            if n == self.layers - 1 and "norm" in params:
+                x = self.parts()["norm"](params["norm"], x)
+            yield x
+
+    def _fwd(
+        self, params: Params, x: Array, memory: Array | None, rng: Philox | None, options: Any
+    ) -> tuple[Array, StackContext]:
+        self._check(params, x)
+        check_training(self.block.drops, rng, type(self).__name__)
+        block, rngs, contexts, of_norm = self.block, _rngs(rng, self.layers), [], None
+        for n in range(self.layers):
+            x, ctx = block.fwd(params["blocks"][str(n)], x, memory, rng=rngs[n], **options)
+            contexts.append(ctx)
+        if "norm" in params:
+            x, of_norm = self.parts()["norm"].fwd(params["norm"], x)
+        return x, StackContext(tuple(contexts), of_norm)
+
+    def _bwd(self, dout: Array, ctx: StackContext) -> BlockGrads:
+        """The gradients of x, of the memory, which every block has seen, and of the parameters."""
+        checks.context("ctx", ctx, StackContext)
+        of_norm: Params = {}
+        if ctx.norm is not None:
+            norm = self.parts()["norm"].bwd(dout, ctx.norm)
+            dout, of_norm = norm.x, {"norm": norm.params}
+        block, params, dmemory = self.block, {}, None
+        for n in reversed(range(self.layers)):
+            grads = block.bwd(dout, ctx.blocks[n])
+            dout, params[str(n)] = grads.x, grads.params
+            if grads.memory is not None:
+                dmemory = grads.memory if dmemory is None else dmemory + grads.memory
+        blocks = {str(n): params[str(n)] for n in range(self.layers)}
+        return BlockGrads(dout, dmemory, {"blocks": blocks, **of_norm})
+
+
+def _rngs(rng: Philox | None, count: int) -> tuple[Philox | None, ...]:
+    return rng.split(count) if rng else (None,) * count

@@ -1,0 +1,230 @@
+"""Transformer-XL: a language model that reads segment after segment and remembers the states of those before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from attnarray import checks, tree
+from attnarray.backend import Array, namespace_of
+from attnarray.layers.initial import Params, zeros
+from attnarray.layers.layer import Layer, Shapes, check_params
+from attnarray.layers.linear import Linear
+from attnarray.layers.norm import LayerNorm
+from attnarray.models.token_embedding import TokenContext, TokenEmbedding
+from attnarray.models.training import check_training
+from attnarray.models.transformer.stack import Blocks
+from attnarray.models.transformer_xl.block import RelativeBlock, RelativeBlockContext
+from attnarray.ops.dropout import DropoutContext, dropout_bwd, dropout_fwd
+from attnarray.ops.linear import LinearContext, linear_bwd, linear_fwd
+from attnarray.random import Philox
+
+Memory = tuple[Array, ...]  # what the attention of each block was given in earlier segments, (B, M, E)
+
+
+class TransformerXLResult(NamedTuple):
+    """Logits (B, T, V) of the token after each, and the memory for the next segment."""
+
+    logits: Array
+    memory: Memory
+
+
+class TransformerXLContext(NamedTuple):
+    tokens: TokenContext
+    blocks: tuple[RelativeBlockContext, ...]
+    norm: Any | None
+    dropout: DropoutContext
+    logits: LinearContext
+
+
+class TransformerXLGrads(NamedTuple):
+    params: Params
+
+
+@dataclass(frozen=True)
+class Bias:
+    """A bias of its own."""
+
+    dim: int
+
+    def init(self, rng: Philox, dtype: str = "float32") -> Params:
+        return {"bias": zeros(self.dim, dtype=dtype)}
+
+    def shapes(self) -> Shapes:
+        return {"bias": (self.dim,)}
+
+
+def remembered(memory: Array | None, x: Array, longest: int) -> Array:
+    """The last `longest` positions of a memory (B, M, E) and x (B, T, E) behind it, up to (B, longest, E).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attnarray.models import remembered
+    >>> remembered(np.zeros((1, 3, 1)), np.ones((1, 2, 1)), 4)[0, :, 0].tolist()
+    [0.0, 0.0, 1.0, 1.0]
+    """
+    both = x if memory is None else namespace_of(x).concat([memory, x], axis=1)
+    return both[:, max(0, both.shape[1] - longest) :, :]
+
+
+@dataclass(frozen=True)
+class TransformerXL(Layer):
+    r"""A causal Transformer whose attention also sees what it was given in the segments before.
+
+    .. math::
+        x^n_\tau = \mathrm{block}_n(x^{n-1}_\tau, [\mathrm{SG}(m^{n-1}_{\tau}); x^{n-1}_\tau]), \qquad
+        m_{\tau+1} = \text{the last } M \text{ of } [m_\tau; x_\tau]
+
+    with relative positions in the attention, as `RelativeAttention` has them. SG stops the gradient: no backward goes
+    into an earlier segment.
+
+    Parameters
+    ----------
+    vocabulary : int
+        How many tokens there are.
+    memory : int
+        M, the most positions that are remembered; 0 for none.
+    dim, layers, heads, head_dim, hidden_dim : int
+        Features, blocks, heads and their width, and features of the feed-forward parts, 4 E by default.
+    pre_norm : bool
+        Norms before the branches, and one behind the last block; the paper has them after the sums. The memory of
+        attention holds what it was given, so with `pre_norm` it is of the normed states.
+    activation, eps
+        As in `TransformerBlock`.
+    dropout : float
+        Of the vectors of tokens, of what branches add, and of the last states; only where an `rng` is given.
+    attention_dropout, hidden_dropout : float
+        Of attention weights, of hidden features.
+    tied : bool
+        Whether the vectors of tokens make the logits too, with a bias beside them; if not, they have weights of their
+        own.
+
+    Raises
+    ------
+    ValueError
+        If a size, probability or choice is none; if a token is out of range, or `fwd` has something to drop and no
+        `rng`.
+
+    Notes
+    -----
+    Each block has content and position biases of its own, as in the paper; the published code can share them.
+
+    References
+    ----------
+    Dai et al., "Transformer-XL: attentive language models beyond a fixed-length context", 2019, arXiv:1901.02860.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> model = aa.models.TransformerXL(11, memory=6, dim=8, layers=2, heads=2, dropout=0.0)
+    >>> params, memory = model.init(aa.Philox(0)), None
+    >>> text = np.random.default_rng(0).integers(11, size=(2, 13))
+    >>> for start in (0, 4, 8):
+    ...     (logits, memory), ctx = model.fwd(params, text[:, start : start + 4], memory)
+    ...     loss, of_loss = aa.cross_entropy_fwd(logits, text[:, start + 1 : start + 5])
+    ...     grads = model.bwd(aa.cross_entropy_bwd(np.ones_like(loss), of_loss).logits, ctx).params
+    >>> logits.shape, memory[0].shape, sorted(grads)
+    ((2, 4, 11), (2, 6, 8), ['blocks', 'logits', 'tokens'])
+    """
+
+    vocabulary: int
+    memory: int
+    dim: int
+    layers: int
+    heads: int
+    head_dim: int | None = None
+    hidden_dim: int | None = None
+    pre_norm: bool = False
+    activation: str = "relu"
+    dropout: float = 0.1
+    attention_dropout: float = 0.0
+    hidden_dropout: float = 0.0
+    tied: bool = True
+    eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        checks.whole("memory", self.memory, 0, 2**31, "how many positions are remembered")
+        checks.whole("layers", self.layers, 1, 10**6, "the number of blocks")
+        self.parts()  # which check their own
+
+    @property
+    def block(self) -> RelativeBlock:
+        """Each of the blocks."""
+        return RelativeBlock(
+            self.dim, self.heads, self.head_dim, self.hidden_dim, self.pre_norm, self.activation, self.dropout,
+            self.attention_dropout, self.hidden_dropout, self.eps,
+        )  # fmt: skip
+
+    def parts(self) -> dict[str, Any]:
+        parts: dict[str, Any] = {
+            "tokens": TokenEmbedding(self.vocabulary, self.dim, 1, "none", self.dropout),
+            "blocks": Blocks(self.block, self.layers),
+        }
+        if self.pre_norm:
+            parts["norm"] = LayerNorm(self.dim, self.eps)
+        return {**parts, "logits": Bias(self.vocabulary) if self.tied else Linear(self.dim, self.vocabulary)}
+
+    def __call__(
+        self, params: Params, tokens: Array, memory: Memory | None = None, *, rng: Philox | None = None
+    ) -> TransformerXLResult:
+        """Logits (B, T, V) of the token after each of `tokens` (B, T), and the memory for the next segment.
+
+        `memory` is that of the segment before, and None for the first one. Without an `rng` nothing is dropped.
+        """
+        return self._fwd(params, tokens, memory, rng)[0]
+
+    def fwd(
+        self, params: Params, tokens: Array, memory: Memory | None = None, *, rng: Philox | None = None
+    ) -> tuple[TransformerXLResult, TransformerXLContext]:
+        """The same, and the context for `bwd`; with dropout it needs an `rng`."""
+        check_training(max(self.dropout, self.attention_dropout, self.hidden_dropout) > 0, rng, "TransformerXL")
+        return self._fwd(params, tokens, memory, rng)
+
+    def bwd(self, dlogits: Array, ctx: TransformerXLContext) -> TransformerXLGrads:
+        """The gradients of the parameters, of the logits of this segment; the memory has none."""
+        checks.context("ctx", ctx, TransformerXLContext)
+        parts, logits = self.parts(), linear_bwd(dlogits, ctx.logits)
+        dx, of_norm = dropout_bwd(logits.x, ctx.dropout).x, {}
+        if ctx.norm is not None:
+            norm = parts["norm"].bwd(dx, ctx.norm)
+            dx, of_norm = norm.x, {"norm": norm.params}
+        blocks: Params = {}
+        for n in reversed(range(self.layers)):
+            grads = self.block.bwd(dx, ctx.blocks[n])
+            dx, blocks[str(n)] = grads.x, grads.params
+        tokens = parts["tokens"].bwd(dx, ctx.tokens)
+        last = {"weight": logits.weight, "bias": logits.bias}
+        if self.tied:
+            tokens["token"] = tree.add(tokens["token"], {"weight": logits.weight})
+            last = {"bias": logits.bias}
+        ordered = {str(n): blocks[str(n)] for n in range(self.layers)}
+        return TransformerXLGrads({"tokens": tokens, "blocks": ordered, **of_norm, "logits": last})
+
+    def _fwd(
+        self, params: Params, tokens: Array, memory: Memory | None, rng: Philox | None
+    ) -> tuple[TransformerXLResult, TransformerXLContext]:
+        check_params(params, self)
+        self._check_memory(memory)
+        parts, rngs = self.parts(), rng.split(self.layers + 2) if rng else (None,) * (self.layers + 2)
+        x, of_tokens = parts["tokens"].fwd(params["tokens"], tokens, rngs[0])
+        block, contexts, kept, of_norm = self.block, [], [], None
+        for n in range(self.layers):
+            before = None if memory is None else memory[n]
+            x, given, of_block = block.fwd(params["blocks"][str(n)], x, before, rngs[1 + n])
+            kept.append(remembered(before, given, self.memory))
+            contexts.append(of_block)
+        if self.pre_norm:
+            x, of_norm = parts["norm"].fwd(params["norm"], x)
+        x, of_dropout = dropout_fwd(x, self.dropout if rng else 0.0, rng=rngs[-1])
+        weight = params["tokens"]["token"]["weight"] if self.tied else params["logits"]["weight"]
+        logits, of_logits = linear_fwd(x, weight, params["logits"]["bias"])
+        ctx = TransformerXLContext(of_tokens, tuple(contexts), of_norm, of_dropout, of_logits)
+        return TransformerXLResult(logits, tuple(kept)), ctx
+
+    def _check_memory(self, memory: Any) -> None:
+        if memory is not None and (not isinstance(memory, tuple | list) or len(memory) != self.layers):
+            raise ValueError(
+                f"`memory` is {checks.shown(memory)}, expected None or {self.layers} arrays (B, M, {self.dim}), "
+                "one for each block: what the segment before returned."
+            )
