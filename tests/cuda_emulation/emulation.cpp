@@ -401,11 +401,11 @@ const unsigned char* exchange(const char* what, const void* mine, size_t bytes) 
   return warp.slots[meet(warp, 32, what, [] {})];  // orders no memory, as on a GPU
 }
 
-void copy_async(size_t to, const void* from) {
-  check_shared(to, 16, WRITE);
-  if (from) touch_global(from, 16, READ);
-  for (size_t n = to / GRANULE; n < (to + 16) / GRANULE; n++) cells[n].in_flight = true;
-  copies.push_back({to, static_cast<const char*>(from), 16, current, group[current], UNKNOWN});
+void copy_async(size_t to, const void* from, uint32 bytes) {
+  check_shared(to, bytes, WRITE);
+  if (from) touch_global(from, bytes, READ);
+  for (size_t n = to / GRANULE; n < (to + bytes) / GRANULE; n++) cells[n].in_flight = true;
+  copies.push_back({to, static_cast<const char*>(from), bytes, current, group[current], UNKNOWN});
 }
 
 void commit_copies() { group[current]++; }

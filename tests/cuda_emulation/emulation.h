@@ -31,7 +31,7 @@ void sync_lanes();
 // Every lane of the warp gives `bytes` bytes and sees those of all 32; `what` must be the same for all of them.
 const unsigned char* exchange(const char* what, const void* mine, size_t bytes);
 unsigned lane();
-void copy_async(size_t to, const void* from);  // zeros if `from` is null
+void copy_async(size_t to, const void* from, uint32 bytes = 16);  // zeros if `from` is null
 void commit_copies();
 void wait_copies(int left);
 void barrier_init(size_t barrier, int count);
@@ -246,6 +246,9 @@ template <class T> void copy_async(Shared<T> to, Global<const T> from) {
 template <class T> void copy_async(uint32 to, Global<const T> from, bool is_there) {
   if (to % 16 || (is_there && !is_aligned16(from))) emulation::fault("copy_async: both places must be aligned to 16 bytes");
   emulation::copy_async(to, is_there ? from.address : nullptr);
+}
+inline void copy_number_async(uint32 to, Global<const float> from, bool is_there) {
+  emulation::copy_async(to, is_there ? from.address : nullptr, 4);
 }
 inline float read_shared(uint32 byte) { return Shared<float>{byte}[0]; }
 inline void commit_copies() { emulation::commit_copies(); }

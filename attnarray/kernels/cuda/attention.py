@@ -15,7 +15,7 @@ from attnarray.kernels.cuda import arrays as ga
 from attnarray.kernels.cuda import attention_plan as plan
 from attnarray.kernels.cuda.attention_problem import PACKED, Problem, filled_up, problem_of
 from attnarray.kernels.cuda.grid import BLOCK, WARP, Grid, ceil_div
-from attnarray.kernels.cuda.loader import Kernel, empty, launch, multiprocessors, shared_bytes
+from attnarray.kernels.cuda.loader import Kernel, capability_of, empty, launch, multiprocessors, shared_bytes
 from attnarray.kernels.cuda.loader import warmup as load
 
 OPTIONS = "ppppps"  # bias, mask, keep, offsets, lengths, Problem
@@ -25,7 +25,7 @@ PARAMETERS = {
     "attention_keys": "pppppppp" + OPTIONS,
     "attention_bias": "ppppppp" + "iiii" + OPTIONS,
 }
-DELTA = Kernel("attention_rows.cu", "attention_delta", "piiippp" + "iiii")
+DELTA = Kernel("attention_rows.cu", "attention_delta", "piii" + "ppppp" + "iiii")
 MERGE = Kernel("attention_rows.cu", "attention_merge", "ppppp" + "iiiii")
 SINKS = Kernel("attention_rows.cu", "attention_sinks", "pppp" + "iii")
 FLOAT32 = np.dtype(np.float32)
@@ -63,15 +63,17 @@ def attend_backward(
     how, problem = _stored(q), problem_of(q, k, v, scoring, dout)
     batch, heads, kv_heads, queries, keys, dim, width = problem.sizes
     device, dlse = q.data.device_id, None if dlse is None else _float32(dlse)
-    lse, delta = _float32(lse), empty(lse.shape, FLOAT32)
+    lse, delta, shift = _float32(lse), empty(lse.shape, FLOAT32), empty(lse.shape, FLOAT32)
     rows = delta.size
     out = filled_up(ga.beside(out, q), width)
     sizes = rows, heads, queries, width
-    launch(DELTA, how.name, _plan_warps(rows), problem.dout, *problem.strides[9:12], out, dlse, delta, *sizes)
+    launch(
+        DELTA, how.name, _plan_warps(rows), problem.dout, *problem.strides[9:12], out, lse, dlse, delta, shift, *sizes
+    )
 
     dq, dk = empty(problem.q.shape, q.dtype), empty((batch, kv_heads, keys, dim), k.dtype)
     dv = empty((batch, kv_heads, keys, width), v.dtype)
-    given = problem.dout, problem.q, problem.k, problem.v, lse, delta
+    given = problem.dout, problem.q, problem.k, problem.v, shift, delta
     if rows:
         tiling, shared = _tiling("queries", problem, how, device)
         grid = plan.plan_rows_of_queries(tiling, shared, problem.pairs, problem.group_rows)
@@ -104,7 +106,8 @@ def _stored(q: Any) -> ga.Stored:
 
 def _tiling(kind: str, problem: Problem, how: ga.Stored, device: int) -> tuple[plan.Tiling, int]:
     itemsize = 4 if how.name == "float32" else 2
-    return plan.tiling_of(kind, *problem.dims, itemsize, shared_bytes(device), problem.group_rows)
+    larger = problem.is_plain and capability_of(device) in plan.LARGE
+    return plan.tiling_of(kind, *problem.dims, itemsize, shared_bytes(device), problem.group_rows, larger)
 
 
 def _launch(

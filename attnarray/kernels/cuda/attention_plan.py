@@ -7,6 +7,7 @@ the other side, of which two lie in shared memory.
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import NamedTuple
 
 from attnarray.kernels import Declined
@@ -35,14 +36,19 @@ class Tiling(NamedTuple):
         return self.warps * self.panels * PANEL
 
 
-# What is tried, in this order, until it fits into shared memory: by the bytes of a number, then the largest dim.
-TILINGS: dict[str, dict[int, dict[int, tuple[Tiling, ...]]]] = {
+# What is tried, in this order, until it fits into shared memory: by the bytes of a number, then the largest dim. Plain calls
+# have registers for larger tiles than calls with a bias, a mask, a softcap or dropout; other GPUs than those of data centers
+# have fewer of them to spare.
+LARGE = (80, 90)
+Tilings = dict[int, dict[int, tuple[Tiling, ...]]]
+LARGER: dict[str, Tilings] = {
+    "forward": {2: {64: (Tiling(4, 2, 96),), 128: (Tiling(4, 2, 48),)}},
+    "queries": {2: {64: (Tiling(4, 2, 64),), 128: (Tiling(4, 2, 32),)}},
+    "keys": {2: {64: (Tiling(4, 2, 32),), 128: (Tiling(8, 1, 64),)}, 4: {128: (Tiling(4, 1, 32), Tiling(2, 1, 32))}},
+}
+ANY: dict[str, Tilings] = {
     "forward": {
-        2: {
-            64: (Tiling(4, 2, 64),),
-            128: (Tiling(4, 2, 64), Tiling(4, 1, 64)),
-            256: (Tiling(4, 1, 32), Tiling(2, 1, 32)),
-        },
+        2: {128: (Tiling(4, 1, 64),), 256: (Tiling(4, 1, 32), Tiling(2, 1, 32))},
         4: {
             64: (Tiling(4, 1, 64),),
             128: (Tiling(4, 1, 32), Tiling(2, 1, 32)),
@@ -50,39 +56,23 @@ TILINGS: dict[str, dict[int, dict[int, tuple[Tiling, ...]]]] = {
         },
     },
     "queries": {
-        2: {
-            64: (Tiling(4, 2, 64),),
-            128: (Tiling(4, 1, 64),),
-            256: (Tiling(4, 1, 32), Tiling(2, 1, 32)),
-        },
-        4: {
-            64: (Tiling(4, 1, 64), Tiling(4, 1, 32)),
-            128: (Tiling(4, 1, 32), Tiling(2, 1, 32)),
-            256: (Tiling(4, 1, 16), Tiling(2, 1, 16), Tiling(1, 1, 16)),
-        },
+        2: {128: (Tiling(4, 1, 32),), 256: (Tiling(4, 1, 16), Tiling(2, 1, 16))},
+        4: {128: (Tiling(4, 1, 32), Tiling(2, 1, 32)), 256: (Tiling(4, 1, 16), Tiling(2, 1, 16), Tiling(1, 1, 16))},
     },
     "keys": {
-        2: {
-            64: (Tiling(4, 1, 64),),
-            128: (Tiling(4, 1, 64), Tiling(4, 1, 32)),
-            256: (Tiling(4, 1, 32), Tiling(2, 1, 32)),
-        },
+        2: {128: (Tiling(4, 1, 32),), 256: (Tiling(4, 1, 32), Tiling(2, 1, 32))},
         4: {
             64: (Tiling(4, 1, 32),),
-            128: (Tiling(4, 1, 32), Tiling(2, 1, 32)),
+            128: (Tiling(4, 1, 16), Tiling(2, 1, 16)),
             256: (Tiling(4, 1, 16), Tiling(2, 1, 16), Tiling(1, 1, 16)),
         },
     },
     "bias": {
-        2: {
-            64: (Tiling(4, 1, 64),),
-            128: (Tiling(4, 1, 64),),
-            256: (Tiling(4, 1, 32), Tiling(2, 1, 32)),
-        },
+        2: {128: (Tiling(4, 1, 64),), 256: (Tiling(4, 1, 32), Tiling(2, 1, 32))},
         4: {
-            64: (Tiling(4, 1, 64),),
-            128: (Tiling(4, 1, 32), Tiling(2, 1, 32)),
-            256: (Tiling(2, 1, 32), Tiling(1, 1, 16)),
+            64: (Tiling(4, 1, 32),),
+            128: (Tiling(4, 1, 16), Tiling(2, 1, 32)),
+            256: (Tiling(2, 1, 16), Tiling(1, 1, 16)),
         },
     },
 }
@@ -104,13 +94,18 @@ def has_both(dim: int, value_dim: int) -> bool:
 
 
 @functools.lru_cache(maxsize=256)
-def tiling_of(kind: str, dim: int, value_dim: int, itemsize: int, most: int, rows: int) -> tuple[Tiling, int]:
+def tiling_of(
+    kind: str, dim: int, value_dim: int, itemsize: int, most: int, rows: int, larger: bool
+) -> tuple[Tiling, int]:
     """The tiling of a kernel, "forward", "queries", "keys" or "bias", and its bytes of shared memory, of `most`.
 
-    `dim` and `value_dim` are those of tiles; `rows` are the queries of heads that share keys.
+    `dim` and `value_dim` are those of tiles; `rows` are the queries of heads that share keys. `larger` allows tiles for plain
+    calls on GPUs of `LARGE` compute capabilities.
     """
     largest = max(dim, value_dim)
-    tilings = next(choices for size, choices in TILINGS[kind][itemsize].items() if largest <= size)
+    tables = (LARGER.get(kind, {}), ANY[kind]) if larger else (ANY[kind],)
+    found = (next((few for size, few in table.get(itemsize, {}).items() if largest <= size), ()) for table in tables)
+    tilings = tuple(itertools.chain(*found))
     if kind == "forward" and rows <= MOST_FEW_ROWS:
         tilings = (*(few for few in FEW_ROWS if few.across <= tilings[0].across), *tilings)
     for tiling in tilings:
@@ -124,7 +119,8 @@ def shared_bytes(kind: str, tiling: Tiling, dim: int, value_dim: int, itemsize: 
     """Shared memory of a block: what it holds, and two tiles of what it goes over (one for the gradient of a bias)."""
     both = (dim + value_dim) * itemsize
     held = tiling.rows * (dim * itemsize if kind == "forward" else both)
-    numbers = ceil_div(8 * tiling.across, 128) * 128 if kind == "keys" else 0  # lse and delta of a tile
+    held += ceil_div(8 * tiling.rows, 128) * 128 if kind == "queries" else 0  # a shift and a delta for each
+    numbers = ceil_div(8 * tiling.across, 128) * 128 if kind == "keys" else 0
     return held + (1 if kind == "bias" else 2) * (tiling.across * both + numbers)
 
 

@@ -45,6 +45,11 @@ class Problem(NamedTuple):
         """Of a batch and a head of keys."""
         return self.sizes[0] * self.sizes[2]
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether scores are products times a factor, of which a band and lengths may hide some."""
+        return all(switch.endswith("=0") for switch in self.switches)
+
     def packed(self, parts: int = 1) -> bytes:
         return PACKED.pack(*self.strides, *self.positions, *self.sizes, parts, *self.tail)
 

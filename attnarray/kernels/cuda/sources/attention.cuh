@@ -232,13 +232,10 @@ inline void hide(float (&s)[PANELS][PARTS][4], int key, const Rows& rows, const 
 // By what scores are multiplied when they become exponents: those of plain products are not scaled before.
 inline float unit(const Problem& p) { return PLAIN ? p.scale * LOG2E : 1.0f; }
 
-// What is subtracted from exponents to make weights of them; nothing is left of a row that sees no key.
-inline float shift_of_lse(float lse) { return lse == -infinity<float>() ? infinity<float>() : lse * LOG2E; }
-
-// The weight of a pair, before dropout, from the product of its query and key.
-inline float weight_of_pair(float product, float lse, const Head& h, int t, int key, const Options& o, const Problem& p) {
+// The weight of a pair, before dropout, from the product of its query and key and the shift of its row.
+inline float weight_of_pair(float product, float shift, const Head& h, int t, int key, const Options& o, const Problem& p) {
   const float s = score(product, h, t, key, o, p);
-  return s == -infinity<float>() ? 0.0f : exp2(s - shift_of_lse(lse));
+  return s == -infinity<float>() ? 0.0f : exp2(s - shift);
 }
 // The gradient of its score, from the product of cotangent and value besides.
 inline float gradient_of_score(float weight, float dproduct, float delta, float kept) {
@@ -246,9 +243,9 @@ inline float gradient_of_score(float weight, float dproduct, float delta, float 
   return weight * ((kept == 0 ? 0.0f : dproduct * kept) - delta);
 }
 // The gradient of the product of its query and key.
-inline float gradient_of_pair(float product, float dproduct, float lse, float delta, const Head& h, int t, int key,
+inline float gradient_of_pair(float product, float dproduct, float shift, float delta, const Head& h, int t, int key,
                               const Options& o, const Problem& p) {
-  const float weight = weight_of_pair(product, lse, h, t, key, o, p);
+  const float weight = weight_of_pair(product, shift, h, t, key, o, p);
   const float ds = gradient_of_score(weight, dproduct, delta, kept_of(h, t, key, o, p));
   return weight == 0 ? 0.0f : ds * slope(product, p) * p.scale;
 }

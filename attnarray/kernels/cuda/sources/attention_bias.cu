@@ -9,7 +9,7 @@ using KeyTile = Tile<Stored, ACROSS, DIM>;
 using ValueTile = Tile<Stored, ACROSS, VALUE_DIM>;
 
 KERNEL_TOGETHER(THREADS, RESIDENT) attention_bias(Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k,
-                               Global<const Stored> v, Global<const float> lse, Global<const float> delta,
+                               Global<const Stored> v, Global<const float> shift, Global<const float> delta,
                                Global<Stored> dbias, int64 batches, int64 heads, int64 queries, int64 keys, OPTIONS) {
   const Options o = GIVEN_OPTIONS;
   const int of_batch = blockIdx.x / heads, of_head = blockIdx.x % heads;
@@ -51,14 +51,14 @@ KERNEL_TOGETHER(THREADS, RESIDENT) attention_bias(Global<const Stored> dout, Glo
               const int i = t + lane_row(panel, half);
               if (i >= p.queries) continue;
               const int64 number = (int64(batch) * p.heads + head) * p.queries + i;
-              const float shift = shift_of_lse(lse[number]), less = delta[number];
+              const float high = shift[number], less = delta[number];
               const int first = first_key(i, h, p), past = past_key(i, h, p);
               UNROLL for (int part = 0; part < ACROSS / 8; part++)
                 UNROLL for (int n = 0; n < 2; n++) {
                   const int key = j + 8 * part + threadIdx.x % 4 * 2 + n, e = 2 * half + n;
                   if (key < first || key >= past) continue;
                   const float x = PLAIN ? s[panel][part][e] : score(s[panel][part][e], h, i, key, o, p);
-                  const float weight = x == -infinity<float>() ? 0.0f : exp2_fast(x * factor - shift);
+                  const float weight = x == -infinity<float>() ? 0.0f : exp2_fast(x * factor - high);
                   sums[panel][part][e] += gradient_of_score(weight, d[panel][part][e], less, kept_of(h, i, key, o, p));
                 }
             }

@@ -1,6 +1,6 @@
 // Attention on tensor cores, the gradients of keys and values. Reference: attention/core.py, `attend_backward`. Parallel over
 // blocks of keys; each goes over the queries of all heads that share them. Shared: keys and values, two tiles of queries and
-// cotangents with their lse and delta.
+// cotangents with their shifts and deltas.
 //
 // Scores are made turned around, keys by queries, so that weights in registers are the left matrix of the products with
 // cotangents and queries. OF_KEYS and OF_VALUES say which gradients; both at once where registers hold the sums of both.
@@ -11,8 +11,8 @@ using ValueTile = Tile<Stored, ROWS, VALUE_DIM>;
 using QueryTile = Tile<Stored, ACROSS, DIM>;
 using CotangentTile = Tile<Stored, ACROSS, VALUE_DIM>;
 constexpr int HELD = KeyTile::BYTES + ValueTile::BYTES;
-constexpr int NUMBERS_OF_ROWS = 2 * ACROSS * sizeof(float);  // lse and delta
-constexpr int STAGE = QueryTile::BYTES + CotangentTile::BYTES + (NUMBERS_OF_ROWS + 127) / 128 * 128;
+constexpr int SHIFTS = QueryTile::BYTES + CotangentTile::BYTES, DELTAS = SHIFTS + ACROSS * sizeof(float);
+constexpr int STAGE = (DELTAS + ACROSS * sizeof(float) + 127) / 128 * 128;
 constexpr int OTHERS = ACROSS / 8;
 
 // The queries [first, past) that may see some of the keys [key, key_past).
@@ -23,7 +23,7 @@ inline void queries_of_keys(int key, int key_past, const Head& h, const Problem&
 
 // Rows one pair at a time, where something is not finite: what is hidden must not matter.
 inline void differentiate_slowly(Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k,
-                                 Global<const Stored> v, Global<const float> lse, Global<const float> delta,
+                                 Global<const Stored> v, Global<const float> shift, Global<const float> delta,
                                  Global<Stored> dk, Global<Stored> dv, int batch, int kv_head, int first_of_block,
                                  const Options& o, const Problem& p) {
   const int lane = threadIdx.x % 32, group = p.heads / p.kv_heads;
@@ -40,9 +40,9 @@ inline void differentiate_slowly(Global<const Stored> dout, Global<const Stored>
         const int64 number = (int64(batch) * p.heads + head) * p.queries + t;
         Global<const Stored> query = row_of(q, p.q, batch, head, t), cotangent = row_of(dout, p.dout, batch, head, t);
         const float product = product_of_rows(query, key, p.dim);
-        const float g = gradient_of_pair(product, product_of_rows(cotangent, value, p.value_dim), lse[number],
+        const float g = gradient_of_pair(product, product_of_rows(cotangent, value, p.value_dim), shift[number],
                                          delta[number], h, t, j, o, p);
-        const float weight = weight_of_pair(product, lse[number], h, t, j, o, p), kept = kept_of(h, t, j, o, p);
+        const float weight = weight_of_pair(product, shift[number], h, t, j, o, p), kept = kept_of(h, t, j, o, p);
         UNROLL for (int n = 0; n < DIM / 32; n++)
           if (lane + 32 * n < p.dim) {
             Stored x = query[lane + 32 * n];
@@ -106,7 +106,7 @@ inline void hide_turned(float (&s)[PANELS][OTHERS][4], int first_of_block, int t
 }
 
 KERNEL_TOGETHER(THREADS, RESIDENT) attention_keys(Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k,
-                               Global<const Stored> v, Global<const float> lse, Global<const float> delta,
+                               Global<const Stored> v, Global<const float> shift, Global<const float> delta,
                                Global<Stored> dk, Global<Stored> dv, OPTIONS) {
   const Options o = GIVEN_OPTIONS;
   const int batch = blockIdx.x / p.kv_heads, kv_head = blockIdx.x % p.kv_heads, group = p.heads / p.kv_heads;
@@ -125,30 +125,17 @@ KERNEL_TOGETHER(THREADS, RESIDENT) attention_keys(Global<const Stored> dout, Glo
     QueryTile{stage(step)}.template fill<THREADS>(row_of(q, p.q, batch, head, t), p.q.row, there, p.dim);
     CotangentTile{stage(step) + QueryTile::BYTES}.template fill<THREADS>(
         row_of(dout, p.dout, batch, head, t), p.dout.row, there, p.value_dim);
+    const int64 number = (int64(batch) * p.heads + head) * p.queries + t;
+    for (int n = threadIdx.x; n < ACROSS; n += THREADS) {  // zeros beyond the queries meet cotangents of zeros
+      copy_number_async(stage(step) + SHIFTS + n * 4, shift + number + n, n < there);
+      copy_number_async(stage(step) + DELTAS + n * 4, delta + number + n, n < there);
+    }
   };
-  // A thread's own numbers of the rows of a tile: those of lse come first, then those of delta.
-  auto number_of_row = [&](int head, int t, int n) {
-    const int64 number = (int64(batch) * p.heads + head) * p.queries + t + n % ACROSS;
-    if (t + n % ACROSS >= p.queries) return n < ACROSS ? infinity<float>() : 0.0f;
-    return n < ACROSS ? shift_of_lse(lse[number]) : float(delta[number]);
-  };
-  auto numbers_at = [&](int step) { return shared<float>(stage(step) + QueryTile::BYTES + CotangentTile::BYTES); };
-  constexpr int EACH = (2 * ACROSS + THREADS - 1) / THREADS;
-  float next[EACH];
-  auto read_next = [&](int head, int t) {
-    UNROLL for (int e = 0; e < EACH; e++)
-      if (int(threadIdx.x) + e * THREADS < 2 * ACROSS) next[e] = number_of_row(head, t, threadIdx.x + e * THREADS);
-  };
-  auto write_next = [&](int step) {
-    UNROLL for (int e = 0; e < EACH; e++)
-      if (int(threadIdx.x) + e * THREADS < 2 * ACROSS) numbers_at(step)[threadIdx.x + e * THREADS] = next[e];
-  };
-
   keys.template fill<THREADS>(row_of(k, p.k, batch, kv_head, first_of_block), p.k.row, p.keys - first_of_block, p.dim);
   values.template fill<THREADS>(row_of(v, p.v, batch, kv_head, first_of_block), p.v.row, p.keys - first_of_block,
                                 p.value_dim);
   int head = first_head.head, t = first;
-  if (head < past_head) fetch(0, head, t), read_next(head, t), write_next(0);
+  if (head < past_head) fetch(0, head, t);
   commit_copies();
 
   const float factor = unit(p);
@@ -164,7 +151,7 @@ KERNEL_TOGETHER(THREADS, RESIDENT) attention_keys(Global<const Stored> dout, Glo
     sync_threads();  // the tile is there, and nobody reads the one before any more
     const bool is_last = t + ACROSS >= past;
     const int next_head = head + is_last, next_t = is_last ? first : t + ACROSS;
-    if (next_head < past_head) fetch(step + 1, next_head, next_t), read_next(next_head, next_t);
+    if (next_head < past_head) fetch(step + 1, next_head, next_t);
     commit_copies();
 
     const int last = (t + ACROSS < p.queries ? t + ACROSS : p.queries) - 1;
@@ -174,7 +161,7 @@ KERNEL_TOGETHER(THREADS, RESIDENT) attention_keys(Global<const Stored> dout, Glo
     const bool is_edge = warp_key < first_key(last, h, p) || warp_key + 16 * PANELS > past_key(t, h, p);
     const QueryTile query_tile = {stage(step)};
     const CotangentTile cotangent_tile = {stage(step) + QueryTile::BYTES};
-    Shared<float> shifts = numbers_at(step), deltas = shifts + ACROSS;
+    const Shared<float> shifts = shared<float>(stage(step) + SHIFTS), deltas = shared<float>(stage(step) + DELTAS);
 
     float s[PANELS][OTHERS][4] = {}, d[PANELS][OTHERS][4] = {};
     add_rows_times_rows<Stored, KeyTile, QueryTile>(s, of_keys, query_tile.right());
@@ -188,12 +175,12 @@ KERNEL_TOGETHER(THREADS, RESIDENT) attention_keys(Global<const Stored> dout, Glo
     UNROLL for (int part = 0; part < OTHERS; part++)
       UNROLL for (int n = 0; n < 2; n++) {
         const int column = 8 * part + threadIdx.x % 4 * 2 + n;
-        const float shift = shifts[column], less = deltas[column];
+        const float high = shifts[column], less = deltas[column];
         UNROLL for (int panel = 0; panel < PANELS; panel++)
           UNROLL for (int half = 0; half < 2; half++) {
             const int j = first_of_block + lane_row(panel, half), e = 2 * half + n;
             const float kept = DROPOUT && j < p.keys && t + column < p.queries ? kept_of(h, t + column, j, o, p) : 1.0f;
-            const float weight = exp2_fast(s[panel][part][e] * factor - shift);
+            const float weight = exp2_fast(s[panel][part][e] * factor - high);
             s[panel][part][e] = DROPOUT ? weight * kept : weight;
             d[panel][part][e] = weight * (d[panel][part][e] * kept - less);
             if (SOFTCAP) d[panel][part][e] *= bent[panel][SOFTCAP ? part : 0][e];
@@ -201,13 +188,12 @@ KERNEL_TOGETHER(THREADS, RESIDENT) attention_keys(Global<const Stored> dout, Glo
       }
     if (OF_VALUES) add_weights_times<Stored, CotangentTile>(sums_of_values, s, turned(cotangent_tile));
     if (OF_KEYS) add_weights_times<Stored, QueryTile>(sums_of_keys, d, turned(query_tile));
-    if (next_head < past_head) write_next(step + 1);
     head = next_head, t = next_t;
   }
 
   const int64 number = (int64(batch) * p.kv_heads + kv_head) * p.keys + first_of_block;
   if (any_thread((OF_KEYS && !all_finite(sums_of_keys)) || (OF_VALUES && !all_finite(sums_of_values)))) {
-    differentiate_slowly(dout, q, k, v, lse, delta, dk, dv, batch, kv_head, first_of_block, o, p);
+    differentiate_slowly(dout, q, k, v, shift, delta, dk, dv, batch, kv_head, first_of_block, o, p);
     return;
   }
   if (OF_KEYS) store_rows(dk, sums_of_keys, number, first_of_block, p.dim, p.scale, p);

@@ -1,5 +1,5 @@
 // Attention on tensor cores, the gradient of queries. Reference: attention/core.py, `attend_backward`. Parallel over blocks of
-// queries, as the forward pass is. Shared: queries and their cotangents, two tiles of keys and values.
+// queries, as the forward pass is. Shared: queries and their cotangents with shifts and deltas, two tiles of keys and values.
 //
 // Weights are made again from the lse. No block adds to what another one writes, so results have the same bits in each run.
 #include "attention.cuh"
@@ -8,11 +8,12 @@ using QueryTile = Tile<Stored, ROWS, DIM>;
 using CotangentTile = Tile<Stored, ROWS, VALUE_DIM>;
 using KeyTile = Tile<Stored, ACROSS, DIM>;
 using ValueTile = Tile<Stored, ACROSS, VALUE_DIM>;
-constexpr int HELD = QueryTile::BYTES + CotangentTile::BYTES, STAGE = KeyTile::BYTES + ValueTile::BYTES;
+constexpr int SHIFTS = QueryTile::BYTES + CotangentTile::BYTES, DELTAS = SHIFTS + ROWS * sizeof(float);
+constexpr int HELD = (DELTAS + ROWS * sizeof(float) + 127) / 128 * 128, STAGE = KeyTile::BYTES + ValueTile::BYTES;
 
 // Rows one pair at a time, where something is not finite: what is hidden must not matter.
 inline void differentiate_slowly(Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k,
-                                 Global<const Stored> v, Global<const float> lse, Global<const float> delta,
+                                 Global<const Stored> v, Global<const float> shift, Global<const float> delta,
                                  Global<Stored> dq, const Rows& rows, const Options& o, const Problem& p) {
   const int lane = threadIdx.x % 32;
   for (int row = threadIdx.x / 32; row < ROWS; row += WARPS) {
@@ -26,7 +27,7 @@ inline void differentiate_slowly(Global<const Stored> dout, Global<const Stored>
       const float g = gradient_of_pair(product_of_rows(row_of(q, p.q, h.batch, h.head, t), key, p.dim),
                                        product_of_rows(row_of(dout, p.dout, h.batch, h.head, t),
                                                        row_of(v, p.v, h.batch, h.kv_head, j), p.value_dim),
-                                       lse[number], delta[number], h, t, j, o, p);
+                                       shift[number], delta[number], h, t, j, o, p);
       UNROLL for (int n = 0; n < DIM / 32; n++)
         if (lane + 32 * n < p.dim) {
           Stored x = key[lane + 32 * n];
@@ -43,7 +44,7 @@ inline void differentiate_slowly(Global<const Stored> dout, Global<const Stored>
 }
 
 KERNEL_TOGETHER(THREADS, RESIDENT) attention_queries(Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k,
-                                  Global<const Stored> v, Global<const float> lse, Global<const float> delta,
+                                  Global<const Stored> v, Global<const float> shift, Global<const float> delta,
                                   Global<Stored> dq, OPTIONS) {
   const Options o = GIVEN_OPTIONS;
   const Rows rows = rows_of_block(o, p);
@@ -70,17 +71,17 @@ KERNEL_TOGETHER(THREADS, RESIDENT) attention_queries(Global<const Stored> dout, 
   const Sight sight = sight_of_warp(rows, p);
   const float factor = unit(p);
   uint32 of_queries[PANELS], of_cotangents[PANELS];
-  float shift[PANELS][2], less[PANELS][2], sums[PANELS][DIM / 8][4] = {};
+  float sums[PANELS][DIM / 8][4] = {};
   UNROLL for (int panel = 0; panel < PANELS; panel++) {
     const int row = (threadIdx.x / 32 * PANELS + panel) * 16;
     of_queries[panel] = queries.left(row), of_cotangents[panel] = cotangents.left(row);
-    UNROLL for (int half = 0; half < 2; half++) {
-      const int row = lane_row(panel, half);
-      const bool is_there = rows.is_there(row);
-      shift[panel][half] = is_there ? shift_of_lse(lse[rows.number(row, p)]) : infinity<float>();
-      less[panel][half] = is_there ? float(delta[rows.number(row, p)]) : 0.0f;
-    }
   }
+  for (int row = threadIdx.x; row < ROWS; row += THREADS) {
+    const int64 number = rows.number(row, p);
+    copy_number_async(SHIFTS + row * 4, shift + number, rows.is_there(row));
+    copy_number_async(DELTAS + row * 4, delta + number, rows.is_there(row));
+  }
+  commit_copies();
 
   for (; tile < past_tile; tile++) {
     wait_copies<0>();
@@ -102,6 +103,7 @@ KERNEL_TOGETHER(THREADS, RESIDENT) attention_queries(Global<const Stored> dout, 
     UNROLL for (int panel = 0; panel < PANELS; panel++)
       UNROLL for (int half = 0; half < 2; half++) {
         const int row = lane_row(panel, half);
+        const float high = read_shared(SHIFTS + row * 4), less = read_shared(DELTAS + row * 4);
         UNROLL for (int part = 0; part < ACROSS / 8; part++) {
           float kept[2] = {1, 1};
           if (DROPOUT) {
@@ -110,8 +112,8 @@ KERNEL_TOGETHER(THREADS, RESIDENT) attention_queries(Global<const Stored> dout, 
           }
           UNROLL for (int n = 0; n < 2; n++) {
             float& x = s[panel][part][2 * half + n];
-            const float weight = exp2_fast(x * factor - shift[panel][half]);
-            x = weight * (d[panel][part][2 * half + n] * kept[n] - less[panel][half]);
+            const float weight = exp2_fast(x * factor - high);
+            x = weight * (d[panel][part][2 * half + n] * kept[n] - less);
             if (SOFTCAP) x *= bent[panel][SOFTCAP ? part : 0][2 * half + n];
           }
         }
@@ -124,7 +126,7 @@ KERNEL_TOGETHER(THREADS, RESIDENT) attention_queries(Global<const Stored> dout, 
     UNROLL for (int part = 0; part < DIM / 8; part++)
       UNROLL for (int n = 0; n < 4; n++) is_wrong |= !is_finite(sums[panel][part][n]);
   if (any_thread(is_wrong)) {
-    differentiate_slowly(dout, q, k, v, lse, delta, dq, rows, o, p);
+    differentiate_slowly(dout, q, k, v, shift, delta, dq, rows, o, p);
     return;
   }
   UNROLL for (int panel = 0; panel < PANELS; panel++)

@@ -8,10 +8,12 @@ inline float sum_over_lanes(float v) {
   return v;
 }
 
-// delta = sum_d dout out - dlse, for rows (B, H, T) of `width` numbers.
+// delta = sum_d dout out - dlse, for rows (B, H, T) of `width` numbers; and what is subtracted from exponents to make weights
+// of them: the lse in units of log 2, or infinity where a row sees no key.
 KERNEL(256) attention_delta(Global<const Stored> dout, int64 dout_batch, int64 dout_head, int64 dout_row,
-                            Global<const Stored> out, Global<const float> dlse, Global<float> delta, int64 rows,
-                            int64 heads, int64 queries, int64 width) {
+                            Global<const Stored> out, Global<const float> lse, Global<const float> dlse,
+                            Global<float> delta, Global<float> shift, int64 rows, int64 heads, int64 queries,
+                            int64 width) {
   const int lane = threadIdx.x % 32;
   const int64 row = int64(blockIdx.x) * 8 + threadIdx.x / 32;
   if (row >= rows) return;
@@ -23,7 +25,10 @@ KERNEL(256) attention_delta(Global<const Stored> dout, int64 dout_batch, int64 d
     sum += wide(x) * wide(y);
   }
   sum = sum_over_lanes(sum);
-  if (lane == 0) delta[row] = dlse ? sum - dlse[row] : sum;
+  if (lane) return;
+  delta[row] = dlse ? sum - dlse[row] : sum;
+  const float one = lse[row];
+  shift[row] = one == -infinity<float>() ? infinity<float>() : one * 1.4426950408889634f;
 }
 EXPORT(attention_delta)
 

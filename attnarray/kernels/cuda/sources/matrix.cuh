@@ -64,7 +64,7 @@ template <class T, int ROWS, int COLUMNS> struct Tile {
   // The rows of a matrix in global memory, as far as there are `rows` of `columns` numbers; zeros beyond. By all threads.
   template <int THREADS> inline void fill(Global<const T> from, int64 apart, int rows, int columns) const {
     constexpr int TOGETHER = THREADS % CHUNKS ? 1 : THREADS / CHUNKS;  // rows at a time, with the same chunk for a thread
-    if (TOGETHER > 1) {
+    if constexpr (TOGETHER > 1) {
       const int first = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
       const bool is_column = chunk * NUMBERS<T> < columns;
       Global<const T> next = from + (first * apart + chunk * NUMBERS<T>);
@@ -72,11 +72,12 @@ template <class T, int ROWS, int COLUMNS> struct Tile {
         copy_async<T>(place(row, chunk), next, is_column && row < rows);
         next = next + TOGETHER * apart;  // a step at a time, so that registers need not hold all of them
       }
-      return;
-    }
-    UNROLL for (int i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
-      const int row = i / CHUNKS, chunk = i % CHUNKS;
-      copy_async<T>(place(row, chunk), from + (row * apart + chunk * NUMBERS<T>), row < rows && chunk * NUMBERS<T> < columns);
+    } else {
+      UNROLL for (int i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
+        const int row = i / CHUNKS, chunk = i % CHUNKS;
+        const bool is_there = row < rows && chunk * NUMBERS<T> < columns;
+        copy_async<T>(place(row, chunk), from + (row * apart + chunk * NUMBERS<T>), is_there);
+      }
     }
   }
 

@@ -117,7 +117,11 @@ template <class T> inline void copy_async(uint32 to, Global<const T> from, bool 
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                ::"r"(address_of(to)), "l"(from), "r"(is_there ? 16 : 0) : "memory");
 }
-inline float read_shared(uint32 byte) {
+inline void copy_number_async(uint32 to, Global<const float> from, bool is_there) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
+               ::"r"(address_of(to)), "l"(from), "r"(is_there ? 4 : 0) : "memory");
+}
+inline float read_shared(uint32 byte) {  // here and now, so that it takes no register before
   float v;
   asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(address_of(byte)) : "memory");
   return v;
