@@ -1,4 +1,4 @@
-"""Attention on tensor cores through NVIDIA's compiler, as calls have it compiled, without a GPU: registers, shared memory."""
+"""Attention on tensor cores through NVIDIA's compiler, as calls have it compiled: registers and shared memory."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 from attnarray.kernels import Declined
 from attnarray.kernels.cuda import attention_plan as plan
 from attnarray.kernels.cuda import loader, nvrtc
+from attnarray.kernels.cuda.attention_problem import SWITCHES, constants_of
 
 needs_nvrtc = pytest.mark.skipif(nvrtc.find() is None, reason=nvrtc.MISSING)
 
-SWITCHES = ("BIAS", "MASK", "SOFTCAP", "DROPOUT", "SIGNED")
 # Shared memory of a block: of data centers' GPUs from 8.0 and from 9.0 on, and of all others.
 MOST_SHARED = {"sm_80": 163 * 1024, "sm_86": 99 * 1024, "sm_90": 227 * 1024, "sm_90a": 227 * 1024, "sm_120": 99 * 1024}
 MANY_ROWS = 10**6
@@ -29,10 +29,11 @@ OTHER_CALLS = [
     ("forward", 128, "float32", "BIAS"), ("queries", 64, "bfloat16", "BIAS MASK SOFTCAP DROPOUT"),
     ("queries", 128, "float16", "DROPOUT"), ("queries", 128, "float32", "MASK"), ("keys", 64, "float16", "DROPOUT"),
     ("keys", 128, "bfloat16", "BIAS MASK SOFTCAP DROPOUT"), ("keys", 128, "float32", "BIAS"),
-    ("bias", 64, "bfloat16", "BIAS"), ("bias", 128, "float16", "BIAS MASK SOFTCAP DROPOUT"), ("bias", 64, "float32", "BIAS"),
+    ("bias", 64, "bfloat16", "BIAS"), ("bias", 128, "float16", "BIAS MASK SOFTCAP DROPOUT"),
+    ("bias", 64, "float32", "BIAS"),
 ]  # fmt: skip
-# Bytes that a kernel may spill, outside its products: the gradient of a bias in float32, whose loops over heads hold more than
-# there is room for; what the compiler makes of other architectures than 9.0, for which the tiles were chosen.
+# Bytes that a kernel may spill: the gradient of a bias in float32, whose loops over heads hold more than there is room
+# for; and a little of what the compiler makes of other architectures than 9.0, for which the tiles were chosen.
 SPILLED = {("bias", "float32"): 160, "sm_80": 32, "sm_86": 32}
 
 
@@ -40,14 +41,13 @@ def usage(kind: str, dim: int, dtype: str, architecture: str, switches: str = ""
     itemsize = 4 if dtype == "float32" else 2
     larger = not switches and architecture in ("sm_80", "sm_90", "sm_90a")
     tiling, _ = plan.tiling_of(kind, dim, dim, itemsize, MOST_SHARED[architecture], MANY_ROWS, larger)
-    constants = {"DIM": dim, "VALUE_DIM": dim, "WARPS": tiling.warps, "PANELS": tiling.panels, "ACROSS": tiling.across}
-    constants |= {"RESIDENT": tiling.resident, **{name: int(name in switches.split()) for name in SWITCHES}}
+    listed = tuple(f"{name}={int(name in switches.split())}" for name in SWITCHES)
     both = [(1, 1)] if kind != "keys" or plan.has_both(dim, dim) else [(1, 0), (0, 1)]
     found = []
     for of_keys, of_values in both:
-        given = constants | ({"OF_KEYS": of_keys, "OF_VALUES": of_values} if kind == "keys" else {})
-        listed = tuple(f"{name}={value}" for name, value in given.items())
-        log = loader.compile_for(f"attention_{kind}.cu", dtype, architecture, listed).log
+        more = {"OF_KEYS": of_keys, "OF_VALUES": of_values} if kind == "keys" else {}
+        constants = constants_of((dim, dim), tiling, listed, **more)
+        log = loader.compile_for(f"attention_{kind}.cu", dtype, architecture, constants).log
         found.append(nvrtc.usage(log)[f"attention_{kind}"])
     return found
 

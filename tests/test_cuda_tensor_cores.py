@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,12 @@ import pytest
 from cuda_emulation import building, fake_cupy
 from kernel_calls import OPTIONS, Call, Sizes, call_of, in_dtype, kinds
 from tensor_core_calls import DTYPES, faults, run, truth_of
+
+import attnarray as aa
+from attnarray.attention import core
+from attnarray.attention.scoring import Scoring
+from attnarray.kernels import Declined
+from attnarray.kernels.cuda import attention, attention_problem
 
 pytestmark = pytest.mark.skipif(bool(building.UNAVAILABLE), reason=building.UNAVAILABLE)
 
@@ -132,3 +139,73 @@ def test_random_options(seed: int) -> None:
     sizes = Sizes(*map(int, (*rng.integers(1, 140, 2), *dims, *rng.integers(1, 4, 2), 2)))
     chosen = rng.permutation(list(OPTIONS))[: rng.integers(1, 5)]
     assert_right(call_of(sizes, seed, chosen), ("float16", "bfloat16", "float32")[seed % 3], seed)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_huge_scores(dtype: str) -> None:
+    call = call_of(SMALL, is_causal=True, q_offset=20)
+    call["query"] *= np.where(np.random.default_rng(0).random(call["query"].shape) < 0.05, 200.0, 1.0)
+    assert_right(call, dtype)
+
+
+STRANGE = {
+    "rows of all heads together": lambda x: x.transpose(0, 2, 1, 3).copy().transpose(0, 2, 1, 3),
+    "every other row": lambda x: np.repeat(x, 2, axis=2)[:, :, ::2],
+    "every other number": lambda x: np.repeat(x, 2, axis=3)[..., ::2],
+    "backwards": lambda x: x[:, :, ::-1].copy()[:, :, ::-1],
+    "an odd address": lambda x: np.concatenate([x.ravel()[:1], x.ravel()])[1:].reshape(x.shape),
+    "one for all heads": lambda x: np.broadcast_to(x[:, :1], x.shape),
+}
+
+
+@pytest.mark.parametrize("layout", list(STRANGE))
+def test_layouts(layout: str) -> None:
+    call = in_dtype(call_of(SMALL), "float16")
+    for name in ("query", "key", "value", "dout"):
+        call[name] = STRANGE[layout](call[name])
+    assert not list(faults(found_by_kernels(call), truth_of(call), call, "float16"))
+
+
+def test_explain_names_the_slower_way() -> None:
+    def told(width: int) -> str:
+        x = fake_cupy.ndarray(np.ones((1, 2, 5, width), np.float16))
+        return str(aa.explain(core.attend, x, x, x, Scoring(1.0)))
+
+    assert told(16) == "attention.core:attend  cuda"
+    assert told(13) == "attention.core:attend  cuda  (an input is copied: its rows are no whole chunks of 16 bytes)"
+
+
+def test_what_no_kernel_does_is_declined_with_the_reason() -> None:
+    wide = fake_cupy.ndarray(np.ones((1, 1, 2, 300), np.float16))
+    with pytest.raises(Declined, match="head dim 300: at most 256"):
+        attention.attend(wide, wide, wide, Scoring(1.0))
+    double = fake_cupy.ndarray(np.ones((1, 1, 2, 8)))
+    with pytest.raises(Declined, match="dtype float64"):
+        attention.attend(double, double, double, Scoring(1.0))
+    with aa.use_kernels("cuda"), pytest.raises(aa.KernelUnavailableError, match="dtype float64"):
+        core.attend(double, double, double, Scoring(1.0))
+
+
+def test_strides_and_offsets_are_64_bits_wide() -> None:
+    memory = np.zeros(1, np.float16)
+    far = np.lib.stride_tricks.as_strided(memory, (1, 2, 3, 8), (0, 2**40, 2**35, 2))
+    x = types.SimpleNamespace(
+        shape=far.shape, strides=far.strides, itemsize=2, dtype=far.dtype, data=types.SimpleNamespace(ptr=0)
+    )
+    packed = attention_problem.problem_of(x, x, x, Scoring(1.0, q_offset=2**40, right=0)).packed()
+    numbers = attention_problem.PACKED.unpack(packed)
+    assert numbers[:3] == (0, 2**39, 2**34)
+    assert numbers[24:27] == (2**40, 0, 2**40)
+
+
+def test_the_struct_is_that_of_the_kernels() -> None:
+    assert_right(call_of(Sizes(3, 5, 8, 8)), "float16")
+    kernel = next(kernel for kernel in fake_cupy.RawKernel.loaded.values() if "s" in kernel.parameters)
+    assert kernel.sizes[kernel.parameters.index("s")] == attention_problem.PACKED.size
+
+
+def test_warmup_compiles_what_plain_calls_need() -> None:
+    attention.warmup("float16")
+    loaded = set(fake_cupy.RawKernel.loaded)
+    assert_right(call_of(Sizes(300, 70, 64, 64, 1)), "float16")
+    assert set(fake_cupy.RawKernel.loaded) == loaded

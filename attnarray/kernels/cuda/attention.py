@@ -6,6 +6,7 @@ with values. A float32 is split into two numbers that the units can take.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,9 @@ import numpy as np
 from attnarray.kernels import Declined
 from attnarray.kernels.cuda import arrays as ga
 from attnarray.kernels.cuda import attention_plan as plan
-from attnarray.kernels.cuda.attention_problem import PACKED, Problem, filled_up, problem_of
+from attnarray.kernels.cuda.attention_problem import PACKED, Problem, constants_of, filled_up, problem_of
 from attnarray.kernels.cuda.grid import BLOCK, WARP, Grid, ceil_div
-from attnarray.kernels.cuda.loader import Kernel, capability_of, empty, launch, multiprocessors, shared_bytes
+from attnarray.kernels.cuda.loader import Kernel, capability_of, cupy, empty, launch, multiprocessors, shared_bytes
 from attnarray.kernels.cuda.loader import warmup as load
 
 OPTIONS = "ppppps"  # bias, mask, keep, offsets, lengths, Problem
@@ -28,6 +29,7 @@ PARAMETERS = {
 DELTA = Kernel("attention_rows.cu", "attention_delta", "piii" + "ppppp" + "iiii")
 MERGE = Kernel("attention_rows.cu", "attention_merge", "ppppp" + "iiiii")
 SINKS = Kernel("attention_rows.cu", "attention_sinks", "pppp" + "iii")
+PLAIN_KERNELS: dict[str, dict[str, int]] = {"forward": {}, "queries": {}, "keys": {"OF_KEYS": 1, "OF_VALUES": 1}}
 FLOAT32 = np.dtype(np.float32)
 
 
@@ -91,9 +93,14 @@ def attend_backward(
 
 
 def warmup(dtype: str) -> None:
-    """Compile what plain attention of 64 and of 128 numbers a head needs."""
+    """Compile what plain attention of 64 and of 128 numbers a head needs, forward and backward, for one dtype."""
     if dtype == "float64":
         return
+    device, itemsize = int(cupy().cuda.runtime.getDevice()), np.dtype(dtype).itemsize
+    larger, most = capability_of(device) in plan.LARGE, shared_bytes(device)
+    for dim, (kind, more) in itertools.product((64, 128), PLAIN_KERNELS.items()):
+        tiling, _ = plan.tiling_of(kind, dim, dim, itemsize, most, BLOCK, larger)
+        load((_kernel(f"attention_{kind}", constants_of((dim, dim), tiling, **more)),), dtype)
     load((DELTA, MERGE), dtype)
 
 
@@ -114,9 +121,12 @@ def _launch(
     name: str, problem: Problem, tiling: Any, grid: Grid, how: ga.Stored, *arguments: Any, parts: int = 1, **more: int
 ) -> None:
     """Launch the kernel of the file of its name, compiled for the problem."""
-    constants = problem.constants(tiling, **more)
-    kernel = Kernel(f"{name}.cu", name, PARAMETERS[name], PACKED.size, constants)
+    kernel = _kernel(name, constants_of(problem.dims, tiling, problem.switches, **more))
     launch(kernel, how.name, grid, *arguments, *problem.options, problem.packed(parts))
+
+
+def _kernel(name: str, constants: tuple[str, ...]) -> Kernel:
+    return Kernel(f"{name}.cu", name, PARAMETERS[name], PACKED.size, constants)
 
 
 def _bias_gradient(problem: Problem, how: ga.Stored, device: int, given: tuple[Any, ...], bias: Any) -> Any:

@@ -35,10 +35,13 @@ class Tiling(NamedTuple):
     def rows(self) -> int:
         return self.warps * self.panels * PANEL
 
+    def constants(self) -> dict[str, int]:
+        """By the names that the sources know."""
+        return {name.upper(): value for name, value in self._asdict().items()}
 
-# What is tried, in this order, until it fits into shared memory: by the bytes of a number, then the largest dim. Plain calls
-# have registers for larger tiles than calls with a bias, a mask, a softcap or dropout; other GPUs than those of data centers
-# have fewer of them to spare.
+
+# What is tried, in this order, until it fits into shared memory: by the bytes of a number, then the largest dim. Plain
+# calls have registers for larger tiles than calls with a bias, mask, softcap or dropout, on the GPUs of data centers.
 LARGE = (80, 90)
 Tilings = dict[int, dict[int, tuple[Tiling, ...]]]
 LARGER: dict[str, Tilings] = {
@@ -99,8 +102,8 @@ def tiling_of(
 ) -> tuple[Tiling, int]:
     """The tiling of a kernel, "forward", "queries", "keys" or "bias", and its bytes of shared memory, of `most`.
 
-    `dim` and `value_dim` are those of tiles; `rows` are the queries of heads that share keys. `larger` allows tiles for plain
-    calls on GPUs of `LARGE` compute capabilities.
+    `dim` and `value_dim` are those of tiles; `rows` are the queries of heads that share keys. `larger` allows tiles
+    that only plain calls on GPUs of the compute capabilities `LARGE` have registers for.
     """
     largest = max(dim, value_dim)
     tables = (LARGER.get(kind, {}), ANY[kind]) if larger else (ANY[kind],)

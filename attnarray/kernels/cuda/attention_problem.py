@@ -9,14 +9,16 @@ import numpy as np
 
 from attnarray.kernels import Declined, note
 from attnarray.kernels.cuda import arrays as ga
-from attnarray.kernels.cuda.attention_plan import held_dim
+from attnarray.kernels.cuda.attention_plan import Tiling, held_dim
 from attnarray.kernels.cuda.loader import empty
 from attnarray.kernels.cuda.scoring import UNBOUNDED, long, table
 
 MOST = 2**30  # queries, keys, and rows of queries that share keys: they are counted in 32 bits
 ALIGNED = 16
 PACKED = struct.Struct("=29q9i2I3f")  # struct Problem in attention.cuh
-TABLES = 12  # of its first numbers are strides of q, k, v and dout, then so many of bias, mask and keep
+DOUT = slice(9, 12)  # the strides of dout among its numbers, behind those of q, k and v
+SWITCHES = ("BIAS", "MASK", "SOFTCAP", "DROPOUT", "SIGNED")
+PLAIN = tuple(f"{name}=0" for name in SWITCHES)
 
 
 class Problem(NamedTuple):
@@ -48,16 +50,18 @@ class Problem(NamedTuple):
     @property
     def is_plain(self) -> bool:
         """Whether scores are products times a factor, of which a band and lengths may hide some."""
-        return all(switch.endswith("=0") for switch in self.switches)
+        return self.switches == PLAIN
 
     def packed(self, parts: int = 1) -> bytes:
         return PACKED.pack(*self.strides, *self.positions, *self.sizes, parts, *self.tail)
 
-    def constants(self, tiling: Any, **more: int) -> tuple[str, ...]:
-        """What a kernel is compiled for."""
-        numbers = {"DIM": self.dims[0], "VALUE_DIM": self.dims[1], "WARPS": tiling.warps, "PANELS": tiling.panels}
-        numbers |= {"ACROSS": tiling.across, "RESIDENT": tiling.resident, **more}
-        return (*(f"{name}={value}" for name, value in numbers.items()), *self.switches)
+
+def constants_of(
+    dims: tuple[int, int], tiling: Tiling, switches: tuple[str, ...] = PLAIN, **more: int
+) -> tuple[str, ...]:
+    """What a kernel is compiled for."""
+    numbers = {"DIM": dims[0], "VALUE_DIM": dims[1], **tiling.constants(), **more}
+    return (*(f"{name}={value}" for name, value in numbers.items()), *switches)
 
 
 def problem_of(q: Any, k: Any, v: Any, scoring: Any, dout: Any = None) -> Problem:
@@ -68,6 +72,7 @@ def problem_of(q: Any, k: Any, v: Any, scoring: Any, dout: Any = None) -> Proble
         raise Declined(f"{queries} queries of {heads} heads and {keys} keys: at most 2^30 rows of a head of keys")
     if not q.shape[3] or not v.shape[3]:
         raise Declined("heads of no numbers")
+    dims = held_dim(q.shape[3]), held_dim(v.shape[3])
     q, k, v = (readable(x) for x in (q, k, v))
     dout = None if dout is None else readable(_same_dtype(dout, v))
     bias = None if scoring.bias is None else _same_dtype(scoring.bias, q)
@@ -92,19 +97,14 @@ def problem_of(q: Any, k: Any, v: Any, scoring: Any, dout: Any = None) -> Proble
             1.0 / (1.0 - p) if p < 1 else 0.0,
         ),
         switches=_switches(scoring, keep),
-        dims=(held_dim(q.shape[3]), held_dim(v.shape[3])),
+        dims=dims,
     )  # fmt: skip
 
 
 def _switches(scoring: Any, keep: Any) -> tuple[str, ...]:
-    on = {
-        "BIAS": scoring.bias is not None,
-        "MASK": scoring.mask is not None,
-        "SOFTCAP": scoring.softcap is not None,
-        "DROPOUT": 0 if scoring.dropout is None else 1 if keep is None else 2,
-        "SIGNED": scoring.scale < 0,
-    }
-    return tuple(f"{name}={int(value)}" for name, value in on.items())
+    dropout = 0 if scoring.dropout is None else 1 if keep is None else 2
+    given = scoring.bias is not None, scoring.mask is not None, scoring.softcap is not None, dropout, scoring.scale < 0
+    return tuple(f"{name}={int(value)}" for name, value in zip(SWITCHES, given, strict=True))
 
 
 def _same_dtype(x: Any, like: Any) -> Any:
@@ -128,13 +128,15 @@ def readable(x: Any) -> Any:
     if whole == width and (width == 1 or x.strides[3] == itemsize) and is_aligned:
         return x
     note("an input is copied: its rows are no whole chunks of 16 bytes")
-    return filled_up(ga.contiguous(x), whole)
+    return _copy(ga.contiguous(x), whole)
 
 
 def filled_up(x: Any, width: int) -> Any:
-    """A contiguous array with rows of `width` numbers, zeros at their ends."""
-    if x.shape[3] == width:
-        return x
+    """A contiguous array with rows of `width` numbers, zeros at their ends: itself where it has them."""
+    return x if x.shape[3] == width else _copy(x, width)
+
+
+def _copy(x: Any, width: int) -> Any:
     bits = np.dtype(f"uint{8 * x.itemsize}")  # CuPy has few functions for bfloat16
     filled = empty((*x.shape[:3], width), bits)
     filled[..., : x.shape[3]] = x.view(bits)
