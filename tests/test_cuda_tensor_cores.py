@@ -16,6 +16,7 @@ from tensor_core_calls import DTYPES, faults, run, truth_of
 import attnarray as aa
 from attnarray.attention import core
 from attnarray.attention.scoring import Scoring
+from attnarray.dispatch import KernelUnavailableError
 from attnarray.kernels import Declined
 from attnarray.kernels.cuda import attention, attention_problem
 
@@ -182,7 +183,7 @@ def test_what_no_kernel_does_is_declined_with_the_reason() -> None:
     double = fake_cupy.ndarray(np.ones((1, 1, 2, 8)))
     with pytest.raises(Declined, match="dtype float64"):
         attention.attend(double, double, double, Scoring(1.0))
-    with aa.use_kernels("cuda"), pytest.raises(aa.KernelUnavailableError, match="dtype float64"):
+    with aa.use_kernels("cuda"), pytest.raises(KernelUnavailableError, match="dtype float64"):
         core.attend(double, double, double, Scoring(1.0))
 
 

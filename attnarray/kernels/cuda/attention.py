@@ -14,7 +14,15 @@ import numpy as np
 from attnarray.kernels import Declined
 from attnarray.kernels.cuda import arrays as ga
 from attnarray.kernels.cuda import attention_plan as plan
-from attnarray.kernels.cuda.attention_problem import PACKED, Problem, constants_of, filled_up, problem_of
+from attnarray.kernels.cuda.attention_problem import (
+    DOUT,
+    PACKED,
+    PLAIN,
+    Problem,
+    constants_of,
+    filled_up,
+    problem_of,
+)
 from attnarray.kernels.cuda.grid import BLOCK, WARP, Grid, ceil_div
 from attnarray.kernels.cuda.loader import Kernel, capability_of, cupy, empty, launch, multiprocessors, shared_bytes
 from attnarray.kernels.cuda.loader import warmup as load
@@ -70,7 +78,7 @@ def attend_backward(
     out = filled_up(ga.beside(out, q), width)
     sizes = rows, heads, queries, width
     launch(
-        DELTA, how.name, _plan_warps(rows), problem.dout, *problem.strides[9:12], out, lse, dlse, delta, shift, *sizes
+        DELTA, how.name, _plan_warps(rows), problem.dout, *problem.strides[DOUT], out, lse, dlse, delta, shift, *sizes
     )
 
     dq, dk = empty(problem.q.shape, q.dtype), empty((batch, kv_heads, keys, dim), k.dtype)
@@ -100,7 +108,7 @@ def warmup(dtype: str) -> None:
     larger, most = capability_of(device) in plan.LARGE, shared_bytes(device)
     for dim, (kind, more) in itertools.product((64, 128), PLAIN_KERNELS.items()):
         tiling, _ = plan.tiling_of(kind, dim, dim, itemsize, most, BLOCK, larger)
-        load((_kernel(f"attention_{kind}", constants_of((dim, dim), tiling, **more)),), dtype)
+        load((_kernel(f"attention_{kind}", constants_of((dim, dim), tiling, PLAIN, **more)),), dtype)
     load((DELTA, MERGE), dtype)
 
 

@@ -56,9 +56,7 @@ class Problem(NamedTuple):
         return PACKED.pack(*self.strides, *self.positions, *self.sizes, parts, *self.tail)
 
 
-def constants_of(
-    dims: tuple[int, int], tiling: Tiling, switches: tuple[str, ...] = PLAIN, **more: int
-) -> tuple[str, ...]:
+def constants_of(dims: tuple[int, int], tiling: Tiling, switches: tuple[str, ...], **more: int) -> tuple[str, ...]:
     """What a kernel is compiled for."""
     numbers = {"DIM": dims[0], "VALUE_DIM": dims[1], **tiling.constants(), **more}
     return (*(f"{name}={value}" for name, value in numbers.items()), *switches)
