@@ -193,6 +193,9 @@ def _info(options: argparse.Namespace) -> int:
         for k in facts["kernels"]
     ]
     console.print_table("Kernels", ["reference", "kernels", "", "why not"], kernels)
+    tiles = [[str(value) for value in row.values()] for row in facts["tensor core tiles"]]
+    columns = ["kernel", "calls", "bytes", "dim up to", "rows of a block by rows of a tile"]
+    console.print_table("Attention on tensor cores", columns, tiles)
     console.print_table("Here", ["", ""], [[key, str(value)] for key, value in facts["here"].items()])
     return 0
 

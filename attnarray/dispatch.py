@@ -190,6 +190,12 @@ def threads_and_cache() -> dict[str, Any]:
     return facts
 
 
+def tensor_core_tiles() -> list[dict[str, Any]]:
+    """The tiles that attention on a GPU's tensor cores can be compiled for."""
+    listing: list[dict[str, Any]] = importlib.import_module("attnarray.kernels.cuda.attention_plan").listing()
+    return listing
+
+
 def warmup(dtypes: tuple[str, ...] = ("float32",)) -> dict[str, float]:
     """Compile (or load from the cache) every kernel that this machine can use, so that no later call pays for it.
 

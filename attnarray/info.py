@@ -8,7 +8,7 @@ from typing import Any
 
 import attnarray
 from attnarray.backend import available_backends
-from attnarray.dispatch import available_kernels, threads_and_cache
+from attnarray.dispatch import available_kernels, tensor_core_tiles, threads_and_cache
 
 
 def collect() -> dict[str, Any]:
@@ -16,6 +16,7 @@ def collect() -> dict[str, Any]:
     return {
         "backends": [status._asdict() for status in available_backends()],
         "kernels": [status._asdict() for status in available_kernels()],
+        "tensor core tiles": tensor_core_tiles(),
         "here": {
             "attnarray": attnarray.__version__,
             "python": platform.python_version(),

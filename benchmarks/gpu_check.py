@@ -36,14 +36,14 @@ STAGES = {
     "ceilings": Stage("gpu_check_machine", 15, "what copies and matrix products reach"),
     "calibration": Stage("gpu_check_correctness", 20, "each primitive against the emulation, bit by bit"),
     "kernels": Stage("gpu_check_correctness", 40, "every kernel against its reference in float64; the same bits again"),
-    "attention": Stage("gpu_check_attention", 75, "attention on tensor cores against the reference in float64"),
-    "suite": Stage("gpu_check_suite", 150, "the tests that need a GPU"),
+    "attention": Stage("gpu_check_attention", 70, "attention on tensor cores against the reference in float64"),
+    "suite": Stage("gpu_check_suite", 140, "the tests that need a GPU"),
     "check": Stage("gpu_check_correctness", 55, "`attnarray check` on CuPy"),
     "sanitizer": Stage("gpu_check_correctness", 50, "every kernel under compute-sanitizer, where it is installed"),
-    "rows": Stage("gpu_check_speed", 35, "kernels along rows, as a share of the bandwidth of a copy"),
+    "rows": Stage("gpu_check_speed", 30, "kernels along rows, as a share of the bandwidth of a copy"),
     "additive": Stage("gpu_check_additive", 20, "additive scores, forward and backward, beside plain array code"),
     "sixteen_bit": Stage("gpu_check_products", 20, "batched products of 16-bit matrices, beside PyTorch's"),
-    "attention_speed": Stage("gpu_check_attention", 50, "attention on tensor cores beside PyTorch's kernels"),
+    "attention_speed": Stage("gpu_check_attention", 70, "attention on tensor cores beside PyTorch's kernels"),
     "overhead": Stage("gpu_check_speed", 15, "what a call costs the host"),
 }
 PASSED, FAILED, NO_GPU, NOT_RUN, TIMED_OUT = "passed", "failed", "no GPU", "not run", "timed out"

@@ -14,11 +14,10 @@ from attnarray.attention.scoring import Scoring
 from attnarray.kernels.cuda import attention as kernels
 from attnarray.kernels.cuda import loader
 from benchmarks.gpu_check import ROOT
-from benchmarks.gpu_check_machine import copy_bandwidth, milliseconds, products_per_second
+from benchmarks.gpu_check_machine import AHEAD, copy_bandwidth, milliseconds, products_per_second
 
 ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
 MOST_WORKERS = 12
-AHEAD = 8  # flushes of the cache that keep the GPU busy while the host prepares a call
 
 
 def attention() -> dict[str, Any]:

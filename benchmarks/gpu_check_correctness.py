@@ -118,6 +118,9 @@ def _calibration_calls(kind: str, capability: int) -> Iterator[tuple[str, Grid, 
     x = (rng.standard_normal(3000) * 10.0 ** rng.integers(-9, 6, 3000)).astype(np.float32)
     yield "converted", warp, [x, np.zeros(3000, np.uint16), np.zeros(3000, np.float32), np.int64(3000)]
     yield "streamed", two, [rng.standard_normal(256).astype(np.float32), np.zeros(256, np.float32)]
+    x, words = rng.standard_normal(64).astype(np.float32), np.zeros(32, np.uint32)
+    stored, whole = np.zeros(64, np.uint16), np.zeros(32, np.int32)
+    yield "packed", warp, [x, words, words.copy(), stored, whole, np.zeros(160, np.float32)]
     yield "shuffled", warp, [2.0 ** np.arange(32, dtype=np.float32), np.zeros(1024, np.float32)]
     if capability >= 90:
         yield "engine", two, [rng.standard_normal(384).astype(np.float32), np.zeros(384, np.float32)]

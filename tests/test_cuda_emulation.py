@@ -202,6 +202,22 @@ WARP = Grid((1, 1, 1), (32, 1, 1), 1024)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_pairs_lanes_and_copies_that_bring_zeros(dtype: str) -> None:
+    x = np.random.default_rng(0).standard_normal(64).astype(np.float32)
+    bits, stored, t = x.view(np.uint32), asarray(x, dtype), np.arange(32)
+    pairs, rounded, most = np.zeros(32, np.uint32), np.zeros(32, np.uint32), np.zeros(32, np.int32)
+    found, copied = np.zeros(64, np.uint16), np.full(160, np.nan, np.float32)
+    calibrate(f"packed_{dtype}", [x, pairs, rounded, found, most, copied])
+    np.testing.assert_array_equal(pairs.view(np.uint16), stored.view(np.uint16))
+    np.testing.assert_array_equal(found, stored.view(np.uint16))
+    np.testing.assert_array_equal(rounded, (bits[::2] + 0x1000) & 0xFFFFE000)
+    assert (most == int((bits[::2] % 1000).max()) * 1000 + 5 + 1).all()
+    chunks = np.where((t % 3 > 0)[:, None], x.reshape(16, 4)[t // 2], 0)
+    np.testing.assert_array_equal(copied[:128], chunks.ravel())
+    np.testing.assert_array_equal(copied[128:], np.where(t % 3 > 0, x[:32], 0))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_matrix_products_of_16_bit_numbers(dtype: str) -> None:
     rng = np.random.default_rng(1)
     a, b = (asarray(rng.standard_normal(shape), dtype) for shape in ((16, 16), (16, 8)))

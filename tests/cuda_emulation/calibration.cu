@@ -83,6 +83,25 @@ KERNEL(64) engine(Global<const float> x, Global<float> out) {
 EXPORT(engine)
 #endif
 
+// Pairs of numbers and their bits, whole numbers over lanes, and copies of which some bring zeros, 16 and 4 bytes at a time.
+KERNEL(32) packed(Global<const float> x, Global<uint32> pairs, Global<uint32> rounded, Global<Stored> stored,
+                  Global<int> most, Global<float> copied) {
+  const int t = threadIdx.x;
+  const float low = x[2 * t], high = x[2 * t + 1];
+  pairs[t] = pack(low, high, Stored());
+  rounded[t] = round_tf32(low);
+  store_pair<Stored>(stored, 2 * t, low, high);
+  most[t] = most_of_lanes(int(bits_of(low) % 1000)) * 1000 + least_of_lanes(t + 5) + any_lane(t == 7);
+  copy_async<float>(16 * t, x + t / 2 * 4, t % 3 > 0);
+  copy_number_async(512 + 4 * t, x + t, t % 3 > 0);
+  commit_copies();
+  wait_copies<0>();
+  sync_warp();
+  for (int n = 0; n < 4; n++) copied[4 * t + n] = read_shared(16 * t + 4 * n);
+  copied[128 + t] = read_shared(512 + 4 * t);
+}
+EXPORT(packed)
+
 KERNEL(32) shuffled(Global<const float> x, Global<float> out) {
   for (int lanes = 1; lanes < 32; lanes *= 2) out[lanes * 32 + threadIdx.x] = shuffle_xor(float(x[threadIdx.x]), lanes);
   out[threadIdx.x] = reciprocal(float(x[threadIdx.x]));

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from attnarray.kernels import Declined
 from attnarray.kernels.cuda.grid import MOST_BLOCKS, MOST_BLOCKS_ALONG_Y, WARP, Grid, ceil_div
@@ -81,6 +81,19 @@ ANY: dict[str, Tilings] = {
 }
 FEW_ROWS = (Tiling(1, 1, 64), Tiling(1, 1, 32), Tiling(1, 1, 16))  # of queries, as in decoding
 MOST_FEW_ROWS = PANEL
+
+
+def listing() -> list[dict[str, Any]]:
+    """What kernels are compiled for, as values to show: each tiling, with the dims and numbers that it is for."""
+    rows = []
+    for calls, table in (("plain", LARGER), ("any", ANY)):
+        for kernel, sizes in table.items():
+            for itemsize, dims in sizes.items():
+                for dim, tilings in dims.items():
+                    for tiling in tilings:
+                        shape = f"{tiling.rows} rows by {tiling.across}, {tiling.warps} warps"
+                        rows.append({"kernel": kernel, "calls": calls, "bytes": itemsize, "dim": dim, "tiles": shape})
+    return rows
 
 
 def held_dim(size: int) -> int:

@@ -1,0 +1,97 @@
+"""How attention on tensor cores depends on its tiles, on a GPU.
+
+    python -m benchmarks.attention_tilings [--output FILE]
+
+Each kernel is timed alone, on bfloat16 that is not masked, for some tilings beside the one that is used. The rate counts the
+products of matrices that the kernel makes: two forward, three for the gradient of queries, four for those of keys and values.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import unittest.mock
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from attnarray.attention.scoring import Scoring
+from attnarray.kernels.cuda import attention, loader, unavailable
+from attnarray.kernels.cuda import attention_plan as plan
+from attnarray.kernels.cuda.attention_plan import Tiling
+from benchmarks.gpu_check import EXIT_CODES, NO_GPU, write
+from benchmarks.gpu_check_attention import random_array
+from benchmarks.gpu_check_machine import AHEAD, device, milliseconds
+
+BATCH, HEADS, LENGTH = 2, 16, 4096
+PRODUCTS = {"forward": 2, "queries": 3, "keys": 4}
+TRIED = {
+    ("forward", 64): (Tiling(4, 1, 64), Tiling(4, 2, 32), Tiling(4, 2, 64), Tiling(4, 2, 96)),
+    ("forward", 128): (Tiling(4, 1, 64), Tiling(4, 2, 32), Tiling(4, 2, 48), Tiling(8, 2, 48)),
+    ("queries", 64): (Tiling(4, 1, 32), Tiling(4, 1, 64), Tiling(4, 2, 64)),
+    ("queries", 128): (Tiling(4, 1, 32), Tiling(4, 1, 64), Tiling(4, 2, 32)),
+    ("keys", 64): (Tiling(4, 1, 32), Tiling(4, 1, 64), Tiling(4, 2, 32)),
+    ("keys", 128): (Tiling(4, 1, 32), Tiling(4, 1, 64), Tiling(8, 1, 64)),
+}
+
+
+def main() -> int:
+    """Time all tilings, and print a table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.attention_tilings", description=__doc__)
+    parser.add_argument("--output", help="a JSON file")
+    options = parser.parse_args()
+    if unavailable():
+        print(unavailable(), file=sys.stderr)
+        return EXIT_CODES[NO_GPU]
+    rows = list(measured())
+    for row in rows:
+        print(
+            f"{row['kernel']:<8} {row['dim']:>4} {row['tiling']!s:<14} {row['ms']:7.3f} ms {row['TFLOP/s']:6.0f} TFLOP/s"
+        )
+    if options.output:
+        write(Path(options.output), {"device": device(), "rows": rows})
+    return 0
+
+
+def measured() -> Iterator[dict[str, Any]]:
+    for (kernel, dim), tilings in TRIED.items():
+        q, k, v, dout = (random_array((BATCH, HEADS, LENGTH, dim), "bfloat16") for _ in range(4))
+        scoring = Scoring(dim**-0.5)
+        out, lse = attention.attend(q, k, v, scoring)
+        arguments = (q, k, v, scoring) if kernel == "forward" else (dout, None, q, k, v, out, lse, scoring)
+        call = attention.attend if kernel == "forward" else attention.attend_backward
+        chosen, _ = plan.tiling_of(kernel, dim, dim, 2, loader.shared_bytes(0), LENGTH, True)
+        for tiling in tilings:
+            with only(kernel, tiling):
+                time = milliseconds(lambda call=call, arguments=arguments: call(*arguments), 7, AHEAD)
+            operations = 2.0 * PRODUCTS[kernel] * BATCH * HEADS * LENGTH**2 * dim
+            row = {"kernel": kernel, "dim": dim, "tiling": tuple(tiling)[:3], "ms": time}
+            yield {**row, "TFLOP/s": operations / time / 1e9, "used": tiling == chosen}
+
+
+def only(kernel: str, tiling: Tiling) -> Any:
+    """Within the block, of the kernels with tiles this one alone is launched, with this tiling."""
+    launch = attention._launch
+
+    def launched(name: str, problem: Any, _tiling: Any, grid: Any, *rest: Any, **more: Any) -> None:
+        if name == f"attention_{kernel}":
+            launch(name, problem, tiling, grid, *rest, **more)
+
+    def planned(kind: str, dim: int, value_dim: int, itemsize: int, *_: Any) -> tuple[Tiling, int]:
+        return tiling, plan.shared_bytes(kind, tiling, dim, value_dim, itemsize)
+
+    return unittest.mock.patch.multiple(attention, _launch=launched, plan=_Planned(planned))
+
+
+class _Planned:
+    """The module `attention_plan`, with another choice of tilings."""
+
+    def __init__(self, tiling_of: Any) -> None:
+        self.tiling_of = tiling_of
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(plan, name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
