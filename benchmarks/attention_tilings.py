@@ -2,8 +2,9 @@
 
     python -m benchmarks.attention_tilings [--output FILE]
 
-Each kernel is timed alone, on bfloat16 that is not masked, for some tilings beside the one that is used. The rate counts the
-products of matrices that the kernel makes: two forward, three for the gradient of queries, four for those of keys and values.
+Each kernel is timed alone, on bfloat16 that is not masked, for some tilings beside the one that is used. The rate counts
+the products of matrices that the kernel makes: two forward, three for the gradient of queries, four for those of keys and
+values.
 """
 
 from __future__ import annotations
@@ -45,9 +46,8 @@ def main() -> int:
         return EXIT_CODES[NO_GPU]
     rows = list(measured())
     for row in rows:
-        print(
-            f"{row['kernel']:<8} {row['dim']:>4} {row['tiling']!s:<14} {row['ms']:7.3f} ms {row['TFLOP/s']:6.0f} TFLOP/s"
-        )
+        speed = f"{row['ms']:7.3f} ms {row['TFLOP/s']:6.0f} TFLOP/s"
+        print(f"{row['kernel']:<8} {row['dim']:>4} {row['tiling']!s:<14} {speed}")
     if options.output:
         write(Path(options.output), {"device": device(), "rows": rows})
     return 0

