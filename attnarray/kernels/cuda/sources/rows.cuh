@@ -13,12 +13,16 @@ template <class T> constexpr int COUNT = 32 / sizeof(typename ComputedIn<T>::typ
 template <class T> constexpr int OF_ONE = sizeof(T) == 8 ? 8 : 32;
 template <class T> constexpr int OF_TWO = 2 * CHUNK<T>;
 
+constexpr int WIDE = 1024;  // threads of a row that registers and shared memory hold one array each of
+
 template <class T> constexpr int MOST_THREADS = sizeof(T) == 8 ? 512 : 1024;  // most threads of a row
 
 // Of places in a row: 32 bits, which take fewer registers, where the row is held.
 template <bool HELD> struct IndexOf { using type = int64; };
 template <> struct IndexOf<true> { using type = int; };
 template <bool HELD> using Index = typename IndexOf<HELD>::type;
+
+template <class Real> constexpr int REDUCED = 4 * 32 * sizeof(Real);  // bytes of shared memory that `reduce` takes
 
 // The numbers that all threads of a row hold together, N each.
 template <class T, int N = COUNT<T>> inline int64 span() { return int64(blockDim.x) * N; }
@@ -108,6 +112,28 @@ template <class Real> inline Real largest_of(Real value, int turn = 0) {
   reduce(values, turn, [](Real a, Real b) { return larger(a, b); });
   return values[0];
 }
+
+// Of whole rows: N numbers of each thread that come to shared memory while it works on others. Each thread takes what it has
+// copied itself, so that no barrier is needed. Shared memory: N numbers of each thread, from byte `start` on.
+template <class T, int N> struct Ahead {
+  static constexpr int BYTES = N * sizeof(T);  // of a thread
+  Shared<T> mine;
+  int apart;
+
+  inline Ahead(int start, int threads)
+      : mine(shared<T>(start) + (threadIdx.y * blockDim.x + threadIdx.x) * CHUNK<T>), apart(threads * CHUNK<T>) {}
+
+  // The chunk from place i of the row becomes the one of number c.
+  inline void fetch(int c, Global<const T> row, int i, int width) const {
+    if (i < width) copy_async<T>(mine + c / CHUNK<T> * apart, row + i);
+  }
+  // The same, after wait_copies; `beyond` where nothing has been copied.
+  template <class Real> inline void take(int c, bool there, Real* numbers, Real beyond) const {
+    T chunk[CHUNK<T>] = {};
+    if (there) load16<T>(Shared<const T>(mine), c / CHUNK<T> * apart, chunk);
+    UNROLL for (int e = 0; e < CHUNK<T>; e++) numbers[e] = there ? Real(wide(chunk[e])) : beyond;
+  }
+};
 
 // What is subtracted from numbers whose largest this is: 0 where there is none.
 template <class Real> inline Real shift_of(Real largest) { return largest == -infinity<Real>() ? Real(0) : largest; }

@@ -1,0 +1,108 @@
+// The backward of layer norm and RMS norm for wide rows: aligned, and held with the numbers of one array in
+// registers, of the other in shared memory.
+// Reference: ops/norm.py. Shared: that of `reduce` and the row of x, or what threads have summed.
+//
+// Blocks have two tasks. One is a row: its dx. The other is a panel of columns: the gradients of weight and bias of `wave`
+// rows, those of the blocks just before, so that the level-2 cache still has them. A wave writes a row of partial sums.
+#include "rows.cuh"
+
+using Real = ComputedIn<Stored>::type;
+constexpr int N = OF_ONE<Stored>, C = CHUNK<Stored>;
+constexpr int PANEL = 64;  // chunks
+
+struct Rows {
+  Global<const Stored> dout, x;
+  Global<const Real> means, inverses;  // no means in RMS norm
+  int64 count;
+  int width;
+  inline Real mean(int64 n) const { return means ? Real(means[n]) : Real(0); }
+};
+
+// With normal = (x - mean) / deviation and g = weight dy: dx = (g - mean(g) - normal mean(g normal)) / deviation.
+inline void differentiate(const Rows& rows, int64 n, Global<const Stored> weight, Global<Stored> dx) {
+  // The row is seen from the first chunk of the thread on, so that the places of others are known to the compiler.
+  const int mine = threadIdx.x * C, width = rows.width - mine;
+  const int64 from = n * rows.width + mine;
+  const Ahead<Stored, N> ahead(REDUCED<Real>, WIDE);
+  Real g[N], normal[C], sums[2] = {0, 0};
+  UNROLL for (int c = 0; c < N; c += C) ahead.fetch(c, rows.x + from, c * WIDE, width);
+  commit_copies();
+  UNROLL for (int c = 0; c < N; c += C) read_chunk<Stored, true>(rows.dout + from, c * WIDE, width, g + c, Real(0));
+  const Real mean = rows.mean(n), inverse = rows.inverses[n], share = reciprocal(Real(rows.width));
+  auto normal_of = [&](int c) {
+    ahead.take(c, c * WIDE < width, normal, mean);
+    UNROLL for (int e = 0; e < C; e++) normal[e] = (normal[e] - mean) * inverse;
+  };
+  wait_copies<0>();
+  UNROLL for (int c = 0; c < N; c += C) {
+    Real scale[C];
+    read_chunk<Stored, true>(weight + mine, c * WIDE, weight ? width : 0, scale, Real(1));
+    normal_of(c);
+    UNROLL for (int e = 0; e < C; e++) g[c + e] *= scale[e], sums[0] += g[c + e], sums[1] += g[c + e] * normal[e];
+  }
+  add_up(sums, 0);
+  const Real total = rows.means ? sums[0] * share : Real(0), product = sums[1] * share;
+  UNROLL for (int c = 0; c < N; c += C) {
+    normal_of(c);
+    UNROLL for (int e = 0; e < C; e++) g[c + e] = (g[c + e] - total - normal[e] * product) * inverse;
+    write_chunk<Stored, true>(dx + from, c * WIDE, width, g + c);
+  }
+}
+
+// Of the columns of a panel over the rows from `first` to before `last`: a thread takes a chunk of every few of these.
+inline void sum_columns(const Rows& rows, int panel, int64 first, int64 last, Global<Real> dweights, Global<Real> dbiases) {
+  const int strips = WIDE / PANEL, strip = threadIdx.x / PANEL;
+  const int i = (panel * PANEL + threadIdx.x % PANEL) * C;
+  Real dweight[C] = {}, dbias[C] = {};
+  constexpr int TOGETHER = 2;
+  for (int64 start = first + strip; start < last && i < rows.width; start += TOGETHER * strips) {
+    Stored d[TOGETHER][C], x[TOGETHER][C];
+    UNROLL for (int k = 0; k < TOGETHER; k++) {
+      const int64 n = start + k * strips;
+      if (n >= last) continue;
+      load16<Stored>(rows.dout + n * rows.width, i, d[k]);
+      load16<Stored>(rows.x + n * rows.width, i, x[k]);
+    }
+    UNROLL for (int k = 0; k < TOGETHER; k++) {
+      const int64 n = start + k * strips;
+      if (n >= last) continue;
+      const Real mean = rows.mean(n), inverse = rows.inverses[n];
+      UNROLL for (int e = 0; e < C; e++) {
+        const Real g = wide(d[k][e]);
+        dbias[e] += g, dweight[e] += g * ((wide(x[k][e]) - mean) * inverse);
+      }
+    }
+  }
+  Shared<Real> of_threads = shared<Real>(0);
+  auto add_strips = [&](const Real (&sums)[C], Global<Real> out) {
+    sync_threads();  // those of another parameter have been read
+    UNROLL for (int e = 0; e < C; e++) of_threads[e * WIDE + threadIdx.x] = sums[e];
+    sync_threads();
+    for (int column = threadIdx.x; column < PANEL * C; column += WIDE) {
+      Real total = 0;
+      for (int s = 0; s < strips; s++) total += of_threads[column / PANEL * WIDE + s * PANEL + column % PANEL];
+      const int place = (panel * PANEL + column % PANEL) * C + column / PANEL;
+      if (place < rows.width) out[place] = total;
+    }
+  };
+  if (dweights) add_strips(dweight, dweights);
+  if (dbiases) add_strips(dbias, dbiases);
+}
+
+KERNEL(WIDE) norm_backward_wide(Global<const Stored> dout, Global<const Stored> x, Global<const Real> means,
+                                Global<const Real> inverses, Global<const Stored> weight, Global<Stored> dx,
+                                Global<Real> dweights, Global<Real> dbiases, int64 apart, int64 wave, int64 panels,
+                                int64 count, int64 width) {
+  const Rows rows = {dout, x, means, inverses, count, int(width)};
+  const int period = int(wave + panels), at = int(blockIdx.x) / period, task = int(blockIdx.x) % period;
+  const int64 first = at * wave, last = first + wave < count ? first + wave : count;
+  if (task >= wave) {
+    Global<Real> of_weight = dweights, of_bias = dbiases;
+    if (dweights) of_weight = dweights + at * apart;
+    if (dbiases) of_bias = dbiases + at * apart;
+    sum_columns(rows, task - int(wave), first, last, of_weight, of_bias);
+  } else if (first + task < last) {
+    differentiate(rows, first + task, weight, dx);
+  }
+}
+EXPORT(norm_backward_wide)
