@@ -109,7 +109,7 @@ def _differentiated(
             return dx, *sums.added(x)
     if held:
         grid = held_grid(kernel, how, count, width)
-        grid = with_copies(grid, how.itemsize, 2 * kernel.chunks[how.stored_itemsize])
+        grid = with_copies(grid, how.itemsize, 3 * kernel.chunks[how.stored_itemsize])
     # Threads that hold their rows own columns, whose sums they take along; else these are summed by themselves.
     along = held or width * how.itemsize <= grid.threads[0] * HELD_BYTES
     apart = plan_parameter_sums(count, width, processors)

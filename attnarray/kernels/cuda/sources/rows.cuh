@@ -127,11 +127,16 @@ template <class T, int N> struct Ahead {
   inline void fetch(int c, Global<const T> row, int i, int width) const {
     if (i < width) copy_async<T>(mine + c / CHUNK<T> * apart, row + i);
   }
-  // The same, after wait_copies; `beyond` where nothing has been copied.
-  template <class Real> inline void take(int c, bool there, Real* numbers, Real beyond) const {
+  // The same, after wait_copies: zeros, or `beyond`, where nothing has been copied.
+  template <class Real> inline void take(int c, bool there, Real* numbers) const {
     T chunk[CHUNK<T>] = {};
     if (there) load16<T>(Shared<const T>(mine), c / CHUNK<T> * apart, chunk);
-    UNROLL for (int e = 0; e < CHUNK<T>; e++) numbers[e] = there ? Real(wide(chunk[e])) : beyond;
+    UNROLL for (int e = 0; e < CHUNK<T>; e++) numbers[e] = wide(chunk[e]);
+  }
+  template <class Real> inline void take(int c, bool there, Real* numbers, Real beyond) const {
+    take(c, there, numbers);
+    if (beyond != 0)
+      UNROLL for (int e = 0; e < CHUNK<T>; e++) numbers[e] = there ? numbers[e] : beyond;
   }
 };
 
