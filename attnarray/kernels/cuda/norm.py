@@ -9,7 +9,7 @@ from attnarray.kernels.cuda.grid import CHUNK_BYTES, HELD_BYTES, Grid, ceil_div,
 from attnarray.kernels.cuda.loader import Kernel, empty, launch, multiprocessors
 from attnarray.kernels.cuda.loader import warmup as load_kernels
 from attnarray.kernels.cuda.rows import (
-    ONE, SUMS, RowKernel, are_held, held_grid, launch_rows, load, row_kernel, wide_grid, with_copies,
+    LONG, ONE, SUMS, RowKernel, are_held, held_grid, launch_rows, load, row_kernel, wide_grid, with_copies,
 )
 
 LAYER_NORM = row_kernel("norm.cu", "layer_norm_forward", "ppprpppii", ONE, 1024)
@@ -17,6 +17,7 @@ RMS_NORM = row_kernel("norm.cu", "rms_norm_forward", "pprppii", ONE, 1024)
 LAYER_NORM_BACKWARD = row_kernel("norm.cu", "layer_norm_backward", "ppppppppiii", SUMS)
 RMS_NORM_BACKWARD = row_kernel("norm.cu", "rms_norm_backward", "ppppppiii", SUMS)
 KERNELS = (LAYER_NORM, RMS_NORM, LAYER_NORM_BACKWARD, RMS_NORM_BACKWARD)
+WIDE_FORWARD = Kernel("norm_wide.cu", "norm_forward_wide", "ppprpppii")
 WIDE_BACKWARD = Kernel("norm_wide.cu", "norm_backward_wide", "ppppppppiiiii")
 PARAMETER_SUMS = Kernel("norm.cu", "parameter_sums", "ppppppiii")
 
@@ -31,8 +32,9 @@ def layer_norm_forward(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any,
     how, rows = ga.stored(x), ga.contiguous(x)
     count, width = ga.row_count(x.shape), x.shape[-1]
     out, mean, inverse = empty(x.shape, x.dtype), *(empty((*x.shape[:-1], 1), how.real) for _ in range(2))
-    parameters = (None if array is None else ga.beside(array, x) for array in (weight, bias))
-    launch_rows(LAYER_NORM, how, count, width, rows, *parameters, eps, out, mean, inverse)
+    parameters = tuple(None if array is None else ga.beside(array, x) for array in (weight, bias))
+    if not _normalized_wide(how, count, width, rows, *parameters, eps, out, mean, inverse):
+        launch_rows(LAYER_NORM, how, count, width, rows, *parameters, eps, out, mean, inverse)
     return out, mean, inverse
 
 
@@ -49,7 +51,8 @@ def rms_norm_forward(x: Any, weight: Any, eps: float) -> tuple[Any, Any]:
     count, width = ga.row_count(x.shape), x.shape[-1]
     out, inverse = empty(x.shape, x.dtype), empty((*x.shape[:-1], 1), how.real)
     scale = None if weight is None else ga.beside(weight, x)
-    launch_rows(RMS_NORM, how, count, width, rows, scale, eps, out, inverse)
+    if not _normalized_wide(how, count, width, rows, scale, None, eps, out, None, inverse):
+        launch_rows(RMS_NORM, how, count, width, rows, scale, eps, out, inverse)
     return out, inverse
 
 
@@ -61,7 +64,7 @@ def rms_norm_backward(dout: Any, x: Any, inverse_rms: Any, weight: Any) -> tuple
 def warmup(dtype: str) -> None:
     """Compile all kernels for one dtype."""
     load(KERNELS, dtype)
-    load_kernels((WIDE_BACKWARD, PARAMETER_SUMS, ga.COLUMN_SUMS), dtype)
+    load_kernels((WIDE_FORWARD, WIDE_BACKWARD, PARAMETER_SUMS, ga.COLUMN_SUMS), dtype)
 
 
 def plan_backward(grid: Grid, width: int, itemsize: int, processors: int) -> Grid:
@@ -84,6 +87,19 @@ def plan_parameter_sums(rows: int, width: int, processors: int) -> Grid:
     across = ceil_div(width, COLUMNS)
     strips = max(min(8 * processors // max(across, 1), ceil_div(rows, STRIP)), 1)
     return Grid((across, strips, 1), (COLUMNS, 1, 1))
+
+
+def _normalized_wide(
+    how: ga.Stored, count: int, width: int, x: Any, weight: Any, bias: Any, eps: float, out: Any, *kept: Any
+) -> bool:
+    """Whether these were rows for the kernel of wide ones, which has run: in 16 bits, where reading does not take longest."""
+    grid = wide_grid(how, width, (x, weight, bias, out), 3) if how.stored_itemsize == 2 and width > LONG else None
+    if grid is None:
+        return False
+    blocks = min(count, multiprocessors(int(x.data.device_id)))
+    grid = grid._replace(blocks=(blocks, 1, 1))
+    launch(WIDE_FORWARD, how.name, grid, x, weight, bias, eps, out, *kept, count, width)
+    return True
 
 
 def _differentiated(

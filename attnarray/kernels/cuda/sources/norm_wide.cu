@@ -1,8 +1,8 @@
-// The backward of layer norm and RMS norm for wide rows: aligned, and held with the numbers of one array in
-// registers, of the other in shared memory.
-// Reference: ops/norm.py. Shared: that of `reduce` and the row of x, or what threads have summed.
+// Layer norm and RMS norm, which has no means, for wide rows: aligned, and held as a whole by one block for a processor, with
+// the numbers of one array in registers and of others in shared memory. Reference: ops/norm.py. Parallel over rows and within
+// them. Shared: that of `reduce`; forward the next row, weight and bias; backward the row of x, or what threads have summed.
 //
-// Blocks have two tasks. One is a row: its dx. The other is a panel of columns: the gradients of weight and bias of `wave`
+// Forward, few blocks go over all rows. Backward, blocks have two tasks. One is a row: its dx. The other is a panel of columns: the gradients of weight and bias of `wave`
 // rows, those of the blocks just before, so that the level-2 cache still has them. A wave writes a row of partial sums.
 #include "rows.cuh"
 
@@ -10,9 +10,61 @@ using Real = ComputedIn<Stored>::type;
 constexpr int N = OF_ONE<Stored>, C = CHUNK<Stored>;
 constexpr int PANEL = 64;  // chunks
 
+// sum / size as exactly as a division, which would be a call: the mean of equal numbers is one of them.
+inline Real mean_of(Real sum, Real size, Real share) {
+  const Real mean = sum * share, left = fma(-mean, size, sum);
+  return left == left ? fma(left, share, mean) : mean;
+}
+
+KERNEL(WIDE) norm_forward_wide(Global<const Stored> x, Global<const Stored> weight, Global<const Stored> bias, Real eps,
+                               Global<Stored> out, Global<Real> means, Global<Real> inverses, int64 rows, int64 width) {
+  if (sizeof(Stored) != 2) return;  // wider numbers take longer to read than to work on: they have no use for it
+  const Ahead<Stored, N> xs(REDUCED<Real>, WIDE), weights(REDUCED<Real> + xs.BYTES * WIDE, WIDE);
+  const Ahead<Stored, N> biases(REDUCED<Real> + 2 * xs.BYTES * WIDE, WIDE);
+  // The row is seen from the first chunk of the thread on, so that the places of others are known to the compiler.
+  const int mine = threadIdx.x * C, here = int(width) - mine;
+  const Real size = Real(width), share = reciprocal(size);
+  auto fetch = [&](const Ahead<Stored, N>& to, Global<const Stored> row) {
+    UNROLL for (int c = 0; c < N; c += C) to.fetch(c, row + mine, c * WIDE, here);
+  };
+  if (weight) fetch(weights, weight);
+  if (bias) fetch(biases, bias);
+  fetch(xs, x + blockIdx.x * width);
+  commit_copies();
+  int turn = 0;
+  for (int64 n = blockIdx.x; n < rows; n += gridDim.x) {
+    Real v[N], mean = 0, squares = 0;
+    wait_copies<0>();
+    UNROLL for (int c = 0; c < N; c += C) xs.take(c, c * WIDE < here, v + c);
+    if (n + gridDim.x < rows) fetch(xs, x + (n + gridDim.x) * width);
+    commit_copies();
+    if (means) {
+      UNROLL for (int e = 0; e < N; e++) mean += v[e];
+      mean = mean_of(sum_of(mean, turn++), size, share);
+    }
+    UNROLL for (int c = 0; c < N; c += C)
+      if (c * WIDE < here)
+        UNROLL for (int e = c; e < c + C; e++) v[e] -= mean, squares += v[e] * v[e];
+    const Real inverse = inverse_root(sum_of(squares, turn++) * share + eps);
+    UNROLL for (int c = 0; c < N; c += C) {
+      Real of_chunk[C];
+      weights.take(c, weight && c * WIDE < here, of_chunk);
+      UNROLL for (int e = 0; e < C; e++) v[c + e] *= weight ? inverse * of_chunk[e] : inverse;
+      biases.take(c, bias && c * WIDE < here, of_chunk);
+      UNROLL for (int e = 0; e < C; e++) v[c + e] += of_chunk[e];
+      write_chunk<Stored, true>(out + (n * width + mine), c * WIDE, here, v + c);
+    }
+    if (threadIdx.x == 0) {
+      inverses[n] = inverse;
+      if (means) means[n] = mean;
+    }
+  }
+}
+EXPORT(norm_forward_wide)
+
 struct Rows {
   Global<const Stored> dout, x;
-  Global<const Real> means, inverses;  // no means in RMS norm
+  Global<const Real> means, inverses;
   int64 count;
   int width;
   inline Real mean(int64 n) const { return means ? Real(means[n]) : Real(0); }
