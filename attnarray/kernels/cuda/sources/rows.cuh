@@ -78,6 +78,32 @@ inline void write(Global<T> row, Place start, Place width, const Real (&numbers)
   UNROLL for (int c = 0; c < N; c += CHUNK<T>) write_chunk<T, WHOLE>(row, place<T>(start, c), width, numbers + c);
 }
 
+// f(numbers of x, place of the first) for each chunk of one long row, to out. A block whose numbers are aligned and all there
+// reads those of a thread before it works on any.
+template <class T, int N, class F> inline void map_chunks(Global<const T> x, Global<T> out, int64 count, F f) {
+  using Real = typename ComputedIn<T>::type;
+  const bool aligned = is_aligned16(x) && is_aligned16(out);
+  for (int64 start = blockIdx.x * span<T, N>(); start < count; start += gridDim.x * span<T, N>()) {
+    Real v[CHUNK<T>];
+    if (aligned && start + span<T, N>() <= count) {
+      T chunks[N / CHUNK<T>][CHUNK<T>];
+      UNROLL for (int c = 0; c < N; c += CHUNK<T>) load16<T>(x, place<T>(start, c), chunks[c / CHUNK<T>]);
+      UNROLL for (int c = 0; c < N; c += CHUNK<T>) {
+        UNROLL for (int e = 0; e < CHUNK<T>; e++) v[e] = wide(chunks[c / CHUNK<T>][e]);
+        f(v, place<T>(start, c));
+        UNROLL for (int e = 0; e < CHUNK<T>; e++) narrow(v[e], chunks[c / CHUNK<T>][e]);
+        store16<T>(out, place<T>(start, c), chunks[c / CHUNK<T>]);
+      }
+    } else {
+      for (int c = 0; c < N; c += CHUNK<T>) {
+        read_chunk<T, false>(x, place<T>(start, c), count, v, Real(0));
+        f(v, place<T>(start, c));
+        write_chunk<T, false>(out, place<T>(start, c), count, v);
+      }
+    }
+  }
+}
+
 // The number of the row that this thread works on first, and how many rows lie between it and the next.
 inline int64 first_row() { return int64(blockIdx.x) * blockDim.y + threadIdx.y; }
 inline int64 rows_apart() { return int64(gridDim.x) * blockDim.y; }
