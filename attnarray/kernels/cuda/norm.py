@@ -9,7 +9,17 @@ from attnarray.kernels.cuda.grid import CHUNK_BYTES, HELD_BYTES, Grid, ceil_div,
 from attnarray.kernels.cuda.loader import Kernel, empty, launch, multiprocessors
 from attnarray.kernels.cuda.loader import warmup as load_kernels
 from attnarray.kernels.cuda.rows import (
-    LONG, ONE, SUMS, RowKernel, are_held, held_grid, launch_rows, load, row_kernel, wide_grid, with_copies,
+    LONG,
+    ONE,
+    SUMS,
+    RowKernel,
+    are_held,
+    held_grid,
+    launch_rows,
+    load,
+    row_kernel,
+    wide_grid,
+    with_copies,
 )
 
 LAYER_NORM = row_kernel("norm.cu", "layer_norm_forward", "ppprpppii", ONE, 1024)
@@ -32,9 +42,9 @@ def layer_norm_forward(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any,
     how, rows = ga.stored(x), ga.contiguous(x)
     count, width = ga.row_count(x.shape), x.shape[-1]
     out, mean, inverse = empty(x.shape, x.dtype), *(empty((*x.shape[:-1], 1), how.real) for _ in range(2))
-    parameters = tuple(None if array is None else ga.beside(array, x) for array in (weight, bias))
-    if not _normalized_wide(how, count, width, rows, *parameters, eps, out, mean, inverse):
-        launch_rows(LAYER_NORM, how, count, width, rows, *parameters, eps, out, mean, inverse)
+    scale, shift = (None if array is None else ga.beside(array, x) for array in (weight, bias))
+    if not _normalized_wide(how, count, width, rows, scale, shift, eps, out, mean, inverse):
+        launch_rows(LAYER_NORM, how, count, width, rows, scale, shift, eps, out, mean, inverse)
     return out, mean, inverse
 
 
@@ -92,7 +102,7 @@ def plan_parameter_sums(rows: int, width: int, processors: int) -> Grid:
 def _normalized_wide(
     how: ga.Stored, count: int, width: int, x: Any, weight: Any, bias: Any, eps: float, out: Any, *kept: Any
 ) -> bool:
-    """Whether these were rows for the kernel of wide ones, which has run: in 16 bits, where reading does not take longest."""
+    """Run the kernel of wide rows if they are such, in 16 bits: wider numbers take longer to read than to work on."""
     grid = wide_grid(how, width, (x, weight, bias, out), 3) if how.stored_itemsize == 2 and width > LONG else None
     if grid is None:
         return False
@@ -113,21 +123,14 @@ def _differentiated(
     moments = (None, *given[2:]) if has_bias is None else given[2:]
     held = are_held(kernel, how, width, (*given, scale, dx))
     grid = plan_rows(count, width, how.itemsize)
-    if not held and width * how.itemsize > grid.threads[0] * HELD_BYTES:
-        wide = wide_grid(how, width, (*given[:2], scale, dx), 1)
-        if wide:
-            wide, wave, panels = plan_wide(wide, count, width * how.stored_itemsize, any(wanted))
-            sums = Sums(ceil_div(count, wave), wanted, width, how.real)
-            launch(
-                WIDE_BACKWARD, how.name, wide, *given[:2], *moments, scale, dx, sums.of_weight, sums.of_bias, sums.apart,
-                wave, panels, count, width,
-            )  # fmt: skip
-            return dx, *sums.added(x)
+    # Threads that hold their rows own columns, whose sums they take along; else these are summed by themselves.
+    along = held or width * how.itemsize <= grid.threads[0] * HELD_BYTES
+    wide = None if along else wide_grid(how, width, (*given[:2], scale, dx), 1)
+    if wide:
+        return dx, *_differentiated_wide(how, wide, (*given[:2], *moments, scale, dx), wanted)
     if held:
         grid = held_grid(kernel, how, count, width)
         grid = with_copies(grid, how.itemsize, 3 * kernel.chunks[how.stored_itemsize])
-    # Threads that hold their rows own columns, whose sums they take along; else these are summed by themselves.
-    along = held or width * how.itemsize <= grid.threads[0] * HELD_BYTES
     apart = plan_parameter_sums(count, width, processors)
     if along and any(wanted):
         grid = plan_backward(grid, width, how.itemsize, processors)
@@ -139,6 +142,19 @@ def _differentiated(
         taken = (sums.of_weight, sums.of_bias)
         launch(PARAMETER_SUMS, how.name, apart, *given[:2], *moments, *taken, sums.apart, count, width)
     return dx, *sums.added(x)
+
+
+def _differentiated_wide(
+    how: ga.Stored, grid: Grid, arrays: tuple[Any, ...], wanted: tuple[bool, bool]
+) -> tuple[Any, Any]:
+    """dweight and dbias; dx is the last of the arrays."""
+    dx = arrays[-1]
+    count, width = ga.row_count(dx.shape), dx.shape[-1]
+    grid, wave, panels = plan_wide(grid, count, width * how.stored_itemsize, any(wanted))
+    sums = Sums(ceil_div(count, wave), wanted, width, how.real)
+    taken = (sums.of_weight, sums.of_bias, sums.apart)
+    launch(WIDE_BACKWARD, how.name, grid, *arrays, *taken, wave, panels, count, width)
+    return sums.added(dx)
 
 
 class Sums:

@@ -6,7 +6,17 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from attnarray.kernels.cuda.arrays import Stored
-from attnarray.kernels.cuda.grid import CHUNK_BYTES, HELD_BYTES, MOST_THREADS, REDUCED, WARP, Grid, plan_held, plan_rows
+from attnarray.kernels.cuda.grid import (
+    CHUNK_BYTES,
+    HELD_BYTES,
+    MOST_THREADS,
+    REDUCED,
+    WARP,
+    Grid,
+    ceil_div,
+    plan_held,
+    plan_rows,
+)
 from attnarray.kernels.cuda.loader import Kernel, launch, shared_bytes, warmup
 
 # Chunks of a row that a thread holds, by the bytes of a number: of a kernel that holds one array (OF_ONE in rows.cuh),
@@ -88,10 +98,10 @@ def with_copies(grid: Grid, itemsize: int, chunks: int) -> Grid:
 
 
 def few_blocks(grid: Grid, at_once: int, processors: int) -> Grid:
-    """As many blocks as run at once, where multiprocessors have `at_once` threads each: they go over all rows."""
+    """Not more blocks than run at once, where multiprocessors have `at_once` threads each, with equal shares of the rows."""
     across, together, _ = grid.threads
-    most = processors * max(at_once // (across * together), 1)
-    return grid._replace(blocks=(min(grid.blocks[0], most), 1, 1))
+    turns = ceil_div(grid.blocks[0], processors * max(at_once // (across * together), 1))
+    return grid._replace(blocks=(ceil_div(grid.blocks[0], max(turns, 1)), 1, 1))
 
 
 def load(kernels: tuple[RowKernel, ...], dtype: str) -> None:

@@ -28,7 +28,8 @@ struct Losses {
     const Real shift = shift_of(largest_of(seen.largest, turn++));
     const bool none = seen.largest == -infinity<Real>();
     Real sums[2] = {none ? Real(0) : seen.total * exponential(seen.largest - shift), seen.sum};
-    add_up(sums, turn++);
+    if (smoothing != 0) add_up(sums, turn++);
+    else sums[0] = sum_of(sums[0], turn++);
     if (threadIdx.x) return;
     const Real total = sums[0] == 0 ? Real(1) : sums[0];
     Real loss = (smoothing - 1) * (picked - shift) + log(total);
@@ -62,9 +63,11 @@ inline void losses_of(Global<const Stored> x, Global<const int64> classes, int64
 template <int N>
 inline void losses_of_held(Global<const Stored> x, Global<const int64> classes, int64 ignored, Losses out, int rows,
                            int width) {
-  const Ahead<Stored, N> ahead(REDUCED<Real>, blockDim.x * blockDim.y);
+  const Ahead<Stored, N> ahead(REDUCED<Real>, threadIdx.y * blockDim.x + threadIdx.x, blockDim.x * blockDim.y);
   auto fetch = [&](Global<const Stored> row, int start) {
-    UNROLL for (int c = 0; c < N; c += CHUNK<Stored>) ahead.fetch(c, row, place<Stored>(start, c), width);
+    const int mine = start + threadIdx.x * CHUNK<Stored>;
+    row = row + mine;
+    UNROLL for (int c = 0; c < N; c += CHUNK<Stored>) ahead.fetch(c, row, c * int(blockDim.x), width - mine);
   };
   const int apart = int(rows_apart());
   auto class_of = [&](int n) -> int {  // -1 where there is nothing to read

@@ -9,12 +9,6 @@
 
 using Real = ComputedIn<Stored>::type;
 
-// sum / size as exactly as a division, which would be a call: the mean of equal numbers is one of them.
-inline Real mean_of(Real sum, Real size, Real share) {
-  const Real mean = sum * share, left = fma(-mean, size, sum);
-  return left == left ? fma(left, share, mean) : mean;
-}
-
 template <int N, bool CENTRED, bool HELD>
 inline void normalize(Global<const Stored> x, Global<const Stored> weight, Global<const Stored> bias, Real eps,
                       Global<Stored> out, Global<Real> means, Global<Real> inverses, int64 rows, Index<HELD> width) {
@@ -129,9 +123,10 @@ inline void differentiate_held(Global<const Stored> dout, Global<const Stored> x
                                Global<const Real> inverses, Global<const Stored> weight, Global<Stored> dx,
                                Global<Real> dweights, Global<Real> dbiases, int64 apart, int64 rows, int width) {
   constexpr int C = CHUNK<Stored>;
-  const int threads = blockDim.x * blockDim.y;
-  const Ahead<Stored, N> douts(REDUCED<Real>, threads), xs(REDUCED<Real> + douts.BYTES * threads, threads);
-  const Ahead<Stored, N> scales(REDUCED<Real> + 2 * douts.BYTES * threads, threads);  // the same for every row
+  const int threads = blockDim.x * blockDim.y, thread = threadIdx.y * blockDim.x + threadIdx.x;
+  const Ahead<Stored, N> douts(REDUCED<Real>, thread, threads);
+  const Ahead<Stored, N> xs(REDUCED<Real> + douts.BYTES * threads, thread, threads);
+  const Ahead<Stored, N> scales(REDUCED<Real> + 2 * douts.BYTES * threads, thread, threads);  // the same for every row
   const Real share = reciprocal(Real(width));
   Real next_mean = 0, next_inverse = 0, dweight[N] = {}, dbias[N] = {};
   auto fetch = [&](int64 n) {

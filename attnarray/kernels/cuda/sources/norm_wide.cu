@@ -1,26 +1,22 @@
 // Layer norm and RMS norm, which has no means, for wide rows: aligned, and held as a whole by one block for a processor, with
-// the numbers of one array in registers and of others in shared memory. Reference: ops/norm.py. Parallel over rows and within
+// numbers of one array in registers and of others in shared memory. Reference: ops/norm.py. Parallel over rows and within
 // them. Shared: that of `reduce`; forward the next row, weight and bias; backward the row of x, or what threads have summed.
 //
-// Forward, few blocks go over all rows. Backward, blocks have two tasks. One is a row: its dx. The other is a panel of columns: the gradients of weight and bias of `wave`
-// rows, those of the blocks just before, so that the level-2 cache still has them. A wave writes a row of partial sums.
+// Forward, few blocks go over all rows. Backward, blocks have two tasks. One is a row: its dx. The other is a panel of
+// columns: the gradients of weight and bias of `wave` rows, those of the blocks just before, so that the level-2 cache still
+// has them. A wave writes a row of partial sums.
 #include "rows.cuh"
 
 using Real = ComputedIn<Stored>::type;
 constexpr int N = OF_ONE<Stored>, C = CHUNK<Stored>;
 constexpr int PANEL = 64;  // chunks
-
-// sum / size as exactly as a division, which would be a call: the mean of equal numbers is one of them.
-inline Real mean_of(Real sum, Real size, Real share) {
-  const Real mean = sum * share, left = fma(-mean, size, sum);
-  return left == left ? fma(left, share, mean) : mean;
-}
+constexpr int KEPT = sizeof(Stored) == 4 ? 24 : N;  // of dy; what registers have no room for is read again, while it is near
 
 KERNEL(WIDE) norm_forward_wide(Global<const Stored> x, Global<const Stored> weight, Global<const Stored> bias, Real eps,
                                Global<Stored> out, Global<Real> means, Global<Real> inverses, int64 rows, int64 width) {
   if (sizeof(Stored) != 2) return;  // wider numbers take longer to read than to work on: they have no use for it
-  const Ahead<Stored, N> xs(REDUCED<Real>, WIDE), weights(REDUCED<Real> + xs.BYTES * WIDE, WIDE);
-  const Ahead<Stored, N> biases(REDUCED<Real> + 2 * xs.BYTES * WIDE, WIDE);
+  const Ahead<Stored, N> xs(REDUCED<Real>, threadIdx.x, WIDE), weights(REDUCED<Real> + xs.BYTES * WIDE, threadIdx.x, WIDE);
+  const Ahead<Stored, N> biases(REDUCED<Real> + 2 * xs.BYTES * WIDE, threadIdx.x, WIDE);
   // The row is seen from the first chunk of the thread on, so that the places of others are known to the compiler.
   const int mine = threadIdx.x * C, here = int(width) - mine;
   const Real size = Real(width), share = reciprocal(size);
@@ -71,33 +67,47 @@ struct Rows {
 };
 
 // With normal = (x - mean) / deviation and g = weight dy: dx = (g - mean(g) - normal mean(g normal)) / deviation.
-inline void differentiate(const Rows& rows, int64 n, Global<const Stored> weight, Global<Stored> dx) {
+template <bool CENTRED>
+inline void differentiate(const Rows& rows, int n, Global<const Stored> weight, Global<Stored> dx) {
   // The row is seen from the first chunk of the thread on, so that the places of others are known to the compiler.
   const int mine = threadIdx.x * C, width = rows.width - mine;
-  const int64 from = n * rows.width + mine;
-  const Ahead<Stored, N> ahead(REDUCED<Real>, WIDE);
-  Real g[N], normal[C], sums[2] = {0, 0};
+  const int64 from = int64(n) * rows.width + mine;
+  const Ahead<Stored, N> ahead(REDUCED<Real>, threadIdx.x, WIDE);
+  Real g[KEPT], of_chunk[C], normal[C], sums[2] = {0, 0};
   UNROLL for (int c = 0; c < N; c += C) ahead.fetch(c, rows.x + from, c * WIDE, width);
   commit_copies();
-  UNROLL for (int c = 0; c < N; c += C) read_chunk<Stored, true>(rows.dout + from, c * WIDE, width, g + c, Real(0));
-  const Real mean = rows.mean(n), inverse = rows.inverses[n], share = reciprocal(Real(rows.width));
-  auto normal_of = [&](int c) {
-    ahead.take(c, c * WIDE < width, normal, mean);
+  const Real mean = CENTRED ? rows.mean(n) : Real(0), inverse = rows.inverses[n];
+  auto read_g = [&](int c, Real* to) {
+    read_chunk<Stored, true>(rows.dout + from, c * WIDE, width, to, Real(0));
+    if (!weight) return;
+    read_chunk<Stored, true>(weight + mine, c * WIDE, width, normal, Real(0));
+    UNROLL for (int e = 0; e < C; e++) to[e] *= normal[e];
+  };
+  auto read_normal = [&](int c) {
+    ahead.take(c, c * WIDE < width, normal);
     UNROLL for (int e = 0; e < C; e++) normal[e] = (normal[e] - mean) * inverse;
   };
+  UNROLL for (int c = 0; c < KEPT; c += C) read_g(c, g + c);
   wait_copies<0>();
   UNROLL for (int c = 0; c < N; c += C) {
-    Real scale[C];
-    read_chunk<Stored, true>(weight + mine, c * WIDE, weight ? width : 0, scale, Real(1));
-    normal_of(c);
-    UNROLL for (int e = 0; e < C; e++) g[c + e] *= scale[e], sums[0] += g[c + e], sums[1] += g[c + e] * normal[e];
+    if (c >= KEPT) read_g(c, of_chunk);
+    read_normal(c);
+    UNROLL for (int e = 0; e < C; e++) {
+      const Real v = c < KEPT ? g[c % KEPT + e] : of_chunk[e];
+      sums[0] += v, sums[1] = fma(v, normal[e], sums[1]);
+    }
   }
   add_up(sums, 0);
-  const Real total = rows.means ? sums[0] * share : Real(0), product = sums[1] * share;
+  const Real share = reciprocal(Real(rows.width)) * inverse;
+  const Real total = CENTRED ? sums[0] * share : Real(0), product = sums[1] * share;
   UNROLL for (int c = 0; c < N; c += C) {
-    normal_of(c);
-    UNROLL for (int e = 0; e < C; e++) g[c + e] = (g[c + e] - total - normal[e] * product) * inverse;
-    write_chunk<Stored, true>(dx + from, c * WIDE, width, g + c);
+    if (c >= KEPT) read_g(c, of_chunk);
+    read_normal(c);
+    UNROLL for (int e = 0; e < C; e++) {
+      const Real v = c < KEPT ? g[c % KEPT + e] : of_chunk[e];
+      normal[e] = fma(-normal[e], product, fma(v, inverse, -total));
+    }
+    write_chunk<Stored, true>(dx + from, c * WIDE, width, normal);
   }
 }
 
@@ -154,7 +164,8 @@ KERNEL(WIDE) norm_backward_wide(Global<const Stored> dout, Global<const Stored> 
     if (dbiases) of_bias = dbiases + at * apart;
     sum_columns(rows, task - int(wave), first, last, of_weight, of_bias);
   } else if (first + task < last) {
-    differentiate(rows, first + task, weight, dx);
+    if (means) differentiate<true>(rows, int(first) + task, weight, dx);
+    else differentiate<false>(rows, int(first) + task, weight, dx);
   }
 }
 EXPORT(norm_backward_wide)

@@ -146,25 +146,27 @@ template <class T, int N> struct Ahead {
   Shared<T> mine;
   int apart;
 
-  inline Ahead(int start, int threads)
-      : mine(shared<T>(start) + (threadIdx.y * blockDim.x + threadIdx.x) * CHUNK<T>), apart(threads * CHUNK<T>) {}
+  inline Ahead(int start, int thread, int threads)
+      : mine(shared<T>(start) + thread * CHUNK<T>), apart(threads * CHUNK<T>) {}
 
   // The chunk from place i of the row becomes the one of number c.
   inline void fetch(int c, Global<const T> row, int i, int width) const {
     if (i < width) copy_async<T>(mine + c / CHUNK<T> * apart, row + i);
   }
-  // The same, after wait_copies: zeros, or `beyond`, where nothing has been copied.
-  template <class Real> inline void take(int c, bool there, Real* numbers) const {
-    T chunk[CHUNK<T>] = {};
+  // The same, after wait_copies; `beyond` where nothing has been copied.
+  template <class Real> inline void take(int c, bool there, Real* numbers, Real beyond = Real(0)) const {
+    T chunk[CHUNK<T>];
+    UNROLL for (int e = 0; e < CHUNK<T>; e++) narrow(beyond, chunk[e]);
     if (there) load16<T>(Shared<const T>(mine), c / CHUNK<T> * apart, chunk);
     UNROLL for (int e = 0; e < CHUNK<T>; e++) numbers[e] = wide(chunk[e]);
-  }
-  template <class Real> inline void take(int c, bool there, Real* numbers, Real beyond) const {
-    take(c, there, numbers);
-    if (beyond != 0)
-      UNROLL for (int e = 0; e < CHUNK<T>; e++) numbers[e] = there ? numbers[e] : beyond;
   }
 };
 
 // What is subtracted from numbers whose largest this is: 0 where there is none.
 template <class Real> inline Real shift_of(Real largest) { return largest == -infinity<Real>() ? Real(0) : largest; }
+
+// sum / size as exactly as a division, which would be a call: the mean of equal numbers is one of them.
+template <class Real> inline Real mean_of(Real sum, Real size, Real share) {
+  const Real mean = sum * share, left = fma(-mean, size, sum);
+  return left == left ? fma(left, share, mean) : mean;
+}

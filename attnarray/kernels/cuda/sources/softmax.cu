@@ -61,7 +61,7 @@ template <bool LOGARITHM>
 inline void normalize_wide(Global<const Stored> x, Global<Stored> out, int rows, int width) {
   constexpr int N = OF_ONE<Stored>, C = CHUNK<Stored>;
   if (sizeof(Stored) != 2) return;  // wider numbers take longer to read than to work on: they have no use for it
-  const Ahead<Stored, N> ahead(REDUCED<Real>, WIDE);
+  const Ahead<Stored, N> ahead(REDUCED<Real>, threadIdx.x, WIDE);
   // Rows are seen from the first chunk of the thread on, so that the places of others are known to the compiler.
   const int mine = threadIdx.x * C, here = width - mine;
   auto fetch = [&](int n) {
@@ -128,7 +128,7 @@ template <bool LOGARITHM>
 inline void differentiate_wide(Global<const Stored> dout, Global<const Stored> out, Global<Stored> dx, int rows, int width) {
   constexpr int N = OF_ONE<Stored>, C = CHUNK<Stored>;
   constexpr bool COPIED = sizeof(Stored) == 2;
-  const Ahead<Stored, N> ys(REDUCED<Real>, WIDE), dys(REDUCED<Real> + ys.BYTES * WIDE, WIDE);
+  const Ahead<Stored, N> ys(REDUCED<Real>, threadIdx.x, WIDE), dys(REDUCED<Real> + ys.BYTES * WIDE, threadIdx.x, WIDE);
   const Real hidden = LOGARITHM ? -infinity<Real>() : Real(0);
   int n = blockIdx.x, turn = 0, next_width = width - int(threadIdx.x) * C;
   int64 next = int64(n) * width + threadIdx.x * C;
