@@ -20,7 +20,8 @@ from attnarray.kernels.table import KERNELS
 from benchmarks.gpu_check import ROOT, NotRunError
 
 SHAPES = [(5, 1), (9, 3), (2, 63), (3, 130), (2, 3, 5), (4, 1000), (3, 1001), (3, 5000), (2, 20000)]
-MANY_ROWS = (3000, 640)  # so that each block of the norms' gradients sums several
+# So that blocks of the norms' gradients sum several rows, and several waves of wide ones; and losses go over several.
+MANY = [("norm", (3000, 640)), ("norm", (230, 10000)), ("loss", (20000, 320))]
 TINY = [(3, 7), (2, 300), (2, 1040)]
 EPS = {"float16": 2.0**-10, "float32": 2.0**-23, "float64": 2.0**-52}
 ROUNDINGS = {
@@ -181,8 +182,8 @@ def kernels() -> dict[str, Any]:
     from row_calls import reference
 
     wrong, declined, count, largest = [], set(), 0, dict.fromkeys(EPS, 0.0)
-    norms = [name for name in _names() if "norm" in name]
-    for name, arguments, dtype in chain(_calls(SHAPES, 4, tuple(EPS)), _calls([MANY_ROWS], 1, tuple(EPS), norms)):
+    many = (_calls([shape], 1, tuple(EPS), [name for name in _names() if word in name]) for word, shape in MANY)
+    for name, arguments, dtype in chain(_calls(SHAPES, 4, tuple(EPS)), *many):
         truth = reference(name, in_dtype(arguments, "float64"))
         try:
             found, again = _run(name, arguments), _run(name, arguments)

@@ -128,6 +128,13 @@ def test_few_blocks_go_over_many_rows(name: str, monkeypatch: pytest.MonkeyPatch
     assert_right(name, calls_of(name, wide, "float32")[0], "float32")
 
 
+def test_losses_of_many_rows_and_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "AT_ONCE", dict.fromkeys(loss.AT_ONCE, 1))
+    for shape in [(41, 300), (5, 9000)]:  # rows of a warp, and of a block in several spans; some are ignored
+        for arguments in calls_of("ops.loss:cross_entropy_forward", shape, "float32"):
+            assert_right("ops.loss:cross_entropy_forward", arguments, "float32")
+
+
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
 @pytest.mark.parametrize("name", NAMES)
 def test_any_layout_will_do(name: str, layout: Callable[[np.ndarray], np.ndarray]) -> None:

@@ -98,7 +98,7 @@ def with_copies(grid: Grid, itemsize: int, chunks: int) -> Grid:
 
 
 def few_blocks(grid: Grid, at_once: int, processors: int) -> Grid:
-    """Not more blocks than run at once, where multiprocessors have `at_once` threads each, with equal shares of the rows."""
+    """Not more blocks than run at once, `at_once` threads on a multiprocessor, with equal shares of the rows."""
     across, together, _ = grid.threads
     turns = ceil_div(grid.blocks[0], processors * max(at_once // (across * together), 1))
     return grid._replace(blocks=(ceil_div(grid.blocks[0], max(turns, 1)), 1, 1))
