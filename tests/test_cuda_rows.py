@@ -15,7 +15,7 @@ from test_kernels import in_dtype, kernel_of, largest_distance
 
 from attnarray.backend import asarray
 from attnarray.kernels import Declined
-from attnarray.kernels.cuda import grid, lstm_cell, norm, segments
+from attnarray.kernels.cuda import grid, loss, lstm_cell, norm, segments
 from attnarray.kernels.table import KERNELS
 
 pytestmark = pytest.mark.skipif(bool(building.UNAVAILABLE), reason=building.UNAVAILABLE)
@@ -95,6 +95,21 @@ def test_rows_of_a_whole_block_and_longer(name: str, shape: tuple[int, ...]) -> 
         assert_right(name, calls_of(name, (1, 2501), "float64")[0], "float64")
 
 
+WIDE = [name for name in NAMES if "softmax:" in name or "norm" in name]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("name", WIDE)
+def test_wide_rows_one_array_of_which_fits_in_registers(name: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norm, "WAVE_BYTES", 2 * 2 * 40000)  # two rows, so that more than one wave goes by
+    shape = (3, {"float64": 4100, "float32": 8200, "float16": 16400}[dtype])
+    for arguments in calls_of(name, shape, "float32" if dtype == "float16" else dtype)[:2]:
+        if dtype != "float16":
+            assert_right(name, arguments, dtype)
+        elif "norm" not in name or arguments[-1] is not None:
+            assert_right_in_16_bits(name, arguments, dtype)
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if "segment" in name or "embedding" in name])
 def test_segments_of_many_entries(name: str) -> None:
     assert_right(name, calls_of(name, (150, 3), "float32")[0], "float32")
@@ -106,10 +121,18 @@ def test_few_blocks_go_over_many_rows(name: str, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(module, "MOST_BLOCKS", 2)
     monkeypatch.setattr(segments, "MOST_BLOCKS_ALONG_Y", 1)
     monkeypatch.setattr(norm, "THREADS_OF_MULTIPROCESSOR", 1)
+    monkeypatch.setattr(loss, "AT_ONCE", dict.fromkeys(loss.AT_ONCE, 1))
     for shape in [(40, 5), (5, 300), (9, 301)]:
         assert_right(name, calls_of(name, shape, "float32")[0], "float32")
     wide = (2, 9, 40) if "segment" in name else (3, 1500)
     assert_right(name, calls_of(name, wide, "float32")[0], "float32")
+
+
+def test_losses_of_many_rows_and_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "AT_ONCE", dict.fromkeys(loss.AT_ONCE, 1))
+    for shape in [(41, 300), (5, 9000)]:  # rows of a warp, and of a block in several spans; some are ignored
+        for arguments in calls_of("ops.loss:cross_entropy_forward", shape, "float32"):
+            assert_right("ops.loss:cross_entropy_forward", arguments, "float32")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
@@ -138,18 +161,21 @@ def test_the_order_of_threads_does_not_matter_and_nothing_waits_for_the_gpu(name
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("name", [name for name in NAMES if "lstm" not in name])
 def test_16_bit_arrays_are_computed_in_float32(name: str, dtype: str) -> None:
-    half = asarray(np.zeros(1), dtype).dtype
     for shape in [(3, 19), (1, 300), (5, 520), (1, 1040)]:
         for arguments in calls_of(name, shape, "float32")[:1]:
-            given = tuple(narrowed(name, n, value, half) for n, value in enumerate(arguments))
-            expected, found = reference(name, given), kernel(name, given)
-            for result, other in zip(found, expected, strict=True):
-                if other is None:
-                    continue
-                assert result.dtype == other.dtype
-                result, other = result.astype(np.float64), other.astype(np.float64)
-                scale = max(largest(other), 1.0)
-                np.testing.assert_allclose(result, other, rtol=0, atol=2 * EPS[dtype] * scale)
+            assert_right_in_16_bits(name, arguments, dtype)
+
+
+def assert_right_in_16_bits(name: str, arguments: Arguments, dtype: str) -> None:
+    half = asarray(np.zeros(1), dtype).dtype
+    given = tuple(narrowed(name, n, value, half) for n, value in enumerate(arguments))
+    expected, found = reference(name, given), kernel(name, given)
+    for result, other in zip(found, expected, strict=True):
+        if other is None:
+            continue
+        assert result.dtype == other.dtype
+        result, other = result.astype(np.float64), other.astype(np.float64)
+        np.testing.assert_allclose(result, other, rtol=0, atol=2 * EPS[dtype] * max(largest(other), 1.0))
 
 
 # Arguments that are kept in the dtype of computing, by their places.

@@ -7,10 +7,17 @@ from typing import Any
 import numpy as np
 
 from attnarray.kernels.cuda import arrays as ga
-from attnarray.kernels.cuda.loader import empty
-from attnarray.kernels.cuda.rows import ONE, launch_rows, load, row_kernel
+from attnarray.kernels.cuda.loader import empty, launch, multiprocessors
+from attnarray.kernels.cuda.rows import ONE, are_held, few_blocks, held_grid, launch_rows, load, row_kernel, with_copies
 
-FORWARD = row_kernel("loss.cu", "cross_entropy_forward", "ppirrpppii", ONE, 256, spans=True)
+AHEAD = {
+    2: 4,
+    4: 4,
+    8: 4,
+}  # chunks of a row that a thread of the forward copies ahead; it takes twice as many of a long one
+TWICE = {size: 2 * chunks for size, chunks in AHEAD.items()}
+AT_ONCE = {2: 768, 4: 1024, 8: 256}  # its threads on a multiprocessor, by the bytes of a number
+FORWARD = row_kernel("loss.cu", "cross_entropy_forward", "ppirrpppii", TWICE, 256, spans=True)
 BACKWARD = row_kernel("loss.cu", "cross_entropy_backward", "pppppirrpii", ONE, 256, spans=True)
 
 
@@ -18,10 +25,15 @@ def cross_entropy_forward(x: Any, classes: Any, ignore_index: int, label_smoothi
     """See the reference."""
     how, (count, width) = ga.stored(x), x.shape
     losses, largest, total = (empty(shape, how.real) for shape in ((count,), (count, 1), (count, 1)))
-    launch_rows(
-        FORWARD, how, count, width, ga.contiguous(x), _long(classes), ignore_index, label_smoothing,
-        label_smoothing / max(width, 1), losses, largest, total,
-    )  # fmt: skip
+    rows, share = ga.contiguous(x), label_smoothing / max(width, 1)
+    arguments = (rows, _long(classes), ignore_index, label_smoothing, share, losses, largest, total)
+    if are_held(FORWARD, how, width, (rows,)):
+        size = how.stored_itemsize
+        grid = with_copies(held_grid(FORWARD, how, count, width), how.itemsize, AHEAD[size])
+        grid = few_blocks(grid, AT_ONCE[size], multiprocessors(int(x.data.device_id)))
+        launch(FORWARD.held, how.name, grid, *arguments, count, width)
+    else:
+        launch_rows(FORWARD, how, count, width, *arguments)
     return losses, largest, total
 
 

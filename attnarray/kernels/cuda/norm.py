@@ -5,19 +5,35 @@ from __future__ import annotations
 from typing import Any
 
 from attnarray.kernels.cuda import arrays as ga
-from attnarray.kernels.cuda.grid import CHUNK_BYTES, HELD_BYTES, REDUCED, Grid, ceil_div, plan_rows
+from attnarray.kernels.cuda.grid import CHUNK_BYTES, HELD_BYTES, Grid, ceil_div, plan_rows
 from attnarray.kernels.cuda.loader import Kernel, empty, launch, multiprocessors
 from attnarray.kernels.cuda.loader import warmup as load_kernels
-from attnarray.kernels.cuda.rows import ONE, SUMS, RowKernel, are_held, held_grid, launch_rows, load, row_kernel
+from attnarray.kernels.cuda.rows import (
+    LONG,
+    ONE,
+    SUMS,
+    RowKernel,
+    are_held,
+    held_grid,
+    launch_rows,
+    load,
+    row_kernel,
+    wide_grid,
+    with_copies,
+)
 
 LAYER_NORM = row_kernel("norm.cu", "layer_norm_forward", "ppprpppii", ONE, 1024)
 RMS_NORM = row_kernel("norm.cu", "rms_norm_forward", "pprppii", ONE, 1024)
 LAYER_NORM_BACKWARD = row_kernel("norm.cu", "layer_norm_backward", "ppppppppiii", SUMS)
 RMS_NORM_BACKWARD = row_kernel("norm.cu", "rms_norm_backward", "ppppppiii", SUMS)
 KERNELS = (LAYER_NORM, RMS_NORM, LAYER_NORM_BACKWARD, RMS_NORM_BACKWARD)
+WIDE_FORWARD = Kernel("norm_wide.cu", "norm_forward_wide", "ppprpppii")
+WIDE_BACKWARD = Kernel("norm_wide.cu", "norm_backward_wide", "ppppppppiiiii")
 PARAMETER_SUMS = Kernel("norm.cu", "parameter_sums", "ppppppiii")
 
 THREADS_OF_MULTIPROCESSOR = 512  # that run at once, as each takes up to 128 registers
+WAVE_BYTES = 2**24  # of dout and x together that the level-2 cache keeps, with what else goes by
+PANEL_BYTES = 64 * CHUNK_BYTES  # of a row that a block sums: PANEL in norm_wide.cu
 COLUMNS, STRIP = 256, 8  # of parameter_sums: the columns of a block, and the least rows of a strip
 
 
@@ -26,8 +42,9 @@ def layer_norm_forward(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any,
     how, rows = ga.stored(x), ga.contiguous(x)
     count, width = ga.row_count(x.shape), x.shape[-1]
     out, mean, inverse = empty(x.shape, x.dtype), *(empty((*x.shape[:-1], 1), how.real) for _ in range(2))
-    parameters = (None if array is None else ga.beside(array, x) for array in (weight, bias))
-    launch_rows(LAYER_NORM, how, count, width, rows, *parameters, eps, out, mean, inverse)
+    scale, shift = (None if array is None else ga.beside(array, x) for array in (weight, bias))
+    if not _normalized_wide(how, count, width, rows, scale, shift, eps, out, mean, inverse):
+        launch_rows(LAYER_NORM, how, count, width, rows, scale, shift, eps, out, mean, inverse)
     return out, mean, inverse
 
 
@@ -44,7 +61,8 @@ def rms_norm_forward(x: Any, weight: Any, eps: float) -> tuple[Any, Any]:
     count, width = ga.row_count(x.shape), x.shape[-1]
     out, inverse = empty(x.shape, x.dtype), empty((*x.shape[:-1], 1), how.real)
     scale = None if weight is None else ga.beside(weight, x)
-    launch_rows(RMS_NORM, how, count, width, rows, scale, eps, out, inverse)
+    if not _normalized_wide(how, count, width, rows, scale, None, eps, out, None, inverse):
+        launch_rows(RMS_NORM, how, count, width, rows, scale, eps, out, inverse)
     return out, inverse
 
 
@@ -56,7 +74,7 @@ def rms_norm_backward(dout: Any, x: Any, inverse_rms: Any, weight: Any) -> tuple
 def warmup(dtype: str) -> None:
     """Compile all kernels for one dtype."""
     load(KERNELS, dtype)
-    load_kernels((PARAMETER_SUMS, ga.COLUMN_SUMS), dtype)
+    load_kernels((WIDE_FORWARD, WIDE_BACKWARD, PARAMETER_SUMS, ga.COLUMN_SUMS), dtype)
 
 
 def plan_backward(grid: Grid, width: int, itemsize: int, processors: int) -> Grid:
@@ -67,10 +85,11 @@ def plan_backward(grid: Grid, width: int, itemsize: int, processors: int) -> Gri
     return Grid((min(grid.blocks[0], at_once), 1, 1), grid.threads, max(grid.shared, shared))
 
 
-def with_copies(grid: Grid, itemsize: int, chunks: int) -> Grid:
-    """Room for the chunks of two rows that each thread of the held kernel copies ahead."""
-    across, together, _ = grid.threads
-    return grid._replace(shared=REDUCED * itemsize + 2 * chunks * CHUNK_BYTES * across * together)
+def plan_wide(grid: Grid, count: int, row_bytes: int, with_sums: bool) -> tuple[Grid, int, int]:
+    """Rows in waves, after each the panels of columns that sum it; also how many of each."""
+    wave = max(min(WAVE_BYTES // (2 * row_bytes), count), 1)
+    panels = ceil_div(row_bytes, PANEL_BYTES) if with_sums else 0
+    return grid._replace(blocks=(ceil_div(count, wave) * (wave + panels), 1, 1)), wave, panels
 
 
 def plan_parameter_sums(rows: int, width: int, processors: int) -> Grid:
@@ -78,6 +97,19 @@ def plan_parameter_sums(rows: int, width: int, processors: int) -> Grid:
     across = ceil_div(width, COLUMNS)
     strips = max(min(8 * processors // max(across, 1), ceil_div(rows, STRIP)), 1)
     return Grid((across, strips, 1), (COLUMNS, 1, 1))
+
+
+def _normalized_wide(
+    how: ga.Stored, count: int, width: int, x: Any, weight: Any, bias: Any, eps: float, out: Any, *kept: Any
+) -> bool:
+    """Run the kernel of wide rows if they are such, in 16 bits: wider numbers take longer to read than to work on."""
+    grid = wide_grid(how, width, (x, weight, bias, out), 3) if how.stored_itemsize == 2 and width > LONG else None
+    if grid is None:
+        return False
+    blocks = min(count, multiprocessors(int(x.data.device_id)))
+    grid = grid._replace(blocks=(blocks, 1, 1))
+    launch(WIDE_FORWARD, how.name, grid, x, weight, bias, eps, out, *kept, count, width)
+    return True
 
 
 def _differentiated(
@@ -88,13 +120,17 @@ def _differentiated(
     dx, scale = empty(x.shape, x.dtype), None if weight is None else ga.beside(weight, x)
     given = (ga.beside(dout, x), ga.contiguous(x), *(ga.contiguous(array) for array in kept))
     wanted, processors = (weight is not None, bool(has_bias)), multiprocessors(int(x.data.device_id))
+    moments = (None, *given[2:]) if has_bias is None else given[2:]
     held = are_held(kernel, how, width, (*given, scale, dx))
     grid = plan_rows(count, width, how.itemsize)
-    if held:
-        grid = held_grid(kernel, how, count, width)
-        grid = with_copies(grid, how.itemsize, kernel.chunks[how.stored_itemsize])
     # Threads that hold their rows own columns, whose sums they take along; else these are summed by themselves.
     along = held or width * how.itemsize <= grid.threads[0] * HELD_BYTES
+    wide = None if along else wide_grid(how, width, (*given[:2], scale, dx), 1)
+    if wide:
+        return dx, *_differentiated_wide(how, wide, (*given[:2], *moments, scale, dx), wanted)
+    if held:
+        grid = held_grid(kernel, how, count, width)
+        grid = with_copies(grid, how.itemsize, 3 * kernel.chunks[how.stored_itemsize])
     apart = plan_parameter_sums(count, width, processors)
     if along and any(wanted):
         grid = plan_backward(grid, width, how.itemsize, processors)
@@ -103,10 +139,22 @@ def _differentiated(
     one = kernel.held if held else kernel.any
     launch(one, how.name, grid, *given, scale, dx, *taken[: 1 if has_bias is None else 2], sums.apart, count, width)
     if any(wanted) and not along:
-        moments = (None, *given[2:]) if has_bias is None else given[2:]
         taken = (sums.of_weight, sums.of_bias)
         launch(PARAMETER_SUMS, how.name, apart, *given[:2], *moments, *taken, sums.apart, count, width)
     return dx, *sums.added(x)
+
+
+def _differentiated_wide(
+    how: ga.Stored, grid: Grid, arrays: tuple[Any, ...], wanted: tuple[bool, bool]
+) -> tuple[Any, Any]:
+    """dweight and dbias; dx is the last of the arrays."""
+    dx = arrays[-1]
+    count, width = ga.row_count(dx.shape), dx.shape[-1]
+    grid, wave, panels = plan_wide(grid, count, width * how.stored_itemsize, any(wanted))
+    sums = Sums(ceil_div(count, wave), wanted, width, how.real)
+    taken = (sums.of_weight, sums.of_bias, sums.apart)
+    launch(WIDE_BACKWARD, how.name, grid, *arrays, *taken, wave, panels, count, width)
+    return sums.added(dx)
 
 
 class Sums:

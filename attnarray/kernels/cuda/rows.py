@@ -6,12 +6,24 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from attnarray.kernels.cuda.arrays import Stored
-from attnarray.kernels.cuda.grid import CHUNK_BYTES, HELD_BYTES, MOST_THREADS, WARP, Grid, plan_held, plan_rows
-from attnarray.kernels.cuda.loader import Kernel, launch, warmup
+from attnarray.kernels.cuda.grid import (
+    CHUNK_BYTES,
+    HELD_BYTES,
+    MOST_THREADS,
+    REDUCED,
+    WARP,
+    Grid,
+    ceil_div,
+    plan_held,
+    plan_rows,
+)
+from attnarray.kernels.cuda.loader import Kernel, launch, shared_bytes, warmup
 
 # Chunks of a row that a thread holds, by the bytes of a number: of a kernel that holds one array (OF_ONE in rows.cuh),
 # of one that holds two (OF_TWO), and of one that holds two and sums of both.
 ONE, TWO, SUMS = {2: 4, 4: 8, 8: 4}, {2: 2, 4: 2, 8: 2}, {2: 2, 4: 4, 8: 4}
+
+WIDE = 1024  # threads of a wide row: WIDE in rows.cuh
 
 LONG = (
     16384  # numbers of a row beyond which few rows at a time leave each in the level-2 cache for the next pass over it
@@ -45,8 +57,12 @@ def are_held(kernel: RowKernel, how: Stored, width: int, arrays: Iterable[Any]) 
         width * how.itemsize > WARP * HELD_BYTES
         and (kernel.spans or width * how.stored_itemsize <= most)
         and width * how.stored_itemsize % CHUNK_BYTES == 0
-        and all(array is None or array.data.ptr % CHUNK_BYTES == 0 for array in arrays)
+        and are_aligned(arrays)
     )
+
+
+def are_aligned(arrays: Iterable[Any]) -> bool:
+    return all(array is None or array.data.ptr % CHUNK_BYTES == 0 for array in arrays)
 
 
 def launch_rows(kernel: RowKernel, how: Stored, count: int, width: int, *arguments: Any) -> None:
@@ -62,6 +78,30 @@ def launch_rows(kernel: RowKernel, how: Stored, count: int, width: int, *argumen
 def held_grid(kernel: RowKernel, how: Stored, count: int, width: int) -> Grid:
     size = how.stored_itemsize
     return plan_held(count, width * size, kernel.chunks[size] * CHUNK_BYTES, kernel.threads, how.itemsize)
+
+
+def wide_grid(how: Stored, width: int, arrays: Iterable[Any], copied: int) -> Grid | None:
+    """One block of the threads of a wide row, which hold an array in registers and `copied` in shared memory.
+
+    None where a row does not fit, or is not aligned.
+    """
+    chunks, row_bytes, arrays = ONE[how.stored_itemsize], width * how.stored_itemsize, tuple(arrays)
+    grid = with_copies(Grid((1, 1, 1), (WIDE, 1, 1)), how.itemsize, copied * chunks)
+    fits = row_bytes <= WIDE * chunks * CHUNK_BYTES and grid.shared <= shared_bytes(int(arrays[0].data.device_id))
+    return grid if fits and row_bytes % CHUNK_BYTES == 0 and are_aligned(arrays) else None
+
+
+def with_copies(grid: Grid, itemsize: int, chunks: int) -> Grid:
+    """Room for the chunks that each thread of a held kernel copies ahead."""
+    across, together, _ = grid.threads
+    return grid._replace(shared=REDUCED * itemsize + chunks * CHUNK_BYTES * across * together)
+
+
+def few_blocks(grid: Grid, at_once: int, processors: int) -> Grid:
+    """Not more blocks than run at once, `at_once` threads on a multiprocessor, with equal shares of the rows."""
+    across, together, _ = grid.threads
+    turns = ceil_div(grid.blocks[0], processors * max(at_once // (across * together), 1))
+    return grid._replace(blocks=(ceil_div(grid.blocks[0], max(turns, 1)), 1, 1))
 
 
 def load(kernels: tuple[RowKernel, ...], dtype: str) -> None:

@@ -11,12 +11,9 @@ constexpr double CUBIC = 0.044715, STEEPNESS = 0.7978845608028654;  // sqrt(2 / 
 constexpr double HALF_ROOT = 0.7071067811865476, DENSITY = 0.3989422804014327;
 
 template <class F> inline void map(Global<const Stored> x, Global<Stored> out, int64 count, F f) {
-  Real v[N];
-  for (int64 start = blockIdx.x * span<Stored, N>(); start < count; start += gridDim.x * span<Stored, N>()) {
-    read<Stored>(x, start, count, v, Real(0));
-    UNROLL for (int e = 0; e < N; e++) v[e] = f(v[e]);
-    write<Stored>(out, start, count, v);
-  }
+  map_chunks<Stored, N>(x, out, count, [f](Real (&v)[CHUNK<Stored>], int64) {
+    UNROLL for (int e = 0; e < CHUNK<Stored>; e++) v[e] = f(v[e]);
+  });
 }
 
 template <class F>

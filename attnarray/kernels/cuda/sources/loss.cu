@@ -1,44 +1,107 @@
 // Cross-entropy of rows of logits, forward and backward. Reference: ops/loss.py. Parallel over rows and within them.
-// Memory: a row of any length is read once, forward and backward. Shared: that of `reduce`.
+// Memory: a row of any length is read once, forward and backward. Shared: that of `reduce`, and the next span of the forward.
 // `share` is smoothing / width. Kernels that are called _held are for aligned rows.
 #include "rows.cuh"
 
 using Real = ComputedIn<Stored>::type;
 
-template <int N, bool WHOLE>
-inline void losses_of(Global<const Stored> x, Global<const int64> classes, int64 ignored, Real smoothing, Real share,
-                      Global<Real> losses, Global<Real> largests, Global<Real> totals, int64 rows, Index<WHOLE> width) {
+// What a thread knows of the numbers of a row that it has seen.
+struct Seen { Real largest = -infinity<Real>(), total = 0, sum = 0; };  // the total counts from its own largest
+
+template <int N> inline void see(Seen& seen, const Real (&v)[N], bool first) {
+  const Real before = shift_of(seen.largest);
+  UNROLL for (int e = 0; e < N; e++) seen.largest = larger(seen.largest, v[e]);
+  const Real shift = shift_of(seen.largest);
+  if (!first) seen.total *= exponential(before - shift);
+  UNROLL for (int e = 0; e < N; e++) seen.total += exponential(v[e] - shift);
+}
+
+// Where the loss of each row, and what its backward pass needs, go.
+struct Losses {
+  Real smoothing, share;
+  Global<Real> losses, largests, totals;
+
+  inline void ignore(int64 n, int64 width) const { losses[n] = Real(0), largests[n] = Real(0), totals[n] = Real(width); }
+
+  // All threads of the row; `picked` is the logit of its class, where threadIdx.x is 0.
+  inline void write(int64 n, int64 width, const Seen& seen, Real picked, int& turn) const {
+    const Real shift = shift_of(largest_of(seen.largest, turn++));
+    const bool none = seen.largest == -infinity<Real>();
+    Real sums[2] = {none ? Real(0) : seen.total * exponential(seen.largest - shift), seen.sum};
+    if (smoothing != 0) add_up(sums, turn++);
+    else sums[0] = sum_of(sums[0], turn++);
+    if (threadIdx.x) return;
+    const Real total = sums[0] == 0 ? Real(1) : sums[0];
+    Real loss = (smoothing - 1) * (picked - shift) + log(total);
+    if (smoothing != 0) loss -= share * (sums[1] - Real(width) * shift);
+    losses[n] = loss, largests[n] = shift, totals[n] = total;
+  }
+};
+
+template <int N>
+inline void losses_of(Global<const Stored> x, Global<const int64> classes, int64 ignored, Losses out, int64 rows,
+                      int64 width) {
   Real v[N];
-  const Index<WHOLE> step = span<Stored, N>();
   int turn = 0;
   for (int64 n = first_row(); n < rows; n += rows_apart()) {
     const int64 chosen = classes[n];
     if (chosen == ignored) {
-      if (threadIdx.x == 0) losses[n] = Real(0), largests[n] = Real(0), totals[n] = Real(width);
-      if (WHOLE) break;
+      if (threadIdx.x == 0) out.ignore(n, width);
       continue;
     }
-    Real largest = -infinity<Real>(), total = 0, sum = 0;  // of this thread; the total counts from its own largest
-    for (Index<WHOLE> start = 0; start < width; start += step) {
-      read<Stored, WHOLE>(x + n * width, start, width, v, -infinity<Real>());
-      const Real before = shift_of(largest);
-      UNROLL for (int e = 0; e < N; e++) largest = larger(largest, v[e]);
-      const Real shift = shift_of(largest);
-      if (start) total *= exponential(before - shift);
-      UNROLL for (int e = 0; e < N; e++) total += exponential(v[e] - shift);
-      if (smoothing != 0) each<Stored, N, WHOLE>(start, width, [&](int e, Index<WHOLE>) { sum += v[e]; });
+    Seen seen;
+    for (int64 start = 0; start < width; start += span<Stored, N>()) {
+      read<Stored>(x + n * width, start, width, v, -infinity<Real>());
+      see(seen, v, start == 0);
+      if (out.smoothing != 0) each<Stored, N>(start, width, [&](int e, int64 i) { seen.sum += v[e]; });
     }
-    const Real shift = shift_of(largest_of(largest, turn++));
-    total *= exponential(shift_of(largest) - shift) * (largest == -infinity<Real>() ? Real(0) : Real(1));
-    Real sums[2] = {total, sum};
-    add_up(sums, turn++);
-    if (threadIdx.x == 0) {
-      total = sums[0] == 0 ? Real(1) : sums[0];
-      Real loss = (smoothing - 1) * (wide(x[n * width + chosen]) - shift) + log(total);
-      if (smoothing != 0) loss -= share * (sums[1] - Real(width) * shift);
-      losses[n] = loss, largests[n] = shift, totals[n] = total;
+    out.write(n, width, seen, threadIdx.x ? Real(0) : Real(wide(x[n * width + chosen])), turn);
+  }
+}
+
+// Few threads go over many rows: the next span, of this row or another, is on its way while one is summed.
+template <int N>
+inline void losses_of_held(Global<const Stored> x, Global<const int64> classes, int64 ignored, Losses out, int rows,
+                           int width) {
+  const Ahead<Stored, N> ahead(REDUCED<Real>, threadIdx.y * blockDim.x + threadIdx.x, blockDim.x * blockDim.y);
+  auto fetch = [&](Global<const Stored> row, int start) {
+    const int mine = start + threadIdx.x * CHUNK<Stored>;
+    row = row + mine;
+    UNROLL for (int c = 0; c < N; c += CHUNK<Stored>) ahead.fetch(c, row, c * int(blockDim.x), width - mine);
+  };
+  const int apart = int(rows_apart());
+  auto class_of = [&](int n) -> int {  // -1 where there is nothing to read
+    if (n >= rows) return -1;
+    const int64 chosen = classes[n];
+    return chosen == ignored ? -1 : int(chosen);
+  };
+  int n = int(first_row()), chosen = class_of(n), next = class_of(n + apart), turn = 0;
+  if (chosen >= 0) fetch(x + int64(n) * width, 0);
+  commit_copies();
+  for (; n < rows; n += apart) {
+    const int after = class_of(n + 2 * apart);
+    Global<const Stored> row = x + int64(n) * width;
+    Seen seen;
+    Real picked = 0;
+    if (chosen >= 0 && threadIdx.x == 0) picked = wide(row[chosen]);
+    for (int start = 0; start < width; start += int(span<Stored, N>())) {
+      Real v[N];
+      if (chosen >= 0) {
+        wait_copies<0>();
+        UNROLL for (int c = 0; c < N; c += CHUNK<Stored>)
+          ahead.take(c, place<Stored>(start, c) < width, v + c, -infinity<Real>());
+      }
+      const int then = start + int(span<Stored, N>());
+      if (then < width && chosen >= 0) fetch(row, then);
+      if (then >= width && next >= 0) fetch(row + int64(apart) * width, 0);
+      commit_copies();
+      if (chosen < 0) continue;
+      see(seen, v, start == 0);
+      if (out.smoothing != 0) each<Stored, N, true>(start, width, [&](int e, int i) { seen.sum += v[e]; });
     }
-    if (WHOLE) break;
+    if (chosen >= 0) out.write(n, width, seen, picked, turn);
+    else if (threadIdx.x == 0) out.ignore(n, width);
+    chosen = next, next = after;
   }
 }
 
@@ -69,14 +132,18 @@ inline void differentiate(Global<const Real> g, Global<const Stored> x, Global<c
   }
 }
 
-#define FORWARD(name, threads, N, WHOLE)                                                                               \
-  KERNEL(threads) name(Global<const Stored> x, Global<const int64> classes, int64 ignored, Real smoothing, Real share, \
-                       Global<Real> losses, Global<Real> largests, Global<Real> totals, int64 rows, int64 width) {     \
-    losses_of<N, WHOLE>(x, classes, ignored, smoothing, share, losses, largests, totals, rows, width);                 \
-  }                                                                                                                    \
+// Numbers of a row that a thread holds, and blocks on a processor: AHEAD and AT_ONCE in loss.py.
+constexpr int AHEAD = 64 / sizeof(Stored), TOGETHER = sizeof(Stored) == 2 ? 3 : sizeof(Stored) == 4 ? 4 : 1;
+
+#define FORWARD(name, together, body)                                                                     \
+  KERNEL_TOGETHER(together ? 256 : 512, together ? together : 1)                                          \
+  name(Global<const Stored> x, Global<const int64> classes, int64 ignored, Real smoothing, Real share,    \
+       Global<Real> losses, Global<Real> largests, Global<Real> totals, int64 rows, int64 width) {        \
+    body(x, classes, ignored, {smoothing, share, losses, largests, totals}, rows, width);                 \
+  }                                                                                                       \
   EXPORT(name)
-FORWARD(cross_entropy_forward, 512, COUNT<Stored>, false)
-FORWARD(cross_entropy_forward_held, 256, OF_ONE<Stored>, true)
+FORWARD(cross_entropy_forward, 0, losses_of<COUNT<Stored>>)
+FORWARD(cross_entropy_forward_held, TOGETHER, losses_of_held<AHEAD>)
 #undef FORWARD
 
 #define BACKWARD(name, threads, N, WHOLE)                                                                            \

@@ -1,6 +1,6 @@
 // Layer norm and RMS norm of rows, forward and backward. Reference: ops/norm.py. Parallel over rows and within them.
 // Memory: a row that its threads hold is read once, a longer one once per pass. Shared: that of `reduce`, and in the
-// backward of short rows one row of sums for each row that a block works on at once.
+// backward of held rows the next ones and the weight, of short rows one row of sums for each that a block works on at once.
 //
 // Kernels that are called _held are for rows that are aligned and held: one span. Where rows are held, or are short, each
 // thread sums the gradients of weight and bias for the columns that it owns, over all rows of its block; the blocks write
@@ -8,12 +8,6 @@
 #include "rows.cuh"
 
 using Real = ComputedIn<Stored>::type;
-
-// sum / size as exactly as a division, which would be a call: the mean of equal numbers is one of them.
-inline Real mean_of(Real sum, Real size, Real share) {
-  const Real mean = sum * share, left = fma(-mean, size, sum);
-  return left == left ? fma(left, share, mean) : mean;
-}
 
 template <int N, bool CENTRED, bool HELD>
 inline void normalize(Global<const Stored> x, Global<const Stored> weight, Global<const Stored> bias, Real eps,
@@ -82,58 +76,24 @@ template <int N> inline void write_sums(const Real (&sums)[N], Global<Real> part
 
 // With normal = (x - mean) / deviation and g = weight dy: dx = (g - mean(g) - normal mean(g normal)) / deviation.
 // Of `dweights` and `dbiases`, where they are wanted, a block writes one row each; then rows must be short or held.
-template <int N, bool CENTRED, bool HELD>
+template <int N, bool CENTRED>
 inline void differentiate(Global<const Stored> dout, Global<const Stored> x, Global<const Real> means,
                           Global<const Real> inverses, Global<const Stored> weight, Global<Stored> dx,
-                          Global<Real> dweights, Global<Real> dbiases, int64 apart, int64 rows, Index<HELD> width) {
-  constexpr int ROW_CHUNKS = N / CHUNK<Stored>;
+                          Global<Real> dweights, Global<Real> dbiases, int64 apart, int64 rows, int64 width) {
   Real g[N], normal[N], dweight[N] = {}, dbias[N] = {};
   const Real share = reciprocal(Real(width));
-  const Index<HELD> step = HELD ? 1 : span<Stored, N>(), past = HELD ? 1 : width;
-  const bool held = HELD || width <= step;
+  const int64 step = span<Stored, N>();
+  const bool held = width <= step;
   int turn = 0;
-  // A row that is held comes through shared memory, each chunk by the thread that takes it, while the one before is summed.
-  Shared<Stored> mine = shared<Stored>(128 * sizeof(Real)) + (threadIdx.y * blockDim.x + threadIdx.x) * CHUNK<Stored>;
-  const int chunks_apart = blockDim.x * blockDim.y * CHUNK<Stored>;
-  Real next_mean = 0, next_inverse = 0;
-  auto fetch = [&](int64 n) {
-    if (n >= rows) return;
-    next_inverse = inverses[n];
-    if (CENTRED) next_mean = means[n];
-    UNROLL for (int k = 0; HELD && k < ROW_CHUNKS; k++) {
-      const Index<HELD> i = place<Stored>(Index<HELD>(0), k * CHUNK<Stored>);
-      if (i >= width) continue;
-      copy_async<Stored>(mine + k * chunks_apart, dout + (n * width + i));
-      copy_async<Stored>(mine + (ROW_CHUNKS + k) * chunks_apart, x + (n * width + i));
-    }
-    if (HELD) commit_copies();
-  };
-  auto take = [&](int k, Real* numbers, Real beyond) {
-    Stored chunk[CHUNK<Stored>] = {};
-    const bool there = place<Stored>(Index<HELD>(0), k % ROW_CHUNKS * CHUNK<Stored>) < width;
-    if (there) load16<Stored>(Shared<const Stored>(mine), k * chunks_apart, chunk);
-    UNROLL for (int e = 0; e < CHUNK<Stored>; e++) numbers[e] = there ? Real(wide(chunk[e])) : beyond;
-  };
-  fetch(first_row());
   for (int64 n = first_row(); n < rows; n += rows_apart(), turn++) {
-    const Real mean = next_mean, inverse = next_inverse;
+    const Real mean = CENTRED ? Real(means[n]) : Real(0), inverse = inverses[n];
     Real sums[2] = {0, 0};
-    if (HELD) {
-      wait_copies<0>();
-      UNROLL for (int k = 0; k < ROW_CHUNKS; k++) {
-        take(k, g + k * CHUNK<Stored>, Real(0));
-        take(ROW_CHUNKS + k, normal + k * CHUNK<Stored>, mean);
-      }
-    }
-    fetch(n + rows_apart());
-    auto get = [&](Index<HELD> start) {
-      if (!HELD) {
-        read<Stored>(dout + n * width, start, width, g, Real(0));
-        read<Stored>(x + n * width, start, width, normal, mean);
-      }
+    auto get = [&](int64 start) {
+      read<Stored>(dout + n * width, start, width, g, Real(0));
+      read<Stored>(x + n * width, start, width, normal, mean);
       UNROLL for (int c = 0; c < N; c += CHUNK<Stored>) {
         Real scale[CHUNK<Stored>];
-        read_chunk<Stored, HELD>(weight, place<Stored>(start, c), weight ? width : Index<HELD>(0), scale, Real(1));
+        read_chunk<Stored, false>(weight, place<Stored>(start, c), weight ? width : 0, scale, Real(1));
         UNROLL for (int e = 0; e < CHUNK<Stored>; e++) {
           normal[c + e] = (normal[c + e] - mean) * inverse;
           if (held) dweight[c + e] += g[c + e] * normal[c + e], dbias[c + e] += g[c + e];
@@ -141,17 +101,74 @@ inline void differentiate(Global<const Stored> dout, Global<const Stored> x, Glo
         }
       }
     };
-    for (Index<HELD> start = 0; start < past; start += step) {
+    for (int64 start = 0; start < width; start += step) {
       get(start);
       UNROLL for (int e = 0; e < N; e++) sums[0] += g[e], sums[1] += g[e] * normal[e];
     }
     add_up(sums, turn);
     const Real total = CENTRED ? sums[0] * share : Real(0), product = sums[1] * share;
-    for (Index<HELD> start = 0; start < past; start += step) {
+    for (int64 start = 0; start < width; start += step) {
       if (!held) get(start);
       UNROLL for (int e = 0; e < N; e++) g[e] = (g[e] - total - normal[e] * product) * inverse;
-      write<Stored, HELD>(dx + n * width, start, width, g);
+      write<Stored>(dx + n * width, start, width, g);
     }
+  }
+  if (dweights) write_sums<N>(dweight, dweights, apart, width);
+  if (dbiases) write_sums<N>(dbias, dbiases, apart, width);
+}
+
+// The same for rows that come through shared memory, while the one before is summed. Beyond the row, dy is 0.
+template <int N, bool CENTRED>
+inline void differentiate_held(Global<const Stored> dout, Global<const Stored> x, Global<const Real> means,
+                               Global<const Real> inverses, Global<const Stored> weight, Global<Stored> dx,
+                               Global<Real> dweights, Global<Real> dbiases, int64 apart, int64 rows, int width) {
+  constexpr int C = CHUNK<Stored>;
+  const int threads = blockDim.x * blockDim.y, thread = threadIdx.y * blockDim.x + threadIdx.x;
+  const Ahead<Stored, N> douts(REDUCED<Real>, thread, threads);
+  const Ahead<Stored, N> xs(REDUCED<Real> + douts.BYTES * threads, thread, threads);
+  const Ahead<Stored, N> scales(REDUCED<Real> + 2 * douts.BYTES * threads, thread, threads);  // the same for every row
+  const Real share = reciprocal(Real(width));
+  Real next_mean = 0, next_inverse = 0, dweight[N] = {}, dbias[N] = {};
+  auto fetch = [&](int64 n) {
+    if (n < rows) {
+      next_inverse = inverses[n];
+      if (CENTRED) next_mean = means[n];
+      UNROLL for (int c = 0; c < N; c += C) {
+        douts.fetch(c, dout + n * width, place<Stored>(0, c), width);
+        xs.fetch(c, x + n * width, place<Stored>(0, c), width);
+      }
+    }
+    commit_copies();
+  };
+  if (weight)
+    UNROLL for (int c = 0; c < N; c += C) scales.fetch(c, weight, place<Stored>(0, c), width);
+  fetch(first_row());
+  int turn = 0;
+  for (int64 n = first_row(); n < rows; n += rows_apart(), turn++) {
+    const Real mean = next_mean, inverse = next_inverse;
+    Real g[N], normal[N], sums[2] = {0, 0};
+    wait_copies<0>();
+    UNROLL for (int c = 0; c < N; c += C) {
+      douts.take(c, place<Stored>(0, c) < width, g + c);
+      xs.take(c, place<Stored>(0, c) < width, normal + c);
+    }
+    fetch(n + rows_apart());
+    UNROLL for (int e = 0; e < N; e++) {
+      normal[e] = (normal[e] - mean) * inverse;
+      dweight[e] = fma(g[e], normal[e], dweight[e]);
+      if (CENTRED) dbias[e] += g[e];
+    }
+    if (weight)
+      UNROLL for (int c = 0; c < N; c += C) {
+        Real scale[C];
+        scales.take(c, place<Stored>(0, c) < width, scale);
+        UNROLL for (int e = 0; e < C; e++) g[c + e] *= scale[e];
+      }
+    UNROLL for (int e = 0; e < N; e++) sums[0] += g[e], sums[1] = fma(g[e], normal[e], sums[1]);
+    add_up(sums, turn);
+    const Real total = CENTRED ? sums[0] * share * inverse : Real(0), product = sums[1] * share * inverse;
+    UNROLL for (int e = 0; e < N; e++) g[e] = fma(-normal[e], product, fma(g[e], inverse, -total));
+    write<Stored, true>(dx + n * width, 0, width, g);
   }
   if (dweights) write_sums<N>(dweight, dweights, apart, width);
   if (dbiases) write_sums<N>(dbias, dbiases, apart, width);
@@ -193,20 +210,20 @@ FORWARD(, MOST_THREADS<Stored>, COUNT<Stored>, false)
 FORWARD(_held, 1024, OF_ONE<Stored>, true)
 #undef FORWARD
 
-#define BACKWARD(suffix, threads, N, HELD) \
-  KERNEL(threads) layer_norm_backward##suffix(Global<const Stored> dout, Global<const Stored> x, Global<const Real> means, \
+#define BACKWARD(suffix, body, N) \
+  KERNEL(512) layer_norm_backward##suffix(Global<const Stored> dout, Global<const Stored> x, Global<const Real> means, \
                                           Global<const Real> inverses, Global<const Stored> weight, Global<Stored> dx, \
                                           Global<Real> dweights, Global<Real> dbiases, int64 apart, int64 rows, \
                                           int64 width) { \
-    differentiate<N, true, HELD>(dout, x, means, inverses, weight, dx, dweights, dbiases, apart, rows, width); \
+    body<N, true>(dout, x, means, inverses, weight, dx, dweights, dbiases, apart, rows, width); \
   } \
   EXPORT(layer_norm_backward##suffix) \
-  KERNEL(threads) rms_norm_backward##suffix(Global<const Stored> dout, Global<const Stored> x, \
+  KERNEL(512) rms_norm_backward##suffix(Global<const Stored> dout, Global<const Stored> x, \
                                         Global<const Real> inverses, Global<const Stored> weight, Global<Stored> dx, \
                                         Global<Real> dweights, int64 apart, int64 rows, int64 width) { \
-    differentiate<N, false, HELD>(dout, x, nullptr, inverses, weight, dx, dweights, nullptr, apart, rows, width); \
+    body<N, false>(dout, x, nullptr, inverses, weight, dx, dweights, nullptr, apart, rows, width); \
   } \
   EXPORT(rms_norm_backward##suffix)
-BACKWARD(, 512, COUNT<Stored>, false)
-BACKWARD(_held, 512, 2 * COUNT<Stored>, true)
+BACKWARD(, differentiate, COUNT<Stored>)
+BACKWARD(_held, differentiate_held, 2 * COUNT<Stored>)
 #undef BACKWARD

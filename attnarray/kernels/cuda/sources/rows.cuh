@@ -13,12 +13,16 @@ template <class T> constexpr int COUNT = 32 / sizeof(typename ComputedIn<T>::typ
 template <class T> constexpr int OF_ONE = sizeof(T) == 8 ? 8 : 32;
 template <class T> constexpr int OF_TWO = 2 * CHUNK<T>;
 
+constexpr int WIDE = 1024;  // threads of a row that registers and shared memory hold one array each of
+
 template <class T> constexpr int MOST_THREADS = sizeof(T) == 8 ? 512 : 1024;  // most threads of a row
 
 // Of places in a row: 32 bits, which take fewer registers, where the row is held.
 template <bool HELD> struct IndexOf { using type = int64; };
 template <> struct IndexOf<true> { using type = int; };
 template <bool HELD> using Index = typename IndexOf<HELD>::type;
+
+template <class Real> constexpr int REDUCED = 4 * 32 * sizeof(Real);  // bytes of shared memory that `reduce` takes
 
 // The numbers that all threads of a row hold together, N each.
 template <class T, int N = COUNT<T>> inline int64 span() { return int64(blockDim.x) * N; }
@@ -74,6 +78,32 @@ inline void write(Global<T> row, Place start, Place width, const Real (&numbers)
   UNROLL for (int c = 0; c < N; c += CHUNK<T>) write_chunk<T, WHOLE>(row, place<T>(start, c), width, numbers + c);
 }
 
+// f(numbers of x, place of the first) for each chunk of one long row, to out. A block whose numbers are aligned and all there
+// reads those of a thread before it works on any.
+template <class T, int N, class F> inline void map_chunks(Global<const T> x, Global<T> out, int64 count, F f) {
+  using Real = typename ComputedIn<T>::type;
+  const bool aligned = is_aligned16(x) && is_aligned16(out);
+  for (int64 start = blockIdx.x * span<T, N>(); start < count; start += gridDim.x * span<T, N>()) {
+    Real v[CHUNK<T>];
+    if (aligned && start + span<T, N>() <= count) {
+      T chunks[N / CHUNK<T>][CHUNK<T>];
+      UNROLL for (int c = 0; c < N; c += CHUNK<T>) load16<T>(x, place<T>(start, c), chunks[c / CHUNK<T>]);
+      UNROLL for (int c = 0; c < N; c += CHUNK<T>) {
+        UNROLL for (int e = 0; e < CHUNK<T>; e++) v[e] = wide(chunks[c / CHUNK<T>][e]);
+        f(v, place<T>(start, c));
+        UNROLL for (int e = 0; e < CHUNK<T>; e++) narrow(v[e], chunks[c / CHUNK<T>][e]);
+        store16<T>(out, place<T>(start, c), chunks[c / CHUNK<T>]);
+      }
+    } else {
+      for (int c = 0; c < N; c += CHUNK<T>) {
+        read_chunk<T, false>(x, place<T>(start, c), count, v, Real(0));
+        f(v, place<T>(start, c));
+        write_chunk<T, false>(out, place<T>(start, c), count, v);
+      }
+    }
+  }
+}
+
 // The number of the row that this thread works on first, and how many rows lie between it and the next.
 inline int64 first_row() { return int64(blockIdx.x) * blockDim.y + threadIdx.y; }
 inline int64 rows_apart() { return int64(gridDim.x) * blockDim.y; }
@@ -109,5 +139,34 @@ template <class Real> inline Real largest_of(Real value, int turn = 0) {
   return values[0];
 }
 
+// Of whole rows: N numbers of each thread that come to shared memory while it works on others. Each thread takes what it has
+// copied itself, so that no barrier is needed. Shared memory: N numbers of each thread, from byte `start` on.
+template <class T, int N> struct Ahead {
+  static constexpr int BYTES = N * sizeof(T);  // of a thread
+  Shared<T> mine;
+  int apart;
+
+  inline Ahead(int start, int thread, int threads)
+      : mine(shared<T>(start) + thread * CHUNK<T>), apart(threads * CHUNK<T>) {}
+
+  // The chunk from place i of the row becomes the one of number c.
+  inline void fetch(int c, Global<const T> row, int i, int width) const {
+    if (i < width) copy_async<T>(mine + c / CHUNK<T> * apart, row + i);
+  }
+  // The same, after wait_copies; `beyond` where nothing has been copied.
+  template <class Real> inline void take(int c, bool there, Real* numbers, Real beyond = Real(0)) const {
+    T chunk[CHUNK<T>];
+    UNROLL for (int e = 0; e < CHUNK<T>; e++) narrow(beyond, chunk[e]);
+    if (there) load16<T>(Shared<const T>(mine), c / CHUNK<T> * apart, chunk);
+    UNROLL for (int e = 0; e < CHUNK<T>; e++) numbers[e] = wide(chunk[e]);
+  }
+};
+
 // What is subtracted from numbers whose largest this is: 0 where there is none.
 template <class Real> inline Real shift_of(Real largest) { return largest == -infinity<Real>() ? Real(0) : largest; }
+
+// sum / size as exactly as a division, which would be a call: the mean of equal numbers is one of them.
+template <class Real> inline Real mean_of(Real sum, Real size, Real share) {
+  const Real mean = sum * share, left = fma(-mean, size, sum);
+  return left == left ? fma(left, share, mean) : mean;
+}

@@ -56,6 +56,40 @@ inline void normalize(Global<const Stored> x, Global<const unsigned char> mask, 
   }
 }
 
+// Of rows for which one block has all registers of a processor: few blocks go over all rows, and copy the next one ahead.
+template <bool LOGARITHM>
+inline void normalize_wide(Global<const Stored> x, Global<Stored> out, int rows, int width) {
+  constexpr int N = OF_ONE<Stored>, C = CHUNK<Stored>;
+  if (sizeof(Stored) != 2) return;  // wider numbers take longer to read than to work on: they have no use for it
+  const Ahead<Stored, N> ahead(REDUCED<Real>, threadIdx.x, WIDE);
+  // Rows are seen from the first chunk of the thread on, so that the places of others are known to the compiler.
+  const int mine = threadIdx.x * C, here = width - mine;
+  auto fetch = [&](int n) {
+    if (n < rows)
+      UNROLL for (int c = 0; c < N; c += C) ahead.fetch(c, x + (int64(n) * width + mine), c * WIDE, here);
+    commit_copies();
+  };
+  fetch(blockIdx.x);
+  for (int n = blockIdx.x; n < rows; n += gridDim.x) {
+    Real v[N], largest = -infinity<Real>(), total = 0;
+    wait_copies<0>();
+    UNROLL for (int c = 0; c < N; c += C) ahead.take(c, c * WIDE < here, v + c, -infinity<Real>());
+    fetch(n + gridDim.x);
+    UNROLL for (int e = 0; e < N; e++) largest = larger(largest, v[e]);
+    const Real shift = shift_of(largest_of(largest, 0));
+    UNROLL for (int e = 0; e < N; e++) {
+      const Real weight = exponential(v[e] - shift);
+      total += weight;
+      v[e] = LOGARITHM ? v[e] - shift : weight;
+    }
+    total = sum_of(total, 1);
+    total = total == 0 ? Real(1) : total;
+    const Real factor = LOGARITHM ? log(total) : reciprocal(total);
+    UNROLL for (int e = 0; e < N; e++) v[e] = LOGARITHM ? v[e] - factor : v[e] * factor;
+    UNROLL for (int c = 0; c < N; c += C) write_chunk<Stored, true>(out + (int64(n) * width + mine), c * WIDE, here, v + c);
+  }
+}
+
 // dx = y (dy - sum y dy), or for the logarithm dx = dy - e^y sum dy.
 template <int N, bool LOGARITHM, bool HELD>
 inline void differentiate(Global<const Stored> dout, Global<const Stored> out, Global<Stored> dx, int64 rows,
@@ -88,6 +122,53 @@ inline void differentiate(Global<const Stored> dout, Global<const Stored> out, G
   }
 }
 
+// Of rows of which registers hold dy alone, and shared memory y. Few blocks go over all rows: the next y, and in 16 bits the
+// next dy, are on their way while a row is worked on.
+template <bool LOGARITHM>
+inline void differentiate_wide(Global<const Stored> dout, Global<const Stored> out, Global<Stored> dx, int rows, int width) {
+  constexpr int N = OF_ONE<Stored>, C = CHUNK<Stored>;
+  constexpr bool COPIED = sizeof(Stored) == 2;
+  const Ahead<Stored, N> ys(REDUCED<Real>, threadIdx.x, WIDE), dys(REDUCED<Real> + ys.BYTES * WIDE, threadIdx.x, WIDE);
+  const Real hidden = LOGARITHM ? -infinity<Real>() : Real(0);
+  int n = blockIdx.x, turn = 0, next_width = width - int(threadIdx.x) * C;
+  int64 next = int64(n) * width + threadIdx.x * C;
+  Real dy[N];
+  UNROLL for (int c = 0; c < N; c += C) {
+    ys.fetch(c, out + next, c * WIDE, next_width);
+    if (COPIED) dys.fetch(c, dout + next, c * WIDE, next_width);
+  }
+  for (; n < rows; n += gridDim.x) {
+    const int64 from = next;
+    const int here = width - int(threadIdx.x) * C;
+    next += int64(gridDim.x) * width;
+    if (n + int(gridDim.x) >= rows) next_width = 0;
+    commit_copies();
+    UNROLL for (int c = 0; !COPIED && c < N; c += C) read_chunk<Stored, true>(dout + from, c * WIDE, here, dy + c, Real(0));
+    wait_copies<0>();
+    Real y[C], total = 0;
+    UNROLL for (int c = 0; c < N; c += C) {
+      if (COPIED) {
+        dys.take(c, c * WIDE < here, dy + c, Real(0));
+        dys.fetch(c, dout + next, c * WIDE, next_width);
+      }
+      ys.take(c, c * WIDE < here, y, hidden);
+      UNROLL for (int e = 0; e < C; e++) {
+        if (LOGARITHM && y[e] == -infinity<Real>()) dy[c + e] = 0;
+        total += LOGARITHM ? dy[c + e] : y[e] * dy[c + e];
+      }
+    }
+    commit_copies();
+    total = sum_of(total, turn++);
+    UNROLL for (int c = 0; c < N; c += C) {
+      ys.take(c, c * WIDE < here, y, hidden);
+      ys.fetch(c, out + next, c * WIDE, next_width);
+      UNROLL for (int e = 0; e < C; e++)
+        y[e] = LOGARITHM ? dy[c + e] - exponential(y[e]) * total : y[e] * (dy[c + e] - total);
+      write_chunk<Stored, true>(dx + from, c * WIDE, here, y);
+    }
+  }
+}
+
 #define FORWARD(name, threads, N, LOGARITHM, HELD)                                                                     \
   KERNEL(threads) name(Global<const Stored> x, Global<const unsigned char> mask, int64 mask_apart, Global<Stored> out, \
                        int64 rows, int64 width) {                                                                      \
@@ -100,6 +181,15 @@ FORWARD(log_softmax_forward, MOST_THREADS<Stored>, COUNT<Stored>, true, false)
 FORWARD(log_softmax_forward_held, 1024, OF_ONE<Stored>, true, true)
 #undef FORWARD
 
+#define FORWARD(name, LOGARITHM)                                                              \
+  KERNEL(WIDE) name(Global<const Stored> x, Global<Stored> out, int64 rows, int64 width) {    \
+    normalize_wide<LOGARITHM>(x, out, rows, width);                                           \
+  }                                                                                           \
+  EXPORT(name)
+FORWARD(softmax_forward_wide, false)
+FORWARD(log_softmax_forward_wide, true)
+#undef FORWARD
+
 #define BACKWARD(name, threads, N, LOGARITHM, HELD)                                                                \
   KERNEL(threads) name(Global<const Stored> dout, Global<const Stored> out, Global<Stored> dx, int64 rows,         \
                        int64 width) {                                                                              \
@@ -110,4 +200,13 @@ BACKWARD(softmax_backward, MOST_THREADS<Stored>, COUNT<Stored>, false, false)
 BACKWARD(softmax_backward_held, 1024, OF_TWO<Stored>, false, true)
 BACKWARD(log_softmax_backward, MOST_THREADS<Stored>, COUNT<Stored>, true, false)
 BACKWARD(log_softmax_backward_held, 1024, OF_TWO<Stored>, true, true)
+#undef BACKWARD
+
+#define BACKWARD(name, LOGARITHM)                                                                             \
+  KERNEL(WIDE) name(Global<const Stored> dout, Global<const Stored> out, Global<Stored> dx, int64 rows, int64 width) { \
+    differentiate_wide<LOGARITHM>(dout, out, dx, rows, width);                                                      \
+  }                                                                                                           \
+  EXPORT(name)
+BACKWARD(softmax_backward_wide, false)
+BACKWARD(log_softmax_backward_wide, true)
 #undef BACKWARD
