@@ -2,9 +2,9 @@
 
     python -m benchmarks.attention_tilings [--output FILE]
 
-Each kernel is timed alone, on bfloat16 that is not masked, for some tilings beside the one that is used. The rate counts
-the products of matrices that the kernel makes: two forward, three for the gradient of queries, four for those of keys and
-values.
+Each kernel is timed alone, on bfloat16 that is not masked, for some tilings beside the one that is used. The rate
+counts the products of matrices that the kernel makes: two forward, three for the gradient of queries, four for those of
+keys and values.
 """
 
 from __future__ import annotations
