@@ -25,7 +25,7 @@ from attnarray.kernels.numba import attention_call as ac
 from attnarray.kernels.numba.jit import EXACT, OPTIONS
 
 # Few panels of one head, heads that are no multiple of the threads, and few queries of one head.
-SPLIT = [Sizes(200, 90, 16, 8, 1, 1, 1), Sizes(41, 60, 8, 12, 3, 1, 2), Sizes(2, 3000, 16, 8, 3, 1, 1)]
+SPLIT = [Sizes(320, 330, 16, 8, 1, 1, 1), Sizes(41, 60, 8, 12, 3, 1, 2), Sizes(2, 3000, 16, 8, 3, 1, 1)]
 SUMMED = ("dkey", "dvalue", "dbias", "dsinks")  # over the threads
 
 
