@@ -219,6 +219,11 @@ template <class T> void store_pair(Global<T> p, int64 i, float low, float high) 
   emulation::touch_global((p + i).address, sizeof pair, emulation::WRITE);
   memcpy((p + i).address, pair, sizeof pair);
 }
+template <class T> void load_pair(Global<const T> p, int64 i, T (&pair)[2]) {
+  if (reinterpret_cast<uintptr_t>((p + i).address) % sizeof pair) emulation::fault("a pair is loaded from an odd place");
+  emulation::touch_global((p + i).address, sizeof pair, emulation::READ);
+  memcpy(pair, (p + i).address, sizeof pair);
+}
 inline uint32 bits_of(float v) {
   uint32 bits;
   memcpy(&bits, &v, 4);

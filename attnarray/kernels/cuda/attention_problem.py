@@ -91,7 +91,8 @@ def problem_of(q: Any, k: Any, v: Any, scoring: Any, dout: Any = None) -> Proble
         positions=(left, right, scoring.q_offset if same else 0, first_key, round(p * 2**32)),
         sizes=(batch, heads, kv_heads, queries, keys, q.shape[3], v.shape[3]),
         tail=(
-            int(scoring.hides()), seed % 2**32, seed >> 32, scoring.scale, scoring.softcap or 0.0,
+            int(scoring.hides()),
+            int(_has_pairs(bias, keys)), seed % 2**32, seed >> 32, scoring.scale, scoring.softcap or 0.0,
             1.0 / (1.0 - p) if p < 1 else 0.0,
         ),
         switches=_switches(scoring, keep),
@@ -103,6 +104,15 @@ def _switches(scoring: Any, keep: Any) -> tuple[str, ...]:
     dropout = 0 if scoring.dropout is None else 1 if keep is None else 2
     given = scoring.bias is not None, scoring.mask is not None, scoring.softcap is not None, dropout, scoring.scale < 0
     return tuple(f"{name}={int(value)}" for name, value in zip(SWITCHES, given, strict=True))
+
+
+def _has_pairs(bias: Any, keys: int) -> bool:
+    """Whether the bias of every even key and the next lie side by side, at an even place."""
+    if bias is None or keys % 2 or bias.shape[3] == 1:
+        return False
+    strides = [stride for size, stride in zip(bias.shape[:3], bias.strides[:3], strict=True) if size > 1]
+    is_even = all(place % (2 * bias.itemsize) == 0 for place in (bias.data.ptr, *strides))
+    return bool(bias.strides[3] == bias.itemsize and is_even)
 
 
 def _same_dtype(x: Any, like: Any) -> Any:

@@ -18,6 +18,7 @@ struct Problem {
   int batch, heads, kv_heads, queries, keys, dim, value_dim;
   int parts;                  // over how many blocks the keys of a query are split
   int hides;                  // whether some weights are 0 by rule
+  int has_pairs;              // whether the bias of an even key and the next lie side by side, at an even place
   uint32 seed_low, seed_high;
   float scale, softcap, kept;  // kept: 1 / (1 - p)
 };
@@ -60,17 +61,44 @@ inline int64 place(const Table& table, const Head& h, int t, int key) {
   return h.batch * table.batch + h.head * table.head + t * table.query + key * table.key;
 }
 
+// The bias and the mask of one query.
+struct RowOptions {
+  Global<const Stored> bias;
+  Global<const unsigned char> mask;
+};
+inline RowOptions options_of_row(const Head& h, int t, const Options& o, const Problem& p) {
+  RowOptions row = {o.bias, o.mask};
+  if (BIAS) row.bias = o.bias + place(p.bias, h, t, 0);
+  if (MASK) row.mask = o.mask + place(p.mask, h, t, 0);
+  return row;
+}
+inline float bias_of(const RowOptions& row, int key, const Problem& p) {
+  if (!BIAS) return 0;
+  Stored stored = row.bias[key * p.bias.key];
+  return wide(stored);
+}
+// Of an even key and the next; what is beyond the keys does not matter.
+inline void bias_of_pair(float (&added)[2], const RowOptions& row, int key, const Problem& p) {
+  if (BIAS && p.has_pairs && key < p.keys) {
+    Stored pair[2];
+    load_pair<Stored>(row.bias, key, pair);
+    added[0] = wide(pair[0]), added[1] = wide(pair[1]);
+  } else if (BIAS) {
+    for (int n = 0; n < 2; n++) added[n] = key + n < p.keys ? bias_of(row, key + n, p) : 0.0f;
+  }
+}
+
 // From the product of a query and a key to the score in units of log 2; -inf where bias or mask hide it.
-inline float score(float product, const Head& h, int t, int key, const Options& o, const Problem& p) {
+inline float score(float product, float added, const RowOptions& row, int key, const Problem& p) {
   float s = product * p.scale;
   if (SOFTCAP) s = p.softcap * tanh(s / p.softcap);
-  if (BIAS) {
-    Stored stored = o.bias[place(p.bias, h, t, key)];
-    const float added = wide(stored);
-    s = added == -infinity<float>() ? added : s + added;
-  }
-  if (MASK && !o.mask[place(p.mask, h, t, key)]) s = -infinity<float>();
+  if (BIAS) s = added == -infinity<float>() ? added : s + added;
+  if (MASK && !row.mask[key * p.mask.key]) s = -infinity<float>();
   return s * LOG2E;
+}
+inline float score(float product, const Head& h, int t, int key, const Options& o, const Problem& p) {
+  const RowOptions row = options_of_row(h, t, o, p);
+  return score(product, bias_of(row, key, p), row, key, p);
 }
 
 // How the score changes with the product, but for the scale.
@@ -218,14 +246,17 @@ inline void hide(float (&s)[PANELS][PARTS][4], int key, const Rows& rows, const 
     UNROLL for (int half = 0; half < 2; half++) {
       const int row = lane_row(panel, half), t = rows.query(row, p);
       const int first = first_key(t, rows.head, p), past = past_key(t, rows.head, p);
-      const Head head = PLAIN ? rows.head : rows.head_at(row, p);
-      UNROLL for (int part = 0; part < PARTS; part++)
+      const RowOptions options = options_of_row(PLAIN ? rows.head : rows.head_at(row, p), t, o, p);
+      UNROLL for (int part = 0; part < PARTS; part++) {
+        const int even = key + 8 * part + threadIdx.x % 4 * 2;
+        float added[2] = {0, 0};
+        bias_of_pair(added, options, even, p);
         UNROLL for (int n = 0; n < 2; n++) {
-          const int j = key + 8 * part + threadIdx.x % 4 * 2 + n;
           float& x = s[panel][part][2 * half + n];
-          if (j < first || j >= past) x = -infinity<float>();
-          else if (!PLAIN) x = score(x, head, t, j, o, p);
+          if (even + n < first || even + n >= past) x = -infinity<float>();
+          else if (!PLAIN) x = score(x, added[n], options, even + n, p);
         }
+      }
     }
 }
 

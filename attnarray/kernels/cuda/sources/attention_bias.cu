@@ -53,14 +53,19 @@ KERNEL_TOGETHER(THREADS, RESIDENT) attention_bias(Global<const Stored> dout, Glo
               const int64 number = (int64(batch) * p.heads + head) * p.queries + i;
               const float high = shift[number], less = delta[number];
               const int first = first_key(i, h, p), past = past_key(i, h, p);
-              UNROLL for (int part = 0; part < ACROSS / 8; part++)
+              const RowOptions options = options_of_row(h, i, o, p);
+              UNROLL for (int part = 0; part < ACROSS / 8; part++) {
+                const int even = j + 8 * part + threadIdx.x % 4 * 2;
+                float added[2] = {0, 0};
+                bias_of_pair(added, options, even, p);
                 UNROLL for (int n = 0; n < 2; n++) {
-                  const int key = j + 8 * part + threadIdx.x % 4 * 2 + n, e = 2 * half + n;
+                  const int key = even + n, e = 2 * half + n;
                   if (key < first || key >= past) continue;
-                  const float x = PLAIN ? s[panel][part][e] : score(s[panel][part][e], h, i, key, o, p);
+                  const float x = PLAIN ? s[panel][part][e] : score(s[panel][part][e], added[n], options, key, p);
                   const float weight = x == -infinity<float>() ? 0.0f : exp2_fast(x * factor - high);
                   sums[panel][part][e] += gradient_of_score(weight, d[panel][part][e], less, kept_of(h, i, key, o, p));
                 }
+              }
             }
         }
       }

@@ -95,12 +95,13 @@ inline void hide_turned(float (&s)[PANELS][OTHERS][4], int first_of_block, int t
     UNROLL for (int n = 0; n < 2; n++) {
       const int i = t + 8 * part + threadIdx.x % 4 * 2 + n;
       const int first = first_key(i, h, p), past = i < p.queries ? past_key(i, h, p) : 0;
+      const RowOptions options = options_of_row(h, i < p.queries ? i : 0, o, p);
       UNROLL for (int panel = 0; panel < PANELS; panel++)
         UNROLL for (int half = 0; half < 2; half++) {
           const int j = first_of_block + lane_row(panel, half);
           float& x = s[panel][part][2 * half + n];
           if (j < first || j >= past) x = -infinity<float>();
-          else if (!PLAIN) x = score(x, h, i, j, o, p);
+          else if (!PLAIN) x = score(x, bias_of(options, j, p), options, j, p);
         }
     }
 }

@@ -77,6 +77,13 @@ template <> inline void store_pair<float>(Global<float> p, int64 i, float low, f
   *reinterpret_cast<float2*>(p + i) = make_float2(low, high);
 }
 
+template <class T> inline void load_pair(Global<const T> p, int64 i, T (&pair)[2]) {
+  *reinterpret_cast<uint32*>(&pair) = *reinterpret_cast<const uint32*>(p + i);
+}
+template <> inline void load_pair<float>(Global<const float> p, int64 i, float (&pair)[2]) {
+  *reinterpret_cast<float2*>(&pair) = *reinterpret_cast<const float2*>(p + i);
+}
+
 inline uint32 bits_of(float v) { return __float_as_uint(v); }
 inline float from_bits(uint32 v) { return __uint_as_float(v); }
 // To the 10 bits after the point that tf32 products see, halves away from zero.
