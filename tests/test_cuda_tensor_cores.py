@@ -191,7 +191,12 @@ def test_strides_and_offsets_are_64_bits_wide() -> None:
     memory = np.zeros(1, np.float16)
     far = np.lib.stride_tricks.as_strided(memory, (1, 2, 3, 8), (0, 2**40, 2**35, 2))
     x = types.SimpleNamespace(
-        shape=far.shape, strides=far.strides, itemsize=2, dtype=far.dtype, data=types.SimpleNamespace(ptr=0)
+        shape=far.shape,
+        strides=far.strides,
+        itemsize=2,
+        dtype=far.dtype,
+        data=types.SimpleNamespace(ptr=0),
+        flags=types.SimpleNamespace(c_contiguous=False),
     )
     packed = attention_problem.problem_of(x, x, x, Scoring(1.0, q_offset=2**40, right=0)).packed()
     numbers = attention_problem.PACKED.unpack(packed)

@@ -6,6 +6,7 @@ with values. A float32 is split into two numbers that the units can take.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -133,6 +134,7 @@ def _launch(
     launch(kernel, how.name, grid, *arguments, *problem.options, problem.packed(parts))
 
 
+@functools.lru_cache(maxsize=256)
 def _kernel(name: str, constants: tuple[str, ...]) -> Kernel:
     return Kernel(f"{name}.cu", name, PARAMETERS[name], PACKED.size, constants)
 

@@ -51,7 +51,7 @@ LARGER: dict[str, Tilings] = {
 }
 ANY: dict[str, Tilings] = {
     "forward": {
-        2: {128: (Tiling(4, 1, 64),), 256: (Tiling(4, 1, 32), Tiling(2, 1, 32))},
+        2: {64: (Tiling(4, 1, 64),), 256: (Tiling(4, 1, 32), Tiling(2, 1, 32))},
         4: {
             64: (Tiling(4, 1, 64),),
             128: (Tiling(4, 1, 32), Tiling(2, 1, 32)),
@@ -65,7 +65,6 @@ ANY: dict[str, Tilings] = {
     "keys": {
         2: {128: (Tiling(4, 1, 32),), 256: (Tiling(4, 1, 32), Tiling(2, 1, 32))},
         4: {
-            64: (Tiling(4, 1, 32),),
             128: (Tiling(4, 1, 16), Tiling(2, 1, 16)),
             256: (Tiling(4, 1, 16), Tiling(2, 1, 16), Tiling(1, 1, 16)),
         },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from attnarray.kernels.cuda.scoring import UNBOUNDED, long, table
 
 MOST = 2**30  # queries, keys, and rows of queries that share keys: they are counted in 32 bits
 ALIGNED = 16
-PACKED = struct.Struct("=29q9i2I3f")  # struct Problem in attention.cuh
+PACKED = struct.Struct("=29q10i2I3f4x")  # struct Problem in attention.cuh
 DOUT = slice(9, 12)  # the strides of dout among its numbers, behind those of q, k and v
 SWITCHES = ("BIAS", "MASK", "SOFTCAP", "DROPOUT", "SIGNED")
 PLAIN = tuple(f"{name}=0" for name in SWITCHES)
@@ -56,6 +57,7 @@ class Problem(NamedTuple):
         return PACKED.pack(*self.strides, *self.positions, *self.sizes, parts, *self.tail)
 
 
+@functools.lru_cache(maxsize=256)
 def constants_of(dims: tuple[int, int], tiling: Tiling, switches: tuple[str, ...], **more: int) -> tuple[str, ...]:
     """What a kernel is compiled for."""
     numbers = {"DIM": dims[0], "VALUE_DIM": dims[1], **tiling.constants(), **more}
@@ -129,6 +131,8 @@ def _strides(x: Any) -> tuple[int, int, int]:
 def readable(x: Any) -> Any:
     """`x` in rows of whole chunks of 16 bytes: itself where it is, else a copy, its rows filled up with zeros."""
     width, itemsize = x.shape[3], x.itemsize
+    if x.flags.c_contiguous and not (width * itemsize % ALIGNED or x.data.ptr % ALIGNED):
+        return x
     whole = -(-width * itemsize // ALIGNED) * ALIGNED // itemsize
     is_aligned = x.data.ptr % ALIGNED == 0 and all(
         size == 1 or stride % ALIGNED == 0 for size, stride in zip(x.shape[:3], x.strides[:3], strict=True)
