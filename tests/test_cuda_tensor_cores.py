@@ -215,3 +215,29 @@ def test_warmup_compiles_what_plain_calls_need() -> None:
     loaded = set(fake_cupy.RawKernel.loaded)
     assert_right(call_of(Sizes(300, 70, 64, 64, 1)), "float16")
     assert set(fake_cupy.RawKernel.loaded) == loaded
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_keys_in_parts(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With more multiprocessors than blocks the keys are split, and some parts see no key of a query."""
+    monkeypatch.setattr(attention, "multiprocessors", lambda device: 64)
+    sizes = Sizes(3, 500, 16, 24, 2, batch=2)
+    for options in ((), ("sinks", "cotangent of the lse"), ("window",), ("lengths", "dropout"), ("mask", "bias")):
+        call = call_of(sizes, 3, options)
+        if "window" in options:
+            call |= {"q_offset": 200, "window": (150, 3)}
+        assert_right(call, dtype)
+    call = call_of(sizes, kv_lengths=np.array([0, 400]))
+    call["value"][:, :, 450, ::3] = np.nan
+    assert_right(call, dtype)
+
+
+def test_the_parts_of_few_queries_are_merged(monkeypatch: pytest.MonkeyPatch) -> None:
+    merged = []
+    launch = attention.launch
+    monkeypatch.setattr(attention, "multiprocessors", lambda device: 64)
+    monkeypatch.setattr(
+        attention, "launch", lambda kernel, *rest: (merged.append(kernel.name), launch(kernel, *rest))[1]
+    )
+    assert_right(call_of(Sizes(3, 500, 16, 24, 2, batch=1)), "float16")
+    assert "attention_merge" in merged

@@ -1,8 +1,9 @@
 // What the kernels of attention share: the problem, which keys a query sees, scores, dropout.
 //
 // Compiled for constants: DIM and VALUE_DIM (of a head, rounded up to what tiles hold), WARPS of a block, PANELS of 16 rows of a
-// warp, ACROSS (rows of the tiles that a block goes over), RESIDENT (blocks whose registers must fit), and what takes part: BIAS, MASK, SOFTCAP, DROPOUT (1 by a seed, 2
-// by a mask), SIGNED (a negative scale). Scores are in units of log 2, so that weights are powers of 2.
+// warp, ACROSS (rows of the tiles that a block goes over), RESIDENT (blocks whose registers must fit on a multiprocessor), and what
+// takes part: BIAS, MASK, SOFTCAP, DROPOUT (1 by a seed, 2 by a mask), SIGNED (a negative scale). Scores are in units of log 2,
+// so that weights are powers of 2.
 #pragma once
 #include "matrix.cuh"
 #include "philox.cuh"

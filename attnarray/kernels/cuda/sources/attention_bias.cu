@@ -8,9 +8,10 @@ using CotangentTile = Tile<Stored, ROWS, VALUE_DIM>;
 using KeyTile = Tile<Stored, ACROSS, DIM>;
 using ValueTile = Tile<Stored, ACROSS, VALUE_DIM>;
 
-KERNEL_TOGETHER(THREADS, RESIDENT) attention_bias(Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k,
-                               Global<const Stored> v, Global<const float> shift, Global<const float> delta,
-                               Global<Stored> dbias, int64 batches, int64 heads, int64 queries, int64 keys, OPTIONS) {
+KERNEL_TOGETHER(THREADS, RESIDENT) attention_bias(
+    Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k, Global<const Stored> v,
+    Global<const float> shift, Global<const float> delta, Global<Stored> dbias, int64 batches, int64 heads, int64 queries,
+    int64 keys, OPTIONS) {
   const Options o = GIVEN_OPTIONS;
   const int of_batch = blockIdx.x / heads, of_head = blockIdx.x % heads;
   const int first_t = queries == 1 ? 0 : blockIdx.y * ROWS, past_t = queries == 1 ? p.queries : first_t + ROWS;

@@ -128,9 +128,9 @@ inline void exponentiate(float (&s)[PANELS][PARTS][4], const float (&largest)[PA
     }
 }
 
-KERNEL_TOGETHER(THREADS, RESIDENT) attention_forward(Global<const Stored> q, Global<const Stored> k, Global<const Stored> v,
-                                  Global<Stored> out, Global<float> lse, Global<float> part_out, Global<float> part_lse,
-                                  Global<const Stored> sinks, OPTIONS) {
+KERNEL_TOGETHER(THREADS, RESIDENT) attention_forward(
+    Global<const Stored> q, Global<const Stored> k, Global<const Stored> v, Global<Stored> out, Global<float> lse,
+    Global<float> part_out, Global<float> part_lse, Global<const Stored> sinks, OPTIONS) {
   const Options o = GIVEN_OPTIONS;
   const Results results = {out, lse, part_out, part_lse, sinks};
   const Rows rows = rows_of_block(o, p);

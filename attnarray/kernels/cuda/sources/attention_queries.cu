@@ -43,9 +43,9 @@ inline void differentiate_slowly(Global<const Stored> dout, Global<const Stored>
   }
 }
 
-KERNEL_TOGETHER(THREADS, RESIDENT) attention_queries(Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k,
-                                  Global<const Stored> v, Global<const float> shift, Global<const float> delta,
-                                  Global<Stored> dq, OPTIONS) {
+KERNEL_TOGETHER(THREADS, RESIDENT) attention_queries(
+    Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k, Global<const Stored> v,
+    Global<const float> shift, Global<const float> delta, Global<Stored> dq, OPTIONS) {
   const Options o = GIVEN_OPTIONS;
   const Rows rows = rows_of_block(o, p);
   int first, past;

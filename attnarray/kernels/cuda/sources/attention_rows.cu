@@ -1,6 +1,6 @@
 // What attention on tensor cores needs of each row: sums of out times cotangent, the parts of a row as one, gradients of sinks.
-// Reference: attention/core.py, attention/dot_product/partial.py, attention/scoring.py. Parallel over rows, a warp for each; for sinks over
-// heads, a block for each. Shared: one number of each warp.
+// Reference: attention/core.py, attention/dot_product/partial.py, attention/scoring.py. Parallel over rows, a warp for each; for
+// sinks over heads, a block for each. Shared: one number of each warp.
 #include "primitives.cuh"
 
 inline float sum_over_lanes(float v) {
