@@ -137,6 +137,23 @@ inline float kept_of(const Head& h, int t, int key, const Options& o, const Prob
 
 inline bool is_finite(float v) { return fabs(v) <= 3.402823466e38f; }  // false for NaN
 
+template <int PARTS> inline bool all_finite(const float (&sums)[PANELS][PARTS][4]) {
+  bool is_right = true;
+  UNROLL for (int panel = 0; panel < PANELS; panel++)
+    UNROLL for (int part = 0; part < PARTS; part++)
+      UNROLL for (int n = 0; n < 4; n++) is_right &= is_finite(sums[panel][part][n]);
+  return is_right;
+}
+
+// The slopes of a tile of products, for the gradients of what they become.
+template <int HELD, int PARTS>
+inline void slopes(float (&bent)[PANELS][HELD][4], const float (&products)[PANELS][PARTS][4], const Problem& p) {
+  if (!SOFTCAP) return;
+  UNROLL for (int panel = 0; panel < PANELS; panel++)
+    UNROLL for (int part = 0; part < HELD; part++)
+      UNROLL for (int n = 0; n < 4; n++) bent[panel][part][n] = slope(products[panel][part][n], p);
+}
+
 // weight * x, where a weight of 0 hides x and what is not finite shows as NaN, if weights may be 0 by rule.
 inline float reached(float weight, float x, const Problem& p) {
   if (!p.hides || is_finite(x)) return weight * x;

@@ -187,10 +187,8 @@ KERNEL_TOGETHER(THREADS, RESIDENT) attention_forward(
       all += shuffle_xor(all, 2);
       total[panel][half] = all;
       is_wrong |= !is_finite(all);
-      UNROLL for (int part = 0; part < VALUE_DIM / 8; part++)
-        UNROLL for (int n = 0; n < 2; n++) is_wrong |= !is_finite(sums[panel][part][2 * half + n]);
     }
-  if (any_thread(is_wrong)) {
+  if (any_thread(is_wrong || !all_finite(sums))) {
     attend_slowly(q, k, v, first_of_part, past_of_part, rows, results, o, p);
     return;
   }

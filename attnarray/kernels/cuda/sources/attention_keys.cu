@@ -80,14 +80,6 @@ inline void store_rows(Global<Stored> to, const float (&sums)[PANELS][PARTS][4],
     }
 }
 
-template <int PARTS> inline bool all_finite(const float (&sums)[PANELS][PARTS][4]) {
-  bool is_right = true;
-  UNROLL for (int panel = 0; panel < PANELS; panel++)
-    UNROLL for (int part = 0; part < PARTS; part++)
-      UNROLL for (int n = 0; n < 4; n++) is_right &= is_finite(sums[panel][part][n]);
-  return is_right;
-}
-
 // Products of the keys of this warp with queries from t on become scores; -inf where hidden.
 inline void hide_turned(float (&s)[PANELS][OTHERS][4], int first_of_block, int t, const Head& h, const Options& o,
                         const Problem& p) {
@@ -167,10 +159,7 @@ KERNEL_TOGETHER(THREADS, RESIDENT) attention_keys(
     float s[PANELS][OTHERS][4] = {}, d[PANELS][OTHERS][4] = {};
     add_rows_times_rows<Stored, KeyTile, QueryTile>(s, of_keys, query_tile.right());
     float bent[PANELS][SOFTCAP ? OTHERS : 1][4];
-    if (SOFTCAP)
-      UNROLL for (int panel = 0; panel < PANELS; panel++)
-        UNROLL for (int part = 0; part < OTHERS; part++)
-          UNROLL for (int n = 0; n < 4; n++) bent[panel][SOFTCAP ? part : 0][n] = slope(s[panel][part][n], p);
+    slopes(bent, s, p);
     if (!PLAIN || is_edge) hide_turned(s, first_of_block, t, h, o, p);
     if (OF_KEYS) add_rows_times_rows<Stored, ValueTile, CotangentTile>(d, of_values, cotangent_tile.right());
     UNROLL for (int part = 0; part < OTHERS; part++)

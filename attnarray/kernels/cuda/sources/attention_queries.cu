@@ -94,10 +94,7 @@ KERNEL_TOGETHER(THREADS, RESIDENT) attention_queries(
     float s[PANELS][ACROSS / 8][4] = {}, d[PANELS][ACROSS / 8][4] = {}, bent[PANELS][SOFTCAP ? ACROSS / 8 : 1][4];
     const KeyTile key_tile = {stage(tile)};
     add_rows_times_rows<Stored, QueryTile, KeyTile>(s, of_queries, key_tile.right());
-    if (SOFTCAP)
-      UNROLL for (int panel = 0; panel < PANELS; panel++)
-        UNROLL for (int part = 0; part < ACROSS / 8; part++)
-          UNROLL for (int n = 0; n < 4; n++) bent[panel][SOFTCAP ? part : 0][n] = slope(s[panel][part][n], p);
+    slopes(bent, s, p);
     hide(s, key, rows, sight, o, p);
     add_rows_times_rows<Stored, CotangentTile, ValueTile>(d, of_cotangents, ValueTile{stage(tile) + KeyTile::BYTES}.right());
     UNROLL for (int panel = 0; panel < PANELS; panel++)
@@ -121,11 +118,7 @@ KERNEL_TOGETHER(THREADS, RESIDENT) attention_queries(
     add_weights_times<Stored, KeyTile>(sums, s, turned(key_tile));
   }
 
-  bool is_wrong = false;
-  UNROLL for (int panel = 0; panel < PANELS; panel++)
-    UNROLL for (int part = 0; part < DIM / 8; part++)
-      UNROLL for (int n = 0; n < 4; n++) is_wrong |= !is_finite(sums[panel][part][n]);
-  if (any_thread(is_wrong)) {
+  if (any_thread(!all_finite(sums))) {
     differentiate_slowly(dout, q, k, v, shift, delta, dq, rows, o, p);
     return;
   }
