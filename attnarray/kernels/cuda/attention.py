@@ -48,7 +48,7 @@ def attend(q: Any, k: Any, v: Any, scoring: Any) -> tuple[Any, Any]:
     batch, heads, _, queries, keys, _, width = problem.sizes
     out, lse = empty((batch, heads, queries, width), q.dtype), empty((batch, heads, queries), FLOAT32)
     if not lse.size:
-        return out[..., : v.shape[3]], lse
+        return _cut(out, v.shape[3]), lse
     device = q.data.device_id
     tiling, shared = _tiling("forward", problem, how, device)
     grid = plan.plan_rows_of_queries(tiling, shared, problem.pairs, problem.group_rows)

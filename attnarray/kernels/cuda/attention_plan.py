@@ -21,15 +21,11 @@ FEW_TILES = 2  # of keys: a part has at least so many
 
 
 class Tiling(NamedTuple):
-    """Warps of a block, panels of 16 rows of a warp, and rows of the tiles that the block goes over.
-
-    `resident` blocks must find registers on a multiprocessor.
-    """
+    """Warps of a block, panels of 16 rows of a warp, and rows of the tiles that the block goes over."""
 
     warps: int
     panels: int
     across: int
-    resident: int = 1
 
     @property
     def rows(self) -> int:

@@ -1,9 +1,8 @@
 // What the kernels of attention share: the problem, which keys a query sees, scores, dropout.
 //
 // Compiled for constants: DIM and VALUE_DIM (of a head, rounded up to what tiles hold), WARPS of a block, PANELS of 16 rows of a
-// warp, ACROSS (rows of the tiles that a block goes over), RESIDENT (blocks whose registers must fit on a multiprocessor), and what
-// takes part: BIAS, MASK, SOFTCAP, DROPOUT (1 by a seed, 2 by a mask), SIGNED (a negative scale). Scores are in units of log 2,
-// so that weights are powers of 2.
+// warp, ACROSS (rows of the tiles that a block goes over), and what takes part: BIAS, MASK, SOFTCAP, DROPOUT (1 by a seed, 2 by
+// a mask), SIGNED (a negative scale). Scores are in units of log 2, so that weights are powers of 2.
 #pragma once
 #include "matrix.cuh"
 #include "philox.cuh"
@@ -158,11 +157,6 @@ inline void slopes(float (&bent)[PANELS][HELD][4], const float (&products)[PANEL
 inline float reached(float weight, float x, const Problem& p) {
   if (!p.hides || is_finite(x)) return weight * x;
   return weight == 0 ? 0.0f : infinity<float>() - infinity<float>();
-}
-
-inline float sum_over_lanes(float v) {
-  UNROLL for (int lanes = 16; lanes; lanes /= 2) v += shuffle_xor(v, lanes);
-  return v;
 }
 
 // The product of two rows, by a warp; every lane gets it.

@@ -8,7 +8,7 @@ using CotangentTile = Tile<Stored, ROWS, VALUE_DIM>;
 using KeyTile = Tile<Stored, ACROSS, DIM>;
 using ValueTile = Tile<Stored, ACROSS, VALUE_DIM>;
 
-KERNEL_TOGETHER(THREADS, RESIDENT) attention_bias(
+KERNEL(THREADS) attention_bias(
     Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k, Global<const Stored> v,
     Global<const float> shift, Global<const float> delta, Global<Stored> dbias, int64 batches, int64 heads, int64 queries,
     int64 keys, OPTIONS) {

@@ -128,7 +128,7 @@ inline void exponentiate(float (&s)[PANELS][PARTS][4], const float (&largest)[PA
     }
 }
 
-KERNEL_TOGETHER(THREADS, RESIDENT) attention_forward(
+KERNEL(THREADS) attention_forward(
     Global<const Stored> q, Global<const Stored> k, Global<const Stored> v, Global<Stored> out, Global<float> lse,
     Global<float> part_out, Global<float> part_lse, Global<const Stored> sinks, OPTIONS) {
   const Options o = GIVEN_OPTIONS;

@@ -98,7 +98,7 @@ inline void hide_turned(float (&s)[PANELS][OTHERS][4], int first_of_block, int t
     }
 }
 
-KERNEL_TOGETHER(THREADS, RESIDENT) attention_keys(
+KERNEL(THREADS) attention_keys(
     Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k, Global<const Stored> v,
     Global<const float> shift, Global<const float> delta, Global<Stored> dk, Global<Stored> dv, OPTIONS) {
   const Options o = GIVEN_OPTIONS;

@@ -43,7 +43,7 @@ inline void differentiate_slowly(Global<const Stored> dout, Global<const Stored>
   }
 }
 
-KERNEL_TOGETHER(THREADS, RESIDENT) attention_queries(
+KERNEL(THREADS) attention_queries(
     Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k, Global<const Stored> v,
     Global<const float> shift, Global<const float> delta, Global<Stored> dq, OPTIONS) {
   const Options o = GIVEN_OPTIONS;

@@ -3,11 +3,6 @@
 // sinks over heads, a block for each. Shared: one number of each warp.
 #include "primitives.cuh"
 
-inline float sum_over_lanes(float v) {
-  UNROLL for (int lanes = 16; lanes; lanes /= 2) v += shuffle_xor(v, lanes);
-  return v;
-}
-
 // delta = sum_d dout out - dlse, for rows (B, H, T) of `width` numbers; and what is subtracted from exponents to make weights
 // of them: the lse in units of log 2, or infinity where a row sees no key.
 KERNEL(256) attention_delta(Global<const Stored> dout, int64 dout_batch, int64 dout_head, int64 dout_row,

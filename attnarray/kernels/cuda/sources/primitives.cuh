@@ -208,3 +208,8 @@ inline void multiply_add_tf32(float (&d)[4], const uint32 (&a)[4], const uint32 
 // The type that numbers are computed in.
 template <class T> struct ComputedIn { using type = float; };
 template <> struct ComputedIn<double> { using type = double; };
+
+inline float sum_over_lanes(float v) {
+  UNROLL for (int lanes = 16; lanes; lanes /= 2) v += shuffle_xor(v, lanes);
+  return v;
+}
