@@ -20,22 +20,25 @@ from attnarray.kernels.numba import attention_call as ac
 from attnarray.kernels.numba.attention_block import BLOCK, Block, Chunk, Seen, Tile, backward_block, clear
 from attnarray.kernels.numba.attention_scores import (
     Queries,
+    multiply,
+    pack_panel,
     place_of,
     prepare_queries,
     seen_keys,
+    unpack_panel,
 )  # fmt: skip
 from attnarray.kernels.numba.jit import EXACT, jit
-from attnarray.kernels.numba.lanes import lanes
-from attnarray.kernels.numba.memory import ahead, keep, pointer, scratch
+from attnarray.kernels.numba.lanes import Lanes, lanes
+from attnarray.kernels.numba.memory import ahead, keep, pointer, row_of, scratch
 from attnarray.kernels.numba.packing import (
     pack_columns,
-    pack_lane,
     pack_row,
     pack_rows,
     remove_unfinite,
     whole_lanes,
     whole_tiles,
 )  # fmt: skip
+from attnarray.kernels.numba.panel import Lane, Row, panel_pass
 
 
 def backward(first: int, past: int, call_array: Any, number_array: Any) -> None:
@@ -54,7 +57,8 @@ def backward(first: int, past: int, call_array: Any, number_array: Any) -> None:
     )
     per_lane = depth + wide + depth_rows + wide_rows + depth_panels + 2
     per_key = depth + wide + depth_panels + depth_rows + wide_rows
-    floats = np.empty(16 + lane * per_lane + size * per_key + full * (2 * BLOCK + 2) + 8 * width, number_array.dtype)
+    per_panel = (8 + wide) * width
+    floats = np.empty(16 + lane * per_lane + size * per_key + full * (2 * BLOCK + 2) + per_panel, number_array.dtype)
     i32, at = pointer(integers), scratch(floats)
     bounds = pointer(bounds_array)
     queries = Queries(
@@ -65,8 +69,9 @@ def backward(first: int, past: int, call_array: Any, number_array: Any) -> None:
     dout_rows = ahead(query_rows, lane * depth_rows)
     dquery = ahead(dout_rows, lane * wide_rows)
     lse = ahead(dquery, lane * depth_panels)
-    kept = Chunk(dout, query_rows, dout_rows, dquery, lse, ahead(lse, lane))
-    at = ahead(lse, 2 * lane)
+    out = ahead(lse, 2 * lane)
+    kept = Chunk(dout, query_rows, dout_rows, dquery, lse, ahead(lse, lane), out)
+    at = ahead(out, wide * width)
     key_columns = ahead(at, size * (depth + wide))
     dkeys = ahead(key_columns, size * depth_panels)
     dvalues = ahead(dkeys, size * depth_rows)
@@ -89,7 +94,7 @@ def backward_chunk(
     width, depth, wide = lanes(numbers), ac.columns(call, ac.K), ac.columns(call, ac.V)
     panels, size = (place.past - place.first + width - 1) // width, call[ac.KEYS_PER_TILE]
     prepare_queries(place, queries, call, numbers)
-    bad_queries = prepare_chunk(place, panels, kept, call, numbers)
+    bad_queries = prepare_chunk(place, panels, queries, kept, call, numbers)
     low, high = seen_keys(panels, queries, call)
     for t in range(low // size * size, high, size):
         start, stop = max(t, low), min(t + size, high)
@@ -106,54 +111,60 @@ def backward_chunk(
         b, g = (0, 0) if shared else (place.b, place.g)
         add_rows(tile.dkeys, start, stop, ac.matrix(numbers, call, ac.SHARED_DK if shared else ac.DK, b, g))
         add_rows(tile.dvalues, start, stop, ac.matrix(numbers, call, ac.SHARED_DV if shared else ac.DV, b, g))
-    for n in range(place.past - place.first):
-        i, h = (place.first + n) % ac.rows(call, ac.Q), place.h + (place.first + n) // ac.rows(call, ac.Q)
-        row = ac.matrix(numbers, call, ac.DQ, place.b, h)
-        at = n // width * whole_tiles(depth, numbers) * width + n % width
-        for d in range(depth):
-            row[i, d] = kept.dquery[at + d * width] * numbers[ac.SCALE]
+    for p in range(panels):
+        dquery = ahead(kept.dquery, p * whole_tiles(depth, numbers) * width)
+        multiply(0, depth, 0, dquery, numbers[ac.SCALE])
+        unpack_panel(ac.DQ, p, place, queries, dquery, call, numbers)
 
 
-def prepare_chunk(place: Any, panels: int, kept: Any, call: Any, numbers: Any) -> bool:
+def prepare_chunk(place: Any, panels: int, queries: Any, kept: Any, call: Any, numbers: Any) -> bool:
     """Fill `kept`; whether NaN or infinities that a weight of zero must hide were among queries and cotangents."""
     width, depth, wide, count = lanes(numbers), ac.columns(call, ac.K), ac.columns(call, ac.V), ac.rows(call, ac.Q)
     depth_rows, wide_rows = whole_lanes(depth, numbers), whole_lanes(wide, numbers)
     clear(0, panels * whole_tiles(depth, numbers), 0, kept.dquery)
-    clear(0, panels * wide, 0, kept.dout)
     clear(0, panels * depth_rows, 0, kept.query_rows)
     clear(0, panels * wide_rows, 0, kept.dout_rows)
     clear(0, panels, 0, kept.lse)
     clear(0, panels, 0, kept.delta)
+    for p in range(panels):
+        dout = ahead(kept.dout, p * wide * width)
+        pack_panel(ac.DOUT, p, 1.0, place, queries, dout, call, numbers)
+        pack_panel(ac.OUT, p, 1.0, place, queries, kept.out, call, numbers)
+        add_products_of(0, wide, p, dout, kept.out, kept.delta)
     for n in range(place.past - place.first):
         i, h = (place.first + n) % count, place.h + (place.first + n) // count
         query, dout = ac.matrix(numbers, call, ac.Q, place.b, h), ac.matrix(numbers, call, ac.DOUT, place.b, h)
         pack_row(query, i, numbers[ac.SCALE], ahead(kept.query_rows, n * depth_rows))
         pack_row(dout, i, 1, ahead(kept.dout_rows, n * wide_rows))
-        pack_lane(dout, i, 1, ahead(kept.dout, n // width * wide * width), n % width)
-        out = ac.matrix(numbers, call, ac.OUT, place.b, h)
         lse = ac.matrix(numbers, call, ac.LSE, place.b, h)[i, 0]
-        delta = numbers[ac.SCALE] * 0
-        for d in range(wide):
-            delta += dout[i, d] * out[i, d]
         if ac.given(call, ac.DLSE):
-            delta -= ac.matrix(numbers, call, ac.DLSE, place.b, h)[i, 0]
-        kept.delta[n] = delta
+            kept.delta[n] -= ac.matrix(numbers, call, ac.DLSE, place.b, h)[i, 0]
         kept.lse[n] = lse if lse != -np.inf else 0
         if ac.given(call, ac.SINKS):
             weight = np.exp(ac.matrix(numbers, call, ac.SINKS, 0, h)[0, 0] - (lse if lse != -np.inf else 0))
             if weight != 0:
-                ac.matrix(numbers, call, ac.DSINKS, 0, h)[0, 0] -= weight * delta
+                ac.matrix(numbers, call, ac.DSINKS, 0, h)[0, 0] -= weight * kept.delta[n]
     bad_queries = remove_unfinite(kept.query_rows, panels * width * depth_rows) if call[ac.HIDES] != 0 else False
     bad_douts = remove_unfinite(kept.dout_rows, panels * width * wide_rows) if call[ac.HIDES] != 0 else False
     return bad_queries or bad_douts
+
+
+@panel_pass
+def add_products_of(x: Row, y: Row, total: Lane) -> dict[str, Lanes]:
+    return {"total": total + x * y}
 
 
 def add_rows(rows: Any, first: int, past: int, x: Any) -> None:
     """Add packed rows to the rows [first, past) of a matrix."""
     columns = whole_lanes(x.shape[1], rows)
     for n in range(past - first):
-        for d in range(x.shape[1]):
-            x[first + n, d] += rows[n * columns + d]
+        if x.strides[1] == x.itemsize:
+            numbers = row_of(x, first + n)
+            for d in range(x.shape[1]):
+                numbers[d] += rows[n * columns + d]
+        else:
+            for d in range(x.shape[1]):
+                x[first + n, d] += rows[n * columns + d]
 
 
 add_rows, prepare_chunk = jit(add_rows, fastmath=EXACT, inner=True), jit(prepare_chunk, fastmath=EXACT, inner=True)

@@ -15,7 +15,7 @@ from attnarray.kernels.numba.lanes import Lanes, exp, item_bytes, lanes, tile_ro
 from attnarray.kernels.numba.memory import ahead
 from attnarray.kernels.numba.packing import spoil, whole_lanes, whole_tiles
 from attnarray.kernels.numba.panel import Lane, Row, panel_pass
-from attnarray.kernels.numba.product import tile_product, tile_product_of_blocks
+from attnarray.kernels.numba.product import lane_product, packed_product
 from attnarray.kernels.numba.turning import add_to_rows, whole_squares
 
 BLOCK = 4  # panels whose scores are held for the products over queries
@@ -30,6 +30,7 @@ class Chunk(NamedTuple):
     dquery: Any  # (P, D, W)
     lse: Any  # (P, W)
     delta: Any  # (P, W)
+    out: Any  # (Dv, W) of one panel
 
 
 class Tile(NamedTuple):
@@ -85,92 +86,98 @@ def clear(numbers: Row) -> dict[str, Lanes]:
     return {"numbers": numbers.constant(0.0)}
 
 
+def keys_of(n: int, seen: Any, queries: Any) -> Any:
+    """The keys [first, past) of a tile that any query of panel n sees, counted from the start of the tile."""
+    first = max(seen.start, queries.bounds[4 * n + LOW]) - seen.start
+    past = min(seen.stop, queries.bounds[4 * n + HIGH]) - seen.start
+    return (first, past) if first < past else (0, 0)
+
+
 def backward_block(
     p: int, past_panel: int, seen: Any, place: Any, queries: Any, kept: Any, tile: Any, block: Any, call: Any,
     numbers: Any,
 ) -> None:  # fmt: skip
     """The panels [p, past_panel) against one tile of keys."""
-    width, rows, size = lanes(numbers), tile_rows(numbers), call[ac.KEYS_PER_TILE]
-    first, past = size, 0
+    apart = call[ac.KEYS_PER_TILE] * lanes(numbers)
     for n in range(p, past_panel):
-        first = min(first, max(seen.start, queries.bounds[4 * n + LOW]) - seen.start)
-        past = max(past, min(seen.stop, queries.bounds[4 * n + HIGH]) - seen.start)
-    if first >= past:
-        return
-    first, past = first // rows * rows, whole_tiles(past, numbers)
-    for n in range(p, past_panel):
-        at = (n - p) * size * width
+        at = (n - p) * apart
         weights, dscores = ahead(block.weights, at), ahead(block.dscores, at)
-        backward_panel(n, first, past, seen, place, queries, kept, tile, block, weights, dscores, call, numbers)
-    columns = whole_lanes(ac.columns(call, ac.V), numbers), whole_lanes(ac.columns(call, ac.K), numbers)
-    blocks, row = past_panel - p, p * width
-    add_products(
-        blocks, size, first, past, block.weights, ahead(kept.dout_rows, row * columns[0]), columns[0], tile.dvalues
-    )
-    add_products(
-        blocks, size, first, past, block.dscores, ahead(kept.query_rows, row * columns[1]), columns[1], tile.dkeys
-    )
+        backward_panel(n, seen, place, queries, kept, tile, block, weights, dscores, call, numbers)
+    wide, depth = ac.columns(call, ac.V), ac.columns(call, ac.K)
+    add_products(p, past_panel, seen, queries, apart, block.weights, kept.dout_rows, wide, tile.dvalues)
+    add_products(p, past_panel, seen, queries, apart, block.dscores, kept.query_rows, depth, tile.dkeys)
     if seen.bad_queries:
-        for n in range(min(blocks * width, place.past - place.first - row)):
-            i, h = (
-                (place.first + row + n) % ac.rows(call, ac.Q),
-                place.h + (place.first + row + n) // ac.rows(call, ac.Q),
-            )
-            at = (n // width * size + first) * width + n % width
-            dout, query = ac.matrix(numbers, call, ac.DOUT, place.b, h), ac.matrix(numbers, call, ac.Q, place.b, h)
-            dvalues, dkeys = ahead(tile.dvalues, first * columns[0]), ahead(tile.dkeys, first * columns[1])
-            spoil(dout, i, i + 1, ahead(block.weights, at), 0, width, past - first, dvalues, 1, columns[0])
-            spoil(query, i, i + 1, ahead(block.dscores, at), 0, width, past - first, dkeys, 1, columns[1])
+        for n in range(p, past_panel):
+            spoil_keys(n, (n - p) * apart, seen, place, queries, tile, block, call, numbers)
 
 
 def add_products(
-    blocks: int, size: int, first: int, past: int, panels: Any, rows: Any, columns: int, total: Any
+    p: int, past_panel: int, seen: Any, queries: Any, apart: int, panels: Any, rows: Any, columns: int, total: Any
 ) -> None:
-    """total[j, :] += sum over the queries of a block of panels[j, query] rows[query, :] for the keys [first, past)."""
-    width = lanes(total)
-    for j in range(first, past, tile_rows(total)):
-        for d in range(0, columns, width):
-            tile_product_of_blocks(
-                blocks, size * width, width * columns, width, ahead(panels, j * width), width, 1, ahead(rows, d),
-                columns, ahead(total, j * columns + d), columns,
-            )  # fmt: skip
+    """total[j, :] += sum over queries of panels[j, query] rows[query, :] for the keys j of a tile.
+
+    Of the panels [p, past_panel), `apart` elements apart, those take part that see the key: runs of neighbours.
+    `rows` and `total` have `columns` columns, filled up to a multiple of W.
+    """
+    width, tile, step = lanes(total), tile_rows(total), whole_lanes(columns, total)
+    for j in range(0, seen.stop - seen.start, tile):
+        run = 0
+        for n in range(p, past_panel + 1):
+            first, past = keys_of(n, seen, queries) if n < past_panel else (0, 0)
+            if first // tile * tile <= j < past:
+                run += 1
+            elif run > 0:
+                start, row = ahead(panels, (n - run - p) * apart + j * width), ahead(rows, (n - run) * width * step)
+                lane_product(run, apart, start, row, columns, ahead(total, j * step))
+                run = 0
+
+
+def spoil_keys(
+    p: int, at: int, seen: Any, place: Any, queries: Any, tile: Any, block: Any, call: Any, numbers: Any
+) -> None:
+    """NaN in gradients of keys and values that a query or cotangent of panel p reaches which is not finite."""
+    width, count, base = lanes(numbers), ac.rows(call, ac.Q), place.first + p * lanes(numbers)
+    wide, deep = whole_lanes(ac.columns(call, ac.V), numbers), whole_lanes(ac.columns(call, ac.K), numbers)
+    first, past = keys_of(p, seen, queries)
+    dvalues, dkeys = ahead(tile.dvalues, first * wide), ahead(tile.dkeys, first * deep)
+    for w in range(min(width, place.past - base)):
+        i, h, lane = (base + w) % count, place.h + (base + w) // count, at + first * width + w
+        dout, query = ac.matrix(numbers, call, ac.DOUT, place.b, h), ac.matrix(numbers, call, ac.Q, place.b, h)
+        spoil(dout, i, i + 1, ahead(block.weights, lane), 0, width, past - first, dvalues, 1, wide)
+        spoil(query, i, i + 1, ahead(block.dscores, lane), 0, width, past - first, dkeys, 1, deep)
 
 
 def backward_panel(
-    p: int, low: int, high: int, seen: Any, place: Any, queries: Any, kept: Any, tile: Any, block: Any, weights: Any,
-    dscores: Any, call: Any, numbers: Any,
+    p: int, seen: Any, place: Any, queries: Any, kept: Any, tile: Any, block: Any, weights: Any, dscores: Any,
+    call: Any, numbers: Any,
 ) -> None:  # fmt: skip
-    """Weights and gradients of the scores of one panel, 0 outside what it sees of [low, high); adds to its dQ."""
-    width, rows = lanes(numbers), tile_rows(numbers)
-    depth, wide, start, stop = ac.columns(call, ac.K), ac.columns(call, ac.V), seen.start, seen.stop
-    first = min(max(max(start, queries.bounds[4 * p + LOW]) - start, low), high)
-    past = max(min(stop, queries.bounds[4 * p + HIGH]) - start, first)
-    if first < past:
-        score_panel(p, start, first, past, place, queries, tile.keys, weights, block.slope, call, numbers)
-        dout = ahead(kept.dout, p * wide * width)
-        for row in range(first // rows * rows, past, rows):
-            tile_product(
-                wide, ahead(tile.values, row * wide), 1, rows, dout, width, ahead(dscores, row * width), width, False
-            )
-        factors = block.factors
-        if call[ac.DROPS] != 0:
-            factors = dropout_factors(p, start, first, past, place, queries, block.factors, call, numbers)
-            drop(first, past, 0, dscores, factors)
-        differentiate(first, past, p, weights, dscores, kept.lse, kept.delta)
-        if call[ac.DROPS] != 0:
-            drop(first, past, 0, weights, factors)
-        if ac.given(call, ac.DBIAS):
-            add_bias_gradient(p, start, first, past, place, queries, dscores, call, numbers)
-        if numbers[ac.SOFTCAP] != 0:
-            uncap(first, past, 0, dscores, block.slope)
-        dquery, weighing = ahead(kept.dquery, p * whole_tiles(depth, numbers) * width), ahead(dscores, first * width)
-        for d in range(0, depth, rows):
-            keys = ahead(tile.key_columns, (d // rows * (stop - start) + first) * rows)
-            tile_product(past - first, keys, 1, rows, weighing, width, ahead(dquery, d * width), width, True)
-    clear(low, first, 0, weights)
-    clear(low, first, 0, dscores)
-    clear(past, high, 0, weights)
-    clear(past, high, 0, dscores)
+    """Weights and gradients of the scores of one panel, in whole groups of M keys; adds to its dQ."""
+    width, rows, start = lanes(numbers), tile_rows(numbers), seen.start
+    depth, wide = ac.columns(call, ac.K), ac.columns(call, ac.V)
+    first, past = keys_of(p, seen, queries)
+    if first >= past:
+        return
+    score_panel(p, start, first, past, place, queries, tile.keys, weights, block.slope, call, numbers)
+    row, dout = first // rows * rows, ahead(kept.dout, p * wide * width)
+    values, dweights = ahead(tile.values, row * wide), ahead(dscores, row * width)
+    packed_product(past - row, wide, rows * wide, values, dout, dweights, False)
+    factors = block.factors
+    if call[ac.DROPS] != 0:
+        factors = dropout_factors(p, start, first, past, place, queries, block.factors, call, numbers)
+        drop(first, past, 0, dscores, factors)
+    differentiate(first, past, p, weights, dscores, kept.lse, kept.delta)
+    if call[ac.DROPS] != 0:
+        drop(first, past, 0, weights, factors)
+    if ac.given(call, ac.DBIAS):
+        add_bias_gradient(p, start, first, past, place, queries, dscores, call, numbers)
+    if numbers[ac.SOFTCAP] != 0:
+        uncap(first, past, 0, dscores, block.slope)
+    dquery, weighing = ahead(kept.dquery, p * whole_tiles(depth, numbers) * width), ahead(dscores, first * width)
+    keys = ahead(tile.key_columns, first * rows)
+    packed_product(depth, past - first, (seen.stop - start) * rows, keys, weighing, dquery, True)
+    for beside in (weights, dscores):
+        clear(row, first, 0, beside)
+        clear(past, whole_tiles(past, numbers), 0, beside)
 
 
 def add_bias_gradient(
@@ -191,9 +198,10 @@ def add_bias_gradient(
             dbias[i, start + j] += dscores[j * width + w]
 
 
-add_bias_gradient, add_products = (
-    jit(add_bias_gradient, fastmath=EXACT, inner=True),
+keys_of, add_bias_gradient = jit(keys_of, inner=True), jit(add_bias_gradient, fastmath=EXACT, inner=True)
+add_products, spoil_keys = (
     jit(add_products, fastmath=EXACT, inner=True),
+    jit(spoil_keys, fastmath=EXACT, inner=True),
 )
 backward_panel = jit(backward_panel, fastmath=EXACT, inner=True)
 backward_block = jit(backward_block, fastmath=EXACT, inner=True)

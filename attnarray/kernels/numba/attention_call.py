@@ -27,7 +27,7 @@ BATCHES = RULES + 11  # then for each batch its offset and its number of keys
 SCALE, SOFTCAP, KEPT = range(3)
 UNBOUNDED = 2**40  # farther than any position
 
-TILE_BYTES, CHUNK_BYTES, LARGEST_TILE = 2**17, 2**19, 240
+TILE_BYTES, CHUNK_BYTES, LARGEST_TILE = 2**17, 2**20, 240
 
 
 class Call(NamedTuple):

@@ -25,13 +25,14 @@ from attnarray.kernels.numba.attention_scores import (
     prepare_queries,
     score_panel,
     seen_keys,
+    unpack_panel,
 )  # fmt: skip
 from attnarray.kernels.numba.jit import EXACT, jit
 from attnarray.kernels.numba.lanes import Lanes, exp, lanes, log, maximum, tile_rows, where
 from attnarray.kernels.numba.memory import ahead, keep, pointer, scratch
 from attnarray.kernels.numba.packing import pack_columns, pack_rows, remove_unfinite, spoil, whole_tiles
 from attnarray.kernels.numba.panel import Lane, Row, panel_pass
-from attnarray.kernels.numba.product import tile_product
+from attnarray.kernels.numba.product import packed_product
 
 
 class State(NamedTuple):
@@ -140,7 +141,7 @@ def forward_chunk(
             forward_panel(
                 p, start, stop, careful, place, queries, state, key_tile, value_tile, scores, extra, call, numbers
             )
-    finish(place, panels, state, call, numbers)
+    finish(place, panels, queries, state, call, numbers)
 
 
 def start_state(place: Any, panels: int, state: Any, call: Any, numbers: Any) -> None:
@@ -169,41 +170,32 @@ def forward_panel(
     score_panel(p, start, first, past, place, queries, key_tile, scores, extra, call, numbers)
     find_largest(first, past, p, scores, state.largest)
     advance(p, p + 1, 0, state.largest, state.before, state.shift, state.total, state.factor)
-    groups = (ac.columns(call, ac.V) + tile - 1) // tile
-    out = ahead(state.out, p * groups * tile * width)
+    columns = ac.columns(call, ac.V)
+    out = ahead(state.out, p * whole_tiles(columns, numbers) * width)
     if call[ac.HIDES] != 0:
-        rescale_hiding(0, groups * tile, p, out, state.factor)
+        rescale_hiding(0, columns, p, out, state.factor)
     else:
-        rescale(0, groups * tile, p, out, state.factor)
+        rescale(0, columns, p, out, state.factor)
     exponentiate(first, past, p, scores, state.shift, state.total)
     if call[ac.DROPS] != 0:
         drop(first, past, 0, scores, dropout_factors(p, start, first, past, place, queries, extra, call, numbers))
     weights = ahead(scores, first * width)
-    for group in range(groups):
-        values = ahead(value_tile, (group * (stop - start) + first) * tile)
-        tile_product(past - first, values, 1, tile, weights, width, ahead(out, group * tile * width), width, True)
+    packed_product(columns, past - first, (stop - start) * tile, ahead(value_tile, first * tile), weights, out, True)
     if careful:
         source = ac.matrix(numbers, call, ac.V, place.b, place.g)
         spoil(source, start + first, start + past, weights, width, 1, width, out, width, 1)
 
 
-def finish(place: Any, panels: int, state: Any, call: Any, numbers: Any) -> None:
+def finish(place: Any, panels: int, queries: Any, state: Any, call: Any, numbers: Any) -> None:
     """Outputs and lse of a chunk from its sums."""
     width, count, columns = lanes(numbers), ac.rows(call, ac.Q), whole_tiles(ac.columns(call, ac.V), numbers)
     conclude(0, panels, 0, state.total, state.shift)
     for p in range(panels):
-        rescale(p * columns, (p + 1) * columns, p, state.out, state.total)
-    h, i, start, past = place.h + place.first // count, place.first % count, 0, place.past - place.first
-    while start < past:  # the rows of one head after the other
-        out, lse = ac.matrix(numbers, call, ac.OUT, place.b, h), ac.matrix(numbers, call, ac.LSE, place.b, h)
-        stop = min(start + count - i, past)
-        for n in range(start, stop):
-            lse[i, 0] = state.shift[n]
-            sums = ahead(state.out, n // width * columns * width + n % width)
-            for d in range(out.shape[1]):
-                out[i, d] = sums[d * width]
-            i += 1
-        start, h, i = stop, h + 1, 0
+        out = ahead(state.out, p * columns * width)
+        rescale(0, ac.columns(call, ac.V), p, out, state.total)
+        unpack_panel(ac.OUT, p, place, queries, out, call, numbers)
+    for r in range(place.first, place.past):
+        ac.matrix(numbers, call, ac.LSE, place.b, place.h + r // count)[r % count, 0] = state.shift[r - place.first]
 
 
 start_state, finish = jit(start_state, fastmath=EXACT, inner=True), jit(finish, fastmath=EXACT, inner=True)

@@ -15,11 +15,10 @@ from attnarray.kernels.numba import attention_call as ac
 from attnarray.kernels.numba.jit import EXACT, jit
 from attnarray.kernels.numba.lanes import Lanes, item_bytes, lanes, tanh, tile_rows, where
 from attnarray.kernels.numba.memory import ahead, as_bytes, pointer
-from attnarray.kernels.numba.packing import pack_lane
 from attnarray.kernels.numba.panel import Index, Lane, Row, Scalar, panel_pass
 from attnarray.kernels.numba.philox import draw_factors
-from attnarray.kernels.numba.product import tile_product
-from attnarray.kernels.numba.turning import add_turned, mask_turned, whole_squares
+from attnarray.kernels.numba.product import packed_product
+from attnarray.kernels.numba.turning import add_turned, mask_turned, put_into_rows, take_turned, whole_squares
 
 LOW, HIGH, FULL_LOW, FULL_HIGH = range(4)
 
@@ -77,6 +76,11 @@ def cap(scores: Row, slope: Row, bound: Scalar) -> dict[str, Lanes]:
     return {"scores": capped * bound, "slope": slope}
 
 
+@panel_pass
+def multiply(numbers: Row, factor: Scalar) -> dict[str, Lanes]:
+    return {"numbers": numbers * factor}
+
+
 def visible_keys(call: Any, b: int, i: int) -> Any:
     """The keys [begin, end) that causal, window and lengths leave to query i."""
     position, keys = i + ac.offset(call, b), ac.rows(call, ac.K)
@@ -108,7 +112,6 @@ def prepare_queries(place: Any, queries: Any, call: Any, numbers: Any) -> None:
         bounds[LOW], bounds[HIGH], bounds[FULL_LOW], bounds[FULL_HIGH] = ac.rows(call, ac.K), 0, 0, ac.rows(call, ac.K)
     h, i, start = place.h + place.first // count, place.first % count, 0
     while start < past:  # the rows of one head after the other
-        query = ac.matrix(numbers, call, ac.Q, place.b, h)
         stop = min(start + count - i, past)
         for n in range(start, stop):
             begin, end = visible_keys(call, place.b, i)
@@ -118,14 +121,43 @@ def prepare_queries(place: Any, queries: Any, call: Any, numbers: Any) -> None:
             bounds[FULL_LOW], bounds[FULL_HIGH] = max(bounds[FULL_LOW], begin), min(bounds[FULL_HIGH], end)
             if begin < end:
                 bounds[LOW], bounds[HIGH] = min(bounds[LOW], begin), max(bounds[HIGH], end)
-            pack_lane(query, i, factor, ahead(queries.packed, n // width * depth * width), n % width)
             i += 1
         start, h, i = stop, h + 1, 0
     for n in range(past, panels * width):
         queries.begin[n], queries.end[n], queries.position[n], queries.head[n] = 0, 0, 0, 0
         queries.bounds[4 * (panels - 1) + FULL_HIGH] = 0
-        for d in range(depth):
-            queries.packed[((panels - 1) * depth + d) * width + n % width] = 0
+    for p in range(panels):
+        pack_panel(ac.Q, p, factor, place, queries, ahead(queries.packed, p * depth * width), call, numbers)
+
+
+def pack_panel(slot: int, p: int, factor: Any, place: Any, queries: Any, packed: Any, call: Any, numbers: Any) -> None:
+    """Rows of a slot times `factor` as the panel (N, W) of queries p; lanes beyond the last row are 0."""
+    width, count, columns = lanes(numbers), ac.rows(call, slot), ac.columns(call, slot)
+    first, done = place.first + p * width, 0
+    if first + width <= place.past and ac.column_stride(call, slot) == item_bytes(numbers):
+        find_rows(slot, p, 0, place, queries, call, numbers)
+        done = whole_squares(0, columns, numbers)
+        take_turned(0, done, queries.rows, packed)
+        multiply(0, done, 0, packed, factor)
+    for w in range(width if done < columns else 0):
+        r = min(first + w, place.past - 1)
+        x = ac.matrix(numbers, call, slot, place.b, place.h + r // count)
+        for n in range(done, columns):
+            packed[n * width + w] = x[r % count, n] * factor if first + w < place.past else 0
+
+
+def unpack_panel(slot: int, p: int, place: Any, queries: Any, packed: Any, call: Any, numbers: Any) -> None:
+    """The panel (N, W) of queries p as rows of a slot."""
+    width, count, columns = lanes(numbers), ac.rows(call, slot), ac.columns(call, slot)
+    first, done = place.first + p * width, 0
+    if first + width <= place.past and ac.column_stride(call, slot) == item_bytes(numbers):
+        find_rows(slot, p, 0, place, queries, call, numbers)
+        done = whole_squares(0, columns, numbers)
+        put_into_rows(0, done, queries.rows, packed)
+    for r in range(first, min(first + width, place.past) if done < columns else first):
+        x = ac.matrix(numbers, call, slot, place.b, place.h + r // count)
+        for n in range(done, columns):
+            x[r % count, n] = packed[n * width + r - first]
 
 
 def score_panel(
@@ -134,9 +166,9 @@ def score_panel(
 ) -> None:  # fmt: skip
     """The rows [first, past) of `scores`: panel p against the keys from `start` on, which lie packed in `keys`."""
     width, tile, depth = lanes(scores), tile_rows(scores), ac.columns(call, ac.Q)
-    packed = ahead(queries.packed, p * depth * width)
-    for row in range(first // tile * tile, past, tile):
-        tile_product(depth, ahead(keys, row * depth), 1, tile, packed, width, ahead(scores, row * width), width, False)
+    row = first // tile * tile
+    packed, total = ahead(queries.packed, p * depth * width), ahead(scores, row * width)
+    packed_product(past - row, depth, tile * depth, ahead(keys, row * depth), packed, total, False)
     if numbers[ac.SOFTCAP] != 0:
         cap(first, past, 0, scores, slope, numbers[ac.SOFTCAP])
     if ac.given(call, ac.BIAS):
@@ -219,6 +251,10 @@ def dropout_factors(
 
 place_of, seen_keys = jit(place_of, inner=True), jit(seen_keys, inner=True)
 visible_keys, panel_work = jit(visible_keys, inner=True), jit(panel_work)
+pack_panel, unpack_panel = (
+    jit(pack_panel, fastmath=EXACT, inner=True),
+    jit(unpack_panel, fastmath=EXACT, inner=True),
+)
 prepare_queries = jit(prepare_queries, fastmath=EXACT, inner=True)
 find_rows = jit(find_rows, inner=True)
 add_bias, apply_mask = jit(add_bias, fastmath=EXACT, inner=True), jit(apply_mask, inner=True)

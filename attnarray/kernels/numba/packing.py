@@ -5,59 +5,75 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
 from attnarray.kernels.numba.jit import EXACT, jit
-from attnarray.kernels.numba.lanes import lanes, tile_rows
+from attnarray.kernels.numba.lanes import TILES, lanes, tile_rows
+from attnarray.kernels.numba.memory import ahead, row_of
+from attnarray.kernels.numba.panel import load, store
+from attnarray.kernels.numba.turning import interleave
+
+
+@intrinsic
+def copy_group(_context: Any, source: Any, packed: Any) -> Any:
+    """M neighbouring numbers."""
+
+    def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
+        vector = ir.VectorType(context.get_value_type(packed.dtype), TILES[packed.dtype.bitwidth][1])
+        store(builder, load(builder, arguments[0], vector), arguments[1])
+        return context.get_dummy_value()
+
+    return types.void(source, packed), emit
+
+
+def lies_in_rows(x: Any) -> Any:
+    """Whether the numbers of a row lie side by side, and rows a whole number of them apart."""
+    return x.strides[1] == x.itemsize and x.strides[0] % x.itemsize == 0
 
 
 def pack_rows(x: Any, first: int, past: int, packed: Any) -> None:
     """Rows [first, past) in groups of M, as (groups, N, M): the A of a product over N. Rows are filled up with 0."""
-    tile, columns = tile_rows(packed), x.shape[1]
-    whole = (past - first) // tile
-    for group in range(whole):
-        at, row = group * tile * columns, first + group * tile
-        for n in range(columns):
+    tile, columns, half = tile_rows(packed), x.shape[1], lanes(packed) // 2
+    turned = columns // half * half if lies_in_rows(x) else 0
+    for start in range(first, past, tile):
+        group, count = ahead(packed, (start - first) * columns), min(tile, past - start)
+        done = turned if count == tile else 0
+        if done:
+            interleave(done, row_of(x, start), x.strides[0] // x.itemsize, group)
+        for n in range(done, columns):
             for m in range(tile):
-                packed[at + n * tile + m] = x[row + m, n]
-    rest = past - first - whole * tile
-    if rest:
-        at, row = whole * tile * columns, first + whole * tile
-        for n in range(columns):
-            for m in range(tile):
-                packed[at + n * tile + m] = x[row + m, n] if m < rest else 0
+                group[n * tile + m] = x[start + m, n] if m < count else 0
 
 
 def pack_columns(x: Any, first: int, past: int, packed: Any) -> None:
     """Rows [first, past) with columns in groups of M, as (groups, rows, M): the A of a product over the rows."""
     tile, columns, rows = tile_rows(packed), x.shape[1], past - first
-    whole = columns // tile
+    whole = columns // tile if lies_in_rows(x) else 0
     for row in range(rows):
         for group in range(whole):
-            at = (group * rows + row) * tile
+            copy_group(ahead(row_of(x, first + row), group * tile), ahead(packed, (group * rows + row) * tile))
+        for group in range(whole, (columns + tile - 1) // tile):
+            at, rest = (group * rows + row) * tile, columns - group * tile
             for m in range(tile):
-                packed[at + m] = x[first + row, group * tile + m]
-        rest = columns - whole * tile
-        if rest:
-            at = (whole * rows + row) * tile
-            for m in range(tile):
-                packed[at + m] = x[first + row, whole * tile + m] if m < rest else 0
-
-
-def pack_lane(x: Any, row: int, factor: Any, packed: Any, lane: int) -> None:
-    """One row times `factor` as one lane of (N, W): of the B of a product over N."""
-    width = lanes(packed)
-    for n in range(x.shape[1]):
-        packed[n * width + lane] = x[row, n] * factor
+                packed[at + m] = x[first + row, group * tile + m] if m < rest else 0
 
 
 def pack_row(x: Any, row: int, factor: Any, packed: Any) -> None:
     """One row times `factor`, filled up with 0 to whole vectors: of the B of a product over the rows."""
     columns = x.shape[1]
-    for n in range(columns):
-        packed[n] = x[row, n] * factor
+    if x.strides[1] == x.itemsize:
+        numbers = row_of(x, row)
+        for n in range(columns):
+            packed[n] = numbers[n] * factor
+    else:
+        for n in range(columns):
+            packed[n] = x[row, n] * factor
     for n in range(columns, whole_lanes(columns, packed)):
         packed[n] = 0
 
@@ -100,6 +116,6 @@ def spoil(
 
 
 whole_lanes, whole_tiles = jit(whole_lanes, inner=True), jit(whole_tiles, inner=True)
+lies_in_rows, pack_row = jit(lies_in_rows, inner=True), jit(pack_row, inner=True)
 pack_rows, pack_columns = jit(pack_rows, inner=True), jit(pack_columns, inner=True)
-pack_lane, pack_row = jit(pack_lane, inner=True), jit(pack_row, inner=True)
 remove_unfinite, spoil = jit(remove_unfinite, fastmath=EXACT, inner=True), jit(spoil, fastmath=EXACT, inner=True)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from attnarray.kernels.numba.attention_block import add_products, clear
+from attnarray.kernels.numba.attention_block import clear
 from attnarray.kernels.numba.jit import EXACT, jit
-from attnarray.kernels.numba.lanes import Lanes, lanes, multiply_add, where
+from attnarray.kernels.numba.lanes import Lanes, lanes, multiply_add, tile_rows, where
 from attnarray.kernels.numba.memory import ahead, pointer, scratch
 from attnarray.kernels.numba.packing import whole_lanes, whole_tiles
 from attnarray.kernels.numba.panel import Each, Lane, Row, panel_pass
+from attnarray.kernels.numba.product import lane_product
 from attnarray.kernels.numba.recurrent_step import (
     copy,
     find_steps,
@@ -196,7 +197,7 @@ def take_back(panel: Any, k: int, p: Any, g: Any, m: Any) -> None:
     """Segment k from its last key to its first."""
     part, gates, reads = p.size * lanes(m.h), whole_tiles(4 * p.size, m.h), whole_tiles(p.features, m.h)
     low, width, columns = panel.low + k * p.held, lanes(m.h), whole_lanes(p.size, m.h)
-    past = min(low + p.held, panel.past)
+    past, tile = min(low + p.held, panel.past), tile_rows(m.h)
     find_dscores(panel, low, past, p, g, m.dscores)
     for s in range(past - low - 1, -1, -1):
         take_step_back(panel, low + s, s, p, g, m)
@@ -205,8 +206,12 @@ def take_back(panel: Any, k: int, p: Any, g: Any, m: Any) -> None:
             for n in range(count + 1):
                 turn(columns, ahead(m.h, (s + n) * part), ahead(m.turned, n * width * columns), columns)
             dsums = ahead(m.gates, s * gates * width)
-            add_products(count, gates, 0, gates, dsums, m.turned, columns, m.dhidden)
-            add_products(count, reads, 0, reads, m.dread, ahead(m.turned, width * columns), columns, m.doutput)
+            for row in range(0, gates, tile):
+                at, total = ahead(dsums, row * width), ahead(m.dhidden, row * columns)
+                lane_product(count, gates * width, at, m.turned, columns, total)
+            for row in range(0, reads, tile):
+                at, total = ahead(m.dread, row * width), ahead(m.doutput, row * columns)
+                lane_product(count, reads * width, at, ahead(m.turned, width * columns), columns, total)
 
 
 def find_dscores(panel: Any, low: int, past: int, p: Any, g: Any, dscores: Any) -> None:

@@ -15,7 +15,7 @@ from attnarray.kernels.numba.jit import EXACT, jit
 from attnarray.kernels.numba.lanes import Lanes, lanes, multiply_add, tile_rows, where
 from attnarray.kernels.numba.memory import ahead, as_bytes
 from attnarray.kernels.numba.panel import Each, Lane, Row, Total, panel_pass
-from attnarray.kernels.numba.product import tile_product
+from attnarray.kernels.numba.product import packed_product
 from attnarray.kernels.numba.row_activations import logistic, tangent
 from attnarray.kernels.numba.rows import place
 
@@ -138,9 +138,7 @@ def find_steps(panel: Any, low: int, past: int, p: Any, there: Any) -> None:
 
 def multiply(rows: int, depth: int, weights: Any, b: Any, c: Any, accumulate: bool) -> None:
     """c (+)= A b, for `rows` rows of A, filled up to whole groups, as c has them too."""
-    width, tile = lanes(c), tile_rows(c)
-    for m in range(0, rows, tile):
-        tile_product(depth, ahead(weights, m * depth), 1, tile, b, width, ahead(c, m * width), width, accumulate)
+    packed_product(rows, depth, depth * tile_rows(c), weights, b, c, accumulate)
 
 
 def add_key(panel: Any, j: int, p: Any, queries: Any, sums: Any) -> None:

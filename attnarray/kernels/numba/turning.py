@@ -1,4 +1,4 @@
-"""Panels against rows of a matrix: biases and masks lie with keys side by side, scores with queries side by side.
+"""Panels against rows of a matrix: in memory features or keys lie side by side, in panels queries do.
 
 Squares of R x R numbers are turned in registers, R the lanes of one: so every load and store moves whole vectors.
 """
@@ -50,24 +50,21 @@ def mask_turned(_context: Any, start: Any, stop: Any, rows: Any, scores: Any) ->
 
 
 @intrinsic
+def take_turned(_context: Any, start: Any, stop: Any, rows: Any, panel: Any) -> Any:
+    """panel[j, w] = row w [j]."""
+    return types.void(types.intp, types.intp, rows, panel), _inwards(lambda _, taken: taken, None)
+
+
+@intrinsic
 def add_to_rows(_context: Any, start: Any, stop: Any, rows: Any, scores: Any) -> Any:
     """row w [j] += scores[j, w], one row after the other: rows may be the same."""
+    return types.void(types.intp, types.intp, rows, scores), _outwards(Lanes.__add__)
 
-    def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
-        start, stop, rows, scores = arguments
-        vector = _vector(context, signature.args[3])
 
-        def square(j: ir.Value, first: int) -> None:
-            places = [_score(builder, scores, builder.add(j, INDEX(n)), first, vector) for n in range(vector.count)]
-            turned = _turned(builder, [load(builder, place, vector) for place in places])
-            for m, values in enumerate(turned):
-                place = _row(builder, rows, first + m, j, vector.element)
-                store(builder, builder.fadd(load(builder, place, vector), values), place)
-
-        _over_squares(builder, start, stop, vector.count, square)
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.intp, rows, scores), emit
+@intrinsic
+def put_into_rows(_context: Any, start: Any, stop: Any, rows: Any, panel: Any) -> Any:
+    """row w [j] = panel[j, w]."""
+    return types.void(types.intp, types.intp, rows, panel), _outwards(None)
 
 
 @intrinsic
@@ -90,6 +87,34 @@ def turn(_context: Any, count: Any, panel: Any, rows: Any, apart: Any) -> Any:
     return types.void(types.intp, panel, rows, types.intp), emit
 
 
+@intrinsic
+def interleave(_context: Any, stop: Any, rows: Any, apart: Any, packed: Any) -> Any:
+    """packed[j, m] = rows[m, j] for M rows and j < stop, a multiple of R; rows lie `apart` elements from each other."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
+        stop, rows, apart, packed = arguments
+        vector, height = _vector(context, signature.args[3]), TILES[signature.args[3].dtype.bitwidth][1]
+        nothing = ir.Constant(vector, ir.Undefined)
+
+        def square(number: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+            j = builder.mul(number, INDEX(vector.count))
+            for first in range(0, height, vector.count):
+                count = min(vector.count, height - first)
+                starts = [builder.gep(rows, [builder.mul(apart, INDEX(first + m))]) for m in range(count)]
+                given = [load(builder, builder.gep(start, [j]), vector) for start in starts]
+                order = ir.Constant(ir.VectorType(ir.IntType(32), count), list(range(count)))
+                for n, values in enumerate(_turned(builder, given + [nothing] * (vector.count - count))):
+                    place = builder.gep(packed, [builder.mul(builder.add(j, INDEX(n)), INDEX(height))])
+                    some = builder.shuffle_vector(values, nothing, order)
+                    store(builder, some, builder.gep(place, [INDEX(first)]))
+            return []
+
+        loop(builder, INDEX(0), builder.sdiv(stop, INDEX(vector.count)), [], square)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, rows, types.intp, packed), emit
+
+
 def _inwards(change: Callable[[Lanes, Lanes], Lanes], element: ir.Type | None) -> Callable[..., ir.Value]:
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
         start, stop, rows, scores = arguments
@@ -106,6 +131,28 @@ def _inwards(change: Callable[[Lanes, Lanes], Lanes], element: ir.Type | None) -
                 place = _score(builder, scores, builder.add(j, INDEX(n)), first, vector)
                 score = Lanes(builder, load(builder, place, vector))
                 store(builder, change(score, Lanes(builder, values)).value, place)
+
+        _over_squares(builder, start, stop, vector.count, square)
+        return context.get_dummy_value()
+
+    return emit
+
+
+def _outwards(combine: Callable[[Lanes, Lanes], Lanes] | None) -> Callable[..., ir.Value]:
+    """Numbers of the panel into rows, in place of what is there or combined with it."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
+        start, stop, rows, scores = arguments
+        vector = _vector(context, signature.args[3])
+
+        def square(j: ir.Value, first: int) -> None:
+            places = [_score(builder, scores, builder.add(j, INDEX(n)), first, vector) for n in range(vector.count)]
+            turned = _turned(builder, [load(builder, place, vector) for place in places])
+            for m, values in enumerate(turned):
+                place = _row(builder, rows, first + m, j, vector.element)
+                if combine is not None:
+                    values = combine(Lanes(builder, load(builder, place, vector)), Lanes(builder, values)).value
+                store(builder, values, place)
 
         _over_squares(builder, start, stop, vector.count, square)
         return context.get_dummy_value()
