@@ -140,7 +140,7 @@ def sum_to_shape(array: Array, shape: tuple[int, ...]) -> Array:
     """Sum `array` over the axes along which an array of `shape` was broadcast to it."""
     xp = namespace_of(array)
     extra = array.ndim - len(shape)
-    axes = tuple(n for n in range(array.ndim) if n < extra or (shape[n - extra] == 1 and array.shape[n] != 1))
+    axes = tuple(n for n in range(array.ndim) if array.shape[n] != 1 and (n < extra or shape[n - extra] == 1))
     return xp.reshape(xp.sum(array, axis=axes) if axes else array, shape)
 
 

@@ -73,11 +73,15 @@ def attend_backward(
         backward(*spans[0], call.integers, call.numbers)
         dbias = dsinks = None
     else:
-        parts = [_Part(span, call, scoring, real) for span in spans]
+        dbias = None
+        if scoring.bias is not None and scoring.bias.shape[:3] == q.shape[:3]:  # a query has its own entries
+            dbias = np.zeros(scoring.bias.shape, real)
+        parts = [_Part(span, call, scoring, real, dbias) for span in spans]
         run_parts(backward, [(*part.span, part.integers, call.numbers) for part in parts])
         for part in parts:
             part.add_shared(dk, dv)
-        dbias = None if scoring.bias is None else _total([part.dbias for part in parts], scoring.bias)
+        if scoring.bias is not None:
+            dbias = _total([dbias] if dbias is not None else [part.dbias for part in parts], scoring.bias)
         dsinks = None if scoring.sinks is None else _total([part.dsinks for part in parts], scoring.sinks)
     dq, dk, dv = (x.astype(like.dtype, copy=False) for x, like in ((dq, q), (dk, k), (dv, v)))
     return dq, dk, dv, dbias, dsinks
@@ -97,10 +101,10 @@ def warmup(dtype: str) -> None:
 class _Part:
     """A span of panels of the backward pass, with its own sums of what other spans add to as well."""
 
-    def __init__(self, span: tuple[int, int], call: ac.Call, scoring: Any, real: Any) -> None:
+    def __init__(self, span: tuple[int, int], call: ac.Call, scoring: Any, real: Any, dbias: Any) -> None:
         self.span = span
         self.integers = call.integers.copy()
-        self.dbias = self.dsinks = None
+        self.dbias, self.dsinks = dbias, None
         sizes = call.sizes
         self.head = span[0] // sizes.panels if span[0] and span[0] % sizes.panels else -1
         self.integers[ac.SHARED] = self.head
@@ -110,7 +114,8 @@ class _Part:
             ac.put(self.integers, ac.SHARED_DK, self.dk)
             ac.put(self.integers, ac.SHARED_DV, self.dv)
         if scoring.bias is not None:
-            self.dbias = np.zeros(scoring.bias.shape, real)
+            if dbias is None:
+                self.dbias = np.zeros(scoring.bias.shape, real)
             ac.put(self.integers, ac.DBIAS, self.dbias)
         if scoring.sinks is not None:
             self.dsinks = np.zeros(scoring.sinks.shape, real)

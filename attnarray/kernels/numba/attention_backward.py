@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from attnarray.kernels.numba import attention_call as ac
-from attnarray.kernels.numba.attention_block import BLOCK, Block, Chunk, Seen, Tile, backward_block, clear
+from attnarray.kernels.numba.attention_block import BLOCK, Block, Chunk, Seen, Tile, backward_block
 from attnarray.kernels.numba.attention_scores import (
     Queries,
+    clear,
     multiply,
     pack_panel,
     place_of,

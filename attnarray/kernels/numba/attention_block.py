@@ -9,7 +9,7 @@ import math
 from typing import Any, NamedTuple
 
 from attnarray.kernels.numba import attention_call as ac
-from attnarray.kernels.numba.attention_scores import HIGH, LOW, dropout_factors, find_rows, score_panel
+from attnarray.kernels.numba.attention_scores import HIGH, LOW, clear, dropout_factors, find_rows, score_panel
 from attnarray.kernels.numba.jit import EXACT, jit
 from attnarray.kernels.numba.lanes import Lanes, exp, item_bytes, lanes, tile_rows, where
 from attnarray.kernels.numba.memory import ahead
@@ -79,11 +79,6 @@ def drop(weights: Row, factor: Row) -> dict[str, Lanes]:
 @panel_pass
 def uncap(dscores: Row, slope: Row) -> dict[str, Lanes]:
     return {"dscores": where(dscores.equals(0.0), 0.0, dscores * slope)}
-
-
-@panel_pass
-def clear(numbers: Row) -> dict[str, Lanes]:
-    return {"numbers": numbers.constant(0.0)}
 
 
 def keys_of(n: int, seen: Any, queries: Any) -> Any:

@@ -24,7 +24,7 @@ from attnarray.kernels.numba.panel import Lane, Row, Scalar, panel_pass
 from attnarray.kernels.numba.row_products import add_weighted_rows, dot_rows, row_lanes
 
 BLOCK = 512  # keys of a unit
-TILE = 128  # keys whose rows stay in a near cache for all queries of a group
+TILE = 256  # keys whose rows stay in a near cache for all queries of a group
 
 
 class Room(NamedTuple):

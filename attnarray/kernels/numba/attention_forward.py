@@ -194,8 +194,10 @@ def finish(place: Any, panels: int, queries: Any, state: Any, call: Any, numbers
         out = ahead(state.out, p * columns * width)
         rescale(0, ac.columns(call, ac.V), p, out, state.total)
         unpack_panel(ac.OUT, p, place, queries, out, call, numbers)
-    for r in range(place.first, place.past):
-        ac.matrix(numbers, call, ac.LSE, place.b, place.h + r // count)[r % count, 0] = state.shift[r - place.first]
+    h, i = place.h + place.first // count, place.first % count
+    for n in range(place.past - place.first):
+        ac.matrix(numbers, call, ac.LSE, place.b, h)[i, 0] = state.shift[n]
+        h, i = (h, i + 1) if i + 1 < count else (h + 1, 0)
 
 
 start_state, finish = jit(start_state, fastmath=EXACT, inner=True), jit(finish, fastmath=EXACT, inner=True)

@@ -77,6 +77,11 @@ def cap(scores: Row, slope: Row, bound: Scalar) -> dict[str, Lanes]:
 
 
 @panel_pass
+def clear(numbers: Row) -> dict[str, Lanes]:
+    return {"numbers": numbers.constant(0.0)}
+
+
+@panel_pass
 def multiply(numbers: Row, factor: Scalar) -> dict[str, Lanes]:
     return {"numbers": numbers * factor}
 
@@ -102,7 +107,7 @@ def panel_work(call_array: Any, number_array: Any, work: Any) -> None:
 
 
 def prepare_queries(place: Any, queries: Any, call: Any, numbers: Any) -> None:
-    """Fill `queries` for one chunk. Lanes beyond the last row are 0 and see nothing."""
+    """Fill `queries` for one chunk. Lanes beyond the last row see nothing."""
     width, count, depth = lanes(numbers), ac.rows(call, ac.Q), ac.columns(call, ac.Q)
     factor = numbers[ac.SCALE] / numbers[ac.SOFTCAP] if numbers[ac.SOFTCAP] != 0 else numbers[ac.SCALE]
     past = place.past - place.first
@@ -131,33 +136,38 @@ def prepare_queries(place: Any, queries: Any, call: Any, numbers: Any) -> None:
 
 
 def pack_panel(slot: int, p: int, factor: Any, place: Any, queries: Any, packed: Any, call: Any, numbers: Any) -> None:
-    """Rows of a slot times `factor` as the panel (N, W) of queries p; lanes beyond the last row are 0."""
+    """Rows of a slot times `factor` as the panel (N, W) of queries p; in lanes beyond the last row, anything."""
     width, count, columns = lanes(numbers), ac.rows(call, slot), ac.columns(call, slot)
     first, done = place.first + p * width, 0
-    if first + width <= place.past and ac.column_stride(call, slot) == item_bytes(numbers):
+    if ac.column_stride(call, slot) == item_bytes(numbers):
         find_rows(slot, p, 0, place, queries, call, numbers)
         done = whole_squares(0, columns, numbers)
         take_turned(0, done, queries.rows, packed)
         multiply(0, done, 0, packed, factor)
-    for w in range(width if done < columns else 0):
-        r = min(first + w, place.past - 1)
-        x = ac.matrix(numbers, call, slot, place.b, place.h + r // count)
-        for n in range(done, columns):
-            packed[n * width + w] = x[r % count, n] * factor if first + w < place.past else 0
+    if done < columns:
+        clear(done, columns, 0, packed)
+        for r in range(first, min(first + width, place.past)):
+            x = ac.matrix(numbers, call, slot, place.b, place.h + r // count)
+            for n in range(done, columns):
+                packed[n * width + r - first] = x[r % count, n] * factor
 
 
 def unpack_panel(slot: int, p: int, place: Any, queries: Any, packed: Any, call: Any, numbers: Any) -> None:
     """The panel (N, W) of queries p as rows of a slot."""
     width, count, columns = lanes(numbers), ac.rows(call, slot), ac.columns(call, slot)
-    first, done = place.first + p * width, 0
-    if first + width <= place.past and ac.column_stride(call, slot) == item_bytes(numbers):
-        find_rows(slot, p, 0, place, queries, call, numbers)
-        done = whole_squares(0, columns, numbers)
-        put_into_rows(0, done, queries.rows, packed)
-    for r in range(first, min(first + width, place.past) if done < columns else first):
-        x = ac.matrix(numbers, call, slot, place.b, place.h + r // count)
-        for n in range(done, columns):
-            x[r % count, n] = packed[n * width + r - first]
+    first, turned, done = place.first + p * width, 0, 0
+    past = min(first + width, place.past)
+    if ac.column_stride(call, slot) == item_bytes(numbers):
+        turned, done = (past - first) // (width // 2) * (width // 2), whole_squares(0, columns, numbers)
+        if turned > 0:
+            find_rows(slot, p, 0, place, queries, call, numbers)
+            put_into_rows(0, done, queries.rows, packed, turned)
+    for r in range(first, past):
+        start = done if r - first < turned else 0
+        if start < columns:
+            x = ac.matrix(numbers, call, slot, place.b, place.h + r // count)
+            for n in range(start, columns):
+                x[r % count, n] = packed[n * width + r - first]
 
 
 def score_panel(
@@ -182,10 +192,14 @@ def score_panel(
 
 def find_rows(slot: int, p: int, start: int, place: Any, queries: Any, call: Any, like: Any) -> None:
     """Where the rows of a panel begin at key `start`, in `queries.rows`; empty lanes get the last one."""
-    width, count = lanes(like), ac.rows(call, ac.Q)
-    for w in range(width):
-        r = min(place.first + p * width + w, place.past - 1)
-        queries.rows[w] = ac.address_of(call, slot, place.b, place.h + r // count, r % count, start)
+    count, r = ac.rows(call, ac.Q), place.first + p * lanes(like)
+    h, i = place.h + r // count, r % count
+    for w in range(lanes(like)):
+        queries.rows[w] = ac.address_of(call, slot, place.b, h, i, start)
+        if r < place.past - 1:
+            r, i = r + 1, i + 1
+            if i == count:
+                h, i = h + 1, 0
 
 
 def add_bias(

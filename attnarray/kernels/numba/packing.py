@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,15 +21,37 @@ from attnarray.kernels.numba.turning import interleave
 
 
 @intrinsic
-def copy_group(_context: Any, source: Any, packed: Any) -> Any:
+def copy_tile(_context: Any, source: Any, packed: Any) -> Any:
     """M neighbouring numbers."""
+    return types.void(source, packed), _copy(1)
+
+
+@intrinsic
+def copy_third(_context: Any, source: Any, packed: Any) -> Any:
+    """M / 3 neighbouring numbers."""
+    return types.void(source, packed), _copy(3)
+
+
+@intrinsic
+def clear_tile(_context: Any, packed: Any) -> Any:
+    """M zeros."""
 
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
         vector = ir.VectorType(context.get_value_type(packed.dtype), TILES[packed.dtype.bitwidth][1])
+        store(builder, ir.Constant(vector, [0.0] * vector.count), arguments[0])
+        return context.get_dummy_value()
+
+    return types.void(packed), emit
+
+
+def _copy(parts: int) -> Callable[..., ir.Value]:
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
+        dtype = signature.args[1].dtype
+        vector = ir.VectorType(context.get_value_type(dtype), TILES[dtype.bitwidth][1] // parts)
         store(builder, load(builder, arguments[0], vector), arguments[1])
         return context.get_dummy_value()
 
-    return types.void(source, packed), emit
+    return emit
 
 
 def lies_in_rows(x: Any) -> Any:
@@ -38,14 +60,13 @@ def lies_in_rows(x: Any) -> Any:
 
 
 def pack_rows(x: Any, first: int, past: int, packed: Any) -> None:
-    """Rows [first, past) in groups of M, as (groups, N, M): the A of a product over N. Rows are filled up with 0."""
+    """Rows [first, past) in groups of M, as (groups, N, M): the A of a product over N. The last group is filled up."""
     tile, columns, half = tile_rows(packed), x.shape[1], lanes(packed) // 2
-    turned = columns // half * half if lies_in_rows(x) else 0
+    done = columns // half * half if lies_in_rows(x) else 0
     for start in range(first, past, tile):
         group, count = ahead(packed, (start - first) * columns), min(tile, past - start)
-        done = turned if count == tile else 0
         if done:
-            interleave(done, row_of(x, start), x.strides[0] // x.itemsize, group)
+            interleave(done, row_of(x, start), x.strides[0] // x.itemsize, count, group)
         for n in range(done, columns):
             for m in range(tile):
                 group[n * tile + m] = x[start + m, n] if m < count else 0
@@ -54,14 +75,23 @@ def pack_rows(x: Any, first: int, past: int, packed: Any) -> None:
 def pack_columns(x: Any, first: int, past: int, packed: Any) -> None:
     """Rows [first, past) with columns in groups of M, as (groups, rows, M): the A of a product over the rows."""
     tile, columns, rows = tile_rows(packed), x.shape[1], past - first
-    whole = columns // tile if lies_in_rows(x) else 0
+    whole, third, dense = columns // tile * tile, tile // 3, lies_in_rows(x)
     for row in range(rows):
-        for group in range(whole):
-            copy_group(ahead(row_of(x, first + row), group * tile), ahead(packed, (group * rows + row) * tile))
-        for group in range(whole, (columns + tile - 1) // tile):
-            at, rest = (group * rows + row) * tile, columns - group * tile
-            for m in range(tile):
-                packed[at + m] = x[first + row, group * tile + m] if m < rest else 0
+        source, at = row_of(x, first + row), ahead(packed, row * tile)
+        for n in range(0, whole, tile):
+            if dense:
+                copy_tile(ahead(source, n), ahead(at, n * rows))
+            else:
+                for m in range(tile):
+                    at[n * rows + m] = x[first + row, n + m]
+        if whole < columns:
+            group, n = ahead(at, whole * rows), whole
+            clear_tile(group)
+            while dense and n + third <= columns:
+                copy_third(ahead(source, n), ahead(group, n - whole))
+                n += third
+            for m in range(n, columns):
+                group[m - whole] = x[first + row, m]
 
 
 def pack_row(x: Any, row: int, factor: Any, packed: Any) -> None:

@@ -178,11 +178,16 @@ def splat(builder: ir.IRBuilder, value: ir.Value, vector: ir.VectorType) -> ir.V
 
 def combined(builder: ir.IRBuilder, value: ir.Value, combine: Callable[[Lanes, Lanes], Lanes]) -> ir.Value:
     """All lanes in one number, halves first: always in the same order."""
+    return builder.extract_element(halved(builder, value, 1, combine), ir.IntType(32)(0))
+
+
+def halved(builder: ir.IRBuilder, value: ir.Value, least: int, combine: Callable[[Lanes, Lanes], Lanes]) -> ir.Value:
+    """The upper half of the lanes combined with the lower one, until `least` lanes are left."""
     count = value.type.count
-    while count > 1:
+    while count > least:
         count //= 2
         nothing, numbers = ir.Constant(value.type, ir.Undefined), ir.VectorType(ir.IntType(32), count)
         orders = [ir.Constant(numbers, list(range(first, first + count))) for first in (0, count)]
         low, high = (Lanes(builder, builder.shuffle_vector(value, nothing, order)) for order in orders)
         value = combine(low, high).value
-    return builder.extract_element(value, ir.IntType(32)(0))
+    return value

@@ -14,7 +14,8 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 from attnarray.kernels.numba.lanes import TILES, Lanes, constant, multiply_add
-from attnarray.kernels.numba.panel import INDEX, combined, load, loop, splat, store
+from attnarray.kernels.numba.panel import INDEX, halved, load, loop, splat, store
+from attnarray.kernels.numba.turning import woven
 
 AT_ONCE = 8  # sums, so that none waits for the one before
 
@@ -52,8 +53,9 @@ def dot_rows(_context: Any, count: Any, n: Any, query: Any, rows: Any, apart: An
                 return [multiply_add(key, q, total).value for key, total in zip(keys, totals, strict=True)]
 
             sums = loop(builder, INDEX(0), builder.sdiv(n, INDEX(vector.count)), [zero] * AT_ONCE, add)
-            for number, total in zip(numbers, sums, strict=True):
-                builder.store(combined(builder, total, Lanes.__add__), builder.gep(place, [number]))
+            together = min(vector.count, AT_ONCE)
+            for m in range(0, AT_ONCE, together):
+                store(builder, _sums_of_each(builder, sums[m : m + together]), builder.gep(place, [numbers[m]]))
             return []
 
         loop(builder, INDEX(0), builder.sdiv(builder.add(last, INDEX(AT_ONCE)), INDEX(AT_ONCE)), [], some)
@@ -93,13 +95,24 @@ def add_weighted_rows(_context: Any, count: Any, n: Any, weights: Any, rows: Any
 
             return compute
 
-        wide = builder.sdiv(n, INDEX(AT_ONCE * vector.count))
-        loop(builder, INDEX(0), wide, [], columns(AT_ONCE))
-        done = builder.mul(wide, INDEX(AT_ONCE))
-        loop(builder, done, builder.sdiv(n, INDEX(vector.count)), [], columns(1))
+        done, whole = INDEX(0), builder.sdiv(n, INDEX(vector.count))
+        for vectors in (AT_ONCE, AT_ONCE // 2, 1):
+            past = builder.sdiv(whole, INDEX(vectors))
+            loop(builder, builder.sdiv(done, INDEX(vectors)), past, [], columns(vectors))
+            done = builder.mul(past, INDEX(vectors))
         return context.get_dummy_value()
 
     return signature, emit
+
+
+def _sums_of_each(builder: ir.IRBuilder, rows: Sequence[ir.Value]) -> ir.Value:
+    """One number for each row, the sum over its lanes: pairs of rows are woven and added until one is left."""
+    apart = 1
+    while len(rows) > 1:
+        pairs = zip(rows[::2], rows[1::2], strict=True)
+        rows = [builder.fadd(*woven(builder, x, y, apart)) for x, y in pairs]
+        apart *= 2
+    return halved(builder, rows[0], apart, Lanes.__add__)
 
 
 def _vector(context: Any, place: Any) -> ir.VectorType:
