@@ -103,6 +103,38 @@ def test_eight_python_threads_at_once(count: str, always_parallel: pytest.Monkey
                 assert_equal_results(found, other, 1e-5)  # float32
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="CPUs cannot be asked for here")
+def test_a_thread_leaves_a_busy_cpu_and_may_use_it_again_later() -> None:
+    def leave() -> tuple[set[int], list[int], set[int]]:
+        before, busy = os.sched_getaffinity(0), [threads._cpu()]
+        threads._elsewhere(busy, lambda: None)
+        return before, busy, os.sched_getaffinity(0)
+
+    with ThreadPoolExecutor(1) as pool:
+        before, busy, after = pool.submit(leave).result()
+    assert before == after
+    assert len(busy) == 2
+    if len(before) > 1 and busy[0] >= 0:
+        assert busy[0] != busy[1]
+
+
+def test_without_the_c_library_threads_run_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads.ctypes, "PyDLL", lambda _: object())
+    threads._cpu_function.cache_clear()
+    try:
+        assert threads._cpu() == -1
+        found: list[int] = []
+        threads.run_parts(found.append, [(1,), (2,), (3,)])
+        assert sorted(found) == [1, 2, 3]
+    finally:
+        threads._cpu_function.cache_clear()
+
+
+def test_an_error_in_a_thread_reaches_the_caller() -> None:
+    with pytest.raises(ZeroDivisionError):
+        threads.run_parts(lambda x: 1 / x, [(1,), (0,)])
+
+
 def test_use_kernels_in_one_thread_does_not_reach_another() -> None:
     x = np.ones((1, 1, 2, 3))
     with ThreadPoolExecutor(1) as pool, aa.use_kernels("reference"):

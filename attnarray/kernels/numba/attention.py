@@ -89,7 +89,7 @@ def attend_backward(
 
 def warmup(dtype: str) -> None:
     """Compile all kernels for one dtype."""
-    integers, numbers = np.zeros(ac.BATCHES, np.int64), np.zeros(3, dtype)
+    integers, numbers = np.zeros(ac.BATCHES, np.int64), np.zeros(4, dtype)
     integers[[ac.Q * ac.SLOT + 2, ac.K * ac.SLOT + 2]] = 1  # one head
     forward(0, 0, integers, numbers)
     backward(0, 0, integers, numbers)

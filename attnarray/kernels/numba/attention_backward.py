@@ -129,14 +129,14 @@ def prepare_chunk(place: Any, panels: int, queries: Any, kept: Any, call: Any, n
     clear(0, panels, 0, kept.delta)
     for p in range(panels):
         dout = ahead(kept.dout, p * wide * width)
-        pack_panel(ac.DOUT, p, 1.0, place, queries, dout, call, numbers)
-        pack_panel(ac.OUT, p, 1.0, place, queries, kept.out, call, numbers)
+        pack_panel(ac.DOUT, p, numbers[ac.ONE], place, queries, dout, call, numbers)
+        pack_panel(ac.OUT, p, numbers[ac.ONE], place, queries, kept.out, call, numbers)
         add_products_of(0, wide, p, dout, kept.out, kept.delta)
     for n in range(place.past - place.first):
         i, h = (place.first + n) % count, place.h + (place.first + n) // count
         query, dout = ac.matrix(numbers, call, ac.Q, place.b, h), ac.matrix(numbers, call, ac.DOUT, place.b, h)
         pack_row(query, i, numbers[ac.SCALE], ahead(kept.query_rows, n * depth_rows))
-        pack_row(dout, i, 1, ahead(kept.dout_rows, n * wide_rows))
+        pack_row(dout, i, numbers[ac.ONE], ahead(kept.dout_rows, n * wide_rows))
         lse = ac.matrix(numbers, call, ac.LSE, place.b, h)[i, 0]
         if ac.given(call, ac.DLSE):
             kept.delta[n] -= ac.matrix(numbers, call, ac.DLSE, place.b, h)[i, 0]

@@ -198,5 +198,5 @@ add_products, spoil_keys = (
     jit(add_products, fastmath=EXACT, inner=True),
     jit(spoil_keys, fastmath=EXACT, inner=True),
 )
-backward_panel = jit(backward_panel, fastmath=EXACT, inner=True)
+backward_panel = jit(backward_panel, fastmath=EXACT, inner=True, inline=True)
 backward_block = jit(backward_block, fastmath=EXACT, inner=True)

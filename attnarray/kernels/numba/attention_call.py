@@ -24,7 +24,7 @@ LEFT, RIGHT, FIRST_KEY, SEED_LOW, SEED_HIGH, THRESHOLD, DROPS, HIDES, KEYS_PER_T
 )
 BATCHES = RULES + 11  # then for each batch its offset and its number of keys
 # The numbers.
-SCALE, SOFTCAP, KEPT = range(3)
+SCALE, SOFTCAP, KEPT, ONE = range(4)
 UNBOUNDED = 2**40  # farther than any position
 
 TILE_BYTES, CHUNK_BYTES, LARGEST_TILE = 2**17, 2**20, 240
@@ -87,7 +87,7 @@ def call_of(scoring: Any, dtype: Any, q: Any, k: Any, v: Any, arrays: dict[int, 
     integers[HIDES] = scoring.hides()
     integers[BATCHES::2] = scoring.q_offset
     integers[BATCHES + 1 :: 2] = keys if scoring.kv_lengths is None else scoring.kv_lengths
-    numbers = np.array([scoring.scale, scoring.softcap or 0.0, kept], dtype)
+    numbers = np.array([scoring.scale, scoring.softcap or 0.0, kept, 1.0], dtype)
     sizes = Sizes(batch, heads, kv_heads, queries, keys, depth + wide, panels)
     return Call(integers, numbers, sizes, tuple(given.values()))
 

@@ -201,6 +201,6 @@ def finish(place: Any, panels: int, queries: Any, state: Any, call: Any, numbers
 
 
 start_state, finish = jit(start_state, fastmath=EXACT, inner=True), jit(finish, fastmath=EXACT, inner=True)
-forward_panel = jit(forward_panel, fastmath=EXACT, inner=True)
+forward_panel = jit(forward_panel, fastmath=EXACT, inner=True, inline=True)
 forward_chunk = jit(forward_chunk, fastmath=EXACT, inner=True, inline=True)
 forward = jit(forward, fastmath=EXACT)

@@ -5,11 +5,14 @@ Numba's own thread layers do not survive a fork (omp) or concurrent callers (wor
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
 import itertools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 _pool: ThreadPoolExecutor | None = None
 
@@ -41,10 +44,41 @@ def run_parts(kernel: Callable[..., Any], parts: Sequence[tuple[Any, ...]]) -> N
     if len(parts) == 1:
         kernel(*parts[0])
         return
-    others = [_shared_pool().submit(kernel, *part) for part in parts[1:]]
+    busy = [_cpu()]
+    others = [_shared_pool().submit(_elsewhere, busy, kernel, *part) for part in parts[1:]]
     kernel(*parts[0])
     for other in others:
         other.result()
+
+
+def _elsewhere(busy: list[int], kernel: Callable[..., Any], *part: Any) -> None:
+    """Call kernel(*part) on a CPU that is not among the `busy` ones, and add it to them.
+
+    Linux may wake a thread on the CPU that it was woken from and leave it there, so that one of the two waits although
+    another CPU is idle; most of all after another library's threads have moved ours. Affinity moves it at once.
+    """
+    if _cpu() in busy and hasattr(os, "sched_setaffinity"):
+        allowed = os.sched_getaffinity(0)
+        if allowed - set(busy):
+            with contextlib.suppress(OSError):  # where a sandbox forbids it
+                os.sched_setaffinity(0, allowed - set(busy))
+                os.sched_setaffinity(0, allowed)
+    busy.append(_cpu())
+    kernel(*part)
+
+
+@functools.cache
+def _cpu_function() -> Callable[[], int]:
+    """The C library's `sched_getcpu`; -1 where there is none."""
+    try:
+        return cast(Callable[[], int], ctypes.PyDLL(None).sched_getcpu)
+    except (AttributeError, OSError, TypeError):
+        return lambda: -1
+
+
+def _cpu() -> int:
+    """The number of the CPU that this thread runs on."""
+    return _cpu_function()()
 
 
 # Waking a thread takes about half as long as this many elements of masked softmax, one nanosecond each.
