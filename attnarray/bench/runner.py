@@ -37,12 +37,12 @@ class Setting:
     seed: int = 0
     clock: Clock = field(default_factory=HostClock)
     ceilings: Ceilings = UNBOUNDED
-    settle: float = 0.0  # seconds of rest before a sample
+    settle: float = 0.0  # seconds before a sample, see `_settle`
     memory: Callable[[Callable[[], Any], str], int | None] = peak_extra_bytes
 
 
 # Cores that have gone to sleep in the rest take up to two milliseconds to wake, unless a library keeps its threads
-# spinning. A sample shorter than so many seconds is taken right after a call that does not count.
+# spinning. A sample shorter than so many seconds is taken right after calls that do not count.
 COLD_START_MATTERS = 0.05
 
 
@@ -167,15 +167,27 @@ def _time(entrants: Sequence[Entrant], setting: Setting) -> list[tuple[Entrant, 
             if n >= entrant.rounds:
                 continue
             try:
-                time.sleep(setting.settle)
                 with entrant.call.scope():
-                    if entrant.seconds < COLD_START_MATTERS:
-                        entrant.call.run()
+                    _settle(entrant, setting.settle)
                     entrant.samples.append(setting.clock.sample(entrant.call.run, entrant.repeats))
             except Exception as error:
                 active.remove(entrant)
                 failed.append((entrant, _raised(error)))
     return failed
+
+
+def _settle(entrant: Entrant, seconds: float) -> None:
+    """Give the threads of the peer before so long to stop waiting for work: in calls that do not count, at least one.
+
+    They keep the cores awake, too. Before a long sample, where neither matters much, there is a rest instead.
+    """
+    if entrant.seconds >= COLD_START_MATTERS:
+        time.sleep(seconds)
+        return
+    start = time.perf_counter()
+    entrant.call.run()
+    while time.perf_counter() - start < seconds:
+        entrant.call.run()
 
 
 def _figures(entrant: Entrant, baseline: Entrant | None) -> Row:
