@@ -20,7 +20,7 @@ from kernel_calls import DTYPES, KINDS, Sizes, assert_equal, call_of, checks, in
 from llvmlite.binding import get_host_cpu_features
 from test_kernel_safety import MACHINE, ROOT, python
 
-from attnarray.kernels.numba import attention, attention_backward, attention_forward, lanes, threads
+from attnarray.kernels.numba import attention, attention_backward, attention_forward, lanes, team, threads
 from attnarray.kernels.numba import attention_call as ac
 from attnarray.kernels.numba.jit import EXACT, OPTIONS
 
@@ -43,7 +43,6 @@ def use_threads(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
 
         monkeypatch.setattr(attention, "run_parts", counted)
         monkeypatch.setattr(threads, "MIN_WORK_PER_THREAD", 1)
-        monkeypatch.setattr(threads, "_pool", None)
         monkeypatch.setenv("ATTNARRAY_NUM_THREADS", str(count))
         return parts
 
@@ -100,11 +99,10 @@ def test_no_two_threads_write_to_the_same_gradient(
 
 def test_eight_python_threads_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATTNARRAY_NUM_THREADS", "3")
-    monkeypatch.setattr(threads, "_pool", None)
     with ThreadPoolExecutor(8) as pool:
         for done in [pool.submit(check) for check in 4 * checks()]:
             done.result()
-    assert threads._pool is not None
+    assert team._idle
 
 
 WITH_TESTS = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"

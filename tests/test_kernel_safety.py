@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from fork_template import forking
 from llvmlite.binding import get_host_cpu_features
 
 import attnarray as aa
-from attnarray.kernels.numba import masked_softmax, threads
+from attnarray.kernels.numba import masked_softmax, team, threads
 from attnarray.kernels.numba.jit import OPTIONS
 
 ROOT = Path(__file__).parents[1]
@@ -39,7 +40,6 @@ def call(seed: int = 0, dtype: str = "float32") -> dict:
 def always_parallel(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Even the smallest call is split over threads."""
     monkeypatch.setattr(threads, "MIN_WORK_PER_THREAD", 1)
-    monkeypatch.setattr(threads, "_pool", None)
     return monkeypatch
 
 
@@ -48,10 +48,10 @@ def test_the_number_of_threads_does_not_matter(always_parallel: pytest.MonkeyPat
     results = []
     for count in (1, 2, 5):
         always_parallel.setenv("ATTNARRAY_NUM_THREADS", str(count))
-        always_parallel.setattr(threads, "_pool", None)
+        team._idle.clear()
         assert threads.thread_count() == count
         results.append(run(call()))
-        assert (threads._pool is None) == (count == 1)
+        assert (not team._idle) == (count == 1)
     summed_by_each = ("key", "value", "bias", "sinks")  # and then over the threads
     for other in results[1:]:
         for name, array in results[0].items():
@@ -105,34 +105,62 @@ def test_eight_python_threads_at_once(count: str, always_parallel: pytest.Monkey
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="CPUs cannot be asked for here")
 def test_a_thread_leaves_a_busy_cpu_and_may_use_it_again_later() -> None:
-    def leave() -> tuple[set[int], list[int], set[int]]:
-        before, busy = os.sched_getaffinity(0), [threads._cpu()]
-        threads._elsewhere(busy, lambda: None)
-        return before, busy, os.sched_getaffinity(0)
+    def leave() -> tuple[set[int], int, int, set[int]]:
+        before, first = os.sched_getaffinity(0), team.cpu()
+        team.leave([first])
+        return before, first, team.cpu(), os.sched_getaffinity(0)
 
     with ThreadPoolExecutor(1) as pool:
-        before, busy, after = pool.submit(leave).result()
+        before, first, second, after = pool.submit(leave).result()
     assert before == after
-    assert len(busy) == 2
-    if len(before) > 1 and busy[0] >= 0:
-        assert busy[0] != busy[1]
+    if len(before) > 1 and first >= 0:
+        assert first != second
 
 
 def test_without_the_c_library_threads_run_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads.ctypes, "PyDLL", lambda _: object())
-    threads._cpu_function.cache_clear()
+    monkeypatch.setattr(team.ctypes, "PyDLL", lambda _: object())
+    team._cpu_function.cache_clear()
     try:
-        assert threads._cpu() == -1
+        assert team.cpu() == -1
         found: list[int] = []
         threads.run_parts(found.append, [(1,), (2,), (3,)])
         assert sorted(found) == [1, 2, 3]
     finally:
-        threads._cpu_function.cache_clear()
+        team._cpu_function.cache_clear()
 
 
-def test_an_error_in_a_thread_reaches_the_caller() -> None:
-    with pytest.raises(ZeroDivisionError):
-        threads.run_parts(lambda x: 1 / x, [(1,), (0,)])
+@pytest.mark.parametrize("awake", [0.0, 1e-4])
+def test_threads_take_task_after_task_awake_or_asleep(awake: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(team, "AWAKE", awake)
+    found: list[tuple[int, int]] = []
+    for n in range(200):
+        pause = 0.002 if n % 50 == 0 else 0.0
+        threads.run_parts(lambda rest, *part: (time.sleep(rest), found.append(part)), [(pause, n, k) for k in range(3)])
+        time.sleep(pause)
+        assert sorted(found[-3:]) == [(n, 0), (n, 1), (n, 2)]
+
+
+def test_no_thread_is_made_where_one_is_idle() -> None:
+    team._idle.clear()
+    for _ in range(5):
+        threads.run_parts(int, [(0,)] * 3)
+    assert [len(each) for each in team._idle] == [2]
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 2])
+def test_an_error_in_any_part_reaches_the_caller_when_all_are_done(wrong: int) -> None:
+    done: list[int] = []
+
+    def part(n: int) -> None:
+        time.sleep(0.01 * (n != wrong))
+        done.append(1 // (n != wrong))
+
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            threads.run_parts(part, [(0,), (1,), (2,)])
+    assert len(done) == 4
+    threads.run_parts(done.append, [(7,), (8,)])
+    assert sorted(done[4:]) == [7, 8]
 
 
 def test_use_kernels_in_one_thread_does_not_reach_another() -> None:

@@ -150,7 +150,6 @@ def test_bits_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyP
     expected = run(given, 4, Scoring(0.7, right=30))
     for count in ("2", "3", "5"):
         monkeypatch.setenv("ATTNARRAY_NUM_THREADS", count)
-        monkeypatch.setattr(threads, "_pool", None)
         for found, same in zip(run(given, 4, Scoring(0.7, right=30)), expected, strict=True):
             np.testing.assert_array_equal(found, same)
 

@@ -125,12 +125,10 @@ def test_every_result_is_written_and_nothing_around_it(name: str, monkeypatch: p
 
 def test_the_number_of_threads_does_not_matter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = [in_dtype(call, "float32") for shape in ((3, 17, 4), (130, 63)) for call in calls_of(name, shape)]
-    monkeypatch.setattr(threads, "_pool", None)
     monkeypatch.setattr(threads, "MIN_WORK_PER_THREAD", 1)
     results = []
     for count in (1, 2, 5):
         monkeypatch.setenv("ATTNARRAY_NUM_THREADS", str(count))
-        monkeypatch.setattr(threads, "_pool", None)
         results.append([kernel(name, arguments) for arguments in calls])
     for others in results[1:]:
         for expected, found in zip(results[0], others, strict=True):

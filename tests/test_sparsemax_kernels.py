@@ -158,7 +158,6 @@ def test_the_number_of_threads_does_not_matter(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(threads, "MIN_WORK_PER_THREAD", 1)
     for count in (1, 2, 5):
         monkeypatch.setenv("ATTNARRAY_NUM_THREADS", str(count))
-        monkeypatch.setattr(threads, "_pool", None)
         np.testing.assert_array_equal(row_selection.top_k_indices(x, 7), expected)
 
 

@@ -96,6 +96,7 @@ def warmup(dtype: str) -> None:
     panel_work(integers, numbers, np.zeros(0, np.int64))
     decode(0, 1, 0, integers, numbers, np.zeros((0, 1, 2), dtype))
     merge(integers, numbers, np.zeros((0, 1, 2), dtype))
+    run_parts(int, [(0,), (0,)])  # readies the threads, too
 
 
 class _Part:
