@@ -68,7 +68,7 @@ def attend_backward(
             arrays[ac.DLSE] = _in(dlse, real)[..., None]
         call = ac.call_of(scoring, real, _in(q, real), _in(k, real), _in(v, real), arrays, backward=True)
         plan = _planned(call, scoring, out.shape, BACKWARD)
-    spans = _spans(plan, call.integers)
+    spans = _spans(plan, call.integers, threads_for(plan.time, plan.panels))
     if len(spans) == 1 and scoring.bias is None and scoring.sinks is None:
         backward(*spans[0], call.integers, call.numbers)
         dbias = dsinks = None
@@ -157,6 +157,7 @@ class _Plan(NamedTuple):
     partials: tuple[int, int, int]  # the shape of the results of blocks of keys
     panels: int
     time: float  # nanoseconds of one thread, about, where no key is hidden
+    spans: dict[int, list[tuple[int, int]]]  # by the number of threads, as far as they were needed
 
 
 def _known(
@@ -201,7 +202,7 @@ def _planned(call: ac.Call, scoring: Any, out: tuple[int, ...], passes: float) -
         time = read * max(rows / 2, 1.0) / BYTES_PER_NANOSECOND
     else:
         time = 2.0 * passes * features * batch * heads * queries * keys / FLOPS_PER_NANOSECOND
-    return _Plan(call, out, decodes, partials, batch * kv_heads * panels, time)
+    return _Plan(call, out, decodes, partials, batch * kv_heads * panels, time, {})
 
 
 def _run_forward(plan: _Plan, integers: Any) -> None:
@@ -212,18 +213,23 @@ def _run_forward(plan: _Plan, integers: Any) -> None:
         threads = threads_for(plan.time, units)
         run_parts(decode, [(n, threads, units, integers, numbers, partials) for n in range(threads)])  # in turn
         merge(integers, numbers, partials)
-    elif threads_for(plan.time, plan.panels) == 1:
+    elif (threads := threads_for(plan.time, plan.panels)) == 1:
         forward(0, plan.panels, integers, numbers)
     else:
-        run_parts(forward, [(*span, integers, numbers) for span in _spans(plan, integers)])
+        run_parts(forward, [(*span, integers, numbers) for span in _spans(plan, integers, threads)])
 
 
-def _spans(plan: _Plan, integers: Any) -> list[tuple[int, int]]:
+def _spans(plan: _Plan, integers: Any, threads: int) -> list[tuple[int, int]]:
     """The panels of all heads in spans of about equal work, one for each thread that is worth it."""
-    panels = plan.panels
-    if threads_for(plan.time, panels) == 1:
-        return [(0, panels)]
-    sizes = plan.call.sizes
+    if threads == 1:
+        return [(0, plan.panels)]
+    if threads not in plan.spans:
+        plan.spans[threads] = _equal_spans(plan, integers)
+    return plan.spans[threads]
+
+
+def _equal_spans(plan: _Plan, integers: Any) -> list[tuple[int, int]]:
+    panels, sizes = plan.panels, plan.call.sizes
     work = np.empty(panels, np.int64)
     panel_work(integers, plan.call.numbers, work)
     done = np.cumsum(work)

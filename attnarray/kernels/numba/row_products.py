@@ -37,7 +37,7 @@ def dot_rows(_context: Any, count: Any, n: Any, query: Any, rows: Any, apart: An
         count, n, query, rows, apart, place = arguments
         vector = _vector(context, dots)
         zero = ir.Constant(vector, [0.0] * vector.count)
-        last = builder.sub(count, INDEX(1))
+        last, blocks = builder.sub(count, INDEX(1)), builder.sdiv(n, INDEX(vector.count))
 
         def some(group: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
             first = builder.mul(group, INDEX(AT_ONCE))
@@ -45,14 +45,22 @@ def dot_rows(_context: Any, count: Any, n: Any, query: Any, rows: Any, apart: An
             inside = [builder.select(builder.icmp_signed("<", j, count), j, last) for j in numbers]
             starts = [builder.gep(rows, [builder.mul(j, apart)]) for j in inside]
 
-            def add(block: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
-                at = builder.mul(block, INDEX(vector.count))
-                q = Lanes(builder, load(builder, builder.gep(query, [at]), vector))
-                keys = [Lanes(builder, load(builder, builder.gep(start, [at]), vector)) for start in starts]
-                totals = [Lanes(builder, total) for total in sums]
-                return [multiply_add(key, q, total).value for key, total in zip(keys, totals, strict=True)]
+            def dot(start: ir.Value) -> ir.Value:
+                def add(block: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+                    added = []
+                    for m, total in enumerate(sums):
+                        number = builder.add(builder.mul(block, INDEX(len(sums))), INDEX(m))
+                        at = builder.mul(number, INDEX(vector.count))
+                        q, key = (Lanes(builder, load(builder, builder.gep(x, [at]), vector)) for x in (query, start))
+                        added.append(multiply_add(key, q, Lanes(builder, total)).value)
+                    return added
 
-            sums = loop(builder, INDEX(0), builder.sdiv(n, INDEX(vector.count)), [zero] * AT_ONCE, add)
+                four = loop(builder, INDEX(0), builder.sdiv(blocks, INDEX(4)), [zero] * 4, add)
+                done = builder.mul(builder.sdiv(blocks, INDEX(4)), INDEX(4))
+                rest = loop(builder, done, blocks, [four[0]], add)[0]
+                return builder.fadd(builder.fadd(rest, four[1]), builder.fadd(four[2], four[3]))
+
+            sums = [dot(start) for start in starts]  # row by row, as they lie in memory
             together = min(vector.count, AT_ONCE)
             for m in range(0, AT_ONCE, together):
                 store(builder, _sums_of_each(builder, sums[m : m + together]), builder.gep(place, [numbers[m]]))
