@@ -156,12 +156,21 @@ class Lanes:
         return Lanes(self.builder, self.builder.xor(self.value, other.value))
 
     def times_wide(self, factor: int) -> tuple[Lanes, Lanes]:
-        """The high and low words of the unsigned product of 32-bit lanes with a constant."""
-        wide = ir.VectorType(ir.IntType(64), self.value.type.count)
-        product = self.builder.mul(self.builder.zext(self.value, wide), ir.Constant(wide, [factor] * wide.count))
-        high = self.builder.lshr(product, ir.Constant(wide, [32] * wide.count))
-        words = (self.builder.trunc(part, self.value.type) for part in (high, product))
-        return Lanes(self.builder, next(words)), Lanes(self.builder, next(words))
+        """The high and low words of the unsigned product of 32-bit lanes with a constant.
+
+        CPUs multiply every other lane to a product of twice the width: first the even ones, then the odd ones.
+        """
+        count = self.value.type.count
+        wide = ir.VectorType(ir.IntType(64), count // 2)
+        word, shift, by = (ir.Constant(wide, [number] * wide.count) for number in (2**32 - 1, 32, factor))
+        pairs = self.builder.bitcast(self.value, wide)
+        even = self.builder.mul(self.builder.and_(pairs, word), by)
+        odd = self.builder.mul(self.builder.lshr(pairs, shift), by)
+        words = [self.builder.bitcast(product, self.value.type) for product in (even, odd)]
+        high, low = ([n // 2 * 2 + half + n % 2 * count for n in range(count)] for half in (1, 0))
+        orders = (ir.Constant(ir.VectorType(ir.IntType(32), count), order) for order in (high, low))
+        first, second = (Lanes(self.builder, self.builder.shuffle_vector(*words, order)) for order in orders)
+        return first, second
 
     def at_least_unsigned(self, other: Lanes) -> Lanes:
         return Lanes(self.builder, self.builder.icmp_unsigned(">=", self.value, other.value))
