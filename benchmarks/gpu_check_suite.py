@@ -1,4 +1,4 @@
-"""A stage of `gpu_check`: the test suite on CuPy."""
+"""Stages of `gpu_check`: the test suite and the examples on CuPy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from benchmarks.gpu_check import ROOT
 
 SECONDS = 130  # a little less than the stage has
 SHOWN = 10  # failures
-PROCESSES = 8  # that share the GPU
+PROCESSES = 12  # that share the GPU
+EXAMPLES = ("karate", "digits", "language_model", "text_classification", "translation")
+EXAMPLE_SECONDS = 55
 
 
 def suite() -> dict[str, Any]:
@@ -56,3 +60,41 @@ def found_in(report: str) -> dict[str, Any]:
         "skipped": skipped,
         "wrong": messages or ("" if passed else "no test ran"),
     }
+
+
+def examples(backend: str = "cupy", names: Sequence[str] = EXAMPLES) -> dict[str, Any]:
+    """The programs of docs/examples, their quick form, side by side: how many ended well, and what the others said."""
+    found: dict[str, Any] = {"passed": [], "wrong": [], "left out": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, done in zip(names, _run_examples(backend, names, folder), strict=True):
+            last = (done.stderr.strip().splitlines() or [""])[-1]
+            if done.returncode == 0:
+                found["passed"].append(name)
+            elif last.startswith("ModuleNotFoundError"):
+                found["left out"].append(f"{name}: {last}")
+            else:
+                found["wrong"].append(f"{name}: code {done.returncode}: {last[:300]}")
+    return found
+
+
+def _run_examples(backend: str, names: Sequence[str], folder: str) -> list[subprocess.CompletedProcess[str]]:
+    programs = [
+        [sys.executable, f"docs/examples/{name}.py", "--quick", "--backend", backend, "--output", f"{folder}/{name}"]
+        for name in names
+    ]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    running = [
+        subprocess.Popen(
+            program, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        for program in programs
+    ]
+    until, ended = time.monotonic() + EXAMPLE_SECONDS, []
+    for process in running:
+        try:
+            _, errors = process.communicate(timeout=max(until - time.monotonic(), 0.1))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            errors = f"{process.communicate()[1]}\nnot done after {EXAMPLE_SECONDS} seconds"
+        ended.append(subprocess.CompletedProcess(process.args, process.returncode, "", errors))
+    return ended

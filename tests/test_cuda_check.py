@@ -86,3 +86,14 @@ def test_the_suite_is_run_and_its_failures_are_named(tmp_path: Path, monkeypatch
     test.write_text("import time\nimport pytest\n@pytest.mark.gpu\ndef test_long(): time.sleep(60)\n")
     monkeypatch.setattr(gpu_check_suite, "SECONDS", 2)
     assert gpu_check_suite.suite()["wrong"].startswith("not done after 2 seconds")
+
+
+def test_examples_are_run_and_those_that_fail_are_named() -> None:
+    from benchmarks.gpu_check_suite import examples
+
+    pytest.importorskip("networkx")
+    found = examples("numpy", ["karate", "no_such_program"])
+    assert found["passed"] == ["karate"]
+    assert len(found["wrong"]) == 1
+    assert found["wrong"][0].startswith("no_such_program: code 2")
+    assert examples("no_such_library", ["karate"])["wrong"][0].startswith("karate: code 1")

@@ -19,6 +19,7 @@ from numba.extending import intrinsic
 from attnarray.kernels.numba.jit import EXACT, jit
 from attnarray.kernels.numba.lanes import TILES, Lanes, lanes, multiply_add, tile_rows
 from attnarray.kernels.numba.memory import ahead
+from attnarray.kernels.numba.packing import whole_lanes
 from attnarray.kernels.numba.panel import INDEX, load, loop, splat, store
 
 
@@ -104,8 +105,7 @@ def lane_product(blocks: int, apart: int, panels: Any, rows: Any, columns: int, 
 
     `rows` (blocks W, columns) and `total` (M, columns) have their columns filled up to a multiple of W.
     """
-    width = lanes(total)
-    step = (columns + width - 1) // width * width
+    width, step = lanes(total), whole_lanes(columns, total)
     for d in range(0, columns, width):
         tile_product_of_blocks(
             columns - d, blocks, apart, width * step, width, panels, width, 1, ahead(rows, d), step, ahead(total, d),
