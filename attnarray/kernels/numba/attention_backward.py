@@ -18,15 +18,12 @@ import numpy as np
 
 from attnarray.kernels.numba import attention_call as ac
 from attnarray.kernels.numba.attention_block import BLOCK, Block, Chunk, Seen, Tile, backward_block
+from attnarray.kernels.numba.attention_panels import clear, multiply, pack_panel, unpack_panel
 from attnarray.kernels.numba.attention_scores import (
     Queries,
-    clear,
-    multiply,
-    pack_panel,
     place_of,
     prepare_queries,
     seen_keys,
-    unpack_panel,
 )  # fmt: skip
 from attnarray.kernels.numba.jit import EXACT, jit
 from attnarray.kernels.numba.lanes import Lanes, lanes

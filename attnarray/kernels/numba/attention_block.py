@@ -9,7 +9,8 @@ import math
 from typing import Any, NamedTuple
 
 from attnarray.kernels.numba import attention_call as ac
-from attnarray.kernels.numba.attention_scores import HIGH, LOW, clear, dropout_factors, find_rows, score_panel
+from attnarray.kernels.numba.attention_panels import clear, find_rows
+from attnarray.kernels.numba.attention_scores import HIGH, LOW, dropout_factors, score_panel
 from attnarray.kernels.numba.jit import EXACT, jit
 from attnarray.kernels.numba.lanes import Lanes, exp, item_bytes, lanes, tile_rows, where
 from attnarray.kernels.numba.memory import ahead

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attnarray.kernels.numba import attention_call as ac
+from attnarray.kernels.numba.attention_panels import unpack_panel
 from attnarray.kernels.numba.attention_scores import (
     HIGH,
     LOW,
@@ -25,7 +26,6 @@ from attnarray.kernels.numba.attention_scores import (
     prepare_queries,
     score_panel,
     seen_keys,
-    unpack_panel,
 )  # fmt: skip
 from attnarray.kernels.numba.jit import EXACT, jit
 from attnarray.kernels.numba.lanes import Lanes, exp, lanes, log, maximum, tile_rows, where

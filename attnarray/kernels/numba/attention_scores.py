@@ -1,7 +1,6 @@
 """What forward and backward of tiled attention share: the queries of a chunk, and the scores of one panel of them.
 
-Lane w of panel p is row r = W p + w of the chunk; the G heads that share a head of keys are one matrix of G * T rows,
-of which row r is query r % T of head r // T. The scale is multiplied into the queries.
+Panels are those of attention_panels.py. The scale is multiplied into the queries.
 """
 
 from __future__ import annotations
@@ -12,13 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attnarray.kernels.numba import attention_call as ac
+from attnarray.kernels.numba.attention_panels import find_rows, pack_panel
 from attnarray.kernels.numba.jit import EXACT, jit
 from attnarray.kernels.numba.lanes import Lanes, item_bytes, lanes, tanh, tile_rows, where
 from attnarray.kernels.numba.memory import ahead, as_bytes, pointer
 from attnarray.kernels.numba.panel import Index, Lane, Row, Scalar, panel_pass
 from attnarray.kernels.numba.philox import draw_factors
 from attnarray.kernels.numba.product import packed_product
-from attnarray.kernels.numba.turning import add_turned, mask_turned, put_into_rows, take_turned, whole_squares
+from attnarray.kernels.numba.turning import add_turned, mask_turned, whole_squares
 
 LOW, HIGH, FULL_LOW, FULL_HIGH = range(4)
 
@@ -76,16 +76,6 @@ def cap(scores: Row, slope: Row, bound: Scalar) -> dict[str, Lanes]:
     return {"scores": capped * bound, "slope": slope}
 
 
-@panel_pass
-def clear(numbers: Row) -> dict[str, Lanes]:
-    return {"numbers": numbers.constant(0.0)}
-
-
-@panel_pass
-def multiply(numbers: Row, factor: Scalar) -> dict[str, Lanes]:
-    return {"numbers": numbers * factor}
-
-
 def visible_keys(call: Any, b: int, i: int) -> Any:
     """The keys [begin, end) that causal, window and lengths leave to query i."""
     position, keys = i + ac.offset(call, b), ac.rows(call, ac.K)
@@ -135,41 +125,6 @@ def prepare_queries(place: Any, queries: Any, call: Any, numbers: Any) -> None:
         pack_panel(ac.Q, p, factor, place, queries, ahead(queries.packed, p * depth * width), call, numbers)
 
 
-def pack_panel(slot: int, p: int, factor: Any, place: Any, queries: Any, packed: Any, call: Any, numbers: Any) -> None:
-    """Rows of a slot times `factor` as the panel (N, W) of queries p; in lanes beyond the last row, anything."""
-    width, count, columns = lanes(numbers), ac.rows(call, slot), ac.columns(call, slot)
-    first, done = place.first + p * width, 0
-    if ac.column_stride(call, slot) == item_bytes(numbers):
-        find_rows(slot, p, 0, place, queries, call, numbers)
-        done = whole_squares(0, columns, numbers)
-        take_turned(0, done, queries.rows, packed)
-        multiply(0, done, 0, packed, factor)
-    if done < columns:
-        clear(done, columns, 0, packed)
-        for r in range(first, min(first + width, place.past)):
-            x = ac.matrix(numbers, call, slot, place.b, place.h + r // count)
-            for n in range(done, columns):
-                packed[n * width + r - first] = x[r % count, n] * factor
-
-
-def unpack_panel(slot: int, p: int, place: Any, queries: Any, packed: Any, call: Any, numbers: Any) -> None:
-    """The panel (N, W) of queries p as rows of a slot."""
-    width, count, columns = lanes(numbers), ac.rows(call, slot), ac.columns(call, slot)
-    first, turned, done = place.first + p * width, 0, 0
-    past = min(first + width, place.past)
-    if ac.column_stride(call, slot) == item_bytes(numbers):
-        turned, done = (past - first) // (width // 2) * (width // 2), whole_squares(0, columns, numbers)
-        if turned > 0:
-            find_rows(slot, p, 0, place, queries, call, numbers)
-            put_into_rows(0, done, queries.rows, packed, turned)
-    for r in range(first, past):
-        start = done if r - first < turned else 0
-        if start < columns:
-            x = ac.matrix(numbers, call, slot, place.b, place.h + r // count)
-            for n in range(start, columns):
-                x[r % count, n] = packed[n * width + r - first]
-
-
 def score_panel(
     p: int, start: int, first: int, past: int, place: Any, queries: Any, keys: Any, scores: Any, slope: Any, call: Any,
     numbers: Any,
@@ -188,18 +143,6 @@ def score_panel(
     bounds = ahead(queries.bounds, 4 * p)
     hide(first, min(bounds[FULL_LOW] - start, past), p, scores, start, queries.begin, queries.end)
     hide(max(bounds[FULL_HIGH] - start, first), past, p, scores, start, queries.begin, queries.end)
-
-
-def find_rows(slot: int, p: int, start: int, place: Any, queries: Any, call: Any, like: Any) -> None:
-    """Where the rows of a panel begin at key `start`, in `queries.rows`; empty lanes get the last one."""
-    count, r = ac.rows(call, ac.Q), place.first + p * lanes(like)
-    h, i = place.h + r // count, r % count
-    for w in range(lanes(like)):
-        queries.rows[w] = ac.address_of(call, slot, place.b, h, i, start)
-        if r < place.past - 1:
-            r, i = r + 1, i + 1
-            if i == count:
-                h, i = h + 1, 0
 
 
 def add_bias(
@@ -265,12 +208,7 @@ def dropout_factors(
 
 place_of, seen_keys = jit(place_of, inner=True), jit(seen_keys, inner=True)
 visible_keys, panel_work = jit(visible_keys, inner=True), jit(panel_work)
-pack_panel, unpack_panel = (
-    jit(pack_panel, fastmath=EXACT, inner=True),
-    jit(unpack_panel, fastmath=EXACT, inner=True),
-)
 prepare_queries = jit(prepare_queries, fastmath=EXACT, inner=True)
-find_rows = jit(find_rows, inner=True)
 add_bias, apply_mask = jit(add_bias, fastmath=EXACT, inner=True), jit(apply_mask, inner=True)
 dropout_factors, score_panel = (
     jit(dropout_factors, fastmath=EXACT, inner=True),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from attnarray.kernels.numba.attention_scores import clear
+from attnarray.kernels.numba.attention_panels import clear
 from attnarray.kernels.numba.jit import EXACT, jit
 from attnarray.kernels.numba.lanes import Lanes, lanes, multiply_add, tile_rows, where
 from attnarray.kernels.numba.memory import ahead, pointer, scratch
