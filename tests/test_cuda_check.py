@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -97,3 +98,19 @@ def test_examples_are_run_and_those_that_fail_are_named() -> None:
     assert len(found["wrong"]) == 1
     assert found["wrong"][0].startswith("no_such_program: code 2")
     assert examples("no_such_library", ["karate"])["wrong"][0].startswith("karate: code 1")
+
+
+def test_examples_that_all_lack_a_package_have_not_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import gpu_check_suite
+    from benchmarks.gpu_check import NotRunError
+
+    seen: list[str] = []
+
+    def lacking(backend: str, names: list[str], folder: str) -> list[subprocess.CompletedProcess[str]]:
+        seen.extend(names)
+        return [subprocess.CompletedProcess([], 1, "", "ModuleNotFoundError: No module named 'some'") for _ in names]
+
+    monkeypatch.setattr(gpu_check_suite, "_run_examples", lacking)
+    with pytest.raises(NotRunError, match="karate: ModuleNotFoundError"):
+        gpu_check_suite.examples()
+    assert seen == ["digits", "karate", "language_model", "text_classification", "translation"]

@@ -21,7 +21,7 @@ from attnarray.bench.runner import Setting, measure
 from attnarray.console import UsageError
 
 SECONDS = {False: 0.08, True: 1.5}  # of timing for each peer on a case of the quick and of the full set
-# Seconds before a sample, in which the threads of the peer before it stop waiting for work: GNU OpenMP's take 5 ms.
+# Seconds before a sample, in which the threads of the peer before it stop waiting for work, as GNU OpenMP's do.
 SETTLE = 1e-2
 DRIFT = 0.15  # by how much the matrix product may change until the end before it is said
 PICTURES = (".png", ".svg")

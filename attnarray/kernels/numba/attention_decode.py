@@ -19,7 +19,7 @@ from attnarray.kernels.numba.attention_scores import cap, visible_keys
 from attnarray.kernels.numba.jit import EXACT, jit
 from attnarray.kernels.numba.lanes import Lanes, lanes, where
 from attnarray.kernels.numba.memory import ahead, as_bytes, keep, pointer, row_of, scratch
-from attnarray.kernels.numba.packing import pack_row, remove_unfinite, spoil, whole_lanes
+from attnarray.kernels.numba.packing import lies_in_rows, pack_row, remove_unfinite, spoil, whole_lanes
 from attnarray.kernels.numba.panel import Lane, Row, Scalar, panel_pass
 from attnarray.kernels.numba.row_products import add_weighted_rows, dot_rows, row_lanes
 
@@ -128,9 +128,8 @@ def row_length(columns: int, place: Any) -> Any:
 
 def apart_in_place(x: Any, place: Any) -> Any:
     """How many elements the rows of a matrix lie apart if they can be read where they are, else -1."""
-    size = x.itemsize
-    if x.shape[1] % row_lanes(place) == 0 and x.strides[1] == size and x.strides[0] % size == 0 and x.strides[0] >= 0:
-        return x.strides[0] // size
+    if x.shape[1] % row_lanes(place) == 0 and lies_in_rows(x) and x.strides[0] >= 0:
+        return x.strides[0] // x.itemsize
     return -1
 
 

@@ -105,19 +105,16 @@ def prepare_queries(place: Any, queries: Any, call: Any, numbers: Any) -> None:
     for p in range(panels):
         bounds = ahead(queries.bounds, 4 * p)
         bounds[LOW], bounds[HIGH], bounds[FULL_LOW], bounds[FULL_HIGH] = ac.rows(call, ac.K), 0, 0, ac.rows(call, ac.K)
-    h, i, start = place.h + place.first // count, place.first % count, 0
-    while start < past:  # the rows of one head after the other
-        stop = min(start + count - i, past)
-        for n in range(start, stop):
-            begin, end = visible_keys(call, place.b, i)
-            queries.begin[n], queries.end[n] = begin, end
-            queries.position[n], queries.head[n] = i + ac.offset(call, place.b) + call[ac.FIRST_KEY], h
-            bounds = ahead(queries.bounds, 4 * (n // width))
-            bounds[FULL_LOW], bounds[FULL_HIGH] = max(bounds[FULL_LOW], begin), min(bounds[FULL_HIGH], end)
-            if begin < end:
-                bounds[LOW], bounds[HIGH] = min(bounds[LOW], begin), max(bounds[HIGH], end)
-            i += 1
-        start, h, i = stop, h + 1, 0
+    h, i = place.h + place.first // count, place.first % count
+    for n in range(past):
+        begin, end = visible_keys(call, place.b, i)
+        queries.begin[n], queries.end[n] = begin, end
+        queries.position[n], queries.head[n] = i + ac.offset(call, place.b) + call[ac.FIRST_KEY], h
+        bounds = ahead(queries.bounds, 4 * (n // width))
+        bounds[FULL_LOW], bounds[FULL_HIGH] = max(bounds[FULL_LOW], begin), min(bounds[FULL_HIGH], end)
+        if begin < end:
+            bounds[LOW], bounds[HIGH] = min(bounds[LOW], begin), max(bounds[HIGH], end)
+        h, i = (h, i + 1) if i + 1 < count else (h + 1, 0)
     for n in range(past, panels * width):
         queries.begin[n], queries.end[n], queries.position[n], queries.head[n] = 0, 0, 0, 0
         queries.bounds[4 * (panels - 1) + FULL_HIGH] = 0

@@ -10,8 +10,6 @@ from typing import Any
 import numba
 from llvmlite.binding import get_host_cpu_features, get_host_cpu_name
 
-from attnarray.kernels.numba.threads import thread_count
-
 # No `nnan` or `ninf`: masked scores are -inf, and NaN in what is not masked must come through.
 FASTMATH = frozenset({"contract", "reassoc", "nsz", "arcp", "afn"})
 
@@ -63,6 +61,8 @@ def vector_unit() -> str:
 
 def facts() -> dict[str, Any]:
     """Threads, vector unit and cache folder, for `attnarray info`."""
+    from attnarray.kernels.numba.threads import thread_count  # which needs `jit` itself
+
     compiled = jit(facts)
     folder = compiled.stats.cache_path
     return {

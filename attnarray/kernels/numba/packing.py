@@ -76,22 +76,17 @@ def pack_columns(x: Any, first: int, past: int, packed: Any) -> None:
     """Rows [first, past) with columns in groups of M, as (groups, rows, M): the A of a product over the rows."""
     tile, columns, rows = tile_rows(packed), x.shape[1], past - first
     whole, third, dense = columns // tile * tile, tile // 3, lies_in_rows(x)
+    done = whole + (columns - whole) // third * third if dense else 0
     for row in range(rows):
         source, at = row_of(x, first + row), ahead(packed, row * tile)
-        for n in range(0, whole, tile):
-            if dense:
-                copy_tile(ahead(source, n), ahead(at, n * rows))
-            else:
-                for m in range(tile):
-                    at[n * rows + m] = x[first + row, n + m]
         if whole < columns:
-            group, n = ahead(at, whole * rows), whole
-            clear_tile(group)
-            while dense and n + third <= columns:
-                copy_third(ahead(source, n), ahead(group, n - whole))
-                n += third
-            for m in range(n, columns):
-                group[m - whole] = x[first + row, m]
+            clear_tile(ahead(at, whole * rows))
+        for n in range(0, whole if dense else 0, tile):
+            copy_tile(ahead(source, n), ahead(at, n * rows))
+        for n in range(whole, done, third):
+            copy_third(ahead(source, n), ahead(at, whole * rows + n - whole))
+        for n in range(done, columns):
+            at[n // tile * tile * rows + n % tile] = x[first + row, n]
 
 
 def pack_row(x: Any, row: int, factor: Any, packed: Any) -> None:

@@ -1,6 +1,6 @@
 """Threads that run parts of a kernel beside their caller: they wait awake for a moment, and then asleep.
 
-To wake a sleeping thread takes some 50 microseconds, and so does the way back to a caller who sleeps meanwhile: as much
+To wake a sleeping thread takes tens of microseconds, and so does the way back to a caller who sleeps meanwhile: as much
 as a small kernel. So both first look at a counter again and again, for about as long as waking takes, without the
 interpreter's lock. Numba's own thread layers do not survive a fork (omp) or concurrent callers (workqueue); these
 threads are plain ones, and each caller has a team of its own.

@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from attnarray.kernels.numba.team import run_beside
+
 
 def thread_count() -> int:
     """ATTNARRAY_NUM_THREADS, else OMP_NUM_THREADS, else the CPUs that this process may use."""
@@ -35,8 +37,6 @@ def run_parts(kernel: Callable[..., Any], parts: Sequence[tuple[Any, ...]]) -> N
     if len(parts) == 1:
         kernel(*parts[0])
         return
-    from attnarray.kernels.numba.team import run_beside
-
     run_beside(kernel, parts)
 
 
