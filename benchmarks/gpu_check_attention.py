@@ -9,10 +9,12 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
+from unittest import mock
 
 from attnarray.attention.scoring import Scoring
 from attnarray.kernels.cuda import attention as kernels
 from attnarray.kernels.cuda import loader
+from attnarray.kernels.cuda.attention_plan import HOPPER
 from benchmarks.gpu_check import ROOT
 from benchmarks.gpu_check_machine import AHEAD, copy_bandwidth, milliseconds, products_per_second
 
@@ -34,16 +36,24 @@ def attention() -> dict[str, Any]:
 def _share_of_cases(first: int, workers: int) -> tuple[int, list[str]]:
     sys.path.insert(0, str(ROOT / "tests"))
     from kernel_calls import in_dtype
-    from tensor_core_calls import all_calls, faults, run, truth_of
+    from tensor_core_calls import all_calls, faults, run, truth_of, warpgroup_calls
 
     cupy, wrong, cases = loader.cupy(), [], 0
-    for name, dtype, call in list(all_calls())[first::workers]:
+    calls = [("", *call) for call in all_calls()]
+    if has_warpgroups():
+        calls += [("1", f"warpgroups {n}", *call) for n, call in enumerate(warpgroup_calls())]
+    for warpgroups, name, dtype, call in calls[first::workers]:
         rounded = in_dtype(call, dtype)
-        found, again = (run(rounded, cupy.asarray, cupy.asnumpy) for _ in range(2))
+        with mock.patch.dict(os.environ, ATTNARRAY_WARPGROUPS=warpgroups):
+            found, again = (run(rounded, cupy.asarray, cupy.asnumpy) for _ in range(2))
         cases += 1
         wrong += [f"{name} {dtype}: {fault}" for fault in faults(found, truth_of(rounded), rounded, dtype)]
         wrong += [f"{name} {dtype}: {n} has other bits" for n in found if found[n].tobytes() != again[n].tobytes()]
     return cases, wrong
+
+
+def has_warpgroups() -> bool:
+    return loader.capability_of(int(loader.cupy().cuda.runtime.getDevice())) == HOPPER
 
 
 class Shape(NamedTuple):
@@ -106,6 +116,8 @@ def attention_speed() -> dict[str, Any]:
     rates = {dtype: products_per_second(dtype) for dtype in ("bfloat16", "float32")}
     for shape in shapes():
         runs = {"ours": _ours(shape), **{name: make(shape) for name, make in peers.items()}}
+        if shape.dtype == "bfloat16" and shape.queries > 1 and not shape.bias and has_warpgroups():
+            runs["warpgroups"] = {way: by_warpgroups(run) for way, run in _ours(shape).items()}
         row: dict[str, Any] = {"case": shape.name, "dtype": shape.dtype}
         for way, products in (("forward", FORWARD), ("both", FORWARD + BACKWARD)):
             if way == "both" and not shape.backward:
@@ -128,6 +140,14 @@ def time_or_reason(run: Callable[[], Any]) -> Any:
         return milliseconds(run, 7, AHEAD)
     except Exception as error:
         return f"{type(error).__name__}: {str(error)[:100]}"
+
+
+def by_warpgroups(run: Callable[[], Any]) -> Callable[[], Any]:
+    def changed() -> Any:
+        with mock.patch.dict(os.environ, ATTNARRAY_WARPGROUPS="1"):
+            return run()
+
+    return changed
 
 
 def _ours(shape: Shape) -> dict[str, Callable[[], Any]]:

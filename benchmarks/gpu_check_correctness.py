@@ -8,13 +8,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import chain, product
 from typing import Any
 
 import numpy as np
 
 from attnarray.kernels import Declined
 from attnarray.kernels.cuda import cache, loader, nvrtc
+from attnarray.kernels.cuda.attention_plan import HOPPER
 from attnarray.kernels.cuda.grid import Grid
 from attnarray.kernels.table import KERNELS
 from benchmarks.gpu_check import ROOT, NotRunError
@@ -83,20 +84,19 @@ def calibration() -> dict[str, Any]:
         raise NotRunError(building.UNAVAILABLE)
     device = int(loader.cupy().cuda.runtime.getDevice())
     compiler, capability = nvrtc.find(), loader.capability_of(device)
-    architecture = nvrtc.target(capability, compiler.architectures if compiler else ())
+    target = nvrtc.target(capability, compiler.architectures if compiler else ())
+    files = {"calibration.cu": (target, _calibration_calls)}
+    if capability == HOPPER:
+        files["calibration_warpgroup.cu"] = (f"{target}a", _warpgroup_calls)
+    headers = {name: cache.source_of(name) for name in ("primitives.cuh", "matrix.cuh", "warpgroup.cuh")}
     wrong, compared = [], 0
-    for kind in ("float16", "bfloat16"):
-        text, headers = (
-            (building.HERE / "calibration.cu").read_text(),
-            {"primitives.cuh": cache.source_of("primitives.cuh")},
-        )
-        image = nvrtc.compile_source(
-            text, "calibration.cu", headers, (*loader.OPTIONS, f"-DStored={kind}"), architecture
-        )
+    for kind, (file, (architecture, calls)) in product(("float16", "bfloat16"), files.items()):
+        text = (building.HERE / file).read_text()
+        image = nvrtc.compile_source(text, file, headers, (*loader.OPTIONS, f"-DStored={kind}"), architecture)
         name = cache.key(text, headers, (kind,), architecture, compiler and compiler.version)
         module = loader.cupy().RawModule(path=str(cache.entry(name, lambda image=image: image.image)))
-        emulated = building.library(building.unit("calibration.cu", [kind]))
-        for kernel, grid, values in _calibration_calls(kind, capability):
+        emulated = building.library(building.unit(file, [kind], ["CALIBRATION=1"]))
+        for kernel, grid, values in calls(kind, capability):
             expected = [value.copy() if isinstance(value, np.ndarray) else value for value in values]
             building.run(getattr(emulated, f"{kernel}_{kind}"), grid, expected)
             found = _on_the_gpu(module.get_function(kernel), grid, values)
@@ -111,8 +111,7 @@ def _calibration_calls(kind: str, capability: int) -> Iterator[tuple[str, Grid, 
     rng, warp, two = np.random.default_rng(0), Grid((1, 1, 1), (32, 1, 1), 1024), Grid((1, 1, 1), (64, 1, 1), 1024)
 
     def short(*shape: int) -> np.ndarray:
-        whole = rng.integers(-8, 9, shape).astype(np.float32)
-        return whole.astype(np.float16) if kind == "float16" else (whole.view(np.uint32) >> 16).astype(np.uint16)
+        return _short(rng, kind, shape)
 
     def long(*shape: int) -> np.ndarray:
         return rng.integers(-8, 9, shape).astype(np.float32).view(np.uint32)
@@ -128,6 +127,19 @@ def _calibration_calls(kind: str, capability: int) -> Iterator[tuple[str, Grid, 
     yield "shuffled", warp, [2.0 ** np.arange(32, dtype=np.float32), np.zeros(1024, np.float32)]
     if capability >= 90:
         yield "engine", two, [rng.standard_normal(384).astype(np.float32), np.zeros(384, np.float32)]
+
+
+def _short(rng: np.random.Generator, kind: str, shape: tuple[int, ...]) -> np.ndarray:
+    whole = rng.integers(-8, 9, shape).astype(np.float32)
+    return whole.astype(np.float16) if kind == "float16" else (whole.view(np.uint32) >> 16).astype(np.uint16)
+
+
+def _warpgroup_calls(kind: str, _capability: int) -> Iterator[tuple[str, Grid, list[Any]]]:
+    rng = np.random.default_rng(0)
+    for keys, dim in ((64, 128), (128, 64), (128, 128)):
+        arrays = [_short(rng, kind, (rows, dim)) for rows in (64, keys)]
+        sums = [np.zeros((64, columns), np.float32) for columns in (keys, dim)]
+        yield f"grouped_{keys}_by_{dim}", Grid((1, 1, 1), (128, 1, 1), 2 * dim * (64 + keys)), [*arrays, *sums]
 
 
 def _on_the_gpu(function: Any, grid: Grid, values: list[Any]) -> list[Any]:

@@ -102,6 +102,20 @@ def all_calls() -> Iterator[tuple[str, str, Call]]:
         yield name, DTYPES[n % 3], call
 
 
+def warpgroup_calls() -> list[tuple[str, Call]]:
+    """Dtype and call: plain ones that kernels by warpgroups take."""
+    calls: list[tuple[str, Sizes, Call]] = [
+        ("bfloat16", Sizes(128, 128, 64, 64, 1, 1, 1), {}),
+        ("float16", Sizes(200, 333, 64, 64, 1, 2, 1), {"is_causal": True, "q_offset": 133}),
+        ("bfloat16", Sizes(150, 290, 128, 128, 1, 1, 1), {"is_causal": True, "q_offset": 140}),
+        ("float16", Sizes(130, 140, 128, 64, 1, 1, 2), {"window": (40, 9)}),
+        ("bfloat16", Sizes(75, 270, 64, 128, 3, 1, 1), {}),  # rows of three heads together
+        ("float16", Sizes(131, 257, 70, 125, 1, 1, 1), {"kv_lengths": np.array([201])}),
+        ("bfloat16", Sizes(140, 260, 64, 64, 1, 1, 2), {"is_causal": True, "q_offset": np.array([-30, 60])}),
+    ]
+    return [(dtype, call_of(sizes, seed, **given)) for seed, (dtype, sizes, given) in enumerate(calls)]
+
+
 ODD_SIZES = [
     Sizes(*sizes)
     for sizes in (

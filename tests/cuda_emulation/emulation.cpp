@@ -37,6 +37,7 @@ namespace {
 
 constexpr size_t STACK = 96 << 10, GRANULE = 2;
 constexpr int NOBODY = -1;
+constexpr float TOO_EARLY = 777;  // in place of sums under way; finite, as kernels may know what to do with NaN
 
 // A fiber's place: by hand where that is known, as a switch by ucontext asks the kernel of the system twice.
 #if defined(__x86_64__)
@@ -86,6 +87,7 @@ struct Event { int who = NOBODY; uint32 when = 0; };
 struct SharedCell {
   Event writer;
   bool in_flight = false;  // an asynchronous copy writes it, and nobody has waited for it yet
+  int multiplied = 0;      // products of warpgroups that read it, and that not all of their threads have waited for
   std::vector<Event> readers;
 };
 struct GlobalCell {
@@ -116,6 +118,25 @@ struct Meeting {  // of all threads of a block or of a warp
 };
 
 struct Copy { size_t to; const char* from; uint32 bytes; int thread, group; size_t barrier; };
+// What a product of a warpgroup takes and makes; the sums of all its threads, one after the other.
+struct Product {
+  std::vector<uint32> left;  // registers, or none and
+  uint64 described, right;
+  int columns, group;
+  bool adds, brain, is_done = false;
+  float* places[128];
+  std::vector<size_t> read;  // granules of shared memory
+};
+struct Sums { std::vector<float> values; std::vector<bool> is_there; int group; };  // is_there: at the places of a thread
+struct Warpgroup {
+  Meeting meeting;
+  const uint32* left[128];
+  float* places[128];
+  std::vector<Product> products;   // in order: done, then to be done
+  std::map<float*, Sums> under_way;  // by the place of the first thread
+  int done = 0;                    // a number that changes when a product is done
+  std::vector<int> group, waited;  // of each thread: the open group, and how many were waited for
+};
 struct Barrier { int count = 0, pending = 0, parity = 0; int64 bytes = 0; Clock clock; };
 
 std::vector<Fiber> fibers;
@@ -129,6 +150,8 @@ std::vector<char*> stacks;
 std::vector<SharedCell> cells;
 std::vector<Array> arrays;
 std::vector<Meeting> warps;
+std::vector<Warpgroup> warpgroups;
+std::vector<uint32> shown;                          // of each thread: its clock when it last called show_products
 Meeting whole;
 std::vector<Copy> copies;                           // on their way
 std::map<std::pair<int, int>, std::vector<Copy>> arrived;  // by thread and group, not waited for yet
@@ -242,6 +265,9 @@ void arrive() {
   }
 }
 
+void do_product(Warpgroup& group);
+bool is_to_do(const Warpgroup& group) { return !group.products.empty() && !group.products.back().is_done; }
+
 void report_deadlock() {
   std::map<std::string, int> places;
   int left = 0;
@@ -265,6 +291,9 @@ void reset(unsigned shared) {
   for (int n = 0; n < threads; n++) clocks[n][n] = 1;
   cells.assign(shared / GRANULE + 1, {});
   warps.assign((threads + 31) / 32, {});
+  warpgroups.assign(threads / 128, {});
+  for (auto& one : warpgroups) one.group.assign(128, 0), one.waited.assign(128, 0);
+  shown.assign(threads, 0);
   whole = {};
   copies.clear(), arrived.clear(), barriers.clear();
   group.assign(threads, 0), waited.assign(threads, 0), pending_groups.assign(threads, 0);
@@ -296,6 +325,8 @@ void run_block(unsigned shared) {
       if (!failure.empty()) return;
     }
     if (!copies.empty() && (ready.empty() || draw() % 2)) arrive();
+    for (auto& group : warpgroups)
+      while (is_to_do(group) && (ready.empty() || draw() % 2)) do_product(group);
     if (!moved) return report_deadlock();
   }
 }
@@ -352,12 +383,20 @@ static void check_shared(size_t offset, size_t bytes, Access access) {
             name(cell.writer.who).c_str());
     if (access == READ && cell.writer.who == NOBODY)
       fault("reads byte %zu of shared memory, which nobody has written", n * GRANULE);
+    if (access == WRITE && cell.multiplied)
+      fault("race: writes byte %zu of shared memory while a product reads it", n * GRANULE);
     if (access == WRITE)
       for (auto& reader : cell.readers)
         if (!known(reader))
           fault("race: writes byte %zu of shared memory, which thread %d has read, with no barrier between them",
                 n * GRANULE, reader.who);
   }
+}
+
+static void add_reader(SharedCell& cell) {
+  Event event{current, clocks[current][current]};
+  auto mine = std::find_if(cell.readers.begin(), cell.readers.end(), [](auto& e) { return e.who == current; });
+  mine == cell.readers.end() ? cell.readers.push_back(event) : void(*mine = event);
 }
 
 void touch_shared(size_t offset, size_t bytes, Access access) {
@@ -370,8 +409,7 @@ void touch_shared(size_t offset, size_t bytes, Access access) {
       cell.readers.clear();
       continue;
     }
-    auto mine = std::find_if(cell.readers.begin(), cell.readers.end(), [](auto& e) { return e.who == current; });
-    mine == cell.readers.end() ? cell.readers.push_back(event) : void(*mine = event);
+    add_reader(cell);
   }
 }
 
@@ -571,6 +609,127 @@ void matrices(uint32 (&out)[4], size_t row, bool turned) {
     }
     out[m] = uint32(pair[0]) | uint32(pair[1]) << 16;
   }
+}
+
+void show_products() { shown[current] = clocks[current][current]++; }
+
+// Where the numbers of a described matrix lie: row n and number k of what is summed along, or down if it is `turned`.
+static size_t place_of(uint64 described, int n, int k, bool turned) {
+  size_t start = (described & 0x3fff) << 4, leading = (described >> 16 & 0x3fff) << 4, stride = (described >> 32 & 0x3fff) << 4;
+  size_t place = turned ? start + n / 64 * leading + n % 64 * 2 + k / 8 * stride + k % 8 * 128
+                        : start + n / 8 * stride + n % 8 * 128 + k * 2;
+  return place ^ (place >> 7 & 7) << 4;
+}
+
+static void read_for_product(Product& product, uint64 described, int rows, bool turned) {
+  if (described >> 62 != 1) fault("multiply_group: a matrix is described with chunks that do not change places");
+  for (int n = 0; n < rows; n++)
+    for (int k = 0; k < 16; k++) {
+      size_t place = place_of(described, n, k, turned);
+      check_shared(place, 2, READ);
+      SharedCell& cell = cells[place / GRANULE];
+      if (cell.writer.who < threads && cell.writer.when > shown[cell.writer.who])
+        fault("multiply_group reads byte %zu of shared memory, after which thread %d has not called show_products", place,
+              cell.writer.who);
+      cell.multiplied++;
+      product.read.push_back(place / GRANULE);
+    }
+}
+
+void multiply_group(float* sums, int columns, const uint32* left, uint64 described, uint64 right, bool adds, bool brain) {
+  if (threads % 128) fault("the block has %d threads, no whole number of warpgroups", threads);
+  Warpgroup& group = warpgroups[current / 128];
+  int member = current % 128;
+  group.left[member] = left, group.places[member] = sums;
+  char what[120];
+  snprintf(what, sizeof what, "multiply_group %d %llx %llx %d", columns, described, right, adds);
+  meet(group.meeting, 128, what, [&] {
+    Product product;
+    product.described = described, product.right = right, product.columns = columns, product.group = group.group[member];
+    product.adds = adds, product.brain = brain;
+    if (left)
+      for (auto registers : group.left) product.left.insert(product.left.end(), registers, registers + 4);
+    std::copy(std::begin(group.places), std::end(group.places), product.places);
+    if (!left) read_for_product(product, described, 64, false);
+    read_for_product(product, right, columns, left != nullptr);
+    auto [found, is_new] = group.under_way.try_emplace(group.places[0]);
+    if (is_new)
+      for (auto place : group.places) {
+        found->second.values.insert(found->second.values.end(), place, place + columns / 2);
+        std::fill(place, place + columns / 2, TOO_EARLY);
+      }
+    found->second.group = product.group;
+    found->second.is_there.assign(128, false);
+    group.products.push_back(product);
+  });
+}
+
+namespace {
+
+void do_product(Warpgroup& group) {
+  auto product = std::find_if(group.products.begin(), group.products.end(), [](auto& one) { return !one.is_done; });
+  auto value = [&](uint16_t bits) { return product->brain ? from_brain(bits) : from_half(bits); };
+  auto load = [&](uint64 described, int n, int k, bool turned) {
+    uint16_t bits;
+    memcpy(&bits, shared_memory + place_of(described, n, k, turned), 2);
+    return value(bits);
+  };
+  std::vector<float> a(64 * 16), b(16 * product->columns);
+  for (int row = 0; row < 64; row++)
+    for (int k = 0; k < 16; k++) {
+      int thread = row / 16 * 32 + row % 8 * 4 + k % 8 / 2, place = row / 8 % 2 + k / 8 * 2;
+      a[row * 16 + k] = product->left.empty() ? load(product->described, row, k, false)
+                                              : value(uint16_t(product->left[4 * thread + place] >> (k % 2 * 16)));
+    }
+  for (int n = 0; n < product->columns; n++)
+    for (int k = 0; k < 16; k++) b[n * 16 + k] = load(product->right, n, k, !product->left.empty());
+  Sums& sums = group.under_way[product->places[0]];
+  for (int thread = 0; thread < 128; thread++)
+    for (int n = 0; n < product->columns / 2; n++) {
+      int row = thread / 32 * 16 + thread % 32 / 4 + n / 2 % 2 * 8, column = n / 4 * 8 + thread % 4 * 2 + n % 2;
+      float& sum = sums.values[thread * (product->columns / 2) + n];
+      double all = product->adds ? sum : 0.0;
+      for (int k = 0; k < 16; k++) all += double(a[row * 16 + k]) * b[column * 16 + k];
+      sum = float(all);
+    }
+  product->is_done = true;
+  group.done++;
+  moved = true;
+}
+
+}  // namespace
+
+void commit_products() { warpgroups[current / 128].group[current % 128]++; }
+
+// Sums of what is done come to their places when a thread waits; what was read may be written when all have.
+void wait_products(int left) {
+  Warpgroup& group = warpgroups[current / 128];
+  int member = current % 128, past = std::max(group.group[member] - left, group.waited[member]);
+  auto is_under_way = [&] {
+    return std::any_of(group.products.begin(), group.products.end(), [&](auto& one) { return one.group < past && !one.is_done; });
+  };
+  while (is_under_way()) wait_while(&group.done, group.done, "wait_products");
+  group.waited[member] = past;
+  int all = *std::min_element(group.waited.begin(), group.waited.end());
+  for (auto sums = group.under_way.begin(); sums != group.under_way.end();) {
+    auto& [values, is_there, last] = sums->second;
+    size_t each = values.size() / 128;
+    if (last < past && !is_there[member]) {
+      is_there[member] = true;
+      auto product = std::find_if(group.products.begin(), group.products.end(),
+                                  [&](auto& one) { return one.places[0] == sums->first; });
+      memcpy(product->places[member], values.data() + member * each, each * sizeof(float));
+    }
+    sums = last < all ? group.under_way.erase(sums) : std::next(sums);
+  }
+  for (auto& product : group.products)
+    if (product.group < all)
+      for (size_t n : product.read) {
+        cells[n].multiplied--;
+        add_reader(cells[n]);
+      }
+  group.products.erase(std::remove_if(group.products.begin(), group.products.end(), [&](auto& one) { return one.group < all; }),
+                       group.products.end());
 }
 
 }  // namespace emulation

@@ -2,13 +2,15 @@
 //
 // Found are: accesses outside arrays and shared memory, misaligned vectors, reads of shared memory that nobody has written,
 // conflicting accesses that no barrier orders (between threads of a block by vector clocks, between blocks always), reads of
-// what an asynchronous copy still fills, barriers that not all threads reach, and deadlocks.
-// Not found are: missing proxy fences, bank conflicts, register limits, time.
+// what an asynchronous copy still fills, writes to what a product of a warpgroup still reads, sums of one that was not waited for,
+// missing proxy fences before such products, barriers that not all threads reach, and deadlocks.
+// Not found are: bank conflicts, register limits, time.
 #pragma once
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 namespace emulation {
@@ -130,6 +132,11 @@ uint16_t to_brain(float value);
 void multiply(float (&d)[4], const uint32* a, const uint32* b, bool brain);
 void multiply_tf32(float (&d)[4], const uint32* a, const uint32* b);
 void matrices(uint32 (&out)[4], size_t row, bool turned);
+void show_products();
+// A product of all 128 threads of a warpgroup: 16-bit numbers, `left` registers or null with a description in its place.
+void multiply_group(float* sums, int columns, const uint32* left, uint64 described, uint64 right, bool adds, bool brain);
+void commit_products();
+void wait_products(int left);
 
 }  // namespace emulation
 
@@ -145,6 +152,7 @@ void matrices(uint32 (&out)[4], size_t row, bool turned);
     return emulation::launch(name, how, arguments, arrays, count, message);                                             \
   }
 #define UNROLL
+#define ROLLED
 #define threadIdx (emulation::thread_index)
 #define blockIdx (emulation::block_index)
 #define blockDim (emulation::block_size)
@@ -281,6 +289,20 @@ inline void multiply_add(float (&d)[4], const uint32 (&a)[4], const uint32 (&b)[
 }
 inline void multiply_add(float (&d)[4], const uint32 (&a)[4], const uint32 (&b)[2], bfloat16) {
   emulation::multiply(d, a, b, true);
+}
+inline uint32 address_of(uint32 byte) { return byte; }
+inline void show_products() { emulation::show_products(); }
+inline void begin_products() {}
+inline void commit_products() { emulation::commit_products(); }
+template <int left> void wait_products() { emulation::wait_products(left); }
+template <class T> void hold(T&) {}
+template <int PARTS, class T>
+void multiply_group(float (&d)[PARTS][4], uint64 left, uint64 right, bool adds, T) {
+  emulation::multiply_group(&d[0][0], 8 * PARTS, nullptr, left, right, adds, std::is_same_v<T, bfloat16>);
+}
+template <int PARTS, class T>
+void multiply_group(float (&d)[PARTS][4], const uint32 (&left)[4], uint64 right, T) {
+  emulation::multiply_group(&d[0][0], 8 * PARTS, left, 0, right, true, std::is_same_v<T, bfloat16>);
 }
 inline void multiply_add_tf32(float (&d)[4], const uint32 (&a)[4], const uint32 (&b)[2]) {
   emulation::multiply_tf32(d, a, b);

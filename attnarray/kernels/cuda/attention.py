@@ -30,10 +30,10 @@ from attnarray.kernels.cuda.loader import warmup as load
 
 OPTIONS = "ppppps"  # bias, mask, keep, offsets, lengths, Problem
 PARAMETERS = {
-    "attention_forward": "pppppppp" + OPTIONS,
-    "attention_queries": "ppppppp" + OPTIONS,
-    "attention_keys": "pppppppp" + OPTIONS,
-    "attention_bias": "ppppppp" + "iiii" + OPTIONS,
+    "forward": "pppppppp" + OPTIONS,
+    "queries": "ppppppp" + OPTIONS,
+    "keys": "pppppppp" + OPTIONS,
+    "bias": "ppppppp" + "iiii" + OPTIONS,
 }
 DELTA = Kernel("attention_rows.cu", "attention_delta", "piii" + "ppppp" + "iiii")
 MERGE = Kernel("attention_rows.cu", "attention_merge", "ppppp" + "iiiii")
@@ -50,7 +50,7 @@ def attend(q: Any, k: Any, v: Any, scoring: Any) -> tuple[Any, Any]:
     if not lse.size:
         return _cut(out, v.shape[3]), lse
     device = q.data.device_id
-    tiling, shared = _tiling("forward", problem, how, device)
+    name, tiling, shared = _tiling("forward", problem, how, device, problem.group_rows)
     grid = plan.plan_rows_of_queries(tiling, shared, problem.pairs, problem.group_rows)
     parts = plan.parts_of(grid, ceil_div(keys, tiling.across), multiprocessors(device), shared_bytes(device))
     sinks = None if scoring.sinks is None else ga.beside(scoring.sinks, q)
@@ -59,7 +59,7 @@ def attend(q: Any, k: Any, v: Any, scoring: Any) -> tuple[Any, Any]:
         part_out, part_lse = empty((parts, *out.shape), FLOAT32), empty((parts, *lse.shape), FLOAT32)
         grid = grid._replace(blocks=(*grid.blocks[:2], parts))
     arrays = problem.q, problem.k, problem.v, out, lse, part_out, part_lse, sinks
-    _launch("attention_forward", problem, tiling, grid, how, *arrays, parts=parts)
+    _launch(name, problem, tiling, grid, how, *arrays, parts=parts)
     if parts > 1:
         rows = lse.size
         sizes = parts, rows, heads, queries, width
@@ -86,15 +86,15 @@ def attend_backward(
     dv = empty((batch, kv_heads, keys, width), v.dtype)
     given = problem.dout, problem.q, problem.k, problem.v, shift, delta
     if rows:
-        tiling, shared = _tiling("queries", problem, how, device)
+        name, tiling, shared = _tiling("queries", problem, how, device, problem.group_rows)
         grid = plan.plan_rows_of_queries(tiling, shared, problem.pairs, problem.group_rows)
-        _launch("attention_queries", problem, tiling, grid, how, *given, dq)
+        _launch(name, problem, tiling, grid, how, *given, dq)
     if keys and problem.pairs:
-        tiling, shared = _tiling("keys", problem, how, device)
+        name, tiling, shared = _tiling("keys", problem, how, device, keys)
         grid = plan.plan_rows_of_keys(tiling, shared, problem.pairs, keys)
         for wanted in ((1, 1),) if plan.has_both(*problem.dims) else ((1, 0), (0, 1)):
             which = {"OF_KEYS": wanted[0], "OF_VALUES": wanted[1]}
-            _launch("attention_keys", problem, tiling, grid, how, *given, dk, dv, **which)
+            _launch(name, problem, tiling, grid, how, *given, dk, dv, **which)
     dbias = None if scoring.bias is None else _bias_gradient(problem, how, device, given, scoring.bias)
     dsinks = None if scoring.sinks is None else _sink_gradient(how, lse, delta, scoring.sinks, q)
     dims = q.shape[3], q.shape[3], v.shape[3]
@@ -109,7 +109,10 @@ def warmup(dtype: str) -> None:
     larger, most = capability_of(device) in plan.LARGE, shared_bytes(device)
     for dim, (kind, more) in itertools.product((64, 128), PLAIN_KERNELS.items()):
         tiling, _ = plan.tiling_of(kind, dim, dim, itemsize, most, BLOCK, larger)
-        load((_kernel(f"attention_{kind}", constants_of((dim, dim), tiling, PLAIN, **more)),), dtype)
+        name = f"attention_{kind}"
+        if plan.has_warpgroups(capability_of(device)) and itemsize == 2:
+            name, tiling = f"warpgroup_{kind}", plan.WARPGROUPS[kind][dim]
+        load((_kernel(name, constants_of((dim, dim), tiling, PLAIN, **more)),), dtype)
     load((DELTA, MERGE), dtype)
 
 
@@ -120,10 +123,16 @@ def _stored(q: Any) -> ga.Stored:
     return how
 
 
-def _tiling(kind: str, problem: Problem, how: ga.Stored, device: int) -> tuple[plan.Tiling, int]:
-    itemsize = 4 if how.name == "float32" else 2
-    larger = problem.is_plain and capability_of(device) in plan.LARGE
-    return plan.tiling_of(kind, *problem.dims, itemsize, shared_bytes(device), problem.group_rows, larger)
+def _tiling(kind: str, problem: Problem, how: ga.Stored, device: int, rows: int) -> tuple[str, plan.Tiling, int]:
+    """The kernel, its tiling and its shared memory; a block has some of the `rows`."""
+    itemsize, capability = 4 if how.name == "float32" else 2, capability_of(device)
+    if problem.is_plain and plan.has_warpgroups(capability):
+        found = plan.warpgroup_tiling(kind, *problem.dims, itemsize, rows)
+        if found:
+            return f"warpgroup_{kind}", *found
+    larger = problem.is_plain and capability in plan.LARGE
+    found = plan.tiling_of(kind, *problem.dims, itemsize, shared_bytes(device), problem.group_rows, larger)
+    return f"attention_{kind}", *found
 
 
 def _launch(
@@ -136,17 +145,15 @@ def _launch(
 
 @functools.lru_cache(maxsize=256)
 def _kernel(name: str, constants: tuple[str, ...]) -> Kernel:
-    return Kernel(f"{name}.cu", name, PARAMETERS[name], PACKED.size, constants)
+    return Kernel(f"{name}.cu", name, PARAMETERS[name.partition("_")[2]], PACKED.size, constants)
 
 
 def _bias_gradient(problem: Problem, how: ga.Stored, device: int, given: tuple[Any, ...], bias: Any) -> Any:
     dbias = empty(bias.shape, given[1].dtype)
     if not dbias.size:
         return dbias
-    tiling, shared = _tiling("bias", problem, how, device)
-    _launch(
-        "attention_bias", problem, tiling, plan.plan_bias(tiling, shared, bias.shape), how, *given, dbias, *bias.shape
-    )
+    name, tiling, shared = _tiling("bias", problem, how, device, problem.group_rows)
+    _launch(name, problem, tiling, plan.plan_bias(tiling, shared, bias.shape), how, *given, dbias, *bias.shape)
     return dbias if dbias.dtype == bias.dtype else dbias.astype(bias.dtype)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 from typing import Any, NamedTuple
 
 from attnarray.kernels import Declined
@@ -76,12 +77,23 @@ ANY: dict[str, Tilings] = {
 }
 FEW_ROWS = (Tiling(1, 1, 64), Tiling(1, 1, 32), Tiling(1, 1, 16))  # of queries, as in decoding
 MOST_FEW_ROWS = PANEL
+# Warpgroups multiply from shared memory (sm_90a): plain calls in 16 bits. By the larger dim of a head.
+WARPGROUPS = {
+    "forward": {64: Tiling(8, 1, 128), 128: Tiling(8, 1, 128)},
+    "queries": {64: Tiling(8, 1, 64), 128: Tiling(8, 1, 64)},
+    "keys": {64: Tiling(8, 1, 64), 128: Tiling(8, 1, 64)},
+}
+WARPGROUP_DIMS = (64, 128)
+HOPPER = 90
 
 
 def listing() -> list[dict[str, Any]]:
     """What kernels are compiled for, as values to show: each tiling, with the dims and numbers that it is for."""
     rows = []
-    for calls, table in (("plain", LARGER), ("any", ANY)):
+    by_warpgroups = {
+        kernel: {2: {dim: (tiling,) for dim, tiling in dims.items()}} for kernel, dims in WARPGROUPS.items()
+    }
+    for calls, table in (("warpgroups", by_warpgroups), ("plain", LARGER), ("any", ANY)):
         for kernel, sizes in table.items():
             for itemsize, dims in sizes.items():
                 for dim, tilings in dims.items():
@@ -124,6 +136,25 @@ def tiling_of(
         if shared <= most:
             return tiling, shared
     raise Declined(f"head dims {dim} and {value_dim}: their tiles do not fit into {most} bytes of shared memory")
+
+
+def has_warpgroups(capability: int) -> bool:
+    """Whether kernels by warpgroups are to be used: on request, as no GPU has run them yet."""
+    return capability == HOPPER and os.environ.get("ATTNARRAY_WARPGROUPS", "0") not in ("", "0")
+
+
+def warpgroup_tiling(kind: str, dim: int, value_dim: int, itemsize: int, rows: int) -> tuple[Tiling, int] | None:
+    """The tiling of the kernel by warpgroups, and its shared memory; None where there is none or rows are too few."""
+    if itemsize != 2 or not {dim, value_dim} <= set(WARPGROUP_DIMS):
+        return None
+    tiling = WARPGROUPS[kind][max(dim, value_dim)]
+    if rows < tiling.rows:
+        return None
+    both = (dim + value_dim) * itemsize
+    if kind == "forward":  # two tiles of keys, two of values
+        return tiling, tiling.rows * dim * itemsize + 2 * tiling.across * both
+    numbers = 8 * tiling.across if kind == "keys" else 0
+    return tiling, tiling.rows * both + 3 * (tiling.across * both + numbers)
 
 
 def shared_bytes(kind: str, tiling: Tiling, dim: int, value_dim: int, itemsize: int) -> int:

@@ -30,6 +30,8 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 STORED = {"float64": "double", "float32": "float", "float16": "float16", "bfloat16": "bfloat16"}
 OPTIONS = ("-std=c++17", "-default-device", "--ptxas-options=-v")
 
+WARPGROUP = "warpgroup_"  # sources of this name ask for instructions of their very architecture: sm_90a
+
 _lock = threading.Lock()
 
 
@@ -131,7 +133,7 @@ def _function(kernel: Kernel, dtype: str, device: int) -> Function:
 def _image(source: str, dtype: str, device: int, constants: tuple[str, ...]) -> Path:
     found = _compiler()
     target = nvrtc.target(capability_of(device), found.architectures if found else ())
-    return compiled(source, dtype, target, constants)
+    return compiled(source, dtype, target + "a" * source.startswith(WARPGROUP), constants)
 
 
 @functools.cache

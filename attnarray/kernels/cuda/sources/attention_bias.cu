@@ -36,11 +36,11 @@ KERNEL(THREADS) attention_bias(
         for (int j = first_j; j < past_j && j < p.keys; j += ACROSS) {
           if (j >= past_key(last, h, p) || j + ACROSS <= first_key(t, h, p)) continue;
           sync_threads();  // nobody reads the tiles before any more
-          query_tile.template fill<THREADS>(row_of(q, p.q, batch, head, t), p.q.row, p.queries - t, p.dim);
-          cotangent_tile.template fill<THREADS>(row_of(dout, p.dout, batch, head, t), p.dout.row, p.queries - t,
-                                                p.value_dim);
-          key_tile.template fill<THREADS>(row_of(k, p.k, batch, h.kv_head, j), p.k.row, h.length - j, p.dim);
-          value_tile.template fill<THREADS>(row_of(v, p.v, batch, h.kv_head, j), p.v.row, h.length - j, p.value_dim);
+          fill<THREADS>(query_tile, row_of(q, p.q, batch, head, t), p.q.row, p.queries - t, p.dim);
+          fill<THREADS>(cotangent_tile, row_of(dout, p.dout, batch, head, t), p.dout.row, p.queries - t,
+                        p.value_dim);
+          fill<THREADS>(key_tile, row_of(k, p.k, batch, h.kv_head, j), p.k.row, h.length - j, p.dim);
+          fill<THREADS>(value_tile, row_of(v, p.v, batch, h.kv_head, j), p.v.row, h.length - j, p.value_dim);
           commit_copies();
           wait_copies<0>();
           sync_threads();

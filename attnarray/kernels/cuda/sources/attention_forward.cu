@@ -1,132 +1,15 @@
 // Attention on tensor cores, forward. Reference: attention/core.py, `attend`. Parallel over blocks of queries, the heads that
 // share keys together, and over parts of the keys where there are few queries. Shared: the queries, two tiles of keys and values.
 //
-// Arrives with a block: its queries, and the first tile. While a tile is worked on, the next one is copied. Scores stay in
-// registers: products, hidden ones to -inf, their largest, powers of 2, and these as the left matrix of the product with values.
+// Arrives with a block: its queries, and the first tile. While a tile is worked on, the next one is copied. Powers of 2 are the
+// left matrix of the product with values as they lie in registers.
 #include "attention.cuh"
+#include "attention_forward.cuh"
 
 using QueryTile = Tile<Stored, ROWS, DIM>;
 using KeyTile = Tile<Stored, ACROSS, DIM>;
 using ValueTile = Tile<Stored, ACROSS, VALUE_DIM>;
 constexpr int STAGE = KeyTile::BYTES + ValueTile::BYTES;
-constexpr int PARTS = ACROSS / 8;
-
-// Where a block leaves what it found: the output, or with several parts this part of it, to be merged.
-struct Results { Global<Stored> out; Global<float> lse, part_out, part_lse; Global<const Stored> sinks; };
-
-// Output and lse of a row, of which `largest` is subtracted from exponents and `total` is the sum of the powers; the factor of the
-// sum of values is returned.
-inline float finish_row(int64 number, int head, float largest, float total, bool is_writer, const Results& r,
-                        const Problem& p) {
-  float sink = -infinity<float>();
-  if (r.sinks && p.parts == 1) {
-    Stored z = r.sinks[head];
-    sink = wide(z) * LOG2E;
-  }
-  float factor = 1;
-  if (sink != -infinity<float>()) {  // NaN too
-    const float both = sink > largest ? sink : largest;
-    factor = exp2(largest - both);
-    total = total * factor + exp2(sink - both), largest = both;
-  }
-  const float lse = total == 0 ? -infinity<float>() : (largest + log2(total)) * LN2;
-  if (is_writer) (p.parts == 1 ? r.lse : r.part_lse + int64(blockIdx.z) * p.batch * p.heads * p.queries)[number] = lse;
-  return total == 0 ? 0.0f : factor / total;
-}
-
-// Rows one pair at a time, where something is not finite: what is hidden must not matter.
-inline void attend_slowly(Global<const Stored> q, Global<const Stored> k, Global<const Stored> v, int first_of_part,
-                          int past_of_part, const Rows& rows, const Results& r, const Options& o, const Problem& p) {
-  const int lane = threadIdx.x % 32;
-  for (int row = threadIdx.x / 32; row < ROWS; row += WARPS) {
-    if (!rows.is_there(row)) continue;
-    const Head h = rows.head_at(row, p);
-    const int t = rows.query(row, p);
-    int first = first_key(t, h, p), past = past_key(t, h, p);
-    if (first < first_of_part) first = first_of_part;
-    if (past > past_of_part) past = past_of_part;
-    float sums[VALUE_DIM / 32] = {}, largest = -infinity<float>(), total = 0;
-    for (int j = first; j < past; j++) {
-      const float dot =
-          product_of_rows(row_of(q, p.q, h.batch, h.head, t), row_of(k, p.k, h.batch, h.kv_head, j), p.dim);
-      const float s = score(dot, h, t, j, o, p);
-      if (s == -infinity<float>()) continue;
-      const float higher = s > largest ? s : largest, fade = exp2(largest - higher), power = exp2(s - higher);
-      const float weight = power * kept_of(h, t, j, o, p);
-      largest = higher, total = total * fade + power;
-      Global<const Stored> value = row_of(v, p.v, h.batch, h.kv_head, j);
-      UNROLL for (int n = 0; n < VALUE_DIM / 32; n++)
-        if (lane + 32 * n < p.value_dim) {
-          Stored x = value[lane + 32 * n];
-          sums[n] = sums[n] * fade + reached(weight, wide(x), p);
-        }
-    }
-    const int64 number = rows.number(row, p);
-    const float factor = finish_row(number, h.head, largest, total, lane == 0, r, p);
-    UNROLL for (int n = 0; n < VALUE_DIM / 32; n++) {
-      const int d = lane + 32 * n;
-      if (d >= p.value_dim) continue;
-      const float x = total == 0 ? 0.0f : sums[n] * factor;
-      if (p.parts == 1) {
-        Stored stored;
-        narrow(x, stored);
-        r.out[number * p.value_dim + d] = stored;
-      } else {
-        r.part_out[(int64(blockIdx.z) * p.batch * p.heads * p.queries + number) * p.value_dim + d] = x;
-      }
-    }
-  }
-}
-
-// The largest score of each row that this lane has a part of, with those of a tile; what was summed so far fades.
-inline void raise_largest(const float (&s)[PANELS][PARTS][4], float (&largest)[PANELS][2], float (&total)[PANELS][2],
-                          float (&sums)[PANELS][VALUE_DIM / 8][4], float factor) {
-  float higher[PANELS][2];
-  bool has_moved = false;
-  UNROLL for (int panel = 0; panel < PANELS; panel++)
-    UNROLL for (int half = 0; half < 2; half++) {
-      float m = -infinity<float>();
-      UNROLL for (int part = 0; part < PARTS; part++)
-        m = fmaxf(m, fmaxf(s[panel][part][2 * half], s[panel][part][2 * half + 1]));
-      m = fmaxf(m, shuffle_xor(m, 1));
-      m = fmaxf(m, shuffle_xor(m, 2));
-      higher[panel][half] = fmaxf(largest[panel][half], m * factor);
-      has_moved |= higher[panel][half] != largest[panel][half];
-    }
-  if (!any_lane(has_moved)) return;
-  UNROLL for (int panel = 0; panel < PANELS; panel++)
-    UNROLL for (int half = 0; half < 2; half++) {
-      const float high = higher[panel][half];
-      const float fade = high == -infinity<float>() ? 1.0f : exp2_fast(largest[panel][half] - high);
-      largest[panel][half] = high;
-      total[panel][half] *= fade;
-      UNROLL for (int part = 0; part < VALUE_DIM / 8; part++)
-        UNROLL for (int n = 0; n < 2; n++) sums[panel][part][2 * half + n] *= fade;
-    }
-}
-
-// Scores become powers of 2, which are added to the totals, and are dropped or not.
-inline void exponentiate(float (&s)[PANELS][PARTS][4], const float (&largest)[PANELS][2], float (&total)[PANELS][2],
-                         float factor, int key, const Rows& rows, const Options& o, const Problem& p) {
-  UNROLL for (int panel = 0; panel < PANELS; panel++)
-    UNROLL for (int half = 0; half < 2; half++) {
-      const float shift = largest[panel][half] == -infinity<float>() ? 0.0f : largest[panel][half];
-      const int row = lane_row(panel, half);
-      UNROLL for (int part = 0; part < PARTS; part++) {
-        float kept[2] = {1, 1};
-        if (DROPOUT) {
-          const int j = key + 8 * part + threadIdx.x % 4 * 2;
-          keep_pair(kept, rows.head_at(row, p), rows.query(row, p), j, o, p);
-        }
-        UNROLL for (int n = 0; n < 2; n++) {
-          float& x = s[panel][part][2 * half + n];
-          const float power = exp2_fast(x * factor - shift);
-          total[panel][half] += power;
-          x = DROPOUT ? power * kept[n] : power;
-        }
-      }
-    }
-}
 
 KERNEL(THREADS) attention_forward(
     Global<const Stored> q, Global<const Stored> k, Global<const Stored> v, Global<Stored> out, Global<float> lse,
@@ -134,14 +17,8 @@ KERNEL(THREADS) attention_forward(
   const Options o = GIVEN_OPTIONS;
   const Results results = {out, lse, part_out, part_lse, sinks};
   const Rows rows = rows_of_block(o, p);
-  int first, past;
-  keys_of_block(rows, p, first, past);
-  int tile = first / ACROSS, past_tile = (past + ACROSS - 1) / ACROSS;
-  if (p.parts > 1) {
-    const int each = (past_tile - tile + p.parts - 1) / p.parts;
-    tile += each * blockIdx.z;
-    if (past_tile > tile + each) past_tile = tile + each;
-  }
+  int tile, past_tile;
+  tiles_of_part(rows, p, tile, past_tile);
   const int first_of_part = tile * ACROSS, past_of_part = past_tile * ACROSS;
 
   const QueryTile queries = {0};
@@ -150,8 +27,8 @@ KERNEL(THREADS) attention_forward(
   auto stage = [](int tile) { return uint32(QueryTile::BYTES + tile % 2 * STAGE); };
   auto fetch = [&](int tile) {
     const int key = tile * ACROSS, there = rows.head.length - key;
-    KeyTile{stage(tile)}.template fill<THREADS>(keys + key * p.k.row, p.k.row, there, p.dim);
-    ValueTile{stage(tile) + KeyTile::BYTES}.template fill<THREADS>(values + key * p.v.row, p.v.row, there, p.value_dim);
+    fill<THREADS>(KeyTile{stage(tile)}, keys + key * p.k.row, p.k.row, there, p.dim);
+    fill<THREADS>(ValueTile{stage(tile) + KeyTile::BYTES}, values + key * p.v.row, p.v.row, there, p.value_dim);
   };
   fill_rows(queries, q, p.q, rows, p.dim, p);
   if (tile < past_tile) fetch(tile);
@@ -174,39 +51,12 @@ KERNEL(THREADS) attention_forward(
     float s[PANELS][PARTS][4] = {};
     add_rows_times_rows<Stored, QueryTile, KeyTile>(s, left, KeyTile{stage(tile)}.right());
     hide(s, key, rows, sight, o, p);
-    raise_largest(s, largest, total, sums, factor);
+    float fade[PANELS][2];
+    if (raise_largest(s, largest, total, fade, factor)) fade_sums(sums, fade);
     exponentiate(s, largest, total, factor, key, rows, o, p);
     add_weights_times<Stored, ValueTile>(sums, s, turned(ValueTile{stage(tile) + KeyTile::BYTES}));
   }
 
-  bool is_wrong = false;
-  UNROLL for (int panel = 0; panel < PANELS; panel++)
-    UNROLL for (int half = 0; half < 2; half++) {
-      float all = total[panel][half];
-      all += shuffle_xor(all, 1);
-      all += shuffle_xor(all, 2);
-      total[panel][half] = all;
-      is_wrong |= !is_finite(all);
-    }
-  if (any_thread(is_wrong || !all_finite(sums))) {
-    attend_slowly(q, k, v, first_of_part, past_of_part, rows, results, o, p);
-    return;
-  }
-  UNROLL for (int panel = 0; panel < PANELS; panel++)
-    UNROLL for (int half = 0; half < 2; half++) {
-      const int row = lane_row(panel, half), head = rows.head_at(row, p).head;
-      if (!rows.is_there(row)) continue;
-      const int64 number = rows.number(row, p);
-      const float by = finish_row(number, head, largest[panel][half], total[panel][half], threadIdx.x % 4 == 0, results, p);
-      UNROLL for (int part = 0; part < VALUE_DIM / 8; part++) {
-        const int d = 8 * part + threadIdx.x % 4 * 2;
-        if (d >= p.value_dim) continue;
-        const float x = sums[panel][part][2 * half] * by, y = sums[panel][part][2 * half + 1] * by;
-        if (p.parts == 1)
-          store_pair<Stored>(out, number * p.value_dim + d, x, y);
-        else
-          store_pair<float>(part_out, (int64(blockIdx.z) * p.batch * p.heads * p.queries + number) * p.value_dim + d, x, y);
-      }
-    }
+  finish(sums, largest, total, q, k, v, first_of_part, past_of_part, rows, results, o, p);
 }
 EXPORT(attention_forward)

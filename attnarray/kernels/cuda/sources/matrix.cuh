@@ -51,7 +51,8 @@ inline void turn_left(Left<float>& a, const float (*sums)[4], int step) {
 // ROWS x COLUMNS numbers in shared memory from byte `start` (a multiple of 128) on. The chunks of a row change places with
 // its number, so that eight rows at one column, which load_matrices reads at once, lie in different banks.
 template <class T, int ROWS, int COLUMNS> struct Tile {
-  static constexpr int CHUNKS = COLUMNS / NUMBERS<T>, ROW = COLUMNS * sizeof(T), BYTES = ROWS * ROW;
+  using Number = T;
+  static constexpr int HEIGHT = ROWS, CHUNKS = COLUMNS / NUMBERS<T>, ROW = COLUMNS * sizeof(T), APART = ROW, BYTES = ROWS * ROW;
   static_assert(CHUNKS == 4 || CHUNKS % 8 == 0, "chunks change places in groups of four or eight");
   uint32 start;
 
@@ -60,26 +61,6 @@ template <class T, int ROWS, int COLUMNS> struct Tile {
   }
   // That many chunks on (an even number) from a place in chunk 0 or 1 of its row.
   static inline uint32 along(uint32 place, int chunks) { return (place ^ (chunks % 8 << 4)) + chunks / 8 * 128; }
-
-  // The rows of a matrix in global memory, as far as there are `rows` of `columns` numbers; zeros beyond. By all threads.
-  template <int THREADS> inline void fill(Global<const T> from, int64 apart, int rows, int columns) const {
-    constexpr int TOGETHER = THREADS % CHUNKS ? 1 : THREADS / CHUNKS;  // rows at a time, with the same chunk for a thread
-    if constexpr (TOGETHER > 1) {
-      const int first = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
-      const bool is_column = chunk * NUMBERS<T> < columns;
-      Global<const T> next = from + (first * apart + chunk * NUMBERS<T>);
-      UNROLL for (int row = first; row < ROWS; row += TOGETHER) {
-        copy_async<T>(place(row, chunk), next, is_column && row < rows);
-        next = next + TOGETHER * apart;  // a step at a time, so that registers need not hold all of them
-      }
-    } else {
-      UNROLL for (int i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
-        const int row = i / CHUNKS, chunk = i % CHUNKS;
-        const bool is_there = row < rows && chunk * NUMBERS<T> < columns;
-        copy_async<T>(place(row, chunk), from + (row * apart + chunk * NUMBERS<T>), is_there);
-      }
-    }
-  }
 
   // Where this lane reads fragments: of the rows [row, row + 16) as a left matrix; of rows as the columns of a right one.
   inline uint32 left(int row) const { return place(row + threadIdx.x % 16, threadIdx.x % 32 / 16); }
@@ -98,6 +79,32 @@ template <class T, int ROWS, int COLUMNS> struct Tile {
     UNROLL for (int n = 0; n < 4; n++) put(b[n / 2], n % 2, four[n]);
   }
 };
+
+// Into a tile the rows of a matrix in global memory, as far as there are `rows` of `columns` numbers; zeros beyond. By all
+// threads.
+template <int THREADS, class TILE>
+inline void fill(const TILE& tile, Global<const typename TILE::Number> from, int64 apart, int rows, int columns) {
+  using T = typename TILE::Number;
+  constexpr int CHUNKS = TILE::CHUNKS, TOGETHER = THREADS % CHUNKS ? 1 : THREADS / CHUNKS;  // rows at a time
+  if constexpr (TOGETHER > 1 && TILE::HEIGHT % TOGETHER == 0) {  // a thread goes down its column of chunks
+    const int first = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
+    const int there = chunk * NUMBERS<T> < columns ? rows - first : 0;
+    const uint32 start = tile.place(first, chunk);
+    Global<const T> next = from + (first * apart + chunk * NUMBERS<T>);
+    UNROLL for (int n = 0; n < TILE::HEIGHT / TOGETHER; n++) {
+      const int on = n * TOGETHER;  // chunks change places alike in every eighth row
+      const uint32 to = TOGETHER % 8 ? tile.place(first + on, chunk) : start + on * TILE::APART;
+      copy_async<T>(to, next, on < there);
+      next = next + TOGETHER * apart;  // a step at a time, so that registers need not hold all of them
+    }
+  } else {
+    UNROLL for (int i = threadIdx.x; i < TILE::HEIGHT * CHUNKS; i += THREADS) {
+      const int row = i / CHUNKS, chunk = i % CHUNKS;
+      const bool is_there = row < rows && chunk * NUMBERS<T> < columns;
+      copy_async<T>(tile.place(row, chunk), from + (row * apart + chunk * NUMBERS<T>), is_there);
+    }
+  }
+}
 
 // Where this lane reads fragments of a tile as a right matrix itself.
 template <class T> struct Turned { uint32 lane; };

@@ -6,7 +6,7 @@
 //   shared<T>(bytes)         the block's dynamic shared memory from a byte on; there is no other shared memory
 //   sync_threads, sync_warp, any_thread, shuffle_xor
 //   copy_async, commit_copies, wait_copies; barrier_*, copy_bulk (sm_90 and later)
-//   load_matrices, multiply_add (sm_80 and later)
+//   load_matrices, multiply_add (sm_80 and later); multiply_group and what goes with it (sm_90a)
 // Kernels made of products of fragments name places in shared memory by their byte, as addresses are made of lanes there.
 #pragma once
 
@@ -23,11 +23,12 @@ struct bfloat16 { unsigned short bits; };
 #define KERNEL_TOGETHER(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)  // on one processor
 #define EXPORT(name)
 #define UNROLL _Pragma("unroll")
+#define ROLLED _Pragma("unroll 1")
 
 template <class T> using Global = T*;
 template <class T> using Shared = T*;
 
-extern __shared__ __align__(128) unsigned char shared_bytes[];
+extern __shared__ __align__(1024) unsigned char shared_bytes[];
 template <class T> inline Shared<T> shared(int bytes) { return reinterpret_cast<T*>(shared_bytes + bytes); }
 template <class T> inline uint32 shared_address(const T* p) { return uint32(__cvta_generic_to_shared(p)); }
 
@@ -201,9 +202,64 @@ inline void multiply_add_tf32(float (&d)[4], const uint32 (&a)[4], const uint32 
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+// What this thread has written to shared memory, or copied there and waited for, is seen by multiply_group after a barrier.
+inline void show_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// Registers that products take: before the first of several products, and with `hold` for each array of them.
+inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+inline void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Until all but the last `left` groups that were committed are done; then `hold` what they have made.
+template <int left> inline void wait_products() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(left) : "memory"); }
+// The compiler must not move what is done to these registers across this place.
+template <int PARTS> inline void hold(float (&sums)[PARTS][4]) {
+  UNROLL for (int part = 0; part < PARTS; part++)
+    UNROLL for (int n = 0; n < 4; n++) asm volatile("" : "+f"(sums[part][n]) :: "memory");
+}
+template <int STEPS> inline void hold(uint32 (&weights)[STEPS][4]) {
+  UNROLL for (int step = 0; step < STEPS; step++)
+    UNROLL for (int n = 0; n < 4; n++) asm volatile("" : "+r"(weights[step][n]) :: "memory");
+}
+
+// d (64 x N) = a (64 x 16) b (16 x N), added to d if `adds`: by the four warps of a warpgroup, of which each has 16 rows, spread
+// over its lanes as by multiply_add. Done at some time before wait_products. a and b are described matrices in shared memory
+// whose rows are summed along, a has 64 rows and b N; or a is fragments, and b is summed down its 16 rows of N numbers.
+#define NAMES_32                                                                                                       \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, " \
+  "%25, %26, %27, %28, %29, %30, %31"
+#define NAMES_64                                                                                                       \
+  NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, "     \
+           "%52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define PLACES_4(n) "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])
+#define PLACES_16(n) PLACES_4(n), PLACES_4(n + 1), PLACES_4(n + 2), PLACES_4(n + 3)
+#define PLACES_32 PLACES_16(0), PLACES_16(4)
+#define PLACES_64 PLACES_32, PLACES_16(8), PLACES_16(12)
+#define MULTIPLY_GROUP(T, name, columns, sums, n0, n1, n2, n3, n4)                                                      \
+  inline void multiply_group(float (&d)[columns / 8][4], uint64 left, uint64 right, bool adds, T) {                    \
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #n2 ", 0; wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32."    \
+                 name "." name " {" NAMES_##sums "}, %" #n0 ", %" #n1 ", p, 1, 1, 0, 0; }"                              \
+                 : PLACES_##sums : "l"(left), "l"(right), "r"(int(adds)));                                             \
+  }                                                                                                                    \
+  inline void multiply_group(float (&d)[columns / 8][4], const uint32 (&left)[4], uint64 right, T) {                   \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32." name "." name " {" NAMES_##sums "}, {%" #n0    \
+                 ", %" #n1 ", %" #n2 ", %" #n3 "}, %" #n4 ", 1, 1, 1, 1;"                                              \
+                 : PLACES_##sums : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "l"(right));                \
+  }
+MULTIPLY_GROUP(float16, "f16", 64, 32, 32, 33, 34, 35, 36)
+MULTIPLY_GROUP(bfloat16, "bf16", 64, 32, 32, 33, 34, 35, 36)
+MULTIPLY_GROUP(float16, "f16", 128, 64, 64, 65, 66, 67, 68)
+MULTIPLY_GROUP(bfloat16, "bf16", 128, 64, 64, 65, 66, 67, 68)
+#undef MULTIPLY_GROUP
+#endif
+
 #else
 #include "emulation.h"
 #endif
+
+// A matrix in shared memory for multiply_group, its parts apart by so many bytes, in rows of 128 bytes whose chunks of 16 change
+// places with the number of the row modulo 8; the pattern starts at multiples of 1024 bytes.
+inline uint64 describe(uint32 byte, uint32 leading, uint32 stride) {
+  return uint64((address_of(byte) & 0x3ffff) >> 4) | uint64(leading >> 4) << 16 | uint64(stride >> 4) << 32 | 1ull << 62;
+}
 
 // The type that numbers are computed in.
 template <class T> struct ComputedIn { using type = float; };

@@ -1,0 +1,116 @@
+// Attention by warpgroups (sm_90a), the gradient of queries. Reference: attention/core.py, `attend_backward`. Parallel over blocks
+// of queries. Shared: queries and their cotangents, three tiles of keys and values: one that arrives, one of which weights are
+// made, and the one before, of which the last product is under way.
+#include "attention.cuh"
+#include "attention_queries.cuh"
+#include "warpgroup.cuh"
+
+static_assert(PLAIN && !DROPOUT && PANELS == 1 && WARPS % 4 == 0, "plain calls, by whole warpgroups");
+using QueryTile = PanelTile<Stored, ROWS, DIM>;
+using CotangentTile = PanelTile<Stored, ROWS, VALUE_DIM>;
+using KeyTile = PanelTile<Stored, ACROSS, DIM>;
+using ValueTile = PanelTile<Stored, ACROSS, VALUE_DIM>;
+constexpr int HELD = QueryTile::BYTES + CotangentTile::BYTES, STAGE = KeyTile::BYTES + ValueTile::BYTES;
+constexpr int PARTS = ACROSS / 8;
+
+KERNEL(THREADS) warpgroup_queries(
+    Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k, Global<const Stored> v,
+    Global<const float> shift, Global<const float> delta, Global<Stored> dq, OPTIONS) {
+  const Options o = GIVEN_OPTIONS;
+  const Rows rows = rows_of_block(o, p);
+  int first, past;
+  keys_of_block(rows, p, first, past);
+  int tile = first / ACROSS;
+  const int past_tile = (past + ACROSS - 1) / ACROSS;
+
+  const QueryTile queries = {0};
+  const CotangentTile cotangents = {QueryTile::BYTES};
+  Global<const Stored> keys = row_of(k, p.k, rows.batch, rows.kv_head, 0);
+  Global<const Stored> values = row_of(v, p.v, rows.batch, rows.kv_head, 0);
+  auto stage = [](int step) { return uint32(HELD + step % 3 * STAGE); };
+  auto fetch = [&](int step, int tile) {
+    const int key = tile * ACROSS, there = rows.head.length - key;
+    fill<THREADS>(KeyTile{stage(step)}, keys + key * p.k.row, p.k.row, there, p.dim);
+    fill<THREADS>(ValueTile{stage(step) + KeyTile::BYTES}, values + key * p.v.row, p.v.row, there, p.value_dim);
+  };
+  fill_rows(queries, q, p.q, rows, p.dim, p);
+  fill_rows(cotangents, dout, p.dout, rows, p.value_dim, p);
+  if (tile < past_tile) fetch(0, tile);
+  commit_copies();
+
+  const Sight sight = sight_of_warp(rows, p);
+  const float factor = unit(p);
+  const int row = 64 * warpgroup();
+  float high[2], less[2];
+  for (int half = 0; half < 2; half++) {
+    const bool is_there = rows.is_there(lane_row(0, half));
+    const int64 number = rows.number(lane_row(0, half), p);
+    high[half] = less[half] = 0;
+    if (is_there) high[half] = shift[number], less[half] = delta[number];
+  }
+  float s[1][PARTS][4] = {}, d[PARTS][4] = {}, sums[1][DIM / 8][4] = {};
+  uint32 gradients[PARTS / 2][4];
+  auto key_tile = [&](int step) { return KeyTile{stage(step)}; };
+  auto value_tile = [&](int step) { return ValueTile{stage(step) + KeyTile::BYTES}; };
+  auto wait_for_tile = [] {  // the copies of all threads are there, and nobody reads what is older than one tile any more
+    wait_copies<0>();
+    show_products();
+    sync_threads();
+  };
+  auto weigh = [&](int tile) {  // products become weights
+    hold(s[0]);
+    hide(s, tile * ACROSS, rows, sight, o, p);
+    UNROLL for (int part = 0; part < PARTS; part++)
+      UNROLL for (int n = 0; n < 4; n++) s[0][part][n] = exp2_fast(s[0][part][n] * factor - high[n / 2]);
+  };
+
+  auto differentiate = [&] {  // weights become the gradients of scores
+    wait_products<0>();
+    hold(d), hold(sums[0]);
+    UNROLL for (int part = 0; part < PARTS; part++)
+      UNROLL for (int n = 0; n < 4; n++) s[0][part][n] *= d[part][n] - less[n / 2];
+    pack_weights<Stored>(gradients, s[0]);
+  };
+
+  if (tile < past_tile) {
+    wait_for_tile();
+    if (tile + 1 < past_tile) fetch(1, tile + 1);
+    commit_copies();
+    hold(s[0]), hold(d);
+    begin_products();
+    multiply_rows(s[0], queries, row, key_tile(0));
+    commit_products();
+    multiply_rows(d, cotangents, row, value_tile(0));
+    commit_products();
+    wait_products<0>();
+    hold(d);
+    weigh(tile);
+    int step = 0;
+    for (; tile + 1 < past_tile; tile++, step++) {
+      differentiate();
+      wait_for_tile();
+      if (tile + 2 < past_tile) fetch(step + 2, tile + 2);
+      commit_copies();
+      hold(s[0]), hold(d), hold(gradients), hold(sums[0]);
+      begin_products();
+      multiply_rows(s[0], queries, row, key_tile(step + 1));
+      commit_products();
+      add_weights_times(sums[0], gradients, key_tile(step));
+      commit_products();
+      multiply_rows(d, cotangents, row, value_tile(step + 1));
+      commit_products();
+      wait_products<2>();
+      weigh(tile + 1);
+    }
+    differentiate();
+    hold(gradients), hold(sums[0]);
+    begin_products();
+    add_weights_times(sums[0], gradients, key_tile(step));
+    commit_products();
+    wait_products<0>();
+    hold(sums[0]);
+  }
+  wait_copies<0>();
+  finish(sums, dout, q, k, v, shift, delta, dq, rows, o, p);
+}
+EXPORT(warpgroup_queries)

@@ -1,0 +1,228 @@
+"""Kernels by warpgroups: their primitives under emulation, attention in float64's light, and NVIDIA's compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from cuda_emulation import building, fake_cupy
+from cuda_emulation.building import Failed
+from kernel_calls import Call, Sizes, call_of, in_dtype
+from tensor_core_calls import faults, run, truth_of, warpgroup_calls
+
+from attnarray.backend import asarray
+from attnarray.kernels.cuda import attention, loader, nvrtc
+from attnarray.kernels.cuda import attention_plan as plan
+from attnarray.kernels.cuda.attention_problem import PLAIN, constants_of
+from attnarray.kernels.cuda.grid import Grid
+
+emulated = pytest.mark.skipif(bool(building.UNAVAILABLE), reason=building.UNAVAILABLE)
+needs_nvrtc = pytest.mark.skipif(nvrtc.find() is None, reason=nvrtc.MISSING)
+SEEDS = range(6)
+SQUARE = Sizes(130, 130, 64, 64, 1, 1, 1)
+
+
+# The primitives.
+
+
+@emulated
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("keys", "dim"), [(64, 128), (128, 64), (128, 128)])
+def test_products_of_rows_and_of_weights(keys: int, dim: int, dtype: str) -> None:
+    library = building.library(building.unit("calibration_warpgroup.cu", [dtype], ["CALIBRATION=1"]))
+    rng = np.random.default_rng(0)
+    q, k = (asarray(rng.standard_normal((rows, dim)), dtype) for rows in (64, keys))
+    d, e = np.full((64, keys), np.nan, np.float32), np.full((64, dim), np.nan, np.float32)
+    grid = Grid((1, 1, 1), (128, 1, 1), 2 * dim * (64 + keys))
+    for seed in SEEDS:
+        building.run(getattr(library, f"grouped_{keys}_by_{dim}_{dtype}"), grid, [q, k, d, e], seed)
+        exact = q.astype(np.float64) @ k.astype(np.float64).T
+        np.testing.assert_allclose(d, exact, rtol=1e-5, atol=1e-5)
+        weights = asarray(d, dtype).astype(np.float64)
+        np.testing.assert_allclose(e, weights @ k.astype(np.float64), rtol=1e-5, atol=1e-4)
+
+
+# Right but for what the value of `bug` plants: two tiles, the second over the first once its products are done.
+SOURCE = """
+#define Stored float16
+#include "warpgroup.cuh"
+using Matrix = PanelTile<float16, 64, 64>;
+
+KERNEL(128) doubled(Global<const float16> x, Global<float> out, int64 bug) {
+  float sums[8][4] = {};
+  for (int tile = 0; tile < 2; tile++) {
+    const Matrix matrix = {0};
+    fill<128>(matrix, x + tile * 4096, 64, 64, 64);
+    commit_copies();
+    if (bug != 1) wait_copies<0>();
+    if (bug != 2) show_products();
+    if (bug != 3) sync_threads();
+    if (bug == 4 && threadIdx.x >= 96) return;
+    begin_products();
+    multiply_rows(sums, matrix, 0, matrix);
+    commit_products();
+    if (bug == 5) out[threadIdx.x] = sums[0][0];
+    if (bug != 6) wait_products<0>();
+    if (bug != 7) sync_threads();
+  }
+  if (bug != 5)
+    for (int part = 0; part < 8; part++)
+      for (int n = 0; n < 4; n++)
+        out[(threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + n / 2 * 8) * 64 + 8 * part + threadIdx.x % 4 * 2 + n % 2] =
+            sums[part][n];
+}
+EXPORT(doubled)
+"""
+BUGS = [
+    (1, "while an asynchronous copy fills it"),
+    (2, "after which thread .* has not called show_products"),
+    (3, "race: reads|while an asynchronous copy fills it|nobody has written|has not called show_products"),
+    (4, "deadlock: .* wait at multiply_group|is at .* while others are at"),
+    (6, "race: writes byte .* while a product reads it"),
+    (7, "race: writes byte .* (while a product reads it|which thread .* has read)"),
+]
+
+
+def doubled(bug: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    x = np.random.default_rng(0).standard_normal((2, 64, 64)).astype(np.float16)
+    out = np.full((64, 64), np.nan, np.float32)
+    grid = Grid((1, 1, 1), (128, 1, 1), 8192)
+    building.run(building.library(SOURCE).doubled_float16, grid, [x, out, np.int64(bug)], seed)
+    wide = x.astype(np.float64)
+    return out, wide[1] @ wide[1].T
+
+
+@emulated
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_right_kernel_passes(seed: int) -> None:
+    out, exact = doubled(0, seed)
+    np.testing.assert_allclose(out, exact, rtol=1e-5, atol=1e-5)
+
+
+@emulated
+@pytest.mark.parametrize(("bug", "message"), BUGS)
+def test_planted_bugs_are_found_in_any_order(bug: int, message: str) -> None:
+    for seed in SEEDS:
+        with pytest.raises(Failed, match=message):
+            doubled(bug, seed)
+
+
+@emulated
+def test_sums_that_were_not_waited_for_are_not_there() -> None:
+    for seed in SEEDS:
+        out, _ = doubled(5, seed)
+        assert (out.ravel()[:128] == 777).all()
+
+
+# Attention.
+
+
+@pytest.fixture
+def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.setenv("ATTNARRAY_WARPGROUPS", "1")
+    with fake_cupy.installed() as module:
+        yield module
+
+
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    names: list[str] = []
+    launch = attention.launch
+    monkeypatch.setattr(
+        attention, "launch", lambda kernel, *rest: (names.append(kernel.name), launch(kernel, *rest))[1]
+    )
+    return names
+
+
+def assert_right(dtype: str, call: Call, seed: int = 0) -> None:
+    fake_cupy.State.seed = seed
+    rounded = in_dtype(call, dtype)
+    found = run(rounded, fake_cupy.ndarray, lambda array: array.held)
+    assert not list(faults(found, truth_of(rounded), rounded, dtype))
+
+
+@emulated
+@pytest.mark.parametrize("number", range(len(warpgroup_calls())))
+def test_plain_calls(cupy: Any, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    names = launched(monkeypatch)
+    dtype, call = warpgroup_calls()[number]
+    assert_right(dtype, call, number)
+    assert names == ["warpgroup_forward", "attention_delta", "warpgroup_queries", "warpgroup_keys"]
+
+
+@emulated
+def test_other_calls_take_the_other_kernels(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = launched(monkeypatch)
+    assert_right("float16", call_of(SQUARE, attn_mask=np.arange(130) > 3))
+    assert_right("float32", call_of(SQUARE))
+    assert_right("float16", call_of(SQUARE._replace(dim=32)))
+    assert not [name for name in names if "warpgroup" in name]
+    names.clear()
+    assert_right("float16", call_of(SQUARE._replace(queries=100)))  # few rows of queries, enough of keys
+    assert names == ["attention_forward", "attention_delta", "attention_queries", "warpgroup_keys"]
+
+
+@emulated
+def test_they_are_used_on_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_cupy.installed():
+        names = launched(monkeypatch)
+        assert_right("float16", call_of(SQUARE))
+        assert not [name for name in names if "warpgroup" in name]
+    monkeypatch.setenv("ATTNARRAY_WARPGROUPS", "1")
+    assert plan.has_warpgroups(90)
+    assert not plan.has_warpgroups(100)
+
+
+@emulated
+@pytest.mark.parametrize("name", ["key", "value", "query", "dout"])
+def test_what_is_hidden_does_not_matter(cupy: Any, name: str) -> None:
+    call = call_of(Sizes(128, 200, 64, 64, 1, 1, 1), 1, is_causal=True, q_offset=20)
+    call[name][:, :, 190 if name in ("key", "value") else 3, ::3] = np.nan
+    assert_right("float16", call)
+
+
+@emulated
+def test_the_order_of_blocks_and_threads_does_not_matter(cupy: Any) -> None:
+    call = in_dtype(call_of(Sizes(150, 210, 64, 64, 1, 2, 1), is_causal=True, q_offset=60), "bfloat16")
+    results = []
+    for seed in range(10):
+        fake_cupy.State.seed = seed
+        results.append(run(call, fake_cupy.ndarray, lambda array: array.held))
+    for other in results[1:]:
+        for name, array in results[0].items():
+            np.testing.assert_array_equal(array, other[name], err_msg=name)
+
+
+@emulated
+def test_keys_in_parts(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "multiprocessors", lambda device: 64)
+    names = launched(monkeypatch)
+    assert_right("bfloat16", call_of(Sizes(128, 700, 64, 64, 1, 1, 1), kv_lengths=np.array([600])))
+    assert names[:2] == ["warpgroup_forward", "attention_merge"]
+
+
+# The compiler.
+
+CASES = [(kind, dim) for kind, dims in plan.WARPGROUPS.items() for dim in dims]
+SPILLED = {("keys", 128): 32}  # bytes, before and behind the loop over tiles
+
+
+@needs_nvrtc
+@pytest.mark.parametrize(("kind", "dim"), CASES)
+def test_products_run_beside_the_rest_and_nothing_spills(kind: str, dim: int) -> None:
+    tiling, shared = plan.warpgroup_tiling(kind, dim, dim, 2, 10**6) or (None, 0)
+    assert tiling is not None
+    assert shared <= 227 * 1024
+    more = {"OF_KEYS": 1, "OF_VALUES": 1} if kind == "keys" else {}
+    constants = constants_of((dim, dim), tiling, PLAIN, **more)
+    log = loader.compile_for(f"warpgroup_{kind}.cu", "bfloat16", "sm_90a", constants).log
+    assert nvrtc.usage(log)[f"warpgroup_{kind}"].spilled <= SPILLED.get((kind, dim), 0)
+    assert "serialized" not in log
+
+
+@needs_nvrtc
+def test_the_compiler_says_when_products_wait_for_each_other() -> None:
+    tiling = plan.Tiling(8, 1, 128)  # more sums than there are registers for
+    constants = constants_of((64, 64), tiling, PLAIN, OF_KEYS=1, OF_VALUES=1)
+    assert "serialized" in loader.compile_for("warpgroup_keys.cu", "bfloat16", "sm_90a", constants).log
