@@ -23,14 +23,30 @@ MOST_WORKERS = 12
 
 
 def attention() -> dict[str, Any]:
-    """Every option and odd sizes against the reference in float64 on the host; the same bits again.
+    """Every option and odd sizes against the reference in float64, and the same bits again; the errors of float32.
 
     Most of the time goes to compiling, so that several processes share the cases.
     """
     workers = min(os.cpu_count() or 1, MOST_WORKERS)
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         found = list(pool.map(_share_of_cases, range(workers), [workers] * workers))
-    return {"cases": sum(cases for cases, _ in found), "wrong": [fault for _, wrong in found for fault in wrong]}
+    wrong = [fault for _, faults in found for fault in faults]
+    return {"cases": sum(cases for cases, _ in found), "wrong": wrong, "errors of float32": float32_errors()}
+
+
+def float32_errors() -> list[dict[str, Any]]:
+    """Errors of kernels, as multiples of those that the reference makes in float32 on the host."""
+    from kernel_calls import Sizes, call_of, in_dtype
+    from tensor_core_calls import errors_beside_float32, run
+
+    cupy, rows = loader.cupy(), []
+    for keys, dim in ((512, 64), (4096, 64), (4096, 128)):
+        call = in_dtype(call_of(Sizes(512, keys, dim, dim, 1, 1, 1)), "float32")
+        for warpgroups in ("", "1") if has_warpgroups() else ("",):
+            with mock.patch.dict(os.environ, ATTNARRAY_WARPGROUPS=warpgroups):
+                times = errors_beside_float32(run(call, cupy.asarray, cupy.asnumpy), call)
+            rows.append({"keys": keys, "dim": dim, "warpgroups": bool(warpgroups), "times": times})
+    return rows
 
 
 def _share_of_cases(first: int, workers: int) -> tuple[int, list[str]]:
@@ -116,7 +132,7 @@ def attention_speed() -> dict[str, Any]:
     rates = {dtype: products_per_second(dtype) for dtype in ("bfloat16", "float32")}
     for shape in shapes():
         runs = {"ours": _ours(shape), **{name: make(shape) for name, make in peers.items()}}
-        if shape.dtype == "bfloat16" and shape.queries > 1 and not shape.bias and has_warpgroups():
+        if shape.queries > 1 and not shape.bias and has_warpgroups():
             runs["warpgroups"] = {way: by_warpgroups(run) for way, run in _ours(shape).items()}
         row: dict[str, Any] = {"case": shape.name, "dtype": shape.dtype}
         for way, products in (("forward", FORWARD), ("both", FORWARD + BACKWARD)):

@@ -76,6 +76,30 @@ def faults(found: dict[str, np.ndarray], truth: dict[str, np.ndarray], call: Cal
             yield f"{name} is off by {error}, at most {allowed}"
 
 
+def assert_as_exact_as_float32(found: dict[str, np.ndarray], call: Call) -> None:
+    """Errors, as roots of mean squares, at most some times those that the reference makes in float32.
+
+    The largest score, whose rounding the lse shows, is a sum that the units cut off a few times.
+    """
+    for name, times in errors_beside_float32(found, call).items():
+        assert times < (4.0 if name == "lse" else 2.5), f"{name} is off by {times} times the error of float32"
+
+
+def errors_beside_float32(found: dict[str, np.ndarray], call: Call) -> dict[str, float]:
+    """The errors of results, as multiples of those that the reference makes in float32: roots of mean squares."""
+    q, k, v, scoring = arguments_of(call)
+    with aa.use_kernels("reference"):
+        out, lse = core.attend(q, k, v, scoring)
+        grads = core.attend_backward(call["dout"], None, q, k, v, out, lse, scoring)
+    plain = {"out": out, "lse": lse, **dict(zip(NAMES, grads, strict=True))}
+    truth = truth_of(call)
+    return {name: float(_rms(found[name] - exact) / _rms(plain[name] - exact)) for name, exact in truth.items()}
+
+
+def _rms(x: np.ndarray) -> Any:
+    return np.sqrt(np.mean(np.square(x, dtype=np.float64)))
+
+
 def allowed_error(name: str, exact: np.ndarray, lse: np.ndarray, call: Call, dtype: str) -> float:
     """Roundings of weights and of score gradients to the stored type, of which sums average most.
 
@@ -112,6 +136,8 @@ def warpgroup_calls() -> list[tuple[str, Call]]:
         ("bfloat16", Sizes(75, 270, 64, 128, 3, 1, 1), {}),  # rows of three heads together
         ("float16", Sizes(131, 257, 70, 125, 1, 1, 1), {"kv_lengths": np.array([201])}),
         ("bfloat16", Sizes(140, 260, 64, 64, 1, 1, 2), {"is_causal": True, "q_offset": np.array([-30, 60])}),
+        ("float32", Sizes(130, 200, 64, 64, 2, 2, 2), {"is_causal": True, "q_offset": 70}),
+        ("float32", Sizes(150, 150, 62, 59, 1, 1, 1), {"window": (70, 0)}),
     ]
     return [(dtype, call_of(sizes, seed, **given)) for seed, (dtype, sizes, given) in enumerate(calls)]
 

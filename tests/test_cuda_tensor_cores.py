@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from cuda_emulation import building, fake_cupy
 from kernel_calls import OPTIONS, Call, Sizes, call_of, in_dtype, kinds
-from tensor_core_calls import DTYPES, faults, run, truth_of
+from tensor_core_calls import DTYPES, assert_as_exact_as_float32, faults, run, truth_of
 
 import attnarray as aa
 from attnarray.attention import core
@@ -65,6 +65,13 @@ def test_each_option(option: str, sizes: Sizes) -> None:
 @pytest.mark.parametrize("kind", range(3))
 def test_all_options_together(kind: int, dtype: str) -> None:
     assert_right(kinds(SMALL)[kind], dtype)
+
+
+def test_float32_is_about_as_exact_as_float32() -> None:
+    """The units cut sums off, which adds up to many times this where sums are long."""
+    for sizes in (Sizes(64, 900, 64, 64, 1, 1, 1), Sizes(64, 400, 128, 128, 1, 1, 1)):
+        call = in_dtype(call_of(sizes), "float32")
+        assert_as_exact_as_float32(found_by_kernels(call), call)
 
 
 @pytest.mark.parametrize("scale", [-0.3, -1.7])

@@ -31,6 +31,7 @@ UNAVAILABLE = (
 )
 OPTIONS = ("-std=c++17", "-O1", "-fPIC", "-w", f"-I{HERE}", f"-I{cache.SOURCES}")
 WIDE_ONLY = ("scoring.cu", "additive.cu", "lstm_cell.cu")
+FLOAT32_ONLY = ("halves.cu",)
 
 
 class Failed(Exception):
@@ -110,6 +111,7 @@ def library_of(source: str, kind: str, constants: Sequence[str] = ()) -> Any:
     if constants:
         return library(unit(source, [kind], constants))
     types = [kind for dtype, kind in STORED.items() if not (source in WIDE_ONLY and "16" in dtype)]
+    types = ["float"] if source in FLOAT32_ONLY else types
     return library(unit(source, types))
 
 

@@ -560,6 +560,12 @@ static float from_brain(uint16_t half) {
   return value;
 }
 
+// The units round their sums toward zero.
+static float cut(double sum) {
+  float near = float(sum);
+  return std::fabs(double(near)) > std::fabs(sum) ? std::nextafter(near, 0.0f) : near;
+}
+
 static const uint32* registers(const unsigned char* all, int of) { return reinterpret_cast<const uint32*>(all + 64 * of); }
 
 void multiply(float (&d)[4], const uint32* a, const uint32* b, bool brain) {
@@ -574,7 +580,7 @@ void multiply(float (&d)[4], const uint32* a, const uint32* b, bool brain) {
     double sum = d[n];
     for (int k = 0; k < 16; k++)
       sum += double(number(row * 4 + k % 8 / 2, n / 2 + k / 8 * 2, k % 2)) * number(column * 4 + k % 8 / 2, 4 + k / 8, k % 2);
-    d[n] = float(sum);
+    d[n] = cut(sum);
   }
 }
 
@@ -591,7 +597,7 @@ void multiply_tf32(float (&d)[4], const uint32* a, const uint32* b) {
     int row = lane() / 4, column = lane() % 4 * 2 + n % 2;
     double sum = d[n];
     for (int k = 0; k < 8; k++) sum += double(number(row * 4 + k % 4, n / 2 + k / 4 * 2)) * number(column * 4 + k % 4, 4 + k / 4);
-    d[n] = float(sum);
+    d[n] = cut(sum);
   }
 }
 
@@ -690,7 +696,7 @@ void do_product(Warpgroup& group) {
       float& sum = sums.values[thread * (product->columns / 2) + n];
       double all = product->adds ? sum : 0.0;
       for (int k = 0; k < 16; k++) all += double(a[row * 16 + k]) * b[column * 16 + k];
-      sum = float(all);
+      sum = cut(all);
     }
   product->is_done = true;
   group.done++;

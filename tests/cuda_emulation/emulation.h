@@ -301,8 +301,8 @@ void multiply_group(float (&d)[PARTS][4], uint64 left, uint64 right, bool adds, 
   emulation::multiply_group(&d[0][0], 8 * PARTS, nullptr, left, right, adds, std::is_same_v<T, bfloat16>);
 }
 template <int PARTS, class T>
-void multiply_group(float (&d)[PARTS][4], const uint32 (&left)[4], uint64 right, T) {
-  emulation::multiply_group(&d[0][0], 8 * PARTS, left, 0, right, true, std::is_same_v<T, bfloat16>);
+void multiply_group(float (&d)[PARTS][4], const uint32 (&left)[4], uint64 right, bool adds, T) {
+  emulation::multiply_group(&d[0][0], 8 * PARTS, left, 0, right, adds, std::is_same_v<T, bfloat16>);
 }
 inline void multiply_add_tf32(float (&d)[4], const uint32 (&a)[4], const uint32 (&b)[2]) {
   emulation::multiply_tf32(d, a, b);

@@ -25,21 +25,19 @@ from attnarray.kernels.cuda.attention_problem import (
     problem_of,
 )
 from attnarray.kernels.cuda.grid import BLOCK, WARP, Grid, ceil_div
+from attnarray.kernels.cuda.halves import NONE, halves_of
 from attnarray.kernels.cuda.loader import Kernel, capability_of, cupy, empty, launch, multiprocessors, shared_bytes
 from attnarray.kernels.cuda.loader import warmup as load
 
 OPTIONS = "ppppps"  # bias, mask, keep, offsets, lengths, Problem
-PARAMETERS = {
-    "forward": "pppppppp" + OPTIONS,
-    "queries": "ppppppp" + OPTIONS,
-    "keys": "pppppppp" + OPTIONS,
-    "bias": "ppppppp" + "iiii" + OPTIONS,
-}
+PARAMETERS = {"forward": "pppppppp", "queries": "ppppppp", "keys": "pppppppp", "bias": "ppppppp" + "iiii"}
+HALVES = "ppppp"  # of q, k, v and dout, and their units
 DELTA = Kernel("attention_rows.cu", "attention_delta", "piii" + "ppppp" + "iiii")
 MERGE = Kernel("attention_rows.cu", "attention_merge", "ppppp" + "iiiii")
 SINKS = Kernel("attention_rows.cu", "attention_sinks", "pppp" + "iii")
 PLAIN_KERNELS: dict[str, dict[str, int]] = {"forward": {}, "queries": {}, "keys": {"OF_KEYS": 1, "OF_VALUES": 1}}
 FLOAT32 = np.dtype(np.float32)
+WARPGROUP = "warpgroup"  # the family of kernels whose names start so; others are of the family "attention"
 
 
 def attend(q: Any, k: Any, v: Any, scoring: Any) -> tuple[Any, Any]:
@@ -58,7 +56,7 @@ def attend(q: Any, k: Any, v: Any, scoring: Any) -> tuple[Any, Any]:
     if parts > 1:
         part_out, part_lse = empty((parts, *out.shape), FLOAT32), empty((parts, *lse.shape), FLOAT32)
         grid = grid._replace(blocks=(*grid.blocks[:2], parts))
-    arrays = problem.q, problem.k, problem.v, out, lse, part_out, part_lse, sinks
+    arrays = problem.q, problem.k, problem.v, out, lse, part_out, part_lse, sinks, *_halves(problem, how, name)
     _launch(name, problem, tiling, grid, how, *arrays, parts=parts)
     if parts > 1:
         rows = lse.size
@@ -85,16 +83,21 @@ def attend_backward(
     dq, dk = empty(problem.q.shape, q.dtype), empty((batch, kv_heads, keys, dim), k.dtype)
     dv = empty((batch, kv_heads, keys, width), v.dtype)
     given = problem.dout, problem.q, problem.k, problem.v, shift, delta
+    chosen = {
+        "queries": _tiling("queries", problem, how, device, problem.group_rows),
+        "keys": _tiling("keys", problem, how, device, keys),
+    }
+    halves = _halves(problem, how, *(name for name, _, _ in chosen.values()))
     if rows:
-        name, tiling, shared = _tiling("queries", problem, how, device, problem.group_rows)
+        name, tiling, shared = chosen["queries"]
         grid = plan.plan_rows_of_queries(tiling, shared, problem.pairs, problem.group_rows)
-        _launch(name, problem, tiling, grid, how, *given, dq)
+        _launch(name, problem, tiling, grid, how, *given, dq, *halves)
     if keys and problem.pairs:
-        name, tiling, shared = _tiling("keys", problem, how, device, keys)
+        name, tiling, shared = chosen["keys"]
         grid = plan.plan_rows_of_keys(tiling, shared, problem.pairs, keys)
         for wanted in ((1, 1),) if plan.has_both(*problem.dims) else ((1, 0), (0, 1)):
             which = {"OF_KEYS": wanted[0], "OF_VALUES": wanted[1]}
-            _launch(name, problem, tiling, grid, how, *given, dk, dv, **which)
+            _launch(name, problem, tiling, grid, how, *given, dk, dv, *halves, **which)
     dbias = None if scoring.bias is None else _bias_gradient(problem, how, device, given, scoring.bias)
     dsinks = None if scoring.sinks is None else _sink_gradient(how, lse, delta, scoring.sinks, q)
     dims = q.shape[3], q.shape[3], v.shape[3]
@@ -110,8 +113,9 @@ def warmup(dtype: str) -> None:
     for dim, (kind, more) in itertools.product((64, 128), PLAIN_KERNELS.items()):
         tiling, _ = plan.tiling_of(kind, dim, dim, itemsize, most, BLOCK, larger)
         name = f"attention_{kind}"
-        if plan.has_warpgroups(capability_of(device)) and itemsize == 2:
-            name, tiling = f"warpgroup_{kind}", plan.WARPGROUPS[kind][dim]
+        if plan.has_warpgroups(capability_of(device)):
+            found = plan.warpgroup_tiling(kind, dim, dim, itemsize, BLOCK)
+            name, tiling = (f"{WARPGROUP}_{kind}", found[0]) if found else (name, tiling)
         load((_kernel(name, constants_of((dim, dim), tiling, PLAIN, **more)),), dtype)
     load((DELTA, MERGE), dtype)
 
@@ -129,10 +133,18 @@ def _tiling(kind: str, problem: Problem, how: ga.Stored, device: int, rows: int)
     if problem.is_plain and plan.has_warpgroups(capability):
         found = plan.warpgroup_tiling(kind, *problem.dims, itemsize, rows)
         if found:
-            return f"warpgroup_{kind}", *found
+            return f"{WARPGROUP}_{kind}", *found
     larger = problem.is_plain and capability in plan.LARGE
     found = plan.tiling_of(kind, *problem.dims, itemsize, shared_bytes(device), problem.group_rows, larger)
     return f"attention_{kind}", *found
+
+
+def _halves(problem: Problem, how: ga.Stored, *names: str) -> tuple[Any, ...]:
+    """What kernels by warpgroups take of arrays of float32, if one of these is."""
+    if how.name != "float32" or not any(name.startswith(WARPGROUP) for name in names):
+        return NONE
+    arrays = problem.q, problem.k, problem.v, problem.dout
+    return halves_of(arrays, problem.strides, problem.dims, problem.sizes[2])
 
 
 def _launch(
@@ -140,12 +152,16 @@ def _launch(
 ) -> None:
     """Launch the kernel of the file of its name, compiled for the problem."""
     kernel = _kernel(name, constants_of(problem.dims, tiling, problem.switches, **more))
+    if not name.startswith(WARPGROUP):
+        arguments = arguments[: len(PARAMETERS[name.partition("_")[2]])]  # without halves
     launch(kernel, how.name, grid, *arguments, *problem.options, problem.packed(parts))
 
 
 @functools.lru_cache(maxsize=256)
 def _kernel(name: str, constants: tuple[str, ...]) -> Kernel:
-    return Kernel(f"{name}.cu", name, PARAMETERS[name.partition("_")[2]], PACKED.size, constants)
+    family, _, kind = name.partition("_")
+    parameters = PARAMETERS[kind] + HALVES * (family == WARPGROUP) + OPTIONS
+    return Kernel(f"{name}.cu", name, parameters, PACKED.size, constants)
 
 
 def _bias_gradient(problem: Problem, how: ga.Stored, device: int, given: tuple[Any, ...], bias: Any) -> Any:

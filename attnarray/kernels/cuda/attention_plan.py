@@ -77,11 +77,11 @@ ANY: dict[str, Tilings] = {
 }
 FEW_ROWS = (Tiling(1, 1, 64), Tiling(1, 1, 32), Tiling(1, 1, 16))  # of queries, as in decoding
 MOST_FEW_ROWS = PANEL
-# Warpgroups multiply from shared memory (sm_90a): plain calls in 16 bits. By the larger dim of a head.
+# Warpgroups multiply from shared memory (sm_90a): plain calls. By the bytes of a number, then the larger dim of a head.
 WARPGROUPS = {
-    "forward": {64: Tiling(8, 1, 128), 128: Tiling(8, 1, 128)},
-    "queries": {64: Tiling(8, 1, 64), 128: Tiling(8, 1, 64)},
-    "keys": {64: Tiling(8, 1, 64), 128: Tiling(8, 1, 64)},
+    "forward": {2: {64: Tiling(8, 1, 128), 128: Tiling(8, 1, 128)}, 4: {64: Tiling(8, 1, 128), 128: Tiling(8, 1, 64)}},
+    "queries": {2: {64: Tiling(8, 1, 64), 128: Tiling(8, 1, 64)}, 4: {64: Tiling(8, 1, 64)}},
+    "keys": {2: {64: Tiling(8, 1, 64), 128: Tiling(8, 1, 64)}, 4: {64: Tiling(8, 1, 32)}},
 }
 WARPGROUP_DIMS = (64, 128)
 HOPPER = 90
@@ -91,7 +91,8 @@ def listing() -> list[dict[str, Any]]:
     """What kernels are compiled for, as values to show: each tiling, with the dims and numbers that it is for."""
     rows = []
     by_warpgroups = {
-        kernel: {2: {dim: (tiling,) for dim, tiling in dims.items()}} for kernel, dims in WARPGROUPS.items()
+        kernel: {size: {dim: (tiling,) for dim, tiling in dims.items()} for size, dims in sizes.items()}
+        for kernel, sizes in WARPGROUPS.items()
     }
     for calls, table in (("warpgroups", by_warpgroups), ("plain", LARGER), ("any", ANY)):
         for kernel, sizes in table.items():
@@ -145,10 +146,9 @@ def has_warpgroups(capability: int) -> bool:
 
 def warpgroup_tiling(kind: str, dim: int, value_dim: int, itemsize: int, rows: int) -> tuple[Tiling, int] | None:
     """The tiling of the kernel by warpgroups, and its shared memory; None where there is none or rows are too few."""
-    if itemsize != 2 or not {dim, value_dim} <= set(WARPGROUP_DIMS):
-        return None
-    tiling = WARPGROUPS[kind][max(dim, value_dim)]
-    if rows < tiling.rows:
+    found = {dim, value_dim} <= set(WARPGROUP_DIMS) and WARPGROUPS.get(kind, {}).get(itemsize, {})
+    tiling = found and found.get(max(dim, value_dim))
+    if not tiling or rows < tiling.rows:
         return None
     both = (dim + value_dim) * itemsize
     if kind == "forward":  # two tiles of keys, two of values

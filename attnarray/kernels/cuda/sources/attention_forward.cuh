@@ -86,9 +86,9 @@ inline void attend_slowly(Global<const Stored> q, Global<const Stored> k, Global
 }
 
 // The largest score of each row that this lane has a part of, with those of a tile. Where it grows, what was summed so far fades:
-// by how much, and whether the sums of some row of the warp do.
+// by how much, and whether the sums of some row of the warp do. Powers are at most 2^room.
 inline bool raise_largest(const float (&s)[PANELS][PARTS][4], float (&largest)[PANELS][2], float (&total)[PANELS][2],
-                          float (&fade)[PANELS][2], float factor) {
+                          float (&fade)[PANELS][2], float factor, float room = 0) {
   float higher[PANELS][2];
   bool has_moved = false;
   UNROLL for (int panel = 0; panel < PANELS; panel++)
@@ -98,7 +98,7 @@ inline bool raise_largest(const float (&s)[PANELS][PARTS][4], float (&largest)[P
         m = fmaxf(m, fmaxf(s[panel][part][2 * half], s[panel][part][2 * half + 1]));
       m = fmaxf(m, shuffle_xor(m, 1));
       m = fmaxf(m, shuffle_xor(m, 2));
-      higher[panel][half] = fmaxf(largest[panel][half], m * factor);
+      higher[panel][half] = fmaxf(largest[panel][half], m * factor - room);
       has_moved |= higher[panel][half] != largest[panel][half];
     }
   if (!any_lane(has_moved)) return false;

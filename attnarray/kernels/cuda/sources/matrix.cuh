@@ -5,7 +5,8 @@
 // of row l / 4, then of row l / 4 + 8.
 //
 // A float32 is taken as the sum of two numbers of 11 bits, and a product as three products of these; what is left out is
-// 2^-22 of it.
+// 2^-22 of it. As the units round sums toward zero, which adds up, sums of float32 are kept short: small products have sums of
+// their own, and what a tile adds is added by the threads (Ootomo and Yokota, 2022).
 #pragma once
 #include "primitives.cuh"
 
@@ -20,9 +21,12 @@ template <> struct Right<float> { uint32 v[2], rest[2]; };
 template <class T> inline void multiply(float (&d)[4], const Left<T>& a, const Right<T>& b) {
   multiply_add(d, a.v, b.v, T());
 }
-inline void multiply(float (&d)[4], const Left<float>& a, const Right<float>& b) {
+inline void multiply_rest(float (&d)[4], const Left<float>& a, const Right<float>& b) {
   multiply_add_tf32(d, a.rest, b.v);
   multiply_add_tf32(d, a.v, b.rest);
+}
+inline void multiply(float (&d)[4], const Left<float>& a, const Right<float>& b) {
+  multiply_rest(d, a, b);
   multiply_add_tf32(d, a.v, b.v);
 }
 
@@ -132,10 +136,16 @@ template <class TILE> inline void load_turned(Right<float> (&b)[2], const Turned
   }
 }
 
+inline void add(float (&sums)[4], const float (&more)[4]) {
+  UNROLL for (int n = 0; n < 4; n++) sums[n] += more[n];
+}
+
 // sums[panel] (16 x 8 PARTS) += the rows of a tile at left[panel] times the rows of another one.
 template <class T, class A, class B, int P, int PARTS>
 inline void add_rows_times_rows(float (&sums)[P][PARTS][4], const uint32 (&left)[P], uint32 right) {
   static_assert(A::ROW == B::ROW, "they are summed along");
+  constexpr bool IS_SPLIT = sizeof(T) == 4;
+  float rest[IS_SPLIT ? P : 1][IS_SPLIT ? PARTS : 1][4] = {};
   UNROLL for (int step = 0; step < A::ROW / 32; step++) {
     Left<T> a[P];
     UNROLL for (int panel = 0; panel < P; panel++) A::load_left(a[panel], left[panel], step);
@@ -143,16 +153,27 @@ inline void add_rows_times_rows(float (&sums)[P][PARTS][4], const uint32 (&left)
       Right<T> b[2];
       B::load_right(b, right, step, pair);
       UNROLL for (int panel = 0; panel < P; panel++)
-        UNROLL for (int n = 0; n < 2; n++) multiply(sums[panel][2 * pair + n], a[panel], b[n]);
+        UNROLL for (int n = 0; n < 2; n++) {
+          float(&sum)[4] = sums[panel][2 * pair + n];
+          if constexpr (IS_SPLIT) {
+            multiply_rest(rest[panel][2 * pair + n], a[panel], b[n]);
+            multiply_add_tf32(sum, a[panel].v, b[n].v);
+          } else {
+            multiply(sum, a[panel], b[n]);
+          }
+        }
     }
   }
+  if constexpr (IS_SPLIT)
+    UNROLL for (int panel = 0; panel < P; panel++)
+      UNROLL for (int part = 0; part < PARTS; part++) add(sums[panel][part], rest[panel][part]);
 }
 
 // sums[panel] (16 x 8 PARTS) += weights[panel] (16 x 8 ALONG) times the tile itself, its first 8 PARTS columns.
 template <class T, class B, int P, int PARTS, int ALONG>
 inline void add_weights_times(float (&sums)[P][PARTS][4], const float (&weights)[P][ALONG][4],
                               const Turned<T>& right) {
-  UNROLL for (int step = 0; step < ALONG * 8 / STEP<T>; step++) {
+  UNROLL for (int step = 0; step < ALONG / 2; step++) {
     Left<T> a[P];
     UNROLL for (int panel = 0; panel < P; panel++) turn_left(a[panel], weights[panel], step);
     UNROLL for (int pair = 0; pair < PARTS / 2; pair++) {
@@ -160,6 +181,28 @@ inline void add_weights_times(float (&sums)[P][PARTS][4], const float (&weights)
       load_turned<B>(b, right, step, pair);
       UNROLL for (int panel = 0; panel < P; panel++)
         UNROLL for (int n = 0; n < 2; n++) multiply(sums[panel][2 * pair + n], a[panel], b[n]);
+    }
+  }
+}
+// Of float32 a few steps have sums of their own, 16 columns at a time.
+template <class T, class B, int P, int PARTS, int ALONG>
+inline void add_weights_times(float (&sums)[P][PARTS][4], const float (&weights)[P][ALONG][4],
+                                    const Turned<float>& right) {
+  constexpr int TOGETHER = ALONG < 4 ? ALONG : 4;  // steps
+  UNROLL for (int first = 0; first < ALONG; first += TOGETHER) {
+    Left<float> a[P][TOGETHER];
+    UNROLL for (int panel = 0; panel < P; panel++)
+      UNROLL for (int step = 0; step < TOGETHER; step++) turn_left(a[panel][step], weights[panel], first + step);
+    UNROLL for (int pair = 0; pair < PARTS / 2; pair++) {
+      float few[P][2][4] = {};
+      UNROLL for (int step = 0; step < TOGETHER; step++) {
+        Right<float> b[2];
+        load_turned<B>(b, right, first + step, pair);
+        UNROLL for (int panel = 0; panel < P; panel++)
+          UNROLL for (int n = 0; n < 2; n++) multiply(few[panel][n], a[panel][step], b[n]);
+      }
+      UNROLL for (int panel = 0; panel < P; panel++)
+        UNROLL for (int n = 0; n < 2; n++) add(sums[panel][2 * pair + n], few[panel][n]);
     }
   }
 }

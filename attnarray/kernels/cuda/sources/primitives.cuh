@@ -223,31 +223,35 @@ template <int STEPS> inline void hold(uint32 (&weights)[STEPS][4]) {
 // d (64 x N) = a (64 x 16) b (16 x N), added to d if `adds`: by the four warps of a warpgroup, of which each has 16 rows, spread
 // over its lanes as by multiply_add. Done at some time before wait_products. a and b are described matrices in shared memory
 // whose rows are summed along, a has 64 rows and b N; or a is fragments, and b is summed down its 16 rows of N numbers.
+#define NAMES_16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define NAMES_32                                                                                                       \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, " \
-  "%25, %26, %27, %28, %29, %30, %31"
+  NAMES_16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define NAMES_64                                                                                                       \
   NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, "     \
            "%52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define PLACES_4(n) "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])
 #define PLACES_16(n) PLACES_4(n), PLACES_4(n + 1), PLACES_4(n + 2), PLACES_4(n + 3)
-#define PLACES_32 PLACES_16(0), PLACES_16(4)
-#define PLACES_64 PLACES_32, PLACES_16(8), PLACES_16(12)
-#define MULTIPLY_GROUP(T, name, columns, sums, n0, n1, n2, n3, n4)                                                      \
+#define PLACES_OF_16 PLACES_16(0)
+#define PLACES_OF_32 PLACES_OF_16, PLACES_16(4)
+#define PLACES_OF_64 PLACES_OF_32, PLACES_16(8), PLACES_16(12)
+#define MULTIPLY_GROUP(T, name, columns, sums, n0, n1, n2, n3, n4, n5)                                                  \
   inline void multiply_group(float (&d)[columns / 8][4], uint64 left, uint64 right, bool adds, T) {                    \
     asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #n2 ", 0; wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32."    \
                  name "." name " {" NAMES_##sums "}, %" #n0 ", %" #n1 ", p, 1, 1, 0, 0; }"                              \
-                 : PLACES_##sums : "l"(left), "l"(right), "r"(int(adds)));                                             \
+                 : PLACES_OF_##sums : "l"(left), "l"(right), "r"(int(adds)));                                             \
   }                                                                                                                    \
-  inline void multiply_group(float (&d)[columns / 8][4], const uint32 (&left)[4], uint64 right, T) {                   \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32." name "." name " {" NAMES_##sums "}, {%" #n0    \
-                 ", %" #n1 ", %" #n2 ", %" #n3 "}, %" #n4 ", 1, 1, 1, 1;"                                              \
-                 : PLACES_##sums : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "l"(right));                \
+  inline void multiply_group(float (&d)[columns / 8][4], const uint32 (&left)[4], uint64 right, bool adds, T) {        \
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #n5 ", 0; wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32."    \
+                 name "." name " {" NAMES_##sums "}, {%" #n0 ", %" #n1 ", %" #n2 ", %" #n3 "}, %" #n4                   \
+                 ", p, 1, 1, 1; }"                                                                                     \
+                 : PLACES_OF_##sums                                                                                    \
+                 : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "l"(right), "r"(int(adds)));                \
   }
-MULTIPLY_GROUP(float16, "f16", 64, 32, 32, 33, 34, 35, 36)
-MULTIPLY_GROUP(bfloat16, "bf16", 64, 32, 32, 33, 34, 35, 36)
-MULTIPLY_GROUP(float16, "f16", 128, 64, 64, 65, 66, 67, 68)
-MULTIPLY_GROUP(bfloat16, "bf16", 128, 64, 64, 65, 66, 67, 68)
+MULTIPLY_GROUP(float16, "f16", 32, 16, 16, 17, 18, 19, 20, 21)
+MULTIPLY_GROUP(float16, "f16", 64, 32, 32, 33, 34, 35, 36, 37)
+MULTIPLY_GROUP(bfloat16, "bf16", 64, 32, 32, 33, 34, 35, 36, 37)
+MULTIPLY_GROUP(float16, "f16", 128, 64, 64, 65, 66, 67, 68, 69)
+MULTIPLY_GROUP(bfloat16, "bf16", 128, 64, 64, 65, 66, 67, 68, 69)
 #undef MULTIPLY_GROUP
 #endif
 

@@ -3,9 +3,8 @@
 // made, and the one before, of which the last product is under way.
 #include "attention.cuh"
 #include "attention_queries.cuh"
-#include "warpgroup.cuh"
+#include "warpgroup_attention.cuh"
 
-static_assert(PLAIN && !DROPOUT && PANELS == 1 && WARPS % 4 == 0, "plain calls, by whole warpgroups");
 using QueryTile = PanelTile<Stored, ROWS, DIM>;
 using CotangentTile = PanelTile<Stored, ROWS, VALUE_DIM>;
 using KeyTile = PanelTile<Stored, ACROSS, DIM>;
@@ -15,7 +14,7 @@ constexpr int PARTS = ACROSS / 8;
 
 KERNEL(THREADS) warpgroup_queries(
     Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k, Global<const Stored> v,
-    Global<const float> shift, Global<const float> delta, Global<Stored> dq, OPTIONS) {
+    Global<const float> shift, Global<const float> delta, Global<Stored> dq, HALVES, OPTIONS) {
   const Options o = GIVEN_OPTIONS;
   const Rows rows = rows_of_block(o, p);
   int first, past;
@@ -25,21 +24,27 @@ KERNEL(THREADS) warpgroup_queries(
 
   const QueryTile queries = {0};
   const CotangentTile cotangents = {QueryTile::BYTES};
-  Global<const Stored> keys = row_of(k, p.k, rows.batch, rows.kv_head, 0);
-  Global<const Stored> values = row_of(v, p.v, rows.batch, rows.kv_head, 0);
+  const Halves halves = GIVEN_HALVES;
+  const Source of_q = source_of(Q, q, p.q, p.dim, halves, rows.batch, rows.kv_head, p);
+  const Source of_k = source_of(K, k, p.k, p.dim, halves, rows.batch, rows.kv_head, p);
+  const Source of_v = source_of(V, v, p.v, p.value_dim, halves, rows.batch, rows.kv_head, p);
+  const Source of_dout = source_of(DOUT, dout, p.dout, p.value_dim, halves, rows.batch, rows.kv_head, p);
+  Global<const Stored> keys = row_of(of_k.from, of_k.strides, rows.batch, rows.kv_head, 0);
+  Global<const Stored> values = row_of(of_v.from, of_v.strides, rows.batch, rows.kv_head, 0);
   auto stage = [](int step) { return uint32(HELD + step % 3 * STAGE); };
   auto fetch = [&](int step, int tile) {
     const int key = tile * ACROSS, there = rows.head.length - key;
-    fill<THREADS>(KeyTile{stage(step)}, keys + key * p.k.row, p.k.row, there, p.dim);
-    fill<THREADS>(ValueTile{stage(step) + KeyTile::BYTES}, values + key * p.v.row, p.v.row, there, p.value_dim);
+    const int64 apart = of_k.strides.row, values_apart = of_v.strides.row;
+    fill<THREADS>(KeyTile{stage(step)}, keys + key * apart, apart, there, of_k.columns);
+    fill<THREADS>(ValueTile{stage(step) + KeyTile::BYTES}, values + key * values_apart, values_apart, there, of_v.columns);
   };
-  fill_rows(queries, q, p.q, rows, p.dim, p);
-  fill_rows(cotangents, dout, p.dout, rows, p.value_dim, p);
+  fill_rows(queries, of_q.from, of_q.strides, rows, of_q.columns, p);
+  fill_rows(cotangents, of_dout.from, of_dout.strides, rows, of_dout.columns, p);
   if (tile < past_tile) fetch(0, tile);
   commit_copies();
 
   const Sight sight = sight_of_warp(rows, p);
-  const float factor = unit(p);
+  const float factor = unit(p) * of_q.unit * of_k.unit, of_products = of_v.unit * of_dout.unit;
   const int row = 64 * warpgroup();
   float high[2], less[2];
   for (int half = 0; half < 2; half++) {
@@ -49,7 +54,9 @@ KERNEL(THREADS) warpgroup_queries(
     if (is_there) high[half] = shift[number], less[half] = delta[number];
   }
   float s[1][PARTS][4] = {}, d[PARTS][4] = {}, sums[1][DIM / 8][4] = {};
-  uint32 gradients[PARTS / 2][4];
+  Weights<Stored, PARTS / 2> gradients;
+  RowPowers powers;
+  TileSums<DIM / 8> of_tile;
   auto key_tile = [&](int step) { return KeyTile{stage(step)}; };
   auto value_tile = [&](int step) { return ValueTile{stage(step) + KeyTile::BYTES}; };
   auto wait_for_tile = [] {  // the copies of all threads are there, and nobody reads what is older than one tile any more
@@ -66,10 +73,11 @@ KERNEL(THREADS) warpgroup_queries(
 
   auto differentiate = [&] {  // weights become the gradients of scores
     wait_products<0>();
-    hold(d), hold(sums[0]);
+    hold(d), of_tile.add_to(sums[0]);
     UNROLL for (int part = 0; part < PARTS; part++)
-      UNROLL for (int n = 0; n < 4; n++) s[0][part][n] *= d[part][n] - less[n / 2];
-    pack_weights<Stored>(gradients, s[0]);
+      UNROLL for (int n = 0; n < 4; n++) s[0][part][n] *= d[part][n] * of_products - less[n / 2];
+    powers.apply(s[0], sums[0]);
+    gradients.pack(s[0]);
   };
 
   if (tile < past_tile) {
@@ -91,11 +99,11 @@ KERNEL(THREADS) warpgroup_queries(
       wait_for_tile();
       if (tile + 2 < past_tile) fetch(step + 2, tile + 2);
       commit_copies();
-      hold(s[0]), hold(d), hold(gradients), hold(sums[0]);
+      hold(s[0]), hold(d), gradients.hold(), of_tile.hold_for_products(sums[0]);
       begin_products();
       multiply_rows(s[0], queries, row, key_tile(step + 1));
       commit_products();
-      add_weights_times(sums[0], gradients, key_tile(step));
+      of_tile.multiply(sums[0], gradients, key_tile(step));
       commit_products();
       multiply_rows(d, cotangents, row, value_tile(step + 1));
       commit_products();
@@ -103,14 +111,15 @@ KERNEL(THREADS) warpgroup_queries(
       weigh(tile + 1);
     }
     differentiate();
-    hold(gradients), hold(sums[0]);
+    gradients.hold(), of_tile.hold_for_products(sums[0]);
     begin_products();
-    add_weights_times(sums[0], gradients, key_tile(step));
+    of_tile.multiply(sums[0], gradients, key_tile(step));
     commit_products();
     wait_products<0>();
-    hold(sums[0]);
+    of_tile.add_to(sums[0]);
   }
   wait_copies<0>();
+  powers.undo(sums[0], of_k.unit);
   finish(sums, dout, q, k, v, shift, delta, dq, rows, o, p);
 }
 EXPORT(warpgroup_queries)

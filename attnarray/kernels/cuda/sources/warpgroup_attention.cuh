@@ -1,0 +1,104 @@
+// What the kernels of attention by warpgroups share: where tiles come from, and the factors of what was split into halves.
+#pragma once
+#include "attention.cuh"
+#include "warpgroup.cuh"
+
+static_assert(PLAIN && !DROPOUT && PANELS == 1 && WARPS % 4 == 0, "plain calls, by whole warpgroups");
+constexpr bool IS_SPLIT = sizeof(Stored) == 4;
+// Weights that become halves are multiplied by 2^ROOM, or small ones would have few bits left of float16.
+constexpr float ROOM = IS_SPLIT ? 14 : 0, ROOM_BACK = IS_SPLIT ? 1.0f / (1 << 14) : 1;
+
+// For float32, the halves of q, k, v and dout, and by what each batch and head of keys was divided: all of q, then k, v, dout.
+struct Halves {
+  Global<const Stored> of[4];
+  Global<const float> units;
+};
+#define HALVES                                                                                                  \
+  Global<const Stored> q_halves, Global<const Stored> k_halves, Global<const Stored> v_halves,                  \
+      Global<const Stored> dout_halves, Global<const float> units
+#define GIVEN_HALVES {{q_halves, k_halves, v_halves, dout_halves}, units}
+enum Which { Q, K, V, DOUT };
+
+// An array as tiles take it: its rows of `columns` numbers, times `unit`.
+struct Source {
+  Global<const Stored> from;
+  Strides strides;
+  int columns;
+  float unit;
+};
+
+inline Source source_of(Which which, Global<const Stored> x, const Strides& strides, int columns, const Halves& halves,
+                        int batch, int kv_head, const Problem& p) {
+  if (!IS_SPLIT) return {x, strides, columns, 1};
+  const int width = which == Q || which == K ? DIM : VALUE_DIM;
+  const bool is_of_queries = which == Q || which == DOUT;
+  const int64 head = int64(is_of_queries ? p.queries : p.keys) * width;
+  const float unit = halves.units[(int64(which) * p.batch + batch) * p.kv_heads + kv_head];
+  return {halves.of[which], {head * (is_of_queries ? p.heads : p.kv_heads), head, width}, width, unit};
+}
+
+// The units round sums toward zero, which adds up over thousands of rows. Sums of float32 are made anew for each tile, and added by
+// the threads; others are added to by the units themselves.
+template <int PARTS> struct TileSums {
+  float of_tile[IS_SPLIT ? PARTS : 1][4] = {};
+
+  // The sums with what products of the last tile have left; these are done.
+  inline void add_to(float (&sums)[PARTS][4]) {
+    hold(of_tile), hold(sums);
+    if constexpr (IS_SPLIT)
+      UNROLL for (int part = 0; part < PARTS; part++)
+        UNROLL for (int n = 0; n < 4; n++) sums[part][n] += of_tile[part][n];
+  }
+  // Weights times the matrix b itself.
+  template <class W, class B> inline void multiply(float (&sums)[PARTS][4], const W& weights, const B& b) {
+    if constexpr (IS_SPLIT) multiply_weights(of_tile, weights, b, false);
+    else multiply_weights(sums, weights, b, true);
+  }
+  inline void hold_for_products(float (&sums)[PARTS][4]) { IS_SPLIT ? hold(of_tile) : hold(sums); }
+};
+
+template <int PARTS> inline void scale(float (&sums)[PARTS][4], float by) {
+  UNROLL for (int part = 0; part < PARTS; part++)
+    UNROLL for (int n = 0; n < 4; n++) sums[part][n] *= by;
+}
+
+// The gradients of scores become halves, whatever their size: those of a row are multiplied by a power of 2 that makes the largest
+// of them so far about 2^12. When it must fall, what was summed of the row falls with it.
+struct RowPowers {
+  float power[2];  // of the two rows that this lane has a part of
+
+  inline RowPowers() { power[0] = power[1] = IS_SPLIT ? from_bits(uint32(127 + 100) << 23) : 1; }
+
+  template <int PARTS, int COLUMNS>
+  inline void apply(float (&gradients)[PARTS][4], float (&sums)[COLUMNS][4]) {
+    if constexpr (!IS_SPLIT) return;
+    float most[2] = {0, 0};
+    UNROLL for (int part = 0; part < PARTS; part++)
+      UNROLL for (int n = 0; n < 4; n++) most[n / 2] = fmaxf(most[n / 2], fabs(gradients[part][n]));
+    bool is_too_large = false;
+    UNROLL for (int half = 0; half < 2; half++) {
+      most[half] = fmaxf(most[half], shuffle_xor(most[half], 1));
+      most[half] = fmaxf(most[half], shuffle_xor(most[half], 2));
+      is_too_large |= most[half] * power[half] > 32768.0f;
+    }
+    if (any_lane(is_too_large)) {
+      float fall[2] = {1, 1};
+      UNROLL for (int half = 0; half < 2; half++)
+        if (most[half] * power[half] > 32768.0f) {
+          const int exponent = bits_of(most[half]) >> 23;  // with 127 added
+          const float lower = from_bits(uint32(exponent < 12 ? 254 : 266 - exponent) << 23);
+          fall[half] = lower / power[half], power[half] = lower;
+        }
+      UNROLL for (int column = 0; column < COLUMNS; column++)
+        UNROLL for (int n = 0; n < 4; n++) sums[column][n] *= fall[n / 2];
+    }
+    UNROLL for (int part = 0; part < PARTS; part++)
+      UNROLL for (int n = 0; n < 4; n++) gradients[part][n] *= power[n / 2];
+  }
+  // Sums without the powers, times a factor.
+  template <int COLUMNS> inline void undo(float (&sums)[COLUMNS][4], float by) const {
+    if constexpr (IS_SPLIT)
+      UNROLL for (int column = 0; column < COLUMNS; column++)
+        UNROLL for (int n = 0; n < 4; n++) sums[column][n] *= by / power[n / 2];
+  }
+};
