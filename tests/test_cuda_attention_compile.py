@@ -35,7 +35,7 @@ OTHER_CALLS = [
 # Bytes that a kernel may spill: the gradient of a bias in float32, whose loops over heads hold more than there is room
 # for; that of keys and values of 128, a few registers in a round of thousands of instructions; and a little of what the
 # compiler makes of other architectures than 9.0, for which the tiles were chosen.
-SPILLED = {("bias", "float32"): 160, ("keys", "float32"): 128, "sm_80": 32, "sm_86": 32}
+SPILLED = {("bias", "float32"): 160, ("keys", "float32"): 160, "sm_80": 32, "sm_86": 32}
 
 
 def usage(kind: str, dim: int, dtype: str, architecture: str, switches: str = "") -> list[nvrtc.Usage]:
@@ -43,7 +43,7 @@ def usage(kind: str, dim: int, dtype: str, architecture: str, switches: str = ""
     larger = not switches and architecture in ("sm_80", "sm_90", "sm_90a")
     tiling, _ = plan.tiling_of(kind, dim, dim, itemsize, MOST_SHARED[architecture], MANY_ROWS, larger)
     listed = tuple(f"{name}={int(name in switches.split())}" for name in SWITCHES)
-    both = [(1, 1)] if kind != "keys" or plan.has_both(dim, dim) else [(1, 0), (0, 1)]
+    both = [(1, 1)] if kind != "keys" or plan.has_both(dim, dim, False) else [(1, 0), (0, 1)]
     found = []
     for of_keys, of_values in both:
         more = {"OF_KEYS": of_keys, "OF_VALUES": of_values} if kind == "keys" else {}

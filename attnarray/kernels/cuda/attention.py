@@ -95,7 +95,8 @@ def attend_backward(
     if keys and problem.pairs:
         name, tiling, shared = chosen["keys"]
         grid = plan.plan_rows_of_keys(tiling, shared, problem.pairs, keys)
-        for wanted in ((1, 1),) if plan.has_both(*problem.dims) else ((1, 0), (0, 1)):
+        has_halves = how.name == "float32" and name.startswith(WARPGROUP)
+        for wanted in ((1, 1),) if plan.has_both(*problem.dims, has_halves) else ((1, 0), (0, 1)):
             which = {"OF_KEYS": wanted[0], "OF_VALUES": wanted[1]}
             _launch(name, problem, tiling, grid, how, *given, dk, dv, *halves, **which)
     dbias = None if scoring.bias is None else _bias_gradient(problem, how, device, given, scoring.bias)

@@ -80,8 +80,8 @@ MOST_FEW_ROWS = PANEL
 # Warpgroups multiply from shared memory (sm_90a): plain calls. By the bytes of a number, then the larger dim of a head.
 WARPGROUPS = {
     "forward": {2: {64: Tiling(8, 1, 128), 128: Tiling(8, 1, 128)}, 4: {64: Tiling(8, 1, 128), 128: Tiling(8, 1, 64)}},
-    "queries": {2: {64: Tiling(8, 1, 64), 128: Tiling(8, 1, 64)}, 4: {64: Tiling(8, 1, 64)}},
-    "keys": {2: {64: Tiling(8, 1, 64), 128: Tiling(8, 1, 64)}, 4: {64: Tiling(8, 1, 32)}},
+    "queries": {2: {64: Tiling(8, 1, 64), 128: Tiling(8, 1, 64)}, 4: {64: Tiling(8, 1, 64), 128: Tiling(8, 1, 32)}},
+    "keys": {2: {64: Tiling(8, 1, 64), 128: Tiling(8, 1, 64)}, 4: {64: Tiling(8, 1, 32), 128: Tiling(8, 1, 32)}},
 }
 WARPGROUP_DIMS = (64, 128)
 HOPPER = 90
@@ -112,9 +112,9 @@ def held_dim(size: int) -> int:
     raise Declined(f"head dim {size}: at most {DIMS[-1]}")
 
 
-def has_both(dim: int, value_dim: int) -> bool:
+def has_both(dim: int, value_dim: int, has_halves: bool) -> bool:
     """Whether one kernel makes the gradients of keys and of values; else each has its own, as registers are few."""
-    return dim + value_dim <= 256
+    return dim + value_dim <= (128 if has_halves else 256)
 
 
 @functools.lru_cache(maxsize=256)

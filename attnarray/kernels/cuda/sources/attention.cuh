@@ -257,16 +257,16 @@ inline void hide(float (&s)[PANELS][PARTS][4], int key, const Rows& rows, const 
   UNROLL for (int panel = 0; panel < PANELS; panel++)
     UNROLL for (int half = 0; half < 2; half++) {
       const int row = lane_row(panel, half), t = rows.query(row, p);
-      const int first = first_key(t, rows.head, p), past = past_key(t, rows.head, p);
+      const int lane_key = key + threadIdx.x % 4 * 2;  // places are counted from here, so that they are constants
+      const int first = first_key(t, rows.head, p) - lane_key, past = past_key(t, rows.head, p) - lane_key;
       const RowOptions options = options_of_row(PLAIN ? rows.head : rows.head_at(row, p), t, o, p);
       UNROLL for (int part = 0; part < PARTS; part++) {
-        const int even = key + 8 * part + threadIdx.x % 4 * 2;
         float added[2] = {0, 0};
-        bias_of_pair(added, options, even, p);
+        bias_of_pair(added, options, lane_key + 8 * part, p);
         UNROLL for (int n = 0; n < 2; n++) {
           float& x = s[panel][part][2 * half + n];
-          if (even + n < first || even + n >= past) x = -infinity<float>();
-          else if (!PLAIN) x = score(x, added[n], options, even + n, p);
+          if (8 * part + n < first || 8 * part + n >= past) x = -infinity<float>();
+          else if (!PLAIN) x = score(x, added[n], options, lane_key + 8 * part + n, p);
         }
       }
     }

@@ -72,16 +72,23 @@ inline void store_rows(Global<Stored> to, const float (&sums)[PANELS][PARTS][4],
 // Products of the keys of this warp with queries from t on become scores; -inf where hidden.
 inline void hide_turned(float (&s)[PANELS][OTHERS][4], int first_of_block, int t, const Head& h, const Options& o,
                         const Problem& p) {
+  const int lane_query = t + threadIdx.x % 4 * 2;  // places are counted from here, so that they are constants
+  int first[PANELS][2], past[PANELS][2];           // of the queries that see a key
+  UNROLL for (int panel = 0; panel < PANELS; panel++)
+    UNROLL for (int half = 0; half < 2; half++) {
+      const int j = first_of_block + lane_row(panel, half);
+      queries_of_keys(j, j + 1, h, p, first[panel][half], past[panel][half]);
+      first[panel][half] -= lane_query, past[panel][half] -= lane_query;
+    }
   UNROLL for (int part = 0; part < OTHERS; part++)
     UNROLL for (int n = 0; n < 2; n++) {
-      const int i = t + 8 * part + threadIdx.x % 4 * 2 + n;
-      const int first = first_key(i, h, p), past = i < p.queries ? past_key(i, h, p) : 0;
+      const int place = 8 * part + n, i = lane_query + place;
       const RowOptions options = options_of_row(h, i < p.queries ? i : 0, o, p);
       UNROLL for (int panel = 0; panel < PANELS; panel++)
         UNROLL for (int half = 0; half < 2; half++) {
           const int j = first_of_block + lane_row(panel, half);
           float& x = s[panel][part][2 * half + n];
-          if (j < first || j >= past) x = -infinity<float>();
+          if (place < first[panel][half] || place >= past[panel][half]) x = -infinity<float>();
           else if (!PLAIN) x = score(x, bias_of(options, j, p), options, j, p);
         }
     }
@@ -89,8 +96,9 @@ inline void hide_turned(float (&s)[PANELS][OTHERS][4], int first_of_block, int t
 
 // The gradients of the keys and values of a block, which are made again one pair at a time where something is not finite. By all
 // threads.
-inline void finish(const float (&sums_of_keys)[PANELS][OF_KEYS ? DIM / 8 : 1][4],
-                   const float (&sums_of_values)[PANELS][OF_VALUES ? VALUE_DIM / 8 : 1][4], Global<const Stored> dout,
+template <int OF_KEY, int OF_VALUE>
+inline void finish(const float (&sums_of_keys)[PANELS][OF_KEY][4],
+                   const float (&sums_of_values)[PANELS][OF_VALUE][4], Global<const Stored> dout,
                    Global<const Stored> q, Global<const Stored> k, Global<const Stored> v, Global<const float> shift,
                    Global<const float> delta, Global<Stored> dk, Global<Stored> dv, int batch, int kv_head,
                    int first_of_block, const Options& o, const Problem& p) {

@@ -81,11 +81,12 @@ template <int STEPS> struct Weights<float, STEPS> {
   inline void hold() { ::hold(v), ::hold(rest); }
 };
 
-// sums (64 x 8 PARTS) = weights (64 x 16 STEPS) times the matrix b itself, added to them if `adds`.
+// sums (64 x 8 PARTS) = weights (64 x 16 STEPS) times the matrix b itself, its columns [64 panel, ...); added to them if `adds`.
 template <class T, class B, int PARTS, int STEPS>
-inline void multiply_weights(float (&sums)[PARTS][4], const Weights<T, STEPS>& weights, const B& b, bool adds) {
-  static_assert(B::HEIGHT == 16 * STEPS && B::STEPS * 2 == PARTS, "a weight for each row, a sum for each column");
-  const uint64 right = b.itself();
+inline void multiply_weights(float (&sums)[PARTS][4], const Weights<T, STEPS>& weights, const B& b, bool adds,
+                             int panel = 0) {
+  static_assert(B::HEIGHT == 16 * STEPS && B::STEPS * 2 >= PARTS, "a weight for each row, columns for the sums");
+  const uint64 right = b.itself() + (uint64(panel * B::PANEL) >> 4);
   const typename B::Unit unit = {};
   UNROLL for (int step = 0; step < STEPS; step++) {
     if constexpr (B::IS_SPLIT) {

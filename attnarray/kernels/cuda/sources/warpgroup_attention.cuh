@@ -38,23 +38,36 @@ inline Source source_of(Which which, Global<const Stored> x, const Strides& stri
 }
 
 // The units round sums toward zero, which adds up over thousands of rows. Sums of float32 are made anew for each tile, and added by
-// the threads; others are added to by the units themselves.
-template <int PARTS> struct TileSums {
-  float of_tile[IS_SPLIT ? PARTS : 1][4] = {};
+// the threads; others are added to by the units themselves. Where registers are few, those of a tile are made 64 columns at a time.
+template <int PARTS, int AT_ONCE = PARTS> struct TileSums {
+  static constexpr int ROUNDS = IS_SPLIT ? PARTS / AT_ONCE : 1;
+  float of_tile[IS_SPLIT ? AT_ONCE : 1][4] = {};
 
-  // The sums with what products of the last tile have left; these are done.
-  inline void add_to(float (&sums)[PARTS][4]) {
-    hold(of_tile), hold(sums);
-    if constexpr (IS_SPLIT)
-      UNROLL for (int part = 0; part < PARTS; part++)
-        UNROLL for (int n = 0; n < 4; n++) sums[part][n] += of_tile[part][n];
+  // Weights times the matrix b itself: all rounds but the last, to their end.
+  template <class W, class B> inline void multiply_first(float (&sums)[PARTS][4], W& weights, const B& b) {
+    if constexpr (ROUNDS > 1)
+      UNROLL for (int round = 0; round < ROUNDS - 1; round++) {
+        weights.hold(), hold(of_tile);
+        begin_products();
+        multiply_weights(of_tile, weights, b, false, round * AT_ONCE / 8);
+        commit_products();
+        wait_products<0>();
+        add_to(sums, round);
+      }
   }
-  // Weights times the matrix b itself.
+  // The last round, which is under way then.
   template <class W, class B> inline void multiply(float (&sums)[PARTS][4], const W& weights, const B& b) {
-    if constexpr (IS_SPLIT) multiply_weights(of_tile, weights, b, false);
+    if constexpr (IS_SPLIT) multiply_weights(of_tile, weights, b, false, (ROUNDS - 1) * AT_ONCE / 8);
     else multiply_weights(sums, weights, b, true);
   }
   inline void hold_for_products(float (&sums)[PARTS][4]) { IS_SPLIT ? hold(of_tile) : hold(sums); }
+  // The sums with what a round has left; it is done.
+  inline void add_to(float (&sums)[PARTS][4], int round = ROUNDS - 1) {
+    hold(of_tile), hold(sums);
+    if constexpr (IS_SPLIT)
+      UNROLL for (int part = 0; part < AT_ONCE; part++)
+        UNROLL for (int n = 0; n < 4; n++) sums[round * AT_ONCE + part][n] += of_tile[part][n];
+  }
 };
 
 template <int PARTS> inline void scale(float (&sums)[PARTS][4], float by) {

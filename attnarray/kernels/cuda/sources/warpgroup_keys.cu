@@ -3,12 +3,12 @@
 // cotangents with their shifts and deltas: one that arrives, one that is worked on, and the one before, of which the last product
 // may still be under way.
 //
-// Scores are made turned around, keys by queries, as in attention_keys.cu.
+// Scores are made turned around, keys by queries, and OF_KEYS and OF_VALUES say which gradients, as in attention_keys.cu.
 #include "attention.cuh"
 #include "attention_keys.cuh"
 #include "warpgroup_attention.cuh"
 
-static_assert(OF_KEYS && OF_VALUES, "registers hold the sums of both");
+static_assert((OF_KEYS && OF_VALUES) || IS_SPLIT, "registers hold the sums of both");
 using KeyTile = PanelTile<Stored, ROWS, DIM>;
 using ValueTile = PanelTile<Stored, ROWS, VALUE_DIM>;
 using QueryTile = PanelTile<Stored, ACROSS, DIM>;
@@ -64,6 +64,10 @@ KERNEL(THREADS) warpgroup_keys(
   const int row = 64 * warpgroup(), warp_key = first_of_block + threadIdx.x / 32 * 16, lane_column = threadIdx.x % 4 * 2;
   float s[1][OTHERS][4] = {}, d[OTHERS][4] = {};
   float sums_of_keys[1][DIM / 8][4] = {}, sums_of_values[1][VALUE_DIM / 8][4] = {};
+  auto add_up = [&] {  // what the products of a tile have left
+    if (OF_VALUES) of_values.add_to(sums_of_values[0]);
+    if (OF_KEYS) of_keys.add_to(sums_of_keys[0]);
+  };
 
   for (int step = 0; head < past_head; step++) {  // over the tiles of one head after the other
     wait_copies<0>();
@@ -81,10 +85,10 @@ KERNEL(THREADS) warpgroup_keys(
     begin_products();
     multiply_rows(s[0], keys, row, query_tile);
     commit_products();
-    multiply_rows(d, values, row, cotangent_tile);
+    if (OF_KEYS) multiply_rows(d, values, row, cotangent_tile);
     commit_products();
     wait_products<IS_SPLIT ? 0 : 1>();  // and those of the tile before
-    hold(s[0]), of_values.add_to(sums_of_values[0]), of_keys.add_to(sums_of_keys[0]);
+    hold(s[0]), add_up();
     const int last = (t + ACROSS < p.queries ? t + ACROSS : p.queries) - 1;
     Head h = first_head;
     h.head = head;
@@ -99,32 +103,37 @@ KERNEL(THREADS) warpgroup_keys(
         }
       }
     Weights<Stored, OTHERS / 2> weights, gradients;
-    weights.pack(s[0]);
-    weights.hold(), of_values.hold_for_products(sums_of_values[0]);
+    if (OF_VALUES) {
+      weights.pack(s[0]);
+      weights.hold(), of_values.hold_for_products(sums_of_values[0]);
+    }
     if (!IS_SPLIT) {  // else sums of keys may have to fall, and the compiler wants nothing under way then
       begin_products();
       of_values.multiply(sums_of_values[0], weights, cotangent_tile);
       commit_products();
       wait_products<1>();
     }
-    hold(d);
-    UNROLL for (int part = 0; part < OTHERS; part++)
-      UNROLL for (int n = 0; n < 2; n++) {
-        const float less = deltas[8 * part + lane_column + n];
-        UNROLL for (int half = 0; half < 2; half++) s[0][part][2 * half + n] *= d[part][2 * half + n] * of_products - less;
-      }
-    powers.apply(s[0], sums_of_keys[0]);
-    gradients.pack(s[0]);
-    gradients.hold(), of_keys.hold_for_products(sums_of_keys[0]);
+    if (OF_KEYS) {
+      hold(d);
+      UNROLL for (int part = 0; part < OTHERS; part++)
+        UNROLL for (int n = 0; n < 2; n++) {
+          const float less = deltas[8 * part + lane_column + n];
+          UNROLL for (int half = 0; half < 2; half++)
+            s[0][part][2 * half + n] *= d[part][2 * half + n] * of_products - less;
+        }
+      powers.apply(s[0], sums_of_keys[0]);
+      gradients.pack(s[0]);
+      gradients.hold(), of_keys.hold_for_products(sums_of_keys[0]);
+    }
     begin_products();
-    if (IS_SPLIT) of_values.multiply(sums_of_values[0], weights, cotangent_tile);
-    of_keys.multiply(sums_of_keys[0], gradients, query_tile);
+    if (OF_VALUES && IS_SPLIT) of_values.multiply(sums_of_values[0], weights, cotangent_tile);
+    if (OF_KEYS) of_keys.multiply(sums_of_keys[0], gradients, query_tile);
     commit_products();
     head = next_head, t = next_t;
   }
   wait_copies<0>();
   wait_products<0>();
-  of_values.add_to(sums_of_values[0]), of_keys.add_to(sums_of_keys[0]);
+  add_up();
   powers.undo(sums_of_keys[0], of_q.unit * ROOM_BACK);
   if (IS_SPLIT) scale(sums_of_values[0], of_dout.unit * ROOM_BACK);
   finish(sums_of_keys, sums_of_values, dout, q, k, v, shift, delta, dk, dv, batch, kv_head, first_of_block, o, p);

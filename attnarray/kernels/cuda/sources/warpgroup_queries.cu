@@ -56,7 +56,7 @@ KERNEL(THREADS) warpgroup_queries(
   float s[1][PARTS][4] = {}, d[PARTS][4] = {}, sums[1][DIM / 8][4] = {};
   Weights<Stored, PARTS / 2> gradients;
   RowPowers powers;
-  TileSums<DIM / 8> of_tile;
+  TileSums<DIM / 8, 8> of_tile;
   auto key_tile = [&](int step) { return KeyTile{stage(step)}; };
   auto value_tile = [&](int step) { return ValueTile{stage(step) + KeyTile::BYTES}; };
   auto wait_for_tile = [] {  // the copies of all threads are there, and nobody reads what is older than one tile any more
@@ -99,6 +99,7 @@ KERNEL(THREADS) warpgroup_queries(
       wait_for_tile();
       if (tile + 2 < past_tile) fetch(step + 2, tile + 2);
       commit_copies();
+      of_tile.multiply_first(sums[0], gradients, key_tile(step));
       hold(s[0]), hold(d), gradients.hold(), of_tile.hold_for_products(sums[0]);
       begin_products();
       multiply_rows(s[0], queries, row, key_tile(step + 1));
@@ -111,6 +112,7 @@ KERNEL(THREADS) warpgroup_queries(
       weigh(tile + 1);
     }
     differentiate();
+    of_tile.multiply_first(sums[0], gradients, key_tile(step));
     gradients.hold(), of_tile.hold_for_products(sums[0]);
     begin_products();
     of_tile.multiply(sums[0], gradients, key_tile(step));
