@@ -27,26 +27,28 @@ def attention() -> dict[str, Any]:
 
     Most of the time goes to compiling, so that several processes share the cases.
     """
-    workers = min(os.cpu_count() or 1, MOST_WORKERS)
+    workers, families = min(os.cpu_count() or 1, MOST_WORKERS), ("", "1") if has_warpgroups() else ("",)
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        errors = [pool.submit(_float32_errors, *case, family) for case in LONG for family in families]
         found = list(pool.map(_share_of_cases, range(workers), [workers] * workers))
+        float32 = [one.result() for one in errors]
     wrong = [fault for _, faults in found for fault in faults]
-    return {"cases": sum(cases for cases, _ in found), "wrong": wrong, "errors of float32": float32_errors()}
+    return {"cases": sum(cases for cases, _ in found), "wrong": wrong, "errors of float32": float32}
 
 
-def float32_errors() -> list[dict[str, Any]]:
+LONG = ((512, 64), (4096, 64), (4096, 128))  # keys and dims
+
+
+def _float32_errors(keys: int, dim: int, warpgroups: str) -> dict[str, Any]:
     """Errors of kernels, as multiples of those that the reference makes in float32 on the host."""
+    sys.path.insert(0, str(ROOT / "tests"))
     from kernel_calls import Sizes, call_of, in_dtype
     from tensor_core_calls import errors_beside_float32, run
 
-    cupy, rows = loader.cupy(), []
-    for keys, dim in ((512, 64), (4096, 64), (4096, 128)):
-        call = in_dtype(call_of(Sizes(512, keys, dim, dim, 1, 1, 1)), "float32")
-        for warpgroups in ("", "1") if has_warpgroups() else ("",):
-            with mock.patch.dict(os.environ, ATTNARRAY_WARPGROUPS=warpgroups):
-                times = errors_beside_float32(run(call, cupy.asarray, cupy.asnumpy), call)
-            rows.append({"keys": keys, "dim": dim, "warpgroups": bool(warpgroups), "times": times})
-    return rows
+    cupy, call = loader.cupy(), in_dtype(call_of(Sizes(512, keys, dim, dim, 1, 1, 1)), "float32")
+    with mock.patch.dict(os.environ, ATTNARRAY_WARPGROUPS=warpgroups):
+        times = errors_beside_float32(run(call, cupy.asarray, cupy.asnumpy), call)
+    return {"keys": keys, "dim": dim, "warpgroups": bool(warpgroups), "times": times}
 
 
 def _share_of_cases(first: int, workers: int) -> tuple[int, list[str]]:

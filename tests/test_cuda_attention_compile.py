@@ -43,10 +43,8 @@ def usage(kind: str, dim: int, dtype: str, architecture: str, switches: str = ""
     larger = not switches and architecture in ("sm_80", "sm_90", "sm_90a")
     tiling, _ = plan.tiling_of(kind, dim, dim, itemsize, MOST_SHARED[architecture], MANY_ROWS, larger)
     listed = tuple(f"{name}={int(name in switches.split())}" for name in SWITCHES)
-    both = [(1, 1)] if kind != "keys" or plan.has_both(dim, dim, False) else [(1, 0), (0, 1)]
     found = []
-    for of_keys, of_values in both:
-        more = {"OF_KEYS": of_keys, "OF_VALUES": of_values} if kind == "keys" else {}
+    for more in plan.gradients_of_keys(dim, dim) if kind == "keys" else ({},):
         constants = constants_of((dim, dim), tiling, listed, **more)
         log = loader.compile_for(f"attention_{kind}.cu", dtype, architecture, constants).log
         found.append(nvrtc.usage(log)[f"attention_{kind}"])

@@ -25,7 +25,7 @@ from attnarray.kernels.cuda.attention_problem import (
     problem_of,
 )
 from attnarray.kernels.cuda.grid import BLOCK, WARP, Grid, ceil_div
-from attnarray.kernels.cuda.halves import NONE, halves_of
+from attnarray.kernels.cuda.halves import LARGEST, NONE, SPLIT, halves_of
 from attnarray.kernels.cuda.loader import Kernel, capability_of, cupy, empty, launch, multiprocessors, shared_bytes
 from attnarray.kernels.cuda.loader import warmup as load
 
@@ -35,7 +35,6 @@ HALVES = "ppppp"  # of q, k, v and dout, and their units
 DELTA = Kernel("attention_rows.cu", "attention_delta", "piii" + "ppppp" + "iiii")
 MERGE = Kernel("attention_rows.cu", "attention_merge", "ppppp" + "iiiii")
 SINKS = Kernel("attention_rows.cu", "attention_sinks", "pppp" + "iii")
-PLAIN_KERNELS: dict[str, dict[str, int]] = {"forward": {}, "queries": {}, "keys": {"OF_KEYS": 1, "OF_VALUES": 1}}
 FLOAT32 = np.dtype(np.float32)
 WARPGROUP = "warpgroup"  # the family of kernels whose names start so; others are of the family "attention"
 
@@ -56,7 +55,17 @@ def attend(q: Any, k: Any, v: Any, scoring: Any) -> tuple[Any, Any]:
     if parts > 1:
         part_out, part_lse = empty((parts, *out.shape), FLOAT32), empty((parts, *lse.shape), FLOAT32)
         grid = grid._replace(blocks=(*grid.blocks[:2], parts))
-    arrays = problem.q, problem.k, problem.v, out, lse, part_out, part_lse, sinks, *_halves(problem, how, name)
+    arrays = (
+        problem.q,
+        problem.k,
+        problem.v,
+        out,
+        lse,
+        part_out,
+        part_lse,
+        sinks,
+        *_for(name, _halves(problem, how, name)),
+    )
     _launch(name, problem, tiling, grid, how, *arrays, parts=parts)
     if parts > 1:
         rows = lse.size
@@ -87,18 +96,17 @@ def attend_backward(
         "queries": _tiling("queries", problem, how, device, problem.group_rows),
         "keys": _tiling("keys", problem, how, device, keys),
     }
-    halves = _halves(problem, how, *(name for name, _, _ in chosen.values()))
+    halves = _halves(problem, how, *(name for name, *_ in chosen.values()))
     if rows:
         name, tiling, shared = chosen["queries"]
         grid = plan.plan_rows_of_queries(tiling, shared, problem.pairs, problem.group_rows)
-        _launch(name, problem, tiling, grid, how, *given, dq, *halves)
+        _launch(name, problem, tiling, grid, how, *given, dq, *_for(name, halves))
     if keys and problem.pairs:
         name, tiling, shared = chosen["keys"]
         grid = plan.plan_rows_of_keys(tiling, shared, problem.pairs, keys)
         has_halves = how.name == "float32" and name.startswith(WARPGROUP)
-        for wanted in ((1, 1),) if plan.has_both(*problem.dims, has_halves) else ((1, 0), (0, 1)):
-            which = {"OF_KEYS": wanted[0], "OF_VALUES": wanted[1]}
-            _launch(name, problem, tiling, grid, how, *given, dk, dv, *halves, **which)
+        for which in plan.gradients_of_keys(*problem.dims, has_halves):
+            _launch(name, problem, tiling, grid, how, *given, dk, dv, *_for(name, halves), **which)
     dbias = None if scoring.bias is None else _bias_gradient(problem, how, device, given, scoring.bias)
     dsinks = None if scoring.sinks is None else _sink_gradient(how, lse, delta, scoring.sinks, q)
     dims = q.shape[3], q.shape[3], v.shape[3]
@@ -111,14 +119,19 @@ def warmup(dtype: str) -> None:
         return
     device, itemsize = int(cupy().cuda.runtime.getDevice()), np.dtype(dtype).itemsize
     larger, most = capability_of(device) in plan.LARGE, shared_bytes(device)
-    for dim, (kind, more) in itertools.product((64, 128), PLAIN_KERNELS.items()):
-        tiling, _ = plan.tiling_of(kind, dim, dim, itemsize, most, BLOCK, larger)
-        name = f"attention_{kind}"
-        if plan.has_warpgroups(capability_of(device)):
-            found = plan.warpgroup_tiling(kind, dim, dim, itemsize, BLOCK)
-            name, tiling = (f"{WARPGROUP}_{kind}", found[0]) if found else (name, tiling)
-        load((_kernel(name, constants_of((dim, dim), tiling, PLAIN, **more)),), dtype)
+    has_warpgroups = plan.has_warpgroups(capability_of(device))
+    for dim, kind in itertools.product((64, 128), ("forward", "queries", "keys")):
+        if has_warpgroups:
+            tiling, _ = plan.warpgroup_tiling(kind, dim, dim, itemsize, BLOCK) or (None, 0)
+        else:
+            tiling, _ = plan.tiling_of(kind, dim, dim, itemsize, most, BLOCK, larger)
+        name = f"{WARPGROUP if has_warpgroups else 'attention'}_{kind}"
+        many = plan.gradients_of_keys(dim, dim, has_warpgroups and itemsize == 4) if kind == "keys" else ({},)
+        for more in many:
+            load((_kernel(name, constants_of((dim, dim), tiling, PLAIN, **more)),), dtype)
     load((DELTA, MERGE), dtype)
+    if has_warpgroups and itemsize == 4:
+        load((LARGEST, SPLIT), dtype)
 
 
 def _stored(q: Any) -> ga.Stored:
@@ -141,11 +154,15 @@ def _tiling(kind: str, problem: Problem, how: ga.Stored, device: int, rows: int)
 
 
 def _halves(problem: Problem, how: ga.Stored, *names: str) -> tuple[Any, ...]:
-    """What kernels by warpgroups take of arrays of float32, if one of these is."""
+    """What kernels by warpgroups take of arrays of float32, if one of these is one."""
     if how.name != "float32" or not any(name.startswith(WARPGROUP) for name in names):
         return NONE
     arrays = problem.q, problem.k, problem.v, problem.dout
     return halves_of(arrays, problem.strides, problem.dims, problem.sizes[2])
+
+
+def _for(name: str, halves: tuple[Any, ...]) -> tuple[Any, ...]:
+    return halves if name.startswith(WARPGROUP) else ()
 
 
 def _launch(
@@ -153,8 +170,6 @@ def _launch(
 ) -> None:
     """Launch the kernel of the file of its name, compiled for the problem."""
     kernel = _kernel(name, constants_of(problem.dims, tiling, problem.switches, **more))
-    if not name.startswith(WARPGROUP):
-        arguments = arguments[: len(PARAMETERS[name.partition("_")[2]])]  # without halves
     launch(kernel, how.name, grid, *arguments, *problem.options, problem.packed(parts))
 
 

@@ -112,9 +112,11 @@ def held_dim(size: int) -> int:
     raise Declined(f"head dim {size}: at most {DIMS[-1]}")
 
 
-def has_both(dim: int, value_dim: int, has_halves: bool) -> bool:
-    """Whether one kernel makes the gradients of keys and of values; else each has its own, as registers are few."""
-    return dim + value_dim <= (128 if has_halves else 256)
+def gradients_of_keys(dim: int, value_dim: int, has_halves: bool = False) -> tuple[dict[str, int], ...]:
+    """What each launch makes, gradients of keys, of values or both: each has its own where registers are few."""
+    if dim + value_dim <= (128 if has_halves else 256):
+        return ({"OF_KEYS": 1, "OF_VALUES": 1},)
+    return {"OF_KEYS": 1, "OF_VALUES": 0}, {"OF_KEYS": 0, "OF_VALUES": 1}
 
 
 @functools.lru_cache(maxsize=256)
@@ -146,9 +148,10 @@ def has_warpgroups(capability: int) -> bool:
 
 def warpgroup_tiling(kind: str, dim: int, value_dim: int, itemsize: int, rows: int) -> tuple[Tiling, int] | None:
     """The tiling of the kernel by warpgroups, and its shared memory; None where there is none or rows are too few."""
-    found = {dim, value_dim} <= set(WARPGROUP_DIMS) and WARPGROUPS.get(kind, {}).get(itemsize, {})
-    tiling = found and found.get(max(dim, value_dim))
-    if not tiling or rows < tiling.rows:
+    if kind not in WARPGROUPS or not {dim, value_dim} <= set(WARPGROUP_DIMS):
+        return None
+    tiling = WARPGROUPS[kind][itemsize][max(dim, value_dim)]
+    if rows < tiling.rows:
         return None
     both = (dim + value_dim) * itemsize
     if kind == "forward":  # two tiles of keys, two of values

@@ -6,18 +6,28 @@
 // what is below 2^-39 of it. What is not finite stays so.
 #include "rows.cuh"
 
+// How rows of chunks are spread over threads and blocks: a thread has one chunk of some rows.
+struct Spread {
+  int chunk, first, apart;
+  inline Spread(int chunks) {
+    const int together = 256 / chunks, row = threadIdx.x / chunks;
+    chunk = threadIdx.x % chunks, apart = gridDim.y * together;
+    first = row < together ? blockIdx.y * together + row : 1 << 30;  // beyond all rows
+  }
+};
+
 // The largest finite number of a part: rows of `group` heads of one batch.
 KERNEL(256) largest_of_heads(Global<const Stored> x, int64 batch_apart, int64 head_apart, int64 row_apart,
                              Global<float> largest, int64 kv_heads, int64 group, int64 rows, int64 width) {
   Shared<float> of_warps = shared<float>(0);
   const int batch = int(blockIdx.x) / int(kv_heads), head = int(blockIdx.x) % int(kv_heads) * int(group);
-  const int chunks = int(width) / 4, count = int(rows) * chunks;
+  const Spread spread(int(width) / 4);
   Global<const Stored> start = x + (batch * batch_apart + head * head_apart);
   float most = 0;
   for (int h = 0; h < int(group); h++)
-    for (int i = blockIdx.y * 256 + threadIdx.x; i < count; i += gridDim.y * 256) {
+    for (int row = spread.first; row < rows; row += spread.apart) {
       Stored four[4];
-      load16<Stored>(start + (h * head_apart + i / chunks * row_apart), i % chunks * 4, four);
+      load16<Stored>(start + (h * head_apart + row * row_apart), spread.chunk * 4, four);
       UNROLL for (int n = 0; n < 4; n++)
         if (fabs(four[n]) <= 3.402823466e38f) most = fmaxf(most, fabs(four[n]));
     }
@@ -50,11 +60,11 @@ KERNEL(256) split_heads(Global<const Stored> x, int64 batch_apart, int64 head_ap
   const float by = from_bits(uint32(up + 127) << 23), unit = from_bits(uint32(127 - up) << 23);
   if (blockIdx.y == 0 && threadIdx.x == 0) units[first_unit + blockIdx.x] = unit;
 
-  const int chunks = int(filled) / 8, count = int(rows) * chunks;
+  const Spread spread(int(filled) / 8);
+  const int column = spread.chunk * 8;
   Global<const Stored> start = x + (batch * batch_apart + head * head_apart);
   for (int h = 0; h < int(group); h++)
-    for (int i = blockIdx.y * 256 + threadIdx.x; i < count; i += gridDim.y * 256) {
-      const int row = i / chunks, column = i % chunks * 8;
+    for (int row = spread.first; row < rows; row += spread.apart) {
       Global<const Stored> from = start + (h * head_apart + row * row_apart);
       Stored eight[2][4] = {};
       if (column < width) load16<Stored>(from, column, eight[0]);

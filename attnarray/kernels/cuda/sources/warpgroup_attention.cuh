@@ -60,6 +60,7 @@ template <int PARTS, int AT_ONCE = PARTS> struct TileSums {
     if constexpr (IS_SPLIT) multiply_weights(of_tile, weights, b, false, (ROUNDS - 1) * AT_ONCE / 8);
     else multiply_weights(sums, weights, b, true);
   }
+  // Before these products, as `hold`.
   inline void hold_for_products(float (&sums)[PARTS][4]) { IS_SPLIT ? hold(of_tile) : hold(sums); }
   // The sums with what a round has left; it is done.
   inline void add_to(float (&sums)[PARTS][4], int round = ROUNDS - 1) {
@@ -80,7 +81,7 @@ template <int PARTS> inline void scale(float (&sums)[PARTS][4], float by) {
 struct RowPowers {
   float power[2];  // of the two rows that this lane has a part of
 
-  inline RowPowers() { power[0] = power[1] = IS_SPLIT ? from_bits(uint32(127 + 100) << 23) : 1; }
+  inline RowPowers() { power[0] = power[1] = IS_SPLIT ? from_bits(254u << 23) : 1; }
 
   template <int PARTS, int COLUMNS>
   inline void apply(float (&gradients)[PARTS][4], float (&sums)[COLUMNS][4]) {
