@@ -17,6 +17,7 @@ from attnarray.kernels.cuda import attention, cache, loader, nvrtc
 from attnarray.kernels.cuda import attention_plan as plan
 from attnarray.kernels.cuda.attention_problem import PLAIN, constants_of
 from attnarray.kernels.cuda.grid import Grid
+from attnarray.kernels.cuda.halves import halves_of
 
 emulated = pytest.mark.skipif(bool(building.UNAVAILABLE), reason=building.UNAVAILABLE)
 needs_nvrtc = pytest.mark.skipif(nvrtc.find() is None, reason=nvrtc.MISSING)
@@ -158,6 +159,28 @@ def test_float32_is_as_exact_as_float32(cupy: Any) -> None:
         call = in_dtype(call_of(Sizes(128, 700, dim, dim, 1, 1, 1)), "float32")
         found = run(call, fake_cupy.ndarray, lambda array: array.held)
         assert_as_exact_as_float32(found, call)
+
+
+@emulated
+def test_halves_make_up_the_numbers(cupy: Any) -> None:
+    """Of each batch and head of keys, whose largest number may be anywhere; and what is not finite stays so."""
+    rng = np.random.default_rng(0)
+    shapes = (2, 4, 300, 36), (2, 2, 90, 36), (2, 2, 90, 64), (2, 4, 300, 64)
+    arrays = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+    arrays[0][0, 3, 299, 35], arrays[1][1] = 1e6, 0
+    arrays[2][1, 1, 5, 2], arrays[2][1, 0] = np.nan, 1e-30 * arrays[2][1, 0]
+    strides = tuple(stride // 4 for x in arrays for stride in x.strides[:3])
+    *halves, units = halves_of(tuple(map(fake_cupy.ndarray, arrays)), strides, (64, 64), 2)
+    for x, both, unit in zip(arrays, halves, units.held.reshape(4, 2, 2), strict=True):
+        first, second = np.moveaxis(both.held.view(np.float16).reshape(*x.shape[:3], 2, 64).astype(np.float64), 3, 0)
+        by = np.repeat(unit, x.shape[1] // 2, axis=1)[..., None, None].astype(np.float64)
+        whole, width, seen = (first + second) * by, x.shape[3], np.isfinite(x)
+        largest = np.max(np.abs(np.where(seen, x, 0)).reshape(2, 2, -1), axis=2)
+        assert np.all((largest == 0) | ((largest / unit >= 2**14) & (largest / unit < 2**15)))
+        assert not whole[..., width:].any()
+        np.testing.assert_array_equal(np.isfinite(whole[..., :width]), seen)
+        error = np.abs(whole[..., :width] - x)[seen] / np.broadcast_to(by, x.shape)[seen]
+        assert np.all(error <= np.maximum(2.0**-22 * np.abs(x / by)[seen], 2.0**-25))
 
 
 MAGNITUDES = [(1e15, 1e-15, 1e20, 1e-25), (1e-18, 1e18, 1e-20, 1e10), (1.0, 1.0, 1e-25, 1e-5)]
