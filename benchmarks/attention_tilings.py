@@ -10,6 +10,7 @@ keys and values.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import unittest.mock
 from collections.abc import Iterator
@@ -69,28 +70,23 @@ def measured() -> Iterator[dict[str, Any]]:
             yield {**row, "TFLOP/s": operations / time / 1e9, "used": tiling == chosen}
 
 
-def only(kernel: str, tiling: Tiling) -> Any:
+@contextlib.contextmanager
+def only(kernel: str, tiling: Tiling) -> Iterator[None]:
     """Within the block, of the kernels with tiles this one alone is launched, with this tiling."""
-    launch = attention._launch
+    launch = attention.launch
 
-    def launched(name: str, problem: Any, _tiling: Any, grid: Any, *rest: Any, **more: Any) -> None:
-        if name == f"attention_{kernel}":
-            launch(name, problem, tiling, grid, *rest, **more)
+    def launched(one: loader.Kernel, *rest: Any) -> None:
+        if one.name == f"attention_{kernel}":
+            launch(one, *rest)
 
-    def planned(kind: str, dim: int, value_dim: int, itemsize: int, *_: Any) -> tuple[Tiling, int]:
-        return tiling, plan.shared_bytes(kind, tiling, dim, value_dim, itemsize)
+    def planned(kind: str, layout: Any, dtype: str, *_: Any) -> tuple[str, Tiling, int]:
+        itemsize = 4 if dtype == "float32" else 2
+        return f"attention_{kind}", tiling, plan.shared_bytes(kind, tiling, *layout.dims, itemsize)
 
-    return unittest.mock.patch.multiple(attention, _launch=launched, plan=_Planned(planned))
-
-
-class _Planned:
-    """The module `attention_plan`, with another choice of tilings."""
-
-    def __init__(self, tiling_of: Any) -> None:
-        self.tiling_of = tiling_of
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(plan, name)
+    attention._chosen.cache_clear()
+    with unittest.mock.patch.multiple(attention, launch=launched, _tiling=planned):
+        yield
+    attention._chosen.cache_clear()
 
 
 if __name__ == "__main__":

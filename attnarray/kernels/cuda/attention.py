@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from attnarray.kernels.cuda.attention_problem import (
     DOUT,
     PACKED,
     PLAIN,
+    Layout,
     Problem,
     constants_of,
     filled_up,
@@ -39,34 +40,39 @@ FLOAT32 = np.dtype(np.float32)
 WARPGROUP = "warpgroup"  # the family of kernels whose names start so; others are of the family "attention"
 
 
+class Machine(NamedTuple):
+    """What of a GPU decides how calls are cut into blocks."""
+
+    capability: int
+    shared: int
+    processors: int
+    has_warpgroups: bool
+
+
+class Chosen(NamedTuple):
+    """What a call launches: a kernel, or one for each gradient that it makes."""
+
+    kernels: tuple[Kernel, ...]
+    grid: Grid
+    parts: int
+    by_warpgroups: bool
+
+
 def attend(q: Any, k: Any, v: Any, scoring: Any) -> tuple[Any, Any]:
     """See the reference."""
     how, problem = _stored(q), problem_of(q, k, v, scoring)
-    batch, heads, _, queries, keys, _, width = problem.sizes
+    batch, heads, _, queries, _, _, width = problem.layout.sizes
     out, lse = empty((batch, heads, queries, width), q.dtype), empty((batch, heads, queries), FLOAT32)
     if not lse.size:
         return _cut(out, v.shape[3]), lse
-    device = q.data.device_id
-    name, tiling, shared = _tiling("forward", problem, how, device, problem.group_rows)
-    grid = plan.plan_rows_of_queries(tiling, shared, problem.pairs, problem.group_rows)
-    parts = plan.parts_of(grid, ceil_div(keys, tiling.across), multiprocessors(device), shared_bytes(device))
+    chosen = _chosen("forward", problem.layout, how.name, _machine(q.data.device_id))
+    parts = chosen.parts
     sinks = None if scoring.sinks is None else ga.beside(scoring.sinks, q)
     part_out = part_lse = None
     if parts > 1:
         part_out, part_lse = empty((parts, *out.shape), FLOAT32), empty((parts, *lse.shape), FLOAT32)
-        grid = grid._replace(blocks=(*grid.blocks[:2], parts))
-    arrays = (
-        problem.q,
-        problem.k,
-        problem.v,
-        out,
-        lse,
-        part_out,
-        part_lse,
-        sinks,
-        *_for(name, _halves(problem, how, name)),
-    )
-    _launch(name, problem, tiling, grid, how, *arrays, parts=parts)
+    results = out, lse, part_out, part_lse, sinks
+    _launch(chosen, how, problem, _halves(how, problem, chosen), problem.q, problem.k, problem.v, *results)
     if parts > 1:
         rows = lse.size
         sizes = parts, rows, heads, queries, width
@@ -79,35 +85,27 @@ def attend_backward(
 ) -> tuple[Any, Any, Any, Any, Any]:
     """See the reference."""
     how, problem = _stored(q), problem_of(q, k, v, scoring, dout)
-    batch, heads, kv_heads, queries, keys, dim, width = problem.sizes
-    device, dlse = q.data.device_id, None if dlse is None else _float32(dlse)
+    layout, machine = problem.layout, _machine(q.data.device_id)
+    batch, heads, kv_heads, queries, keys, dim, width = layout.sizes
+    dlse = None if dlse is None else _float32(dlse)
     lse, delta, shift = _float32(lse), empty(lse.shape, FLOAT32), empty(lse.shape, FLOAT32)
     rows = delta.size
     out = filled_up(ga.beside(out, q), width)
     sizes = rows, heads, queries, width
     launch(
-        DELTA, how.name, _plan_warps(rows), problem.dout, *problem.strides[DOUT], out, lse, dlse, delta, shift, *sizes
+        DELTA, how.name, _plan_warps(rows), problem.dout, *layout.strides[DOUT], out, lse, dlse, delta, shift, *sizes
     )
 
     dq, dk = empty(problem.q.shape, q.dtype), empty((batch, kv_heads, keys, dim), k.dtype)
     dv = empty((batch, kv_heads, keys, width), v.dtype)
     given = problem.dout, problem.q, problem.k, problem.v, shift, delta
-    chosen = {
-        "queries": _tiling("queries", problem, how, device, problem.group_rows),
-        "keys": _tiling("keys", problem, how, device, keys),
-    }
-    halves = _halves(problem, how, *(name for name, *_ in chosen.values()))
+    of_queries, of_keys = (_chosen(kind, layout, how.name, machine) for kind in ("queries", "keys"))
+    halves = _halves(how, problem, of_queries, of_keys)
     if rows:
-        name, tiling, shared = chosen["queries"]
-        grid = plan.plan_rows_of_queries(tiling, shared, problem.pairs, problem.group_rows)
-        _launch(name, problem, tiling, grid, how, *given, dq, *_for(name, halves))
-    if keys and problem.pairs:
-        name, tiling, shared = chosen["keys"]
-        grid = plan.plan_rows_of_keys(tiling, shared, problem.pairs, keys)
-        has_halves = how.name == "float32" and name.startswith(WARPGROUP)
-        for which in plan.gradients_of_keys(*problem.dims, has_halves):
-            _launch(name, problem, tiling, grid, how, *given, dk, dv, *_for(name, halves), **which)
-    dbias = None if scoring.bias is None else _bias_gradient(problem, how, device, given, scoring.bias)
+        _launch(of_queries, how, problem, halves, *given, dq)
+    if keys and layout.pairs:
+        _launch(of_keys, how, problem, halves, *given, dk, dv)
+    dbias = None if scoring.bias is None else _bias_gradient(problem, how, machine, given, scoring.bias)
     dsinks = None if scoring.sinks is None else _sink_gradient(how, lse, delta, scoring.sinks, q)
     dims = q.shape[3], q.shape[3], v.shape[3]
     return (*(_cut(x, size) for x, size in zip((dq, dk, dv), dims, strict=True)), dbias, dsinks)
@@ -141,36 +139,55 @@ def _stored(q: Any) -> ga.Stored:
     return how
 
 
-def _tiling(kind: str, problem: Problem, how: ga.Stored, device: int, rows: int) -> tuple[str, plan.Tiling, int]:
+def _machine(device: int) -> Machine:
+    capability = capability_of(device)
+    return Machine(capability, shared_bytes(device), multiprocessors(device), plan.has_warpgroups(capability))
+
+
+@functools.lru_cache(maxsize=1024)
+def _chosen(kind: str, layout: Layout, dtype: str, machine: Machine) -> Chosen:
+    keys = layout.sizes[4]
+    rows = keys if kind == "keys" else layout.group_rows
+    name, tiling, shared = _tiling(kind, layout, dtype, machine, rows)
+    by_warpgroups = name.startswith(WARPGROUP)
+    wanted: tuple[dict[str, int], ...] = ({},)
+    if kind == "keys":
+        grid = plan.plan_rows_of_keys(tiling, shared, layout.pairs, keys)
+        wanted = plan.gradients_of_keys(*layout.dims, by_warpgroups and dtype == "float32")
+    else:
+        grid = plan.plan_rows_of_queries(tiling, shared, layout.pairs, rows)
+    parts = 1
+    if kind == "forward":
+        parts = plan.parts_of(grid, ceil_div(keys, tiling.across), machine.processors, machine.shared)
+        grid = grid._replace(blocks=(*grid.blocks[:2], parts))
+    kernels = (_kernel(name, constants_of(layout.dims, tiling, layout.switches, **more)) for more in wanted)
+    return Chosen(tuple(kernels), grid, parts, by_warpgroups)
+
+
+def _tiling(kind: str, layout: Layout, dtype: str, machine: Machine, rows: int) -> tuple[str, plan.Tiling, int]:
     """The kernel, its tiling and its shared memory; a block has some of the `rows`."""
-    itemsize, capability = 4 if how.name == "float32" else 2, capability_of(device)
-    if problem.is_plain and plan.has_warpgroups(capability):
-        found = plan.warpgroup_tiling(kind, *problem.dims, itemsize, rows)
+    itemsize = 4 if dtype == "float32" else 2
+    if layout.is_plain and machine.has_warpgroups:
+        found = plan.warpgroup_tiling(kind, *layout.dims, itemsize, rows)
         if found:
             return f"{WARPGROUP}_{kind}", *found
-    larger = problem.is_plain and capability in plan.LARGE
-    found = plan.tiling_of(kind, *problem.dims, itemsize, shared_bytes(device), problem.group_rows, larger)
+    larger = layout.is_plain and machine.capability in plan.LARGE
+    found = plan.tiling_of(kind, *layout.dims, itemsize, machine.shared, layout.group_rows, larger)
     return f"attention_{kind}", *found
 
 
-def _halves(problem: Problem, how: ga.Stored, *names: str) -> tuple[Any, ...]:
+def _halves(how: ga.Stored, problem: Problem, *chosen: Chosen) -> tuple[Any, ...]:
     """What kernels by warpgroups take of arrays of float32, if one of these is one."""
-    if how.name != "float32" or not any(name.startswith(WARPGROUP) for name in names):
+    if how.name != "float32" or not any(one.by_warpgroups for one in chosen):
         return NONE
-    arrays = problem.q, problem.k, problem.v, problem.dout
-    return halves_of(arrays, problem.strides, problem.dims, problem.sizes[2])
+    layout = problem.layout
+    return halves_of((problem.q, problem.k, problem.v, problem.dout), layout.strides, layout.dims, layout.sizes[2])
 
 
-def _for(name: str, halves: tuple[Any, ...]) -> tuple[Any, ...]:
-    return halves if name.startswith(WARPGROUP) else ()
-
-
-def _launch(
-    name: str, problem: Problem, tiling: Any, grid: Grid, how: ga.Stored, *arguments: Any, parts: int = 1, **more: int
-) -> None:
-    """Launch the kernel of the file of its name, compiled for the problem."""
-    kernel = _kernel(name, constants_of(problem.dims, tiling, problem.switches, **more))
-    launch(kernel, how.name, grid, *arguments, *problem.options, problem.packed(parts))
+def _launch(chosen: Chosen, how: ga.Stored, problem: Problem, halves: tuple[Any, ...], *arguments: Any) -> None:
+    more = halves if chosen.by_warpgroups else ()
+    for kernel in chosen.kernels:
+        launch(kernel, how.name, chosen.grid, *arguments, *more, *problem.options, problem.packed(chosen.parts))
 
 
 @functools.lru_cache(maxsize=256)
@@ -180,12 +197,16 @@ def _kernel(name: str, constants: tuple[str, ...]) -> Kernel:
     return Kernel(f"{name}.cu", name, parameters, PACKED.size, constants)
 
 
-def _bias_gradient(problem: Problem, how: ga.Stored, device: int, given: tuple[Any, ...], bias: Any) -> Any:
-    dbias = empty(bias.shape, given[1].dtype)
+def _bias_gradient(problem: Problem, how: ga.Stored, machine: Machine, given: tuple[Any, ...], bias: Any) -> Any:
+    dbias, layout = empty(bias.shape, given[1].dtype), problem.layout
     if not dbias.size:
         return dbias
-    name, tiling, shared = _tiling("bias", problem, how, device, problem.group_rows)
-    _launch(name, problem, tiling, plan.plan_bias(tiling, shared, bias.shape), how, *given, dbias, *bias.shape)
+    name, tiling, shared = _tiling("bias", layout, how.name, machine, layout.group_rows)
+    kernel, grid = (
+        _kernel(name, constants_of(layout.dims, tiling, layout.switches)),
+        plan.plan_bias(tiling, shared, bias.shape),
+    )
+    launch(kernel, how.name, grid, *given, dbias, *bias.shape, *problem.options, problem.packed())
     return dbias if dbias.dtype == bias.dtype else dbias.astype(bias.dtype)
 
 

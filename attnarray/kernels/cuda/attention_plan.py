@@ -104,6 +104,7 @@ def listing() -> list[dict[str, Any]]:
     return rows
 
 
+@functools.cache
 def held_dim(size: int) -> int:
     """The numbers of a row in a tile: those of a head and zeros."""
     for dim in DIMS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import struct
 from typing import Any, NamedTuple
 
@@ -22,6 +23,42 @@ SWITCHES = ("BIAS", "MASK", "SOFTCAP", "DROPOUT", "SIGNED")
 PLAIN = tuple(f"{name}=0" for name in SWITCHES)
 
 
+class Layout:
+    """All of a call but its arrays and its seed: made once for calls alike, and then known by itself."""
+
+    def __init__(self, sizes: tuple[int, ...], strides: tuple[int, ...], rules: Rules) -> None:
+        self.sizes, self.strides, self._rules = sizes, strides, rules
+        batch, heads, kv_heads, queries, keys, dim, width = sizes
+        self.dims = held_dim(dim), held_dim(width)  # as tiles hold them
+        self.group_rows = heads // max(kv_heads, 1) * queries  # queries of all heads that share a head of keys
+        self.pairs = batch * kv_heads  # of a batch and a head of keys
+        self.switches = tuple(f"{name}={int(value)}" for name, value in zip(SWITCHES, rules.switches, strict=True))
+        self.is_plain = self.switches == PLAIN  # scores are products times a factor, of which a band may hide some
+        self._packed: dict[int, bytes] = {}
+        if max(keys, self.group_rows) > MOST:
+            raise Declined(f"{queries} queries of {heads} heads and {keys} keys: at most 2^30 rows of a head of keys")
+
+    def packed(self, parts: int, seed: int) -> bytes:
+        """The struct of the kernels."""
+        if seed or parts not in self._packed:
+            rules = self._rules
+            numbers = self.strides, rules.positions, self.sizes, (parts, *rules.flags, seed % 2**32, seed >> 32)
+            found = PACKED.pack(*itertools.chain(*numbers), *rules.factors)
+            if seed:
+                return found
+            self._packed[parts] = found
+        return self._packed[parts]
+
+
+class Rules(NamedTuple):
+    """What of a call are numbers."""
+
+    positions: tuple[int, ...]  # left, right, offset, first key and limit of the dropout
+    flags: tuple[int, int]  # whether some weights are 0 by rule, whether biases can be read in pairs
+    factors: tuple[float, ...]  # scale, softcap, and by what dropout multiplies
+    switches: tuple[bool | int, ...]  # what takes part: SWITCHES
+
+
 class Problem(NamedTuple):
     """Arrays that kernels can read, and the rest of the call."""
 
@@ -30,31 +67,11 @@ class Problem(NamedTuple):
     v: Any
     dout: Any  # None in the forward pass
     options: tuple[Any, ...]  # bias, mask, keep, offsets, lengths
-    strides: tuple[int, ...]
-    positions: tuple[int, ...]
-    sizes: tuple[int, ...]
-    tail: tuple[Any, ...]
-    switches: tuple[str, ...]
-    dims: tuple[int, int]  # as tiles hold them
-
-    @property
-    def group_rows(self) -> int:
-        """Queries of all heads that share a head of keys."""
-        _, heads, kv_heads, queries, *_ = self.sizes
-        return heads // max(kv_heads, 1) * queries
-
-    @property
-    def pairs(self) -> int:
-        """Of a batch and a head of keys."""
-        return self.sizes[0] * self.sizes[2]
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether scores are products times a factor, of which a band and lengths may hide some."""
-        return self.switches == PLAIN
+    layout: Layout
+    seed: int
 
     def packed(self, parts: int = 1) -> bytes:
-        return PACKED.pack(*self.strides, *self.positions, *self.sizes, parts, *self.tail)
+        return self.layout.packed(parts, self.seed)
 
 
 @functools.lru_cache(maxsize=256)
@@ -66,46 +83,63 @@ def constants_of(dims: tuple[int, int], tiling: Tiling, switches: tuple[str, ...
 
 def problem_of(q: Any, k: Any, v: Any, scoring: Any, dout: Any = None) -> Problem:
     """The call, with copies of what the kernels cannot read as it lies; Declined if they cannot do it."""
-    batch, heads, queries, _ = q.shape
-    kv_heads, keys = k.shape[1:3]
-    if max(keys, heads // max(kv_heads, 1) * queries) > MOST:
-        raise Declined(f"{queries} queries of {heads} heads and {keys} keys: at most 2^30 rows of a head of keys")
     if not q.shape[3] or not v.shape[3]:
         raise Declined("heads of no numbers")
-    dims = held_dim(q.shape[3]), held_dim(v.shape[3])
-    q, k, v = (readable(x) for x in (q, k, v))
+    held_dim(q.shape[3]), held_dim(v.shape[3])
+    q, k, v = readable(q), readable(k), readable(v)
     dout = None if dout is None else readable(_same_dtype(dout, v))
     bias = None if scoring.bias is None else _same_dtype(scoring.bias, q)
     dropout, same = scoring.dropout, isinstance(scoring.q_offset, int)
     keep = None if dropout is None else dropout.keep
     tables = table(bias), table(scoring.mask), table(keep)
-    strides = (*_strides(q), *_strides(k), *_strides(v), *((0, 0, 0) if dout is None else _strides(dout)))
-    left, right = (UNBOUNDED if bound is None else bound for bound in (scoring.left, scoring.right))
     seed, p, first_key = (0, 0.0, 0) if dropout is None else (dropout.seed, dropout.p, dropout.first_key)
-    return Problem(
-        q, k, v, dout,
-        options=(
-            *(one[0] for one in tables),
-            None if same else long(scoring.q_offset),
-            None if scoring.kv_lengths is None else long(scoring.kv_lengths),
-        ),
-        strides=(*strides, *(stride for one in tables for stride in one[1:])),
-        positions=(left, right, scoring.q_offset if same else 0, first_key, round(p * 2**32)),
-        sizes=(batch, heads, kv_heads, queries, keys, q.shape[3], v.shape[3]),
-        tail=(
-            int(scoring.hides()),
-            int(_has_pairs(bias, keys)), seed % 2**32, seed >> 32, scoring.scale, scoring.softcap or 0.0,
-            1.0 / (1.0 - p) if p < 1 else 0.0,
-        ),
-        switches=_switches(scoring, keep),
-        dims=dims,
+    rules = _rules(
+        scoring.scale, scoring.softcap, scoring.left, scoring.right, scoring.q_offset if same else 0,
+        bias is not None, scoring.mask is not None, scoring.kv_lengths is not None, _has_pairs(bias, k.shape[2]),
+        0 if dropout is None else 1 if keep is None else 2, p, first_key,
+    )  # fmt: skip
+    lies = tuple(None if x is None else (x.shape, x.strides) for x in (q, k, v, dout))
+    layout = _layout(lies, q.itemsize, tuple(one[1:] for one in tables), rules)
+    options = (
+        *(one[0] for one in tables),
+        None if same else long(scoring.q_offset),
+        None if scoring.kv_lengths is None else long(scoring.kv_lengths),
+    )
+    return Problem(q, k, v, dout, options, layout, seed)
+
+
+@functools.lru_cache(maxsize=1024)
+def _rules(
+    scale: float,
+    softcap: float | None,
+    left: int | None,
+    right: int | None,
+    offset: int,
+    has_bias: bool,
+    has_mask: bool,
+    has_lengths: bool,
+    has_pairs: bool,
+    dropout: int,
+    p: float,
+    first_key: int,
+) -> Rules:
+    bounds = tuple(UNBOUNDED if bound is None else bound for bound in (left, right))
+    hides = has_bias or has_mask or has_lengths or dropout or bounds != (UNBOUNDED, UNBOUNDED)
+    return Rules(
+        positions=(*bounds, offset, first_key, round(p * 2**32)),
+        flags=(int(bool(hides)), int(has_pairs)),
+        factors=(scale, softcap or 0.0, 1.0 / (1.0 - p) if p < 1 else 0.0),
+        switches=(has_bias, has_mask, softcap is not None, dropout, scale < 0),
     )  # fmt: skip
 
 
-def _switches(scoring: Any, keep: Any) -> tuple[str, ...]:
-    dropout = 0 if scoring.dropout is None else 1 if keep is None else 2
-    given = scoring.bias is not None, scoring.mask is not None, scoring.softcap is not None, dropout, scoring.scale < 0
-    return tuple(f"{name}={int(value)}" for name, value in zip(SWITCHES, given, strict=True))
+@functools.lru_cache(maxsize=1024)
+def _layout(lies: Any, itemsize: int, tables: Any, rules: Rules) -> Layout:
+    """Of how q, k, v and dout lie, shape and strides each, and the strides of arrays over the scores."""
+    (batch, heads, queries, dim), (_, kv_heads, keys, _), (*_, width) = (shape for shape, _ in lies[:3])
+    of_arrays = ((0, 0, 0) if one is None else _strides(one[0], one[1], itemsize) for one in lies)
+    strides = itertools.chain(*of_arrays, *tables)
+    return Layout((batch, heads, kv_heads, queries, keys, dim, width), tuple(strides), rules)
 
 
 def _has_pairs(bias: Any, keys: int) -> bool:
@@ -121,11 +155,10 @@ def _same_dtype(x: Any, like: Any) -> Any:
     return x if x.dtype == like.dtype else x.astype(like.dtype)
 
 
-def _strides(x: Any) -> tuple[int, int, int]:
+def _strides(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     """Of batch, head and row, in numbers."""
-    return tuple(  # type: ignore[return-value]
-        0 if size == 1 else stride // x.itemsize for size, stride in zip(x.shape[:3], x.strides[:3], strict=True)
-    )
+    pairs = zip(shape[:3], strides[:3], strict=True)
+    return tuple(0 if size == 1 else stride // itemsize for size, stride in pairs)
 
 
 def readable(x: Any) -> Any:
