@@ -4,7 +4,7 @@
 // conflicting accesses that no barrier orders (between threads of a block by vector clocks, between blocks always), reads of
 // what an asynchronous copy still fills, writes to what a product of a warpgroup still reads, sums of one that was not waited for,
 // missing proxy fences before such products, barriers that not all threads reach, and deadlocks.
-// Not found are: bank conflicts, register limits, time.
+// Not found are: missing fences of registers (begin_products), bank conflicts, register limits, time.
 #pragma once
 #include <cmath>
 #include <cstddef>

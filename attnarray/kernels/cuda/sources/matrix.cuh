@@ -187,7 +187,7 @@ inline void add_weights_times(float (&sums)[P][PARTS][4], const float (&weights)
 // Of float32 a few steps have sums of their own, 16 columns at a time.
 template <class T, class B, int P, int PARTS, int ALONG>
 inline void add_weights_times(float (&sums)[P][PARTS][4], const float (&weights)[P][ALONG][4],
-                                    const Turned<float>& right) {
+                              const Turned<float>& right) {
   constexpr int TOGETHER = ALONG < 4 ? ALONG : 4;  // steps
   UNROLL for (int first = 0; first < ALONG; first += TOGETHER) {
     Left<float> a[P][TOGETHER];

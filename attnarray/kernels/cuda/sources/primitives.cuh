@@ -205,7 +205,7 @@ inline void multiply_add_tf32(float (&d)[4], const uint32 (&a)[4], const uint32 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 // What this thread has written to shared memory, or copied there and waited for, is seen by multiply_group after a barrier.
 inline void show_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-// Registers that products take: before the first of several products, and with `hold` for each array of them.
+// Before the first of several products whose registers the threads have written; `hold` each array of these before it.
 inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 inline void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 // Until all but the last `left` groups that were committed are done; then `hold` what they have made.
@@ -238,7 +238,7 @@ template <int STEPS> inline void hold(uint32 (&weights)[STEPS][4]) {
   inline void multiply_group(float (&d)[columns / 8][4], uint64 left, uint64 right, bool adds, T) {                    \
     asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #n2 ", 0; wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32."    \
                  name "." name " {" NAMES_##sums "}, %" #n0 ", %" #n1 ", p, 1, 1, 0, 0; }"                              \
-                 : PLACES_OF_##sums : "l"(left), "l"(right), "r"(int(adds)));                                             \
+                 : PLACES_OF_##sums : "l"(left), "l"(right), "r"(int(adds)));                                          \
   }                                                                                                                    \
   inline void multiply_group(float (&d)[columns / 8][4], const uint32 (&left)[4], uint64 right, bool adds, T) {        \
     asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #n5 ", 0; wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32."    \
