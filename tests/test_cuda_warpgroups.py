@@ -222,6 +222,7 @@ def test_other_calls_take_the_other_kernels(cupy: Any, monkeypatch: pytest.Monke
 
 @emulated
 def test_they_are_used_on_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ATTNARRAY_WARPGROUPS", raising=False)
     with fake_cupy.installed():
         names = launched(monkeypatch)
         assert_right("float16", call_of(SQUARE))

@@ -27,7 +27,16 @@ from attnarray.kernels.cuda.attention_problem import (
 )
 from attnarray.kernels.cuda.grid import BLOCK, WARP, Grid, ceil_div
 from attnarray.kernels.cuda.halves import LARGEST, NONE, SPLIT, halves_of
-from attnarray.kernels.cuda.loader import Kernel, capability_of, cupy, empty, launch, multiprocessors, shared_bytes
+from attnarray.kernels.cuda.loader import (
+    WARPGROUP,
+    Kernel,
+    capability_of,
+    cupy,
+    empty,
+    launch,
+    multiprocessors,
+    shared_bytes,
+)
 from attnarray.kernels.cuda.loader import warmup as load
 
 OPTIONS = "ppppps"  # bias, mask, keep, offsets, lengths, Problem
@@ -37,7 +46,6 @@ DELTA = Kernel("attention_rows.cu", "attention_delta", "piii" + "ppppp" + "iiii"
 MERGE = Kernel("attention_rows.cu", "attention_merge", "ppppp" + "iiiii")
 SINKS = Kernel("attention_rows.cu", "attention_sinks", "pppp" + "iii")
 FLOAT32 = np.dtype(np.float32)
-WARPGROUP = "warpgroup"  # the family of kernels whose names start so; others are of the family "attention"
 
 
 class Machine(NamedTuple):
@@ -202,10 +210,8 @@ def _bias_gradient(problem: Problem, how: ga.Stored, machine: Machine, given: tu
     if not dbias.size:
         return dbias
     name, tiling, shared = _tiling("bias", layout, how.name, machine, layout.group_rows)
-    kernel, grid = (
-        _kernel(name, constants_of(layout.dims, tiling, layout.switches)),
-        plan.plan_bias(tiling, shared, bias.shape),
-    )
+    kernel = _kernel(name, constants_of(layout.dims, tiling, layout.switches))
+    grid = plan.plan_bias(tiling, shared, bias.shape)
     launch(kernel, how.name, grid, *given, dbias, *bias.shape, *problem.options, problem.packed())
     return dbias if dbias.dtype == bias.dtype else dbias.astype(bias.dtype)
 

@@ -30,7 +30,7 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 STORED = {"float64": "double", "float32": "float", "float16": "float16", "bfloat16": "bfloat16"}
 OPTIONS = ("-std=c++17", "-default-device", "--ptxas-options=-v")
 
-WARPGROUP = "warpgroup_"  # sources of this name ask for instructions of their very architecture: sm_90a
+WARPGROUP = "warpgroup"  # sources whose names start so ask for instructions of their very architecture: sm_90a
 
 _lock = threading.Lock()
 

@@ -212,6 +212,13 @@ inline void keys_of_block(const Rows& rows, const Problem& p, int& first, int& p
   past = past_key(is_one_head ? last % p.queries : p.queries - 1, rows.head, p);
 }
 
+// The tiles of keys [tile, past_tile) with those that the rows of a block see.
+inline void tiles_of_block(const Rows& rows, const Problem& p, int& tile, int& past_tile) {
+  int first, past;
+  keys_of_block(rows, p, first, past);
+  tile = first / ACROSS, past_tile = (past + ACROSS - 1) / ACROSS;
+}
+
 // Rows of queries (or of their gradients) into shared memory; zeros beyond.
 template <class TILE>
 inline void fill_rows(const TILE& tile, Global<const Stored> x, const Strides& s, const Rows& rows, int columns,

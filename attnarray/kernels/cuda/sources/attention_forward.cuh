@@ -8,9 +8,7 @@ constexpr int PARTS = ACROSS / 8;
 
 // The tiles of keys [tile, past_tile) that a block goes over: those that its rows see, and of several parts its own.
 inline void tiles_of_part(const Rows& rows, const Problem& p, int& tile, int& past_tile) {
-  int first, past;
-  keys_of_block(rows, p, first, past);
-  tile = first / ACROSS, past_tile = (past + ACROSS - 1) / ACROSS;
+  tiles_of_block(rows, p, tile, past_tile);
   if (p.parts > 1) {
     const int each = (past_tile - tile + p.parts - 1) / p.parts;
     tile += each * blockIdx.z;

@@ -17,10 +17,8 @@ KERNEL(THREADS) attention_queries(
     Global<const float> shift, Global<const float> delta, Global<Stored> dq, OPTIONS) {
   const Options o = GIVEN_OPTIONS;
   const Rows rows = rows_of_block(o, p);
-  int first, past;
-  keys_of_block(rows, p, first, past);
-  int tile = first / ACROSS;
-  const int past_tile = (past + ACROSS - 1) / ACROSS;
+  int tile, past_tile;
+  tiles_of_block(rows, p, tile, past_tile);
 
   const QueryTile queries = {0};
   const CotangentTile cotangents = {QueryTile::BYTES};

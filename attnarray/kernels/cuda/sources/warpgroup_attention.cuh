@@ -71,6 +71,13 @@ template <int PARTS, int AT_ONCE = PARTS> struct TileSums {
   }
 };
 
+// The copies of all threads are there, seen by the units too, and nobody reads what was waited for before this any more.
+inline void wait_for_tiles() {
+  wait_copies<0>();
+  show_products();
+  sync_threads();
+}
+
 template <int PARTS> inline void scale(float (&sums)[PARTS][4], float by) {
   UNROLL for (int part = 0; part < PARTS; part++)
     UNROLL for (int n = 0; n < 4; n++) sums[part][n] *= by;

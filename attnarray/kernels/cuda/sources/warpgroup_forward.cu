@@ -41,11 +41,6 @@ KERNEL(THREADS) warpgroup_forward(
     const int64 apart = of_v.strides.row;
     fill<THREADS>(value_tile(tile), values + key * apart, apart, rows.head.length - key, of_v.columns);
   };
-  auto wait_for_tiles = [] {  // the copies of all threads are there, and nobody reads what is older any more
-    wait_copies<0>();
-    show_products();
-    sync_threads();
-  };
 
   fill_rows(queries, of_q.from, of_q.strides, rows, of_q.columns, p);
   fetch_keys(tile);

@@ -70,9 +70,7 @@ KERNEL(THREADS) warpgroup_keys(
   };
 
   for (int step = 0; head < past_head; step++) {  // over the tiles of one head after the other
-    wait_copies<0>();
-    show_products();
-    sync_threads();  // the tile is there, and nobody reads the one before the last any more
+    wait_for_tiles();  // nobody reads the one before the last any more
     const bool is_last = t + ACROSS >= past;
     const int next_head = head + is_last, next_t = is_last ? first : t + ACROSS;
     if (next_head < past_head) fetch(step + 1, next_head, next_t);

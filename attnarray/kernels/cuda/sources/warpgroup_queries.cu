@@ -17,10 +17,8 @@ KERNEL(THREADS) warpgroup_queries(
     Global<const float> shift, Global<const float> delta, Global<Stored> dq, HALVES, OPTIONS) {
   const Options o = GIVEN_OPTIONS;
   const Rows rows = rows_of_block(o, p);
-  int first, past;
-  keys_of_block(rows, p, first, past);
-  int tile = first / ACROSS;
-  const int past_tile = (past + ACROSS - 1) / ACROSS;
+  int tile, past_tile;
+  tiles_of_block(rows, p, tile, past_tile);
 
   const QueryTile queries = {0};
   const CotangentTile cotangents = {QueryTile::BYTES};
@@ -59,11 +57,6 @@ KERNEL(THREADS) warpgroup_queries(
   TileSums<DIM / 8, 8> of_tile;
   auto key_tile = [&](int step) { return KeyTile{stage(step)}; };
   auto value_tile = [&](int step) { return ValueTile{stage(step) + KeyTile::BYTES}; };
-  auto wait_for_tile = [] {  // the copies of all threads are there, and nobody reads what is older than one tile any more
-    wait_copies<0>();
-    show_products();
-    sync_threads();
-  };
   auto weigh = [&](int tile) {  // products become weights
     hold(s[0]);
     hide(s, tile * ACROSS, rows, sight, o, p);
@@ -81,7 +74,7 @@ KERNEL(THREADS) warpgroup_queries(
   };
 
   if (tile < past_tile) {
-    wait_for_tile();
+    wait_for_tiles();
     if (tile + 1 < past_tile) fetch(1, tile + 1);
     commit_copies();
     hold(s[0]), hold(d);
@@ -96,7 +89,7 @@ KERNEL(THREADS) warpgroup_queries(
     int step = 0;
     for (; tile + 1 < past_tile; tile++, step++) {
       differentiate();
-      wait_for_tile();
+      wait_for_tiles();
       if (tile + 2 < past_tile) fetch(step + 2, tile + 2);
       commit_copies();
       of_tile.multiply_first(sums[0], gradients, key_tile(step));
