@@ -75,7 +75,7 @@ def has_warpgroups() -> bool:
 
 
 class Shape(NamedTuple):
-    """A case of the speed stage. `window` counts keys to the left; `bias` is (1, H, T, S) with its gradient."""
+    """A case. `window` counts keys to the left; a bias is (1, H, T, S), with its gradient, and a mask (B, 1, T, S)."""
 
     name: str
     batch: int
@@ -88,6 +88,7 @@ class Shape(NamedTuple):
     causal: bool = False
     window: int | None = None
     bias: bool = False
+    mask: bool = False
     backward: bool = True
 
     @property
@@ -107,6 +108,7 @@ class Shape(NamedTuple):
         return float(self.batch * rows * self.dim * ITEMSIZE[self.dtype])
 
 
+MASKED = 0.7  # of the pairs see each other
 FORWARD, BACKWARD = 2, 5  # products of matrices that attention asks for
 OURS_BACKWARD = 7  # weights and their gradients are made twice, so that no two blocks add to one place
 
@@ -120,7 +122,9 @@ def shapes() -> Iterator[Shape]:
                 yield Shape(f"{mode} {length} D{dim}", 1, heads, heads, length, length, dim, causal=causal)
     yield Shape("grouped causal 8192 D128", 1, 64, 8, 8192, 8192, 128, causal=True)
     yield Shape("window 1024 of 8192 D64", 1, 64, 64, 8192, 8192, 64, causal=True, window=1024)
-    yield Shape("bias 2048 D64", 2, 16, 16, 2048, 2048, 64, bias=True)
+    for dim in (64, 128):
+        yield Shape(f"bias 2048 D{dim}", 2, 16, 16, 2048, 2048, dim, bias=True)
+        yield Shape(f"mask 2048 D{dim}", 2, 16, 16, 2048, 2048, dim, mask=True)
     for causal in (False, True):
         yield Shape(f"float32 {'causal' if causal else 'full'} 4096 D64", 1, 32, 32, 4096, 4096, 64, "float32", causal)
     yield Shape("float32 full 4096 D128", 1, 16, 16, 4096, 4096, 128, "float32")
@@ -134,7 +138,7 @@ def attention_speed() -> dict[str, Any]:
     rates = {dtype: products_per_second(dtype) for dtype in ("bfloat16", "float32")}
     for shape in shapes():
         runs = {"ours": _ours(shape), **{name: make(shape) for name, make in peers.items()}}
-        if shape.queries > 1 and not shape.bias and has_warpgroups():
+        if shape.queries > 1 and not (shape.bias or shape.mask) and has_warpgroups():
             runs["warpgroups"] = {way: by_warpgroups(run) for way, run in _ours(shape).items()}
         row: dict[str, Any] = {"case": shape.name, "dtype": shape.dtype}
         for way, products in (("forward", FORWARD), ("both", FORWARD + BACKWARD)):
@@ -170,11 +174,14 @@ def by_warpgroups(run: Callable[[], Any]) -> Callable[[], Any]:
 
 def _ours(shape: Shape) -> dict[str, Callable[[], Any]]:
     q, k, v, dout = (random_array(size, shape.dtype) for size in _sizes(shape))
-    bias = None
+    bias = mask = None
+    if shape.mask:
+        mask = loader.cupy().random.random((shape.batch, 1, shape.queries, shape.keys)) < MASKED
     if shape.bias:
         bias = random_array((1, shape.heads, shape.queries, shape.keys), shape.dtype)
     right = 0 if shape.causal or shape.window is not None else None
-    scoring = Scoring(shape.dim**-0.5, bias=bias, left=shape.window, right=right, q_offset=shape.keys - shape.queries)
+    offset = shape.keys - shape.queries
+    scoring = Scoring(shape.dim**-0.5, bias=bias, mask=mask, left=shape.window, right=right, q_offset=offset)
 
     def both() -> None:
         out, lse = kernels.attend(q, k, v, scoring)
@@ -218,6 +225,7 @@ def _peers() -> dict[str, Callable[[Shape], dict[str, Callable[[], Any]]]]:
             for x in (q, k, v):
                 x.requires_grad_(shape.backward)
             mask = _torch_mask(torch, shape, dtype)
+            inputs = [x for x in (q, k, v, mask) if x is not None and x.requires_grad]
             grouped = shape.heads != shape.kv_heads
             options = {"attn_mask": mask, "is_causal": shape.causal and mask is None, "enable_gqa": grouped}
             attend = torch.nn.functional.scaled_dot_product_attention
@@ -228,7 +236,7 @@ def _peers() -> dict[str, Callable[[Shape], dict[str, Callable[[], Any]]]]:
 
             def both() -> None:
                 with sdpa_kernel(backend):
-                    attend(q, k, v, **options).backward(dout)
+                    torch.autograd.grad(attend(q, k, v, **options), inputs, dout)
 
             return {"forward": forward, "both": both}
 
@@ -243,6 +251,8 @@ def _torch_mask(torch: Any, shape: Shape, dtype: Any) -> Any:
     if shape.bias:
         size = (1, shape.heads, shape.queries, shape.keys)
         return torch.randn(size, device="cuda", dtype=dtype, requires_grad=True)
+    if shape.mask:
+        return torch.rand((shape.batch, 1, shape.queries, shape.keys), device="cuda") < MASKED
     if shape.window is None:
         return None
     i, j = (torch.arange(size, device="cuda") for size in (shape.queries, shape.keys))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -82,7 +83,7 @@ def assert_as_exact_as_float32(found: dict[str, np.ndarray], call: Call) -> None
     The largest score, whose rounding the lse shows, is a sum that the units cut off a few times.
     """
     for name, times in errors_beside_float32(found, call).items():
-        assert times < (4.0 if name == "lse" else 2.5), f"{name} is off by {times} times the error of float32"
+        assert times < (5.0 if name == "lse" else 2.5), f"{name} is off by {times} times the error of float32"
 
 
 def errors_beside_float32(found: dict[str, np.ndarray], call: Call) -> dict[str, float]:
@@ -119,7 +120,8 @@ def all_calls() -> Iterator[tuple[str, str, Call]]:
             yield f"{tuple(sizes)}", dtype, call_of(sizes)
             yield f"{tuple(sizes)} causal", dtype, call_of(sizes, is_causal=True, q_offset=sizes.keys - sizes.queries)
     calls = []
-    for sizes in (Sizes(37, 260, 16, 24, 3), Sizes(2, 600, 64, 64, 4), Sizes(200, 200, 128, 128, 1)):
+    several = (37, 260, 16, 24, 3), (2, 600, 64, 64, 4), (200, 200, 128, 128, 1), (130, 160, 64, 64, 2)
+    for sizes in itertools.starmap(Sizes, several):
         calls += [(f"{option} {tuple(sizes)}", call_of(sizes, 1, [option])) for option in OPTIONS]
         calls += [(f"kind {n} {tuple(sizes)}", call) for n, call in enumerate(kinds(sizes))]
     for n, (name, call) in enumerate(calls):

@@ -9,7 +9,7 @@ import pytest
 from attnarray.kernels import Declined
 from attnarray.kernels.cuda import attention_plan as plan
 from attnarray.kernels.cuda import loader, nvrtc
-from attnarray.kernels.cuda.attention_problem import SWITCHES, constants_of
+from attnarray.kernels.cuda.attention_problem import IN_TILES, LIGHT, SWITCHES, constants_of
 
 needs_nvrtc = pytest.mark.skipif(nvrtc.find() is None, reason=nvrtc.MISSING)
 
@@ -24,25 +24,37 @@ PLAIN_CALLS = [
     ("queries", 128, "float32", "sm_80"), ("keys", 128, "bfloat16", "sm_90"), ("keys", 64, "bfloat16", "sm_90a"),
     ("keys", 192, "float16", "sm_80"), ("keys", 64, "float32", "sm_120"), ("keys", 128, "float32", "sm_90"),
 ]  # fmt: skip
+# Bias and mask in tiles (1) or read by number (2).
 OTHER_CALLS = [
-    ("forward", 64, "bfloat16", "DROPOUT"), ("forward", 128, "float16", "BIAS MASK SOFTCAP DROPOUT"),
-    ("forward", 128, "float32", "BIAS"), ("queries", 64, "bfloat16", "BIAS MASK SOFTCAP DROPOUT"),
-    ("queries", 128, "float16", "DROPOUT"), ("queries", 128, "float32", "MASK"), ("keys", 64, "float16", "DROPOUT"),
-    ("keys", 128, "bfloat16", "BIAS MASK SOFTCAP DROPOUT"), ("keys", 128, "float32", "BIAS"),
-    ("bias", 64, "bfloat16", "BIAS"), ("bias", 128, "float16", "BIAS MASK SOFTCAP DROPOUT"),
-    ("bias", 64, "float32", "BIAS"),
+    ("forward", 64, "bfloat16", "BIAS=1"), ("forward", 128, "float16", "BIAS=1"), ("forward", 64, "float16", "MASK=1"),
+    ("forward", 128, "bfloat16", "MASK=1"), ("queries", 64, "float16", "BIAS=1"), ("queries", 64, "bfloat16", "MASK=1"),
+    ("queries", 128, "bfloat16", "BIAS=1"), ("queries", 128, "float16", "MASK=1"), ("keys", 64, "bfloat16", "BIAS=1"),
+    ("keys", 128, "float16", "BIAS=1"), ("keys", 64, "float16", "MASK=1"), ("keys", 128, "bfloat16", "MASK=1"),
+    ("bias", 64, "bfloat16", "BIAS=1"), ("bias", 128, "float16", "BIAS=1"), ("bias", 64, "float32", "BIAS=1"),
+    ("forward", 128, "float32", "BIAS=1"), ("queries", 128, "float32", "MASK=1"), ("keys", 128, "float32", "BIAS=1"),
+    ("forward", 64, "bfloat16", "DROPOUT=1"), ("forward", 128, "float16", "BIAS=2 MASK=2 SOFTCAP=1 DROPOUT=1"),
+    ("queries", 64, "bfloat16", "BIAS=1 MASK=1 SOFTCAP=1 DROPOUT=1"), ("queries", 128, "float16", "DROPOUT=2"),
+    ("keys", 64, "float16", "DROPOUT=1"), ("keys", 128, "bfloat16", "BIAS=1 MASK=1 SOFTCAP=1 DROPOUT=1"),
+    ("bias", 128, "float16", "BIAS=2 MASK=2 SOFTCAP=1 DROPOUT=1"),
 ]  # fmt: skip
 # Bytes that a kernel may spill: the gradient of a bias in float32, whose loops over heads hold more than there is room
-# for; that of keys and values of 128, a few registers in a round of thousands of instructions; and a little of what the
-# compiler makes of other architectures than 9.0, for which the tiles were chosen.
-SPILLED = {("bias", "float32"): 160, ("keys", "float32"): 160, "sm_80": 32, "sm_86": 32}
+# for; that of keys and values of 128 in float32, and masks, a few registers in a round of hundreds of instructions; and
+# a little of what the compiler makes of other architectures than 9.0, for which the tiles were chosen.
+SPILLED = {("bias", "float32"): 100, ("keys", "float32"): 160, "MASK=1": 60, "sm_80": 32, "sm_86": 32}
+
+
+def switch(given: str) -> tuple[str, str]:
+    name, value = given.split("=")
+    return name, value
 
 
 def usage(kind: str, dim: int, dtype: str, architecture: str, switches: str = "") -> list[nvrtc.Usage]:
     itemsize = 4 if dtype == "float32" else 2
-    larger = not switches and architecture in ("sm_80", "sm_90", "sm_90a")
-    tiling, _ = plan.tiling_of(kind, dim, dim, itemsize, MOST_SHARED[architecture], MANY_ROWS, larger)
-    listed = tuple(f"{name}={int(name in switches.split())}" for name in SWITCHES)
+    given = dict.fromkeys(SWITCHES, 0) | {name: int(value) for name, value in map(switch, switches.split())}
+    larger = tuple(given.values()) in LIGHT and architecture in ("sm_80", "sm_90", "sm_90a")
+    in_tiles = given["BIAS"] == IN_TILES, given["MASK"] == IN_TILES
+    tiling, _ = plan.tiling_of(kind, dim, dim, itemsize, MOST_SHARED[architecture], MANY_ROWS, larger, in_tiles)
+    listed = tuple(f"{name}={value}" for name, value in given.items())
     found = []
     for more in plan.gradients_of_keys(dim, dim) if kind == "keys" else ({},):
         constants = constants_of((dim, dim), tiling, listed, **more)
@@ -55,14 +67,14 @@ def usage(kind: str, dim: int, dtype: str, architecture: str, switches: str = ""
 @pytest.mark.parametrize(("kind", "dim", "dtype", "architecture"), PLAIN_CALLS)
 def test_plain_calls_keep_to_registers(kind: str, dim: int, dtype: str, architecture: str) -> None:
     for used in usage(kind, dim, dtype, architecture):
-        assert used.spilled <= max(SPILLED.get(architecture, 0), SPILLED.get((kind, dtype), 0))
+        assert used.spilled <= max(SPILLED.get(why, 0) for why in (architecture, (kind, dtype)))
 
 
 @needs_nvrtc
 @pytest.mark.parametrize(("kind", "dim", "dtype", "switches"), OTHER_CALLS)
 def test_calls_with_options_keep_to_registers(kind: str, dim: int, dtype: str, switches: str) -> None:
     for used in usage(kind, dim, dtype, "sm_90", switches):
-        assert used.spilled <= SPILLED.get((kind, dtype), 0)
+        assert used.spilled <= max(SPILLED.get(why, 0) for why in ((kind, dtype), switches))
 
 
 @pytest.mark.parametrize("most", sorted(set(MOST_SHARED.values())))

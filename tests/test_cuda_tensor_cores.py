@@ -52,6 +52,7 @@ def test_odd_sizes(sizes: Sizes, dtype: str) -> None:
 
 
 SMALL, FEW = Sizes(37, 70, 16, 24, 3, batch=2), Sizes(2, 150, 16, 24, 2, batch=2)
+WHOLE = Sizes(37, 80, 16, 24, 3, batch=2)  # rows over the keys are whole chunks of 16 bytes
 
 
 @pytest.mark.parametrize("sizes", [SMALL, FEW], ids=["many queries", "few"])
@@ -67,6 +68,44 @@ def test_all_options_together(kind: int, dtype: str) -> None:
     assert_right(kinds(SMALL)[kind], dtype)
 
 
+@pytest.mark.parametrize(
+    "sizes", [WHOLE, Sizes(150, 144, 64, 48, 1, 1), Sizes(70, 48, 128, 100, 2, 1), Sizes(3, 176, 16, 8, 3)], ids=str
+)
+@pytest.mark.parametrize("option", ["bias", "mask"])
+def test_bias_and_mask_in_tiles(option: str, sizes: Sizes, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    reading = attention_problem._reading
+    monkeypatch.setattr(attention_problem, "_reading", lambda *given: (read.append(reading(*given)), read[-1])[1])
+    rng = np.random.default_rng(0)
+    for seed, dtype in enumerate(("float16", "bfloat16", "float32")):
+        scores = rng.standard_normal((sizes.batch, 1, sizes.queries, sizes.keys))
+        given = {"bias": np.where(scores > 1.5, -np.inf, scores)} if option == "bias" else {"attn_mask": scores < 0.5}
+        more = {} if seed % 2 else {"is_causal": True, "q_offset": sizes.keys - sizes.queries}
+        assert_right(call_of(sizes, seed, **given, **more), dtype, seed)
+    assert attention_problem.IN_TILES in read
+    assert attention_problem.BY_NUMBER not in read
+
+
+def test_a_mask_and_a_bias_of_other_heads() -> None:
+    """The gradient of a bias that is the same for all goes over heads with masks of their own."""
+    rng = np.random.default_rng(0)
+    given = {"bias": rng.standard_normal((1, 1, 37, 80)), "attn_mask": rng.random((2, 6, 37, 80)) < 0.7}
+    assert_right(call_of(WHOLE, **given), "float16")
+
+
+LOWEST = {"float32": float(np.finfo(np.float32).min), "bfloat16": -3.38e38, "float16": -65504.0}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sizes", [SMALL, WHOLE], ids=["by number", "in tiles"])
+def test_a_bias_of_the_lowest_number(sizes: Sizes, dtype: str) -> None:
+    """What other code writes for -inf. A row that has nothing else weights all keys alike."""
+    low, keys = LOWEST[dtype], np.arange(sizes.keys)
+    of_rows = np.where(np.arange(sizes.queries)[:, None] % 5 == 0, low, 0.0) + np.zeros(sizes.keys)
+    for bias in (np.full((1, sizes.keys), low), np.where(keys % 30 < 20, low, 0.0)[None], of_rows):
+        assert_right(call_of(sizes, bias=bias), dtype)
+
+
 def test_float32_is_about_as_exact_as_float32() -> None:
     """The units cut sums off, which adds up to many times this where sums are long."""
     for sizes in (Sizes(64, 900, 64, 64, 1, 1, 1), Sizes(64, 400, 128, 128, 1, 1, 1)):
@@ -79,10 +118,10 @@ def test_negative_scales(scale: float) -> None:
     assert_right(call_of(SMALL, scale=scale), "float16")
 
 
-@pytest.mark.parametrize("shape", list(itertools.product((2, 1), (6, 1), (37, 1), (70, 1))), ids=str)
+@pytest.mark.parametrize("shape", list(itertools.product((2, 1), (6, 1), (37, 1), (70, 80, 1))), ids=str)
 def test_every_shape_of_bias(shape: tuple[int, ...]) -> None:
     bias = np.random.default_rng(0).standard_normal(shape)
-    assert_right(call_of(SMALL, bias=bias, is_causal=True, q_offset=30), "float16")
+    assert_right(call_of(WHOLE if shape[3] == 80 else SMALL, bias=bias, is_causal=True, q_offset=30), "float16")
 
 
 @pytest.mark.parametrize("sizes", [(0, 5), (5, 0), (0, 0)], ids=str)
@@ -99,7 +138,9 @@ def test_rows_that_see_nothing_are_zero() -> None:
     assert (found["lse"][0] == -np.inf).all()
 
 
-HIDING = {"causal": {"is_causal": True, "q_offset": 20}, "mask": {}, "lengths": {"kv_lengths": np.array([50, 61])}}
+HIDING = {
+    "causal": {"is_causal": True, "q_offset": 20}, "mask": {}, "bias": {}, "lengths": {"kv_lengths": np.array([50, 61])}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -109,11 +150,11 @@ def test_what_is_hidden_does_not_matter(by: str, name: str, value: float) -> Non
     """Numbers that are not finite, in keys that nobody sees or in queries that see little, stay where they are seen."""
     rng = np.random.default_rng(0)
     given = HIDING.get(by, {"dropout_p": 0.5, "rng": 3})
-    if by == "mask":
-        mask = rng.random((2, 6, 37, 70)) < 0.5
+    if by in ("mask", "bias"):
+        mask = rng.random((2, 6, 37, 80)) < 0.5
         mask[..., 65] = False
-        given = {"attn_mask": mask}
-    call = call_of(SMALL, 1, (), **given)
+        given = {"attn_mask": mask} if by == "mask" else {"bias": np.where(mask, 0.5, -np.inf)}
+    call = call_of(WHOLE, 1, (), **given)
     where = 65 if name in ("key", "value") else 3
     call[name][:, :, where, ::3] = value
     assert_right(call, "float32")
@@ -128,7 +169,7 @@ def test_nan_that_is_seen_shows() -> None:
 
 
 def test_the_order_of_blocks_and_threads_does_not_matter() -> None:
-    for sizes in (SMALL, FEW):
+    for sizes in (WHOLE, FEW):
         call = in_dtype(kinds(sizes)[1], "float16")
         results = []
         for seed in range(10):

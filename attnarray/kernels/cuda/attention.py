@@ -40,7 +40,7 @@ from attnarray.kernels.cuda.loader import (
 from attnarray.kernels.cuda.loader import warmup as load
 
 OPTIONS = "ppppps"  # bias, mask, keep, offsets, lengths, Problem
-PARAMETERS = {"forward": "pppppppp", "queries": "ppppppp", "keys": "pppppppp", "bias": "ppppppp" + "iiii"}
+PARAMETERS = {"forward": "pppppppp", "queries": "pppppppp", "keys": "ppppppppp", "bias": "pppppppp" + "iiii"}
 HALVES = "ppppp"  # of q, k, v and dout, and their units
 DELTA = Kernel("attention_rows.cu", "attention_delta", "piii" + "ppppp" + "iiii")
 MERGE = Kernel("attention_rows.cu", "attention_merge", "ppppp" + "iiiii")
@@ -106,7 +106,7 @@ def attend_backward(
 
     dq, dk = empty(problem.q.shape, q.dtype), empty((batch, kv_heads, keys, dim), k.dtype)
     dv = empty((batch, kv_heads, keys, width), v.dtype)
-    given = problem.dout, problem.q, problem.k, problem.v, shift, delta
+    given = problem.dout, problem.q, problem.k, problem.v, lse, shift, delta
     of_queries, of_keys = (_chosen(kind, layout, how.name, machine) for kind in ("queries", "keys"))
     halves = _halves(how, problem, of_queries, of_keys)
     if rows:
@@ -179,8 +179,8 @@ def _tiling(kind: str, layout: Layout, dtype: str, machine: Machine, rows: int) 
         found = plan.warpgroup_tiling(kind, *layout.dims, itemsize, rows)
         if found:
             return f"{WARPGROUP}_{kind}", *found
-    larger = layout.is_plain and machine.capability in plan.LARGE
-    found = plan.tiling_of(kind, *layout.dims, itemsize, machine.shared, layout.group_rows, larger)
+    larger = layout.is_light and machine.capability in plan.LARGE
+    found = plan.tiling_of(kind, *layout.dims, itemsize, machine.shared, layout.group_rows, larger, layout.in_tiles)
     return f"attention_{kind}", *found
 
 

@@ -16,6 +16,7 @@ from attnarray.kernels.cuda.grid import MOST_BLOCKS, MOST_BLOCKS_ALONG_Y, WARP, 
 
 DIMS = (32, 64, 128, 192, 256)  # of a head, as tiles hold them
 PANEL = 16
+MASK_COLUMNS = 32  # a tile of a mask has as many, or some times that: two chunks of 16 bytes change places
 MOST_PARTS = 128
 RESIDENT = 8  # blocks of a multiprocessor, at most, that the keys are split for
 FEW_TILES = 2  # of keys: a part has at least so many
@@ -38,13 +39,17 @@ class Tiling(NamedTuple):
 
 
 # What is tried, in this order, until it fits into shared memory: by the bytes of a number, then the largest dim. Plain
-# calls have registers for larger tiles than calls with a bias, mask, softcap or dropout, on the GPUs of data centers.
+# calls, and those with tiles of a bias or mask, have registers for larger tiles than others, on GPUs of data centers.
 LARGE = (80, 90)
 Tilings = dict[int, dict[int, tuple[Tiling, ...]]]
 LARGER: dict[str, Tilings] = {
     "forward": {2: {64: (Tiling(4, 2, 96),), 128: (Tiling(4, 2, 48),)}},
     "queries": {2: {64: (Tiling(4, 2, 64),), 128: (Tiling(4, 2, 32),)}},
     "keys": {2: {64: (Tiling(4, 2, 32),), 128: (Tiling(8, 1, 64),)}, 4: {128: (Tiling(4, 1, 32), Tiling(2, 1, 32))}},
+}
+LARGER_WITH_TABLES: dict[str, Tilings] = {
+    "forward": {2: {64: (Tiling(4, 2, 64),), 128: (Tiling(4, 2, 32),)}},
+    "bias": {2: {128: (Tiling(4, 1, 128),)}},
 }
 ANY: dict[str, Tilings] = {
     "forward": {
@@ -90,11 +95,17 @@ HOPPER = 90
 def listing() -> list[dict[str, Any]]:
     """What kernels are compiled for, as values to show: each tiling, with the dims and numbers that it is for."""
     rows = []
-    by_warpgroups = {
+    by_warpgroups: dict[str, Tilings] = {
         kernel: {size: {dim: (tiling,) for dim, tiling in dims.items()} for size, dims in sizes.items()}
         for kernel, sizes in WARPGROUPS.items()
     }
-    for calls, table in (("warpgroups", by_warpgroups), ("plain", LARGER), ("any", ANY)):
+    tables: list[tuple[str, dict[str, Tilings]]] = [
+        ("warpgroups", by_warpgroups),
+        ("plain", LARGER),
+        ("bias or mask", LARGER_WITH_TABLES),
+        ("any", ANY),
+    ]
+    for calls, table in tables:
         for kernel, sizes in table.items():
             for itemsize, dims in sizes.items():
                 for dim, tilings in dims.items():
@@ -122,21 +133,29 @@ def gradients_of_keys(dim: int, value_dim: int, has_halves: bool = False) -> tup
 
 @functools.lru_cache(maxsize=256)
 def tiling_of(
-    kind: str, dim: int, value_dim: int, itemsize: int, most: int, rows: int, larger: bool
+    kind: str,
+    dim: int,
+    value_dim: int,
+    itemsize: int,
+    most: int,
+    rows: int,
+    larger: bool,
+    in_tiles: tuple[bool, bool] = (False, False),
 ) -> tuple[Tiling, int]:
     """The tiling of a kernel, "forward", "queries", "keys" or "bias", and its bytes of shared memory, of `most`.
 
     `dim` and `value_dim` are those of tiles; `rows` are the queries of heads that share keys. `larger` allows tiles
-    that only plain calls on GPUs of the compute capabilities `LARGE` have registers for.
+    that not all calls and GPUs have registers for. `in_tiles` says whether tiles of a bias and of a mask are held.
     """
     largest = max(dim, value_dim)
-    tables = (LARGER.get(kind, {}), ANY[kind]) if larger else (ANY[kind],)
+    large = LARGER | LARGER_WITH_TABLES if any(in_tiles) else LARGER
+    tables = (large.get(kind, {}), ANY[kind]) if larger else (ANY[kind],)
     found = (next((few for size, few in table.get(itemsize, {}).items() if largest <= size), ()) for table in tables)
     tilings = tuple(itertools.chain(*found))
     if kind == "forward" and rows <= MOST_FEW_ROWS:
         tilings = (*(few for few in FEW_ROWS if few.across <= tilings[0].across), *tilings)
     for tiling in tilings:
-        shared = shared_bytes(kind, tiling, dim, value_dim, itemsize)
+        shared = shared_bytes(kind, tiling, dim, value_dim, itemsize, in_tiles)
         if shared <= most:
             return tiling, shared
     raise Declined(f"head dims {dim} and {value_dim}: their tiles do not fit into {most} bytes of shared memory")
@@ -161,13 +180,18 @@ def warpgroup_tiling(kind: str, dim: int, value_dim: int, itemsize: int, rows: i
     return tiling, tiling.rows * both + 3 * (tiling.across * both + numbers)
 
 
-def shared_bytes(kind: str, tiling: Tiling, dim: int, value_dim: int, itemsize: int) -> int:
+def shared_bytes(
+    kind: str, tiling: Tiling, dim: int, value_dim: int, itemsize: int, in_tiles: tuple[bool, bool] = (False, False)
+) -> int:
     """Shared memory of a block: what it holds, and two tiles of what it goes over (one for the gradient of a bias)."""
+    has_bias, has_mask = in_tiles
+    keys = tiling.rows if kind == "keys" else tiling.across
+    scores = tiling.rows * tiling.across * (itemsize * has_bias + (has_mask and keys % MASK_COLUMNS == 0))
     both = (dim + value_dim) * itemsize
     held = tiling.rows * (dim * itemsize if kind == "forward" else both)
     held += ceil_div(8 * tiling.rows, 128) * 128 if kind == "queries" else 0  # a shift and a delta for each
     numbers = ceil_div(8 * tiling.across, 128) * 128 if kind == "keys" else 0
-    return held + (1 if kind == "bias" else 2) * (tiling.across * both + numbers)
+    return held + (1 if kind == "bias" else 2) * (tiling.across * both + numbers + scores)
 
 
 def plan_rows_of_queries(tiling: Tiling, shared: int, pairs: int, rows: int, parts: int = 1) -> Grid:

@@ -17,10 +17,12 @@ from attnarray.kernels.cuda.scoring import UNBOUNDED, long, table
 
 MOST = 2**30  # queries, keys, and rows of queries that share keys: they are counted in 32 bits
 ALIGNED = 16
-PACKED = struct.Struct("=29q10i2I3f4x")  # struct Problem in attention.cuh
+PACKED = struct.Struct("=29q9i2I3f")  # struct Problem in attention.cuh
 DOUT = slice(9, 12)  # the strides of dout among its numbers, behind those of q, k and v
 SWITCHES = ("BIAS", "MASK", "SOFTCAP", "DROPOUT", "SIGNED")
 PLAIN = tuple(f"{name}=0" for name in SWITCHES)
+ABSENT, IN_TILES, BY_NUMBER = 0, 1, 2  # how kernels read an array over the scores
+LIGHT = {(0, 0, 0, 0, 0), (IN_TILES, 0, 0, 0, 0), (0, IN_TILES, 0, 0, 0)}
 
 
 class Layout:
@@ -34,6 +36,8 @@ class Layout:
         self.pairs = batch * kv_heads  # of a batch and a head of keys
         self.switches = tuple(f"{name}={int(value)}" for name, value in zip(SWITCHES, rules.switches, strict=True))
         self.is_plain = self.switches == PLAIN  # scores are products times a factor, of which a band may hide some
+        self.is_light = rules.switches in LIGHT  # registers are left for larger tiles
+        self.in_tiles = rules.switches[0] == IN_TILES, rules.switches[1] == IN_TILES  # bias and mask in shared memory
         self._packed: dict[int, bytes] = {}
         if max(keys, self.group_rows) > MOST:
             raise Declined(f"{queries} queries of {heads} heads and {keys} keys: at most 2^30 rows of a head of keys")
@@ -42,7 +46,7 @@ class Layout:
         """The struct of the kernels."""
         if seed or parts not in self._packed:
             rules = self._rules
-            numbers = self.strides, rules.positions, self.sizes, (parts, *rules.flags, seed % 2**32, seed >> 32)
+            numbers = self.strides, rules.positions, self.sizes, (parts, rules.hides, seed % 2**32, seed >> 32)
             found = PACKED.pack(*itertools.chain(*numbers), *rules.factors)
             if seed:
                 return found
@@ -54,9 +58,9 @@ class Rules(NamedTuple):
     """What of a call are numbers."""
 
     positions: tuple[int, ...]  # left, right, offset, first key and limit of the dropout
-    flags: tuple[int, int]  # whether some weights are 0 by rule, whether biases can be read in pairs
+    hides: bool  # whether some weights are 0 by rule
     factors: tuple[float, ...]  # scale, softcap, and by what dropout multiplies
-    switches: tuple[bool | int, ...]  # what takes part: SWITCHES
+    switches: tuple[int, ...]  # what takes part: SWITCHES
 
 
 class Problem(NamedTuple):
@@ -95,7 +99,7 @@ def problem_of(q: Any, k: Any, v: Any, scoring: Any, dout: Any = None) -> Proble
     seed, p, first_key = (0, 0.0, 0) if dropout is None else (dropout.seed, dropout.p, dropout.first_key)
     rules = _rules(
         scoring.scale, scoring.softcap, scoring.left, scoring.right, scoring.q_offset if same else 0,
-        bias is not None, scoring.mask is not None, scoring.kv_lengths is not None, _has_pairs(bias, k.shape[2]),
+        _reading(bias, k.shape[2], "bias"), _reading(scoring.mask, k.shape[2], "mask"), scoring.kv_lengths is not None,
         0 if dropout is None else 1 if keep is None else 2, p, first_key,
     )  # fmt: skip
     lies = tuple(None if x is None else (x.shape, x.strides) for x in (q, k, v, dout))
@@ -115,21 +119,20 @@ def _rules(
     left: int | None,
     right: int | None,
     offset: int,
-    has_bias: bool,
-    has_mask: bool,
+    bias: int,
+    mask: int,
     has_lengths: bool,
-    has_pairs: bool,
     dropout: int,
     p: float,
     first_key: int,
 ) -> Rules:
     bounds = tuple(UNBOUNDED if bound is None else bound for bound in (left, right))
-    hides = has_bias or has_mask or has_lengths or dropout or bounds != (UNBOUNDED, UNBOUNDED)
+    hides = bias or mask or has_lengths or dropout or bounds != (UNBOUNDED, UNBOUNDED)
     return Rules(
         positions=(*bounds, offset, first_key, round(p * 2**32)),
-        flags=(int(bool(hides)), int(has_pairs)),
+        hides=bool(hides),
         factors=(scale, softcap or 0.0, 1.0 / (1.0 - p) if p < 1 else 0.0),
-        switches=(has_bias, has_mask, softcap is not None, dropout, scale < 0),
+        switches=(bias, mask, softcap is not None, dropout, scale <= 0),
     )  # fmt: skip
 
 
@@ -142,13 +145,18 @@ def _layout(lies: Any, itemsize: int, tables: Any, rules: Rules) -> Layout:
     return Layout((batch, heads, kv_heads, queries, keys, dim, width), tuple(strides), rules)
 
 
-def _has_pairs(bias: Any, keys: int) -> bool:
-    """Whether the bias of every even key and the next lie side by side, at an even place."""
-    if bias is None or keys % 2 or bias.shape[3] == 1:
-        return False
-    strides = [stride for size, stride in zip(bias.shape[:3], bias.strides[:3], strict=True) if size > 1]
-    is_even = all(place % (2 * bias.itemsize) == 0 for place in (bias.data.ptr, *strides))
-    return bool(bias.strides[3] == bias.itemsize and is_even)
+def _reading(x: Any, keys: int, name: str) -> int:
+    """How kernels read an array over the scores: in tiles where its rows are whole chunks of 16 bytes."""
+    if x is None:
+        return ABSENT
+    if x.shape[3] == 1 < keys:
+        return BY_NUMBER
+    strides = (stride for size, stride in zip(x.shape[:3], x.strides[:3], strict=True) if size > 1)
+    is_whole = all(place % ALIGNED == 0 for place in (x.data.ptr, keys * x.itemsize, *strides))
+    if is_whole and (keys == 1 or x.strides[3] == x.itemsize):
+        return IN_TILES
+    note(f"the {name} is read number by number: its rows are no whole chunks of 16 bytes")
+    return BY_NUMBER
 
 
 def _same_dtype(x: Any, like: Any) -> Any:

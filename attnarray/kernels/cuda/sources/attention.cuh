@@ -1,8 +1,8 @@
-// What the kernels of attention share: the problem, which keys a query sees, scores, dropout.
+// What the kernels of attention share: the problem, which keys a query sees, dropout, the rows of a block.
 //
 // Compiled for constants: DIM and VALUE_DIM (of a head, rounded up to what tiles hold), WARPS of a block, PANELS of 16 rows of a
-// warp, ACROSS (rows of the tiles that a block goes over), and what takes part: BIAS, MASK, SOFTCAP, DROPOUT (1 by a seed, 2 by
-// a mask), SIGNED (a negative scale). Scores are in units of log 2, so that weights are powers of 2.
+// warp, ACROSS (rows of the tiles that a block goes over), and what takes part: BIAS and MASK (IN_TILES or BY_NUMBER), SOFTCAP,
+// DROPOUT (1 by a seed, 2 by a mask), SIGNED (a scale that is not positive).
 #pragma once
 #include "matrix.cuh"
 #include "philox.cuh"
@@ -18,7 +18,6 @@ struct Problem {
   int batch, heads, kv_heads, queries, keys, dim, value_dim;
   int parts;                  // over how many blocks the keys of a query are split
   int hides;                  // whether some weights are 0 by rule
-  int has_pairs;              // whether the bias of an even key and the next lie side by side, at an even place
   uint32 seed_low, seed_high;
   float scale, softcap, kept;  // kept: 1 / (1 - p)
 };
@@ -35,7 +34,9 @@ struct Options {
 
 constexpr int THREADS = 32 * WARPS;
 constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
-constexpr bool PLAIN = !(BIAS || MASK || SOFTCAP || SIGNED);  // scores are products times a positive factor
+constexpr bool UNSCALED = !(BIAS || SOFTCAP || SIGNED);  // scores are products times a positive factor, or hidden
+constexpr bool PLAIN = UNSCALED && !MASK;                // a band alone may hide them
+enum { IN_TILES = 1, BY_NUMBER };                        // how bias and mask are read
 
 // One head of one batch.
 struct Head {
@@ -59,53 +60,6 @@ inline int past_key(int64 t, const Head& h, const Problem& p) { return within(t 
 
 inline int64 place(const Table& table, const Head& h, int t, int key) {
   return h.batch * table.batch + h.head * table.head + t * table.query + key * table.key;
-}
-
-// The bias and the mask of one query.
-struct RowOptions {
-  Global<const Stored> bias;
-  Global<const unsigned char> mask;
-};
-inline RowOptions options_of_row(const Head& h, int t, const Options& o, const Problem& p) {
-  RowOptions row = {o.bias, o.mask};
-  if (BIAS) row.bias = o.bias + place(p.bias, h, t, 0);
-  if (MASK) row.mask = o.mask + place(p.mask, h, t, 0);
-  return row;
-}
-inline float bias_of(const RowOptions& row, int key, const Problem& p) {
-  if (!BIAS) return 0;
-  Stored stored = row.bias[key * p.bias.key];
-  return wide(stored);
-}
-// Of an even key and the next; what is beyond the keys does not matter.
-inline void bias_of_pair(float (&added)[2], const RowOptions& row, int key, const Problem& p) {
-  if (BIAS && p.has_pairs && key < p.keys) {
-    Stored pair[2];
-    load_pair<Stored>(row.bias, key, pair);
-    added[0] = wide(pair[0]), added[1] = wide(pair[1]);
-  } else if (BIAS) {
-    for (int n = 0; n < 2; n++) added[n] = key + n < p.keys ? bias_of(row, key + n, p) : 0.0f;
-  }
-}
-
-// From the product of a query and a key to the score in units of log 2; -inf where bias or mask hide it.
-inline float score(float product, float added, const RowOptions& row, int key, const Problem& p) {
-  float s = product * p.scale;
-  if (SOFTCAP) s = p.softcap * tanh(s / p.softcap);
-  if (BIAS) s = added == -infinity<float>() ? added : s + added;
-  if (MASK && !row.mask[key * p.mask.key]) s = -infinity<float>();
-  return s * LOG2E;
-}
-inline float score(float product, const Head& h, int t, int key, const Options& o, const Problem& p) {
-  const RowOptions row = options_of_row(h, t, o, p);
-  return score(product, bias_of(row, key, p), row, key, p);
-}
-
-// How the score changes with the product, but for the scale.
-inline float slope(float product, const Problem& p) {
-  if (!SOFTCAP) return 1;
-  const float capped = tanh(product * (p.scale / p.softcap));
-  return 1 - capped * capped;
 }
 
 inline uint32 word_of(const Words& words, int n) {
@@ -142,15 +96,6 @@ template <int PARTS> inline bool all_finite(const float (&sums)[PANELS][PARTS][4
     UNROLL for (int part = 0; part < PARTS; part++)
       UNROLL for (int n = 0; n < 4; n++) is_right &= is_finite(sums[panel][part][n]);
   return is_right;
-}
-
-// The slopes of a tile of products, for the gradients of what they become.
-template <int HELD, int PARTS>
-inline void slopes(float (&bent)[PANELS][HELD][4], const float (&products)[PANELS][PARTS][4], const Problem& p) {
-  if (!SOFTCAP) return;
-  UNROLL for (int panel = 0; panel < PANELS; panel++)
-    UNROLL for (int part = 0; part < HELD; part++)
-      UNROLL for (int n = 0; n < 4; n++) bent[panel][part][n] = slope(products[panel][part][n], p);
 }
 
 // weight * x, where a weight of 0 hides x and what is not finite shows as NaN, if weights may be 0 by rule.
@@ -253,49 +198,4 @@ inline Sight sight_of_warp(const Rows& rows, const Problem& p) {
     }
   return {least_of_lanes(sight.some_first), most_of_lanes(sight.some_past), most_of_lanes(sight.all_first),
           least_of_lanes(sight.all_past)};
-}
-
-// Products of a tile of keys from `key` on with the rows of this warp become scores; -inf where hidden.
-template <int PARTS>
-inline void hide(float (&s)[PANELS][PARTS][4], int key, const Rows& rows, const Sight& sight, const Options& o,
-                 const Problem& p) {
-  const bool is_edge = key < sight.all_first || key + 8 * PARTS > sight.all_past;
-  if (PLAIN && !is_edge) return;
-  UNROLL for (int panel = 0; panel < PANELS; panel++)
-    UNROLL for (int half = 0; half < 2; half++) {
-      const int row = lane_row(panel, half), t = rows.query(row, p);
-      const int lane_key = key + threadIdx.x % 4 * 2;  // places are counted from here, so that they are constants
-      const int first = first_key(t, rows.head, p) - lane_key, past = past_key(t, rows.head, p) - lane_key;
-      const RowOptions options = options_of_row(PLAIN ? rows.head : rows.head_at(row, p), t, o, p);
-      UNROLL for (int part = 0; part < PARTS; part++) {
-        float added[2] = {0, 0};
-        bias_of_pair(added, options, lane_key + 8 * part, p);
-        UNROLL for (int n = 0; n < 2; n++) {
-          float& x = s[panel][part][2 * half + n];
-          if (8 * part + n < first || 8 * part + n >= past) x = -infinity<float>();
-          else if (!PLAIN) x = score(x, added[n], options, lane_key + 8 * part + n, p);
-        }
-      }
-    }
-}
-
-// By what scores are multiplied when they become exponents: those of plain products are not scaled before.
-inline float unit(const Problem& p) { return PLAIN ? p.scale * LOG2E : 1.0f; }
-
-// The weight of a pair, before dropout, from the product of its query and key and the shift of its row.
-inline float weight_of_pair(float product, float shift, const Head& h, int t, int key, const Options& o, const Problem& p) {
-  const float s = score(product, h, t, key, o, p);
-  return s == -infinity<float>() ? 0.0f : exp2(s - shift);
-}
-// The gradient of its score, from the product of cotangent and value besides.
-inline float gradient_of_score(float weight, float dproduct, float delta, float kept) {
-  if (weight == 0) return 0;
-  return weight * ((kept == 0 ? 0.0f : dproduct * kept) - delta);
-}
-// The gradient of the product of its query and key.
-inline float gradient_of_pair(float product, float dproduct, float shift, float delta, const Head& h, int t, int key,
-                              const Options& o, const Problem& p) {
-  const float weight = weight_of_pair(product, shift, h, t, key, o, p);
-  const float ds = gradient_of_score(weight, dproduct, delta, kept_of(h, t, key, o, p));
-  return weight == 0 ? 0.0f : ds * slope(product, p) * p.scale;
 }

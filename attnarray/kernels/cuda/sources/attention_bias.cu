@@ -1,25 +1,74 @@
 // Attention on tensor cores, the gradient of a bias. Reference: attention/core.py, `attend_backward`. Parallel over tiles of the
 // bias; each block goes over all scores that its tile was added to, and sums their gradients in registers, so that there is no
-// array of queries by keys but the result. Shared: a tile each of queries, keys, cotangents and values.
-#include "attention.cuh"
+// array of queries by keys but the result. Shared: a tile each of queries, keys, cotangents, values, bias and mask.
+#include "attention_scores.cuh"
 
 using QueryTile = Tile<Stored, ROWS, DIM>;
 using CotangentTile = Tile<Stored, ROWS, VALUE_DIM>;
 using KeyTile = Tile<Stored, ACROSS, DIM>;
 using ValueTile = Tile<Stored, ACROSS, VALUE_DIM>;
+using ScoreTables = Tables<ROWS, ACROSS>;
+constexpr int COTANGENTS = QueryTile::BYTES, KEYS = COTANGENTS + CotangentTile::BYTES, VALUES = KEYS + KeyTile::BYTES;
+constexpr int TABLES = VALUES + ValueTile::BYTES;
+constexpr int AT_ONCE = ACROSS < 64 ? ACROSS : 64, PARTS = AT_ONCE / 8;  // keys whose scores are in registers at a time
+
+// What of the scores a block sums: those of batches, heads, queries and keys from first to past, every ROWS-th query from its first
+// ones and every ACROSS-th key.
+struct Summed { int batch, past_batch, head, past_head, t, past_t, j, past_j; };
+
+inline float product_by_thread(Global<const Stored> x, Global<const Stored> y, int count) {
+  float sum = 0;
+  for (int d = 0; d < count; d++) {
+    Stored a = x[d], b = y[d];
+    sum += wide(a) * wide(b);
+  }
+  return sum;
+}
+
+// The sums one pair at a time, where something is not finite: what is hidden must not matter. Into ROWS x ACROSS numbers of shared
+// memory.
+inline void differentiate_slowly(Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k,
+                                 Global<const Stored> v, Global<const float> lse, Global<const float> delta, const Summed& all,
+                                 const Options& o, const Problem& p) {
+  static_assert(ROWS * ACROSS * sizeof(float) <= TABLES + ScoreTables::BYTES, "there is room for the sums");
+  for (int place = threadIdx.x; place < ROWS * ACROSS; place += THREADS) {
+    float sum = 0;
+    for (int batch = all.batch; batch < all.past_batch; batch++)
+      for (int head = all.head; head < all.past_head; head++) {
+        const Head h = head_of(batch, head, o, p);
+        for (int t = all.t + place / ACROSS; t < all.past_t; t += ROWS)
+          for (int j = all.j + place % ACROSS; j < all.past_j; j += ACROSS) {
+            if (j < first_key(t, h, p) || j >= past_key(t, h, p)) continue;
+            const int64 number = (int64(batch) * p.heads + head) * p.queries + t;
+            const float product = product_by_thread(row_of(q, p.q, batch, head, t), row_of(k, p.k, batch, h.kv_head, j), p.dim);
+            const float weight = weight_of_pair(product, lse[number], h, t, j, o, p);
+            const float dproduct =
+                product_by_thread(row_of(dout, p.dout, batch, head, t), row_of(v, p.v, batch, h.kv_head, j), p.value_dim);
+            sum += gradient_of_score(weight, dproduct, delta[number], kept_of(h, t, j, o, p));
+          }
+      }
+    shared<float>(0)[place] = sum;
+  }
+}
 
 KERNEL(THREADS) attention_bias(
-    Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k, Global<const Stored> v,
+    Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k, Global<const Stored> v, Global<const float> lse,
     Global<const float> shift, Global<const float> delta, Global<Stored> dbias, int64 batches, int64 heads, int64 queries,
     int64 keys, OPTIONS) {
   const Options o = GIVEN_OPTIONS;
   const int of_batch = blockIdx.x / heads, of_head = blockIdx.x % heads;
-  const int first_t = queries == 1 ? 0 : blockIdx.y * ROWS, past_t = queries == 1 ? p.queries : first_t + ROWS;
-  const int first_j = keys == 1 ? 0 : blockIdx.z * ACROSS, past_j = keys == 1 ? p.keys : first_j + ACROSS;
+  const int first_t = blockIdx.y * ROWS, first_j = blockIdx.z * ACROSS;
+  Summed all = {of_batch, of_batch + 1, of_head, of_head + 1, first_t, within(first_t + ROWS, p.queries),
+                first_j, within(first_j + ACROSS, p.keys)};
+  if (batches == 1) all.batch = 0, all.past_batch = p.batch;
+  if (heads == 1) all.head = 0, all.past_head = p.heads;
+  if (queries == 1) all.t = 0, all.past_t = p.queries;
+  if (keys == 1) all.j = 0, all.past_j = p.keys;
   const QueryTile query_tile = {0};
-  const CotangentTile cotangent_tile = {query_tile.start + QueryTile::BYTES};
-  const KeyTile key_tile = {cotangent_tile.start + CotangentTile::BYTES};
-  const ValueTile value_tile = {key_tile.start + KeyTile::BYTES};
+  const CotangentTile cotangent_tile = {COTANGENTS};
+  const KeyTile key_tile = {KEYS};
+  const ValueTile value_tile = {VALUES};
+  const ScoreTables tables = {TABLES};
   uint32 of_queries[PANELS], of_cotangents[PANELS];
   UNROLL for (int panel = 0; panel < PANELS; panel++) {
     const int row = (threadIdx.x / 32 * PANELS + panel) * 16;
@@ -28,49 +77,63 @@ KERNEL(THREADS) attention_bias(
   const float factor = unit(p);
   float sums[PANELS][ACROSS / 8][4] = {};
 
-  for (int batch = batches == 1 ? 0 : of_batch; batch < (batches == 1 ? p.batch : of_batch + 1); batch++)
-    for (int head = heads == 1 ? 0 : of_head; head < (heads == 1 ? p.heads : of_head + 1); head++) {
+  bool is_first = true;
+  for (int batch = all.batch; batch < all.past_batch; batch++)
+    for (int head = all.head; head < all.past_head; head++) {
       const Head h = head_of(batch, head, o, p);
-      for (int t = first_t; t < past_t && t < p.queries; t += ROWS) {
+      for (int t = all.t; t < all.past_t; t += ROWS) {
         const int last = (t + ROWS < p.queries ? t + ROWS : p.queries) - 1;
-        for (int j = first_j; j < past_j && j < p.keys; j += ACROSS) {
+        for (int j = all.j; j < all.past_j; j += ACROSS) {
           if (j >= past_key(last, h, p) || j + ACROSS <= first_key(t, h, p)) continue;
           sync_threads();  // nobody reads the tiles before any more
           fill<THREADS>(query_tile, row_of(q, p.q, batch, head, t), p.q.row, p.queries - t, p.dim);
-          fill<THREADS>(cotangent_tile, row_of(dout, p.dout, batch, head, t), p.dout.row, p.queries - t,
-                        p.value_dim);
+          fill<THREADS>(cotangent_tile, row_of(dout, p.dout, batch, head, t), p.dout.row, p.queries - t, p.value_dim);
           fill<THREADS>(key_tile, row_of(k, p.k, batch, h.kv_head, j), p.k.row, h.length - j, p.dim);
           fill<THREADS>(value_tile, row_of(v, p.v, batch, h.kv_head, j), p.v.row, h.length - j, p.value_dim);
+          if (is_first || MASK) tables.fetch(h, t, j, p.queries - t, o, p);  // all that is summed has the same bias
+          is_first = false;
           commit_copies();
           wait_copies<0>();
           sync_threads();
-          float s[PANELS][ACROSS / 8][4] = {}, d[PANELS][ACROSS / 8][4] = {};
-          add_rows_times_rows<Stored, QueryTile, KeyTile>(s, of_queries, key_tile.right());
-          add_rows_times_rows<Stored, CotangentTile, ValueTile>(d, of_cotangents, value_tile.right());
-          UNROLL for (int panel = 0; panel < PANELS; panel++)
-            UNROLL for (int half = 0; half < 2; half++) {
-              const int i = t + lane_row(panel, half);
-              if (i >= p.queries) continue;
-              const int64 number = (int64(batch) * p.heads + head) * p.queries + i;
-              const float high = shift[number], less = delta[number];
-              const int first = first_key(i, h, p), past = past_key(i, h, p);
-              const RowOptions options = options_of_row(h, i, o, p);
-              UNROLL for (int part = 0; part < ACROSS / 8; part++) {
-                const int even = j + 8 * part + threadIdx.x % 4 * 2;
-                float added[2] = {0, 0};
-                bias_of_pair(added, options, even, p);
-                UNROLL for (int n = 0; n < 2; n++) {
-                  const int key = even + n, e = 2 * half + n;
-                  if (key < first || key >= past) continue;
-                  const float x = PLAIN ? s[panel][part][e] : score(s[panel][part][e], added[n], options, key, p);
-                  const float weight = x == -infinity<float>() ? 0.0f : exp2_fast(x * factor - high);
-                  sums[panel][part][e] += gradient_of_score(weight, d[panel][part][e], less, kept_of(h, i, key, o, p));
+          const Rows rows = {batch, h.kv_head, 1, t, p.queries, h};
+          const Sight sight = sight_of_warp(rows, p);
+          const int64 first_number = (int64(batch) * p.heads + head) * p.queries;
+          UNROLL for (int from = 0; from < ACROSS; from += AT_ONCE) {
+            const int key = j + from;
+            if (key >= sight.some_past || key + AT_ONCE <= sight.some_first) continue;
+            float s[PANELS][PARTS][4] = {}, d[PANELS][PARTS][4] = {};
+            add_rows_times_rows<Stored, QueryTile, KeyTile>(s, of_queries, key_tile.right() + from * KeyTile::ROW);
+            score_products(s, tables, from, key, rows, o, p);
+            hide(s, key, rows, sight, p);
+            add_rows_times_rows<Stored, CotangentTile, ValueTile>(d, of_cotangents, value_tile.right() + from * ValueTile::ROW);
+            UNROLL for (int panel = 0; panel < PANELS; panel++)
+              UNROLL for (int half = 0; half < 2; half++) {
+                const int i = t + lane_row(panel, half);
+                if (i >= p.queries) continue;
+                const float high = shift[first_number + i], less = delta[first_number + i];
+                UNROLL for (int part = 0; part < PARTS; part++) {
+                  float kept[2] = {1, 1};
+                  if (DROPOUT) keep_pair(kept, h, i, key + 8 * part + threadIdx.x % 4 * 2, o, p);
+                  UNROLL for (int n = 0; n < 2; n++) {
+                    const float weight = exp2_fast(s[panel][part][2 * half + n] * factor - high);
+                    sums[panel][from / 8 + part][2 * half + n] += weight * (d[panel][part][2 * half + n] * kept[n] - less);
+                  }
                 }
               }
-            }
+          }
         }
       }
     }
+  if (any_thread(!all_finite(sums))) {
+    differentiate_slowly(dout, q, k, v, lse, delta, all, o, p);
+    sync_threads();
+    UNROLL for (int panel = 0; panel < PANELS; panel++)
+      UNROLL for (int part = 0; part < ACROSS / 8; part++)
+        UNROLL for (int n = 0; n < 4; n++) {
+          float sum = shared<float>(0)[lane_row(panel, n / 2) * ACROSS + 8 * part + threadIdx.x % 4 * 2 + n % 2];
+          sums[panel][part][n] = sum;
+        }
+  }
 
   // Over queries, where the bias is the same for all: the rows of a lane, of the warp, and of the warps in turn.
   if (queries == 1) {

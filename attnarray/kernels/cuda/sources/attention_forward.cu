@@ -1,15 +1,16 @@
 // Attention on tensor cores, forward. Reference: attention/core.py, `attend`. Parallel over blocks of queries, the heads that
-// share keys together, and over parts of the keys where there are few queries. Shared: the queries, two tiles of keys and values.
+// share keys together, and over parts of the keys where there are few queries. Shared: the queries, two tiles of keys and values,
+// and of bias and mask.
 //
 // Arrives with a block: its queries, and the first tile. While a tile is worked on, the next one is copied. Powers of 2 are the
 // left matrix of the product with values as they lie in registers.
-#include "attention.cuh"
 #include "attention_forward.cuh"
 
 using QueryTile = Tile<Stored, ROWS, DIM>;
 using KeyTile = Tile<Stored, ACROSS, DIM>;
 using ValueTile = Tile<Stored, ACROSS, VALUE_DIM>;
-constexpr int STAGE = KeyTile::BYTES + ValueTile::BYTES;
+using ScoreTables = Tables<ROWS, ACROSS>;
+constexpr int VALUES = KeyTile::BYTES, TABLES = VALUES + ValueTile::BYTES, STAGE = TABLES + ScoreTables::BYTES;
 
 KERNEL(THREADS) attention_forward(
     Global<const Stored> q, Global<const Stored> k, Global<const Stored> v, Global<Stored> out, Global<float> lse,
@@ -28,7 +29,8 @@ KERNEL(THREADS) attention_forward(
   auto fetch = [&](int tile) {
     const int key = tile * ACROSS, there = rows.head.length - key;
     fill<THREADS>(KeyTile{stage(tile)}, keys + key * p.k.row, p.k.row, there, p.dim);
-    fill<THREADS>(ValueTile{stage(tile) + KeyTile::BYTES}, values + key * p.v.row, p.v.row, there, p.value_dim);
+    fill<THREADS>(ValueTile{stage(tile) + VALUES}, values + key * p.v.row, p.v.row, there, p.value_dim);
+    ScoreTables{stage(tile) + TABLES}.fetch(rows, key, o, p);
   };
   fill_rows(queries, q, p.q, rows, p.dim, p);
   if (tile < past_tile) fetch(tile);
@@ -50,11 +52,12 @@ KERNEL(THREADS) attention_forward(
     if (key >= sight.some_past || key + ACROSS <= sight.some_first) continue;
     float s[PANELS][PARTS][4] = {};
     add_rows_times_rows<Stored, QueryTile, KeyTile>(s, left, KeyTile{stage(tile)}.right());
-    hide(s, key, rows, sight, o, p);
+    score_products(s, ScoreTables{stage(tile) + TABLES}, 0, key, rows, o, p);
+    hide(s, key, rows, sight, p);
     float fade[PANELS][2];
     if (raise_largest(s, largest, total, fade, factor)) fade_sums(sums, fade);
     exponentiate(s, largest, total, factor, key, rows, o, p);
-    add_weights_times<Stored, ValueTile>(sums, s, turned(ValueTile{stage(tile) + KeyTile::BYTES}));
+    add_weights_times<Stored, ValueTile>(sums, s, turned(ValueTile{stage(tile) + VALUES}));
   }
 
   finish(sums, largest, total, q, k, v, first_of_part, past_of_part, rows, results, o, p);

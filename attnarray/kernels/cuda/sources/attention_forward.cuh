@@ -2,7 +2,7 @@
 //
 // Scores stay in registers: products, hidden ones to -inf, their largest, powers of 2.
 #pragma once
-#include "attention.cuh"
+#include "attention_scores.cuh"
 
 constexpr int PARTS = ACROSS / 8;
 
@@ -19,22 +19,22 @@ inline void tiles_of_part(const Rows& rows, const Problem& p, int& tile, int& pa
 // Where a block leaves what it found: the output, or with several parts this part of it, to be merged.
 struct Results { Global<Stored> out; Global<float> lse, part_out, part_lse; Global<const Stored> sinks; };
 
-// Output and lse of a row, of which `largest` is subtracted from exponents and `total` is the sum of the powers; the factor of the
-// sum of values is returned.
+// Output and lse of a row, of which `largest` is subtracted from scores and `total` is the sum of their exponentials; the factor of
+// the sum of values is returned.
 inline float finish_row(int64 number, int head, float largest, float total, bool is_writer, const Results& r,
                         const Problem& p) {
   float sink = -infinity<float>();
   if (r.sinks && p.parts == 1) {
     Stored z = r.sinks[head];
-    sink = wide(z) * LOG2E;
+    sink = wide(z);
   }
   float factor = 1;
   if (sink != -infinity<float>()) {  // NaN too
     const float both = sink > largest ? sink : largest;
-    factor = exp2(largest - both);
-    total = total * factor + exp2(sink - both), largest = both;
+    factor = exp2((largest - both) * LOG2E);
+    total = total * factor + exp2((sink - both) * LOG2E), largest = both;
   }
-  const float lse = total == 0 ? -infinity<float>() : (largest + log2(total)) * LN2;
+  const float lse = total == 0 ? -infinity<float>() : largest + log2(total) * LN2;
   if (is_writer) (p.parts == 1 ? r.lse : r.part_lse + int64(blockIdx.z) * p.batch * p.heads * p.queries)[number] = lse;
   return total == 0 ? 0.0f : factor / total;
 }
@@ -56,7 +56,8 @@ inline void attend_slowly(Global<const Stored> q, Global<const Stored> k, Global
           product_of_rows(row_of(q, p.q, h.batch, h.head, t), row_of(k, p.k, h.batch, h.kv_head, j), p.dim);
       const float s = score(dot, h, t, j, o, p);
       if (s == -infinity<float>()) continue;
-      const float higher = s > largest ? s : largest, fade = exp2(largest - higher), power = exp2(s - higher);
+      const float higher = s > largest ? s : largest;
+      const float fade = exp2((largest - higher) * LOG2E), power = exp2((s - higher) * LOG2E);
       const float weight = power * kept_of(h, t, j, o, p);
       largest = higher, total = total * fade + power;
       Global<const Stored> value = row_of(v, p.v, h.batch, h.kv_head, j);
@@ -83,8 +84,18 @@ inline void attend_slowly(Global<const Stored> q, Global<const Stored> k, Global
   }
 }
 
+// The largest score of a row is held as what is subtracted from exponents, so that powers are at most 2^room. But a bias may be as
+// low as numbers go, and lower in these units: with one it is held as it is.
+inline float held_of(float score, float factor, float room) { return UNSCALED ? score * factor - room : score; }
+inline float shift_of(float held) {  // NaN where it is beyond all numbers
+  if (held == -infinity<float>()) return 0;
+  const float shift = UNSCALED ? held : held * LOG2E;
+  return UNSCALED ? shift : shift + (shift - shift);
+}
+inline float score_of(float held) { return UNSCALED ? held * LN2 : held; }
+
 // The largest score of each row that this lane has a part of, with those of a tile. Where it grows, what was summed so far fades:
-// by how much, and whether the sums of some row of the warp do. Powers are at most 2^room.
+// by how much, and whether the sums of some row of the warp do.
 inline bool raise_largest(const float (&s)[PANELS][PARTS][4], float (&largest)[PANELS][2], float (&total)[PANELS][2],
                           float (&fade)[PANELS][2], float factor, float room = 0) {
   float higher[PANELS][2];
@@ -96,14 +107,14 @@ inline bool raise_largest(const float (&s)[PANELS][PARTS][4], float (&largest)[P
         m = fmaxf(m, fmaxf(s[panel][part][2 * half], s[panel][part][2 * half + 1]));
       m = fmaxf(m, shuffle_xor(m, 1));
       m = fmaxf(m, shuffle_xor(m, 2));
-      higher[panel][half] = fmaxf(largest[panel][half], m * factor - room);
+      higher[panel][half] = fmaxf(largest[panel][half], held_of(m, factor, room));
       has_moved |= higher[panel][half] != largest[panel][half];
     }
   if (!any_lane(has_moved)) return false;
   UNROLL for (int panel = 0; panel < PANELS; panel++)
     UNROLL for (int half = 0; half < 2; half++) {
       const float high = higher[panel][half];
-      fade[panel][half] = high == -infinity<float>() ? 1.0f : exp2_fast(largest[panel][half] - high);
+      fade[panel][half] = high == -infinity<float>() ? 1.0f : exp2_fast((largest[panel][half] - high) * (UNSCALED ? 1.0f : LOG2E));
       largest[panel][half] = high;
       total[panel][half] *= fade[panel][half];
     }
@@ -122,7 +133,7 @@ inline void exponentiate(float (&s)[PANELS][PARTS][4], const float (&largest)[PA
                          float factor, int key, const Rows& rows, const Options& o, const Problem& p) {
   UNROLL for (int panel = 0; panel < PANELS; panel++)
     UNROLL for (int half = 0; half < 2; half++) {
-      const float shift = largest[panel][half] == -infinity<float>() ? 0.0f : largest[panel][half];
+      const float shift = shift_of(largest[panel][half]);
       const int row = lane_row(panel, half);
       UNROLL for (int part = 0; part < PARTS; part++) {
         float kept[2] = {1, 1};
@@ -162,7 +173,8 @@ inline void finish(float (&sums)[PANELS][VALUE_DIM / 8][4], const float (&larges
       const int row = lane_row(panel, half), head = rows.head_at(row, p).head;
       if (!rows.is_there(row)) continue;
       const int64 number = rows.number(row, p);
-      const float by = finish_row(number, head, largest[panel][half], total[panel][half], threadIdx.x % 4 == 0, results, p);
+      const float by = finish_row(number, head, score_of(largest[panel][half]), total[panel][half], threadIdx.x % 4 == 0,
+                                  results, p);
       UNROLL for (int part = 0; part < VALUE_DIM / 8; part++) {
         const int d = 8 * part + threadIdx.x % 4 * 2;
         if (d >= p.value_dim) continue;

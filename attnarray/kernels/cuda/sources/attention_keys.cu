@@ -1,10 +1,9 @@
 // Attention on tensor cores, the gradients of keys and values. Reference: attention/core.py, `attend_backward`. Parallel over
 // blocks of keys; each goes over the queries of all heads that share them. Shared: keys and values, two tiles of queries and
-// cotangents with their shifts and deltas.
+// cotangents with their shifts and deltas, and of bias and mask.
 //
 // Scores are made turned around, keys by queries, so that weights in registers are the left matrix of the products with
 // cotangents and queries. OF_KEYS and OF_VALUES say which gradients; both at once where registers hold the sums of both.
-#include "attention.cuh"
 #include "attention_keys.cuh"
 
 using KeyTile = Tile<Stored, ROWS, DIM>;
@@ -13,11 +12,13 @@ using QueryTile = Tile<Stored, ACROSS, DIM>;
 using CotangentTile = Tile<Stored, ACROSS, VALUE_DIM>;
 constexpr int HELD = KeyTile::BYTES + ValueTile::BYTES;
 constexpr int SHIFTS = QueryTile::BYTES + CotangentTile::BYTES, DELTAS = SHIFTS + ACROSS * sizeof(float);
-constexpr int STAGE = (DELTAS + ACROSS * sizeof(float) + 127) / 128 * 128;
+using ScoreTables = Tables<ACROSS, ROWS>;
+constexpr int TABLES = (DELTAS + ACROSS * sizeof(float) + 127) / 128 * 128, STAGE = TABLES + ScoreTables::BYTES;
 
 KERNEL(THREADS) attention_keys(
     Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k, Global<const Stored> v,
-    Global<const float> shift, Global<const float> delta, Global<Stored> dk, Global<Stored> dv, OPTIONS) {
+    Global<const float> lse, Global<const float> shift, Global<const float> delta, Global<Stored> dk, Global<Stored> dv,
+    OPTIONS) {
   const Options o = GIVEN_OPTIONS;
   const int batch = blockIdx.x / p.kv_heads, kv_head = blockIdx.x % p.kv_heads, group = p.heads / p.kv_heads;
   const int first_of_block = blockIdx.y * ROWS;
@@ -40,6 +41,9 @@ KERNEL(THREADS) attention_keys(
       copy_number_async(stage(step) + SHIFTS + n * 4, shift + number + n, n < there);
       copy_number_async(stage(step) + DELTAS + n * 4, delta + number + n, n < there);
     }
+    Head h = first_head;
+    h.head = head;
+    ScoreTables{stage(step) + TABLES}.fetch(h, t, first_of_block, there, o, p);
   };
   fill<THREADS>(keys, row_of(k, p.k, batch, kv_head, first_of_block), p.k.row, p.keys - first_of_block, p.dim);
   fill<THREADS>(values, row_of(v, p.v, batch, kv_head, first_of_block), p.v.row, p.keys - first_of_block,
@@ -77,7 +81,8 @@ KERNEL(THREADS) attention_keys(
     add_rows_times_rows<Stored, KeyTile, QueryTile>(s, of_keys, query_tile.right());
     float bent[PANELS][SOFTCAP ? OTHERS : 1][4];
     slopes(bent, s, p);
-    if (!PLAIN || is_edge) hide_turned(s, first_of_block, t, h, o, p);
+    score_products_turned(s, ScoreTables{stage(step) + TABLES}, first_of_block, t, h, o, p);
+    if (is_edge) hide_turned(s, first_of_block, t, h, p);
     if (OF_KEYS) add_rows_times_rows<Stored, ValueTile, CotangentTile>(d, of_values, cotangent_tile.right());
     UNROLL for (int part = 0; part < OTHERS; part++)
       UNROLL for (int n = 0; n < 2; n++) {
@@ -98,6 +103,6 @@ KERNEL(THREADS) attention_keys(
     head = next_head, t = next_t;
   }
 
-  finish(sums_of_keys, sums_of_values, dout, q, k, v, shift, delta, dk, dv, batch, kv_head, first_of_block, o, p);
+  finish(sums_of_keys, sums_of_values, dout, q, k, v, lse, delta, dk, dv, batch, kv_head, first_of_block, o, p);
 }
 EXPORT(attention_keys)

@@ -1,8 +1,8 @@
 // Attention on tensor cores, the gradient of queries. Reference: attention/core.py, `attend_backward`. Parallel over blocks of
-// queries, as the forward pass is. Shared: queries and their cotangents with shifts and deltas, two tiles of keys and values.
+// queries, as the forward pass is. Shared: queries and their cotangents with shifts and deltas, two tiles of keys and values, and of bias and
+// mask.
 //
 // Weights are made again from the lse. No block adds to what another one writes, so results have the same bits in each run.
-#include "attention.cuh"
 #include "attention_queries.cuh"
 
 using QueryTile = Tile<Stored, ROWS, DIM>;
@@ -10,11 +10,13 @@ using CotangentTile = Tile<Stored, ROWS, VALUE_DIM>;
 using KeyTile = Tile<Stored, ACROSS, DIM>;
 using ValueTile = Tile<Stored, ACROSS, VALUE_DIM>;
 constexpr int SHIFTS = QueryTile::BYTES + CotangentTile::BYTES, DELTAS = SHIFTS + ROWS * sizeof(float);
-constexpr int HELD = (DELTAS + ROWS * sizeof(float) + 127) / 128 * 128, STAGE = KeyTile::BYTES + ValueTile::BYTES;
+using ScoreTables = Tables<ROWS, ACROSS>;
+constexpr int HELD = (DELTAS + ROWS * sizeof(float) + 127) / 128 * 128;
+constexpr int VALUES = KeyTile::BYTES, TABLES = VALUES + ValueTile::BYTES, STAGE = TABLES + ScoreTables::BYTES;
 
 KERNEL(THREADS) attention_queries(
     Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k, Global<const Stored> v,
-    Global<const float> shift, Global<const float> delta, Global<Stored> dq, OPTIONS) {
+    Global<const float> lse, Global<const float> shift, Global<const float> delta, Global<Stored> dq, OPTIONS) {
   const Options o = GIVEN_OPTIONS;
   const Rows rows = rows_of_block(o, p);
   int tile, past_tile;
@@ -28,7 +30,8 @@ KERNEL(THREADS) attention_queries(
   auto fetch = [&](int tile) {
     const int key = tile * ACROSS, there = rows.head.length - key;
     fill<THREADS>(KeyTile{stage(tile)}, keys + key * p.k.row, p.k.row, there, p.dim);
-    fill<THREADS>(ValueTile{stage(tile) + KeyTile::BYTES}, values + key * p.v.row, p.v.row, there, p.value_dim);
+    fill<THREADS>(ValueTile{stage(tile) + VALUES}, values + key * p.v.row, p.v.row, there, p.value_dim);
+    ScoreTables{stage(tile) + TABLES}.fetch(rows, key, o, p);
   };
   fill_rows(queries, q, p.q, rows, p.dim, p);
   fill_rows(cotangents, dout, p.dout, rows, p.value_dim, p);
@@ -62,8 +65,9 @@ KERNEL(THREADS) attention_queries(
     const KeyTile key_tile = {stage(tile)};
     add_rows_times_rows<Stored, QueryTile, KeyTile>(s, of_queries, key_tile.right());
     slopes(bent, s, p);
-    hide(s, key, rows, sight, o, p);
-    add_rows_times_rows<Stored, CotangentTile, ValueTile>(d, of_cotangents, ValueTile{stage(tile) + KeyTile::BYTES}.right());
+    score_products(s, ScoreTables{stage(tile) + TABLES}, 0, key, rows, o, p);
+    hide(s, key, rows, sight, p);
+    add_rows_times_rows<Stored, CotangentTile, ValueTile>(d, of_cotangents, ValueTile{stage(tile) + VALUES}.right());
     UNROLL for (int panel = 0; panel < PANELS; panel++)
       UNROLL for (int half = 0; half < 2; half++) {
         const int row = lane_row(panel, half);
@@ -85,6 +89,6 @@ KERNEL(THREADS) attention_queries(
     add_weights_times<Stored, KeyTile>(sums, s, turned(key_tile));
   }
 
-  finish(sums, dout, q, k, v, shift, delta, dq, rows, o, p);
+  finish(sums, dout, q, k, v, lse, delta, dq, rows, o, p);
 }
 EXPORT(attention_queries)

@@ -53,18 +53,26 @@ inline void turn_left(Left<float>& a, const float (*sums)[4], int step) {
 }
 
 // ROWS x COLUMNS numbers in shared memory from byte `start` (a multiple of 128) on. The chunks of a row change places with
-// its number, so that eight rows at one column, which load_matrices reads at once, lie in different banks.
+// its number, so that eight rows at one column, which load_matrices reads at once, lie in different banks: in groups of as many
+// as divide a row, up to the eight that have all banks.
 template <class T, int ROWS, int COLUMNS> struct Tile {
   using Number = T;
   static constexpr int HEIGHT = ROWS, CHUNKS = COLUMNS / NUMBERS<T>, ROW = COLUMNS * sizeof(T), APART = ROW, BYTES = ROWS * ROW;
-  static_assert(CHUNKS == 4 || CHUNKS % 8 == 0, "chunks change places in groups of four or eight");
+  static constexpr int GROUP = CHUNKS % 8 == 0 ? 8 : CHUNKS % 4 == 0 ? 4 : 2, SHIFT = GROUP == 8 ? 0 : GROUP == 4 ? 1 : 2;
+  static_assert(CHUNKS % GROUP == 0, "a row has whole groups of chunks");
   uint32 start;
 
   inline uint32 place(int row, int chunk) const {
-    return start + row * ROW + ((chunk ^ (CHUNKS >= 8 ? row & 7 : row >> 1 & 3)) << 4);
+    return start + row * ROW + ((chunk ^ (row >> SHIFT & (GROUP - 1))) << 4);
   }
   // That many chunks on (an even number) from a place in chunk 0 or 1 of its row.
-  static inline uint32 along(uint32 place, int chunks) { return (place ^ (chunks % 8 << 4)) + chunks / 8 * 128; }
+  static inline uint32 along(uint32 place, int chunks) {
+    return (place ^ (chunks % GROUP << 4)) + chunks / GROUP * (16 * GROUP);
+  }
+
+  inline uint32 place_of(int row, int column) const {
+    return place(row, column / NUMBERS<T>) + column % NUMBERS<T> * sizeof(T);
+  }
 
   // Where this lane reads fragments: of the rows [row, row + 16) as a left matrix; of rows as the columns of a right one.
   inline uint32 left(int row) const { return place(row + threadIdx.x % 16, threadIdx.x % 32 / 16); }
@@ -138,6 +146,62 @@ template <class TILE> inline void load_turned(Right<float> (&b)[2], const Turned
 
 inline void add(float (&sums)[4], const float (&more)[4]) {
   UNROLL for (int n = 0; n < 4; n++) sums[n] += more[n];
+}
+
+// The two numbers of 16 bits that a register holds.
+template <class T> inline void unpack(uint32 bits, float (&pair)[2]) {
+  pair[0] = wide(T{static_cast<unsigned short>(bits)}), pair[1] = wide(T{static_cast<unsigned short>(bits >> 16)});
+}
+
+// 16 x 16 sums times a factor, and numbers that load_matrices has spread over lanes as sums are.
+template <class T> inline void scale_and_add(float (*sums)[4], float factor, const uint32 (&four)[4]) {
+  UNROLL for (int n = 0; n < 4; n++) {
+    float more[2];
+    unpack<T>(four[n], more);
+    UNROLL for (int i = 0; i < 2; i++) {
+      float& x = sums[n / 2][n % 2 * 2 + i];
+      x = x * factor + more[i];
+    }
+  }
+}
+// sums (16 x 8 PARTS) times a factor, and the numbers of a tile: its rows from `row` and its columns from `column` on.
+template <class T, int ROWS, int COLUMNS, int PARTS>
+inline void scale_and_add(float (&sums)[PARTS][4], float factor, const Tile<T, ROWS, COLUMNS>& tile, int row, int column) {
+  const uint32 lane = tile.left(row);
+  UNROLL for (int step = 0; step < PARTS / 2; step++) {
+    uint32 four[4];
+    load_matrices(four, tile.along(lane, column / NUMBERS<T> + 2 * step));
+    scale_and_add<T>(&sums[2 * step], factor, four);
+  }
+}
+template <int ROWS, int COLUMNS, int PARTS>
+inline void scale_and_add(float (&sums)[PARTS][4], float factor, const Tile<float, ROWS, COLUMNS>& tile, int row, int column) {
+  const int of_lane = column + threadIdx.x % 4 * 2;
+  UNROLL for (int half = 0; half < 2; half++)
+    UNROLL for (int part = 0; part < PARTS; part++)
+      UNROLL for (int n = 0; n < 2; n++) {
+        float& x = sums[part][2 * half + n];
+        x = x * factor + read_shared(tile.place_of(row + half * 8 + threadIdx.x % 32 / 4, of_lane + 8 * part + n));
+      }
+}
+// The same of the tile turned around: the sums have its columns as rows.
+template <class T, int ROWS, int COLUMNS, int PARTS>
+inline void scale_and_add_turned(float (&sums)[PARTS][4], float factor, const Tile<T, ROWS, COLUMNS>& tile, int column) {
+  const uint32 lane = tile.place(threadIdx.x % 8 + threadIdx.x % 32 / 16 * 8, column / NUMBERS<T> + threadIdx.x / 8 % 2);
+  UNROLL for (int step = 0; step < PARTS / 2; step++) {
+    uint32 four[4];
+    load_matrices_turned(four, lane + step * 16 * tile.ROW);
+    scale_and_add<T>(&sums[2 * step], factor, four);
+  }
+}
+template <int ROWS, int COLUMNS, int PARTS>
+inline void scale_and_add_turned(float (&sums)[PARTS][4], float factor, const Tile<float, ROWS, COLUMNS>& tile, int column) {
+  UNROLL for (int half = 0; half < 2; half++)
+    UNROLL for (int part = 0; part < PARTS; part++)
+      UNROLL for (int n = 0; n < 2; n++) {
+        float& x = sums[part][2 * half + n];
+        x = x * factor + read_shared(tile.place_of(8 * part + threadIdx.x % 4 * 2 + n, column + half * 8 + threadIdx.x % 32 / 4));
+      }
 }
 
 // sums[panel] (16 x 8 PARTS) += the rows of a tile at left[panel] times the rows of another one.

@@ -3,7 +3,6 @@
 //
 // While the units multiply the weights of one tile with its values, and keys of the next tile with queries before that, the threads
 // make weights of the next tile: products of keys are a tile ahead. So tiles of keys arrive one step before those of values.
-#include "attention.cuh"
 #include "attention_forward.cuh"
 #include "warpgroup_attention.cuh"
 
@@ -56,7 +55,7 @@ KERNEL(THREADS) warpgroup_forward(
   bool has_moved = false;
   auto weigh = [&](int tile) {  // products become weights
     hold(s[0]);
-    hide(s, tile * ACROSS, rows, sight, o, p);
+    hide(s, tile * ACROSS, rows, sight, p);
     has_moved = raise_largest(s, largest, total, fade, factor, ROOM);
     exponentiate(s, largest, total, factor, 0, rows, o, p);
   };

@@ -4,7 +4,6 @@
 // may still be under way.
 //
 // Scores are made turned around, keys by queries, and OF_KEYS and OF_VALUES say which gradients, as in attention_keys.cu.
-#include "attention.cuh"
 #include "attention_keys.cuh"
 #include "warpgroup_attention.cuh"
 
@@ -18,7 +17,8 @@ constexpr int NUMBERS_OF_ROWS = TILES + 3 * STAGE, EACH = 2 * ACROSS * sizeof(fl
 
 KERNEL(THREADS) warpgroup_keys(
     Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k, Global<const Stored> v,
-    Global<const float> shift, Global<const float> delta, Global<Stored> dk, Global<Stored> dv, HALVES, OPTIONS) {
+    Global<const float> lse, Global<const float> shift, Global<const float> delta, Global<Stored> dk, Global<Stored> dv, HALVES,
+    OPTIONS) {
   const Options o = GIVEN_OPTIONS;
   const int batch = blockIdx.x / p.kv_heads, kv_head = blockIdx.x % p.kv_heads, group = p.heads / p.kv_heads;
   const int first_of_block = blockIdx.y * ROWS;
@@ -91,7 +91,7 @@ KERNEL(THREADS) warpgroup_keys(
     Head h = first_head;
     h.head = head;
     const bool is_edge = warp_key < first_key(last, h, p) || warp_key + 16 > past_key(t, h, p);
-    if (is_edge) hide_turned(s, first_of_block, t, h, o, p);
+    if (is_edge) hide_turned(s, first_of_block, t, h, p);
     UNROLL for (int part = 0; part < OTHERS; part++)
       UNROLL for (int n = 0; n < 2; n++) {
         const float high = shifts[8 * part + lane_column + n] - ROOM;
@@ -134,6 +134,6 @@ KERNEL(THREADS) warpgroup_keys(
   add_up();
   powers.undo(sums_of_keys[0], of_q.unit * ROOM_BACK);
   if (IS_SPLIT) scale(sums_of_values[0], of_dout.unit * ROOM_BACK);
-  finish(sums_of_keys, sums_of_values, dout, q, k, v, shift, delta, dk, dv, batch, kv_head, first_of_block, o, p);
+  finish(sums_of_keys, sums_of_values, dout, q, k, v, lse, delta, dk, dv, batch, kv_head, first_of_block, o, p);
 }
 EXPORT(warpgroup_keys)

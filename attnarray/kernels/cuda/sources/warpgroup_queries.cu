@@ -1,7 +1,6 @@
 // Attention by warpgroups (sm_90a), the gradient of queries. Reference: attention/core.py, `attend_backward`. Parallel over blocks
 // of queries. Shared: queries and their cotangents, three tiles of keys and values: one that arrives, one of which weights are
 // made, and the one before, of which the last product is under way.
-#include "attention.cuh"
 #include "attention_queries.cuh"
 #include "warpgroup_attention.cuh"
 
@@ -14,7 +13,7 @@ constexpr int PARTS = ACROSS / 8;
 
 KERNEL(THREADS) warpgroup_queries(
     Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k, Global<const Stored> v,
-    Global<const float> shift, Global<const float> delta, Global<Stored> dq, HALVES, OPTIONS) {
+    Global<const float> lse, Global<const float> shift, Global<const float> delta, Global<Stored> dq, HALVES, OPTIONS) {
   const Options o = GIVEN_OPTIONS;
   const Rows rows = rows_of_block(o, p);
   int tile, past_tile;
@@ -59,7 +58,7 @@ KERNEL(THREADS) warpgroup_queries(
   auto value_tile = [&](int step) { return ValueTile{stage(step) + KeyTile::BYTES}; };
   auto weigh = [&](int tile) {  // products become weights
     hold(s[0]);
-    hide(s, tile * ACROSS, rows, sight, o, p);
+    hide(s, tile * ACROSS, rows, sight, p);
     UNROLL for (int part = 0; part < PARTS; part++)
       UNROLL for (int n = 0; n < 4; n++) s[0][part][n] = exp2_fast(s[0][part][n] * factor - high[n / 2]);
   };
@@ -115,6 +114,6 @@ KERNEL(THREADS) warpgroup_queries(
   }
   wait_copies<0>();
   powers.undo(sums[0], of_k.unit);
-  finish(sums, dout, q, k, v, shift, delta, dq, rows, o, p);
+  finish(sums, dout, q, k, v, lse, delta, dq, rows, o, p);
 }
 EXPORT(warpgroup_queries)

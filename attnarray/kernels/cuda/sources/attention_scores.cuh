@@ -1,0 +1,192 @@
+// From products of queries and keys to scores, and from scores to weights: pair by pair, and for tiles of products in registers.
+//
+// Tiles are done without a look at what is not finite: a block whose sums are not does its rows again, pair by pair, where what is
+// hidden hides all. UNSCALED products stay as they are and are scaled in the exponent. Exponents are powers of 2.
+#pragma once
+#include "attention.cuh"
+
+// The bias and the mask of one query.
+struct RowOptions {
+  Global<const Stored> bias;
+  Global<const unsigned char> mask;
+};
+inline RowOptions options_of_row(const Head& h, int t, const Options& o, const Problem& p) {
+  RowOptions row = {o.bias, o.mask};
+  if (BIAS) row.bias = o.bias + place(p.bias, h, t, 0);
+  if (MASK) row.mask = o.mask + place(p.mask, h, t, 0);
+  return row;
+}
+inline float bias_of(const RowOptions& row, int key, const Problem& p) {
+  if (!BIAS) return 0;
+  Stored stored = row.bias[key * p.bias.key];
+  return wide(stored);
+}
+
+inline float capped(float product, const Problem& p) {
+  return SOFTCAP ? p.softcap * tanh(product * (p.scale / p.softcap)) : product * p.scale;
+}
+// How the score changes with the product, but for the scale.
+inline float slope(float product, const Problem& p) {
+  if (!SOFTCAP) return 1;
+  const float bent = tanh(product * (p.scale / p.softcap));
+  return 1 - bent * bent;
+}
+
+// From the product of a query and a key to the score; -inf where bias or mask hide it.
+inline float score(float product, const Head& h, int t, int key, const Options& o, const Problem& p) {
+  const RowOptions row = options_of_row(h, t, o, p);
+  const float added = bias_of(row, key, p);
+  if (BIAS && added == -infinity<float>()) return added;
+  if (MASK && !row.mask[key * p.mask.key]) return -infinity<float>();
+  return capped(product, p) + added;
+}
+// The weight of the pair, before dropout.
+inline float weight_of_pair(float product, float lse, const Head& h, int t, int key, const Options& o, const Problem& p) {
+  const float s = score(product, h, t, key, o, p);
+  return s == -infinity<float>() ? 0.0f : exp2((s - lse) * LOG2E);
+}
+// The gradient of the score, from the product of cotangent and value besides.
+inline float gradient_of_score(float weight, float dproduct, float delta, float kept) {
+  if (weight == 0) return 0;
+  return weight * ((kept == 0 ? 0.0f : dproduct * kept) - delta);
+}
+// The gradient of the product.
+inline float gradient_of_pair(float product, float dproduct, float lse, float delta, const Head& h, int t, int key,
+                              const Options& o, const Problem& p) {
+  const float weight = weight_of_pair(product, lse, h, t, key, o, p);
+  const float ds = gradient_of_score(weight, dproduct, delta, kept_of(h, t, key, o, p));
+  return weight == 0 ? 0.0f : ds * slope(product, p) * p.scale;
+}
+
+// By what scores are multiplied when they become exponents.
+inline float unit(const Problem& p) { return UNSCALED ? p.scale * LOG2E : LOG2E; }
+
+// The slopes of a tile of products, for the gradients of what they become.
+template <int HELD, int PARTS>
+inline void slopes(float (&bent)[PANELS][HELD][4], const float (&products)[PANELS][PARTS][4], const Problem& p) {
+  if (!SOFTCAP) return;
+  UNROLL for (int panel = 0; panel < PANELS; panel++)
+    UNROLL for (int part = 0; part < HELD; part++)
+      UNROLL for (int n = 0; n < 4; n++) bent[panel][part][n] = slope(products[panel][part][n], p);
+}
+
+// Bias and mask of a tile of QUERIES by KEYS, as they lie in shared memory from `start` on: those that are read IN_TILES.
+template <int QUERIES, int KEYS> struct Tables {
+  static constexpr bool HAS_BIAS = BIAS == IN_TILES, HAS_MASK = MASK == IN_TILES && KEYS % 32 == 0;  // a mask of whole groups
+  static constexpr int MASK_AT = HAS_BIAS ? QUERIES * KEYS * sizeof(Stored) : 0;
+  static constexpr int BYTES = MASK_AT + (HAS_MASK ? QUERIES * KEYS : 0);
+  uint32 start;
+
+  inline Tile<Stored, QUERIES, KEYS> bias() const { return {start}; }
+  inline Tile<unsigned char, QUERIES, KEYS> mask() const { return {start + MASK_AT}; }
+
+  // From query t of a head and from a key on, as far as there are `rows` of queries.
+  inline void fetch(const Head& h, int t, int key, int rows, const Options& o, const Problem& p) const {
+    if constexpr (HAS_BIAS) fill<THREADS>(bias(), o.bias + place(p.bias, h, t, key), p.bias.query, rows, p.keys - key);
+    if constexpr (HAS_MASK) fill<THREADS>(mask(), o.mask + place(p.mask, h, t, key), p.mask.query, rows, p.keys - key);
+  }
+  // Of the rows of a block, which may be of several heads.
+  inline void fetch(const Rows& rows, int key, const Options& o, const Problem& p) const {
+    if (!BYTES) return;
+    const int there = rows.count - rows.first, t = rows.first % p.queries;
+    if (t + (there < ROWS ? there : ROWS) <= p.queries) return fetch(rows.head_at(0, p), t, key, there, o, p);
+    if constexpr (HAS_BIAS) fetch_rows(bias(), o.bias, p.bias, rows, key, p);
+    if constexpr (HAS_MASK) fetch_rows(mask(), o.mask, p.mask, rows, key, p);
+  }
+
+ private:
+  template <class TILE, class T>
+  static inline void fetch_rows(const TILE& tile, Global<const T> x, const Table& table, const Rows& rows, int key,
+                                const Problem& p) {
+    ROLLED for (int i = threadIdx.x; i < ROWS * TILE::CHUNKS; i += THREADS) {
+      const int row = i / TILE::CHUNKS, chunk = i % TILE::CHUNKS, column = key + chunk * NUMBERS<T>;
+      const bool is_there = rows.is_there(row) && column < p.keys;
+      const int64 from = place(table, rows.head_at(row, p), rows.query(row, p), is_there ? column : 0);
+      copy_async<T>(tile.place(row, chunk), x + from, is_there);
+    }
+  }
+};
+
+// Products of the rows of this warp with keys from `key` on become scores but for the band: those of the tables' keys from
+// `column` on.
+template <int PARTS, class TABLES>
+inline void score_products(float (&s)[PANELS][PARTS][4], const TABLES& tables, int column, int key, const Rows& rows,
+                           const Options& o, const Problem& p) {
+  if (PLAIN) return;
+  const int of_lane = threadIdx.x % 4 * 2;
+  const float factor = SOFTCAP ? 1.0f : p.scale;
+  UNROLL for (int panel = 0; panel < PANELS; panel++) {
+    if (SOFTCAP)
+      UNROLL for (int part = 0; part < PARTS; part++)
+        UNROLL for (int n = 0; n < 4; n++) s[panel][part][n] = capped(s[panel][part][n], p);
+    if constexpr (TABLES::HAS_BIAS)
+      scale_and_add(s[panel], factor, tables.bias(), (threadIdx.x / 32 * PANELS + panel) * 16, column);
+    UNROLL for (int half = 0; half < 2; half++) {
+      const int row = lane_row(panel, half), t = rows.query(row, p);
+      const RowOptions options = options_of_row(rows.head_at(row, p), t, o, p);
+      UNROLL for (int part = 0; part < PARTS; part++) {
+        uint32 seen = 0;
+        if constexpr (TABLES::HAS_MASK) {
+          unsigned short two = shared<unsigned short>(tables.mask().place_of(row, column + 8 * part + of_lane))[0];
+          seen = two;
+        }
+        UNROLL for (int n = 0; n < 2; n++) {
+          const int j = key + 8 * part + of_lane + n;
+          float& x = s[panel][part][2 * half + n];
+          if (BIAS == BY_NUMBER) x = x * factor + (j < p.keys ? bias_of(options, j, p) : 0.0f);
+          else if (!BIAS && !UNSCALED) x *= factor;
+          if (TABLES::HAS_MASK ? !(seen >> 8 * n & 255) : MASK && j < p.keys && !options.mask[j * p.mask.key])
+            x = -infinity<float>();
+        }
+      }
+    }
+  }
+}
+// The same for products of keys, of which this warp has rows from its first on, with queries from t on.
+template <int PARTS, class TABLES>
+inline void score_products_turned(float (&s)[PANELS][PARTS][4], const TABLES& tables, int first_of_block, int t, const Head& h,
+                                  const Options& o, const Problem& p) {
+  if (PLAIN) return;
+  const int of_lane = threadIdx.x % 4 * 2;
+  const float factor = SOFTCAP ? 1.0f : p.scale;
+  UNROLL for (int panel = 0; panel < PANELS; panel++) {
+    if (SOFTCAP)
+      UNROLL for (int part = 0; part < PARTS; part++)
+        UNROLL for (int n = 0; n < 4; n++) s[panel][part][n] = capped(s[panel][part][n], p);
+    if constexpr (TABLES::HAS_BIAS)
+      scale_and_add_turned(s[panel], factor, tables.bias(), (threadIdx.x / 32 * PANELS + panel) * 16);
+    UNROLL for (int part = 0; part < PARTS; part++)
+      UNROLL for (int n = 0; n < 2; n++) {
+        const int column = 8 * part + of_lane + n, i = t + column;
+        const RowOptions options = options_of_row(h, i < p.queries ? i : 0, o, p);
+        UNROLL for (int half = 0; half < 2; half++) {
+          const int row = lane_row(panel, half), j = first_of_block + row;
+          const bool is_there = i < p.queries && j < p.keys;
+          float& x = s[panel][part][2 * half + n];
+          if (BIAS == BY_NUMBER) x = x * factor + (is_there ? bias_of(options, j, p) : 0.0f);
+          else if (!BIAS && !UNSCALED) x *= factor;
+          bool is_hidden = false;
+          if constexpr (TABLES::HAS_MASK) {
+            unsigned char one = shared<unsigned char>(tables.mask().place_of(column, row))[0];
+            is_hidden = !one;
+          } else if (MASK && is_there) is_hidden = !options.mask[j * p.mask.key];
+          if (is_hidden) x = -infinity<float>();
+        }
+      }
+  }
+}
+
+// Scores of the rows of this warp with keys from `key` on, -inf beyond the band.
+template <int PARTS>
+inline void hide(float (&s)[PANELS][PARTS][4], int key, const Rows& rows, const Sight& sight, const Problem& p) {
+  if (key >= sight.all_first && key + 8 * PARTS <= sight.all_past) return;
+  UNROLL for (int panel = 0; panel < PANELS; panel++)
+    UNROLL for (int half = 0; half < 2; half++) {
+      const int t = rows.query(lane_row(panel, half), p);
+      const int lane_key = key + threadIdx.x % 4 * 2;  // places are counted from here, so that they are constants
+      const int first = first_key(t, rows.head, p) - lane_key, past = past_key(t, rows.head, p) - lane_key;
+      UNROLL for (int part = 0; part < PARTS; part++)
+        UNROLL for (int n = 0; n < 2; n++)
+          if (8 * part + n < first || 8 * part + n >= past) s[panel][part][2 * half + n] = -infinity<float>();
+    }
+}
