@@ -218,7 +218,7 @@ def _peers() -> dict[str, Callable[[Shape], dict[str, Callable[[], Any]]]]:
         return {}
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    def make(backend: Any) -> Callable[[Shape], dict[str, Callable[[], Any]]]:
+    def make(backend: Any, is_deterministic: bool) -> Callable[[Shape], dict[str, Callable[[], Any]]]:
         def of(shape: Shape) -> dict[str, Callable[[], Any]]:
             dtype = getattr(torch, shape.dtype)
             q, k, v, dout = (torch.randn(size, device="cuda", dtype=dtype) for size in _sizes(shape))
@@ -235,6 +235,7 @@ def _peers() -> dict[str, Callable[[Shape], dict[str, Callable[[], Any]]]]:
                     return attend(q, k, v, **options)
 
             def both() -> None:
+                torch.use_deterministic_algorithms(is_deterministic)
                 with sdpa_kernel(backend):
                     torch.autograd.grad(attend(q, k, v, **options), inputs, dout)
 
@@ -242,8 +243,13 @@ def _peers() -> dict[str, Callable[[Shape], dict[str, Callable[[], Any]]]]:
 
         return of
 
-    named = {"flash": "FLASH_ATTENTION", "cudnn": "CUDNN_ATTENTION", "efficient": "EFFICIENT_ATTENTION"}
-    return {name: make(getattr(SDPBackend, backend)) for name, backend in named.items()}
+    named = {
+        "flash": ("FLASH_ATTENTION", False),
+        "flash deterministic": ("FLASH_ATTENTION", True),
+        "cudnn": ("CUDNN_ATTENTION", False),
+        "efficient": ("EFFICIENT_ATTENTION", False),
+    }
+    return {name: make(getattr(SDPBackend, backend), mode) for name, (backend, mode) in named.items()}
 
 
 def _torch_mask(torch: Any, shape: Shape, dtype: Any) -> Any:

@@ -86,6 +86,13 @@ def test_bias_and_mask_in_tiles(option: str, sizes: Sizes, monkeypatch: pytest.M
     assert attention_problem.BY_NUMBER not in read
 
 
+def test_a_bias_of_keys_whose_first_visible_queries_are_the_last() -> None:
+    """Its tile, read with 36 queries, serves another batch that has all of them."""
+    bias = np.random.default_rng(0).standard_normal((1, 4, 1, 128))
+    call = call_of(Sizes(100, 128, 64, 64), bias=bias, is_causal=True, q_offset=np.array([0, 28]))
+    assert_right(call, "float16")
+
+
 def test_a_mask_and_a_bias_of_other_heads() -> None:
     """The gradient of a bias that is the same for all goes over heads with masks of their own."""
     rng = np.random.default_rng(0)
@@ -93,14 +100,15 @@ def test_a_mask_and_a_bias_of_other_heads() -> None:
     assert_right(call_of(WHOLE, **given), "float16")
 
 
-LOWEST = {"float32": float(np.finfo(np.float32).min), "bfloat16": -3.38e38, "float16": -65504.0}
+LOW = [("float16", -65504.0), ("bfloat16", -1e9), ("bfloat16", -3.38e38), ("float32", float(np.finfo(np.float32).min))]
+LOW += [("float32", value) for value in (-1e9, -1e12, -1e32)]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "low"), LOW, ids=str)
 @pytest.mark.parametrize("sizes", [SMALL, WHOLE], ids=["by number", "in tiles"])
-def test_a_bias_of_the_lowest_number(sizes: Sizes, dtype: str) -> None:
-    """What other code writes for -inf. A row that has nothing else weights all keys alike."""
-    low, keys = LOWEST[dtype], np.arange(sizes.keys)
+def test_biases_that_stand_for_minus_infinity(sizes: Sizes, dtype: str, low: float) -> None:
+    """As other code writes them. A row that has nothing else weights all keys alike."""
+    keys = np.arange(sizes.keys)
     of_rows = np.where(np.arange(sizes.queries)[:, None] % 5 == 0, low, 0.0) + np.zeros(sizes.keys)
     for bias in (np.full((1, sizes.keys), low), np.where(keys % 30 < 20, low, 0.0)[None], of_rows):
         assert_right(call_of(sizes, bias=bias), dtype)

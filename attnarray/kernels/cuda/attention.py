@@ -40,9 +40,9 @@ from attnarray.kernels.cuda.loader import (
 from attnarray.kernels.cuda.loader import warmup as load
 
 OPTIONS = "ppppps"  # bias, mask, keep, offsets, lengths, Problem
-PARAMETERS = {"forward": "pppppppp", "queries": "pppppppp", "keys": "ppppppppp", "bias": "pppppppp" + "iiii"}
+PARAMETERS = {"forward": "pppppppp", "queries": "ppppppp", "keys": "pppppppp", "bias": "ppppppp" + "iiii"}
 HALVES = "ppppp"  # of q, k, v and dout, and their units
-DELTA = Kernel("attention_rows.cu", "attention_delta", "piii" + "ppppp" + "iiii")
+DELTA = Kernel("attention_rows.cu", "attention_delta", "piii" + "ppppp" + "iiiir")
 MERGE = Kernel("attention_rows.cu", "attention_merge", "ppppp" + "iiiii")
 SINKS = Kernel("attention_rows.cu", "attention_sinks", "pppp" + "iii")
 FLOAT32 = np.dtype(np.float32)
@@ -99,14 +99,13 @@ def attend_backward(
     lse, delta, shift = _float32(lse), empty(lse.shape, FLOAT32), empty(lse.shape, FLOAT32)
     rows = delta.size
     out = filled_up(ga.beside(out, q), width)
-    sizes = rows, heads, queries, width
-    launch(
-        DELTA, how.name, _plan_warps(rows), problem.dout, *layout.strides[DOUT], out, lse, dlse, delta, shift, *sizes
-    )
+    of_cotangents = problem.dout, *layout.strides[DOUT]
+    sizes = rows, heads, queries, width, layout.unit
+    launch(DELTA, how.name, _plan_warps(rows), *of_cotangents, out, lse, dlse, delta, shift, *sizes)
 
     dq, dk = empty(problem.q.shape, q.dtype), empty((batch, kv_heads, keys, dim), k.dtype)
     dv = empty((batch, kv_heads, keys, width), v.dtype)
-    given = problem.dout, problem.q, problem.k, problem.v, lse, shift, delta
+    given = problem.dout, problem.q, problem.k, problem.v, shift, delta
     of_queries, of_keys = (_chosen(kind, layout, how.name, machine) for kind in ("queries", "keys"))
     halves = _halves(how, problem, of_queries, of_keys)
     if rows:

@@ -45,7 +45,7 @@ Tilings = dict[int, dict[int, tuple[Tiling, ...]]]
 LARGER: dict[str, Tilings] = {
     "forward": {2: {64: (Tiling(4, 2, 96),), 128: (Tiling(4, 2, 48),)}},
     "queries": {2: {64: (Tiling(4, 2, 64),), 128: (Tiling(4, 2, 32),)}},
-    "keys": {2: {64: (Tiling(4, 2, 32),), 128: (Tiling(8, 1, 64),)}, 4: {128: (Tiling(4, 1, 32), Tiling(2, 1, 32))}},
+    "keys": {2: {64: (Tiling(4, 2, 32),), 128: (Tiling(8, 1, 64),)}, 4: {128: (Tiling(4, 1, 32),)}},
 }
 LARGER_WITH_TABLES: dict[str, Tilings] = {
     "forward": {2: {64: (Tiling(4, 2, 64),), 128: (Tiling(4, 2, 32),)}},
@@ -53,33 +53,25 @@ LARGER_WITH_TABLES: dict[str, Tilings] = {
 }
 ANY: dict[str, Tilings] = {
     "forward": {
-        2: {64: (Tiling(4, 1, 64),), 256: (Tiling(4, 1, 32), Tiling(2, 1, 32))},
-        4: {
-            64: (Tiling(4, 1, 64),),
-            128: (Tiling(4, 1, 32), Tiling(2, 1, 32)),
-            256: (Tiling(4, 1, 16), Tiling(2, 1, 16)),
-        },
+        2: {64: (Tiling(4, 1, 64),), 256: (Tiling(4, 1, 32),)},
+        4: {64: (Tiling(4, 1, 64),), 128: (Tiling(4, 1, 32),), 256: (Tiling(4, 1, 16),)},
     },
     "queries": {
-        2: {128: (Tiling(4, 1, 32),), 256: (Tiling(4, 1, 16), Tiling(2, 1, 16))},
-        4: {128: (Tiling(4, 1, 32), Tiling(2, 1, 32)), 256: (Tiling(4, 1, 16), Tiling(2, 1, 16), Tiling(1, 1, 16))},
+        2: {128: (Tiling(4, 1, 32),), 256: (Tiling(4, 1, 16),)},
+        4: {128: (Tiling(4, 1, 32),), 256: (Tiling(4, 1, 16),)},
     },
     "keys": {
-        2: {128: (Tiling(4, 1, 32),), 256: (Tiling(4, 1, 32), Tiling(2, 1, 32))},
-        4: {
-            128: (Tiling(4, 1, 16), Tiling(2, 1, 16)),
-            256: (Tiling(4, 1, 16), Tiling(2, 1, 16), Tiling(1, 1, 16)),
-        },
+        2: {256: (Tiling(4, 1, 32),)},
+        4: {256: (Tiling(4, 1, 16),)},
     },
     "bias": {
-        2: {128: (Tiling(4, 1, 64),), 256: (Tiling(4, 1, 32), Tiling(2, 1, 32))},
-        4: {
-            64: (Tiling(4, 1, 32),),
-            128: (Tiling(4, 1, 16), Tiling(2, 1, 32)),
-            256: (Tiling(2, 1, 16), Tiling(1, 1, 16)),
-        },
+        2: {128: (Tiling(4, 1, 64),), 256: (Tiling(4, 1, 32),)},
+        4: {64: (Tiling(4, 1, 32),), 128: (Tiling(4, 1, 16),), 256: (Tiling(2, 1, 16),)},
     },
 }
+SMALLER = tuple(
+    Tiling(*sizes) for sizes in ((4, 1, 32), (2, 1, 32), (4, 1, 16), (2, 1, 16), (1, 1, 16))
+)  # where these do not fit
 FEW_ROWS = (Tiling(1, 1, 64), Tiling(1, 1, 32), Tiling(1, 1, 16))  # of queries, as in decoding
 MOST_FEW_ROWS = PANEL
 # Warpgroups multiply from shared memory (sm_90a): plain calls. By the bytes of a number, then the larger dim of a head.
@@ -154,7 +146,8 @@ def tiling_of(
     tilings = tuple(itertools.chain(*found))
     if kind == "forward" and rows <= MOST_FEW_ROWS:
         tilings = (*(few for few in FEW_ROWS if few.across <= tilings[0].across), *tilings)
-    for tiling in tilings:
+    smaller = (one for one in SMALLER if one.across <= tilings[-1].across and one.rows <= tilings[-1].rows)
+    for tiling in (*tilings, *smaller):
         shared = shared_bytes(kind, tiling, dim, value_dim, itemsize, in_tiles)
         if shared <= most:
             return tiling, shared

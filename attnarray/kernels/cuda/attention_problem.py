@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import struct
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from attnarray.kernels.cuda.scoring import UNBOUNDED, long, table
 
 MOST = 2**30  # queries, keys, and rows of queries that share keys: they are counted in 32 bits
 ALIGNED = 16
+LOG2E = math.log2(math.e)
 PACKED = struct.Struct("=29q9i2I3f")  # struct Problem in attention.cuh
 DOUT = slice(9, 12)  # the strides of dout among its numbers, behind those of q, k and v
 SWITCHES = ("BIAS", "MASK", "SOFTCAP", "DROPOUT", "SIGNED")
@@ -34,10 +36,12 @@ class Layout:
         self.dims = held_dim(dim), held_dim(width)  # as tiles hold them
         self.group_rows = heads // max(kv_heads, 1) * queries  # queries of all heads that share a head of keys
         self.pairs = batch * kv_heads  # of a batch and a head of keys
+        bias, mask, has_softcap, _, is_signed = rules.switches
+        self.unit = 1.0 if bias or has_softcap or is_signed else LOG2E  # shifts are scores times this
+        self.in_tiles = bias == IN_TILES, mask == IN_TILES  # copied to shared memory
         self.switches = tuple(f"{name}={int(value)}" for name, value in zip(SWITCHES, rules.switches, strict=True))
         self.is_plain = self.switches == PLAIN  # scores are products times a factor, of which a band may hide some
         self.is_light = rules.switches in LIGHT  # registers are left for larger tiles
-        self.in_tiles = rules.switches[0] == IN_TILES, rules.switches[1] == IN_TILES  # bias and mask in shared memory
         self._packed: dict[int, bytes] = {}
         if max(keys, self.group_rows) > MOST:
             raise Declined(f"{queries} queries of {heads} heads and {keys} keys: at most 2^30 rows of a head of keys")
@@ -153,7 +157,7 @@ def _reading(x: Any, keys: int, name: str) -> int:
         return BY_NUMBER
     strides = (stride for size, stride in zip(x.shape[:3], x.strides[:3], strict=True) if size > 1)
     is_whole = all(place % ALIGNED == 0 for place in (x.data.ptr, keys * x.itemsize, *strides))
-    if is_whole and (keys == 1 or x.strides[3] == x.itemsize):
+    if is_whole and x.strides[3] == x.itemsize:
         return IN_TILES
     note(f"the {name} is read number by number: its rows are no whole chunks of 16 bytes")
     return BY_NUMBER

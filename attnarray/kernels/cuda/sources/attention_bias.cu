@@ -8,9 +8,10 @@ using CotangentTile = Tile<Stored, ROWS, VALUE_DIM>;
 using KeyTile = Tile<Stored, ACROSS, DIM>;
 using ValueTile = Tile<Stored, ACROSS, VALUE_DIM>;
 using ScoreTables = Tables<ROWS, ACROSS>;
-constexpr int COTANGENTS = QueryTile::BYTES, KEYS = COTANGENTS + CotangentTile::BYTES, VALUES = KEYS + KeyTile::BYTES;
-constexpr int TABLES = VALUES + ValueTile::BYTES;
+constexpr int COTANGENTS = QueryTile::BYTES, KEYS = COTANGENTS + CotangentTile::BYTES;
+constexpr int VALUES = KEYS + KeyTile::BYTES, TABLES = VALUES + ValueTile::BYTES;
 constexpr int AT_ONCE = ACROSS < 64 ? ACROSS : 64, PARTS = AT_ONCE / 8;  // keys whose scores are in registers at a time
+static_assert(ACROSS % AT_ONCE == 0, "a tile is gone over in whole steps");
 
 // What of the scores a block sums: those of batches, heads, queries and keys from first to past, every ROWS-th query from its first
 // ones and every ACROSS-th key.
@@ -28,7 +29,7 @@ inline float product_by_thread(Global<const Stored> x, Global<const Stored> y, i
 // The sums one pair at a time, where something is not finite: what is hidden must not matter. Into ROWS x ACROSS numbers of shared
 // memory.
 inline void differentiate_slowly(Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k,
-                                 Global<const Stored> v, Global<const float> lse, Global<const float> delta, const Summed& all,
+                                 Global<const Stored> v, Global<const float> shift, Global<const float> delta, const Summed& all,
                                  const Options& o, const Problem& p) {
   static_assert(ROWS * ACROSS * sizeof(float) <= TABLES + ScoreTables::BYTES, "there is room for the sums");
   for (int place = threadIdx.x; place < ROWS * ACROSS; place += THREADS) {
@@ -41,7 +42,7 @@ inline void differentiate_slowly(Global<const Stored> dout, Global<const Stored>
             if (j < first_key(t, h, p) || j >= past_key(t, h, p)) continue;
             const int64 number = (int64(batch) * p.heads + head) * p.queries + t;
             const float product = product_by_thread(row_of(q, p.q, batch, head, t), row_of(k, p.k, batch, h.kv_head, j), p.dim);
-            const float weight = weight_of_pair(product, lse[number], h, t, j, o, p);
+            const float weight = weight_of_pair(product, shift[number], h, t, j, o, p);
             const float dproduct =
                 product_by_thread(row_of(dout, p.dout, batch, head, t), row_of(v, p.v, batch, h.kv_head, j), p.value_dim);
             sum += gradient_of_score(weight, dproduct, delta[number], kept_of(h, t, j, o, p));
@@ -52,8 +53,8 @@ inline void differentiate_slowly(Global<const Stored> dout, Global<const Stored>
 }
 
 KERNEL(THREADS) attention_bias(
-    Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k, Global<const Stored> v, Global<const float> lse,
-    Global<const float> shift, Global<const float> delta, Global<Stored> dbias, int64 batches, int64 heads, int64 queries,
+    Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k, Global<const Stored> v, Global<const float> shift,
+    Global<const float> delta, Global<Stored> dbias, int64 batches, int64 heads, int64 queries,
     int64 keys, OPTIONS) {
   const Options o = GIVEN_OPTIONS;
   const int of_batch = blockIdx.x / heads, of_head = blockIdx.x % heads;
@@ -115,7 +116,7 @@ KERNEL(THREADS) attention_bias(
                   float kept[2] = {1, 1};
                   if (DROPOUT) keep_pair(kept, h, i, key + 8 * part + threadIdx.x % 4 * 2, o, p);
                   UNROLL for (int n = 0; n < 2; n++) {
-                    const float weight = exp2_fast(s[panel][part][2 * half + n] * factor - high);
+                    const float weight = exp2_fast(exponent(s[panel][part][2 * half + n], factor, high));
                     sums[panel][from / 8 + part][2 * half + n] += weight * (d[panel][part][2 * half + n] * kept[n] - less);
                   }
                 }
@@ -125,7 +126,7 @@ KERNEL(THREADS) attention_bias(
       }
     }
   if (any_thread(!all_finite(sums))) {
-    differentiate_slowly(dout, q, k, v, lse, delta, all, o, p);
+    differentiate_slowly(dout, q, k, v, shift, delta, all, o, p);
     sync_threads();
     UNROLL for (int panel = 0; panel < PANELS; panel++)
       UNROLL for (int part = 0; part < ACROSS / 8; part++)
@@ -154,9 +155,8 @@ KERNEL(THREADS) attention_bias(
     UNROLL for (int part = 0; part < ACROSS / 8; part++)
       UNROLL for (int n = 0; n < 2; n++) {
         const int column = 8 * part + threadIdx.x % 4 * 2 + n;
-        const bool is_first = threadIdx.x < 4;
         float sum = 0;
-        if (is_first) sum = columns[column];
+        if (threadIdx.x < 4) sum = columns[column];
         UNROLL for (int panel = 0; panel < PANELS; panel++) sums[panel][part][n] = sums[panel][part][2 + n] = 0;
         sums[0][part][n] = sum;
       }

@@ -84,18 +84,8 @@ inline void attend_slowly(Global<const Stored> q, Global<const Stored> k, Global
   }
 }
 
-// The largest score of a row is held as what is subtracted from exponents, so that powers are at most 2^room. But a bias may be as
-// low as numbers go, and lower in these units: with one it is held as it is.
-inline float held_of(float score, float factor, float room) { return UNSCALED ? score * factor - room : score; }
-inline float shift_of(float held) {  // NaN where it is beyond all numbers
-  if (held == -infinity<float>()) return 0;
-  const float shift = UNSCALED ? held : held * LOG2E;
-  return UNSCALED ? shift : shift + (shift - shift);
-}
-inline float score_of(float held) { return UNSCALED ? held * LN2 : held; }
-
 // The largest score of each row that this lane has a part of, with those of a tile. Where it grows, what was summed so far fades:
-// by how much, and whether the sums of some row of the warp do.
+// by how much, and whether the sums of some row of the warp do. It is held as a shift; powers are at most 2^room.
 inline bool raise_largest(const float (&s)[PANELS][PARTS][4], float (&largest)[PANELS][2], float (&total)[PANELS][2],
                           float (&fade)[PANELS][2], float factor, float room = 0) {
   float higher[PANELS][2];
@@ -107,14 +97,14 @@ inline bool raise_largest(const float (&s)[PANELS][PARTS][4], float (&largest)[P
         m = fmaxf(m, fmaxf(s[panel][part][2 * half], s[panel][part][2 * half + 1]));
       m = fmaxf(m, shuffle_xor(m, 1));
       m = fmaxf(m, shuffle_xor(m, 2));
-      higher[panel][half] = fmaxf(largest[panel][half], held_of(m, factor, room));
+      higher[panel][half] = fmaxf(largest[panel][half], UNSCALED ? m * factor - room : m);
       has_moved |= higher[panel][half] != largest[panel][half];
     }
   if (!any_lane(has_moved)) return false;
   UNROLL for (int panel = 0; panel < PANELS; panel++)
     UNROLL for (int half = 0; half < 2; half++) {
       const float high = higher[panel][half];
-      fade[panel][half] = high == -infinity<float>() ? 1.0f : exp2_fast((largest[panel][half] - high) * (UNSCALED ? 1.0f : LOG2E));
+      fade[panel][half] = high == -infinity<float>() ? 1.0f : exp2_fast((largest[panel][half] - high) * (SHIFT_UNIT * LOG2E));
       largest[panel][half] = high;
       total[panel][half] *= fade[panel][half];
     }
@@ -133,7 +123,7 @@ inline void exponentiate(float (&s)[PANELS][PARTS][4], const float (&largest)[PA
                          float factor, int key, const Rows& rows, const Options& o, const Problem& p) {
   UNROLL for (int panel = 0; panel < PANELS; panel++)
     UNROLL for (int half = 0; half < 2; half++) {
-      const float shift = shift_of(largest[panel][half]);
+      const float shift = largest[panel][half] == -infinity<float>() ? 0.0f : largest[panel][half];
       const int row = lane_row(panel, half);
       UNROLL for (int part = 0; part < PARTS; part++) {
         float kept[2] = {1, 1};
@@ -143,7 +133,7 @@ inline void exponentiate(float (&s)[PANELS][PARTS][4], const float (&largest)[PA
         }
         UNROLL for (int n = 0; n < 2; n++) {
           float& x = s[panel][part][2 * half + n];
-          const float power = exp2_fast(x * factor - shift);
+          const float power = exp2_fast(exponent(x, factor, shift));
           total[panel][half] += power;
           x = DROPOUT ? power * kept[n] : power;
         }
@@ -173,7 +163,7 @@ inline void finish(float (&sums)[PANELS][VALUE_DIM / 8][4], const float (&larges
       const int row = lane_row(panel, half), head = rows.head_at(row, p).head;
       if (!rows.is_there(row)) continue;
       const int64 number = rows.number(row, p);
-      const float by = finish_row(number, head, score_of(largest[panel][half]), total[panel][half], threadIdx.x % 4 == 0,
+      const float by = finish_row(number, head, largest[panel][half] * SHIFT_UNIT, total[panel][half], threadIdx.x % 4 == 0,
                                   results, p);
       UNROLL for (int part = 0; part < VALUE_DIM / 8; part++) {
         const int d = 8 * part + threadIdx.x % 4 * 2;

@@ -17,8 +17,7 @@ constexpr int TABLES = (DELTAS + ACROSS * sizeof(float) + 127) / 128 * 128, STAG
 
 KERNEL(THREADS) attention_keys(
     Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k, Global<const Stored> v,
-    Global<const float> lse, Global<const float> shift, Global<const float> delta, Global<Stored> dk, Global<Stored> dv,
-    OPTIONS) {
+    Global<const float> shift, Global<const float> delta, Global<Stored> dk, Global<Stored> dv, OPTIONS) {
   const Options o = GIVEN_OPTIONS;
   const int batch = blockIdx.x / p.kv_heads, kv_head = blockIdx.x % p.kv_heads, group = p.heads / p.kv_heads;
   const int first_of_block = blockIdx.y * ROWS;
@@ -92,7 +91,7 @@ KERNEL(THREADS) attention_keys(
           UNROLL for (int half = 0; half < 2; half++) {
             const int j = first_of_block + lane_row(panel, half), e = 2 * half + n;
             const float kept = DROPOUT && j < p.keys && t + column < p.queries ? kept_of(h, t + column, j, o, p) : 1.0f;
-            const float weight = exp2_fast(s[panel][part][e] * factor - high);
+            const float weight = exp2_fast(exponent(s[panel][part][e], factor, high));
             s[panel][part][e] = DROPOUT ? weight * kept : weight;
             d[panel][part][e] = weight * (d[panel][part][e] * kept - less);
             if (SOFTCAP) d[panel][part][e] *= bent[panel][SOFTCAP ? part : 0][e];
@@ -103,6 +102,6 @@ KERNEL(THREADS) attention_keys(
     head = next_head, t = next_t;
   }
 
-  finish(sums_of_keys, sums_of_values, dout, q, k, v, lse, delta, dk, dv, batch, kv_head, first_of_block, o, p);
+  finish(sums_of_keys, sums_of_values, dout, q, k, v, shift, delta, dk, dv, batch, kv_head, first_of_block, o, p);
 }
 EXPORT(attention_keys)

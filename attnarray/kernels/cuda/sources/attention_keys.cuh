@@ -12,7 +12,7 @@ inline void queries_of_keys(int key, int key_past, const Head& h, const Problem&
 
 // Rows one pair at a time, where something is not finite: what is hidden must not matter.
 inline void differentiate_slowly(Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k,
-                                 Global<const Stored> v, Global<const float> lse, Global<const float> delta,
+                                 Global<const Stored> v, Global<const float> shift, Global<const float> delta,
                                  Global<Stored> dk, Global<Stored> dv, int batch, int kv_head, int first_of_block,
                                  const Options& o, const Problem& p) {
   const int lane = threadIdx.x % 32, group = p.heads / p.kv_heads;
@@ -29,9 +29,9 @@ inline void differentiate_slowly(Global<const Stored> dout, Global<const Stored>
         const int64 number = (int64(batch) * p.heads + head) * p.queries + t;
         Global<const Stored> query = row_of(q, p.q, batch, head, t), cotangent = row_of(dout, p.dout, batch, head, t);
         const float product = product_of_rows(query, key, p.dim);
-        const float g = gradient_of_pair(product, product_of_rows(cotangent, value, p.value_dim), lse[number],
+        const float g = gradient_of_pair(product, product_of_rows(cotangent, value, p.value_dim), shift[number],
                                          delta[number], h, t, j, o, p);
-        const float weight = weight_of_pair(product, lse[number], h, t, j, o, p), kept = kept_of(h, t, j, o, p);
+        const float weight = weight_of_pair(product, shift[number], h, t, j, o, p), kept = kept_of(h, t, j, o, p);
         UNROLL for (int n = 0; n < DIM / 32; n++)
           if (lane + 32 * n < p.dim) {
             Stored x = query[lane + 32 * n];
@@ -93,12 +93,12 @@ inline void hide_turned(float (&s)[PANELS][OTHERS][4], int first_of_block, int t
 template <int OF_KEY, int OF_VALUE>
 inline void finish(const float (&sums_of_keys)[PANELS][OF_KEY][4],
                    const float (&sums_of_values)[PANELS][OF_VALUE][4], Global<const Stored> dout,
-                   Global<const Stored> q, Global<const Stored> k, Global<const Stored> v, Global<const float> lse,
+                   Global<const Stored> q, Global<const Stored> k, Global<const Stored> v, Global<const float> shift,
                    Global<const float> delta, Global<Stored> dk, Global<Stored> dv, int batch, int kv_head,
                    int first_of_block, const Options& o, const Problem& p) {
   const int64 number = (int64(batch) * p.kv_heads + kv_head) * p.keys + first_of_block;
   if (any_thread((OF_KEYS && !all_finite(sums_of_keys)) || (OF_VALUES && !all_finite(sums_of_values)))) {
-    differentiate_slowly(dout, q, k, v, lse, delta, dk, dv, batch, kv_head, first_of_block, o, p);
+    differentiate_slowly(dout, q, k, v, shift, delta, dk, dv, batch, kv_head, first_of_block, o, p);
     return;
   }
   if (OF_KEYS) store_rows(dk, sums_of_keys, number, first_of_block, p.dim, p.scale, p);

@@ -1,6 +1,6 @@
 // Attention on tensor cores, the gradient of queries. Reference: attention/core.py, `attend_backward`. Parallel over blocks of
-// queries, as the forward pass is. Shared: queries and their cotangents with shifts and deltas, two tiles of keys and values, and of bias and
-// mask.
+// queries, as the forward pass is. Shared: queries and their cotangents with shifts and deltas, two tiles of keys and values, and
+// of bias and mask.
 //
 // Weights are made again from the lse. No block adds to what another one writes, so results have the same bits in each run.
 #include "attention_queries.cuh"
@@ -16,7 +16,7 @@ constexpr int VALUES = KeyTile::BYTES, TABLES = VALUES + ValueTile::BYTES, STAGE
 
 KERNEL(THREADS) attention_queries(
     Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k, Global<const Stored> v,
-    Global<const float> lse, Global<const float> shift, Global<const float> delta, Global<Stored> dq, OPTIONS) {
+    Global<const float> shift, Global<const float> delta, Global<Stored> dq, OPTIONS) {
   const Options o = GIVEN_OPTIONS;
   const Rows rows = rows_of_block(o, p);
   int tile, past_tile;
@@ -80,7 +80,7 @@ KERNEL(THREADS) attention_queries(
           }
           UNROLL for (int n = 0; n < 2; n++) {
             float& x = s[panel][part][2 * half + n];
-            const float weight = exp2_fast(x * factor - high);
+            const float weight = exp2_fast(exponent(x, factor, high));
             x = weight * (d[panel][part][2 * half + n] * kept[n] - less);
             if (SOFTCAP) x *= bent[panel][SOFTCAP ? part : 0][2 * half + n];
           }
@@ -89,6 +89,6 @@ KERNEL(THREADS) attention_queries(
     add_weights_times<Stored, KeyTile>(sums, s, turned(key_tile));
   }
 
-  finish(sums, dout, q, k, v, lse, delta, dq, rows, o, p);
+  finish(sums, dout, q, k, v, shift, delta, dq, rows, o, p);
 }
 EXPORT(attention_queries)

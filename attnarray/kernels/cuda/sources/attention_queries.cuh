@@ -4,7 +4,7 @@
 
 // Rows one pair at a time, where something is not finite: what is hidden must not matter.
 inline void differentiate_slowly(Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k,
-                                 Global<const Stored> v, Global<const float> lse, Global<const float> delta,
+                                 Global<const Stored> v, Global<const float> shift, Global<const float> delta,
                                  Global<Stored> dq, const Rows& rows, const Options& o, const Problem& p) {
   const int lane = threadIdx.x % 32;
   for (int row = threadIdx.x / 32; row < ROWS; row += WARPS) {
@@ -18,7 +18,7 @@ inline void differentiate_slowly(Global<const Stored> dout, Global<const Stored>
       const float g = gradient_of_pair(product_of_rows(row_of(q, p.q, h.batch, h.head, t), key, p.dim),
                                        product_of_rows(row_of(dout, p.dout, h.batch, h.head, t),
                                                        row_of(v, p.v, h.batch, h.kv_head, j), p.value_dim),
-                                       lse[number], delta[number], h, t, j, o, p);
+                                       shift[number], delta[number], h, t, j, o, p);
       UNROLL for (int n = 0; n < DIM / 32; n++)
         if (lane + 32 * n < p.dim) {
           Stored x = key[lane + 32 * n];
@@ -36,10 +36,10 @@ inline void differentiate_slowly(Global<const Stored> dout, Global<const Stored>
 
 // The gradient of the queries of a block, which is made again one pair at a time where something is not finite. By all threads.
 inline void finish(float (&sums)[PANELS][DIM / 8][4], Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k,
-                   Global<const Stored> v, Global<const float> lse, Global<const float> delta, Global<Stored> dq,
+                   Global<const Stored> v, Global<const float> shift, Global<const float> delta, Global<Stored> dq,
                    const Rows& rows, const Options& o, const Problem& p) {
   if (any_thread(!all_finite(sums))) {
-    differentiate_slowly(dout, q, k, v, lse, delta, dq, rows, o, p);
+    differentiate_slowly(dout, q, k, v, shift, delta, dq, rows, o, p);
     return;
   }
   UNROLL for (int panel = 0; panel < PANELS; panel++)

@@ -4,11 +4,11 @@
 #include "primitives.cuh"
 
 // delta = sum_d dout out - dlse, for rows (B, H, T) of `width` numbers; and what is subtracted from exponents to make weights
-// of them: the lse in units of log 2, infinity where a row sees no key, NaN where it is beyond all numbers.
+// of them: the lse times `unit`, or infinity where a row sees no key.
 KERNEL(256) attention_delta(Global<const Stored> dout, int64 dout_batch, int64 dout_head, int64 dout_row,
                             Global<const Stored> out, Global<const float> lse, Global<const float> dlse,
                             Global<float> delta, Global<float> shift, int64 rows, int64 heads, int64 queries,
-                            int64 width) {
+                            int64 width, float unit) {
   const int lane = threadIdx.x % 32;
   const int64 row = int64(blockIdx.x) * 8 + threadIdx.x / 32;
   if (row >= rows) return;
@@ -22,8 +22,8 @@ KERNEL(256) attention_delta(Global<const Stored> dout, int64 dout_batch, int64 d
   sum = sum_over_lanes(sum);
   if (lane) return;
   delta[row] = dlse ? sum - dlse[row] : sum;
-  const float one = lse[row], units = one * 1.4426950408889634f;
-  shift[row] = one == -infinity<float>() ? infinity<float>() : units + (units - units);
+  const float one = lse[row];
+  shift[row] = one == -infinity<float>() ? infinity<float>() : one * unit;
 }
 EXPORT(attention_delta)
 

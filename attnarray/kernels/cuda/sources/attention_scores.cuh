@@ -5,6 +5,13 @@
 #pragma once
 #include "attention.cuh"
 
+// Scores in tiles become exponents: times a factor, less a shift. UNSCALED products are multiplied first, in one instruction with
+// the subtraction. With a bias they may be so large that a shift in units of log 2 is rounded by more than all their differences,
+// or is beyond all numbers: then the shift, a score like others, is subtracted first.
+inline float unit(const Problem& p) { return UNSCALED ? p.scale * LOG2E : LOG2E; }
+inline float exponent(float x, float factor, float shift) { return UNSCALED ? x * factor - shift : (x - shift) * factor; }
+constexpr float SHIFT_UNIT = UNSCALED ? LN2 : 1;  // the unit of a shift
+
 // The bias and the mask of one query.
 struct RowOptions {
   Global<const Stored> bias;
@@ -41,9 +48,9 @@ inline float score(float product, const Head& h, int t, int key, const Options& 
   return capped(product, p) + added;
 }
 // The weight of the pair, before dropout.
-inline float weight_of_pair(float product, float lse, const Head& h, int t, int key, const Options& o, const Problem& p) {
+inline float weight_of_pair(float product, float shift, const Head& h, int t, int key, const Options& o, const Problem& p) {
   const float s = score(product, h, t, key, o, p);
-  return s == -infinity<float>() ? 0.0f : exp2((s - lse) * LOG2E);
+  return s == -infinity<float>() ? 0.0f : exp2((s - shift * SHIFT_UNIT) * LOG2E);
 }
 // The gradient of the score, from the product of cotangent and value besides.
 inline float gradient_of_score(float weight, float dproduct, float delta, float kept) {
@@ -51,15 +58,12 @@ inline float gradient_of_score(float weight, float dproduct, float delta, float 
   return weight * ((kept == 0 ? 0.0f : dproduct * kept) - delta);
 }
 // The gradient of the product.
-inline float gradient_of_pair(float product, float dproduct, float lse, float delta, const Head& h, int t, int key,
+inline float gradient_of_pair(float product, float dproduct, float shift, float delta, const Head& h, int t, int key,
                               const Options& o, const Problem& p) {
-  const float weight = weight_of_pair(product, lse, h, t, key, o, p);
+  const float weight = weight_of_pair(product, shift, h, t, key, o, p);
   const float ds = gradient_of_score(weight, dproduct, delta, kept_of(h, t, key, o, p));
   return weight == 0 ? 0.0f : ds * slope(product, p) * p.scale;
 }
-
-// By what scores are multiplied when they become exponents.
-inline float unit(const Problem& p) { return UNSCALED ? p.scale * LOG2E : LOG2E; }
 
 // The slopes of a tile of products, for the gradients of what they become.
 template <int HELD, int PARTS>
@@ -70,26 +74,29 @@ inline void slopes(float (&bent)[PANELS][HELD][4], const float (&products)[PANEL
       UNROLL for (int n = 0; n < 4; n++) bent[panel][part][n] = slope(products[panel][part][n], p);
 }
 
-// Bias and mask of a tile of QUERIES by KEYS, as they lie in shared memory from `start` on: those that are read IN_TILES.
-template <int QUERIES, int KEYS> struct Tables {
-  static constexpr bool HAS_BIAS = BIAS == IN_TILES, HAS_MASK = MASK == IN_TILES && KEYS % 32 == 0;  // a mask of whole groups
-  static constexpr int MASK_AT = HAS_BIAS ? QUERIES * KEYS * sizeof(Stored) : 0;
-  static constexpr int BYTES = MASK_AT + (HAS_MASK ? QUERIES * KEYS : 0);
+// Bias and mask of HEIGHT queries by WIDTH keys, as they lie in shared memory from `start` on: those that are read IN_TILES.
+template <int HEIGHT, int WIDTH> struct Tables {
+  static constexpr bool HAS_BIAS = BIAS == IN_TILES, HAS_MASK = MASK == IN_TILES && WIDTH % 32 == 0;  // a mask of whole groups
+  static constexpr int MASK_AT = HAS_BIAS ? HEIGHT * WIDTH * sizeof(Stored) : 0;
+  static constexpr int BYTES = MASK_AT + (HAS_MASK ? HEIGHT * WIDTH : 0);
   uint32 start;
 
-  inline Tile<Stored, QUERIES, KEYS> bias() const { return {start}; }
-  inline Tile<unsigned char, QUERIES, KEYS> mask() const { return {start + MASK_AT}; }
+  inline Tile<Stored, HEIGHT, WIDTH> bias() const { return {start}; }
+  inline Tile<unsigned char, HEIGHT, WIDTH> mask() const { return {start + MASK_AT}; }
 
   // From query t of a head and from a key on, as far as there are `rows` of queries.
   inline void fetch(const Head& h, int t, int key, int rows, const Options& o, const Problem& p) const {
-    if constexpr (HAS_BIAS) fill<THREADS>(bias(), o.bias + place(p.bias, h, t, key), p.bias.query, rows, p.keys - key);
+    if constexpr (HAS_BIAS) {
+      const int same = p.bias.query ? rows : HEIGHT;  // one row for all queries, also for those of other heads
+      fill<THREADS>(bias(), o.bias + place(p.bias, h, t, key), p.bias.query, same, p.keys - key);
+    }
     if constexpr (HAS_MASK) fill<THREADS>(mask(), o.mask + place(p.mask, h, t, key), p.mask.query, rows, p.keys - key);
   }
   // Of the rows of a block, which may be of several heads.
   inline void fetch(const Rows& rows, int key, const Options& o, const Problem& p) const {
     if (!BYTES) return;
     const int there = rows.count - rows.first, t = rows.first % p.queries;
-    if (t + (there < ROWS ? there : ROWS) <= p.queries) return fetch(rows.head_at(0, p), t, key, there, o, p);
+    if (t + (there < HEIGHT ? there : HEIGHT) <= p.queries) return fetch(rows.head_at(0, p), t, key, there, o, p);
     if constexpr (HAS_BIAS) fetch_rows(bias(), o.bias, p.bias, rows, key, p);
     if constexpr (HAS_MASK) fetch_rows(mask(), o.mask, p.mask, rows, key, p);
   }
@@ -98,7 +105,7 @@ template <int QUERIES, int KEYS> struct Tables {
   template <class TILE, class T>
   static inline void fetch_rows(const TILE& tile, Global<const T> x, const Table& table, const Rows& rows, int key,
                                 const Problem& p) {
-    ROLLED for (int i = threadIdx.x; i < ROWS * TILE::CHUNKS; i += THREADS) {
+    ROLLED for (int i = threadIdx.x; i < TILE::HEIGHT * TILE::CHUNKS; i += THREADS) {
       const int row = i / TILE::CHUNKS, chunk = i % TILE::CHUNKS, column = key + chunk * NUMBERS<T>;
       const bool is_there = rows.is_there(row) && column < p.keys;
       const int64 from = place(table, rows.head_at(row, p), rows.query(row, p), is_there ? column : 0);
@@ -107,10 +114,9 @@ template <int QUERIES, int KEYS> struct Tables {
   }
 };
 
-// Products of the rows of this warp with keys from `key` on become scores but for the band: those of the tables' keys from
-// `column` on.
-template <int PARTS, class TABLES>
-inline void score_products(float (&s)[PANELS][PARTS][4], const TABLES& tables, int column, int key, const Rows& rows,
+// Products of the rows of this warp with keys from `key` on, at `column` of the tables, become scores, but for the band.
+template <int PARTS, class OF_SCORES>
+inline void score_products(float (&s)[PANELS][PARTS][4], const OF_SCORES& tables, int column, int key, const Rows& rows,
                            const Options& o, const Problem& p) {
   if (PLAIN) return;
   const int of_lane = threadIdx.x % 4 * 2;
@@ -119,23 +125,24 @@ inline void score_products(float (&s)[PANELS][PARTS][4], const TABLES& tables, i
     if (SOFTCAP)
       UNROLL for (int part = 0; part < PARTS; part++)
         UNROLL for (int n = 0; n < 4; n++) s[panel][part][n] = capped(s[panel][part][n], p);
-    if constexpr (TABLES::HAS_BIAS)
+    if constexpr (OF_SCORES::HAS_BIAS)
       scale_and_add(s[panel], factor, tables.bias(), (threadIdx.x / 32 * PANELS + panel) * 16, column);
     UNROLL for (int half = 0; half < 2; half++) {
       const int row = lane_row(panel, half), t = rows.query(row, p);
+      const bool is_there = rows.is_there(row);
       const RowOptions options = options_of_row(rows.head_at(row, p), t, o, p);
       UNROLL for (int part = 0; part < PARTS; part++) {
         uint32 seen = 0;
-        if constexpr (TABLES::HAS_MASK) {
+        if constexpr (OF_SCORES::HAS_MASK) {
           unsigned short two = shared<unsigned short>(tables.mask().place_of(row, column + 8 * part + of_lane))[0];
           seen = two;
         }
         UNROLL for (int n = 0; n < 2; n++) {
           const int j = key + 8 * part + of_lane + n;
           float& x = s[panel][part][2 * half + n];
-          if (BIAS == BY_NUMBER) x = x * factor + (j < p.keys ? bias_of(options, j, p) : 0.0f);
+          if (BIAS == BY_NUMBER) x = x * factor + (is_there && j < p.keys ? bias_of(options, j, p) : 0.0f);
           else if (!BIAS && !UNSCALED) x *= factor;
-          if (TABLES::HAS_MASK ? !(seen >> 8 * n & 255) : MASK && j < p.keys && !options.mask[j * p.mask.key])
+          if (OF_SCORES::HAS_MASK ? !(seen >> 8 * n & 255) : MASK && j < p.keys && !options.mask[j * p.mask.key])
             x = -infinity<float>();
         }
       }
@@ -143,8 +150,8 @@ inline void score_products(float (&s)[PANELS][PARTS][4], const TABLES& tables, i
   }
 }
 // The same for products of keys, of which this warp has rows from its first on, with queries from t on.
-template <int PARTS, class TABLES>
-inline void score_products_turned(float (&s)[PANELS][PARTS][4], const TABLES& tables, int first_of_block, int t, const Head& h,
+template <int PARTS, class OF_SCORES>
+inline void score_products_turned(float (&s)[PANELS][PARTS][4], const OF_SCORES& tables, int first_of_block, int t, const Head& h,
                                   const Options& o, const Problem& p) {
   if (PLAIN) return;
   const int of_lane = threadIdx.x % 4 * 2;
@@ -153,7 +160,7 @@ inline void score_products_turned(float (&s)[PANELS][PARTS][4], const TABLES& ta
     if (SOFTCAP)
       UNROLL for (int part = 0; part < PARTS; part++)
         UNROLL for (int n = 0; n < 4; n++) s[panel][part][n] = capped(s[panel][part][n], p);
-    if constexpr (TABLES::HAS_BIAS)
+    if constexpr (OF_SCORES::HAS_BIAS)
       scale_and_add_turned(s[panel], factor, tables.bias(), (threadIdx.x / 32 * PANELS + panel) * 16);
     UNROLL for (int part = 0; part < PARTS; part++)
       UNROLL for (int n = 0; n < 2; n++) {
@@ -166,7 +173,7 @@ inline void score_products_turned(float (&s)[PANELS][PARTS][4], const TABLES& ta
           if (BIAS == BY_NUMBER) x = x * factor + (is_there ? bias_of(options, j, p) : 0.0f);
           else if (!BIAS && !UNSCALED) x *= factor;
           bool is_hidden = false;
-          if constexpr (TABLES::HAS_MASK) {
+          if constexpr (OF_SCORES::HAS_MASK) {
             unsigned char one = shared<unsigned char>(tables.mask().place_of(column, row))[0];
             is_hidden = !one;
           } else if (MASK && is_there) is_hidden = !options.mask[j * p.mask.key];

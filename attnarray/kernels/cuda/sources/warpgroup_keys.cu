@@ -17,8 +17,7 @@ constexpr int NUMBERS_OF_ROWS = TILES + 3 * STAGE, EACH = 2 * ACROSS * sizeof(fl
 
 KERNEL(THREADS) warpgroup_keys(
     Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k, Global<const Stored> v,
-    Global<const float> lse, Global<const float> shift, Global<const float> delta, Global<Stored> dk, Global<Stored> dv, HALVES,
-    OPTIONS) {
+    Global<const float> shift, Global<const float> delta, Global<Stored> dk, Global<Stored> dv, HALVES, OPTIONS) {
   const Options o = GIVEN_OPTIONS;
   const int batch = blockIdx.x / p.kv_heads, kv_head = blockIdx.x % p.kv_heads, group = p.heads / p.kv_heads;
   const int first_of_block = blockIdx.y * ROWS;
@@ -134,6 +133,6 @@ KERNEL(THREADS) warpgroup_keys(
   add_up();
   powers.undo(sums_of_keys[0], of_q.unit * ROOM_BACK);
   if (IS_SPLIT) scale(sums_of_values[0], of_dout.unit * ROOM_BACK);
-  finish(sums_of_keys, sums_of_values, dout, q, k, v, lse, delta, dk, dv, batch, kv_head, first_of_block, o, p);
+  finish(sums_of_keys, sums_of_values, dout, q, k, v, shift, delta, dk, dv, batch, kv_head, first_of_block, o, p);
 }
 EXPORT(warpgroup_keys)

@@ -13,7 +13,7 @@ constexpr int PARTS = ACROSS / 8;
 
 KERNEL(THREADS) warpgroup_queries(
     Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k, Global<const Stored> v,
-    Global<const float> lse, Global<const float> shift, Global<const float> delta, Global<Stored> dq, HALVES, OPTIONS) {
+    Global<const float> shift, Global<const float> delta, Global<Stored> dq, HALVES, OPTIONS) {
   const Options o = GIVEN_OPTIONS;
   const Rows rows = rows_of_block(o, p);
   int tile, past_tile;
@@ -114,6 +114,6 @@ KERNEL(THREADS) warpgroup_queries(
   }
   wait_copies<0>();
   powers.undo(sums[0], of_k.unit);
-  finish(sums, dout, q, k, v, lse, delta, dq, rows, o, p);
+  finish(sums, dout, q, k, v, shift, delta, dq, rows, o, p);
 }
 EXPORT(warpgroup_queries)
