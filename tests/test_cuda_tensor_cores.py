@@ -87,9 +87,16 @@ def test_bias_and_mask_in_tiles(option: str, sizes: Sizes, monkeypatch: pytest.M
 
 
 def test_a_bias_of_keys_whose_first_visible_queries_are_the_last() -> None:
-    """Its tile, read with 36 queries, serves another batch that has all of them."""
-    bias = np.random.default_rng(0).standard_normal((1, 4, 1, 128))
-    call = call_of(Sizes(100, 128, 64, 64), bias=bias, is_causal=True, q_offset=np.array([0, 28]))
+    """The tile of keys from 128 on, read with 36 queries of the first batch, serves the second that has all of them."""
+    bias = np.random.default_rng(0).standard_normal((1, 4, 1, 256))
+    call = call_of(Sizes(100, 256, 16, 16), bias=bias, is_causal=True, q_offset=np.array([40, 80]))
+    assert_right(call, "float16")
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 1, 80), (2, 1, 150, 1), (1, 1, 1, 1)], ids=str)
+def test_the_gradient_of_a_shared_bias_is_not_spoilt_by_what_is_hidden(shape: tuple[int, ...]) -> None:
+    call = call_of(Sizes(150, 80, 16, 24, 1), bias=np.ones(shape), attn_mask=np.arange(80) != 65)
+    call["value"][:, :, 65] = np.nan
     assert_right(call, "float16")
 
 
