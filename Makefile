@@ -1,6 +1,6 @@
 # Every target makes the environment .venv that it needs, from python3 (3.11 or newer) and pip alone.
 # Another interpreter: make clean, then make test PYTHON=python3.13. Arguments: make demo ARGS="--backend cupy". Tests run on
-# all processors; on one, as debuggers want it: make test WORKERS=0.
+# all processors, each with one thread for NumPy's products, as more would wait for each other; on one: make test WORKERS=0.
 
 PYTHON ?= python3
 ARGS ?=
@@ -27,7 +27,7 @@ bench: $(VENV)/.bench  ## time attention beside other libraries, in less than a 
 	@$(BIN)/attnarray bench $(ARGS)
 
 test: $(VENV)/.test  ## run the tests
-	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal $(ARGS)
+	@OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal $(ARGS)
 
 lint: $(VENV)/.lint  ## check style, formatting and types
 	@$(BIN)/ruff check .
