@@ -54,8 +54,7 @@ inline void differentiate_slowly(Global<const Stored> dout, Global<const Stored>
 
 KERNEL(THREADS) attention_bias(
     Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k, Global<const Stored> v, Global<const float> shift,
-    Global<const float> delta, Global<Stored> dbias, int64 batches, int64 heads, int64 queries,
-    int64 keys, OPTIONS) {
+    Global<const float> delta, Global<Stored> dbias, int64 batches, int64 heads, int64 queries, int64 keys, OPTIONS) {
   const Options o = GIVEN_OPTIONS;
   const int of_batch = blockIdx.x / heads, of_head = blockIdx.x % heads;
   const int first_t = blockIdx.y * ROWS, first_j = blockIdx.z * ACROSS;

@@ -76,7 +76,7 @@ inline void slopes(float (&bent)[PANELS][HELD][4], const float (&products)[PANEL
 
 // Bias and mask of HEIGHT queries by WIDTH keys, as they lie in shared memory from `start` on: those that are read IN_TILES.
 template <int HEIGHT, int WIDTH> struct Tables {
-  static constexpr bool HAS_BIAS = BIAS == IN_TILES, HAS_MASK = MASK == IN_TILES && WIDTH % 32 == 0;  // a mask of whole groups
+  static constexpr bool HAS_BIAS = BIAS == IN_TILES, HAS_MASK = MASK == IN_TILES && WIDTH % 32 == 0;  // in pairs of chunks
   static constexpr int MASK_AT = HAS_BIAS ? HEIGHT * WIDTH * sizeof(Stored) : 0;
   static constexpr int BYTES = MASK_AT + (HAS_MASK ? HEIGHT * WIDTH : 0);
   uint32 start;
@@ -114,6 +114,12 @@ template <int HEIGHT, int WIDTH> struct Tables {
   }
 };
 
+template <int PARTS> inline void cap(float (&s)[PARTS][4], const Problem& p) {
+  if (!SOFTCAP) return;
+  UNROLL for (int part = 0; part < PARTS; part++)
+    UNROLL for (int n = 0; n < 4; n++) s[part][n] = capped(s[part][n], p);
+}
+
 // Products of the rows of this warp with keys from `key` on, at `column` of the tables, become scores, but for the band.
 template <int PARTS, class OF_SCORES>
 inline void score_products(float (&s)[PANELS][PARTS][4], const OF_SCORES& tables, int column, int key, const Rows& rows,
@@ -122,9 +128,7 @@ inline void score_products(float (&s)[PANELS][PARTS][4], const OF_SCORES& tables
   const int of_lane = threadIdx.x % 4 * 2;
   const float factor = SOFTCAP ? 1.0f : p.scale;
   UNROLL for (int panel = 0; panel < PANELS; panel++) {
-    if (SOFTCAP)
-      UNROLL for (int part = 0; part < PARTS; part++)
-        UNROLL for (int n = 0; n < 4; n++) s[panel][part][n] = capped(s[panel][part][n], p);
+    cap(s[panel], p);
     if constexpr (OF_SCORES::HAS_BIAS)
       scale_and_add(s[panel], factor, tables.bias(), (threadIdx.x / 32 * PANELS + panel) * 16, column);
     UNROLL for (int half = 0; half < 2; half++) {
@@ -157,9 +161,7 @@ inline void score_products_turned(float (&s)[PANELS][PARTS][4], const OF_SCORES&
   const int of_lane = threadIdx.x % 4 * 2;
   const float factor = SOFTCAP ? 1.0f : p.scale;
   UNROLL for (int panel = 0; panel < PANELS; panel++) {
-    if (SOFTCAP)
-      UNROLL for (int part = 0; part < PARTS; part++)
-        UNROLL for (int n = 0; n < 4; n++) s[panel][part][n] = capped(s[panel][part][n], p);
+    cap(s[panel], p);
     if constexpr (OF_SCORES::HAS_BIAS)
       scale_and_add_turned(s[panel], factor, tables.bias(), (threadIdx.x / 32 * PANELS + panel) * 16);
     UNROLL for (int part = 0; part < PARTS; part++)
