@@ -231,12 +231,16 @@ def test_layouts(layout: str) -> None:
 
 
 def test_explain_names_the_slower_way() -> None:
-    def told(width: int) -> str:
-        x = fake_cupy.ndarray(np.ones((1, 2, 5, width), np.float16))
-        return str(aa.explain(core.attend, x, x, x, Scoring(1.0)))
+    def told(width: int, keys: int = 5, **options: Any) -> str:
+        x = fake_cupy.ndarray(np.ones((1, 2, keys, width), np.float16))
+        return str(aa.explain(core.attend, x, x, x, Scoring(1.0, **options)))
 
     assert told(16) == "attention.core:attend  cuda"
     assert told(13) == "attention.core:attend  cuda  (an input is copied: its rows are no whole chunks of 16 bytes)"
+    mask = {keys: fake_cupy.ndarray(np.ones((1, 1, keys, keys), bool)) for keys in (5, 16)}
+    assert told(16, 16, mask=mask[16]) == "attention.core:attend  cuda"
+    reason = "the mask is read number by number: its rows are no whole chunks of 16 bytes"
+    assert told(16, 5, mask=mask[5]) == f"attention.core:attend  cuda  ({reason})"
 
 
 def test_what_no_kernel_does_is_declined_with_the_reason() -> None:
