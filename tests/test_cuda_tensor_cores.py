@@ -153,23 +153,21 @@ def test_rows_that_see_nothing_are_zero() -> None:
     assert (found["lse"][0] == -np.inf).all()
 
 
-HIDING = {
-    "causal": {"is_causal": True, "q_offset": 20}, "mask": {}, "bias": {}, "lengths": {"kv_lengths": np.array([50, 61])}
-}  # fmt: skip
+HIDING = {"causal": {"is_causal": True, "q_offset": 20}, "lengths": {"kv_lengths": np.array([50, 61])}}
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("name", ["key", "value", "query", "dout"])
-@pytest.mark.parametrize("by", [*HIDING, "dropout"])
+@pytest.mark.parametrize("by", [*HIDING, "dropout", "mask", "mask in tiles", "bias", "bias in tiles"])
 def test_what_is_hidden_does_not_matter(by: str, name: str, value: float) -> None:
     """Numbers that are not finite, in keys that nobody sees or in queries that see little, stay where they are seen."""
-    rng = np.random.default_rng(0)
+    sizes = WHOLE if by.endswith("in tiles") else SMALL
     given = HIDING.get(by, {"dropout_p": 0.5, "rng": 3})
-    if by in ("mask", "bias"):
-        mask = rng.random((2, 6, 37, 80)) < 0.5
+    if by.startswith(("mask", "bias")):
+        mask = np.random.default_rng(0).random(sizes.scores) < 0.5
         mask[..., 65] = False
-        given = {"attn_mask": mask} if by == "mask" else {"bias": np.where(mask, 0.5, -np.inf)}
-    call = call_of(WHOLE, 1, (), **given)
+        given = {"attn_mask": mask} if by.startswith("mask") else {"bias": np.where(mask, 0.5, -np.inf)}
+    call = call_of(sizes, 1, (), **given)
     where = 65 if name in ("key", "value") else 3
     call[name][:, :, where, ::3] = value
     assert_right(call, "float32")
@@ -184,7 +182,7 @@ def test_nan_that_is_seen_shows() -> None:
 
 
 def test_the_order_of_blocks_and_threads_does_not_matter() -> None:
-    for sizes in (WHOLE, FEW):
+    for sizes in (SMALL, WHOLE, FEW):
         call = in_dtype(kinds(sizes)[1], "float16")
         results = []
         for seed in range(10):
@@ -237,10 +235,12 @@ def test_explain_names_the_slower_way() -> None:
 
     assert told(16) == "attention.core:attend  cuda"
     assert told(13) == "attention.core:attend  cuda  (an input is copied: its rows are no whole chunks of 16 bytes)"
-    mask = {keys: fake_cupy.ndarray(np.ones((1, 1, keys, keys), bool)) for keys in (5, 16)}
-    assert told(16, 16, mask=mask[16]) == "attention.core:attend  cuda"
-    reason = "the mask is read number by number: its rows are no whole chunks of 16 bytes"
-    assert told(16, 5, mask=mask[5]) == f"attention.core:attend  cuda  ({reason})"
+    reason = "is read number by number: its rows are no whole chunks of 16 bytes"
+    for name, dtype in (("mask", bool), ("bias", np.float16)):
+        tables = {size: fake_cupy.ndarray(np.ones((1, 1, *size), dtype)) for size in ((16, 16), (5, 5), (16, 1))}
+        assert told(16, 16, **{name: tables[16, 16]}) == "attention.core:attend  cuda"
+        for size in ((5, 5), (16, 1)):
+            assert told(16, size[0], **{name: tables[size]}) == f"attention.core:attend  cuda  (the {name} {reason})"
 
 
 def test_what_no_kernel_does_is_declined_with_the_reason() -> None:

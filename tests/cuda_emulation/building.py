@@ -6,7 +6,6 @@ import ctypes
 import functools
 import hashlib
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -21,13 +20,6 @@ from attnarray.kernels.cuda import cache
 from attnarray.kernels.cuda.grid import Grid
 from attnarray.kernels.cuda.loader import STORED
 
-
-def _has_fma() -> bool:
-    """Whether this is an x86 processor with fused products and sums; others have them without being asked."""
-    processor = Path("/proc/cpuinfo")
-    return platform.machine() == "x86_64" and processor.exists() and " fma " in processor.read_text()
-
-
 HERE = Path(__file__).parent
 COMPILER = shutil.which(os.environ.get("CXX", "g++")) or ""
 UNAVAILABLE = (
@@ -38,7 +30,9 @@ UNAVAILABLE = (
     else "no C++ compiler (g++) was found to emulate kernels with"
 )
 # As NVIDIA's compiler does, a product and a sum become one operation, rounded once, where the processor has it.
-CONTRACTION = ("-ffp-contract=fast", "-fexpensive-optimizations", *(("-mfma",) if _has_fma() else ()))
+PROCESSOR = Path("/proc/cpuinfo")
+HAS_FMA = PROCESSOR.exists() and " fma " in PROCESSOR.read_text()  # others than x86 have it without being asked
+CONTRACTION = ("-ffp-contract=fast", "-fexpensive-optimizations", *(("-mfma",) if HAS_FMA else ()))
 OPTIONS = ("-std=c++17", "-O1", *CONTRACTION, "-fPIC", "-w", f"-I{HERE}", f"-I{cache.SOURCES}")
 WIDE_ONLY = ("scoring.cu", "additive.cu", "lstm_cell.cu")
 FLOAT32_ONLY = ("halves.cu",)

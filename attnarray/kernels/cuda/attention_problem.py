@@ -153,11 +153,9 @@ def _reading(x: Any, keys: int, name: str) -> int:
     """How kernels read an array over the scores: in tiles where its rows are whole chunks of 16 bytes."""
     if x is None:
         return ABSENT
-    if x.shape[3] == 1 < keys:
-        return BY_NUMBER
     strides = (stride for size, stride in zip(x.shape[:3], x.strides[:3], strict=True) if size > 1)
     is_whole = all(place % ALIGNED == 0 for place in (x.data.ptr, keys * x.itemsize, *strides))
-    if is_whole and x.strides[3] == x.itemsize:
+    if is_whole and x.shape[3] == keys and x.strides[3] == x.itemsize:
         return IN_TILES
     note(f"the {name} is read number by number: its rows are no whole chunks of 16 bytes")
     return BY_NUMBER

@@ -19,22 +19,22 @@ inline void tiles_of_part(const Rows& rows, const Problem& p, int& tile, int& pa
 // Where a block leaves what it found: the output, or with several parts this part of it, to be merged.
 struct Results { Global<Stored> out; Global<float> lse, part_out, part_lse; Global<const Stored> sinks; };
 
-// Output and lse of a row, of which `largest` is subtracted from scores and `total` is the sum of their exponentials; the factor of
-// the sum of values is returned.
-inline float finish_row(int64 number, int head, float largest, float total, bool is_writer, const Results& r,
+// Output and lse of a row, of which `shift` is subtracted from exponents and `total` is the sum of the powers; the factor of the
+// sum of values is returned.
+inline float finish_row(int64 number, int head, float shift, float total, bool is_writer, const Results& r,
                         const Problem& p) {
   float sink = -infinity<float>();
   if (r.sinks && p.parts == 1) {
     Stored z = r.sinks[head];
-    sink = wide(z);
+    sink = wide(z) / SHIFT_UNIT;
   }
   float factor = 1;
   if (sink != -infinity<float>()) {  // NaN too
-    const float both = sink > largest ? sink : largest;
-    factor = exp2((largest - both) * LOG2E);
-    total = total * factor + exp2((sink - both) * LOG2E), largest = both;
+    const float both = sink > shift ? sink : shift;
+    factor = exp2((shift - both) * OF_SHIFTS);
+    total = total * factor + exp2((sink - both) * OF_SHIFTS), shift = both;
   }
-  const float lse = total == 0 ? -infinity<float>() : largest + log2(total) * LN2;
+  const float lse = total == 0 ? -infinity<float>() : (shift + log2(total) * (LN2 / SHIFT_UNIT)) * SHIFT_UNIT;
   if (is_writer) (p.parts == 1 ? r.lse : r.part_lse + int64(blockIdx.z) * p.batch * p.heads * p.queries)[number] = lse;
   return total == 0 ? 0.0f : factor / total;
 }
@@ -68,7 +68,7 @@ inline void attend_slowly(Global<const Stored> q, Global<const Stored> k, Global
         }
     }
     const int64 number = rows.number(row, p);
-    const float factor = finish_row(number, h.head, largest, total, lane == 0, r, p);
+    const float factor = finish_row(number, h.head, largest / SHIFT_UNIT, total, lane == 0, r, p);
     UNROLL for (int n = 0; n < VALUE_DIM / 32; n++) {
       const int d = lane + 32 * n;
       if (d >= p.value_dim) continue;
@@ -104,7 +104,7 @@ inline bool raise_largest(const float (&s)[PANELS][PARTS][4], float (&largest)[P
   UNROLL for (int panel = 0; panel < PANELS; panel++)
     UNROLL for (int half = 0; half < 2; half++) {
       const float high = higher[panel][half];
-      fade[panel][half] = high == -infinity<float>() ? 1.0f : exp2_fast((largest[panel][half] - high) * (SHIFT_UNIT * LOG2E));
+      fade[panel][half] = high == -infinity<float>() ? 1.0f : exp2_fast((largest[panel][half] - high) * OF_SHIFTS);
       largest[panel][half] = high;
       total[panel][half] *= fade[panel][half];
     }
@@ -163,7 +163,7 @@ inline void finish(float (&sums)[PANELS][VALUE_DIM / 8][4], const float (&larges
       const int row = lane_row(panel, half), head = rows.head_at(row, p).head;
       if (!rows.is_there(row)) continue;
       const int64 number = rows.number(row, p);
-      const float by = finish_row(number, head, largest[panel][half] * SHIFT_UNIT, total[panel][half], threadIdx.x % 4 == 0,
+      const float by = finish_row(number, head, largest[panel][half], total[panel][half], threadIdx.x % 4 == 0,
                                   results, p);
       UNROLL for (int part = 0; part < VALUE_DIM / 8; part++) {
         const int d = 8 * part + threadIdx.x % 4 * 2;

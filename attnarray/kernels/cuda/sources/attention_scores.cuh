@@ -10,7 +10,7 @@
 // or is beyond all numbers: then the shift, a score like others, is subtracted first.
 inline float unit(const Problem& p) { return UNSCALED ? p.scale * LOG2E : LOG2E; }
 inline float exponent(float x, float factor, float shift) { return UNSCALED ? x * factor - shift : (x - shift) * factor; }
-constexpr float SHIFT_UNIT = UNSCALED ? LN2 : 1;  // the unit of a shift
+constexpr float SHIFT_UNIT = UNSCALED ? LN2 : 1, OF_SHIFTS = UNSCALED ? 1 : LOG2E;  // from shifts to scores, and to exponents
 
 // The bias and the mask of one query.
 struct RowOptions {
@@ -120,17 +120,22 @@ template <int PARTS> inline void cap(float (&s)[PARTS][4], const Problem& p) {
     UNROLL for (int n = 0; n < 4; n++) s[part][n] = capped(s[part][n], p);
 }
 
+// The product as a score, where the bias is read by number or there is none.
+inline float scored(float x, float added, bool is_hidden, const Problem& p) {
+  if (BIAS == BY_NUMBER || (!BIAS && !UNSCALED)) x = x * (SOFTCAP ? 1.0f : p.scale) + added;
+  return is_hidden ? -infinity<float>() : x;
+}
+
 // Products of the rows of this warp with keys from `key` on, at `column` of the tables, become scores, but for the band.
 template <int PARTS, class OF_SCORES>
 inline void score_products(float (&s)[PANELS][PARTS][4], const OF_SCORES& tables, int column, int key, const Rows& rows,
                            const Options& o, const Problem& p) {
   if (PLAIN) return;
   const int of_lane = threadIdx.x % 4 * 2;
-  const float factor = SOFTCAP ? 1.0f : p.scale;
   UNROLL for (int panel = 0; panel < PANELS; panel++) {
     cap(s[panel], p);
     if constexpr (OF_SCORES::HAS_BIAS)
-      scale_and_add(s[panel], factor, tables.bias(), (threadIdx.x / 32 * PANELS + panel) * 16, column);
+      scale_and_add(s[panel], SOFTCAP ? 1.0f : p.scale, tables.bias(), (threadIdx.x / 32 * PANELS + panel) * 16, column);
     UNROLL for (int half = 0; half < 2; half++) {
       const int row = lane_row(panel, half), t = rows.query(row, p);
       const bool is_there = rows.is_there(row);
@@ -143,11 +148,11 @@ inline void score_products(float (&s)[PANELS][PARTS][4], const OF_SCORES& tables
         }
         UNROLL for (int n = 0; n < 2; n++) {
           const int j = key + 8 * part + of_lane + n;
+          const bool is_read = is_there && j < p.keys;
           float& x = s[panel][part][2 * half + n];
-          if (BIAS == BY_NUMBER) x = x * factor + (is_there && j < p.keys ? bias_of(options, j, p) : 0.0f);
-          else if (!BIAS && !UNSCALED) x *= factor;
-          if (OF_SCORES::HAS_MASK ? !(seen >> 8 * n & 255) : MASK && j < p.keys && !options.mask[j * p.mask.key])
-            x = -infinity<float>();
+          const float added = BIAS == BY_NUMBER && is_read ? bias_of(options, j, p) : 0.0f;
+          const bool is_seen = OF_SCORES::HAS_MASK ? seen >> 8 * n & 255 : !MASK || !is_read || options.mask[j * p.mask.key];
+          x = scored(x, added, !is_seen, p);
         }
       }
     }
@@ -159,11 +164,10 @@ inline void score_products_turned(float (&s)[PANELS][PARTS][4], const OF_SCORES&
                                   const Options& o, const Problem& p) {
   if (PLAIN) return;
   const int of_lane = threadIdx.x % 4 * 2;
-  const float factor = SOFTCAP ? 1.0f : p.scale;
   UNROLL for (int panel = 0; panel < PANELS; panel++) {
     cap(s[panel], p);
     if constexpr (OF_SCORES::HAS_BIAS)
-      scale_and_add_turned(s[panel], factor, tables.bias(), (threadIdx.x / 32 * PANELS + panel) * 16);
+      scale_and_add_turned(s[panel], SOFTCAP ? 1.0f : p.scale, tables.bias(), (threadIdx.x / 32 * PANELS + panel) * 16);
     UNROLL for (int part = 0; part < PARTS; part++)
       UNROLL for (int n = 0; n < 2; n++) {
         const int column = 8 * part + of_lane + n, i = t + column;
@@ -172,14 +176,13 @@ inline void score_products_turned(float (&s)[PANELS][PARTS][4], const OF_SCORES&
           const int row = lane_row(panel, half), j = first_of_block + row;
           const bool is_there = i < p.queries && j < p.keys;
           float& x = s[panel][part][2 * half + n];
-          if (BIAS == BY_NUMBER) x = x * factor + (is_there ? bias_of(options, j, p) : 0.0f);
-          else if (!BIAS && !UNSCALED) x *= factor;
+          const float added = BIAS == BY_NUMBER && is_there ? bias_of(options, j, p) : 0.0f;
           bool is_hidden = false;
           if constexpr (OF_SCORES::HAS_MASK) {
             unsigned char one = shared<unsigned char>(tables.mask().place_of(column, row))[0];
             is_hidden = !one;
           } else if (MASK && is_there) is_hidden = !options.mask[j * p.mask.key];
-          if (is_hidden) x = -infinity<float>();
+          x = scored(x, added, is_hidden, p);
         }
       }
   }
