@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from libraries import LIBRARIES, Library, marks_of
 
-# The same examples in every run, so that a red test is red for everybody; no time limit, as machines differ.
-settings.register_profile("attnarray", derandomize=True, database=None, deadline=None, max_examples=60)
+# The same examples in every run, so that a red test is red for everybody; nothing depends on time, as machines differ.
+settings.register_profile(
+    "attnarray",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("attnarray")
 
 

@@ -83,7 +83,7 @@ def test_the_command_starts_itself_with_that_many_threads(tmp_path: Path) -> Non
     variables = {name: value for name, value in os.environ.items() if name not in threads.VARIABLES}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "attnarray.cli", *SMALL, "--threads", "1", "--json", str(path)],
-        capture_output=True, check=False, encoding="utf-8", timeout=300,
+        capture_output=True, check=False, encoding="utf-8", timeout=600,
         env={**variables, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -35,7 +35,7 @@ def run_process(*arguments: str, **environment: str) -> subprocess.CompletedProc
     encoding = environment.get("PYTHONIOENCODING", "utf-8")
     return subprocess.run(
         [sys.executable, "-m", "attnarray.cli", *arguments],
-        capture_output=True, check=False, encoding=encoding, env=variables, stdin=subprocess.DEVNULL, timeout=100,
+        capture_output=True, check=False, encoding=encoding, env=variables, stdin=subprocess.DEVNULL, timeout=600,
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import pytest
 from attnarray.kernels.cuda import unavailable
 
 ROOT = Path(__file__).parents[1]
+HANGING = 600  # seconds; the limits of the command are those of a GPU machine where nothing else runs
 
 
 @pytest.fixture(autouse=True)
@@ -23,9 +24,13 @@ def _beside_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(not unavailable(), reason="there is a GPU")
-def test_without_a_gpu_each_stage_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu_each_stage_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from benchmarks import gpu_check
 
+    for name in ("device", "rows"):
+        monkeypatch.setitem(gpu_check.STAGES, name, gpu_check.STAGES[name]._replace(seconds=HANGING))
     target = tmp_path / "found.json"
     assert gpu_check.main(["--only", "device", "rows", "--output", str(target)]) == 2
     found = json.loads(target.read_text())
@@ -58,7 +63,7 @@ def test_exit_codes() -> None:
 def test_a_crash_and_a_hang_cost_their_stage_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks import gpu_check
 
-    monkeypatch.setitem(gpu_check.STAGES, "device", gpu_check.Stage("no_such_module", 60, ""))
+    monkeypatch.setitem(gpu_check.STAGES, "device", gpu_check.Stage("no_such_module", HANGING, ""))
     monkeypatch.setattr(sys, "executable", "/bin/false")
     found = gpu_check.run_stage("device")
     assert found["status"] == "failed"
@@ -78,21 +83,24 @@ def test_the_suite_is_run_and_its_failures_are_named(tmp_path: Path, monkeypatch
     )
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu: needs a GPU\n")
     monkeypatch.setattr(gpu_check_suite, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu_check_suite, "SECONDS", HANGING)
     found = gpu_check_suite.suite()
     assert (found["passed"], found["failed"], found["skipped"]) == (1, 1, 1)
     assert len(found["wrong"]) == 1
     assert "test_bad: AssertionError: one is not two" in found["wrong"][0]
     test.write_text("")
     assert gpu_check_suite.suite()["wrong"] == "no test ran"
-    test.write_text("import time\nimport pytest\n@pytest.mark.gpu\ndef test_long(): time.sleep(60)\n")
+    test.write_text("import time\nimport pytest\n@pytest.mark.gpu\ndef test_long(): time.sleep(600)\n")
     monkeypatch.setattr(gpu_check_suite, "SECONDS", 2)
     assert gpu_check_suite.suite()["wrong"].startswith("not done after 2 seconds")
 
 
-def test_examples_are_run_and_those_that_fail_are_named() -> None:
+def test_examples_are_run_and_those_that_fail_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import gpu_check_suite
     from benchmarks.gpu_check_suite import examples
 
     pytest.importorskip("networkx")
+    monkeypatch.setattr(gpu_check_suite, "EXAMPLE_SECONDS", HANGING)
     found = examples("numpy", ["karate", "no_such_program"])
     assert found["passed"] == ["karate"]
     assert len(found["wrong"]) == 1

@@ -181,7 +181,7 @@ def python(code: str, root: Path = ROOT, **environment: str) -> str:
         env={**known, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1", **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -37,7 +37,9 @@ class Setting:
     seed: int = 0
     clock: Clock = field(default_factory=HostClock)
     ceilings: Ceilings = UNBOUNDED
-    settle: float = 0.0  # seconds before a sample, see `_settle`
+    settle: float = 0.0  # seconds before a sample, see `_settle`; by these two, which tests replace:
+    now: Callable[[], float] = time.perf_counter
+    sleep: Callable[[float], None] = time.sleep
     memory: Callable[[Callable[[], Any], str], int | None] = peak_extra_bytes
 
 
@@ -168,7 +170,7 @@ def _time(entrants: Sequence[Entrant], setting: Setting) -> list[tuple[Entrant, 
                 continue
             try:
                 with entrant.call.scope():
-                    _settle(entrant, setting.settle)
+                    _settle(entrant, setting)
                     entrant.samples.append(setting.clock.sample(entrant.call.run, entrant.repeats))
             except Exception as error:
                 active.remove(entrant)
@@ -176,17 +178,17 @@ def _time(entrants: Sequence[Entrant], setting: Setting) -> list[tuple[Entrant, 
     return failed
 
 
-def _settle(entrant: Entrant, seconds: float) -> None:
-    """Give the threads of the peer before so long to stop waiting for work: in calls that do not count, at least one.
+def _settle(entrant: Entrant, setting: Setting) -> None:
+    """Give the threads of the peer before time to stop waiting for work: in calls that do not count, at least one.
 
     They keep the cores awake, too. Before a long sample, where neither matters much, there is a rest instead.
     """
     if entrant.seconds >= COLD_START_MATTERS:
-        time.sleep(seconds)
+        setting.sleep(setting.settle)
         return
-    start = time.perf_counter()
+    start = setting.now()
     entrant.call.run()
-    while time.perf_counter() - start < seconds:
+    while setting.now() - start < setting.settle:
         entrant.call.run()
 
 
