@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from attnarray.numpy_arrays import check_plain, plain
+
 Array: TypeAlias = Any  # an array of NumPy, CuPy or any library that array-api-compat knows
 Namespace: TypeAlias = Any  # the module whose functions act on such arrays
 
@@ -82,11 +84,9 @@ def _namespace_of_others(arrays: tuple[Array | None, ...]) -> Namespace:
         return xp
     given = [a for a in arrays if a is not None]
     for array in given:
+        check_plain(array)
         if not array_api_compat.is_array_api_obj(array):
-            raise TypeError(
-                f"Expected arrays, but got {type(array).__name__}. Convert it first: attnarray.asarray(x), or "
-                "your array library's own asarray."
-            )
+            raise TypeError(f"Expected arrays, but got {type(array).__name__}. Convert it first: attnarray.asarray(x).")
     libraries = sorted({library_of(a) for a in given})
     if len(libraries) > 1:
         raise TypeError(
@@ -207,7 +207,7 @@ def asarray(data: Any, dtype: str | None = None, *, device: Any = None) -> Array
     dtype('float32')
     """
     xp = creation_namespace()
-    if library_of(data) == _CREATION.get():
+    if library_of(data) == _CREATION.get() != "numpy":
         array = data if device is None else xp.asarray(data, device=device)
     else:
         host = to_numpy(data)
@@ -247,7 +247,7 @@ def to_numpy(array: Array) -> np.ndarray:
     if library == "array_api_strict":
         cpu = importlib.import_module("array_api_strict").Device("CPU_DEVICE")
         return np.asarray(array.to_device(cpu))
-    return np.asarray(array)
+    return plain(array)
 
 
 def scatter_add(values: Array, rows: Array, count: int) -> Array:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from attnarray.backend import Array, Namespace, device_of, dtype_name, library_of, namespace_of, namespace_of_cupy
+from attnarray.numpy_arrays import check_plain, plain
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 _HINTS = dict.fromkeys([list, tuple, int, float], " attnarray.asarray makes one from numbers and lists of numbers.")
@@ -31,13 +32,9 @@ def require_array(name: str, value: Any, expected: str = "an array") -> None:
     """Check that `value` is an array that array-api-compat knows, and one that computes by the usual rules."""
     import array_api_compat
 
+    check_plain(value, name)
     if isinstance(value, type) or not array_api_compat.is_array_api_obj(value):
         raise TypeError(f"`{name}` {_kind(value)}, expected {expected}.{_HINTS.get(type(value), '')}")
-    if isinstance(value, np.ma.MaskedArray | np.matrix):
-        raise TypeError(
-            f"`{name}` {_kind(value)}, which computes by rules of its own, expected a plain array. "
-            f"Convert it first: numpy.asarray({name})."
-        )
 
 
 def _kind(value: Any) -> str:
@@ -112,6 +109,7 @@ def boolean(name: str, array: Array) -> None:
     """Check that `array` is a boolean array."""
     if not is_array(array):
         require_array(name, array, "a boolean array")
+    check_plain(array, name)
     if dtype_name(array.dtype) != "bool":
         raise TypeError(
             f"`{name}` has dtype {dtype_name(array.dtype)}, expected bool (True = keep). "
@@ -123,6 +121,7 @@ def integer(name: str, array: Array) -> None:
     """Check that `array` is an array of integers."""
     if not is_array(array):
         require_array(name, array, "an array of integers")
+    check_plain(array, name)
     if not dtype_name(array.dtype).startswith(("int", "uint")):
         raise TypeError(f"`{name}` has dtype {dtype_name(array.dtype)}, expected an integer dtype such as int64.")
 
@@ -216,7 +215,7 @@ def integers(name: str, value: Any) -> int | Array:
         integer(name, value)
         return value
     try:
-        array = np.asarray(value if isinstance(value, list | tuple) else None)
+        array = plain(value if isinstance(value, list | tuple) else None)
     except ValueError:  # lists of different lengths
         array = np.asarray(None)
     if array.size and array.dtype.kind not in "iu":

@@ -38,7 +38,7 @@ HOUSE = """
     masks random tree triples dispatch
     checks
     backend
-    kernels
+    kernels numpy_arrays
 """
 ROW = {unit: row for row, line in enumerate(HOUSE.split("\n")) for unit in line.split()}
 KERNELS_FOR_DISPATCH = {"attnarray.kernels", "attnarray.kernels.table"}

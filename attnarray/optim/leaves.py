@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from attnarray import checks, tree
 from attnarray.backend import Array, accumulator_dtype, device_of, namespace_of
+from attnarray.numpy_arrays import check_plain
 
 Tree: TypeAlias = tree.Tree
 
@@ -66,6 +67,7 @@ def _check_leaf(path: tree.Path, p: Array, row: dict[str, Array]) -> None:
 def check_array(name: str, path: tree.Path, leaf: Any) -> None:
     if not checks.is_array(leaf):
         raise TypeError(f"`{name}` holds {type(leaf).__name__} at {tree.format_path(path)}, expected an array.")
+    check_plain(leaf, f"{name}.{tree.format_path(path)}")
 
 
 def check_options(state: Any, expected: type, **rates: float) -> None:

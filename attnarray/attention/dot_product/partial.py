@@ -210,7 +210,11 @@ def merge_partials_bwd(dout: Partial, ctx: MergeContext) -> MergeGrads:
     """
     dout = _partial("dout", dout)
     checks.shape("dout.out", dout.out, tuple(ctx.out.shape), "the shape of the output")
-    xp = namespace_of(dout.out, dout.lse, ctx.out)
+    xp = checks.namespace(**{"dout.out": dout.out, "dout.lse": dout.lse, "out": ctx.out})
+    checks.floating(**{"dout.out": dout.out, "out": ctx.out})
+    if dout.lse is not None:
+        checks.shape("dout.lse", dout.lse, tuple(ctx.weights[0].shape), "the shape of the lse")
+        checks.floating(**{"dout.lse": dout.lse})
     grads = []
     for weight, part in zip(ctx.weights, ctx.partials, strict=True):
         wide = weight.dtype

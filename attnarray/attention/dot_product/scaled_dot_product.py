@@ -214,6 +214,7 @@ def scaled_dot_product_attention_bwd(dout: Array, ctx: SDPAContext, dlse: Array 
     checks.floating(dout=dout, query=ctx.q)
     if dlse is not None:
         checks.shape("dlse", dlse, tuple(form.restored_rows(ctx.lse).shape), "the shape of the lse")
+        checks.floating(dlse=dlse)
     checks.namespace(dout=dout, dlse=dlse, query=ctx.q)
     if dlse is not None:
         dlse = namespace_of(dlse).reshape(dlse, ctx.lse.shape)
