@@ -8,7 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from attnarray.backend import Array, Namespace, device_of, dtype_name, library_of, namespace_of, namespace_of_cupy
+from attnarray.backend import (
+    Array,
+    Namespace,
+    device_of,
+    dtype_name,
+    index_dtype,
+    library_of,
+    namespace_of,
+    namespace_of_cupy,
+    to_numpy,
+)
 from attnarray.numpy_arrays import check_plain, plain
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -117,13 +127,31 @@ def boolean(name: str, array: Array) -> None:
         )
 
 
-def integer(name: str, array: Array) -> None:
-    """Check that `array` is an array of integers."""
+def integer_dtype(name: str, array: Array) -> str:
+    """Check for an array of integers; return the name of its dtype."""
     if not is_array(array):
         require_array(name, array, "an array of integers")
     check_plain(array, name)
-    if not dtype_name(array.dtype).startswith(("int", "uint")):
-        raise TypeError(f"`{name}` has dtype {dtype_name(array.dtype)}, expected an integer dtype such as int64.")
+    dtype = dtype_name(array.dtype)
+    if not dtype.startswith(("int", "uint")):
+        raise TypeError(f"`{name}` has dtype {dtype}, expected an integer dtype such as int64.")
+    return dtype
+
+
+def integer(name: str, array: Array) -> Array:
+    """Check for an array of integers; return it in the library's index dtype, in which sums and differences fit."""
+    dtype, xp = integer_dtype(name, array), namespace_of(array)
+    wide = index_dtype(xp, array)
+    if dtype == dtype_name(wide):
+        return array
+    if dtype == f"u{dtype_name(wide)}" and math.prod(array.shape):  # whose large numbers would turn negative
+        largest, limit = int(to_numpy(array).max()), int(xp.iinfo(wide).max)
+        if largest > limit:
+            raise ValueError(
+                f"`{name}` holds {largest}, expected integers up to {limit}, which {dtype_name(wide)} holds: number "
+                "anew, or subtract what all have in common."
+            )
+    return xp.astype(xp.asarray(array), wide)
 
 
 def shape(name: str, array: Array, expected: tuple[int, ...], because: str) -> None:
@@ -212,15 +240,32 @@ def integers(name: str, value: Any) -> int | Array:
     if number is not None:
         return number
     if is_array(value) and not isinstance(value, np.generic):
-        integer(name, value)
-        return value
+        return integer(name, value)
     try:
         array = plain(value if isinstance(value, list | tuple) else None)
     except ValueError:  # lists of different lengths
         array = np.asarray(None)
     if array.size and array.dtype.kind not in "iu":
         raise TypeError(f"`{name}` is {shown(value)}, expected an integer or an array of integers.")
-    return array.astype(np.int64)
+    return integer(name, array if array.size else array.astype(np.int64))
+
+
+def plain_fields(instance: Any) -> None:
+    """Turn the NumPy scalars among the fields of a frozen dataclass into Python's numbers, which do not wrap."""
+    for name, value in vars(instance).items():
+        if isinstance(value, np.generic):
+            object.__setattr__(instance, name, value.item())
+
+
+def within(name: str, array: Array, lowest: int, highest: int, meaning: str) -> Array:
+    """Check that all integers of `array` are from `lowest` to `highest`, as `whole` does for one."""
+    xp = namespace_of(array)
+    if math.prod(array.shape) and bool(xp.any((array < lowest) | (array > highest))):
+        raise ValueError(
+            f"`{name}` goes from {int(xp.min(array))} to {int(xp.max(array))}, expected integers from {lowest} to "
+            f"{highest}: {meaning}."
+        )
+    return array
 
 
 def beside(name: str, value: int | Array, like_name: str, like: Array) -> int | Array:

@@ -18,6 +18,7 @@ from attnarray.backend import Array, device_of, namespace_of
 TileKind = Literal["full", "partial", "empty"]
 # Sums of two positions fit into 32 bits, the widest integers that every library has.
 LARGEST_POSITION = 2**30
+POSITION = "a position, or a distance of positions"
 
 
 class Mask:
@@ -114,8 +115,10 @@ class Documents(Mask):
     ids_k: Array
 
     def __post_init__(self) -> None:
-        checks.integer("Documents.ids_q", self.ids_q)
-        checks.integer("Documents.ids_k", self.ids_k)
+        names = ("ids_q", "ids_k")
+        if len({checks.integer_dtype(f"Documents.{name}", getattr(self, name)) for name in names}) > 1:
+            for name in names:  # some libraries do not compare different dtypes
+                object.__setattr__(self, name, checks.integer(f"Documents.{name}", getattr(self, name)))
         checks.namespace(**{"Documents.ids_q": self.ids_q, "Documents.ids_k": self.ids_k})
         shapes = tuple(self.ids_q.shape), tuple(self.ids_k.shape)
         if () in shapes or len(shapes[0]) != len(shapes[1]) or shapes[0][:-1] != shapes[1][:-1]:
@@ -203,7 +206,7 @@ def smaller(a: int | None, b: int | None) -> int | None:
 
 def position(name: str, value: Any) -> int:
     """Check for a position, or an offset between positions."""
-    return checks.whole(name, value, -LARGEST_POSITION, LARGEST_POSITION, "a position, or a distance of positions")
+    return checks.whole(name, value, -LARGEST_POSITION, LARGEST_POSITION, POSITION)
 
 
 def band(
@@ -273,11 +276,18 @@ def tile_kind(mask: Mask, queries: tuple[int, int], keys: tuple[int, int], *, q_
     >>> [aa.tile_kind(aa.Causal(), (4, 8), keys) for keys in [(0, 4), (4, 8), (8, 12)]]
     ['full', 'partial', 'empty']
     """
-    for name, tile in (("queries", queries), ("keys", keys)):
-        if not isinstance(tile, tuple) or len(tile) != 2 or not 0 <= tile[0] < tile[1]:
-            raise ValueError(f"`{name}` is {checks.shown(tile)}, expected (start, stop) with 0 <= start < stop.")
+    queries, keys = _tile("queries", queries), _tile("keys", keys)
+    q_offset = position("q_offset", q_offset)
     kinds = {_tile_kind_of(constraints_of(part), queries, keys, q_offset) for part in _parts(mask)}
     return "empty" if "empty" in kinds else "partial" if "partial" in kinds else "full"
+
+
+def _tile(name: str, given: Any) -> tuple[int, int]:
+    numbers = [checks.integral(n) for n in given] if isinstance(given, tuple) else []
+    start, stop = numbers if len(numbers) == 2 else (None, None)
+    if start is None or stop is None or not 0 <= start < stop:
+        raise ValueError(f"`{name}` is {checks.shown(given)}, expected (start, stop) with 0 <= start < stop.")
+    return start, stop
 
 
 def _tile_kind_of(part: Constraints, queries: tuple[int, int], keys: tuple[int, int], q_offset: int) -> TileKind:

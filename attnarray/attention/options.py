@@ -11,7 +11,8 @@ from attnarray import checks
 from attnarray.attention.form import Form
 from attnarray.attention.scoring import Dropout, Scoring
 from attnarray.backend import Array, Namespace, device_of, dtype_name, index_dtype, namespace_of
-from attnarray.masks import LARGEST_POSITION, Causal, Constraints, Mask, Window, constraints_of, position
+from attnarray.masks import LARGEST_POSITION, Causal, Constraints, Mask, Window, constraints_of
+from attnarray.ops.positions import check_positions
 from attnarray.random import Philox, seed_of
 
 CAUSAL = Causal()
@@ -175,8 +176,7 @@ def _sinks(sinks: Array | None, heads: int) -> Array | None:
 def _offset(given: Any, form: Form, like: Array, xp: Namespace) -> int | Array:
     if type(given) is int and abs(given) <= LARGEST_POSITION:
         return given
-    offset = _integers("q_offset", given, form, like, xp)
-    return position("q_offset", offset) if isinstance(offset, int) else offset
+    return check_positions("q_offset", _integers("q_offset", given, form, like, xp))
 
 
 def _integers(name: str, given: Any, form: Form, like: Array, xp: Namespace) -> int | Array:

@@ -135,6 +135,7 @@ class TransformerBlock(Layer):
     std: float | None = None
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         checks.one_of("norm", self.norm, tuple(NORMS))
         for name in ("dropout", "attention_dropout", "hidden_dropout"):
             checks.probability(name, getattr(self, name))

@@ -32,7 +32,7 @@ class KVCache(NamedTuple):
 
     def empty_like(self, longest: int) -> KVCache:
         """An empty cache with room for `longest` positions, for the same sequences and heads, beside this one."""
-        checks.whole("longest", longest, 1, 2**31, "how many positions there is room for")
+        longest = checks.whole("longest", longest, 1, 2**31, "how many positions there is room for")
         xp = namespace_of(self.key)
         key, value = (
             xp.zeros((*room.shape[:2], longest, room.shape[3]), dtype=room.dtype, device=device_of(room))
@@ -50,8 +50,8 @@ class DecoderCache(NamedTuple):
 
 def empty_cache(batch: int, longest: int, kv_heads: int, key_dim: int, value_dim: int, dtype: str) -> KVCache:
     """A cache without any position."""
-    checks.whole("batch", batch, 0, 2**31, "the number of sequences")
-    checks.whole("longest", longest, 1, 2**31, "how many positions there is room for")
+    batch = checks.whole("batch", batch, 0, 2**31, "the number of sequences")
+    longest = checks.whole("longest", longest, 1, 2**31, "how many positions there is room for")
     return KVCache(
         zeros(batch, kv_heads, longest, key_dim, dtype=dtype),
         zeros(batch, kv_heads, longest, value_dim, dtype=dtype),

@@ -78,6 +78,7 @@ class ConvolutionalAttention:
     padding: str = "same"
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         for name in ("dim", "hidden_dim", "width"):
             checks.whole(name, getattr(self, name), 1, 2**31, "a size of the layer")
         checks.one_of("kind", self.kind, KINDS)

@@ -54,6 +54,7 @@ class Embedding:
     std: float = 1.0
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         for name in ("vocabulary", "dim"):
             checks.whole(name, getattr(self, name), 1, 2**31, "a size of the layer")
         checks.not_negative("std", self.std)

@@ -90,6 +90,7 @@ class FeedForward(Layer):
     std: float | None = None
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         for name in ("dim", "hidden_dim"):
             checks.whole(name, getattr(self, name), 1, 2**31, "a size of the layer")
         checks.one_of("activation", self.activation, tuple(ACTIVATIONS))

@@ -97,6 +97,7 @@ class GraphAttention:
     negative_slope: float = 0.2
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         checks.one_of("score", self.score, SCORES)
         for name in ("in_dim", "head_dim", "heads", "edge_dim"):
             if name != "edge_dim" or self.edge_dim is not None:

@@ -87,6 +87,7 @@ class HardAttention:
     k: int = 1
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         for name in ("query_dim", "key_dim", "dim"):
             checks.whole(name, getattr(self, name), 1, 2**31, "a size of the layer")
         checks.one_of("estimator", self.estimator, ESTIMATORS)

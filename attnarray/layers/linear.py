@@ -48,6 +48,7 @@ class Linear:
     std: float | None = None
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         for name in ("in_dim", "out_dim"):
             checks.whole(name, getattr(self, name), 1, 2**31, "a size of the layer")
         if self.std is not None:

@@ -100,6 +100,7 @@ class LocalAttention:
     hidden_dim: int | None = None
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         checks.one_of("alignment", self.alignment, ALIGNMENTS)
         checks.one_of("score", self.score, SCORES)
         for name in ("query_dim", "key_dim", "window", "hidden_dim"):

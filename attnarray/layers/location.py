@@ -113,6 +113,7 @@ class LocationAttention:
     cumulative: bool = False
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         for name in ("query_dim", "key_dim", "hidden_dim", "filters", "width"):
             checks.whole(name, getattr(self, name), 1, 2**31, "a size of the layer")
         checks.flag("cumulative", self.cumulative)

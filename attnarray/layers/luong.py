@@ -115,6 +115,7 @@ class LuongAttention:
     value_dim: int | None = None
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         checks.one_of("score", self.score, SCORES)
         for name in ("query_dim", "key_dim", "hidden_dim", "output_dim", "value_dim"):
             if name in ("query_dim", "key_dim") or getattr(self, name) is not None:

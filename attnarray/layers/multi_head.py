@@ -100,6 +100,7 @@ class MultiHeadAttention(Layer):
     std: float | None = None
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         for name in ("dim", "heads", *OPTIONAL):
             if name in ("dim", "heads") or getattr(self, name) is not None:
                 checks.whole(name, getattr(self, name), 1, 2**31, "a size of the layer")

@@ -54,6 +54,7 @@ class LayerNorm:
     eps: float = 1e-5
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         checks.whole("dim", self.dim, 1, 2**31, "a size of the layer")
         checks.positive("eps", self.eps)
 
@@ -109,6 +110,7 @@ class RMSNorm:
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         checks.whole("dim", self.dim, 1, 2**31, "a size of the layer")
         checks.positive("eps", self.eps)
 

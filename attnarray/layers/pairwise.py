@@ -92,6 +92,7 @@ class PairwiseAttention:
     state_dim: int | None = None
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         for name in ("dim", "hidden_dim", "state_dim"):
             if name != "state_dim" or self.state_dim is not None:
                 checks.whole(name, getattr(self, name), 1, 2**31, "a size of the layer")

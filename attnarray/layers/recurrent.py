@@ -73,6 +73,7 @@ class RecurrentAttention:
     hidden_dim: int
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         for name in ("query_dim", "key_dim", "state_dim", "hidden_dim"):
             checks.whole(name, getattr(self, name), 1, 2**31, "a size of the layer")
 

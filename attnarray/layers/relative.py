@@ -95,6 +95,7 @@ class RelativeAttention:
     head_dim: int | None = None
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         even("dim", self.dim, "a sine and a cosine for each frequency of the distances")
         checks.whole("heads", self.heads, 1, 2**31, "a size of the layer")
         if self.head_dim is not None:

@@ -76,6 +76,7 @@ class ScaledAttention:
     learned_scale: bool = True
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         checks.whole("dim", self.dim, 1, 2**31, "the width of queries and keys")
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:

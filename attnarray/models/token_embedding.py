@@ -54,6 +54,7 @@ class TokenEmbedding(Layer):
     name: str = "tokens"
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         checks.whole("longest", self.longest, 1, 2**31, "the most positions of a sequence")
         checks.one_of("positions", self.positions, POSITIONS)
         checks.probability("dropout", self.dropout)

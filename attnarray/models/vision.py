@@ -100,6 +100,7 @@ class PatchClassifier(Layer):
     recompute: bool = False
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         for name in ("classes", "channels"):
             checks.whole(name, getattr(self, name), 1, 2**31, "a size of the model")
         checks.whole("patch", self.patch, 1, 2**31, "height and width of a patch")

@@ -95,8 +95,7 @@ def _check(indices: Array, weight: Array) -> None:
 
 def check_range(name: str, indices: Array, count: int, what: str, *, ignored: int | None = None) -> None:
     """Check 0 <= index < count for all `indices` other than `ignored`; `what` says what is counted."""
-    xp = namespace_of(indices)
-    wide = xp.astype(xp.asarray(indices), index_dtype(xp, indices), copy=False)  # so that `count` fits beside it
+    xp, wide = namespace_of(indices), checks.integer(name, indices)  # beside which `count` fits
     outside = (wide < 0) | (wide >= count)
     if ignored is not None:
         outside = outside & (wide != ignored)

@@ -16,7 +16,7 @@ from attnarray.backend import (
     index_dtype,
     namespace_of,
 )
-from attnarray.masks import LARGEST_POSITION
+from attnarray.masks import LARGEST_POSITION, POSITION, position
 
 
 def sinusoidal(
@@ -63,7 +63,7 @@ def sinusoidal(
     >>> aa.sinusoidal(3, 4).round(3).tolist()[1]
     [0.8410000205039978, 0.5400000214576721, 0.009999999776482582, 1.0]
     """
-    even("dim", dim, "a sine and a cosine for each frequency")
+    dim = even("dim", dim, "a sine and a cosine for each frequency")
     angles = angles_of(_positions(positions), dim, checks.positive("base", base))  # (..., dim / 2)
     xp = namespace_of(angles)
     pair = xp.sin(angles), xp.cos(angles)
@@ -145,7 +145,7 @@ def alibi(
     """
     slopes = alibi_slopes(heads, dtype="float64")[:, None, None]  # (H, 1, 1)
     offsets = _offsets(queries, keys, q_offset)  # (T, S)
-    xp = namespace_of(slopes)
+    xp, keys = namespace_of(slopes), offsets.shape[1]
     if checks.flag("causal", causal):
         places = xp.arange(keys)[None, None, :] - (keys - 1)
         return asarray(slopes * xp.astype(places, xp.float64), dtype=dtype)
@@ -237,7 +237,7 @@ def relative_buckets(
 
 def _buckets_of_one_direction(buckets: int, bidirectional: bool) -> int:
     least = 4 if bidirectional else 2
-    checks.whole("buckets", buckets, least, LARGEST_POSITION, "how many buckets of distances there are")
+    buckets = checks.whole("buckets", buckets, least, LARGEST_POSITION, "how many buckets of distances there are")
     if bidirectional and buckets % 2:
         raise ValueError(f"`buckets` is {buckets}, expected an even number: half of them are for each direction.")
     return buckets // 2 if bidirectional else buckets
@@ -257,11 +257,19 @@ def _limits(exact: int, coarse: int, largest: int) -> list[int]:
     return limits
 
 
-def even(name: str, value: int, because: str) -> None:
+def check_positions(name: str, value: int | Array) -> int | Array:
+    """`position` for an integer, or for an array of them in the index dtype."""
+    if isinstance(value, int):
+        return position(name, value)
+    return checks.within(name, value, -LARGEST_POSITION, LARGEST_POSITION, POSITION)
+
+
+def even(name: str, value: int, because: str) -> int:
     """Check for an even number above 0."""
-    checks.whole(name, value, 1, 2**31, because)
-    if value % 2:
-        raise ValueError(f"`{name}` is {value}, expected an even number: {because}.")
+    number = checks.whole(name, value, 1, 2**31, because)
+    if number % 2:
+        raise ValueError(f"`{name}` is {number}, expected an even number: {because}.")
+    return number
 
 
 def angles_of(positions: Array, dim: int, base: float, divisor: float = 1.0) -> Array:
@@ -287,8 +295,8 @@ def _positions(given: Any) -> Array:
 
 def _offsets(queries: int, keys: int, q_offset: int) -> Array:
     """Position of each query less that of each key: (T, S)."""
-    checks.whole("queries", queries, 0, LARGEST_POSITION, "T")
-    checks.whole("keys", keys, 0, LARGEST_POSITION, "S")
-    checks.whole("q_offset", q_offset, -LARGEST_POSITION, LARGEST_POSITION, "the position of the first query")
+    queries = checks.whole("queries", queries, 0, LARGEST_POSITION, "T")
+    keys = checks.whole("keys", keys, 0, LARGEST_POSITION, "S")
+    first = checks.whole("q_offset", q_offset, -LARGEST_POSITION, LARGEST_POSITION, "the position of the first query")
     xp = creation_namespace()
-    return xp.arange(queries)[:, None] + q_offset - xp.arange(keys)[None, :]
+    return xp.arange(queries)[:, None] + first - xp.arange(keys)[None, :]

@@ -9,7 +9,7 @@ from attnarray import checks
 from attnarray.backend import Array, accumulator_dtype, device_of, namespace_of
 from attnarray.dispatch import accelerated
 from attnarray.masks import LARGEST_POSITION
-from attnarray.ops.positions import angles_of, even
+from attnarray.ops.positions import angles_of, check_positions, even
 
 SCALINGS = (None, "linear", "ntk")
 
@@ -36,6 +36,7 @@ class Rotary:
     factor: float = 1.0
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         if self.dims is not None:
             even("dims", self.dims, "features are turned in pairs")
         for name in ("base", "factor"):
@@ -159,7 +160,7 @@ def rotary_fwd(
     layout: str = "BHTD",
 ) -> tuple[Array, RotaryContext]:
     """`rotary` and the context for its backward: cosines and sines."""
-    axis = _check(x, positions, offset, layout)
+    axis, offset = _check(x, positions, offset, layout)
     dims = _turned(x, dims)
     base, factor = checks.positive("base", base), checks.positive("factor", factor)
     checks.one_of("scaling", scaling, SCALINGS)
@@ -212,8 +213,8 @@ def turn(x: Array, positions: Array | None, offset: int, rotation: Rotation, dir
     return y if dims == x.shape[-1] else xp.concat([y, x[..., dims:]], axis=-1)
 
 
-def _check(x: Array, positions: Array | None, offset: int, layout: str) -> int:
-    """The axis of positions."""
+def _check(x: Array, positions: Array | None, offset: int, layout: str) -> tuple[int, int]:
+    """The axis of positions, and the offset."""
     checks.one_of("layout", layout, ("BHTD", "BTHD"))
     axis = -2 if layout == "BHTD" else -3
     checks.namespace(x=x, positions=positions)
@@ -221,13 +222,13 @@ def _check(x: Array, positions: Array | None, offset: int, layout: str) -> int:
     if x.ndim < -axis:
         axes = "two axes: (*batch, T, D)" if axis == -2 else "three axes: (*batch, T, H, D)"
         raise ValueError(f"`x` has shape {tuple(x.shape)}, expected at least {axes}.")
-    checks.whole("offset", offset, -LARGEST_POSITION, LARGEST_POSITION, "the position of the first row")
+    offset = checks.whole("offset", offset, -LARGEST_POSITION, LARGEST_POSITION, "the position of the first row")
     if positions is not None and offset:
         raise ValueError("`positions` and `offset` are both given; add the offset to the positions.")
     if positions is not None:
-        checks.integer("positions", positions)
+        check_positions("positions", checks.integer("positions", positions))
         checks.broadcasts("positions", positions, tuple(x.shape[: axis + 1]), "(*batch, T)")
-    return axis
+    return axis, offset
 
 
 def _turned(x: Array, dims: int | None) -> int:
@@ -239,7 +240,7 @@ def _turned(x: Array, dims: int | None) -> int:
                 f"Turn fewer with `dims`. {checks.shapes(x=x)}"
             )
         return int(x.shape[-1])
-    even("dims", dims, "features are turned in pairs")
+    dims = even("dims", dims, "features are turned in pairs")
     if dims > x.shape[-1]:
         raise ValueError(f"`dims` is {dims}, but `x` has only {x.shape[-1]} features. {checks.shapes(x=x)}")
     return dims

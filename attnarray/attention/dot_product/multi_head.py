@@ -16,6 +16,7 @@ from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, device_of, namespace_of
 from attnarray.masks import Mask
 from attnarray.ops.linear import LinearContext, LinearGrads
+from attnarray.ops.positions import check_positions
 from attnarray.ops.rotary import Rotary, RotaryContext, rotary_bwd, rotary_fwd
 
 
@@ -228,7 +229,7 @@ def turn_both(
     if not isinstance(rotary, Rotary):
         raise TypeError(f"`rotary` is {checks.shown(rotary)}, expected attnarray.Rotary(...).")
     xp, options = namespace_of(q), {**asdict(rotary), "layout": "BTHD"}
-    offset = checks.beside("q_offset", checks.integers("q_offset", q_offset), "query", q)
+    offset = check_positions("q_offset", checks.beside("q_offset", checks.integers("q_offset", q_offset), "query", q))
     if isinstance(offset, int):
         return [rotary_fwd(q, offset=offset, **options), rotary_fwd(k, **options)]
     first = xp.reshape(offset, (*offset.shape, *[1] * (batch_axes + 1 - offset.ndim)))  # (*batch, 1)

@@ -55,7 +55,7 @@ def add_self_loops(edges: Array, nodes: int) -> Array:
     Returns
     -------
     (2, E + N)
-        Features and masks of edges need a row for each of the new ones as well.
+        In the library's default integer dtype. Features and masks of edges need a row for each of the new ones as well.
 
     Raises
     ------
@@ -72,8 +72,8 @@ def add_self_loops(edges: Array, nodes: int) -> Array:
     """
     xp = checks.namespace(edges=edges)
     checks.required(edges=edges)
-    checks.integer("edges", edges)
+    edges = checks.integer("edges", edges)
     checks.shape("edges", edges, (2, *(1, 1, *edges.shape)[-1:]), "(2, E), the sources and the targets")
-    loops = xp.arange(checks.whole("nodes", nodes, 0, 2**31, "the number of nodes"), dtype=edges.dtype,
-                      device=device_of(edges))  # fmt: skip
+    count = checks.whole("nodes", nodes, 0, 2**31, "the number of nodes")
+    loops = xp.arange(count, dtype=edges.dtype, device=device_of(edges))
     return xp.concat([edges, xp.stack([loops, loops])], axis=1)

@@ -44,6 +44,7 @@ class BertEmbedding(Layer):
     std: float
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         checks.whole("longest", self.longest, 1, 2**31, "the most tokens of a sequence")
         checks.whole("types", self.types, 1, 2**31, "the number of token types")
 
@@ -65,7 +66,7 @@ class BertEmbedding(Layer):
             )
         types = xp.zeros_like(tokens) if types is None else types
         checks.shape("types", types, tuple(tokens.shape), "one type for each of the tokens")
-        positions = xp.arange(T, dtype=tokens.dtype, device=device_of(tokens))
+        positions = xp.arange(T, device=device_of(tokens))
         x, of_token = parts["token"].fwd(params["token"], tokens)  # (B, T, dim)
         places, of_position = parts["position"].fwd(params["position"], positions)  # (T, dim)
         kinds, of_type = parts["type"].fwd(params["type"], types)  # (B, T, dim)

@@ -10,7 +10,8 @@ from attnarray.backend import Array, device_of, namespace_of
 from attnarray.layers.initial import Params
 from attnarray.models.generation.beam import beam_search
 from attnarray.models.generation.prompts import Begun, Generator, begin
-from attnarray.models.generation.sampling import draw, keep_top_k, keep_top_p, with_temperature
+from attnarray.models.generation.sampling import draw, finite_or_certain, keep_top_k, keep_top_p, with_temperature
+from attnarray.models.places import check_tokens
 from attnarray.random import Philox
 
 METHODS = ("greedy", "sample", "beam")
@@ -25,7 +26,7 @@ class Choice(NamedTuple):
     top_p: float | None
 
     def of(self, logits: Array, step: int) -> Array:
-        """A token (B,) for each row (B, V)."""
+        """A token (B,) for each row (B, V), as `finite_or_certain` gives them."""
         if self.rng is None:
             return namespace_of(logits).argmax(logits, axis=-1)
         logits = with_temperature(logits, self.temperature)
@@ -38,6 +39,7 @@ def generate(
     model: Generator, params: Params, tokens: Array, count: int, *, method: str = "greedy", temperature: float = 1.0,
     top_k: int | None = None, top_p: float | None = None, beams: int = 4, length_penalty: float = 1.0,
     end: int | None = None, rng: Philox | int | None = None, lengths: Any = None,
+    early_stopping: bool | str | None = None,
 ) -> Array:  # fmt: skip
     """The tokens that a model writes after prompts.
 
@@ -53,7 +55,7 @@ def generate(
         The likeliest token each time; one drawn by its probability; or the likeliest text of a `beam_search`.
     temperature, top_k, top_p
         For "sample", in this order: see `with_temperature`, `keep_top_k`, `keep_top_p`.
-    beams, length_penalty
+    beams, length_penalty, early_stopping
         For "beam": see `beam_search`.
     end : int, optional
         The token that ends a text. What follows it in its row is `end`; where all rows have it, writing stops.
@@ -65,13 +67,19 @@ def generate(
     Returns
     -------
     (B, N) array of integers
-        What follows the prompts; N is `count`, or less where all rows have ended.
+        What follows the prompts; N is `count`, or less where all rows have ended. In the library's default integer
+        dtype, whatever that of the prompts is.
 
     Raises
     ------
     ValueError
-        If an option is out of its range or of another method, `rng` is missing, or the model has no place for so many
-        tokens.
+        If an option is out of its range or of another method, `rng` is missing, the model has no place for so many
+        tokens, or the logits of a row that has not ended hold NaN, or -inf for every token.
+
+    Notes
+    -----
+    Tokens are chosen from logits in float64 where the library has it, whatever the dtype of the model. Logits of +inf
+    share all probability.
 
     Examples
     --------
@@ -87,7 +95,12 @@ def generate(
     if method == "beam":
         _of_sampling(method, temperature, top_k, top_p)
         options = {"beams": beams, "length_penalty": length_penalty, "end": end, "lengths": lengths}
+        options["early_stopping"] = early_stopping
         return beam_search(model, params, tokens, count, **options).tokens
+    if early_stopping is not None:
+        given = checks.shown(early_stopping)
+        raise ValueError(f'`early_stopping` is {given}, but method={method!r}; it is for method="beam".')
+    tokens = check_tokens(tokens)
     written = list(
         stream(
             model, params, tokens, count, method=method, temperature=temperature, top_k=top_k, top_p=top_p, end=end,
@@ -122,9 +135,10 @@ def stream(
         if rng is None:
             raise ValueError('`rng` is None, but method="sample" draws at random. Give rng=attnarray.Philox(seed).')
         choice = Choice(rng if isinstance(rng, Philox) else Philox(rng), temperature, top_k, top_p)
+    tokens, count = check_tokens(tokens), checks.whole("count", count, 0, 2**31, "how many tokens to write")
     begun = begin(model, params, tokens, count, lengths)
     if end is not None:
-        checks.whole("end", end, 0, begun.logits.shape[1] - 1, "a token of the model")
+        end = checks.whole("end", end, 0, begun.logits.shape[1] - 1, "a token of the model")
     choice.of(begun.logits[:0, :], 0)  # which checks its options
     return _stream(model, params, tokens, count, choice, end, begun)
 
@@ -136,7 +150,8 @@ def _stream(
     logits, cache = begun
     ended = xp.zeros((tokens.shape[0],), dtype=xp.bool, device=device_of(tokens))
     for n in range(count):
-        told = xp.astype(choice.of(logits, n), tokens.dtype)  # (B,)
+        known = finite_or_certain(logits, None if end is None else ~ended)
+        told = xp.astype(choice.of(known, n), tokens.dtype)  # (B,)
         if end is not None:
             told = xp.where(ended, xp.full_like(told, end), told)
             ended = ended | (told == end)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +10,9 @@ import numpy as np
 from attnarray import checks
 from attnarray.backend import Array, device_of, namespace_of, to_numpy
 from attnarray.layers.initial import Params
+from attnarray.models.generation.beam_rules import BestOfAll, BestOfCandidates
 from attnarray.models.generation.prompts import Generator, begin
+from attnarray.models.generation.sampling import finite_or_certain
 from attnarray.ops.softmax import log_softmax
 
 
@@ -20,23 +23,9 @@ class BeamResult(NamedTuple):
     scores: Array
 
 
-class Live(NamedTuple):
-    """W continuations of each prompt that may go on: log-probabilities (B, W), best first, and tokens (B, W, n)."""
-
-    scores: np.ndarray
-    tokens: np.ndarray
-
-
-class Ended(NamedTuple):
-    """The best continuation that has come to an end: its score (B,), tokens (B, count)."""
-
-    scores: np.ndarray
-    tokens: np.ndarray
-
-
 def beam_search(
     model: Generator, params: Params, tokens: Array, count: int, *, beams: int = 4, length_penalty: float = 1.0,
-    end: int | None = None, lengths: Any = None,
+    end: int | None = None, lengths: Any = None, early_stopping: bool | str | None = None,
 ) -> BeamResult:  # fmt: skip
     r"""The continuation with the best score that is found when only the likeliest `beams` of each length go on.
 
@@ -57,16 +46,32 @@ def beam_search(
     beams : int
         How many continuations of one length go on.
     length_penalty : float
-        alpha, 0 or above: 0 compares log-probabilities, which favours short ones, 1 their means.
+        alpha, 0 or above: 0 compares log-probabilities, which favours short ones, 1 their means. With `early_stopping`
+        it may be negative too.
     end : int, optional
         The token that ends a text.
     lengths : (B,) integers, optional
         Of prompts that are padded behind them.
+    early_stopping : {None, False, True, "never"}
+        None is the search as it is described above. Any other value gives that of Hugging Face transformers with this
+        value of its option of the same name, whose default is False, and the same tokens; see the notes.
 
     Raises
     ------
     ValueError
-        If an option is out of its range, or the model has no place for so many tokens.
+        If an option is out of its range, the model has no place for so many tokens, or logits from which a continuation
+        should go on hold NaN, or -inf for every token.
+
+    Notes
+    -----
+    Without `end` both searches are the same. With it, transformers takes the likeliest 2 `beams` continuations of each
+    step, of which those with `end` count only if they are among the first `beams`; here every one with `end` counts. It
+    keeps the best `beams` that have ended, and stops once there are as many (True), once the likeliest that goes on,
+    with the length that it has, is no better than the worst of them (False), or once it could not even become so with
+    `count` tokens ("never", where the penalty is positive). So tokens may differ. The same continuations go on in both,
+    and the score that None finds is never worse.
+
+    Log-probabilities are computed in float64 where the library has it, whatever the dtype of the logits.
 
     References
     ----------
@@ -80,65 +85,47 @@ def beam_search(
     >>> found.tokens.shape, found.scores.shape
     ((2, 3), (2,))
     """
-    checks.whole("beams", beams, 1, 2**31, "how many continuations go on at each length")
-    checks.not_negative("length_penalty", length_penalty)
+    beams = checks.whole("beams", beams, 1, 2**31, "how many continuations go on at each length")
+    checks.one_of("early_stopping", early_stopping, (None, False, True, "never"))
+    _check_penalty(length_penalty, count, early_stopping is not None)
     logits, cache = begin(model, params, tokens, count, lengths)
     B, V = logits.shape
-    if end is not None:
-        checks.whole("end", end, 0, V - 1, "a token of the model")
-    live = Live(np.zeros((B, 1)), np.zeros((B, 1, 0), np.int64))
-    best = Ended(np.full(B, -np.inf), np.full((B, count), 0 if end is None else end, np.int64))
-    for n in range(1, count + 1):
-        width = live.scores.shape[1]
-        steps = to_numpy(log_softmax(logits)).astype(np.float64).reshape(B, width, V)
-        total = live.scores[:, :, None] + steps  # (B, W, V)
-        if end is not None:
-            best = _better(best, Live(total[:, :, end], live.tokens), n, length_penalty, end)
-            total[:, :, end] = -np.inf
-        live, parents = _likeliest(live, total, min(beams, width * (V - (end is not None))))
-        if n == count or np.all(_reachable(live, count, length_penalty) <= best.scores):
+    end = None if end is None else checks.whole("end", end, 0, V - 1, "a token of the model")
+    search: BestOfAll | BestOfCandidates
+    if early_stopping is None:
+        search = BestOfAll(B, count, beams, length_penalty, end)
+    else:
+        search = BestOfCandidates(B, count, beams, length_penalty, end, early_stopping)
+    for n in range(1, count + 1 if B else 1):
+        width = logits.shape[0] // B
+        going = search.going()[:, :width].reshape(-1)
+        known = finite_or_certain(logits, None if np.all(going) else _beside(going, tokens))
+        steps = to_numpy(log_softmax(known)).astype(np.float64).reshape(B, width, V)
+        parents = search.advance(steps, n)
+        if n == count or not np.any(search.going()):
             break
-        rows = np.arange(B)[:, None] * width + parents  # (B, W)
+        rows = np.arange(B)[:, None] * width + np.minimum(parents, width - 1)  # (B, W)
         cache = cache.rows(_beside(rows.reshape(-1), tokens))
-        logits, cache = model.step(params, _beside(live.tokens[:, :, -1].reshape(-1, 1), tokens), cache, last=True)
+        logits, cache = model.step(
+            params, _beside(search.live.tokens[:, :, -1].reshape(-1, 1), tokens), cache, last=True
+        )
         logits = logits[:, -1, :]  # (B W, V)
-    if live.tokens.shape[2] == count:
-        best = _better(best, live, count, length_penalty, None)
+    best = search.best()
     longest = int(max((_length(row, end) for row in best.tokens), default=0))
-    return BeamResult(_beside(best.tokens[:, :longest], tokens), _beside(best.scores, tokens, False))
+    return BeamResult(_beside(best.tokens[:, :longest], tokens), _beside(best.scores, tokens))
 
 
-def _likeliest(live: Live, total: np.ndarray, width: int) -> tuple[Live, np.ndarray]:
-    """The `width` likeliest continuations by one token, and which each one continues (B, width)."""
-    B, W, V = total.shape
-    flat = total.reshape(B, W * V)
-    chosen = np.argpartition(-flat, max(width - 1, 0), axis=1)[:, :width] if flat.size else np.zeros((B, 0), np.int64)
-    chosen = np.sort(chosen, axis=1)  # so that the first of equals comes first
-    chosen = np.take_along_axis(chosen, np.argsort(-np.take_along_axis(flat, chosen, 1), axis=1, kind="stable"), 1)
-    parents, words = chosen // V, chosen % V
-    tokens = np.concatenate([np.take_along_axis(live.tokens, parents[:, :, None], 1), words[:, :, None]], axis=2)
-    return Live(np.take_along_axis(flat, chosen, 1), tokens), parents
-
-
-def _better(best: Ended, live: Live, length: int, penalty: float, end: int | None) -> Ended:
-    """The best that has ended, if those of `live` end now, at this length."""
-    if not live.scores.shape[1]:
-        return best
-    first = np.argmax(live.scores, axis=1)
-    rows = np.arange(len(first))
-    scores = live.scores[rows, first] / max(length, 1) ** penalty
-    wins = scores > best.scores
-    tokens = best.tokens.copy()
-    written = live.tokens.shape[2]
-    tokens[wins, :written] = live.tokens[rows, first][wins]
-    if end is not None:
-        tokens[wins, written:] = end
-    return Ended(np.where(wins, scores, best.scores), tokens)
-
-
-def _reachable(live: Live, count: int, penalty: float) -> np.ndarray:
-    """A score (B,) that no continuation of what is live exceeds: log-probabilities only fall, the length grows."""
-    return np.asarray(np.max(live.scores, axis=1, initial=-np.inf) / max(count, 1) ** penalty)
+def _check_penalty(penalty: float, count: int, any_sign: bool) -> None:
+    number = checks.real(penalty) if any_sign else checks.not_negative("length_penalty", penalty)
+    try:
+        finite = 0 < float(max(count, 1)) ** number < math.inf
+    except OverflowError:
+        finite = False
+    if not finite:
+        raise ValueError(
+            f"`length_penalty` is {checks.shown(penalty)}, expected a number such as 1.0: {count} tokens to its power "
+            "divide the scores."
+        )
 
 
 def _length(row: np.ndarray, end: int | None) -> int:
@@ -147,6 +134,5 @@ def _length(row: np.ndarray, end: int | None) -> int:
     return int(ends[0]) + 1 if len(ends) else len(row)
 
 
-def _beside(host: np.ndarray, like: Array, integer: bool = True) -> Array:
-    xp = namespace_of(like)
-    return xp.asarray(host, dtype=like.dtype if integer else None, device=device_of(like))
+def _beside(host: np.ndarray, like: Array) -> Array:
+    return namespace_of(like).asarray(host, device=device_of(like))

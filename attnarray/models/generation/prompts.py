@@ -27,8 +27,8 @@ class Begun(NamedTuple):
 
 def begin(model: Generator, params: Params, tokens: Array, count: int, lengths: Any) -> Begun:
     """Read the prompts, with room for `count` tokens more."""
-    checks.whole("count", count, 0, 2**31, "how many tokens to write")
-    check_tokens(tokens)
+    count = checks.whole("count", count, 0, 2**31, "how many tokens to write")
+    tokens = check_tokens(tokens)
     if not tokens.shape[1]:
         raise ValueError("`tokens` has no places, expected prompts of at least one token: (B, T) with T > 0.")
     tokens, starts = to_the_right(tokens, lengths)
@@ -52,7 +52,7 @@ def to_the_right(tokens: Array, lengths: Any) -> tuple[Array, Array | None]:
     _check_lengths(lengths, T)
     xp = namespace_of(tokens)
     starts = T - lengths  # (B,)
-    places = xp.arange(T, dtype=starts.dtype, device=device_of(tokens)) - starts[:, None]  # (B, T)
+    places = xp.arange(T, device=device_of(tokens)) - starts[:, None]  # (B, T)
     return xp.take_along_axis(tokens, xp.maximum(places, xp.zeros_like(places)), axis=1), starts
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+
+import numpy as np
 
 from attnarray import checks
 from attnarray.backend import Array, device_of, index_dtype, namespace_of, to_numpy
@@ -17,7 +18,7 @@ def keep_top_k(logits: Array, k: int) -> Array:
     Raises
     ------
     ValueError
-        If k is no integer >= 1.
+        If k is no integer >= 1, or a row has no probabilities: a NaN, or -inf for every token.
 
     References
     ----------
@@ -30,10 +31,11 @@ def keep_top_k(logits: Array, k: int) -> Array:
     [-inf, 3.0, 2.0]
     """
     checks.floating(logits=logits)
-    checks.whole("top_k", k, 1, 2**31, "how many of the most likely tokens stay")
+    k = checks.whole("top_k", k, 1, 2**31, "how many of the most likely tokens stay")
     xp, V = namespace_of(logits), logits.shape[-1]
     if k >= V:
         return logits
+    finite_or_certain(logits)
     ordered = xp.sort(logits, axis=-1)
     return xp.where(logits >= ordered[..., V - k, None], logits, -math.inf)
 
@@ -46,7 +48,7 @@ def keep_top_p(logits: Array, p: float) -> Array:
     Raises
     ------
     ValueError
-        If p is not above 0 and at most 1.
+        If p is not above 0 and at most 1, or a row has no probabilities: a NaN, or -inf for every token.
 
     References
     ----------
@@ -63,16 +65,22 @@ def keep_top_p(logits: Array, p: float) -> Array:
         raise ValueError(f"`top_p` is {checks.shown(p)}, expected a probability above 0 and up to 1.")
     if p == 1:
         return logits
-    xp = namespace_of(logits)
-    ordered = xp.flip(xp.sort(logits, axis=-1), axis=-1)
-    likely = softmax(xp.astype(ordered, _widest(logits)))
+    xp, certain = namespace_of(logits), finite_or_certain(logits)
+    ordered = xp.flip(xp.sort(certain, axis=-1), axis=-1)
+    likely = softmax(ordered)
     before = _cumulative_sum(likely) - likely  # what the more likely ones sum to
-    least = xp.min(xp.where(before < p, ordered, math.inf), axis=-1, keepdims=True)
-    return xp.where(logits >= least, logits, -math.inf)
+    least = xp.min(xp.where(before < p, ordered, ordered[..., :1]), axis=-1, keepdims=True)
+    return xp.where(certain >= least, logits, -math.inf)
 
 
 def with_temperature(logits: Array, temperature: float) -> Array:
     """Logits divided by a temperature: below 1 likely tokens become likelier, above 1 all become more alike.
+
+    Returns
+    -------
+    array
+        In float64 where the library has it, else in float32: 16-bit logits would overflow at low temperatures. A row
+        that overflows even so is divided less its maximum, which is of the same probabilities.
 
     Raises
     ------
@@ -86,14 +94,29 @@ def with_temperature(logits: Array, temperature: float) -> Array:
     [2.0, 6.0]
     """
     checks.floating(logits=logits)
-    checks.positive("temperature", temperature)
-    return logits if temperature == 1 else logits / temperature
+    temperature = checks.positive("temperature", temperature)
+    xp, wide = namespace_of(logits), _wide(logits)
+    if temperature < 1 and math.prod(logits.shape):
+        limit = float(xp.finfo(wide.dtype).max) / 2 * temperature  # times 2, it divides to what overflows
+        above = xp.any((xp.abs(wide) > limit) & xp.isfinite(wide), axis=-1, keepdims=True)
+        if bool(xp.any(above)):
+            largest = xp.max(wide, axis=-1, keepdims=True)
+            less = xp.where(wide == largest, 0.0, xp.where(wide == -math.inf, wide, wide - largest))
+            less = xp.where(less < -limit, -math.inf, less)
+            wide = xp.where(above, less, wide)
+    return wide if temperature == 1 else wide / temperature
 
 
 def draw(logits: Array, rng: Philox | int) -> Array:
     """A token (B,) for each row (B, V), by its probability; the same seed gives the same tokens on every backend.
 
-    Row b takes the b-th number of the generator: the first token whose cumulated probability exceeds it.
+    Row b takes the b-th number of the generator: the first token whose cumulated probability exceeds it. Tokens whose
+    logits are +inf share all probability.
+
+    Raises
+    ------
+    ValueError
+        If a row has no probabilities: it holds NaN, or -inf for every token.
 
     Examples
     --------
@@ -105,16 +128,45 @@ def draw(logits: Array, rng: Philox | int) -> Array:
     if logits.ndim != 2 or not logits.shape[1]:
         raise ValueError(f"`logits` has shape {tuple(logits.shape)}, expected (B, V) with V > 0.")
     rng = rng if isinstance(rng, Philox) else Philox(rng)
-    xp, wide = namespace_of(logits), _widest(logits)
-    sums = _cumulative_sum(softmax(xp.astype(logits, wide)))  # (B, V)
-    host = to_numpy(rng.uniform((logits.shape[0], 1), dtype="float64"))
-    level = xp.asarray(host, dtype=wide, device=device_of(logits)) * sums[:, -1:]  # the sums may end beside 1
-    return xp.sum(xp.astype(sums <= level, index_dtype(xp, logits)), axis=1)
+    xp, likely = namespace_of(logits), softmax(finite_or_certain(logits))
+    sums = xp.where(likely > 0, _cumulative_sum(likely), 0.0)  # (B, V)
+    below_one = 1.0 - float(xp.finfo(likely.dtype).eps) / 2  # to which a short dtype rounds up
+    host = np.minimum(to_numpy(rng.uniform((logits.shape[0], 1), dtype="float64")), below_one)
+    level = xp.asarray(host, dtype=likely.dtype, device=device_of(logits)) * xp.max(sums, axis=1, keepdims=True)
+    return xp.argmax(xp.astype(sums > level, index_dtype(xp, logits)), axis=1)
 
 
-def _widest(logits: Array) -> Any:
+def finite_or_certain(logits: Array, going: Array | None = None) -> Array:
+    """Logits (..., V) in the widest dtype; in rows with +inf these are 0, and all others -inf: certain.
+
+    Raises
+    ------
+    ValueError
+        If a row has no probabilities: it holds NaN, or -inf for every token. Where `going` (...) is False, nothing is
+        asked of a row, and its logits are 0.
+    """
+    xp, logits = namespace_of(logits), _wide(logits)
+    logits = logits if going is None else xp.where(going[..., None], logits, 0.0)
+    if not math.prod(logits.shape):
+        return logits
+    largest = xp.max(logits, axis=-1, keepdims=True)  # NaN where there is any
+    if bool(xp.all(xp.isfinite(largest))):
+        return logits
+    host = to_numpy(largest)[..., 0]
+    for wrong, what in ((np.isnan(host), "NaN"), (host == -math.inf, "-inf for every token")):
+        if np.any(wrong):
+            row = ", ".join(str(axis[0]) for axis in np.atleast_1d(wrong).nonzero())
+            raise ValueError(
+                f"`logits` hold {what} in row {row}, expected numbers, of which at least one is above -inf: no token "
+                "can be chosen. Look for NaN in the parameters, and for what masks every token."
+            )
+    return xp.where(largest == math.inf, xp.where(logits == math.inf, 0.0, -math.inf), logits)
+
+
+def _wide(logits: Array) -> Array:
+    """The logits in float64, or in float32 where the library does without it, as JAX may."""
     xp = namespace_of(logits)
-    return xp.float64 if index_dtype(xp, logits) == xp.int64 else xp.float32  # as JAX has it or not
+    return xp.astype(logits, xp.float64 if index_dtype(xp, logits) == xp.int64 else xp.float32, copy=False)
 
 
 def _cumulative_sum(x: Array) -> Array:

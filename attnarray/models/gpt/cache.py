@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from attnarray import checks
 from attnarray.backend import Array, namespace_of
 from attnarray.layers.cache import KVCache
 
@@ -31,7 +32,7 @@ class GptCache(NamedTuple):
 
     def rows(self, rows: Array) -> GptCache:
         """A cache of its own of the sequences numbered `rows` (N,), in this order, some more than once if wanted."""
-        xp = namespace_of(self.blocks[0].key)
+        xp, rows = namespace_of(self.blocks[0].key), checks.integer("rows", rows)
         blocks = [
             block._replace(key=xp.take(block.key, rows, axis=0), value=xp.take(block.value, rows, axis=0))
             for block in self.blocks

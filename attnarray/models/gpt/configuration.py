@@ -64,6 +64,7 @@ class GptConfiguration(Layer):
         return cls.small(**{"dim": 1600, "layers": 48, "heads": 25, **changes})
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         checks.one_of("positions", self.positions, POSITIONS)
         for name in ("vocabulary", "longest"):
             checks.whole(name, getattr(self, name), 1, 2**31, "a size of the model")

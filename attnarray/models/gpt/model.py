@@ -170,7 +170,7 @@ class Gpt(GptConfiguration):
         `starts` (batch,) says how many places before each sequence are padding, as in the call.
         """
         longest = self.longest if longest is None else longest
-        checks.whole("longest", longest, 1, 2**31, "how many places there is room for")
+        longest = checks.whole("longest", longest, 1, 2**31, "how many places there is room for")
         self.embedding.check_places("longest", longest)
         attention = self.body.block.parts()["attention"]
         blocks = tuple(attention.cache(batch, longest, dtype) for _ in range(self.layers))

@@ -37,6 +37,7 @@ class Cell:
     hidden_dim: int
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         checks.one_of("cell", self.kind, tuple(CELLS))
 
     @property

@@ -107,6 +107,7 @@ class Seq2Seq(Layer):
     context_dim: int | None = None
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         checks.one_of("cell", self.cell, tuple(CELLS))
         checks.whole("hidden_dim", self.hidden_dim, 2, 2**31, "a size of the model")
         if self.hidden_dim % 2:
@@ -184,7 +185,7 @@ class Seq2Seq(Layer):
 
         Where `end` comes, the rest of that row is `end`; N is less than `count` if all rows have ended before.
         """
-        checks.whole("count", count, 0, 2**31, "how many tokens to write")
+        count = checks.whole("count", count, 0, 2**31, "how many tokens to write")
         state = self.start(params, source, source_lengths=source_lengths)
         return greedily(lambda tokens, now: self.step(params, tokens, now), state, source, start, count, end)
 

@@ -120,6 +120,7 @@ class Transformer(Layer):
     recompute: bool = False
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         self.parts()  # which check their own
 
     def parts(self) -> dict[str, Any]:
@@ -224,7 +225,7 @@ class Transformer(Layer):
 
         Where `end` comes, the rest of that row is `end`; N is less than `count` if all rows have ended before.
         """
-        checks.whole("count", count, 0, self.longest, "how many tokens to write, at most `longest`")
+        count = checks.whole("count", count, 0, self.longest, "how many tokens to write, at most `longest`")
         cache = self.cache(params, source, max(count, 1), source_lengths=source_lengths)
         return greedily(lambda tokens, state: self.step(params, tokens, state), cache, source, start, count, end)
 

@@ -58,6 +58,7 @@ class Stack(Layer):
     std: float | None = None
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         checks.whole("layers", self.layers, 1, 10**6, "the number of blocks")
         self.parts()  # which check their own
 

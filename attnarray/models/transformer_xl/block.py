@@ -49,6 +49,7 @@ class RelativeBlock(Layer):
     eps: float
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         for name in ("dropout", "attention_dropout", "hidden_dropout"):
             checks.probability(name, getattr(self, name))
         self.parts()  # which check their own

@@ -144,6 +144,7 @@ class TransformerXL(Layer):
     eps: float = 1e-5
 
     def __post_init__(self) -> None:
+        checks.plain_fields(self)
         checks.whole("memory", self.memory, 0, 2**31, "how many positions are remembered")
         checks.whole("layers", self.layers, 1, 10**6, "the number of blocks")
         self.parts()  # which check their own
