@@ -31,6 +31,7 @@ class Draw:
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
         self.is_large = self.chance(0.12)
+        self.is_long = self.chance(0.004)
 
     def chance(self, probability: float) -> bool:
         return bool(self.rng.random() < probability)
@@ -46,6 +47,10 @@ class Draw:
         if self.chance(1 / 30):
             return least
         return self.integer(max(least, 1), large if self.is_large and self.chance(0.6) else most)
+
+    def length(self, most: int, large: int) -> int:
+        """The size of an axis that is summed over: now and then thousands, where running sums lose digits."""
+        return self.integer(1000, 20000) if self.is_long else self.size(most, large)
 
     def normal(self, *shape: int) -> np.ndarray:
         """Mostly standard normal numbers, sometimes with equal ones, zeros, or off their center."""
@@ -201,7 +206,7 @@ def _with_heads(d: Draw) -> tuple[tuple[int, ...], int | None, int, int, int, in
     heads = None if axes < 2 else kv_heads * group
     batch = tuple(d.size(3, 3) for _ in range(axes if axes < 2 else axes - 1))
     queries = 1 if d.chance(0.15) else d.size(9, 70)
-    keys = d.size(11, d.choice(70, 300))
+    keys = d.length(11, d.choice(70, 300))
     dim = d.choice(16, 32, 64) if d.is_large and d.chance(0.5) else d.size(9, 40, least=1)
     value_dim = dim if d.chance(0.4) else d.size(9, 40)
     return batch, heads, kv_heads, queries, keys, dim, value_dim
@@ -329,7 +334,7 @@ def multi_head_attention(d: Draw) -> Call:
 
 
 def _sequences(d: Draw) -> tuple[tuple[int, ...], int, int]:
-    return d.batch(), d.size(7, 40), d.size(9, 70)
+    return d.batch(), d.size(7, 40), d.length(9, 70)
 
 
 def _plain(d: Draw, function: str, s: Scores, given: Arrays) -> Call:
@@ -494,7 +499,7 @@ def combine(d: Draw) -> Call:
 
 def graph_attention(d: Draw) -> Call:
     batch, targets, sources = d.batch(), d.size(6, 40, least=1), d.size(6, 40, least=1)
-    heads, width, value_dim, count = d.size(3, 8, least=1), d.size(5), d.size(5, 20), d.size(14, 200)
+    heads, width, value_dim, count = d.size(3, 8, least=1), d.size(5), d.size(5, 20), d.length(14, 200)
     score = d.choice("gatv2", "gat")
     edges = np.stack([d.rng.integers(0, sources, count), d.rng.integers(0, targets, count)])
     given = {"query": d.normal(*batch, targets, heads, width), "key": d.normal(*batch, sources, heads, width),
@@ -529,7 +534,7 @@ def graph_attention(d: Draw) -> Call:
 
 
 def segment_softmax(d: Draw) -> Call:
-    batch, entries, heads, count = d.batch(), d.size(12, 200), d.size(3, 8), d.size(6, 30, least=1)
+    batch, entries, heads, count = d.batch(), d.length(12, 200), d.size(3, 8), d.size(6, 30, least=1)
     given = {"x": 2 * d.normal(*batch, entries, heads), "segments": d.rng.integers(0, count, entries), "count": count}
     if d.chance(0.3):
         given["segments"].sort()
@@ -545,7 +550,7 @@ def segment_softmax(d: Draw) -> Call:
 
 def _masked_rows(function: str) -> Callable[[Draw], Call]:
     def draw(d: Draw) -> Call:
-        shape = (*d.batch(), d.size(5), d.size(9, 300))
+        shape = (*d.batch(), d.size(5), d.length(9, 300))
         given: Arrays = {"x": 2 * d.normal(*shape)}
         if d.chance(0.3):
             given["axis"] = d.integer(-len(shape), len(shape) - 1)
@@ -581,7 +586,7 @@ def linear(d: Draw) -> Call:
 def _norm(function: str) -> Callable[[Draw], Call]:
     def draw(d: Draw) -> Call:
         width = d.size(9, 300, least=1)
-        given: Arrays = {"x": d.choice(1.0, 10.0) * d.normal(*d.batch(), d.size(6, 20), width)}
+        given: Arrays = {"x": d.choice(1.0, 10.0) * d.normal(*d.batch(), d.length(6, 20), width)}
         if d.chance(0.6):
             given["weight"] = d.normal(width)
         if d.chance(0.5) and function == "layer_norm":
@@ -594,7 +599,7 @@ def _norm(function: str) -> Callable[[Draw], Call]:
 
 def embedding(d: Draw) -> Call:
     rows_there, width = d.size(30, 200, least=1), d.size(9, 40)
-    indices = d.rng.integers(0, rows_there, (*d.batch(), d.size(7, 60)))
+    indices = d.rng.integers(0, rows_there, (*d.batch(), d.length(7, 60)))
     unused = ~np.isin(np.arange(rows_there), indices)
     given = {"indices": indices, "weight": d.normal(rows_there, width)}
     return Call("embedding", given, {("weight",): rows(unused, width)}, {})
