@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from published import BERT, PARAMS, fails, reconfigure, rewrite, saved, shard
 
 import attnarray as aa
+from attnarray import tree
 from attnarray.checkpoints import Unsupported, save_pretrained
 from attnarray.models import Bert, Gpt
 
@@ -53,9 +55,32 @@ WRONG_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "untied": ({"tie_word_embeddings": False}, "asks for tie_word_embeddings = False"),
     "quantised": ({"quantization_config": {"bits": 4}}, "asks for quantization_config = {'bits': 4}"),
     "heads": ({"num_attention_heads": 4}, "describes no Bert: `dim` is 6, which `heads`, 4, does not divide"),
-    "a text": ({"num_hidden_layers": "two"}, "describes no Bert: `layers` is 'two', expected an integer"),
+    "a text": ({"num_hidden_layers": "two"}, "describes no Bert: `num_hidden_layers` is 'two', expected an integer"),
     "another size": ({"vocab_size": 12}, "has shape (11, 6), expected (12, 6) for `params.token.weight`."),
     "fewer layers": ({"num_hidden_layers": 1}, "`bert.encoder.layer.1.attention.output.LayerNorm.bias` in"),
+    "a million layers": ({"num_hidden_layers": 10**6}, "asks for num_hidden_layers = 1000000, but the weights are 44"),
+    "no layers": ({"num_hidden_layers": 0}, "describes no Bert: `num_hidden_layers` is 0, expected an integer >= 1"),
+    "half a layer": ({"num_hidden_layers": 1.5}, "`num_hidden_layers` is 1.5, expected an integer >= 1"),
+    "a true size": ({"type_vocab_size": True}, "`type_vocab_size` is True, expected an integer >= 1"),
+    "a list of heads": ({"num_attention_heads": [2]}, "`num_attention_heads` is [2], expected an integer >= 1"),
+    "no heads": ({"num_attention_heads": 0}, "`num_attention_heads` is 0, expected an integer >= 1"),
+    "more than any": ({"vocab_size": 10**30}, "expected an integer from 1 to 2147483647: a size of the model."),
+    "another architecture": ({"architectures": ["RobertaModel"]}, "is of the architecture 'RobertaModel', but Bert"),
+    "and no type": ({"architectures": ["RobertaModel"], "model_type": "absent"}, "is of the architecture 'Roberta"),
+    "two of them": ({"architectures": ["BertModel", "XLMRobertaModel"]}, "is of the architecture 'XLMRobertaModel'"),
+    "a decoder": ({"architectures": ["BertLMHeadModel"]}, "is of the architecture 'BertLMHeadModel'"),
+    "a text of them": ({"architectures": "BertModel"}, "has architectures = 'BertModel', expected a list of names."),
+    "a list of lists": ({"architectures": [["BertModel"]]}, "has architectures = [['BertModel']], expected a list"),
+    "a list of types": ({"model_type": ["bert"]}, "is of a model of type ['bert'], but Bert reads 'bert'."),
+    "a list of functions": ({"hidden_act": ["gelu"]}, "asks for hidden_act = ['gelu'], but only 'gelu', 'gelu_new'"),
+    "no function": ({"hidden_act": None}, "asks for hidden_act = None, but only 'gelu', 'gelu_new'"),
+    "eps": ({"layer_norm_eps": float("nan")}, "describes no Bert: `layer_norm_eps` is nan, expected a finite number"),
+    "no eps": ({"layer_norm_eps": 0}, "describes no Bert: `layer_norm_eps` is 0, expected a finite number above 0."),
+    "dropout": ({"hidden_dropout_prob": "0.1"}, "`hidden_dropout_prob` is '0.1', expected a probability from 0 to 1."),
+    "std": ({"initializer_range": float("inf")}, "`initializer_range` is inf, expected a finite number >= 0."),
+    "compressed": ({"compression_config": {}}, "asks for compression_config = {}, but only None is supported."),
+    "cross attention": ({"add_cross_attention": True}, "asks for add_cross_attention = True, but only False"),
+    "pruned": ({"pruned_heads": {"0": [1]}}, "asks for pruned_heads = {'0': [1]}, but only {} or None is supported."),
 }  # fmt: skip
 
 
@@ -71,13 +96,100 @@ GPT2, LLAMA = (
 WRONG_GPTS: dict[str, tuple[Gpt, dict[str, Any], str]] = {
     "another model": (GPT2, {"model_type": "opt"}, "is of a model of type 'opt', but Gpt reads 'gpt2' and 'llama'."),
     "scale": (GPT2, {"scale_attn_weights": False}, "asks for scale_attn_weights = False, but only True is supported."),
-    "dropouts": (GPT2, {"embd_pdrop": 0.3}, "has different resid_pdrop and embd_pdrop, but the model here has one"),
     "no sizes": (GPT2, {"n_embd": "absent", "n_head": None}, "lacks 'n_embd', 'n_head', from which the shape"),
     "another width": (GPT2, {"n_inner": 5}, "`transformer.h.0.mlp.c_fc.weight` in"),
     "long rotation": (LLAMA, {"rope_parameters": {"rope_type": "llama3"}}, "asks for rope_type = 'llama3', but only"),
     "biases": (LLAMA, {"attention_bias": True}, "asks for attention_bias = True, but only False is supported."),
     "heads": (LLAMA, {"head_dim": 16}, "asks for head_dim = 16, but only dim / heads is supported."),
+    "a list of heads": (LLAMA, {"num_attention_heads": [4]}, "`num_attention_heads` is [4], expected an integer >= 1"),
+    "no heads": (
+        LLAMA,
+        {"num_attention_heads": 0},
+        "describes no Gpt: `num_attention_heads` is 0, expected an integer",
+    ),
+    "odd heads": (
+        LLAMA,
+        {"num_attention_heads": 8},
+        "asks for heads of 1 features, but rotary positions are of an even",
+    ),
+    "uneven heads": (
+        LLAMA,
+        {"num_attention_heads": 3},
+        "describes no Gpt: `dim` is 8, which `heads`, 3, does not divide",
+    ),
+    "key heads": (LLAMA, {"num_key_value_heads": 3}, "`kv_heads` is 3, which does not divide `heads`, 4."),
+    "no key heads": (LLAMA, {"num_key_value_heads": 0}, "`num_key_value_heads` is 0, expected an integer >= 1"),
+    "layers": (
+        LLAMA,
+        {"num_hidden_layers": 10**6},
+        "asks for num_hidden_layers = 1000000, but the weights are 12 tensors",
+    ),
+    "layers of GPT-2": (GPT2, {"n_layer": 10**6}, "asks for n_layer = 1000000, but the weights are 16 tensors."),
+    "no width": (GPT2, {"n_inner": 0}, "describes no Gpt: `n_inner` is 0, expected an integer >= 1"),
+    "scales": (GPT2, {"scale_attn_by_inverse_layer_idx": True}, "asks for scale_attn_by_inverse_layer_idx = True, but"),
+    "window": (LLAMA, {"sliding_window": 4}, "asks for sliding_window = 4, but only None is supported."),
+    "biases of maps": (LLAMA, {"mlp_bias": True}, "asks for mlp_bias = True, but only False is supported."),
+    "part of a head": (
+        LLAMA,
+        {"partial_rotary_factor": 0.5},
+        "asks for partial_rotary_factor = 0.5, but only None or 1",
+    ),
+    "tied": (LLAMA, {"tie_word_embeddings": "no"}, "describes no Gpt: `tie_word_embeddings` is 'no', expected True or"),
+    "architecture": (
+        LLAMA,
+        {"architectures": ["MistralForCausalLM"]},
+        "is of the architecture 'MistralForCausalLM', but",
+    ),
+    "no type": (
+        LLAMA,
+        {"architectures": ["PhiForCausalLM"], "model_type": "absent"},
+        "is of the architecture 'PhiForCa",
+    ),
+    "of another type": (
+        GPT2,
+        {"architectures": ["LlamaForCausalLM"]},
+        "is of the architecture 'LlamaForCausalLM', but",
+    ),
 }
+ROTATIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "a word": ({"rope_scaling": "x"}, "has rope_scaling = 'x', expected an object with a rope_type."),
+    "zero": ({"rope_scaling": 0}, "has rope_scaling = 0, expected an object with a rope_type."),
+    "no type": ({"rope_scaling": {"factor": 8}}, "has rope_scaling = {'factor': 8}, expected a rope_type in it."),
+    "two types": (
+        {"rope_scaling": {"rope_type": "linear", "type": "dynamic", "factor": 2}},
+        "rope_type is 'linear' and ty",
+    ),
+    "a list of types": (
+        {"rope_scaling": {"type": ["linear"]}},
+        "asks for rope_type = ['linear'], but only 'default' and",
+    ),
+    "of lengths": (
+        {"rope_scaling": {"type": "dynamic", "factor": 2}},
+        "asks for rope_type = 'dynamic', but only 'default'",
+    ),
+    "yarn": (
+        {"rope_scaling": {"rope_type": "yarn", "factor": 2}},
+        "'yarn', but only 'default' and 'linear' are supported.",
+    ),
+    "no factor": ({"rope_scaling": {"type": "linear"}}, "describes no Gpt: `factor` is None, expected a finite number"),
+    "a word for a factor": ({"rope_scaling": {"type": "linear", "factor": "2"}}, "`factor` is '2', expected a finite"),
+    "a true factor": (
+        {"rope_scaling": {"type": "linear", "factor": True}},
+        "`factor` is True, expected a finite number",
+    ),
+    "an idle factor": (
+        {"rope_scaling": {"type": "default", "factor": 2}},
+        "has factor in rope_scaling, which is none of",
+    ),
+    "part of a head": (
+        {"rope_parameters": {"partial_rotary_factor": 0.5}},
+        "asks for partial_rotary_factor in rope_param",
+    ),
+    "bases": ({"rope_theta": 50.0}, "says rope_theta twice, 10000.0 and 50.0: it must be the same."),
+    "no base": ({"rope_parameters": None, "rope_theta": 0}, "describes no Gpt: `rope_theta` is 0, expected a finite"),
+    "a list of bases": ({"rope_parameters": None, "rope_theta": [1]}, "`rope_theta` is [1], expected a finite number"),
+}
+WRONG_GPTS |= {f"rotation: {name}": (LLAMA, *case) for name, case in ROTATIONS.items()}
 
 
 @pytest.mark.parametrize(("model", "changes", "expected"), WRONG_GPTS.values(), ids=list(WRONG_GPTS))
@@ -119,11 +231,19 @@ def test_damaged_files(tmp_path: Path) -> None:
         (text[:-5], "is no JSON ("),
         ("[1]", "holds list, expected a JSON object"),
         ("", "is no JSON"),
+        ("\ufeff" + text, "is no JSON (Unexpected UTF-8 BOM"),
+        ("[" * 100_000 + "]" * 100_000, "is nested too deep to be read."),
+        ('{"a":' * 100_000 + "1" + "}" * 100_000, "is nested too deep to be read."),
+        (text.replace("{", '{"model_type": "roberta",', 1), "is no JSON (an object has the name 'model_type' twice)"),
+        ('{"vocab_size": ' + "1" * 5000 + "}", "is no JSON ("),
     ):
         config.write_text(wrong)
         fails(ValueError, f"`{config}` {expected}", lambda: Bert.from_pretrained(tmp_path))
     config.write_bytes(b"\xff\xfe")
     fails(ValueError, f"`{config}` is no JSON", lambda: Bert.from_pretrained(tmp_path))
+    config.unlink()
+    config.mkdir()
+    fails(FileNotFoundError, f"There is no file `{config}`.", lambda: Bert.from_pretrained(tmp_path))
 
 
 def test_wrong_indices(tmp_path: Path) -> None:
@@ -149,6 +269,20 @@ def test_saving_what_cannot_be_said(tmp_path: Path) -> None:
           lambda: save_pretrained(tmp_path, alibi, alibi.init(aa.Philox(0))))  # fmt: skip
     fails(ValueError, "`params` lacks 'position'", lambda: save_pretrained(tmp_path, GPT2, alibi.init(aa.Philox(0))))
     fails(TypeError, "`model` is 3, for which no published names", lambda: save_pretrained(tmp_path, 3, {}))
+    params = GPT2.init(aa.Philox(0))
+    mixed = {**params, "norm": tree.map(lambda leaf: leaf.astype(np.float64), params["norm"])}
+    fails(
+        TypeError,
+        "The arrays have different dtypes: token.weight float32,",
+        lambda: save_pretrained(tmp_path, GPT2, mixed),
+    )
+    whole = tree.map(lambda leaf: leaf.astype(np.int32), params)
+    fails(TypeError, "`token.weight` has dtype int32, expected one of", lambda: save_pretrained(tmp_path, GPT2, whole))
+    odd = dataclasses.replace(LLAMA, dim=12)
+    fails(ValueError, "asks for heads of 3 features", lambda: save_pretrained(tmp_path, odd, odd.init(aa.Philox(0))))
+    ntk = dataclasses.replace(LLAMA, rotary=aa.Rotary(scaling="ntk", factor=2.0))
+    fails(ValueError, "which the config.json of a LLaMA cannot say, only Rotary(",
+          lambda: save_pretrained(tmp_path, ntk, ntk.init(aa.Philox(0))))  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from frozen import Frozen, frozen
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from libraries import Library, assert_close, assert_trees_close
-from published import BERT, PARAMS, rewrite, safetensors_numpy, saved, shard
+from published import BERT, PARAMS, reconfigure, rewrite, safetensors_numpy, saved, shard
 
 import attnarray as aa
 from attnarray import tree
@@ -26,6 +30,9 @@ MODELS: dict[str, Any] = {
     "GPT-2, untied": Gpt(11, 8, 6, 1, 3, activation="gelu", tied=False),
     "LLaMA": Gpt(11, 8, 8, 2, 4, 12, positions="rotary", rotary=aa.Rotary(base=30.0), norm="rms", activation="silu",
                  gated=True, bias=False, kv_heads=2, tied=False),
+    "LLaMA, longer": Gpt(11, 40, 8, 2, 4, 12, positions="rotary", rotary=aa.Rotary(scaling="linear", factor=4.0),
+                         norm="rms", activation="gelu_tanh", gated=True, bias=False, kv_heads=4, dropout=0.1,
+                         attention_dropout=0.2),
 }  # fmt: skip
 each_model = pytest.mark.parametrize("model", MODELS.values(), ids=list(MODELS))
 
@@ -141,15 +148,128 @@ def test_harmless_differences_of_gpt2(tmp_path: Path) -> None:
     assert_trees_close(loaded, params, 0)
 
 
+EXTRA = {
+    "classifier.weight": (3, 6),
+    "classifier.bias": (3,),
+    "bert.extra.a.b": (2,),
+    "bert.pooler.gate": (1,),
+    "top": (1,),
+}
+
+
 def test_what_is_not_needed_can_be_ignored(tmp_path: Path) -> None:
-    rewrite(saved(tmp_path), lambda tensors: {**tensors, "classifier.weight": np.ones((3, 6))})
-    with pytest.raises(ValueError, match=r"`classifier.weight` in .* is none that Bert knows.*'classifier.'"):
+    rewrite(saved(tmp_path), lambda tensors: {**tensors, **{name: np.ones(shape) for name, shape in EXTRA.items()}})
+    with pytest.raises(ValueError, match=r"\(and 4 more\) is none that Bert knows. If it is not needed") as caught:
         Bert.from_pretrained(tmp_path)
-    assert_trees_close(Bert.from_pretrained(tmp_path, ignore=("classifier.",))[1], PARAMS, 0)
+    ignore = ast.literal_eval(str(caught.value).rpartition("ignore=")[2].removesuffix("."))
+    assert sorted(ignore) == ["bert.extra.", "bert.pooler.gate", "classifier.", "top"]
+    assert_trees_close(Bert.from_pretrained(tmp_path, ignore=ignore)[1], PARAMS, 0)
+    with pytest.raises(ValueError, match=r"\(and 1 more\) is none .*: ignore=\('classifier.',\)"):
+        Bert.from_pretrained(tmp_path, ignore=[name for name in ignore if name != "classifier."])
+
+
+def test_what_is_ignored_is_as_if_it_were_not_there(tmp_path: Path) -> None:
+    other = {"cls.predictions.decoder.weight": np.ones((11, 6), np.float32)}
+    reconfigure(rewrite(saved(tmp_path), lambda tensors: {**tensors, **other}), tie_word_embeddings=False)
+    with pytest.raises(ValueError, match=r"tie_word_embeddings = False.* ignore=\(\"cls.\",\)"):
+        Bert.from_pretrained(tmp_path)
+    model, params = Bert.from_pretrained(tmp_path, ignore="cls.")
+    assert model == dataclasses.replace(BERT, mask_head=False)
+    assert_trees_close(params, {name: leaf for name, leaf in PARAMS.items() if name != "mask_head"}, 0)
+    model, _ = Bert.from_pretrained(tmp_path, ignore=("cls.", "bert.pooler."))
+    assert model == dataclasses.replace(BERT, mask_head=False, pooler=False)
+    reconfigure(tmp_path, tie_word_embeddings=True)
+    with pytest.raises(ValueError, match=r"holds other numbers .* ignore=\('cls.',\)"):
+        Bert.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"lacks the tensor `bert.embeddings.word_embeddings.weight`"):
+        Bert.from_pretrained(tmp_path, ignore=("bert.embeddings.",))
+
+
+HARMLESS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "a head": ("BERT", {"architectures": ["BertForSequenceClassification"]}, {}),
+    "no architecture": ("BERT", {"architectures": None}, {}),
+    "no type": ("BERT", {"model_type": "absent", "architectures": "absent"}, {}),
+    "unused": ("BERT", {"classifier_dropout": float("nan"), "is_decoder": False, "use_cache": True, "x": [{}]}, {}),
+    "no dropout": ("BERT", {"hidden_dropout_prob": None}, {"dropout": 0.1}),
+    "two dropouts": ("GPT-2", {"embd_pdrop": 0.3}, {}),
+    "wider sums": ("GPT-2", {"reorder_and_upcast_attn": True}, {}),
+    "by architecture": ("LLaMA", {"model_type": "absent"}, {}),
+    "parts of maps": ("LLaMA", {"pretraining_tp": 2, "head_dim": 2, "rope_scaling": {}}, {}),
+    "linear": ("LLaMA", {"rope_scaling": {"rope_type": "linear", "factor": 2}},
+               {"rotary": aa.Rotary(base=30.0, scaling="linear", factor=2.0)}),
+    "older linear": ("LLaMA", {"rope_scaling": {"type": "linear", "factor": 2.5}, "rope_parameters": "absent"},
+                     {"rotary": aa.Rotary(base=30.0, scaling="linear", factor=2.5)}),
+    "newer linear": ("LLaMA", {"rope_parameters": {"rope_type": "linear", "factor": 2, "rope_theta": 30.0}},
+                     {"rotary": aa.Rotary(base=30.0, scaling="linear", factor=2.0)}),
+    "no base": ("LLaMA", {"rope_parameters": "absent", "rope_theta": "absent"}, {"rotary": aa.Rotary()}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "changes", "expected"), HARMLESS.values(), ids=list(HARMLESS))
+def test_what_does_not_matter_in_a_configuration(
+    name: str, changes: dict[str, Any], expected: dict[str, Any], tmp_path: Path
+) -> None:
+    model = MODELS[name]
+    folder = reconfigure(saved(tmp_path, model, model.init(aa.Philox(0))), **changes)
+    assert type(model).from_pretrained(folder)[0] == dataclasses.replace(model, **expected)
+
+
+def test_linear_scaling_divides_positions(tmp_path: Path) -> None:
+    model = MODELS["LLaMA, longer"]
+    params = model.init(aa.Philox(1), "float64")
+    again, loaded = Gpt.from_pretrained(saved(tmp_path, model, params))
+    tokens = np.random.default_rng(0).integers(11, size=(2, 9))
+    assert_close(again(loaded, tokens), model(params, tokens), 0)
+    plain = dataclasses.replace(model, rotary=aa.Rotary())
+    spread = np.repeat(tokens, 4, axis=1)[:, ::4]
+    assert np.abs(plain(params, spread) - model(params, tokens)).max() > 1e-6
+
+
+OPTIONS: dict[str, list[Any]] = {
+    "dim": [4, 8, 12, np.int64(8)],
+    "layers": [1, 3],
+    "heads": [1, 2, 4],
+    "hidden_dim": [None, 0, 5],
+    "positions": ["learned", "rotary", "none", "alibi"],
+    "rotary": [None, aa.Rotary(), aa.Rotary(base=7.0, scaling="linear", factor=2.0), aa.Rotary(dims=2),
+               aa.Rotary(scaling="ntk", factor=2.0), aa.Rotary(interleaved=True), aa.Rotary(factor=3.0)],
+    "norm": ["layer", "rms"],
+    "activation": ["gelu", "gelu_tanh", "relu", "silu"],
+    "gated": [False, True],
+    "bias": [False, True],
+    "kv_heads": [None, 1, 2],
+    "tied": [False, True],
+    "eps": [1e-5, np.float32(1e-3), 1],
+    "dropout": [0, 0.1],
+    "std": [0, 0.3],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("base", [MODELS["GPT-2"], MODELS["LLaMA"]], ids=["GPT-2", "LLaMA"])
+@given(st.data())
+def test_a_model_is_refused_or_comes_back(base: Gpt, data: Any) -> None:
+    names = data.draw(st.lists(st.sampled_from(list(OPTIONS)), max_size=3, unique=True))
+    changes = {name: data.draw(st.sampled_from(OPTIONS[name])) for name in names}
+    try:
+        model = dataclasses.replace(base, **changes)
+    except ValueError:  # no model
+        assume(False)
+    params = model.init(aa.Philox(0))
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            save_pretrained(folder, model, params)
+        except ValueError:
+            assert list(Path(folder).iterdir()) == []
+            assert set(names) & {"positions", "rotary", "norm", "gated", "bias", "kv_heads", "dim", "heads"}
+            return
+        again, loaded = Gpt.from_pretrained(folder)
+    tokens = np.arange(7)[None]
+    assert_close(again(loaded, tokens), model(params, tokens), 0)
+    assert (again.dropout, again.std) == (model.dropout, model.std)
 
 
 CLASSES = {"BERT": "BertForMaskedLM", "GPT-2": "GPT2LMHeadModel", "GPT-2, untied": "GPT2LMHeadModel",
-           "LLaMA": "LlamaForCausalLM"}  # fmt: skip
+           "LLaMA": "LlamaForCausalLM", "LLaMA, longer": "LlamaForCausalLM"}  # fmt: skip
 
 
 @pytest.mark.filterwarnings("default")

@@ -1,22 +1,67 @@
-"""What a config.json says, and the error for what it asks for in vain."""
+"""What a config.json says, checked, and the errors for what it asks for in vain.
+
+Errors of `checks` name an entry as an argument; whoever reads a config.json says in which file it stands.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from attnarray import checks
+
 Config = dict[str, Any]
+Kinds = Mapping[str, tuple[str, ...]]  # the architectures of each type of model that is read
+
+# As transformers calls them, and their names here; of those that are one function, the first is written.
+ACTIVATIONS = {
+    "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu",
+    "swish": "silu", "gelu_python": "gelu", "gelu_fast": "gelu_tanh",
+}  # fmt: skip
+PUBLISHED = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
 
 
 class Unsupported(ValueError):
     """A config.json asks for what the model here does not do; the message goes on from "The config.json"."""
 
 
-def required(config: Config, *names: str) -> list[Any]:
-    """The entries from which the shape of the model follows."""
-    missing = [name for name in names if config.get(name) is None]
+def check_kind(config: Config, kinds: Kinds, default: str, reader: str) -> str:
+    """The type of the model, `default` where neither it nor an architecture is given, checked to be one of `kinds`."""
+    kind, given = config.get("model_type"), config.get("architectures")
+    names = [] if given is None else given
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise Unsupported(f"has architectures = {checks.shown(given)}, expected a list of names")
+    if kind is None:
+        kind = next((kind for kind, known in kinds.items() if set(names) & set(known)), default)
+    if not isinstance(kind, str) or kind not in kinds:
+        listed = " and ".join(map(repr, kinds))
+        raise Unsupported(f"is of a model of type {checks.shown(kind)}, but {reader} reads {listed}")
+    others = [name for name in names if name not in kinds[kind]]
+    if others:
+        raise Unsupported(f"is of the architecture {others[0]!r}, but {reader} reads {', '.join(kinds[kind])}")
+    return kind
+
+
+def sizes(config: Config, fields: Mapping[str, str], names: Iterable[str]) -> dict[str, int]:
+    """The sizes of the model, by our name -> theirs, which must all be given."""
+    missing = [theirs for theirs in fields.values() if config.get(theirs) is None]
     if missing:
         raise Unsupported(f"lacks {', '.join(map(repr, missing))}, from which the shape of the model follows")
-    return [config[name] for name in names]
+    found = {ours: size(config, theirs) for ours, theirs in fields.items()}
+    tensors = sum(1 for _ in names)
+    if found["layers"] > tensors:  # before so many are made
+        raise Unsupported(f"asks for {fields['layers']} = {found['layers']}, but the weights are {tensors} tensors")
+    return found
+
+
+def size(config: Config, name: str) -> int:
+    return checks.whole(name, config[name], 1, 2**31 - 1, "a size of the model")
+
+
+def given(config: Config, name: str, default: Any) -> Any:
+    """The entry, by default another value, also where it is null."""
+    value = config.get(name)
+    return default if value is None else value
 
 
 def only(config: Config, **supported: Any) -> None:
@@ -25,14 +70,15 @@ def only(config: Config, **supported: Any) -> None:
         choices = value if isinstance(value, tuple) else (value,)
         if name in config and config[name] not in choices:
             listed = " or ".join(map(repr, choices))
-            raise Unsupported(f"asks for {name} = {config[name]!r}, but only {listed} is supported")
+            raise Unsupported(f"asks for {name} = {checks.shown(config[name])}, but only {listed} is supported")
 
 
-def chosen(config: Config, name: str, choices: dict[str, str], default: str) -> str:
+def chosen(config: Config, name: str, choices: Mapping[str, str], default: str) -> str:
     """The entry, by its name here."""
     value = config.get(name, default)
-    if value not in choices:
-        raise Unsupported(f"asks for {name} = {value!r}, but only {', '.join(map(repr, choices))} are supported")
+    if not isinstance(value, str) or value not in choices:
+        listed = ", ".join(map(repr, choices))
+        raise Unsupported(f"asks for {name} = {checks.shown(value)}, but only {listed} are supported")
     return choices[value]
 
 
@@ -43,5 +89,5 @@ def must_be(model: Any, published: str, **fields: Any) -> None:
         if getattr(model, name) not in choices:
             raise ValueError(
                 f"`model` has {name}={getattr(model, name)!r}, which the config.json of a {published} cannot say, only "
-                f"{choices[0]!r}. Save its parameters by save_state."
+                f"{choices[-1]!r}. Save its parameters by save_state."
             )

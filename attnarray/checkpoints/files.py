@@ -1,19 +1,24 @@
-"""Files of tensors: read one tensor at a time, written whole or not at all, with errors that say which file."""
+"""Files of tensors and of JSON: read one tensor at a time, written as a whole, with errors that say which file."""
 
 from __future__ import annotations
 
 import importlib
 import json
-import os
-import secrets
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from attnarray.checkpoints.replacing import replacing
+
+# Each dtype that can be saved, by NumPy's name, and as safetensors calls it.
+DTYPES = {
+    "float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64", "bool": "BOOL",
+    **{f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)}, **{f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)},
+}  # fmt: skip
+LARGEST_HEADER = 100_000_000  # of safetensors
 INSTALL = "pip install 'attnarray[checkpoints]'"
 
 
@@ -81,46 +86,38 @@ def opened(path: Path) -> Iterator[TensorFile]:
         ) from error
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path for a new file, which takes the place of `path` when the block is done: whole, or not at all.
-
-    Where the process is killed within, `path` is as before, and a folder "NAME.*.partial" stays that may be deleted. It
-    is a folder, because what writes the file may itself write another beside it.
-    """
-    path = Path(os.path.realpath(path))  # where it is a link, what it points to is replaced
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder `{path.parent}` to write `{path.name}` to. Make it first.")
-    aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
-    aside.mkdir()
-    try:
-        new = aside / path.name
-        yield new
-        new.chmod((path if path.exists() else aside).stat().st_mode & 0o666)  # as if it had been opened for writing
-        with new.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(new, path)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """So that the new name outlives a loss of power, where folders can be opened."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """Write a file of tensors."""
+    """Write a file of tensors in place of an earlier one."""
+    chunks = tensor_chunks(tensors, metadata)
+    with replacing(path) as new:
+        check_tensors(new.write(chunks), tensors)
+        new.commit()
+
+
+def tensor_chunks(tensors: Mapping[str, np.ndarray], metadata: dict[str, str]) -> list[Any]:
+    """The bytes of a safetensors file: the length of its header, the header, the arrays."""
     safetensors()
-    save_file: Callable[..., None] = importlib.import_module("safetensors.numpy").save_file
-    with replacing(path) as aside:
-        save_file({name: native(array) for name, array in tensors.items()}, str(aside), metadata=metadata)
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))  # each where its dtype is aligned
+    header: dict[str, Any] = {"__metadata__": metadata}
+    arrays, end = [native(tensors[name]) for name in names], 0
+    for name, array in zip(names, arrays, strict=True):
+        start, end = end, end + array.nbytes
+        header[name] = {"dtype": DTYPES[array.dtype.name], "shape": array.shape, "data_offsets": (start, end)}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > LARGEST_HEADER:
+        raise ValueError(
+            f"What is to be saved beside the arrays takes {len(text)} bytes, but safetensors reads {LARGEST_HEADER} at "
+            "most. Give long lists of numbers as arrays."
+        )
+    return [len(text).to_bytes(8, "little") + text, *(array.reshape(-1).view(np.uint8).data for array in arrays)]
+
+
+def check_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Check that a new file can be read before it takes the place of a good one."""
+    with opened(path) as file:
+        if {name: file.shape(name) for name in file.names} != {name: array.shape for name, array in tensors.items()}:
+            raise ValueError(f"`{path}` does not hold the tensors that were written. Save again.")
 
 
 def native(array: np.ndarray) -> np.ndarray:
@@ -128,19 +125,30 @@ def native(array: np.ndarray) -> np.ndarray:
     return np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
 
 
-def write_json(path: Path, content: Any) -> None:
-    with replacing(path) as aside:
-        aside.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """The object that a JSON file holds."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no file `{path}`.")
+    return json_object(path.read_bytes(), path)
+
+
+def json_object(text: bytes, path: Path) -> dict[str, Any]:
+    """The object that the text of a JSON file says, which came from `path`."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text.decode("utf-8"), object_pairs_hook=_distinct)
+    except RecursionError:
+        raise ValueError(f"`{path}` is nested too deep to be read. Take another copy of it.") from None
     except ValueError as error:  # not JSON, or not even text
         raise ValueError(f"`{path}` is no JSON ({error}). Take another copy of it.") from error
     if not isinstance(content, dict):
         raise ValueError(f"`{path}` holds {type(content).__name__}, expected a JSON object of names and values.")
     return content
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A dict, in which no name was given twice: programs differ in which of the values they take."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"an object has the name {next(name for name in names if names.count(name) > 1)!r} twice")
+    return found

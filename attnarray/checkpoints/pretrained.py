@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,13 +14,12 @@ import numpy as np
 from attnarray import tree
 from attnarray.backend import Array, asarray, dtype_name, to_numpy
 from attnarray.checkpoints.config import Config, Unsupported
-from attnarray.checkpoints.files import TensorFile, opened, read_json, safetensors, write_json, write_tensors
+from attnarray.checkpoints.files import TensorFile, opened, read_json, safetensors
 from attnarray.checkpoints.names import Names, Pretrained, Tensor
-from attnarray.checks import FLOATS
+from attnarray.checkpoints.pair import CONFIG, INDEX, WEIGHTS, read_config, write_pair
+from attnarray.checks import FLOATS, floating, require_array
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Shapes, check_params
-
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
 
 class Found(NamedTuple):
@@ -49,20 +49,21 @@ def load_pretrained(
         With a `pretrained` that says how such models are published.
     """
     folder, pretrained = _folder(folder), _pretrained(kind)
-    config = read_json(folder / CONFIG)
+    beginnings = tuple([ignore] if isinstance(ignore, str) else ignore)
     with ExitStack() as stack:
         files = [stack.enter_context(opened(path)) for path in _weight_files(folder)]
-        fulls = [name for file in files for name in file.names]
+        config = read_config(folder / CONFIG, files)
+        fulls = [name for file in files for name in file.names if not name.startswith(beginnings)]
         model = _model(kind, pretrained, folder / CONFIG, config, fulls)
         names = pretrained.names(model)
-        found = _found(folder, files, names)
-        _check_names(found, names, model, ignore)
+        found = _found(folder, files, names, set(fulls))
+        _check_names(found, names, model)
         shapes = model.shapes()
         leaves: dict[tree.Path, Array] = {}
         for tensor in names.tensors:
             leaves.update(_leaves(found, tensor, shapes, dtype))
         for copy, name in names.copies.items():
-            _check_copy(found, copy, name)
+            _check_copy(found, copy, name, next(h for h in names.heads if copy.startswith(h)))
     _check_dtypes(folder, leaves)
     return model, _nested(leaves, shapes)
 
@@ -70,21 +71,30 @@ def load_pretrained(
 def save_pretrained(folder: str | os.PathLike[str], model: Any, params: Params) -> None:
     """Write a model and its parameters as config.json and model.safetensors, which transformers loads too.
 
+    At any moment, even when the process is killed or the disk is full, `from_pretrained` reads the model that was there
+    or the new one from the folder. The weights are replaced first, and keep a copy of their config.json, which is read
+    as long as config.json is still the one of before. Other programs do not know the copy: save again for them.
+
     Parameters
     ----------
     folder : path
-        Made if need be. Each file takes the place of one of its name only when it is whole.
+        Made if need be. Other files in it stay, except the parts and the index of a model of more than one file, which
+        model.safetensors replaces. Where the folder or a file is a symbolic link, what it points to is written, and the
+        link stays. Permissions stay too. A killed process leaves files "attnarray-*.partial", which may be deleted; the
+        next save to the folder deletes them.
     model : Bert or Gpt
         The configuration.
     params : dict
-        Its parameters, of any array library.
+        Its parameters, of any array library and one floating dtype.
 
     Raises
     ------
     TypeError
-        If the model is none that is published under known names.
+        If the model is none that is published under known names, or parameters are no arrays of one floating dtype.
     ValueError
         If the parameters are not those of the model, or the model has an option that a config.json cannot say.
+    OSError
+        If a file cannot be written; the message names it.
     ModuleNotFoundError
         Without the package safetensors.
 
@@ -101,15 +111,27 @@ def save_pretrained(folder: str | os.PathLike[str], model: Any, params: Params) 
     pretrained = _pretrained(model)
     safetensors()
     check_params(params, model)
+    _check_arrays(params)
     config, names = pretrained.config(model), pretrained.names(model)
-    folder, tensors = Path(folder), {}
+    tensors = {}
     for tensor in names.tensors:
-        whole = np.concatenate([np.atleast_1d(to_numpy(tree.get(params, path))) for path in tensor.leaves()])
+        leaves = [to_numpy(tree.get(params, path)) for path in tensor.leaves()]
+        whole = np.concatenate(leaves) if len(leaves) > 1 else leaves[0]
         tensors[names.full(tensor.name)] = whole.T if tensor.transposed else whole
-    folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
-    dtypes = {dtype_name(array.dtype) for array in tensors.values()}
-    write_json(folder / CONFIG, {**config, **({"dtype": dtypes.pop()} if len(dtypes) == 1 else {})})
+    folder = Path(folder)
+    config = {**config, "dtype": next(iter(tensors.values())).dtype.name}
+    config = json.loads(json.dumps(config, default=lambda number: number.item()))  # numbers of NumPy too
+    if _model(type(model), pretrained, folder / CONFIG, config, list(tensors)).shapes() != model.shapes():
+        raise ValueError("`model` is one that its config.json cannot say. Save its parameters by save_state.")
+    write_pair(folder, tensors, config)
+
+
+def _check_arrays(params: Params) -> None:
+    """Check that parameters are plain arrays of one floating dtype, as they are expected when they are loaded."""
+    leaves = {".".join(map(str, path)): leaf for path, leaf in tree.flatten(params)}
+    for name, leaf in leaves.items():
+        require_array(f"params.{name}", leaf)
+    floating(**leaves)
 
 
 def _folder(folder: str | os.PathLike[str]) -> Path:
@@ -130,7 +152,9 @@ def _pretrained(kind: Any) -> Pretrained:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The file, or the parts that the index lists."""
+    """The file, or the parts that the index lists; a file is read before parts, as by others."""
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"There is no file `{folder / CONFIG}`.")
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
@@ -159,10 +183,10 @@ def _model(kind: Any, pretrained: Pretrained, path: Path, config: Config, names:
         raise ValueError(f"`{path}` describes no {kind.__name__}: {error}") from error
 
 
-def _found(folder: Path, files: list[TensorFile], names: Names) -> Found:
+def _found(folder: Path, files: list[TensorFile], names: Names, wanted: set[str]) -> Found:
     found = Found(folder, {})
     for file in files:
-        for full in file.names:
+        for full in filter(wanted.__contains__, file.names):
             plain = names.plain(full)
             if plain in found.files:
                 raise ValueError(f"{found.shown(plain)} is there again, as `{full}` in `{file.path}`.")
@@ -170,7 +194,7 @@ def _found(folder: Path, files: list[TensorFile], names: Names) -> Found:
     return found
 
 
-def _check_names(found: Found, names: Names, model: Any, ignore: Sequence[str]) -> None:
+def _check_names(found: Found, names: Names, model: Any) -> None:
     missing = [tensor for tensor in names.tensors if tensor.name not in found.files]
     if missing:
         first = missing[0]
@@ -179,18 +203,21 @@ def _check_names(found: Found, names: Names, model: Any, ignore: Sequence[str]) 
             f"{_ours(first)} of {type(model).__name__}."
         )
     known = {tensor.name for tensor in names.tensors} | names.copies.keys()
-    beginnings = tuple([ignore] if isinstance(ignore, str) else ignore)
-    unknown = [
-        name
-        for name, (_, full) in found.files.items()
-        if name not in known and not names.is_ignored(name) and not full.startswith(beginnings)
-    ]
+    unknown = [name for name in found.files if name not in known and not names.is_ignored(name)]
     if unknown:
-        begins = found.files[unknown[0]][1].rpartition(".")[0]
+        kept = [full for name, (_, full) in found.files.items() if name in known]
+        beginnings = dict.fromkeys(_beginning(found.files[name][1], kept) for name in unknown)
         raise ValueError(
             f"{found.shown(unknown[0])}{_more(unknown)} is none that {type(model).__name__} knows. If it is not "
-            f"needed: ignore=({begins + '.'!r},)."
+            f"needed: ignore=({', '.join(map(repr, beginnings))},)."
         )
+
+
+def _beginning(full: str, kept: list[str]) -> str:
+    """The shortest beginning of a name, of whole parts, that none of the names has that are kept."""
+    ends = [n + 1 for n, letter in enumerate(full) if letter == "."]
+    beginnings = (full[:end] for end in ends)
+    return next((begin for begin in beginnings if not any(name.startswith(begin) for name in kept)), full)
 
 
 def _more(names: list[Any]) -> str:
@@ -227,11 +254,11 @@ def _leaves(found: Found, tensor: Tensor, shapes: Shapes, dtype: str | None) -> 
     }  # fmt: skip
 
 
-def _check_copy(found: Found, copy: str, name: str) -> None:
+def _check_copy(found: Found, copy: str, name: str, beginning: str) -> None:
     if copy in found.files and found.read(copy).tobytes() != found.read(name).tobytes():
         raise ValueError(
             f"{found.shown(copy)} holds other numbers than `{found.files[name][1]}`, but the model here has one weight "
-            "for both: they must be tied."
+            f"for both: they must be tied. If what it belongs to is not needed: ignore=({beginning!r},)."
         )
 
 

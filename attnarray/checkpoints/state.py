@@ -22,8 +22,9 @@ def save_state(path: str | os.PathLike[str], state: Any) -> None:
     """Save all that a training run needs to go on, in one file that takes the place of an earlier one.
 
     The file is written beside `path`, brought to the disk and then renamed, so at any moment, even when the process is
-    killed, `path` is the last state or the new one, and whole. What a killed process had begun stays in a folder
-    "NAME.*.partial", which may be deleted.
+    killed or the disk is full, `path` is the last state or the new one, and whole. A killed process leaves a file
+    "attnarray-*.partial", which may be deleted; the next save to the folder deletes it. Where `path` is a symbolic
+    link, the file that it points to is replaced, and the link stays. Permissions stay too.
 
     Parameters
     ----------
@@ -32,14 +33,16 @@ def save_state(path: str | os.PathLike[str], state: Any) -> None:
     state : tree
         Dicts, lists, tuples, NamedTuples and dataclasses of arrays of any library, numbers, texts, booleans and None:
         parameters, the state of an optimizer, a step, a `Philox`, the ``bit_generator.state`` of a NumPy generator,
-        where the data stand. Keys of dicts are texts or integers.
+        where the data stand. Keys of dicts are texts or integers. What is used twice is saved twice.
 
     Raises
     ------
     TypeError
-        If something in the state is none of these; the message names where.
-    FileNotFoundError
-        If there is no such folder.
+        If something in the state is none of these, or could not be made again as it is; the message names where.
+    ValueError
+        If what stands beside the arrays is larger than safetensors reads, 100 MB.
+    OSError
+        If the file cannot be written; the message names it. FileNotFoundError if there is no such folder.
     ModuleNotFoundError
         Without the package safetensors.
 
@@ -55,9 +58,8 @@ def save_state(path: str | os.PathLike[str], state: Any) -> None:
     (5, Philox(seed=7), 'AdamWState')
     """
     found = described(state)
-    hosts = {name: native(to_numpy(array)) for name, array in found.arrays.items()}
-    content = {"tree": found.tree, "arrays": {name: _checksum(array) for name, array in hosts.items()}}
-    text = json.dumps(content, separators=(",", ":"))
+    text, hosts = _text(found)
+    _check_classes(found, text, Path(path))
     metadata = {"format": FORMAT, "version": str(VERSION), "state": text, "checksum": str(zlib.crc32(text.encode()))}
     write_tensors(Path(path), hosts, metadata)
 
@@ -88,7 +90,29 @@ def load_state(path: str | os.PathLike[str], *, types: Sequence[type] = ()) -> A
             arrays[name] = file.read(name)
             if _checksum(arrays[name]) != checksum:
                 raise _damaged(path, f"`{name}` is not what was written")
-    return restored(Described(content["tree"], arrays), path, types)
+    return restored(Described(content["tree"], arrays, types), path)
+
+
+def _text(found: Described) -> tuple[str, dict[str, np.ndarray]]:
+    """What the file says of the state, and its arrays as they are written."""
+    hosts = {name: native(to_numpy(array)) for name, array in found.arrays.items()}
+    content = {"tree": found.tree, "arrays": {name: _checksum(array) for name, array in hosts.items()}}
+    return json.dumps(content, separators=(",", ":")), hosts
+
+
+def _check_classes(found: Described, text: str, path: Path) -> None:
+    """Check that objects of classes of one's own, made again of their fields, are the same."""
+    if not found.types:
+        return
+    try:
+        again, why = _text(described(restored(found, path, convert=lambda array: array)))[0], "have other fields"
+    except Exception as error:
+        again, why = "", f"raise {type(error).__name__}: {error}"
+    if again != text:
+        names = " or ".join(kind.__name__ for kind in found.types)
+        raise TypeError(
+            f"`state` holds a {names}. Made again of their fields, they {why}. Give their fields in a dict."
+        )
 
 
 def _content(file: TensorFile) -> dict[str, Any]:

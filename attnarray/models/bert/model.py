@@ -121,9 +121,9 @@ class Bert(BertConfiguration):
     ) -> tuple[Bert, Params]:
         """The model and its parameters from a folder with config.json and model.safetensors, or parts and their index.
 
-        Nothing is fetched. `dtype` is that of the parameters, by default the stored one; names of tensors that begin
-        with one of `ignore`, such as "classifier.", are passed over. The model has a pooler and a head for masked
-        tokens if the file has them. `checkpoints.save_pretrained` writes such a folder.
+        Nothing is fetched. `dtype` is that of the parameters, by default the stored one; tensors whose names begin with
+        one of `ignore`, such as "classifier.", are as if they were not there. The model has a pooler and a head for
+        masked tokens if the file has them. `checkpoints.save_pretrained` writes such a folder.
         """
         model, params = load_pretrained(cls, folder, dtype=dtype, ignore=ignore)
         return model, params

@@ -5,9 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from attnarray.checkpoints.config import Config, Unsupported, chosen, only, required
+from attnarray import checks
+from attnarray.checkpoints.config import (
+    ACTIVATIONS,
+    PUBLISHED,
+    Config,
+    Unsupported,
+    check_kind,
+    chosen,
+    given,
+    only,
+    sizes,
+)
 from attnarray.checkpoints.names import Names, Pretrained, Tensor, as_it_is
 
+# All of them have the same blocks; what stands above the last one is another matter.
+KINDS = {
+    "bert": (
+        "BertModel", "BertForMaskedLM", "BertForPreTraining", "BertForNextSentencePrediction",
+        "BertForSequenceClassification", "BertForTokenClassification", "BertForQuestionAnswering",
+        "BertForMultipleChoice",
+    )
+}  # fmt: skip
 # Our name -> theirs.
 FIELDS = {
     "vocabulary": "vocab_size",
@@ -18,10 +37,6 @@ FIELDS = {
     "hidden_dim": "intermediate_size",
     "types": "type_vocab_size",
 }
-ACTIVATIONS = {
-    "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu",
-    "swish": "silu",
-}  # fmt: skip
 EMBEDDINGS = {"token": "word_embeddings", "position": "position_embeddings", "type": "token_type_embeddings"}
 # Below "blocks" and "encoder.layer", n.
 BLOCK = {
@@ -60,35 +75,38 @@ def bert_names(model: Any) -> Names:
 
 def bert_fields(config: Config, names: Iterable[str]) -> dict[str, Any]:
     """The fields of the `Bert` of a config.json and the names in its file."""
-    if config.get("model_type", "bert") != "bert":
-        raise Unsupported(f"is of a model of type {config['model_type']!r}, but Bert reads 'bert'")
+    check_kind(config, KINDS, "bert", "Bert")
     only(config, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
-    only(config, quantization_config=None, pruned_heads=({}, None))
-    given, names = dict(zip(FIELDS, required(config, *FIELDS.values()), strict=True)), list(names)
+    only(config, quantization_config=None, compression_config=None, pruned_heads=({}, None))
+    names = list(names)
     heads = {"pooler": POOLER_WEIGHT, "mask_head": HEAD_WEIGHT}
     has = {name: any(full.removeprefix("bert.") == weight for full in names) for name, weight in heads.items()}
-    if has["mask_head"]:
-        only(config, tie_word_embeddings=True)
+    if has["mask_head"] and config.get("tie_word_embeddings", True) is not True:
+        raise Unsupported(
+            "asks for tie_word_embeddings = False, but only True is supported for the head for masked tokens. Without "
+            'that head, ignore=("cls.",), the model can be read'
+        )
     return {
-        **given,
+        **sizes(config, FIELDS, names),
         **has,
         "activation": chosen(config, "hidden_act", ACTIVATIONS, "gelu"),
-        "dropout": config.get("hidden_dropout_prob", 0.1),
-        "attention_dropout": config.get("attention_probs_dropout_prob", 0.1),
-        "eps": config.get("layer_norm_eps", 1e-12),
-        "std": config.get("initializer_range", 0.02),
+        "dropout": checks.probability("hidden_dropout_prob", given(config, "hidden_dropout_prob", 0.1)),
+        "attention_dropout": checks.probability(
+            "attention_probs_dropout_prob", given(config, "attention_probs_dropout_prob", 0.1)
+        ),
+        "eps": checks.positive("layer_norm_eps", given(config, "layer_norm_eps", 1e-12)),
+        "std": checks.not_negative("initializer_range", given(config, "initializer_range", 0.02)),
     }
 
 
 def bert_config(model: Any) -> Config:
     """The config.json of a `Bert`."""
-    theirs = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     return {
         "architectures": ["BertForMaskedLM" if model.mask_head else "BertModel"],
         "model_type": "bert",
         **{name: getattr(model, field) for field, name in FIELDS.items()},
         "intermediate_size": model.hidden_dim or 4 * model.dim,
-        "hidden_act": theirs[model.activation],
+        "hidden_act": PUBLISHED[model.activation],
         "hidden_dropout_prob": model.dropout,
         "attention_probs_dropout_prob": model.attention_dropout,
         "layer_norm_eps": model.eps,

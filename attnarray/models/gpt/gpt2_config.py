@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from attnarray.checkpoints.config import Config, Unsupported, chosen, must_be, only, required
+from attnarray import checks
+from attnarray.checkpoints.config import ACTIVATIONS, PUBLISHED, Config, chosen, given, must_be, only, size, sizes
 
+# All of them have the same blocks; what stands above the last one is another matter.
+ARCHITECTURES = (
+    "GPT2LMHeadModel", "GPT2Model", "GPT2DoubleHeadsModel", "GPT2ForSequenceClassification",
+    "GPT2ForTokenClassification", "GPT2ForQuestionAnswering",
+)  # fmt: skip
 # Our name -> theirs.
 SIZES = {
     "vocabulary": "vocab_size",
@@ -14,43 +21,37 @@ SIZES = {
     "layers": "n_layer",
     "heads": "n_head",
 }
-ACTIVATIONS = {
-    "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu", "silu": "silu",
-    "swish": "silu",
-}  # fmt: skip
 DROPOUTS = ("resid_pdrop", "embd_pdrop")
 
 
-def gpt2_fields(config: Config) -> dict[str, Any]:
-    """The fields of the `Gpt` of a config.json."""
+def gpt2_fields(config: Config, names: Iterable[str]) -> dict[str, Any]:
+    """The fields of the `Gpt` of a config.json.
+
+    Of two dropouts, which matter in training alone, the model here has one: that of the blocks.
+    """
     only(config, add_cross_attention=False, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
-    only(config, quantization_config=None, pruned_heads=({}, None))
-    sizes = dict(zip(SIZES, required(config, *SIZES.values()), strict=True))
-    dropouts = {config.get(name, 0.1) for name in DROPOUTS}
-    if len(dropouts) > 1:
-        raise Unsupported(f"has different {' and '.join(DROPOUTS)}, but the model here has one dropout for both")
+    only(config, quantization_config=None, compression_config=None, pruned_heads=({}, None))
     return {
-        **sizes,
-        "hidden_dim": config.get("n_inner"),
+        **sizes(config, SIZES, names),
+        "hidden_dim": None if config.get("n_inner") is None else size(config, "n_inner"),
         "activation": chosen(config, "activation_function", ACTIVATIONS, "gelu_new"),
-        "dropout": dropouts.pop(),
-        "attention_dropout": config.get("attn_pdrop", 0.1),
-        "eps": config.get("layer_norm_epsilon", 1e-5),
-        "tied": config.get("tie_word_embeddings", True),
-        "std": config.get("initializer_range", 0.02),
+        "dropout": checks.probability("resid_pdrop", given(config, "resid_pdrop", 0.1)),
+        "attention_dropout": checks.probability("attn_pdrop", given(config, "attn_pdrop", 0.1)),
+        "eps": checks.positive("layer_norm_epsilon", given(config, "layer_norm_epsilon", 1e-5)),
+        "tied": checks.flag("tie_word_embeddings", given(config, "tie_word_embeddings", True)),
+        "std": checks.not_negative("initializer_range", given(config, "initializer_range", 0.02)),
     }
 
 
 def gpt2_config(model: Any) -> Config:
     """The config.json of a `Gpt`."""
     must_be(model, "GPT-2", positions="learned", norm="layer", gated=False, bias=True, kv_heads=(None, model.heads))
-    theirs = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     return {
-        "architectures": ["GPT2LMHeadModel"],
+        "architectures": [ARCHITECTURES[0]],
         "model_type": "gpt2",
         **{name: getattr(model, field) for field, name in SIZES.items()},
-        "n_inner": model.hidden_dim,
-        "activation_function": theirs[model.activation],
+        "n_inner": model.hidden_dim or None,
+        "activation_function": PUBLISHED[model.activation],
         **dict.fromkeys(DROPOUTS, model.dropout),
         "attn_pdrop": model.attention_dropout,
         "layer_norm_epsilon": model.eps,

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from attnarray.checkpoints.config import Config, Unsupported, chosen, must_be, only, required
+from attnarray import checks
+from attnarray.checkpoints.config import (
+    ACTIVATIONS,
+    PUBLISHED,
+    Config,
+    Unsupported,
+    chosen,
+    given,
+    must_be,
+    only,
+    size,
+    sizes,
+)
 from attnarray.ops.rotary import Rotary
 
+ARCHITECTURES = (
+    "LlamaForCausalLM", "LlamaModel", "LlamaForSequenceClassification", "LlamaForTokenClassification",
+    "LlamaForQuestionAnswering",
+)  # fmt: skip
 # Our name -> theirs.
 SIZES = {
     "vocabulary": "vocab_size",
@@ -16,57 +33,95 @@ SIZES = {
     "heads": "num_attention_heads",
     "hidden_dim": "intermediate_size",
 }
-ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
+ROPE_TYPES = {"default": (), "linear": ("factor",)}  # and what each is given, beside the base
 
 
-def llama_fields(config: Config) -> dict[str, Any]:
+def llama_fields(config: Config, names: Iterable[str]) -> dict[str, Any]:
     """The fields of the `Gpt` of a config.json."""
-    only(config, attention_bias=False, mlp_bias=False, quantization_config=None, pretraining_tp=1)
-    sizes = dict(zip(SIZES, required(config, *SIZES.values()), strict=True))
-    if config.get("head_dim") not in (None, sizes["dim"] // sizes["heads"]):
-        raise Unsupported(f"asks for head_dim = {config['head_dim']!r}, but only dim / heads is supported")
+    only(config, attention_bias=False, mlp_bias=False, sliding_window=None)
+    only(config, quantization_config=None, compression_config=None, partial_rotary_factor=(None, 1))
+    found = sizes(config, SIZES, names)
+    width = found["dim"] / found["heads"]
+    if config.get("head_dim") not in (None, width):
+        raise Unsupported(f"asks for head_dim = {checks.shown(config['head_dim'])}, but only dim / heads is supported")
+    if width % 2 == 1:
+        raise Unsupported(f"asks for heads of {width:.0f} features, but rotary positions are of an even number")
     return {
-        **sizes,
-        "kv_heads": config.get("num_key_value_heads"),
+        **found,
+        "kv_heads": None if config.get("num_key_value_heads") is None else size(config, "num_key_value_heads"),
         "positions": "rotary",
-        "rotary": Rotary(base=_rotary_base(config)),
+        "rotary": _rotary(config),
         "norm": "rms",
-        "eps": config.get("rms_norm_eps", 1e-6),
+        "eps": checks.positive("rms_norm_eps", given(config, "rms_norm_eps", 1e-6)),
         "activation": chosen(config, "hidden_act", ACTIVATIONS, "silu"),
         "gated": True,
         "bias": False,
-        "attention_dropout": config.get("attention_dropout", 0.0),
-        "tied": config.get("tie_word_embeddings", False),
-        "std": config.get("initializer_range", 0.02),
+        "dropout": checks.probability("resid_pdrop", given(config, "resid_pdrop", 0.0)),
+        "attention_dropout": checks.probability("attention_dropout", given(config, "attention_dropout", 0.0)),
+        "tied": checks.flag("tie_word_embeddings", given(config, "tie_word_embeddings", False)),
+        "std": checks.not_negative("initializer_range", given(config, "initializer_range", 0.02)),
     }
 
 
-def _rotary_base(config: Config) -> float:
-    """Of the plain rotation; newer files say it in rope_parameters, older ones in rope_theta."""
-    for name in ("rope_scaling", "rope_parameters"):
-        only(config.get(name) or {}, rope_type="default", type="default")
-    given = {"rope_theta": config.get("rope_theta", 10_000.0), **(config.get("rope_parameters") or {})}
-    return float(given["rope_theta"])
+def _rotary(config: Config) -> Rotary:
+    """The rotation: newer files say it in rope_parameters; rope_scaling of older ones counts before that."""
+    told = [
+        _scaling(name, config[name]) for name in ("rope_scaling", "rope_parameters") if config.get(name) is not None
+    ]
+    bases = [base for options in (*told, config) if (base := options.get("rope_theta")) is not None]
+    if any(base != bases[0] for base in bases):
+        raise Unsupported(f"says rope_theta twice, {bases[0]!r} and {bases[-1]!r}: it must be the same")
+    base = checks.positive("rope_theta", bases[0] if bases else 10_000.0)
+    options: Config = next(filter(None, told), {})
+    if options.get("rope_type") != "linear":
+        return Rotary(base=base)
+    factor: Any = options.get("factor")
+    return Rotary(base=base, scaling="linear", factor=checks.positive("factor", factor))
+
+
+def _scaling(name: str, entry: Any) -> Config:
+    """The options that one entry says, none of them in vain; an entry without anything says nothing."""
+    if not isinstance(entry, dict):
+        raise Unsupported(f"has {name} = {checks.shown(entry)}, expected an object with a rope_type")
+    options = {option: value for option, value in entry.items() if value is not None}
+    if options.pop("partial_rotary_factor", 1) != 1:
+        raise Unsupported(f"asks for partial_rotary_factor in {name}, but only whole heads are supported")
+    older = options.pop("type", None)
+    kind = options.setdefault("rope_type", older) if older is not None else options.get("rope_type")
+    if kind is None and options.keys() - {"rope_theta"}:
+        raise Unsupported(f"has {name} = {checks.shown(entry)}, expected a rope_type in it")
+    if kind is not None and (not isinstance(kind, str) or kind not in ROPE_TYPES):
+        listed = " and ".join(map(repr, ROPE_TYPES))
+        raise Unsupported(f"asks for rope_type = {checks.shown(kind)}, but only {listed} are supported")
+    if older not in (None, kind):
+        raise Unsupported(f"says in {name} that rope_type is {kind!r} and type is {checks.shown(older)}")
+    others = options.keys() - {"rope_theta", "rope_type", *ROPE_TYPES.get(kind or "default", ())}
+    if others:
+        raise Unsupported(f"has {min(others)} in {name}, which is none of the options of rope_type = {kind!r}")
+    return options
 
 
 def llama_config(model: Any) -> Config:
     """The config.json of a `Gpt`."""
     rotary = model.rotary or Rotary()
-    must_be(model, "LLaMA", positions="rotary", norm="rms", gated=True, bias=False, dropout=0.0)
-    must_be(model, "LLaMA", rotary=(None, Rotary(base=rotary.base)))
-    theirs = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+    scaled = rotary.scaling == "linear"
+    sayable = Rotary(base=rotary.base, scaling="linear", factor=rotary.factor) if scaled else Rotary(base=rotary.base)
+    linear = {"rope_type": "linear", "factor": rotary.factor} if scaled else {}
+    must_be(model, "LLaMA", positions="rotary", norm="rms", gated=True, bias=False, rotary=(None, sayable))
     return {
-        "architectures": ["LlamaForCausalLM"],
+        "architectures": [ARCHITECTURES[0]],
         "model_type": "llama",
         **{name: getattr(model, field) for field, name in SIZES.items()},
         "intermediate_size": model.hidden_dim or 4 * model.dim,
         "num_key_value_heads": model.kv_heads or model.heads,
-        "hidden_act": theirs[model.activation],
+        "hidden_act": PUBLISHED[model.activation],
         "rms_norm_eps": model.eps,
         "rope_theta": rotary.base,
-        "rope_parameters": {"rope_type": "default", "rope_theta": rotary.base},
+        "rope_parameters": {"rope_type": "default", **linear, "rope_theta": rotary.base},
+        "rope_scaling": {**linear, "type": "linear"} if scaled else None,  # for those who do not read rope_parameters
         "attention_bias": False,
         "attention_dropout": model.attention_dropout,
+        "resid_pdrop": model.dropout,  # which LLaMA does not have; others pass over it
         "mlp_bias": False,
         "initializer_range": model.std,
         "tie_word_embeddings": model.tied,

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from attnarray.checkpoints.config import Config, Unsupported
+from attnarray.checkpoints.config import Config, check_kind
 from attnarray.checkpoints.names import Names, Pretrained, Tensor
+from attnarray.models.gpt.gpt2_config import ARCHITECTURES as GPT2_ARCHITECTURES
 from attnarray.models.gpt.gpt2_config import gpt2_config, gpt2_fields
+from attnarray.models.gpt.llama_config import ARCHITECTURES as LLAMA_ARCHITECTURES
 from attnarray.models.gpt.llama_config import llama_config, llama_fields
 from attnarray.models.gpt.names import gpt2_names, llama_names
 
 HEAD = "lm_head.weight"
 FIELDS = {"gpt2": gpt2_fields, "llama": llama_fields}
+KINDS = {"gpt2": GPT2_ARCHITECTURES, "llama": LLAMA_ARCHITECTURES}
 
 
 def _is_llama(model: Any) -> bool:
@@ -36,10 +39,7 @@ def gpt_names(model: Any) -> Names:
 
 def gpt_fields(config: Config, names: Iterable[str]) -> dict[str, Any]:
     """The fields of the `Gpt` of a config.json."""
-    kind = config.get("model_type", "gpt2")
-    if kind not in FIELDS:
-        raise Unsupported(f"is of a model of type {kind!r}, but Gpt reads {' and '.join(map(repr, FIELDS))}")
-    return FIELDS[kind](config)
+    return FIELDS[check_kind(config, KINDS, "gpt2", "Gpt")](config, names)
 
 
 def gpt_config(model: Any) -> Config:
