@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -122,12 +123,15 @@ def check_kernels(case: Case, backend: str, dtype: str) -> list[KernelResult]:
     finer = float(np.finfo(dtype).eps / np.finfo(rounded).eps)
     kernel = _results(case, backend, "auto", dtype)
     rows = []
-    for result, exact in truth.items():
-        scale = max(float(np.max(np.abs(exact), initial=0.0)), float(np.finfo(np.float32).tiny))
-        error = float(np.max(_distance(kernel[result], exact), initial=0.0)) / scale
-        distances = [float(np.max(_distance(found[result], exact), initial=0.0)) for found in references]
-        of_reference = max(distances) / scale * finer
-        ok = error <= ERROR_RATIO * of_reference + ROUNDINGS * float(np.finfo(dtype).eps)
+    for result in dict.fromkeys([*truth, *kernel]):
+        exact, found = truth.get(result), kernel.get(result)
+        largest = 0.0 if exact is None else float(np.max(np.abs(exact), initial=0.0))
+        scale = max(largest, float(np.finfo(np.float32).tiny))
+        found = None if found is None or found.dtype != dtype else found  # of another dtype it is wrong anyhow
+        error = _largest_distance(found, exact) / scale
+        of_reference = max(_largest_distance(other.get(result), exact) for other in references) / scale * finer
+        allowed = ERROR_RATIO * of_reference + ROUNDINGS * float(np.finfo(dtype).eps)
+        ok = math.isfinite(allowed) and error <= allowed
         rows.append(KernelResult(case.function, result, case.label, backend, names, dtype, error, of_reference, ok))
     return rows
 
@@ -154,7 +158,7 @@ def _results(case: Case, backend: str, kernels: str, dtype: str, moved: int = 0)
             cotangent = tree.map(lambda leaf: _cotangent(leaf, rng), out)
         grads = triple.bwd(cotangent, ctx)
     named = {**dict(_named("out", out)), **dict(_named("", grads))}
-    return {name: to_numpy(leaf).astype(np.float64) for name, leaf in named.items()}
+    return {name: to_numpy(leaf) for name, leaf in named.items()}
 
 
 def _moved(leaf: Any, rng: np.random.Generator) -> Any:
@@ -176,8 +180,15 @@ def _named(prefix: str, results: Any) -> Iterator[tuple[str, Any]]:
         yield ".".join([*([prefix] if prefix else []), *map(str, path)]), leaf
 
 
-def _distance(found: np.ndarray, exact: np.ndarray) -> np.ndarray:
-    """|found - exact|, where equal infinities are 0 apart and a NaN or another infinity is infinitely far."""
+def _largest_distance(found: np.ndarray | None, exact: np.ndarray | None) -> float:
+    """The largest |found - exact|, where equal infinities are 0 apart and a NaN or another infinity is infinitely far.
+
+    Infinite, too, where there is one alone, or their shapes differ.
+    """
+    if found is None or exact is None or found.shape != exact.shape:
+        return np.inf
+    found, exact = found.astype(np.float64), exact.astype(np.float64)
     with np.errstate(invalid="ignore"):
         distance = np.abs(found - exact)
-    return np.where(found == exact, 0.0, np.where(np.isnan(distance), np.inf, distance))
+    distance = np.where(found == exact, 0.0, np.where(np.isnan(distance), np.inf, distance))
+    return float(np.max(distance, initial=0.0))

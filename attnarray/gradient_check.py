@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from attnarray import tree
-from attnarray.backend import Array, Namespace, device_of, dtype_name, namespace_of, to_numpy
+from attnarray import checks, tree
+from attnarray.backend import Array, device_of, dtype_name, library_of, namespace_of, to_numpy
 from attnarray.checks import FLOATS, is_array
-from attnarray.triples import triple_of
+from attnarray.numpy_arrays import in_layout_of, overlaps
+from attnarray.triples import Triple, by_name, triple_of
 
 # Five-point stencil: f'(x) = (f(x-2h) - 8 f(x-h) + 8 f(x+h) - f(x+2h)) / 12h, exact for polynomials up to degree 4.
 STENCIL = ((-2, 1 / 12), (-1, -8 / 12), (1, 8 / 12), (2, -1 / 12))
-# A gradient whose largest entry is below this is compared absolutely: differences do not resolve it better.
-SMALLEST_SCALE = 1e-3
+# A gradient whose largest entry is below this is compared absolutely: differences do not resolve it better. They do
+# where the outputs are small: there it is what so many roundings of the loss make of a difference.
+SMALLEST_SCALE, ROUNDINGS = 1e-3, 1000
 # Of the first step, where that one finds a difference.
 SECOND_STEP = 0.01
 
 
 class InputCheck(NamedTuple):
-    """The comparison for one input: `error` is the largest difference, relative to the gradient's largest entry."""
+    """The comparison for one input: `error` is the largest difference, relative to the gradient's largest entry.
+
+    `elements` of its `size` were compared.
+    """
 
     name: str
     elements: int
     error: float
     ok: bool
+    size: int
 
 
 class GradcheckReport(NamedTuple):
@@ -48,8 +53,9 @@ class GradcheckReport(NamedTuple):
     def __str__(self) -> str:
         lines = [f"{self.function}: gradients against central differences (tolerance {self.tolerance:.0e})"]
         for check in self.inputs:
-            verdict = "ok" if check.ok else "WRONG"
-            lines.append(f"  {check.name:<24} {check.elements:>6} elements  error {check.error:.1e}  {verdict}")
+            verdict = ("ok" if check.ok else "WRONG") if check.size else "empty, nothing to check"
+            count = f"{check.elements:>6} elements" + (f" of {check.size}" if check.elements < check.size else "")
+            lines.append(f"  {check.name:<24} {count}  error {check.error:.1e}  {verdict}")
         return "\n".join(lines)
 
 
@@ -74,7 +80,9 @@ def gradcheck(
     function : callable
         A function with `_fwd` and `_bwd` beside it, or a layer. Your own triples work too.
     *args, **kwargs
-        Its arguments. Floating arrays, also inside dicts, are taken to float64; they are not changed.
+        Its arguments. Floating arrays, also inside dicts, are taken to float64; they are not changed. NumPy arrays keep
+        their layout in memory, so that the function is checked for that layout; an array whose elements share memory,
+        as those of a broadcast one do, is copied to memory of its own while one of them is moved.
     wrt : sequence of str, optional
         The parameter names to check; all that the backward returns a gradient for by default.
     step : float
@@ -83,7 +91,7 @@ def gradcheck(
     tolerance : float
         The largest error allowed, relative to the largest entry of the gradient.
     max_elements : int
-        Inputs with more elements are sampled at so many places.
+        Inputs with more elements are sampled at so many places; the other elements are not checked.
     seed : int
         For dout and the sampling.
 
@@ -95,9 +103,11 @@ def gradcheck(
     Raises
     ------
     TypeError
-        If the function has no backward.
+        If the function has no backward, or a gradient is not of the dtype and library of its input.
     ValueError
-        If `wrt` names no differentiable input that was given.
+        If there is nothing to compare: `wrt` names no differentiable input that was given, all inputs are empty or no
+        output is finite; if a gradient is missing or not of the shape of its input; if the function changes its
+        arguments or the cotangent in place; or if an option is out of its range.
 
     Examples
     --------
@@ -105,51 +115,118 @@ def gradcheck(
     >>> bool(aa.gradcheck(aa.silu, np.array([[0.3, -1.2], [2.0, 0.1]])))
     True
     """
+    checks.positive("step", step)
+    checks.positive("tolerance", tolerance)
+    checks.whole("max_elements", max_elements, 1, 2**63, "how many elements of an input are compared")
     triple = triple_of(function)
-    arguments = {name: _to_float64(value) for name, value in _by_name(triple.f, args, kwargs).items()}
+    arguments = {name: _to_float64(value) for name, value in by_name(triple.f, args, kwargs).items()}
     rng = np.random.default_rng(seed)
-    out, ctx = triple.fwd(**arguments)
-    cotangent = tree.map(lambda leaf: _cotangent_like(leaf, rng), out)
-    grads = triple.bwd(cotangent, ctx)
-    found = {name: grad for name, grad in zip(grads._fields, grads, strict=True) if grad is not None}
-    names = list(found) if wrt is None else [wrt] if isinstance(wrt, str) else list(wrt)
-    unknown = [name for name in names if name not in found]
-    if unknown:
-        raise ValueError(f"`wrt` names {unknown}, but gradients were returned for {list(found)}.")
-    missing = [name for name in grads._fields if name not in found and _is_floating(arguments.get(name))]
-    if missing and wrt is None:
-        raise ValueError(f"{triple.bwd.__name__} returns no gradient for {missing}, which were given.")
-
-    def loss(changed: dict[str, Any]) -> float:
-        outs = triple.f(**changed)
-        return sum(
-            _dot(leaf, weight)
-            for (_, leaf), (_, weight) in zip(tree.flatten(outs), tree.flatten(cotangent), strict=True)
-        )
-
-    checks = []
-    for name in names:
-        for path, grad in tree.flatten(found[name]):
-            label = ".".join([name, *map(str, path)])
-            expected = tuple(tree.get(arguments[name], path).shape)
-            if tuple(grad.shape) != expected:
-                raise ValueError(f"The gradient of `{label}` has shape {tuple(grad.shape)}, expected {expected}.")
-            analytic = to_numpy(grad).astype(np.float64).reshape(-1)
+    loss, grads = _analytic(triple, arguments, rng)
+    found = _found(triple.bwd.__name__, grads, arguments, wrt)
+    results = []
+    for name, grad in found.items():
+        for path, leaf in tree.flatten(grad):
+            label = tree.format_path((name, *path))
+            _check_step(label, tree.get(arguments[name], path), step)
+            analytic = np.asarray(to_numpy(leaf)).reshape(-1)
             places = _places(analytic.size, max_elements, rng)
             differences = functools.partial(_differences, loss, arguments, name, path)
-            error = _largest_error(differences, analytic, places, step, tolerance)
-            checks.append(InputCheck(label, len(places), error, bool(error <= tolerance)))
-    return GradcheckReport(getattr(function, "__name__", type(function).__name__), tuple(checks), tolerance)
+            error = _largest_error(differences, loss, analytic, places, step, tolerance)
+            results.append(InputCheck(label, len(places), error, bool(error <= tolerance), analytic.size))
+    if not any(check.size for check in results):
+        raise ValueError(f"Nothing was compared: {[check.name for check in results]} have no elements.")
+    return GradcheckReport(getattr(function, "__name__", type(function).__name__), tuple(results), tolerance)
 
 
-def _by_name(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """All arguments of a call as keywords."""
-    signature = inspect.signature(function)
-    named = signature.bind(*args, **kwargs).arguments
-    for parameter in signature.parameters.values():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            named.update(named.pop(parameter.name, {}))
-    return named
+class _Loss:
+    """sum out * dout of a function; `size` is the largest sum of the absolute terms so far."""
+
+    def __init__(self, function: Callable[..., Any], dout: list[np.ndarray]) -> None:
+        self.function, self.dout, self.size = function, dout, 0.0
+
+    def __call__(self, arguments: dict[str, Any]) -> float:
+        outs = [leaf for _, leaf in tree.flatten(self.function(**arguments))]
+        terms = [_terms(leaf, weight) for leaf, weight in zip(outs, self.dout, strict=True) if np.any(weight)]
+        self.size = max(self.size, sum(float(np.sum(np.abs(term))) for term in terms))
+        return sum(float(np.sum(term)) for term in terms)
+
+
+def _terms(leaf: Array, weight: np.ndarray) -> np.ndarray:
+    values = to_numpy(leaf).astype(np.float64)
+    return np.asarray(np.where(np.isinf(values), 0.0, values) * weight)
+
+
+def _analytic(triple: Triple, arguments: dict[str, Any], rng: np.random.Generator) -> tuple[_Loss, Any]:
+    """The loss for a random cotangent, and the gradients that the backward gives for it."""
+    before = [(path, np.array(to_numpy(leaf))) for path, leaf in tree.flatten(arguments) if _is_floating(leaf)]
+    out, ctx = triple.fwd(**arguments)
+    cotangent = tree.map(lambda leaf: _cotangent_like(leaf, rng), out)
+    dout = [np.array(to_numpy(leaf)) for _, leaf in tree.flatten(cotangent)]
+    if not any(np.any(weight) for weight in dout):
+        raise ValueError("Nothing can be compared: no output is a finite floating number, which a gradient belongs to.")
+    grads = triple.bwd(cotangent, ctx)
+    for path, kept in before:
+        if not np.array_equal(to_numpy(tree.get(arguments, path)), kept, equal_nan=True):
+            changed = tree.format_path(path)
+            raise ValueError(f"The function changes its argument `{changed}` in place. Let it work on a copy.")
+    for (_, leaf), kept in zip(tree.flatten(cotangent), dout, strict=True):
+        if not np.array_equal(to_numpy(leaf), kept):
+            raise ValueError(f"{triple.bwd.__name__} changes the cotangent in place. Let it work on a copy.")
+    return _Loss(triple.f, dout), grads
+
+
+def _found(backward: str, grads: Any, arguments: dict[str, Any], wrt: Sequence[str] | None) -> dict[str, Any]:
+    """The gradients to compare by name, which are those of floating arguments, complete and like them."""
+    if not hasattr(grads, "_fields"):
+        raise TypeError(
+            f"{backward} returns {checks.shown(grads)}, expected a NamedTuple with one field for each gradient."
+        )
+    found = {name: grad for name, grad in zip(grads._fields, grads, strict=True) if grad is not None}
+    names = list(found if wrt is None else [wrt] if isinstance(wrt, str) else wrt)
+    unknown = [name for name in names if name not in found]
+    if unknown or not names:
+        named = f"names {unknown}" if names else f"is {wrt}"
+        raise ValueError(f"`wrt` {named}, but gradients were returned for {list(found)}.")
+    chosen = {name: found[name] for name in names}
+    floats = {path: leaf for path, leaf in tree.flatten(arguments) if _is_floating(leaf)}
+    returned = {path for path, _ in tree.flatten(chosen)}
+    expected = names if wrt is not None else grads._fields
+    missing = [tree.format_path(path) for path in floats if path[0] in expected and path not in returned]
+    if missing:
+        raise ValueError(f"{backward} returns no gradient for {missing}, which were given.")
+    for path, grad in tree.flatten(chosen):
+        label = tree.format_path(path)
+        if path not in floats:
+            raise ValueError(
+                f"{backward} returns a gradient for `{label}`, but no floating array was given by that name. Pass the "
+                "array that it belongs to as that argument."
+            )
+        _check_gradient(label, grad, floats[path])
+    return chosen
+
+
+def _check_gradient(label: str, grad: Any, leaf: Array) -> None:
+    """Check that a gradient has the library, dtype and shape of its input."""
+    if not is_array(grad) or library_of(grad) != library_of(leaf):
+        raise TypeError(f"The gradient of `{label}` is of {type(grad)}, expected an array of {library_of(leaf)}.")
+    if dtype_name(grad.dtype) != dtype_name(leaf.dtype):
+        given, expected = dtype_name(grad.dtype), dtype_name(leaf.dtype)
+        raise TypeError(f"The gradient of `{label}` has dtype {given}, expected {expected}, that of the input.")
+    if tuple(grad.shape) != tuple(leaf.shape):
+        raise ValueError(
+            f"The gradient of `{label}` has shape {tuple(grad.shape)}, expected {tuple(leaf.shape)}, that of the input."
+        )
+
+
+def _check_step(label: str, leaf: Array, step: float) -> None:
+    """Check that every number moves by the step."""
+    host = to_numpy(leaf)
+    lost = np.isfinite(host) & (host + step == host)
+    if np.any(lost):
+        raise ValueError(
+            f"`step` is {step}, which is lost in the rounding of {host[lost][0]} in `{label}`: give a larger step, or "
+            "smaller numbers."
+        )
 
 
 def _places(size: int, most: int, rng: np.random.Generator) -> np.ndarray:
@@ -158,6 +235,7 @@ def _places(size: int, most: int, rng: np.random.Generator) -> np.ndarray:
 
 def _largest_error(
     differences: Callable[[np.ndarray, float], np.ndarray],
+    loss: _Loss,
     analytic: np.ndarray,
     places: np.ndarray,
     step: float,
@@ -168,9 +246,11 @@ def _largest_error(
     Where the two disagree, a smaller step decides: a kink that lay within the first one is then mostly out of reach.
     """
     numeric = differences(places, step)
+    rounding = ROUNDINGS * np.finfo(np.float64).eps * loss.size / step
+    smallest = max(min(SMALLEST_SCALE, rounding / tolerance), float(np.finfo(np.float64).tiny))
 
     def errors() -> np.ndarray:
-        scale = max(float(np.max(np.abs(numeric), initial=0.0)), SMALLEST_SCALE)
+        scale = max(float(np.max(np.abs(numeric), initial=0.0)), smallest)
         return np.asarray(np.abs(analytic[places] - numeric) / scale)
 
     wrong = ~(errors() <= tolerance)
@@ -187,62 +267,44 @@ def _differences(
     places: np.ndarray,
     step: float,
 ) -> np.ndarray:
-    """The derivative of the loss with respect to some entries of a leaf."""
+    """The derivative of the loss with respect to some entries of a leaf, counted in row-major order."""
     leaf = tree.get(arguments[name], path)
-    xp = namespace_of(leaf)
-    host = np.array(to_numpy(leaf), dtype=np.float64)
-    flat = host.reshape(-1)
+    host = np.array(to_numpy(leaf), dtype=np.float64, order="C")
+    flat = host.reshape(-1)  # a view, as the order is C
     numeric = np.zeros(len(places))
     for n, place in enumerate(places):
         value = flat[place]
         for offset, weight in STENCIL:
             flat[place] = value + offset * step
-            changed = _replace(arguments[name], path, _like(xp, host, leaf))
+            changed = tree.replace(arguments[name], path, _like(host, leaf))
             numeric[n] += weight / step * loss({**arguments, name: changed})
         flat[place] = value
     return numeric
 
 
-def _like(xp: Namespace, host: np.ndarray, leaf: Array) -> Array:
-    return xp.asarray(host.copy(), device=device_of(leaf))
-
-
-def _replace(node: Any, path: tree.Path, value: Array) -> Any:
-    if not path:
-        return value
-    key, rest = path[0], path[1:]
-    if isinstance(node, dict):
-        return {**node, key: _replace(node[key], rest, value)}
-    items = list(node)
-    place = node._fields.index(key) if hasattr(node, "_fields") else int(key)
-    items[place] = _replace(items[place], rest, value)
-    return type(node)(*items) if hasattr(node, "_fields") else type(node)(items)
+def _like(host: np.ndarray, leaf: Array) -> Array:
+    """The numbers of `host` in an array of the library, device and layout of `leaf`."""
+    if library_of(leaf) != "numpy":
+        return namespace_of(leaf).asarray(host.copy(), device=device_of(leaf))
+    return host.copy() if overlaps(leaf) else in_layout_of(leaf, host)
 
 
 def _to_float64(value: Any) -> Any:
     if isinstance(value, dict | list | tuple):
-        return tree.map(_to_float64, value) if any(is_array(leaf) for leaf in _leaves(value)) else value
-    if is_array(value) and dtype_name(value.dtype) in FLOATS:
-        xp = namespace_of(value)
-        return xp.astype(value, xp.float64)
-    return value
+        return tree.map(_to_float64, value) if any(is_array(leaf) for _, leaf in tree.flatten(value)) else value
+    if not _is_floating(value):
+        return value
+    xp = namespace_of(value)
+    return xp.astype(value, xp.float64) if library_of(value) != "numpy" else in_layout_of(np.asarray(value), value)
 
 
 def _is_floating(value: Any) -> bool:
-    return any(is_array(leaf) and dtype_name(leaf.dtype) in FLOATS for leaf in _leaves(value))
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    return (leaf for _, leaf in tree.flatten(value))
+    return is_array(value) and dtype_name(value.dtype) in FLOATS
 
 
 def _cotangent_like(leaf: Array, rng: np.random.Generator) -> Array:
-    # The lse of a fully masked row is -inf and constant; a NaN must be seen.
-    host = rng.standard_normal(leaf.shape) * ~np.isinf(to_numpy(leaf))
+    # The lse of a fully masked row is -inf and constant; a NaN must be seen. What is no floating number has none.
+    values = to_numpy(leaf)
+    host = rng.standard_normal(values.shape) * (~np.isinf(values) if _is_floating(leaf) else 0.0)
     xp = namespace_of(leaf)
     return xp.asarray(host, dtype=leaf.dtype, device=device_of(leaf))
-
-
-def _dot(leaf: Array, weight: Array) -> float:
-    values = to_numpy(leaf).astype(np.float64)
-    return float(np.sum(np.where(np.isinf(values), 0.0, values) * to_numpy(weight)))

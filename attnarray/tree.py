@@ -47,11 +47,7 @@ def _map(function: Callable[..., Any], path: Path, tree: Tree, *others: Tree) ->
             raise ValueError(f"The trees differ at {format_path(path)}: {_shape_of(tree)} against {_shape_of(other)}.")
     columns = [dict(_children(other)) for other in others]
     mapped = {key: _map(function, (*path, key), child, *(c[key] for c in columns)) for key, child in items.items()}
-    if isinstance(tree, dict):
-        return mapped
-    if hasattr(tree, "_fields"):
-        return type(tree)(*mapped.values())
-    return type(tree)(mapped.values())
+    return _like(tree, mapped)
 
 
 def flatten(tree: Tree) -> list[tuple[Path, Any]]:
@@ -122,6 +118,22 @@ def get(tree: Tree, path: Path) -> Any:
     return tree
 
 
+def replace(tree: Tree, path: Path, value: Any) -> Tree:
+    """The tree with `value` at `path`; the branches on the way are new, all others are shared.
+
+    Examples
+    --------
+    >>> from attnarray import tree
+    >>> tree.replace({"layer": {"weight": 1.0, "bias": None}}, ("layer", "weight"), 2.0)
+    {'layer': {'weight': 2.0, 'bias': None}}
+    """
+    if not path:
+        return value
+    key, rest = path[0], path[1:]
+    items = {**dict(_children(tree)), key: replace(get(tree, (key,)), rest, value)}
+    return _like(tree, items)
+
+
 def format_path(path: Path) -> str:
     """A path as people write it: ("layer", "weight") is "layer.weight"; the empty path is "the root"."""
     return ".".join(str(key) for key in path) or "the root"
@@ -138,6 +150,13 @@ def _children(tree: Tree) -> Iterator[tuple[str | int, Tree]]:
         yield from zip(tree._fields, tree, strict=True)
     else:
         yield from enumerate(tree)
+
+
+def _like(tree: Tree, items: dict[Any, Tree]) -> Tree:
+    """A branch like `tree` that has these items."""
+    if isinstance(tree, dict):
+        return items
+    return type(tree)(*items.values()) if hasattr(tree, "_fields") else type(tree)(items.values())
 
 
 def _shape_of(tree: Tree) -> str:

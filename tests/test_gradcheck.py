@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import array_api_strict
 import numpy as np
 import pytest
 from libraries import Library
@@ -83,7 +84,7 @@ MISTAKES = {
     "rows reversed": ("x", lambda grads: grads._replace(x=grads.x[::-1])),
     "swapped": ("x", lambda grads: Grads(grads.weight, grads.x)),
     "NaN": ("weight", lambda grads: grads._replace(weight=np.where(grads.weight == grads.weight[2, 1], np.nan, 0.0))),
-    "float32": ("x", lambda grads: grads._replace(x=grads.x.astype(np.float32) * np.float32(1 + 1e-5))),
+    "a little": ("x", lambda grads: grads._replace(x=grads.x * (1 + 1e-6))),
 }
 
 
@@ -156,6 +157,18 @@ def test_gradients_of_another_shape_and_missing_gradients_are_no_gradients() -> 
             aa.gradcheck(Wave(lambda grads, w=wrong: grads._replace(x=w(grads.x))), X, WEIGHT)
     with pytest.raises(ValueError, match=r"returns no gradient for \['weight'\], which were given"):
         aa.gradcheck(Wave(lambda grads: grads._replace(weight=None)), X, WEIGHT)
+
+
+def test_gradients_of_another_dtype_or_library_are_no_gradients() -> None:
+    for change, said in (
+        (lambda dx: dx.astype(np.float32), "has dtype float32, expected float64, that of the input"),
+        (lambda dx: np.ones(dx.shape, int), "has dtype int64, expected float64"),
+        (lambda dx: dx + 0j, "has dtype complex128, expected float64"),
+        (array_api_strict.asarray, "is of .*array_api_strict.*, expected an array of numpy"),
+        (np.ndarray.tolist, "is a gradient for `x.0.0`|returns no gradient for"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=said):
+            aa.gradcheck(Wave(lambda grads, change=change: grads._replace(x=change(grads.x))), X, WEIGHT)
 
 
 def test_nan_in_the_output_is_no_agreement() -> None:
