@@ -7,7 +7,7 @@ ARGS ?=
 WORKERS ?= auto
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -23,7 +23,7 @@ demo: $(VENV)/.demo  ## train attention to translate dates, with hand-derived gr
 check: $(VENV)/.demo  ## check every gradient and kernel, as a table
 	@$(BIN)/attnarray check $(ARGS)
 
-bench: $(VENV)/.bench  ## time attention beside other libraries, in less than a minute
+bench: $(VENV)/.bench  ## time attention beside other libraries: a minute once kernels are compiled
 	@$(BIN)/attnarray bench $(ARGS)
 
 test: $(VENV)/.test  ## run the tests
@@ -41,16 +41,19 @@ clean:  ## remove the environment, builds and caches
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# One stamp per extra: a second call is instant, and a change of pyproject.toml installs again.
+# One stamp per extra: a second call is instant, and a change of pyproject.toml installs again. Of what pip says, a word for
+# each package; errors come through whole.
 $(VENV)/.%: pyproject.toml | $(VENV)/.pip
-	@echo "Installing attnarray[$*] into $(VENV) ..."
-	@$(PIP) --editable '.[$*]'
+	@echo "Installing attnarray[$*] into $(VENV):"
+	@{ $(PIP) --editable '.[$*]' || echo Failed; } | while read -r word name rest; do case $$word in \
+		Collecting) echo "  $$name";; Installing) echo "  unpacking all of these ...";; Failed) exit 1;; esac; done
 	@touch $@
 
 # A Python without ensurepip (Debian's without python3-venv) gets pip into the environment from its own pip.
 $(VENV)/.pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "attnarray needs Python 3.11 or newer; $(PYTHON) is older or missing. Try: make test PYTHON=python3.13" >&2; exit 1; }
+	@echo "Making $(VENV) ..."
 	@if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then \
 		$(PYTHON) -m venv $(VENV); \
 	else \

@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from attnarray.check import GradientResult, KernelResult, Results
-from attnarray.console import BAD, FAINT, GOOD, Cell, print_table
+from attnarray.console import BAD, FAINT, GOOD, print_line, print_table
+from attnarray.tables import Cell
 
 Row = list[str | Cell]
 
@@ -19,11 +20,11 @@ def show(results: Results, backends: Sequence[str]) -> None:
         if kernels:
             _show_kernels(backend, kernels)
     for result in results.wrong:
-        print(f"WRONG {result}")
+        print_line(f"WRONG {result}")
     entries = sum(result.entries for result in results.gradients)
     cases = len({(result.function, result.case) for result in results.gradients})
     functions = len({result.function for result in results.gradients})
-    print(
+    print_line(
         f"{entries} gradient entries in {cases} cases of {functions} functions; {len(results.wrong)} results are wrong."
     )
 
@@ -54,6 +55,7 @@ def _show_gradients(backend: str, results: Sequence[GradientResult]) -> None:
         ["function", "input", "cases", "entries", *names, "digits that agree", ""],
         rows,
         right=range(2, 4 + len(kinds)),
+        spare=[4 + len(kinds)],
     )
 
 

@@ -8,12 +8,12 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn, TypeAlias
+from typing import NoReturn, TextIO, TypeAlias
 
 import attnarray
 from attnarray import console
 from attnarray.backend import creation_namespace, supported_backend_names
-from attnarray.console import FAINT, GOOD, Cell, UsageError
+from attnarray.console import UsageError
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,13 +27,20 @@ Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code (0 fine, 1 a check failed, 2 a wrong argument)."""
+    """Run the command; returns the exit code.
+
+    0: all is well. 1: a check failed. 2: a wrong argument. 130: interrupted. 141: the reader of the output has gone.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that cannot show a character gets "?", not a traceback
+            # Whoever reads a pipe sees each line at once; a terminal without a character gets one that is like it.
+            stream.reconfigure(errors=console.ASCII, line_buffering=True)
     try:
-        options = _parser().parse_args(arguments)
-        code: int = options.run(options)
+        try:
+            options = _parser().parse_args(arguments)
+            code: int = options.run(options)
+        finally:
+            sys.stdout.flush()  # after --help, too, which ends by SystemExit
     except UsageError as error:
         print(error, file=sys.stderr)
         return 2
@@ -41,9 +48,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("attnarray: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever reads, as in `attnarray info | head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        for stream in (sys.stdout, sys.stderr):
+            _give_up_if_broken(stream)
         return 141
     return code
+
+
+def _give_up_if_broken(stream: TextIO) -> None:
+    """Write what is left to nowhere, as Python would complain at its end."""
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _parser() -> Parser:
@@ -51,9 +67,13 @@ def _parser() -> Parser:
 
     parser = Parser(
         prog="attnarray",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=console.HelpFormatter,
         description="Attention on plain arrays, with forward and backward passes derived by hand.",
-        epilog="examples:\n  attnarray info\n  attnarray check --only attention\n  attnarray demo --backend cupy",
+        epilog=(
+            "examples:\n  attnarray info\n  attnarray check --only attention\n  attnarray demo --backend cupy\n\n"
+            "Kernels are compiled when first used and cached: the first check, demo or bench takes one or two minutes\n"
+            "longer. Exit codes: 0 all is well, 1 a check failed, 2 a wrong argument, 130 interrupted by Ctrl-C."
+        ),
     )
     parser.add_argument("--version", action="version", version=f"attnarray {attnarray.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -67,9 +87,12 @@ def _parser() -> Parser:
 def _add_info(commands: Commands) -> None:
     info = commands.add_parser(
         "info",
-        help="what is there: backends, kernels, versions, threads, caches",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="List backends and kernels, each with the reason if it cannot be used, versions, threads, caches.",
+        help="show the machine, array libraries, kernels, versions and caches",
+        formatter_class=console.HelpFormatter,
+        description=(
+            "Show the processor, versions, threads and caches, then array libraries and kernels, with the reason\n"
+            "if one cannot be used."
+        ),
         epilog="examples:\n  attnarray info\n  attnarray info --json",
     )
     info.add_argument("--json", action="store_true", help="print JSON instead of tables")
@@ -79,11 +102,12 @@ def _add_info(commands: Commands) -> None:
 def _add_check(commands: Commands) -> None:
     check = commands.add_parser(
         "check",
-        help="check every gradient and every kernel",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        help="compare every gradient with finite differences, every kernel with array code",
+        formatter_class=console.HelpFormatter,
         description=(
             "Compare the gradient of each input of each public function with central differences in float64, with\n"
-            "array code and with kernels, and kernels' results with the reference. Exit code 1 if one is wrong.\n\n"
+            "array code and with kernels, and the results of kernels with array code. Exit code 1 if one is wrong.\n"
+            "The first run compiles the kernels, which takes one or two minutes more.\n\n"
             "The error of a gradient is its largest difference from the central differences, relative to its largest\n"
             "entry; the differences themselves are good to about 1e-12. Anything above 1e-8 is wrong."
         ),
@@ -96,12 +120,19 @@ def _add_check(commands: Commands) -> None:
         "--backend", metavar="NAME", help="array library (default: numpy, and cupy where there is a GPU)"
     )
     check.add_argument(
-        "--kernels", choices=("all", "reference", "auto"), default="all", help="array code, kernels or both (default)"
+        "--kernels",
+        choices=("all", "reference", "auto"),
+        default="all",
+        help="array code (reference), kernels (auto), or both (all, the default)",
     )
     check.add_argument(
-        "--only", metavar="TEXT", action="append", default=[], help="functions whose name contains TEXT; repeatable"
+        "--only",
+        metavar="TEXT",
+        action="append",
+        default=[],
+        help="only functions whose name contains TEXT; may be repeated",
     )
-    check.add_argument("--json", action="store_true", help="print every single result as JSON")
+    check.add_argument("--json", action="store_true", help="print every result as JSON instead of tables")
     check.set_defaults(run=_check)
 
 
@@ -110,13 +141,13 @@ def _add_demo(commands: Commands) -> None:
 
     demo = commands.add_parser(
         "demo",
-        help="train a date translator with hand-derived gradients, and draw what it attends to",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        help="train attention to translate dates, and draw its weights",
+        formatter_class=console.HelpFormatter,
         description=(
             "Learn to translate dates written in many languages (Unicode CLDR) to ISO 8601: '4 juillet 1987' to\n"
             "'1987-07-04', by the library's hand-written backward passes. Prints the accuracy on dates never seen in\n"
-            "training and saves a picture of the alignments. With multi-head attention ten learned queries attend\n"
-            "over the characters; most other mechanisms stand between a recurrent encoder and decoder."
+            "training and saves a picture of the attention weights. With multi-head attention ten learned queries\n"
+            "attend to the characters; most other mechanisms connect a recurrent encoder and decoder."
         ),
         epilog=(
             "examples:\n  attnarray demo\n  attnarray demo --backend cupy --picture alignments.png\n"
@@ -128,25 +159,23 @@ def _add_demo(commands: Commands) -> None:
         "--attention",
         metavar="NAME",
         choices=ATTENTIONS,
-        help=f"the mechanism: {', '.join(ATTENTIONS)} (default: {ATTENTIONS[0]})",
+        help=f"the attention mechanism: {', '.join(ATTENTIONS)} (default: {ATTENTIONS[0]})",
     )
     which.add_argument(
-        "--all", action="store_true", help="every mechanism in turn: a table, and one picture of all alignments"
+        "--all", action="store_true", help="train every mechanism in turn; print a table, draw one picture of all"
     )
-    demo.add_argument("--backend", metavar="NAME", default="numpy", help="array library to train on (default: numpy)")
+    demo.add_argument("--backend", metavar="NAME", default="numpy", help="array library (default: numpy)")
     demo.add_argument(
         "--kernels",
         choices=("auto", "reference", "numba", "cuda"),
         default="auto",
-        help="which kernels may run (default: auto)",
+        help="auto: the fastest that there is (default); reference: array code",
     )
+    demo.add_argument("--epochs", type=_positive, metavar="N", help="passes over the training dates (default: 3)")
+    demo.add_argument("--dates", type=_positive, metavar="N", help="number of training dates (default: by mechanism)")
+    demo.add_argument("--seed", type=_seed, default=0, help="seed of dates, parameters and batches (default: 0)")
     demo.add_argument(
-        "--epochs", type=_positive, metavar="N", help="passes over the training dates (default: the recipe's)"
-    )
-    demo.add_argument("--dates", type=_positive, metavar="N", help="training dates (default: the recipe's)")
-    demo.add_argument("--seed", type=_seed, default=0, help="seed of data, parameters and order (default: 0)")
-    demo.add_argument(
-        "--picture", metavar="FILE", help="where the PNG goes (default: alignments.png, with --all mechanisms.png)"
+        "--picture", metavar="FILE", help="PNG file to write (default: alignments.png; with --all mechanisms.png)"
     )
     demo.set_defaults(run=_demo)
 
@@ -172,31 +201,13 @@ def _known_backend(name: str) -> str:
 
 
 def _info(options: argparse.Namespace) -> int:
-    from attnarray import info
+    from attnarray import info, info_report
 
     facts = info.collect()
     if options.json:
         print(json.dumps(facts, indent=2))
-        return 0
-    backends = [
-        [
-            b["name"],
-            Cell("ready", GOOD) if b["available"] else Cell("no", FAINT),
-            b["version"],
-            b["device"] or b["reason"],
-        ]
-        for b in facts["backends"]
-    ]
-    console.print_table("Backends (array libraries)", ["name", "", "version", "device, or why not"], backends)
-    kernels = [
-        [k["function"], k["backend"], Cell("ready", GOOD) if not k["reason"] else Cell("no", FAINT), k["reason"]]
-        for k in facts["kernels"]
-    ]
-    console.print_table("Kernels", ["reference", "kernels", "", "why not"], kernels)
-    tiles = [[str(value) for value in row.values()] for row in facts["tensor core tiles"]]
-    columns = ["kernel", "calls", "bytes", "dim up to", "rows of a block by rows of a tile"]
-    console.print_table("Attention on tensor cores", columns, tiles)
-    console.print_table("Here", ["", ""], [[key, str(value)] for key, value in facts["here"].items()])
+    else:
+        info_report.show(facts)
     return 0
 
 

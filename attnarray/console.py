@@ -1,31 +1,70 @@
-"""What commands show on a terminal: tables and progress bars; with rich where it is installed, else in plain text."""
+"""What commands show: tables, lines and progress; in colour on a terminal with rich, else in plain text."""
 
 from __future__ import annotations
 
+import argparse
+import codecs
 import importlib.util
-import itertools
+import os
+import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from time import monotonic
+from typing import Any, Protocol
+
+from attnarray.dispatch import compilations
+from attnarray.tables import Cell, layout, paragraphs
 
 GOOD, BAD, FAINT = "green", "bold red", "dim"
-WIDTH_OF_FILES = 160  # where the output is no terminal, tables are not cut to the 80 columns of one
+UNLIMITED = 10_000  # the width where the output is no terminal and COLUMNS is not set
+NARROWEST = 24  # a terminal that says it is narrower is not believed
+EVERY = 5.0  # seconds between two lines that say where a command is
+BEAT = 1.0  # seconds between two looks at the clock
+COMPILING = "Compiling kernels for this machine, once (one or two minutes for all of them) ..."
+NOT_KEPT = "Compiling kernels in this process, as no folder for their cache can be written (see attnarray info) ..."
+
+
+# What a terminal shows that has ASCII only; anything else is "?".
+ALIKE = {"█": "#", "·": ".", "–": "-", "—": "-", "≈": "~", "±": "~", "µ": "u", "×": "x", "…": ".", "²": "2"}
+ALIKE |= dict.fromkeys("▏▎▍", "-") | dict.fromkeys("▌▋▊▉", "#")
+ASCII = "attnarray-ascii"
+
+
+def _alike(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join(ALIKE.get(letter, "?") for letter in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(ASCII, _alike)
 
 
 class UsageError(Exception):
     """A wrong argument: one line for the user."""
 
 
-class Cell(NamedTuple):
-    """A text in a table or a line, with its style."""
+class HelpFormatter(argparse.HelpFormatter):
+    """Wraps each paragraph of a description; lines that are indented, and the one before them, stay as they are."""
 
-    text: str
-    style: str = ""
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        blocks = text.split("\n\n")
+        filled = [
+            block if "\n  " in block else "\n".join(paragraphs(block.replace("\n", " "), width)) for block in blocks
+        ]
+        return "\n\n".join(filled)
 
 
 def has_rich() -> bool:
     return importlib.util.find_spec("rich") is not None
+
+
+def width() -> int:
+    """The characters of a line: COLUMNS, else those of the terminal; no limit where the output is a file or pipe."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdigit() and int(columns) > 0:
+        return max(int(columns), NARROWEST)
+    return max(shutil.get_terminal_size().columns, NARROWEST) if sys.stdout.isatty() else UNLIMITED
 
 
 def print_table(
@@ -34,115 +73,218 @@ def print_table(
     rows: Sequence[Sequence[str | Cell]],
     *,
     right: Sequence[int] = (),
+    spare: Sequence[int] = (),
     caption: str = "",
 ) -> None:
-    """A table on standard output; the columns numbered in `right` are aligned to the right."""
+    """Print a table that fits the terminal.
+
+    Columns in `right` hold figures, which are never cut; those in `spare` are left out where there is no room.
+    """
     cells = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
-    if has_rich():
-        _print_rich(title, columns, cells, right, caption)
-        return
-    widths = [
-        max(len(text) for text in texts)
-        for texts in zip(columns, *([c.text for c in row] for row in cells), strict=True)
-    ]
-    aligned = [str.rjust if n in right else str.ljust for n in range(len(columns))]
-    print(f"\n{title}")
-    for texts in [list(columns), ["-" * width for width in widths], *([c.text for c in row] for row in cells)]:
-        print("  ".join(align(text, width) for align, text, width in zip(aligned, texts, widths, strict=True)).rstrip())
-    if caption:
-        print(caption)
-
-
-def _print_rich(
-    title: str, columns: Sequence[str], cells: list[list[Cell]], right: Sequence[int], caption: str
-) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", caption=caption or None)
-    table.caption_justify = "left"
-    for n, column in enumerate(columns):
-        table.add_column(column, justify="right" if n in right else "left", no_wrap=n == 0)
-    for row in cells:
-        table.add_row(*(Text(cell.text, style=cell.style) for cell in row))
-    console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_FILES)
-    console.print(table)
+    print_line("")
+    for line in paragraphs(title, width()):
+        print_line([Cell(line, "bold")])
+    for row in layout(columns, cells, width(), right=right, spare=spare):
+        print_line(row)
+    for line in paragraphs(caption, width()):
+        print_line(line)
 
 
 def print_line(line: str | Sequence[Cell]) -> None:
-    """A line on standard output; cells in their styles, cut at the edge of a terminal, where rich is installed."""
-    if isinstance(line, str) or not sys.stdout.isatty() or not has_rich():
-        _print(line)
+    """Print a line; cells in their styles where the output is a terminal and rich is installed. Texts are wrapped."""
+    if isinstance(line, str):
+        print("\n".join(paragraphs(line, width())) if len(line) > width() else line, flush=True)
+        return
+    if not sys.stdout.isatty() or not has_rich():
+        print(_plain(line), flush=True)
         return
     from rich.console import Console
+
+    Console().print(_styled(line), highlight=False, soft_wrap=True)
+
+
+def _plain(line: str | Sequence[Cell]) -> str:
+    return line if isinstance(line, str) else "".join(cell.text for cell in line)
+
+
+def _styled(line: str | Sequence[Cell]) -> Any:
     from rich.text import Text
 
-    Console().print(Text.assemble(*line), highlight=False, no_wrap=True, overflow="ellipsis")
+    return Text(line) if isinstance(line, str) else Text.assemble(*line)
 
 
-class Progress(NamedTuple):
-    """A running bar: `advance` it with a few words on what was reached, or `say` a line that stays."""
+class Progress(Protocol):
+    """What is said while a command runs: on standard error, but for the lines that stay."""
 
-    advance: Callable[[str], None]
-    say: Callable[[str | Sequence[Cell]], None]
+    def advance(self, words: str) -> None:
+        """One more step is reached; a few words on it."""
+
+    def note(self, words: str) -> None:
+        """What is going on within the step."""
+
+    def say(self, line: str | Sequence[Cell]) -> None:
+        """A line of the output, which stays."""
+
+    def remark(self, line: str) -> None:
+        """A line beside the output, which stays."""
+
+    def tick(self) -> None:
+        """Time may have passed."""
 
 
 @contextmanager
-def progress(label: str, total: int, *, still: bool = False) -> Iterator[Progress]:
-    """A progress bar on standard error for `total` steps; only the lines that stay where that is not a terminal.
+def progress(label: str, total: int | None = None, *, still: bool = False) -> Iterator[Progress]:
+    """Show the progress of `total` steps (None: it is not known): a bar on a terminal, else a line every few seconds.
 
-    A `still` bar is drawn when it advances and at no other time, so that it does not disturb what is measured.
+    Kernels that are compiled meanwhile are named. A `still` bar is drawn, or its line written, within its own methods
+    and at no other time, so that it does not disturb what is measured.
     """
+    with _bar(label, total, still) as bar, compilations(_Compilations(bar)):
+        yield bar
+
+
+@contextmanager
+def _bar(label: str, total: int | None, still: bool) -> Iterator[Progress]:
     if not sys.stderr.isatty():
-        yield Progress(lambda _words: None, _print)
+        lines = Lines(label, total)
+        with _beating(lines, still):
+            yield lines
     elif has_rich():
-        with _rich_progress(label, total, still) as bar:
+        with _rich_bar(label, total, still) as bar:
             yield bar
     else:
-        yield _plain_progress(label, total)
+        yield _PlainBar(label, total)
         sys.stderr.write("\r\033[K")
 
 
-def _plain_progress(label: str, total: int) -> Progress:
-    done = itertools.count(1)
+class _Compilations:
+    """Hears of each kernel that is compiled: the first time a line says what is going on."""
 
-    def advance(words: str) -> None:
-        sys.stderr.write(f"\r{label} {next(done)}/{total} {words}\033[K")
+    def __init__(self, bar: Progress) -> None:
+        self._bar, self._said = bar, False
 
-    def say(line: str | Sequence[Cell]) -> None:
-        sys.stderr.write("\r\033[K")
-        _print(line)
+    def __call__(self, kernel: str, kept: bool) -> None:
+        if not self._said:
+            self._said = True
+            self._bar.remark(COMPILING if kept else NOT_KEPT)
+        self._bar.note(f"compiling {kernel}")
 
-    return Progress(advance, say)
 
+class Lines:
+    """Progress where there is no terminal: a line when EVERY seconds have passed since the one before."""
 
-def _print(line: str | Sequence[Cell]) -> None:
-    print(line if isinstance(line, str) else "".join(cell.text for cell in line), flush=True)
+    def __init__(self, label: str, total: int | None) -> None:
+        self._label, self._total, self._done, self._words = label, total, 0, ""
+        self._start = self._last = monotonic()
+        self._lock = threading.RLock()
+
+    def advance(self, words: str) -> None:
+        with self._lock:
+            self._done += 1
+            self.note(words)
+
+    def note(self, words: str) -> None:
+        with self._lock:
+            self._words = words
+            self.tick()
+
+    def say(self, line: str | Sequence[Cell]) -> None:
+        with self._lock:
+            print_line(line)
+            self._last = monotonic()
+
+    def remark(self, line: str) -> None:
+        with self._lock:
+            print(line, file=sys.stderr, flush=True)
+            self._last = monotonic()
+
+    def tick(self) -> None:
+        with self._lock:
+            now = monotonic()
+            if now - self._last < EVERY:
+                return
+            reached = f"{self._label} {self._done}/{self._total}" if self._total else self._label
+            self.remark(", ".join(filter(None, [reached, self._words, f"{now - self._start:.0f} s"])))
 
 
 @contextmanager
-def _rich_progress(label: str, total: int, still: bool) -> Iterator[Progress]:
+def _beating(lines: Lines, still: bool) -> Iterator[None]:
+    """Within the block, a thread looks at the clock, as a step may take longer than a line may wait."""
+    if still:
+        yield
+        return
+    done = threading.Event()
+
+    def beat() -> None:
+        while not done.wait(BEAT):
+            lines.tick()
+
+    thread = threading.Thread(target=beat, name="attnarray progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+class _PlainBar:
+    """A line that is written over and over, on a terminal without rich."""
+
+    def __init__(self, label: str, total: int | None) -> None:
+        self._label, self._total, self._done = label, total, 0
+
+    def advance(self, words: str) -> None:
+        self._done += 1
+        self.note(words)
+
+    def note(self, words: str) -> None:
+        reached = f"{self._label} {self._done}/{self._total}" if self._total else self._label
+        line = f"{reached} {words}"[: shutil.get_terminal_size().columns - 1]
+        sys.stderr.write(f"\r{line}\033[K")
+        sys.stderr.flush()
+
+    def say(self, line: str | Sequence[Cell]) -> None:
+        sys.stderr.write("\r\033[K")
+        sys.stderr.flush()
+        print_line(line)
+
+    def remark(self, line: str) -> None:
+        sys.stderr.write(f"\r{line}\033[K\n")
+
+    def tick(self) -> None:
+        pass
+
+
+class _RichBar:
+    """A bar of rich on standard error."""
+
+    def __init__(self, bar: Any, task: Any, still: bool) -> None:
+        self._bar, self._task, self._still = bar, task, still
+
+    def advance(self, words: str) -> None:
+        self._bar.update(self._task, advance=1, words=words, refresh=self._still)
+
+    def note(self, words: str) -> None:
+        self._bar.update(self._task, words=words, refresh=self._still)
+
+    def say(self, line: str | Sequence[Cell]) -> None:
+        self._bar.console.print(_styled(line), highlight=False, soft_wrap=True)
+
+    def remark(self, line: str) -> None:
+        self.say(line)
+
+    def tick(self) -> None:
+        pass
+
+
+@contextmanager
+def _rich_bar(label: str, total: int | None, still: bool) -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as RichProgress
-    from rich.text import Text
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[words]}"),
-    )
+    counted = [BarColumn(), MofNCompleteColumn()] if total else []
+    columns = (TextColumn("{task.description}"), *counted, TimeElapsedColumn(), TextColumn("{task.fields[words]}"))
     with RichProgress(*columns, console=Console(stderr=True), transient=True, auto_refresh=not still) as bar:
-        task = bar.add_task(label, total=total, words="")
-
-        def say(line: str | Sequence[Cell]) -> None:
-            if isinstance(line, str):
-                bar.console.print(line, highlight=False, markup=False)
-            else:
-                bar.console.print(Text.assemble(*line), highlight=False, no_wrap=True, overflow="ellipsis")
-
-        yield Progress(lambda words: bar.update(task, advance=1, words=words, refresh=still), say)
+        yield _RichBar(bar, bar.add_task(label, total=total, words=""), still)

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 import numpy as np
 
 from attnarray.backend import library_of_type
-from attnarray.kernels import Declined, noting
+from attnarray.kernels import Declined, Heard, noting
+from attnarray.kernels import compilations as _compilations
 from attnarray.kernels.table import BACKEND_OF_LIBRARY, KERNELS
 
 P = ParamSpec("P")
@@ -188,6 +189,14 @@ def threads_and_cache() -> dict[str, Any]:
         return {}
     facts: dict[str, Any] = importlib.import_module("attnarray.kernels.numba.jit").facts()
     return facts
+
+
+@contextlib.contextmanager
+def compilations(heard: Heard) -> Iterator[None]:
+    """Within the block, call `heard(kernel, kept)` for each kernel that is compiled; `kept`: a cache keeps it."""
+    numba = importlib.import_module("attnarray.kernels.numba")
+    with _compilations(heard), contextlib.nullcontext() if numba.unavailable() else numba.announced():
+        yield
 
 
 def tensor_core_tiles() -> list[dict[str, Any]]:

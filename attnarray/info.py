@@ -1,10 +1,14 @@
-"""What is on this machine, for `attnarray info` and benchmark files: backends, kernels, versions, threads, caches."""
+"""What is on this machine, for `attnarray info` and benchmark files: processor, backends, kernels, versions, caches."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import attnarray
 from attnarray.backend import available_backends
@@ -13,18 +17,58 @@ from attnarray.dispatch import available_kernels, tensor_core_tiles, threads_and
 
 def collect() -> dict[str, Any]:
     """All facts as plain values that JSON can hold."""
+    backends = available_backends()
+    gpu = any(status.name == "cupy" and status.available for status in backends)
     return {
-        "backends": [status._asdict() for status in available_backends()],
-        "kernels": [status._asdict() for status in available_kernels()],
-        "tensor core tiles": tensor_core_tiles(),
+        "machine": {
+            "cpu": cpu_model(),
+            "cores": os.cpu_count(),
+            "usable cores": available_cpus(),
+            "memory": memory(),
+            "gpus": [status.device for status in backends if status.name == "cupy" and status.available],
+        },
         "here": {
             "attnarray": attnarray.__version__,
             "python": platform.python_version(),
             "system": f"{platform.system()} {platform.machine()}",
-            **{name: _version(name) for name in ("numpy", "numba", "array-api-compat")},
+            "numpy": np.__version__,
+            "blas": blas(),
+            **{name: _version(name) for name in ("numba", "array-api-compat")},
             **threads_and_cache(),
         },
+        "backends": [status._asdict() for status in backends],
+        "kernels": [status._asdict() for status in available_kernels()],
+        "tensor core tiles": tensor_core_tiles() if gpu else [],
     }
+
+
+def available_cpus() -> int:
+    """The CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_model() -> str:
+    """The CPU's name as it gives it itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def memory() -> int | None:
+    """The bytes of memory, None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def blas() -> str:
+    """The library of NumPy's matrix products, with its version."""
+    found = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    return f"{found.get('name', '')} {found.get('version', '')}".strip()
 
 
 def _version(name: str) -> str:

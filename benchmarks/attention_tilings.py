@@ -45,10 +45,11 @@ def main() -> int:
     if unavailable():
         print(unavailable(), file=sys.stderr)
         return EXIT_CODES[NO_GPU]
-    rows = list(measured())
-    for row in rows:
+    rows = []
+    for row in measured():
+        rows.append(row)
         speed = f"{row['ms']:7.3f} ms {row['TFLOP/s']:6.0f} TFLOP/s"
-        print(f"{row['kernel']:<8} {row['dim']:>4} {row['tiling']!s:<14} {speed}")
+        print(f"{row['kernel']:<8} {row['dim']:>4} {row['tiling']!s:<14} {speed}", flush=True)
     if options.output:
         write(Path(options.output), {"device": device(), "rows": rows})
     return 0

@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from attnarray.console import progress
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -67,16 +69,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     chosen = [name for name in STAGES if not options.only or name in options.only]
     results: dict[str, Any] = {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "stages": {}}
-    for name in chosen:
-        found = run_stage(name)
-        results["stages"][name] = found
-        print(
-            f"{name:<12} {found['status']:<10} {found['seconds']:6.1f} s  {found.get('reason', '')}".rstrip(),
-            flush=True,
-        )
-        results["exit_code"] = exit_code([stage["status"] for stage in results["stages"].values()])
-        if options.output:
-            write(Path(options.output), results)
+    with progress("stages", len(chosen)) as bar:
+        for name in chosen:
+            bar.note(f"{name} (at most {STAGES[name].seconds} s)")
+            found = run_stage(name)
+            results["stages"][name] = found
+            bar.say(f"{name:<12} {found['status']:<10} {found['seconds']:6.1f} s  {found.get('reason', '')}".rstrip())
+            bar.advance(name)
+            results["exit_code"] = exit_code([stage["status"] for stage in results["stages"].values()])
+            if options.output:
+                write(Path(options.output), results)
     return int(results.get("exit_code", 0))
 
 

@@ -13,50 +13,57 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from attnarray.bench.threads import environment
+from attnarray.console import Progress
 from benchmarks import model_memory
 
 RESULTS = Path(__file__).parent / "results"
 SPEED = ["", "attnarray, tokens/s", "PyTorch eager, tokens/s", "ratio"]
+RATIO = "A ratio is PyTorch's time over ours, above 1 is faster, with its 95 % interval."
+STAR = " *: too few rounds for an interval."
 MEMORY = ["training step", "between steps, MB", "at the peak, MB"]
 SHOWN = {"cpu": "CPU", "threads": "threads", "python": "Python", "numpy": "NumPy", "blas": "BLAS", "numba": "Numba",
          "torch": "PyTorch", "attnarray": "attnarray", "date": "date", "command": "command"}  # fmt: skip
 
 
-def measured(case: Any, rounds: int) -> dict[str, Any]:
+def measured(case: Any, rounds: int, bar: Progress) -> dict[str, Any]:
     """Seconds per call of both, in turns, and their ratio."""
     from attnarray.bench.clock import HostClock
     from attnarray.bench.statistics import paired_ratio, spread
 
     clock, sides = HostClock(), {"attnarray": case.ours, "PyTorch eager": case.torch}
     samples: dict[str, list[float]] = {name: [] for name in sides}
-    for run in sides.values():
+    for name, run in sides.items():
+        bar.note(f"{case.name}, first call of {name}")
         run()
     for n in range(rounds):
         for name, run in list(sides.items())[:: 1 if n % 2 else -1]:
+            bar.note(f"{case.name}, round {n + 1} of {rounds}")
             samples[name].append(clock.sample(run, 1))
     ratio = paired_ratio(samples["PyTorch eager"], samples["attnarray"])
     rates = {name: case.tokens / spread(times).median for name, times in samples.items()}
     return {"samples": samples, "tokens": case.tokens, "tokens per second": rates, "ratio": ratio._asdict()}
 
 
-def measure(quick: bool, rounds: int, threads: int, advance: Callable[[str], None]) -> dict[str, Any]:
+def measure(quick: bool, rounds: int, threads: int) -> dict[str, Any]:
     """All cases, by name, and the memory of each side."""
+    from attnarray.console import progress
     from benchmarks.model_cases import generation, training_step
 
-    cases = {}
-    for make in (lambda quick: [training_step(quick)], generation):
-        for case in make(quick):
-            cases[case.name] = measured(case, rounds)
-            advance(case.name)
-    memory = {}
-    for side in model_memory.SIDES:
-        memory[side] = model_memory.measured(side, quick, threads)
-        advance(f"memory of {side}")
+    cases, memory = {}, {}
+    with progress("Measuring", 3, still=True) as bar:
+        for make in (lambda quick: [training_step(quick)], generation):
+            for case in make(quick):
+                cases[case.name] = measured(case, rounds, bar)
+                bar.advance(case.name)
+    with progress("Measuring memory", len(model_memory.SIDES)) as bar:
+        for side in model_memory.SIDES:
+            bar.note(side)
+            memory[side] = model_memory.measured(side, quick, threads)
+            bar.advance(side)
     return {"cases": cases, "training memory": memory}
 
 
@@ -65,7 +72,7 @@ def speed_rows(result: dict[str, Any]) -> list[list[str]]:
     rows = []
     for name, found in result["cases"].items():
         ratio = found["ratio"]
-        between = "" if ratio["low"] is None else f" ({ratio['low']:.2f} to {ratio['high']:.2f})"
+        between = "*" if ratio["low"] is None else f" ({ratio['low']:.2f} to {ratio['high']:.2f})"
         rates = [f"{rate:,.1f}" for rate in found["tokens per second"].values()]
         rows.append([name, *rates, f"{ratio['value']:.2f}{between}"])
     return rows
@@ -80,10 +87,19 @@ def memory_rows(result: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
+def lacks_interval(result: dict[str, Any]) -> bool:
+    """Whether a ratio was taken in too few rounds for an interval."""
+    return any(case["ratio"]["low"] is None for case in result["cases"].values())
+
+
 def markdown(result: dict[str, Any]) -> str:
     """Where it ran, and both tables."""
+    from attnarray.bench.machine import busy
+
     lines = [f"- {label}: {result[name]}" for name, label in SHOWN.items() if result.get(name)]
-    lines += ["", "A ratio is PyTorch's time over ours, above 1 is faster, with its 95 % interval.", ""]
+    lines += ["", f"**{doubt}**"] if (doubt := busy(result)) else []
+    star = STAR.replace("*", "\\*") if lacks_interval(result) else ""
+    lines += ["", RATIO + star, ""]
     lines += _table(SPEED, speed_rows(result))
     lines += ["", "Memory beyond that of the loaded library, each in a process of its own, by resident pages.", ""]
     return "\n".join([*lines, *_table(MEMORY, memory_rows(result))]) + "\n"
@@ -103,8 +119,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--output", metavar="NAME", help="write NAME.json and NAME.md into benchmarks/results")
     options = parser.parse_args(arguments)
 
-    from attnarray.bench.machine import available_cpus, describe
-    from attnarray.console import print_table, progress
+    from attnarray.bench.machine import busy, describe
+    from attnarray.console import print_line, print_table
+    from attnarray.info import available_cpus
 
     threads = options.threads or available_cpus()
     wanted = environment(threads)
@@ -115,10 +132,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(threads)
-    with progress("Measuring", 3 + len(model_memory.SIDES), still=True) as bar:
-        found = measure(options.quick, options.rounds, threads, bar.advance)
-    result = {**describe("numpy", threads, "python -m benchmarks.models"), **found}
-    print_table(f"Models in float32 on {threads} threads", SPEED, speed_rows(result), right=[1, 2, 3])
+    about = describe("numpy", threads, "python -m benchmarks.models")  # its load is that before the start
+    found = measure(options.quick, options.rounds, threads)
+    result = {**about, **found}
+    if doubt := busy(result):
+        print_line(doubt)
+    print_table(f"Models in float32 on {threads} threads", SPEED, speed_rows(result), right=[1, 2, 3],
+                caption=STAR.strip() if lacks_interval(result) else "")  # fmt: skip
     print_table("Memory beyond that of the loaded library", MEMORY, memory_rows(result), right=[1, 2])
     if options.output:
         write(RESULTS / options.output, result)

@@ -6,6 +6,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from libraries import LIBRARIES, Library, marks_of
 
+from attnarray import console
+
 # The same examples in every run, so that a red test is red for everybody; nothing depends on time, as machines differ.
 settings.register_profile(
     "attnarray",
@@ -16,6 +18,12 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("attnarray")
+
+
+@pytest.fixture(autouse=True)
+def _no_time_passes_for_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a command is it says every few seconds: on a busy machine, more often. Tests of it give a clock."""
+    monkeypatch.setattr(console, "monotonic", lambda: 0.0)
 
 
 @pytest.fixture(params=[pytest.param(entry, marks=marks_of(entry), id=entry.name) for entry in LIBRARIES])

@@ -23,10 +23,12 @@ SOURCES = MODULES + sorted(path for folder in ("tests", "benchmarks") for path i
 # From the roof to the ground. A unit is a module or a package below attnarray; `attnarray` is the package with its
 # public names. A unit may import what stands in a row below its own; `kernels` are for `dispatch` alone.
 HOUSE = """
+    __main__
     cli
-    check_report demo bench
+    check_report info_report demo bench
     check info
     console
+    tables
     cases
     attnarray
     models

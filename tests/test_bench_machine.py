@@ -52,6 +52,7 @@ def test_threads_are_the_same_for_everybody() -> None:
     [
         (["python", "/bin/attnarray", "bench", "--full"], True),
         (["python", "-W", "error", "-m", "attnarray.cli", "bench"], True),
+        (["python", "-m", "attnarray", "bench", "--full"], True),
         (["python", "my_program.py", "bench"], False),
         (["python", "-m", "pytest", "tests"], False),
         (["python", "/bin/attnarray", "check"], False),

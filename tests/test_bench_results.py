@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import pytest
 from bench_runs import Capture, made_run, row, run
 
-from attnarray.bench import results
+from attnarray.bench import crossover, results
+from attnarray.bench.report import NO_INTERVAL
+from attnarray.bench.statistics import Ratio
 
 
 def test_a_saved_run_comes_back(tmp_path: Path) -> None:
@@ -110,3 +113,54 @@ def test_the_crossover_names_who_wins_where(tmp_path: Path, capsys: Capture) -> 
     assert "16: naive" in out
     assert "32 to 128: attnarray" in out
     assert "attnarray, 16 to 128: numba" in out
+
+
+DOUBTS = ("others compute here", "slower at the end than at the start")
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+@pytest.mark.parametrize("varied", ["", "case"])
+def test_doubts_stand_wherever_the_figures_do(quiet: bool, varied: str, tmp_path: Path, capsys: Capture) -> None:
+    pytest.importorskip("matplotlib")
+    found = made_run(row("a"), row("a", "naive", 0.03), crossover=varied)
+    if not quiet:
+        found.environment["load"] = 1.9
+        found.ceilings["gemm at the end"] = 0.5e11
+    path, page, picture = (tmp_path / f"run.{suffix}" for suffix in ("json", "md", "svg"))
+    results.save(found, path)
+    code, out, _ = run(capsys, "bench", "--show", str(path), "--markdown", str(page), "--plot", str(picture))
+    assert code == 0
+    pictures = [drawn.read_text(encoding="utf-8") for drawn in tmp_path.glob("*.svg")]
+    assert len(pictures) == (1 if varied else 2)
+    for words in DOUBTS:
+        for shown in (out, page.read_text(encoding="utf-8"), *pictures):
+            assert (words in shown) == (not quiet)
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_ratios_without_an_interval_are_marked_and_hatched(few: bool, tmp_path: Path, capsys: Capture) -> None:
+    pytest.importorskip("matplotlib")
+    ratio = Ratio(3.0, None, None) if few else Ratio(3.0, 2.9, 3.1)
+    rows = row("a", "torch", ratio=Ratio(1.0, None, None) if few else Ratio(1.0, 1.0, 1.0)), row("a", "naive", 0.03)
+    path, page, picture = (tmp_path / f"run.{suffix}" for suffix in ("json", "md", "svg"))
+    results.save(made_run(rows[0], dataclasses.replace(rows[1], ratio=ratio)), path)
+    _, out, _ = run(capsys, "bench", "--show", str(path), "--markdown", str(page), "--plot", str(picture))
+    line = next(line for line in out.splitlines() if line.startswith("  naive"))
+    assert ("3.00*" in line) == few
+    assert "1.00*" not in out  # the baseline needs none
+    assert (NO_INTERVAL in out) == few
+    assert out.splitlines()[-3 if few else -2] == "(n/m): n of m cases"
+    assert re.search(r"^all +3\.00\*$" if few else r"^all +3\.00$", out, re.MULTILINE)
+    assert (r"3.00\*" in page.read_text()) == few
+    assert (r"\*: fewer than 7 rounds" in page.read_text()) == few
+    assert ("<pattern" in picture.read_text()) == few
+    assert ("hatched" in picture.read_text()) == few
+
+
+def test_peers_with_few_rounds_are_told_apart_where_no_sample_overlaps() -> None:
+    def winners_of(*samples: tuple[float, ...]) -> str:
+        rows = [row("a", f"peer{n}", min(each), samples=each) for n, each in enumerate(samples)]
+        return crossover.winners(made_run(*rows, crossover="a"))[0].names
+
+    assert winners_of((1.0, 1.1, 1.2), (1.3, 1.4, 1.5)) == "peer0"
+    assert winners_of((1.0, 1.1, 1.2), (1.15, 1.4, 1.5)) == "peer0 ≈ peer1"

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import attnarray
@@ -18,25 +14,17 @@ from attnarray import backend, cli, console
 from attnarray.backend import BackendStatus
 from attnarray.ops import softmax as softmax_module
 
-ROOT = Path(__file__).parents[1]
 Capture = pytest.CaptureFixture[str]
 
 
 def run(capsys: Capture, *arguments: str) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of the command, run in this process."""
+    """Exit code, standard output and standard error of the command, run in this process.
+
+    Whether kernels had to be compiled depends on what ran before, so the line on it is left out.
+    """
     code = cli.main(arguments)
     printed = capsys.readouterr()
-    return code, printed.out, printed.err
-
-
-def run_process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own."""
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    encoding = environment.get("PYTHONIOENCODING", "utf-8")
-    return subprocess.run(
-        [sys.executable, "-m", "attnarray.cli", *arguments],
-        capture_output=True, check=False, encoding=encoding, env=variables, stdin=subprocess.DEVNULL, timeout=600,
-    )  # fmt: skip
+    return code, printed.out, printed.err.replace(f"{console.COMPILING}\n", "").replace(f"{console.NOT_KEPT}\n", "")
 
 
 @pytest.fixture
@@ -54,44 +42,6 @@ def wrong_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
         return softmax_module.SoftmaxGrads(ctx.out * dout)
 
     monkeypatch.setattr(softmax_module, "softmax_bwd", forgetful)
-
-
-def test_info_lists_backends_kernels_and_versions(capsys: Capture) -> None:
-    code, out, err = run(capsys, "info")
-    assert (code, err) == (0, "")
-    for word in (
-        "Backends",
-        "numpy",
-        "cupy",
-        "array_api_strict",
-        "Kernels",
-        "Here",
-        attnarray.__version__,
-        np.__version__,
-    ):
-        assert word in out
-
-
-def test_info_says_why_a_backend_is_missing(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    statuses = [BackendStatus("numpy", True, "2.0", "CPU", ""), BackendStatus("cupy", False, "", "", "no CUDA device")]
-    monkeypatch.setattr("attnarray.info.available_backends", lambda: statuses)
-    code, out, _ = run(capsys, "info")
-    row = next(line for line in out.splitlines() if "cupy" in line)
-    assert code == 0
-    assert "no CUDA device" in row
-
-
-def test_info_as_json(capsys: Capture) -> None:
-    code, out, err = run(capsys, "info", "--json")
-    facts = json.loads(out)
-    assert (code, err) == (0, "")
-    assert set(facts) == {"backends", "kernels", "tensor core tiles", "here"}
-    assert facts["backends"][0]["name"] == "numpy"
-    assert facts["tensor core tiles"][0]["kernel"] == "forward"
-    assert facts["here"]["attnarray"] == attnarray.__version__
-    assert facts["here"]["numpy"] == np.__version__
-    for row in (*facts["backends"], *facts["kernels"]):
-        assert isinstance(row["reason"], str)
 
 
 def test_check_of_right_gradients(capsys: Capture) -> None:
@@ -179,7 +129,7 @@ def test_the_progress_bar_goes_to_the_terminal_alone(
 
 HELP = {
     (): ["info", "check", "demo", "examples:", "attnarray check --only attention"],
-    ("info",): ["backends", "--json", "examples:", "attnarray info --json"],
+    ("info",): ["array libraries", "--json", "examples:", "attnarray info --json"],
     ("check",): [
         "central differences",
         "Exit code 1",
@@ -202,7 +152,7 @@ def test_help_is_worth_reading(command: tuple[str, ...], words: list[str], capsy
         assert printed.err == ""
         assert printed.out.startswith(f"usage: {' '.join(['attnarray', *command])}")
         for word in words:
-            assert word in printed.out
+            assert word in " ".join(printed.out.split())
         assert len(printed.out.splitlines()) >= 7
         assert all(len(line) <= 110 for line in printed.out.splitlines())
 
@@ -272,29 +222,3 @@ def test_an_interruption_is_no_traceback(capsys: Capture, monkeypatch: pytest.Mo
     code, _, err = run(capsys, "check", "--only", "relu")
     assert code == 130
     assert err.splitlines()[-1] == "attnarray: interrupted"
-
-
-def test_as_a_process_on_a_terminal_without_block_characters() -> None:
-    done = run_process("check", "--only", "relu", "--kernels", "reference", PYTHONIOENCODING="ascii")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "relu" in done.stdout
-    assert "0 results are wrong" in done.stdout
-
-
-def test_a_reader_that_stops_is_no_traceback() -> None:
-    command = f"{sys.executable} -m attnarray.cli info --json | true"
-    done = subprocess.run(
-        ["bash", "-c", command],
-        capture_output=True,
-        check=False,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert "Traceback" not in done.stderr
-
-
-def test_as_a_process_with_a_wrong_argument() -> None:
-    done = run_process("frobnicate")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert len(done.stderr.splitlines()) == 1
-    assert "Traceback" not in done.stderr

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from attnarray.console import HelpFormatter
+
 DESCRIPTION = """\
-Time attention and the primitives around it beside other libraries: warm-up apart, rounds in shuffled order, medians
-with intervals, memory, and each figure as a fraction of what this machine can do. Every peer's outputs and gradients
-are compared with float64 first; what is wrong is shown and not timed. Exit code 1 if our own result is wrong."""
+Time attention and the primitives around it beside other libraries: medians with intervals over rounds in shuffled
+order, memory, and each time as a fraction of what this machine can do. Outputs and gradients of every library are
+compared with float64 first; what is wrong is shown and not timed. The first run compiles the kernels, which takes one
+or two minutes more. Exit code 1 if a result of ours is wrong."""
 
 EPILOG = """\
 examples:
@@ -25,13 +28,18 @@ def add_to(commands: Any) -> None:
     parser = commands.add_parser(
         "bench",
         help="time attention beside other libraries",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         description=DESCRIPTION,
         epilog=EPILOG,
     )
     sets = parser.add_mutually_exclusive_group()
-    sets.add_argument("--quick", dest="full", action="store_false", help="a few cases, in less than a minute (default)")
-    sets.add_argument("--full", action="store_true", help="all cases, and more rounds")
+    sets.add_argument(
+        "--quick",
+        dest="full",
+        action="store_false",
+        help="a few cases: a minute once kernels are compiled (default)",
+    )
+    sets.add_argument("--full", action="store_true", help="all cases, with more rounds")
     _add_choices(parser)
     _add_files(parser)
     parser.set_defaults(run=run, full=False)
@@ -39,34 +47,36 @@ def add_to(commands: Any) -> None:
 
 def _add_choices(parser: argparse.ArgumentParser) -> None:
     many = {"action": "extend", "nargs": "+", "default": []}
-    parser.add_argument("--only", metavar="TEXT", help="cases whose name contains TEXT", **many)  # type: ignore[arg-type]
-    parser.add_argument("--group", metavar="GROUP", help="cases of these groups", **many)  # type: ignore[arg-type]
+    parser.add_argument("--only", metavar="TEXT", help="only cases whose name contains TEXT", **many)  # type: ignore[arg-type]
+    parser.add_argument("--group", metavar="GROUP", help="only cases of these groups", **many)  # type: ignore[arg-type]
     parser.add_argument(
         "--peers",
         metavar="PEER",
-        help="only these peers (default: all that can be used)",
+        help="only these libraries (default: all that can be used)",
         **many,  # type: ignore[arg-type]
     )
     parser.add_argument(
-        "--baseline", metavar="PEER", help="what ratios refer to (default: torch if there, else reference)"
+        "--baseline",
+        metavar="PEER",
+        help="the library that ratios refer to (default: torch if there, else reference)",
     )
     parser.add_argument(
-        "--backend", metavar="NAME", default="numpy", help="arrays of numpy (default) or cupy, and their clock"
+        "--backend", metavar="NAME", default="numpy", help="array library to measure: numpy (default) or cupy"
     )
-    parser.add_argument(
-        "--threads", type=int, metavar="N", help="for all peers alike (default: the CPUs that may be used)"
-    )
-    parser.add_argument("--rounds", type=int, metavar="N", help="samples of each peer (default: what time allows)")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of every library (default: all usable CPUs)")
+    parser.add_argument("--rounds", type=int, metavar="N", help="samples of each library (default: as time allows)")
 
 
 def _add_files(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", metavar="FILE", help="write all samples, ceilings and the environment")
+    parser.add_argument("--json", metavar="FILE", help="write all samples, ceilings and versions as JSON")
     parser.add_argument(
-        "--plot", metavar="FILE", help="draw FILE.png or FILE.svg, and the roofline beside it as FILE-roofline"
+        "--plot", metavar="FILE", help="draw bars into FILE (.png or .svg), and the roofline into FILE-roofline"
     )
-    parser.add_argument("--markdown", metavar="FILE", help="write tables for docs")
+    parser.add_argument("--markdown", metavar="FILE", help="write the tables as Markdown")
     instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--crossover", metavar="CASE", help="vary the size of one case: which peer wins where")
+    instead.add_argument(
+        "--crossover", metavar="CASE", help="vary the size of one case: which library is fastest where"
+    )
     instead.add_argument("--compare", nargs=2, metavar=("A", "B"), help="compare two JSON files; nothing is measured")
     instead.add_argument("--show", metavar="FILE", help="show a JSON file again; nothing is measured")
     instead.add_argument("--list", action="store_true", help="list cases and peers; nothing is measured")

@@ -12,7 +12,8 @@ from attnarray.bench.peers import Peer
 from attnarray.bench.results import Results, Row
 from attnarray.bench.runner import Setting, measure
 from attnarray.bench.statistics import paired_ratio
-from attnarray.console import FAINT, GOOD, Cell, print_table
+from attnarray.console import FAINT, GOOD, print_line, print_table
+from attnarray.tables import Cell
 
 QUICK_SIZES = tuple(2**n for n in range(4, 11))  # 16 to 1024
 FULL_SIZES = tuple(2**n for n in range(3, 14))  # 8 to 8192
@@ -71,7 +72,7 @@ def _median(row: Row) -> float:
 
 def _is_slower(row: Row, first: Row) -> bool:
     low = paired_ratio(row.samples, first.samples).low
-    return low is None or low > 1
+    return min(row.samples) > max(first.samples) if low is None else low > 1  # too few rounds: if none overlap
 
 
 def show(results: Results) -> None:
@@ -94,9 +95,9 @@ def show(results: Results) -> None:
         caption="≈ where the interval of the ratio does not tell peers apart; – where a peer was too slow before.",
     )
     for problem in dict.fromkeys(f"{row.peer}: {row.problem}" for row in results.rows if row.problem):
-        print(problem)
+        print_line(problem)
     for line in [*changes(list(found.values())), *_kernels(results)]:
-        print(line)
+        print_line(line)
 
 
 def changes(found: Sequence[Winner]) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from attnarray.bench.catalog import CASES, GROUPS, LONG, QUICK
 from attnarray.bench.peers import PEERS
-from attnarray.console import FAINT, GOOD, Cell, print_table
+from attnarray.console import FAINT, GOOD, print_table
+from attnarray.tables import Cell
 
 
 def show() -> None:

@@ -6,10 +6,8 @@ import datetime
 import importlib.metadata
 import importlib.util
 import os
-import platform
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +25,7 @@ ATTEMPTS = 7  # a ceiling is the best that was ever seen
 PACKAGES = ("numba", "llvmlite", "torch", "jax", "keras", "onnx", "onnxruntime", "cupy-cuda12x", "cupy-cuda13x")
 # A one-minute load above this share of the CPUs means that somebody else computes.
 BUSY = 0.25
+DRIFT = 0.15  # by how much the matrix product may change until the end before it is said
 
 
 class Ceilings(NamedTuple):
@@ -137,61 +136,49 @@ def _exp_on_device(dtype: str, clock: Clock) -> float:
 
 def describe(backend: str, threads: int, command: str) -> dict[str, Any]:
     """Everything about machine and software that a reader of figures asks for; no names of hosts, users or folders."""
-    here = {name: value for name, value in info.collect()["here"].items() if name != "kernel cache"}
-    devices = {b["name"]: b["device"] for b in info.collect()["backends"] if b["available"]}
+    facts = info.collect()
+    here = {name: value for name, value in facts["here"].items() if name != "kernel cache"}
+    devices = {b["name"]: b["device"] for b in facts["backends"] if b["available"]}
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
         "backend": backend,
         "device": devices[backend] if backend != "numpy" else "",
-        "cpu": cpu_model(),
+        "cpu": facts["machine"]["cpu"],
         "cpus": os.cpu_count(),
         "threads": threads,
-        "memory": _memory(),
+        "memory": facts["machine"]["memory"],
         "load": _load(),
         **here,
-        "blas": _blas(),
         **{name: version for name in PACKAGES if (version := _version(name))},
     }
 
 
-def available_cpus() -> int:
-    """The CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def cpu_model() -> str:
-    """The CPU's name as it gives it itself."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def busy(environment: dict[str, Any]) -> str:
     """A warning if others compute on this machine; empty if not."""
-    load = environment["load"]
+    load = environment.get("load")
     if load is None or load <= BUSY * environment["cpus"]:
         return ""
     return f"The load of this machine was {load:.1f} before the start: others compute here, and figures will be off."
 
 
+def drifted(ceilings: dict[str, Any]) -> str:
+    """A warning if the machine was not as fast at the end as at the start; empty if it was, or nobody looked."""
+    at_the_end = ceilings.get("gemm at the end")
+    change = 0.0 if at_the_end is None else at_the_end / ceilings["gemm"]["float32"] - 1
+    if abs(change) <= DRIFT:
+        return ""
+    how = f"{100 * abs(change):.0f} % {'slower' if change < 0 else 'faster'}"
+    return f"The matrix product was {how} at the end than at the start: this machine was not quiet."
+
+
+def warnings(environment: dict[str, Any], ceilings: dict[str, Any]) -> list[str]:
+    """Why the figures of a run are to be doubted; they stand wherever the figures do."""
+    return list(filter(None, [busy(environment), drifted(ceilings)]))
+
+
 def _load() -> float | None:
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-
-
-def _memory() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
-
-
-def _blas() -> str:
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    return f"{blas.get('name', '')} {blas.get('version', '')}".strip()
 
 
 def _version(package: str) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from attnarray.bench.catalog import GROUPS
-from attnarray.bench.report import figures, rates
+from attnarray.bench.machine import warnings
+from attnarray.bench.report import NO_INTERVAL, figures, lacks_interval, rates
 from attnarray.bench.results import Results, Row
+from attnarray.bench.units import NONE
 
 ABOUT = {
     "cpu": "CPU", "device": "GPU", "threads": "threads", "python": "Python", "numpy": "NumPy", "blas": "BLAS",
@@ -18,6 +20,8 @@ def markdown(results: Results) -> str:
     here = results.environment
     about = [f"- {label}: {here[name]}" for name, label in ABOUT.items() if here.get(name)]
     lines = [*about, f"- ceilings: {', '.join(rates(results))}", ""]
+    for warning in warnings(here, results.ceilings):
+        lines += [f"**{warning}**", ""]
     if not results.complete:
         lines += ["This run was interrupted; it holds what was measured until then.", ""]
     lines += [
@@ -25,6 +29,8 @@ def markdown(results: Results) -> str:
         "fraction of the roofline.",
         "",
     ]
+    if any(lacks_interval(row, results.baseline) for row in results.rows):
+        lines += [NO_INTERVAL.replace("*", "\\*"), ""]
     groups = list(dict.fromkeys(row.group for row in results.rows))
     for group in groups:
         lines += [f"### {group}: {GROUPS.get(group, '')}".removesuffix(": "), "", *_table(results, group), ""]
@@ -50,5 +56,6 @@ def _cell(row: Row | None, baseline: str) -> str:
     if row.time is None:
         return row.problem.replace("|", "\\|")
     texts = figures(row, baseline)
-    compared = f"{texts['ratio']} ({texts['interval']})" if texts["interval"] else texts["ratio"]
+    ratio = texts["ratio"].replace("*", "\\*")
+    compared = ratio if texts["interval"] in ("", NONE) else f"{ratio} ({texts['interval']})"
     return "<br>".join([f"**{texts['median']}**", compared, texts["roofline"]])

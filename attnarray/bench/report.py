@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from attnarray.bench import units
+from attnarray.bench import machine, units
 from attnarray.bench.results import Results, Row
-from attnarray.bench.statistics import Ratio, geometric_mean, unpaired_ratio
-from attnarray.console import BAD, FAINT, GOOD, Cell, print_table
+from attnarray.bench.statistics import FEWEST_ROUNDS, Ratio, geometric_mean, unpaired_ratio
+from attnarray.console import BAD, FAINT, GOOD, print_line, print_table, width
+from attnarray.tables import Cell, fold, paragraphs
 
 Line = str | Sequence[Cell]
 Say = Callable[[Line], None]
 
 PEER_WIDTH = 12
+INDENT = "    "  # of the rest of a line that is too long
+WARNING = "yellow"
+NO_INTERVAL = f"*: fewer than {FEWEST_ROUNDS} rounds, so the ratio has no interval."
 BAR = 12  # characters of the fastest peer's bar
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 WIDTHS = {"median": 9, "spread": 8, "ratio": 6, "interval": 11, "roofline": 8, "first": 9, "memory": 9}
@@ -24,12 +28,17 @@ def heading(results: Results) -> list[Line]:
     device = f"{here['device']}, " if here["device"] else ""
     titles = {**{name: name for name in WIDTHS}, "ratio": f"vs {results.baseline}", "first": "1st call"}
     titles["memory"] = "memory +"
-    columns = " ".join(title.rjust(_width(name, results.baseline)) for name, title in titles.items())
-    return [
+    columns = [Cell(f"{title:>{_width(name, results.baseline)}} ", "bold") for name, title in titles.items()]
+    texts = [
         f"{device}{here['cpu']}, {here['threads']} of {here['cpus']} CPUs; {here['backend']} arrays",
         f"Ceilings: {', '.join(rates(results))}",
+    ]
+    alarms = [line for text in machine.warnings(here, results.ceilings) for line in paragraphs(text, width())]
+    return [
+        *(line for text in texts for line in paragraphs(text, width())),
+        *([Cell(line, WARNING)] for line in alarms),
         "",
-        [Cell(f"  {'peer':<{PEER_WIDTH}} {columns}  speed", "bold")],
+        *_wrapped(Cell(f"  {'peer':<{PEER_WIDTH}} ", "bold"), [*columns, Cell(f" {'speed':<{BAR}}", "bold")]),
     ]
 
 
@@ -49,17 +58,48 @@ def case_lines(rows: Sequence[Row], baseline: str) -> list[Line]:
     """A line that says what the case is, and one for each peer."""
     first = rows[0]
     fastest = min((row.time.median for row in rows if row.time), default=0.0)
-    about = f"  {first.direction}, {first.dtype}, {first.text}"
-    return [[Cell(first.case, "bold"), Cell(about, FAINT)], *(_line(row, baseline, fastest) for row in rows)]
+    about = f"{first.direction}, {first.dtype}, {first.text}"
+    if len(f"{first.case}  {about}") <= width():
+        title = [[Cell(first.case, "bold"), Cell(f"  {about}", FAINT)]]
+    else:
+        title = [[Cell(first.case, "bold")], *([Cell(text, FAINT)] for text in fold(about, width()))]
+    return [*title, *(line for row in rows for line in _lines(row, baseline, fastest))]
 
 
-def _line(row: Row, baseline: str, fastest: float) -> Line:
+def _lines(row: Row, baseline: str, fastest: float) -> list[Line]:
     name = Cell(f"  {row.peer:<{PEER_WIDTH}} ", "bold" if row.peer == "attnarray" else "")
     if row.time is None:
-        return [name, Cell(row.problem, BAD if is_alarming(row) else FAINT)]
-    texts = figures(row, baseline)
-    cells = [Cell(f"{texts[column]:>{_width(column, baseline)}} ", _style(column, row)) for column in WIDTHS]
-    return [name, *cells, Cell(f" {_bar(fastest / row.time.median)}", "cyan"), Cell(f" {row.kernels}", FAINT)]
+        texts = fold(row.problem, width() - len(name.text))
+        names = [name, *[Cell(" " * len(name.text))] * (len(texts) - 1)]
+        style = BAD if is_alarming(row) else FAINT
+        return [[before, Cell(text, style)] for before, text in zip(names, texts, strict=True)]
+    figured = figures(row, baseline)
+    cells = [Cell(f"{figured[column]:>{_width(column, baseline)}} ", _style(column, row)) for column in WIDTHS]
+    bar = Cell(f" {_bar(fastest / row.time.median)}", "cyan")
+    return _wrapped(name, [*cells, bar, Cell(f" {row.kernels}", FAINT)])
+
+
+def _wrapped(name: Cell, cells: Sequence[Cell]) -> list[Line]:
+    """A line, or as many as it takes for all cells; the same ones for cells of the same widths."""
+    lines = [[name]]
+    for cell in cells:
+        used = sum(len(other.text) for other in lines[-1])
+        if len(lines[-1]) > 1 and used + len(cell.text.rstrip()) > width():
+            lines.append([Cell(INDENT)])
+        lines[-1].append(cell)
+    return [[*line[:-1], line[-1]._replace(text=line[-1].text.rstrip())] for line in lines]
+
+
+def lacks_interval(row: Row, baseline: str) -> bool:
+    """Whether a row has a ratio that was taken in too few rounds for an interval."""
+    return row.ratio is not None and row.ratio.low is None and row.peer != baseline
+
+
+def marked(row: Row, baseline: str) -> str:
+    """The ratio of a row, with a star where it has no interval."""
+    if row.ratio is None:
+        return units.NONE
+    return units.ratio(row.ratio.value) + "*" * lacks_interval(row, baseline)
 
 
 def figures(row: Row, baseline: str) -> dict[str, str]:
@@ -70,7 +110,7 @@ def figures(row: Row, baseline: str) -> dict[str, str]:
     return {
         "median": units.seconds(row.time.median),
         "spread": units.variation(row.time),
-        "ratio": units.ratio(row.ratio.value) if row.ratio is not None else units.NONE,
+        "ratio": marked(row, baseline),
         "interval": units.interval(row.ratio) if compared else "",
         "roofline": units.percent(None if row.roofline is None else row.roofline / row.time.median),
         "first": units.seconds(row.first_call),
@@ -106,7 +146,8 @@ def show_summary(results: Results) -> None:
         for peer in peers:
             of_peer = [r for r in results.rows if r.peer == peer and (not group or r.group == group)]
             found = [row.ratio.value for row in of_peer if row.ratio is not None]
-            cells.append(_mean_cell(found, len(of_peer)))
+            unsure = any(lacks_interval(row, results.baseline) for row in of_peer)
+            cells.append(_mean_cell(found, len(of_peer), unsure))
         rows.append(cells)
     print_table(
         f"Time over that of {results.baseline}: geometric mean, below 1 is faster",
@@ -117,12 +158,12 @@ def show_summary(results: Results) -> None:
     )
 
 
-def _mean_cell(ratios: Sequence[float], cases: int) -> Cell:
+def _mean_cell(ratios: Sequence[float], cases: int, unsure: bool) -> Cell:
     if not ratios:
         return Cell(units.NONE, FAINT)
     mean = geometric_mean(ratios)
     count = f" ({len(ratios)}/{cases})" if len(ratios) < cases else ""
-    return Cell(units.ratio(mean) + count, GOOD if mean < 1 else "")
+    return Cell(units.ratio(mean) + "*" * unsure + count, GOOD if mean < 1 else "")
 
 
 def show_comparison(first: Results, second: Results, names: tuple[str, str]) -> None:
@@ -149,7 +190,7 @@ def show_comparison(first: Results, second: Results, names: tuple[str, str]) -> 
     )
     differences = _differences(first, second)
     if differences:
-        print("The runs differ in more than time: " + "; ".join(differences) + ".")
+        print_line("The runs differ in more than time: " + "; ".join(differences) + ".")
 
 
 def _verdict(found: Ratio) -> Cell:

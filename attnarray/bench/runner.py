@@ -41,6 +41,7 @@ class Setting:
     now: Callable[[], float] = time.perf_counter
     sleep: Callable[[float], None] = time.sleep
     memory: Callable[[Callable[[], Any], str], int | None] = peak_extra_bytes
+    between: Callable[[], None] = lambda: None  # called when nothing is timed, every now and then
 
 
 # Cores that have gone to sleep in the rest take up to two milliseconds to wake, unless a library keeps its threads
@@ -168,6 +169,7 @@ def _time(entrants: Sequence[Entrant], setting: Setting) -> list[tuple[Entrant, 
         for entrant in list(active):
             if n >= entrant.rounds:
                 continue
+            setting.between()
             try:
                 with entrant.call.scope():
                     _settle(entrant, setting)

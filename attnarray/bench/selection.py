@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from attnarray.backend import available_backends
 from attnarray.bench.cases import BenchCase
 from attnarray.bench.catalog import CASES, GROUPS, LONG, QUICK
-from attnarray.bench.machine import available_cpus
 from attnarray.bench.peers import PEERS, Peer
 from attnarray.bench.statistics import FEWEST_ROUNDS
 from attnarray.console import UsageError
+from attnarray.info import available_cpus
 
 BACKENDS = ("numpy", "cupy")
 BASELINES = ("torch", "reference")  # the first that is there

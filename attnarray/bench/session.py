@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
@@ -23,7 +24,6 @@ from attnarray.console import UsageError
 SECONDS = {False: 0.08, True: 1.5}  # of timing for each peer on a case of the quick and of the full set
 # Seconds before a sample, in which the threads of the peer before it stop waiting for work, as GNU OpenMP's do.
 SETTLE = 1e-2
-DRIFT = 0.15  # by how much the matrix product may change until the end before it is said
 PICTURES = (".png", ".svg")
 INTERRUPTED = 130  # the exit code of a program that Ctrl-C ended
 
@@ -54,8 +54,10 @@ def run(options: argparse.Namespace) -> int:
     environment = machine.describe(plan.backend, plan.threads, _command(options))
     for warning in filter(None, [machine.busy(environment), _left_out(plan.absent)]):
         print(warning, file=sys.stderr)
-    environment["warm-up"] = attnarray.warmup(preflight.DTYPES)
-    wrong = preflight.first_wrong({case.function for case in plan.cases}, plan.backend)
+    with console.progress("preparing") as bar:
+        bar.note("kernels")
+        environment["warm-up"] = attnarray.warmup(preflight.DTYPES)
+        wrong = preflight.first_wrong({case.function for case in plan.cases}, plan.backend, bar.note)
     if wrong:
         print(f"attnarray bench: no figures, because the check fails: {wrong}. See attnarray check.", file=sys.stderr)
         return 1
@@ -79,12 +81,14 @@ def present(found: Results, options: argparse.Namespace) -> None:
         crossover.show(found)
     else:
         report.show_summary(found)
+    if any(report.lacks_interval(row, found.baseline) for row in found.rows):
+        console.print_line(report.NO_INTERVAL)
     if options.markdown:
         results.write_whole(options.markdown, markdown(found))
     written = plots.draw(found, Path(options.plot)) if options.plot else []
     files = [name for name in (None if options.show else options.json, options.markdown, *map(str, written)) if name]
     if files:
-        print(f"Written: {', '.join(files)}.")
+        console.print_line(f"Written: {', '.join(files)}.")
 
 
 def show_lines(found: Results) -> None:
@@ -134,6 +138,7 @@ def _measure(plan: Plan, options: argparse.Namespace, found: Results) -> None:
         settle=SETTLE,
     )
     with console.progress("measuring", plan.steps, still=True) as bar:
+        setting = dataclasses.replace(setting, between=bar.tick)
         for line in report.heading(found):
             bar.say(line)
         for rows in _batches(plan, setting, bar.advance):
@@ -143,14 +148,9 @@ def _measure(plan: Plan, options: argparse.Namespace, found: Results) -> None:
                 bar.say(line)
     if sys.stderr.isatty() and not sys.stdout.isatty():  # the lines went to the terminal, not to the file
         show_lines(found)
-    at_the_end = machine.gemm_again(plan.backend, plan.threads, clock)
-    found.ceilings["gemm at the end"] = at_the_end
-    change = at_the_end / ceilings.gemm["float32"] - 1
-    if abs(change) > DRIFT:
-        how = f"{100 * abs(change):.0f} % {'slower' if change < 0 else 'faster'}"
-        print(
-            f"The matrix product was {how} at the end than at the start: this machine was not quiet.", file=sys.stderr
-        )
+    found.ceilings["gemm at the end"] = machine.gemm_again(plan.backend, plan.threads, clock)
+    if warning := machine.drifted(found.ceilings):
+        print(warning, file=sys.stderr)
 
 
 def _batches(plan: Plan, setting: Setting, advance: Advance) -> Iterator[list[Row]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import textwrap
 import time
 import tracemalloc
 from pathlib import Path
@@ -12,13 +11,14 @@ from typing import NamedTuple
 import numpy as np
 
 from attnarray import optim, tree
-from attnarray.console import GOOD, Cell, Progress, print_table, progress
+from attnarray.console import GOOD, Progress, print_line, print_table, progress
 from attnarray.demo import dates, picture, training
 from attnarray.demo.lesson import EPOCHS, Lesson, examine, learn, on_bar, prepare
 from attnarray.demo.mechanisms import MECHANISMS
 from attnarray.demo.model import Model
 from attnarray.layers.initial import Params
 from attnarray.random import Philox
+from attnarray.tables import Cell, paragraphs
 
 COLUMNS = ["mechanism", "parameters", "dates", "exact", "seconds", "peak memory"]
 HOST_LIBRARIES = ("numpy", "array_api_strict")  # tracemalloc sees the arrays of these alone
@@ -44,7 +44,7 @@ def compare(options: argparse.Namespace, path: Path, train: list[dates.Pair], te
     epochs = options.epochs or EPOCHS
     counts = {name: min(mechanism.dates, len(train)) for name, mechanism in MECHANISMS.items()}
     shown = picture.pick_samples(test, 1)[0]
-    print(
+    print_line(
         f"{len(MECHANISMS)} mechanisms learn from up to {len(train)} dates in {len(dates.LANGUAGES)} languages; "
         f"{len(test)} others to test on. Computing on {options.backend}."
     )
@@ -55,9 +55,10 @@ def compare(options: argparse.Namespace, path: Path, train: list[dates.Pair], te
             done = outcomes[name] = _teach(name, mechanism.model, lesson, epochs, options, shown, bar)
             reached = f"{done.accuracy:.1%} of {len(test)} unseen dates exactly right"
             bar.say(f"{name}: {reached} after {done.seconds:.1f} s")
+        bar.note("drawing")
+        _draw(path, test[shown], outcomes)
     _show(outcomes, epochs, len(test))
-    _draw(path, test[shown], outcomes)
-    print(f"Alignments drawn in {path}. Whole demo: {time.perf_counter() - start:.0f} s.")
+    print_line(f"Alignments drawn in {path}. Whole demo: {time.perf_counter() - start:.0f} s.")
 
 
 def peak_of_a_step(model: Model, params: Params, data: training.Data) -> int:
@@ -79,12 +80,14 @@ def peak_of_a_step(model: Model, params: Params, data: training.Data) -> int:
 def _teach(
     name: str, model: Model, lesson: Lesson, epochs: int, options: argparse.Namespace, shown: int, bar: Progress
 ) -> Outcome:
+    bar.note(f"{name}: first step")
     params = lesson.fresh(model, options.seed)
     parameters = sum(int(np.prod(leaf.shape)) for _, leaf in tree.flatten(params))
     peak = peak_of_a_step(model, params, lesson.learned) if options.backend in HOST_LIBRARIES else None
     seconds = 0.0
     for trained in learn(model, lesson, params, epochs, options.seed, on_bar(bar, f"{name}: ")):
         params, seconds = trained
+    bar.note(f"{name}: translating dates never seen")
     found, accuracy = examine(model, lesson, params)
     (weights,) = training.alignments(model, lesson.unseen, params, np.array([shown]))
     return Outcome(parameters, len(lesson.learned.lengths), accuracy, seconds, peak, found[shown], weights)
@@ -108,7 +111,7 @@ def _show(outcomes: dict[str, Outcome], epochs: int, tested: int) -> None:
         "without what compiled kernels keep inside.",
         *(f"{kind}: {', '.join(names)}." for kind, names in _by_kind().items()),
     ]
-    caption = "\n".join(textwrap.fill(note, NOTE_WIDTH) for note in notes)
+    caption = "\n".join(line for note in notes for line in paragraphs(note, NOTE_WIDTH))
     print_table("Every mechanism on the same task", COLUMNS, rows, right=range(1, len(COLUMNS)), caption=caption)
 
 

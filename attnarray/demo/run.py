@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from attnarray.backend import use_backend
-from attnarray.console import progress
+from attnarray.console import print_line, progress
 from attnarray.demo import ATTENTIONS, dates, picture, training
 from attnarray.demo.comparison import compare
 from attnarray.demo.lesson import EPOCHS, DemoError, Lesson, examine, learn, on_bar, prepare
@@ -33,7 +33,8 @@ def main(options: argparse.Namespace) -> int:
     chosen = options.attention or ATTENTIONS[0]
     count = options.dates or max(MECHANISMS[name].dates for name in (ATTENTIONS if options.all else (chosen,)))
     try:
-        train, test = dates.make_pairs(count, TEST_DATES, options.seed)
+        with progress("making dates"):
+            train, test = dates.make_pairs(count, TEST_DATES, options.seed)
     except (ValueError, ModuleNotFoundError) as error:
         raise DemoError(str(error)) from error
     try:
@@ -49,32 +50,35 @@ def main(options: argparse.Namespace) -> int:
 
 def _train_and_show(options: argparse.Namespace, path: Path, model: Model, lesson: Lesson) -> None:
     test = lesson.test
-    print(
+    print_line(
         f"{len(lesson.learned.lengths)} dates in {len(dates.LANGUAGES)} languages to learn from, {len(test)} others to "
         f"test on; {len(lesson.vocabulary)} different characters."
     )
     params = lesson.fresh(model, options.seed)
-    _say_what_runs(options.backend, model, params, lesson.learned)
     epochs = options.epochs or EPOCHS
     start = time.perf_counter()
     found: list[str] = []
     with progress("training", training.steps_of(len(lesson.learned.lengths), epochs)) as bar:
+        bar.note("first step")
+        bar.say(_what_runs(options.backend, model, params, lesson.learned))
         lessons = learn(model, lesson, params, epochs, options.seed, on_bar(bar))
         for epoch, (trained, seconds) in enumerate(lessons, start=1):
             params = trained
+            bar.note(f"epoch {epoch} of {epochs}: translating dates never seen")
             found, right = examine(model, lesson, params)
             reached = f"{right:.1%} of {len(test)} unseen dates exactly right"
             bar.say(f"epoch {epoch} of {epochs}: {reached} after {seconds:.1f} s")
+        bar.note("drawing")
+        _draw(path, model, lesson, found, params)
     _show_samples(test, found)
-    _draw(path, model, lesson, found, params)
-    print(f"Alignments drawn in {path}. Whole demo: {time.perf_counter() - start:.1f} s.")
+    print_line(f"Alignments drawn in {path}. Whole demo: {time.perf_counter() - start:.1f} s.")
 
 
-def _say_what_runs(backend: str, model: Model, params: Params, data: training.Data) -> None:
+def _what_runs(backend: str, model: Model, params: Params, data: training.Data) -> str:
     batch = data.batch(np.arange(training.BATCH) % len(data.lengths))
     choices = explain(model.forward, params, *batch).choices
     kernels = sorted({choice.kernel for choice in choices})
-    print(f"Computing on {backend}; kernels: {', '.join(kernels).replace('reference', 'array code')}.")
+    return f"Computing on {backend}; kernels: {', '.join(kernels).replace('reference', 'array code')}."
 
 
 def _show_samples(test: list[dates.Pair], found: list[str]) -> None:
@@ -82,7 +86,7 @@ def _show_samples(test: list[dates.Pair], found: list[str]) -> None:
         n = next((n for n, pair in enumerate(test) if pair.language == language), None)
         if n is not None:
             verdict = "" if found[n] == test[n].target else f"   WRONG, should be {test[n].target}"
-            print(f"  {dates.language_name(language):<10} {found[n]}  <-  {test[n].source}{verdict}")
+            print_line(f"  {dates.language_name(language):<10} {found[n]}  <-  {test[n].source}{verdict}")
 
 
 def _draw(path: Path, model: Model, lesson: Lesson, found: list[str], params: Params) -> None:

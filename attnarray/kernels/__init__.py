@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
 _NOTES: ContextVar[list[str] | None] = ContextVar("attnarray_notes", default=None)
+
+Heard = Callable[[str, bool], None]
+_HEARD: list[Heard] = []
 
 
 class Declined(Exception):
@@ -29,3 +32,19 @@ def noting() -> Iterator[list[str]]:
         yield notes
     finally:
         _NOTES.reset(token)
+
+
+def compiling(kernel: str, kept: bool) -> None:
+    """Called before a kernel is compiled; `kept` says whether a cache will keep it for other processes."""
+    for heard in tuple(_HEARD):
+        heard(kernel, kept)
+
+
+@contextlib.contextmanager
+def compilations(heard: Heard) -> Iterator[None]:
+    """Within the block, `heard(kernel, kept)` is called for each kernel that is compiled, in whichever thread."""
+    _HEARD.append(heard)
+    try:
+        yield
+    finally:
+        _HEARD.remove(heard)

@@ -171,9 +171,11 @@ def run(options: argparse.Namespace) -> float:
     data = digits()
     with progress("Training", seeds * epochs * -(-len(data.train) // BATCH)) as bar:
         runs = [train(data, seed, epochs, bar.advance) for seed in range(seeds)]
-    shares = np.array([np.mean(classified(trained.params, data.test) == data.test_classes) for trained in runs])
+        bar.note("evaluating")
+        shares = np.array([np.mean(classified(trained.params, data.test) == data.test_classes) for trained in runs])
+        simple = baselines(data)
     numbers = sum(int(np.prod(leaf.shape)) for _, leaf in tree.flatten(runs[0].params))
-    rows = [[name, f"{share:.1%}"] for name, share in baselines(data).items()]
+    rows = [[name, f"{share:.1%}"] for name, share in simple.items()]
     spread = f"{shares.mean():.1%} ({shares.min():.1%} to {shares.max():.1%} over {seeds} seeds)"
     title = f"{len(data.test)} digits held out, {len(data.train)} to learn from"
     print_table(title, ["", "right"], [*rows, [f"patches, {numbers:,} parameters", spread]], right=[1])

@@ -209,17 +209,20 @@ def run(options: argparse.Namespace) -> float:
     model, steps, data = MODEL, STEPS, texts()
     if options.quick:
         model, steps, data = SMALL, 60, Texts(data.train[:60_000], data.held_out[:3_000])
-    rows = baselines(data)
+    with progress("Compressing and counting"):
+        rows = baselines(data)
     with progress("Training", steps) as bar:
         trained = train(model, data.train, steps, bar.advance, saved)
+        bar.note("evaluating")
+        found = bits_of(model, trained.params, data.train, data.held_out)
+        written = sample(model, trained.params, model.longest - len(PROMPT))
     numbers = sum(math.prod(leaf.shape) for _, leaf in tree.flatten(trained.params))
-    found = bits_of(model, trained.params, data.train, data.held_out)
     rows[f"GPT, {numbers / 1e6:.2f} million parameters"] = found
     sizes = f"{len(data.train):,} bytes to learn from, {len(data.held_out):,} held out"
     print_table(
         f"Python's manual: {sizes}", ["", "bits per byte"], [[n, f"{b:.3f}"] for n, b in rows.items()], right=[1]
     )
-    print(f"\n{sample(model, trained.params, model.longest - len(PROMPT))}\n")
+    print(f"\n{written}\n")
     for name, picture in {
         "language-model.png": lambda path: draw(path, trained, rows),
         "language-model-heads.png": lambda path: draw_heads(path, model, trained.params, data.held_out[:44]),

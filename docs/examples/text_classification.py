@@ -260,12 +260,14 @@ def run(options: argparse.Namespace) -> float:
             resumed = options.resume and saved.exists()
             state = checkpoints.load_state(saved) if resumed else beginning(network, seed)
             states.append(train(network, training, state, epochs, saved, bar.advance))
-    runs = [state["params"] for state in states]
-    probabilities = np.stack([network.predict(params, test) for params in runs])  # (seeds, N, fields)
+        bar.note("evaluating")
+        runs = [state["params"] for state in states]
+        probabilities = np.stack([network.predict(params, test) for params in runs])  # (seeds, N, fields)
+        simple = baselines(*parts, quick=options.quick)
     together = probabilities.mean(0).argmax(1)
     each = np.mean(probabilities.argmax(2) == test.fields, axis=1)
     share = float(np.mean(together == test.fields))
-    shares = {**baselines(*parts, quick=options.quick), "BERT": float(each.mean())}
+    shares = {**simple, "BERT": float(each.mean())}
     shares |= {f"BERT of {seeds} seeds together": share} if seeds > 1 else {}
     report(shares, each, [len(part) for part in parts], runs[0])
     text = next(t for t, n in zip(parts[2], together, strict=True) if 10 <= len(t.words) <= 16 and n == t.field)

@@ -179,13 +179,15 @@ def run(options: argparse.Namespace) -> dict[str, float]:
     train_pairs, test_pairs = dates.make_pairs(count, unseen)
     vocabulary = dates.Vocabulary(pair.source for pair in train_pairs)
     data, test = texts(train_pairs, vocabulary), texts(test_pairs, vocabulary)
-    answers = {"the rule of the most similar pattern": by_pattern(train_pairs, test_pairs)}
+    with progress("Comparing patterns"):
+        answers = {"the rule of the most similar pattern": by_pattern(train_pairs, test_pairs)}
     row = next(n for n, pair in enumerate(test_pairs) if pair.language == SHOWN)
     losses, panels, sizes = {}, {}, {}
     chosen = models(len(vocabulary))
     with progress("Training", len(chosen) * epochs * -(-count // BATCH)) as bar:
         for name, model in chosen.items():
             trained = train(model, data, epochs, bar.advance)
+            bar.note(f"{name}: translating")
             losses[name], answers[name] = trained.losses, translate(model, trained.params, test)
             panels |= {f"{name}: {head}": w for head, w in looks(model, trained.params, test, row).items()}
             sizes[name] = sum(int(np.prod(leaf.shape)) for _, leaf in tree.flatten(trained.params))

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from attnarray.bench import units
-from attnarray.bench.plots.style import FAINT, FONT, INK, WARNING, color_of, headline, machine_line, new_figure, save
-from attnarray.bench.report import is_alarming
+from attnarray.bench.plots.style import FAINT, FONT, INK, WARNING, color_of, headline, new_figure, save
+from attnarray.bench.report import is_alarming, lacks_interval
 from attnarray.bench.results import Results, Row
 
 COLUMNS = 3
+HATCH = "////"  # of a bar whose ratio has no interval
 LEFT, PANEL_WIDTH, BAR_HEIGHT = 0.25, 4.4, 0.21  # inches
-HEAD, FOOT, PANEL_HEAD, GAP = 1.0, 0.1, 0.45, 0.3  # inches
+HEAD, FOOT, PANEL_HEAD, GAP = 1.25, 0.1, 0.45, 0.3  # inches
 NAMES_WIDTH, FIGURES_WIDTH, MARGIN = 0.95, 1.25, 0.4  # inches: peers at the left of the bars, figures at their right
 BARS_WIDTH = PANEL_WIDTH - NAMES_WIDTH - FIGURES_WIDTH - MARGIN
 
@@ -27,11 +28,10 @@ def draw_bars(results: Results, path: Path) -> None:
     heights = [PANEL_HEAD + BAR_HEIGHT * max(len(rows) for rows in line) + GAP for line in lines]
     width, height = max(2, columns) * PANEL_WIDTH + LEFT, HEAD + sum(heights) + FOOT
     figure = new_figure(width, height)
-    headline(
-        figure,
-        f"Speed relative to {results.baseline}: longer is faster",
-        f"{machine_line(results)} — the thin line is the interval; what a peer does not offer is left out",
-    )
+    about = "the thin line is the interval; what a peer does not offer is left out"
+    if any(lacks_interval(row, results.baseline) for row in results.rows):
+        about = f"{about}; hatched: no interval, as there were few rounds"
+    headline(figure, results, f"Speed relative to {results.baseline}: longer is faster", about)
     top = height - HEAD
     for line, line_height in zip(lines, heights, strict=True):
         for n, rows in enumerate(line):
@@ -56,7 +56,8 @@ def _draw_panel(axes: Any, rows: Sequence[Row], baseline: str) -> None:
             blank = {"facecolor": "white", "edgecolor": "none", "pad": 1}
             _write(axes, 0.03, n, shortened(row.problem), fontsize=6.5, color=WARNING, bbox=blank)
             continue
-        axes.barh(n, speeds[row.peer], height=0.74, color=color_of(row.peer), zorder=2)
+        hatch = {"hatch": HATCH, "edgecolor": "white", "linewidth": 0} if lacks_interval(row, baseline) else {}
+        axes.barh(n, speeds[row.peer], height=0.74, color=color_of(row.peer), zorder=2, **hatch)
         if row.peer != baseline and row.ratio is not None and row.ratio.low is not None and row.ratio.high is not None:
             axes.plot((1 / row.ratio.high, 1 / row.ratio.low), (n, n), color=INK, linewidth=0.9, zorder=3)
         if row.ratio is not None:

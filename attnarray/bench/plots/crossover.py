@@ -13,7 +13,6 @@ from attnarray.bench.plots.style import (
     color_of,
     headline,
     legend,
-    machine_line,
     marker_of,
     new_figure,
     quiet,
@@ -29,8 +28,8 @@ def draw_crossover(results: Results, path: Path) -> None:
     figure = new_figure(WIDTH, HEIGHT)
     first = results.rows[0]
     about = f"{first.direction}, {first.dtype}; bands are quartiles"
-    headline(figure, f"{results.crossover} over sizes", f"{machine_line(results)} — {about}")
-    axes = figure.add_axes((0.09, 0.24, 0.74, 0.61))
+    headline(figure, results, f"{results.crossover} over sizes", about)
+    axes = figure.add_axes((0.09, 0.24, 0.74, 0.56))
     strip = figure.add_axes((0.09, 0.115, 0.74, 0.055), sharex=axes)
     quiet(axes, grid="both")
     axes.set_xscale("log", base=2)

@@ -16,7 +16,6 @@ from attnarray.bench.plots.style import (
     color_of,
     headline,
     legend,
-    machine_line,
     marker_of,
     new_figure,
     quiet,
@@ -37,12 +36,9 @@ def draw_roofline(results: Results, path: Path) -> None:
     """Log-log: floating-point operations per byte along the bottom, operations per second up the side."""
     rows = [row for row in results.rows if row.time is not None and row.flops > 0]
     figure = new_figure(WIDTH, HEIGHT)
-    headline(
-        figure,
-        "Roofline: how close each call comes to what this machine can do",
-        f"{machine_line(results)} — a column of marks is a case; higher is faster",
-    )
-    axes = figure.add_axes((0.075, 0.24, 0.745, 0.575))
+    title = "Roofline: how close each call comes to what this machine can do"
+    headline(figure, results, title, "a column of marks is a case; higher is faster")
+    axes = figure.add_axes((0.075, 0.24, 0.745, 0.535))
     quiet(axes)
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")

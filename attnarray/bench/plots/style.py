@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from attnarray.bench.machine import warnings
 from attnarray.bench.results import Results
 
 INK, FAINT, RULE = "#1d1d1f", "#8a8a8e", "#dcdce0"
@@ -60,13 +61,15 @@ def quiet(axes: Any, *, grid: str = "") -> None:
         axes.set_axisbelow(True)
 
 
-def headline(figure: Any, title: str, subtitle: str) -> None:
-    """A title and a line below it, flush left at the top, in inches so that it looks alike on any figure."""
+def headline(figure: Any, results: Results, title: str, about: str) -> None:
+    """A title, lines on machine and picture, and why to doubt the figures: at the top left, in inches on any figure."""
     height = figure.get_figheight()
     left = 0.25 / figure.get_figwidth()
-    font = {"fontfamily": FONT, "ha": "left", "va": "top"}
+    font = {"fontfamily": FONT, "ha": "left", "va": "top", "linespacing": 1.3}
     figure.text(left, 1 - 0.22 / height, title, fontsize=14, color=INK, fontweight="bold", **font)
-    figure.text(left, 1 - 0.56 / height, subtitle, fontsize=9, color=FAINT, **font)
+    figure.text(left, 1 - 0.56 / height, f"{machine_line(results)}\n{about}", fontsize=8.5, color=FAINT, **font)
+    doubts = "\n".join(warnings(results.environment, results.ceilings))
+    figure.text(left, 1 - 0.88 / height, doubts, fontsize=8.5, color=WARNING, **font)
 
 
 def legend(axes: Any, top: float = 1.0) -> None:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from attnarray.kernels import Declined
+from attnarray.kernels import Declined, compiling
 from attnarray.kernels.cuda import cache, nvrtc
 from attnarray.kernels.cuda.grid import Grid
 
@@ -107,6 +107,7 @@ def options_of(dtype: str, constants: tuple[str, ...] = ()) -> tuple[str, ...]:
 def compile_for(source: str, dtype: str, architecture: str, constants: tuple[str, ...] = ()) -> nvrtc.Compiled:
     """Compile a file of sources/, anew."""
     options = options_of(dtype, constants)
+    compiling(source, True)
     return nvrtc.compile_source(cache.source_of(source), source, cache.headers_of(source), options, architecture)
 
 

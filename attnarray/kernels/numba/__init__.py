@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import os
+from collections.abc import Iterator
+
+from attnarray.kernels import compiling
 
 
 @functools.cache
@@ -17,3 +21,21 @@ def unavailable() -> str:
     except ImportError as error:  # also when it is there but does not know this version of NumPy
         return "numba is not installed" if error.name == "numba" else f"importing numba failed ({error})"
     return ""
+
+
+@contextlib.contextmanager
+def announced() -> Iterator[None]:
+    """Within the block, kernels that Numba compiles rather than loads from its cache are told to `compiling`."""
+    from numba.core import event
+
+    class Listener(event.Listener):  # type: ignore[misc]
+        def on_start(self, event: event.Event) -> None:
+            kernel = event.data["dispatcher"]
+            module = kernel.py_func.__module__.rpartition(".")[2]
+            compiling(f"{module}.{kernel.py_func.__name__}", bool(kernel.stats.cache_path))
+
+        def on_end(self, event: event.Event) -> None:
+            pass
+
+    with event.install_listener("numba:compile", Listener()):
+        yield
