@@ -75,6 +75,7 @@ WRONG_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "a list of functions": ({"hidden_act": ["gelu"]}, "asks for hidden_act = ['gelu'], but only 'gelu', 'gelu_new'"),
     "no function": ({"hidden_act": None}, "asks for hidden_act = None, but only 'gelu', 'gelu_new'"),
     "eps": ({"layer_norm_eps": float("nan")}, "describes no Bert: `layer_norm_eps` is nan, expected a finite number"),
+    "a huge eps": ({"layer_norm_eps": 1e39}, "has layer_norm_eps = 1e+39, expected 3.4e+38 at most"),
     "no eps": ({"layer_norm_eps": 0}, "describes no Bert: `layer_norm_eps` is 0, expected a finite number above 0."),
     "dropout": ({"hidden_dropout_prob": "0.1"}, "`hidden_dropout_prob` is '0.1', expected a probability from 0 to 1."),
     "std": ({"initializer_range": float("inf")}, "`initializer_range` is inf, expected a finite number >= 0."),

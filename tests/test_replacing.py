@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import signal
 import subprocess
@@ -13,17 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from libraries import assert_trees_close
-from published import PARAMS, fails, rewrite, saved, shard, tensors_of
+from published import fails
 from test_training_state import same
 
-import attnarray as aa
-from attnarray.checkpoints import load_state, save_pretrained, save_state
+from attnarray.checkpoints import load_state, save_state
 from attnarray.checkpoints.replacing import replacing
-from attnarray.models import Bert, Gpt
-
-MODEL, OTHER = Gpt(11, 8, 8, 1, 2), Gpt(11, 8, 8, 1, 4)  # the numbers differ, and no shape
-
 
 SCENARIOS = ["nothing", "foreign", "parts", "links", "edited", "killed before", "same shapes", "state", "together"]
 
@@ -42,103 +35,6 @@ def test_killed_before_any_call_of_the_system(scenario: str, tmp_path: Path) -> 
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[1]) >= {"together": 0, "state": 10}.get(scenario, 40)
-
-
-def config_of(folder: Path, **changes: Any) -> None:
-    """Change the config.json of a folder."""
-    content = json.loads((folder / "config.json").read_text())
-    changed = {name: value for name, value in {**content, **changes}.items() if value != "absent"}
-    (folder / "config.json").write_text(json.dumps(changed))
-
-
-def test_which_configuration_belongs_to_the_weights(tmp_path: Path) -> None:
-    save_pretrained(tmp_path, OTHER, OTHER.init(aa.Philox(0)))
-    before = (tmp_path / "config.json").read_bytes()
-    save_pretrained(tmp_path, MODEL, MODEL.init(aa.Philox(0)))
-    assert Gpt.from_pretrained(tmp_path)[0] == MODEL
-    config_of(tmp_path, n_head=1)  # changed by hand
-    assert Gpt.from_pretrained(tmp_path)[0].heads == 1
-    config_of(tmp_path, n_head=8, attnarray_save="absent")  # replaced by another program
-    assert Gpt.from_pretrained(tmp_path)[0].heads == 8
-    config_of(tmp_path, attnarray_save="of another save")
-    assert Gpt.from_pretrained(tmp_path)[0] == MODEL
-    (tmp_path / "config.json").write_bytes(before)
-    assert Gpt.from_pretrained(tmp_path)[0] == MODEL
-    (tmp_path / "config.json").unlink()
-    fails(FileNotFoundError, "There is no file `", lambda: Gpt.from_pretrained(tmp_path))
-
-
-def test_a_save_that_fails_between_the_files_leaves_the_new_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config, replace = tmp_path / "config.json", os.replace
-
-    def fail(one: Path, other: Path) -> None:
-        replace(one, tmp_path / "none" / "x" if other == config else other)
-
-    for before in (json.dumps({"model_type": "bert"}), "no JSON"):
-        config.write_text(before)
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "replace", fail)
-            with pytest.raises(OSError, match="No such file") as caught:
-                save_pretrained(tmp_path, MODEL, MODEL.init(aa.Philox(0)))
-        assert caught.value.filename == str(config)
-        assert config.read_text() == before
-        assert Gpt.from_pretrained(tmp_path)[0] == MODEL
-
-
-def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
-    for name in ("one", "two", "one"):
-        saved(tmp_path / name)
-    for name in ("config.json", "model.safetensors"):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-
-
-def test_what_else_is_in_the_folder(tmp_path: Path) -> None:
-    shard(saved(tmp_path))
-    others = ["tokenizer.json", "pytorch_model.bin", "generation_config.json", "model-00001-of-00002.safetensors.old"]
-    for name in others:
-        (tmp_path / name).write_text("{}")
-    params = Bert.from_pretrained(tmp_path)[1]
-    assert_trees_close(params, PARAMS, 0)
-    saved(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, "config.json", "model.safetensors"])
-    for wrong in ("no JSON", "[]", '{"weight_map": {"a": [1], "b": "../out.safetensors"}}'):
-        (tmp_path / "model.safetensors.index.json").write_text(wrong)
-        saved(tmp_path)
-        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, "config.json", "model.safetensors"])
-
-
-def test_a_file_comes_before_parts_as_in_transformers(tmp_path: Path) -> None:
-    tensors = tensors_of(saved(tmp_path))
-    shard(tmp_path)
-    rewrite_to = tmp_path / "model.safetensors"
-    aa.checkpoints.files.write_tensors(rewrite_to, tensors, {})
-    rewrite(tmp_path, lambda tensors: {**tensors, "bert.pooler.dense.bias": np.full(6, 7, np.float32)})
-    assert np.all(Bert.from_pretrained(tmp_path)[1]["pooler"]["bias"] == 7)
-
-
-@pytest.mark.skipif(os.name != "posix", reason="links of POSIX")
-def test_links_of_a_model_stay_links(tmp_path: Path) -> None:
-    saved(tmp_path / "first")
-    (tmp_path / "last").symlink_to(tmp_path / "first")
-    save_pretrained(tmp_path / "last", MODEL, MODEL.init(aa.Philox(0)))
-    assert (tmp_path / "last").is_symlink()
-    assert Gpt.from_pretrained(tmp_path / "first")[0] == MODEL
-    (tmp_path / "file").mkdir()
-    (tmp_path / "file" / "model.safetensors").symlink_to(tmp_path / "first" / "model.safetensors")
-    save_pretrained(tmp_path / "file", OTHER, OTHER.init(aa.Philox(0)))
-    assert (tmp_path / "file" / "model.safetensors").is_symlink()
-    assert Gpt.from_pretrained(tmp_path / "file")[0] == OTHER
-
-
-def test_a_folder_in_the_place_of_a_file_is_seen_before_anything_is_written(tmp_path: Path) -> None:
-    (tmp_path / "config.json").mkdir()
-    fails(IsADirectoryError, f"`{tmp_path / 'config.json'}` is a folder", lambda: saved(tmp_path))
-    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
-    (tmp_path / "file").write_text("")
-    with pytest.raises(FileExistsError):
-        saved(tmp_path / "file")
 
 
 SAVING = """

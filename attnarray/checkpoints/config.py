@@ -18,6 +18,7 @@ ACTIVATIONS = {
     "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu",
     "swish": "silu", "gelu_python": "gelu", "gelu_fast": "gelu_tanh",
 }  # fmt: skip
+LARGEST_FLOAT = 3.4e38  # of float32
 PUBLISHED = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
 
 
@@ -62,6 +63,23 @@ def given(config: Config, name: str, default: Any) -> Any:
     """The entry, by default another value, also where it is null."""
     value = config.get(name)
     return default if value is None else value
+
+
+def probability(config: Config, name: str, default: float) -> float:
+    return checks.probability(name, given(config, name, default))
+
+
+def positive(config: Config, name: str, default: float) -> float:
+    """The entry, a number above 0 that float32 has."""
+    value = checks.positive(name, given(config, name, default))
+    if value > LARGEST_FLOAT:
+        raise Unsupported(f"has {name} = {value!r}, expected {LARGEST_FLOAT:.1e} at most, the largest that float32 has")
+    return value
+
+
+def std(config: Config) -> float:
+    """Of the weights in the beginning of a training."""
+    return checks.not_negative("initializer_range", given(config, "initializer_range", 0.02))
 
 
 def only(config: Config, **supported: Any) -> None:

@@ -205,7 +205,7 @@ def _check_names(found: Found, names: Names, model: Any) -> None:
     known = {tensor.name for tensor in names.tensors} | names.copies.keys()
     unknown = [name for name in found.files if name not in known and not names.is_ignored(name)]
     if unknown:
-        kept = [full for name, (_, full) in found.files.items() if name in known]
+        kept = {start for name, (_, full) in found.files.items() if name in known for start in _beginnings(full)}
         beginnings = dict.fromkeys(_beginning(found.files[name][1], kept) for name in unknown)
         raise ValueError(
             f"{found.shown(unknown[0])}{_more(unknown)} is none that {type(model).__name__} knows. If it is not "
@@ -213,11 +213,14 @@ def _check_names(found: Found, names: Names, model: Any) -> None:
         )
 
 
-def _beginning(full: str, kept: list[str]) -> str:
-    """The shortest beginning of a name, of whole parts, that none of the names has that are kept."""
-    ends = [n + 1 for n, letter in enumerate(full) if letter == "."]
-    beginnings = (full[:end] for end in ends)
-    return next((begin for begin in beginnings if not any(name.startswith(begin) for name in kept)), full)
+def _beginning(full: str, kept: set[str]) -> str:
+    """The shortest beginning of a name, of whole parts, that no name has that is kept."""
+    return next((start for start in _beginnings(full) if start not in kept), full)
+
+
+def _beginnings(full: str) -> list[str]:
+    """Of "a.b.c": "a." and "a.b."."""
+    return [full[: n + 1] for n, letter in enumerate(full) if letter == "."]
 
 
 def _more(names: list[Any]) -> str:

@@ -45,9 +45,9 @@ class Replacement:
 
     def discard(self) -> None:
         """Remove what was not moved."""
+        self._close()  # first, as Windows deletes no open file
         with contextlib.suppress(OSError):
             self.partial.unlink(missing_ok=True)
-        self._close()
 
     def _close(self) -> None:
         if self.descriptor >= 0:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from attnarray import checks
 from attnarray.checkpoints.config import (
     ACTIVATIONS,
     PUBLISHED,
@@ -13,9 +12,11 @@ from attnarray.checkpoints.config import (
     Unsupported,
     check_kind,
     chosen,
-    given,
     only,
+    positive,
+    probability,
     sizes,
+    std,
 )
 from attnarray.checkpoints.names import Names, Pretrained, Tensor, as_it_is
 
@@ -90,12 +91,10 @@ def bert_fields(config: Config, names: Iterable[str]) -> dict[str, Any]:
         **sizes(config, FIELDS, names),
         **has,
         "activation": chosen(config, "hidden_act", ACTIVATIONS, "gelu"),
-        "dropout": checks.probability("hidden_dropout_prob", given(config, "hidden_dropout_prob", 0.1)),
-        "attention_dropout": checks.probability(
-            "attention_probs_dropout_prob", given(config, "attention_probs_dropout_prob", 0.1)
-        ),
-        "eps": checks.positive("layer_norm_eps", given(config, "layer_norm_eps", 1e-12)),
-        "std": checks.not_negative("initializer_range", given(config, "initializer_range", 0.02)),
+        "dropout": probability(config, "hidden_dropout_prob", 0.1),
+        "attention_dropout": probability(config, "attention_probs_dropout_prob", 0.1),
+        "eps": positive(config, "layer_norm_eps", 1e-12),
+        "std": std(config),
     }
 
 

@@ -6,7 +6,20 @@ from collections.abc import Iterable
 from typing import Any
 
 from attnarray import checks
-from attnarray.checkpoints.config import ACTIVATIONS, PUBLISHED, Config, chosen, given, must_be, only, size, sizes
+from attnarray.checkpoints.config import (
+    ACTIVATIONS,
+    PUBLISHED,
+    Config,
+    chosen,
+    given,
+    must_be,
+    only,
+    positive,
+    probability,
+    size,
+    sizes,
+    std,
+)
 
 # All of them have the same blocks; what stands above the last one is another matter.
 ARCHITECTURES = (
@@ -35,11 +48,11 @@ def gpt2_fields(config: Config, names: Iterable[str]) -> dict[str, Any]:
         **sizes(config, SIZES, names),
         "hidden_dim": None if config.get("n_inner") is None else size(config, "n_inner"),
         "activation": chosen(config, "activation_function", ACTIVATIONS, "gelu_new"),
-        "dropout": checks.probability("resid_pdrop", given(config, "resid_pdrop", 0.1)),
-        "attention_dropout": checks.probability("attn_pdrop", given(config, "attn_pdrop", 0.1)),
-        "eps": checks.positive("layer_norm_epsilon", given(config, "layer_norm_epsilon", 1e-5)),
+        "dropout": probability(config, "resid_pdrop", 0.1),
+        "attention_dropout": probability(config, "attn_pdrop", 0.1),
+        "eps": positive(config, "layer_norm_epsilon", 1e-5),
         "tied": checks.flag("tie_word_embeddings", given(config, "tie_word_embeddings", True)),
-        "std": checks.not_negative("initializer_range", given(config, "initializer_range", 0.02)),
+        "std": std(config),
     }
 
 

@@ -15,8 +15,11 @@ from attnarray.checkpoints.config import (
     given,
     must_be,
     only,
+    positive,
+    probability,
     size,
     sizes,
+    std,
 )
 from attnarray.ops.rotary import Rotary
 
@@ -52,14 +55,14 @@ def llama_fields(config: Config, names: Iterable[str]) -> dict[str, Any]:
         "positions": "rotary",
         "rotary": _rotary(config),
         "norm": "rms",
-        "eps": checks.positive("rms_norm_eps", given(config, "rms_norm_eps", 1e-6)),
+        "eps": positive(config, "rms_norm_eps", 1e-6),
         "activation": chosen(config, "hidden_act", ACTIVATIONS, "silu"),
         "gated": True,
         "bias": False,
-        "dropout": checks.probability("resid_pdrop", given(config, "resid_pdrop", 0.0)),
-        "attention_dropout": checks.probability("attention_dropout", given(config, "attention_dropout", 0.0)),
+        "dropout": probability(config, "resid_pdrop", 0.0),
+        "attention_dropout": probability(config, "attention_dropout", 0.0),
         "tied": checks.flag("tie_word_embeddings", given(config, "tie_word_embeddings", False)),
-        "std": checks.not_negative("initializer_range", given(config, "initializer_range", 0.02)),
+        "std": std(config),
     }
 
 

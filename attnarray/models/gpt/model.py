@@ -111,7 +111,7 @@ class Gpt(GptConfiguration):
     ) -> tuple[Gpt, Params]:
         """The model and its parameters from a folder with the config.json and model.safetensors of a GPT-2 or LLaMA.
 
-        Arguments as in `Bert.from_pretrained`.
+        Arguments as in `Bert.from_pretrained`. Of GPT-2's dropouts, `dropout` is that of the blocks, "resid_pdrop".
         """
         model, params = load_pretrained(cls, folder, dtype=dtype, ignore=ignore)
         return model, params
