@@ -29,6 +29,10 @@ MODES = ("auto", "reference", "numba", "cuda")
 _MODE: ContextVar[str] = ContextVar("attnarray_kernels", default="auto")
 _TRACE: ContextVar[list[Choice] | None] = ContextVar("attnarray_trace", default=None)
 
+# A decorator of array code in which masks hide NaN and infinities: these are computed with and then dropped, so NumPy
+# must neither warn of them nor raise. Kernels do neither in any case.
+ignoring_fp_errors = np.errstate(all="ignore")
+
 
 class Choice(NamedTuple):
     """What ran for a function: `kernel` is "reference", "numba" or "cuda"; `reason` says why not a faster one."""

@@ -205,6 +205,22 @@ def test_nan_and_infinities_go_where_the_reference_has_them(name: str) -> None:
             np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
 
 
+@pytest.mark.parametrize("shape", [(6, 37), ROW_OF_A_BLOCK, (3, 8200)], ids=str)
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_cotangents_of_hidden_entries_do_not_matter(name: str, shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    x, dout = (rng.standard_normal(shape).astype("f") for _ in range(2))
+    mask = rng.random(shape) < 0.5
+    mask[1] = False
+    (out,) = reference(f"ops.softmax:{name}_forward", (x, mask, 1))
+    found, expected = (
+        kernel(f"ops.softmax:{name}_backward", (np.where(mask, dout, number).astype("f"), out, 1))[0]
+        for number in (np.nan, 0.0)
+    )
+    np.testing.assert_array_equal(found, expected)
+    assert not np.any(found[~mask])
+
+
 def test_dropout_draws_the_bits_of_the_reference() -> None:
     for count, p in itertools.product((1, 1031), (0.1, 0.5)):
         x = np.ones(count, np.float32)

@@ -173,6 +173,15 @@ def test_what_is_hidden_does_not_matter(by: str, name: str, value: float) -> Non
     assert_right(call, "float32")
 
 
+@pytest.mark.parametrize("sizes", [SMALL, FEW], ids=["many queries", "few"])
+def test_cotangents_of_rows_without_keys_do_not_reach_the_sinks(sizes: Sizes) -> None:
+    mask = np.arange(sizes.queries)[:, None] != 1
+    call = call_of(sizes, 1, ("sinks",), attn_mask=np.broadcast_to(mask, (sizes.queries, sizes.keys)))
+    call["dout"][:, :, 1] = np.nan
+    found = assert_right(call, "float32")
+    assert all(np.all(np.isfinite(array)) for array in found.values())
+
+
 def test_nan_that_is_seen_shows() -> None:
     for name, row in (("query", 30), ("key", 5), ("value", 5)):
         call = call_of(SMALL, is_causal=True)

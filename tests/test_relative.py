@@ -248,3 +248,12 @@ def test_the_layer_and_the_backward_say_what_is_wrong() -> None:
     out, ctx = layer.fwd(params, x)
     says(ValueError, "`dout` has shape (2, 5), expected (2, 5, 6)", lambda: layer.bwd(out[..., 0], ctx))
     says(TypeError, "expected the RelativeContext that", lambda: aa.relative_attention_bwd(out, ctx))
+
+
+def test_nan_stays_with_the_distances_of_its_query() -> None:
+    query, key, vector = np.ones((2, 3)), np.ones((2, 3)), np.ones(3)
+    query[0, 0] = np.nan  # which has the distances 0 and -1: the last two of three rows
+    out, ctx = aa.relative_attention_fwd(query, key, key, np.ones((3, 3)), vector, vector)
+    found = aa.relative_attention_bwd(np.ones_like(out), ctx).position_key
+    assert np.isfinite(found[0]).all()
+    assert np.isnan(found[1:]).any()

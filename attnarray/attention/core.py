@@ -76,7 +76,7 @@ def attend_backward(
     wide, operand = accumulator_dtype(xp, q.dtype), operand_dtype(q)
     dtypes = q.dtype, k.dtype, v.dtype
     q, k, v, dout = (xp.astype(x, operand, copy=False) for x in (q, k, v, dout))
-    delta = xp.sum(xp.astype(dout, wide, copy=False) * xp.astype(out, wide, copy=False), axis=-1)  # (B, H, T)
+    delta = xp.sum(hiding_product(xp.astype(out, wide, copy=False), xp.astype(dout, wide, copy=False)), axis=-1)
     if dlse is not None:
         delta = delta - xp.astype(dlse, wide)
     hides = scoring.hides()
@@ -196,6 +196,12 @@ def hidden_products(weights: Array, x: Array, hides: bool, dtype: Any = None) ->
     reached = xp.matmul(xp.astype(weights != 0, wide), xp.astype(~finite, wide))
     product = xp.where(reached > 0, math.nan, xp.matmul(weights, xp.where(finite, x, 0.0)))
     return xp.astype(product, dtype, copy=False)
+
+
+def hiding_product(x: Array, y: Array) -> Array:
+    """x y, where 0 in x hides what it multiplies, even NaN: fully masked rows of outputs and of gradients are 0."""
+    xp = namespace_of(x, y)
+    return xp.where(x == 0, 0.0, x * y)
 
 
 def bias_gradient(blocks: list[Any], bias: Array | None) -> Array | None:

@@ -7,8 +7,10 @@ from typing import Any
 from attnarray import checks
 from attnarray.attention.scoring import weights_from_lse
 from attnarray.backend import Array
+from attnarray.dispatch import ignoring_fp_errors
 
 
+@ignoring_fp_errors
 def attention_weights(ctx: Any, queries: slice = slice(None)) -> Array:
     r"""The attention weights of a forward pass, recomputed for the chosen queries from the lse that it saved.
 

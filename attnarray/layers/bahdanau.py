@@ -127,7 +127,7 @@ class BahdanauAttention:
         """The gradients of query, key, value (None where the keys were the values), parameters and bias."""
         grads = additive_attention_bwd(dout, ctx.attention)
         query = project_backward(wide(grads.query), ctx.query)
-        key = project_backward(wide(grads.key), ctx.key, hides=ctx.attention.scoring.hides())
+        key = project_backward(wide(grads.key), ctx.key)
         params = {
             "query": {"weight": query.weight, "bias": query.bias},
             "key": {"weight": key.weight},

@@ -208,7 +208,7 @@ class GraphAttention:
         dx, dedge = 0.0, None
         for name, given in ctx.maps.items():
             flat = douts[name] if name == "residual" else xp.reshape(douts[name], (*douts[name].shape[:-2], -1))
-            of_map = project_backward(flat, given, hides=name != "residual")
+            of_map = project_backward(flat, given)
             params[name] = {"weight": narrow(of_map.weight, like)}
             if name == "edge":
                 dedge = narrow(of_map.x, like)

@@ -149,7 +149,7 @@ class HardAttention:
         """The gradients of query, key, value (None where the keys were the values), parameters and bias."""
         grads = hard_attention_bwd(dout, ctx.attention)
         query = project_backward(wide(grads.query), ctx.query)
-        key = project_backward(wide(grads.key), ctx.key, hides=True)
+        key = project_backward(wide(grads.key), ctx.key)
         params = {"query": {"weight": query.weight, "bias": query.bias}, "key": {"weight": key.weight}}
         dkey, dvalue = (key.x, grads.value) if ctx.has_value else (key.x + wide(grads.value), None)
         params, dquery, dkey = tree.map(lambda grad: narrow(grad, ctx.query.x), (params, query.x, dkey))

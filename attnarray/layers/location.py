@@ -178,7 +178,7 @@ class LocationAttention:
         """The gradients of query, key, value (None where the keys were the values), previous, parameters and bias."""
         grads = location_attention_bwd(dout, ctx.attention)
         query = project_backward(wide(grads.query), ctx.query)
-        key = project_backward(wide(grads.key), ctx.key, hides=ctx.attention.scoring.hides())
+        key = project_backward(wide(grads.key), ctx.key)
         params = {
             "query": {"weight": query.weight},
             "key": {"weight": key.weight, "bias": key.bias},

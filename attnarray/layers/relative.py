@@ -168,11 +168,10 @@ class RelativeAttention:
         """The gradients of x, the parameters and the bias; none of the memory."""
         x, attention = ctx.query.x, ctx.attention
         xp = checks.cotangent(dout, (*x.shape[:-1], ctx.out.weight.shape[0]), x)
-        hides = attention.scoring.hides()
         out = project_backward(wide(dout), ctx.out)
         grads = relative_attention_bwd(xp.reshape(out.x, attention.like.shape), attention)
         query = self._through(grads.query, ctx.query)
-        key, value = self._through(grads.key, ctx.key, hides), self._through(grads.value, ctx.value, hides)
+        key, value = self._through(grads.key, ctx.key), self._through(grads.value, ctx.value)
         position = self._through(xp.permute_dims(grads.position_key, (1, 0, 2)), ctx.position)
         maps = {"query": query, "key": key, "value": value, "position": position, "out": out}
         params = {
@@ -188,9 +187,9 @@ class RelativeAttention:
         """(*batch, T, H D) -> (*batch, T, H, D)."""
         return namespace_of(x).reshape(x, (*x.shape[:-1], self.heads, x.shape[-1] // self.heads))
 
-    def _through(self, dout: Array, ctx: LinearContext, hides: bool = False) -> LinearGrads:
+    def _through(self, dout: Array, ctx: LinearContext) -> LinearGrads:
         """The gradients of a projection of that of all heads, (*batch, T, H, D)."""
-        return project_backward(namespace_of(dout).reshape(dout, (*dout.shape[:-2], ctx.weight.shape[0])), ctx, hides)
+        return project_backward(namespace_of(dout).reshape(dout, (*dout.shape[:-2], ctx.weight.shape[0])), ctx)
 
     def _distances(self, like: Array, T: int, M: int, is_causal: bool) -> Array:
         """The sinusoids of all distances that matter, from the largest down: (R, E)."""

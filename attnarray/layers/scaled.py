@@ -9,6 +9,7 @@ from typing import NamedTuple, Unpack
 import numpy as np
 
 from attnarray import checks
+from attnarray.attention.dot_product.projection import contributing_rows
 from attnarray.attention.dot_product.scaled import (
     ScaledContext,
     ScaledOptions,
@@ -16,6 +17,7 @@ from attnarray.attention.dot_product.scaled import (
     scaled_attention_fwd,
 )
 from attnarray.backend import Array, asarray
+from attnarray.dispatch import ignoring_fp_errors
 from attnarray.layers.initial import Params, dense
 from attnarray.masks import Mask
 from attnarray.ops.activations import SigmoidContext, sigmoid_bwd, sigmoid_fwd
@@ -102,6 +104,7 @@ class ScaledAttention:
         """
         return self.fwd(params, query, key, value, attn_mask, dropout_p, is_causal, **options)[0]
 
+    @ignoring_fp_errors
     def fwd(
         self,
         params: Params,
@@ -125,13 +128,16 @@ class ScaledAttention:
         )
         return out, ScaledAttentionContext(contexts, attention, value is not None)
 
+    @ignoring_fp_errors
     def bwd(self, dout: Array, ctx: ScaledAttentionContext) -> ScaledAttentionGrads:
         """The gradients of query, key, value (None where the keys were the values), parameters and bias."""
         grads = scaled_attention_bwd(dout, ctx.attention)
         dquery, params = grads.query, {}
         if ctx.gate is not None and grads.gate is not None:
             of_logits, of_gate = ctx.gate
-            logits = linear_bwd(sigmoid_bwd(grads.gate[..., None], of_gate).x, of_logits)
+            dgate = grads.gate[..., None]  # 0 where a query attends to nothing; such a query may be NaN
+            dlogits = sigmoid_bwd(dgate, SigmoidContext(contributing_rows(of_gate.out, dgate))).x
+            logits = linear_bwd(dlogits, of_logits._replace(x=contributing_rows(of_logits.x, dlogits)))
             dquery = dquery + logits.x
             params["gate"] = {"weight": logits.weight, "bias": logits.bias}
         if grads.score_scale is not None:

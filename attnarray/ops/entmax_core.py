@@ -59,7 +59,7 @@ def entmax_backward(dout: Array, out: Array, axis: int, alpha: float) -> Array:
     slope, dy = xp.where(outside, 0.0, slope), xp.where(outside, 0.0, dy)
     total = xp.sum(slope, axis=axis, keepdims=True)
     mean = xp.sum(slope * dy, axis=axis, keepdims=True) / xp.where(total == 0, 1.0, total)
-    return xp.astype(slope * (dy - mean), out.dtype)
+    return xp.astype(xp.where(outside, 0.0, slope * (dy - mean)), out.dtype)
 
 
 def threshold(z: Array, axis: int, alpha: float) -> Array:

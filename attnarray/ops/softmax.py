@@ -36,7 +36,7 @@ def softmax(x: Array, axis: int = -1, *, mask: Array | None = None) -> Array:
     Returns
     -------
     array
-        The shape and dtype of `x`.
+        The shape and dtype of `x`. A row in which an entry that exists is NaN is NaN.
 
     Raises
     ------
@@ -70,7 +70,7 @@ def softmax_bwd(dout: Array, ctx: SoftmaxContext) -> SoftmaxGrads:
 
     .. math:: dx_i = y_i \Bigl(dy_i - \sum_j y_j\, dy_j\Bigr)
 
-    Entries with y = 0 (masked) get 0.
+    Entries with y = 0 (masked) get 0, and their dy does not matter, even if it is NaN.
     """
     checks.cotangent(dout, tuple(ctx.out.shape), ctx.out)
     return SoftmaxGrads(softmax_backward(dout, ctx.out, ctx.axis))
@@ -154,7 +154,9 @@ def softmax_backward(dout: Array, out: Array, axis: int) -> Array:
     xp = namespace_of(dout, out)
     wide = accumulator_dtype(xp, out.dtype)
     y, dy = xp.astype(out, wide, copy=False), xp.astype(dout, wide, copy=False)
-    dx = y * (dy - xp.sum(y * dy, axis=axis, keepdims=True))
+    hidden = y == 0
+    dy = xp.where(hidden, 0.0, dy)
+    dx = xp.where(hidden, 0.0, y * (dy - xp.sum(y * dy, axis=axis, keepdims=True)))  # also where the sum is NaN
     return xp.astype(dx, out.dtype)
 
 
@@ -174,8 +176,9 @@ def log_softmax_backward(dout: Array, out: Array, axis: int) -> Array:
     xp = namespace_of(dout, out)
     wide = accumulator_dtype(xp, out.dtype)
     y, dy = xp.astype(out, wide, copy=False), xp.astype(dout, wide, copy=False)
-    dy = xp.where(y == -math.inf, 0.0, dy)
-    dx = dy - xp.exp(y) * xp.sum(dy, axis=axis, keepdims=True)
+    hidden = y == -math.inf
+    dy = xp.where(hidden, 0.0, dy)
+    dx = xp.where(hidden, 0.0, dy - xp.exp(y) * xp.sum(dy, axis=axis, keepdims=True))
     return xp.astype(dx, out.dtype)
 
 

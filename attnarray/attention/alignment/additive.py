@@ -10,6 +10,7 @@ from attnarray.attention.form import Form, sequence_form
 from attnarray.attention.options import ScoreOptions, check_arrays, known_options, scoring_of
 from attnarray.attention.scoring import Scoring
 from attnarray.backend import Array, namespace_of
+from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
 
 
@@ -102,6 +103,7 @@ def additive_attention(
     return additive_attention_fwd(query, key, value, score_vector, attn_mask, dropout_p, is_causal, **options)[0]
 
 
+@ignoring_fp_errors
 def additive_attention_fwd(
     query: Array,
     key: Array,
@@ -124,6 +126,7 @@ def additive_attention_fwd(
     return form.restored(ctx.out), ctx
 
 
+@ignoring_fp_errors
 def additive_attention_bwd(dout: Array, ctx: AdditiveContext) -> AdditiveGrads:
     r"""The gradients of additive attention; weights and tanh are recomputed from q, k and the lse.
 

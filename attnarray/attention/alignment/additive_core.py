@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attnarray.attention.core import bias_gradient, join, query_blocks, weigh, weigh_backward
+from attnarray.attention.core import bias_gradient, hiding_product, join, query_blocks, weigh, weigh_backward
 from attnarray.attention.scoring import Scoring
 from attnarray.backend import Array, accumulator_dtype, namespace_of
 from attnarray.dispatch import accelerated
@@ -34,7 +34,7 @@ def attend_additive_backward(
     xp = namespace_of(q, k, v, w, dout)
     wide, dtype = accumulator_dtype(xp, q.dtype), q.dtype
     q, k, v, w, dout = (xp.astype(x, wide, copy=False) for x in (q, k, v, w, dout))
-    delta = xp.sum(dout * xp.astype(out, wide, copy=False), axis=-1)  # (B, 1, T)
+    delta = xp.sum(hiding_product(xp.astype(out, wide, copy=False), dout), axis=-1)  # (B, 1, T)
     dqs, dbiases = [], []
     dk, dv, dw = xp.zeros_like(k), xp.zeros_like(v), xp.zeros_like(w)
     for start, stop in query_blocks(q, k, HELD):

@@ -18,6 +18,7 @@ from attnarray.attention.options import ScoreOptions, check_arrays, known_option
 from attnarray.attention.scoring import Scoring
 from attnarray.attention.sequences import narrow, wide, without_padding
 from attnarray.backend import Array, device_of, namespace_of
+from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
 
 
@@ -165,6 +166,7 @@ def location_attention(
     )[0]  # fmt: skip
 
 
+@ignoring_fp_errors
 def location_attention_fwd(
     query: Array,
     key: Array,
@@ -195,6 +197,7 @@ def location_attention_fwd(
     return result, LocationContext(query, q, given, weights, lse, scoring, form, bias_shape, previous is not None)
 
 
+@ignoring_fp_errors
 def location_attention_bwd(dout: LocationResult, ctx: LocationContext) -> LocationGrads:
     r"""The gradients of location-aware attention: back through the steps, and through the weights from step to step.
 

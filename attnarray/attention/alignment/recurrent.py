@@ -6,13 +6,14 @@ from typing import Any, NamedTuple, Unpack
 
 from attnarray import checks
 from attnarray.attention.alignment.recurrent_core import Rows, Scorer, recurrent_scores, recurrent_scores_backward
-from attnarray.attention.core import sum_to_shape, weigh, weigh_backward
+from attnarray.attention.core import hiding_product, sum_to_shape, weigh, weigh_backward
 from attnarray.attention.dot_product.projection import project, project_backward
 from attnarray.attention.form import Form, sequence_form
 from attnarray.attention.options import ScoreOptions, check_arrays, known_options, scoring_of
 from attnarray.attention.scoring import Scoring, allowed
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, device_of, namespace_of
+from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
 from attnarray.ops.linear import LinearContext
 
@@ -138,6 +139,7 @@ def recurrent_attention(
     )[0]  # fmt: skip
 
 
+@ignoring_fp_errors
 def recurrent_attention_fwd(
     query: Array,
     key: Array,
@@ -165,10 +167,10 @@ def recurrent_attention_fwd(
     queries, query_map = project(q, weight_ih[:, : query.shape[-1]], gate_bias)  # (B, 1, T, 4 H)
     keys, key_map = project(k, weight_ih[:, query.shape[-1] :])  # (B, 1, S, 4 H)
     state = (*query.shape[:-1], weight_hh.shape[1])
-    rows = Rows(
-        queries[:, 0, :, :], keys[:, 0, :, :], _start(h0, state, query, form), _start(c0, state, query, form),
-        _steps(scoring, queries, keys),
-    )  # fmt: skip
+    steps = _steps(scoring, queries, keys)
+    starts = _start(h0, state, query, form), _start(c0, state, query, form)
+    of_query, h, c = (_with_steps(x, steps) for x in (queries[:, 0, :, :], *starts))
+    rows = Rows(of_query, keys[:, 0, :, :], h, c, steps)
     scorer = Scorer(*(wide(x) for x in (weight_hh, output_weight, score_vector)))
     scores = recurrent_scores(*rows, scorer)
     out, lse = weigh(xp.asarray(scores, copy=True), wide(v), scoring)
@@ -180,6 +182,7 @@ def recurrent_attention_fwd(
     return narrow(form.restored(out), query), ctx
 
 
+@ignoring_fp_errors
 def recurrent_attention_bwd(dout: Array, ctx: RecurrentContext) -> RecurrentGrads:
     r"""The gradients of attention with recurrent scores: backpropagation through the keys of every row.
 
@@ -217,12 +220,12 @@ def recurrent_attention_bwd(dout: Array, ctx: RecurrentContext) -> RecurrentGrad
     checks.context("ctx", ctx, RecurrentContext)
     form, xp = ctx.form, checks.cotangent(dout, tuple(ctx.form.restored(ctx.out).shape), ctx.key)
     do = wide(form.canonical(dout))
-    delta = xp.sum(do * ctx.out, axis=-1)
+    delta = xp.sum(hiding_product(ctx.out, do), axis=-1)
     scores = xp.asarray(ctx.scores, copy=True)
     dscores, dv, dbias = weigh_backward(do, scores, ctx.v, ctx.lse, delta, ctx.scoring)
     drows, dscorer = recurrent_scores_backward(dscores, ctx.rows, ctx.scorer)
     query = project_backward(drows.queries[:, None, :, :], ctx.query_map)
-    key = project_backward(drows.keys[:, None, :, :], ctx.key_map, hides=ctx.scoring.hides())
+    key = project_backward(drows.keys[:, None, :, :], ctx.key_map)
     if dbias is not None and ctx.bias_shape is not None:
         dbias = form.restored_bias(dbias, ctx.bias_shape)
     dh0, dc0 = (
@@ -251,6 +254,12 @@ def _steps(scoring: Scoring, queries: Array, keys: Array) -> Array | None:
     S = keys.shape[2]
     seen = allowed(scoring, T, S, queries)
     return None if seen is None else namespace_of(queries).broadcast_to(seen, (batch, 1, T, S))[:, 0, :, :]
+
+
+def _with_steps(x: Array, steps: Array | None) -> Array:
+    """x (B, T, N) with 0 in rows without any step: what the LSTM of such a row holds must not be multiplied by 0."""
+    xp = namespace_of(x)
+    return x if steps is None else xp.where(xp.any(steps, axis=-1)[..., None], x, 0.0)
 
 
 def _checked(attn_mask: Array | Mask | None, options: Any, **arrays: Array) -> Form:

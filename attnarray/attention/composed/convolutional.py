@@ -13,6 +13,7 @@ from attnarray.attention.form import Form
 from attnarray.attention.options import ScoreOptions, check_arrays, known_options, scoring_of
 from attnarray.attention.sequences import check_sequence, form_of_one, narrow, wide, without_padding
 from attnarray.backend import Array
+from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
 from attnarray.ops.conv1d import Conv1dContext, conv1d_bwd, conv1d_fwd
 
@@ -132,6 +133,7 @@ def convolutional_attention(
     )[0]  # fmt: skip
 
 
+@ignoring_fp_errors
 def convolutional_attention_fwd(
     x: Array,
     query_weight: Array,
@@ -170,6 +172,7 @@ def convolutional_attention_fwd(
     return narrow(form.restored(attention.out), x), ctx
 
 
+@ignoring_fp_errors
 def convolutional_attention_bwd(dout: Array, ctx: ConvolutionalContext) -> ConvolutionalGrads:
     r"""The gradients of convolutional attention, by those of the attention and of the convolutions.
 

@@ -12,6 +12,7 @@ from attnarray.attention.form import Form, sequence_form
 from attnarray.attention.options import ScoreOptions, check_arrays, known_options, scoring_of
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, namespace_of
+from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
 from attnarray.ops.linear import LinearContext
 
@@ -115,6 +116,7 @@ def multiplicative_attention(
     )[0]
 
 
+@ignoring_fp_errors
 def multiplicative_attention_fwd(
     query: Array,
     key: Array,
@@ -149,6 +151,7 @@ def multiplicative_attention_fwd(
     return narrow(out, query), MultiplicativeContext(query, query_map, key_map, attention)
 
 
+@ignoring_fp_errors
 def multiplicative_attention_bwd(dout: Array, ctx: MultiplicativeContext) -> MultiplicativeGrads:
     r"""The gradients of multiplicative attention; weights p are recomputed from the lse.
 
@@ -198,7 +201,7 @@ def multiplicative_attention_bwd(dout: Array, ctx: MultiplicativeContext) -> Mul
         of_query = project_backward(dquery, ctx.query_map)
         dquery, dweight = of_query.x, of_query.weight.mT
     if ctx.query_map is not None and ctx.key_map is not None:
-        of_key = project_backward(dkey, ctx.key_map, attention.scoring.hides())
+        of_key = project_backward(dkey, ctx.key_map)
         dkey, dweight = of_key.x, xp.concat([of_query.weight, of_key.weight], axis=1)  # (A, Dq + Dk)
     found = dquery, dkey, grads.value, dweight, dvector, grads.bias
     return MultiplicativeGrads(*(narrow(grad, ctx.query) for grad in found))

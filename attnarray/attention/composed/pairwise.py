@@ -11,6 +11,7 @@ from attnarray.attention.form import Form
 from attnarray.attention.options import ScoreOptions, check_arrays, known_options, scoring_of
 from attnarray.attention.sequences import check_sequence, form_of_one, narrow, wide, without_padding
 from attnarray.backend import Array
+from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
 from attnarray.ops.linear import LinearContext
 
@@ -121,6 +122,7 @@ def pairwise_attention(
     )[0]  # fmt: skip
 
 
+@ignoring_fp_errors
 def pairwise_attention_fwd(
     x: Array,
     input_weight: Array,
@@ -159,6 +161,7 @@ def pairwise_attention_fwd(
     return narrow(form.restored(attention.out), x), ctx
 
 
+@ignoring_fp_errors
 def pairwise_attention_bwd(dout: Array, ctx: PairwiseContext) -> PairwiseGrads:
     r"""The gradients of pairwise attention, by those of additive attention and of the maps.
 
@@ -201,7 +204,7 @@ def pairwise_attention_bwd(dout: Array, ctx: PairwiseContext) -> PairwiseGrads:
     grads = additive_attention_bwd(wide(dout), attention)
     dq, dk, dv = (form.canonical(grad) for grad in (grads.query, grads.key, grads.value))
     query = project_backward(dq, ctx.query)
-    key = project_backward(dk, ctx.key, hides=attention.scoring.hides())
+    key = project_backward(dk, ctx.key)
     dmemory = key.x if ctx.has_value else key.x + dv
     dx = query.x if ctx.has_memory else query.x + dmemory
     state = None if ctx.hidden is None else project_backward(dq, ctx.hidden)

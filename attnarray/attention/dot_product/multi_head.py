@@ -14,6 +14,7 @@ from attnarray.attention.form import Form
 from attnarray.attention.options import known_options
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, device_of, namespace_of
+from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
 from attnarray.ops.linear import LinearContext, LinearGrads
 from attnarray.ops.positions import check_positions
@@ -129,6 +130,7 @@ def multi_head_attention(
     )[0]  # fmt: skip
 
 
+@ignoring_fp_errors
 def multi_head_attention_fwd(
     query: Array,
     key: Array | None = None,
@@ -166,6 +168,7 @@ def multi_head_attention_fwd(
     return narrow(out, query), ctx
 
 
+@ignoring_fp_errors
 def multi_head_attention_bwd(dout: Array, ctx: MultiHeadContext) -> MultiHeadGrads:
     r"""The gradients of multi-head attention, by those of the projections and of dot-product attention.
 
@@ -206,12 +209,12 @@ def multi_head_attention_bwd(dout: Array, ctx: MultiHeadContext) -> MultiHeadGra
     heads = _joined(attention.form.restored(attention.out))  # (*batch, T, H Dv)
     out = project_backward(wide(dout), LinearContext(heads, ctx.out_weight, ctx.out_has_bias))
     grads = scaled_dot_product_attention_bwd(_split(out.x, attention.q.shape[1]), attention)
-    dq, dk, hides = grads.query, grads.key, attention.scoring.hides()
+    dq, dk = grads.query, grads.key
     if ctx.rotary is not None:
         dq, dk = (rotary_bwd(grad, of).x for grad, of in zip((dq, dk), ctx.rotary, strict=True))
     query = project_backward(_joined(dq), ctx.query)
-    key = project_backward(_joined(dk), ctx.key, hides)
-    value = project_backward(_joined(grads.value), ctx.value, hides)
+    key = project_backward(_joined(dk), ctx.key)
+    value = project_backward(_joined(grads.value), ctx.value)
     dquery, dkey, dvalue = query.x, key.x, value.x
     dkey = dkey if ctx.has_value else dkey + dvalue
     dquery = dquery if ctx.has_key else dquery + dkey

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple, Unpack
 
 import attnarray.attention.dot_product.scaled_dot_product as whole
 from attnarray import checks
-from attnarray.attention.core import attend
+from attnarray.attention.core import attend, hiding_product
 from attnarray.attention.dot_product.arguments import Options, problem_of
 from attnarray.backend import Array, accumulator_dtype, namespace_of
+from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
 
 
@@ -170,6 +171,7 @@ def merge_partials(partials: Sequence[Partial], *, layout: str = "BHTD") -> Part
     return merge_partials_fwd(partials, layout=layout)[0]
 
 
+@ignoring_fp_errors
 def merge_partials_fwd(partials: Sequence[Partial], *, layout: str = "BHTD") -> tuple[Partial, MergeContext]:
     """`merge_partials` and the context for its backward."""
     checks.one_of("layout", layout, ("BHTD", "BTHD"))
@@ -203,6 +205,7 @@ def merge_partials_fwd(partials: Sequence[Partial], *, layout: str = "BHTD") -> 
     return merged, MergeContext(parts, weights, merged.out, layout)
 
 
+@ignoring_fp_errors
 def merge_partials_bwd(dout: Partial, ctx: MergeContext) -> MergeGrads:
     r"""The gradients of the merge.
 
@@ -221,7 +224,7 @@ def merge_partials_bwd(dout: Partial, ctx: MergeContext) -> MergeGrads:
         change = xp.astype(part.out, wide) - xp.astype(ctx.out, wide)
         dlse = xp.sum(xp.astype(dout.out, wide) * change, axis=-1)
         dlse = xp.matrix_transpose(dlse) if ctx.layout == "BTHD" else dlse  # (*batch, T, H) -> (*batch, H, T)
-        dlse = weight * (dlse if dout.lse is None else dlse + dout.lse)
+        dlse = hiding_product(weight, dlse if dout.lse is None else dlse + dout.lse)
         dout_n = _weighted(weight, dout.out, ctx.layout)
         grads.append(Partial(xp.astype(dout_n, part.out.dtype), xp.astype(dlse, part.lse.dtype)))
     return MergeGrads(tuple(grads))
@@ -236,4 +239,4 @@ def _partial(name: str, value: Any) -> Partial:
 def _weighted(weight: Array, out: Array, layout: str) -> Any:
     xp = namespace_of(out)
     weight = xp.matrix_transpose(weight) if layout == "BTHD" else weight
-    return weight[..., None] * xp.astype(out, weight.dtype)
+    return hiding_product(weight[..., None], xp.astype(out, weight.dtype))

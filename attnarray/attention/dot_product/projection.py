@@ -13,29 +13,31 @@ from attnarray.attention.form import Form
 from attnarray.attention.options import scoring_of
 from attnarray.attention.sequences import wide
 from attnarray.backend import Array, namespace_of
+from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
 from attnarray.ops.linear import LinearContext, LinearGrads, linear_bwd, linear_fwd
 
 
+@ignoring_fp_errors
 def project(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, LinearContext]:
     """x W^T + b in the dtype of sums, and a context that holds the arguments as they were given."""
     out, _ = linear_fwd(wide(x), wide(weight), None if bias is None else wide(bias))
     return out, LinearContext(x, weight, bias is not None)
 
 
-def project_backward(dout: Array, ctx: LinearContext, hides: bool = False) -> LinearGrads:
+@ignoring_fp_errors
+def project_backward(dout: Array, ctx: LinearContext) -> LinearGrads:
     """The gradients of `project`, in the dtype of sums as `dout` is.
 
-    With `hides`, rows of x whose gradient is 0 do not matter: a mask may hide them, and they may hold NaN.
+    Rows of x whose gradient is 0 do not matter: a mask may hide them, or there is no query, and they may hold NaN.
     """
-    x = _used_rows(wide(ctx.x), dout) if hides else wide(ctx.x)
-    return linear_bwd(dout, ctx._replace(x=x, weight=wide(ctx.weight)))
+    return linear_bwd(dout, ctx._replace(x=contributing_rows(wide(ctx.x), dout), weight=wide(ctx.weight)))
 
 
-def _used_rows(x: Array, dout: Array) -> Array:
+def contributing_rows(x: Array, dout: Array) -> Array:
     """x (..., N); if not all of it is finite, with 0 in the rows where `dout` (..., M) is 0."""
     xp = namespace_of(x, dout)
-    if bool(xp.all(xp.isfinite(x))):
+    if bool(xp.all(xp.isfinite(wide(x)))):
         return x
     return xp.where(xp.any(dout != 0, axis=-1)[..., None], x, 0.0)
 

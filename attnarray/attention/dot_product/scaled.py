@@ -6,7 +6,7 @@ import math
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 from attnarray import checks
-from attnarray.attention.core import sum_to_shape
+from attnarray.attention.core import hiding_product, sum_to_shape
 from attnarray.attention.dot_product.projection import attend_by_dots
 from attnarray.attention.dot_product.scaled_core import Capped, CappedContext, attend_capped, attend_capped_backward
 from attnarray.attention.dot_product.scaled_dot_product import SDPAContext, scaled_dot_product_attention_bwd
@@ -14,6 +14,7 @@ from attnarray.attention.form import Form, sequence_form
 from attnarray.attention.options import check_arrays, known_options, scoring_of
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, namespace_of
+from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
 from attnarray.random import Philox
 
@@ -140,6 +141,7 @@ def scaled_attention(
     )[0]
 
 
+@ignoring_fp_errors
 def scaled_attention_fwd(
     query: Array,
     key: Array,
@@ -174,6 +176,7 @@ def scaled_attention_fwd(
     return narrow(out, query), ScaledContext(query, scales, attention)
 
 
+@ignoring_fp_errors
 def scaled_attention_bwd(dout: Array, ctx: ScaledContext) -> ScaledGrads:
     r"""The gradients of scaled attention; weights are recomputed from the lse.
 
@@ -213,7 +216,7 @@ def scaled_attention_bwd(dout: Array, ctx: ScaledContext) -> ScaledGrads:
     attention, form = ctx.attention, ctx.attention.form
     checks.cotangent(dout, tuple(form.restored(attention.out).shape), ctx.query)
     gamma, g, beta = (ctx.scales.array(name) for name in Scales._fields)
-    dgate = None if gamma is None else _row_products(wide(dout), form.restored(attention.out), gamma)
+    dgate = None if gamma is None else _row_products(form.restored(attention.out), wide(dout), gamma)
     du = _times_rows(wide(dout), gamma) * ctx.scales.number("gate")
     dbeta = dscale = None
     if isinstance(attention, CappedContext):
@@ -231,13 +234,13 @@ def scaled_attention_bwd(dout: Array, ctx: ScaledContext) -> ScaledGrads:
 
 
 def _times_rows(x: Array, factor: Array | None) -> Array:
-    """x (*batch, T, N) times a factor () or (*batch, T)."""
-    return x if factor is None else x * factor[..., None]
+    """x (*batch, T, N) times a factor () or (*batch, T); rows of 0 are those of queries that attend to nothing."""
+    return x if factor is None else hiding_product(x, factor[..., None])
 
 
 def _row_products(x: Array, y: Array, like: Array) -> Array:
-    """x_i . y_i of all rows (*batch, T, N), summed to the shape of a factor."""
-    return sum_to_shape(namespace_of(x).sum(x * y, axis=-1), tuple(like.shape))
+    """x_i . y_i of all rows (*batch, T, N), where 0 in x hides y, summed to the shape of a factor."""
+    return sum_to_shape(namespace_of(x).sum(hiding_product(x, y), axis=-1), tuple(like.shape))
 
 
 def _attend_capped(

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from attnarray.attention.core import (
     bias_gradient,
     dot_products,
+    hiding_product,
     join,
     query_blocks,
     times,
@@ -93,7 +94,7 @@ def attend_capped_backward(
     q, k, v, temperature, scale, softcap, scoring = problem
     xp = namespace_of(q)
     hides = scoring.hides()
-    delta = xp.sum(dout * out, axis=-1)  # (B, 1, T)
+    delta = xp.sum(hiding_product(out, dout), axis=-1)  # (B, 1, T)
     dqs, dtemperatures, dbiases = [], [], []
     dk, dv = xp.zeros_like(k), xp.zeros_like(v)
     for start, stop in query_blocks(q, k):
@@ -104,7 +105,7 @@ def attend_capped_backward(
             scoring.rows(start, stop),
         )  # fmt: skip
         seen = xp.where(dscores == 0, 0.0, capped)  # hidden scores may be NaN
-        ddots = scale * betas * dscores * (1.0 - (seen / softcap) ** 2)
+        ddots = hiding_product(dscores, scale * betas * (1.0 - (seen / softcap) ** 2))
         dqs.append(times(ddots, k, hides))
         dk, dv = dk + transposed_times(ddots, rows, k.shape[1], hides), dv + dv_block
         dtemperatures.append(xp.sum(dscores * seen, axis=-1, keepdims=True))

@@ -17,6 +17,7 @@ from attnarray.attention.graph.core import (
 from attnarray.attention.graph.options import checked_dropout, checked_graph
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, namespace_of
+from attnarray.dispatch import ignoring_fp_errors
 from attnarray.ops.dropout import DropoutContext, drop
 from attnarray.ops.segments import segment_softmax_backward, segment_softmax_forward
 from attnarray.random import Philox
@@ -140,6 +141,7 @@ def graph_attention(
     )[0]  # fmt: skip
 
 
+@ignoring_fp_errors
 def graph_attention_fwd(
     query: Array,
     key: Array,
@@ -175,6 +177,7 @@ def graph_attention_fwd(
     return narrow(xp.reshape(out, (*batch, *out.shape[1:])), query), ctx
 
 
+@ignoring_fp_errors
 def graph_attention_bwd(dout: Array, ctx: GraphContext) -> GraphGrads:
     r"""The gradients of graph attention; the hidden layer of the scores is computed again.
 

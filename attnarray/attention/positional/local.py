@@ -14,6 +14,7 @@ from attnarray.attention.positional.local_position import PositionContext, predi
 from attnarray.attention.scoring import Scoring
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, namespace_of
+from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import LARGEST_POSITION, Mask
 from attnarray.ops.linear import LinearContext
 from attnarray.random import Philox
@@ -146,6 +147,7 @@ def local_attention(
     )[0]  # fmt: skip
 
 
+@ignoring_fp_errors
 def local_attention_fwd(
     query: Array,
     key: Array,
@@ -186,6 +188,7 @@ def local_attention_fwd(
     return narrow(out, query), LocalContext(query, query_map, position, attention)
 
 
+@ignoring_fp_errors
 def local_attention_bwd(dout: Array, ctx: LocalContext) -> LocalGrads:
     r"""The gradients of local attention; weights p are recomputed from the lse.
 

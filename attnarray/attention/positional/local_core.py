@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from attnarray.attention.core import bias_gradient, dot_products, join, query_blocks, times, transposed_times
+from attnarray.attention.core import (
+    bias_gradient,
+    dot_products,
+    hiding_product,
+    join,
+    query_blocks,
+    times,
+    transposed_times,
+)
 from attnarray.attention.form import Form
 from attnarray.attention.positional.local_near import by_row, ends, gaussian, near_keys, sum_in_shape
 from attnarray.attention.scoring import Scoring, gradients_of_dots, weights_from_dots, weights_from_lse
@@ -98,7 +106,7 @@ def attend_around_backward(
     dbias : the shape of scoring.bias, or None
     """
     xp = namespace_of(dout, q, k, v, centers)
-    delta = xp.sum(dout * out, axis=-1)  # (B, 1, T)
+    delta = xp.sum(hiding_product(out, dout), axis=-1)  # (B, 1, T)
     dqs, dcenters, dbiases = [], [], []
     dk, dv = xp.zeros_like(k), xp.zeros_like(v)
     for start, stop in _blocks(q, v, k.shape[2], window):

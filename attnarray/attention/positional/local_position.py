@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from attnarray.attention.dot_product.projection import project, project_backward
+from attnarray.attention.dot_product.projection import contributing_rows, project, project_backward
 from attnarray.attention.sequences import wide
 from attnarray.backend import Array, namespace_of
 from attnarray.ops.activations import SigmoidContext, TanhContext, sigmoid_bwd, sigmoid_fwd, tanh_bwd, tanh_fwd
@@ -54,7 +54,8 @@ def predicted_backward(dcenters: Array, ctx: PositionContext) -> PositionGrads:
         dz_i = du_i\, v_p \odot (1 - h_i^2), \quad dW_p = \sum_i dz_i q_i^T, \quad dq_i = W_p^T dz_i
     """
     xp = namespace_of(dcenters)
-    share = xp.reshape(dcenters * ctx.lengths, ctx.share.out.shape)  # (*batch, T, 1)
-    vector = linear_bwd(sigmoid_bwd(share, ctx.share).x, ctx.vector_map)
-    grads = project_backward(tanh_bwd(vector.x, ctx.hidden).x, ctx.hidden_map)
+    dshare = xp.reshape(dcenters * ctx.lengths, ctx.share.out.shape)  # (*batch, T, 1)
+    share, hidden = (contributing_rows(x, dshare) for x in (ctx.share.out, ctx.hidden.out))
+    vector = linear_bwd(sigmoid_bwd(dshare, SigmoidContext(share)).x, ctx.vector_map._replace(x=hidden))
+    grads = project_backward(tanh_bwd(vector.x, TanhContext(hidden)).x, ctx.hidden_map)
     return PositionGrads(grads.x, grads.weight, vector.weight[0, :])

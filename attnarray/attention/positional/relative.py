@@ -17,6 +17,7 @@ from attnarray.attention.positional.relative_core import (
 from attnarray.attention.scoring import Scoring
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, namespace_of
+from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
 from attnarray.random import Philox
 
@@ -142,6 +143,7 @@ def relative_attention(
     )[0]
 
 
+@ignoring_fp_errors
 def relative_attention_fwd(
     query: Array,
     key: Array,
@@ -176,6 +178,7 @@ def relative_attention_fwd(
     return form.restored(out), RelativeContext(parts, out, lse, scoring, form, bias_shape, query)
 
 
+@ignoring_fp_errors
 def relative_attention_bwd(dout: Array, ctx: RelativeContext) -> RelativeGrads:
     r"""The gradients of attention with relative positions; scores and weights are computed again.
 

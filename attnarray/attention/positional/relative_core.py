@@ -60,7 +60,7 @@ def attend_relative_backward(
 ) -> tuple[Parts, Array | None, Array | None]:
     """The gradients of the parts, of the bias and of the sinks, in the shapes of their arrays."""
     q, k, v, r, content_bias, position_bias = parts
-    xp, hides = namespace_of(*parts, dout), scoring.hides()
+    xp = namespace_of(*parts, dout)
     of_content, of_positions, dbiases, dsinks = [], [], [], None
     dk, dv, dr = xp.zeros_like(k), xp.zeros_like(v), xp.zeros_like(r)
     for start, stop in query_blocks(q, k):
@@ -70,12 +70,12 @@ def attend_relative_backward(
             lse[:, :, start:stop], block,
         )  # fmt: skip
         assert dscores is not None  # since the positions are a bias
-        dproducts = unshifted(dscores)  # (B, H, rows, rows + S)
+        dproducts = unshifted(dscores)  # (B, H, rows, rows + S), 0 where a query has no key at that distance
         first = q.shape[2] - stop
         asked = scoring.scale * (rows + position_bias)
-        dr_block = transposed_times(dproducts, asked, k.shape[1], hides)  # (B, Hkv, rows + S, D)
+        dr_block = transposed_times(dproducts, asked, k.shape[1], True)  # (B, Hkv, rows + S, D)
         of_content.append(dcontent)
-        of_positions.append(scoring.scale * times(dproducts, used_rows(r, first, dproducts.shape[3]), hides))
+        of_positions.append(scoring.scale * times(dproducts, used_rows(r, first, dproducts.shape[3]), True))
         dk, dv, dr = dk + dk_block, dv + dv_block, dr + _placed(xp.sum(dr_block, axis=0), first, r)
         if scoring.bias is not None:
             B, H, rows_of_bias, S = scoring.bias.shape

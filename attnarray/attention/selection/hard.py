@@ -14,6 +14,7 @@ from attnarray.attention.selection.hard_core import Rule, attend_hard, attend_ha
 from attnarray.attention.selection.hard_options import HardOptions, rule_of
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, device_of
+from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
 from attnarray.random import Philox
 
@@ -156,6 +157,7 @@ def hard_attention(
     )[0]  # fmt: skip
 
 
+@ignoring_fp_errors
 def hard_attention_fwd(
     query: Array,
     key: Array,
@@ -186,6 +188,7 @@ def hard_attention_fwd(
     return result, HardContext(q, keys, v, *kept, rule, scoring, form, bias_shape)
 
 
+@ignoring_fp_errors
 def hard_attention_bwd(dout: HardResult, ctx: HardContext) -> HardGrads:
     r"""The gradients of hard attention; probabilities are computed again from q, k and the lse.
 

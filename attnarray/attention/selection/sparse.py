@@ -13,6 +13,7 @@ from attnarray.attention.scoring import Scoring, scores_of
 from attnarray.attention.selection.sparse_core import attend_sparsely, attend_sparsely_backward
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array
+from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
 from attnarray.ops.entmax import alpha_of
 from attnarray.ops.entmax_core import ENTMAX, SPARSEMAX, entmax_forward
@@ -241,6 +242,7 @@ def entmax_attention_bwd(dout: Array, ctx: SparseContext) -> SparseGrads:
     return _backward(dout, ctx)
 
 
+@ignoring_fp_errors
 def _forward(
     alpha: float,
     query: Array,
@@ -262,6 +264,7 @@ def _forward(
     return form.restored(narrow(out, query)), SparseContext(q, k, v, scoring, form, bias_shape, alpha)
 
 
+@ignoring_fp_errors
 def _backward(dout: Array, ctx: SparseContext) -> SparseGrads:
     checks.context("ctx", ctx, SparseContext)
     checks.cotangent(dout, ctx.out_shape, ctx.q)

@@ -26,7 +26,7 @@ from attnarray.kernels.numba.attention_scores import (
     seen_keys,
 )  # fmt: skip
 from attnarray.kernels.numba.jit import EXACT, jit
-from attnarray.kernels.numba.lanes import Lanes, lanes
+from attnarray.kernels.numba.lanes import Lanes, lanes, where
 from attnarray.kernels.numba.memory import ahead, keep, pointer, row_of, scratch
 from attnarray.kernels.numba.packing import (
     pack_columns,
@@ -149,7 +149,8 @@ def prepare_chunk(place: Any, panels: int, queries: Any, kept: Any, call: Any, n
 
 @panel_pass
 def add_products_of(x: Row, y: Row, total: Lane) -> dict[str, Lanes]:
-    return {"total": total + x * y}
+    """0 in y hides what it multiplies: a fully masked row is 0, and its cotangent must not reach the sinks."""
+    return {"total": total + where(y.equals(0.0), 0.0, x * y)}
 
 
 def add_rows(rows: Any, first: int, past: int, x: Any) -> None:

@@ -68,8 +68,9 @@ def sum_heads(heads: int, width: int, row: Any, out: Any) -> None:
         if width >= WIDE:
             out[h] = add_up(width, ahead(row, h * width))
         else:
-            total = row[h * width] if width else out[h] - out[h]
-            for c in range(1, width):
+            out[h] = 0
+            total = out[h]
+            for c in range(width):
                 total += row[h * width + c]
             out[h] = total
 

@@ -52,7 +52,8 @@ def attend_around_backward(
     rows, drows = [_rows(x, real) for x in (q, k, v)], _rows(dout, real)
     call, numbers, kept = _call(q, k, rows, centers, window, sigma, scoring, real)
     queries, span = q.shape[0] * q.shape[2], len(kept[-1])
-    delta, lses = ra.flat(np.sum(dout * out, axis=-1), real), ra.flat(lse, real)
+    products = np.where(out == 0, 0.0, dout * out)  # what is hidden, or dropped, as a whole has any cotangent
+    delta, lses = ra.flat(np.sum(products, axis=-1), real), ra.flat(lse, real)
     dq, dcenters = np.zeros((queries, call.depth), real), np.zeros(queries, real)
     dscores, weights = np.empty((queries, call.room), real), np.empty((queries, call.room), real)
     work = ra.nanoseconds(queries * span * (call.depth + call.width + EXPONENTIALS), BACKWARD, real)

@@ -114,12 +114,12 @@ def subtract(x: Row, out: Row, shift: Scalar, log_total: Scalar) -> dict[str, La
 
 @row_pass(vectors=2)
 def add_products(dout: Row, y: Row, total: Sum) -> dict[str, Lanes]:
-    return {"total": multiply_add(dout, y, total)}
+    return {"total": multiply_add(where(y.equals(0.0), 0.0, dout), y, total)}
 
 
 @row_pass(vectors=2)
 def differentiate(dout: Row, y: Row, dx: Row, total: Scalar) -> dict[str, Lanes]:
-    return {"dx": y * (dout - total)}
+    return {"dx": where(y.equals(0.0), 0.0, y * (dout - total))}
 
 
 @row_pass(vectors=2)
@@ -129,7 +129,7 @@ def add_seen(dout: Row, y: Row, total: Sum) -> dict[str, Lanes]:
 
 @row_pass(vectors=1)
 def differentiate_log(dout: Row, y: Row, dx: Row, total: Scalar) -> dict[str, Lanes]:
-    return {"dx": where(y.equals(-math.inf), 0.0, dout) - exp(y) * total}
+    return {"dx": where(y.equals(-math.inf), 0.0, dout - exp(y) * total)}
 
 
 def masked(n: int, count: int, row: Any, out: Any, mask: int, offsets: Any, lowest: Any) -> Any:

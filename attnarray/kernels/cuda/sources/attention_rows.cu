@@ -17,7 +17,7 @@ KERNEL(256) attention_delta(Global<const Stored> dout, int64 dout_batch, int64 d
   float sum = 0;
   for (int64 d = lane; d < width; d += 32) {
     Stored x = cotangent[d], y = out[row * width + d];
-    sum += wide(x) * wide(y);
+    if (wide(y) != 0) sum += wide(x) * wide(y);  // a fully masked row is 0, whatever its cotangent
   }
   sum = sum_over_lanes(sum);
   if (lane) return;

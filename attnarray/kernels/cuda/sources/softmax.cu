@@ -98,13 +98,14 @@ inline void differentiate(Global<const Stored> dout, Global<const Stored> out, G
   const Index<HELD> step = HELD ? 1 : span<Stored, N>();
   const bool held = HELD || width <= step;
   const Index<HELD> past = HELD ? 1 : width;
+  const Real hidden = LOGARITHM ? -infinity<Real>() : Real(0);  // where dy does not matter, even if it is NaN
   int turn = 0;
   for (int64 n = first_row(); n < rows; n += rows_apart(), turn++) {
     auto get = [&](Index<HELD> start) {
-      read<Stored, HELD>(out + n * width, start, width, y, LOGARITHM ? -infinity<Real>() : Real(0));
+      read<Stored, HELD>(out + n * width, start, width, y, hidden);
       read<Stored, HELD>(dout + n * width, start, width, dy, Real(0));
       UNROLL for (int e = 0; e < N; e++)
-        if (LOGARITHM && y[e] == -infinity<Real>()) dy[e] = 0;
+        if (y[e] == hidden) dy[e] = 0;
     };
     Real total = 0;
     for (Index<HELD> start = 0; start < past; start += step) {
@@ -115,7 +116,7 @@ inline void differentiate(Global<const Stored> dout, Global<const Stored> out, G
     for (Index<HELD> start = 0; start < past; start += step) {
       if (!held) get(start);
       UNROLL for (int e = 0; e < N; e++)
-        dy[e] = LOGARITHM ? dy[e] - exponential(y[e]) * total : y[e] * (dy[e] - total);
+        dy[e] = y[e] == hidden ? Real(0) : LOGARITHM ? dy[e] - exponential(y[e]) * total : y[e] * (dy[e] - total);
       write<Stored, HELD>(dx + n * width, start, width, dy);
     }
     if (HELD) break;
@@ -153,7 +154,7 @@ inline void differentiate_wide(Global<const Stored> dout, Global<const Stored> o
       }
       ys.take(c, c * WIDE < here, y, hidden);
       UNROLL for (int e = 0; e < C; e++) {
-        if (LOGARITHM && y[e] == -infinity<Real>()) dy[c + e] = 0;
+        if (y[e] == hidden) dy[c + e] = 0;
         total += LOGARITHM ? dy[c + e] : y[e] * dy[c + e];
       }
     }
@@ -163,7 +164,9 @@ inline void differentiate_wide(Global<const Stored> dout, Global<const Stored> o
       ys.take(c, c * WIDE < here, y, hidden);
       ys.fetch(c, out + next, c * WIDE, next_width);
       UNROLL for (int e = 0; e < C; e++)
-        y[e] = LOGARITHM ? dy[c + e] - exponential(y[e]) * total : y[e] * (dy[c + e] - total);
+        y[e] = y[e] == hidden ? Real(0)
+               : LOGARITHM  ? dy[c + e] - exponential(y[e]) * total
+                            : y[e] * (dy[c + e] - total);
       write_chunk<Stored, true>(dx + from, c * WIDE, here, y);
     }
   }
