@@ -23,7 +23,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fuzz_calls import DRAWS, Arrays, Call, Draw
+from fuzz_calls import DRAWS
+from fuzz_draw import Arrays, Call, Draw
 
 import attnarray as aa
 from attnarray import tree
