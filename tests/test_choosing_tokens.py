@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -161,3 +162,49 @@ def test_the_search_of_transformers_without_an_end_is_the_same(early_stopping: b
         assert_close(theirs.scores, ours.scores, 1e-12)
     assert beam_search(MODEL, PARAMS, PROMPTS, 0, early_stopping=early_stopping).tokens.shape == (3, 0)
     assert beam_search(MODEL, PARAMS, PROMPTS[:0], 3, early_stopping=early_stopping).tokens.shape[0] == 0
+
+
+class Table:
+    """The model of tests/references/make_beams.py; its cache is the number of tokens that it has seen."""
+
+    def __init__(self, length: int = 0) -> None:
+        self.length = length
+
+    def cache(self, *_: Any, **__: Any) -> Table:
+        return self
+
+    def rows(self, _: Any) -> Table:
+        return self
+
+    def step(self, params: Any, tokens: Any, cache: Table, *, last: bool = False) -> tuple[Any, Table]:
+        logits = params["table"][tokens] + params["step"][cache.length]
+        return logits, Table(cache.length + tokens.shape[1])
+
+
+def searches() -> list[dict[str, Any]]:
+    with np.load(Path(__file__).parent / "references" / "beams.npz") as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    return [dict(zip(arrays, row, strict=True)) for row in zip(*arrays.values(), strict=True)]
+
+
+def search(of: dict[str, Any], **options: Any) -> Any:
+    V = int(of["size"])
+    params = {"table": of["table"][:V, :V] / 32, "step": of["step"][:, :V] / 1024}
+    options = {"end": int(of["end"]), "beams": of["beams"], "length_penalty": float(of["length_penalty"]), **options}
+    return beam_search(Table(), params, of["start"][:, None], of["count"], **options)
+
+
+def test_tokens_are_those_of_transformers() -> None:
+    differ = 0
+    for of in searches():
+        found = search(of, early_stopping=(False, True, "never")[of["early_stopping"]])
+        tokens = np.full(of["tokens"].shape, of["end"])
+        tokens[:, : found.tokens.shape[1]] = found.tokens
+        np.testing.assert_array_equal(tokens, of["tokens"])
+        # transformers sums up to 8 log-probabilities of up to 12 in float32
+        np.testing.assert_allclose(found.scores, of["scores"], rtol=0, atol=1e-4)
+        if of["length_penalty"] >= 0:
+            ours = search(of)
+            assert np.all(ours.scores >= found.scores - 1e-12)
+            differ += bool(np.any(ours.scores > found.scores + 1e-12))
+    assert differ > 20  # or the searches could not tell the rules apart
