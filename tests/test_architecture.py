@@ -37,7 +37,7 @@ HOUSE = """
     attention
     ops
     gradient_check optim
-    masks random tree triples dispatch
+    magnitude masks random tree triples dispatch
     checks
     backend
     kernels numpy_arrays

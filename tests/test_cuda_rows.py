@@ -221,6 +221,32 @@ def test_cotangents_of_hidden_entries_do_not_matter(name: str, shape: tuple[int,
     assert not np.any(found[~mask])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("shape", [(3, 130), (5, 37), (2, 1040), ROW_IN_SPANS, (2, 16400)], ids=str)
+@pytest.mark.parametrize("name", ["layer_norm", "rms_norm"])
+def test_norms_of_rows_whose_squares_overflow(name: str, shape: tuple[int, ...], dtype: str) -> None:
+    forward, backward, E = f"ops.norm:{name}_forward", f"ops.norm:{name}_backward", shape[-1]
+    stored = asarray(np.zeros(1), dtype).dtype
+    rng = np.random.default_rng(0)
+    x, dout, weight = (rng.uniform(-1.9, 1.9, size) for size in (shape, shape, E))
+    options = (weight.astype(stored), *([None] if name == "layer_norm" else []), 1e-5)
+    last = [False] if name == "layer_norm" else []
+
+    def results(exponent: int) -> tuple[np.ndarray, ...]:
+        large = (x * 2.0**exponent).astype(stored)
+        out, *kept = kernel(forward, (large, *options))
+        dx, dweight, *_ = kernel(backward, (dout.astype(stored), large, *kept, options[0], *last))
+        return out, dweight, dx * stored.type(2.0 ** (exponent - 20))
+
+    expected = results(20)
+    for exponent in (64, 120) if dtype != "float64" else (500, 520, 1000):
+        found = results(exponent)
+        np.testing.assert_array_equal(found[0], expected[0])  # powers of two change no digit
+        np.testing.assert_array_equal(found[1], expected[1])
+        if exponent != 120:  # where the smallest numbers have fewer digits
+            np.testing.assert_array_equal(found[2], expected[2])
+
+
 def test_dropout_draws_the_bits_of_the_reference() -> None:
     for count, p in itertools.product((1, 1031), (0.1, 0.5)):
         x = np.ones(count, np.float32)

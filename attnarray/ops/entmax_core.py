@@ -114,8 +114,12 @@ def _power(x: Array, alpha: float) -> Array:
 
 
 def _descending(z: Array, axis: int) -> tuple[Array, Array]:
-    """z sorted from its largest entry on, and the numbers 1 to N along that axis."""
+    """z sorted from its largest entry on, and the numbers 1 to N along that axis.
+
+    What is far outside the support, below -2, is taken nearer, so that no sum of squares overflows.
+    """
     xp = namespace_of(z)
+    z = xp.where((z < -2.0) & (z > -math.inf), -2.0, z)
     numbers = xp.arange(1, z.shape[axis] + 1, dtype=z.dtype, device=device_of(z))
     shape = [1] * z.ndim
     shape[axis] = z.shape[axis]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from attnarray import checks
 from attnarray.backend import Array, accumulator_dtype, namespace_of
 from attnarray.dispatch import accelerated
+from attnarray.magnitude import check_number, shrink_of
 
 
 class LayerNormContext(NamedTuple):
@@ -159,10 +160,13 @@ def rms_norm_bwd(dout: Array, ctx: RMSNormContext) -> RMSNormGrads:
 def layer_norm_forward(x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
     """`layer_norm` of arrays that are checked; also means and 1 / deviations (..., 1) in the accumulator's dtype."""
     xp = namespace_of(x, weight, bias)
-    mean = _mean(_wide(x, x))  # (..., 1)
-    out = _wide(x, x) - mean
-    inverse_deviation = 1.0 / xp.sqrt(_mean(out * out) + eps)  # (..., 1)
+    wide, shrink = _shrunk(_wide(x, x))
+    mean = _mean(wide)  # (..., 1)
+    out = wide - mean
+    inverse_deviation = _inverse_root(_mean(out * out), eps, shrink)  # (..., 1)
     out *= inverse_deviation
+    if shrink is not None:
+        mean, inverse_deviation = mean / shrink, inverse_deviation * shrink
     if weight is not None:
         out *= _wide(weight, x)
     if bias is not None:
@@ -177,7 +181,9 @@ def layer_norm_backward(
     """The gradients of `layer_norm`: of x, of the weight if there is one, and of the bias if there was one."""
     xp = namespace_of(dout, x, weight)
     dy = _wide(dout, x)
-    normal = (_wide(x, x) - mean) * inverse_deviation
+    normal = 0.5 * _wide(x, x)  # half, so that the difference of two large numbers stays finite
+    normal -= 0.5 * mean
+    normal *= 2.0 * inverse_deviation
     g = dy if weight is None else dy * _wide(weight, x)
     dx = g - _mean(g)
     dx -= normal * _mean(g * normal)
@@ -191,9 +197,11 @@ def layer_norm_backward(
 def rms_norm_forward(x: Array, weight: Array | None, eps: float) -> tuple[Array, Array]:
     """`rms_norm` of arrays that are checked; also 1 / root mean square (..., 1) in the accumulator's dtype."""
     xp = namespace_of(x, weight)
-    wide = _wide(x, x)
-    inverse_rms = 1.0 / xp.sqrt(_mean(wide * wide) + eps)  # (..., 1)
+    wide, shrink = _shrunk(_wide(x, x))
+    inverse_rms = _inverse_root(_mean(wide * wide), eps, shrink)  # (..., 1)
     out = wide * inverse_rms
+    if shrink is not None:
+        inverse_rms = inverse_rms * shrink
     if weight is not None:
         out *= _wide(weight, x)
     return xp.astype(out, x.dtype, copy=False), inverse_rms
@@ -214,8 +222,8 @@ def rms_norm_backward(dout: Array, x: Array, inverse_rms: Array, weight: Array |
 
 def _check(x: Array, eps: float, **per_feature: Array | None) -> None:
     namespace_of(x, *per_feature.values())
-    checks.floating(x=x, **per_feature)
-    checks.positive("eps", eps)
+    dtype = checks.floating(x=x, **per_feature)
+    check_number("eps", checks.positive("eps", eps), dtype)
     if x.ndim < 1:
         raise ValueError(f"`x` has no axis to normalise, expected (..., E). {checks.shapes(x=x)}")
     for name, array in per_feature.items():
@@ -228,6 +236,21 @@ def _wide(array: Array, x: Array) -> Array:
     """`array` in the dtype that sums over `x` are kept in."""
     xp = namespace_of(x)
     return xp.astype(array, accumulator_dtype(xp, x.dtype), copy=False)
+
+
+def _shrunk(x: Array) -> tuple[Array, Array | None]:
+    """x with rows whose squares would overflow multiplied by a power of two, and these powers (..., 1) if there are."""
+    shrink = shrink_of(x)
+    return (x, None) if shrink is None else (x * shrink, shrink)
+
+
+def _inverse_root(variance: Array, eps: float, shrink: Array | None) -> Array:
+    """1 / sqrt(variance + eps), of a variance of rows that were multiplied by `shrink`."""
+    xp = namespace_of(variance)
+    if shrink is None:
+        return 1.0 / xp.sqrt(variance + eps)
+    root = xp.sqrt(variance + eps * shrink * shrink)
+    return 1.0 / xp.maximum(root, math.sqrt(eps) * shrink)  # eps shrunk twice may be 0
 
 
 def _mean(x: Array) -> Array:

@@ -69,6 +69,12 @@ def adamw(
     params, state
         New trees.
 
+    Notes
+    -----
+    The second moment is kept as the square of gradients, as PyTorch and Optax keep it: a gradient beyond 1.8e19 in
+    float32 makes it infinite, and its parameter moves by weight decay alone from then on. Clip gradients first, see
+    `clip_by_global_norm`.
+
     Raises
     ------
     TypeError

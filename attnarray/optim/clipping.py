@@ -6,7 +6,8 @@ import math
 from typing import Any
 
 from attnarray import checks, tree
-from attnarray.backend import Array, asarray, namespace_of
+from attnarray.backend import Array, asarray, device_of, namespace_of
+from attnarray.magnitude import scale_of
 from attnarray.optim.leaves import Tree, check_array, narrow, wide
 
 
@@ -15,6 +16,8 @@ def global_norm(grads: Tree) -> Array:
 
     .. math:: \lVert g \rVert = \sqrt{\sum_i g_i^2}
 
+    Squares neither overflow nor vanish; the norm is infinite only where the dtype does not hold it.
+
     Examples
     --------
     >>> import numpy as np
@@ -22,18 +25,26 @@ def global_norm(grads: Tree) -> Array:
     >>> float(optim.global_norm({"weight": np.array([[3.0, 0.0]]), "bias": np.array([4.0])}))
     5.0
     """
+    return _unscaled(*_scaled_norm(grads))
+
+
+def _scaled_norm(grads: Tree) -> tuple[Array, float]:
+    """The norm times a power of two, and that power."""
     leaves = tree.flatten(grads)
     if not leaves:
-        return asarray(0.0)
+        return asarray(0.0), 1.0
     for path, leaf in leaves:
         check_array("grads", path, leaf)
         checks.floating(**{f"grads.{tree.format_path(path)}": leaf})
     xp = namespace_of(*(leaf for _, leaf in leaves))
+    flat = [xp.reshape(wide(leaf), (math.prod(leaf.shape),)) for _, leaf in leaves]
+    widest = xp.result_type(*flat)
+    scale = scale_of([xp.astype(leaf, widest, copy=False) for leaf in flat])
     total: Any = 0.0
-    for _, leaf in leaves:
-        flat = xp.reshape(wide(leaf), (math.prod(leaf.shape),))
-        total = total + xp.vecdot(flat, flat)
-    return xp.asarray(xp.sqrt(total))
+    for leaf in flat:
+        scaled = leaf if scale == 1 else xp.astype(leaf, widest, copy=False) * scale
+        total = total + xp.vecdot(scaled, scaled)
+    return xp.asarray(xp.sqrt(total)), scale
 
 
 def clip_by_global_norm(grads: Tree, max_norm: float) -> tuple[Tree, Array]:
@@ -50,7 +61,7 @@ def clip_by_global_norm(grads: Tree, max_norm: float) -> tuple[Tree, Array]:
     Returns
     -------
     grads : tree
-        New arrays. All are NaN if the norm is not finite: a broken step must show.
+        New arrays. All are NaN if a gradient is not finite: a broken step must show.
     norm : () array
         The norm before.
 
@@ -73,13 +84,24 @@ def clip_by_global_norm(grads: Tree, max_norm: float) -> tuple[Tree, Array]:
     >>> grads["weight"].tolist(), float(norm)
     ([3.0, 4.0], 10.0)
     """
-    checks.positive("max_norm", max_norm)
-    norm = global_norm(grads)
-    xp = namespace_of(norm)
-    factor = xp.where(xp.isfinite(norm), max_norm / xp.clip(norm, max_norm, None), math.nan)
+    max_norm = checks.positive("max_norm", max_norm)
+    norm, scale = _scaled_norm(grads)
+    scaled = float(norm)
+    factor = math.nan if not math.isfinite(scaled) else min(1.0, max_norm * scale / scaled) if scaled else 1.0
 
-    def scaled(leaf: Array) -> Array:
+    def clipped(leaf: Array) -> Array:
         x = wide(leaf)
-        return narrow(x * xp.astype(factor, x.dtype), leaf)
+        if factor < 1 and scale < 1:  # in two steps, as the factor may be too small for the dtype
+            return narrow(x * scale * (factor / scale), leaf)
+        return narrow(x * factor, leaf)
 
-    return tree.map(scaled, grads), norm
+    return tree.map(clipped, grads), _unscaled(norm, scale)
+
+
+def _unscaled(norm: Array, scale: float) -> Array:
+    if scale == 1:
+        return norm
+    xp = namespace_of(norm)
+    value = float(norm) / scale
+    value = math.inf if value > float(xp.finfo(norm.dtype).max) else value
+    return xp.asarray(value, dtype=norm.dtype, device=device_of(norm))

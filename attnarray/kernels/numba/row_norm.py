@@ -18,6 +18,7 @@ from attnarray.kernels.numba.lanes import Lanes, multiply_add
 from attnarray.kernels.numba.rows import Row, Scalar, Sum, place, row_pass
 from attnarray.kernels.numba.threads import run_parts, split_rows, threads_for
 
+SHRINK = {4: 2.0**-80, 8: 2.0**-620}  # as in attnarray.magnitude
 FORWARD, BACKWARD = 0.25, 0.5  # nanoseconds for each number
 
 
@@ -48,7 +49,7 @@ def rms_norm_backward(dout: Any, x: Any, inverse_rms: Any, weight: Any) -> tuple
 def warmup(dtype: str) -> None:
     """Compile both kernels for one dtype."""
     number = np.dtype(dtype).type(1)
-    normalise(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, number, number)
+    normalise(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, number, number, number)
     differentiate(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, number)
 
 
@@ -63,6 +64,7 @@ def _forward(x: Any, weight: Any, bias: Any, mean: Any, eps: float) -> tuple[Any
         normalise, len(rows.array), ra.nanoseconds(x.size, FORWARD, real), count, rows.address, rows.apart,
         out.address, out.apart, weights.ctypes.data, biases.ctypes.data, 0 if mean is None else mean.ctypes.data,
         factor.ctypes.data, real.type(max(count, 1)), real.type(eps),
+        real.type(SHRINK[real.itemsize]),
     )  # fmt: skip
     return ra.in_shape_of(x, x.ndim - 1, out), factor
 
@@ -95,26 +97,31 @@ def _backward(dout: Any, x: Any, mean: Any, factor: Any, weight: Any, has_bias: 
 
 
 @row_pass(vectors=2)
-def add(x: Row, total: Sum) -> dict[str, Lanes]:
-    return {"total": total + x}
+def add(x: Row, shrink: Scalar, total: Sum) -> dict[str, Lanes]:
+    return {"total": multiply_add(x, shrink, total)}
 
 
 @row_pass(vectors=2)
-def add_squares(x: Row, mean: Scalar, total: Sum) -> dict[str, Lanes]:
-    apart = x - mean
+def add_squares(x: Row, shrink: Scalar, mean: Scalar, total: Sum) -> dict[str, Lanes]:
+    apart = multiply_add(x, shrink, mean * -1.0)
     return {"total": multiply_add(apart, apart, total)}
 
 
 @row_pass(vectors=2)
-def scale(x: Row, weight: Row, bias: Row, out: Row, mean: Scalar, factor: Scalar) -> dict[str, Lanes]:
-    return {"out": multiply_add((x - mean) * factor, weight, bias)}
+def scale(x: Row, weight: Row, bias: Row, out: Row, shrink: Scalar, mean: Scalar, factor: Scalar) -> dict[str, Lanes]:
+    return {"out": multiply_add(multiply_add(x, shrink, mean * -1.0) * factor, weight, bias)}
+
+
+def normal_of(x: Lanes, mean: Lanes, factor: Lanes) -> Lanes:
+    """x^, by halves, so that the difference of two large numbers stays finite."""
+    return multiply_add(x, x.constant(0.5), mean * -0.5) * (factor * 2.0)
 
 
 @row_pass(vectors=2)
 def project(dout: Row, x: Row, weight: Row, mean: Scalar, factor: Scalar, plain: Sum, along: Sum) -> dict[str, Lanes]:
     """The sums of g and of g x^."""
     g = dout * weight
-    return {"plain": plain + g, "along": multiply_add(g, (x - mean) * factor, along)}
+    return {"plain": plain + g, "along": multiply_add(g, normal_of(x, mean, factor), along)}
 
 
 @row_pass(vectors=2)
@@ -122,12 +129,12 @@ def subtract(
     dout: Row, x: Row, weight: Row, dx: Row, mean: Scalar, factor: Scalar, plain: Scalar, along: Scalar
 ) -> dict[str, Lanes]:
     """dx = (g - mean(g) - x^ mean(g x^)) / deviation."""
-    return {"dx": (dout * weight - plain - (x - mean) * factor * along) * factor}
+    return {"dx": (dout * weight - plain - normal_of(x, mean, factor) * along) * factor}
 
 
 @row_pass(vectors=2)
 def add_to_weight(dout: Row, x: Row, total: Row, mean: Scalar, factor: Scalar) -> dict[str, Lanes]:
-    return {"total": multiply_add(dout, (x - mean) * factor, total)}
+    return {"total": multiply_add(dout, normal_of(x, mean, factor), total)}
 
 
 @row_pass(vectors=2)
@@ -137,17 +144,27 @@ def add_to_bias(dout: Row, total: Row) -> dict[str, Lanes]:
 
 def normalise(
     first: int, past: int, count: int, x: int, x_apart: int, out: int, out_apart: int, weight: int, bias: int,
-    means: int, factors: int, size: Any, eps: Any,
+    means: int, factors: int, size: Any, eps: Any, small: Any,
 ) -> None:  # fmt: skip
-    """`size` is `count` as a floating number, at least 1; without `means` they are 0."""
+    """`size` is `count` as a floating number, at least 1; without `means` they are 0.
+
+    Rows whose sums overflow are multiplied by the power of two `small`, and summed again.
+    """
     for n in range(first, past):
-        row, mean = place(size, x + n * x_apart), size * 0
+        row, shrink = place(size, x + n * x_apart), size / size
+        mean = add(count, row, shrink) / size if means != 0 else size * 0
+        variance = add_squares(count, row, shrink, mean) / size
+        if variance - variance != 0:  # infinite, or NaN
+            shrink = small
+            mean = add(count, row, shrink) / size if means != 0 else size * 0
+            variance = add_squares(count, row, shrink, mean) / size
+        root, least = math.sqrt(variance + eps * shrink * shrink), math.sqrt(eps) * shrink
+        factor = 1 / (least if root < least else root)  # eps, shrunk twice, may be 0
         if means != 0:
-            mean = add(count, row) / size
-            place(size, means)[n] = mean
-        factor = 1 / math.sqrt(add_squares(count, row, mean) / size + eps)
-        place(size, factors)[n] = factor
-        scale(count, row, place(size, weight), place(size, bias), place(size, out + n * out_apart), mean, factor)
+            place(size, means)[n] = mean / shrink
+        place(size, factors)[n] = factor * shrink
+        target = place(size, out + n * out_apart)
+        scale(count, row, place(size, weight), place(size, bias), target, shrink, mean, factor)
 
 
 def differentiate(

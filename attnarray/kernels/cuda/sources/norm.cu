@@ -23,23 +23,38 @@ inline void normalize(Global<const Stored> x, Global<const Stored> weight, Globa
     if (CENTRED) {
       for (Index<HELD> start = 0; start < past; start += step) {
         read<Stored, HELD>(row, start, width, v, Real(0));
-        UNROLL for (int e = 0; e < N; e++) mean += v[e];
+        UNROLL for (int e = 0; e < N; e++) mean = fma(v[e], SHARE<Real>, mean);
       }
-      mean = mean_of(sum_of(mean, turn++), size, share);
+      mean = mean_of(sum_of(mean, turn++), size * SHARE<Real>, share / SHARE<Real>);
     }
+    // By halves where there is a mean, so that the difference of two large numbers stays finite.
+    const Real factor = CENTRED ? Real(0.5) : Real(1), shift = -factor * mean;
     Real squares = 0;
     for (Index<HELD> start = 0; start < past; start += step) {
       if (!held || !CENTRED) read<Stored, HELD>(row, start, width, v, Real(0));
       each<Stored, N, HELD>(start, width, [&](int e, Index<HELD>) {
-        v[e] -= mean;
+        v[e] = fma(v[e], factor, shift);
         squares += v[e] * v[e];
       });
     }
-    const Real inverse = inverse_root(sum_of(squares, turn++) * share + eps);
+    squares = sum_of(squares, turn++);
+    Real shrink = 1;
+    if (!(squares - squares == 0)) {  // they overflow
+      shrink = SHRINK<Real>, squares = 0;
+      for (Index<HELD> start = 0; start < past; start += step) {
+        if (!held) read<Stored, HELD>(row, start, width, v, Real(0));
+        each<Stored, N, HELD>(start, width, [&](int e, Index<HELD>) {
+          v[e] = shrink * (held ? v[e] : fma(v[e], factor, shift));
+          squares += v[e] * v[e];
+        });
+      }
+      squares = sum_of(squares, turn++);
+    }
+    const Real inverse = inverse_of(squares * share, eps, factor, shrink);
     for (Index<HELD> start = 0; start < past; start += step) {
       if (!held) {
         read<Stored, HELD>(row, start, width, v, Real(0));
-        UNROLL for (int e = 0; e < N; e++) v[e] -= mean;
+        UNROLL for (int e = 0; e < N; e++) v[e] = shrink * fma(v[e], factor, shift);
       }
       UNROLL for (int c = 0; c < N; c += CHUNK<Stored>) {
         const Index<HELD> i = place<Stored>(start, c);
@@ -52,7 +67,7 @@ inline void normalize(Global<const Stored> x, Global<const Stored> weight, Globa
       }
     }
     if (threadIdx.x == 0) {
-      inverses[n] = inverse;
+      inverses[n] = inverse * factor * shrink;
       if (CENTRED) means[n] = mean;
     }
     if (HELD) break;
@@ -95,7 +110,7 @@ inline void differentiate(Global<const Stored> dout, Global<const Stored> x, Glo
         Real scale[CHUNK<Stored>];
         read_chunk<Stored, false>(weight, place<Stored>(start, c), weight ? width : 0, scale, Real(1));
         UNROLL for (int e = 0; e < CHUNK<Stored>; e++) {
-          normal[c + e] = (normal[c + e] - mean) * inverse;
+          normal[c + e] = normal_of(normal[c + e], mean, inverse);
           if (held) dweight[c + e] += g[c + e] * normal[c + e], dbias[c + e] += g[c + e];
           g[c + e] *= scale[e];
         }
@@ -154,7 +169,7 @@ inline void differentiate_held(Global<const Stored> dout, Global<const Stored> x
     }
     fetch(n + rows_apart());
     UNROLL for (int e = 0; e < N; e++) {
-      normal[e] = (normal[e] - mean) * inverse;
+      normal[e] = normal_of(normal[e], mean, inverse);
       dweight[e] = fma(g[e], normal[e], dweight[e]);
       if (CENTRED) dbias[e] += g[e];
     }
@@ -187,7 +202,7 @@ KERNEL(256) parameter_sums(Global<const Stored> dout, Global<const Stored> x, Gl
       if (n >= rows) continue;
       const Real g = wide(dout[n * width + i]), mean = means ? Real(means[n]) : Real(0);
       dbias += g;
-      if (dweights) dweight += g * (wide(x[n * width + i]) - mean) * inverses[n];
+      if (dweights) dweight += g * normal_of(Real(wide(x[n * width + i])), mean, Real(inverses[n]));
     }
   if (dweights) dweights[int64(blockIdx.y) * apart + i] = dweight;
   if (dbiases) dbiases[int64(blockIdx.y) * apart + i] = dbias;

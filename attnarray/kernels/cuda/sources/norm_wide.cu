@@ -35,13 +35,24 @@ KERNEL(WIDE) norm_forward_wide(Global<const Stored> x, Global<const Stored> weig
     if (n + gridDim.x < rows) fetch(xs, x + (n + gridDim.x) * width);
     commit_copies();
     if (means) {
-      UNROLL for (int e = 0; e < N; e++) mean += v[e];
-      mean = mean_of(sum_of(mean, turn++), size, share);
+      UNROLL for (int e = 0; e < N; e++) mean = fma(v[e], SHARE<Real>, mean);
+      mean = mean_of(sum_of(mean, turn++), size * SHARE<Real>, share / SHARE<Real>);
     }
+    // By halves, so that the difference of two large numbers stays finite.
+    const Real factor = 0.5, shift = -factor * mean;
     UNROLL for (int c = 0; c < N; c += C)
       if (c * WIDE < here)
-        UNROLL for (int e = c; e < c + C; e++) v[e] -= mean, squares += v[e] * v[e];
-    const Real inverse = inverse_root(sum_of(squares, turn++) * share + eps);
+        UNROLL for (int e = c; e < c + C; e++) v[e] = fma(v[e], factor, shift), squares += v[e] * v[e];
+    squares = sum_of(squares, turn++);
+    Real shrink = 1;
+    if (!(squares - squares == 0)) {  // they overflow
+      shrink = SHRINK<Real>, squares = 0;
+      UNROLL for (int c = 0; c < N; c += C)
+        if (c * WIDE < here)
+          UNROLL for (int e = c; e < c + C; e++) v[e] *= shrink, squares += v[e] * v[e];
+      squares = sum_of(squares, turn++);
+    }
+    const Real inverse = inverse_of(squares * share, eps, factor, shrink);
     UNROLL for (int c = 0; c < N; c += C) {
       Real of_chunk[C];
       weights.take(c, weight && c * WIDE < here, of_chunk);
@@ -51,7 +62,7 @@ KERNEL(WIDE) norm_forward_wide(Global<const Stored> x, Global<const Stored> weig
       write_chunk<Stored, true>(out + (n * width + mine), c * WIDE, here, v + c);
     }
     if (threadIdx.x == 0) {
-      inverses[n] = inverse;
+      inverses[n] = inverse * factor * shrink;
       if (means) means[n] = mean;
     }
   }
@@ -85,7 +96,7 @@ inline void differentiate(const Rows& rows, int n, Global<const Stored> weight, 
   };
   auto read_normal = [&](int c) {
     ahead.take(c, c * WIDE < width, normal);
-    UNROLL for (int e = 0; e < C; e++) normal[e] = (normal[e] - mean) * inverse;
+    UNROLL for (int e = 0; e < C; e++) normal[e] = normal_of(normal[e], mean, inverse);
   };
   UNROLL for (int c = 0; c < KEPT; c += C) read_g(c, g + c);
   wait_copies<0>();
@@ -131,7 +142,7 @@ inline void sum_columns(const Rows& rows, int panel, int64 first, int64 last, Gl
       const Real mean = rows.mean(n), inverse = rows.inverses[n];
       UNROLL for (int e = 0; e < C; e++) {
         const Real g = wide(d[k][e]);
-        dbias[e] += g, dweight[e] += g * ((wide(x[k][e]) - mean) * inverse);
+        dbias[e] += g, dweight[e] += g * normal_of(Real(wide(x[k][e])), mean, inverse);
       }
     }
   }

@@ -165,6 +165,23 @@ template <class T, int N> struct Ahead {
 // What is subtracted from numbers whose largest this is: 0 where there is none.
 template <class Real> inline Real shift_of(Real largest) { return largest == -infinity<Real>() ? Real(0) : largest; }
 
+// Powers of two that keep sums of a row in range: SHRINK, as in attnarray.magnitude, numbers whose squares overflow; SHARE
+// all numbers of a row, whose sum then does not.
+template <class Real> constexpr Real SHRINK = Real(8.271806125530277e-25);  // 2^-80
+template <> constexpr double SHRINK<double> = 2.2982786799458352e-187;  // 2^-620
+template <class Real> constexpr Real SHARE = Real(2.3283064365386963e-10);  // 2^-32
+
+// (x - mean) inverse, by halves, so that the difference of two large numbers stays finite.
+template <class Real> inline Real normal_of(Real x, Real mean, Real inverse) {
+  return fma(x, Real(0.5), Real(-0.5) * mean) * (inverse + inverse);
+}
+
+// 1 / sqrt(variance + eps), of numbers that were multiplied by `factor` and `shrink`; eps, shrunk twice, may be 0.
+template <class Real> inline Real inverse_of(Real variance, Real eps, Real factor, Real shrink) {
+  if (variance == 0) return inverse_root(eps) * (1 / factor) * (shrink == 1 ? Real(1) : 1 / SHRINK<Real>);
+  return inverse_root(variance + eps * (factor * factor) * shrink * shrink);
+}
+
 // sum / size as exactly as a division, which would be a call: the mean of equal numbers is one of them.
 template <class Real> inline Real mean_of(Real sum, Real size, Real share) {
   const Real mean = sum * share, left = fma(-mean, size, sum);

@@ -1,0 +1,69 @@
+"""The range of floating dtypes: options that they hold, and squares that stay within them."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from attnarray.backend import Array, dtype_name, namespace_of
+
+
+class Range(NamedTuple):
+    """From `least` to `most`, numbers and their reciprocals have all digits of a dtype.
+
+    Sums of squares of numbers from `small` to `large` stay within it; those of others do when they are multiplied by
+    `grow` or `shrink`, powers of two.
+    """
+
+    least: float
+    most: float
+    small: float
+    large: float
+    grow: float
+    shrink: float
+
+
+RANGES = {
+    "float32": Range(2.0**-126, 2.0**126, 2.0**-48, 2.0**48, 2.0**90, 2.0**-80),
+    "float64": Range(2.0**-1022, 2.0**1022, 2.0**-400, 2.0**400, 2.0**700, 2.0**-620),
+}
+
+
+def range_of(dtype: str) -> Range:
+    """The range of the dtype that arrays of `dtype` are computed in."""
+    return RANGES["float64" if dtype == "float64" else "float32"]
+
+
+def check_number(name: str, number: float, dtype: str, *, small: bool = False) -> float:
+    """Check that the dtype in which arrays of `dtype` are computed holds a number; with `small`, also as nearly 0."""
+    within = range_of(dtype)
+    if within.least <= abs(number) <= within.most or number == 0 or (small and abs(number) < 1):
+        return number
+    computed = "float64" if dtype == "float64" else "float32"
+    least = "0" if small else f"{within.least:.2g}"
+    raise ValueError(
+        f"`{name}` is {number:g}, expected a number of a size from {least} to {within.most:.2g}: arrays of {dtype} are "
+        f"computed in {computed}, which does not hold it. Choose a number within, or give float64 arrays."
+    )
+
+
+def shrink_of(x: Array) -> Array | None:
+    """What each row of x (..., E) is to be multiplied by, (..., 1), so that squares stay in range; None for nothing."""
+    xp, within = namespace_of(x), RANGES[dtype_name(x.dtype)]
+    if not math.prod(x.shape):
+        return None
+    large = xp.max(xp.abs(x), axis=-1, keepdims=True) > within.large
+    if not bool(xp.any(large)):
+        return None
+    return xp.astype(xp.where(large, within.shrink, 1.0), x.dtype, copy=False)
+
+
+def scale_of(leaves: list[Array]) -> float:
+    """What all numbers of arrays of one dtype are to be multiplied by, so that the sum of squares stays in range."""
+    largest = 0.0
+    for leaf in leaves:
+        if math.prod(leaf.shape):
+            xp = namespace_of(leaf)
+            largest = max(largest, float(xp.max(leaf)), -float(xp.min(leaf)))
+    within = RANGES[dtype_name(leaves[0].dtype)]
+    return within.shrink if largest > within.large else within.grow if 0 < largest < within.small else 1.0
