@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+T = TypeVar("T")
 PLAIN = (np.ndarray, np.memmap)
 
 
@@ -28,6 +29,27 @@ def plain(data: Any) -> np.ndarray:
         if isinstance(part, np.ma.MaskedArray):
             check_plain(part)
     return np.asarray(data)
+
+
+def read_only(array: Any) -> Any:
+    """An output that its context holds too, as a read-only view: to change it would change the gradients.
+
+    Arrays of other libraries are returned as they are: they cannot be made read-only.
+    """
+    if isinstance(array, np.ndarray):
+        array = array[...]  # a view, sooner made than by view(), as setflags is sooner done than flags
+        array.setflags(write=False)
+    return array
+
+
+def writable(result: T) -> T:
+    """The output, or all outputs, of a forward whose context is dropped: the caller may change them."""
+    if isinstance(result, np.ndarray):
+        result.setflags(write=True)
+    elif isinstance(result, tuple | list):
+        for part in result:
+            writable(part)
+    return result
 
 
 def in_layout_of(like: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -60,6 +60,7 @@ def vjp(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, C
     Returns
     -------
     out : array or NamedTuple of arrays
+        As from `_fwd`: read-only where the context holds it too.
     pullback : callable
         dout -> NamedTuple of gradients, one field per differentiable input. May be called more than once.
 

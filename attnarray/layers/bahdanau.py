@@ -13,6 +13,7 @@ from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array
 from attnarray.layers.initial import Params, dense, glorot
 from attnarray.masks import Mask
+from attnarray.numpy_arrays import writable
 from attnarray.ops.linear import LinearContext
 from attnarray.random import Philox
 
@@ -101,7 +102,7 @@ class BahdanauAttention:
 
         The values are the keys unless given. Options as in `additive_attention`.
         """
-        return self.fwd(params, query, key, value, attn_mask, dropout_p, is_causal, **options)[0]
+        return writable(self.fwd(params, query, key, value, attn_mask, dropout_p, is_causal, **options)[0])
 
     def fwd(
         self,

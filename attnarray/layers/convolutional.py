@@ -16,6 +16,7 @@ from attnarray.attention.options import ScoreOptions
 from attnarray.backend import Array
 from attnarray.layers.initial import Params, glorot, zeros
 from attnarray.masks import Mask
+from attnarray.numpy_arrays import writable
 from attnarray.random import Philox
 
 KINDS = ("pairs", "dot")
@@ -115,7 +116,7 @@ class ConvolutionalAttention:
 
         Options as in `convolutional_attention`.
         """
-        return self.fwd(params, x, value, attn_mask, dropout_p, is_causal, **options)[0]
+        return writable(self.fwd(params, x, value, attn_mask, dropout_p, is_causal, **options)[0])
 
     def fwd(
         self,

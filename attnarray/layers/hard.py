@@ -14,6 +14,7 @@ from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array
 from attnarray.layers.initial import Params, dense
 from attnarray.masks import Mask
+from attnarray.numpy_arrays import writable
 from attnarray.ops.linear import LinearContext
 from attnarray.random import Philox
 
@@ -121,7 +122,7 @@ class HardAttention:
 
         The values are the keys (*batch, S, key_dim) unless given. Options as in `hard_attention`.
         """
-        return self.fwd(params, query, key, value, attn_mask, is_causal, rng=rng, noise=noise, **options)[0]
+        return writable(self.fwd(params, query, key, value, attn_mask, is_causal, rng=rng, noise=noise, **options)[0])
 
     def fwd(
         self,

@@ -16,6 +16,7 @@ from attnarray.attention.positional.local import (
 from attnarray.backend import Array
 from attnarray.layers.initial import Params, glorot
 from attnarray.masks import Mask
+from attnarray.numpy_arrays import writable
 from attnarray.random import Philox
 
 SCORES = ("general", "dot")
@@ -150,7 +151,7 @@ class LocalAttention:
 
         The values are the keys (*batch, S, key_dim) unless given. Options as in `local_attention`.
         """
-        return self.fwd(params, query, key, value, attn_mask, dropout_p, is_causal, **options)[0]
+        return writable(self.fwd(params, query, key, value, attn_mask, dropout_p, is_causal, **options)[0])
 
     def fwd(
         self,

@@ -18,6 +18,7 @@ from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array
 from attnarray.layers.initial import Params, dense, glorot
 from attnarray.masks import Mask
+from attnarray.numpy_arrays import writable
 from attnarray.ops.linear import LinearContext
 from attnarray.random import Philox
 
@@ -150,7 +151,7 @@ class LocationAttention:
 
         The values are the keys (*batch, S, key_dim) unless given. `previous` and options as in `location_attention`.
         """
-        return self.fwd(params, query, key, value, previous, attn_mask, dropout_p, is_causal, **options)[0]
+        return writable(self.fwd(params, query, key, value, previous, attn_mask, dropout_p, is_causal, **options)[0])
 
     def fwd(
         self,

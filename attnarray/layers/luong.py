@@ -17,6 +17,7 @@ from attnarray.attention.options import ScoreOptions
 from attnarray.backend import Array, namespace_of
 from attnarray.layers.initial import Params, dense, glorot
 from attnarray.masks import Mask
+from attnarray.numpy_arrays import writable
 from attnarray.random import Philox
 
 
@@ -159,7 +160,7 @@ class LuongAttention:
 
         The values are the keys (*batch, S, key_dim) unless given. Options as in `multiplicative_attention`.
         """
-        return self.fwd(params, query, key, value, attn_mask, dropout_p, is_causal, **options)[0]
+        return writable(self.fwd(params, query, key, value, attn_mask, dropout_p, is_causal, **options)[0])
 
     def fwd(
         self,

@@ -11,6 +11,7 @@ from attnarray.attention.options import ScoreOptions
 from attnarray.backend import Array
 from attnarray.layers.initial import Params, dense, glorot
 from attnarray.masks import Mask
+from attnarray.numpy_arrays import writable
 from attnarray.random import Philox
 
 
@@ -124,7 +125,7 @@ class PairwiseAttention:
 
         Arguments and options as in `pairwise_attention`.
         """
-        return self.fwd(params, x, hidden, memory, value, attn_mask, dropout_p, is_causal, **options)[0]
+        return writable(self.fwd(params, x, hidden, memory, value, attn_mask, dropout_p, is_causal, **options)[0])
 
     def fwd(
         self,

@@ -10,6 +10,7 @@ from attnarray.attention.alignment.recurrent import RecurrentContext, recurrent_
 from attnarray.backend import Array
 from attnarray.layers.initial import Params, dense, glorot
 from attnarray.masks import Mask
+from attnarray.numpy_arrays import writable
 from attnarray.random import Philox
 
 
@@ -110,7 +111,7 @@ class RecurrentAttention:
         Without keys this is self-attention; the values are the keys unless given. h0, c0 and the other options as in
         `recurrent_attention`.
         """
-        return self.fwd(params, query, key, value, attn_mask, dropout_p, is_causal, **options)[0]
+        return writable(self.fwd(params, query, key, value, attn_mask, dropout_p, is_causal, **options)[0])
 
     def fwd(
         self,

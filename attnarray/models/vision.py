@@ -161,8 +161,8 @@ class PatchClassifier(Layer):
         patches = parts["patches"].bwd(dx[:, 1:, :], ctx.patches)
         dposition = xp.sum(dx, axis=0)
         params = {
-            "patches": patches.params, "word": {"weight": dposition[:1, :]}, "position": {"weight": dposition},
-            "encoder": encoder.params, "logits": logits.params,
+            "patches": patches.params, "word": {"weight": xp.sum(dx[:, :1, :], axis=0)},
+            "position": {"weight": dposition}, "encoder": encoder.params, "logits": logits.params,
         }  # fmt: skip
         return PatchGrads(xp.reshape(self._pixels(patches.x), ctx.shape), params)
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from attnarray import checks
 from attnarray.backend import Array, Namespace, accumulator_dtype, namespace_of
 from attnarray.dispatch import accelerated
+from attnarray.numpy_arrays import read_only
 
 # The logistic function is 0 or 1 to the last bit beyond this size; held there, x makes no 0 * infinity.
 SILU_REACH = 1000.0
@@ -49,14 +50,15 @@ def relu(x: Array) -> Array:
     >>> aa.relu(np.array([-1.0, 2.0])).tolist()
     [0.0, 2.0]
     """
-    return relu_fwd(x)[0]
+    _check(x)
+    return relu_forward(x)
 
 
 def relu_fwd(x: Array) -> tuple[Array, ReluContext]:
     """`relu` and the context for `relu_bwd`: the output alone."""
     _check(x)
     out = relu_forward(x)
-    return out, ReluContext(out)
+    return read_only(out), ReluContext(out)
 
 
 def relu_bwd(dout: Array, ctx: ReluContext) -> ReluGrads:
@@ -158,14 +160,15 @@ def tanh(x: Array) -> Array:
     >>> aa.tanh(np.array([-1.0, 0.0, 1000.0])).round(4).tolist()
     [-0.7616, 0.0, 1.0]
     """
-    return tanh_fwd(x)[0]
+    _check(x)
+    return tanh_forward(x)
 
 
 def tanh_fwd(x: Array) -> tuple[Array, TanhContext]:
     """`tanh` and the context for `tanh_bwd`: the output alone."""
     _check(x)
     out = tanh_forward(x)
-    return out, TanhContext(out)
+    return read_only(out), TanhContext(out)
 
 
 def tanh_bwd(dout: Array, ctx: TanhContext) -> TanhGrads:
@@ -211,14 +214,15 @@ def sigmoid(x: Array) -> Array:
     >>> aa.sigmoid(np.array([-1000.0, 0.0, 1.0])).round(4).tolist()
     [0.0, 0.5, 0.7311]
     """
-    return sigmoid_fwd(x)[0]
+    _check(x)
+    return sigmoid_forward(x)
 
 
 def sigmoid_fwd(x: Array) -> tuple[Array, SigmoidContext]:
     """`sigmoid` and the context for `sigmoid_bwd`: the output alone."""
     _check(x)
     out = sigmoid_forward(x)
-    return out, SigmoidContext(out)
+    return read_only(out), SigmoidContext(out)
 
 
 def sigmoid_bwd(dout: Array, ctx: SigmoidContext) -> SigmoidGrads:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from attnarray import checks
 from attnarray.backend import Array, accumulator_dtype, device_of, namespace_of
 from attnarray.dispatch import accelerated
+from attnarray.numpy_arrays import read_only
 from attnarray.random import Philox, keep_mask, seed_of
 
 
@@ -58,13 +59,17 @@ def dropout(x: Array, p: float, *, rng: Philox | int | None = None, mask: Array 
     >>> aa.dropout(np.ones(4), 0.5, mask=np.array([True, False, True, True])).tolist()
     [2.0, 0.0, 2.0, 2.0]
     """
-    return dropout_fwd(x, p, rng=rng, mask=mask)[0]
+    out, ctx = dropout_fwd(x, p, rng=rng, mask=mask)
+    return out if _drops(ctx) else namespace_of(x).asarray(x, copy=True)
 
 
 def dropout_fwd(
     x: Array, p: float, *, rng: Philox | int | None = None, mask: Array | None = None
 ) -> tuple[Array, DropoutContext]:
-    """`dropout` and the context for `dropout_bwd`: the seed alone, or the mask that was given."""
+    """`dropout` and the context for `dropout_bwd`: the seed alone, or the mask that was given.
+
+    Where nothing can be dropped (p = 0), the output is a read-only view of `x`, and the gradient one of `dout`.
+    """
     namespace_of(x, mask)
     checks.floating(x=x)
     p = checks.probability("p", p)
@@ -89,9 +94,12 @@ def dropout_bwd(dout: Array, ctx: DropoutContext) -> DropoutGrads:
 
 
 def _drop(x: Array, ctx: DropoutContext) -> Array:
-    if ctx.mask is None and (ctx.seed is None or ctx.p == 0):
-        return x
-    return drop(x, ctx.p, ctx.seed, ctx.mask)
+    return drop(x, ctx.p, ctx.seed, ctx.mask) if _drops(ctx) else read_only(x)
+
+
+def _drops(ctx: DropoutContext) -> bool:
+    """Whether anything can be dropped; where not, what comes out is what is given."""
+    return ctx.mask is not None or (ctx.seed is not None and ctx.p > 0)
 
 
 @accelerated

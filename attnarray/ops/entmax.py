@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from attnarray import checks
 from attnarray.backend import Array
+from attnarray.numpy_arrays import read_only
 from attnarray.ops.entmax_core import ENTMAX, check, entmax_backward, entmax_forward
 
 LARGEST_ALPHA = 10.0  # with more, all probabilities of the support are nearly equal
@@ -65,7 +66,7 @@ def entmax(x: Array, axis: int = -1, *, alpha: float = ENTMAX, mask: Array | Non
     >>> aa.entmax(np.array([1.0, 1.0, -2.0])).round(4).tolist()
     [0.5, 0.5, 0.0]
     """
-    return entmax_fwd(x, axis, alpha=alpha, mask=mask)[0]
+    return entmax_forward(x, mask, check(x, axis, mask), alpha_of(alpha))
 
 
 def entmax_fwd(
@@ -74,7 +75,7 @@ def entmax_fwd(
     """`entmax` and the context for `entmax_bwd`: the output alone."""
     axis, alpha = check(x, axis, mask), alpha_of(alpha)
     out = entmax_forward(x, mask, axis, alpha)
-    return out, EntmaxContext(out, axis, alpha)
+    return read_only(out), EntmaxContext(out, axis, alpha)
 
 
 def entmax_bwd(dout: Array, ctx: EntmaxContext) -> EntmaxGrads:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from attnarray import checks
 from attnarray.backend import Array, namespace_of
+from attnarray.numpy_arrays import writable
 from attnarray.ops import recurrence
 from attnarray.ops.activations import sigmoid
 
@@ -102,7 +103,7 @@ def gru(
     >>> aa.gru(np.ones((3, 1)), np.zeros((3, 1)), np.zeros((3, 1)), keep, h0=np.array([0.5])).out.tolist()
     [[0.5], [0.5], [0.5]]
     """
-    return gru_fwd(x, weight_ih, weight_hh, bias_ih, bias_hh, h0, mask=mask, reverse=reverse)[0]
+    return writable(gru_fwd(x, weight_ih, weight_hh, bias_ih, bias_hh, h0, mask=mask, reverse=reverse)[0])
 
 
 def gru_fwd(

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from attnarray import checks
 from attnarray.backend import Array, namespace_of
+from attnarray.numpy_arrays import writable
 from attnarray.ops import recurrence
 from attnarray.ops.lstm_cell import lstm_cell, lstm_cell_backward
 
@@ -104,7 +105,7 @@ def lstm(
     >>> aa.lstm(np.ones((3, 1)), np.zeros((4, 1)), np.zeros((4, 1)), keep, c0=np.array([0.5])).c.tolist()
     [0.5]
     """
-    return lstm_fwd(x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, mask=mask, reverse=reverse)[0]
+    return writable(lstm_fwd(x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, mask=mask, reverse=reverse)[0])
 
 
 def lstm_fwd(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from attnarray import checks
 from attnarray.backend import Array, accumulator_dtype, device_of, namespace_of
+from attnarray.numpy_arrays import read_only
 
 
 class Recurrent(NamedTuple):
@@ -179,7 +180,7 @@ def output_of(given: Recurrent, states: Array) -> Array:
     """The states (N, T, H) as the caller sees them: (*batch, T, H), 0 at positions that are no steps."""
     xp = namespace_of(states)
     out = xp.astype(where_step(given, states), given.x.dtype, copy=False)
-    return xp.reshape(out, (*given.batch, *out.shape[1:]))
+    return read_only(xp.reshape(out, (*given.batch, *out.shape[1:])))
 
 
 def state_of(given: Recurrent, state: Array) -> Array:

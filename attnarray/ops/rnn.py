@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from attnarray import checks
 from attnarray.backend import Array, namespace_of
+from attnarray.numpy_arrays import writable
 from attnarray.ops import recurrence
 
 
@@ -96,9 +97,9 @@ def rnn(
     >>> aa.rnn(x, np.array([[1.0]]), np.array([[0.5]]), nonlinearity="relu").out.tolist()
     [[1.0], [2.5], [4.25]]
     """
-    return rnn_fwd(
+    return writable(rnn_fwd(
         x, weight_ih, weight_hh, bias_ih, bias_hh, h0, mask=mask, reverse=reverse, nonlinearity=nonlinearity
-    )[0]  # fmt: skip
+    )[0])  # fmt: skip
 
 
 def rnn_fwd(

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from attnarray import checks
 from attnarray.backend import Array, accumulator_dtype, device_of, index_dtype, namespace_of
 from attnarray.dispatch import accelerated
+from attnarray.numpy_arrays import read_only, writable
 from attnarray.ops.embedding import check_range
 
 MOST_SEGMENTS = 2**31
@@ -63,7 +64,7 @@ def segment_softmax(x: Array, segments: Array, count: int, *, mask: Array | None
     >>> aa.segment_softmax(x, np.array([2, 0, 2]), count=3)[:, 0].tolist()
     [0.5, 1.0, 0.5]
     """
-    return segment_softmax_fwd(x, segments, count, mask=mask)[0]
+    return writable(segment_softmax_fwd(x, segments, count, mask=mask)[0])
 
 
 def segment_softmax_fwd(
@@ -73,7 +74,7 @@ def segment_softmax_fwd(
     count = _check(x, segments, count, mask)
     places = namespace_of(x).astype(segments, index_dtype(namespace_of(x), segments), copy=False)
     out = segment_softmax_forward(x, places, count, mask)
-    return out, SegmentSoftmaxContext(out, places, count)
+    return read_only(out), SegmentSoftmaxContext(out, places, count)
 
 
 def segment_softmax_bwd(dout: Array, ctx: SegmentSoftmaxContext) -> SegmentSoftmaxGrads:

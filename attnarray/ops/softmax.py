@@ -8,6 +8,7 @@ from typing import NamedTuple
 from attnarray import checks
 from attnarray.backend import Array, accumulator_dtype, device_of, namespace_of
 from attnarray.dispatch import accelerated
+from attnarray.numpy_arrays import read_only
 
 
 class SoftmaxContext(NamedTuple):
@@ -55,14 +56,14 @@ def softmax(x: Array, axis: int = -1, *, mask: Array | None = None) -> Array:
     >>> aa.softmax(np.array([0.0, 0.0, 9.0]), mask=np.array([True, True, False])).tolist()
     [0.5, 0.5, 0.0]
     """
-    return softmax_fwd(x, axis, mask=mask)[0]
+    return softmax_forward(x, mask, _check(x, axis, mask))
 
 
 def softmax_fwd(x: Array, axis: int = -1, *, mask: Array | None = None) -> tuple[Array, SoftmaxContext]:
     """`softmax` and the context for `softmax_bwd`: the output alone."""
     axis = _check(x, axis, mask)
     out = softmax_forward(x, mask, axis)
-    return out, SoftmaxContext(out, axis)
+    return read_only(out), SoftmaxContext(out, axis)
 
 
 def softmax_bwd(dout: Array, ctx: SoftmaxContext) -> SoftmaxGrads:
@@ -117,14 +118,14 @@ def log_softmax(x: Array, axis: int = -1, *, mask: Array | None = None) -> Array
     >>> aa.log_softmax(np.array([0.0, 0.0])).round(4).tolist()
     [-0.6931, -0.6931]
     """
-    return log_softmax_fwd(x, axis, mask=mask)[0]
+    return log_softmax_forward(x, mask, _check(x, axis, mask))
 
 
 def log_softmax_fwd(x: Array, axis: int = -1, *, mask: Array | None = None) -> tuple[Array, LogSoftmaxContext]:
     """`log_softmax` and the context for `log_softmax_bwd`: the output alone."""
     axis = _check(x, axis, mask)
     out = log_softmax_forward(x, mask, axis)
-    return out, LogSoftmaxContext(out, axis)
+    return read_only(out), LogSoftmaxContext(out, axis)
 
 
 def log_softmax_bwd(dout: Array, ctx: LogSoftmaxContext) -> LogSoftmaxGrads:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from attnarray import checks
 from attnarray.backend import Array
+from attnarray.numpy_arrays import read_only
 from attnarray.ops.entmax_core import SPARSEMAX, check, entmax_backward, entmax_forward
 
 
@@ -60,14 +61,14 @@ def sparsemax(x: Array, axis: int = -1, *, mask: Array | None = None) -> Array:
     >>> aa.sparsemax(np.array([1.0, 0.5, -1.0])).tolist()
     [0.75, 0.25, 0.0]
     """
-    return sparsemax_fwd(x, axis, mask=mask)[0]
+    return entmax_forward(x, mask, check(x, axis, mask), SPARSEMAX)
 
 
 def sparsemax_fwd(x: Array, axis: int = -1, *, mask: Array | None = None) -> tuple[Array, SparsemaxContext]:
     """`sparsemax` and the context for `sparsemax_bwd`: the output alone."""
     axis = check(x, axis, mask)
     out = entmax_forward(x, mask, axis, SPARSEMAX)
-    return out, SparsemaxContext(out, axis)
+    return read_only(out), SparsemaxContext(out, axis)
 
 
 def sparsemax_bwd(dout: Array, ctx: SparsemaxContext) -> SparsemaxGrads:

@@ -12,6 +12,7 @@ from attnarray.attention.scoring import Scoring
 from attnarray.backend import Array, namespace_of
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
+from attnarray.numpy_arrays import read_only, writable
 
 
 class AdditiveContext(NamedTuple):
@@ -100,7 +101,8 @@ def additive_attention(
     >>> aa.additive_attention(query, key, value, rng.standard_normal(16), kv_lengths=[7, 4]).shape
     (2, 5, 3)
     """
-    return additive_attention_fwd(query, key, value, score_vector, attn_mask, dropout_p, is_causal, **options)[0]
+    out, _ = additive_attention_fwd(query, key, value, score_vector, attn_mask, dropout_p, is_causal, **options)
+    return writable(out)
 
 
 @ignoring_fp_errors
@@ -123,7 +125,7 @@ def additive_attention_fwd(
     q, k, v = form.canonical(query), form.canonical(key), form.canonical(value)
     scoring, bias_shape = scoring_of(q, k.shape[2], form, attn_mask, dropout_p, is_causal, options)
     ctx = attend_canonical(q, k, v, score_vector, scoring, form, bias_shape)
-    return form.restored(ctx.out), ctx
+    return read_only(form.restored(ctx.out)), ctx
 
 
 @ignoring_fp_errors

@@ -20,6 +20,7 @@ from attnarray.attention.sequences import narrow, wide, without_padding
 from attnarray.backend import Array, device_of, namespace_of
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
+from attnarray.numpy_arrays import read_only, writable
 
 
 class LocationResult(NamedTuple):
@@ -160,10 +161,10 @@ def location_attention(
     >>> bool(np.allclose(second.out, whole.out[:, 1:2]))
     True
     """
-    return location_attention_fwd(
+    return writable(location_attention_fwd(
         query, key, value, score_vector, location_filter, location_weight, previous, attn_mask, dropout_p, is_causal,
         cumulative=cumulative, **options,
-    )[0]  # fmt: skip
+    )[0])  # fmt: skip
 
 
 @ignoring_fp_errors
@@ -193,7 +194,7 @@ def location_attention_fwd(
     before = _start(previous, k, scoring)
     given = Located(k, v, wide(score_vector), wide(location_filter), wide(location_weight), before, cumulative)
     out, weights, lse = attend_by_location(q, given, scoring)
-    result = LocationResult(*(narrow(form.restored(x), query) for x in (out, weights)))
+    result = LocationResult(*(narrow(form.restored(x), query) for x in (out, read_only(weights))))
     return result, LocationContext(query, q, given, weights, lse, scoring, form, bias_shape, previous is not None)
 
 

@@ -15,6 +15,7 @@ from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, device_of, namespace_of
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
+from attnarray.numpy_arrays import read_only, writable
 from attnarray.ops.linear import LinearContext
 
 
@@ -133,10 +134,10 @@ def recurrent_attention(
     >>> aa.recurrent_attention(x, x, weight_ih, weight_hh, output_weight, v, kv_lengths=[5, 2]).shape
     (2, 5, 3)
     """
-    return recurrent_attention_fwd(
+    return writable(recurrent_attention_fwd(
         query, key, weight_ih, weight_hh, output_weight, score_vector, value, gate_bias, h0, c0, attn_mask, dropout_p,
         is_causal, **options,
-    )[0]  # fmt: skip
+    )[0])  # fmt: skip
 
 
 @ignoring_fp_errors
@@ -179,7 +180,7 @@ def recurrent_attention_fwd(
         key, query_map, key_map, rows, scorer, wide(v), scores, out, lse, scoring, form, bias_shape, shapes,
         value is not None,
     )  # fmt: skip
-    return narrow(form.restored(out), query), ctx
+    return read_only(narrow(form.restored(out), query)), ctx
 
 
 @ignoring_fp_errors

@@ -8,6 +8,7 @@ from attnarray import checks
 from attnarray.attention.dot_product.projection import project, project_backward
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array
+from attnarray.numpy_arrays import read_only, writable
 from attnarray.ops.activations import TanhContext, tanh_bwd, tanh_fwd
 from attnarray.ops.linear import LinearContext
 
@@ -83,7 +84,7 @@ def combine(
     >>> aa.combine(np.array([1.0, 2.0]), np.array([10.0, 20.0]), np.eye(2), np.eye(2)).tolist()
     [11.0, 22.0]
     """
-    return combine_fwd(context, hidden, context_weight, hidden_weight, bias, activation=activation)[0]
+    return writable(combine_fwd(context, hidden, context_weight, hidden_weight, bias, activation=activation)[0])
 
 
 def combine_fwd(
@@ -104,7 +105,7 @@ def combine_fwd(
     if activation is None:
         return narrow(out, context), CombineContext(context_ctx, hidden_ctx, None)
     out = narrow(tanh_fwd(out)[0], context)
-    return out, CombineContext(context_ctx, hidden_ctx, out)
+    return read_only(out), CombineContext(context_ctx, hidden_ctx, out)
 
 
 def combine_bwd(dout: Array, ctx: CombineContext) -> CombineGrads:

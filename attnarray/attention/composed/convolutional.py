@@ -15,6 +15,7 @@ from attnarray.attention.sequences import check_sequence, form_of_one, narrow, w
 from attnarray.backend import Array
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
+from attnarray.numpy_arrays import read_only, writable
 from attnarray.ops.conv1d import Conv1dContext, conv1d_bwd, conv1d_fwd
 
 PADDINGS = ("same", "causal")
@@ -127,10 +128,10 @@ def convolutional_attention(
     >>> aa.convolutional_attention(x, wq, wk, is_causal=True, padding="causal").shape
     (2, 7, 3)
     """
-    return convolutional_attention_fwd(
+    return writable(convolutional_attention_fwd(
         x, query_weight, key_weight, value, score_vector, query_bias, attn_mask, dropout_p, is_causal, padding=padding,
         **options,
-    )[0]  # fmt: skip
+    )[0])  # fmt: skip
 
 
 @ignoring_fp_errors
@@ -169,7 +170,7 @@ def convolutional_attention_fwd(
     else:
         attention = attend_canonical(q, k, v, wide(score_vector), scoring, form, bias_shape)
     ctx = ConvolutionalContext(x, query, key, attention, value is not None)
-    return narrow(form.restored(attention.out), x), ctx
+    return read_only(narrow(form.restored(attention.out), x)), ctx
 
 
 @ignoring_fp_errors

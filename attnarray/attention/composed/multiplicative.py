@@ -14,6 +14,7 @@ from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, namespace_of
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
+from attnarray.numpy_arrays import read_only, writable
 from attnarray.ops.linear import LinearContext
 
 SCORES = ("dot", "general", "concat")
@@ -111,9 +112,11 @@ def multiplicative_attention(
     >>> aa.multiplicative_attention(target, source, source, weight, score="general", kv_lengths=[7, 4]).shape
     (2, 5, 8)
     """
-    return multiplicative_attention_fwd(
-        query, key, value, weight, score_vector, attn_mask, dropout_p, is_causal, score=score, **options
-    )[0]
+    return writable(
+        multiplicative_attention_fwd(
+            query, key, value, weight, score_vector, attn_mask, dropout_p, is_causal, score=score, **options
+        )[0]
+    )
 
 
 @ignoring_fp_errors
@@ -148,7 +151,7 @@ def multiplicative_attention_fwd(
         if weight is not None:
             q, query_map = project(query, weight.mT)  # (*batch, T, Dk)
         out, attention = attend_by_dots(form, q, k, v, attn_mask, dropout_p, is_causal, options)
-    return narrow(out, query), MultiplicativeContext(query, query_map, key_map, attention)
+    return read_only(narrow(out, query)), MultiplicativeContext(query, query_map, key_map, attention)
 
 
 @ignoring_fp_errors

@@ -13,6 +13,7 @@ from attnarray.attention.sequences import check_sequence, form_of_one, narrow, w
 from attnarray.backend import Array
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
+from attnarray.numpy_arrays import read_only, writable
 from attnarray.ops.linear import LinearContext
 
 
@@ -116,10 +117,10 @@ def pairwise_attention(
     >>> aa.pairwise_attention(x, weight, v, is_causal=True, kv_lengths=[5, 2]).shape
     (2, 5, 3)
     """
-    return pairwise_attention_fwd(
+    return writable(pairwise_attention_fwd(
         x, input_weight, score_vector, hidden, hidden_weight, input_bias, memory, value, attn_mask, dropout_p,
         is_causal, **options,
-    )[0]  # fmt: skip
+    )[0])  # fmt: skip
 
 
 @ignoring_fp_errors
@@ -158,7 +159,7 @@ def pairwise_attention_fwd(
     v, w = looked_at if value is None else wide(form.canonical(value)), wide(score_vector)
     attention = attend_canonical(q, k, v, w, scoring, form, bias_shape)
     ctx = PairwiseContext(x, query, state, key, attention, memory is not None, value is not None)
-    return narrow(form.restored(attention.out), x), ctx
+    return read_only(narrow(form.restored(attention.out), x)), ctx
 
 
 @ignoring_fp_errors

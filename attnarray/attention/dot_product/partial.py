@@ -12,6 +12,7 @@ from attnarray.attention.dot_product.arguments import Options, problem_of
 from attnarray.backend import Array, accumulator_dtype, namespace_of
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
+from attnarray.numpy_arrays import read_only, writable
 
 
 class Partial(NamedTuple):
@@ -75,9 +76,9 @@ def attention_partial(
     >>> bool(np.allclose(aa.merge_partials(parts).out, aa.scaled_dot_product_attention(q, k, v)))
     True
     """
-    return attention_partial_fwd(
+    return writable(attention_partial_fwd(
         query, key, value, attn_mask, dropout_p, is_causal, kv_offset=kv_offset, **options
-    )[0]  # fmt: skip
+    )[0])  # fmt: skip
 
 
 def attention_partial_fwd(
@@ -97,7 +98,7 @@ def attention_partial_fwd(
     )
     out, lse = attend(q, k, v, scoring)
     ctx = whole.SDPAContext(q, k, v, out, lse, scoring, form, bias_shape)
-    return Partial(form.restored(out), form.restored_rows(lse)), ctx
+    return Partial(read_only(form.restored(out)), read_only(form.restored_rows(lse))), ctx
 
 
 def attention_partial_bwd(dout: Partial, ctx: whole.SDPAContext, merged: Partial | None = None) -> whole.SDPAGrads:
@@ -168,7 +169,7 @@ def merge_partials(partials: Sequence[Partial], *, layout: str = "BHTD") -> Part
     >>> aa.merge_partials([part]).out.shape
     (1, 1, 2, 4)
     """
-    return merge_partials_fwd(partials, layout=layout)[0]
+    return writable(merge_partials_fwd(partials, layout=layout)[0])
 
 
 @ignoring_fp_errors
@@ -202,7 +203,7 @@ def merge_partials_fwd(partials: Sequence[Partial], *, layout: str = "BHTD") -> 
         out = out + _weighted(weight, part.out, layout)
     lse = xp.where(total == 0, lses[0, ...], largest + xp.log(nonzero))
     merged = Partial(xp.astype(out, parts[0].out.dtype), lse)
-    return merged, MergeContext(parts, weights, merged.out, layout)
+    return merged._replace(out=read_only(merged.out)), MergeContext(parts, weights, merged.out, layout)
 
 
 @ignoring_fp_errors

@@ -15,6 +15,7 @@ from attnarray.attention.sequences import wide
 from attnarray.backend import Array, namespace_of
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
+from attnarray.numpy_arrays import read_only
 from attnarray.ops.linear import LinearContext, LinearGrads, linear_bwd, linear_fwd
 
 
@@ -59,4 +60,4 @@ def attend_by_dots(
         q, k.shape[2], form, attn_mask, dropout_p, is_causal, options, default_scale=default_scale
     )
     out, lse = attend(q, k, v, scoring)
-    return form.restored(out), SDPAContext(q, k, v, out, lse, scoring, form, bias_shape)
+    return read_only(form.restored(out)), SDPAContext(q, k, v, out, lse, scoring, form, bias_shape)

@@ -10,6 +10,7 @@ from attnarray.attention.dot_product.arguments import Form, Options, plain_probl
 from attnarray.attention.scoring import Scoring
 from attnarray.backend import Array, namespace_of
 from attnarray.masks import Mask
+from attnarray.numpy_arrays import read_only, writable
 from attnarray.random import Philox
 
 
@@ -144,11 +145,11 @@ def scaled_dot_product_attention(
         plain = plain_problem(query, key, value, attn_mask, dropout_p, is_causal, scale, q_offset)
         if plain is not None:
             return attend(*plain[:4])[0]
-    return scaled_dot_product_attention_fwd(
+    return writable(scaled_dot_product_attention_fwd(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, bias=bias, window=window, q_offset=q_offset,
         kv_lengths=kv_lengths, softcap=softcap, sinks=sinks, rng=rng, dropout_mask=dropout_mask, enable_gqa=enable_gqa,
         layout=layout,
-    )[0]  # fmt: skip
+    )[0])  # fmt: skip
 
 
 def scaled_dot_product_attention_fwd(
@@ -169,7 +170,7 @@ def scaled_dot_product_attention_fwd(
         query, key, value, attn_mask, dropout_p, is_causal, **options
     )
     out, lse = attend(q, k, v, scoring)
-    return form.restored(out), SDPAContext(q, k, v, out, lse, scoring, form, bias_shape)
+    return read_only(form.restored(out)), SDPAContext(q, k, v, out, lse, scoring, form, bias_shape)
 
 
 def scaled_dot_product_attention_bwd(dout: Array, ctx: SDPAContext, dlse: Array | None = None) -> SDPAGrads:

@@ -16,6 +16,7 @@ from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, namespace_of
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import LARGEST_POSITION, Mask
+from attnarray.numpy_arrays import read_only, writable
 from attnarray.ops.linear import LinearContext
 from attnarray.random import Philox
 
@@ -141,10 +142,10 @@ def local_attention(
     >>> bool(np.all(weights.sum(-1) < 1)), int(np.max(np.sum(weights > 0, axis=-1)))
     (True, 4)
     """
-    return local_attention_fwd(
+    return writable(local_attention_fwd(
         query, key, value, position_weight, position_vector, attn_mask, dropout_p, is_causal, window=window,
         alignment=alignment, sigma=sigma, weight=weight, **options,
-    )[0]  # fmt: skip
+    )[0])  # fmt: skip
 
 
 @ignoring_fp_errors
@@ -184,7 +185,7 @@ def local_attention_fwd(
         deviation = window / 2 if sigma is None else checks.positive("sigma", sigma)
         around = attend_around(q, k, v, centers, window, deviation, scoring)
         attention = AroundContext(q, k, v, centers, window, deviation, *around, scoring, form, bias_shape)
-        out = form.restored(attention.out)
+        out = read_only(form.restored(attention.out))
     return narrow(out, query), LocalContext(query, query_map, position, attention)
 
 

@@ -19,6 +19,7 @@ from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, namespace_of
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
+from attnarray.numpy_arrays import read_only, writable
 from attnarray.random import Philox
 
 
@@ -138,9 +139,11 @@ def relative_attention(
     >>> aa.relative_attention(query, key, value, position_key, u, v, is_causal=True, q_offset=M).shape
     (2, 3, 4, 8)
     """
-    return relative_attention_fwd(
-        query, key, value, position_key, content_bias, position_bias, attn_mask, dropout_p, is_causal, **options
-    )[0]
+    return writable(
+        relative_attention_fwd(
+            query, key, value, position_key, content_bias, position_bias, attn_mask, dropout_p, is_causal, **options
+        )[0]
+    )
 
 
 @ignoring_fp_errors
@@ -175,7 +178,7 @@ def relative_attention_fwd(
     )
     out, lse = attend_relative(Parts(*(wide(part) for part in parts)), scoring)
     out = narrow(out, query)
-    return form.restored(out), RelativeContext(parts, out, lse, scoring, form, bias_shape, query)
+    return read_only(form.restored(out)), RelativeContext(parts, out, lse, scoring, form, bias_shape, query)
 
 
 @ignoring_fp_errors

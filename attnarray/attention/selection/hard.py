@@ -16,6 +16,7 @@ from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, device_of
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
+from attnarray.numpy_arrays import read_only, writable
 from attnarray.random import Philox
 
 
@@ -151,10 +152,10 @@ def hard_attention(
     >>> ctx.choice[0, 0, 0].tolist(), aa.attention_weights(ctx).shape
     ([4, 5, 6], (2, 5, 7, 7))
     """
-    return hard_attention_fwd(
+    return writable(hard_attention_fwd(
         query, key, value, attn_mask, is_causal, estimator=estimator, temperature=temperature, k=k, rng=rng,
         noise=noise, **options,
-    )[0]  # fmt: skip
+    )[0])  # fmt: skip
 
 
 @ignoring_fp_errors
@@ -182,7 +183,7 @@ def hard_attention_fwd(
     scale = 1.0 / math.sqrt(q.shape[3] or 1)
     scoring, bias_shape = scoring_of(q, keys.shape[2], form, attn_mask, 0.0, is_causal, options, default_scale=scale)
     found = attend_hard(wide(q), wide(keys), wide(v), scoring, rule)
-    rows = (narrow(form.restored_rows(x), query) for x in (found.log_prob, found.entropy))
+    rows = (narrow(form.restored_rows(x), query) for x in (found.log_prob, read_only(found.entropy)))
     result = HardResult(narrow(form.restored(found.out), query), *rows)
     kept = found.choice, found.lse, found.entropy
     return result, HardContext(q, keys, v, *kept, rule, scoring, form, bias_shape)

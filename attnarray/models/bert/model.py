@@ -22,6 +22,7 @@ from attnarray.models.places import lengths_of
 from attnarray.models.training import check_training
 from attnarray.models.transformer.encoder import EncoderOptions
 from attnarray.models.transformer.stack import StackContext
+from attnarray.numpy_arrays import read_only, writable
 from attnarray.random import Philox
 
 
@@ -140,7 +141,7 @@ class Bert(BertConfiguration):
         """
         x, _ = self._embed(params, tokens, types, rng)
         x = self.body(_of_body(params), x, **_options(attn_mask, lengths, tokens), rng=_body_rng(rng))
-        return BertResult(x, self._pool(params, x)[0])
+        return writable(BertResult(x, self._pool(params, x)[0]))
 
     def states(
         self, params: Params, tokens: Array, types: Array | None = None, *, attn_mask: Array | Mask | None = None,
@@ -148,7 +149,8 @@ class Bert(BertConfiguration):
     ) -> list[Array]:  # fmt: skip
         """The hidden states, N + 1 arrays (B, T, dim): the embeddings, and what each block gives."""
         x, _ = self._embed(params, tokens, types, rng)
-        return [x, *self.body.states(_of_body(params), x, **_options(attn_mask, lengths, tokens), rng=_body_rng(rng))]
+        states = self.body.states(_of_body(params), x, **_options(attn_mask, lengths, tokens), rng=_body_rng(rng))
+        return writable([x, *states])
 
     def fwd(
         self, params: Params, tokens: Array, types: Array | None = None, *, attn_mask: Array | Mask | None = None,
@@ -159,7 +161,7 @@ class Bert(BertConfiguration):
         x, of_embedding = self._embed(params, tokens, types, rng)
         x, of_body = self.body.fwd(_of_body(params), x, **_options(attn_mask, lengths, tokens), rng=_body_rng(rng))
         pooled, of_pooler = self._pool(params, x)
-        return BertResult(x, pooled), BertContext(of_embedding, of_body, of_pooler, params.get("mask_head"))
+        return BertResult(read_only(x), pooled), BertContext(of_embedding, of_body, of_pooler, params.get("mask_head"))
 
     def bwd(self, dout: BertResult, ctx: BertContext, head: Params | None = None) -> BertGrads:
         """The gradients of the parameters, 0 for the head for masked tokens unless `head` says what they are.

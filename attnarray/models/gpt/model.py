@@ -22,6 +22,7 @@ from attnarray.models.places import check_tokens, lengths_of, mask_of, starts_of
 from attnarray.models.training import check_training
 from attnarray.models.transformer.encoder import EncoderOptions
 from attnarray.models.transformer.stack import StackContext
+from attnarray.numpy_arrays import writable
 from attnarray.ops.linear import LinearContext, linear, linear_bwd, linear_fwd
 from attnarray.ops.positions import alibi
 from attnarray.random import Philox
@@ -136,7 +137,7 @@ class Gpt(GptConfiguration):
     ) -> list[Array]:  # fmt: skip
         """The hidden states, N + 1 arrays (B, T, E): the embeddings, and after each block; the last one is normed."""
         x, _, options = self._embed(params, tokens, attn_mask, lengths, starts, rng)
-        return [x, *self.body.states(_of_body(params), x, rng=_body_rng(rng), **options)]
+        return writable([x, *self.body.states(_of_body(params), x, rng=_body_rng(rng), **options)])
 
     def fwd(
         self, params: Params, tokens: Array, *, attn_mask: Array | Mask | None = None, lengths: Any = None,

@@ -15,6 +15,7 @@ from attnarray.models.token_embedding import TokenContext, TokenEmbedding
 from attnarray.models.training import check_training
 from attnarray.models.transformer.stack import Blocks
 from attnarray.models.transformer_xl.block import RelativeBlock, RelativeBlockContext
+from attnarray.numpy_arrays import read_only, writable
 from attnarray.ops.dropout import DropoutContext, dropout_bwd, dropout_fwd
 from attnarray.ops.linear import LinearContext, linear_bwd, linear_fwd
 from attnarray.random import Philox
@@ -173,7 +174,7 @@ class TransformerXL(Layer):
 
         `memory` is that of the segment before, and None for the first one. Without an `rng` nothing is dropped.
         """
-        return self._fwd(params, tokens, memory, rng)[0]
+        return writable(self._fwd(params, tokens, memory, rng)[0])
 
     def fwd(
         self, params: Params, tokens: Array, memory: Memory | None = None, *, rng: Philox | None = None
@@ -213,7 +214,7 @@ class TransformerXL(Layer):
         for n in range(self.layers):
             before = None if memory is None else memory[n]
             x, given, of_block = block.fwd(params["blocks"][str(n)], x, before, rngs[1 + n])
-            kept.append(remembered(before, given, self.memory))
+            kept.append(read_only(remembered(before, given, self.memory)))
             contexts.append(of_block)
         if self.pre_norm:
             x, of_norm = parts["norm"].fwd(params["norm"], x)
