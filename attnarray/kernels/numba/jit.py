@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numba
 from llvmlite.binding import get_host_cpu_features, get_host_cpu_name
+from numba.core.ccallback import CFunc
+
+from attnarray.kernels.numba.cache import KernelCache
 
 # No `nnan` or `ninf`: masked scores are -inf, and NaN in what is not masked must come through.
 FASTMATH = frozenset({"contract", "reassoc", "nsz", "arcp", "afn"})
@@ -34,22 +36,21 @@ def jit(
     """
     options = {**OPTIONS, "fastmath": set(fastmath), "inline": "always" if inline else "never"}
     options |= {"no_cfunc_wrapper": True, "no_cpython_wrapper": inner}
-    try:
-        kernel = numba.njit(function, cache=True, **options)
-    except RuntimeError:  # Numba found no folder for the cache
-        return numba.njit(function, **options)
-    kernel._cache._cache_file._source_stamp = sources()
-    return kernel
+    return _cached(numba.njit(function, **options))
 
 
-@functools.cache
-def sources() -> tuple[tuple[str, int, int], ...]:
-    """What compiled code depends on: all modules beside this one, each as name, time of change and size.
+def c_function(function: Callable[..., Any], signature: Any) -> Any:
+    """Compile `function` as a C function of the signature, and cache it; its code is at `.address` while it lives."""
+    options = {**OPTIONS, "fastmath": set(EXACT)}
+    compiled = _cached(CFunc(function, (signature.args, signature.return_type), {}, options))
+    compiled.compile()
+    return compiled
 
-    Numba itself looks at the module of the kernel alone, and would go on with what another module said before.
-    """
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+
+def _cached(compiled: Any) -> Any:
+    with contextlib.suppress(RuntimeError):  # no folder can be written
+        compiled._cache = KernelCache(compiled.__wrapped__)
+    return compiled
 
 
 def vector_unit() -> str:
