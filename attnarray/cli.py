@@ -14,6 +14,7 @@ import attnarray
 from attnarray import console
 from attnarray.backend import creation_namespace, supported_backend_names
 from attnarray.console import UsageError
+from attnarray.dispatch import thread_count
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         try:
             options = _parser().parse_args(arguments)
+            if options.run is not _info:  # which shows what is wrong
+                _check_thread_count()
             code: int = options.run(options)
         finally:
             sys.stdout.flush()  # after --help, too, which ends by SystemExit
@@ -178,6 +181,13 @@ def _add_demo(commands: Commands) -> None:
         "--picture", metavar="FILE", help="PNG file to write (default: alignments.png; with --all mechanisms.png)"
     )
     demo.set_defaults(run=_demo)
+
+
+def _check_thread_count() -> None:
+    try:
+        thread_count()
+    except ValueError as error:
+        raise UsageError(f"attnarray: {error}") from error
 
 
 def _positive(text: str) -> int:

@@ -187,6 +187,12 @@ def available_kernels() -> list[KernelStatus]:
     ]
 
 
+def thread_count() -> int:
+    """How many threads the CPU kernels use at most; ValueError if ATTNARRAY_NUM_THREADS is no number."""
+    count: int = importlib.import_module("attnarray.kernels.numba.cpus").thread_count()
+    return count
+
+
 def threads_and_cache() -> dict[str, Any]:
     """How many threads the CPU kernels use and where their compiled code is kept."""
     if importlib.import_module("attnarray.kernels.numba").unavailable():

@@ -59,16 +59,6 @@ def test_the_number_of_threads_does_not_matter(always_parallel: pytest.MonkeyPat
             np.testing.assert_allclose(other[name], array, rtol=0, atol=rounding, err_msg=name)
 
 
-def test_the_number_of_threads_is_asked_for_or_that_of_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ATTNARRAY_NUM_THREADS", "3")
-    monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    assert threads.thread_count() == 3
-    monkeypatch.setenv("ATTNARRAY_NUM_THREADS", "many")
-    assert threads.thread_count() == 4
-    monkeypatch.setenv("OMP_NUM_THREADS", "0")
-    assert threads.thread_count() >= 1
-
-
 @pytest.mark.parametrize("rows", [1, 2, 7, 16])
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_every_row_is_computed_once(rows: int, count: int, always_parallel: pytest.MonkeyPatch) -> None:

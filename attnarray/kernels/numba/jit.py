@@ -11,6 +11,7 @@ from llvmlite.binding import get_host_cpu_features, get_host_cpu_name
 from numba.core.ccallback import CFunc
 
 from attnarray.kernels.numba.cache import KernelCache
+from attnarray.kernels.numba.cpus import thread_count
 
 # No `nnan` or `ninf`: masked scores are -inf, and NaN in what is not masked must come through.
 FASTMATH = frozenset({"contract", "reassoc", "nsz", "arcp", "afn"})
@@ -62,12 +63,14 @@ def vector_unit() -> str:
 
 def facts() -> dict[str, Any]:
     """Threads, vector unit and cache folder, for `attnarray info`."""
-    from attnarray.kernels.numba.threads import thread_count  # which needs `jit` itself
-
+    try:
+        threads: int | str = thread_count()
+    except ValueError as error:
+        threads = str(error)
     compiled = jit(facts)
     folder = compiled.stats.cache_path
     return {
-        "kernel threads": thread_count(),
+        "kernel threads": threads,
         "vector unit": vector_unit(),
         "kernel cache": folder or "none can be written: kernels compile anew in each process",
     }

@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from attnarray.kernels.numba.cpus import thread_count
 from attnarray.kernels.numba.team import run_beside
-
-
-def thread_count() -> int:
-    """ATTNARRAY_NUM_THREADS, else OMP_NUM_THREADS, else the CPUs that this process may use."""
-    for variable in ("ATTNARRAY_NUM_THREADS", "OMP_NUM_THREADS"):
-        text = os.environ.get(variable, "")
-        if text.isdigit() and int(text) > 0:
-            return int(text)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def split_rows(kernel: Callable[..., Any], rows: int, work: int, *args: Any) -> None:
