@@ -12,7 +12,7 @@ import functools
 import importlib
 import time
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 import numpy as np
@@ -93,11 +93,16 @@ def accelerated(reference: Callable[P, R]) -> Callable[P, R]:
                 )
         if trace is not None:
             trace.append(Choice(name, "reference", reason))
-        with np.errstate(all="ignore"):  # NaN and infinities in masked places are computed with, then dropped
-            return reference(*args, **kwargs)
+        # In a context of its own, so that nothing remains set whichever bytecode an exception comes at.
+        return cast(R, copy_context().run(_run_quietly, reference, args, kwargs))
 
     call.reference = reference  # type: ignore[attr-defined]
     return call
+
+
+def _run_quietly(reference: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    with np.errstate(all="ignore"):  # NaN and infinities in masked places are computed with, then dropped
+        return reference(*args, **kwargs)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -164,11 +169,9 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     attention.scoring:weights_from_dots  reference  (asked for by use_kernels)
     """
     trace: list[Choice] = []
-    token = _TRACE.set(trace)
-    try:
-        function(*args, **kwargs)
-    finally:
-        _TRACE.reset(token)
+    context = copy_context()
+    context.run(_TRACE.set, trace)
+    context.run(function, *args, **kwargs)
     return Explanation(tuple(dict.fromkeys(trace)))
 
 

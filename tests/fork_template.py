@@ -7,13 +7,13 @@ _TEMPLATE = """
 import os, sys, warnings
 from attnarray.kernels.numba import team
 check()
-assert team._idle
+assert team.team_sizes()
 # Python 3.12 and newer warn that a fork with threads may deadlock, which is what is tested here.
 warnings.filterwarnings("ignore", message=".*use of fork.*", category=DeprecationWarning)
 child = os.fork()
 if child == 0:
     check()
-    os._exit(0 if team._idle else 3)
+    os._exit(0 if team.team_sizes() else 3)
 status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 check()
 sys.exit(status)

@@ -8,7 +8,9 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from fork_template import forking
 from llvmlite.binding import get_host_cpu_features
 
 import attnarray as aa
-from attnarray.kernels.numba import masked_softmax, team, threads
+from attnarray.kernels.numba import masked_softmax, team, team_code, threads
 from attnarray.kernels.numba.jit import OPTIONS
 
 ROOT = Path(__file__).parents[1]
@@ -43,15 +45,29 @@ def always_parallel(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
+@pytest.fixture
+def thread_memory() -> Iterator[Callable[[int, int], None]]:
+    """Sets a word that all threads look at, until the test ends."""
+    threads.run_parts(int, [(0,), (0,)])
+    before = {}
+
+    def write(at: int, word: int) -> None:
+        before.setdefault(at, team.read(at))
+        team.write({at: word})
+
+    yield write
+    team.write(before)
+
+
 def test_the_number_of_threads_does_not_matter(always_parallel: pytest.MonkeyPatch) -> None:
     always_parallel.delenv("OMP_NUM_THREADS", raising=False)
     results = []
     for count in (1, 2, 5):
         always_parallel.setenv("ATTNARRAY_NUM_THREADS", str(count))
-        team._idle.clear()
+        team.forget_teams()
         assert threads.thread_count() == count
         results.append(run(call()))
-        assert (not team._idle) == (count == 1)
+        assert (not team.team_sizes()) == (count == 1)
     summed_by_each = ("key", "value", "bias", "sinks")  # and then over the threads
     for other in results[1:]:
         for name, array in results[0].items():
@@ -93,35 +109,9 @@ def test_eight_python_threads_at_once(count: str, always_parallel: pytest.Monkey
                 assert_equal_results(found, other, 1e-5)  # float32
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="CPUs cannot be asked for here")
-def test_a_thread_leaves_a_busy_cpu_and_may_use_it_again_later() -> None:
-    def leave() -> tuple[set[int], int, int, set[int]]:
-        before, first = os.sched_getaffinity(0), team.cpu()
-        team.leave([first])
-        return before, first, team.cpu(), os.sched_getaffinity(0)
-
-    with ThreadPoolExecutor(1) as pool:
-        before, first, second, after = pool.submit(leave).result()
-    assert before == after
-    if len(before) > 1 and first >= 0:
-        assert first != second
-
-
-def test_without_the_c_library_threads_run_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(team.ctypes, "PyDLL", lambda _: object())
-    team._cpu_function.cache_clear()
-    try:
-        assert team.cpu() == -1
-        found: list[int] = []
-        threads.run_parts(found.append, [(1,), (2,), (3,)])
-        assert sorted(found) == [1, 2, 3]
-    finally:
-        team._cpu_function.cache_clear()
-
-
-@pytest.mark.parametrize("awake", [0.0, 1e-4])
-def test_threads_take_task_after_task_awake_or_asleep(awake: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(team, "AWAKE", awake)
+@pytest.mark.parametrize("spin", [0, 10**4])
+def test_threads_take_task_after_task_spinning_or_asleep(spin: int, thread_memory: Callable[[int, int], None]) -> None:
+    thread_memory(team_code.SPINS, spin)
     found: list[tuple[int, int]] = []
     for n in range(200):
         pause = 0.002 if n % 50 == 0 else 0.0
@@ -131,17 +121,19 @@ def test_threads_take_task_after_task_awake_or_asleep(awake: float, monkeypatch:
 
 
 def test_no_thread_is_made_where_one_is_idle() -> None:
-    team._idle.clear()
+    team.forget_teams()
     for _ in range(5):
         threads.run_parts(int, [(0,)] * 3)
-    assert [len(each) for each in team._idle] == [2]
+    assert team.team_sizes() == [2]
 
 
 @pytest.mark.parametrize("wrong", [0, 1, 2])
 def test_an_error_in_any_part_reaches_the_caller_when_all_are_done(wrong: int) -> None:
+    together = threading.Barrier(3)
     done: list[int] = []
 
     def part(n: int) -> None:
+        together.wait()
         time.sleep(0.01 * (n != wrong))
         done.append(1 // (n != wrong))
 

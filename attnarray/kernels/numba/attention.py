@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from attnarray.kernels import Declined
 from attnarray.kernels.numba import attention_call as ac
+from attnarray.kernels.numba import row_arrays as ra
 from attnarray.kernels.numba.attention_backward import backward
 from attnarray.kernels.numba.attention_decode import BLOCK, decode, merge
 from attnarray.kernels.numba.attention_forward import forward
@@ -43,7 +43,7 @@ def attend(q: Any, k: Any, v: Any, scoring: Any) -> tuple[Any, Any]:
         ac.place(integers, q, k, v, out, lse)
         _run_forward(plan, integers)
         return out, lse
-    real = _real(q)
+    real = ra.wide(q.dtype)
     out, lse = np.empty((*q.shape[:3], v.shape[3]), real), np.empty(q.shape[:3], real)
     call = ac.call_of(scoring, real, _in(q, real), _in(k, real), _in(v, real), {ac.OUT: out, ac.LSE: lse[..., None]})
     _run_forward(_planned(call, scoring, out.shape, FORWARD), call.integers)
@@ -54,7 +54,7 @@ def attend_backward(
     dout: Any, dlse: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, scoring: Any
 ) -> tuple[Any, Any, Any, Any, Any]:
     """See the reference."""
-    real = _real(q)
+    real = ra.wide(q.dtype)
     dq, dk, dv = np.empty(q.shape, real), np.zeros(k.shape, real), np.zeros(v.shape, real)
     plan = _known(scoring, q, k, v, dlse, out, lse, dout)
     if plan is not None:
@@ -133,14 +133,6 @@ def _total(parts: list[Any], like: Any) -> Any:
     for part in parts[1:]:
         parts[0] += part
     return parts[0].astype(like.dtype, copy=False)
-
-
-def _real(q: Any) -> Any:
-    """The dtype to compute in."""
-    name = q.dtype.name
-    if name not in ("float32", "float64", "float16", "bfloat16"):
-        raise Declined(f"dtype {name}: float64, float32, float16 and bfloat16 only")
-    return np.dtype(np.float64 if name == "float64" else np.float32)
 
 
 def _in(x: Any, real: Any) -> Any:

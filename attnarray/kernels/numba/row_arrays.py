@@ -28,11 +28,12 @@ def computed_in(x: Any) -> Any:
     """The dtype to compute in: float64 for float64, float32 for float32 and the 16-bit types."""
     if type(x) not in PLAIN and not isinstance(x, np.generic):
         raise Declined(f"{type(x).__name__}: plain NumPy arrays only")
-    return _wide(x.dtype)
+    return wide(x.dtype)
 
 
 @functools.lru_cache(maxsize=64)  # a name takes NumPy microseconds
-def _wide(dtype: Any) -> Any:
+def wide(dtype: Any) -> Any:
+    """The dtype to compute in for a dtype of arrays."""
     if dtype.name not in ("float32", "float64", "float16", "bfloat16"):
         raise Declined(f"dtype {dtype.name}: float64, float32, float16 and bfloat16 only")
     return np.dtype(np.float64 if dtype.name == "float64" else np.float32)

@@ -1,0 +1,107 @@
+"""Atomic reads and writes of 64-bit words in compiled code, each given by its address; all sequentially consistent."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+WORD = ir.IntType(64)
+PAUSES = {"x86_64": "llvm.x86.sse2.pause", "amd64": "llvm.x86.sse2.pause"}  # by machine; others spin without
+
+
+def _place(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
+    return builder.inttoptr(address, WORD.as_pointer())
+
+
+@intrinsic
+def load(_context: Any, address: Any) -> Any:
+    """The word there."""
+
+    def emit(_target: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
+        return builder.load_atomic(_place(builder, arguments[0]), "seq_cst", 8)
+
+    return types.int64(address), emit
+
+
+@intrinsic
+def store(_context: Any, address: Any, word: Any) -> Any:
+    """Write the word."""
+
+    def emit(target: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
+        builder.store_atomic(arguments[1], _place(builder, arguments[0]), "seq_cst", 8)
+        return target.get_dummy_value()
+
+    return types.void(types.int64, types.int64), emit
+
+
+@intrinsic
+def exchange(_context: Any, address: Any, word: Any) -> Any:
+    """Write the word and return the one that was there."""
+
+    def emit(_target: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
+        return builder.atomic_rmw("xchg", _place(builder, arguments[0]), arguments[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), emit
+
+
+@intrinsic
+def add(_context: Any, address: Any, word: Any) -> Any:
+    """Add to the word and return what it was before."""
+
+    def emit(_target: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
+        return builder.atomic_rmw("add", _place(builder, arguments[0]), arguments[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), emit
+
+
+@intrinsic
+def replace(_context: Any, address: Any, old: Any, new: Any) -> Any:
+    """Write `new` if `old` is there; whether it was."""
+
+    def emit(_target: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
+        place = _place(builder, arguments[0])
+        return builder.extract_value(builder.cmpxchg(place, arguments[1], arguments[2], "seq_cst"), 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), emit
+
+
+@intrinsic
+def pause(_context: Any) -> Any:
+    """Tell the CPU that this thread spins."""
+
+    def emit(target: Any, builder: ir.IRBuilder, _signature: Any, _arguments: Any) -> ir.Value:
+        name = PAUSES.get(platform.machine().lower())
+        if name is not None:
+            known = builder.module.globals.get(name)
+            builder.call(known or ir.Function(builder.module, ir.FunctionType(ir.VoidType(), []), name), [])
+        return target.get_dummy_value()
+
+    return types.void(), emit
+
+
+@intrinsic
+def call_getter(_context: Any, function: Any) -> Any:
+    """Call the C function `int f(void)` at an address."""
+
+    def emit(_target: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
+        kind = ir.FunctionType(ir.IntType(32), [])
+        return builder.sext(builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), []), WORD)
+
+    return types.int64(types.int64), emit
+
+
+@intrinsic
+def call_with_buffer(_context: Any, function: Any, number: Any, size: Any, buffer: Any) -> Any:
+    """Call the C function `int f(int number, size_t size, void *buffer)` at an address."""
+
+    def emit(_target: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
+        kind = ir.FunctionType(ir.IntType(32), [ir.IntType(32), WORD, WORD])
+        function, number, size, buffer = arguments
+        given = [builder.trunc(number, ir.IntType(32)), size, buffer]
+        return builder.sext(builder.call(builder.inttoptr(function, kind.as_pointer()), given), WORD)
+
+    return types.int64(*[types.int64] * 4), emit
