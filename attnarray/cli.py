@@ -13,6 +13,7 @@ from typing import NoReturn, TextIO, TypeAlias
 import attnarray
 from attnarray import console
 from attnarray.backend import creation_namespace, supported_backend_names
+from attnarray.blas import one_thread_unless_asked
 from attnarray.console import UsageError
 from attnarray.dispatch import thread_count
 
@@ -230,7 +231,7 @@ def _check(options: argparse.Namespace) -> int:
         cases = check.select(options.only)
     except ValueError as error:
         raise UsageError(f"attnarray check: {error}") from error
-    with console.progress("checking", len(cases) * len(backends)) as bar:
+    with one_thread_unless_asked(), console.progress("checking", len(cases) * len(backends)) as bar:
         results = check.run(cases, backends, options.kernels, bar.advance)
     if options.json:
         gradients = [result._asdict() for result in results.gradients]
@@ -247,7 +248,8 @@ def _demo(options: argparse.Namespace) -> int:
 
     _known_backend(options.backend)
     try:
-        return run.main(options)
+        with one_thread_unless_asked():
+            return run.main(options)
     except DemoError as error:
         raise UsageError(f"attnarray demo: {error}") from error
 

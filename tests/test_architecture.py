@@ -27,7 +27,7 @@ HOUSE = """
     cli
     check_report info_report demo bench
     check info
-    console
+    console blas
     tables
     cases
     attnarray
