@@ -5,18 +5,13 @@ Nothing here depends on when an exception comes: at random moments, only those t
 
 from __future__ import annotations
 
-import _thread
 import contextlib
-import ctypes
-import gc
 import itertools
-import os
 import random
 import signal
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,19 +20,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numba.core.compiler_lock import global_compiler_lock
-from test_kernel_safety import CHECKED, python
+from thread_calls import THREADS, Interrupt, Problem, send, teams, word
 
 import attnarray as aa
 from attnarray.kernels.numba import team, threads
 from attnarray.kernels.numba import team_code as code
 
 PACKAGE = str(Path(aa.__file__).parent)
-THREADS = 3
-
-
-class Interrupt(BaseException):
-    """As KeyboardInterrupt, but pytest does not stop."""
 
 
 @pytest.fixture(autouse=True)
@@ -46,35 +35,6 @@ def _always_parallel(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("ATTNARRAY_NUM_THREADS", str(THREADS))
     yield
     assert not any(word(team_, code.BUSY) for team_ in teams())
-
-
-def word(address: int, at: int) -> int:
-    return ctypes.c_int64.from_address(address + at).value
-
-
-def teams() -> list[int]:
-    found, address = [], team.read(code.TEAMS)
-    while address:
-        found.append(address)
-        address = word(address, code.NEXT)
-    return found
-
-
-class Problem:
-    """Attention of a size, forward and backward, whose bits are known."""
-
-    def __init__(self, seed: int) -> None:
-        sizes = [(1, 4, 64, 32), (2, 2, 48, 16), (1, 2, 2, 64)]
-        self.arrays = np.random.default_rng(seed).standard_normal((3, *sizes[seed % 3])).astype(np.float32)
-        self.expected = self.compute()
-
-    def compute(self) -> list[np.ndarray]:
-        out, pullback = aa.vjp(aa.scaled_dot_product_attention, *self.arrays, is_causal=True)
-        return [out, *pullback(self.arrays[2])]
-
-    def check(self) -> None:
-        for found, expected in zip(self.compute(), self.expected, strict=True):
-            np.testing.assert_array_equal(found, expected)
 
 
 class Zeros:
@@ -228,12 +188,6 @@ def test_many_signals() -> None:
     assert team.team_sizes() == sizes
 
 
-def send(thread: int, kind: type[BaseException] = Interrupt) -> None:
-    """Have an exception raised in a thread at one of its next bytecodes."""
-    raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
-    assert raise_in(ctypes.c_ulong(thread), ctypes.py_object(kind)) == 1
-
-
 def test_many_exceptions_from_other_threads_in_several_callers() -> None:
     """Each caller computes until the one exception of a round has come."""
     callers, rounds = 4, 150
@@ -274,221 +228,3 @@ def test_many_exceptions_from_other_threads_in_several_callers() -> None:
     with ThreadPoolExecutor(callers) as pool:
         assert list(pool.map(one_caller, problems)) == [rounds] * callers
     assert len(team.team_sizes()) <= callers  # never one more, though each was interrupted
-
-
-def test_an_exception_sent_to_a_worker_is_raised_in_the_caller() -> None:
-    caller, spinning = threading.get_ident(), threading.Event()
-    workers: list[int] = []
-
-    def part(_n: int) -> None:
-        if threading.get_ident() == caller:
-            spinning.wait()
-            send(workers[-1])
-        else:
-            workers.append(threading.get_ident())
-            spinning.set()
-            while True:
-                pass
-
-    def failing(_n: int) -> None:
-        part(_n)
-        raise ValueError
-
-    threads.run_parts(int, [(0,), (0,)])
-    sizes = team.team_sizes()
-    for _ in range(20):
-        for kernel, kind in ((part, Interrupt), (failing, ValueError)):  # an exception of the caller comes first
-            spinning.clear()
-            with pytest.raises(kind):
-                threads.run_parts(kernel, [(0,), (0,)])
-    send(workers[-1])  # while it sleeps
-    Problem(0).check()
-    assert team.team_sizes() == sizes
-    with pytest.raises(Interrupt):
-        run_python_parts()
-
-
-def run_python_parts() -> None:
-    """Until an exception comes to a worker, which runs Python here."""
-    while True:
-        threads.run_parts(lambda _n: time.sleep(1e-4), [(0,)] * THREADS)
-
-
-def test_no_reference_is_left() -> None:
-    class Held:
-        pass
-
-    def part(held: Held, n: int) -> None:
-        together.wait()
-        if n == 1:
-            raise ValueError(held)
-
-    together = threading.Barrier(THREADS)
-    held = Held()
-    gone = weakref.ref(held)
-    with pytest.raises(ValueError, match="Held"):
-        threads.run_parts(part, [(held, n) for n in range(THREADS)])
-    del held
-    gc.collect()
-    assert gone() is None
-
-
-@pytest.mark.parametrize("how", ["signal", "finalizer", "part"])
-def test_attention_amid_attention(how: str) -> None:
-    """A handler, a finalizer or a part that computes attention itself, while the team of its thread is busy."""
-    problem, caller, checked = Problem(0), threading.get_ident(), []
-
-    def check(*_: Any) -> None:
-        problem.check()
-        checked.append(how)
-
-    class Finalized:
-        def __init__(self) -> None:
-            self.itself = self
-
-        def __del__(self) -> None:
-            check()
-
-    def part(_n: int) -> None:
-        if threading.get_ident() != caller:
-            return
-        if how == "signal":
-            signal.raise_signal(signal.SIGUSR1)
-        elif how == "finalizer":
-            Finalized()
-            gc.collect()
-        else:
-            check()
-
-    before = signal.signal(signal.SIGUSR1, check)
-    try:
-        for _ in range(5):
-            threads.run_parts(part, [(0,)] * THREADS)
-        sizes = team.team_sizes()
-        threads.run_parts(part, [(0,)] * THREADS)
-        assert team.team_sizes() == sizes
-    finally:
-        signal.signal(signal.SIGUSR1, before)
-    assert len(checked) >= 6
-    problem.check()
-
-
-def test_amid_compiling_one_thread_computes() -> None:
-    """Another one would wait for the compiler, which waits for it."""
-    found: list[int] = []
-    with global_compiler_lock:
-        threads.run_parts(lambda _n: found.append(threading.get_ident()), [(0,)] * 50)
-    assert found == [threading.get_ident()] * 50
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_fork_amid_a_call_is_an_error_in_the_child() -> None:
-    python("""
-import os, threading, warnings
-from attnarray.kernels.numba import team
-warnings.simplefilter("ignore")
-caller, busy, child, release = threading.get_ident(), threading.Event(), [], threading.Event()
-def part(n):
-    if threading.get_ident() != caller:
-        busy.set()
-        release.wait()
-    else:
-        busy.wait()
-        child.append(os.fork())
-        release.set()
-try:
-    team.run_beside(part, [(0,), (1,)])
-except RuntimeError as error:
-    assert child == [0] and "forked" in str(error)
-    team.run_beside(int, [(0,), (0,)])
-    os._exit(7)
-assert os.waitstatus_to_exitcode(os.waitpid(child[0], 0)[1]) == 7
-""")
-
-
-@pytest.mark.parametrize("most", range(THREADS))
-def test_threads_that_cannot_be_started(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others compute all parts; more threads are started as soon as that is possible."""
-    started: list[int] = []
-
-    def refuse(*arguments: Any) -> int:
-        if len(started) >= most:
-            raise RuntimeError("can't start new thread")
-        started.append(0)
-        return _thread.start_new_thread(*arguments)
-
-    Problem(0).check()
-    team.forget_teams()
-    before = team.read(code.START)
-    team.write({code.START: id(refuse)})
-    try:
-        for seed in range(3):
-            Problem(seed).check()
-        assert team.team_sizes() == [most]
-    finally:
-        team.write({code.START: before})
-    Problem(0).check()
-    assert team.team_sizes() == [THREADS - 1]
-
-
-def test_without_memory_for_threads() -> None:
-    python(
-        f"""
-{CHECKED}
-import threading
-from attnarray.kernels.numba import team, threads
-threads.MIN_WORK_PER_THREAD = 1
-threading.stack_size(2**46)
-check()
-assert team.team_sizes() == [0]
-""",
-        ATTNARRAY_NUM_THREADS="3",
-    )
-
-
-AT_THE_END = """
-import atexit, builtins, os, threading, weakref
-import numpy as np, attnarray as aa
-from attnarray.kernels.numba import threads
-threads.MIN_WORK_PER_THREAD = 1
-arrays = np.random.default_rng(0).standard_normal((3, 2, 3, 40, 8))
-
-def compute(fwd=aa.scaled_dot_product_attention_fwd, bwd=aa.scaled_dot_product_attention_bwd, arrays=arrays):
-    out, ctx = fwd(*arrays, is_causal=True)
-    grads = bwd(arrays[0], ctx)
-    return out, grads.query, grads.key, grads.value
-
-def check(compute=compute, expected=b"".join(x.tobytes() for x in compute())):
-    assert b"".join(x.tobytes() for x in compute()) == expected
-
-def say(name, check=check, write=os.write):
-    check()
-    write(1, name)
-
-class Last:
-    def __del__(self, say=say):
-        say(b"done")
-"""
-
-LAST_CALLS = {
-    "a global": "last = Last()",
-    "builtins": "builtins.last = Last()",
-    "a cycle": "last = Last(); last.itself = last; del last",
-    "atexit": "atexit.register(say, b'done')",
-    "weakref.finalize": "weakref.finalize(compute, say, b'done')",
-    "daemon threads": """
-def for_ever():
-    while True:
-        check()
-for _ in range(3):
-    threading.Thread(target=for_ever, daemon=True).start()
-builtins.last = Last()
-""",
-    "without a team": "from attnarray.kernels.numba import team; team.forget_teams(); builtins.last = Last()",
-    "a thread": "threading.Thread(target=lambda: [check() for _ in range(50)] and say(b'done')).start()",
-}
-
-
-@pytest.mark.parametrize("last", LAST_CALLS.values(), ids=LAST_CALLS)
-def test_calls_while_the_interpreter_ends(last: str) -> None:
-    assert python(AT_THE_END + last, ATTNARRAY_NUM_THREADS="3") == "done"
