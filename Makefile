@@ -45,8 +45,9 @@ clean:  ## remove the environment, builds and caches
 # each package; errors come through whole.
 $(VENV)/.%: pyproject.toml | $(VENV)/.pip
 	@echo "Installing attnarray[$*] into $(VENV):"
-	@{ $(PIP) --editable '.[$*]' || echo Failed; } | while read -r word name rest; do case $$word in \
-		Collecting) echo "  $$name";; Installing) echo "  unpacking all of these ...";; Failed) exit 1;; esac; done
+	@{ $(PIP) --editable '.[$*]' || echo Failed; } | while read -r word name rest; do case "$$word $$name" in \
+		Obtaining*) echo "  attnarray itself";; Collecting*) echo "  $${name%%[<>=!~]*}";; \
+		"Installing collected") echo "  unpacking all of these";; Failed*) exit 1;; esac; done
 	@touch $@
 
 # A Python without ensurepip (Debian's without python3-venv) gets pip into the environment from its own pip.
