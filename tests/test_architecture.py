@@ -179,6 +179,23 @@ def test_importing_costs_one_module_beside_numpy() -> None:
     assert run_python("-c", code).stdout.split() == ["attnarray"]
 
 
+TESTS = [path for path in SOURCES if path.name.startswith("test_")]
+CLOCKS = {"time.time", "time.perf_counter", "time.monotonic", "time.process_time", "time.thread_time"}
+HANGING = 300  # seconds: no test takes so long on the slowest and busiest machine
+
+
+@pytest.mark.parametrize("path", TESTS, ids=names_of(TESTS))
+def test_tests_read_no_clock_and_their_limits_only_guard_against_hanging(path: Path) -> None:
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Attribute):
+            assert ast.unparse(node) not in CLOCKS, (
+                f"{path.name}:{node.lineno}: give a clock instead"
+            )
+        if isinstance(node, ast.keyword) and node.arg == "timeout" and isinstance(node.value, ast.Constant):
+            limit = node.value.value
+            assert limit is None or limit >= HANGING, f"{path.name}:{node.value.lineno}: a busy machine takes longer"
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=names_of(SOURCES))
 def test_files_and_functions_are_short(path: Path) -> None:
     lines = len(path.read_text(encoding="utf-8").splitlines())
