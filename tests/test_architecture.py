@@ -188,9 +188,7 @@ HANGING = 300  # seconds: no test takes so long on the slowest and busiest machi
 def test_tests_read_no_clock_and_their_limits_only_guard_against_hanging(path: Path) -> None:
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.Attribute):
-            assert ast.unparse(node) not in CLOCKS, (
-                f"{path.name}:{node.lineno}: give a clock instead"
-            )
+            assert ast.unparse(node) not in CLOCKS, f"{path.name}:{node.lineno}: give a clock instead"
         if isinstance(node, ast.keyword) and node.arg == "timeout" and isinstance(node.value, ast.Constant):
             limit = node.value.value
             assert limit is None or limit >= HANGING, f"{path.name}:{node.value.lineno}: a busy machine takes longer"
