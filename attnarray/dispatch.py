@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar, copy_context
+from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 import numpy as np
@@ -194,6 +196,18 @@ def thread_count() -> int:
     """How many threads the CPU kernels use at most; ValueError if ATTNARRAY_NUM_THREADS is no number."""
     count: int = importlib.import_module("attnarray.kernels.numba.cpus").thread_count()
     return count
+
+
+def cpu_count() -> int:
+    """The CPUs that this process may use, by its affinity and the quota of its container."""
+    count: int = importlib.import_module("attnarray.kernels.numba.cpus").cpu_count()
+    return count
+
+
+def cpu_quota() -> float | None:
+    """The quota of CPUs of this process's container, None without one."""
+    quota: float = importlib.import_module("attnarray.kernels.numba.cpus").cpu_quota(Path("/proc/self"))
+    return None if math.isinf(quota) else quota
 
 
 def threads_and_cache() -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 
 import attnarray
 from attnarray.backend import available_backends
-from attnarray.dispatch import available_kernels, tensor_core_tiles, threads_and_cache
+from attnarray.dispatch import available_kernels, cpu_count, cpu_quota, tensor_core_tiles, threads_and_cache
 
 
 def collect() -> dict[str, Any]:
@@ -23,7 +23,8 @@ def collect() -> dict[str, Any]:
         "machine": {
             "cpu": cpu_model(),
             "cores": os.cpu_count(),
-            "usable cores": available_cpus(),
+            "usable cores": cpu_count(),
+            "quota of cores": cpu_quota(),
             "memory": memory(),
             "gpus": [status.device for status in backends if status.name == "cupy" and status.available],
         },
@@ -40,11 +41,6 @@ def collect() -> dict[str, Any]:
         "kernels": [status._asdict() for status in available_kernels()],
         "tensor core tiles": tensor_core_tiles() if gpu else [],
     }
-
-
-def available_cpus() -> int:
-    """The CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_model() -> str:

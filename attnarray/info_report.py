@@ -34,9 +34,10 @@ def show(facts: dict[str, Any]) -> None:
 def _machine(facts: dict[str, Any]) -> list[tuple[str, str]]:
     machine, here = facts["machine"], facts["here"]
     memory = "not known" if machine["memory"] is None else f"{machine['memory'] / 2**30:.1f} GiB"
+    quota = f" (the container's quota is {machine['quota of cores']:g})" if machine["quota of cores"] else ""
     return [
         ("CPU", machine["cpu"]),
-        ("cores", f"{machine['usable cores']} usable of {machine['cores']}"),
+        ("cores", f"{machine['usable cores']} usable of {machine['cores']}{quota}"),
         ("memory", memory),
         *(("GPU", gpu) for gpu in machine["gpus"]),
         *((NAMES.get(name, name), str(value)) for name, value in here.items()),

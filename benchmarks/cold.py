@@ -68,10 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
     from attnarray.bench import machine
     from attnarray.bench.results import write_whole
-    from attnarray.info import available_cpus
+    from attnarray.dispatch import cpu_count
 
     commands = options.commands or COMMANDS
-    about = machine.describe("numpy", available_cpus(), "python -m benchmarks.cold")
+    about = machine.describe("numpy", cpu_count(), "python -m benchmarks.cold")
     with progress("running", len(RUNS) * len(commands)) as bar:
         seconds = measured(commands, bar.advance)
     result = {**about, "seconds": seconds}

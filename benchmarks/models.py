@@ -121,9 +121,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
     from attnarray.bench.machine import busy, describe
     from attnarray.console import print_line, print_table
-    from attnarray.info import available_cpus
+    from attnarray.dispatch import cpu_count
 
-    threads = options.threads or available_cpus()
+    threads = options.threads or cpu_count()
     wanted = environment(threads)
     if arguments is None and any(os.environ.get(name) != value for name, value in wanted.items()):
         os.environ.update(wanted)  # which libraries read when they are loaded

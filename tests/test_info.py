@@ -51,6 +51,15 @@ def test_info_says_once_why_a_backend_is_missing(capsys: Capture, monkeypatch: p
     assert "tensor cores" not in out
 
 
+def test_info_tells_the_quota_of_a_container(capsys: Capture) -> None:
+    facts = made_facts(("a", "numba", ""))
+    facts["machine"] |= {"cores": 64, "usable cores": 2, "quota of cores": 1.5}
+    info_report.show(facts)
+    assert re.search(
+        r"^cores +2 usable of 64 \(the container's quota is 1\.5\)$", capsys.readouterr().out, re.MULTILINE
+    )
+
+
 def test_info_where_everything_is_there(capsys: Capture) -> None:
     info_report.show(made_facts(("a", "numba", ""), ("a", "cuda", ""), ("b", "cuda", ""), gpu=True))
     out = capsys.readouterr().out

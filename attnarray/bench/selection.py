@@ -11,7 +11,7 @@ from attnarray.bench.catalog import CASES, GROUPS, LONG, QUICK
 from attnarray.bench.peers import PEERS, Peer
 from attnarray.bench.statistics import FEWEST_ROUNDS
 from attnarray.console import UsageError
-from attnarray.info import available_cpus
+from attnarray.dispatch import cpu_count
 
 BACKENDS = ("numpy", "cupy")
 BASELINES = ("torch", "reference")  # the first that is there
@@ -86,7 +86,7 @@ def select_backend(name: str) -> str:
 
 def select_threads(threads: int | None) -> int:
     """The number of threads, at most the CPUs that this process may use."""
-    cpus = available_cpus()
+    cpus = cpu_count()
     if threads is None:
         return cpus
     if not 1 <= threads <= cpus:
