@@ -34,16 +34,20 @@ def range_of(dtype: str) -> Range:
     return RANGES["float64" if dtype == "float64" else "float32"]
 
 
-def check_number(name: str, number: float, dtype: str, *, small: bool = False) -> float:
-    """Check that the dtype in which arrays of `dtype` are computed holds a number; with `small`, also as nearly 0."""
+def check_number(name: str, number: float, dtype: str, *, small: bool = False, power: int = 1) -> float:
+    """Check that the dtype in which arrays of `dtype` are computed holds a number, also to that power.
+
+    With `small` it may be so small that it counts as 0.
+    """
     within = range_of(dtype)
-    if within.least <= abs(number) <= within.most or number == 0 or (small and abs(number) < 1):
+    least, most = within.least ** (1 / power), within.most ** (1 / power)
+    if least <= abs(number) <= most or number == 0 or (small and abs(number) < 1):
         return number
     computed = "float64" if dtype == "float64" else "float32"
-    least = "0" if small else f"{within.least:.2g}"
+    more = "Choose a number within." if computed == "float64" else "Choose a number within, or give float64 arrays."
     raise ValueError(
-        f"`{name}` is {number:g}, expected a number of a size from {least} to {within.most:.2g}: arrays of {dtype} are "
-        f"computed in {computed}, which does not hold it. Choose a number within, or give float64 arrays."
+        f"`{name}` is {number:g}, expected a number of a size from {0 if small else least:.2g} to {most:.2g}: arrays "
+        f"of {dtype} are computed in {computed}, whose range others leave. {more}"
     )
 
 

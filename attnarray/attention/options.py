@@ -11,6 +11,7 @@ from attnarray import checks
 from attnarray.attention.form import Form
 from attnarray.attention.scoring import Dropout, Scoring
 from attnarray.backend import Array, Namespace, device_of, dtype_name, index_dtype, namespace_of
+from attnarray.magnitude import check_number
 from attnarray.masks import LARGEST_POSITION, Causal, Constraints, Mask, Window, constraints_of
 from attnarray.ops.positions import check_positions
 from attnarray.random import Philox, seed_of
@@ -83,10 +84,11 @@ def scoring_of(
         longest = LARGEST_POSITION  # a part does not know how many keys there are in all
         first_key = checks.whole("kv_offset", kv_offset, 0, longest, "the position of the first key given")
     constraints = _constraints(attn_mask, checks.flag("is_causal", is_causal), options.get("window"))
+    scale, softcap = _scale_and_softcap(options, default_scale, q)
     bias_name, bias = _bias(None if isinstance(attn_mask, Mask) else attn_mask, options.get("bias"))
     scoring = Scoring(
-        scale=_scale(options.get("scale"), default_scale),
-        softcap=_softcap(options.get("softcap")),
+        scale=scale,
+        softcap=softcap,
         bias=None if bias is None else _scores(bias_name, bias, form, full),
         mask=_mask(constraints, form, full, q),
         left=constraints.left,
@@ -163,8 +165,14 @@ def _scale(scale: float | None, default: float) -> float:
     return number
 
 
-def _softcap(softcap: float | None) -> float | None:
-    return None if softcap is None else checks.positive("softcap", softcap)
+def _scale_and_softcap(options: Any, default_scale: float, q: Array) -> tuple[float, float | None]:
+    dtype, softcap = dtype_name(q.dtype), options.get("softcap")
+    scale = check_number("scale", _scale(options.get("scale"), default_scale), dtype, small=True)
+    if softcap is None:
+        return scale, None
+    number = check_number("softcap", checks.positive("softcap", softcap), dtype)
+    check_number("scale / softcap", scale / number, dtype)  # dot products are multiplied by it
+    return scale, number
 
 
 def _sinks(sinks: Array | None, heads: int) -> Array | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -165,7 +166,7 @@ def rotary_fwd(
     base, factor = checks.positive("base", base), checks.positive("factor", factor)
     checks.one_of("scaling", scaling, SCALINGS)
     if scaling == "ntk" and dims > 2:  # the only frequency of two features is 1 for any base
-        base *= factor ** (dims / (dims - 2))
+        base = _stretched(base, factor, dims)
     divisor = factor if scaling == "linear" else 1.0
     rotation = Rotation(dims, base, divisor, checks.flag("interleaved", interleaved), axis)
     like = namespace_of(x).zeros((), dtype=x.dtype, device=device_of(x))
@@ -229,6 +230,19 @@ def _check(x: Array, positions: Array | None, offset: int, layout: str) -> tuple
         check_positions("positions", checks.integer("positions", positions))
         checks.broadcasts("positions", positions, tuple(x.shape[: axis + 1]), "(*batch, T)")
     return axis, offset
+
+
+def _stretched(base: float, factor: float, dims: int) -> float:
+    try:
+        stretched = base * math.pow(factor, dims / (dims - 2))
+    except OverflowError:
+        stretched = math.inf
+    if not 0 < stretched < math.inf:
+        raise ValueError(
+            f"`factor` is {factor:g}, which makes the base {stretched:g} with scaling='ntk', expected a factor such as "
+            "4.0: how many times longer texts are."
+        )
+    return stretched
 
 
 def _turned(x: Array, dims: int | None) -> int:

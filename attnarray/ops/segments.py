@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from attnarray import checks
-from attnarray.backend import Array, accumulator_dtype, device_of, index_dtype, namespace_of
+from attnarray.backend import Array, accumulator_dtype, device_of, namespace_of
 from attnarray.dispatch import accelerated
 from attnarray.numpy_arrays import read_only, writable
 from attnarray.ops.embedding import check_range
 
 MOST_SEGMENTS = 2**31
+FEW = 2**16  # so many segments cost nothing worth saving
 
 
 class SegmentSoftmaxContext(NamedTuple):
@@ -37,7 +38,7 @@ def segment_softmax(x: Array, segments: Array, count: int, *, mask: Array | None
     segments : (E,) integer
         The segment s of each entry, from 0 to count - 1, in any order.
     count : int
-        The number of segments; some may be empty.
+        The number of segments; some may be empty, and many cost no memory.
     mask : bool, broadcastable to x, optional
         True where an entry exists. Entries that do not exist get 0, whatever x holds there.
 
@@ -70,9 +71,9 @@ def segment_softmax(x: Array, segments: Array, count: int, *, mask: Array | None
 def segment_softmax_fwd(
     x: Array, segments: Array, count: int, *, mask: Array | None = None
 ) -> tuple[Array, SegmentSoftmaxContext]:
-    """`segment_softmax` and the context for `segment_softmax_bwd`: the output and the segments."""
+    """`segment_softmax` and the context for its backward: the output and the segments, numbered anew if few."""
     count = _check(x, segments, count, mask)
-    places = namespace_of(x).astype(segments, index_dtype(namespace_of(x), segments), copy=False)
+    places, count = _numbered(checks.integer("segments", segments), count)
     out = segment_softmax_forward(x, places, count, mask)
     return read_only(out), SegmentSoftmaxContext(out, places, count)
 
@@ -172,6 +173,14 @@ def _of_entries(x: Array, segments: Array) -> Array:
 
 def _add(first: Array, second: Array) -> Array:
     return first + second
+
+
+def _numbered(segments: Array, count: int) -> tuple[Array, int]:
+    """The same entries together, numbered anew where there are far more segments than entries."""
+    if count <= FEW + 4 * segments.shape[0]:
+        return segments, count
+    found = namespace_of(segments).unique_inverse(segments)
+    return checks.integer("segments", found.inverse_indices), found.values.shape[0]
 
 
 def _check(x: Array, segments: Array, count: int, mask: Array | None) -> int:

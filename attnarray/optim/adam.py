@@ -8,7 +8,7 @@ from typing import NamedTuple
 from attnarray import checks, tree
 from attnarray.backend import Array, namespace_of
 from attnarray.dispatch import accelerated
-from attnarray.optim.leaves import Tree, check_decays, check_options, stepped, update, zeros_like
+from attnarray.optim.leaves import Tree, check_decays, check_numbers, check_options, stepped, update, zeros_like
 
 
 class AdamWState(NamedTuple):
@@ -106,6 +106,7 @@ def adamw(
     root = math.sqrt(1 - beta2**step)
     scale = root / (1 - beta1**step)  # both corrections on one number instead of two arrays; eps is scaled to match
 
+    check_numbers(params, lr=lr * max(scale, 1.0), weight_decay=lr * weight_decay, eps=eps)
     numbers = AdamNumbers(beta1, beta2, lr * scale, 1 - lr * weight_decay, eps * root)
     moments = {"first_moment": state.first_moment, "second_moment": state.second_moment}
     new, first, second = update(lambda p, g, m, v: adam_step(p, g, m, v, numbers), 3, params, grads, **moments)

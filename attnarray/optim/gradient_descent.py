@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from attnarray import tree
 from attnarray.backend import Array
-from attnarray.optim.leaves import Tree, check_decays, check_options, stepped, update, zeros_like
+from attnarray.optim.leaves import Tree, check_decays, check_numbers, check_options, stepped, update, zeros_like
 
 
 class SGDState(NamedTuple):
@@ -87,6 +87,7 @@ def sgd(
     """
     check_options(state, SGDState, lr=lr, weight_decay=weight_decay)
     check_decays(momentum=momentum)
+    check_numbers(params, lr=lr, weight_decay=lr * weight_decay)
     if nesterov and not momentum:
         raise ValueError("`nesterov` looks ahead by `momentum`, which is 0. Give a momentum such as 0.9.")
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from attnarray import checks, tree
-from attnarray.backend import Array, accumulator_dtype, device_of, namespace_of
+from attnarray.backend import Array, accumulator_dtype, device_of, dtype_name, namespace_of
+from attnarray.magnitude import check_number
 from attnarray.numpy_arrays import check_plain
 
 Tree: TypeAlias = tree.Tree
@@ -80,6 +81,14 @@ def check_options(state: Any, expected: type, **rates: float) -> None:
     for name, value in rates.items():
         if not isinstance(value, numbers.Real) or not 0 <= value < math.inf:
             raise ValueError(f"`{name}` is {value!r}, expected a finite number, 0 or above.")
+
+
+def check_numbers(params: Tree, **computed: float) -> None:
+    """Check that the dtypes in which the parameters are updated hold the numbers of a step."""
+    dtypes = {dtype_name(leaf.dtype) for _, leaf in tree.flatten(params) if checks.is_array(leaf)}
+    for dtype in sorted(dtypes & set(checks.FLOATS)):
+        for name, number in computed.items():
+            check_number(name, number, dtype, small=name != "eps")
 
 
 def check_decays(**decays: float) -> None:

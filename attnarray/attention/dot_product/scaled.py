@@ -13,8 +13,9 @@ from attnarray.attention.dot_product.scaled_dot_product import SDPAContext, scal
 from attnarray.attention.form import Form, sequence_form
 from attnarray.attention.options import check_arrays, known_options, scoring_of
 from attnarray.attention.sequences import narrow, wide
-from attnarray.backend import Array, namespace_of
+from attnarray.backend import Array, dtype_name, namespace_of
 from attnarray.dispatch import ignoring_fp_errors
+from attnarray.magnitude import check_number
 from attnarray.masks import Mask
 from attnarray.random import Philox
 
@@ -289,4 +290,5 @@ def _checked(
             raise ValueError(
                 f"`{name}` is {checks.shown(given)}, expected a finite number{other}, or an array () or (*batch, T)."
             )
+        check_number(name, number, dtype_name(query.dtype), small=name == "gate")
     return form, Scales(*(xp.asarray(given) if name in arrays else given for name, given in scales._asdict().items()))

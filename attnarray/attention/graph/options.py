@@ -6,7 +6,8 @@ import math
 from typing import Any
 
 from attnarray import checks
-from attnarray.backend import Array, index_dtype
+from attnarray.backend import Array
+from attnarray.magnitude import check_number
 from attnarray.ops.dropout import DropoutContext
 from attnarray.ops.embedding import check_range
 from attnarray.random import Philox, seed_of
@@ -26,12 +27,13 @@ def checked_graph(
     """Check everything but dropout; returns the batch, sources (E,), targets (E,) and the slope."""
     checks.one_of("score", score, SCORES)
     checks.required(**{name: x for name, x in named.items() if name != "edge_features"}, edges=edges)
-    xp = checks.namespace(**named, edges=edges, edge_mask=edge_mask, dropout_mask=dropout_mask)
-    checks.floating(**named)
-    checks.integer("edges", edges)
+    checks.namespace(**named, edges=edges, edge_mask=edge_mask, dropout_mask=dropout_mask)
+    dtype = checks.floating(**named)
+    checks.integer_dtype("edges", edges)
     slope = checks.real(negative_slope)
     if not math.isfinite(slope):
         raise ValueError(f"`negative_slope` is {checks.shown(negative_slope)}, expected a finite number such as 0.2.")
+    check_number("negative_slope", slope, dtype, small=True)
     checks.shape("edges", edges, (2, *(1, 1, *edges.shape)[-1:]), "(2, E), the sources and the targets of the edges")
     batch = _check_shapes(named, edges.shape[1], score)
     query, key = named["query"], named["key"]
@@ -42,7 +44,7 @@ def checked_graph(
     if edge_mask is not None:
         checks.boolean("edge_mask", edge_mask)
         checks.broadcasts("edge_mask", edge_mask, (*batch, edges.shape[1]), "(*batch, E)")
-    places = xp.astype(edges, index_dtype(xp, edges), copy=False)
+    places = checks.integer("edges", edges)
     return batch, places[0, :], places[1, :], slope
 
 

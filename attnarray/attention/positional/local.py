@@ -13,8 +13,9 @@ from attnarray.attention.positional.local_core import AroundContext, attend_arou
 from attnarray.attention.positional.local_position import PositionContext, predicted, predicted_backward
 from attnarray.attention.scoring import Scoring
 from attnarray.attention.sequences import narrow, wide
-from attnarray.backend import Array, namespace_of
+from attnarray.backend import Array, dtype_name, namespace_of
 from attnarray.dispatch import ignoring_fp_errors
+from attnarray.magnitude import check_number
 from attnarray.masks import LARGEST_POSITION, Mask
 from attnarray.numpy_arrays import read_only, writable
 from attnarray.ops.linear import LinearContext
@@ -183,6 +184,7 @@ def local_attention_fwd(
         scoring, bias_shape = scoring_of(q, k.shape[2], form, attn_mask, dropout_p, is_causal, options)
         centers, position = predicted(query, position_weight, position_vector, _lengths(scoring, k))
         deviation = window / 2 if sigma is None else checks.positive("sigma", sigma)
+        check_number("sigma", deviation, dtype_name(query.dtype), power=4)  # distances are divided by its square
         around = attend_around(q, k, v, centers, window, deviation, scoring)
         attention = AroundContext(q, k, v, centers, window, deviation, *around, scoring, form, bias_shape)
         out = read_only(form.restored(attention.out))

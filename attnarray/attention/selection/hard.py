@@ -13,8 +13,9 @@ from attnarray.attention.scoring import Scoring
 from attnarray.attention.selection.hard_core import Rule, attend_hard, attend_hard_backward
 from attnarray.attention.selection.hard_options import HardOptions, rule_of
 from attnarray.attention.sequences import narrow, wide
-from attnarray.backend import Array, device_of
+from attnarray.backend import Array, device_of, dtype_name
 from attnarray.dispatch import ignoring_fp_errors
+from attnarray.magnitude import check_number
 from attnarray.masks import Mask
 from attnarray.numpy_arrays import read_only, writable
 from attnarray.random import Philox
@@ -180,6 +181,7 @@ def hard_attention_fwd(
     form = form_of(query, key, value, options.get("layout", "BHTD"))
     q, keys, v = (form.canonical(x) for x in (query, key, value))
     rule = rule_of(estimator, temperature, k, rng, noise, form, (q.shape[1], q.shape[2], keys.shape[2]))
+    check_number("temperature", rule.temperature, dtype_name(query.dtype))
     scale = 1.0 / math.sqrt(q.shape[3] or 1)
     scoring, bias_shape = scoring_of(q, keys.shape[2], form, attn_mask, 0.0, is_causal, options, default_scale=scale)
     found = attend_hard(wide(q), wide(keys), wide(v), scoring, rule)

@@ -156,8 +156,12 @@ def soft_weights(scores: Array, p: Array, chosen: Array, noise: Array | None, ru
         kept = xp.where(chosen, p, 0.0)
         total = xp.sum(kept, axis=-1, keepdims=True)
         return kept / xp.where(total == 0, 1.0, total)
+    if rule.estimator in RELAXED and noise is not None and scores.shape[3] == 0:
+        return scores
     if rule.estimator in RELAXED and noise is not None:
-        return weights_from_dots((scores + noise) / rule.temperature, UNIFORM)[0]
+        noisy = scores + noise
+        largest = xp.max(noisy, axis=-1, keepdims=True)  # less which no temperature makes them overflow
+        return weights_from_dots((noisy - xp.where(largest == -math.inf, 0.0, largest)) / rule.temperature, UNIFORM)[0]
     return None
 
 

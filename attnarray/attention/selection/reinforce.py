@@ -7,7 +7,8 @@ from typing import Any
 
 from attnarray import checks
 from attnarray.attention.selection.hard import HardResult
-from attnarray.backend import Array, device_of, namespace_of
+from attnarray.backend import Array, device_of, dtype_name, namespace_of
+from attnarray.magnitude import check_number
 
 
 def reinforce_cotangent(
@@ -80,6 +81,7 @@ def reinforce_cotangent(
     of_choice = _over_queries("cost", cost, result) - _over_queries("baseline", baseline, result)
     if not math.isfinite(checks.real(entropy_weight)):
         raise ValueError(f"`entropy_weight` is {checks.shown(entropy_weight)}, expected a finite number.")
+    check_number("entropy_weight", float(entropy_weight), dtype_name(result.entropy.dtype), small=True)
     of_entropy = namespace_of(result.entropy).full_like(result.entropy, -float(entropy_weight))
     return HardResult(dout, of_choice, of_entropy)
 
@@ -92,6 +94,7 @@ def _over_queries(name: str, given: Any, result: HardResult) -> Array:
         number = checks.real(given)
         if not math.isfinite(number):
             raise ValueError(f"`{name}` is {checks.shown(given)}, expected a finite number or an array.")
+        check_number(name, number, dtype_name(like.dtype), small=True)
         return xp.full(full, number, dtype=like.dtype, device=device_of(like))
     checks.namespace(**{name: given}, result=like)
     checks.floating(**{name: given}, result=like)

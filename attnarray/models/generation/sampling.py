@@ -7,7 +7,8 @@ import math
 import numpy as np
 
 from attnarray import checks
-from attnarray.backend import Array, device_of, index_dtype, namespace_of, to_numpy
+from attnarray.backend import Array, device_of, dtype_name, index_dtype, namespace_of, to_numpy
+from attnarray.magnitude import check_number
 from attnarray.ops.softmax import softmax
 from attnarray.random import Philox
 
@@ -96,6 +97,8 @@ def with_temperature(logits: Array, temperature: float) -> Array:
     checks.floating(logits=logits)
     temperature = checks.positive("temperature", temperature)
     xp, wide = namespace_of(logits), _wide(logits)
+    if dtype_name(wide.dtype) == "float32":
+        check_number("temperature", temperature, "float32")
     if temperature < 1 and math.prod(logits.shape):
         limit = float(xp.finfo(wide.dtype).max) / 2 * temperature  # times 2, it divides to what overflows
         above = xp.any((xp.abs(wide) > limit) & xp.isfinite(wide), axis=-1, keepdims=True)
