@@ -79,17 +79,20 @@ TRIPLES = {
 }
 
 
+__all__ = sorted([*_MODULES, *(f + suffix for f in TRIPLES for suffix in ("", "_fwd", "_bwd"))])
+
+
 def __getattr__(name: str) -> Any:
     stem = name.removesuffix("_fwd").removesuffix("_bwd")
     module = _MODULES.get(name) or TRIPLES.get(stem)
     if module is None:
         raise AttributeError(f"module 'attnarray' has no attribute {name!r}")
     loaded = importlib.import_module(f"attnarray.{module}")
+    importlib.import_module("attnarray.tree").shorten_reprs()
     value = loaded if name == module else getattr(loaded, name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    triples = [f + suffix for f in TRIPLES for suffix in ("", "_fwd", "_bwd")]
-    return sorted([*globals(), *_MODULES, *triples])
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
@@ -109,6 +110,56 @@ def _arrays(tree: Tree) -> Iterator[Array]:
             yield leaf
         elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
             yield from _arrays([getattr(leaf, field.name) for field in dataclasses.fields(leaf)])
+
+
+def summary(tree: Tree) -> str:
+    """What `tree` holds in a line: the dtypes and shapes of its arrays, of branches only how many, and all bytes.
+
+    Contexts, gradients, caches and the states of optimizers look like that when they are printed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from attnarray import tree
+    >>> tree.summary({"weight": np.zeros((2, 3)), "layers": [np.zeros(4), np.zeros(5)], "step": 7})
+    'dict(weight=float64 (2, 3), layers=list of 2 arrays, step=7; 120 bytes)'
+    """
+    if not _is_branch(tree):
+        return _short(tree)
+    pairs = [f"{_short(child)}" if isinstance(key, int) else f"{key}={_short(child)}" for key, child in _children(tree)]
+    return f"{type(tree).__name__}({', '.join(pairs)}; {_size(nbytes(tree))})"
+
+
+def _short(node: Any) -> str:
+    count = sum(1 for _ in _arrays([node]))
+    if hasattr(node, "dtype") and hasattr(node, "shape"):
+        return f"{dtype_name(node.dtype)} {tuple(node.shape)}"
+    if count:
+        return f"{type(node).__name__} of {count} array{'s' * (count > 1)}"
+    text = " ".join(repr(node).split())
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _size(count: int) -> str:
+    """1234567 as "1.23 MB"."""
+    power = min(3, (len(str(count)) - 1) // 3)
+    return f"{count / 1000**power:.4g} {('bytes', 'kB', 'MB', 'GB')[power]}"
+
+
+def shorten_reprs() -> None:
+    """Let the NamedTuples of this package that are loaded show their `summary` where they hold arrays."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("attnarray."):
+            for kind in list(vars(module).values()):
+                if isinstance(kind, type) and kind.__module__ == name and hasattr(kind, "_fields"):
+                    kind.__repr__ = _repr  # type: ignore[assignment]
+
+
+def _repr(self: Any) -> str:
+    if any(True for _ in _arrays(self)):
+        return summary(self)
+    fields = ", ".join(f"{name}={value!r}" for name, value in zip(self._fields, self, strict=True))
+    return f"{type(self).__name__}({fields})"
 
 
 def get(tree: Tree, path: Path) -> Any:

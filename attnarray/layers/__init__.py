@@ -19,6 +19,7 @@ from attnarray.layers.pairwise import PairwiseAttention
 from attnarray.layers.recurrent import RecurrentAttention
 from attnarray.layers.relative import RelativeAttention
 from attnarray.layers.scaled import ScaledAttention
+from attnarray.tree import shorten_reprs
 
 __all__ = [
     "BahdanauAttention",
@@ -42,3 +43,5 @@ __all__ = [
     "TransformerBlock",
     "check_params",
 ]
+
+shorten_reprs()

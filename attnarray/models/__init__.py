@@ -16,6 +16,7 @@ from attnarray.models.seq2seq import Seq2Seq
 from attnarray.models.transformer import Decoder, Encoder, Transformer
 from attnarray.models.transformer_xl import TransformerXL, TransformerXLResult, remembered
 from attnarray.models.vision import PatchClassifier
+from attnarray.tree import shorten_reprs
 
 __all__ = [
     "BeamResult",
@@ -41,3 +42,5 @@ __all__ = [
     "stream",
     "with_temperature",
 ]
+
+shorten_reprs()

@@ -7,6 +7,7 @@ from attnarray.optim.adam import AdamWState, adamw, adamw_init
 from attnarray.optim.clipping import clip_by_global_norm, global_norm
 from attnarray.optim.gradient_descent import SGDState, sgd, sgd_init
 from attnarray.optim.schedules import warmup_cosine
+from attnarray.tree import shorten_reprs
 
 __all__ = [
     "AdamWState",
@@ -19,3 +20,5 @@ __all__ = [
     "sgd_init",
     "warmup_cosine",
 ]
+
+shorten_reprs()
