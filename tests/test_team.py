@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import ctypes
 import gc
 import os
 import signal
@@ -12,6 +13,7 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
+import numba
 import pytest
 from numba.core.compiler_lock import global_compiler_lock
 from test_kernel_safety import CHECKED, python
@@ -47,7 +49,7 @@ def test_an_exception_sent_to_a_worker_is_raised_in_the_caller() -> None:
         part(_n)
         raise ValueError
 
-    threads.run_parts(int, [(0,), (0,)])
+    problem = Problem(0)  # compiled here, since Python runs in workers that compile
     sizes = team.team_sizes()
     for _ in range(20):
         for kernel, kind in ((part, Interrupt), (failing, ValueError)):  # an exception of the caller comes first
@@ -55,7 +57,7 @@ def test_an_exception_sent_to_a_worker_is_raised_in_the_caller() -> None:
             with pytest.raises(kind):
                 threads.run_parts(kernel, [(0,), (0,)])
     send(workers[-1])  # while it sleeps
-    Problem(0).check()
+    problem.check()
     assert team.team_sizes() == sizes
     with pytest.raises(Interrupt):
         run_python_parts()
@@ -245,3 +247,65 @@ builtins.last = Last()
 @pytest.mark.parametrize("last", LAST_CALLS.values(), ids=LAST_CALLS)
 def test_calls_while_the_interpreter_ends(last: str) -> None:
     assert python(AT_THE_END + last, ATTNARRAY_NUM_THREADS="3") == "done"
+
+
+@numba.njit
+def find_free_cpus(address: int, k: int) -> Any:
+    return code.find_free_cpus(address, k)
+
+
+@numba.njit
+def leave_busy_cpu(address: int, k: int, shared: int) -> None:
+    code.leave_busy_cpu(address, k, shared)
+
+
+def a_team(cpus: list[int]) -> Any:
+    """The memory of a team whose members run on these CPUs."""
+    memory = (ctypes.c_int64 * (code.TEAM_BYTES // 8))()
+    memory[code.WORKERS // 8] = len(cpus) - 1
+    for k, cpu in enumerate(cpus):
+        memory[(code.MEMBERS + k * code.MEMBER + code.CPU) // 8] = cpu
+    return memory
+
+
+def test_the_cpus_that_no_other_member_runs_on() -> None:
+    memory = a_team([63, 1, 0, -1, 100, 2000])
+    mine, words = (code.MEMBERS + 2 * code.MEMBER) // 8, code.CPU_BYTES // 8
+
+    def free(allowed: set[int]) -> set[int]:
+        for word_ in range(words):
+            bits = sum(1 << cpu % 64 for cpu in allowed if cpu // 64 == word_)
+            memory[mine + code.ALLOWED // 8 + word_] = ctypes.c_int64(bits).value
+        found = find_free_cpus(ctypes.addressof(memory), 2)
+        bits = [memory[mine + code.FREE // 8 + word_] for word_ in range(words)]
+        cpus = {cpu for cpu in range(64 * words) if bits[cpu // 64] >> cpu % 64 & 1}
+        assert found == bool(cpus)
+        return cpus
+
+    assert free({0, 1, 63, 64, 100, 1023}) == {0, 64, 1023}
+    assert free({1, 63}) == set()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinity")
+def test_affinity_is_as_before() -> None:
+    before = os.sched_getaffinity(0)
+    memory = a_team([-1, *before])  # all are busy, whichever this thread runs on
+    for cpus in (set(before), set(list(before)[1:])):
+        for k, cpu in enumerate(before):
+            memory[(code.MEMBERS + (k + 1) * code.MEMBER + code.CPU) // 8] = cpu if cpu in cpus else -1
+        leave_busy_cpu(ctypes.addressof(memory), 0, team.SHARED)
+        assert os.sched_getaffinity(0) == before
+        assert memory[(code.MEMBERS + code.CPU) // 8] in before
+
+
+def test_where_the_cpu_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(team.ctypes, "PyDLL", lambda _: object())
+        assert team.cpu_functions() == {}
+    Problem(0).check()
+    before = team.read(code.GETCPU)
+    team.write({code.GETCPU: 0})
+    try:
+        Problem(0).check()
+    finally:
+        team.write({code.GETCPU: before})
