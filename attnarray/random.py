@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from attnarray import checks
 from attnarray.backend import Array, Namespace, asarray, creation_namespace, dtype_name
 
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -205,6 +206,12 @@ class Philox:
         return asarray(xp.reshape(std * numbers_, shape), dtype)
 
 
-def seed_of(rng: Philox | int) -> int:
+def seed_of(rng: Any) -> int:
     """The seed of what users may give as `rng`: a `Philox` or a plain int."""
-    return int(rng.seed if isinstance(rng, Philox) else Philox(rng).seed)
+    if isinstance(rng, Philox):
+        return int(rng.seed)
+    seed = checks.integral(rng)
+    if seed is None or not 0 <= seed < 2**64:
+        given = checks.shown(rng)
+        raise ValueError(f"`rng` is {given}, expected attnarray.Philox(seed) or a seed from 0 to 2^64 - 1.")
+    return seed

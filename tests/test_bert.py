@@ -239,7 +239,7 @@ WRONG: dict[str, tuple[type[Exception], Any, str]] = {
              "`dout` is an array of shape (3, 4, 6) and dtype float64, expected BertResult(states, pooled)"),
     "context": (TypeError, lambda: SMALL.bwd(BertResult(X, None), None), "expected the BertContext"),
     "sizes": (ValueError, lambda: Bert(7, 0, 6, 2, 2), "`longest` is 0, expected an integer >= 1"),
-    "heads": (ValueError, lambda: Bert(7, 5, 6, 2, 4), "`dim` is 6, which `heads`, 4, does not divide"),
+    "heads": (ValueError, lambda: Bert(7, 5, 6, 2, 4), "`heads` (4) must divide `dim` (6)"),
 }  # fmt: skip
 
 

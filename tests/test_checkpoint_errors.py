@@ -54,7 +54,7 @@ WRONG_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "missing": ({"hidden_size": "absent"}, "lacks 'hidden_size', from which the shape of the model follows."),
     "untied": ({"tie_word_embeddings": False}, "asks for tie_word_embeddings = False"),
     "quantised": ({"quantization_config": {"bits": 4}}, "asks for quantization_config = {'bits': 4}"),
-    "heads": ({"num_attention_heads": 4}, "describes no Bert: `dim` is 6, which `heads`, 4, does not divide"),
+    "heads": ({"num_attention_heads": 4}, "describes no Bert: `heads` (4) must divide `dim` (6)"),
     "a text": ({"num_hidden_layers": "two"}, "describes no Bert: `num_hidden_layers` is 'two', expected an integer"),
     "another size": ({"vocab_size": 12}, "has shape (11, 6), expected (12, 6) for `params.token.weight`."),
     "fewer layers": ({"num_hidden_layers": 1}, "`bert.encoder.layer.1.attention.output.LayerNorm.bias` in"),
@@ -116,9 +116,9 @@ WRONG_GPTS: dict[str, tuple[Gpt, dict[str, Any], str]] = {
     "uneven heads": (
         LLAMA,
         {"num_attention_heads": 3},
-        "describes no Gpt: `dim` is 8, which `heads`, 3, does not divide",
+        "describes no Gpt: `heads` (3) must divide `dim` (8)",
     ),
-    "key heads": (LLAMA, {"num_key_value_heads": 3}, "`kv_heads` is 3, which does not divide `heads`, 4."),
+    "key heads": (LLAMA, {"num_key_value_heads": 3}, "`kv_heads` (3) must divide `heads` (4)."),
     "no key heads": (LLAMA, {"num_key_value_heads": 0}, "`num_key_value_heads` is 0, expected an integer >= 1"),
     "layers": (
         LLAMA,
@@ -274,13 +274,16 @@ def test_saving_what_cannot_be_said(tmp_path: Path) -> None:
     mixed = {**params, "norm": tree.map(lambda leaf: leaf.astype(np.float64), params["norm"])}
     fails(
         TypeError,
-        "The arrays have different dtypes: token.weight float32,",
+        "The arrays have different dtypes: params.norm.weight float64, params.token.weight float32.",
         lambda: save_pretrained(tmp_path, GPT2, mixed),
     )
     whole = tree.map(lambda leaf: leaf.astype(np.int32), params)
-    fails(TypeError, "`token.weight` has dtype int32, expected one of", lambda: save_pretrained(tmp_path, GPT2, whole))
-    odd = dataclasses.replace(LLAMA, dim=12)
-    fails(ValueError, "asks for heads of 3 features", lambda: save_pretrained(tmp_path, odd, odd.init(aa.Philox(0))))
+    fails(
+        TypeError,
+        "`params.token.weight` has dtype int32, expected one of",
+        lambda: save_pretrained(tmp_path, GPT2, whole),
+    )
+    fails(ValueError, "`key_dim` is 3, the width of one head", lambda: dataclasses.replace(LLAMA, dim=12))
     ntk = dataclasses.replace(LLAMA, rotary=aa.Rotary(scaling="ntk", factor=2.0))
     fails(ValueError, "which the config.json of a LLaMA cannot say, only Rotary(",
           lambda: save_pretrained(tmp_path, ntk, ntk.init(aa.Philox(0))))  # fmt: skip

@@ -248,7 +248,7 @@ BAD: dict[str, tuple[type[Exception], str, Any]] = {
     "params": (ValueError, "`params` lacks 'norm', which Gpt needs.",
                lambda: MODEL({**{n: p for n, p in PARAMS.items() if n != "norm"}}, TOKENS)),
     "context": (TypeError, "expected the GptContext that the forward pass", lambda: MODEL.bwd(np.ones(3), None)),
-    "cotangent": (ValueError, "`dout` has shape (3,), expected (3, 7, 11)",
+    "cotangent": (ValueError, "`dlogits` has shape (3,), expected (3, 7, 11)",
                   lambda: MODEL.bwd(np.ones(3), MODEL.fwd(PARAMS, TOKENS)[1])),
     "cache": (TypeError, "`cache` is None, expected the GptCache", lambda: MODEL.step(PARAMS, TOKENS, None)),
     "full cache": (ValueError, "`cache` has room for 3 positions, holds 0 and was given 7 more.",
@@ -263,7 +263,7 @@ BAD: dict[str, tuple[type[Exception], str, Any]] = {
     "rotary": (ValueError, "`rotary` is given, but `positions` is 'learned'",
                lambda: Gpt(11, 8, 8, 2, 2, rotary=aa.Rotary())),
     "sizes": (ValueError, "`longest` is 0, expected an integer >= 1", lambda: Gpt(11, 0, 8, 2, 2)),
-    "heads": (ValueError, "`dim` is 8, which `heads`, 3, does not divide", lambda: Gpt(11, 8, 8, 2, 3)),
+    "heads": (ValueError, "`heads` (3) must divide `dim` (8)", lambda: Gpt(11, 8, 8, 2, 3)),
 }  # fmt: skip
 
 

@@ -271,8 +271,8 @@ def test_bad_input_gets_one_clear_error(error: type[Exception], changes: dict[st
 
 
 def test_the_layer_and_the_backward_say_what_is_wrong() -> None:
-    says(ValueError, "`dim` is 7, which `heads`, 2, does not divide. Give", lambda: MultiHeadAttention(7, 2))
-    says(ValueError, "`kv_heads` is 2, which does not divide `heads`, 3", lambda: MultiHeadAttention(6, 3, 2))
+    says(ValueError, "`heads` (2) must divide `dim` (7)", lambda: MultiHeadAttention(7, 2))
+    says(ValueError, "`kv_heads` (2) must divide `heads` (3)", lambda: MultiHeadAttention(6, 3, 2))
     says(ValueError, "`key_dim` is 0, expected an integer", lambda: MultiHeadAttention(6, 3, key_dim=0))
     assert MultiHeadAttention(7, 2, key_dim=3, value_dim=3)(
         MultiHeadAttention(7, 2, key_dim=3, value_dim=3).init(aa.Philox(0)), np.ones((4, 7), np.float32)

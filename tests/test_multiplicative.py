@@ -32,7 +32,8 @@ def layer_of(reference: Frozen) -> tuple[LuongAttention, dict[str, Any]]:
     params: dict[str, Any] = {names[name]: array for name, array in reference.given(*names).items()}
     if reference.options["output"]:
         params["output"] = {"weight": reference.arrays["W_c"]}
-    return LuongAttention(4, reference.arrays["h_s"].shape[-1], **reference.options), params
+    hidden = params["score_vector"].shape[0] if "score_vector" in params else None
+    return LuongAttention(4, reference.arrays["h_s"].shape[-1], hidden_dim=hidden, **reference.options), params
 
 
 def expected_params(reference: Frozen) -> dict[str, Any]:

@@ -238,13 +238,14 @@ def test_bad_input_gets_one_clear_error(error: type[Exception], changes: dict[st
 
 def test_the_layer_and_the_backward_say_what_is_wrong() -> None:
     says(ValueError, "`dim` is 7, expected an even number: a sine and", lambda: RelativeAttention(7, 7))
-    says(ValueError, "`dim` is 6, which `heads`, 4, does not divide. Give `head_dim`.", lambda: RelativeAttention(6, 4))
+    says(ValueError, "`heads` (4) must divide `dim` (6)", lambda: RelativeAttention(6, 4))
     says(ValueError, "`head_dim` is 0, expected an integer >= 1", lambda: RelativeAttention(6, 4, 0))
     layer = RelativeAttention(E, H)
     params, x = layer.init(aa.Philox(0), "float64"), np.ones((B, T, E))
     says(ValueError, "`memory` has shape (1, 5, 6), expected (2, 5, 6): as x", lambda: layer(params, x, x[:1]))
-    says(TypeError, "x float64, memory float32. Bring", lambda: layer(params, x, x.astype("f4")))
-    says(ValueError, "`x` has shape (6,), expected at least two axes", lambda: layer(params, x[0, 0]))
+    says(TypeError, "memory float32, params float64. Bring", lambda: layer(params, x, x.astype("f4")))
+    says(ValueError, "`x` has 1 axis, but RelativeAttention has `dim` 6: expected (*batch, positions, 6), given (6,).",
+         lambda: layer(params, x[0, 0]))  # fmt: skip
     out, ctx = layer.fwd(params, x)
     says(ValueError, "`dout` has shape (2, 5), expected (2, 5, 6)", lambda: layer.bwd(out[..., 0], ctx))
     says(TypeError, "expected the RelativeContext that", lambda: aa.relative_attention_bwd(out, ctx))

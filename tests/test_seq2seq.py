@@ -30,7 +30,7 @@ ATTENTIONS: dict[str, Any] = {
     "local, predictive": layers.LocalAttention(H, H, window=2),
     "hard, top k": layers.HardAttention(H, H, 5, "top_k", k=2),
     "hard, gumbel": layers.HardAttention(H, H, 5, "gumbel", temperature=0.7),
-    "scaled": layers.ScaledAttention(H, H, 5),
+    "scaled": layers.ScaledAttention(H),
     "multi-head": layers.MultiHeadAttention(H, 2),
 }
 each_attention = pytest.mark.parametrize("attention", ATTENTIONS.values(), ids=list(ATTENTIONS))

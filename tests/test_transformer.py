@@ -198,7 +198,7 @@ def test_bad_input_is_named() -> None:
          lambda: dataclasses.replace(model, positions="rope")),
         (ValueError, "`dim` is 9, expected an even number for sinusoidal", lambda: Transformer(5, 5, 6, 9, 1, 3)),
         (ValueError, "`layers` is 0, expected an integer >= 1: the number of blocks.", lambda: Encoder(8, 0, 2)),
-        (ValueError, "`x` has shape (2, 3, 7), expected (*batch, T, 8), `dim` features.",
+        (ValueError, "`x` has 7 features, but Encoder has `dim` 8: expected (*batch, positions, 8), given (2, 3, 7).",
          lambda: Encoder(8, 2, 2)(Encoder(8, 2, 2).init(aa.Philox(0), "float64"), np.ones((2, 3, 7)))),
         (TypeError, "`ctx` is None, expected the TransformerContext that", lambda: model.bwd(X, None)),  # type: ignore[arg-type]
         (TypeError, "`cache` is None, expected the TransformerCache", lambda: model.step(params, TARGET, None)),  # type: ignore[arg-type]
@@ -218,6 +218,6 @@ def test_blocks_check_their_cache() -> None:
         lambda: decoder.block.step(own, X[:, :1], plain),
     )
     says(ValueError, "`memory` is given, but the block was made with cross=False",
-         lambda: encoder.block.decoder_cache(own, MEMORY, 3))  # fmt: skip
+         lambda: encoder.block.decoder_cache(encoder.block.init(aa.Philox(0), "float64"), MEMORY, 3))  # fmt: skip
     says(ValueError, "`memory` is an array of shape (3, 8) and dtype float64, expected an array (B, S, E).",
          lambda: decoder.cache(params, MEMORY[0], 3))  # fmt: skip

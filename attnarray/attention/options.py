@@ -233,19 +233,15 @@ def _check_lengths(name: str, lengths: int | Array, longest: int, xp: Namespace)
 def _dropout(
     p: float, rng: Philox | int | None, keep: Array | None, kv_offset: int, form: Form, full: tuple[int, ...]
 ) -> Dropout | None:
-    p = checks.probability("dropout_p", p)
+    p, seed = checks.probability("dropout_p", p), None if rng is None else seed_of(rng)
     if keep is not None:
         checks.boolean("dropout_mask", keep)
         return Dropout(p, 0, _scores("dropout_mask", keep, form, full), kv_offset)
     if p == 0:
         return None
-    if rng is None:
+    if seed is None:
         raise ValueError(
             f"`dropout_p` is {p} but neither `rng` nor `dropout_mask` is given. Pass rng=attnarray.Philox(seed), a new "
             "one for each step, or leave dropout out at inference."
         )
-    try:
-        return Dropout(p, seed_of(rng), None, kv_offset)
-    except ValueError:
-        given = checks.shown(rng)
-        raise ValueError(f"`rng` is {given}, expected attnarray.Philox(seed) or a seed from 0 to 2^64 - 1.") from None
+    return Dropout(p, seed, None, kv_offset)

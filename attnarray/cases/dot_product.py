@@ -101,5 +101,6 @@ DOT_PRODUCT_CASES: tuple[Case, ...] = (
     Case(
         "attention_partial", "sinks, dropout", _spread(**QKV, sinks=(4,)), {"dropout_p": 0.3, "rng": 3, "kv_offset": 5}
     ),
+    Case("attention_partial", "bias", _spread(**QKV, bias=(4, 1, 7)), {"is_causal": True, "q_offset": 3}),
     Case("merge_partials", "three parts", lambda rng: {"partials": _parts(rng)}),
 )

@@ -17,9 +17,10 @@ from attnarray.checkpoints.config import Config, Unsupported
 from attnarray.checkpoints.files import TensorFile, opened, read_json, safetensors
 from attnarray.checkpoints.names import Names, Pretrained, Tensor
 from attnarray.checkpoints.pair import CONFIG, INDEX, WEIGHTS, read_config, write_pair
-from attnarray.checks import FLOATS, floating, require_array
+from attnarray.checks import FLOATS
+from attnarray.layers.checking import check_params
 from attnarray.layers.initial import Params
-from attnarray.layers.layer import Shapes, check_params
+from attnarray.layers.layer import Shapes
 
 
 class Found(NamedTuple):
@@ -111,7 +112,6 @@ def save_pretrained(folder: str | os.PathLike[str], model: Any, params: Params) 
     pretrained = _pretrained(model)
     safetensors()
     check_params(params, model)
-    _check_arrays(params)
     config, names = pretrained.config(model), pretrained.names(model)
     tensors = {}
     for tensor in names.tensors:
@@ -124,14 +124,6 @@ def save_pretrained(folder: str | os.PathLike[str], model: Any, params: Params) 
     if _model(type(model), pretrained, folder / CONFIG, config, list(tensors)).shapes() != model.shapes():
         raise ValueError("`model` is one that its config.json cannot say. Save its parameters by save_state.")
     write_pair(folder, tensors, config)
-
-
-def _check_arrays(params: Params) -> None:
-    """Check that parameters are plain arrays of one floating dtype, as they are expected when they are loaded."""
-    leaves = {".".join(map(str, path)): leaf for path, leaf in tree.flatten(params)}
-    for name, leaf in leaves.items():
-        require_array(f"params.{name}", leaf)
-    floating(**leaves)
 
 
 def _folder(folder: str | os.PathLike[str]) -> Path:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Unpack
+from typing import ClassVar, NamedTuple, Unpack
 
-from attnarray import checks, tree
+from attnarray import tree
 from attnarray.attention.alignment.additive import AdditiveContext, additive_attention_bwd, additive_attention_fwd
 from attnarray.attention.dot_product.projection import project, project_backward
 from attnarray.attention.options import ScoreOptions
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array
+from attnarray.layers.checking import check_context, check_gradients
 from attnarray.layers.initial import Params, dense, glorot
+from attnarray.layers.layer import Layer, Shapes
 from attnarray.masks import Mask
 from attnarray.numpy_arrays import writable
 from attnarray.ops.linear import LinearContext
@@ -34,7 +36,7 @@ class BahdanauGrads(NamedTuple):
 
 
 @dataclass(frozen=True)
-class BahdanauAttention:
+class BahdanauAttention(Layer):
     r"""Additive attention of decoder states over encoder states.
 
     .. math:: e_{ij} = v^T \tanh(W s_i + U h_j + b), \qquad c_i = \sum_j \mathrm{softmax}_j(e_{ij})\, h_j
@@ -69,14 +71,19 @@ class BahdanauAttention:
     ((2, 5, 8), ['key', 'query', 'score_vector'])
     """
 
+    widths: ClassVar = {"query": ("query_dim",), "key": ("key_dim",)}
+
     query_dim: int
     key_dim: int
     hidden_dim: int
 
-    def __post_init__(self) -> None:
-        checks.plain_fields(self)
-        for name in ("query_dim", "key_dim", "hidden_dim"):
-            checks.whole(name, getattr(self, name), 1, 2**31, "a size of the layer")
+    def shapes(self) -> Shapes:
+        A = self.hidden_dim
+        return {
+            "query": {"weight": (A, self.query_dim), "bias": (A,)},
+            "key": {"weight": (A, self.key_dim)},
+            "score_vector": (A,),
+        }
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
         """Fresh parameters: query {weight (A, query_dim), bias}, key {weight (A, key_dim)}, score_vector (A,)."""
@@ -126,6 +133,7 @@ class BahdanauAttention:
 
     def bwd(self, dout: Array, ctx: BahdanauContext) -> BahdanauGrads:
         """The gradients of query, key, value (None where the keys were the values), parameters and bias."""
+        check_context(ctx, BahdanauContext)
         grads = additive_attention_bwd(dout, ctx.attention)
         query = project_backward(wide(grads.query), ctx.query)
         key = project_backward(wide(grads.key), ctx.key)
@@ -136,4 +144,4 @@ class BahdanauAttention:
         }
         dkey, dvalue = (key.x, grads.value) if ctx.has_value else (key.x + wide(grads.value), None)
         params, dquery, dkey = tree.map(lambda grad: narrow(grad, ctx.query.x), (params, query.x, dkey))
-        return BahdanauGrads(dquery, dkey, dvalue, params, grads.bias)
+        return BahdanauGrads(dquery, dkey, dvalue, check_gradients(self, params), grads.bias)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, ClassVar, NamedTuple, TypedDict, Unpack
 
 from attnarray import checks
+from attnarray.attention.options import known_options
 from attnarray.backend import Array
 from attnarray.layers.cache import DecoderCache, KVCache
+from attnarray.layers.checking import check_context, check_gradients, check_same
 from attnarray.layers.feed_forward import FeedForward
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
@@ -24,7 +27,7 @@ BRANCHES = ("attention", "cross", "feed_forward")
 
 
 class Options(TypedDict, total=False):
-    """Who sees whom: masks, lengths and biases of the sequence itself, and of the memory."""
+    """Masks, lengths and biases of the self-attention, and of the attention to the memory."""
 
     attn_mask: Array | Mask | None
     is_causal: bool
@@ -32,6 +35,7 @@ class Options(TypedDict, total=False):
     bias: Array | None
     memory_mask: Array | Mask | None
     memory_lengths: Any
+    memory_bias: Array | None
 
 
 class BlockContext(NamedTuple):
@@ -51,9 +55,13 @@ class Recomputed(NamedTuple):
 
 
 class BlockGrads(NamedTuple):
+    """`bias` is also the gradient of a floating `attn_mask`, and `memory_bias` that of a floating `memory_mask`."""
+
     x: Array
     memory: Array | None
     params: Params
+    bias: Array | None
+    memory_bias: Array | None
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,8 @@ class TransformerBlock(Layer):
     bias : bool
         Whether the linear maps have biases.
     dropout, attention_dropout, hidden_dropout : float
-        Of what branches add, of attention weights, of hidden features; only where an `rng` is given.
+        Of what branches add, of attention weights, of hidden features; only where an `rng` is given, which `fwd`, as it
+        is training, needs.
     kv_heads, rotary
         See `MultiHeadAttention`.
     recompute : bool
@@ -98,7 +107,7 @@ class TransformerBlock(Layer):
     Raises
     ------
     ValueError
-        If a size, probability or choice is none.
+        If a size, probability or choice is none; if `fwd` has something to drop and no `rng`.
 
     References
     ----------
@@ -115,6 +124,8 @@ class TransformerBlock(Layer):
     >>> y.shape, sorted(block.bwd(y, ctx).params)
     ((2, 5, 8), ['attention', 'attention_norm', 'feed_forward', 'feed_forward_norm'])
     """
+
+    widths: ClassVar = {"x": ("dim",), "memory": ("dim",)}
 
     dim: int
     heads: int
@@ -135,10 +146,8 @@ class TransformerBlock(Layer):
     std: float | None = None
 
     def __post_init__(self) -> None:
-        checks.plain_fields(self)
+        super().__post_init__()
         checks.one_of("norm", self.norm, tuple(NORMS))
-        for name in ("dropout", "attention_dropout", "hidden_dropout"):
-            checks.probability(name, getattr(self, name))
         self.parts()  # which check their own
 
     def parts(self) -> dict[str, Any]:
@@ -158,19 +167,14 @@ class TransformerBlock(Layer):
             name: part for branch, of in branches.items() for name, part in ((branch, of), (f"{branch}_norm", norm))
         }
 
-    @property
-    def drops(self) -> bool:
-        """Whether there is something to drop in training."""
-        return max(self.dropout, self.attention_dropout, self.hidden_dropout) > 0
-
     def __call__(
         self, params: Params, x: Array, memory: Array | None = None, *, rng: Philox | None = None,
         **options: Unpack[Options],
     ) -> Array:  # fmt: skip
         """y (*batch, T, dim) of x (*batch, T, dim) and, with `cross`, a memory (*batch, S, dim).
 
-        Options of the sequence as in `multi_head_attention`; `memory_mask` and `memory_lengths` are those of the
-        memory. Without an `rng` nothing is dropped: that is inference.
+        Options of the sequence as in `multi_head_attention`; `memory_mask`, `memory_lengths` and `memory_bias` are
+        those of the memory. Without an `rng` nothing is dropped: that is inference.
         """
         return self._fwd(params, x, memory, rng, options)[0]
 
@@ -178,7 +182,7 @@ class TransformerBlock(Layer):
         self, params: Params, x: Array, memory: Array | None = None, *, rng: Philox | None = None,
         **options: Unpack[Options],
     ) -> tuple[Array, BlockContext | Recomputed]:  # fmt: skip
-        """The same, and the context for `bwd`."""
+        """The same, and the context for `bwd`; with dropout it needs an `rng`."""
         y, ctx = self._fwd(params, x, memory, rng, options)
         return y, Recomputed(params, x, memory, rng, options) if self.recompute else ctx
 
@@ -190,10 +194,17 @@ class TransformerBlock(Layer):
                 f"`memory` is {checks.shown(memory)}, but the block was made with cross={self.cross}: "
                 f"{'give' if self.cross else 'leave out'} a memory."
             )
-        parts, residual, rngs = self.parts(), self._residual(), iter(rng.split(6) if rng else [None] * 6)
+        known_options(options, Options)
+        for name in ("memory_mask", "memory_lengths", "memory_bias"):
+            if not self.cross and options.get(name) is not None:
+                raise ValueError(f"`{name}` is given, but the block was made with cross=False: it has no memory.")
+        parts, residual, rngs = self._parts, self._residual, iter(rng.split(6) if rng else [None] * 6)
         weights = {"dropout_p": self.attention_dropout if rng else 0.0}
         own = {name: options[name] for name in ("attn_mask", "is_causal", "kv_lengths", "bias") if name in options}
-        across = {"attn_mask": options.get("memory_mask"), "kv_lengths": options.get("memory_lengths")}
+        across = {
+            "attn_mask": options.get("memory_mask"), "kv_lengths": options.get("memory_lengths"),
+            "bias": options.get("memory_bias"),
+        }  # fmt: skip
 
         def attend(x: Array) -> Any:
             return parts["attention"].fwd(params["attention"], x, **own, **weights, rng=next(rngs))
@@ -211,34 +222,30 @@ class TransformerBlock(Layer):
         return x, BlockContext(**contexts)
 
     def bwd(self, dout: Array, ctx: BlockContext | Recomputed) -> BlockGrads:
-        """The gradients of x, the memory (None without one) and the parameters."""
+        """The gradients of x, the memory, the parameters and the biases; None for what was not given."""
         if isinstance(ctx, Recomputed):
+            check_gradients(self, ctx.params)  # which have the shapes of the parameters
             _, ctx = self._fwd(*ctx)
-        checks.context("ctx", ctx, BlockContext)
-        parts, residual = self.parts(), self._residual()
+        check_context(ctx, BlockContext, Recomputed)
+        check_same(self, "cross", ctx.cross is not None, self.cross)
+        parts, residual = self._parts, self._residual
         params: Params = {}
-        dmemory = None
+        found: dict[str, Any] = {}  # the gradients of each branch
 
-        def attend(dy: Array, of: Any) -> tuple[Array, Any]:
-            grads = parts["attention"].bwd(dy, of)
-            params["attention"] = grads.params
-            return grads.query, None
+        def backward(name: str) -> Any:
+            def branch(dy: Array, of: Any) -> tuple[Array, Any]:
+                grads = parts[name].bwd(dy, of)
+                params[name] = grads.params
+                return grads[0], grads  # the first one is that of the sequence
 
-        def look(dy: Array, of: Any) -> tuple[Array, Any]:
-            grads = parts["cross"].bwd(dy, of)
-            params["cross"] = grads.params
-            return grads.query, grads.key
+            return branch
 
-        def feed(dy: Array, of: Any) -> tuple[Array, Any]:
-            grads = parts["feed_forward"].bwd(dy, of)
-            params["feed_forward"] = grads.params
-            return grads.x, None
-
-        for name, branch in zip(reversed(BRANCHES), (feed, look, attend), strict=True):
+        for name in reversed(BRANCHES):
             if name in parts:
-                (dout, params[f"{name}_norm"]), other = residual.bwd(dout, getattr(ctx, name), branch)
-                dmemory = other if name == "cross" else dmemory
-        return BlockGrads(dout, dmemory, {name: params[name] for name in parts})
+                (dout, params[f"{name}_norm"]), found[name] = residual.bwd(dout, getattr(ctx, name), backward(name))
+        ordered, cross = {name: params[name] for name in parts}, found.get("cross")
+        dmemory, dmemory_bias = (cross.key, cross.bias) if cross else (None, None)
+        return BlockGrads(dout, dmemory, ordered, found["attention"].bias, dmemory_bias)
 
     def decoder_cache(self, params: Params, memory: Array, longest: int) -> DecoderCache:
         """For a block with `cross`: the keys and values of a memory (B, S, dim), and room for `longest` positions of
@@ -247,7 +254,7 @@ class TransformerBlock(Layer):
             raise ValueError(
                 "`memory` is given, but the block was made with cross=False: use parts()['attention'].cache."
             )
-        of_memory = project_memory(self.parts()["cross"], params["cross"], memory)
+        of_memory = project_memory(self._parts["cross"], params["cross"], memory)
         return DecoderCache(of_memory.empty_like(longest), of_memory)
 
     def step(
@@ -261,7 +268,7 @@ class TransformerBlock(Layer):
         if isinstance(cache, DecoderCache) != self.cross:
             made = "that of decoder_cache" if self.cross else "a KVCache, as parts()['attention'].cache makes it"
             raise TypeError(f"`cache` is a {type(cache).__name__}, expected {made}: the block has cross={self.cross}.")
-        parts, residual = self.parts(), self._residual()
+        parts, residual = self._parts, self._residual
         own, known = cache if isinstance(cache, DecoderCache) else (cache, None)
 
         def attend(x: Array) -> tuple[Array, KVCache]:
@@ -282,5 +289,6 @@ class TransformerBlock(Layer):
         after: KVCache = of_attention.branch
         return x, after if known is None else DecoderCache(after, known)
 
+    @functools.cached_property
     def _residual(self) -> Residual:
         return Residual(NORMS[self.norm](self.dim, self.eps), self.pre_norm, self.dropout)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from attnarray import checks
 from attnarray.backend import Array, device_of, namespace_of, write_rows
@@ -46,6 +46,18 @@ class DecoderCache(NamedTuple):
 
     own: KVCache
     memory: KVCache
+
+
+def check_cache(cache: Any, x: Array) -> None:
+    """Check that the next positions x are (B, T, E), of as many sequences as the cache has room for."""
+    if not isinstance(cache, KVCache):
+        raise TypeError(f"`cache` is {checks.shown(cache)}, expected a KVCache, as `cache` of the layer makes it.")
+    if x.ndim != 3 or x.shape[0] != cache.key.shape[0]:
+        batch = cache.key.shape[0]
+        raise ValueError(
+            f"`x` has shape {tuple(x.shape)}, expected (B, T, E): the next T positions of the {batch} sequences that "
+            "`cache` has room for."
+        )
 
 
 def empty_cache(batch: int, longest: int, kv_heads: int, key_dim: int, value_dim: int, dtype: str) -> KVCache:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Unpack
+from typing import ClassVar, NamedTuple, Unpack
 
 from attnarray import checks
 from attnarray.attention.composed.convolutional import (
@@ -14,7 +14,9 @@ from attnarray.attention.composed.convolutional import (
 )
 from attnarray.attention.options import ScoreOptions
 from attnarray.backend import Array
+from attnarray.layers.checking import check_context, check_gradients
 from attnarray.layers.initial import Params, glorot, zeros
+from attnarray.layers.layer import Layer, Shapes
 from attnarray.masks import Mask
 from attnarray.numpy_arrays import writable
 from attnarray.random import Philox
@@ -30,7 +32,7 @@ class ConvolutionalLayerGrads(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ConvolutionalAttention:
+class ConvolutionalAttention(Layer):
     r"""Self-attention that compares windows of a sequence.
 
     .. math::
@@ -72,6 +74,8 @@ class ConvolutionalAttention:
     ((2, 7, 3), ['key', 'query', 'score_vector'])
     """
 
+    widths: ClassVar = {"x": ("dim",)}
+
     dim: int
     hidden_dim: int
     width: int
@@ -79,9 +83,7 @@ class ConvolutionalAttention:
     padding: str = "same"
 
     def __post_init__(self) -> None:
-        checks.plain_fields(self)
-        for name in ("dim", "hidden_dim", "width"):
-            checks.whole(name, getattr(self, name), 1, 2**31, "a size of the layer")
+        super().__post_init__()
         checks.one_of("kind", self.kind, KINDS)
         checks.one_of("padding", self.padding, PADDINGS)
         if self.padding == "same" and self.width % 2 == 0:
@@ -101,6 +103,11 @@ class ConvolutionalAttention:
         if self.kind == "pairs":
             params["score_vector"] = glorot(score, (1, self.hidden_dim), dtype)[0, :]
         return params
+
+    def shapes(self) -> Shapes:
+        weight = (self.hidden_dim, self.dim, self.width)
+        shapes: Shapes = {"query": {"weight": weight, "bias": (self.hidden_dim,)}, "key": {"weight": weight}}
+        return {**shapes, "score_vector": (self.hidden_dim,)} if self.kind == "pairs" else shapes
 
     def __call__(
         self,
@@ -136,6 +143,7 @@ class ConvolutionalAttention:
 
     def bwd(self, dout: Array, ctx: ConvolutionalContext) -> ConvolutionalLayerGrads:
         """The gradients of x, value (None where it was not given), parameters and bias."""
+        check_context(ctx, ConvolutionalContext)
         grads = convolutional_attention_bwd(dout, ctx)
         params: Params = {
             "query": {"weight": grads.query_weight, "bias": grads.query_bias},
@@ -143,4 +151,4 @@ class ConvolutionalAttention:
         }
         if grads.score_vector is not None:
             params["score_vector"] = grads.score_vector
-        return ConvolutionalLayerGrads(grads.x, grads.value, params, grads.bias)
+        return ConvolutionalLayerGrads(grads.x, grads.value, check_gradients(self, params), grads.bias)

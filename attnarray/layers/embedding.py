@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from attnarray import checks
 from attnarray.backend import Array
+from attnarray.layers.checking import check_context, check_gradients
 from attnarray.layers.initial import Params
-from attnarray.layers.layer import Shapes
+from attnarray.layers.layer import Layer, Shapes
 from attnarray.ops.embedding import EmbeddingContext, embedding, embedding_bwd, embedding_fwd
 from attnarray.random import Philox
 
@@ -18,7 +18,7 @@ class EmbeddingLayerGrads(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Embedding:
+class Embedding(Layer):
     r"""A learned vector for each of V tokens.
 
     .. math:: y_n = W_{i_n}
@@ -53,12 +53,6 @@ class Embedding:
     dim: int
     std: float = 1.0
 
-    def __post_init__(self) -> None:
-        checks.plain_fields(self)
-        for name in ("vocabulary", "dim"):
-            checks.whole(name, getattr(self, name), 1, 2**31, "a size of the layer")
-        checks.not_negative("std", self.std)
-
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
         """weight (vocabulary, dim)."""
         return {"weight": rng.normal((self.vocabulary, self.dim), self.std, dtype)}
@@ -76,4 +70,5 @@ class Embedding:
 
     def bwd(self, dout: Array, ctx: EmbeddingContext) -> EmbeddingLayerGrads:
         """The gradient of the weight; indices have none."""
-        return EmbeddingLayerGrads({"weight": embedding_bwd(dout, ctx).weight})
+        check_context(ctx, EmbeddingContext)
+        return EmbeddingLayerGrads(check_gradients(self, {"weight": embedding_bwd(dout, ctx).weight}))

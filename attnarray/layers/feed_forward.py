@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from attnarray import checks
 from attnarray.backend import Array
+from attnarray.layers.checking import check_context, check_same
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer, LayerGrads
 from attnarray.layers.linear import Linear
@@ -59,14 +60,15 @@ class FeedForward(Layer):
     bias : bool
         Whether the maps have biases.
     dropout : float
-        The probability that a hidden feature is dropped, where an `rng` is given.
+        The probability that a hidden feature is dropped, where an `rng` is given. `fwd`, which is training, needs one.
     std : float, optional
         Of the weights in the beginning, see `Linear`.
 
     Raises
     ------
     ValueError
-        If a size is no positive integer, the activation not known, or `dropout` no probability.
+        If a size is no positive integer, the activation not known, or `dropout` no probability below 1; if `fwd` has
+        something to drop and no `rng`.
 
     References
     ----------
@@ -81,6 +83,9 @@ class FeedForward(Layer):
     ['gate', 'hidden', 'out']
     """
 
+    widths: ClassVar = {"x": ("dim",)}
+    axes: ClassVar = 1
+
     dim: int
     hidden_dim: int
     activation: str = "gelu"
@@ -90,11 +95,8 @@ class FeedForward(Layer):
     std: float | None = None
 
     def __post_init__(self) -> None:
-        checks.plain_fields(self)
-        for name in ("dim", "hidden_dim"):
-            checks.whole(name, getattr(self, name), 1, 2**31, "a size of the layer")
+        super().__post_init__()
         checks.one_of("activation", self.activation, tuple(ACTIVATIONS))
-        checks.probability("dropout", self.dropout)
 
     def parts(self) -> dict[str, Any]:
         up = Linear(self.dim, self.hidden_dim, self.bias, self.std)
@@ -102,12 +104,12 @@ class FeedForward(Layer):
         return {"hidden": up, **({"gate": up} if self.gated else {}), "out": out}
 
     def __call__(self, params: Params, x: Array, *, rng: Philox | None = None) -> Array:
-        """y (..., dim) of x (..., dim)."""
+        """y (..., dim) of x (..., dim). Without an `rng` nothing is dropped: that is inference."""
         return self.fwd(params, x, rng=rng)[0]
 
     def fwd(self, params: Params, x: Array, *, rng: Philox | None = None) -> tuple[Array, FeedForwardContext]:
-        """The same, and the context for `bwd`."""
-        parts, (_, activate, _) = self.parts(), ACTIVATIONS[self.activation]
+        """The same, and the context for `bwd`; with dropout it needs an `rng`."""
+        parts, (_, activate, _) = self._parts, ACTIVATIONS[self.activation]
         hidden, of_hidden = parts["hidden"].fwd(params["hidden"], x)
         active, of_activation = activate(hidden)
         kept, gated, of_gate = active, None, None
@@ -123,7 +125,9 @@ class FeedForward(Layer):
 
     def bwd(self, dout: Array, ctx: FeedForwardContext) -> LayerGrads:
         """The gradients of x and the parameters."""
-        parts, (_, _, activation_bwd) = self.parts(), ACTIVATIONS[self.activation]
+        check_context(ctx, FeedForwardContext)
+        check_same(self, "gate", ctx.gate is not None, self.gated)
+        parts, (_, _, activation_bwd) = self._parts, ACTIVATIONS[self.activation]
         out = parts["out"].bwd(dout, ctx.out)
         dactive = dropout_bwd(out.x, ctx.dropout).x
         params, dx = {"out": out.params}, None

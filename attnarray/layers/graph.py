@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from attnarray import checks
 from attnarray.attention.dot_product.projection import project, project_backward
@@ -11,7 +12,9 @@ from attnarray.attention.graph.graph_attention import GraphContext, graph_attent
 from attnarray.attention.graph.options import SCORES
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, namespace_of
+from attnarray.layers.checking import check_context, check_gradients, check_same
 from attnarray.layers.initial import Params, dense, glorot, zeros
+from attnarray.layers.layer import Layer, Shapes
 from attnarray.ops.linear import LinearContext
 from attnarray.random import Philox
 
@@ -19,6 +22,7 @@ from attnarray.random import Philox
 class GraphLayerContext(NamedTuple):
     maps: dict[str, LinearContext]
     attention: GraphContext
+    has_bias: bool
 
 
 class GraphLayerGrads(NamedTuple):
@@ -28,7 +32,7 @@ class GraphLayerGrads(NamedTuple):
 
 
 @dataclass(frozen=True)
-class GraphAttention:
+class GraphAttention(Layer):
     r"""Graph attention of nodes over the edges that end in them: GAT and GATv2.
 
     .. math::
@@ -85,6 +89,8 @@ class GraphAttention:
     ((4, 16), (7, 2), ['bias', 'score_vector', 'source', 'target'])
     """
 
+    widths: ClassVar = {"x": ("in_dim",), "edge_features": ("edge_dim",)}
+
     in_dim: int
     head_dim: int
     heads: int = 1
@@ -97,13 +103,10 @@ class GraphAttention:
     negative_slope: float = 0.2
 
     def __post_init__(self) -> None:
-        checks.plain_fields(self)
         checks.one_of("score", self.score, SCORES)
-        for name in ("in_dim", "head_dim", "heads", "edge_dim"):
-            if name != "edge_dim" or self.edge_dim is not None:
-                checks.whole(name, getattr(self, name), 1, 2**31, "a size of the layer")
-        for name in ("concat", "bias", "residual"):
-            checks.flag(name, getattr(self, name))
+        super().__post_init__()
+        if not math.isfinite(checks.real(self.negative_slope)):
+            raise ValueError(f"`negative_slope` is {checks.shown(self.negative_slope)}, expected a finite number.")
 
     @property
     def _maps(self) -> dict[str, tuple[int, int]]:
@@ -132,6 +135,13 @@ class GraphAttention:
         if self.bias:
             params["bias"] = zeros(self.heads * self.head_dim if self.concat else self.head_dim, dtype=dtype)
         return params
+
+    def shapes(self) -> Shapes:
+        shapes: Shapes = {name: {"weight": sizes} for name, sizes in self._maps.items()}
+        parts = 1 if self.score == "gatv2" else 2 if self.edge_dim is None else 3
+        shapes["score_vector"] = (self.heads, parts * self.head_dim)
+        width = self.heads * self.head_dim if self.concat else self.head_dim
+        return {**shapes, "bias": (width,)} if self.bias else shapes
 
     def __call__(
         self,
@@ -190,13 +200,15 @@ class GraphAttention:
         out = self._joined(out)
         for added in (projected.get("residual"), None if not self.bias else wide(params["bias"])):
             out = out if added is None else out + added
-        return narrow(out, x), GraphLayerContext(maps, attention)
+        return narrow(out, x), GraphLayerContext(maps, attention, self.bias)
 
     def bwd(self, dout: Array, ctx: GraphLayerContext) -> GraphLayerGrads:
         """The gradients of x, of the edge features (None where there are none), and of the parameters."""
-        xp, like = namespace_of(dout), ctx.maps["source"].x
+        check_context(ctx, GraphLayerContext)
+        check_same(self, "linear maps and bias", (sorted(ctx.maps), ctx.has_bias), (sorted(self._maps), self.bias))
+        like = ctx.maps["source"].x
         width = self.heads * self.head_dim if self.concat else self.head_dim
-        checks.cotangent(dout, (*like.shape[:-1], width), like)
+        xp = checks.cotangent(dout, (*like.shape[:-1], width), like)
         dout = wide(dout)
         grads = graph_attention_bwd(self._by_head_of_joined(dout), ctx.attention)
         dsource = grads.key + grads.value
@@ -214,7 +226,7 @@ class GraphAttention:
                 dedge = narrow(of_map.x, like)
             else:
                 dx = of_map.x + dx
-        return GraphLayerGrads(narrow(dx, like), dedge, params)
+        return GraphLayerGrads(narrow(dx, like), dedge, check_gradients(self, params))
 
     def _by_head(self, x: Array) -> Array:
         """(*batch, N, H F) -> (*batch, N, H, F)."""

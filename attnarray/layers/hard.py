@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Unpack
+from typing import ClassVar, NamedTuple, Unpack
 
 from attnarray import checks, tree
 from attnarray.attention.dot_product.projection import project, project_backward
@@ -12,7 +12,9 @@ from attnarray.attention.selection.hard_core import ESTIMATORS
 from attnarray.attention.selection.hard_options import HardOptions, check_numbers
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array
+from attnarray.layers.checking import check_context, check_gradients
 from attnarray.layers.initial import Params, dense
+from attnarray.layers.layer import Layer, Shapes
 from attnarray.masks import Mask
 from attnarray.numpy_arrays import writable
 from attnarray.ops.linear import LinearContext
@@ -35,7 +37,7 @@ class HardAttentionGrads(NamedTuple):
 
 
 @dataclass(frozen=True)
-class HardAttention:
+class HardAttention(Layer):
     r"""Attention of queries to one key each, or to k keys.
 
     .. math:: s_{ij} = \frac{(W_q x_i + b) \cdot (W_k y_j)}{\sqrt{A}}, \qquad o_i = \sum_j w_{ij}\, y_j
@@ -80,6 +82,8 @@ class HardAttention:
     ((2, 5, 8), ['key', 'query'])
     """
 
+    widths: ClassVar = {"query": ("query_dim",), "key": ("key_dim",)}
+
     query_dim: int
     key_dim: int
     dim: int
@@ -88,9 +92,7 @@ class HardAttention:
     k: int = 1
 
     def __post_init__(self) -> None:
-        checks.plain_fields(self)
-        for name in ("query_dim", "key_dim", "dim"):
-            checks.whole(name, getattr(self, name), 1, 2**31, "a size of the layer")
+        super().__post_init__()
         checks.one_of("estimator", self.estimator, ESTIMATORS)
         check_numbers(self.estimator, self.temperature, self.k)
 
@@ -104,6 +106,10 @@ class HardAttention:
             "query": dense(query, self.dim, self.query_dim, dtype),
             "key": dense(key, self.dim, self.key_dim, dtype, bias=False),
         }
+
+    def shapes(self) -> Shapes:
+        query = {"weight": (self.dim, self.query_dim), "bias": (self.dim,)}
+        return {"query": query, "key": {"weight": (self.dim, self.key_dim)}}
 
     def __call__(
         self,
@@ -148,10 +154,11 @@ class HardAttention:
 
     def bwd(self, dout: HardResult, ctx: HardAttentionContext) -> HardAttentionGrads:
         """The gradients of query, key, value (None where the keys were the values), parameters and bias."""
+        check_context(ctx, HardAttentionContext)
         grads = hard_attention_bwd(dout, ctx.attention)
         query = project_backward(wide(grads.query), ctx.query)
         key = project_backward(wide(grads.key), ctx.key)
         params = {"query": {"weight": query.weight, "bias": query.bias}, "key": {"weight": key.weight}}
         dkey, dvalue = (key.x, grads.value) if ctx.has_value else (key.x + wide(grads.value), None)
         params, dquery, dkey = tree.map(lambda grad: narrow(grad, ctx.query.x), (params, query.x, dkey))
-        return HardAttentionGrads(dquery, dkey, dvalue, params, grads.bias)
+        return HardAttentionGrads(dquery, dkey, dvalue, check_gradients(self, params), grads.bias)

@@ -1,11 +1,16 @@
-"""What layers have in common: parts with parameters of their own, and the shapes of all parameters."""
+"""What all layers and models share: their parts, and when what they are given is checked."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol, TypeAlias
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 from attnarray import checks
 from attnarray.backend import Array
+from attnarray.layers.checking import Checked, check_field, check_init, check_input, check_rng, checked_params
 from attnarray.layers.initial import Params
 from attnarray.random import Philox
 
@@ -19,66 +24,95 @@ class LayerGrads(NamedTuple):
     params: Params
 
 
-class Part(Protocol):
-    """What has parameters."""
-
-    def init(self, rng: Philox, dtype: str = "float32") -> Params: ...
-
-    def shapes(self) -> Shapes: ...
-
-
 class Layer:
-    """A layer whose parameters are those of its parts, by their names."""
+    """A frozen configuration, whose parameters are those of its parts, by their names.
+
+    What users give is checked where it comes in, once, before anything is computed:
+
+    - the fields, when the layer is made, by their types and names (`check_field`);
+    - the arguments of `init`;
+    - those of every public method whose first argument is `params`: the parameters, the number of features of the
+      inputs in `widths`, and `rng`, which `fwd`, as it is training, needs where something is dropped. A layer calls its
+      parts with parameters that are `Checked`, and these check nothing again;
+    - the context in each `bwd`.
+    """
+
+    # The inputs that have features, and the fields that say how many: the first one that is not None.
+    widths: ClassVar[dict[str, tuple[str, ...]]] = {}
+    # The least number of axes of such inputs.
+    axes: ClassVar[int] = 2
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for name, method in list(vars(cls).items()):
+            if inspect.isfunction(method) and (name == "__call__" or not name.startswith("_")):
+                arguments = list(inspect.signature(method).parameters)[1:]
+                if name == "init":
+                    setattr(cls, name, _with_checked_init(method))
+                elif arguments[:1] == ["params"]:
+                    setattr(cls, name, _with_checked_call(method, arguments[1:]))
+
+    def __post_init__(self) -> None:
+        checks.plain_fields(self)
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            check_field(field.name, str(field.type), getattr(self, field.name))
 
     def parts(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """The layers that this one is made of."""
+        return {}
+
+    @functools.cached_property
+    def _parts(self) -> dict[str, Any]:
+        return self.parts()
+
+    @functools.cached_property
+    def _shapes(self) -> Shapes:
+        return self.shapes()
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
         """Fresh parameters of all parts, each from a generator of its own."""
-        parts = self.parts()
+        check_init(self, rng, dtype)
+        parts = self._parts
         rngs = rng.split(len(parts))
         return {name: part.init(own, dtype) for (name, part), own in zip(parts.items(), rngs, strict=True)}
 
     def shapes(self) -> Shapes:
         """The shapes of all parameters, as a tree like them."""
-        return {name: part.shapes() for name, part in self.parts().items()}
+        return {name: part.shapes() for name, part in self._parts.items()}
+
+    @property
+    def drops(self) -> bool:
+        """Whether there is something to drop or draw in training."""
+        return any(getattr(self, name, 0.0) > 0 for name in ("dropout", "attention_dropout", "hidden_dropout"))
 
 
-def check_params(params: Any, layer: Part) -> None:
-    """Check that the parameters are those of the layer: no entry missing, none too many, each of its shape.
+def _with_checked_init(method: Callable[..., Params]) -> Callable[..., Params]:
+    @functools.wraps(method)
+    def checked(self: Layer, rng: Philox, dtype: str = "float32") -> Params:
+        check_init(self, rng, dtype)
+        return method(self, rng, dtype)
 
-    Raises
-    ------
-    TypeError
-        If a branch is no dict, or a leaf no array.
-    ValueError
-        If entries are missing or unknown, or one has another shape. The message names the path.
-
-    Examples
-    --------
-    >>> import attnarray as aa
-    >>> layer = aa.layers.Linear(3, 2)
-    >>> aa.layers.check_params(layer.init(aa.Philox(0)), layer)
-    """
-    _check("params", params, layer.shapes(), type(layer).__name__)
+    return checked
 
 
-def _check(path: str, params: Any, shapes: Any, layer: str) -> None:
-    if not isinstance(shapes, dict):
-        checks.shape(path, params, shapes, f"the shape of that parameter of {layer}")
-        return
-    if not isinstance(params, dict):
-        raise TypeError(
-            f"`{path}` is {checks.shown(params)}, expected a dict with {_listed(shapes)}, as {layer}.init makes it."
-        )
-    missing, unknown = [name for name in shapes if name not in params], [name for name in params if name not in shapes]
-    if missing:
-        raise ValueError(f"`{path}` lacks {_listed(missing)}, which {layer} needs. It has {_listed(params)}.")
-    if unknown:
-        raise ValueError(f"`{path}` has {_listed(unknown)}, which {layer} does not know, beside {_listed(shapes)}.")
-    for name, expected in shapes.items():
-        _check(f"{path}.{name}", params[name], expected, layer)
+def _with_checked_call(method: Callable[..., Any], arguments: list[str]) -> Callable[..., Any]:
+    """The method with its checks; `arguments` are the names of those behind the parameters."""
+    places, trains = {name: place for place, name in enumerate(arguments)}, method.__name__ == "fwd"
 
+    @functools.wraps(method)
+    def checked(self: Layer, params: Params, *args: Any, **options: Any) -> Any:
+        if type(params) is Checked:
+            return method(self, params, *args, **options)
+        params, like = checked_params(params, self, args)
+        for name, fields in self.widths.items():
+            place = places.get(name)
+            given = options.get(name) if place is None or place >= len(args) else args[place]
+            if given is not None:
+                check_input(self, name, given, fields, like)
+            elif place == 0:
+                checks.required(**{name: given})
+        if hasattr(self, "dropout") and (options.get("rng") is not None or (trains and self.drops)):
+            check_rng(self, options.get("rng"))
+        return method(self, params, *args, **options)
 
-def _listed(names: Any) -> str:
-    return ", ".join(repr(name) for name in names) or "nothing"
+    return checked

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from attnarray import checks
 from attnarray.backend import Array
+from attnarray.layers.checking import check_context, check_gradients
 from attnarray.layers.initial import Params, glorot, zeros
-from attnarray.layers.layer import LayerGrads, Shapes
+from attnarray.layers.layer import Layer, LayerGrads, Shapes
 from attnarray.ops.linear import LinearContext, linear, linear_bwd, linear_fwd
 from attnarray.random import Philox
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Layer):
     r"""A linear map of the last axis.
 
     .. math:: y = W x + b
@@ -42,17 +43,13 @@ class Linear:
     ((5, 2), (2, 3))
     """
 
+    widths: ClassVar = {"x": ("in_dim",)}
+    axes: ClassVar = 1
+
     in_dim: int
     out_dim: int
     bias: bool = True
     std: float | None = None
-
-    def __post_init__(self) -> None:
-        checks.plain_fields(self)
-        for name in ("in_dim", "out_dim"):
-            checks.whole(name, getattr(self, name), 1, 2**31, "a size of the layer")
-        if self.std is not None:
-            checks.not_negative("std", self.std)
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
         """weight (out_dim, in_dim) and, with `bias`, bias (out_dim,), which is 0."""
@@ -74,6 +71,7 @@ class Linear:
 
     def bwd(self, dout: Array, ctx: LinearContext) -> LayerGrads:
         """The gradients of x and the parameters."""
+        check_context(ctx, LinearContext)
         grads = linear_bwd(dout, ctx)
         params = {"weight": grads.weight} if grads.bias is None else {"weight": grads.weight, "bias": grads.bias}
-        return LayerGrads(grads.x, params)
+        return LayerGrads(grads.x, check_gradients(self, params))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Unpack
+from typing import ClassVar, NamedTuple, Unpack
 
 from attnarray import checks
 from attnarray.attention.positional.local import (
@@ -14,7 +14,9 @@ from attnarray.attention.positional.local import (
     local_attention_fwd,
 )
 from attnarray.backend import Array
+from attnarray.layers.checking import check_context, check_gradients
 from attnarray.layers.initial import Params, glorot
+from attnarray.layers.layer import Layer, Shapes
 from attnarray.masks import Mask
 from attnarray.numpy_arrays import writable
 from attnarray.random import Philox
@@ -36,7 +38,7 @@ class LocalLayerGrads(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LocalAttention:
+class LocalAttention(Layer):
     r"""Attention of decoder states h over those encoder states :math:`\bar h` that lie around one position p per state.
 
     .. math::
@@ -92,6 +94,8 @@ class LocalAttention:
     (2, 5, 6)
     """
 
+    widths: ClassVar = {"query": ("query_dim",), "key": ("key_dim",)}
+
     query_dim: int
     key_dim: int
     window: int
@@ -101,12 +105,10 @@ class LocalAttention:
     hidden_dim: int | None = None
 
     def __post_init__(self) -> None:
-        checks.plain_fields(self)
         checks.one_of("alignment", self.alignment, ALIGNMENTS)
         checks.one_of("score", self.score, SCORES)
-        for name in ("query_dim", "key_dim", "window", "hidden_dim"):
-            if name != "hidden_dim" or self.hidden_dim is not None:
-                checks.whole(name, getattr(self, name), 1, 2**30, "a size of the layer")
+        super().__post_init__()
+        checks.whole("window", self.window, 1, 2**30, "the keys on either side of a position")
         if self.sigma is not None:
             checks.positive("sigma", self.sigma)
         for name in ("sigma", "hidden_dim"):
@@ -135,6 +137,12 @@ class LocalAttention:
                 "vector": glorot(vector, (1, hidden), dtype)[0, :],
             }
         return params
+
+    def shapes(self) -> Shapes:
+        shapes: Shapes = {"weight": (self.query_dim, self.key_dim)} if self.score == "general" else {}
+        hidden = self.hidden_dim or self.query_dim
+        position = {"position": {"weight": (hidden, self.query_dim), "vector": (hidden,)}}
+        return {**shapes, **position} if self.alignment == "predictive" else shapes
 
     def __call__(
         self,
@@ -175,10 +183,12 @@ class LocalAttention:
 
     def bwd(self, dout: Array, ctx: LocalLayerContext) -> LocalLayerGrads:
         """The gradients of query, key, value (None where the keys were the values), parameters and bias."""
+        check_context(ctx, LocalLayerContext)
         grads = local_attention_bwd(dout, ctx.attention)
         params: Params = {} if grads.weight is None else {"weight": grads.weight}
         if grads.position_weight is not None:
             params["position"] = {"weight": grads.position_weight, "vector": grads.position_vector}
+        check_gradients(self, params)
         if ctx.has_value:
             return LocalLayerGrads(grads.query, grads.key, grads.value, params, grads.bias)
         return LocalLayerGrads(grads.query, grads.key + grads.value, None, params, grads.bias)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Unpack
+from typing import ClassVar, NamedTuple, Unpack
 
-from attnarray import checks, tree
+from attnarray import tree
 from attnarray.attention.alignment.location import (
     LocationContext,
     LocationResult,
@@ -16,7 +16,9 @@ from attnarray.attention.dot_product.projection import project, project_backward
 from attnarray.attention.options import ScoreOptions
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array
+from attnarray.layers.checking import check_context, check_gradients
 from attnarray.layers.initial import Params, dense, glorot
+from attnarray.layers.layer import Layer, Shapes
 from attnarray.masks import Mask
 from attnarray.numpy_arrays import writable
 from attnarray.ops.linear import LinearContext
@@ -40,7 +42,7 @@ class LocationLayerGrads(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LocationAttention:
+class LocationAttention(Layer):
     r"""Additive attention of decoder states over encoder states that also sees where the step before looked.
 
     .. math::
@@ -106,6 +108,8 @@ class LocationAttention:
     ((2, 7, 8), (18, 8))
     """
 
+    widths: ClassVar = {"query": ("query_dim",), "key": ("key_dim",)}
+
     query_dim: int
     key_dim: int
     hidden_dim: int
@@ -114,10 +118,7 @@ class LocationAttention:
     cumulative: bool = False
 
     def __post_init__(self) -> None:
-        checks.plain_fields(self)
-        for name in ("query_dim", "key_dim", "hidden_dim", "filters", "width"):
-            checks.whole(name, getattr(self, name), 1, 2**31, "a size of the layer")
-        checks.flag("cumulative", self.cumulative)
+        super().__post_init__()
         if self.width % 2 == 0:
             raise ValueError(f"`width` is {self.width}, expected an odd one: a filter of even width has no centre.")
 
@@ -133,6 +134,15 @@ class LocationAttention:
                 "filter": glorot(over, (self.filters, self.width), dtype),
                 "weight": glorot(mapped, (self.hidden_dim, self.filters), dtype),
             },
+        }
+
+    def shapes(self) -> Shapes:
+        A = self.hidden_dim
+        return {
+            "query": {"weight": (A, self.query_dim)},
+            "key": {"weight": (A, self.key_dim), "bias": (A,)},
+            "score_vector": (A,),
+            "location": {"filter": (self.filters, self.width), "weight": (A, self.filters)},
         }
 
     def __call__(
@@ -177,6 +187,7 @@ class LocationAttention:
 
     def bwd(self, dout: LocationResult, ctx: LocationLayerContext) -> LocationLayerGrads:
         """The gradients of query, key, value (None where the keys were the values), previous, parameters and bias."""
+        check_context(ctx, LocationLayerContext)
         grads = location_attention_bwd(dout, ctx.attention)
         query = project_backward(wide(grads.query), ctx.query)
         key = project_backward(wide(grads.key), ctx.key)
@@ -188,4 +199,5 @@ class LocationAttention:
         }
         dkey, dvalue = (key.x, grads.value) if ctx.has_value else (key.x + wide(grads.value), None)
         params, dquery, dkey = tree.map(lambda grad: narrow(grad, ctx.query.x), (params, query.x, dkey))
+        check_gradients(self, params)
         return LocationLayerGrads(dquery, dkey, dvalue, grads.previous, params, grads.bias)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Unpack
+from typing import ClassVar, NamedTuple, Unpack
 
 from attnarray import checks
 from attnarray.attention.composed.combine import CombineContext, combine_bwd, combine_fwd
@@ -15,7 +15,9 @@ from attnarray.attention.composed.multiplicative import (
 )
 from attnarray.attention.options import ScoreOptions
 from attnarray.backend import Array, namespace_of
+from attnarray.layers.checking import check_context, check_gradients, check_same
 from attnarray.layers.initial import Params, dense, glorot
+from attnarray.layers.layer import Layer, Shapes
 from attnarray.masks import Mask
 from attnarray.numpy_arrays import writable
 from attnarray.random import Philox
@@ -36,7 +38,7 @@ class LuongGrads(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LuongAttention:
+class LuongAttention(Layer):
     r"""Attention of decoder states h over encoder states :math:`\bar h`, as Luong, Pham and Manning have it.
 
     .. math::
@@ -107,6 +109,8 @@ class LuongAttention:
     ((2, 7, 8), (24, 9))
     """
 
+    widths: ClassVar = {"query": ("query_dim",), "key": ("key_dim",)}
+
     query_dim: int
     key_dim: int
     score: str = "general"
@@ -116,11 +120,8 @@ class LuongAttention:
     value_dim: int | None = None
 
     def __post_init__(self) -> None:
-        checks.plain_fields(self)
         checks.one_of("score", self.score, SCORES)
-        for name in ("query_dim", "key_dim", "hidden_dim", "output_dim", "value_dim"):
-            if name in ("query_dim", "key_dim") or getattr(self, name) is not None:
-                checks.whole(name, getattr(self, name), 1, 2**31, "a size of the layer")
+        super().__post_init__()
         if self.score == "dot" and self.query_dim != self.key_dim:
             raise ValueError(
                 f"`key_dim` is {self.key_dim} and `query_dim` {self.query_dim}; for the score 'dot' they must be "
@@ -144,6 +145,17 @@ class LuongAttention:
             size = self.output_dim or self.query_dim
             params["output"] = dense(output, size, values + self.query_dim, dtype, bias=False)
         return params
+
+    def shapes(self) -> Shapes:
+        hidden, values = self.hidden_dim or self.query_dim, self.value_dim or self.key_dim
+        shapes: Shapes = {}
+        if self.score == "general":
+            shapes["weight"] = (self.query_dim, self.key_dim)
+        if self.score == "concat":
+            shapes |= {"weight": (hidden, self.query_dim + self.key_dim), "score_vector": (hidden,)}
+        if self.output:
+            shapes["output"] = {"weight": (self.output_dim or self.query_dim, values + self.query_dim)}
+        return shapes
 
     def __call__(
         self,
@@ -175,6 +187,12 @@ class LuongAttention:
     ) -> tuple[Array, LuongContext]:
         """The same, and the context for `bwd`."""
         values = key if value is None else value
+        if self.output and checks.is_array(values) and values.shape[-1] != (self.value_dim or self.key_dim):
+            name, field = ("key" if value is None else "value"), ("key_dim" if self.value_dim is None else "value_dim")
+            raise ValueError(
+                f"`{name}` has {values.shape[-1]} features, but LuongAttention has `{field}` {getattr(self, field)}: "
+                "the width of the values, which its output must know."
+            )
         of_score = params.get("weight"), params.get("score_vector")
         out, attention = multiplicative_attention_fwd(
             query, key, values, *of_score, attn_mask, dropout_p, is_causal, score=self.score, **options
@@ -187,6 +205,8 @@ class LuongAttention:
 
     def bwd(self, dout: Array, ctx: LuongContext) -> LuongGrads:
         """The gradients of query, key, value (None where the keys were the values), parameters and bias."""
+        check_context(ctx, LuongContext)
+        check_same(self, "output", ctx.output is not None, self.output)
         of_output: Params = {}
         dquery = None
         if ctx.output is not None:
@@ -197,6 +217,7 @@ class LuongAttention:
         grads = multiplicative_attention_bwd(dout, ctx.attention)
         of_score = {"weight": grads.weight, "score_vector": grads.score_vector}
         params = {**{name: grad for name, grad in of_score.items() if grad is not None}, **of_output}
+        check_gradients(self, params)
         dquery = grads.query if dquery is None else grads.query + dquery
         if ctx.has_value:
             return LuongGrads(dquery, grads.key, grads.value, params, grads.bias)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
-from attnarray import checks
 from attnarray.attention.dot_product.heads import HeadOptions
 from attnarray.attention.dot_product.multi_head import (
     MultiHeadContext,
@@ -15,15 +14,14 @@ from attnarray.attention.dot_product.multi_head import (
 )
 from attnarray.attention.dot_product.scaled_dot_product import scaled_dot_product_attention
 from attnarray.backend import Array, namespace_of
-from attnarray.layers.cache import KVCache, empty_cache
+from attnarray.layers.cache import KVCache, check_cache, empty_cache
+from attnarray.layers.checking import check_context, check_gradients, check_same
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
 from attnarray.layers.linear import Linear
 from attnarray.masks import Mask
 from attnarray.ops.linear import linear
 from attnarray.ops.rotary import Rotary, rotary
-
-OPTIONAL = ("kv_heads", "key_dim", "value_dim", "key_input_dim", "value_input_dim", "out_dim")
 
 
 @dataclass(frozen=True)
@@ -99,18 +97,24 @@ class MultiHeadAttention(Layer):
     rotary: Rotary | None = None
     std: float | None = None
 
+    widths: ClassVar = {
+        "query": ("dim",),
+        "key": ("key_input_dim", "dim"),
+        "value": ("value_input_dim", "key_input_dim", "dim"),
+        "x": ("dim",),
+    }
+
     def __post_init__(self) -> None:
-        checks.plain_fields(self)
-        for name in ("dim", "heads", *OPTIONAL):
-            if name in ("dim", "heads") or getattr(self, name) is not None:
-                checks.whole(name, getattr(self, name), 1, 2**31, "a size of the layer")
+        super().__post_init__()
         if None in (self.key_dim, self.value_dim) and self.dim % self.heads:
             raise ValueError(
-                f"`dim` is {self.dim}, which `heads`, {self.heads}, does not divide. Give `key_dim` and `value_dim`, "
-                "the widths of one head."
+                f"`heads` ({self.heads}) must divide `dim` ({self.dim}). Or give `key_dim` and `value_dim`, the widths "
+                "of one head."
             )
         if self.heads % (self.kv_heads or self.heads):
-            raise ValueError(f"`kv_heads` is {self.kv_heads}, which does not divide `heads`, {self.heads}.")
+            raise ValueError(f"`kv_heads` ({self.kv_heads}) must divide `heads` ({self.heads}).")
+        if self.rotary is not None:
+            self.rotary.check_width("key_dim", self.key_dim or self.dim // self.heads)
 
     def parts(self) -> dict[str, Any]:
         kv_heads, width = self.kv_heads or self.heads, self.dim // self.heads
@@ -153,6 +157,11 @@ class MultiHeadAttention(Layer):
         **options: Unpack[HeadOptions],
     ) -> tuple[Array, MultiHeadContext]:
         """The same, and the context for `bwd`."""
+        if key is None and self.key_input_dim not in (None, self.dim):
+            raise ValueError(f"`key` is None, but the layer has `key_input_dim` {self.key_input_dim}: give a `key`.")
+        if value is None and self.value_input_dim not in (None, self.key_input_dim or self.dim):
+            width = self.value_input_dim
+            raise ValueError(f"`value` is None, but the layer has `value_input_dim` {width}: give a `value`.")
         return multi_head_attention_fwd(
             query, key, value, params, attn_mask, dropout_p, is_causal, heads=self.heads, kv_heads=self.kv_heads,
             rotary=self.rotary, **options,
@@ -160,7 +169,12 @@ class MultiHeadAttention(Layer):
 
     def bwd(self, dout: Array, ctx: MultiHeadContext) -> MultiHeadGrads:
         """The gradients of query, key, value (None where they were not given), parameters, bias and sinks."""
-        return multi_head_attention_bwd(dout, ctx)
+        check_context(ctx, MultiHeadContext)
+        q, k = ctx.attention.q, ctx.attention.k
+        check_same(self, "number of heads", (q.shape[1], k.shape[1]), (self.heads, self.kv_heads or self.heads))
+        grads = multi_head_attention_bwd(dout, ctx)
+        check_gradients(self, grads.params)
+        return grads
 
     def cache(self, batch: int, longest: int, dtype: str = "float32") -> KVCache:
         """Room for the keys and values of `longest` positions of each of `batch` sequences, on the current backend."""
@@ -176,6 +190,7 @@ class MultiHeadAttention(Layer):
         The keys and values of x are written *into the cache*, which the cache that is returned shares. Masks and biases
         broadcast to (B, H, T, length + T). The result is that of the same positions in one call over all of them.
         """
+        check_cache(cache, x)
         xp, start, T = namespace_of(x), cache.length, x.shape[1]
         q, k, v = (linear(x, **params[name]) for name in ("query", "key", "value"))
         q, k, v = (xp.reshape(y, (*y.shape[:2], y.shape[2] // n, n)) for y, n in self._widths(q, k, v))  # (B, T, H, D)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from attnarray import checks
 from attnarray.backend import Array, asarray
+from attnarray.layers.checking import check_context, check_gradients
 from attnarray.layers.initial import Params, zeros
-from attnarray.layers.layer import LayerGrads, Shapes
+from attnarray.layers.layer import Layer, LayerGrads, Shapes
 from attnarray.ops.norm import (
     LayerNormContext,
     RMSNormContext,
@@ -24,7 +25,7 @@ from attnarray.random import Philox
 
 
 @dataclass(frozen=True)
-class LayerNorm:
+class LayerNorm(Layer):
     r"""Layer norm over the last axis.
 
     .. math:: y = w\, \frac{x - \mathrm{mean}(x)}{\sqrt{\mathrm{var}(x) + \epsilon}} + b
@@ -50,13 +51,11 @@ class LayerNorm:
     ['bias', 'weight']
     """
 
+    widths: ClassVar = {"x": ("dim",)}
+    axes: ClassVar = 1
+
     dim: int
     eps: float = 1e-5
-
-    def __post_init__(self) -> None:
-        checks.plain_fields(self)
-        checks.whole("dim", self.dim, 1, 2**31, "a size of the layer")
-        checks.positive("eps", self.eps)
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
         """weight (dim,), which is 1, and bias (dim,), which is 0."""
@@ -75,12 +74,13 @@ class LayerNorm:
 
     def bwd(self, dout: Array, ctx: LayerNormContext) -> LayerGrads:
         """The gradients of x and the parameters."""
+        check_context(ctx, LayerNormContext)
         grads = layer_norm_bwd(dout, ctx)
-        return LayerGrads(grads.x, {"weight": grads.weight, "bias": grads.bias})
+        return LayerGrads(grads.x, check_gradients(self, {"weight": grads.weight, "bias": grads.bias}))
 
 
 @dataclass(frozen=True)
-class RMSNorm:
+class RMSNorm(Layer):
     r"""Root mean square norm over the last axis.
 
     .. math:: y = w\, \frac{x}{\sqrt{\mathrm{mean}(x^2) + \epsilon}}
@@ -106,13 +106,11 @@ class RMSNorm:
     (4,)
     """
 
+    widths: ClassVar = {"x": ("dim",)}
+    axes: ClassVar = 1
+
     dim: int
     eps: float = 1e-6
-
-    def __post_init__(self) -> None:
-        checks.plain_fields(self)
-        checks.whole("dim", self.dim, 1, 2**31, "a size of the layer")
-        checks.positive("eps", self.eps)
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
         """weight (dim,), which is 1."""
@@ -131,5 +129,6 @@ class RMSNorm:
 
     def bwd(self, dout: Array, ctx: RMSNormContext) -> LayerGrads:
         """The gradients of x and the parameters."""
+        check_context(ctx, RMSNormContext)
         grads = rms_norm_bwd(dout, ctx)
-        return LayerGrads(grads.x, {"weight": grads.weight})
+        return LayerGrads(grads.x, check_gradients(self, {"weight": grads.weight}))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Unpack
+from typing import ClassVar, NamedTuple, Unpack
 
 from attnarray import checks
 from attnarray.attention.composed.pairwise import PairwiseContext, pairwise_attention_bwd, pairwise_attention_fwd
 from attnarray.attention.options import ScoreOptions
 from attnarray.backend import Array
+from attnarray.layers.checking import check_context, check_gradients
 from attnarray.layers.initial import Params, dense, glorot
+from attnarray.layers.layer import Layer, Shapes
 from attnarray.masks import Mask
 from attnarray.numpy_arrays import writable
 from attnarray.random import Philox
@@ -25,7 +27,7 @@ class PairwiseLayerGrads(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PairwiseAttention:
+class PairwiseAttention(Layer):
     r"""Self-attention that scores the pairs of positions of a sequence, and the state before the position that asks.
 
     .. math::
@@ -88,15 +90,11 @@ class PairwiseAttention:
     To this comes, row by row, the gradient of x as the position that asks: ``attention.x``.
     """
 
+    widths: ClassVar = {"x": ("dim",), "hidden": ("state_dim",), "memory": ("dim",)}
+
     dim: int
     hidden_dim: int
     state_dim: int | None = None
-
-    def __post_init__(self) -> None:
-        checks.plain_fields(self)
-        for name in ("dim", "hidden_dim", "state_dim"):
-            if name != "state_dim" or self.state_dim is not None:
-                checks.whole(name, getattr(self, name), 1, 2**31, "a size of the layer")
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
         """Fresh parameters: input {weight (A, 2 D), bias (A,)}, hidden {weight (A, Dh)} if any, score_vector (A,)."""
@@ -108,6 +106,11 @@ class PairwiseAttention:
         if self.state_dim is not None:
             params["hidden"] = dense(states, self.hidden_dim, self.state_dim, dtype, bias=False)
         return params
+
+    def shapes(self) -> Shapes:
+        A = self.hidden_dim
+        shapes: Shapes = {"input": {"weight": (A, 2 * self.dim), "bias": (A,)}, "score_vector": (A,)}
+        return shapes if self.state_dim is None else {**shapes, "hidden": {"weight": (A, self.state_dim)}}
 
     def __call__(
         self,
@@ -153,6 +156,7 @@ class PairwiseAttention:
 
     def bwd(self, dout: Array, ctx: PairwiseContext) -> PairwiseLayerGrads:
         """The gradients of x, hidden, memory and value (None where not given), parameters and bias."""
+        check_context(ctx, PairwiseContext)
         grads = pairwise_attention_bwd(dout, ctx)
         params: Params = {
             "input": {"weight": grads.input_weight, "bias": grads.input_bias},
@@ -160,4 +164,5 @@ class PairwiseAttention:
         }
         if grads.hidden_weight is not None:
             params["hidden"] = {"weight": grads.hidden_weight}
+        check_gradients(self, params)
         return PairwiseLayerGrads(grads.x, grads.hidden, grads.memory, grads.value, params, grads.bias)

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import ClassVar, NamedTuple, Unpack
 
-from attnarray import checks
 from attnarray.attention.alignment.recurrent import RecurrentContext, recurrent_attention_bwd, recurrent_attention_fwd
+from attnarray.attention.options import ScoreOptions
 from attnarray.backend import Array
+from attnarray.layers.checking import check_context, check_gradients
 from attnarray.layers.initial import Params, dense, glorot
+from attnarray.layers.layer import Layer, Shapes
 from attnarray.masks import Mask
 from attnarray.numpy_arrays import writable
 from attnarray.random import Philox
+
+
+class RecurrentOptions(ScoreOptions, total=False):
+    """The keyword-only options; `recurrent_attention` documents each."""
+
+    h0: Array | None
+    c0: Array | None
 
 
 class RecurrentLayerGrads(NamedTuple):
@@ -30,7 +39,7 @@ class RecurrentLayerContext(NamedTuple):
 
 
 @dataclass(frozen=True)
-class RecurrentAttention:
+class RecurrentAttention(Layer):
     r"""Attention whose scores come from an LSTM that reads the keys, once for each query.
 
     .. math::
@@ -68,15 +77,12 @@ class RecurrentAttention:
     ((2, 5, 3), ['gate_bias', 'output_weight', 'score_vector', 'weight_hh', 'weight_ih'])
     """
 
+    widths: ClassVar = {"query": ("query_dim",), "key": ("key_dim",), "h0": ("state_dim",), "c0": ("state_dim",)}
+
     query_dim: int
     key_dim: int
     state_dim: int
     hidden_dim: int
-
-    def __post_init__(self) -> None:
-        checks.plain_fields(self)
-        for name in ("query_dim", "key_dim", "state_dim", "hidden_dim"):
-            checks.whole(name, getattr(self, name), 1, 2**31, "a size of the layer")
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
         """Fresh parameters, named as the arguments of `recurrent_attention`.
@@ -95,6 +101,16 @@ class RecurrentAttention:
             "score_vector": glorot(score, (1, self.hidden_dim), dtype)[0, :],
         }
 
+    def shapes(self) -> Shapes:
+        gates = 4 * self.state_dim
+        return {
+            "weight_ih": (gates, self.query_dim + self.key_dim),
+            "gate_bias": (gates,),
+            "weight_hh": (gates, self.state_dim),
+            "output_weight": (self.hidden_dim, self.state_dim),
+            "score_vector": (self.hidden_dim,),
+        }
+
     def __call__(
         self,
         params: Params,
@@ -104,7 +120,7 @@ class RecurrentAttention:
         attn_mask: Array | Mask | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
-        **options: Any,
+        **options: Unpack[RecurrentOptions],
     ) -> Array:
         """(*batch, T, Dv) of queries (*batch, T, query_dim) over keys (*batch, S, key_dim).
 
@@ -122,9 +138,14 @@ class RecurrentAttention:
         attn_mask: Array | Mask | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
-        **options: Any,
+        **options: Unpack[RecurrentOptions],
     ) -> tuple[Array, RecurrentLayerContext]:
         """The same, and the context for `bwd`."""
+        if key is None and self.key_dim != self.query_dim:
+            raise ValueError(
+                f"`key` is None, but `key_dim` of the layer is {self.key_dim} and `query_dim` {self.query_dim}: give "
+                "a `key`."
+            )
         out, attention = recurrent_attention_fwd(
             query, query if key is None else key, value=value, attn_mask=attn_mask, dropout_p=dropout_p,
             is_causal=is_causal, **params, **options,
@@ -133,8 +154,10 @@ class RecurrentAttention:
 
     def bwd(self, dout: Array, ctx: RecurrentLayerContext) -> RecurrentLayerGrads:
         """The gradients of inputs (None for those that were not given), parameters and states."""
+        check_context(ctx, RecurrentLayerContext)
         grads = recurrent_attention_bwd(dout, ctx.attention)
         names = ("weight_ih", "gate_bias", "weight_hh", "output_weight", "score_vector")
         params = {name: getattr(grads, name) for name in names}
         query, key = (grads.query + grads.key, None) if ctx.is_self_attention else (grads.query, grads.key)
+        check_gradients(self, params)
         return RecurrentLayerGrads(query, key, grads.value, params, grads.h0, grads.c0, grads.bias)

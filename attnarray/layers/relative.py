@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, ClassVar, NamedTuple, TypedDict, Unpack
 
 from attnarray import checks, tree
 from attnarray.attention.dot_product.projection import project, project_backward
+from attnarray.attention.options import known_options
 from attnarray.attention.positional.relative import RelativeContext, relative_attention_bwd, relative_attention_fwd
 from attnarray.attention.sequences import form_of_one, narrow, wide
 from attnarray.backend import Array, device_of, dtype_name, namespace_of
+from attnarray.layers.checking import check_context, check_gradients
 from attnarray.layers.initial import Params, dense, glorot
+from attnarray.layers.layer import Layer, Shapes
 from attnarray.masks import Mask
 from attnarray.ops.linear import LinearContext, LinearGrads
 from attnarray.ops.positions import even, sinusoidal
@@ -26,6 +29,7 @@ class LayerOptions(TypedDict, total=False):
     bias: Array | None
     window: tuple[int | None, int | None] | None
     kv_lengths: Any
+    sinks: Array | None
     rng: Philox | int | None
     dropout_mask: Array | None
 
@@ -44,10 +48,11 @@ class RelativeLayerGrads(NamedTuple):
     x: Array
     params: Params
     bias: Array | None
+    sinks: Array | None
 
 
 @dataclass(frozen=True)
-class RelativeAttention:
+class RelativeAttention(Layer):
     r"""Self-attention with relative positions, as Transformer-XL has it.
 
     .. math::
@@ -90,18 +95,17 @@ class RelativeAttention:
     ((3, 5, 16), (3, 4, 5, 10), ['content_bias', 'key', 'out', 'position', 'position_bias', 'query', 'value'])
     """
 
+    widths: ClassVar = {"x": ("dim",), "memory": ("dim",)}
+
     dim: int
     heads: int
     head_dim: int | None = None
 
     def __post_init__(self) -> None:
-        checks.plain_fields(self)
         even("dim", self.dim, "a sine and a cosine for each frequency of the distances")
-        checks.whole("heads", self.heads, 1, 2**31, "a size of the layer")
-        if self.head_dim is not None:
-            checks.whole("head_dim", self.head_dim, 1, 2**31, "a size of the layer")
-        elif self.dim % self.heads:
-            raise ValueError(f"`dim` is {self.dim}, which `heads`, {self.heads}, does not divide. Give `head_dim`.")
+        super().__post_init__()
+        if self.head_dim is None and self.dim % self.heads:
+            raise ValueError(f"`heads` ({self.heads}) must divide `dim` ({self.dim}). Or give `head_dim`.")
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
         """Fresh parameters: query, key, value, position {weight (H D, E)}, out {weight (E, H D)}, the biases (H, D)."""
@@ -114,6 +118,12 @@ class RelativeAttention:
             "position_bias": glorot(keys[5], (self.heads, D), dtype),
             "out": dense(keys[6], self.dim, width, dtype, bias=False),
         }
+
+    def shapes(self) -> Shapes:
+        D = self.head_dim or self.dim // self.heads
+        maps: Shapes = {name: {"weight": (self.heads * D, self.dim)} for name in (*PROJECTED, "position")}
+        biases = dict.fromkeys(("content_bias", "position_bias"), (self.heads, D))
+        return {**maps, **biases, "out": {"weight": (self.dim, self.heads * D)}}
 
     def __call__(
         self,
@@ -143,6 +153,7 @@ class RelativeAttention:
         **options: Unpack[LayerOptions],
     ) -> tuple[Array, RelativeLayerContext]:
         """The same, and the context for `bwd`."""
+        known_options(options, LayerOptions)
         xp = checks.namespace(x=x, memory=memory)
         form = form_of_one("x", x)
         T, M = x.shape[-2], 0
@@ -165,7 +176,8 @@ class RelativeAttention:
         return narrow(out, x), RelativeLayerContext(query_ctx, key_ctx, value_ctx, position_ctx, attention, out_ctx, M)
 
     def bwd(self, dout: Array, ctx: RelativeLayerContext) -> RelativeLayerGrads:
-        """The gradients of x, the parameters and the bias; none of the memory."""
+        """The gradients of x, the parameters, the bias and the sinks (None where not given); none of the memory."""
+        check_context(ctx, RelativeLayerContext)
         x, attention = ctx.query.x, ctx.attention
         xp = checks.cotangent(dout, (*x.shape[:-1], ctx.out.weight.shape[0]), x)
         out = project_backward(wide(dout), ctx.out)
@@ -180,8 +192,10 @@ class RelativeAttention:
             "position_bias": grads.position_bias,
         }
         dx = query.x + (key.x + value.x)[..., ctx.memory_length :, :]
-        found: RelativeLayerGrads = tree.map(lambda grad: narrow(grad, x), RelativeLayerGrads(dx, params, grads.bias))
-        return found
+        check_gradients(self, params)
+        found = RelativeLayerGrads(dx, params, grads.bias, grads.sinks)
+        narrowed: RelativeLayerGrads = tree.map(lambda grad: narrow(grad, x), found)
+        return narrowed
 
     def _split(self, x: Array) -> Array:
         """(*batch, T, H D) -> (*batch, T, H, D)."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, Unpack
+from typing import ClassVar, NamedTuple, Unpack
 
 import numpy as np
 
-from attnarray import checks
 from attnarray.attention.dot_product.projection import contributing_rows
 from attnarray.attention.dot_product.scaled import (
     ScaledContext,
@@ -18,7 +17,9 @@ from attnarray.attention.dot_product.scaled import (
 )
 from attnarray.backend import Array, asarray
 from attnarray.dispatch import ignoring_fp_errors
+from attnarray.layers.checking import check_context, check_gradients
 from attnarray.layers.initial import Params, dense
+from attnarray.layers.layer import Layer, Shapes
 from attnarray.masks import Mask
 from attnarray.ops.activations import SigmoidContext, sigmoid_bwd, sigmoid_fwd
 from attnarray.ops.linear import LinearContext, linear_bwd, linear_fwd
@@ -40,7 +41,7 @@ class ScaledAttentionGrads(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ScaledAttention:
+class ScaledAttention(Layer):
     r"""Dot-product attention with a learned score scale, and a gate for each query.
 
     .. math::
@@ -73,19 +74,21 @@ class ScaledAttention:
     ((2, 5, 6), ['gate', 'score_scale'])
     """
 
+    widths: ClassVar = {"query": ("dim",), "key": ("dim",)}
+
     dim: int
     gate: bool = True
     learned_scale: bool = True
-
-    def __post_init__(self) -> None:
-        checks.plain_fields(self)
-        checks.whole("dim", self.dim, 1, 2**31, "the width of queries and keys")
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
         """Fresh parameters: gate {weight (1, dim), bias (1,)} and score_scale (), as far as they are asked for."""
         params: Params = {"gate": dense(rng, 1, self.dim, dtype)} if self.gate else {}
         scale = {"score_scale": asarray(np.asarray(1.0 / math.sqrt(self.dim)), dtype=dtype)}
         return {**params, **scale} if self.learned_scale else params
+
+    def shapes(self) -> Shapes:
+        shapes: Shapes = {"gate": {"weight": (1, self.dim), "bias": (1,)}} if self.gate else {}
+        return {**shapes, "score_scale": ()} if self.learned_scale else shapes
 
     def __call__(
         self,
@@ -131,6 +134,7 @@ class ScaledAttention:
     @ignoring_fp_errors
     def bwd(self, dout: Array, ctx: ScaledAttentionContext) -> ScaledAttentionGrads:
         """The gradients of query, key, value (None where the keys were the values), parameters and bias."""
+        check_context(ctx, ScaledAttentionContext)
         grads = scaled_attention_bwd(dout, ctx.attention)
         dquery, params = grads.query, {}
         if ctx.gate is not None and grads.gate is not None:
@@ -142,6 +146,7 @@ class ScaledAttention:
             params["gate"] = {"weight": logits.weight, "bias": logits.bias}
         if grads.score_scale is not None:
             params["score_scale"] = grads.score_scale
+        check_gradients(self, params)
         if ctx.has_value:
             return ScaledAttentionGrads(dquery, grads.key, grads.value, params, grads.bias)
         return ScaledAttentionGrads(dquery, grads.key + grads.value, None, params, grads.bias)

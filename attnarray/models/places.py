@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from attnarray import checks
-from attnarray.backend import Array, device_of, namespace_of
+from attnarray.backend import Array, device_of, dtype_name, namespace_of
 from attnarray.masks import Dense, Mask
 from attnarray.ops.embedding import check_range
 
@@ -43,6 +43,11 @@ def lengths_of(name: str, lengths: Any, tokens: Array) -> Array | None:
 def mask_of(attn_mask: Array | Mask | None, starts: Array | None, places: int) -> Array | Mask | None:
     """What `attn_mask` allows of so many places, from where each sequence begins."""
     if attn_mask is not None and not isinstance(attn_mask, Mask):
+        if checks.is_array(attn_mask) and dtype_name(attn_mask.dtype) in checks.FLOATS:
+            raise TypeError(
+                f"`attn_mask` has dtype {dtype_name(attn_mask.dtype)}, expected bool (True = attend): a floating mask "
+                "is a bias, and this model takes none. `Encoder` does."
+            )
         checks.boolean("attn_mask", attn_mask)
     if starts is None:
         return attn_mask

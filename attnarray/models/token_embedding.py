@@ -54,10 +54,8 @@ class TokenEmbedding(Layer):
     name: str = "tokens"
 
     def __post_init__(self) -> None:
-        checks.plain_fields(self)
-        checks.whole("longest", self.longest, 1, 2**31, "the most positions of a sequence")
+        super().__post_init__()
         checks.one_of("positions", self.positions, POSITIONS)
-        checks.probability("dropout", self.dropout)
         self.parts()  # which check their own
         if self.positions == "sinusoidal" and self.dim % 2:
             raise ValueError(f"`dim` is {self.dim}, expected an even number for sinusoidal positions.")
@@ -79,7 +77,7 @@ class TokenEmbedding(Layer):
                 f"`{self.name}` needs {past} positions, but the model was made for {self.longest}: shorten the "
                 "sequences, or make a model with a larger `longest`."
             )
-        x, of_token = Embedding(self.vocabulary, self.dim).fwd(params["token"], tokens)  # (B, T, E)
+        x, of_token = self._parts["token"].fwd(params["token"], tokens)  # (B, T, E)
         x = x * math.sqrt(self.dim)
         if self.positions == "learned":
             x = x + params["position"]["weight"][first:past, :]
@@ -93,7 +91,7 @@ class TokenEmbedding(Layer):
         """The gradients of the parameters, of a `fwd` from the first position on."""
         xp = namespace_of(dout)
         dx = dropout_bwd(dout, ctx.dropout).x
-        grads = {"token": Embedding(self.vocabulary, self.dim).bwd(dx * math.sqrt(self.dim), ctx.token).params}
+        grads = {"token": self._parts["token"].bwd(dx * math.sqrt(self.dim), ctx.token).params}
         if self.positions == "learned":
             unused = xp.zeros((self.longest - dx.shape[1], self.dim), dtype=dx.dtype, device=device_of(dx))
             grads["position"] = {"weight": xp.concat([xp.sum(dx, axis=0), unused], axis=0)}

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 from attnarray import checks
 from attnarray.backend import Array, device_of, namespace_of
+from attnarray.layers.checking import check_context, check_same
 from attnarray.layers.embedding import Embedding
 from attnarray.layers.initial import Params
-from attnarray.layers.layer import Layer, check_params
+from attnarray.layers.layer import Layer
 from attnarray.layers.linear import Linear
-from attnarray.models.training import check_training
+from attnarray.models.logits import check_dlogits
 from attnarray.models.transformer.encoder import Encoder
 from attnarray.models.transformer.stack import StackContext
 from attnarray.ops.dropout import DropoutContext, dropout_bwd, dropout_fwd
@@ -100,14 +101,11 @@ class PatchClassifier(Layer):
     recompute: bool = False
 
     def __post_init__(self) -> None:
-        checks.plain_fields(self)
-        for name in ("classes", "channels"):
-            checks.whole(name, getattr(self, name), 1, 2**31, "a size of the model")
-        checks.whole("patch", self.patch, 1, 2**31, "height and width of a patch")
+        super().__post_init__()
         sizes = self.size if isinstance(self.size, tuple) else (self.size,)
         for size in sizes:
             checks.whole("size", size, 1, 2**31, "height and width of an image")
-        if len(sizes) > 2 or any(size % self.patch for size in sizes):
+        if (isinstance(self.size, tuple) and len(sizes) != 2) or any(size % self.patch for size in sizes):
             raise ValueError(f"`size` is {self.size}, expected height and width that `patch`, {self.patch}, divides.")
         self.parts()  # which check their own
 
@@ -136,15 +134,14 @@ class PatchClassifier(Layer):
 
     def __call__(self, params: Params, images: Array, *, rng: Philox | None = None) -> Array:
         """Logits (B, classes) of images (B, height, width), or (B, height, width, channels)."""
-        parts, rngs = self.parts(), rng.split(2) if rng else (None, None)
+        parts, rngs = self._parts, rng.split(2) if rng else (None, None)
         x, _, _ = self._words(params, images, rngs[0])
         y = parts["encoder"](params["encoder"], x, rng=rngs[1])
         return parts["logits"](params["logits"], y[:, 0, :])
 
     def fwd(self, params: Params, images: Array, *, rng: Philox | None = None) -> tuple[Array, PatchContext]:
         """The same, and the context for `bwd`; with dropout it needs an `rng`."""
-        parts, rngs = self.parts(), rng.split(2) if rng else (None, None)
-        check_training(parts["encoder"].block.drops, rng, "PatchClassifier")
+        parts, rngs = self._parts, rng.split(2) if rng else (None, None)
         x, of_patches, of_dropout = self._words(params, images, rngs[0])
         y, of_encoder = parts["encoder"].fwd(params["encoder"], x, rng=rngs[1])
         logits, of_logits = parts["logits"].fwd(params["logits"], y[:, 0, :])
@@ -152,8 +149,10 @@ class PatchClassifier(Layer):
 
     def bwd(self, dlogits: Array, ctx: PatchContext) -> PatchGrads:
         """The gradients of images and parameters."""
-        checks.context("ctx", ctx, PatchContext)
-        xp, parts = namespace_of(dlogits), self.parts()
+        check_context(ctx, PatchContext)
+        check_same(self, "size of images", ctx.shape[1:3], self.image)
+        check_dlogits(dlogits, ctx.logits)
+        xp, parts = namespace_of(dlogits), self._parts
         logits = parts["logits"].bwd(dlogits, ctx.logits)
         rest = xp.zeros((dlogits.shape[0], self._count, self.dim), dtype=dlogits.dtype, device=device_of(dlogits))
         encoder = parts["encoder"].bwd(xp.concat([logits.x[:, None, :], rest], axis=1), ctx.encoder)
@@ -173,13 +172,12 @@ class PatchClassifier(Layer):
 
     def _words(self, params: Params, images: Array, rng: Philox | None) -> tuple[Array, LinearContext, DropoutContext]:
         """x (B, 1 + N, dim)."""
-        check_params(params, self)
         xp = checks.namespace(images=images)
         checks.floating(images=images)
         pixel = (self.channels,) if images.ndim == 4 or self.channels > 1 else ()
         shape = (*images.shape[:1], *self.image, *pixel)
         checks.shape("images", images, shape, "(B, height, width), and channels behind where there are several")
-        x, of_patches = self.parts()["patches"].fwd(params["patches"], self._patches(images))  # (B, N, E)
+        x, of_patches = self._parts["patches"].fwd(params["patches"], self._patches(images))  # (B, N, E)
         word = xp.broadcast_to(params["word"]["weight"][None, :, :], (images.shape[0], 1, self.dim))
         x = xp.concat([word, x], axis=1) + params["position"]["weight"]
         x, of_dropout = dropout_fwd(x, self.dropout if rng else 0.0, rng=rng)

@@ -70,15 +70,15 @@ def dropout_fwd(
 
     Where nothing can be dropped (p = 0), the output is a read-only view of `x`, and the gradient one of `dout`.
     """
-    namespace_of(x, mask)
+    checks.namespace(x=x, mask=mask)
     checks.floating(x=x)
-    p = checks.probability("p", p)
+    p, seed = checks.probability("p", p), None if rng is None else seed_of(rng)
     if mask is not None:
         checks.boolean("mask", mask)
         checks.broadcasts("mask", mask, tuple(x.shape), "the shape of x")
-    elif p > 0 and rng is None:
+    elif p > 0 and seed is None:
         raise ValueError(f"`p` is {p} but neither `rng` nor `mask` is given. Pass rng=attnarray.Philox(seed).")
-    ctx = DropoutContext(tuple(x.shape), p, None if rng is None or mask is not None else seed_of(rng), mask)
+    ctx = DropoutContext(tuple(x.shape), p, seed if mask is None else None, mask)
     return _drop(x, ctx), ctx
 
 
@@ -87,7 +87,7 @@ def dropout_bwd(dout: Array, ctx: DropoutContext) -> DropoutGrads:
 
     .. math:: dx_i = \frac{m_i}{1 - p} dy_i
     """
-    namespace_of(dout, ctx.mask)
+    checks.namespace(dout=dout, mask=ctx.mask)
     checks.floating(dout=dout)
     checks.shape("dout", dout, ctx.shape, "the shape of the output")
     return DropoutGrads(_drop(dout, ctx))

@@ -67,9 +67,9 @@ def embedding_bwd(dout: Array, ctx: EmbeddingContext) -> EmbeddingGrads:
 
     .. math:: dW_v = \sum_{n:\, i_n = v} dy_n
     """
+    checks.namespace(dout=dout, indices=ctx.indices)
     checks.floating(dout=dout)
     checks.shape("dout", dout, (*ctx.indices.shape, ctx.width), "the shape of the output")
-    namespace_of(dout, ctx.indices)
     return EmbeddingGrads(embedding_backward(dout, ctx.indices, ctx.size))
 
 

@@ -43,6 +43,13 @@ class Rotary:
         for name in ("base", "factor"):
             checks.positive(name, getattr(self, name))
         checks.one_of("scaling", self.scaling, SCALINGS)
+        checks.flag("interleaved", self.interleaved)
+
+    def check_width(self, name: str, width: int) -> None:
+        """Check that heads of this width have the features that are rotated."""
+        if width < (self.dims or 0) or (self.dims is None and width % 2):
+            expected = "an even number: features are rotated in pairs" if self.dims is None else f">= {self.dims}"
+            raise ValueError(f"`{name}` is {width}, the width of one head, expected {expected} (`rotary.dims`).")
 
 
 class Rotation(NamedTuple):

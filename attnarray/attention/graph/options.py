@@ -76,20 +76,16 @@ def checked_dropout(
     p: float, rng: Philox | int | None, keep: Array | None, shape: tuple[int, ...]
 ) -> DropoutContext | None:
     """The dropout of weights of that shape, (*batch, E, H); None where nothing is dropped."""
-    p = checks.probability("dropout_p", p)
+    p, seed = checks.probability("dropout_p", p), None if rng is None else seed_of(rng)
     if keep is not None:
         checks.boolean("dropout_mask", keep)
         checks.broadcasts("dropout_mask", keep, shape, "(*batch, E, H)")
         return DropoutContext(shape, p, None, keep)
     if p == 0:
         return None
-    if rng is None:
+    if seed is None:
         raise ValueError(
             f"`dropout_p` is {p} but neither `rng` nor `dropout_mask` is given. Pass rng=attnarray.Philox(seed), a new "
             "one for each step, or leave dropout out at inference."
         )
-    try:
-        return DropoutContext(shape, p, seed_of(rng), None)
-    except ValueError:
-        given = checks.shown(rng)
-        raise ValueError(f"`rng` is {given}, expected attnarray.Philox(seed) or a seed from 0 to 2^64 - 1.") from None
+    return DropoutContext(shape, p, seed, None)

@@ -58,7 +58,7 @@ def rule_of(
         axes = "(*batch, H, T, S)" if form.has_heads else "(*batch, T, S)"
         checks.broadcasts("noise", noise, form.scores_shape(*shape), axes)
         noise = form.canonical_scores(noise)
-    return Rule(estimator, temperature, k, None if rng is None else _seed(rng), noise)
+    return Rule(estimator, temperature, k, None if rng is None else seed_of(rng), noise)
 
 
 def check_numbers(estimator: str, temperature: float, k: int) -> tuple[float, int]:
@@ -75,11 +75,3 @@ def check_numbers(estimator: str, temperature: float, k: int) -> tuple[float, in
             f"`k` is {k}, but the estimator '{estimator}' chooses one key. Leave it out, or choose 'top_k'."
         )
     return temperature, k
-
-
-def _seed(rng: Philox | int) -> int:
-    try:
-        return seed_of(rng)
-    except ValueError:
-        given = checks.shown(rng)
-        raise ValueError(f"`rng` is {given}, expected attnarray.Philox(seed) or a seed from 0 to 2^64 - 1.") from None

@@ -6,7 +6,6 @@ import functools
 from dataclasses import dataclass
 from typing import Any, Self
 
-from attnarray import checks
 from attnarray.layers.layer import Layer
 from attnarray.models.bert.embedding import BertEmbedding
 from attnarray.models.bert.heads import MaskHead, Pooler
@@ -45,7 +44,7 @@ class BertConfiguration(Layer):
         return cls.base(**{"dim": 1024, "layers": 24, "heads": 16, **changes})
 
     def __post_init__(self) -> None:
-        checks.plain_fields(self)
+        super().__post_init__()
         self.parts()  # which check their own
 
     @functools.cached_property

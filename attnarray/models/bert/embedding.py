@@ -43,11 +43,6 @@ class BertEmbedding(Layer):
     eps: float
     std: float
 
-    def __post_init__(self) -> None:
-        checks.plain_fields(self)
-        checks.whole("longest", self.longest, 1, 2**31, "the most tokens of a sequence")
-        checks.whole("types", self.types, 1, 2**31, "the number of token types")
-
     def parts(self) -> dict[str, Any]:
         counts = {"token": self.vocabulary, "position": self.longest, "type": self.types}
         embeddings = {name: Embedding(count, self.dim, self.std) for name, count in counts.items()}
@@ -58,7 +53,7 @@ class BertEmbedding(Layer):
     ) -> tuple[Array, BertEmbeddingContext]:
         """x (B, T, dim) of tokens (B, T) and types (B, T), and the context for `bwd`."""
         check_tokens(tokens, self.vocabulary)
-        xp, parts, T = namespace_of(tokens), self.parts(), tokens.shape[1]
+        xp, parts, T = namespace_of(tokens), self._parts, tokens.shape[1]
         if self.longest < T:
             raise ValueError(
                 f"`tokens` has {T} places, but the model has learned {self.longest} positions. Give shorter sequences, "
@@ -81,7 +76,7 @@ class BertEmbedding(Layer):
 
         for the gradient dz of the sum under the norm.
         """
-        parts, xp = self.parts(), namespace_of(dout)
+        parts, xp = self._parts, namespace_of(dout)
         norm = parts["embedding_norm"].bwd(dropout_bwd(dout, ctx.dropout).x, ctx.norm)
         places = xp.sum(norm.x, axis=0, dtype=norm.x.dtype)  # (T, dim)
         return {

@@ -75,7 +75,7 @@ class MaskHead(Layer):
 
     def fwd(self, params: Params, states: Array) -> tuple[Array, MaskHeadContext]:
         """Logits (..., V) of states (..., dim), and the context for `bwd`."""
-        parts, (_, activate, _), own = self.parts(), ACTIVATIONS[self.activation], params["mask_head"]
+        parts, (_, activate, _), own = self._parts, ACTIVATIONS[self.activation], params["mask_head"]
         x, of_dense = parts["dense"].fwd(own["dense"], states)
         x, of_active = activate(x)
         x, of_norm = parts["norm"].fwd(own["norm"], x)
@@ -84,7 +84,7 @@ class MaskHead(Layer):
 
     def bwd(self, dout: Array, ctx: MaskHeadContext) -> MaskHeadGrads:
         """The gradients of the states, of the own parameters and of E."""
-        parts, (_, _, activation_bwd) = self.parts(), ACTIVATIONS[self.activation]
+        parts, (_, _, activation_bwd) = self._parts, ACTIVATIONS[self.activation]
         decoder = linear_bwd(dout, ctx.decoder)
         norm = parts["norm"].bwd(decoder.x, ctx.norm)
         dense = parts["dense"].bwd(activation_bwd(norm.x, ctx.active).x, ctx.dense)

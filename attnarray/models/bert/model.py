@@ -11,15 +11,15 @@ from attnarray import checks, tree
 from attnarray.backend import Array, namespace_of
 from attnarray.checkpoints.names import Pretrained
 from attnarray.checkpoints.pretrained import load_pretrained
+from attnarray.layers.checking import Checked, check_context, check_gradients, check_same
 from attnarray.layers.initial import Params
-from attnarray.layers.layer import check_params
 from attnarray.masks import Mask
 from attnarray.models.bert.configuration import BertConfiguration
 from attnarray.models.bert.embedding import BertEmbeddingContext
 from attnarray.models.bert.heads import MaskHeadContext, MaskHeadGrads, PoolerContext
 from attnarray.models.bert.published import BERT
-from attnarray.models.places import lengths_of
-from attnarray.models.training import check_training
+from attnarray.models.logits import check_dlogits
+from attnarray.models.places import lengths_of, mask_of
 from attnarray.models.transformer.encoder import EncoderOptions
 from attnarray.models.transformer.stack import StackContext
 from attnarray.numpy_arrays import read_only, writable
@@ -157,7 +157,6 @@ class Bert(BertConfiguration):
         lengths: Any = None, rng: Philox | None = None,
     ) -> tuple[BertResult, BertContext]:  # fmt: skip
         """The same as the call, and the context for `bwd`. If the model drops, it needs an `rng`, new for each step."""
-        check_training(self.body.block.drops, rng, "Bert")
         x, of_embedding = self._embed(params, tokens, types, rng)
         x, of_body = self.body.fwd(_of_body(params), x, **_options(attn_mask, lengths, tokens), rng=_body_rng(rng))
         pooled, of_pooler = self._pool(params, x)
@@ -169,7 +168,9 @@ class Bert(BertConfiguration):
         `dout` has the gradients of states and pooled vectors; one of them may be None, for 0. `head` is the `params`
         that `mask_logits_bwd` gives: its gradient of E is added to that of the embedding.
         """
-        checks.context("ctx", ctx, BertContext)
+        check_context(ctx, BertContext)
+        check_same(self, "pooler and mask head", (ctx.pooler is not None, ctx.mask_head is not None),
+                   (self.pooler, self.mask_head))  # fmt: skip
         dx, params = self._unpool(dout, ctx)
         body = self.body.bwd(dx, ctx.body)
         params |= {**self.embedding.bwd(body.x, ctx.embedding), **body.params}
@@ -177,7 +178,7 @@ class Bert(BertConfiguration):
             params |= {"token": tree.add(params["token"], head["token"]), "mask_head": head["mask_head"]}
         elif self.mask_head:
             params["mask_head"] = tree.map(namespace_of(dx).zeros_like, ctx.mask_head)
-        return BertGrads({name: params[name] for name in self.parts()})
+        return BertGrads(check_gradients(self, {name: params[name] for name in self._parts}))
 
     def mask_logits(self, params: Params, states: Array) -> Array:
         """The logits (..., V) of what stands at masked places, of their states (..., dim): all or some of `states`."""
@@ -185,29 +186,28 @@ class Bert(BertConfiguration):
 
     def mask_logits_fwd(self, params: Params, states: Array) -> tuple[Array, MaskHeadContext]:
         """The same, and the context for `mask_logits_bwd`."""
-        check_params(params, self)
         if not self.mask_head:
             raise ValueError("`mask_head` is False, so the model has no logits of masked tokens. Make it with True.")
-        logits: tuple[Array, MaskHeadContext] = self.parts()["mask_head"].fwd(params, states)
+        logits: tuple[Array, MaskHeadContext] = self._parts["mask_head"].fwd(params, states)
         return logits
 
     def mask_logits_bwd(self, dlogits: Array, ctx: MaskHeadContext) -> MaskHeadGrads:
         """The gradients of the states and, in `params`, of the head and of the E it shares: for the `head` of `bwd`."""
-        checks.context("ctx", ctx, MaskHeadContext)
-        grads: MaskHeadGrads = self.parts()["mask_head"].bwd(dlogits, ctx)
+        check_context(ctx, MaskHeadContext)
+        check_dlogits(dlogits, ctx.decoder)
+        grads: MaskHeadGrads = self._parts["mask_head"].bwd(dlogits, ctx)
         return grads
 
     def _embed(
         self, params: Params, tokens: Array, types: Array | None, rng: Philox | None
     ) -> tuple[Array, BertEmbeddingContext]:
-        check_params(params, self)
         x, ctx = self.embedding.fwd(params, tokens, types, rng.fold_in(0) if rng else None)
         if self.pooler and x.shape[1] == 0:
             raise ValueError(f"`tokens` has shape {tuple(tokens.shape)}, but a pooler needs a first token.")
         return x, ctx
 
     def _pool(self, params: Params, x: Array) -> tuple[Array | None, PoolerContext | None]:
-        return self.parts()["pooler"].pool(params["pooler"], x[:, 0, :]) if self.pooler else (None, None)
+        return self._parts["pooler"].pool(params["pooler"], x[:, 0, :]) if self.pooler else (None, None)
 
     def _unpool(self, dout: BertResult, ctx: BertContext) -> tuple[Array, Params]:
         """The gradients of the states, with what comes by the first from the pooled vectors, and of the pooler."""
@@ -222,7 +222,7 @@ class Bert(BertConfiguration):
         if ctx.pooler is None:
             return dx, {}
         dpooled = xp.zeros_like(like[:, 0, :]) if given.pooled is None else given.pooled
-        pooler = self.parts()["pooler"].pool_bwd(dpooled, ctx.pooler)
+        pooler = self._parts["pooler"].pool_bwd(dpooled, ctx.pooler)
         rest = xp.zeros_like(like[:, 1:, :])
         return dx + xp.concat([pooler.x[:, None, :], rest], axis=1), {"pooler": pooler.params}
 
@@ -233,11 +233,12 @@ def _options(attn_mask: Array | Mask | None, lengths: Any, tokens: Array) -> Enc
             f"`attn_mask` has shape {tuple(attn_mask.shape)}, two axes. Where it says which tokens there are, (B, T): "
             "give attn_mask[:, None, None, :], or `lengths`; it must broadcast to (B, H, T, T)."
         )
-    return {"attn_mask": attn_mask, "kv_lengths": lengths_of("lengths", lengths, tokens)}
+    mask = mask_of(attn_mask, None, tokens.shape[1])
+    return {"attn_mask": mask, "kv_lengths": lengths_of("lengths", lengths, tokens)}
 
 
 def _of_body(params: Params) -> Params:
-    return {"blocks": params["blocks"]}
+    return Checked(blocks=params["blocks"])
 
 
 def _body_rng(rng: Philox | None) -> Philox | None:

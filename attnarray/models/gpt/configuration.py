@@ -64,10 +64,8 @@ class GptConfiguration(Layer):
         return cls.small(**{"dim": 1600, "layers": 48, "heads": 25, **changes})
 
     def __post_init__(self) -> None:
-        checks.plain_fields(self)
+        super().__post_init__()
         checks.one_of("positions", self.positions, POSITIONS)
-        for name in ("vocabulary", "longest"):
-            checks.whole(name, getattr(self, name), 1, 2**31, "a size of the model")
         if self.rotary is not None and self.positions != "rotary":
             raise ValueError(f'`rotary` is given, but `positions` is {self.positions!r}. Give positions="rotary" too.')
         self.parts()  # which check their own

@@ -43,7 +43,7 @@ class GptEmbedding(Layer):
     ) -> tuple[Array, GptEmbeddingContext]:
         """x (B, T, dim) of tokens (B, T) at the places from `first` on, of sequences that begin at `starts`."""
         self.check_places("tokens", first + tokens.shape[1])
-        parts, of_position = self.parts(), None
+        parts, of_position = self._parts, None
         x, of_token = parts["token"].fwd(params["token"], tokens)  # (B, T, E)
         if self.learned:
             vectors, of_position = parts["position"].fwd(params["position"], _positions(tokens, starts, first))
@@ -55,7 +55,7 @@ class GptEmbedding(Layer):
         """The gradients of the parameters; tokens have none."""
         dx = dropout_bwd(dout, ctx.dropout).x
         contexts = {"token": ctx.token, "position": ctx.position}
-        return {name: part.bwd(dx, contexts[name]).params for name, part in self.parts().items()}
+        return {name: part.bwd(dx, contexts[name]).params for name, part in self._parts.items()}
 
     def check_places(self, name: str, count: int) -> None:
         """Check that there are positions for so many places."""

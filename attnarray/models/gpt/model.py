@@ -11,15 +11,15 @@ from attnarray import checks, tree
 from attnarray.backend import Array, device_of, namespace_of, to_numpy
 from attnarray.checkpoints.names import Pretrained
 from attnarray.checkpoints.pretrained import load_pretrained
+from attnarray.layers.checking import Checked, check_context, check_gradients, check_same
 from attnarray.layers.initial import Params
-from attnarray.layers.layer import check_params
 from attnarray.masks import Mask
 from attnarray.models.gpt.cache import GptCache
 from attnarray.models.gpt.configuration import GptConfiguration
 from attnarray.models.gpt.embedding import GptEmbeddingContext
 from attnarray.models.gpt.published import GPT
+from attnarray.models.logits import check_dlogits
 from attnarray.models.places import check_tokens, lengths_of, mask_of, starts_of
-from attnarray.models.training import check_training
 from attnarray.models.transformer.encoder import EncoderOptions
 from attnarray.models.transformer.stack import StackContext
 from attnarray.numpy_arrays import writable
@@ -144,7 +144,6 @@ class Gpt(GptConfiguration):
         starts: Any = None, rng: Philox | None = None,
     ) -> tuple[Array, GptContext]:  # fmt: skip
         """The same as the call, and the context for `bwd`. If the model drops, it needs an `rng`, new for each step."""
-        check_training(self.body.block.drops, rng, "Gpt")
         x, of_embedding, options = self._embed(params, tokens, attn_mask, lengths, starts, rng)
         x, of_body = self.body.fwd(_of_body(params), x, rng=_body_rng(rng), **options)
         logits, of_logits = linear_fwd(x, self._vectors(params))
@@ -155,13 +154,15 @@ class Gpt(GptConfiguration):
 
         .. math:: dE_v = \sum_{t:\, i_t = v} dx^0_t + \sum_t d\mathrm{logits}_{tv}\, \mathrm{norm}(x^N_t)
         """
-        checks.context("ctx", ctx, GptContext)
+        check_context(ctx, GptContext)
+        check_same(self, "learned positions", ctx.embedding.position is not None, self.embedding.learned)
+        check_dlogits(dlogits, ctx.logits)
         logits = linear_bwd(dlogits, ctx.logits)
         body = self.body.bwd(logits.x, ctx.body)
         params = {**self.embedding.bwd(body.x, ctx.embedding), **body.params}
         own = {"weight": logits.weight}
         params |= {"token": tree.add(params["token"], own)} if self.tied else {"logits": own}
-        return GptGrads(params)
+        return GptGrads(check_gradients(self, params))
 
     def cache(
         self, batch: int, longest: int | None = None, dtype: str = "float32", *, starts: Any = None
@@ -173,7 +174,7 @@ class Gpt(GptConfiguration):
         longest = self.longest if longest is None else longest
         longest = checks.whole("longest", longest, 1, 2**31, "how many places there is room for")
         self.embedding.check_places("longest", longest)
-        attention = self.body.block.parts()["attention"]
+        attention = self.body.block._parts["attention"]
         blocks = tuple(attention.cache(batch, longest, dtype) for _ in range(self.layers))
         return GptCache(blocks, starts_of(starts, batch, longest, blocks[0].key))
 
@@ -185,7 +186,7 @@ class Gpt(GptConfiguration):
         """
         checks.context("cache", cache, GptCache)
         x, _, options = self._embed(params, tokens, None, None, None, None, cache)
-        parts, block, blocks = self.body.parts(), self.body.block, []
+        parts, block, blocks = self.body._parts, self.body.block, []
         for n, before in enumerate(cache.blocks):
             own = params["blocks"][str(n)]
             x, after = block.step(own, x, before, options["attn_mask"], bias=options["bias"])
@@ -199,8 +200,6 @@ class Gpt(GptConfiguration):
     ) -> tuple[Array, GptEmbeddingContext, EncoderOptions]:  # fmt: skip
         """The vectors (B, T, E) of tokens, which come after those in the cache, their context, and who sees whom."""
         first = cache.length if cache else 0
-        if not first:  # a check for each token that is written would cost more than it is worth
-            check_params(params, self)
         check_tokens(tokens, self.vocabulary)
         if cache and tokens.shape[0] != cache.batch:
             raise ValueError(f"`tokens` has {tokens.shape[0]} sequences, but `cache` has room for {cache.batch}.")
@@ -223,7 +222,7 @@ class Gpt(GptConfiguration):
 
 
 def _of_body(params: Params) -> Params:
-    return {"blocks": params["blocks"], "norm": params["norm"]}
+    return Checked(blocks=params["blocks"], norm=params["norm"])
 
 
 def _body_rng(rng: Philox | None) -> Philox | None:

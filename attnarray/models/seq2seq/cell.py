@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from attnarray import checks
 from attnarray.backend import Array
 from attnarray.layers.initial import Params, glorot, zeros
-from attnarray.layers.layer import Shapes
+from attnarray.layers.layer import Layer, Shapes
 from attnarray.ops.gru import GRUResult, gru_bwd, gru_fwd
 from attnarray.ops.lstm import LSTMResult, lstm_bwd, lstm_fwd
 from attnarray.random import Philox
@@ -29,7 +29,7 @@ class CellGrads(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(Layer):
     """A cell of `hidden_dim` features over inputs of `in_dim`; `gru` and `lstm` have the formulas."""
 
     kind: str
@@ -37,7 +37,7 @@ class Cell:
     hidden_dim: int
 
     def __post_init__(self) -> None:
-        checks.plain_fields(self)
+        super().__post_init__()
         checks.one_of("cell", self.kind, tuple(CELLS))
 
     @property

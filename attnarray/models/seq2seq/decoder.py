@@ -76,7 +76,7 @@ class RecurrentDecoder(Layer):
         self, params: Params, x: Array, state: DecoderState, rng: Philox | None = None
     ) -> tuple[DecoderState, StepContext]:
         """The state after x (B, 1, dim); its `fed` is h~ (B, 1, H)."""
-        xp, parts = namespace_of(x), self.parts()
+        xp, parts = namespace_of(x), self._parts
         told = xp.concat([x, state.fed], axis=-1)  # (B, 1, dim + H)
         s, cell, of_cell = parts["cell"].fwd(params["cell"], told, state.cell)
         given = Given(state.memory, state.lengths, state.step, rng.fold_in(state.step) if rng else None)
@@ -100,7 +100,7 @@ class RecurrentDecoder(Layer):
     def bwd(self, dout: Array, ctx: tuple[StepContext, ...], dlog_prob: Array | None) -> DecoderGrads:
         """The gradients of x, the memory, the first state of the cell, and the parameters, through all steps."""
         dx, total = [], None
-        after = Carried((None,) * len(self.parts()["cell"].states), 0.0, None)
+        after = Carried((None,) * len(self._parts["cell"].states), 0.0, None)
         for t in reversed(range(len(ctx))):
             dlog = None if dlog_prob is None else dlog_prob[:, t : t + 1]
             here, after = self._step_bwd(dout[:, t : t + 1, :] + after.fed, after, dlog, ctx[t])
@@ -113,7 +113,7 @@ class RecurrentDecoder(Layer):
     def _step_bwd(
         self, dfed: Array, after: Carried, dlog_prob: Array | None, ctx: StepContext
     ) -> tuple[DecoderGrads, Carried]:
-        parts = self.parts()
+        parts = self._parts
         both = parts["combine"].bwd(tanh_bwd(dfed, ctx.tanh).x, ctx.combine)
         dc, ds = both.x[..., : self.context_dim], both.x[..., self.context_dim :]
         look = parts["attention"].bwd(dc, after.looked, dlog_prob, ctx.attention)

@@ -46,7 +46,7 @@ class RecurrentEncoder(Layer):
 
     def fwd(self, params: Params, x: Array, exists: Array | None) -> tuple[Array, State, ReadContext]:
         """The memory (B, S, H) of x (B, S, in_dim), of which `exists` (B, S) is there, the first state of a decoder."""
-        xp, parts = namespace_of(x), self.parts()
+        xp, parts = namespace_of(x), self._parts
         out, last, of_forwards = parts["forwards"].fwd(params["forwards"], x, mask=exists)
         back, first, of_backwards = parts["backwards"].fwd(params["backwards"], x, mask=exists, reverse=True)
         state, contexts = [], {}
@@ -60,7 +60,7 @@ class RecurrentEncoder(Layer):
 
     def bwd(self, dmemory: Array, dstate: tuple[Array, ...], ctx: ReadContext) -> LayerGrads:
         """The gradients of x and the parameters."""
-        parts, half, params = self.parts(), self.hidden_dim // 2, {}
+        parts, half, params = self._parts, self.hidden_dim // 2, {}
         last, first = [], []
         for dy, (name, of) in zip(dstate, ctx.bridge.items(), strict=True):
             grads = parts[f"bridge_{name}"].bwd(tanh_bwd(dy, of.tanh).x, of.linear)

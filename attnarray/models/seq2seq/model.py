@@ -8,17 +8,18 @@ from typing import Any, NamedTuple
 from attnarray import checks
 from attnarray.attention.weights import attention_weights
 from attnarray.backend import Array, device_of, namespace_of
+from attnarray.layers.checking import check_context, check_same
 from attnarray.layers.initial import Params
-from attnarray.layers.layer import Layer, check_params
+from attnarray.layers.layer import Layer
 from attnarray.layers.linear import Linear
 from attnarray.models.generation.greedy import greedily
+from attnarray.models.logits import check_dlogits
 from attnarray.models.places import lengths_of
 from attnarray.models.seq2seq.cell import CELLS
 from attnarray.models.seq2seq.decoder import DecoderState, RecurrentDecoder, StepContext
 from attnarray.models.seq2seq.encoder import ReadContext, RecurrentEncoder
 from attnarray.models.seq2seq.looking import draws
 from attnarray.models.token_embedding import TokenContext, TokenEmbedding
-from attnarray.models.training import check_training
 from attnarray.ops.dropout import DropoutContext, dropout_bwd, dropout_fwd
 from attnarray.ops.linear import LinearContext
 from attnarray.random import Philox
@@ -107,9 +108,12 @@ class Seq2Seq(Layer):
     context_dim: int | None = None
 
     def __post_init__(self) -> None:
-        checks.plain_fields(self)
+        super().__post_init__()
         checks.one_of("cell", self.cell, tuple(CELLS))
-        checks.whole("hidden_dim", self.hidden_dim, 2, 2**31, "a size of the model")
+        methods = [getattr(self.attention, name, None) for name in ("init", "fwd", "bwd")]
+        if isinstance(self.attention, type) or not all(map(callable, methods)):
+            shown = checks.shown(self.attention)
+            raise TypeError(f"`attention` is {shown}, expected a layer such as layers.BahdanauAttention(...).")
         if self.hidden_dim % 2:
             raise ValueError(f"`hidden_dim` is {self.hidden_dim}, expected an even number: half for each direction.")
         for name in ("query_dim", "key_dim"):
@@ -130,6 +134,11 @@ class Seq2Seq(Layer):
             "logits": Linear(H, self.target_vocabulary),
         }
 
+    @property
+    def drops(self) -> bool:
+        """Whether there is something to drop or draw in training."""
+        return self.dropout > 0 or draws(self.attention)
+
     def __call__(
         self, params: Params, source: Array, target: Array, *, source_lengths: Any = None, rng: Philox | None = None
     ) -> Array:
@@ -143,13 +152,14 @@ class Seq2Seq(Layer):
         self, params: Params, source: Array, target: Array, *, source_lengths: Any = None, rng: Philox | None = None
     ) -> tuple[Array, Seq2SeqContext]:
         """The same, and the context for `bwd`; with something to drop or draw it needs an `rng`."""
-        check_training(self.dropout > 0 or draws(self.attention), rng, "Seq2Seq")
         return self._fwd(params, source, target, source_lengths, rng)
 
     def bwd(self, dlogits: Array, ctx: Seq2SeqContext, *, dlog_prob: Array | None = None) -> Seq2SeqGrads:
         """The gradients of the parameters. `dlog_prob` (B, T) is for hard attention that learns by "reinforce"."""
-        checks.context("ctx", ctx, Seq2SeqContext)
-        parts, learns = self.parts(), getattr(self.attention, "estimator", None) == "reinforce"
+        check_context(ctx, Seq2SeqContext)
+        check_same(self, "dim", ctx.source.token.width, self.dim)
+        check_dlogits(dlogits, ctx.logits)
+        parts, learns = self._parts, getattr(self.attention, "estimator", None) == "reinforce"
         if learns != (dlog_prob is not None):
             expected = "(B, T), cost less baseline of each draw: the estimator is 'reinforce'" if learns else "None"
             raise ValueError(f"`dlog_prob` is {checks.shown(dlog_prob)}, expected {expected}.")
@@ -166,13 +176,12 @@ class Seq2Seq(Layer):
 
     def start(self, params: Params, source: Array, *, source_lengths: Any = None) -> DecoderState:
         """Reads sources (B, S) once, for `step`."""
-        check_params(params, self)
         return self._read(params, source, source_lengths, None)[0]
 
     def step(self, params: Params, tokens: Array, state: DecoderState) -> tuple[Array, DecoderState]:
         """Logits (B, 1, V) after the next target tokens (B, 1), and where the decoder stands then."""
         checks.context("state", state, DecoderState)
-        parts = self.parts()
+        parts = self._parts
         x, _ = parts["target"].fwd(params["target"], tokens)
         state, _ = parts["decoder"].step(params["decoder"], x, state)
         return parts["logits"](params["logits"], state.fed), state
@@ -197,8 +206,7 @@ class Seq2Seq(Layer):
     def _fwd(
         self, params: Params, source: Array, target: Array, lengths: Any, rng: Philox | None
     ) -> tuple[Array, Seq2SeqContext]:
-        check_params(params, self)
-        parts, rngs = self.parts(), rng.split(4) if rng else (None,) * 4
+        parts, rngs = self._parts, rng.split(4) if rng else (None,) * 4
         state, of_source, of_encoder = self._read(params, source, lengths, rngs[0])
         y, of_target = parts["target"].fwd(params["target"], target, rngs[1])  # (B, T, dim)
         if not target.shape[1]:
@@ -212,7 +220,7 @@ class Seq2Seq(Layer):
         self, params: Params, source: Array, lengths: Any, rng: Philox | None
     ) -> tuple[DecoderState, TokenContext, ReadContext]:
         """Where a decoder starts that looks at these sources."""
-        parts = self.parts()
+        parts = self._parts
         x, of_source = parts["source"].fwd(params["source"], source, rng)  # (B, S, dim)
         xp, exists = namespace_of(x), None
         lengths = lengths_of("source_lengths", lengths, source)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Unpack
 
+from attnarray import checks
 from attnarray.backend import Array
 from attnarray.layers.block import BlockGrads, Options
 from attnarray.layers.cache import DecoderCache
 from attnarray.layers.initial import Params
-from attnarray.layers.layer import check_params
 from attnarray.masks import Mask
 from attnarray.models.transformer.stack import Stack, StackContext
 from attnarray.random import Philox
@@ -80,12 +80,11 @@ class Decoder(Stack):
         return self._fwd(params, x, memory, rng, _causal(options))
 
     def bwd(self, dout: Array, ctx: StackContext) -> BlockGrads:
-        """The gradients of x, the memory and the parameters."""
+        """The gradients of x, the memory, the parameters and the biases; None for what was not given."""
         return self._bwd(dout, ctx)
 
     def cache(self, params: Params, memory: Array, longest: int) -> tuple[DecoderCache, ...]:
         """For `step`: the keys and values of a memory (B, S, dim) in every block, and room for `longest` positions."""
-        check_params(params, self)
         return tuple(self.block.decoder_cache(params["blocks"][str(n)], memory, longest) for n in range(self.layers))
 
     def step(
@@ -93,12 +92,14 @@ class Decoder(Stack):
         memory_lengths: Any = None,
     ) -> tuple[Array, tuple[DecoderCache, ...]]:  # fmt: skip
         """y of the next positions x (B, T, dim), written into the cache; that of all positions in one call."""
+        if not isinstance(cache, tuple) or len(cache) != self.layers:
+            raise TypeError(f"`cache` is {checks.shown(cache)}, expected what `cache` of this decoder returned.")
         after = []
         for n, known in enumerate(cache):
             own = params["blocks"][str(n)]
             x, known = self.block.step(own, x, known, memory_mask=memory_mask, memory_lengths=memory_lengths)
             after.append(known)
-        return self.parts()["norm"](params["norm"], x) if "norm" in params else x, tuple(after)
+        return self._parts["norm"](params["norm"], x) if "norm" in params else x, tuple(after)
 
 
 def _causal(options: Options) -> Options:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypedDict, Unpack
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 from attnarray.backend import Array
 from attnarray.layers.initial import Params
-from attnarray.layers.layer import LayerGrads
 from attnarray.masks import Mask
 from attnarray.models.transformer.stack import Stack, StackContext
 from attnarray.random import Philox
@@ -19,6 +18,14 @@ class EncoderOptions(TypedDict, total=False):
     attn_mask: Array | Mask | None
     is_causal: bool
     kv_lengths: Any
+    bias: Array | None
+
+
+class EncoderGrads(NamedTuple):
+    """`bias` is also the gradient of a floating `attn_mask`."""
+
+    x: Array
+    params: Params
     bias: Array | None
 
 
@@ -95,7 +102,7 @@ class Encoder(Stack):
         """y, and the context for `bwd`."""
         return self._fwd(params, x, None, rng, options)
 
-    def bwd(self, dout: Array, ctx: StackContext) -> LayerGrads:
-        """The gradients of x and the parameters."""
+    def bwd(self, dout: Array, ctx: StackContext) -> EncoderGrads:
+        """The gradients of x, the parameters, and the bias, which all blocks add to their scores; None without one."""
         grads = self._bwd(dout, ctx)
-        return LayerGrads(grads.x, grads.params)
+        return EncoderGrads(grads.x, grads.params, grads.bias)

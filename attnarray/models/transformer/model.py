@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 from attnarray import checks, tree
 from attnarray.backend import Array
 from attnarray.layers.cache import DecoderCache
+from attnarray.layers.checking import check_context, check_same
 from attnarray.layers.initial import Params
-from attnarray.layers.layer import Layer, check_params
+from attnarray.layers.layer import Layer
 from attnarray.layers.linear import Linear
 from attnarray.models.generation.greedy import greedily
+from attnarray.models.logits import check_dlogits
 from attnarray.models.places import lengths_of
 from attnarray.models.token_embedding import TokenContext, TokenEmbedding
-from attnarray.models.training import check_training
 from attnarray.models.transformer.decoder import Decoder
 from attnarray.models.transformer.encoder import Encoder
 from attnarray.models.transformer.stack import StackContext
@@ -120,7 +121,7 @@ class Transformer(Layer):
     recompute: bool = False
 
     def __post_init__(self) -> None:
-        checks.plain_fields(self)
+        super().__post_init__()
         self.parts()  # which check their own
 
     def parts(self) -> dict[str, Any]:
@@ -136,11 +137,6 @@ class Transformer(Layer):
         }
         return parts if self.tied else {**parts, "logits": Linear(self.dim, self.target_vocabulary)}
 
-    @property
-    def drops(self) -> bool:
-        """Whether there is something to drop in training."""
-        return max(self.dropout, self.attention_dropout, self.hidden_dropout) > 0
-
     def __call__(
         self, params: Params, source: Array, target: Array, *, source_lengths: Any = None, target_lengths: Any = None,
         rng: Philox | None = None,
@@ -151,7 +147,7 @@ class Transformer(Layer):
         not seen by what stands before it, with `target_lengths` (B,) not even by itself: leave it out of the loss, for
         example as targets of -100 in `cross_entropy`. Without an `rng` nothing is dropped.
         """
-        parts, rngs = self._checked(params, rng)
+        parts, rngs = self._parts, rng.split(4) if rng else (None,) * 4
         x, _ = parts["source"].fwd(params["source"], source, rngs[0])
         source_lengths = lengths_of("source_lengths", source_lengths, source)
         memory = parts["encoder"](params["encoder"], x, rng=rngs[1], kv_lengths=source_lengths)
@@ -165,8 +161,7 @@ class Transformer(Layer):
         rng: Philox | None = None,
     ) -> tuple[Array, TransformerContext]:  # fmt: skip
         """The same, and the context for `bwd`; with dropout it needs an `rng`."""
-        check_training(self.drops, rng, "Transformer")
-        parts, rngs = self._checked(params, rng)
+        parts, rngs = self._parts, rng.split(4) if rng else (None,) * 4
         x, of_source = parts["source"].fwd(params["source"], source, rngs[0])
         source_lengths = lengths_of("source_lengths", source_lengths, source)
         memory, of_encoder = parts["encoder"].fwd(params["encoder"], x, rng=rngs[1], kv_lengths=source_lengths)
@@ -179,8 +174,10 @@ class Transformer(Layer):
 
     def bwd(self, dlogits: Array, ctx: TransformerContext) -> TransformerGrads:
         """The gradients of the parameters; where the target's embedding is tied, the sum of its two."""
-        checks.context("ctx", ctx, TransformerContext)
-        parts, logits = self.parts(), linear_bwd(dlogits, ctx.logits)
+        check_context(ctx, TransformerContext)
+        check_same(self, "tied", not ctx.logits.has_bias, self.tied)
+        check_dlogits(dlogits, ctx.logits)
+        parts, logits = self._parts, linear_bwd(dlogits, ctx.logits)
         decoder = parts["decoder"].bwd(logits.x, ctx.decoder)
         encoder = parts["encoder"].bwd(decoder.memory, ctx.encoder)
         params = {
@@ -199,7 +196,7 @@ class Transformer(Layer):
         self, params: Params, source: Array, longest: int | None = None, *, source_lengths: Any = None
     ) -> TransformerCache:
         """Reads sources (B, S) once, for `step` to write up to `longest` target positions; by default all there are."""
-        parts, _ = self._checked(params, None)
+        parts = self._parts
         x, _ = parts["source"].fwd(params["source"], source)
         source_lengths = lengths_of("source_lengths", source_lengths, source)
         memory = parts["encoder"](params["encoder"], x, kv_lengths=source_lengths)
@@ -212,7 +209,7 @@ class Transformer(Layer):
         They are those of all target tokens so far in one call.
         """
         checks.context("cache", cache, TransformerCache)
-        parts = self.parts()
+        parts = self._parts
         y, _ = parts["target"].fwd(params["target"], tokens, first=cache.length)
         y, blocks = parts["decoder"].step(params["decoder"], y, cache.blocks, memory_lengths=cache.source_lengths)
         return self._logits(params, y)[0], cache._replace(blocks=blocks)
@@ -228,10 +225,6 @@ class Transformer(Layer):
         count = checks.whole("count", count, 0, self.longest, "how many tokens to write, at most `longest`")
         cache = self.cache(params, source, max(count, 1), source_lengths=source_lengths)
         return greedily(lambda tokens, state: self.step(params, tokens, state), cache, source, start, count, end)
-
-    def _checked(self, params: Params, rng: Philox | None) -> tuple[dict[str, Any], tuple[Philox | None, ...]]:
-        check_params(params, self)
-        return self.parts(), rng.split(4) if rng else (None,) * 4
 
     def _logits(self, params: Params, y: Array) -> tuple[Array, LinearContext]:
         if self.tied:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-from attnarray import checks
+from attnarray import tree
 from attnarray.backend import Array
 from attnarray.layers.block import NORMS, BlockGrads, TransformerBlock
+from attnarray.layers.checking import check_context, check_same
 from attnarray.layers.initial import Params
-from attnarray.layers.layer import Layer, check_params
-from attnarray.models.training import check_training
+from attnarray.layers.layer import Layer
 from attnarray.ops.rotary import Rotary
 from attnarray.random import Philox
 
@@ -37,6 +38,7 @@ class Stack(Layer):
     """`layers` blocks of one configuration, and a norm behind them with `final_norm`; `Encoder` explains the fields."""
 
     cross: ClassVar[bool] = False
+    widths: ClassVar = {"x": ("dim",), "memory": ("dim",)}
 
     dim: int
     layers: int
@@ -58,11 +60,10 @@ class Stack(Layer):
     std: float | None = None
 
     def __post_init__(self) -> None:
-        checks.plain_fields(self)
-        checks.whole("layers", self.layers, 1, 10**6, "the number of blocks")
+        super().__post_init__()
         self.parts()  # which check their own
 
-    @property
+    @functools.cached_property
     def block(self) -> TransformerBlock:
         """Each of the blocks."""
         return TransformerBlock(
@@ -76,52 +77,46 @@ class Stack(Layer):
         final = self.pre_norm if self.final_norm is None else self.final_norm
         return {**blocks, "norm": NORMS[self.norm](self.dim, self.eps)} if final else blocks
 
-    def _check(self, params: Params, x: Array) -> None:
-        check_params(params, self)
-        checks.floating(x=x)
-        if x.ndim < 2 or x.shape[-1] != self.dim:
-            raise ValueError(f"`x` has shape {tuple(x.shape)}, expected (*batch, T, {self.dim}), `dim` features.")
-
     def _states(
         self, params: Params, x: Array, memory: Array | None, rng: Philox | None, options: Any
     ) -> Iterator[Array]:
         """What each block gives; the last one with the final norm, if there is one."""
-        self._check(params, x)
         block, rngs = self.block, _rngs(rng, self.layers)
         for n in range(self.layers):
             x = block(params["blocks"][str(n)], x, memory, rng=rngs[n], **options)
             if n == self.layers - 1 and "norm" in params:
-                x = self.parts()["norm"](params["norm"], x)
+                x = self._parts["norm"](params["norm"], x)
             yield x
 
     def _fwd(
         self, params: Params, x: Array, memory: Array | None, rng: Philox | None, options: Any
     ) -> tuple[Array, StackContext]:
-        self._check(params, x)
-        check_training(self.block.drops, rng, type(self).__name__)
         block, rngs, contexts, of_norm = self.block, _rngs(rng, self.layers), [], None
         for n in range(self.layers):
             x, ctx = block.fwd(params["blocks"][str(n)], x, memory, rng=rngs[n], **options)
             contexts.append(ctx)
         if "norm" in params:
-            x, of_norm = self.parts()["norm"].fwd(params["norm"], x)
+            x, of_norm = self._parts["norm"].fwd(params["norm"], x)
         return x, StackContext(tuple(contexts), of_norm)
 
     def _bwd(self, dout: Array, ctx: StackContext) -> BlockGrads:
-        """The gradients of x, of the memory, which every block has seen, and of the parameters."""
-        checks.context("ctx", ctx, StackContext)
+        """The gradients of x and the parameters, and of what all blocks are given alike: the memory and the biases."""
+        check_context(ctx, StackContext)
+        check_same(self, "number of layers", len(ctx.blocks), self.layers)
+        check_same(self, "final norm", ctx.norm is not None, "norm" in self._parts)
         of_norm: Params = {}
         if ctx.norm is not None:
-            norm = self.parts()["norm"].bwd(dout, ctx.norm)
+            norm = self._parts["norm"].bwd(dout, ctx.norm)
             dout, of_norm = norm.x, {"norm": norm.params}
-        block, params, dmemory = self.block, {}, None
+        block, params, shared = self.block, {}, None
         for n in reversed(range(self.layers)):
             grads = block.bwd(dout, ctx.blocks[n])
             dout, params[str(n)] = grads.x, grads.params
-            if grads.memory is not None:
-                dmemory = grads.memory if dmemory is None else dmemory + grads.memory
+            own = (grads.memory, grads.bias, grads.memory_bias)
+            shared = own if shared is None else tree.add(shared, own)
         blocks = {str(n): params[str(n)] for n in range(self.layers)}
-        return BlockGrads(dout, dmemory, {"blocks": blocks, **of_norm})
+        dmemory, dbias, dmemory_bias = shared or (None, None, None)
+        return BlockGrads(dout, dmemory, {"blocks": blocks, **of_norm}, dbias, dmemory_bias)
 
 
 def _rngs(rng: Philox | None, count: int) -> tuple[Philox | None, ...]:

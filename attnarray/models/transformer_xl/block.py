@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from attnarray import checks
 from attnarray.backend import Array
+from attnarray.layers.checking import check_context
 from attnarray.layers.feed_forward import FeedForward
 from attnarray.layers.initial import Params
-from attnarray.layers.layer import Layer, LayerGrads, Shapes
+from attnarray.layers.layer import Layer, LayerGrads
 from attnarray.layers.norm import LayerNorm
 from attnarray.layers.relative import RelativeAttention
 from attnarray.layers.residual import Residual, ResidualContext
@@ -19,18 +20,6 @@ from attnarray.random import Philox
 class RelativeBlockContext(NamedTuple):
     attention: ResidualContext
     feed_forward: ResidualContext
-
-
-@dataclass(frozen=True)
-class RelativePart(RelativeAttention):
-    """The attention as a part that knows its shapes."""
-
-    def shapes(self) -> Shapes:
-        D = self.head_dim or self.dim // self.heads
-        maps: dict[str, Any] = {name: {"weight": (self.heads * D, self.dim)} for name in ("query", "key", "value")}
-        maps["position"] = {"weight": (self.heads * D, self.dim)}
-        biases = dict.fromkeys(("content_bias", "position_bias"), (self.heads, D))
-        return {**maps, **biases, "out": {"weight": (self.dim, self.heads * D)}}
 
 
 @dataclass(frozen=True)
@@ -49,15 +38,13 @@ class RelativeBlock(Layer):
     eps: float
 
     def __post_init__(self) -> None:
-        checks.plain_fields(self)
-        for name in ("dropout", "attention_dropout", "hidden_dropout"):
-            checks.probability(name, getattr(self, name))
+        super().__post_init__()
         self.parts()  # which check their own
 
     def parts(self) -> dict[str, Any]:
         hidden, norm = self.hidden_dim or 4 * self.dim, LayerNorm(self.dim, self.eps)
         return {
-            "attention": RelativePart(self.dim, self.heads, self.head_dim),
+            "attention": RelativeAttention(self.dim, self.heads, self.head_dim),
             "attention_norm": norm,
             "feed_forward": FeedForward(self.dim, hidden, self.activation, dropout=self.hidden_dropout),
             "feed_forward_norm": norm,
@@ -67,7 +54,7 @@ class RelativeBlock(Layer):
         self, params: Params, x: Array, memory: Array | None, rng: Philox | None
     ) -> tuple[Array, Array, RelativeBlockContext]:
         """y (B, T, E), what the attention was given of x, and the context."""
-        parts, residual, rngs = self.parts(), self._residual(), rng.split(4) if rng else (None,) * 4
+        parts, residual, rngs = self._parts, self._residual, rng.split(4) if rng else (None,) * 4
         given = []
 
         def attend(x: Array) -> tuple[Array, Any]:
@@ -86,7 +73,8 @@ class RelativeBlock(Layer):
 
     def bwd(self, dout: Array, ctx: RelativeBlockContext) -> LayerGrads:
         """The gradients of x and the parameters; the memory has none."""
-        parts, residual = self.parts(), self._residual()
+        check_context(ctx, RelativeBlockContext)
+        parts, residual = self._parts, self._residual
 
         def attend(dy: Array, of: Any) -> tuple[Array, Params]:
             grads = parts["attention"].bwd(dy, of)
@@ -103,5 +91,6 @@ class RelativeBlock(Layer):
             "feed_forward": of_feed, "feed_forward_norm": feed_norm,
         })  # fmt: skip
 
+    @functools.cached_property
     def _residual(self) -> Residual:
         return Residual(LayerNorm(self.dim, self.eps), self.pre_norm, self.dropout)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from attnarray import checks, tree
 from attnarray.backend import Array, namespace_of
+from attnarray.layers.checking import check_context, check_same
 from attnarray.layers.initial import Params, zeros
-from attnarray.layers.layer import Layer, Shapes, check_params
+from attnarray.layers.layer import Layer, Shapes
 from attnarray.layers.linear import Linear
 from attnarray.layers.norm import LayerNorm
+from attnarray.models.logits import check_dlogits
 from attnarray.models.token_embedding import TokenContext, TokenEmbedding
-from attnarray.models.training import check_training
 from attnarray.models.transformer.stack import Blocks
 from attnarray.models.transformer_xl.block import RelativeBlock, RelativeBlockContext
 from attnarray.numpy_arrays import read_only, writable
@@ -43,7 +45,7 @@ class TransformerXLGrads(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Bias:
+class Bias(Layer):
     """A bias of its own."""
 
     dim: int
@@ -145,12 +147,10 @@ class TransformerXL(Layer):
     eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        checks.plain_fields(self)
-        checks.whole("memory", self.memory, 0, 2**31, "how many positions are remembered")
-        checks.whole("layers", self.layers, 1, 10**6, "the number of blocks")
+        super().__post_init__()
         self.parts()  # which check their own
 
-    @property
+    @functools.cached_property
     def block(self) -> RelativeBlock:
         """Each of the blocks."""
         return RelativeBlock(
@@ -180,13 +180,15 @@ class TransformerXL(Layer):
         self, params: Params, tokens: Array, memory: Memory | None = None, *, rng: Philox | None = None
     ) -> tuple[TransformerXLResult, TransformerXLContext]:
         """The same, and the context for `bwd`; with dropout it needs an `rng`."""
-        check_training(max(self.dropout, self.attention_dropout, self.hidden_dropout) > 0, rng, "TransformerXL")
         return self._fwd(params, tokens, memory, rng)
 
     def bwd(self, dlogits: Array, ctx: TransformerXLContext) -> TransformerXLGrads:
         """The gradients of the parameters, of the logits of this segment; the memory has none."""
-        checks.context("ctx", ctx, TransformerXLContext)
-        parts, logits = self.parts(), linear_bwd(dlogits, ctx.logits)
+        check_context(ctx, TransformerXLContext)
+        check_same(self, "number of layers", len(ctx.blocks), self.layers)
+        check_same(self, "last norm", ctx.norm is not None, self.pre_norm)
+        check_dlogits(dlogits, ctx.logits)
+        parts, logits = self._parts, linear_bwd(dlogits, ctx.logits)
         dx, of_norm = dropout_bwd(logits.x, ctx.dropout).x, {}
         if ctx.norm is not None:
             norm = parts["norm"].bwd(dx, ctx.norm)
@@ -206,9 +208,8 @@ class TransformerXL(Layer):
     def _fwd(
         self, params: Params, tokens: Array, memory: Memory | None, rng: Philox | None
     ) -> tuple[TransformerXLResult, TransformerXLContext]:
-        check_params(params, self)
         self._check_memory(memory)
-        parts, rngs = self.parts(), rng.split(self.layers + 2) if rng else (None,) * (self.layers + 2)
+        parts, rngs = self._parts, rng.split(self.layers + 2) if rng else (None,) * (self.layers + 2)
         x, of_tokens = parts["tokens"].fwd(params["tokens"], tokens, rngs[0])
         block, contexts, kept, of_norm = self.block, [], [], None
         for n in range(self.layers):

@@ -1,0 +1,227 @@
+"""The checks of what layers and models are given: fields, parameters, inputs, generators and contexts."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from attnarray import checks
+from attnarray.backend import Array, dtype_name
+from attnarray.layers.initial import Params
+from attnarray.ops.rotary import Rotary
+from attnarray.random import Philox
+
+COUNTS = {  # what integer fields count
+    "layers": "the number of blocks",
+    "k": "the number of keys that are chosen",
+    "memory": "how many positions are remembered",
+}
+
+
+class Checked(dict[str, Any]):
+    """Parameters that a layer has checked: its parts, which are given theirs, do not check them again."""
+
+
+def check_params(params: Any, layer: Any) -> None:
+    """Check that the parameters are those of the layer: no entry missing, none too many, each of its shape.
+
+    Raises
+    ------
+    TypeError
+        If a branch is no dict, a leaf no floating array, or the dtypes or libraries of two leaves differ.
+    ValueError
+        If entries are missing or unknown, or one has another shape. The message names the path.
+
+    Examples
+    --------
+    >>> import attnarray as aa
+    >>> layer = aa.layers.Linear(3, 2)
+    >>> aa.layers.check_params(layer.init(aa.Philox(0)), layer)
+    """
+    checked_params(params, layer)
+
+
+def checked_params(params: Any, layer: Any, others: tuple[Any, ...] = ()) -> tuple[Checked, Array | None]:
+    """The parameters, and one of them, if there is any; `others` are the arguments behind them."""
+    shapes = getattr(layer, "_shapes", None) or layer.shapes()
+    leaves: list[Array] = []
+    checked = _take(params, shapes, leaves)
+    if checked is None:
+        found: dict[str, Array] = {}
+        checked = _compare("params", params, shapes, found, type(layer).__name__, others)
+        leaves = list(found.values())
+    return checked, leaves[0] if leaves else None
+
+
+def _take(params: Any, shapes: Any, leaves: list[Array]) -> Checked | None:
+    """The parameters if they are right and of NumPy, else None: fast, and without a word on what is wrong."""
+    if not isinstance(params, dict) or params.keys() != shapes.keys():
+        return None
+    taken = Checked()
+    for name, expected in shapes.items():
+        leaf = params[name]
+        if type(expected) is dict:
+            leaf = _take(leaf, expected, leaves)
+            if leaf is None:
+                return None
+        elif type(leaf) is not np.ndarray or leaf.shape != expected:
+            return None
+        elif not leaves:
+            if not _is_floating(leaf.dtype):
+                return None
+            leaves.append(leaf)
+        elif leaf.dtype != leaves[0].dtype:
+            return None
+        taken[name] = leaf
+    return taken
+
+
+@functools.lru_cache(maxsize=32)
+def _is_floating(dtype: Any) -> bool:
+    return dtype_name(dtype) in checks.FLOATS
+
+
+def _compare(
+    path: str, params: Any, shapes: Any, leaves: dict[str, Array], layer: str, others: tuple[Any, ...] = ()
+) -> Any:
+    """The parameters of any library, with errors that name the path; `leaves` are those that were checked before."""
+    if not isinstance(shapes, dict):
+        checks.shape(path, params, shapes, f"the shape of that parameter of {layer}")
+        if leaves:
+            first, like = next(iter(leaves.items()))
+            check_together({path: params, first: like})
+        checks.namespace(**{path: params})
+        checks.floating(**{path: params})
+        leaves[path] = params
+        return params
+    if not isinstance(params, dict):
+        swapped = any(isinstance(other, dict) for other in others)
+        order = f" The parameters come first, and then the inputs of {layer}." if swapped else ""
+        made = f"a dict with {_listed(shapes)}, as {layer}.init makes it"
+        raise TypeError(f"`{path}` is {checks.shown(params)}, expected {made}.{order}")
+    missing, unknown = [name for name in shapes if name not in params], [name for name in params if name not in shapes]
+    if missing:
+        raise ValueError(f"`{path}` lacks {_listed(missing)}, which {layer} needs. It has {_listed(params)}.")
+    if unknown:
+        raise ValueError(f"`{path}` has {_listed(unknown)}, which {layer} does not know, beside {_listed(shapes)}.")
+    return Checked({name: _compare(f"{path}.{name}", params[name], own, leaves, layer) for name, own in shapes.items()})
+
+
+def check_together(arrays: dict[str, Array]) -> None:
+    """Check that two arrays are of one library and one floating dtype."""
+    one, other = arrays.values()
+    if type(one) is not type(other) or type(one) is not np.ndarray or one.dtype != other.dtype:
+        checks.namespace(**arrays)
+        checks.floating(**arrays)
+
+
+def check_input(layer: Any, name: str, given: Any, fields: tuple[str, ...], like: Array | None) -> None:
+    """Check an input with features: that it has as many as the fields say, and goes with the parameters."""
+    if type(given) is not np.ndarray:
+        checks.require_array(name, given)
+    field = next((field for field in fields if getattr(layer, field) is not None), None)
+    if field is None:  # a layer without such an input, which says so itself
+        return
+    if len(given.shape) < layer.axes or given.shape[-1] != getattr(layer, field):
+        width, shape = getattr(layer, field), tuple(given.shape)
+        axes = f"(*batch, positions, {width})" if layer.axes > 1 else f"(..., {width})"
+        count = "1 axis" if len(shape) == 1 else f"{len(shape)} axes"
+        found = f"{shape[-1]} features" if len(shape) >= layer.axes else count
+        raise ValueError(
+            f"`{name}` has {found}, but {type(layer).__name__} has `{field}` {width}: expected {axes}, given {shape}."
+        )
+    if like is not None:
+        check_together({name: given, "params": like})
+
+
+def check_rng(layer: Any, rng: Any) -> None:
+    """Check the generator of a call; None is an error here: in training, where something is dropped or drawn."""
+    name = type(layer).__name__
+    if rng is None:
+        raise ValueError(
+            f"`rng` is None, but this {name} has something to drop or draw in training: pass "
+            "rng=attnarray.Philox(seed), a new one for each step. For inference call the layer or model itself; to "
+            "train without, set its dropouts to 0.0 by dataclasses.replace."
+        )
+    if not isinstance(rng, Philox):
+        raise TypeError(f"`rng` is {checks.shown(rng)}, but {name} expects attnarray.Philox(seed).")
+
+
+def check_init(layer: Any, rng: Any, dtype: Any) -> None:
+    """Check the arguments of `init`."""
+    if not isinstance(rng, Philox):
+        name = type(layer).__name__
+        raise TypeError(f"`rng` is {checks.shown(rng)}, expected {name}(...).init(attnarray.Philox(seed)).")
+    if dtype is None or dtype_name(dtype) not in checks.FLOATS:
+        raise ValueError(f"`dtype` is {checks.shown(dtype)}, expected one of {', '.join(map(repr, checks.FLOATS))}.")
+
+
+def check_context(ctx: Any, *expected: type) -> None:
+    """Check that a context is of a type that the layer makes."""
+    if not isinstance(ctx, expected):
+        order = " The order is bwd(dout, ctx)." if checks.is_array(ctx) else ""
+        raise TypeError(
+            f"`ctx` is {checks.shown(ctx)}, expected the {' or '.join(kind.__name__ for kind in expected)} that the "
+            f"forward pass returned.{order}"
+        )
+
+
+def check_same(layer: Any, name: str, given: Any, own: Any) -> None:
+    """Check that a context is of a layer that is made as this one."""
+    if given != own:
+        kind = type(layer).__name__
+        raise ValueError(
+            f"`ctx` is that of another {kind}: its {name} is {given}, and that of this one {own}. Give the context "
+            "that the forward pass of the same layer returned."
+        )
+
+
+def check_gradients(layer: Any, params: Params) -> Params:
+    """The gradients of the parameters, which have their shapes unless the context is that of another layer."""
+    if not _fit(params, layer._shapes):
+        path, given, own = _difference("params", params, layer._shapes)
+        check_same(layer, f"`{path}`", given, own)
+    return params
+
+
+def _fit(params: Any, shapes: Any) -> bool:
+    if type(shapes) is not dict:
+        return bool(getattr(params, "shape", None) == shapes)
+    if not isinstance(params, dict) or params.keys() != shapes.keys():
+        return False
+    return all([_fit(params[name], shape) for name, shape in shapes.items()])  # noqa: C419 - half the time
+
+
+def _difference(path: str, params: Any, shapes: Any) -> tuple[str, str, str]:
+    """Where the two differ first, and what each has there."""
+    if isinstance(params, dict) and isinstance(shapes, dict) and params.keys() == shapes.keys():
+        name = next(name for name in shapes if not _fit(params[name], shapes[name]))
+        return _difference(f"{path}.{name}", params[name], shapes[name])
+    own = f"a dict with {_listed(shapes)}" if isinstance(shapes, dict) else f"an array of shape {shapes}"
+    return path, f"a dict with {_listed(params)}" if isinstance(params, dict) else checks.shown(params), own
+
+
+def check_field(name: str, kind: str, value: Any) -> None:
+    """Check a field of a configuration by its name and its type as it is written."""
+    if value is None and kind.endswith(" | None"):
+        return
+    kind = kind.removesuffix(" | None")
+    if kind == "int":
+        highest, meaning = 10**6 if name == "layers" else 2**31, COUNTS.get(name, "a size of the layer")
+        checks.whole(name, value, 0 if name == "memory" else 1, highest, meaning)
+    elif kind == "bool":
+        checks.flag(name, value)
+    elif kind == "Rotary" and not isinstance(value, Rotary):
+        raise TypeError(f"`{name}` is {checks.shown(value)}, expected attnarray.Rotary(...).")
+    elif name.endswith("dropout") and not 0 <= checks.real(value) < 1:
+        raise ValueError(f"`{name}` is {checks.shown(value)}, expected a probability from 0 to below 1.")
+    elif name == "eps":
+        checks.positive(name, value)
+    elif name == "std":
+        checks.not_negative(name, value)
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(repr(name) for name in names) or "nothing"

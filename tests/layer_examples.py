@@ -1,0 +1,163 @@
+"""Calls of every layer and model, with everything that can have a gradient: for tests that walk them all."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import attnarray as aa
+from attnarray import layers, models
+
+RNG = np.random.default_rng(11)
+B, T, S, E, H = 2, 4, 5, 8, 2
+LENGTHS = [S, 3]
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape)
+
+
+class Example(NamedTuple):
+    """A layer and the arguments of its `fwd` beside the parameters, in float64."""
+
+    layer: Any
+    arguments: dict[str, Any]
+
+    def params(self) -> Any:
+        """Parameters that are nowhere 0 or 1, so that no gradient is hidden."""
+        fresh, rng = self.layer.init(aa.Philox(1), "float64"), np.random.default_rng(2)
+        return aa.tree.map(lambda leaf: leaf + 0.3 * rng.standard_normal(leaf.shape), fresh)
+
+
+X, KEY, MEMORY = normal(B, T, E), normal(B, S, 6), normal(B, S, E)
+QUERY = normal(B, T, 5)
+PAIR = {"query": QUERY, "key": KEY, "value": normal(B, S, 3), "bias": normal(T, S), "kv_lengths": LENGTHS}
+OWN = {"query": QUERY, "key": KEY, "bias": normal(B, 1, S)}  # keys are the values
+TOKENS = RNG.integers(7, size=(B, T))
+BLOCKS = {"dim": E, "layers": 2, "heads": H}
+OF_SELF = {"x": X, "bias": normal(H, 1, T), "is_causal": True, "kv_lengths": [T, 3]}
+OF_BOTH = {"x": X, "memory": MEMORY, "bias": normal(T, T), "memory_bias": normal(B, 1, T, 1)}
+DROPPING = {"dropout": 0.2, "attention_dropout": 0.3, "hidden_dropout": 0.1}
+SEQ2SEQ = {"source_vocabulary": 7, "target_vocabulary": 6, "dim": 3, "hidden_dim": 4}
+
+EXAMPLES: dict[str, list[Example]] = {
+    "Linear": [Example(layers.Linear(E, 3), {"x": X})],
+    "LayerNorm": [Example(layers.LayerNorm(E), {"x": X})],
+    "RMSNorm": [Example(layers.RMSNorm(E), {"x": X})],
+    "FeedForward": [
+        Example(layers.FeedForward(E, 6), {"x": X}),
+        Example(layers.FeedForward(E, 6, "silu", gated=True, dropout=0.2), {"x": X, "rng": aa.Philox(3)}),
+    ],
+    "Embedding": [Example(layers.Embedding(7, E), {"indices": TOKENS})],
+    "MultiHeadAttention": [
+        Example(layers.MultiHeadAttention(E, H), {"query": X, "bias": normal(B, H, T, T), "sinks": normal(H)}),
+        Example(
+            layers.MultiHeadAttention(E, 4, 2, key_input_dim=6, value_input_dim=3),
+            {"query": X, "key": KEY, "value": normal(B, S, 3), "bias": normal(4, 1, S), "sinks": normal(4)},
+        ),
+    ],
+    "BahdanauAttention": [Example(layers.BahdanauAttention(5, 6, 4), given) for given in (PAIR, OWN)],
+    "HardAttention": [
+        Example(layers.HardAttention(5, 6, 4, "gumbel"), {**PAIR, "noise": normal(B, T, S)}),
+        Example(layers.HardAttention(5, 6, 4, "top_k", k=2), OWN),
+    ],
+    "LocalAttention": [
+        Example(layers.LocalAttention(5, 6, 2), PAIR),
+        Example(layers.LocalAttention(6, 6, 1, "monotonic", score="dot"), {**OWN, "query": normal(B, T, 6)}),
+    ],
+    "LocationAttention": [
+        Example(layers.LocationAttention(5, 6, 4, 3, 3, cumulative), {**given, "previous": normal(B, S)})
+        for cumulative, given in ((False, PAIR), (True, OWN))
+    ],
+    "LuongAttention": [
+        Example(layers.LuongAttention(5, 6, value_dim=3, output=True), PAIR),
+        Example(layers.LuongAttention(5, 6, "concat"), OWN),
+    ],
+    "RecurrentAttention": [
+        Example(layers.RecurrentAttention(5, 6, 3, 4), {**PAIR, "h0": normal(B, T, 3), "c0": normal(B, T, 3)}),
+        Example(layers.RecurrentAttention(5, 5, 3, 4), {"query": QUERY, "bias": normal(T, T)}),
+    ],
+    "PairwiseAttention": [
+        Example(
+            layers.PairwiseAttention(5, 4, 3),
+            {"x": QUERY, "hidden": normal(B, T, 3), "memory": normal(B, S, 5), "value": normal(B, S, 2),
+             "bias": normal(T, S)},
+        ),
+        Example(layers.PairwiseAttention(5, 4), {"x": QUERY, "bias": normal(T, T)}),
+    ],
+    "ConvolutionalAttention": [
+        Example(layers.ConvolutionalAttention(5, 4, 3), {"x": QUERY, "value": normal(B, T, 2), "bias": normal(T, T)}),
+        Example(layers.ConvolutionalAttention(5, 4, 2, "dot", "causal"), {"x": QUERY, "bias": normal(1, T)}),
+    ],
+    "RelativeAttention": [
+        Example(
+            layers.RelativeAttention(E, H),
+            {"x": X, "memory": normal(B, 3, E), "bias": normal(H, T, T + 3), "sinks": normal(H)},
+        )
+    ],
+    "ScaledAttention": [Example(layers.ScaledAttention(6), {**PAIR, "query": normal(B, T, 6)})],
+    "GraphAttention": [
+        Example(
+            layers.GraphAttention(5, 3, 2, edge_dim=2),
+            {"x": normal(4, 5), "edges": np.array([[0, 1, 3, 2], [1, 0, 1, 2]]), "edge_features": normal(4, 2)},
+        )
+    ],
+    "TransformerBlock": [
+        Example(layers.TransformerBlock(E, H, 6), OF_SELF),
+        Example(layers.TransformerBlock(E, H, 6, cross=True, pre_norm=False, recompute=True), OF_BOTH),
+        Example(layers.TransformerBlock(E, H, 6, cross=True, **DROPPING), {**OF_BOTH, "rng": aa.Philox(3)}),
+    ],
+    "Encoder": [
+        Example(models.Encoder(**BLOCKS, hidden_dim=6), OF_SELF),
+        Example(models.Encoder(**BLOCKS, hidden_dim=6, recompute=True, **DROPPING), {**OF_SELF, "rng": aa.Philox(3)}),
+    ],
+    "Decoder": [
+        Example(models.Decoder(**BLOCKS, hidden_dim=6), OF_BOTH),
+        Example(models.Decoder(**BLOCKS, hidden_dim=6, recompute=True, **DROPPING), {**OF_BOTH, "rng": aa.Philox(3)}),
+    ],
+    "Transformer": [
+        Example(
+            models.Transformer(7, 6, S, E, 1, H, 6, dropout=0.1),
+            {"source": RNG.integers(7, size=(B, S)), "target": RNG.integers(6, size=(B, T)), "rng": aa.Philox(3)},
+        )
+    ],
+    "TransformerXL": [
+        Example(
+            models.TransformerXL(7, 3, E, 1, H, hidden_dim=6, dropout=0.0),
+            {"tokens": TOKENS, "memory": (normal(B, 3, E),)},
+        )
+    ],
+    "Gpt": [Example(models.Gpt(7, T, E, 1, H, 6, positions=positions), {"tokens": TOKENS})
+            for positions in ("learned", "alibi")],
+    "Bert": [Example(models.Bert(7, T, E, 1, H, 6, mask_head=False), {"tokens": TOKENS})],
+    "Seq2Seq": [
+        Example(
+            models.Seq2Seq(**SEQ2SEQ, attention=layers.LocationAttention(4, 4, 3, 2, 3), cell="lstm"),
+            {"source": RNG.integers(7, size=(B, S)), "target": RNG.integers(6, size=(B, T)), "source_lengths": LENGTHS},
+        )
+    ],
+    "PatchClassifier": [
+        Example(models.PatchClassifier((4, 6), 2, 3, 2, E, 1, H, 6), {"images": normal(B, 4, 6, 2)}),
+    ],
+}  # fmt: skip
+CALLS = [(f"{name}-{n}", example) for name, found in EXAMPLES.items() for n, example in enumerate(found)]
+
+
+def every_layer() -> set[str]:
+    """The names of all public layers and models."""
+    found = {name: getattr(module, name) for module in (layers, models) for name in module.__all__}
+    return {name for name, value in found.items() if hasattr(value, "fwd") and hasattr(value, "bwd")}
+
+
+def parameters(function: Callable[..., Any]) -> set[str]:
+    """The names of all parameters, and those of the options that stand for `**options`."""
+    names: set[str] = set()
+    for name, hint in typing.get_type_hints(function, include_extras=True).items():
+        if typing.get_origin(hint) is typing.Unpack:
+            names |= set(typing.get_type_hints(typing.get_args(hint)[0]))
+        elif name != "return":
+            names.add(name)
+    return names
