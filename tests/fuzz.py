@@ -74,20 +74,8 @@ def poisoned(values: Any, hidden: dict[tuple[Any, ...], np.ndarray], poison: flo
     """`values` with `poison` in the hidden entries."""
     for path, mark in hidden.items():
         leaf = tree.get(values, path)
-        values = replaced(values, path, np.where(mark, leaf.dtype.type(poison), leaf))
+        values = tree.replace(values, path, np.where(mark, leaf.dtype.type(poison), leaf))
     return values
-
-
-def replaced(values: Any, path: tuple[Any, ...], leaf: Any) -> Any:
-    if not path:
-        return leaf
-    key, rest = path[0], path[1:]
-    if isinstance(values, dict):
-        return {**values, key: replaced(values[key], rest, leaf)}
-    fields = list(values)
-    place = values._fields.index(key) if isinstance(key, str) else key
-    fields[place] = replaced(fields[place], rest, leaf)
-    return type(values)(*fields) if hasattr(values, "_fields") else type(values)(fields)
 
 
 def narrowed(leaf: Any, d: Draw) -> Any:

@@ -172,7 +172,7 @@ def test_the_cotangent_of_a_hidden_entry_of_softmax(kernels: str) -> None:
     np.testing.assert_allclose(found, [0.19661193, -0.19661193, 0.0], rtol=0, atol=1e-8)
 
 
-def test_sinks_hear_of_rows_without_keys_by_the_lse_alone(kernels: str) -> None:
+def test_rows_without_keys_reach_the_sinks_through_the_lse_alone(kernels: str) -> None:
     """Such a row has the sink for its lse, and 0 for its output whatever the sink is."""
     query, key = normal(1, 1, 2, 3), normal(1, 1, 4, 3)
     mask = np.array([[True] * 4, [False] * 4])
