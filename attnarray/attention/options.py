@@ -233,15 +233,20 @@ def _check_lengths(name: str, lengths: int | Array, longest: int, xp: Namespace)
 def _dropout(
     p: float, rng: Philox | int | None, keep: Array | None, kv_offset: int, form: Form, full: tuple[int, ...]
 ) -> Dropout | None:
+    p, seed = probability_and_seed(p, rng, keep)
+    if keep is not None:
+        return Dropout(p, 0, _scores("dropout_mask", keep, form, full), kv_offset)
+    return None if seed is None else Dropout(p, seed, None, kv_offset)
+
+
+def probability_and_seed(p: float, rng: Philox | int | None, keep: Array | None) -> tuple[float, int | None]:
+    """The options of dropout, checked; the seed is None where nothing is drawn, as with a mask or p = 0."""
     p, seed = checks.probability("dropout_p", p), None if rng is None else seed_of(rng)
     if keep is not None:
         checks.boolean("dropout_mask", keep)
-        return Dropout(p, 0, _scores("dropout_mask", keep, form, full), kv_offset)
-    if p == 0:
-        return None
-    if seed is None:
+    elif p > 0 and seed is None:
         raise ValueError(
             f"`dropout_p` is {p} but neither `rng` nor `dropout_mask` is given. Pass rng=attnarray.Philox(seed), a new "
             "one for each step, or leave dropout out at inference."
         )
-    return Dropout(p, seed, None, kv_offset)
+    return p, seed if keep is None and p > 0 else None

@@ -6,11 +6,12 @@ import math
 from typing import Any
 
 from attnarray import checks
+from attnarray.attention.options import probability_and_seed
 from attnarray.backend import Array
 from attnarray.magnitude import check_number
 from attnarray.ops.dropout import DropoutContext
 from attnarray.ops.embedding import check_range
-from attnarray.random import Philox, seed_of
+from attnarray.random import Philox
 
 SCORES = ("gatv2", "gat")
 Graph = tuple[tuple[int, ...], Array, Array, float]
@@ -76,16 +77,9 @@ def checked_dropout(
     p: float, rng: Philox | int | None, keep: Array | None, shape: tuple[int, ...]
 ) -> DropoutContext | None:
     """The dropout of weights of that shape, (*batch, E, H); None where nothing is dropped."""
-    p, seed = checks.probability("dropout_p", p), None if rng is None else seed_of(rng)
+    p, seed = probability_and_seed(p, rng, keep)
     if keep is not None:
-        checks.boolean("dropout_mask", keep)
         checks.broadcasts("dropout_mask", keep, shape, "(*batch, E, H)")
-        return DropoutContext(shape, p, None, keep)
-    if p == 0:
+    elif seed is None:
         return None
-    if seed is None:
-        raise ValueError(
-            f"`dropout_p` is {p} but neither `rng` nor `dropout_mask` is given. Pass rng=attnarray.Philox(seed), a new "
-            "one for each step, or leave dropout out at inference."
-        )
-    return DropoutContext(shape, p, seed, None)
+    return DropoutContext(shape, p, seed, keep)
