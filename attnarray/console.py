@@ -96,15 +96,11 @@ def print_line(line: str | Sequence[Cell]) -> None:
         print("\n".join(paragraphs(line, width())) if len(line) > width() else line, flush=True)
         return
     if not sys.stdout.isatty() or not has_rich():
-        print(_plain(line), flush=True)
+        print("".join(cell.text for cell in line), flush=True)
         return
     from rich.console import Console
 
     Console().print(_styled(line), highlight=False, soft_wrap=True)
-
-
-def _plain(line: str | Sequence[Cell]) -> str:
-    return line if isinstance(line, str) else "".join(cell.text for cell in line)
 
 
 def _styled(line: str | Sequence[Cell]) -> Any:
@@ -170,6 +166,10 @@ class _Compilations:
         self._bar.note(f"compiling {kernel}")
 
 
+def _reached(label: str, done: int, total: int | None) -> str:
+    return f"{label} {done}/{total}" if total else label
+
+
 class Lines:
     """Progress where there is no terminal: a line when EVERY seconds have passed since the one before."""
 
@@ -203,7 +203,7 @@ class Lines:
             now = monotonic()
             if now - self._last < EVERY:
                 return
-            reached = f"{self._label} {self._done}/{self._total}" if self._total else self._label
+            reached = _reached(self._label, self._done, self._total)
             self.remark(", ".join(filter(None, [reached, self._words, f"{now - self._start:.0f} s"])))
 
 
@@ -239,8 +239,7 @@ class _PlainBar:
         self.note(words)
 
     def note(self, words: str) -> None:
-        reached = f"{self._label} {self._done}/{self._total}" if self._total else self._label
-        line = f"{reached} {words}"[: shutil.get_terminal_size().columns - 1]
+        line = f"{_reached(self._label, self._done, self._total)} {words}"[: shutil.get_terminal_size().columns - 1]
         sys.stderr.write(f"\r{line}\033[K")
         sys.stderr.flush()
 

@@ -29,21 +29,16 @@ RANGES = {
 }
 
 
-def range_of(dtype: str) -> Range:
-    """The range of the dtype that arrays of `dtype` are computed in."""
-    return RANGES["float64" if dtype == "float64" else "float32"]
-
-
 def check_number(name: str, number: float, dtype: str, *, small: bool = False, power: int = 1) -> float:
     """Check that the dtype in which arrays of `dtype` are computed holds a number, also to that power.
 
     With `small` it may be so small that it counts as 0.
     """
-    within = range_of(dtype)
+    computed = "float64" if dtype == "float64" else "float32"
+    within = RANGES[computed]
     least, most = within.least ** (1 / power), within.most ** (1 / power)
     if least <= abs(number) <= most or number == 0 or (small and abs(number) < 1):
         return number
-    computed = "float64" if dtype == "float64" else "float32"
     more = "Choose a number within." if computed == "float64" else "Choose a number within, or give float64 arrays."
     raise ValueError(
         f"`{name}` is {number:g}, expected a number of a size from {0 if small else least:.2g} to {most:.2g}: arrays "

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 from attnarray.backend import Array, dtype_name
+from attnarray.checks import is_array
 
 Tree: TypeAlias = Any
 Path: TypeAlias = tuple[str | int, ...]
@@ -106,7 +107,7 @@ def nbytes(tree: Tree) -> int:
 
 def _arrays(tree: Tree) -> Iterator[Array]:
     for _, leaf in flatten(tree):
-        if hasattr(leaf, "dtype") and hasattr(leaf, "shape"):
+        if is_array(leaf):
             yield leaf
         elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
             yield from _arrays([getattr(leaf, field.name) for field in dataclasses.fields(leaf)])
@@ -126,15 +127,14 @@ def summary(tree: Tree) -> str:
     """
     if not _is_branch(tree):
         return _short(tree)
-    pairs = [f"{_short(child)}" if isinstance(key, int) else f"{key}={_short(child)}" for key, child in _children(tree)]
+    pairs = [_short(child) if isinstance(key, int) else f"{key}={_short(child)}" for key, child in _children(tree)]
     return f"{type(tree).__name__}({', '.join(pairs)}; {_size(nbytes(tree))})"
 
 
 def _short(node: Any) -> str:
-    count = sum(1 for _ in _arrays([node]))
-    if hasattr(node, "dtype") and hasattr(node, "shape"):
+    if is_array(node):
         return f"{dtype_name(node.dtype)} {tuple(node.shape)}"
-    if count:
+    if count := sum(1 for _ in _arrays([node])):
         return f"{type(node).__name__} of {count} array{'s' * (count > 1)}"
     text = " ".join(repr(node).split())
     return text if len(text) <= 60 else f"{text[:60]}..."
