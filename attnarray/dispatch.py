@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 import numpy as np
 
 from attnarray.backend import library_of_type
-from attnarray.kernels import Declined, Heard, noting
+from attnarray.kernels import Declined, Listener, noting
 from attnarray.kernels import compilations as _compilations
 from attnarray.kernels.table import BACKEND_OF_LIBRARY, KERNELS
 
@@ -219,10 +219,10 @@ def threads_and_cache() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def compilations(heard: Heard) -> Iterator[None]:
-    """Within the block, call `heard(kernel, kept)` for each kernel that is compiled; `kept`: a cache keeps it."""
+def compilations(listener: Listener) -> Iterator[None]:
+    """Within the block, call `listener(kernel, kept)` for each kernel that is compiled; `kept`: a cache keeps it."""
     numba = importlib.import_module("attnarray.kernels.numba")
-    with _compilations(heard), contextlib.nullcontext() if numba.unavailable() else numba.announced():
+    with _compilations(listener), contextlib.nullcontext() if numba.unavailable() else numba.announced():
         yield
 
 

@@ -11,13 +11,13 @@ SAMPLED = 8  # entries of each input; `attnarray check` looks at many more, but 
 DTYPES = ("float32", "float64")
 
 
-def first_wrong(functions: Iterable[str], backend: str, heard: Callable[[str], None] = lambda _: None) -> str:
-    """Return what is wrong with a gradient or kernel of these functions, or ""; `heard` is told of each case."""
+def first_wrong(functions: Iterable[str], backend: str, note: Callable[[str], None] = lambda _: None) -> str:
+    """Return what is wrong with a gradient or kernel of these functions, or ""; `note` is told each case."""
     names = set(functions)
     for case in CASES:
         if case.function not in names:
             continue
-        heard(f"checking {case.name}")
+        note(f"checking {case.name}")
         reached = check.kernels_reached(case, backend)
         for kernels in ("reference", "auto") if reached else ("reference",):
             for gradient in check.check_gradients(case, backend, kernels, SAMPLED):

@@ -1,4 +1,4 @@
-"""Fast kernels: leaves of the house, reached only through `attnarray.dispatch` by the names in `table.py`."""
+"""Fast kernels, imported by nothing but `attnarray.dispatch`, by the names in `table.py`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from contextvars import ContextVar
 
 _NOTES: ContextVar[list[str] | None] = ContextVar("attnarray_notes", default=None)
 
-Heard = Callable[[str, bool], None]
-_HEARD: list[Heard] = []
+Listener = Callable[[str, bool], None]
+_LISTENERS: list[Listener] = []
 
 
 class Declined(Exception):
@@ -36,15 +36,15 @@ def noting() -> Iterator[list[str]]:
 
 def compiling(kernel: str, kept: bool) -> None:
     """Called before a kernel is compiled; `kept` says whether a cache will keep it for other processes."""
-    for heard in tuple(_HEARD):
-        heard(kernel, kept)
+    for listener in tuple(_LISTENERS):
+        listener(kernel, kept)
 
 
 @contextlib.contextmanager
-def compilations(heard: Heard) -> Iterator[None]:
-    """Within the block, `heard(kernel, kept)` is called for each kernel that is compiled, in whichever thread."""
-    _HEARD.append(heard)
+def compilations(listener: Listener) -> Iterator[None]:
+    """Within the block, `listener(kernel, kept)` is called for each kernel that is compiled, in whichever thread."""
+    _LISTENERS.append(listener)
     try:
         yield
     finally:
-        _HEARD.remove(heard)
+        _LISTENERS.remove(listener)
