@@ -1,4 +1,4 @@
-"""The house keeps its shape: arrows between modules, lazy imports, sizes, the order inside a file, the type stub."""
+"""The package keeps its shape: imports between modules, lazy imports, sizes, the order inside a file, the type stub."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SOURCES = MODULES + sorted(path for folder in ("tests", "benchmarks") for path i
 
 # From the roof to the ground. A unit is a module or a package below attnarray; `attnarray` is the package with its
 # public names. A unit may import what stands in a row below its own; `kernels` are for `dispatch` alone.
-HOUSE = """
+LAYERS = """
     __main__
     cli
     check_report info_report demo bench
@@ -42,7 +42,7 @@ HOUSE = """
     backend
     kernels numpy_arrays
 """
-ROW = {unit: row for row, line in enumerate(HOUSE.split("\n")) for unit in line.split()}
+ROW = {unit: row for row, line in enumerate(LAYERS.split("\n")) for unit in line.split()}
 KERNELS_FOR_DISPATCH = {"attnarray.kernels", "attnarray.kernels.table"}
 
 HEAVY = {
@@ -129,9 +129,9 @@ def _leading_text(argument: ast.expr) -> str:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=names_of(MODULES))
-def test_imports_point_down_the_house(path: Path) -> None:
+def test_imports_are_of_lower_layers(path: Path) -> None:
     unit = unit_of(module_name(path))
-    assert unit in ROW, f"{unit} has no place in the house yet: add it to HOUSE in {Path(__file__).name}"
+    assert unit in ROW, f"{unit} has no layer yet: add it to LAYERS in {Path(__file__).name}"
     wrong = []
     for arrow in arrows_of(path):
         target = unit_of(arrow.target)
@@ -144,7 +144,7 @@ def test_imports_point_down_the_house(path: Path) -> None:
             allowed = arrow.lazy  # it hands out every public name, but only when the name is asked for
         if not allowed:
             wrong.append(f"{path.relative_to(ROOT)}:{arrow.line} imports {arrow.target}")
-    assert not wrong, "\n".join(["Arrows that the house does not have:", *wrong])
+    assert not wrong, "\n".join(["Imports of a higher layer:", *wrong])
 
 
 @pytest.mark.parametrize("path", MODULES, ids=names_of(MODULES))
