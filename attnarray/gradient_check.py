@@ -11,7 +11,7 @@ import numpy as np
 from attnarray import checks, tree
 from attnarray.backend import Array, device_of, dtype_name, library_of, namespace_of, to_numpy
 from attnarray.checks import FLOATS, is_array
-from attnarray.numpy_arrays import in_layout_of, overlaps
+from attnarray.memory_layout import in_layout_of, overlaps
 from attnarray.triples import Triple, by_name, triple_of
 
 # Five-point stencil: f'(x) = (f(x-2h) - 8 f(x-h) + 8 f(x+h) - f(x+2h)) / 12h, exact for polynomials up to degree 4.

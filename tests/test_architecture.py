@@ -40,7 +40,7 @@ LAYERS = """
     magnitude masks random tree triples dispatch
     checks
     backend
-    kernels numpy_arrays
+    kernels memory_layout numpy_arrays
 """
 ROW = {unit: row for row, line in enumerate(LAYERS.split("\n")) for unit in line.split()}
 KERNELS_FOR_DISPATCH = {"attnarray.kernels", "attnarray.kernels.table"}

@@ -15,7 +15,7 @@ import attnarray as aa
 from attnarray import check, tree
 from attnarray.cases import CASES, Case
 from attnarray.checks import is_array
-from attnarray.numpy_arrays import in_layout_of, overlaps
+from attnarray.memory_layout import in_layout_of, overlaps
 
 RNG = np.random.default_rng(0)
 SIZE = 4  # equal sizes, so that a transposed gradient has the right shape
