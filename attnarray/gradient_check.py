@@ -51,11 +51,12 @@ class GradcheckReport(NamedTuple):
         return self.ok
 
     def __str__(self) -> str:
+        width = max((len(check.name) for check in self.inputs), default=0)
         lines = [f"{self.function}: gradients against central differences (tolerance {self.tolerance:.0e})"]
         for check in self.inputs:
             verdict = ("ok" if check.ok else "WRONG") if check.size else "empty, nothing to check"
             count = f"{check.elements:>6} elements" + (f" of {check.size}" if check.elements < check.size else "")
-            lines.append(f"  {check.name:<24} {count}  error {check.error:.1e}  {verdict}")
+            lines.append(f"  {check.name:<{width}} {count}  error {check.error:.1e}  {verdict}")
         return "\n".join(lines)
 
 
@@ -78,7 +79,9 @@ def gradcheck(
     Parameters
     ----------
     function : callable
-        A function with `_fwd` and `_bwd` beside it, or a layer. Your own triples work too.
+        A function `f` with `f_fwd` and `f_bwd` in the same module, or a layer. Your own work too: `f_fwd` takes the
+        arguments of `f` and returns (out, ctx); `f_bwd(dout, ctx)` returns a NamedTuple, whose fields have the names of
+        the parameters of `f` that it gives the gradients of.
     *args, **kwargs
         Its arguments. Floating arrays, also inside dicts, are taken to float64; they are not changed. NumPy arrays keep
         their layout in memory, so that the function is checked for that layout; an array whose elements share memory,
@@ -114,6 +117,21 @@ def gradcheck(
     >>> import numpy as np, attnarray as aa
     >>> bool(aa.gradcheck(aa.silu, np.array([[0.3, -1.2], [2.0, 0.1]])))
     True
+
+    A triple of your own, at the top level of a script, module or notebook:
+
+    >>> from typing import NamedTuple
+    >>> class SquareGrads(NamedTuple):
+    ...     x: np.ndarray
+    >>> def square(x):
+    ...     return x * x
+    >>> def square_fwd(x):
+    ...     return x * x, x
+    >>> def square_bwd(dout, ctx):
+    ...     return SquareGrads(2 * ctx * dout)
+    >>> print(aa.gradcheck(square, np.array([1.0, 2.0])))
+    square: gradients against central differences (tolerance 1e-07)
+      x      2 elements  error ...  ok
     """
     checks.positive("step", step)
     checks.positive("tolerance", tolerance)
@@ -179,7 +197,8 @@ def _found(backward: str, grads: Any, arguments: dict[str, Any], wrt: Sequence[s
     """The gradients to compare by name, which are those of floating arguments, complete and like them."""
     if not hasattr(grads, "_fields"):
         raise TypeError(
-            f"{backward} returns {checks.shown(grads)}, expected a NamedTuple with one field for each gradient."
+            f"{backward} returns {checks.shown(grads)}, expected a NamedTuple with one field for each gradient, named "
+            f"as the parameter that it belongs to, one of {list(arguments)}."
         )
     found = {name: grad for name, grad in zip(grads._fields, grads, strict=True) if grad is not None}
     names = list(found if wrt is None else [wrt] if isinstance(wrt, str) else wrt)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections import ChainMap
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,19 +23,27 @@ def triple_of(function: Callable[..., Any]) -> Triple:
     Raises
     ------
     TypeError
-        If there is no backward beside the function.
+        If there is no forward or backward beside the function.
     """
     if hasattr(function, "fwd") and hasattr(function, "bwd"):
         return Triple(function, function.fwd, function.bwd)
-    module = sys.modules.get(getattr(function, "__module__", ""), None)
     name = getattr(function, "__name__", repr(function))
-    found = [getattr(module, name + suffix, None) for suffix in ("_fwd", "_bwd")]
-    if not all(found):
-        raise TypeError(
-            f"{name} has no backward: expected {name}_fwd and {name}_bwd in the same module. "
-            "Give a differentiable function such as attnarray.softmax."
+    module = sys.modules.get(getattr(function, "__module__", ""), None)
+    beside = ChainMap(vars(module) if module else {}, getattr(function, "__globals__", {}))
+    parts = {name + suffix: beside.get(name + suffix) for suffix in ("_fwd", "_bwd")}
+    missing = [part for part, found in parts.items() if found is None]
+    if missing:
+        stem = name.removesuffix("_fwd").removesuffix("_bwd")
+        hint = (
+            f"Give {stem} itself."
+            if stem != name and stem in beside
+            else "Give a differentiable function such as attnarray.softmax, or define what is missing."
         )
-    return Triple(function, *found)  # type: ignore[arg-type]
+        raise TypeError(
+            f"{name} has no backward: expected {name}_fwd and {name}_bwd in the same module, but it lacks "
+            f"{' and '.join(missing)}. {hint}"
+        )
+    return Triple(function, *parts.values())  # type: ignore[arg-type]
 
 
 def by_name(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -53,7 +62,8 @@ def vjp(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, C
     Parameters
     ----------
     function : callable
-        Any function of the library that has `_fwd` and `_bwd` beside it, or a layer.
+        Any function of the library that has `_fwd` and `_bwd` beside it, a layer, or a function of your own with both
+        in its module: see `gradcheck`.
     *args, **kwargs
         Its arguments.
 

@@ -72,7 +72,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "no NamedTuple": (
         lambda: aa.gradcheck(Square(backward=lambda dout, x: (x,)), X),
-        "expected a NamedTuple with one field for each",
+        r"expected a NamedTuple with one field for each gradient, named as .* one of \['x'\]",
     ),
     "gradient of nothing": (
         lambda: aa.gradcheck(Square(backward=lambda dout, x: Grads(2.0 * x * dout, x)), X),
