@@ -79,9 +79,7 @@ def gradcheck(
     Parameters
     ----------
     function : callable
-        A function `f` with `f_fwd` and `f_bwd` in the same module, or a layer. Your own work too: `f_fwd` takes the
-        arguments of `f` and returns (out, ctx); `f_bwd(dout, ctx)` returns a NamedTuple, whose fields have the names of
-        the parameters of `f` that it gives the gradients of.
+        A function with `_fwd` and `_bwd` beside it, or a layer. Your own work too: `vjp` says how to write one.
     *args, **kwargs
         Its arguments. Floating arrays, also inside dicts, are taken to float64; they are not changed. NumPy arrays keep
         their layout in memory, so that the function is checked for that layout; an array whose elements share memory,
@@ -117,21 +115,6 @@ def gradcheck(
     >>> import numpy as np, attnarray as aa
     >>> bool(aa.gradcheck(aa.silu, np.array([[0.3, -1.2], [2.0, 0.1]])))
     True
-
-    A triple of your own, at the top level of a script, module or notebook:
-
-    >>> from typing import NamedTuple
-    >>> class SquareGrads(NamedTuple):
-    ...     x: np.ndarray
-    >>> def square(x):
-    ...     return x * x
-    >>> def square_fwd(x):
-    ...     return x * x, x
-    >>> def square_bwd(dout, ctx):
-    ...     return SquareGrads(2 * ctx * dout)
-    >>> print(aa.gradcheck(square, np.array([1.0, 2.0])))
-    square: gradients against central differences (tolerance 1e-07)
-      x      2 elements  error ...  ok
     """
     checks.positive("step", step)
     checks.positive("tolerance", tolerance)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections import ChainMap
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,14 +28,14 @@ def triple_of(function: Callable[..., Any]) -> Triple:
         return Triple(function, function.fwd, function.bwd)
     name = getattr(function, "__name__", repr(function))
     module = sys.modules.get(getattr(function, "__module__", ""), None)
-    beside = ChainMap(vars(module) if module else {}, getattr(function, "__globals__", {}))
-    parts = {name + suffix: beside.get(name + suffix) for suffix in ("_fwd", "_bwd")}
+    own = getattr(function, "__globals__", {})  # a notebook or `exec` may run in a namespace that is no module
+    parts = {part: getattr(module, part, own.get(part)) for part in (f"{name}_fwd", f"{name}_bwd")}
     missing = [part for part, found in parts.items() if found is None]
     if missing:
         stem = name.removesuffix("_fwd").removesuffix("_bwd")
         hint = (
             f"Give {stem} itself."
-            if stem != name and stem in beside
+            if stem != name and hasattr(module, stem)
             else "Give a differentiable function such as attnarray.softmax, or define what is missing."
         )
         raise TypeError(
@@ -62,8 +61,10 @@ def vjp(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, C
     Parameters
     ----------
     function : callable
-        Any function of the library that has `_fwd` and `_bwd` beside it, a layer, or a function of your own with both
-        in its module: see `gradcheck`.
+        Any function of the library that has `_fwd` and `_bwd` beside it, a layer, or a function `f` of your own with
+        `f_fwd` and `f_bwd` in the same module. `f_fwd` takes the arguments of `f` and returns (out, ctx);
+        `f_bwd(dout, ctx)` returns a NamedTuple, whose fields have the names of the parameters of `f` that it gives the
+        gradients of.
     *args, **kwargs
         Its arguments.
 
@@ -85,6 +86,21 @@ def vjp(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, C
     >>> out, pullback = aa.vjp(aa.relu, np.array([-1.0, 2.0]))
     >>> pullback(np.array([5.0, 5.0])).x.tolist()
     [0.0, 5.0]
+
+    A triple of your own, at the top level of a script, module or notebook:
+
+    >>> from typing import NamedTuple
+    >>> class SquareGrads(NamedTuple):
+    ...     x: np.ndarray
+    >>> def square(x):
+    ...     return x * x
+    >>> def square_fwd(x):
+    ...     return x * x, x
+    >>> def square_bwd(dout, ctx):
+    ...     return SquareGrads(2 * ctx * dout)
+    >>> print(aa.gradcheck(square, np.array([1.0, 2.0])))
+    square: gradients against central differences (tolerance 1e-07)
+      x      2 elements  error ...  ok
     """
     triple = triple_of(function)
     out, ctx = triple.fwd(*args, **kwargs)

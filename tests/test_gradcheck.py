@@ -286,26 +286,6 @@ def test_what_has_no_backward_is_refused(function: Any) -> None:
             check(function, X)
 
 
-def test_the_error_for_an_incomplete_triple_names_what_is_missing_or_meant() -> None:
-    namespace: dict[str, Any] = {"__name__": "no_module"}
-    exec("def half(x): return x\ndef half_fwd(x): return x, None", namespace)
-    with pytest.raises(TypeError, match=r"same module, but it lacks half_bwd. Give a"):
-        aa.vjp(namespace["half"], X)
-    with pytest.raises(TypeError, match=r"lacks relu_fwd_fwd and relu_fwd_bwd. Give relu itself"):
-        aa.gradcheck(aa.relu_fwd, X)
-
-
-def test_a_triple_is_found_where_the_function_was_defined() -> None:
-    """Notebooks and `exec` run code in a namespace that is no module."""
-    namespace: dict[str, Any] = {"__name__": "no_module"}
-    exec(
-        "def half(x): return x / 2\ndef half_fwd(x): return x / 2, None\ndef half_bwd(dx, _): return dx / 2", namespace
-    )
-    out, pullback = aa.vjp(namespace["half"], X)
-    np.testing.assert_array_equal(out, X / 2)
-    np.testing.assert_array_equal(pullback(np.ones_like(X)), np.full_like(X, 0.5))
-
-
 def test_a_triple_is_found_by_name_or_on_a_layer() -> None:
     assert triple_of(square) == (square, square_fwd, square_bwd)
     wave = Wave()
