@@ -40,7 +40,7 @@ def test_a_command_runs_with_its_caches_in_the_folder(tmp_path: Path) -> None:
 
     pytest.importorskip("numba")
     cold.run("check --only relu", tmp_path)
-    assert list((tmp_path / "numba_cache_dir").rglob("*.nbi"))
+    assert list((tmp_path / "numba_cache_dir").rglob("*.nbc"))
     with pytest.raises(SystemExit, match="attnarray check --only nothing ended with code 2:"):
         cold.run("check --only nothing", tmp_path)
 
