@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from layer_examples import every_layer
 from libraries import NUMPY
 
 import attnarray as aa
@@ -173,6 +174,10 @@ def spoil(results: Any) -> None:
 
 def bits(results: Any) -> list[bytes]:
     return [array.tobytes() for _, array in arrays(results)]
+
+
+def test_every_layer_and_model_is_here() -> None:
+    assert {type(call.function).__name__ for call in (LAYERS | MODELS).values()} == every_layer()
 
 
 @both_kernels
