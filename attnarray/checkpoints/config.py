@@ -1,4 +1,4 @@
-"""What a config.json says, checked, and the errors for what it asks for in vain.
+"""The entries of a config.json, checked, and the errors for those that are not supported.
 
 Errors of `checks` name an entry as an argument; whoever reads a config.json says in which file it stands.
 """

@@ -23,7 +23,7 @@ LARGEST_BITS = 14_000  # of an integer; Python does not read more than 4,300 dig
 class Described(NamedTuple):
     """A tree in lists, texts and numbers, and its arrays by the names that stand in it.
 
-    Every place is a list of what it is and its content: ["dict", [[key, place], ...]], ["array", name], ["value", 3].
+    Every node is a list of its kind and its content: ["dict", [[key, node], ...]], ["array", name], ["value", 3].
     """
 
     tree: Any
@@ -61,12 +61,13 @@ def _described(node: Any, path: tree.Path, arrays: dict[str, Array], types: dict
         return ["dict", [[key, inner(key, child)] for key, child in node.items()]]
     if type(node) in (list, tuple):
         return [type(node).__name__, [inner(n, child) for n, child in enumerate(node)]]
-    if _fields(node) and not isinstance(node, type | dict | list):
+    fields = _fields(type(node))
+    if fields and not isinstance(node, dict | list):
         if types.setdefault(type(node).__name__, type(node)) is not type(node):
             raise TypeError(
                 f"`state` holds two classes called {type(node).__name__!r}, the second at {place}: rename one."
             )
-        return ["class", type(node).__name__, [[field, inner(field, getattr(node, field))] for field in _fields(node)]]
+        return ["class", type(node).__name__, [[field, inner(field, getattr(node, field))] for field in fields]]
     if type(node) is int:  # too long for its digits to be shown
         raise TypeError(
             f"`state` holds an integer of {node.bit_length()} bits at {place}, expected {LARGEST_BITS} at most."
@@ -85,23 +86,19 @@ def _check_array(array: Any, place: str) -> None:
         raise TypeError(f"`state` holds {shown(array)} at {place}, expected a dtype of {', '.join(DTYPES)}.")
 
 
-def _fields(kind: Any) -> tuple[str, ...]:
-    """The names of what a NamedTuple or a dataclass is made of; none for anything else."""
+def _fields(kind: type) -> tuple[str, ...]:
+    """The names of the fields of a NamedTuple or a dataclass; none for any other class."""
     if dataclasses.is_dataclass(kind):
         return tuple(field.name for field in dataclasses.fields(kind))
-    return tuple(getattr(kind, "_fields", ())) if isinstance(kind, tuple) or _is_tuple(kind) else ()
-
-
-def _is_tuple(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, tuple)
+    return tuple(getattr(kind, "_fields", ())) if issubclass(kind, tuple) else ()
 
 
 def restored(found: Described, path: Path, convert: Callable[[Any], Any] = asarray) -> Any:
     """The tree again, with arrays converted, and with classes out of `found.types` and of those that are known."""
     types = {kind.__name__: kind for kind in (*KNOWN, *found.types)}
 
-    def inner(place: Any) -> Any:
-        kind, content = place[0], place[1]
+    def inner(node: Any) -> Any:
+        kind, content = node[0], node[1]
         if kind == "array":
             return convert(found.arrays[content])
         if kind == "number":
@@ -113,7 +110,7 @@ def restored(found: Described, path: Path, convert: Callable[[Any], Any] = asarr
         if kind == "tuple":
             return tuple([inner(child) for child in content])
         if kind == "class":
-            return _object(content, {field: inner(child) for field, child in place[2]}, types, path)
+            return _object(content, {field: inner(child) for field, child in node[2]}, types, path)
         return content
 
     return inner(found.tree)

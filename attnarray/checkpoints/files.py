@@ -95,7 +95,11 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[
 
 
 def tensor_chunks(tensors: Mapping[str, np.ndarray], metadata: dict[str, str]) -> list[Any]:
-    """The bytes of a safetensors file: the length of its header, the header, the arrays."""
+    """The bytes of a safetensors file: the length of its header, the header, the arrays.
+
+    They are put together here, without copies of the arrays: `safetensors.numpy.save` takes twice their memory, and
+    its `save_file` puts a file of its own in place of the one that is locked.
+    """
     safetensors()
     names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))  # each where its dtype is aligned
     header: dict[str, Any] = {"__metadata__": metadata}
