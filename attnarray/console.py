@@ -154,7 +154,7 @@ def _bar(label: str, total: int | None, still: bool) -> Iterator[Progress]:
 
 
 class _Compilations:
-    """Hears of each kernel that is compiled: the first time a line says what is going on."""
+    """A listener that names each kernel that is compiled, and explains the first one in a line."""
 
     def __init__(self, bar: Progress) -> None:
         self._bar, self._said = bar, False

@@ -39,10 +39,10 @@ def check_number(name: str, number: float, dtype: str, *, small: bool = False, p
     least, most = within.least ** (1 / power), within.most ** (1 / power)
     if least <= abs(number) <= most or number == 0 or (small and abs(number) < 1):
         return number
-    more = "Choose a number within." if computed == "float64" else "Choose a number within, or give float64 arrays."
+    more = "" if computed == "float64" else ", or give float64 arrays"
     raise ValueError(
         f"`{name}` is {number:g}, expected a number of a size from {0 if small else least:.2g} to {most:.2g}: arrays "
-        f"of {dtype} are computed in {computed}, whose range others leave. {more}"
+        f"of {dtype} are computed in {computed}, which has no others. Choose one in this range{more}."
     )
 
 
