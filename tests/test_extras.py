@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DISTRIBUTIONS = {"babel": "Babel", "sklearn": "scikit-learn"}
-OF_ROOMS = {"attnarray.checkpoints": {"safetensors"}, "attnarray.demo.dates": {"Babel"}}  # what these parts import
+OF_MODULES = {"attnarray.checkpoints": {"safetensors"}, "attnarray.demo.dates": {"Babel"}}  # what these parts import
 OPTIONAL = {"array_api_strict", "cupy", "keras", "torch"}  # used where they are installed
 
 
@@ -39,8 +39,8 @@ def needed(paths: list[Path]) -> set[str]:
     beside = {path.stem for path in paths}
     roots = {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names) - beside - {"attnarray"}
     found = {DISTRIBUTIONS.get(root, root) for root in roots}
-    for room, distributions in OF_ROOMS.items():
-        found |= distributions if any(f"{module}.".startswith(f"{room}.") for module in modules) else set()
+    for part, distributions in OF_MODULES.items():
+        found |= distributions if any(f"{module}.".startswith(f"{part}.") for module in modules) else set()
     return found - names(PROJECT["dependencies"]) - OPTIONAL
 
 

@@ -177,8 +177,8 @@ def test_memory_that_compiled_code_allocates() -> None:
 
 def test_array_code_makes_no_array_without_numbers() -> None:
     source = TESTS.parent / "attnarray"
-    rooms = [source / name for name in ("ops", "attention", "layers", "models", "optim")]
-    files = [file for room in rooms for file in room.rglob("*.py")]
+    folders = [source / name for name in ("ops", "attention", "layers", "models", "optim")]
+    files = [file for folder in folders for file in folder.rglob("*.py")]
     assert len(files) > 50
     found = [file for file in files if re.search(r"\b(xp|np)\.empty(_like)?\(", file.read_text(encoding="utf-8"))]
     assert not found
