@@ -15,8 +15,14 @@ from typing import Any, TypeAlias
 from attnarray.backend import Array, dtype_name
 from attnarray.checks import is_array
 
+__all__ = ["add", "flatten", "format_path", "get", "map", "nbytes", "replace", "summary"]
+
 Tree: TypeAlias = Any
 Path: TypeAlias = tuple[str | int, ...]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:  # noqa: A001 - the name tree.map says it best

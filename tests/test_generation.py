@@ -215,7 +215,7 @@ def test_the_last_place_of_the_model_is_used() -> None:
 
 
 def written(**changes: Any) -> Any:
-    return generate(MODEL, PARAMS, **{"tokens": PROMPTS, "count": 3, **changes})
+    return generate(**{"model": MODEL, "params": PARAMS, "tokens": PROMPTS, "count": 3, **changes})
 
 
 BAD: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
@@ -242,6 +242,7 @@ BAD: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
                        {"method": "beam", "early_stopping": "always"}),
     "of beams": (ValueError, "`early_stopping` is False, but method='greedy'; it is for method=\"beam\".",
                  {"method": "greedy", "early_stopping": False}),
+    "params first": (TypeError, "the order is model, params, tokens, count.", {"model": PARAMS}),
     "no prompt": (ValueError, "`tokens` has no places, expected prompts of at least one token",
                   {"tokens": PROMPTS[:, :0]}),
     "axes": (ValueError, "`tokens` has shape (4,), expected (B, T)", {"tokens": PROMPTS[0]}),

@@ -28,6 +28,13 @@ def test_dir_lists_public_names_alone() -> None:
         assert getattr(aa, name) is not None
 
 
+@pytest.mark.parametrize("name", ["layers", "models", "optim", "checkpoints", "tree"])
+def test_dir_of_a_module_lists_what_it_offers(name: str) -> None:
+    module = getattr(aa, name)
+    assert dir(module) == sorted(module.__all__)
+    assert all(hasattr(module, each) for each in module.__all__)
+
+
 def test_help_lists_the_functions() -> None:
     text = pydoc.plain(pydoc.render_doc(aa))
     for name in (*aa.TRIPLES, "gradcheck", "vjp", "asarray", "attention_weights"):

@@ -18,3 +18,7 @@ __all__ = [
     "save_pretrained",
     "save_state",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

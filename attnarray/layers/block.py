@@ -173,8 +173,9 @@ class TransformerBlock(Layer):
     ) -> Array:  # fmt: skip
         """y (*batch, T, dim) of x (*batch, T, dim) and, with `cross`, a memory (*batch, S, dim).
 
-        Options of the sequence as in `multi_head_attention`; `memory_mask`, `memory_lengths` and `memory_bias` are
-        those of the memory. Without an `rng` nothing is dropped: that is inference.
+        The options are `attn_mask`, `is_causal`, `kv_lengths` and `bias` of the self-attention, as in
+        `multi_head_attention`, and with `cross` `memory_mask`, `memory_lengths` and `memory_bias`, which are the mask,
+        lengths and bias of the attention to the memory. Without an `rng` nothing is dropped: that is inference.
         """
         return self._fwd(params, x, memory, rng, options)[0]
 

@@ -22,3 +22,7 @@ __all__ = [
 ]
 
 shorten_reprs()
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -6,6 +6,7 @@ from typing import Any
 
 from attnarray import checks
 from attnarray.attention.graph.graph_attention import GraphContext, restored
+from attnarray.attention.graph.options import check_edges
 from attnarray.backend import Array, device_of
 
 
@@ -73,7 +74,7 @@ def add_self_loops(edges: Array, nodes: int) -> Array:
     xp = checks.namespace(edges=edges)
     checks.required(edges=edges)
     edges = checks.integer("edges", edges)
-    checks.shape("edges", edges, (2, *(1, 1, *edges.shape)[-1:]), "(2, E), the sources and the targets")
+    check_edges(edges)
     count = checks.whole("nodes", nodes, 0, 2**31, "the number of nodes")
     loops = xp.arange(count, dtype=edges.dtype, device=device_of(edges))
     return xp.concat([edges, xp.stack([loops, loops])], axis=1)

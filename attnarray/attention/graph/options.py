@@ -17,6 +17,14 @@ SCORES = ("gatv2", "gat")
 Graph = tuple[tuple[int, ...], Array, Array, float]
 
 
+def check_edges(edges: Array) -> None:
+    if edges.ndim != 2 or edges.shape[0] != 2:
+        pairs = ", that is edges.T of pairs (E, 2)" if edges.ndim == 2 and edges.shape[1] == 2 else ""
+        raise ValueError(
+            f"`edges` has shape {tuple(edges.shape)}, expected (2, E), the sources and the targets of the edges{pairs}."
+        )
+
+
 def checked_graph(
     named: dict[str, Array | None],
     edges: Array,
@@ -35,7 +43,7 @@ def checked_graph(
     if not math.isfinite(slope):
         raise ValueError(f"`negative_slope` is {checks.shown(negative_slope)}, expected a finite number such as 0.2.")
     check_number("negative_slope", slope, dtype, small=True)
-    checks.shape("edges", edges, (2, *(1, 1, *edges.shape)[-1:]), "(2, E), the sources and the targets of the edges")
+    check_edges(edges)
     batch = _check_shapes(named, edges.shape[1], score)
     query, key = named["query"], named["key"]
     assert query is not None

@@ -27,6 +27,11 @@ class Begun(NamedTuple):
 
 def begin(model: Generator, params: Params, tokens: Array, count: int, lengths: Any) -> Begun:
     """Read the prompts, with room for `count` tokens more."""
+    if not (hasattr(model, "cache") and hasattr(model, "step")):
+        raise TypeError(
+            f"`model` is {checks.shown(model)}, expected one with `cache` and `step`, such as attnarray.models.Gpt; "
+            "the order is model, params, tokens, count."
+        )
     count = checks.whole("count", count, 0, 2**31, "how many tokens to write")
     tokens = check_tokens(tokens)
     if not tokens.shape[1]:

@@ -62,7 +62,7 @@ class GptEmbedding(Layer):
         if self.learned and count > self.longest:
             raise ValueError(
                 f"`{name}` asks for {count} places, but the model has learned {self.longest} positions. Give shorter "
-                "sequences, or make the model with a larger `longest`."
+                "sequences, write fewer tokens, or make the model with a larger `longest`."
             )
 
 

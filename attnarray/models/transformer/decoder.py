@@ -62,7 +62,8 @@ class Decoder(Stack):
     ) -> Array:
         """y (*batch, T, dim) of x (*batch, T, dim) and a memory (*batch, S, dim).
 
-        Options as in `TransformerBlock`; `is_causal` is True by default. Without an `rng` nothing is dropped.
+        The options are those of `TransformerBlock` with `cross`, for each block; `is_causal` is True by default.
+        Without an `rng` nothing is dropped.
         """
         *_, y = self._states(params, x, memory, rng, _causal(options))
         return y

@@ -86,7 +86,10 @@ class Encoder(Stack):
     def __call__(
         self, params: Params, x: Array, *, rng: Philox | None = None, **options: Unpack[EncoderOptions]
     ) -> Array:
-        """y (*batch, T, dim) of x (*batch, T, dim); without an `rng` nothing is dropped."""
+        """y (*batch, T, dim) of x (*batch, T, dim); without an `rng` nothing is dropped.
+
+        The options are `attn_mask`, `is_causal`, `kv_lengths` and `bias`, as in `multi_head_attention`, of each block.
+        """
         *_, y = self._states(params, x, None, rng, options)
         return y
 
@@ -99,7 +102,7 @@ class Encoder(Stack):
     def fwd(
         self, params: Params, x: Array, *, rng: Philox | None = None, **options: Unpack[EncoderOptions]
     ) -> tuple[Array, StackContext]:
-        """y, and the context for `bwd`."""
+        """y, and the context for `bwd`; with dropout it needs an `rng`."""
         return self._fwd(params, x, None, rng, options)
 
     def bwd(self, dout: Array, ctx: StackContext) -> EncoderGrads:
