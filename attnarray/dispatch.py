@@ -31,9 +31,24 @@ MODES = ("auto", "reference", "numba", "cuda")
 _MODE: ContextVar[str] = ContextVar("attnarray_kernels", default="auto")
 _TRACE: ContextVar[list[Choice] | None] = ContextVar("attnarray_trace", default=None)
 
-# A decorator of array code in which masks hide NaN and infinities: these are computed with and then dropped, so NumPy
-# must neither warn of them nor raise. Kernels do neither in any case.
-ignoring_fp_errors = np.errstate(all="ignore")
+
+def ignoring_fp_errors(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate array code in which masks hide NaN and infinities, which are computed with and then dropped.
+
+    NumPy must neither warn of them nor raise. Kernels do neither in any case.
+    """
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        # In a context of its own, so that nothing remains set whichever bytecode an exception comes at.
+        return cast(R, copy_context().run(_run_quietly, function, args, kwargs))
+
+    return call
+
+
+def _run_quietly(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    with np.errstate(all="ignore"):
+        return function(*args, **kwargs)
 
 
 class Choice(NamedTuple):
@@ -70,6 +85,7 @@ def accelerated(reference: Callable[P, R]) -> Callable[P, R]:
     The first positional argument is an array, whose library selects the kernel backend.
     """
     name = f"{reference.__module__.removeprefix('attnarray.')}:{reference.__name__}"
+    quiet_reference = ignoring_fp_errors(reference)
 
     @functools.wraps(reference)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -95,16 +111,10 @@ def accelerated(reference: Callable[P, R]) -> Callable[P, R]:
                 )
         if trace is not None:
             trace.append(Choice(name, "reference", reason))
-        # In a context of its own, so that nothing remains set whichever bytecode an exception comes at.
-        return cast(R, copy_context().run(_run_quietly, reference, args, kwargs))
+        return quiet_reference(*args, **kwargs)
 
     call.reference = reference  # type: ignore[attr-defined]
     return call
-
-
-def _run_quietly(reference: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    with np.errstate(all="ignore"):  # NaN and infinities in masked places are computed with, then dropped
-        return reference(*args, **kwargs)
 
 
 @functools.lru_cache(maxsize=1024)

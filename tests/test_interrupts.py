@@ -23,6 +23,7 @@ import pytest
 from thread_calls import THREADS, Interrupt, Problem, send, teams, word
 
 import attnarray as aa
+from attnarray.dispatch import ignoring_fp_errors
 from attnarray.kernels.numba import team, threads
 from attnarray.kernels.numba import team_code as code
 
@@ -138,6 +139,26 @@ def test_an_exception_at_any_bytecode_of_attention(backward: bool) -> None:
     problem.check()
     assert n > 200
     assert team.team_sizes() == sizes
+
+
+def test_numpys_handling_of_errors_is_as_before_at_any_bytecode() -> None:
+    """Array code switches it off within."""
+    quiet = ignoring_fp_errors(lambda: None)
+    n, came = 0, True
+    with np.errstate(all="raise"):
+        while came:
+            came, before = False, sys.gettrace()
+            sys._getframe().f_trace_opcodes = True  # Python 3.12 looks at it when tracing begins
+            sys.settrace(traced_until(n, threading.Event(), (quiet, np.errstate.__enter__, np.errstate.__exit__)))
+            try:
+                quiet()
+            except Interrupt:
+                came = True
+            finally:
+                sys.settrace(before)
+            assert set(np.geterr().values()) == {"raise"}
+            n += 1
+    assert n > 20
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="this system sends no signals to threads")
