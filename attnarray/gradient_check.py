@@ -116,9 +116,8 @@ def gradcheck(
     >>> bool(aa.gradcheck(aa.silu, np.array([[0.3, -1.2], [2.0, 0.1]])))
     True
     """
-    checks.positive("step", step)
-    checks.positive("tolerance", tolerance)
-    checks.whole("max_elements", max_elements, 1, 2**63, "how many elements of an input are compared")
+    step, tolerance = checks.positive("step", step), checks.positive("tolerance", tolerance)
+    max_elements = checks.whole("max_elements", max_elements, 1, 2**63, "how many elements of an input are compared")
     triple = triple_of(function)
     arguments = {name: _to_float64(value) for name, value in by_name(triple.f, args, kwargs).items()}
     rng = np.random.default_rng(seed)
@@ -296,6 +295,8 @@ def _to_float64(value: Any) -> Any:
         return tree.map(_to_float64, value) if any(is_array(leaf) for _, leaf in tree.flatten(value)) else value
     if not _is_floating(value):
         return value
+    if isinstance(value, np.generic):  # an option may be one, but not an array
+        return np.float64(value)
     xp = namespace_of(value)
     return xp.astype(value, xp.float64) if library_of(value) != "numpy" else in_layout_of(np.asarray(value), value)
 

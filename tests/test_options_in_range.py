@@ -10,7 +10,7 @@ import pytest
 from test_bad_input import says
 
 import attnarray as aa
-from attnarray import optim
+from attnarray import optim, tree
 
 RNG = np.random.default_rng(0)
 WIDE = {name: RNG.standard_normal(shape) for name, shape in {
@@ -137,3 +137,45 @@ def test_segments_without_entries_cost_no_memory() -> None:
             np.testing.assert_array_equal(found, expected)
             np.testing.assert_array_equal(aa.segment_softmax_bwd(x, after).x, aa.segment_softmax_bwd(x, before).x)
     assert after.segment_count == 3
+
+
+ARRAYS = ("score_scale", "inverse_temperature", "gate", "cost", "baseline")  # which scalars of NumPy are, too
+NUMBERS: dict[str, Callable[[Given, Any], Any]] = {
+    **{name: call for name, call in LARGE.items() if name not in ARRAYS},
+    "label_smoothing": lambda a, n: aa.vjp(aa.cross_entropy, a["w"], np.array([0, 1, 2, 3]), label_smoothing=n)[1](
+        np.ones((), a["w"].dtype)
+    ),
+    "the states of adamw": lambda a, n: two_steps("adamw", a, lr=n, betas=(n, n), eps=n, weight_decay=n),
+    "the states of sgd": lambda a, n: two_steps("sgd", a, lr=n, momentum=n, weight_decay=n),
+    "clip_by_global_norm": lambda a, n: optim.clip_by_global_norm(a, n),
+    "gradcheck": lambda a, n: gradcheck_error(aa.linear, a["x"], a["w"], step=n, tolerance=n),
+    "an option of what is checked": lambda a, n: gradcheck_error(
+        aa.scaled_dot_product_attention, a["q"], a["q"], a["q"], scale=n
+    ),
+}
+
+
+def two_steps(function: str, grads: Given, **options: Any) -> Any:
+    """With states that are not 0."""
+    take, state = getattr(optim, function), getattr(optim, f"{function}_init")(grads)
+    params, state = take(grads, grads, state, **options)
+    return take(params, grads, state, **options)
+
+
+def gradcheck_error(*args: Any, **options: Any) -> Any:
+    report = aa.gradcheck(*args, **options)
+    return np.array([check.error for check in report.inputs])
+
+
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+@pytest.mark.parametrize("scalar", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_may_be_scalars_of_numpy(name: str, scalar: Any, kernels: str) -> None:
+    """A narrow one does not make the computation narrow, a wide one does not change the dtype of results."""
+    for dtype in ("float32", "float64"):
+        given = {key: array.astype(dtype) for key, array in WIDE.items()}
+        with aa.use_kernels(kernels):
+            expected, found = (tree.flatten(NUMBERS[name](given, number)) for number in (0.3125, scalar(0.3125)))
+        for (path, a), (_, b) in zip(expected, found, strict=True):
+            assert np.asarray(a).dtype == np.asarray(b).dtype, path
+            np.testing.assert_array_equal(a, b)

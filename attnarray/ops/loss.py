@@ -79,7 +79,7 @@ def cross_entropy_fwd(
     logits: Array, targets: Array, *, label_smoothing: float = 0.0, ignore_index: int = -100, reduction: str = "mean"
 ) -> tuple[Array, CrossEntropyContext]:
     """`cross_entropy` and the context for `cross_entropy_bwd`: the inputs, and per row its maximum and denominator."""
-    _check(logits, targets, label_smoothing, ignore_index, reduction)
+    label_smoothing = _check(logits, targets, label_smoothing, ignore_index, reduction)
     xp = namespace_of(logits, targets)
     x, classes, count = _rows(logits, targets, ignore_index)
     losses, largest, total = cross_entropy_forward(x, classes, ignore_index, label_smoothing)
@@ -173,11 +173,12 @@ def _kept(x: Array, classes: Array, ignore_index: int) -> tuple[Array, Array, Ar
     return x, classes, kept
 
 
-def _check(logits: Array, targets: Array, label_smoothing: float, ignore_index: int, reduction: str) -> None:
+def _check(logits: Array, targets: Array, label_smoothing: float, ignore_index: int, reduction: str) -> float:
+    """Check the arguments; return the smoothing as a float."""
     namespace_of(logits, targets)
     checks.floating(logits=logits)
     checks.integer("targets", targets)
-    checks.probability("label_smoothing", label_smoothing)
+    label_smoothing = checks.probability("label_smoothing", label_smoothing)
     checks.one_of("reduction", reduction, ("mean", "sum", "none"))
     if not isinstance(ignore_index, numbers.Integral):
         raise TypeError(f"`ignore_index` is {ignore_index!r}, expected an integer.")
@@ -186,3 +187,4 @@ def _check(logits: Array, targets: Array, label_smoothing: float, ignore_index: 
     because = f"one class per row of `logits`, which has shape {tuple(logits.shape)}"
     checks.shape("targets", targets, tuple(logits.shape[:-1]), because)
     check_range("targets", targets, logits.shape[-1], "the classes of `logits`", ignored=int(ignore_index))
+    return label_smoothing

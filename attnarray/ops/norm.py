@@ -70,7 +70,7 @@ def layer_norm_fwd(
     x: Array, weight: Array | None = None, bias: Array | None = None, *, eps: float = 1e-5
 ) -> tuple[Array, LayerNormContext]:
     """`layer_norm` and the context for `layer_norm_bwd`: x, and per vector its mean and 1 / deviation."""
-    _check(x, eps, weight=weight, bias=bias)
+    eps = _check(x, eps, weight=weight, bias=bias)
     out, mean, inverse_deviation = layer_norm_forward(x, weight, bias, eps)
     return out, LayerNormContext(x, mean, inverse_deviation, weight, bias is not None)
 
@@ -140,7 +140,7 @@ def rms_norm(x: Array, weight: Array | None = None, *, eps: float = 1e-6) -> Arr
 
 def rms_norm_fwd(x: Array, weight: Array | None = None, *, eps: float = 1e-6) -> tuple[Array, RMSNormContext]:
     """`rms_norm` and the context for `rms_norm_bwd`: x, and per vector 1 / root mean square."""
-    _check(x, eps, weight=weight)
+    eps = _check(x, eps, weight=weight)
     out, inverse_rms = rms_norm_forward(x, weight, eps)
     return out, RMSNormContext(x, inverse_rms, weight)
 
@@ -220,16 +220,18 @@ def rms_norm_backward(dout: Array, x: Array, inverse_rms: Array, weight: Array |
     return xp.astype(dx, x.dtype, copy=False), dweight
 
 
-def _check(x: Array, eps: float, **per_feature: Array | None) -> None:
+def _check(x: Array, eps: float, **per_feature: Array | None) -> float:
+    """Check the arguments; return `eps` as a float, as scalars of NumPy would change the dtype of results."""
     namespace_of(x, *per_feature.values())
     dtype = checks.floating(x=x, **per_feature)
-    check_number("eps", checks.positive("eps", eps), dtype)
+    eps = check_number("eps", checks.positive("eps", eps), dtype)
     if x.ndim < 1:
         raise ValueError(f"`x` has no axis to normalise, expected (..., E). {checks.shapes(x=x)}")
     for name, array in per_feature.items():
         if array is not None:
             because = f"one number per feature of `x`, which has shape {tuple(x.shape)}"
             checks.shape(name, array, (x.shape[-1],), because)
+    return eps
 
 
 def _wide(array: Array, x: Array) -> Array:

@@ -99,9 +99,9 @@ def adamw(
     check_options(state, AdamWState, lr=lr, weight_decay=weight_decay)
     if not isinstance(betas, tuple | list) or len(betas) != 2:
         raise ValueError(f"`betas` is {betas!r}, expected two numbers such as (0.9, 0.999).")
-    beta1, beta2 = betas
-    check_decays(**{"betas[0]": beta1, "betas[1]": beta2})
-    checks.positive("eps", eps)
+    check_decays(**{"betas[0]": betas[0], "betas[1]": betas[1]})
+    eps = checks.positive("eps", eps)
+    beta1, beta2, lr, weight_decay = map(float, (*betas, lr, weight_decay))  # NumPy's would change dtypes
     step = state.step + 1
     root = math.sqrt(1 - beta2**step)
     scale = root / (1 - beta1**step)  # both corrections on one number instead of two arrays; eps is scaled to match

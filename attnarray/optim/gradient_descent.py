@@ -87,6 +87,7 @@ def sgd(
     """
     check_options(state, SGDState, lr=lr, weight_decay=weight_decay)
     check_decays(momentum=momentum)
+    lr, momentum, weight_decay = map(float, (lr, momentum, weight_decay))  # NumPy's would change dtypes
     check_numbers(params, lr=lr, weight_decay=lr * weight_decay)
     if nesterov and not momentum:
         raise ValueError("`nesterov` looks ahead by `momentum`, which is 0. Give a momentum such as 0.9.")
