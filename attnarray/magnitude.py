@@ -1,11 +1,11 @@
-"""The range of floating dtypes: options that they hold, and squares that stay within them."""
+"""The range of floating dtypes: options that they hold, squares and sums that stay within them."""
 
 from __future__ import annotations
 
 import math
 from typing import NamedTuple
 
-from attnarray.backend import Array, dtype_name, namespace_of
+from attnarray.backend import Array, accumulator_dtype, dtype_name, namespace_of
 
 
 class Range(NamedTuple):
@@ -44,6 +44,13 @@ def check_number(name: str, number: float, dtype: str, *, small: bool = False, p
         f"`{name}` is {number:g}, expected a number of a size from {0 if small else least:.2g} to {most:.2g}: arrays "
         f"of {dtype} are computed in {computed}, which has no others. Choose one in this range{more}."
     )
+
+
+def sum_of(array: Array, axis: int | tuple[int, ...]) -> Array:
+    """The sum over axes, in float32 for 16-bit types: a sum of ones in bfloat16 would stop at 256."""
+    xp = namespace_of(array)
+    wide = xp.astype(array, accumulator_dtype(xp, array.dtype), copy=False)
+    return xp.astype(xp.sum(wide, axis=axis), array.dtype, copy=False)
 
 
 def shrink_of(x: Array) -> Array | None:

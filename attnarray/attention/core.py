@@ -20,6 +20,7 @@ from attnarray.attention.scoring import (
 )
 from attnarray.backend import Array, accumulator_dtype, device_of, namespace_of, operand_dtype
 from attnarray.dispatch import accelerated
+from attnarray.magnitude import sum_of
 
 # Scores held at a time. Small enough for a CPU's last cache level to help, large enough to keep a GPU busy.
 BLOCK_ELEMENTS = 2**23
@@ -141,7 +142,7 @@ def sum_to_shape(array: Array, shape: tuple[int, ...]) -> Array:
     xp = namespace_of(array)
     extra = array.ndim - len(shape)
     axes = tuple(n for n in range(array.ndim) if array.shape[n] != 1 and (n < extra or shape[n - extra] == 1))
-    return xp.reshape(xp.sum(array, axis=axes) if axes else array, shape)
+    return xp.reshape(sum_of(array, axes) if axes else array, shape)
 
 
 def query_blocks(q: Array, k: Array, each: int = 1) -> Iterator[tuple[int, int]]:

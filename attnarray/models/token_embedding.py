@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from attnarray import checks
+from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, device_of, dtype_name, namespace_of
 from attnarray.layers.embedding import Embedding
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
+from attnarray.magnitude import sum_of
 from attnarray.ops.dropout import DropoutContext, dropout_bwd, dropout_fwd
 from attnarray.ops.embedding import EmbeddingContext
 from attnarray.ops.positions import sinusoidal
@@ -78,7 +80,7 @@ class TokenEmbedding(Layer):
                 "sequences, or make a model with a larger `longest`."
             )
         x, of_token = self._parts["token"].fwd(params["token"], tokens)  # (B, T, E)
-        x = x * math.sqrt(self.dim)
+        x = self._scaled(x)
         if self.positions == "learned":
             x = x + params["position"]["weight"][first:past, :]
         elif self.positions == "sinusoidal":
@@ -91,8 +93,11 @@ class TokenEmbedding(Layer):
         """The gradients of the parameters, of a `fwd` from the first position on."""
         xp = namespace_of(dout)
         dx = dropout_bwd(dout, ctx.dropout).x
-        grads = {"token": self._parts["token"].bwd(dx * math.sqrt(self.dim), ctx.token).params}
+        grads = {"token": self._parts["token"].bwd(self._scaled(dx), ctx.token).params}
         if self.positions == "learned":
             unused = xp.zeros((self.longest - dx.shape[1], self.dim), dtype=dx.dtype, device=device_of(dx))
-            grads["position"] = {"weight": xp.concat([xp.sum(dx, axis=0), unused], axis=0)}
+            grads["position"] = {"weight": xp.concat([sum_of(dx, 0), unused], axis=0)}
         return grads
+
+    def _scaled(self, x: Array) -> Array:
+        return narrow(wide(x) * math.sqrt(self.dim), x)  # NumPy's bfloat16 times a number is float32

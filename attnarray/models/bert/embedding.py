@@ -11,6 +11,7 @@ from attnarray.layers.embedding import Embedding
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
 from attnarray.layers.norm import LayerNorm
+from attnarray.magnitude import sum_of
 from attnarray.models.places import check_tokens
 from attnarray.ops.dropout import DropoutContext, dropout_bwd, dropout_fwd
 from attnarray.ops.embedding import EmbeddingContext
@@ -76,9 +77,9 @@ class BertEmbedding(Layer):
 
         for the gradient dz of the sum under the norm.
         """
-        parts, xp = self._parts, namespace_of(dout)
+        parts = self._parts
         norm = parts["embedding_norm"].bwd(dropout_bwd(dout, ctx.dropout).x, ctx.norm)
-        places = xp.sum(norm.x, axis=0, dtype=norm.x.dtype)  # (T, dim)
+        places = sum_of(norm.x, 0)  # (T, dim)
         return {
             "token": parts["token"].bwd(norm.x, ctx.token).params,
             "position": parts["position"].bwd(places, ctx.position).params,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from attnarray import checks
+from attnarray.attention.sequences import narrow, wide
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
 from attnarray.layers.linear import Linear
@@ -97,5 +98,6 @@ class GptConfiguration(Layer):
         for block in params["blocks"].values():
             for branch in ("attention", "feed_forward"):
                 out = block[branch]["out"]
-                out["weight"] = out["weight"] / math.sqrt(2 * self.layers)  # so that the sums of N blocks do not grow
+                scaled = wide(out["weight"]) / math.sqrt(2 * self.layers)  # so that the sums of N blocks do not grow
+                out["weight"] = narrow(scaled, out["weight"])
         return params

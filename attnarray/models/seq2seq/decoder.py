@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from attnarray import tree
+from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, namespace_of
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
@@ -39,7 +40,7 @@ class Carried(NamedTuple):
     """The gradients of what one step hands to the next."""
 
     cell: tuple[Array | None, ...]
-    fed: Array | float
+    fed: Array | None
     looked: Array | None
 
 
@@ -100,15 +101,17 @@ class RecurrentDecoder(Layer):
     def bwd(self, dout: Array, ctx: tuple[StepContext, ...], dlog_prob: Array | None) -> DecoderGrads:
         """The gradients of x, the memory, the first state of the cell, and the parameters, through all steps."""
         dx, total = [], None
-        after = Carried((None,) * len(self._parts["cell"].states), 0.0, None)
+        after = Carried((None,) * len(self._parts["cell"].states), None, None)
         for t in reversed(range(len(ctx))):
             dlog = None if dlog_prob is None else dlog_prob[:, t : t + 1]
-            here, after = self._step_bwd(dout[:, t : t + 1, :] + after.fed, after, dlog, ctx[t])
+            dfed = dout[:, t : t + 1, :]
+            here, after = self._step_bwd(dfed if after.fed is None else dfed + after.fed, after, dlog, ctx[t])
             dx.append(here.x)
-            summed = here.memory, here.params
+            summed = tree.map(wide, (here.memory, here.params))
             total = summed if total is None else tree.add(total, summed)
         assert total is not None, "there is a step"
-        return DecoderGrads(namespace_of(dout).concat(dx[::-1], axis=1), total[0], here.cell, total[1])
+        memory, params = tree.map(lambda grad: narrow(grad, dout), total)
+        return DecoderGrads(namespace_of(dout).concat(dx[::-1], axis=1), memory, here.cell, params)
 
     def _step_bwd(
         self, dfed: Array, after: Carried, dlog_prob: Array | None, ctx: StepContext
