@@ -47,6 +47,46 @@ def array_of(host: Any, dtype: str) -> Any:
     return aa.asarray(np.asarray(host), dtype)
 
 
+CHOOSING: dict[str, Any] = {
+    "draw": lambda z: draw(z, 1),
+    "top_k": lambda z: keep_top_k(z, 1),
+    "top_p": lambda z: keep_top_p(z, 0.5),
+    "every p": lambda z: keep_top_p(z, 1),
+    "temperature": lambda z: with_temperature(z, 0.5),
+}
+
+
+@pytest.mark.parametrize("choose", CHOOSING.values(), ids=list(CHOOSING))
+def test_logits_that_are_none(choose: Any) -> None:
+    says(TypeError, "`logits` has type list, expected an array.", lambda: choose([[1.0, 2.0]]))
+    says(ValueError, "`logits` has shape (), expected (", lambda: choose(np.array(1.0)))
+    says(ValueError, "`logits` has shape (2, 0), expected (", lambda: choose(np.zeros((2, 0))))
+    says(TypeError, "has type MaskedArray", lambda: choose(np.ma.ones((1, 2))))
+
+
+def test_logits_from_end_to_end_of_float64_do_not_warn() -> None:
+    with np.errstate(all="raise"):
+        assert with_temperature(np.array([[1e308, -1e308]]), 0.5).tolist() == [[0.0, -np.inf]]
+
+
+class Chain(Fixed):
+    """A model whose logits (V, V) are those of the token after each token."""
+
+    def step(self, params: Any, tokens: Any, cache: Any, *, last: bool = False) -> tuple[Any, Any]:
+        return params["z"][np.asarray(tokens)][:, -1:, :], cache
+
+
+def test_early_stopping_may_be_1_or_0() -> None:
+    table = np.log([[0.306, 0.001, 0.693], [0.229, 0.176, 0.595], [0.392, 0.201, 0.407]])
+
+    def found(early_stopping: Any) -> Any:
+        options: dict[str, Any] = {"method": "beam", "beams": 2, "length_penalty": 2.0, "end": 0}
+        return generate(Chain(), {"z": table}, np.array([[1]]), 4, early_stopping=early_stopping, **options).tolist()
+
+    assert found(True) == found(1) == found(np.True_) == [[2, 0]]
+    assert found(False) == found(0) == found(np.False_) == [[2, 2, 2, 2]]
+
+
 @pytest.mark.parametrize("dtype", SIXTEEN_BITS)
 def test_logits_are_widened_once(dtype: str) -> None:
     z = np.zeros(30_000)

@@ -39,6 +39,17 @@ def test_gradients_of_the_layer(options: dict[str, Any]) -> None:
     tree.add(layer.bwd(out, ctx).params, params)  # they are trees of one form
 
 
+@pytest.mark.parametrize("options", LAYERS.values(), ids=list(LAYERS))
+def test_the_layer_of_no_nodes(options: dict[str, Any]) -> None:
+    layer = GraphAttention(5, F, H, **options)
+    params = layer.init(aa.Philox(2))
+    f = np.zeros((0, 6), np.float32) if "edge_dim" in options else None
+    out, ctx = layer.fwd(params, np.zeros((0, 5), np.float32), np.zeros((2, 0), np.int64), f)
+    grads = layer.bwd(out, ctx)
+    assert (out.shape[0], grads.x.shape) == (0, (0, 5))
+    assert not any(leaf.any() for _, leaf in tree.flatten(grads.params))
+
+
 def test_the_layer_computes_16_bit_floats_in_32() -> None:
     layer = GraphAttention(5, F, H, residual=True)
     params = layer.init(aa.Philox(2), "float16")

@@ -219,7 +219,7 @@ class GraphAttention(Layer):
             params["bias"] = narrow(xp.sum(xp.reshape(dout, (-1, width)), axis=0), like)
         dx, dedge = 0.0, None
         for name, given in ctx.maps.items():
-            flat = douts[name] if name == "residual" else xp.reshape(douts[name], (*douts[name].shape[:-2], -1))
+            flat = douts[name] if name == "residual" else _side_by_side(douts[name])
             of_map = project_backward(flat, given)
             params[name] = {"weight": narrow(of_map.weight, like)}
             if name == "edge":
@@ -243,3 +243,8 @@ class GraphAttention(Layer):
             return self._by_head(dout)
         shape = (*dout.shape[:-1], self.heads, self.head_dim)
         return namespace_of(dout).broadcast_to(dout[..., None, :] / self.heads, shape)
+
+
+def _side_by_side(x: Array) -> Array:
+    """(*batch, N, H, F) -> (*batch, N, H F), also of no nodes."""
+    return namespace_of(x).reshape(x, (*x.shape[:-2], x.shape[-2] * x.shape[-1]))

@@ -97,9 +97,8 @@ def generate(
         options = {"beams": beams, "length_penalty": length_penalty, "end": end, "lengths": lengths}
         options["early_stopping"] = early_stopping
         return beam_search(model, params, tokens, count, **options).tokens
-    if early_stopping is not None:
-        given = checks.shown(early_stopping)
-        raise ValueError(f'`early_stopping` is {given}, but method={method!r}; it is for method="beam".')
+    others = {"beams": None if beams == 4 else beams, "length_penalty": None if length_penalty == 1 else length_penalty}
+    _of_another(method, "beam", {**others, "early_stopping": early_stopping})
     tokens = check_tokens(tokens)
     written = list(
         stream(
@@ -163,8 +162,12 @@ def _stream(
 
 
 def _of_sampling(method: str, temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Check that no options of "sample" are given to another method, which would pass over them."""
     given = {"temperature": None if temperature == 1 else temperature, "top_k": top_k, "top_p": top_p}
+    _of_another(method, "sample", given)
+
+
+def _of_another(method: str, other: str, given: dict[str, Any]) -> None:
+    """Check that no options of another method are given to this one, which would pass over them."""
     for name, value in given.items():
         if value is not None:
-            raise ValueError(f'`{name}` is {checks.shown(value)}, but method={method!r}; it is for method="sample".')
+            raise ValueError(f'`{name}` is {checks.shown(value)}, but method={method!r}; it is for method="{other}".')

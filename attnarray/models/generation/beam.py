@@ -87,6 +87,8 @@ def beam_search(
     """
     beams = checks.whole("beams", beams, 1, 2**31, "how many continuations go on at each length")
     checks.one_of("early_stopping", early_stopping, (None, False, True, "never"))
+    if early_stopping is not None and early_stopping != "never":
+        early_stopping = checks.flag("early_stopping", early_stopping)
     _check_penalty(length_penalty, count, early_stopping is not None)
     logits, cache = begin(model, params, tokens, count, lengths)
     B, V = logits.shape

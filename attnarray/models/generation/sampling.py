@@ -8,6 +8,7 @@ import numpy as np
 
 from attnarray import checks
 from attnarray.backend import Array, device_of, dtype_name, index_dtype, namespace_of, to_numpy
+from attnarray.dispatch import ignoring_fp_errors
 from attnarray.magnitude import check_number
 from attnarray.ops.softmax import softmax
 from attnarray.random import Philox
@@ -31,7 +32,7 @@ def keep_top_k(logits: Array, k: int) -> Array:
     >>> aa.models.keep_top_k(np.array([1.0, 3.0, 2.0]), 2).tolist()
     [-inf, 3.0, 2.0]
     """
-    checks.floating(logits=logits)
+    _check(logits)
     k = checks.whole("top_k", k, 1, 2**31, "how many of the most likely tokens stay")
     xp, V = namespace_of(logits), logits.shape[-1]
     if k >= V:
@@ -61,7 +62,7 @@ def keep_top_p(logits: Array, p: float) -> Array:
     >>> aa.models.keep_top_p(np.log(np.array([0.5, 0.2, 0.3])), 0.7).round(2).tolist()
     [-0.69, -inf, -1.2]
     """
-    checks.floating(logits=logits)
+    _check(logits)
     if not 0 < checks.real(p) <= 1:
         raise ValueError(f"`top_p` is {checks.shown(p)}, expected a probability above 0 and up to 1.")
     if p == 1:
@@ -74,6 +75,7 @@ def keep_top_p(logits: Array, p: float) -> Array:
     return xp.where(certain >= least, logits, -math.inf)
 
 
+@ignoring_fp_errors
 def with_temperature(logits: Array, temperature: float) -> Array:
     """Logits divided by a temperature: below 1 likely tokens become likelier, above 1 all become more alike.
 
@@ -94,7 +96,7 @@ def with_temperature(logits: Array, temperature: float) -> Array:
     >>> aa.models.with_temperature(np.array([1.0, 3.0]), 0.5).tolist()
     [2.0, 6.0]
     """
-    checks.floating(logits=logits)
+    _check(logits)
     temperature = checks.positive("temperature", temperature)
     xp, wide = namespace_of(logits), _wide(logits)
     if dtype_name(wide.dtype) == "float32":
@@ -127,9 +129,7 @@ def draw(logits: Array, rng: Philox | int) -> Array:
     >>> aa.models.draw(np.array([[0.0, -np.inf, 0.0]] * 5), aa.Philox(1)).tolist()
     [2, 2, 0, 2, 0]
     """
-    checks.floating(logits=logits)
-    if logits.ndim != 2 or not logits.shape[1]:
-        raise ValueError(f"`logits` has shape {tuple(logits.shape)}, expected (B, V) with V > 0.")
+    _check(logits, 2, "(B, V)")
     rng = rng if isinstance(rng, Philox) else Philox(rng)
     xp, likely = namespace_of(logits), softmax(finite_or_certain(logits))
     sums = xp.where(likely > 0, _cumulative_sum(likely), 0.0)  # (B, V)
@@ -164,6 +164,13 @@ def finite_or_certain(logits: Array, going: Array | None = None) -> Array:
                 "can be chosen. Look for NaN in the parameters, and for what masks every token."
             )
     return xp.where(largest == math.inf, xp.where(logits == math.inf, 0.0, -math.inf), logits)
+
+
+def _check(logits: Array, axes: int | None = None, expected: str = "(..., V)") -> None:
+    checks.require_array("logits", logits)
+    checks.floating(logits=logits)
+    if (axes or logits.ndim or 1) != logits.ndim or not logits.shape[-1]:
+        raise ValueError(f"`logits` has shape {tuple(logits.shape)}, expected {expected} with V > 0.")
 
 
 def _wide(logits: Array) -> Array:
