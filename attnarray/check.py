@@ -85,10 +85,12 @@ def run(cases: Sequence[Case], backends: Sequence[str], kernels: str, advance: C
 
 def select(only: Sequence[str] = ()) -> list[Case]:
     """The cases of the functions whose names contain one of `only` (all by default)."""
-    cases = [case for case in CASES if not only or any(part in case.function for part in only)]
+    cases = [case for case in CASES if not only or any(part and part in case.function for part in only)]
     if not cases:
         known = ", ".join(dict.fromkeys(case.function for case in CASES))
-        raise ValueError(f"No function matches {', '.join(only)}. Known functions: {known}.")
+        raise ValueError(
+            f"No function matches {', '.join(part or repr(part) for part in only)}. Known functions: {known}."
+        )
     return cases
 
 

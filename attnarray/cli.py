@@ -31,8 +31,12 @@ Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code.
 
-    0: all is well. 1: a check failed. 2: a wrong argument. 130: interrupted. 141: the reader of the output has gone.
+    0: all is well. 1: a check failed, or something could not be written. 2: a wrong argument. 130: interrupted. 141:
+    the reader of the output has gone.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, by >&-
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - up to the end
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # Whoever reads a pipe sees each line at once; a terminal without a character gets one that is like it.
@@ -55,6 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for stream in (sys.stdout, sys.stderr):
             _give_up_if_broken(stream)
         return 141
+    except OSError as error:  # such as a full disk
+        _give_up_if_broken(sys.stdout)
+        print(f"attnarray: {error}", file=sys.stderr)
+        return 1
     return code
 
 
@@ -62,7 +70,7 @@ def _give_up_if_broken(stream: TextIO) -> None:
     """Write what is left to nowhere, as Python would complain at its end."""
     try:
         stream.flush()
-    except BrokenPipeError:
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
@@ -192,15 +200,20 @@ def _check_thread_count() -> None:
 
 
 def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if not _is_whole(text) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
 
 
 def _seed(text: str) -> int:
-    if not text.isdigit() or int(text) >= 2**64:
+    if not _is_whole(text) or int(text) >= 2**64:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^64 - 1")
     return int(text)
+
+
+def _is_whole(text: str) -> bool:
+    """Whether a text is a number of ASCII digits, few enough for `int`."""
+    return text.isascii() and text.isdigit() and len(text) <= 4000
 
 
 def _known_backend(name: str) -> str:
@@ -226,7 +239,7 @@ def _check(options: argparse.Namespace) -> int:
     from attnarray import check, check_report
 
     names = ("numpy", "cupy")
-    backends = [_known_backend(options.backend)] if options.backend else supported_backend_names(names)
+    backends = [_known_backend(options.backend)] if options.backend is not None else supported_backend_names(names)
     try:
         cases = check.select(options.only)
     except ValueError as error:

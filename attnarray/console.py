@@ -8,9 +8,11 @@ import importlib.util
 import os
 import shutil
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from time import monotonic
 from typing import Any, Protocol
 
@@ -62,9 +64,34 @@ def has_rich() -> bool:
 def width() -> int:
     """The characters of a line: COLUMNS, else those of the terminal; no limit where the output is a file or pipe."""
     columns = os.environ.get("COLUMNS", "")
-    if columns.isdigit() and int(columns) > 0:
-        return max(int(columns), NARROWEST)
+    if columns.isascii() and columns.isdigit() and int(columns[:9]) > 0:
+        return max(int(columns[:9]), NARROWEST)
     return max(shutil.get_terminal_size().columns, NARROWEST) if sys.stdout.isatty() else UNLIMITED
+
+
+def require_writable(command: str, option: str, path: str, suffixes: tuple[str, ...] = ()) -> None:
+    """Say now, not after an hour, that a file cannot be written."""
+    target = Path(os.path.realpath(path))
+    problem = ""
+    if target.is_dir():
+        problem = "it is a folder"
+    elif target.exists() and not target.is_file():
+        problem = "it is a device or a pipe"
+    elif not target.parent.is_dir():
+        problem = "its folder does not exist"
+    elif suffixes and target.suffix.lower() not in suffixes:
+        problem = f"expected a name that ends with {' or '.join(suffixes)}"
+    else:
+        try:
+            if target.exists():
+                with target.open("a"):
+                    pass
+            with tempfile.TemporaryFile(dir=target.parent):
+                pass
+        except OSError as error:
+            problem = str(error.strerror)
+    if problem:
+        raise UsageError(f"attnarray {command}: {option} {path or repr(path)} cannot be written: {problem}")
 
 
 def print_table(

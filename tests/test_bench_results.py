@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,17 @@ def test_two_runs_are_compared(tmp_path: Path, capsys: Capture) -> None:
     assert "gone" not in out
     assert "new" not in out
     assert "The runs differ in more than time: cpu A CPU and Another CPU." in out
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and permissions of POSIX")
+def test_a_link_to_a_file_stays_a_link(tmp_path: Path) -> None:
+    target, link = tmp_path / "run.json", tmp_path / "link.json"
+    target.write_text("before")
+    target.chmod(0o600)
+    link.symlink_to(target)
+    results.write_whole(link, "now")
+    assert (link.is_symlink(), target.read_text(), target.stat().st_mode & 0o777) == (True, "now", 0o600)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.json", "run.json"]
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])

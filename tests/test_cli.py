@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import io
 import json
 import sys
 from typing import Any
@@ -184,6 +186,11 @@ WRONG = {
     ),
     "only what": (["check", "--only"], "argument --only: expected one argument. See attnarray check --help."),
     "no epochs": (["demo", "--epochs", "0"], "argument --epochs: '0' is not a whole number above 0"),
+    "no text": (["check", "--only", ""], "No function matches ''. Known functions: scaled_dot_product_attention,"),
+    "no name": (["check", "--backend", ""], "nknown backend ''"),
+    "a power of epochs": (["demo", "--epochs", "\N{SUPERSCRIPT TWO}"], "is not a whole number above 0"),
+    "digits of another script": (["demo", "--seed", "\N{THAI DIGIT TWO}"], "is not a whole number from 0 to 2^64 - 1"),
+    "too many digits": (["demo", "--dates", "1" * 5000], "is not a whole number above 0"),
     "half an epoch": (["demo", "--epochs", "0.5"], "argument --epochs: '0.5' is not a whole number above 0"),
     "negative dates": (["demo", "--dates", "-3"], "argument --dates: '-3' is not a whole number above 0"),
     "seed": (["demo", "--seed", "x"], "argument --seed: 'x' is not a whole number from 0 to 2^64 - 1"),
@@ -212,6 +219,25 @@ def test_a_backend_that_is_not_there_gets_one_line(
     assert (code, out) == (2, "")
     assert len(err.splitlines()) == 1
     assert "ackend 'cupy' cannot be used here: no device" in err
+
+
+def test_output_that_cannot_be_written_is_one_line(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device", "run.json")
+
+    monkeypatch.setattr("attnarray.check.check_gradients", full)
+    code, _, err = run(capsys, "check", "--only", "relu")
+    assert code == 1
+    assert err.splitlines()[-1] == "attnarray: [Errno 28] No space left on device: 'run.json'"
+
+
+@pytest.mark.parametrize("columns", ["\N{SUPERSCRIPT TWO}", "x", "-5", "", "0", "\N{THAI DIGIT TWO}"])
+def test_columns_that_are_no_number(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr("sys.stdout", io.StringIO())
+    assert console.width() == console.UNLIMITED
+    monkeypatch.setenv("COLUMNS", "1" * 5000)
+    assert console.width() == 111_111_111
 
 
 def test_an_interruption_is_no_traceback(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

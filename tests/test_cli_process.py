@@ -54,6 +54,18 @@ def test_as_a_module(command: str) -> None:
     assert done.stderr.startswith("attnarray check: argument --only: expected one argument.")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="a shell of POSIX closes the streams")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("arguments", ["info", "--help", "check --only relu --kernels reference"])
+def test_streams_that_are_closed(arguments: str, closed: str) -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m attnarray {arguments} {closed}", shell=True, capture_output=True, check=False, text=True,
+        timeout=600, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+    assert bool(done.stdout) == (" >" not in f" {closed}")
+
+
 def test_on_a_terminal_that_has_ascii_only() -> None:
     done = run_process("check", "--only", "relu", "--kernels", "reference", PYTHONIOENCODING="ascii", COLUMNS="100")
     assert done.returncode == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,13 @@ def test_the_command_translates_dates_never_seen(tmp_path: Any, capsys: pytest.C
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--picture", "/nowhere/at/all.png"], "expected a file in a folder that exists"),
+        (
+            ["--picture", "/nowhere/at/all.png"],
+            "--picture /nowhere/at/all.png cannot be written: its folder does not exist",
+        ),
+        (["--picture", ""], "--picture '' cannot be written: it is a folder"),
+        (["--picture", "all.pdf"], "--picture all.pdf cannot be written: expected a name that ends with .png"),
+        (["--all", "--picture", os.devnull], "cannot be written: it is a device or a pipe"),
         (["--kernels", "cuda"], "cuda kernels do not run on these arrays"),
         (["--dates", "80000"], "one per date"),
     ],

@@ -95,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
         first, second = (results.load(path) for path in options.compare)
         report.show_comparison(first, second, tuple(options.compare))
         return 0
-    if options.show:
+    if options.show is not None:
         session.require_outputs(options)
         found = results.load(options.show)
         session.show_lines(found)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from attnarray.bench.statistics import Ratio, Spread
+from attnarray.checkpoints.replacing import replacing
 from attnarray.console import UsageError
 
 SCHEMA = 1
@@ -75,17 +75,10 @@ def save(results: Results, path: str | os.PathLike[str]) -> None:
 
 
 def write_whole(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file aside and rename it."""
-    target = Path(path)
-    handle, aside = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(aside).chmod(0o644)
-        Path(aside).replace(target)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
+    """Write a text file in place of an earlier one, whole."""
+    with replacing(Path(path)) as new:
+        new.write([text.encode()])
+        new.commit()
 
 
 def load(path: str | os.PathLike[str]) -> Results:
@@ -130,26 +123,3 @@ def _row(found: dict[str, Any]) -> Row:
             "ratio": None if ratio is None else Ratio(*ratio),
         }
     )
-
-
-def require_writable(option: str, path: str, suffixes: tuple[str, ...] = ()) -> None:
-    """Say now, not after an hour, that a file cannot be written."""
-    target = Path(path)
-    problem = ""
-    if target.is_dir():
-        problem = "it is a folder"
-    elif not target.absolute().parent.is_dir():
-        problem = "its folder does not exist"
-    elif suffixes and target.suffix.lower() not in suffixes:
-        problem = f"expected a name that ends with {' or '.join(suffixes)}"
-    else:
-        try:
-            if target.exists():
-                with target.open("a"):
-                    pass
-            with tempfile.TemporaryFile(dir=target.absolute().parent):
-                pass
-        except OSError as error:
-            problem = str(error.strerror)
-    if problem:
-        raise UsageError(f"attnarray bench: {option} {path} cannot be written: {problem}")

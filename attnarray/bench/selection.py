@@ -28,7 +28,7 @@ def select_cases(only: Sequence[str], groups: Sequence[str], full: bool) -> list
         found = [case.name for case in searched if text in case.name] or [
             case.name for case in CASES if text in case.name
         ]
-        if not found:
+        if not text or not found:
             raise _unknown("case", text, [case.name for case in CASES])
         named.update(found)
     chosen = [case for case in CASES if case.name in named and (not groups or case.group in groups)]

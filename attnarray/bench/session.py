@@ -104,15 +104,15 @@ def require_outputs(options: argparse.Namespace) -> None:
     """Say at once what cannot be written, or drawn."""
     for option, suffixes in (("json", ()), ("markdown", ()), ("plot", PICTURES)):
         path = getattr(options, option)
-        if path:
-            results.require_writable(f"--{option}", path, suffixes)
+        if path is not None:
+            console.require_writable("bench", f"--{option}", path, suffixes)
     if options.plot and importlib.util.find_spec("matplotlib") is None:
         raise UsageError("attnarray bench: --plot needs matplotlib: pip install 'attnarray[bench]'")
 
 
 def _plan(options: argparse.Namespace) -> Plan:
     backend = selection.select_backend(options.backend)
-    varied = selection.select_case(options.crossover) if options.crossover else None
+    varied = selection.select_case(options.crossover) if options.crossover is not None else None
     cases = [varied] if varied else selection.select_cases(options.only, options.group, options.full)
     peers, absent = selection.select_peers(options.peers, backend)
     baseline = selection.select_baseline(options.baseline, peers)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from attnarray.backend import use_backend
-from attnarray.console import print_line, progress
+from attnarray.console import print_line, progress, require_writable
 from attnarray.demo import ATTENTIONS, dates, picture, training
 from attnarray.demo.comparison import compare
 from attnarray.demo.lesson import EPOCHS, DemoError, Lesson, examine, learn, on_bar, prepare
@@ -26,10 +26,9 @@ PICTURE, PICTURE_OF_ALL = "alignments.png", "mechanisms.png"
 
 def main(options: argparse.Namespace) -> int:
     """Run the demo with the arguments of the command line; returns the exit code."""
-    name = options.picture or (PICTURE_OF_ALL if options.all else PICTURE)
+    name = (PICTURE_OF_ALL if options.all else PICTURE) if options.picture is None else options.picture
+    require_writable("demo", "--picture", name, (".png",))
     path = Path(name)
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise DemoError(f"--picture {name}: expected a file in a folder that exists")
     chosen = options.attention or ATTENTIONS[0]
     count = options.dates or max(MECHANISMS[name].dates for name in (ATTENTIONS if options.all else (chosen,)))
     try:
