@@ -152,10 +152,15 @@ def _size(count: int) -> str:
     return f"{count / 1000**power:.4g} {('bytes', 'kB', 'MB', 'GB')[power]}"
 
 
+_shortened: set[str] = set()  # modules
+
+
 def shorten_reprs() -> None:
     """Let the NamedTuples of this package that are loaded show their `summary` where they hold arrays."""
     for name, module in list(sys.modules.items()):
-        if name.startswith("attnarray."):
+        if name.startswith("attnarray.") and name not in _shortened:
+            if not getattr(module.__spec__, "_initializing", False):  # or it may get more classes
+                _shortened.add(name)
             for kind in list(vars(module).values()):
                 if isinstance(kind, type) and kind.__module__ == name and hasattr(kind, "_fields"):
                     kind.__repr__ = _repr  # type: ignore[assignment]
