@@ -1,5 +1,13 @@
 """attnarray: attention on plain arrays, every mechanism with a hand-derived forward and backward.
 
+A differentiable function `f` is three functions: `f` for inference, `f_fwd`, which takes the same arguments and returns
+(out, ctx), and `f_bwd`, which takes (dout, ctx) and returns a NamedTuple of gradients, named as the parameters of `f`.
+An output of `f_fwd` that `ctx` holds too is a read-only NumPy array, since to change it would change the gradients:
+write `out = out + x`, not `out += x`, or work on `out.copy()`. What `f` returns is writable.
+
+`layers` and `models` have the same three as `__call__`, `fwd` and `bwd`, with parameters from `init`; `optim` updates
+them, `checkpoints` saves and loads them, `tree` works on them. Docstrings have the formulas, the shapes and examples.
+
 Names are resolved when they are first used: `import attnarray` loads NumPy and nothing else.
 """
 

@@ -163,6 +163,7 @@ def scaled_dot_product_attention_fwd(
 ) -> tuple[Array, SDPAContext]:
     """`scaled_dot_product_attention`, with the same options, and the context for its backward.
 
+    The output is read-only, since the context holds it: write `out = out + x`, not `out += x`.
     `ctx.lse` is log sum_j e^s, sink included, as (B, H, T) in the accumulator's dtype.
     """
     plain = None if options else plain_problem(query, key, value, attn_mask, dropout_p, is_causal)
