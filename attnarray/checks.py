@@ -278,10 +278,12 @@ def beside(name: str, value: int | Array, like_name: str, like: Array) -> int | 
     return value
 
 
-def context(name: str, value: Any, expected: type) -> None:
-    """Check for the context that a forward pass returned."""
+def context(name: str, value: Any, *expected: type) -> None:
+    """Check for the context, of one of the types expected, that a forward pass returned."""
     if not isinstance(value, expected):
-        raise TypeError(f"`{name}` is {shown(value)}, expected the {expected.__name__} that the forward pass returned.")
+        order = " The order is bwd(dout, ctx)." if name == "ctx" and is_array(value) else ""
+        kinds = " or ".join(kind.__name__ for kind in expected)
+        raise TypeError(f"`{name}` is {shown(value)}, expected the {kinds} that the forward pass returned.{order}")
 
 
 def axis(name: str, value: int, ndim: int) -> int:

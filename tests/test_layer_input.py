@@ -165,7 +165,9 @@ def test_generators(example: Example) -> None:
         lambda: layer.init("abc"), lambda: layer.init(rng=np.ones(2)), lambda: layer.init(np.random),
     ):  # fmt: skip
         refused(rf"`rng` is .*expected {type(layer).__name__}\(\.\.\.\)\.init\(attnarray\.Philox\(seed\)\)", call)
-    refused("argument: 'rng'", layer.init)
+    refused(r"`rng` is None, expected", layer.init)
+    for rng in (aa.Philox(0), np.random.default_rng(0)):  # of the class, not of a layer
+        refused(r"`rng` is .*, expected \w+\(\.\.\.\)\.init", lambda rng=rng: type(layer).init(rng))
     for dtype in ("int64", None, 3, "float8", "", np.int32, "complex64", bool):
         refused("`dtype` is .*, expected one of 'float16', ", lambda dtype=dtype: layer.init(aa.Philox(0), dtype))
     if hasattr(layer, "dropout"):

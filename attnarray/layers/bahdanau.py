@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Unpack
 
-from attnarray import tree
+from attnarray import checks, tree
 from attnarray.attention.alignment.additive import AdditiveContext, additive_attention_bwd, additive_attention_fwd
 from attnarray.attention.dot_product.projection import project, project_backward
 from attnarray.attention.options import ScoreOptions
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array
-from attnarray.layers.checking import check_context, check_gradients
+from attnarray.layers.checking import check_gradients
 from attnarray.layers.initial import Params, dense, glorot
 from attnarray.layers.layer import Layer, Shapes
 from attnarray.masks import Mask
@@ -133,7 +133,7 @@ class BahdanauAttention(Layer):
 
     def bwd(self, dout: Array, ctx: BahdanauContext) -> BahdanauGrads:
         """The gradients of query, key, value (None where the keys were the values), parameters and bias."""
-        check_context(ctx, BahdanauContext)
+        checks.context("ctx", ctx, BahdanauContext)
         grads = additive_attention_bwd(dout, ctx.attention)
         query = project_backward(wide(grads.query), ctx.query)
         key = project_backward(wide(grads.key), ctx.key)

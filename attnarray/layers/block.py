@@ -10,7 +10,7 @@ from attnarray import checks
 from attnarray.attention.options import known_options
 from attnarray.backend import Array
 from attnarray.layers.cache import DecoderCache, KVCache
-from attnarray.layers.checking import check_context, check_gradients, check_same
+from attnarray.layers.checking import check_gradients, check_same
 from attnarray.layers.feed_forward import FeedForward
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
@@ -227,7 +227,7 @@ class TransformerBlock(Layer):
         if isinstance(ctx, Recomputed):
             check_gradients(self, ctx.params)  # which have the shapes of the parameters
             _, ctx = self._fwd(*ctx)
-        check_context(ctx, BlockContext, Recomputed)
+        checks.context("ctx", ctx, BlockContext, Recomputed)
         check_same(self, "cross", ctx.cross is not None, self.cross)
         parts, residual = self._parts, self._residual
         params: Params = {}

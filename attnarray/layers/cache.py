@@ -62,6 +62,7 @@ def check_cache(cache: Any, x: Array) -> None:
 
 def empty_cache(batch: int, longest: int, kv_heads: int, key_dim: int, value_dim: int, dtype: str) -> KVCache:
     """A cache without any position."""
+    checks.one_of("dtype", dtype, checks.FLOATS)
     batch = checks.whole("batch", batch, 0, 2**31, "the number of sequences")
     longest = checks.whole("longest", longest, 1, 2**31, "how many positions there is room for")
     return KVCache(

@@ -45,6 +45,8 @@ def check_params(params: Any, layer: Any) -> None:
 
 def checked_params(params: Any, layer: Any, others: tuple[Any, ...] = ()) -> tuple[Checked, Array | None]:
     """The parameters, and one of them, if there is any; `others` are the arguments behind them."""
+    if isinstance(layer, type) or not hasattr(layer, "shapes"):
+        raise TypeError(f"`layer` is {checks.shown(layer)}, expected a layer or model, such as layers.Linear(3, 2).")
     shapes = getattr(layer, "_shapes", None) or layer.shapes()
     leaves: list[Array] = []
     checked = _take(params, shapes, leaves)
@@ -149,23 +151,14 @@ def check_rng(layer: Any, rng: Any) -> None:
         raise TypeError(f"`rng` is {checks.shown(rng)}, but {name} expects attnarray.Philox(seed).")
 
 
-def check_init(layer: Any, rng: Any, dtype: Any) -> None:
-    """Check the arguments of `init`."""
-    if not isinstance(rng, Philox):
-        name = type(layer).__name__
+def check_init(layer: Any, owner: str, rng: Any, dtype: Any) -> None:
+    """Check the arguments of `init` of the class `owner`, and that it is called of an instance."""
+    is_layer = hasattr(layer, "_shapes")
+    if not is_layer or not isinstance(rng, Philox):
+        name, rng = (type(layer).__name__, rng) if is_layer else (owner, layer)
         raise TypeError(f"`rng` is {checks.shown(rng)}, expected {name}(...).init(attnarray.Philox(seed)).")
     if dtype is None or dtype_name(dtype) not in checks.FLOATS:
         raise ValueError(f"`dtype` is {checks.shown(dtype)}, expected one of {', '.join(map(repr, checks.FLOATS))}.")
-
-
-def check_context(ctx: Any, *expected: type) -> None:
-    """Check that a context is of a type that the layer makes."""
-    if not isinstance(ctx, expected):
-        order = " The order is bwd(dout, ctx)." if checks.is_array(ctx) else ""
-        raise TypeError(
-            f"`ctx` is {checks.shown(ctx)}, expected the {' or '.join(kind.__name__ for kind in expected)} that the "
-            f"forward pass returned.{order}"
-        )
 
 
 def check_same(layer: Any, name: str, given: Any, own: Any) -> None:

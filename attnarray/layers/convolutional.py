@@ -14,7 +14,7 @@ from attnarray.attention.composed.convolutional import (
 )
 from attnarray.attention.options import ScoreOptions
 from attnarray.backend import Array
-from attnarray.layers.checking import check_context, check_gradients
+from attnarray.layers.checking import check_gradients
 from attnarray.layers.initial import Params, glorot, zeros
 from attnarray.layers.layer import Layer, Shapes
 from attnarray.masks import Mask
@@ -143,7 +143,6 @@ class ConvolutionalAttention(Layer):
 
     def bwd(self, dout: Array, ctx: ConvolutionalContext) -> ConvolutionalLayerGrads:
         """The gradients of x, value (None where it was not given), parameters and bias."""
-        check_context(ctx, ConvolutionalContext)
         grads = convolutional_attention_bwd(dout, ctx)
         params: Params = {
             "query": {"weight": grads.query_weight, "bias": grads.query_bias},

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from attnarray.backend import Array
-from attnarray.layers.checking import check_context, check_gradients
+from attnarray.layers.checking import check_gradients
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer, Shapes
 from attnarray.ops.embedding import EmbeddingContext, embedding, embedding_bwd, embedding_fwd
@@ -70,5 +70,4 @@ class Embedding(Layer):
 
     def bwd(self, dout: Array, ctx: EmbeddingContext) -> EmbeddingLayerGrads:
         """The gradient of the weight; indices have none."""
-        check_context(ctx, EmbeddingContext)
         return EmbeddingLayerGrads(check_gradients(self, {"weight": embedding_bwd(dout, ctx).weight}))

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from attnarray import checks
 from attnarray.backend import Array
-from attnarray.layers.checking import check_context, check_same
+from attnarray.layers.checking import check_same
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer, LayerGrads
 from attnarray.layers.linear import Linear
@@ -125,7 +125,7 @@ class FeedForward(Layer):
 
     def bwd(self, dout: Array, ctx: FeedForwardContext) -> LayerGrads:
         """The gradients of x and the parameters."""
-        check_context(ctx, FeedForwardContext)
+        checks.context("ctx", ctx, FeedForwardContext)
         check_same(self, "gate", ctx.gate is not None, self.gated)
         parts, (_, _, activation_bwd) = self._parts, ACTIVATIONS[self.activation]
         out = parts["out"].bwd(dout, ctx.out)

@@ -12,7 +12,7 @@ from attnarray.attention.graph.graph_attention import GraphContext, graph_attent
 from attnarray.attention.graph.options import SCORES
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, namespace_of
-from attnarray.layers.checking import check_context, check_gradients, check_same
+from attnarray.layers.checking import check_gradients, check_same
 from attnarray.layers.initial import Params, dense, glorot, zeros
 from attnarray.layers.layer import Layer, Shapes
 from attnarray.ops.linear import LinearContext
@@ -204,7 +204,7 @@ class GraphAttention(Layer):
 
     def bwd(self, dout: Array, ctx: GraphLayerContext) -> GraphLayerGrads:
         """The gradients of x, of the edge features (None where there are none), and of the parameters."""
-        check_context(ctx, GraphLayerContext)
+        checks.context("ctx", ctx, GraphLayerContext)
         check_same(self, "linear maps and bias", (sorted(ctx.maps), ctx.has_bias), (sorted(self._maps), self.bias))
         like = ctx.maps["source"].x
         width = self.heads * self.head_dim if self.concat else self.head_dim

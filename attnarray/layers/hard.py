@@ -12,7 +12,7 @@ from attnarray.attention.selection.hard_core import ESTIMATORS
 from attnarray.attention.selection.hard_options import HardOptions, check_numbers
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array
-from attnarray.layers.checking import check_context, check_gradients
+from attnarray.layers.checking import check_gradients
 from attnarray.layers.initial import Params, dense
 from attnarray.layers.layer import Layer, Shapes
 from attnarray.masks import Mask
@@ -154,7 +154,7 @@ class HardAttention(Layer):
 
     def bwd(self, dout: HardResult, ctx: HardAttentionContext) -> HardAttentionGrads:
         """The gradients of query, key, value (None where the keys were the values), parameters and bias."""
-        check_context(ctx, HardAttentionContext)
+        checks.context("ctx", ctx, HardAttentionContext)
         grads = hard_attention_bwd(dout, ctx.attention)
         query = project_backward(wide(grads.query), ctx.query)
         key = project_backward(wide(grads.key), ctx.key)

@@ -17,6 +17,17 @@ from attnarray.random import Philox
 Shapes: TypeAlias = dict[str, Any]  # a tree like the parameters, with shapes for arrays
 
 
+def _with_checked_init(method: Callable[..., Params]) -> Callable[..., Params]:
+    owner = method.__qualname__.partition(".")[0]
+
+    @functools.wraps(method)
+    def checked(self: Layer, rng: Philox | None = None, dtype: str = "float32") -> Params:
+        check_init(self, owner, rng, dtype)
+        return method(self, rng, dtype)
+
+    return checked
+
+
 class LayerGrads(NamedTuple):
     """The gradients of a layer of one input."""
 
@@ -69,9 +80,9 @@ class Layer:
     def _shapes(self) -> Shapes:
         return self.shapes()
 
+    @_with_checked_init
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
         """Fresh parameters of all parts, each from a generator of its own."""
-        check_init(self, rng, dtype)
         parts = self._parts
         rngs = rng.split(len(parts))
         return {name: part.init(own, dtype) for (name, part), own in zip(parts.items(), rngs, strict=True)}
@@ -84,15 +95,6 @@ class Layer:
     def drops(self) -> bool:
         """Whether there is something to drop or draw in training."""
         return any(getattr(self, name, 0.0) > 0 for name in ("dropout", "attention_dropout", "hidden_dropout"))
-
-
-def _with_checked_init(method: Callable[..., Params]) -> Callable[..., Params]:
-    @functools.wraps(method)
-    def checked(self: Layer, rng: Philox, dtype: str = "float32") -> Params:
-        check_init(self, rng, dtype)
-        return method(self, rng, dtype)
-
-    return checked
 
 
 def _with_checked_call(method: Callable[..., Any], arguments: list[str]) -> Callable[..., Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from attnarray.backend import Array
-from attnarray.layers.checking import check_context, check_gradients
+from attnarray.layers.checking import check_gradients
 from attnarray.layers.initial import Params, glorot, zeros
 from attnarray.layers.layer import Layer, LayerGrads, Shapes
 from attnarray.ops.linear import LinearContext, linear, linear_bwd, linear_fwd
@@ -71,7 +71,6 @@ class Linear(Layer):
 
     def bwd(self, dout: Array, ctx: LinearContext) -> LayerGrads:
         """The gradients of x and the parameters."""
-        check_context(ctx, LinearContext)
         grads = linear_bwd(dout, ctx)
         params = {"weight": grads.weight} if grads.bias is None else {"weight": grads.weight, "bias": grads.bias}
         return LayerGrads(grads.x, check_gradients(self, params))

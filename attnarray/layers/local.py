@@ -14,7 +14,7 @@ from attnarray.attention.positional.local import (
     local_attention_fwd,
 )
 from attnarray.backend import Array
-from attnarray.layers.checking import check_context, check_gradients
+from attnarray.layers.checking import check_gradients
 from attnarray.layers.initial import Params, glorot
 from attnarray.layers.layer import Layer, Shapes
 from attnarray.masks import Mask
@@ -183,7 +183,7 @@ class LocalAttention(Layer):
 
     def bwd(self, dout: Array, ctx: LocalLayerContext) -> LocalLayerGrads:
         """The gradients of query, key, value (None where the keys were the values), parameters and bias."""
-        check_context(ctx, LocalLayerContext)
+        checks.context("ctx", ctx, LocalLayerContext)
         grads = local_attention_bwd(dout, ctx.attention)
         params: Params = {} if grads.weight is None else {"weight": grads.weight}
         if grads.position_weight is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Unpack
 
-from attnarray import tree
+from attnarray import checks, tree
 from attnarray.attention.alignment.location import (
     LocationContext,
     LocationResult,
@@ -16,7 +16,7 @@ from attnarray.attention.dot_product.projection import project, project_backward
 from attnarray.attention.options import ScoreOptions
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array
-from attnarray.layers.checking import check_context, check_gradients
+from attnarray.layers.checking import check_gradients
 from attnarray.layers.initial import Params, dense, glorot
 from attnarray.layers.layer import Layer, Shapes
 from attnarray.masks import Mask
@@ -187,7 +187,7 @@ class LocationAttention(Layer):
 
     def bwd(self, dout: LocationResult, ctx: LocationLayerContext) -> LocationLayerGrads:
         """The gradients of query, key, value (None where the keys were the values), previous, parameters and bias."""
-        check_context(ctx, LocationLayerContext)
+        checks.context("ctx", ctx, LocationLayerContext)
         grads = location_attention_bwd(dout, ctx.attention)
         query = project_backward(wide(grads.query), ctx.query)
         key = project_backward(wide(grads.key), ctx.key)

@@ -15,7 +15,7 @@ from attnarray.attention.composed.multiplicative import (
 )
 from attnarray.attention.options import ScoreOptions
 from attnarray.backend import Array, namespace_of
-from attnarray.layers.checking import check_context, check_gradients, check_same
+from attnarray.layers.checking import check_gradients, check_same
 from attnarray.layers.initial import Params, dense, glorot
 from attnarray.layers.layer import Layer, Shapes
 from attnarray.masks import Mask
@@ -205,7 +205,7 @@ class LuongAttention(Layer):
 
     def bwd(self, dout: Array, ctx: LuongContext) -> LuongGrads:
         """The gradients of query, key, value (None where the keys were the values), parameters and bias."""
-        check_context(ctx, LuongContext)
+        checks.context("ctx", ctx, LuongContext)
         check_same(self, "output", ctx.output is not None, self.output)
         of_output: Params = {}
         dquery = None

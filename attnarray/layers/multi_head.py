@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Unpack
 
+from attnarray import checks
 from attnarray.attention.dot_product.heads import HeadOptions
 from attnarray.attention.dot_product.multi_head import (
     MultiHeadContext,
@@ -15,7 +16,7 @@ from attnarray.attention.dot_product.multi_head import (
 from attnarray.attention.dot_product.scaled_dot_product import scaled_dot_product_attention
 from attnarray.backend import Array, namespace_of
 from attnarray.layers.cache import KVCache, check_cache, empty_cache
-from attnarray.layers.checking import check_context, check_gradients, check_same
+from attnarray.layers.checking import check_gradients, check_same
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
 from attnarray.layers.linear import Linear
@@ -169,7 +170,7 @@ class MultiHeadAttention(Layer):
 
     def bwd(self, dout: Array, ctx: MultiHeadContext) -> MultiHeadGrads:
         """The gradients of query, key, value (None where they were not given), parameters, bias and sinks."""
-        check_context(ctx, MultiHeadContext)
+        checks.context("ctx", ctx, MultiHeadContext)
         q, k = ctx.attention.q, ctx.attention.k
         check_same(self, "number of heads", (q.shape[1], k.shape[1]), (self.heads, self.kv_heads or self.heads))
         grads = multi_head_attention_bwd(dout, ctx)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from attnarray.backend import Array, asarray
-from attnarray.layers.checking import check_context, check_gradients
+from attnarray.layers.checking import check_gradients
 from attnarray.layers.initial import Params, zeros
 from attnarray.layers.layer import Layer, LayerGrads, Shapes
 from attnarray.ops.norm import (
@@ -74,7 +74,6 @@ class LayerNorm(Layer):
 
     def bwd(self, dout: Array, ctx: LayerNormContext) -> LayerGrads:
         """The gradients of x and the parameters."""
-        check_context(ctx, LayerNormContext)
         grads = layer_norm_bwd(dout, ctx)
         return LayerGrads(grads.x, check_gradients(self, {"weight": grads.weight, "bias": grads.bias}))
 
@@ -129,6 +128,5 @@ class RMSNorm(Layer):
 
     def bwd(self, dout: Array, ctx: RMSNormContext) -> LayerGrads:
         """The gradients of x and the parameters."""
-        check_context(ctx, RMSNormContext)
         grads = rms_norm_bwd(dout, ctx)
         return LayerGrads(grads.x, check_gradients(self, {"weight": grads.weight}))

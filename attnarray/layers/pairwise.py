@@ -9,7 +9,7 @@ from attnarray import checks
 from attnarray.attention.composed.pairwise import PairwiseContext, pairwise_attention_bwd, pairwise_attention_fwd
 from attnarray.attention.options import ScoreOptions
 from attnarray.backend import Array
-from attnarray.layers.checking import check_context, check_gradients
+from attnarray.layers.checking import check_gradients
 from attnarray.layers.initial import Params, dense, glorot
 from attnarray.layers.layer import Layer, Shapes
 from attnarray.masks import Mask
@@ -156,7 +156,6 @@ class PairwiseAttention(Layer):
 
     def bwd(self, dout: Array, ctx: PairwiseContext) -> PairwiseLayerGrads:
         """The gradients of x, hidden, memory and value (None where not given), parameters and bias."""
-        check_context(ctx, PairwiseContext)
         grads = pairwise_attention_bwd(dout, ctx)
         params: Params = {
             "input": {"weight": grads.input_weight, "bias": grads.input_bias},

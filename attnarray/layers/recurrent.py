@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Unpack
 
+from attnarray import checks
 from attnarray.attention.alignment.recurrent import RecurrentContext, recurrent_attention_bwd, recurrent_attention_fwd
 from attnarray.attention.options import ScoreOptions
 from attnarray.backend import Array
-from attnarray.layers.checking import check_context, check_gradients
+from attnarray.layers.checking import check_gradients
 from attnarray.layers.initial import Params, dense, glorot
 from attnarray.layers.layer import Layer, Shapes
 from attnarray.masks import Mask
@@ -154,7 +155,7 @@ class RecurrentAttention(Layer):
 
     def bwd(self, dout: Array, ctx: RecurrentLayerContext) -> RecurrentLayerGrads:
         """The gradients of inputs (None for those that were not given), parameters and states."""
-        check_context(ctx, RecurrentLayerContext)
+        checks.context("ctx", ctx, RecurrentLayerContext)
         grads = recurrent_attention_bwd(dout, ctx.attention)
         names = ("weight_ih", "gate_bias", "weight_hh", "output_weight", "score_vector")
         params = {name: getattr(grads, name) for name in names}

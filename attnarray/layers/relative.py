@@ -11,7 +11,7 @@ from attnarray.attention.options import known_options
 from attnarray.attention.positional.relative import RelativeContext, relative_attention_bwd, relative_attention_fwd
 from attnarray.attention.sequences import form_of_one, narrow, wide
 from attnarray.backend import Array, device_of, dtype_name, namespace_of
-from attnarray.layers.checking import check_context, check_gradients
+from attnarray.layers.checking import check_gradients
 from attnarray.layers.initial import Params, dense, glorot
 from attnarray.layers.layer import Layer, Shapes
 from attnarray.masks import Mask
@@ -177,7 +177,7 @@ class RelativeAttention(Layer):
 
     def bwd(self, dout: Array, ctx: RelativeLayerContext) -> RelativeLayerGrads:
         """The gradients of x, the parameters, the bias and the sinks (None where not given); none of the memory."""
-        check_context(ctx, RelativeLayerContext)
+        checks.context("ctx", ctx, RelativeLayerContext)
         x, attention = ctx.query.x, ctx.attention
         xp = checks.cotangent(dout, (*x.shape[:-1], ctx.out.weight.shape[0]), x)
         out = project_backward(wide(dout), ctx.out)

@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple, Unpack
 
 import numpy as np
 
+from attnarray import checks
 from attnarray.attention.dot_product.projection import contributing_rows
 from attnarray.attention.dot_product.scaled import (
     ScaledContext,
@@ -17,7 +18,7 @@ from attnarray.attention.dot_product.scaled import (
 )
 from attnarray.backend import Array, asarray
 from attnarray.dispatch import ignoring_fp_errors
-from attnarray.layers.checking import check_context, check_gradients
+from attnarray.layers.checking import check_gradients
 from attnarray.layers.initial import Params, dense
 from attnarray.layers.layer import Layer, Shapes
 from attnarray.masks import Mask
@@ -134,7 +135,7 @@ class ScaledAttention(Layer):
     @ignoring_fp_errors
     def bwd(self, dout: Array, ctx: ScaledAttentionContext) -> ScaledAttentionGrads:
         """The gradients of query, key, value (None where the keys were the values), parameters and bias."""
-        check_context(ctx, ScaledAttentionContext)
+        checks.context("ctx", ctx, ScaledAttentionContext)
         grads = scaled_attention_bwd(dout, ctx.attention)
         dquery, params = grads.query, {}
         if ctx.gate is not None and grads.gate is not None:

@@ -1,4 +1,4 @@
-"""The gradient of the logits that a model returned, checked."""
+"""The gradients of what a model returned, checked."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from attnarray.backend import Array
 from attnarray.ops.linear import LinearContext
 
 
+def check_gradient(name: str, gradient: Array, expected: tuple[int, ...], like: Array) -> None:
+    """Check that a gradient has the shape of the output, and the library and dtype of `like`."""
+    checks.namespace(**{name: gradient, "output": like})
+    checks.shape(name, gradient, expected, "the shape of the output")
+    checks.floating(**{name: gradient, "output": like})
+
+
 def check_dlogits(dlogits: Array, ctx: LinearContext) -> None:
-    """Check that the gradient has the shape, library and dtype of the logits that a linear map made."""
-    expected = (*ctx.x.shape[:-1], ctx.weight.shape[0])
-    checks.namespace(dlogits=dlogits, logits=ctx.x)
-    checks.shape("dlogits", dlogits, expected, "the shape of the logits")
-    checks.floating(dlogits=dlogits, logits=ctx.x)
+    """Check the gradient of the logits that a linear map made."""
+    check_gradient("dlogits", dlogits, (*ctx.x.shape[:-1], ctx.weight.shape[0]), ctx.x)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from attnarray import checks
 from attnarray.backend import Array, device_of, namespace_of
-from attnarray.layers.checking import check_context, check_same
+from attnarray.layers.checking import check_same
 from attnarray.layers.embedding import Embedding
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
@@ -150,7 +150,7 @@ class PatchClassifier(Layer):
 
     def bwd(self, dlogits: Array, ctx: PatchContext) -> PatchGrads:
         """The gradients of images and parameters."""
-        check_context(ctx, PatchContext)
+        checks.context("ctx", ctx, PatchContext)
         check_same(self, "size of images", ctx.shape[1:3], self.image)
         check_dlogits(dlogits, ctx.logits)
         xp, parts = namespace_of(dlogits), self._parts
@@ -173,7 +173,10 @@ class PatchClassifier(Layer):
     def _words(self, params: Params, images: Array, rng: Philox | None) -> tuple[Array, LinearContext, DropoutContext]:
         """x (B, 1 + N, dim)."""
         xp = checks.namespace(images=images)
-        checks.floating(images=images)
+        checks.required(images=images)
+        weight = params["patches"]["weight"]
+        checks.namespace(images=images, params=weight)
+        checks.floating(images=images, params=weight)
         pixel = (self.channels,) if images.ndim == 4 or self.channels > 1 else ()
         shape = (*images.shape[:1], *self.image, *pixel)
         checks.shape("images", images, shape, "(B, height, width), and channels behind where there are several")

@@ -66,6 +66,7 @@ def relu_bwd(dout: Array, ctx: ReluContext) -> ReluGrads:
 
     .. math:: dx = dy\, [x > 0]
     """
+    checks.context("ctx", ctx, ReluContext)
     checks.cotangent(dout, tuple(ctx.out.shape), ctx.out)
     return ReluGrads(relu_backward(dout, ctx.out))
 
@@ -122,6 +123,7 @@ def silu_bwd(dout: Array, ctx: SiluContext) -> SiluGrads:
 
     .. math:: dx = dy\, \sigma(x) \bigl(1 + x\, (1 - \sigma(x))\bigr)
     """
+    checks.context("ctx", ctx, SiluContext)
     checks.cotangent(dout, tuple(ctx.x.shape), ctx.x)
     return SiluGrads(silu_backward(dout, ctx.x))
 
@@ -176,6 +178,7 @@ def tanh_bwd(dout: Array, ctx: TanhContext) -> TanhGrads:
 
     .. math:: dx = dy\, (1 - y^2)
     """
+    checks.context("ctx", ctx, TanhContext)
     checks.cotangent(dout, tuple(ctx.out.shape), ctx.out)
     return TanhGrads(tanh_backward(dout, ctx.out))
 
@@ -230,6 +233,7 @@ def sigmoid_bwd(dout: Array, ctx: SigmoidContext) -> SigmoidGrads:
 
     .. math:: dx = dy\, y\, (1 - y)
     """
+    checks.context("ctx", ctx, SigmoidContext)
     checks.cotangent(dout, tuple(ctx.out.shape), ctx.out)
     return SigmoidGrads(sigmoid_backward(dout, ctx.out))
 

@@ -87,6 +87,7 @@ def dropout_bwd(dout: Array, ctx: DropoutContext) -> DropoutGrads:
 
     .. math:: dx_i = \frac{m_i}{1 - p} dy_i
     """
+    checks.context("ctx", ctx, DropoutContext)
     checks.namespace(dout=dout, mask=ctx.mask)
     checks.floating(dout=dout)
     checks.shape("dout", dout, ctx.shape, "the shape of the output")

@@ -67,6 +67,7 @@ def embedding_bwd(dout: Array, ctx: EmbeddingContext) -> EmbeddingGrads:
 
     .. math:: dW_v = \sum_{n:\, i_n = v} dy_n
     """
+    checks.context("ctx", ctx, EmbeddingContext)
     checks.namespace(dout=dout, indices=ctx.indices)
     checks.floating(dout=dout)
     checks.shape("dout", dout, (*ctx.indices.shape, ctx.width), "the shape of the output")

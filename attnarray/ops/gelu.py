@@ -78,6 +78,7 @@ def gelu_bwd(dout: Array, ctx: GeluContext) -> GeluGrads:
         dx \approx dy\, \Bigl(\tfrac{1 + t}{2}
         + \tfrac{x}{2} (1 - t^2) \sqrt{2 / \pi}\, (1 + 3 \cdot 0.044715\, x^2)\Bigr)
     """
+    checks.context("ctx", ctx, GeluContext)
     checks.cotangent(dout, tuple(ctx.x.shape), ctx.x)
     return GeluGrads(gelu_backward(dout, ctx.x, ctx.approximate))
 

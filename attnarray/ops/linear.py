@@ -72,6 +72,7 @@ def linear_bwd(dout: Array, ctx: LinearContext) -> LinearGrads:
 
     .. math:: dx_{ne} = \sum_o dy_{no} W_{oe}, \qquad dW_{oe} = \sum_n dy_{no}\, x_{ne}, \qquad db_o = \sum_n dy_{no}
     """
+    checks.context("ctx", ctx, LinearContext)
     xp = checks.cotangent(dout, (*ctx.x.shape[:-1], ctx.weight.shape[0]), ctx.x)
     x, weight = ctx.x, ctx.weight
     dy = _rows(dout)  # (N, E_out)

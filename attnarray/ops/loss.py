@@ -96,6 +96,7 @@ def cross_entropy_bwd(dout: Array, ctx: CrossEntropyContext) -> CrossEntropyGrad
 
     .. math:: dx_{nv} = g_n\, (p_{nv} - q_{nv}), \qquad g_n = dL_n, \quad dL, \quad dL / N \ \text{for none, sum, mean}
     """
+    checks.context("ctx", ctx, CrossEntropyContext)
     xp = checks.cotangent(dout, tuple(ctx.targets.shape) if ctx.reduction == "none" else (), ctx.logits)
     x, classes, count = _rows(ctx.logits, ctx.targets, ctx.ignore_index)
     g = xp.astype(xp.asarray(dout), ctx.total.dtype, copy=False) / (count if ctx.reduction == "mean" else 1)

@@ -83,6 +83,7 @@ def layer_norm_bwd(dout: Array, ctx: LayerNormContext) -> LayerNormGrads:
         {\sqrt{\sigma^2 + \epsilon}}, \quad g_e = w_e\, dy_e; \qquad
         dw_e = \sum_n dy_{ne}\, \hat{x}_{ne}, \qquad db_e = \sum_n dy_{ne}
     """
+    checks.context("ctx", ctx, LayerNormContext)
     checks.cotangent(dout, tuple(ctx.x.shape), ctx.x)
     grads = layer_norm_backward(dout, ctx.x, ctx.mean, ctx.inverse_deviation, ctx.weight, ctx.has_bias)
     return LayerNormGrads(*grads)
@@ -152,6 +153,7 @@ def rms_norm_bwd(dout: Array, ctx: RMSNormContext) -> RMSNormGrads:
         dx_e = \frac{g_e - \hat{x}_e \operatorname{mean}(g\, \hat{x})}{\operatorname{rms}(x)}, \quad g_e = w_e\, dy_e;
         \qquad dw_e = \sum_n dy_{ne}\, \hat{x}_{ne}
     """
+    checks.context("ctx", ctx, RMSNormContext)
     checks.cotangent(dout, tuple(ctx.x.shape), ctx.x)
     return RMSNormGrads(*rms_norm_backward(dout, ctx.x, ctx.inverse_rms, ctx.weight))
 

@@ -73,6 +73,7 @@ def softmax_bwd(dout: Array, ctx: SoftmaxContext) -> SoftmaxGrads:
 
     Entries with y = 0 (masked) get 0, and their dy does not matter, even if it is NaN.
     """
+    checks.context("ctx", ctx, SoftmaxContext)
     checks.cotangent(dout, tuple(ctx.out.shape), ctx.out)
     return SoftmaxGrads(softmax_backward(dout, ctx.out, ctx.axis))
 
@@ -135,6 +136,7 @@ def log_softmax_bwd(dout: Array, ctx: LogSoftmaxContext) -> LogSoftmaxGrads:
 
     Masked entries (y = -inf) get 0, and their dy counts for nothing.
     """
+    checks.context("ctx", ctx, LogSoftmaxContext)
     checks.cotangent(dout, tuple(ctx.out.shape), ctx.out)
     return LogSoftmaxGrads(log_softmax_backward(dout, ctx.out, ctx.axis))
 

@@ -212,6 +212,7 @@ def merge_partials_bwd(dout: Partial, ctx: MergeContext) -> MergeGrads:
 
     .. math:: do_n = w_n\, do, \qquad d\mathrm{lse}_n = w_n \bigl(do \cdot (o_n - o) + d\mathrm{lse}\bigr)
     """
+    checks.context("ctx", ctx, MergeContext)
     dout = _partial("dout", dout)
     checks.shape("dout.out", dout.out, tuple(ctx.out.shape), "the shape of the output")
     xp = checks.namespace(**{"dout.out": dout.out, "dout.lse": dout.lse, "out": ctx.out})

@@ -60,7 +60,7 @@ class BertEmbedding(Layer):
                 f"`tokens` has {T} places, but the model has learned {self.longest} positions. Give shorter sequences, "
                 "or make the model with a larger `longest`."
             )
-        types = xp.zeros_like(tokens) if types is None else types
+        types = xp.zeros_like(tokens) if types is None else checks.integer("types", types)
         checks.shape("types", types, tuple(tokens.shape), "one type for each of the tokens")
         positions = xp.arange(T, device=device_of(tokens))
         x, of_token = parts["token"].fwd(params["token"], tokens)  # (B, T, dim)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from attnarray import checks
 from attnarray.backend import Array
 from attnarray.layers.feed_forward import ACTIVATIONS
 from attnarray.layers.initial import Params, zeros
@@ -47,6 +48,14 @@ class MaskHeadContext(NamedTuple):
 class MaskHeadGrads(NamedTuple):
     states: Array
     params: Params
+
+
+def check_head(head: Any, has_head: bool) -> None:
+    """Check the gradients of the head that the backward of its logits gave."""
+    if not has_head or not isinstance(head, dict) or head.keys() != {"token", "mask_head"}:
+        entries = ", ".join(map(str, head)) or "nothing" if isinstance(head, dict) else None
+        given = f"a dict with {entries}" if entries else checks.shown(head)
+        raise TypeError(f"`head` is {given}, expected the `params` that mask_logits_bwd of this model returns.")
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ from attnarray import checks, tree
 from attnarray.backend import Array, namespace_of
 from attnarray.checkpoints.names import Pretrained
 from attnarray.checkpoints.pretrained import load_pretrained
-from attnarray.layers.checking import Checked, check_context, check_gradients, check_same
+from attnarray.layers.checking import Checked, check_gradients, check_same
 from attnarray.layers.initial import Params
 from attnarray.masks import Mask
 from attnarray.models.bert.configuration import BertConfiguration
 from attnarray.models.bert.embedding import BertEmbeddingContext
-from attnarray.models.bert.heads import MaskHeadContext, MaskHeadGrads, PoolerContext
+from attnarray.models.bert.heads import MaskHeadContext, MaskHeadGrads, PoolerContext, check_head
 from attnarray.models.bert.published import BERT
-from attnarray.models.logits import check_dlogits
+from attnarray.models.logits import check_dlogits, check_gradient
 from attnarray.models.places import lengths_of, mask_of
 from attnarray.models.transformer.encoder import EncoderOptions
 from attnarray.models.transformer.stack import StackContext
@@ -115,6 +115,8 @@ class Bert(BertConfiguration):
     """
 
     pretrained: ClassVar[Pretrained] = BERT
+    widths: ClassVar = {"states": ("dim",)}
+    axes: ClassVar = 1
 
     @classmethod
     def from_pretrained(
@@ -168,13 +170,14 @@ class Bert(BertConfiguration):
         `dout` has the gradients of states and pooled vectors; one of them may be None, for 0. `head` is the `params`
         that `mask_logits_bwd` gives: its gradient of E is added to that of the embedding.
         """
-        check_context(ctx, BertContext)
-        check_same(self, "pooler and mask head", (ctx.pooler is not None, ctx.mask_head is not None),
-                   (self.pooler, self.mask_head))  # fmt: skip
+        checks.context("ctx", ctx, BertContext)
+        heads = ctx.pooler is not None, ctx.mask_head is not None
+        check_same(self, "heads", heads, (self.pooler, self.mask_head))
         dx, params = self._unpool(dout, ctx)
         body = self.body.bwd(dx, ctx.body)
         params |= {**self.embedding.bwd(body.x, ctx.embedding), **body.params}
         if head is not None:
+            check_head(head, self.mask_head)
             params |= {"token": tree.add(params["token"], head["token"]), "mask_head": head["mask_head"]}
         elif self.mask_head:
             params["mask_head"] = tree.map(namespace_of(dx).zeros_like, ctx.mask_head)
@@ -188,12 +191,11 @@ class Bert(BertConfiguration):
         """The same, and the context for `mask_logits_bwd`."""
         if not self.mask_head:
             raise ValueError("`mask_head` is False, so the model has no logits of masked tokens. Make it with True.")
-        logits: tuple[Array, MaskHeadContext] = self._parts["mask_head"].fwd(params, states)
-        return logits
+        return self._parts["mask_head"].fwd(params, states)  # type: ignore[no-any-return]
 
     def mask_logits_bwd(self, dlogits: Array, ctx: MaskHeadContext) -> MaskHeadGrads:
         """The gradients of the states and, in `params`, of the head and of the E it shares: for the `head` of `bwd`."""
-        check_context(ctx, MaskHeadContext)
+        checks.context("ctx", ctx, MaskHeadContext)
         check_dlogits(dlogits, ctx.decoder)
         grads: MaskHeadGrads = self._parts["mask_head"].bwd(dlogits, ctx)
         return grads
@@ -218,6 +220,9 @@ class Bert(BertConfiguration):
                 "gave; one of them may be None, and pooled must be where there is no pooler."
             )
         xp, like = namespace_of(ctx.embedding.norm.x), ctx.embedding.norm.x
+        for name, shape in (("states", tuple(like.shape)), ("pooled", (like.shape[0], like.shape[2]))):
+            if getattr(given, name) is not None:
+                check_gradient(f"dout.{name}", getattr(given, name), shape, like)
         dx = xp.zeros_like(like) if given.states is None else given.states
         if ctx.pooler is None:
             return dx, {}
@@ -228,12 +233,12 @@ class Bert(BertConfiguration):
 
 
 def _options(attn_mask: Array | Mask | None, lengths: Any, tokens: Array) -> EncoderOptions:
+    mask = mask_of(attn_mask, None, tokens.shape[1])
     if attn_mask is not None and not isinstance(attn_mask, Mask) and attn_mask.ndim == 2:
         raise ValueError(
             f"`attn_mask` has shape {tuple(attn_mask.shape)}, two axes. Where it says which tokens there are, (B, T): "
             "give attn_mask[:, None, None, :], or `lengths`; it must broadcast to (B, H, T, T)."
         )
-    mask = mask_of(attn_mask, None, tokens.shape[1])
     return {"attn_mask": mask, "kv_lengths": lengths_of("lengths", lengths, tokens)}
 
 

@@ -6,7 +6,9 @@ from typing import Any, NamedTuple, Protocol
 
 from attnarray import checks, tree
 from attnarray.backend import Array, device_of, dtype_name, library_of, namespace_of, to_numpy, use_backend
+from attnarray.layers.checking import check_params
 from attnarray.layers.initial import Params
+from attnarray.layers.layer import Layer
 from attnarray.models.places import check_tokens
 
 
@@ -38,6 +40,10 @@ def begin(model: Generator, params: Params, tokens: Array, count: int, lengths: 
         raise ValueError("`tokens` has no places, expected prompts of at least one token: (B, T) with T > 0.")
     tokens, starts = to_the_right(tokens, lengths)
     longest = tokens.shape[1] + max(count - 1, 0)  # the last token that is written is never read
+    if not hasattr(model, "cache") or not hasattr(model, "step"):
+        raise TypeError(f"`model` is {checks.shown(model)}, expected a model with `cache` and `step`, such as Gpt.")
+    if isinstance(model, Layer):
+        check_params(params, model)
     _, like = tree.flatten(params)[0]
     xp = namespace_of(like)
     with use_backend(library_of(like)):

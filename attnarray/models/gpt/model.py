@@ -11,7 +11,7 @@ from attnarray import checks, tree
 from attnarray.backend import Array, device_of, namespace_of, to_numpy
 from attnarray.checkpoints.names import Pretrained
 from attnarray.checkpoints.pretrained import load_pretrained
-from attnarray.layers.checking import Checked, check_context, check_gradients, check_same
+from attnarray.layers.checking import Checked, check_gradients, check_same
 from attnarray.layers.initial import Params
 from attnarray.masks import Mask
 from attnarray.models.gpt.cache import GptCache
@@ -154,7 +154,7 @@ class Gpt(GptConfiguration):
 
         .. math:: dE_v = \sum_{t:\, i_t = v} dx^0_t + \sum_t d\mathrm{logits}_{tv}\, \mathrm{norm}(x^N_t)
         """
-        check_context(ctx, GptContext)
+        checks.context("ctx", ctx, GptContext)
         check_same(self, "learned positions", ctx.embedding.position is not None, self.embedding.learned)
         check_dlogits(dlogits, ctx.logits)
         logits = linear_bwd(dlogits, ctx.logits)
@@ -185,6 +185,8 @@ class Gpt(GptConfiguration):
         the same tokens in one call over all of them.
         """
         checks.context("cache", cache, GptCache)
+        if len(cache.blocks) != self.layers:
+            raise ValueError(f"`cache` is that of {len(cache.blocks)} layers, but the model has {self.layers}.")
         x, _, options = self._embed(params, tokens, None, None, None, None, cache)
         parts, block, blocks = self.body._parts, self.body.block, []
         for n, before in enumerate(cache.blocks):

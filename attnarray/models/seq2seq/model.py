@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from attnarray import checks
 from attnarray.attention.weights import attention_weights
 from attnarray.backend import Array, device_of, namespace_of
-from attnarray.layers.checking import check_context, check_same
+from attnarray.layers.checking import check_same
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
 from attnarray.layers.linear import Linear
@@ -156,7 +156,7 @@ class Seq2Seq(Layer):
 
     def bwd(self, dlogits: Array, ctx: Seq2SeqContext, *, dlog_prob: Array | None = None) -> Seq2SeqGrads:
         """The gradients of the parameters. `dlog_prob` (B, T) is for hard attention that learns by "reinforce"."""
-        check_context(ctx, Seq2SeqContext)
+        checks.context("ctx", ctx, Seq2SeqContext)
         check_same(self, "dim", ctx.source.token.width, self.dim)
         check_dlogits(dlogits, ctx.logits)
         parts, learns = self._parts, getattr(self.attention, "estimator", None) == "reinforce"
@@ -181,6 +181,7 @@ class Seq2Seq(Layer):
     def step(self, params: Params, tokens: Array, state: DecoderState) -> tuple[Array, DecoderState]:
         """Logits (B, 1, V) after the next target tokens (B, 1), and where the decoder stands then."""
         checks.context("state", state, DecoderState)
+        checks.shape("tokens", tokens, (state.memory.shape[0], 1), "the next token of each sequence")
         parts = self._parts
         x, _ = parts["target"].fwd(params["target"], tokens)
         state, _ = parts["decoder"].step(params["decoder"], x, state)
@@ -196,10 +197,13 @@ class Seq2Seq(Layer):
         """
         count = checks.whole("count", count, 0, 2**31, "how many tokens to write")
         state = self.start(params, source, source_lengths=source_lengths)
-        return greedily(lambda tokens, now: self.step(params, tokens, now), state, source, start, count, end)
+        return greedily(
+            lambda tokens, now: self.step(params, tokens, now), state, source, start, count, end, self.target_vocabulary
+        )
 
     def alignments(self, ctx: Seq2SeqContext) -> Array:
         """Where each step looked in the source, (B, T, S); with heads (B, heads, T, S)."""
+        checks.context("ctx", ctx, Seq2SeqContext)
         weights = [attention_weights(step.attention) for step in ctx.decoder]
         return namespace_of(*weights).concat(weights, axis=-2)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from attnarray import checks, tree
 from attnarray.backend import Array
 from attnarray.layers.cache import DecoderCache
-from attnarray.layers.checking import check_context, check_same
+from attnarray.layers.checking import check_same
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
 from attnarray.layers.linear import Linear
@@ -174,7 +174,7 @@ class Transformer(Layer):
 
     def bwd(self, dlogits: Array, ctx: TransformerContext) -> TransformerGrads:
         """The gradients of the parameters; where the target's embedding is tied, the sum of its two."""
-        check_context(ctx, TransformerContext)
+        checks.context("ctx", ctx, TransformerContext)
         check_same(self, "tied", not ctx.logits.has_bias, self.tied)
         check_dlogits(dlogits, ctx.logits)
         parts, logits = self._parts, linear_bwd(dlogits, ctx.logits)
@@ -224,7 +224,9 @@ class Transformer(Layer):
         """
         count = checks.whole("count", count, 0, self.longest, "how many tokens to write, at most `longest`")
         cache = self.cache(params, source, max(count, 1), source_lengths=source_lengths)
-        return greedily(lambda tokens, state: self.step(params, tokens, state), cache, source, start, count, end)
+        return greedily(
+            lambda tokens, now: self.step(params, tokens, now), cache, source, start, count, end, self.target_vocabulary
+        )
 
     def _logits(self, params: Params, y: Array) -> tuple[Array, LinearContext]:
         if self.tied:

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-from attnarray import tree
+from attnarray import checks, tree
 from attnarray.backend import Array
 from attnarray.layers.block import NORMS, BlockGrads, TransformerBlock
-from attnarray.layers.checking import check_context, check_same
+from attnarray.layers.checking import check_same
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
 from attnarray.ops.rotary import Rotary
@@ -101,7 +101,7 @@ class Stack(Layer):
 
     def _bwd(self, dout: Array, ctx: StackContext) -> BlockGrads:
         """The gradients of x and the parameters, and of what all blocks are given alike: the memory and the biases."""
-        check_context(ctx, StackContext)
+        checks.context("ctx", ctx, StackContext)
         check_same(self, "number of layers", len(ctx.blocks), self.layers)
         check_same(self, "final norm", ctx.norm is not None, "norm" in self._parts)
         of_norm: Params = {}

@@ -6,8 +6,8 @@ import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from attnarray import checks
 from attnarray.backend import Array
-from attnarray.layers.checking import check_context
 from attnarray.layers.feed_forward import FeedForward
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer, LayerGrads
@@ -73,7 +73,7 @@ class RelativeBlock(Layer):
 
     def bwd(self, dout: Array, ctx: RelativeBlockContext) -> LayerGrads:
         """The gradients of x and the parameters; the memory has none."""
-        check_context(ctx, RelativeBlockContext)
+        checks.context("ctx", ctx, RelativeBlockContext)
         parts, residual = self._parts, self._residual
 
         def attend(dy: Array, of: Any) -> tuple[Array, Params]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from attnarray import checks, tree
 from attnarray.backend import Array, namespace_of
-from attnarray.layers.checking import check_context, check_same
+from attnarray.layers.checking import check_same
 from attnarray.layers.initial import Params, zeros
 from attnarray.layers.layer import Layer, Shapes
 from attnarray.layers.linear import Linear
@@ -67,6 +67,7 @@ def remembered(memory: Array | None, x: Array, longest: int) -> Array:
     >>> remembered(np.zeros((1, 3, 1)), np.ones((1, 2, 1)), 4)[0, :, 0].tolist()
     [0.0, 0.0, 1.0, 1.0]
     """
+    checks.required(x=x)
     both = x if memory is None else namespace_of(x).concat([memory, x], axis=1)
     return both[:, max(0, both.shape[1] - longest) :, :]
 
@@ -184,7 +185,7 @@ class TransformerXL(Layer):
 
     def bwd(self, dlogits: Array, ctx: TransformerXLContext) -> TransformerXLGrads:
         """The gradients of the parameters, of the logits of this segment; the memory has none."""
-        check_context(ctx, TransformerXLContext)
+        checks.context("ctx", ctx, TransformerXLContext)
         check_same(self, "number of layers", len(ctx.blocks), self.layers)
         check_same(self, "last norm", ctx.norm is not None, self.pre_norm)
         check_dlogits(dlogits, ctx.logits)
