@@ -44,9 +44,11 @@ def pulled(dout: np.ndarray | None = None, **given: Any) -> tuple[Any, Any]:
 def test_it_is_that_of_the_paper(reference: Frozen, dtype: str, kernels: str) -> None:
     reference, tolerance = reference.in_dtype(dtype), TOLERANCE[dtype]
     arrays = reference.arrays
-    layer = LocalAttention(5, arrays["h_s"].shape[-1], **reference.options)
+    params = params_of(arrays)
+    hidden = params["position"]["weight"].shape[0] if "position" in params else None
+    layer = LocalAttention(5, arrays["h_s"].shape[-1], hidden_dim=hidden, **reference.options)
     with aa.use_kernels(kernels):
-        out, ctx = layer.fwd(params_of(arrays), arrays["h_t"], arrays["h_s"], kv_lengths=arrays.get("lengths"))
+        out, ctx = layer.fwd(params, arrays["h_t"], arrays["h_s"], kv_lengths=arrays.get("lengths"))
         grads = layer.bwd(arrays["dout"], ctx)
     assert_close(out, arrays["out"], tolerance, "out")
     if "p" in arrays:
