@@ -99,10 +99,9 @@ def floating(**arrays: Array | None) -> str:
         required(**arrays)
     for n, dtype in names.items():
         if dtype not in FLOATS:
-            raise TypeError(
-                f"`{n}` has dtype {dtype}, expected one of {', '.join(FLOATS)}. Convert it first, for example with "
-                f'attnarray.asarray({n}, dtype="float32").'
-            )
+            convert = f'Convert it first, for example with attnarray.asarray({n}, dtype="float32").'
+            hint = "Give a boolean mask as `attn_mask`." if (n, dtype) == ("bias", "bool") else convert
+            raise TypeError(f"`{n}` has dtype {dtype}, expected one of {', '.join(FLOATS)}. {hint}")
     listed = ", ".join(f"{n} {dtype}" for n, dtype in names.items())
     raise TypeError(f"The arrays have different dtypes: {listed}. Bring them to one dtype first.")
 

@@ -15,7 +15,7 @@ from published import BERT, PARAMS, fails, reconfigure, rewrite, saved, shard
 
 import attnarray as aa
 from attnarray import tree
-from attnarray.checkpoints import Unsupported, save_pretrained
+from attnarray.checkpoints import Unsupported, load_pretrained, save_pretrained
 from attnarray.models import Bert, Gpt
 
 QUERY = "bert.encoder.layer.1.attention.self.query.weight"
@@ -270,6 +270,8 @@ def test_saving_what_cannot_be_said(tmp_path: Path) -> None:
           lambda: save_pretrained(tmp_path, alibi, alibi.init(aa.Philox(0))))  # fmt: skip
     fails(ValueError, "`params` lacks 'position'", lambda: save_pretrained(tmp_path, GPT2, alibi.init(aa.Philox(0))))
     fails(TypeError, "`model` is 3, for which no published names", lambda: save_pretrained(tmp_path, 3, {}))
+    said = "expected a Bert or a Gpt. The order is kind, folder."
+    fails(TypeError, said, lambda: load_pretrained(tmp_path, Gpt))
     params = GPT2.init(aa.Philox(0))
     mixed = {**params, "norm": tree.map(lambda leaf: leaf.astype(np.float64), params["norm"])}
     fails(

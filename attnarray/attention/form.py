@@ -100,9 +100,11 @@ def form_of(query: Array, key: Array, value: Array, layout: str) -> Form:
     if form.has_heads:
         query_heads, kv_heads = query.shape[heads], key.shape[heads]
         if value.shape[heads] != kv_heads or (query_heads % kv_heads if kv_heads else query_heads):
+            axes = "heads, positions" if layout == "BHTD" else "positions, heads"
             raise ValueError(
                 f"`query` has {query_heads} heads, `key` {kv_heads} and `value` {value.shape[heads]}; key and value "
-                f"must have equally many, and the query heads must be a multiple of them. {named}"
+                "must have equally many, and the query heads must be a multiple of them. In layout "
+                f"{layout!r} arrays are (*batch, {axes}, dim). {named}"
             )
     return form
 

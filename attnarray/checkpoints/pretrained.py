@@ -17,7 +17,7 @@ from attnarray.checkpoints.config import Config, Unsupported
 from attnarray.checkpoints.files import TensorFile, opened, read_json, safetensors
 from attnarray.checkpoints.names import Names, Pretrained, Tensor
 from attnarray.checkpoints.pair import CONFIG, INDEX, WEIGHTS, read_config, write_pair
-from attnarray.checks import FLOATS
+from attnarray.checks import FLOATS, shown
 from attnarray.layers.checking import check_params
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Shapes
@@ -49,7 +49,7 @@ def load_pretrained(
     kind : class of a model
         With a `pretrained` that says how such models are published.
     """
-    folder, pretrained = _folder(folder), _pretrained(kind)
+    pretrained, folder = _pretrained("kind", kind, "kind, folder"), _folder(folder)
     beginnings = tuple([ignore] if isinstance(ignore, str) else ignore)
     with ExitStack() as stack:
         files = [stack.enter_context(opened(path)) for path in _weight_files(folder)]
@@ -109,7 +109,7 @@ def save_pretrained(folder: str | os.PathLike[str], model: Any, params: Params) 
     >>> again == model
     True
     """
-    pretrained = _pretrained(model)
+    pretrained = _pretrained("model", model, "folder, model, params")
     safetensors()
     check_params(params, model)
     config, names = pretrained.config(model), pretrained.names(model)
@@ -136,10 +136,13 @@ def _folder(folder: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _pretrained(kind: Any) -> Pretrained:
+def _pretrained(name: str, kind: Any, order: str) -> Pretrained:
     found = getattr(kind, "pretrained", None)
     if not isinstance(found, Pretrained):
-        raise TypeError(f"`model` is {kind!r:.80}, for which no published names are known; expected a Bert or a Gpt.")
+        raise TypeError(
+            f"`{name}` is {shown(kind)}, for which no published names are known; expected a Bert or a Gpt. The order "
+            f"is {order}. Other models and their parameters are saved by save_state."
+        )
     return found
 
 
