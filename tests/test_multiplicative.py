@@ -255,6 +255,7 @@ BAD: dict[str, tuple[type[Exception], dict[str, Any], str]] = {
     ),
     "dtype": (TypeError, {"score": "general", "weight": np.zeros((Dq, Dk), "f4")}, "value float64, weight float32"),
     "no key": (TypeError, {"key": None}, "`key` is None, expected an array"),
+    "mask's name": (TypeError, {"mask": None}, "dropout_mask. Masks are given as `attn_mask`."),
     "heads": (TypeError, {"sinks": np.zeros(1)}, "Attention has no option `sinks`. The options: scale, bias, window"),
     "mask": (
         ValueError,

@@ -46,7 +46,8 @@ def known_options(options: Any, known: type) -> None:
     names = set(options) - set(known.__annotations__)
     if names:
         listed = ", ".join(f"`{name}`" for name in sorted(names))
-        raise TypeError(f"Attention has no option {listed}. The options: {', '.join(known.__annotations__)}.")
+        hint = " Masks are given as `attn_mask`." if any("mask" in name for name in names) else ""
+        raise TypeError(f"Attention has no option {listed}. The options: {', '.join(known.__annotations__)}.{hint}")
 
 
 def check_arrays(attn_mask: Array | Mask | None, options: Any, **named: Array | None) -> Namespace:
