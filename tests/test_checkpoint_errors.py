@@ -75,7 +75,8 @@ WRONG_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "a list of functions": ({"hidden_act": ["gelu"]}, "asks for hidden_act = ['gelu'], but only 'gelu', 'gelu_new'"),
     "no function": ({"hidden_act": None}, "asks for hidden_act = None, but only 'gelu', 'gelu_new'"),
     "eps": ({"layer_norm_eps": float("nan")}, "describes no Bert: `layer_norm_eps` is nan, expected a finite number"),
-    "a huge eps": ({"layer_norm_eps": 1e39}, "has layer_norm_eps = 1e+39, expected 3.4e+38 at most"),
+    "a huge eps": ({"layer_norm_eps": 1e39}, "`layer_norm_eps` is 1e+39, expected a number of a size from"),
+    "a tiny eps": ({"layer_norm_eps": 1e-300}, "`layer_norm_eps` is 1e-300, expected a number of a size from"),
     "no eps": ({"layer_norm_eps": 0}, "describes no Bert: `layer_norm_eps` is 0, expected a finite number above 0."),
     "dropout": ({"hidden_dropout_prob": "0.1"}, "`hidden_dropout_prob` is '0.1', expected a probability from 0 to 1."),
     "std": ({"initializer_range": float("inf")}, "`initializer_range` is inf, expected a finite number >= 0."),
@@ -272,6 +273,8 @@ def test_saving_what_cannot_be_said(tmp_path: Path) -> None:
     fails(TypeError, "`model` is 3, for which no published names", lambda: save_pretrained(tmp_path, 3, {}))
     said = "expected a Bert or a Gpt. The order is kind, folder."
     fails(TypeError, said, lambda: load_pretrained(tmp_path, Gpt))
+    fails(TypeError, "`model` is the class Gpt, expected a model that was made: Gpt(...).",
+          lambda: save_pretrained(tmp_path, Gpt, {}))  # fmt: skip
     params = GPT2.init(aa.Philox(0))
     mixed = {**params, "norm": tree.map(lambda leaf: leaf.astype(np.float64), params["norm"])}
     fails(

@@ -135,3 +135,13 @@ def test_a_folder_in_the_place_of_a_file_is_seen_before_anything_is_written(tmp_
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError):
         saved(tmp_path / "file")
+
+
+def test_wrong_options(tmp_path: Path) -> None:
+    saved(tmp_path)
+    for ignore in (None, 3, b"cls.", (1,), "", ("cls.", "")):
+        fails(TypeError, "`ignore` is ", lambda ignore=ignore: Bert.from_pretrained(tmp_path, ignore=ignore))
+    for dtype in ("int8", np.int64, "bool"):
+        fails(ValueError, "expected one of 'float16', 'bfloat16', 'float32', 'float64'.",
+              lambda dtype=dtype: Bert.from_pretrained(tmp_path, dtype=dtype))  # fmt: skip
+    assert Bert.from_pretrained(tmp_path, dtype=np.float16)[1]["token"]["weight"].dtype == np.float16

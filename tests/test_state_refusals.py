@@ -35,6 +35,8 @@ def test_classes_of_ones_own_are_given_to_load(tmp_path: Path) -> None:
     state = {"moments": Moments(np.ones(2), [1, 2]), "settings": Settings(0.1)}
     save_state(tmp_path / "run", state)
     same(load_state(tmp_path / "run", types=(Moments, Settings)), state)
+    save_state(tmp_path / "one", state["moments"])
+    same(load_state(tmp_path / "one", types=Moments), state["moments"])
     fails(ValueError, "holds a Moments, a class that is not known here. Give it: load_state(path, types=(Moments,)).",
           lambda: load_state(tmp_path / "run"))  # fmt: skip
     other = collections.namedtuple("Moments", ["mean"])

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from attnarray import checks
+from attnarray.magnitude import check_number
 
 Config = dict[str, Any]
 Kinds = Mapping[str, tuple[str, ...]]  # the architectures of each type of model that is read
@@ -18,7 +19,6 @@ ACTIVATIONS = {
     "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu",
     "swish": "silu", "gelu_python": "gelu", "gelu_fast": "gelu_tanh",
 }  # fmt: skip
-LARGEST_FLOAT = 3.4e38  # of float32
 PUBLISHED = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
 
 
@@ -70,11 +70,8 @@ def probability(config: Config, name: str, default: float) -> float:
 
 
 def positive(config: Config, name: str, default: float) -> float:
-    """The entry, a number above 0 that float32 has."""
-    value = checks.positive(name, given(config, name, default))
-    if value > LARGEST_FLOAT:
-        raise Unsupported(f"has {name} = {value!r}, expected {LARGEST_FLOAT:.1e} at most, the largest that float32 has")
-    return value
+    """The entry, a number above 0 with which arrays of float32 can be computed."""
+    return check_number(name, checks.positive(name, given(config, name, default)), "float32")
 
 
 def std(config: Config) -> float:

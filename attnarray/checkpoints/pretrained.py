@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,7 +50,9 @@ def load_pretrained(
         With a `pretrained` that says how such models are published.
     """
     pretrained, folder = _pretrained("kind", kind, "kind, folder"), _folder(folder)
-    beginnings = tuple([ignore] if isinstance(ignore, str) else ignore)
+    beginnings = _beginnings_of(ignore)
+    if dtype is not None and dtype_name(dtype) not in FLOATS:
+        raise ValueError(f"`dtype` is {shown(dtype)}, expected one of {', '.join(map(repr, FLOATS))}.")
     with ExitStack() as stack:
         files = [stack.enter_context(opened(path)) for path in _weight_files(folder)]
         config = read_config(folder / CONFIG, files)
@@ -110,6 +112,10 @@ def save_pretrained(folder: str | os.PathLike[str], model: Any, params: Params) 
     True
     """
     pretrained = _pretrained("model", model, "folder, model, params")
+    if isinstance(model, type):
+        raise TypeError(
+            f"`model` is the class {model.__name__}, expected a model that was made: {model.__name__}(...)."
+        )
     safetensors()
     check_params(params, model)
     config, names = pretrained.config(model), pretrained.names(model)
@@ -134,6 +140,14 @@ def _folder(folder: str | os.PathLike[str]) -> Path:
             f"{CONFIG} and {WEIGHTS} of the model into a folder first, and give its path."
         )
     return path
+
+
+def _beginnings_of(ignore: Any) -> tuple[str, ...]:
+    """The beginnings of names to ignore: one text or several, none of them empty, as all names begin with nothing."""
+    beginnings = (ignore,) if isinstance(ignore, str) else tuple(ignore) if isinstance(ignore, Iterable) else (None,)
+    if not all(isinstance(beginning, str) and beginning for beginning in beginnings):
+        raise TypeError(f'`ignore` is {shown(ignore)}, expected beginnings of names, such as ("classifier.",).')
+    return beginnings
 
 
 def _pretrained(name: str, kind: Any, order: str) -> Pretrained:

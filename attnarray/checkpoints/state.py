@@ -64,13 +64,13 @@ def save_state(path: str | os.PathLike[str], state: Any) -> None:
     write_tensors(Path(path), hosts, metadata)
 
 
-def load_state(path: str | os.PathLike[str], *, types: Sequence[type] = ()) -> Any:
+def load_state(path: str | os.PathLike[str], *, types: type | Sequence[type] = ()) -> Any:
     """The state that `save_state` saved: the same bits, arrays on the current backend (see `use_backend`).
 
     Parameters
     ----------
     path : path
-    types : sequence of classes
+    types : class or sequence of classes
         NamedTuples and dataclasses of your own that the state holds. Those of attnarray.optim and `Philox` are known.
 
     Raises
@@ -82,7 +82,7 @@ def load_state(path: str | os.PathLike[str], *, types: Sequence[type] = ()) -> A
     ModuleNotFoundError
         Without the package safetensors.
     """
-    path = Path(path)
+    path, types = Path(path), (types,) if isinstance(types, type) else types
     with opened(path) as file:
         content = _content(file)
         arrays = {}
