@@ -3,7 +3,10 @@
 Reference: attention/alignment/additive_core.py, `additive_scores` and `additive_scores_backward`. The scores are
 parallel over queries, the gradients over batches and features, W features at a time: each of them is computed by one
 thread, in the same order for any number of threads. Scratch: e^{2 x} of queries and keys; gradients with whole vectors
-per row.
+per row; per thread W gradients of a tile of keys.
+
+Gradients are summed over a tile of keys and a block of queries before they are added to the others, those of w over all
+keys of a block of queries in between: so rounding does not grow with the number of pairs.
 
 The error of a score is a few roundings of sum_a |w_a|, also where q + k is small: tanh is taken as 1 - 2 r.
 """
@@ -24,11 +27,12 @@ from attnarray.kernels.numba.additive_products import (
 )  # fmt: skip
 from attnarray.kernels.numba.jit import EXACT, jit
 from attnarray.kernels.numba.lanes import TILES, Lanes, exp, lanes
-from attnarray.kernels.numba.memory import ahead
+from attnarray.kernels.numba.memory import ahead, keep, pointer
 from attnarray.kernels.numba.rows import Row, place, row_pass
 from attnarray.kernels.numba.threads import split_rows
 
 KEYS = 64  # of a tile that stays in the nearest cache while the queries pass
+QUERIES = 64  # of a block, whose gradients are summed by themselves
 FORWARD, BACKWARD = 0.3, 0.6  # nanoseconds for each pair and feature
 
 
@@ -40,7 +44,7 @@ def additive_scores(q: Any, k: Any, w: Any) -> Any:
     work = ra.nanoseconds(out.size * weights.size, FORWARD, real)
     split_rows(
         score_rows, len(queries), work, q.shape[2], k.shape[2], weights.size, queries.ctypes.data, keys.ctypes.data,
-        weights.ctypes.data, np.sum(weights), out.ctypes.data, wide,
+        weights.ctypes.data, out.ctypes.data, real.type(0), wide,
     )  # fmt: skip
     return out
 
@@ -67,7 +71,7 @@ def warmup(dtype: str) -> None:
     """Compile all kernels for one dtype."""
     zero = np.dtype(dtype).type(0)
     double(0, 0, 0, 0, 0, 0, 0, zero, False)
-    score_rows(0, 0, 0, 0, 0, 0, 0, 0, zero, 0, False)
+    score_rows(0, 0, 0, 0, 0, 0, 0, 0, 0, zero, False)
     slope_features(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, zero, False)
 
 
@@ -101,6 +105,11 @@ def add_itself(x: Row, out: Row) -> dict[str, Lanes]:
     return {"out": x + x}
 
 
+@row_pass(vectors=1)
+def move(part: Row, total: Row) -> dict[str, Lanes]:
+    return {"total": total + part, "part": part.constant(0.0)}
+
+
 def double(
     first: int, past: int, count: int, x: int, x_apart: int, out: int, out_apart: int, like: Any, wide: bool
 ) -> None:
@@ -114,7 +123,7 @@ def double(
 
 
 def score_rows(
-    first: int, past: int, queries: int, keys: int, depth: int, query: int, key: int, weight: int, total: Any, out: int,
+    first: int, past: int, queries: int, keys: int, depth: int, query: int, key: int, weight: int, out: int, like: Any,
     wide: bool,
 ) -> None:  # fmt: skip
     """The rows [first, past) of the scores, counted over all batches; a tile of keys serves the rows of a batch."""
@@ -123,13 +132,13 @@ def score_rows(
         stop = min(past, (b + 1) * queries)
         for j in range(0, keys, KEYS):
             count = min(KEYS, keys - j)
-            rows = ahead(place(total, key), (b * keys + j) * depth)
+            rows = ahead(place(like, key), (b * keys + j) * depth)
             for i in range(first, stop):
-                row, scores = ahead(place(total, query), i * depth), ahead(place(total, out), i * keys + j)
+                row, scores = ahead(place(like, query), i * depth), ahead(place(like, out), i * keys + j)
                 if wide:
-                    score_wide_keys(count, depth, row, rows, depth, place(total, weight), total, scores)
+                    score_wide_keys(count, depth, row, rows, depth, place(like, weight), scores)
                 else:
-                    score_keys(count, depth, row, rows, depth, place(total, weight), total, scores)
+                    score_keys(count, depth, row, rows, depth, place(like, weight), scores)
         first = stop
 
 
@@ -140,19 +149,27 @@ def slope_features(
     """The units [first, past) of W features of one batch: sums over all pairs."""
     width = lanes(place(like, query))
     blocks = depth // width
+    scratch = np.zeros((KEYS + 2) * width, type(like))
+    dkeys = pointer(scratch)
+    dweights, all_dweights = ahead(dkeys, KEYS * width), ahead(dkeys, (KEYS + 1) * width)
     for unit in range(first, past):
         b, at = unit // blocks, unit % blocks * width
-        dweights = ahead(place(like, dweight), b * depth + at)
         for j in range(0, keys, KEYS):
             count, offset = min(KEYS, keys - j), (b * keys + j) * depth + at
-            rows, drows = ahead(place(like, key), offset), ahead(place(like, dkey), offset)
-            for i in range(b * queries, (b + 1) * queries):
-                row, drow = ahead(place(like, query), i * depth + at), ahead(place(like, dquery), i * depth + at)
-                dscores = ahead(place(like, dscore), i * keys + j)
-                if wide:
-                    add_wide_slopes(count, row, rows, depth, dscores, drow, drows, dweights)
-                else:
-                    add_slopes(count, row, rows, depth, dscores, drow, drows, dweights)
+            rows = ahead(place(like, key), offset)
+            for low in range(b * queries, (b + 1) * queries, QUERIES):
+                for i in range(low, min(low + QUERIES, (b + 1) * queries)):
+                    row, drow = ahead(place(like, query), i * depth + at), ahead(place(like, dquery), i * depth + at)
+                    dscores = ahead(place(like, dscore), i * keys + j)
+                    if wide:
+                        add_wide_slopes(count, row, rows, depth, dscores, drow, dkeys, width, dweights)
+                    else:
+                        add_slopes(count, row, rows, depth, dscores, drow, dkeys, width, dweights)
+                for n in range(count):
+                    move(width, ahead(dkeys, n * width), ahead(place(like, dkey), offset + n * depth))
+                move(width, dweights, all_dweights)
+            move(width, all_dweights, ahead(place(like, dweight), b * depth + at))
+    keep(scratch)
 
 
 double, score_rows = jit(double, fastmath=EXACT), jit(score_rows, fastmath=EXACT)

@@ -26,26 +26,24 @@ MOST = {32: 84.0, 64: 700.0}  # of 2 (q + k) in size: e^84 has a reciprocal in f
 
 
 @intrinsic
-def score_keys(
-    _context: Any, count: Any, n: Any, query: Any, keys: Any, apart: Any, weights: Any, total: Any, scores: Any
-) -> Any:
-    """scores[j] = total - 2 sum_a weights[a] r(query[a], keys[j, a]) for j < count; `query` and `keys` hold e^{2 x}."""
-    signature = types.void(types.intp, types.intp, query, keys, types.intp, weights, total, scores)
+def score_keys(_context: Any, count: Any, n: Any, query: Any, keys: Any, apart: Any, weights: Any, scores: Any) -> Any:
+    """scores[j] = 2 sum_a weights[a] (1/2 - r(query[a], keys[j, a])) for j < count; `query`, `keys` hold e^{2 x}."""
+    signature = types.void(types.intp, types.intp, query, keys, types.intp, weights, scores)
     return signature, _scoring(False)
 
 
 @intrinsic
 def score_wide_keys(
-    _context: Any, count: Any, n: Any, query: Any, keys: Any, apart: Any, weights: Any, total: Any, scores: Any
+    _context: Any, count: Any, n: Any, query: Any, keys: Any, apart: Any, weights: Any, scores: Any
 ) -> Any:
     """The same where `query` and `keys` hold 2 x, of any size."""
-    signature = types.void(types.intp, types.intp, query, keys, types.intp, weights, total, scores)
+    signature = types.void(types.intp, types.intp, query, keys, types.intp, weights, scores)
     return signature, _scoring(True)
 
 
 def _scoring(wide: bool) -> Callable[..., ir.Value]:
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
-        count, n, query, keys, apart, weights, total, scores = arguments
+        count, n, query, keys, apart, weights, scores = arguments
         vector = _vector(context, signature.args[2], 2)
         last, steps = builder.sub(count, INDEX(1)), builder.sdiv(n, INDEX(vector.count))
 
@@ -61,14 +59,15 @@ def _scoring(wide: bool) -> Callable[..., ir.Value]:
                     Lanes(builder, load(builder, builder.gep(start, [at]), vector))
                     for start in (query, weights, *starts)
                 )
-                pairs = zip(rows, sums, strict=True)
-                return [multiply_add(w, _reciprocal(q, k, wide), Lanes(builder, old)).value for k, old in pairs]
+                halves = [q.constant(0.5) - _reciprocal(q, k, wide) for k in rows]  # of tanh
+                pairs = zip(halves, sums, strict=True)
+                return [multiply_add(w, half, Lanes(builder, old)).value for half, old in pairs]
 
             zero = ir.Constant(vector, [0.0] * vector.count)
             sums = loop(builder, INDEX(0), steps, [zero] * AT_ONCE, add)
             for j, value in zip(inside, sums, strict=True):  # beyond the last key: the last one again
                 half = combined(builder, value, Lanes.__add__)
-                builder.store(builder.fsub(total, builder.fadd(half, half)), builder.gep(scores, [j]))
+                builder.store(builder.fadd(half, half), builder.gep(scores, [j]))
             return []
 
         groups = builder.sdiv(builder.add(last, INDEX(AT_ONCE)), INDEX(AT_ONCE))
@@ -80,29 +79,31 @@ def _scoring(wide: bool) -> Callable[..., ir.Value]:
 
 @intrinsic
 def add_slopes(
-    _context: Any, count: Any, query: Any, keys: Any, apart: Any, dscores: Any, dquery: Any, dkeys: Any, dweights: Any
-) -> Any:
+    _context: Any, count: Any, query: Any, keys: Any, apart: Any, dscores: Any, dquery: Any, dkeys: Any,
+    dkeys_apart: Any, dweights: Any,
+) -> Any:  # fmt: skip
     """For W features: dquery += sum_j ds_j g_j, dkeys[j] += ds_j g_j, dweights += sum_j ds_j (1/2 - r_j).
 
-    With g = r - r^2, for keys j < count, each `apart` elements from the one before in `keys` and in `dkeys`. `query`
-    and `keys` hold e^{2 x}.
+    With g = r - r^2, for keys j < count, each `apart` elements from the one before in `keys` and `dkeys_apart` in
+    `dkeys`. `query` and `keys` hold e^{2 x}.
     """
-    signature = types.void(types.intp, query, keys, types.intp, dscores, dquery, dkeys, dweights)
+    signature = types.void(types.intp, query, keys, types.intp, dscores, dquery, dkeys, types.intp, dweights)
     return signature, _sloping(False)
 
 
 @intrinsic
 def add_wide_slopes(
-    _context: Any, count: Any, query: Any, keys: Any, apart: Any, dscores: Any, dquery: Any, dkeys: Any, dweights: Any
-) -> Any:
+    _context: Any, count: Any, query: Any, keys: Any, apart: Any, dscores: Any, dquery: Any, dkeys: Any,
+    dkeys_apart: Any, dweights: Any,
+) -> Any:  # fmt: skip
     """The same where `query` and `keys` hold 2 x, of any size; where ds is 0, even NaN does not matter."""
-    signature = types.void(types.intp, query, keys, types.intp, dscores, dquery, dkeys, dweights)
+    signature = types.void(types.intp, query, keys, types.intp, dscores, dquery, dkeys, types.intp, dweights)
     return signature, _sloping(True)
 
 
 def _sloping(wide: bool) -> Callable[..., ir.Value]:
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
-        count, query, keys, apart, dscores, dquery, dkeys, dweights = arguments
+        count, query, keys, apart, dscores, dquery, dkeys, dkeys_apart, dweights = arguments
         vector = _vector(context, signature.args[1], 1)
         q = Lanes(builder, load(builder, query, vector))
 
@@ -115,7 +116,7 @@ def _sloping(wide: bool) -> Callable[..., ir.Value]:
                 r = where(ds.equals(0.0), 0.0, r)
             half_tanh = r.constant(0.5) - r
             slope = ds * multiply_add(r * -1.0, r, r)
-            place = builder.gep(dkeys, [offset])
+            place = builder.gep(dkeys, [builder.mul(j, dkeys_apart)])
             store(builder, (Lanes(builder, load(builder, place, vector)) + slope).value, place)
             dq, dw = (Lanes(builder, value) for value in sums)
             return [(dq + slope).value, multiply_add(ds, half_tanh, dw).value]

@@ -74,9 +74,12 @@ def attend_backward(
         dbias = dsinks = None
     else:
         dbias = None
+        of_bias = real
+        if scoring.bias is not None and scoring.bias.shape[2:] != (q.shape[2], k.shape[2]):
+            of_bias, call.integers[ac.SUMS_BIAS] = np.float64, 1
         if scoring.bias is not None and scoring.bias.shape[:3] == q.shape[:3]:  # a query has its own entries
-            dbias = np.zeros(scoring.bias.shape, real)
-        parts = [_Part(span, call, scoring, real, dbias) for span in spans]
+            dbias = np.zeros(scoring.bias.shape, of_bias)
+        parts = [_Part(span, call, scoring, real, dbias, of_bias) for span in spans]
         run_parts(backward, [(*part.span, part.integers, call.numbers) for part in parts])
         for part in parts:
             part.add_shared(dk, dv)
@@ -102,7 +105,9 @@ def warmup(dtype: str) -> None:
 class _Part:
     """A span of panels of the backward pass, with its own sums of what other spans add to as well."""
 
-    def __init__(self, span: tuple[int, int], call: ac.Call, scoring: Any, real: Any, dbias: Any) -> None:
+    def __init__(
+        self, span: tuple[int, int], call: ac.Call, scoring: Any, real: Any, dbias: Any, of_bias: Any
+    ) -> None:  # fmt: skip
         self.span = span
         self.integers = call.integers.copy()
         self.dbias, self.dsinks = dbias, None
@@ -116,10 +121,10 @@ class _Part:
             ac.put(self.integers, ac.SHARED_DV, self.dv)
         if scoring.bias is not None:
             if dbias is None:
-                self.dbias = np.zeros(scoring.bias.shape, real)
+                self.dbias = np.zeros(scoring.bias.shape, of_bias)
             ac.put(self.integers, ac.DBIAS, self.dbias)
         if scoring.sinks is not None:
-            self.dsinks = np.zeros(scoring.sinks.shape, real)
+            self.dsinks = np.zeros(scoring.sinks.shape)
             ac.put(self.integers, ac.DSINKS, self.dsinks[None, :, None, None])
 
     def add_shared(self, dk: Any, dv: Any) -> None:
@@ -188,6 +193,7 @@ def _planned(call: ac.Call, scoring: Any, out: tuple[int, ...], passes: float) -
     rows, width = heads // max(kv_heads, 1) * queries, TILES[real.itemsize * 8][0]
     few = rows <= MOST_ROWS_TO_DECODE and keys >= FEWEST_KEYS_TO_DECODE
     decodes = passes == FORWARD and few and scoring.dropout is None
+    call.integers[ac.DECODED] = few or rows == 1  # so that the backward has the scores of the forward
     partials = batch * kv_heads * -(-keys // BLOCK), rows, -(-out[3] // width) * width + 2
     if decodes:
         read = batch * kv_heads * keys * features * real.itemsize

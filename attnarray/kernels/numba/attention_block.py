@@ -13,10 +13,11 @@ from attnarray.kernels.numba.attention_panels import clear, find_rows
 from attnarray.kernels.numba.attention_scores import HIGH, LOW, dropout_factors, score_panel
 from attnarray.kernels.numba.jit import EXACT, jit
 from attnarray.kernels.numba.lanes import Lanes, exp, item_bytes, lanes, tile_rows, where
-from attnarray.kernels.numba.memory import ahead
+from attnarray.kernels.numba.memory import ahead, row_of
 from attnarray.kernels.numba.packing import spoil, whole_lanes, whole_tiles
-from attnarray.kernels.numba.panel import Lane, Row, panel_pass
+from attnarray.kernels.numba.panel import Lane, Row, Sum, Total, panel_pass
 from attnarray.kernels.numba.product import lane_product, packed_product
+from attnarray.kernels.numba.rows import place as place_at
 from attnarray.kernels.numba.turning import add_to_rows, whole_squares
 
 BLOCK = 4  # panels whose scores are held for the products over queries
@@ -28,7 +29,8 @@ class Chunk(NamedTuple):
     dout: Any  # (P, Dv, W)
     query_rows: Any  # (P W, D), times scale
     dout_rows: Any  # (P W, Dv)
-    dquery: Any  # (P, D, W)
+    dquery: Any  # (P, D, W), of the last tiles
+    all_dquery: Any  # (P, D, W), of all tiles before them, if there are many
     lse: Any  # (P, W)
     delta: Any  # (P, W)
     out: Any  # (Dv, W) of one panel
@@ -51,6 +53,7 @@ class Block(NamedTuple):
     dscores: Any
     slope: Any  # (keys, W)
     factors: Any
+    sums: Any  # (1, W)
 
 
 class Seen(NamedTuple):
@@ -70,6 +73,16 @@ def differentiate(scores: Row, dweights: Row, lse: Lane, delta: Lane) -> dict[st
     weights = where(scores.equals(-math.inf), 0.0, exp(scores - lse))
     dscores = where(weights.equals(0.0), 0.0, weights * (dweights - delta))
     return {"scores": weights, "dweights": dscores}
+
+
+@panel_pass
+def add_to_lanes(dscores: Row, sums: Sum) -> dict[str, Lanes]:
+    return {"sums": sums + dscores}
+
+
+@panel_pass
+def total_of_lanes(dscores: Row, total: Total) -> dict[str, Lanes]:
+    return {"total": dscores}
 
 
 @panel_pass
@@ -165,7 +178,10 @@ def backward_panel(
     if call[ac.DROPS] != 0:
         drop(first, past, 0, weights, factors)
     if ac.given(call, ac.DBIAS):
-        add_bias_gradient(p, start, first, past, place, queries, dscores, call, numbers)
+        if call[ac.SUMS_BIAS] != 0:
+            sum_bias_gradient(p, start, first, past, place, dscores, block.sums, call)
+        else:
+            add_bias_gradient(p, start, first, past, place, queries, dscores, call, numbers)
     if numbers[ac.SOFTCAP] != 0:
         uncap(first, past, 0, dscores, block.slope)
     dquery, weighing = ahead(kept.dquery, p * whole_tiles(depth, numbers) * width), ahead(dscores, first * width)
@@ -179,7 +195,7 @@ def backward_panel(
 def add_bias_gradient(
     p: int, start: int, first: int, past: int, place: Any, queries: Any, dscores: Any, call: Any, numbers: Any
 ) -> None:
-    """Axes along which the bias is broadcast have stride 0, and so are summed over."""
+    """Batches and heads along which the bias is broadcast have stride 0, and so are summed over."""
     width, count = lanes(numbers), ac.rows(call, ac.Q)
     base = place.first + p * width
     if ac.column_stride(call, ac.DBIAS) == item_bytes(dscores) and base + width <= place.past:
@@ -194,10 +210,35 @@ def add_bias_gradient(
             dbias[i, start + j] += dscores[j * width + w]
 
 
+def sum_bias_gradient(
+    p: int, start: int, first: int, past: int, place: Any, dscores: Any, sums: Any, call: Any
+) -> None:  # fmt: skip
+    """The gradient, in float64, of a bias that is broadcast along queries or keys: many scores share an entry."""
+    width, count = lanes(dscores), ac.rows(call, ac.Q)
+    base, doubles = place.first + p * lanes(dscores), place_at(0.0, 0)
+    filled = min(width, place.past - base)
+    same_head = base // count == (base + filled - 1) // count or call[ac.SLOT * ac.DBIAS + 6] == 0
+    if ac.column_stride(call, ac.DBIAS) == 0:
+        clear(0, 1, 0, sums)
+        add_to_lanes(first, past, 0, dscores, sums)
+        for w in range(filled):
+            dbias = ac.matrix(doubles, call, ac.DBIAS, place.b, place.h + (base + w) // count)
+            dbias[(base + w) % count, 0] += sums[w]
+    elif ac.row_stride(call, ac.DBIAS) == 0 and same_head:
+        row = row_of(ac.matrix(doubles, call, ac.DBIAS, place.b, place.h + base // count), 0)
+        total_of_lanes(first, past, 0, dscores, ahead(row, start))
+    else:
+        for w in range(filled):
+            dbias = ac.matrix(doubles, call, ac.DBIAS, place.b, place.h + (base + w) // count)
+            for j in range(first, past):
+                dbias[(base + w) % count, start + j] += dscores[j * width + w]
+
+
 keys_of, add_bias_gradient = jit(keys_of, inner=True), jit(add_bias_gradient, fastmath=EXACT, inner=True)
 add_products, spoil_keys = (
     jit(add_products, fastmath=EXACT, inner=True),
     jit(spoil_keys, fastmath=EXACT, inner=True),
 )
+sum_bias_gradient = jit(sum_bias_gradient, fastmath=EXACT, inner=True)
 backward_panel = jit(backward_panel, fastmath=EXACT, inner=True, inline=True)
 backward_block = jit(backward_block, fastmath=EXACT, inner=True)

@@ -19,10 +19,11 @@ SLOT = 9
 Q, K, V, OUT, LSE, BIAS, MASK, KEEP, SINKS, DOUT, DLSE, DQ, DK, DV, DBIAS, DSINKS, SHARED_DK, SHARED_DV = range(18)
 # Then the integers of the rules.
 RULES = 18 * SLOT
-LEFT, RIGHT, FIRST_KEY, SEED_LOW, SEED_HIGH, THRESHOLD, DROPS, HIDES, KEYS_PER_TILE, PANELS_PER_CHUNK, SHARED = range(
-    RULES, RULES + 11
-)
-BATCHES = RULES + 11  # then for each batch its offset and its number of keys
+(
+    LEFT, RIGHT, FIRST_KEY, SEED_LOW, SEED_HIGH, THRESHOLD, DROPS, HIDES, KEYS_PER_TILE, PANELS_PER_CHUNK, SHARED,
+    DECODED, SUMS_BIAS,
+) = range(RULES, RULES + 13)  # fmt: skip
+BATCHES = RULES + 13  # then for each batch its offset and its number of keys
 # The numbers.
 SCALE, SOFTCAP, KEPT, ONE = range(4)
 UNBOUNDED = 2**40  # farther than any position
@@ -150,6 +151,11 @@ def column_stride(call: Any, slot: int) -> Any:
     return call[slot * SLOT + 8]
 
 
+def row_stride(call: Any, slot: int) -> Any:
+    """In bytes."""
+    return call[slot * SLOT + 7]
+
+
 def group_rows(call: Any) -> Any:
     """The queries of all heads that share a head of keys."""
     return heads(call, Q) // heads(call, K) * rows(call, Q)
@@ -169,6 +175,7 @@ offset, length, matrix, group_rows = (
     jit(group_rows, inner=True),
 )
 address_of, column_stride = jit(address_of, inner=True), jit(column_stride, inner=True)
+row_stride = jit(row_stride, inner=True)
 
 
 def place(integers: Any, q: Any, k: Any, v: Any, out: Any, lse: Any) -> None:

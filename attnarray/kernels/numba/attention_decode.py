@@ -15,13 +15,13 @@ import numpy as np
 
 from attnarray.kernels.numba import attention_call as ac
 from attnarray.kernels.numba.attention_forward import exponentiate, find_largest
-from attnarray.kernels.numba.attention_scores import cap, visible_keys
+from attnarray.kernels.numba.attention_scores import cap, query_factor, visible_keys
 from attnarray.kernels.numba.jit import EXACT, jit
 from attnarray.kernels.numba.lanes import Lanes, lanes, where
 from attnarray.kernels.numba.memory import ahead, as_bytes, keep, pointer, row_of, scratch
-from attnarray.kernels.numba.packing import lies_in_rows, pack_row, remove_unfinite, spoil, whole_lanes
+from attnarray.kernels.numba.packing import apart_in_place, pack_row, remove_unfinite, row_length, spoil, whole_lanes
 from attnarray.kernels.numba.panel import Lane, Row, Scalar, panel_pass
-from attnarray.kernels.numba.row_products import add_weighted_rows, dot_rows, row_lanes
+from attnarray.kernels.numba.row_products import add_weighted_rows, dot_rows
 
 BLOCK = 512  # keys of a unit
 TILE = 256  # keys whose rows stay in a near cache for all queries of a group
@@ -82,7 +82,7 @@ def decode_block(b: int, g: int, block: int, room: Any, out: Any, call: Any, num
     """One block of keys of one head of keys, tile by tile."""
     count, group = ac.rows(call, ac.Q), ac.heads(call, ac.Q) // ac.heads(call, ac.K)
     depth, wide = whole_lanes(ac.columns(call, ac.K), numbers), whole_lanes(ac.columns(call, ac.V), numbers)
-    factor = numbers[ac.SCALE] / numbers[ac.SOFTCAP] if numbers[ac.SOFTCAP] != 0 else numbers[ac.SCALE]
+    factor = query_factor(numbers)
     for r in range(group * count):
         query = ac.matrix(numbers, call, ac.Q, b, group * g + r // count)
         pack_row(query, r % count, factor, ahead(room.queries, r * depth))
@@ -119,18 +119,6 @@ def decode_block(b: int, g: int, block: int, room: Any, out: Any, call: Any, num
                     combine_hiding(0, wide // lanes(numbers), 0, result, room.added, scale)
                 else:
                     combine(0, wide // lanes(numbers), 0, result, room.added, scale)
-
-
-def row_length(columns: int, place: Any) -> Any:
-    """`columns` filled up to a multiple of the lanes of a register."""
-    return (columns + row_lanes(place) - 1) // row_lanes(place) * row_lanes(place)
-
-
-def apart_in_place(x: Any, place: Any) -> Any:
-    """How many elements the rows of a matrix lie apart if they can be read where they are, else -1."""
-    if x.shape[1] % row_lanes(place) == 0 and lies_in_rows(x) and x.strides[0] >= 0:
-        return x.strides[0] // x.itemsize
-    return -1
 
 
 def pack_rows_of(x: Any, start: int, stop: int, room: Any) -> None:
@@ -176,9 +164,9 @@ def weigh(count: int, room: Any, result: Any, wide: int) -> Any:
         shifts[w], totals[w] = shift, 0
     exponentiate(0, vectors, 0, room.scores, shifts, totals)
     factor = np.exp(before - shift)
-    total = result[wide + 1] * factor
+    total = float(result[wide + 1]) * float(factor)
     for w in range(width):
-        total += totals[w]
+        total += float(totals[w])
     result[wide], result[wide + 1] = highest, total
     return factor
 
@@ -232,21 +220,21 @@ def merge(call_array: Any, number_array: Any, partials: Any) -> None:
         for k in range(blocks):
             largest = max(largest, parts[k, -2])
         shift = largest if largest != -np.inf else parts.dtype.type(0)
-        total = np.exp(sink - shift)
+        total = float(np.exp(sink - shift))
         for d in range(out.shape[1]):
             out[i, d] = 0
         for k in range(blocks):
             factor = np.exp(parts[k, -2] - shift)
-            total += parts[k, -1] * factor
+            total += float(parts[k, -1]) * float(factor)
             if factor != 0 or call[ac.HIDES] == 0:
                 for d in range(out.shape[1]):
                     out[i, d] += parts[k, d] * factor
+        inverse = 1.0 / total if total != 0 else 0.0
         for d in range(out.shape[1]):
-            out[i, d] = out[i, d] / total if total != 0 else 0
+            out[i, d] = out[i, d] * inverse if total != 0 else 0
         lse[i, 0] = shift + np.log(total)
 
 
-row_length, apart_in_place = jit(row_length, inner=True), jit(apart_in_place, inner=True)
 pack_rows_of, finish_scores = jit(pack_rows_of, inner=True), jit(finish_scores, fastmath=EXACT, inner=True)
 weigh, has_unfinite = jit(weigh, fastmath=EXACT, inner=True), jit(has_unfinite, fastmath=EXACT, inner=True)
 add_values = jit(add_values, fastmath=EXACT, inner=True)

@@ -21,6 +21,16 @@ def clear(numbers: Row) -> dict[str, Lanes]:
 
 
 @panel_pass
+def add_rows_to(numbers: Row, total: Row) -> dict[str, Lanes]:
+    return {"total": total + numbers}
+
+
+@panel_pass
+def move(numbers: Row, total: Row) -> dict[str, Lanes]:
+    return {"total": numbers, "numbers": numbers.constant(0.0)}
+
+
+@panel_pass
 def multiply(numbers: Row, factor: Scalar) -> dict[str, Lanes]:
     return {"numbers": numbers * factor}
 

@@ -1,6 +1,9 @@
 """What forward and backward of tiled attention share: the queries of a chunk, and the scores of one panel of them.
 
 Panels are those of attention_panels.py. The scale is multiplied into the queries.
+
+Weights are computed again as e^(score - lse), so a score must have the same bits as in the forward: if its terms were
+added in another order, a score of 40,000 would be off by some thousandths, and all weights of its query with it.
 """
 
 from __future__ import annotations
@@ -14,10 +17,12 @@ from attnarray.kernels.numba import attention_call as ac
 from attnarray.kernels.numba.attention_panels import find_rows, pack_panel
 from attnarray.kernels.numba.jit import EXACT, jit
 from attnarray.kernels.numba.lanes import Lanes, item_bytes, lanes, tanh, tile_rows, where
-from attnarray.kernels.numba.memory import ahead, as_bytes, pointer
+from attnarray.kernels.numba.memory import ahead, as_bytes, pointer, row_of
+from attnarray.kernels.numba.packing import apart_in_place, pack_row, row_length, whole_lanes
 from attnarray.kernels.numba.panel import Index, Lane, Row, Scalar, panel_pass
 from attnarray.kernels.numba.philox import draw_factors
 from attnarray.kernels.numba.product import packed_product
+from attnarray.kernels.numba.row_products import AT_ONCE, dot_rows
 from attnarray.kernels.numba.turning import add_turned, mask_turned, whole_squares
 
 LOW, HIGH, FULL_LOW, FULL_HIGH = range(4)
@@ -33,6 +38,7 @@ class Queries(NamedTuple):
     head: Any
     bounds: Any  # (P, 4) the keys [LOW, HIGH) that any lane sees, and [FULL_LOW, FULL_HIGH) that all do
     rows: Any  # (W,) room for addresses
+    decoding: Any  # room for `dot_as_decoded`
 
 
 class Place(NamedTuple):
@@ -99,7 +105,7 @@ def panel_work(call_array: Any, number_array: Any, work: Any) -> None:
 def prepare_queries(place: Any, queries: Any, call: Any, numbers: Any) -> None:
     """Fill `queries` for one chunk. Lanes beyond the last row see nothing."""
     width, count, depth = lanes(numbers), ac.rows(call, ac.Q), ac.columns(call, ac.Q)
-    factor = numbers[ac.SCALE] / numbers[ac.SOFTCAP] if numbers[ac.SOFTCAP] != 0 else numbers[ac.SCALE]
+    factor = query_factor(numbers)
     past = place.past - place.first
     panels = (past + width - 1) // width
     for p in range(panels):
@@ -130,7 +136,10 @@ def score_panel(
     width, tile, depth = lanes(scores), tile_rows(scores), ac.columns(call, ac.Q)
     row = first // tile * tile
     packed, total = ahead(queries.packed, p * depth * width), ahead(scores, row * width)
-    packed_product(past - row, depth, tile * depth, ahead(keys, row * depth), packed, total, False)
+    if call[ac.DECODED] != 0:
+        dot_as_decoded(p, start, first, past, place, queries.decoding, scores, call, numbers)
+    else:
+        packed_product(past - row, depth, tile * depth, ahead(keys, row * depth), packed, total, False)
     if numbers[ac.SOFTCAP] != 0:
         cap(first, past, 0, scores, slope, numbers[ac.SOFTCAP])
     if ac.given(call, ac.BIAS):
@@ -140,6 +149,38 @@ def score_panel(
     bounds = ahead(queries.bounds, 4 * p)
     hide(first, min(bounds[FULL_LOW] - start, past), p, scores, start, queries.begin, queries.end)
     hide(max(bounds[FULL_HIGH] - start, first), past, p, scores, start, queries.begin, queries.end)
+
+
+def room_to_decode(call: Any, like: Any) -> Any:
+    """The numbers that `dot_as_decoded` needs."""
+    dots = whole_lanes(AT_ONCE, like)
+    return (AT_ONCE + 1) * whole_lanes(ac.columns(call, ac.K), like) + dots if call[ac.DECODED] != 0 else 0
+
+
+def dot_as_decoded(
+    p: int, start: int, first: int, past: int, place: Any, room: Any, scores: Any, call: Any, numbers: Any
+) -> None:
+    """The dot products of panel p with some keys, to the bit as attention_decode.py has them."""
+    width, count, base = lanes(scores), ac.rows(call, ac.Q), place.first + p * lanes(scores)
+    step, length = whole_lanes(ac.columns(call, ac.K), scores), row_length(ac.columns(call, ac.K), scores)
+    factor, source = query_factor(numbers), ac.matrix(numbers, call, ac.K, place.b, place.g)
+    packed, apart = ahead(room, step), apart_in_place(source, numbers)
+    dots, key_step = ahead(packed, AT_ONCE * step), apart if apart >= 0 else step
+    for j in range(first, past, AT_ONCE):
+        some, keys = min(past - j, AT_ONCE), row_of(source, start + j) if apart >= 0 else packed
+        for m in range(some if apart < 0 else 0):
+            pack_row(source, start + j + m, 1, ahead(packed, m * step))
+        for w in range(min(width, place.past - base)):
+            query = ac.matrix(numbers, call, ac.Q, place.b, place.h + (base + w) // count)
+            pack_row(query, (base + w) % count, factor, room)
+            dot_rows(some, length, room, keys, key_step, dots)
+            for m in range(some):
+                scores[(j + m) * width + w] = dots[m]
+
+
+def query_factor(numbers: Any) -> Any:
+    """What queries are multiplied by: the scale, which a softcap divides by its bound before tanh."""
+    return numbers[ac.SCALE] / numbers[ac.SOFTCAP] if numbers[ac.SOFTCAP] != 0 else numbers[ac.SCALE]
 
 
 def add_bias(
@@ -204,6 +245,8 @@ def dropout_factors(
 
 
 place_of, seen_keys = jit(place_of, inner=True), jit(seen_keys, inner=True)
+query_factor = jit(query_factor, fastmath=EXACT, inner=True)
+room_to_decode, dot_as_decoded = jit(room_to_decode, inner=True), jit(dot_as_decoded, fastmath=EXACT, inner=True)
 visible_keys, panel_work = jit(visible_keys, inner=True), jit(panel_work)
 prepare_queries = jit(prepare_queries, fastmath=EXACT, inner=True)
 add_bias, apply_mask = jit(add_bias, fastmath=EXACT, inner=True), jit(apply_mask, inner=True)

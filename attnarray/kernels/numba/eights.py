@@ -40,10 +40,3 @@ def eight_pass(body: Callable[..., dict[str, Lanes]]) -> Any:
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__name__ = body.__name__
     return intrinsic(run)
-
-
-def widened(x: Lanes, like: Lanes) -> Lanes:
-    """The same numbers in the type of `like`, which is as wide or wider."""
-    if x.value.type == like.value.type:
-        return x
-    return Lanes(x.builder, x.builder.fpext(x.value, like.value.type))

@@ -12,6 +12,7 @@ import numpy as np
 from attnarray.kernels.numba.jit import EXACT, jit
 from attnarray.kernels.numba.lanes import Lanes, where
 from attnarray.kernels.numba.memory import ahead, keep, pointer
+from attnarray.kernels.numba.row_sums import move_marked, past_mark
 from attnarray.kernels.numba.rows import Row, Scalar, Sum, place, row_pass
 
 WIDE = 32  # features of a head that are summed as vectors
@@ -95,26 +96,31 @@ def score_edges(
 def slope_edges(
     first: int, past: int, batch: int, targets: int, sources: int, edges: int, heads: int, width: int, source: int,
     target: int, q: int, k: int, w: int, f: int, apart: int, slope: Any, dscores: int, dq: int, dk: int, dw: int,
-    df: int,
+    df: int, source_marks: int, beside_dk: int, target_marks: int, beside_dq: int,
 ) -> None:  # fmt: skip
     """The heads [first, past), over all edges."""
     row, at, count = heads * width, first * width, (past - first) * width
     room, part, unused = np.empty(count, type(slope)), np.zeros(count, type(slope)), np.empty(count, type(slope))
     for b in range(batch):
-        for e in range(edges):
-            i, j = b * targets + place(edges, target)[e], b * sources + place(edges, source)[e]
-            n = b * edges + e
-            spread(past - first, width, ahead(place(slope, dscores), n * heads + first), pointer(room))
-            of_edge = ahead(place(slope, df), n * apart + at) if apart else pointer(unused)
-            differentiate(
-                count, ahead(place(slope, q), i * row + at), ahead(place(slope, k), j * row + at),
-                ahead(place(slope, f), n * apart + at), ahead(place(slope, w), at), pointer(room),
-                ahead(place(slope, dq), i * row + at), ahead(place(slope, dk), j * row + at), of_edge, pointer(part),
-                slope,
-            )  # fmt: skip
-            if e % CHUNK == CHUNK - 1:
-                move(count, ahead(place(slope, dw), at), pointer(part))
-        move(count, ahead(place(slope, dw), at), pointer(part))
+        begin = 0
+        while begin < edges:
+            end = past_mark(begin, past_mark(begin, min(begin + CHUNK, edges), source_marks), target_marks)
+            for e in range(begin, end):
+                i, j = b * targets + place(edges, target)[e], b * sources + place(edges, source)[e]
+                n = b * edges + e
+                spread(past - first, width, ahead(place(slope, dscores), n * heads + first), pointer(room))
+                of_edge = ahead(place(slope, df), n * apart + at) if apart else pointer(unused)
+                differentiate(
+                    count, ahead(place(slope, q), i * row + at), ahead(place(slope, k), j * row + at),
+                    ahead(place(slope, f), n * apart + at), ahead(place(slope, w), at), pointer(room),
+                    ahead(place(slope, dq), i * row + at), ahead(place(slope, dk), j * row + at), of_edge,
+                    pointer(part), slope,
+                )  # fmt: skip
+            i, j = b * targets + place(edges, target)[end - 1], b * sources + place(edges, source)[end - 1]
+            move_marked(end - 1, count, place(slope, dq), i * row + at, target_marks, beside_dq)
+            move_marked(end - 1, count, place(slope, dk), j * row + at, source_marks, beside_dk)
+            move(count, ahead(place(slope, dw), at), pointer(part))
+            begin = end
     keep(room)
     keep(part)
     keep(unused)
@@ -122,36 +128,48 @@ def slope_edges(
 
 def aggregate_edges(
     first: int, past: int, batch: int, targets: int, sources: int, edges: int, heads: int, width: int, source: int,
-    target: int, weights: int, v: int, out: int, like: Any,
+    target: int, weights: int, v: int, out: int, marks: int, beside: int, like: Any,
 ) -> None:  # fmt: skip
     """The heads [first, past), over all edges."""
     row, at, count = heads * width, first * width, (past - first) * width
     room = np.empty(count, type(like))
     for b in range(batch):
-        for e in range(edges):
-            i, j = b * targets + place(edges, target)[e], b * sources + place(edges, source)[e]
-            spread(past - first, width, ahead(place(like, weights), (b * edges + e) * heads + first), pointer(room))
-            value = ahead(place(like, v), j * row + at)
-            add_weighted(count, value, pointer(room), ahead(place(like, out), i * row + at))
+        begin = 0
+        while begin < edges:
+            end = past_mark(begin, edges, marks)
+            for e in range(begin, end):
+                i, j = b * targets + place(edges, target)[e], b * sources + place(edges, source)[e]
+                spread(past - first, width, ahead(place(like, weights), (b * edges + e) * heads + first), pointer(room))
+                value = ahead(place(like, v), j * row + at)
+                add_weighted(count, value, pointer(room), ahead(place(like, out), i * row + at))
+            of_target = (b * targets + place(edges, target)[end - 1]) * row + at
+            move_marked(end - 1, count, place(like, out), of_target, marks, beside)
+            begin = end
     keep(room)
 
 
 def aggregate_edges_backward(
     first: int, past: int, batch: int, targets: int, sources: int, edges: int, heads: int, width: int, source: int,
-    target: int, dout: int, weights: int, v: int, dweights: int, dv: int, like: Any,
+    target: int, dout: int, weights: int, v: int, dweights: int, dv: int, marks: int, beside: int, like: Any,
 ) -> None:  # fmt: skip
     """The heads [first, past), over all edges."""
     row, at, count = heads * width, first * width, (past - first) * width
     room = np.empty(count, type(like))
     for b in range(batch):
-        for e in range(edges):
-            i, j = b * targets + place(edges, target)[e], b * sources + place(edges, source)[e]
-            n = (b * edges + e) * heads + first
-            of_target = ahead(place(like, dout), i * row + at)
-            multiply(count, of_target, ahead(place(like, v), j * row + at), pointer(room))
-            sum_heads(past - first, width, pointer(room), ahead(place(like, dweights), n))
-            spread(past - first, width, ahead(place(like, weights), n), pointer(room))
-            add_weighted(count, of_target, pointer(room), ahead(place(like, dv), j * row + at))
+        begin = 0
+        while begin < edges:
+            end = past_mark(begin, edges, marks)
+            for e in range(begin, end):
+                i, j = b * targets + place(edges, target)[e], b * sources + place(edges, source)[e]
+                n = (b * edges + e) * heads + first
+                of_target = ahead(place(like, dout), i * row + at)
+                multiply(count, of_target, ahead(place(like, v), j * row + at), pointer(room))
+                sum_heads(past - first, width, pointer(room), ahead(place(like, dweights), n))
+                spread(past - first, width, ahead(place(like, weights), n), pointer(room))
+                add_weighted(count, of_target, pointer(room), ahead(place(like, dv), j * row + at))
+            of_source = (b * sources + place(edges, source)[end - 1]) * row + at
+            move_marked(end - 1, count, place(like, dv), of_source, marks, beside)
+            begin = end
     keep(room)
 
 

@@ -17,7 +17,8 @@ from llvmlite.binding import get_host_cpu_features
 from numba.extending import overload
 from numpy.polynomial import Chebyshev, Polynomial
 
-from attnarray.kernels.numba.exponential import TAYLOR
+# ln(2)^k / k!, the Taylor series of 2^r. At |r| = 1/2 the first term left out is 2e-17 of it.
+TAYLOR = tuple(math.log(2) ** k / math.factorial(k) for k in range(14))
 
 # 2^r for |r| <= 1/2: near-minimax in float32 (2e-9 of it), Taylor's series in float64 (2e-17). Both are 1 at 0.
 EXP2_FLOAT32 = Chebyshev.interpolate(np.exp2, 6, domain=[-0.5, 0.5]).convert(domain=[-1, 1], kind=Polynomial).coef
@@ -185,6 +186,13 @@ def where(condition: Lanes, chosen: Lanes | float, other: Lanes | float) -> Lane
     like = chosen if isinstance(chosen, Lanes) else other
     assert isinstance(like, Lanes)
     return Lanes(like.builder, like.builder.select(condition.value, like._lift(chosen), like._lift(other)))
+
+
+def in_type(x: Lanes, like: Lanes) -> Lanes:
+    """The same numbers in the type of `like`, wider or narrower."""
+    if x.value.type == like.value.type:
+        return x
+    return Lanes(x.builder, (x.builder.fpext if x.is_single else x.builder.fptrunc)(x.value, like.value.type))
 
 
 def maximum(a: Lanes, b: Lanes) -> Lanes:

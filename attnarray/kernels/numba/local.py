@@ -3,7 +3,8 @@
 Reference: attention/positional/local_core.py, `attend_around` and `attend_around_backward`. Parallel over the queries;
 gradients of keys and values, to which many queries add, over features: a number belongs to one thread, which adds the
 queries in their order, so that results do not depend on how many threads there are. Scratch: three windows per call,
-and for the backward two windows for each query. Rows that do not fill whole registers are copied to rows that do.
+and for the backward two windows for each query, and in float32 the gradients of keys and values in float64 and those of
+`TOGETHER` queries. Rows that do not fill whole registers are copied to rows that do.
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ import numpy as np
 
 from attnarray.kernels import Declined
 from attnarray.kernels.numba import row_arrays as ra
-from attnarray.kernels.numba.local_windows import WORD, Call, add_windows, differentiate_windows, weigh_windows
+from attnarray.kernels.numba.local_windows import (
+    TOGETHER,
+    WORD,
+    Call,
+    add_long_windows,
+    add_windows,
+    differentiate_windows,
+    weigh_windows,
+)  # fmt: skip
 from attnarray.kernels.numba.row_products import row_lanes
 from attnarray.kernels.numba.threads import split_rows
 
@@ -63,14 +72,15 @@ def attend_around_backward(
     )  # fmt: skip
     sums = []
     for x, of_rows, factors in ((k, rows[0], dscores), (v, drows, weights)):
-        total = np.zeros((x.shape[0] * x.shape[2], of_rows.length), real)
-        units = x.shape[0] * (of_rows.length // row_lanes(total))
+        is_long = real == np.float32 and q.shape[2] > TOGETHER
+        total = np.zeros((x.shape[0] * x.shape[2], of_rows.length), np.float64 if is_long else real)
+        units = x.shape[0] * (of_rows.length // row_lanes(dq))
         work = ra.nanoseconds(queries * span * of_rows.length, ADDING, real)
         split_rows(
-            add_windows, units, work, call, numbers, of_rows.address, of_rows.apart, of_rows.length,
-            factors.ctypes.data, total.ctypes.data,
+            add_long_windows if is_long else add_windows, units, work, call, numbers, of_rows.address, of_rows.apart,
+            of_rows.length, factors.ctypes.data, total.ctypes.data,
         )  # fmt: skip
-        sums.append(_cut(total, x.shape))
+        sums.append(_cut(total.astype(real, copy=False), x.shape))
     return _cut(dq, q.shape), *sums, dcenters.reshape(centers.shape), None
 
 
@@ -80,6 +90,7 @@ def warmup(dtype: str) -> None:
     weigh_windows(0, 0, call, numbers, 0, 0)
     differentiate_windows(0, 0, call, numbers, 0, 0, 0, 0, 0, 0, 0, 0)
     add_windows(0, 0, call, numbers, 0, 0, 0, 0, 0)
+    add_long_windows(0, 0, call, numbers, 0, 0, 0, 0, 0)
 
 
 def _real(q: Any, scoring: Any) -> Any:

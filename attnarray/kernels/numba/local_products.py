@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from attnarray.kernels.numba.lanes import TILES, Lanes, multiply_add
+from attnarray.kernels.numba.lanes import TILES, Lanes, in_type, multiply_add
 from attnarray.kernels.numba.panel import INDEX, load, loop, splat, store
 
 AT_ONCE = 8  # vectors of the row that stay in registers
@@ -20,12 +20,15 @@ AT_ONCE = 8  # vectors of the row that stay in registers
 
 @intrinsic
 def add_outer_product(_context: Any, count: Any, n: Any, weights: Any, row: Any, rows: Any, apart: Any) -> Any:
-    """rows[j] += weights[j] row for j < count."""
-    signature, element = types.void(types.intp, types.intp, weights, row, rows, types.intp), rows.dtype
+    """rows[j] += weights[j] row for j < count; `rows` may be in float64 where the others are in float32."""
+    signature, element = types.void(types.intp, types.intp, weights, row, rows, types.intp), row.dtype
+
+    rows_type = rows.dtype
 
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
         count, n, weights, row, rows, apart = arguments
         vector = ir.VectorType(context.get_value_type(element), TILES[element.bitwidth][0] // 2)
+        wide = ir.VectorType(context.get_value_type(rows_type), vector.count)
 
         def columns(vectors: int) -> Callable[[ir.Value, list[ir.Value]], list[ir.Value]]:
             """Some neighbouring vectors of all rows."""
@@ -40,8 +43,9 @@ def add_outer_product(_context: Any, count: Any, n: Any, weights: Any, row: Any,
                     start = builder.gep(rows, [builder.mul(j, apart)])
                     for number, offset in zip(numbers, offsets, strict=True):
                         target = builder.gep(start, [offset])
-                        old = Lanes(builder, load(builder, target, vector))
-                        store(builder, multiply_add(number, weight, old).value, target)
+                        old = Lanes(builder, load(builder, target, wide))
+                        product = multiply_add(in_type(number, old), in_type(weight, old), old)
+                        store(builder, product.value, target)
                     return []
 
                 loop(builder, INDEX(0), count, [], add)
@@ -49,9 +53,9 @@ def add_outer_product(_context: Any, count: Any, n: Any, weights: Any, row: Any,
 
             return compute
 
-        wide = builder.sdiv(n, INDEX(AT_ONCE * vector.count))
-        loop(builder, INDEX(0), wide, [], columns(AT_ONCE))
-        done = builder.mul(wide, INDEX(AT_ONCE))
+        whole = builder.sdiv(n, INDEX(AT_ONCE * vector.count))
+        loop(builder, INDEX(0), whole, [], columns(AT_ONCE))
+        done = builder.mul(whole, INDEX(AT_ONCE))
         loop(builder, done, builder.sdiv(n, INDEX(vector.count)), [], columns(1))
         return context.get_dummy_value()
 

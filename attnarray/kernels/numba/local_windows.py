@@ -17,9 +17,12 @@ from attnarray.kernels.numba.memory import ahead, keep, pointer
 from attnarray.kernels.numba.philox import MULTIPLIERS, ROUNDS, WEYL
 from attnarray.kernels.numba.row_products import add_weighted_rows, dot_rows, row_lanes
 from attnarray.kernels.numba.row_softmax import find_largest, scale
+from attnarray.kernels.numba.row_sums import move
 from attnarray.kernels.numba.rows import Row, Scalar, Sum, place, row_pass
 
 WORD = 0xFFFFFFFF
+TOGETHER = 64  # queries of a batch, whose gradients of keys and values are summed by themselves in float32
+FEWEST = 4  # times that the keys of these queries are added to for each key, so that sums by themselves are worth it
 SCALE, SOFTCAP, INVERSE, KEPT = range(4)  # numbers that all queries share: no softcap is 0; 1 / sigma, 1 / (1 - p)
 
 
@@ -190,6 +193,44 @@ def add_windows(
         first = stop
 
 
+def add_long_windows(
+    first: int, past: int, call: Any, numbers: Any, rows: int, apart: int, length: int, factors: int, total: int
+) -> None:
+    """The same with `total` in float64: some neighbouring queries are summed in float32 and then added to it."""
+    like = numbers[SCALE]
+    lanes = row_lanes(pointer(numbers))
+    units = length // lanes
+    scratch = np.zeros(call.keys * min(past - first, units) * lanes, numbers.dtype)
+    while first < past:
+        b = first // units
+        stop = min(past, (b + 1) * units)
+        at, columns = (first - b * units) * lanes, (stop - first) * lanes
+        for low in range(b * call.queries, (b + 1) * call.queries, TOGETHER):
+            high = min(low + TOGETHER, (b + 1) * call.queries)
+            begin, end, pairs = call.keys, 0, 0
+            for n in range(low, high):
+                bounds = ahead(place(np.int64(0), call.bounds), 2 * n)
+                if bounds[1] > 0:
+                    begin, end, pairs = min(begin, bounds[0]), max(end, bounds[0] + bounds[1]), pairs + bounds[1]
+            together = pairs >= FEWEST * (end - begin)
+            for n in range(low, high):
+                bounds = ahead(place(np.int64(0), call.bounds), 2 * n)
+                row, own = ahead(place(like, rows), n * apart + at), ahead(place(like, factors), n * call.room)
+                if together:
+                    add_outer_product(
+                        bounds[1], columns, own, row, ahead(pointer(scratch), bounds[0] * columns), columns
+                    )
+                else:
+                    window = ahead(place(0.0, total), (b * call.keys + bounds[0]) * length + at)
+                    add_outer_product(bounds[1], columns, own, row, window, length)
+            if together:
+                for j in range(begin, end):
+                    of_key = ahead(place(0.0, total), (b * call.keys + j) * length + at)
+                    move(columns, ahead(pointer(scratch), j * columns), of_key)
+        first = stop
+    keep(scratch)
+
+
 score_window, drop_window = jit(score_window, fastmath=EXACT, inner=True), jit(drop_window, inner=True)
 weigh_windows, differentiate_windows = jit(weigh_windows, fastmath=EXACT), jit(differentiate_windows, fastmath=EXACT)
-add_windows = jit(add_windows, fastmath=EXACT)
+add_windows, add_long_windows = jit(add_windows, fastmath=EXACT), jit(add_long_windows, fastmath=EXACT)

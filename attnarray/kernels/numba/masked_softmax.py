@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attnarray.kernels import Declined
-from attnarray.kernels.numba.exponential import exp2
-from attnarray.kernels.numba.jit import FASTMATH, jit
+from attnarray.kernels.numba.jit import EXACT, FASTMATH, jit
+from attnarray.kernels.numba.lanes import Lanes, exp, multiply_add, where
+from attnarray.kernels.numba.memory import pointer
+from attnarray.kernels.numba.rows import Row, Scalar, Sum, row_pass
 from attnarray.kernels.numba.threads import split_rows
 
 UNBOUNDED = 2**40  # farther than any position
-LOG2_E = math.log2(math.e)
 
 
 def weights_from_dots(dots: Any, scoring: Any) -> tuple[Any, Any]:
@@ -139,14 +140,22 @@ def _largest(row: Any, value: Any) -> Any:
     return value
 
 
+@row_pass(vectors=1)
+def exponentiate(scores: Row, shift: Scalar, total: Sum) -> dict[str, Lanes]:
+    """What is hidden stays 0 where the shift is NaN."""
+    weights = where(scores.equals(-math.inf), 0.0, exp(scores - shift))
+    return {"scores": weights, "total": total + weights}
+
+
+@row_pass(vectors=2)
+def divide(weights: Row, inverse: Scalar, rest: Scalar) -> dict[str, Lanes]:
+    """Times a number that is given as a sum of two: the error of one would be that of all weights."""
+    return {"weights": multiply_add(weights, inverse, weights * rest)}
+
+
 def _exponentials(row: Any, shift: Any) -> Any:
     """e^(row - shift) in place; returns the sum."""
-    log2_e, lowest = row.dtype.type(LOG2_E), row.dtype.type(-math.inf)
-    total = row.dtype.type(0)
-    for j in range(row.size):
-        row[j] = exp2((row[j] - shift) * log2_e) if row[j] != lowest else row.dtype.type(0)
-        total += row[j]
-    return total
+    return exponentiate(row.size, pointer(row), shift)
 
 
 def _forward(
@@ -163,10 +172,10 @@ def _forward(
         _bias_and_mask(row, start, b, h, i, bias, mask)
         shift = _largest(row, sinks[h])
         shift = real(0) if shift == lowest else shift
-        total = _exponentials(row, shift) + exp2((sinks[h] - shift) * real(LOG2_E))
-        inverse = real(0) if total == 0 else real(1) / total
-        for j in range(row.size):
-            row[j] *= inverse
+        total = _exponentials(row, shift) + real(math.exp(sinks[h] - shift))
+        wide = 0.0 if total == 0 else 1.0 / float(total)
+        inverse = real(wide)
+        divide(row.size, pointer(row), inverse, real(wide - float(inverse)))
         rows[n, :start] = 0
         rows[n, stop:] = 0
         lse[n] = shift + math.log(total) if total != 0 else lowest
@@ -196,5 +205,6 @@ def _backward(
 
 # A maximum becomes vector code only where LLVM may ignore NaN in the comparison; NaN still comes through the sum.
 _largest = jit(_largest, fastmath=FASTMATH | {"nnan"})
-_bounds, _score, _bias_and_mask, _exponentials = jit(_bounds), jit(_score), jit(_bias_and_mask), jit(_exponentials)
-_forward, _backward = jit(_forward), jit(_backward)
+_bounds, _score, _bias_and_mask = jit(_bounds), jit(_score), jit(_bias_and_mask)
+_exponentials = jit(_exponentials, fastmath=EXACT)
+_forward, _backward = jit(_forward, fastmath=EXACT), jit(_backward)

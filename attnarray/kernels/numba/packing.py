@@ -17,6 +17,7 @@ from attnarray.kernels.numba.jit import EXACT, jit
 from attnarray.kernels.numba.lanes import TILES, lanes, tile_rows
 from attnarray.kernels.numba.memory import ahead, row_of
 from attnarray.kernels.numba.panel import load, store
+from attnarray.kernels.numba.row_products import row_lanes
 from attnarray.kernels.numba.turning import interleave
 
 
@@ -108,6 +109,18 @@ def whole_lanes(columns: int, packed: Any) -> Any:
     return (columns + lanes(packed) - 1) // lanes(packed) * lanes(packed)
 
 
+def row_length(columns: int, packed: Any) -> Any:
+    """`columns` filled up to a multiple of the lanes of a register."""
+    return (columns + row_lanes(packed) - 1) // row_lanes(packed) * row_lanes(packed)
+
+
+def apart_in_place(x: Any, place: Any) -> Any:
+    """How many elements the rows of a matrix lie apart if they can be read where they are, else -1."""
+    if x.shape[1] % row_lanes(place) == 0 and lies_in_rows(x) and x.strides[0] >= 0:
+        return x.strides[0] // x.itemsize
+    return -1
+
+
 def whole_tiles(columns: int, packed: Any) -> Any:
     """`columns` filled up to a multiple of M."""
     return (columns + tile_rows(packed) - 1) // tile_rows(packed) * tile_rows(packed)
@@ -141,6 +154,7 @@ def spoil(
 
 
 whole_lanes, whole_tiles = jit(whole_lanes, inner=True), jit(whole_tiles, inner=True)
+row_length, apart_in_place = jit(row_length, inner=True), jit(apart_in_place, inner=True)
 lies_in_rows, pack_row = jit(lies_in_rows, inner=True), jit(pack_row, inner=True)
 pack_rows, pack_columns = jit(pack_rows, inner=True), jit(pack_columns, inner=True)
 remove_unfinite, spoil = jit(remove_unfinite, fastmath=EXACT, inner=True), jit(spoil, fastmath=EXACT, inner=True)

@@ -20,23 +20,27 @@ INDEX = ir.IntType(64)
 Row: TypeAlias = Lanes
 FourthRow: TypeAlias = Lanes
 Lane: TypeAlias = Lanes
+Sum: TypeAlias = Lanes
 Scalar: TypeAlias = Lanes
 Index: TypeAlias = Lanes
 Each: TypeAlias = Lanes
 Total: TypeAlias = Lanes
 NUMBERS = ("Each", "Total")  # one number per row of the panel
 ROWS = ("Row", "FourthRow", *NUMBERS)
+CARRIED = ("Lane", "Sum")
+GROUP = 16  # rows that are summed by themselves
 
 
 def panel_pass(body: Callable[..., dict[str, Lanes]]) -> Any:
     """A compiled function (start, stop, at, *arguments) that runs `body` on the rows [start, stop) of panels.
 
-    The annotations of `body` say what each argument is: a `Row` is a panel, of which the body sees one row after the
-    other, or with `FourthRow` every fourth; a `Lane` points to rows too, of which it sees row `at` always; a `Scalar`
-    is a number for all lanes; an `Index` is an integer, and the body sees it plus the number of the row. An `Each`
-    points to one number per row, which the body sees in all lanes; to that of a `Total` is added, over all lanes, what
-    the body returns for it. The body returns what it changes by name: rows are stored at once, lanes are carried from
-    row to row and stored at the end.
+    The annotations of `body` say what each argument is: a `Row` is a panel, of which the body sees one row after
+    the other, or with `FourthRow` every fourth; a `Lane` points to rows too, of which it sees row `at` always; a
+    `Sum` is a `Lane` that is added to, and may be float64: it starts at zero for every `GROUP` rows, so that a long
+    sum is one of short sums; a `Scalar` is a number for all lanes; an `Index` is an integer, and the body sees it
+    plus the number of the row. An `Each` points to one number per row, which the body sees in all lanes; to that of
+    a `Total`, which may be float64, is added, over all lanes, what the body returns for it. The body returns what
+    it changes by name: rows are stored at once, lanes are carried from row to row and stored at the end.
     """
     kinds = {name: parameter.annotation for name, parameter in inspect.signature(body).parameters.items()}
 
@@ -64,14 +68,11 @@ def _emit(
     assert isinstance(dtype, types.Float), "the first pointer says how many lanes there are"
     vector = ir.VectorType(context.get_value_type(dtype), TILES[dtype.bitwidth][0])
     named = dict(zip(kinds, zip(given, values, strict=True), strict=True))
-    row_type = {
-        name: _vector(context, argument, vector)
-        for name, (argument, _) in named.items()
-        if isinstance(argument, types.CPointer)
-    }
+    pointers = {name: argument for name, (argument, _) in named.items() if isinstance(argument, types.CPointer)}
+    row_type = {name: _vector(context, argument, vector) for name, argument in pointers.items()}
     places = {
         name: builder.gep(value, [builder.mul(at, INDEX(vector.count))])
-        for name, (_, value) in named.items() if kinds[name] == "Lane"
+        for name, (_, value) in named.items() if kinds[name] in CARRIED
     }  # fmt: skip
     lanes = {name: load(builder, place, row_type[name]) for name, place in places.items()}
     scalars = {
@@ -95,9 +96,36 @@ def _emit(
                 _write(builder, kinds[name], changed[name], place)
         return [changed[name].value if name in changed else seen[name] for name in lanes]
 
-    final = loop(builder, start, stop, list(lanes.values()), advance)
+    is_sum = [kinds[name] == "Sum" for name in lanes]
+    final = _in_groups(builder, start, stop, list(lanes.values()), is_sum, vector, advance)
     for name, value in zip(lanes, final, strict=True):
         store(builder, value, places[name])
+
+
+def _in_groups(
+    builder: ir.IRBuilder, start: ir.Value, stop: ir.Value, carried: list[ir.Value], is_sum: list[bool],
+    vector: ir.VectorType, body: Callable[[ir.Value, list[ir.Value]], list[ir.Value]],
+) -> list[ir.Value]:  # fmt: skip
+    """`loop`, in which sums start at zero for every group of rows and are then added to what is carried."""
+    if not any(is_sum):
+        return loop(builder, start, stop, carried, body)
+
+    def group(number: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
+        first = builder.add(start, builder.mul(number, INDEX(GROUP)))
+        past = builder.add(first, INDEX(GROUP))
+        past = builder.select(builder.icmp_signed("<", past, stop), past, stop)
+        zero = ir.Constant(vector, [0.0] * vector.count)
+        starts = [zero if some else total for some, total in zip(is_sum, totals, strict=True)]
+        after = loop(builder, first, past, starts, body)
+        return [_added(builder, *pair) if some else pair[1] for some, *pair in zip(is_sum, totals, after, strict=True)]
+
+    groups = builder.sdiv(builder.add(builder.sub(stop, start), INDEX(GROUP - 1)), INDEX(GROUP))
+    return loop(builder, INDEX(0), groups, carried, group)
+
+
+def _added(builder: ir.IRBuilder, total: ir.Value, some: ir.Value) -> ir.Value:
+    """Their sum in the type of `total`, which is as wide or wider."""
+    return builder.fadd(total, some if some.type == total.type else builder.fpext(some, total.type))
 
 
 def _read(builder: ir.IRBuilder, kind: str, place: ir.Value, vector: ir.VectorType) -> ir.Value:
@@ -107,7 +135,7 @@ def _read(builder: ir.IRBuilder, kind: str, place: ir.Value, vector: ir.VectorTy
 def _write(builder: ir.IRBuilder, kind: str, changed: Lanes, place: ir.Value) -> None:
     if kind == "Total":
         total = combined(builder, changed.value, Lanes.__add__)
-        builder.store(builder.fadd(builder.load(place), total), place)
+        builder.store(_added(builder, builder.load(place), total), place)
     else:
         store(builder, changed.value, place)
 

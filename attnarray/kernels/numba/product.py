@@ -5,6 +5,9 @@
 M and W are chosen so that the M * W accumulators fill the registers of the CPU (`tile_of` in lanes.py). Each step of k
 loads one vector of B and spreads M numbers of A over the lanes, so that A may have any strides. Where rows are left
 over, M / 3 or 2 M / 3 of them are computed; where half of the lanes are, half a vector.
+
+Every sum starts at zero and is added to C at its end, after at most `LONGEST` steps: so the rounding of a long sum
+grows with the number of its blocks and not with that of its terms.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ from attnarray.kernels.numba.lanes import TILES, Lanes, lanes, multiply_add, til
 from attnarray.kernels.numba.memory import ahead
 from attnarray.kernels.numba.packing import whole_lanes
 from attnarray.kernels.numba.panel import INDEX, load, loop, splat, store
+
+LONGEST = 256  # steps that are summed in registers
 
 
 @intrinsic
@@ -42,11 +47,15 @@ def tile_product(
         vector, most = _tile(context, c)
 
         def product(count: int) -> None:
+            zeros = [ir.Constant(vector, [0.0] * vector.count)] * count
+            sums = loop(builder, INDEX(0), depth, zeros, _step(builder, a, a_row, a_step, b, b_step, vector, count))
             c_rows = _rows(builder, c_start, c_row, count)
-            sums = _read_if(builder, accumulate, c_rows, vector)
-            sums = loop(builder, INDEX(0), depth, sums, _step(builder, a, a_row, a_step, b, b_step, vector, count))
-            for place, total in zip(c_rows, sums, strict=True):
-                store(builder, total, place)
+            with builder.if_else(accumulate) as (adding, writing):
+                with adding:
+                    _add_to(builder, c_rows, sums)
+                with writing:
+                    for place, total in zip(c_rows, sums, strict=True):
+                        store(builder, total, place)
 
         _by_size(builder, rows, (most // 3, most // 3 * 2, most), product)
         return context.get_dummy_value()
@@ -59,6 +68,13 @@ def packed_product(rows: int, depth: int, apart: int, a: Any, b: Any, c: Any, ac
 
     C has room for whole groups; rows beyond the last may be written.
     """
+    for k in range(0, max(depth, 1), LONGEST):
+        some, steps = ahead(a, k * tile_rows(c)), min(depth - k, LONGEST)
+        short_product(rows, steps, apart, some, ahead(b, k * lanes(c)), c, accumulate or k > 0)
+
+
+def short_product(rows: int, depth: int, apart: int, a: Any, b: Any, c: Any, accumulate: bool) -> None:
+    """The same for at most `LONGEST` steps, or in one sum."""
     tile, width = tile_rows(c), lanes(c)
     for row in range(0, rows, tile):
         group, total = ahead(a, row // tile * apart), ahead(c, row * width)
@@ -90,9 +106,8 @@ def tile_product_of_blocks(
                 step = _step(builder, starts[0], a_row, a_step, starts[1], b_step, vector, rows)
                 return loop(builder, INDEX(0), depth, sums, step)
 
-            sums = loop(builder, INDEX(0), blocks, [load(builder, place, vector) for place in c_rows], block)
-            for place, total in zip(c_rows, sums, strict=True):
-                store(builder, total, place)
+            zeros = [ir.Constant(vector, [0.0] * vector.count)] * rows
+            _add_to(builder, c_rows, loop(builder, INDEX(0), blocks, zeros, block))
 
         _by_size(builder, columns, (whole.count // 2, whole.count), product)
         return context.get_dummy_value()
@@ -137,22 +152,9 @@ def _rows(builder: ir.IRBuilder, start: ir.Value, apart: ir.Value, rows: int) ->
     return [builder.gep(start, [builder.mul(apart, INDEX(m))]) for m in range(rows)]
 
 
-def _read_if(
-    builder: ir.IRBuilder, condition: ir.Value, places: list[ir.Value], vector: ir.VectorType
-) -> list[ir.Value]:
-    """What the places hold if `condition`, else zeros."""
-    before, reading = builder.block, builder.append_basic_block("reading")
-    ready = builder.append_basic_block("ready")
-    builder.cbranch(condition, reading, ready)
-    builder.position_at_end(reading)
-    old = [load(builder, place, vector) for place in places]
-    builder.branch(ready)
-    builder.position_at_end(ready)
-    values = [builder.phi(vector) for _ in places]
-    for value, there in zip(values, old, strict=True):
-        value.add_incoming(ir.Constant(vector, [0.0] * vector.count), before)
-        value.add_incoming(there, reading)
-    return values
+def _add_to(builder: ir.IRBuilder, places: list[ir.Value], values: list[ir.Value]) -> None:
+    for place, value in zip(places, values, strict=True):
+        store(builder, builder.fadd(load(builder, place, value.type), value), place)
 
 
 def _step(
@@ -174,6 +176,7 @@ def _step(
     return step
 
 
+short_product = jit(short_product, fastmath=EXACT, inner=True)
 packed_product, lane_product = (
     jit(packed_product, fastmath=EXACT, inner=True),
     jit(lane_product, fastmath=EXACT, inner=True),

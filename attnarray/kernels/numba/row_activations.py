@@ -12,9 +12,8 @@ import numpy as np
 from numpy.polynomial import Chebyshev, Polynomial
 
 from attnarray.kernels.numba import row_arrays as ra
-from attnarray.kernels.numba.exponential import TAYLOR
 from attnarray.kernels.numba.jit import EXACT, jit
-from attnarray.kernels.numba.lanes import LOG2_E, Lanes, absolute, exp, multiply_add, polynomial, where
+from attnarray.kernels.numba.lanes import LOG2_E, TAYLOR, Lanes, absolute, exp, multiply_add, polynomial, where
 from attnarray.kernels.numba.memory import ahead
 from attnarray.kernels.numba.normal_distribution import normal_distribution
 from attnarray.kernels.numba.rows import Row, place, row_pass

@@ -1,7 +1,7 @@
 """The gradient of the embedding: rows are added, in their order, to the rows that their indices name.
 
 Reference: ops/embedding.py. Parallel over the columns, so that no two threads add to one number and the sums do not
-depend on how many threads there are. Scratch: none.
+depend on how many threads there are. Scratch: where an index is frequent, what row_sums.py says.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from attnarray.kernels import Declined
 from attnarray.kernels.numba import row_arrays as ra
+from attnarray.kernels.numba import row_sums
 from attnarray.kernels.numba.jit import EXACT, jit
 from attnarray.kernels.numba.lanes import Lanes
 from attnarray.kernels.numba.memory import ahead
+from attnarray.kernels.numba.row_sums import addresses, beside, move_marked, past_mark, together
 from attnarray.kernels.numba.rows import Row, place, row_pass
 from attnarray.kernels.numba.threads import split_rows
 
@@ -26,20 +27,20 @@ def embedding_backward(dout: Any, indices: Any, size: int) -> Any:
     """See the reference."""
     real = ra.computed_in(dout)
     rows, places = ra.rows_along(dout, dout.ndim - 1, real), ra.flat(indices, np.dtype(np.int64))
-    if places.size and not 0 <= places.min() <= places.max() < size:  # they may have changed since they were checked
-        raise Declined(f"an index is not from 0 to {size - 1}")
     width = dout.shape[-1]
     sums = np.zeros((size, width), real)
+    long = beside(places, size, sums, "an index")
     split_rows(
         add_rows, -(-width // COLUMNS), ra.nanoseconds(dout.size, EACH, real), width, places.size, places.ctypes.data,
-        rows.address, rows.apart, sums.ctypes.data, real.type(0),
+        rows.address, rows.apart, sums.ctypes.data, *addresses(long), real.type(0),
     )  # fmt: skip
-    return sums.astype(dout.dtype, copy=False)
+    return together(sums, long).astype(dout.dtype, copy=False)
 
 
 def warmup(dtype: str) -> None:
-    """Compile the kernel for one dtype."""
-    add_rows(0, 0, 0, 0, 0, 0, 0, 0, np.dtype(dtype).type(0))
+    """Compile the kernels for one dtype."""
+    row_sums.warmup()
+    add_rows(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, np.dtype(dtype).type(0))
 
 
 @row_pass(vectors=2)
@@ -48,14 +49,20 @@ def add(x: Row, total: Row) -> dict[str, Lanes]:
 
 
 def add_rows(
-    first: int, past: int, width: int, count: int, places: int, rows: int, apart: int, sums: int, like: Any
+    first: int, past: int, width: int, count: int, places: int, rows: int, apart: int, sums: int, marks: int,
+    beside: int, like: Any,
 ) -> None:  # fmt: skip
     """`first` and `past` count groups of columns."""
     start = first * COLUMNS
     columns = min(past * COLUMNS, width) - start
-    for n in range(count):
-        row = ahead(place(like, rows + n * apart), start)
-        add(columns, row, ahead(place(like, sums), place(count, places)[n] * width + start))
+    begin = 0
+    while begin < count:
+        end, at = past_mark(begin, count, marks), start
+        for n in range(begin, end):
+            at = place(count, places)[n] * width + start
+            add(columns, ahead(place(like, rows + n * apart), start), ahead(place(like, sums), at))
+        move_marked(end - 1, columns, place(like, sums), at, marks, beside)
+        begin = end
 
 
 add_rows = jit(add_rows, fastmath=EXACT)

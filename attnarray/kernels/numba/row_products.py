@@ -18,6 +18,7 @@ from attnarray.kernels.numba.panel import INDEX, halved, load, loop, splat, stor
 from attnarray.kernels.numba.turning import woven
 
 AT_ONCE = 8  # sums, so that none waits for the one before
+LONGEST = 256  # rows that are summed in registers before they are added to the total
 
 
 def row_lanes(array: Any) -> int:
@@ -74,7 +75,7 @@ def dot_rows(_context: Any, count: Any, n: Any, query: Any, rows: Any, apart: An
 
 @intrinsic
 def add_weighted_rows(_context: Any, count: Any, n: Any, weights: Any, rows: Any, apart: Any, total: Any) -> Any:
-    """total += sum_j weights[j] rows[j] over j < count."""
+    """total += sum_j weights[j] rows[j] over j < count, in parts of `LONGEST` rows."""
     signature = types.void(types.intp, types.intp, weights, rows, types.intp, total)
 
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
@@ -88,6 +89,7 @@ def add_weighted_rows(_context: Any, count: Any, n: Any, weights: Any, rows: Any
                 at = builder.mul(block, INDEX(vectors * vector.count))
                 offsets = [builder.add(at, INDEX(m * vector.count)) for m in range(vectors)]
                 targets = [builder.gep(place, [offset]) for offset in offsets]
+                zeros = [ir.Constant(vector, [0.0] * vector.count)] * vectors
 
                 def add(j: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
                     weight = Lanes(builder, splat(builder, builder.load(builder.gep(weights, [j])), vector))
@@ -96,9 +98,16 @@ def add_weighted_rows(_context: Any, count: Any, n: Any, weights: Any, rows: Any
                     totals = [Lanes(builder, there) for there in sums]
                     return [multiply_add(number, weight, t).value for number, t in zip(numbers, totals, strict=True)]
 
-                sums = loop(builder, INDEX(0), count, [load(builder, target, vector) for target in targets], add)
-                for target, value in zip(targets, sums, strict=True):
-                    store(builder, value, target)
+                def add_some(part: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+                    first = builder.mul(part, INDEX(LONGEST))
+                    past = builder.add(first, INDEX(LONGEST))
+                    past = builder.select(builder.icmp_signed("<", past, count), past, count)
+                    for target, value in zip(targets, loop(builder, first, past, zeros, add), strict=True):
+                        store(builder, builder.fadd(load(builder, target, vector), value), target)
+                    return []
+
+                parts = builder.sdiv(builder.add(count, INDEX(LONGEST - 1)), INDEX(LONGEST))
+                loop(builder, INDEX(0), parts, [], add_some)
                 return []
 
             return compute

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from attnarray.kernels.numba.eights import EIGHT, eight_pass, widened
+from attnarray.kernels.numba.eights import EIGHT, eight_pass
 from attnarray.kernels.numba.jit import EXACT, jit
-from attnarray.kernels.numba.lanes import Lanes, exp, maximum, where
+from attnarray.kernels.numba.lanes import Lanes, exp, in_type, maximum, where
 from attnarray.kernels.numba.memory import ahead
 from attnarray.kernels.numba.rows import Row, Scalar, place, row_pass
 
@@ -46,7 +46,7 @@ def raise_eight(total: Lanes, x: Lanes) -> dict[str, Lanes]:
 
 @eight_pass
 def add_eight(total: Lanes, x: Lanes) -> dict[str, Lanes]:
-    return {"total": total + widened(x, total)}
+    return {"total": total + in_type(x, total)}
 
 
 @eight_pass

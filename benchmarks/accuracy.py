@@ -1,0 +1,125 @@
+"""How exact the float32 kernels are on long sums, beside the array code and the same calls in float64.
+
+    python -m benchmarks.accuracy [--sizes 64 1024 4096] [--only sdpa] [--mean 0 1] [--output NAME]
+
+Every case is called at growing numbers of keys, queries, rows, tokens or edges. For each result the table has the
+root mean square and the maximum of the error of the array code (`use_kernels("reference")`), in roundings of the
+largest number of the result, and beside it how many times as large the error of the kernels is. Small sizes are drawn
+several times and taken together. `--output NAME` writes results/NAME-accuracy.json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from attnarray import use_kernels
+from benchmarks.accuracy_cases import CASES, Arrays, Case, Numbers, Results
+
+SIZES = (64, 1024, 4096, 16384, 65536)
+RESULTS = Path(__file__).parent / "results"
+DRAWS, LARGE = 16, 2**14  # as many draws as rows in all, about
+EPS = 2.0**-24  # half the distance of 1 to the next float32: the most that one rounding is off by
+MOST = 2.0  # times the error of the array code
+# Roundings of the largest number besides: what goes into a sum and comes out of it is rounded as well, and which of few
+# numbers is off most is a matter of luck.
+BESIDES, BESIDES_LARGEST = 1.0, 8.0
+
+
+class Row(NamedTuple):
+    """The errors of a result in roundings: of the array code, and how many times as large those of the kernels are."""
+
+    case: str
+    mean: float
+    size: int
+    result: str
+    rms: float
+    rms_ratio: float
+    largest: float
+    largest_ratio: float
+
+    @property
+    def is_right(self) -> bool:
+        """No more than twice the error of the array code, and some roundings."""
+        pairs = (self.rms, self.rms_ratio, BESIDES), (self.largest, self.largest_ratio, BESIDES_LARGEST)
+        return all(error * ratio <= MOST * error + besides for error, ratio, besides in pairs)
+
+
+def in_dtype(arrays: Arrays, dtype: Any) -> Arrays:
+    """Copies, with floats in `dtype`."""
+    return {name: x.astype(dtype) if x.dtype.kind == "f" else x.copy() for name, x in arrays.items()}
+
+
+def measured(case: Case, size: int, mean: float, draws: int | None = None) -> Iterator[Row]:
+    """All results of a case at a size."""
+    draws = draws or max(1, min(DRAWS, LARGE // size))
+    drawn = [errors(case, size, Numbers(mean, draw)) for draw in range(draws)]
+    for name in drawn[0]:
+        taken = np.concatenate([some[name] for some in drawn], axis=1)
+        rms, largest = (x.tolist() for x in (np.sqrt(np.mean(taken**2, axis=1)), np.max(taken, axis=1)))
+        ratios = [found / reference if reference else float(found > 0) for reference, found in (rms, largest)]
+        yield Row(case.name, mean, size, name, rms[0], ratios[0], largest[0], ratios[1])
+
+
+def errors(case: Case, size: int, some: Numbers) -> Results:
+    """Of each result, those of the array code and those of the kernels: (2, numbers)."""
+    arrays = in_dtype(case.arrays(size, some), np.float32)
+    exact = case.call(**in_dtype(arrays, np.float64))
+    found = case.call(**in_dtype(arrays, np.float32))
+    with use_kernels("reference"):
+        reference = case.call(**in_dtype(arrays, np.float32))
+    differences = {}
+    for name, right in exact.items():
+        scale = EPS * max(float(np.max(np.abs(right), initial=0.0)), 1e-30)
+        off = [np.abs(np.asarray(results[name], np.float64) - right) / scale for results in (reference, found)]
+        differences[name] = np.stack(off).reshape(2, -1)
+    return differences
+
+
+def report(rows: list[Row]) -> str:
+    """A table in Markdown."""
+    lines = [
+        "| case | mean | size | result | rms, array code | kernels | largest, array code | kernels |  |",
+        "|---|---:|---:|---|---:|---:|---:|---:|---|",
+    ]
+    for row in rows:
+        fault = "" if row.is_right else "more than twice"
+        lines.append(
+            f"| {row.case} | {row.mean:g} | {row.size} | {row.result} | {row.rms:.3g} | {row.rms_ratio:.2f} | "
+            f"{row.largest:.3g} | {row.largest_ratio:.2f} | {fault} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Measure all cases, print the table, and write it where asked; 1 if a kernel is less exact than it should be."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--mean", type=float, nargs="+", default=(0.0, 1.0), help="of values and cotangents")
+    parser.add_argument("--only", nargs="+", default=("",), help="cases whose names have one of these in them")
+    parser.add_argument("--output", help="write results/NAME-accuracy.json and .md")
+    options = parser.parse_args()
+    rows = []
+    for case in CASES:
+        for mean in options.mean if any(part in case.name for part in options.only) else ():
+            print(f"{case.name}, mean {mean:g} ...", file=sys.stderr, flush=True)
+            for size in options.sizes:
+                rows += measured(case, size, mean) if size <= case.most else ()
+    print(report(rows))
+    if options.output:
+        path = RESULTS / f"{options.output}-accuracy.json"
+        machine = {"machine": platform.processor() or platform.machine(), "numpy": np.__version__}
+        path.write_text(json.dumps({**machine, "rows": [row._asdict() for row in rows]}, indent=1) + "\n")
+        path.with_suffix(".md").write_text("# Accuracy of the float32 kernels\n\n" + report(rows))
+    return 0 if all(row.is_right for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
