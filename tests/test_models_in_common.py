@@ -155,7 +155,7 @@ def test_tokens_out_of_range(name: str, which: str) -> None:
         tokens[2, 3] = wrong
         given = tuple({**inputs, which: tokens}.values())
         for call in (model, model.fwd):
-            says(ValueError, f"holds {wrong} at position (2, 3), expected 0 to {count - 1}",
+            says(ValueError, f"`{which}` holds {wrong} at position (2, 3), expected 0 to {count - 1} (the vocabulary",
                  lambda call=call, given=given: call(params, *given))  # fmt: skip
 
 

@@ -194,6 +194,8 @@ def test_bad_input_is_named() -> None:
         (ValueError, "`cell` is 'rnn', expected one of 'gru', 'lstm'.", lambda: model_of(attention, cell="rnn")),
         (ValueError, "`source_lengths` has shape (2,), expected (3,): how much there is of each",
          lambda: model(params, SOURCE, TARGET, source_lengths=[1, 2])),
+        (ValueError, "`target` has shape (1, 4), expected as many sequences as `source` (3, 5) has.",
+         lambda: model(params, SOURCE, TARGET[:1])),
         (ValueError, "`target` has shape (3, 0), expected at least one position",
          lambda: model(params, SOURCE, TARGET[:, :0])),
         (ValueError, "`params.decoder` lacks 'attention'",

@@ -14,7 +14,7 @@ from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
 from attnarray.magnitude import sum_of
 from attnarray.ops.dropout import DropoutContext, dropout_bwd, dropout_fwd
-from attnarray.ops.embedding import EmbeddingContext
+from attnarray.ops.embedding import EmbeddingContext, check_range
 from attnarray.ops.positions import sinusoidal
 from attnarray.random import Philox
 
@@ -73,6 +73,7 @@ class TokenEmbedding(Layer):
         checks.integer(self.name, tokens)
         if tokens.ndim != 2:
             raise ValueError(f"`{self.name}` has shape {tuple(tokens.shape)}, expected two axes: (B, T).")
+        check_range(self.name, tokens, self.vocabulary, "the vocabulary")
         past = first + tokens.shape[1]
         if past > self.longest and self.positions != "none":
             raise ValueError(

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from attnarray import checks
 from attnarray.backend import Array, namespace_of
 from attnarray.layers.cache import KVCache
+from attnarray.ops.embedding import check_range
 
 
 class GptCache(NamedTuple):
@@ -33,6 +34,7 @@ class GptCache(NamedTuple):
     def rows(self, rows: Array) -> GptCache:
         """A cache of its own of the sequences numbered `rows` (N,), in this order, some more than once if wanted."""
         xp, rows = namespace_of(self.blocks[0].key), checks.integer("rows", rows)
+        check_range("rows", rows, self.batch, "the sequences of the cache")
         blocks = [
             block._replace(key=xp.take(block.key, rows, axis=0), value=xp.take(block.value, rows, axis=0))
             for block in self.blocks

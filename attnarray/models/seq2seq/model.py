@@ -215,6 +215,11 @@ class Seq2Seq(Layer):
         y, of_target = parts["target"].fwd(params["target"], target, rngs[1])  # (B, T, dim)
         if not target.shape[1]:
             raise ValueError(f"`target` has shape {tuple(target.shape)}, expected at least one position: (B, T).")
+        if target.shape[0] != source.shape[0]:
+            raise ValueError(
+                f"`target` has shape {tuple(target.shape)}, expected as many sequences as `source` "
+                f"{tuple(source.shape)} has."
+            )
         states, of_decoder = parts["decoder"].fwd(params["decoder"], y, state, rngs[2])
         states, of_dropout = dropout_fwd(states, self.dropout if rng else 0.0, rng=rngs[3])
         logits, of_logits = parts["logits"].fwd(params["logits"], states)
