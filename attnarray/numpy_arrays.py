@@ -25,10 +25,16 @@ def check_plain(value: Any, name: str = "") -> None:
 
 def plain(data: Any) -> np.ndarray:
     """Numbers, lists of them and arrays of any subclass as an array of NumPy; one with a mask would lose that."""
-    for part in data if isinstance(data, list | tuple) else (data,):
-        if isinstance(part, np.ma.MaskedArray):
-            check_plain(part)
+    _refuse_masked(data)
     return np.asarray(data)
+
+
+def _refuse_masked(data: Any) -> None:
+    if isinstance(data, np.ma.MaskedArray):
+        check_plain(data)
+    elif isinstance(data, list | tuple):
+        for part in data:
+            _refuse_masked(part)
 
 
 def read_only(array: Any) -> Any:

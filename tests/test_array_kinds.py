@@ -130,6 +130,7 @@ def test_a_mask_is_never_lost_in_a_conversion(tmp_path: Path) -> None:
     for call in (
         lambda: aa.asarray(masked(X)),
         lambda: aa.asarray([masked(WEIGHT), masked(WEIGHT)]),
+        lambda: aa.asarray([[WEIGHT], (masked(WEIGHT),)]),
         lambda: aa.to_numpy(masked(X)),
         lambda: aa.scaled_dot_product_attention(X, X, X, kv_lengths=[masked(np.array(2)), 3]),
         lambda: checkpoints.save_state(tmp_path / "state.safetensors", {"weight": masked(WEIGHT)}),

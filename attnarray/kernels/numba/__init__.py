@@ -6,6 +6,8 @@ import contextlib
 import functools
 import importlib
 import os
+import sys
+import threading
 from collections.abc import Iterator
 
 from attnarray.kernels import compiling
@@ -16,6 +18,18 @@ def unavailable() -> str:
     """Why no Numba kernel can be used here; empty when they can."""
     if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
         return "NUMBA_DISABLE_JIT is set"
+    # Numba cannot be imported again after an exception (Ctrl-C) has cut its import short, so no exception may.
+    found: list[str] = []
+    thread = threading.Thread(target=lambda: found.append(_import_numba()), daemon=True)
+    if not sys.is_finalizing():
+        with contextlib.suppress(RuntimeError):  # no thread can be started
+            thread.start()
+            thread.join()
+    return found[0] if found else _import_numba()
+
+
+def _import_numba() -> str:
+    """Import it; why that is not possible."""
     try:
         importlib.import_module("numba")
     except ImportError as error:  # also when it is there but does not know this version of NumPy

@@ -137,3 +137,9 @@ def _seconds(spin: Callable[[int, int], int], looks: int) -> float:
 forget_teams = functools.partial(ctypes.memset, SHARED + code.TEAMS, 0, 8)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=forget_teams)
+    # A child would wait for ever for a thread that compiles, which it does not have.
+    os.register_at_fork(
+        before=global_compiler_lock.acquire,
+        after_in_parent=global_compiler_lock.release,
+        after_in_child=global_compiler_lock.release,
+    )
