@@ -50,7 +50,7 @@ def sum_of(array: Array, axis: int | tuple[int, ...]) -> Array:
     """The sum over axes, in float32 for 16-bit types: a sum of ones in bfloat16 would stop at 256."""
     xp = namespace_of(array)
     wide = xp.astype(array, accumulator_dtype(xp, array.dtype), copy=False)
-    return xp.astype(xp.sum(wide, axis=axis), array.dtype, copy=False)
+    return xp.astype(xp.asarray(xp.sum(wide, axis=axis)), array.dtype, copy=False)
 
 
 def shrink_of(x: Array) -> Array | None:

@@ -147,6 +147,7 @@ NUMBERS: dict[str, Callable[[Given, Any], Any]] = {
     ),
     "the states of adamw": lambda a, n: two_steps("adamw", a, lr=n, betas=(n, n), eps=n, weight_decay=n),
     "the states of sgd": lambda a, n: two_steps("sgd", a, lr=n, momentum=n, weight_decay=n),
+    "warmup_cosine": lambda a, n: np.array(optim.warmup_cosine(3, peak=n * 512 * 256, warmup=9, total=10, floor=n)),
     "clip_by_global_norm": lambda a, n: optim.clip_by_global_norm(a, n),
     "gradcheck": lambda a, n: gradcheck_error(aa.linear, a["x"], a["w"], step=n, tolerance=n),
     "an option of what is checked": lambda a, n: gradcheck_error(
@@ -179,3 +180,8 @@ def test_numbers_may_be_scalars_of_numpy(name: str, scalar: Any, kernels: str) -
         for (path, a), (_, b) in zip(expected, found, strict=True):
             assert np.asarray(a).dtype == np.asarray(b).dtype, path
             np.testing.assert_array_equal(a, b)
+
+
+def test_the_count_of_steps_does_not_wrap() -> None:
+    state = optim.adamw_init({"a": WIDE["v"]})._replace(step=np.int8(127))
+    assert optim.adamw({"a": WIDE["v"]}, {"a": WIDE["v"]}, state, lr=0.1)[1].step == 128

@@ -43,5 +43,5 @@ def wide(x: Array) -> Array:
 
 
 def narrow(x: Array | None, like: Array) -> Any:
-    """A result, or None, in the dtype of the argument `like`."""
-    return None if x is None else namespace_of(x).astype(x, like.dtype, copy=False)
+    """A result, or None, as an array in the dtype of the argument `like`: NumPy makes scalars of 0-d arrays."""
+    return None if x is None else namespace_of(x).astype(namespace_of(x).asarray(x), like.dtype, copy=False)

@@ -40,7 +40,7 @@ def entmax(x: Array, axis: int = -1, *, alpha: float = ENTMAX, mask: Array | Non
     alpha : float
         Above 1, where softmax is the limit, to 10; 2 is sparsemax. For 1.5 and 2 the threshold is found in closed form
         and kernels serve NumPy arrays; for others by bisection. Above 2 the map is so steep at the edge of the support
-        that roundings of x show.
+        that roundings of x show; below 1.1 roundings are multiplied by about 1 / (alpha - 1).
     mask : bool, broadcastable to x, optional
         True where an entry exists. Entries that do not exist get 0, whatever x holds there; rows without any are 0.
 

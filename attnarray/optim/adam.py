@@ -102,7 +102,7 @@ def adamw(
     check_decays(**{"betas[0]": betas[0], "betas[1]": betas[1]})
     eps = checks.positive("eps", eps)
     beta1, beta2, lr, weight_decay = map(float, (*betas, lr, weight_decay))  # NumPy's would change dtypes
-    step = state.step + 1
+    step = int(state.step) + 1
     root = math.sqrt(1 - beta2**step)
     scale = root / (1 - beta1**step)  # both corrections on one number instead of two arrays; eps is scaled to match
 

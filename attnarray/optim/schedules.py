@@ -45,6 +45,7 @@ def warmup_cosine(step: int, *, peak: float, warmup: int, total: int, floor: flo
         raise ValueError(f"`floor` is {floor!r} and `peak` is {peak!r}, expected finite rates with 0 <= floor <= peak.")
     if not step >= 0:
         raise ValueError(f"`step` is {step!r}, expected 0 or above.")
+    peak, floor = float(peak), float(floor)  # a narrow one of NumPy may overflow
     if step < warmup:
         return peak * step / warmup
     share = 0.5 + 0.5 * math.cos(math.pi * min((step - warmup) / (total - warmup), 1.0))
