@@ -186,7 +186,7 @@ def error_bound(call: Call, exact_arguments: Arrays, v: Variant, expected: Resul
         for results in runs:
             for path, (distance, scale) in distances(results, expected).items():
                 # Differences of equal numbers leave roundings of the cotangent, which is about 1.
-                bound[path] = max(bound[path], 4.0 * distance + EPS[v.dtype] * (8 * scale + 64))
+                bound[path] = max(bound[path], 4.0 * distance + EPS[v.dtype] * (8 * scale + 160))
     return bound
 
 
