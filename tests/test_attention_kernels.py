@@ -96,7 +96,7 @@ def test_random_options(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("tiles", [None, (2, 2)], ids=["normal tiles", "small tiles"])
 @pytest.mark.parametrize(
     ("queries", "keys", "group", "offset", "first_key"),
-    [(37, 70, 3, 0, 0), (20, 300, 1, np.array([-7, 2**31 - 9]), 3), (70, 33, 2, 5, 2**20 + 2), (1, 130, 2, 129, 0)],
+    [(37, 70, 3, 0, 0), (20, 300, 1, np.array([-7, 2**30 - 9]), 3), (70, 33, 2, 5, 2**20 + 2), (1, 130, 2, 129, 0)],
 )
 def test_the_same_weights_are_dropped(
     queries: int, keys: int, group: int, offset: Any, first_key: int, tiles: Any, dtype: str,

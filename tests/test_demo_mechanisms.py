@@ -207,7 +207,7 @@ WRONG = {
     "both": (["--attention", "additive", "--all"], "argument --all: not allowed with argument --attention"),
     "default and all": (["--all", "--attention", ATTENTIONS[0]], "argument --attention: not allowed with argument"),
     "all dates": (["--all", "--dates", "80000"], "one per date"),
-    "no folder": (["--all", "--picture", "/nowhere/at/all.png"], "expected a file in a folder that exists"),
+    "no folder": (["--all", "--picture", "/nowhere/at/all.png"], "cannot be written: its folder does not exist"),
 }
 
 

@@ -102,8 +102,10 @@ def test_every_library_trains_alike(program: Any, other: Library, tmp_path: Path
             assert one == two, where
             continue
         one, two = (np.asarray(aa.to_numpy(x) if backend.library_of(x) == other.name else x) for x in (one, two))
-        # float32 with sums in another order, over a few steps of Adam, which takes the sign of gradients near 0
-        np.testing.assert_allclose(two, one, rtol=2e-3, atol=2e-3, err_msg=where)
+        # float32 with sums in another order, over a few steps of Adam, which takes the sign of gradients near 0: a few
+        # entries differ by a whole step, so all are compared together.
+        assert two.shape == one.shape, where
+        assert np.linalg.norm(two - one) <= 2e-3 * (np.linalg.norm(one) + np.sqrt(one.size)), where
 
 
 @pytest.mark.parametrize("program", PROGRAMS, indirect=True)

@@ -271,14 +271,6 @@ def test_public_functions_run_on_the_kernels(function: str) -> None:
     assert [choice.kernel for choice in aa.explain(pullback, dout).choices] == ["numba"]
 
 
-def test_arrays_with_rules_of_their_own_go_to_the_reference() -> None:
-    x = np.ma.masked_array([[1.0, 2.0, 3.0]], [[False, True, False]])
-    for function in (aa.softmax, aa.layer_norm, aa.gelu):
-        (choice,) = aa.explain(function, x).choices
-        assert (choice.kernel, choice.reason) == ("reference", "MaskedArray: plain NumPy arrays only")
-    assert np.ma.isMaskedArray(aa.softmax(x))
-
-
 def test_a_mapped_file_is_a_plain_array(tmp_path: Path) -> None:
     x = np.memmap(tmp_path / "x", np.float32, "w+", shape=(3, 70))
     x[:] = np.random.default_rng(4).standard_normal(x.shape)
