@@ -87,14 +87,28 @@ def assert_as_exact_as_float32(found: dict[str, np.ndarray], call: Call) -> None
 
 
 def errors_beside_float32(found: dict[str, np.ndarray], call: Call) -> dict[str, float]:
-    """The errors of results, as multiples of those that the reference makes in float32: roots of mean squares."""
+    """The errors of results, as multiples of those that the reference makes in float32: roots of mean squares.
+
+    The lse shows how its dot products were rounded, and BLAS adds those up in another order, with or without fused
+    multiply-adds, on each processor. So its error is beside that of dot products added up one number after the other.
+    """
     q, k, v, scoring = arguments_of(call)
     with aa.use_kernels("reference"):
         out, lse = core.attend(q, k, v, scoring)
         grads = core.attend_backward(call["dout"], None, q, k, v, out, lse, scoring)
+        _, lse = core.weigh(_running_dot_products(q, k), v, scoring)
     plain = {"out": out, "lse": lse, **dict(zip(NAMES, grads, strict=True))}
     truth = truth_of(call)
     return {name: float(_rms(found[name] - exact) / _rms(plain[name] - exact)) for name, exact in truth.items()}
+
+
+def _running_dot_products(q: np.ndarray, k: np.ndarray) -> np.ndarray:
+    """Of each query with each key of its head, the same on each processor."""
+    k = np.repeat(k, q.shape[1] // k.shape[1], axis=1)
+    dots = np.zeros((*q.shape[:3], k.shape[2]), q.dtype)
+    for d in range(q.shape[3]):
+        dots += q[..., d, None] * k[..., None, :, d]
+    return dots
 
 
 def _rms(x: np.ndarray) -> Any:

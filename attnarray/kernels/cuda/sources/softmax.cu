@@ -153,10 +153,9 @@ inline void differentiate_wide(Global<const Stored> dout, Global<const Stored> o
         dys.fetch(c, dout + next, c * WIDE, next_width);
       }
       ys.take(c, c * WIDE < here, y, hidden);
-      UNROLL for (int e = 0; e < C; e++) {
-        if (y[e] == hidden) dy[c + e] = 0;
-        total += LOGARITHM ? dy[c + e] : y[e] * dy[c + e];
-      }
+      // A zero in dy instead would take more registers than there are; the second loop does not use dy there either.
+      UNROLL for (int e = 0; e < C; e++)
+        if (y[e] != hidden) total += LOGARITHM ? dy[c + e] : y[e] * dy[c + e];
     }
     commit_copies();
     total = sum_of(total, turn++);
