@@ -185,8 +185,8 @@ def error_bound(call: Call, exact_arguments: Arrays, v: Variant, expected: Resul
                 runs.append(plain(call, rounded(near if n else exact_arguments, v.dtype), v.dtype, seed))
         for results in runs:
             for path, (distance, scale) in distances(results, expected).items():
-                # Differences of equal numbers leave roundings of the cotangent, which is about 1. In float64 kernels add up
-                # thousands of numbers one by one, and what is expected is rounded as well.
+                # Differences of equal numbers leave roundings of the cotangent, which is about 1. In float64 kernels
+                # add up thousands of numbers one by one, and what is expected is rounded as well.
                 relative = 2000 if v.dtype == "float64" else 8
                 bound[path] = max(bound[path], 4.0 * distance + EPS[v.dtype] * (relative * scale + 160))
     return bound
