@@ -134,5 +134,6 @@ def fold(text: str, width: int) -> list[str]:
 
 
 def paragraphs(text: str, width: int) -> list[str]:
-    """Each line of the text, wrapped."""
-    return [line for each in text.splitlines() for line in textwrap.wrap(each, width, break_on_hyphens=False) or [""]]
+    """Each line of the text, wrapped between words: a path that is longer than a line stays whole, to be copied."""
+    wrapper = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
+    return [line for each in text.splitlines() for line in wrapper.wrap(each) or [""]]

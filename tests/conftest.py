@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import HealthCheck, settings
 from libraries import LIBRARIES, Library, marks_of
 
 from attnarray import console
+
+# pytest imports readline, which sets the width of a terminal for this process's children: for workers of pytest-xdist
+# and for the commands that tests start. What they print is captured, and so has no limit unless a test sets one.
+for _name in ("COLUMNS", "LINES"):
+    os.environ.pop(_name, None)
+    os.unsetenv(_name)  # readline sets it behind os.environ
 
 # The same examples in every run, so that a red test is red for everybody; nothing depends on time, as machines differ.
 settings.register_profile(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -14,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DISTRIBUTIONS = {"babel": "Babel", "sklearn": "scikit-learn"}
 OF_MODULES = {"attnarray.checkpoints": {"safetensors"}, "attnarray.demo.dates": {"Babel"}}  # what these parts import
+ALONE = "attnarray.checkpoints.replacing"  # a module of such a part that works without what the part needs
 OPTIONAL = {"array_api_strict", "cupy", "keras", "torch"}  # used where they are installed
 
 
@@ -36,6 +38,7 @@ def imported(path: Path) -> set[str]:
 def needed(paths: list[Path]) -> set[str]:
     """The distributions, other than attnarray's own dependencies, that files import."""
     modules = set().union(*(imported(path) for path in paths))
+    modules = {module for module in modules if not f"{module}.".startswith(f"{ALONE}.")}
     beside = {path.stem for path in paths}
     roots = {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names) - beside - {"attnarray"}
     found = {DISTRIBUTIONS.get(root, root) for root in roots}
@@ -62,6 +65,20 @@ def test_an_extra_lists_what_is_imported(extra: str) -> None:
     found = needed(paths)
     assert found  # else nothing was read
     assert found <= names(PROJECT["optional-dependencies"][extra])
+
+
+def test_a_file_is_replaced_without_safetensors(tmp_path: Path) -> None:
+    code = f"""
+import pathlib, sys
+sys.modules["safetensors"] = None  # as if it were not installed
+from {ALONE} import replacing
+with replacing(pathlib.Path(sys.argv[1])) as new:
+    new.write([b"new"])
+    new.commit()
+"""
+    path = tmp_path / "file"
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, cwd=ROOT)
+    assert path.read_bytes() == b"new"
 
 
 def test_an_example_says_what_it_needs() -> None:

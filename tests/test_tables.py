@@ -14,7 +14,7 @@ from bench_runs import made_run, row
 from attnarray import check, check_report, cli
 from attnarray.bench import results
 from attnarray.demo import comparison
-from attnarray.tables import Cell, flow, fold, layout
+from attnarray.tables import Cell, flow, fold, layout, paragraphs
 
 NUMBER = re.compile(r"(?<![\w.])\d+(?:[.,]\d+)*(?:e[+-]?\d+)?(?![\w.,])")
 WIDTHS = (40, 60, 80, 120)
@@ -155,3 +155,8 @@ def test_the_table_of_all_mechanisms_at_any_width(monkeypatch: pytest.MonkeyPatc
     assert "11,234" in wide
     for printed in narrow:
         assert numbers(printed) == numbers(wide)
+
+
+def test_a_path_longer_than_a_line_stays_whole() -> None:
+    path = "/a/folder/whose/name/is/longer/than/the/line/run-1.json"
+    assert paragraphs(f"The run is in {path} now.", 24) == ["The run is in", path, "now."]
