@@ -24,7 +24,7 @@ UNLIMITED = 10_000  # the width where the output is no terminal and COLUMNS is n
 NARROWEST = 24  # a terminal that says it is narrower is not believed
 EVERY = 5.0  # seconds between two lines that say where a command is
 BEAT = 1.0  # seconds between two looks at the clock
-COMPILING = "Compiling kernels for this machine, once (one or two minutes for all of them) ..."
+COMPILING = "Compiling kernels for this machine, once ..."
 NOT_KEPT = "Compiling kernels in this process, as no folder for their cache can be written (see attnarray info) ..."
 
 

@@ -50,7 +50,7 @@ def load_pretrained(
         With a `pretrained` that says how such models are published.
     """
     pretrained, folder = _pretrained("kind", kind, "kind, folder"), _folder(folder)
-    beginnings = _beginnings_of(ignore)
+    beginnings = _prefixes(ignore)
     if dtype is not None and dtype_name(dtype) not in FLOATS:
         raise ValueError(f"`dtype` is {shown(dtype)}, expected one of {', '.join(map(repr, FLOATS))}.")
     with ExitStack() as stack:
@@ -142,7 +142,7 @@ def _folder(folder: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _beginnings_of(ignore: Any) -> tuple[str, ...]:
+def _prefixes(ignore: Any) -> tuple[str, ...]:
     """The beginnings of names to ignore: one text or several, none of them empty, as all names begin with nothing."""
     beginnings = (ignore,) if isinstance(ignore, str) else tuple(ignore) if isinstance(ignore, Iterable) else (None,)
     if not all(isinstance(beginning, str) and beginning for beginning in beginnings):
