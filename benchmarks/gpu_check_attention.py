@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
@@ -15,7 +14,6 @@ from attnarray.attention.scoring import Scoring
 from attnarray.kernels.cuda import attention as kernels
 from attnarray.kernels.cuda import loader
 from attnarray.kernels.cuda.attention_plan import HOPPER
-from benchmarks.gpu_check import ROOT
 from benchmarks.gpu_check_machine import AHEAD, copy_bandwidth, milliseconds, products_per_second
 
 ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -41,9 +39,8 @@ LONG = ((512, 64), (4096, 64), (4096, 128))  # keys and dims
 
 def _float32_errors(keys: int, dim: int, warpgroups: str) -> dict[str, Any]:
     """Errors of kernels, as multiples of those that the reference makes in float32 on the host."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    from kernel_calls import Sizes, call_of, in_dtype
-    from tensor_core_calls import errors_beside_float32, run
+    from tests.support.kernel_calls import Sizes, call_of, in_dtype
+    from tests.support.tensor_core_calls import errors_beside_float32, run
 
     cupy, call = loader.cupy(), in_dtype(call_of(Sizes(512, keys, dim, dim, 1, 1, 1)), "float32")
     with mock.patch.dict(os.environ, ATTNARRAY_WARPGROUPS=warpgroups):
@@ -52,9 +49,8 @@ def _float32_errors(keys: int, dim: int, warpgroups: str) -> dict[str, Any]:
 
 
 def _share_of_cases(first: int, workers: int) -> tuple[int, list[str]]:
-    sys.path.insert(0, str(ROOT / "tests"))
-    from kernel_calls import in_dtype
-    from tensor_core_calls import all_calls, faults, run, truth_of, warpgroup_calls
+    from tests.support.kernel_calls import in_dtype
+    from tests.support.tensor_core_calls import all_calls, faults, run, truth_of, warpgroup_calls
 
     cupy, wrong, cases = loader.cupy(), [], 0
     calls = [("", *call) for call in all_calls()]

@@ -78,7 +78,7 @@ def together(commands: Sequence[Sequence[str]]) -> list[subprocess.CompletedProc
 
 def calibration() -> dict[str, Any]:
     """Each primitive on the GPU and under emulation, on the same numbers: the same bits."""
-    from cuda_emulation import building
+    from tests.cuda_emulation import building
 
     if building.UNAVAILABLE:
         raise NotRunError(building.UNAVAILABLE)
@@ -153,7 +153,7 @@ def _calls(
     shapes: Sequence[tuple[int, ...]], most: int, dtypes: Sequence[str], names: Sequence[str] | None = None
 ) -> Iterator[tuple[str, Any, str]]:
     """Kernels along rows with their arguments in each dtype."""
-    from row_calls import CALLS
+    from tests.support.row_calls import CALLS
 
     for name in names or _names():
         for shape in shapes:
@@ -165,7 +165,7 @@ def _calls(
 
 
 def _names() -> list[str]:
-    from row_calls import CALLS
+    from tests.support.row_calls import CALLS
 
     return [name for name, row in KERNELS.items() if "cuda" in row and name in CALLS]
 
@@ -194,7 +194,7 @@ def _run(name: str, arguments: Any) -> tuple[Any, ...]:
 
 def kernels() -> dict[str, Any]:
     """Every kernel along rows against its reference in float64, twice: the same bits again."""
-    from row_calls import reference
+    from tests.support.row_calls import reference
 
     wrong, declined, count, largest = [], set(), 0, dict.fromkeys(EPS, 0.0)
     many = (_calls([shape], 1, tuple(EPS), [name for name in _names() if word in name]) for word, shape in MANY)
@@ -280,5 +280,4 @@ def _sanitized(shard: int, shards: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT / "tests"))
     {"compile": _compile, "sanitized": _sanitized}[sys.argv[1]](*map(int, sys.argv[2:4]))

@@ -8,12 +8,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_check import FAILED, NO_GPU, NOT_RUN, PASSED, ROOT, NoGpuError, NotRunError, write
+from benchmarks.gpu_check import FAILED, NO_GPU, NOT_RUN, PASSED, NoGpuError, NotRunError, write
 
 
 def run(module: str, stage: str) -> dict[str, Any]:
     """The status of a stage, and what it found or why it did not."""
-    sys.path.insert(0, str(ROOT / "tests"))  # how kernels are called, and the emulation
     try:
         from attnarray.kernels.cuda import unavailable
 

@@ -6,9 +6,9 @@ import os
 
 import pytest
 from hypothesis import HealthCheck, settings
-from libraries import LIBRARIES, Library, marks_of
 
 from attnarray import console
+from tests.support.libraries import LIBRARIES, Library, marks_of
 
 # pytest imports readline, which sets the width of a terminal for this process's children: for workers of pytest-xdist
 # and for the commands that tests start. What they print is captured, and so has no limit unless a test sets one.

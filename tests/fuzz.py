@@ -21,15 +21,12 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from fuzz_calls import DRAWS
-from fuzz_draw import Arrays, Call, Draw
-
 import attnarray as aa
 from attnarray import tree
 from attnarray.checks import is_array
 from attnarray.triples import triple_of
+from tests.support.fuzz_calls import DRAWS
+from tests.support.fuzz_draw import Arrays, Call, Draw
 
 DTYPES = {"float64": np.float64, "float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}

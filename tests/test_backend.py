@@ -11,7 +11,6 @@ import array_api_strict
 import ml_dtypes
 import numpy as np
 import pytest
-from libraries import NUMPY, STATUSES, STRICT, Library, assert_trees_close
 
 import attnarray as aa
 from attnarray import backend
@@ -25,6 +24,7 @@ from attnarray.backend import (
     scatter_add,
     supported_backend_names,
 )
+from tests.support.libraries import NUMPY, STATUSES, STRICT, Library, assert_trees_close
 
 X = np.array([[1.5, -2.0, 0.25], [3.0, 0.0, -1.0]])
 

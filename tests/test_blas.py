@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_kernel_safety import python
 
 from attnarray import blas, check, cli
 from benchmarks import busy
+from tests.support.processes import python
 
 threadpoolctl = pytest.importorskip("threadpoolctl")
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from libraries import Library, assert_close
-from test_bad_input import says
 
 import attnarray as aa
 from attnarray import optim
+from tests.support.libraries import Library, assert_close
+from tests.support.messages import says
 
 MODES = ("reference", "auto")
 # Exponents of rows whose squares overflow; with the last ones, so do their sums and the differences of two numbers.

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from attention_calls import assert_equal_results, run
 from hypothesis import given
 from hypothesis import strategies as st
-from libraries import STRICT, Library, assert_close
 
 import attnarray as aa
 from attnarray import Causal, Dense, Documents, Mask, Padding, Window, materialize, tile_kind, to_numpy
 from attnarray.masks import Constraints, Intersection, constraints_of
+from tests.support.attention_calls import assert_equal_results, run
+from tests.support.libraries import STRICT, Library, assert_close
 
 QUERIES, KEYS = 5, 7
 IDS_Q = np.array([[0, 0, 1, 1, 2], [3, 3, 3, 3, 3]])

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from libraries import LIBRARIES, Library, assert_close
 
 import attnarray as aa
 from attnarray import Philox, to_numpy, use_backend
@@ -23,6 +22,7 @@ from attnarray.random import (
     seed_words,
     threshold,
 )
+from tests.support.libraries import LIBRARIES, Library, assert_close
 
 # Known answers of Random123 (kat_vectors, philox 4x32-10): counter, key, result.
 KNOWN = [

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from libraries import Library
 
 import attnarray as aa
 from attnarray import tree
+from tests.support.libraries import Library
 
 
 class Pair(NamedTuple):

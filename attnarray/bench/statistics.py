@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 # The bootstrap of a median promises too much when rounds are few. At this level and with at least FEWEST_ROUNDS, the
-# interval holds the true ratio in 95 of 100 runs or more: tests/test_bench_instrument.py counts.
+# interval holds the true ratio in 95 of 100 runs or more: tests/tools/test_bench_instrument.py counts.
 LEVEL = 0.99
 FEWEST_ROUNDS = 7
 RESAMPLES = 2000

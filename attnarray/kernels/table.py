@@ -2,7 +2,7 @@
 
 A key is "module:function" below `attnarray`; a kernel is "module:function" below `attnarray.kernels.<backend>`.
 A kernel has the signature of its reference. To add one, write it and add its row: dispatch, `attnarray info`,
-`attnarray check` and the tests in tests/test_kernels.py pick it up from here.
+`attnarray check` and the tests in tests/kernels/test_table.py pick it up from here.
 """
 
 KERNELS: dict[str, dict[str, str]] = {

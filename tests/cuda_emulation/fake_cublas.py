@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cuda_emulation import fake_cupy
+from tests.cuda_emulation import fake_cupy
 
 HANDLE = 77
 DTYPES = {0: "float32", 2: "float16", 14: "bfloat16"}  # cudaDataType

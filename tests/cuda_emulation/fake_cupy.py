@@ -18,8 +18,8 @@ import numpy as np
 
 from attnarray.kernels.cuda import loader, nvrtc, unavailable
 from attnarray.kernels.cuda.grid import Grid
-from cuda_emulation import building
-from cuda_emulation.fake_arrays import (
+from tests.cuda_emulation import building
+from tests.cuda_emulation.fake_arrays import (
     CUDADriverError,
     CUDARuntimeError,
     OutOfMemoryError,
@@ -194,7 +194,7 @@ NAMES = ("cupy", "array_api_compat.cupy", "cupy_backends.cuda.libs.cublas")
 @contextlib.contextmanager
 def installed(*, emulated: bool = True) -> Iterator[Module]:
     """Within the block `import cupy` gives the fake one; kernels are not compiled by NVRTC if they are emulated."""
-    from cuda_emulation import fake_cublas
+    from tests.cuda_emulation import fake_cublas
 
     before = {name: sys.modules.get(name) for name in NAMES}
     compiled, compiler = loader.compiled, loader._compiler

@@ -3,7 +3,8 @@
 import math
 
 import numpy as np
-from naive.weighing import weigh
+
+from tests.naive.weighing import weigh
 
 
 def additive_attention(query, key, value, score_vector, attn_mask=None, dropout_p=0.0, is_causal=False, **options):

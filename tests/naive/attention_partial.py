@@ -1,6 +1,6 @@
 """Attention with its log-sum-exp, float64: the twin that the library is compared with."""
 
-from naive.scaled_dot_product_attention import attention_weights_and_lse, scaled_dot_product_attention
+from tests.naive.scaled_dot_product_attention import attention_weights_and_lse, scaled_dot_product_attention
 
 
 def attention_partial(*args, **kwargs):

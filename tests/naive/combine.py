@@ -3,7 +3,8 @@
 import math
 
 import numpy as np
-from naive.linear import linear
+
+from tests.naive.linear import linear
 
 
 def combine(context, hidden, context_weight, hidden_weight, bias=None, *, activation=None):

@@ -3,8 +3,9 @@
 import math
 
 import numpy as np
-from naive.pairwise_attention import zero_past
-from naive.weighing import weigh
+
+from tests.naive.pairwise_attention import zero_past
+from tests.naive.weighing import weigh
 
 
 def convolutional_attention(

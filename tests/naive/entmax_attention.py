@@ -1,8 +1,9 @@
 """Entmax attention as loops over single numbers in float64."""
 
 import numpy as np
-from naive.entmax import probabilities
-from naive.scores import scores_of, weighted_sum
+
+from tests.naive.entmax import probabilities
+from tests.naive.scores import scores_of, weighted_sum
 
 
 def entmax_attention(

@@ -2,7 +2,7 @@
 
 import math
 
-from naive.rnn import over_steps, row_products, sigmoid
+from tests.naive.rnn import over_steps, row_products, sigmoid
 
 
 def gru(x, weight_ih, weight_hh, bias_ih=None, bias_hh=None, h0=None, *, mask=None, reverse=False):

@@ -3,7 +3,8 @@
 import math
 
 import numpy as np
-from naive.scores import scores_of, weighted_sum
+
+from tests.naive.scores import scores_of, weighted_sum
 
 
 def hard_attention(

@@ -3,8 +3,9 @@
 import math
 
 import numpy as np
-from naive.linear import linear
-from naive.scaled_dot_product_attention import scaled_dot_product_attention
+
+from tests.naive.linear import linear
+from tests.naive.scaled_dot_product_attention import scaled_dot_product_attention
 
 
 def multi_head_attention(

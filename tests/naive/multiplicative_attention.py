@@ -3,7 +3,8 @@
 import math
 
 import numpy as np
-from naive.weighing import weigh
+
+from tests.naive.weighing import weigh
 
 
 def multiplicative_attention(

@@ -3,8 +3,9 @@
 import math
 
 import numpy as np
-from naive.lstm import lstm
-from naive.weighing import weigh
+
+from tests.naive.lstm import lstm
+from tests.naive.weighing import weigh
 
 
 def recurrent_attention(

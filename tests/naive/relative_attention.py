@@ -3,7 +3,8 @@
 import math
 
 import numpy as np
-from naive.scaled_dot_product_attention import scaled_dot_product_attention
+
+from tests.naive.scaled_dot_product_attention import scaled_dot_product_attention
 
 
 def relative_attention(

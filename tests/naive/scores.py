@@ -1,7 +1,8 @@
 """The scores of dot-product attention, for mechanisms that make weights of them in other ways."""
 
 import numpy as np
-from naive.scaled_dot_product_attention import attention_weights_and_lse
+
+from tests.naive.scaled_dot_product_attention import attention_weights_and_lse
 
 
 def scores_of(query, key, value, attn_mask=None, is_causal=False, **options):

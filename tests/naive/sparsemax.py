@@ -1,6 +1,6 @@
 """Sparsemax by loops over single numbers in float64, with its threshold found by halving an interval."""
 
-from naive.entmax import entmax
+from tests.naive.entmax import entmax
 
 
 def sparsemax(x, axis=-1, *, mask=None):

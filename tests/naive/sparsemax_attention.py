@@ -1,6 +1,6 @@
 """Sparsemax attention as loops over single numbers in float64."""
 
-from naive.entmax_attention import entmax_attention
+from tests.naive.entmax_attention import entmax_attention
 
 
 def sparsemax_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **options):

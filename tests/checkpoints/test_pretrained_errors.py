@@ -1,0 +1,318 @@
+"""Every way in which a folder of a checkpoint can be wrong: one clear error that names the place."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import attnarray as aa
+from attnarray import tree
+from attnarray.checkpoints import Unsupported, load_pretrained, save_pretrained
+from attnarray.models import Bert, Gpt
+from tests.support.published import BERT, PARAMS, fails, reconfigure, rewrite, saved, shard
+
+QUERY = "bert.encoder.layer.1.attention.self.query.weight"
+
+
+def without(name: str) -> Any:
+    return lambda tensors: {other: array for other, array in tensors.items() if other != name}
+
+
+def changed(name: str, function: Any) -> Any:
+    return lambda tensors: {**tensors, name: function(tensors.get(name))}
+
+
+WORDS = "bert.embeddings.word_embeddings.weight"
+WRONG_TENSORS: dict[str, tuple[Any, str]] = {
+    "missing": (without(QUERY), f"lacks the tensor `{QUERY}`, which is `params.blocks.1.attention.query.w"),
+    "misshapen": (changed(QUERY, lambda _: np.ones((6, 5))), "has shape (6, 5), expected (6, 6) for `params.blocks"),
+    "twice": (changed(QUERY.removeprefix("bert."), lambda _: np.ones(3)), "is there again, as `"),
+    "untied": (changed("cls.predictions.decoder.weight", lambda _: np.ones((11, 6))), f"other numbers than `{WORDS}`"),
+    "integers": (changed(QUERY, lambda a: a.astype(np.int8)), "has dtype int8, expected one of float16"),
+    "mixed": (changed(QUERY, lambda a: a.astype(np.float16)), "have different dtypes: float16, float32. Say which"),
+    "eight bits": (changed(QUERY, lambda a: a.astype(ml_dtypes.float8_e4m3fn)), "which cannot be read."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "expected"), WRONG_TENSORS.values(), ids=list(WRONG_TENSORS))
+def test_wrong_tensors_are_named(change: Any, expected: str, tmp_path: Path) -> None:
+    fails(ValueError, expected, lambda: Bert.from_pretrained(rewrite(saved(tmp_path), change)))
+
+
+WRONG_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
+    "another model": ({"model_type": "roberta"}, "is of a model of type 'roberta', but Bert reads 'bert'."),
+    "positions": ({"position_embedding_type": "relative_key"}, "position_embedding_type = 'relative_key', but only"),
+    "decoder": ({"is_decoder": True}, "asks for is_decoder = True, but only False is supported."),
+    "activation": ({"hidden_act": "mish"}, "asks for hidden_act = 'mish', but only 'gelu', 'gelu_new'"),
+    "missing": ({"hidden_size": "absent"}, "lacks 'hidden_size', from which the shape of the model follows."),
+    "untied": ({"tie_word_embeddings": False}, "asks for tie_word_embeddings = False"),
+    "quantised": ({"quantization_config": {"bits": 4}}, "asks for quantization_config = {'bits': 4}"),
+    "heads": ({"num_attention_heads": 4}, "describes no Bert: `heads` (4) must divide `dim` (6)"),
+    "a text": ({"num_hidden_layers": "two"}, "describes no Bert: `num_hidden_layers` is 'two', expected an integer"),
+    "another size": ({"vocab_size": 12}, "has shape (11, 6), expected (12, 6) for `params.token.weight`."),
+    "fewer layers": ({"num_hidden_layers": 1}, "`bert.encoder.layer.1.attention.output.LayerNorm.bias` in"),
+    "a million layers": ({"num_hidden_layers": 10**6}, "asks for num_hidden_layers = 1000000, but the weights are 44"),
+    "no layers": ({"num_hidden_layers": 0}, "describes no Bert: `num_hidden_layers` is 0, expected an integer >= 1"),
+    "half a layer": ({"num_hidden_layers": 1.5}, "`num_hidden_layers` is 1.5, expected an integer >= 1"),
+    "a true size": ({"type_vocab_size": True}, "`type_vocab_size` is True, expected an integer >= 1"),
+    "a list of heads": ({"num_attention_heads": [2]}, "`num_attention_heads` is [2], expected an integer >= 1"),
+    "no heads": ({"num_attention_heads": 0}, "`num_attention_heads` is 0, expected an integer >= 1"),
+    "more than any": ({"vocab_size": 10**30}, "expected an integer from 1 to 2147483647: a size of the model."),
+    "another architecture": ({"architectures": ["RobertaModel"]}, "is of the architecture 'RobertaModel', but Bert"),
+    "and no type": ({"architectures": ["RobertaModel"], "model_type": "absent"}, "is of the architecture 'Roberta"),
+    "two of them": ({"architectures": ["BertModel", "XLMRobertaModel"]}, "is of the architecture 'XLMRobertaModel'"),
+    "a decoder": ({"architectures": ["BertLMHeadModel"]}, "is of the architecture 'BertLMHeadModel'"),
+    "a text of them": ({"architectures": "BertModel"}, "has architectures = 'BertModel', expected a list of names."),
+    "a list of lists": ({"architectures": [["BertModel"]]}, "has architectures = [['BertModel']], expected a list"),
+    "a list of types": ({"model_type": ["bert"]}, "is of a model of type ['bert'], but Bert reads 'bert'."),
+    "a list of functions": ({"hidden_act": ["gelu"]}, "asks for hidden_act = ['gelu'], but only 'gelu', 'gelu_new'"),
+    "no function": ({"hidden_act": None}, "asks for hidden_act = None, but only 'gelu', 'gelu_new'"),
+    "eps": ({"layer_norm_eps": float("nan")}, "describes no Bert: `layer_norm_eps` is nan, expected a finite number"),
+    "a huge eps": ({"layer_norm_eps": 1e39}, "`layer_norm_eps` is 1e+39, expected a number of a size from"),
+    "a tiny eps": ({"layer_norm_eps": 1e-300}, "`layer_norm_eps` is 1e-300, expected a number of a size from"),
+    "no eps": ({"layer_norm_eps": 0}, "describes no Bert: `layer_norm_eps` is 0, expected a finite number above 0."),
+    "dropout": ({"hidden_dropout_prob": "0.1"}, "`hidden_dropout_prob` is '0.1', expected a probability from 0 to 1."),
+    "std": ({"initializer_range": float("inf")}, "`initializer_range` is inf, expected a finite number >= 0."),
+    "compressed": ({"compression_config": {}}, "asks for compression_config = {}, but only None is supported."),
+    "cross attention": ({"add_cross_attention": True}, "asks for add_cross_attention = True, but only False"),
+    "pruned": ({"pruned_heads": {"0": [1]}}, "asks for pruned_heads = {'0': [1]}, but only {} or None is supported."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "expected"), WRONG_CONFIGS.values(), ids=list(WRONG_CONFIGS))
+def test_configurations_that_are_not_supported(changes: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    fails(ValueError, expected, lambda: Bert.from_pretrained(reconfigure(saved(tmp_path), **changes)))
+
+
+GPT2, LLAMA = (
+    Gpt(11, 8, 6, 1, 2),
+    Gpt(11, 8, 8, 1, 4, 12, positions="rotary", norm="rms", activation="silu", gated=True, bias=False, tied=False),
+)
+WRONG_GPTS: dict[str, tuple[Gpt, dict[str, Any], str]] = {
+    "another model": (GPT2, {"model_type": "opt"}, "is of a model of type 'opt', but Gpt reads 'gpt2' and 'llama'."),
+    "scale": (GPT2, {"scale_attn_weights": False}, "asks for scale_attn_weights = False, but only True is supported."),
+    "no sizes": (GPT2, {"n_embd": "absent", "n_head": None}, "lacks 'n_embd', 'n_head', from which the shape"),
+    "another width": (GPT2, {"n_inner": 5}, "`transformer.h.0.mlp.c_fc.weight` in"),
+    "long rotation": (LLAMA, {"rope_parameters": {"rope_type": "llama3"}}, "asks for rope_type = 'llama3', but only"),
+    "biases": (LLAMA, {"attention_bias": True}, "asks for attention_bias = True, but only False is supported."),
+    "heads": (LLAMA, {"head_dim": 16}, "asks for head_dim = 16, but only dim / heads is supported."),
+    "a list of heads": (LLAMA, {"num_attention_heads": [4]}, "`num_attention_heads` is [4], expected an integer >= 1"),
+    "no heads": (
+        LLAMA,
+        {"num_attention_heads": 0},
+        "describes no Gpt: `num_attention_heads` is 0, expected an integer",
+    ),
+    "odd heads": (
+        LLAMA,
+        {"num_attention_heads": 8},
+        "asks for heads of 1 features, but rotary positions are of an even",
+    ),
+    "uneven heads": (
+        LLAMA,
+        {"num_attention_heads": 3},
+        "describes no Gpt: `heads` (3) must divide `dim` (8)",
+    ),
+    "key heads": (LLAMA, {"num_key_value_heads": 3}, "`kv_heads` (3) must divide `heads` (4)."),
+    "no key heads": (LLAMA, {"num_key_value_heads": 0}, "`num_key_value_heads` is 0, expected an integer >= 1"),
+    "layers": (
+        LLAMA,
+        {"num_hidden_layers": 10**6},
+        "asks for num_hidden_layers = 1000000, but the weights are 12 tensors",
+    ),
+    "layers of GPT-2": (GPT2, {"n_layer": 10**6}, "asks for n_layer = 1000000, but the weights are 16 tensors."),
+    "no width": (GPT2, {"n_inner": 0}, "describes no Gpt: `n_inner` is 0, expected an integer >= 1"),
+    "scales": (GPT2, {"scale_attn_by_inverse_layer_idx": True}, "asks for scale_attn_by_inverse_layer_idx = True, but"),
+    "window": (LLAMA, {"sliding_window": 4}, "asks for sliding_window = 4, but only None is supported."),
+    "biases of maps": (LLAMA, {"mlp_bias": True}, "asks for mlp_bias = True, but only False is supported."),
+    "part of a head": (
+        LLAMA,
+        {"partial_rotary_factor": 0.5},
+        "asks for partial_rotary_factor = 0.5, but only None or 1",
+    ),
+    "tied": (LLAMA, {"tie_word_embeddings": "no"}, "describes no Gpt: `tie_word_embeddings` is 'no', expected True or"),
+    "architecture": (
+        LLAMA,
+        {"architectures": ["MistralForCausalLM"]},
+        "is of the architecture 'MistralForCausalLM', but",
+    ),
+    "no type": (
+        LLAMA,
+        {"architectures": ["PhiForCausalLM"], "model_type": "absent"},
+        "is of the architecture 'PhiForCa",
+    ),
+    "of another type": (
+        GPT2,
+        {"architectures": ["LlamaForCausalLM"]},
+        "is of the architecture 'LlamaForCausalLM', but",
+    ),
+}
+ROTATIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "a word": ({"rope_scaling": "x"}, "has rope_scaling = 'x', expected an object with a rope_type."),
+    "zero": ({"rope_scaling": 0}, "has rope_scaling = 0, expected an object with a rope_type."),
+    "no type": ({"rope_scaling": {"factor": 8}}, "has rope_scaling = {'factor': 8}, expected a rope_type in it."),
+    "two types": (
+        {"rope_scaling": {"rope_type": "linear", "type": "dynamic", "factor": 2}},
+        "rope_type is 'linear' and ty",
+    ),
+    "a list of types": (
+        {"rope_scaling": {"type": ["linear"]}},
+        "asks for rope_type = ['linear'], but only 'default' and",
+    ),
+    "of lengths": (
+        {"rope_scaling": {"type": "dynamic", "factor": 2}},
+        "asks for rope_type = 'dynamic', but only 'default'",
+    ),
+    "yarn": (
+        {"rope_scaling": {"rope_type": "yarn", "factor": 2}},
+        "'yarn', but only 'default' and 'linear' are supported.",
+    ),
+    "no factor": ({"rope_scaling": {"type": "linear"}}, "describes no Gpt: `factor` is None, expected a finite number"),
+    "a word for a factor": ({"rope_scaling": {"type": "linear", "factor": "2"}}, "`factor` is '2', expected a finite"),
+    "a true factor": (
+        {"rope_scaling": {"type": "linear", "factor": True}},
+        "`factor` is True, expected a finite number",
+    ),
+    "an idle factor": (
+        {"rope_scaling": {"type": "default", "factor": 2}},
+        "has factor in rope_scaling, which is none of",
+    ),
+    "part of a head": (
+        {"rope_parameters": {"partial_rotary_factor": 0.5}},
+        "asks for partial_rotary_factor in rope_param",
+    ),
+    "bases": ({"rope_theta": 50.0}, "says rope_theta twice, 10000.0 and 50.0: it must be the same."),
+    "no base": ({"rope_parameters": None, "rope_theta": 0}, "describes no Gpt: `rope_theta` is 0, expected a finite"),
+    "a list of bases": ({"rope_parameters": None, "rope_theta": [1]}, "`rope_theta` is [1], expected a finite number"),
+}
+WRONG_GPTS |= {f"rotation: {name}": (LLAMA, *case) for name, case in ROTATIONS.items()}
+
+
+@pytest.mark.parametrize(("model", "changes", "expected"), WRONG_GPTS.values(), ids=list(WRONG_GPTS))
+def test_configurations_of_gpts(model: Gpt, changes: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path, model, model.init(aa.Philox(0)))
+    Gpt.from_pretrained(folder)
+    fails(ValueError, expected, lambda: Gpt.from_pretrained(reconfigure(folder, **changes)))
+
+
+def test_what_is_not_supported_can_be_caught(tmp_path: Path) -> None:
+    with pytest.raises(Unsupported):
+        Bert.from_pretrained(reconfigure(saved(tmp_path), is_decoder=True))
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    load = Bert.from_pretrained
+    fails(FileNotFoundError, "`folder` is 'bert-base-uncased', which is no folder on this machine. Nothing is fetched",
+          lambda: load("bert-base-uncased"))  # fmt: skip
+    fails(FileNotFoundError, f"There is no file `{tmp_path / 'config.json'}`.", lambda: load(tmp_path))
+    saved(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    fails(FileNotFoundError, "pytorch_model.bin cannot be read: save the model again", lambda: load(tmp_path))
+    (tmp_path / "pytorch_model.bin").unlink()
+    fails(FileNotFoundError, "has neither model.safetensors nor model.safetensors.index.json.", lambda: load(tmp_path))
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    weights, config = saved(tmp_path) / "model.safetensors", tmp_path / "config.json"
+    whole, text = weights.read_bytes(), config.read_text()
+    for part in (whole[:-1], whole[:1000], whole[:5], b"", b"{" + whole, whole + b"x"):
+        weights.write_bytes(part)
+        fails(
+            ValueError,
+            f"`{weights}` is damaged, cut off or no safetensors file",
+            lambda: Bert.from_pretrained(tmp_path),
+        )
+    weights.write_bytes(whole)
+    for wrong, expected in (
+        (text[:-5], "is no JSON ("),
+        ("[1]", "holds list, expected a JSON object"),
+        ("", "is no JSON"),
+        ("\ufeff" + text, "is no JSON (Unexpected UTF-8 BOM"),
+        ("[" * 100_000 + "]" * 100_000, "is nested too deep to be read."),
+        ('{"a":' * 100_000 + "1" + "}" * 100_000, "is nested too deep to be read."),
+        (text.replace("{", '{"model_type": "roberta",', 1), "is no JSON (an object has the name 'model_type' twice)"),
+        ('{"vocab_size": ' + "1" * 5000 + "}", "is no JSON ("),
+    ):
+        config.write_text(wrong)
+        fails(ValueError, f"`{config}` {expected}", lambda: Bert.from_pretrained(tmp_path))
+    config.write_bytes(b"\xff\xfe")
+    fails(ValueError, f"`{config}` is no JSON", lambda: Bert.from_pretrained(tmp_path))
+    config.unlink()
+    config.mkdir()
+    fails(FileNotFoundError, f"There is no file `{config}`.", lambda: Bert.from_pretrained(tmp_path))
+
+
+def test_wrong_indices(tmp_path: Path) -> None:
+    index = shard(saved(tmp_path)) / "model.safetensors.index.json"
+    part = "model-00002-of-00003.safetensors"
+    content = json.loads(index.read_text())
+    (tmp_path / part).rename(tmp_path / "aside")
+    fails(
+        FileNotFoundError, f"lacks {part}, which model.safetensors.index.json", lambda: Bert.from_pretrained(tmp_path)
+    )
+    index.write_text(json.dumps({"weight_map": {**content["weight_map"], "x": "../other/model.safetensors"}}))
+    fails(ValueError, "names '../other/model.safetensors', expected", lambda: Bert.from_pretrained(tmp_path))
+    kept = {name: file for name, file in content["weight_map"].items() if file != part}
+    index.write_text(json.dumps({"weight_map": kept}))
+    fails(ValueError, "lacks the tensor `bert.", lambda: Bert.from_pretrained(tmp_path))
+    index.write_text(json.dumps({"weight_map": [1]}))
+    fails(ValueError, "has no weight_map of tensors to files", lambda: Bert.from_pretrained(tmp_path))
+
+
+def test_saving_what_cannot_be_said(tmp_path: Path) -> None:
+    alibi = Gpt(11, 8, 6, 1, 3, positions="alibi")
+    fails(ValueError, "`model` has positions='alibi', which the config.json of a GPT-2 cannot say, only 'learned'",
+          lambda: save_pretrained(tmp_path, alibi, alibi.init(aa.Philox(0))))  # fmt: skip
+    fails(ValueError, "`params` lacks 'position'", lambda: save_pretrained(tmp_path, GPT2, alibi.init(aa.Philox(0))))
+    fails(TypeError, "`model` is 3, for which no published names", lambda: save_pretrained(tmp_path, 3, {}))
+    said = "expected a Bert or a Gpt. The order is kind, folder."
+    fails(TypeError, said, lambda: load_pretrained(tmp_path, Gpt))
+    fails(TypeError, "`model` is the class Gpt, expected a model that was made: Gpt(...).",
+          lambda: save_pretrained(tmp_path, Gpt, {}))  # fmt: skip
+    params = GPT2.init(aa.Philox(0))
+    mixed = {**params, "norm": tree.map(lambda leaf: leaf.astype(np.float64), params["norm"])}
+    fails(
+        TypeError,
+        "The arrays have different dtypes: params.norm.weight float64, params.token.weight float32.",
+        lambda: save_pretrained(tmp_path, GPT2, mixed),
+    )
+    whole = tree.map(lambda leaf: leaf.astype(np.int32), params)
+    fails(
+        TypeError,
+        "`params.token.weight` has dtype int32, expected one of",
+        lambda: save_pretrained(tmp_path, GPT2, whole),
+    )
+    fails(ValueError, "`key_dim` is 3, the width of one head", lambda: dataclasses.replace(LLAMA, dim=12))
+    ntk = dataclasses.replace(LLAMA, rotary=aa.Rotary(scaling="ntk", factor=2.0))
+    fails(ValueError, "which the config.json of a LLaMA cannot say, only Rotary(",
+          lambda: save_pretrained(tmp_path, ntk, ntk.init(aa.Philox(0))))  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_pretrained(tmp_path, BERT, BERT.init(aa.Philox(9)))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_without_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path)
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    expected = "Checkpoints need the package `safetensors`, which cannot be imported"
+    for call in (lambda: Bert.from_pretrained(tmp_path), lambda: save_pretrained(tmp_path / "new", BERT, PARAMS)):
+        fails(ModuleNotFoundError, expected, call)
+        fails(ModuleNotFoundError, "Install it: pip install 'attnarray[checkpoints]'.", call)
+    assert not (tmp_path / "new").exists()

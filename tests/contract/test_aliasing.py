@@ -1,0 +1,271 @@
+"""Results are the caller's own: what shares memory with a context or an argument cannot be written to."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+import attnarray as aa
+from attnarray import layers, models, tree, use_kernels
+from attnarray.cases import CASES, Case
+from attnarray.triples import triple_of
+from tests.support.layer_examples import every_layer
+from tests.support.libraries import NUMPY
+
+RNG = np.random.default_rng(0)
+X, Y, STATES = (RNG.standard_normal(shape) for shape in ((2, 5, 8), (2, 7, 8), (2, 5, 4)))
+GRAPH = {"edges": np.array([[0, 2, 3, 1], [1, 1, 0, 4]])}
+TOKENS, TARGET = RNG.integers(11, size=(2, 6)), RNG.integers(9, size=(2, 4))
+
+
+class Call(NamedTuple):
+    """A triple, or a layer or model with its parameters, and the arguments of a call."""
+
+    function: Any
+    given: dict[str, Any]
+    dtype: str = "float64"
+
+    def arguments(self) -> dict[str, Any]:
+        """New arrays for each call."""
+        given = self.given
+        if isinstance(self.function, Case):
+            given = self.function.arguments(self.dtype)
+        elif not hasattr(self.function, "__wrapped__") and hasattr(self.function, "init"):
+            given = {"params": self.function.init(aa.Philox(0), self.dtype), **given}
+
+        def fresh(leaf: Any) -> Any:
+            if not isinstance(leaf, np.ndarray):
+                return leaf
+            return leaf.astype(self.dtype) if leaf.dtype.kind == "f" else leaf.copy()
+
+        return tree.map(fresh, given)
+
+    @property
+    def triple(self) -> Any:
+        return triple_of(self.function.f if isinstance(self.function, Case) else self.function)
+
+
+def cotangent(out: Any) -> Any:
+    """Of all results; of the logits alone where the others have no gradient."""
+    return NUMPY.cotangent(getattr(out, "logits", out))
+
+
+def layer(made: Any, **given: Any) -> Call:
+    return Call(made, given)
+
+
+# Where what a function gives might be what it was given: nothing to drop, to turn, to add or to step over.
+IDENTITIES = {
+    "dropout of p = 0": Call(aa.dropout, {"x": X, "p": 0.0}),
+    "dropout of p = 0 with rng": Call(aa.dropout, {"x": X, "p": 0.0, "rng": 3}),
+    "one part": Call(aa.merge_partials, {"partials": [aa.attention_partial(X, X, X)]}),
+    "one step": Call(aa.lstm, {"x": X[:, :1], "weight_ih": np.ones((16, 8)), "weight_hh": np.ones((16, 4)),
+                               "h0": np.ones((2, 4)), "c0": np.ones((2, 4))}),
+    "no step": Call(aa.gru, {"x": X[:, :0], "weight_ih": np.ones((12, 8)), "weight_hh": np.ones((12, 4)),
+                             "h0": np.ones((2, 4))}),
+    "no step of any": Call(aa.rnn, {"x": X, "weight_ih": np.ones((4, 8)), "weight_hh": np.ones((4, 4)),
+                                    "h0": np.ones((2, 4)), "mask": np.zeros((2, 5), bool)}),
+    "width 1": Call(aa.conv1d, {"x": X, "weight": np.ones((1, 8, 1))}),
+    "one key": Call(aa.scaled_dot_product_attention, {"query": X[:, :1], "key": X[:, :1], "value": X[:, :1]}),
+    "one array for all": Call(aa.scaled_dot_product_attention, {"query": X, "key": X, "value": X}),
+    "heads behind": Call(aa.scaled_dot_product_attention, {**dict.fromkeys(("query", "key", "value"), X[:, :, None]),
+                                                           "layout": "BTHD"}),
+    "bias of full shape": Call(aa.scaled_dot_product_attention, {
+        **dict.fromkeys(("query", "key", "value"), X[:, None]), "bias": np.zeros((2, 1, 5, 5))}),
+    "gate of 1": Call(aa.scaled_attention, {"query": X, "key": X, "value": X, "gate": 1.0}),
+    "no rotation": Call(aa.rotary, {"x": X, "positions": np.zeros(5, int)}),
+    "every entry alone": Call(aa.segment_softmax, {"x": X[0], "segments": np.arange(5), "count": 5}),
+    "window of local attention": Call(aa.local_attention, {"query": X, "key": X, "value": X, "window": 1}),
+    "softmax of one": Call(aa.softmax, {"x": X[..., :1]}),
+}  # fmt: skip
+
+LAYERS = {
+    "Linear": layer(layers.Linear(8, 3), x=X),
+    "LayerNorm": layer(layers.LayerNorm(8), x=X),
+    "RMSNorm": layer(layers.RMSNorm(8), x=X),
+    "Embedding": layer(layers.Embedding(11, 8), indices=TOKENS),
+    "FeedForward": layer(layers.FeedForward(8, 12), x=X),
+    "FeedForward, gated": layer(layers.FeedForward(8, 12, "relu", gated=True), x=X),
+    "MultiHeadAttention": layer(layers.MultiHeadAttention(8, 2), query=X),
+    "MultiHeadAttention, across": layer(layers.MultiHeadAttention(8, 2), query=X, key=Y),
+    "BahdanauAttention": layer(layers.BahdanauAttention(8, 8, 6), query=X, key=Y),
+    "BahdanauAttention, value": layer(layers.BahdanauAttention(8, 8, 6), query=X, key=Y, value=Y),
+    "ConvolutionalAttention": layer(layers.ConvolutionalAttention(8, 6, 3), x=X),
+    "GraphAttention": layer(layers.GraphAttention(8, 4, 2), x=X[0], **GRAPH),
+    "GraphAttention, one head": layer(layers.GraphAttention(8, 8, 1), x=X[0], **GRAPH),
+    "HardAttention": layer(layers.HardAttention(8, 8, 6), query=X, key=Y, rng=aa.Philox(1)),
+    "LocalAttention": layer(layers.LocalAttention(8, 8, window=2), query=X, key=Y),
+    "LocalAttention, monotonic": layer(layers.LocalAttention(8, 8, window=2, alignment="monotonic"), query=X, key=Y),
+    "LocationAttention": layer(layers.LocationAttention(8, 8, 6, 4, 3), query=X, key=Y),
+    "LuongAttention": layer(layers.LuongAttention(8, 8), query=X, key=Y),
+    "LuongAttention, dot": layer(layers.LuongAttention(8, 8, score="dot"), query=X, key=Y),
+    "LuongAttention, output": layer(layers.LuongAttention(8, 8, output=True), query=X, key=Y),
+    "PairwiseAttention": layer(layers.PairwiseAttention(8, 6, 4), x=X, hidden=STATES),
+    "RecurrentAttention": layer(layers.RecurrentAttention(8, 8, 4, 6), query=X),
+    "RelativeAttention": layer(layers.RelativeAttention(8, 2), x=X, memory=Y),
+    "ScaledAttention": layer(layers.ScaledAttention(8), query=X, key=Y),
+    "ScaledAttention, plain": layer(layers.ScaledAttention(8, gate=False, learned_scale=False), query=X, key=Y),
+    "TransformerBlock": layer(layers.TransformerBlock(8, 2), x=X),
+    "TransformerBlock, post-norm": layer(layers.TransformerBlock(8, 2, cross=True, pre_norm=False), x=X, memory=Y),
+    "TransformerBlock, recomputed": layer(layers.TransformerBlock(8, 2, recompute=True), x=X),
+}  # fmt: skip
+
+BAHDANAU = layers.BahdanauAttention(6, 6, 5)
+MODELS = {
+    "Encoder": layer(models.Encoder(8, 2, 2), x=X),
+    "Encoder, no final norm": layer(models.Encoder(8, 1, 2, final_norm=False), x=X),
+    "Encoder, post-norm": layer(models.Encoder(8, 2, 2, pre_norm=False), x=X),
+    "Decoder": layer(models.Decoder(8, 2, 2), x=X, memory=Y),
+    "Transformer": layer(models.Transformer(11, 9, 6, 8, 1, 2, dropout=0.0), source=TOKENS, target=TARGET),
+    "Gpt": layer(models.Gpt(11, 6, 8, 2, 2), tokens=TOKENS),
+    "Bert": layer(models.Bert(11, 6, 8, 2, 2), tokens=TOKENS),
+    "Bert without a pooler": layer(models.Bert(11, 6, 8, 1, 2, pooler=False, mask_head=False), tokens=TOKENS),
+    "TransformerXL": layer(models.TransformerXL(11, 3, 8, 2, 2, dropout=0.0), tokens=TOKENS),
+    "TransformerXL, pre-norm": layer(models.TransformerXL(11, 6, 8, 2, 2, pre_norm=True, dropout=0.0), tokens=TOKENS),
+    "Seq2Seq": layer(models.Seq2Seq(11, 9, 4, 6, BAHDANAU), source=TOKENS, target=TARGET),
+    "Seq2Seq, lstm": layer(models.Seq2Seq(11, 9, 4, 6, BAHDANAU, "lstm"), source=TOKENS, target=TARGET),
+    "PatchClassifier": layer(models.PatchClassifier((4, 6), 2, 3, dim=8, layers=2, heads=2), images=X[:, :4, :6]),
+}  # fmt: skip
+
+CALLS = {
+    **{f"{case.name}-{dtype}": Call(case, {}, dtype) for case in CASES for dtype in ("float64", "float16")},
+    **IDENTITIES,
+    **LAYERS,
+    **MODELS,
+}
+each_call = pytest.mark.parametrize("call", CALLS.values(), ids=list(CALLS))
+both_kernels = pytest.mark.parametrize("kernels", ["auto", "reference"])
+
+
+def arrays(node: Any, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
+    """All NumPy arrays within, also those of dataclasses."""
+    if isinstance(node, np.ndarray):
+        yield path, node
+    elif dataclasses.is_dataclass(node) and not isinstance(node, type):
+        for field in dataclasses.fields(node):
+            yield from arrays(getattr(node, field.name), f"{path}.{field.name}")
+    elif isinstance(node, dict | list | tuple):
+        names = node if isinstance(node, dict) else getattr(node, "_fields", range(len(node)))
+        values = node.values() if isinstance(node, dict) else node
+        for name, child in zip(names, values, strict=True):
+            yield from arrays(child, f"{path}.{name}")
+
+
+def shared(found: Any, *others: Any) -> list[tuple[str, str]]:
+    """Pairs of arrays that share memory: within `found`, where both can be written to, and with `others`."""
+    own = list(arrays(found))
+    pairs = [(a, b) for a, b in itertools.combinations(own, 2) if a[1].flags.writeable and b[1].flags.writeable]
+    pairs += [(a, b) for other in others for b in arrays(other) for a in own if a[1].flags.writeable]
+    return [(a, b) for (a, one), (b, two) in pairs if np.may_share_memory(one, two) and np.shares_memory(one, two)]
+
+
+def spoil(results: Any) -> None:
+    """Write into all that can be written to."""
+    for _, array in arrays(results):
+        if array.flags.writeable:
+            array[...] = np.nan if array.dtype.kind == "f" else 0
+
+
+def bits(results: Any) -> list[bytes]:
+    return [array.tobytes() for _, array in arrays(results)]
+
+
+def test_every_layer_and_model_is_here() -> None:
+    assert {type(call.function).__name__ for call in (LAYERS | MODELS).values()} == every_layer()
+
+
+@both_kernels
+@each_call
+def test_results_of_a_forward_are_not_shared_or_read_only(call: Call, kernels: str) -> None:
+    _, fwd, bwd = call.triple
+    with use_kernels(kernels):
+        given = call.arguments()
+        before = bits(given)
+        out, ctx = fwd(**given)
+        dout = cotangent(out)
+        assert not shared(out, ctx, given)
+        expected = bits(bwd(dout, ctx))
+        spoil(out)
+        assert bits(bwd(dout, ctx)) == expected
+        assert bits(given) == before
+
+
+@both_kernels
+@each_call
+def test_gradients_share_no_memory(call: Call, kernels: str) -> None:
+    _, fwd, bwd = call.triple
+    with use_kernels(kernels):
+        given = call.arguments()
+        out, ctx = fwd(**given)
+        dout = cotangent(out)
+        before = bits((given, dout, ctx))
+        grads = bwd(dout, ctx)
+        expected = bits(grads)
+        assert not shared(grads, ctx, dout, given, out)
+        assert not any(isinstance(leaf, np.generic) for _, leaf in tree.flatten(grads))  # nothing is written to these
+        read_only = [path for path, array in arrays(grads) if not array.flags.writeable]
+        assert not read_only or call.function is aa.dropout
+        spoil(grads)
+        assert bits((given, dout, ctx)) == before
+        assert bits(bwd(dout, ctx)) == expected
+
+
+@both_kernels
+@each_call
+def test_inference_gives_arrays_of_the_callers_own(call: Call, kernels: str) -> None:
+    with use_kernels(kernels):
+        given = call.arguments()
+        before = bits(given)
+        out = call.triple.f(**given)
+        assert all(array.flags.writeable for _, array in arrays(out))
+        assert not shared(out, given)
+        spoil(out)
+        assert bits(given) == before
+        assert all(array.flags.writeable for _, array in arrays(given))  # not even with a forward
+
+
+@each_call
+def test_a_pickled_context_serves_as_well(call: Call) -> None:
+    _, fwd, bwd = call.triple
+    out, ctx = fwd(**call.arguments())
+    dout = cotangent(out)
+    assert bits(bwd(dout, pickle.loads(pickle.dumps(ctx)))) == bits(bwd(dout, ctx))
+
+
+def test_the_error_stands_where_an_output_is_changed() -> None:
+    out, _ = aa.scaled_dot_product_attention_fwd(X, X, X)
+    for change in (lambda: out.__iadd__(X), lambda: out[0].fill(0.0), lambda: out.T.sort()):
+        with pytest.raises(ValueError, match="read-only"):
+            change()
+    changed = out + X
+    changed += X
+    out, pullback = aa.vjp(aa.softmax, X)
+    assert not out.flags.writeable
+    assert pullback(X).x.flags.writeable
+
+
+def test_other_ways_to_results_of_models_and_layers() -> None:
+    gpt, bert = models.Gpt(11, 6, 8, 2, 2), models.Bert(11, 6, 8, 2, 2)
+    params, of_bert = gpt.init(aa.Philox(0)), bert.init(aa.Philox(0))
+    found: dict[str, Callable[[], Any]] = {
+        "states": lambda: gpt.states(params, TOKENS),
+        "states of Bert": lambda: bert.states(of_bert, TOKENS),
+        "mask_logits": lambda: bert.mask_logits(of_bert, X.astype(np.float32)),
+        "step": lambda: gpt.step(params, TOKENS[:, :2], gpt.cache(2))[0],
+        "generate": lambda: models.generate(gpt, params, TOKENS[:, :3], 2),
+        "attention_weights": lambda: aa.attention_weights(aa.scaled_dot_product_attention_fwd(X, X, X)[1]),
+        "weights of locations": lambda: aa.attention_weights(LAYERS["LocationAttention"].triple.fwd(
+            **LAYERS["LocationAttention"].arguments())[1]),
+        "graph weights": lambda: aa.graph_attention_weights(LAYERS["GraphAttention"].triple.fwd(
+            **LAYERS["GraphAttention"].arguments())[1]),
+    }  # fmt: skip
+    for name, make in found.items():
+        made = make()
+        assert all(array.flags.writeable for _, array in arrays(made)), name
+        assert not shared(made, params, of_bert, X), name

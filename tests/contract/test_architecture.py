@@ -1,0 +1,276 @@
+"""The package keeps its shape: imports between modules, lazy imports, sizes, the order inside a file, the type stub."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import attnarray
+from tests.support.paths import ROOT
+
+PACKAGE = ROOT / "attnarray"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+SOURCES = MODULES + sorted(path for folder in ("tests", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
+
+# From the roof to the ground. A unit is a module or a package below attnarray; `attnarray` is the package with its
+# public names. A unit may import what stands in a row below its own; `kernels` are for `dispatch` alone.
+LAYERS = """
+    __main__
+    cli
+    check_report info_report demo bench
+    check info
+    console blas
+    tables
+    cases
+    attnarray
+    models
+    checkpoints
+    layers
+    attention
+    ops
+    gradient_check optim
+    magnitude masks random tree triples dispatch
+    checks
+    backend
+    kernels memory_layout numpy_arrays
+"""
+ROW = {unit: row for row, line in enumerate(LAYERS.split("\n")) for unit in line.split()}
+KERNELS_FOR_DISPATCH = {"attnarray.kernels", "attnarray.kernels.table"}
+
+HEAVY = {
+    "array_api_compat",
+    "babel",
+    "cupy",
+    "jax",
+    "keras",
+    "matplotlib",
+    "numba",
+    "onnx",
+    "onnxruntime",
+    "rich",
+    "safetensors",
+    "torch",
+}
+FREE_TO_IMPORT = {"kernels", "demo", "bench"}  # reached only when a command or a kernel is asked for
+
+LONGEST_FILE = 320
+LONGEST_MODEL = 250  # a model is read beside its paper
+LONGEST_FUNCTION = 45
+
+
+class Arrow(NamedTuple):
+    """One import: of the module `target` at `line`; `lazy` inside a function or for type checkers only."""
+
+    target: str
+    line: int
+    lazy: bool
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def unit_of(module: str) -> str:
+    return module.removeprefix("attnarray.").split(".")[0]
+
+
+@cache
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def names_of(paths: list[Path]) -> list[str]:
+    return [path.relative_to(ROOT).as_posix() for path in paths]
+
+
+def arrows_of(path: Path) -> list[Arrow]:
+    return list(_arrows(parse(path), path, lazy=False))
+
+
+def _arrows(node: ast.AST, path: Path, lazy: bool) -> Iterator[Arrow]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from (Arrow(alias.name, child.lineno, lazy) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            base = _base(child, path)
+            yield from (Arrow(_module_or_parent(base, alias.name), child.lineno, lazy) for alias in child.names)
+        elif isinstance(child, ast.Call) and ast.unparse(child.func).endswith("import_module"):
+            yield Arrow(_leading_text(child.args[0]), child.lineno, lazy)
+        inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        typing_only = isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING")
+        yield from _arrows(child, path, lazy or inside or typing_only)
+
+
+def _base(node: ast.ImportFrom, path: Path) -> str:
+    if not node.level:
+        return node.module or ""
+    parents = path.relative_to(ROOT).parts[: -node.level]
+    return ".".join([*parents, *filter(None, [node.module])])
+
+
+def _module_or_parent(base: str, name: str) -> str:
+    """`from base import name` imports the module base.name if there is one, else base."""
+    place = ROOT.joinpath(*base.split("."), name)
+    return f"{base}.{name}" if place.with_suffix(".py").exists() or (place / "__init__.py").exists() else base
+
+
+def _leading_text(argument: ast.expr) -> str:
+    """What is written out of the name given to import_module, e.g. "attnarray.kernels" of an f-string."""
+    first = argument.values[0] if isinstance(argument, ast.JoinedStr) else argument
+    return str(first.value).rstrip(".") if isinstance(first, ast.Constant) else ""
+
+
+@pytest.mark.parametrize("path", MODULES, ids=names_of(MODULES))
+def test_imports_are_of_lower_layers(path: Path) -> None:
+    unit = unit_of(module_name(path))
+    assert unit in ROW, f"{unit} has no layer yet: add it to LAYERS in {Path(__file__).name}"
+    wrong = []
+    for arrow in arrows_of(path):
+        target = unit_of(arrow.target)
+        if arrow.target.split(".")[0] != "attnarray" or target == unit:
+            continue
+        allowed = ROW[unit] < ROW.get(target, -1)
+        if target == "kernels":
+            allowed = unit == "dispatch" and (arrow.lazy or arrow.target in KERNELS_FOR_DISPATCH)
+        if path == PACKAGE / "__init__.py":
+            allowed = arrow.lazy  # it hands out every public name, but only when the name is asked for
+        if not allowed:
+            wrong.append(f"{path.relative_to(ROOT)}:{arrow.line} imports {arrow.target}")
+    assert not wrong, "\n".join(["Imports of a higher layer:", *wrong])
+
+
+@pytest.mark.parametrize("path", MODULES, ids=names_of(MODULES))
+def test_heavy_packages_are_imported_lazily(path: Path) -> None:
+    if unit_of(module_name(path)) in FREE_TO_IMPORT:
+        return
+    eager = [arrow for arrow in arrows_of(path) if not arrow.lazy]
+    heavy = [f"line {a.line}: {a.target}" for a in eager if a.target.split(".")[0] in HEAVY]
+    assert not heavy, f"{path.relative_to(ROOT)} imports at module level, expected inside a function: {heavy}"
+    commands = [f"line {a.line}: {a.target}" for a in eager if unit_of(a.target) in {"demo", "bench"}]
+    assert not commands, f"{path.relative_to(ROOT)} imports at module level, expected inside a function: {commands}"
+
+
+def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([sys.executable, "-W", "error", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.parametrize(
+    "use", ["pass", "[getattr(attnarray, name) for name in dir(attnarray)]"], ids=["import", "all names"]
+)
+def test_importing_loads_numpy_and_nothing_heavy(use: str) -> None:
+    loaded = run_python("-c", f"import sys, attnarray; {use}; print(*sys.modules)").stdout.split()
+    assert "attnarray" in loaded
+    assert not HEAVY.intersection(loaded)
+
+
+def test_importing_costs_one_module_beside_numpy() -> None:
+    # A program that may never attend must not pay for being able to. Modules are counted: a time depends on the load.
+    code = "import sys, numpy; before = set(sys.modules); import attnarray; print(*(set(sys.modules) - before))"
+    assert run_python("-c", code).stdout.split() == ["attnarray"]
+
+
+TESTS = [path for path in SOURCES if path.name.startswith("test_")]
+CLOCKS = {"time.time", "time.perf_counter", "time.monotonic", "time.process_time", "time.thread_time"}
+HANGING = 300  # seconds: no test takes so long on the slowest and busiest machine
+
+
+@pytest.mark.parametrize("path", TESTS, ids=names_of(TESTS))
+def test_tests_read_no_clock_and_their_limits_only_guard_against_hanging(path: Path) -> None:
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Attribute):
+            assert ast.unparse(node) not in CLOCKS, f"{path.name}:{node.lineno}: give a clock instead"
+        if isinstance(node, ast.keyword) and node.arg == "timeout" and isinstance(node.value, ast.Constant):
+            limit = node.value.value
+            assert limit is None or limit >= HANGING, f"{path.name}:{node.value.lineno}: a busy machine takes longer"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=names_of(SOURCES))
+def test_files_and_functions_are_short(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    most = LONGEST_MODEL if PACKAGE / "models" in path.parents else LONGEST_FILE
+    assert lines <= most, f"{path.relative_to(ROOT)} has {lines} lines, at most {most}: split it by concept"
+    functions = [node for node in ast.walk(parse(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    long = {node.name: n for node in functions if (n := _code_lines(node)) > LONGEST_FUNCTION}
+    assert not long, f"{path.relative_to(ROOT)}: functions above {LONGEST_FUNCTION} lines without docstring: {long}"
+
+
+def _code_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    first = node.body[0]
+    docstring = first.end_lineno - first.lineno + 1 if ast.get_docstring(node) is not None else 0
+    return node.end_lineno - node.lineno + 1 - docstring
+
+
+class TripleSource(NamedTuple):
+    """Where `f`, `f_fwd` and `f_bwd` are written, with the contexts and gradients that their signatures name."""
+
+    path: Path
+    f: str
+    line: int
+    classes: set[str]
+
+
+def _triples(path: Path) -> list[TripleSource]:
+    functions = {node.name: node for node in parse(path).body if isinstance(node, ast.FunctionDef)}
+    found = []
+    for f, node in functions.items():
+        beside = [functions.get(f + suffix) for suffix in ("_fwd", "_bwd")]
+        if all(beside):
+            returned = " ".join(ast.unparse(function.returns) for function in beside if function.returns)
+            classes = set(re.findall(r"\w+(?:Context|Grads)\b", returned))
+            found.append(TripleSource(path, f, node.lineno, classes))
+    return found
+
+
+TRIPLES = [triple for path in MODULES for triple in _triples(path)]
+
+
+@pytest.mark.parametrize("triple", TRIPLES, ids=[triple.f for triple in TRIPLES])
+def test_a_triple_stands_together(triple: TripleSource) -> None:
+    body = parse(triple.path).body
+    names = [getattr(node, "name", "") for node in body]
+    where = triple.path.relative_to(ROOT)
+    place = names.index(triple.f)
+    expected = [triple.f, f"{triple.f}_fwd", f"{triple.f}_bwd"]
+    assert names[place : place + 3] == expected, f"{where}: expected {expected} with nothing between them"
+    above = place
+    while above and isinstance(body[above - 1], ast.ClassDef):
+        above -= 1
+    earlier = {name for other in _triples(triple.path) if other.line < triple.line for name in other.classes}
+    apart = triple.classes.intersection(names) - set(names[above:place]) - earlier
+    assert not apart, f"{where}: {apart} must stand directly above {triple.f}, the first that uses it"
+
+
+def test_every_public_triple_is_written_out() -> None:
+    missing = set(attnarray.TRIPLES) - {triple.f for triple in TRIPLES}
+    assert not missing, f"TRIPLES in attnarray/__init__.py promises f, f_fwd, f_bwd in one file for {missing}"
+
+
+def test_the_stub_lists_every_public_name() -> None:
+    triples = {f + suffix: module for f, module in attnarray.TRIPLES.items() for suffix in ("", "_fwd", "_bwd")}
+    expected = {
+        f"from attnarray{'' if name == module else '.' + module} import {name} as {name}"
+        for name, module in {**attnarray._MODULES, **triples}.items()
+    }
+    given = {line for node in parse(PACKAGE / "__init__.pyi").body for line in _single_imports(node)}
+    lacking = "\n".join(["attnarray/__init__.pyi lacks these lines:", *sorted(expected - given)])
+    surplus = "\n".join(["attnarray/__init__.pyi lists what attnarray does not give out:", *sorted(given - expected)])
+    assert expected <= given, lacking
+    assert given <= expected, surplus
+    hidden = {line.split(" as ")[1] for line in given} - set(dir(attnarray))
+    assert not hidden, f"attnarray.__dir__ lacks {hidden}"
+
+
+def _single_imports(node: ast.stmt) -> list[str]:
+    if not isinstance(node, ast.ImportFrom):
+        return []
+    return [f"from {node.module} import {ast.unparse(alias)}" for alias in node.names]

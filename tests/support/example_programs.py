@@ -1,0 +1,20 @@
+"""The programs in docs/examples as modules."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+from tests.support.paths import ROOT
+
+EXAMPLES = ROOT / "docs" / "examples"
+
+
+def example(name: str) -> Any:
+    """The program of that name; what stands beside it must be on the path."""
+    specification = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module

@@ -1,0 +1,45 @@
+"""Reads what the scripts in tests/references froze from PyTorch."""
+
+import json
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tests.support.paths import REFERENCES
+
+
+class Frozen(NamedTuple):
+    """One configuration: its arguments that are no arrays, and all arrays by name: inputs, cotangents, expectations."""
+
+    options: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+    def given(self, *names: str) -> dict[str, np.ndarray]:
+        """Those of the named arrays that there are."""
+        return {name: self.arrays[name] for name in names if name in self.arrays}
+
+    def below(self, prefix: str) -> dict[str, np.ndarray]:
+        """The arrays whose names begin so, without the beginning."""
+        return {name.removeprefix(prefix): array for name, array in self.arrays.items() if name.startswith(prefix)}
+
+    def in_dtype(self, dtype: str) -> "Frozen":
+        arrays = {name: a.astype(dtype) if a.dtype == np.float64 else a for name, a in self.arrays.items()}
+        return self._replace(arrays=arrays)
+
+
+def frozen(file: str) -> dict[str, Frozen]:
+    """All configurations of a file in tests/references."""
+    with np.load(REFERENCES / file) as stored:
+        names = [key.removesuffix("/contents") for key in stored.files if key.endswith("/contents")]
+        return {
+            name: _unpacked(json.loads(str(stored[f"{name}/contents"])), stored[f"{name}/numbers"]) for name in names
+        }
+
+
+def _unpacked(contents: dict[str, Any], numbers: np.ndarray) -> Frozen:
+    arrays = {}
+    for name, dtype, shape in contents["arrays"]:
+        array, numbers = np.split(numbers, [math.prod(shape)])
+        arrays[name] = array.reshape(shape).astype(dtype)
+    return Frozen(contents["kwargs"], arrays)

@@ -1,0 +1,26 @@
+"""What every error message promises: one paragraph that names an argument and nothing internal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+# What only the author of the library can understand, or what Python and NumPy say when nobody checked.
+INTERNAL = re.compile(
+    r"problem_of|canonical|[sS]coring|\bForm\b|\bxp\b|\b_\w|NoneType|ndarray|operands|has no attribute|traced|ufunc"
+)
+
+
+def says(error: type[Exception], expected: str, call: Callable[[], Any]) -> None:
+    """`call` raises `error` with `expected` in one paragraph that names an argument and nothing internal."""
+    with pytest.raises(error, match=re.escape(expected)) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.endswith((".", ")"))
+    assert len(message) < 500
+    assert re.search(r"`[a-z][\w.\[\]]*`|`[A-Z]\w+(\.\w+)?`|^The arrays (have|come)", message), message
+    assert not INTERNAL.search(message), message
