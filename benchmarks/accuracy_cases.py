@@ -122,12 +122,14 @@ def graph(n: int, some: Numbers) -> Arrays:
     }  # fmt: skip
 
 
-def additive(queries: int | None, keys: int | None) -> Callable[[int, Numbers], Arrays]:
+def additive(
+    queries: int | None, keys: int | None, features: int = 24, batch: int | None = 1
+) -> Callable[[int, Numbers], Arrays]:
     def arrays(n: int, some: Numbers) -> Arrays:
-        T, S = queries or n, keys or n
+        T, S, B = queries or n, keys or n, batch or n
         return {
-            "query": some.centered(1, T, 24), "key": some.centered(1, S, 24), "value": some(1, S, 16),
-            "score_vector": some.centered(24), "dout": some(1, T, 16),
+            "query": some.centered(B, T, features), "key": some.centered(B, S, features), "value": some(B, S, 16),
+            "score_vector": some.centered(features), "dout": some(B, T, 16),
         }  # fmt: skip
 
     return arrays
@@ -213,8 +215,13 @@ CASES = [
     Case("batches, shared bias", lambda n, s: {
         **attention(8, 64, dim=16, heads=1, kv_heads=1, batch=n)(n, s), "bias": s.centered(1, 1, 8, 64)
     }, partial(), 16384),
+    Case("batches, one bias", lambda n, s: {
+        **attention(1, 1, dim=4, heads=1, kv_heads=1, batch=n)(n, s), "bias": s.centered(1, 1, 1, 1), "dlse": s(n, 1, 1)
+    }, partial(), 16384),
     Case("additive, keys", additive(8, None), triple("additive_attention")),
     Case("additive, queries", additive(None, 8), triple("additive_attention")),
+    Case("additive, queries, one feature", additive(None, 8, features=1), triple("additive_attention")),
+    Case("additive, batches, one feature", additive(2, 3, 1, batch=None), triple("additive_attention"), 16384),
     Case("additive, both", additive(None, None), triple("additive_attention"), 1024),
     Case("multiplicative, keys", multiplicative(8, None), triple("multiplicative_attention", score="general")),
     Case("multiplicative, queries", multiplicative(None, 8), triple("multiplicative_attention", score="general")),
@@ -230,8 +237,11 @@ CASES = [
         "weight": s(4, 32), "dout": s(n, 32), "indices": s.rng.integers(0, 2, n)
     }, embedding),
     Case("layer norm, rows", norm_rows(None, 64), triple("layer_norm")),
+    # NumPy adds the numbers of a single column in pairs.
+    Case("layer norm, rows of one", norm_rows(None, 1), triple("layer_norm")),
     Case("layer norm, columns", norm_rows(16, None), triple("layer_norm")),
     Case("RMS norm, rows", without(norm_rows(None, 64), "bias"), triple("rms_norm")),
+    Case("RMS norm, rows of one", without(norm_rows(None, 1), "bias"), triple("rms_norm")),
     Case("RMS norm, columns", without(norm_rows(16, None), "bias"), triple("rms_norm")),
     Case("softmax", softmax_rows, triple("softmax")),
     Case("log softmax", softmax_rows, triple("log_softmax")),

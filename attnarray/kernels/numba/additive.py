@@ -5,8 +5,8 @@ parallel over queries, the gradients over batches and features, W features at a 
 thread, in the same order for any number of threads. Scratch: e^{2 x} of queries and keys; gradients with whole vectors
 per row; per thread W gradients of a tile of keys.
 
-Gradients are summed over a tile of keys and a block of queries before they are added to the others, those of w over all
-keys of a block of queries in between: so rounding does not grow with the number of pairs.
+Gradients are summed over a tile of keys and a block of queries before they are added to the others, those of w in
+float64: so rounding does not grow with the number of pairs.
 
 The error of a score is a few roundings of sum_a |w_a|, also where q + k is small: tanh is taken as 1 - 2 r.
 """
@@ -28,6 +28,7 @@ from attnarray.kernels.numba.additive_products import (
 from attnarray.kernels.numba.jit import EXACT, jit
 from attnarray.kernels.numba.lanes import TILES, Lanes, exp, lanes
 from attnarray.kernels.numba.memory import ahead, keep, pointer
+from attnarray.kernels.numba.row_sums import move as move_to_float64
 from attnarray.kernels.numba.rows import Row, place, row_pass
 from attnarray.kernels.numba.threads import split_rows
 
@@ -55,7 +56,7 @@ def additive_scores_backward(dscores: Any, q: Any, k: Any, w: Any) -> tuple[Any,
     wide, queries, keys, weights = _prepared(q, k, w, real)
     dscores = np.ascontiguousarray(ra.aligned(dscores, real))
     dqueries, dkeys = np.zeros_like(queries), np.zeros_like(keys)
-    dweights = np.zeros((q.shape[0], weights.size), real)
+    dweights = np.zeros((q.shape[0], weights.size))
     units = dweights.size // TILES[real.itemsize * 8][0]
     split_rows(
         slope_features, units, ra.nanoseconds(dscores.size * weights.size, BACKWARD, real), q.shape[2], k.shape[2],
@@ -64,7 +65,7 @@ def additive_scores_backward(dscores: Any, q: Any, k: Any, w: Any) -> tuple[Any,
     )  # fmt: skip
     depth = w.shape[0]
     dq, dk = ((rows[:, :depth] * (4 * w)).reshape(like.shape) for rows, like in ((dqueries, q), (dkeys, k)))
-    return dq, dk, 2 * np.sum(dweights, axis=0)[:depth]
+    return dq, dk, (2 * np.sum(dweights, axis=0)[:depth]).astype(real, copy=False)
 
 
 def warmup(dtype: str) -> None:
@@ -149,9 +150,9 @@ def slope_features(
     """The units [first, past) of W features of one batch: sums over all pairs."""
     width = lanes(place(like, query))
     blocks = depth // width
-    scratch = np.zeros((KEYS + 2) * width, type(like))
+    scratch = np.zeros((KEYS + 1) * width, type(like))
     dkeys = pointer(scratch)
-    dweights, all_dweights = ahead(dkeys, KEYS * width), ahead(dkeys, (KEYS + 1) * width)
+    dweights = ahead(dkeys, KEYS * width)
     for unit in range(first, past):
         b, at = unit // blocks, unit % blocks * width
         for j in range(0, keys, KEYS):
@@ -167,8 +168,7 @@ def slope_features(
                         add_slopes(count, row, rows, depth, dscores, drow, dkeys, width, dweights)
                 for n in range(count):
                     move(width, ahead(dkeys, n * width), ahead(place(like, dkey), offset + n * depth))
-                move(width, dweights, all_dweights)
-            move(width, all_dweights, ahead(place(like, dweight), b * depth + at))
+                move_to_float64(width, dweights, ahead(place(0.0, dweight), b * depth + at))
     keep(scratch)
 
 

@@ -32,6 +32,7 @@ BYTES_PER_NANOSECOND = 40
 
 # Queries that share a head of keys. So few would leave most lanes of a panel empty.
 MOST_ROWS_TO_DECODE, FEWEST_KEYS_TO_DECODE = 6, 64
+SMALL_BIAS = 64  # scores of a head: of so few, the gradient of a bias is summed over batches and heads in float64
 
 
 def attend(q: Any, k: Any, v: Any, scoring: Any) -> tuple[Any, Any]:
@@ -75,7 +76,9 @@ def attend_backward(
     else:
         dbias = None
         of_bias = real
-        if scoring.bias is not None and scoring.bias.shape[2:] != (q.shape[2], k.shape[2]):
+        if scoring.bias is not None and (
+            scoring.bias.shape[2:] != (q.shape[2], k.shape[2]) or q.shape[2] * k.shape[2] <= SMALL_BIAS
+        ):
             of_bias, call.integers[ac.SUMS_BIAS] = np.float64, 1
         if scoring.bias is not None and scoring.bias.shape[:3] == q.shape[:3]:  # a query has its own entries
             dbias = np.zeros(scoring.bias.shape, of_bias)

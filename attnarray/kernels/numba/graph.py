@@ -46,7 +46,7 @@ def gatv2_scores_backward(
     edges, nodes = _edges(sources, targets), _nodes(real, q, k, w)
     features, apart = _features(f, q, real)
     (dscores,) = _nodes(real, dscores)
-    dq, dk, dw = (np.zeros(x.shape, real) for x in (q, k, w))
+    dq, dk, dw = np.zeros(q.shape, real), np.zeros(k.shape, real), np.zeros(w.shape)  # dw is summed over all edges
     df = np.empty(features.shape, real)
     longs = _beside(dk, edges[0]), _beside(dq, edges[1])
     work = ra.nanoseconds(dscores.size * q.shape[3], BACKWARD, real)
@@ -55,7 +55,7 @@ def gatv2_scores_backward(
         real.type(slope), *_addresses(dscores, dq, dk, dw, df), *addresses(longs[0]), *addresses(longs[1]),
     )  # fmt: skip
     dk, dq = together(dk, longs[0]), together(dq, longs[1])
-    return dq, dk, None if f is None else df, dw
+    return dq, dk, None if f is None else df, dw.astype(real, copy=False)
 
 
 def aggregate(weights: Any, v: Any, sources: Any, targets: Any, count: int) -> Any:

@@ -12,11 +12,11 @@ import numpy as np
 from attnarray.kernels.numba.jit import EXACT, jit
 from attnarray.kernels.numba.lanes import Lanes, where
 from attnarray.kernels.numba.memory import ahead, keep, pointer
-from attnarray.kernels.numba.row_sums import move_marked, past_mark
+from attnarray.kernels.numba.row_sums import move, move_marked, past_mark
 from attnarray.kernels.numba.rows import Row, Scalar, Sum, place, row_pass
 
 WIDE = 32  # features of a head that are summed as vectors
-CHUNK = 64  # edges whose terms are summed by themselves, so that rounding grows with the chunks
+CHUNK = 64  # edges whose terms are summed by themselves
 
 
 @row_pass(vectors=1)
@@ -44,11 +44,6 @@ def add_weighted(x: Row, p: Row, total: Row) -> dict[str, Lanes]:
 @row_pass(vectors=1)
 def multiply(x: Row, y: Row, out: Row) -> dict[str, Lanes]:
     return {"out": x * y}
-
-
-@row_pass(vectors=1)
-def move(total: Row, part: Row) -> dict[str, Lanes]:
-    return {"total": total + part, "part": part.constant(0.0)}
 
 
 @row_pass(vectors=1)
@@ -119,7 +114,7 @@ def slope_edges(
             i, j = b * targets + place(edges, target)[end - 1], b * sources + place(edges, source)[end - 1]
             move_marked(end - 1, count, place(slope, dq), i * row + at, target_marks, beside_dq)
             move_marked(end - 1, count, place(slope, dk), j * row + at, source_marks, beside_dk)
-            move(count, ahead(place(slope, dw), at), pointer(part))
+            move(count, pointer(part), ahead(place(0.0, dw), at))
             begin = end
     keep(room)
     keep(part)

@@ -53,7 +53,7 @@ class Given(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """The gradients that queries share, as one thread sums them; rows and columns are filled up to M and W."""
+    """The gradients that queries share, as one thread sums them in float64; rows and columns filled up to M and W."""
 
     batch: int  # the first one in `dkeys`
     dkeys: Any  # (batches, S, 4 H)
@@ -88,7 +88,7 @@ def recurrent_scores_backward(dscores: Any, rows: Any, scorer: Any) -> tuple[Any
     calls_of_threads = [(*part, call, np.zeros(room, real)) for part, call in zip(parts, calls, strict=True)]
     run_parts(recurrent_backward.backward_panels, calls_of_threads)
     dqueries, dh0, dc0 = results
-    dkeys, *dscorer = _together(sums, rows.keys.shape, scorer)
+    dkeys, *dscorer = _together(sums, rows.keys.shape, scorer, real)
     return type(rows)(dqueries, dkeys, dh0, dc0, None), type(scorer)(*dscorer)
 
 
@@ -140,17 +140,17 @@ def _no_sums(first: int, past: int, given: Given) -> Sums:
     low = first * width // max(given.queries, 1)
     high = -(-min(past * width, given.rows) // max(given.queries, 1))
     shapes = (high - low, given.keys, 4 * given.size), (gates, columns), (reads, columns), (given.features,)
-    return Sums(low, *(np.zeros(shape, given.real) for shape in shapes))
+    return Sums(low, *map(np.zeros, shapes))
 
 
-def _together(sums: list[Sums], keys: tuple[int, ...], scorer: Any) -> list[Any]:
+def _together(sums: list[Sums], keys: tuple[int, ...], scorer: Any, real: Any) -> list[Any]:
     """The sums of all threads, in their order."""
-    dkeys = np.zeros(keys, sums[0].dkeys.dtype)
+    dkeys = np.zeros(keys)
     for some in sums:
         dkeys[some.batch : some.batch + len(some.dkeys)] += some.dkeys
     totals = [sum(parts[1:], start=parts[0]) for parts in zip(*(some[2:] for some in sums), strict=True)]
     cut = [total[tuple(slice(n) for n in like.shape)] for total, like in zip(totals, scorer, strict=True)]
-    return [dkeys, *map(np.ascontiguousarray, cut)]
+    return [np.ascontiguousarray(array, real) for array in (dkeys, *cut)]
 
 
 def _packed(weights: Any, real: Any) -> Any:

@@ -1,8 +1,8 @@
 """Scores by an LSTM over the keys, backward: the gates of a panel are computed again, then gone through from the end.
 
 Reference: attention/alignment/recurrent_core.py, `recurrent_scores_backward`. Parallel over panels; the gradients that
-panels share are sums of the thread. Scratch per thread: gates and states of `held` keys. Of more keys only the states
-before each such segment are held, and its gates are computed once more.
+panels share are sums of the thread, in float64. Scratch per thread: gates and states of `held` keys. Of more keys only
+the states before each such segment are held, and its gates are computed once more.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from attnarray.kernels.numba.attention_panels import clear
 from attnarray.kernels.numba.jit import EXACT, jit
-from attnarray.kernels.numba.lanes import Lanes, lanes, multiply_add, tile_rows, where
+from attnarray.kernels.numba.lanes import Lanes, in_type, lanes, multiply_add, tile_rows, where
 from attnarray.kernels.numba.memory import ahead, pointer, scratch
 from attnarray.kernels.numba.packing import whole_lanes, whole_tiles
 from attnarray.kernels.numba.panel import Each, Lane, Row, panel_pass
@@ -44,7 +44,7 @@ class Gradients(NamedTuple):
     dqueries: Any  # (B T, 4 H)
     dh0: Any  # (B T, H)
     dc0: Any  # (B T, H)
-    dkeys: Any  # (batches of the thread, S, 4 H)
+    dkeys: Any  # (batches of the thread, S, 4 H), as all below in float64
     dhidden: Any  # (4 H filled up to M, H filled up to W)
     doutput: Any  # (A filled up to M, H filled up to W)
     dvector: Any  # (A,)
@@ -100,7 +100,7 @@ def turn_back(
 
 @panel_pass
 def add_to(numbers: Row, total: Row) -> dict[str, Lanes]:
-    return {"total": total + numbers}
+    return {"total": total + in_type(numbers, total)}
 
 
 def room(size: int, features: int, held: int, segments: int, width: int, tile: int) -> int:
@@ -142,8 +142,8 @@ def backward_panels(first: int, past: int, call_array: Any, memory: Any) -> None
     g = Gradients(
         place(like, call[FURTHER]), place(like, call[FURTHER + 1]), place(like, call[FURTHER + 2]),
         place(like, call[FURTHER + 3]), place(like, call[FURTHER + 4]), place(like, call[FURTHER + 5]),
-        place(like, call[FURTHER + 6]), place(like, call[FURTHER + 7]), place(like, call[FURTHER + 8]),
-        place(like, call[FURTHER + 9]),
+        place(0.0, call[FURTHER + 6]), place(0.0, call[FURTHER + 7]), place(0.0, call[FURTHER + 8]),
+        place(0.0, call[FURTHER + 9]),
     )  # fmt: skip
     for n in range(first, past):
         backward_panel(panel_of(n, p), p, g, held_at(p, scratch(memory)))

@@ -1,8 +1,9 @@
 """Layer normalisation and root-mean-square normalisation, forward and backward: each row is read from memory once.
 
 Reference: ops/norm.py. The latter is the former with 0 for the mean, for the mean of the gradient, and for the bias.
-Parallel over the rows. Scratch: per thread the sums that become the gradients of weight and bias, added in the order of
-the threads; with their number these gradients differ by rounding, and nothing else does.
+Parallel over the rows. Scratch: per thread the sums that become the gradients of weight and bias, those of `TOGETHER`
+rows and, in float64, those of all of them, so that rounding does not grow with the number of rows. They are added in
+the order of the threads; with their number these gradients differ by rounding, and nothing else does.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ import numpy as np
 from attnarray.kernels.numba import row_arrays as ra
 from attnarray.kernels.numba.jit import EXACT, jit
 from attnarray.kernels.numba.lanes import Lanes, multiply_add
+from attnarray.kernels.numba.memory import ahead
+from attnarray.kernels.numba.row_sums import move
 from attnarray.kernels.numba.rows import Row, Scalar, Sum, place, row_pass
 from attnarray.kernels.numba.threads import run_parts, split_rows, threads_for
 
 SHRINK = {4: 2.0**-80, 8: 2.0**-620}  # as in attnarray.magnitude
 FORWARD, BACKWARD = 0.25, 0.5  # nanoseconds for each number
+TOGETHER = 64  # rows whose gradients of weight and bias are summed by themselves
 
 
 def layer_norm_forward(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any, Any]:
@@ -50,7 +54,7 @@ def warmup(dtype: str) -> None:
     """Compile both kernels for one dtype."""
     number = np.dtype(dtype).type(1)
     normalise(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, number, number, number)
-    differentiate(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, number)
+    differentiate(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, False, False, number)
 
 
 def _forward(x: Any, weight: Any, bias: Any, mean: Any, eps: float) -> tuple[Any, Any]:
@@ -76,8 +80,7 @@ def _backward(dout: Any, x: Any, mean: Any, factor: Any, weight: Any, has_bias: 
     weights = np.ones(count, real) if weight is None else ra.flat(weight, real)
     means, factors = None if mean is None else ra.flat(mean, real), ra.flat(factor, real)
     threads = threads_for(ra.nanoseconds(x.size, BACKWARD, real), number)
-    sums = np.zeros((2, threads, count), real)
-    places = [[part.ctypes.data for part in parts] for parts in sums]
+    sums, parts = np.zeros((threads, 2, count)), np.zeros((threads, 2, count), real)
     given = (
         count, drows.address, drows.apart, rows.address, rows.apart, dx.address, dx.apart, weights.ctypes.data,
         0 if means is None else means.ctypes.data, factors.ctypes.data,
@@ -86,13 +89,13 @@ def _backward(dout: Any, x: Any, mean: Any, factor: Any, weight: Any, has_bias: 
         differentiate,
         [
             (
-                number * n // threads, number * (n + 1) // threads, *given, 0 if weight is None else places[0][n],
-                places[1][n] if has_bias else 0, real.type(max(count, 1)),
+                number * n // threads, number * (n + 1) // threads, *given, parts[n].ctypes.data,
+                sums[n].ctypes.data, weight is not None, has_bias, real.type(max(count, 1)),
             )
             for n in range(threads)
         ],
     )  # fmt: skip
-    dweight, dbias = (np.sum(parts, axis=0, dtype=real).astype(x.dtype, copy=False) for parts in sums)
+    dweight, dbias = np.sum(sums, axis=0).astype(x.dtype, copy=False)
     return ra.in_shape_of(x, last, dx), None if weight is None else dweight, dbias if has_bias else None
 
 
@@ -169,22 +172,25 @@ def normalise(
 
 def differentiate(
     first: int, past: int, count: int, dout: int, dout_apart: int, x: int, x_apart: int, dx: int, dx_apart: int,
-    weight: int, means: int, factors: int, dweight: int, dbias: int, size: Any,
+    weight: int, means: int, factors: int, parts: int, sums: int, has_weight: bool, has_bias: bool, size: Any,
 ) -> None:  # fmt: skip
-    """As `normalise`; `dweight` and `dbias`, where given, are added to."""
-    weights = place(size, weight)
-    for n in range(first, past):
-        drow, row = place(size, dout + n * dout_apart), place(size, x + n * x_apart)
-        mean = place(size, means)[n] if means != 0 else size * 0
-        factor = place(size, factors)[n]
-        plain, along = project(count, drow, row, weights, mean, factor)
-        plain = plain if means != 0 else size * 0
-        result = place(size, dx + n * dx_apart)
-        subtract(count, drow, row, weights, result, mean, factor, plain / size, along / size)
-        if dweight != 0:
-            add_to_weight(count, drow, row, place(size, dweight), mean, factor)
-        if dbias != 0:
-            add_to_bias(count, drow, place(size, dbias))
+    """As `normalise`; to `sums` (2, count), in float64, the gradients of weight and bias are added."""
+    weights, dweight = place(size, weight), place(size, parts)
+    dbias = ahead(dweight, count)
+    for start in range(first, past, TOGETHER):
+        for n in range(start, min(start + TOGETHER, past)):
+            drow, row = place(size, dout + n * dout_apart), place(size, x + n * x_apart)
+            mean = place(size, means)[n] if means != 0 else size * 0
+            factor = place(size, factors)[n]
+            plain, along = project(count, drow, row, weights, mean, factor)
+            plain = plain if means != 0 else size * 0
+            result = place(size, dx + n * dx_apart)
+            subtract(count, drow, row, weights, result, mean, factor, plain / size, along / size)
+            if has_weight:
+                add_to_weight(count, drow, row, dweight, mean, factor)
+            if has_bias:
+                add_to_bias(count, drow, dbias)
+        move(2 * count, dweight, place(0.0, sums))
 
 
 # An estimate of 1 / sqrt, which "afn" and "arcp" allow, makes NaN of an infinite variance.
