@@ -204,19 +204,19 @@ def available_kernels() -> list[KernelStatus]:
 
 def thread_count() -> int:
     """How many threads the CPU kernels use at most; ValueError if ATTNARRAY_NUM_THREADS is no number."""
-    count: int = importlib.import_module("attnarray.kernels.numba.cpus").thread_count()
+    count: int = importlib.import_module("attnarray.kernels.numba.runtime.cpus").thread_count()
     return count
 
 
 def cpu_count() -> int:
     """The CPUs that this process may use, by its affinity and the quota of its container."""
-    count: int = importlib.import_module("attnarray.kernels.numba.cpus").cpu_count()
+    count: int = importlib.import_module("attnarray.kernels.numba.runtime.cpus").cpu_count()
     return count
 
 
 def cpu_quota() -> float | None:
     """The quota of CPUs of this process's container, None without one."""
-    quota: float = importlib.import_module("attnarray.kernels.numba.cpus").cpu_quota(Path("/proc/self"))
+    quota: float = importlib.import_module("attnarray.kernels.numba.runtime.cpus").cpu_quota(Path("/proc/self"))
     return None if math.isinf(quota) else quota
 
 
@@ -224,7 +224,7 @@ def threads_and_cache() -> dict[str, Any]:
     """How many threads the CPU kernels use and where their compiled code is kept."""
     if importlib.import_module("attnarray.kernels.numba").unavailable():
         return {}
-    facts: dict[str, Any] = importlib.import_module("attnarray.kernels.numba.jit").facts()
+    facts: dict[str, Any] = importlib.import_module("attnarray.kernels.numba.runtime.jit").facts()
     return facts
 
 

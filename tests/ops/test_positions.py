@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import attnarray as aa
-from attnarray.kernels.numba import row_rotary
+from attnarray.kernels.numba.rows import rotary as row_rotary
 from tests.support.frozen import Frozen, frozen
 from tests.support.libraries import assert_close
 from tests.support.messages import says

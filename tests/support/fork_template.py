@@ -5,7 +5,7 @@ from __future__ import annotations
 _TEMPLATE = """
 {prepared}
 import os, sys, warnings
-from attnarray.kernels.numba import team
+from attnarray.kernels.numba.runtime import team
 check()
 assert team.team_sizes()
 # Python 3.12 and newer warn that a fork with threads may deadlock, which is what is tested here.

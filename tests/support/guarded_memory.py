@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from attnarray.kernels.numba import attention, attention_call
+from attnarray.kernels.numba.attention import call as attention_call
+from attnarray.kernels.numba.attention import tiled as attention
 
 
 def protected(memory: mmap.mmap, first: int, past: int) -> None:

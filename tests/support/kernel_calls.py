@@ -10,8 +10,9 @@ import numpy as np
 
 from attnarray import Partial, use_kernels
 from attnarray.attention.dot_product.partial import attention_partial_bwd, attention_partial_fwd
-from attnarray.kernels.numba import attention, attention_call
-from attnarray.kernels.numba.lanes import TILES
+from attnarray.kernels.numba.attention import call as attention_call
+from attnarray.kernels.numba.attention import tiled as attention
+from attnarray.kernels.numba.vector.lanes import TILES
 
 Call = dict[str, Any]  # the arguments of attention_partial, and the cotangents `dout` and `dlse`
 DTYPES = ("float32", "float64")

@@ -51,8 +51,8 @@ class _Numpy:
 @contextmanager
 def poisoned(number: float) -> Iterator[None]:
     """New arrays in the Python code of kernels hold `number`. What runs must be compiled already: that needs NumPy."""
-    names = [module.name for module in pkgutil.iter_modules(package.__path__)]
-    modules = [importlib.import_module(f"{package.__name__}.{name}") for name in names]
+    names = [module.name for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
+    modules = [importlib.import_module(name) for name in names]
     modules = [module for module in modules if getattr(module, "np", None) is np]
     try:
         for module in modules:

@@ -7,8 +7,8 @@ import ctypes
 import numpy as np
 
 import attnarray as aa
-from attnarray.kernels.numba import team
-from attnarray.kernels.numba import team_code as code
+from attnarray.kernels.numba.runtime import team
+from attnarray.kernels.numba.runtime import team_code as code
 
 THREADS = 3
 

@@ -9,7 +9,7 @@ import pytest
 
 import attnarray
 from attnarray import dispatch
-from attnarray.kernels.numba import row_activations
+from attnarray.kernels.numba.rows import activations as row_activations
 from attnarray.ops import softmax
 from tests.fuzz import attempt, main
 from tests.support.fuzz_calls import DRAWS

@@ -45,8 +45,8 @@ def announced() -> Iterator[None]:
     class Listener(event.Listener):  # type: ignore[misc]
         def on_start(self, event: event.Event) -> None:
             kernel = event.data["dispatcher"]
-            package, _, module = kernel.py_func.__module__.rpartition(".")
-            if package == __name__:  # and not what Numba compiles of its own for it
+            package, _, module = kernel.py_func.__module__.partition(f"{__name__}.")
+            if not package:  # and not what Numba compiles of its own for it
                 compiling(f"{module}.{kernel.py_func.__name__}", bool(kernel.stats.cache_path))
 
         def on_end(self, event: event.Event) -> None:

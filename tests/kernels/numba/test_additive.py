@@ -11,7 +11,8 @@ import pytest
 
 import attnarray as aa
 from attnarray.attention.alignment import additive_core
-from attnarray.kernels.numba import additive, threads
+from attnarray.kernels.numba.attention import additive
+from attnarray.kernels.numba.runtime import threads
 from tests.support.guarded_memory import before_a_guard, behind_a_guard, new_arrays
 from tests.support.libraries import EPS
 

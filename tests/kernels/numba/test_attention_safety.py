@@ -17,9 +17,13 @@ import numpy as np
 import pytest
 from llvmlite.binding import get_host_cpu_features
 
-from attnarray.kernels.numba import attention, attention_backward, attention_forward, lanes, team, threads
-from attnarray.kernels.numba import attention_call as ac
-from attnarray.kernels.numba.jit import EXACT, OPTIONS
+from attnarray.kernels.numba.attention import backward as attention_backward
+from attnarray.kernels.numba.attention import call as ac
+from attnarray.kernels.numba.attention import forward as attention_forward
+from attnarray.kernels.numba.attention import tiled as attention
+from attnarray.kernels.numba.runtime import team, threads
+from attnarray.kernels.numba.runtime.jit import EXACT, OPTIONS
+from attnarray.kernels.numba.vector import lanes
 from tests.support.fork_template import forking
 from tests.support.kernel_calls import DTYPES, KINDS, Sizes, assert_equal, call_of, checks, in_dtype, kinds, run
 from tests.support.processes import MACHINE, python
@@ -190,7 +194,7 @@ def code_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str
 RIGHT = """
 import numba
 from tests.support.kernel_calls import Sizes, assert_right, kinds
-from attnarray.kernels.numba.lanes import TILES
+from attnarray.kernels.numba.vector.lanes import TILES
 """
 
 
@@ -219,7 +223,7 @@ def test_a_processor_of_which_nothing_is_known(dtype: str, code_folder: Callable
 def test_the_tiles_of_another_processor(code_folder: Callable[[str], str]) -> None:
     other = "avx2" if "avx512f" in lanes.cpu_features() else "avx512f"
     code = f"""
-from attnarray.kernels.numba import lanes
+from attnarray.kernels.numba.vector import lanes
 TILES.update({{bits: lanes.tile_of({{{other!r}}}, bits // 8) for bits in TILES}})
 """
     python(RIGHT + code + right("float32"), NUMBA_CACHE_DIR=code_folder(other))

@@ -13,7 +13,7 @@ import numba
 import pytest
 from numba.core import config
 
-from attnarray.kernels.numba import cache, jit
+from attnarray.kernels.numba.runtime import cache, jit
 from tests.support.paths import ROOT
 
 

@@ -42,7 +42,7 @@ def test_an_interrupt_amid_the_import() -> None:
 
 FORKED = """
 import os, signal, threading, time, warnings
-from attnarray.kernels.numba import team
+from attnarray.kernels.numba.runtime import team
 from numba.core.compiler_lock import global_compiler_lock
 warnings.simplefilter("ignore")
 compiling, forking = threading.Event(), threading.Event()

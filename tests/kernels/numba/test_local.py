@@ -15,7 +15,8 @@ from attnarray.attention.positional import local_core
 from attnarray.attention.scoring import Dropout, Scoring
 from attnarray.dispatch import KernelUnavailableError
 from attnarray.kernels import Declined
-from attnarray.kernels.numba import local, threads
+from attnarray.kernels.numba.attention import local
+from attnarray.kernels.numba.runtime import threads
 from tests.support.guarded_memory import before_a_guard, behind_a_guard, new_arrays
 from tests.support.libraries import EPS
 from tests.support.row_calls import LAYOUTS

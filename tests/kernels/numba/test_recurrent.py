@@ -9,7 +9,8 @@ import pytest
 
 import attnarray as aa
 from attnarray.attention.alignment.recurrent_core import Rows, Scorer, recurrent_scores, recurrent_scores_backward
-from attnarray.kernels.numba import recurrent, threads
+from attnarray.kernels.numba.recurrent import scores as recurrent
+from attnarray.kernels.numba.runtime import threads
 from tests.support.guarded_memory import before_a_guard, behind_a_guard, new_arrays
 from tests.support.libraries import EPS
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 import attnarray as aa
-from attnarray.kernels.numba import row_dropout, threads
-from attnarray.kernels.numba.lanes import cpu_features
+from attnarray.kernels.numba.rows import dropout as row_dropout
+from attnarray.kernels.numba.runtime import threads
+from attnarray.kernels.numba.vector.lanes import cpu_features
 from attnarray.kernels.table import KERNELS
 from attnarray.random import FLAT_STREAM, philox_4x32, seed_words, threshold
 from tests.kernels.test_table import USABLE, in_dtype, kernel_of, largest_distance

@@ -19,8 +19,9 @@ import pytest
 from llvmlite.binding import get_host_cpu_features
 
 import attnarray as aa
-from attnarray.kernels.numba import masked_softmax, team, team_code, threads
-from attnarray.kernels.numba.jit import OPTIONS
+from attnarray.kernels.numba.attention import masked_softmax
+from attnarray.kernels.numba.runtime import team, team_code, threads
+from attnarray.kernels.numba.runtime.jit import OPTIONS
 from tests.support.attention_calls import assert_equal_results, run
 from tests.support.fork_template import forking
 from tests.support.paths import ROOT
@@ -151,7 +152,7 @@ def test_use_kernels_in_one_thread_does_not_reach_another() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_forked_child_computes_too() -> None:
-    always_split = "from attnarray.kernels.numba import threads\nthreads.MIN_WORK_PER_THREAD = 1"
+    always_split = "from attnarray.kernels.numba.runtime import threads\nthreads.MIN_WORK_PER_THREAD = 1"
     python(forking(CHECKED + always_split), ATTNARRAY_NUM_THREADS="3")
 
 
@@ -217,7 +218,7 @@ def test_without_a_folder_for_the_cache(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     places = ("NUMBA_CACHE_DIR", "HOME", "XDG_CACHE_HOME", "LOCALAPPDATA", "IPYTHONDIR")
-    facts = "from attnarray.kernels.numba.jit import facts; print(facts()['kernel cache'])"
+    facts = "from attnarray.kernels.numba.runtime.jit import facts; print(facts()['kernel cache'])"
     said = python(f"{CHECKED}{EXPLAIN}\n{facts}", tmp_path, **{place: str(blocked / "folder") for place in places})
     assert "attention.core:attend  numba" in said
     assert "none can be written" in said

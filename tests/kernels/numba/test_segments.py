@@ -12,7 +12,9 @@ import attnarray as aa
 from attnarray import tree
 from attnarray.attention.graph import core as graph_core
 from attnarray.kernels import Declined
-from attnarray.kernels.numba import graph, row_segments, threads
+from attnarray.kernels.numba.graph import edges as graph
+from attnarray.kernels.numba.graph import segments as row_segments
+from attnarray.kernels.numba.runtime import threads
 from attnarray.ops.segments import sum_segments
 from tests.support.guarded_memory import before_a_guard, behind_a_guard, new_arrays
 from tests.support.libraries import EPS, assert_close

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 import attnarray as aa
 from attnarray.attention.selection.top_k import mask_of, top_k_indices
 from attnarray.kernels import Declined
-from attnarray.kernels.numba import row_selection, row_sparsemax, threads
+from attnarray.kernels.numba.rows import selection as row_selection
+from attnarray.kernels.numba.rows import sparsemax as row_sparsemax
+from attnarray.kernels.numba.runtime import threads
 from attnarray.ops.entmax_core import entmax_forward
 from tests.kernels.test_table import USABLE
 from tests.support.row_calls import LAYOUTS

@@ -17,8 +17,8 @@ import numba
 import pytest
 from numba.core.compiler_lock import global_compiler_lock
 
-from attnarray.kernels.numba import team, threads
-from attnarray.kernels.numba import team_code as code
+from attnarray.kernels.numba.runtime import team, threads
+from attnarray.kernels.numba.runtime import team_code as code
 from tests.support.processes import CHECKED, python
 from tests.support.thread_calls import THREADS, Interrupt, Problem, send, teams, word
 
@@ -140,7 +140,7 @@ def test_amid_compiling_one_thread_computes() -> None:
 def test_a_fork_amid_a_call_is_an_error_in_the_child() -> None:
     python("""
 import os, threading, warnings
-from attnarray.kernels.numba import team
+from attnarray.kernels.numba.runtime import team
 warnings.simplefilter("ignore")
 caller, busy, child, release = threading.get_ident(), threading.Event(), [], threading.Event()
 def part(n):
@@ -191,7 +191,7 @@ def test_without_memory_for_threads() -> None:
         f"""
 {CHECKED}
 import threading
-from attnarray.kernels.numba import team, threads
+from attnarray.kernels.numba.runtime import team, threads
 threads.MIN_WORK_PER_THREAD = 1
 threading.stack_size(2**46)
 check()
@@ -204,7 +204,7 @@ assert team.team_sizes() == [0]
 AT_THE_END = """
 import atexit, builtins, os, threading, weakref
 import numpy as np, attnarray as aa
-from attnarray.kernels.numba import threads
+from attnarray.kernels.numba.runtime import threads
 threads.MIN_WORK_PER_THREAD = 1
 arrays = np.random.default_rng(0).standard_normal((3, 2, 3, 40, 8))
 
@@ -239,7 +239,7 @@ for _ in range(3):
     threading.Thread(target=for_ever, daemon=True).start()
 builtins.last = Last()
 """,
-    "without a team": "from attnarray.kernels.numba import team; team.forget_teams(); builtins.last = Last()",
+    "without a team": "from attnarray.kernels.numba.runtime import team; team.forget_teams(); builtins.last = Last()",
     "a thread": "threading.Thread(target=lambda: [check() for _ in range(50)] and say(b'done')).start()",
 }
 

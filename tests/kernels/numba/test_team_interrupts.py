@@ -23,8 +23,8 @@ import pytest
 
 import attnarray as aa
 from attnarray.dispatch import ignoring_fp_errors
-from attnarray.kernels.numba import team, threads
-from attnarray.kernels.numba import team_code as code
+from attnarray.kernels.numba.runtime import team, threads
+from attnarray.kernels.numba.runtime import team_code as code
 from tests.support.thread_calls import THREADS, Interrupt, Problem, send, teams, word
 
 PACKAGE = str(Path(aa.__file__).parent)

@@ -12,8 +12,8 @@ import pytest
 
 import attnarray as aa
 from attnarray import cli
-from attnarray.kernels.numba import cpus, threads
-from attnarray.kernels.numba.jit import facts
+from attnarray.kernels.numba.runtime import cpus, threads
+from attnarray.kernels.numba.runtime.jit import facts
 
 VARIABLES = ("ATTNARRAY_NUM_THREADS", "OMP_NUM_THREADS")
 

@@ -1,0 +1,191 @@
+"""Tiled attention, backward: the weights are recomputed from the lse, one panel of queries and tile of keys at a time.
+
+Reference: attention/core.py, `attend_backward`; the order of the loops is that of FlashAttention (Dao et al.,
+arXiv:2205.14135) within a chunk of queries: for each tile of keys, for each block of panels
+
+    S^T = K Q^T,  P^T = exp(S^T - lse),  dP^T = V dO^T,  dS = P (dP - delta),
+    dQ^T += K^T dS^T,  dV += P^T dO,  dK += dS^T Q
+
+Gradients of queries are summed over some tiles of keys before they are added to those of all keys; gradients of keys
+and values over a block of panels, then over a chunk, and then over all queries: so rounding does not grow with their
+number. The gradients of sinks, and of a bias that many queries or keys share, are summed in float64.
+
+Parallel over panels of W queries. A head that two threads share has gradients of key and value in scratch of the second
+one, which are added at the end. Scratch per thread: a chunk of panels, a tile of keys and a block of scores.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from attnarray.kernels.numba.attention import call as ac
+from attnarray.kernels.numba.attention.block import BLOCK, Block, Chunk, Seen, Tile, backward_block
+from attnarray.kernels.numba.attention.forward import tiles_together
+from attnarray.kernels.numba.attention.panels import add_rows_to, clear, move, multiply, pack_panel, unpack_panel
+from attnarray.kernels.numba.attention.scores import (
+    Queries,
+    place_of,
+    prepare_queries,
+    room_to_decode,
+    seen_keys,
+)  # fmt: skip
+from attnarray.kernels.numba.runtime.jit import EXACT, jit
+from attnarray.kernels.numba.vector.lanes import Lanes, lanes, where
+from attnarray.kernels.numba.vector.memory import ahead, keep, pointer, row_of, scratch
+from attnarray.kernels.numba.vector.packing import (
+    pack_columns,
+    pack_row,
+    pack_rows,
+    remove_unfinite,
+    whole_lanes,
+    whole_tiles,
+)  # fmt: skip
+from attnarray.kernels.numba.vector.panel import Row, Sum, panel_pass
+from attnarray.kernels.numba.vector.rows import place as place_at
+
+
+def backward(first: int, past: int, call_array: Any, number_array: Any) -> None:
+    """The panels [first, past), counted over all batches and heads of keys."""
+    call, numbers = pointer(call_array), pointer(number_array)
+    width = lanes(numbers)
+    panels = (ac.group_rows(call) + width - 1) // width
+    chunk, size = min(call[ac.PANELS_PER_CHUNK], panels, past - first), call[ac.KEYS_PER_TILE]
+    depth, wide = ac.columns(call, ac.K), ac.columns(call, ac.V)
+    lane, full = chunk * width, size * width
+    integers, bounds_array = np.empty(4 * lane, np.int32), np.empty(4 * chunk + width, np.int64)
+    depth_rows, wide_rows = whole_lanes(depth, numbers), whole_lanes(wide, numbers)
+    depth_panels = whole_tiles(depth, numbers)
+    per_lane = depth + wide + depth_rows + wide_rows + depth_panels + 2
+    per_key = depth + wide + depth_panels + depth_rows + wide_rows
+    per_panel = (9 + wide) * width
+    all_of_lane = depth_panels if ac.rows(call, ac.K) > tiles_together(call) * size else 0
+    others = per_panel + lane * all_of_lane + room_to_decode(call, numbers)
+    floats = np.empty(16 + lane * per_lane + size * per_key + full * (2 * BLOCK + 2) + others, number_array.dtype)
+    i32, at, bounds = pointer(integers), scratch(floats), pointer(bounds_array)
+    all_queries = ahead(at, lane * depth)
+    decoding = ahead(all_queries, lane * all_of_lane)
+    ends, positions, heads = ahead(i32, lane), ahead(i32, 2 * lane), ahead(i32, 3 * lane)
+    queries = Queries(at, i32, ends, positions, heads, bounds, ahead(bounds, 4 * chunk), decoding)
+    dout = ahead(decoding, room_to_decode(call, numbers))
+    query_rows = ahead(dout, lane * wide)
+    dout_rows = ahead(query_rows, lane * depth_rows)
+    dquery = ahead(dout_rows, lane * wide_rows)
+    lse = ahead(dquery, lane * depth_panels)
+    out = ahead(lse, 2 * lane)
+    kept = Chunk(dout, query_rows, dout_rows, dquery, all_queries, lse, ahead(lse, lane), out)
+    at = ahead(out, wide * width)
+    key_columns = ahead(at, size * (depth + wide))
+    dkeys = ahead(key_columns, size * depth_panels)
+    dvalues = ahead(dkeys, size * depth_rows)
+    tile = Tile(at, ahead(at, size * depth), key_columns, dkeys, dvalues)
+    at = ahead(dvalues, size * wide_rows)
+    factors = ahead(at, (2 * BLOCK + 1) * full)
+    block = Block(at, ahead(at, BLOCK * full), ahead(at, 2 * BLOCK * full), factors, ahead(factors, full + 8 * width))
+    while first < past:
+        place, shared = place_of(first, past, chunk, call, numbers), first // panels == call[ac.SHARED]
+        backward_chunk(place, queries, kept, tile, block, shared, call, numbers)
+        first += (place.past - place.first + width - 1) // width
+    keep(floats)
+    keep(integers)
+    keep(bounds_array)
+
+
+def backward_chunk(
+    place: Any, queries: Any, kept: Any, tile: Any, block: Any, shared: bool, call: Any, numbers: Any
+) -> None:
+    """All queries of a chunk against all keys; `shared` says that another thread adds to this head's gradients."""
+    width, depth, wide = lanes(numbers), ac.columns(call, ac.K), ac.columns(call, ac.V)
+    panels, size = (place.past - place.first + width - 1) // width, call[ac.KEYS_PER_TILE]
+    prepare_queries(place, queries, call, numbers)
+    bad_queries = prepare_chunk(place, panels, queries, kept, call, numbers)
+    low, high = seen_keys(panels, queries, call)
+    tiles, together, dqueries = 0, tiles_together(call), panels * whole_tiles(depth, numbers)
+    for t in range(low // size * size, high, size):
+        if tiles % together == 0 and tiles > 0:
+            if tiles > together:
+                add_rows_to(0, dqueries, 0, kept.all_dquery, kept.dquery)
+            move(0, dqueries, 0, kept.dquery, kept.all_dquery)
+        tiles += 1
+        start, stop = max(t, low), min(t + size, high)
+        pack_rows(ac.matrix(numbers, call, ac.K, place.b, place.g), start, stop, tile.keys)
+        pack_rows(ac.matrix(numbers, call, ac.V, place.b, place.g), start, stop, tile.values)
+        pack_columns(ac.matrix(numbers, call, ac.K, place.b, place.g), start, stop, tile.key_columns)
+        if call[ac.HIDES] != 0:
+            remove_unfinite(tile.key_columns, (stop - start) * whole_tiles(depth, numbers))
+        clear(0, size * whole_lanes(depth, numbers) // width, 0, tile.dkeys)
+        clear(0, size * whole_lanes(wide, numbers) // width, 0, tile.dvalues)
+        for p in range(0, panels, BLOCK):
+            seen = Seen(start, stop, bad_queries)
+            backward_block(p, min(panels, p + BLOCK), seen, place, queries, kept, tile, block, call, numbers)
+        b, g = (0, 0) if shared else (place.b, place.g)
+        add_rows(tile.dkeys, start, stop, ac.matrix(numbers, call, ac.SHARED_DK if shared else ac.DK, b, g))
+        add_rows(tile.dvalues, start, stop, ac.matrix(numbers, call, ac.SHARED_DV if shared else ac.DV, b, g))
+    if tiles > together:
+        add_rows_to(0, dqueries, 0, kept.all_dquery, kept.dquery)
+    for p in range(panels):
+        dquery = ahead(kept.dquery, p * whole_tiles(depth, numbers) * width)
+        multiply(0, depth, 0, dquery, numbers[ac.SCALE])
+        unpack_panel(ac.DQ, p, place, queries, dquery, call, numbers)
+
+
+def prepare_chunk(place: Any, panels: int, queries: Any, kept: Any, call: Any, numbers: Any) -> bool:
+    """Fill `kept`; whether NaN or infinities that a weight of zero must hide were among queries and cotangents."""
+    width, depth, wide, count = lanes(numbers), ac.columns(call, ac.K), ac.columns(call, ac.V), ac.rows(call, ac.Q)
+    depth_rows, wide_rows = whole_lanes(depth, numbers), whole_lanes(wide, numbers)
+    doubles = np.empty(width)
+    sums = pointer(doubles)
+    clear(0, panels * whole_tiles(depth, numbers), 0, kept.dquery)
+    clear(0, panels * depth_rows, 0, kept.query_rows)
+    clear(0, panels * wide_rows, 0, kept.dout_rows)
+    clear(0, panels, 0, kept.lse)
+    for p in range(panels):
+        dout = ahead(kept.dout, p * wide * width)
+        pack_panel(ac.DOUT, p, numbers[ac.ONE], place, queries, dout, call, numbers)
+        pack_panel(ac.OUT, p, numbers[ac.ONE], place, queries, kept.out, call, numbers)
+        for w in range(width):
+            sums[w] = 0
+        add_products_of(0, wide, 0, dout, kept.out, sums)
+        for w in range(width):
+            kept.delta[p * width + w] = sums[w]
+    for n in range(place.past - place.first):
+        i, h = (place.first + n) % count, place.h + (place.first + n) // count
+        query, dout = ac.matrix(numbers, call, ac.Q, place.b, h), ac.matrix(numbers, call, ac.DOUT, place.b, h)
+        pack_row(query, i, numbers[ac.SCALE], ahead(kept.query_rows, n * depth_rows))
+        pack_row(dout, i, numbers[ac.ONE], ahead(kept.dout_rows, n * wide_rows))
+        lse = ac.matrix(numbers, call, ac.LSE, place.b, h)[i, 0]
+        if ac.given(call, ac.DLSE):
+            kept.delta[n] -= ac.matrix(numbers, call, ac.DLSE, place.b, h)[i, 0]
+        kept.lse[n] = lse if lse != -np.inf else 0
+        if ac.given(call, ac.SINKS):
+            weight = np.exp(ac.matrix(numbers, call, ac.SINKS, 0, h)[0, 0] - (lse if lse != -np.inf else 0))
+            if weight != 0:
+                ac.matrix(place_at(0.0, 0), call, ac.DSINKS, 0, h)[0, 0] -= weight * kept.delta[n]
+    bad_queries = remove_unfinite(kept.query_rows, panels * width * depth_rows) if call[ac.HIDES] != 0 else False
+    bad_douts = remove_unfinite(kept.dout_rows, panels * width * wide_rows) if call[ac.HIDES] != 0 else False
+    keep(doubles)
+    return bad_queries or bad_douts
+
+
+@panel_pass
+def add_products_of(x: Row, y: Row, total: Sum) -> dict[str, Lanes]:
+    """0 in y hides what it multiplies: a fully masked row is 0, and its cotangent must not reach the sinks."""
+    return {"total": total + where(y.equals(0.0), 0.0, x * y)}
+
+
+def add_rows(rows: Any, first: int, past: int, x: Any) -> None:
+    """Add packed rows to the rows [first, past) of a matrix."""
+    columns = whole_lanes(x.shape[1], rows)
+    for n in range(past - first):
+        if x.strides[1] == x.itemsize:
+            numbers = row_of(x, first + n)
+            for d in range(x.shape[1]):
+                numbers[d] += rows[n * columns + d]
+        else:
+            for d in range(x.shape[1]):
+                x[first + n, d] += rows[n * columns + d]
+
+
+add_rows, prepare_chunk = jit(add_rows, fastmath=EXACT, inner=True), jit(prepare_chunk, fastmath=EXACT, inner=True)
+backward_chunk, backward = jit(backward_chunk, fastmath=EXACT, inner=True, inline=True), jit(backward, fastmath=EXACT)

@@ -1,0 +1,244 @@
+"""The backward pass of a block of panels of queries against one tile of keys: weights, their gradients, and products.
+
+Used by attention/backward.py.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from attnarray.kernels.numba.attention import call as ac
+from attnarray.kernels.numba.attention.panels import clear, find_rows
+from attnarray.kernels.numba.attention.scores import HIGH, LOW, dropout_factors, score_panel
+from attnarray.kernels.numba.runtime.jit import EXACT, jit
+from attnarray.kernels.numba.vector.lanes import Lanes, exp, item_bytes, lanes, tile_rows, where
+from attnarray.kernels.numba.vector.memory import ahead, row_of
+from attnarray.kernels.numba.vector.packing import spoil, whole_lanes, whole_tiles
+from attnarray.kernels.numba.vector.panel import Lane, Row, Sum, Total, panel_pass
+from attnarray.kernels.numba.vector.product import lane_product, packed_product
+from attnarray.kernels.numba.vector.rows import place as place_at
+from attnarray.kernels.numba.vector.transpose import add_to_rows, whole_squares
+
+BLOCK = 4  # panels whose scores are held for the products over queries
+
+
+class Chunk(NamedTuple):
+    """What is kept per query of a chunk, as pointers; N is D or Dv, filled up to W (rows) or M (panels)."""
+
+    dout: Any  # (P, Dv, W)
+    query_rows: Any  # (P W, D), times scale
+    dout_rows: Any  # (P W, Dv)
+    dquery: Any  # (P, D, W), of the last tiles
+    all_dquery: Any  # (P, D, W), of all tiles before them, if there are many
+    lse: Any  # (P, W)
+    delta: Any  # (P, W)
+    out: Any  # (Dv, W) of one panel
+
+
+class Tile(NamedTuple):
+    """A tile of keys, packed for three products, and its gradients."""
+
+    keys: Any  # (keys / M, D, M)
+    values: Any  # (keys / M, Dv, M)
+    key_columns: Any  # (D / M, keys, M)
+    dkeys: Any  # (keys, D)
+    dvalues: Any  # (keys, Dv)
+
+
+class Block(NamedTuple):
+    """Panels of scores (keys, W): of a whole block, and two of one panel."""
+
+    weights: Any  # (BLOCK, keys, W)
+    dscores: Any
+    slope: Any  # (keys, W)
+    factors: Any
+    sums: Any  # (1, W)
+
+
+class Seen(NamedTuple):
+    """The keys [start, stop) of a tile, and whether NaN or infinities lie in queries and cotangents.
+
+    Those of keys need not be known: a gradient of a score that is not 0 is NaN itself where its key is not finite.
+    """
+
+    start: int
+    stop: int
+    bad_queries: bool
+
+
+@panel_pass
+def differentiate(scores: Row, dweights: Row, lse: Lane, delta: Lane) -> dict[str, Lanes]:
+    """p = e^(s - lse) and ds = p (dp - delta); where p is 0, dp does not matter, and where s is -inf, lse does not."""
+    weights = where(scores.equals(-math.inf), 0.0, exp(scores - lse))
+    dscores = where(weights.equals(0.0), 0.0, weights * (dweights - delta))
+    return {"scores": weights, "dweights": dscores}
+
+
+@panel_pass
+def add_to_lanes(dscores: Row, sums: Sum) -> dict[str, Lanes]:
+    return {"sums": sums + dscores}
+
+
+@panel_pass
+def total_of_lanes(dscores: Row, total: Total) -> dict[str, Lanes]:
+    return {"total": dscores}
+
+
+@panel_pass
+def drop(weights: Row, factor: Row) -> dict[str, Lanes]:
+    return {"weights": where(factor.equals(0.0), 0.0, weights * factor)}
+
+
+@panel_pass
+def uncap(dscores: Row, slope: Row) -> dict[str, Lanes]:
+    return {"dscores": where(dscores.equals(0.0), 0.0, dscores * slope)}
+
+
+def keys_of(n: int, seen: Any, queries: Any) -> Any:
+    """The keys [first, past) of a tile that any query of panel n sees, counted from the start of the tile."""
+    first = max(seen.start, queries.bounds[4 * n + LOW]) - seen.start
+    past = min(seen.stop, queries.bounds[4 * n + HIGH]) - seen.start
+    return (first, past) if first < past else (0, 0)
+
+
+def backward_block(
+    p: int, past_panel: int, seen: Any, place: Any, queries: Any, kept: Any, tile: Any, block: Any, call: Any,
+    numbers: Any,
+) -> None:  # fmt: skip
+    """The panels [p, past_panel) against one tile of keys."""
+    apart = call[ac.KEYS_PER_TILE] * lanes(numbers)
+    for n in range(p, past_panel):
+        at = (n - p) * apart
+        weights, dscores = ahead(block.weights, at), ahead(block.dscores, at)
+        backward_panel(n, seen, place, queries, kept, tile, block, weights, dscores, call, numbers)
+    wide, depth = ac.columns(call, ac.V), ac.columns(call, ac.K)
+    add_products(p, past_panel, seen, queries, apart, block.weights, kept.dout_rows, wide, tile.dvalues)
+    add_products(p, past_panel, seen, queries, apart, block.dscores, kept.query_rows, depth, tile.dkeys)
+    if seen.bad_queries:
+        for n in range(p, past_panel):
+            spoil_keys(n, (n - p) * apart, seen, place, queries, tile, block, call, numbers)
+
+
+def add_products(
+    p: int, past_panel: int, seen: Any, queries: Any, apart: int, panels: Any, rows: Any, columns: int, total: Any
+) -> None:
+    """total[j, :] += sum over queries of panels[j, query] rows[query, :] for the keys j of a tile.
+
+    Of the panels [p, past_panel), `apart` elements apart, those take part that see the key: runs of neighbours.
+    `rows` and `total` have `columns` columns, filled up to a multiple of W.
+    """
+    width, tile, step = lanes(total), tile_rows(total), whole_lanes(columns, total)
+    for j in range(0, seen.stop - seen.start, tile):
+        run = 0
+        for n in range(p, past_panel + 1):
+            first, past = keys_of(n, seen, queries) if n < past_panel else (0, 0)
+            if first // tile * tile <= j < past:
+                run += 1
+            elif run > 0:
+                start, row = ahead(panels, (n - run - p) * apart + j * width), ahead(rows, (n - run) * width * step)
+                lane_product(run, apart, start, row, columns, ahead(total, j * step))
+                run = 0
+
+
+def spoil_keys(
+    p: int, at: int, seen: Any, place: Any, queries: Any, tile: Any, block: Any, call: Any, numbers: Any
+) -> None:
+    """NaN in gradients of keys and values that a query or cotangent of panel p reaches which is not finite."""
+    width, count, base = lanes(numbers), ac.rows(call, ac.Q), place.first + p * lanes(numbers)
+    wide, deep = whole_lanes(ac.columns(call, ac.V), numbers), whole_lanes(ac.columns(call, ac.K), numbers)
+    first, past = keys_of(p, seen, queries)
+    dvalues, dkeys = ahead(tile.dvalues, first * wide), ahead(tile.dkeys, first * deep)
+    for w in range(min(width, place.past - base)):
+        i, h, lane = (base + w) % count, place.h + (base + w) // count, at + first * width + w
+        dout, query = ac.matrix(numbers, call, ac.DOUT, place.b, h), ac.matrix(numbers, call, ac.Q, place.b, h)
+        spoil(dout, i, i + 1, ahead(block.weights, lane), 0, width, past - first, dvalues, 1, wide)
+        spoil(query, i, i + 1, ahead(block.dscores, lane), 0, width, past - first, dkeys, 1, deep)
+
+
+def backward_panel(
+    p: int, seen: Any, place: Any, queries: Any, kept: Any, tile: Any, block: Any, weights: Any, dscores: Any,
+    call: Any, numbers: Any,
+) -> None:  # fmt: skip
+    """Weights and gradients of the scores of one panel, in whole groups of M keys; adds to its dQ."""
+    width, rows, start = lanes(numbers), tile_rows(numbers), seen.start
+    depth, wide = ac.columns(call, ac.K), ac.columns(call, ac.V)
+    first, past = keys_of(p, seen, queries)
+    if first >= past:
+        return
+    score_panel(p, start, first, past, place, queries, tile.keys, weights, block.slope, call, numbers)
+    row, dout = first // rows * rows, ahead(kept.dout, p * wide * width)
+    values, dweights = ahead(tile.values, row * wide), ahead(dscores, row * width)
+    packed_product(past - row, wide, rows * wide, values, dout, dweights, False)
+    factors = block.factors
+    if call[ac.DROPS] != 0:
+        factors = dropout_factors(p, start, first, past, place, queries, block.factors, call, numbers)
+        drop(first, past, 0, dscores, factors)
+    differentiate(first, past, p, weights, dscores, kept.lse, kept.delta)
+    if call[ac.DROPS] != 0:
+        drop(first, past, 0, weights, factors)
+    if ac.given(call, ac.DBIAS):
+        if call[ac.SUMS_BIAS] != 0:
+            sum_bias_gradient(p, start, first, past, place, dscores, block.sums, call)
+        else:
+            add_bias_gradient(p, start, first, past, place, queries, dscores, call, numbers)
+    if numbers[ac.SOFTCAP] != 0:
+        uncap(first, past, 0, dscores, block.slope)
+    dquery, weighing = ahead(kept.dquery, p * whole_tiles(depth, numbers) * width), ahead(dscores, first * width)
+    keys = ahead(tile.key_columns, first * rows)
+    packed_product(depth, past - first, (seen.stop - start) * rows, keys, weighing, dquery, True)
+    for beside in (weights, dscores):
+        clear(row, first, 0, beside)
+        clear(past, whole_tiles(past, numbers), 0, beside)
+
+
+def add_bias_gradient(
+    p: int, start: int, first: int, past: int, place: Any, queries: Any, dscores: Any, call: Any, numbers: Any
+) -> None:
+    """Batches and heads along which the bias is broadcast have stride 0, and so are summed over."""
+    width, count = lanes(numbers), ac.rows(call, ac.Q)
+    base = place.first + p * width
+    if ac.column_stride(call, ac.DBIAS) == item_bytes(dscores) and base + width <= place.past:
+        find_rows(ac.DBIAS, p, start, place, queries, call, numbers)
+        squares = whole_squares(first, past, dscores)
+        add_to_rows(first, squares, queries.rows, dscores)
+        first = squares
+    for w in range(min(width, place.past - base)):
+        dbias = ac.matrix(numbers, call, ac.DBIAS, place.b, place.h + (base + w) // count)
+        i = (base + w) % count
+        for j in range(first, past):
+            dbias[i, start + j] += dscores[j * width + w]
+
+
+def sum_bias_gradient(
+    p: int, start: int, first: int, past: int, place: Any, dscores: Any, sums: Any, call: Any
+) -> None:  # fmt: skip
+    """The gradient, in float64, of a bias that is broadcast along queries or keys: many scores share an entry."""
+    width, count = lanes(dscores), ac.rows(call, ac.Q)
+    base, doubles = place.first + p * lanes(dscores), place_at(0.0, 0)
+    filled = min(width, place.past - base)
+    same_head = base // count == (base + filled - 1) // count or call[ac.SLOT * ac.DBIAS + 6] == 0
+    if ac.column_stride(call, ac.DBIAS) == 0:
+        clear(0, 1, 0, sums)
+        add_to_lanes(first, past, 0, dscores, sums)
+        for w in range(filled):
+            dbias = ac.matrix(doubles, call, ac.DBIAS, place.b, place.h + (base + w) // count)
+            dbias[(base + w) % count, 0] += sums[w]
+    elif ac.row_stride(call, ac.DBIAS) == 0 and same_head:
+        row = row_of(ac.matrix(doubles, call, ac.DBIAS, place.b, place.h + base // count), 0)
+        total_of_lanes(first, past, 0, dscores, ahead(row, start))
+    else:
+        for w in range(filled):
+            dbias = ac.matrix(doubles, call, ac.DBIAS, place.b, place.h + (base + w) // count)
+            for j in range(first, past):
+                dbias[(base + w) % count, start + j] += dscores[j * width + w]
+
+
+keys_of, add_bias_gradient = jit(keys_of, inner=True), jit(add_bias_gradient, fastmath=EXACT, inner=True)
+add_products, spoil_keys = (
+    jit(add_products, fastmath=EXACT, inner=True),
+    jit(spoil_keys, fastmath=EXACT, inner=True),
+)
+sum_bias_gradient = jit(sum_bias_gradient, fastmath=EXACT, inner=True)
+backward_panel = jit(backward_panel, fastmath=EXACT, inner=True, inline=True)
+backward_block = jit(backward_block, fastmath=EXACT, inner=True)

@@ -1,0 +1,193 @@
+"""One call of attention as numbers: addresses, shapes and strides of its arrays, so that each dtype is compiled once.
+
+Numba compiles anew for every combination of array layouts. Here a call is one array of integers, from which compiled
+code makes its views; so strided, read-only and broadcast arrays are all the same to it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from attnarray.kernels.numba.runtime.jit import jit
+from attnarray.kernels.numba.vector.lanes import TILES
+from attnarray.kernels.numba.vector.memory import matrix_at
+
+# Slots of arrays (B, H, T, N): the address (0 = not given), four sizes, four strides in bytes.
+SLOT = 9
+Q, K, V, OUT, LSE, BIAS, MASK, KEEP, SINKS, DOUT, DLSE, DQ, DK, DV, DBIAS, DSINKS, SHARED_DK, SHARED_DV = range(18)
+# Then the integers of the rules.
+RULES = 18 * SLOT
+(
+    LEFT, RIGHT, FIRST_KEY, SEED_LOW, SEED_HIGH, THRESHOLD, DROPS, HIDES, KEYS_PER_TILE, PANELS_PER_CHUNK, SHARED,
+    DECODED, SUMS_BIAS,
+) = range(RULES, RULES + 13)  # fmt: skip
+BATCHES = RULES + 13  # then for each batch its offset and its number of keys
+# The numbers.
+SCALE, SOFTCAP, KEPT, ONE = range(4)
+UNBOUNDED = 2**40  # farther than any position
+
+TILE_BYTES, CHUNK_BYTES, LARGEST_TILE = 2**17, 2**20, 240
+
+
+class Call(NamedTuple):
+    integers: np.ndarray
+    numbers: np.ndarray
+    sizes: Sizes
+    alive: tuple[Any, ...]  # the arrays whose addresses are among the integers
+
+
+class Sizes(NamedTuple):
+    """Of a call; `panels` are those of all queries that share a head of keys."""
+
+    batch: int
+    heads: int
+    kv_heads: int
+    queries: int
+    keys: int
+    features: int  # D + Dv
+    panels: int
+
+
+def put(integers: np.ndarray, slot: int, array: Any) -> None:
+    """Write where an array (B, H, T, N) lies; along an axis of size 1 one may go as far as one likes."""
+    strides = [stride if size > 1 else 0 for size, stride in zip(array.shape, array.strides, strict=True)]
+    integers[slot * SLOT : slot * SLOT + SLOT] = (array.ctypes.data, *array.shape, *strides)
+
+
+def call_of(scoring: Any, dtype: Any, q: Any, k: Any, v: Any, arrays: dict[int, Any], backward: bool = False) -> Call:
+    """The call on `q`, `k`, `v` and other arrays by slot; those of `scoring` are added."""
+    batch, heads, queries, depth = q.shape
+    kv_heads, keys, wide = v.shape[1:]
+    panels = -(-heads // max(kv_heads, 1) * queries // TILES[dtype.itemsize * 8][0])
+    given = {Q: q, K: k, V: v, **arrays}
+    sinks, dropout = scoring.sinks, scoring.dropout
+    if scoring.bias is not None:
+        given[BIAS] = np.require(scoring.bias, dtype, "A")
+    if scoring.mask is not None:
+        given[MASK] = scoring.mask.view(np.uint8)
+    if sinks is not None:
+        given[SINKS] = np.require(sinks, dtype, "A")[None, :, None, None]
+    if dropout is not None and dropout.keep is not None:
+        given[KEEP] = dropout.keep.view(np.uint8)
+    integers = np.zeros(BATCHES + 2 * batch, np.int64)
+    integers[SHARED] = -1
+    for slot, array in given.items():
+        put(integers, slot, array)
+    integers[LEFT] = UNBOUNDED if scoring.left is None else scoring.left
+    integers[RIGHT] = UNBOUNDED if scoring.right is None else scoring.right
+    kept = 1.0
+    if dropout is not None:
+        kept = 1.0 / (1.0 - dropout.p) if dropout.p < 1 else 0.0
+        integers[FIRST_KEY], integers[DROPS] = dropout.first_key, 1
+        integers[SEED_LOW], integers[SEED_HIGH] = dropout.seed & 0xFFFFFFFF, dropout.seed >> 32
+        integers[THRESHOLD] = round(dropout.p * 2**32)
+        kept = kept if integers[THRESHOLD] < 2**32 else 0.0
+    integers[KEYS_PER_TILE], integers[PANELS_PER_CHUNK] = tile_sizes(depth + wide, dtype, backward)
+    integers[HIDES] = scoring.hides()
+    integers[BATCHES::2] = scoring.q_offset
+    integers[BATCHES + 1 :: 2] = keys if scoring.kv_lengths is None else scoring.kv_lengths
+    numbers = np.array([scoring.scale, scoring.softcap or 0.0, kept, 1.0], dtype)
+    sizes = Sizes(batch, heads, kv_heads, queries, keys, depth + wide, panels)
+    return Call(integers, numbers, sizes, tuple(given.values()))
+
+
+def tile_sizes(features: int, dtype: Any, backward: bool) -> tuple[int, int]:
+    """Keys of a tile and panels of a chunk: both stay in the cache of a core. The backward keeps more of each."""
+    width, tile = TILES[dtype.itemsize * 8]
+    each = max(features, 1) * dtype.itemsize
+    most = LARGEST_TILE // 2 if backward else LARGEST_TILE
+    keys = min(TILE_BYTES // each, most) // tile * tile
+    return max(keys, tile), min(max(CHUNK_BYTES // (each * width), 1), 64)
+
+
+def given(call: Any, slot: int) -> Any:
+    return call[slot * SLOT] != 0
+
+
+def batches(call: Any, slot: int) -> Any:
+    return call[slot * SLOT + 1]
+
+
+def heads(call: Any, slot: int) -> Any:
+    return call[slot * SLOT + 2]
+
+
+def rows(call: Any, slot: int) -> Any:
+    return call[slot * SLOT + 3]
+
+
+def columns(call: Any, slot: int) -> Any:
+    return call[slot * SLOT + 4]
+
+
+def offset(call: Any, b: int) -> Any:
+    """The position of the first query of batch b."""
+    return call[BATCHES + 2 * b]
+
+
+def length(call: Any, b: int) -> Any:
+    """The number of keys that batch b has."""
+    return call[BATCHES + 2 * b + 1]
+
+
+def matrix(like: Any, call: Any, slot: int, b: int, h: int) -> Any:
+    """The matrix (T, N) of batch b and head h of a slot, in the dtype that `like` points to."""
+    first = slot * SLOT
+    address = call[first] + b * call[first + 5] + h * call[first + 6]
+    return matrix_at(like, address, call[first + 3], call[first + 4], call[first + 7], call[first + 8])
+
+
+def address_of(call: Any, slot: int, b: int, h: int, row: int, column: int) -> Any:
+    """Where a number of a slot lies."""
+    first = slot * SLOT
+    within = row * call[first + 7] + column * call[first + 8]
+    return call[first] + b * call[first + 5] + h * call[first + 6] + within
+
+
+def column_stride(call: Any, slot: int) -> Any:
+    """In bytes."""
+    return call[slot * SLOT + 8]
+
+
+def row_stride(call: Any, slot: int) -> Any:
+    """In bytes."""
+    return call[slot * SLOT + 7]
+
+
+def group_rows(call: Any) -> Any:
+    """The queries of all heads that share a head of keys."""
+    return heads(call, Q) // heads(call, K) * rows(call, Q)
+
+
+given, batches, heads, rows, columns = (
+    jit(given, inner=True),
+    jit(batches, inner=True),
+    jit(heads, inner=True),
+    jit(rows, inner=True),
+    jit(columns, inner=True),
+)
+offset, length, matrix, group_rows = (
+    jit(offset, inner=True),
+    jit(length, inner=True),
+    jit(matrix, inner=True),
+    jit(group_rows, inner=True),
+)
+address_of, column_stride = jit(address_of, inner=True), jit(column_stride, inner=True)
+row_stride = jit(row_stride, inner=True)
+
+
+def place(integers: Any, q: Any, k: Any, v: Any, out: Any, lse: Any) -> None:
+    """Write the addresses of contiguous arrays of the shapes that a call was made for."""
+    integers[Q * SLOT], integers[K * SLOT], integers[V * SLOT] = q.ctypes.data, k.ctypes.data, v.ctypes.data
+    integers[OUT * SLOT], integers[LSE * SLOT] = out.ctypes.data, lse.ctypes.data
+
+
+def place_gradients(integers: Any, dout: Any, dq: Any, dk: Any, dv: Any) -> None:
+    """As `place`, for the backward pass."""
+    integers[DOUT * SLOT], integers[DQ * SLOT] = dout.ctypes.data, dq.ctypes.data
+    integers[DK * SLOT], integers[DV * SLOT] = dk.ctypes.data, dv.ctypes.data
+
+
+place, place_gradients = jit(place), jit(place_gradients)

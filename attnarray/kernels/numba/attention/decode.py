@@ -1,0 +1,249 @@
+"""Attention of few queries over many keys, as in decoding with a cache: each block of keys is read once, by one thread.
+
+Reference: attention/core.py, `attend`. All heads of a group read a tile of keys and values while it is in the cache. A
+unit of work is one block of keys of one head of keys; its output and its log-sum-exp are merged with those of the other
+blocks (as `merge_partials` does). Blocks do not depend on the number of threads, and so the result does not either.
+
+Scratch per thread: the scores of one tile for one query; per unit: its outputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from attnarray.kernels.numba.attention import call as ac
+from attnarray.kernels.numba.attention.forward import exponentiate, find_largest
+from attnarray.kernels.numba.attention.scores import cap, query_factor, visible_keys
+from attnarray.kernels.numba.runtime.jit import EXACT, jit
+from attnarray.kernels.numba.vector.lanes import Lanes, lanes, where
+from attnarray.kernels.numba.vector.memory import ahead, as_bytes, keep, pointer, row_of, scratch
+from attnarray.kernels.numba.vector.packing import (
+    apart_in_place,
+    pack_row,
+    remove_unfinite,
+    row_length,
+    spoil,
+    whole_lanes,
+)
+from attnarray.kernels.numba.vector.panel import Lane, Row, Scalar, panel_pass
+from attnarray.kernels.numba.vector.row_products import add_weighted_rows, dot_rows
+
+BLOCK = 512  # keys of a unit
+TILE = 256  # keys whose rows stay in a near cache for all queries of a group
+
+
+class Room(NamedTuple):
+    """Scratch of a thread, as pointers."""
+
+    queries: Any  # (rows, D)
+    scores: Any  # (TILE,) of one query
+    slopes: Any  # (TILE,)
+    sums: Any  # (3, W)
+    added: Any  # (Dv,)
+    keys: Any  # (TILE, D) where keys cannot be read where they are
+    values: Any  # (TILE, Dv) likewise
+    careful: Any  # (TILE, Dv) without what is not finite
+
+
+@panel_pass
+def combine(out: Row, added: Row, factor: Scalar) -> dict[str, Lanes]:
+    return {"out": out * factor + added}
+
+
+@panel_pass
+def combine_hiding(out: Row, added: Row, factor: Scalar) -> dict[str, Lanes]:
+    """A factor of zero hides what it multiplies, as a weight of zero does."""
+    return {"out": where(factor.equals(0.0), 0.0, out * factor) + added}
+
+
+@panel_pass
+def find_unfinite(numbers: Row, found: Lane) -> dict[str, Lanes]:
+    return {"found": found + numbers * 0.0}
+
+
+def decode(first: int, step: int, units: int, call_array: Any, number_array: Any, partials: Any) -> None:
+    """Every `step`-th unit from `first` on; `partials` (units, rows, Dv + 2) receives outputs, maxima and totals."""
+    call, numbers = pointer(call_array), pointer(number_array)
+    rows, kv_heads, width = ac.group_rows(call), ac.heads(call, ac.K), lanes(numbers)
+    depth, wide = whole_lanes(ac.columns(call, ac.K), numbers), whole_lanes(ac.columns(call, ac.V), numbers)
+    floats = np.empty(16 + rows * depth + 2 * TILE + 3 * width + wide + TILE * (depth + 2 * wide), number_array.dtype)
+    queries = scratch(floats)
+    scores = ahead(queries, rows * depth)
+    sums = ahead(scores, 2 * TILE)
+    added = ahead(sums, 3 * width)
+    key_room = ahead(added, wide)
+    value_room = ahead(key_room, TILE * depth)
+    careful = ahead(value_room, TILE * wide)
+    room = Room(queries, scores, ahead(scores, TILE), sums, added, key_room, value_room, careful)
+    blocks = (ac.rows(call, ac.K) + BLOCK - 1) // BLOCK
+    for unit in range(first, units, step):
+        head = unit // blocks
+        out = ahead(pointer(partials), unit * rows * (wide + 2))
+        decode_block(head // kv_heads, head % kv_heads, unit % blocks, room, out, call, numbers)
+    keep(floats)
+
+
+def decode_block(b: int, g: int, block: int, room: Any, out: Any, call: Any, numbers: Any) -> None:
+    """One block of keys of one head of keys, tile by tile."""
+    count, group = ac.rows(call, ac.Q), ac.heads(call, ac.Q) // ac.heads(call, ac.K)
+    depth, wide = whole_lanes(ac.columns(call, ac.K), numbers), whole_lanes(ac.columns(call, ac.V), numbers)
+    factor = query_factor(numbers)
+    for r in range(group * count):
+        query = ac.matrix(numbers, call, ac.Q, b, group * g + r // count)
+        pack_row(query, r % count, factor, ahead(room.queries, r * depth))
+        for d in range(wide):
+            out[r * (wide + 2) + d] = 0
+        out[r * (wide + 2) + wide], out[r * (wide + 2) + wide + 1] = -np.inf, 0
+    past = min((block + 1) * BLOCK, ac.rows(call, ac.K))
+    key_matrix, value_matrix = ac.matrix(numbers, call, ac.K, b, g), ac.matrix(numbers, call, ac.V, b, g)
+    keys_apart, values_apart = apart_in_place(key_matrix, numbers), apart_in_place(value_matrix, numbers)
+    for start in range(block * BLOCK, past, TILE):
+        stop = min(start + TILE, past)
+        keys, values = room.keys, room.values
+        if keys_apart >= 0:
+            keys = row_of(key_matrix, start)
+        else:
+            pack_rows_of(key_matrix, start, stop, keys)
+        if values_apart >= 0:
+            values = row_of(value_matrix, start)
+        else:
+            pack_rows_of(value_matrix, start, stop, values)
+        key_step, value_step = (keys_apart if keys_apart >= 0 else depth), (values_apart if values_apart >= 0 else wide)
+        for r in range(group * count):
+            begin, end = visible_keys(call, b, r % count)
+            low, high = max(begin, start), min(end, stop)
+            if low < high:
+                query, result = ahead(room.queries, r * depth), ahead(out, r * (wide + 2))
+                seen = ahead(keys, (low - start) * key_step)
+                dot_rows(high - low, row_length(ac.columns(call, ac.K), numbers), query, seen, key_step, room.scores)
+                finish_scores(b, group * g + r // count, r % count, low, high, room, call, numbers)
+                scale = weigh(high - low, room, result, wide)
+                seen = ahead(values, (low - start) * value_step)
+                add_values(b, g, low, high, seen, value_step, room, call, numbers)
+                if call[ac.HIDES] != 0:
+                    combine_hiding(0, wide // lanes(numbers), 0, result, room.added, scale)
+                else:
+                    combine(0, wide // lanes(numbers), 0, result, room.added, scale)
+
+
+def pack_rows_of(x: Any, start: int, stop: int, room: Any) -> None:
+    for row in range(start, stop):
+        pack_row(x, row, 1, ahead(room, (row - start) * whole_lanes(x.shape[1], room)))
+
+
+def finish_scores(b: int, h: int, i: int, low: int, high: int, room: Any, call: Any, numbers: Any) -> None:
+    """From the dot products of query i with the keys [low, high) to its scores."""
+    width, scores = lanes(numbers), room.scores
+    if numbers[ac.SOFTCAP] != 0:
+        for n in range(high - low, whole_lanes(high - low, numbers)):
+            scores[n] = 0
+        cap(0, (high - low + width - 1) // width, 0, scores, room.slopes, numbers[ac.SOFTCAP])
+    if ac.given(call, ac.BIAS):
+        bias = ac.matrix(numbers, call, ac.BIAS, b, h)
+        for j in range(low, high):
+            scores[j - low] = scores[j - low] + bias[i, j] if bias[i, j] != -np.inf else bias[i, j]
+    if ac.given(call, ac.MASK):
+        mask = ac.matrix(as_bytes(numbers), call, ac.MASK, b, h)
+        for j in range(low, high):
+            if mask[i, j] == 0:
+                scores[j - low] = -np.inf
+
+
+def weigh(count: int, room: Any, result: Any, wide: int) -> Any:
+    """Exponentials of the scores in place; returns the factor by which all that was summed before shrinks."""
+    width = lanes(result)
+    lowest = -np.inf
+    largest, shifts, totals = room.sums, ahead(room.sums, width), ahead(room.sums, 2 * width)
+    vectors = (count + width - 1) // width
+    for n in range(count, vectors * width):
+        room.scores[n] = lowest
+    for w in range(width):
+        largest[w] = lowest
+    find_largest(0, vectors, 0, room.scores, largest)
+    before = result[wide]
+    highest = before
+    for w in range(width):
+        highest = max(highest, largest[w])
+    shift = highest if highest != -np.inf else result[wide + 1] * 0
+    for w in range(width):
+        shifts[w], totals[w] = shift, 0
+    exponentiate(0, vectors, 0, room.scores, shifts, totals)
+    factor = np.exp(before - shift)
+    total = float(result[wide + 1]) * float(factor)
+    for w in range(width):
+        total += float(totals[w])
+    result[wide], result[wide + 1] = highest, total
+    return factor
+
+
+def has_unfinite(wide: int, room: Any) -> Any:
+    """Whether NaN or an infinity is among the sums: 0 times a finite number is 0."""
+    width = lanes(room.added)
+    for w in range(width):
+        room.sums[w] = 0
+    find_unfinite(0, wide // width, 0, room.added, room.sums)
+    total = room.sums[0]
+    for w in range(1, width):
+        total += room.sums[w]
+    return total != 0
+
+
+def add_values(
+    b: int, g: int, low: int, high: int, values: Any, apart: int, room: Any, call: Any, numbers: Any
+) -> None:
+    """room.added = sum_j weights_j values_j; a weight of zero hides NaN and infinities, as `spoil` says."""
+    columns = ac.columns(call, ac.V)
+    length, wide = row_length(columns, numbers), whole_lanes(columns, numbers)
+    for d in range(wide):
+        room.added[d] = 0
+    add_weighted_rows(high - low, length, room.scores, values, apart, room.added)
+    if call[ac.HIDES] != 0 and has_unfinite(wide, room):
+        source = ac.matrix(numbers, call, ac.V, b, g)
+        for j in range(low, high):
+            pack_row(source, j, 1, ahead(room.careful, (j - low) * wide))
+        remove_unfinite(room.careful, (high - low) * wide)
+        for d in range(wide):
+            room.added[d] = 0
+        add_weighted_rows(high - low, length, room.scores, room.careful, wide, room.added)
+        spoil(source, low, high, room.scores, 1, 0, 1, room.added, 1, 0)
+
+
+def merge(call_array: Any, number_array: Any, partials: Any) -> None:
+    """Outputs and lse from those of the blocks of keys, and the sinks."""
+    call, numbers = pointer(call_array), pointer(number_array)
+    count, heads, kv_heads = ac.rows(call, ac.Q), ac.heads(call, ac.Q), ac.heads(call, ac.K)
+    blocks = (ac.rows(call, ac.K) + BLOCK - 1) // BLOCK
+    for n in range(ac.batches(call, ac.Q) * heads * count):
+        b, h, i = n // count // heads, n // count % heads, n % count
+        g, r = h // (heads // kv_heads), h % (heads // kv_heads) * count + i
+        parts = partials[(b * kv_heads + g) * blocks : (b * kv_heads + g + 1) * blocks, r]
+        out, lse = ac.matrix(numbers, call, ac.OUT, b, h), ac.matrix(numbers, call, ac.LSE, b, h)
+        sink = numbers[ac.SCALE] * 0 - np.inf
+        if ac.given(call, ac.SINKS):
+            sink = ac.matrix(numbers, call, ac.SINKS, 0, h)[0, 0]
+        largest = sink
+        for k in range(blocks):
+            largest = max(largest, parts[k, -2])
+        shift = largest if largest != -np.inf else parts.dtype.type(0)
+        total = float(np.exp(sink - shift))
+        for d in range(out.shape[1]):
+            out[i, d] = 0
+        for k in range(blocks):
+            factor = np.exp(parts[k, -2] - shift)
+            total += float(parts[k, -1]) * float(factor)
+            if factor != 0 or call[ac.HIDES] == 0:
+                for d in range(out.shape[1]):
+                    out[i, d] += parts[k, d] * factor
+        inverse = 1.0 / total if total != 0 else 0.0
+        for d in range(out.shape[1]):
+            out[i, d] = out[i, d] * inverse if total != 0 else 0
+        lse[i, 0] = shift + np.log(total)
+
+
+pack_rows_of, finish_scores = jit(pack_rows_of, inner=True), jit(finish_scores, fastmath=EXACT, inner=True)
+weigh, has_unfinite = jit(weigh, fastmath=EXACT, inner=True), jit(has_unfinite, fastmath=EXACT, inner=True)
+add_values = jit(add_values, fastmath=EXACT, inner=True)
+decode_block = jit(decode_block, fastmath=EXACT, inner=True)
+decode, merge = jit(decode, fastmath=EXACT), jit(merge, fastmath=EXACT)

@@ -1,0 +1,291 @@
+"""Tiled attention, forward: one panel of queries against one tile of keys at a time, softmax as it goes.
+
+Reference: attention/core.py, `attend`. Online softmax: Milakov and Gimelshein, arXiv:1805.02867; tiles: Dao et al.,
+FlashAttention, arXiv:2205.14135. The queries are the lanes of all vectors: scores are K Q^T and outputs V^T P, so that
+the softmax over keys never crosses lanes.
+
+Sums over many keys have three levels, so that their rounding does not grow with the number of keys: those of a tile,
+those of `tiles_together` tiles, and those of all keys with the maximum that was known when they were last added to. The
+sum of the exponentials, whose error all outputs of a query would share, is in float64 beyond some keys.
+
+Parallel over panels of W queries. Scratch per thread: a chunk of panels (queries and outputs, these twice where there
+are many keys) and a tile of keys and values, by default of at most 512 and 128 kB, so that they stay in the cache of a
+core.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from attnarray.kernels.numba.attention import call as ac
+from attnarray.kernels.numba.attention.panels import add_rows_to, move, unpack_panel
+from attnarray.kernels.numba.attention.scores import (
+    HIGH,
+    LOW,
+    Queries,
+    dropout_factors,
+    place_of,
+    prepare_queries,
+    room_to_decode,
+    score_panel,
+    seen_keys,
+)  # fmt: skip
+from attnarray.kernels.numba.runtime.jit import EXACT, jit
+from attnarray.kernels.numba.vector.lanes import (
+    Lanes,
+    exp,
+    in_type,
+    lanes,
+    log,
+    maximum,
+    multiply_add,
+    tile_rows,
+    where,
+)
+from attnarray.kernels.numba.vector.memory import ahead, keep, pointer, scratch
+from attnarray.kernels.numba.vector.packing import pack_columns, pack_rows, remove_unfinite, spoil, whole_tiles
+from attnarray.kernels.numba.vector.panel import Lane, Row, Sum, panel_pass
+from attnarray.kernels.numba.vector.product import packed_product
+
+TOGETHER = 16  # tiles of keys, at least, whose sums are added up before they are added to those of all keys
+
+
+class State(NamedTuple):
+    """The online softmax of a chunk, as pointers to (P, W)."""
+
+    largest: Any  # of the scores so far
+    before: Any  # the same, one tile ago
+    shift: Any  # the same, but 0 where nothing was seen
+    total: Any  # float64
+    factor: Any
+    out: Any  # (P, Dv filled up to M, W)
+    all_largest: Any  # what `largest` was when the sums of all keys were last added to
+    all_total: Any  # float64
+    all_out: Any
+
+
+@panel_pass
+def find_largest(scores: Row, largest: Lane) -> dict[str, Lanes]:
+    return {"largest": maximum(scores, largest)}
+
+
+@panel_pass
+def advance(largest: Row, before: Row, shift: Row, total: Row, factor: Row) -> dict[str, Lanes]:
+    """The running maximum has grown from `before` to `largest`: what was summed so far shrinks by `factor`."""
+    shift = where(largest.equals(-math.inf), 0.0, largest)
+    factor = exp(before - shift)
+    return {"before": largest, "shift": shift, "factor": factor, "total": total * in_type(factor, total)}
+
+
+@panel_pass
+def rescale(out: Row, factor: Lane) -> dict[str, Lanes]:
+    return {"out": out * factor}
+
+
+@panel_pass
+def rescale_hiding(out: Row, factor: Lane) -> dict[str, Lanes]:
+    """A factor of zero hides what it multiplies, as a weight of zero does."""
+    return {"out": where(factor.equals(0.0), 0.0, out * factor)}
+
+
+@panel_pass
+def add_all(largest: Row, all_largest: Row, total: Row, all_total: Row, factor: Row) -> dict[str, Lanes]:
+    """The sum over all keys, which shrinks by `factor`, added to the one of the last tiles."""
+    factor = exp(all_largest - where(largest.equals(-math.inf), 0.0, largest))
+    return {"factor": factor, "total": total + all_total * in_type(factor, total)}
+
+
+@panel_pass
+def exponentiate(scores: Row, shift: Lane, total: Sum) -> dict[str, Lanes]:
+    weights = exp(scores - shift)
+    return {"scores": weights, "total": total + weights}
+
+
+@panel_pass
+def drop(weights: Row, factor: Row) -> dict[str, Lanes]:
+    return {"weights": weights * factor}
+
+
+@panel_pass
+def conclude(shift: Row, total: Row, inverse: Row, rest: Row) -> dict[str, Lanes]:
+    """The lse in place of the shift, and 1 / total as a sum of two numbers; 0 where nothing was seen.
+
+    Both are above 0, so that their products with an infinity are not NaN.
+    """
+    wide = where(total.equals(0.0), 0.0, total.constant(1.0) / total)
+    inverse = in_type(wide * (1 - 2.0**-23), shift)
+    rest = in_type(wide - in_type(inverse, wide), shift)
+    return {"shift": shift + log(in_type(total, shift)), "inverse": inverse, "rest": rest}
+
+
+@panel_pass
+def divide(out: Row, inverse: Lane, rest: Lane) -> dict[str, Lanes]:
+    return {"out": multiply_add(out, inverse, out * rest)}
+
+
+def forward(first: int, past: int, call_array: Any, number_array: Any) -> None:
+    """The panels [first, past), counted over all batches and heads of keys."""
+    call, numbers = pointer(call_array), pointer(number_array)
+    width, depth = lanes(numbers), ac.columns(call, ac.K)
+    panels = (ac.group_rows(call) + width - 1) // width
+    chunk, keys = min(call[ac.PANELS_PER_CHUNK], panels, past - first), call[ac.KEYS_PER_TILE]
+    columns = whole_tiles(ac.columns(call, ac.V), numbers)
+    lane = chunk * width
+    lane_of_all = lane if ac.rows(call, ac.K) > tiles_together(call) * keys else 0
+    sizes = (
+        lane * depth, lane * columns, keys * depth, keys * columns, keys * width, (keys + 8) * width, 5 * lane,
+        lane_of_all * (columns + 1), room_to_decode(call, numbers),
+    )  # fmt: skip
+    floats, doubles = np.empty(16 + sum(sizes), number_array.dtype), np.empty(8 + lane + lane_of_all)
+    integers, bounds_array = np.empty(4 * lane, np.int32), np.empty(4 * chunk + width, np.int64)
+    i32, at = pointer(integers), scratch(floats)
+    bounds = pointer(bounds_array)
+    queries = Queries(
+        at, i32, ahead(i32, lane), ahead(i32, 2 * lane), ahead(i32, 3 * lane), bounds, ahead(bounds, 4 * chunk),
+        ahead(at, sum(sizes[:-1])),
+    )  # fmt: skip
+    out = ahead(at, sizes[0])
+    key_tile = ahead(out, sizes[1])
+    value_tile = ahead(key_tile, sizes[2])
+    scores = ahead(value_tile, sizes[3])
+    extra = ahead(scores, sizes[4])
+    at = ahead(extra, sizes[5])
+    beyond, totals = ahead(at, sizes[6]), scratch(doubles)
+    state = State(
+        at, ahead(at, lane), ahead(at, 2 * lane), totals, ahead(at, 3 * lane), out, beyond, ahead(totals, lane),
+        ahead(beyond, lane_of_all),
+    )  # fmt: skip
+    while first < past:
+        place = place_of(first, past, chunk, call, numbers)
+        forward_chunk(place, queries, state, key_tile, value_tile, scores, extra, call, numbers)
+        first += (place.past - place.first + width - 1) // width
+    keep(floats)
+    keep(doubles)
+    keep(integers)
+    keep(bounds_array)
+
+
+def forward_chunk(
+    place: Any, queries: Any, state: Any, key_tile: Any, value_tile: Any, scores: Any, extra: Any, call: Any,
+    numbers: Any,
+) -> None:  # fmt: skip
+    """All queries of a chunk; its tiles of keys are packed once for all of its panels."""
+    panels = (place.past - place.first + lanes(numbers) - 1) // lanes(numbers)
+    size = call[ac.KEYS_PER_TILE]
+    prepare_queries(place, queries, call, numbers)
+    start_state(place, panels, state, call, numbers)
+    low, high = seen_keys(panels, queries, call)
+    tiles, together = 0, tiles_together(call)
+    for t in range(low // size * size, high, size):
+        if tiles % together == 0 and tiles > 0:
+            set_aside(panels, tiles > together, state, call, numbers)
+        tiles += 1
+        start, stop = max(t, low), min(t + size, high)
+        pack_rows(ac.matrix(numbers, call, ac.K, place.b, place.g), start, stop, key_tile)
+        pack_columns(ac.matrix(numbers, call, ac.V, place.b, place.g), start, stop, value_tile)
+        careful = call[ac.HIDES] != 0 and remove_unfinite(
+            value_tile, (stop - start) * whole_tiles(ac.columns(call, ac.V), numbers)
+        )
+        for p in range(panels):
+            forward_panel(
+                p, start, stop, careful, place, queries, state, key_tile, value_tile, scores, extra, call, numbers
+            )
+    if tiles > together:
+        gather(panels, state, call, numbers)
+    finish(place, panels, queries, state, call, numbers)
+
+
+def start_state(place: Any, panels: int, state: Any, call: Any, numbers: Any) -> None:
+    """Nothing is summed yet; a sink is a score that was seen before all others."""
+    width, count = lanes(numbers), ac.rows(call, ac.Q)
+    for n in range(panels * width):
+        state.largest[n], state.before[n], state.shift[n], state.total[n] = -np.inf, -np.inf, 0, 0
+    if ac.given(call, ac.SINKS):
+        for n in range(place.past - place.first):
+            sink = ac.matrix(numbers, call, ac.SINKS, 0, place.h + (place.first + n) // count)[0, 0]
+            state.largest[n], state.before[n] = sink, sink
+            state.shift[n], state.total[n] = (sink, 1) if sink != -np.inf else (0, 0)
+    for n in range(panels * whole_tiles(ac.columns(call, ac.V), numbers) * width):
+        state.out[n] = 0
+
+
+def forward_panel(
+    p: int, start: int, stop: int, careful: bool, place: Any, queries: Any, state: Any, key_tile: Any, value_tile: Any,
+    scores: Any, extra: Any, call: Any, numbers: Any,
+) -> None:  # fmt: skip
+    """One panel of queries against one tile of keys [start, stop)."""
+    width, tile = lanes(numbers), tile_rows(numbers)
+    first, past = max(start, queries.bounds[4 * p + LOW]) - start, min(stop, queries.bounds[4 * p + HIGH]) - start
+    if first >= past:
+        return
+    score_panel(p, start, first, past, place, queries, key_tile, scores, extra, call, numbers)
+    find_largest(first, past, p, scores, state.largest)
+    advance(p, p + 1, 0, state.largest, state.before, state.shift, state.total, state.factor)
+    columns = ac.columns(call, ac.V)
+    out = ahead(state.out, p * whole_tiles(columns, numbers) * width)
+    if call[ac.HIDES] != 0:
+        rescale_hiding(0, columns, p, out, state.factor)
+    else:
+        rescale(0, columns, p, out, state.factor)
+    exponentiate(first, past, p, scores, state.shift, state.total)
+    if call[ac.DROPS] != 0:
+        drop(first, past, 0, scores, dropout_factors(p, start, first, past, place, queries, extra, call, numbers))
+    weights = ahead(scores, first * width)
+    packed_product(columns, past - first, (stop - start) * tile, ahead(value_tile, first * tile), weights, out, True)
+    if careful:
+        source = ac.matrix(numbers, call, ac.V, place.b, place.g)
+        spoil(source, start + first, start + past, weights, width, 1, width, out, width, 1)
+
+
+def tiles_together(call: Any) -> Any:
+    """How many tiles of keys are summed by themselves: of many tiles about the square root."""
+    return max(TOGETHER, int(math.sqrt(ac.rows(call, ac.K) // call[ac.KEYS_PER_TILE])))
+
+
+def set_aside(panels: int, again: bool, state: Any, call: Any, numbers: Any) -> None:
+    """Add the sums of the last tiles to those of all keys, and begin anew with no tile."""
+    columns = whole_tiles(ac.columns(call, ac.V), numbers)
+    if again:
+        gather(panels, state, call, numbers)
+    move(0, panels * columns, 0, state.out, state.all_out)
+    for n in range(panels * lanes(numbers)):
+        state.all_largest[n] = state.largest[n]
+        state.all_total[n], state.total[n] = state.total[n], 0
+
+
+def gather(panels: int, state: Any, call: Any, numbers: Any) -> None:
+    """Add the sums of all keys to those of the last tiles."""
+    width, columns = lanes(numbers), whole_tiles(ac.columns(call, ac.V), numbers)
+    add_all(0, panels, 0, state.largest, state.all_largest, state.total, state.all_total, state.factor)
+    for p in range(panels):
+        out = ahead(state.all_out, p * columns * width)
+        if call[ac.HIDES] != 0:
+            rescale_hiding(0, columns, p, out, state.factor)
+        else:
+            rescale(0, columns, p, out, state.factor)
+        add_rows_to(0, columns, 0, out, ahead(state.out, p * columns * width))
+
+
+def finish(place: Any, panels: int, queries: Any, state: Any, call: Any, numbers: Any) -> None:
+    """Outputs and lse of a chunk from its sums."""
+    width, count, columns = lanes(numbers), ac.rows(call, ac.Q), whole_tiles(ac.columns(call, ac.V), numbers)
+    conclude(0, panels, 0, state.shift, state.total, state.factor, state.before)
+    for p in range(panels):
+        out = ahead(state.out, p * columns * width)
+        divide(0, ac.columns(call, ac.V), p, out, state.factor, state.before)
+        unpack_panel(ac.OUT, p, place, queries, out, call, numbers)
+    h, i = place.h + place.first // count, place.first % count
+    for n in range(place.past - place.first):
+        ac.matrix(numbers, call, ac.LSE, place.b, h)[i, 0] = state.shift[n]
+        h, i = (h, i + 1) if i + 1 < count else (h + 1, 0)
+
+
+start_state, finish = jit(start_state, fastmath=EXACT, inner=True), jit(finish, fastmath=EXACT, inner=True)
+tiles_together = jit(tiles_together, inner=True)
+set_aside, gather = jit(set_aside, fastmath=EXACT, inner=True), jit(gather, fastmath=EXACT, inner=True)
+forward_panel = jit(forward_panel, fastmath=EXACT, inner=True, inline=True)
+forward_chunk = jit(forward_chunk, fastmath=EXACT, inner=True, inline=True)
+forward = jit(forward, fastmath=EXACT)

@@ -1,0 +1,161 @@
+"""Attention around centres, forward and backward: each query reads the keys and values of its own window alone.
+
+Reference: attention/positional/local_core.py, `attend_around` and `attend_around_backward`. Parallel over the queries;
+gradients of keys and values, to which many queries add, over features: a number belongs to one thread, which adds the
+queries in their order, so that results do not depend on how many threads there are. Scratch: three windows per call,
+and for the backward two windows for each query, and in float32 the gradients of keys and values in float64 and those of
+`TOGETHER` queries. Rows that do not fill whole registers are copied to rows that do.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from attnarray.kernels import Declined
+from attnarray.kernels.numba.attention.local_windows import (
+    TOGETHER,
+    WORD,
+    Call,
+    add_long_windows,
+    add_windows,
+    differentiate_windows,
+    weigh_windows,
+)  # fmt: skip
+from attnarray.kernels.numba.runtime import arrays as ra
+from attnarray.kernels.numba.runtime.threads import split_rows
+from attnarray.kernels.numba.vector.row_products import row_lanes
+
+AT_ONCE = 8  # dot products, see vector/row_products.py
+FORWARD, BACKWARD, ADDING = 0.05, 0.12, 0.06  # nanoseconds for each pair of a query and a key, and each feature
+EXPONENTIALS = 16  # features that take as long as the exponentials of a pair
+
+
+class Rows(NamedTuple):
+    """Rows of whole registers: an array that holds them, its address, and in numbers how long they are and apart."""
+
+    array: Any
+    address: int
+    apart: int
+    length: int
+
+
+def attend_around(q: Any, k: Any, v: Any, centers: Any, window: int, sigma: float, scoring: Any) -> tuple[Any, Any]:
+    """See the reference."""
+    real = _real(q, scoring)
+    rows = [_rows(x, real) for x in (q, k, v)]
+    call, numbers, kept = _call(q, k, rows, centers, window, sigma, scoring, real)
+    queries = q.shape[0] * q.shape[2]
+    out, lse = np.zeros((queries, call.width), real), np.empty(queries, real)
+    work = ra.nanoseconds(queries * len(kept[-1]) * (call.depth + call.width + EXPONENTIALS), FORWARD, real)
+    split_rows(weigh_windows, queries, work, call, numbers, out.ctypes.data, lse.ctypes.data)
+    return _cut(out, (*q.shape[:3], v.shape[3])), lse.reshape(q.shape[:3])
+
+
+def attend_around_backward(
+    dout: Any, q: Any, k: Any, v: Any, centers: Any, out: Any, lse: Any, window: int, sigma: float, scoring: Any
+) -> tuple[Any, Any, Any, Any, None]:
+    """See the reference."""
+    real = _real(q, scoring)
+    rows, drows = [_rows(x, real) for x in (q, k, v)], _rows(dout, real)
+    call, numbers, kept = _call(q, k, rows, centers, window, sigma, scoring, real)
+    queries, span = q.shape[0] * q.shape[2], len(kept[-1])
+    products = np.where(out == 0, 0.0, dout * out)  # what is hidden, or dropped, as a whole has any cotangent
+    delta, lses = ra.flat(np.sum(products, axis=-1), real), ra.flat(lse, real)
+    dq, dcenters = np.zeros((queries, call.depth), real), np.zeros(queries, real)
+    dscores, weights = np.empty((queries, call.room), real), np.empty((queries, call.room), real)
+    work = ra.nanoseconds(queries * span * (call.depth + call.width + EXPONENTIALS), BACKWARD, real)
+    split_rows(
+        differentiate_windows, queries, work, call, numbers, drows.address, drows.apart, delta.ctypes.data,
+        lses.ctypes.data, dq.ctypes.data, dcenters.ctypes.data, dscores.ctypes.data, weights.ctypes.data,
+    )  # fmt: skip
+    sums = []
+    for x, of_rows, factors in ((k, rows[0], dscores), (v, drows, weights)):
+        is_long = real == np.float32 and q.shape[2] > TOGETHER
+        total = np.zeros((x.shape[0] * x.shape[2], of_rows.length), np.float64 if is_long else real)
+        units = x.shape[0] * (of_rows.length // row_lanes(dq))
+        work = ra.nanoseconds(queries * span * of_rows.length, ADDING, real)
+        split_rows(
+            add_long_windows if is_long else add_windows, units, work, call, numbers, of_rows.address, of_rows.apart,
+            of_rows.length, factors.ctypes.data, total.ctypes.data,
+        )  # fmt: skip
+        sums.append(_cut(total.astype(real, copy=False), x.shape))
+    return _cut(dq, q.shape), *sums, dcenters.reshape(centers.shape), None
+
+
+def warmup(dtype: str) -> None:
+    """Compile all kernels for one dtype."""
+    call, numbers = Call(*[0] * len(Call._fields)), np.zeros(4, dtype)
+    weigh_windows(0, 0, call, numbers, 0, 0)
+    differentiate_windows(0, 0, call, numbers, 0, 0, 0, 0, 0, 0, 0, 0)
+    add_windows(0, 0, call, numbers, 0, 0, 0, 0, 0)
+    add_long_windows(0, 0, call, numbers, 0, 0, 0, 0, 0)
+
+
+def _real(q: Any, scoring: Any) -> Any:
+    """The dtype to compute in, if the kernel serves this call."""
+    real = ra.computed_in(q)
+    if q.dtype != real:
+        raise Declined(f"dtype {q.dtype.name}: float32 and float64 only")
+    for name in ("mask", "bias"):
+        if getattr(scoring, name) is not None:
+            raise Declined(f"{name}: windows are read as a whole, hidden by lengths and positions alone")
+    if scoring.dropout is not None and scoring.dropout.keep is not None:
+        raise Declined("dropout_mask: dropout is drawn from the seed alone")
+    return real
+
+
+def _rows(x: Any, real: Any) -> Rows:
+    """The rows of (B, 1, N, E); a copy where their length or strides ask for it."""
+    lanes = row_lanes(np.empty(0, real))
+    length = -(-x.shape[3] // lanes) * lanes
+    if length != x.shape[3]:
+        whole = np.zeros((*x.shape[:3], length), real)
+        whole[..., : x.shape[3]] = x
+        x = whole
+    rows = ra.rows_along(x, 3, real)
+    return Rows(rows.array, rows.address, rows.apart // real.itemsize, length)
+
+
+def _call(
+    q: Any, k: Any, rows: Any, centers: Any, window: int, sigma: float, scoring: Any, real: Any
+) -> tuple[Call, Any, tuple[Any, ...]]:
+    """The call, its numbers, and the arrays that it points to, of which the last is the ramp."""
+    span = min(2 * window + 1, k.shape[2])
+    bounds, looked = _bounds(centers, k.shape[2], window, scoring), ra.flat(centers, real)
+    ramp, offsets = np.arange(span, dtype=real), np.empty(len(bounds), np.int64)
+    offsets[:] = scoring.q_offset
+    p, seed = (0.0, 0) if scoring.dropout is None else scoring.dropout[:2]
+    limit = -1 if scoring.dropout is None else round(p * 2**32)
+    (_, q_at, q_apart, depth), (_, k_at, k_apart, _), (_, v_at, v_apart, width) = rows
+    call = Call(
+        q.shape[2], k.shape[2], q_at, q_apart, k_at, k_apart, v_at, v_apart, depth, width, bounds.ctypes.data,
+        looked.ctypes.data, ramp.ctypes.data, -(-span // AT_ONCE) * AT_ONCE, offsets.ctypes.data, seed & WORD,
+        seed >> 32, limit,
+    )  # fmt: skip
+    kept = 1.0 / (1.0 - p) if p < 1 else 0.0
+    numbers = np.array([scoring.scale, scoring.softcap or 0.0, 1.0 / sigma, kept], real)
+    return call, numbers, (bounds, looked, offsets, ramp)
+
+
+def _bounds(centers: Any, keys: int, window: int, scoring: Any) -> Any:
+    """The first key that each query sees, and how many: (B, T, 2)."""
+    centers = centers[:, 0, :]
+    known = np.where((centers >= 0) & (centers <= keys), centers, 0.0)
+    begin, end = np.ceil(known).astype(np.int64) - window, np.floor(known).astype(np.int64) + window + 1
+    position = np.arange(centers.shape[1]) + np.reshape(scoring.q_offset, (-1, 1))  # (B|1, T)
+    if scoring.left is not None:
+        begin = np.maximum(begin, position - scoring.left)
+    if scoring.right is not None:
+        end = np.minimum(end, position + scoring.right + 1)
+    if scoring.kv_lengths is not None:
+        end = np.minimum(end, scoring.kv_lengths[:, None])
+    begin, end = np.maximum(begin, 0), np.minimum(end, keys)
+    return np.stack([begin, np.maximum(end - begin, 0)], axis=-1)
+
+
+def _cut(rows: Any, shape: tuple[int, ...]) -> Any:
+    """Rows of whole registers in the shape of the array that they stand for."""
+    whole = rows.shape[1] == shape[-1]
+    return (rows if whole else np.ascontiguousarray(rows[:, : shape[-1]])).reshape(shape)

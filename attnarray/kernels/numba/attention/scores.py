@@ -1,0 +1,256 @@
+"""What forward and backward of tiled attention share: the queries of a chunk, and the scores of one panel of them.
+
+Panels are those of attention/panels.py. The scale is multiplied into the queries.
+
+Weights are computed again as e^(score - lse), so a score must have the same bits as in the forward: if its terms were
+added in another order, a score of 40,000 would be off by some thousandths, and all weights of its query with it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from attnarray.kernels.numba.attention import call as ac
+from attnarray.kernels.numba.attention.panels import find_rows, pack_panel
+from attnarray.kernels.numba.runtime.jit import EXACT, jit
+from attnarray.kernels.numba.vector.lanes import Lanes, item_bytes, lanes, tanh, tile_rows, where
+from attnarray.kernels.numba.vector.memory import ahead, as_bytes, pointer, row_of
+from attnarray.kernels.numba.vector.packing import apart_in_place, pack_row, row_length, whole_lanes
+from attnarray.kernels.numba.vector.panel import Index, Lane, Row, Scalar, panel_pass
+from attnarray.kernels.numba.vector.philox import draw_factors
+from attnarray.kernels.numba.vector.product import packed_product
+from attnarray.kernels.numba.vector.row_products import AT_ONCE, dot_rows
+from attnarray.kernels.numba.vector.transpose import add_turned, mask_turned, whole_squares
+
+LOW, HIGH, FULL_LOW, FULL_HIGH = range(4)
+
+
+class Queries(NamedTuple):
+    """The panels of a chunk, as pointers."""
+
+    packed: Any  # (P, D, W), times scale
+    begin: Any  # (P, W) the keys [begin, end) that causal, window and lengths leave to the query
+    end: Any
+    position: Any  # (P, W) of the query, and its head: what dropout is keyed by
+    head: Any
+    bounds: Any  # (P, 4) the keys [LOW, HIGH) that any lane sees, and [FULL_LOW, FULL_HIGH) that all do
+    rows: Any  # (W,) room for addresses
+    decoding: Any  # room for `dot_as_decoded`
+
+
+class Place(NamedTuple):
+    """Where a chunk lies: its rows [first, past) of the group of heads that starts at head h and has keys g."""
+
+    first: int
+    past: int
+    b: int
+    g: int
+    h: int
+
+
+def place_of(panel: int, past: int, chunk: int, call: Any, like: Any) -> Any:
+    """The chunk that begins with this panel, counted over all batches and heads of keys, and ends before `past`."""
+    width, rows, kv_heads = lanes(like), ac.group_rows(call), ac.heads(call, ac.K)
+    panels = (rows + width - 1) // width
+    head = panel // panels
+    first = (panel - head * panels) * width
+    stop = min(past - head * panels, panels, panel - head * panels + chunk)
+    b, g = head // kv_heads, head % kv_heads
+    return Place(first, min(rows, stop * width), b, g, ac.heads(call, ac.Q) // kv_heads * g)
+
+
+def seen_keys(panels: int, queries: Any, call: Any) -> Any:
+    """The keys [low, high) that any query of a chunk sees."""
+    low, high = ac.rows(call, ac.K), 0
+    for p in range(panels):
+        low, high = min(low, queries.bounds[4 * p + LOW]), max(high, queries.bounds[4 * p + HIGH])
+    return low, high
+
+
+@panel_pass
+def hide(scores: Row, key: Index, begin: Lane, end: Lane) -> dict[str, Lanes]:
+    return {"scores": where((key >= begin) & (key < end), scores, -math.inf)}
+
+
+@panel_pass
+def cap(scores: Row, slope: Row, bound: Scalar) -> dict[str, Lanes]:
+    """c tanh(s) for s = score / c, and the derivative of tanh."""
+    capped, slope = tanh(scores)
+    return {"scores": capped * bound, "slope": slope}
+
+
+def visible_keys(call: Any, b: int, i: int) -> Any:
+    """The keys [begin, end) that causal, window and lengths leave to query i."""
+    position, keys = i + ac.offset(call, b), ac.rows(call, ac.K)
+    begin = min(max(position - call[ac.LEFT], 0), keys)
+    return begin, max(min(position + call[ac.RIGHT] + 1, ac.length(call, b), keys), begin)
+
+
+def panel_work(call_array: Any, number_array: Any, work: Any) -> None:
+    """For each panel the number of scores that must be computed, taken at its first and last row."""
+    call, width = pointer(call_array), lanes(number_array)
+    kv_heads, count, rows = ac.heads(call, ac.K), ac.rows(call, ac.Q), ac.group_rows(call)
+    panels = (rows + width - 1) // width
+    for n in range(work.size):
+        first, b = n % panels * width, n // panels // kv_heads
+        last = min(first + width, rows) - 1
+        begin, end = visible_keys(call, b, first % count)
+        other_begin, other_end = visible_keys(call, b, last % count)
+        work[n] = (max(end, other_end) - min(begin, other_begin) + 2) * width
+
+
+def prepare_queries(place: Any, queries: Any, call: Any, numbers: Any) -> None:
+    """Fill `queries` for one chunk. Lanes beyond the last row see nothing."""
+    width, count, depth = lanes(numbers), ac.rows(call, ac.Q), ac.columns(call, ac.Q)
+    factor = query_factor(numbers)
+    past = place.past - place.first
+    panels = (past + width - 1) // width
+    for p in range(panels):
+        bounds = ahead(queries.bounds, 4 * p)
+        bounds[LOW], bounds[HIGH], bounds[FULL_LOW], bounds[FULL_HIGH] = ac.rows(call, ac.K), 0, 0, ac.rows(call, ac.K)
+    h, i = place.h + place.first // count, place.first % count
+    for n in range(past):
+        begin, end = visible_keys(call, place.b, i)
+        queries.begin[n], queries.end[n] = begin, end
+        queries.position[n], queries.head[n] = i + ac.offset(call, place.b) + call[ac.FIRST_KEY], h
+        bounds = ahead(queries.bounds, 4 * (n // width))
+        bounds[FULL_LOW], bounds[FULL_HIGH] = max(bounds[FULL_LOW], begin), min(bounds[FULL_HIGH], end)
+        if begin < end:
+            bounds[LOW], bounds[HIGH] = min(bounds[LOW], begin), max(bounds[HIGH], end)
+        h, i = (h, i + 1) if i + 1 < count else (h + 1, 0)
+    for n in range(past, panels * width):
+        queries.begin[n], queries.end[n], queries.position[n], queries.head[n] = 0, 0, 0, 0
+        queries.bounds[4 * (panels - 1) + FULL_HIGH] = 0
+    for p in range(panels):
+        pack_panel(ac.Q, p, factor, place, queries, ahead(queries.packed, p * depth * width), call, numbers)
+
+
+def score_panel(
+    p: int, start: int, first: int, past: int, place: Any, queries: Any, keys: Any, scores: Any, slope: Any, call: Any,
+    numbers: Any,
+) -> None:  # fmt: skip
+    """The rows [first, past) of `scores`: panel p against the keys from `start` on, which lie packed in `keys`."""
+    width, tile, depth = lanes(scores), tile_rows(scores), ac.columns(call, ac.Q)
+    row = first // tile * tile
+    packed, total = ahead(queries.packed, p * depth * width), ahead(scores, row * width)
+    if call[ac.DECODED] != 0:
+        dot_as_decoded(p, start, first, past, place, queries.decoding, scores, call, numbers)
+    else:
+        packed_product(past - row, depth, tile * depth, ahead(keys, row * depth), packed, total, False)
+    if numbers[ac.SOFTCAP] != 0:
+        cap(first, past, 0, scores, slope, numbers[ac.SOFTCAP])
+    if ac.given(call, ac.BIAS):
+        add_bias(p, start, first, past, place, queries, scores, call, numbers)
+    if ac.given(call, ac.MASK):
+        apply_mask(p, start, first, past, place, queries, scores, call, numbers)
+    bounds = ahead(queries.bounds, 4 * p)
+    hide(first, min(bounds[FULL_LOW] - start, past), p, scores, start, queries.begin, queries.end)
+    hide(max(bounds[FULL_HIGH] - start, first), past, p, scores, start, queries.begin, queries.end)
+
+
+def room_to_decode(call: Any, like: Any) -> Any:
+    """The numbers that `dot_as_decoded` needs."""
+    dots = whole_lanes(AT_ONCE, like)
+    return (AT_ONCE + 1) * whole_lanes(ac.columns(call, ac.K), like) + dots if call[ac.DECODED] != 0 else 0
+
+
+def dot_as_decoded(
+    p: int, start: int, first: int, past: int, place: Any, room: Any, scores: Any, call: Any, numbers: Any
+) -> None:
+    """The dot products of panel p with some keys, to the bit as attention/decode.py has them."""
+    width, count, base = lanes(scores), ac.rows(call, ac.Q), place.first + p * lanes(scores)
+    step, length = whole_lanes(ac.columns(call, ac.K), scores), row_length(ac.columns(call, ac.K), scores)
+    factor, source = query_factor(numbers), ac.matrix(numbers, call, ac.K, place.b, place.g)
+    packed, apart = ahead(room, step), apart_in_place(source, numbers)
+    dots, key_step = ahead(packed, AT_ONCE * step), apart if apart >= 0 else step
+    for j in range(first, past, AT_ONCE):
+        some, keys = min(past - j, AT_ONCE), row_of(source, start + j) if apart >= 0 else packed
+        for m in range(some if apart < 0 else 0):
+            pack_row(source, start + j + m, 1, ahead(packed, m * step))
+        for w in range(min(width, place.past - base)):
+            query = ac.matrix(numbers, call, ac.Q, place.b, place.h + (base + w) // count)
+            pack_row(query, (base + w) % count, factor, room)
+            dot_rows(some, length, room, keys, key_step, dots)
+            for m in range(some):
+                scores[(j + m) * width + w] = dots[m]
+
+
+def query_factor(numbers: Any) -> Any:
+    """What queries are multiplied by: the scale, which a softcap divides by its bound before tanh."""
+    return numbers[ac.SCALE] / numbers[ac.SOFTCAP] if numbers[ac.SOFTCAP] != 0 else numbers[ac.SCALE]
+
+
+def add_bias(
+    p: int, start: int, first: int, past: int, place: Any, queries: Any, scores: Any, call: Any, numbers: Any
+) -> None:
+    """-inf hides a score, even NaN."""
+    width, count = lanes(scores), ac.rows(call, ac.Q)
+    base = place.first + p * width
+    if ac.column_stride(call, ac.BIAS) == item_bytes(scores):
+        find_rows(ac.BIAS, p, start, place, queries, call, numbers)
+        squares = whole_squares(first, past, scores)
+        add_turned(first, squares, queries.rows, scores)
+        first = squares
+    for w in range(min(width, place.past - base)):
+        bias = ac.matrix(numbers, call, ac.BIAS, place.b, place.h + (base + w) // count)
+        i = (base + w) % count
+        for j in range(first, past):
+            added = bias[i, start + j]
+            score = scores[j * width + w] + added
+            scores[j * width + w] = score if added != -np.inf else added
+
+
+def apply_mask(
+    p: int, start: int, first: int, past: int, place: Any, queries: Any, scores: Any, call: Any, numbers: Any
+) -> None:
+    width, count = lanes(scores), ac.rows(call, ac.Q)
+    base = place.first + p * width
+    if ac.column_stride(call, ac.MASK) == 1:
+        find_rows(ac.MASK, p, start, place, queries, call, numbers)
+        squares = whole_squares(first, past, scores)
+        mask_turned(first, squares, queries.rows, scores)
+        first = squares
+    for w in range(min(width, place.past - base)):
+        mask = ac.matrix(as_bytes(numbers), call, ac.MASK, place.b, place.h + (base + w) // count)
+        i = (base + w) % count
+        for j in range(first, past):
+            if mask[i, start + j] == 0:
+                scores[j * width + w] = -np.inf
+
+
+def dropout_factors(
+    p: int, start: int, first: int, past: int, place: Any, queries: Any, factors: Any, call: Any, numbers: Any
+) -> Any:
+    """What dropout multiplies the weights by, as a panel whose rows are those of the scores."""
+    width, count = lanes(numbers), ac.rows(call, ac.Q)
+    if not ac.given(call, ac.KEEP):
+        key = start + call[ac.FIRST_KEY]
+        block = (key + first) // 4
+        draw_factors(
+            0, (key + past + 3) // 4 - block, p, factors, ahead(factors, width), ahead(factors, 2 * width),
+            ahead(factors, 3 * width), block, queries.position, queries.head, place.b, call[ac.SEED_LOW],
+            call[ac.SEED_HIGH], call[ac.THRESHOLD], numbers[ac.KEPT],
+        )  # fmt: skip
+        return ahead(factors, (key - 4 * block) * width)
+    base = place.first + p * width
+    for w in range(width):
+        r = min(base + w, place.past - 1)
+        keep = ac.matrix(as_bytes(numbers), call, ac.KEEP, place.b, place.h + r // count)
+        for j in range(first, past):
+            factors[j * width + w] = numbers[ac.KEPT] if keep[r % count, start + j] != 0 else 0
+    return factors
+
+
+place_of, seen_keys = jit(place_of, inner=True), jit(seen_keys, inner=True)
+query_factor = jit(query_factor, fastmath=EXACT, inner=True)
+room_to_decode, dot_as_decoded = jit(room_to_decode, inner=True), jit(dot_as_decoded, fastmath=EXACT, inner=True)
+visible_keys, panel_work = jit(visible_keys, inner=True), jit(panel_work)
+prepare_queries = jit(prepare_queries, fastmath=EXACT, inner=True)
+add_bias, apply_mask = jit(add_bias, fastmath=EXACT, inner=True), jit(apply_mask, inner=True)
+dropout_factors, score_panel = (
+    jit(dropout_factors, fastmath=EXACT, inner=True),
+    jit(score_panel, fastmath=EXACT, inner=True),
+)

@@ -1,0 +1,241 @@
+"""Tiled attention on NumPy arrays: how a call is brought to the kernels and split over threads.
+
+Reference: attention/core.py, `attend` and `attend_backward`. 16-bit arrays are computed in float32.
+
+Each thread takes a span of panels with about the same number of scores. Outputs and gradients of queries have the same
+bits for any number of threads; other gradients are summed over the spans, and differ by the rounding of that sum.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from attnarray.kernels.numba.attention import call as ac
+from attnarray.kernels.numba.attention.backward import backward
+from attnarray.kernels.numba.attention.decode import BLOCK, decode, merge
+from attnarray.kernels.numba.attention.forward import forward
+from attnarray.kernels.numba.attention.scores import panel_work
+from attnarray.kernels.numba.runtime import arrays as ra
+from attnarray.kernels.numba.runtime.threads import run_parts, threads_for
+from attnarray.kernels.numba.vector.lanes import TILES
+
+FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+FORWARD, BACKWARD = 1.0, 2.5  # two products of matrices, and five
+
+# Of one thread, about.
+FLOPS_PER_NANOSECOND = 64
+BYTES_PER_NANOSECOND = 40
+
+# Queries that share a head of keys. So few would leave most lanes of a panel empty.
+MOST_ROWS_TO_DECODE, FEWEST_KEYS_TO_DECODE = 6, 64
+SMALL_BIAS = 64  # scores of a head: of so few, the gradient of a bias is summed over batches and heads in float64
+
+
+def attend(q: Any, k: Any, v: Any, scoring: Any) -> tuple[Any, Any]:
+    """See the reference."""
+    plan = _known(scoring, q, k, v)
+    if plan is not None:
+        out, lse = np.empty(plan.out, q.dtype), np.empty(plan.out[:3], q.dtype)
+        integers = plan.call.integers.copy()
+        ac.place(integers, q, k, v, out, lse)
+        _run_forward(plan, integers)
+        return out, lse
+    real = ra.wide(q.dtype)
+    out, lse = np.empty((*q.shape[:3], v.shape[3]), real), np.empty(q.shape[:3], real)
+    call = ac.call_of(scoring, real, _in(q, real), _in(k, real), _in(v, real), {ac.OUT: out, ac.LSE: lse[..., None]})
+    _run_forward(_planned(call, scoring, out.shape, FORWARD), call.integers)
+    return out.astype(q.dtype, copy=False), lse
+
+
+def attend_backward(
+    dout: Any, dlse: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, scoring: Any
+) -> tuple[Any, Any, Any, Any, Any]:
+    """See the reference."""
+    real = ra.wide(q.dtype)
+    dq, dk, dv = np.empty(q.shape, real), np.zeros(k.shape, real), np.zeros(v.shape, real)
+    plan = _known(scoring, q, k, v, dlse, out, lse, dout)
+    if plan is not None:
+        call = plan.call._replace(integers=plan.call.integers.copy())
+        ac.place(call.integers, q, k, v, out, lse)
+        ac.place_gradients(call.integers, dout, dq, dk, dv)
+    else:
+        arrays = {ac.OUT: _in(out, real), ac.DOUT: _in(dout, real), ac.DQ: dq, ac.DK: dk, ac.DV: dv}
+        arrays[ac.LSE] = _in(lse, real)[..., None]
+        if dlse is not None:
+            arrays[ac.DLSE] = _in(dlse, real)[..., None]
+        call = ac.call_of(scoring, real, _in(q, real), _in(k, real), _in(v, real), arrays, backward=True)
+        plan = _planned(call, scoring, out.shape, BACKWARD)
+    spans = _spans(plan, call.integers, threads_for(plan.time, plan.panels))
+    if len(spans) == 1 and scoring.bias is None and scoring.sinks is None:
+        backward(*spans[0], call.integers, call.numbers)
+        dbias = dsinks = None
+    else:
+        dbias = None
+        of_bias = real
+        if scoring.bias is not None and (
+            scoring.bias.shape[2:] != (q.shape[2], k.shape[2]) or q.shape[2] * k.shape[2] <= SMALL_BIAS
+        ):
+            of_bias, call.integers[ac.SUMS_BIAS] = np.float64, 1
+        if scoring.bias is not None and scoring.bias.shape[:3] == q.shape[:3]:  # a query has its own entries
+            dbias = np.zeros(scoring.bias.shape, of_bias)
+        parts = [_Part(span, call, scoring, real, dbias, of_bias) for span in spans]
+        run_parts(backward, [(*part.span, part.integers, call.numbers) for part in parts])
+        for part in parts:
+            part.add_shared(dk, dv)
+        if scoring.bias is not None:
+            dbias = _total([dbias] if dbias is not None else [part.dbias for part in parts], scoring.bias)
+        dsinks = None if scoring.sinks is None else _total([part.dsinks for part in parts], scoring.sinks)
+    dq, dk, dv = (x.astype(like.dtype, copy=False) for x, like in ((dq, q), (dk, k), (dv, v)))
+    return dq, dk, dv, dbias, dsinks
+
+
+def warmup(dtype: str) -> None:
+    """Compile all kernels for one dtype."""
+    integers, numbers = np.zeros(ac.BATCHES, np.int64), np.zeros(4, dtype)
+    integers[[ac.Q * ac.SLOT + 2, ac.K * ac.SLOT + 2]] = 1  # one head
+    forward(0, 0, integers, numbers)
+    backward(0, 0, integers, numbers)
+    panel_work(integers, numbers, np.zeros(0, np.int64))
+    decode(0, 1, 0, integers, numbers, np.zeros((0, 1, 2), dtype))
+    merge(integers, numbers, np.zeros((0, 1, 2), dtype))
+    run_parts(int, [(0,), (0,)])  # readies the threads, too
+
+
+class _Part:
+    """A span of panels of the backward pass, with its own sums of what other spans add to as well."""
+
+    def __init__(
+        self, span: tuple[int, int], call: ac.Call, scoring: Any, real: Any, dbias: Any, of_bias: Any
+    ) -> None:  # fmt: skip
+        self.span = span
+        self.integers = call.integers.copy()
+        self.dbias, self.dsinks = dbias, None
+        sizes = call.sizes
+        self.head = span[0] // sizes.panels if span[0] and span[0] % sizes.panels else -1
+        self.integers[ac.SHARED] = self.head
+        if self.head >= 0:
+            depth, wide = (int(call.integers[slot * ac.SLOT + 4]) for slot in (ac.K, ac.V))
+            self.dk, self.dv = (np.zeros((1, 1, sizes.keys, columns), real) for columns in (depth, wide))
+            ac.put(self.integers, ac.SHARED_DK, self.dk)
+            ac.put(self.integers, ac.SHARED_DV, self.dv)
+        if scoring.bias is not None:
+            if dbias is None:
+                self.dbias = np.zeros(scoring.bias.shape, of_bias)
+            ac.put(self.integers, ac.DBIAS, self.dbias)
+        if scoring.sinks is not None:
+            self.dsinks = np.zeros(scoring.sinks.shape)
+            ac.put(self.integers, ac.DSINKS, self.dsinks[None, :, None, None])
+
+    def add_shared(self, dk: Any, dv: Any) -> None:
+        if self.head >= 0:
+            b, g = divmod(self.head, dk.shape[1])
+            dk[b, g] += self.dk[0, 0]
+            dv[b, g] += self.dv[0, 0]
+
+
+def _total(parts: list[Any], like: Any) -> Any:
+    for part in parts[1:]:
+        parts[0] += part
+    return parts[0].astype(like.dtype, copy=False)
+
+
+def _in(x: Any, real: Any) -> Any:
+    """`x` in that dtype, aligned and in this machine's byte order; a copy only where it must be one."""
+    return np.require(x, real, "A")
+
+
+class _Plan(NamedTuple):
+    """What is the same for all calls of some shapes: everything but the addresses, `call.integers` among it."""
+
+    call: ac.Call
+    out: tuple[int, ...]
+    decodes: bool
+    partials: tuple[int, int, int]  # the shape of the results of blocks of keys
+    panels: int
+    time: float  # nanoseconds of one thread, about, where no key is hidden
+    spans: dict[int, list[tuple[int, int]]]  # by the number of threads, as far as they were needed
+
+
+def _known(
+    scoring: Any, q: Any, k: Any, v: Any, dlse: Any = None, out: Any = None, lse: Any = None, dout: Any = None
+) -> _Plan | None:
+    """The short way, for contiguous arrays without arrays among the options: their plan is made once."""
+    if dlse is scoring.bias is scoring.mask is scoring.kv_lengths is scoring.sinks is scoring.dropout is None and (
+        type(scoring.q_offset) is int
+        and (q.dtype is FLOAT32 or q.dtype is FLOAT64)
+        and k.dtype is v.dtype is q.dtype
+        and q.flags.carray and k.flags.carray and v.flags.carray
+        and (out is None or _are_plain(q.dtype, out, lse, dout))
+    ):  # fmt: skip
+        return _plan(scoring, q.shape, k.shape, v.shape, q.dtype, out is not None)
+    return None
+
+
+def _are_plain(dtype: Any, *arrays: Any) -> bool:
+    return all(array.dtype is dtype and array.flags.carray for array in arrays)
+
+
+@functools.lru_cache(maxsize=512)
+def _plan(scoring: Any, q: Any, k: Any, v: Any, real: Any, backward: bool) -> _Plan:
+    query, key, value = (np.empty(shape, real) for shape in (q, k, v))
+    out, lse = np.empty((*q[:3], v[3]), real), np.empty(q[:3], real)[..., None]
+    arrays = {ac.OUT: out, ac.LSE: lse}
+    if backward:
+        arrays |= {ac.DOUT: out, ac.DQ: query, ac.DK: key, ac.DV: value}
+    call = ac.call_of(scoring, real, query, key, value, arrays, backward)
+    return _planned(call._replace(alive=()), scoring, out.shape, BACKWARD if backward else FORWARD)
+
+
+def _planned(call: ac.Call, scoring: Any, out: tuple[int, ...], passes: float) -> _Plan:
+    batch, heads, kv_heads, queries, keys, features, panels = call.sizes
+    real = call.numbers.dtype
+    rows, width = heads // max(kv_heads, 1) * queries, TILES[real.itemsize * 8][0]
+    few = rows <= MOST_ROWS_TO_DECODE and keys >= FEWEST_KEYS_TO_DECODE
+    decodes = passes == FORWARD and few and scoring.dropout is None
+    call.integers[ac.DECODED] = few or rows == 1  # so that the backward has the scores of the forward
+    partials = batch * kv_heads * -(-keys // BLOCK), rows, -(-out[3] // width) * width + 2
+    if decodes:
+        read = batch * kv_heads * keys * features * real.itemsize
+        time = read * max(rows / 2, 1.0) / BYTES_PER_NANOSECOND
+    else:
+        time = 2.0 * passes * features * batch * heads * queries * keys / FLOPS_PER_NANOSECOND
+    return _Plan(call, out, decodes, partials, batch * kv_heads * panels, time, {})
+
+
+def _run_forward(plan: _Plan, integers: Any) -> None:
+    numbers = plan.call.numbers
+    if plan.decodes:
+        partials = np.empty(plan.partials, numbers.dtype)
+        units = plan.partials[0]
+        threads = threads_for(plan.time, units)
+        run_parts(decode, [(n, threads, units, integers, numbers, partials) for n in range(threads)])  # in turn
+        merge(integers, numbers, partials)
+    elif (threads := threads_for(plan.time, plan.panels)) == 1:
+        forward(0, plan.panels, integers, numbers)
+    else:
+        run_parts(forward, [(*span, integers, numbers) for span in _spans(plan, integers, threads)])
+
+
+def _spans(plan: _Plan, integers: Any, threads: int) -> list[tuple[int, int]]:
+    """The panels of all heads in spans of about equal work, one for each thread that is worth it."""
+    if threads == 1:
+        return [(0, plan.panels)]
+    if threads not in plan.spans:
+        plan.spans[threads] = _equal_spans(plan, integers)
+    return plan.spans[threads]
+
+
+def _equal_spans(plan: _Plan, integers: Any) -> list[tuple[int, int]]:
+    panels, sizes = plan.panels, plan.call.sizes
+    work = np.empty(panels, np.int64)
+    panel_work(integers, plan.call.numbers, work)
+    done = np.cumsum(work)
+    share = float(done[-1]) / (sizes.batch * sizes.heads * sizes.queries * sizes.keys)
+    threads = threads_for(min(share, 1.0) * plan.time, panels)
+    cuts = np.searchsorted(done, done[-1] * np.arange(1, threads) / threads) + 1
+    bounds = [0, *np.minimum(cuts, panels).tolist(), panels]
+    return [(first, past) for first, past in itertools.pairwise(bounds) if first < past]

@@ -1,0 +1,1 @@
+"""Sums and softmax over edges and segments."""

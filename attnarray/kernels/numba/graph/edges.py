@@ -1,0 +1,139 @@
+"""Graph attention along edges: scores of GATv2 and sums of values, all features of an edge at once.
+
+Reference: attention/graph/core.py. The scores are parallel over edges, all else over heads: each head goes through the
+edges in their order, so that no two threads add to one number, and the bits do not depend on how many there are.
+Scratch: two rows of features for each thread, and where a node has many edges what rows/sums.py says. What exists for
+each edge and feature stays in them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from attnarray.kernels import Declined
+from attnarray.kernels.numba.graph.edge_passes import (
+    aggregate_edges,
+    aggregate_edges_backward,
+    score_edges,
+    slope_edges,
+)
+from attnarray.kernels.numba.rows import sums as row_sums
+from attnarray.kernels.numba.rows.sums import addresses, together
+from attnarray.kernels.numba.runtime import arrays as ra
+from attnarray.kernels.numba.runtime.threads import split_rows
+
+FORWARD, BACKWARD, SUM = 0.6, 1.2, 0.5  # nanoseconds for each feature of each edge
+
+
+def gatv2_scores(q: Any, k: Any, f: Any, w: Any, sources: Any, targets: Any, slope: float) -> Any:
+    """See the reference."""
+    real = ra.computed_in(q)
+    edges, nodes = _edges(sources, targets), _nodes(real, q, k, w)
+    _check(edges[0], k.shape[1])
+    _check(edges[1], q.shape[1])
+    features, apart = _features(f, q, real)
+    scores = np.empty((q.shape[0], len(sources), q.shape[2]), real)
+    work = ra.nanoseconds(scores.size * q.shape[3], FORWARD, real)
+    split_rows(
+        score_edges, len(sources), work, *_sizes(q, k, sources), *_addresses(*edges, *nodes, features), apart,
+        real.type(slope), scores.ctypes.data,
+    )  # fmt: skip
+    return scores
+
+
+def gatv2_scores_backward(
+    dscores: Any, q: Any, k: Any, f: Any, w: Any, sources: Any, targets: Any, slope: float
+) -> tuple[Any, Any, Any, Any]:
+    """See the reference."""
+    real = ra.computed_in(q)
+    edges, nodes = _edges(sources, targets), _nodes(real, q, k, w)
+    features, apart = _features(f, q, real)
+    (dscores,) = _nodes(real, dscores)
+    dq, dk, dw = np.zeros(q.shape, real), np.zeros(k.shape, real), np.zeros(w.shape)  # dw is summed over all edges
+    df = np.empty(features.shape, real)
+    longs = _beside(dk, edges[0]), _beside(dq, edges[1])
+    work = ra.nanoseconds(dscores.size * q.shape[3], BACKWARD, real)
+    split_rows(
+        slope_edges, q.shape[2], work, *_sizes(q, k, sources), *_addresses(*edges, *nodes, features), apart,
+        real.type(slope), *_addresses(dscores, dq, dk, dw, df), *addresses(longs[0]), *addresses(longs[1]),
+    )  # fmt: skip
+    dk, dq = together(dk, longs[0]), together(dq, longs[1])
+    return dq, dk, None if f is None else df, dw.astype(real, copy=False)
+
+
+def aggregate(weights: Any, v: Any, sources: Any, targets: Any, count: int) -> Any:
+    """See the reference."""
+    real = ra.computed_in(v)
+    edges, nodes = _edges(sources, targets), _nodes(real, weights, v)
+    _check(edges[0], v.shape[1])
+    out = np.zeros((v.shape[0], count, *v.shape[2:]), real)
+    long = _beside(out, edges[1])
+    work = ra.nanoseconds(weights.size * v.shape[3], SUM, real)
+    split_rows(
+        aggregate_edges, v.shape[2], work, *_sizes(out, v, sources), *_addresses(*edges, *nodes, out),
+        *addresses(long), real.type(0),
+    )  # fmt: skip
+    return together(out, long)
+
+
+def aggregate_backward(dout: Any, weights: Any, v: Any, sources: Any, targets: Any) -> tuple[Any, Any]:
+    """See the reference."""
+    real = ra.computed_in(v)
+    edges = _edges(sources, targets)
+    _check(edges[1], dout.shape[1])
+    nodes = _nodes(real, dout, weights, v)
+    dweights, dv = np.empty(weights.shape, real), np.zeros(v.shape, real)
+    long = _beside(dv, edges[0])
+    work = ra.nanoseconds(weights.size * v.shape[3], 2 * SUM, real)
+    split_rows(
+        aggregate_edges_backward, v.shape[2], work, *_sizes(dout, v, sources),
+        *_addresses(*edges, *nodes, dweights, dv), *addresses(long), real.type(0),
+    )  # fmt: skip
+    return dweights, together(dv, long)
+
+
+def warmup(dtype: str) -> None:
+    """Compile all kernels for one dtype."""
+    zero, sizes = np.dtype(dtype).type(0), (0,) * 6
+    score_edges(0, 0, *sizes, *(0,) * 7, zero, 0)
+    slope_edges(0, 0, *sizes, *(0,) * 7, zero, *(0,) * 9)
+    aggregate_edges(0, 0, *sizes, *(0,) * 7, zero)
+    aggregate_edges_backward(0, 0, *sizes, *(0,) * 9, zero)
+    row_sums.warmup()
+
+
+def _sizes(q: Any, k: Any, sources: Any) -> tuple[int, ...]:
+    """Batches, targets, sources, edges, heads and features."""
+    return (*q.shape[:2], k.shape[1], len(sources), *q.shape[2:])
+
+
+def _edges(sources: Any, targets: Any) -> list[Any]:
+    return [ra.flat(given, np.dtype(np.int64)) for given in (sources, targets)]
+
+
+def _check(places: Any, count: int) -> None:
+    """Nodes to which nothing is added; those of the others are checked in rows/sums.py."""
+    if places.size and not 0 <= places.min() <= places.max() < count:  # they may have changed since they were checked
+        raise Declined(f"a node is not from 0 to {count - 1}")
+
+
+def _beside(sums: Any, places: Any) -> Any:
+    """What long sums over edges need beside `sums` (B, nodes, ...): marks are the same for all batches."""
+    return row_sums.beside(places, sums.shape[1], sums, "a node")
+
+
+def _nodes(real: Any, *arrays: Any) -> list[Any]:
+    return [np.ascontiguousarray(ra.aligned(x, real)) for x in arrays]
+
+
+def _features(f: Any, q: Any, real: Any) -> tuple[Any, int]:
+    """Those of the edges, and how far apart those of two edges lie; a row of zeros for all where there are none."""
+    if f is None:
+        return np.zeros(q.shape[2:], real), 0
+    return _nodes(real, f)[0], q.shape[2] * q.shape[3]
+
+
+def _addresses(*arrays: Any) -> list[int]:
+    return [x.ctypes.data for x in arrays]

@@ -1,0 +1,260 @@
+"""The passes over entries that `row_segments` calls: over parts of them, and over what the parts found.
+
+An entry has a row of `columns` numbers, and so has each segment in the `size` numbers of a part. While the segment
+stays the same its maximum or sum stays in a register, so that sorted entries do not wait for memory. Sums are kept in
+float64: a segment may be long.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from attnarray.kernels.numba.runtime.jit import EXACT, jit
+from attnarray.kernels.numba.vector.eights import EIGHT, eight_pass
+from attnarray.kernels.numba.vector.lanes import Lanes, exp, in_type, maximum, where
+from attnarray.kernels.numba.vector.memory import ahead
+from attnarray.kernels.numba.vector.rows import Row, Scalar, place, row_pass
+
+CHUNK = 1024  # numbers whose exponentials are taken together, while they are in the nearest cache
+
+
+@row_pass(vectors=2)
+def fill(out: Row, number: Scalar) -> dict[str, Lanes]:
+    return {"out": number}
+
+
+@row_pass(vectors=2)
+def raise_to(total: Row, other: Row) -> dict[str, Lanes]:
+    return {"total": maximum(other, total)}
+
+
+@row_pass(vectors=2)
+def no_infinity(total: Row) -> dict[str, Lanes]:
+    return {"total": where(total.equals(-math.inf), 0.0, total)}
+
+
+@row_pass(vectors=1)
+def take_exponentials(out: Row) -> dict[str, Lanes]:
+    return {"out": exp(out)}
+
+
+@eight_pass
+def raise_eight(total: Lanes, x: Lanes) -> dict[str, Lanes]:
+    return {"total": maximum(x, total)}
+
+
+@eight_pass
+def add_eight(total: Lanes, x: Lanes) -> dict[str, Lanes]:
+    return {"total": total + in_type(x, total)}
+
+
+@eight_pass
+def subtract_eight(out: Lanes, x: Lanes, shift: Lanes) -> dict[str, Lanes]:
+    return {"out": x - shift}
+
+
+@eight_pass
+def multiply_eight(x: Lanes, factor: Lanes) -> dict[str, Lanes]:
+    return {"x": x * factor}
+
+
+@row_pass(vectors=2)
+def multiply(out: Row, x: Row, y: Row) -> dict[str, Lanes]:
+    """0 where y is 0, whatever x is."""
+    return {"out": where(y.equals(0.0), 0.0, x * y)}
+
+
+def find_largest(
+    first: int, past: int, batch: int, parts: int, entries: int, columns: int, size: int, x: int, places: int,
+    outside: int, largest: int, lowest: Any,
+) -> None:  # fmt: skip
+    """Of the entries of each segment, in the parts [first, past)."""
+    for unit in range(first, past):
+        start, stop = entries * (unit % parts) // parts, entries * (unit % parts + 1) // parts
+        segment = ahead(place(entries, places), start)
+        place(entries, outside)[unit] = leaves(stop - start, segment, size // max(columns, 1))
+        if place(entries, outside)[unit] == 0:
+            found = ahead(place(lowest, largest), unit * size)
+            fill(size, found, lowest)
+            row = ahead(place(lowest, x), (unit // parts * entries + start) * columns)
+            raise_segments(stop - start, columns, row, segment, found)
+
+
+def leaves(count: int, segment: Any, segments: int) -> int:
+    """Whether there is a segment that is not from 0 to segments - 1: then nothing may be read or written there."""
+    found = 0
+    for e in range(count):
+        found |= segment[e] | (segments - 1 - segment[e])
+    return 1 if found < 0 else 0
+
+
+def merge_largest(first: int, past: int, batch: int, parts: int, size: int, numbers: int, like: Any) -> None:
+    """The numbers [first, past) of each part, into the first; segments without an entry get 0 to be subtracted."""
+    for b in range(batch):
+        total = ahead(place(like, numbers), b * parts * size + first)
+        for part in range(1, parts):
+            raise_to(past - first, total, ahead(total, part * size))
+        no_infinity(past - first, total)
+
+
+def merge_sums(
+    first: int, past: int, batch: int, parts: int, size: int, sums: int, out: int, inverse: bool, like: Any
+) -> None:  # fmt: skip
+    """The numbers [first, past) of each part added, or what a product with is a division by that; 1 where it is 0."""
+    for b in range(batch):
+        result = ahead(place(like, out), b * size)
+        for n in range(first, past):
+            total = 0.0
+            for part in range(parts):
+                total += place(0.0, sums)[(b * parts + part) * size + n]
+            if inverse:
+                total = 1.0 / total if total != 0.0 else 1.0
+            result[n] = total
+
+
+def exponentiate(
+    first: int, past: int, batch: int, parts: int, entries: int, columns: int, size: int, x: int, places: int,
+    largest: int, sums: int, out: int, like: Any,
+) -> None:  # fmt: skip
+    """e^(x - largest) of the entries, and their sums in the parts [first, past)."""
+    step = max(CHUNK // max(columns, 1), 1)
+    for unit in range(first, past):
+        start, stop = entries * (unit % parts) // parts, entries * (unit % parts + 1) // parts
+        shifts = ahead(place(like, largest), unit // parts * parts * size)
+        totals = ahead(place(0.0, sums), unit * size)
+        fill(size, totals, 0.0)
+        for e in range(start, stop, step):
+            count, at = min(step, stop - e), (unit // parts * entries + e) * columns
+            segment, exps = ahead(place(entries, places), e), ahead(place(like, out), at)
+            subtract_of_segments(count, columns, ahead(place(like, x), at), segment, shifts, exps)
+            take_exponentials(count * columns, exps)
+            add_to_segments(count, columns, exps, segment, totals)
+
+
+def scale(
+    first: int, past: int, batch: int, parts: int, entries: int, columns: int, size: int, places: int, factors: int,
+    out: int, like: Any,
+) -> None:  # fmt: skip
+    """The entries [first, past) of each batch."""
+    for b in range(batch):
+        row = ahead(place(like, out), (b * entries + first) * columns)
+        factor = ahead(place(like, factors), b * size)
+        multiply_by_segments(past - first, columns, row, ahead(place(entries, places), first), factor)
+
+
+def add_products(
+    first: int, past: int, batch: int, parts: int, entries: int, columns: int, size: int, dout: int, y: int,
+    places: int, outside: int, sums: int, dx: int, like: Any,
+) -> None:  # fmt: skip
+    """The sums of y dy in the parts [first, past). Scratch: dx."""
+    step = max(CHUNK // max(columns, 1), 1)
+    for unit in range(first, past):
+        start, stop = entries * (unit % parts) // parts, entries * (unit % parts + 1) // parts
+        totals = ahead(place(0.0, sums), unit * size)
+        fill(size, totals, 0.0)
+        outer = leaves(stop - start, ahead(place(entries, places), start), size // max(columns, 1))
+        place(entries, outside)[unit] = outer
+        for e in range(start, start if outer else stop, step):
+            count, at = min(step, stop - e), (unit // parts * entries + e) * columns
+            products = ahead(place(like, dx), at)
+            multiply(count * columns, products, ahead(place(like, dout), at), ahead(place(like, y), at))
+            add_to_segments(count, columns, products, ahead(place(entries, places), e), totals)
+
+
+def differentiate(
+    first: int, past: int, batch: int, parts: int, entries: int, columns: int, size: int, dout: int, y: int,
+    places: int, totals: int, dx: int, like: Any,
+) -> None:  # fmt: skip
+    """The entries [first, past) of each batch."""
+    step = max(CHUNK // max(columns, 1), 1)
+    for b in range(batch):
+        total = ahead(place(like, totals), b * size)
+        for e in range(first, past, step):
+            count, at = min(step, past - e), (b * entries + e) * columns
+            segment, result = ahead(place(entries, places), e), ahead(place(like, dx), at)
+            subtract_of_segments(count, columns, ahead(place(like, dout), at), segment, total, result)
+            multiply(count * columns, result, result, ahead(place(like, y), at))
+
+
+def raise_segments(count: int, columns: int, x: Any, segment: Any, largest: Any) -> None:
+    """The numbers of the segments to the largest of those of their entries."""
+    if columns == 1 and count > 0:
+        current = segment[0]
+        most = largest[current]
+        for e in range(count):
+            if segment[e] != current:
+                largest[current] = most
+                current = segment[e]
+                most = largest[current]
+            most = x[e] if x[e] > most else most
+        largest[current] = most
+    elif columns % EIGHT == 0:
+        for e in range(count):
+            for h in range(0, columns, EIGHT):
+                raise_eight(ahead(largest, segment[e] * columns + h), ahead(x, e * columns + h))
+    else:
+        for e in range(count):
+            for h in range(columns):
+                most = largest[segment[e] * columns + h]
+                largest[segment[e] * columns + h] = x[e * columns + h] if x[e * columns + h] > most else most
+
+
+def subtract_of_segments(count: int, columns: int, x: Any, segment: Any, shifts: Any, out: Any) -> None:
+    if columns == 1:
+        for e in range(count):
+            out[e] = x[e] - shifts[segment[e]]
+    elif columns % EIGHT == 0:
+        for e in range(count):
+            for h in range(0, columns, EIGHT):
+                at = e * columns + h
+                subtract_eight(ahead(out, at), ahead(x, at), ahead(shifts, segment[e] * columns + h))
+    else:
+        for e in range(count):
+            for h in range(columns):
+                out[e * columns + h] = x[e * columns + h] - shifts[segment[e] * columns + h]
+
+
+def add_to_segments(count: int, columns: int, x: Any, segment: Any, sums: Any) -> None:
+    if columns == 1:
+        current = segment[0]
+        total = sums[current]
+        for e in range(count):
+            if segment[e] != current:
+                sums[current] = total
+                current = segment[e]
+                total = sums[current]
+            total += x[e]
+        sums[current] = total
+    elif columns % EIGHT == 0:
+        for e in range(count):
+            for h in range(0, columns, EIGHT):
+                add_eight(ahead(sums, segment[e] * columns + h), ahead(x, e * columns + h))
+    else:
+        for e in range(count):
+            for h in range(columns):
+                sums[segment[e] * columns + h] += x[e * columns + h]
+
+
+def multiply_by_segments(count: int, columns: int, x: Any, segment: Any, factors: Any) -> None:
+    if columns == 1:
+        for e in range(count):
+            x[e] *= factors[segment[e]]
+    elif columns % EIGHT == 0:
+        for e in range(count):
+            for h in range(0, columns, EIGHT):
+                multiply_eight(ahead(x, e * columns + h), ahead(factors, segment[e] * columns + h))
+    else:
+        for e in range(count):
+            for h in range(columns):
+                x[e * columns + h] *= factors[segment[e] * columns + h]
+
+
+leaves, raise_segments = jit(leaves, fastmath=EXACT, inner=True), jit(raise_segments, fastmath=EXACT, inner=True)
+multiply_by_segments = jit(multiply_by_segments, fastmath=EXACT, inner=True)
+subtract_of_segments = jit(subtract_of_segments, fastmath=EXACT, inner=True)
+add_to_segments = jit(add_to_segments, fastmath=EXACT, inner=True)
+find_largest, merge_largest = jit(find_largest, fastmath=EXACT), jit(merge_largest, fastmath=EXACT)
+exponentiate, merge_sums = jit(exponentiate, fastmath=EXACT), jit(merge_sums, fastmath=EXACT)
+add_products, differentiate = jit(add_products, fastmath=EXACT), jit(differentiate, fastmath=EXACT)
+scale = jit(scale, fastmath=EXACT)

@@ -1,0 +1,1 @@
+"""LSTM cells, and scores by an LSTM over the keys."""

@@ -1,0 +1,258 @@
+"""Scores by an LSTM over the keys, backward: the gates of a panel are computed again, then gone through from the end.
+
+Reference: attention/alignment/recurrent_core.py, `recurrent_scores_backward`. Parallel over panels; the gradients that
+panels share are sums of the thread, in float64. Scratch per thread: gates and states of `held` keys. Of more keys only
+the states before each such segment are held, and its gates are computed once more.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from attnarray.kernels.numba.attention.panels import clear
+from attnarray.kernels.numba.recurrent.step import (
+    copy,
+    find_steps,
+    from_lanes,
+    into_lanes,
+    multiply,
+    panel_of,
+    problem_of,
+    take_step,
+    total_of_lanes,
+)  # fmt: skip
+from attnarray.kernels.numba.rows.activations import tangent
+from attnarray.kernels.numba.runtime.jit import EXACT, jit
+from attnarray.kernels.numba.vector.lanes import Lanes, in_type, lanes, multiply_add, tile_rows, where
+from attnarray.kernels.numba.vector.memory import ahead, pointer, scratch
+from attnarray.kernels.numba.vector.packing import whole_lanes, whole_tiles
+from attnarray.kernels.numba.vector.panel import Each, Lane, Row, panel_pass
+from attnarray.kernels.numba.vector.product import lane_product
+from attnarray.kernels.numba.vector.rows import place
+from attnarray.kernels.numba.vector.transpose import turn
+
+BLOCK = 4  # keys whose products over lanes are taken together
+FURTHER = 16  # where the call has the first address of `Gradients`
+
+
+class Gradients(NamedTuple):
+    """What the backward has besides: the weights turned, and what it adds to or writes."""
+
+    dscores: Any  # (B T, S)
+    hidden_turned: Any  # W_hh^T, packed
+    output_turned: Any  # W_r^T, packed
+    dqueries: Any  # (B T, 4 H)
+    dh0: Any  # (B T, H)
+    dc0: Any  # (B T, H)
+    dkeys: Any  # (batches of the thread, S, 4 H), as all below in float64
+    dhidden: Any  # (4 H filled up to M, H filled up to W)
+    doutput: Any  # (A filled up to M, H filled up to W)
+    dvector: Any  # (A,)
+
+
+class Held(NamedTuple):
+    """Panels of scratch; K is `held`."""
+
+    queries: Any  # (4 H, W)
+    dqueries: Any  # (4 H, W)
+    dh: Any  # (H filled up to M, W)
+    dc: Any  # (H, W)
+    there: Any  # (K, W)
+    dscores: Any  # (K, W)
+    dvector: Any  # (A, W)
+    dread: Any  # (BLOCK, A filled up to M, W)
+    turned: Any  # (BLOCK + 1, W, H filled up to W): states with features side by side
+    dhidden: Any  # as in `Gradients`, of one panel
+    doutput: Any
+    c: Any  # (K + 1, H, W)
+    h: Any  # (K + 1, H, W)
+    gates: Any  # (K, 4 H filled up to M, W)
+    starts: Any  # (segments, 2, H, W): the state before each
+
+
+@panel_pass
+def read_back(z: Row, dvector: Row, vector: Each, dscore: Lane) -> dict[str, Lanes]:
+    """Gradients of z, in place, and of v."""
+    read = tangent(z)
+    return {
+        "z": dscore * vector * (read.constant(1.0) - read * read),
+        "dvector": multiply_add(dscore, read, dvector),
+    }
+
+
+@panel_pass
+def turn_back(
+    i: Row, f: Row, g: Row, o: Row, c_before: Row, c: Row, dh: Row, dc: Row, di: Row, df: Row, dg: Row, do: Row,
+    there: Lane,
+) -> dict[str, Lanes]:  # fmt: skip
+    """Gradients of the sums in place of the gates, and added to those of the query; what is no step is passed by."""
+    one, read, there = c.constant(1.0), tangent(c), there > 0.0
+    dcell = multiply_add(dh * o, one - read * read, dc)
+    ai = where(there, dcell * g * i * (one - i), 0.0)
+    af = where(there, dcell * c_before * f * (one - f), 0.0)
+    ag = where(there, dcell * i * (one - g * g), 0.0)
+    ao = where(there, dh * read * o * (one - o), 0.0)
+    return {
+        "i": ai, "f": af, "g": ag, "o": ao, "di": di + ai, "df": df + af, "dg": dg + ag, "do": do + ao,
+        "dh": where(there, 0.0, dh), "dc": where(there, dcell * f, dc),
+    }  # fmt: skip
+
+
+@panel_pass
+def add_to(numbers: Row, total: Row) -> dict[str, Lanes]:
+    return {"total": total + in_type(numbers, total)}
+
+
+def room(size: int, features: int, held: int, segments: int, width: int, tile: int) -> int:
+    """The numbers of scratch that a thread takes, see `held_at`."""
+    gates, states, reads = (-(-n // tile) * tile for n in (4 * size, size, features))
+    columns = -(-size // width) * width
+    per_lane = 8 * size + states + size + 2 * held + features + BLOCK * reads + (BLOCK + 1) * columns
+    per_lane += 2 * (held + 1) * size + held * gates + 2 * segments * size
+    return 16 + width * (per_lane + width) + (gates + reads) * columns  # `turn` reads whole squares
+
+
+def held_at(p: Any, memory: Any) -> Any:
+    width, part = lanes(memory), p.size * lanes(memory)
+    gates, reads = whole_tiles(4 * p.size, memory), whole_tiles(p.features, memory)
+    columns = whole_lanes(p.size, memory)
+    dqueries = ahead(memory, 4 * part)
+    dh = ahead(dqueries, 4 * part)
+    dc = ahead(dh, whole_tiles(p.size, memory) * width)
+    there = ahead(dc, part)
+    dscores = ahead(there, p.held * width)
+    dvector = ahead(dscores, p.held * width)
+    dread = ahead(dvector, p.features * width)
+    turned = ahead(dread, BLOCK * reads * width)
+    dhidden = ahead(turned, (BLOCK + 1) * columns * width)
+    doutput = ahead(dhidden, gates * columns)
+    c = ahead(doutput, reads * columns)
+    h = ahead(c, (p.held + 1) * part)
+    sums = ahead(h, (p.held + 1) * part)
+    starts = ahead(sums, p.held * gates * width)
+    return Held(
+        memory, dqueries, dh, dc, there, dscores, dvector, dread, turned, dhidden, doutput, c, h, sums, starts
+    )  # fmt: skip
+
+
+def backward_panels(first: int, past: int, call_array: Any, memory: Any) -> None:
+    """The panels [first, past)."""
+    call, like = pointer(call_array), memory[0]
+    p = problem_of(call, like)
+    g = Gradients(
+        place(like, call[FURTHER]), place(like, call[FURTHER + 1]), place(like, call[FURTHER + 2]),
+        place(like, call[FURTHER + 3]), place(like, call[FURTHER + 4]), place(like, call[FURTHER + 5]),
+        place(0.0, call[FURTHER + 6]), place(0.0, call[FURTHER + 7]), place(0.0, call[FURTHER + 8]),
+        place(0.0, call[FURTHER + 9]),
+    )  # fmt: skip
+    for n in range(first, past):
+        backward_panel(panel_of(n, p), p, g, held_at(p, scratch(memory)))
+
+
+def backward_panel(panel: Any, p: Any, g: Any, m: Any) -> None:
+    width, part, gates = lanes(m.h), p.size * lanes(m.h), 4 * p.size
+    into_lanes(ahead(p.query, panel.first * gates), gates, panel.filled, gates, m.queries)
+    into_lanes(ahead(p.h0, panel.first * p.size), p.size, panel.filled, p.size, m.starts)
+    into_lanes(ahead(p.c0, panel.first * p.size), p.size, panel.filled, p.size, ahead(m.starts, part))
+    clear(0, gates, 0, m.dqueries)
+    clear(0, whole_tiles(p.size, m.h), 0, m.dh)
+    clear(0, p.size, 0, m.dc)
+    clear(0, p.features, 0, m.dvector)
+    columns = whole_lanes(p.size, m.h) // width
+    clear(0, (whole_tiles(gates, m.h) + whole_tiles(p.features, m.h)) * columns, 0, m.dhidden)
+    segments = (panel.past - panel.low + p.held - 1) // p.held
+    for n in range(2 * segments - 1):  # from the first segment to the last, and back
+        k = n if n < segments else 2 * segments - 2 - n
+        recompute(panel, k, p, m)
+        if n < segments - 1:
+            copy(0, p.size, 0, ahead(m.h, p.held * part), ahead(m.starts, 2 * (k + 1) * part))
+            copy(0, p.size, 0, ahead(m.c, p.held * part), ahead(m.starts, (2 * (k + 1) + 1) * part))
+        else:
+            take_back(panel, k, p, g, m)
+    from_lanes(m.dqueries, panel.filled, gates, ahead(g.dqueries, panel.first * gates), gates)
+    from_lanes(m.dh, panel.filled, p.size, ahead(g.dh0, panel.first * p.size), p.size)
+    from_lanes(m.dc, panel.filled, p.size, ahead(g.dc0, panel.first * p.size), p.size)
+    add_to(0, whole_tiles(gates, m.h) * columns, 0, m.dhidden, g.dhidden)
+    add_to(0, whole_tiles(p.features, m.h) * columns, 0, m.doutput, g.doutput)
+    total_of_lanes(0, p.features, 0, m.dvector, g.dvector)
+
+
+def recompute(panel: Any, k: int, p: Any, m: Any) -> None:
+    """Gates and states of segment k."""
+    width, part, gates = lanes(m.h), p.size * lanes(m.h), whole_tiles(4 * p.size, m.h)
+    low = panel.low + k * p.held
+    past = min(low + p.held, panel.past)
+    copy(0, p.size, 0, ahead(m.starts, 2 * k * part), m.h)
+    copy(0, p.size, 0, ahead(m.starts, (2 * k + 1) * part), m.c)
+    find_steps(panel, low, past, p, m.there)
+    for s in range(past - low):
+        h, c = ahead(m.h, s * part), ahead(m.c, s * part)
+        take_step(
+            panel, low + s, p, m.queries, ahead(m.there, s * width), h, c, ahead(m.gates, s * gates * width),
+            ahead(h, part), ahead(c, part),
+        )  # fmt: skip
+
+
+def take_back(panel: Any, k: int, p: Any, g: Any, m: Any) -> None:
+    """Segment k from its last key to its first."""
+    part, gates, reads = p.size * lanes(m.h), whole_tiles(4 * p.size, m.h), whole_tiles(p.features, m.h)
+    low, width, columns = panel.low + k * p.held, lanes(m.h), whole_lanes(p.size, m.h)
+    past, tile = min(low + p.held, panel.past), tile_rows(m.h)
+    find_dscores(panel, low, past, p, g, m.dscores)
+    for s in range(past - low - 1, -1, -1):
+        take_step_back(panel, low + s, s, p, g, m)
+        if s % BLOCK == 0:
+            count = min(BLOCK, past - low - s)
+            for n in range(count + 1):
+                turn(columns, ahead(m.h, (s + n) * part), ahead(m.turned, n * width * columns), columns)
+            dsums = ahead(m.gates, s * gates * width)
+            for row in range(0, gates, tile):
+                at, total = ahead(dsums, row * width), ahead(m.dhidden, row * columns)
+                lane_product(count, gates * width, at, m.turned, columns, total)
+            for row in range(0, reads, tile):
+                at, total = ahead(m.dread, row * width), ahead(m.doutput, row * columns)
+                lane_product(count, reads * width, at, ahead(m.turned, width * columns), columns, total)
+
+
+def find_dscores(panel: Any, low: int, past: int, p: Any, g: Any, dscores: Any) -> None:
+    """Those of the keys [low, past) as (keys, W); the first and the last have the scores of keys beyond, too."""
+    given, width = ahead(g.dscores, panel.first * p.keys), lanes(dscores)
+    into_lanes(ahead(given, low), p.keys, panel.filled, past - low, dscores)
+    for w in range(panel.filled):
+        if low == panel.low:
+            for j in range(low):
+                dscores[w] += given[w * p.keys + j]
+        if past == panel.past:
+            for j in range(past, p.keys):
+                dscores[(past - low - 1) * width + w] += given[w * p.keys + j]
+
+
+def take_step_back(panel: Any, j: int, s: int, p: Any, g: Any, m: Any) -> None:
+    """From the gradients of the state after key j, number s of its segment, to those of the state before."""
+    width, part, gates = lanes(m.h), p.size * lanes(m.h), whole_tiles(4 * p.size, m.h)
+    dread, there = ahead(m.dread, s % BLOCK * whole_tiles(p.features, m.h) * width), ahead(m.there, s * width)
+    multiply(p.features, p.size, p.output, ahead(m.h, (s + 1) * part), dread, False)
+    read_back(0, p.features, s, dread, m.dvector, p.vector, m.dscores)
+    multiply(p.size, p.features, g.output_turned, dread, m.dh, True)
+    dsums, dqueries, c = ahead(m.gates, s * gates * width), m.dqueries, ahead(m.c, s * part)
+    turn_back(
+        0, p.size, 0, dsums, ahead(dsums, part), ahead(dsums, 2 * part), ahead(dsums, 3 * part), c, ahead(c, part),
+        m.dh, m.dc, dqueries, ahead(dqueries, part), ahead(dqueries, 2 * part), ahead(dqueries, 3 * part), there,
+    )  # fmt: skip
+    multiply(p.size, 4 * p.size, g.hidden_turned, dsums, m.dh, True)
+    if panel.batch >= 0:
+        dkey = ahead(g.dkeys, ((panel.batch - p.batch) * p.keys + j) * 4 * p.size)
+        total_of_lanes(0, 4 * p.size, 0, dsums, dkey)
+        return
+    for w in range(panel.filled):
+        dkey = ahead(g.dkeys, (((panel.first + w) // p.queries - p.batch) * p.keys + j) * 4 * p.size)
+        for e in range(4 * p.size):
+            dkey[e] += dsums[e * width + w]
+
+
+held_at, find_dscores = jit(held_at, inner=True, inline=True), jit(find_dscores, inner=True, inline=True)
+recompute = jit(recompute, fastmath=EXACT, inner=True, inline=True)
+take_step_back = jit(take_step_back, fastmath=EXACT, inner=True, inline=True)
+take_back = jit(take_back, fastmath=EXACT, inner=True, inline=True)
+backward_panel = jit(backward_panel, fastmath=EXACT, inner=True, inline=True)
+backward_panels = jit(backward_panels, fastmath=EXACT)

@@ -1,0 +1,182 @@
+"""One step of the LSTM for a panel of W rows, and what a call is for the compiled code.
+
+Used by recurrent/forward.py and recurrent/backward.py. Rows are the queries of all batches, one after the other; each
+of them is a lane. Gates, states and what reads them are panels (4 H, W), (H, W) and (A, W): the micro-kernel multiplies
+them with the weights, and the cell is a pass down their rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from attnarray.kernels.numba.rows.activations import logistic, tangent
+from attnarray.kernels.numba.runtime.jit import EXACT, jit
+from attnarray.kernels.numba.vector.lanes import Lanes, lanes, multiply_add, tile_rows, where
+from attnarray.kernels.numba.vector.memory import ahead, as_bytes
+from attnarray.kernels.numba.vector.panel import Each, Lane, Row, Total, panel_pass
+from attnarray.kernels.numba.vector.product import packed_product
+from attnarray.kernels.numba.vector.rows import place
+
+
+class Problem(NamedTuple):
+    """A call, as compiled code sees it: sizes and pointers. M rows of the weights lie together, as from `pack_rows`."""
+
+    rows: int  # B T
+    queries: int  # T
+    keys: int  # S
+    size: int  # H
+    features: int  # A
+    held: int  # keys whose gates are held at a time
+    batch: int  # the first one in `dkeys`
+    query: Any  # (B T, 4 H)
+    key: Any  # (B, S, 4 H)
+    h0: Any  # (B T, H)
+    c0: Any  # (B T, H)
+    steps: Any  # (B T, S) bytes, 0 where there is no step
+    steps_given: bool  # else there is one everywhere
+    bounds: Any  # (panels, 2): the keys [low, past) that a panel reads
+    hidden: Any  # W_hh
+    output: Any  # W_r
+    vector: Any  # v
+
+
+class Panel(NamedTuple):
+    """Where a panel lies: its rows [first, first + filled), its batch, or -1 for several, and its keys [low, past)."""
+
+    first: int
+    filled: int
+    batch: int
+    low: int
+    past: int
+
+
+@panel_pass
+def copy(numbers: Row, out: Row) -> dict[str, Lanes]:
+    return {"out": numbers}
+
+
+@panel_pass
+def add_one_key(queries: Row, sums: Row, key: Each) -> dict[str, Lanes]:
+    return {"sums": queries + key}
+
+
+@panel_pass
+def total_of_lanes(dsums: Row, dkey: Total) -> dict[str, Lanes]:
+    return {"dkey": dsums}
+
+
+@panel_pass
+def to_logistic(sums: Row) -> dict[str, Lanes]:
+    return {"sums": logistic(sums)[0]}
+
+
+@panel_pass
+def to_tangent(sums: Row) -> dict[str, Lanes]:
+    return {"sums": tangent(sums)}
+
+
+@panel_pass
+def advance(
+    i: Row, f: Row, g: Row, o: Row, h_before: Row, c_before: Row, h: Row, c: Row, there: Lane
+) -> dict[str, Lanes]:
+    """Where there is no step, the state stays."""
+    there, c = there > 0.0, multiply_add(f, c_before, i * g)
+    return {"h": where(there, o * tangent(c), h_before), "c": where(there, c, c_before)}
+
+
+def problem_of(call: Any, like: Any) -> Any:
+    """The call that integers describe, sizes first and then addresses, with numbers like `like`."""
+    return Problem(
+        call[0], call[1], call[2], call[3], call[4], call[5], call[6], place(like, call[7]), place(like, call[8]),
+        place(like, call[9]), place(like, call[10]), as_bytes(place(like, call[11])), call[11] != 0,
+        place(np.int64(0), call[12]), place(like, call[13]), place(like, call[14]), place(like, call[15]),
+    )  # fmt: skip
+
+
+def panel_of(n: int, p: Any) -> Any:
+    first = n * lanes(p.query)
+    count = min(lanes(p.query), p.rows - first)
+    batch = first // p.queries
+    together = (first + count - 1) // p.queries == batch
+    return Panel(first, count, batch if together else -1, p.bounds[2 * n], p.bounds[2 * n + 1])
+
+
+def into_lanes(x: Any, apart: int, count: int, columns: int, packed: Any) -> None:
+    """`count` rows of numbers, `apart` elements from each other, as lanes of (columns, W); the other lanes are 0."""
+    width = lanes(packed)
+    for w in range(width):
+        for n in range(columns):
+            packed[n * width + w] = x[w * apart + n] if w < count else 0
+
+
+def into_bytes_lanes(x: Any, apart: int, count: int, columns: int, packed: Any) -> None:
+    """The same for bytes, as 0 and 1."""
+    width = lanes(packed)
+    for w in range(width):
+        for n in range(columns):
+            packed[n * width + w] = 1 if w < count and x[w * apart + n] != 0 else 0
+
+
+def from_lanes(packed: Any, count: int, columns: int, x: Any, apart: int) -> None:
+    width = lanes(packed)
+    for w in range(count):
+        for n in range(columns):
+            x[w * apart + n] = packed[n * width + w]
+
+
+def find_steps(panel: Any, low: int, past: int, p: Any, there: Any) -> None:
+    """1 in each lane that has a step at a key, else 0: (keys, W)."""
+    width = lanes(there)
+    if p.steps_given:
+        into_bytes_lanes(ahead(p.steps, panel.first * p.keys + low), p.keys, panel.filled, past - low, there)
+        return
+    for n in range((past - low) * width):
+        there[n] = 1 if n % width < panel.filled else 0
+
+
+def multiply(rows: int, depth: int, weights: Any, b: Any, c: Any, accumulate: bool) -> None:
+    """c (+)= A b, for `rows` rows of A, filled up to whole groups, as c has them too."""
+    packed_product(rows, depth, depth * tile_rows(c), weights, b, c, accumulate)
+
+
+def add_key(panel: Any, j: int, p: Any, queries: Any, sums: Any) -> None:
+    """What query and key add to the gates."""
+    gates, width = 4 * p.size, lanes(sums)
+    if panel.batch >= 0:
+        add_one_key(0, gates, 0, queries, sums, ahead(p.key, (panel.batch * p.keys + j) * gates))
+        return
+    for w in range(width):
+        row = panel.first + min(w, panel.filled - 1)
+        key = ahead(p.key, (row // p.queries * p.keys + j) * gates)
+        for e in range(gates):
+            sums[e * width + w] = queries[e * width + w] + key[e]
+
+
+def take_step(
+    panel: Any, j: int, p: Any, queries: Any, there: Any, h_before: Any, c_before: Any, gates: Any, h: Any, c: Any
+) -> None:
+    """The gates of key j, and the state after it; `there` is 1 in the lanes that have this step, else 0."""
+    part = p.size * lanes(gates)
+    add_key(panel, j, p, queries, gates)
+    multiply(4 * p.size, p.size, p.hidden, h_before, gates, True)
+    # One function at a time: a core looks ahead over several rows of a short body, and so waits for none of them.
+    to_logistic(0, 2 * p.size, 0, gates)
+    to_tangent(2 * p.size, 3 * p.size, 0, gates)
+    to_logistic(3 * p.size, 4 * p.size, 0, gates)
+    advance(
+        0, p.size, 0, gates, ahead(gates, part), ahead(gates, 2 * part), ahead(gates, 3 * part), h_before, c_before,
+        h, c, there,
+    )  # fmt: skip
+
+
+problem_of, panel_of = jit(problem_of, inner=True), jit(panel_of, inner=True)
+into_lanes, into_bytes_lanes, from_lanes = (
+    jit(into_lanes, inner=True),
+    jit(into_bytes_lanes, inner=True),
+    jit(from_lanes, inner=True),
+)
+find_steps, multiply = jit(find_steps, inner=True), jit(multiply, fastmath=EXACT, inner=True)
+add_key = jit(add_key, fastmath=EXACT, inner=True, inline=True)
+take_step = jit(take_step, fastmath=EXACT, inner=True)

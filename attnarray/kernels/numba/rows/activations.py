@@ -1,0 +1,283 @@
+"""GELU, by the error function and by the approximation with tanh, ReLU, SiLU, tanh and sigmoid: one pass over memory.
+
+Reference: ops/gelu.py and ops/activations.py. Parallel over the numbers. Scratch: none.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.polynomial import Chebyshev, Polynomial
+
+from attnarray.kernels.numba.runtime import arrays as ra
+from attnarray.kernels.numba.runtime.jit import EXACT, jit
+from attnarray.kernels.numba.runtime.threads import split_rows
+from attnarray.kernels.numba.vector.lanes import LOG2_E, TAYLOR, Lanes, absolute, exp, multiply_add, polynomial, where
+from attnarray.kernels.numba.vector.memory import ahead
+from attnarray.kernels.numba.vector.normal_distribution import normal_distribution
+from attnarray.kernels.numba.vector.rows import Row, place, row_pass
+
+CUBIC = 0.044715  # the coefficient of x^3 in the approximation with tanh
+STEEPNESS = math.sqrt(2.0 / math.pi)
+DENSITY = 1.0 / math.sqrt(2.0 * math.pi)  # of the normal distribution at 0
+
+# Both gates are 0 or 1 to the last bit beyond these sizes; x is held there, so that no infinity meets a 0.
+GELU_REACH, SILU_REACH = 40.0, 1000.0
+TANH_REACH = 20.0  # tanh is 1 to the last bit from here on
+
+# (2^r - 1) / r for |r| <= 1/2: near-minimax in float32 (1e-8 of it), Taylor's series in float64 (2e-17).
+SLOPES_FLOAT32 = (
+    Chebyshev.interpolate(lambda r: np.expm1(r * math.log(2.0)) / r, 5, domain=[-0.5, 0.5])
+    .convert(domain=[-1, 1], kind=Polynomial)
+    .coef
+)
+SLOPES_FLOAT64 = TAYLOR[1:]
+
+
+def gelu_forward(x: Any, approximate: str) -> Any:
+    """See the reference."""
+    return _forward(gelu if approximate == "none" else gelu_by_tanh, 0.7, x)
+
+
+def gelu_backward(dout: Any, x: Any, approximate: str) -> Any:
+    """See the reference."""
+    return _backward(gelu_gradient if approximate == "none" else gelu_by_tanh_gradient, 0.8, dout, x)
+
+
+def relu_forward(x: Any) -> Any:
+    """See the reference."""
+    return _forward(relu, 0.25, x)
+
+
+def relu_backward(dout: Any, out: Any) -> Any:
+    """See the reference."""
+    return _backward(relu_gradient, 0.35, dout, out)
+
+
+def silu_forward(x: Any) -> Any:
+    """See the reference."""
+    return _forward(silu, 0.5, x)
+
+
+def silu_backward(dout: Any, x: Any) -> Any:
+    """See the reference."""
+    return _backward(silu_gradient, 0.6, dout, x)
+
+
+def tanh_forward(x: Any) -> Any:
+    """See the reference."""
+    return _forward(tanh, 0.5, x)
+
+
+def tanh_backward(dout: Any, out: Any) -> Any:
+    """See the reference."""
+    return _backward(tanh_gradient, 0.35, dout, out)
+
+
+def sigmoid_forward(x: Any) -> Any:
+    """See the reference."""
+    return _forward(sigmoid, 0.5, x)
+
+
+def sigmoid_backward(dout: Any, out: Any) -> Any:
+    """See the reference."""
+    return _backward(sigmoid_gradient, 0.35, dout, out)
+
+
+def warmup(dtype: str) -> None:
+    """Compile all kernels for one dtype."""
+    number = np.dtype(dtype).type(0)
+    for forward in (gelu, gelu_by_tanh, relu, silu, tanh, sigmoid):
+        forward(0, 0, 0, 0, number)
+    for backward in (
+        gelu_gradient, gelu_by_tanh_gradient, relu_gradient, silu_gradient, tanh_gradient, sigmoid_gradient
+    ):  # fmt: skip
+        backward(0, 0, 0, 0, 0, number)
+
+
+def _forward(kernel: Any, each: float, x: Any) -> Any:
+    real = ra.computed_in(x)
+    given, out = ra.flat(x, real), np.empty(x.shape, real)
+    work = ra.nanoseconds(x.size, each, real)
+    split_rows(kernel, x.size, work, given.ctypes.data, out.ctypes.data, real.type(0))
+    return out.astype(x.dtype, copy=False)
+
+
+def _backward(kernel: Any, each: float, dout: Any, x: Any) -> Any:
+    real = ra.computed_in(x)
+    dgiven, given, dx = ra.flat(dout, real), ra.flat(x, real), np.empty(x.shape, real)
+    work = ra.nanoseconds(x.size, each, real)
+    split_rows(kernel, x.size, work, dgiven.ctypes.data, given.ctypes.data, dx.ctypes.data, real.type(0))
+    return dx.astype(x.dtype, copy=False)
+
+
+def held_above(x: Lanes, bound: float) -> Lanes:
+    """max(x, -bound), where NaN stays NaN."""
+    return where(x < -bound, -bound, x)
+
+
+def held(x: Lanes, bound: float) -> Lanes:
+    """x brought to [-bound, bound], where NaN stays NaN."""
+    return held_above(where(x > bound, bound, x), bound)
+
+
+def logistic(x: Lanes) -> tuple[Lanes, Lanes]:
+    """1 / (1 + e^-x), and the same for -x, which is 1 less it: each exact to a few roundings of itself."""
+    small = exp(absolute(x) * -1.0)
+    large = x.constant(1.0) / (small + 1.0)
+    small = small * large
+    negative = x < 0.0
+    return where(negative, small, large), where(negative, large, small)
+
+
+def tanh_gates(x: Lanes) -> tuple[Lanes, Lanes]:
+    """(1 + tanh s) / 2, which is the logistic function of 2 s, and 1 less it; s = sqrt(2 / pi) (x + 0.044715 x^3)."""
+    return logistic(x * multiply_add(x * x, x.constant(2.0 * STEEPNESS * CUBIC), 2.0 * STEEPNESS))
+
+
+def tangent(x: Lanes) -> Lanes:
+    """tanh(x) = (E - 1) / (E + 1) with E = e^(2 |x|) = 2^n 2^r, by the rounding of `exp`; an odd function to the bit.
+
+    E - 1 is 2^n (2^r - 1) + (2^n - 1): for small x, where n is 0, nothing cancels.
+    """
+    mantissa, bias, slopes = (23, 127, SLOPES_FLOAT32) if x.is_single else (52, 1023, SLOPES_FLOAT64)
+    size = absolute(x)
+    size = where(size > TANH_REACH, TANH_REACH, size)
+    factor, magic = x.constant(2.0 * LOG2_E), 1.5 * 2.0**mantissa
+    shifted = multiply_add(size, factor, magic)
+    r = multiply_add(size, factor, x.constant(magic) - shifted)
+    power = ((shifted.bits_as(x.integer) << mantissa) + (bias << mantissa)).bits_as(x.value.type.element)
+    less = multiply_add(power, r * polynomial(r, slopes), power - 1.0)
+    result = less / (less + 2.0)
+    return where(x < 0.0, result * -1.0, result)
+
+
+@row_pass(vectors=1)
+def gelu_pass(x: Row, out: Row) -> dict[str, Lanes]:
+    return {"out": held_above(x, GELU_REACH) * normal_distribution(x)[0]}
+
+
+@row_pass(vectors=1)
+def gelu_gradient_pass(dout: Row, x: Row, dx: Row) -> dict[str, Lanes]:
+    gate, exponential = normal_distribution(x)
+    return {"dx": dout * multiply_add(held(x, GELU_REACH) * DENSITY, exponential, gate)}
+
+
+@row_pass(vectors=1)
+def gelu_by_tanh_pass(x: Row, out: Row) -> dict[str, Lanes]:
+    return {"out": held_above(x, GELU_REACH) * tanh_gates(held(x, GELU_REACH))[0]}
+
+
+@row_pass(vectors=1)
+def gelu_by_tanh_gradient_pass(dout: Row, x: Row, dx: Row) -> dict[str, Lanes]:
+    x = held(x, GELU_REACH)
+    gate, other = tanh_gates(x)
+    inner = multiply_add(x * x, x.constant(6.0 * STEEPNESS * CUBIC), 2.0 * STEEPNESS)  # the slope of 2 s
+    return {"dx": dout * multiply_add(x * inner, gate * other, gate)}
+
+
+@row_pass(vectors=2)
+def relu_pass(x: Row, out: Row) -> dict[str, Lanes]:
+    return {"out": where(x < 0.0, 0.0, x)}
+
+
+@row_pass(vectors=2)
+def relu_gradient_pass(dout: Row, y: Row, dx: Row) -> dict[str, Lanes]:
+    return {"dx": where(y > 0.0, dout, 0.0)}
+
+
+@row_pass(vectors=1)
+def silu_pass(x: Row, out: Row) -> dict[str, Lanes]:
+    x = held_above(x, SILU_REACH)
+    return {"out": x * logistic(x)[0]}
+
+
+@row_pass(vectors=1)
+def silu_gradient_pass(dout: Row, x: Row, dx: Row) -> dict[str, Lanes]:
+    x = held(x, SILU_REACH)
+    gate, other = logistic(x)
+    return {"dx": dout * gate * multiply_add(x, other, 1.0)}
+
+
+@row_pass(vectors=1)
+def tanh_pass(x: Row, out: Row) -> dict[str, Lanes]:
+    return {"out": tangent(x)}
+
+
+@row_pass(vectors=2)
+def tanh_gradient_pass(dout: Row, y: Row, dx: Row) -> dict[str, Lanes]:
+    return {"dx": (y.constant(1.0) - y * y) * dout}
+
+
+@row_pass(vectors=1)
+def sigmoid_pass(x: Row, out: Row) -> dict[str, Lanes]:
+    return {"out": logistic(x)[0]}
+
+
+@row_pass(vectors=2)
+def sigmoid_gradient_pass(dout: Row, y: Row, dx: Row) -> dict[str, Lanes]:
+    return {"dx": y * (y.constant(1.0) - y) * dout}
+
+
+def gelu(first: int, past: int, x: int, out: int, like: Any) -> None:
+    gelu_pass(past - first, ahead(place(like, x), first), ahead(place(like, out), first))
+
+
+def gelu_by_tanh(first: int, past: int, x: int, out: int, like: Any) -> None:
+    gelu_by_tanh_pass(past - first, ahead(place(like, x), first), ahead(place(like, out), first))
+
+
+def relu(first: int, past: int, x: int, out: int, like: Any) -> None:
+    relu_pass(past - first, ahead(place(like, x), first), ahead(place(like, out), first))
+
+
+def silu(first: int, past: int, x: int, out: int, like: Any) -> None:
+    silu_pass(past - first, ahead(place(like, x), first), ahead(place(like, out), first))
+
+
+def tanh(first: int, past: int, x: int, out: int, like: Any) -> None:
+    tanh_pass(past - first, ahead(place(like, x), first), ahead(place(like, out), first))
+
+
+def sigmoid(first: int, past: int, x: int, out: int, like: Any) -> None:
+    sigmoid_pass(past - first, ahead(place(like, x), first), ahead(place(like, out), first))
+
+
+def gelu_gradient(first: int, past: int, dout: int, x: int, dx: int, like: Any) -> None:
+    drow, row = ahead(place(like, dout), first), ahead(place(like, x), first)
+    gelu_gradient_pass(past - first, drow, row, ahead(place(like, dx), first))
+
+
+def gelu_by_tanh_gradient(first: int, past: int, dout: int, x: int, dx: int, like: Any) -> None:
+    drow, row = ahead(place(like, dout), first), ahead(place(like, x), first)
+    gelu_by_tanh_gradient_pass(past - first, drow, row, ahead(place(like, dx), first))
+
+
+def relu_gradient(first: int, past: int, dout: int, y: int, dx: int, like: Any) -> None:
+    drow, row = ahead(place(like, dout), first), ahead(place(like, y), first)
+    relu_gradient_pass(past - first, drow, row, ahead(place(like, dx), first))
+
+
+def silu_gradient(first: int, past: int, dout: int, x: int, dx: int, like: Any) -> None:
+    drow, row = ahead(place(like, dout), first), ahead(place(like, x), first)
+    silu_gradient_pass(past - first, drow, row, ahead(place(like, dx), first))
+
+
+def tanh_gradient(first: int, past: int, dout: int, y: int, dx: int, like: Any) -> None:
+    drow, row = ahead(place(like, dout), first), ahead(place(like, y), first)
+    tanh_gradient_pass(past - first, drow, row, ahead(place(like, dx), first))
+
+
+def sigmoid_gradient(first: int, past: int, dout: int, y: int, dx: int, like: Any) -> None:
+    drow, row = ahead(place(like, dout), first), ahead(place(like, y), first)
+    sigmoid_gradient_pass(past - first, drow, row, ahead(place(like, dx), first))
+
+
+gelu, gelu_gradient = jit(gelu, fastmath=EXACT), jit(gelu_gradient, fastmath=EXACT)
+gelu_by_tanh, gelu_by_tanh_gradient = jit(gelu_by_tanh, fastmath=EXACT), jit(gelu_by_tanh_gradient, fastmath=EXACT)
+silu, silu_gradient = jit(silu, fastmath=EXACT), jit(silu_gradient, fastmath=EXACT)
+relu, relu_gradient = jit(relu, fastmath=EXACT), jit(relu_gradient, fastmath=EXACT)
+tanh, tanh_gradient = jit(tanh, fastmath=EXACT), jit(tanh_gradient, fastmath=EXACT)
+sigmoid, sigmoid_gradient = jit(sigmoid, fastmath=EXACT), jit(sigmoid_gradient, fastmath=EXACT)

@@ -1,0 +1,138 @@
+"""Rotary positions in one pass: each row is read once and written once, beside a table of cosines and sines.
+
+Reference: ops/rotary.py. Parallel over the rows. Scratch: the table, (positions, R) numbers, which is kept for the next
+call while positions go in order; with positions that are given, one number per row more.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+
+from attnarray.kernels import Declined
+from attnarray.kernels.numba.runtime import arrays as ra
+from attnarray.kernels.numba.runtime.jit import EXACT, jit
+from attnarray.kernels.numba.runtime.threads import split_rows
+from attnarray.kernels.numba.vector.lanes import Lanes, multiply_add
+from attnarray.kernels.numba.vector.memory import ahead
+from attnarray.kernels.numba.vector.rows import Row, Scalar, place, row_pass
+
+EACH = 0.15  # nanoseconds for each number
+IN_ORDER = np.zeros(0, np.int64)
+KEPT = 2**23  # bytes of a table that is kept
+
+
+def turn(x: Any, positions: Any, offset: int, rotation: Any, direction: float) -> Any:
+    """See the reference."""
+    real, (dims, _, _, interleaved, axis) = ra.computed_in(x), rotation
+    rows, out = ra.rows_along(x, x.ndim - 1, real), ra.results_along(x, x.ndim - 1, real)
+    table, first, places = _table(x.shape, positions, offset, rotation, real)
+    split_rows(
+        turn_pairs if interleaved else turn_halves, len(rows.array), ra.nanoseconds(x.size, EACH, real), dims,
+        rows.address, rows.apart, out.address, out.apart, table.ctypes.data, first, max(x.shape[axis], 1),
+        x.shape[-2] if axis == -3 else 1, places, real.type(direction),
+    )  # fmt: skip
+    out.array[:, dims:] = rows.array[:, dims:]
+    return ra.in_shape_of(x, x.ndim - 1, out)
+
+
+def warmup(dtype: str) -> None:
+    """Compile both kernels for one dtype."""
+    for kernel in (turn_halves, turn_pairs):
+        kernel(0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, IN_ORDER, np.dtype(dtype).type(1))
+
+
+def _table(
+    shape: tuple[int, ...], positions: Any, offset: int, rotation: Any, real: Any
+) -> tuple[Any, int, Any]:  # fmt: skip
+    """A table, the row of it for the first row of x, and that of each row of x unless they go in order."""
+    if positions is None:
+        past = offset + shape[rotation.axis]
+        whole = 2 ** max(past - 1, 0).bit_length()  # so that one table serves a text that grows
+        if offset < 0 or whole * rotation.dims * real.itemsize > KEPT:
+            return _turns(np.arange(offset, past), rotation, real), 0, IN_ORDER
+        return _kept(whole, rotation._replace(axis=-2), real), offset, IN_ORDER
+    if type(positions) not in ra.PLAIN and not isinstance(positions, np.generic):
+        raise Declined(f"positions in {type(positions).__name__}: plain NumPy arrays only")
+    numbers = np.arange(positions.size).reshape(positions.shape)
+    numbers = numbers if rotation.axis == -2 else numbers[..., None]
+    return _turns(positions.ravel(), rotation, real), 0, np.broadcast_to(numbers, shape[:-1]).flatten()
+
+
+@functools.lru_cache(maxsize=4)
+def _kept(count: int, rotation: Any, real: Any) -> Any:
+    return _turns(np.arange(count), rotation, real)
+
+
+def _turns(positions: Any, rotation: Any, real: Any) -> Any:
+    """The cosines and then the sines of each position, (positions, R), or in pairs cos cos and -sin sin, (.., 2 R)."""
+    dims, base, divisor, interleaved, _ = rotation
+    frequencies = np.exp(-math.log(base) * (np.arange(0, dims, 2, dtype=np.float64) / dims)) / divisor
+    angles = positions[:, None].astype(np.float64) * frequencies
+    cos, sin = np.cos(angles), np.sin(angles)
+    if interleaved:
+        cos, sin = np.repeat(cos, 2, axis=1), np.stack([-sin, sin], axis=-1).reshape(len(angles), dims)
+    return np.concatenate([cos, sin], axis=1, dtype=real)
+
+
+@row_pass(vectors=2)
+def halves(a: Row, b: Row, cos: Row, sin: Row, y: Row, z: Row, direction: Scalar) -> dict[str, Lanes]:
+    turned = sin * direction
+    return {"y": a * cos - b * turned, "z": multiply_add(b, cos, a * turned)}
+
+
+@row_pass(vectors=2)
+def pairs(x: Row, cos: Row, sin: Row, y: Row, direction: Scalar) -> dict[str, Lanes]:
+    return {"y": multiply_add(x, cos, swapped(x) * (sin * direction))}
+
+
+def swapped(x: Lanes) -> Lanes:
+    """Each lane of an even number and the one after it exchanged."""
+    order = ir.Constant(ir.VectorType(ir.IntType(32), x.value.type.count), [n ^ 1 for n in range(x.value.type.count)])
+    return Lanes(x.builder, x.builder.shuffle_vector(x.value, x.value, order))
+
+
+def next_row(at: int, within: int, period: int, inner: int) -> tuple[int, int]:
+    """The position after `at`, once `inner` rows were there: counted, since divisions take as long as a row."""
+    if within + 1 < inner:
+        return at, within + 1
+    return (at + 1 if at + 1 < period else 0), 0
+
+
+next_row = jit(next_row)
+
+
+def turn_halves(
+    start: int, stop: int, dims: int, x: int, x_apart: int, out: int, out_apart: int, table: int, first: int,
+    period: int, inner: int, places: Any, direction: Any,
+) -> None:  # fmt: skip
+    """Row n of x is at row first + (n / inner) % period of the table, or at places[n]."""
+    half = dims // 2
+    at, within = start // inner % period, start % inner
+    for n in range(start, stop):
+        row = first + at if len(places) == 0 else places[n]
+        at, within = next_row(at, within, period, inner)
+        cos = ahead(place(direction, table), row * dims)
+        a, y = place(direction, x + n * x_apart), place(direction, out + n * out_apart)
+        halves(half, a, ahead(a, half), cos, ahead(cos, half), y, ahead(y, half), direction)
+
+
+def turn_pairs(
+    start: int, stop: int, dims: int, x: int, x_apart: int, out: int, out_apart: int, table: int, first: int,
+    period: int, inner: int, places: Any, direction: Any,
+) -> None:  # fmt: skip
+    """See `turn_halves`; rows of the table are twice as long."""
+    at, within = start // inner % period, start % inner
+    for n in range(start, stop):
+        row = first + at if len(places) == 0 else places[n]
+        at, within = next_row(at, within, period, inner)
+        cos = ahead(place(direction, table), 2 * row * dims)
+        a, y = place(direction, x + n * x_apart), place(direction, out + n * out_apart)
+        pairs(dims, a, cos, ahead(cos, dims), y, direction)
+
+
+turn_halves, turn_pairs = jit(turn_halves, fastmath=EXACT), jit(turn_pairs, fastmath=EXACT)

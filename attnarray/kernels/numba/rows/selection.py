@@ -1,0 +1,149 @@
+"""The k largest numbers of each row, without sorting.
+
+Reference: attention/selection/top_k.py. Parallel over the rows. Scratch: none.
+
+The k-th largest number is found by bisection over the bits of floating numbers, which are in the order of the numbers
+once those of negative ones are turned over: at most 32 (64) passes that count, over a row that is in the cache, and
+fewer where some bound has just k numbers above it. Then the chosen are collected from the parts that hold any.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from attnarray.kernels import Declined
+from attnarray.kernels.numba.runtime import arrays as ra
+from attnarray.kernels.numba.runtime.jit import EXACT, jit
+from attnarray.kernels.numba.runtime.threads import split_rows
+from attnarray.kernels.numba.vector.lanes import Lanes, maximum, where
+from attnarray.kernels.numba.vector.memory import ahead
+from attnarray.kernels.numba.vector.rows import Largest, Row, Scalar, Sum, place, row_pass
+
+EACH = 1.0  # nanoseconds for each number
+PART = 128  # numbers that are looked at together for chosen ones
+MOST = 2**24  # numbers of a row: counts are exact in float32
+
+
+def top_k_indices(x: Any, k: int) -> Any:
+    """See the reference."""
+    real, count = ra.computed_in(x), x.shape[-1]
+    if count > MOST:
+        raise Declined(f"{count} numbers in a row: at most {MOST}")
+    rows, chosen = ra.rows_along(x, x.ndim - 1, real), np.empty((*x.shape[:-1], k), np.int64)
+    work = ra.nanoseconds(x.size, EACH, real)
+    split_rows(choose, len(rows.array), work, count, rows.address, rows.apart, k, chosen.ctypes.data, real.type(0))
+    return chosen
+
+
+def mask_of(indices: Any, keys: int) -> Any:
+    """See the reference."""
+    if type(indices) not in ra.PLAIN:
+        raise Declined(f"{type(indices).__name__}: plain NumPy arrays only")
+    mask = np.zeros((*indices.shape[:-1], keys), np.bool_)
+    rows = np.ascontiguousarray(indices, np.int64).reshape(-1, indices.shape[-1])
+    mark(rows, mask.reshape(len(rows), keys))
+    return mask
+
+
+def warmup(dtype: str) -> None:
+    """Compile both kernels for one dtype."""
+    choose(0, 0, 0, 0, 0, 0, 0, np.dtype(dtype).type(0))
+    mark(np.zeros((0, 1), np.int64), np.zeros((0, 1), np.bool_))
+
+
+@intrinsic
+def order_of(_context: Any, number: Any) -> Any:
+    """An integer for each floating number, in the order of the numbers."""
+
+    def emit(context: Any, builder: ir.IRBuilder, _signature: Any, values: Any) -> ir.Value:
+        integer = ir.IntType(number.bitwidth)
+        return builder.sext(_turned(builder, builder.bitcast(values[0], integer)), ir.IntType(64))
+
+    return types.int64(number), emit
+
+
+@intrinsic
+def number_at(_context: Any, order: Any, like: Any) -> Any:
+    """The number of the type of `like` that `order_of` gives this integer."""
+
+    def emit(context: Any, builder: ir.IRBuilder, _signature: Any, values: Any) -> ir.Value:
+        integer = ir.IntType(like.bitwidth)
+        bits = values[0] if like.bitwidth == 64 else builder.trunc(values[0], integer)
+        return builder.bitcast(_turned(builder, bits), context.get_value_type(like))
+
+    return like(types.int64, like), emit
+
+
+def _turned(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
+    """All bits but the sign turned over where the sign is set; its own inverse."""
+    width = bits.type.width
+    sign = builder.ashr(bits, bits.type(width - 1))
+    return builder.xor(bits, builder.and_(sign, bits.type(2 ** (width - 1) - 1)))
+
+
+@row_pass(vectors=2)
+def find_ends(x: Row, largest: Largest, lowest: Largest) -> dict[str, Lanes]:
+    """`lowest` is minus the smallest number."""
+    return {"largest": maximum(x, largest), "lowest": maximum(x * -1.0, lowest)}
+
+
+@row_pass(vectors=2)
+def count_from(x: Row, bound: Scalar, count: Sum) -> dict[str, Lanes]:
+    return {"count": count + where(x >= bound, x.constant(1.0), 0.0)}
+
+
+@row_pass(vectors=2)
+def count_above(x: Row, bound: Scalar, count: Sum) -> dict[str, Lanes]:
+    return {"count": count + where(x > bound, x.constant(1.0), 0.0)}
+
+
+def kth_largest(row: Any, count: int, k: int, like: Any) -> Any:
+    """At least k numbers are >= low, fewer are >= high."""
+    largest, lowest = find_ends(count, row)
+    if k == 1:
+        return largest
+    low, high = order_of(-lowest), order_of(largest) + 1
+    while True:
+        middle = (low & high) + ((low ^ high) >> 1)  # their mean, where their sum may overflow
+        if middle <= low:  # or the other way round, of a row with NaN
+            return number_at(low, like)
+        number = count_from(count, row, number_at(middle, like))
+        if number == k:
+            return number_at(middle, like)
+        if number > k:
+            low = middle
+        else:
+            high = middle
+
+
+def choose(first: int, past: int, count: int, x: int, apart: int, k: int, chosen: int, like: Any) -> None:
+    for n in range(first, past):
+        row, places = place(like, x + n * apart), ahead(place(count, chosen), n * k)
+        bound = kth_largest(row, count, k, like)
+        ties, found = k - int(count_above(count, row, bound)), 0
+        for start in range(0, count, PART):
+            past_part = min(start + PART, count)
+            if count_from(past_part - start, ahead(row, start), bound) == 0:
+                continue
+            for j in range(start, past_part):
+                if row[j] > bound or (row[j] == bound and ties > 0):
+                    ties -= row[j] == bound
+                    places[found] = j
+                    found += 1
+        for rest in range(found, k):  # of a row with NaN
+            places[rest] = -1
+
+
+def mark(rows: Any, mask: Any) -> None:
+    for n in range(rows.shape[0]):
+        for m in range(rows.shape[1]):
+            if 0 <= rows[n, m] < mask.shape[1]:
+                mask[n, rows[n, m]] = True
+
+
+kth_largest, choose, mark = jit(kth_largest, fastmath=EXACT), jit(choose, fastmath=EXACT), jit(mark)

@@ -1,0 +1,190 @@
+"""Softmax and log-softmax along rows, forward and backward: each row is read from memory once.
+
+Reference: ops/softmax.py. Parallel over the rows. Scratch: with a mask, its distinct rows and one offset per row of x.
+An axis other than the last is copied to be the last, and the result is a view of rows along it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from attnarray.kernels.numba.runtime import arrays as ra
+from attnarray.kernels.numba.runtime.jit import EXACT, jit
+from attnarray.kernels.numba.runtime.threads import split_rows
+from attnarray.kernels.numba.vector.lanes import Lanes, exp, maximum, multiply_add, where
+from attnarray.kernels.numba.vector.memory import as_bytes
+from attnarray.kernels.numba.vector.rows import Largest, Row, Scalar, Sum, place, row_pass
+
+NO_OFFSETS = np.zeros(0, np.int64)
+
+
+def softmax_forward(x: Any, mask: Any, axis: int) -> Any:
+    """See the reference."""
+    return normalized(softmax, 0.5, x, mask, axis)
+
+
+def softmax_backward(dout: Any, out: Any, axis: int) -> Any:
+    """See the reference."""
+    return differentiated(softmax_gradient, 0.3, dout, out, axis)
+
+
+def log_softmax_forward(x: Any, mask: Any, axis: int) -> Any:
+    """See the reference."""
+    return normalized(log_softmax, 0.5, x, mask, axis)
+
+
+def log_softmax_backward(dout: Any, out: Any, axis: int) -> Any:
+    """See the reference."""
+    return differentiated(log_softmax_gradient, 0.5, dout, out, axis)
+
+
+def warmup(dtype: str) -> None:
+    """Compile all kernels for one dtype."""
+    lowest = np.dtype(dtype).type(-math.inf)
+    for forward in (softmax, log_softmax):
+        forward(0, 0, 0, 0, 0, 0, 0, 0, NO_OFFSETS, lowest)
+    for backward in (softmax_gradient, log_softmax_gradient):
+        backward(0, 0, 0, 0, 0, 0, 0, 0, 0, lowest)
+
+
+def normalized(kernel: Any, each: float, x: Any, mask: Any, axis: int) -> Any:
+    real = ra.computed_in(x)
+    rows, out = ra.rows_along(x, axis, real), ra.results_along(x, axis, real)
+    table, offsets = (None, NO_OFFSETS) if mask is None or not x.size else _mask_rows(mask, x.shape, axis)
+    split_rows(
+        kernel, len(rows.array), ra.nanoseconds(x.size, each, real), x.shape[axis], rows.address, rows.apart,
+        out.address, out.apart, 0 if table is None else table.ctypes.data, offsets, real.type(-math.inf),
+    )  # fmt: skip
+    return ra.in_shape_of(x, axis, out)
+
+
+def differentiated(kernel: Any, each: float, dout: Any, y: Any, axis: int) -> Any:
+    real = ra.computed_in(y)
+    drows, rows, out = ra.rows_along(dout, axis, real), ra.rows_along(y, axis, real), ra.results_along(y, axis, real)
+    split_rows(
+        kernel, len(rows.array), ra.nanoseconds(y.size, each, real), y.shape[axis], drows.address, drows.apart,
+        rows.address, rows.apart, out.address, out.apart, real.type(-math.inf),
+    )  # fmt: skip
+    return ra.in_shape_of(y, axis, out)
+
+
+def _mask_rows(mask: Any, shape: tuple[int, ...], axis: int) -> tuple[Any, Any]:
+    """The distinct rows of a mask, and how many bytes into them the one of each row of x starts."""
+    full = np.reshape(mask, (*[1] * (len(shape) - mask.ndim), *mask.shape))
+    last = np.moveaxis(full, axis, -1)
+    table = np.ascontiguousarray(np.broadcast_to(last, (*last.shape[:-1], shape[axis])))
+    starts = shape[axis] * np.arange(table.size // shape[axis]).reshape(table.shape[:-1])
+    return table, np.broadcast_to(starts, (*shape[:axis], *shape[axis + 1 :])).flatten()
+
+
+@row_pass(vectors=2)
+def find_largest(x: Row, largest: Largest) -> dict[str, Lanes]:
+    return {"largest": maximum(x, largest)}
+
+
+@row_pass(vectors=2)
+def hide(x: Row, mask: Row, out: Row, largest: Largest) -> dict[str, Lanes]:
+    seen = where(mask.equals(0), -math.inf, x)
+    return {"out": seen, "largest": maximum(seen, largest)}
+
+
+@row_pass(vectors=1)
+def exponentiate(x: Row, out: Row, shift: Scalar, total: Sum) -> dict[str, Lanes]:
+    weights = exp(x - shift)
+    return {"out": weights, "total": total + weights}
+
+
+@row_pass(vectors=1)
+def add_exponentials(x: Row, shift: Scalar, total: Sum) -> dict[str, Lanes]:
+    return {"total": total + exp(x - shift)}
+
+
+@row_pass(vectors=2)
+def scale(out: Row, factor: Scalar) -> dict[str, Lanes]:
+    return {"out": out * factor}
+
+
+@row_pass(vectors=2)
+def subtract(x: Row, out: Row, shift: Scalar, log_total: Scalar) -> dict[str, Lanes]:
+    return {"out": x - shift - log_total}
+
+
+@row_pass(vectors=2)
+def add_products(dout: Row, y: Row, total: Sum) -> dict[str, Lanes]:
+    return {"total": multiply_add(where(y.equals(0.0), 0.0, dout), y, total)}
+
+
+@row_pass(vectors=2)
+def differentiate(dout: Row, y: Row, dx: Row, total: Scalar) -> dict[str, Lanes]:
+    return {"dx": where(y.equals(0.0), 0.0, y * (dout - total))}
+
+
+@row_pass(vectors=2)
+def add_seen(dout: Row, y: Row, total: Sum) -> dict[str, Lanes]:
+    return {"total": total + where(y.equals(-math.inf), 0.0, dout)}
+
+
+@row_pass(vectors=1)
+def differentiate_log(dout: Row, y: Row, dx: Row, total: Scalar) -> dict[str, Lanes]:
+    return {"dx": where(y.equals(-math.inf), 0.0, dout - exp(y) * total)}
+
+
+def masked(n: int, count: int, row: Any, out: Any, mask: int, offsets: Any, lowest: Any) -> Any:
+    """The row to go on with, `out` if there is a mask, and what is subtracted from it: its maximum, but 0 for -inf."""
+    if mask != 0:
+        largest = hide(count, row, as_bytes(place(lowest, mask + offsets[n])), out)
+        row = out
+    else:
+        largest = find_largest(count, row)
+    return row, largest if largest != lowest else 0.0
+
+
+def softmax(
+    first: int, past: int, count: int, x: int, x_apart: int, out: int, out_apart: int, mask: int, offsets: Any,
+    lowest: Any,
+) -> None:  # fmt: skip
+    for n in range(first, past):
+        result = place(lowest, out + n * out_apart)
+        row, shift = masked(n, count, place(lowest, x + n * x_apart), result, mask, offsets, lowest)
+        total = exponentiate(count, row, result, shift)
+        scale(count, result, 1.0 / total if total != 0 else 1.0)
+
+
+def log_softmax(
+    first: int, past: int, count: int, x: int, x_apart: int, out: int, out_apart: int, mask: int, offsets: Any,
+    lowest: Any,
+) -> None:  # fmt: skip
+    for n in range(first, past):
+        result = place(lowest, out + n * out_apart)
+        row, shift = masked(n, count, place(lowest, x + n * x_apart), result, mask, offsets, lowest)
+        total = add_exponentials(count, row, shift)
+        subtract(count, row, result, shift, math.log(total) if total != 0 else 0.0)
+
+
+def softmax_gradient(
+    first: int, past: int, count: int, dout: int, dout_apart: int, y: int, y_apart: int, dx: int, dx_apart: int,
+    lowest: Any,
+) -> None:  # fmt: skip
+    for n in range(first, past):
+        drow, row = place(lowest, dout + n * dout_apart), place(lowest, y + n * y_apart)
+        differentiate(count, drow, row, place(lowest, dx + n * dx_apart), add_products(count, drow, row))
+
+
+def log_softmax_gradient(
+    first: int, past: int, count: int, dout: int, dout_apart: int, y: int, y_apart: int, dx: int, dx_apart: int,
+    lowest: Any,
+) -> None:  # fmt: skip
+    for n in range(first, past):
+        drow, row = place(lowest, dout + n * dout_apart), place(lowest, y + n * y_apart)
+        differentiate_log(count, drow, row, place(lowest, dx + n * dx_apart), add_seen(count, drow, row))
+
+
+masked = jit(masked, fastmath=EXACT)
+softmax, log_softmax = jit(softmax, fastmath=EXACT), jit(log_softmax, fastmath=EXACT)
+softmax_gradient, log_softmax_gradient = (
+    jit(softmax_gradient, fastmath=EXACT),
+    jit(log_softmax_gradient, fastmath=EXACT),
+)

@@ -1,0 +1,119 @@
+"""Sums of many rows into few, in float32 with float64 beside it: how the gradients of embeddings and graphs are added.
+
+A row that has been added to `LONGEST` times is moved to its row in float64, and starts again at zero. Which entries are
+followed by that is marked beforehand, so that rows to which fewer are added, nearly all, cost nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from attnarray.kernels import Declined
+from attnarray.kernels.numba.runtime.jit import jit
+from attnarray.kernels.numba.vector.lanes import Lanes, in_type
+from attnarray.kernels.numba.vector.memory import ahead, pointer
+from attnarray.kernels.numba.vector.rows import Row, place, row_pass
+
+LONGEST = 32  # float32 numbers that are added up by themselves, a power of two
+
+
+class Beside(NamedTuple):
+    """For entries that are added to some rows: marks, 1 after every `LONGEST` of a row, and the rows in float64."""
+
+    marks: Any  # (E,) bytes
+    rows: Any  # in the shape of the sums, float64
+
+    @property
+    def addresses(self) -> tuple[int, int]:
+        """Of both, for compiled code."""
+        return self.marks.ctypes.data, self.rows.ctypes.data
+
+    def together(self, sums: Any) -> Any:
+        """The sums in float32, with those in float64 added."""
+        np.add(sums, self.rows, out=sums, casting="same_kind")
+        return sums
+
+
+NONE = 0, 0  # addresses where no row is long
+
+
+def beside(places: Any, count: int, sums: Any, what: str) -> Beside | None:
+    """What entries that are added to these of `count` rows need beside `sums`; None where no row has so many.
+
+    Declined if a row is not from 0 to count - 1: `places` may have changed since they were checked.
+    """
+    counts = np.zeros(count, np.uint8)
+    found = count_long(places, counts)
+    if found < 0:
+        raise Declined(f"{what} is not from 0 to {count - 1}")
+    if not found or sums.dtype != np.float32:
+        return None
+    counts.fill(0)
+    marks = np.empty(places.size, np.uint8)
+    mark(places, counts, marks)
+    return Beside(marks, np.zeros(sums.shape))
+
+
+def addresses(long: Beside | None) -> tuple[int, int]:
+    """Those of `Beside`, or of nothing."""
+    return NONE if long is None else long.addresses
+
+
+def together(sums: Any, long: Beside | None) -> Any:
+    """All sums, in the array `sums`."""
+    return sums if long is None else long.together(sums)
+
+
+def warmup() -> None:
+    """Compile the kernels."""
+    count_long(np.zeros(0, np.int64), np.zeros(0, np.uint8))
+    mark(np.zeros(0, np.int64), np.zeros(0, np.uint8), np.zeros(0, np.uint8))
+
+
+@row_pass(vectors=1)
+def move(part: Row, total: Row) -> dict[str, Lanes]:
+    return {"total": total + in_type(part, total), "part": part.constant(0.0)}
+
+
+def count_long(places: Any, counts: Any) -> int:
+    """How many marks there are, or -1 if there is no such row. `counts` holds a zero for each row."""
+    outside, found, of_row = 0, 0, pointer(counts)
+    for n in range(places.size):
+        outside |= places[n] | (counts.size - 1 - places[n])
+    if outside < 0:
+        return -1
+    for n in range(places.size):
+        some = of_row[places[n]] + 1
+        found += some // LONGEST
+        of_row[places[n]] = some % LONGEST
+    return found
+
+
+def mark(places: Any, counts: Any, marks: Any) -> None:
+    """Fill `marks`. `counts` holds a zero for each row."""
+    of_row = pointer(counts)
+    for n in range(places.size):
+        some = of_row[places[n]] + 1
+        marks[n] = some // LONGEST
+        of_row[places[n]] = some % LONGEST
+
+
+def past_mark(first: int, past: int, marks: int) -> int:
+    """The entry after the first marked one of [first, past), or `past`: up to there entries need not be looked at."""
+    if marks != 0:
+        for n in range(first, past):
+            if place(np.uint8(0), marks)[n] != 0:
+                return n + 1
+    return past
+
+
+def move_marked(n: int, columns: int, sums: Any, at: int, marks: int, rows: int) -> None:
+    """After entry n was added to the `columns` numbers from `at` on: set them aside if it is marked."""
+    if marks != 0 and place(np.uint8(0), marks)[n] != 0:
+        move(columns, ahead(sums, at), ahead(place(0.0, rows), at))
+
+
+count_long, mark = jit(count_long), jit(mark)
+past_mark, move_marked = jit(past_mark, inner=True), jit(move_marked, inner=True)

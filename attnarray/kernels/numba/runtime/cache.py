@@ -1,0 +1,91 @@
+"""Compiled code on disk: one file for each kernel and signature, which is loaded only if it is as it was written.
+
+Numba's own cache trusts its files: with a damaged one each call fails, or runs damaged machine code. And it numbers
+them in an index, which two processes may write at once. Here the signature names the file, which begins with a digest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import pickle
+import uuid
+import warnings
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import numba
+from numba.core.caching import FunctionCache
+from numba.core.serialize import dumps
+
+DIGEST = 32  # bytes
+
+
+def digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=DIGEST).digest()
+
+
+@functools.cache
+def sources() -> tuple[tuple[str, int, int], ...]:
+    """What compiled code depends on: all modules of kernels, each as path, time of change and size.
+
+    Numba itself looks at the module of the kernel alone, and would go on with what another module said before.
+    """
+    folder = Path(__file__).parents[1]
+    files = sorted(folder.rglob("*.py"))
+    return tuple((str(file.relative_to(folder)), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+
+
+class KernelCache(FunctionCache):  # type: ignore[misc]  # of a library without types
+    """The cache of one function; RuntimeError if no folder can be written."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """The code for a signature; None if there is none, or none that can be used."""
+        target_context.refresh()
+        path, stamp = self._place(sig, target_context.codegen())
+        try:
+            content = path.read_bytes()
+            if content[:DIGEST] != digest(content[DIGEST:]):
+                raise ValueError("it is damaged")
+            if content[DIGEST : 2 * DIGEST] != stamp:  # of other sources
+                return None
+            return self._impl.rebuild(target_context, pickle.loads(content[2 * DIGEST :]))
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            warnings.warn(f"Compiling anew, since {path} cannot be used: {reason}.", RuntimeWarning, stacklevel=2)
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Write the code for a signature, if that is possible."""
+        if not self._impl.check_cachable(data):
+            return
+        path, stamp = self._place(sig, data.codegen)
+        content = stamp + dumps(self._impl.reduce(data))
+        aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:16]}")
+        try:
+            self._impl.locator.ensure_cache_path()
+            aside.write_bytes(digest(content) + content)
+            os.replace(aside, path)
+        except OSError as error:  # one warning, however many kernels there are
+            text = f"Compiled kernels cannot be kept in {path.parent}: {error.strerror}. Later processes compile anew."
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+        finally:
+            with contextlib.suppress(OSError):
+                aside.unlink()
+
+    def flush(self) -> None:
+        """Remove the code for all signatures."""
+        for path in Path(self._cache_path).glob(f"{self._impl.filename_base}.*.nbc"):
+            path.unlink(missing_ok=True)
+
+    def _place(self, sig: Any, codegen: Any) -> tuple[Path, bytes]:
+        """The file for a signature, and the digest of all that its code depends on."""
+        key = repr(self._index_key(sig, codegen)).encode()
+        versions = repr((numba.__version__, llvmlite.__version__, sources())).encode()
+        name = f"{self._impl.filename_base}.{hashlib.blake2b(key, digest_size=8).hexdigest()}.nbc"
+        return Path(self._cache_path, name), digest(versions + key)

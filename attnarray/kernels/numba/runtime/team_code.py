@@ -1,0 +1,327 @@
+"""The compiled half of `runtime/team.py`: what callers and worker threads do, so that no exception can come in between.
+
+Python raises exceptions of signals and of other threads between two bytecodes. These functions have none: they are C
+functions, called by ctypes with the interpreter's lock held. So whatever happens in a part, `run` comes to its end, and
+returns only when no thread computes. Python objects are addresses here, and `PyObject_Call` returns 0 for an exception.
+
+A job is a tuple of parts. Its caller and its workers take one after the other, each with the interpreter's lock. A part
+that no worker takes, since none could be started or the interpreter has stopped them, is left for the caller.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import types
+
+from attnarray.kernels.numba.runtime.atomics import (
+    add,
+    call_getter,
+    call_with_buffer,
+    exchange,
+    load,
+    pause,
+    replace,
+    store,
+)
+from attnarray.kernels.numba.runtime.jit import jit
+
+LINE = 64  # bytes of a cache line
+# What all teams share: addresses of words from that of `shared` on.
+TEAMS, SPINS, HAND_OVER, START, START_ARGUMENTS, EXCEPTION, GETCPU, GETAFFINITY, SETAFFINITY = range(0, 72, 8)
+SHARED_BYTES = 2 * LINE
+# A team: words that are written together share a cache line.
+NEXT, BUSY, WORKERS, JOINED, KERNEL, PARTS, COUNT = range(0, 56, 8)
+ERROR = LINE  # type, value, traceback of the first exception in a worker; and whether there is one
+FAILED = ERROR + 24
+OPEN = 2 * LINE  # parts that nobody has taken
+FINISHED = 3 * LINE  # parts that workers have finished
+MEMBERS = 4 * LINE  # the caller, and then the workers:
+ASLEEP, LOCK, CPU, ALLOWED, FREE = 0, 8, 16, LINE, LINE + 128
+CPU_BYTES = 128  # of a set of CPUs
+MEMBER = 5 * LINE
+MOST_WORKERS = 511
+TEAM_BYTES = MEMBERS + (MOST_WORKERS + 1) * MEMBER
+
+
+def external(name: str, result: Any, *arguments: Any) -> Any:
+    """A function of Python's C API."""
+    return types.ExternalFunction(name, result(*arguments))
+
+
+WORD = types.int64
+new_memory = external("PyMem_RawCalloc", WORD, WORD, WORD)
+no_memory = external("PyErr_NoMemory", WORD)
+new_lock = external("PyThread_allocate_lock", WORD)
+acquire = external("PyThread_acquire_lock", types.intc, WORD, types.intc)  # sleeps on; no signal wakes it
+release = external("PyThread_release_lock", types.void, WORD)
+item = external("PyTuple_GetItem", WORD, WORD, WORD)
+length = external("PyTuple_Size", WORD, WORD)
+call = external("PyObject_Call", WORD, WORD, WORD, WORD)
+drop = external("Py_DecRef", types.void, WORD)
+save_thread = external("PyEval_SaveThread", WORD)
+restore_thread = external("PyEval_RestoreThread", types.void, WORD)  # a daemon thread ends here with the interpreter
+fetch_error = external("PyErr_Fetch", types.void, WORD, WORD, WORD)
+raise_error = external("PyErr_Restore", types.void, WORD, WORD, WORD)
+clear_error = external("PyErr_Clear", types.void)
+error_is = external("PyErr_ExceptionMatches", types.intc, WORD)
+
+
+def run(kernel: int, parts: int, workers: int, shared: int) -> int:
+    """Call kernel(*part) for each part, beside up to so many workers; 1 if this process was forked meanwhile."""
+    team = claim(shared)
+    if team == 0:
+        no_memory()
+        return 0
+    if not hire(team, workers, shared):
+        store(team + BUSY, 0)
+        return 0
+    count = length(parts)
+    give(team, kernel, parts, count, shared)
+    n, mine, good = 0, 0, True
+    while n >= 0 and good:
+        mine += 1
+        result = call(kernel, item(parts, n), 0)
+        if result == 0:
+            good = False
+        else:
+            drop(result)
+            n = take(team)
+    taken = count - exchange(team + OPEN, 0) - mine
+    if load(team + FINISHED) < taken:
+        if not is_known(team, shared):
+            return 1
+        state = save_thread()
+        await_finished(team, taken, load(shared + SPINS))
+        restore_thread(state)
+    hand_over_error(team, good)
+    store(team + BUSY, 0)
+    return 0
+
+
+def work(shared: int) -> int:
+    """What a worker does for ever, in a team that lacks one."""
+    team, k = join(shared)
+    if team == 0:
+        return 0
+    me, spins = member(team, k), load(shared + SPINS)
+    state = save_thread()
+    while k > 0:  # for ever, but Numba asks for an end
+        looks = 0
+        while load(team + OPEN) <= 0 and looks < spins:
+            pause()
+            looks += 1
+        if load(team + OPEN) <= 0:
+            sleep_until(me, team + OPEN, 1)
+            continue
+        for _ in range(load(shared + HAND_OVER)):
+            pause()
+        leave_busy_cpu(team, k, shared)
+        restore_thread(state)
+        n = take(team)
+        while n >= 0:
+            result = call(load(team + KERNEL), item(load(team + PARTS), n), 0)
+            if result != 0:
+                drop(result)
+            elif exchange(team + FAILED, 1) == 0:
+                fetch_error(team + ERROR, team + ERROR + 8, team + ERROR + 16)
+            else:
+                clear_error()
+            add(team + FINISHED, 1)
+            wake(member(team, 0))
+            n = take(team)
+        state = save_thread()
+    return 0
+
+
+def spin(address: int, count: int) -> int:
+    """Look at a word so many times: how long that takes is measured."""
+    looks = 0
+    while load(address) <= 0 and looks < count:
+        pause()
+        looks += 1
+    return looks
+
+
+def member(team: int, k: int) -> Any:
+    return team + MEMBERS + k * MEMBER
+
+
+def claim(shared: int) -> Any:
+    """A team that was not busy; 0 if there is no memory for one."""
+    team = load(shared + TEAMS)
+    while team != 0:
+        if load(team + BUSY) == 0 and exchange(team + BUSY, 1) == 0:
+            return team
+        team = load(team + NEXT)
+    team = new_memory(1, TEAM_BYTES)
+    if team == 0:
+        return 0
+    if not give_lock(member(team, 0)):
+        return 0
+    store(team + BUSY, 1)
+    while True:
+        first = load(shared + TEAMS)
+        store(team + NEXT, first)
+        if replace(shared + TEAMS, first, team):
+            return team
+
+
+def is_known(team: int, shared: int) -> Any:
+    """A forked child has none of the threads of its parent, and forgets the teams of it."""
+    other = load(shared + TEAMS)
+    while other != 0 and other != team:
+        other = load(other + NEXT)
+    return other != 0
+
+
+def give_lock(me: int) -> Any:
+    """A member sleeps by acquiring its lock, which is already held, until another thread releases it."""
+    if load(me + LOCK) == 0:
+        lock = new_lock()
+        if lock == 0:
+            return False
+        acquire(lock, 1)
+        store(me + LOCK, lock)
+        store(me + CPU, -1)
+    return True
+
+
+def hire(team: int, workers: int, shared: int) -> bool:
+    """Start threads until there are so many workers, or no more can be started; False for other exceptions."""
+    size = load(team + WORKERS)
+    while size < min(workers, MOST_WORKERS):
+        if not give_lock(member(team, size + 1)):
+            return True
+        size += 1
+        store(team + WORKERS, size)  # the thread looks for it when it starts
+        result = call(load(shared + START), load(shared + START_ARGUMENTS), 0)
+        if result == 0:
+            store(team + WORKERS, size - 1)
+            if error_is(load(shared + EXCEPTION)) == 0:
+                return False
+            clear_error()
+            return True
+        drop(result)
+    return True
+
+
+def join(shared: int) -> tuple[int, int]:
+    """A team that has fewer threads than workers, and the number of the new worker."""
+    team = load(shared + TEAMS)
+    while team != 0:
+        joined = load(team + JOINED)
+        while joined < load(team + WORKERS):
+            if replace(team + JOINED, joined, joined + 1):
+                return team, joined + 1
+            joined = load(team + JOINED)
+        team = load(team + NEXT)
+    return 0, 0
+
+
+def give(team: int, kernel: int, parts: int, count: int, shared: int) -> None:
+    """Offer all parts but the first one to the workers."""
+    store(team + KERNEL, kernel)
+    store(team + PARTS, parts)
+    store(team + COUNT, count)
+    store(team + FINISHED, 0)
+    workers = load(team + WORKERS)
+    leave_busy_cpu(team, 0, shared)
+    for k in range(workers):
+        store(member(team, k + 1) + CPU, -1)
+    store(team + OPEN, count - 1)
+    for k in range(min(workers, count - 1)):
+        wake(member(team, k + 1))
+
+
+def take(team: int) -> Any:
+    """The number of a part that nobody else takes; -1 if there is none left."""
+    left = load(team + OPEN)
+    while left > 0:
+        if replace(team + OPEN, left, left - 1):
+            return load(team + COUNT) - left
+        left = load(team + OPEN)
+    return -1
+
+
+def await_finished(team: int, number: int, spins: int) -> None:
+    """Until workers have finished so many parts: spin for as long as waking takes, then sleep."""
+    looks = 0
+    while load(team + FINISHED) < number:
+        if looks < spins:
+            pause()
+            looks += 1
+        else:
+            sleep_until(member(team, 0), team + FINISHED, number)
+
+
+def hand_over_error(team: int, good: bool) -> None:
+    """Raise what was raised in a worker, unless this thread has an exception itself."""
+    if exchange(team + FAILED, 0) != 0:
+        error, value, trace = load(team + ERROR), load(team + ERROR + 8), load(team + ERROR + 16)
+        if good:
+            raise_error(error, value, trace)
+        else:
+            drop(error)
+            drop(value)
+            drop(trace)
+
+
+def sleep_until(me: int, address: int, least: int) -> None:
+    """Sleep until another thread wakes this one, unless the word has reached `least` by now."""
+    store(me + ASLEEP, 1)
+    if load(address) < least or exchange(me + ASLEEP, 0) == 0:  # or another thread is about to release the lock
+        acquire(load(me + LOCK), 1)
+
+
+def wake(other: int) -> None:
+    if load(other + ASLEEP) != 0 and exchange(other + ASLEEP, 0) != 0:
+        release(load(other + LOCK))
+
+
+def leave_busy_cpu(team: int, k: int, shared: int) -> None:
+    """Move this thread to a CPU that no other member of its team runs on.
+
+    Linux may wake a thread on the CPU that it was woken from and leave it there, so that one of the two waits although
+    another CPU is idle; most of all after another library's threads have moved ours. Affinity moves it at once.
+    """
+    if load(shared + GETCPU) != 0:
+        me, here = member(team, k), call_getter(load(shared + GETCPU))
+        if is_busy(team, k, here):
+            choose = load(shared + SETAFFINITY)
+            known = call_with_buffer(load(shared + GETAFFINITY), 0, CPU_BYTES, me + ALLOWED) >= 0
+            # A sandbox may forbid it.
+            if known and find_free_cpus(team, k) and call_with_buffer(choose, 0, CPU_BYTES, me + FREE) >= 0:
+                call_with_buffer(choose, 0, CPU_BYTES, me + ALLOWED)
+                here = call_getter(load(shared + GETCPU))
+        store(me + CPU, here)
+
+
+def is_busy(team: int, k: int, cpu: int) -> Any:
+    """Whether a member other than k runs there."""
+    busy = False
+    for other in range(load(team + WORKERS) + 1):
+        busy |= other != k and load(member(team, other) + CPU) == cpu
+    return busy
+
+
+def find_free_cpus(team: int, k: int) -> Any:
+    """Write down on which CPUs member k may run and no other one does; whether there are any."""
+    me, found = member(team, k), False
+    for word in range(CPU_BYTES // 8):
+        free = load(me + ALLOWED + 8 * word)
+        for other in range(load(team + WORKERS) + 1):
+            cpu = load(member(team, other) + CPU)
+            if other != k and cpu >= 0 and cpu // 64 == word:
+                free &= ~(1 << (cpu % 64))
+        store(me + FREE + 8 * word, free)
+        found |= free != 0
+    return found
+
+
+member, claim, give_lock = jit(member, inner=True), jit(claim, inner=True), jit(give_lock, inner=True)
+hire, join, give, take = jit(hire, inner=True), jit(join, inner=True), jit(give, inner=True), jit(take, inner=True)
+await_finished, sleep_until, wake = jit(await_finished, inner=True), jit(sleep_until, inner=True), jit(wake, inner=True)
+is_known, hand_over_error = jit(is_known, inner=True), jit(hand_over_error, inner=True)
+leave_busy_cpu, is_busy = jit(leave_busy_cpu, inner=True), jit(is_busy, inner=True)
+find_free_cpus = jit(find_free_cpus, inner=True)

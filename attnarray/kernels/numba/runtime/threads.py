@@ -1,0 +1,41 @@
+"""Splits a kernel's rows over threads: kernels are serial and release the GIL, so any thread may call them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from attnarray.kernels.numba.runtime.cpus import thread_count
+from attnarray.kernels.numba.runtime.team import run_beside
+
+
+def split_rows(kernel: Callable[..., Any], rows: int, work: int, *args: Any) -> None:
+    """Call kernel(start, stop, *args) over [0, rows), in parallel when `work` elements are worth it.
+
+    Each row is computed by one thread, and alike by any: results do not depend on the number of threads.
+    """
+    threads = threads_for(work, rows)
+    if threads == 1:
+        kernel(0, rows, *args)
+        return
+    bounds = [rows * n // threads for n in range(threads + 1)]
+    run_parts(kernel, [(start, stop, *args) for start, stop in itertools.pairwise(bounds)])
+
+
+def run_parts(kernel: Callable[..., Any], parts: Sequence[tuple[Any, ...]]) -> None:
+    """Call kernel(*part) for each part, the first one on this thread and the others beside it."""
+    if len(parts) == 1:
+        kernel(*parts[0])
+        return
+    run_beside(kernel, parts)
+
+
+# Waking a thread takes about half as long as this many elements of masked softmax, one nanosecond each.
+MIN_WORK_PER_THREAD = 2**16
+
+
+def threads_for(work: float, most: int) -> int:
+    """How many threads are worth their waking for `work` nanoseconds of one thread, and at most `most` parts."""
+    worth = min(int(work // MIN_WORK_PER_THREAD), most)
+    return min(thread_count(), worth) if worth > 1 else 1

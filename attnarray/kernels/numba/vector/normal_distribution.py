@@ -1,0 +1,59 @@
+"""The distribution function of standard normal numbers on explicit vectors, for GELU.
+
+    Phi(-u) = e^(-u^2 / 2) Q(u),    Q(u) = e^(u^2 / 2) erfc(u / sqrt(2)) / 2    for u >= 0
+
+Q falls smoothly from 1/2, and is one quotient of polynomials wherever the exponential is not 0. All coefficients are
+positive, so that nothing cancels. They were fitted in 60 digits, for the least largest relative error: 6e-9 in float32,
+5e-17 in float64. Both quotients are 1/2 at 0.
+"""
+
+from __future__ import annotations
+
+from attnarray.kernels.numba.vector.lanes import Lanes, absolute, exp, multiply_add, polynomial, where
+
+SATURATED = 40.0  # Phi is 0 or 1 to the last bit beyond this size
+
+# Lowest power first.
+NUMERATOR_FLOAT32 = (0.5, 0.43652708, 0.18190042, 0.040175982, 0.0040462540)
+DENOMINATOR_FLOAT32 = (1.0, 1.6709390, 1.1970136, 0.46594047, 0.10071321, 0.010142323)
+NUMERATOR_FLOAT64 = (
+    0.5,
+    0.77395150944725864,
+    0.59270347206522891,
+    0.28836933580022154,
+    9.7265042434761522e-2,
+    2.3489089035683846e-2,
+    4.0608369257429621e-3,
+    4.8627265856344071e-4,
+    3.6874739314363427e-5,
+    1.3686238021443798e-6,
+)
+DENOMINATOR_FLOAT64 = (
+    1.0,
+    2.3457875796973763,
+    2.5570746368943601,
+    1.7100567756146837,
+    0.77930989672539293,
+    0.25380143930627412,
+    6.0090458706604797e-2,
+    1.0271439908919960e-2,
+    1.2223354264711431e-3,
+    9.2431264182683918e-5,
+    3.4306311197995846e-6,
+)
+
+
+def normal_distribution(x: Lanes) -> tuple[Lanes, Lanes]:
+    """Phi(x) and e^(-x^2 / 2), each to a few roundings of itself; NaN stays NaN."""
+    u = absolute(x)
+    u = where(u > SATURATED, SATURATED, u)
+    half = u * -0.5
+    exponent = half * u
+    exponential = exp(exponent)
+    rounding = multiply_add(half, u, exponent * -1.0)  # what the product lost, where the CPU can fuse
+    exponential = multiply_add(exponential, rounding, exponential)
+    numerator, denominator = (
+        (NUMERATOR_FLOAT32, DENOMINATOR_FLOAT32) if x.is_single else (NUMERATOR_FLOAT64, DENOMINATOR_FLOAT64)
+    )
+    tail = exponential * polynomial(u, numerator) / polynomial(u, denominator)  # Phi(-u)
+    return where(x < 0.0, tail, x.constant(1.0) - tail), exponential

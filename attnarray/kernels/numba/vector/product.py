@@ -1,0 +1,183 @@
+"""The micro-kernel: a register tile of a matrix product, its accumulators held in vector registers throughout.
+
+    C[m, w] (+)= sum_k A[m, k] B[k, w]        for M rows m and W lanes w
+
+M and W are chosen so that the M * W accumulators fill the registers of the CPU (`tile_of` in lanes.py). Each step of k
+loads one vector of B and spreads M numbers of A over the lanes, so that A may have any strides. Where rows are left
+over, M / 3 or 2 M / 3 of them are computed; where half of the lanes are, half a vector.
+
+Every sum starts at zero and is added to C at its end, after at most `LONGEST` steps: so the rounding of a long sum
+grows with the number of its blocks and not with that of its terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from attnarray.kernels.numba.runtime.jit import EXACT, jit
+from attnarray.kernels.numba.vector.lanes import TILES, Lanes, lanes, multiply_add, tile_rows
+from attnarray.kernels.numba.vector.memory import ahead
+from attnarray.kernels.numba.vector.packing import whole_lanes
+from attnarray.kernels.numba.vector.panel import INDEX, load, loop, splat, store
+
+LONGEST = 256  # steps that are summed in registers
+
+
+@intrinsic
+def tile_product(
+    _context: Any, rows: Any, depth: Any, a: Any, a_row: Any, a_step: Any, b: Any, b_step: Any, c: Any, c_row: Any,
+    accumulate: Any,
+) -> Any:  # fmt: skip
+    """C (+)= A B for one tile of W lanes, at three pointers.
+
+    `rows` are the rows wanted; M / 3, 2 M / 3 or M are computed. `depth` is the number of steps k. The rows of A are
+    `a_row` and its columns `a_step` elements apart, the rows of B `b_step` and those of C `c_row`. Without
+    `accumulate`, C is written only.
+    """
+    integers = types.intp
+    signature = types.void(integers, integers, a, integers, integers, b, integers, c, integers, types.boolean)
+
+    def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
+        rows, depth, a, a_row, a_step, b, b_step, c_start, c_row, accumulate = arguments
+        vector, most = _tile(context, c)
+
+        def product(count: int) -> None:
+            zeros = [ir.Constant(vector, [0.0] * vector.count)] * count
+            sums = loop(builder, INDEX(0), depth, zeros, _step(builder, a, a_row, a_step, b, b_step, vector, count))
+            c_rows = _rows(builder, c_start, c_row, count)
+            with builder.if_else(accumulate) as (adding, writing):
+                with adding:
+                    _add_to(builder, c_rows, sums)
+                with writing:
+                    for place, total in zip(c_rows, sums, strict=True):
+                        store(builder, total, place)
+
+        _by_size(builder, rows, (most // 3, most // 3 * 2, most), product)
+        return context.get_dummy_value()
+
+    return signature, emit
+
+
+def packed_product(rows: int, depth: int, apart: int, a: Any, b: Any, c: Any, accumulate: bool) -> None:
+    """C (rows, W) (+)= A (rows, depth) B (depth, W); groups of M rows of A, (depth, M), lie `apart` elements apart.
+
+    C has room for whole groups; rows beyond the last may be written.
+    """
+    for k in range(0, max(depth, 1), LONGEST):
+        some, steps = ahead(a, k * tile_rows(c)), min(depth - k, LONGEST)
+        short_product(rows, steps, apart, some, ahead(b, k * lanes(c)), c, accumulate or k > 0)
+
+
+def short_product(rows: int, depth: int, apart: int, a: Any, b: Any, c: Any, accumulate: bool) -> None:
+    """The same for at most `LONGEST` steps, or in one sum."""
+    tile, width = tile_rows(c), lanes(c)
+    for row in range(0, rows, tile):
+        group, total = ahead(a, row // tile * apart), ahead(c, row * width)
+        tile_product(rows - row, depth, group, 1, tile, b, width, total, width, accumulate)
+
+
+@intrinsic
+def tile_product_of_blocks(
+    _context: Any, columns: Any, blocks: Any, a_block: Any, b_block: Any, depth: Any, a: Any, a_row: Any, a_step: Any,
+    b: Any, b_step: Any, c: Any, c_row: Any,
+) -> Any:  # fmt: skip
+    """C += A B, where the steps k come in `blocks` of `depth`, which lie `a_block` and `b_block` elements apart.
+
+    `columns` are the lanes wanted; W / 2 or W are computed.
+    """
+    integers = types.intp
+    signature = types.void(*[integers] * 5, a, integers, integers, b, integers, c, integers)
+
+    def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
+        columns, blocks, a_block, b_block, depth, a, a_row, a_step, b, b_step, c_start, c_row = arguments
+        whole, rows = _tile(context, c)
+        c_rows = _rows(builder, c_start, c_row, rows)
+
+        def product(count: int) -> None:
+            vector = ir.VectorType(whole.element, count)
+
+            def block(n: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+                starts = [builder.gep(x, [builder.mul(n, apart)]) for x, apart in ((a, a_block), (b, b_block))]
+                step = _step(builder, starts[0], a_row, a_step, starts[1], b_step, vector, rows)
+                return loop(builder, INDEX(0), depth, sums, step)
+
+            zeros = [ir.Constant(vector, [0.0] * vector.count)] * rows
+            _add_to(builder, c_rows, loop(builder, INDEX(0), blocks, zeros, block))
+
+        _by_size(builder, columns, (whole.count // 2, whole.count), product)
+        return context.get_dummy_value()
+
+    return signature, emit
+
+
+def lane_product(blocks: int, apart: int, panels: Any, rows: Any, columns: int, total: Any) -> None:
+    """total[m, :] += sum_w panels[m, w] rows[w, :] for M rows m, over the lanes w of panels `apart` elements apart.
+
+    `rows` (blocks W, columns) and `total` (M, columns) have their columns filled up to a multiple of W.
+    """
+    width, step = lanes(total), whole_lanes(columns, total)
+    for d in range(0, columns, width):
+        tile_product_of_blocks(
+            columns - d, blocks, apart, width * step, width, panels, width, 1, ahead(rows, d), step, ahead(total, d),
+            step,
+        )  # fmt: skip
+
+
+def _by_size(builder: ir.IRBuilder, size: ir.Value, sizes: Sequence[int], emit: Callable[[int], None]) -> None:
+    """Emit code for each of the sizes; the smallest that holds `size` runs, or the largest."""
+    after = builder.append_basic_block("after")
+    for number in sizes[:-1]:
+        fits, larger = (builder.append_basic_block(name) for name in ("fits", "larger"))
+        builder.cbranch(builder.icmp_signed("<=", size, INDEX(number)), fits, larger)
+        builder.position_at_end(fits)
+        emit(number)
+        builder.branch(after)
+        builder.position_at_end(larger)
+    emit(sizes[-1])
+    builder.branch(after)
+    builder.position_at_end(after)
+
+
+def _tile(context: Any, c: Any) -> tuple[ir.VectorType, int]:
+    width, rows = TILES[c.dtype.bitwidth]
+    return ir.VectorType(context.get_value_type(c.dtype), width), rows
+
+
+def _rows(builder: ir.IRBuilder, start: ir.Value, apart: ir.Value, rows: int) -> list[ir.Value]:
+    return [builder.gep(start, [builder.mul(apart, INDEX(m))]) for m in range(rows)]
+
+
+def _add_to(builder: ir.IRBuilder, places: list[ir.Value], values: list[ir.Value]) -> None:
+    for place, value in zip(places, values, strict=True):
+        store(builder, builder.fadd(load(builder, place, value.type), value), place)
+
+
+def _step(
+    builder: ir.IRBuilder, a: ir.Value, a_row: ir.Value, a_step: ir.Value, b: ir.Value, b_step: ir.Value,
+    vector: ir.VectorType, rows: int,
+) -> Callable[[ir.Value, list[ir.Value]], list[ir.Value]]:  # fmt: skip
+    """One step k: a row of B times each of the M numbers of a column of A."""
+    offsets = [builder.mul(a_row, INDEX(m)) for m in range(rows)]
+
+    def step(k: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+        b_row = Lanes(builder, load(builder, builder.gep(b, [builder.mul(k, b_step)]), vector))
+        column = builder.gep(a, [builder.mul(k, a_step)])
+        numbers = [builder.load(builder.gep(column, [offset])) for offset in offsets]
+        return [
+            multiply_add(Lanes(builder, splat(builder, number, vector)), b_row, Lanes(builder, total)).value
+            for number, total in zip(numbers, sums, strict=True)
+        ]
+
+    return step
+
+
+short_product = jit(short_product, fastmath=EXACT, inner=True)
+packed_product, lane_product = (
+    jit(packed_product, fastmath=EXACT, inner=True),
+    jit(lane_product, fastmath=EXACT, inner=True),
+)

@@ -1,0 +1,136 @@
+"""Products of one query with many rows, vectors along the row: for decoding, where every key is read once and no more.
+
+Rows of N numbers lie `apart` elements from each other, with no gaps inside; N is a multiple of the lanes of a register
+(`row_lanes`), which is half of W.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, overload
+
+from attnarray.kernels.numba.vector.lanes import TILES, Lanes, constant, multiply_add
+from attnarray.kernels.numba.vector.panel import INDEX, halved, load, loop, splat, store
+from attnarray.kernels.numba.vector.transpose import woven
+
+AT_ONCE = 8  # sums, so that none waits for the one before
+LONGEST = 256  # rows that are summed in registers before they are added to the total
+
+
+def row_lanes(array: Any) -> int:
+    """The lanes of one register, a constant in compiled code."""
+    return TILES[array.dtype.itemsize * 8][0] // 2
+
+
+overload(row_lanes)(lambda array: constant(TILES[array.dtype.bitwidth][0] // 2))
+
+
+@intrinsic
+def dot_rows(_context: Any, count: Any, n: Any, query: Any, rows: Any, apart: Any, dots: Any) -> Any:
+    """dots[j] = query . rows[j] for j < count; `dots` has room for a multiple of 8."""
+    signature = types.void(types.intp, types.intp, query, rows, types.intp, dots)
+
+    def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
+        count, n, query, rows, apart, place = arguments
+        vector = _vector(context, dots)
+        zero = ir.Constant(vector, [0.0] * vector.count)
+        last, blocks = builder.sub(count, INDEX(1)), builder.sdiv(n, INDEX(vector.count))
+
+        def some(group: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+            first = builder.mul(group, INDEX(AT_ONCE))
+            numbers = [builder.add(first, INDEX(m)) for m in range(AT_ONCE)]
+            inside = [builder.select(builder.icmp_signed("<", j, count), j, last) for j in numbers]
+            starts = [builder.gep(rows, [builder.mul(j, apart)]) for j in inside]
+
+            def dot(start: ir.Value) -> ir.Value:
+                def add(block: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+                    added = []
+                    for m, total in enumerate(sums):
+                        number = builder.add(builder.mul(block, INDEX(len(sums))), INDEX(m))
+                        at = builder.mul(number, INDEX(vector.count))
+                        q, key = (Lanes(builder, load(builder, builder.gep(x, [at]), vector)) for x in (query, start))
+                        added.append(multiply_add(key, q, Lanes(builder, total)).value)
+                    return added
+
+                four = loop(builder, INDEX(0), builder.sdiv(blocks, INDEX(4)), [zero] * 4, add)
+                done = builder.mul(builder.sdiv(blocks, INDEX(4)), INDEX(4))
+                rest = loop(builder, done, blocks, [four[0]], add)[0]
+                return builder.fadd(builder.fadd(rest, four[1]), builder.fadd(four[2], four[3]))
+
+            sums = [dot(start) for start in starts]  # row by row, as they lie in memory
+            together = min(vector.count, AT_ONCE)
+            for m in range(0, AT_ONCE, together):
+                store(builder, _sums_of_each(builder, sums[m : m + together]), builder.gep(place, [numbers[m]]))
+            return []
+
+        loop(builder, INDEX(0), builder.sdiv(builder.add(last, INDEX(AT_ONCE)), INDEX(AT_ONCE)), [], some)
+        return context.get_dummy_value()
+
+    return signature, emit
+
+
+@intrinsic
+def add_weighted_rows(_context: Any, count: Any, n: Any, weights: Any, rows: Any, apart: Any, total: Any) -> Any:
+    """total += sum_j weights[j] rows[j] over j < count, in parts of `LONGEST` rows."""
+    signature = types.void(types.intp, types.intp, weights, rows, types.intp, total)
+
+    def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
+        count, n, weights, rows, apart, place = arguments
+        vector = _vector(context, total)
+
+        def columns(vectors: int) -> Callable[[ir.Value, list[ir.Value]], list[ir.Value]]:
+            """The sums of some neighbouring vectors."""
+
+            def compute(block: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+                at = builder.mul(block, INDEX(vectors * vector.count))
+                offsets = [builder.add(at, INDEX(m * vector.count)) for m in range(vectors)]
+                targets = [builder.gep(place, [offset]) for offset in offsets]
+                zeros = [ir.Constant(vector, [0.0] * vector.count)] * vectors
+
+                def add(j: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+                    weight = Lanes(builder, splat(builder, builder.load(builder.gep(weights, [j])), vector))
+                    row = builder.gep(rows, [builder.mul(j, apart)])
+                    numbers = [Lanes(builder, load(builder, builder.gep(row, [offset]), vector)) for offset in offsets]
+                    totals = [Lanes(builder, there) for there in sums]
+                    return [multiply_add(number, weight, t).value for number, t in zip(numbers, totals, strict=True)]
+
+                def add_some(part: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+                    first = builder.mul(part, INDEX(LONGEST))
+                    past = builder.add(first, INDEX(LONGEST))
+                    past = builder.select(builder.icmp_signed("<", past, count), past, count)
+                    for target, value in zip(targets, loop(builder, first, past, zeros, add), strict=True):
+                        store(builder, builder.fadd(load(builder, target, vector), value), target)
+                    return []
+
+                parts = builder.sdiv(builder.add(count, INDEX(LONGEST - 1)), INDEX(LONGEST))
+                loop(builder, INDEX(0), parts, [], add_some)
+                return []
+
+            return compute
+
+        done, whole = INDEX(0), builder.sdiv(n, INDEX(vector.count))
+        for vectors in (AT_ONCE, AT_ONCE // 2, 1):
+            past = builder.sdiv(whole, INDEX(vectors))
+            loop(builder, builder.sdiv(done, INDEX(vectors)), past, [], columns(vectors))
+            done = builder.mul(past, INDEX(vectors))
+        return context.get_dummy_value()
+
+    return signature, emit
+
+
+def _sums_of_each(builder: ir.IRBuilder, rows: Sequence[ir.Value]) -> ir.Value:
+    """One number for each row, the sum over its lanes: pairs of rows are woven and added until one is left."""
+    apart = 1
+    while len(rows) > 1:
+        pairs = zip(rows[::2], rows[1::2], strict=True)
+        rows = [builder.fadd(*woven(builder, x, y, apart)) for x, y in pairs]
+        apart *= 2
+    return halved(builder, rows[0], apart, Lanes.__add__)
+
+
+def _vector(context: Any, place: Any) -> ir.VectorType:
+    return ir.VectorType(context.get_value_type(place.dtype), TILES[place.dtype.bitwidth][0] // 2)

@@ -1,0 +1,223 @@
+"""Panels against rows of a matrix: in memory features or keys lie side by side, in panels queries do.
+
+Squares of R x R numbers are turned in registers, R the lanes of one: so every load and store moves whole vectors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from attnarray.kernels.numba.runtime.jit import jit
+from attnarray.kernels.numba.vector.lanes import TILES, Lanes, lanes, where
+from attnarray.kernels.numba.vector.panel import INDEX, load, loop, store
+
+Square = list[ir.Value]
+
+
+def whole_squares(first: int, past: int, scores: Any) -> Any:
+    """The end of the whole squares of the keys [first, past)."""
+    size = lanes(scores) // 2
+    return first + max(past - first, 0) // size * size
+
+
+@intrinsic
+def add_turned(_context: Any, start: Any, stop: Any, rows: Any, scores: Any) -> Any:
+    """scores[j, w] += row w [j] for j in [start, stop), a multiple of R; -inf hides a score, even NaN.
+
+    `rows` points to the addresses of W rows.
+    """
+
+    def bias(score: Lanes, added: Lanes) -> Lanes:
+        return where(added.equals(-math.inf), added, score + added)
+
+    return types.void(types.intp, types.intp, rows, scores), _inwards(bias, None)
+
+
+@intrinsic
+def mask_turned(_context: Any, start: Any, stop: Any, rows: Any, scores: Any) -> Any:
+    """scores[j, w] = -inf where row w [j], a byte, is 0."""
+
+    def hide(score: Lanes, byte: Lanes) -> Lanes:
+        return where(byte.equals(0), -math.inf, score)
+
+    return types.void(types.intp, types.intp, rows, scores), _inwards(hide, ir.IntType(8))
+
+
+@intrinsic
+def take_turned(_context: Any, start: Any, stop: Any, rows: Any, panel: Any) -> Any:
+    """panel[j, w] = row w [j]."""
+    return types.void(types.intp, types.intp, rows, panel), _inwards(lambda _, taken: taken, None)
+
+
+@intrinsic
+def add_to_rows(_context: Any, start: Any, stop: Any, rows: Any, scores: Any) -> Any:
+    """row w [j] += scores[j, w], one row after the other: rows may be the same."""
+    return types.void(types.intp, types.intp, rows, scores), _outwards(Lanes.__add__)
+
+
+@intrinsic
+def put_into_rows(_context: Any, start: Any, stop: Any, rows: Any, panel: Any, filled: Any) -> Any:
+    """row w [j] = panel[j, w] for the lanes w < `filled`, a multiple of R."""
+    return types.void(types.intp, types.intp, rows, panel, types.intp), _outwards(None)
+
+
+@intrinsic
+def turn(_context: Any, count: Any, panel: Any, rows: Any, apart: Any) -> Any:
+    """rows[w, j] = panel[j, w] for j < count, a multiple of R; the rows lie `apart` elements from each other."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
+        count, panel, rows, apart = arguments
+        vector = _vector(context, signature.args[1])
+
+        def square(j: ir.Value, first: ir.Value) -> None:
+            places = [_score(builder, panel, builder.add(j, INDEX(n)), first, vector) for n in range(vector.count)]
+            for m, values in enumerate(_turned(builder, [load(builder, place, vector) for place in places])):
+                row = builder.gep(rows, [builder.mul(apart, builder.add(first, INDEX(m)))])
+                store(builder, values, builder.gep(row, [j]))
+
+        _over_squares(builder, INDEX(0), count, vector.count, square)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, panel, rows, types.intp), emit
+
+
+@intrinsic
+def interleave(_context: Any, stop: Any, rows: Any, apart: Any, count: Any, packed: Any) -> Any:
+    """packed[j, m] = rows[m, j] for M rows and j < stop, a multiple of R; rows lie `apart` elements from each other.
+
+    Only `count` rows are there; the last of them stands for those that are not.
+    """
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
+        stop, rows, apart, count, packed = arguments
+        vector, height = _vector(context, signature.args[4]), TILES[signature.args[4].dtype.bitwidth][1]
+        nothing, last = ir.Constant(vector, ir.Undefined), builder.sub(count, INDEX(1))
+        there = [builder.select(builder.icmp_signed("<", INDEX(m), last), INDEX(m), last) for m in range(height)]
+        starts = [builder.gep(rows, [builder.mul(apart, m)]) for m in there]
+
+        def square(number: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+            j = builder.mul(number, INDEX(vector.count))
+            for first in range(0, height, vector.count):
+                given = [load(builder, builder.gep(at, [j]), vector) for at in starts[first : first + vector.count]]
+                order = ir.Constant(ir.VectorType(ir.IntType(32), len(given)), list(range(len(given))))
+                for n, values in enumerate(_turned(builder, given + [nothing] * (vector.count - len(given)))):
+                    place = builder.gep(packed, [builder.mul(builder.add(j, INDEX(n)), INDEX(height))])
+                    some = builder.shuffle_vector(values, nothing, order)
+                    store(builder, some, builder.gep(place, [INDEX(first)]))
+            return []
+
+        loop(builder, INDEX(0), builder.sdiv(stop, INDEX(vector.count)), [], square)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, rows, types.intp, types.intp, packed), emit
+
+
+def _inwards(change: Callable[[Lanes, Lanes], Lanes], element: ir.Type | None) -> Callable[..., ir.Value]:
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
+        start, stop, rows, scores = arguments
+        vector = _vector(context, signature.args[3])
+        kind = element or vector.element
+
+        def square(j: ir.Value, first: ir.Value) -> None:
+            read, lanes = ir.VectorType(kind, vector.count), [builder.add(first, INDEX(m)) for m in range(vector.count)]
+            given = [load(builder, _row(builder, rows, lane, j, kind), read) for lane in lanes]
+            if element is not None:  # as wide as the scores, so that they are turned alike
+                wide = ir.VectorType(ir.IntType(64 if isinstance(vector.element, ir.DoubleType) else 32), vector.count)
+                given = [builder.zext(values, wide) for values in given]
+            for n, values in enumerate(_turned(builder, given)):
+                place = _score(builder, scores, builder.add(j, INDEX(n)), first, vector)
+                score = Lanes(builder, load(builder, place, vector))
+                store(builder, change(score, Lanes(builder, values)).value, place)
+
+        _over_squares(builder, start, stop, vector.count, square)
+        return context.get_dummy_value()
+
+    return emit
+
+
+def _outwards(combine: Callable[[Lanes, Lanes], Lanes] | None) -> Callable[..., ir.Value]:
+    """Numbers of the panel into rows, in place of what is there or combined with it."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
+        start, stop, rows, scores, *filled = arguments
+        vector = _vector(context, signature.args[3])
+
+        def square(j: ir.Value, first: ir.Value) -> None:
+            places = [_score(builder, scores, builder.add(j, INDEX(n)), first, vector) for n in range(vector.count)]
+            turned = _turned(builder, [load(builder, place, vector) for place in places])
+            for m, values in enumerate(turned):
+                place = _row(builder, rows, builder.add(first, INDEX(m)), j, vector.element)
+                if combine is not None:
+                    values = combine(Lanes(builder, load(builder, place, vector)), Lanes(builder, values)).value
+                store(builder, values, place)
+
+        _over_squares(builder, start, stop, vector.count, square, *filled)
+        return context.get_dummy_value()
+
+    return emit
+
+
+def _over_squares(
+    builder: ir.IRBuilder, start: ir.Value, stop: ir.Value, size: int, square: Callable[[ir.Value, ir.Value], None],
+    filled: ir.Value | None = None,
+) -> None:  # fmt: skip
+    """square(j, w) for the first key j and the first lane w of each square, in the first `filled` lanes or in all."""
+    halves = builder.sdiv(INDEX(2 * size) if filled is None else filled, INDEX(size))
+
+    def step(number: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+        j = builder.add(start, builder.mul(number, INDEX(size)))
+
+        def half(number: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+            square(j, builder.mul(number, INDEX(size)))
+            return []
+
+        loop(builder, INDEX(0), halves, [], half)
+        return []
+
+    loop(builder, INDEX(0), builder.sdiv(builder.sub(stop, start), INDEX(size)), [], step)
+
+
+def _turned(builder: ir.IRBuilder, rows: Square) -> Square:
+    """The square with rows and columns exchanged: halves of ever larger size change places across the diagonal."""
+    apart = 1
+    while apart < len(rows):
+        turned = list(rows)
+        for n in range(len(rows)):
+            if not n & apart:
+                turned[n], turned[n + apart] = woven(builder, rows[n], rows[n + apart], apart)
+        rows, apart = turned, 2 * apart
+    return rows
+
+
+def woven(builder: ir.IRBuilder, x: ir.Value, y: ir.Value, apart: int) -> tuple[ir.Value, ir.Value]:
+    """Of every 2 * `apart` lanes the first half, from x and y in turn, and the second half likewise."""
+    size = x.type.count
+    low = [n if not n & apart else size + n - apart for n in range(size)]
+    high = [n + apart if not n & apart else size + n for n in range(size)]
+    orders = (ir.Constant(ir.VectorType(ir.IntType(32), size), order) for order in (low, high))
+    first, second = (builder.shuffle_vector(x, y, order) for order in orders)
+    return first, second
+
+
+def _row(builder: ir.IRBuilder, rows: ir.Value, row: ir.Value, j: ir.Value, element: ir.Type) -> ir.Value:
+    """The place of number j of a row."""
+    address = builder.load(builder.gep(rows, [row]))
+    return builder.gep(builder.inttoptr(address, element.as_pointer()), [j])
+
+
+def _score(builder: ir.IRBuilder, scores: ir.Value, j: ir.Value, lane: ir.Value, vector: ir.VectorType) -> ir.Value:
+    return builder.gep(scores, [builder.add(builder.mul(j, INDEX(2 * vector.count)), lane)])
+
+
+def _vector(context: Any, scores: Any) -> ir.VectorType:
+    """One register: half the lanes of a panel."""
+    return ir.VectorType(context.get_value_type(scores.dtype), TILES[scores.dtype.bitwidth][0] // 2)
+
+
+whole_squares = jit(whole_squares, inner=True)
