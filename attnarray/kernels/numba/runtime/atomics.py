@@ -81,27 +81,3 @@ def pause(_context: Any) -> Any:
         return target.get_dummy_value()
 
     return types.void(), emit
-
-
-@intrinsic
-def call_getter(_context: Any, function: Any) -> Any:
-    """Call the C function `int f(void)` at an address."""
-
-    def emit(_target: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
-        kind = ir.FunctionType(ir.IntType(32), [])
-        return builder.sext(builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), []), WORD)
-
-    return types.int64(types.int64), emit
-
-
-@intrinsic
-def call_with_buffer(_context: Any, function: Any, number: Any, size: Any, buffer: Any) -> Any:
-    """Call the C function `int f(int number, size_t size, void *buffer)` at an address."""
-
-    def emit(_target: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
-        kind = ir.FunctionType(ir.IntType(32), [ir.IntType(32), WORD, WORD])
-        function, number, size, buffer = arguments
-        given = [builder.trunc(number, ir.IntType(32)), size, buffer]
-        return builder.sext(builder.call(builder.inttoptr(function, kind.as_pointer()), given), WORD)
-
-    return types.int64(*[types.int64] * 4), emit

@@ -14,16 +14,8 @@ from typing import Any
 
 from numba import types
 
-from attnarray.kernels.numba.runtime.atomics import (
-    add,
-    call_getter,
-    call_with_buffer,
-    exchange,
-    load,
-    pause,
-    replace,
-    store,
-)
+from attnarray.kernels.numba.runtime.atomics import add, exchange, load, pause, replace, store
+from attnarray.kernels.numba.runtime.c_calls import call_getter, call_with_buffer
 from attnarray.kernels.numba.runtime.jit import jit
 
 LINE = 64  # bytes of a cache line
@@ -69,15 +61,15 @@ error_is = external("PyErr_ExceptionMatches", types.intc, WORD)
 
 def run(kernel: int, parts: int, workers: int, shared: int) -> int:
     """Call kernel(*part) for each part, beside up to so many workers; 1 if this process was forked meanwhile."""
-    team = claim(shared)
+    team = acquire_team(shared)
     if team == 0:
         no_memory()
         return 0
-    if not hire(team, workers, shared):
+    if not start_workers(team, workers, shared):
         store(team + BUSY, 0)
         return 0
     count = length(parts)
-    give(team, kernel, parts, count, shared)
+    offer_parts(team, kernel, parts, count, shared)
     n, mine, good = 0, 0, True
     while n >= 0 and good:
         mine += 1
@@ -86,22 +78,22 @@ def run(kernel: int, parts: int, workers: int, shared: int) -> int:
             good = False
         else:
             drop(result)
-            n = take(team)
+            n = next_part(team)
     taken = count - exchange(team + OPEN, 0) - mine
     if load(team + FINISHED) < taken:
-        if not is_known(team, shared):
+        if not is_listed(team, shared):
             return 1
         state = save_thread()
-        await_finished(team, taken, load(shared + SPINS))
+        wait_for_parts(team, taken, load(shared + SPINS))
         restore_thread(state)
-    hand_over_error(team, good)
+    raise_worker_error(team, good)
     store(team + BUSY, 0)
     return 0
 
 
 def work(shared: int) -> int:
     """What a worker does for ever, in a team that lacks one."""
-    team, k = join(shared)
+    team, k = join_team(shared)
     if team == 0:
         return 0
     me, spins = member(team, k), load(shared + SPINS)
@@ -118,7 +110,7 @@ def work(shared: int) -> int:
             pause()
         leave_busy_cpu(team, k, shared)
         restore_thread(state)
-        n = take(team)
+        n = next_part(team)
         while n >= 0:
             result = call(load(team + KERNEL), item(load(team + PARTS), n), 0)
             if result != 0:
@@ -129,7 +121,7 @@ def work(shared: int) -> int:
                 clear_error()
             add(team + FINISHED, 1)
             wake(member(team, 0))
-            n = take(team)
+            n = next_part(team)
         state = save_thread()
     return 0
 
@@ -147,7 +139,7 @@ def member(team: int, k: int) -> Any:
     return team + MEMBERS + k * MEMBER
 
 
-def claim(shared: int) -> Any:
+def acquire_team(shared: int) -> Any:
     """A team that was not busy; 0 if there is no memory for one."""
     team = load(shared + TEAMS)
     while team != 0:
@@ -157,7 +149,7 @@ def claim(shared: int) -> Any:
     team = new_memory(1, TEAM_BYTES)
     if team == 0:
         return 0
-    if not give_lock(member(team, 0)):
+    if not ensure_lock(member(team, 0)):
         return 0
     store(team + BUSY, 1)
     while True:
@@ -167,7 +159,7 @@ def claim(shared: int) -> Any:
             return team
 
 
-def is_known(team: int, shared: int) -> Any:
+def is_listed(team: int, shared: int) -> Any:
     """A forked child has none of the threads of its parent, and forgets the teams of it."""
     other = load(shared + TEAMS)
     while other != 0 and other != team:
@@ -175,7 +167,7 @@ def is_known(team: int, shared: int) -> Any:
     return other != 0
 
 
-def give_lock(me: int) -> Any:
+def ensure_lock(me: int) -> Any:
     """A member sleeps by acquiring its lock, which is already held, until another thread releases it."""
     if load(me + LOCK) == 0:
         lock = new_lock()
@@ -187,11 +179,11 @@ def give_lock(me: int) -> Any:
     return True
 
 
-def hire(team: int, workers: int, shared: int) -> bool:
+def start_workers(team: int, workers: int, shared: int) -> bool:
     """Start threads until there are so many workers, or no more can be started; False for other exceptions."""
     size = load(team + WORKERS)
     while size < min(workers, MOST_WORKERS):
-        if not give_lock(member(team, size + 1)):
+        if not ensure_lock(member(team, size + 1)):
             return True
         size += 1
         store(team + WORKERS, size)  # the thread looks for it when it starts
@@ -206,7 +198,7 @@ def hire(team: int, workers: int, shared: int) -> bool:
     return True
 
 
-def join(shared: int) -> tuple[int, int]:
+def join_team(shared: int) -> tuple[int, int]:
     """A team that has fewer threads than workers, and the number of the new worker."""
     team = load(shared + TEAMS)
     while team != 0:
@@ -219,7 +211,7 @@ def join(shared: int) -> tuple[int, int]:
     return 0, 0
 
 
-def give(team: int, kernel: int, parts: int, count: int, shared: int) -> None:
+def offer_parts(team: int, kernel: int, parts: int, count: int, shared: int) -> None:
     """Offer all parts but the first one to the workers."""
     store(team + KERNEL, kernel)
     store(team + PARTS, parts)
@@ -234,7 +226,7 @@ def give(team: int, kernel: int, parts: int, count: int, shared: int) -> None:
         wake(member(team, k + 1))
 
 
-def take(team: int) -> Any:
+def next_part(team: int) -> Any:
     """The number of a part that nobody else takes; -1 if there is none left."""
     left = load(team + OPEN)
     while left > 0:
@@ -244,7 +236,7 @@ def take(team: int) -> Any:
     return -1
 
 
-def await_finished(team: int, number: int, spins: int) -> None:
+def wait_for_parts(team: int, number: int, spins: int) -> None:
     """Until workers have finished so many parts: spin for as long as waking takes, then sleep."""
     looks = 0
     while load(team + FINISHED) < number:
@@ -255,7 +247,7 @@ def await_finished(team: int, number: int, spins: int) -> None:
             sleep_until(member(team, 0), team + FINISHED, number)
 
 
-def hand_over_error(team: int, good: bool) -> None:
+def raise_worker_error(team: int, good: bool) -> None:
     """Raise what was raised in a worker, unless this thread has an exception itself."""
     if exchange(team + FAILED, 0) != 0:
         error, value, trace = load(team + ERROR), load(team + ERROR + 8), load(team + ERROR + 16)
@@ -287,7 +279,7 @@ def leave_busy_cpu(team: int, k: int, shared: int) -> None:
     """
     if load(shared + GETCPU) != 0:
         me, here = member(team, k), call_getter(load(shared + GETCPU))
-        if is_busy(team, k, here):
+        if is_cpu_busy(team, k, here):
             choose = load(shared + SETAFFINITY)
             known = call_with_buffer(load(shared + GETAFFINITY), 0, CPU_BYTES, me + ALLOWED) >= 0
             # A sandbox may forbid it.
@@ -297,7 +289,7 @@ def leave_busy_cpu(team: int, k: int, shared: int) -> None:
         store(me + CPU, here)
 
 
-def is_busy(team: int, k: int, cpu: int) -> Any:
+def is_cpu_busy(team: int, k: int, cpu: int) -> Any:
     """Whether a member other than k runs there."""
     busy = False
     for other in range(load(team + WORKERS) + 1):
@@ -319,9 +311,10 @@ def find_free_cpus(team: int, k: int) -> Any:
     return found
 
 
-member, claim, give_lock = jit(member, inner=True), jit(claim, inner=True), jit(give_lock, inner=True)
-hire, join, give, take = jit(hire, inner=True), jit(join, inner=True), jit(give, inner=True), jit(take, inner=True)
-await_finished, sleep_until, wake = jit(await_finished, inner=True), jit(sleep_until, inner=True), jit(wake, inner=True)
-is_known, hand_over_error = jit(is_known, inner=True), jit(hand_over_error, inner=True)
-leave_busy_cpu, is_busy = jit(leave_busy_cpu, inner=True), jit(is_busy, inner=True)
+member, acquire_team, ensure_lock = jit(member, inner=True), jit(acquire_team, inner=True), jit(ensure_lock, inner=True)
+start_workers, join_team = jit(start_workers, inner=True), jit(join_team, inner=True)
+offer_parts, next_part = jit(offer_parts, inner=True), jit(next_part, inner=True)
+wait_for_parts, sleep_until, wake = jit(wait_for_parts, inner=True), jit(sleep_until, inner=True), jit(wake, inner=True)
+is_listed, raise_worker_error = jit(is_listed, inner=True), jit(raise_worker_error, inner=True)
+leave_busy_cpu, is_cpu_busy = jit(leave_busy_cpu, inner=True), jit(is_cpu_busy, inner=True)
 find_free_cpus = jit(find_free_cpus, inner=True)

@@ -1,0 +1,35 @@
+"""Calls of C functions from compiled code, each by its address."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+WORD = ir.IntType(64)
+
+
+@intrinsic
+def call_getter(_context: Any, function: Any) -> Any:
+    """Call the C function `int f(void)` at an address."""
+
+    def emit(_target: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
+        kind = ir.FunctionType(ir.IntType(32), [])
+        return builder.sext(builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), []), WORD)
+
+    return types.int64(types.int64), emit
+
+
+@intrinsic
+def call_with_buffer(_context: Any, function: Any, number: Any, size: Any, buffer: Any) -> Any:
+    """Call the C function `int f(int number, size_t size, void *buffer)` at an address."""
+
+    def emit(_target: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
+        kind = ir.FunctionType(ir.IntType(32), [ir.IntType(32), WORD, WORD])
+        function, number, size, buffer = arguments
+        given = [builder.trunc(number, ir.IntType(32)), size, buffer]
+        return builder.sext(builder.call(builder.inttoptr(function, kind.as_pointer()), given), WORD)
+
+    return types.int64(*[types.int64] * 4), emit
