@@ -14,7 +14,7 @@ import numpy as np
 
 import attnarray as aa
 from attnarray import optim
-from attnarray.models import Gpt
+from attnarray.models import GPT
 
 BETAS, RATE, DECAY = (0.9, 0.95), 3e-4, 0.1
 AGREEMENT = 1e-3  # relative: float32 through 12 blocks, in another order of sums
@@ -36,9 +36,9 @@ class Training(NamedTuple):
     step: Callable[[], None]
 
 
-def trained_model(quick: bool) -> Gpt:
+def trained_model(quick: bool) -> GPT:
     """The model whose training is measured."""
-    return Gpt(vocabulary=256, longest=32 if quick else 256, dim=256, layers=1 if quick else 6, heads=8)
+    return GPT(vocabulary=256, longest=32 if quick else 256, dim=256, layers=1 if quick else 6, heads=8)
 
 
 def training_tokens(quick: bool) -> np.ndarray:
@@ -68,10 +68,10 @@ def torch_training(quick: bool) -> Training:
     """The same in PyTorch eager."""
     import torch
 
-    from benchmarks.torch_gpt import TorchGpt
+    from benchmarks.torch_gpt import TorchGPT
 
     model = trained_model(quick)
-    theirs, tokens = TorchGpt(model, random_params(model)), torch.from_numpy(training_tokens(quick))
+    theirs, tokens = TorchGPT(model, random_params(model)), torch.from_numpy(training_tokens(quick))
     optimizer = torch.optim.AdamW(theirs.parameters(), lr=RATE, betas=BETAS, weight_decay=DECAY)
 
     def backward() -> None:
@@ -105,12 +105,12 @@ def generation(quick: bool) -> list[Case]:
     """Reading a prompt, and writing after it token by token, by what the caches hold."""
     import torch
 
-    from benchmarks.torch_gpt import TorchGpt
+    from benchmarks.torch_gpt import TorchGPT
 
-    model = Gpt(vocabulary=300, longest=64, dim=64, layers=2, heads=4) if quick else Gpt.small()
+    model = GPT(vocabulary=300, longest=64, dim=64, layers=2, heads=4) if quick else GPT.small()
     prompt, count = (16, 4) if quick else (512, 32)
     params = random_params(model)
-    theirs = TorchGpt(model, params)
+    theirs = TorchGPT(model, params)
     tokens = np.random.default_rng(1).integers(model.vocabulary, size=(1, prompt))
     longest = prompt + count
     our_room, their_room = model.cache(1, longest), theirs.cache(1, longest)

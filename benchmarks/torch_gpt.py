@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from attnarray.models import Gpt
+from attnarray.models import GPT
 
 Cache = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -39,10 +39,10 @@ class Block(torch.nn.Module):
         return x + self.down(functional.gelu(self.up(self.feed_forward_norm(x)), approximate="tanh"))
 
 
-class TorchGpt(torch.nn.Module):
-    """The model `Gpt` with learned positions and tied embeddings, with copies of its parameters."""
+class TorchGPT(torch.nn.Module):
+    """The model `GPT` with learned positions and tied embeddings, with copies of its parameters."""
 
-    def __init__(self, model: Gpt, params: dict[str, Any]) -> None:
+    def __init__(self, model: GPT, params: dict[str, Any]) -> None:
         super().__init__()
         self.model = model
         self.token, self.position = (_parameter(params[name]["weight"]) for name in ("token", "position"))

@@ -272,7 +272,7 @@ def test_a_second_step_does_not_forgive_a_wrong_gradient(monkeypatch: pytest.Mon
     for wrong in (1.0 + 1e-5, 0.5):
         with monkeypatch.context() as patch:
             right = activations.relu_bwd
-            patch.setattr(activations, "relu_bwd", lambda d, c, f=right, w=wrong: activations.ReluGrads(w * f(d, c).x))
+            patch.setattr(activations, "relu_bwd", lambda d, c, f=right, w=wrong: activations.ReLUGrads(w * f(d, c).x))
             assert not aa.gradcheck(aa.relu, x)
 
 

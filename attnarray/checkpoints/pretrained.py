@@ -42,7 +42,7 @@ class Found(NamedTuple):
 def load_pretrained(
     kind: Any, folder: str | os.PathLike[str], *, dtype: str | None = None, ignore: Sequence[str] = ()
 ) -> tuple[Any, Params]:
-    """The model and its parameters, on the current backend, from a folder: see `Bert.from_pretrained`.
+    """The model and its parameters, on the current backend, from a folder: see `BERT.from_pretrained`.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def save_pretrained(folder: str | os.PathLike[str], model: Any, params: Params) 
         model.safetensors replaces. Where the folder or a file is a symbolic link, what it points to is written, and the
         link stays. Permissions stay too. A killed process leaves files "attnarray-*.partial", which may be deleted; the
         next save to the folder deletes them.
-    model : Bert or Gpt
+    model : BERT or GPT
         The configuration.
     params : dict
         Its parameters, of any array library and one floating dtype.
@@ -104,10 +104,10 @@ def save_pretrained(folder: str | os.PathLike[str], model: Any, params: Params) 
     Examples
     --------
     >>> import tempfile, attnarray as aa
-    >>> model = aa.models.Bert(vocabulary=11, longest=8, dim=4, layers=1, heads=2, hidden_dim=6)
+    >>> model = aa.models.BERT(vocabulary=11, longest=8, dim=4, layers=1, heads=2, hidden_dim=6)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     aa.checkpoints.save_pretrained(folder, model, model.init(aa.Philox(0)))
-    ...     again, params = aa.models.Bert.from_pretrained(folder)
+    ...     again, params = aa.models.BERT.from_pretrained(folder)
     >>> again == model
     True
     """
@@ -154,7 +154,7 @@ def _pretrained(name: str, kind: Any, order: str) -> Pretrained:
     found = getattr(kind, "pretrained", None)
     if not isinstance(found, Pretrained):
         raise TypeError(
-            f"`{name}` is {shown(kind)}, for which no published names are known; expected a Bert or a Gpt. The order "
+            f"`{name}` is {shown(kind)}, for which no published names are known; expected a BERT or a GPT. The order "
             f"is {order}. Other models and their parameters are saved by save_state."
         )
     return found

@@ -1,6 +1,6 @@
 """Models made of the layers: they load public checkpoints, train by hand-written gradients, and generate."""
 
-from attnarray.models.bert import Bert, BertResult
+from attnarray.models.bert import BERT, BERTResult
 from attnarray.models.generation import (
     BeamResult,
     beam_search,
@@ -11,7 +11,7 @@ from attnarray.models.generation import (
     stream,
     with_temperature,
 )
-from attnarray.models.gpt import Gpt, GptCache, gpt2_names, llama_names
+from attnarray.models.gpt import GPT, GPTCache, gpt2_names, llama_names
 from attnarray.models.seq2seq import Seq2Seq
 from attnarray.models.transformer import Decoder, Encoder, Transformer
 from attnarray.models.transformer_xl import TransformerXL, TransformerXLResult, remembered
@@ -20,12 +20,12 @@ from attnarray.tree import shorten_reprs
 
 __all__ = [
     "BeamResult",
-    "Bert",
-    "BertResult",
+    "BERT",
+    "BERTResult",
     "Decoder",
     "Encoder",
-    "Gpt",
-    "GptCache",
+    "GPT",
+    "GPTCache",
     "PatchClassifier",
     "Seq2Seq",
     "Transformer",

@@ -13,11 +13,11 @@ from attnarray.numpy_arrays import read_only
 SILU_REACH = 1000.0
 
 
-class ReluContext(NamedTuple):
+class ReLUContext(NamedTuple):
     out: Array
 
 
-class ReluGrads(NamedTuple):
+class ReLUGrads(NamedTuple):
     x: Array
 
 
@@ -54,28 +54,28 @@ def relu(x: Array) -> Array:
     return relu_forward(x)
 
 
-def relu_fwd(x: Array) -> tuple[Array, ReluContext]:
+def relu_fwd(x: Array) -> tuple[Array, ReLUContext]:
     """`relu` and the context for `relu_bwd`: the output alone."""
     _check(x)
     out = relu_forward(x)
-    return read_only(out), ReluContext(out)
+    return read_only(out), ReLUContext(out)
 
 
-def relu_bwd(dout: Array, ctx: ReluContext) -> ReluGrads:
+def relu_bwd(dout: Array, ctx: ReLUContext) -> ReLUGrads:
     r"""The gradient of ReLU; at the kink, x = 0, it is 0.
 
     .. math:: dx = dy\, [x > 0]
     """
-    checks.context("ctx", ctx, ReluContext)
+    checks.context("ctx", ctx, ReLUContext)
     checks.cotangent(dout, tuple(ctx.out.shape), ctx.out)
-    return ReluGrads(relu_backward(dout, ctx.out))
+    return ReLUGrads(relu_backward(dout, ctx.out))
 
 
-class SiluContext(NamedTuple):
+class SiLUContext(NamedTuple):
     x: Array
 
 
-class SiluGrads(NamedTuple):
+class SiLUGrads(NamedTuple):
     x: Array
 
 
@@ -112,20 +112,20 @@ def silu(x: Array) -> Array:
     return silu_fwd(x)[0]
 
 
-def silu_fwd(x: Array) -> tuple[Array, SiluContext]:
+def silu_fwd(x: Array) -> tuple[Array, SiLUContext]:
     """`silu` and the context for `silu_bwd`: x alone."""
     _check(x)
-    return silu_forward(x), SiluContext(x)
+    return silu_forward(x), SiLUContext(x)
 
 
-def silu_bwd(dout: Array, ctx: SiluContext) -> SiluGrads:
+def silu_bwd(dout: Array, ctx: SiLUContext) -> SiLUGrads:
     r"""The gradient of SiLU.
 
     .. math:: dx = dy\, \sigma(x) \bigl(1 + x\, (1 - \sigma(x))\bigr)
     """
-    checks.context("ctx", ctx, SiluContext)
+    checks.context("ctx", ctx, SiLUContext)
     checks.cotangent(dout, tuple(ctx.x.shape), ctx.x)
-    return SiluGrads(silu_backward(dout, ctx.x))
+    return SiLUGrads(silu_backward(dout, ctx.x))
 
 
 class TanhContext(NamedTuple):

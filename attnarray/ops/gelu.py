@@ -14,12 +14,12 @@ CUBIC = 0.044715  # the coefficient of x^3 in the approximation
 REACH = 40.0  # the gate is 0 or 1 to the last bit beyond this size; held there, x can be squared without overflow
 
 
-class GeluContext(NamedTuple):
+class GELUContext(NamedTuple):
     x: Array
     approximate: str
 
 
-class GeluGrads(NamedTuple):
+class GELUGrads(NamedTuple):
     x: Array
 
 
@@ -62,15 +62,15 @@ def gelu(x: Array, *, approximate: str = "none") -> Array:
     return gelu_fwd(x, approximate=approximate)[0]
 
 
-def gelu_fwd(x: Array, *, approximate: str = "none") -> tuple[Array, GeluContext]:
+def gelu_fwd(x: Array, *, approximate: str = "none") -> tuple[Array, GELUContext]:
     """`gelu` and the context for `gelu_bwd`: x alone."""
     namespace_of(x)
     checks.floating(x=x)
     checks.one_of("approximate", approximate, ("none", "tanh"))
-    return gelu_forward(x, approximate), GeluContext(x, approximate)
+    return gelu_forward(x, approximate), GELUContext(x, approximate)
 
 
-def gelu_bwd(dout: Array, ctx: GeluContext) -> GeluGrads:
+def gelu_bwd(dout: Array, ctx: GELUContext) -> GELUGrads:
     r"""The gradient of GELU; with "tanh", t stands for the hyperbolic tangent.
 
     .. math::
@@ -78,9 +78,9 @@ def gelu_bwd(dout: Array, ctx: GeluContext) -> GeluGrads:
         dx \approx dy\, \Bigl(\tfrac{1 + t}{2}
         + \tfrac{x}{2} (1 - t^2) \sqrt{2 / \pi}\, (1 + 3 \cdot 0.044715\, x^2)\Bigr)
     """
-    checks.context("ctx", ctx, GeluContext)
+    checks.context("ctx", ctx, GELUContext)
     checks.cotangent(dout, tuple(ctx.x.shape), ctx.x)
-    return GeluGrads(gelu_backward(dout, ctx.x, ctx.approximate))
+    return GELUGrads(gelu_backward(dout, ctx.x, ctx.approximate))
 
 
 @accelerated

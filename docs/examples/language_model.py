@@ -34,13 +34,13 @@ import attnarray as aa
 from attnarray import optim, tree
 from attnarray.checkpoints import load_state, save_state
 from attnarray.console import print_table, progress
-from attnarray.models import Gpt, generate
+from attnarray.models import GPT, generate
 
-MODEL = Gpt(
+MODEL = GPT(
     vocabulary=256, longest=256, dim=128, layers=4, heads=4, hidden_dim=344, dropout=0.05, positions="rotary",
     norm="rms", activation="silu", gated=True, bias=False, std=0.09,
 )  # fmt: skip
-SMALL = Gpt(vocabulary=256, longest=64, dim=32, layers=2, heads=2, std=0.09)
+SMALL = GPT(vocabulary=256, longest=64, dim=32, layers=2, heads=2, std=0.09)
 BATCH, STEPS, PEAK_RATE, DECAY, LARGEST_NORM = 4, 2400, 3e-3, 0.1, 1.0
 EVERY = 8  # of so many topics one is held out
 SAVED_EVERY = 200  # steps
@@ -79,8 +79,8 @@ def batch_of(text: np.ndarray, size: int, T: int, rng: np.random.Generator) -> n
     return text[starts + np.arange(T + 1)].astype(np.int64)
 
 
-def train(model: Gpt, text: bytes, steps: int, advance: Callable[[str], None], saved: Path | None = None) -> Trained:
-    """AdamW with a warm-up, and the gradients of `Gpt.bwd`; stops where the loss is no number.
+def train(model: GPT, text: bytes, steps: int, advance: Callable[[str], None], saved: Path | None = None) -> Trained:
+    """AdamW with a warm-up, and the gradients of `GPT.bwd`; stops where the loss is no number.
 
     With a path it goes on from what is `saved` there, and saves itself there now and then, and where it has to stop.
     """
@@ -113,7 +113,7 @@ def train(model: Gpt, text: bytes, steps: int, advance: Callable[[str], None], s
     return Trained(state["params"], state["losses"])
 
 
-def bits_of(model: Gpt, params: dict[str, Any], before: bytes, text: bytes) -> float:
+def bits_of(model: GPT, params: dict[str, Any], before: bytes, text: bytes) -> float:
     """Bits per byte of a text: windows that overlap by half, and of each the half that has the other before it."""
     T, half = model.longest, model.longest // 2
     data = np.frombuffer(before[-half:] + text, np.uint8).astype(np.int64)
@@ -160,7 +160,7 @@ def draw(path: Path, trained: Trained, rows: dict[str, float]) -> None:
     figure.savefig(path, dpi=130)
 
 
-def draw_heads(path: Path, model: Gpt, params: dict[str, Any], text: bytes) -> None:
+def draw_heads(path: Path, model: GPT, params: dict[str, Any], text: bytes) -> None:
     """Where each head of each block looks, byte by byte."""
     from matplotlib.figure import Figure
 
@@ -181,7 +181,7 @@ def draw_heads(path: Path, model: Gpt, params: dict[str, Any], text: bytes) -> N
     figure.savefig(path, dpi=110)
 
 
-def sample(model: Gpt, params: dict[str, Any], count: int) -> str:
+def sample(model: GPT, params: dict[str, Any], count: int) -> str:
     """What the model writes after a headline."""
     prompt = aa.asarray(np.frombuffer(PROMPT.encode(), np.uint8).astype(np.int64)[None])
     written = generate(model, params, prompt, count, method="sample", temperature=0.7, top_p=0.95, rng=aa.Philox(7))

@@ -50,7 +50,7 @@ def batches(rows: Rows, seed: int) -> list[np.ndarray]:
 class Network(NamedTuple):
     """A BERT, and a linear map of the mean of its states to scores of the fields."""
 
-    bert: aa.models.Bert
+    bert: aa.models.BERT
     scores: aa.layers.Linear
 
     def init(self, rng: aa.Philox) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class Network(NamedTuple):
         of_bert, shares, of_scores = ctx
         scores = self.scores.bwd(dscores, of_scores)
         dstates = scores.x[:, None, :] * shares  # (B, T, dim)
-        bert = self.bert.bwd(aa.models.BertResult(dstates, None), of_bert)
+        bert = self.bert.bwd(aa.models.BERTResult(dstates, None), of_bert)
         return {"bert": bert.params, "scores": scores.params}
 
     def predict(self, params: Any, rows: Rows) -> np.ndarray:
@@ -101,7 +101,7 @@ def shares_of(states: Any, lengths: Any) -> Any:
 
 
 def network_of(words: int, dim: int) -> Network:
-    bert = aa.models.Bert(
+    bert = aa.models.BERT(
         UNKNOWN + 1 + words, LONGEST, dim, layers=2, heads=4, hidden_dim=2 * dim, types=1, dropout=0.2,
         attention_dropout=0.1, eps=1e-5, pooler=False, mask_head=False,
     )  # fmt: skip

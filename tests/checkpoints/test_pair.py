@@ -13,11 +13,11 @@ import pytest
 
 import attnarray as aa
 from attnarray.checkpoints import save_pretrained
-from attnarray.models import Bert, Gpt
+from attnarray.models import BERT, GPT
 from tests.support.libraries import assert_trees_close
 from tests.support.published import PARAMS, fails, rewrite, saved, shard, tensors_of
 
-MODEL, OTHER = Gpt(11, 8, 8, 1, 2), Gpt(11, 8, 8, 1, 4)  # the numbers differ, and no shape
+MODEL, OTHER = GPT(11, 8, 8, 1, 2), GPT(11, 8, 8, 1, 4)  # the numbers differ, and no shape
 
 
 def config_of(folder: Path, **changes: Any) -> None:
@@ -31,17 +31,17 @@ def test_which_configuration_belongs_to_the_weights(tmp_path: Path) -> None:
     save_pretrained(tmp_path, OTHER, OTHER.init(aa.Philox(0)))
     before = (tmp_path / "config.json").read_bytes()
     save_pretrained(tmp_path, MODEL, MODEL.init(aa.Philox(0)))
-    assert Gpt.from_pretrained(tmp_path)[0] == MODEL
+    assert GPT.from_pretrained(tmp_path)[0] == MODEL
     config_of(tmp_path, n_head=1)  # changed by hand
-    assert Gpt.from_pretrained(tmp_path)[0].heads == 1
+    assert GPT.from_pretrained(tmp_path)[0].heads == 1
     config_of(tmp_path, n_head=8, attnarray_save="absent")  # replaced by another program
-    assert Gpt.from_pretrained(tmp_path)[0].heads == 8
+    assert GPT.from_pretrained(tmp_path)[0].heads == 8
     config_of(tmp_path, attnarray_save="of another save")
-    assert Gpt.from_pretrained(tmp_path)[0] == MODEL
+    assert GPT.from_pretrained(tmp_path)[0] == MODEL
     (tmp_path / "config.json").write_bytes(before)
-    assert Gpt.from_pretrained(tmp_path)[0] == MODEL
+    assert GPT.from_pretrained(tmp_path)[0] == MODEL
     (tmp_path / "config.json").unlink()
-    fails(FileNotFoundError, "There is no file `", lambda: Gpt.from_pretrained(tmp_path))
+    fails(FileNotFoundError, "There is no file `", lambda: GPT.from_pretrained(tmp_path))
 
 
 def test_a_save_that_fails_between_the_files_leaves_the_new_model(
@@ -60,7 +60,7 @@ def test_a_save_that_fails_between_the_files_leaves_the_new_model(
                 save_pretrained(tmp_path, MODEL, MODEL.init(aa.Philox(0)))
         assert caught.value.filename == str(config)
         assert config.read_text() == before
-        assert Gpt.from_pretrained(tmp_path)[0] == MODEL
+        assert GPT.from_pretrained(tmp_path)[0] == MODEL
 
 
 @pytest.mark.skipif(os.name != "posix", reason="folders are opened")
@@ -95,7 +95,7 @@ def test_what_else_is_in_the_folder(tmp_path: Path) -> None:
     others = ["tokenizer.json", "pytorch_model.bin", "generation_config.json", "model-00001-of-00002.safetensors.old"]
     for name in others:
         (tmp_path / name).write_text("{}")
-    params = Bert.from_pretrained(tmp_path)[1]
+    params = BERT.from_pretrained(tmp_path)[1]
     assert_trees_close(params, PARAMS, 0)
     saved(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, "config.json", "model.safetensors"])
@@ -111,7 +111,7 @@ def test_a_file_comes_before_parts_as_in_transformers(tmp_path: Path) -> None:
     rewrite_to = tmp_path / "model.safetensors"
     aa.checkpoints.files.write_tensors(rewrite_to, tensors, {})
     rewrite(tmp_path, lambda tensors: {**tensors, "bert.pooler.dense.bias": np.full(6, 7, np.float32)})
-    assert np.all(Bert.from_pretrained(tmp_path)[1]["pooler"]["bias"] == 7)
+    assert np.all(BERT.from_pretrained(tmp_path)[1]["pooler"]["bias"] == 7)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links of POSIX")
@@ -120,12 +120,12 @@ def test_links_of_a_model_stay_links(tmp_path: Path) -> None:
     (tmp_path / "last").symlink_to(tmp_path / "first")
     save_pretrained(tmp_path / "last", MODEL, MODEL.init(aa.Philox(0)))
     assert (tmp_path / "last").is_symlink()
-    assert Gpt.from_pretrained(tmp_path / "first")[0] == MODEL
+    assert GPT.from_pretrained(tmp_path / "first")[0] == MODEL
     (tmp_path / "file").mkdir()
     (tmp_path / "file" / "model.safetensors").symlink_to(tmp_path / "first" / "model.safetensors")
     save_pretrained(tmp_path / "file", OTHER, OTHER.init(aa.Philox(0)))
     assert (tmp_path / "file" / "model.safetensors").is_symlink()
-    assert Gpt.from_pretrained(tmp_path / "file")[0] == OTHER
+    assert GPT.from_pretrained(tmp_path / "file")[0] == OTHER
 
 
 def test_a_folder_in_the_place_of_a_file_is_seen_before_anything_is_written(tmp_path: Path) -> None:
@@ -140,8 +140,8 @@ def test_a_folder_in_the_place_of_a_file_is_seen_before_anything_is_written(tmp_
 def test_wrong_options(tmp_path: Path) -> None:
     saved(tmp_path)
     for ignore in (None, 3, b"cls.", (1,), "", ("cls.", "")):
-        fails(TypeError, "`ignore` is ", lambda ignore=ignore: Bert.from_pretrained(tmp_path, ignore=ignore))
+        fails(TypeError, "`ignore` is ", lambda ignore=ignore: BERT.from_pretrained(tmp_path, ignore=ignore))
     for dtype in ("int8", np.int64, "bool"):
         fails(ValueError, "expected one of 'float16', 'bfloat16', 'float32', 'float64'.",
-              lambda dtype=dtype: Bert.from_pretrained(tmp_path, dtype=dtype))  # fmt: skip
-    assert Bert.from_pretrained(tmp_path, dtype=np.float16)[1]["token"]["weight"].dtype == np.float16
+              lambda dtype=dtype: BERT.from_pretrained(tmp_path, dtype=dtype))  # fmt: skip
+    assert BERT.from_pretrained(tmp_path, dtype=np.float16)[1]["token"]["weight"].dtype == np.float16

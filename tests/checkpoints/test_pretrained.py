@@ -18,19 +18,19 @@ from hypothesis import strategies as st
 import attnarray as aa
 from attnarray import tree
 from attnarray.checkpoints import save_pretrained
-from attnarray.models import Bert, Gpt
+from attnarray.models import BERT, GPT
 from tests.support.frozen import Frozen, frozen
 from tests.support.libraries import Library, assert_close, assert_trees_close
-from tests.support.published import BERT, PARAMS, reconfigure, rewrite, safetensors_numpy, saved, shard
+from tests.support.published import PARAMS, SMALL_BERT, reconfigure, rewrite, safetensors_numpy, saved, shard
 
 MODELS: dict[str, Any] = {
-    "BERT": BERT,
-    "BERT without heads": Bert(11, 8, 6, 1, 3, types=3, activation="relu", pooler=False, mask_head=False, dropout=0.1),
-    "GPT-2": Gpt(11, 8, 6, 2, 2, 7, dropout=0.1, attention_dropout=0.2),
-    "GPT-2, untied": Gpt(11, 8, 6, 1, 3, activation="gelu", tied=False),
-    "LLaMA": Gpt(11, 8, 8, 2, 4, 12, positions="rotary", rotary=aa.Rotary(base=30.0), norm="rms", activation="silu",
+    "BERT": SMALL_BERT,
+    "BERT without heads": BERT(11, 8, 6, 1, 3, types=3, activation="relu", pooler=False, mask_head=False, dropout=0.1),
+    "GPT-2": GPT(11, 8, 6, 2, 2, 7, dropout=0.1, attention_dropout=0.2),
+    "GPT-2, untied": GPT(11, 8, 6, 1, 3, activation="gelu", tied=False),
+    "LLaMA": GPT(11, 8, 8, 2, 4, 12, positions="rotary", rotary=aa.Rotary(base=30.0), norm="rms", activation="silu",
                  gated=True, bias=False, kv_heads=2, tied=False),
-    "LLaMA, longer": Gpt(11, 40, 8, 2, 4, 12, positions="rotary", rotary=aa.Rotary(scaling="linear", factor=4.0),
+    "LLaMA, longer": GPT(11, 40, 8, 2, 4, 12, positions="rotary", rotary=aa.Rotary(scaling="linear", factor=4.0),
                          norm="rms", activation="gelu_tanh", gated=True, bias=False, kv_heads=4, dropout=0.1,
                          attention_dropout=0.2),
 }  # fmt: skip
@@ -52,11 +52,11 @@ def test_what_is_saved_comes_back(model: Any, tmp_path: Path) -> None:
 def test_every_dtype_and_library(library: Library, dtype: str, tmp_path: Path) -> None:
     if dtype not in library.dtypes:
         pytest.skip(f"{library.name} has no {dtype}")
-    params = library.moved(BERT.init(aa.Philox(0), dtype))
-    saved(tmp_path, BERT, params)
+    params = library.moved(SMALL_BERT.init(aa.Philox(0), dtype))
+    saved(tmp_path, SMALL_BERT, params)
     with aa.use_backend(library.name):
-        _, loaded = Bert.from_pretrained(tmp_path)
-        _, wide = Bert.from_pretrained(tmp_path, dtype="float32")
+        _, loaded = BERT.from_pretrained(tmp_path)
+        _, wide = BERT.from_pretrained(tmp_path, dtype="float32")
     for (_, leaf), (_, other), (_, mine) in zip(*map(tree.flatten, (loaded, wide, params)), strict=True):
         assert type(leaf) is type(mine)
         assert (aa.backend.dtype_name(leaf.dtype), aa.backend.dtype_name(other.dtype)) == (dtype, "float32")
@@ -65,8 +65,8 @@ def test_every_dtype_and_library(library: Library, dtype: str, tmp_path: Path) -
 
 
 def test_bfloat16_of_a_safetensors_that_gives_numpy_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    params = BERT.init(aa.Philox(0), "bfloat16")
-    saved(tmp_path, BERT, params)
+    params = SMALL_BERT.init(aa.Philox(0), "bfloat16")
+    saved(tmp_path, SMALL_BERT, params)
     file = aa.checkpoints.files.TensorFile
 
     class Older:
@@ -80,11 +80,11 @@ def test_bfloat16_of_a_safetensors_that_gives_numpy_none(tmp_path: Path, monkeyp
 
     initial = file.__init__
     monkeypatch.setattr(file, "__init__", lambda self, path, inner: initial(self, path, Older(inner)))
-    _, loaded = Bert.from_pretrained(tmp_path)
+    _, loaded = BERT.from_pretrained(tmp_path)
     assert_trees_close(loaded, params, 0)
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)
     with pytest.raises(ModuleNotFoundError, match=r"bfloat16, .*pip install 'attnarray\[checkpoints\]'"):
-        Bert.from_pretrained(tmp_path)
+        BERT.from_pretrained(tmp_path)
 
 
 FROZEN = {f"{file}: {name}": case for file in ("bert", "gpt2") for name, case in frozen(f"{file}.npz").items()}
@@ -97,12 +97,12 @@ def test_checkpoints_of_transformers_give_its_states(case: Frozen, tmp_path: Pat
     safetensors_numpy.save_file({name: a.copy() for name, a in weights.items()}, tmp_path / "model.safetensors")
     if bert:
         (tmp_path / "config.json").write_text(json.dumps(case.options["config"]))
-        kind, options = Bert, {"types": case.arrays["types"]}
+        kind, options = BERT, {"types": case.arrays["types"]}
         options["attn_mask"] = case.arrays["exists"].astype(bool)[:, None, None, :]
     else:
-        save_pretrained(tmp_path / "aside", Gpt(**case.options), Gpt(**case.options).init(aa.Philox(0)))
+        save_pretrained(tmp_path / "aside", GPT(**case.options), GPT(**case.options).init(aa.Philox(0)))
         (tmp_path / "aside" / "config.json").rename(tmp_path / "config.json")
-        kind, options = Gpt, case.given("starts", "lengths")
+        kind, options = GPT, case.given("starts", "lengths")
     model, params = kind.from_pretrained(tmp_path)
     exists = case.arrays["exists"][..., None] if not bert else 1
     for n, state in enumerate(model.states(params, case.arrays["tokens"], **options)):
@@ -110,7 +110,7 @@ def test_checkpoints_of_transformers_give_its_states(case: Frozen, tmp_path: Pat
 
 
 def test_tensors_in_parts(tmp_path: Path) -> None:
-    assert_trees_close(Bert.from_pretrained(shard(saved(tmp_path)))[1], PARAMS, 0)
+    assert_trees_close(BERT.from_pretrained(shard(saved(tmp_path)))[1], PARAMS, 0)
 
 
 def older_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -129,8 +129,8 @@ def with_copies(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("change", [older_names, with_copies])
 def test_harmless_differences_are_understood(change: Any, tmp_path: Path) -> None:
-    model, params = Bert.from_pretrained(rewrite(saved(tmp_path), change))
-    assert model == BERT
+    model, params = BERT.from_pretrained(rewrite(saved(tmp_path), change))
+    assert model == SMALL_BERT
     assert_trees_close(params, PARAMS, 0)
 
 
@@ -143,7 +143,7 @@ def test_harmless_differences_of_gpt2(tmp_path: Path) -> None:
         buffers = {"h.0.attn.bias": np.ones((1, 1, 8, 8), bool), "h.1.attn.masked_bias": np.full((), -1e4)}
         return {**plain, **buffers, "lm_head.weight": plain["wte.weight"]}
 
-    again, loaded = Gpt.from_pretrained(rewrite(saved(tmp_path, model, params), change))
+    again, loaded = GPT.from_pretrained(rewrite(saved(tmp_path, model, params), change))
     assert again == model
     assert_trees_close(loaded, params, 0)
 
@@ -159,30 +159,30 @@ EXTRA = {
 
 def test_what_is_not_needed_can_be_ignored(tmp_path: Path) -> None:
     rewrite(saved(tmp_path), lambda tensors: {**tensors, **{name: np.ones(shape) for name, shape in EXTRA.items()}})
-    with pytest.raises(ValueError, match=r"\(and 4 more\) is none that Bert knows. If it is not needed") as caught:
-        Bert.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"\(and 4 more\) is none that BERT knows. If it is not needed") as caught:
+        BERT.from_pretrained(tmp_path)
     ignore = ast.literal_eval(str(caught.value).rpartition("ignore=")[2].removesuffix("."))
     assert sorted(ignore) == ["bert.extra.", "bert.pooler.gate", "classifier.", "top"]
-    assert_trees_close(Bert.from_pretrained(tmp_path, ignore=ignore)[1], PARAMS, 0)
+    assert_trees_close(BERT.from_pretrained(tmp_path, ignore=ignore)[1], PARAMS, 0)
     with pytest.raises(ValueError, match=r"\(and 1 more\) is none .*: ignore=\('classifier.',\)"):
-        Bert.from_pretrained(tmp_path, ignore=[name for name in ignore if name != "classifier."])
+        BERT.from_pretrained(tmp_path, ignore=[name for name in ignore if name != "classifier."])
 
 
 def test_what_is_ignored_is_as_if_it_were_not_there(tmp_path: Path) -> None:
     other = {"cls.predictions.decoder.weight": np.ones((11, 6), np.float32)}
     reconfigure(rewrite(saved(tmp_path), lambda tensors: {**tensors, **other}), tie_word_embeddings=False)
     with pytest.raises(ValueError, match=r"tie_word_embeddings = False.* ignore=\(\"cls.\",\)"):
-        Bert.from_pretrained(tmp_path)
-    model, params = Bert.from_pretrained(tmp_path, ignore="cls.")
-    assert model == dataclasses.replace(BERT, mask_head=False)
+        BERT.from_pretrained(tmp_path)
+    model, params = BERT.from_pretrained(tmp_path, ignore="cls.")
+    assert model == dataclasses.replace(SMALL_BERT, mask_head=False)
     assert_trees_close(params, {name: leaf for name, leaf in PARAMS.items() if name != "mask_head"}, 0)
-    model, _ = Bert.from_pretrained(tmp_path, ignore=("cls.", "bert.pooler."))
-    assert model == dataclasses.replace(BERT, mask_head=False, pooler=False)
+    model, _ = BERT.from_pretrained(tmp_path, ignore=("cls.", "bert.pooler."))
+    assert model == dataclasses.replace(SMALL_BERT, mask_head=False, pooler=False)
     reconfigure(tmp_path, tie_word_embeddings=True)
     with pytest.raises(ValueError, match=r"holds other numbers .* ignore=\('cls.',\)"):
-        Bert.from_pretrained(tmp_path)
+        BERT.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"lacks the tensor `bert.embeddings.word_embeddings.weight`"):
-        Bert.from_pretrained(tmp_path, ignore=("bert.embeddings.",))
+        BERT.from_pretrained(tmp_path, ignore=("bert.embeddings.",))
 
 
 HARMLESS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -217,7 +217,7 @@ def test_what_does_not_matter_in_a_configuration(
 def test_linear_scaling_divides_positions(tmp_path: Path) -> None:
     model = MODELS["LLaMA, longer"]
     params = model.init(aa.Philox(1), "float64")
-    again, loaded = Gpt.from_pretrained(saved(tmp_path, model, params))
+    again, loaded = GPT.from_pretrained(saved(tmp_path, model, params))
     tokens = np.random.default_rng(0).integers(11, size=(2, 9))
     assert_close(again(loaded, tokens), model(params, tokens), 0)
     plain = dataclasses.replace(model, rotary=aa.Rotary())
@@ -247,7 +247,7 @@ OPTIONS: dict[str, list[Any]] = {
 
 @pytest.mark.parametrize("base", [MODELS["GPT-2"], MODELS["LLaMA"]], ids=["GPT-2", "LLaMA"])
 @given(st.data())
-def test_a_model_is_refused_or_comes_back(base: Gpt, data: Any) -> None:
+def test_a_model_is_refused_or_comes_back(base: GPT, data: Any) -> None:
     names = data.draw(st.lists(st.sampled_from(list(OPTIONS)), max_size=3, unique=True))
     changes = {name: data.draw(st.sampled_from(OPTIONS[name])) for name in names}
     try:
@@ -262,7 +262,7 @@ def test_a_model_is_refused_or_comes_back(base: Gpt, data: Any) -> None:
             assert list(Path(folder).iterdir()) == []
             assert set(names) & {"positions", "rotary", "norm", "gated", "bias", "kv_heads", "dim", "heads"}
             return
-        again, loaded = Gpt.from_pretrained(folder)
+        again, loaded = GPT.from_pretrained(folder)
     tokens = np.arange(7)[None]
     assert_close(again(loaded, tokens), model(params, tokens), 0)
     assert (again.dropout, again.std) == (model.dropout, model.std)

@@ -15,8 +15,8 @@ import pytest
 import attnarray as aa
 from attnarray import tree
 from attnarray.checkpoints import Unsupported, load_pretrained, save_pretrained
-from attnarray.models import Bert, Gpt
-from tests.support.published import BERT, PARAMS, fails, reconfigure, rewrite, saved, shard
+from attnarray.models import BERT, GPT
+from tests.support.published import PARAMS, SMALL_BERT, fails, reconfigure, rewrite, saved, shard
 
 QUERY = "bert.encoder.layer.1.attention.self.query.weight"
 
@@ -43,41 +43,41 @@ WRONG_TENSORS: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize(("change", "expected"), WRONG_TENSORS.values(), ids=list(WRONG_TENSORS))
 def test_wrong_tensors_are_named(change: Any, expected: str, tmp_path: Path) -> None:
-    fails(ValueError, expected, lambda: Bert.from_pretrained(rewrite(saved(tmp_path), change)))
+    fails(ValueError, expected, lambda: BERT.from_pretrained(rewrite(saved(tmp_path), change)))
 
 
 WRONG_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
-    "another model": ({"model_type": "roberta"}, "is of a model of type 'roberta', but Bert reads 'bert'."),
+    "another model": ({"model_type": "roberta"}, "is of a model of type 'roberta', but BERT reads 'bert'."),
     "positions": ({"position_embedding_type": "relative_key"}, "position_embedding_type = 'relative_key', but only"),
     "decoder": ({"is_decoder": True}, "asks for is_decoder = True, but only False is supported."),
     "activation": ({"hidden_act": "mish"}, "asks for hidden_act = 'mish', but only 'gelu', 'gelu_new'"),
     "missing": ({"hidden_size": "absent"}, "lacks 'hidden_size', from which the shape of the model follows."),
     "untied": ({"tie_word_embeddings": False}, "asks for tie_word_embeddings = False"),
     "quantised": ({"quantization_config": {"bits": 4}}, "asks for quantization_config = {'bits': 4}"),
-    "heads": ({"num_attention_heads": 4}, "describes no Bert: `heads` (4) must divide `dim` (6)"),
-    "a text": ({"num_hidden_layers": "two"}, "describes no Bert: `num_hidden_layers` is 'two', expected an integer"),
+    "heads": ({"num_attention_heads": 4}, "describes no BERT: `heads` (4) must divide `dim` (6)"),
+    "a text": ({"num_hidden_layers": "two"}, "describes no BERT: `num_hidden_layers` is 'two', expected an integer"),
     "another size": ({"vocab_size": 12}, "has shape (11, 6), expected (12, 6) for `params.token.weight`."),
     "fewer layers": ({"num_hidden_layers": 1}, "`bert.encoder.layer.1.attention.output.LayerNorm.bias` in"),
     "a million layers": ({"num_hidden_layers": 10**6}, "asks for num_hidden_layers = 1000000, but the weights are 44"),
-    "no layers": ({"num_hidden_layers": 0}, "describes no Bert: `num_hidden_layers` is 0, expected an integer >= 1"),
+    "no layers": ({"num_hidden_layers": 0}, "describes no BERT: `num_hidden_layers` is 0, expected an integer >= 1"),
     "half a layer": ({"num_hidden_layers": 1.5}, "`num_hidden_layers` is 1.5, expected an integer >= 1"),
     "a true size": ({"type_vocab_size": True}, "`type_vocab_size` is True, expected an integer >= 1"),
     "a list of heads": ({"num_attention_heads": [2]}, "`num_attention_heads` is [2], expected an integer >= 1"),
     "no heads": ({"num_attention_heads": 0}, "`num_attention_heads` is 0, expected an integer >= 1"),
     "more than any": ({"vocab_size": 10**30}, "expected an integer from 1 to 2147483647: a size of the model."),
-    "another architecture": ({"architectures": ["RobertaModel"]}, "is of the architecture 'RobertaModel', but Bert"),
+    "another architecture": ({"architectures": ["RobertaModel"]}, "is of the architecture 'RobertaModel', but BERT"),
     "and no type": ({"architectures": ["RobertaModel"], "model_type": "absent"}, "is of the architecture 'Roberta"),
     "two of them": ({"architectures": ["BertModel", "XLMRobertaModel"]}, "is of the architecture 'XLMRobertaModel'"),
     "a decoder": ({"architectures": ["BertLMHeadModel"]}, "is of the architecture 'BertLMHeadModel'"),
     "a text of them": ({"architectures": "BertModel"}, "has architectures = 'BertModel', expected a list of names."),
     "a list of lists": ({"architectures": [["BertModel"]]}, "has architectures = [['BertModel']], expected a list"),
-    "a list of types": ({"model_type": ["bert"]}, "is of a model of type ['bert'], but Bert reads 'bert'."),
+    "a list of types": ({"model_type": ["bert"]}, "is of a model of type ['bert'], but BERT reads 'bert'."),
     "a list of functions": ({"hidden_act": ["gelu"]}, "asks for hidden_act = ['gelu'], but only 'gelu', 'gelu_new'"),
     "no function": ({"hidden_act": None}, "asks for hidden_act = None, but only 'gelu', 'gelu_new'"),
-    "eps": ({"layer_norm_eps": float("nan")}, "describes no Bert: `layer_norm_eps` is nan, expected a finite number"),
+    "eps": ({"layer_norm_eps": float("nan")}, "describes no BERT: `layer_norm_eps` is nan, expected a finite number"),
     "a huge eps": ({"layer_norm_eps": 1e39}, "`layer_norm_eps` is 1e+39, expected a number of a size from"),
     "a tiny eps": ({"layer_norm_eps": 1e-300}, "`layer_norm_eps` is 1e-300, expected a number of a size from"),
-    "no eps": ({"layer_norm_eps": 0}, "describes no Bert: `layer_norm_eps` is 0, expected a finite number above 0."),
+    "no eps": ({"layer_norm_eps": 0}, "describes no BERT: `layer_norm_eps` is 0, expected a finite number above 0."),
     "dropout": ({"hidden_dropout_prob": "0.1"}, "`hidden_dropout_prob` is '0.1', expected a probability from 0 to 1."),
     "std": ({"initializer_range": float("inf")}, "`initializer_range` is inf, expected a finite number >= 0."),
     "compressed": ({"compression_config": {}}, "asks for compression_config = {}, but only None is supported."),
@@ -88,15 +88,15 @@ WRONG_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("changes", "expected"), WRONG_CONFIGS.values(), ids=list(WRONG_CONFIGS))
 def test_configurations_that_are_not_supported(changes: dict[str, Any], expected: str, tmp_path: Path) -> None:
-    fails(ValueError, expected, lambda: Bert.from_pretrained(reconfigure(saved(tmp_path), **changes)))
+    fails(ValueError, expected, lambda: BERT.from_pretrained(reconfigure(saved(tmp_path), **changes)))
 
 
 GPT2, LLAMA = (
-    Gpt(11, 8, 6, 1, 2),
-    Gpt(11, 8, 8, 1, 4, 12, positions="rotary", norm="rms", activation="silu", gated=True, bias=False, tied=False),
+    GPT(11, 8, 6, 1, 2),
+    GPT(11, 8, 8, 1, 4, 12, positions="rotary", norm="rms", activation="silu", gated=True, bias=False, tied=False),
 )
-WRONG_GPTS: dict[str, tuple[Gpt, dict[str, Any], str]] = {
-    "another model": (GPT2, {"model_type": "opt"}, "is of a model of type 'opt', but Gpt reads 'gpt2' and 'llama'."),
+WRONG_GPTS: dict[str, tuple[GPT, dict[str, Any], str]] = {
+    "another model": (GPT2, {"model_type": "opt"}, "is of a model of type 'opt', but GPT reads 'gpt2' and 'llama'."),
     "scale": (GPT2, {"scale_attn_weights": False}, "asks for scale_attn_weights = False, but only True is supported."),
     "no sizes": (GPT2, {"n_embd": "absent", "n_head": None}, "lacks 'n_embd', 'n_head', from which the shape"),
     "another width": (GPT2, {"n_inner": 5}, "`transformer.h.0.mlp.c_fc.weight` in"),
@@ -107,7 +107,7 @@ WRONG_GPTS: dict[str, tuple[Gpt, dict[str, Any], str]] = {
     "no heads": (
         LLAMA,
         {"num_attention_heads": 0},
-        "describes no Gpt: `num_attention_heads` is 0, expected an integer",
+        "describes no GPT: `num_attention_heads` is 0, expected an integer",
     ),
     "odd heads": (
         LLAMA,
@@ -117,7 +117,7 @@ WRONG_GPTS: dict[str, tuple[Gpt, dict[str, Any], str]] = {
     "uneven heads": (
         LLAMA,
         {"num_attention_heads": 3},
-        "describes no Gpt: `heads` (3) must divide `dim` (8)",
+        "describes no GPT: `heads` (3) must divide `dim` (8)",
     ),
     "key heads": (LLAMA, {"num_key_value_heads": 3}, "`kv_heads` (3) must divide `heads` (4)."),
     "no key heads": (LLAMA, {"num_key_value_heads": 0}, "`num_key_value_heads` is 0, expected an integer >= 1"),
@@ -127,7 +127,7 @@ WRONG_GPTS: dict[str, tuple[Gpt, dict[str, Any], str]] = {
         "asks for num_hidden_layers = 1000000, but the weights are 12 tensors",
     ),
     "layers of GPT-2": (GPT2, {"n_layer": 10**6}, "asks for n_layer = 1000000, but the weights are 16 tensors."),
-    "no width": (GPT2, {"n_inner": 0}, "describes no Gpt: `n_inner` is 0, expected an integer >= 1"),
+    "no width": (GPT2, {"n_inner": 0}, "describes no GPT: `n_inner` is 0, expected an integer >= 1"),
     "scales": (GPT2, {"scale_attn_by_inverse_layer_idx": True}, "asks for scale_attn_by_inverse_layer_idx = True, but"),
     "window": (LLAMA, {"sliding_window": 4}, "asks for sliding_window = 4, but only None is supported."),
     "biases of maps": (LLAMA, {"mlp_bias": True}, "asks for mlp_bias = True, but only False is supported."),
@@ -136,7 +136,7 @@ WRONG_GPTS: dict[str, tuple[Gpt, dict[str, Any], str]] = {
         {"partial_rotary_factor": 0.5},
         "asks for partial_rotary_factor = 0.5, but only None or 1",
     ),
-    "tied": (LLAMA, {"tie_word_embeddings": "no"}, "describes no Gpt: `tie_word_embeddings` is 'no', expected True or"),
+    "tied": (LLAMA, {"tie_word_embeddings": "no"}, "describes no GPT: `tie_word_embeddings` is 'no', expected True or"),
     "architecture": (
         LLAMA,
         {"architectures": ["MistralForCausalLM"]},
@@ -173,7 +173,7 @@ ROTATIONS: dict[str, tuple[dict[str, Any], str]] = {
         {"rope_scaling": {"rope_type": "yarn", "factor": 2}},
         "'yarn', but only 'default' and 'linear' are supported.",
     ),
-    "no factor": ({"rope_scaling": {"type": "linear"}}, "describes no Gpt: `factor` is None, expected a finite number"),
+    "no factor": ({"rope_scaling": {"type": "linear"}}, "describes no GPT: `factor` is None, expected a finite number"),
     "a word for a factor": ({"rope_scaling": {"type": "linear", "factor": "2"}}, "`factor` is '2', expected a finite"),
     "a true factor": (
         {"rope_scaling": {"type": "linear", "factor": True}},
@@ -188,26 +188,26 @@ ROTATIONS: dict[str, tuple[dict[str, Any], str]] = {
         "asks for partial_rotary_factor in rope_param",
     ),
     "bases": ({"rope_theta": 50.0}, "says rope_theta twice, 10000.0 and 50.0: it must be the same."),
-    "no base": ({"rope_parameters": None, "rope_theta": 0}, "describes no Gpt: `rope_theta` is 0, expected a finite"),
+    "no base": ({"rope_parameters": None, "rope_theta": 0}, "describes no GPT: `rope_theta` is 0, expected a finite"),
     "a list of bases": ({"rope_parameters": None, "rope_theta": [1]}, "`rope_theta` is [1], expected a finite number"),
 }
 WRONG_GPTS |= {f"rotation: {name}": (LLAMA, *case) for name, case in ROTATIONS.items()}
 
 
 @pytest.mark.parametrize(("model", "changes", "expected"), WRONG_GPTS.values(), ids=list(WRONG_GPTS))
-def test_configurations_of_gpts(model: Gpt, changes: dict[str, Any], expected: str, tmp_path: Path) -> None:
+def test_configurations_of_gpts(model: GPT, changes: dict[str, Any], expected: str, tmp_path: Path) -> None:
     folder = saved(tmp_path, model, model.init(aa.Philox(0)))
-    Gpt.from_pretrained(folder)
-    fails(ValueError, expected, lambda: Gpt.from_pretrained(reconfigure(folder, **changes)))
+    GPT.from_pretrained(folder)
+    fails(ValueError, expected, lambda: GPT.from_pretrained(reconfigure(folder, **changes)))
 
 
 def test_what_is_not_supported_can_be_caught(tmp_path: Path) -> None:
     with pytest.raises(Unsupported):
-        Bert.from_pretrained(reconfigure(saved(tmp_path), is_decoder=True))
+        BERT.from_pretrained(reconfigure(saved(tmp_path), is_decoder=True))
 
 
 def test_missing_files(tmp_path: Path) -> None:
-    load = Bert.from_pretrained
+    load = BERT.from_pretrained
     fails(FileNotFoundError, "`folder` is 'bert-base-uncased', which is no folder on this machine. Nothing is fetched",
           lambda: load("bert-base-uncased"))  # fmt: skip
     fails(FileNotFoundError, f"There is no file `{tmp_path / 'config.json'}`.", lambda: load(tmp_path))
@@ -226,7 +226,7 @@ def test_damaged_files(tmp_path: Path) -> None:
         fails(
             ValueError,
             f"`{weights}` is damaged, cut off or no safetensors file",
-            lambda: Bert.from_pretrained(tmp_path),
+            lambda: BERT.from_pretrained(tmp_path),
         )
     weights.write_bytes(whole)
     for wrong, expected in (
@@ -240,12 +240,12 @@ def test_damaged_files(tmp_path: Path) -> None:
         ('{"vocab_size": ' + "1" * 5000 + "}", "is no JSON ("),
     ):
         config.write_text(wrong)
-        fails(ValueError, f"`{config}` {expected}", lambda: Bert.from_pretrained(tmp_path))
+        fails(ValueError, f"`{config}` {expected}", lambda: BERT.from_pretrained(tmp_path))
     config.write_bytes(b"\xff\xfe")
-    fails(ValueError, f"`{config}` is no JSON", lambda: Bert.from_pretrained(tmp_path))
+    fails(ValueError, f"`{config}` is no JSON", lambda: BERT.from_pretrained(tmp_path))
     config.unlink()
     config.mkdir()
-    fails(FileNotFoundError, f"There is no file `{config}`.", lambda: Bert.from_pretrained(tmp_path))
+    fails(FileNotFoundError, f"There is no file `{config}`.", lambda: BERT.from_pretrained(tmp_path))
 
 
 def test_wrong_indices(tmp_path: Path) -> None:
@@ -254,27 +254,27 @@ def test_wrong_indices(tmp_path: Path) -> None:
     content = json.loads(index.read_text())
     (tmp_path / part).rename(tmp_path / "aside")
     fails(
-        FileNotFoundError, f"lacks {part}, which model.safetensors.index.json", lambda: Bert.from_pretrained(tmp_path)
+        FileNotFoundError, f"lacks {part}, which model.safetensors.index.json", lambda: BERT.from_pretrained(tmp_path)
     )
     index.write_text(json.dumps({"weight_map": {**content["weight_map"], "x": "../other/model.safetensors"}}))
-    fails(ValueError, "names '../other/model.safetensors', expected", lambda: Bert.from_pretrained(tmp_path))
+    fails(ValueError, "names '../other/model.safetensors', expected", lambda: BERT.from_pretrained(tmp_path))
     kept = {name: file for name, file in content["weight_map"].items() if file != part}
     index.write_text(json.dumps({"weight_map": kept}))
-    fails(ValueError, "lacks the tensor `bert.", lambda: Bert.from_pretrained(tmp_path))
+    fails(ValueError, "lacks the tensor `bert.", lambda: BERT.from_pretrained(tmp_path))
     index.write_text(json.dumps({"weight_map": [1]}))
-    fails(ValueError, "has no weight_map of tensors to files", lambda: Bert.from_pretrained(tmp_path))
+    fails(ValueError, "has no weight_map of tensors to files", lambda: BERT.from_pretrained(tmp_path))
 
 
 def test_saving_what_cannot_be_said(tmp_path: Path) -> None:
-    alibi = Gpt(11, 8, 6, 1, 3, positions="alibi")
+    alibi = GPT(11, 8, 6, 1, 3, positions="alibi")
     fails(ValueError, "`model` has positions='alibi', which the config.json of a GPT-2 cannot say, only 'learned'",
           lambda: save_pretrained(tmp_path, alibi, alibi.init(aa.Philox(0))))  # fmt: skip
     fails(ValueError, "`params` lacks 'position'", lambda: save_pretrained(tmp_path, GPT2, alibi.init(aa.Philox(0))))
     fails(TypeError, "`model` is 3, for which no published names", lambda: save_pretrained(tmp_path, 3, {}))
-    said = "expected a Bert or a Gpt. The order is kind, folder."
-    fails(TypeError, said, lambda: load_pretrained(tmp_path, Gpt))
-    fails(TypeError, "`model` is the class Gpt, expected a model that was made: Gpt(...).",
-          lambda: save_pretrained(tmp_path, Gpt, {}))  # fmt: skip
+    said = "expected a BERT or a GPT. The order is kind, folder."
+    fails(TypeError, said, lambda: load_pretrained(tmp_path, GPT))
+    fails(TypeError, "`model` is the class GPT, expected a model that was made: GPT(...).",
+          lambda: save_pretrained(tmp_path, GPT, {}))  # fmt: skip
     params = GPT2.init(aa.Philox(0))
     mixed = {**params, "norm": tree.map(lambda leaf: leaf.astype(np.float64), params["norm"])}
     fails(
@@ -304,7 +304,7 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        save_pretrained(tmp_path, BERT, BERT.init(aa.Philox(9)))
+        save_pretrained(tmp_path, SMALL_BERT, SMALL_BERT.init(aa.Philox(9)))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -312,7 +312,7 @@ def test_without_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     saved(tmp_path)
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
     expected = "Checkpoints need the package `safetensors`, which cannot be imported"
-    for call in (lambda: Bert.from_pretrained(tmp_path), lambda: save_pretrained(tmp_path / "new", BERT, PARAMS)):
+    for call in (lambda: BERT.from_pretrained(tmp_path), lambda: save_pretrained(tmp_path / "new", SMALL_BERT, PARAMS)):
         fails(ModuleNotFoundError, expected, call)
         fails(ModuleNotFoundError, "Install it: pip install 'attnarray[checkpoints]'.", call)
     assert not (tmp_path / "new").exists()

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 import attnarray as aa
 from attnarray import optim, tree
 from attnarray.checkpoints import load_state, save_state
-from attnarray.models import Bert
+from attnarray.models import BERT
 from tests.support.libraries import Library
 from tests.support.published import fails, safetensors_numpy
 
-MODEL = Bert(13, 8, 8, 2, 2, dropout=0.1, attention_dropout=0.1)
+MODEL = BERT(13, 8, 8, 2, 2, dropout=0.1, attention_dropout=0.1)
 TOKENS = np.random.default_rng(0).integers(13, size=(20, 6))
 
 
@@ -126,7 +126,7 @@ def train(state: Any, steps: int) -> Any:
         logits, of_logits = MODEL.mask_logits_fwd(state["params"], result.states)
         loss, of_loss = aa.cross_entropy_fwd(logits, tokens)
         head = MODEL.mask_logits_bwd(aa.cross_entropy_bwd(np.ones_like(loss), of_loss).logits, of_logits)
-        grads = MODEL.bwd(aa.models.BertResult(head.states, None), ctx, head.params).params
+        grads = MODEL.bwd(aa.models.BERTResult(head.states, None), ctx, head.params).params
         params, optimizer = optim.adamw(state["params"], grads, state["optimizer"], lr=1e-2)
         state = {**state, "params": params, "optimizer": optimizer, "step": step}
     return {**state, "data": order.bit_generator.state}

@@ -123,9 +123,9 @@ MODELS = {
     "Encoder, post-norm": layer(models.Encoder(8, 2, 2, pre_norm=False), x=X),
     "Decoder": layer(models.Decoder(8, 2, 2), x=X, memory=Y),
     "Transformer": layer(models.Transformer(11, 9, 6, 8, 1, 2, dropout=0.0), source=TOKENS, target=TARGET),
-    "Gpt": layer(models.Gpt(11, 6, 8, 2, 2), tokens=TOKENS),
-    "Bert": layer(models.Bert(11, 6, 8, 2, 2), tokens=TOKENS),
-    "Bert without a pooler": layer(models.Bert(11, 6, 8, 1, 2, pooler=False, mask_head=False), tokens=TOKENS),
+    "GPT": layer(models.GPT(11, 6, 8, 2, 2), tokens=TOKENS),
+    "BERT": layer(models.BERT(11, 6, 8, 2, 2), tokens=TOKENS),
+    "BERT without a pooler": layer(models.BERT(11, 6, 8, 1, 2, pooler=False, mask_head=False), tokens=TOKENS),
     "TransformerXL": layer(models.TransformerXL(11, 3, 8, 2, 2, dropout=0.0), tokens=TOKENS),
     "TransformerXL, pre-norm": layer(models.TransformerXL(11, 6, 8, 2, 2, pre_norm=True, dropout=0.0), tokens=TOKENS),
     "Seq2Seq": layer(models.Seq2Seq(11, 9, 4, 6, BAHDANAU), source=TOKENS, target=TARGET),
@@ -251,11 +251,11 @@ def test_the_error_stands_where_an_output_is_changed() -> None:
 
 
 def test_other_ways_to_results_of_models_and_layers() -> None:
-    gpt, bert = models.Gpt(11, 6, 8, 2, 2), models.Bert(11, 6, 8, 2, 2)
+    gpt, bert = models.GPT(11, 6, 8, 2, 2), models.BERT(11, 6, 8, 2, 2)
     params, of_bert = gpt.init(aa.Philox(0)), bert.init(aa.Philox(0))
     found: dict[str, Callable[[], Any]] = {
         "states": lambda: gpt.states(params, TOKENS),
-        "states of Bert": lambda: bert.states(of_bert, TOKENS),
+        "states of BERT": lambda: bert.states(of_bert, TOKENS),
         "mask_logits": lambda: bert.mask_logits(of_bert, X.astype(np.float32)),
         "step": lambda: gpt.step(params, TOKENS[:, :2], gpt.cache(2))[0],
         "generate": lambda: models.generate(gpt, params, TOKENS[:, :3], 2),

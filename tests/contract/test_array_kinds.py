@@ -87,7 +87,7 @@ def test_arrays_with_rules_of_their_own_are_refused_as_arguments(cases: list[Cas
 
 
 X, WEIGHT, INTEGERS = RNG.standard_normal((2, 5, 4)), RNG.standard_normal((3, 4)), np.array([1, 2])
-LINEAR, GPT = layers.Linear(4, 3), models.Gpt(11, 8, 8, 1, 2)
+LINEAR, SMALL_GPT = layers.Linear(4, 3), models.GPT(11, 8, 8, 1, 2)
 PARAMS = LINEAR.init(aa.Philox(0), "float64")
 ADAM = optim.adamw_init({"weight": WEIGHT})
 ELSEWHERE: dict[str, Callable[[Callable[[Any], Any]], Any]] = {
@@ -112,8 +112,8 @@ ELSEWHERE: dict[str, Callable[[Callable[[Any], Any]], Any]] = {
     "a layer": lambda new: LINEAR(PARAMS, new(X)),
     "its parameters": lambda new: LINEAR({**PARAMS, "bias": new(np.zeros(3))}, X),
     "its gradient": lambda new: LINEAR.bwd(new(np.ones((2, 5, 3))), LINEAR.fwd(PARAMS, X)[1]),
-    "a model": lambda new: GPT(GPT.init(aa.Philox(0)), new(INTEGERS[None, :])),
-    "generate": lambda new: models.generate(GPT, GPT.init(aa.Philox(0)), new(INTEGERS[None, :]), 2),
+    "a model": lambda new: SMALL_GPT(SMALL_GPT.init(aa.Philox(0)), new(INTEGERS[None, :])),
+    "generate": lambda new: models.generate(SMALL_GPT, SMALL_GPT.init(aa.Philox(0)), new(INTEGERS[None, :]), 2),
 }
 
 

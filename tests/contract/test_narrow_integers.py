@@ -17,10 +17,10 @@ DTYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "uint64")
 RNG = np.random.default_rng(0)
 Cast = Callable[[Any], Any]
 
-GPT = models.Gpt(vocabulary=2000, longest=140, dim=8, layers=1, heads=2)
-ROTARY = models.Gpt(vocabulary=2000, longest=140, dim=8, layers=1, heads=2, positions="rotary", norm="rms")
-PARAMS, TURNED = (tree.map(lambda leaf: leaf * 6, model.init(aa.Philox(1))) for model in (GPT, ROTARY))
-BERT = models.Bert(vocabulary=60, longest=140, dim=8, layers=1, heads=2, hidden_dim=8)
+SMALL_GPT = models.GPT(vocabulary=2000, longest=140, dim=8, layers=1, heads=2)
+ROTARY = models.GPT(vocabulary=2000, longest=140, dim=8, layers=1, heads=2, positions="rotary", norm="rms")
+PARAMS, TURNED = (tree.map(lambda leaf: leaf * 6, model.init(aa.Philox(1))) for model in (SMALL_GPT, ROTARY))
+SMALL_BERT = models.BERT(vocabulary=60, longest=140, dim=8, layers=1, heads=2, hidden_dim=8)
 XL = models.TransformerXL(100, memory=6, dim=8, layers=1, heads=2, dropout=0.0)
 SEQ2SEQ = models.Seq2Seq(
     100, 2000, dim=4, hidden_dim=8, attention=aa.layers.BahdanauAttention(query_dim=8, key_dim=8, hidden_dim=6)
@@ -36,14 +36,14 @@ def attend(**options: Any) -> Any:
 
 
 def grow(model: Any, **options: Any) -> Callable[[Cast], Any]:
-    params = model.init(aa.Philox(1)) if model not in (GPT, ROTARY) else PARAMS if model is GPT else TURNED
+    params = model.init(aa.Philox(1)) if model not in (SMALL_GPT, ROTARY) else PARAMS if model is SMALL_GPT else TURNED
     return lambda cast: models.generate(model, params, cast(TEXT[:, :4]), 5, **options)
 
 
 def step_in_cache(cast: Cast) -> Any:
-    cache = GPT.cache(2, 130, starts=cast([3, 100]))
-    _, cache = GPT.step(PARAMS, cast(TEXT[:, :125]), cache, last=True)
-    return GPT.step(PARAMS, cast(TEXT[:, :1]), cache.rows(cast([1, 0])))[0]
+    cache = SMALL_GPT.cache(2, 130, starts=cast([3, 100]))
+    _, cache = SMALL_GPT.step(PARAMS, cast(TEXT[:, :125]), cache, last=True)
+    return SMALL_GPT.step(PARAMS, cast(TEXT[:, :1]), cache.rows(cast([1, 0])))[0]
 
 
 def greedy(model: Any) -> Callable[[Cast], Any]:
@@ -79,18 +79,18 @@ CALLS: dict[str, Callable[[Cast], Any]] = {
     "multi_head_attention": lambda c: aa.layers.MultiHeadAttention(dim=4, heads=2, rotary=aa.Rotary())(
         aa.layers.MultiHeadAttention(dim=4, heads=2).init(aa.Philox(0), "float64"), Q[0], q_offset=c([127, 0])
     ),
-    "lengths of a GPT": lambda c: GPT(PARAMS, c(TEXT), lengths=c([127, 3])),
-    "starts of a GPT": lambda c: GPT(PARAMS, c(TEXT), starts=c([127, 3])),
+    "lengths of a GPT": lambda c: SMALL_GPT(PARAMS, c(TEXT), lengths=c([127, 3])),
+    "starts of a GPT": lambda c: SMALL_GPT(PARAMS, c(TEXT), starts=c([127, 3])),
     "starts of a rotary GPT": lambda c: ROTARY(TURNED, c(TEXT), starts=c([127, 3])),
     "cache": step_in_cache,
-    "BERT": lambda c: BERT(BERT.init(aa.Philox(0)), c(TEXT % 60), c(TEXT % 2), lengths=c([127, 3])).states,
+    "BERT": lambda c: SMALL_BERT(SMALL_BERT.init(aa.Philox(0)), c(TEXT % 60), c(TEXT % 2), lengths=c([127, 3])).states,
     "Transformer-XL": lambda c: XL(XL.init(aa.Philox(0)), c(TEXT[:, :9])).logits,
-    "greedy": grow(GPT, lengths=[4, 2]),
-    "greedy by narrow lengths": lambda c: models.generate(GPT, PARAMS, TEXT[:, :4], 5, lengths=c([4, 2])),
+    "greedy": grow(SMALL_GPT, lengths=[4, 2]),
+    "greedy by narrow lengths": lambda c: models.generate(SMALL_GPT, PARAMS, TEXT[:, :4], 5, lengths=c([4, 2])),
     "sample": grow(ROTARY, method="sample", rng=3, lengths=[4, 2]),
-    "beam": grow(GPT, method="beam", beams=3, end=7),
-    "beam as in transformers": grow(GPT, method="beam", beams=3, end=7, early_stopping=False),
-    "stream": lambda c: list(models.stream(GPT, PARAMS, c(TEXT[:, :4]), 4)),
+    "beam": grow(SMALL_GPT, method="beam", beams=3, end=7),
+    "beam as in transformers": grow(SMALL_GPT, method="beam", beams=3, end=7, early_stopping=False),
+    "stream": lambda c: list(models.stream(SMALL_GPT, PARAMS, c(TEXT[:, :4]), 4)),
     "Seq2Seq": greedy(SEQ2SEQ),
     "Transformer": greedy(TRANSFORMER),
 }
@@ -124,8 +124,8 @@ def test_narrow_integers_on_every_library(library: Library, dtype: str) -> None:
     loops = aa.to_numpy(aa.add_self_loops(cast([[0], [1]]), 300))
     np.testing.assert_array_equal(loops, aa.add_self_loops(np.array([[0], [1]]), 300))
     params = library.moved(PARAMS)
-    found = models.generate(GPT, params, cast(TEXT[:, :4]), 5, lengths=cast([4, 2]))
-    np.testing.assert_array_equal(aa.to_numpy(found), models.generate(GPT, PARAMS, TEXT[:, :4], 5, lengths=[4, 2]))
+    found = models.generate(SMALL_GPT, params, cast(TEXT[:, :4]), 5, lengths=cast([4, 2]))
+    np.testing.assert_array_equal(aa.to_numpy(found), models.generate(SMALL_GPT, PARAMS, TEXT[:, :4], 5, lengths=[4, 2]))
 
 
 SIZES: dict[str, Callable[[Any], Any]] = {
@@ -140,13 +140,13 @@ SIZES: dict[str, Callable[[Any], Any]] = {
     "MultiHeadAttention": lambda n: aa.layers.MultiHeadAttention(n(128), n(64), key_dim=n(4)).init(aa.Philox(0))[
         "query"
     ],
-    "Gpt": lambda n: models.Gpt(n(50), n(20), dim=n(128), layers=n(1), heads=n(2)).init(aa.Philox(0)),
+    "GPT": lambda n: models.GPT(n(50), n(20), dim=n(128), layers=n(1), heads=n(2)).init(aa.Philox(0)),
     "Transformer": lambda n: models.Transformer(n(50), n(50), longest=n(20), dim=n(128), layers=n(1), heads=n(2)).init(
         aa.Philox(0)
     ),
-    "generate": lambda n: models.generate(GPT, PARAMS, TEXT[:, :4], n(6), end=n(7)),
-    "nothing": lambda n: models.generate(GPT, PARAMS, TEXT[:, :4], n(0)),
-    "beam": lambda n: models.generate(GPT, PARAMS, TEXT[:, :4], n(6), method="beam", beams=n(130)),
+    "generate": lambda n: models.generate(SMALL_GPT, PARAMS, TEXT[:, :4], n(6), end=n(7)),
+    "nothing": lambda n: models.generate(SMALL_GPT, PARAMS, TEXT[:, :4], n(0)),
+    "beam": lambda n: models.generate(SMALL_GPT, PARAMS, TEXT[:, :4], n(6), method="beam", beams=n(130)),
     "greedy": lambda n: TRANSFORMER.greedy(TRANSFORMER.init(aa.Philox(2)), TEXT[:, :4], n(1), n(3), end=n(2)),
 }
 
@@ -170,7 +170,7 @@ def test_unsigned_integers_that_no_int64_holds_are_not_taken_for_negative_ones()
     says(ValueError, f"`indices` {expected}", lambda: aa.embedding(rows, LOGITS))
     says(ValueError, f"`kv_lengths` {expected}", lambda: attend(kv_lengths=rows))
     says(ValueError, f"`q_offset` {expected}", lambda: attend(q_offset=rows))
-    says(ValueError, f"`tokens` {expected}", lambda: GPT(PARAMS, rows[None]))
+    says(ValueError, f"`tokens` {expected}", lambda: SMALL_GPT(PARAMS, rows[None]))
     ids = np.array([[LARGE, 1, LARGE, 2, 3]] * 2, np.uint64)  # which are only compared
     same = aa.materialize(aa.Documents(ids, ids), 5, 5)
     assert same[0, 0, 0].tolist() == [True, False, True, False, False]

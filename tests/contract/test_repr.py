@@ -57,8 +57,8 @@ def test_contexts_and_gradients_are_shown_in_a_line(call: Call) -> None:
 
 
 def test_caches_and_states_are_shown_in_a_line() -> None:
-    model = aa.models.Gpt(11, 6, 8, 3, 2)
-    assert repr(model.cache(2)) == "GptCache(blocks=tuple of 6 arrays, starts=None; 2.304 kB)"
+    model = aa.models.GPT(11, 6, 8, 3, 2)
+    assert repr(model.cache(2)) == "GPTCache(blocks=tuple of 6 arrays, starts=None; 2.304 kB)"
     assert (
         repr(model.cache(2).blocks[0])
         == "KVCache(key=float32 (2, 2, 6, 4), value=float32 (2, 2, 6, 4), length=0; 768 bytes)"
@@ -85,13 +85,13 @@ def test_summaries(given: Any, expected: str) -> None:
 def test_what_holds_no_arrays_is_shown_in_full() -> None:
     assert repr(aa.available_backends()[0]).startswith("BackendStatus(name='numpy', available=True, version='")
     assert repr(triple_of(aa.relu)).startswith("Triple(f=<function relu")
-    assert repr(aa.relu_bwd(np.ones(2), aa.relu_fwd(np.ones(2))[1])) == "ReluGrads(x=float64 (2,); 16 bytes)"
+    assert repr(aa.relu_bwd(np.ones(2), aa.relu_fwd(np.ones(2))[1])) == "ReLUGrads(x=float64 (2,); 16 bytes)"
 
 
 @pytest.mark.parametrize(
-    "statement", ["import attnarray as aa; Gpt = aa.models.Gpt", "from attnarray.models import Gpt"]
+    "statement", ["import attnarray as aa; GPT = aa.models.GPT", "from attnarray.models import GPT"]
 )
 def test_reprs_are_short_however_it_is_imported(statement: str) -> None:
-    code = f"{statement}\nmodel = Gpt(11, 6, 8, 1, 2)\nprint(model.cache(1))"
+    code = f"{statement}\nmodel = GPT(11, 6, 8, 1, 2)\nprint(model.cache(1))"
     shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    assert shown.startswith("GptCache(blocks=tuple of 2 arrays")
+    assert shown.startswith("GPTCache(blocks=tuple of 2 arrays")

@@ -51,7 +51,7 @@ def gradients(function: Any, dtype: str, **given: Any) -> Any:
 TOKENS = np.tile(np.arange(4), (ROWS, 1))
 SEQUENCES = np.random.default_rng(0).standard_normal((2, 1, 1, 3, 4)).repeat(ROWS, 1)
 SUMMED = {
-    "Bert": (models.Bert(11, 4, 8, 1, 2), {"tokens": TOKENS}, [("position", "weight")]),
+    "BERT": (models.BERT(11, 4, 8, 1, 2), {"tokens": TOKENS}, [("position", "weight")]),
     "PatchClassifier": (
         models.PatchClassifier((4, 6), 2, 3, dim=8, layers=1, heads=2),
         {"images": np.ones((ROWS, 4, 6))},

@@ -129,7 +129,7 @@ def test_n_grams_are_probabilities(language_model: Any) -> None:
 
 def test_a_stopped_training_goes_on(language_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(language_model, "SAVED_EVERY", 2)
-    model = language_model.Gpt(256, 16, 8, 1, 2, dropout=0.1)
+    model = language_model.GPT(256, 16, 8, 1, 2, dropout=0.1)
     given = (model, bytes(range(200)), 5)
     whole = language_model.train(*given, lambda words: None)
     told: list[str] = []

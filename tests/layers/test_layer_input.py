@@ -237,7 +237,7 @@ def contexts(example: Example) -> Any:
 
 
 # What the contexts do not say of the layer that made them.
-UNTOLD = {("Gpt", "tied"), ("TransformerXL", "tied")}
+UNTOLD = {("GPT", "tied"), ("TransformerXL", "tied")}
 
 
 @each_call

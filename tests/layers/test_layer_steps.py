@@ -21,10 +21,10 @@ HEADS_PARAMS, CACHE = HEADS.init(RNG), HEADS.cache(2, 5)
 DECODER = models.Decoder(8, 2, 2)
 DECODER_PARAMS = DECODER.init(RNG)
 DECODER_CACHE = DECODER.cache(DECODER_PARAMS, X, 4)
-GPT, BERT = models.Gpt(11, 8, 8, 2, 2), models.Bert(11, 8, 8, 1, 2)
-GPT_PARAMS, BERT_PARAMS = GPT.init(RNG), BERT.init(RNG)
-RESULT, OF_BERT = BERT.fwd(BERT_PARAMS, TOKENS)
-LOGITS, OF_LOGITS = BERT.mask_logits_fwd(BERT_PARAMS, X)
+SMALL_GPT, SMALL_BERT = models.GPT(11, 8, 8, 2, 2), models.BERT(11, 8, 8, 1, 2)
+GPT_PARAMS, BERT_PARAMS = SMALL_GPT.init(RNG), SMALL_BERT.init(RNG)
+RESULT, OF_BERT = SMALL_BERT.fwd(BERT_PARAMS, TOKENS)
+LOGITS, OF_LOGITS = SMALL_BERT.mask_logits_fwd(BERT_PARAMS, X)
 SEQ2SEQ = models.Seq2Seq(11, 9, 4, 6, layers.BahdanauAttention(6, 6, 5))
 SEQ2SEQ_PARAMS = SEQ2SEQ.init(RNG)
 STATE = SEQ2SEQ.start(SEQ2SEQ_PARAMS, TOKENS)
@@ -51,24 +51,24 @@ WRONG: dict[str, tuple[type[Exception], str, Any]] = {
     "memory option": (ValueError, "`memory_bias` is given, but the block was made with cross=False",
                       lambda: (m := layers.TransformerBlock(8, 2))(m.init(RNG), X, memory_bias=X)),
     "layers of a cache": (ValueError, "`cache` is that of 3 layers, but the model has 2",
-                          lambda: GPT.step(GPT_PARAMS, TOKENS, models.Gpt(11, 8, 8, 3, 2).cache(2))),
+                          lambda: SMALL_GPT.step(GPT_PARAMS, TOKENS, models.GPT(11, 8, 8, 3, 2).cache(2))),
     "model": (TypeError, "`model` is", lambda: models.generate(None, GPT_PARAMS, TOKENS, 2)),
-    "no parameters": (ValueError, "`params` lacks 'token'", lambda: models.generate(GPT, {}, TOKENS, 2)),
-    "parameters, None": (TypeError, "`params` is None, expected a dict", lambda: models.generate(GPT, None, TOKENS, 2)),
-    "states": (ValueError, "`states` has 4 features, but Bert", lambda: BERT.mask_logits(BERT_PARAMS, X[..., :4])),
-    "types": (TypeError, "`types` has dtype float64", lambda: BERT(BERT_PARAMS, TOKENS, TOKENS.astype(float))),
-    "mask, a list": (TypeError, "`attn_mask` has type list", lambda: BERT(BERT_PARAMS, TOKENS, attn_mask=[[1]])),
+    "no parameters": (ValueError, "`params` lacks 'token'", lambda: models.generate(SMALL_GPT, {}, TOKENS, 2)),
+    "parameters, None": (TypeError, "`params` is None, expected a dict", lambda: models.generate(SMALL_GPT, None, TOKENS, 2)),
+    "states": (ValueError, "`states` has 4 features, but BERT", lambda: SMALL_BERT.mask_logits(BERT_PARAMS, X[..., :4])),
+    "types": (TypeError, "`types` has dtype float64", lambda: SMALL_BERT(BERT_PARAMS, TOKENS, TOKENS.astype(float))),
+    "mask, a list": (TypeError, "`attn_mask` has type list", lambda: SMALL_BERT(BERT_PARAMS, TOKENS, attn_mask=[[1]])),
     "mask, floats": (TypeError, "a floating mask is a bias, and this model takes none",
-                     lambda: BERT(BERT_PARAMS, TOKENS, attn_mask=np.zeros((2, 1, 3, 3)))),
-    "head": (TypeError, "`head` is 3, expected the `params` that mask_log", lambda: BERT.bwd(RESULT, OF_BERT, 3)),
-    "head, empty": (TypeError, "`head` is a dict with nothing, expected", lambda: BERT.bwd(RESULT, OF_BERT, {})),
-    "head, all": (TypeError, "`head` is a dict with token, pos", lambda: BERT.bwd(RESULT, OF_BERT, BERT_PARAMS)),
+                     lambda: SMALL_BERT(BERT_PARAMS, TOKENS, attn_mask=np.zeros((2, 1, 3, 3)))),
+    "head": (TypeError, "`head` is 3, expected the `params` that mask_log", lambda: SMALL_BERT.bwd(RESULT, OF_BERT, 3)),
+    "head, empty": (TypeError, "`head` is a dict with nothing, expected", lambda: SMALL_BERT.bwd(RESULT, OF_BERT, {})),
+    "head, all": (TypeError, "`head` is a dict with token, pos", lambda: SMALL_BERT.bwd(RESULT, OF_BERT, BERT_PARAMS)),
     "dout.states": (ValueError, "`dout.states` has shape (1, 3, 8), expected (2, 3, 8)",
-                    lambda: BERT.bwd(models.BertResult(X[:1], None), OF_BERT)),
+                    lambda: SMALL_BERT.bwd(models.BERTResult(X[:1], None), OF_BERT)),
     "dout.pooled": (ValueError, "`dout.pooled` has shape (2, 3, 8), expected (2, 8)",
-                    lambda: BERT.bwd(models.BertResult(None, X), OF_BERT)),
-    "masked logits": (ValueError, "`dlogits` has shape (1, 3", lambda: BERT.mask_logits_bwd(LOGITS[:1], OF_LOGITS)),
-    "masked, swapped": (TypeError, "The order is bwd(dout, ctx).", lambda: BERT.mask_logits_bwd(OF_LOGITS, LOGITS)),
+                    lambda: SMALL_BERT.bwd(models.BERTResult(None, X), OF_BERT)),
+    "masked logits": (ValueError, "`dlogits` has shape (1, 3", lambda: SMALL_BERT.mask_logits_bwd(LOGITS[:1], OF_LOGITS)),
+    "masked, swapped": (TypeError, "The order is bwd(dout, ctx).", lambda: SMALL_BERT.mask_logits_bwd(OF_LOGITS, LOGITS)),
     "start": (ValueError, "`start` is 50, expected an integer from 0 to 8",
               lambda: TRANSFORMER.greedy(TRANSFORMER_PARAMS, TOKENS, 50, 2)),
     "end": (ValueError, "`end` is 99, expected an integer from 0 to 8",

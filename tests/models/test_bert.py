@@ -10,7 +10,7 @@ import pytest
 
 import attnarray as aa
 from attnarray import tree
-from attnarray.models import Bert, BertResult
+from attnarray.models import BERT, BERTResult
 from attnarray.models.bert.published import bert_fields, bert_names
 from tests.support.frozen import Frozen, frozen
 from tests.support.libraries import Library, assert_close, assert_trees_close
@@ -22,7 +22,7 @@ REFERENCES = frozen("bert.npz")
 each_reference = pytest.mark.parametrize("reference", REFERENCES.values(), ids=list(REFERENCES))
 each_dtype = pytest.mark.parametrize("dtype", list(ROUNDING))
 
-SMALL = Bert(vocabulary=7, longest=5, dim=6, layers=2, heads=2, hidden_dim=5, eps=1e-3)
+SMALL = BERT(vocabulary=7, longest=5, dim=6, layers=2, heads=2, hidden_dim=5, eps=1e-3)
 RNG = np.random.default_rng(0)
 TOKENS, TYPES = RNG.integers(7, size=(3, 4)), RNG.integers(2, size=(3, 4))
 
@@ -35,12 +35,12 @@ def moved(params: Any) -> Any:
 PARAMS = moved(SMALL.init(aa.Philox(1), "float64"))
 
 
-def model_of(reference: Frozen) -> Bert:
+def model_of(reference: Frozen) -> BERT:
     names = reference.below("param_")
-    return Bert(**{**bert_fields(reference.options["config"], names), "dropout": 0.0, "attention_dropout": 0.0})
+    return BERT(**{**bert_fields(reference.options["config"], names), "dropout": 0.0, "attention_dropout": 0.0})
 
 
-def tree_of(model: Bert, arrays: dict[str, np.ndarray]) -> Any:
+def tree_of(model: BERT, arrays: dict[str, np.ndarray]) -> Any:
     """The tree of the model out of arrays under their names in transformers; what is not among them is None."""
     names, found = bert_names(model), {}
     plain = {names.plain(name): array for name, array in arrays.items()}
@@ -52,7 +52,7 @@ def tree_of(model: Bert, arrays: dict[str, np.ndarray]) -> Any:
     return found
 
 
-def run(reference: Frozen, dtype: str = "float64", **changes: Any) -> tuple[Bert, Any, BertResult, Any]:
+def run(reference: Frozen, dtype: str = "float64", **changes: Any) -> tuple[BERT, Any, BERTResult, Any]:
     model = dataclasses.replace(model_of(reference), **changes)
     arrays = reference.arrays
     params = tree_of(model, reference.in_dtype(dtype).below("param_"))
@@ -65,7 +65,7 @@ def gradients(reference: Frozen, dtype: str = "float64", **changes: Any) -> tupl
     model, params, result, ctx = run(reference, dtype, **changes)
     arrays = reference.in_dtype(dtype).arrays
     if "dstates" in arrays:
-        return None, model.bwd(BertResult(arrays["dstates"], arrays["dpooled"]), ctx).params
+        return None, model.bwd(BERTResult(arrays["dstates"], arrays["dpooled"]), ctx).params
     logits, of_logits = model.mask_logits_fwd(params, result.states)
     loss, of_loss = aa.cross_entropy_fwd(logits, arrays["labels"])
     head = model.mask_logits_bwd(aa.cross_entropy_bwd(np.ones_like(loss), of_loss).logits, of_logits)
@@ -76,7 +76,7 @@ def gradients(reference: Frozen, dtype: str = "float64", **changes: Any) -> tupl
         next_loss, of_next = aa.cross_entropy_fwd(scores, arrays["next"])
         dpooled = aa.linear_bwd(aa.cross_entropy_bwd(np.ones_like(loss), of_next).logits, of_scores).x
         loss = loss + next_loss
-    return loss, model.bwd(BertResult(head.states, dpooled), ctx, head.params).params
+    return loss, model.bwd(BERTResult(head.states, dpooled), ctx, head.params).params
 
 
 @each_reference
@@ -123,7 +123,7 @@ def test_lengths_say_the_same_as_a_mask(reference: Frozen) -> None:
 class Masked:
     """A model with the logits of all tokens beside what it gives, in the form that gradcheck takes."""
 
-    def __init__(self, model: Bert) -> None:
+    def __init__(self, model: BERT) -> None:
         self.model = model
 
     def __call__(self, params: Any, **options: Any) -> Any:
@@ -137,11 +137,11 @@ class Masked:
     def bwd(self, dout: Any, ctx: Any) -> Any:
         dstates, dpooled, dlogits = dout
         head = self.model.mask_logits_bwd(dlogits, ctx[1])
-        return self.model.bwd(BertResult(dstates + head.states, dpooled), ctx[0], head.params)
+        return self.model.bwd(BERTResult(dstates + head.states, dpooled), ctx[0], head.params)
 
 
 DROPPING = dataclasses.replace(SMALL, dropout=0.2, attention_dropout=0.3, activation="silu")
-VARIANTS: dict[str, tuple[Bert, dict[str, Any]]] = {
+VARIANTS: dict[str, tuple[BERT, dict[str, Any]]] = {
     "padding": (SMALL, {"lengths": [4, 2, 3]}),
     "mask": (SMALL, {"attn_mask": RNG.random((3, 2, 4, 4)) < 0.6}),
     "dropout": (DROPPING, {"rng": aa.Philox(5), "lengths": [4, 1, 4]}),
@@ -150,7 +150,7 @@ VARIANTS: dict[str, tuple[Bert, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("model", "options"), VARIANTS.values(), ids=list(VARIANTS))
-def test_gradients_of_the_whole_model(model: Bert, options: dict[str, Any]) -> None:
+def test_gradients_of_the_whole_model(model: BERT, options: dict[str, Any]) -> None:
     report = aa.gradcheck(Masked(model), PARAMS, **options, max_elements=5)
     assert report, str(report)
     assert {check.name for check in report.inputs} == {f"params.{'.'.join(p)}" for p, _ in tree.flatten(PARAMS)}
@@ -160,9 +160,9 @@ STEP = 1e-4
 
 
 def test_gradients_along_random_directions() -> None:
-    model, params = Bert(31, 12, 16, 3, 4), Bert(31, 12, 16, 3, 4).init(aa.Philox(0), "float64")
+    model, params = BERT(31, 12, 16, 3, 4), BERT(31, 12, 16, 3, 4).init(aa.Philox(0), "float64")
     tokens, rng = RNG.integers(31, size=(4, 12)), np.random.default_rng(1)
-    cotangent = BertResult(rng.standard_normal((4, 12, 16)), rng.standard_normal((4, 16)))
+    cotangent = BERTResult(rng.standard_normal((4, 12, 16)), rng.standard_normal((4, 16)))
 
     def loss(moved_params: Any) -> float:
         result = model(moved_params, tokens, lengths=[12, 3, 7, 9])
@@ -179,7 +179,7 @@ def test_gradients_along_random_directions() -> None:
 
 def test_dropout_needs_a_generator_and_inference_none() -> None:
     dropping = dataclasses.replace(SMALL, dropout=0.5, attention_dropout=0.5)
-    says(ValueError, "`rng` is None, but this Bert has", lambda: dropping.fwd(PARAMS, TOKENS))
+    says(ValueError, "`rng` is None, but this BERT has", lambda: dropping.fwd(PARAMS, TOKENS))
     assert_trees_close(dropping(PARAMS, TOKENS), SMALL(PARAMS, TOKENS), 0)
     first, same, other = (dropping(PARAMS, TOKENS, rng=aa.Philox(n)).states for n in (1, 1, 2))
     np.testing.assert_array_equal(first, same)
@@ -202,8 +202,8 @@ def test_padding_changes_nothing_even_where_it_is_nan() -> None:
     assert_close(result.states[:, :2], short.states, 1e-13)
     assert_close(result.pooled, short.pooled, 1e-13)
     dpooled = RNG.standard_normal(short.pooled.shape)
-    grads = SMALL.bwd(BertResult(None, dpooled), SMALL.fwd(PARAMS, tokens, lengths=[2, 2, 2])[1])
-    assert_trees_close(grads, SMALL.bwd(BertResult(None, dpooled), of_short), 1e-12)
+    grads = SMALL.bwd(BERTResult(None, dpooled), SMALL.fwd(PARAMS, tokens, lengths=[2, 2, 2])[1])
+    assert_trees_close(grads, SMALL.bwd(BERTResult(None, dpooled), of_short), 1e-12)
 
 
 def test_models_without_heads() -> None:
@@ -211,10 +211,10 @@ def test_models_without_heads() -> None:
     params = {name: part for name, part in PARAMS.items() if name not in ("pooler", "mask_head")}
     result, ctx = bare.fwd(params, TOKENS)
     assert result.pooled is None
-    grads = bare.bwd(BertResult(np.ones_like(result.states), None), ctx).params
+    grads = bare.bwd(BERTResult(np.ones_like(result.states), None), ctx).params
     assert grads.keys() == params.keys()
     says(ValueError, "`mask_head` is False, so", lambda: bare.mask_logits(params, result.states))
-    says(TypeError, "`dout` is BertResult(states=None, pooled=", lambda: bare.bwd(BertResult(None, X[:, 0]), ctx))
+    says(TypeError, "`dout` is BERTResult(states=None, pooled=", lambda: bare.bwd(BERTResult(None, X[:, 0]), ctx))
     assert bare(params, TOKENS[:, :0]).states.shape == (3, 0, 6)
     assert SMALL(PARAMS, TOKENS[:0]).pooled.shape == (0, 6)
 
@@ -234,12 +234,12 @@ WRONG: dict[str, tuple[type[Exception], Any, str]] = {
     "numbers": (TypeError, lambda: SMALL(PARAMS, TOKENS, attn_mask=TYPES[:, None, None]),
                 "`attn_mask` has dtype int64"),
     "lengths": (ValueError, lambda: SMALL(PARAMS, TOKENS, lengths=[4, 5, 1]), "`lengths` holds 5 at"),
-    "params": (ValueError, lambda: SMALL({**PARAMS, "head": {}}, TOKENS), "`params` has 'head', which Bert does"),
+    "params": (ValueError, lambda: SMALL({**PARAMS, "head": {}}, TOKENS), "`params` has 'head', which BERT does"),
     "dout": (TypeError, lambda: SMALL.bwd(X, SMALL.fwd(PARAMS, TOKENS)[1]),
-             "`dout` is an array of shape (3, 4, 6) and dtype float64, expected BertResult(states, pooled)"),
-    "context": (TypeError, lambda: SMALL.bwd(BertResult(X, None), None), "expected the BertContext"),
-    "sizes": (ValueError, lambda: Bert(7, 0, 6, 2, 2), "`longest` is 0, expected an integer >= 1"),
-    "heads": (ValueError, lambda: Bert(7, 5, 6, 2, 4), "`heads` (4) must divide `dim` (6)"),
+             "`dout` is an array of shape (3, 4, 6) and dtype float64, expected BERTResult(states, pooled)"),
+    "context": (TypeError, lambda: SMALL.bwd(BERTResult(X, None), None), "expected the BERTContext"),
+    "sizes": (ValueError, lambda: BERT(7, 0, 6, 2, 2), "`longest` is 0, expected an integer >= 1"),
+    "heads": (ValueError, lambda: BERT(7, 5, 6, 2, 4), "`heads` (4) must divide `dim` (6)"),
 }  # fmt: skip
 
 
@@ -251,7 +251,7 @@ def test_wrong_input(error: type[Exception], call: Any, expected: str) -> None:
 def test_every_library_agrees_with_numpy(library: Library) -> None:
     lengths = [4, 2, 3]
     result, ctx = SMALL.fwd(PARAMS, TOKENS, TYPES, lengths=lengths)
-    dout = BertResult(RNG.standard_normal(X.shape), RNG.standard_normal((3, 6)))
+    dout = BERTResult(RNG.standard_normal(X.shape), RNG.standard_normal((3, 6)))
     params, tokens, types, moved_dout = library.moved((PARAMS, TOKENS, TYPES, dout))
     theirs, of_theirs = SMALL.fwd(params, tokens, types, lengths=lengths)
     assert_trees_close(theirs, result, 1e-12)
@@ -259,10 +259,10 @@ def test_every_library_agrees_with_numpy(library: Library) -> None:
 
 
 def test_the_shape_of_bert_base() -> None:
-    base = Bert.base(mask_head=False)
+    base = BERT.base(mask_head=False)
     numbers = sum(int(np.prod(shape)) for shape in flat(base.shapes()))
     assert numbers == 109_482_240  # as published for BertModel
-    assert (Bert.large().layers, Bert.base(layers=2).layers, base.dropout) == (24, 2, 0.1)
+    assert (BERT.large().layers, BERT.base(layers=2).layers, base.dropout) == (24, 2, 0.1)
 
 
 def flat(shapes: Any) -> list[tuple[int, ...]]:

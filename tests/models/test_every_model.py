@@ -13,7 +13,7 @@ import pytest
 
 import attnarray as aa
 from attnarray import optim, tree
-from attnarray.models import Bert, BertResult, Gpt, PatchClassifier, Seq2Seq, Transformer, TransformerXL, generate
+from attnarray.models import BERT, GPT, BERTResult, PatchClassifier, Seq2Seq, Transformer, TransformerXL, generate
 from tests.support.messages import says
 
 RNG = np.random.default_rng(5)
@@ -33,10 +33,10 @@ class Example(NamedTuple):
 PAIR = {"source": SOURCE, "target": TARGET}
 BAHDANAU = aa.layers.BahdanauAttention(query_dim=6, key_dim=6, hidden_dim=5)
 EXAMPLES = {
-    "Gpt": Example(Gpt(11, S, 8, 2, 2), {"tokens": SOURCE}, np.roll(SOURCE, 1)),
-    "LLaMA": Example(Gpt(11, S, 8, 2, 4, positions="rotary", norm="rms", activation="silu", gated=True, bias=False,
+    "GPT": Example(GPT(11, S, 8, 2, 2), {"tokens": SOURCE}, np.roll(SOURCE, 1)),
+    "LLaMA": Example(GPT(11, S, 8, 2, 4, positions="rotary", norm="rms", activation="silu", gated=True, bias=False,
                          kv_heads=2, tied=False), {"tokens": SOURCE}, np.roll(SOURCE, 1)),
-    "Bert": Example(Bert(11, S, 8, 2, 2), {"tokens": SOURCE}, np.roll(SOURCE, 1)),
+    "BERT": Example(BERT(11, S, 8, 2, 2), {"tokens": SOURCE}, np.roll(SOURCE, 1)),
     "Transformer": Example(Transformer(11, 9, S, 8, 2, 2, dropout=0.0), PAIR, TARGET),
     "TransformerXL": Example(TransformerXL(11, memory=3, dim=8, layers=2, heads=2, dropout=0.0),
                              {"tokens": SOURCE}, np.roll(SOURCE, 1)),
@@ -49,10 +49,10 @@ each_model = pytest.mark.parametrize("example", EXAMPLES.values(), ids=list(EXAM
 def gradients(model: Any, params: Any, inputs: dict[str, Any], answers: Any) -> Any:
     """Of the mean cross-entropy of the answers."""
     out, ctx = model.fwd(params, *inputs.values())
-    if isinstance(model, Bert):
+    if isinstance(model, BERT):
         logits, of_logits = model.mask_logits_fwd(params, out.states)
         head = model.mask_logits_bwd(dlogits(logits, answers), of_logits)
-        return model.bwd(BertResult(head.states, np.ones_like(out.pooled) / len(answers)), ctx, head.params).params
+        return model.bwd(BERTResult(head.states, np.ones_like(out.pooled) / len(answers)), ctx, head.params).params
     return model.bwd(dlogits(getattr(out, "logits", out), answers), ctx).params
 
 
@@ -79,8 +79,8 @@ def test_a_large_batch_is_the_mean_of_small_ones(example: Example, size: int) ->
 
 
 DEEP = {
-    "Gpt": Gpt(11, 64, 32, 6, 4),
-    "Bert": Bert(11, 64, 32, 6, 4),
+    "GPT": GPT(11, 64, 32, 6, 4),
+    "BERT": BERT(11, 64, 32, 6, 4),
     "Transformer": Transformer(11, 11, 64, 32, 6, 4, dropout=0.0),
     "PatchClassifier": PatchClassifier(16, 2, 11, dim=32, layers=6, heads=4),
 }
@@ -160,22 +160,22 @@ def test_tokens_out_of_range(name: str, which: str) -> None:
 
 
 def test_sequences_longer_than_the_positions() -> None:
-    for name in ("Gpt", "Bert", "Transformer"):
+    for name in ("GPT", "BERT", "Transformer"):
         model, inputs, _ = EXAMPLES[name]
         params = model.init(aa.Philox(0))
         for which in inputs:
             given = {**inputs, which: np.zeros((ROWS, S + 1), np.int64)}.values()
             says(ValueError, f"{S + 1} p", lambda model=model, params=params, given=given: model(params, *given))
-    model = EXAMPLES["Gpt"].model
+    model = EXAMPLES["GPT"].model
     says(ValueError, f"{S + 1} places, but the model has learned {S} positions",
          lambda: generate(model, model.init(aa.Philox(0)), SOURCE[:, :4], S - 2))  # fmt: skip
 
 
 MASKS: dict[str, tuple[str, dict[str, Any], str]] = {
-    "Gpt, mask": ("Gpt", {"attn_mask": np.ones((S, S + 1), bool)}, f"`attn_mask` has shape ({S}, {S + 1}), which does"),
-    "Bert, mask": ("Bert", {"attn_mask": np.ones((2, 1, S, S), bool)}, f"`attn_mask` has shape (2, 1, {S}, {S}), whi"),
-    "Gpt, lengths": ("Gpt", {"lengths": [S] * 3}, "`lengths` has shape (3,), expected (8,): how much there is of each"),
-    "Bert, lengths": ("Bert", {"lengths": [S] * 7 + [S + 1]}, f"`lengths` holds {S + 1} at position (7,), expected 0 "),
+    "GPT, mask": ("GPT", {"attn_mask": np.ones((S, S + 1), bool)}, f"`attn_mask` has shape ({S}, {S + 1}), which does"),
+    "BERT, mask": ("BERT", {"attn_mask": np.ones((2, 1, S, S), bool)}, f"`attn_mask` has shape (2, 1, {S}, {S}), whi"),
+    "GPT, lengths": ("GPT", {"lengths": [S] * 3}, "`lengths` has shape (3,), expected (8,): how much there is of each"),
+    "BERT, lengths": ("BERT", {"lengths": [S] * 7 + [S + 1]}, f"`lengths` holds {S + 1} at position (7,), expected 0 "),
     "Transformer, source": ("Transformer", {"source_lengths": [S] * 3}, "`source_lengths` has shape (3,), expected"),
     "Transformer, target": ("Transformer", {"target_lengths": [T + 1] * 8}, f"`target_lengths` holds {T + 1} at pos"),
     "Seq2Seq": ("Seq2Seq", {"source_lengths": [-1] * 8}, "`source_lengths` holds -1 at position (0,), expected 0 to"),

@@ -10,11 +10,11 @@ import pytest
 
 import attnarray as aa
 from attnarray import tree
-from attnarray.models import Gpt, beam_search, draw, generate, keep_top_k, keep_top_p, stream, with_temperature
+from attnarray.models import GPT, beam_search, draw, generate, keep_top_k, keep_top_p, stream, with_temperature
 from tests.support.libraries import Library, assert_close
 from tests.support.messages import says
 
-MODEL = Gpt(7, 12, 8, 2, 2)
+MODEL = GPT(7, 12, 8, 2, 2)
 RNG = np.random.default_rng(0)
 PARAMS = tree.map(lambda leaf: leaf + 0.5 * RNG.standard_normal(leaf.shape), MODEL.init(aa.Philox(1), "float64"))
 PROMPTS = RNG.integers(7, size=(3, 4))
@@ -154,7 +154,7 @@ def test_a_stream_gives_each_token_as_soon_as_it_is_there() -> None:
     assert calls == [(3, 4), (3, 1), (3, 1)]  # what the last token is, nobody reads
 
 
-def every_text(model: Gpt, params: Any, prompt: Any, count: int, end: int | None, alpha: float) -> dict[Any, float]:
+def every_text(model: GPT, params: Any, prompt: Any, count: int, end: int | None, alpha: float) -> dict[Any, float]:
     """The score of each text of at most `count` tokens: the one with the best is what beam search looks for."""
     scores = {}
     for size in range(1, count + 1):
@@ -171,7 +171,7 @@ def every_text(model: Gpt, params: Any, prompt: Any, count: int, end: int | None
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0, 2.0])
 @pytest.mark.parametrize("end", [None, 0, 2])
 def test_beam_search_with_room_for_all_finds_the_best_of_all(end: int | None, alpha: float) -> None:
-    model = Gpt(3, 8, 8, 1, 2)
+    model = GPT(3, 8, 8, 1, 2)
     for seed in range(3):
         rng = np.random.default_rng(seed)
         params = model.init(aa.Philox(0), "float64")

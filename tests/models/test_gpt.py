@@ -10,7 +10,7 @@ import pytest
 
 import attnarray as aa
 from attnarray import tree
-from attnarray.models import Gpt, gpt2_names, llama_names
+from attnarray.models import GPT, gpt2_names, llama_names
 from attnarray.models.gpt.names import Stored
 from tests.support.frozen import Frozen, frozen
 from tests.support.libraries import Library, assert_close, assert_trees_close
@@ -20,18 +20,18 @@ ROUNDING = 1e-12  # sums of a few dozen products in another order
 CASES = frozen("gpt2.npz")
 each_case = pytest.mark.parametrize("name", CASES)
 RNG = np.random.default_rng(0)
-MODELS: dict[str, Gpt] = {
-    "GPT-2": Gpt(11, 8, 8, 2, 2),
-    "LLaMA": Gpt(11, 8, 8, 2, 4, 12, positions="rotary", rotary=aa.Rotary(base=30.0), norm="rms", activation="silu",
+MODELS: dict[str, GPT] = {
+    "GPT-2": GPT(11, 8, 8, 2, 2),
+    "LLaMA": GPT(11, 8, 8, 2, 4, 12, positions="rotary", rotary=aa.Rotary(base=30.0), norm="rms", activation="silu",
                  gated=True, bias=False, kv_heads=2, tied=False),
-    "ALiBi": Gpt(11, 8, 6, 1, 3, positions="alibi"),
-    "no positions": Gpt(11, 8, 6, 2, 1, positions="none"),
+    "ALiBi": GPT(11, 8, 6, 1, 3, positions="alibi"),
+    "no positions": GPT(11, 8, 6, 2, 1, positions="none"),
 }  # fmt: skip
 each_model = pytest.mark.parametrize("model", MODELS.values(), ids=list(MODELS))
 TOKENS = RNG.integers(11, size=(3, 7))
 
 
-def fresh(model: Gpt, seed: int = 1) -> Any:
+def fresh(model: GPT, seed: int = 1) -> Any:
     """Parameters that are nowhere 0 or 1, so that no gradient is hidden."""
     rng = np.random.default_rng(seed)
     params = model.init(aa.Philox(seed), "float64")
@@ -43,7 +43,7 @@ def piece(tensor: np.ndarray, stored: Stored) -> np.ndarray:
     return np.split(tensor.T if stored.transposed else tensor, stored.parts)[stored.part]
 
 
-def unpacked(arrays: dict[str, np.ndarray], model: Gpt) -> Any:
+def unpacked(arrays: dict[str, np.ndarray], model: GPT) -> Any:
     """Our tree of what a checkpoint holds, each tensor read."""
     llama = model.positions == "rotary"
     names = llama_names(model.layers) if llama else gpt2_names(model.layers)
@@ -70,7 +70,7 @@ def padding(case: Frozen) -> dict[str, Any]:
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-10), ("float32", 1e-5)])
 def test_transformers(name: str, dtype: str, tolerance: float) -> None:
     case = CASES[name].in_dtype(dtype)
-    model, arrays = Gpt(**case.options), case.arrays
+    model, arrays = GPT(**case.options), case.arrays
     params, exists = unpacked(arrays, model), arrays["exists"]
     logits, ctx = model.fwd(params, arrays["tokens"], **padding(case))
     assert_close(logits * exists[..., None], arrays["logits"], tolerance)
@@ -89,7 +89,7 @@ def test_transformers(name: str, dtype: str, tolerance: float) -> None:
 
 @each_model
 @pytest.mark.parametrize("options", [{}, {"starts": [0, 2, 6]}, {"lengths": [7, 3, 1]}], ids=["", "starts", "lengths"])
-def test_gradients(model: Gpt, options: Any) -> None:
+def test_gradients(model: GPT, options: Any) -> None:
     params = fresh(model)
     report = aa.gradcheck(model, params, TOKENS, **options, max_elements=6)
     assert report, str(report)
@@ -98,7 +98,7 @@ def test_gradients(model: Gpt, options: Any) -> None:
 
 @each_model
 @pytest.mark.parametrize("recompute", [False, True])
-def test_gradients_along_random_directions_with_dropout_of_a_fixed_key(model: Gpt, recompute: bool) -> None:
+def test_gradients_along_random_directions_with_dropout_of_a_fixed_key(model: GPT, recompute: bool) -> None:
     model = dataclasses.replace(model, dropout=0.2, attention_dropout=0.3, recompute=recompute)
     params, rng = fresh(model), aa.Philox(5)
     logits, ctx = model.fwd(params, TOKENS, rng=rng)
@@ -119,7 +119,7 @@ def test_gradients_along_random_directions_with_dropout_of_a_fixed_key(model: Gp
 
 
 def test_recomputing_keeps_less_and_gives_the_same() -> None:
-    model = Gpt(11, 50, 8, 3, 2)
+    model = GPT(11, 50, 8, 3, 2)
     again, params = dataclasses.replace(model, recompute=True), fresh(model)
     tokens = RNG.integers(11, size=(2, 50))
     logits, ctx = model.fwd(params, tokens)
@@ -132,7 +132,7 @@ def test_recomputing_keeps_less_and_gives_the_same() -> None:
 @each_model
 @pytest.mark.parametrize("options", [{}, {"starts": np.array([0, 2, 5])}], ids=["", "padded"])
 @pytest.mark.parametrize("sizes", [(1,) * 7, (4, 3), (7,), (6, 1)], ids=str)
-def test_steps_with_a_cache_are_the_whole_run(model: Gpt, options: Any, sizes: tuple[int, ...]) -> None:
+def test_steps_with_a_cache_are_the_whole_run(model: GPT, options: Any, sizes: tuple[int, ...]) -> None:
     params = fresh(model)
     whole = model(params, TOKENS, **options)
     exists = np.arange(7) >= options.get("starts", np.zeros(3))[:, None]
@@ -155,7 +155,7 @@ def test_steps_with_a_cache_are_the_whole_run(model: Gpt, options: Any, sizes: t
 
 
 @each_model
-def test_padding_is_not_seen(model: Gpt) -> None:
+def test_padding_is_not_seen(model: GPT) -> None:
     params = fresh(model)
     for b, (row, size) in enumerate(zip(TOKENS, (7, 4, 2), strict=True)):
         alone = model(params, row[None, :size])
@@ -194,7 +194,7 @@ def test_every_library(library: Library, name: str) -> None:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 5e-3), ("bfloat16", 4e-2)])  # a few roundings of each
 @each_model
-def test_16_bit_parameters(model: Gpt, dtype: str, tolerance: float) -> None:
+def test_16_bit_parameters(model: GPT, dtype: str, tolerance: float) -> None:
     params = tree.map(lambda leaf: aa.asarray(leaf, dtype), model.init(aa.Philox(0)))
     wide = tree.map(lambda leaf: leaf.astype(np.float64), params)
     logits, ctx = model.fwd(params, TOKENS, starts=[0, 2, 5])
@@ -205,7 +205,7 @@ def test_16_bit_parameters(model: Gpt, dtype: str, tolerance: float) -> None:
 
 
 def test_the_beginning_is_that_of_gpt2() -> None:
-    params = Gpt(300, 64, 64, 8, 4).init(aa.Philox(0))
+    params = GPT(300, 64, 64, 8, 4).init(aa.Philox(0))
     deviations = {path: float(np.std(leaf)) for path, leaf in tree.flatten(params) if path[-1] == "weight"}
     for path, found in deviations.items():
         expected = 0.0 if "norm" in path[-2] else 0.02 / 4 if path[-2] == "out" else 0.02
@@ -214,7 +214,7 @@ def test_the_beginning_is_that_of_gpt2() -> None:
 
 @pytest.mark.parametrize(("name", "millions"), [("small", 124), ("medium", 355), ("large", 774), ("xl", 1558)])
 def test_sizes_of_gpt2(name: str, millions: int) -> None:
-    model = getattr(Gpt, name)(dropout=0.1)
+    model = getattr(GPT, name)(dropout=0.1)
     numbers = sum(np.prod(shape) for shape in leaves(model.shapes()))
     assert round(numbers / 1e6) == millions
     assert model.dropout == 0.1
@@ -249,25 +249,25 @@ BAD: dict[str, tuple[type[Exception], str, Any]] = {
                lambda: MODEL(PARAMS, TOKENS, starts=[0, 8, 0])),
     "starts shape": (ValueError, "`starts` has shape (2,), expected (3,): where each of the B sequences begins.",
                      lambda: MODEL(PARAMS, TOKENS, starts=[0, 0])),
-    "params": (ValueError, "`params` lacks 'norm', which Gpt needs.",
+    "params": (ValueError, "`params` lacks 'norm', which GPT needs.",
                lambda: MODEL({**{n: p for n, p in PARAMS.items() if n != "norm"}}, TOKENS)),
-    "context": (TypeError, "expected the GptContext that the forward pass", lambda: MODEL.bwd(np.ones(3), None)),
+    "context": (TypeError, "expected the GPTContext that the forward pass", lambda: MODEL.bwd(np.ones(3), None)),
     "cotangent": (ValueError, "`dlogits` has shape (3,), expected (3, 7, 11)",
                   lambda: MODEL.bwd(np.ones(3), MODEL.fwd(PARAMS, TOKENS)[1])),
-    "cache": (TypeError, "`cache` is None, expected the GptCache", lambda: MODEL.step(PARAMS, TOKENS, None)),
+    "cache": (TypeError, "`cache` is None, expected the GPTCache", lambda: MODEL.step(PARAMS, TOKENS, None)),
     "full cache": (ValueError, "`cache` has room for 3 positions, holds 0 and was given 7 more.",
                    lambda: MODEL.step(PARAMS, TOKENS, MODEL.cache(3, 3, "float64"))),
     "another batch": (ValueError, "`tokens` has 3 sequences, but `cache` has room for 2.",
                       lambda: MODEL.step(PARAMS, TOKENS, MODEL.cache(2))),
     "no room": (ValueError, "`longest` is 0, expected an integer >= 1: how many places", lambda: MODEL.cache(1, 0)),
-    "no rng": (ValueError, "`rng` is None, but this Gpt has something to drop or draw in training: pass rng=attnar",
+    "no rng": (ValueError, "`rng` is None, but this GPT has something to drop or draw in training: pass rng=attnar",
                lambda: dataclasses.replace(MODEL, dropout=0.1).fwd(PARAMS, TOKENS)),
     "positions": (ValueError, "`positions` is 'sine', expected one of 'learned', 'rotary'",
-                  lambda: Gpt(11, 8, 8, 2, 2, positions="sine")),
+                  lambda: GPT(11, 8, 8, 2, 2, positions="sine")),
     "rotary": (ValueError, "`rotary` is given, but `positions` is 'learned'",
-               lambda: Gpt(11, 8, 8, 2, 2, rotary=aa.Rotary())),
-    "sizes": (ValueError, "`longest` is 0, expected an integer >= 1", lambda: Gpt(11, 0, 8, 2, 2)),
-    "heads": (ValueError, "`heads` (3) must divide `dim` (8)", lambda: Gpt(11, 8, 8, 2, 3)),
+               lambda: GPT(11, 8, 8, 2, 2, rotary=aa.Rotary())),
+    "sizes": (ValueError, "`longest` is 0, expected an integer >= 1", lambda: GPT(11, 0, 8, 2, 2)),
+    "heads": (ValueError, "`heads` (3) must divide `dim` (8)", lambda: GPT(11, 8, 8, 2, 3)),
 }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ Run with transformers 5.23, PyTorch 2.13 (CPU) and NumPy 2: `python tests/refere
 
 The models are `GPT2LMHeadModel` and `LlamaForCausalLM`; of the latter the norms and the angles, which it computes in
 float32 whatever the weights are, are PyTorch's own in float64. The form of the file is that of sdpa.npz. Options are
-those of `attnarray.models.Gpt`. Arrays: `tokens` (B, T), `exists` (B, T) with `starts` or `lengths` (B,) where there is
+those of `attnarray.models.GPT`. Arrays: `tokens` (B, T), `exists` (B, T) with `starts` or `lengths` (B,) where there is
 padding, `labels` (B, T) that are -100 where the token before does not exist, the parameters by transformers' names,
 their gradients `grad_<name>` of the mean cross-entropy `loss`, `logits`, and `state_<n>`, which are 0 where there is no
 token.
@@ -53,7 +53,7 @@ def in_its_dtype(model):
 
 
 class Reference(NamedTuple):
-    """One model, by the options of `Gpt`, and its batch."""
+    """One model, by the options of `GPT`, and its batch."""
 
     options: dict
     starts: tuple = ()

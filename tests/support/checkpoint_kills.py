@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 import attnarray as aa
 from attnarray import tree
 from attnarray.checkpoints import load_state, save_pretrained, save_state
-from attnarray.models import Gpt
+from attnarray.models import GPT
 
 CALLS = {
     os: (
@@ -42,9 +42,9 @@ CALLS = {
     ),
     fcntl: ("flock",),
 }
-OLD = Gpt(11, 8, 8, 1, 2)
-NEW = Gpt(11, 8, 8, 1, 4, 12, positions="rotary", norm="rms", activation="silu", gated=True, bias=False)
-FOLLOWING = Gpt(11, 8, 8, 1, 4)  # the tensors of OLD, and other heads: the numbers differ, and no shape
+OLD = GPT(11, 8, 8, 1, 2)
+NEW = GPT(11, 8, 8, 1, 4, 12, positions="rotary", norm="rms", activation="silu", gated=True, bias=False)
+FOLLOWING = GPT(11, 8, 8, 1, 4)  # the tensors of OLD, and other heads: the numbers differ, and no shape
 
 
 def killed_at(count: int, save: Callable[[], None], within: bool) -> bool:
@@ -140,7 +140,7 @@ def models(folder: Path, scenario: str) -> int:
 
     def check(done: bool) -> None:
         try:
-            found = Gpt.from_pretrained(place)
+            found = GPT.from_pretrained(place)
         except FileNotFoundError:
             assert scenario == "nothing"
             assert not done
@@ -197,7 +197,7 @@ def together(folder: Path) -> int:
     for child in children:
         while True:
             ended, status = os.waitpid(child, os.WNOHANG)
-            found, state = Gpt.from_pretrained(place), load_state(path)
+            found, state = GPT.from_pretrained(place), load_state(path)
             assert any(the_same(found, *pair) for pair in pairs)
             assert np.all(state["w"] == state["n"])
             if ended:

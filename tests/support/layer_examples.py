@@ -130,9 +130,9 @@ EXAMPLES: dict[str, list[Example]] = {
             {"tokens": TOKENS, "memory": (normal(B, 3, E),)},
         )
     ],
-    "Gpt": [Example(models.Gpt(7, T, E, 1, H, 6, positions=positions), {"tokens": TOKENS})
+    "GPT": [Example(models.GPT(7, T, E, 1, H, 6, positions=positions), {"tokens": TOKENS})
             for positions in ("learned", "alibi")],
-    "Bert": [Example(models.Bert(7, T, E, 1, H, 6, mask_head=False), {"tokens": TOKENS})],
+    "BERT": [Example(models.BERT(7, T, E, 1, H, 6, mask_head=False), {"tokens": TOKENS})],
     "Seq2Seq": [
         Example(
             models.Seq2Seq(**SEQ2SEQ, attention=layers.LocationAttention(4, 4, 3, 2, 3), cell="lstm"),

@@ -11,15 +11,15 @@ import pytest
 
 import attnarray as aa
 from attnarray.checkpoints import save_pretrained
-from attnarray.models import Bert
+from attnarray.models import BERT
 
 safetensors_numpy = pytest.importorskip("safetensors.numpy")
 
-BERT = Bert(11, 8, 6, 2, 2, 5, eps=1e-5, std=0.1)
-PARAMS = BERT.init(aa.Philox(0))
+SMALL_BERT = BERT(11, 8, 6, 2, 2, 5, eps=1e-5, std=0.1)
+PARAMS = SMALL_BERT.init(aa.Philox(0))
 
 
-def saved(folder: Path, model: Any = BERT, params: Any = PARAMS) -> Path:
+def saved(folder: Path, model: Any = SMALL_BERT, params: Any = PARAMS) -> Path:
     save_pretrained(folder, model, params)
     return folder
 

@@ -1,5 +1,5 @@
 """BERT, with its pooler and its head for masked tokens."""
 
-from attnarray.models.bert.model import Bert, BertResult
+from attnarray.models.bert.model import BERT, BERTResult
 
-__all__ = ["Bert", "BertResult"]
+__all__ = ["BERT", "BERTResult"]

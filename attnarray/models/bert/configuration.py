@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from attnarray.layers.layer import Layer
-from attnarray.models.bert.embedding import BertEmbedding
+from attnarray.models.bert.embedding import BERTEmbedding
 from attnarray.models.bert.heads import MaskHead, Pooler
 from attnarray.models.transformer.encoder import Encoder
 
 
 @dataclass(frozen=True)
-class BertConfiguration(Layer):
-    """The options of a `Bert`, which explains them, and the parts that they ask for."""
+class BERTConfiguration(Layer):
+    """The options of a `BERT`, which explains them, and the parts that they ask for."""
 
     vocabulary: int
     longest: int
@@ -48,9 +48,9 @@ class BertConfiguration(Layer):
         self.parts()  # which check their own
 
     @functools.cached_property
-    def embedding(self) -> BertEmbedding:
+    def embedding(self) -> BERTEmbedding:
         """What comes before the blocks."""
-        return BertEmbedding(
+        return BERTEmbedding(
             self.vocabulary, self.longest, self.types, self.dim, self.dropout, self.eps, self.std
         )  # fmt: skip
 

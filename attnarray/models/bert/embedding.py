@@ -19,7 +19,7 @@ from attnarray.ops.norm import LayerNormContext
 from attnarray.random import Philox
 
 
-class BertEmbeddingContext(NamedTuple):
+class BERTEmbeddingContext(NamedTuple):
     token: EmbeddingContext
     position: EmbeddingContext
     type: EmbeddingContext
@@ -28,12 +28,12 @@ class BertEmbeddingContext(NamedTuple):
 
 
 @dataclass(frozen=True)
-class BertEmbedding(Layer):
+class BERTEmbedding(Layer):
     r"""The vectors of tokens, their positions and their types.
 
     .. math:: x_t = \mathrm{drop}(\mathrm{norm}(E_{i_t} + P_t + S_{j_t}))
 
-    The fields are those of `Bert`.
+    The fields are those of `BERT`.
     """
 
     vocabulary: int
@@ -51,7 +51,7 @@ class BertEmbedding(Layer):
 
     def fwd(
         self, params: Params, tokens: Array, types: Array | None, rng: Philox | None
-    ) -> tuple[Array, BertEmbeddingContext]:
+    ) -> tuple[Array, BERTEmbeddingContext]:
         """x (B, T, dim) of tokens (B, T) and types (B, T), and the context for `bwd`."""
         check_tokens(tokens, self.vocabulary)
         xp, parts, T = namespace_of(tokens), self._parts, tokens.shape[1]
@@ -68,9 +68,9 @@ class BertEmbedding(Layer):
         kinds, of_type = parts["type"].fwd(params["type"], types)  # (B, T, dim)
         x, of_norm = parts["embedding_norm"].fwd(params["embedding_norm"], x + places + kinds)
         x, of_dropout = dropout_fwd(x, self.dropout if rng else 0.0, rng=rng)
-        return x, BertEmbeddingContext(of_token, of_position, of_type, of_norm, of_dropout)
+        return x, BERTEmbeddingContext(of_token, of_position, of_type, of_norm, of_dropout)
 
-    def bwd(self, dout: Array, ctx: BertEmbeddingContext) -> Params:
+    def bwd(self, dout: Array, ctx: BERTEmbeddingContext) -> Params:
         r"""The gradients of the parameters.
 
         .. math:: dE_v = \sum_{t:\, i_t = v} dz_t, \qquad dP_t = \sum_b dz_{bt}, \qquad dS_v = \sum_{t:\, j_t = v} dz_t

@@ -14,10 +14,10 @@ from attnarray.checkpoints.pretrained import load_pretrained
 from attnarray.layers.checking import Checked, check_gradients, check_same
 from attnarray.layers.initial import Params
 from attnarray.masks import Mask
-from attnarray.models.bert.configuration import BertConfiguration
-from attnarray.models.bert.embedding import BertEmbeddingContext
+from attnarray.models.bert.configuration import BERTConfiguration
+from attnarray.models.bert.embedding import BERTEmbeddingContext
 from attnarray.models.bert.heads import MaskHeadContext, MaskHeadGrads, PoolerContext, check_head
-from attnarray.models.bert.published import BERT
+from attnarray.models.bert.published import PRETRAINED
 from attnarray.models.logits import check_dlogits, check_gradient
 from attnarray.models.places import lengths_of, mask_of
 from attnarray.models.transformer.encoder import EncoderOptions
@@ -26,28 +26,28 @@ from attnarray.numpy_arrays import read_only, writable
 from attnarray.random import Philox
 
 
-class BertResult(NamedTuple):
+class BERTResult(NamedTuple):
     """The states (B, T, dim) of all tokens, and one vector (B, dim) of each sequence; None without a pooler."""
 
     states: Array
     pooled: Array | None
 
 
-class BertContext(NamedTuple):
+class BERTContext(NamedTuple):
     """`body.blocks[n].attention.branch` is what `attention_weights` takes for the weights of block n."""
 
-    embedding: BertEmbeddingContext
+    embedding: BERTEmbeddingContext
     body: StackContext
     pooler: PoolerContext | None
     mask_head: Params | None
 
 
-class BertGrads(NamedTuple):
+class BERTGrads(NamedTuple):
     params: Params
 
 
 @dataclass(frozen=True)
-class Bert(BertConfiguration):
+class BERT(BERTConfiguration):
     r"""An encoder of token ids.
 
     .. math::
@@ -96,7 +96,7 @@ class Bert(BertConfiguration):
     Examples
     --------
     >>> import numpy as np, attnarray as aa
-    >>> model = aa.models.Bert(vocabulary=50, longest=16, dim=8, layers=2, heads=2)
+    >>> model = aa.models.BERT(vocabulary=50, longest=16, dim=8, layers=2, heads=2)
     >>> params = model.init(aa.Philox(0))
     >>> tokens = np.random.default_rng(0).integers(50, size=(3, 10))
     >>> result, ctx = model.fwd(params, tokens, lengths=[10, 7, 4])
@@ -109,19 +109,19 @@ class Bert(BertConfiguration):
     >>> logits, of_logits = model.mask_logits_fwd(params, result.states)
     >>> loss, of_loss = aa.cross_entropy_fwd(logits, targets)
     >>> head = model.mask_logits_bwd(aa.cross_entropy_bwd(np.ones_like(loss), of_loss).logits, of_logits)
-    >>> grads = model.bwd(aa.models.BertResult(head.states, None), ctx, head.params).params
+    >>> grads = model.bwd(aa.models.BERTResult(head.states, None), ctx, head.params).params
     >>> round(float(loss), 1), grads.keys() == params.keys()
     (3.9, True)
     """
 
-    pretrained: ClassVar[Pretrained] = BERT
+    pretrained: ClassVar[Pretrained] = PRETRAINED
     widths: ClassVar = {"states": ("dim",)}
     axes: ClassVar = 1
 
     @classmethod
     def from_pretrained(
         cls, folder: str | os.PathLike[str], *, dtype: str | None = None, ignore: Sequence[str] = ()
-    ) -> tuple[Bert, Params]:
+    ) -> tuple[BERT, Params]:
         """The model and its parameters from a folder with config.json and model.safetensors, or parts and their index.
 
         Nothing is fetched. `dtype` is that of the parameters, by default the stored one; tensors whose names begin with
@@ -134,7 +134,7 @@ class Bert(BertConfiguration):
     def __call__(
         self, params: Params, tokens: Array, types: Array | None = None, *, attn_mask: Array | Mask | None = None,
         lengths: Any = None, rng: Philox | None = None,
-    ) -> BertResult:  # fmt: skip
+    ) -> BERTResult:  # fmt: skip
         """States and pooled vectors of tokens (B, T) of some types (B, T), both integers; the first type by default.
 
         Sequences of different lengths are padded with any token behind them, with `lengths` (B,). A boolean
@@ -143,7 +143,7 @@ class Bert(BertConfiguration):
         """
         x, _ = self._embed(params, tokens, types, rng)
         x = self.body(_of_body(params), x, **_options(attn_mask, lengths, tokens), rng=_body_rng(rng))
-        return writable(BertResult(x, self._pool(params, x)[0]))
+        return writable(BERTResult(x, self._pool(params, x)[0]))
 
     def states(
         self, params: Params, tokens: Array, types: Array | None = None, *, attn_mask: Array | Mask | None = None,
@@ -157,20 +157,20 @@ class Bert(BertConfiguration):
     def fwd(
         self, params: Params, tokens: Array, types: Array | None = None, *, attn_mask: Array | Mask | None = None,
         lengths: Any = None, rng: Philox | None = None,
-    ) -> tuple[BertResult, BertContext]:  # fmt: skip
+    ) -> tuple[BERTResult, BERTContext]:  # fmt: skip
         """The same as the call, and the context for `bwd`. If the model drops, it needs an `rng`, new for each step."""
         x, of_embedding = self._embed(params, tokens, types, rng)
         x, of_body = self.body.fwd(_of_body(params), x, **_options(attn_mask, lengths, tokens), rng=_body_rng(rng))
         pooled, of_pooler = self._pool(params, x)
-        return BertResult(read_only(x), pooled), BertContext(of_embedding, of_body, of_pooler, params.get("mask_head"))
+        return BERTResult(read_only(x), pooled), BERTContext(of_embedding, of_body, of_pooler, params.get("mask_head"))
 
-    def bwd(self, dout: BertResult, ctx: BertContext, head: Params | None = None) -> BertGrads:
+    def bwd(self, dout: BERTResult, ctx: BERTContext, head: Params | None = None) -> BERTGrads:
         """The gradients of the parameters, 0 for the head for masked tokens unless `head` says what they are.
 
         `dout` has the gradients of states and pooled vectors; one of them may be None, for 0. `head` is the `params`
         that `mask_logits_bwd` gives: its gradient of E is added to that of the embedding.
         """
-        checks.context("ctx", ctx, BertContext)
+        checks.context("ctx", ctx, BERTContext)
         heads = ctx.pooler is not None, ctx.mask_head is not None
         check_same(self, "heads", heads, (self.pooler, self.mask_head))
         dx, params = self._unpool(dout, ctx)
@@ -181,7 +181,7 @@ class Bert(BertConfiguration):
             params |= {"token": tree.add(params["token"], head["token"]), "mask_head": head["mask_head"]}
         elif self.mask_head:
             params["mask_head"] = tree.map(namespace_of(dx).zeros_like, ctx.mask_head)
-        return BertGrads(check_gradients(self, {name: params[name] for name in self._parts}))
+        return BERTGrads(check_gradients(self, {name: params[name] for name in self._parts}))
 
     def mask_logits(self, params: Params, states: Array) -> Array:
         """The logits (..., V) of what stands at masked places, of their states (..., dim): all or some of `states`."""
@@ -202,7 +202,7 @@ class Bert(BertConfiguration):
 
     def _embed(
         self, params: Params, tokens: Array, types: Array | None, rng: Philox | None
-    ) -> tuple[Array, BertEmbeddingContext]:
+    ) -> tuple[Array, BERTEmbeddingContext]:
         x, ctx = self.embedding.fwd(params, tokens, types, rng.fold_in(0) if rng else None)
         if self.pooler and x.shape[1] == 0:
             raise ValueError(f"`tokens` has shape {tuple(tokens.shape)}, but a pooler needs a first token.")
@@ -211,12 +211,12 @@ class Bert(BertConfiguration):
     def _pool(self, params: Params, x: Array) -> tuple[Array | None, PoolerContext | None]:
         return self._parts["pooler"].pool(params["pooler"], x[:, 0, :]) if self.pooler else (None, None)
 
-    def _unpool(self, dout: BertResult, ctx: BertContext) -> tuple[Array, Params]:
+    def _unpool(self, dout: BERTResult, ctx: BERTContext) -> tuple[Array, Params]:
         """The gradients of the states, with what comes by the first from the pooled vectors, and of the pooler."""
-        given = dout if isinstance(dout, BertResult) else BertResult(None, None)
+        given = dout if isinstance(dout, BERTResult) else BERTResult(None, None)
         if (given.states is None and given.pooled is None) or (given.pooled is not None and ctx.pooler is None):
             raise TypeError(
-                f"`dout` is {checks.shown(dout)}, expected BertResult(states, pooled), the gradients of what the model "
+                f"`dout` is {checks.shown(dout)}, expected BERTResult(states, pooled), the gradients of what the model "
                 "gave; one of them may be None, and pooled must be where there is no pooler."
             )
         xp, like = namespace_of(ctx.embedding.norm.x), ctx.embedding.norm.x

@@ -1,4 +1,4 @@
-"""Where the parameters of `Bert` stand in a checkpoint as Hugging Face names them, and what its config.json says."""
+"""Where the parameters of `BERT` stand in a checkpoint as Hugging Face names them, and what its config.json says."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ POOLER_WEIGHT, HEAD_WEIGHT = "pooler.dense.weight", f"{MASK_HEAD}transform.dense
 
 
 def bert_names(model: Any) -> Names:
-    """The tensors of a `Bert`."""
+    """The tensors of a `BERT`."""
     found = [Tensor(f"embeddings.{name}.weight", (f"{path}.weight",)) for path, name in EMBEDDINGS.items()]
     found += as_it_is("embeddings.LayerNorm", "embedding_norm")
     for n in range(model.layers):
@@ -75,8 +75,8 @@ def bert_names(model: Any) -> Names:
 
 
 def bert_fields(config: Config, names: Iterable[str]) -> dict[str, Any]:
-    """The fields of the `Bert` of a config.json and the names in its file."""
-    check_kind(config, KINDS, "bert", "Bert")
+    """The fields of the `BERT` of a config.json and the names in its file."""
+    check_kind(config, KINDS, "bert", "BERT")
     only(config, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
     only(config, quantization_config=None, compression_config=None, pruned_heads=({}, None))
     names = list(names)
@@ -99,7 +99,7 @@ def bert_fields(config: Config, names: Iterable[str]) -> dict[str, Any]:
 
 
 def bert_config(model: Any) -> Config:
-    """The config.json of a `Bert`."""
+    """The config.json of a `BERT`."""
     return {
         "architectures": ["BertForMaskedLM" if model.mask_head else "BertModel"],
         "model_type": "bert",
@@ -115,4 +115,4 @@ def bert_config(model: Any) -> Config:
     }
 
 
-BERT = Pretrained(bert_fields, bert_config, bert_names)
+PRETRAINED = Pretrained(bert_fields, bert_config, bert_names)

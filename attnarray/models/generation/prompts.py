@@ -13,7 +13,7 @@ from attnarray.models.places import check_tokens
 
 
 class Generator(Protocol):
-    """A model that goes on with texts token by token, such as `Gpt`."""
+    """A model that goes on with texts token by token, such as `GPT`."""
 
     def cache(self, batch: int, longest: int | None = None, dtype: str = "float32", *, starts: Any = None) -> Any: ...
 
@@ -31,7 +31,7 @@ def begin(model: Generator, params: Params, tokens: Array, count: int, lengths: 
     """Read the prompts, with room for `count` tokens more."""
     if not (hasattr(model, "cache") and hasattr(model, "step")):
         raise TypeError(
-            f"`model` is {checks.shown(model)}, expected one with `cache` and `step`, such as attnarray.models.Gpt; "
+            f"`model` is {checks.shown(model)}, expected one with `cache` and `step`, such as attnarray.models.GPT; "
             "the order is model, params, tokens, count."
         )
     count = checks.whole("count", count, 0, 2**31, "how many tokens to write")
@@ -41,7 +41,7 @@ def begin(model: Generator, params: Params, tokens: Array, count: int, lengths: 
     tokens, starts = to_the_right(tokens, lengths)
     longest = tokens.shape[1] + max(count - 1, 0)  # the last token that is written is never read
     if not hasattr(model, "cache") or not hasattr(model, "step"):
-        raise TypeError(f"`model` is {checks.shown(model)}, expected a model with `cache` and `step`, such as Gpt.")
+        raise TypeError(f"`model` is {checks.shown(model)}, expected a model with `cache` and `step`, such as GPT.")
     if isinstance(model, Layer):
         check_params(params, model)
     _, like = tree.flatten(params)[0]

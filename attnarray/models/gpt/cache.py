@@ -10,7 +10,7 @@ from attnarray.layers.cache import KVCache
 from attnarray.ops.embedding import check_range
 
 
-class GptCache(NamedTuple):
+class GPTCache(NamedTuple):
     """The keys and values of each block, and at which place each sequence starts: None for 0."""
 
     blocks: tuple[KVCache, ...]
@@ -31,7 +31,7 @@ class GptCache(NamedTuple):
         """How many places there is room for."""
         return int(self.blocks[0].key.shape[2])
 
-    def rows(self, rows: Array) -> GptCache:
+    def rows(self, rows: Array) -> GPTCache:
         """A cache of its own of the sequences numbered `rows` (N,), in this order, some more than once if wanted."""
         xp, rows = namespace_of(self.blocks[0].key), checks.integer("rows", rows)
         check_range("rows", rows, self.batch, "the sequences of the cache")
@@ -39,4 +39,4 @@ class GptCache(NamedTuple):
             block._replace(key=xp.take(block.key, rows, axis=0), value=xp.take(block.value, rows, axis=0))
             for block in self.blocks
         ]
-        return GptCache(tuple(blocks), None if self.starts is None else xp.take(self.starts, rows, axis=0))
+        return GPTCache(tuple(blocks), None if self.starts is None else xp.take(self.starts, rows, axis=0))

@@ -12,7 +12,7 @@ from attnarray.attention.sequences import narrow, wide
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
 from attnarray.layers.linear import Linear
-from attnarray.models.gpt.embedding import GptEmbedding
+from attnarray.models.gpt.embedding import GPTEmbedding
 from attnarray.models.transformer.encoder import Encoder
 from attnarray.ops.rotary import Rotary
 from attnarray.random import Philox
@@ -21,8 +21,8 @@ POSITIONS = ("learned", "rotary", "alibi", "none")
 
 
 @dataclass(frozen=True)
-class GptConfiguration(Layer):
-    """The options of a `Gpt`, which explains them, and the parts that they ask for."""
+class GPTConfiguration(Layer):
+    """The options of a `GPT`, which explains them, and the parts that they ask for."""
 
     vocabulary: int
     longest: int
@@ -72,10 +72,10 @@ class GptConfiguration(Layer):
         self.parts()  # which check their own
 
     @functools.cached_property
-    def embedding(self) -> GptEmbedding:
+    def embedding(self) -> GPTEmbedding:
         """What makes vectors of tokens."""
         learned = self.positions == "learned"
-        return GptEmbedding(self.vocabulary, self.longest, self.dim, learned, self.dropout, self.std)
+        return GPTEmbedding(self.vocabulary, self.longest, self.dim, learned, self.dropout, self.std)
 
     @functools.cached_property
     def body(self) -> Encoder:

@@ -1,4 +1,4 @@
-"""Tokens as vectors, with learned positions if wanted: what goes into the blocks of a `Gpt`."""
+"""Tokens as vectors, with learned positions if wanted: what goes into the blocks of a `GPT`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from attnarray.ops.embedding import EmbeddingContext
 from attnarray.random import Philox
 
 
-class GptEmbeddingContext(NamedTuple):
+class GPTEmbeddingContext(NamedTuple):
     token: EmbeddingContext
     position: EmbeddingContext | None
     dropout: DropoutContext
 
 
 @dataclass(frozen=True)
-class GptEmbedding(Layer):
+class GPTEmbedding(Layer):
     r"""The vectors of tokens, with those of their positions added where these are `learned`.
 
     .. math:: x_t = \mathrm{drop}(E_{i_t} + P_t)
@@ -40,7 +40,7 @@ class GptEmbedding(Layer):
 
     def fwd(
         self, params: Params, tokens: Array, starts: Array | None, first: int, rng: Philox | None
-    ) -> tuple[Array, GptEmbeddingContext]:
+    ) -> tuple[Array, GPTEmbeddingContext]:
         """x (B, T, dim) of tokens (B, T) at the places from `first` on, of sequences that begin at `starts`."""
         self.check_places("tokens", first + tokens.shape[1])
         parts, of_position = self._parts, None
@@ -49,9 +49,9 @@ class GptEmbedding(Layer):
             vectors, of_position = parts["position"].fwd(params["position"], _positions(tokens, starts, first))
             x = x + vectors
         x, of_dropout = dropout_fwd(x, self.dropout if rng else 0.0, rng=rng)
-        return x, GptEmbeddingContext(of_token, of_position, of_dropout)
+        return x, GPTEmbeddingContext(of_token, of_position, of_dropout)
 
-    def bwd(self, dout: Array, ctx: GptEmbeddingContext) -> Params:
+    def bwd(self, dout: Array, ctx: GPTEmbeddingContext) -> Params:
         """The gradients of the parameters; tokens have none."""
         dx = dropout_bwd(dout, ctx.dropout).x
         contexts = {"token": ctx.token, "position": ctx.position}

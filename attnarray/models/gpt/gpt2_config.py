@@ -1,4 +1,4 @@
-"""What the config.json of a GPT-2 says of a `Gpt`."""
+"""What the config.json of a GPT-2 says of a `GPT`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DROPOUTS = ("resid_pdrop", "embd_pdrop")
 
 
 def gpt2_fields(config: Config, names: Iterable[str]) -> dict[str, Any]:
-    """The fields of the `Gpt` of a config.json.
+    """The fields of the `GPT` of a config.json.
 
     Of two dropouts, which matter in training alone, the model here has one: that of the blocks.
     """
@@ -57,7 +57,7 @@ def gpt2_fields(config: Config, names: Iterable[str]) -> dict[str, Any]:
 
 
 def gpt2_config(model: Any) -> Config:
-    """The config.json of a `Gpt`."""
+    """The config.json of a `GPT`."""
     must_be(model, "GPT-2", positions="learned", norm="layer", gated=False, bias=True, kv_heads=(None, model.heads))
     return {
         "architectures": [ARCHITECTURES[0]],

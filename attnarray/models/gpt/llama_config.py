@@ -1,4 +1,4 @@
-"""What the config.json of a LLaMA says of a `Gpt`."""
+"""What the config.json of a LLaMA says of a `GPT`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ROPE_TYPES = {"default": (), "linear": ("factor",)}  # and what each is given, b
 
 
 def llama_fields(config: Config, names: Iterable[str]) -> dict[str, Any]:
-    """The fields of the `Gpt` of a config.json."""
+    """The fields of the `GPT` of a config.json."""
     only(config, attention_bias=False, mlp_bias=False, sliding_window=None)
     only(config, quantization_config=None, compression_config=None, partial_rotary_factor=(None, 1))
     found = sizes(config, SIZES, names)
@@ -105,7 +105,7 @@ def _scaling(name: str, entry: Any) -> Config:
 
 
 def llama_config(model: Any) -> Config:
-    """The config.json of a `Gpt`."""
+    """The config.json of a `GPT`."""
     rotary = model.rotary or Rotary()
     scaled = rotary.scaling == "linear"
     sayable = Rotary(base=rotary.base, scaling="linear", factor=rotary.factor) if scaled else Rotary(base=rotary.base)

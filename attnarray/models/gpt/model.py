@@ -14,10 +14,10 @@ from attnarray.checkpoints.pretrained import load_pretrained
 from attnarray.layers.checking import Checked, check_gradients, check_same
 from attnarray.layers.initial import Params
 from attnarray.masks import Mask
-from attnarray.models.gpt.cache import GptCache
-from attnarray.models.gpt.configuration import GptConfiguration
-from attnarray.models.gpt.embedding import GptEmbeddingContext
-from attnarray.models.gpt.published import GPT
+from attnarray.models.gpt.cache import GPTCache
+from attnarray.models.gpt.configuration import GPTConfiguration
+from attnarray.models.gpt.embedding import GPTEmbeddingContext
+from attnarray.models.gpt.published import PRETRAINED
 from attnarray.models.logits import check_dlogits
 from attnarray.models.places import check_tokens, lengths_of, mask_of, starts_of
 from attnarray.models.transformer.encoder import EncoderOptions
@@ -28,20 +28,20 @@ from attnarray.ops.positions import alibi
 from attnarray.random import Philox
 
 
-class GptContext(NamedTuple):
+class GPTContext(NamedTuple):
     """`body.blocks[n].attention.branch` is what `attention_weights` takes for the weights of block n."""
 
-    embedding: GptEmbeddingContext
+    embedding: GPTEmbeddingContext
     body: StackContext
     logits: LinearContext
 
 
-class GptGrads(NamedTuple):
+class GPTGrads(NamedTuple):
     params: Params
 
 
 @dataclass(frozen=True)
-class Gpt(GptConfiguration):
+class GPT(GPTConfiguration):
     r"""A language model: the logits of the token after each token, of those up to it.
 
     .. math::
@@ -92,7 +92,7 @@ class Gpt(GptConfiguration):
     Examples
     --------
     >>> import numpy as np, attnarray as aa
-    >>> model = aa.models.Gpt(vocabulary=50, longest=16, dim=8, layers=2, heads=2)
+    >>> model = aa.models.GPT(vocabulary=50, longest=16, dim=8, layers=2, heads=2)
     >>> params = model.init(aa.Philox(0))
     >>> tokens = np.random.default_rng(0).integers(50, size=(3, 10))
     >>> logits, ctx = model.fwd(params, tokens[:, :-1])
@@ -104,15 +104,15 @@ class Gpt(GptConfiguration):
     (3, 2, 9, 9)
     """
 
-    pretrained: ClassVar[Pretrained] = GPT
+    pretrained: ClassVar[Pretrained] = PRETRAINED
 
     @classmethod
     def from_pretrained(
         cls, folder: str | os.PathLike[str], *, dtype: str | None = None, ignore: Sequence[str] = ()
-    ) -> tuple[Gpt, Params]:
+    ) -> tuple[GPT, Params]:
         """The model and its parameters from a folder with the config.json and model.safetensors of a GPT-2 or LLaMA.
 
-        Arguments as in `Bert.from_pretrained`. Of GPT-2's dropouts, `dropout` is that of the blocks, "resid_pdrop".
+        Arguments as in `BERT.from_pretrained`. Of GPT-2's dropouts, `dropout` is that of the blocks, "resid_pdrop".
         """
         model, params = load_pretrained(cls, folder, dtype=dtype, ignore=ignore)
         return model, params
@@ -142,19 +142,19 @@ class Gpt(GptConfiguration):
     def fwd(
         self, params: Params, tokens: Array, *, attn_mask: Array | Mask | None = None, lengths: Any = None,
         starts: Any = None, rng: Philox | None = None,
-    ) -> tuple[Array, GptContext]:  # fmt: skip
+    ) -> tuple[Array, GPTContext]:  # fmt: skip
         """The same as the call, and the context for `bwd`. If the model drops, it needs an `rng`, new for each step."""
         x, of_embedding, options = self._embed(params, tokens, attn_mask, lengths, starts, rng)
         x, of_body = self.body.fwd(_of_body(params), x, rng=_body_rng(rng), **options)
         logits, of_logits = linear_fwd(x, self._vectors(params))
-        return logits, GptContext(of_embedding, of_body, of_logits)
+        return logits, GPTContext(of_embedding, of_body, of_logits)
 
-    def bwd(self, dlogits: Array, ctx: GptContext) -> GptGrads:
+    def bwd(self, dlogits: Array, ctx: GPTContext) -> GPTGrads:
         r"""The gradients of the parameters. Tied embeddings have two, as what goes in and as what gives the logits:
 
         .. math:: dE_v = \sum_{t:\, i_t = v} dx^0_t + \sum_t d\mathrm{logits}_{tv}\, \mathrm{norm}(x^N_t)
         """
-        checks.context("ctx", ctx, GptContext)
+        checks.context("ctx", ctx, GPTContext)
         check_same(self, "learned positions", ctx.embedding.position is not None, self.embedding.learned)
         check_dlogits(dlogits, ctx.logits)
         logits = linear_bwd(dlogits, ctx.logits)
@@ -162,11 +162,11 @@ class Gpt(GptConfiguration):
         params = {**self.embedding.bwd(body.x, ctx.embedding), **body.params}
         own = {"weight": logits.weight}
         params |= {"token": tree.add(params["token"], own)} if self.tied else {"logits": own}
-        return GptGrads(check_gradients(self, params))
+        return GPTGrads(check_gradients(self, params))
 
     def cache(
         self, batch: int, longest: int | None = None, dtype: str = "float32", *, starts: Any = None
-    ) -> GptCache:  # fmt: skip
+    ) -> GPTCache:  # fmt: skip
         """Room for `batch` sequences of `longest` places, by default those of the model, on the current backend.
 
         `starts` (batch,) says how many places before each sequence are padding, as in the call.
@@ -176,15 +176,15 @@ class Gpt(GptConfiguration):
         self.embedding.check_places("longest", longest)
         attention = self.body.block._parts["attention"]
         blocks = tuple(attention.cache(batch, longest, dtype) for _ in range(self.layers))
-        return GptCache(blocks, starts_of(starts, batch, longest, blocks[0].key))
+        return GPTCache(blocks, starts_of(starts, batch, longest, blocks[0].key))
 
-    def step(self, params: Params, tokens: Array, cache: GptCache, *, last: bool = False) -> tuple[Array, GptCache]:
+    def step(self, params: Params, tokens: Array, cache: GPTCache, *, last: bool = False) -> tuple[Array, GPTCache]:
         """The logits (B, T, V) of the next tokens (B, T) of the sequences in the cache, or (B, 1, V) of the `last`.
 
         Their keys and values are written *into the cache*, which the one that is returned shares. The result is that of
         the same tokens in one call over all of them.
         """
-        checks.context("cache", cache, GptCache)
+        checks.context("cache", cache, GPTCache)
         if len(cache.blocks) != self.layers:
             raise ValueError(f"`cache` is that of {len(cache.blocks)} layers, but the model has {self.layers}.")
         x, _, options = self._embed(params, tokens, None, None, None, None, cache)
@@ -198,8 +198,8 @@ class Gpt(GptConfiguration):
 
     def _embed(
         self, params: Params, tokens: Array, attn_mask: Any, lengths: Any, starts: Any, rng: Philox | None,
-        cache: GptCache | None = None,
-    ) -> tuple[Array, GptEmbeddingContext, EncoderOptions]:  # fmt: skip
+        cache: GPTCache | None = None,
+    ) -> tuple[Array, GPTEmbeddingContext, EncoderOptions]:  # fmt: skip
         """The vectors (B, T, E) of tokens, which come after those in the cache, their context, and who sees whom."""
         first = cache.length if cache else 0
         check_tokens(tokens, self.vocabulary)

@@ -1,4 +1,4 @@
-"""Where the parameters of `Gpt` stand in checkpoints of GPT-2 and LLaMA, as Hugging Face names them."""
+"""Where the parameters of `GPT` stand in checkpoints of GPT-2 and LLaMA, as Hugging Face names them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ LLAMA_ENDS: dict[Path, Stored] = {
 
 
 def gpt2_names(layers: int) -> dict[Path, Stored]:
-    """For each parameter of a `Gpt` of GPT-2's shape, by its path, where it is stored.
+    """For each parameter of a `GPT` of GPT-2's shape, by its path, where it is stored.
 
     Names are those of `GPT2Model`; `GPT2LMHeadModel` puts "transformer." before them, and its "lm_head.weight" is the
     tied "wte.weight" once more.
@@ -76,7 +76,7 @@ def gpt2_names(layers: int) -> dict[Path, Stored]:
 
 
 def llama_names(layers: int) -> dict[Path, Stored]:
-    """The same for a `Gpt` of LLaMA's shape, with the names of `LlamaModel`.
+    """The same for a `GPT` of LLaMA's shape, with the names of `LlamaModel`.
 
     `LlamaForCausalLM` puts "model." before them; the "lm_head.weight" beside them is our "logits.weight", or once more
     "embed_tokens.weight" if tied.
