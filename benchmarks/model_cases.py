@@ -38,7 +38,7 @@ class Training(NamedTuple):
 
 def trained_model(quick: bool) -> GPT:
     """The model whose training is measured."""
-    return GPT(vocabulary=256, longest=32 if quick else 256, dim=256, layers=1 if quick else 6, heads=8)
+    return GPT(vocab_size=256, longest=32 if quick else 256, dim=256, layers=1 if quick else 6, heads=8)
 
 
 def training_tokens(quick: bool) -> np.ndarray:
@@ -107,11 +107,11 @@ def generation(quick: bool) -> list[Case]:
 
     from benchmarks.torch_gpt import TorchGPT
 
-    model = GPT(vocabulary=300, longest=64, dim=64, layers=2, heads=4) if quick else GPT.small()
+    model = GPT(vocab_size=300, longest=64, dim=64, layers=2, heads=4) if quick else GPT.small()
     prompt, count = (16, 4) if quick else (512, 32)
     params = random_params(model)
     theirs = TorchGPT(model, params)
-    tokens = np.random.default_rng(1).integers(model.vocabulary, size=(1, prompt))
+    tokens = np.random.default_rng(1).integers(model.vocab_size, size=(1, prompt))
     longest = prompt + count
     our_room, their_room = model.cache(1, longest), theirs.cache(1, longest)
 

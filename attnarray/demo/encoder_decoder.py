@@ -75,12 +75,12 @@ class EncoderDecoder:
     width: int = 64
     informed: bool = False
 
-    def init(self, rng: Philox, vocabulary: int, longest: int) -> Params:
+    def init(self, rng: Philox, vocab_size: int, longest: int) -> Params:
         """Fresh parameters on the current backend."""
         E = self.width
         keys = iter(rng.split(9))
         return {
-            "embedding": next(keys).normal((vocabulary, E), std=0.5),
+            "embedding": next(keys).normal((vocab_size, E), std=0.5),
             "forwards": _gru(next(keys), E, E // 2),
             "backwards": _gru(next(keys), E, E // 2),
             "before": next(keys).normal((CLASSES + 1, E), std=0.5),

@@ -68,12 +68,12 @@ class SelfAttention:
     hidden: int = 128
     positions: bool = True
 
-    def init(self, rng: Philox, vocabulary: int, longest: int) -> Params:
+    def init(self, rng: Philox, vocab_size: int, longest: int) -> Params:
         """Fresh parameters on the current backend; the positions are sinusoids that are then learned."""
         embedding, places, classifier, *blocks = rng.split(3 + len(BLOCKS))
         table = {"positions": 0.5 * sinusoidal(longest, self.width, base=LONGEST_WAVE)} if self.positions else {}
         return {
-            "embedding": embedding.normal((vocabulary, self.width), std=0.5),
+            "embedding": embedding.normal((vocab_size, self.width), std=0.5),
             **table,
             "places": places.normal((OUTPUTS, self.width)),
             "blocks": {name: self._block(own) for name, own in zip(BLOCKS, blocks, strict=True)},

@@ -43,7 +43,7 @@ class Context(NamedTuple):
     classifier: Any
 
 
-def init(rng: Philox, vocabulary: int, longest: int) -> Params:
+def init(rng: Philox, vocab_size: int, longest: int) -> Params:
     """Fresh parameters on the current backend: Xavier's uniform weights, sinusoidal positions that are then learned."""
     keys = iter(rng.split(16))
 
@@ -59,7 +59,7 @@ def init(rng: Philox, vocabulary: int, longest: int) -> Params:
         return {name: dense(WIDTH, WIDTH) for name in ("query", "key", "value", "out")}
 
     return {
-        "embedding": next(keys).normal((vocabulary, WIDTH), std=0.5),
+        "embedding": next(keys).normal((vocab_size, WIDTH), std=0.5),
         "positions": 0.5 * sinusoidal(longest, WIDTH, base=200.0),
         "encoder": heads(),
         "memory_norm": norm(),

@@ -27,7 +27,7 @@ class Embedding(Layer):
 
     Parameters
     ----------
-    vocabulary : int
+    vocab_size : int
         V.
     dim : int
         Features of a vector.
@@ -42,23 +42,23 @@ class Embedding(Layer):
     Examples
     --------
     >>> import numpy as np, attnarray as aa
-    >>> layer = aa.layers.Embedding(vocabulary=10, dim=4)
+    >>> layer = aa.layers.Embedding(vocab_size=10, dim=4)
     >>> params = layer.init(aa.Philox(0))
     >>> y, ctx = layer.fwd(params, np.array([[1, 2, 1]]))
     >>> y.shape, layer.bwd(y, ctx).params["weight"].shape
     ((1, 3, 4), (10, 4))
     """
 
-    vocabulary: int
+    vocab_size: int
     dim: int
     std: float = 1.0
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
         """weight (vocabulary, dim)."""
-        return {"weight": rng.normal((self.vocabulary, self.dim), self.std, dtype)}
+        return {"weight": rng.normal((self.vocab_size, self.dim), self.std, dtype)}
 
     def shapes(self) -> Shapes:
-        return {"weight": (self.vocabulary, self.dim)}
+        return {"weight": (self.vocab_size, self.dim)}
 
     def __call__(self, params: Params, indices: Array) -> Array:
         """Vectors (..., dim) of integers (...) from 0 to V - 1."""

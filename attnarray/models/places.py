@@ -10,13 +10,13 @@ from attnarray.masks import Dense, Mask
 from attnarray.ops.embedding import check_range
 
 
-def check_tokens(tokens: Array, vocabulary: int | None = None) -> Array:
+def check_tokens(tokens: Array, vocab_size: int | None = None) -> Array:
     """Check for integers (B, T), from 0 to V - 1 where V is given; return them in the index dtype."""
     tokens = checks.integer("tokens", tokens)
     if tokens.ndim != 2:
         raise ValueError(f"`tokens` has shape {tuple(tokens.shape)}, expected (B, T): sequences of token ids.")
-    if vocabulary is not None:
-        check_range("tokens", tokens, vocabulary, "the vocabulary")
+    if vocab_size is not None:
+        check_range("tokens", tokens, vocab_size, "the vocabulary")
     return tokens
 
 

@@ -34,7 +34,7 @@ class TokenEmbedding(Layer):
 
     Parameters
     ----------
-    vocabulary : int
+    vocab_size : int
         How many tokens there are.
     dim : int
         E.
@@ -48,7 +48,7 @@ class TokenEmbedding(Layer):
         What the tokens are called in errors.
     """
 
-    vocabulary: int
+    vocab_size: int
     dim: int
     longest: int
     positions: str = "sinusoidal"
@@ -63,7 +63,7 @@ class TokenEmbedding(Layer):
             raise ValueError(f"`dim` is {self.dim}, expected an even number for sinusoidal positions.")
 
     def parts(self) -> dict[str, Any]:
-        token = {"token": Embedding(self.vocabulary, self.dim, std=self.dim**-0.5)}  # of deviation 1 when scaled
+        token = {"token": Embedding(self.vocab_size, self.dim, std=self.dim**-0.5)}  # of deviation 1 when scaled
         return {**token, "position": Embedding(self.longest, self.dim, 0.02)} if self.positions == "learned" else token
 
     def fwd(
@@ -73,7 +73,7 @@ class TokenEmbedding(Layer):
         checks.integer(self.name, tokens)
         if tokens.ndim != 2:
             raise ValueError(f"`{self.name}` has shape {tuple(tokens.shape)}, expected two axes: (B, T).")
-        check_range(self.name, tokens, self.vocabulary, "the vocabulary")
+        check_range(self.name, tokens, self.vocab_size, "the vocabulary")
         past = first + tokens.shape[1]
         if past > self.longest and self.positions != "none":
             raise ValueError(

@@ -37,10 +37,10 @@ from attnarray.console import print_table, progress
 from attnarray.models import GPT, generate
 
 MODEL = GPT(
-    vocabulary=256, longest=256, dim=128, layers=4, heads=4, hidden_dim=344, dropout=0.05, positions="rotary",
+    vocab_size=256, longest=256, dim=128, layers=4, heads=4, hidden_dim=344, dropout=0.05, positions="rotary",
     norm="rms", activation="silu", gated=True, bias=False, std=0.09,
 )  # fmt: skip
-SMALL = GPT(vocabulary=256, longest=64, dim=32, layers=2, heads=2, std=0.09)
+SMALL = GPT(vocab_size=256, longest=64, dim=32, layers=2, heads=2, std=0.09)
 BATCH, STEPS, PEAK_RATE, DECAY, LARGEST_NORM = 4, 2400, 3e-3, 0.1, 1.0
 EVERY = 8  # of so many topics one is held out
 SAVED_EVERY = 200  # steps

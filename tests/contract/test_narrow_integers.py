@@ -17,10 +17,10 @@ DTYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "uint64")
 RNG = np.random.default_rng(0)
 Cast = Callable[[Any], Any]
 
-SMALL_GPT = models.GPT(vocabulary=2000, longest=140, dim=8, layers=1, heads=2)
-ROTARY = models.GPT(vocabulary=2000, longest=140, dim=8, layers=1, heads=2, positions="rotary", norm="rms")
+SMALL_GPT = models.GPT(vocab_size=2000, longest=140, dim=8, layers=1, heads=2)
+ROTARY = models.GPT(vocab_size=2000, longest=140, dim=8, layers=1, heads=2, positions="rotary", norm="rms")
 PARAMS, TURNED = (tree.map(lambda leaf: leaf * 6, model.init(aa.Philox(1))) for model in (SMALL_GPT, ROTARY))
-SMALL_BERT = models.BERT(vocabulary=60, longest=140, dim=8, layers=1, heads=2, hidden_dim=8)
+SMALL_BERT = models.BERT(vocab_size=60, longest=140, dim=8, layers=1, heads=2, hidden_dim=8)
 XL = models.TransformerXL(100, memory=6, dim=8, layers=1, heads=2, dropout=0.0)
 SEQ2SEQ = models.Seq2Seq(
     100, 2000, dim=4, hidden_dim=8, attention=aa.layers.BahdanauAttention(query_dim=8, key_dim=8, hidden_dim=6)

@@ -22,7 +22,7 @@ REFERENCES = frozen("bert.npz")
 each_reference = pytest.mark.parametrize("reference", REFERENCES.values(), ids=list(REFERENCES))
 each_dtype = pytest.mark.parametrize("dtype", list(ROUNDING))
 
-SMALL = BERT(vocabulary=7, longest=5, dim=6, layers=2, heads=2, hidden_dim=5, eps=1e-3)
+SMALL = BERT(vocab_size=7, longest=5, dim=6, layers=2, heads=2, hidden_dim=5, eps=1e-3)
 RNG = np.random.default_rng(0)
 TOKENS, TYPES = RNG.integers(7, size=(3, 4)), RNG.integers(2, size=(3, 4))
 

@@ -158,7 +158,7 @@ def every_text(model: GPT, params: Any, prompt: Any, count: int, end: int | None
     """The score of each text of at most `count` tokens: the one with the best is what beam search looks for."""
     scores = {}
     for size in range(1, count + 1):
-        for text in itertools.product(range(model.vocabulary), repeat=size):
+        for text in itertools.product(range(model.vocab_size), repeat=size):
             over = end is not None and text[-1] == end
             if end in text[:-1] or not (over or size == count):
                 continue

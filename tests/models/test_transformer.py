@@ -57,7 +57,7 @@ def nested(arrays: dict[str, np.ndarray]) -> Any:
 @pytest.mark.parametrize("name", list(references()))
 def test_pytorch_gives_the_same(name: str, dtype: str) -> None:
     kind, reference = name.split(",")[0], references()[name].in_dtype(dtype)
-    arrays, sizes = reference.arrays, {} if kind != "model" else {"source_vocabulary": 11, "target_vocabulary": 9}
+    arrays, sizes = reference.arrays, {} if kind != "model" else {"source_vocab_size": 11, "target_vocab_size": 9}
     model = KINDS[kind](**sizes, **reference.options, **({} if not sizes else {"longest": 6, "dropout": 0.0}))
     params = nested(reference.below("params."))
     given = reference.given("x", "source", "target", "memory")

@@ -66,12 +66,12 @@ class Reference(NamedTuple):
         o = {"hidden_dim": None, "kv_heads": None, "tied": True, **self.options}
         if self.family == "gpt2":
             config = GPT2Config(
-                vocab_size=o["vocabulary"], n_positions=o["longest"], n_embd=o["dim"], n_layer=o["layers"],
+                vocab_size=o["vocab_size"], n_positions=o["longest"], n_embd=o["dim"], n_layer=o["layers"],
                 n_head=o["heads"], n_inner=o["hidden_dim"], attn_implementation="eager", bos_token_id=0, eos_token_id=0,
             )  # fmt: skip
             return GPT2LMHeadModel(config)
         config = LlamaConfig(
-            vocab_size=o["vocabulary"], hidden_size=o["dim"], intermediate_size=o["hidden_dim"],
+            vocab_size=o["vocab_size"], hidden_size=o["dim"], intermediate_size=o["hidden_dim"],
             num_hidden_layers=o["layers"], num_attention_heads=o["heads"], num_key_value_heads=o["kv_heads"],
             max_position_embeddings=o["longest"], rms_norm_eps=o["eps"], tie_word_embeddings=o["tied"],
             attn_implementation="sdpa", bos_token_id=0, eos_token_id=0, pad_token_id=None,
@@ -80,7 +80,7 @@ class Reference(NamedTuple):
 
     def arrays(self, rng):
         """Tokens, which of them exist, labels, and weights that are not near their usual beginnings."""
-        tokens = rng.integers(self.options["vocabulary"], size=(self.B, self.T))
+        tokens = rng.integers(self.options["vocab_size"], size=(self.B, self.T))
         places, exists = np.arange(self.T), np.ones((self.B, self.T), bool)
         given = {name: np.array(getattr(self, name)) for name in ("starts", "lengths") if getattr(self, name)}
         if self.starts:
@@ -97,9 +97,9 @@ class Reference(NamedTuple):
         return {"tokens": tokens, "exists": exists, "labels": labels, **given, **weights}
 
 
-GPT2 = {"vocabulary": 17, "longest": 9, "dim": 12, "layers": 2, "heads": 3}
+GPT2 = {"vocab_size": 17, "longest": 9, "dim": 12, "layers": 2, "heads": 3}
 LLAMA = {
-    "vocabulary": 13, "longest": 16, "dim": 16, "layers": 2, "heads": 4, "kv_heads": 2, "hidden_dim": 20, "bias": False,
+    "vocab_size": 13, "longest": 16, "dim": 16, "layers": 2, "heads": 4, "kv_heads": 2, "hidden_dim": 20, "bias": False,
     "norm": "rms", "eps": 1e-6, "activation": "silu", "gated": True, "positions": "rotary",
 }  # fmt: skip
 CASES = {

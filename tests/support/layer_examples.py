@@ -41,7 +41,7 @@ BLOCKS = {"dim": E, "layers": 2, "heads": H}
 OF_SELF = {"x": X, "bias": normal(H, 1, T), "is_causal": True, "kv_lengths": [T, 3]}
 OF_BOTH = {"x": X, "memory": MEMORY, "bias": normal(T, T), "memory_bias": normal(B, 1, T, 1)}
 DROPPING = {"dropout": 0.2, "attention_dropout": 0.3, "hidden_dropout": 0.1}
-SEQ2SEQ = {"source_vocabulary": 7, "target_vocabulary": 6, "dim": 3, "hidden_dim": 4}
+SEQ2SEQ = {"source_vocab_size": 7, "target_vocab_size": 6, "dim": 3, "hidden_dim": 4}
 
 EXAMPLES: dict[str, list[Example]] = {
     "Linear": [Example(layers.Linear(E, 3), {"x": X})],

@@ -16,7 +16,7 @@ from attnarray.models.transformer.encoder import Encoder
 class BERTConfiguration(Layer):
     """The options of a `BERT`, which explains them, and the parts that they ask for."""
 
-    vocabulary: int
+    vocab_size: int
     longest: int
     dim: int
     layers: int
@@ -35,7 +35,7 @@ class BERTConfiguration(Layer):
     @classmethod
     def base(cls, **changes: Any) -> Self:
         """BERT with 110 million parameters; `changes` are other options than its own."""
-        shape = {"vocabulary": 30522, "longest": 512, "dim": 768, "layers": 12, "heads": 12}
+        shape = {"vocab_size": 30522, "longest": 512, "dim": 768, "layers": 12, "heads": 12}
         return cls(**{**shape, "dropout": 0.1, "attention_dropout": 0.1, **changes})
 
     @classmethod
@@ -51,7 +51,7 @@ class BERTConfiguration(Layer):
     def embedding(self) -> BERTEmbedding:
         """What comes before the blocks."""
         return BERTEmbedding(
-            self.vocabulary, self.longest, self.types, self.dim, self.dropout, self.eps, self.std
+            self.vocab_size, self.longest, self.types, self.dim, self.dropout, self.eps, self.std
         )  # fmt: skip
 
     @functools.cached_property
@@ -64,7 +64,7 @@ class BERTConfiguration(Layer):
         )  # fmt: skip
 
     def parts(self) -> dict[str, Any]:
-        head = MaskHead(self.vocabulary, self.dim, self.activation, self.eps, self.std)
+        head = MaskHead(self.vocab_size, self.dim, self.activation, self.eps, self.std)
         heads = {"pooler": Pooler(self.dim, self.dim, std=self.std), "mask_head": head}
         return {
             **self.embedding.parts(),

@@ -36,7 +36,7 @@ class BERTEmbedding(Layer):
     The fields are those of `BERT`.
     """
 
-    vocabulary: int
+    vocab_size: int
     longest: int
     types: int
     dim: int
@@ -45,7 +45,7 @@ class BERTEmbedding(Layer):
     std: float
 
     def parts(self) -> dict[str, Any]:
-        counts = {"token": self.vocabulary, "position": self.longest, "type": self.types}
+        counts = {"token": self.vocab_size, "position": self.longest, "type": self.types}
         embeddings = {name: Embedding(count, self.dim, self.std) for name, count in counts.items()}
         return {**embeddings, "embedding_norm": LayerNorm(self.dim, self.eps)}
 
@@ -53,7 +53,7 @@ class BERTEmbedding(Layer):
         self, params: Params, tokens: Array, types: Array | None, rng: Philox | None
     ) -> tuple[Array, BERTEmbeddingContext]:
         """x (B, T, dim) of tokens (B, T) and types (B, T), and the context for `bwd`."""
-        check_tokens(tokens, self.vocabulary)
+        check_tokens(tokens, self.vocab_size)
         xp, parts, T = namespace_of(tokens), self._parts, tokens.shape[1]
         if self.longest < T:
             raise ValueError(

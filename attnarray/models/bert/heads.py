@@ -67,7 +67,7 @@ class MaskHead(Layer):
     Its own parameters are dense, norm and bias (V,); the tree it is called with has E as token.weight beside them.
     """
 
-    vocabulary: int
+    vocab_size: int
     dim: int
     activation: str
     eps: float
@@ -77,10 +77,10 @@ class MaskHead(Layer):
         return {"dense": Linear(self.dim, self.dim, std=self.std), "norm": LayerNorm(self.dim, self.eps)}
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
-        return {**super().init(rng, dtype), "bias": zeros(self.vocabulary, dtype=dtype)}
+        return {**super().init(rng, dtype), "bias": zeros(self.vocab_size, dtype=dtype)}
 
     def shapes(self) -> Shapes:
-        return {**super().shapes(), "bias": (self.vocabulary,)}
+        return {**super().shapes(), "bias": (self.vocab_size,)}
 
     def fwd(self, params: Params, states: Array) -> tuple[Array, MaskHeadContext]:
         """Logits (..., V) of states (..., dim), and the context for `bwd`."""

@@ -58,7 +58,7 @@ class BERT(BERTConfiguration):
 
     Parameters
     ----------
-    vocabulary : int
+    vocab_size : int
         V, the number of tokens.
     longest : int
         The most tokens of a sequence: so many positions are learned.
@@ -96,7 +96,7 @@ class BERT(BERTConfiguration):
     Examples
     --------
     >>> import numpy as np, attnarray as aa
-    >>> model = aa.models.BERT(vocabulary=50, longest=16, dim=8, layers=2, heads=2)
+    >>> model = aa.models.BERT(vocab_size=50, longest=16, dim=8, layers=2, heads=2)
     >>> params = model.init(aa.Philox(0))
     >>> tokens = np.random.default_rng(0).integers(50, size=(3, 10))
     >>> result, ctx = model.fwd(params, tokens, lengths=[10, 7, 4])

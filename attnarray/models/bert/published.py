@@ -30,7 +30,7 @@ KINDS = {
 }  # fmt: skip
 # Our name -> theirs.
 FIELDS = {
-    "vocabulary": "vocab_size",
+    "vocab_size": "vocab_size",
     "longest": "max_position_embeddings",
     "dim": "hidden_size",
     "layers": "num_hidden_layers",

@@ -12,7 +12,7 @@ from attnarray.models.generation.sampling import finite_or_certain
 
 def greedily(
     step: Callable[[Array, Any], tuple[Array, Any]], state: Any, source: Array, start: int, count: int,
-    end: int | None, vocabulary: int,
+    end: int | None, vocab_size: int,
 ) -> Array:  # fmt: skip
     """Up to `count` tokens (B, N) by ``logits (B, 1, V), state = step(tokens (B, 1), state)``, the first after `start`.
 
@@ -23,9 +23,9 @@ def greedily(
     ValueError
         If the logits of a row that has not ended hold NaN, or -inf for every token.
     """
-    start = checks.whole("start", start, 0, vocabulary - 1, "the token before the first one")
+    start = checks.whole("start", start, 0, vocab_size - 1, "the token before the first one")
     if end is not None:
-        end = checks.whole("end", end, 0, vocabulary - 1, "the token that ends a sequence")
+        end = checks.whole("end", end, 0, vocab_size - 1, "the token that ends a sequence")
     xp = namespace_of(source)
     told = xp.full((source.shape[0], 1), start, dtype=index_dtype(xp, source), device=device_of(source))
     ended = xp.zeros(told.shape, dtype=xp.bool, device=device_of(source))

@@ -24,7 +24,7 @@ POSITIONS = ("learned", "rotary", "alibi", "none")
 class GPTConfiguration(Layer):
     """The options of a `GPT`, which explains them, and the parts that they ask for."""
 
-    vocabulary: int
+    vocab_size: int
     longest: int
     dim: int
     layers: int
@@ -47,7 +47,7 @@ class GPTConfiguration(Layer):
     @classmethod
     def small(cls, **changes: Any) -> Self:
         """GPT-2 with 124 million parameters; `changes` are other options than its own."""
-        return cls(**{"vocabulary": 50257, "longest": 1024, "dim": 768, "layers": 12, "heads": 12, **changes})
+        return cls(**{"vocab_size": 50257, "longest": 1024, "dim": 768, "layers": 12, "heads": 12, **changes})
 
     @classmethod
     def medium(cls, **changes: Any) -> Self:
@@ -75,7 +75,7 @@ class GPTConfiguration(Layer):
     def embedding(self) -> GPTEmbedding:
         """What makes vectors of tokens."""
         learned = self.positions == "learned"
-        return GPTEmbedding(self.vocabulary, self.longest, self.dim, learned, self.dropout, self.std)
+        return GPTEmbedding(self.vocab_size, self.longest, self.dim, learned, self.dropout, self.std)
 
     @functools.cached_property
     def body(self) -> Encoder:
@@ -89,7 +89,7 @@ class GPTConfiguration(Layer):
 
     def parts(self) -> dict[str, Any]:
         """token, position where it is learned, blocks, norm, and logits where they are not tied."""
-        own = {} if self.tied else {"logits": Linear(self.dim, self.vocabulary, bias=False, std=self.std)}
+        own = {} if self.tied else {"logits": Linear(self.dim, self.vocab_size, bias=False, std=self.std)}
         return {**self.embedding.parts(), **self.body.parts(), **own}
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:

@@ -27,7 +27,7 @@ class GPTEmbedding(Layer):
     .. math:: x_t = \mathrm{drop}(E_{i_t} + P_t)
     """
 
-    vocabulary: int
+    vocab_size: int
     longest: int
     dim: int
     learned: bool
@@ -35,7 +35,7 @@ class GPTEmbedding(Layer):
     std: float
 
     def parts(self) -> dict[str, Any]:
-        token, position = (Embedding(count, self.dim, self.std) for count in (self.vocabulary, self.longest))
+        token, position = (Embedding(count, self.dim, self.std) for count in (self.vocab_size, self.longest))
         return {"token": token, "position": position} if self.learned else {"token": token}
 
     def fwd(

@@ -28,7 +28,7 @@ ARCHITECTURES = (
 )  # fmt: skip
 # Our name -> theirs.
 SIZES = {
-    "vocabulary": "vocab_size",
+    "vocab_size": "vocab_size",
     "longest": "n_positions",
     "dim": "n_embd",
     "layers": "n_layer",

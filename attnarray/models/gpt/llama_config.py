@@ -29,7 +29,7 @@ ARCHITECTURES = (
 )  # fmt: skip
 # Our name -> theirs.
 SIZES = {
-    "vocabulary": "vocab_size",
+    "vocab_size": "vocab_size",
     "longest": "max_position_embeddings",
     "dim": "hidden_size",
     "layers": "num_hidden_layers",

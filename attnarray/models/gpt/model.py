@@ -54,7 +54,7 @@ class GPT(GPTConfiguration):
 
     Parameters
     ----------
-    vocabulary : int
+    vocab_size : int
         V, the number of tokens.
     longest : int
         Places of the longest sequence: the learned positions, and the room of a `cache`.
@@ -92,7 +92,7 @@ class GPT(GPTConfiguration):
     Examples
     --------
     >>> import numpy as np, attnarray as aa
-    >>> model = aa.models.GPT(vocabulary=50, longest=16, dim=8, layers=2, heads=2)
+    >>> model = aa.models.GPT(vocab_size=50, longest=16, dim=8, layers=2, heads=2)
     >>> params = model.init(aa.Philox(0))
     >>> tokens = np.random.default_rng(0).integers(50, size=(3, 10))
     >>> logits, ctx = model.fwd(params, tokens[:, :-1])
@@ -202,7 +202,7 @@ class GPT(GPTConfiguration):
     ) -> tuple[Array, GPTEmbeddingContext, EncoderOptions]:  # fmt: skip
         """The vectors (B, T, E) of tokens, which come after those in the cache, their context, and who sees whom."""
         first = cache.length if cache else 0
-        check_tokens(tokens, self.vocabulary)
+        check_tokens(tokens, self.vocab_size)
         if cache and tokens.shape[0] != cache.batch:
             raise ValueError(f"`tokens` has {tokens.shape[0]} sequences, but `cache` has room for {cache.batch}.")
         past = first + tokens.shape[1]

@@ -52,7 +52,7 @@ class Seq2Seq(Layer):
 
     Parameters
     ----------
-    source_vocabulary, target_vocabulary : int
+    source_vocab_size, target_vocab_size : int
         How many tokens there are of each.
     dim : int
         Of the vectors of tokens.
@@ -98,8 +98,8 @@ class Seq2Seq(Layer):
     (2, 5)
     """
 
-    source_vocabulary: int
-    target_vocabulary: int
+    source_vocab_size: int
+    target_vocab_size: int
     dim: int
     hidden_dim: int
     attention: Any
@@ -127,11 +127,11 @@ class Seq2Seq(Layer):
     def parts(self) -> dict[str, Any]:
         H, of_tokens = self.hidden_dim, (self.dim, 1, "none", self.dropout)  # no positions: the steps tell
         return {
-            "source": TokenEmbedding(self.source_vocabulary, *of_tokens, "source"),
+            "source": TokenEmbedding(self.source_vocab_size, *of_tokens, "source"),
             "encoder": RecurrentEncoder(self.cell, self.dim, H),
-            "target": TokenEmbedding(self.target_vocabulary, *of_tokens, "target"),
+            "target": TokenEmbedding(self.target_vocab_size, *of_tokens, "target"),
             "decoder": RecurrentDecoder(self.cell, self.dim, H, self.context_dim or H, self.attention),
-            "logits": Linear(H, self.target_vocabulary),
+            "logits": Linear(H, self.target_vocab_size),
         }
 
     @property
@@ -198,7 +198,7 @@ class Seq2Seq(Layer):
         count = checks.whole("count", count, 0, 2**31, "how many tokens to write")
         state = self.start(params, source, source_lengths=source_lengths)
         return greedily(
-            lambda tokens, now: self.step(params, tokens, now), state, source, start, count, end, self.target_vocabulary
+            lambda tokens, now: self.step(params, tokens, now), state, source, start, count, end, self.target_vocab_size
         )
 
     def alignments(self, ctx: Seq2SeqContext) -> Array:

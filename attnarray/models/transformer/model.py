@@ -57,7 +57,7 @@ class Transformer(Layer):
 
     Parameters
     ----------
-    source_vocabulary, target_vocabulary : int
+    source_vocab_size, target_vocab_size : int
         How many tokens there are of each.
     longest : int
         The most positions a sequence may have.
@@ -102,8 +102,8 @@ class Transformer(Layer):
     (2, 2, 4)
     """
 
-    source_vocabulary: int
-    target_vocabulary: int
+    source_vocab_size: int
+    target_vocab_size: int
     longest: int
     dim: int = 512
     layers: int = 6
@@ -130,12 +130,12 @@ class Transformer(Layer):
         shared = {name: getattr(self, name) for name in fields}
         of_tokens = self.dim, self.longest, self.positions, self.dropout
         parts: dict[str, Any] = {
-            "source": TokenEmbedding(self.source_vocabulary, *of_tokens, name="source"),
-            "target": TokenEmbedding(self.target_vocabulary, *of_tokens, name="target"),
+            "source": TokenEmbedding(self.source_vocab_size, *of_tokens, name="source"),
+            "target": TokenEmbedding(self.target_vocab_size, *of_tokens, name="target"),
             "encoder": Encoder(**shared),
             "decoder": Decoder(**shared),
         }
-        return parts if self.tied else {**parts, "logits": Linear(self.dim, self.target_vocabulary)}
+        return parts if self.tied else {**parts, "logits": Linear(self.dim, self.target_vocab_size)}
 
     def __call__(
         self, params: Params, source: Array, target: Array, *, source_lengths: Any = None, target_lengths: Any = None,
@@ -225,7 +225,7 @@ class Transformer(Layer):
         count = checks.whole("count", count, 0, self.longest, "how many tokens to write, at most `longest`")
         cache = self.cache(params, source, max(count, 1), source_lengths=source_lengths)
         return greedily(
-            lambda tokens, now: self.step(params, tokens, now), cache, source, start, count, end, self.target_vocabulary
+            lambda tokens, now: self.step(params, tokens, now), cache, source, start, count, end, self.target_vocab_size
         )
 
     def _logits(self, params: Params, y: Array) -> tuple[Array, LinearContext]:

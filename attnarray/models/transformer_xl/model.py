@@ -85,7 +85,7 @@ class TransformerXL(Layer):
 
     Parameters
     ----------
-    vocabulary : int
+    vocab_size : int
         How many tokens there are.
     memory : int
         M, the most positions that are remembered; 0 for none.
@@ -132,7 +132,7 @@ class TransformerXL(Layer):
     ((2, 4, 11), (2, 6, 8), ['blocks', 'logits', 'tokens'])
     """
 
-    vocabulary: int
+    vocab_size: int
     memory: int
     dim: int
     layers: int
@@ -161,12 +161,12 @@ class TransformerXL(Layer):
 
     def parts(self) -> dict[str, Any]:
         parts: dict[str, Any] = {
-            "tokens": TokenEmbedding(self.vocabulary, self.dim, 1, "none", self.dropout),
+            "tokens": TokenEmbedding(self.vocab_size, self.dim, 1, "none", self.dropout),
             "blocks": Blocks(self.block, self.layers),
         }
         if self.pre_norm:
             parts["norm"] = LayerNorm(self.dim, self.eps)
-        return {**parts, "logits": Bias(self.vocabulary) if self.tied else Linear(self.dim, self.vocabulary)}
+        return {**parts, "logits": Bias(self.vocab_size) if self.tied else Linear(self.dim, self.vocab_size)}
 
     def __call__(
         self, params: Params, tokens: Array, memory: Memory | None = None, *, rng: Philox | None = None
