@@ -38,12 +38,12 @@ class Training(NamedTuple):
 
 def trained_model(quick: bool) -> GPT:
     """The model whose training is measured."""
-    return GPT(vocab_size=256, longest=32 if quick else 256, dim=256, layers=1 if quick else 6, heads=8)
+    return GPT(vocab_size=256, max_seq_len=32 if quick else 256, dim=256, layers=1 if quick else 6, heads=8)
 
 
 def training_tokens(quick: bool) -> np.ndarray:
     """Sequences (B, T + 1)."""
-    return np.random.default_rng(1).integers(256, size=(2 if quick else 8, trained_model(quick).longest + 1))
+    return np.random.default_rng(1).integers(256, size=(2 if quick else 8, trained_model(quick).max_seq_len + 1))
 
 
 def our_training(quick: bool, recompute: bool = False) -> Training:
@@ -107,13 +107,13 @@ def generation(quick: bool) -> list[Case]:
 
     from benchmarks.torch_gpt import TorchGPT
 
-    model = GPT(vocab_size=300, longest=64, dim=64, layers=2, heads=4) if quick else GPT.small()
+    model = GPT(vocab_size=300, max_seq_len=64, dim=64, layers=2, heads=4) if quick else GPT.small()
     prompt, count = (16, 4) if quick else (512, 32)
     params = random_params(model)
     theirs = TorchGPT(model, params)
     tokens = np.random.default_rng(1).integers(model.vocab_size, size=(1, prompt))
-    longest = prompt + count
-    our_room, their_room = model.cache(1, longest), theirs.cache(1, longest)
+    max_seq_len = prompt + count
+    our_room, their_room = model.cache(1, max_seq_len), theirs.cache(1, max_seq_len)
 
     def we_read() -> Any:
         return model.step(params, tokens, our_room, last=True)
@@ -132,7 +132,7 @@ def generation(quick: bool) -> list[Case]:
     @torch.inference_mode()
     def they_write() -> torch.Tensor:
         told = torch.from_numpy(tokens[:, -1:])
-        for start in range(prompt, longest):
+        for start in range(prompt, max_seq_len):
             logits = theirs(told, their_room, start, last=True)
             told = logits.argmax(-1)
         return logits

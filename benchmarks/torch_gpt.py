@@ -58,9 +58,9 @@ class TorchGPT(torch.nn.Module):
             x = block(x, None if cache is None else cache[n], start)
         return functional.linear(self.norm(x[:, -1:] if last else x), self.token)
 
-    def cache(self, batch: int, longest: int) -> Cache:
+    def cache(self, batch: int, max_seq_len: int) -> Cache:
         """Room for keys and values."""
-        shape = (batch, self.model.heads, longest, self.model.dim // self.model.heads)
+        shape = (batch, self.model.heads, max_seq_len, self.model.dim // self.model.heads)
         return [(torch.zeros(shape), torch.zeros(shape)) for _ in self.blocks]
 
 

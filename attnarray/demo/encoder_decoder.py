@@ -75,7 +75,7 @@ class EncoderDecoder:
     width: int = 64
     informed: bool = False
 
-    def init(self, rng: Philox, vocab_size: int, longest: int) -> Params:
+    def init(self, rng: Philox, vocab_size: int, max_seq_len: int) -> Params:
         """Fresh parameters on the current backend."""
         E = self.width
         keys = iter(rng.split(9))

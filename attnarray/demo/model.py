@@ -16,8 +16,8 @@ OUTPUTS, CLASSES = 10, 11  # characters of an ISO 8601 date; digits and the hyph
 class Model(Protocol):
     """From the characters of a date to those of ISO 8601; the module `translator` is one."""
 
-    def init(self, rng: Philox, vocab_size: int, longest: int) -> Params:
-        """Fresh float32 parameters on the current backend, for texts of up to `longest` characters."""
+    def init(self, rng: Philox, vocab_size: int, max_seq_len: int) -> Params:
+        """Fresh float32 parameters on the current backend, for texts of up to `max_seq_len` characters."""
 
     def forward(
         self, params: Params, tokens: Array, lengths: Array, targets: Array, rng: Philox | None = None

@@ -68,10 +68,10 @@ class SelfAttention:
     hidden: int = 128
     positions: bool = True
 
-    def init(self, rng: Philox, vocab_size: int, longest: int) -> Params:
+    def init(self, rng: Philox, vocab_size: int, max_seq_len: int) -> Params:
         """Fresh parameters on the current backend; the positions are sinusoids that are then learned."""
         embedding, places, classifier, *blocks = rng.split(3 + len(BLOCKS))
-        table = {"positions": 0.5 * sinusoidal(longest, self.width, base=LONGEST_WAVE)} if self.positions else {}
+        table = {"positions": 0.5 * sinusoidal(max_seq_len, self.width, base=LONGEST_WAVE)} if self.positions else {}
         return {
             "embedding": embedding.normal((vocab_size, self.width), std=0.5),
             **table,

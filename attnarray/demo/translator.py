@@ -43,7 +43,7 @@ class Context(NamedTuple):
     classifier: Any
 
 
-def init(rng: Philox, vocab_size: int, longest: int) -> Params:
+def init(rng: Philox, vocab_size: int, max_seq_len: int) -> Params:
     """Fresh parameters on the current backend: Xavier's uniform weights, sinusoidal positions that are then learned."""
     keys = iter(rng.split(16))
 
@@ -60,7 +60,7 @@ def init(rng: Philox, vocab_size: int, longest: int) -> Params:
 
     return {
         "embedding": next(keys).normal((vocab_size, WIDTH), std=0.5),
-        "positions": 0.5 * sinusoidal(longest, WIDTH, base=200.0),
+        "positions": 0.5 * sinusoidal(max_seq_len, WIDTH, base=200.0),
         "encoder": heads(),
         "memory_norm": norm(),
         "queries": next(keys).normal((OUTPUTS, WIDTH)),

@@ -248,15 +248,15 @@ class TransformerBlock(Layer):
         dmemory, dmemory_bias = (cross.key, cross.bias) if cross else (None, None)
         return BlockGrads(dout, dmemory, ordered, found["attention"].bias, dmemory_bias)
 
-    def decoder_cache(self, params: Params, memory: Array, longest: int) -> DecoderCache:
-        """For a block with `cross`: the keys and values of a memory (B, S, dim), and room for `longest` positions of
+    def decoder_cache(self, params: Params, memory: Array, max_seq_len: int) -> DecoderCache:
+        """For a block with `cross`: the keys and values of a memory (B, S, dim), and room for `max_seq_len` positions of
         its own, where the memory lives."""
         if not self.cross:
             raise ValueError(
                 "`memory` is given, but the block was made with cross=False: use parts()['attention'].cache."
             )
         of_memory = project_memory(self._parts["cross"], params["cross"], memory)
-        return DecoderCache(of_memory.empty_like(longest), of_memory)
+        return DecoderCache(of_memory.empty_like(max_seq_len), of_memory)
 
     def step(
         self, params: Params, x: Array, cache: KVCache | DecoderCache, attn_mask: Array | Mask | None = None, *,

@@ -19,23 +19,23 @@ class KVCache(NamedTuple):
     def with_next(self, key: Array, value: Array) -> KVCache:
         """The cache with the next positions, (B, Hkv, T, D), written into the same arrays (a copy where a library has
         none to write to)."""
-        longest, past = self.key.shape[2], self.length + key.shape[2]
+        max_seq_len, past = self.key.shape[2], self.length + key.shape[2]
         for name, array, room in (("key", key, self.key), ("value", value, self.value)):
             expected = (*room.shape[:2], key.shape[2], room.shape[3])
             checks.shape(name, array, expected, "as the cache has room for: (B, Hkv, positions, D)")
-        if past > longest:
+        if past > max_seq_len:
             raise ValueError(
-                f"`cache` has room for {longest} positions, holds {self.length} and was given {key.shape[2]} more. "
+                f"`cache` has room for {max_seq_len} positions, holds {self.length} and was given {key.shape[2]} more. "
                 "Make a longer one."
             )
         return KVCache(write_rows(self.key, self.length, key), write_rows(self.value, self.length, value), past)
 
-    def empty_like(self, longest: int) -> KVCache:
-        """An empty cache with room for `longest` positions, for the same sequences and heads, beside this one."""
-        longest = checks.whole("longest", longest, 1, 2**31, "how many positions there is room for")
+    def empty_like(self, max_seq_len: int) -> KVCache:
+        """An empty cache with room for `max_seq_len` positions, for the same sequences and heads, beside this one."""
+        max_seq_len = checks.whole("max_seq_len", max_seq_len, 1, 2**31, "how many positions there is room for")
         xp = namespace_of(self.key)
         key, value = (
-            xp.zeros((*room.shape[:2], longest, room.shape[3]), dtype=room.dtype, device=device_of(room))
+            xp.zeros((*room.shape[:2], max_seq_len, room.shape[3]), dtype=room.dtype, device=device_of(room))
             for room in (self.key, self.value)
         )
         return KVCache(key, value, 0)
@@ -60,13 +60,13 @@ def check_cache(cache: Any, x: Array) -> None:
         )
 
 
-def empty_cache(batch: int, longest: int, kv_heads: int, key_dim: int, value_dim: int, dtype: str) -> KVCache:
+def empty_cache(batch: int, max_seq_len: int, kv_heads: int, key_dim: int, value_dim: int, dtype: str) -> KVCache:
     """A cache without any position."""
     checks.one_of("dtype", dtype, checks.FLOATS)
     batch = checks.whole("batch", batch, 0, 2**31, "the number of sequences")
-    longest = checks.whole("longest", longest, 1, 2**31, "how many positions there is room for")
+    max_seq_len = checks.whole("max_seq_len", max_seq_len, 1, 2**31, "how many positions there is room for")
     return KVCache(
-        zeros(batch, kv_heads, longest, key_dim, dtype=dtype),
-        zeros(batch, kv_heads, longest, value_dim, dtype=dtype),
+        zeros(batch, kv_heads, max_seq_len, key_dim, dtype=dtype),
+        zeros(batch, kv_heads, max_seq_len, value_dim, dtype=dtype),
         0,
     )

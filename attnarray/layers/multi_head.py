@@ -177,10 +177,10 @@ class MultiHeadAttention(Layer):
         check_gradients(self, grads.params)
         return grads
 
-    def cache(self, batch: int, longest: int, dtype: str = "float32") -> KVCache:
-        """Room for the keys and values of `longest` positions of each of `batch` sequences, on the current backend."""
+    def cache(self, batch: int, max_seq_len: int, dtype: str = "float32") -> KVCache:
+        """Room for the keys and values of `max_seq_len` positions of each of `batch` sequences, on the current backend."""
         kv_heads, width = self.kv_heads or self.heads, self.dim // self.heads
-        return empty_cache(batch, longest, kv_heads, self.key_dim or width, self.value_dim or width, dtype)
+        return empty_cache(batch, max_seq_len, kv_heads, self.key_dim or width, self.value_dim or width, dtype)
 
     def step(
         self, params: Params, x: Array, cache: KVCache, attn_mask: Array | Mask | None = None, *,

@@ -38,7 +38,7 @@ class TokenEmbedding(Layer):
         How many tokens there are.
     dim : int
         E.
-    longest : int
+    max_seq_len : int
         The most positions of a sequence.
     positions : {"sinusoidal", "learned", "none"}
         p: fixed, a parameter for each position, or 0.
@@ -50,7 +50,7 @@ class TokenEmbedding(Layer):
 
     vocab_size: int
     dim: int
-    longest: int
+    max_seq_len: int
     positions: str = "sinusoidal"
     dropout: float = 0.0
     name: str = "tokens"
@@ -64,7 +64,7 @@ class TokenEmbedding(Layer):
 
     def parts(self) -> dict[str, Any]:
         token = {"token": Embedding(self.vocab_size, self.dim, std=self.dim**-0.5)}  # of deviation 1 when scaled
-        return {**token, "position": Embedding(self.longest, self.dim, 0.02)} if self.positions == "learned" else token
+        return {**token, "position": Embedding(self.max_seq_len, self.dim, 0.02)} if self.positions == "learned" else token
 
     def fwd(
         self, params: Params, tokens: Array, rng: Philox | None = None, *, first: int = 0
@@ -75,10 +75,10 @@ class TokenEmbedding(Layer):
             raise ValueError(f"`{self.name}` has shape {tuple(tokens.shape)}, expected two axes: (B, T).")
         check_range(self.name, tokens, self.vocab_size, "the vocabulary")
         past = first + tokens.shape[1]
-        if past > self.longest and self.positions != "none":
+        if past > self.max_seq_len and self.positions != "none":
             raise ValueError(
-                f"`{self.name}` needs {past} positions, but the model was made for {self.longest}: shorten the "
-                "sequences, or make a model with a larger `longest`."
+                f"`{self.name}` needs {past} positions, but the model was made for {self.max_seq_len}: shorten the "
+                "sequences, or make a model with a larger `max_seq_len`."
             )
         x, of_token = self._parts["token"].fwd(params["token"], tokens)  # (B, T, E)
         x = self._scaled(x)
@@ -96,7 +96,7 @@ class TokenEmbedding(Layer):
         dx = dropout_bwd(dout, ctx.dropout).x
         grads = {"token": self._parts["token"].bwd(self._scaled(dx), ctx.token).params}
         if self.positions == "learned":
-            unused = xp.zeros((self.longest - dx.shape[1], self.dim), dtype=dx.dtype, device=device_of(dx))
+            unused = xp.zeros((self.max_seq_len - dx.shape[1], self.dim), dtype=dx.dtype, device=device_of(dx))
             grads["position"] = {"weight": xp.concat([sum_of(dx, 0), unused], axis=0)}
         return grads
 

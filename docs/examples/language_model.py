@@ -37,10 +37,10 @@ from attnarray.console import print_table, progress
 from attnarray.models import GPT, generate
 
 MODEL = GPT(
-    vocab_size=256, longest=256, dim=128, layers=4, heads=4, hidden_dim=344, dropout=0.05, positions="rotary",
+    vocab_size=256, max_seq_len=256, dim=128, layers=4, heads=4, hidden_dim=344, dropout=0.05, positions="rotary",
     norm="rms", activation="silu", gated=True, bias=False, std=0.09,
 )  # fmt: skip
-SMALL = GPT(vocab_size=256, longest=64, dim=32, layers=2, heads=2, std=0.09)
+SMALL = GPT(vocab_size=256, max_seq_len=64, dim=32, layers=2, heads=2, std=0.09)
 BATCH, STEPS, PEAK_RATE, DECAY, LARGEST_NORM = 4, 2400, 3e-3, 0.1, 1.0
 EVERY = 8  # of so many topics one is held out
 SAVED_EVERY = 200  # steps
@@ -91,7 +91,7 @@ def train(model: GPT, text: bytes, steps: int, advance: Callable[[str], None], s
         state = load_state(saved)
         print(f"Going on after step {len(state['losses'])} of {saved}.")
     for step in range(len(state["losses"]) + 1, steps + 1):
-        pieces = aa.asarray(batch_of(data, BATCH, model.longest, np.random.default_rng(step)))
+        pieces = aa.asarray(batch_of(data, BATCH, model.max_seq_len, np.random.default_rng(step)))
         logits, ctx = model.fwd(state["params"], pieces[:, :-1], rng=seeds.fold_in(step))
         loss, of_loss = aa.cross_entropy_fwd(logits, pieces[:, 1:])
         dlogits = aa.cross_entropy_bwd(aa.namespace_of(loss).ones_like(loss), of_loss).logits
@@ -115,7 +115,7 @@ def train(model: GPT, text: bytes, steps: int, advance: Callable[[str], None], s
 
 def bits_of(model: GPT, params: dict[str, Any], before: bytes, text: bytes) -> float:
     """Bits per byte of a text: windows that overlap by half, and of each the half that has the other before it."""
-    T, half = model.longest, model.longest // 2
+    T, half = model.max_seq_len, model.max_seq_len // 2
     data = np.frombuffer(before[-half:] + text, np.uint8).astype(np.int64)
     bits = 0.0
     for start in range(0, len(data) - half, half):
@@ -215,7 +215,7 @@ def run(options: argparse.Namespace) -> float:
         trained = train(model, data.train, steps, bar.advance, saved)
         bar.note("evaluating")
         found = bits_of(model, trained.params, data.train, data.held_out)
-        written = sample(model, trained.params, model.longest - len(PROMPT))
+        written = sample(model, trained.params, model.max_seq_len - len(PROMPT))
     numbers = sum(math.prod(leaf.shape) for _, leaf in tree.flatten(trained.params))
     rows[f"GPT, {numbers / 1e6:.2f} million parameters"] = found
     sizes = f"{len(data.train):,} bytes to learn from, {len(data.held_out):,} held out"

@@ -105,7 +105,7 @@ def test_bits_are_those_of_whole_contexts(language_model: Any) -> None:
     model = language_model.SMALL
     params = model.init(language_model.aa.Philox(0), "float64")
     text = bytes(language_model.np.random.default_rng(0).integers(256, size=150, dtype="uint8"))
-    before, after, half = text[:40], text[40:], model.longest // 2
+    before, after, half = text[:40], text[40:], model.max_seq_len // 2
     bits = 0.0
     for place in range(40, 150):  # byte `place` of the window that it is counted in
         start = 40 - half + (place - 40) // half * half
@@ -203,7 +203,7 @@ def test_translation_stops_where_the_loss_is_no_number(translation: Any, capsys:
 
     pairs, _ = translation.dates.make_pairs(320, 28)
     vocabulary = translation.dates.Vocabulary(pair.source for pair in pairs)
-    model = Broken(len(vocabulary), translation.START + 1, longest=64, dim=8, layers=1, heads=2, dropout=0.0)
+    model = Broken(len(vocabulary), translation.START + 1, max_seq_len=64, dim=8, layers=1, heads=2, dropout=0.0)
     trained = translation.train(model, translation.texts(pairs, vocabulary), 1, lambda words: None)
     assert "Step 3: the loss is" in capsys.readouterr().out
     assert len(trained.losses) == 2

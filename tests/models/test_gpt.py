@@ -137,7 +137,7 @@ def test_steps_with_a_cache_are_the_whole_run(model: GPT, options: Any, sizes: t
     whole = model(params, TOKENS, **options)
     exists = np.arange(7) >= options.get("starts", np.zeros(3))[:, None]
     cache = model.cache(3, dtype="float64", **options)
-    assert cache.longest == 8
+    assert cache.max_seq_len == 8
     start = 0
     for size in sizes:
         logits, cache = model.step(params, TOKENS[:, start : start + size], cache)
@@ -231,7 +231,7 @@ PARAMS = fresh(MODEL)
 BAD: dict[str, tuple[type[Exception], str, Any]] = {
     "too long": (ValueError, "`tokens` asks for 9 places, but the model has learned 8 positions. Give shorter",
                  lambda: MODEL(PARAMS, np.zeros((1, 9), int))),
-    "cache too long": (ValueError, "`longest` asks for 9 places, but the model has", lambda: MODEL.cache(1, 9)),
+    "cache too long": (ValueError, "`max_seq_len` asks for 9 places, but the model has", lambda: MODEL.cache(1, 9)),
     "token": (ValueError, "`tokens` holds 11 at position (0, 0), expected 0 to 10",
               lambda: MODEL(PARAMS, TOKENS * 0 + 11)),
     "rows below": (ValueError, "`rows` holds -1 at position (1,), expected 0 to 2 (the sequences of the cache: 3).",
@@ -259,14 +259,14 @@ BAD: dict[str, tuple[type[Exception], str, Any]] = {
                    lambda: MODEL.step(PARAMS, TOKENS, MODEL.cache(3, 3, "float64"))),
     "another batch": (ValueError, "`tokens` has 3 sequences, but `cache` has room for 2.",
                       lambda: MODEL.step(PARAMS, TOKENS, MODEL.cache(2))),
-    "no room": (ValueError, "`longest` is 0, expected an integer >= 1: how many places", lambda: MODEL.cache(1, 0)),
+    "no room": (ValueError, "`max_seq_len` is 0, expected an integer >= 1: how many places", lambda: MODEL.cache(1, 0)),
     "no rng": (ValueError, "`rng` is None, but this GPT has something to drop or draw in training: pass rng=attnar",
                lambda: dataclasses.replace(MODEL, dropout=0.1).fwd(PARAMS, TOKENS)),
     "positions": (ValueError, "`positions` is 'sine', expected one of 'learned', 'rotary'",
                   lambda: GPT(11, 8, 8, 2, 2, positions="sine")),
     "rotary": (ValueError, "`rotary` is given, but `positions` is 'learned'",
                lambda: GPT(11, 8, 8, 2, 2, rotary=aa.Rotary())),
-    "sizes": (ValueError, "`longest` is 0, expected an integer >= 1", lambda: GPT(11, 0, 8, 2, 2)),
+    "sizes": (ValueError, "`max_seq_len` is 0, expected an integer >= 1", lambda: GPT(11, 0, 8, 2, 2)),
     "heads": (ValueError, "`heads` (3) must divide `dim` (8)", lambda: GPT(11, 8, 8, 2, 3)),
 }  # fmt: skip
 

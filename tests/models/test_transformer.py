@@ -58,7 +58,7 @@ def nested(arrays: dict[str, np.ndarray]) -> Any:
 def test_pytorch_gives_the_same(name: str, dtype: str) -> None:
     kind, reference = name.split(",")[0], references()[name].in_dtype(dtype)
     arrays, sizes = reference.arrays, {} if kind != "model" else {"source_vocab_size": 11, "target_vocab_size": 9}
-    model = KINDS[kind](**sizes, **reference.options, **({} if not sizes else {"longest": 6, "dropout": 0.0}))
+    model = KINDS[kind](**sizes, **reference.options, **({} if not sizes else {"max_seq_len": 6, "dropout": 0.0}))
     params = nested(reference.below("params."))
     given = reference.given("x", "source", "target", "memory")
     masks = ("attn_mask", "kv_lengths", "memory_mask", "memory_lengths", "source_lengths", "target_lengths")

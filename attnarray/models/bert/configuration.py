@@ -17,7 +17,7 @@ class BERTConfiguration(Layer):
     """The options of a `BERT`, which explains them, and the parts that they ask for."""
 
     vocab_size: int
-    longest: int
+    max_seq_len: int
     dim: int
     layers: int
     heads: int
@@ -35,7 +35,7 @@ class BERTConfiguration(Layer):
     @classmethod
     def base(cls, **changes: Any) -> Self:
         """BERT with 110 million parameters; `changes` are other options than its own."""
-        shape = {"vocab_size": 30522, "longest": 512, "dim": 768, "layers": 12, "heads": 12}
+        shape = {"vocab_size": 30522, "max_seq_len": 512, "dim": 768, "layers": 12, "heads": 12}
         return cls(**{**shape, "dropout": 0.1, "attention_dropout": 0.1, **changes})
 
     @classmethod
@@ -51,7 +51,7 @@ class BERTConfiguration(Layer):
     def embedding(self) -> BERTEmbedding:
         """What comes before the blocks."""
         return BERTEmbedding(
-            self.vocab_size, self.longest, self.types, self.dim, self.dropout, self.eps, self.std
+            self.vocab_size, self.max_seq_len, self.types, self.dim, self.dropout, self.eps, self.std
         )  # fmt: skip
 
     @functools.cached_property

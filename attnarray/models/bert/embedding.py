@@ -37,7 +37,7 @@ class BERTEmbedding(Layer):
     """
 
     vocab_size: int
-    longest: int
+    max_seq_len: int
     types: int
     dim: int
     dropout: float
@@ -45,7 +45,7 @@ class BERTEmbedding(Layer):
     std: float
 
     def parts(self) -> dict[str, Any]:
-        counts = {"token": self.vocab_size, "position": self.longest, "type": self.types}
+        counts = {"token": self.vocab_size, "position": self.max_seq_len, "type": self.types}
         embeddings = {name: Embedding(count, self.dim, self.std) for name, count in counts.items()}
         return {**embeddings, "embedding_norm": LayerNorm(self.dim, self.eps)}
 
@@ -55,10 +55,10 @@ class BERTEmbedding(Layer):
         """x (B, T, dim) of tokens (B, T) and types (B, T), and the context for `bwd`."""
         check_tokens(tokens, self.vocab_size)
         xp, parts, T = namespace_of(tokens), self._parts, tokens.shape[1]
-        if self.longest < T:
+        if self.max_seq_len < T:
             raise ValueError(
-                f"`tokens` has {T} places, but the model has learned {self.longest} positions. Give shorter sequences, "
-                "or make the model with a larger `longest`."
+                f"`tokens` has {T} places, but the model has learned {self.max_seq_len} positions. Give shorter sequences, "
+                "or make the model with a larger `max_seq_len`."
             )
         types = xp.zeros_like(tokens) if types is None else checks.integer("types", types)
         checks.shape("types", types, tuple(tokens.shape), "one type for each of the tokens")

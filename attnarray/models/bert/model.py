@@ -60,7 +60,7 @@ class BERT(BERTConfiguration):
     ----------
     vocab_size : int
         V, the number of tokens.
-    longest : int
+    max_seq_len : int
         The most tokens of a sequence: so many positions are learned.
     dim, layers, heads : int
         E, N, H.
@@ -96,7 +96,7 @@ class BERT(BERTConfiguration):
     Examples
     --------
     >>> import numpy as np, attnarray as aa
-    >>> model = aa.models.BERT(vocab_size=50, longest=16, dim=8, layers=2, heads=2)
+    >>> model = aa.models.BERT(vocab_size=50, max_seq_len=16, dim=8, layers=2, heads=2)
     >>> params = model.init(aa.Philox(0))
     >>> tokens = np.random.default_rng(0).integers(50, size=(3, 10))
     >>> result, ctx = model.fwd(params, tokens, lengths=[10, 7, 4])

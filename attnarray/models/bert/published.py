@@ -31,7 +31,7 @@ KINDS = {
 # Our name -> theirs.
 FIELDS = {
     "vocab_size": "vocab_size",
-    "longest": "max_position_embeddings",
+    "max_seq_len": "max_position_embeddings",
     "dim": "hidden_size",
     "layers": "num_hidden_layers",
     "heads": "num_attention_heads",

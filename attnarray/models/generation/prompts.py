@@ -15,7 +15,7 @@ from attnarray.models.places import check_tokens
 class Generator(Protocol):
     """A model that goes on with texts token by token, such as `GPT`."""
 
-    def cache(self, batch: int, longest: int | None = None, dtype: str = "float32", *, starts: Any = None) -> Any: ...
+    def cache(self, batch: int, max_seq_len: int | None = None, dtype: str = "float32", *, starts: Any = None) -> Any: ...
 
     def step(self, params: Params, tokens: Array, cache: Any, *, last: bool = False) -> tuple[Array, Any]: ...
 
@@ -39,7 +39,7 @@ def begin(model: Generator, params: Params, tokens: Array, count: int, lengths: 
     if not tokens.shape[1]:
         raise ValueError("`tokens` has no places, expected prompts of at least one token: (B, T) with T > 0.")
     tokens, starts = to_the_right(tokens, lengths)
-    longest = tokens.shape[1] + max(count - 1, 0)  # the last token that is written is never read
+    max_seq_len = tokens.shape[1] + max(count - 1, 0)  # the last token that is written is never read
     if not hasattr(model, "cache") or not hasattr(model, "step"):
         raise TypeError(f"`model` is {checks.shown(model)}, expected a model with `cache` and `step`, such as GPT.")
     if isinstance(model, Layer):
@@ -47,7 +47,7 @@ def begin(model: Generator, params: Params, tokens: Array, count: int, lengths: 
     _, like = tree.flatten(params)[0]
     xp = namespace_of(like)
     with use_backend(library_of(like)):
-        cache = model.cache(tokens.shape[0], longest, dtype_name(like.dtype), starts=starts)
+        cache = model.cache(tokens.shape[0], max_seq_len, dtype_name(like.dtype), starts=starts)
     cache = tree.map(lambda leaf: xp.asarray(leaf, device=device_of(like)) if checks.is_array(leaf) else leaf, cache)
     logits, cache = model.step(params, tokens, cache, last=True)  # (B, 1, V)
     return Begun(logits[:, -1, :], cache)

@@ -27,7 +27,7 @@ class GPTCache(NamedTuple):
         return self.blocks[0].length
 
     @property
-    def longest(self) -> int:
+    def max_seq_len(self) -> int:
         """How many places there is room for."""
         return int(self.blocks[0].key.shape[2])
 

@@ -25,7 +25,7 @@ class GPTConfiguration(Layer):
     """The options of a `GPT`, which explains them, and the parts that they ask for."""
 
     vocab_size: int
-    longest: int
+    max_seq_len: int
     dim: int
     layers: int
     heads: int
@@ -47,7 +47,7 @@ class GPTConfiguration(Layer):
     @classmethod
     def small(cls, **changes: Any) -> Self:
         """GPT-2 with 124 million parameters; `changes` are other options than its own."""
-        return cls(**{"vocab_size": 50257, "longest": 1024, "dim": 768, "layers": 12, "heads": 12, **changes})
+        return cls(**{"vocab_size": 50257, "max_seq_len": 1024, "dim": 768, "layers": 12, "heads": 12, **changes})
 
     @classmethod
     def medium(cls, **changes: Any) -> Self:
@@ -75,7 +75,7 @@ class GPTConfiguration(Layer):
     def embedding(self) -> GPTEmbedding:
         """What makes vectors of tokens."""
         learned = self.positions == "learned"
-        return GPTEmbedding(self.vocab_size, self.longest, self.dim, learned, self.dropout, self.std)
+        return GPTEmbedding(self.vocab_size, self.max_seq_len, self.dim, learned, self.dropout, self.std)
 
     @functools.cached_property
     def body(self) -> Encoder:

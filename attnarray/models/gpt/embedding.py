@@ -28,14 +28,14 @@ class GPTEmbedding(Layer):
     """
 
     vocab_size: int
-    longest: int
+    max_seq_len: int
     dim: int
     learned: bool
     dropout: float
     std: float
 
     def parts(self) -> dict[str, Any]:
-        token, position = (Embedding(count, self.dim, self.std) for count in (self.vocab_size, self.longest))
+        token, position = (Embedding(count, self.dim, self.std) for count in (self.vocab_size, self.max_seq_len))
         return {"token": token, "position": position} if self.learned else {"token": token}
 
     def fwd(
@@ -59,10 +59,10 @@ class GPTEmbedding(Layer):
 
     def check_places(self, name: str, count: int) -> None:
         """Check that there are positions for so many places."""
-        if self.learned and count > self.longest:
+        if self.learned and count > self.max_seq_len:
             raise ValueError(
-                f"`{name}` asks for {count} places, but the model has learned {self.longest} positions. Give shorter "
-                "sequences, write fewer tokens, or make the model with a larger `longest`."
+                f"`{name}` asks for {count} places, but the model has learned {self.max_seq_len} positions. Give shorter "
+                "sequences, write fewer tokens, or make the model with a larger `max_seq_len`."
             )
 
 

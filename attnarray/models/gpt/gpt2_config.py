@@ -29,7 +29,7 @@ ARCHITECTURES = (
 # Our name -> theirs.
 SIZES = {
     "vocab_size": "vocab_size",
-    "longest": "n_positions",
+    "max_seq_len": "n_positions",
     "dim": "n_embd",
     "layers": "n_layer",
     "heads": "n_head",

@@ -30,7 +30,7 @@ ARCHITECTURES = (
 # Our name -> theirs.
 SIZES = {
     "vocab_size": "vocab_size",
-    "longest": "max_position_embeddings",
+    "max_seq_len": "max_position_embeddings",
     "dim": "hidden_size",
     "layers": "num_hidden_layers",
     "heads": "num_attention_heads",

@@ -56,7 +56,7 @@ class GPT(GPTConfiguration):
     ----------
     vocab_size : int
         V, the number of tokens.
-    longest : int
+    max_seq_len : int
         Places of the longest sequence: the learned positions, and the room of a `cache`.
     dim, layers, heads : int
         E, N, H.
@@ -92,7 +92,7 @@ class GPT(GPTConfiguration):
     Examples
     --------
     >>> import numpy as np, attnarray as aa
-    >>> model = aa.models.GPT(vocab_size=50, longest=16, dim=8, layers=2, heads=2)
+    >>> model = aa.models.GPT(vocab_size=50, max_seq_len=16, dim=8, layers=2, heads=2)
     >>> params = model.init(aa.Philox(0))
     >>> tokens = np.random.default_rng(0).integers(50, size=(3, 10))
     >>> logits, ctx = model.fwd(params, tokens[:, :-1])
@@ -165,18 +165,18 @@ class GPT(GPTConfiguration):
         return GPTGrads(check_gradients(self, params))
 
     def cache(
-        self, batch: int, longest: int | None = None, dtype: str = "float32", *, starts: Any = None
+        self, batch: int, max_seq_len: int | None = None, dtype: str = "float32", *, starts: Any = None
     ) -> GPTCache:  # fmt: skip
-        """Room for `batch` sequences of `longest` places, by default those of the model, on the current backend.
+        """Room for `batch` sequences of `max_seq_len` places, by default those of the model, on the current backend.
 
         `starts` (batch,) says how many places before each sequence are padding, as in the call.
         """
-        longest = self.longest if longest is None else longest
-        longest = checks.whole("longest", longest, 1, 2**31, "how many places there is room for")
-        self.embedding.check_places("longest", longest)
+        max_seq_len = self.max_seq_len if max_seq_len is None else max_seq_len
+        max_seq_len = checks.whole("max_seq_len", max_seq_len, 1, 2**31, "how many places there is room for")
+        self.embedding.check_places("max_seq_len", max_seq_len)
         attention = self.body.block._parts["attention"]
-        blocks = tuple(attention.cache(batch, longest, dtype) for _ in range(self.layers))
-        return GPTCache(blocks, starts_of(starts, batch, longest, blocks[0].key))
+        blocks = tuple(attention.cache(batch, max_seq_len, dtype) for _ in range(self.layers))
+        return GPTCache(blocks, starts_of(starts, batch, max_seq_len, blocks[0].key))
 
     def step(self, params: Params, tokens: Array, cache: GPTCache, *, last: bool = False) -> tuple[Array, GPTCache]:
         """The logits (B, T, V) of the next tokens (B, T) of the sequences in the cache, or (B, 1, V) of the `last`.

@@ -48,7 +48,7 @@ class Decoder(Stack):
 
     Step by step, with the keys and values of the memory projected once:
 
-    >>> cache = decoder.cache(params, memory, longest=5)
+    >>> cache = decoder.cache(params, memory, max_seq_len=5)
     >>> for t in range(5):
     ...     step, cache = decoder.step(params, x[:, t : t + 1], cache, memory_lengths=[7, 4])
     >>> bool(np.allclose(step, y[:, 4:], atol=1e-5))
@@ -84,9 +84,9 @@ class Decoder(Stack):
         """The gradients of x, the memory, the parameters and the biases; None for what was not given."""
         return self._bwd(dout, ctx)
 
-    def cache(self, params: Params, memory: Array, longest: int) -> tuple[DecoderCache, ...]:
-        """For `step`: the keys and values of a memory (B, S, dim) in every block, and room for `longest` positions."""
-        return tuple(self.block.decoder_cache(params["blocks"][str(n)], memory, longest) for n in range(self.layers))
+    def cache(self, params: Params, memory: Array, max_seq_len: int) -> tuple[DecoderCache, ...]:
+        """For `step`: the keys and values of a memory (B, S, dim) in every block, and room for `max_seq_len` positions."""
+        return tuple(self.block.decoder_cache(params["blocks"][str(n)], memory, max_seq_len) for n in range(self.layers))
 
     def step(
         self, params: Params, x: Array, cache: tuple[DecoderCache, ...], *, memory_mask: Array | Mask | None = None,

@@ -59,7 +59,7 @@ class Transformer(Layer):
     ----------
     source_vocab_size, target_vocab_size : int
         How many tokens there are of each.
-    longest : int
+    max_seq_len : int
         The most positions a sequence may have.
     dim, layers, heads, hidden_dim : int
         Of encoder and decoder, see `Encoder`; by default those of the paper's base model.
@@ -85,7 +85,7 @@ class Transformer(Layer):
     Examples
     --------
     >>> import numpy as np, attnarray as aa
-    >>> model = aa.models.Transformer(11, 9, longest=8, dim=16, layers=2, heads=4, dropout=0.0)
+    >>> model = aa.models.Transformer(11, 9, max_seq_len=8, dim=16, layers=2, heads=4, dropout=0.0)
     >>> params = model.init(aa.Philox(0))
     >>> source, target = np.array([[4, 2, 7, 7], [3, 3, 0, 0]]), np.array([[1, 5, 6], [1, 8, 2]])
     >>> logits, ctx = model.fwd(params, source, target[:, :-1], source_lengths=[4, 2])  # told all but the last
@@ -104,7 +104,7 @@ class Transformer(Layer):
 
     source_vocab_size: int
     target_vocab_size: int
-    longest: int
+    max_seq_len: int
     dim: int = 512
     layers: int = 6
     heads: int = 8
@@ -128,7 +128,7 @@ class Transformer(Layer):
         fields = ("dim", "layers", "heads", "hidden_dim", "pre_norm", "final_norm", "activation", "dropout",
                   "attention_dropout", "hidden_dropout", "eps", "recompute")  # fmt: skip
         shared = {name: getattr(self, name) for name in fields}
-        of_tokens = self.dim, self.longest, self.positions, self.dropout
+        of_tokens = self.dim, self.max_seq_len, self.positions, self.dropout
         parts: dict[str, Any] = {
             "source": TokenEmbedding(self.source_vocab_size, *of_tokens, name="source"),
             "target": TokenEmbedding(self.target_vocab_size, *of_tokens, name="target"),
@@ -193,15 +193,15 @@ class Transformer(Layer):
         return TransformerGrads(params)
 
     def cache(
-        self, params: Params, source: Array, longest: int | None = None, *, source_lengths: Any = None
+        self, params: Params, source: Array, max_seq_len: int | None = None, *, source_lengths: Any = None
     ) -> TransformerCache:
-        """Reads sources (B, S) once, for `step` to write up to `longest` target positions; by default all there are."""
+        """Reads sources (B, S) once, for `step` to write up to `max_seq_len` target positions; by default all there are."""
         parts = self._parts
         x, _ = parts["source"].fwd(params["source"], source)
         source_lengths = lengths_of("source_lengths", source_lengths, source)
         memory = parts["encoder"](params["encoder"], x, kv_lengths=source_lengths)
-        longest = self.longest if longest is None else longest
-        return TransformerCache(parts["decoder"].cache(params["decoder"], memory, longest), source_lengths)
+        max_seq_len = self.max_seq_len if max_seq_len is None else max_seq_len
+        return TransformerCache(parts["decoder"].cache(params["decoder"], memory, max_seq_len), source_lengths)
 
     def step(self, params: Params, tokens: Array, cache: TransformerCache) -> tuple[Array, TransformerCache]:
         """Logits (B, T, V) of the next target tokens (B, T), which are written into the cache.
@@ -222,7 +222,7 @@ class Transformer(Layer):
 
         Where `end` comes, the rest of that row is `end`; N is less than `count` if all rows have ended before.
         """
-        count = checks.whole("count", count, 0, self.longest, "how many tokens to write, at most `longest`")
+        count = checks.whole("count", count, 0, self.max_seq_len, "how many tokens to write, at most `max_seq_len`")
         cache = self.cache(params, source, max(count, 1), source_lengths=source_lengths)
         return greedily(
             lambda tokens, now: self.step(params, tokens, now), cache, source, start, count, end, self.target_vocab_size

@@ -57,8 +57,8 @@ class Bias(Layer):
         return {"bias": (self.dim,)}
 
 
-def remembered(memory: Array | None, x: Array, longest: int) -> Array:
-    """The last `longest` positions of a memory (B, M, E) and x (B, T, E) behind it, up to (B, longest, E).
+def remembered(memory: Array | None, x: Array, length: int) -> Array:
+    """The last `length` positions of a memory (B, M, E) followed by x (B, T, E): up to (B, length, E).
 
     Examples
     --------
@@ -69,7 +69,7 @@ def remembered(memory: Array | None, x: Array, longest: int) -> Array:
     """
     checks.required(x=x)
     both = x if memory is None else namespace_of(x).concat([memory, x], axis=1)
-    return both[:, max(0, both.shape[1] - longest) :, :]
+    return both[:, max(0, both.shape[1] - length) :, :]
 
 
 @dataclass(frozen=True)
