@@ -38,7 +38,7 @@ class Training(NamedTuple):
 
 def trained_model(quick: bool) -> GPT:
     """The model whose training is measured."""
-    return GPT(vocab_size=256, max_seq_len=32 if quick else 256, dim=256, layers=1 if quick else 6, heads=8)
+    return GPT(vocab_size=256, max_seq_len=32 if quick else 256, dim=256, num_layers=1 if quick else 6, heads=8)
 
 
 def training_tokens(quick: bool) -> np.ndarray:
@@ -97,7 +97,7 @@ def training_step(quick: bool) -> Case:
     for name, gradient in ours.gradients().items():
         agree(f"gradient of the embeddings of each {name}", gradient, expected[name])
     model, (B, places) = trained_model(quick), training_tokens(quick).shape
-    name = f"training step, {model.layers} layers of {model.dim}, batch {B} x {places - 1}"
+    name = f"training step, {model.num_layers} layers of {model.dim}, batch {B} x {places - 1}"
     return Case(name, B * (places - 1), ours.step, theirs.step)
 
 
@@ -107,7 +107,7 @@ def generation(quick: bool) -> list[Case]:
 
     from benchmarks.torch_gpt import TorchGPT
 
-    model = GPT(vocab_size=300, max_seq_len=64, dim=64, layers=2, heads=4) if quick else GPT.small()
+    model = GPT(vocab_size=300, max_seq_len=64, dim=64, num_layers=2, heads=4) if quick else GPT.small()
     prompt, count = (16, 4) if quick else (512, 32)
     params = random_params(model)
     theirs = TorchGPT(model, params)
@@ -140,7 +140,7 @@ def generation(quick: bool) -> list[Case]:
     logits, read = we_read()
     agree("logits after the prompt", logits, they_read())
     agree("logits after the last token", we_write(), they_write())
-    name = f"{model.layers} layers of {model.dim}"
+    name = f"{model.num_layers} layers of {model.dim}"
     return [
         Case(f"reading a prompt of {prompt}, {name}", prompt, we_read, they_read),
         Case(f"writing {count} tokens after {prompt}, {name}", count, we_write, they_write),

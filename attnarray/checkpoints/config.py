@@ -50,8 +50,8 @@ def sizes(config: Config, fields: Mapping[str, str], names: Iterable[str]) -> di
         raise Unsupported(f"lacks {', '.join(map(repr, missing))}, from which the shape of the model follows")
     found = {ours: size(config, theirs) for ours, theirs in fields.items()}
     tensors = sum(1 for _ in names)
-    if found["layers"] > tensors:  # before so many are made
-        raise Unsupported(f"asks for {fields['layers']} = {found['layers']}, but the weights are {tensors} tensors")
+    if found["num_layers"] > tensors:  # before so many are made
+        raise Unsupported(f"asks for {fields['num_layers']} = {found['num_layers']}, but the weights are {tensors} tensors")
     return found
 
 

@@ -14,7 +14,7 @@ from attnarray.ops.rotary import Rotary
 from attnarray.random import Philox
 
 COUNTS = {  # what integer fields count
-    "layers": "the number of blocks",
+    "num_layers": "the number of blocks",
     "k": "the number of keys that are chosen",
     "memory": "how many positions are remembered",
 }
@@ -202,7 +202,7 @@ def check_field(name: str, kind: str, value: Any) -> None:
         return
     kind = kind.removesuffix(" | None")
     if kind == "int":
-        highest, meaning = 10**6 if name == "layers" else 2**31, COUNTS.get(name, "a size of the layer")
+        highest, meaning = 10**6 if name == "num_layers" else 2**31, COUNTS.get(name, "a size of the layer")
         checks.whole(name, value, 0 if name == "memory" else 1, highest, meaning)
     elif kind == "bool":
         checks.flag(name, value)

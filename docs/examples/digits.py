@@ -29,7 +29,7 @@ from attnarray import optim, tree
 from attnarray.console import print_table, progress
 from attnarray.models import PatchClassifier
 
-MODEL = PatchClassifier(size=8, patch=2, classes=10, dim=64, layers=2, heads=4, hidden_dim=128, dropout=0.1)
+MODEL = PatchClassifier(size=8, patch=2, classes=10, dim=64, num_layers=2, heads=4, hidden_dim=128, dropout=0.1)
 BATCH, EPOCHS, SEEDS, PEAK_RATE, DECAY, LARGEST_NORM = 64, 40, 3, 3e-3, 0.3, 1.0
 NOISE = 0.15  # its deviation, where pixels go from 0 to 1
 MOST_LIT = 16  # of a pixel

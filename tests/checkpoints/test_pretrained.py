@@ -227,7 +227,7 @@ def test_linear_scaling_divides_positions(tmp_path: Path) -> None:
 
 OPTIONS: dict[str, list[Any]] = {
     "dim": [4, 8, 12, np.int64(8)],
-    "layers": [1, 3],
+    "num_layers": [1, 3],
     "heads": [1, 2, 4],
     "hidden_dim": [None, 0, 5],
     "positions": ["learned", "rotary", "none", "alibi"],

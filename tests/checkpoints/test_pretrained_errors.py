@@ -121,7 +121,7 @@ WRONG_GPTS: dict[str, tuple[GPT, dict[str, Any], str]] = {
     ),
     "key heads": (LLAMA, {"num_key_value_heads": 3}, "`kv_heads` (3) must divide `heads` (4)."),
     "no key heads": (LLAMA, {"num_key_value_heads": 0}, "`num_key_value_heads` is 0, expected an integer >= 1"),
-    "layers": (
+    "num_layers": (
         LLAMA,
         {"num_hidden_layers": 10**6},
         "asks for num_hidden_layers = 1000000, but the weights are 12 tensors",

@@ -130,7 +130,7 @@ MODELS = {
     "TransformerXL, pre-norm": layer(models.TransformerXL(11, 6, 8, 2, 2, pre_norm=True, dropout=0.0), tokens=TOKENS),
     "Seq2Seq": layer(models.Seq2Seq(11, 9, 4, 6, BAHDANAU), source=TOKENS, target=TARGET),
     "Seq2Seq, lstm": layer(models.Seq2Seq(11, 9, 4, 6, BAHDANAU, "lstm"), source=TOKENS, target=TARGET),
-    "PatchClassifier": layer(models.PatchClassifier((4, 6), 2, 3, dim=8, layers=2, heads=2), images=X[:, :4, :6]),
+    "PatchClassifier": layer(models.PatchClassifier((4, 6), 2, 3, dim=8, num_layers=2, heads=2), images=X[:, :4, :6]),
 }  # fmt: skip
 
 CALLS = {

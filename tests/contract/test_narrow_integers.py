@@ -17,15 +17,15 @@ DTYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "uint64")
 RNG = np.random.default_rng(0)
 Cast = Callable[[Any], Any]
 
-SMALL_GPT = models.GPT(vocab_size=2000, max_seq_len=140, dim=8, layers=1, heads=2)
-ROTARY = models.GPT(vocab_size=2000, max_seq_len=140, dim=8, layers=1, heads=2, positions="rotary", norm="rms")
+SMALL_GPT = models.GPT(vocab_size=2000, max_seq_len=140, dim=8, num_layers=1, heads=2)
+ROTARY = models.GPT(vocab_size=2000, max_seq_len=140, dim=8, num_layers=1, heads=2, positions="rotary", norm="rms")
 PARAMS, TURNED = (tree.map(lambda leaf: leaf * 6, model.init(aa.Philox(1))) for model in (SMALL_GPT, ROTARY))
-SMALL_BERT = models.BERT(vocab_size=60, max_seq_len=140, dim=8, layers=1, heads=2, hidden_dim=8)
-XL = models.TransformerXL(100, memory=6, dim=8, layers=1, heads=2, dropout=0.0)
+SMALL_BERT = models.BERT(vocab_size=60, max_seq_len=140, dim=8, num_layers=1, heads=2, hidden_dim=8)
+XL = models.TransformerXL(100, memory=6, dim=8, num_layers=1, heads=2, dropout=0.0)
 SEQ2SEQ = models.Seq2Seq(
     100, 2000, dim=4, hidden_dim=8, attention=aa.layers.BahdanauAttention(query_dim=8, key_dim=8, hidden_dim=6)
 )
-TRANSFORMER = models.Transformer(100, 2000, max_seq_len=140, dim=8, layers=1, heads=2)
+TRANSFORMER = models.Transformer(100, 2000, max_seq_len=140, dim=8, num_layers=1, heads=2)
 TEXT = RNG.integers(100, size=(2, 130))
 Q = RNG.standard_normal((2, 2, 5, 4))
 LONG = RNG.standard_normal((2, 2, 127, 4))
@@ -140,8 +140,8 @@ SIZES: dict[str, Callable[[Any], Any]] = {
     "MultiHeadAttention": lambda n: aa.layers.MultiHeadAttention(n(128), n(64), key_dim=n(4)).init(aa.Philox(0))[
         "query"
     ],
-    "GPT": lambda n: models.GPT(n(50), n(20), dim=n(128), layers=n(1), heads=n(2)).init(aa.Philox(0)),
-    "Transformer": lambda n: models.Transformer(n(50), n(50), max_seq_len=n(20), dim=n(128), layers=n(1), heads=n(2)).init(
+    "GPT": lambda n: models.GPT(n(50), n(20), dim=n(128), num_layers=n(1), heads=n(2)).init(aa.Philox(0)),
+    "Transformer": lambda n: models.Transformer(n(50), n(50), max_seq_len=n(20), dim=n(128), num_layers=n(1), heads=n(2)).init(
         aa.Philox(0)
     ),
     "generate": lambda n: models.generate(SMALL_GPT, PARAMS, TEXT[:, :4], n(6), end=n(7)),

@@ -281,7 +281,7 @@ def test_fields(example: Example) -> None:
         optional = str(field.type).endswith(" | None")
         kind = str(field.type).removesuffix(" | None")
         name = next((name for name in WRONG_FIELDS if field.name.endswith(name)), kind)
-        name = {"positions": "str", "layers": "int"}.get(field.name, name)
+        name = {"positions": "str", "num_layers": "int"}.get(field.name, name)
         if kind in ("int", "bool", "str"):
             name = kind
         for wrong in [*WRONG_FIELDS[name], *([] if optional else [None])]:

@@ -22,7 +22,7 @@ REFERENCES = frozen("bert.npz")
 each_reference = pytest.mark.parametrize("reference", REFERENCES.values(), ids=list(REFERENCES))
 each_dtype = pytest.mark.parametrize("dtype", list(ROUNDING))
 
-SMALL = BERT(vocab_size=7, max_seq_len=5, dim=6, layers=2, heads=2, hidden_dim=5, eps=1e-3)
+SMALL = BERT(vocab_size=7, max_seq_len=5, dim=6, num_layers=2, heads=2, hidden_dim=5, eps=1e-3)
 RNG = np.random.default_rng(0)
 TOKENS, TYPES = RNG.integers(7, size=(3, 4)), RNG.integers(2, size=(3, 4))
 
@@ -86,7 +86,7 @@ def test_states_and_logits_are_those_of_transformers(reference: Frozen, dtype: s
     arrays, tolerance = reference.arrays, ROUNDING[dtype]
     mask = arrays["exists"].astype(bool)[:, None, None, :]
     states = model.states(params, arrays["tokens"], arrays["types"], attn_mask=mask)
-    assert len(states) == model.layers + 1
+    assert len(states) == model.num_layers + 1
     for n, state in enumerate(states):
         assert state.dtype == dtype
         assert_close(state, arrays[f"state_{n}"], tolerance, f"state {n}")
@@ -262,7 +262,7 @@ def test_the_shape_of_bert_base() -> None:
     base = BERT.base(mask_head=False)
     numbers = sum(int(np.prod(shape)) for shape in flat(base.shapes()))
     assert numbers == 109_482_240  # as published for BertModel
-    assert (BERT.large().layers, BERT.base(layers=2).layers, base.dropout) == (24, 2, 0.1)
+    assert (BERT.large().num_layers, BERT.base(num_layers=2).num_layers, base.dropout) == (24, 2, 0.1)
 
 
 def flat(shapes: Any) -> list[tuple[int, ...]]:

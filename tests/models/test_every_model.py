@@ -38,10 +38,10 @@ EXAMPLES = {
                          kv_heads=2, tied=False), {"tokens": SOURCE}, np.roll(SOURCE, 1)),
     "BERT": Example(BERT(11, S, 8, 2, 2), {"tokens": SOURCE}, np.roll(SOURCE, 1)),
     "Transformer": Example(Transformer(11, 9, S, 8, 2, 2, dropout=0.0), PAIR, TARGET),
-    "TransformerXL": Example(TransformerXL(11, memory=3, dim=8, layers=2, heads=2, dropout=0.0),
+    "TransformerXL": Example(TransformerXL(11, memory=3, dim=8, num_layers=2, heads=2, dropout=0.0),
                              {"tokens": SOURCE}, np.roll(SOURCE, 1)),
     "Seq2Seq": Example(Seq2Seq(11, 9, dim=4, hidden_dim=6, attention=BAHDANAU), PAIR, TARGET),
-    "PatchClassifier": Example(PatchClassifier((4, 6), 2, 3, dim=8, layers=2, heads=2), {"images": IMAGES}, CLASSES),
+    "PatchClassifier": Example(PatchClassifier((4, 6), 2, 3, dim=8, num_layers=2, heads=2), {"images": IMAGES}, CLASSES),
 }  # fmt: skip
 each_model = pytest.mark.parametrize("example", EXAMPLES.values(), ids=list(EXAMPLES))
 
@@ -82,7 +82,7 @@ DEEP = {
     "GPT": GPT(11, 64, 32, 6, 4),
     "BERT": BERT(11, 64, 32, 6, 4),
     "Transformer": Transformer(11, 11, 64, 32, 6, 4, dropout=0.0),
-    "PatchClassifier": PatchClassifier(16, 2, 11, dim=32, layers=6, heads=4),
+    "PatchClassifier": PatchClassifier(16, 2, 11, dim=32, num_layers=6, heads=4),
 }
 
 

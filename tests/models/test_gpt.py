@@ -46,7 +46,7 @@ def piece(tensor: np.ndarray, stored: Stored) -> np.ndarray:
 def unpacked(arrays: dict[str, np.ndarray], model: GPT) -> Any:
     """Our tree of what a checkpoint holds, each tensor read."""
     llama = model.positions == "rotary"
-    names = llama_names(model.layers) if llama else gpt2_names(model.layers)
+    names = llama_names(model.num_layers) if llama else gpt2_names(model.num_layers)
     prefix, read = "model." if llama else "transformer.", set()
     params: Any = {}
     if not model.tied:
@@ -76,7 +76,7 @@ def test_transformers(name: str, dtype: str, tolerance: float) -> None:
     assert_close(logits * exists[..., None], arrays["logits"], tolerance)
     assert_close(model(params, arrays["tokens"], **padding(case)), logits, 0)
     states = model.states(params, arrays["tokens"], **padding(case))
-    assert len(states) == model.layers + 1
+    assert len(states) == model.num_layers + 1
     for n, state in enumerate(states):
         assert_close(state * exists[..., None], arrays[f"state_{n}"], tolerance)
     loss, of_loss = aa.cross_entropy_fwd(logits[:, :-1], arrays["labels"][:, 1:])

@@ -197,7 +197,7 @@ def test_bad_input_is_named() -> None:
         (ValueError, "`positions` is 'rope', expected one of 'sinusoidal', 'lea",
          lambda: dataclasses.replace(model, positions="rope")),
         (ValueError, "`dim` is 9, expected an even number for sinusoidal", lambda: Transformer(5, 5, 6, 9, 1, 3)),
-        (ValueError, "`layers` is 0, expected an integer >= 1: the number of blocks.", lambda: Encoder(8, 0, 2)),
+        (ValueError, "`num_layers` is 0, expected an integer >= 1: the number of blocks.", lambda: Encoder(8, 0, 2)),
         (ValueError, "`x` has 7 features, but Encoder has `dim` 8: expected (*batch, positions, 8), given (2, 3, 7).",
          lambda: Encoder(8, 2, 2)(Encoder(8, 2, 2).init(aa.Philox(0), "float64"), np.ones((2, 3, 7)))),
         (TypeError, "`ctx` is None, expected the TransformerContext that", lambda: model.bwd(X, None)),  # type: ignore[arg-type]

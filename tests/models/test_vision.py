@@ -17,9 +17,9 @@ from tests.support.messages import says
 RNG = np.random.default_rng(0)
 GREY, COLOUR = RNG.standard_normal((2, 4, 6)), RNG.standard_normal((2, 4, 6, 3))
 MODELS = {
-    "grey": (PatchClassifier((4, 6), 2, 5, dim=8, layers=2, heads=2), GREY),
-    "grey with an axis": (PatchClassifier((4, 6), 2, 5, dim=8, layers=1, heads=2), GREY[..., None]),
-    "colour": (PatchClassifier((4, 6), 2, 5, 3, dim=8, layers=1, heads=4, pre_norm=False), COLOUR),
+    "grey": (PatchClassifier((4, 6), 2, 5, dim=8, num_layers=2, heads=2), GREY),
+    "grey with an axis": (PatchClassifier((4, 6), 2, 5, dim=8, num_layers=1, heads=2), GREY[..., None]),
+    "colour": (PatchClassifier((4, 6), 2, 5, 3, dim=8, num_layers=1, heads=4, pre_norm=False), COLOUR),
 }
 each_model = pytest.mark.parametrize(("model", "images"), MODELS.values(), ids=list(MODELS))
 

@@ -66,13 +66,13 @@ class Reference(NamedTuple):
         o = {"hidden_dim": None, "kv_heads": None, "tied": True, **self.options}
         if self.family == "gpt2":
             config = GPT2Config(
-                vocab_size=o["vocab_size"], n_positions=o["max_seq_len"], n_embd=o["dim"], n_layer=o["layers"],
+                vocab_size=o["vocab_size"], n_positions=o["max_seq_len"], n_embd=o["dim"], n_layer=o["num_layers"],
                 n_head=o["heads"], n_inner=o["hidden_dim"], attn_implementation="eager", bos_token_id=0, eos_token_id=0,
             )  # fmt: skip
             return GPT2LMHeadModel(config)
         config = LlamaConfig(
             vocab_size=o["vocab_size"], hidden_size=o["dim"], intermediate_size=o["hidden_dim"],
-            num_hidden_layers=o["layers"], num_attention_heads=o["heads"], num_key_value_heads=o["kv_heads"],
+            num_hidden_layers=o["num_layers"], num_attention_heads=o["heads"], num_key_value_heads=o["kv_heads"],
             max_position_embeddings=o["max_seq_len"], rms_norm_eps=o["eps"], tie_word_embeddings=o["tied"],
             attn_implementation="sdpa", bos_token_id=0, eos_token_id=0, pad_token_id=None,
         )  # fmt: skip
@@ -97,16 +97,16 @@ class Reference(NamedTuple):
         return {"tokens": tokens, "exists": exists, "labels": labels, **given, **weights}
 
 
-GPT2 = {"vocab_size": 17, "max_seq_len": 9, "dim": 12, "layers": 2, "heads": 3}
+GPT2 = {"vocab_size": 17, "max_seq_len": 9, "dim": 12, "num_layers": 2, "heads": 3}
 LLAMA = {
-    "vocab_size": 13, "max_seq_len": 16, "dim": 16, "layers": 2, "heads": 4, "kv_heads": 2, "hidden_dim": 20, "bias": False,
+    "vocab_size": 13, "max_seq_len": 16, "dim": 16, "num_layers": 2, "heads": 4, "kv_heads": 2, "hidden_dim": 20, "bias": False,
     "norm": "rms", "eps": 1e-6, "activation": "silu", "gated": True, "positions": "rotary",
 }  # fmt: skip
 CASES = {
     "GPT-2": Reference(GPT2, T=9),
     "GPT-2, padded before": Reference(GPT2, starts=(0, 3, 6), B=3),
     "GPT-2, padded behind": Reference({**GPT2, "hidden_dim": 10, "heads": 1}, lengths=(7, 2, 4), B=3),
-    "GPT-2, three layers": Reference({**GPT2, "layers": 3, "dim": 8, "heads": 2, "hidden_dim": 11}, B=1, T=5),
+    "GPT-2, three layers": Reference({**GPT2, "num_layers": 3, "dim": 8, "heads": 2, "hidden_dim": 11}, B=1, T=5),
     "LLaMA": Reference({**LLAMA, "tied": False}, family="llama"),
     "LLaMA, tied, padded before": Reference({**LLAMA, "tied": True}, starts=(4, 0), family="llama"),
 }

@@ -34,7 +34,7 @@ class Model(NamedTuple):
     tied: bool = True
 
     def options(self):
-        return {**self._asdict(), "dim": E, "layers": LAYERS, "hidden_dim": HIDDEN, "vocab_size": V}
+        return {**self._asdict(), "dim": E, "num_layers": LAYERS, "hidden_dim": HIDDEN, "vocab_size": V}
 
     def shapes(self):
         """Of all parameters, by attnarray's names."""

@@ -19,7 +19,7 @@ class BERTConfiguration(Layer):
     vocab_size: int
     max_seq_len: int
     dim: int
-    layers: int
+    num_layers: int
     heads: int
     hidden_dim: int | None = None
     types: int = 2
@@ -35,13 +35,13 @@ class BERTConfiguration(Layer):
     @classmethod
     def base(cls, **changes: Any) -> Self:
         """BERT with 110 million parameters; `changes` are other options than its own."""
-        shape = {"vocab_size": 30522, "max_seq_len": 512, "dim": 768, "layers": 12, "heads": 12}
+        shape = {"vocab_size": 30522, "max_seq_len": 512, "dim": 768, "num_layers": 12, "heads": 12}
         return cls(**{**shape, "dropout": 0.1, "attention_dropout": 0.1, **changes})
 
     @classmethod
     def large(cls, **changes: Any) -> Self:
         """BERT with 340 million parameters."""
-        return cls.base(**{"dim": 1024, "layers": 24, "heads": 16, **changes})
+        return cls.base(**{"dim": 1024, "num_layers": 24, "heads": 16, **changes})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,7 +58,7 @@ class BERTConfiguration(Layer):
     def body(self) -> Encoder:
         """The blocks."""
         return Encoder(
-            self.dim, self.layers, self.heads, self.hidden_dim, pre_norm=False, activation=self.activation,
+            self.dim, self.num_layers, self.heads, self.hidden_dim, pre_norm=False, activation=self.activation,
             dropout=self.dropout, attention_dropout=self.attention_dropout, eps=self.eps, recompute=self.recompute,
             std=self.std,
         )  # fmt: skip

@@ -62,7 +62,7 @@ class BERT(BERTConfiguration):
         V, the number of tokens.
     max_seq_len : int
         The most tokens of a sequence: so many positions are learned.
-    dim, layers, heads : int
+    dim, num_layers, heads : int
         E, N, H.
     hidden_dim : int, optional
         Of the feed-forward parts; 4 E by default.
@@ -96,7 +96,7 @@ class BERT(BERTConfiguration):
     Examples
     --------
     >>> import numpy as np, attnarray as aa
-    >>> model = aa.models.BERT(vocab_size=50, max_seq_len=16, dim=8, layers=2, heads=2)
+    >>> model = aa.models.BERT(vocab_size=50, max_seq_len=16, dim=8, num_layers=2, heads=2)
     >>> params = model.init(aa.Philox(0))
     >>> tokens = np.random.default_rng(0).integers(50, size=(3, 10))
     >>> result, ctx = model.fwd(params, tokens, lengths=[10, 7, 4])

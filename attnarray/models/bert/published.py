@@ -33,7 +33,7 @@ FIELDS = {
     "vocab_size": "vocab_size",
     "max_seq_len": "max_position_embeddings",
     "dim": "hidden_size",
-    "layers": "num_hidden_layers",
+    "num_layers": "num_hidden_layers",
     "heads": "num_attention_heads",
     "hidden_dim": "intermediate_size",
     "types": "type_vocab_size",
@@ -58,7 +58,7 @@ def bert_names(model: Any) -> Names:
     """The tensors of a `BERT`."""
     found = [Tensor(f"embeddings.{name}.weight", (f"{path}.weight",)) for path, name in EMBEDDINGS.items()]
     found += as_it_is("embeddings.LayerNorm", "embedding_norm")
-    for n in range(model.layers):
+    for n in range(model.num_layers):
         for path, name in BLOCK.items():
             found += as_it_is(f"encoder.layer.{n}.{name}", f"blocks.{n}.{path}")
     copies, ignored = {}, [r"embeddings\.position_ids", r"cls\.seq_relationship\.(weight|bias)"]

@@ -27,7 +27,7 @@ class GPTConfiguration(Layer):
     vocab_size: int
     max_seq_len: int
     dim: int
-    layers: int
+    num_layers: int
     heads: int
     hidden_dim: int | None = None
     dropout: float = 0.0
@@ -47,22 +47,22 @@ class GPTConfiguration(Layer):
     @classmethod
     def small(cls, **changes: Any) -> Self:
         """GPT-2 with 124 million parameters; `changes` are other options than its own."""
-        return cls(**{"vocab_size": 50257, "max_seq_len": 1024, "dim": 768, "layers": 12, "heads": 12, **changes})
+        return cls(**{"vocab_size": 50257, "max_seq_len": 1024, "dim": 768, "num_layers": 12, "heads": 12, **changes})
 
     @classmethod
     def medium(cls, **changes: Any) -> Self:
         """GPT-2 with 355 million parameters."""
-        return cls.small(**{"dim": 1024, "layers": 24, "heads": 16, **changes})
+        return cls.small(**{"dim": 1024, "num_layers": 24, "heads": 16, **changes})
 
     @classmethod
     def large(cls, **changes: Any) -> Self:
         """GPT-2 with 774 million parameters."""
-        return cls.small(**{"dim": 1280, "layers": 36, "heads": 20, **changes})
+        return cls.small(**{"dim": 1280, "num_layers": 36, "heads": 20, **changes})
 
     @classmethod
     def xl(cls, **changes: Any) -> Self:
         """GPT-2 with 1558 million parameters."""
-        return cls.small(**{"dim": 1600, "layers": 48, "heads": 25, **changes})
+        return cls.small(**{"dim": 1600, "num_layers": 48, "heads": 25, **changes})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,7 +81,7 @@ class GPTConfiguration(Layer):
     def body(self) -> Encoder:
         """The blocks and the last norm."""
         return Encoder(
-            self.dim, self.layers, self.heads, self.hidden_dim, activation=self.activation, dropout=self.dropout,
+            self.dim, self.num_layers, self.heads, self.hidden_dim, activation=self.activation, dropout=self.dropout,
             attention_dropout=self.attention_dropout, eps=self.eps, norm=self.norm, gated=self.gated, bias=self.bias,
             kv_heads=self.kv_heads, rotary=(self.rotary or Rotary()) if self.positions == "rotary" else None,
             recompute=self.recompute, std=self.std,
@@ -98,6 +98,6 @@ class GPTConfiguration(Layer):
         for block in params["blocks"].values():
             for branch in ("attention", "feed_forward"):
                 out = block[branch]["out"]
-                scaled = wide(out["weight"]) / math.sqrt(2 * self.layers)  # so that the sums of N blocks do not grow
+                scaled = wide(out["weight"]) / math.sqrt(2 * self.num_layers)  # so that the sums of N blocks do not grow
                 out["weight"] = narrow(scaled, out["weight"])
         return params

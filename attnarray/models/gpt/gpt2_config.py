@@ -31,7 +31,7 @@ SIZES = {
     "vocab_size": "vocab_size",
     "max_seq_len": "n_positions",
     "dim": "n_embd",
-    "layers": "n_layer",
+    "num_layers": "n_layer",
     "heads": "n_head",
 }
 DROPOUTS = ("resid_pdrop", "embd_pdrop")

@@ -32,7 +32,7 @@ SIZES = {
     "vocab_size": "vocab_size",
     "max_seq_len": "max_position_embeddings",
     "dim": "hidden_size",
-    "layers": "num_hidden_layers",
+    "num_layers": "num_hidden_layers",
     "heads": "num_attention_heads",
     "hidden_dim": "intermediate_size",
 }

@@ -58,7 +58,7 @@ class GPT(GPTConfiguration):
         V, the number of tokens.
     max_seq_len : int
         Places of the longest sequence: the learned positions, and the room of a `cache`.
-    dim, layers, heads : int
+    dim, num_layers, heads : int
         E, N, H.
     hidden_dim : int, optional
         Of the feed-forward parts; 4 E by default.
@@ -92,7 +92,7 @@ class GPT(GPTConfiguration):
     Examples
     --------
     >>> import numpy as np, attnarray as aa
-    >>> model = aa.models.GPT(vocab_size=50, max_seq_len=16, dim=8, layers=2, heads=2)
+    >>> model = aa.models.GPT(vocab_size=50, max_seq_len=16, dim=8, num_layers=2, heads=2)
     >>> params = model.init(aa.Philox(0))
     >>> tokens = np.random.default_rng(0).integers(50, size=(3, 10))
     >>> logits, ctx = model.fwd(params, tokens[:, :-1])
@@ -175,7 +175,7 @@ class GPT(GPTConfiguration):
         max_seq_len = checks.whole("max_seq_len", max_seq_len, 1, 2**31, "how many places there is room for")
         self.embedding.check_places("max_seq_len", max_seq_len)
         attention = self.body.block._parts["attention"]
-        blocks = tuple(attention.cache(batch, max_seq_len, dtype) for _ in range(self.layers))
+        blocks = tuple(attention.cache(batch, max_seq_len, dtype) for _ in range(self.num_layers))
         return GPTCache(blocks, starts_of(starts, batch, max_seq_len, blocks[0].key))
 
     def step(self, params: Params, tokens: Array, cache: GPTCache, *, last: bool = False) -> tuple[Array, GPTCache]:
@@ -185,8 +185,8 @@ class GPT(GPTConfiguration):
         the same tokens in one call over all of them.
         """
         checks.context("cache", cache, GPTCache)
-        if len(cache.blocks) != self.layers:
-            raise ValueError(f"`cache` is that of {len(cache.blocks)} layers, but the model has {self.layers}.")
+        if len(cache.blocks) != self.num_layers:
+            raise ValueError(f"`cache` is that of {len(cache.blocks)} layers, but the model has {self.num_layers}.")
         x, _, options = self._embed(params, tokens, None, None, None, None, cache)
         parts, block, blocks = self.body._parts, self.body.block, []
         for n, before in enumerate(cache.blocks):

@@ -54,7 +54,7 @@ LLAMA_ENDS: dict[Path, Stored] = {
 }
 
 
-def gpt2_names(layers: int) -> dict[Path, Stored]:
+def gpt2_names(num_layers: int) -> dict[Path, Stored]:
     """For each parameter of a `GPT` of GPT-2's shape, by its path, where it is stored.
 
     Names are those of `GPT2Model`; `GPT2LMHeadModel` puts "transformer." before them, and its "lm_head.weight" is the
@@ -67,7 +67,7 @@ def gpt2_names(layers: int) -> dict[Path, Stored]:
     Stored(name='h.11.attn.c_attn.weight', transposed=True, part=1, parts=3)
     """
     found = dict(GPT2_ENDS)
-    for n in range(layers):
+    for n in range(num_layers):
         for path, stored in GPT2_BLOCK.items():
             module = f"h.{n}.{stored.name}"
             found["blocks", str(n), *path, "weight"] = stored._replace(name=f"{module}.weight")
@@ -75,7 +75,7 @@ def gpt2_names(layers: int) -> dict[Path, Stored]:
     return found
 
 
-def llama_names(layers: int) -> dict[Path, Stored]:
+def llama_names(num_layers: int) -> dict[Path, Stored]:
     """The same for a `GPT` of LLaMA's shape, with the names of `LlamaModel`.
 
     `LlamaForCausalLM` puts "model." before them; the "lm_head.weight" beside them is our "logits.weight", or once more
@@ -88,7 +88,7 @@ def llama_names(layers: int) -> dict[Path, Stored]:
     'layers.1.mlp.up_proj.weight'
     """
     found = dict(LLAMA_ENDS)
-    for n in range(layers):
+    for n in range(num_layers):
         for path, stored in LLAMA_BLOCK.items():
             found["blocks", str(n), *path, "weight"] = stored._replace(name=f"layers.{n}.{stored.name}.weight")
     return found

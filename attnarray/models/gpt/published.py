@@ -26,7 +26,7 @@ def gpt_names(model: Any) -> Names:
     """The tensors of a `GPT`."""
     llama = _is_llama(model)
     parts: dict[tuple[str, bool], dict[int, str]] = {}
-    for path, stored in (llama_names if llama else gpt2_names)(model.layers).items():
+    for path, stored in (llama_names if llama else gpt2_names)(model.num_layers).items():
         parts.setdefault((stored.name, stored.transposed), {})[stored.part] = ".".join(path)
     tensors = [
         Tensor(name, tuple(paths[n] for n in sorted(paths)), transposed) for (name, transposed), paths in parts.items()

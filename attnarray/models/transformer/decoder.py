@@ -38,7 +38,7 @@ class Decoder(Stack):
     Examples
     --------
     >>> import numpy as np, attnarray as aa
-    >>> decoder = aa.models.Decoder(dim=8, layers=2, heads=2)
+    >>> decoder = aa.models.Decoder(dim=8, num_layers=2, heads=2)
     >>> params = decoder.init(aa.Philox(0))
     >>> rng = np.random.default_rng(0)
     >>> x, memory = rng.standard_normal((2, 5, 8), np.float32), rng.standard_normal((2, 7, 8), np.float32)
@@ -86,14 +86,14 @@ class Decoder(Stack):
 
     def cache(self, params: Params, memory: Array, max_seq_len: int) -> tuple[DecoderCache, ...]:
         """For `step`: the keys and values of a memory (B, S, dim) in every block, and room for `max_seq_len` positions."""
-        return tuple(self.block.decoder_cache(params["blocks"][str(n)], memory, max_seq_len) for n in range(self.layers))
+        return tuple(self.block.decoder_cache(params["blocks"][str(n)], memory, max_seq_len) for n in range(self.num_layers))
 
     def step(
         self, params: Params, x: Array, cache: tuple[DecoderCache, ...], *, memory_mask: Array | Mask | None = None,
         memory_lengths: Any = None,
     ) -> tuple[Array, tuple[DecoderCache, ...]]:  # fmt: skip
         """y of the next positions x (B, T, dim), written into the cache; that of all positions in one call."""
-        if not isinstance(cache, tuple) or len(cache) != self.layers:
+        if not isinstance(cache, tuple) or len(cache) != self.num_layers:
             raise TypeError(f"`cache` is {checks.shown(cache)}, expected what `cache` of this decoder returned.")
         after = []
         for n, known in enumerate(cache):

@@ -43,7 +43,7 @@ class Encoder(Stack):
     ----------
     dim : int
         E, features of x.
-    layers : int
+    num_layers : int
         Blocks.
     heads : int
         H.
@@ -75,7 +75,7 @@ class Encoder(Stack):
     Examples
     --------
     >>> import numpy as np, attnarray as aa
-    >>> encoder = aa.models.Encoder(dim=8, layers=2, heads=2)
+    >>> encoder = aa.models.Encoder(dim=8, num_layers=2, heads=2)
     >>> params = encoder.init(aa.Philox(0))
     >>> x = np.random.default_rng(0).standard_normal((2, 5, 8), np.float32)
     >>> y, ctx = encoder.fwd(params, x, kv_lengths=[5, 3])

@@ -27,21 +27,21 @@ class Blocks(Layer):
     """Blocks of one configuration by their numbers from 0 on."""
 
     block: Layer
-    layers: int
+    num_layers: int
 
     def parts(self) -> dict[str, Any]:
-        return {str(n): self.block for n in range(self.layers)}
+        return {str(n): self.block for n in range(self.num_layers)}
 
 
 @dataclass(frozen=True)
 class Stack(Layer):
-    """`layers` blocks of one configuration, and a norm behind them with `final_norm`; `Encoder` explains the fields."""
+    """`num_layers` blocks of one configuration, and a norm behind them with `final_norm`; `Encoder` explains the fields."""
 
     cross: ClassVar[bool] = False
     widths: ClassVar = {"x": ("dim",), "memory": ("dim",)}
 
     dim: int
-    layers: int
+    num_layers: int
     heads: int
     hidden_dim: int | None = None
     pre_norm: bool = True
@@ -73,7 +73,7 @@ class Stack(Layer):
         )  # fmt: skip
 
     def parts(self) -> dict[str, Any]:
-        blocks: dict[str, Any] = {"blocks": Blocks(self.block, self.layers)}
+        blocks: dict[str, Any] = {"blocks": Blocks(self.block, self.num_layers)}
         final = self.pre_norm if self.final_norm is None else self.final_norm
         return {**blocks, "norm": NORMS[self.norm](self.dim, self.eps)} if final else blocks
 
@@ -81,18 +81,18 @@ class Stack(Layer):
         self, params: Params, x: Array, memory: Array | None, rng: Philox | None, options: Any
     ) -> Iterator[Array]:
         """What each block gives; the last one with the final norm, if there is one."""
-        block, rngs = self.block, _rngs(rng, self.layers)
-        for n in range(self.layers):
+        block, rngs = self.block, _rngs(rng, self.num_layers)
+        for n in range(self.num_layers):
             x = block(params["blocks"][str(n)], x, memory, rng=rngs[n], **options)
-            if n == self.layers - 1 and "norm" in params:
+            if n == self.num_layers - 1 and "norm" in params:
                 x = self._parts["norm"](params["norm"], x)
             yield x
 
     def _fwd(
         self, params: Params, x: Array, memory: Array | None, rng: Philox | None, options: Any
     ) -> tuple[Array, StackContext]:
-        block, rngs, contexts, of_norm = self.block, _rngs(rng, self.layers), [], None
-        for n in range(self.layers):
+        block, rngs, contexts, of_norm = self.block, _rngs(rng, self.num_layers), [], None
+        for n in range(self.num_layers):
             x, ctx = block.fwd(params["blocks"][str(n)], x, memory, rng=rngs[n], **options)
             contexts.append(ctx)
         if "norm" in params:
@@ -102,19 +102,19 @@ class Stack(Layer):
     def _bwd(self, dout: Array, ctx: StackContext) -> BlockGrads:
         """The gradients of x and the parameters, and of what all blocks are given alike: the memory and the biases."""
         checks.context("ctx", ctx, StackContext)
-        check_same(self, "number of layers", len(ctx.blocks), self.layers)
+        check_same(self, "number of layers", len(ctx.blocks), self.num_layers)
         check_same(self, "final norm", ctx.norm is not None, "norm" in self._parts)
         of_norm: Params = {}
         if ctx.norm is not None:
             norm = self._parts["norm"].bwd(dout, ctx.norm)
             dout, of_norm = norm.x, {"norm": norm.params}
         block, params, shared = self.block, {}, None
-        for n in reversed(range(self.layers)):
+        for n in reversed(range(self.num_layers)):
             grads = block.bwd(dout, ctx.blocks[n])
             dout, params[str(n)] = grads.x, grads.params
             own = (grads.memory, grads.bias, grads.memory_bias)
             shared = own if shared is None else tree.add(shared, own)
-        blocks = {str(n): params[str(n)] for n in range(self.layers)}
+        blocks = {str(n): params[str(n)] for n in range(self.num_layers)}
         dmemory, dbias, dmemory_bias = shared or (None, None, None)
         return BlockGrads(dout, dmemory, {"blocks": blocks, **of_norm}, dbias, dmemory_bias)
 

@@ -89,7 +89,7 @@ class TransformerXL(Layer):
         How many tokens there are.
     memory : int
         M, the most positions that are remembered; 0 for none.
-    dim, layers, heads, head_dim, hidden_dim : int
+    dim, num_layers, heads, head_dim, hidden_dim : int
         Features, blocks, heads and their width, and features of the feed-forward parts, 4 E by default.
     pre_norm : bool
         Norms before the branches, and one behind the last block; the paper has them after the sums. The memory of
@@ -121,7 +121,7 @@ class TransformerXL(Layer):
     Examples
     --------
     >>> import numpy as np, attnarray as aa
-    >>> model = aa.models.TransformerXL(11, memory=6, dim=8, layers=2, heads=2, dropout=0.0)
+    >>> model = aa.models.TransformerXL(11, memory=6, dim=8, num_layers=2, heads=2, dropout=0.0)
     >>> params, memory = model.init(aa.Philox(0)), None
     >>> text = np.random.default_rng(0).integers(11, size=(2, 13))
     >>> for start in (0, 4, 8):
@@ -135,7 +135,7 @@ class TransformerXL(Layer):
     vocab_size: int
     memory: int
     dim: int
-    layers: int
+    num_layers: int
     heads: int
     head_dim: int | None = None
     hidden_dim: int | None = None
@@ -162,7 +162,7 @@ class TransformerXL(Layer):
     def parts(self) -> dict[str, Any]:
         parts: dict[str, Any] = {
             "tokens": TokenEmbedding(self.vocab_size, self.dim, 1, "none", self.dropout),
-            "blocks": Blocks(self.block, self.layers),
+            "blocks": Blocks(self.block, self.num_layers),
         }
         if self.pre_norm:
             parts["norm"] = LayerNorm(self.dim, self.eps)
@@ -186,7 +186,7 @@ class TransformerXL(Layer):
     def bwd(self, dlogits: Array, ctx: TransformerXLContext) -> TransformerXLGrads:
         """The gradients of the parameters, of the logits of this segment; the memory has none."""
         checks.context("ctx", ctx, TransformerXLContext)
-        check_same(self, "number of layers", len(ctx.blocks), self.layers)
+        check_same(self, "number of layers", len(ctx.blocks), self.num_layers)
         check_same(self, "last norm", ctx.norm is not None, self.pre_norm)
         check_dlogits(dlogits, ctx.logits)
         parts, logits = self._parts, linear_bwd(dlogits, ctx.logits)
@@ -195,7 +195,7 @@ class TransformerXL(Layer):
             norm = parts["norm"].bwd(dx, ctx.norm)
             dx, of_norm = norm.x, {"norm": norm.params}
         blocks: Params = {}
-        for n in reversed(range(self.layers)):
+        for n in reversed(range(self.num_layers)):
             grads = self.block.bwd(dx, ctx.blocks[n])
             dx, blocks[str(n)] = grads.x, grads.params
         tokens = parts["tokens"].bwd(dx, ctx.tokens)
@@ -203,17 +203,17 @@ class TransformerXL(Layer):
         if self.tied:
             tokens["token"] = tree.add(tokens["token"], {"weight": logits.weight})
             last = {"bias": logits.bias}
-        ordered = {str(n): blocks[str(n)] for n in range(self.layers)}
+        ordered = {str(n): blocks[str(n)] for n in range(self.num_layers)}
         return TransformerXLGrads({"tokens": tokens, "blocks": ordered, **of_norm, "logits": last})
 
     def _fwd(
         self, params: Params, tokens: Array, memory: Memory | None, rng: Philox | None
     ) -> tuple[TransformerXLResult, TransformerXLContext]:
         self._check_memory(memory)
-        parts, rngs = self._parts, rng.split(self.layers + 2) if rng else (None,) * (self.layers + 2)
+        parts, rngs = self._parts, rng.split(self.num_layers + 2) if rng else (None,) * (self.num_layers + 2)
         x, of_tokens = parts["tokens"].fwd(params["tokens"], tokens, rngs[0])
         block, contexts, kept, of_norm = self.block, [], [], None
-        for n in range(self.layers):
+        for n in range(self.num_layers):
             before = None if memory is None else memory[n]
             x, given, of_block = block.fwd(params["blocks"][str(n)], x, before, rngs[1 + n])
             kept.append(read_only(remembered(before, given, self.memory)))
@@ -227,8 +227,8 @@ class TransformerXL(Layer):
         return TransformerXLResult(logits, tuple(kept)), ctx
 
     def _check_memory(self, memory: Any) -> None:
-        if memory is not None and (not isinstance(memory, tuple | list) or len(memory) != self.layers):
+        if memory is not None and (not isinstance(memory, tuple | list) or len(memory) != self.num_layers):
             raise ValueError(
-                f"`memory` is {checks.shown(memory)}, expected None or {self.layers} arrays (B, M, {self.dim}), "
+                f"`memory` is {checks.shown(memory)}, expected None or {self.num_layers} arrays (B, M, {self.dim}), "
                 "one for each block: what the segment before returned."
             )
