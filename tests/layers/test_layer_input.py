@@ -237,7 +237,7 @@ def contexts(example: Example) -> Any:
 
 
 # What the contexts do not say of the layer that made them.
-UNTOLD = {("GPT", "tied"), ("TransformerXL", "tied")}
+UNTOLD = {("GPT", "tie_embeddings"), ("TransformerXL", "tie_embeddings")}
 
 
 @each_call

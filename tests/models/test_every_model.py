@@ -35,7 +35,7 @@ BAHDANAU = aa.layers.BahdanauAttention(query_dim=6, key_dim=6, hidden_dim=5)
 EXAMPLES = {
     "GPT": Example(GPT(11, S, 8, 2, 2), {"tokens": SOURCE}, np.roll(SOURCE, 1)),
     "LLaMA": Example(GPT(11, S, 8, 2, 4, positions="rotary", norm="rms", activation="silu", gated=True, bias=False,
-                         kv_heads=2, tied=False), {"tokens": SOURCE}, np.roll(SOURCE, 1)),
+                         kv_heads=2, tie_embeddings=False), {"tokens": SOURCE}, np.roll(SOURCE, 1)),
     "BERT": Example(BERT(11, S, 8, 2, 2), {"tokens": SOURCE}, np.roll(SOURCE, 1)),
     "Transformer": Example(Transformer(11, 9, S, 8, 2, 2, dropout=0.0), PAIR, TARGET),
     "TransformerXL": Example(TransformerXL(11, memory=3, dim=8, num_layers=2, heads=2, dropout=0.0),

@@ -23,7 +23,7 @@ RNG = np.random.default_rng(0)
 MODELS: dict[str, GPT] = {
     "GPT-2": GPT(11, 8, 8, 2, 2),
     "LLaMA": GPT(11, 8, 8, 2, 4, 12, positions="rotary", rotary=aa.Rotary(base=30.0), norm="rms", activation="silu",
-                 gated=True, bias=False, kv_heads=2, tied=False),
+                 gated=True, bias=False, kv_heads=2, tie_embeddings=False),
     "ALiBi": GPT(11, 8, 6, 1, 3, positions="alibi"),
     "no positions": GPT(11, 8, 6, 2, 1, positions="none"),
 }  # fmt: skip
@@ -49,7 +49,7 @@ def unpacked(arrays: dict[str, np.ndarray], model: GPT) -> Any:
     names = llama_names(model.num_layers) if llama else gpt2_names(model.num_layers)
     prefix, read = "model." if llama else "transformer.", set()
     params: Any = {}
-    if not model.tied:
+    if not model.tie_embeddings:
         names["logits", "weight"] = Stored("lm_head.weight")
     for path, stored in names.items():
         name = stored.name if stored.name == "lm_head.weight" else prefix + stored.name

@@ -27,7 +27,7 @@ KINDS: dict[str, Any] = {"encoder": Encoder, "decoder": Decoder, "model": Transf
 MODELS = {
     "as in the paper": Transformer(11, 9, 6, 8, 2, 2, 12, dropout=0.0),
     "pre-norm": Transformer(11, 9, 6, 8, 2, 4, pre_norm=True, activation="gelu", dropout=0.0),
-    "learned": Transformer(11, 9, 6, 8, 1, 2, positions="learned", tied=False, dropout=0.0, final_norm=True),
+    "learned": Transformer(11, 9, 6, 8, 1, 2, positions="learned", tie_embeddings=False, dropout=0.0, final_norm=True),
 }
 
 

@@ -63,7 +63,7 @@ class Reference(NamedTuple):
     family: str = "gpt2"
 
     def model(self):
-        o = {"hidden_dim": None, "kv_heads": None, "tied": True, **self.options}
+        o = {"hidden_dim": None, "kv_heads": None, "tie_embeddings": True, **self.options}
         if self.family == "gpt2":
             config = GPT2Config(
                 vocab_size=o["vocab_size"], n_positions=o["max_seq_len"], n_embd=o["dim"], n_layer=o["num_layers"],
@@ -73,7 +73,7 @@ class Reference(NamedTuple):
         config = LlamaConfig(
             vocab_size=o["vocab_size"], hidden_size=o["dim"], intermediate_size=o["hidden_dim"],
             num_hidden_layers=o["num_layers"], num_attention_heads=o["heads"], num_key_value_heads=o["kv_heads"],
-            max_position_embeddings=o["max_seq_len"], rms_norm_eps=o["eps"], tie_word_embeddings=o["tied"],
+            max_position_embeddings=o["max_seq_len"], rms_norm_eps=o["eps"], tie_word_embeddings=o["tie_embeddings"],
             attn_implementation="sdpa", bos_token_id=0, eos_token_id=0, pad_token_id=None,
         )  # fmt: skip
         return in_its_dtype(LlamaForCausalLM(config))
@@ -107,8 +107,8 @@ CASES = {
     "GPT-2, padded before": Reference(GPT2, starts=(0, 3, 6), B=3),
     "GPT-2, padded behind": Reference({**GPT2, "hidden_dim": 10, "heads": 1}, lengths=(7, 2, 4), B=3),
     "GPT-2, three layers": Reference({**GPT2, "num_layers": 3, "dim": 8, "heads": 2, "hidden_dim": 11}, B=1, T=5),
-    "LLaMA": Reference({**LLAMA, "tied": False}, family="llama"),
-    "LLaMA, tied, padded before": Reference({**LLAMA, "tied": True}, starts=(4, 0), family="llama"),
+    "LLaMA": Reference({**LLAMA, "tie_embeddings": False}, family="llama"),
+    "LLaMA, tied, padded before": Reference({**LLAMA, "tie_embeddings": True}, starts=(4, 0), family="llama"),
 }
 
 

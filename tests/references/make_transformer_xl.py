@@ -31,7 +31,7 @@ class Model(NamedTuple):
     memory: int = 5
     pre_norm: bool = False
     activation: str = "relu"
-    tied: bool = True
+    tie_embeddings: bool = True
 
     def options(self):
         return {**self._asdict(), "dim": E, "num_layers": LAYERS, "hidden_dim": HIDDEN, "vocab_size": V}
@@ -51,7 +51,7 @@ class Model(NamedTuple):
             found |= {f"blocks.{n}.{name}": shape for name, shape in block.items()}
         if self.pre_norm:
             found |= {"norm.weight": (E,), "norm.bias": (E,)}
-        return {**found, "logits.bias": (V,), **({} if self.tied else {"logits.weight": (V, E)})}
+        return {**found, "logits.bias": (V,), **({} if self.tie_embeddings else {"logits.weight": (V, E)})}
 
     def attend(self, p, x, memory):
         """(B, T, E) of what it is given, and of the memory of that."""
@@ -97,7 +97,7 @@ class Model(NamedTuple):
             after.append(both[:, max(0, both.shape[1] - self.memory) :].detach())
         if self.pre_norm:
             x = torch.nn.functional.layer_norm(x, (E,), p["norm.weight"], p["norm.bias"])
-        weight = p["tokens.token.weight"] if self.tied else p["logits.weight"]
+        weight = p["tokens.token.weight"] if self.tie_embeddings else p["logits.weight"]
         return x @ weight.T + p["logits.bias"], after
 
     def results(self, weights, inputs, dtype):
@@ -131,9 +131,9 @@ def drawn(rng, shape):
 
 MODELS = {
     "as in the paper": Model(),
-    "pre-norm": Model(pre_norm=True, tied=False),
+    "pre-norm": Model(pre_norm=True, tie_embeddings=False),
     "gelu, wide heads": Model(heads=2, head_dim=4, memory=3, activation="gelu"),
-    "long memory": Model(memory=20, tied=False),
+    "long memory": Model(memory=20, tie_embeddings=False),
     "no memory": Model(memory=0, pre_norm=True),
 }
 

@@ -41,7 +41,7 @@ class GPTConfiguration(Layer):
     gated: bool = False
     bias: bool = True
     kv_heads: int | None = None
-    tied: bool = True
+    tie_embeddings: bool = True
     std: float = 0.02
 
     @classmethod
@@ -89,7 +89,7 @@ class GPTConfiguration(Layer):
 
     def parts(self) -> dict[str, Any]:
         """token, position where it is learned, blocks, norm, and logits where they are not tied."""
-        own = {} if self.tied else {"logits": Linear(self.dim, self.vocab_size, bias=False, std=self.std)}
+        own = {} if self.tie_embeddings else {"logits": Linear(self.dim, self.vocab_size, bias=False, std=self.std)}
         return {**self.embedding.parts(), **self.body.parts(), **own}
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:

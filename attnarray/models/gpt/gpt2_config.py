@@ -51,7 +51,7 @@ def gpt2_fields(config: Config, names: Iterable[str]) -> dict[str, Any]:
         "dropout": probability(config, "resid_pdrop", 0.1),
         "attention_dropout": probability(config, "attn_pdrop", 0.1),
         "eps": positive(config, "layer_norm_epsilon", 1e-5),
-        "tied": checks.flag("tie_word_embeddings", given(config, "tie_word_embeddings", True)),
+        "tie_embeddings": checks.flag("tie_word_embeddings", given(config, "tie_word_embeddings", True)),
         "std": std(config),
     }
 
@@ -69,5 +69,5 @@ def gpt2_config(model: Any) -> Config:
         "attn_pdrop": model.attention_dropout,
         "layer_norm_epsilon": model.eps,
         "initializer_range": model.std,
-        "tie_word_embeddings": model.tied,
+        "tie_word_embeddings": model.tie_embeddings,
     }

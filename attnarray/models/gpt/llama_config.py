@@ -61,7 +61,7 @@ def llama_fields(config: Config, names: Iterable[str]) -> dict[str, Any]:
         "bias": False,
         "dropout": probability(config, "resid_pdrop", 0.0),
         "attention_dropout": probability(config, "attention_dropout", 0.0),
-        "tied": checks.flag("tie_word_embeddings", given(config, "tie_word_embeddings", False)),
+        "tie_embeddings": checks.flag("tie_word_embeddings", given(config, "tie_word_embeddings", False)),
         "std": std(config),
     }
 
@@ -127,5 +127,5 @@ def llama_config(model: Any) -> Config:
         "resid_pdrop": model.dropout,  # which LLaMA does not have; others pass over it
         "mlp_bias": False,
         "initializer_range": model.std,
-        "tie_word_embeddings": model.tied,
+        "tie_word_embeddings": model.tie_embeddings,
     }

@@ -50,7 +50,7 @@ class GPT(GPTConfiguration):
 
     with pre-norm `TransformerBlock`s whose queries see no later key. The defaults are GPT-2; LLaMA is
     ``positions="rotary", norm="rms", activation="silu", gated=True, bias=False``, often with `kv_heads` and
-    ``tied=False``.
+    ``tie_embeddings=False``.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class GPT(GPTConfiguration):
         How keys and queries turn, with rotary positions; `Rotary()` by default.
     norm, eps, activation, gated, bias, kv_heads
         See `TransformerBlock`; `norm` is also the last one.
-    tied : bool
+    tie_embeddings : bool
         Whether the logits are dot products with the embeddings E, or with weights of their own.
     std : float
         Of the weights in the beginning. What the branches give out starts smaller by sqrt(2 N), as in GPT-2.
@@ -161,7 +161,7 @@ class GPT(GPTConfiguration):
         body = self.body.bwd(logits.x, ctx.body)
         params = {**self.embedding.bwd(body.x, ctx.embedding), **body.params}
         own = {"weight": logits.weight}
-        params |= {"token": tree.add(params["token"], own)} if self.tied else {"logits": own}
+        params |= {"token": tree.add(params["token"], own)} if self.tie_embeddings else {"logits": own}
         return GPTGrads(check_gradients(self, params))
 
     def cache(
@@ -220,7 +220,7 @@ class GPT(GPTConfiguration):
 
     def _vectors(self, params: Params) -> Array:
         """One vector for each token (V, E), whose dot products with the last states are the logits."""
-        return params["token" if self.tied else "logits"]["weight"]
+        return params["token" if self.tie_embeddings else "logits"]["weight"]
 
 
 def _of_body(params: Params) -> Params:

@@ -31,8 +31,8 @@ def gpt_names(model: Any) -> Names:
     tensors = [
         Tensor(name, tuple(paths[n] for n in sorted(paths)), transposed) for (name, transposed), paths in parts.items()
     ]
-    tensors += [] if model.tied else [Tensor(HEAD, ("logits.weight",))]
-    copies = {HEAD: "embed_tokens.weight" if llama else "wte.weight"} if model.tied else {}
+    tensors += [] if model.tie_embeddings else [Tensor(HEAD, ("logits.weight",))]
+    copies = {HEAD: "embed_tokens.weight" if llama else "wte.weight"} if model.tie_embeddings else {}
     ignored = (r"h\.\d+\.attn\.(masked_)?bias", r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
     return Names(tuple(tensors), "model." if llama else "transformer.", ("lm_head.",), (), copies, ignored)
 

@@ -69,7 +69,7 @@ class Transformer(Layer):
         Of what branches add, and of the embeddings with their positions; only where an `rng` is given.
     positions : {"sinusoidal", "learned"}
         p: fixed, or a parameter for each position of source and target.
-    tied : bool
+    tie_embeddings : bool
         Whether the target's embedding U makes the logits too. If not, a linear map with a bias of its own does.
 
     Raises
@@ -116,7 +116,7 @@ class Transformer(Layer):
     attention_dropout: float = 0.0
     hidden_dropout: float = 0.0
     positions: str = "sinusoidal"
-    tied: bool = True
+    tie_embeddings: bool = True
     eps: float = 1e-5
     recompute: bool = False
 
@@ -135,7 +135,7 @@ class Transformer(Layer):
             "encoder": Encoder(**shared),
             "decoder": Decoder(**shared),
         }
-        return parts if self.tied else {**parts, "logits": Linear(self.dim, self.target_vocab_size)}
+        return parts if self.tie_embeddings else {**parts, "logits": Linear(self.dim, self.target_vocab_size)}
 
     def __call__(
         self, params: Params, source: Array, target: Array, *, source_lengths: Any = None, target_lengths: Any = None,
@@ -175,7 +175,7 @@ class Transformer(Layer):
     def bwd(self, dlogits: Array, ctx: TransformerContext) -> TransformerGrads:
         """The gradients of the parameters; where the target's embedding is tied, the sum of its two."""
         checks.context("ctx", ctx, TransformerContext)
-        check_same(self, "tied", not ctx.logits.has_bias, self.tied)
+        check_same(self, "tie_embeddings", not ctx.logits.has_bias, self.tie_embeddings)
         check_dlogits(dlogits, ctx.logits)
         parts, logits = self._parts, linear_bwd(dlogits, ctx.logits)
         decoder = parts["decoder"].bwd(logits.x, ctx.decoder)
@@ -186,7 +186,7 @@ class Transformer(Layer):
             "encoder": encoder.params,
             "decoder": decoder.params,
         }
-        if self.tied:
+        if self.tie_embeddings:
             params["target"]["token"] = tree.add(params["target"]["token"], {"weight": logits.weight})
         else:
             params["logits"] = {"weight": logits.weight, "bias": logits.bias}
@@ -229,6 +229,6 @@ class Transformer(Layer):
         )
 
     def _logits(self, params: Params, y: Array) -> tuple[Array, LinearContext]:
-        if self.tied:
+        if self.tie_embeddings:
             return linear_fwd(y, params["target"]["token"]["weight"])
         return linear_fwd(y, **params["logits"])

@@ -100,7 +100,7 @@ class TransformerXL(Layer):
         Of the vectors of tokens, of what branches add, and of the last states; only where an `rng` is given.
     attention_dropout, hidden_dropout : float
         Of attention weights, of hidden features.
-    tied : bool
+    tie_embeddings : bool
         Whether the vectors of tokens make the logits too, with a bias beside them; if not, they have weights of their
         own.
 
@@ -144,7 +144,7 @@ class TransformerXL(Layer):
     dropout: float = 0.1
     attention_dropout: float = 0.0
     hidden_dropout: float = 0.0
-    tied: bool = True
+    tie_embeddings: bool = True
     eps: float = 1e-5
 
     def __post_init__(self) -> None:
@@ -166,7 +166,7 @@ class TransformerXL(Layer):
         }
         if self.pre_norm:
             parts["norm"] = LayerNorm(self.dim, self.eps)
-        return {**parts, "logits": Bias(self.vocab_size) if self.tied else Linear(self.dim, self.vocab_size)}
+        return {**parts, "logits": Bias(self.vocab_size) if self.tie_embeddings else Linear(self.dim, self.vocab_size)}
 
     def __call__(
         self, params: Params, tokens: Array, memory: Memory | None = None, *, rng: Philox | None = None
@@ -200,7 +200,7 @@ class TransformerXL(Layer):
             dx, blocks[str(n)] = grads.x, grads.params
         tokens = parts["tokens"].bwd(dx, ctx.tokens)
         last = {"weight": logits.weight, "bias": logits.bias}
-        if self.tied:
+        if self.tie_embeddings:
             tokens["token"] = tree.add(tokens["token"], {"weight": logits.weight})
             last = {"bias": logits.bias}
         ordered = {str(n): blocks[str(n)] for n in range(self.num_layers)}
@@ -221,7 +221,7 @@ class TransformerXL(Layer):
         if self.pre_norm:
             x, of_norm = parts["norm"].fwd(params["norm"], x)
         x, of_dropout = dropout_fwd(x, self.dropout if rng else 0.0, rng=rngs[-1])
-        weight = params["tokens"]["token"]["weight"] if self.tied else params["logits"]["weight"]
+        weight = params["tokens"]["token"]["weight"] if self.tie_embeddings else params["logits"]["weight"]
         logits, of_logits = linear_fwd(x, weight, params["logits"]["bias"])
         ctx = TransformerXLContext(of_tokens, tuple(contexts), of_norm, of_dropout, of_logits)
         return TransformerXLResult(logits, tuple(kept)), ctx
