@@ -74,7 +74,7 @@ def positive(config: Config, name: str, default: float) -> float:
     return check_number(name, checks.positive(name, given(config, name, default)), "float32")
 
 
-def std(config: Config) -> float:
+def init_std(config: Config) -> float:
     """Of the weights in the beginning of a training."""
     return checks.not_negative("initializer_range", given(config, "initializer_range", 0.02))
 

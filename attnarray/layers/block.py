@@ -101,7 +101,7 @@ class TransformerBlock(Layer):
     recompute : bool
         Keep only what the block was given, and compute it again in the backward: less memory, more time, the same
         gradients.
-    std : float, optional
+    init_std : float, optional
         Of the weights in the beginning, see `Linear`.
 
     Raises
@@ -143,7 +143,7 @@ class TransformerBlock(Layer):
     kv_heads: int | None = None
     rotary: Rotary | None = None
     recompute: bool = False
-    std: float | None = None
+    init_std: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -152,13 +152,13 @@ class TransformerBlock(Layer):
 
     def parts(self) -> dict[str, Any]:
         attention = MultiHeadAttention(
-            self.dim, self.heads, self.kv_heads, bias=self.bias, rotary=self.rotary, std=self.std
+            self.dim, self.heads, self.kv_heads, bias=self.bias, rotary=self.rotary, init_std=self.init_std
         )
         feed_forward = FeedForward(
             self.dim, self.hidden_dim or 4 * self.dim, self.activation, self.gated, self.bias, self.hidden_dropout,
-            self.std,
+            self.init_std,
         )  # fmt: skip
-        across = MultiHeadAttention(self.dim, self.heads, self.kv_heads, bias=self.bias, std=self.std)
+        across = MultiHeadAttention(self.dim, self.heads, self.kv_heads, bias=self.bias, init_std=self.init_std)
         branches = {"attention": attention, "cross": across, "feed_forward": feed_forward}
         if not self.cross:
             del branches["cross"]

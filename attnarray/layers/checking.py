@@ -212,7 +212,7 @@ def check_field(name: str, kind: str, value: Any) -> None:
         raise ValueError(f"`{name}` is {checks.shown(value)}, expected a probability from 0 to below 1.")
     elif name == "eps":
         checks.positive(name, value)
-    elif name == "std":
+    elif name == "init_std":
         checks.not_negative(name, value)
 
 

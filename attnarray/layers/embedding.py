@@ -31,13 +31,13 @@ class Embedding(Layer):
         V.
     dim : int
         Features of a vector.
-    std : float
+    init_std : float
         The vectors are normal numbers of this deviation in the beginning.
 
     Raises
     ------
     ValueError
-        If a size is no positive integer, or `std` negative.
+        If a size is no positive integer, or `init_std` negative.
 
     Examples
     --------
@@ -51,11 +51,11 @@ class Embedding(Layer):
 
     vocab_size: int
     dim: int
-    std: float = 1.0
+    init_std: float = 1.0
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
         """weight (vocabulary, dim)."""
-        return {"weight": rng.normal((self.vocab_size, self.dim), self.std, dtype)}
+        return {"weight": rng.normal((self.vocab_size, self.dim), self.init_std, dtype)}
 
     def shapes(self) -> Shapes:
         return {"weight": (self.vocab_size, self.dim)}

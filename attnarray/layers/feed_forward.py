@@ -61,7 +61,7 @@ class FeedForward(Layer):
         Whether the maps have biases.
     dropout : float
         The probability that a hidden feature is dropped, where an `rng` is given. `fwd`, which is training, needs one.
-    std : float, optional
+    init_std : float, optional
         Of the weights in the beginning, see `Linear`.
 
     Raises
@@ -92,15 +92,15 @@ class FeedForward(Layer):
     gated: bool = False
     bias: bool = True
     dropout: float = 0.0
-    std: float | None = None
+    init_std: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.one_of("activation", self.activation, tuple(ACTIVATIONS))
 
     def parts(self) -> dict[str, Any]:
-        up = Linear(self.dim, self.hidden_dim, self.bias, self.std)
-        out = Linear(self.hidden_dim, self.dim, self.bias, self.std)
+        up = Linear(self.dim, self.hidden_dim, self.bias, self.init_std)
+        out = Linear(self.hidden_dim, self.dim, self.bias, self.init_std)
         return {"hidden": up, **({"gate": up} if self.gated else {}), "out": out}
 
     def __call__(self, params: Params, x: Array, *, rng: Philox | None = None) -> Array:

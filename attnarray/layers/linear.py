@@ -25,13 +25,13 @@ class Linear(Layer):
         Features of x and y.
     bias : bool
         Whether there is a b.
-    std : float, optional
+    init_std : float, optional
         The weights are normal numbers of this deviation in the beginning; Glorot's uniform ones by default.
 
     Raises
     ------
     ValueError
-        If a size is no positive integer, or `std` negative.
+        If a size is no positive integer, or `init_std` negative.
 
     Examples
     --------
@@ -49,12 +49,12 @@ class Linear(Layer):
     in_dim: int
     out_dim: int
     bias: bool = True
-    std: float | None = None
+    init_std: float | None = None
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
         """weight (out_dim, in_dim) and, with `bias`, bias (out_dim,), which is 0."""
         shape = (self.out_dim, self.in_dim)
-        weight = glorot(rng, shape, dtype) if self.std is None else rng.normal(shape, self.std, dtype)
+        weight = glorot(rng, shape, dtype) if self.init_std is None else rng.normal(shape, self.init_std, dtype)
         return {"weight": weight, "bias": zeros(self.out_dim, dtype=dtype)} if self.bias else {"weight": weight}
 
     def shapes(self) -> Shapes:

@@ -56,7 +56,7 @@ class MultiHeadAttention(Layer):
         Width of the output.
     rotary : Rotary, optional
         Turns queries and keys by their positions: see `rotary`.
-    std : float, optional
+    init_std : float, optional
         Of the weights in the beginning, see `Linear`.
 
     Raises
@@ -96,7 +96,7 @@ class MultiHeadAttention(Layer):
     bias: bool = True
     out_dim: int | None = None
     rotary: Rotary | None = None
-    std: float | None = None
+    init_std: float | None = None
 
     widths: ClassVar = {
         "query": ("dim",),
@@ -127,7 +127,7 @@ class MultiHeadAttention(Layer):
             "value": (self.value_input_dim or key_input, kv_heads * Dv),
             "out": (self.heads * Dv, self.out_dim or self.dim),
         }
-        return {name: Linear(*size, self.bias, self.std) for name, size in sizes.items()}
+        return {name: Linear(*size, self.bias, self.init_std) for name, size in sizes.items()}
 
     def __call__(
         self,

@@ -63,7 +63,7 @@ class TokenEmbedding(Layer):
             raise ValueError(f"`dim` is {self.dim}, expected an even number for sinusoidal positions.")
 
     def parts(self) -> dict[str, Any]:
-        token = {"token": Embedding(self.vocab_size, self.dim, std=self.dim**-0.5)}  # of deviation 1 when scaled
+        token = {"token": Embedding(self.vocab_size, self.dim, init_std=self.dim**-0.5)}  # of deviation 1 when scaled
         return {**token, "position": Embedding(self.max_seq_len, self.dim, 0.02)} if self.positions == "learned" else token
 
     def fwd(

@@ -38,9 +38,9 @@ from attnarray.models import GPT, generate
 
 MODEL = GPT(
     vocab_size=256, max_seq_len=256, dim=128, num_layers=4, heads=4, hidden_dim=344, dropout=0.05, positions="rotary",
-    norm="rms", activation="silu", gated=True, bias=False, std=0.09,
+    norm="rms", activation="silu", gated=True, bias=False, init_std=0.09,
 )  # fmt: skip
-SMALL = GPT(vocab_size=256, max_seq_len=64, dim=32, num_layers=2, heads=2, std=0.09)
+SMALL = GPT(vocab_size=256, max_seq_len=64, dim=32, num_layers=2, heads=2, init_std=0.09)
 BATCH, STEPS, PEAK_RATE, DECAY, LARGEST_NORM = 4, 2400, 3e-3, 0.1, 1.0
 EVERY = 8  # of so many topics one is held out
 SAVED_EVERY = 200  # steps

@@ -241,7 +241,7 @@ OPTIONS: dict[str, list[Any]] = {
     "tie_embeddings": [False, True],
     "eps": [1e-5, np.float32(1e-3), 1],
     "dropout": [0, 0.1],
-    "std": [0, 0.3],
+    "init_std": [0, 0.3],
 }  # fmt: skip
 
 
@@ -265,7 +265,7 @@ def test_a_model_is_refused_or_comes_back(base: GPT, data: Any) -> None:
         again, loaded = GPT.from_pretrained(folder)
     tokens = np.arange(7)[None]
     assert_close(again(loaded, tokens), model(params, tokens), 0)
-    assert (again.dropout, again.std) == (model.dropout, model.std)
+    assert (again.dropout, again.init_std) == (model.dropout, model.init_std)
 
 
 CLASSES = {"BERT": "BertForMaskedLM", "GPT-2": "GPT2LMHeadModel", "GPT-2, untied": "GPT2LMHeadModel",

@@ -20,7 +20,7 @@ RNG = np.random.default_rng(0)
 X, MEMORY = RNG.standard_normal((2, 5, 8)), RNG.standard_normal((2, 3, 8))
 LAYERS: dict[str, Any] = {
     "linear": Linear(8, 3),
-    "linear without bias": Linear(8, 3, bias=False, std=0.1),
+    "linear without bias": Linear(8, 3, bias=False, init_std=0.1),
     "layer norm": LayerNorm(8, eps=1e-3),
     "rms norm": RMSNorm(8),
     "gelu": FeedForward(8, 12),
@@ -189,7 +189,7 @@ def test_bad_configurations() -> None:
     says(ValueError, "`dropout` is 1.5, expected a probability", lambda: TransformerBlock(8, 2, dropout=1.5))
     says(ValueError, "`heads` (3) must divide `dim` (8)", lambda: TransformerBlock(8, 3))
     says(ValueError, "`hidden_dim` is -1, expected an integer >= 1", lambda: FeedForward(8, -1))
-    says(ValueError, "`std` is -1, expected a finite number >= 0.", lambda: Linear(8, 3, std=-1))
+    says(ValueError, "`init_std` is -1, expected a finite number >= 0.", lambda: Linear(8, 3, init_std=-1))
     says(ValueError, "`eps` is 0.0, expected a finite number above 0.", lambda: LayerNorm(8, 0.0))
     says(ValueError, "`memory` is None, but the block was made with cross=True: give a memory.",
          lambda: BLOCKS["decoder"](BLOCKS["decoder"].init(aa.Philox(0), "float64"), X))  # fmt: skip

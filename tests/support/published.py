@@ -15,7 +15,7 @@ from attnarray.models import BERT
 
 safetensors_numpy = pytest.importorskip("safetensors.numpy")
 
-SMALL_BERT = BERT(11, 8, 6, 2, 2, 5, eps=1e-5, std=0.1)
+SMALL_BERT = BERT(11, 8, 6, 2, 2, 5, eps=1e-5, init_std=0.1)
 PARAMS = SMALL_BERT.init(aa.Philox(0))
 
 

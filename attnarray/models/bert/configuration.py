@@ -30,7 +30,7 @@ class BERTConfiguration(Layer):
     recompute: bool = False
     pooler: bool = True
     mask_head: bool = True
-    std: float = 0.02
+    init_std: float = 0.02
 
     @classmethod
     def base(cls, **changes: Any) -> Self:
@@ -51,7 +51,7 @@ class BERTConfiguration(Layer):
     def embedding(self) -> BERTEmbedding:
         """What comes before the blocks."""
         return BERTEmbedding(
-            self.vocab_size, self.max_seq_len, self.types, self.dim, self.dropout, self.eps, self.std
+            self.vocab_size, self.max_seq_len, self.types, self.dim, self.dropout, self.eps, self.init_std
         )  # fmt: skip
 
     @functools.cached_property
@@ -60,12 +60,12 @@ class BERTConfiguration(Layer):
         return Encoder(
             self.dim, self.num_layers, self.heads, self.hidden_dim, pre_norm=False, activation=self.activation,
             dropout=self.dropout, attention_dropout=self.attention_dropout, eps=self.eps, recompute=self.recompute,
-            std=self.std,
+            init_std=self.init_std,
         )  # fmt: skip
 
     def parts(self) -> dict[str, Any]:
-        head = MaskHead(self.vocab_size, self.dim, self.activation, self.eps, self.std)
-        heads = {"pooler": Pooler(self.dim, self.dim, std=self.std), "mask_head": head}
+        head = MaskHead(self.vocab_size, self.dim, self.activation, self.eps, self.init_std)
+        heads = {"pooler": Pooler(self.dim, self.dim, init_std=self.init_std), "mask_head": head}
         return {
             **self.embedding.parts(),
             **self.body.parts(),

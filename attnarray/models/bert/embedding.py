@@ -42,11 +42,11 @@ class BERTEmbedding(Layer):
     dim: int
     dropout: float
     eps: float
-    std: float
+    init_std: float
 
     def parts(self) -> dict[str, Any]:
         counts = {"token": self.vocab_size, "position": self.max_seq_len, "type": self.types}
-        embeddings = {name: Embedding(count, self.dim, self.std) for name, count in counts.items()}
+        embeddings = {name: Embedding(count, self.dim, self.init_std) for name, count in counts.items()}
         return {**embeddings, "embedding_norm": LayerNorm(self.dim, self.eps)}
 
     def fwd(

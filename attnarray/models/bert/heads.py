@@ -71,10 +71,10 @@ class MaskHead(Layer):
     dim: int
     activation: str
     eps: float
-    std: float
+    init_std: float
 
     def parts(self) -> dict[str, Any]:
-        return {"dense": Linear(self.dim, self.dim, std=self.std), "norm": LayerNorm(self.dim, self.eps)}
+        return {"dense": Linear(self.dim, self.dim, init_std=self.init_std), "norm": LayerNorm(self.dim, self.eps)}
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
         return {**super().init(rng, dtype), "bias": zeros(self.vocab_size, dtype=dtype)}

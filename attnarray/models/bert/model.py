@@ -80,7 +80,7 @@ class BERT(BERTConfiguration):
         Compute the blocks again in the backward instead of keeping what they did: see `TransformerBlock`.
     pooler, mask_head : bool
         Whether the model has them.
-    std : float
+    init_std : float
         Of the weights in the beginning.
 
     Raises

@@ -16,7 +16,7 @@ from attnarray.checkpoints.config import (
     positive,
     probability,
     sizes,
-    std,
+    init_std,
 )
 from attnarray.checkpoints.names import Names, Pretrained, Tensor, as_it_is
 
@@ -94,7 +94,7 @@ def bert_fields(config: Config, names: Iterable[str]) -> dict[str, Any]:
         "dropout": probability(config, "hidden_dropout_prob", 0.1),
         "attention_dropout": probability(config, "attention_probs_dropout_prob", 0.1),
         "eps": positive(config, "layer_norm_eps", 1e-12),
-        "std": std(config),
+        "init_std": init_std(config),
     }
 
 
@@ -109,7 +109,7 @@ def bert_config(model: Any) -> Config:
         "hidden_dropout_prob": model.dropout,
         "attention_probs_dropout_prob": model.attention_dropout,
         "layer_norm_eps": model.eps,
-        "initializer_range": model.std,
+        "initializer_range": model.init_std,
         "position_embedding_type": "absolute",
         "tie_word_embeddings": True,
     }

@@ -42,7 +42,7 @@ class GPTConfiguration(Layer):
     bias: bool = True
     kv_heads: int | None = None
     tie_embeddings: bool = True
-    std: float = 0.02
+    init_std: float = 0.02
 
     @classmethod
     def small(cls, **changes: Any) -> Self:
@@ -75,7 +75,7 @@ class GPTConfiguration(Layer):
     def embedding(self) -> GPTEmbedding:
         """What makes vectors of tokens."""
         learned = self.positions == "learned"
-        return GPTEmbedding(self.vocab_size, self.max_seq_len, self.dim, learned, self.dropout, self.std)
+        return GPTEmbedding(self.vocab_size, self.max_seq_len, self.dim, learned, self.dropout, self.init_std)
 
     @functools.cached_property
     def body(self) -> Encoder:
@@ -84,12 +84,12 @@ class GPTConfiguration(Layer):
             self.dim, self.num_layers, self.heads, self.hidden_dim, activation=self.activation, dropout=self.dropout,
             attention_dropout=self.attention_dropout, eps=self.eps, norm=self.norm, gated=self.gated, bias=self.bias,
             kv_heads=self.kv_heads, rotary=(self.rotary or Rotary()) if self.positions == "rotary" else None,
-            recompute=self.recompute, std=self.std,
+            recompute=self.recompute, init_std=self.init_std,
         )  # fmt: skip
 
     def parts(self) -> dict[str, Any]:
         """token, position where it is learned, blocks, norm, and logits where they are not tied."""
-        own = {} if self.tie_embeddings else {"logits": Linear(self.dim, self.vocab_size, bias=False, std=self.std)}
+        own = {} if self.tie_embeddings else {"logits": Linear(self.dim, self.vocab_size, bias=False, init_std=self.init_std)}
         return {**self.embedding.parts(), **self.body.parts(), **own}
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:

@@ -32,10 +32,10 @@ class GPTEmbedding(Layer):
     dim: int
     learned: bool
     dropout: float
-    std: float
+    init_std: float
 
     def parts(self) -> dict[str, Any]:
-        token, position = (Embedding(count, self.dim, self.std) for count in (self.vocab_size, self.max_seq_len))
+        token, position = (Embedding(count, self.dim, self.init_std) for count in (self.vocab_size, self.max_seq_len))
         return {"token": token, "position": position} if self.learned else {"token": token}
 
     def fwd(

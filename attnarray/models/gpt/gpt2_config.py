@@ -18,7 +18,7 @@ from attnarray.checkpoints.config import (
     probability,
     size,
     sizes,
-    std,
+    init_std,
 )
 
 # All of them have the same blocks; what stands above the last one is another matter.
@@ -52,7 +52,7 @@ def gpt2_fields(config: Config, names: Iterable[str]) -> dict[str, Any]:
         "attention_dropout": probability(config, "attn_pdrop", 0.1),
         "eps": positive(config, "layer_norm_epsilon", 1e-5),
         "tie_embeddings": checks.flag("tie_word_embeddings", given(config, "tie_word_embeddings", True)),
-        "std": std(config),
+        "init_std": init_std(config),
     }
 
 
@@ -68,6 +68,6 @@ def gpt2_config(model: Any) -> Config:
         **dict.fromkeys(DROPOUTS, model.dropout),
         "attn_pdrop": model.attention_dropout,
         "layer_norm_epsilon": model.eps,
-        "initializer_range": model.std,
+        "initializer_range": model.init_std,
         "tie_word_embeddings": model.tie_embeddings,
     }

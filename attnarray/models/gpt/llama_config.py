@@ -19,7 +19,7 @@ from attnarray.checkpoints.config import (
     probability,
     size,
     sizes,
-    std,
+    init_std,
 )
 from attnarray.ops.rotary import Rotary
 
@@ -62,7 +62,7 @@ def llama_fields(config: Config, names: Iterable[str]) -> dict[str, Any]:
         "dropout": probability(config, "resid_pdrop", 0.0),
         "attention_dropout": probability(config, "attention_dropout", 0.0),
         "tie_embeddings": checks.flag("tie_word_embeddings", given(config, "tie_word_embeddings", False)),
-        "std": std(config),
+        "init_std": init_std(config),
     }
 
 
@@ -126,6 +126,6 @@ def llama_config(model: Any) -> Config:
         "attention_dropout": model.attention_dropout,
         "resid_pdrop": model.dropout,  # which LLaMA does not have; others pass over it
         "mlp_bias": False,
-        "initializer_range": model.std,
+        "initializer_range": model.init_std,
         "tie_word_embeddings": model.tie_embeddings,
     }

@@ -76,7 +76,7 @@ class GPT(GPTConfiguration):
         See `TransformerBlock`; `norm` is also the last one.
     tie_embeddings : bool
         Whether the logits are dot products with the embeddings E, or with weights of their own.
-    std : float
+    init_std : float
         Of the weights in the beginning. What the branches give out starts smaller by sqrt(2 N), as in GPT-2.
 
     Raises

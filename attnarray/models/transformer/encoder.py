@@ -53,7 +53,7 @@ class Encoder(Stack):
         Where the norms stand: before the branches, or after the sums, as in the paper.
     final_norm : bool, optional
         Whether there is a norm behind the last block; with `pre_norm` there is one by default, else none.
-    activation, gated, norm, eps, bias, kv_heads, rotary, recompute, std
+    activation, gated, norm, eps, bias, kv_heads, rotary, recompute, init_std
         As in `TransformerBlock`.
     dropout, attention_dropout, hidden_dropout : float
         Of what branches add, of attention weights, of hidden features, where there is an `rng`.

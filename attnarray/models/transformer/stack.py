@@ -57,7 +57,7 @@ class Stack(Layer):
     kv_heads: int | None = None
     rotary: Rotary | None = None
     recompute: bool = False
-    std: float | None = None
+    init_std: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,7 +69,7 @@ class Stack(Layer):
         return TransformerBlock(
             self.dim, self.heads, self.hidden_dim, self.cross, self.pre_norm, self.norm, self.eps, self.activation,
             self.gated, self.bias, self.dropout, self.attention_dropout, self.hidden_dropout, self.kv_heads,
-            self.rotary, self.recompute, self.std,
+            self.rotary, self.recompute, self.init_std,
         )  # fmt: skip
 
     def parts(self) -> dict[str, Any]:
