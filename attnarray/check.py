@@ -60,7 +60,7 @@ class Results(NamedTuple):
     def wrong(self) -> list[GradientResult | KernelResult]:
         return [*(r for r in self.gradients if not r.ok), *(r for r in self.kernels if not r.ok)]
 
-    def of_backend(self, backend: str) -> Results:
+    def only(self, backend: str) -> Results:
         return Results(
             [result for result in self.gradients if result.backend == backend],
             [result for result in self.kernels if result.backend == backend],
@@ -131,10 +131,10 @@ def check_kernels(case: Case, backend: str, dtype: str) -> list[KernelResult]:
         scale = max(largest, float(np.finfo(np.float32).tiny))
         found = None if found is None or found.dtype != dtype else found  # of another dtype it is wrong anyhow
         error = _largest_distance(found, exact) / scale
-        of_reference = max(_largest_distance(other.get(result), exact) for other in references) / scale * finer
-        allowed = ERROR_RATIO * of_reference + ROUNDINGS * float(np.finfo(dtype).eps)
+        reference_error = max(_largest_distance(other.get(result), exact) for other in references) / scale * finer
+        allowed = ERROR_RATIO * reference_error + ROUNDINGS * float(np.finfo(dtype).eps)
         ok = math.isfinite(allowed) and error <= allowed
-        rows.append(KernelResult(case.function, result, case.label, backend, names, dtype, error, of_reference, ok))
+        rows.append(KernelResult(case.function, result, case.label, backend, names, dtype, error, reference_error, ok))
     return rows
 
 

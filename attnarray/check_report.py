@@ -15,7 +15,7 @@ Row = list[str | Cell]
 def show(results: Results, backends: Sequence[str]) -> None:
     """Print one table of gradients and one of kernels per backend, then what is wrong, then one line of totals."""
     for backend in backends:
-        gradients, kernels = results.of_backend(backend)
+        gradients, kernels = results.only(backend)
         _show_gradients(backend, gradients)
         if kernels:
             _show_kernels(backend, kernels)
@@ -41,8 +41,8 @@ def _show_gradients(backend: str, results: Sequence[GradientResult]) -> None:
         worst = max(result.error for result in group)
         errors: Row = []
         for kind in kinds:
-            of_kind = [result.error for result in group if result.kernels == kind]
-            errors.append(f"{max(of_kind):.0e}" if of_kind else Cell("same", FAINT))
+            found = [result.error for result in group if result.kernels == kind]
+            errors.append(f"{max(found):.0e}" if found else Cell("same", FAINT))
         ok = all(result.ok for result in group)
         rows.append([
             function if function != last else "", name, str(len({result.case for result in group})),

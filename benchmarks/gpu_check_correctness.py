@@ -249,7 +249,7 @@ def sanitizer() -> dict[str, Any]:
     tool = shutil.which("compute-sanitizer")
     if tool is None:
         raise NotRunError("compute-sanitizer is not installed")
-    of_tools = [(name, n) for name in ("memcheck", "racecheck") for n in range(SHARDS)]
+    tool_runs = [(name, n) for name in ("memcheck", "racecheck") for n in range(SHARDS)]
     commands = [
         [
             tool,
@@ -264,10 +264,10 @@ def sanitizer() -> dict[str, Any]:
             str(n),
             str(SHARDS),
         ]
-        for name, n in of_tools
+        for name, n in tool_runs
     ]
     found: dict[str, Any] = {"processes": len(commands), "wrong": []}
-    for (name, n), done in zip(of_tools, together(commands), strict=True):
+    for (name, n), done in zip(tool_runs, together(commands), strict=True):
         if done.returncode:
             found["wrong"].append(f"{name} {n}: {done.stdout[-600:]}{done.stderr[-200:]}")
     return found

@@ -54,8 +54,8 @@ def our_training(quick: bool, recompute: bool = False) -> Training:
 
     def gradients() -> Any:
         logits, ctx = model.fwd(params, tokens[:, :-1])
-        loss, of_loss = aa.cross_entropy_fwd(logits, tokens[:, 1:])
-        return model.bwd(aa.cross_entropy_bwd(np.ones_like(loss), of_loss).logits, ctx).params
+        loss, loss_ctx = aa.cross_entropy_fwd(logits, tokens[:, 1:])
+        return model.bwd(aa.cross_entropy_bwd(np.ones_like(loss), loss_ctx).logits, ctx).params
 
     def step() -> None:
         nonlocal params, state

@@ -144,10 +144,10 @@ def show_summary(results: Results) -> None:
     for group in [*groups, ""]:
         cells: list[str | Cell] = [group or "all"]
         for peer in peers:
-            of_peer = [r for r in results.rows if r.peer == peer and (not group or r.group == group)]
-            found = [row.ratio.value for row in of_peer if row.ratio is not None]
-            unsure = any(lacks_interval(row, results.baseline) for row in of_peer)
-            cells.append(_mean_cell(found, len(of_peer), unsure))
+            peer_rows = [r for r in results.rows if r.peer == peer and (not group or r.group == group)]
+            found = [row.ratio.value for row in peer_rows if row.ratio is not None]
+            unsure = any(lacks_interval(row, results.baseline) for row in peer_rows)
+            cells.append(_mean_cell(found, len(peer_rows), unsure))
         rows.append(cells)
     print_table(
         f"Time over that of {results.baseline}: geometric mean, below 1 is faster",

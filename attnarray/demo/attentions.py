@@ -75,8 +75,8 @@ class AcrossHard(Across):
 class AcrossFunction:
     """A function alone, which has no parameters: one head, and the keys are the values."""
 
-    of_fwd: Callable[..., tuple[Array, Any]]
-    of_bwd: Callable[..., Any]
+    function_fwd: Callable[..., tuple[Array, Any]]
+    function_bwd: Callable[..., Any]
 
     def init(self, rng: Philox) -> Params:
         return {}
@@ -85,10 +85,10 @@ class AcrossFunction:
         self, params: Params, query: Array, key: Array, lengths: Array, before: Array | None = None,
         rng: Philox | None = None,
     ) -> tuple[Array, Any]:  # fmt: skip
-        return self.of_fwd(query, key, key, kv_lengths=lengths)
+        return self.function_fwd(query, key, key, kv_lengths=lengths)
 
     def bwd(self, dout: Array, ctx: Any) -> tuple[Array, Array, Params]:
-        grads = self.of_bwd(dout, ctx)
+        grads = self.function_bwd(dout, ctx)
         return grads.query, grads.key + grads.value, {}
 
 
@@ -111,7 +111,7 @@ class Within:
         return grads.x, grads.params
 
 
-class OfValues(NamedTuple):
+class WithinValuesContext(NamedTuple):
     value: Any
     attention: Any
 
@@ -127,18 +127,18 @@ class WithinValues:
         attention, value = rng.split(2)
         return {"layer": self.layer.init(attention), "value": dense(value, self.width, self.width)}
 
-    def fwd(self, params: Params, x: Array, mask: Array, lengths: Array) -> tuple[Array, OfValues]:
-        value, of_value = linear_fwd(x, **params["value"])
+    def fwd(self, params: Params, x: Array, mask: Array, lengths: Array) -> tuple[Array, WithinValuesContext]:
+        value, value_ctx = linear_fwd(x, **params["value"])
         out, ctx = self.layer.fwd(params["layer"], x, value=value, attn_mask=mask, kv_lengths=lengths)
-        return out, OfValues(of_value, ctx)
+        return out, WithinValuesContext(value_ctx, ctx)
 
-    def bwd(self, dout: Array, ctx: OfValues) -> tuple[Array, Params]:
+    def bwd(self, dout: Array, ctx: WithinValuesContext) -> tuple[Array, Params]:
         grads = self.layer.bwd(dout, ctx.attention)
         value = linear_bwd(grads.value, ctx.value)
         return grads.x + value.x, {"layer": grads.params, "value": weight_and_bias(value.weight, value.bias)}
 
 
-class OfRotary(NamedTuple):
+class WithinRotaryContext(NamedTuple):
     projected: Any
     query: Any
     key: Any
@@ -157,19 +157,19 @@ class WithinRotary:
         projected, out = rng.split(2)
         return {"projected": dense(projected, 3 * self.width, self.width), "out": dense(out, self.width, self.width)}
 
-    def fwd(self, params: Params, x: Array, mask: Array, lengths: Array) -> tuple[Array, OfRotary]:
+    def fwd(self, params: Params, x: Array, mask: Array, lengths: Array) -> tuple[Array, WithinRotaryContext]:
         xp = namespace_of(x)
         B, T, E = x.shape
-        projected, of_projected = linear_fwd(x, **params["projected"])  # (B, T, 3 E)
+        projected, projected_ctx = linear_fwd(x, **params["projected"])  # (B, T, 3 E)
         split = xp.permute_dims(xp.reshape(projected, (B, T, 3, self.heads, E // self.heads)), (2, 0, 3, 1, 4))
-        query, of_query = rotary_fwd(split[0, ...])  # (B, H, T, D)
-        key, of_key = rotary_fwd(split[1, ...])
+        query, query_ctx = rotary_fwd(split[0, ...])  # (B, H, T, D)
+        key, key_ctx = rotary_fwd(split[1, ...])
         found, attention = scaled_dot_product_attention_fwd(query, key, split[2, ...], mask, kv_lengths=lengths)
         joined = xp.reshape(xp.permute_dims(found, (0, 2, 1, 3)), (B, T, E))
-        out, of_out = linear_fwd(joined, **params["out"])
-        return out, OfRotary(of_projected, of_query, of_key, attention, of_out)
+        out, out_ctx = linear_fwd(joined, **params["out"])
+        return out, WithinRotaryContext(projected_ctx, query_ctx, key_ctx, attention, out_ctx)
 
-    def bwd(self, dout: Array, ctx: OfRotary) -> tuple[Array, Params]:
+    def bwd(self, dout: Array, ctx: WithinRotaryContext) -> tuple[Array, Params]:
         xp = namespace_of(dout)
         B, T, E = dout.shape
         djoined, *out = linear_bwd(dout, ctx.out)

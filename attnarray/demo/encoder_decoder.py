@@ -138,11 +138,11 @@ class EncoderDecoder:
 
 
 def _gru(rng: Philox, inputs: int, states: int) -> Params:
-    of_input, of_state = rng.split(2)
-    given = dense(of_input, 3 * states, inputs)
+    input_rng, state_rng = rng.split(2)
+    given = dense(input_rng, 3 * states, inputs)
     return {
         "weight_ih": given["weight"],
-        "weight_hh": glorot(of_state, (3 * states, states)),
+        "weight_hh": glorot(state_rng, (3 * states, states)),
         "bias_ih": given["bias"],
         "bias_hh": zeros(3 * states),
     }

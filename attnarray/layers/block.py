@@ -164,7 +164,7 @@ class TransformerBlock(Layer):
             del branches["cross"]
         norm = NORMS[self.norm](self.dim, self.eps)
         return {
-            name: part for branch, of in branches.items() for name, part in ((branch, of), (f"{branch}_norm", norm))
+            name: part for branch, layer in branches.items() for name, part in ((branch, layer), (f"{branch}_norm", norm))
         }
 
     def __call__(
@@ -234,8 +234,8 @@ class TransformerBlock(Layer):
         found: dict[str, Any] = {}  # the gradients of each branch
 
         def backward(name: str) -> Any:
-            def branch(dy: Array, of: Any) -> tuple[Array, Any]:
-                grads = parts[name].bwd(dy, of)
+            def branch(dy: Array, branch_ctx: Any) -> tuple[Array, Any]:
+                grads = parts[name].bwd(dy, branch_ctx)
                 params[name] = grads.params
                 return grads[0], grads  # the first one is that of the sequence
 
@@ -255,8 +255,8 @@ class TransformerBlock(Layer):
             raise ValueError(
                 "`memory` is given, but the block was made with cross=False: use parts()['attention'].cache."
             )
-        of_memory = project_memory(self._parts["cross"], params["cross"], memory)
-        return DecoderCache(of_memory.empty_like(max_seq_len), of_memory)
+        memory_cache = project_memory(self._parts["cross"], params["cross"], memory)
+        return DecoderCache(memory_cache.empty_like(max_seq_len), memory_cache)
 
     def step(
         self, params: Params, x: Array, cache: KVCache | DecoderCache, attn_mask: Array | Mask | None = None, *,
@@ -283,11 +283,11 @@ class TransformerBlock(Layer):
         def feed(x: Array) -> tuple[Array, None]:
             return parts["feed_forward"](params["feed_forward"], x), None
 
-        x, of_attention = residual.fwd(params["attention_norm"], x, attend, None)
+        x, attention_ctx = residual.fwd(params["attention_norm"], x, attend, None)
         if known is not None:
             x, _ = residual.fwd(params["cross_norm"], x, look, None)
         x, _ = residual.fwd(params["feed_forward_norm"], x, feed, None)
-        after: KVCache = of_attention.branch
+        after: KVCache = attention_ctx.branch
         return x, after if known is None else DecoderCache(after, known)
 
     @functools.cached_property

@@ -110,16 +110,16 @@ class FeedForward(Layer):
     def fwd(self, params: Params, x: Array, *, rng: Philox | None = None) -> tuple[Array, FeedForwardContext]:
         """The same, and the context for `bwd`; with dropout it needs an `rng`."""
         parts, (_, activate, _) = self._parts, ACTIVATIONS[self.activation]
-        hidden, of_hidden = parts["hidden"].fwd(params["hidden"], x)
-        active, of_activation = activate(hidden)
-        kept, gated, of_gate = active, None, None
+        hidden, hidden_ctx = parts["hidden"].fwd(params["hidden"], x)
+        active, activation_ctx = activate(hidden)
+        kept, gated, gate_ctx = active, None, None
         if self.gated:
-            gated, of_gate = parts["gate"].fwd(params["gate"], x)
+            gated, gate_ctx = parts["gate"].fwd(params["gate"], x)
             kept = active * gated
-        kept, of_dropout = dropout_fwd(kept, self.dropout if rng else 0.0, rng=rng)
-        y, of_out = parts["out"].fwd(params["out"], kept)
+        kept, dropout_ctx = dropout_fwd(kept, self.dropout if rng else 0.0, rng=rng)
+        y, out_ctx = parts["out"].fwd(params["out"], kept)
         ctx = FeedForwardContext(
-            of_hidden, of_activation, active if self.gated else None, of_gate, gated, of_dropout, of_out
+            hidden_ctx, activation_ctx, active if self.gated else None, gate_ctx, gated, dropout_ctx, out_ctx
         )
         return y, ctx
 

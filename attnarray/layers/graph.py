@@ -210,7 +210,7 @@ class GraphAttention(Layer):
         width = self.heads * self.head_dim if self.concat else self.head_dim
         xp = checks.cotangent(dout, (*like.shape[:-1], width), like)
         dout = wide(dout)
-        grads = graph_attention_bwd(self._by_head_of_joined(dout), ctx.attention)
+        grads = graph_attention_bwd(self._joined_backward(dout), ctx.attention)
         dsource = grads.key + grads.value
         douts = {"source": dsource if "target" in ctx.maps else dsource + grads.query, "target": grads.query}
         douts |= {"edge": grads.edge_features, "residual": dout}
@@ -220,12 +220,12 @@ class GraphAttention(Layer):
         dx, dedge = 0.0, None
         for name, given in ctx.maps.items():
             flat = douts[name] if name == "residual" else _side_by_side(douts[name])
-            of_map = project_backward(flat, given)
-            params[name] = {"weight": narrow(of_map.weight, like)}
+            map_grads = project_backward(flat, given)
+            params[name] = {"weight": narrow(map_grads.weight, like)}
             if name == "edge":
-                dedge = narrow(of_map.x, like)
+                dedge = narrow(map_grads.x, like)
             else:
-                dx = of_map.x + dx
+                dx = map_grads.x + dx
         return GraphLayerGrads(narrow(dx, like), dedge, check_gradients(self, params))
 
     def _by_head(self, x: Array) -> Array:
@@ -237,7 +237,7 @@ class GraphAttention(Layer):
         xp = namespace_of(out)
         return xp.reshape(out, (*out.shape[:-2], self.heads * self.head_dim)) if self.concat else xp.mean(out, axis=-2)
 
-    def _by_head_of_joined(self, dout: Array) -> Array:
+    def _joined_backward(self, dout: Array) -> Array:
         """The gradient of `_joined`."""
         if self.concat:
             return self._by_head(dout)

@@ -89,18 +89,18 @@ class LocationAttention(Layer):
     >>> cell = {"weight_ih": rng.standard_normal((18, 8), np.float32), "weight_hh": np.eye(18, 6, dtype=np.float32)}
     >>> state, looked, steps = s[:, 0], np.eye(7, dtype=np.float32)[[0, 0]], []  # all weight on the first key
     >>> for i in range(5):
-    ...     result, of_layer = layer.fwd(params, state[:, None], h, previous=looked)
-    ...     step, of_cell = aa.gru_fwd(result.out, **cell, h0=state)
+    ...     result, layer_ctx = layer.fwd(params, state[:, None], h, previous=looked)
+    ...     step, cell_ctx = aa.gru_fwd(result.out, **cell, h0=state)
     ...     state, looked = step.h, result.weights[:, 0]
-    ...     steps.append((of_layer, of_cell))
+    ...     steps.append((layer_ctx, cell_ctx))
 
     Its gradient, for a loss that is the sum of the last state, goes through the same steps from the last to the first:
 
     >>> from attnarray import tree
     >>> dstate, dlooked, total = np.ones_like(state), None, None
-    >>> for of_layer, of_cell in reversed(steps):
-    ...     recurrence = aa.gru_bwd(aa.GRUResult(None, dstate), of_cell)
-    ...     grads = layer.bwd(aa.LocationResult(recurrence.x, dlooked), of_layer)
+    >>> for layer_ctx, cell_ctx in reversed(steps):
+    ...     recurrence = aa.gru_bwd(aa.GRUResult(None, dstate), cell_ctx)
+    ...     grads = layer.bwd(aa.LocationResult(recurrence.x, dlooked), layer_ctx)
     ...     dstate, dlooked = recurrence.h0 + grads.query[:, 0], grads.previous[:, None]
     ...     here = {"layer": grads.params, "key": grads.key, "cell": recurrence.weight_ih}
     ...     total = here if total is None else tree.add(total, here)

@@ -89,19 +89,19 @@ class LuongAttention(Layer):
     >>> fed, state, steps = np.zeros((2, 1, 6), np.float32), {}, []
     >>> for t in range(4):
     ...     x = np.concatenate([inputs[:, t : t + 1], fed], axis=-1)  # (2, 1, 9)
-    ...     step, of_cell = aa.lstm_fwd(x, **cell, **state)
-    ...     fed, of_layer = layer.fwd(params, step.out, source)
+    ...     step, cell_ctx = aa.lstm_fwd(x, **cell, **state)
+    ...     fed, layer_ctx = layer.fwd(params, step.out, source)
     ...     state = {"h0": step.h, "c0": step.c}
-    ...     steps.append((of_cell, of_layer))
+    ...     steps.append((cell_ctx, layer_ctx))
 
     Its gradient, for a loss that is the sum of the last h~, goes through the same steps from the last to the first. (If
     every h~ counts, the cotangent of each is added to `dfed` at its step.)
 
     >>> from attnarray import tree
     >>> dfed, dh, dc, total = np.ones_like(fed), None, None, None
-    >>> for of_cell, of_layer in reversed(steps):
-    ...     attention = layer.bwd(dfed, of_layer)
-    ...     recurrence = aa.lstm_bwd(aa.LSTMResult(attention.query, dh, dc), of_cell)
+    >>> for cell_ctx, layer_ctx in reversed(steps):
+    ...     attention = layer.bwd(dfed, layer_ctx)
+    ...     recurrence = aa.lstm_bwd(aa.LSTMResult(attention.query, dh, dc), cell_ctx)
     ...     dfed, dh, dc = recurrence.x[..., 3:], recurrence.h0, recurrence.c0
     ...     here = {"attention": attention.params, "key": attention.key, "cell": recurrence.weight_ih}
     ...     total = here if total is None else tree.add(total, here)
@@ -193,9 +193,9 @@ class LuongAttention(Layer):
                 f"`{name}` has {values.shape[-1]} features, but LuongAttention has `{field}` {getattr(self, field)}: "
                 "the width of the values, which its output must know."
             )
-        of_score = params.get("weight"), params.get("score_vector")
+        score_params = params.get("weight"), params.get("score_vector")
         out, attention = multiplicative_attention_fwd(
-            query, key, values, *of_score, attn_mask, dropout_p, is_causal, score=self.score, **options
+            query, key, values, *score_params, attn_mask, dropout_p, is_causal, score=self.score, **options
         )
         output = None
         if self.output:
@@ -207,16 +207,16 @@ class LuongAttention(Layer):
         """The gradients of query, key, value (None where the keys were the values), parameters and bias."""
         checks.context("ctx", ctx, LuongContext)
         check_same(self, "output", ctx.output is not None, self.output)
-        of_output: Params = {}
+        output_grads: Params = {}
         dquery = None
         if ctx.output is not None:
             output = combine_bwd(dout, ctx.output)
             weights = [output.context_weight, output.hidden_weight]
-            of_output = {"output": {"weight": namespace_of(dout).concat(weights, axis=1)}}
+            output_grads = {"output": {"weight": namespace_of(dout).concat(weights, axis=1)}}
             dout, dquery = output.context, output.hidden
         grads = multiplicative_attention_bwd(dout, ctx.attention)
-        of_score = {"weight": grads.weight, "score_vector": grads.score_vector}
-        params = {**{name: grad for name, grad in of_score.items() if grad is not None}, **of_output}
+        score_grads = {"weight": grads.weight, "score_vector": grads.score_vector}
+        params = {**{name: grad for name, grad in score_grads.items() if grad is not None}, **output_grads}
         check_gradients(self, params)
         dquery = grads.query if dquery is None else grads.query + dquery
         if ctx.has_value:

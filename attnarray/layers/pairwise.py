@@ -69,18 +69,18 @@ class PairwiseAttention(Layer):
     >>> cell = {"weight_ih": rng.standard_normal((16, 3), np.float32), "weight_hh": np.eye(16, 4, dtype=np.float32)}
     >>> state, steps = {"h0": np.zeros((2, 4), np.float32), "c0": np.zeros((2, 4), np.float32)}, []
     >>> for t in range(5):
-    ...     out, of_layer = layer.fwd(params, x[:, t : t + 1], state["h0"][:, None], memory=x)
-    ...     step, of_cell = aa.lstm_fwd(out, **cell, **state)
+    ...     out, layer_ctx = layer.fwd(params, x[:, t : t + 1], state["h0"][:, None], memory=x)
+    ...     step, cell_ctx = aa.lstm_fwd(out, **cell, **state)
     ...     state = {"h0": step.h, "c0": step.c}
-    ...     steps.append((of_layer, of_cell))
+    ...     steps.append((layer_ctx, cell_ctx))
 
     Its gradient, for a loss that is the sum of the last state, goes through the same steps from the last to the first:
 
     >>> from attnarray import tree
     >>> dh, dc, total = np.ones_like(step.h), None, None
-    >>> for of_layer, of_cell in reversed(steps):
-    ...     recurrence = aa.lstm_bwd(aa.LSTMResult(None, dh, dc), of_cell)
-    ...     attention = layer.bwd(recurrence.x, of_layer)  # and for a loss of each output its cotangent
+    >>> for layer_ctx, cell_ctx in reversed(steps):
+    ...     recurrence = aa.lstm_bwd(aa.LSTMResult(None, dh, dc), cell_ctx)
+    ...     attention = layer.bwd(recurrence.x, layer_ctx)  # and for a loss of each output its cotangent
     ...     dh, dc = recurrence.h0 + attention.hidden[:, 0], recurrence.c0
     ...     here = {"layer": attention.params, "memory": attention.memory, "cell": recurrence.weight_ih}
     ...     total = here if total is None else tree.add(total, here)

@@ -187,7 +187,7 @@ class RelativeAttention(Layer):
         position = self._through(xp.permute_dims(grads.position_key, (1, 0, 2)), ctx.position)
         maps = {"query": query, "key": key, "value": value, "position": position, "out": out}
         params = {
-            **{name: {"weight": of.weight} for name, of in maps.items()},
+            **{name: {"weight": grad.weight} for name, grad in maps.items()},
             "content_bias": grads.content_bias,
             "position_bias": grads.position_bias,
         }

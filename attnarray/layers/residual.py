@@ -39,14 +39,14 @@ class Residual:
         """y with the parameters of the norm, and the context; without an `rng` nothing is dropped."""
         p = self.dropout if rng else 0.0
         if self.pre_norm:
-            normed, of_norm = self.norm.fwd(params, x)
-            y, of_branch = branch(normed)
-            y, of_dropout = dropout_fwd(y, p, rng=rng)
-            return x + y, ResidualContext(of_norm, of_branch, of_dropout)
-        y, of_branch = branch(x)
-        y, of_dropout = dropout_fwd(y, p, rng=rng)
-        y, of_norm = self.norm.fwd(params, x + y)
-        return y, ResidualContext(of_norm, of_branch, of_dropout)
+            normed, norm_ctx = self.norm.fwd(params, x)
+            y, branch_ctx = branch(normed)
+            y, dropout_ctx = dropout_fwd(y, p, rng=rng)
+            return x + y, ResidualContext(norm_ctx, branch_ctx, dropout_ctx)
+        y, branch_ctx = branch(x)
+        y, dropout_ctx = dropout_fwd(y, p, rng=rng)
+        y, norm_ctx = self.norm.fwd(params, x + y)
+        return y, ResidualContext(norm_ctx, branch_ctx, dropout_ctx)
 
     def bwd(
         self, dout: Array, ctx: ResidualContext, branch_bwd: Callable[[Array, Any], tuple[Array, Any]]

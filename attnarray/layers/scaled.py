@@ -123,9 +123,9 @@ class ScaledAttention(Layer):
         """The same, and the context for `bwd`."""
         gate = contexts = None
         if self.gate:
-            logits, of_logits = linear_fwd(query, **params["gate"])  # (*batch, T, 1)
-            opened, of_gate = sigmoid_fwd(logits)
-            gate, contexts = opened[..., 0], (of_logits, of_gate)
+            logits, logits_ctx = linear_fwd(query, **params["gate"])  # (*batch, T, 1)
+            opened, gate_ctx = sigmoid_fwd(logits)
+            gate, contexts = opened[..., 0], (logits_ctx, gate_ctx)
         values = key if value is None else value
         out, attention = scaled_attention_fwd(
             query, key, values, gate, params.get("score_scale"), None, attn_mask, dropout_p, is_causal, **options
@@ -139,10 +139,10 @@ class ScaledAttention(Layer):
         grads = scaled_attention_bwd(dout, ctx.attention)
         dquery, params = grads.query, {}
         if ctx.gate is not None and grads.gate is not None:
-            of_logits, of_gate = ctx.gate
+            logits_ctx, gate_ctx = ctx.gate
             dgate = grads.gate[..., None]  # 0 where a query attends to nothing; such a query may be NaN
-            dlogits = sigmoid_bwd(dgate, SigmoidContext(contributing_rows(of_gate.out, dgate))).x
-            logits = linear_bwd(dlogits, of_logits._replace(x=contributing_rows(of_logits.x, dlogits)))
+            dlogits = sigmoid_bwd(dgate, SigmoidContext(contributing_rows(gate_ctx.out, dgate))).x
+            logits = linear_bwd(dlogits, logits_ctx._replace(x=contributing_rows(logits_ctx.x, dlogits)))
             dquery = dquery + logits.x
             params["gate"] = {"weight": logits.weight, "bias": logits.bias}
         if grads.score_scale is not None:

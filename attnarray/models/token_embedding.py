@@ -80,15 +80,15 @@ class TokenEmbedding(Layer):
                 f"`{self.name}` needs {past} positions, but the model was made for {self.max_seq_len}: shorten the "
                 "sequences, or make a model with a larger `max_seq_len`."
             )
-        x, of_token = self._parts["token"].fwd(params["token"], tokens)  # (B, T, E)
+        x, token_ctx = self._parts["token"].fwd(params["token"], tokens)  # (B, T, E)
         x = self._scaled(x)
         if self.positions == "learned":
             x = x + params["position"]["weight"][first:past, :]
         elif self.positions == "sinusoidal":
             places = namespace_of(x).arange(first, past, device=device_of(x))
             x = x + sinusoidal(places, self.dim, dtype=dtype_name(x.dtype))
-        x, of_dropout = dropout_fwd(x, self.dropout if rng else 0.0, rng=rng)
-        return x, TokenContext(of_token, of_dropout)
+        x, dropout_ctx = dropout_fwd(x, self.dropout if rng else 0.0, rng=rng)
+        return x, TokenContext(token_ctx, dropout_ctx)
 
     def bwd(self, dout: Array, ctx: TokenContext) -> Params:
         """The gradients of the parameters, of a `fwd` from the first position on."""

@@ -143,10 +143,10 @@ class PatchClassifier(Layer):
     def fwd(self, params: Params, images: Array, *, rng: Philox | None = None) -> tuple[Array, PatchContext]:
         """The same, and the context for `bwd`; with dropout it needs an `rng`."""
         parts, rngs = self._parts, rng.split(2) if rng else (None, None)
-        x, of_patches, of_dropout = self._words(params, images, rngs[0])
-        y, of_encoder = parts["encoder"].fwd(params["encoder"], x, rng=rngs[1])
-        logits, of_logits = parts["logits"].fwd(params["logits"], y[:, 0, :])
-        return logits, PatchContext(of_patches, of_dropout, of_encoder, of_logits, tuple(images.shape))
+        x, patches_ctx, dropout_ctx = self._words(params, images, rngs[0])
+        y, encoder_ctx = parts["encoder"].fwd(params["encoder"], x, rng=rngs[1])
+        logits, logits_ctx = parts["logits"].fwd(params["logits"], y[:, 0, :])
+        return logits, PatchContext(patches_ctx, dropout_ctx, encoder_ctx, logits_ctx, tuple(images.shape))
 
     def bwd(self, dlogits: Array, ctx: PatchContext) -> PatchGrads:
         """The gradients of images and parameters."""
@@ -180,11 +180,11 @@ class PatchClassifier(Layer):
         pixel = (self.channels,) if images.ndim == 4 or self.channels > 1 else ()
         shape = (*images.shape[:1], *self.image, *pixel)
         checks.shape("images", images, shape, "(B, height, width), and channels behind where there are several")
-        x, of_patches = self._parts["patches"].fwd(params["patches"], self._patches(images))  # (B, N, E)
+        x, patches_ctx = self._parts["patches"].fwd(params["patches"], self._patches(images))  # (B, N, E)
         word = xp.broadcast_to(params["word"]["weight"][None, :, :], (images.shape[0], 1, self.dim))
         x = xp.concat([word, x], axis=1) + params["position"]["weight"]
-        x, of_dropout = dropout_fwd(x, self.dropout if rng else 0.0, rng=rng)
-        return x, of_patches, of_dropout
+        x, dropout_ctx = dropout_fwd(x, self.dropout if rng else 0.0, rng=rng)
+        return x, patches_ctx, dropout_ctx
 
     def _patches(self, images: Array) -> Array:
         """(B, height, width[, C]) -> (B, N, P P C)."""

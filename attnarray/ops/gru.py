@@ -168,8 +168,8 @@ def gru_bwd(dout: GRUResult, ctx: GRUContext) -> GRUGrads:
     un = xp.matmul(before, weight[2 * given.hidden :, :].mT)
     if given.bias_hh is not None:
         un += recurrence.wide(given, given.bias_hh)[2 * given.hidden :]
-    of_both = [slope_n * un * r * (1.0 - r), (before - n) * z * (1.0 - z)]
-    slopes = recurrence.where_step(given, xp.concat([*of_both, slope_n * r], axis=-1))  # (N, T, 3 H)
+    slopes_rz = [slope_n * un * r * (1.0 - r), (before - n) * z * (1.0 - z)]
+    slopes = recurrence.where_step(given, xp.concat([*slopes_rz, slope_n * r], axis=-1))  # (N, T, 3 H)
     hidden, news = {}, {}
     for t in reversed(given.steps):
         dh = dh + dy[:, t, :]

@@ -210,12 +210,12 @@ def relative_buckets(
     A learned bias for each bucket and head, and its gradient:
 
     >>> table = np.zeros((8, 2))
-    >>> rows, of_table = aa.embedding_fwd(found, table)  # (T, S, H)
+    >>> rows, table_ctx = aa.embedding_fwd(found, table)  # (T, S, H)
     >>> q, k, v = np.random.default_rng(0).standard_normal((3, 2, 4, 3))
     >>> bias = np.moveaxis(rows, -1, 0)  # (H, T, S)
     >>> out, ctx = aa.scaled_dot_product_attention_fwd(q[None], k[None], v[None], bias=bias)
     >>> dbias = aa.scaled_dot_product_attention_bwd(out, ctx).bias
-    >>> aa.embedding_bwd(np.moveaxis(dbias, 0, -1), of_table).weight.shape
+    >>> aa.embedding_bwd(np.moveaxis(dbias, 0, -1), table_ctx).weight.shape
     (8, 2)
     """
     distances = _offsets(queries, keys, q_offset)  # (T, S)

@@ -73,8 +73,8 @@ def train(data: Digits, seed: int, epochs: int, advance: Callable[[str], None], 
             noise = NOISE * rng.standard_normal((len(rows), 8, 8), dtype=np.float32)
             images, classes = aa.asarray(data.train[rows] + noise), aa.asarray(data.train_classes[rows])
             logits, ctx = model.fwd(params, images, rng=seeds.fold_in(step))
-            loss, of_loss = aa.cross_entropy_fwd(logits, classes)
-            dlogits = aa.cross_entropy_bwd(aa.namespace_of(loss).ones_like(loss), of_loss).logits
+            loss, loss_ctx = aa.cross_entropy_fwd(logits, classes)
+            dlogits = aa.cross_entropy_bwd(aa.namespace_of(loss).ones_like(loss), loss_ctx).logits
             grads, norm = optim.clip_by_global_norm(model.bwd(dlogits, ctx).params, LARGEST_NORM)
             found = float(aa.to_numpy(loss))
             if not np.isfinite(found + float(aa.to_numpy(norm))):

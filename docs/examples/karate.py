@@ -52,17 +52,17 @@ def club() -> Club:
 def forward(params: dict[str, Any], data: Club, seed: int | None = None) -> tuple[Any, tuple[Any, ...]]:
     """Scores of both sides (N, 2); with a seed, friendships are dropped at random."""
     dropout = [{"dropout_p": DROPOUT, "rng": rng} for rng in aa.Philox(seed).split(2)] if seed is not None else [{}, {}]
-    hidden, of_first = FIRST.fwd(params["first"], data.x, data.edges, **dropout[0])  # (N, 32)
-    active, of_relu = aa.relu_fwd(hidden)
-    scores, of_last = LAST.fwd(params["last"], active, data.edges, **dropout[1])  # (N, 2)
-    return scores, (of_first, of_relu, of_last)
+    hidden, first_ctx = FIRST.fwd(params["first"], data.x, data.edges, **dropout[0])  # (N, 32)
+    active, relu_ctx = aa.relu_fwd(hidden)
+    scores, last_ctx = LAST.fwd(params["last"], active, data.edges, **dropout[1])  # (N, 2)
+    return scores, (first_ctx, relu_ctx, last_ctx)
 
 
 def backward(dscores: Any, ctx: tuple[Any, ...]) -> dict[str, Any]:
     """The same way back, by the layers' own backwards."""
-    of_first, of_relu, of_last = ctx
-    last = LAST.bwd(dscores, of_last)
-    first = FIRST.bwd(aa.relu_bwd(last.x, of_relu).x, of_first)
+    first_ctx, relu_ctx, last_ctx = ctx
+    last = LAST.bwd(dscores, last_ctx)
+    first = FIRST.bwd(aa.relu_bwd(last.x, relu_ctx).x, first_ctx)
     return {"first": first.params, "last": last.params}
 
 
@@ -75,11 +75,11 @@ def train(data: Club, seed: int, steps: int, advance: Any) -> dict[str, Any]:
     state = optim.adamw_init(params)
     for step in range(steps):
         scores, ctx = forward(params, data, seed=1000 * seed + step)
-        loss, of_loss = aa.cross_entropy_fwd(scores, aa.asarray(targets))
+        loss, loss_ctx = aa.cross_entropy_fwd(scores, aa.asarray(targets))
         if not math.isfinite(float(loss)):
             print(f"Step {step + 1}: the loss is {float(loss)}. Going on with the parameters before.")
             break
-        dscores = aa.cross_entropy_bwd(aa.namespace_of(loss).ones_like(loss), of_loss).logits
+        dscores = aa.cross_entropy_bwd(aa.namespace_of(loss).ones_like(loss), loss_ctx).logits
         params, state = optim.adamw(params, backward(dscores, ctx), state, lr=RATE, weight_decay=DECAY)
         advance(f"loss {float(loss):.3f}")
     return params
@@ -118,10 +118,10 @@ def draw(path: Path, data: Club, params: dict[str, Any], accuracy: float) -> Non
     """The club: colours are what the network says, the widths of the lines its attention in the first layer."""
     from matplotlib.figure import Figure
 
-    _, (of_first, *_) = forward(params, data)
+    _, (first_ctx, *_) = forward(params, data)
     found = sides_of(params, data)
     found[list(LEADERS)] = data.sides[list(LEADERS)]
-    weights = aa.to_numpy(aa.graph_attention_weights(of_first)).mean(-1)  # (E,), the mean of the heads
+    weights = aa.to_numpy(aa.graph_attention_weights(first_ctx)).mean(-1)  # (E,), the mean of the heads
     places = nx.spring_layout(data.graph, seed=4, k=0.32, iterations=200)
     figure = Figure(figsize=(10, 7.5), layout="constrained")
     axes = figure.add_subplot()

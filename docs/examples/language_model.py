@@ -93,8 +93,8 @@ def train(model: GPT, text: bytes, steps: int, advance: Callable[[str], None], s
     for step in range(len(state["losses"]) + 1, steps + 1):
         pieces = aa.asarray(batch_of(data, BATCH, model.max_seq_len, np.random.default_rng(step)))
         logits, ctx = model.fwd(state["params"], pieces[:, :-1], rng=seeds.fold_in(step))
-        loss, of_loss = aa.cross_entropy_fwd(logits, pieces[:, 1:])
-        dlogits = aa.cross_entropy_bwd(aa.namespace_of(loss).ones_like(loss), of_loss).logits
+        loss, loss_ctx = aa.cross_entropy_fwd(logits, pieces[:, 1:])
+        dlogits = aa.cross_entropy_bwd(aa.namespace_of(loss).ones_like(loss), loss_ctx).logits
         grads, norm = optim.clip_by_global_norm(model.bwd(dlogits, ctx).params, LARGEST_NORM)
         found, length = float(loss), float(norm)
         if not math.isfinite(found + length):

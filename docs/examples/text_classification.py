@@ -62,15 +62,15 @@ class Network(NamedTuple):
         result, ctx = self.bert.fwd(params["bert"], tokens, lengths=lengths, rng=rng)
         shares = shares_of(result.states, lengths)
         mean = aa.namespace_of(tokens).sum(result.states * shares, axis=1)  # (B, dim)
-        scores, of_scores = self.scores.fwd(params["scores"], mean)
-        return scores, (ctx, shares, of_scores)
+        scores, scores_ctx = self.scores.fwd(params["scores"], mean)
+        return scores, (ctx, shares, scores_ctx)
 
     def backward(self, dscores: Any, ctx: Any) -> dict[str, Any]:
         """The gradients of the parameters: each state is in the mean with its share."""
-        of_bert, shares, of_scores = ctx
-        scores = self.scores.bwd(dscores, of_scores)
+        bert_ctx, shares, scores_ctx = ctx
+        scores = self.scores.bwd(dscores, scores_ctx)
         dstates = scores.x[:, None, :] * shares  # (B, T, dim)
-        bert = self.bert.bwd(aa.models.BERTResult(dstates, None), of_bert)
+        bert = self.bert.bwd(aa.models.BERTResult(dstates, None), bert_ctx)
         return {"bert": bert.params, "scores": scores.params}
 
     def predict(self, params: Any, rows: Rows) -> np.ndarray:
@@ -144,8 +144,8 @@ def train_step(
     forgotten = np.random.default_rng(chance.seed).random(tokens.shape) < FORGOTTEN
     arrays = aa.asarray(np.where(forgotten, MASK, tokens)), aa.asarray(lengths)
     scores, ctx = network.forward(params, *arrays, dropped)
-    loss, of_loss = aa.cross_entropy_fwd(scores, aa.asarray(rows.fields[batch]), label_smoothing=SMOOTHING)
-    dscores = aa.cross_entropy_bwd(aa.namespace_of(loss).ones_like(loss), of_loss).logits
+    loss, loss_ctx = aa.cross_entropy_fwd(scores, aa.asarray(rows.fields[batch]), label_smoothing=SMOOTHING)
+    dscores = aa.cross_entropy_bwd(aa.namespace_of(loss).ones_like(loss), loss_ctx).logits
     grads, _ = optim.clip_by_global_norm(network.backward(dscores, ctx), LARGEST_NORM)
     rate = optim.warmup_cosine(step, peak=RATE, warmup=total // 10, total=total)
     params, optimizer = optim.adamw(params, grads, optimizer, lr=rate)

@@ -88,8 +88,8 @@ def train(model: Any, data: Texts, epochs: int, advance: Callable[[str], None]) 
     for step, rows in enumerate(batches(data, epochs, seed=0), start=1):
         tokens, lengths, targets = data.batch(rows)
         logits, ctx = model.fwd(params, tokens, told(targets), source_lengths=lengths)
-        loss, of_loss = aa.cross_entropy_fwd(logits, targets)
-        dlogits = aa.cross_entropy_bwd(aa.namespace_of(loss).ones_like(loss), of_loss).logits
+        loss, loss_ctx = aa.cross_entropy_fwd(logits, targets)
+        dlogits = aa.cross_entropy_bwd(aa.namespace_of(loss).ones_like(loss), loss_ctx).logits
         grads, norm = optim.clip_by_global_norm(model.bwd(dlogits, ctx).params, LARGEST_NORM)
         found = float(aa.to_numpy(loss))
         if not np.isfinite(found + float(aa.to_numpy(norm))):

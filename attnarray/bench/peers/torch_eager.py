@@ -65,8 +65,8 @@ def _multi_head(query: Any, params: Any, heads: int) -> Any:
 
 def _multiplicative(query: Any, key: Any, value: Any, weight: Any, score_vector: Any = None, score: str = "") -> Any:
     if score == "concat":
-        of_query, of_key = weight.split(query.shape[-1], -1)
-        return _additive(query @ of_query.T, key @ of_key.T, value, score_vector)
+        query_weight, key_weight = weight.split(query.shape[-1], -1)
+        return _additive(query @ query_weight.T, key @ key_weight.T, value, score_vector)
     return (query @ weight @ key.mT).softmax(-1) @ value
 
 
@@ -133,8 +133,8 @@ def _graph(query: Any, key: Any, value: Any, score_vector: Any, edges: Any, scor
     leaky = torch.nn.functional.leaky_relu
     source, target = edges
     if score == "gat":
-        of_query, of_key = score_vector.split(query.shape[-1], -1)
-        scores = leaky((query * of_query).sum(-1)[target] + (key * of_key).sum(-1)[source], 0.2)
+        query_weight, key_weight = score_vector.split(query.shape[-1], -1)
+        scores = leaky((query * query_weight).sum(-1)[target] + (key * key_weight).sum(-1)[source], 0.2)
     else:
         scores = (leaky(query[target] + key[source], 0.2) * score_vector).sum(-1)  # (E, H)
     weights = _segment_softmax(scores, target, query.shape[0])

@@ -18,22 +18,22 @@ def sparsemax(x: Any) -> Any:
 def entmax(x: Any) -> Any:
     """Peters, Niculae and Martins, algorithm 2: alpha = 1.5."""
 
-    def of_support(total: Any, squares: Any, k: Any) -> Any:
+    def support_threshold(total: Any, squares: Any, k: Any) -> Any:
         mean = total / k
         return mean - ((1 - squares + total * mean) / k).clamp(min=1e-30).sqrt()  # at 0 it would have no gradient
 
     x = x / 2
-    return (x - _threshold(x, of_support)).clamp(min=0) ** 2
+    return (x - _threshold(x, support_threshold)).clamp(min=0) ** 2
 
 
-def _threshold(x: Any, of_support: Callable[[Any, Any, Any], Any]) -> Any:
+def _threshold(x: Any, support_threshold: Callable[[Any, Any, Any], Any]) -> Any:
     """tau from the sum, the sum of squares and the size of the support, as a part of autograd's graph."""
     import torch
 
     shift = x.detach().amax(-1, keepdim=True)
     ordered = (x - shift).sort(-1, descending=True).values
     k = torch.arange(1, x.shape[-1] + 1, dtype=x.dtype, device=x.device)
-    taus = of_support(ordered.cumsum(-1), (ordered**2).cumsum(-1), k)
+    taus = support_threshold(ordered.cumsum(-1), (ordered**2).cumsum(-1), k)
     size = (ordered.detach() > taus.detach()).sum(-1, keepdim=True)
     return taus.gather(-1, size - 1) + shift
 

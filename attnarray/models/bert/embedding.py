@@ -63,12 +63,12 @@ class BERTEmbedding(Layer):
         types = xp.zeros_like(tokens) if types is None else checks.integer("types", types)
         checks.shape("types", types, tuple(tokens.shape), "one type for each of the tokens")
         positions = xp.arange(T, device=device_of(tokens))
-        x, of_token = parts["token"].fwd(params["token"], tokens)  # (B, T, dim)
-        places, of_position = parts["position"].fwd(params["position"], positions)  # (T, dim)
-        kinds, of_type = parts["type"].fwd(params["type"], types)  # (B, T, dim)
-        x, of_norm = parts["embedding_norm"].fwd(params["embedding_norm"], x + places + kinds)
-        x, of_dropout = dropout_fwd(x, self.dropout if rng else 0.0, rng=rng)
-        return x, BERTEmbeddingContext(of_token, of_position, of_type, of_norm, of_dropout)
+        x, token_ctx = parts["token"].fwd(params["token"], tokens)  # (B, T, dim)
+        places, position_ctx = parts["position"].fwd(params["position"], positions)  # (T, dim)
+        kinds, type_ctx = parts["type"].fwd(params["type"], types)  # (B, T, dim)
+        x, norm_ctx = parts["embedding_norm"].fwd(params["embedding_norm"], x + places + kinds)
+        x, dropout_ctx = dropout_fwd(x, self.dropout if rng else 0.0, rng=rng)
+        return x, BERTEmbeddingContext(token_ctx, position_ctx, type_ctx, norm_ctx, dropout_ctx)
 
     def bwd(self, dout: Array, ctx: BERTEmbeddingContext) -> Params:
         r"""The gradients of the parameters.

@@ -29,9 +29,9 @@ class Pooler(Linear):
 
     def pool(self, params: Params, first: Array) -> tuple[Array, PoolerContext]:
         """(B, dim) of (B, dim), and the context for `pool_bwd`."""
-        dense, of_dense = self.fwd(params, first)
-        pooled, of_active = tanh_fwd(dense)
-        return pooled, PoolerContext(of_dense, of_active)
+        dense, dense_ctx = self.fwd(params, first)
+        pooled, active_ctx = tanh_fwd(dense)
+        return pooled, PoolerContext(dense_ctx, active_ctx)
 
     def pool_bwd(self, dout: Array, ctx: PoolerContext) -> LayerGrads:
         """The gradients of x and the parameters."""
@@ -85,11 +85,11 @@ class MaskHead(Layer):
     def fwd(self, params: Params, states: Array) -> tuple[Array, MaskHeadContext]:
         """Logits (..., V) of states (..., dim), and the context for `bwd`."""
         parts, (_, activate, _), own = self._parts, ACTIVATIONS[self.activation], params["mask_head"]
-        x, of_dense = parts["dense"].fwd(own["dense"], states)
-        x, of_active = activate(x)
-        x, of_norm = parts["norm"].fwd(own["norm"], x)
-        logits, of_decoder = linear_fwd(x, params["token"]["weight"], own["bias"])
-        return logits, MaskHeadContext(of_dense, of_active, of_norm, of_decoder)
+        x, dense_ctx = parts["dense"].fwd(own["dense"], states)
+        x, active_ctx = activate(x)
+        x, norm_ctx = parts["norm"].fwd(own["norm"], x)
+        logits, decoder_ctx = linear_fwd(x, params["token"]["weight"], own["bias"])
+        return logits, MaskHeadContext(dense_ctx, active_ctx, norm_ctx, decoder_ctx)
 
     def bwd(self, dout: Array, ctx: MaskHeadContext) -> MaskHeadGrads:
         """The gradients of the states, of the own parameters and of E."""

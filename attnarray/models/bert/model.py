@@ -106,9 +106,9 @@ class BERT(BERTConfiguration):
     A step of training on masked tokens, where -100 is a place that was not:
 
     >>> targets = np.where(np.arange(10) == 2, tokens, -100)
-    >>> logits, of_logits = model.mask_logits_fwd(params, result.states)
-    >>> loss, of_loss = aa.cross_entropy_fwd(logits, targets)
-    >>> head = model.mask_logits_bwd(aa.cross_entropy_bwd(np.ones_like(loss), of_loss).logits, of_logits)
+    >>> logits, logits_ctx = model.mask_logits_fwd(params, result.states)
+    >>> loss, loss_ctx = aa.cross_entropy_fwd(logits, targets)
+    >>> head = model.mask_logits_bwd(aa.cross_entropy_bwd(np.ones_like(loss), loss_ctx).logits, logits_ctx)
     >>> grads = model.bwd(aa.models.BERTResult(head.states, None), ctx, head.params).params
     >>> round(float(loss), 1), grads.keys() == params.keys()
     (3.9, True)
@@ -142,7 +142,7 @@ class BERT(BERTConfiguration):
         there are is said by ``exists[:, None, None, :]``. Without an `rng` nothing is dropped: that is inference.
         """
         x, _ = self._embed(params, tokens, types, rng)
-        x = self.body(_of_body(params), x, **_options(attn_mask, lengths, tokens), rng=_body_rng(rng))
+        x = self.body(_body_params(params), x, **_options(attn_mask, lengths, tokens), rng=_body_rng(rng))
         return writable(BERTResult(x, self._pool(params, x)[0]))
 
     def states(
@@ -151,7 +151,7 @@ class BERT(BERTConfiguration):
     ) -> list[Array]:  # fmt: skip
         """The hidden states, N + 1 arrays (B, T, dim): the embeddings, and what each block gives."""
         x, _ = self._embed(params, tokens, types, rng)
-        states = self.body.states(_of_body(params), x, **_options(attn_mask, lengths, tokens), rng=_body_rng(rng))
+        states = self.body.states(_body_params(params), x, **_options(attn_mask, lengths, tokens), rng=_body_rng(rng))
         return writable([x, *states])
 
     def fwd(
@@ -159,10 +159,10 @@ class BERT(BERTConfiguration):
         lengths: Any = None, rng: Philox | None = None,
     ) -> tuple[BERTResult, BERTContext]:  # fmt: skip
         """The same as the call, and the context for `bwd`. If the model drops, it needs an `rng`, new for each step."""
-        x, of_embedding = self._embed(params, tokens, types, rng)
-        x, of_body = self.body.fwd(_of_body(params), x, **_options(attn_mask, lengths, tokens), rng=_body_rng(rng))
-        pooled, of_pooler = self._pool(params, x)
-        return BERTResult(read_only(x), pooled), BERTContext(of_embedding, of_body, of_pooler, params.get("mask_head"))
+        x, embedding_ctx = self._embed(params, tokens, types, rng)
+        x, body_ctx = self.body.fwd(_body_params(params), x, **_options(attn_mask, lengths, tokens), rng=_body_rng(rng))
+        pooled, pooler_ctx = self._pool(params, x)
+        return BERTResult(read_only(x), pooled), BERTContext(embedding_ctx, body_ctx, pooler_ctx, params.get("mask_head"))
 
     def bwd(self, dout: BERTResult, ctx: BERTContext, head: Params | None = None) -> BERTGrads:
         """The gradients of the parameters, 0 for the head for masked tokens unless `head` says what they are.
@@ -242,7 +242,7 @@ def _options(attn_mask: Array | Mask | None, lengths: Any, tokens: Array) -> Enc
     return {"attn_mask": mask, "kv_lengths": lengths_of("lengths", lengths, tokens)}
 
 
-def _of_body(params: Params) -> Params:
+def _body_params(params: Params) -> Params:
     return Checked(blocks=params["blocks"])
 
 

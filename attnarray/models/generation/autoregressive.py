@@ -93,12 +93,12 @@ def generate(
     """
     checks.one_of("method", method, METHODS)
     if method == "beam":
-        _of_sampling(method, temperature, top_k, top_p)
+        _refuse_sampling_options(method, temperature, top_k, top_p)
         options = {"beams": beams, "length_penalty": length_penalty, "end": end, "lengths": lengths}
         options["early_stopping"] = early_stopping
         return beam_search(model, params, tokens, count, **options).tokens
     others = {"beams": None if beams == 4 else beams, "length_penalty": None if length_penalty == 1 else length_penalty}
-    _of_another(method, "beam", {**others, "early_stopping": early_stopping})
+    _refuse_options(method, "beam", {**others, "early_stopping": early_stopping})
     tokens = check_tokens(tokens)
     written = list(
         stream(
@@ -128,7 +128,7 @@ def stream(
     """
     checks.one_of("method", method, METHODS[:2])
     if method == "greedy":
-        _of_sampling(method, temperature, top_k, top_p)
+        _refuse_sampling_options(method, temperature, top_k, top_p)
         choice = Choice(None, 1.0, None, None)
     else:
         if rng is None:
@@ -161,12 +161,12 @@ def _stream(
         logits = logits[:, -1, :]
 
 
-def _of_sampling(method: str, temperature: float, top_k: int | None, top_p: float | None) -> None:
+def _refuse_sampling_options(method: str, temperature: float, top_k: int | None, top_p: float | None) -> None:
     given = {"temperature": None if temperature == 1 else temperature, "top_k": top_k, "top_p": top_p}
-    _of_another(method, "sample", given)
+    _refuse_options(method, "sample", given)
 
 
-def _of_another(method: str, other: str, given: dict[str, Any]) -> None:
+def _refuse_options(method: str, other: str, given: dict[str, Any]) -> None:
     """Check that no options of another method are given to this one, which would pass over them."""
     for name, value in given.items():
         if value is not None:

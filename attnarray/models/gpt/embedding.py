@@ -43,13 +43,13 @@ class GPTEmbedding(Layer):
     ) -> tuple[Array, GPTEmbeddingContext]:
         """x (B, T, dim) of tokens (B, T) at the places from `first` on, of sequences that begin at `starts`."""
         self.check_places("tokens", first + tokens.shape[1])
-        parts, of_position = self._parts, None
-        x, of_token = parts["token"].fwd(params["token"], tokens)  # (B, T, E)
+        parts, position_ctx = self._parts, None
+        x, token_ctx = parts["token"].fwd(params["token"], tokens)  # (B, T, E)
         if self.learned:
-            vectors, of_position = parts["position"].fwd(params["position"], _positions(tokens, starts, first))
+            vectors, position_ctx = parts["position"].fwd(params["position"], _positions(tokens, starts, first))
             x = x + vectors
-        x, of_dropout = dropout_fwd(x, self.dropout if rng else 0.0, rng=rng)
-        return x, GPTEmbeddingContext(of_token, of_position, of_dropout)
+        x, dropout_ctx = dropout_fwd(x, self.dropout if rng else 0.0, rng=rng)
+        return x, GPTEmbeddingContext(token_ctx, position_ctx, dropout_ctx)
 
     def bwd(self, dout: Array, ctx: GPTEmbeddingContext) -> Params:
         """The gradients of the parameters; tokens have none."""

@@ -96,8 +96,8 @@ class GPT(GPTConfiguration):
     >>> params = model.init(aa.Philox(0))
     >>> tokens = np.random.default_rng(0).integers(50, size=(3, 10))
     >>> logits, ctx = model.fwd(params, tokens[:, :-1])
-    >>> loss, of_loss = aa.cross_entropy_fwd(logits, tokens[:, 1:])
-    >>> grads = model.bwd(aa.cross_entropy_bwd(np.ones_like(loss), of_loss).logits, ctx).params
+    >>> loss, loss_ctx = aa.cross_entropy_fwd(logits, tokens[:, 1:])
+    >>> grads = model.bwd(aa.cross_entropy_bwd(np.ones_like(loss), loss_ctx).logits, ctx).params
     >>> round(float(loss), 2), grads["token"]["weight"].shape
     (3.91, (50, 8))
     >>> aa.attention_weights(ctx.body.blocks[1].attention.branch).shape
@@ -129,7 +129,7 @@ class GPT(GPTConfiguration):
         broadcasts to (B, H, T, T). Without an `rng` nothing is dropped: that is inference.
         """
         x, _, options = self._embed(params, tokens, attn_mask, lengths, starts, rng)
-        return linear(self.body(_of_body(params), x, rng=_body_rng(rng), **options), self._vectors(params))
+        return linear(self.body(_body_params(params), x, rng=_body_rng(rng), **options), self._vectors(params))
 
     def states(
         self, params: Params, tokens: Array, *, attn_mask: Array | Mask | None = None, lengths: Any = None,
@@ -137,17 +137,17 @@ class GPT(GPTConfiguration):
     ) -> list[Array]:  # fmt: skip
         """The hidden states, N + 1 arrays (B, T, E): the embeddings, and after each block; the last one is normed."""
         x, _, options = self._embed(params, tokens, attn_mask, lengths, starts, rng)
-        return writable([x, *self.body.states(_of_body(params), x, rng=_body_rng(rng), **options)])
+        return writable([x, *self.body.states(_body_params(params), x, rng=_body_rng(rng), **options)])
 
     def fwd(
         self, params: Params, tokens: Array, *, attn_mask: Array | Mask | None = None, lengths: Any = None,
         starts: Any = None, rng: Philox | None = None,
     ) -> tuple[Array, GPTContext]:  # fmt: skip
         """The same as the call, and the context for `bwd`. If the model drops, it needs an `rng`, new for each step."""
-        x, of_embedding, options = self._embed(params, tokens, attn_mask, lengths, starts, rng)
-        x, of_body = self.body.fwd(_of_body(params), x, rng=_body_rng(rng), **options)
-        logits, of_logits = linear_fwd(x, self._vectors(params))
-        return logits, GPTContext(of_embedding, of_body, of_logits)
+        x, embedding_ctx, options = self._embed(params, tokens, attn_mask, lengths, starts, rng)
+        x, body_ctx = self.body.fwd(_body_params(params), x, rng=_body_rng(rng), **options)
+        logits, logits_ctx = linear_fwd(x, self._vectors(params))
+        return logits, GPTContext(embedding_ctx, body_ctx, logits_ctx)
 
     def bwd(self, dlogits: Array, ctx: GPTContext) -> GPTGrads:
         r"""The gradients of the parameters. Tied embeddings have two, as what goes in and as what gives the logits:
@@ -223,7 +223,7 @@ class GPT(GPTConfiguration):
         return params["token" if self.tie_embeddings else "logits"]["weight"]
 
 
-def _of_body(params: Params) -> Params:
+def _body_params(params: Params) -> Params:
     return Checked(blocks=params["blocks"], norm=params["norm"])
 
 

@@ -47,11 +47,11 @@ class Cell(Layer):
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
         """weight_ih (G H, in_dim), weight_hh (G H, H), bias_ih and bias_hh (G H,), which are 0; G gates of H."""
-        of_input, of_state = rng.split(2)
+        input_rng, state_rng = rng.split(2)
         shapes = self.shapes()
         return {
-            "weight_ih": glorot(of_input, shapes["weight_ih"], dtype),
-            "weight_hh": glorot(of_state, shapes["weight_hh"], dtype),
+            "weight_ih": glorot(input_rng, shapes["weight_ih"], dtype),
+            "weight_hh": glorot(state_rng, shapes["weight_hh"], dtype),
             **{name: zeros(*shapes[name], dtype=dtype) for name in ("bias_ih", "bias_hh")},
         }
 

@@ -79,13 +79,13 @@ class RecurrentDecoder(Layer):
         """The state after x (B, 1, dim); its `fed` is h~ (B, 1, H)."""
         xp, parts = namespace_of(x), self._parts
         told = xp.concat([x, state.fed], axis=-1)  # (B, 1, dim + H)
-        s, cell, of_cell = parts["cell"].fwd(params["cell"], told, state.cell)
+        s, cell, cell_ctx = parts["cell"].fwd(params["cell"], told, state.cell)
         given = Given(state.memory, state.lengths, state.step, rng.fold_in(state.step) if rng else None)
-        c, looked, of_attention = parts["attention"].fwd(params["attention"], s, given, state.looked)
-        y, of_combine = parts["combine"].fwd(params["combine"], xp.concat([c, s], axis=-1))
-        fed, of_tanh = tanh_fwd(y)
+        c, looked, attention_ctx = parts["attention"].fwd(params["attention"], s, given, state.looked)
+        y, combine_ctx = parts["combine"].fwd(params["combine"], xp.concat([c, s], axis=-1))
+        fed, tanh_ctx = tanh_fwd(y)
         after = DecoderState(state.memory, state.lengths, cell, fed, looked, state.step + 1)
-        return after, StepContext(of_cell, of_attention, of_combine, of_tanh)
+        return after, StepContext(cell_ctx, attention_ctx, combine_ctx, tanh_ctx)
 
     def fwd(
         self, params: Params, x: Array, state: DecoderState, rng: Philox | None

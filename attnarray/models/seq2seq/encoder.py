@@ -47,23 +47,23 @@ class RecurrentEncoder(Layer):
     def fwd(self, params: Params, x: Array, exists: Array | None) -> tuple[Array, State, ReadContext]:
         """The memory (B, S, H) of x (B, S, in_dim), of which `exists` (B, S) is there, the first state of a decoder."""
         xp, parts = namespace_of(x), self._parts
-        out, last, of_forwards = parts["forwards"].fwd(params["forwards"], x, mask=exists)
-        back, first, of_backwards = parts["backwards"].fwd(params["backwards"], x, mask=exists, reverse=True)
+        out, last, forwards_ctx = parts["forwards"].fwd(params["forwards"], x, mask=exists)
+        back, first, backwards_ctx = parts["backwards"].fwd(params["backwards"], x, mask=exists, reverse=True)
         state, contexts = [], {}
         for n, name in enumerate(parts["forwards"].states):
             both = xp.concat([last[n], first[n]], axis=-1)  # (B, H)
-            y, of_linear = parts[f"bridge_{name}"].fwd(params[f"bridge_{name}"], both)
-            y, of_tanh = tanh_fwd(y)
+            y, linear_ctx = parts[f"bridge_{name}"].fwd(params[f"bridge_{name}"], both)
+            y, tanh_ctx = tanh_fwd(y)
             state.append(y)
-            contexts[name] = BridgeContext(of_linear, of_tanh)
-        return xp.concat([out, back], axis=-1), tuple(state), ReadContext(of_forwards, of_backwards, contexts)
+            contexts[name] = BridgeContext(linear_ctx, tanh_ctx)
+        return xp.concat([out, back], axis=-1), tuple(state), ReadContext(forwards_ctx, backwards_ctx, contexts)
 
     def bwd(self, dmemory: Array, dstate: tuple[Array, ...], ctx: ReadContext) -> LayerGrads:
         """The gradients of x and the parameters."""
         parts, half, params = self._parts, self.hidden_dim // 2, {}
         last, first = [], []
-        for dy, (name, of) in zip(dstate, ctx.bridge.items(), strict=True):
-            grads = parts[f"bridge_{name}"].bwd(tanh_bwd(dy, of.tanh).x, of.linear)
+        for dy, (name, bridge) in zip(dstate, ctx.bridge.items(), strict=True):
+            grads = parts[f"bridge_{name}"].bwd(tanh_bwd(dy, bridge.tanh).x, bridge.linear)
             params[f"bridge_{name}"] = grads.params
             last.append(grads.x[:, :half])
             first.append(grads.x[:, half:])

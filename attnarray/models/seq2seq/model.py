@@ -125,11 +125,11 @@ class Seq2Seq(Layer):
         self.parts()  # which check their own
 
     def parts(self) -> dict[str, Any]:
-        H, of_tokens = self.hidden_dim, (self.dim, 1, "none", self.dropout)  # no positions: the steps tell
+        H, token_options = self.hidden_dim, (self.dim, 1, "none", self.dropout)  # no positions: the steps tell
         return {
-            "source": TokenEmbedding(self.source_vocab_size, *of_tokens, "source"),
+            "source": TokenEmbedding(self.source_vocab_size, *token_options, "source"),
             "encoder": RecurrentEncoder(self.cell, self.dim, H),
-            "target": TokenEmbedding(self.target_vocab_size, *of_tokens, "target"),
+            "target": TokenEmbedding(self.target_vocab_size, *token_options, "target"),
             "decoder": RecurrentDecoder(self.cell, self.dim, H, self.context_dim or H, self.attention),
             "logits": Linear(H, self.target_vocab_size),
         }
@@ -211,8 +211,8 @@ class Seq2Seq(Layer):
         self, params: Params, source: Array, target: Array, lengths: Any, rng: Philox | None
     ) -> tuple[Array, Seq2SeqContext]:
         parts, rngs = self._parts, rng.split(4) if rng else (None,) * 4
-        state, of_source, of_encoder = self._read(params, source, lengths, rngs[0])
-        y, of_target = parts["target"].fwd(params["target"], target, rngs[1])  # (B, T, dim)
+        state, source_ctx, encoder_ctx = self._read(params, source, lengths, rngs[0])
+        y, target_ctx = parts["target"].fwd(params["target"], target, rngs[1])  # (B, T, dim)
         if not target.shape[1]:
             raise ValueError(f"`target` has shape {tuple(target.shape)}, expected at least one position: (B, T).")
         if target.shape[0] != source.shape[0]:
@@ -220,21 +220,21 @@ class Seq2Seq(Layer):
                 f"`target` has shape {tuple(target.shape)}, expected as many sequences as `source` "
                 f"{tuple(source.shape)} has."
             )
-        states, of_decoder = parts["decoder"].fwd(params["decoder"], y, state, rngs[2])
-        states, of_dropout = dropout_fwd(states, self.dropout if rng else 0.0, rng=rngs[3])
-        logits, of_logits = parts["logits"].fwd(params["logits"], states)
-        return logits, Seq2SeqContext(of_source, of_encoder, of_target, of_decoder, of_dropout, of_logits)
+        states, decoder_ctx = parts["decoder"].fwd(params["decoder"], y, state, rngs[2])
+        states, dropout_ctx = dropout_fwd(states, self.dropout if rng else 0.0, rng=rngs[3])
+        logits, logits_ctx = parts["logits"].fwd(params["logits"], states)
+        return logits, Seq2SeqContext(source_ctx, encoder_ctx, target_ctx, decoder_ctx, dropout_ctx, logits_ctx)
 
     def _read(
         self, params: Params, source: Array, lengths: Any, rng: Philox | None
     ) -> tuple[DecoderState, TokenContext, ReadContext]:
         """Where a decoder starts that looks at these sources."""
         parts = self._parts
-        x, of_source = parts["source"].fwd(params["source"], source, rng)  # (B, S, dim)
+        x, source_ctx = parts["source"].fwd(params["source"], source, rng)  # (B, S, dim)
         xp, exists = namespace_of(x), None
         lengths = lengths_of("source_lengths", lengths, source)
         if lengths is not None:
             exists = xp.arange(source.shape[1], device=device_of(x))[None, :] < lengths[:, None]  # (B, S)
-        memory, cell, of_encoder = parts["encoder"].fwd(params["encoder"], x, exists)
+        memory, cell, encoder_ctx = parts["encoder"].fwd(params["encoder"], x, exists)
         fed = xp.zeros((x.shape[0], 1, self.hidden_dim), dtype=x.dtype, device=device_of(x))
-        return DecoderState(memory, lengths, cell, fed, None, 0), of_source, of_encoder
+        return DecoderState(memory, lengths, cell, fed, None, 0), source_ctx, encoder_ctx

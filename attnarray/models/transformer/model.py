@@ -89,8 +89,8 @@ class Transformer(Layer):
     >>> params = model.init(aa.Philox(0))
     >>> source, target = np.array([[4, 2, 7, 7], [3, 3, 0, 0]]), np.array([[1, 5, 6], [1, 8, 2]])
     >>> logits, ctx = model.fwd(params, source, target[:, :-1], source_lengths=[4, 2])  # told all but the last
-    >>> loss, of_loss = aa.cross_entropy_fwd(logits, target[:, 1:])  # the next token each time
-    >>> grads = model.bwd(aa.cross_entropy_bwd(np.ones_like(loss), of_loss).logits, ctx).params
+    >>> loss, loss_ctx = aa.cross_entropy_fwd(logits, target[:, 1:])  # the next token each time
+    >>> grads = model.bwd(aa.cross_entropy_bwd(np.ones_like(loss), loss_ctx).logits, ctx).params
     >>> logits.shape, sorted(grads)
     ((2, 2, 9), ['decoder', 'encoder', 'source', 'target'])
     >>> model.greedy(params, source, start=1, count=5, source_lengths=[4, 2]).shape
@@ -128,10 +128,10 @@ class Transformer(Layer):
         fields = ("dim", "num_layers", "heads", "hidden_dim", "pre_norm", "final_norm", "activation", "dropout",
                   "attention_dropout", "hidden_dropout", "eps", "recompute")  # fmt: skip
         shared = {name: getattr(self, name) for name in fields}
-        of_tokens = self.dim, self.max_seq_len, self.positions, self.dropout
+        token_options = self.dim, self.max_seq_len, self.positions, self.dropout
         parts: dict[str, Any] = {
-            "source": TokenEmbedding(self.source_vocab_size, *of_tokens, name="source"),
-            "target": TokenEmbedding(self.target_vocab_size, *of_tokens, name="target"),
+            "source": TokenEmbedding(self.source_vocab_size, *token_options, name="source"),
+            "target": TokenEmbedding(self.target_vocab_size, *token_options, name="target"),
             "encoder": Encoder(**shared),
             "decoder": Decoder(**shared),
         }
@@ -162,15 +162,15 @@ class Transformer(Layer):
     ) -> tuple[Array, TransformerContext]:  # fmt: skip
         """The same, and the context for `bwd`; with dropout it needs an `rng`."""
         parts, rngs = self._parts, rng.split(4) if rng else (None,) * 4
-        x, of_source = parts["source"].fwd(params["source"], source, rngs[0])
+        x, source_ctx = parts["source"].fwd(params["source"], source, rngs[0])
         source_lengths = lengths_of("source_lengths", source_lengths, source)
-        memory, of_encoder = parts["encoder"].fwd(params["encoder"], x, rng=rngs[1], kv_lengths=source_lengths)
-        y, of_target = parts["target"].fwd(params["target"], target, rngs[2])
+        memory, encoder_ctx = parts["encoder"].fwd(params["encoder"], x, rng=rngs[1], kv_lengths=source_lengths)
+        y, target_ctx = parts["target"].fwd(params["target"], target, rngs[2])
         known = lengths_of("target_lengths", target_lengths, target)
         lengths = {"kv_lengths": known, "memory_lengths": source_lengths}
-        y, of_decoder = parts["decoder"].fwd(params["decoder"], y, memory, rng=rngs[3], **lengths)
-        logits, of_logits = self._logits(params, y)
-        return logits, TransformerContext(of_source, of_target, of_encoder, of_decoder, of_logits)
+        y, decoder_ctx = parts["decoder"].fwd(params["decoder"], y, memory, rng=rngs[3], **lengths)
+        logits, logits_ctx = self._logits(params, y)
+        return logits, TransformerContext(source_ctx, target_ctx, encoder_ctx, decoder_ctx, logits_ctx)
 
     def bwd(self, dlogits: Array, ctx: TransformerContext) -> TransformerGrads:
         """The gradients of the parameters; where the target's embedding is tied, the sum of its two."""

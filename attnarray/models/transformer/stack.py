@@ -91,23 +91,23 @@ class Stack(Layer):
     def _fwd(
         self, params: Params, x: Array, memory: Array | None, rng: Philox | None, options: Any
     ) -> tuple[Array, StackContext]:
-        block, rngs, contexts, of_norm = self.block, _rngs(rng, self.num_layers), [], None
+        block, rngs, contexts, norm_ctx = self.block, _rngs(rng, self.num_layers), [], None
         for n in range(self.num_layers):
             x, ctx = block.fwd(params["blocks"][str(n)], x, memory, rng=rngs[n], **options)
             contexts.append(ctx)
         if "norm" in params:
-            x, of_norm = self._parts["norm"].fwd(params["norm"], x)
-        return x, StackContext(tuple(contexts), of_norm)
+            x, norm_ctx = self._parts["norm"].fwd(params["norm"], x)
+        return x, StackContext(tuple(contexts), norm_ctx)
 
     def _bwd(self, dout: Array, ctx: StackContext) -> BlockGrads:
         """The gradients of x and the parameters, and of what all blocks are given alike: the memory and the biases."""
         checks.context("ctx", ctx, StackContext)
         check_same(self, "number of layers", len(ctx.blocks), self.num_layers)
         check_same(self, "final norm", ctx.norm is not None, "norm" in self._parts)
-        of_norm: Params = {}
+        norm_grads: Params = {}
         if ctx.norm is not None:
             norm = self._parts["norm"].bwd(dout, ctx.norm)
-            dout, of_norm = norm.x, {"norm": norm.params}
+            dout, norm_grads = norm.x, {"norm": norm.params}
         block, params, shared = self.block, {}, None
         for n in reversed(range(self.num_layers)):
             grads = block.bwd(dout, ctx.blocks[n])
@@ -116,7 +116,7 @@ class Stack(Layer):
             shared = own if shared is None else tree.add(shared, own)
         blocks = {str(n): params[str(n)] for n in range(self.num_layers)}
         dmemory, dbias, dmemory_bias = shared or (None, None, None)
-        return BlockGrads(dout, dmemory, {"blocks": blocks, **of_norm}, dbias, dmemory_bias)
+        return BlockGrads(dout, dmemory, {"blocks": blocks, **norm_grads}, dbias, dmemory_bias)
 
 
 def _rngs(rng: Philox | None, count: int) -> tuple[Philox | None, ...]:

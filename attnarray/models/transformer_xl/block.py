@@ -67,28 +67,28 @@ class RelativeBlock(Layer):
             y, ctx = parts["feed_forward"].fwd(params["feed_forward"], x, rng=rngs[2])
             return y, ctx
 
-        x, of_attention = residual.fwd(params["attention_norm"], x, attend, rngs[1])
-        x, of_feed_forward = residual.fwd(params["feed_forward_norm"], x, feed, rngs[3])
-        return x, given[0], RelativeBlockContext(of_attention, of_feed_forward)
+        x, attention_ctx = residual.fwd(params["attention_norm"], x, attend, rngs[1])
+        x, feed_forward_ctx = residual.fwd(params["feed_forward_norm"], x, feed, rngs[3])
+        return x, given[0], RelativeBlockContext(attention_ctx, feed_forward_ctx)
 
     def bwd(self, dout: Array, ctx: RelativeBlockContext) -> LayerGrads:
         """The gradients of x and the parameters; the memory has none."""
         checks.context("ctx", ctx, RelativeBlockContext)
         parts, residual = self._parts, self._residual
 
-        def attend(dy: Array, of: Any) -> tuple[Array, Params]:
-            grads = parts["attention"].bwd(dy, of)
+        def attend(dy: Array, ctx: Any) -> tuple[Array, Params]:
+            grads = parts["attention"].bwd(dy, ctx)
             return grads.x, grads.params
 
-        def feed(dy: Array, of: Any) -> tuple[Array, Params]:
-            grads = parts["feed_forward"].bwd(dy, of)
+        def feed(dy: Array, ctx: Any) -> tuple[Array, Params]:
+            grads = parts["feed_forward"].bwd(dy, ctx)
             return grads.x, grads.params
 
-        (dx, feed_norm), of_feed = residual.bwd(dout, ctx.feed_forward, feed)
-        (dx, attention_norm), of_attention = residual.bwd(dx, ctx.attention, attend)
+        (dx, feed_norm), feed_forward_grads = residual.bwd(dout, ctx.feed_forward, feed)
+        (dx, attention_norm), attention_grads = residual.bwd(dx, ctx.attention, attend)
         return LayerGrads(dx, {
-            "attention": of_attention, "attention_norm": attention_norm,
-            "feed_forward": of_feed, "feed_forward_norm": feed_norm,
+            "attention": attention_grads, "attention_norm": attention_norm,
+            "feed_forward": feed_forward_grads, "feed_forward_norm": feed_norm,
         })  # fmt: skip
 
     @functools.cached_property

@@ -126,8 +126,8 @@ class TransformerXL(Layer):
     >>> text = np.random.default_rng(0).integers(11, size=(2, 13))
     >>> for start in (0, 4, 8):
     ...     (logits, memory), ctx = model.fwd(params, text[:, start : start + 4], memory)
-    ...     loss, of_loss = aa.cross_entropy_fwd(logits, text[:, start + 1 : start + 5])
-    ...     grads = model.bwd(aa.cross_entropy_bwd(np.ones_like(loss), of_loss).logits, ctx).params
+    ...     loss, loss_ctx = aa.cross_entropy_fwd(logits, text[:, start + 1 : start + 5])
+    ...     grads = model.bwd(aa.cross_entropy_bwd(np.ones_like(loss), loss_ctx).logits, ctx).params
     >>> logits.shape, memory[0].shape, sorted(grads)
     ((2, 4, 11), (2, 6, 8), ['blocks', 'logits', 'tokens'])
     """
@@ -190,10 +190,10 @@ class TransformerXL(Layer):
         check_same(self, "last norm", ctx.norm is not None, self.pre_norm)
         check_dlogits(dlogits, ctx.logits)
         parts, logits = self._parts, linear_bwd(dlogits, ctx.logits)
-        dx, of_norm = dropout_bwd(logits.x, ctx.dropout).x, {}
+        dx, norm_grads = dropout_bwd(logits.x, ctx.dropout).x, {}
         if ctx.norm is not None:
             norm = parts["norm"].bwd(dx, ctx.norm)
-            dx, of_norm = norm.x, {"norm": norm.params}
+            dx, norm_grads = norm.x, {"norm": norm.params}
         blocks: Params = {}
         for n in reversed(range(self.num_layers)):
             grads = self.block.bwd(dx, ctx.blocks[n])
@@ -204,26 +204,26 @@ class TransformerXL(Layer):
             tokens["token"] = tree.add(tokens["token"], {"weight": logits.weight})
             last = {"bias": logits.bias}
         ordered = {str(n): blocks[str(n)] for n in range(self.num_layers)}
-        return TransformerXLGrads({"tokens": tokens, "blocks": ordered, **of_norm, "logits": last})
+        return TransformerXLGrads({"tokens": tokens, "blocks": ordered, **norm_grads, "logits": last})
 
     def _fwd(
         self, params: Params, tokens: Array, memory: Memory | None, rng: Philox | None
     ) -> tuple[TransformerXLResult, TransformerXLContext]:
         self._check_memory(memory)
         parts, rngs = self._parts, rng.split(self.num_layers + 2) if rng else (None,) * (self.num_layers + 2)
-        x, of_tokens = parts["tokens"].fwd(params["tokens"], tokens, rngs[0])
-        block, contexts, kept, of_norm = self.block, [], [], None
+        x, tokens_ctx = parts["tokens"].fwd(params["tokens"], tokens, rngs[0])
+        block, contexts, kept, norm_ctx = self.block, [], [], None
         for n in range(self.num_layers):
             before = None if memory is None else memory[n]
-            x, given, of_block = block.fwd(params["blocks"][str(n)], x, before, rngs[1 + n])
+            x, given, block_ctx = block.fwd(params["blocks"][str(n)], x, before, rngs[1 + n])
             kept.append(read_only(remembered(before, given, self.memory)))
-            contexts.append(of_block)
+            contexts.append(block_ctx)
         if self.pre_norm:
-            x, of_norm = parts["norm"].fwd(params["norm"], x)
-        x, of_dropout = dropout_fwd(x, self.dropout if rng else 0.0, rng=rngs[-1])
+            x, norm_ctx = parts["norm"].fwd(params["norm"], x)
+        x, dropout_ctx = dropout_fwd(x, self.dropout if rng else 0.0, rng=rngs[-1])
         weight = params["tokens"]["token"]["weight"] if self.tie_embeddings else params["logits"]["weight"]
-        logits, of_logits = linear_fwd(x, weight, params["logits"]["bias"])
-        ctx = TransformerXLContext(of_tokens, tuple(contexts), of_norm, of_dropout, of_logits)
+        logits, logits_ctx = linear_fwd(x, weight, params["logits"]["bias"])
+        ctx = TransformerXLContext(tokens_ctx, tuple(contexts), norm_ctx, dropout_ctx, logits_ctx)
         return TransformerXLResult(logits, tuple(kept)), ctx
 
     def _check_memory(self, memory: Any) -> None:
