@@ -87,7 +87,7 @@ def _namespace_of_others(arrays: tuple[Array | None, ...]) -> Namespace:
         check_plain(array)
         if not array_api_compat.is_array_api_obj(array):
             raise TypeError(f"Expected arrays, but got {type(array).__name__}. Convert it first: attnarray.asarray(x).")
-    libraries = sorted({library_of(a) for a in given})
+    libraries = sorted({library_name(a) for a in given})
     if len(libraries) > 1:
         raise TypeError(
             f"The arrays come from different libraries: {', '.join(libraries)}. Bring them to one library first, "
@@ -99,7 +99,7 @@ def _namespace_of_others(arrays: tuple[Array | None, ...]) -> Namespace:
 
 
 @functools.lru_cache(maxsize=256)
-def library_of_type(kind: Any) -> str:
+def type_library(kind: Any) -> str:
     """The name of the library whose arrays are of this type."""
     if issubclass(kind, np.ndarray | np.generic):
         return "numpy"
@@ -108,9 +108,9 @@ def library_of_type(kind: Any) -> str:
     return {"jaxlib": "jax"}.get(root, root)
 
 
-def library_of(array: Array) -> str:
+def library_name(array: Array) -> str:
     """The name of the library that `array` belongs to: "numpy", "cupy", "torch", "jax", "array_api_strict" ..."""
-    return library_of_type(type(array))  # type: ignore[arg-type]
+    return type_library(type(array))  # type: ignore[arg-type]
 
 
 def device_of(array: Array) -> Any:
@@ -131,7 +131,7 @@ def accumulator_dtype(xp: Namespace, dtype: Any) -> Any:
 
 def operand_dtype(array: Array) -> Any:
     """The dtype in which `array` goes into matrix products: its own if they take 16-bit numbers, else the wider one."""
-    if library_of(array) == "cupy" and dtype_name(array.dtype) in ("float16", "bfloat16"):
+    if library_name(array) == "cupy" and dtype_name(array.dtype) in ("float16", "bfloat16"):
         return array.dtype
     return accumulator_dtype(namespace_of(array), array.dtype)
 
@@ -207,7 +207,7 @@ def asarray(data: Any, dtype: str | None = None, *, device: Any = None) -> Array
     dtype('float32')
     """
     xp = creation_namespace()
-    if library_of(data) == _CREATION.get() != "numpy":
+    if library_name(data) == _CREATION.get() != "numpy":
         array = data if device is None else xp.asarray(data, device=device)
     else:
         host = to_numpy(data)
@@ -236,7 +236,7 @@ def to_numpy(array: Array) -> np.ndarray:
     >>> aa.to_numpy(aa.asarray([1.0, 2.0])).tolist()
     [1.0, 2.0]
     """
-    library = library_of(array)
+    library = library_name(array)
     if library == "cupy":
         return np.asarray(array.get())
     if library == "torch":
@@ -253,7 +253,7 @@ def to_numpy(array: Array) -> np.ndarray:
 def scatter_add(values: Array, rows: Array, count: int) -> Array:
     """Sum the rows of `values` (N, E) into `count` rows (count, E): out[rows[n]] += values[n]."""
     xp = namespace_of(values, rows)
-    library = library_of(values)
+    library = library_name(values)
     if library in ("numpy", "cupy"):
         out = xp.zeros((count, values.shape[1]), dtype=values.dtype)
         xp.add.at(out, rows, values)
@@ -265,7 +265,7 @@ def scatter_add(values: Array, rows: Array, count: int) -> Array:
 def write_rows(array: Array, start: int, rows: Array) -> Array:
     """Write `rows` (..., N, E) into `array` (..., S, E) from row `start` on; into a copy where none can be written."""
     past = start + rows.shape[-2]
-    if library_of(array) == "jax":
+    if library_name(array) == "jax":
         return array.at[..., start:past, :].set(rows)
     array[..., start:past, :] = rows
     return array
@@ -295,11 +295,11 @@ def _status(name: str) -> BackendStatus:
         reason = f"{name} is not installed" if missing else f"importing {name} failed ({error})"
         return BackendStatus(name, False, "", "", reason + hint)
     version = str(getattr(library, "__version__", ""))
-    device, reason = _gpu_of(library) if name == "cupy" else (_device_name(name, library), "")
+    device, reason = _first_gpu(library) if name == "cupy" else (_device_name(name, library), "")
     return BackendStatus(name, not reason, version, device, reason)
 
 
-def _gpu_of(cupy: Any) -> tuple[str, str]:
+def _first_gpu(cupy: Any) -> tuple[str, str]:
     try:
         if cupy.cuda.runtime.getDeviceCount() < 1:
             return "", "no CUDA device was found"

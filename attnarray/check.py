@@ -14,7 +14,7 @@ from attnarray.cases import CASES, Case
 from attnarray.checks import FLOATS, is_array
 from attnarray.dispatch import explain, use_kernels
 from attnarray.gradient_check import gradcheck
-from attnarray.triples import triple_of
+from attnarray.triples import find_triple
 
 TOLERANCE = 1e-8  # for a correct gradient the differences themselves are off by about 1e-12 of the largest entry
 SAMPLED = 96  # entries checked of each input of a case; the tests check every one
@@ -98,7 +98,7 @@ def kernels_reached(case: Case, backend: str) -> set[str]:
     """The kernel backends that run for this case by default, e.g. {"numba"}; empty when all is array code."""
     with use_backend(backend):
         arguments = case.arguments()
-    choices = explain(triple_of(case.f).fwd, **arguments).choices
+    choices = explain(find_triple(case.f).fwd, **arguments).choices
     return {choice.kernel for choice in choices} - {"reference"}
 
 
@@ -116,17 +116,17 @@ def check_gradients(case: Case, backend: str, kernels: str, max_elements: int = 
 def check_kernels(case: Case, backend: str, dtype: str) -> list[KernelResult]:
     """Outputs and gradients of a case with kernels and without, both against the reference in float64.
 
-    In float64 the reference is no truth: its own rounding is taken to be that in float32, as much smaller as the bits.
+    In float64 the reference rounds too: its rounding error is taken to be that in float32, as much smaller as the bits.
     """
     names = _kernel_name(case, backend, "auto")
-    truth = _results(case, backend, "reference", "float64")
+    reference = _results(case, backend, "reference", "float64")
     rounded = "float32" if dtype == "float64" else dtype
     references = [_results(case, backend, "reference", rounded, moved=n) for n in range(DRAWS)]
     finer = float(np.finfo(dtype).eps / np.finfo(rounded).eps)
     kernel = _results(case, backend, "auto", dtype)
     rows = []
-    for result in dict.fromkeys([*truth, *kernel]):
-        exact, found = truth.get(result), kernel.get(result)
+    for result in dict.fromkeys([*reference, *kernel]):
+        exact, found = reference.get(result), kernel.get(result)
         largest = 0.0 if exact is None else float(np.max(np.abs(exact), initial=0.0))
         scale = max(largest, float(np.finfo(np.float32).tiny))
         found = None if found is None or found.dtype != dtype else found  # of another dtype it is wrong anyhow
@@ -152,7 +152,7 @@ def _results(case: Case, backend: str, kernels: str, dtype: str, moved: int = 0)
         if moved:
             noise = np.random.default_rng(moved)
             arguments = tree.map(lambda leaf: _moved(leaf, noise), arguments)
-    triple = triple_of(case.f)
+    triple = find_triple(case.f)
     with use_kernels(kernels):
         out, ctx = triple.fwd(**arguments)
         rng = np.random.default_rng(1)

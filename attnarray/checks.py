@@ -14,7 +14,7 @@ from attnarray.backend import (
     device_of,
     dtype_name,
     index_dtype,
-    library_of,
+    library_name,
     namespace_of,
     namespace_of_cupy,
     to_numpy,
@@ -74,7 +74,7 @@ def _namespace_of_others(arrays: dict[str, Any]) -> Namespace:
         return xp
     for name, given in arrays.items():
         require_array(name, given)
-    libraries = {name: library_of(given) for name, given in arrays.items()}
+    libraries = {name: library_name(given) for name, given in arrays.items()}
     if len(set(libraries.values())) > 1:
         listed = ", ".join(f"`{name}` {library}" for name, library in libraries.items())
         raise TypeError(
@@ -271,7 +271,7 @@ def beside(name: str, value: int | Array, like_name: str, like: Array) -> int | 
     """A NumPy array of integers taken to the library and device of `like`; other libraries must be that of `like`."""
     if isinstance(value, int):
         return value
-    if library_of(value) == "numpy" != library_of(like):
+    if library_name(value) == "numpy" != library_name(like):
         return namespace_of(like).asarray(value, device=device_of(like))
     namespace(**{like_name: like, name: value})
     return value

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 import numpy as np
 
-from attnarray.backend import library_of_type
+from attnarray.backend import type_library
 from attnarray.kernels import Declined, Listener, noting
 from attnarray.kernels import compilations as _compilations
 from attnarray.kernels.table import BACKEND_OF_LIBRARY, KERNELS
@@ -120,7 +120,7 @@ def accelerated(reference: Callable[P, R]) -> Callable[P, R]:
 @functools.lru_cache(maxsize=1024)
 def _choose(name: str, kind: Any, mode: str) -> tuple[Callable[..., Any] | None, str, str]:
     """The kernel of a function for arrays of a type, or None; its backend; why there is no kernel."""
-    backend = BACKEND_OF_LIBRARY.get(library_of_type(kind), "")
+    backend = BACKEND_OF_LIBRARY.get(type_library(kind), "")
     kernel, reason = _find(name, backend, mode)
     return kernel, backend, reason
 

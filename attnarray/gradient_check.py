@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attnarray import checks, tree
-from attnarray.backend import Array, device_of, dtype_name, library_of, namespace_of, to_numpy
+from attnarray.backend import Array, device_of, dtype_name, library_name, namespace_of, to_numpy
 from attnarray.checks import FLOATS, is_array
-from attnarray.memory_layout import in_layout_of, overlaps
-from attnarray.triples import Triple, by_name, triple_of
+from attnarray.memory_layout import overlaps, with_layout
+from attnarray.triples import Triple, by_name, find_triple
 
 # Five-point stencil: f'(x) = (f(x-2h) - 8 f(x-h) + 8 f(x+h) - f(x+2h)) / 12h, exact for polynomials up to degree 4.
 STENCIL = ((-2, 1 / 12), (-1, -8 / 12), (1, 8 / 12), (2, -1 / 12))
@@ -118,7 +118,7 @@ def gradcheck(
     """
     step, tolerance = checks.positive("step", step), checks.positive("tolerance", tolerance)
     max_elements = checks.whole("max_elements", max_elements, 1, 2**63, "how many elements of an input are compared")
-    triple = triple_of(function)
+    triple = find_triple(function)
     arguments = {name: _to_float64(value) for name, value in by_name(triple.f, args, kwargs).items()}
     rng = np.random.default_rng(seed)
     loss, grads = _analytic(triple, arguments, rng)
@@ -208,8 +208,8 @@ def _found(backward: str, grads: Any, arguments: dict[str, Any], wrt: Sequence[s
 
 def _check_gradient(label: str, grad: Any, leaf: Array) -> None:
     """Check that a gradient has the library, dtype and shape of its input."""
-    if not is_array(grad) or library_of(grad) != library_of(leaf):
-        raise TypeError(f"The gradient of `{label}` is of {type(grad)}, expected an array of {library_of(leaf)}.")
+    if not is_array(grad) or library_name(grad) != library_name(leaf):
+        raise TypeError(f"The gradient of `{label}` is of {type(grad)}, expected an array of {library_name(leaf)}.")
     if dtype_name(grad.dtype) != dtype_name(leaf.dtype):
         given, expected = dtype_name(grad.dtype), dtype_name(leaf.dtype)
         raise TypeError(f"The gradient of `{label}` has dtype {given}, expected {expected}, that of the input.")
@@ -285,9 +285,9 @@ def _differences(
 
 def _like(host: np.ndarray, leaf: Array) -> Array:
     """The numbers of `host` in an array of the library, device and layout of `leaf`."""
-    if library_of(leaf) != "numpy":
+    if library_name(leaf) != "numpy":
         return namespace_of(leaf).asarray(host.copy(), device=device_of(leaf))
-    return host.copy() if overlaps(leaf) else in_layout_of(leaf, host)
+    return host.copy() if overlaps(leaf) else with_layout(leaf, host)
 
 
 def _to_float64(value: Any) -> Any:
@@ -298,7 +298,7 @@ def _to_float64(value: Any) -> Any:
     if isinstance(value, np.generic):  # an option may be one, but not an array
         return np.float64(value)
     xp = namespace_of(value)
-    return xp.astype(value, xp.float64) if library_of(value) != "numpy" else in_layout_of(np.asarray(value), value)
+    return xp.astype(value, xp.float64) if library_name(value) != "numpy" else with_layout(np.asarray(value), value)
 
 
 def _is_floating(value: Any) -> bool:

@@ -53,7 +53,7 @@ def sum_of(array: Array, axis: int | tuple[int, ...]) -> Array:
     return xp.astype(xp.asarray(xp.sum(wide, axis=axis)), array.dtype, copy=False)
 
 
-def shrink_of(x: Array) -> Array | None:
+def row_scales(x: Array) -> Array | None:
     """What each row of x (..., E) is to be multiplied by, (..., 1), so that squares stay in range; None for nothing."""
     xp, within = namespace_of(x), RANGES[dtype_name(x.dtype)]
     if not math.prod(x.shape):
@@ -64,7 +64,7 @@ def shrink_of(x: Array) -> Array | None:
     return xp.astype(xp.where(large, within.shrink, 1.0), x.dtype, copy=False)
 
 
-def scale_of(leaves: list[Array]) -> float:
+def common_scale(leaves: list[Array]) -> float:
     """What all numbers of arrays of one dtype are to be multiplied by, so that the sum of squares stays in range."""
     largest = 0.0
     for leaf in leaves:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def in_layout_of(like: np.ndarray, values: np.ndarray) -> np.ndarray:
+def with_layout(like: np.ndarray, values: np.ndarray) -> np.ndarray:
     """`values` in float64, in memory as `like` is: the order and direction of the axes, gaps, what shares memory.
 
     Gaps are one number wide, whatever their width in `like`, and hold NaN.

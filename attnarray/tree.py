@@ -52,7 +52,7 @@ def _map(function: Callable[..., Any], path: Path, tree: Tree, *others: Tree) ->
     items = dict(_children(tree))
     for other in others:
         if not _is_branch(other) or dict(_children(other)).keys() != items.keys():  # in any order
-            raise ValueError(f"The trees differ at {format_path(path)}: {_shape_of(tree)} against {_shape_of(other)}.")
+            raise ValueError(f"The trees differ at {format_path(path)}: {_describe(tree)} against {_describe(other)}.")
     columns = [dict(_children(other)) for other in others]
     mapped = {key: _map(function, (*path, key), child, *(c[key] for c in columns)) for key, child in items.items()}
     return _like(tree, mapped)
@@ -221,7 +221,7 @@ def _like(tree: Tree, items: dict[Any, Tree]) -> Tree:
     return type(tree)(*items.values()) if hasattr(tree, "_fields") else type(tree)(items.values())
 
 
-def _shape_of(tree: Tree) -> str:
+def _describe(tree: Tree) -> str:
     if not _is_branch(tree):
         return "a leaf"
     return f"{type(tree).__name__} with {', '.join(str(key) for key, _ in _children(tree)) or 'nothing'}"

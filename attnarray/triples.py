@@ -16,7 +16,7 @@ class Triple(NamedTuple):
     bwd: Callable[..., Any]
 
 
-def triple_of(function: Callable[..., Any]) -> Triple:
+def find_triple(function: Callable[..., Any]) -> Triple:
     """The triple of a function (by name, in its own module) or of a layer (its methods `fwd` and `bwd`).
 
     Raises
@@ -102,7 +102,7 @@ def vjp(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, C
     square: gradients against central differences (tolerance 1e-07)
       x      2 elements  error ...  ok
     """
-    triple = triple_of(function)
+    triple = find_triple(function)
     out, ctx = triple.fwd(*args, **kwargs)
 
     def pullback(dout: Any, **cotangents: Any) -> Any:

@@ -24,7 +24,6 @@ import numpy as np
 import attnarray as aa
 from attnarray import tree
 from attnarray.checks import is_array
-from attnarray.triples import triple_of
 from tests.support.fuzz_calls import DRAWS
 from tests.support.fuzz_draw import Arrays, Call, Draw
 
@@ -125,7 +124,7 @@ def cotangents(out: Any, seed: int) -> Any:
 
 def run(call: Call, arguments: Arrays, cotangent: Callable[[Any], Any], kernels: str) -> Results:
     """Outputs and gradients by path, in float64."""
-    _, fwd, bwd = triple_of(getattr(aa, call.function))
+    _, fwd, bwd = find_triple(getattr(aa, call.function))
     with aa.use_kernels(kernels):
         out, ctx = fwd(**arguments)
         grads = bwd(cotangent(out), ctx)

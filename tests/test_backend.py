@@ -20,7 +20,7 @@ from attnarray.backend import (
     device_of,
     dtype_name,
     index_dtype,
-    library_of,
+    library_name,
     scatter_add,
     supported_backend_names,
 )
@@ -39,7 +39,7 @@ def test_namespace_of_numpy_is_numpy_itself() -> None:
 def test_namespace_of_every_library(library: Library) -> None:
     x = library.array(X)
     xp = aa.namespace_of(None, x, x)
-    assert library_of(x) == library.name
+    assert library_name(x) == library.name
     assert library.name in xp.__name__
     assert float(xp.sum(xp.matmul(x, x.mT))) == np.sum(X @ X.T)
 
@@ -47,7 +47,7 @@ def test_namespace_of_every_library(library: Library) -> None:
 def test_subclasses_belong_to_the_library_that_they_come_from() -> None:
     torch = pytest.importorskip("torch")
     tensor = torch.ones(2).as_subclass(type("Tensor", (torch.Tensor,), {"__module__": "somewhere.else"}))
-    assert library_of(tensor) == "torch"
+    assert library_name(tensor) == "torch"
     assert aa.namespace_of(tensor, torch.ones(2)).sum(tensor) == 2.0
 
 
@@ -100,28 +100,28 @@ def test_use_backend_nests_and_ends() -> None:
     assert creation_namespace() is np
     with aa.use_backend("array_api_strict") as strict:
         assert strict is array_api_strict
-        assert library_of(aa.asarray([1.0])) == "array_api_strict"
+        assert library_name(aa.asarray([1.0])) == "array_api_strict"
         with aa.use_backend("numpy") as xp:
             assert xp is np
             assert type(aa.asarray([1.0])) is np.ndarray
         assert creation_namespace() is array_api_strict
         with pytest.raises(ZeroDivisionError), aa.use_backend("numpy"):
             1 / 0  # noqa: B018
-        assert library_of(aa.Philox(0).uniform((2,))) == "array_api_strict"
+        assert library_name(aa.Philox(0).uniform((2,))) == "array_api_strict"
     assert creation_namespace() is np
 
 
 def test_use_backend_moves_nothing_that_exists() -> None:
     with aa.use_backend("array_api_strict"):
         assert type(aa.softmax(X)) is np.ndarray
-    assert library_of(aa.softmax(STRICT.array(X))) == "array_api_strict"
+    assert library_name(aa.softmax(STRICT.array(X))) == "array_api_strict"
 
 
 def test_use_backend_is_the_threads_own() -> None:
     found: dict[str, str] = {}
 
     def look(name: str) -> None:
-        found[name] = library_of(aa.asarray([1.0]))
+        found[name] = library_name(aa.asarray([1.0]))
 
     with aa.use_backend("array_api_strict"):
         alone = threading.Thread(target=look, args=["alone"])
@@ -184,7 +184,7 @@ def test_asarray_takes_lists_numbers_and_arrays_of_every_library(library: Librar
     with aa.use_backend(library.name):
         for data in (X.tolist(), X, STRICT.array(X), library.array(X), tuple(map(tuple, X))):
             made = aa.asarray(data)
-            assert library_of(made) == library.name
+            assert library_name(made) == library.name
             assert dtype_name(made.dtype) == "float64"
             np.testing.assert_array_equal(aa.to_numpy(made), X)
         assert aa.asarray(2.5).shape == ()
@@ -283,12 +283,12 @@ def test_attention_on_the_arrays_of_frameworks(name: str) -> None:
     found, pullback = aa.vjp(aa.scaled_dot_product_attention, **library.moved(given), **options)
     expected, expected_pullback = aa.vjp(aa.scaled_dot_product_attention, **given, **options)
     grads = pullback(library.array(dout))
-    assert {library_of(array) for array in (found, *grads)} == {name}
+    assert {library_name(array) for array in (found, *grads)} == {name}
     assert_trees_close((found, grads), (expected, expected_pullback(dout)), 1e-13)  # a few dozen roundings
 
 
 def test_the_library_of_a_type_is_looked_up_once() -> None:
-    backend.library_of_type.cache_clear()
+    backend.type_library.cache_clear()
     for _ in range(3):
-        library_of(NUMPY.array(X))
-    assert backend.library_of_type.cache_info().misses == 1
+        library_name(NUMPY.array(X))
+    assert backend.type_library.cache_info().misses == 1

@@ -14,7 +14,6 @@ import attnarray as aa
 from attnarray import tree
 from attnarray.gradient_check import GradcheckReport
 from attnarray.ops import activations
-from attnarray.triples import triple_of
 from tests.support.libraries import Library
 
 RNG = np.random.default_rng(0)
@@ -125,7 +124,7 @@ def test_one_wrong_entry_of_five_hundred_is_found() -> None:
 def test_mistakes_in_attention_are_found(name: str) -> None:
     shapes = {"query": (2, 4, 3, 5), "key": (2, 2, 6, 5), "value": (2, 2, 6, 3), "bias": (4, 1, 6), "sinks": (4,)}
     given = {key: 1.5 * RNG.standard_normal(shape) for key, shape in shapes.items()}
-    right = triple_of(aa.scaled_dot_product_attention)
+    right = find_triple(aa.scaled_dot_product_attention)
 
     class Attention:
         fwd = staticmethod(right.fwd)
@@ -287,11 +286,11 @@ def test_what_has_no_backward_is_refused(function: Any) -> None:
 
 
 def test_a_triple_is_found_by_name_or_on_a_layer() -> None:
-    assert triple_of(square) == (square, square_fwd, square_bwd)
+    assert find_triple(square) == (square, square_fwd, square_bwd)
     wave = Wave()
-    assert triple_of(wave) == (wave, wave.fwd, wave.bwd)
-    assert triple_of(aa.gelu).bwd is aa.gelu_bwd
-    assert triple_of(square).fwd is sys.modules[__name__].square_fwd
+    assert find_triple(wave) == (wave, wave.fwd, wave.bwd)
+    assert find_triple(aa.gelu).bwd is aa.gelu_bwd
+    assert find_triple(square).fwd is sys.modules[__name__].square_fwd
 
 
 def test_vjp_gives_the_output_and_a_pullback_for_any_number_of_cotangents() -> None:

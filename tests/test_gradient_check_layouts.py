@@ -13,7 +13,7 @@ import attnarray as aa
 from attnarray import check, tree
 from attnarray.cases import CASES, Case
 from attnarray.checks import is_array
-from attnarray.memory_layout import in_layout_of, overlaps
+from attnarray.memory_layout import overlaps
 from tests.contract.test_array_kinds import unaligned
 from tests.contract.test_contract_inputs import backwards, column_major, every_second, frozen
 
@@ -145,7 +145,7 @@ def test_layouts_of_few_and_of_many_axes(layout: Callable[[np.ndarray], np.ndarr
     for shape in ((), (1,), (3,), (0, 3), (1, 3, 1), (2, 3, 4), (2, 1, 3, 2)):
         like = layout(RNG.standard_normal(shape))
         values = RNG.standard_normal(shape)
-        found = in_layout_of(like, values)
+        found = with_layout(like, values)
         np.testing.assert_array_equal(found, values)
         assert found.flags.c_contiguous == like.flags.c_contiguous
         assert not overlaps(found)

@@ -11,7 +11,7 @@ import pytest
 
 import attnarray as aa
 from attnarray import Philox, to_numpy, use_backend
-from attnarray.backend import library_of
+from attnarray.backend import library_name
 from attnarray.random import (
     FLAT_STREAM,
     WORD,
@@ -172,7 +172,7 @@ def test_normal_numbers() -> None:
 def test_numbers_are_the_same_on_every_library(name: str) -> None:
     with use_backend(name):
         uniform, normal = Philox(9).uniform((3, 5), -2.0, 1.0), Philox(9).normal((3, 5), dtype="float64")
-    assert library_of(uniform) == library_of(normal) == name
+    assert library_name(uniform) == library_name(normal) == name
     np.testing.assert_array_equal(to_numpy(uniform), Philox(9).uniform((3, 5), -2.0, 1.0))
     np.testing.assert_allclose(to_numpy(normal), Philox(9).normal((3, 5), dtype="float64"), rtol=1e-13)  # log and cos
 

@@ -90,7 +90,7 @@ def triple(
     cost grows with its square. A case whose arguments are all `drawn` says its sizes in `text` and has one size.
     """
     first = next(iter(shapes.values()), ())
-    forward = _flops_of(function, shapes) if flops is None else flops
+    forward = _count_flops(function, shapes) if flops is None else flops
     exps = {"forward": FORWARD_EXPS.get(function, 0.0), "backward": BACKWARD_EXPS.get(function, 0.0)}
     per_element = exps.get(direction, sum(exps.values()))
     cost = Cost(_directed(direction, forward, 2.0), per_element * float(np.prod(first)))
@@ -200,7 +200,7 @@ def _directed(direction: str, forward: float, backward_factor: float) -> float:
     return forward * {"forward": 1.0, "backward": backward_factor, "both": 1.0 + backward_factor}[direction]
 
 
-def _flops_of(function: str, shapes: Shapes) -> float:
+def _count_flops(function: str, shapes: Shapes) -> float:
     if function == "linear":
         return 2.0 * float(np.prod(shapes["x"])) * shapes["weight"][0]
     return 0.0

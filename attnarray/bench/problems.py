@@ -13,12 +13,12 @@ from attnarray.bench.cases import BenchCase
 from attnarray.bench.peers.ours import named
 from attnarray.bench.peers.peer import Problem
 from attnarray.dispatch import use_kernels
-from attnarray.triples import triple_of
+from attnarray.triples import find_triple
 
 Named = dict[str, np.ndarray]
 
-# Largest difference from the truth, relative to its largest entry. Right results differ by roundings, which grow with
-# the number of keys summed; a wrong formula is off by a hundredth or more.
+# Largest difference from the reference, relative to its largest entry. Correct results differ by rounding, which grows
+# with the number of keys summed; a wrong formula is off by a hundredth or more.
 TOLERANCES = {
     "float64": 1e-10,
     "float32": 1e-4,  # peers sum in their own order and use their own exponentials
@@ -26,7 +26,7 @@ TOLERANCES = {
 }
 
 
-class Truth(NamedTuple):
+class Reference(NamedTuple):
     """What is to be computed, and the result: our array code in float64, outputs and gradients by name."""
 
     problem: Problem
@@ -42,22 +42,22 @@ class Truth(NamedTuple):
         return int(read + itemsize * sum(result.size for result in self.results.values()))
 
 
-def truth_of(case: BenchCase, backend: str = "numpy", threads: int = 1, seed: int = 0) -> Truth:
+def compute_reference(case: BenchCase, backend: str = "numpy", threads: int = 1, seed: int = 0) -> Reference:
     """Draw the arrays of a case and compute its result in float64."""
     arrays = case.arrays(seed)
     rng = np.random.default_rng(seed + 1)
-    triple = triple_of(getattr(attnarray, case.function))
+    triple = find_triple(getattr(attnarray, case.function))
     with use_backend(backend), use_kernels("reference"):
         arguments = {**tree.map(_precise, arrays), **case.options}
         if case.direction == "forward":
             problem = Problem(case, arrays, None, (), backend, threads)
-            return Truth(problem, named((triple.f(**arguments), None)))
+            return Reference(problem, named((triple.f(**arguments), None)))
         out, ctx = triple.fwd(**arguments)
         dout = tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(case.dtype), out)
         grads = triple.bwd(tree.map(_precise, dout), ctx)
     gradients = named((None, grads))
     problem = Problem(case, arrays, dout, tuple(gradients), backend, threads)
-    return Truth(problem, gradients if case.direction == "backward" else named((out, grads)))
+    return Reference(problem, gradients if case.direction == "backward" else named((out, grads)))
 
 
 class Verdict(NamedTuple):
@@ -67,10 +67,10 @@ class Verdict(NamedTuple):
     wrong: str
 
 
-def judge(found: Named, truth: Named, dtype: str) -> Verdict:
-    """Compare what a peer found with the truth, output by output and gradient by gradient."""
+def judge(found: Named, reference: Named, dtype: str) -> Verdict:
+    """Compare what a peer found with the reference, output by output and gradient by gradient."""
     worst, wrong = 0.0, ""
-    for name, exact in truth.items():
+    for name, exact in reference.items():
         if name not in found:
             return Verdict(np.inf, f"{_called(name)} is missing")
         given = np.asarray(found[name], dtype=np.float64)

@@ -14,7 +14,7 @@ from attnarray.bench.clock import Clock, HostClock
 from attnarray.bench.machine import Ceilings
 from attnarray.bench.memory import peak_extra_bytes
 from attnarray.bench.peers import Call, Peer, Unsupported
-from attnarray.bench.problems import Named, Truth, judge, truth_of
+from attnarray.bench.problems import Named, Reference, compute_reference, judge
 from attnarray.bench.results import Row
 from attnarray.bench.statistics import paired_ratio, spread
 from attnarray.dispatch import explain
@@ -66,18 +66,18 @@ def measure(case: BenchCase, peers: Sequence[Peer], setting: Setting) -> list[Ro
     """One row for each peer, in their order, with figures or with the reason why there are none."""
     blank = _blank(case)
     try:
-        truth = truth_of(case, setting.backend, setting.threads, setting.seed)
+        reference = compute_reference(case, setting.backend, setting.threads, setting.seed)
     except Exception as error:
         problem = f"no result to compare with: {_raised(error)}"
         return [dataclasses.replace(blank, peer=peer.name, problem=problem) for peer in peers]
-    moved = float(truth.bytes_moved)
+    moved = float(reference.bytes_moved)
     blank = dataclasses.replace(blank, bytes=moved, roofline=setting.ceilings.seconds(case.cost, moved, case.dtype))
     rows: dict[str, Row] = {}
     entrants: list[Entrant] = []
     for peer in peers:
         row = dataclasses.replace(blank, peer=peer.name)
         try:
-            entrants.append(_enter(peer, row, truth, setting))
+            entrants.append(_enter(peer, row, reference, setting))
         except Unsupported as reason:
             rows[peer.name] = dataclasses.replace(row, problem=str(reason))
         except Exception as error:  # whatever a peer does wrong is a row, and the others go on
@@ -102,9 +102,9 @@ class WrongResult(Unsupported):
     """A peer does not compute what it is compared with."""
 
 
-def _enter(peer: Peer, row: Row, truth: Truth, setting: Setting) -> Entrant:
+def _enter(peer: Peer, row: Row, reference: Reference, setting: Setting) -> Entrant:
     """Prepare, call once, judge, and find how many calls make a sample."""
-    call = peer.prepare(truth.problem)
+    call = peer.prepare(reference.problem)
     found: Named = {}
 
     def first() -> None:
@@ -114,7 +114,7 @@ def _enter(peer: Peer, row: Row, truth: Truth, setting: Setting) -> Entrant:
         setting.clock.synchronize()
         first_call = setting.clock.sample(first, 1)
         kernels = _kernels(call, peer)
-    error = _judged(peer, found, truth, setting)
+    error = _judged(peer, found, reference, setting)
     with call.scope():
         call.forget()
         peak = setting.memory(call.run, setting.backend)
@@ -126,15 +126,15 @@ def _enter(peer: Peer, row: Row, truth: Truth, setting: Setting) -> Entrant:
     return Entrant(peer.name, call, row, repeats, seconds, rounds)
 
 
-def _judged(peer: Peer, found: Named, truth: Truth, setting: Setting) -> float:
+def _judged(peer: Peer, found: Named, reference: Reference, setting: Setting) -> float:
     """The peer's error. One that draws its own dropout is judged on the same case without dropout."""
-    plain = None if peer.ours else truth.problem.case.without_dropout()
+    plain = None if peer.ours else reference.problem.case.without_dropout()
     if plain is not None:
-        truth = truth_of(plain, setting.backend, setting.threads, setting.seed)
-        call = peer.prepare(truth.problem)
+        reference = compute_reference(plain, setting.backend, setting.threads, setting.seed)
+        call = peer.prepare(reference.problem)
         with call.scope():
             found = call.named(call.run())
-    verdict = judge(found, truth.results, truth.problem.case.dtype)
+    verdict = judge(found, reference.results, reference.problem.case.dtype)
     if verdict.wrong:
         raise WrongResult(f"wrong: {verdict.wrong}")
     return verdict.error

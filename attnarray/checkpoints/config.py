@@ -51,7 +51,9 @@ def sizes(config: Config, fields: Mapping[str, str], names: Iterable[str]) -> di
     found = {ours: size(config, theirs) for ours, theirs in fields.items()}
     tensors = sum(1 for _ in names)
     if found["num_layers"] > tensors:  # before so many are made
-        raise Unsupported(f"asks for {fields['num_layers']} = {found['num_layers']}, but the weights are {tensors} tensors")
+        raise Unsupported(
+            f"asks for {fields['num_layers']} = {found['num_layers']}, but the weights are {tensors} tensors"
+        )
     return found
 
 

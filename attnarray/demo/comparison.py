@@ -49,7 +49,7 @@ def compare(options: argparse.Namespace, path: Path, train: list[dates.Pair], te
         f"{len(test)} others to test on. Computing on {options.backend}."
     )
     outcomes = {}
-    with progress("training", sum(training.steps_of(count, epochs) for count in counts.values())) as bar:
+    with progress("training", sum(training.step_count(count, epochs) for count in counts.values())) as bar:
         for name, mechanism in MECHANISMS.items():
             lesson = prepare(train[: counts[name]], test)
             done = outcomes[name] = _teach(name, mechanism.model, lesson, epochs, options, shown, bar)
@@ -61,7 +61,7 @@ def compare(options: argparse.Namespace, path: Path, train: list[dates.Pair], te
     print_line(f"Alignments drawn in {path}. Whole demo: {time.perf_counter() - start:.0f} s.")
 
 
-def peak_of_a_step(model: Model, params: Params, data: training.Data) -> int:
+def step_peak_bytes(model: Model, params: Params, data: training.Data) -> int:
     """The most bytes at a time that one training step takes beyond what is there before: 64 of the longest dates.
 
     Python's own account: all arrays on the host, but not what compiled kernels keep inside.
@@ -83,7 +83,7 @@ def _teach(
     bar.note(f"{name}: first step")
     params = lesson.fresh(model, options.seed)
     parameters = sum(int(np.prod(leaf.shape)) for _, leaf in tree.flatten(params))
-    peak = peak_of_a_step(model, params, lesson.learned) if options.backend in HOST_LIBRARIES else None
+    peak = step_peak_bytes(model, params, lesson.learned) if options.backend in HOST_LIBRARIES else None
     seconds = 0.0
     for trained in learn(model, lesson, params, epochs, options.seed, on_bar(bar, f"{name}: ")):
         params, seconds = trained

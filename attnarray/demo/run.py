@@ -57,7 +57,7 @@ def _train_and_show(options: argparse.Namespace, path: Path, model: Model, lesso
     epochs = options.epochs or EPOCHS
     start = time.perf_counter()
     found: list[str] = []
-    with progress("training", training.steps_of(len(lesson.learned.lengths), epochs)) as bar:
+    with progress("training", training.step_count(len(lesson.learned.lengths), epochs)) as bar:
         bar.note("first step")
         bar.say(_what_runs(options.backend, model, params, lesson.learned))
         lessons = learn(model, lesson, params, epochs, options.seed, on_bar(bar))

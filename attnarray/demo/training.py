@@ -52,7 +52,7 @@ def encode(pairs: list[Pair], vocabulary: Vocabulary) -> Data:
     return Data(tokens, lengths, encode_targets([pair.target for pair in pairs]))
 
 
-def steps_of(dates: int, epochs: int) -> int:
+def step_count(dates: int, epochs: int) -> int:
     """How many batches `train` goes through."""
     return epochs * -(-dates // BATCH)
 
@@ -64,7 +64,7 @@ def train(
 
     `step_done(loss, accuracy)` hears after every step the mean loss and the share of right characters in that batch.
     """
-    total = steps_of(len(data.lengths), epochs)
+    total = step_count(len(data.lengths), epochs)
     rng = np.random.default_rng(seed)
     trained = Trained(params, optim.adamw_init(params))
     step = 0

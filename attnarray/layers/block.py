@@ -164,7 +164,9 @@ class TransformerBlock(Layer):
             del branches["cross"]
         norm = NORMS[self.norm](self.dim, self.eps)
         return {
-            name: part for branch, layer in branches.items() for name, part in ((branch, layer), (f"{branch}_norm", norm))
+            name: part
+            for branch, layer in branches.items()
+            for name, part in ((branch, layer), (f"{branch}_norm", norm))
         }
 
     def __call__(
@@ -249,8 +251,8 @@ class TransformerBlock(Layer):
         return BlockGrads(dout, dmemory, ordered, found["attention"].bias, dmemory_bias)
 
     def decoder_cache(self, params: Params, memory: Array, max_seq_len: int) -> DecoderCache:
-        """For a block with `cross`: the keys and values of a memory (B, S, dim), and room for `max_seq_len` positions of
-        its own, where the memory lives."""
+        """For a block with `cross`: the projected keys and values of a memory (B, S, dim), and an empty self-attention
+        cache for `max_seq_len` positions, on the device of the memory."""
         if not self.cross:
             raise ValueError(
                 "`memory` is given, but the block was made with cross=False: use parts()['attention'].cache."

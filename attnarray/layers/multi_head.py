@@ -178,7 +178,7 @@ class MultiHeadAttention(Layer):
         return grads
 
     def cache(self, batch: int, max_seq_len: int, dtype: str = "float32") -> KVCache:
-        """Room for the keys and values of `max_seq_len` positions of each of `batch` sequences, on the current backend."""
+        """Return an empty cache for `batch` sequences of up to `max_seq_len` positions, on the current backend."""
         kv_heads, width = self.kv_heads or self.heads, self.dim // self.heads
         return empty_cache(batch, max_seq_len, kv_heads, self.key_dim or width, self.value_dim or width, dtype)
 

@@ -19,12 +19,12 @@ from attnarray.models.vision import PatchClassifier
 from attnarray.tree import shorten_reprs
 
 __all__ = [
-    "BeamResult",
     "BERT",
+    "GPT",
     "BERTResult",
+    "BeamResult",
     "Decoder",
     "Encoder",
-    "GPT",
     "GPTCache",
     "PatchClassifier",
     "Seq2Seq",

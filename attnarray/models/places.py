@@ -20,7 +20,7 @@ def check_tokens(tokens: Array, vocab_size: int | None = None) -> Array:
     return tokens
 
 
-def starts_of(starts: Any, batch: int, past: int, like: Array) -> Array | None:
+def check_starts(starts: Any, batch: int, past: int, like: Array) -> Array | None:
     """`starts` (B,), from 0 to `past`, beside the array `like`; None stays None."""
     if starts is None:
         return None
@@ -30,7 +30,7 @@ def starts_of(starts: Any, batch: int, past: int, like: Array) -> Array | None:
     return array
 
 
-def lengths_of(name: str, lengths: Any, tokens: Array) -> Array | None:
+def check_lengths(name: str, lengths: Any, tokens: Array) -> Array | None:
     """How much of each of the tokens (B, T) there is, (B,), from 0 to T, beside them; None stays None."""
     if lengths is None:
         return None
@@ -40,7 +40,7 @@ def lengths_of(name: str, lengths: Any, tokens: Array) -> Array | None:
     return array
 
 
-def mask_of(attn_mask: Array | Mask | None, starts: Array | None, places: int) -> Array | Mask | None:
+def attention_mask(attn_mask: Array | Mask | None, starts: Array | None, places: int) -> Array | Mask | None:
     """What `attn_mask` allows of so many places, from where each sequence begins."""
     if attn_mask is not None and not isinstance(attn_mask, Mask):
         if checks.is_array(attn_mask) and dtype_name(attn_mask.dtype) in checks.FLOATS:

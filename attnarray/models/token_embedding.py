@@ -64,7 +64,9 @@ class TokenEmbedding(Layer):
 
     def parts(self) -> dict[str, Any]:
         token = {"token": Embedding(self.vocab_size, self.dim, init_std=self.dim**-0.5)}  # of deviation 1 when scaled
-        return {**token, "position": Embedding(self.max_seq_len, self.dim, 0.02)} if self.positions == "learned" else token
+        return (
+            {**token, "position": Embedding(self.max_seq_len, self.dim, 0.02)} if self.positions == "learned" else token
+        )
 
     def fwd(
         self, params: Params, tokens: Array, rng: Philox | None = None, *, first: int = 0

@@ -65,11 +65,11 @@ def entmax_backward(dout: Array, out: Array, axis: int, alpha: float) -> Array:
 def threshold(z: Array, axis: int, alpha: float) -> Array:
     """tau for logits z whose largest is 0, with the axis kept; of no meaning for rows that hold NaN."""
     if alpha == SPARSEMAX:
-        return _threshold_of_sparsemax(z, axis)
-    return _threshold_of_entmax(z, axis) if alpha == ENTMAX else _threshold_by_bisection(z, axis, alpha)
+        return _sparsemax_threshold(z, axis)
+    return _entmax_threshold(z, axis) if alpha == ENTMAX else _threshold_by_bisection(z, axis, alpha)
 
 
-def _threshold_of_sparsemax(z: Array, axis: int) -> Array:
+def _sparsemax_threshold(z: Array, axis: int) -> Array:
     """tau = (sum of the support - 1) / size: the k largest, for every k with 1 + k z_(k) > z_(1) + .. + z_(k)."""
     xp = namespace_of(z)
     ordered, k = _descending(z, axis)
@@ -78,7 +78,7 @@ def _threshold_of_sparsemax(z: Array, axis: int) -> Array:
     return (xp.sum(xp.where(inside, ordered, 0.0), axis=axis, keepdims=True) - 1.0) / count
 
 
-def _threshold_of_entmax(z: Array, axis: int) -> Array:
+def _entmax_threshold(z: Array, axis: int) -> Array:
     """tau = mean - sqrt((1 - sum of squared deviations) / size) of the support, the k largest where tau_k <= z_(k)."""
     xp = namespace_of(z)
     ordered, k = _descending(z, axis)

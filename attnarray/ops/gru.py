@@ -132,7 +132,7 @@ def gru_fwd(
         gates[t] = xp.concat([r, z, n], axis=-1)  # (N, 3 H)
         h = states[t] = recurrence.after_step(given, t, (1.0 - z) * n + z * h, h)
     after = recurrence.over_time(states, sums[:, :, : given.hidden])  # (N, T, H)
-    result = GRUResult(recurrence.output_of(given, after), recurrence.state_of(given, h))
+    result = GRUResult(recurrence.as_output(given, after), recurrence.as_state(given, h))
     return result, GRUContext(given, recurrence.over_time(gates, sums), after)
 
 
@@ -180,4 +180,4 @@ def gru_bwd(dout: GRUResult, ctx: GRUContext) -> GRUGrads:
     dan = recurrence.where_step(given, recurrence.over_time(news, ctx.states))
     da = xp.concat([du[:, :, : 2 * given.hidden], dan], axis=-1)  # (N, T, 3 H)
     grads = recurrence.gradients(given, da, du, before)
-    return GRUGrads(*grads, None if given.h0 is None else recurrence.state_of(given, dh))
+    return GRUGrads(*grads, None if given.h0 is None else recurrence.as_state(given, dh))

@@ -134,7 +134,7 @@ def lstm_fwd(
     empty = sums[:, :, : given.hidden]
     after, cells_after = recurrence.over_time(states, empty), recurrence.over_time(cells, empty)  # (N, T, H)
     result = LSTMResult(
-        recurrence.output_of(given, after), recurrence.state_of(given, h), recurrence.state_of(given, c)
+        recurrence.as_output(given, after), recurrence.as_state(given, h), recurrence.as_state(given, c)
     )
     return result, LSTMContext(given, c0, recurrence.over_time(gates, sums), after, cells_after)
 
@@ -173,5 +173,5 @@ def lstm_bwd(dout: LSTMResult, ctx: LSTMContext) -> LSTMGrads:
         dc = recurrence.after_step(given, t, dcell, dc)
     dsums = recurrence.over_time(sums, ctx.gates)  # (N, T, 4 H)
     grads = recurrence.gradients(given, dsums, dsums, recurrence.before_steps(given, ctx.states, given.h0))
-    dh0 = None if given.h0 is None else recurrence.state_of(given, dh)
-    return LSTMGrads(*grads, dh0, None if ctx.c0 is None else recurrence.state_of(given, dc))
+    dh0 = None if given.h0 is None else recurrence.as_state(given, dh)
+    return LSTMGrads(*grads, dh0, None if ctx.c0 is None else recurrence.as_state(given, dc))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from attnarray import checks
 from attnarray.backend import Array, accumulator_dtype, namespace_of
 from attnarray.dispatch import accelerated
-from attnarray.magnitude import check_number, shrink_of
+from attnarray.magnitude import check_number, row_scales
 
 
 class LayerNormContext(NamedTuple):
@@ -244,7 +244,7 @@ def _wide(array: Array, x: Array) -> Array:
 
 def _shrunk(x: Array) -> tuple[Array, Array | None]:
     """x with rows whose squares would overflow multiplied by a power of two, and these powers (..., 1) if there are."""
-    shrink = shrink_of(x)
+    shrink = row_scales(x)
     return (x, None) if shrink is None else (x * shrink, shrink)
 
 

@@ -64,7 +64,7 @@ def sinusoidal(
     [0.8410000205039978, 0.5400000214576721, 0.009999999776482582, 1.0]
     """
     dim = even("dim", dim, "a sine and a cosine for each frequency")
-    angles = angles_of(_positions(positions), dim, checks.positive("base", base))  # (..., dim / 2)
+    angles = position_angles(_positions(positions), dim, checks.positive("base", base))  # (..., dim / 2)
     xp = namespace_of(angles)
     pair = xp.sin(angles), xp.cos(angles)
     y = xp.stack(pair, axis=-1) if checks.flag("interleaved", interleaved) else xp.concat(pair, axis=-1)
@@ -219,7 +219,7 @@ def relative_buckets(
     (8, 2)
     """
     distances = _offsets(queries, keys, q_offset)  # (T, S)
-    each = _buckets_of_one_direction(buckets, checks.flag("bidirectional", bidirectional))
+    each = _buckets_per_direction(buckets, checks.flag("bidirectional", bidirectional))
     exact = each // 2
     largest = checks.whole("max_distance", max_distance, 1, LARGEST_POSITION, "from there on all distances are alike")
     if largest <= exact:
@@ -235,7 +235,7 @@ def relative_buckets(
     return found + each * xp.astype(distances < 0, found.dtype) if bidirectional else found
 
 
-def _buckets_of_one_direction(buckets: int, bidirectional: bool) -> int:
+def _buckets_per_direction(buckets: int, bidirectional: bool) -> int:
     least = 4 if bidirectional else 2
     buckets = checks.whole("buckets", buckets, least, LARGEST_POSITION, "how many buckets of distances there are")
     if bidirectional and buckets % 2:
@@ -272,7 +272,7 @@ def even(name: str, value: int, because: str) -> int:
     return number
 
 
-def angles_of(positions: Array, dim: int, base: float, divisor: float = 1.0) -> Array:
+def position_angles(positions: Array, dim: int, base: float, divisor: float = 1.0) -> Array:
     """t / divisor b^(-2n / d) for each position t and n < d / 2: (..., d / 2), in float64 where the library has it."""
     xp = namespace_of(positions)
     exact = xp.float64 if index_dtype(xp, positions) == xp.int64 else xp.float32

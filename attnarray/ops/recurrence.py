@@ -176,14 +176,14 @@ def where_step(given: Recurrent, values: Array) -> Array:
     return xp.where(xp.reshape(given.mask, (*values.shape[:2], 1)), values, 0.0)
 
 
-def output_of(given: Recurrent, states: Array) -> Array:
+def as_output(given: Recurrent, states: Array) -> Array:
     """The states (N, T, H) as the caller sees them: (*batch, T, H), 0 at positions that are no steps."""
     xp = namespace_of(states)
     out = xp.astype(where_step(given, states), given.x.dtype, copy=False)
     return read_only(xp.reshape(out, (*given.batch, *out.shape[1:])))
 
 
-def state_of(given: Recurrent, state: Array) -> Array:
+def as_state(given: Recurrent, state: Array) -> Array:
     """A state (N, H), or its gradient, as the caller sees it: (*batch, H)."""
     xp = namespace_of(state)
     return xp.reshape(xp.astype(state, given.x.dtype), (*given.batch, given.hidden))

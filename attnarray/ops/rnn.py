@@ -127,7 +127,7 @@ def rnn_fwd(
         new = xp.tanh(new) if nonlinearity == "tanh" else xp.clip(new, 0.0, None)
         h = states[t] = recurrence.after_step(given, t, new, h)
     after = recurrence.over_time(states, sums)  # (N, T, H)
-    result = RNNResult(recurrence.output_of(given, after), recurrence.state_of(given, h))
+    result = RNNResult(recurrence.as_output(given, after), recurrence.as_state(given, h))
     return result, RNNContext(given, after, nonlinearity)
 
 
@@ -163,4 +163,4 @@ def rnn_bwd(dout: RNNResult, ctx: RNNContext) -> RNNGrads:
         dh = recurrence.after_step(given, t, xp.matmul(sums[t], weight), dh)
     dsums = recurrence.over_time(sums, h)  # (N, T, H)
     grads = recurrence.gradients(given, dsums, dsums, recurrence.before_steps(given, h, given.h0))
-    return RNNGrads(*grads, None if given.h0 is None else recurrence.state_of(given, dh))
+    return RNNGrads(*grads, None if given.h0 is None else recurrence.as_state(given, dh))

@@ -10,7 +10,7 @@ from attnarray import checks
 from attnarray.backend import Array, accumulator_dtype, device_of, namespace_of
 from attnarray.dispatch import accelerated
 from attnarray.masks import LARGEST_POSITION
-from attnarray.ops.positions import angles_of, check_positions, even
+from attnarray.ops.positions import check_positions, even, position_angles
 
 SCALINGS = (None, "linear", "ntk")
 
@@ -207,7 +207,7 @@ def turn(x: Array, positions: Array | None, offset: int, rotation: Rotation, dir
     dims, base, divisor, interleaved, axis = rotation
     if positions is None:
         positions = xp.arange(offset, offset + x.shape[axis], device=device_of(x))
-    angles = angles_of(positions, dims, base, divisor)  # (..., T, R / 2)
+    angles = position_angles(positions, dims, base, divisor)  # (..., T, R / 2)
     angles = angles if axis == -2 else angles[..., None, :]
     wide = xp.astype(x[..., :dims], accumulator_dtype(xp, x.dtype), copy=False)
     cos, sin = (xp.astype(table, wide.dtype, copy=False) for table in (xp.cos(angles), direction * xp.sin(angles)))

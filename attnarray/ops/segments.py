@@ -96,11 +96,11 @@ def segment_softmax_forward(x: Array, segments: Array, count: int, mask: Array |
     xp = namespace_of(x, segments, mask)
     logits = xp.astype(x, accumulator_dtype(xp, x.dtype), copy=False)
     logits = logits if mask is None else xp.where(mask, logits, -math.inf)
-    order = order_of(segments, count)
+    order = segment_order(segments, count)
     largest = reduced(logits, order, xp.maximum, -math.inf)  # (..., count, H)
-    exps = xp.exp(logits - _of_entries(xp.where(largest == -math.inf, 0.0, largest), segments))
+    exps = xp.exp(logits - _gather(xp.where(largest == -math.inf, 0.0, largest), segments))
     total = reduced(exps, order, _add, 0.0)
-    return xp.astype(exps / _of_entries(xp.where(total == 0, 1.0, total), segments), x.dtype)
+    return xp.astype(exps / _gather(xp.where(total == 0, 1.0, total), segments), x.dtype)
 
 
 @accelerated
@@ -110,8 +110,8 @@ def segment_softmax_backward(dout: Array, out: Array, segments: Array, count: in
     wide = accumulator_dtype(xp, out.dtype)
     y, dy = xp.astype(out, wide, copy=False), xp.astype(dout, wide, copy=False)
     dy = xp.where(y == 0, 0.0, dy)
-    total = reduced(y * dy, order_of(segments, count), _add, 0.0)
-    return xp.astype(xp.where(y == 0, 0.0, y * (dy - _of_entries(total, segments))), out.dtype)
+    total = reduced(y * dy, segment_order(segments, count), _add, 0.0)
+    return xp.astype(xp.where(y == 0, 0.0, y * (dy - _gather(total, segments))), out.dtype)
 
 
 @accelerated
@@ -122,7 +122,7 @@ def sum_segments(x: Array, segments: Array, count: int) -> Array:
     """
     xp = namespace_of(x, segments)
     wide = xp.astype(x, accumulator_dtype(xp, x.dtype), copy=False)
-    return xp.astype(reduced(wide, order_of(segments, count), _add, 0.0), x.dtype, copy=False)
+    return xp.astype(reduced(wide, segment_order(segments, count), _add, 0.0), x.dtype, copy=False)
 
 
 class Order(NamedTuple):
@@ -135,7 +135,7 @@ class Order(NamedTuple):
     longest: int
 
 
-def order_of(segments: Array, count: int) -> Order:
+def segment_order(segments: Array, count: int) -> Order:
     """The order of entries by their segments; within a segment they stay as they are."""
     xp = namespace_of(segments)
     places = xp.argsort(segments, stable=True)
@@ -166,7 +166,7 @@ def reduced(x: Array, order: Order, combine: Callable[[Array, Array], Array], st
     return xp.where(order.is_empty[:, None], start, xp.take(x, order.last, axis=-2))
 
 
-def _of_entries(x: Array, segments: Array) -> Array:
+def _gather(x: Array, segments: Array) -> Array:
     """What belongs to the segment of each entry: (..., count, H) -> (..., E, H)."""
     return namespace_of(x).take(x, segments, axis=-2) if segments.shape[0] else x[..., :0, :]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from attnarray import checks, tree
 from attnarray.backend import Array, asarray, device_of, namespace_of
-from attnarray.magnitude import scale_of
+from attnarray.magnitude import common_scale
 from attnarray.optim.leaves import Tree, check_array, narrow, wide
 
 
@@ -39,7 +39,7 @@ def _scaled_norm(grads: Tree) -> tuple[Array, float]:
     xp = namespace_of(*(leaf for _, leaf in leaves))
     flat = [xp.reshape(wide(leaf), (math.prod(leaf.shape),)) for _, leaf in leaves]
     widest = xp.result_type(*flat)
-    scale = scale_of([xp.astype(leaf, widest, copy=False) for leaf in flat])
+    scale = common_scale([xp.astype(leaf, widest, copy=False) for leaf in flat])
     total: Any = 0.0
     for leaf in flat:
         scaled = leaf if scale == 1 else xp.astype(leaf, widest, copy=False) * scale

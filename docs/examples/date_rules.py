@@ -12,7 +12,7 @@ from attnarray.demo.dates import Pair
 Rule = tuple[int, int, int, int]  # which number is the year, the day, the month; or -1 and the month itself
 
 
-def pattern_of(source: str) -> str:
+def date_pattern(source: str) -> str:
     """A date with `#` for each of its numbers."""
     return re.sub(r"\d+", "#", source)
 
@@ -37,7 +37,7 @@ def answer(source: str, rule: Rule) -> str:
     return f"{numbers[y]:04}-{month if m < 0 else numbers[m]:02}-{numbers[d]:02}"
 
 
-def pieces_of(text: str) -> set[str]:
+def ngrams(text: str) -> set[str]:
     """All three characters that stand side by side."""
     padded = f"  {text}  "
     return {padded[n : n + 3] for n in range(len(padded) - 2)}
@@ -52,14 +52,14 @@ def by_pattern(train: Sequence[Pair], test: Sequence[Pair]) -> list[str]:
     """By the most frequent rule for the pattern of a date; for a new pattern, by that of the most similar one."""
     votes: dict[str, Counter[Rule]] = {}
     for pair in train:
-        votes.setdefault(pattern_of(pair.source), Counter()).update(fitting(pair))
+        votes.setdefault(date_pattern(pair.source), Counter()).update(fitting(pair))
     rules = {pattern: counts.most_common(1)[0][0] for pattern, counts in votes.items() if counts}
-    known = {pattern: pieces_of(pattern) for pattern in rules}
+    known = {pattern: ngrams(pattern) for pattern in rules}
     answers = []
     for pair in test:
-        pattern = pattern_of(pair.source)
+        pattern = date_pattern(pair.source)
         if pattern not in rules:
-            own = pieces_of(pattern)
+            own = ngrams(pattern)
             pattern = max(known, key=lambda other, own=own: alike(own, known[other]))
         answers.append(answer(pair.source, rules[pattern]))
     return answers

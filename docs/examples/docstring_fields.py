@@ -46,7 +46,7 @@ class Rows(NamedTuple):
     fields: np.ndarray
 
 
-def words_of(text: str) -> tuple[str, ...]:
+def tokenize(text: str) -> tuple[str, ...]:
     """Lower-case words, those of a name such as "getHostName" or "host_name" apart; no names of modules."""
     apart = re.sub(r"([a-z])([A-Z])", r"\1 \2", text)
     return tuple(word for word in re.findall(r"[a-z]+", apart.lower()) if word not in sys.stdlib_module_names)
@@ -68,7 +68,7 @@ def texts() -> list[Text]:
     """Each text once, with its field."""
     found: dict[tuple[str, ...], set[int]] = {}
     for module, text in docstrings():
-        words = words_of(text)[:LONGEST]
+        words = tokenize(text)[:LONGEST]
         if len(words) >= SHORTEST:
             found.setdefault(words, set()).add(MODULES[module])
     return [Text(words, of.pop()) for words, of in found.items() if len(of) == 1]

@@ -85,7 +85,7 @@ def train(data: Club, seed: int, steps: int, advance: Any) -> dict[str, Any]:
     return params
 
 
-def sides_of(params: dict[str, Any], data: Club) -> np.ndarray:
+def predict_sides(params: dict[str, Any], data: Club) -> np.ndarray:
     """What the network says of everybody (N,)."""
     return np.asarray(aa.to_numpy(forward(params, data)[0]).argmax(1))
 
@@ -119,7 +119,7 @@ def draw(path: Path, data: Club, params: dict[str, Any], accuracy: float) -> Non
     from matplotlib.figure import Figure
 
     _, (first_ctx, *_) = forward(params, data)
-    found = sides_of(params, data)
+    found = predict_sides(params, data)
     found[list(LEADERS)] = data.sides[list(LEADERS)]
     weights = aa.to_numpy(aa.graph_attention_weights(first_ctx)).mean(-1)  # (E,), the mean of the heads
     places = nx.spring_layout(data.graph, seed=4, k=0.32, iterations=200)
@@ -167,7 +167,7 @@ def run(options: argparse.Namespace) -> float:
     with progress("Training", seeds * steps) as bar:
         for seed in range(seeds):
             params = train(data, seed, steps, bar.advance)
-            found.append((float(np.mean(sides_of(params, data)[rest] == data.sides[rest])), params))
+            found.append((float(np.mean(predict_sides(params, data)[rest] == data.sides[rest])), params))
     shares = np.array([share for share, _ in found])
     rows = [[name, f"{share:.1%}"] for name, share in baselines(data).items()]
     spread = f"{shares.mean():.1%} ({shares.min():.1%} to {shares.max():.1%} over {seeds} seeds)"

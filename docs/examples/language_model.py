@@ -73,7 +73,7 @@ def texts() -> Texts:
     return Texts(*("\n\n".join(part).encode() for part in parts))
 
 
-def batch_of(text: np.ndarray, size: int, T: int, rng: np.random.Generator) -> np.ndarray:
+def draw_batch(text: np.ndarray, size: int, T: int, rng: np.random.Generator) -> np.ndarray:
     """Pieces of a text (size, T + 1) from anywhere in it."""
     starts = rng.integers(len(text) - T, size=(size, 1))
     return text[starts + np.arange(T + 1)].astype(np.int64)
@@ -91,7 +91,7 @@ def train(model: GPT, text: bytes, steps: int, advance: Callable[[str], None], s
         state = load_state(saved)
         print(f"Going on after step {len(state['losses'])} of {saved}.")
     for step in range(len(state["losses"]) + 1, steps + 1):
-        pieces = aa.asarray(batch_of(data, BATCH, model.max_seq_len, np.random.default_rng(step)))
+        pieces = aa.asarray(draw_batch(data, BATCH, model.max_seq_len, np.random.default_rng(step)))
         logits, ctx = model.fwd(state["params"], pieces[:, :-1], rng=seeds.fold_in(step))
         loss, loss_ctx = aa.cross_entropy_fwd(logits, pieces[:, 1:])
         dlogits = aa.cross_entropy_bwd(aa.namespace_of(loss).ones_like(loss), loss_ctx).logits
@@ -113,7 +113,7 @@ def train(model: GPT, text: bytes, steps: int, advance: Callable[[str], None], s
     return Trained(state["params"], state["losses"])
 
 
-def bits_of(model: GPT, params: dict[str, Any], before: bytes, text: bytes) -> float:
+def bits_per_byte(model: GPT, params: dict[str, Any], before: bytes, text: bytes) -> float:
     """Bits per byte of a text: windows that overlap by half, and of each the half that has the other before it."""
     T, half = model.max_seq_len, model.max_seq_len // 2
     data = np.frombuffer(before[-half:] + text, np.uint8).astype(np.int64)
@@ -214,7 +214,7 @@ def run(options: argparse.Namespace) -> float:
     with progress("Training", steps) as bar:
         trained = train(model, data.train, steps, bar.advance, saved)
         bar.note("evaluating")
-        found = bits_of(model, trained.params, data.train, data.held_out)
+        found = bits_per_byte(model, trained.params, data.train, data.held_out)
         written = sample(model, trained.params, model.max_seq_len - len(PROMPT))
     numbers = sum(math.prod(leaf.shape) for _, leaf in tree.flatten(trained.params))
     rows[f"GPT, {numbers / 1e6:.2f} million parameters"] = found

@@ -60,7 +60,7 @@ class Network(NamedTuple):
     def forward(self, params: Any, tokens: Any, lengths: Any, rng: aa.Philox | None = None) -> tuple[Any, Any]:
         """Scores (B, fields), and the contexts for `backward`."""
         result, ctx = self.bert.fwd(params["bert"], tokens, lengths=lengths, rng=rng)
-        shares = shares_of(result.states, lengths)
+        shares = mean_weights(result.states, lengths)
         mean = aa.namespace_of(tokens).sum(result.states * shares, axis=1)  # (B, dim)
         scores, scores_ctx = self.scores.fwd(params["scores"], mean)
         return scores, (ctx, shares, scores_ctx)
@@ -93,14 +93,14 @@ class Network(NamedTuple):
         return self._replace(bert=dataclasses.replace(self.bert, dropout=0.0, attention_dropout=0.0))
 
 
-def shares_of(states: Any, lengths: Any) -> Any:
+def mean_weights(states: Any, lengths: Any) -> Any:
     """What each state counts in the mean of its text (B, T, 1): 1 / length, and 0 where it is padding."""
     xp = aa.namespace_of(states)
     exists = xp.arange(states.shape[1]) < lengths[:, None]
     return (xp.astype(exists, states.dtype) / xp.astype(lengths, states.dtype)[:, None])[:, :, None]
 
 
-def network_of(words: int, dim: int) -> Network:
+def make_network(words: int, dim: int) -> Network:
     bert = aa.models.BERT(
         UNKNOWN + 1 + words, LONGEST, dim, num_layers=2, heads=4, hidden_dim=2 * dim, types=1, dropout=0.2,
         attention_dropout=0.1, eps=1e-5, pooler=False, mask_head=False,
@@ -251,7 +251,7 @@ def run(options: argparse.Namespace) -> float:
     parts = split(texts())
     numbers = vocabulary(parts[0])
     training, _, test = (encode(part, numbers) for part in parts)
-    network, states = network_of(len(numbers), dim), []
+    network, states = make_network(len(numbers), dim), []
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "text_classification.png"
     with progress("Training", seeds * epochs * -(-len(parts[0]) // BATCH)) as bar:

@@ -93,7 +93,20 @@ def test_configurations_that_are_not_supported(changes: dict[str, Any], expected
 
 GPT2, LLAMA = (
     GPT(11, 8, 6, 1, 2),
-    GPT(11, 8, 8, 1, 4, 12, positions="rotary", norm="rms", activation="silu", gated=True, bias=False, tie_embeddings=False),
+    GPT(
+        11,
+        8,
+        8,
+        1,
+        4,
+        12,
+        positions="rotary",
+        norm="rms",
+        activation="silu",
+        gated=True,
+        bias=False,
+        tie_embeddings=False,
+    ),
 )
 WRONG_GPTS: dict[str, tuple[GPT, dict[str, Any], str]] = {
     "another model": (GPT2, {"model_type": "opt"}, "is of a model of type 'opt', but GPT reads 'gpt2' and 'llama'."),
@@ -136,7 +149,11 @@ WRONG_GPTS: dict[str, tuple[GPT, dict[str, Any], str]] = {
         {"partial_rotary_factor": 0.5},
         "asks for partial_rotary_factor = 0.5, but only None or 1",
     ),
-    "tie_embeddings": (LLAMA, {"tie_word_embeddings": "no"}, "describes no GPT: `tie_word_embeddings` is 'no', expected True or"),
+    "tie_embeddings": (
+        LLAMA,
+        {"tie_word_embeddings": "no"},
+        "describes no GPT: `tie_word_embeddings` is 'no', expected True or",
+    ),
     "architecture": (
         LLAMA,
         {"architectures": ["MistralForCausalLM"]},

@@ -14,7 +14,6 @@ import pytest
 import attnarray as aa
 from attnarray import layers, models, tree, use_kernels
 from attnarray.cases import CASES, Case
-from attnarray.triples import triple_of
 from tests.support.layer_examples import every_layer
 from tests.support.libraries import NUMPY
 
@@ -48,7 +47,7 @@ class Call(NamedTuple):
 
     @property
     def triple(self) -> Any:
-        return triple_of(self.function.f if isinstance(self.function, Case) else self.function)
+        return find_triple(self.function.f if isinstance(self.function, Case) else self.function)
 
 
 def cotangent(out: Any) -> Any:

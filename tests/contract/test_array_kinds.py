@@ -15,7 +15,6 @@ import attnarray as aa
 from attnarray import checkpoints, layers, models, optim, tree, use_kernels
 from attnarray.cases import CASES, Case
 from attnarray.checks import is_array
-from attnarray.triples import triple_of
 from tests.support.libraries import NUMPY, assert_trees_close, is_floating
 
 RNG = np.random.default_rng(0)
@@ -72,7 +71,7 @@ def one_by_one(case: Case, change: Callable[[Any], Any]) -> Iterator[tuple[Any, 
 @each_function
 def test_arrays_with_rules_of_their_own_are_refused_as_arguments(cases: list[Case], change: Callable[..., Any]) -> None:
     for case in cases:
-        f, fwd, bwd = triple_of(case.f)
+        f, fwd, bwd = find_triple(case.f)
         for changed, given in one_by_one(case, change):
             for function in (f, fwd):
                 hint = refusal(lambda function=function, given=given: function(**given))
@@ -194,12 +193,12 @@ def test_files_other_byte_orders_and_unaligned_memory_will_do(cases: list[Case],
 
     for case in cases:
         with use_kernels(kernels):
-            out, ctx = triple_of(case.f).fwd(**case.arguments())
-            expected = out, triple_of(case.f).bwd(NUMPY.cotangent(out), ctx)
+            out, ctx = find_triple(case.f).fwd(**case.arguments())
+            expected = out, find_triple(case.f).bwd(NUMPY.cotangent(out), ctx)
             for change in (mapped, swapped, unaligned):
                 given = tree.map(lambda leaf, new=change: new(leaf) if is_array(leaf) else leaf, case.arguments())
-                found, ctx = triple_of(case.f).fwd(**given)
-                grads = triple_of(case.f).bwd(tree.map(change, NUMPY.cotangent(out)), ctx)
+                found, ctx = find_triple(case.f).fwd(**given)
+                grads = find_triple(case.f).bwd(tree.map(change, NUMPY.cotangent(out)), ctx)
                 assert_trees_close((found, grads), expected, TOLERANCE)
 
 
@@ -218,11 +217,11 @@ def test_other_dtypes_are_refused_by_name(cases: list[Case], change: Callable[[A
     if np.dtype(np.longdouble).itemsize == 8 and change is DTYPES["longdouble"]:
         pytest.skip("here longdouble is float64")
     for case in cases:
-        out, ctx = triple_of(case.f).fwd(**case.arguments())
+        out, ctx = find_triple(case.f).fwd(**case.arguments())
         for changed, given in one_by_one(case, lambda leaf: change(leaf) if is_floating(leaf) else leaf):
             if not is_floating(changed):
                 continue
             with pytest.raises(TypeError, match=re.escape(changed.dtype.name)):
                 case.f(**given)
         with pytest.raises(TypeError, match="has dtype"):
-            triple_of(case.f).bwd(tree.map(change, NUMPY.cotangent(out)), ctx)
+            find_triple(case.f).bwd(tree.map(change, NUMPY.cotangent(out)), ctx)

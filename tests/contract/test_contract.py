@@ -16,7 +16,6 @@ import attnarray
 from attnarray import gradcheck, random, to_numpy, tree, use_kernels
 from attnarray.backend import device_of
 from attnarray.cases import CASES, Case
-from attnarray.triples import triple_of
 from tests.support.libraries import (
     EPS,
     JAX,
@@ -83,7 +82,7 @@ def test_gradients_are_the_differences_of_the_forward(case: Case) -> None:
 @each_case
 def test_backward(case: Case, library: Library) -> None:
     arguments = library.arguments(case)
-    _, fwd, bwd = triple_of(case.f)
+    _, fwd, bwd = find_triple(case.f)
     out, ctx = fwd(**arguments)
     first, second = library.cotangent(out, 1), library.cotangent(out, 2)
     kept = pickle.dumps(ctx)
@@ -127,8 +126,8 @@ def test_dtype_and_device_are_kept(library: Library, case: Case) -> None:
     for dtype in library.dtypes:
         arguments = library.arguments(case, dtype)
         floats = [leaf for _, leaf in tree.flatten(arguments) if is_floating(leaf)]
-        out, ctx = triple_of(case.f).fwd(**arguments)
-        grads = triple_of(case.f).bwd(library.cotangent(out), ctx)
+        out, ctx = find_triple(case.f).fwd(**arguments)
+        grads = find_triple(case.f).bwd(library.cotangent(out), ctx)
         for path, leaf in tree.flatten(out):
             wide = path == ("lse",)  # a log-sum-exp stays in the accumulator's dtype
             assert leaf.dtype == (accumulator_of(floats[0]) if wide else floats[0].dtype), f"{dtype}: {path}"
@@ -142,7 +141,7 @@ def test_dtype_and_device_are_kept(library: Library, case: Case) -> None:
 
 @each_case
 def test_16_bit_floats_are_computed_in_32(case: Case) -> None:
-    _, fwd, bwd = triple_of(case.f)
+    _, fwd, bwd = find_triple(case.f)
     for dtype in ("float16", "bfloat16"):
         rounded = NUMPY.arguments(case, dtype)
         exact = tree.map(lambda leaf: leaf.astype(np.float64) if is_floating(leaf) else leaf, rounded)

@@ -14,7 +14,6 @@ import attnarray as aa
 from attnarray import tree, use_kernels
 from attnarray.cases import CASES, Case
 from attnarray.checks import is_array
-from attnarray.triples import triple_of
 from tests.support.libraries import NUMPY, STRICT, assert_trees_close, is_floating
 
 TOLERANCE = 1e-13  # other strides can make another order of summation
@@ -25,8 +24,8 @@ each_function = pytest.mark.parametrize("cases", CASES_OF.values(), ids=list(CAS
 
 def run(case: Case, arguments: dict[str, Any], layout: Callable[[Any], Any] = lambda array: array) -> tuple[Any, Any]:
     """The output and the gradients for a cotangent laid out by `layout`."""
-    out, ctx = triple_of(case.f).fwd(**arguments)
-    return out, triple_of(case.f).bwd(tree.map(layout, NUMPY.cotangent(out)), ctx)
+    out, ctx = find_triple(case.f).fwd(**arguments)
+    return out, find_triple(case.f).bwd(tree.map(layout, NUMPY.cotangent(out)), ctx)
 
 
 def every_array(change: Callable[[Any], Any], arguments: dict[str, Any]) -> dict[str, Any]:
@@ -76,10 +75,10 @@ def test_inputs_are_never_written_to(cases: list[Case]) -> None:
         for kernels in ("auto", "reference"):
             arguments, dout = case.arguments(), None
             with use_kernels(kernels):
-                out, ctx = triple_of(case.f).fwd(**arguments)
+                out, ctx = find_triple(case.f).fwd(**arguments)
                 dout, again = NUMPY.cotangent(out), NUMPY.cotangent(out)
                 copy = tree.map(lambda leaf: leaf.copy() if is_array(leaf) else leaf, ctx)
-                triple_of(case.f).bwd(dout, ctx)
+                find_triple(case.f).bwd(dout, ctx)
             for changed, fresh in ((arguments, case.arguments()), (dout, again), (ctx, copy)):
                 for (path, leaf), (_, other) in zip(tree.flatten(changed), tree.flatten(fresh), strict=True):
                     assert not is_array(leaf) or np.array_equal(leaf, other, equal_nan=True), f"{case.name}: {path}"
@@ -114,10 +113,10 @@ def test_arrays_of_different_libraries_are_refused(cases: list[Case]) -> None:
         for path, given in changed_one_by_one(case, STRICT.array, POSITIONS):
             if len(arrays) > 1:
                 assert refused("different libraries: ", case.f, **given), f"{case.name}: {path} is of another library"
-        out, ctx = triple_of(case.f).fwd(**case.arguments())
+        out, ctx = find_triple(case.f).fwd(**case.arguments())
         if any(is_array(leaf) for _, leaf in tree.flatten(ctx)):
             dout = STRICT.cotangent(out)
-            assert refused("different libraries: ", triple_of(case.f).bwd, dout, ctx), (
+            assert refused("different libraries: ", find_triple(case.f).bwd, dout, ctx), (
                 f"{case.name}: dout is of another"
             )
 

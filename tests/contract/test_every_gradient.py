@@ -13,7 +13,6 @@ import pytest
 import attnarray as aa
 from attnarray import tree
 from attnarray.cases import CASES
-from attnarray.triples import triple_of
 from tests.support.layer_examples import CALLS, EXAMPLES, Example, H, T, every_layer, normal, parameters
 
 # Floating arrays that are taken and have no gradient, and why.
@@ -141,16 +140,16 @@ def test_a_bias_of_all_layers_sums_their_gradients_in_its_own_shape(shape: tuple
 def test_every_floating_input_of_a_function_has_a_gradient(function: str) -> None:
     proven, refused = set(), defaultdict(list)
     cases = [case for case in CASES if case.function == function]
-    taken = parameters(triple_of(cases[0].f).fwd)
+    taken = parameters(find_triple(cases[0].f).fwd)
     for case in cases:
         arguments = case.arguments()
-        _, fwd, bwd = triple_of(case.f)
+        _, fwd, bwd = find_triple(case.f)
         out, ctx = fwd(**arguments)
         grads = bwd(out, ctx)
         proven |= {name for name, grad in grads._asdict().items() if grad is not None}  # checked in test_contract.py
     for case in cases:
         arguments = case.arguments()
-        _, fwd, _ = triple_of(case.f)
+        _, fwd, _ = find_triple(case.f)
         shapes = {value.shape for value in arguments.values() if hasattr(value, "shape")}
         for name in taken - proven - UNREAD - {"attn_mask"}:
             for wrong in (np.array(0.5), np.full(2, 0.5), *map(np.ones, sorted(shapes))):

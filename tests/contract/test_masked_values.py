@@ -12,7 +12,6 @@ import pytest
 
 import attnarray as aa
 from attnarray import layers, tree
-from attnarray.triples import triple_of
 from tests.support.masked_calls import Masked, Sizes, calls, normal
 
 CALLS = calls()
@@ -141,12 +140,12 @@ def test_layers(name: str, mask: str, kernels: str, strict: None) -> None:
 
     def run(number: float) -> Any:
         queries, keys = np.where(no_key[..., None], number, query), np.where(no_query[..., None], number, key)
-        out, ctx = triple_of(layer).fwd(params, queries, keys, **options)
+        out, ctx = find_triple(layer).fwd(params, queries, keys, **options)
 
         def cotangent(leaf: Any) -> Any:
             return np.where(no_key if leaf.ndim == 2 else no_key[..., None], number, normal(*leaf.shape))
 
-        return out, triple_of(layer).bwd(tree.map(cotangent, out), ctx)
+        return out, find_triple(layer).bwd(tree.map(cotangent, out), ctx)
 
     expected = run(0.0)
     for number in rubbish("float64"):

@@ -125,7 +125,9 @@ def test_narrow_integers_on_every_library(library: Library, dtype: str) -> None:
     np.testing.assert_array_equal(loops, aa.add_self_loops(np.array([[0], [1]]), 300))
     params = library.moved(PARAMS)
     found = models.generate(SMALL_GPT, params, cast(TEXT[:, :4]), 5, lengths=cast([4, 2]))
-    np.testing.assert_array_equal(aa.to_numpy(found), models.generate(SMALL_GPT, PARAMS, TEXT[:, :4], 5, lengths=[4, 2]))
+    np.testing.assert_array_equal(
+        aa.to_numpy(found), models.generate(SMALL_GPT, PARAMS, TEXT[:, :4], 5, lengths=[4, 2])
+    )
 
 
 SIZES: dict[str, Callable[[Any], Any]] = {
@@ -141,9 +143,9 @@ SIZES: dict[str, Callable[[Any], Any]] = {
         "query"
     ],
     "GPT": lambda n: models.GPT(n(50), n(20), dim=n(128), num_layers=n(1), heads=n(2)).init(aa.Philox(0)),
-    "Transformer": lambda n: models.Transformer(n(50), n(50), max_seq_len=n(20), dim=n(128), num_layers=n(1), heads=n(2)).init(
-        aa.Philox(0)
-    ),
+    "Transformer": lambda n: models.Transformer(
+        n(50), n(50), max_seq_len=n(20), dim=n(128), num_layers=n(1), heads=n(2)
+    ).init(aa.Philox(0)),
     "generate": lambda n: models.generate(SMALL_GPT, PARAMS, TEXT[:, :4], n(6), end=n(7)),
     "nothing": lambda n: models.generate(SMALL_GPT, PARAMS, TEXT[:, :4], n(0)),
     "beam": lambda n: models.generate(SMALL_GPT, PARAMS, TEXT[:, :4], n(6), method="beam", beams=n(130)),

@@ -186,7 +186,7 @@ def test_the_weights_are_those_that_were_used(mechanism: Mechanism) -> None:
     """With the identity as values the output shows them; through a gate or heads the sums of rows are enough."""
     arguments = {**QKV, **mechanism.of_queries, **mechanism.shared, **mechanism.options, "kv_lengths": [7, 3, 5]}
     function = getattr(aa, mechanism.function)
-    _, ctx = aa.triples.triple_of(function).fwd(**arguments)
+    _, ctx = aa.triples.find_triple(function).fwd(**arguments)
     weights = aa.attention_weights(ctx)
     heads = (4,) if mechanism.function == "multi_head_attention" else ()
     assert weights.shape == (B, *heads, T, S)
@@ -203,6 +203,6 @@ def test_the_weights_are_those_that_were_used(mechanism: Mechanism) -> None:
 def test_contexts_hold_nothing_of_the_size_of_the_scores(mechanism: Mechanism) -> None:
     given = {"query": normal(1, 256, D), "key": normal(1, 256, D), "value": normal(1, 256, Dv)}
     given |= {name: normal(1, 256) for name in mechanism.of_queries}
-    fwd = aa.triples.triple_of(getattr(aa, mechanism.function)).fwd
+    fwd = aa.triples.find_triple(getattr(aa, mechanism.function)).fwd
     _, ctx = fwd(**given, **mechanism.shared, **mechanism.options, is_causal=True)
     assert tree.nbytes(ctx) < 256 * 256 * 8

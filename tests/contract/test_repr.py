@@ -13,7 +13,6 @@ import pytest
 import attnarray as aa
 from attnarray import optim, tree
 from attnarray.cases import CASES
-from attnarray.triples import triple_of
 from tests.contract.test_aliasing import LAYERS, MODELS, Call, arrays
 
 LAST = {case.function: Call(case, {}) for case in CASES}
@@ -84,7 +83,7 @@ def test_summaries(given: Any, expected: str) -> None:
 
 def test_what_holds_no_arrays_is_shown_in_full() -> None:
     assert repr(aa.available_backends()[0]).startswith("BackendStatus(name='numpy', available=True, version='")
-    assert repr(triple_of(aa.relu)).startswith("Triple(f=<function relu")
+    assert repr(find_triple(aa.relu)).startswith("Triple(f=<function relu")
     assert repr(aa.relu_bwd(np.ones(2), aa.relu_fwd(np.ones(2))[1])) == "ReLUGrads(x=float64 (2,); 16 bytes)"
 
 

@@ -18,7 +18,6 @@ import pytest
 import attnarray as aa
 from attnarray import tree
 from attnarray.cases import CASES, Case
-from attnarray.triples import triple_of
 from tests.support.masked_calls import Sizes, calls
 from tests.support.paths import ROOT
 from tests.support.poisoned import DTYPES, LARGER, larger_calls, poisoned
@@ -37,7 +36,7 @@ def strict() -> Iterator[None]:
 
 
 def run_case(case: Case, arguments: dict[str, Any]) -> Leaves:
-    triple = triple_of(case.f)
+    triple = find_triple(case.f)
     out, ctx = triple.fwd(**arguments)
     return tree.flatten((out, triple.bwd(tree.map(np.ones_like, out), ctx)))
 

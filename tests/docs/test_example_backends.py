@@ -47,7 +47,7 @@ def karate(program: Any, folder: Path) -> Any:
     data = program.club()
     params = program.train(data, 0, 5, calm)
     program.draw(folder / "picture.png", data, params, 1.0)
-    return params, program.sides_of(params, data)
+    return params, program.predict_sides(params, data)
 
 
 def language_model(program: Any, folder: Path) -> Any:
@@ -56,13 +56,18 @@ def language_model(program: Any, folder: Path) -> Any:
     trained = program.train(program.SMALL, text, 3, calm)
     program.draw_heads(folder / "picture.png", program.SMALL, trained.params, text[:20])
     written = program.sample(program.SMALL, trained.params, 12)
-    return trained.params, trained.losses, program.bits_of(program.SMALL, trained.params, text, text[:100]), written
+    return (
+        trained.params,
+        trained.losses,
+        program.bits_per_byte(program.SMALL, trained.params, text, text[:100]),
+        written,
+    )
 
 
 def text_classification(program: Any, folder: Path) -> Any:
     rng = np.random.default_rng(0)
     rows = program.Rows(rng.integers(1, 20, (140, 64)), rng.integers(4, 9, 140), rng.integers(0, 6, 140))
-    network = program.network_of(17, 8)
+    network = program.make_network(17, 8)
     state = program.train(network, rows, program.beginning(network, 1), 1, folder / "run", calm)
     state = program.train(network, rows, program.checkpoints.load_state(folder / "run"), 2, folder / "run", calm)
     one = program.Rows(*(array[:1] for array in rows))
@@ -95,13 +100,13 @@ def test_every_library_trains_alike(program: Any, other: Library, tmp_path: Path
     ours = run(program, tmp_path)
     with aa.use_backend(other.name):
         theirs = run(program, tmp_path)
-    assert other.name in {backend.library_of(leaf) for _, leaf in tree.flatten(theirs)}  # and not by NumPy after all
+    assert other.name in {backend.library_name(leaf) for _, leaf in tree.flatten(theirs)}  # and not by NumPy after all
     for (path, one), (_, two) in zip(tree.flatten(ours), tree.flatten(theirs), strict=True):
         where = tree.format_path(path)
         if isinstance(one, str):
             assert one == two, where
             continue
-        one, two = (np.asarray(aa.to_numpy(x) if backend.library_of(x) == other.name else x) for x in (one, two))
+        one, two = (np.asarray(aa.to_numpy(x) if backend.library_name(x) == other.name else x) for x in (one, two))
         # float32 with sums in another order, over a few steps of Adam, which takes the sign of gradients near 0: a few
         # entries differ by a whole step, so all are compared together.
         assert two.shape == one.shape, where

@@ -112,7 +112,7 @@ def test_bits_are_those_of_whole_contexts(language_model: Any) -> None:
         tokens = language_model.np.frombuffer(text[start : place + 1], "uint8").astype("int64")
         logits = model(params, tokens[None, :-1])[0, -1]
         bits -= float(language_model.aa.log_softmax(logits)[tokens[-1]]) / language_model.math.log(2)
-    assert language_model.bits_of(model, params, before, after) == pytest.approx(bits / 110, rel=1e-12)
+    assert language_model.bits_per_byte(model, params, before, after) == pytest.approx(bits / 110, rel=1e-12)
 
 
 def test_n_grams_are_probabilities(language_model: Any) -> None:
@@ -272,7 +272,7 @@ def test_text_classification(classification: Any, tmp_path: Path, capsys: pytest
 def test_training_of_the_text_classification_goes_on_with_the_same_bits(classification: Any, tmp_path: Path) -> None:
     np, rng = classification.np, classification.np.random.default_rng(0)
     rows = classification.Rows(rng.integers(1, 20, (70, 64)), rng.integers(4, 9, 70), rng.integers(0, 6, 70))
-    network = classification.network_of(17, 8)
+    network = classification.make_network(17, 8)
     path, calm = tmp_path / "run", lambda words: None
     begun = classification.train(network, rows, classification.beginning(network, 1), 1, path, calm)
     assert begun["epoch"] == 1
@@ -288,7 +288,7 @@ def test_training_of_the_text_classification_goes_on_with_the_same_bits(classifi
 
 
 def test_the_gradient_of_the_text_classification(classification: Any) -> None:
-    network = classification.network_of(17, 8).without_dropout()
+    network = classification.make_network(17, 8).without_dropout()
 
     class Network:
         """In the form that gradcheck takes."""

@@ -10,7 +10,6 @@ import pytest
 import attnarray as aa
 from attnarray import layers, models
 from attnarray.cases import CASES
-from attnarray.triples import triple_of
 from tests.support.messages import says
 
 X = np.ones((2, 3, 8), np.float32)
@@ -54,8 +53,10 @@ WRONG: dict[str, tuple[type[Exception], str, Any]] = {
                           lambda: SMALL_GPT.step(GPT_PARAMS, TOKENS, models.GPT(11, 8, 8, 3, 2).cache(2))),
     "model": (TypeError, "`model` is", lambda: models.generate(None, GPT_PARAMS, TOKENS, 2)),
     "no parameters": (ValueError, "`params` lacks 'token'", lambda: models.generate(SMALL_GPT, {}, TOKENS, 2)),
-    "parameters, None": (TypeError, "`params` is None, expected a dict", lambda: models.generate(SMALL_GPT, None, TOKENS, 2)),
-    "states": (ValueError, "`states` has 4 features, but BERT", lambda: SMALL_BERT.mask_logits(BERT_PARAMS, X[..., :4])),
+    "parameters, None": (TypeError, "`params` is None, expected a dict",
+                         lambda: models.generate(SMALL_GPT, None, TOKENS, 2)),
+    "states": (ValueError, "`states` has 4 features, but BERT",
+               lambda: SMALL_BERT.mask_logits(BERT_PARAMS, X[..., :4])),
     "types": (TypeError, "`types` has dtype float64", lambda: SMALL_BERT(BERT_PARAMS, TOKENS, TOKENS.astype(float))),
     "mask, a list": (TypeError, "`attn_mask` has type list", lambda: SMALL_BERT(BERT_PARAMS, TOKENS, attn_mask=[[1]])),
     "mask, floats": (TypeError, "a floating mask is a bias, and this model takes none",
@@ -67,8 +68,10 @@ WRONG: dict[str, tuple[type[Exception], str, Any]] = {
                     lambda: SMALL_BERT.bwd(models.BERTResult(X[:1], None), OF_BERT)),
     "dout.pooled": (ValueError, "`dout.pooled` has shape (2, 3, 8), expected (2, 8)",
                     lambda: SMALL_BERT.bwd(models.BERTResult(None, X), OF_BERT)),
-    "masked logits": (ValueError, "`dlogits` has shape (1, 3", lambda: SMALL_BERT.mask_logits_bwd(LOGITS[:1], OF_LOGITS)),
-    "masked, swapped": (TypeError, "The order is bwd(dout, ctx).", lambda: SMALL_BERT.mask_logits_bwd(OF_LOGITS, LOGITS)),
+    "masked logits": (ValueError, "`dlogits` has shape (1, 3",
+                      lambda: SMALL_BERT.mask_logits_bwd(LOGITS[:1], OF_LOGITS)),
+    "masked, swapped": (TypeError, "The order is bwd(dout, ctx).",
+                        lambda: SMALL_BERT.mask_logits_bwd(OF_LOGITS, LOGITS)),
     "start": (ValueError, "`start` is 50, expected an integer from 0 to 8",
               lambda: TRANSFORMER.greedy(TRANSFORMER_PARAMS, TOKENS, 50, 2)),
     "end": (ValueError, "`end` is 99, expected an integer from 0 to 8",
@@ -97,7 +100,7 @@ def test_it_is_said_where_it_comes_in(error: type[Exception], expected: str, cal
 def test_a_backward_is_given_the_context_of_its_forward(function: str) -> None:
 
     case = next(case for case in CASES if case.function == function)
-    _, fwd, bwd = triple_of(case.f)
+    _, fwd, bwd = find_triple(case.f)
     out, ctx = fwd(**case.arguments())
     for dout, wrong in ((out, None), (out, ()), (out, "abc"), (ctx, out)):
         with pytest.raises(TypeError, match=r"`(ctx|dout)` (is|has type)"):

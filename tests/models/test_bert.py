@@ -222,7 +222,7 @@ def test_models_without_heads() -> None:
 X = np.zeros((3, 4, 6))
 WRONG: dict[str, tuple[type[Exception], Any, str]] = {
     "long": (ValueError, lambda: SMALL(PARAMS, np.zeros((2, 6), int)),
-             "`tokens` has 6 places, but the model has learned 5 positions. Give"),
+             "`tokens` has 6 positions, but the model has `max_seq_len` 5. Give"),
     "empty": (ValueError, lambda: SMALL(PARAMS, TOKENS[:, :0]), "`tokens` has shape (3, 0), but a pooler needs a"),
     "axes": (ValueError, lambda: SMALL(PARAMS, TOKENS[0]), "`tokens` has shape (4,), expected (B, T)"),
     "floats": (TypeError, lambda: SMALL(PARAMS, X[..., 0]), "`tokens` has dtype float64, expected an integer dtype"),

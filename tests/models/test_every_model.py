@@ -41,7 +41,8 @@ EXAMPLES = {
     "TransformerXL": Example(TransformerXL(11, memory=3, dim=8, num_layers=2, heads=2, dropout=0.0),
                              {"tokens": SOURCE}, np.roll(SOURCE, 1)),
     "Seq2Seq": Example(Seq2Seq(11, 9, dim=4, hidden_dim=6, attention=BAHDANAU), PAIR, TARGET),
-    "PatchClassifier": Example(PatchClassifier((4, 6), 2, 3, dim=8, num_layers=2, heads=2), {"images": IMAGES}, CLASSES),
+    "PatchClassifier": Example(PatchClassifier((4, 6), 2, 3, dim=8, num_layers=2, heads=2),
+                               {"images": IMAGES}, CLASSES),
 }  # fmt: skip
 each_model = pytest.mark.parametrize("example", EXAMPLES.values(), ids=list(EXAMPLES))
 
@@ -167,7 +168,7 @@ def test_sequences_longer_than_the_positions() -> None:
             given = {**inputs, which: np.zeros((ROWS, S + 1), np.int64)}.values()
             says(ValueError, f"{S + 1} p", lambda model=model, params=params, given=given: model(params, *given))
     model = EXAMPLES["GPT"].model
-    says(ValueError, f"{S + 1} places, but the model has learned {S} positions",
+    says(ValueError, f"{S + 1} positions, but the model has `max_seq_len` {S}",
          lambda: generate(model, model.init(aa.Philox(0)), SOURCE[:, :4], S - 2))  # fmt: skip
 
 

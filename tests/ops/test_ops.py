@@ -12,7 +12,7 @@ import attnarray as aa
 from attnarray.cases import Case
 from attnarray.cases.ops import OPS_CASES
 from attnarray.ops.erf import erf
-from attnarray.triples import triple_of
+from attnarray.triples import find_triple
 
 X = np.array([[0.5, -1.0, 2.0], [3.0, 0.0, -0.5]])
 EXTREMES = [-math.inf, -1e300, -1000.0, -0.0, 1000.0, 1e300, math.inf]
@@ -292,8 +292,8 @@ def test_cross_entropy_refuses_bad_input() -> None:
 
 @pytest.mark.parametrize("case", [case for case in OPS_CASES if case.label != "one index"], ids=lambda case: case.name)
 def test_a_cotangent_that_does_not_fit_is_refused(case: Case) -> None:
-    out, ctx = triple_of(case.f).fwd(**case.arguments())
-    bwd = triple_of(case.f).bwd
+    out, ctx = find_triple(case.f).fwd(**case.arguments())
+    bwd = find_triple(case.f).bwd
     with pytest.raises(ValueError, match=r"`dout` has shape \(5,.*the shape of the output"):
         bwd(np.ones((5, *out.shape)), ctx)
     with pytest.raises(TypeError, match="`dout` has dtype int64"):

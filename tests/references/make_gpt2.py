@@ -99,8 +99,8 @@ class Reference(NamedTuple):
 
 GPT2 = {"vocab_size": 17, "max_seq_len": 9, "dim": 12, "num_layers": 2, "heads": 3}
 LLAMA = {
-    "vocab_size": 13, "max_seq_len": 16, "dim": 16, "num_layers": 2, "heads": 4, "kv_heads": 2, "hidden_dim": 20, "bias": False,
-    "norm": "rms", "eps": 1e-6, "activation": "silu", "gated": True, "positions": "rotary",
+    "vocab_size": 13, "max_seq_len": 16, "dim": 16, "num_layers": 2, "heads": 4, "kv_heads": 2, "hidden_dim": 20,
+    "bias": False, "norm": "rms", "eps": 1e-6, "activation": "silu", "gated": True, "positions": "rotary",
 }  # fmt: skip
 CASES = {
     "GPT-2": Reference(GPT2, T=9),

@@ -10,7 +10,7 @@ import numpy as np
 
 import attnarray as aa
 from attnarray import tree
-from attnarray.triples import triple_of
+from attnarray.triples import find_triple
 
 NOTHING = np.zeros((), bool)  # is hidden
 Arrays = dict[str, Any]
@@ -48,7 +48,7 @@ class Masked(NamedTuple):
 
     def run(self, number: float) -> tuple[Any, Any, Any]:
         """The result, the gradients for random cotangents with `number` where the result is hidden, and the context."""
-        triple, rng, results = triple_of(self.function), np.random.default_rng(1), iter(self.results)
+        triple, rng, results = find_triple(self.function), np.random.default_rng(1), iter(self.results)
         out, ctx = triple.fwd(**self.arrays, **self.options)
 
         def cotangent(leaf: Any) -> Any:

@@ -18,7 +18,6 @@ import numpy as np
 import attnarray.kernels.numba as package
 from attnarray import tree
 from attnarray.cases import CASES
-from attnarray.triples import triple_of
 from tests.support.masked_calls import Masked, Sizes, calls
 
 DTYPES = ("float32", "float64")
@@ -79,7 +78,7 @@ def runs(dtype: str) -> dict[str, Run]:
 
 
 def _of_case(case: Any, dtype: str) -> Any:
-    triple = triple_of(case.f)
+    triple = find_triple(case.f)
     out, ctx = triple.fwd(**case.arguments(dtype))
     return out, triple.bwd(tree.map(np.ones_like, out), ctx)
 

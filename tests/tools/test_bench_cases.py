@@ -15,7 +15,7 @@ from attnarray import tree
 from attnarray.bench.cases import BenchCase, allowed_pairs, sdpa, triple
 from attnarray.bench.catalog import CASES, GROUPS, QUICK
 from attnarray.bench.peers import PEERS, Problem, Unsupported
-from attnarray.bench.problems import TOLERANCES, judge, truth_of
+from attnarray.bench.problems import TOLERANCES, compute_reference, judge
 
 SMALL = 12  # keys, or rows: what a case is resized to
 LIGHT = ("attnarray", "reference", "naive", "torch", "torch-eager")
@@ -81,7 +81,7 @@ def test_a_peer_is_right_or_says_that_it_cannot(case: BenchCase, peer: str) -> N
     if missing:
         pytest.skip(missing)
     made = small(case)
-    truth = truth_of(made if PEERS[peer].ours else made.without_dropout() or made)
+    truth = compute_reference(made if PEERS[peer].ours else made.without_dropout() or made)
     try:
         call = PEERS[peer].prepare(truth.problem)
     except Unsupported:
@@ -107,7 +107,7 @@ def test_the_backward_alone_gives_the_gradients_alone(peer: str) -> None:
     if missing:
         pytest.skip(missing)
     case = sdpa("alone", "training", H=6, Hkv=2, T=5, S=9, D=4, direction="backward", is_causal=True, bias=True)
-    truth = truth_of(case)
+    truth = compute_reference(case)
     assert set(truth.results) == {"query", "key", "value", "bias"}
     call = PEERS[peer].prepare(truth.problem)
     with call.scope():
@@ -118,7 +118,7 @@ def test_the_backward_alone_gives_the_gradients_alone(peer: str) -> None:
 
 def test_a_function_with_several_outputs_is_a_case_too() -> None:
     shapes = {"query": (2, 4, 5, 3), "key": (2, 4, 7, 3), "value": (2, 4, 7, 6)}
-    truth = truth_of(triple("attention_partial", direction="both", **shapes))
+    truth = compute_reference(triple("attention_partial", direction="both", **shapes))
     assert set(truth.results) == {"out.out", "out.lse", "query", "key", "value"}
     for ours in ("attnarray", "reference"):
         call = PEERS[ours].prepare(truth.problem)
@@ -130,7 +130,7 @@ def test_a_function_with_several_outputs_is_a_case_too() -> None:
 
 def test_our_peers_run_on_another_library() -> None:
     case = sdpa("other", "training", H=4, Hkv=2, T=5, S=9, D=4, direction="both", mask=True, lengths=(0.5,), bias=True)
-    truth = truth_of(case, "array_api_strict")
+    truth = compute_reference(case, "array_api_strict")
     for ours in ("attnarray", "reference"):
         call = PEERS[ours].prepare(truth.problem)
         with call.scope():
@@ -166,21 +166,21 @@ def test_costs_follow_the_convention() -> None:
 
 def test_bytes_are_those_of_all_inputs_and_results() -> None:
     read, written = 2 * (5 * 4 + 7 * 4 + 7 * 6), 2 * 5 * 6
-    forward = truth_of(sdpa("", "", H=2, T=5, S=7, D=4, Dv=6))
+    forward = compute_reference(sdpa("", "", H=2, T=5, S=7, D=4, Dv=6))
     assert forward.bytes_moved == 4 * (read + written)
-    both = truth_of(sdpa("", "", H=2, T=5, S=7, D=4, Dv=6, direction="both", dtype="float64"))
+    both = compute_reference(sdpa("", "", H=2, T=5, S=7, D=4, Dv=6, direction="both", dtype="float64"))
     assert both.bytes_moved == 8 * (read + written + written + read)  # dout is read, gradients are written
 
 
 def test_masks_that_peers_build_are_ours() -> None:
     case = sdpa("", "", B=2, T=6, S=9, D=4, is_causal=True, window=(3, None), lengths=(1.0, 0.5), mask=True)
-    problem = truth_of(case).problem
+    problem = compute_reference(case).problem
     positions = attnarray.Causal() & attnarray.Window(3, None) & attnarray.Padding(np.array([9, 4]))
     whole = attnarray.materialize(positions, 6, 9, q_offset=3) & problem.arrays["attn_mask"]
     np.testing.assert_array_equal(problem.mask, whole)
     assert not problem.plainly_causal
-    assert truth_of(sdpa("", "", T=4, is_causal=True)).problem.plainly_causal
-    assert truth_of(sdpa("", "", T=1, S=4, is_causal=True)).problem.mask is None
+    assert compute_reference(sdpa("", "", T=4, is_causal=True)).problem.plainly_causal
+    assert compute_reference(sdpa("", "", T=1, S=4, is_causal=True)).problem.mask is None
 
 
 def test_every_public_function_is_a_case_by_its_name() -> None:

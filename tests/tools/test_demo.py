@@ -71,7 +71,7 @@ def test_training_lowers_the_loss(small: Any) -> None:
     data, params = small
     losses: list[float] = []
     list(training.train(translator, data, params, 6, 0, lambda loss, _: losses.append(loss)))
-    assert len(losses) == training.steps_of(300, 6)
+    assert len(losses) == training.step_count(300, 6)
     assert np.mean(losses[-5:]) < 0.75 * losses[0]
 
 

@@ -141,7 +141,7 @@ def test_hard_attention_draws_in_training_alone() -> None:
 def test_training_lowers_the_loss(small: Small) -> None:
     losses: list[float] = []
     list(training.train(small.model, small.data, small.params, 4, 0, lambda loss, _: losses.append(loss)))
-    assert len(losses) == training.steps_of(300, 4)
+    assert len(losses) == training.step_count(300, 4)
     assert np.mean(losses[-5:]) < 0.8 * losses[0]
 
 
@@ -198,7 +198,7 @@ def test_the_peak_of_a_step_is_more_than_what_its_context_keeps() -> None:
     params = prepared.fresh(model, 0)
     batch = prepared.learned.batch(np.argsort(prepared.learned.lengths)[-training.BATCH :])
     kept = tree.nbytes(model.forward(params, *batch)[1])
-    assert kept < comparison.peak_of_a_step(model, params, prepared.learned) < 20 * kept
+    assert kept < comparison.step_peak_bytes(model, params, prepared.learned) < 20 * kept
 
 
 WRONG = {

@@ -14,7 +14,7 @@ BTHD = (0, 2, 1, 3)  # JAX's order of the axes; taken there and back outside the
 INSTALL = "pip install jax"
 
 
-def call_of(problem: Problem, function: Callable[..., Any], turned: tuple[str, ...] = ()) -> Call:
+def make_call(problem: Problem, function: Callable[..., Any], turned: tuple[str, ...] = ()) -> Call:
     """A call of `function` compiled by jax.jit; arrays named in `turned`, and the output, are (B, T, H, D)."""
     import jax
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from attnarray.bench.peers.jax_engine import INSTALL, call_of
+from attnarray.bench.peers.jax_engine import INSTALL, make_call
 from attnarray.bench.peers.peer import Call, Peer, Problem, Unsupported
 
 TURNED = ("query", "key", "value")
@@ -14,8 +14,8 @@ TURNED = ("query", "key", "value")
 def prepare(problem: Problem) -> Call:
     """Causal, windows and lengths by the function's own options where it has them, else by a mask built beforehand."""
     if problem.is_attention:
-        return call_of(problem, _attention(problem), TURNED)
-    return call_of(problem, _primitive(problem))
+        return make_call(problem, _attention(problem), TURNED)
+    return make_call(problem, _primitive(problem))
 
 
 def _attention(problem: Problem) -> Callable[..., Any]:

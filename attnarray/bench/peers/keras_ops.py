@@ -28,9 +28,9 @@ def prepare(problem: Problem) -> Call:
     if library == "jax":
         if problem.arrays["value"].shape[-1] != problem.arrays["key"].shape[-1]:
             raise Unsupported("on JAX it wants values as wide as keys")
-        return jax_engine.call_of(problem, _attention(problem), TURNED)
+        return jax_engine.make_call(problem, _attention(problem), TURNED)
     if library == "torch":
-        return torch_engine.call_of(problem, _turning(_attention(problem)))
+        return torch_engine.make_call(problem, _turning(_attention(problem)))
     raise Unsupported(f"Keras is set to {library}; set KERAS_BACKEND to jax or torch")
 
 

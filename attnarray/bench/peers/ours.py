@@ -14,13 +14,13 @@ from attnarray import tree
 from attnarray.backend import asarray, to_numpy, use_backend
 from attnarray.bench.peers.peer import Call, Peer, Problem
 from attnarray.dispatch import use_kernels
-from attnarray.triples import triple_of
+from attnarray.triples import find_triple
 
 
 def prepare(problem: Problem, kernels: str) -> Call:
     """The case as a user of the library writes it, on arrays of the problem's backend."""
     case = problem.case
-    triple = triple_of(getattr(attnarray, case.function))
+    triple = find_triple(getattr(attnarray, case.function))
     with use_backend(problem.backend):
         arguments = {**tree.map(asarray, problem.arrays), **case.options}
         dout = None if problem.dout is None else tree.map(asarray, problem.dout)

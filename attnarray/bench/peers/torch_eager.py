@@ -9,25 +9,25 @@ from typing import Any
 
 from attnarray import LocationResult
 from attnarray.bench.peers.peer import Call, Peer, Problem, Unsupported
-from attnarray.bench.peers.torch_engine import INSTALL, call_of, tensor_of
+from attnarray.bench.peers.torch_engine import INSTALL, make_call, to_tensor
 from attnarray.bench.peers.torch_sparse import SPARSE
 
 
 def prepare(problem: Problem) -> Call:
     """All scores at once, as in the paper; the mask is built beforehand."""
     if problem.is_attention:
-        return call_of(problem, _attention(problem))
+        return make_call(problem, _attention(problem))
     function, options = problem.case.function, problem.case.options
     if function not in MECHANISMS or not OPTIONS.issuperset(options):
         raise Unsupported(f"not written out for {function} with these options")
-    return call_of(problem, functools.partial(MECHANISMS[function], **options))
+    return make_call(problem, functools.partial(MECHANISMS[function], **options))
 
 
 def _attention(problem: Problem) -> Callable[..., Any]:
     import torch
 
     options, groups = problem.case.options, problem.groups
-    mask = tensor_of(problem.mask, problem.backend)
+    mask = to_tensor(problem.mask, problem.backend)
     scale = options.get("scale") or 1 / math.sqrt(problem.arrays["query"].shape[-1])
     softcap, p = options.get("softcap"), options.get("dropout_p", 0.0)
 

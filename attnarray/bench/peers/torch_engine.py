@@ -14,7 +14,7 @@ from attnarray.bench.peers.peer import Call, Problem
 INSTALL = "pip install torch (its build for the CPU is enough)"
 
 
-def call_of(problem: Problem, function: Callable[..., Any]) -> Call:
+def make_call(problem: Problem, function: Callable[..., Any]) -> Call:
     """A call of `function`, which takes the problem's arrays by name and returns a tensor or a tuple of them."""
     import torch
 
@@ -48,7 +48,7 @@ def call_of(problem: Problem, function: Callable[..., Any]) -> Call:
     return Call(both, named)
 
 
-def tensor_of(array: np.ndarray | None, backend: str) -> Any:
+def to_tensor(array: np.ndarray | None, backend: str) -> Any:
     """A constant, such as a mask; None stays None."""
     import torch
 

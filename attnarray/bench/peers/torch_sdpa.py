@@ -8,14 +8,14 @@ from typing import Any
 
 from attnarray import GRUResult, LSTMResult, RNNResult
 from attnarray.bench.peers.peer import Call, Peer, Problem, Unsupported
-from attnarray.bench.peers.torch_engine import INSTALL, call_of, tensor_of
+from attnarray.bench.peers.torch_engine import INSTALL, make_call, to_tensor
 
 
 def prepare(problem: Problem) -> Call:
     """What a user of PyTorch calls; masks for what the function has no option for are built beforehand."""
     if problem.is_attention:
-        return call_of(problem, _attention(problem))
-    return call_of(problem, _primitive(problem))
+        return make_call(problem, _attention(problem))
+    return make_call(problem, _primitive(problem))
 
 
 def _attention(problem: Problem) -> Callable[..., Any]:
@@ -25,7 +25,7 @@ def _attention(problem: Problem) -> Callable[..., Any]:
     problem.refuse("scaled_dot_product_attention", "softcap", "sinks")
     options = problem.case.options
     causal = problem.plainly_causal and "bias" not in problem.arrays  # is_causal and a mask exclude each other
-    mask = None if causal else tensor_of(problem.mask, problem.backend)
+    mask = None if causal else to_tensor(problem.mask, problem.backend)
     call = functools.partial(
         scaled_dot_product_attention,
         is_causal=causal,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from attnarray.bench import units
-from attnarray.bench.plots.style import FAINT, FONT, INK, WARNING, color_of, headline, new_figure, save
+from attnarray.bench.plots.style import FAINT, FONT, INK, WARNING, headline, new_figure, peer_color, save
 from attnarray.bench.report import is_alarming, lacks_interval
 from attnarray.bench.results import Results, Row
 
@@ -57,7 +57,7 @@ def _draw_panel(axes: Any, rows: Sequence[Row], baseline: str) -> None:
             _write(axes, 0.03, n, shortened(row.problem), fontsize=6.5, color=WARNING, bbox=blank)
             continue
         hatch = {"hatch": HATCH, "edgecolor": "white", "linewidth": 0} if lacks_interval(row, baseline) else {}
-        axes.barh(n, speeds[row.peer], height=0.74, color=color_of(row.peer), zorder=2, **hatch)
+        axes.barh(n, speeds[row.peer], height=0.74, color=peer_color(row.peer), zorder=2, **hatch)
         if row.peer != baseline and row.ratio is not None and row.ratio.low is not None and row.ratio.high is not None:
             axes.plot((1 / row.ratio.high, 1 / row.ratio.low), (n, n), color=INK, linewidth=0.9, zorder=3)
         if row.ratio is not None:

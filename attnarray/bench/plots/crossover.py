@@ -10,11 +10,11 @@ from attnarray.bench.plots.style import (
     FAINT,
     FONT,
     INK,
-    color_of,
     headline,
     legend,
-    marker_of,
     new_figure,
+    peer_color,
+    peer_marker,
     quiet,
     save,
 )
@@ -55,10 +55,11 @@ def _draw_line(axes: Any, rows: list[Row]) -> None:
     peer = rows[0].peer
     sizes = [size for size, _ in timed]
     ours = peer == "attnarray"
-    axes.fill_between(sizes, [t.low for _, t in timed], [t.high for _, t in timed], color=color_of(peer), alpha=0.15,
+    axes.fill_between(sizes, [t.low for _, t in timed], [t.high for _, t in timed], color=peer_color(peer), alpha=0.15,
                       linewidth=0)  # fmt: skip
     axes.plot(
-        sizes, [t.median for _, t in timed], color=color_of(peer), marker=marker_of(peer), markersize=5 if ours else 4,
+        sizes, [t.median for _, t in timed], color=peer_color(peer), marker=peer_marker(peer),
+            markersize=5 if ours else 4,
         linewidth=2.2 if ours else 1.4, markeredgecolor="white", markeredgewidth=0.6, zorder=4 if ours else 3,
         label=peer,
     )  # fmt: skip
@@ -71,7 +72,7 @@ def _draw_strip(strip: Any, found: list[Winner]) -> None:
         for n, row in enumerate(winner.rows):
             strip.bar(
                 winner.size / half, share, width=winner.size * (half - 1 / half), bottom=1 - (n + 1) * share,
-                align="edge", color=color_of(row.peer), edgecolor="white", linewidth=1.0,
+                align="edge", color=peer_color(row.peer), edgecolor="white", linewidth=1.0,
             )  # fmt: skip
     strip.set_ylim(0, 1)
     strip.set_yticks([])

@@ -13,11 +13,11 @@ from attnarray.bench.plots.style import (
     FONT,
     INK,
     RULE,
-    color_of,
     headline,
     legend,
-    marker_of,
     new_figure,
+    peer_color,
+    peer_marker,
     quiet,
     save,
 )
@@ -110,7 +110,8 @@ def _draw_cases(axes: Any, rows: list[Row]) -> None:
         axes.annotate(case, (place, floor), xytext=(0, -6), **NAME)
         for row, rate in zip(peers, rates, strict=True):
             axes.scatter(
-                x, rate, s=34 if row.peer == "attnarray" else 20, color=color_of(row.peer), marker=marker_of(row.peer),
+                x, rate, s=34 if row.peer == "attnarray" else 20, color=peer_color(row.peer),
+                marker=peer_marker(row.peer),
                 edgecolors="white", linewidths=0.6, zorder=4 if row.peer == "attnarray" else 3,
             )  # fmt: skip
 
@@ -133,5 +134,5 @@ def _apart(values: list[float], axes: Any) -> list[float]:
 def _draw_legend(axes: Any, results: Results) -> None:
     for peer in results.peers():
         if any(row.peer == peer and row.time is not None for row in results.rows):
-            axes.scatter([], [], s=34, color=color_of(peer), marker=marker_of(peer), label=peer)
+            axes.scatter([], [], s=34, color=peer_color(peer), marker=peer_marker(peer), label=peer)
     legend(axes, top=0.72)

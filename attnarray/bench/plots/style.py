@@ -31,11 +31,11 @@ MARKERS = {
 }  # fmt: skip
 
 
-def color_of(peer: str) -> str:
+def peer_color(peer: str) -> str:
     return COLORS.get(peer, INK)
 
 
-def marker_of(peer: str) -> str:
+def peer_marker(peer: str) -> str:
     return MARKERS.get(peer, "o")
 
 

@@ -57,8 +57,8 @@ class BERTEmbedding(Layer):
         xp, parts, T = namespace_of(tokens), self._parts, tokens.shape[1]
         if self.max_seq_len < T:
             raise ValueError(
-                f"`tokens` has {T} places, but the model has learned {self.max_seq_len} positions. Give shorter sequences, "
-                "or make the model with a larger `max_seq_len`."
+                f"`tokens` has {T} positions, but the model has `max_seq_len` {self.max_seq_len}. Give shorter "
+                "sequences, or make the model with a larger `max_seq_len`."
             )
         types = xp.zeros_like(tokens) if types is None else checks.integer("types", types)
         checks.shape("types", types, tuple(tokens.shape), "one type for each of the tokens")

@@ -19,7 +19,7 @@ from attnarray.models.bert.embedding import BERTEmbeddingContext
 from attnarray.models.bert.heads import MaskHeadContext, MaskHeadGrads, PoolerContext, check_head
 from attnarray.models.bert.published import PRETRAINED
 from attnarray.models.logits import check_dlogits, check_gradient
-from attnarray.models.places import lengths_of, mask_of
+from attnarray.models.places import attention_mask, check_lengths
 from attnarray.models.transformer.encoder import EncoderOptions
 from attnarray.models.transformer.stack import StackContext
 from attnarray.numpy_arrays import read_only, writable
@@ -162,7 +162,9 @@ class BERT(BERTConfiguration):
         x, embedding_ctx = self._embed(params, tokens, types, rng)
         x, body_ctx = self.body.fwd(_body_params(params), x, **_options(attn_mask, lengths, tokens), rng=_body_rng(rng))
         pooled, pooler_ctx = self._pool(params, x)
-        return BERTResult(read_only(x), pooled), BERTContext(embedding_ctx, body_ctx, pooler_ctx, params.get("mask_head"))
+        return BERTResult(read_only(x), pooled), BERTContext(
+            embedding_ctx, body_ctx, pooler_ctx, params.get("mask_head")
+        )
 
     def bwd(self, dout: BERTResult, ctx: BERTContext, head: Params | None = None) -> BERTGrads:
         """The gradients of the parameters, 0 for the head for masked tokens unless `head` says what they are.
@@ -233,13 +235,13 @@ class BERT(BERTConfiguration):
 
 
 def _options(attn_mask: Array | Mask | None, lengths: Any, tokens: Array) -> EncoderOptions:
-    mask = mask_of(attn_mask, None, tokens.shape[1])
+    mask = attention_mask(attn_mask, None, tokens.shape[1])
     if attn_mask is not None and not isinstance(attn_mask, Mask) and attn_mask.ndim == 2:
         raise ValueError(
             f"`attn_mask` has shape {tuple(attn_mask.shape)}, two axes. Where it says which tokens there are, (B, T): "
             "give attn_mask[:, None, None, :], or `lengths`; it must broadcast to (B, H, T, T)."
         )
-    return {"attn_mask": mask, "kv_lengths": lengths_of("lengths", lengths, tokens)}
+    return {"attn_mask": mask, "kv_lengths": check_lengths("lengths", lengths, tokens)}
 
 
 def _body_params(params: Params) -> Params:

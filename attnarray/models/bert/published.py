@@ -12,11 +12,11 @@ from attnarray.checkpoints.config import (
     Unsupported,
     check_kind,
     chosen,
+    init_std,
     only,
     positive,
     probability,
     sizes,
-    init_std,
 )
 from attnarray.checkpoints.names import Names, Pretrained, Tensor, as_it_is
 

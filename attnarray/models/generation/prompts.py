@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol
 
 from attnarray import checks, tree
-from attnarray.backend import Array, device_of, dtype_name, library_of, namespace_of, to_numpy, use_backend
+from attnarray.backend import Array, device_of, dtype_name, library_name, namespace_of, to_numpy, use_backend
 from attnarray.layers.checking import check_params
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
@@ -15,7 +15,9 @@ from attnarray.models.places import check_tokens
 class Generator(Protocol):
     """A model that goes on with texts token by token, such as `GPT`."""
 
-    def cache(self, batch: int, max_seq_len: int | None = None, dtype: str = "float32", *, starts: Any = None) -> Any: ...
+    def cache(
+        self, batch: int, max_seq_len: int | None = None, dtype: str = "float32", *, starts: Any = None
+    ) -> Any: ...
 
     def step(self, params: Params, tokens: Array, cache: Any, *, last: bool = False) -> tuple[Array, Any]: ...
 
@@ -46,7 +48,7 @@ def begin(model: Generator, params: Params, tokens: Array, count: int, lengths: 
         check_params(params, model)
     _, like = tree.flatten(params)[0]
     xp = namespace_of(like)
-    with use_backend(library_of(like)):
+    with use_backend(library_name(like)):
         cache = model.cache(tokens.shape[0], max_seq_len, dtype_name(like.dtype), starts=starts)
     cache = tree.map(lambda leaf: xp.asarray(leaf, device=device_of(like)) if checks.is_array(leaf) else leaf, cache)
     logits, cache = model.step(params, tokens, cache, last=True)  # (B, 1, V)

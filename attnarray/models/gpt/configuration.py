@@ -89,7 +89,11 @@ class GPTConfiguration(Layer):
 
     def parts(self) -> dict[str, Any]:
         """token, position where it is learned, blocks, norm, and logits where they are not tied."""
-        own = {} if self.tie_embeddings else {"logits": Linear(self.dim, self.vocab_size, bias=False, init_std=self.init_std)}
+        own = (
+            {}
+            if self.tie_embeddings
+            else {"logits": Linear(self.dim, self.vocab_size, bias=False, init_std=self.init_std)}
+        )
         return {**self.embedding.parts(), **self.body.parts(), **own}
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
@@ -98,6 +102,8 @@ class GPTConfiguration(Layer):
         for block in params["blocks"].values():
             for branch in ("attention", "feed_forward"):
                 out = block[branch]["out"]
-                scaled = wide(out["weight"]) / math.sqrt(2 * self.num_layers)  # so that the sums of N blocks do not grow
+                scaled = wide(out["weight"]) / math.sqrt(
+                    2 * self.num_layers
+                )  # so that the sums of N blocks do not grow
                 out["weight"] = narrow(scaled, out["weight"])
         return params

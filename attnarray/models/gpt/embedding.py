@@ -61,8 +61,8 @@ class GPTEmbedding(Layer):
         """Check that there are positions for so many places."""
         if self.learned and count > self.max_seq_len:
             raise ValueError(
-                f"`{name}` asks for {count} places, but the model has learned {self.max_seq_len} positions. Give shorter "
-                "sequences, write fewer tokens, or make the model with a larger `max_seq_len`."
+                f"`{name}` needs {count} positions, but the model has `max_seq_len` {self.max_seq_len}. Give shorter "
+                "sequences, generate fewer tokens, or make the model with a larger `max_seq_len`."
             )
 
 

@@ -12,13 +12,13 @@ from attnarray.checkpoints.config import (
     Config,
     chosen,
     given,
+    init_std,
     must_be,
     only,
     positive,
     probability,
     size,
     sizes,
-    init_std,
 )
 
 # All of them have the same blocks; what stands above the last one is another matter.

@@ -13,13 +13,13 @@ from attnarray.checkpoints.config import (
     Unsupported,
     chosen,
     given,
+    init_std,
     must_be,
     only,
     positive,
     probability,
     size,
     sizes,
-    init_std,
 )
 from attnarray.ops.rotary import Rotary
 

@@ -19,7 +19,7 @@ from attnarray.models.gpt.configuration import GPTConfiguration
 from attnarray.models.gpt.embedding import GPTEmbeddingContext
 from attnarray.models.gpt.published import PRETRAINED
 from attnarray.models.logits import check_dlogits
-from attnarray.models.places import check_tokens, lengths_of, mask_of, starts_of
+from attnarray.models.places import attention_mask, check_lengths, check_starts, check_tokens
 from attnarray.models.transformer.encoder import EncoderOptions
 from attnarray.models.transformer.stack import StackContext
 from attnarray.numpy_arrays import writable
@@ -176,7 +176,7 @@ class GPT(GPTConfiguration):
         self.embedding.check_places("max_seq_len", max_seq_len)
         attention = self.body.block._parts["attention"]
         blocks = tuple(attention.cache(batch, max_seq_len, dtype) for _ in range(self.num_layers))
-        return GPTCache(blocks, starts_of(starts, batch, max_seq_len, blocks[0].key))
+        return GPTCache(blocks, check_starts(starts, batch, max_seq_len, blocks[0].key))
 
     def step(self, params: Params, tokens: Array, cache: GPTCache, *, last: bool = False) -> tuple[Array, GPTCache]:
         """The logits (B, T, V) of the next tokens (B, T) of the sequences in the cache, or (B, 1, V) of the `last`.
@@ -206,9 +206,9 @@ class GPT(GPTConfiguration):
         if cache and tokens.shape[0] != cache.batch:
             raise ValueError(f"`tokens` has {tokens.shape[0]} sequences, but `cache` has room for {cache.batch}.")
         past = first + tokens.shape[1]
-        starts = cache.starts if cache else starts_of(starts, tokens.shape[0], past, tokens)
+        starts = cache.starts if cache else check_starts(starts, tokens.shape[0], past, tokens)
         x, ctx = self.embedding.fwd(params, tokens, starts, first, rng.fold_in(0) if rng else None)
-        mask, lengths = mask_of(attn_mask, starts, past), lengths_of("lengths", lengths, tokens)
+        mask, lengths = attention_mask(attn_mask, starts, past), check_lengths("lengths", lengths, tokens)
         return x, ctx, {"is_causal": True, "attn_mask": mask, "kv_lengths": lengths, "bias": self._bias(x, past)}
 
     def _bias(self, x: Array, keys: int) -> Array | None:

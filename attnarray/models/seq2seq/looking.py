@@ -45,7 +45,7 @@ class Looking:
         return params
 
     def shapes(self) -> Shapes:
-        return _shapes_of(self.layer)
+        return _initial_shapes(self.layer)
 
     def fwd(self, params: Params, query: Array, given: Given, looked: Any) -> tuple[Array, Any, Any]:
         """The context (B, 1, D) of a query (B, 1, H), what the next step must know of this one, and the context."""
@@ -114,7 +114,7 @@ def draws(layer: Any) -> bool:
 
 
 @functools.lru_cache(maxsize=64)
-def _shapes_of(layer: Any) -> Shapes:
+def _initial_shapes(layer: Any) -> Shapes:
     """Those of fresh parameters, for layers that do not tell."""
     with use_backend("numpy"):
         shapes: Shapes = tree.map(lambda leaf: tuple(leaf.shape), layer.init(Philox(0)))

@@ -14,7 +14,7 @@ from attnarray.layers.layer import Layer
 from attnarray.layers.linear import Linear
 from attnarray.models.generation.greedy import greedily
 from attnarray.models.logits import check_dlogits
-from attnarray.models.places import lengths_of
+from attnarray.models.places import check_lengths
 from attnarray.models.seq2seq.cell import CELLS
 from attnarray.models.seq2seq.decoder import DecoderState, RecurrentDecoder, StepContext
 from attnarray.models.seq2seq.encoder import ReadContext, RecurrentEncoder
@@ -232,7 +232,7 @@ class Seq2Seq(Layer):
         parts = self._parts
         x, source_ctx = parts["source"].fwd(params["source"], source, rng)  # (B, S, dim)
         xp, exists = namespace_of(x), None
-        lengths = lengths_of("source_lengths", lengths, source)
+        lengths = check_lengths("source_lengths", lengths, source)
         if lengths is not None:
             exists = xp.arange(source.shape[1], device=device_of(x))[None, :] < lengths[:, None]  # (B, S)
         memory, cell, encoder_ctx = parts["encoder"].fwd(params["encoder"], x, exists)

@@ -85,8 +85,11 @@ class Decoder(Stack):
         return self._bwd(dout, ctx)
 
     def cache(self, params: Params, memory: Array, max_seq_len: int) -> tuple[DecoderCache, ...]:
-        """For `step`: the keys and values of a memory (B, S, dim) in every block, and room for `max_seq_len` positions."""
-        return tuple(self.block.decoder_cache(params["blocks"][str(n)], memory, max_seq_len) for n in range(self.num_layers))
+        """Return the cache for `step`: for each block the projected keys and values of a memory (B, S, dim), and an
+        empty self-attention cache for `max_seq_len` positions."""
+        return tuple(
+            self.block.decoder_cache(params["blocks"][str(n)], memory, max_seq_len) for n in range(self.num_layers)
+        )
 
     def step(
         self, params: Params, x: Array, cache: tuple[DecoderCache, ...], *, memory_mask: Array | Mask | None = None,

@@ -14,7 +14,7 @@ from attnarray.layers.layer import Layer
 from attnarray.layers.linear import Linear
 from attnarray.models.generation.greedy import greedily
 from attnarray.models.logits import check_dlogits
-from attnarray.models.places import lengths_of
+from attnarray.models.places import check_lengths
 from attnarray.models.token_embedding import TokenContext, TokenEmbedding
 from attnarray.models.transformer.decoder import Decoder
 from attnarray.models.transformer.encoder import Encoder
@@ -149,10 +149,10 @@ class Transformer(Layer):
         """
         parts, rngs = self._parts, rng.split(4) if rng else (None,) * 4
         x, _ = parts["source"].fwd(params["source"], source, rngs[0])
-        source_lengths = lengths_of("source_lengths", source_lengths, source)
+        source_lengths = check_lengths("source_lengths", source_lengths, source)
         memory = parts["encoder"](params["encoder"], x, rng=rngs[1], kv_lengths=source_lengths)
         y, _ = parts["target"].fwd(params["target"], target, rngs[2])
-        known = lengths_of("target_lengths", target_lengths, target)
+        known = check_lengths("target_lengths", target_lengths, target)
         lengths = {"kv_lengths": known, "memory_lengths": source_lengths}
         return self._logits(params, parts["decoder"](params["decoder"], y, memory, rng=rngs[3], **lengths))[0]
 
@@ -163,10 +163,10 @@ class Transformer(Layer):
         """The same, and the context for `bwd`; with dropout it needs an `rng`."""
         parts, rngs = self._parts, rng.split(4) if rng else (None,) * 4
         x, source_ctx = parts["source"].fwd(params["source"], source, rngs[0])
-        source_lengths = lengths_of("source_lengths", source_lengths, source)
+        source_lengths = check_lengths("source_lengths", source_lengths, source)
         memory, encoder_ctx = parts["encoder"].fwd(params["encoder"], x, rng=rngs[1], kv_lengths=source_lengths)
         y, target_ctx = parts["target"].fwd(params["target"], target, rngs[2])
-        known = lengths_of("target_lengths", target_lengths, target)
+        known = check_lengths("target_lengths", target_lengths, target)
         lengths = {"kv_lengths": known, "memory_lengths": source_lengths}
         y, decoder_ctx = parts["decoder"].fwd(params["decoder"], y, memory, rng=rngs[3], **lengths)
         logits, logits_ctx = self._logits(params, y)
@@ -195,10 +195,11 @@ class Transformer(Layer):
     def cache(
         self, params: Params, source: Array, max_seq_len: int | None = None, *, source_lengths: Any = None
     ) -> TransformerCache:
-        """Reads sources (B, S) once, for `step` to write up to `max_seq_len` target positions; by default all there are."""
+        """Encode sources (B, S) and return the cache for `step`, for up to `max_seq_len` target positions, by default
+        the model's."""
         parts = self._parts
         x, _ = parts["source"].fwd(params["source"], source)
-        source_lengths = lengths_of("source_lengths", source_lengths, source)
+        source_lengths = check_lengths("source_lengths", source_lengths, source)
         memory = parts["encoder"](params["encoder"], x, kv_lengths=source_lengths)
         max_seq_len = self.max_seq_len if max_seq_len is None else max_seq_len
         return TransformerCache(parts["decoder"].cache(params["decoder"], memory, max_seq_len), source_lengths)

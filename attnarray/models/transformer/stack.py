@@ -35,7 +35,7 @@ class Blocks(Layer):
 
 @dataclass(frozen=True)
 class Stack(Layer):
-    """`num_layers` blocks of one configuration, and a norm behind them with `final_norm`; `Encoder` explains the fields."""
+    """`num_layers` equal blocks, followed by a norm with `final_norm`; `Encoder` documents the fields."""
 
     cross: ClassVar[bool] = False
     widths: ClassVar = {"x": ("dim",), "memory": ("dim",)}
