@@ -154,6 +154,8 @@ def random_params(model: Any) -> Any:
     def made(shapes: Any, name: str) -> Any:
         if isinstance(shapes, dict):
             return {key: made(value, f"{name}.{key}") for key, value in shapes.items()}
+        if isinstance(shapes, list):
+            return [made(value, name) for value in shapes]
         numbers = rng.standard_normal(shapes, np.float32) * np.float32(0.02)
         return numbers + np.float32(name.endswith("norm.weight"))
 

@@ -46,7 +46,7 @@ class TorchGPT(torch.nn.Module):
         super().__init__()
         self.model = model
         self.token, self.position = (_parameter(params[name]["weight"]) for name in ("token", "position"))
-        self.blocks = torch.nn.ModuleList(Block(block, model.heads) for block in params["blocks"].values())
+        self.blocks = torch.nn.ModuleList(Block(block, model.heads) for block in params["blocks"])
         self.norm = _norm(params["norm"])
 
     def forward(

@@ -25,7 +25,7 @@ class Tensor(NamedTuple):
 
     def leaves(self) -> list[tree.Path]:
         """The paths as `tree.get` takes them."""
-        return [tuple(path.split(".")) for path in self.paths]
+        return [tuple(int(key) if key.isdigit() else key for key in path.split(".")) for path in self.paths]
 
 
 def as_it_is(name: str, path: str) -> list[Tensor]:

@@ -285,6 +285,8 @@ def _check_dtypes(folder: Path, leaves: dict[tree.Path, Array]) -> None:
 
 def _nested(leaves: dict[tree.Path, Array], shapes: Any, path: tree.Path = ()) -> Any:
     """The tree, in the order of the model's own."""
-    if not isinstance(shapes, dict):
-        return leaves[path]
-    return {name: _nested(leaves, inner, (*path, name)) for name, inner in shapes.items()}
+    if isinstance(shapes, list):
+        return [_nested(leaves, inner, (*path, n)) for n, inner in enumerate(shapes)]
+    if isinstance(shapes, dict):
+        return {name: _nested(leaves, inner, (*path, name)) for name, inner in shapes.items()}
+    return leaves[path]

@@ -57,14 +57,19 @@ def checked_params(params: Any, layer: Any, others: tuple[Any, ...] = ()) -> tup
     return checked, leaves[0] if leaves else None
 
 
-def _take(params: Any, shapes: Any, leaves: list[Array]) -> Checked | None:
-    """The parameters if they are right and of NumPy, else None: fast, and without a word on what is wrong."""
+def _take(params: Any, shapes: Any, leaves: list[Array]) -> Any:
+    """The parameters if they are NumPy arrays and valid, else None: the fast path, without error messages."""
+    if type(shapes) is list:
+        if not isinstance(params, list | tuple) or len(params) != len(shapes):
+            return None
+        parts = [_take(part, expected, leaves) for part, expected in zip(params, shapes, strict=True)]
+        return None if None in parts else parts
     if not isinstance(params, dict) or params.keys() != shapes.keys():
         return None
     taken = Checked()
     for name, expected in shapes.items():
         leaf = params[name]
-        if type(expected) is dict:
+        if type(expected) is not tuple:
             leaf = _take(leaf, expected, leaves)
             if leaf is None:
                 return None
@@ -89,6 +94,12 @@ def _compare(
     path: str, params: Any, shapes: Any, leaves: dict[str, Array], layer: str, others: tuple[Any, ...] = ()
 ) -> Any:
     """The parameters of any library, with errors that name the path; `leaves` are those that were checked before."""
+    if isinstance(shapes, list):
+        if not isinstance(params, list | tuple) or len(params) != len(shapes):
+            raise TypeError(
+                f"`{path}` is {_shown(params)}, expected a list of {len(shapes)}, as {layer}.init makes it."
+            )
+        return [_compare(f"{path}.{n}", params[n], own, leaves, layer) for n, own in enumerate(shapes)]
     if not isinstance(shapes, dict):
         checks.shape(path, params, shapes, f"the shape of that parameter of {layer}")
         if leaves:
@@ -101,7 +112,7 @@ def _compare(
     if not isinstance(params, dict):
         swapped = any(isinstance(other, dict) for other in others)
         order = f" The parameters come first, and then the inputs of {layer}." if swapped else ""
-        made = f"a dict with {_listed(shapes)}, as {layer}.init makes it"
+        made = f"{_shown(shapes)}, as {layer}.init makes it"
         raise TypeError(f"`{path}` is {checks.shown(params)}, expected {made}.{order}")
     missing, unknown = [name for name in shapes if name not in params], [name for name in params if name not in shapes]
     if missing:
@@ -180,8 +191,10 @@ def check_gradients(layer: Any, params: Params) -> Params:
 
 
 def _fit(params: Any, shapes: Any) -> bool:
-    if type(shapes) is not dict:
+    if type(shapes) is tuple:
         return bool(getattr(params, "shape", None) == shapes)
+    if type(shapes) is list:
+        return isinstance(params, list) and len(params) == len(shapes) and all(map(_fit, params, shapes))
     if not isinstance(params, dict) or params.keys() != shapes.keys():
         return False
     return all([_fit(params[name], shape) for name, shape in shapes.items()])  # noqa: C419 - half the time
@@ -189,11 +202,20 @@ def _fit(params: Any, shapes: Any) -> bool:
 
 def _difference(path: str, params: Any, shapes: Any) -> tuple[str, str, str]:
     """Where the two differ first, and what each has there."""
+    if isinstance(params, list) and isinstance(shapes, list) and len(params) == len(shapes):
+        n = next(n for n, shape in enumerate(shapes) if not _fit(params[n], shape))
+        return _difference(f"{path}.{n}", params[n], shapes[n])
     if isinstance(params, dict) and isinstance(shapes, dict) and params.keys() == shapes.keys():
         name = next(name for name in shapes if not _fit(params[name], shapes[name]))
         return _difference(f"{path}.{name}", params[name], shapes[name])
-    own = f"a dict with {_listed(shapes)}" if isinstance(shapes, dict) else f"an array of shape {shapes}"
-    return path, f"a dict with {_listed(params)}" if isinstance(params, dict) else checks.shown(params), own
+    return path, _shown(params), f"an array of shape {shapes}" if isinstance(shapes, tuple) else _shown(shapes)
+
+
+def _shown(node: Any) -> str:
+    """A branch or a leaf in an error message."""
+    if isinstance(node, dict):
+        return f"a dict with {_listed(node)}"
+    return f"a list of {len(node)}" if isinstance(node, list) else checks.shown(node)
 
 
 def check_field(name: str, kind: str, value: Any) -> None:

@@ -14,7 +14,7 @@ from attnarray.layers.checking import Checked, check_field, check_init, check_in
 from attnarray.layers.initial import Params
 from attnarray.random import Philox
 
-Shapes: TypeAlias = dict[str, Any]  # a tree like the parameters, with shapes for arrays
+Shapes: TypeAlias = dict[str, Any]  # a tree like the parameters, with shapes for arrays: its tuples are leaves
 
 
 def _with_checked_init(method: Callable[..., Params]) -> Callable[..., Params]:

@@ -196,7 +196,7 @@ def test_tests_read_no_clock_and_their_limits_only_guard_against_hanging(path: P
 @pytest.mark.parametrize("path", SOURCES, ids=names_of(SOURCES))
 def test_files_and_functions_are_short(path: Path) -> None:
     lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= LONGEST_FILE, f"{path.relative_to(ROOT)} has {lines} lines, at most {LONGEST_FILE}: split it by concept"
+    assert lines <= LONGEST_FILE, f"{path.relative_to(ROOT)} has {lines} lines, expected at most {LONGEST_FILE}"
     functions = [node for node in ast.walk(parse(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     long = {node.name: n for node in functions if (n := _code_lines(node)) > LONGEST_FUNCTION}
     assert not long, f"{path.relative_to(ROOT)}: functions above {LONGEST_FUNCTION} lines without docstring: {long}"

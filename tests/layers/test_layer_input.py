@@ -40,22 +40,27 @@ def calls(example: Example, params: Any = None, **changes: Any) -> Iterator[Call
         yield functools.partial(call, example.params() if params is None else params, **given)
 
 
-def branches(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """All entries of a tree of dicts, branches and leaves."""
-    for name, child in node.items():
-        yield (*path, name), child
-        if isinstance(child, dict):
-            yield from branches(child, (*path, name))
+def branches(node: Any, path: tree.Path = ()) -> Iterator[tuple[tree.Path, Any]]:
+    """All entries of the dicts of a tree, branches and leaves."""
+    for key, child in node.items() if isinstance(node, dict) else enumerate(node):
+        if isinstance(node, dict):
+            yield (*path, key), child
+        if isinstance(child, dict | list):
+            yield from branches(child, (*path, key))
 
 
-def changed(params: Any, path: tuple[str, ...], value: Any) -> Any:
+def changed(params: Any, path: tree.Path, value: Any) -> Any:
     """Parameters with another entry at a path."""
     if not path:
         return value
+    if isinstance(params, list):
+        return [changed(child, path[1:], value) if n == path[0] else child for n, child in enumerate(params)]
     return {**params, path[0]: changed(params.get(path[0], {}), path[1:], value)}
 
 
-def without(params: Any, path: tuple[str, ...]) -> Any:
+def without(params: Any, path: tree.Path) -> Any:
+    if isinstance(params, list):
+        return [without(child, path[1:]) if n == path[0] else child for n, child in enumerate(params)]
     if len(path) == 1:
         return {name: child for name, child in params.items() if name != path[0]}
     return {**params, path[0]: without(params[path[0]], path[1:])}
@@ -70,15 +75,16 @@ def test_parameters(example: Example) -> None:
         for call in calls(example, wrong):
             refused(rf"`params` is .*expected a dict with .* as {name}\.init makes it", call)
     for path, child in branches(params):
-        shown = re.escape(".".join(("params", *path)))
+        shown = re.escape(tree.format_path(("params", *path)))
         for call in calls(example, without(params, path)):
             refused(rf"`params.*` lacks '{path[-1]}', which {name} needs", call)
         for call in calls(example, changed(params, (*path[:-1], "more"), np.ones(2))):
             refused(f"`params.*` has 'more', which {name} does not know", call)
-        if isinstance(child, dict):
-            for wrong in (None, [], np.ones(3), list(child.values())):
+        if isinstance(child, dict | list):
+            expected = "a dict with" if isinstance(child, dict) else f"a list of {len(child)}"
+            for wrong in (None, [], {}, np.ones(3), list(child.values()) if isinstance(child, dict) else child[:-1]):
                 for call in calls(example, changed(params, path, wrong)):
-                    refused(f"`{shown}` is .*, expected a dict with", call)
+                    refused(rf"`{shown}` (is .*, expected {expected}|lacks)", call)
             continue
         for wrong in (None, [1.0], 1.0, "abc", np.ones((2, 3, 1)), child[None], np.ma.masked_array(child)):
             for call in calls(example, changed(params, path, wrong)):

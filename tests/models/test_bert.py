@@ -42,14 +42,9 @@ def model_of(reference: Frozen) -> BERT:
 
 def tree_of(model: BERT, arrays: dict[str, np.ndarray]) -> Any:
     """The tree of the model out of arrays under their names in transformers; what is not among them is None."""
-    names, found = bert_names(model), {}
+    names = bert_names(model)
     plain = {names.plain(name): array for name, array in arrays.items()}
-    for tensor in names.tensors:
-        node, path = found, tensor.leaves()[0]
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = plain.get(tensor.name)
-    return found
+    return nested({tensor.paths[0]: plain.get(tensor.name) for tensor in names.tensors})
 
 
 def run(reference: Frozen, dtype: str = "float64", **changes: Any) -> tuple[BERT, Any, BERTResult, Any]:
@@ -153,7 +148,7 @@ VARIANTS: dict[str, tuple[BERT, dict[str, Any]]] = {
 def test_gradients_of_the_whole_model(model: BERT, options: dict[str, Any]) -> None:
     report = aa.gradcheck(Masked(model), PARAMS, **options, max_elements=5)
     assert report, str(report)
-    assert {check.name for check in report.inputs} == {f"params.{'.'.join(p)}" for p, _ in tree.flatten(PARAMS)}
+    assert {check.name for check in report.inputs} == {f"params.{tree.format_path(p)}" for p, _ in tree.flatten(PARAMS)}
 
 
 STEP = 1e-4
@@ -266,4 +261,5 @@ def test_the_shape_of_bert_base() -> None:
 
 
 def flat(shapes: Any) -> list[tuple[int, ...]]:
-    return [leaf for part in shapes.values() for leaf in flat(part)] if isinstance(shapes, dict) else [shapes]
+    parts = shapes.values() if isinstance(shapes, dict) else shapes
+    return [shapes] if isinstance(shapes, tuple) else [leaf for part in parts for leaf in flat(part)]

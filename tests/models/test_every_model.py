@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import tracemalloc
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -112,12 +111,7 @@ def test_recomputation_takes_less_memory(model: Any, monkeypatch: pytest.MonkeyP
     assert peak(True) < 0.6 * peak(False)
 
 
-def leaves_of(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    for name, child in node.items():
-        yield from leaves_of(child, (*path, name)) if isinstance(child, dict) else [(*path, name)]
-
-
-def changed(params: Any, path: tuple[str, ...], value: Any) -> Any:
+def changed(params: Any, path: tree.Path, value: Any) -> Any:
     """Parameters with another entry at a path; None takes it away."""
     found = copy.deepcopy(params)
     node = found
@@ -133,8 +127,8 @@ def changed(params: Any, path: tuple[str, ...], value: Any) -> Any:
 def test_every_wrong_parameter_is_named_by_its_path(example: Example) -> None:
     model = example.model
     params, inputs = model.init(aa.Philox(0)), tuple(example.inputs.values())
-    for path in leaves_of(params):
-        above, place = ".".join(("params", *path[:-1])), ".".join(("params", *path))
+    for path, _ in tree.flatten(params):
+        above, place = tree.format_path(("params", *path[:-1])), tree.format_path(("params", *path))
         says(ValueError, f"`{above}` lacks '{path[-1]}', which {type(model).__name__} needs.",
              lambda path=path: model(changed(params, path, None), *inputs))  # fmt: skip
         says(ValueError, f"`{place}` has shape (2, 3, 1), expected (",

@@ -53,13 +53,10 @@ def unpacked(arrays: dict[str, np.ndarray], model: GPT) -> Any:
         names["logits", "weight"] = Stored("lm_head.weight")
     for path, stored in names.items():
         name = stored.name if stored.name == "lm_head.weight" else prefix + stored.name
-        branch = params
-        for key in path[:-1]:
-            branch = branch.setdefault(key, {})
-        branch[path[-1]] = piece(arrays[name], stored)
+        params[tree.format_path(path)] = piece(arrays[name], stored)
         read.add(name)
     assert {name for name in arrays if name.startswith((prefix, "lm_head"))} == read
-    return params
+    return nested(params)
 
 
 def padding(case: Frozen) -> dict[str, Any]:
@@ -93,7 +90,7 @@ def test_gradients(model: GPT, options: Any) -> None:
     params = fresh(model)
     report = aa.gradcheck(model, params, TOKENS, **options, max_elements=6)
     assert report, str(report)
-    assert {check.name for check in report.inputs} == {f"params.{'.'.join(p)}" for p, _ in tree.flatten(params)}
+    assert {check.name for check in report.inputs} == {f"params.{tree.format_path(p)}" for p, _ in tree.flatten(params)}
 
 
 @each_model
@@ -222,8 +219,8 @@ def test_sizes_of_gpt2(name: str, millions: int) -> None:
 
 
 def leaves(shapes: Any) -> Any:
-    for value in shapes.values():
-        yield from leaves(value) if isinstance(value, dict) else [value]
+    for value in shapes.values() if isinstance(shapes, dict) else shapes:
+        yield from leaves(value) if isinstance(value, dict | list) else [value]
 
 
 MODEL = MODELS["GPT-2"]
@@ -267,6 +264,13 @@ BAD: dict[str, tuple[type[Exception], str, Any]] = {
     "rotary": (ValueError, "`rotary` is given, but `positions` is 'learned'",
                lambda: GPT(11, 8, 8, 2, 2, rotary=aa.Rotary())),
     "sizes": (ValueError, "`max_seq_len` is 0, expected an integer >= 1", lambda: GPT(11, 0, 8, 2, 2)),
+    "blocks by texts": (TypeError, "`params.blocks` is a dict with 0, 1, expected a list of 2, as GPT.init makes it.",
+                        lambda: MODEL({**PARAMS, "blocks": dict(enumerate(PARAMS["blocks"]))}, TOKENS)),
+    "a block too few": (TypeError, "`params.blocks` is a list of 1, expected a list of 2",
+                        lambda: MODEL({**PARAMS, "blocks": PARAMS["blocks"][:1]}, TOKENS)),
+    "a block without norm": (ValueError, "`params.blocks.1` lacks 'attention_norm'", lambda: MODEL(
+        tree.replace(PARAMS, ("blocks", 1), {k: v for k, v in PARAMS["blocks"][1].items() if k != "attention_norm"}),
+        TOKENS)),
     "heads": (ValueError, "`heads` (3) must divide `dim` (8)", lambda: GPT(11, 8, 8, 2, 3)),
 }  # fmt: skip
 

@@ -70,7 +70,7 @@ def test_gradients_of_the_whole_model(attention: Any, cell: str) -> None:
     options = {"source_lengths": LENGTHS, "rng": aa.Philox(3)}
     report = aa.gradcheck(model, params, SOURCE, TARGET, **options, max_elements=5)
     assert report, str(report)
-    assert {check.name for check in report.inputs} == {f"params.{'.'.join(p)}" for p, _ in tree.flatten(params)}
+    assert {check.name for check in report.inputs} == {f"params.{tree.format_path(p)}" for p, _ in tree.flatten(params)}
 
 
 @each_attention

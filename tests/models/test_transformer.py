@@ -41,18 +41,6 @@ def moved(params: Any) -> Any:
     return tree.map(lambda leaf: leaf + 0.3 * RNG.standard_normal(leaf.shape), params)
 
 
-def nested(arrays: dict[str, np.ndarray]) -> Any:
-    """The tree of arrays with names such as "blocks.0.norm"."""
-    found: dict[str, Any] = {}
-    for name, array in arrays.items():
-        *path, last = name.split(".")
-        branch = found
-        for key in path:
-            branch = branch.setdefault(key, {})
-        branch[last] = array
-    return found
-
-
 @pytest.mark.parametrize("dtype", list(PYTORCH))
 @pytest.mark.parametrize("name", list(references()))
 def test_pytorch_gives_the_same(name: str, dtype: str) -> None:
@@ -86,7 +74,7 @@ def test_gradients_of_the_whole_model(model: Transformer, recompute: bool) -> No
     # Differences lose some digits on numbers that went through so many layers.
     report = aa.gradcheck(model, params, SOURCE, TARGET, **options, max_elements=2, tolerance=1e-6)
     assert report, str(report)
-    assert {check.name for check in report.inputs} == {f"params.{'.'.join(p)}" for p, _ in tree.flatten(params)}
+    assert {check.name for check in report.inputs} == {f"params.{tree.format_path(p)}" for p, _ in tree.flatten(params)}
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=list(MODELS))
@@ -210,7 +198,7 @@ def test_bad_input_is_named() -> None:
 def test_blocks_check_their_cache() -> None:
     decoder, encoder = Decoder(8, 1, 2), Encoder(8, 1, 2)
     params = decoder.init(aa.Philox(0), "float64")
-    own = params["blocks"]["0"]
+    own = params["blocks"][0]
     plain = decoder.block.parts()["attention"].cache(2, 4, "float64")
     says(
         TypeError,

@@ -84,7 +84,7 @@ def test_gradients_of_the_whole_model(model: TransformerXL, dropout: float) -> N
     of_one = OneSegment(model, memory, aa.Philox(3))
     report = aa.gradcheck(of_one, params, TEXT[:, 4:8], max_elements=3)
     assert report, str(report)
-    assert {check.name for check in report.inputs} == {f"params.{'.'.join(p)}" for p, _ in tree.flatten(params)}
+    assert {check.name for check in report.inputs} == {f"params.{tree.format_path(p)}" for p, _ in tree.flatten(params)}
 
 
 @each_model

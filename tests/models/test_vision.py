@@ -36,7 +36,7 @@ def test_gradients_of_the_whole_model(model: PatchClassifier, images: np.ndarray
     params = moved(model.init(aa.Philox(1), "float64"))
     report = aa.gradcheck(model, params, images, rng=aa.Philox(5), max_elements=3)
     assert report, str(report)
-    names = {"images", *(f"params.{'.'.join(p)}" for p, _ in tree.flatten(params))}
+    names = {"images", *(f"params.{tree.format_path(p)}" for p, _ in tree.flatten(params))}
     assert {check.name for check in report.inputs} == names
 
 

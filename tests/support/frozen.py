@@ -28,6 +28,16 @@ class Frozen(NamedTuple):
         return self._replace(arrays=arrays)
 
 
+def nested(arrays: dict[str, Any]) -> Any:
+    """The tree of arrays with names such as "blocks.0.norm"; branches whose keys are numbers are lists."""
+    branches: dict[str, dict[str, Any]] = {}
+    for name, array in arrays.items():
+        key, _, rest = name.partition(".")
+        branches.setdefault(key, {})[rest] = array
+    found = {key: below[""] if list(below) == [""] else nested(below) for key, below in branches.items()}
+    return [found[key] for key in sorted(found, key=int)] if all(key.isdigit() for key in found) else found
+
+
 def frozen(file: str) -> dict[str, Frozen]:
     """All configurations of a file in tests/references."""
     with np.load(REFERENCES / file) as stored:

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
+from attnarray import tree
 from attnarray.bench import memory
 from tests.support.paths import ROOT
 
@@ -53,14 +53,10 @@ def test_the_memory_of_training_is_at_least_what_it_holds() -> None:
     if memory_of is None:
         pytest.skip("this container does not let the peak be set back")
     shapes = model_cases.random_params(model_cases.trained_model(True))
-    numbers = sum(leaf.nbytes for leaf in _leaves(shapes))
+    numbers = tree.nbytes(shapes)
     # Parameters and two moments are held, give or take pages; the step makes their successors and the gradients.
     assert 0.7 * 3 * numbers < memory_of["held"] < 2 * 3 * numbers
     assert memory_of["peak"] > memory_of["held"] + numbers
-
-
-def _leaves(tree: Any) -> list[np.ndarray]:
-    return [leaf for child in tree.values() for leaf in _leaves(child)] if isinstance(tree, dict) else [tree]
 
 
 def test_the_memory_of_what_fails_is_its_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 from attnarray import checks, tree
 from attnarray.backend import Array, namespace_of
@@ -13,14 +14,14 @@ from attnarray.checkpoints.names import Pretrained
 from attnarray.checkpoints.pretrained import load_pretrained
 from attnarray.layers.checking import Checked, check_gradients, check_same
 from attnarray.layers.initial import Params
+from attnarray.layers.layer import Layer
 from attnarray.masks import Mask
-from attnarray.models.bert.configuration import BERTConfiguration
-from attnarray.models.bert.embedding import BERTEmbeddingContext
-from attnarray.models.bert.heads import MaskHeadContext, MaskHeadGrads, PoolerContext, check_head
+from attnarray.models.bert.embedding import BERTEmbedding, BERTEmbeddingContext
+from attnarray.models.bert.heads import MaskHead, MaskHeadContext, MaskHeadGrads, Pooler, PoolerContext, check_head
 from attnarray.models.bert.published import PRETRAINED
 from attnarray.models.logits import check_dlogits, check_gradient
 from attnarray.models.places import attention_mask, check_lengths
-from attnarray.models.transformer.encoder import EncoderOptions
+from attnarray.models.transformer.encoder import Encoder, EncoderOptions
 from attnarray.models.transformer.stack import StackContext
 from attnarray.numpy_arrays import read_only, writable
 from attnarray.random import Philox
@@ -47,7 +48,7 @@ class BERTGrads(NamedTuple):
 
 
 @dataclass(frozen=True)
-class BERT(BERTConfiguration):
+class BERT(Layer):
     r"""An encoder of token ids.
 
     .. math::
@@ -117,6 +118,62 @@ class BERT(BERTConfiguration):
     pretrained: ClassVar[Pretrained] = PRETRAINED
     widths: ClassVar = {"states": ("dim",)}
     axes: ClassVar = 1
+
+    vocab_size: int
+    max_seq_len: int
+    dim: int
+    num_layers: int
+    heads: int
+    hidden_dim: int | None = None
+    types: int = 2
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    activation: str = "gelu"
+    eps: float = 1e-12
+    recompute: bool = False
+    pooler: bool = True
+    mask_head: bool = True
+    init_std: float = 0.02
+
+    @classmethod
+    def base(cls, **changes: Any) -> Self:
+        """BERT with 110 million parameters; `changes` are other options than its own."""
+        shape = {"vocab_size": 30522, "max_seq_len": 512, "dim": 768, "num_layers": 12, "heads": 12}
+        return cls(**{**shape, "dropout": 0.1, "attention_dropout": 0.1, **changes})
+
+    @classmethod
+    def large(cls, **changes: Any) -> Self:
+        """BERT with 340 million parameters."""
+        return cls.base(**{"dim": 1024, "num_layers": 24, "heads": 16, **changes})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.parts()  # which check their own
+
+    @functools.cached_property
+    def embedding(self) -> BERTEmbedding:
+        """What comes before the blocks."""
+        return BERTEmbedding(
+            self.vocab_size, self.max_seq_len, self.types, self.dim, self.dropout, self.eps, self.init_std
+        )  # fmt: skip
+
+    @functools.cached_property
+    def body(self) -> Encoder:
+        """The blocks."""
+        return Encoder(
+            self.dim, self.num_layers, self.heads, self.hidden_dim, pre_norm=False, activation=self.activation,
+            dropout=self.dropout, attention_dropout=self.attention_dropout, eps=self.eps, recompute=self.recompute,
+            init_std=self.init_std,
+        )  # fmt: skip
+
+    def parts(self) -> dict[str, Any]:
+        head = MaskHead(self.vocab_size, self.dim, self.activation, self.eps, self.init_std)
+        heads = {"pooler": Pooler(self.dim, self.dim, init_std=self.init_std), "mask_head": head}
+        return {
+            **self.embedding.parts(),
+            **self.body.parts(),
+            **{name: part for name, part in heads.items() if getattr(self, name)},
+        }
 
     @classmethod
     def from_pretrained(

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 from attnarray import checks, tree
+from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, device_of, namespace_of, to_numpy
 from attnarray.checkpoints.names import Pretrained
 from attnarray.checkpoints.pretrained import load_pretrained
 from attnarray.layers.checking import Checked, check_gradients, check_same
 from attnarray.layers.initial import Params
+from attnarray.layers.layer import Layer
+from attnarray.layers.linear import Linear
 from attnarray.masks import Mask
 from attnarray.models.gpt.cache import GPTCache
-from attnarray.models.gpt.configuration import GPTConfiguration
-from attnarray.models.gpt.embedding import GPTEmbeddingContext
+from attnarray.models.gpt.embedding import GPTEmbedding, GPTEmbeddingContext
 from attnarray.models.gpt.published import PRETRAINED
 from attnarray.models.logits import check_dlogits
 from attnarray.models.places import attention_mask, check_lengths, check_starts, check_tokens
-from attnarray.models.transformer.encoder import EncoderOptions
+from attnarray.models.transformer.encoder import Encoder, EncoderOptions
 from attnarray.models.transformer.stack import StackContext
 from attnarray.numpy_arrays import writable
 from attnarray.ops.linear import LinearContext, linear, linear_bwd, linear_fwd
 from attnarray.ops.positions import alibi
+from attnarray.ops.rotary import Rotary
 from attnarray.random import Philox
+
+POSITIONS = ("learned", "rotary", "alibi", "none")
 
 
 class GPTContext(NamedTuple):
@@ -41,7 +48,7 @@ class GPTGrads(NamedTuple):
 
 
 @dataclass(frozen=True)
-class GPT(GPTConfiguration):
+class GPT(Layer):
     r"""A language model: the logits of the token after each token, of those up to it.
 
     .. math::
@@ -105,6 +112,85 @@ class GPT(GPTConfiguration):
     """
 
     pretrained: ClassVar[Pretrained] = PRETRAINED
+
+    vocab_size: int
+    max_seq_len: int
+    dim: int
+    num_layers: int
+    heads: int
+    hidden_dim: int | None = None
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    recompute: bool = False
+    positions: str = "learned"
+    rotary: Rotary | None = None
+    norm: str = "layer"
+    eps: float = 1e-5
+    activation: str = "gelu_tanh"
+    gated: bool = False
+    bias: bool = True
+    kv_heads: int | None = None
+    tie_embeddings: bool = True
+    init_std: float = 0.02
+
+    @classmethod
+    def small(cls, **changes: Any) -> Self:
+        """GPT-2 with 124 million parameters; `changes` are other options than its own."""
+        return cls(**{"vocab_size": 50257, "max_seq_len": 1024, "dim": 768, "num_layers": 12, "heads": 12, **changes})
+
+    @classmethod
+    def medium(cls, **changes: Any) -> Self:
+        """GPT-2 with 355 million parameters."""
+        return cls.small(**{"dim": 1024, "num_layers": 24, "heads": 16, **changes})
+
+    @classmethod
+    def large(cls, **changes: Any) -> Self:
+        """GPT-2 with 774 million parameters."""
+        return cls.small(**{"dim": 1280, "num_layers": 36, "heads": 20, **changes})
+
+    @classmethod
+    def xl(cls, **changes: Any) -> Self:
+        """GPT-2 with 1558 million parameters."""
+        return cls.small(**{"dim": 1600, "num_layers": 48, "heads": 25, **changes})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.one_of("positions", self.positions, POSITIONS)
+        if self.rotary is not None and self.positions != "rotary":
+            raise ValueError(f'`rotary` is given, but `positions` is {self.positions!r}. Give positions="rotary" too.')
+        self.parts()  # which check their own
+
+    @functools.cached_property
+    def embedding(self) -> GPTEmbedding:
+        """What makes vectors of tokens."""
+        learned = self.positions == "learned"
+        return GPTEmbedding(self.vocab_size, self.max_seq_len, self.dim, learned, self.dropout, self.init_std)
+
+    @functools.cached_property
+    def body(self) -> Encoder:
+        """The blocks and the last norm."""
+        return Encoder(
+            self.dim, self.num_layers, self.heads, self.hidden_dim, activation=self.activation, dropout=self.dropout,
+            attention_dropout=self.attention_dropout, eps=self.eps, norm=self.norm, gated=self.gated, bias=self.bias,
+            kv_heads=self.kv_heads, rotary=(self.rotary or Rotary()) if self.positions == "rotary" else None,
+            recompute=self.recompute, init_std=self.init_std,
+        )  # fmt: skip
+
+    def parts(self) -> dict[str, Any]:
+        """token, position where it is learned, blocks, norm, and logits where they are not tied."""
+        parts = {**self.embedding.parts(), **self.body.parts()}
+        logits = Linear(self.dim, self.vocab_size, bias=False, init_std=self.init_std)
+        return parts if self.tie_embeddings else {**parts, "logits": logits}
+
+    def init(self, rng: Philox, dtype: str = "float32") -> Params:
+        """Initial parameters, as those of GPT-2."""
+        params = super().init(rng, dtype)
+        scale = math.sqrt(2 * self.num_layers)  # so that the variance of the states does not grow with the depth
+        for block in params["blocks"]:
+            for branch in ("attention", "feed_forward"):
+                out = block[branch]["out"]
+                out["weight"] = narrow(wide(out["weight"]) / scale, out["weight"])
+        return params
 
     @classmethod
     def from_pretrained(
@@ -190,7 +276,7 @@ class GPT(GPTConfiguration):
         x, _, options = self._embed(params, tokens, None, None, None, None, cache)
         parts, block, blocks = self.body._parts, self.body.block, []
         for n, before in enumerate(cache.blocks):
-            own = params["blocks"][str(n)]
+            own = params["blocks"][n]
             x, after = block.step(own, x, before, options["attn_mask"], bias=options["bias"])
             blocks.append(after)
         x = parts["norm"](params["norm"], x[:, -1:, :] if last else x)

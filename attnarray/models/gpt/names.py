@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-Path = tuple[str, ...]
+Path = tuple[str | int, ...]
 
 
 class Stored(NamedTuple):
@@ -63,15 +63,15 @@ def gpt2_names(num_layers: int) -> dict[Path, Stored]:
     Examples
     --------
     >>> from attnarray.models import gpt2_names
-    >>> gpt2_names(12)["blocks", "11", "attention", "key", "weight"]
+    >>> gpt2_names(12)["blocks", 11, "attention", "key", "weight"]
     Stored(name='h.11.attn.c_attn.weight', transposed=True, part=1, parts=3)
     """
     found = dict(GPT2_ENDS)
     for n in range(num_layers):
         for path, stored in GPT2_BLOCK.items():
             module = f"h.{n}.{stored.name}"
-            found["blocks", str(n), *path, "weight"] = stored._replace(name=f"{module}.weight")
-            found["blocks", str(n), *path, "bias"] = stored._replace(name=f"{module}.bias", transposed=False)
+            found["blocks", n, *path, "weight"] = stored._replace(name=f"{module}.weight")
+            found["blocks", n, *path, "bias"] = stored._replace(name=f"{module}.bias", transposed=False)
     return found
 
 
@@ -84,11 +84,11 @@ def llama_names(num_layers: int) -> dict[Path, Stored]:
     Examples
     --------
     >>> from attnarray.models import llama_names
-    >>> llama_names(2)["blocks", "1", "feed_forward", "gate", "weight"].name
+    >>> llama_names(2)["blocks", 1, "feed_forward", "gate", "weight"].name
     'layers.1.mlp.up_proj.weight'
     """
     found = dict(LLAMA_ENDS)
     for n in range(num_layers):
         for path, stored in LLAMA_BLOCK.items():
-            found["blocks", str(n), *path, "weight"] = stored._replace(name=f"layers.{n}.{stored.name}.weight")
+            found["blocks", n, *path, "weight"] = stored._replace(name=f"layers.{n}.{stored.name}.weight")
     return found

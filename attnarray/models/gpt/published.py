@@ -12,6 +12,7 @@ from attnarray.models.gpt.gpt2_config import gpt2_config, gpt2_fields
 from attnarray.models.gpt.llama_config import ARCHITECTURES as LLAMA_ARCHITECTURES
 from attnarray.models.gpt.llama_config import llama_config, llama_fields
 from attnarray.models.gpt.names import gpt2_names, llama_names
+from attnarray.tree import format_path
 
 HEAD = "lm_head.weight"
 FIELDS = {"gpt2": gpt2_fields, "llama": llama_fields}
@@ -27,7 +28,7 @@ def gpt_names(model: Any) -> Names:
     llama = _is_llama(model)
     parts: dict[tuple[str, bool], dict[int, str]] = {}
     for path, stored in (llama_names if llama else gpt2_names)(model.num_layers).items():
-        parts.setdefault((stored.name, stored.transposed), {})[stored.part] = ".".join(path)
+        parts.setdefault((stored.name, stored.transposed), {})[stored.part] = format_path(path)
     tensors = [
         Tensor(name, tuple(paths[n] for n in sorted(paths)), transposed) for (name, transposed), paths in parts.items()
     ]

@@ -87,9 +87,7 @@ class Decoder(Stack):
     def cache(self, params: Params, memory: Array, max_seq_len: int) -> tuple[DecoderCache, ...]:
         """Return the cache for `step`: for each block the projected keys and values of a memory (B, S, dim), and an
         empty self-attention cache for `max_seq_len` positions."""
-        return tuple(
-            self.block.decoder_cache(params["blocks"][str(n)], memory, max_seq_len) for n in range(self.num_layers)
-        )
+        return tuple(self.block.decoder_cache(params["blocks"][n], memory, max_seq_len) for n in range(self.num_layers))
 
     def step(
         self, params: Params, x: Array, cache: tuple[DecoderCache, ...], *, memory_mask: Array | Mask | None = None,
@@ -100,7 +98,7 @@ class Decoder(Stack):
             raise TypeError(f"`cache` is {checks.shown(cache)}, expected what `cache` of this decoder returned.")
         after = []
         for n, known in enumerate(cache):
-            own = params["blocks"][str(n)]
+            own = params["blocks"][n]
             x, known = self.block.step(own, x, known, memory_mask=memory_mask, memory_lengths=memory_lengths)
             after.append(known)
         return self._parts["norm"](params["norm"], x) if "norm" in params else x, tuple(after)

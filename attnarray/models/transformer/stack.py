@@ -12,7 +12,7 @@ from attnarray.backend import Array
 from attnarray.layers.block import NORMS, BlockGrads, TransformerBlock
 from attnarray.layers.checking import check_same
 from attnarray.layers.initial import Params
-from attnarray.layers.layer import Layer
+from attnarray.layers.layer import Layer, Shapes
 from attnarray.ops.rotary import Rotary
 from attnarray.random import Philox
 
@@ -23,14 +23,19 @@ class StackContext(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Blocks(Layer):
-    """Blocks of one configuration by their numbers from 0 on."""
+class Blocks:
+    """Equal blocks, whose parameters are a list."""
 
     block: Layer
     num_layers: int
 
-    def parts(self) -> dict[str, Any]:
-        return {str(n): self.block for n in range(self.num_layers)}
+    def init(self, rng: Philox, dtype: str = "float32") -> list[Params]:
+        """Initial parameters, each block's from a generator of its own."""
+        return [self.block.init(own, dtype) for own in rng.split(self.num_layers)]
+
+    def shapes(self) -> list[Shapes]:
+        """The shapes of all parameters, as a tree like them."""
+        return [self.block.shapes()] * self.num_layers
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class Stack(Layer):
         """What each block gives; the last one with the final norm, if there is one."""
         block, rngs = self.block, _rngs(rng, self.num_layers)
         for n in range(self.num_layers):
-            x = block(params["blocks"][str(n)], x, memory, rng=rngs[n], **options)
+            x = block(params["blocks"][n], x, memory, rng=rngs[n], **options)
             if n == self.num_layers - 1 and "norm" in params:
                 x = self._parts["norm"](params["norm"], x)
             yield x
@@ -93,7 +98,7 @@ class Stack(Layer):
     ) -> tuple[Array, StackContext]:
         block, rngs, contexts, norm_ctx = self.block, _rngs(rng, self.num_layers), [], None
         for n in range(self.num_layers):
-            x, ctx = block.fwd(params["blocks"][str(n)], x, memory, rng=rngs[n], **options)
+            x, ctx = block.fwd(params["blocks"][n], x, memory, rng=rngs[n], **options)
             contexts.append(ctx)
         if "norm" in params:
             x, norm_ctx = self._parts["norm"].fwd(params["norm"], x)
@@ -108,15 +113,15 @@ class Stack(Layer):
         if ctx.norm is not None:
             norm = self._parts["norm"].bwd(dout, ctx.norm)
             dout, norm_grads = norm.x, {"norm": norm.params}
-        block, params, shared = self.block, {}, None
+        block, blocks, shared = self.block, [], None
         for n in reversed(range(self.num_layers)):
             grads = block.bwd(dout, ctx.blocks[n])
-            dout, params[str(n)] = grads.x, grads.params
+            dout = grads.x
+            blocks.append(grads.params)
             own = (grads.memory, grads.bias, grads.memory_bias)
             shared = own if shared is None else tree.add(shared, own)
-        blocks = {str(n): params[str(n)] for n in range(self.num_layers)}
         dmemory, dbias, dmemory_bias = shared or (None, None, None)
-        return BlockGrads(dout, dmemory, {"blocks": blocks, **norm_grads}, dbias, dmemory_bias)
+        return BlockGrads(dout, dmemory, {"blocks": blocks[::-1], **norm_grads}, dbias, dmemory_bias)
 
 
 def _rngs(rng: Philox | None, count: int) -> tuple[Philox | None, ...]:

@@ -194,17 +194,17 @@ class TransformerXL(Layer):
         if ctx.norm is not None:
             norm = parts["norm"].bwd(dx, ctx.norm)
             dx, norm_grads = norm.x, {"norm": norm.params}
-        blocks: Params = {}
+        blocks: list[Params] = []
         for n in reversed(range(self.num_layers)):
             grads = self.block.bwd(dx, ctx.blocks[n])
-            dx, blocks[str(n)] = grads.x, grads.params
+            dx = grads.x
+            blocks.append(grads.params)
         tokens = parts["tokens"].bwd(dx, ctx.tokens)
         last = {"weight": logits.weight, "bias": logits.bias}
         if self.tie_embeddings:
             tokens["token"] = tree.add(tokens["token"], {"weight": logits.weight})
             last = {"bias": logits.bias}
-        ordered = {str(n): blocks[str(n)] for n in range(self.num_layers)}
-        return TransformerXLGrads({"tokens": tokens, "blocks": ordered, **norm_grads, "logits": last})
+        return TransformerXLGrads({"tokens": tokens, "blocks": blocks[::-1], **norm_grads, "logits": last})
 
     def _fwd(
         self, params: Params, tokens: Array, memory: Memory | None, rng: Philox | None
@@ -215,7 +215,7 @@ class TransformerXL(Layer):
         block, contexts, kept, norm_ctx = self.block, [], [], None
         for n in range(self.num_layers):
             before = None if memory is None else memory[n]
-            x, given, block_ctx = block.fwd(params["blocks"][str(n)], x, before, rngs[1 + n])
+            x, given, block_ctx = block.fwd(params["blocks"][n], x, before, rngs[1 + n])
             kept.append(read_only(remembered(before, given, self.memory)))
             contexts.append(block_ctx)
         if self.pre_norm:
