@@ -24,6 +24,7 @@ import numpy as np
 import attnarray as aa
 from attnarray import tree
 from attnarray.checks import is_array
+from attnarray.triples import find_triple
 from tests.support.fuzz_calls import DRAWS
 from tests.support.fuzz_draw import Arrays, Call, Draw
 

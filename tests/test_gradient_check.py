@@ -14,6 +14,7 @@ import attnarray as aa
 from attnarray import tree
 from attnarray.gradient_check import GradcheckReport
 from attnarray.ops import activations
+from attnarray.triples import find_triple
 from tests.support.libraries import Library
 
 RNG = np.random.default_rng(0)

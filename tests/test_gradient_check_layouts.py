@@ -13,7 +13,7 @@ import attnarray as aa
 from attnarray import check, tree
 from attnarray.cases import CASES, Case
 from attnarray.checks import is_array
-from attnarray.memory_layout import overlaps
+from attnarray.memory_layout import overlaps, with_layout
 from tests.contract.test_array_kinds import unaligned
 from tests.contract.test_contract_inputs import backwards, column_major, every_second, frozen
 

@@ -14,6 +14,7 @@ import pytest
 import attnarray as aa
 from attnarray import layers, models, tree, use_kernels
 from attnarray.cases import CASES, Case
+from attnarray.triples import find_triple
 from tests.support.layer_examples import every_layer
 from tests.support.libraries import NUMPY
 

@@ -15,6 +15,7 @@ import attnarray as aa
 from attnarray import checkpoints, layers, models, optim, tree, use_kernels
 from attnarray.cases import CASES, Case
 from attnarray.checks import is_array
+from attnarray.triples import find_triple
 from tests.support.libraries import NUMPY, assert_trees_close, is_floating
 
 RNG = np.random.default_rng(0)

@@ -16,6 +16,7 @@ import attnarray
 from attnarray import gradcheck, random, to_numpy, tree, use_kernels
 from attnarray.backend import device_of
 from attnarray.cases import CASES, Case
+from attnarray.triples import find_triple
 from tests.support.libraries import (
     EPS,
     JAX,

@@ -14,6 +14,7 @@ import attnarray as aa
 from attnarray import tree, use_kernels
 from attnarray.cases import CASES, Case
 from attnarray.checks import is_array
+from attnarray.triples import find_triple
 from tests.support.libraries import NUMPY, STRICT, assert_trees_close, is_floating
 
 TOLERANCE = 1e-13  # other strides can make another order of summation

@@ -13,6 +13,7 @@ import pytest
 import attnarray as aa
 from attnarray import tree
 from attnarray.cases import CASES
+from attnarray.triples import find_triple
 from tests.support.layer_examples import CALLS, EXAMPLES, Example, H, T, every_layer, normal, parameters
 
 # Floating arrays that are taken and have no gradient, and why.

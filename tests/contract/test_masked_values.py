@@ -12,6 +12,7 @@ import pytest
 
 import attnarray as aa
 from attnarray import layers, tree
+from attnarray.triples import find_triple
 from tests.support.masked_calls import Masked, Sizes, calls, normal
 
 CALLS = calls()

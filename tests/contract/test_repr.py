@@ -13,6 +13,7 @@ import pytest
 import attnarray as aa
 from attnarray import optim, tree
 from attnarray.cases import CASES
+from attnarray.triples import find_triple
 from tests.contract.test_aliasing import LAYERS, MODELS, Call, arrays
 
 LAST = {case.function: Call(case, {}) for case in CASES}

@@ -18,6 +18,7 @@ import pytest
 import attnarray as aa
 from attnarray import tree
 from attnarray.cases import CASES, Case
+from attnarray.triples import find_triple
 from tests.support.masked_calls import Sizes, calls
 from tests.support.paths import ROOT
 from tests.support.poisoned import DTYPES, LARGER, larger_calls, poisoned

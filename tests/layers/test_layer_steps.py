@@ -10,6 +10,7 @@ import pytest
 import attnarray as aa
 from attnarray import layers, models
 from attnarray.cases import CASES
+from attnarray.triples import find_triple
 from tests.support.messages import says
 
 X = np.ones((2, 3, 8), np.float32)

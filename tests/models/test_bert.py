@@ -12,7 +12,7 @@ import attnarray as aa
 from attnarray import tree
 from attnarray.models import BERT, BERTResult
 from attnarray.models.bert.published import bert_fields, bert_names
-from tests.support.frozen import Frozen, frozen
+from tests.support.frozen import Frozen, frozen, nested
 from tests.support.libraries import Library, assert_close, assert_trees_close
 from tests.support.messages import says
 

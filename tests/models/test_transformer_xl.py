@@ -12,8 +12,7 @@ import pytest
 import attnarray as aa
 from attnarray import tree
 from attnarray.models import TransformerXL, remembered
-from tests.models.test_transformer import nested
-from tests.support.frozen import Frozen, frozen
+from tests.support.frozen import Frozen, frozen, nested
 from tests.support.libraries import Library, assert_close, assert_trees_close
 from tests.support.messages import says
 

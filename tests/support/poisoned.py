@@ -18,6 +18,7 @@ import numpy as np
 import attnarray.kernels.numba as package
 from attnarray import tree
 from attnarray.cases import CASES
+from attnarray.triples import find_triple
 from tests.support.masked_calls import Masked, Sizes, calls
 
 DTYPES = ("float32", "float64")
