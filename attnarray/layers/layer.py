@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
 
 from attnarray import checks
 from attnarray.backend import Array
@@ -15,6 +15,17 @@ from attnarray.layers.initial import Params
 from attnarray.random import Philox
 
 Shapes: TypeAlias = dict[str, Any]  # a tree like the parameters, with shapes for arrays: its tuples are leaves
+
+# Fields by their names before version 0.1.0.
+RENAMED = {
+    "vocabulary": "vocab_size",
+    "source_vocabulary": "source_vocab_size",
+    "target_vocabulary": "target_vocab_size",
+    "longest": "max_seq_len",
+    "layers": "num_layers",
+    "tied": "tie_embeddings",
+    "std": "init_std",
+}
 
 
 def _with_checked_init(method: Callable[..., Params]) -> Callable[..., Params]:
@@ -62,6 +73,11 @@ class Layer:
                     setattr(cls, name, _with_checked_init(method))
                 elif arguments[:1] == ["params"]:
                     setattr(cls, name, _with_checked_call(method, arguments[1:]))
+
+    def __new__(cls, *_: Any, **fields: Any) -> Self:
+        for name in RENAMED.keys() & fields.keys():
+            raise TypeError(f"{cls.__name__} has no field `{name}`: it is called `{RENAMED[name]}`.")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         checks.plain_fields(self)

@@ -15,6 +15,7 @@ import pytest
 
 import attnarray as aa
 from attnarray import tree
+from attnarray.layers.layer import RENAMED
 from tests.support.layer_examples import CALLS, Example
 from tests.support.messages import INTERNAL
 
@@ -295,3 +296,9 @@ def test_fields(example: Example) -> None:
                 continue  # a memory of 0 positions is none
             change = {field.name: wrong}
             refused(f"`{field.name}[`.]", lambda change=change: dataclasses.replace(example.layer, **change))
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items(), ids=list(RENAMED))
+def test_an_earlier_name_of_a_field_names_its_new_one(old: str, new: str) -> None:
+    refused(f"GPT has no field `{old}`: it is called `{new}`.", lambda: aa.models.GPT(**{old: 3}))
+    refused(f"it is called `{new}`", lambda: dataclasses.replace(aa.layers.Linear(3, 2), **{old: 3}))
