@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 T = TypeVar("T")
-PLAIN = (np.ndarray, np.memmap)
+PLAIN = (np.ndarray, np.memmap)  # other subclasses may compute by rules of their own
 
 
 def check_plain(value: Any, name: str = "") -> None:

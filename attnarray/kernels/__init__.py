@@ -8,6 +8,8 @@ from contextvars import ContextVar
 
 _NOTES: ContextVar[list[str] | None] = ContextVar("attnarray_notes", default=None)
 
+UNBOUNDED = 2**40  # farther than any position
+
 Listener = Callable[[str, bool], None]
 _LISTENERS: list[Listener] = []
 

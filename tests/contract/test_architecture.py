@@ -40,7 +40,8 @@ LAYERS = """
     magnitude masks random tree triples dispatch
     checks
     backend
-    kernels memory_layout numpy_arrays
+    kernels
+    memory_layout numpy_arrays
 """
 ROW = {unit: row for row, line in enumerate(LAYERS.split("\n")) for unit in line.split()}
 KERNELS_FOR_DISPATCH = {"attnarray.kernels", "attnarray.kernels.table"}

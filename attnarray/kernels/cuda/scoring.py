@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from attnarray.kernels import UNBOUNDED
 from attnarray.kernels.cuda import arrays as ga
 from attnarray.kernels.cuda.grid import plan_rows
 from attnarray.kernels.cuda.loader import Kernel, empty, launch
@@ -15,7 +16,6 @@ from attnarray.kernels.cuda.loader import warmup as load
 RULES = "rr" + "piiii" * 2 + "iiipp" + "iii"
 FORWARD = Kernel("scoring.cu", "weights_from_dots", "pppi" + RULES)
 BACKWARD = Kernel("scoring.cu", "gradients_of_dots", "pppppi" + RULES)
-UNBOUNDED = 2**40  # farther than any position
 
 
 def weights_from_dots(dots: Any, scoring: Any) -> tuple[Any, Any]:

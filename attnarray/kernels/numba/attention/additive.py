@@ -13,7 +13,7 @@ The error of a score is a few roundings of sum_a |w_a|, also where q + k is smal
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,11 +26,13 @@ from attnarray.kernels.numba.attention.additive_products import (
 )  # fmt: skip
 from attnarray.kernels.numba.rows.sums import move as move_to_float64
 from attnarray.kernels.numba.runtime import arrays as ra
+from attnarray.kernels.numba.runtime.call import Doubles, Numbers, nothing, pack, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
+from attnarray.kernels.numba.vector.formula import Row
 from attnarray.kernels.numba.vector.lanes import TILES, Lanes, exp, lanes
-from attnarray.kernels.numba.vector.memory import ahead, keep, pointer
-from attnarray.kernels.numba.vector.rows import Row, place, row_pass
+from attnarray.kernels.numba.vector.memory import ahead, keep, place, pointer
+from attnarray.kernels.numba.vector.rows import row_pass
 
 KEYS = 64  # of a tile that stays in the nearest cache while the queries pass
 QUERIES = 64  # of a block, whose gradients are summed by themselves
@@ -43,10 +45,8 @@ def additive_scores(q: Any, k: Any, w: Any) -> Any:
     wide, queries, keys, weights = _prepared(q, k, w, real)
     out = np.empty((*q.shape[:3], k.shape[2]), real)
     work = ra.nanoseconds(out.size * weights.size, FORWARD, real)
-    split_rows(
-        score_rows, len(queries), work, q.shape[2], k.shape[2], weights.size, queries.ctypes.data, keys.ctypes.data,
-        weights.ctypes.data, out.ctypes.data, real.type(0), wide,
-    )  # fmt: skip
+    call = Scores(q.shape[2], k.shape[2], weights.size, wide, queries, keys, weights, out)
+    split_rows(score_rows, len(queries), work, *pack(call, real))
     return out
 
 
@@ -58,11 +58,9 @@ def additive_scores_backward(dscores: Any, q: Any, k: Any, w: Any) -> tuple[Any,
     dqueries, dkeys = np.zeros_like(queries), np.zeros_like(keys)
     dweights = np.zeros((q.shape[0], weights.size))
     units = dweights.size // TILES[real.itemsize * 8][0]
-    split_rows(
-        slope_features, units, ra.nanoseconds(dscores.size * weights.size, BACKWARD, real), q.shape[2], k.shape[2],
-        weights.size, queries.ctypes.data, keys.ctypes.data, dscores.ctypes.data, dqueries.ctypes.data,
-        dkeys.ctypes.data, dweights.ctypes.data, real.type(0), wide,
-    )  # fmt: skip
+    work = ra.nanoseconds(dscores.size * weights.size, BACKWARD, real)
+    call = Slopes(q.shape[2], k.shape[2], weights.size, wide, queries, keys, dscores, dqueries, dkeys, dweights)
+    split_rows(slope_features, units, work, *pack(call, real))
     depth = w.shape[0]
     dq, dk = ((rows[:, :depth] * (4 * w)).reshape(like.shape) for rows, like in ((dqueries, q), (dkeys, k)))
     return dq, dk, (2 * np.sum(dweights, axis=0)[:depth]).astype(real, copy=False)
@@ -72,8 +70,36 @@ def warmup(dtype: str) -> None:
     """Compile all kernels for one dtype."""
     zero = np.dtype(dtype).type(0)
     double(0, 0, 0, 0, 0, 0, 0, zero, False)
-    score_rows(0, 0, 0, 0, 0, 0, 0, 0, 0, zero, False)
-    slope_features(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, zero, False)
+    score_rows(0, 0, *pack(nothing(Scores), dtype))
+    slope_features(0, 0, *pack(nothing(Slopes), dtype))
+
+
+class Scores(NamedTuple):
+    """A call of `score_rows`; rows have `depth` numbers, those of queries and keys as `wide` says."""
+
+    queries: int
+    keys: int
+    depth: int
+    wide: int
+    query: Numbers
+    key: Numbers
+    weight: Numbers
+    out: Numbers
+
+
+class Slopes(NamedTuple):
+    """A call of `slope_features`."""
+
+    queries: int
+    keys: int
+    depth: int
+    wide: int
+    query: Numbers
+    key: Numbers
+    dscore: Numbers
+    dquery: Numbers
+    dkey: Numbers
+    dweight: Doubles
 
 
 def _prepared(q: Any, k: Any, w: Any, real: Any) -> tuple[bool, Any, Any, Any]:
@@ -123,52 +149,48 @@ def double(
             exponentiate_doubled(count, row, result)
 
 
-def score_rows(
-    first: int, past: int, queries: int, keys: int, depth: int, query: int, key: int, weight: int, out: int, like: Any,
-    wide: bool,
-) -> None:  # fmt: skip
+def score_rows(first: int, past: int, integers: Any, numbers: Any) -> None:
     """The rows [first, past) of the scores, counted over all batches; a tile of keys serves the rows of a batch."""
+    c = unpack(Scores, integers, numbers)
     while first < past:
-        b = first // queries
-        stop = min(past, (b + 1) * queries)
-        for j in range(0, keys, KEYS):
-            count = min(KEYS, keys - j)
-            rows = ahead(place(like, key), (b * keys + j) * depth)
+        b = first // c.queries
+        stop = min(past, (b + 1) * c.queries)
+        for j in range(0, c.keys, KEYS):
+            count = min(KEYS, c.keys - j)
+            rows = ahead(c.key, (b * c.keys + j) * c.depth)
             for i in range(first, stop):
-                row, scores = ahead(place(like, query), i * depth), ahead(place(like, out), i * keys + j)
-                if wide:
-                    score_wide_keys(count, depth, row, rows, depth, place(like, weight), scores)
+                row, scores = ahead(c.query, i * c.depth), ahead(c.out, i * c.keys + j)
+                if c.wide != 0:
+                    score_wide_keys(count, c.depth, row, rows, c.depth, c.weight, scores)
                 else:
-                    score_keys(count, depth, row, rows, depth, place(like, weight), scores)
+                    score_keys(count, c.depth, row, rows, c.depth, c.weight, scores)
         first = stop
 
 
-def slope_features(
-    first: int, past: int, queries: int, keys: int, depth: int, query: int, key: int, dscore: int, dquery: int,
-    dkey: int, dweight: int, like: Any, wide: bool,
-) -> None:  # fmt: skip
+def slope_features(first: int, past: int, integers: Any, numbers: Any) -> None:
     """The units [first, past) of W features of one batch: sums over all pairs."""
-    width = lanes(place(like, query))
-    blocks = depth // width
-    scratch = np.zeros((KEYS + 1) * width, type(like))
+    c = unpack(Slopes, integers, numbers)
+    width = lanes(c.query)
+    blocks = c.depth // width
+    scratch = np.zeros((KEYS + 1) * width, numbers.dtype)
     dkeys = pointer(scratch)
     dweights = ahead(dkeys, KEYS * width)
     for unit in range(first, past):
         b, at = unit // blocks, unit % blocks * width
-        for j in range(0, keys, KEYS):
-            count, offset = min(KEYS, keys - j), (b * keys + j) * depth + at
-            rows = ahead(place(like, key), offset)
-            for low in range(b * queries, (b + 1) * queries, QUERIES):
-                for i in range(low, min(low + QUERIES, (b + 1) * queries)):
-                    row, drow = ahead(place(like, query), i * depth + at), ahead(place(like, dquery), i * depth + at)
-                    dscores = ahead(place(like, dscore), i * keys + j)
-                    if wide:
-                        add_wide_slopes(count, row, rows, depth, dscores, drow, dkeys, width, dweights)
+        for j in range(0, c.keys, KEYS):
+            count, offset = min(KEYS, c.keys - j), (b * c.keys + j) * c.depth + at
+            rows = ahead(c.key, offset)
+            for low in range(b * c.queries, (b + 1) * c.queries, QUERIES):
+                for i in range(low, min(low + QUERIES, (b + 1) * c.queries)):
+                    row, drow = ahead(c.query, i * c.depth + at), ahead(c.dquery, i * c.depth + at)
+                    dscores = ahead(c.dscore, i * c.keys + j)
+                    if c.wide != 0:
+                        add_wide_slopes(count, row, rows, c.depth, dscores, drow, dkeys, width, dweights)
                     else:
-                        add_slopes(count, row, rows, depth, dscores, drow, dkeys, width, dweights)
+                        add_slopes(count, row, rows, c.depth, dscores, drow, dkeys, width, dweights)
                 for n in range(count):
-                    move(width, ahead(dkeys, n * width), ahead(place(like, dkey), offset + n * depth))
-                move_to_float64(width, dweights, ahead(place(0.0, dweight), b * depth + at))
+                    move(width, ahead(dkeys, n * width), ahead(c.dkey, offset + n * c.depth))
+                move_to_float64(width, dweights, ahead(c.dweight, b * c.depth + at))
     keep(scratch)
 
 

@@ -18,8 +18,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from attnarray.kernels.numba.vector.emit import INDEX, combined, load, loop, splat, store
 from attnarray.kernels.numba.vector.lanes import TILES, Lanes, exp, multiply_add, where
-from attnarray.kernels.numba.vector.panel import INDEX, combined, load, loop, splat, store
 
 AT_ONCE = 4  # keys, so that no sum waits for the one before
 MOST = {32: 84.0, 64: 700.0}  # of 2 (q + k) in size: e^84 has a reciprocal in float32

@@ -32,8 +32,10 @@ from attnarray.kernels.numba.attention.scores import (
     seen_keys,
 )  # fmt: skip
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
+from attnarray.kernels.numba.vector.formula import Row, Sum
 from attnarray.kernels.numba.vector.lanes import Lanes, lanes, where
 from attnarray.kernels.numba.vector.memory import ahead, keep, pointer, row_of, scratch
+from attnarray.kernels.numba.vector.memory import place as place_at
 from attnarray.kernels.numba.vector.packing import (
     pack_columns,
     pack_row,
@@ -42,8 +44,7 @@ from attnarray.kernels.numba.vector.packing import (
     whole_lanes,
     whole_tiles,
 )  # fmt: skip
-from attnarray.kernels.numba.vector.panel import Row, Sum, panel_pass
-from attnarray.kernels.numba.vector.rows import place as place_at
+from attnarray.kernels.numba.vector.panel import panel_pass
 
 
 def backward(first: int, past: int, call_array: Any, number_array: Any) -> None:

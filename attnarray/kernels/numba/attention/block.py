@@ -12,12 +12,13 @@ from attnarray.kernels.numba.attention import call as ac
 from attnarray.kernels.numba.attention.panels import clear, find_rows
 from attnarray.kernels.numba.attention.scores import HIGH, LOW, dropout_factors, score_panel
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
+from attnarray.kernels.numba.vector.formula import Lane, Row, Sum, Total
 from attnarray.kernels.numba.vector.lanes import Lanes, exp, item_bytes, lanes, tile_rows, where
 from attnarray.kernels.numba.vector.memory import ahead, row_of
+from attnarray.kernels.numba.vector.memory import place as place_at
 from attnarray.kernels.numba.vector.packing import spoil, whole_lanes, whole_tiles
-from attnarray.kernels.numba.vector.panel import Lane, Row, Sum, Total, panel_pass
+from attnarray.kernels.numba.vector.panel import panel_pass
 from attnarray.kernels.numba.vector.product import lane_product, packed_product
-from attnarray.kernels.numba.vector.rows import place as place_at
 from attnarray.kernels.numba.vector.transpose import add_to_rows, whole_squares
 
 BLOCK = 4  # panels whose scores are held for the products over queries

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from attnarray.kernels import UNBOUNDED
 from attnarray.kernels.numba.runtime.jit import jit
 from attnarray.kernels.numba.vector.lanes import TILES
 from attnarray.kernels.numba.vector.memory import matrix_at
@@ -26,7 +27,6 @@ RULES = 18 * SLOT
 BATCHES = RULES + 13  # then for each batch its offset and its number of keys
 # The numbers.
 SCALE, SOFTCAP, KEPT, ONE = range(4)
-UNBOUNDED = 2**40  # farther than any position
 
 TILE_BYTES, CHUNK_BYTES, LARGEST_TILE = 2**17, 2**20, 240
 

@@ -17,6 +17,7 @@ from attnarray.kernels.numba.attention import call as ac
 from attnarray.kernels.numba.attention.forward import exponentiate, find_largest
 from attnarray.kernels.numba.attention.scores import cap, query_factor, visible_keys
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
+from attnarray.kernels.numba.vector.formula import Lane, Row, Scalar
 from attnarray.kernels.numba.vector.lanes import Lanes, lanes, where
 from attnarray.kernels.numba.vector.memory import ahead, as_bytes, keep, pointer, row_of, scratch
 from attnarray.kernels.numba.vector.packing import (
@@ -27,7 +28,7 @@ from attnarray.kernels.numba.vector.packing import (
     spoil,
     whole_lanes,
 )
-from attnarray.kernels.numba.vector.panel import Lane, Row, Scalar, panel_pass
+from attnarray.kernels.numba.vector.panel import panel_pass
 from attnarray.kernels.numba.vector.row_products import add_weighted_rows, dot_rows
 
 BLOCK = 512  # keys of a unit

@@ -34,6 +34,7 @@ from attnarray.kernels.numba.attention.scores import (
     seen_keys,
 )  # fmt: skip
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
+from attnarray.kernels.numba.vector.formula import Lane, Row, Sum
 from attnarray.kernels.numba.vector.lanes import (
     Lanes,
     exp,
@@ -47,7 +48,7 @@ from attnarray.kernels.numba.vector.lanes import (
 )
 from attnarray.kernels.numba.vector.memory import ahead, keep, pointer, scratch
 from attnarray.kernels.numba.vector.packing import pack_columns, pack_rows, remove_unfinite, spoil, whole_tiles
-from attnarray.kernels.numba.vector.panel import Lane, Row, Sum, panel_pass
+from attnarray.kernels.numba.vector.panel import panel_pass
 from attnarray.kernels.numba.vector.product import packed_product
 
 TOGETHER = 16  # tiles of keys, at least, whose sums are added up before they are added to those of all keys

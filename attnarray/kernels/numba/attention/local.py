@@ -17,13 +17,15 @@ from attnarray.kernels import Declined
 from attnarray.kernels.numba.attention.local_windows import (
     TOGETHER,
     WORD,
-    Call,
+    Sums,
+    Windows,
     add_long_windows,
     add_windows,
     differentiate_windows,
     weigh_windows,
 )  # fmt: skip
 from attnarray.kernels.numba.runtime import arrays as ra
+from attnarray.kernels.numba.runtime.call import nothing, pack
 from attnarray.kernels.numba.runtime.threads import split_rows
 from attnarray.kernels.numba.vector.row_products import row_lanes
 
@@ -45,11 +47,11 @@ def attend_around(q: Any, k: Any, v: Any, centers: Any, window: int, sigma: floa
     """See the reference."""
     real = _real(q, scoring)
     rows = [_rows(x, real) for x in (q, k, v)]
-    call, numbers, kept = _call(q, k, rows, centers, window, sigma, scoring, real)
+    call = _call(q, k, rows, centers, window, sigma, scoring)
     queries = q.shape[0] * q.shape[2]
     out, lse = np.zeros((queries, call.width), real), np.empty(queries, real)
-    work = ra.nanoseconds(queries * len(kept[-1]) * (call.depth + call.width + EXPONENTIALS), FORWARD, real)
-    split_rows(weigh_windows, queries, work, call, numbers, out.ctypes.data, lse.ctypes.data)
+    work = ra.nanoseconds(queries * len(call.ramp) * (call.depth + call.width + EXPONENTIALS), FORWARD, real)
+    split_rows(weigh_windows, queries, work, *pack(call._replace(out=out, lse=lse), real))
     return _cut(out, (*q.shape[:3], v.shape[3])), lse.reshape(q.shape[:3])
 
 
@@ -59,38 +61,37 @@ def attend_around_backward(
     """See the reference."""
     real = _real(q, scoring)
     rows, drows = [_rows(x, real) for x in (q, k, v)], _rows(dout, real)
-    call, numbers, kept = _call(q, k, rows, centers, window, sigma, scoring, real)
-    queries, span = q.shape[0] * q.shape[2], len(kept[-1])
+    call = _call(q, k, rows, centers, window, sigma, scoring)
+    queries, span = q.shape[0] * q.shape[2], len(call.ramp)
     products = np.where(out == 0, 0.0, dout * out)  # what is hidden, or dropped, as a whole has any cotangent
     delta, lses = ra.flat(np.sum(products, axis=-1), real), ra.flat(lse, real)
     dq, dcenters = np.zeros((queries, call.depth), real), np.zeros(queries, real)
-    dscores, weights = np.empty((queries, call.room), real), np.empty((queries, call.room), real)
-    work = ra.nanoseconds(queries * span * (call.depth + call.width + EXPONENTIALS), BACKWARD, real)
-    split_rows(
-        differentiate_windows, queries, work, call, numbers, drows.address, drows.apart, delta.ctypes.data,
-        lses.ctypes.data, dq.ctypes.data, dcenters.ctypes.data, dscores.ctypes.data, weights.ctypes.data,
+    dscores, weights = np.empty((queries, call.scratch), real), np.empty((queries, call.scratch), real)
+    call = call._replace(
+        lse=lses, dout=drows.address, dout_step=drows.apart, delta=delta, dq=dq, dcenters=dcenters, dscores=dscores,
+        weights=weights,
     )  # fmt: skip
+    work = ra.nanoseconds(queries * span * (call.depth + call.width + EXPONENTIALS), BACKWARD, real)
+    split_rows(differentiate_windows, queries, work, *pack(call, real))
     sums = []
     for x, of_rows, factors in ((k, rows[0], dscores), (v, drows, weights)):
         is_long = real == np.float32 and q.shape[2] > TOGETHER
         total = np.zeros((x.shape[0] * x.shape[2], of_rows.length), np.float64 if is_long else real)
         units = x.shape[0] * (of_rows.length // row_lanes(dq))
         work = ra.nanoseconds(queries * span * of_rows.length, ADDING, real)
-        split_rows(
-            add_long_windows if is_long else add_windows, units, work, call, numbers, of_rows.address, of_rows.apart,
-            of_rows.length, factors.ctypes.data, total.ctypes.data,
-        )  # fmt: skip
+        given = of_rows.address, of_rows.apart, of_rows.length, factors, None if is_long else total, total
+        adding = Sums(call.queries, call.keys, call.bounds, call.scratch, *given)
+        split_rows(add_long_windows if is_long else add_windows, units, work, *pack(adding, real))
         sums.append(_cut(total.astype(real, copy=False), x.shape))
     return _cut(dq, q.shape), *sums, dcenters.reshape(centers.shape), None
 
 
 def warmup(dtype: str) -> None:
     """Compile all kernels for one dtype."""
-    call, numbers = Call(*[0] * len(Call._fields)), np.zeros(4, dtype)
-    weigh_windows(0, 0, call, numbers, 0, 0)
-    differentiate_windows(0, 0, call, numbers, 0, 0, 0, 0, 0, 0, 0, 0)
-    add_windows(0, 0, call, numbers, 0, 0, 0, 0, 0)
-    add_long_windows(0, 0, call, numbers, 0, 0, 0, 0, 0)
+    for kernel in (weigh_windows, differentiate_windows):
+        kernel(0, 0, *pack(nothing(Windows), dtype))
+    for kernel in (add_windows, add_long_windows):
+        kernel(0, 0, *pack(nothing(Sums), dtype))
 
 
 def _real(q: Any, scoring: Any) -> Any:
@@ -118,25 +119,21 @@ def _rows(x: Any, real: Any) -> Rows:
     return Rows(rows.array, rows.address, rows.apart // real.itemsize, length)
 
 
-def _call(
-    q: Any, k: Any, rows: Any, centers: Any, window: int, sigma: float, scoring: Any, real: Any
-) -> tuple[Call, Any, tuple[Any, ...]]:
-    """The call, its numbers, and the arrays that it points to, of which the last is the ramp."""
+def _call(q: Any, k: Any, rows: Any, centers: Any, window: int, sigma: float, scoring: Any) -> Windows:
+    real = ra.computed_in(q)
     span = min(2 * window + 1, k.shape[2])
     bounds, looked = _bounds(centers, k.shape[2], window, scoring), ra.flat(centers, real)
     ramp, offsets = np.arange(span, dtype=real), np.empty(len(bounds), np.int64)
     offsets[:] = scoring.q_offset
     p, seed = (0.0, 0) if scoring.dropout is None else scoring.dropout[:2]
     limit = -1 if scoring.dropout is None else round(p * 2**32)
-    (_, q_at, q_apart, depth), (_, k_at, k_apart, _), (_, v_at, v_apart, width) = rows
-    call = Call(
-        q.shape[2], k.shape[2], q_at, q_apart, k_at, k_apart, v_at, v_apart, depth, width, bounds.ctypes.data,
-        looked.ctypes.data, ramp.ctypes.data, -(-span // AT_ONCE) * AT_ONCE, offsets.ctypes.data, seed & WORD,
-        seed >> 32, limit,
+    later: Any = (None,) * (len(Windows._fields) - 22)
+    (_, q_at, q_step, depth), (_, k_at, k_step, _), (_, v_at, v_step, width) = rows
+    return Windows(
+        q.shape[2], k.shape[2], q_at, q_step, k_at, k_step, v_at, v_step, depth, width, bounds, looked, ramp,
+        -(-span // AT_ONCE) * AT_ONCE, offsets, seed & WORD, seed >> 32, limit, scoring.scale, scoring.softcap or 0.0,
+        1.0 / sigma, 1.0 / (1.0 - p) if p < 1 else 0.0, *later,
     )  # fmt: skip
-    kept = 1.0 / (1.0 - p) if p < 1 else 0.0
-    numbers = np.array([scoring.scale, scoring.softcap or 0.0, 1.0 / sigma, kept], real)
-    return call, numbers, (bounds, looked, offsets, ramp)
 
 
 def _bounds(centers: Any, keys: int, window: int, scoring: Any) -> Any:

@@ -12,8 +12,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from attnarray.kernels.numba.vector.emit import INDEX, load, loop, splat, store
 from attnarray.kernels.numba.vector.lanes import TILES, Lanes, in_type, multiply_add
-from attnarray.kernels.numba.vector.panel import INDEX, load, loop, splat, store
 
 AT_ONCE = 8  # vectors of the row that stay in registers
 

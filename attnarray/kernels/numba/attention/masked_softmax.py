@@ -2,7 +2,7 @@
 
 Reference: attention/scoring.py, `weights_from_dots` and `gradients_of_dots`.
 Parallel over the B * H * T rows. A row visits only the keys between the bounds that causal, window and lengths leave.
-Scratch: one row of slopes per call when there is a softcap; results overwrite `dots` and `dweights`.
+Scratch: one row of slopes per thread when there is a softcap; results overwrite `dots` and `dweights`.
 """
 
 from __future__ import annotations
@@ -12,55 +12,69 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from attnarray.kernels import Declined
-from attnarray.kernels.numba.runtime.jit import EXACT, FASTMATH, jit
+from attnarray.kernels import UNBOUNDED, Declined
+from attnarray.kernels.numba.attention.row_scores import add_bias, cap, hide, scale, visible
+from attnarray.kernels.numba.rows.softmax import find_largest
+from attnarray.kernels.numba.runtime.call import Bytes, Integers, Number, Numbers, nothing, pack, unpack
+from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
+from attnarray.kernels.numba.vector.formula import Row, Scalar, Sum
 from attnarray.kernels.numba.vector.lanes import Lanes, exp, multiply_add, where
-from attnarray.kernels.numba.vector.memory import pointer
-from attnarray.kernels.numba.vector.rows import Row, Scalar, Sum, row_pass
-
-UNBOUNDED = 2**40  # farther than any position
+from attnarray.kernels.numba.vector.memory import ahead, is_null, keep, pointer
+from attnarray.kernels.numba.vector.rows import row_pass
 
 
 def weights_from_dots(dots: Any, scoring: Any) -> tuple[Any, Any]:
     """See the reference. Overwrites `dots` with the weights."""
     rows = _writable_rows(dots)
     lse = np.empty(rows.shape[0], dots.dtype)
-    split_rows(_forward, rows.shape[0], rows.size, rows, lse, *_plan(dots, scoring))
+    call = _call(dots, scoring, rows=rows, lse=lse)
+    split_rows(softmax, rows.shape[0], rows.size, *pack(call, rows.dtype))
     return rows.reshape(dots.shape), lse.reshape(dots.shape[:3])
 
 
 def gradients_of_dots(dots: Any, dweights: Any, lse: Any, delta: Any, scoring: Any) -> tuple[Any, Any, Any]:
     """See the reference. Overwrites `dots` with the weights and `dweights` with the gradient of the dot products."""
     rows, drows = _writable_rows(dots), _writable_rows(dweights)
-    dscores = np.empty(rows.shape if scoring.bias is not None else (0, 0), dots.dtype)
-    per_row = (np.ascontiguousarray(lse).reshape(-1), np.ascontiguousarray(delta).reshape(-1))
-    split_rows(_backward, rows.shape[0], rows.size, rows, drows, dscores, *per_row, *_plan(dots, scoring))
-    gradient = dscores.reshape(dots.shape) if scoring.bias is not None else None
-    return rows.reshape(dots.shape), drows.reshape(dots.shape), gradient
+    dscores = None if scoring.bias is None else np.empty(dots.shape, dots.dtype)
+    lses, deltas = np.ascontiguousarray(lse), np.ascontiguousarray(delta)
+    call = _call(dots, scoring, rows=rows, lse=lses, drows=drows, dscores=dscores, delta=deltas)
+    split_rows(softmax_backward, rows.shape[0], rows.size, *pack(call, rows.dtype))
+    return rows.reshape(dots.shape), drows.reshape(dots.shape), dscores
 
 
 def warmup(dtype: str) -> None:
     """Compile both kernels for one dtype."""
-    rows, per_row = np.zeros((0, 1), dtype), np.zeros(0, dtype)
-    plan = _plan(np.zeros((0, 1, 1, 1), dtype), _EMPTY)
-    _forward(0, 0, rows, per_row, *plan)
-    _backward(0, 0, rows, rows, rows, per_row, per_row, *plan)
+    for kernel in (softmax, softmax_backward):
+        kernel(0, 0, *pack(nothing(Softmax), dtype))
 
 
-class _Scoring(NamedTuple):
-    scale: float = 1.0
-    softcap: float | None = None
-    bias: Any = None
-    mask: Any = None
-    left: int | None = None
-    right: int | None = None
-    q_offset: Any = 0
-    kv_lengths: Any = None
-    sinks: Any = None
+class Softmax(NamedTuple):
+    """A call. Bias and mask have rows of all keys; how far their batches, heads and queries lie apart is in numbers."""
 
-
-_EMPTY = _Scoring()
+    heads: int
+    queries: int
+    keys: int
+    bias: Numbers
+    bias_batch: int
+    bias_head: int
+    bias_query: int
+    mask: Bytes
+    mask_batch: int
+    mask_head: int
+    mask_query: int
+    left: int
+    right: int
+    offsets: Integers  # (B,) the position of the first query
+    lengths: Integers  # (B,)
+    sinks: Numbers  # (H,)
+    scale: Number
+    softcap: Number  # 0 for none
+    rows: Numbers  # (B H T, S), as all below
+    lse: Numbers
+    drows: Numbers
+    dscores: Numbers
+    delta: Numbers
 
 
 def _writable_rows(array: Any) -> Any:
@@ -70,74 +84,28 @@ def _writable_rows(array: Any) -> Any:
     return rows.reshape(math.prod(array.shape[:3]), array.shape[3])
 
 
-def _plan(dots: Any, scoring: Any) -> tuple[Any, ...]:
-    """The scoring as arrays and numbers of fixed types, so that each dtype is compiled once."""
+def _call(dots: Any, scoring: Any, **arrays: Any) -> Softmax:
     batch, heads, queries, keys = dots.shape
-    dtype = dots.dtype.type
-    left = UNBOUNDED if scoring.left is None else scoring.left
-    right = UNBOUNDED if scoring.right is None else scoring.right
-    offsets = np.broadcast_to(np.asarray(scoring.q_offset, np.int64), (batch,)).copy()
-    lengths = np.full(batch, keys, np.int64) if scoring.kv_lengths is None else scoring.kv_lengths.astype(np.int64)
-    sinks = np.full(heads, -math.inf, dtype) if scoring.sinks is None else scoring.sinks.astype(dtype)
-    return (
-        (heads, queries),
-        dtype(scoring.scale),
-        dtype(scoring.softcap or 0.0),
-        _table(scoring.bias, dtype, keys),
-        _table(scoring.mask, np.bool_, keys),
-        (left, right),
-        offsets,
-        lengths,
-        sinks,
-    )
+    offsets, lengths = np.empty(batch, np.int64), np.empty(batch, np.int64)
+    offsets[:], lengths[:] = scoring.q_offset, keys if scoring.kv_lengths is None else scoring.kv_lengths
+    left, right = (UNBOUNDED if bound is None else int(bound) for bound in (scoring.left, scoring.right))
+    sinks = None if scoring.sinks is None else np.require(scoring.sinks, dots.dtype, ["C", "A"])
+    tables = *_table(scoring.bias, dots.dtype, keys), *_table(scoring.mask, np.dtype(np.bool_), keys)
+    none = dict.fromkeys(("rows", "lse", "drows", "dscores", "delta"))
+    return Softmax(
+        heads, queries, keys, *tables, left, right, offsets, lengths, sinks, scoring.scale, scoring.softcap or 0.0,
+        **{**none, **arrays},
+    )  # fmt: skip
 
 
-def _table(array: Any, dtype: Any, keys: int) -> Any:
-    """A bias or mask with contiguous rows of all keys: (B|1, H|1, T|1, S); of size 0 when there is none."""
+def _table(array: Any, dtype: Any, keys: int) -> tuple[Any, int, int, int]:
+    """A bias or mask (B|1, H|1, T|1, S|1) with contiguous rows of all keys, and its strides: 0 where the size is 1."""
     if array is None:
-        return np.empty((0, 0, 0, 0), dtype)
-    full = np.broadcast_to(array, (*array.shape[:3], keys))
-    return np.require(full, dtype, requirements=["C", "W"])
-
-
-def _bounds(n: int, shape: Any, limits: Any, offsets: Any, lengths: Any, keys: int) -> Any:
-    """Batch, head and query of row n, and the keys [start, stop) that causal, window and lengths leave to it."""
-    heads, queries = shape
-    b = n // (heads * queries)
-    position = n % queries + offsets[b]
-    start = min(max(position - limits[0], 0), keys)
-    stop = max(min(position + limits[1] + 1, lengths[b], keys), start)
-    return b, (n // queries) % heads, n % queries, start, stop
-
-
-def _score(row: Any, scale: Any, softcap: Any, slopes: Any) -> None:
-    """Scale and softcap a row in place; with a softcap, `slopes` receives the derivative."""
-    if softcap == 0:
-        for j in range(row.size):
-            row[j] *= scale
-        return
-    for j in range(row.size):
-        capped = math.tanh(row[j] * (scale / softcap))
-        slopes[j] = scale * (softcap / softcap - capped * capped)
-        row[j] = softcap * capped
-
-
-def _bias_and_mask(row: Any, start: int, b: int, h: int, i: int, bias: Any, mask: Any) -> None:
-    lowest = row.dtype.type(-math.inf)
-    if bias.size:
-        added = bias[b if bias.shape[0] > 1 else 0, h if bias.shape[1] > 1 else 0, i if bias.shape[2] > 1 else 0]
-        for j in range(row.size):
-            row[j] = row[j] + added[start + j] if added[start + j] != lowest else lowest
-    if mask.size:
-        keep = mask[b if mask.shape[0] > 1 else 0, h if mask.shape[1] > 1 else 0, i if mask.shape[2] > 1 else 0]
-        for j in range(row.size):
-            row[j] = row[j] if keep[start + j] else lowest
-
-
-def _largest(row: Any, value: Any) -> Any:
-    for j in range(row.size):
-        value = row[j] if row[j] > value else value
-    return value
+        return None, 0, 0, 0
+    table = np.require(np.broadcast_to(array, (*array.shape[:3], keys)), dtype, ["C", "A"])
+    strides = zip(table.shape[:3], table.strides[:3], strict=True)
+    batch, head, query = (stride // dtype.itemsize if size > 1 else 0 for size, stride in strides)
+    return table, batch, head, query
 
 
 @row_pass(vectors=1)
@@ -153,58 +121,96 @@ def divide(weights: Row, inverse: Scalar, rest: Scalar) -> dict[str, Lanes]:
     return {"weights": multiply_add(weights, inverse, weights * rest)}
 
 
-def _exponentials(row: Any, shift: Any) -> Any:
-    """e^(row - shift) in place; returns the sum."""
-    return exponentiate(row.size, pointer(row), shift)
+@row_pass(vectors=2)
+def differentiate(weights: Row, dweights: Row, delta: Scalar) -> dict[str, Lanes]:
+    return {"dweights": where(weights.equals(0.0), 0.0, weights * (dweights - delta))}
 
 
-def _forward(
-    first: int, past: int, rows: Any, lse: Any, shape: Any, scale: Any, softcap: Any, bias: Any, mask: Any,
-    limits: Any, offsets: Any, lengths: Any, sinks: Any,
-) -> None:  # fmt: skip
-    real = rows.dtype.type
-    lowest = real(-math.inf)
-    slopes = np.empty(rows.shape[1] if softcap != 0 else 0, rows.dtype)
+@row_pass(vectors=2)
+def unscale(weights: Row, dscores: Row, factor: Scalar) -> dict[str, Lanes]:
+    return {"dscores": where(weights.equals(0.0), 0.0, dscores * factor)}
+
+
+@row_pass(vectors=2)
+def uncap(weights: Row, dscores: Row, slopes: Row, factor: Scalar) -> dict[str, Lanes]:
+    return {"dscores": where(weights.equals(0.0), 0.0, dscores * (slopes * factor))}
+
+
+@row_pass(vectors=2)
+def copy(x: Row, out: Row) -> dict[str, Lanes]:
+    return {"out": x}
+
+
+@row_pass(vectors=2)
+def clear(out: Row) -> dict[str, Lanes]:
+    return {"out": out.constant(0.0)}
+
+
+def score(n: int, c: Any, slopes: Any) -> Any:
+    """The scores of row n in place; its head, and the keys [start, stop) that it sees."""
+    b, h, i = n // (c.heads * c.queries), n // c.queries % c.heads, n % c.queries
+    start, stop = visible(i + c.offsets[b], c.left, c.right, c.lengths[b], c.keys)
+    count, row = stop - start, ahead(c.rows, n * c.keys + start)
+    if c.softcap != 0:
+        cap(count, row, slopes, c.scale / c.softcap, c.softcap)
+    else:
+        scale(count, row, c.scale)
+    if not is_null(c.bias):
+        add_bias(count, row, ahead(c.bias, b * c.bias_batch + h * c.bias_head + i * c.bias_query + start))
+    if not is_null(c.mask):
+        hide(count, row, ahead(c.mask, b * c.mask_batch + h * c.mask_head + i * c.mask_query + start))
+    return h, start, stop
+
+
+def clear_hidden(row: Any, start: int, stop: int, keys: int) -> None:
+    """0 for the keys outside [start, stop)."""
+    clear(start, row)
+    clear(keys - stop, ahead(row, stop))
+
+
+def softmax(first: int, past: int, integers: Any, numbers: Any) -> None:
+    """Weights and lse of the rows [first, past)."""
+    c = unpack(Softmax, integers, numbers)
+    slopes = np.empty(c.keys if c.softcap != 0 else 0, numbers.dtype)
+    real, zero = numbers.dtype.type, c.scale * 0
     for n in range(first, past):
-        b, h, i, start, stop = _bounds(n, shape, limits, offsets, lengths, rows.shape[1])
-        row = rows[n, start:stop]
-        _score(row, scale, softcap, slopes)
-        _bias_and_mask(row, start, b, h, i, bias, mask)
-        shift = _largest(row, sinks[h])
-        shift = real(0) if shift == lowest else shift
-        total = _exponentials(row, shift) + real(math.exp(sinks[h] - shift))
+        h, start, stop = score(n, c, pointer(slopes))
+        whole, row = ahead(c.rows, n * c.keys), ahead(c.rows, n * c.keys + start)
+        largest, sink = find_largest(stop - start, row), zero - math.inf
+        if not is_null(c.sinks):
+            sink = c.sinks[h]
+        shift = sink if sink > largest else largest
+        shift = zero if shift == -math.inf else shift
+        total = exponentiate(stop - start, row, shift) + real(math.exp(sink - shift))
         wide = 0.0 if total == 0 else 1.0 / float(total)
         inverse = real(wide)
-        divide(row.size, pointer(row), inverse, real(wide - float(inverse)))
-        rows[n, :start] = 0
-        rows[n, stop:] = 0
-        lse[n] = shift + math.log(total) if total != 0 else lowest
+        divide(stop - start, row, inverse, wide - float(inverse))
+        clear_hidden(whole, start, stop, c.keys)
+        c.lse[n] = shift + math.log(total) if total != 0 else zero - math.inf
+    keep(slopes)
 
 
-def _backward(
-    first: int, past: int, rows: Any, drows: Any, dscores: Any, lse: Any, delta: Any, shape: Any, scale: Any,
-    softcap: Any, bias: Any, mask: Any, limits: Any, offsets: Any, lengths: Any, sinks: Any,
-) -> None:  # fmt: skip
-    real = rows.dtype.type
-    slopes = np.full(rows.shape[1], scale, rows.dtype)
+def softmax_backward(first: int, past: int, integers: Any, numbers: Any) -> None:
+    """Weights, and gradients of scores and dot products, of the rows [first, past)."""
+    c = unpack(Softmax, integers, numbers)
+    slopes = np.empty(c.keys if c.softcap != 0 else 0, numbers.dtype)
+    zero = c.scale * 0
     for n in range(first, past):
-        b, h, i, start, stop = _bounds(n, shape, limits, offsets, lengths, rows.shape[1])
-        row, drow, difference = rows[n, start:stop], drows[n, start:stop], delta[n]
-        _score(row, scale, softcap, slopes)
-        _bias_and_mask(row, start, b, h, i, bias, mask)
-        _exponentials(row, real(0) if lse[n] == real(-math.inf) else lse[n])
-        for j in range(row.size):
-            drow[j] = row[j] * (drow[j] - difference) if row[j] != 0 else real(0)
-        rows[n, :start], rows[n, stop:] = 0, 0
-        drows[n, :start], drows[n, stop:] = 0, 0
-        if dscores.size:
-            dscores[n] = drows[n]
-        for j in range(row.size):
-            drow[j] = drow[j] * slopes[j] if row[j] != 0 else real(0)
+        _, start, stop = score(n, c, pointer(slopes))
+        whole, dwhole, count = ahead(c.rows, n * c.keys), ahead(c.drows, n * c.keys), stop - start
+        row, drow = ahead(whole, start), ahead(dwhole, start)
+        exponentiate(count, row, zero if c.lse[n] == -math.inf else c.lse[n])
+        differentiate(count, row, drow, c.delta[n])
+        clear_hidden(whole, start, stop, c.keys)
+        clear_hidden(dwhole, start, stop, c.keys)
+        if not is_null(c.dscores):
+            copy(c.keys, dwhole, ahead(c.dscores, n * c.keys))
+        if c.softcap != 0:
+            uncap(count, row, drow, pointer(slopes), c.scale)
+        else:
+            unscale(count, row, drow, c.scale)
+    keep(slopes)
 
 
-# A maximum becomes vector code only where LLVM may ignore NaN in the comparison; NaN still comes through the sum.
-_largest = jit(_largest, fastmath=FASTMATH | {"nnan"})
-_bounds, _score, _bias_and_mask = jit(_bounds), jit(_score), jit(_bias_and_mask)
-_exponentials = jit(_exponentials, fastmath=EXACT)
-_forward, _backward = jit(_forward, fastmath=EXACT), jit(_backward)
+score, clear_hidden = jit(score, fastmath=EXACT, inner=True), jit(clear_hidden, inner=True)
+softmax, softmax_backward = jit(softmax, fastmath=EXACT), jit(softmax_backward, fastmath=EXACT)

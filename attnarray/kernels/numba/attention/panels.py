@@ -10,8 +10,9 @@ from typing import Any
 
 from attnarray.kernels.numba.attention import call as ac
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
+from attnarray.kernels.numba.vector.formula import Row, Scalar
 from attnarray.kernels.numba.vector.lanes import Lanes, item_bytes, lanes
-from attnarray.kernels.numba.vector.panel import Row, Scalar, panel_pass
+from attnarray.kernels.numba.vector.panel import panel_pass
 from attnarray.kernels.numba.vector.transpose import put_into_rows, take_turned, whole_squares
 
 

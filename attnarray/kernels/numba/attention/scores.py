@@ -16,10 +16,11 @@ import numpy as np
 from attnarray.kernels.numba.attention import call as ac
 from attnarray.kernels.numba.attention.panels import find_rows, pack_panel
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
+from attnarray.kernels.numba.vector.formula import Index, Lane, Row, Scalar
 from attnarray.kernels.numba.vector.lanes import Lanes, item_bytes, lanes, tanh, tile_rows, where
 from attnarray.kernels.numba.vector.memory import ahead, as_bytes, pointer, row_of
 from attnarray.kernels.numba.vector.packing import apart_in_place, pack_row, row_length, whole_lanes
-from attnarray.kernels.numba.vector.panel import Index, Lane, Row, Scalar, panel_pass
+from attnarray.kernels.numba.vector.panel import panel_pass
 from attnarray.kernels.numba.vector.philox import draw_factors
 from attnarray.kernels.numba.vector.product import packed_product
 from attnarray.kernels.numba.vector.row_products import AT_ONCE, dot_rows

@@ -5,18 +5,106 @@ A node has a row of `heads` x `width` numbers, and so may an edge, rows of edges
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from attnarray.kernels.numba.rows.sums import move, move_marked, past_mark
+from attnarray.kernels.numba.runtime.call import Bytes, Doubles, Integers, Number, Numbers, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
+from attnarray.kernels.numba.vector.formula import Row, Scalar, Sum
 from attnarray.kernels.numba.vector.lanes import Lanes, where
 from attnarray.kernels.numba.vector.memory import ahead, keep, pointer
-from attnarray.kernels.numba.vector.rows import Row, Scalar, Sum, place, row_pass
+from attnarray.kernels.numba.vector.rows import row_pass
 
 WIDE = 32  # features of a head that are summed as vectors
 CHUNK = 64  # edges whose terms are summed by themselves
+
+
+class Scores(NamedTuple):
+    """A call of `score_edges`."""
+
+    batch: int
+    targets: int
+    sources: int
+    edges: int
+    heads: int
+    width: int
+    source: Integers  # (E,)
+    target: Integers  # (E,)
+    q: Numbers
+    k: Numbers
+    w: Numbers
+    f: Numbers
+    apart: int  # numbers between the rows of two edges in `f`
+    slope: Number
+    scores: Numbers
+
+
+class ScoresBackward(NamedTuple):
+    """A call of `score_edges_backward`; marks and what lies beside sums are those of `rows/sums.py`."""
+
+    batch: int
+    targets: int
+    sources: int
+    edges: int
+    heads: int
+    width: int
+    source: Integers
+    target: Integers
+    q: Numbers
+    k: Numbers
+    w: Numbers
+    f: Numbers
+    apart: int
+    slope: Number
+    dscores: Numbers
+    dq: Numbers
+    dk: Numbers
+    dw: Doubles
+    df: Numbers
+    source_marks: Bytes
+    beside_dk: Doubles
+    target_marks: Bytes
+    beside_dq: Doubles
+
+
+class Aggregate(NamedTuple):
+    """A call of `aggregate_edges`."""
+
+    batch: int
+    targets: int
+    sources: int
+    edges: int
+    heads: int
+    width: int
+    source: Integers
+    target: Integers
+    weights: Numbers
+    v: Numbers
+    out: Numbers
+    marks: Bytes
+    beside: Doubles
+
+
+class AggregateBackward(NamedTuple):
+    """A call of `aggregate_edges_backward`."""
+
+    batch: int
+    targets: int
+    sources: int
+    edges: int
+    heads: int
+    width: int
+    source: Integers
+    target: Integers
+    dout: Numbers
+    weights: Numbers
+    v: Numbers
+    dweights: Numbers
+    dv: Numbers
+    marks: Bytes
+    beside: Doubles
 
 
 @row_pass(vectors=1)
@@ -71,104 +159,93 @@ def sum_heads(heads: int, width: int, row: Any, out: Any) -> None:
             out[h] = total
 
 
-def score_edges(
-    first: int, past: int, batch: int, targets: int, sources: int, edges: int, heads: int, width: int, source: int,
-    target: int, q: int, k: int, w: int, f: int, apart: int, slope: Any, scores: int,
-) -> None:  # fmt: skip
+def score_edges(first: int, past: int, integers: Any, numbers: Any) -> None:
     """The edges [first, past) of each batch."""
-    row = heads * width
-    room = np.empty(row, type(slope))
-    for b in range(batch):
+    c = unpack(Scores, integers, numbers)
+    row = c.heads * c.width
+    products = np.empty(row, numbers.dtype)
+    for b in range(c.batch):
         for e in range(first, past):
-            i, j = b * targets + place(edges, target)[e], b * sources + place(edges, source)[e]
-            of_edge = ahead(place(slope, f), (b * edges + e) * apart)
-            query, key = ahead(place(slope, q), i * row), ahead(place(slope, k), j * row)
-            score(row, query, key, of_edge, place(slope, w), pointer(room), slope)
-            sum_heads(heads, width, pointer(room), ahead(place(slope, scores), (b * edges + e) * heads))
-    keep(room)
+            i, j = b * c.targets + c.target[e], b * c.sources + c.source[e]
+            of_edge, query, key = ahead(c.f, (b * c.edges + e) * c.apart), ahead(c.q, i * row), ahead(c.k, j * row)
+            score(row, query, key, of_edge, c.w, pointer(products), c.slope)
+            sum_heads(c.heads, c.width, pointer(products), ahead(c.scores, (b * c.edges + e) * c.heads))
+    keep(products)
 
 
-def slope_edges(
-    first: int, past: int, batch: int, targets: int, sources: int, edges: int, heads: int, width: int, source: int,
-    target: int, q: int, k: int, w: int, f: int, apart: int, slope: Any, dscores: int, dq: int, dk: int, dw: int,
-    df: int, source_marks: int, beside_dk: int, target_marks: int, beside_dq: int,
-) -> None:  # fmt: skip
+def score_edges_backward(first: int, past: int, integers: Any, numbers: Any) -> None:
     """The heads [first, past), over all edges."""
-    row, at, count = heads * width, first * width, (past - first) * width
-    room, part, unused = np.empty(count, type(slope)), np.zeros(count, type(slope)), np.empty(count, type(slope))
-    for b in range(batch):
+    c = unpack(ScoresBackward, integers, numbers)
+    row, at, count = c.heads * c.width, first * c.width, (past - first) * c.width
+    dscores, unused = np.empty(count, numbers.dtype), np.empty(count, numbers.dtype)
+    part = np.zeros(count, numbers.dtype)
+    for b in range(c.batch):
         begin = 0
-        while begin < edges:
-            end = past_mark(begin, past_mark(begin, min(begin + CHUNK, edges), source_marks), target_marks)
+        while begin < c.edges:
+            end = past_mark(begin, past_mark(begin, min(begin + CHUNK, c.edges), c.source_marks), c.target_marks)
             for e in range(begin, end):
-                i, j = b * targets + place(edges, target)[e], b * sources + place(edges, source)[e]
-                n = b * edges + e
-                spread(past - first, width, ahead(place(slope, dscores), n * heads + first), pointer(room))
-                of_edge = ahead(place(slope, df), n * apart + at) if apart else pointer(unused)
+                i, j = b * c.targets + c.target[e], b * c.sources + c.source[e]
+                n = b * c.edges + e
+                spread(past - first, c.width, ahead(c.dscores, n * c.heads + first), pointer(dscores))
+                df = ahead(c.df, n * c.apart + at) if c.apart else pointer(unused)
                 differentiate(
-                    count, ahead(place(slope, q), i * row + at), ahead(place(slope, k), j * row + at),
-                    ahead(place(slope, f), n * apart + at), ahead(place(slope, w), at), pointer(room),
-                    ahead(place(slope, dq), i * row + at), ahead(place(slope, dk), j * row + at), of_edge,
-                    pointer(part), slope,
+                    count, ahead(c.q, i * row + at), ahead(c.k, j * row + at), ahead(c.f, n * c.apart + at),
+                    ahead(c.w, at), pointer(dscores), ahead(c.dq, i * row + at), ahead(c.dk, j * row + at), df,
+                    pointer(part), c.slope,
                 )  # fmt: skip
-            i, j = b * targets + place(edges, target)[end - 1], b * sources + place(edges, source)[end - 1]
-            move_marked(end - 1, count, place(slope, dq), i * row + at, target_marks, beside_dq)
-            move_marked(end - 1, count, place(slope, dk), j * row + at, source_marks, beside_dk)
-            move(count, pointer(part), ahead(place(0.0, dw), at))
+            i, j = b * c.targets + c.target[end - 1], b * c.sources + c.source[end - 1]
+            move_marked(end - 1, count, c.dq, i * row + at, c.target_marks, c.beside_dq)
+            move_marked(end - 1, count, c.dk, j * row + at, c.source_marks, c.beside_dk)
+            move(count, pointer(part), ahead(c.dw, at))
             begin = end
-    keep(room)
+    keep(dscores)
     keep(part)
     keep(unused)
 
 
-def aggregate_edges(
-    first: int, past: int, batch: int, targets: int, sources: int, edges: int, heads: int, width: int, source: int,
-    target: int, weights: int, v: int, out: int, marks: int, beside: int, like: Any,
-) -> None:  # fmt: skip
+def aggregate_edges(first: int, past: int, integers: Any, numbers: Any) -> None:
     """The heads [first, past), over all edges."""
-    row, at, count = heads * width, first * width, (past - first) * width
-    room = np.empty(count, type(like))
-    for b in range(batch):
+    c = unpack(Aggregate, integers, numbers)
+    row, at, count = c.heads * c.width, first * c.width, (past - first) * c.width
+    weights = np.empty(count, numbers.dtype)
+    for b in range(c.batch):
         begin = 0
-        while begin < edges:
-            end = past_mark(begin, edges, marks)
+        while begin < c.edges:
+            end = past_mark(begin, c.edges, c.marks)
             for e in range(begin, end):
-                i, j = b * targets + place(edges, target)[e], b * sources + place(edges, source)[e]
-                spread(past - first, width, ahead(place(like, weights), (b * edges + e) * heads + first), pointer(room))
-                value = ahead(place(like, v), j * row + at)
-                add_weighted(count, value, pointer(room), ahead(place(like, out), i * row + at))
-            of_target = (b * targets + place(edges, target)[end - 1]) * row + at
-            move_marked(end - 1, count, place(like, out), of_target, marks, beside)
+                i, j = b * c.targets + c.target[e], b * c.sources + c.source[e]
+                spread(past - first, c.width, ahead(c.weights, (b * c.edges + e) * c.heads + first), pointer(weights))
+                add_weighted(count, ahead(c.v, j * row + at), pointer(weights), ahead(c.out, i * row + at))
+            of_target = (b * c.targets + c.target[end - 1]) * row + at
+            move_marked(end - 1, count, c.out, of_target, c.marks, c.beside)
             begin = end
-    keep(room)
+    keep(weights)
 
 
-def aggregate_edges_backward(
-    first: int, past: int, batch: int, targets: int, sources: int, edges: int, heads: int, width: int, source: int,
-    target: int, dout: int, weights: int, v: int, dweights: int, dv: int, marks: int, beside: int, like: Any,
-) -> None:  # fmt: skip
+def aggregate_edges_backward(first: int, past: int, integers: Any, numbers: Any) -> None:
     """The heads [first, past), over all edges."""
-    row, at, count = heads * width, first * width, (past - first) * width
-    room = np.empty(count, type(like))
-    for b in range(batch):
+    c = unpack(AggregateBackward, integers, numbers)
+    row, at, count = c.heads * c.width, first * c.width, (past - first) * c.width
+    room = np.empty(count, numbers.dtype)
+    for b in range(c.batch):
         begin = 0
-        while begin < edges:
-            end = past_mark(begin, edges, marks)
+        while begin < c.edges:
+            end = past_mark(begin, c.edges, c.marks)
             for e in range(begin, end):
-                i, j = b * targets + place(edges, target)[e], b * sources + place(edges, source)[e]
-                n = (b * edges + e) * heads + first
-                of_target = ahead(place(like, dout), i * row + at)
-                multiply(count, of_target, ahead(place(like, v), j * row + at), pointer(room))
-                sum_heads(past - first, width, pointer(room), ahead(place(like, dweights), n))
-                spread(past - first, width, ahead(place(like, weights), n), pointer(room))
-                add_weighted(count, of_target, pointer(room), ahead(place(like, dv), j * row + at))
-            of_source = (b * sources + place(edges, source)[end - 1]) * row + at
-            move_marked(end - 1, count, place(like, dv), of_source, marks, beside)
+                i, j = b * c.targets + c.target[e], b * c.sources + c.source[e]
+                n = (b * c.edges + e) * c.heads + first
+                of_target = ahead(c.dout, i * row + at)
+                multiply(count, of_target, ahead(c.v, j * row + at), pointer(room))
+                sum_heads(past - first, c.width, pointer(room), ahead(c.dweights, n))
+                spread(past - first, c.width, ahead(c.weights, n), pointer(room))
+                add_weighted(count, of_target, pointer(room), ahead(c.dv, j * row + at))
+            of_source = (b * c.sources + c.source[end - 1]) * row + at
+            move_marked(end - 1, count, c.dv, of_source, c.marks, c.beside)
             begin = end
     keep(room)
 
 
 spread, sum_heads = jit(spread, fastmath=EXACT, inner=True), jit(sum_heads, fastmath=EXACT, inner=True)
-score_edges, slope_edges = jit(score_edges, fastmath=EXACT), jit(slope_edges, fastmath=EXACT)
+score_edges, score_edges_backward = jit(score_edges, fastmath=EXACT), jit(score_edges_backward, fastmath=EXACT)
 aggregate_edges = jit(aggregate_edges, fastmath=EXACT)
 aggregate_edges_backward = jit(aggregate_edges_backward, fastmath=EXACT)

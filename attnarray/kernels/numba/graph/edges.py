@@ -14,14 +14,19 @@ import numpy as np
 
 from attnarray.kernels import Declined
 from attnarray.kernels.numba.graph.edge_passes import (
+    Aggregate,
+    AggregateBackward,
+    Scores,
+    ScoresBackward,
     aggregate_edges,
     aggregate_edges_backward,
     score_edges,
-    slope_edges,
+    score_edges_backward,
 )
 from attnarray.kernels.numba.rows import sums as row_sums
 from attnarray.kernels.numba.rows.sums import addresses, together
 from attnarray.kernels.numba.runtime import arrays as ra
+from attnarray.kernels.numba.runtime.call import nothing, pack
 from attnarray.kernels.numba.runtime.threads import split_rows
 
 FORWARD, BACKWARD, SUM = 0.6, 1.2, 0.5  # nanoseconds for each feature of each edge
@@ -36,10 +41,8 @@ def gatv2_scores(q: Any, k: Any, f: Any, w: Any, sources: Any, targets: Any, slo
     features, apart = _features(f, q, real)
     scores = np.empty((q.shape[0], len(sources), q.shape[2]), real)
     work = ra.nanoseconds(scores.size * q.shape[3], FORWARD, real)
-    split_rows(
-        score_edges, len(sources), work, *_sizes(q, k, sources), *_addresses(*edges, *nodes, features), apart,
-        real.type(slope), scores.ctypes.data,
-    )  # fmt: skip
+    call = Scores._make((*_sizes(q, k, sources), *edges, *nodes, features, apart, slope, scores))
+    split_rows(score_edges, len(sources), work, *pack(call, real))
     return scores
 
 
@@ -55,10 +58,11 @@ def gatv2_scores_backward(
     df = np.empty(features.shape, real)
     longs = _beside(dk, edges[0]), _beside(dq, edges[1])
     work = ra.nanoseconds(dscores.size * q.shape[3], BACKWARD, real)
-    split_rows(
-        slope_edges, q.shape[2], work, *_sizes(q, k, sources), *_addresses(*edges, *nodes, features), apart,
-        real.type(slope), *_addresses(dscores, dq, dk, dw, df), *addresses(longs[0]), *addresses(longs[1]),
-    )  # fmt: skip
+    call = ScoresBackward._make((
+        *_sizes(q, k, sources), *edges, *nodes, features, apart, slope, dscores, dq, dk, dw, df, *addresses(longs[0]),
+        *addresses(longs[1]),
+    ))  # fmt: skip
+    split_rows(score_edges_backward, q.shape[2], work, *pack(call, real))
     dk, dq = together(dk, longs[0]), together(dq, longs[1])
     return dq, dk, None if f is None else df, dw.astype(real, copy=False)
 
@@ -71,10 +75,8 @@ def aggregate(weights: Any, v: Any, sources: Any, targets: Any, count: int) -> A
     out = np.zeros((v.shape[0], count, *v.shape[2:]), real)
     long = _beside(out, edges[1])
     work = ra.nanoseconds(weights.size * v.shape[3], SUM, real)
-    split_rows(
-        aggregate_edges, v.shape[2], work, *_sizes(out, v, sources), *_addresses(*edges, *nodes, out),
-        *addresses(long), real.type(0),
-    )  # fmt: skip
+    call = Aggregate._make((*_sizes(out, v, sources), *edges, *nodes, out, *addresses(long)))
+    split_rows(aggregate_edges, v.shape[2], work, *pack(call, real))
     return together(out, long)
 
 
@@ -87,24 +89,20 @@ def aggregate_backward(dout: Any, weights: Any, v: Any, sources: Any, targets: A
     dweights, dv = np.empty(weights.shape, real), np.zeros(v.shape, real)
     long = _beside(dv, edges[0])
     work = ra.nanoseconds(weights.size * v.shape[3], 2 * SUM, real)
-    split_rows(
-        aggregate_edges_backward, v.shape[2], work, *_sizes(dout, v, sources),
-        *_addresses(*edges, *nodes, dweights, dv), *addresses(long), real.type(0),
-    )  # fmt: skip
+    call = AggregateBackward._make((*_sizes(dout, v, sources), *edges, *nodes, dweights, dv, *addresses(long)))
+    split_rows(aggregate_edges_backward, v.shape[2], work, *pack(call, real))
     return dweights, together(dv, long)
 
 
 def warmup(dtype: str) -> None:
     """Compile all kernels for one dtype."""
-    zero, sizes = np.dtype(dtype).type(0), (0,) * 6
-    score_edges(0, 0, *sizes, *(0,) * 7, zero, 0)
-    slope_edges(0, 0, *sizes, *(0,) * 7, zero, *(0,) * 9)
-    aggregate_edges(0, 0, *sizes, *(0,) * 7, zero)
-    aggregate_edges_backward(0, 0, *sizes, *(0,) * 9, zero)
+    kernels = score_edges, score_edges_backward, aggregate_edges, aggregate_edges_backward
+    for kernel, call in zip(kernels, (Scores, ScoresBackward, Aggregate, AggregateBackward), strict=True):
+        kernel(0, 0, *pack(nothing(call), dtype))
     row_sums.warmup()
 
 
-def _sizes(q: Any, k: Any, sources: Any) -> tuple[int, ...]:
+def _sizes(q: Any, k: Any, sources: Any) -> Any:
     """Batches, targets, sources, edges, heads and features."""
     return (*q.shape[:2], k.shape[1], len(sources), *q.shape[2:])
 
@@ -133,7 +131,3 @@ def _features(f: Any, q: Any, real: Any) -> tuple[Any, int]:
     if f is None:
         return np.zeros(q.shape[2:], real), 0
     return _nodes(real, f)[0], q.shape[2] * q.shape[3]
-
-
-def _addresses(*arrays: Any) -> list[int]:
-    return [x.ctypes.data for x in arrays]

@@ -8,15 +8,50 @@ float64: a segment may be long.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
+from attnarray.kernels.numba.runtime.call import Doubles, Integers, Numbers, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
-from attnarray.kernels.numba.vector.eights import EIGHT, eight_pass
+from attnarray.kernels.numba.vector.formula import Row, Scalar
 from attnarray.kernels.numba.vector.lanes import Lanes, exp, in_type, maximum, where
-from attnarray.kernels.numba.vector.memory import ahead
-from attnarray.kernels.numba.vector.rows import Row, Scalar, place, row_pass
+from attnarray.kernels.numba.vector.memory import ahead, place
+from attnarray.kernels.numba.vector.rows import EIGHT, eight_pass, row_pass
 
 CHUNK = 1024  # numbers whose exponentials are taken together, while they are in the nearest cache
+
+
+class Softmax(NamedTuple):
+    """A call on parts and entries; `size` are the numbers of a part."""
+
+    batch: int
+    parts: int
+    entries: int
+    columns: int
+    size: int
+    segments: Integers  # (E,)
+    x: Numbers
+    outside: Integers  # whether a part has found a segment that does not exist
+    largest: Numbers  # of each part
+    sums: Doubles  # of each part
+    merged: Numbers  # factors of each batch
+    out: Numbers
+
+
+class SoftmaxBackward(NamedTuple):
+    """As `Softmax`; `merged` are sums."""
+
+    batch: int
+    parts: int
+    entries: int
+    columns: int
+    size: int
+    segments: Integers
+    dout: Numbers
+    y: Numbers
+    outside: Integers
+    sums: Doubles
+    merged: Numbers
+    dx: Numbers
 
 
 @row_pass(vectors=2)
@@ -65,20 +100,23 @@ def multiply(out: Row, x: Row, y: Row) -> dict[str, Lanes]:
     return {"out": where(y.equals(0.0), 0.0, x * y)}
 
 
-def find_largest(
-    first: int, past: int, batch: int, parts: int, entries: int, columns: int, size: int, x: int, places: int,
-    outside: int, largest: int, lowest: Any,
-) -> None:  # fmt: skip
+def find_largest(first: int, past: int, integers: Any, numbers: Any) -> None:
     """Of the entries of each segment, in the parts [first, past)."""
+    c = unpack(Softmax, integers, numbers)
     for unit in range(first, past):
-        start, stop = entries * (unit % parts) // parts, entries * (unit % parts + 1) // parts
-        segment = ahead(place(entries, places), start)
-        place(entries, outside)[unit] = leaves(stop - start, segment, size // max(columns, 1))
-        if place(entries, outside)[unit] == 0:
-            found = ahead(place(lowest, largest), unit * size)
-            fill(size, found, lowest)
-            row = ahead(place(lowest, x), (unit // parts * entries + start) * columns)
-            raise_segments(stop - start, columns, row, segment, found)
+        start, stop = part_of(unit, c)
+        segment = ahead(c.segments, start)
+        c.outside[unit] = leaves(stop - start, segment, c.size // max(c.columns, 1))
+        if c.outside[unit] == 0:
+            found = ahead(c.largest, unit * c.size)
+            fill(c.size, found, -math.inf)
+            row = ahead(c.x, (unit // c.parts * c.entries + start) * c.columns)
+            raise_segments(stop - start, c.columns, row, segment, found)
+
+
+def part_of(unit: int, c: Any) -> Any:
+    """The entries [start, stop) of a part."""
+    return c.entries * (unit % c.parts) // c.parts, c.entries * (unit % c.parts + 1) // c.parts
 
 
 def leaves(count: int, segment: Any, segments: int) -> int:
@@ -89,12 +127,13 @@ def leaves(count: int, segment: Any, segments: int) -> int:
     return 1 if found < 0 else 0
 
 
-def merge_largest(first: int, past: int, batch: int, parts: int, size: int, numbers: int, like: Any) -> None:
+def merge_largest(first: int, past: int, integers: Any, numbers: Any) -> None:
     """The numbers [first, past) of each part, into the first; segments without an entry get 0 to be subtracted."""
-    for b in range(batch):
-        total = ahead(place(like, numbers), b * parts * size + first)
-        for part in range(1, parts):
-            raise_to(past - first, total, ahead(total, part * size))
+    c = unpack(Softmax, integers, numbers)
+    for b in range(c.batch):
+        total = ahead(c.largest, b * c.parts * c.size + first)
+        for part in range(1, c.parts):
+            raise_to(past - first, total, ahead(total, part * c.size))
         no_infinity(past - first, total)
 
 
@@ -113,68 +152,60 @@ def merge_sums(
             result[n] = total
 
 
-def exponentiate(
-    first: int, past: int, batch: int, parts: int, entries: int, columns: int, size: int, x: int, places: int,
-    largest: int, sums: int, out: int, like: Any,
-) -> None:  # fmt: skip
+def exponentiate(first: int, past: int, integers: Any, numbers: Any) -> None:
     """e^(x - largest) of the entries, and their sums in the parts [first, past)."""
-    step = max(CHUNK // max(columns, 1), 1)
+    c = unpack(Softmax, integers, numbers)
+    step = max(CHUNK // max(c.columns, 1), 1)
     for unit in range(first, past):
-        start, stop = entries * (unit % parts) // parts, entries * (unit % parts + 1) // parts
-        shifts = ahead(place(like, largest), unit // parts * parts * size)
-        totals = ahead(place(0.0, sums), unit * size)
-        fill(size, totals, 0.0)
+        start, stop = part_of(unit, c)
+        shifts = ahead(c.largest, unit // c.parts * c.parts * c.size)
+        totals = ahead(c.sums, unit * c.size)
+        fill(c.size, totals, 0.0)
         for e in range(start, stop, step):
-            count, at = min(step, stop - e), (unit // parts * entries + e) * columns
-            segment, exps = ahead(place(entries, places), e), ahead(place(like, out), at)
-            subtract_of_segments(count, columns, ahead(place(like, x), at), segment, shifts, exps)
-            take_exponentials(count * columns, exps)
-            add_to_segments(count, columns, exps, segment, totals)
+            count, at = min(step, stop - e), (unit // c.parts * c.entries + e) * c.columns
+            segment, exps = ahead(c.segments, e), ahead(c.out, at)
+            subtract_of_segments(count, c.columns, ahead(c.x, at), segment, shifts, exps)
+            take_exponentials(count * c.columns, exps)
+            add_to_segments(count, c.columns, exps, segment, totals)
 
 
-def scale(
-    first: int, past: int, batch: int, parts: int, entries: int, columns: int, size: int, places: int, factors: int,
-    out: int, like: Any,
-) -> None:  # fmt: skip
+def scale(first: int, past: int, integers: Any, numbers: Any) -> None:
     """The entries [first, past) of each batch."""
-    for b in range(batch):
-        row = ahead(place(like, out), (b * entries + first) * columns)
-        factor = ahead(place(like, factors), b * size)
-        multiply_by_segments(past - first, columns, row, ahead(place(entries, places), first), factor)
+    c = unpack(Softmax, integers, numbers)
+    for b in range(c.batch):
+        row = ahead(c.out, (b * c.entries + first) * c.columns)
+        factor = ahead(c.merged, b * c.size)
+        multiply_by_segments(past - first, c.columns, row, ahead(c.segments, first), factor)
 
 
-def add_products(
-    first: int, past: int, batch: int, parts: int, entries: int, columns: int, size: int, dout: int, y: int,
-    places: int, outside: int, sums: int, dx: int, like: Any,
-) -> None:  # fmt: skip
+def add_products(first: int, past: int, integers: Any, numbers: Any) -> None:
     """The sums of y dy in the parts [first, past). Scratch: dx."""
-    step = max(CHUNK // max(columns, 1), 1)
+    c = unpack(SoftmaxBackward, integers, numbers)
+    step = max(CHUNK // max(c.columns, 1), 1)
     for unit in range(first, past):
-        start, stop = entries * (unit % parts) // parts, entries * (unit % parts + 1) // parts
-        totals = ahead(place(0.0, sums), unit * size)
-        fill(size, totals, 0.0)
-        outer = leaves(stop - start, ahead(place(entries, places), start), size // max(columns, 1))
-        place(entries, outside)[unit] = outer
+        start, stop = part_of(unit, c)
+        totals = ahead(c.sums, unit * c.size)
+        fill(c.size, totals, 0.0)
+        outer = leaves(stop - start, ahead(c.segments, start), c.size // max(c.columns, 1))
+        c.outside[unit] = outer
         for e in range(start, start if outer else stop, step):
-            count, at = min(step, stop - e), (unit // parts * entries + e) * columns
-            products = ahead(place(like, dx), at)
-            multiply(count * columns, products, ahead(place(like, dout), at), ahead(place(like, y), at))
-            add_to_segments(count, columns, products, ahead(place(entries, places), e), totals)
+            count, at = min(step, stop - e), (unit // c.parts * c.entries + e) * c.columns
+            products = ahead(c.dx, at)
+            multiply(count * c.columns, products, ahead(c.dout, at), ahead(c.y, at))
+            add_to_segments(count, c.columns, products, ahead(c.segments, e), totals)
 
 
-def differentiate(
-    first: int, past: int, batch: int, parts: int, entries: int, columns: int, size: int, dout: int, y: int,
-    places: int, totals: int, dx: int, like: Any,
-) -> None:  # fmt: skip
+def differentiate(first: int, past: int, integers: Any, numbers: Any) -> None:
     """The entries [first, past) of each batch."""
-    step = max(CHUNK // max(columns, 1), 1)
-    for b in range(batch):
-        total = ahead(place(like, totals), b * size)
+    c = unpack(SoftmaxBackward, integers, numbers)
+    step = max(CHUNK // max(c.columns, 1), 1)
+    for b in range(c.batch):
+        total = ahead(c.merged, b * c.size)
         for e in range(first, past, step):
-            count, at = min(step, past - e), (b * entries + e) * columns
-            segment, result = ahead(place(entries, places), e), ahead(place(like, dx), at)
-            subtract_of_segments(count, columns, ahead(place(like, dout), at), segment, total, result)
-            multiply(count * columns, result, result, ahead(place(like, y), at))
+            count, at = min(step, past - e), (b * c.entries + e) * c.columns
+            segment, result = ahead(c.segments, e), ahead(c.dx, at)
+            subtract_of_segments(count, c.columns, ahead(c.dout, at), segment, total, result)
+            multiply(count * c.columns, result, result, ahead(c.y, at))
 
 
 def raise_segments(count: int, columns: int, x: Any, segment: Any, largest: Any) -> None:
@@ -250,6 +281,7 @@ def multiply_by_segments(count: int, columns: int, x: Any, segment: Any, factors
                 x[e * columns + h] *= factors[segment[e] * columns + h]
 
 
+part_of = jit(part_of, inner=True)
 leaves, raise_segments = jit(leaves, fastmath=EXACT, inner=True), jit(raise_segments, fastmath=EXACT, inner=True)
 multiply_by_segments = jit(multiply_by_segments, fastmath=EXACT, inner=True)
 subtract_of_segments = jit(subtract_of_segments, fastmath=EXACT, inner=True)

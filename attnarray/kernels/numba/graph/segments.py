@@ -15,6 +15,8 @@ import numpy as np
 
 from attnarray.kernels import Declined
 from attnarray.kernels.numba.graph.segment_passes import (
+    Softmax,
+    SoftmaxBackward,
     add_products,
     differentiate,
     exponentiate,
@@ -25,6 +27,7 @@ from attnarray.kernels.numba.graph.segment_passes import (
 )
 from attnarray.kernels.numba.rows.embedding import embedding_backward
 from attnarray.kernels.numba.runtime import arrays as ra
+from attnarray.kernels.numba.runtime.call import nothing, pack
 from attnarray.kernels.numba.runtime.threads import split_rows
 
 LIGHT, HEAVY, MERGE = 1.0, 2.0, 0.4  # nanoseconds for each number of a pass
@@ -44,20 +47,14 @@ def segment_softmax_forward(x: Any, segments: Any, count: int, mask: Any) -> Any
     batch, parts, entries, _, size = sizes
     light, heavy = (ra.nanoseconds(x.size, each, real) for each in (LIGHT, HEAVY))
     outside = np.zeros(batch * parts, np.int64)
-    given = numbers.ctypes.data, places.ctypes.data
-    split_rows(
-        find_largest, batch * parts, light, *sizes, *given, outside.ctypes.data, largest.ctypes.data,
-        real.type(-math.inf),
-    )  # fmt: skip
+    call = Softmax._make((*sizes, places, numbers, outside, largest, sums, None, out))
+    given = pack(call, real)
+    split_rows(find_largest, batch * parts, light, *given)
     _check(outside, count)
-    merging = ra.nanoseconds(largest.size, MERGE, real)
-    split_rows(merge_largest, size, merging, batch, parts, size, largest.ctypes.data, real.type(0))
-    split_rows(
-        exponentiate, batch * parts, heavy, *sizes, *given, largest.ctypes.data, sums.ctypes.data, out.ctypes.data,
-        real.type(0),
-    )  # fmt: skip
+    split_rows(merge_largest, size, ra.nanoseconds(largest.size, MERGE, real), *given)
+    split_rows(exponentiate, batch * parts, heavy, *given)
     factors = _merged(sums, sizes, real, True)
-    split_rows(scale, entries, light, *sizes, places.ctypes.data, factors.ctypes.data, out.ctypes.data, real.type(0))
+    split_rows(scale, entries, light, *pack(call._replace(merged=factors), real))
     return out.astype(x.dtype, copy=False)
 
 
@@ -70,16 +67,12 @@ def segment_softmax_backward(dout: Any, out: Any, segments: Any, count: int) -> 
     batch, parts, entries, *_ = sizes
     dx, sums = np.empty(out.shape, real), _of_parts(sizes, np.float64)
     arrays = [np.ascontiguousarray(ra.aligned(x, real)) for x in (dout, out)]
-    given = *(array.ctypes.data for array in arrays), places.ctypes.data
-    light = ra.nanoseconds(out.size, LIGHT, real)
-    outside = np.zeros(batch * parts, np.int64)
-    split_rows(
-        add_products, batch * parts, light, *sizes, *given, outside.ctypes.data, sums.ctypes.data, dx.ctypes.data,
-        real.type(0),
-    )  # fmt: skip
+    light, outside = ra.nanoseconds(out.size, LIGHT, real), np.zeros(batch * parts, np.int64)
+    call = SoftmaxBackward._make((*sizes, places, *arrays, outside, sums, None, dx))
+    split_rows(add_products, batch * parts, light, *pack(call, real))
     _check(outside, count)
     totals = _merged(sums, sizes, real, False)
-    split_rows(differentiate, entries, light, *sizes, *given, totals.ctypes.data, dx.ctypes.data, real.type(0))
+    split_rows(differentiate, entries, light, *pack(call._replace(merged=totals), real))
     return dx.astype(out.dtype, copy=False)
 
 
@@ -94,17 +87,14 @@ def sum_segments(x: Any, segments: Any, count: int) -> Any:
 
 def warmup(dtype: str) -> None:
     """Compile all kernels for one dtype."""
-    zero, none = np.dtype(dtype).type(0), (0,) * 5
-    find_largest(0, 0, *none, 0, 0, 0, 0, zero)
-    merge_largest(0, 0, 0, 0, 0, 0, zero)
-    merge_sums(0, 0, 0, 0, 0, 0, 0, False, zero)
-    exponentiate(0, 0, *none, 0, 0, 0, 0, 0, zero)
-    scale(0, 0, *none, 0, 0, 0, zero)
-    add_products(0, 0, *none, 0, 0, 0, 0, 0, 0, zero)
-    differentiate(0, 0, *none, 0, 0, 0, 0, 0, zero)
+    for kernel in (find_largest, merge_largest, exponentiate, scale):
+        kernel(0, 0, *pack(nothing(Softmax), dtype))
+    for kernel in (add_products, differentiate):
+        kernel(0, 0, *pack(nothing(SoftmaxBackward), dtype))
+    merge_sums(0, 0, 0, 0, 0, 0, 0, False, np.dtype(dtype).type(0))
 
 
-def _sizes(x: Any, count: int) -> tuple[int, int, int, int, int]:
+def _sizes(x: Any, count: int) -> Any:
     """Batches, parts, entries, columns, and numbers per part: one for each segment and column."""
     *batch, entries, columns = x.shape
     parts = 1

@@ -23,12 +23,12 @@ from attnarray.kernels.numba.recurrent.step import (
 )  # fmt: skip
 from attnarray.kernels.numba.rows.activations import tangent
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
+from attnarray.kernels.numba.vector.formula import Each, Lane, Row
 from attnarray.kernels.numba.vector.lanes import Lanes, in_type, lanes, multiply_add, tile_rows, where
-from attnarray.kernels.numba.vector.memory import ahead, pointer, scratch
+from attnarray.kernels.numba.vector.memory import ahead, place, pointer, scratch
 from attnarray.kernels.numba.vector.packing import whole_lanes, whole_tiles
-from attnarray.kernels.numba.vector.panel import Each, Lane, Row, panel_pass
+from attnarray.kernels.numba.vector.panel import panel_pass
 from attnarray.kernels.numba.vector.product import lane_product
-from attnarray.kernels.numba.vector.rows import place
 from attnarray.kernels.numba.vector.transpose import turn
 
 BLOCK = 4  # keys whose products over lanes are taken together

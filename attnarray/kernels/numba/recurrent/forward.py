@@ -20,11 +20,11 @@ from attnarray.kernels.numba.recurrent.step import (
 )  # fmt: skip
 from attnarray.kernels.numba.rows.activations import tangent
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
+from attnarray.kernels.numba.vector.formula import Each, Lane, Row
 from attnarray.kernels.numba.vector.lanes import Lanes, lanes, multiply_add
-from attnarray.kernels.numba.vector.memory import ahead, pointer, scratch
+from attnarray.kernels.numba.vector.memory import ahead, place, pointer, scratch
 from attnarray.kernels.numba.vector.packing import whole_tiles
-from attnarray.kernels.numba.vector.panel import Each, Lane, Row, panel_pass
-from attnarray.kernels.numba.vector.rows import place
+from attnarray.kernels.numba.vector.panel import panel_pass
 
 KEYS = 64  # whose scores are turned at a time
 SCORES = 16  # where the call has the address of the scores

@@ -13,11 +13,11 @@ import numpy as np
 
 from attnarray.kernels.numba.rows.activations import logistic, tangent
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
+from attnarray.kernels.numba.vector.formula import Each, Lane, Row, Total
 from attnarray.kernels.numba.vector.lanes import Lanes, lanes, multiply_add, tile_rows, where
-from attnarray.kernels.numba.vector.memory import ahead, as_bytes
-from attnarray.kernels.numba.vector.panel import Each, Lane, Row, Total, panel_pass
+from attnarray.kernels.numba.vector.memory import ahead, as_bytes, place
+from attnarray.kernels.numba.vector.panel import panel_pass
 from attnarray.kernels.numba.vector.product import packed_product
-from attnarray.kernels.numba.vector.rows import place
 
 
 class Problem(NamedTuple):

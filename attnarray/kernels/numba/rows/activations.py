@@ -14,10 +14,11 @@ from numpy.polynomial import Chebyshev, Polynomial
 from attnarray.kernels.numba.runtime import arrays as ra
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
+from attnarray.kernels.numba.vector.formula import Row
 from attnarray.kernels.numba.vector.lanes import LOG2_E, TAYLOR, Lanes, absolute, exp, multiply_add, polynomial, where
-from attnarray.kernels.numba.vector.memory import ahead
+from attnarray.kernels.numba.vector.memory import ahead, place
 from attnarray.kernels.numba.vector.normal_distribution import normal_distribution
-from attnarray.kernels.numba.vector.rows import Row, place, row_pass
+from attnarray.kernels.numba.vector.rows import row_pass
 
 CUBIC = 0.044715  # the coefficient of x^3 in the approximation with tanh
 STEEPNESS = math.sqrt(2.0 / math.pi)

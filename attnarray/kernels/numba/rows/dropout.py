@@ -17,11 +17,12 @@ from numba.extending import intrinsic
 from attnarray.kernels.numba.runtime import arrays as ra
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
+from attnarray.kernels.numba.vector.emit import INDEX, loop, splat, store
+from attnarray.kernels.numba.vector.formula import Row, Scalar
 from attnarray.kernels.numba.vector.lanes import TILES, Lanes, where
-from attnarray.kernels.numba.vector.memory import ahead, as_bytes, keep, pointer
-from attnarray.kernels.numba.vector.panel import INDEX, loop, splat, store
+from attnarray.kernels.numba.vector.memory import ahead, as_bytes, keep, place, pointer
 from attnarray.kernels.numba.vector.philox import MULTIPLIERS, ROUNDS, WEYL
-from attnarray.kernels.numba.vector.rows import Row, Scalar, place, row_pass
+from attnarray.kernels.numba.vector.rows import row_pass
 
 WORD = 0xFFFFFFFF
 FLAT_STREAM = WORD  # the last word of the counter, as in random.py

@@ -6,18 +6,20 @@ depend on how many threads there are. Scratch: where an index is frequent, what 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from attnarray.kernels.numba.rows import sums as row_sums
 from attnarray.kernels.numba.rows.sums import addresses, beside, move_marked, past_mark, together
 from attnarray.kernels.numba.runtime import arrays as ra
+from attnarray.kernels.numba.runtime.call import Bytes, Doubles, Integers, Numbers, nothing, pack, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
+from attnarray.kernels.numba.vector.formula import Row
 from attnarray.kernels.numba.vector.lanes import Lanes
 from attnarray.kernels.numba.vector.memory import ahead
-from attnarray.kernels.numba.vector.rows import Row, place, row_pass
+from attnarray.kernels.numba.vector.rows import row_pass
 
 COLUMNS = 16  # that go to one thread together: a cache line in float32
 EACH = 0.3  # nanoseconds for each number
@@ -30,17 +32,29 @@ def embedding_backward(dout: Any, indices: Any, size: int) -> Any:
     width = dout.shape[-1]
     sums = np.zeros((size, width), real)
     long = beside(places, size, sums, "an index")
-    split_rows(
-        add_rows, -(-width // COLUMNS), ra.nanoseconds(dout.size, EACH, real), width, places.size, places.ctypes.data,
-        rows.address, rows.apart, sums.ctypes.data, *addresses(long), real.type(0),
-    )  # fmt: skip
+    call = Embedding(width, places.size, places, rows.address, rows.step, sums, *addresses(long))
+    work = ra.nanoseconds(dout.size, EACH, real)
+    split_rows(add_rows, -(-width // COLUMNS), work, *pack(call, real))
     return together(sums, long).astype(dout.dtype, copy=False)
 
 
 def warmup(dtype: str) -> None:
     """Compile the kernels for one dtype."""
     row_sums.warmup()
-    add_rows(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, np.dtype(dtype).type(0))
+    add_rows(0, 0, *pack(nothing(Embedding), dtype))
+
+
+class Embedding(NamedTuple):
+    """A call of `add_rows`; marks and rows in float64 are those of `sums.py`."""
+
+    width: int
+    size: int
+    indices: Integers
+    rows: Numbers
+    step: int
+    sums: Numbers
+    marks: Bytes
+    beside: Doubles
 
 
 @row_pass(vectors=2)
@@ -48,20 +62,18 @@ def add(x: Row, total: Row) -> dict[str, Lanes]:
     return {"total": total + x}
 
 
-def add_rows(
-    first: int, past: int, width: int, count: int, places: int, rows: int, apart: int, sums: int, marks: int,
-    beside: int, like: Any,
-) -> None:  # fmt: skip
+def add_rows(first: int, past: int, integers: Any, numbers: Any) -> None:
     """`first` and `past` count groups of columns."""
+    c = unpack(Embedding, integers, numbers)
     start = first * COLUMNS
-    columns = min(past * COLUMNS, width) - start
+    columns = min(past * COLUMNS, c.width) - start
     begin = 0
-    while begin < count:
-        end, at = past_mark(begin, count, marks), start
+    while begin < c.size:
+        end, at = past_mark(begin, c.size, c.marks), start
         for n in range(begin, end):
-            at = place(count, places)[n] * width + start
-            add(columns, ahead(place(like, rows + n * apart), start), ahead(place(like, sums), at))
-        move_marked(end - 1, columns, place(like, sums), at, marks, beside)
+            at = c.indices[n] * c.width + start
+            add(columns, ahead(c.rows, n * c.step + start), ahead(c.sums, at))
+        move_marked(end - 1, columns, c.sums, at, c.marks, c.beside)
         begin = end
 
 

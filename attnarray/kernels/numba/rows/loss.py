@@ -6,17 +6,19 @@ Reference: ops/loss.py. Parallel over the rows. Scratch: none. Ignored rows are 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from attnarray.kernels.numba.rows.softmax import add_exponentials, find_largest
 from attnarray.kernels.numba.runtime import arrays as ra
+from attnarray.kernels.numba.runtime.call import Integers, Number, Numbers, nothing, pack, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
+from attnarray.kernels.numba.vector.formula import Row, Scalar, Sum
 from attnarray.kernels.numba.vector.lanes import Lanes, exp, multiply_add
 from attnarray.kernels.numba.vector.memory import ahead
-from attnarray.kernels.numba.vector.rows import Row, Scalar, Sum, place, row_pass
+from attnarray.kernels.numba.vector.rows import row_pass
 
 IGNORED = -1
 FORWARD, BACKWARD = 0.4, 0.5  # nanoseconds for each logit
@@ -27,10 +29,8 @@ def cross_entropy_forward(x: Any, classes: Any, ignore_index: int, label_smoothi
     real, number = ra.computed_in(x), x.shape[0]
     rows, places = ra.rows_along(x, 1, real), _places(classes, ignore_index)
     losses, largest, total = np.empty(number, real), np.empty((number, 1), real), np.empty((number, 1), real)
-    split_rows(
-        lose, number, ra.nanoseconds(x.size, FORWARD, real), x.shape[1], rows.address, rows.apart, places,
-        losses, largest, total, real.type(label_smoothing), real.type(-math.inf),
-    )  # fmt: skip
+    call = Forward(x.shape[1], rows.address, rows.step, places, losses, largest, total, label_smoothing)
+    split_rows(lose, number, ra.nanoseconds(x.size, FORWARD, real), *pack(call, real))
     return losses, largest, total
 
 
@@ -41,18 +41,43 @@ def cross_entropy_backward(
     real, number = ra.computed_in(x), x.shape[0]
     rows, places, dx = ra.rows_along(x, 1, real), _places(classes, ignore_index), ra.results_along(x, 1, real)
     per_row = [np.require(numbers, real, ["C", "A"]) for numbers in (g, largest, total)]
-    split_rows(
-        differentiate, number, ra.nanoseconds(x.size, BACKWARD, real), x.shape[1], rows.address, rows.apart,
-        dx.address, dx.apart, places, *(numbers.ctypes.data for numbers in per_row), real.type(label_smoothing),
-    )  # fmt: skip
+    call = Backward._make((x.shape[1], rows.address, rows.step, dx.address, dx.step, places, *per_row, label_smoothing))
+    split_rows(differentiate, number, ra.nanoseconds(x.size, BACKWARD, real), *pack(call, real))
     return ra.in_shape_of(x, 1, dx)
 
 
 def warmup(dtype: str) -> None:
     """Compile both kernels for one dtype."""
-    number, numbers, places = np.dtype(dtype).type(0), np.zeros((0, 1), dtype), np.zeros(0, np.int64)
-    lose(0, 0, 0, 0, 0, places, numbers[:, 0].copy(), numbers, numbers, number, number)
-    differentiate(0, 0, 0, 0, 0, 0, 0, places, 0, 0, 0, number)
+    lose(0, 0, *pack(nothing(Forward), dtype))
+    differentiate(0, 0, *pack(nothing(Backward), dtype))
+
+
+class Forward(NamedTuple):
+    """A call of `lose`."""
+
+    width: int
+    x: Numbers
+    x_step: int
+    classes: Integers
+    losses: Numbers
+    largest: Numbers
+    total: Numbers
+    smoothing: Number
+
+
+class Backward(NamedTuple):
+    """A call of `differentiate`."""
+
+    width: int
+    x: Numbers
+    x_step: int
+    dx: Numbers
+    dx_step: int
+    classes: Integers
+    g: Numbers
+    largest: Numbers
+    total: Numbers
+    smoothing: Number
 
 
 def _places(classes: Any, ignore_index: int) -> Any:
@@ -76,40 +101,38 @@ def clear(dx: Row) -> dict[str, Lanes]:
     return {"dx": dx.constant(0.0)}
 
 
-def lose(
-    first: int, past: int, count: int, x: int, x_apart: int, classes: Any, losses: Any, largest: Any, total: Any,
-    smoothing: Any, lowest: Any,
-) -> None:  # fmt: skip
+def lose(first: int, past: int, integers: Any, numbers: Any) -> None:
+    """The losses of the rows [first, past)."""
+    c = unpack(Forward, integers, numbers)
     for n in range(first, past):
-        t, row = classes[n], place(smoothing, x + n * x_apart)
+        t, row = c.classes[n], ahead(c.x, n * c.x_step)
         if t < 0:
-            losses[n], largest[n, 0], total[n, 0] = 0, 0, count
+            c.losses[n], c.largest[n], c.total[n] = 0, 0, c.width
             continue
-        highest = find_largest(count, row)
-        shift = highest if highest != lowest else 0.0
-        some = add_exponentials(count, row, shift)
+        highest = find_largest(c.width, row)
+        shift = highest if highest != -math.inf else 0.0
+        some = add_exponentials(c.width, row, shift)
         some = some if some != 0 else 1.0
-        loss = (smoothing - 1.0) * (row[t] - shift) + math.log(some)
-        if smoothing != 0:
-            loss -= smoothing / count * add_differences(count, row, shift)
-        losses[n], largest[n, 0], total[n, 0] = loss, shift, some
+        loss = (c.smoothing - 1.0) * (row[t] - shift) + math.log(some)
+        if c.smoothing != 0:
+            loss -= c.smoothing / c.width * add_differences(c.width, row, shift)
+        c.losses[n], c.largest[n], c.total[n] = loss, shift, some
 
 
-def differentiate(
-    first: int, past: int, count: int, x: int, x_apart: int, dx: int, dx_apart: int, classes: Any, g: int,
-    largest: int, total: int, smoothing: Any,
-) -> None:  # fmt: skip
-    others = smoothing / count
+def differentiate(first: int, past: int, integers: Any, numbers: Any) -> None:
+    """The gradients of the rows [first, past)."""
+    c = unpack(Backward, integers, numbers)
+    others = c.smoothing / c.width
     for n in range(first, past):
-        t, result = classes[n], place(smoothing, dx + n * dx_apart)
+        t, result = c.classes[n], ahead(c.dx, n * c.dx_step)
         if t < 0:
-            clear(count, result)
+            clear(c.width, result)
             continue
-        row, factor = place(smoothing, x + n * x_apart), place(smoothing, g)[n]
-        shift, inverse = place(smoothing, largest)[n], 1.0 / place(smoothing, total)[n]
-        subtract_target(count, row, result, shift, inverse, others, factor)
-        if t < count:  # targets may have changed since they were checked
-            target = others + (1.0 - smoothing)
+        row, factor = ahead(c.x, n * c.x_step), c.g[n]
+        shift, inverse = c.largest[n], 1.0 / c.total[n]
+        subtract_target(c.width, row, result, shift, inverse, others, factor)
+        if t < c.width:  # targets may have changed since they were checked
+            target = others + (1.0 - c.smoothing)
             subtract_target(1, ahead(row, t), ahead(result, t), shift, inverse, target, factor)
 
 

@@ -9,17 +9,19 @@ the order of the threads; with their number these gradients differ by rounding, 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from attnarray.kernels.numba.rows.sums import move
 from attnarray.kernels.numba.runtime import arrays as ra
+from attnarray.kernels.numba.runtime.call import Doubles, Number, Numbers, nothing, pack, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import run_parts, split_rows, threads_for
+from attnarray.kernels.numba.vector.formula import Row, Scalar, Sum
 from attnarray.kernels.numba.vector.lanes import Lanes, multiply_add
-from attnarray.kernels.numba.vector.memory import ahead
-from attnarray.kernels.numba.vector.rows import Row, Scalar, Sum, place, row_pass
+from attnarray.kernels.numba.vector.memory import ahead, is_null
+from attnarray.kernels.numba.vector.rows import row_pass
 
 SHRINK = {4: 2.0**-80, 8: 2.0**-620}  # as in attnarray.magnitude
 FORWARD, BACKWARD = 0.25, 0.5  # nanoseconds for each number
@@ -52,9 +54,45 @@ def rms_norm_backward(dout: Any, x: Any, inverse_rms: Any, weight: Any) -> tuple
 
 def warmup(dtype: str) -> None:
     """Compile both kernels for one dtype."""
-    number = np.dtype(dtype).type(1)
-    normalise(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, number, number, number)
-    differentiate(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, False, False, number)
+    normalize(0, 0, *pack(nothing(Forward), dtype))
+    differentiate(0, 0, *pack(nothing(Backward), dtype))
+
+
+class Forward(NamedTuple):
+    """A call of `normalize`; without `means` they are 0."""
+
+    width: int
+    x: Numbers
+    x_step: int
+    out: Numbers
+    out_step: int
+    weight: Numbers
+    bias: Numbers
+    means: Numbers
+    factors: Numbers
+    size: Number  # `width`, at least 1
+    eps: Number
+    small: Number  # a power of two
+
+
+class Backward(NamedTuple):
+    """A call of `differentiate`; to `sums` (2, width) the gradients of weight and bias are added."""
+
+    width: int
+    dout: Numbers
+    dout_step: int
+    x: Numbers
+    x_step: int
+    dx: Numbers
+    dx_step: int
+    weight: Numbers
+    means: Numbers
+    factors: Numbers
+    has_weight: int
+    has_bias: int
+    size: Number
+    parts: Numbers  # of some rows, as `sums`
+    sums: Doubles
 
 
 def _forward(x: Any, weight: Any, bias: Any, mean: Any, eps: float) -> tuple[Any, Any]:
@@ -64,12 +102,11 @@ def _forward(x: Any, weight: Any, bias: Any, mean: Any, eps: float) -> tuple[Any
     weights = np.ones(count, real) if weight is None else ra.flat(weight, real)
     biases = np.zeros(count, real) if bias is None else ra.flat(bias, real)
     factor = np.empty((*x.shape[:-1], 1), real)
-    split_rows(
-        normalise, len(rows.array), ra.nanoseconds(x.size, FORWARD, real), count, rows.address, rows.apart,
-        out.address, out.apart, weights.ctypes.data, biases.ctypes.data, 0 if mean is None else mean.ctypes.data,
-        factor.ctypes.data, real.type(max(count, 1)), real.type(eps),
-        real.type(SHRINK[real.itemsize]),
+    call = Forward(
+        count, rows.address, rows.step, out.address, out.step, weights, biases, mean, factor,
+        max(count, 1), eps, SHRINK[real.itemsize],
     )  # fmt: skip
+    split_rows(normalize, len(rows.array), ra.nanoseconds(x.size, FORWARD, real), *pack(call, real))
     return ra.in_shape_of(x, x.ndim - 1, out), factor
 
 
@@ -81,20 +118,13 @@ def _backward(dout: Any, x: Any, mean: Any, factor: Any, weight: Any, has_bias: 
     means, factors = None if mean is None else ra.flat(mean, real), ra.flat(factor, real)
     threads = threads_for(ra.nanoseconds(x.size, BACKWARD, real), number)
     sums, parts = np.zeros((threads, 2, count)), np.zeros((threads, 2, count), real)
-    given = (
-        count, drows.address, drows.apart, rows.address, rows.apart, dx.address, dx.apart, weights.ctypes.data,
-        0 if means is None else means.ctypes.data, factors.ctypes.data,
+    call = Backward(
+        count, drows.address, drows.step, rows.address, rows.step, dx.address, dx.step, weights, means, factors,
+        weight is not None, has_bias, max(count, 1), None, None,
     )  # fmt: skip
-    run_parts(
-        differentiate,
-        [
-            (
-                number * n // threads, number * (n + 1) // threads, *given, parts[n].ctypes.data,
-                sums[n].ctypes.data, weight is not None, has_bias, real.type(max(count, 1)),
-            )
-            for n in range(threads)
-        ],
-    )  # fmt: skip
+    bounds = [number * n // threads for n in range(threads + 1)]
+    calls = [pack(call._replace(parts=parts[n], sums=sums[n]), real) for n in range(threads)]
+    run_parts(differentiate, [(*bounds[n : n + 2], *calls[n]) for n in range(threads)])
     dweight, dbias = np.sum(sums, axis=0).astype(x.dtype, copy=False)
     return ra.in_shape_of(x, last, dx), None if weight is None else dweight, dbias if has_bias else None
 
@@ -145,54 +175,46 @@ def add_to_bias(dout: Row, total: Row) -> dict[str, Lanes]:
     return {"total": total + dout}
 
 
-def normalise(
-    first: int, past: int, count: int, x: int, x_apart: int, out: int, out_apart: int, weight: int, bias: int,
-    means: int, factors: int, size: Any, eps: Any, small: Any,
-) -> None:  # fmt: skip
-    """`size` is `count` as a floating number, at least 1; without `means` they are 0.
-
-    Rows whose sums overflow are multiplied by the power of two `small`, and summed again.
-    """
+def normalize(first: int, past: int, integers: Any, numbers: Any) -> None:
+    """Rows whose sums overflow are multiplied by the power of two `small`, and summed again."""
+    c = unpack(Forward, integers, numbers)
+    size, centered = c.size, not is_null(c.means)
     for n in range(first, past):
-        row, shrink = place(size, x + n * x_apart), size / size
-        mean = add(count, row, shrink) / size if means != 0 else size * 0
-        variance = add_squares(count, row, shrink, mean) / size
+        row, shrink = ahead(c.x, n * c.x_step), size / size
+        mean = add(c.width, row, shrink) / size if centered else size * 0
+        variance = add_squares(c.width, row, shrink, mean) / size
         if variance - variance != 0:  # infinite, or NaN
-            shrink = small
-            mean = add(count, row, shrink) / size if means != 0 else size * 0
-            variance = add_squares(count, row, shrink, mean) / size
-        root, least = math.sqrt(variance + eps * shrink * shrink), math.sqrt(eps) * shrink
+            shrink = c.small
+            mean = add(c.width, row, shrink) / size if centered else size * 0
+            variance = add_squares(c.width, row, shrink, mean) / size
+        root, least = math.sqrt(variance + c.eps * shrink * shrink), math.sqrt(c.eps) * shrink
         factor = 1 / (least if root < least else root)  # eps, shrunk twice, may be 0
-        if means != 0:
-            place(size, means)[n] = mean / shrink
-        place(size, factors)[n] = factor * shrink
-        target = place(size, out + n * out_apart)
-        scale(count, row, place(size, weight), place(size, bias), target, shrink, mean, factor)
+        if centered:
+            c.means[n] = mean / shrink
+        c.factors[n] = factor * shrink
+        scale(c.width, row, c.weight, c.bias, ahead(c.out, n * c.out_step), shrink, mean, factor)
 
 
-def differentiate(
-    first: int, past: int, count: int, dout: int, dout_apart: int, x: int, x_apart: int, dx: int, dx_apart: int,
-    weight: int, means: int, factors: int, parts: int, sums: int, has_weight: bool, has_bias: bool, size: Any,
-) -> None:  # fmt: skip
-    """As `normalise`; to `sums` (2, count), in float64, the gradients of weight and bias are added."""
-    weights, dweight = place(size, weight), place(size, parts)
-    dbias = ahead(dweight, count)
+def differentiate(first: int, past: int, integers: Any, numbers: Any) -> None:
+    """As `normalize`."""
+    c = unpack(Backward, integers, numbers)
+    size, dbias, centered = c.size, ahead(c.parts, c.width), not is_null(c.means)
     for start in range(first, past, TOGETHER):
         for n in range(start, min(start + TOGETHER, past)):
-            drow, row = place(size, dout + n * dout_apart), place(size, x + n * x_apart)
-            mean = place(size, means)[n] if means != 0 else size * 0
-            factor = place(size, factors)[n]
-            plain, along = project(count, drow, row, weights, mean, factor)
-            plain = plain if means != 0 else size * 0
-            result = place(size, dx + n * dx_apart)
-            subtract(count, drow, row, weights, result, mean, factor, plain / size, along / size)
-            if has_weight:
-                add_to_weight(count, drow, row, dweight, mean, factor)
-            if has_bias:
-                add_to_bias(count, drow, dbias)
-        move(2 * count, dweight, place(0.0, sums))
+            drow, row = ahead(c.dout, n * c.dout_step), ahead(c.x, n * c.x_step)
+            mean = c.means[n] if centered else size * 0
+            factor = c.factors[n]
+            plain, along = project(c.width, drow, row, c.weight, mean, factor)
+            plain = plain if centered else size * 0
+            result = ahead(c.dx, n * c.dx_step)
+            subtract(c.width, drow, row, c.weight, result, mean, factor, plain / size, along / size)
+            if c.has_weight != 0:
+                add_to_weight(c.width, drow, row, c.parts, mean, factor)
+            if c.has_bias != 0:
+                add_to_bias(c.width, drow, dbias)
+        move(2 * c.width, c.parts, c.sums)
 
 
 # An estimate of 1 / sqrt, which "afn" and "arcp" allow, makes NaN of an infinite variance.
 PRECISE = EXACT - {"afn", "arcp"}
-normalise, differentiate = jit(normalise, fastmath=PRECISE), jit(differentiate, fastmath=PRECISE)
+normalize, differentiate = jit(normalize, fastmath=PRECISE), jit(differentiate, fastmath=PRECISE)

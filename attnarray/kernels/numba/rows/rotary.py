@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
 
 from attnarray.kernels import Declined
 from attnarray.kernels.numba.runtime import arrays as ra
+from attnarray.kernels.numba.runtime.call import Integers, Number, Numbers, nothing, pack, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
+from attnarray.kernels.numba.vector.formula import Row, Scalar
 from attnarray.kernels.numba.vector.lanes import Lanes, multiply_add
-from attnarray.kernels.numba.vector.memory import ahead
-from attnarray.kernels.numba.vector.rows import Row, Scalar, place, row_pass
+from attnarray.kernels.numba.vector.memory import ahead, is_null
+from attnarray.kernels.numba.vector.rows import row_pass
+from attnarray.numpy_arrays import PLAIN
 
 EACH = 0.15  # nanoseconds for each number
-IN_ORDER = np.zeros(0, np.int64)
 KEPT = 2**23  # bytes of a table that is kept
 
 
@@ -31,19 +33,36 @@ def turn(x: Any, positions: Any, offset: int, rotation: Any, direction: float) -
     real, (dims, _, _, interleaved, axis) = ra.computed_in(x), rotation
     rows, out = ra.rows_along(x, x.ndim - 1, real), ra.results_along(x, x.ndim - 1, real)
     table, first, places = _table(x.shape, positions, offset, rotation, real)
-    split_rows(
-        turn_pairs if interleaved else turn_halves, len(rows.array), ra.nanoseconds(x.size, EACH, real), dims,
-        rows.address, rows.apart, out.address, out.apart, table.ctypes.data, first, max(x.shape[axis], 1),
-        x.shape[-2] if axis == -3 else 1, places, real.type(direction),
+    call = Rotation(
+        dims, rows.address, rows.step, out.address, out.step, table, first, max(x.shape[axis], 1),
+        x.shape[-2] if axis == -3 else 1, places, direction,
     )  # fmt: skip
+    kernel = rotate_pairs if interleaved else rotate_halves
+    split_rows(kernel, len(rows.array), ra.nanoseconds(x.size, EACH, real), *pack(call, real))
     out.array[:, dims:] = rows.array[:, dims:]
     return ra.in_shape_of(x, x.ndim - 1, out)
 
 
 def warmup(dtype: str) -> None:
     """Compile both kernels for one dtype."""
-    for kernel in (turn_halves, turn_pairs):
-        kernel(0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, IN_ORDER, np.dtype(dtype).type(1))
+    for kernel in (rotate_halves, rotate_pairs):
+        kernel(0, 0, *pack(nothing(Rotation, period=1, inner=1), dtype))
+
+
+class Rotation(NamedTuple):
+    """A call: row n of x is at row first + (n / inner) % period of the table, or at positions[n]."""
+
+    dims: int
+    x: Numbers
+    x_step: int
+    out: Numbers
+    out_step: int
+    table: Numbers
+    first: int
+    period: int
+    inner: int
+    positions: Integers  # 0 where they go in order
+    direction: Number
 
 
 def _table(
@@ -54,9 +73,9 @@ def _table(
         past = offset + shape[rotation.axis]
         whole = 2 ** max(past - 1, 0).bit_length()  # so that one table serves a text that grows
         if offset < 0 or whole * rotation.dims * real.itemsize > KEPT:
-            return _turns(np.arange(offset, past), rotation, real), 0, IN_ORDER
-        return _kept(whole, rotation._replace(axis=-2), real), offset, IN_ORDER
-    if type(positions) not in ra.PLAIN and not isinstance(positions, np.generic):
+            return _turns(np.arange(offset, past), rotation, real), 0, None
+        return _kept(whole, rotation._replace(axis=-2), real), offset, None
+    if type(positions) not in PLAIN and not isinstance(positions, np.generic):
         raise Declined(f"positions in {type(positions).__name__}: plain NumPy arrays only")
     numbers = np.arange(positions.size).reshape(positions.shape)
     numbers = numbers if rotation.axis == -2 else numbers[..., None]
@@ -81,8 +100,8 @@ def _turns(positions: Any, rotation: Any, real: Any) -> Any:
 
 @row_pass(vectors=2)
 def halves(a: Row, b: Row, cos: Row, sin: Row, y: Row, z: Row, direction: Scalar) -> dict[str, Lanes]:
-    turned = sin * direction
-    return {"y": a * cos - b * turned, "z": multiply_add(b, cos, a * turned)}
+    directed = sin * direction
+    return {"y": a * cos - b * directed, "z": multiply_add(b, cos, a * directed)}
 
 
 @row_pass(vectors=2)
@@ -103,36 +122,30 @@ def next_row(at: int, within: int, period: int, inner: int) -> tuple[int, int]:
     return (at + 1 if at + 1 < period else 0), 0
 
 
-next_row = jit(next_row)
-
-
-def turn_halves(
-    start: int, stop: int, dims: int, x: int, x_apart: int, out: int, out_apart: int, table: int, first: int,
-    period: int, inner: int, places: Any, direction: Any,
-) -> None:  # fmt: skip
-    """Row n of x is at row first + (n / inner) % period of the table, or at places[n]."""
-    half = dims // 2
-    at, within = start // inner % period, start % inner
+def rotate_halves(start: int, stop: int, integers: Any, numbers: Any) -> None:
+    """The rows [start, stop)."""
+    c = unpack(Rotation, integers, numbers)
+    half, in_order = c.dims // 2, is_null(c.positions)
+    at, within = start // c.inner % c.period, start % c.inner
     for n in range(start, stop):
-        row = first + at if len(places) == 0 else places[n]
-        at, within = next_row(at, within, period, inner)
-        cos = ahead(place(direction, table), row * dims)
-        a, y = place(direction, x + n * x_apart), place(direction, out + n * out_apart)
-        halves(half, a, ahead(a, half), cos, ahead(cos, half), y, ahead(y, half), direction)
+        row = c.first + at if in_order else c.positions[n]
+        at, within = next_row(at, within, c.period, c.inner)
+        cos = ahead(c.table, row * c.dims)
+        a, y = ahead(c.x, n * c.x_step), ahead(c.out, n * c.out_step)
+        halves(half, a, ahead(a, half), cos, ahead(cos, half), y, ahead(y, half), c.direction)
 
 
-def turn_pairs(
-    start: int, stop: int, dims: int, x: int, x_apart: int, out: int, out_apart: int, table: int, first: int,
-    period: int, inner: int, places: Any, direction: Any,
-) -> None:  # fmt: skip
-    """See `turn_halves`; rows of the table are twice as long."""
-    at, within = start // inner % period, start % inner
+def rotate_pairs(start: int, stop: int, integers: Any, numbers: Any) -> None:
+    """See `rotate_halves`; rows of the table are twice as long."""
+    c = unpack(Rotation, integers, numbers)
+    at, within, in_order = start // c.inner % c.period, start % c.inner, is_null(c.positions)
     for n in range(start, stop):
-        row = first + at if len(places) == 0 else places[n]
-        at, within = next_row(at, within, period, inner)
-        cos = ahead(place(direction, table), 2 * row * dims)
-        a, y = place(direction, x + n * x_apart), place(direction, out + n * out_apart)
-        pairs(dims, a, cos, ahead(cos, dims), y, direction)
+        row = c.first + at if in_order else c.positions[n]
+        at, within = next_row(at, within, c.period, c.inner)
+        cos = ahead(c.table, 2 * row * c.dims)
+        a, y = ahead(c.x, n * c.x_step), ahead(c.out, n * c.out_step)
+        pairs(c.dims, a, cos, ahead(cos, c.dims), y, c.direction)
 
 
-turn_halves, turn_pairs = jit(turn_halves, fastmath=EXACT), jit(turn_pairs, fastmath=EXACT)
+next_row = jit(next_row, inner=True)
+rotate_halves, rotate_pairs = jit(rotate_halves, fastmath=EXACT), jit(rotate_pairs, fastmath=EXACT)

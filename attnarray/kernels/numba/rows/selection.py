@@ -20,9 +20,11 @@ from attnarray.kernels import Declined
 from attnarray.kernels.numba.runtime import arrays as ra
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
+from attnarray.kernels.numba.vector.formula import Largest, Row, Scalar, Sum
 from attnarray.kernels.numba.vector.lanes import Lanes, maximum, where
-from attnarray.kernels.numba.vector.memory import ahead
-from attnarray.kernels.numba.vector.rows import Largest, Row, Scalar, Sum, place, row_pass
+from attnarray.kernels.numba.vector.memory import ahead, place
+from attnarray.kernels.numba.vector.rows import row_pass
+from attnarray.numpy_arrays import PLAIN
 
 EACH = 1.0  # nanoseconds for each number
 PART = 128  # numbers that are looked at together for chosen ones
@@ -42,18 +44,18 @@ def top_k_indices(x: Any, k: int) -> Any:
 
 def mask_of(indices: Any, keys: int) -> Any:
     """See the reference."""
-    if type(indices) not in ra.PLAIN:
+    if type(indices) not in PLAIN:
         raise Declined(f"{type(indices).__name__}: plain NumPy arrays only")
     mask = np.zeros((*indices.shape[:-1], keys), np.bool_)
     rows = np.ascontiguousarray(indices, np.int64).reshape(-1, indices.shape[-1])
-    mark(rows, mask.reshape(len(rows), keys))
+    mark(*rows.shape, keys, rows.ctypes.data, mask.ctypes.data)
     return mask
 
 
 def warmup(dtype: str) -> None:
     """Compile both kernels for one dtype."""
     choose(0, 0, 0, 0, 0, 0, 0, np.dtype(dtype).type(0))
-    mark(np.zeros((0, 1), np.int64), np.zeros((0, 1), np.bool_))
+    mark(0, 0, 0, 0, 0)
 
 
 @intrinsic
@@ -139,11 +141,13 @@ def choose(first: int, past: int, count: int, x: int, apart: int, k: int, chosen
             places[rest] = -1
 
 
-def mark(rows: Any, mask: Any) -> None:
-    for n in range(rows.shape[0]):
-        for m in range(rows.shape[1]):
-            if 0 <= rows[n, m] < mask.shape[1]:
-                mask[n, rows[n, m]] = True
+def mark(rows: int, count: int, keys: int, indices: int, mask: int) -> None:
+    """1 where an index of a row names a key; others name none."""
+    for n in range(rows):
+        row, marks = ahead(place(rows, indices), n * count), ahead(place(np.uint8(0), mask), n * keys)
+        for m in range(count):
+            if 0 <= row[m] < keys:
+                marks[row[m]] = 1
 
 
 kth_largest, choose, mark = jit(kth_largest, fastmath=EXACT), jit(choose, fastmath=EXACT), jit(mark)

@@ -14,11 +14,12 @@ import numpy as np
 from attnarray.kernels.numba.runtime import arrays as ra
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
+from attnarray.kernels.numba.vector.formula import Largest, Row, Scalar, Sum
 from attnarray.kernels.numba.vector.lanes import Lanes, exp, maximum, multiply_add, where
-from attnarray.kernels.numba.vector.memory import as_bytes
-from attnarray.kernels.numba.vector.rows import Largest, Row, Scalar, Sum, place, row_pass
+from attnarray.kernels.numba.vector.memory import as_bytes, place
+from attnarray.kernels.numba.vector.rows import row_pass
 
-NO_OFFSETS = np.zeros(0, np.int64)
+NONE = np.zeros(0, np.int64)
 
 
 def softmax_forward(x: Any, mask: Any, axis: int) -> Any:
@@ -45,7 +46,7 @@ def warmup(dtype: str) -> None:
     """Compile all kernels for one dtype."""
     lowest = np.dtype(dtype).type(-math.inf)
     for forward in (softmax, log_softmax):
-        forward(0, 0, 0, 0, 0, 0, 0, 0, NO_OFFSETS, lowest)
+        forward(0, 0, 0, 0, 0, 0, 0, 0, 0, lowest)
     for backward in (softmax_gradient, log_softmax_gradient):
         backward(0, 0, 0, 0, 0, 0, 0, 0, 0, lowest)
 
@@ -53,10 +54,11 @@ def warmup(dtype: str) -> None:
 def normalized(kernel: Any, each: float, x: Any, mask: Any, axis: int) -> Any:
     real = ra.computed_in(x)
     rows, out = ra.rows_along(x, axis, real), ra.results_along(x, axis, real)
-    table, offsets = (None, NO_OFFSETS) if mask is None or not x.size else _mask_rows(mask, x.shape, axis)
+    has_mask = mask is not None and x.size > 0
+    table, offsets = _mask_rows(mask, x.shape, axis) if has_mask else (NONE, NONE)
     split_rows(
         kernel, len(rows.array), ra.nanoseconds(x.size, each, real), x.shape[axis], rows.address, rows.apart,
-        out.address, out.apart, 0 if table is None else table.ctypes.data, offsets, real.type(-math.inf),
+        out.address, out.apart, table.ctypes.data if has_mask else 0, offsets.ctypes.data, real.type(-math.inf),
     )  # fmt: skip
     return ra.in_shape_of(x, axis, out)
 
@@ -132,10 +134,10 @@ def differentiate_log(dout: Row, y: Row, dx: Row, total: Scalar) -> dict[str, La
     return {"dx": where(y.equals(-math.inf), 0.0, dout - exp(y) * total)}
 
 
-def masked(n: int, count: int, row: Any, out: Any, mask: int, offsets: Any, lowest: Any) -> Any:
+def masked(n: int, count: int, row: Any, out: Any, mask: int, offsets: int, lowest: Any) -> Any:
     """The row to go on with, `out` if there is a mask, and what is subtracted from it: its maximum, but 0 for -inf."""
     if mask != 0:
-        largest = hide(count, row, as_bytes(place(lowest, mask + offsets[n])), out)
+        largest = hide(count, row, as_bytes(place(lowest, mask + place(n, offsets)[n])), out)
         row = out
     else:
         largest = find_largest(count, row)
@@ -143,7 +145,7 @@ def masked(n: int, count: int, row: Any, out: Any, mask: int, offsets: Any, lowe
 
 
 def softmax(
-    first: int, past: int, count: int, x: int, x_apart: int, out: int, out_apart: int, mask: int, offsets: Any,
+    first: int, past: int, count: int, x: int, x_apart: int, out: int, out_apart: int, mask: int, offsets: int,
     lowest: Any,
 ) -> None:  # fmt: skip
     for n in range(first, past):
@@ -154,7 +156,7 @@ def softmax(
 
 
 def log_softmax(
-    first: int, past: int, count: int, x: int, x_apart: int, out: int, out_apart: int, mask: int, offsets: Any,
+    first: int, past: int, count: int, x: int, x_apart: int, out: int, out_apart: int, mask: int, offsets: int,
     lowest: Any,
 ) -> None:  # fmt: skip
     for n in range(first, past):

@@ -16,11 +16,12 @@ import numpy as np
 from llvmlite import ir
 
 from attnarray.kernels import Declined
-from attnarray.kernels.numba.rows.softmax import NO_OFFSETS, differentiated, normalized
+from attnarray.kernels.numba.rows.softmax import differentiated, normalized
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
+from attnarray.kernels.numba.vector.formula import Largest, Row, Scalar, Sum
 from attnarray.kernels.numba.vector.lanes import Lanes, item_bytes, maximum, multiply_add, where
-from attnarray.kernels.numba.vector.memory import as_bytes
-from attnarray.kernels.numba.vector.rows import Largest, Row, Scalar, Sum, place, row_pass
+from attnarray.kernels.numba.vector.memory import as_bytes, place
+from attnarray.kernels.numba.vector.rows import row_pass
 
 FORWARD, BACKWARD = 0.6, 0.4  # nanoseconds for each number
 
@@ -39,7 +40,7 @@ def warmup(dtype: str) -> None:
     """Compile all kernels for one dtype."""
     lowest = np.dtype(dtype).type(-math.inf)
     for forward in (sparsemax, entmax):
-        forward(0, 0, 0, 0, 0, 0, 0, 0, NO_OFFSETS, lowest)
+        forward(0, 0, 0, 0, 0, 0, 0, 0, 0, lowest)
     for backward in (sparsemax_gradient, entmax_gradient):
         backward(0, 0, 0, 0, 0, 0, 0, 0, 0, lowest)
 
@@ -130,10 +131,10 @@ def differentiate_roots(dout: Row, y: Row, dx: Row, mean: Scalar) -> dict[str, L
     return {"dx": square_root(y) * where(y.equals(0.0), 0.0, dout - mean)}
 
 
-def prepared(n: int, count: int, row: Any, out: Any, mask: int, offsets: Any, lowest: Any) -> Any:
+def prepared(n: int, count: int, row: Any, out: Any, mask: int, offsets: int, lowest: Any) -> Any:
     """The row to go on with, `out` if there is a mask; its largest number; whether `out` is the result already."""
     if mask != 0:
-        largest, broken = hide(count, row, as_bytes(place(lowest, mask + offsets[n])), out)
+        largest, broken = hide(count, row, as_bytes(place(lowest, mask + place(n, offsets)[n])), out)
         row = out
     else:
         largest, broken = find_largest(count, row)
@@ -147,7 +148,7 @@ def prepared(n: int, count: int, row: Any, out: Any, mask: int, offsets: Any, lo
 
 
 def sparsemax(
-    first: int, past: int, count: int, x: int, x_apart: int, out: int, out_apart: int, mask: int, offsets: Any,
+    first: int, past: int, count: int, x: int, x_apart: int, out: int, out_apart: int, mask: int, offsets: int,
     lowest: Any,
 ) -> None:  # fmt: skip
     for n in range(first, past):
@@ -166,7 +167,7 @@ def sparsemax(
 
 
 def entmax(
-    first: int, past: int, count: int, x: int, x_apart: int, out: int, out_apart: int, mask: int, offsets: Any,
+    first: int, past: int, count: int, x: int, x_apart: int, out: int, out_apart: int, mask: int, offsets: int,
     lowest: Any,
 ) -> None:  # fmt: skip
     for n in range(first, past):

@@ -12,9 +12,10 @@ import numpy as np
 
 from attnarray.kernels import Declined
 from attnarray.kernels.numba.runtime.jit import jit
+from attnarray.kernels.numba.vector.formula import Row
 from attnarray.kernels.numba.vector.lanes import Lanes, in_type
-from attnarray.kernels.numba.vector.memory import ahead, pointer
-from attnarray.kernels.numba.vector.rows import Row, place, row_pass
+from attnarray.kernels.numba.vector.memory import ahead, is_null, place
+from attnarray.kernels.numba.vector.rows import row_pass
 
 LONGEST = 32  # float32 numbers that are added up by themselves, a power of two
 
@@ -45,14 +46,14 @@ def beside(places: Any, count: int, sums: Any, what: str) -> Beside | None:
     Declined if a row is not from 0 to count - 1: `places` may have changed since they were checked.
     """
     counts = np.zeros(count, np.uint8)
-    found = count_long(places, counts)
+    found = count_long(places.size, places.ctypes.data, count, counts.ctypes.data)
     if found < 0:
         raise Declined(f"{what} is not from 0 to {count - 1}")
     if not found or sums.dtype != np.float32:
         return None
     counts.fill(0)
     marks = np.empty(places.size, np.uint8)
-    mark(places, counts, marks)
+    mark(places.size, places.ctypes.data, counts.ctypes.data, marks.ctypes.data)
     return Beside(marks, np.zeros(sums.shape))
 
 
@@ -68,8 +69,8 @@ def together(sums: Any, long: Beside | None) -> Any:
 
 def warmup() -> None:
     """Compile the kernels."""
-    count_long(np.zeros(0, np.int64), np.zeros(0, np.uint8))
-    mark(np.zeros(0, np.int64), np.zeros(0, np.uint8), np.zeros(0, np.uint8))
+    count_long(0, 0, 0, 0)
+    mark(0, 0, 0, 0)
 
 
 @row_pass(vectors=1)
@@ -77,42 +78,43 @@ def move(part: Row, total: Row) -> dict[str, Lanes]:
     return {"total": total + in_type(part, total), "part": part.constant(0.0)}
 
 
-def count_long(places: Any, counts: Any) -> int:
-    """How many marks there are, or -1 if there is no such row. `counts` holds a zero for each row."""
-    outside, found, of_row = 0, 0, pointer(counts)
-    for n in range(places.size):
-        outside |= places[n] | (counts.size - 1 - places[n])
+def count_long(size: int, places: int, count: int, counts: int) -> int:
+    """How many marks `size` entries need, or -1 if a row is not one of `count`. `counts` holds a zero for each row."""
+    row, of_row = place(size, places), place(np.uint8(0), counts)
+    outside, found = 0, 0
+    for n in range(size):
+        outside |= row[n] | (count - 1 - row[n])
     if outside < 0:
         return -1
-    for n in range(places.size):
-        some = of_row[places[n]] + 1
+    for n in range(size):
+        some = of_row[row[n]] + 1
         found += some // LONGEST
-        of_row[places[n]] = some % LONGEST
+        of_row[row[n]] = some % LONGEST
     return found
 
 
-def mark(places: Any, counts: Any, marks: Any) -> None:
+def mark(size: int, places: int, counts: int, marks: int) -> None:
     """Fill `marks`. `counts` holds a zero for each row."""
-    of_row = pointer(counts)
-    for n in range(places.size):
-        some = of_row[places[n]] + 1
-        marks[n] = some // LONGEST
-        of_row[places[n]] = some % LONGEST
+    row, of_row, mark = place(size, places), place(np.uint8(0), counts), place(np.uint8(0), marks)
+    for n in range(size):
+        some = of_row[row[n]] + 1
+        mark[n] = some // LONGEST
+        of_row[row[n]] = some % LONGEST
 
 
-def past_mark(first: int, past: int, marks: int) -> int:
+def past_mark(first: int, past: int, marks: Any) -> int:
     """The entry after the first marked one of [first, past), or `past`: up to there entries need not be looked at."""
-    if marks != 0:
+    if not is_null(marks):
         for n in range(first, past):
-            if place(np.uint8(0), marks)[n] != 0:
+            if marks[n] != 0:
                 return n + 1
     return past
 
 
-def move_marked(n: int, columns: int, sums: Any, at: int, marks: int, rows: int) -> None:
+def move_marked(n: int, columns: int, sums: Any, at: int, marks: Any, rows: Any) -> None:
     """After entry n was added to the `columns` numbers from `at` on: set them aside if it is marked."""
-    if marks != 0 and place(np.uint8(0), marks)[n] != 0:
-        move(columns, ahead(sums, at), ahead(place(0.0, rows), at))
+    if not is_null(marks) and marks[n] != 0:
+        move(columns, ahead(sums, at), ahead(rows, at))
 
 
 count_long, mark = jit(count_long), jit(mark)

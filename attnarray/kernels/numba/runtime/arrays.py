@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attnarray.kernels import Declined
-
-PLAIN = (np.ndarray, np.memmap)  # other subclasses may compute by rules of their own
+from attnarray.numpy_arrays import PLAIN
 
 
 class Matrix(NamedTuple):
@@ -22,6 +21,11 @@ class Matrix(NamedTuple):
     array: Any
     address: int
     apart: int
+
+    @property
+    def step(self) -> int:
+        """How many numbers its rows lie apart."""
+        return int(self.apart // self.array.itemsize)
 
 
 def computed_in(x: Any) -> Any:

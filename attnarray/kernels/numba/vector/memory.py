@@ -26,12 +26,26 @@ def pointer(_context: Any, array: Any) -> Any:
 
 @intrinsic
 def ahead(_context: Any, place: Any, count: Any) -> Any:
-    """The element `count` elements further on."""
+    """The element `count` elements further on; of a NamedTuple, that of each pointer."""
 
-    def emit(_target: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
-        return builder.gep(arguments[0], [arguments[1]])
+    def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
+        if isinstance(place, types.CPointer):
+            return builder.gep(arguments[0], [arguments[1]])
+        fields = zip(place, cgutils.unpack_tuple(builder, arguments[0]), strict=True)
+        moved = [builder.gep(x, [arguments[1]]) if isinstance(kind, types.CPointer) else x for kind, x in fields]
+        return context.make_tuple(builder, place, moved)
 
     return place(place, types.intp), emit
+
+
+@intrinsic
+def is_null(_context: Any, place: Any) -> Any:
+    """Whether a pointer points to nothing."""
+
+    def emit(_target: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
+        return builder.icmp_unsigned("==", arguments[0], ir.Constant(arguments[0].type, None))
+
+    return types.boolean(place), emit
 
 
 @intrinsic
@@ -97,3 +111,13 @@ def row_of(_context: Any, matrix: Any, row: Any) -> Any:
         return builder.inttoptr(builder.add(start, builder.mul(strides[0], arguments[1])), view.data.type)
 
     return types.CPointer(matrix.dtype)(matrix, types.intp), emit
+
+
+@intrinsic
+def place(_context: Any, like: Any, address: Any) -> Any:
+    """The number at an address, of the dtype of `like`."""
+
+    def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
+        return builder.inttoptr(arguments[1], context.get_data_type(like).as_pointer())
+
+    return types.CPointer(like)(like, types.intp), emit

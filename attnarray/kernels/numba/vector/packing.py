@@ -14,9 +14,9 @@ from numba import types
 from numba.extending import intrinsic
 
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
+from attnarray.kernels.numba.vector.emit import load, store
 from attnarray.kernels.numba.vector.lanes import TILES, lanes, tile_rows
 from attnarray.kernels.numba.vector.memory import ahead, row_of
-from attnarray.kernels.numba.vector.panel import load, store
 from attnarray.kernels.numba.vector.row_products import row_lanes
 from attnarray.kernels.numba.vector.transpose import interleave
 

@@ -5,8 +5,9 @@ Philox-4x32 with 10 rounds (Salmon et al., "Parallel random numbers: as easy as 
 
 from __future__ import annotations
 
+from attnarray.kernels.numba.vector.formula import FourthRow, Index, Lane, Scalar
 from attnarray.kernels.numba.vector.lanes import Lanes, where
-from attnarray.kernels.numba.vector.panel import FourthRow, Index, Lane, Scalar, panel_pass
+from attnarray.kernels.numba.vector.panel import panel_pass
 
 ROUNDS = 10
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

@@ -20,10 +20,10 @@ from numba import types
 from numba.extending import intrinsic
 
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
+from attnarray.kernels.numba.vector.emit import INDEX, load, loop, splat, store
 from attnarray.kernels.numba.vector.lanes import TILES, Lanes, lanes, multiply_add, tile_rows
 from attnarray.kernels.numba.vector.memory import ahead
 from attnarray.kernels.numba.vector.packing import whole_lanes
-from attnarray.kernels.numba.vector.panel import INDEX, load, loop, splat, store
 
 LONGEST = 256  # steps that are summed in registers
 

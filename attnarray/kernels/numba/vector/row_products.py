@@ -13,8 +13,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
+from attnarray.kernels.numba.vector.emit import INDEX, halved, load, loop, splat, store
 from attnarray.kernels.numba.vector.lanes import TILES, Lanes, constant, multiply_add
-from attnarray.kernels.numba.vector.panel import INDEX, halved, load, loop, splat, store
 from attnarray.kernels.numba.vector.transpose import woven
 
 AT_ONCE = 8  # sums, so that none waits for the one before

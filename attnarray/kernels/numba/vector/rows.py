@@ -1,128 +1,105 @@
-"""Passes along a row of neighbouring numbers, as vectors: sums, maxima and elementwise work in one loop.
+"""Passes along a row of neighboring numbers, as vectors: sums, maxima and elementwise work in one loop.
 
-Here the lanes are neighbours in memory, so that arrays are read and written where they are. Sums and maxima stay in
-registers until the end of the row, where the lanes are combined. The last vector of a row is masked: nothing beyond the
-row is read or written, and it counts for no sum.
+Here the lanes are neighbors in memory, so that arrays are read and written where they are. Sums and maxima stay in
+registers until the end of the row, where the lanes are combined.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
+from attnarray.kernels.numba.vector.emit import INDEX, Advance, bytes_of, combined, load, loop, splat, store
+from attnarray.kernels.numba.vector.formula import Body, Formula, Values, number_type
 from attnarray.kernels.numba.vector.lanes import TILES, Lanes, maximum
-from attnarray.kernels.numba.vector.panel import INDEX, bytes_of, combined, load, loop, splat, store
-
-Row: TypeAlias = Lanes
-Scalar: TypeAlias = Lanes
-Sum: TypeAlias = Lanes
-Largest: TypeAlias = Lanes
-Step: TypeAlias = Callable[[ir.Value, list[ir.Value]], list[ir.Value]]  # of a loop, see `loop`
 
 GROUP = 16  # steps that are summed by themselves, so that rounding grows with the groups and not with the steps
-START = {"Sum": 0.0, "Largest": -math.inf}
-COMBINE: dict[str, Callable[[Lanes, Lanes], Lanes]] = {"Sum": Lanes.__add__, "Largest": maximum}
+RESULTS = {"Sum": (0.0, Lanes.__add__), "Largest": (-math.inf, maximum)}  # the start, and how two become one
+EIGHT = 8
 
 
-class _Pass(NamedTuple):
-    """A body, what each of its arguments is, and the number of vectors of W lanes that it sees at a time."""
+def eight_pass(body: Body) -> Any:
+    """A compiled function of pointers that runs `body` once, on the eight numbers at each of them."""
+    formula = Formula(body)
 
-    body: Callable[..., dict[str, Lanes]]
-    kinds: dict[str, str]
-    vectors: int
+    def emit(context: Any, builder: ir.IRBuilder, given: dict[str, Any], values: Values) -> None:
+        kinds = {name: ir.VectorType(context.get_value_type(place.dtype), EIGHT) for name, place in given.items()}
+        changed = formula(builder, {name: load(builder, value, kinds[name]) for name, value in values.items()})
+        for name in values:
+            if name in changed:
+                store(builder, changed[name], values[name])
 
-    def named(self, *kinds: str) -> list[str]:
-        return [name for name, kind in self.kinds.items() if kind in kinds]
+    return formula.compiled((), lambda _: types.void, emit)
 
 
-def row_pass(vectors: int) -> Callable[[Callable[..., dict[str, Lanes]]], Any]:
-    """Decorate a body to become a compiled function (count, *arguments) that runs it along `count` numbers.
+def row_pass(vectors: int) -> Callable[[Body], Any]:
+    """A compiled function (count, *arguments) that runs a body along `count` neighboring numbers.
 
-    The annotations of the body say what each argument is: a `Row` is a pointer to numbers, of which the body sees some
-    at a time; a `Scalar` is a number for all lanes; a `Sum` or a `Largest` is no argument of the compiled function but
-    its result: 0 or -inf in the beginning, carried along the row, and combined over the lanes in the end. The body
-    returns what it changes by name: rows are stored at once. What it does not look at is not read.
+    A `Row` is a pointer to numbers, of which the body sees some at a time; a `Scalar` is a number for all lanes; a
+    `Sum` or a `Largest` is no argument of the compiled function but its result: 0 or -inf in the beginning, carried
+    along the row, and combined over the lanes in the end. Rows are stored at once. What the body does not look at
+    is not read. The last vector of a row is masked: nothing beyond the row is read or written, and it counts for no
+    sum.
 
     The more `vectors` at a time, the more additions are on their way at once; long bodies need the registers.
     """
 
-    def decorate(body: Callable[..., dict[str, Lanes]]) -> Any:
-        kinds = {name: parameter.annotation for name, parameter in inspect.signature(body).parameters.items()}
-        plan = _Pass(body, kinds, vectors)
+    def decorate(body: Body) -> Any:
+        formula = Formula(body, tuple(RESULTS))
 
-        def run(_context: Any, _count: Any, *given: Any) -> Any:
-            dtype = next(place.dtype for place in given if _is_floating(place))
-            results = [dtype] * len(plan.named("Sum", "Largest"))
-            result = types.Tuple(results) if len(results) > 1 else results[0] if results else types.void
+        def returned(given: dict[str, Any]) -> Any:
+            results = [number_type(given)] * len(formula.named(*RESULTS))
+            return types.Tuple(results) if len(results) > 1 else results[0] if results else types.void
 
-            def emit(context: Any, builder: ir.IRBuilder, _signature: Any, values: Sequence[ir.Value]) -> ir.Value:
-                totals = _emit(plan, context, builder, given, values)
-                if len(totals) > 1:
-                    return context.make_tuple(builder, result, totals)
-                return totals[0] if totals else context.get_dummy_value()
+        def emit(
+            context: Any, builder: ir.IRBuilder, given: dict[str, Any], values: Values, count: ir.Value
+        ) -> ir.Value | None:
+            totals = _along_row(formula, vectors, context, builder, given, values, count)
+            return context.make_tuple(builder, returned(given), totals) if len(totals) > 1 else next(iter(totals), None)
 
-            return result(types.intp, *given), emit
-
-        # Numba asks for the signature; star-arguments would be passed as one tuple.
-        names = ("_context", "_count", *plan.named("Row", "Scalar"))
-        parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__name__ = body.__name__
-        return intrinsic(run)
+        return formula.compiled(("count",), returned, emit)
 
     return decorate
 
 
-def _is_floating(argument: Any) -> bool:
-    return isinstance(argument, types.CPointer) and isinstance(argument.dtype, types.Float)
+def _along_row(
+    formula: Formula, vectors: int, context: Any, builder: ir.IRBuilder, given: dict[str, Any], values: Values,
+    count: ir.Value,
+) -> list[ir.Value]:  # fmt: skip
+    dtype = number_type(given)
+    vector = ir.VectorType(context.get_value_type(dtype), TILES[dtype.bitwidth][0] * vectors)
+    rows = {
+        name: (values[name], ir.VectorType(context.get_value_type(given[name].dtype), vector.count))
+        for name in formula.named("Row")
+    }
+    scalars = {
+        name: splat(builder, context.cast(builder, values[name], given[name], dtype), vector)
+        for name in formula.named("Scalar")
+    }
+    carried = formula.named(*RESULTS)
+    starts = [ir.Constant(vector, [RESULTS[formula.kinds[name]][0]] * vector.count) for name in carried]
+    combine = [RESULTS[formula.kinds[name]][1] for name in carried]
 
-
-def _emit(plan: _Pass, context: Any, builder: ir.IRBuilder, given: Any, values: Sequence[ir.Value]) -> list[ir.Value]:
-    count, *values = values
-    dtype = next(place.dtype for place in given if _is_floating(place))
-    vector = ir.VectorType(context.get_value_type(dtype), TILES[dtype.bitwidth][0] * plan.vectors)
-    rows, seen = {}, {}
-    for name, argument, value in zip(plan.named("Row", "Scalar"), given, values, strict=True):
-        if plan.kinds[name] == "Row":
-            rows[name] = value, ir.VectorType(context.get_value_type(argument.dtype), vector.count)
-        else:
-            seen[name] = Lanes(builder, splat(builder, context.cast(builder, value, argument, dtype), vector))
-    carried = plan.named("Sum", "Largest")
-
-    def step(masked: bool) -> Step:
+    def step(masked: bool) -> Advance:
         def advance(block: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
             at = builder.mul(block, INDEX(vector.count))
             mask = _below(builder, builder.sub(count, at), vector) if masked else None
             places = {name: builder.gep(start, [at]) for name, (start, _) in rows.items()}
             numbers = {name: _load(builder, place, rows[name][1], mask) for name, place in places.items()}
-            numbers |= dict(zip(carried, sums, strict=True))
-            changed = plan.body(**seen, **{name: Lanes(builder, value) for name, value in numbers.items()})
+            changed = formula(builder, {**scalars, **numbers, **dict(zip(carried, sums, strict=True))})
             for name, place in places.items():
                 if name in changed:
-                    _store(builder, changed[name].value, place, mask)
-            news = [changed[name].value for name in carried]
+                    _store(builder, changed[name], place, mask)
+            news = [changed[name] for name in carried]
             if mask is None:
                 return news
             return [builder.select(mask, new, old) for new, old in zip(news, sums, strict=True)]
 
         return advance
-
-    return _along(plan, builder, count, vector, step)
-
-
-def _along(
-    plan: _Pass, builder: ir.IRBuilder, count: ir.Value, vector: ir.VectorType, step: Callable[[bool], Step]
-) -> list[ir.Value]:
-    """The steps over whole vectors, in groups where something is summed, and a masked one over the rest."""
-    carried = plan.named("Sum", "Largest")
-    starts = [ir.Constant(vector, [START[plan.kinds[name]]] * vector.count) for name in carried]
-    combine = [COMBINE[plan.kinds[name]] for name in carried]
 
     def group(number: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
         first = builder.mul(number, INDEX(GROUP))
@@ -177,13 +154,3 @@ def _intrinsic(
     name = f"llvm.masked.{action}.v{vector.count}{letter}{8 * bytes_of(vector.element)}.p0"
     known = builder.module.globals.get(name)
     return known or ir.Function(builder.module, ir.FunctionType(result, arguments), name)
-
-
-@intrinsic
-def place(_context: Any, like: Any, address: Any) -> Any:
-    """The number at an address, of the dtype of `like`."""
-
-    def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
-        return builder.inttoptr(arguments[1], context.get_data_type(like).as_pointer())
-
-    return types.CPointer(like)(like, types.intp), emit

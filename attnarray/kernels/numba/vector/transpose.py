@@ -14,8 +14,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from attnarray.kernels.numba.runtime.jit import jit
+from attnarray.kernels.numba.vector.emit import INDEX, load, loop, store
 from attnarray.kernels.numba.vector.lanes import TILES, Lanes, lanes, where
-from attnarray.kernels.numba.vector.panel import INDEX, load, loop, store
 
 Square = list[ir.Value]
 

@@ -1,0 +1,54 @@
+"""Scores of one query with neighboring keys, as a row: softcap, bias and mask, and which keys a query sees.
+
+Masked softmax, decoding and windows share it. In panels.py and scores.py the same stands for many queries at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from attnarray.kernels.numba.runtime.jit import jit
+from attnarray.kernels.numba.vector.formula import Row, Scalar
+from attnarray.kernels.numba.vector.lanes import Lanes, tanh, where
+from attnarray.kernels.numba.vector.rows import row_pass
+
+
+def with_bias(score: Lanes, bias: Lanes) -> Lanes:
+    """-inf hides a score, even NaN."""
+    return where(bias.equals(-math.inf), bias, score + bias)
+
+
+def with_mask(score: Lanes, mask: Lanes) -> Lanes:
+    return where(mask.equals(0), -math.inf, score)
+
+
+@row_pass(vectors=2)
+def scale(scores: Row, factor: Scalar) -> dict[str, Lanes]:
+    return {"scores": scores * factor}
+
+
+@row_pass(vectors=1)
+def cap(scores: Row, slopes: Row, factor: Scalar, bound: Scalar) -> dict[str, Lanes]:
+    """c tanh(f s), and the derivative of tanh."""
+    capped, slope = tanh(scores * factor)
+    return {"scores": capped * bound, "slopes": slope}
+
+
+@row_pass(vectors=2)
+def add_bias(scores: Row, bias: Row) -> dict[str, Lanes]:
+    return {"scores": with_bias(scores, bias)}
+
+
+@row_pass(vectors=2)
+def hide(scores: Row, mask: Row) -> dict[str, Lanes]:
+    return {"scores": with_mask(scores, mask)}
+
+
+def visible(position: int, left: int, right: int, length: int, keys: int) -> Any:
+    """The keys [begin, end) that window, length and number of keys leave to a query."""
+    begin = min(max(position - left, 0), keys)
+    return begin, max(min(position + right + 1, length, keys), begin)
+
+
+visible = jit(visible, inner=True)

@@ -1,0 +1,93 @@
+"""Calls of kernels as integers and numbers, both named by the fields of one NamedTuple.
+
+A kernel takes its first and last unit of work, and then integers, addresses and numbers: a few as they are, more than
+that as two arrays, so that each dtype is compiled once whatever the layout of its arrays. `pack` makes these two of a
+NamedTuple of integers, arrays and numbers, `unpack` a NamedTuple of integers, pointers and numbers for compiled code.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any, TypeAlias
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
+
+# Kinds of fields beside `int`: arrays, or their addresses, which become pointers; and numbers of the dtype of the call.
+Numbers: TypeAlias = Any  # of the dtype of the call
+Doubles: TypeAlias = Any
+Integers: TypeAlias = Any  # 64 bits
+Bytes: TypeAlias = Any
+Number: TypeAlias = Any
+POINTERS = {"Doubles": types.float64, "Integers": types.int64, "Bytes": types.uint8}
+
+
+@functools.cache
+def kinds(record: Any) -> dict[str, str]:
+    """What each field of a NamedTuple is annotated with."""
+    return {
+        name: str(getattr(kind, "__forward_arg__", getattr(kind, "__name__", kind)))
+        for name, kind in inspect.get_annotations(record).items()
+    }
+
+
+@functools.cache
+def _number_fields(record: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The places of the integers and of the numbers."""
+    is_number = [kind == "Number" for kind in kinds(record).values()]
+    found = tuple(tuple(n for n, number in enumerate(is_number) if number == wanted) for wanted in (False, True))
+    return found[0], found[1]
+
+
+def pack(call: Any, real: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The integers, None as 0 and arrays as addresses, and the numbers in the dtype `real`, at least one.
+
+    The arrays must stay alive until the kernel has ended.
+    """
+    integers, numbers = _number_fields(call.__class__)
+    words = [_word(call[n]) for n in integers]
+    return np.array(words, np.int64), np.array([call[n] for n in numbers] or [0.0], real)
+
+
+def nothing(record: Any, **given: int) -> Any:
+    """A call of no work, by which a kernel is compiled."""
+    return record(**{name: given.get(name, 0) for name in record._fields})
+
+
+def _word(value: Any) -> int:
+    if type(value) is int:
+        return value
+    return 0 if value is None else value.ctypes.data if isinstance(value, np.ndarray) else int(value)
+
+
+@intrinsic
+def unpack(_context: Any, record: Any, integers: Any, numbers: Any) -> Any:
+    """The record of a call from its two arrays."""
+    named = kinds(record.instance_class)
+    fields = [_field(kind, numbers.dtype) for kind in named.values()]
+    result = types.NamedTuple(fields, record.instance_class)
+
+    def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
+        words = make_array(integers)(context, builder, arguments[1]).data
+        floats = make_array(numbers)(context, builder, arguments[2]).data
+        values, at = [], {True: 0, False: 0}
+        for kind, field in zip(named.values(), fields, strict=True):
+            is_number = kind == "Number"
+            start = floats if is_number else words
+            value = builder.load(builder.gep(start, [ir.IntType(64)(at[is_number])]))
+            at[is_number] += 1
+            pointer = isinstance(field, types.CPointer)
+            values.append(builder.inttoptr(value, context.get_value_type(field)) if pointer else value)
+        return context.make_tuple(builder, result, values)
+
+    return result(record, integers, numbers), emit
+
+
+def _field(kind: str, real: Any) -> Any:
+    if kind in ("int", "Number"):
+        return types.int64 if kind == "int" else real
+    return types.CPointer(real if kind == "Numbers" else POINTERS[kind])
