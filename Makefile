@@ -8,14 +8,15 @@ WORKERS ?= auto
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off
+PYTEST = OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo check bench test lint types clean
+.PHONY: help demo check bench test test-all lint types clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo  ## train attention to translate dates, with hand-derived gradients
 	@$(BIN)/attnarray demo $(ARGS)
@@ -26,8 +27,11 @@ check: $(VENV)/.demo  ## check every gradient and kernel, as a table
 bench: $(VENV)/.bench  ## time attention beside other libraries: a minute once kernels are compiled
 	@$(BIN)/attnarray bench $(ARGS)
 
-test: $(VENV)/.test  ## run the tests
-	@OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal $(ARGS)
+test: $(VENV)/.test  ## run what a change can break: a few minutes
+	@$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: $(VENV)/.test  ## run every test: a quarter of an hour on two cores
+	@$(PYTEST) $(ARGS)
 
 lint: $(VENV)/.lint  ## check style, formatting and types
 	@$(BIN)/ruff check .

@@ -8,6 +8,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from attnarray import console
+from attnarray.kernels.cuda import nvrtc
+from tests.cuda_emulation import building
 from tests.support.libraries import LIBRARIES, Library, marks_of
 
 # pytest imports readline, which sets the width of a terminal for this process's children: for workers of pytest-xdist
@@ -26,6 +28,15 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("attnarray")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a compiler that is not here, and say which."""
+    missing = {"emulation": building.UNAVAILABLE, "nvrtc": nvrtc.MISSING if nvrtc.find() is None else ""}
+    for item in items:
+        for name, reason in missing.items():
+            if reason and item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

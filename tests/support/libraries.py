@@ -59,7 +59,8 @@ if JAX in LIBRARIES:  # without it JAX has neither float64 nor the random bits
 
 
 def marks_of(library: Library) -> list[pytest.MarkDecorator]:
-    return [pytest.mark.gpu] if library.name == "cupy" else []
+    names = {"cupy": ["gpu"], "torch": ["peers"], "jax": ["peers"]}.get(library.name, [])
+    return [getattr(pytest.mark, name) for name in names]
 
 
 def is_floating(value: Any) -> bool:

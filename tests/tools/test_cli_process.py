@@ -27,6 +27,7 @@ def run_process(*arguments: str, module: str = "attnarray", **environment: str) 
 INTERRUPTED = """
 import signal, sys
 from attnarray import check, cli
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
 check.check_gradients = lambda *_: signal.raise_signal(signal.SIGINT)  # in this thread, and at once
 sys.exit(cli.main(["check", "--only", "relu"]))
 """

@@ -10,8 +10,7 @@ from attnarray.kernels import Declined
 from attnarray.kernels.cuda import attention_plan as plan
 from attnarray.kernels.cuda import loader, nvrtc
 from attnarray.kernels.cuda.attention_problem import IN_TILES, LIGHT, SWITCHES, constants_of
-
-needs_nvrtc = pytest.mark.skipif(nvrtc.find() is None, reason=nvrtc.MISSING)
+from tests.support.tiers import first
 
 # Shared memory of a block: of data centers' GPUs from 8.0 and from 9.0 on, and of all others.
 MOST_SHARED = {"sm_80": 163 * 1024, "sm_86": 99 * 1024, "sm_90": 227 * 1024, "sm_90a": 227 * 1024, "sm_120": 99 * 1024}
@@ -65,15 +64,15 @@ def usage(kind: str, dim: int, dtype: str, architecture: str, switches: str = ""
     return found
 
 
-@needs_nvrtc
-@pytest.mark.parametrize(("kind", "dim", "dtype", "architecture"), PLAIN_CALLS)
+@pytest.mark.nvrtc
+@pytest.mark.parametrize(("kind", "dim", "dtype", "architecture"), first(1, PLAIN_CALLS))
 def test_plain_calls_keep_to_registers(kind: str, dim: int, dtype: str, architecture: str) -> None:
     for used in usage(kind, dim, dtype, architecture):
         assert used.spilled <= max(SPILLED.get(why, 0) for why in (architecture, (kind, dtype)))
 
 
-@needs_nvrtc
-@pytest.mark.parametrize(("kind", "dim", "dtype", "switches"), OTHER_CALLS)
+@pytest.mark.nvrtc
+@pytest.mark.parametrize(("kind", "dim", "dtype", "switches"), first(1, OTHER_CALLS))
 def test_calls_with_options_keep_to_registers(kind: str, dim: int, dtype: str, switches: str) -> None:
     for used in usage(kind, dim, dtype, "sm_90", switches):
         assert used.spilled <= max(SPILLED.get(why, 0) for why in ((kind, dtype), (kind, dim, dtype, switches)))

@@ -16,11 +16,12 @@ from attnarray.attention.scoring import Scoring
 from attnarray.dispatch import KernelUnavailableError
 from attnarray.kernels import Declined
 from attnarray.kernels.cuda import attention, attention_problem
-from tests.cuda_emulation import building, fake_cupy
+from tests.cuda_emulation import fake_cupy
 from tests.support.kernel_calls import OPTIONS, Call, Sizes, call_of, in_dtype, kinds
 from tests.support.tensor_core_calls import DTYPES, assert_as_exact_as_float32, faults, run, truth_of
+from tests.support.tiers import first
 
-pytestmark = pytest.mark.skipif(bool(building.UNAVAILABLE), reason=building.UNAVAILABLE)
+pytestmark = pytest.mark.emulation
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +46,9 @@ ODD = [(1, 1, 8, 8, 1), (5, 70, 16, 8, 2), (70, 33, 40, 64, 1), (65, 129, 64, 32
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("sizes", [Sizes(*sizes, batch=1) for sizes in ODD], ids=["-".join(map(str, s)) for s in ODD])
+@pytest.mark.parametrize(
+    "sizes", first(2, [Sizes(*sizes, batch=1) for sizes in ODD]), ids=["-".join(map(str, s)) for s in ODD]
+)
 def test_odd_sizes(sizes: Sizes, dtype: str) -> None:
     for options in ({}, {"is_causal": True, "q_offset": sizes.keys - sizes.queries}):
         assert_right(call_of(sizes, **options), dtype)
@@ -56,18 +59,20 @@ WHOLE = Sizes(37, 80, 16, 24, 3, batch=2)  # rows over the keys are whole chunks
 
 
 @pytest.mark.parametrize("sizes", [SMALL, FEW], ids=["many queries", "few"])
-@pytest.mark.parametrize("option", list(OPTIONS))
+@pytest.mark.parametrize("option", first(3, OPTIONS))
 def test_each_option(option: str, sizes: Sizes) -> None:
     for seed, dtype in enumerate(("float16", "float32", "float16")):
         assert_right(call_of(sizes, seed, [option]), dtype, seed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("kind", range(3))
 def test_all_options_together(kind: int, dtype: str) -> None:
     assert_right(kinds(SMALL)[kind], dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sizes", [WHOLE, Sizes(150, 144, 64, 48, 1, 1), Sizes(70, 48, 128, 100, 2, 1), Sizes(3, 176, 16, 8, 3)], ids=str
 )
@@ -86,6 +91,7 @@ def test_bias_and_mask_in_tiles(option: str, sizes: Sizes, monkeypatch: pytest.M
     assert attention_problem.BY_NUMBER not in read
 
 
+@pytest.mark.slow
 def test_a_bias_of_keys_whose_first_visible_queries_are_the_last() -> None:
     """The tile of keys from 128 on, read with 36 queries of the first batch, serves the second that has all of them."""
     bias = np.random.default_rng(0).standard_normal((1, 4, 1, 256))
@@ -93,6 +99,7 @@ def test_a_bias_of_keys_whose_first_visible_queries_are_the_last() -> None:
     assert_right(call, "float16")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 2, 1, 80), (2, 1, 150, 1), (1, 1, 1, 1)], ids=str)
 def test_the_gradient_of_a_shared_bias_is_not_spoilt_by_what_is_hidden(shape: tuple[int, ...]) -> None:
     call = call_of(Sizes(150, 80, 16, 24, 1), bias=np.ones(shape), attn_mask=np.arange(80) != 65)
@@ -100,6 +107,7 @@ def test_the_gradient_of_a_shared_bias_is_not_spoilt_by_what_is_hidden(shape: tu
     assert_right(call, "float16")
 
 
+@pytest.mark.slow
 def test_a_mask_and_a_bias_of_other_heads() -> None:
     """The gradient of a bias that is the same for all goes over heads with masks of their own."""
     rng = np.random.default_rng(0)
@@ -111,6 +119,7 @@ LOW = [("float16", -65504.0), ("bfloat16", -1e9), ("bfloat16", -3.38e38), ("floa
 LOW += [("float32", value) for value in (-1e9, -1e12, -1e32)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "low"), LOW, ids=str)
 @pytest.mark.parametrize("sizes", [SMALL, WHOLE], ids=["by number", "in tiles"])
 def test_biases_that_stand_for_minus_infinity(sizes: Sizes, dtype: str, low: float) -> None:
@@ -121,6 +130,7 @@ def test_biases_that_stand_for_minus_infinity(sizes: Sizes, dtype: str, low: flo
         assert_right(call_of(sizes, bias=bias), dtype)
 
 
+@pytest.mark.slow
 def test_float32_is_about_as_exact_as_float32() -> None:
     """The units cut sums off, which adds up to many times this where sums are long."""
     for sizes in (Sizes(64, 900, 64, 64, 1, 1, 1), Sizes(64, 400, 128, 128, 1, 1, 1)):
@@ -128,11 +138,13 @@ def test_float32_is_about_as_exact_as_float32() -> None:
         assert_as_exact_as_float32(found_by_kernels(call), call)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [-0.3, -1.7])
 def test_negative_scales(scale: float) -> None:
     assert_right(call_of(SMALL, scale=scale), "float16")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", list(itertools.product((2, 1), (6, 1), (37, 1), (70, 80, 1))), ids=str)
 def test_every_shape_of_bias(shape: tuple[int, ...]) -> None:
     bias = np.random.default_rng(0).standard_normal(shape)
@@ -156,6 +168,7 @@ def test_rows_that_see_nothing_are_zero() -> None:
 HIDING = {"causal": {"is_causal": True, "q_offset": 20}, "lengths": {"kv_lengths": np.array([50, 61])}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("name", ["key", "value", "query", "dout"])
 @pytest.mark.parametrize("by", [*HIDING, "dropout", "mask", "mask in tiles", "bias", "bias in tiles"])
@@ -173,6 +186,7 @@ def test_what_is_hidden_does_not_matter(by: str, name: str, value: float) -> Non
     assert_right(call, "float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [SMALL, FEW], ids=["many queries", "few"])
 def test_cotangents_of_rows_without_keys_do_not_reach_the_sinks(sizes: Sizes) -> None:
     mask = np.arange(sizes.queries)[:, None] != 1
@@ -190,6 +204,7 @@ def test_nan_that_is_seen_shows() -> None:
         assert np.isnan(found["out"]).any()
 
 
+@pytest.mark.slow
 def test_the_order_of_blocks_and_threads_does_not_matter() -> None:
     for sizes in (SMALL, WHOLE, FEW):
         call = in_dtype(kinds(sizes)[1], "float16")
@@ -203,6 +218,7 @@ def test_the_order_of_blocks_and_threads_does_not_matter() -> None:
     assert fake_cupy.State.synchronisations == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
 def test_random_options(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -212,6 +228,7 @@ def test_random_options(seed: int) -> None:
     assert_right(call_of(sizes, seed, chosen), ("float16", "bfloat16", "float32")[seed % 3], seed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_huge_scores(dtype: str) -> None:
     call = call_of(SMALL, is_causal=True, q_offset=20)
@@ -229,6 +246,7 @@ STRANGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", list(STRANGE))
 def test_layouts(layout: str) -> None:
     call = in_dtype(call_of(SMALL), "float16")
@@ -286,6 +304,7 @@ def test_the_struct_is_that_of_the_kernels() -> None:
     assert kernel.sizes[kernel.parameters.index("s")] == attention_problem.PACKED.size
 
 
+@pytest.mark.slow
 def test_warmup_compiles_what_plain_calls_need() -> None:
     attention.warmup("float16")
     loaded = set(fake_cupy.RawKernel.loaded)
@@ -293,6 +312,7 @@ def test_warmup_compiles_what_plain_calls_need() -> None:
     assert set(fake_cupy.RawKernel.loaded) == loaded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_keys_in_parts(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With more multiprocessors than blocks the keys are split, and some parts see no key of a query."""
@@ -308,6 +328,7 @@ def test_keys_in_parts(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_right(call, dtype)
 
 
+@pytest.mark.slow
 def test_the_parts_of_few_queries_are_merged(monkeypatch: pytest.MonkeyPatch) -> None:
     merged = []
     launch = attention.launch

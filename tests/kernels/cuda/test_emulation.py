@@ -12,7 +12,7 @@ from attnarray.kernels.cuda.grid import Grid
 from tests.cuda_emulation import building
 from tests.cuda_emulation.building import Failed
 
-pytestmark = pytest.mark.skipif(bool(building.UNAVAILABLE), reason=building.UNAVAILABLE)
+pytestmark = pytest.mark.emulation
 SEEDS = range(8)
 BLOCK = Grid((1, 1, 1), (64, 1, 1), 1024)
 

@@ -21,11 +21,10 @@ from attnarray.kernels.cuda import cache, grid, loader, norm, nvrtc, unavailable
 from attnarray.kernels.cuda.grid import Grid
 from attnarray.kernels.table import KERNELS
 from attnarray.ops.softmax import softmax_forward
-from tests.cuda_emulation import building, fake_cupy
+from tests.cuda_emulation import fake_cupy
 from tests.cuda_emulation.fake_cupy import State
+from tests.support.tiers import slow
 
-needs_compiler = pytest.mark.skipif(nvrtc.find() is None, reason=nvrtc.MISSING)
-needs_emulation = pytest.mark.skipif(bool(building.UNAVAILABLE), reason=building.UNAVAILABLE)
 SMALL = 'extern "C" __global__ void one(float* x) { x[0] = 1; }'
 
 
@@ -87,7 +86,7 @@ def test_the_architecture_fits_the_device_and_the_compiler() -> None:
         nvrtc.target(75, known)
 
 
-@needs_compiler
+@pytest.mark.nvrtc
 def test_the_compiler_makes_machine_code_and_says_what_is_wrong() -> None:
     assert nvrtc.compile_source(SMALL, "one.cu", {}, ("--ptxas-options=-v",), "sm_90").image[:4] == b"\x7fELF"
     assert b".target sm_90" in nvrtc.compile_source(SMALL, "one.cu", {}, (), "compute_90").image
@@ -95,7 +94,7 @@ def test_the_compiler_makes_machine_code_and_says_what_is_wrong() -> None:
         nvrtc.compile_source(SMALL.replace("= 1", "= y"), "one.cu", {}, (), "sm_90")
 
 
-@needs_compiler
+@pytest.mark.nvrtc
 def test_a_compiled_kernel_is_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
     path = loader.compiled("columns.cu", "float32", "sm_90")
     assert path.read_bytes()[:4] == b"\x7fELF"
@@ -168,7 +167,7 @@ def test_without_cupy_the_reason_says_how_to_get_it(monkeypatch: pytest.MonkeyPa
     assert "cupy" in loader.unavailable()
 
 
-@needs_emulation
+@pytest.mark.emulation
 def test_public_functions_find_the_kernels() -> None:
     with fake_cupy.installed():
         choices = aa.explain(softmax_forward, fake(np.ones((2, 3), np.float32)), None, 1).choices
@@ -176,7 +175,7 @@ def test_public_functions_find_the_kernels() -> None:
         assert State.launches == 1
 
 
-@needs_emulation
+@pytest.mark.emulation
 def test_a_launch_goes_to_the_device_of_its_arrays() -> None:
     with fake_cupy.installed():
         State.devices, kernel = 2, loader.Kernel("columns.cu", "column_sums", "ppii")
@@ -201,7 +200,7 @@ def test_arguments_are_packed_as_the_parameters_say(dtype: str, letters: str) ->
         assert taken == [*values[:3], *(float(np.dtype(dtype).type(value)) for value in values[3:])]
 
 
-@needs_emulation
+@pytest.mark.emulation
 def test_threads_do_not_share_the_room_for_arguments() -> None:
     with fake_cupy.installed():
         kernel, plan = loader.Kernel("columns.cu", "column_sums", "ppii"), grid.plan_columns(3, 4)
@@ -256,7 +255,7 @@ def test_machine_code_that_cannot_be_loaded_is_compiled_again(monkeypatch: pytes
         assert loaded == [True, False]
 
 
-@needs_emulation
+@pytest.mark.emulation
 def test_out_of_memory_names_the_sizes_and_the_next_call_works() -> None:
     with fake_cupy.installed():
         x = fake(np.ones((1000, 500), np.float32))
@@ -268,8 +267,8 @@ def test_out_of_memory_names_the_sizes_and_the_next_call_works() -> None:
         assert kernel(fake(np.ones(3, np.float32))).shape == (3,)
 
 
-@needs_emulation
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.emulation
+@pytest.mark.parametrize("dtype", ["float32", slow("bfloat16")])
 def test_warmup_loads_every_kernel(dtype: str) -> None:
     modules = {row["cuda"].partition(":")[0] for row in KERNELS.values() if "cuda" in row}
     with fake_cupy.installed():

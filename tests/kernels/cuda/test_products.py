@@ -16,9 +16,9 @@ from attnarray.attention.products import narrow_products
 from attnarray.attention.scoring import Scoring
 from attnarray.kernels import Declined
 from attnarray.kernels.cuda import products
-from tests.cuda_emulation import building, fake_cublas, fake_cupy
+from tests.cuda_emulation import fake_cublas, fake_cupy
 
-pytestmark = pytest.mark.skipif(bool(building.UNAVAILABLE), reason=building.UNAVAILABLE)
+pytestmark = pytest.mark.emulation
 DTYPES: dict[str, Any] = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 

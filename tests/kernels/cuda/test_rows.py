@@ -13,12 +13,13 @@ from attnarray.backend import asarray
 from attnarray.kernels import Declined
 from attnarray.kernels.cuda import grid, loss, lstm_cell, norm, segments
 from attnarray.kernels.table import KERNELS
-from tests.cuda_emulation import building, fake_cupy
+from tests.cuda_emulation import fake_cupy
 from tests.kernels.test_table import in_dtype, kernel_of, largest_distance
 from tests.support.libraries import EPS
 from tests.support.row_calls import CALLS, LAYOUTS, Arguments, as_tuple, reference
+from tests.support.tiers import slow
 
-pytestmark = pytest.mark.skipif(bool(building.UNAVAILABLE), reason=building.UNAVAILABLE)
+pytestmark = pytest.mark.emulation
 
 NAMES = sorted(name for name, row in KERNELS.items() if "cuda" in row and not name.startswith("attention."))
 SHAPES = [(9, 3), (3, 130), (2, 3, 5), (0, 4), (3, 0), (7,)]
@@ -78,7 +79,7 @@ def test_every_kernel_is_tested() -> None:
     assert set(NAMES) <= set(CALLS)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", slow("float64")])
 @pytest.mark.parametrize("name", NAMES)
 def test_as_exact_as_the_reference(name: str, dtype: str) -> None:
     for shape in SHAPES:
@@ -87,6 +88,7 @@ def test_as_exact_as_the_reference(name: str, dtype: str) -> None:
             assert_right(name, arguments, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", LONGER_ROWS, ids=str)
 @pytest.mark.parametrize("name", ALONG_ROWS)
 def test_rows_of_a_whole_block_and_longer(name: str, shape: tuple[int, ...]) -> None:
@@ -98,6 +100,7 @@ def test_rows_of_a_whole_block_and_longer(name: str, shape: tuple[int, ...]) -> 
 WIDE = [name for name in NAMES if "softmax:" in name or "norm" in name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 @pytest.mark.parametrize("name", WIDE)
 def test_wide_rows_one_array_of_which_fits_in_registers(name: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,11 +113,13 @@ def test_wide_rows_one_array_of_which_fits_in_registers(name: str, dtype: str, m
             assert_right_in_16_bits(name, arguments, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if "segment" in name or "embedding" in name])
 def test_segments_of_many_entries(name: str) -> None:
     assert_right(name, calls_of(name, (150, 3), "float32")[0], "float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_few_blocks_go_over_many_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (grid, segments, lstm_cell):
@@ -128,6 +133,7 @@ def test_few_blocks_go_over_many_rows(name: str, monkeypatch: pytest.MonkeyPatch
     assert_right(name, calls_of(name, wide, "float32")[0], "float32")
 
 
+@pytest.mark.slow
 def test_losses_of_many_rows_and_spans(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "AT_ONCE", dict.fromkeys(loss.AT_ONCE, 1))
     for shape in [(41, 300), (5, 9000)]:  # rows of a warp, and of a block in several spans; some are ignored
@@ -135,6 +141,7 @@ def test_losses_of_many_rows_and_spans(monkeypatch: pytest.MonkeyPatch) -> None:
             assert_right("ops.loss:cross_entropy_forward", arguments, "float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
 @pytest.mark.parametrize("name", NAMES)
 def test_any_layout_will_do(name: str, layout: Callable[[np.ndarray], np.ndarray]) -> None:
@@ -144,6 +151,7 @@ def test_any_layout_will_do(name: str, layout: Callable[[np.ndarray], np.ndarray
             np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_order_of_threads_does_not_matter_and_nothing_waits_for_the_gpu(name: str) -> None:
     for shape in [(9, 20), (1, 300)]:
@@ -158,6 +166,7 @@ def test_the_order_of_threads_does_not_matter_and_nothing_waits_for_the_gpu(name
     assert fake_cupy.State.synchronisations == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("name", [name for name in NAMES if "lstm" not in name])
 def test_16_bit_arrays_are_computed_in_float32(name: str, dtype: str) -> None:
@@ -191,6 +200,7 @@ def narrowed(name: str, place: int, value: Any, half: Any) -> Any:
     return value.astype(half) if is_number and place not in KEPT.get(name, ()) else value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if "lstm" not in name and "dropout" not in name])
 def test_nan_and_infinities_go_where_the_reference_has_them(name: str) -> None:
     arguments = calls_of(name, (6, 37), "float32")[0]
@@ -205,6 +215,7 @@ def test_nan_and_infinities_go_where_the_reference_has_them(name: str) -> None:
             np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(6, 37), ROW_OF_A_BLOCK, (3, 8200)], ids=str)
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])
 def test_cotangents_of_hidden_entries_do_not_matter(name: str, shape: tuple[int, ...]) -> None:
@@ -221,6 +232,7 @@ def test_cotangents_of_hidden_entries_do_not_matter(name: str, shape: tuple[int,
     assert not np.any(found[~mask])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("shape", [(3, 130), (5, 37), (2, 1040), ROW_IN_SPANS, (2, 16400)], ids=str)
 @pytest.mark.parametrize("name", ["layer_norm", "rms_norm"])

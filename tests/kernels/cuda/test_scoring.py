@@ -12,11 +12,12 @@ import pytest
 from attnarray.attention.scoring import Scoring
 from attnarray.kernels import Declined
 from attnarray.kernels.cuda import additive, loader
-from tests.cuda_emulation import building, fake_cupy
+from tests.cuda_emulation import fake_cupy
 from tests.kernels.test_table import arguments_of, in_dtype, kernel_of, largest_distance, reference_of, scorings
 from tests.support.libraries import EPS
+from tests.support.tiers import slow
 
-pytestmark = pytest.mark.skipif(bool(building.UNAVAILABLE), reason=building.UNAVAILABLE)
+pytestmark = pytest.mark.emulation
 SCORING = ["attention.scoring:weights_from_dots", "attention.scoring:gradients_of_dots"]
 ADDITIVE = [
     "attention.alignment.additive_core:additive_scores",
@@ -62,7 +63,7 @@ def assert_right(name: str, arguments: Any, dtype: str) -> None:
             )  # roundings of scores are those of exponents
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", slow("float64")])
 @pytest.mark.parametrize("name", SCORING)
 def test_every_option_of_scores(name: str, dtype: str) -> None:
     shape = (2, 3, 5, 7)
@@ -73,6 +74,7 @@ def test_every_option_of_scores(name: str, dtype: str) -> None:
     assert fake_cupy.State.synchronisations == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [0, 1, 300, 4500])
 @pytest.mark.parametrize("name", SCORING)
 def test_rows_of_any_length(name: str, keys: int) -> None:
@@ -84,6 +86,7 @@ def test_rows_of_any_length(name: str, keys: int) -> None:
     assert_right(name, arguments_of(name, dots, scoring), "float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["mask", "bias"])
 @pytest.mark.parametrize("name", SCORING)
 def test_what_is_hidden_does_not_matter(name: str, by: str) -> None:
@@ -102,6 +105,7 @@ def test_what_is_hidden_does_not_matter(name: str, by: str) -> None:
         assert expected is None or not np.isnan(expected).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCORING)
 def test_nan_that_is_seen_stays_in_its_row_and_apart_from_what_is_hidden(name: str) -> None:
     rng = np.random.default_rng(4)
@@ -130,6 +134,7 @@ def strange(x: Any) -> Any:
     return held[..., 1:-2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SCORING, *ADDITIVE])
 def test_arrays_that_are_neither_contiguous_nor_aligned(name: str) -> None:
     if name in ADDITIVE:
@@ -180,7 +185,7 @@ SIZES = [(1, 1, 1, 1), (2, 3, 4, 5), (1, 33, 40, 37), (2, 9, 35, 130), (1, 150, 
 SIZES += [(2, 0, 3, 4), (2, 3, 0, 4), (0, 2, 3, 4), (2, 0, 0, 4)]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", slow("float64")])
 @pytest.mark.parametrize("name", ADDITIVE)
 def test_additive_scores_of_any_size(name: str, dtype: str) -> None:
     for n, (sizes, size) in enumerate(
@@ -196,6 +201,7 @@ def test_additive_scores_of_any_size(name: str, dtype: str) -> None:
             assert largest_distance(result, exact) <= 8 * EPS[dtype] * (1 + 3 * terms**0.5) * 3  # of sums of such terms
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ADDITIVE)
 def test_additive_scores_have_the_same_bits_in_every_run(name: str) -> None:
     arguments = additive_arguments(name, (2, 70, 66, 35), "float32")
@@ -206,6 +212,7 @@ def test_additive_scores_have_the_same_bits_in_every_run(name: str) -> None:
     assert runs[0] == runs[1] == runs[2]
 
 
+@pytest.mark.slow
 def test_additive_gradients_hold_far_less_than_all_pairs_with_their_features() -> None:
     for batch, rows, others, features in ((8, 512, 512, 256), (4, 1024, 1024, 512), (1, 16384, 16384, 64)):
         grid, each = additive.plan_slopes(batch, rows, others, features, 4, 132)
@@ -216,6 +223,7 @@ def test_additive_gradients_hold_far_less_than_all_pairs_with_their_features() -
         assert grid.blocks[0] * grid.blocks[1] * grid.blocks[2] >= 132 * 4  # all processors have work
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ADDITIVE)
 def test_additive_scores_keep_nan_with_its_pairs(name: str) -> None:
     arguments = additive_arguments(name, (2, 9, 35, 20), "float32")

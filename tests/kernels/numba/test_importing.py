@@ -14,6 +14,7 @@ pytestmark = pytest.mark.skipif(not hasattr(signal, "alarm") or not hasattr(os, 
 INTERRUPTED = """
 import os, signal, sys, threading
 import numpy as np, attnarray as aa
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
 came = threading.Event()
 
 class Interrupting:
@@ -59,7 +60,7 @@ compiling.wait()
 os.register_at_fork(before=forking.set)
 child = os.fork()
 if child == 0:
-    signal.alarm(60)
+    signal.alarm(600)  # a guard against hanging
     with global_compiler_lock:
         os._exit(7)
 thread.join()

@@ -38,13 +38,6 @@ def call(seed: int = 0, dtype: str = "float32") -> dict:
 
 
 @pytest.fixture
-def always_parallel(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Even the smallest call is split over threads."""
-    monkeypatch.setattr(threads, "MIN_WORK_PER_THREAD", 1)
-    return monkeypatch
-
-
-@pytest.fixture
 def thread_memory() -> Iterator[Callable[[int, int], None]]:
     """Sets a word that all threads look at, until the test ends."""
     threads.run_parts(int, [(0,), (0,)])

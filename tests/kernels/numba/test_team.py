@@ -10,7 +10,6 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import numba
@@ -20,15 +19,9 @@ from numba.core.compiler_lock import global_compiler_lock
 from attnarray.kernels.numba.runtime import team, threads
 from attnarray.kernels.numba.runtime import team_code as code
 from tests.support.processes import CHECKED, python
-from tests.support.thread_calls import THREADS, Interrupt, Problem, send, teams, word
+from tests.support.thread_calls import THREADS, Interrupt, Problem, send
 
-
-@pytest.fixture(autouse=True)
-def _always_parallel(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(threads, "MIN_WORK_PER_THREAD", 1)
-    monkeypatch.setenv("ATTNARRAY_NUM_THREADS", str(THREADS))
-    yield
-    assert not any(word(team_, code.BUSY) for team_ in teams())
+pytestmark = pytest.mark.usefixtures("few_threads")
 
 
 def test_an_exception_sent_to_a_worker_is_raised_in_the_caller() -> None:

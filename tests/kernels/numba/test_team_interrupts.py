@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
@@ -30,12 +30,7 @@ from tests.support.thread_calls import THREADS, Interrupt, Problem, send, teams,
 PACKAGE = str(Path(aa.__file__).parent)
 
 
-@pytest.fixture(autouse=True)
-def _always_parallel(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(threads, "MIN_WORK_PER_THREAD", 1)
-    monkeypatch.setenv("ATTNARRAY_NUM_THREADS", str(THREADS))
-    yield
-    assert not any(word(team_, code.BUSY) for team_ in teams())
+pytestmark = pytest.mark.usefixtures("few_threads")
 
 
 class Zeros:
