@@ -18,12 +18,13 @@ from attnarray.checkpoints.replacing import replacing
 from tests.checkpoints.test_state import same
 from tests.support.paths import TESTS
 from tests.support.published import fails
+from tests.support.tiers import first
 
-SCENARIOS = ["nothing", "foreign", "parts", "links", "edited", "killed before", "same shapes", "state", "together"]
+SCENARIOS = ["parts", "killed before", "state", "nothing", "foreign", "links", "edited", "same shapes", "together"]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is forked and killed")
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("scenario", first(3, SCENARIOS))
 def test_killed_before_any_call_of_the_system(scenario: str, tmp_path: Path) -> None:
     program = [
         sys.executable,

@@ -73,7 +73,7 @@ def test_every_floating_input_of_a_layer_has_a_gradient(example: Example) -> Non
     report = aa.gradcheck(
         Given(example.layer, **fixed),
         **{name: value for name, value in arguments.items() if name not in fixed},
-        max_elements=24,
+        max_elements=8,
     )
     assert report, str(report)
     assert {check.name.split(".")[0] for check in report.inputs} == floating - without

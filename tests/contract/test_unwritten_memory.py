@@ -22,6 +22,7 @@ from attnarray.triples import find_triple
 from tests.support.masked_calls import Sizes, calls
 from tests.support.paths import ROOT
 from tests.support.poisoned import DTYPES, LARGER, larger_calls, poisoned
+from tests.support.tiers import slow
 
 POISONS = math.nan, 1e30
 # Kernels against array code in float64: sums of some hundred numbers, some of size 100, in another order.
@@ -109,19 +110,20 @@ def test_cases_with_one_or_two_empty_axes(case: Case) -> None:
         assert_empty_size_is_defined(lambda arguments=arguments: run_case(case, arguments))
 
 
+@pytest.mark.parametrize("size", ["small", slow("larger")])
 @pytest.mark.parametrize("empty", [name for name in Sizes._fields if name != "kv_heads"])
-def test_empty_sizes_behind_masks(empty: str) -> None:
+def test_empty_sizes_behind_masks(empty: str, size: str) -> None:
     """With masks, and sizes that belong together, such as the distances of relative attention."""
     sizes = {empty: 0, **({"kv_heads": 0} if empty == "heads" else {})}
-    for of_sizes, large in ((calls, Sizes()), (larger_calls, Sizes(queries=33, keys=70))):
-        for name, call in of_sizes(large._replace(**sizes)).items():
-            given = call.filled(0.0, "float64")
-            found = assert_empty_size_is_defined(lambda given=given: tree.flatten(given.run(0.0)[:2]))
-            assert found is not None or (empty == "heads" and "multi_head" in name), name
-            if found is not None:
-                grads = given.run(0.0)[1]
-                for array in set(given.hidden) & set(grads._fields):
-                    assert getattr(grads, array).shape == given.arrays[array].shape
+    made, others = (calls, Sizes()) if size == "small" else (larger_calls, Sizes(queries=33, keys=70))
+    for name, call in made(others._replace(**sizes)).items():
+        given = call.filled(0.0, "float64")
+        found = assert_empty_size_is_defined(lambda given=given: tree.flatten(given.run(0.0)[:2]))
+        assert found is not None or (empty == "heads" and "multi_head" in name), name
+        if found is not None:
+            grads = given.run(0.0)[1]
+            for array in set(given.hidden) & set(grads._fields):
+                assert getattr(grads, array).shape == given.arrays[array].shape
     if empty == "keys":
         assert not np.any(aa.scaled_dot_product_attention(np.ones((2, 3, 4)), np.ones((2, 0, 4)), np.ones((2, 0, 5))))
 

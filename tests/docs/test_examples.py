@@ -259,6 +259,7 @@ def classification(monkeypatch: pytest.MonkeyPatch) -> Any:
     return example("text_classification")
 
 
+@pytest.mark.slow
 def test_text_classification(classification: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     share = classification.main(["--quick", "--output", str(tmp_path)])
     assert share > 0.5  # the most frequent field: about a quarter

@@ -15,6 +15,7 @@ from attnarray.models import Decoder, Encoder, Transformer
 from tests.support.frozen import Frozen, frozen, nested
 from tests.support.libraries import STRICT, Library, assert_close, assert_trees_close
 from tests.support.messages import says
+from tests.support.tiers import slow
 
 RNG = np.random.default_rng(0)
 X, MEMORY = RNG.standard_normal((2, 5, 8)), RNG.standard_normal((2, 3, 8))
@@ -66,7 +67,7 @@ def test_pytorch_gives_the_same(name: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=list(MODELS))
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute", [slow(False), True])
 def test_gradients_of_the_whole_model(model: Transformer, recompute: bool) -> None:
     model = dataclasses.replace(model, dropout=0.1, attention_dropout=0.2, recompute=recompute, activation="gelu")
     params = moved(model.init(aa.Philox(1), "float64"))

@@ -144,6 +144,7 @@ def test_no_figures_over_a_wrong_gradient(tmp_path: Path, capsys: Capture, monke
     assert not path.exists()
 
 
+@pytest.mark.slow
 def test_the_check_passes_on_what_is_to_be_measured() -> None:
     assert preflight.first_wrong({case.function for case in CASES}, "numpy") == ""
 

@@ -75,6 +75,7 @@ def test_training_lowers_the_loss(small: Any) -> None:
     assert np.mean(losses[-5:]) < 0.75 * losses[0]
 
 
+@pytest.mark.slow
 def test_the_command_translates_dates_never_seen(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
     picture = tmp_path / "alignments.png"
     assert main(["demo", "--picture", str(picture)]) == 0

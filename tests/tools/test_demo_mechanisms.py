@@ -169,6 +169,7 @@ def test_the_command_trains_a_mechanism(name: str, tmp_path: Any, capsys: pytest
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_a_recurrent_translator_reaches_what_is_promised(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["demo", "--attention", "luong-general", "--picture", str(tmp_path / "x.png")]) == 0
     said = capsys.readouterr().out

@@ -70,6 +70,7 @@ def test_a_crash_and_a_hang_cost_their_stage_alone(monkeypatch: pytest.MonkeyPat
     assert found["reason"].startswith("the process ended with code 1")
 
 
+@pytest.mark.slow
 def test_the_suite_is_run_and_its_failures_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks import gpu_check_suite
 

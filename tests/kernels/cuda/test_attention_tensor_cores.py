@@ -127,7 +127,7 @@ def test_biases_that_stand_for_minus_infinity(sizes: Sizes, dtype: str, low: flo
     keys = np.arange(sizes.keys)
     of_rows = np.where(np.arange(sizes.queries)[:, None] % 5 == 0, low, 0.0) + np.zeros(sizes.keys)
     for bias in (np.full((1, sizes.keys), low), np.where(keys % 30 < 20, low, 0.0)[None], of_rows):
-        assert_right(call_of(sizes, bias=bias), dtype)
+        assert_right(call_of(sizes._replace(kv_heads=1, batch=1), bias=bias), dtype)
 
 
 @pytest.mark.slow
@@ -174,7 +174,7 @@ HIDING = {"causal": {"is_causal": True, "q_offset": 20}, "lengths": {"kv_lengths
 @pytest.mark.parametrize("by", [*HIDING, "dropout", "mask", "mask in tiles", "bias", "bias in tiles"])
 def test_what_is_hidden_does_not_matter(by: str, name: str, value: float) -> None:
     """Numbers that are not finite, in keys that nobody sees or in queries that see little, stay where they are seen."""
-    sizes = WHOLE if by.endswith("in tiles") else SMALL
+    sizes = (WHOLE if by.endswith("in tiles") else SMALL)._replace(group=2, kv_heads=1)
     given = HIDING.get(by, {"dropout_p": 0.5, "rng": 3})
     if by.startswith(("mask", "bias")):
         mask = np.random.default_rng(0).random(sizes.scores) < 0.5

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from attnarray.kernels.numba import team_code as code
-from attnarray.kernels.numba import threads
+from attnarray.kernels.numba.runtime import team_code as code
+from attnarray.kernels.numba.runtime import threads
 from tests.support.thread_calls import THREADS, teams, word
 
 

@@ -207,12 +207,14 @@ for sizes in ((37, 61, 5, 7, 3), (16, 250, 80, 33, 1), (111, 17, 3, 64, 2), (1, 
 """
 
 
+@pytest.mark.slow
 def test_no_index_is_out_of_bounds(code_folder: Callable[[str], str]) -> None:
     code = "assert numba.config.BOUNDSCHECK == 1"
     environment = {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": code_folder("bounds")}
     python(RIGHT + code + right("float64"), **environment)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_processor_of_which_nothing_is_known(dtype: str, code_folder: Callable[[str], str]) -> None:
     code = "assert TILES == {32: (8, 6), 64: (4, 6)}"
@@ -220,6 +222,7 @@ def test_a_processor_of_which_nothing_is_known(dtype: str, code_folder: Callable
     python(RIGHT + code + right(dtype), **environment)
 
 
+@pytest.mark.slow
 def test_the_tiles_of_another_processor(code_folder: Callable[[str], str]) -> None:
     other = "avx2" if "avx512f" in lanes.cpu_features() else "avx512f"
     code = f"""

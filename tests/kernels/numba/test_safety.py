@@ -202,6 +202,7 @@ def test_with_a_numba_that_cannot_be_imported(tmp_path: Path) -> None:
     assert "importing numba failed (Numba needs NumPy 9.9 or less)" in said
 
 
+@pytest.mark.slow
 def test_without_a_folder_for_the_cache(tmp_path: Path) -> None:
     # Root may write anywhere, so that files stand where the folders for caches would have to be made.
     package = tmp_path / "attnarray"

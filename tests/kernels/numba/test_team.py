@@ -20,6 +20,7 @@ from attnarray.kernels.numba.runtime import team, threads
 from attnarray.kernels.numba.runtime import team_code as code
 from tests.support.processes import CHECKED, python
 from tests.support.thread_calls import THREADS, Interrupt, Problem, send
+from tests.support.tiers import first
 
 pytestmark = pytest.mark.usefixtures("few_threads")
 
@@ -237,7 +238,7 @@ builtins.last = Last()
 }
 
 
-@pytest.mark.parametrize("last", LAST_CALLS.values(), ids=LAST_CALLS)
+@pytest.mark.parametrize("last", first(3, LAST_CALLS.values()), ids=LAST_CALLS)
 def test_calls_while_the_interpreter_ends(last: str) -> None:
     assert python(AT_THE_END + last, ATTNARRAY_NUM_THREADS="3") == "done"
 
