@@ -44,6 +44,7 @@ def test_namespace_of_every_library(library: Library) -> None:
     assert float(xp.sum(xp.matmul(x, x.mT))) == np.sum(X @ X.T)
 
 
+@pytest.mark.peers
 def test_subclasses_belong_to_the_library_that_they_come_from() -> None:
     torch = pytest.importorskip("torch")
     tensor = torch.ones(2).as_subclass(type("Tensor", (torch.Tensor,), {"__module__": "somewhere.else"}))
@@ -251,6 +252,7 @@ def test_to_numpy_of_every_library(library: Library) -> None:
     assert aa.to_numpy([[1, 2]]).tolist() == [[1, 2]]
 
 
+@pytest.mark.peers
 def test_to_numpy_of_a_tensor_with_gradients() -> None:
     torch = pytest.importorskip("torch")
     np.testing.assert_array_equal(aa.to_numpy(torch.nn.Parameter(torch.ones(2))), [1.0, 1.0])
@@ -271,6 +273,7 @@ def test_scatter_add_sums_rows_that_meet(library: Library, dtype: str) -> None:
     np.testing.assert_array_equal(aa.to_numpy(nothing), np.zeros((3, 2)))
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("name", ["torch", "jax"])
 def test_attention_on_the_arrays_of_frameworks(name: str) -> None:
     pytest.importorskip(name)

@@ -272,6 +272,7 @@ CLASSES = {"BERT": "BertForMaskedLM", "GPT-2": "GPT2LMHeadModel", "GPT-2, untied
            "LLaMA": "LlamaForCausalLM", "LLaMA, longer": "LlamaForCausalLM"}  # fmt: skip
 
 
+@pytest.mark.peers
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("name", CLASSES)
 def test_transformers_reads_what_is_written_and_the_other_way_round(name: str, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ def attend(**changes: Any) -> Any:
     return aa.scaled_dot_product_attention(**{**GIVEN, **changes})
 
 
+@pytest.mark.peers
 def test_other_libraries_are_named() -> None:
     torch = pytest.importorskip("torch")
     says(TypeError, "`query` numpy, `key` torch, `value` numpy. Bring", lambda: attend(key=torch.tensor(KEY)))
@@ -178,6 +179,7 @@ def test_softmax_says_what_is_wrong() -> None:
             function([1.0, 2.0])
 
 
+@pytest.mark.peers
 def test_dropout_on_jax_needs_64_bit_integers() -> None:
     jax = pytest.importorskip("jax")
     query, key, value = (jax.numpy.asarray(array, dtype="float32") for array in GIVEN.values())

@@ -67,6 +67,7 @@ def test_the_memory_of_what_fails_is_its_error(monkeypatch: pytest.MonkeyPatch) 
         model_memory.measured("attnarray", True, 1)
 
 
+@pytest.mark.peers
 def test_a_quick_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")
     from benchmarks import models
