@@ -13,6 +13,7 @@ import pytest
 import attnarray as aa
 from attnarray import tree, use_kernels
 from attnarray.cases import CASES, Case
+from attnarray.cases.ops import OPS_CASES
 from attnarray.checks import is_array
 from attnarray.triples import find_triple
 from tests.support.libraries import NUMPY, STRICT, assert_trees_close, is_floating
@@ -137,3 +138,13 @@ def test_integers_are_refused(cases: list[Case]) -> None:
         for path, given in changed_one_by_one(case, lambda array: array.astype(np.int64)):
             if is_floating(tree.get(case.arguments(), path)):
                 assert refused(INTEGERS, case.f, **given), f"{case.name}: {path} holds integers"
+
+
+@pytest.mark.parametrize("case", [case for case in OPS_CASES if case.label != "one index"], ids=lambda case: case.name)
+def test_a_cotangent_that_does_not_fit_is_refused(case: Case) -> None:
+    out, ctx = find_triple(case.f).fwd(**case.arguments())
+    bwd = find_triple(case.f).bwd
+    with pytest.raises(ValueError, match=r"`dout` has shape \(5,.*the shape of the output"):
+        bwd(np.ones((5, *out.shape)), ctx)
+    with pytest.raises(TypeError, match="`dout` has dtype int64"):
+        bwd(np.ones(out.shape, dtype=np.int64), ctx)
