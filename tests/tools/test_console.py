@@ -148,7 +148,7 @@ def test_numba_tells_of_what_it_compiles_and_not_of_what_it_loads(tmp_path: Path
         ).stdout.strip()
         for _ in range(2)
     ]
-    assert said[0].startswith("('row_activations.")
+    assert said[0].startswith("('rows.activations.")
     assert said[0].endswith(", True)")
     assert said[1] == "loaded"
 
