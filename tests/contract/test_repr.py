@@ -14,10 +14,10 @@ import attnarray as aa
 from attnarray import optim, tree
 from attnarray.cases import CASES
 from attnarray.triples import find_triple
-from tests.contract.test_aliasing import LAYERS, MODELS, Call, arrays
+from tests.contract.test_aliasing import LAYERS, Call, arrays
 
 LAST = {case.function: Call(case, {}) for case in CASES}
-CALLS = {**LAST, **LAYERS, **MODELS}
+CALLS = {**LAST, **LAYERS}
 
 
 def test_dir_lists_public_names_alone() -> None:

@@ -20,11 +20,18 @@ def normal(*shape: int) -> np.ndarray:
     return RNG.standard_normal(shape)
 
 
+EXTRAS = {"bias", "memory_bias", "sinks", "kv_lengths", "source_lengths", "is_causal"}
+
+
 class Example(NamedTuple):
     """A layer and the arguments of its `fwd` beside the parameters, in float64."""
 
     layer: Any
     arguments: dict[str, Any]
+
+    def without_extras(self) -> Example:
+        """The same call without biases, sinks and lengths: its results may be views of what is given."""
+        return self._replace(arguments={name: x for name, x in self.arguments.items() if name not in EXTRAS})
 
     def params(self) -> Any:
         """Parameters that are nowhere 0 or 1, so that no gradient is hidden."""
@@ -58,6 +65,7 @@ EXAMPLES: dict[str, list[Example]] = {
             layers.MultiHeadAttention(E, 4, 2, key_input_dim=6, value_input_dim=3),
             {"query": X, "key": KEY, "value": normal(B, S, 3), "bias": normal(4, 1, S), "sinks": normal(4)},
         ),
+        Example(layers.MultiHeadAttention(E, H), {"query": X, "key": MEMORY}),
     ],
     "BahdanauAttention": [Example(layers.BahdanauAttention(5, 6, 4), given) for given in (PAIR, OWN)],
     "HardAttention": [
@@ -75,6 +83,7 @@ EXAMPLES: dict[str, list[Example]] = {
     "LuongAttention": [
         Example(layers.LuongAttention(5, 6, value_dim=3, output=True), PAIR),
         Example(layers.LuongAttention(5, 6, "concat"), OWN),
+        Example(layers.LuongAttention(E, E, "dot"), {"query": X, "key": MEMORY}),
     ],
     "RecurrentAttention": [
         Example(layers.RecurrentAttention(5, 6, 3, 4), {**PAIR, "h0": normal(B, T, 3), "c0": normal(B, T, 3)}),
@@ -98,21 +107,28 @@ EXAMPLES: dict[str, list[Example]] = {
             {"x": X, "memory": normal(B, 3, E), "bias": normal(H, T, T + 3), "sinks": normal(H)},
         )
     ],
-    "ScaledAttention": [Example(layers.ScaledAttention(6), {**PAIR, "query": normal(B, T, 6)})],
+    "ScaledAttention": [
+        Example(layers.ScaledAttention(6), {**PAIR, "query": normal(B, T, 6)}),
+        Example(layers.ScaledAttention(E, gate=False, learned_scale=False), {"query": X, "key": MEMORY}),
+    ],
     "GraphAttention": [
         Example(
             layers.GraphAttention(5, 3, 2, edge_dim=2),
             {"x": normal(4, 5), "edges": np.array([[0, 1, 3, 2], [1, 0, 1, 2]]), "edge_features": normal(4, 2)},
-        )
+        ),
+        Example(layers.GraphAttention(E, E, 1), {"x": X[0], "edges": np.array([[0, 1, 3, 2], [1, 0, 1, 2]])}),
     ],
     "TransformerBlock": [
         Example(layers.TransformerBlock(E, H, 6), OF_SELF),
         Example(layers.TransformerBlock(E, H, 6, cross=True, pre_norm=False, recompute=True), OF_BOTH),
         Example(layers.TransformerBlock(E, H, 6, cross=True, **DROPPING), {**OF_BOTH, "rng": aa.Philox(3)}),
+        Example(layers.TransformerBlock(E, H, 6, recompute=True), {"x": X}),
     ],
     "Encoder": [
         Example(models.Encoder(**BLOCKS, hidden_dim=6), OF_SELF),
         Example(models.Encoder(**BLOCKS, hidden_dim=6, recompute=True, **DROPPING), {**OF_SELF, "rng": aa.Philox(3)}),
+        Example(models.Encoder(E, 1, H, 6, final_norm=False), {"x": X}),
+        Example(models.Encoder(E, 1, H, 6, pre_norm=False), {"x": X}),
     ],
     "Decoder": [
         Example(models.Decoder(**BLOCKS, hidden_dim=6), OF_BOTH),
@@ -128,16 +144,22 @@ EXAMPLES: dict[str, list[Example]] = {
         Example(
             models.TransformerXL(7, 3, E, 1, H, hidden_dim=6, dropout=0.0),
             {"tokens": TOKENS, "memory": (normal(B, 3, E),)},
-        )
+        ),
+        Example(models.TransformerXL(7, 6, E, 1, H, hidden_dim=6, pre_norm=True, dropout=0.0), {"tokens": TOKENS}),
     ],
     "GPT": [Example(models.GPT(7, T, E, 1, H, 6, positions=positions), {"tokens": TOKENS})
             for positions in ("learned", "alibi")],
-    "BERT": [Example(models.BERT(7, T, E, 1, H, 6, mask_head=False), {"tokens": TOKENS})],
+    "BERT": [Example(models.BERT(7, T, E, 1, H, 6, mask_head=False, pooler=pooler), {"tokens": TOKENS})
+             for pooler in (True, False)],
     "Seq2Seq": [
         Example(
             models.Seq2Seq(**SEQ2SEQ, attention=layers.LocationAttention(4, 4, 3, 2, 3), cell="lstm"),
             {"source": RNG.integers(7, size=(B, S)), "target": RNG.integers(6, size=(B, T)), "source_lengths": LENGTHS},
-        )
+        ),
+        Example(
+            models.Seq2Seq(**SEQ2SEQ, attention=layers.BahdanauAttention(4, 4, 3)),
+            {"source": RNG.integers(7, size=(B, S)), "target": RNG.integers(6, size=(B, T))},
+        ),
     ],
     "PatchClassifier": [
         Example(models.PatchClassifier((4, 6), 2, 3, 2, E, 1, H, 6), {"images": normal(B, 4, 6, 2)}),
