@@ -1,4 +1,4 @@
-"""Masks as values: which key each query may attend to. `a & b` intersects; kernels ask for the kind of a tile.
+"""Masks as values: which key each query may attend to. `a & b` intersects.
 
 Queries and keys stand at positions: query i at i + q_offset, key j at j.
 """
@@ -267,8 +267,8 @@ def within(lengths: int | Array, keys: int, like: Array) -> Array:
 def tile_kind(mask: Mask, queries: tuple[int, int], keys: tuple[int, int], *, q_offset: int = 0) -> TileKind:
     """Whether a tile of query rows [start, stop) and keys [start, stop) is allowed wholly, in part or not at all.
 
-    A Python-level answer over all batches and heads at once: "partial" whenever they differ. Kernels skip empty tiles
-    and test no element of full ones.
+    A Python-level answer over all batches and heads at once: "partial" whenever they differ. For code that goes tile by
+    tile: it may skip empty tiles, and needs no mask in full ones. Kernels have their own bounds of queries and keys.
 
     Examples
     --------

@@ -102,9 +102,9 @@ def problem_of(q: Any, k: Any, v: Any, scoring: Any, dout: Any = None) -> Proble
     tables = table(bias), table(scoring.mask), table(keep)
     seed, p, first_key = (0, 0.0, 0) if dropout is None else (dropout.seed, dropout.p, dropout.first_key)
     rules = _rules(
-        scoring.scale, scoring.softcap, scoring.left, scoring.right, scoring.q_offset if same else 0,
+        scoring.scale, scoring.softcap, (scoring.left, scoring.right), scoring.q_offset if same else 0,
         _reading(bias, k.shape[2], "bias"), _reading(scoring.mask, k.shape[2], "mask"), scoring.kv_lengths is not None,
-        0 if dropout is None else 1 if keep is None else 2, p, first_key,
+        (0 if dropout is None else 1 if keep is None else 2, p, first_key),
     )  # fmt: skip
     lies = tuple(None if x is None else (x.shape, x.strides) for x in (q, k, v, dout))
     layout = _layout(lies, q.itemsize, tuple(one[1:] for one in tables), rules)
@@ -120,23 +120,20 @@ def problem_of(q: Any, k: Any, v: Any, scoring: Any, dout: Any = None) -> Proble
 def _rules(
     scale: float,
     softcap: float | None,
-    left: int | None,
-    right: int | None,
+    band: tuple[int | None, int | None],
     offset: int,
     bias: int,
     mask: int,
     has_lengths: bool,
-    dropout: int,
-    p: float,
-    first_key: int,
+    dropout: tuple[int, float, int],
 ) -> Rules:
-    bounds = tuple(UNBOUNDED if bound is None else bound for bound in (left, right))
-    hides = bias or mask or has_lengths or dropout or bounds != (UNBOUNDED, UNBOUNDED)
+    bounds, (drops, p, first_key) = tuple(UNBOUNDED if bound is None else bound for bound in band), dropout
+    hides = bias or mask or has_lengths or drops or bounds != (UNBOUNDED, UNBOUNDED)
     return Rules(
         positions=(*bounds, offset, first_key, round(p * 2**32)),
         hides=bool(hides),
         factors=(scale, softcap or 0.0, 1.0 / (1.0 - p) if p < 1 else 0.0),
-        switches=(bias, mask, softcap is not None, dropout, scale <= 0),
+        switches=(bias, mask, softcap is not None, drops, scale <= 0),
     )  # fmt: skip
 
 

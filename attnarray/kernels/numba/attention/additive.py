@@ -31,7 +31,7 @@ from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
 from attnarray.kernels.numba.vector.formula import Row
 from attnarray.kernels.numba.vector.lanes import TILES, Lanes, exp, lanes
-from attnarray.kernels.numba.vector.memory import ahead, keep, place, pointer
+from attnarray.kernels.numba.vector.memory import ahead, keep, pointer, pointer_at
 from attnarray.kernels.numba.vector.rows import row_pass
 
 KEYS = 64  # of a tile that stays in the nearest cache while the queries pass
@@ -142,7 +142,7 @@ def double(
 ) -> None:
     """Rows of 2 x if `wide`, else of e^{2 x}."""
     for n in range(first, past):
-        row, result = place(like, x + n * x_apart), place(like, out + n * out_apart)
+        row, result = pointer_at(like, x + n * x_apart), pointer_at(like, out + n * out_apart)
         if wide:
             add_itself(count, row, result)
         else:

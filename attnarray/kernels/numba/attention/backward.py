@@ -26,21 +26,20 @@ from attnarray.kernels.numba.attention.forward import tiles_together
 from attnarray.kernels.numba.attention.panels import add_rows_to, clear, move, multiply, pack_panel, unpack_panel
 from attnarray.kernels.numba.attention.scores import (
     Queries,
-    place_of,
+    decode_scratch,
     prepare_queries,
-    room_to_decode,
     seen_keys,
+    span_of,
 )  # fmt: skip
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.formula import Row, Sum
 from attnarray.kernels.numba.vector.lanes import Lanes, lanes, where
-from attnarray.kernels.numba.vector.memory import ahead, keep, pointer, row_of, scratch
-from attnarray.kernels.numba.vector.memory import place as place_at
+from attnarray.kernels.numba.vector.memory import ahead, keep, pointer, pointer_at, row_of, scratch
 from attnarray.kernels.numba.vector.packing import (
     pack_columns,
     pack_row,
     pack_rows,
-    remove_unfinite,
+    remove_nonfinite,
     whole_lanes,
     whole_tiles,
 )  # fmt: skip
@@ -62,14 +61,14 @@ def backward(first: int, past: int, call_array: Any, number_array: Any) -> None:
     per_key = depth + wide + depth_panels + depth_rows + wide_rows
     per_panel = (9 + wide) * width
     all_of_lane = depth_panels if ac.rows(call, ac.K) > tiles_together(call) * size else 0
-    others = per_panel + lane * all_of_lane + room_to_decode(call, numbers)
+    others = per_panel + lane * all_of_lane + decode_scratch(call, numbers)
     floats = np.empty(16 + lane * per_lane + size * per_key + full * (2 * BLOCK + 2) + others, number_array.dtype)
     i32, at, bounds = pointer(integers), scratch(floats), pointer(bounds_array)
     all_queries = ahead(at, lane * depth)
     decoding = ahead(all_queries, lane * all_of_lane)
     ends, positions, heads = ahead(i32, lane), ahead(i32, 2 * lane), ahead(i32, 3 * lane)
     queries = Queries(at, i32, ends, positions, heads, bounds, ahead(bounds, 4 * chunk), decoding)
-    dout = ahead(decoding, room_to_decode(call, numbers))
+    dout = ahead(decoding, decode_scratch(call, numbers))
     query_rows = ahead(dout, lane * wide)
     dout_rows = ahead(query_rows, lane * depth_rows)
     dquery = ahead(dout_rows, lane * wide_rows)
@@ -85,22 +84,22 @@ def backward(first: int, past: int, call_array: Any, number_array: Any) -> None:
     factors = ahead(at, (2 * BLOCK + 1) * full)
     block = Block(at, ahead(at, BLOCK * full), ahead(at, 2 * BLOCK * full), factors, ahead(factors, full + 8 * width))
     while first < past:
-        place, shared = place_of(first, past, chunk, call, numbers), first // panels == call[ac.SHARED]
-        backward_chunk(place, queries, kept, tile, block, shared, call, numbers)
-        first += (place.past - place.first + width - 1) // width
+        span, shared = span_of(first, past, chunk, call, numbers), first // panels == call[ac.SHARED]
+        backward_chunk(span, queries, kept, tile, block, shared, call, numbers)
+        first += (span.past - span.first + width - 1) // width
     keep(floats)
     keep(integers)
     keep(bounds_array)
 
 
 def backward_chunk(
-    place: Any, queries: Any, kept: Any, tile: Any, block: Any, shared: bool, call: Any, numbers: Any
+    span: Any, queries: Any, kept: Any, tile: Any, block: Any, shared: bool, call: Any, numbers: Any
 ) -> None:
     """All queries of a chunk against all keys; `shared` says that another thread adds to this head's gradients."""
     width, depth, wide = lanes(numbers), ac.columns(call, ac.K), ac.columns(call, ac.V)
-    panels, size = (place.past - place.first + width - 1) // width, call[ac.KEYS_PER_TILE]
-    prepare_queries(place, queries, call, numbers)
-    bad_queries = prepare_chunk(place, panels, queries, kept, call, numbers)
+    panels, size = (span.past - span.first + width - 1) // width, call[ac.KEYS_PER_TILE]
+    prepare_queries(span, queries, call, numbers)
+    bad_queries = prepare_chunk(span, panels, queries, kept, call, numbers)
     low, high = seen_keys(panels, queries, call)
     tiles, together, dqueries = 0, tiles_together(call), panels * whole_tiles(depth, numbers)
     for t in range(low // size * size, high, size):
@@ -110,17 +109,17 @@ def backward_chunk(
             move(0, dqueries, 0, kept.dquery, kept.all_dquery)
         tiles += 1
         start, stop = max(t, low), min(t + size, high)
-        pack_rows(ac.matrix(numbers, call, ac.K, place.b, place.g), start, stop, tile.keys)
-        pack_rows(ac.matrix(numbers, call, ac.V, place.b, place.g), start, stop, tile.values)
-        pack_columns(ac.matrix(numbers, call, ac.K, place.b, place.g), start, stop, tile.key_columns)
+        pack_rows(ac.matrix(numbers, call, ac.K, span.b, span.g), start, stop, tile.keys)
+        pack_rows(ac.matrix(numbers, call, ac.V, span.b, span.g), start, stop, tile.values)
+        pack_columns(ac.matrix(numbers, call, ac.K, span.b, span.g), start, stop, tile.key_columns)
         if call[ac.HIDES] != 0:
-            remove_unfinite(tile.key_columns, (stop - start) * whole_tiles(depth, numbers))
+            remove_nonfinite(tile.key_columns, (stop - start) * whole_tiles(depth, numbers))
         clear(0, size * whole_lanes(depth, numbers) // width, 0, tile.dkeys)
         clear(0, size * whole_lanes(wide, numbers) // width, 0, tile.dvalues)
         for p in range(0, panels, BLOCK):
             seen = Seen(start, stop, bad_queries)
-            backward_block(p, min(panels, p + BLOCK), seen, place, queries, kept, tile, block, call, numbers)
-        b, g = (0, 0) if shared else (place.b, place.g)
+            backward_block(p, min(panels, p + BLOCK), seen, span, queries, kept, tile, block, call, numbers)
+        b, g = (0, 0) if shared else (span.b, span.g)
         add_rows(tile.dkeys, start, stop, ac.matrix(numbers, call, ac.SHARED_DK if shared else ac.DK, b, g))
         add_rows(tile.dvalues, start, stop, ac.matrix(numbers, call, ac.SHARED_DV if shared else ac.DV, b, g))
     if tiles > together:
@@ -128,10 +127,10 @@ def backward_chunk(
     for p in range(panels):
         dquery = ahead(kept.dquery, p * whole_tiles(depth, numbers) * width)
         multiply(0, depth, 0, dquery, numbers[ac.SCALE])
-        unpack_panel(ac.DQ, p, place, queries, dquery, call, numbers)
+        unpack_panel(ac.DQ, p, span, queries, dquery, call, numbers)
 
 
-def prepare_chunk(place: Any, panels: int, queries: Any, kept: Any, call: Any, numbers: Any) -> bool:
+def prepare_chunk(span: Any, panels: int, queries: Any, kept: Any, call: Any, numbers: Any) -> bool:
     """Fill `kept`; whether NaN or infinities that a weight of zero must hide were among queries and cotangents."""
     width, depth, wide, count = lanes(numbers), ac.columns(call, ac.K), ac.columns(call, ac.V), ac.rows(call, ac.Q)
     depth_rows, wide_rows = whole_lanes(depth, numbers), whole_lanes(wide, numbers)
@@ -143,28 +142,28 @@ def prepare_chunk(place: Any, panels: int, queries: Any, kept: Any, call: Any, n
     clear(0, panels, 0, kept.lse)
     for p in range(panels):
         dout = ahead(kept.dout, p * wide * width)
-        pack_panel(ac.DOUT, p, numbers[ac.ONE], place, queries, dout, call, numbers)
-        pack_panel(ac.OUT, p, numbers[ac.ONE], place, queries, kept.out, call, numbers)
+        pack_panel(ac.DOUT, p, numbers[ac.ONE], span, queries, dout, call, numbers)
+        pack_panel(ac.OUT, p, numbers[ac.ONE], span, queries, kept.out, call, numbers)
         for w in range(width):
             sums[w] = 0
         add_products_of(0, wide, 0, dout, kept.out, sums)
         for w in range(width):
             kept.delta[p * width + w] = sums[w]
-    for n in range(place.past - place.first):
-        i, h = (place.first + n) % count, place.h + (place.first + n) // count
-        query, dout = ac.matrix(numbers, call, ac.Q, place.b, h), ac.matrix(numbers, call, ac.DOUT, place.b, h)
+    for n in range(span.past - span.first):
+        i, h = (span.first + n) % count, span.h + (span.first + n) // count
+        query, dout = ac.matrix(numbers, call, ac.Q, span.b, h), ac.matrix(numbers, call, ac.DOUT, span.b, h)
         pack_row(query, i, numbers[ac.SCALE], ahead(kept.query_rows, n * depth_rows))
         pack_row(dout, i, numbers[ac.ONE], ahead(kept.dout_rows, n * wide_rows))
-        lse = ac.matrix(numbers, call, ac.LSE, place.b, h)[i, 0]
+        lse = ac.matrix(numbers, call, ac.LSE, span.b, h)[i, 0]
         if ac.given(call, ac.DLSE):
-            kept.delta[n] -= ac.matrix(numbers, call, ac.DLSE, place.b, h)[i, 0]
+            kept.delta[n] -= ac.matrix(numbers, call, ac.DLSE, span.b, h)[i, 0]
         kept.lse[n] = lse if lse != -np.inf else 0
         if ac.given(call, ac.SINKS):
             weight = np.exp(ac.matrix(numbers, call, ac.SINKS, 0, h)[0, 0] - (lse if lse != -np.inf else 0))
             if weight != 0:
-                ac.matrix(place_at(0.0, 0), call, ac.DSINKS, 0, h)[0, 0] -= weight * kept.delta[n]
-    bad_queries = remove_unfinite(kept.query_rows, panels * width * depth_rows) if call[ac.HIDES] != 0 else False
-    bad_douts = remove_unfinite(kept.dout_rows, panels * width * wide_rows) if call[ac.HIDES] != 0 else False
+                ac.matrix(pointer_at(0.0, 0), call, ac.DSINKS, 0, h)[0, 0] -= weight * kept.delta[n]
+    bad_queries = remove_nonfinite(kept.query_rows, panels * width * depth_rows) if call[ac.HIDES] != 0 else False
+    bad_douts = remove_nonfinite(kept.dout_rows, panels * width * wide_rows) if call[ac.HIDES] != 0 else False
     keep(doubles)
     return bad_queries or bad_douts
 

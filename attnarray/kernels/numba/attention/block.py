@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 
 from attnarray.kernels.numba.attention import call as ac
 from attnarray.kernels.numba.attention.panels import clear, find_rows
-from attnarray.kernels.numba.attention.scores import HIGH, LOW, dropout_factors, score_panel
+from attnarray.kernels.numba.attention.scores import HIGH, LOW, Part, dropout_factors, score_panel
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.formula import Lane, Row, Sum, Total
 from attnarray.kernels.numba.vector.lanes import Lanes, exp, item_bytes, lanes, tile_rows, where
-from attnarray.kernels.numba.vector.memory import ahead, row_of
-from attnarray.kernels.numba.vector.memory import place as place_at
-from attnarray.kernels.numba.vector.packing import spoil, whole_lanes, whole_tiles
+from attnarray.kernels.numba.vector.memory import ahead, pointer_at, row_of
+from attnarray.kernels.numba.vector.packing import put_nan, whole_lanes, whole_tiles
 from attnarray.kernels.numba.vector.panel import panel_pass
 from attnarray.kernels.numba.vector.product import lane_product, packed_product
 from attnarray.kernels.numba.vector.transpose import add_to_rows, whole_squares
@@ -104,21 +103,19 @@ def keys_of(n: int, seen: Any, queries: Any) -> Any:
 
 
 def backward_block(
-    p: int, past_panel: int, seen: Any, place: Any, queries: Any, kept: Any, tile: Any, block: Any, call: Any,
+    p: int, past_panel: int, seen: Any, span: Any, queries: Any, kept: Any, tile: Any, block: Any, call: Any,
     numbers: Any,
 ) -> None:  # fmt: skip
     """The panels [p, past_panel) against one tile of keys."""
     apart = call[ac.KEYS_PER_TILE] * lanes(numbers)
     for n in range(p, past_panel):
-        at = (n - p) * apart
-        weights, dscores = ahead(block.weights, at), ahead(block.dscores, at)
-        backward_panel(n, seen, place, queries, kept, tile, block, weights, dscores, call, numbers)
+        backward_panel(n, (n - p) * apart, seen, span, queries, kept, tile, block, call, numbers)
     wide, depth = ac.columns(call, ac.V), ac.columns(call, ac.K)
     add_products(p, past_panel, seen, queries, apart, block.weights, kept.dout_rows, wide, tile.dvalues)
     add_products(p, past_panel, seen, queries, apart, block.dscores, kept.query_rows, depth, tile.dkeys)
     if seen.bad_queries:
         for n in range(p, past_panel):
-            spoil_keys(n, (n - p) * apart, seen, place, queries, tile, block, call, numbers)
+            put_nan_into_keys(n, (n - p) * apart, seen, span, queries, tile, block, call, numbers)
 
 
 def add_products(
@@ -142,47 +139,47 @@ def add_products(
                 run = 0
 
 
-def spoil_keys(
-    p: int, at: int, seen: Any, place: Any, queries: Any, tile: Any, block: Any, call: Any, numbers: Any
+def put_nan_into_keys(
+    p: int, at: int, seen: Any, span: Any, queries: Any, tile: Any, block: Any, call: Any, numbers: Any
 ) -> None:
     """NaN in gradients of keys and values that a query or cotangent of panel p reaches which is not finite."""
-    width, count, base = lanes(numbers), ac.rows(call, ac.Q), place.first + p * lanes(numbers)
+    width, count, base = lanes(numbers), ac.rows(call, ac.Q), span.first + p * lanes(numbers)
     wide, deep = whole_lanes(ac.columns(call, ac.V), numbers), whole_lanes(ac.columns(call, ac.K), numbers)
     first, past = keys_of(p, seen, queries)
     dvalues, dkeys = ahead(tile.dvalues, first * wide), ahead(tile.dkeys, first * deep)
-    for w in range(min(width, place.past - base)):
-        i, h, lane = (base + w) % count, place.h + (base + w) // count, at + first * width + w
-        dout, query = ac.matrix(numbers, call, ac.DOUT, place.b, h), ac.matrix(numbers, call, ac.Q, place.b, h)
-        spoil(dout, i, i + 1, ahead(block.weights, lane), 0, width, past - first, dvalues, 1, wide)
-        spoil(query, i, i + 1, ahead(block.dscores, lane), 0, width, past - first, dkeys, 1, deep)
+    for w in range(min(width, span.past - base)):
+        i, h, lane = (base + w) % count, span.h + (base + w) // count, at + first * width + w
+        dout, query = ac.matrix(numbers, call, ac.DOUT, span.b, h), ac.matrix(numbers, call, ac.Q, span.b, h)
+        put_nan(dout, i, i + 1, ahead(block.weights, lane), 0, width, past - first, dvalues, 1, wide)
+        put_nan(query, i, i + 1, ahead(block.dscores, lane), 0, width, past - first, dkeys, 1, deep)
 
 
 def backward_panel(
-    p: int, seen: Any, place: Any, queries: Any, kept: Any, tile: Any, block: Any, weights: Any, dscores: Any,
-    call: Any, numbers: Any,
-) -> None:  # fmt: skip
-    """Weights and gradients of the scores of one panel, in whole groups of M keys; adds to its dQ."""
+    p: int, at: int, seen: Any, span: Any, queries: Any, kept: Any, tile: Any, block: Any, call: Any, numbers: Any
+) -> None:
+    """Weights and gradients of the scores of one panel, at `at` of the block, in whole groups of M keys; adds to dQ."""
+    weights, dscores = ahead(block.weights, at), ahead(block.dscores, at)
     width, rows, start = lanes(numbers), tile_rows(numbers), seen.start
     depth, wide = ac.columns(call, ac.K), ac.columns(call, ac.V)
     first, past = keys_of(p, seen, queries)
     if first >= past:
         return
-    score_panel(p, start, first, past, place, queries, tile.keys, weights, block.slope, call, numbers)
+    score_panel(Part(p, start, first, past), span, queries, tile.keys, weights, block.slope, call, numbers)
     row, dout = first // rows * rows, ahead(kept.dout, p * wide * width)
     values, dweights = ahead(tile.values, row * wide), ahead(dscores, row * width)
     packed_product(past - row, wide, rows * wide, values, dout, dweights, False)
     factors = block.factors
     if call[ac.DROPS] != 0:
-        factors = dropout_factors(p, start, first, past, place, queries, block.factors, call, numbers)
+        factors = dropout_factors(p, start, first, past, span, queries, block.factors, call, numbers)
         drop(first, past, 0, dscores, factors)
     differentiate(first, past, p, weights, dscores, kept.lse, kept.delta)
     if call[ac.DROPS] != 0:
         drop(first, past, 0, weights, factors)
     if ac.given(call, ac.DBIAS):
         if call[ac.SUMS_BIAS] != 0:
-            sum_bias_gradient(p, start, first, past, place, dscores, block.sums, call)
+            sum_bias_gradient(p, start, first, past, span, dscores, block.sums, call)
         else:
-            add_bias_gradient(p, start, first, past, place, queries, dscores, call, numbers)
+            add_bias_gradient(p, start, first, past, span, queries, dscores, call, numbers)
     if numbers[ac.SOFTCAP] != 0:
         uncap(first, past, 0, dscores, block.slope)
     dquery, weighing = ahead(kept.dquery, p * whole_tiles(depth, numbers) * width), ahead(dscores, first * width)
@@ -194,51 +191,51 @@ def backward_panel(
 
 
 def add_bias_gradient(
-    p: int, start: int, first: int, past: int, place: Any, queries: Any, dscores: Any, call: Any, numbers: Any
+    p: int, start: int, first: int, past: int, span: Any, queries: Any, dscores: Any, call: Any, numbers: Any
 ) -> None:
     """Batches and heads along which the bias is broadcast have stride 0, and so are summed over."""
     width, count = lanes(numbers), ac.rows(call, ac.Q)
-    base = place.first + p * width
-    if ac.column_stride(call, ac.DBIAS) == item_bytes(dscores) and base + width <= place.past:
-        find_rows(ac.DBIAS, p, start, place, queries, call, numbers)
+    base = span.first + p * width
+    if ac.column_stride(call, ac.DBIAS) == item_bytes(dscores) and base + width <= span.past:
+        find_rows(ac.DBIAS, p, start, span, queries, call, numbers)
         squares = whole_squares(first, past, dscores)
         add_to_rows(first, squares, queries.rows, dscores)
         first = squares
-    for w in range(min(width, place.past - base)):
-        dbias = ac.matrix(numbers, call, ac.DBIAS, place.b, place.h + (base + w) // count)
+    for w in range(min(width, span.past - base)):
+        dbias = ac.matrix(numbers, call, ac.DBIAS, span.b, span.h + (base + w) // count)
         i = (base + w) % count
         for j in range(first, past):
             dbias[i, start + j] += dscores[j * width + w]
 
 
 def sum_bias_gradient(
-    p: int, start: int, first: int, past: int, place: Any, dscores: Any, sums: Any, call: Any
+    p: int, start: int, first: int, past: int, span: Any, dscores: Any, sums: Any, call: Any
 ) -> None:  # fmt: skip
     """The gradient, in float64, of a bias that is broadcast along queries or keys: many scores share an entry."""
     width, count = lanes(dscores), ac.rows(call, ac.Q)
-    base, doubles = place.first + p * lanes(dscores), place_at(0.0, 0)
-    filled = min(width, place.past - base)
+    base, doubles = span.first + p * lanes(dscores), pointer_at(0.0, 0)
+    filled = min(width, span.past - base)
     same_head = base // count == (base + filled - 1) // count or call[ac.SLOT * ac.DBIAS + 6] == 0
     if ac.column_stride(call, ac.DBIAS) == 0:
         clear(0, 1, 0, sums)
         add_to_lanes(first, past, 0, dscores, sums)
         for w in range(filled):
-            dbias = ac.matrix(doubles, call, ac.DBIAS, place.b, place.h + (base + w) // count)
+            dbias = ac.matrix(doubles, call, ac.DBIAS, span.b, span.h + (base + w) // count)
             dbias[(base + w) % count, 0] += sums[w]
     elif ac.row_stride(call, ac.DBIAS) == 0 and same_head:
-        row = row_of(ac.matrix(doubles, call, ac.DBIAS, place.b, place.h + base // count), 0)
+        row = row_of(ac.matrix(doubles, call, ac.DBIAS, span.b, span.h + base // count), 0)
         total_of_lanes(first, past, 0, dscores, ahead(row, start))
     else:
         for w in range(filled):
-            dbias = ac.matrix(doubles, call, ac.DBIAS, place.b, place.h + (base + w) // count)
+            dbias = ac.matrix(doubles, call, ac.DBIAS, span.b, span.h + (base + w) // count)
             for j in range(first, past):
                 dbias[(base + w) % count, start + j] += dscores[j * width + w]
 
 
 keys_of, add_bias_gradient = jit(keys_of, inner=True), jit(add_bias_gradient, fastmath=EXACT, inner=True)
-add_products, spoil_keys = (
+add_products, put_nan_into_keys = (
     jit(add_products, fastmath=EXACT, inner=True),
-    jit(spoil_keys, fastmath=EXACT, inner=True),
+    jit(put_nan_into_keys, fastmath=EXACT, inner=True),
 )
 sum_bias_gradient = jit(sum_bias_gradient, fastmath=EXACT, inner=True)
 backward_panel = jit(backward_panel, fastmath=EXACT, inner=True, inline=True)

@@ -178,16 +178,16 @@ address_of, column_stride = jit(address_of, inner=True), jit(column_stride, inne
 row_stride = jit(row_stride, inner=True)
 
 
-def place(integers: Any, q: Any, k: Any, v: Any, out: Any, lse: Any) -> None:
+def write_addresses(integers: Any, q: Any, k: Any, v: Any, out: Any, lse: Any) -> None:
     """Write the addresses of contiguous arrays of the shapes that a call was made for."""
     integers[Q * SLOT], integers[K * SLOT], integers[V * SLOT] = q.ctypes.data, k.ctypes.data, v.ctypes.data
     integers[OUT * SLOT], integers[LSE * SLOT] = out.ctypes.data, lse.ctypes.data
 
 
-def place_gradients(integers: Any, dout: Any, dq: Any, dk: Any, dv: Any) -> None:
-    """As `place`, for the backward pass."""
+def write_gradient_addresses(integers: Any, dout: Any, dq: Any, dk: Any, dv: Any) -> None:
+    """As `write_addresses`, for the backward pass."""
     integers[DOUT * SLOT], integers[DQ * SLOT] = dout.ctypes.data, dq.ctypes.data
     integers[DK * SLOT], integers[DV * SLOT] = dk.ctypes.data, dv.ctypes.data
 
 
-place, place_gradients = jit(place), jit(place_gradients)
+write_addresses, write_gradient_addresses = jit(write_addresses), jit(write_gradient_addresses)

@@ -14,18 +14,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attnarray.kernels.numba.attention import call as ac
-from attnarray.kernels.numba.attention.forward import exponentiate, find_largest
-from attnarray.kernels.numba.attention.scores import cap, query_factor, visible_keys
+from attnarray.kernels.numba.attention.forward import exponentiate, find_max
+from attnarray.kernels.numba.attention.row_scores import add_bias, cap, hide
+from attnarray.kernels.numba.attention.scores import query_factor, visible_keys
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.formula import Lane, Row, Scalar
-from attnarray.kernels.numba.vector.lanes import Lanes, lanes, where
+from attnarray.kernels.numba.vector.lanes import Lanes, item_bytes, lanes, where
 from attnarray.kernels.numba.vector.memory import ahead, as_bytes, keep, pointer, row_of, scratch
 from attnarray.kernels.numba.vector.packing import (
     apart_in_place,
     pack_row,
-    remove_unfinite,
+    put_nan,
+    remove_nonfinite,
     row_length,
-    spoil,
     whole_lanes,
 )
 from attnarray.kernels.numba.vector.panel import panel_pass
@@ -35,7 +36,7 @@ BLOCK = 512  # keys of a unit
 TILE = 256  # keys whose rows stay in a near cache for all queries of a group
 
 
-class Room(NamedTuple):
+class Scratch(NamedTuple):
     """Scratch of a thread, as pointers."""
 
     queries: Any  # (rows, D)
@@ -60,7 +61,7 @@ def combine_hiding(out: Row, added: Row, factor: Scalar) -> dict[str, Lanes]:
 
 
 @panel_pass
-def find_unfinite(numbers: Row, found: Lane) -> dict[str, Lanes]:
+def find_nonfinite(numbers: Row, found: Lane) -> dict[str, Lanes]:
     return {"found": found + numbers * 0.0}
 
 
@@ -74,26 +75,26 @@ def decode(first: int, step: int, units: int, call_array: Any, number_array: Any
     scores = ahead(queries, rows * depth)
     sums = ahead(scores, 2 * TILE)
     added = ahead(sums, 3 * width)
-    key_room = ahead(added, wide)
-    value_room = ahead(key_room, TILE * depth)
-    careful = ahead(value_room, TILE * wide)
-    room = Room(queries, scores, ahead(scores, TILE), sums, added, key_room, value_room, careful)
+    key_memory = ahead(added, wide)
+    value_memory = ahead(key_memory, TILE * depth)
+    careful = ahead(value_memory, TILE * wide)
+    memory = Scratch(queries, scores, ahead(scores, TILE), sums, added, key_memory, value_memory, careful)
     blocks = (ac.rows(call, ac.K) + BLOCK - 1) // BLOCK
     for unit in range(first, units, step):
         head = unit // blocks
         out = ahead(pointer(partials), unit * rows * (wide + 2))
-        decode_block(head // kv_heads, head % kv_heads, unit % blocks, room, out, call, numbers)
+        decode_block(head // kv_heads, head % kv_heads, unit % blocks, memory, out, call, numbers)
     keep(floats)
 
 
-def decode_block(b: int, g: int, block: int, room: Any, out: Any, call: Any, numbers: Any) -> None:
+def decode_block(b: int, g: int, block: int, memory: Any, out: Any, call: Any, numbers: Any) -> None:
     """One block of keys of one head of keys, tile by tile."""
     count, group = ac.rows(call, ac.Q), ac.heads(call, ac.Q) // ac.heads(call, ac.K)
     depth, wide = whole_lanes(ac.columns(call, ac.K), numbers), whole_lanes(ac.columns(call, ac.V), numbers)
     factor = query_factor(numbers)
     for r in range(group * count):
         query = ac.matrix(numbers, call, ac.Q, b, group * g + r // count)
-        pack_row(query, r % count, factor, ahead(room.queries, r * depth))
+        pack_row(query, r % count, factor, ahead(memory.queries, r * depth))
         for d in range(wide):
             out[r * (wide + 2) + d] = 0
         out[r * (wide + 2) + wide], out[r * (wide + 2) + wide + 1] = -np.inf, 0
@@ -102,7 +103,7 @@ def decode_block(b: int, g: int, block: int, room: Any, out: Any, call: Any, num
     keys_apart, values_apart = apart_in_place(key_matrix, numbers), apart_in_place(value_matrix, numbers)
     for start in range(block * BLOCK, past, TILE):
         stop = min(start + TILE, past)
-        keys, values = room.keys, room.values
+        keys, values = memory.keys, memory.values
         if keys_apart >= 0:
             keys = row_of(key_matrix, start)
         else:
@@ -116,61 +117,65 @@ def decode_block(b: int, g: int, block: int, room: Any, out: Any, call: Any, num
             begin, end = visible_keys(call, b, r % count)
             low, high = max(begin, start), min(end, stop)
             if low < high:
-                query, result = ahead(room.queries, r * depth), ahead(out, r * (wide + 2))
+                query, result = ahead(memory.queries, r * depth), ahead(out, r * (wide + 2))
                 seen = ahead(keys, (low - start) * key_step)
-                dot_rows(high - low, row_length(ac.columns(call, ac.K), numbers), query, seen, key_step, room.scores)
-                finish_scores(b, group * g + r // count, r % count, low, high, room, call, numbers)
-                scale = weigh(high - low, room, result, wide)
+                dot_rows(high - low, row_length(ac.columns(call, ac.K), numbers), query, seen, key_step, memory.scores)
+                finish_scores(b, group * g + r // count, r % count, low, high, memory, call, numbers)
+                scale = weigh(high - low, memory, result, wide)
                 seen = ahead(values, (low - start) * value_step)
-                add_values(b, g, low, high, seen, value_step, room, call, numbers)
+                add_values(b, g, low, high, seen, value_step, memory, call, numbers)
                 if call[ac.HIDES] != 0:
-                    combine_hiding(0, wide // lanes(numbers), 0, result, room.added, scale)
+                    combine_hiding(0, wide // lanes(numbers), 0, result, memory.added, scale)
                 else:
-                    combine(0, wide // lanes(numbers), 0, result, room.added, scale)
+                    combine(0, wide // lanes(numbers), 0, result, memory.added, scale)
 
 
-def pack_rows_of(x: Any, start: int, stop: int, room: Any) -> None:
+def pack_rows_of(x: Any, start: int, stop: int, memory: Any) -> None:
     for row in range(start, stop):
-        pack_row(x, row, 1, ahead(room, (row - start) * whole_lanes(x.shape[1], room)))
+        pack_row(x, row, 1, ahead(memory, (row - start) * whole_lanes(x.shape[1], memory)))
 
 
-def finish_scores(b: int, h: int, i: int, low: int, high: int, room: Any, call: Any, numbers: Any) -> None:
+def finish_scores(b: int, h: int, i: int, low: int, high: int, memory: Any, call: Any, numbers: Any) -> None:
     """From the dot products of query i with the keys [low, high) to its scores."""
-    width, scores = lanes(numbers), room.scores
+    scores, count, one = memory.scores, high - low, numbers[ac.ONE]
     if numbers[ac.SOFTCAP] != 0:
-        for n in range(high - low, whole_lanes(high - low, numbers)):
-            scores[n] = 0
-        cap(0, (high - low + width - 1) // width, 0, scores, room.slopes, numbers[ac.SOFTCAP])
+        cap(count, scores, memory.slopes, one, numbers[ac.SOFTCAP])
     if ac.given(call, ac.BIAS):
         bias = ac.matrix(numbers, call, ac.BIAS, b, h)
-        for j in range(low, high):
-            scores[j - low] = scores[j - low] + bias[i, j] if bias[i, j] != -np.inf else bias[i, j]
+        if ac.column_stride(call, ac.BIAS) == item_bytes(scores):
+            add_bias(count, scores, ahead(row_of(bias, i), low))
+        else:
+            for j in range(low, high):
+                scores[j - low] = scores[j - low] + bias[i, j] if bias[i, j] != -np.inf else bias[i, j]
     if ac.given(call, ac.MASK):
         mask = ac.matrix(as_bytes(numbers), call, ac.MASK, b, h)
-        for j in range(low, high):
-            if mask[i, j] == 0:
-                scores[j - low] = -np.inf
+        if ac.column_stride(call, ac.MASK) == 1:
+            hide(count, scores, ahead(row_of(mask, i), low))
+        else:
+            for j in range(low, high):
+                if mask[i, j] == 0:
+                    scores[j - low] = -np.inf
 
 
-def weigh(count: int, room: Any, result: Any, wide: int) -> Any:
-    """Exponentials of the scores in place; returns the factor by which all that was summed before shrinks."""
+def weigh(count: int, memory: Any, result: Any, wide: int) -> Any:
+    """Exponentials of the scores in place; returns the factor that rescales all that was summed before."""
     width = lanes(result)
     lowest = -np.inf
-    largest, shifts, totals = room.sums, ahead(room.sums, width), ahead(room.sums, 2 * width)
+    row_max, shifts, totals = memory.sums, ahead(memory.sums, width), ahead(memory.sums, 2 * width)
     vectors = (count + width - 1) // width
     for n in range(count, vectors * width):
-        room.scores[n] = lowest
+        memory.scores[n] = lowest
     for w in range(width):
-        largest[w] = lowest
-    find_largest(0, vectors, 0, room.scores, largest)
+        row_max[w] = lowest
+    find_max(0, vectors, 0, memory.scores, row_max)
     before = result[wide]
     highest = before
     for w in range(width):
-        highest = max(highest, largest[w])
+        highest = max(highest, row_max[w])
     shift = highest if highest != -np.inf else result[wide + 1] * 0
     for w in range(width):
         shifts[w], totals[w] = shift, 0
-    exponentiate(0, vectors, 0, room.scores, shifts, totals)
+    exponentiate(0, vectors, 0, memory.scores, shifts, totals)
     factor = np.exp(before - shift)
     total = float(result[wide + 1]) * float(factor)
     for w in range(width):
@@ -179,36 +184,36 @@ def weigh(count: int, room: Any, result: Any, wide: int) -> Any:
     return factor
 
 
-def has_unfinite(wide: int, room: Any) -> Any:
+def has_nonfinite(wide: int, memory: Any) -> Any:
     """Whether NaN or an infinity is among the sums: 0 times a finite number is 0."""
-    width = lanes(room.added)
+    width = lanes(memory.added)
     for w in range(width):
-        room.sums[w] = 0
-    find_unfinite(0, wide // width, 0, room.added, room.sums)
-    total = room.sums[0]
+        memory.sums[w] = 0
+    find_nonfinite(0, wide // width, 0, memory.added, memory.sums)
+    total = memory.sums[0]
     for w in range(1, width):
-        total += room.sums[w]
+        total += memory.sums[w]
     return total != 0
 
 
 def add_values(
-    b: int, g: int, low: int, high: int, values: Any, apart: int, room: Any, call: Any, numbers: Any
+    b: int, g: int, low: int, high: int, values: Any, apart: int, memory: Any, call: Any, numbers: Any
 ) -> None:
-    """room.added = sum_j weights_j values_j; a weight of zero hides NaN and infinities, as `spoil` says."""
+    """memory.added = sum_j weights_j values_j; a weight of zero hides NaN and infinities, as `put_nan` says."""
     columns = ac.columns(call, ac.V)
     length, wide = row_length(columns, numbers), whole_lanes(columns, numbers)
     for d in range(wide):
-        room.added[d] = 0
-    add_weighted_rows(high - low, length, room.scores, values, apart, room.added)
-    if call[ac.HIDES] != 0 and has_unfinite(wide, room):
+        memory.added[d] = 0
+    add_weighted_rows(high - low, length, memory.scores, values, apart, memory.added)
+    if call[ac.HIDES] != 0 and has_nonfinite(wide, memory):
         source = ac.matrix(numbers, call, ac.V, b, g)
         for j in range(low, high):
-            pack_row(source, j, 1, ahead(room.careful, (j - low) * wide))
-        remove_unfinite(room.careful, (high - low) * wide)
+            pack_row(source, j, 1, ahead(memory.careful, (j - low) * wide))
+        remove_nonfinite(memory.careful, (high - low) * wide)
         for d in range(wide):
-            room.added[d] = 0
-        add_weighted_rows(high - low, length, room.scores, room.careful, wide, room.added)
-        spoil(source, low, high, room.scores, 1, 0, 1, room.added, 1, 0)
+            memory.added[d] = 0
+        add_weighted_rows(high - low, length, memory.scores, memory.careful, wide, memory.added)
+        put_nan(source, low, high, memory.scores, 1, 0, 1, memory.added, 1, 0)
 
 
 def merge(call_array: Any, number_array: Any, partials: Any) -> None:
@@ -224,10 +229,10 @@ def merge(call_array: Any, number_array: Any, partials: Any) -> None:
         sink = numbers[ac.SCALE] * 0 - np.inf
         if ac.given(call, ac.SINKS):
             sink = ac.matrix(numbers, call, ac.SINKS, 0, h)[0, 0]
-        largest = sink
+        row_max = sink
         for k in range(blocks):
-            largest = max(largest, parts[k, -2])
-        shift = largest if largest != -np.inf else parts.dtype.type(0)
+            row_max = max(row_max, parts[k, -2])
+        shift = row_max if row_max != -np.inf else parts.dtype.type(0)
         total = float(np.exp(sink - shift))
         for d in range(out.shape[1]):
             out[i, d] = 0
@@ -244,7 +249,7 @@ def merge(call_array: Any, number_array: Any, partials: Any) -> None:
 
 
 pack_rows_of, finish_scores = jit(pack_rows_of, inner=True), jit(finish_scores, fastmath=EXACT, inner=True)
-weigh, has_unfinite = jit(weigh, fastmath=EXACT, inner=True), jit(has_unfinite, fastmath=EXACT, inner=True)
+weigh, has_nonfinite = jit(weigh, fastmath=EXACT, inner=True), jit(has_nonfinite, fastmath=EXACT, inner=True)
 add_values = jit(add_values, fastmath=EXACT, inner=True)
 decode_block = jit(decode_block, fastmath=EXACT, inner=True)
 decode, merge = jit(decode, fastmath=EXACT), jit(merge, fastmath=EXACT)

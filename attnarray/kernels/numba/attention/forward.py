@@ -25,13 +25,14 @@ from attnarray.kernels.numba.attention.panels import add_rows_to, move, unpack_p
 from attnarray.kernels.numba.attention.scores import (
     HIGH,
     LOW,
+    Part,
     Queries,
+    decode_scratch,
     dropout_factors,
-    place_of,
     prepare_queries,
-    room_to_decode,
     score_panel,
     seen_keys,
+    span_of,
 )  # fmt: skip
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.formula import Lane, Row, Sum
@@ -47,7 +48,7 @@ from attnarray.kernels.numba.vector.lanes import (
     where,
 )
 from attnarray.kernels.numba.vector.memory import ahead, keep, pointer, scratch
-from attnarray.kernels.numba.vector.packing import pack_columns, pack_rows, remove_unfinite, spoil, whole_tiles
+from attnarray.kernels.numba.vector.packing import pack_columns, pack_rows, put_nan, remove_nonfinite, whole_tiles
 from attnarray.kernels.numba.vector.panel import panel_pass
 from attnarray.kernels.numba.vector.product import packed_product
 
@@ -57,28 +58,28 @@ TOGETHER = 16  # tiles of keys, at least, whose sums are added up before they ar
 class State(NamedTuple):
     """The online softmax of a chunk, as pointers to (P, W)."""
 
-    largest: Any  # of the scores so far
+    row_max: Any  # of the scores so far
     before: Any  # the same, one tile ago
     shift: Any  # the same, but 0 where nothing was seen
-    total: Any  # float64
+    row_sum: Any  # float64
     factor: Any
     out: Any  # (P, Dv filled up to M, W)
-    all_largest: Any  # what `largest` was when the sums of all keys were last added to
-    all_total: Any  # float64
+    all_max: Any  # what `row_max` was when the sums of all keys were last added to
+    all_sum: Any  # float64
     all_out: Any
 
 
 @panel_pass
-def find_largest(scores: Row, largest: Lane) -> dict[str, Lanes]:
-    return {"largest": maximum(scores, largest)}
+def find_max(scores: Row, row_max: Lane) -> dict[str, Lanes]:
+    return {"row_max": maximum(scores, row_max)}
 
 
 @panel_pass
-def advance(largest: Row, before: Row, shift: Row, total: Row, factor: Row) -> dict[str, Lanes]:
-    """The running maximum has grown from `before` to `largest`: what was summed so far shrinks by `factor`."""
-    shift = where(largest.equals(-math.inf), 0.0, largest)
+def update_max(row_max: Row, before: Row, shift: Row, row_sum: Row, factor: Row) -> dict[str, Lanes]:
+    """The running maximum has grown from `before` to `row_max`: `factor` rescales what was summed so far."""
+    shift = where(row_max.equals(-math.inf), 0.0, row_max)
     factor = exp(before - shift)
-    return {"before": largest, "shift": shift, "factor": factor, "total": total * in_type(factor, total)}
+    return {"before": row_max, "shift": shift, "factor": factor, "row_sum": row_sum * in_type(factor, row_sum)}
 
 
 @panel_pass
@@ -93,16 +94,16 @@ def rescale_hiding(out: Row, factor: Lane) -> dict[str, Lanes]:
 
 
 @panel_pass
-def add_all(largest: Row, all_largest: Row, total: Row, all_total: Row, factor: Row) -> dict[str, Lanes]:
-    """The sum over all keys, which shrinks by `factor`, added to the one of the last tiles."""
-    factor = exp(all_largest - where(largest.equals(-math.inf), 0.0, largest))
-    return {"factor": factor, "total": total + all_total * in_type(factor, total)}
+def add_all(row_max: Row, all_max: Row, row_sum: Row, all_sum: Row, factor: Row) -> dict[str, Lanes]:
+    """The sum over all keys, rescaled by `factor` and added to the one of the last tiles."""
+    factor = exp(all_max - where(row_max.equals(-math.inf), 0.0, row_max))
+    return {"factor": factor, "row_sum": row_sum + all_sum * in_type(factor, row_sum)}
 
 
 @panel_pass
-def exponentiate(scores: Row, shift: Lane, total: Sum) -> dict[str, Lanes]:
+def exponentiate(scores: Row, shift: Lane, row_sum: Sum) -> dict[str, Lanes]:
     weights = exp(scores - shift)
-    return {"scores": weights, "total": total + weights}
+    return {"scores": weights, "row_sum": row_sum + weights}
 
 
 @panel_pass
@@ -111,15 +112,15 @@ def drop(weights: Row, factor: Row) -> dict[str, Lanes]:
 
 
 @panel_pass
-def conclude(shift: Row, total: Row, inverse: Row, rest: Row) -> dict[str, Lanes]:
-    """The lse in place of the shift, and 1 / total as a sum of two numbers; 0 where nothing was seen.
+def conclude(shift: Row, row_sum: Row, inverse: Row, rest: Row) -> dict[str, Lanes]:
+    """The lse in span of the shift, and 1 / row_sum as a sum of two numbers; 0 where nothing was seen.
 
     Both are above 0, so that their products with an infinity are not NaN.
     """
-    wide = where(total.equals(0.0), 0.0, total.constant(1.0) / total)
+    wide = where(row_sum.equals(0.0), 0.0, row_sum.constant(1.0) / row_sum)
     inverse = in_type(wide * (1 - 2.0**-23), shift)
     rest = in_type(wide - in_type(inverse, wide), shift)
-    return {"shift": shift + log(in_type(total, shift)), "inverse": inverse, "rest": rest}
+    return {"shift": shift + log(in_type(row_sum, shift)), "inverse": inverse, "rest": rest}
 
 
 @panel_pass
@@ -138,7 +139,7 @@ def forward(first: int, past: int, call_array: Any, number_array: Any) -> None:
     lane_of_all = lane if ac.rows(call, ac.K) > tiles_together(call) * keys else 0
     sizes = (
         lane * depth, lane * columns, keys * depth, keys * columns, keys * width, (keys + 8) * width, 5 * lane,
-        lane_of_all * (columns + 1), room_to_decode(call, numbers),
+        lane_of_all * (columns + 1), decode_scratch(call, numbers),
     )  # fmt: skip
     floats, doubles = np.empty(16 + sum(sizes), number_array.dtype), np.empty(8 + lane + lane_of_all)
     integers, bounds_array = np.empty(4 * lane, np.int32), np.empty(4 * chunk + width, np.int64)
@@ -160,9 +161,9 @@ def forward(first: int, past: int, call_array: Any, number_array: Any) -> None:
         ahead(beyond, lane_of_all),
     )  # fmt: skip
     while first < past:
-        place = place_of(first, past, chunk, call, numbers)
-        forward_chunk(place, queries, state, key_tile, value_tile, scores, extra, call, numbers)
-        first += (place.past - place.first + width - 1) // width
+        span = span_of(first, past, chunk, call, numbers)
+        forward_chunk(span, queries, state, key_tile, value_tile, scores, extra, call, numbers)
+        first += (span.past - span.first + width - 1) // width
     keep(floats)
     keep(doubles)
     keep(integers)
@@ -170,14 +171,14 @@ def forward(first: int, past: int, call_array: Any, number_array: Any) -> None:
 
 
 def forward_chunk(
-    place: Any, queries: Any, state: Any, key_tile: Any, value_tile: Any, scores: Any, extra: Any, call: Any,
+    span: Any, queries: Any, state: Any, key_tile: Any, value_tile: Any, scores: Any, extra: Any, call: Any,
     numbers: Any,
 ) -> None:  # fmt: skip
     """All queries of a chunk; its tiles of keys are packed once for all of its panels."""
-    panels = (place.past - place.first + lanes(numbers) - 1) // lanes(numbers)
+    panels = (span.past - span.first + lanes(numbers) - 1) // lanes(numbers)
     size = call[ac.KEYS_PER_TILE]
-    prepare_queries(place, queries, call, numbers)
-    start_state(place, panels, state, call, numbers)
+    prepare_queries(span, queries, call, numbers)
+    start_state(span, panels, state, call, numbers)
     low, high = seen_keys(panels, queries, call)
     tiles, together = 0, tiles_together(call)
     for t in range(low // size * size, high, size):
@@ -185,60 +186,69 @@ def forward_chunk(
             set_aside(panels, tiles > together, state, call, numbers)
         tiles += 1
         start, stop = max(t, low), min(t + size, high)
-        pack_rows(ac.matrix(numbers, call, ac.K, place.b, place.g), start, stop, key_tile)
-        pack_columns(ac.matrix(numbers, call, ac.V, place.b, place.g), start, stop, value_tile)
-        careful = call[ac.HIDES] != 0 and remove_unfinite(
+        pack_rows(ac.matrix(numbers, call, ac.K, span.b, span.g), start, stop, key_tile)
+        pack_columns(ac.matrix(numbers, call, ac.V, span.b, span.g), start, stop, value_tile)
+        nonfinite = call[ac.HIDES] != 0 and remove_nonfinite(
             value_tile, (stop - start) * whole_tiles(ac.columns(call, ac.V), numbers)
         )
         for p in range(panels):
-            forward_panel(
-                p, start, stop, careful, place, queries, state, key_tile, value_tile, scores, extra, call, numbers
-            )
+            tile = Tile(start, stop, nonfinite, key_tile, value_tile)
+            forward_panel(p, tile, span, queries, state, scores, extra, call, numbers)
     if tiles > together:
         gather(panels, state, call, numbers)
-    finish(place, panels, queries, state, call, numbers)
+    finish(span, panels, queries, state, call, numbers)
 
 
-def start_state(place: Any, panels: int, state: Any, call: Any, numbers: Any) -> None:
+def start_state(span: Any, panels: int, state: Any, call: Any, numbers: Any) -> None:
     """Nothing is summed yet; a sink is a score that was seen before all others."""
     width, count = lanes(numbers), ac.rows(call, ac.Q)
     for n in range(panels * width):
-        state.largest[n], state.before[n], state.shift[n], state.total[n] = -np.inf, -np.inf, 0, 0
+        state.row_max[n], state.before[n], state.shift[n], state.row_sum[n] = -np.inf, -np.inf, 0, 0
     if ac.given(call, ac.SINKS):
-        for n in range(place.past - place.first):
-            sink = ac.matrix(numbers, call, ac.SINKS, 0, place.h + (place.first + n) // count)[0, 0]
-            state.largest[n], state.before[n] = sink, sink
-            state.shift[n], state.total[n] = (sink, 1) if sink != -np.inf else (0, 0)
+        for n in range(span.past - span.first):
+            sink = ac.matrix(numbers, call, ac.SINKS, 0, span.h + (span.first + n) // count)[0, 0]
+            state.row_max[n], state.before[n] = sink, sink
+            state.shift[n], state.row_sum[n] = (sink, 1) if sink != -np.inf else (0, 0)
     for n in range(panels * whole_tiles(ac.columns(call, ac.V), numbers) * width):
         state.out[n] = 0
 
 
+class Tile(NamedTuple):
+    """A packed tile of the keys [start, stop), and whether its values held NaN or infinities."""
+
+    start: int
+    stop: int
+    nonfinite: bool
+    keys: Any
+    values: Any
+
+
 def forward_panel(
-    p: int, start: int, stop: int, careful: bool, place: Any, queries: Any, state: Any, key_tile: Any, value_tile: Any,
-    scores: Any, extra: Any, call: Any, numbers: Any,
-) -> None:  # fmt: skip
-    """One panel of queries against one tile of keys [start, stop)."""
+    p: int, key_tile: Any, span: Any, queries: Any, state: Any, scores: Any, extra: Any, call: Any, numbers: Any
+) -> None:
+    """One panel of queries against one tile of keys."""
+    start, stop = key_tile.start, key_tile.stop
     width, tile = lanes(numbers), tile_rows(numbers)
     first, past = max(start, queries.bounds[4 * p + LOW]) - start, min(stop, queries.bounds[4 * p + HIGH]) - start
     if first >= past:
         return
-    score_panel(p, start, first, past, place, queries, key_tile, scores, extra, call, numbers)
-    find_largest(first, past, p, scores, state.largest)
-    advance(p, p + 1, 0, state.largest, state.before, state.shift, state.total, state.factor)
+    score_panel(Part(p, start, first, past), span, queries, key_tile.keys, scores, extra, call, numbers)
+    find_max(first, past, p, scores, state.row_max)
+    update_max(p, p + 1, 0, state.row_max, state.before, state.shift, state.row_sum, state.factor)
     columns = ac.columns(call, ac.V)
     out = ahead(state.out, p * whole_tiles(columns, numbers) * width)
     if call[ac.HIDES] != 0:
         rescale_hiding(0, columns, p, out, state.factor)
     else:
         rescale(0, columns, p, out, state.factor)
-    exponentiate(first, past, p, scores, state.shift, state.total)
+    exponentiate(first, past, p, scores, state.shift, state.row_sum)
     if call[ac.DROPS] != 0:
-        drop(first, past, 0, scores, dropout_factors(p, start, first, past, place, queries, extra, call, numbers))
-    weights = ahead(scores, first * width)
-    packed_product(columns, past - first, (stop - start) * tile, ahead(value_tile, first * tile), weights, out, True)
-    if careful:
-        source = ac.matrix(numbers, call, ac.V, place.b, place.g)
-        spoil(source, start + first, start + past, weights, width, 1, width, out, width, 1)
+        drop(first, past, 0, scores, dropout_factors(p, start, first, past, span, queries, extra, call, numbers))
+    weights, values = ahead(scores, first * width), ahead(key_tile.values, first * tile)
+    packed_product(columns, past - first, (stop - start) * tile, values, weights, out, True)
+    if key_tile.nonfinite:
+        source = ac.matrix(numbers, call, ac.V, span.b, span.g)
+        put_nan(source, start + first, start + past, weights, width, 1, width, out, width, 1)
 
 
 def tiles_together(call: Any) -> Any:
@@ -253,14 +263,14 @@ def set_aside(panels: int, again: bool, state: Any, call: Any, numbers: Any) -> 
         gather(panels, state, call, numbers)
     move(0, panels * columns, 0, state.out, state.all_out)
     for n in range(panels * lanes(numbers)):
-        state.all_largest[n] = state.largest[n]
-        state.all_total[n], state.total[n] = state.total[n], 0
+        state.all_max[n] = state.row_max[n]
+        state.all_sum[n], state.row_sum[n] = state.row_sum[n], 0
 
 
 def gather(panels: int, state: Any, call: Any, numbers: Any) -> None:
     """Add the sums of all keys to those of the last tiles."""
     width, columns = lanes(numbers), whole_tiles(ac.columns(call, ac.V), numbers)
-    add_all(0, panels, 0, state.largest, state.all_largest, state.total, state.all_total, state.factor)
+    add_all(0, panels, 0, state.row_max, state.all_max, state.row_sum, state.all_sum, state.factor)
     for p in range(panels):
         out = ahead(state.all_out, p * columns * width)
         if call[ac.HIDES] != 0:
@@ -270,17 +280,17 @@ def gather(panels: int, state: Any, call: Any, numbers: Any) -> None:
         add_rows_to(0, columns, 0, out, ahead(state.out, p * columns * width))
 
 
-def finish(place: Any, panels: int, queries: Any, state: Any, call: Any, numbers: Any) -> None:
+def finish(span: Any, panels: int, queries: Any, state: Any, call: Any, numbers: Any) -> None:
     """Outputs and lse of a chunk from its sums."""
     width, count, columns = lanes(numbers), ac.rows(call, ac.Q), whole_tiles(ac.columns(call, ac.V), numbers)
-    conclude(0, panels, 0, state.shift, state.total, state.factor, state.before)
+    conclude(0, panels, 0, state.shift, state.row_sum, state.factor, state.before)
     for p in range(panels):
         out = ahead(state.out, p * columns * width)
         divide(0, ac.columns(call, ac.V), p, out, state.factor, state.before)
-        unpack_panel(ac.OUT, p, place, queries, out, call, numbers)
-    h, i = place.h + place.first // count, place.first % count
-    for n in range(place.past - place.first):
-        ac.matrix(numbers, call, ac.LSE, place.b, h)[i, 0] = state.shift[n]
+        unpack_panel(ac.OUT, p, span, queries, out, call, numbers)
+    h, i = span.h + span.first // count, span.first % count
+    for n in range(span.past - span.first):
+        ac.matrix(numbers, call, ac.LSE, span.b, h)[i, 0] = state.shift[n]
         h, i = (h, i + 1) if i + 1 < count else (h + 1, 0)
 
 

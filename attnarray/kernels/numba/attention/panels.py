@@ -13,7 +13,7 @@ from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.formula import Row, Scalar
 from attnarray.kernels.numba.vector.lanes import Lanes, item_bytes, lanes
 from attnarray.kernels.numba.vector.panel import panel_pass
-from attnarray.kernels.numba.vector.transpose import put_into_rows, take_turned, whole_squares
+from attnarray.kernels.numba.vector.transpose import load_transposed, store_transposed, whole_squares
 
 
 @panel_pass
@@ -36,49 +36,49 @@ def multiply(numbers: Row, factor: Scalar) -> dict[str, Lanes]:
     return {"numbers": numbers * factor}
 
 
-def find_rows(slot: int, p: int, start: int, place: Any, queries: Any, call: Any, like: Any) -> None:
+def find_rows(slot: int, p: int, start: int, span: Any, queries: Any, call: Any, like: Any) -> None:
     """Where the rows of a panel begin at key `start`, in `queries.rows`; empty lanes get the last one."""
-    count, r = ac.rows(call, ac.Q), place.first + p * lanes(like)
-    h, i = place.h + r // count, r % count
+    count, r = ac.rows(call, ac.Q), span.first + p * lanes(like)
+    h, i = span.h + r // count, r % count
     for w in range(lanes(like)):
-        queries.rows[w] = ac.address_of(call, slot, place.b, h, i, start)
-        if r < place.past - 1:
+        queries.rows[w] = ac.address_of(call, slot, span.b, h, i, start)
+        if r < span.past - 1:
             r, i = r + 1, i + 1
             if i == count:
                 h, i = h + 1, 0
 
 
-def pack_panel(slot: int, p: int, factor: Any, place: Any, queries: Any, packed: Any, call: Any, numbers: Any) -> None:
+def pack_panel(slot: int, p: int, factor: Any, span: Any, queries: Any, packed: Any, call: Any, numbers: Any) -> None:
     """Rows of a slot times `factor` as the panel (N, W) of queries p; in lanes beyond the last row, anything."""
     width, count, columns = lanes(numbers), ac.rows(call, slot), ac.columns(call, slot)
-    first, done = place.first + p * width, 0
+    first, done = span.first + p * width, 0
     if ac.column_stride(call, slot) == item_bytes(numbers):
-        find_rows(slot, p, 0, place, queries, call, numbers)
+        find_rows(slot, p, 0, span, queries, call, numbers)
         done = whole_squares(0, columns, numbers)
-        take_turned(0, done, queries.rows, packed)
+        load_transposed(0, done, queries.rows, packed)
         multiply(0, done, 0, packed, factor)
     if done < columns:
         clear(done, columns, 0, packed)
-        for r in range(first, min(first + width, place.past)):
-            x = ac.matrix(numbers, call, slot, place.b, place.h + r // count)
+        for r in range(first, min(first + width, span.past)):
+            x = ac.matrix(numbers, call, slot, span.b, span.h + r // count)
             for n in range(done, columns):
                 packed[n * width + r - first] = x[r % count, n] * factor
 
 
-def unpack_panel(slot: int, p: int, place: Any, queries: Any, packed: Any, call: Any, numbers: Any) -> None:
+def unpack_panel(slot: int, p: int, span: Any, queries: Any, packed: Any, call: Any, numbers: Any) -> None:
     """The panel (N, W) of queries p as rows of a slot."""
     width, count, columns = lanes(numbers), ac.rows(call, slot), ac.columns(call, slot)
-    first, turned, done = place.first + p * width, 0, 0
-    past = min(first + width, place.past)
+    first, transposed, done = span.first + p * width, 0, 0
+    past = min(first + width, span.past)
     if ac.column_stride(call, slot) == item_bytes(numbers):
-        turned, done = (past - first) // (width // 2) * (width // 2), whole_squares(0, columns, numbers)
-        if turned > 0:
-            find_rows(slot, p, 0, place, queries, call, numbers)
-            put_into_rows(0, done, queries.rows, packed, turned)
+        transposed, done = (past - first) // (width // 2) * (width // 2), whole_squares(0, columns, numbers)
+        if transposed > 0:
+            find_rows(slot, p, 0, span, queries, call, numbers)
+            store_transposed(0, done, queries.rows, packed, transposed)
     for r in range(first, past):
-        start = done if r - first < turned else 0
+        start = done if r - first < transposed else 0
         if start < columns:
-            x = ac.matrix(numbers, call, slot, place.b, place.h + r // count)
+            x = ac.matrix(numbers, call, slot, span.b, span.h + r // count)
             for n in range(start, columns):
                 x[r % count, n] = packed[n * width + r - first]
 

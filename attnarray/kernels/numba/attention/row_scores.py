@@ -5,22 +5,13 @@ Masked softmax, decoding and windows share it. In panels.py and scores.py the sa
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from attnarray.kernels.numba.runtime.jit import jit
 from attnarray.kernels.numba.vector.formula import Row, Scalar
-from attnarray.kernels.numba.vector.lanes import Lanes, tanh, where
+from attnarray.kernels.numba.vector.lanes import Lanes, tanh
 from attnarray.kernels.numba.vector.rows import row_pass
-
-
-def with_bias(score: Lanes, bias: Lanes) -> Lanes:
-    """-inf hides a score, even NaN."""
-    return where(bias.equals(-math.inf), bias, score + bias)
-
-
-def with_mask(score: Lanes, mask: Lanes) -> Lanes:
-    return where(mask.equals(0), -math.inf, score)
+from attnarray.kernels.numba.vector.transpose import with_bias, with_mask
 
 
 @row_pass(vectors=2)

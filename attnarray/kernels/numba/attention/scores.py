@@ -15,16 +15,17 @@ import numpy as np
 
 from attnarray.kernels.numba.attention import call as ac
 from attnarray.kernels.numba.attention.panels import find_rows, pack_panel
+from attnarray.kernels.numba.attention.row_scores import visible
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.formula import Index, Lane, Row, Scalar
 from attnarray.kernels.numba.vector.lanes import Lanes, item_bytes, lanes, tanh, tile_rows, where
 from attnarray.kernels.numba.vector.memory import ahead, as_bytes, pointer, row_of
 from attnarray.kernels.numba.vector.packing import apart_in_place, pack_row, row_length, whole_lanes
 from attnarray.kernels.numba.vector.panel import panel_pass
-from attnarray.kernels.numba.vector.philox import draw_factors
+from attnarray.kernels.numba.vector.philox import Draw, draw_factors
 from attnarray.kernels.numba.vector.product import packed_product
 from attnarray.kernels.numba.vector.row_products import AT_ONCE, dot_rows
-from attnarray.kernels.numba.vector.transpose import add_turned, mask_turned, whole_squares
+from attnarray.kernels.numba.vector.transpose import add_transposed, mask_transposed, whole_squares
 
 LOW, HIGH, FULL_LOW, FULL_HIGH = range(4)
 
@@ -38,11 +39,11 @@ class Queries(NamedTuple):
     position: Any  # (P, W) of the query, and its head: what dropout is keyed by
     head: Any
     bounds: Any  # (P, 4) the keys [LOW, HIGH) that any lane sees, and [FULL_LOW, FULL_HIGH) that all do
-    rows: Any  # (W,) room for addresses
-    decoding: Any  # room for `dot_as_decoded`
+    rows: Any  # (W,) addresses
+    decoding: Any  # scratch of `dot_as_decoded`
 
 
-class Place(NamedTuple):
+class Span(NamedTuple):
     """Where a chunk lies: its rows [first, past) of the group of heads that starts at head h and has keys g."""
 
     first: int
@@ -52,7 +53,7 @@ class Place(NamedTuple):
     h: int
 
 
-def place_of(panel: int, past: int, chunk: int, call: Any, like: Any) -> Any:
+def span_of(panel: int, past: int, chunk: int, call: Any, like: Any) -> Any:
     """The chunk that begins with this panel, counted over all batches and heads of keys, and ends before `past`."""
     width, rows, kv_heads = lanes(like), ac.group_rows(call), ac.heads(call, ac.K)
     panels = (rows + width - 1) // width
@@ -60,7 +61,7 @@ def place_of(panel: int, past: int, chunk: int, call: Any, like: Any) -> Any:
     first = (panel - head * panels) * width
     stop = min(past - head * panels, panels, panel - head * panels + chunk)
     b, g = head // kv_heads, head % kv_heads
-    return Place(first, min(rows, stop * width), b, g, ac.heads(call, ac.Q) // kv_heads * g)
+    return Span(first, min(rows, stop * width), b, g, ac.heads(call, ac.Q) // kv_heads * g)
 
 
 def seen_keys(panels: int, queries: Any, call: Any) -> Any:
@@ -85,9 +86,7 @@ def cap(scores: Row, slope: Row, bound: Scalar) -> dict[str, Lanes]:
 
 def visible_keys(call: Any, b: int, i: int) -> Any:
     """The keys [begin, end) that causal, window and lengths leave to query i."""
-    position, keys = i + ac.offset(call, b), ac.rows(call, ac.K)
-    begin = min(max(position - call[ac.LEFT], 0), keys)
-    return begin, max(min(position + call[ac.RIGHT] + 1, ac.length(call, b), keys), begin)
+    return visible(i + ac.offset(call, b), call[ac.LEFT], call[ac.RIGHT], ac.length(call, b), ac.rows(call, ac.K))
 
 
 def panel_work(call_array: Any, number_array: Any, work: Any) -> None:
@@ -103,20 +102,20 @@ def panel_work(call_array: Any, number_array: Any, work: Any) -> None:
         work[n] = (max(end, other_end) - min(begin, other_begin) + 2) * width
 
 
-def prepare_queries(place: Any, queries: Any, call: Any, numbers: Any) -> None:
+def prepare_queries(span: Any, queries: Any, call: Any, numbers: Any) -> None:
     """Fill `queries` for one chunk. Lanes beyond the last row see nothing."""
     width, count, depth = lanes(numbers), ac.rows(call, ac.Q), ac.columns(call, ac.Q)
     factor = query_factor(numbers)
-    past = place.past - place.first
+    past = span.past - span.first
     panels = (past + width - 1) // width
     for p in range(panels):
         bounds = ahead(queries.bounds, 4 * p)
         bounds[LOW], bounds[HIGH], bounds[FULL_LOW], bounds[FULL_HIGH] = ac.rows(call, ac.K), 0, 0, ac.rows(call, ac.K)
-    h, i = place.h + place.first // count, place.first % count
+    h, i = span.h + span.first // count, span.first % count
     for n in range(past):
-        begin, end = visible_keys(call, place.b, i)
+        begin, end = visible_keys(call, span.b, i)
         queries.begin[n], queries.end[n] = begin, end
-        queries.position[n], queries.head[n] = i + ac.offset(call, place.b) + call[ac.FIRST_KEY], h
+        queries.position[n], queries.head[n] = i + ac.offset(call, span.b) + call[ac.FIRST_KEY], h
         bounds = ahead(queries.bounds, 4 * (n // width))
         bounds[FULL_LOW], bounds[FULL_HIGH] = max(bounds[FULL_LOW], begin), min(bounds[FULL_HIGH], end)
         if begin < end:
@@ -126,55 +125,64 @@ def prepare_queries(place: Any, queries: Any, call: Any, numbers: Any) -> None:
         queries.begin[n], queries.end[n], queries.position[n], queries.head[n] = 0, 0, 0, 0
         queries.bounds[4 * (panels - 1) + FULL_HIGH] = 0
     for p in range(panels):
-        pack_panel(ac.Q, p, factor, place, queries, ahead(queries.packed, p * depth * width), call, numbers)
+        pack_panel(ac.Q, p, factor, span, queries, ahead(queries.packed, p * depth * width), call, numbers)
+
+
+class Part(NamedTuple):
+    """Rows [first, past) of the scores of panel p against the keys from `start` on."""
+
+    p: int
+    start: int
+    first: int
+    past: int
 
 
 def score_panel(
-    p: int, start: int, first: int, past: int, place: Any, queries: Any, keys: Any, scores: Any, slope: Any, call: Any,
-    numbers: Any,
-) -> None:  # fmt: skip
-    """The rows [first, past) of `scores`: panel p against the keys from `start` on, which lie packed in `keys`."""
+    part: Any, span: Any, queries: Any, keys: Any, scores: Any, slope: Any, call: Any, numbers: Any
+) -> None:
+    """A part of `scores`; its keys lie packed in `keys`."""
+    p, start, first, past = part
     width, tile, depth = lanes(scores), tile_rows(scores), ac.columns(call, ac.Q)
     row = first // tile * tile
     packed, total = ahead(queries.packed, p * depth * width), ahead(scores, row * width)
     if call[ac.DECODED] != 0:
-        dot_as_decoded(p, start, first, past, place, queries.decoding, scores, call, numbers)
+        dot_as_decoded(p, start, first, past, span, queries.decoding, scores, call, numbers)
     else:
         packed_product(past - row, depth, tile * depth, ahead(keys, row * depth), packed, total, False)
     if numbers[ac.SOFTCAP] != 0:
         cap(first, past, 0, scores, slope, numbers[ac.SOFTCAP])
     if ac.given(call, ac.BIAS):
-        add_bias(p, start, first, past, place, queries, scores, call, numbers)
+        add_bias(p, start, first, past, span, queries, scores, call, numbers)
     if ac.given(call, ac.MASK):
-        apply_mask(p, start, first, past, place, queries, scores, call, numbers)
+        apply_mask(p, start, first, past, span, queries, scores, call, numbers)
     bounds = ahead(queries.bounds, 4 * p)
     hide(first, min(bounds[FULL_LOW] - start, past), p, scores, start, queries.begin, queries.end)
     hide(max(bounds[FULL_HIGH] - start, first), past, p, scores, start, queries.begin, queries.end)
 
 
-def room_to_decode(call: Any, like: Any) -> Any:
+def decode_scratch(call: Any, like: Any) -> Any:
     """The numbers that `dot_as_decoded` needs."""
     dots = whole_lanes(AT_ONCE, like)
     return (AT_ONCE + 1) * whole_lanes(ac.columns(call, ac.K), like) + dots if call[ac.DECODED] != 0 else 0
 
 
 def dot_as_decoded(
-    p: int, start: int, first: int, past: int, place: Any, room: Any, scores: Any, call: Any, numbers: Any
+    p: int, start: int, first: int, past: int, span: Any, memory: Any, scores: Any, call: Any, numbers: Any
 ) -> None:
     """The dot products of panel p with some keys, to the bit as attention/decode.py has them."""
-    width, count, base = lanes(scores), ac.rows(call, ac.Q), place.first + p * lanes(scores)
+    width, count, base = lanes(scores), ac.rows(call, ac.Q), span.first + p * lanes(scores)
     step, length = whole_lanes(ac.columns(call, ac.K), scores), row_length(ac.columns(call, ac.K), scores)
-    factor, source = query_factor(numbers), ac.matrix(numbers, call, ac.K, place.b, place.g)
-    packed, apart = ahead(room, step), apart_in_place(source, numbers)
+    factor, source = query_factor(numbers), ac.matrix(numbers, call, ac.K, span.b, span.g)
+    packed, apart = ahead(memory, step), apart_in_place(source, numbers)
     dots, key_step = ahead(packed, AT_ONCE * step), apart if apart >= 0 else step
     for j in range(first, past, AT_ONCE):
         some, keys = min(past - j, AT_ONCE), row_of(source, start + j) if apart >= 0 else packed
         for m in range(some if apart < 0 else 0):
             pack_row(source, start + j + m, 1, ahead(packed, m * step))
-        for w in range(min(width, place.past - base)):
-            query = ac.matrix(numbers, call, ac.Q, place.b, place.h + (base + w) // count)
-            pack_row(query, (base + w) % count, factor, room)
-            dot_rows(some, length, room, keys, key_step, dots)
+        for w in range(min(width, span.past - base)):
+            query = ac.matrix(numbers, call, ac.Q, span.b, span.h + (base + w) // count)
+            pack_row(query, (base + w) % count, factor, memory)
+            dot_rows(some, length, memory, keys, key_step, dots)
             for m in range(some):
                 scores[(j + m) * width + w] = dots[m]
 
@@ -185,18 +193,18 @@ def query_factor(numbers: Any) -> Any:
 
 
 def add_bias(
-    p: int, start: int, first: int, past: int, place: Any, queries: Any, scores: Any, call: Any, numbers: Any
+    p: int, start: int, first: int, past: int, span: Any, queries: Any, scores: Any, call: Any, numbers: Any
 ) -> None:
     """-inf hides a score, even NaN."""
     width, count = lanes(scores), ac.rows(call, ac.Q)
-    base = place.first + p * width
+    base = span.first + p * width
     if ac.column_stride(call, ac.BIAS) == item_bytes(scores):
-        find_rows(ac.BIAS, p, start, place, queries, call, numbers)
+        find_rows(ac.BIAS, p, start, span, queries, call, numbers)
         squares = whole_squares(first, past, scores)
-        add_turned(first, squares, queries.rows, scores)
+        add_transposed(first, squares, queries.rows, scores)
         first = squares
-    for w in range(min(width, place.past - base)):
-        bias = ac.matrix(numbers, call, ac.BIAS, place.b, place.h + (base + w) // count)
+    for w in range(min(width, span.past - base)):
+        bias = ac.matrix(numbers, call, ac.BIAS, span.b, span.h + (base + w) // count)
         i = (base + w) % count
         for j in range(first, past):
             added = bias[i, start + j]
@@ -205,17 +213,17 @@ def add_bias(
 
 
 def apply_mask(
-    p: int, start: int, first: int, past: int, place: Any, queries: Any, scores: Any, call: Any, numbers: Any
+    p: int, start: int, first: int, past: int, span: Any, queries: Any, scores: Any, call: Any, numbers: Any
 ) -> None:
     width, count = lanes(scores), ac.rows(call, ac.Q)
-    base = place.first + p * width
+    base = span.first + p * width
     if ac.column_stride(call, ac.MASK) == 1:
-        find_rows(ac.MASK, p, start, place, queries, call, numbers)
+        find_rows(ac.MASK, p, start, span, queries, call, numbers)
         squares = whole_squares(first, past, scores)
-        mask_turned(first, squares, queries.rows, scores)
+        mask_transposed(first, squares, queries.rows, scores)
         first = squares
-    for w in range(min(width, place.past - base)):
-        mask = ac.matrix(as_bytes(numbers), call, ac.MASK, place.b, place.h + (base + w) // count)
+    for w in range(min(width, span.past - base)):
+        mask = ac.matrix(as_bytes(numbers), call, ac.MASK, span.b, span.h + (base + w) // count)
         i = (base + w) % count
         for j in range(first, past):
             if mask[i, start + j] == 0:
@@ -223,7 +231,7 @@ def apply_mask(
 
 
 def dropout_factors(
-    p: int, start: int, first: int, past: int, place: Any, queries: Any, factors: Any, call: Any, numbers: Any
+    p: int, start: int, first: int, past: int, span: Any, queries: Any, factors: Any, call: Any, numbers: Any
 ) -> Any:
     """What dropout multiplies the weights by, as a panel whose rows are those of the scores."""
     width, count = lanes(numbers), ac.rows(call, ac.Q)
@@ -232,22 +240,22 @@ def dropout_factors(
         block = (key + first) // 4
         draw_factors(
             0, (key + past + 3) // 4 - block, p, factors, ahead(factors, width), ahead(factors, 2 * width),
-            ahead(factors, 3 * width), block, queries.position, queries.head, place.b, call[ac.SEED_LOW],
-            call[ac.SEED_HIGH], call[ac.THRESHOLD], numbers[ac.KEPT],
+            ahead(factors, 3 * width), block, queries.position, queries.head,
+            Draw(span.b, call[ac.SEED_LOW], call[ac.SEED_HIGH], call[ac.THRESHOLD], numbers[ac.KEPT]),
         )  # fmt: skip
         return ahead(factors, (key - 4 * block) * width)
-    base = place.first + p * width
+    base = span.first + p * width
     for w in range(width):
-        r = min(base + w, place.past - 1)
-        keep = ac.matrix(as_bytes(numbers), call, ac.KEEP, place.b, place.h + r // count)
+        r = min(base + w, span.past - 1)
+        keep = ac.matrix(as_bytes(numbers), call, ac.KEEP, span.b, span.h + r // count)
         for j in range(first, past):
             factors[j * width + w] = numbers[ac.KEPT] if keep[r % count, start + j] != 0 else 0
     return factors
 
 
-place_of, seen_keys = jit(place_of, inner=True), jit(seen_keys, inner=True)
+span_of, seen_keys = jit(span_of, inner=True), jit(seen_keys, inner=True)
 query_factor = jit(query_factor, fastmath=EXACT, inner=True)
-room_to_decode, dot_as_decoded = jit(room_to_decode, inner=True), jit(dot_as_decoded, fastmath=EXACT, inner=True)
+decode_scratch, dot_as_decoded = jit(decode_scratch, inner=True), jit(dot_as_decoded, fastmath=EXACT, inner=True)
 visible_keys, panel_work = jit(visible_keys, inner=True), jit(panel_work)
 prepare_queries = jit(prepare_queries, fastmath=EXACT, inner=True)
 add_bias, apply_mask = jit(add_bias, fastmath=EXACT, inner=True), jit(apply_mask, inner=True)

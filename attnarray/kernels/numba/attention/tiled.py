@@ -41,7 +41,7 @@ def attend(q: Any, k: Any, v: Any, scoring: Any) -> tuple[Any, Any]:
     if plan is not None:
         out, lse = np.empty(plan.out, q.dtype), np.empty(plan.out[:3], q.dtype)
         integers = plan.call.integers.copy()
-        ac.place(integers, q, k, v, out, lse)
+        ac.write_addresses(integers, q, k, v, out, lse)
         _run_forward(plan, integers)
         return out, lse
     real = ra.wide(q.dtype)
@@ -60,8 +60,8 @@ def attend_backward(
     plan = _known(scoring, q, k, v, dlse, out, lse, dout)
     if plan is not None:
         call = plan.call._replace(integers=plan.call.integers.copy())
-        ac.place(call.integers, q, k, v, out, lse)
-        ac.place_gradients(call.integers, dout, dq, dk, dv)
+        ac.write_addresses(call.integers, q, k, v, out, lse)
+        ac.write_gradient_addresses(call.integers, dout, dq, dk, dv)
     else:
         arrays = {ac.OUT: _in(out, real), ac.DOUT: _in(dout, real), ac.DQ: dq, ac.DK: dk, ac.DV: dv}
         arrays[ac.LSE] = _in(lse, real)[..., None]

@@ -226,7 +226,7 @@ def aggregate_edges_backward(first: int, past: int, integers: Any, numbers: Any)
     """The heads [first, past), over all edges."""
     c = unpack(AggregateBackward, integers, numbers)
     row, at, count = c.heads * c.width, first * c.width, (past - first) * c.width
-    room = np.empty(count, numbers.dtype)
+    products = np.empty(count, numbers.dtype)
     for b in range(c.batch):
         begin = 0
         while begin < c.edges:
@@ -235,14 +235,14 @@ def aggregate_edges_backward(first: int, past: int, integers: Any, numbers: Any)
                 i, j = b * c.targets + c.target[e], b * c.sources + c.source[e]
                 n = (b * c.edges + e) * c.heads + first
                 of_target = ahead(c.dout, i * row + at)
-                multiply(count, of_target, ahead(c.v, j * row + at), pointer(room))
-                sum_heads(past - first, c.width, pointer(room), ahead(c.dweights, n))
-                spread(past - first, c.width, ahead(c.weights, n), pointer(room))
-                add_weighted(count, of_target, pointer(room), ahead(c.dv, j * row + at))
+                multiply(count, of_target, ahead(c.v, j * row + at), pointer(products))
+                sum_heads(past - first, c.width, pointer(products), ahead(c.dweights, n))
+                spread(past - first, c.width, ahead(c.weights, n), pointer(products))
+                add_weighted(count, of_target, pointer(products), ahead(c.dv, j * row + at))
             of_source = (b * c.sources + c.source[end - 1]) * row + at
             move_marked(end - 1, count, c.dv, of_source, c.marks, c.beside)
             begin = end
-    keep(room)
+    keep(products)
 
 
 spread, sum_heads = jit(spread, fastmath=EXACT, inner=True), jit(sum_heads, fastmath=EXACT, inner=True)

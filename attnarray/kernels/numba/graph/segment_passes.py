@@ -14,7 +14,7 @@ from attnarray.kernels.numba.runtime.call import Doubles, Integers, Numbers, unp
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.formula import Row, Scalar
 from attnarray.kernels.numba.vector.lanes import Lanes, exp, in_type, maximum, where
-from attnarray.kernels.numba.vector.memory import ahead, place
+from attnarray.kernels.numba.vector.memory import ahead, pointer_at
 from attnarray.kernels.numba.vector.rows import EIGHT, eight_pass, row_pass
 
 CHUNK = 1024  # numbers whose exponentials are taken together, while they are in the nearest cache
@@ -142,11 +142,11 @@ def merge_sums(
 ) -> None:  # fmt: skip
     """The numbers [first, past) of each part added, or what a product with is a division by that; 1 where it is 0."""
     for b in range(batch):
-        result = ahead(place(like, out), b * size)
+        result = ahead(pointer_at(like, out), b * size)
         for n in range(first, past):
             total = 0.0
             for part in range(parts):
-                total += place(0.0, sums)[(b * parts + part) * size + n]
+                total += pointer_at(0.0, sums)[(b * parts + part) * size + n]
             if inverse:
                 total = 1.0 / total if total != 0.0 else 1.0
             result[n] = total

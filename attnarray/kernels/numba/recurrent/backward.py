@@ -11,43 +11,30 @@ from typing import Any, NamedTuple
 
 from attnarray.kernels.numba.attention.panels import clear
 from attnarray.kernels.numba.recurrent.step import (
+    Gates,
+    Problem,
     copy,
     find_steps,
     from_lanes,
+    gates_at,
     into_lanes,
     multiply,
     panel_of,
-    problem_of,
     take_step,
     total_of_lanes,
 )  # fmt: skip
 from attnarray.kernels.numba.rows.activations import tangent
+from attnarray.kernels.numba.runtime.call import unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.formula import Each, Lane, Row
 from attnarray.kernels.numba.vector.lanes import Lanes, in_type, lanes, multiply_add, tile_rows, where
-from attnarray.kernels.numba.vector.memory import ahead, place, pointer, scratch
+from attnarray.kernels.numba.vector.memory import ahead, scratch
 from attnarray.kernels.numba.vector.packing import whole_lanes, whole_tiles
 from attnarray.kernels.numba.vector.panel import panel_pass
 from attnarray.kernels.numba.vector.product import lane_product
-from attnarray.kernels.numba.vector.transpose import turn
+from attnarray.kernels.numba.vector.transpose import transpose
 
 BLOCK = 4  # keys whose products over lanes are taken together
-FURTHER = 16  # where the call has the first address of `Gradients`
-
-
-class Gradients(NamedTuple):
-    """What the backward has besides: the weights turned, and what it adds to or writes."""
-
-    dscores: Any  # (B T, S)
-    hidden_turned: Any  # W_hh^T, packed
-    output_turned: Any  # W_r^T, packed
-    dqueries: Any  # (B T, 4 H)
-    dh0: Any  # (B T, H)
-    dc0: Any  # (B T, H)
-    dkeys: Any  # (batches of the thread, S, 4 H), as all below in float64
-    dhidden: Any  # (4 H filled up to M, H filled up to W)
-    doutput: Any  # (A filled up to M, H filled up to W)
-    dvector: Any  # (A,)
 
 
 class Held(NamedTuple):
@@ -61,8 +48,8 @@ class Held(NamedTuple):
     dscores: Any  # (K, W)
     dvector: Any  # (A, W)
     dread: Any  # (BLOCK, A filled up to M, W)
-    turned: Any  # (BLOCK + 1, W, H filled up to W): states with features side by side
-    dhidden: Any  # as in `Gradients`, of one panel
+    transposed: Any  # (BLOCK + 1, W, H filled up to W): states with features side by side
+    dhidden: Any  # as in `Problem`, of one panel
     doutput: Any
     c: Any  # (K + 1, H, W)
     h: Any  # (K + 1, H, W)
@@ -81,21 +68,17 @@ def read_back(z: Row, dvector: Row, vector: Each, dscore: Lane) -> dict[str, Lan
 
 
 @panel_pass
-def turn_back(
-    i: Row, f: Row, g: Row, o: Row, c_before: Row, c: Row, dh: Row, dc: Row, di: Row, df: Row, dg: Row, do: Row,
-    there: Lane,
-) -> dict[str, Lanes]:  # fmt: skip
+def cell_backward(gates: Gates, c_before: Row, c: Row, dh: Row, dc: Row, dquery: Gates, there: Lane) -> dict[str, Any]:
     """Gradients of the sums in place of the gates, and added to those of the query; what is no step is passed by."""
-    one, read, there = c.constant(1.0), tangent(c), there > 0.0
+    (i, f, g, o), one, read, there = gates, c.constant(1.0), tangent(c), there > 0.0
     dcell = multiply_add(dh * o, one - read * read, dc)
-    ai = where(there, dcell * g * i * (one - i), 0.0)
-    af = where(there, dcell * c_before * f * (one - f), 0.0)
-    ag = where(there, dcell * i * (one - g * g), 0.0)
-    ao = where(there, dh * read * o * (one - o), 0.0)
-    return {
-        "i": ai, "f": af, "g": ag, "o": ao, "di": di + ai, "df": df + af, "dg": dg + ag, "do": do + ao,
-        "dh": where(there, 0.0, dh), "dc": where(there, dcell * f, dc),
-    }  # fmt: skip
+    sums = (
+        dcell * g * i * (one - i), dcell * c_before * f * (one - f), dcell * i * (one - g * g),
+        dh * read * o * (one - o),
+    )  # fmt: skip
+    dgates = Gates(*(where(there, dsum, 0.0) for dsum in sums))
+    added = Gates(*(total + dsum for total, dsum in zip(dquery, dgates, strict=True)))
+    return {"gates": dgates, "dquery": added, "dh": where(there, 0.0, dh), "dc": where(there, dcell * f, dc)}
 
 
 @panel_pass
@@ -103,13 +86,13 @@ def add_to(numbers: Row, total: Row) -> dict[str, Lanes]:
     return {"total": total + in_type(numbers, total)}
 
 
-def room(size: int, features: int, held: int, segments: int, width: int, tile: int) -> int:
+def scratch_size(size: int, features: int, held: int, segments: int, width: int, tile: int) -> int:
     """The numbers of scratch that a thread takes, see `held_at`."""
     gates, states, reads = (-(-n // tile) * tile for n in (4 * size, size, features))
     columns = -(-size // width) * width
     per_lane = 8 * size + states + size + 2 * held + features + BLOCK * reads + (BLOCK + 1) * columns
     per_lane += 2 * (held + 1) * size + held * gates + 2 * segments * size
-    return 16 + width * (per_lane + width) + (gates + reads) * columns  # `turn` reads whole squares
+    return 16 + width * (per_lane + width) + (gates + reads) * columns  # `transpose` reads whole squares
 
 
 def held_at(p: Any, memory: Any) -> Any:
@@ -123,33 +106,26 @@ def held_at(p: Any, memory: Any) -> Any:
     dscores = ahead(there, p.held * width)
     dvector = ahead(dscores, p.held * width)
     dread = ahead(dvector, p.features * width)
-    turned = ahead(dread, BLOCK * reads * width)
-    dhidden = ahead(turned, (BLOCK + 1) * columns * width)
+    transposed = ahead(dread, BLOCK * reads * width)
+    dhidden = ahead(transposed, (BLOCK + 1) * columns * width)
     doutput = ahead(dhidden, gates * columns)
     c = ahead(doutput, reads * columns)
     h = ahead(c, (p.held + 1) * part)
     sums = ahead(h, (p.held + 1) * part)
     starts = ahead(sums, p.held * gates * width)
     return Held(
-        memory, dqueries, dh, dc, there, dscores, dvector, dread, turned, dhidden, doutput, c, h, sums, starts
+        memory, dqueries, dh, dc, there, dscores, dvector, dread, transposed, dhidden, doutput, c, h, sums, starts
     )  # fmt: skip
 
 
-def backward_panels(first: int, past: int, call_array: Any, memory: Any) -> None:
+def backward_panels(first: int, past: int, integers: Any, numbers: Any) -> None:
     """The panels [first, past)."""
-    call, like = pointer(call_array), memory[0]
-    p = problem_of(call, like)
-    g = Gradients(
-        place(like, call[FURTHER]), place(like, call[FURTHER + 1]), place(like, call[FURTHER + 2]),
-        place(like, call[FURTHER + 3]), place(like, call[FURTHER + 4]), place(like, call[FURTHER + 5]),
-        place(0.0, call[FURTHER + 6]), place(0.0, call[FURTHER + 7]), place(0.0, call[FURTHER + 8]),
-        place(0.0, call[FURTHER + 9]),
-    )  # fmt: skip
+    p = unpack(Problem, integers, numbers)
     for n in range(first, past):
-        backward_panel(panel_of(n, p), p, g, held_at(p, scratch(memory)))
+        backward_panel(panel_of(n, p), p, held_at(p, scratch(p.memory)))
 
 
-def backward_panel(panel: Any, p: Any, g: Any, m: Any) -> None:
+def backward_panel(panel: Any, p: Any, m: Any) -> None:
     width, part, gates = lanes(m.h), p.size * lanes(m.h), 4 * p.size
     into_lanes(ahead(p.query, panel.first * gates), gates, panel.filled, gates, m.queries)
     into_lanes(ahead(p.h0, panel.first * p.size), p.size, panel.filled, p.size, m.starts)
@@ -168,13 +144,13 @@ def backward_panel(panel: Any, p: Any, g: Any, m: Any) -> None:
             copy(0, p.size, 0, ahead(m.h, p.held * part), ahead(m.starts, 2 * (k + 1) * part))
             copy(0, p.size, 0, ahead(m.c, p.held * part), ahead(m.starts, (2 * (k + 1) + 1) * part))
         else:
-            take_back(panel, k, p, g, m)
-    from_lanes(m.dqueries, panel.filled, gates, ahead(g.dqueries, panel.first * gates), gates)
-    from_lanes(m.dh, panel.filled, p.size, ahead(g.dh0, panel.first * p.size), p.size)
-    from_lanes(m.dc, panel.filled, p.size, ahead(g.dc0, panel.first * p.size), p.size)
-    add_to(0, whole_tiles(gates, m.h) * columns, 0, m.dhidden, g.dhidden)
-    add_to(0, whole_tiles(p.features, m.h) * columns, 0, m.doutput, g.doutput)
-    total_of_lanes(0, p.features, 0, m.dvector, g.dvector)
+            segment_backward(panel, k, p, m)
+    from_lanes(m.dqueries, panel.filled, gates, ahead(p.dqueries, panel.first * gates), gates)
+    from_lanes(m.dh, panel.filled, p.size, ahead(p.dh0, panel.first * p.size), p.size)
+    from_lanes(m.dc, panel.filled, p.size, ahead(p.dc0, panel.first * p.size), p.size)
+    add_to(0, whole_tiles(gates, m.h) * columns, 0, m.dhidden, p.dhidden)
+    add_to(0, whole_tiles(p.features, m.h) * columns, 0, m.doutput, p.doutput)
+    total_of_lanes(0, p.features, 0, m.dvector, p.dvector)
 
 
 def recompute(panel: Any, k: int, p: Any, m: Any) -> None:
@@ -193,30 +169,30 @@ def recompute(panel: Any, k: int, p: Any, m: Any) -> None:
         )  # fmt: skip
 
 
-def take_back(panel: Any, k: int, p: Any, g: Any, m: Any) -> None:
+def segment_backward(panel: Any, k: int, p: Any, m: Any) -> None:
     """Segment k from its last key to its first."""
     part, gates, reads = p.size * lanes(m.h), whole_tiles(4 * p.size, m.h), whole_tiles(p.features, m.h)
     low, width, columns = panel.low + k * p.held, lanes(m.h), whole_lanes(p.size, m.h)
     past, tile = min(low + p.held, panel.past), tile_rows(m.h)
-    find_dscores(panel, low, past, p, g, m.dscores)
+    find_dscores(panel, low, past, p, m.dscores)
     for s in range(past - low - 1, -1, -1):
-        take_step_back(panel, low + s, s, p, g, m)
+        step_backward(panel, low + s, s, p, m)
         if s % BLOCK == 0:
             count = min(BLOCK, past - low - s)
             for n in range(count + 1):
-                turn(columns, ahead(m.h, (s + n) * part), ahead(m.turned, n * width * columns), columns)
+                transpose(columns, ahead(m.h, (s + n) * part), ahead(m.transposed, n * width * columns), columns)
             dsums = ahead(m.gates, s * gates * width)
             for row in range(0, gates, tile):
                 at, total = ahead(dsums, row * width), ahead(m.dhidden, row * columns)
-                lane_product(count, gates * width, at, m.turned, columns, total)
+                lane_product(count, gates * width, at, m.transposed, columns, total)
             for row in range(0, reads, tile):
                 at, total = ahead(m.dread, row * width), ahead(m.doutput, row * columns)
-                lane_product(count, reads * width, at, ahead(m.turned, width * columns), columns, total)
+                lane_product(count, reads * width, at, ahead(m.transposed, width * columns), columns, total)
 
 
-def find_dscores(panel: Any, low: int, past: int, p: Any, g: Any, dscores: Any) -> None:
+def find_dscores(panel: Any, low: int, past: int, p: Any, dscores: Any) -> None:
     """Those of the keys [low, past) as (keys, W); the first and the last have the scores of keys beyond, too."""
-    given, width = ahead(g.dscores, panel.first * p.keys), lanes(dscores)
+    given, width = ahead(p.dscores, panel.first * p.keys), lanes(dscores)
     into_lanes(ahead(given, low), p.keys, panel.filled, past - low, dscores)
     for w in range(panel.filled):
         if low == panel.low:
@@ -227,32 +203,30 @@ def find_dscores(panel: Any, low: int, past: int, p: Any, g: Any, dscores: Any) 
                 dscores[(past - low - 1) * width + w] += given[w * p.keys + j]
 
 
-def take_step_back(panel: Any, j: int, s: int, p: Any, g: Any, m: Any) -> None:
+def step_backward(panel: Any, j: int, s: int, p: Any, m: Any) -> None:
     """From the gradients of the state after key j, number s of its segment, to those of the state before."""
     width, part, gates = lanes(m.h), p.size * lanes(m.h), whole_tiles(4 * p.size, m.h)
     dread, there = ahead(m.dread, s % BLOCK * whole_tiles(p.features, m.h) * width), ahead(m.there, s * width)
     multiply(p.features, p.size, p.output, ahead(m.h, (s + 1) * part), dread, False)
     read_back(0, p.features, s, dread, m.dvector, p.vector, m.dscores)
-    multiply(p.size, p.features, g.output_turned, dread, m.dh, True)
-    dsums, dqueries, c = ahead(m.gates, s * gates * width), m.dqueries, ahead(m.c, s * part)
-    turn_back(
-        0, p.size, 0, dsums, ahead(dsums, part), ahead(dsums, 2 * part), ahead(dsums, 3 * part), c, ahead(c, part),
-        m.dh, m.dc, dqueries, ahead(dqueries, part), ahead(dqueries, 2 * part), ahead(dqueries, 3 * part), there,
-    )  # fmt: skip
-    multiply(p.size, 4 * p.size, g.hidden_turned, dsums, m.dh, True)
+    multiply(p.size, p.features, p.output_transposed, dread, m.dh, True)
+    dsums, c = ahead(m.gates, s * gates * width), ahead(m.c, s * part)
+    gates, dquery = gates_at(dsums, part), gates_at(m.dqueries, part)
+    cell_backward(0, p.size, 0, gates, c, ahead(c, part), m.dh, m.dc, dquery, there)
+    multiply(p.size, 4 * p.size, p.hidden_transposed, dsums, m.dh, True)
     if panel.batch >= 0:
-        dkey = ahead(g.dkeys, ((panel.batch - p.batch) * p.keys + j) * 4 * p.size)
+        dkey = ahead(p.dkeys, ((panel.batch - p.batch) * p.keys + j) * 4 * p.size)
         total_of_lanes(0, 4 * p.size, 0, dsums, dkey)
         return
     for w in range(panel.filled):
-        dkey = ahead(g.dkeys, (((panel.first + w) // p.queries - p.batch) * p.keys + j) * 4 * p.size)
+        dkey = ahead(p.dkeys, (((panel.first + w) // p.queries - p.batch) * p.keys + j) * 4 * p.size)
         for e in range(4 * p.size):
             dkey[e] += dsums[e * width + w]
 
 
 held_at, find_dscores = jit(held_at, inner=True, inline=True), jit(find_dscores, inner=True, inline=True)
 recompute = jit(recompute, fastmath=EXACT, inner=True, inline=True)
-take_step_back = jit(take_step_back, fastmath=EXACT, inner=True, inline=True)
-take_back = jit(take_back, fastmath=EXACT, inner=True, inline=True)
+step_backward = jit(step_backward, fastmath=EXACT, inner=True, inline=True)
+segment_backward = jit(segment_backward, fastmath=EXACT, inner=True, inline=True)
 backward_panel = jit(backward_panel, fastmath=EXACT, inner=True, inline=True)
 backward_panels = jit(backward_panels, fastmath=EXACT)

@@ -10,24 +10,24 @@ from typing import Any
 
 from attnarray.kernels.numba.attention.panels import clear
 from attnarray.kernels.numba.recurrent.step import (
+    Problem,
     find_steps,
     from_lanes,
     into_lanes,
     multiply,
     panel_of,
-    problem_of,
     take_step,
 )  # fmt: skip
 from attnarray.kernels.numba.rows.activations import tangent
+from attnarray.kernels.numba.runtime.call import unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.formula import Each, Lane, Row
 from attnarray.kernels.numba.vector.lanes import Lanes, lanes, multiply_add
-from attnarray.kernels.numba.vector.memory import ahead, place, pointer, scratch
+from attnarray.kernels.numba.vector.memory import ahead, scratch
 from attnarray.kernels.numba.vector.packing import whole_tiles
 from attnarray.kernels.numba.vector.panel import panel_pass
 
-KEYS = 64  # whose scores are turned at a time
-SCORES = 16  # where the call has the address of the scores
+KEYS = 64  # whose scores are transposed at a time
 
 
 @panel_pass
@@ -35,21 +35,20 @@ def add_scores(z: Row, vector: Each, score: Lane) -> dict[str, Lanes]:
     return {"score": multiply_add(vector, tangent(z), score)}
 
 
-def room(size: int, features: int, width: int, tile: int) -> int:
+def scratch_size(size: int, features: int, width: int, tile: int) -> int:
     """The numbers of scratch that a thread takes."""
     gates, reads = (-(-n // tile) * tile for n in (4 * size, features))
     return 16 + width * (4 * size + gates + 2 * size + reads + 2 * KEYS)
 
 
-def score_panels(first: int, past: int, call_array: Any, memory: Any) -> None:
+def score_panels(first: int, past: int, integers: Any, numbers: Any) -> None:
     """The scores of the panels [first, past)."""
-    call = pointer(call_array)
-    p = problem_of(call, memory[0])
+    p = unpack(Problem, integers, numbers)
     for n in range(first, past):
-        score_panel(panel_of(n, p), p, scratch(memory), place(memory[0], call[SCORES]))
+        score_panel(panel_of(n, p), p, scratch(p.memory))
 
 
-def score_panel(panel: Any, p: Any, memory: Any, scores: Any) -> None:
+def score_panel(panel: Any, p: Any, memory: Any) -> None:
     width = lanes(memory)
     queries = memory
     gates = ahead(queries, 4 * p.size * width)
@@ -69,9 +68,9 @@ def score_panel(panel: Any, p: Any, memory: Any, scores: Any) -> None:
             take_step(panel, j, p, queries, ahead(there, (j - low) * width), h, c, gates, h, c)
             multiply(p.features, p.size, p.output, h, z, False)
             add_scores(0, p.features, j - low, z, p.vector, found)
-        from_lanes(found, panel.filled, stop - low, ahead(scores, panel.first * p.keys + low), p.keys)
+        from_lanes(found, panel.filled, stop - low, ahead(p.scores, panel.first * p.keys + low), p.keys)
     for i in range(panel.first, panel.first + panel.filled):  # keys that no lane reads leave the state as it is
-        row = ahead(scores, i * p.keys)
+        row = ahead(p.scores, i * p.keys)
         for j in range(panel.low):
             row[j] = row[panel.low]
         for j in range(panel.past, p.keys):

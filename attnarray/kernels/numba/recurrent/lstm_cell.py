@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from attnarray.kernels.numba.recurrent.step import Gates, gates_at
 from attnarray.kernels.numba.rows.activations import logistic, tangent
 from attnarray.kernels.numba.runtime import arrays as ra
 from attnarray.kernels.numba.runtime.call import Numbers, nothing, pack, unpack
@@ -75,15 +76,6 @@ class Backward(NamedTuple):
     dbefore: Numbers
 
 
-class Gates(NamedTuple):
-    """The gates of a row: input, forget, cell and output."""
-
-    i: Row
-    f: Row
-    g: Row
-    o: Row
-
-
 def _dense(x: Any, real: Any) -> Any:
     return np.ascontiguousarray(ra.aligned(x, real))
 
@@ -115,10 +107,6 @@ def cell_backward(dh: Row, dc: Row, gates: Gates, before: Row, c: Row, dsums: Ga
     }  # fmt: skip
 
 
-def gates_at(row: Any, size: int) -> Any:
-    return Gates(row, ahead(row, size), ahead(row, 2 * size), ahead(row, 3 * size))
-
-
 def step(first: int, past: int, integers: Any, numbers: Any) -> None:
     """The rows [first, past)."""
     s = unpack(Forward, integers, numbers)
@@ -141,5 +129,4 @@ def step_backward(first: int, past: int, integers: Any, numbers: Any) -> None:
         )  # fmt: skip
 
 
-gates_at = jit(gates_at, inner=True)
 step, step_backward = jit(step, fastmath=EXACT), jit(step_backward, fastmath=EXACT)

@@ -17,12 +17,20 @@ import numpy as np
 
 from attnarray.kernels.numba.recurrent import backward as recurrent_backward
 from attnarray.kernels.numba.recurrent import forward as recurrent_forward
+from attnarray.kernels.numba.recurrent.step import Problem
 from attnarray.kernels.numba.runtime import arrays as ra
+from attnarray.kernels.numba.runtime.call import nothing, pack
 from attnarray.kernels.numba.runtime.threads import run_parts, threads_for
 from attnarray.kernels.numba.vector.lanes import TILES
 
 HELD = 2**22  # numbers of gates and states of one panel
 FORWARD, BACKWARD = (0.02, 0.6), (0.06, 1.2)  # nanoseconds of a step for each weight, and each function of a number
+
+
+GIVEN = (
+    "rows", "queries", "keys", "size", "features", "query", "key", "h0", "c0", "steps", "bounds", "hidden", "output",
+    "vector",
+)  # fmt: skip
 
 
 class Given(NamedTuple):
@@ -37,10 +45,15 @@ class Given(NamedTuple):
     bounds: Any  # (panels, 2): the keys [low, past) that a panel reads
     arrays: tuple[Any, ...]  # in the order of `Problem`
 
-    def call(self, held: int, batch: int, *others: Any) -> Any:
-        """The integers that the kernels take."""
-        sizes = self.rows, self.queries, self.keys, self.size, self.features, held, batch
-        return np.array([*sizes, *(0 if x is None else x.ctypes.data for x in (*self.arrays, *others))], np.int64)
+    def call(self, **others: Any) -> Problem:
+        """A call, with what forward or backward takes besides."""
+        sizes = self.rows, self.queries, self.keys, self.size, self.features
+        problem: Problem = nothing(Problem)
+        return problem._replace(**dict(zip(GIVEN, (*sizes, *self.arrays), strict=True)), **others)
+
+    def packed(self, parts: list[tuple[int, int]], calls: list[Problem]) -> list[tuple[Any, ...]]:
+        """The arguments of the kernels."""
+        return [(*part, *pack(call, self.real)) for part, call in zip(parts, calls, strict=True)]
 
     def parts(self, each_weight: float, each_number: float) -> list[tuple[int, int]]:
         """Ranges of panels, one for each thread, of about the same number of steps."""
@@ -68,9 +81,10 @@ def recurrent_scores(queries: Any, keys: Any, h0: Any, c0: Any, steps: Any, scor
     real = ra.computed_in(queries)
     given = _given((queries, keys, h0, c0, steps), scorer, real)
     out = np.empty((queries.shape[0], 1, queries.shape[1], keys.shape[1]), real)
-    call, room = given.call(0, 0, out), recurrent_forward.room(given.size, given.features, *TILES[real.itemsize * 8])
-    parts = [(*part, call, np.zeros(room, real)) for part in given.parts(*FORWARD)]
-    run_parts(recurrent_forward.score_panels, parts)
+    size = recurrent_forward.scratch_size(given.size, given.features, *TILES[real.itemsize * 8])
+    parts = given.parts(*FORWARD)
+    calls = [given.call(scores=out, memory=np.zeros(size, real)) for _ in parts]
+    run_parts(recurrent_forward.score_panels, given.packed(parts, calls))
     return out
 
 
@@ -79,25 +93,25 @@ def recurrent_scores_backward(dscores: Any, rows: Any, scorer: Any) -> tuple[Any
     real = ra.computed_in(dscores)
     given = _given(rows, scorer, real)
     hidden, output, _ = scorer
-    others = _dense(dscores, real), _packed(hidden.T, real), _packed(output.T, real)
-    results = [np.empty(x.shape, real) for x in (rows.queries, rows.h0, rows.c0)]
+    results = {f"d{name}": np.empty(getattr(rows, name).shape, real) for name in ("queries", "h0", "c0")}
+    others = {"hidden_transposed": _packed(hidden.T, real), "output_transposed": _packed(output.T, real), **results}
     held, parts = _held(given), given.parts(*BACKWARD)
     segments = max(-(-given.keys // held), 1)
-    room = recurrent_backward.room(given.size, given.features, held, segments, *TILES[real.itemsize * 8])
-    sums = [_no_sums(*part, given) for part in parts]
-    calls = [given.call(held, some.batch, *others, *results, *some[1:]) for some in sums]
-    calls_of_threads = [(*part, call, np.zeros(room, real)) for part, call in zip(parts, calls, strict=True)]
-    run_parts(recurrent_backward.backward_panels, calls_of_threads)
-    dqueries, dh0, dc0 = results
+    size = recurrent_backward.scratch_size(given.size, given.features, held, segments, *TILES[real.itemsize * 8])
+    sums, dscores = [_no_sums(*part, given) for part in parts], _dense(dscores, real)
+    calls = [
+        given.call(held=held, dscores=dscores, memory=np.zeros(size, real), **others, **some._asdict()) for some in sums
+    ]
+    run_parts(recurrent_backward.backward_panels, given.packed(parts, calls))
+    dqueries, dh0, dc0 = results.values()
     dkeys, *dscorer = _together(sums, rows.keys.shape, scorer, real)
     return type(rows)(dqueries, dkeys, dh0, dc0, None), type(scorer)(*dscorer)
 
 
 def warmup(dtype: str) -> None:
     """Compile both kernels for one dtype."""
-    call, memory = np.zeros(32, np.int64), np.zeros(16, dtype)
-    recurrent_forward.score_panels(0, 0, call, memory)
-    recurrent_backward.backward_panels(0, 0, call, memory)
+    recurrent_forward.score_panels(0, 0, *pack(nothing(Problem), dtype))
+    recurrent_backward.backward_panels(0, 0, *pack(nothing(Problem), dtype))
 
 
 def _given(inputs: tuple[Any, ...], scorer: Any, real: Any) -> Given:

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from attnarray.kernels.numba.rows.activations import logistic, tangent
+from attnarray.kernels.numba.runtime.call import Bytes, Doubles, Integers, Numbers
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.formula import Each, Lane, Row, Total
 from attnarray.kernels.numba.vector.lanes import Lanes, lanes, multiply_add, tile_rows, where
-from attnarray.kernels.numba.vector.memory import ahead, as_bytes, place
+from attnarray.kernels.numba.vector.memory import ahead, is_null
 from attnarray.kernels.numba.vector.panel import panel_pass
 from attnarray.kernels.numba.vector.product import packed_product
 
 
 class Problem(NamedTuple):
-    """A call, as compiled code sees it: sizes and pointers. M rows of the weights lie together, as from `pack_rows`."""
+    """A call of forward or backward, None for what it does not take; M rows of weights lie together (`pack_rows`)."""
 
     rows: int  # B T
     queries: int  # T
@@ -30,16 +29,27 @@ class Problem(NamedTuple):
     features: int  # A
     held: int  # keys whose gates are held at a time
     batch: int  # the first one in `dkeys`
-    query: Any  # (B T, 4 H)
-    key: Any  # (B, S, 4 H)
-    h0: Any  # (B T, H)
-    c0: Any  # (B T, H)
-    steps: Any  # (B T, S) bytes, 0 where there is no step
-    steps_given: bool  # else there is one everywhere
-    bounds: Any  # (panels, 2): the keys [low, past) that a panel reads
-    hidden: Any  # W_hh
-    output: Any  # W_r
-    vector: Any  # v
+    query: Numbers  # (B T, 4 H)
+    key: Numbers  # (B, S, 4 H)
+    h0: Numbers  # (B T, H)
+    c0: Numbers  # (B T, H)
+    steps: Bytes  # (B T, S), 0 where there is no step; None if there is one everywhere
+    bounds: Integers  # (panels, 2): the keys [low, past) that a panel reads
+    hidden: Numbers  # W_hh
+    output: Numbers  # W_r
+    vector: Numbers  # v
+    memory: Numbers  # scratch
+    scores: Numbers  # (B T, S)
+    dscores: Numbers  # (B T, S)
+    hidden_transposed: Numbers  # W_hh^T, packed
+    output_transposed: Numbers  # W_r^T, packed
+    dqueries: Numbers  # (B T, 4 H)
+    dh0: Numbers  # (B T, H)
+    dc0: Numbers  # (B T, H)
+    dkeys: Doubles  # (batches of the thread, S, 4 H)
+    dhidden: Doubles  # (4 H filled up to M, H filled up to W)
+    doutput: Doubles  # (A filled up to M, H filled up to W)
+    dvector: Doubles  # (A,)
 
 
 class Panel(NamedTuple):
@@ -50,6 +60,20 @@ class Panel(NamedTuple):
     batch: int
     low: int
     past: int
+
+
+class Gates(NamedTuple):
+    """The gates of a cell: input, forget, cell and output."""
+
+    i: Row
+    f: Row
+    g: Row
+    o: Row
+
+
+def gates_at(gates: Any, size: int) -> Any:
+    """The four gates, `size` numbers from each other."""
+    return Gates(gates, ahead(gates, size), ahead(gates, 2 * size), ahead(gates, 3 * size))
 
 
 @panel_pass
@@ -78,21 +102,10 @@ def to_tangent(sums: Row) -> dict[str, Lanes]:
 
 
 @panel_pass
-def advance(
-    i: Row, f: Row, g: Row, o: Row, h_before: Row, c_before: Row, h: Row, c: Row, there: Lane
-) -> dict[str, Lanes]:
+def advance(gates: Gates, h_before: Row, c_before: Row, h: Row, c: Row, there: Lane) -> dict[str, Lanes]:
     """Where there is no step, the state stays."""
-    there, c = there > 0.0, multiply_add(f, c_before, i * g)
-    return {"h": where(there, o * tangent(c), h_before), "c": where(there, c, c_before)}
-
-
-def problem_of(call: Any, like: Any) -> Any:
-    """The call that integers describe, sizes first and then addresses, with numbers like `like`."""
-    return Problem(
-        call[0], call[1], call[2], call[3], call[4], call[5], call[6], place(like, call[7]), place(like, call[8]),
-        place(like, call[9]), place(like, call[10]), as_bytes(place(like, call[11])), call[11] != 0,
-        place(np.int64(0), call[12]), place(like, call[13]), place(like, call[14]), place(like, call[15]),
-    )  # fmt: skip
+    there, c = there > 0.0, multiply_add(gates.f, c_before, gates.i * gates.g)
+    return {"h": where(there, gates.o * tangent(c), h_before), "c": where(there, c, c_before)}
 
 
 def panel_of(n: int, p: Any) -> Any:
@@ -129,7 +142,7 @@ def from_lanes(packed: Any, count: int, columns: int, x: Any, apart: int) -> Non
 def find_steps(panel: Any, low: int, past: int, p: Any, there: Any) -> None:
     """1 in each lane that has a step at a key, else 0: (keys, W)."""
     width = lanes(there)
-    if p.steps_given:
+    if not is_null(p.steps):
         into_bytes_lanes(ahead(p.steps, panel.first * p.keys + low), p.keys, panel.filled, past - low, there)
         return
     for n in range((past - low) * width):
@@ -165,13 +178,11 @@ def take_step(
     to_logistic(0, 2 * p.size, 0, gates)
     to_tangent(2 * p.size, 3 * p.size, 0, gates)
     to_logistic(3 * p.size, 4 * p.size, 0, gates)
-    advance(
-        0, p.size, 0, gates, ahead(gates, part), ahead(gates, 2 * part), ahead(gates, 3 * part), h_before, c_before,
-        h, c, there,
-    )  # fmt: skip
+    advance(0, p.size, 0, gates_at(gates, part), h_before, c_before, h, c, there)
 
 
-problem_of, panel_of = jit(problem_of, inner=True), jit(panel_of, inner=True)
+gates_at = jit(gates_at, inner=True)
+panel_of = jit(panel_of, inner=True)
 into_lanes, into_bytes_lanes, from_lanes = (
     jit(into_lanes, inner=True),
     jit(into_bytes_lanes, inner=True),

@@ -16,7 +16,7 @@ from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
 from attnarray.kernels.numba.vector.formula import Row
 from attnarray.kernels.numba.vector.lanes import LOG2_E, TAYLOR, Lanes, absolute, exp, multiply_add, polynomial, where
-from attnarray.kernels.numba.vector.memory import ahead, place
+from attnarray.kernels.numba.vector.memory import ahead, pointer_at
 from attnarray.kernels.numba.vector.normal_distribution import normal_distribution
 from attnarray.kernels.numba.vector.rows import row_pass
 
@@ -223,57 +223,57 @@ def sigmoid_gradient_pass(dout: Row, y: Row, dx: Row) -> dict[str, Lanes]:
 
 
 def gelu(first: int, past: int, x: int, out: int, like: Any) -> None:
-    gelu_pass(past - first, ahead(place(like, x), first), ahead(place(like, out), first))
+    gelu_pass(past - first, ahead(pointer_at(like, x), first), ahead(pointer_at(like, out), first))
 
 
 def gelu_by_tanh(first: int, past: int, x: int, out: int, like: Any) -> None:
-    gelu_by_tanh_pass(past - first, ahead(place(like, x), first), ahead(place(like, out), first))
+    gelu_by_tanh_pass(past - first, ahead(pointer_at(like, x), first), ahead(pointer_at(like, out), first))
 
 
 def relu(first: int, past: int, x: int, out: int, like: Any) -> None:
-    relu_pass(past - first, ahead(place(like, x), first), ahead(place(like, out), first))
+    relu_pass(past - first, ahead(pointer_at(like, x), first), ahead(pointer_at(like, out), first))
 
 
 def silu(first: int, past: int, x: int, out: int, like: Any) -> None:
-    silu_pass(past - first, ahead(place(like, x), first), ahead(place(like, out), first))
+    silu_pass(past - first, ahead(pointer_at(like, x), first), ahead(pointer_at(like, out), first))
 
 
 def tanh(first: int, past: int, x: int, out: int, like: Any) -> None:
-    tanh_pass(past - first, ahead(place(like, x), first), ahead(place(like, out), first))
+    tanh_pass(past - first, ahead(pointer_at(like, x), first), ahead(pointer_at(like, out), first))
 
 
 def sigmoid(first: int, past: int, x: int, out: int, like: Any) -> None:
-    sigmoid_pass(past - first, ahead(place(like, x), first), ahead(place(like, out), first))
+    sigmoid_pass(past - first, ahead(pointer_at(like, x), first), ahead(pointer_at(like, out), first))
 
 
 def gelu_gradient(first: int, past: int, dout: int, x: int, dx: int, like: Any) -> None:
-    drow, row = ahead(place(like, dout), first), ahead(place(like, x), first)
-    gelu_gradient_pass(past - first, drow, row, ahead(place(like, dx), first))
+    drow, row = ahead(pointer_at(like, dout), first), ahead(pointer_at(like, x), first)
+    gelu_gradient_pass(past - first, drow, row, ahead(pointer_at(like, dx), first))
 
 
 def gelu_by_tanh_gradient(first: int, past: int, dout: int, x: int, dx: int, like: Any) -> None:
-    drow, row = ahead(place(like, dout), first), ahead(place(like, x), first)
-    gelu_by_tanh_gradient_pass(past - first, drow, row, ahead(place(like, dx), first))
+    drow, row = ahead(pointer_at(like, dout), first), ahead(pointer_at(like, x), first)
+    gelu_by_tanh_gradient_pass(past - first, drow, row, ahead(pointer_at(like, dx), first))
 
 
 def relu_gradient(first: int, past: int, dout: int, y: int, dx: int, like: Any) -> None:
-    drow, row = ahead(place(like, dout), first), ahead(place(like, y), first)
-    relu_gradient_pass(past - first, drow, row, ahead(place(like, dx), first))
+    drow, row = ahead(pointer_at(like, dout), first), ahead(pointer_at(like, y), first)
+    relu_gradient_pass(past - first, drow, row, ahead(pointer_at(like, dx), first))
 
 
 def silu_gradient(first: int, past: int, dout: int, x: int, dx: int, like: Any) -> None:
-    drow, row = ahead(place(like, dout), first), ahead(place(like, x), first)
-    silu_gradient_pass(past - first, drow, row, ahead(place(like, dx), first))
+    drow, row = ahead(pointer_at(like, dout), first), ahead(pointer_at(like, x), first)
+    silu_gradient_pass(past - first, drow, row, ahead(pointer_at(like, dx), first))
 
 
 def tanh_gradient(first: int, past: int, dout: int, y: int, dx: int, like: Any) -> None:
-    drow, row = ahead(place(like, dout), first), ahead(place(like, y), first)
-    tanh_gradient_pass(past - first, drow, row, ahead(place(like, dx), first))
+    drow, row = ahead(pointer_at(like, dout), first), ahead(pointer_at(like, y), first)
+    tanh_gradient_pass(past - first, drow, row, ahead(pointer_at(like, dx), first))
 
 
 def sigmoid_gradient(first: int, past: int, dout: int, y: int, dx: int, like: Any) -> None:
-    drow, row = ahead(place(like, dout), first), ahead(place(like, y), first)
-    sigmoid_gradient_pass(past - first, drow, row, ahead(place(like, dx), first))
+    drow, row = ahead(pointer_at(like, dout), first), ahead(pointer_at(like, y), first)
+    sigmoid_gradient_pass(past - first, drow, row, ahead(pointer_at(like, dx), first))
 
 
 gelu, gelu_gradient = jit(gelu, fastmath=EXACT), jit(gelu_gradient, fastmath=EXACT)

@@ -20,7 +20,7 @@ from attnarray.kernels.numba.runtime.threads import split_rows
 from attnarray.kernels.numba.vector.emit import INDEX, loop, splat, store
 from attnarray.kernels.numba.vector.formula import Row, Scalar
 from attnarray.kernels.numba.vector.lanes import TILES, Lanes, where
-from attnarray.kernels.numba.vector.memory import ahead, as_bytes, keep, place, pointer
+from attnarray.kernels.numba.vector.memory import ahead, as_bytes, keep, pointer, pointer_at
 from attnarray.kernels.numba.vector.philox import MULTIPLIERS, ROUNDS, WEYL
 from attnarray.kernels.numba.vector.rows import row_pass
 
@@ -136,13 +136,13 @@ def keep_drawn(
         start = n * CHUNK
         size = min(CHUNK, count - start)
         draw_flags(flags, -(-size // (4 * LANES)), start // 4, low, high, limit)
-        scale_drawn(size, ahead(place(factor, x), start), flags, ahead(place(factor, out), start), factor)
+        scale_drawn(size, ahead(pointer_at(factor, x), start), flags, ahead(pointer_at(factor, out), start), factor)
     keep(scratch)
 
 
 def keep_given(first: int, past: int, x: int, out: int, mask: int, factor: Any) -> None:
-    row, result = ahead(place(factor, x), first), ahead(place(factor, out), first)
-    scale_given(past - first, row, as_bytes(place(factor, mask + first)), result, factor)
+    row, result = ahead(pointer_at(factor, x), first), ahead(pointer_at(factor, out), first)
+    scale_given(past - first, row, as_bytes(pointer_at(factor, mask + first)), result, factor)
 
 
 keep_drawn, keep_given = jit(keep_drawn, fastmath=EXACT), jit(keep_given, fastmath=EXACT)

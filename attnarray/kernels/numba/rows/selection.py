@@ -3,7 +3,7 @@
 Reference: attention/selection/top_k.py. Parallel over the rows. Scratch: none.
 
 The k-th largest number is found by bisection over the bits of floating numbers, which are in the order of the numbers
-once those of negative ones are turned over: at most 32 (64) passes that count, over a row that is in the cache, and
+once those of negative ones are flipped: at most 32 (64) passes that count, over a row that is in the cache, and
 fewer where some bound has just k numbers above it. Then the chosen are collected from the parts that hold any.
 """
 
@@ -22,7 +22,7 @@ from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
 from attnarray.kernels.numba.vector.formula import Largest, Row, Scalar, Sum
 from attnarray.kernels.numba.vector.lanes import Lanes, maximum, where
-from attnarray.kernels.numba.vector.memory import ahead, place
+from attnarray.kernels.numba.vector.memory import ahead, pointer_at
 from attnarray.kernels.numba.vector.rows import row_pass
 from attnarray.numpy_arrays import PLAIN
 
@@ -64,7 +64,7 @@ def order_of(_context: Any, number: Any) -> Any:
 
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, values: Any) -> ir.Value:
         integer = ir.IntType(number.bitwidth)
-        return builder.sext(_turned(builder, builder.bitcast(values[0], integer)), ir.IntType(64))
+        return builder.sext(_flipped(builder, builder.bitcast(values[0], integer)), ir.IntType(64))
 
     return types.int64(number), emit
 
@@ -76,13 +76,13 @@ def number_at(_context: Any, order: Any, like: Any) -> Any:
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, values: Any) -> ir.Value:
         integer = ir.IntType(like.bitwidth)
         bits = values[0] if like.bitwidth == 64 else builder.trunc(values[0], integer)
-        return builder.bitcast(_turned(builder, bits), context.get_value_type(like))
+        return builder.bitcast(_flipped(builder, bits), context.get_value_type(like))
 
     return like(types.int64, like), emit
 
 
-def _turned(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
-    """All bits but the sign turned over where the sign is set; its own inverse."""
+def _flipped(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
+    """All bits but the sign flipped where the sign is set; its own inverse."""
     width = bits.type.width
     sign = builder.ashr(bits, bits.type(width - 1))
     return builder.xor(bits, builder.and_(sign, bits.type(2 ** (width - 1) - 1)))
@@ -125,7 +125,7 @@ def kth_largest(row: Any, count: int, k: int, like: Any) -> Any:
 
 def choose(first: int, past: int, count: int, x: int, apart: int, k: int, chosen: int, like: Any) -> None:
     for n in range(first, past):
-        row, places = place(like, x + n * apart), ahead(place(count, chosen), n * k)
+        row, places = pointer_at(like, x + n * apart), ahead(pointer_at(count, chosen), n * k)
         bound = kth_largest(row, count, k, like)
         ties, found = k - int(count_above(count, row, bound)), 0
         for start in range(0, count, PART):
@@ -144,7 +144,7 @@ def choose(first: int, past: int, count: int, x: int, apart: int, k: int, chosen
 def mark(rows: int, count: int, keys: int, indices: int, mask: int) -> None:
     """1 where an index of a row names a key; others name none."""
     for n in range(rows):
-        row, marks = ahead(place(rows, indices), n * count), ahead(place(np.uint8(0), mask), n * keys)
+        row, marks = ahead(pointer_at(rows, indices), n * count), ahead(pointer_at(np.uint8(0), mask), n * keys)
         for m in range(count):
             if 0 <= row[m] < keys:
                 marks[row[m]] = 1

@@ -16,7 +16,7 @@ from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
 from attnarray.kernels.numba.vector.formula import Largest, Row, Scalar, Sum
 from attnarray.kernels.numba.vector.lanes import Lanes, exp, maximum, multiply_add, where
-from attnarray.kernels.numba.vector.memory import as_bytes, place
+from attnarray.kernels.numba.vector.memory import as_bytes, pointer_at
 from attnarray.kernels.numba.vector.rows import row_pass
 
 NONE = np.zeros(0, np.int64)
@@ -137,7 +137,7 @@ def differentiate_log(dout: Row, y: Row, dx: Row, total: Scalar) -> dict[str, La
 def masked(n: int, count: int, row: Any, out: Any, mask: int, offsets: int, lowest: Any) -> Any:
     """The row to go on with, `out` if there is a mask, and what is subtracted from it: its maximum, but 0 for -inf."""
     if mask != 0:
-        largest = hide(count, row, as_bytes(place(lowest, mask + place(n, offsets)[n])), out)
+        largest = hide(count, row, as_bytes(pointer_at(lowest, mask + pointer_at(n, offsets)[n])), out)
         row = out
     else:
         largest = find_largest(count, row)
@@ -149,8 +149,8 @@ def softmax(
     lowest: Any,
 ) -> None:  # fmt: skip
     for n in range(first, past):
-        result = place(lowest, out + n * out_apart)
-        row, shift = masked(n, count, place(lowest, x + n * x_apart), result, mask, offsets, lowest)
+        result = pointer_at(lowest, out + n * out_apart)
+        row, shift = masked(n, count, pointer_at(lowest, x + n * x_apart), result, mask, offsets, lowest)
         total = exponentiate(count, row, result, shift)
         scale(count, result, 1.0 / total if total != 0 else 1.0)
 
@@ -160,8 +160,8 @@ def log_softmax(
     lowest: Any,
 ) -> None:  # fmt: skip
     for n in range(first, past):
-        result = place(lowest, out + n * out_apart)
-        row, shift = masked(n, count, place(lowest, x + n * x_apart), result, mask, offsets, lowest)
+        result = pointer_at(lowest, out + n * out_apart)
+        row, shift = masked(n, count, pointer_at(lowest, x + n * x_apart), result, mask, offsets, lowest)
         total = add_exponentials(count, row, shift)
         subtract(count, row, result, shift, math.log(total) if total != 0 else 0.0)
 
@@ -171,8 +171,8 @@ def softmax_gradient(
     lowest: Any,
 ) -> None:  # fmt: skip
     for n in range(first, past):
-        drow, row = place(lowest, dout + n * dout_apart), place(lowest, y + n * y_apart)
-        differentiate(count, drow, row, place(lowest, dx + n * dx_apart), add_products(count, drow, row))
+        drow, row = pointer_at(lowest, dout + n * dout_apart), pointer_at(lowest, y + n * y_apart)
+        differentiate(count, drow, row, pointer_at(lowest, dx + n * dx_apart), add_products(count, drow, row))
 
 
 def log_softmax_gradient(
@@ -180,8 +180,8 @@ def log_softmax_gradient(
     lowest: Any,
 ) -> None:  # fmt: skip
     for n in range(first, past):
-        drow, row = place(lowest, dout + n * dout_apart), place(lowest, y + n * y_apart)
-        differentiate_log(count, drow, row, place(lowest, dx + n * dx_apart), add_seen(count, drow, row))
+        drow, row = pointer_at(lowest, dout + n * dout_apart), pointer_at(lowest, y + n * y_apart)
+        differentiate_log(count, drow, row, pointer_at(lowest, dx + n * dx_apart), add_seen(count, drow, row))
 
 
 masked = jit(masked, fastmath=EXACT)

@@ -20,7 +20,7 @@ from attnarray.kernels.numba.rows.softmax import differentiated, normalized
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.formula import Largest, Row, Scalar, Sum
 from attnarray.kernels.numba.vector.lanes import Lanes, item_bytes, maximum, multiply_add, where
-from attnarray.kernels.numba.vector.memory import as_bytes, place
+from attnarray.kernels.numba.vector.memory import as_bytes, pointer_at
 from attnarray.kernels.numba.vector.rows import row_pass
 
 FORWARD, BACKWARD = 0.6, 0.4  # nanoseconds for each number
@@ -134,7 +134,7 @@ def differentiate_roots(dout: Row, y: Row, dx: Row, mean: Scalar) -> dict[str, L
 def prepared(n: int, count: int, row: Any, out: Any, mask: int, offsets: int, lowest: Any) -> Any:
     """The row to go on with, `out` if there is a mask; its largest number; whether `out` is the result already."""
     if mask != 0:
-        largest, broken = hide(count, row, as_bytes(place(lowest, mask + place(n, offsets)[n])), out)
+        largest, broken = hide(count, row, as_bytes(pointer_at(lowest, mask + pointer_at(n, offsets)[n])), out)
         row = out
     else:
         largest, broken = find_largest(count, row)
@@ -152,8 +152,8 @@ def sparsemax(
     lowest: Any,
 ) -> None:  # fmt: skip
     for n in range(first, past):
-        result = place(lowest, out + n * out_apart)
-        row, largest, done = prepared(n, count, place(lowest, x + n * x_apart), result, mask, offsets, lowest)
+        result = pointer_at(lowest, out + n * out_apart)
+        row, largest, done = prepared(n, count, pointer_at(lowest, x + n * x_apart), result, mask, offsets, lowest)
         if done:
             continue
         tau, before = -1.0, 2.0 * count
@@ -171,8 +171,8 @@ def entmax(
     lowest: Any,
 ) -> None:  # fmt: skip
     for n in range(first, past):
-        result = place(lowest, out + n * out_apart)
-        row, largest, done = prepared(n, count, place(lowest, x + n * x_apart), result, mask, offsets, lowest)
+        result = pointer_at(lowest, out + n * out_apart)
+        row, largest, done = prepared(n, count, pointer_at(lowest, x + n * x_apart), result, mask, offsets, lowest)
         if done:
             continue
         tau, step = -1.0, 1.0
@@ -189,9 +189,9 @@ def sparsemax_gradient(
     lowest: Any,
 ) -> None:  # fmt: skip
     for n in range(first, past):
-        drow, row = place(lowest, dout + n * dout_apart), place(lowest, y + n * y_apart)
+        drow, row = pointer_at(lowest, dout + n * dout_apart), pointer_at(lowest, y + n * y_apart)
         products, total = add_slopes(count, drow, row)
-        differentiate(count, drow, row, place(lowest, dx + n * dx_apart), products / total if total != 0 else 0.0)
+        differentiate(count, drow, row, pointer_at(lowest, dx + n * dx_apart), products / total if total != 0 else 0.0)
 
 
 def entmax_gradient(
@@ -199,9 +199,11 @@ def entmax_gradient(
     lowest: Any,
 ) -> None:  # fmt: skip
     for n in range(first, past):
-        drow, row = place(lowest, dout + n * dout_apart), place(lowest, y + n * y_apart)
+        drow, row = pointer_at(lowest, dout + n * dout_apart), pointer_at(lowest, y + n * y_apart)
         products, total = add_root_slopes(count, drow, row)
-        differentiate_roots(count, drow, row, place(lowest, dx + n * dx_apart), products / total if total != 0 else 0.0)
+        differentiate_roots(
+            count, drow, row, pointer_at(lowest, dx + n * dx_apart), products / total if total != 0 else 0.0
+        )
 
 
 prepared = jit(prepared, fastmath=EXACT)

@@ -14,7 +14,7 @@ from attnarray.kernels import Declined
 from attnarray.kernels.numba.runtime.jit import jit
 from attnarray.kernels.numba.vector.formula import Row
 from attnarray.kernels.numba.vector.lanes import Lanes, in_type
-from attnarray.kernels.numba.vector.memory import ahead, is_null, place
+from attnarray.kernels.numba.vector.memory import ahead, is_null, pointer_at
 from attnarray.kernels.numba.vector.rows import row_pass
 
 LONGEST = 32  # float32 numbers that are added up by themselves, a power of two
@@ -80,7 +80,7 @@ def move(part: Row, total: Row) -> dict[str, Lanes]:
 
 def count_long(size: int, places: int, count: int, counts: int) -> int:
     """How many marks `size` entries need, or -1 if a row is not one of `count`. `counts` holds a zero for each row."""
-    row, of_row = place(size, places), place(np.uint8(0), counts)
+    row, of_row = pointer_at(size, places), pointer_at(np.uint8(0), counts)
     outside, found = 0, 0
     for n in range(size):
         outside |= row[n] | (count - 1 - row[n])
@@ -95,7 +95,7 @@ def count_long(size: int, places: int, count: int, counts: int) -> int:
 
 def mark(size: int, places: int, counts: int, marks: int) -> None:
     """Fill `marks`. `counts` holds a zero for each row."""
-    row, of_row, mark = place(size, places), place(np.uint8(0), counts), place(np.uint8(0), marks)
+    row, of_row, mark = pointer_at(size, places), pointer_at(np.uint8(0), counts), pointer_at(np.uint8(0), marks)
     for n in range(size):
         some = of_row[row[n]] + 1
         mark[n] = some // LONGEST

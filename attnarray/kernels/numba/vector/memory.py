@@ -69,10 +69,11 @@ def matrix_at(_context: Any, like: Any, address: Any, rows: Any, columns: Any, r
 
 @intrinsic
 def scratch(_context: Any, array: Any) -> Any:
-    """The first element of a contiguous array that lies at the start of a cache line of 64 bytes."""
+    """The first element of a contiguous array, or from a pointer on, at the start of a cache line of 64 bytes."""
 
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
-        data = make_array(array)(context, builder, arguments[0]).data
+        is_pointer = isinstance(array, types.CPointer)
+        data = arguments[0] if is_pointer else make_array(array)(context, builder, arguments[0]).data
         address = builder.ptrtoint(data, ir.IntType(64))
         line = builder.and_(builder.add(address, ir.IntType(64)(63)), ir.IntType(64)(-64))
         return builder.inttoptr(line, data.type)
@@ -114,7 +115,7 @@ def row_of(_context: Any, matrix: Any, row: Any) -> Any:
 
 
 @intrinsic
-def place(_context: Any, like: Any, address: Any) -> Any:
+def pointer_at(_context: Any, like: Any, address: Any) -> Any:
     """The number at an address, of the dtype of `like`."""
 
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:

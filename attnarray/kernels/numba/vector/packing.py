@@ -126,8 +126,8 @@ def whole_tiles(columns: int, packed: Any) -> Any:
     return (columns + tile_rows(packed) - 1) // tile_rows(packed) * tile_rows(packed)
 
 
-def remove_unfinite(packed: Any, count: int) -> bool:
-    """Write 0 for NaN and infinities; whether there were any. `spoil` then says what they would have reached."""
+def remove_nonfinite(packed: Any, count: int) -> bool:
+    """Write 0 for NaN and infinities; whether there were any. `put_nan` then says what they would have reached."""
     found = 0
     for n in range(count):
         found |= not (abs(packed[n]) < np.inf)
@@ -137,7 +137,7 @@ def remove_unfinite(packed: Any, count: int) -> bool:
     return found != 0
 
 
-def spoil(
+def put_nan(
     x: Any, first: int, past: int, weights: Any, weight_row: int, weight_step: int, count: int, total: Any,
     total_column: int, total_step: int,
 ) -> None:  # fmt: skip
@@ -157,4 +157,4 @@ whole_lanes, whole_tiles = jit(whole_lanes, inner=True), jit(whole_tiles, inner=
 row_length, apart_in_place = jit(row_length, inner=True), jit(apart_in_place, inner=True)
 lies_in_rows, pack_row = jit(lies_in_rows, inner=True), jit(pack_row, inner=True)
 pack_rows, pack_columns = jit(pack_rows, inner=True), jit(pack_columns, inner=True)
-remove_unfinite, spoil = jit(remove_unfinite, fastmath=EXACT, inner=True), jit(spoil, fastmath=EXACT, inner=True)
+remove_nonfinite, put_nan = jit(remove_nonfinite, fastmath=EXACT, inner=True), jit(put_nan, fastmath=EXACT, inner=True)

@@ -13,10 +13,11 @@ grows with the number of its blocks and not with that of its terms.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import types
+from numba.core.cgutils import unpack_tuple
 from numba.extending import intrinsic
 
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
@@ -28,22 +29,26 @@ from attnarray.kernels.numba.vector.packing import whole_lanes
 LONGEST = 256  # steps that are summed in registers
 
 
-@intrinsic
-def tile_product(
-    _context: Any, rows: Any, depth: Any, a: Any, a_row: Any, a_step: Any, b: Any, b_step: Any, c: Any, c_row: Any,
-    accumulate: Any,
-) -> Any:  # fmt: skip
-    """C (+)= A B for one tile of W lanes, at three pointers.
+class Operand(NamedTuple):
+    """A matrix: a pointer, and how many numbers its rows, and for a sum its steps k, lie apart."""
 
-    `rows` are the rows wanted; M / 3, 2 M / 3 or M are computed. `depth` is the number of steps k. The rows of A are
-    `a_row` and its columns `a_step` elements apart, the rows of B `b_step` and those of C `c_row`. Without
+    start: Any
+    row: Any
+    step: Any
+
+
+@intrinsic
+def tile_product(_context: Any, rows: Any, depth: Any, a: Any, b: Any, c: Any, accumulate: Any) -> Any:
+    """C (+)= A B for one tile of W lanes and operands A (row, step), B (step) and C (row).
+
+    `rows` are the rows wanted; M / 3, 2 M / 3 or M are computed. `depth` is the number of steps k. Without
     `accumulate`, C is written only.
     """
-    integers = types.intp
-    signature = types.void(integers, integers, a, integers, integers, b, integers, c, integers, types.boolean)
+    signature = types.void(types.intp, types.intp, a, b, c, types.boolean)
 
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
-        rows, depth, a, a_row, a_step, b, b_step, c_start, c_row, accumulate = arguments
+        rows, depth, *operands, accumulate = arguments
+        (a, a_row, a_step), (b, _, b_step), (c_start, c_row, _) = (unpack_tuple(builder, x) for x in operands)
         vector, most = _tile(context, c)
 
         def product(count: int) -> None:
@@ -78,23 +83,24 @@ def short_product(rows: int, depth: int, apart: int, a: Any, b: Any, c: Any, acc
     tile, width = tile_rows(c), lanes(c)
     for row in range(0, rows, tile):
         group, total = ahead(a, row // tile * apart), ahead(c, row * width)
-        tile_product(rows - row, depth, group, 1, tile, b, width, total, width, accumulate)
+        tile_product(
+            rows - row, depth, Operand(group, 1, tile), Operand(b, 0, width), Operand(total, width, 0), accumulate
+        )
 
 
 @intrinsic
 def tile_product_of_blocks(
-    _context: Any, columns: Any, blocks: Any, a_block: Any, b_block: Any, depth: Any, a: Any, a_row: Any, a_step: Any,
-    b: Any, b_step: Any, c: Any, c_row: Any,
-) -> Any:  # fmt: skip
+    _context: Any, columns: Any, blocks: Any, depth: Any, a: Any, a_block: Any, b: Any, b_block: Any, c: Any
+) -> Any:
     """C += A B, where the steps k come in `blocks` of `depth`, which lie `a_block` and `b_block` elements apart.
 
     `columns` are the lanes wanted; W / 2 or W are computed.
     """
-    integers = types.intp
-    signature = types.void(*[integers] * 5, a, integers, integers, b, integers, c, integers)
+    signature = types.void(types.intp, types.intp, types.intp, a, types.intp, b, types.intp, c)
 
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
-        columns, blocks, a_block, b_block, depth, a, a_row, a_step, b, b_step, c_start, c_row = arguments
+        columns, blocks, depth, a, a_block, b, b_block, c_operand = arguments
+        (a, a_row, a_step), (b, _, b_step), (c_start, c_row, _) = (unpack_tuple(builder, x) for x in (a, b, c_operand))
         whole, rows = _tile(context, c)
         c_rows = _rows(builder, c_start, c_row, rows)
 
@@ -122,10 +128,8 @@ def lane_product(blocks: int, apart: int, panels: Any, rows: Any, columns: int, 
     """
     width, step = lanes(total), whole_lanes(columns, total)
     for d in range(0, columns, width):
-        tile_product_of_blocks(
-            columns - d, blocks, apart, width * step, width, panels, width, 1, ahead(rows, d), step, ahead(total, d),
-            step,
-        )  # fmt: skip
+        a, b, c = Operand(panels, width, 1), Operand(ahead(rows, d), 0, step), Operand(ahead(total, d), step, 0)
+        tile_product_of_blocks(columns - d, blocks, width, a, apart, b, width * step, c)
 
 
 def _by_size(builder: ir.IRBuilder, size: ir.Value, sizes: Sequence[int], emit: Callable[[int], None]) -> None:
@@ -144,8 +148,9 @@ def _by_size(builder: ir.IRBuilder, size: ir.Value, sizes: Sequence[int], emit: 
 
 
 def _tile(context: Any, c: Any) -> tuple[ir.VectorType, int]:
-    width, rows = TILES[c.dtype.bitwidth]
-    return ir.VectorType(context.get_value_type(c.dtype), width), rows
+    dtype = next(iter(c)).dtype
+    width, rows = TILES[dtype.bitwidth]
+    return ir.VectorType(context.get_value_type(dtype), width), rows
 
 
 def _rows(builder: ir.IRBuilder, start: ir.Value, apart: ir.Value, rows: int) -> list[ir.Value]:

@@ -15,7 +15,7 @@ from numba.extending import intrinsic, overload
 
 from attnarray.kernels.numba.vector.emit import INDEX, halved, load, loop, splat, store
 from attnarray.kernels.numba.vector.lanes import TILES, Lanes, constant, multiply_add
-from attnarray.kernels.numba.vector.transpose import woven
+from attnarray.kernels.numba.vector.transpose import interleaved
 
 AT_ONCE = 8  # sums, so that none waits for the one before
 LONGEST = 256  # rows that are summed in registers before they are added to the total
@@ -123,11 +123,11 @@ def add_weighted_rows(_context: Any, count: Any, n: Any, weights: Any, rows: Any
 
 
 def _sums_of_each(builder: ir.IRBuilder, rows: Sequence[ir.Value]) -> ir.Value:
-    """One number for each row, the sum over its lanes: pairs of rows are woven and added until one is left."""
+    """One number for each row, the sum over its lanes: pairs of rows are interleaved and added until one is left."""
     apart = 1
     while len(rows) > 1:
         pairs = zip(rows[::2], rows[1::2], strict=True)
-        rows = [builder.fadd(*woven(builder, x, y, apart)) for x, y in pairs]
+        rows = [builder.fadd(*interleaved(builder, x, y, apart)) for x, y in pairs]
         apart *= 2
     return halved(builder, rows[0], apart, Lanes.__add__)
 

@@ -101,19 +101,29 @@ def _along_row(
 
         return advance
 
+    whole, blocks = _quotient(builder, count, vector.count, 0), _quotient(builder, count, vector.count, 1)
+    sums = _in_groups(builder, whole, starts, combine, step(False))
+    sums = loop(builder, whole, blocks, sums, step(True))  # once or never
+    return [combined(builder, value, both) for value, both in zip(sums, combine, strict=True)]
+
+
+def _in_groups(
+    builder: ir.IRBuilder, steps: ir.Value, starts: list[ir.Constant], combine: list[Callable[[Lanes, Lanes], Lanes]],
+    step: Advance,
+) -> list[ir.Value]:  # fmt: skip
+    """`loop` over so many steps, whose results start anew for every group of them and are then combined."""
+
     def group(number: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
         first = builder.mul(number, INDEX(GROUP))
         past = builder.add(first, INDEX(GROUP))
-        past = builder.select(builder.icmp_signed("<", past, whole), past, whole)
-        sums = loop(builder, first, past, starts, step(False))
+        past = builder.select(builder.icmp_signed("<", past, steps), past, steps)
+        sums = loop(builder, first, past, starts, step)
         pairs = zip(combine, totals, sums, strict=True)
         return [both(Lanes(builder, total), Lanes(builder, some)).value for both, total, some in pairs]
 
-    whole, blocks = _quotient(builder, count, vector.count, 0), _quotient(builder, count, vector.count, 1)
-    steps, advance = (_quotient(builder, whole, GROUP, 1), group) if carried else (whole, step(False))
-    sums = loop(builder, INDEX(0), steps, starts, advance)
-    sums = loop(builder, whole, blocks, sums, step(True))  # once or never
-    return [combined(builder, value, both) for value, both in zip(sums, combine, strict=True)]
+    if not starts:
+        return loop(builder, INDEX(0), steps, starts, step)
+    return loop(builder, INDEX(0), _quotient(builder, steps, GROUP, 1), starts, group)
 
 
 def _quotient(builder: ir.IRBuilder, count: ir.Value, size: int, up: int) -> ir.Value:

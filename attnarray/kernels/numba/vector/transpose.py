@@ -1,6 +1,6 @@
 """Panels against rows of a matrix: in memory features or keys lie side by side, in panels queries do.
 
-Squares of R x R numbers are turned in registers, R the lanes of one: so every load and store moves whole vectors.
+Squares of R x R numbers are transposed in registers, R the lanes of one: so every load and store moves whole vectors.
 """
 
 from __future__ import annotations
@@ -26,31 +26,32 @@ def whole_squares(first: int, past: int, scores: Any) -> Any:
     return first + max(past - first, 0) // size * size
 
 
+def with_bias(score: Lanes, bias: Lanes) -> Lanes:
+    """-inf hides a score, even NaN."""
+    return where(bias.equals(-math.inf), bias, score + bias)
+
+
+def with_mask(score: Lanes, mask: Lanes) -> Lanes:
+    return where(mask.equals(0), -math.inf, score)
+
+
 @intrinsic
-def add_turned(_context: Any, start: Any, stop: Any, rows: Any, scores: Any) -> Any:
+def add_transposed(_context: Any, start: Any, stop: Any, rows: Any, scores: Any) -> Any:
     """scores[j, w] += row w [j] for j in [start, stop), a multiple of R; -inf hides a score, even NaN.
 
     `rows` points to the addresses of W rows.
     """
-
-    def bias(score: Lanes, added: Lanes) -> Lanes:
-        return where(added.equals(-math.inf), added, score + added)
-
-    return types.void(types.intp, types.intp, rows, scores), _inwards(bias, None)
+    return types.void(types.intp, types.intp, rows, scores), _inwards(with_bias, None)
 
 
 @intrinsic
-def mask_turned(_context: Any, start: Any, stop: Any, rows: Any, scores: Any) -> Any:
+def mask_transposed(_context: Any, start: Any, stop: Any, rows: Any, scores: Any) -> Any:
     """scores[j, w] = -inf where row w [j], a byte, is 0."""
-
-    def hide(score: Lanes, byte: Lanes) -> Lanes:
-        return where(byte.equals(0), -math.inf, score)
-
-    return types.void(types.intp, types.intp, rows, scores), _inwards(hide, ir.IntType(8))
+    return types.void(types.intp, types.intp, rows, scores), _inwards(with_mask, ir.IntType(8))
 
 
 @intrinsic
-def take_turned(_context: Any, start: Any, stop: Any, rows: Any, panel: Any) -> Any:
+def load_transposed(_context: Any, start: Any, stop: Any, rows: Any, panel: Any) -> Any:
     """panel[j, w] = row w [j]."""
     return types.void(types.intp, types.intp, rows, panel), _inwards(lambda _, taken: taken, None)
 
@@ -62,13 +63,13 @@ def add_to_rows(_context: Any, start: Any, stop: Any, rows: Any, scores: Any) ->
 
 
 @intrinsic
-def put_into_rows(_context: Any, start: Any, stop: Any, rows: Any, panel: Any, filled: Any) -> Any:
+def store_transposed(_context: Any, start: Any, stop: Any, rows: Any, panel: Any, filled: Any) -> Any:
     """row w [j] = panel[j, w] for the lanes w < `filled`, a multiple of R."""
     return types.void(types.intp, types.intp, rows, panel, types.intp), _outwards(None)
 
 
 @intrinsic
-def turn(_context: Any, count: Any, panel: Any, rows: Any, apart: Any) -> Any:
+def transpose(_context: Any, count: Any, panel: Any, rows: Any, apart: Any) -> Any:
     """rows[w, j] = panel[j, w] for j < count, a multiple of R; the rows lie `apart` elements from each other."""
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
@@ -77,7 +78,7 @@ def turn(_context: Any, count: Any, panel: Any, rows: Any, apart: Any) -> Any:
 
         def square(j: ir.Value, first: ir.Value) -> None:
             places = [_score(builder, panel, builder.add(j, INDEX(n)), first, vector) for n in range(vector.count)]
-            for m, values in enumerate(_turned(builder, [load(builder, place, vector) for place in places])):
+            for m, values in enumerate(_transposed(builder, [load(builder, place, vector) for place in places])):
                 row = builder.gep(rows, [builder.mul(apart, builder.add(first, INDEX(m)))])
                 store(builder, values, builder.gep(row, [j]))
 
@@ -106,7 +107,7 @@ def interleave(_context: Any, stop: Any, rows: Any, apart: Any, count: Any, pack
             for first in range(0, height, vector.count):
                 given = [load(builder, builder.gep(at, [j]), vector) for at in starts[first : first + vector.count]]
                 order = ir.Constant(ir.VectorType(ir.IntType(32), len(given)), list(range(len(given))))
-                for n, values in enumerate(_turned(builder, given + [nothing] * (vector.count - len(given)))):
+                for n, values in enumerate(_transposed(builder, given + [nothing] * (vector.count - len(given)))):
                     place = builder.gep(packed, [builder.mul(builder.add(j, INDEX(n)), INDEX(height))])
                     some = builder.shuffle_vector(values, nothing, order)
                     store(builder, some, builder.gep(place, [INDEX(first)]))
@@ -127,10 +128,10 @@ def _inwards(change: Callable[[Lanes, Lanes], Lanes], element: ir.Type | None) -
         def square(j: ir.Value, first: ir.Value) -> None:
             read, lanes = ir.VectorType(kind, vector.count), [builder.add(first, INDEX(m)) for m in range(vector.count)]
             given = [load(builder, _row(builder, rows, lane, j, kind), read) for lane in lanes]
-            if element is not None:  # as wide as the scores, so that they are turned alike
+            if element is not None:  # as wide as the scores, so that they are transposed alike
                 wide = ir.VectorType(ir.IntType(64 if isinstance(vector.element, ir.DoubleType) else 32), vector.count)
                 given = [builder.zext(values, wide) for values in given]
-            for n, values in enumerate(_turned(builder, given)):
+            for n, values in enumerate(_transposed(builder, given)):
                 place = _score(builder, scores, builder.add(j, INDEX(n)), first, vector)
                 score = Lanes(builder, load(builder, place, vector))
                 store(builder, change(score, Lanes(builder, values)).value, place)
@@ -150,8 +151,8 @@ def _outwards(combine: Callable[[Lanes, Lanes], Lanes] | None) -> Callable[..., 
 
         def square(j: ir.Value, first: ir.Value) -> None:
             places = [_score(builder, scores, builder.add(j, INDEX(n)), first, vector) for n in range(vector.count)]
-            turned = _turned(builder, [load(builder, place, vector) for place in places])
-            for m, values in enumerate(turned):
+            transposed = _transposed(builder, [load(builder, place, vector) for place in places])
+            for m, values in enumerate(transposed):
                 place = _row(builder, rows, builder.add(first, INDEX(m)), j, vector.element)
                 if combine is not None:
                     values = combine(Lanes(builder, load(builder, place, vector)), Lanes(builder, values)).value
@@ -183,19 +184,19 @@ def _over_squares(
     loop(builder, INDEX(0), builder.sdiv(builder.sub(stop, start), INDEX(size)), [], step)
 
 
-def _turned(builder: ir.IRBuilder, rows: Square) -> Square:
+def _transposed(builder: ir.IRBuilder, rows: Square) -> Square:
     """The square with rows and columns exchanged: halves of ever larger size change places across the diagonal."""
     apart = 1
     while apart < len(rows):
-        turned = list(rows)
+        transposed = list(rows)
         for n in range(len(rows)):
             if not n & apart:
-                turned[n], turned[n + apart] = woven(builder, rows[n], rows[n + apart], apart)
-        rows, apart = turned, 2 * apart
+                transposed[n], transposed[n + apart] = interleaved(builder, rows[n], rows[n + apart], apart)
+        rows, apart = transposed, 2 * apart
     return rows
 
 
-def woven(builder: ir.IRBuilder, x: ir.Value, y: ir.Value, apart: int) -> tuple[ir.Value, ir.Value]:
+def interleaved(builder: ir.IRBuilder, x: ir.Value, y: ir.Value, apart: int) -> tuple[ir.Value, ir.Value]:
     """Of every 2 * `apart` lanes the first half, from x and y in turn, and the second half likewise."""
     size = x.type.count
     low = [n if not n & apart else size + n - apart for n in range(size)]
