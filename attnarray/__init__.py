@@ -30,6 +30,9 @@ _MODULES = {
     "Philox": "random",
     **dict.fromkeys(["Causal", "Window", "Padding", "Documents", "Dense", "Mask", "materialize", "tile_kind"], "masks"),
     "attention_weights": "attention.weights",
+    "DotProduct": "attention.engine",
+    "Softmax": "attention.normalizers",
+    "Entmax": "attention.selection.sparse",
     "Rotary": "ops.rotary",
     "graph_attention_weights": "attention.graph.edges",
     "add_self_loops": "attention.graph.edges",
@@ -45,6 +48,7 @@ _MODULES = {
 
 # The differentiable functions: each is a triple f, f_fwd, f_bwd in one module.
 TRIPLES = {
+    "attend": "attention.attend",
     "scaled_dot_product_attention": "attention.dot_product.scaled_dot_product",
     "attention_partial": "attention.dot_product.partial",
     "merge_partials": "attention.dot_product.partial",

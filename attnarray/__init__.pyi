@@ -13,6 +13,9 @@ from attnarray.attention.alignment.location import location_attention_fwd as loc
 from attnarray.attention.alignment.recurrent import recurrent_attention as recurrent_attention
 from attnarray.attention.alignment.recurrent import recurrent_attention_bwd as recurrent_attention_bwd
 from attnarray.attention.alignment.recurrent import recurrent_attention_fwd as recurrent_attention_fwd
+from attnarray.attention.attend import attend as attend
+from attnarray.attention.attend import attend_bwd as attend_bwd
+from attnarray.attention.attend import attend_fwd as attend_fwd
 from attnarray.attention.composed.combine import combine as combine
 from attnarray.attention.composed.combine import combine_bwd as combine_bwd
 from attnarray.attention.composed.combine import combine_fwd as combine_fwd
@@ -47,11 +50,13 @@ from attnarray.attention.dot_product.scaled_dot_product import (
 from attnarray.attention.dot_product.scaled_dot_product import (
     scaled_dot_product_attention_fwd as scaled_dot_product_attention_fwd,
 )
+from attnarray.attention.engine import DotProduct as DotProduct
 from attnarray.attention.graph.edges import add_self_loops as add_self_loops
 from attnarray.attention.graph.edges import graph_attention_weights as graph_attention_weights
 from attnarray.attention.graph.graph_attention import graph_attention as graph_attention
 from attnarray.attention.graph.graph_attention import graph_attention_bwd as graph_attention_bwd
 from attnarray.attention.graph.graph_attention import graph_attention_fwd as graph_attention_fwd
+from attnarray.attention.normalizers import Softmax as Softmax
 from attnarray.attention.positional.local import local_attention as local_attention
 from attnarray.attention.positional.local import local_attention_bwd as local_attention_bwd
 from attnarray.attention.positional.local import local_attention_fwd as local_attention_fwd
@@ -63,6 +68,7 @@ from attnarray.attention.selection.hard import hard_attention as hard_attention
 from attnarray.attention.selection.hard import hard_attention_bwd as hard_attention_bwd
 from attnarray.attention.selection.hard import hard_attention_fwd as hard_attention_fwd
 from attnarray.attention.selection.reinforce import reinforce_cotangent as reinforce_cotangent
+from attnarray.attention.selection.sparse import Entmax as Entmax
 from attnarray.attention.selection.sparse import entmax_attention as entmax_attention
 from attnarray.attention.selection.sparse import entmax_attention_bwd as entmax_attention_bwd
 from attnarray.attention.selection.sparse import entmax_attention_fwd as entmax_attention_fwd

@@ -177,8 +177,8 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     >>> x = np.random.default_rng(0).standard_normal((1, 2, 3, 4))
     >>> with aa.use_kernels("reference"):
     ...     print(aa.explain(aa.scaled_dot_product_attention, x, x, x))
-    attention.core:attend             reference  (asked for by use_kernels)
-    attention.scoring:weights_from_dots  reference  (asked for by use_kernels)
+    attention.engine:attention            reference  (asked for by use_kernels)
+    attention.normalizers:masked_softmax  reference  (asked for by use_kernels)
     """
     trace: list[Choice] = []
     context = copy_context()

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from attnarray.attention.scoring import Scoring
+from attnarray.attention.modifiers import ScoreModifiers
 from attnarray.kernels.cuda import attention, loader, unavailable
 from attnarray.kernels.cuda import attention_plan as plan
 from attnarray.kernels.cuda.attention_plan import Tiling
@@ -58,7 +58,7 @@ def main() -> int:
 def measured() -> Iterator[dict[str, Any]]:
     for (kernel, dim), tilings in TRIED.items():
         q, k, v, dout = (random_array((BATCH, HEADS, LENGTH, dim), "bfloat16") for _ in range(4))
-        scoring = Scoring(dim**-0.5)
+        scoring = ScoreModifiers(dim**-0.5)
         out, lse = attention.attend(q, k, v, scoring)
         arguments = (q, k, v, scoring) if kernel == "forward" else (dout, None, q, k, v, out, lse, scoring)
         call = attention.attend if kernel == "forward" else attention.attend_backward

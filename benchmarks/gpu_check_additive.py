@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import attnarray as aa
-from attnarray.attention.alignment.additive_core import additive_scores, additive_scores_backward
+from attnarray.attention.alignment.additive import additive_scores, additive_scores_backward
 from attnarray.kernels.cuda import loader
 from benchmarks.gpu_check_machine import milliseconds
 

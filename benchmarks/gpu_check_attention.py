@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 from unittest import mock
 
-from attnarray.attention.scoring import Scoring
+from attnarray.attention.modifiers import ScoreModifiers
 from attnarray.kernels.cuda import attention as kernels
 from attnarray.kernels.cuda import loader
 from attnarray.kernels.cuda.attention_plan import HOPPER
@@ -178,7 +178,7 @@ def _ours(shape: Shape) -> dict[str, Callable[[], Any]]:
         bias = random_array((1, shape.heads, shape.queries, shape.keys), shape.dtype)
     right = 0 if shape.causal or shape.window is not None else None
     offset = shape.keys - shape.queries
-    scoring = Scoring(shape.dim**-0.5, bias=bias, mask=mask, left=shape.window, right=right, q_offset=offset)
+    scoring = ScoreModifiers(shape.dim**-0.5, bias=bias, mask=mask, left=shape.window, right=right, q_offset=offset)
 
     def both() -> None:
         out, lse = kernels.attend(q, k, v, scoring)

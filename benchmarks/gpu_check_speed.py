@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import attnarray as aa
-from attnarray.attention.core import attend
-from attnarray.attention.scoring import Scoring
+from attnarray.attention.engine import attention
+from attnarray.attention.modifiers import ScoreModifiers
 from attnarray.kernels.cuda import loader
 from attnarray.ops import dropout, gelu, loss, norm, softmax
 from benchmarks.gpu_check_machine import copy_bandwidth, milliseconds
@@ -78,9 +78,9 @@ def overhead() -> dict[str, Any]:
     cupy = loader.cupy()
     x = cupy.ones((4, 64), dtype="float32")
     w, found = cupy.ones(64, dtype="float32"), dict[str, list[float]]()
-    q, scoring = cupy.ones((1, 4, 64, 64), dtype="float16"), Scoring(0.125)
+    q, scoring = cupy.ones((1, 4, 64, 64), dtype="float16"), ScoreModifiers(0.125)
     calls = {
-        "attention kernel": lambda: attend(q, q, q, scoring),
+        "attention kernel": lambda: attention(q, q, q, scoring),
         "softmax kernel": lambda: softmax.softmax_forward(x, None, 1),
         "layer norm kernel": lambda: norm.layer_norm_forward(x, w, w, 1e-5),
         "attnarray.softmax": lambda: aa.softmax(x),

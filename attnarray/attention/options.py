@@ -1,4 +1,4 @@
-"""The options that stand between scores and weights, checked: masks, positions, bias, scale, dropout -> `Scoring`."""
+"""The options of scores and weights, checked: masks, positions, bias, scale, dropout -> `ScoreModifiers`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import operator
 from typing import Any, TypedDict
 
 from attnarray import checks
-from attnarray.attention.form import Form
-from attnarray.attention.scoring import Dropout, Scoring
+from attnarray.attention.layout import Layout
+from attnarray.attention.modifiers import Dropout, ScoreModifiers
 from attnarray.backend import Array, Namespace, device_of, dtype_name, index_dtype, namespace_of
 from attnarray.magnitude import check_number
 from attnarray.masks import LARGEST_POSITION, Causal, Constraints, Mask, Window, constraints_of
@@ -62,10 +62,10 @@ def check_arrays(attn_mask: Array | Mask | None, options: Any, **named: Array | 
     return xp
 
 
-def scoring_of(
+def score_modifiers(
     q: Array,
     keys: int,
-    form: Form,
+    layout: Layout,
     attn_mask: Array | Mask | None,
     dropout_p: float,
     is_causal: bool,
@@ -73,13 +73,13 @@ def scoring_of(
     *,
     default_scale: float = 1.0,
     kv_offset: int | None = None,
-) -> tuple[Scoring, tuple[int, ...] | None]:
+) -> tuple[ScoreModifiers, tuple[int, ...] | None]:
     """What the options say of the scores of canonical queries (B, H, T, D) and that many keys, and the bias's shape.
 
     With `kv_offset` the keys are a part of more, and key j stands at position j + kv_offset.
     """
     xp = namespace_of(q)
-    full = form.scores_shape(q.shape[1], q.shape[2], keys)
+    full = layout.scores_shape(q.shape[1], q.shape[2], keys)
     longest, first_key = keys, 0
     if kv_offset is not None:
         longest = LARGEST_POSITION  # a part does not know how many keys there are in all
@@ -87,19 +87,19 @@ def scoring_of(
     constraints = _constraints(attn_mask, checks.flag("is_causal", is_causal), options.get("window"))
     scale, softcap = _scale_and_softcap(options, default_scale, q)
     bias_name, bias = _bias(None if isinstance(attn_mask, Mask) else attn_mask, options.get("bias"))
-    scoring = Scoring(
+    modifiers = ScoreModifiers(
         scale=scale,
         softcap=softcap,
-        bias=None if bias is None else _scores(bias_name, bias, form, full),
-        mask=_mask(constraints, form, full, q),
+        bias=None if bias is None else _scores(bias_name, bias, layout, full),
+        mask=_mask(constraints, layout, full, q),
         left=constraints.left,
         right=constraints.right,
-        q_offset=_offset(options.get("q_offset", 0), form, q, xp) - first_key,
-        kv_lengths=_lengths(constraints.lengths, options.get("kv_lengths"), form, longest, first_key, q, xp),
+        q_offset=_offset(options.get("q_offset", 0), layout, q, xp) - first_key,
+        kv_lengths=_lengths(constraints.lengths, options.get("kv_lengths"), layout, longest, first_key, q, xp),
         sinks=_sinks(options.get("sinks"), q.shape[1]),
-        dropout=_dropout(dropout_p, options.get("rng"), options.get("dropout_mask"), first_key, form, full),
+        dropout=_dropout(dropout_p, options.get("rng"), options.get("dropout_mask"), first_key, layout, full),
     )
-    return scoring, None if bias is None else tuple(bias.shape)
+    return modifiers, None if bias is None else tuple(bias.shape)
 
 
 def _constraints(
@@ -135,23 +135,23 @@ def _bias(attn_mask: Array | None, bias: Array | None) -> tuple[str, Array | Non
     return "attn_mask", attn_mask
 
 
-def _scores(name: str, array: Array, form: Form, full: tuple[int, ...]) -> Array:
-    """An array over the scores in canonical form."""
-    checks.broadcasts(name, array, full, "(*batch, H, T, S)" if form.has_heads else "(*batch, T, S)")
-    return form.canonical_scores(array)
+def _scores(name: str, array: Array, layout: Layout, full: tuple[int, ...]) -> Array:
+    """An array over the scores in canonical layout."""
+    checks.broadcasts(name, array, full, "(*batch, H, T, S)" if layout.has_heads else "(*batch, T, S)")
+    return layout.canonical_scores(array)
 
 
-def _mask(constraints: Constraints, form: Form, full: tuple[int, ...], query: Array) -> Array | None:
+def _mask(constraints: Constraints, layout: Layout, full: tuple[int, ...], query: Array) -> Array | None:
     if not constraints.dense and not constraints.documents:
         return None
     masks = [("attn_mask", dense) for dense in constraints.dense]
     for documents in constraints.documents:
-        checks.broadcasts("Documents.ids_q", documents.ids_q, (*form.batch, full[-2]), "(*batch, T)")
-        checks.broadcasts("Documents.ids_k", documents.ids_k, (*form.batch, full[-1]), "(*batch, S)")
-        masks.append(("attn_mask", documents.same(form.has_heads)))
+        checks.broadcasts("Documents.ids_q", documents.ids_q, (*layout.batch, full[-2]), "(*batch, T)")
+        checks.broadcasts("Documents.ids_k", documents.ids_k, (*layout.batch, full[-1]), "(*batch, S)")
+        masks.append(("attn_mask", documents.same(layout.has_heads)))
     for name, mask in masks:
         checks.namespace(**{"query": query, name: mask})
-    return functools.reduce(operator.and_, [_scores(name, mask, form, full) for name, mask in masks])
+    return functools.reduce(operator.and_, [_scores(name, mask, layout, full) for name, mask in masks])
 
 
 def _scale(scale: float | None, default: float) -> float:
@@ -182,24 +182,24 @@ def _sinks(sinks: Array | None, heads: int) -> Array | None:
     return sinks
 
 
-def _offset(given: Any, form: Form, like: Array, xp: Namespace) -> int | Array:
+def _offset(given: Any, layout: Layout, like: Array, xp: Namespace) -> int | Array:
     if type(given) is int and abs(given) <= LARGEST_POSITION:
         return given
-    return check_positions("q_offset", _integers("q_offset", given, form, like, xp))
+    return check_positions("q_offset", _integers("q_offset", given, layout, like, xp))
 
 
-def _integers(name: str, given: Any, form: Form, like: Array, xp: Namespace) -> int | Array:
+def _integers(name: str, given: Any, layout: Layout, like: Array, xp: Namespace) -> int | Array:
     """An int as it is; one integer per batch as an array (B,) beside `like`."""
     array = checks.beside(name, checks.integers(name, given), "query", like)
     if isinstance(array, int):
         return array
-    array = xp.broadcast_to(array, form.batch) if array.ndim == 0 else array
-    checks.shape(name, array, form.batch, "one integer for all, or one per batch")
-    return xp.astype(xp.reshape(array, (math.prod(form.batch),)), index_dtype(xp, like))
+    array = xp.broadcast_to(array, layout.batch) if array.ndim == 0 else array
+    checks.shape(name, array, layout.batch, "one integer for all, or one per batch")
+    return xp.astype(xp.reshape(array, (math.prod(layout.batch),)), index_dtype(xp, like))
 
 
 def _lengths(
-    padding: tuple[Any, ...], kv_lengths: Any, form: Form, longest: int, first_key: int, like: Array, xp: Namespace
+    padding: tuple[Any, ...], kv_lengths: Any, layout: Layout, longest: int, first_key: int, like: Array, xp: Namespace
 ) -> Array | None:
     """The number of keys that exist among those given, (B,); lengths count from the start of the whole."""
     if not padding and kv_lengths is None:
@@ -209,10 +209,10 @@ def _lengths(
     for name, given in named:
         if given is None:
             continue
-        lengths = _integers(name, given, form, like, xp)
+        lengths = _integers(name, given, layout, like, xp)
         _check_lengths(name, lengths, longest, xp)
         if isinstance(lengths, int):
-            size, dtype = math.prod(form.batch), index_dtype(xp, like)
+            size, dtype = math.prod(layout.batch), index_dtype(xp, like)
             array = xp.full((size,), max(lengths - first_key, 0), dtype=dtype, device=device_of(like))
         else:
             array = xp.maximum(lengths - first_key, xp.zeros_like(lengths))
@@ -232,11 +232,11 @@ def _check_lengths(name: str, lengths: int | Array, longest: int, xp: Namespace)
 
 
 def _dropout(
-    p: float, rng: Philox | int | None, keep: Array | None, kv_offset: int, form: Form, full: tuple[int, ...]
+    p: float, rng: Philox | int | None, keep: Array | None, kv_offset: int, layout: Layout, full: tuple[int, ...]
 ) -> Dropout | None:
     p, seed = probability_and_seed(p, rng, keep)
     if keep is not None:
-        return Dropout(p, 0, _scores("dropout_mask", keep, form, full), kv_offset)
+        return Dropout(p, 0, _scores("dropout_mask", keep, layout, full), kv_offset)
     return None if seed is None else Dropout(p, seed, None, kv_offset)
 
 

@@ -5,27 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 from attnarray import checks
-from attnarray.attention.form import Form
+from attnarray.attention.layout import Layout
 from attnarray.backend import Array, accumulator_dtype, namespace_of
 from attnarray.masks import within
 
 
-def form_of_one(name: str, x: Array) -> Form:
-    """The form of a sequence (*batch, T, N) without heads."""
+def one_sequence_layout(name: str, x: Array) -> Layout:
+    """The layout of a sequence (*batch, T, N) without heads."""
     if x.ndim < 2:
         raise ValueError(
             f"`{name}` has shape {tuple(x.shape)}, expected at least two axes: (*batch, positions, features)."
         )
-    return Form(x.ndim, "BHTD", tuple(x.shape[:-2]), False)
+    return Layout(x.ndim, "BHTD", tuple(x.shape[:-2]), False)
 
 
 def check_sequence(
-    name: str, array: Array, form: Form, positions: int | None, features: int | None, because: str
+    name: str, array: Array, layout: Layout, positions: int | None, features: int | None, because: str
 ) -> None:
-    """Check for (*batch, positions, features) with the batch of the form; None allows any number."""
+    """Check for (*batch, positions, features) with the batch of the layout; None allows any number."""
     own = (1, 1, *array.shape)[-2:]
     expected = (own[0] if positions is None else positions, own[1] if features is None else features)
-    checks.shape(name, array, (*form.batch, *expected), because)
+    checks.shape(name, array, (*layout.batch, *expected), because)
 
 
 def without_padding(x: Array, lengths: Array | None) -> Array:

@@ -5,24 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 from attnarray import checks
-from attnarray.attention.scoring import weights_from_lse
+from attnarray.attention import engine
 from attnarray.backend import Array
 from attnarray.dispatch import ignoring_fp_errors
 
 
 @ignoring_fp_errors
 def attention_weights(ctx: Any, queries: slice = slice(None)) -> Array:
-    r"""The attention weights of a forward pass, recomputed for the chosen queries from the lse that it saved.
+    r"""Return the attention weights of a forward pass, recomputed for the chosen queries.
 
     .. math:: p_{ij} = e^{s_{ij} - \mathrm{lse}_i}
 
-    or by the rule of the mechanism, where that is no softmax. So a fast kernel that never stores weights and a picture
-    of them do not exclude each other.
+    from the lse that it saved, or by another normalizer. So a fast kernel that never stores weights and a picture of
+    them do not exclude each other.
 
     Parameters
     ----------
     ctx : context of an attention function
-        From `scaled_dot_product_attention_fwd`, or the `_fwd` of any other mechanism that weighs keys.
+        From `scaled_dot_product_attention_fwd`, or the `_fwd` of any other mechanism.
     queries : slice
         Which queries, by index.
 
@@ -47,31 +47,27 @@ def attention_weights(ctx: Any, queries: slice = slice(None)) -> Array:
     >>> aa.attention_weights(ctx, slice(0, 1))[0, 0].round(3).tolist()
     [[1.0, 0.0, 0.0, 0.0]]
     """
-    while not _weighs(ctx) and hasattr(ctx, "attention"):  # of a mechanism or layer that is built on another
+    while not _has_weights(ctx) and hasattr(ctx, "attention"):  # of a mechanism or layer that is built on another
         ctx = ctx.attention
     if hasattr(ctx, "targets"):
         raise TypeError(
             "`ctx` is the context of graph attention, whose weights belong to edges and not to pairs of positions; "
             "use graph_attention_weights(ctx)."
         )
-    if not _weighs(ctx):
+    if not _has_weights(ctx):
         raise TypeError(
             f"`ctx` is {checks.shown(ctx)}, expected the context that the forward pass of an attention function "
             "gave, such as scaled_dot_product_attention_fwd(...)[1]."
         )
     if not isinstance(queries, slice):
         raise TypeError(f"`queries` is {checks.shown(queries)}, expected a slice such as slice(0, 1).")
-    start, stop, step = queries.indices((ctx.lse if hasattr(ctx, "lse") else ctx.q).shape[2])
+    start, stop, step = queries.indices(ctx.q.shape[2])
     if step != 1:
         raise ValueError(f"`queries` has step {step}, expected 1; take every n-th row of the result instead.")
-    stop = max(start, stop)
-    if hasattr(ctx, "weights_of_rows"):  # by a rule of its own
-        weights = ctx.weights_of_rows(start, stop)
-    else:
-        weights = weights_from_lse(ctx.dots(start, stop), ctx.lse[:, :, start:stop], ctx.scoring.rows(start, stop))
-    return ctx.form._replace(layout="BHTD").restored(weights)
+    rows = slice(start, max(start, stop))
+    weights = ctx.weights_of_rows(rows) if hasattr(ctx, "weights_of_rows") else engine.weights(ctx, rows)
+    return ctx.layout._replace(order="BHTD").restore(weights)
 
 
-def _weighs(ctx: Any) -> bool:
-    """Whether it has the weights itself, by `weights_of_rows` or as the softmax of its `dots`."""
-    return hasattr(ctx, "weights_of_rows") or hasattr(ctx, "dots")
+def _has_weights(ctx: Any) -> bool:
+    return isinstance(ctx, engine.AttentionContext) or hasattr(ctx, "weights_of_rows")

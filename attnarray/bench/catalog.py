@@ -10,6 +10,7 @@ import numpy as np
 
 from attnarray.attention.dot_product.partial import Partial
 from attnarray.bench.cases import BenchCase, Draw, Shapes, sdpa, triple
+from attnarray.cases.attend import Distance
 
 mechanism = functools.partial(triple, group="mechanisms", pairs=True)
 
@@ -33,6 +34,10 @@ def _targets(rng: np.random.Generator, shapes: Shapes) -> np.ndarray:
 
 def _indices(rng: np.random.Generator, shapes: Shapes) -> np.ndarray:
     return rng.integers(0, shapes["weight"][0], (4096,))
+
+
+def _slopes(rng: np.random.Generator, shapes: Shapes) -> tuple[Distance, ...]:
+    return (Distance(rng.random(shapes["query"][1], np.float32)),)
 
 
 def _parts(rng: np.random.Generator, shapes: Shapes) -> tuple[Partial, ...]:
@@ -239,6 +244,9 @@ MORE: tuple[BenchCase, ...] = (
               flops=4.0 * 8 * 512 * 512 * 64, query=(1, 8, 512, 64), key=(1, 8, 512, 64), value=(1, 8, 512, 64)),
     mechanism("entmax_attention", "entmax-attention-training", direction="both",
               flops=4.0 * 8 * 512 * 512 * 64, query=(1, 8, 512, 64), key=(1, 8, 512, 64), value=(1, 8, 512, 64)),
+    mechanism("attend", "attend-training", direction="both", flops=4.0 * 8 * 512 * 512 * 64,
+              options={"is_causal": True}, drawn={"modifiers": _slopes},
+              query=(1, 8, 512, 64), key=(1, 8, 512, 64), value=(1, 8, 512, 64)),
     mechanism("hard_attention", "top-k-training", direction="both", dtype="float64", flops=4.0 * 8 * 128 * 4096 * 64,
               options={"estimator": "top_k", "k": 32}, query=(1, 8, 128, 64), key=(1, 8, 4096, 64),
               value=(1, 8, 4096, 64)),

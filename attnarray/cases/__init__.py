@@ -3,6 +3,7 @@
 A new mechanism adds its cases here; `tests/naive/<function>.py` holds the twin that its forward is compared with.
 """
 
+from attnarray.cases.attend import ATTEND_CASES
 from attnarray.cases.case import Case
 from attnarray.cases.dot_product import DOT_PRODUCT_CASES
 from attnarray.cases.graph import GRAPH_CASES
@@ -19,6 +20,7 @@ from attnarray.cases.sparse import HARD_CASES, SPARSE_CASES
 
 CASES: tuple[Case, ...] = (
     *DOT_PRODUCT_CASES,
+    *ATTEND_CASES,
     *MULTI_HEAD_CASES,
     *SCORING_CASES,
     *MULTIPLICATIVE_CASES,

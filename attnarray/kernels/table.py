@@ -6,34 +6,32 @@ A kernel has the signature of its reference. To add one, write it and add its ro
 """
 
 KERNELS: dict[str, dict[str, str]] = {
-    "attention.core:attend": {"numba": "attention.tiled:attend", "cuda": "attention:attend"},
-    "attention.core:attend_backward": {
+    "attention.engine:attention": {"numba": "attention.tiled:attend", "cuda": "attention:attend"},
+    "attention.engine:attention_backward": {
         "numba": "attention.tiled:attend_backward",
         "cuda": "attention:attend_backward",
     },
-    "attention.products:narrow_products": {"cuda": "products:narrow_products"},
-    "attention.scoring:weights_from_dots": {
+    "attention.products:matmul_16_bit": {"cuda": "products:narrow_products"},
+    "attention.normalizers:masked_softmax": {
         "numba": "attention.masked_softmax:weights_from_dots",
         "cuda": "scoring:weights_from_dots",
     },
-    "attention.scoring:gradients_of_dots": {
+    "attention.normalizers:masked_softmax_backward": {
         "numba": "attention.masked_softmax:gradients_of_dots",
         "cuda": "scoring:gradients_of_dots",
     },
-    "attention.alignment.additive_core:additive_scores": {
+    "attention.alignment.additive:additive_scores": {
         "numba": "attention.additive:additive_scores",
         "cuda": "additive:additive_scores",
     },
-    "attention.alignment.additive_core:additive_scores_backward": {
+    "attention.alignment.additive:additive_scores_backward": {
         "numba": "attention.additive:additive_scores_backward",
         "cuda": "additive:additive_scores_backward",
     },
     "attention.positional.local_core:attend_around": {"numba": "attention.local:attend_around"},
     "attention.positional.local_core:attend_around_backward": {"numba": "attention.local:attend_around_backward"},
-    "attention.alignment.recurrent_core:recurrent_scores": {"numba": "recurrent.scores:recurrent_scores"},
-    "attention.alignment.recurrent_core:recurrent_scores_backward": {
-        "numba": "recurrent.scores:recurrent_scores_backward"
-    },
+    "attention.alignment.recurrent:recurrent_scores": {"numba": "recurrent.scores:recurrent_scores"},
+    "attention.alignment.recurrent:recurrent_scores_backward": {"numba": "recurrent.scores:recurrent_scores_backward"},
     "attention.selection.top_k:top_k_indices": {"numba": "rows.selection:top_k_indices"},
     "attention.selection.top_k:mask_of": {"numba": "rows.selection:mask_of"},
     "attention.graph.core:gatv2_scores": {"numba": "graph.edges:gatv2_scores"},

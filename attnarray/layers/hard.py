@@ -7,8 +7,8 @@ from typing import ClassVar, NamedTuple, Unpack
 
 from attnarray import checks, tree
 from attnarray.attention.dot_product.projection import project, project_backward
+from attnarray.attention.selection.estimators import ESTIMATORS
 from attnarray.attention.selection.hard import HardContext, HardResult, hard_attention_bwd, hard_attention_fwd
-from attnarray.attention.selection.hard_core import ESTIMATORS
 from attnarray.attention.selection.hard_options import HardOptions, check_numbers
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array
@@ -93,7 +93,7 @@ class HardAttention(Layer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.one_of("estimator", self.estimator, ESTIMATORS)
+        checks.one_of("estimator", self.estimator, tuple(ESTIMATORS))
         check_numbers(self.estimator, self.temperature, self.k)
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:

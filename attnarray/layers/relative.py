@@ -9,7 +9,7 @@ from attnarray import checks, tree
 from attnarray.attention.dot_product.projection import project, project_backward
 from attnarray.attention.options import known_options
 from attnarray.attention.positional.relative import RelativeContext, relative_attention_bwd, relative_attention_fwd
-from attnarray.attention.sequences import form_of_one, narrow, wide
+from attnarray.attention.sequences import narrow, one_sequence_layout, wide
 from attnarray.backend import Array, device_of, dtype_name, namespace_of
 from attnarray.layers.checking import check_gradients
 from attnarray.layers.initial import Params, dense, glorot
@@ -155,7 +155,7 @@ class RelativeAttention(Layer):
         """The same, and the context for `bwd`."""
         known_options(options, LayerOptions)
         xp = checks.namespace(x=x, memory=memory)
-        form = form_of_one("x", x)
+        form = one_sequence_layout("x", x)
         T, M = x.shape[-2], 0
         if memory is not None:
             M = memory.shape[-2] if memory.ndim > 1 else 0
@@ -181,7 +181,7 @@ class RelativeAttention(Layer):
         x, attention = ctx.query.x, ctx.attention
         xp = checks.cotangent(dout, (*x.shape[:-1], ctx.out.weight.shape[0]), x)
         out = project_backward(wide(dout), ctx.out)
-        grads = relative_attention_bwd(xp.reshape(out.x, attention.like.shape), attention)
+        grads = relative_attention_bwd(xp.reshape(out.x, attention.out_shape), attention)
         query = self._through(grads.query, ctx.query)
         key, value = self._through(grads.key, ctx.key), self._through(grads.value, ctx.value)
         position = self._through(xp.permute_dims(grads.position_key, (1, 0, 2)), ctx.position)

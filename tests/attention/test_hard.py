@@ -13,8 +13,9 @@ import pytest
 
 import attnarray as aa
 from attnarray import HardResult, to_numpy, tree
-from attnarray.attention import core
-from attnarray.attention.selection.hard_core import ESTIMATORS, SAMPLING
+from attnarray.attention import engine
+from attnarray.attention.selection.estimators import ESTIMATORS
+from attnarray.attention.selection.hard_options import SAMPLING
 from attnarray.layers import HardAttention
 from attnarray.random import attention_keep_mask, attention_noise
 from tests.contract.test_query_key_value import HIDING
@@ -137,8 +138,8 @@ def test_nan_comes_through(estimator: str, kernels: str) -> None:
 def test_blocks_of_queries_change_nothing(estimator: str, kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"bias": RNG.standard_normal((T, S)), "q_offset": np.array([3, 4, 5]), "is_causal": True}
     results = []
-    for elements in (core.BLOCK_ELEMENTS, B * S * 4):
-        monkeypatch.setattr(core, "BLOCK_ELEMENTS", elements)
+    for elements in (engine.BLOCK_ELEMENTS, B * S * 4):
+        monkeypatch.setattr(engine, "BLOCK_ELEMENTS", elements)
         with aa.use_kernels(kernels):
             results.append(run(estimator, **options))
     assert_trees_close(results[1], results[0], ROUNDING)

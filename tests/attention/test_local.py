@@ -10,8 +10,8 @@ import pytest
 
 import attnarray as aa
 from attnarray import tree
+from attnarray.attention.modifiers import ScoreModifiers
 from attnarray.attention.positional.local_core import attend_around, attend_around_backward
-from attnarray.attention.scoring import Scoring
 from attnarray.layers import LocalAttention
 from tests.support.frozen import Frozen, frozen
 from tests.support.libraries import assert_close, assert_trees_close
@@ -188,7 +188,7 @@ def test_a_query_that_is_no_number_spoils_its_own_row_alone(kernels: str) -> Non
     np.testing.assert_array_equal(out[~bad], clean[~bad])
 
 
-def around(centers: np.ndarray, scoring: Scoring, window: int = 2, sigma: float = 1.0) -> tuple[Any, ...]:
+def around(centers: np.ndarray, scoring: ScoreModifiers, window: int = 2, sigma: float = 1.0) -> tuple[Any, ...]:
     """Output and gradients of attention around these centres, for one cotangent."""
     q, k, v = (x[:, None] for x in QKV.values())
     dout = np.random.default_rng(1).standard_normal((B, 1, T, Dv))
@@ -197,8 +197,10 @@ def around(centers: np.ndarray, scoring: Scoring, window: int = 2, sigma: float 
 
 
 @each_kernels
-@pytest.mark.parametrize("scoring", [Scoring(1.0), Scoring(0.7, softcap=1.5, kv_lengths=np.array([9, 4, 6]))])
-def test_gradients_of_centres_are_the_differences_away_from_the_edges(kernels: str, scoring: Scoring) -> None:
+@pytest.mark.parametrize(
+    "scoring", [ScoreModifiers(1.0), ScoreModifiers(0.7, softcap=1.5, kv_lengths=np.array([9, 4, 6]))]
+)
+def test_gradients_of_centres_are_the_differences_away_from_the_edges(kernels: str, scoring: ScoreModifiers) -> None:
     centers = np.arange(B * T).reshape(B, 1, T) % 4 + np.linspace(0.1, 0.9, T)  # no integer within 0.1
     step = 1e-3
     with aa.use_kernels(kernels):
@@ -221,7 +223,7 @@ def test_the_window_moves_in_steps(kernels: str) -> None:
         for center in (3.999, 4.0, 4.001):
             v = np.broadcast_to(np.eye(S), (B, 1, S, S))
             out, _ = attend_around(
-                QKV["query"][:, None], QKV["key"][:, None], v, np.full((B, 1, T), center), 2, 1.0, Scoring(1.0)
+                QKV["query"][:, None], QKV["key"][:, None], v, np.full((B, 1, T), center), 2, 1.0, ScoreModifiers(1.0)
             )
             seen[center] = np.flatnonzero(out[0, 0, 0]).tolist()
     assert seen == {3.999: [2, 3, 4, 5], 4.0: [2, 3, 4, 5, 6], 4.001: [3, 4, 5, 6]}
@@ -236,7 +238,7 @@ def test_monotonic_is_dot_product_attention_in_a_band(options: dict[str, Any]) -
     expected = pullback(np.random.default_rng(1).standard_normal(out.shape))
     assert_trees_close(grads[:3], expected[:3], 0)
     ctx = aa.local_attention_fwd(**QKV, **MONOTONIC, **options)[1]
-    assert "attention.core:attend " in str(aa.explain(aa.local_attention, **QKV, **MONOTONIC, **options))
+    assert "attention.engine:attention " in str(aa.explain(aa.local_attention, **QKV, **MONOTONIC, **options))
     assert type(ctx.attention).__name__ == "SDPAContext"
 
 

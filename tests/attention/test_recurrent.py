@@ -10,7 +10,7 @@ import pytest
 
 import attnarray as aa
 from attnarray import tree
-from attnarray.attention.alignment import recurrent_core
+from attnarray.attention.alignment import recurrent as recurrent_module
 
 Arrays = dict[str, Any]
 B, T, S, Dq, Dk, H, A = 2, 4, 6, 3, 5, 7, 8
@@ -106,7 +106,7 @@ def test_the_size_of_the_blocks_does_not_matter(rows: int, monkeypatch: pytest.M
     )
     with aa.use_kernels("reference"):
         expected = run(given, **options)
-        monkeypatch.setattr(recurrent_core, "HELD", rows * 2 * B * S * 4 * H)
+        monkeypatch.setattr(recurrent_module, "HELD", rows * 2 * B * S * 4 * H)
         found = run(given, **options)
     np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=1e-14)
     for name, gradient in expected[1].items():

@@ -9,8 +9,8 @@ import pytest
 
 import attnarray as aa
 from attnarray import tree
-from attnarray.attention import core
-from attnarray.attention.positional import relative_core
+from attnarray.attention import engine
+from attnarray.attention.positional import relative
 from attnarray.layers import RelativeAttention
 from tests.support.frozen import Frozen, frozen
 from tests.support.libraries import assert_close, assert_trees_close
@@ -65,7 +65,7 @@ def test_the_shift_reads_each_pair_by_its_distance() -> None:
     products = RNG.standard_normal((B, H, T, R))
     expected = np.take_along_axis(products, np.broadcast_to(by_distance(R, T - 1 + M), (B, H, T, S)), axis=-1)
     padded = np.concatenate([products, np.full((B, H, T, 1), np.nan)], axis=-1)  # what is not read does not matter
-    np.testing.assert_array_equal(relative_core.shifted(padded, S), expected)
+    np.testing.assert_array_equal(relative.shifted(padded, S), expected)
 
 
 def test_the_backward_of_the_shift_drops_what_was_not_read() -> None:
@@ -73,9 +73,9 @@ def test_the_backward_of_the_shift_drops_what_was_not_read() -> None:
     expected = np.zeros((B, H, T, T + S))
     for i, j in np.ndindex(T, S):
         expected[:, :, i, by_distance(R, T - 1 + M)[i, j]] += dshifted[:, :, i, j]
-    np.testing.assert_array_equal(relative_core.unshifted(dshifted), expected)
+    np.testing.assert_array_equal(relative.unshifted(dshifted), expected)
     products = RNG.standard_normal(expected.shape)
-    both = np.vdot(relative_core.shifted(products, S), dshifted), np.vdot(products, expected)
+    both = np.vdot(relative.shifted(products, S), dshifted), np.vdot(products, expected)
     np.testing.assert_allclose(both[0], both[1])  # one is the transpose of the other
 
 
@@ -86,7 +86,7 @@ def test_blocks_of_queries_do_not_matter(size: int, monkeypatch: pytest.MonkeyPa
     out, ctx = aa.relative_attention_fwd(**GIVEN, **options)
     dout = RNG.standard_normal(out.shape)
     grads, weights = aa.relative_attention_bwd(dout, ctx), aa.attention_weights(ctx)
-    monkeypatch.setattr(core, "BLOCK_ELEMENTS", B * H * S * size)
+    monkeypatch.setattr(engine, "BLOCK_ELEMENTS", B * H * S * size)
     same, its_ctx = aa.relative_attention_fwd(**GIVEN, **options)
     assert_close(same, out, ROUNDING)
     assert_trees_close(aa.relative_attention_bwd(dout, its_ctx), grads, ROUNDING)
@@ -97,7 +97,7 @@ def test_one_row_of_bias_is_summed_over_blocks(monkeypatch: pytest.MonkeyPatch) 
     bias = RNG.standard_normal((1, 1, S))
     out, pullback = aa.vjp(aa.relative_attention, **GIVEN, bias=bias, q_offset=M)
     expected = pullback(np.ones_like(out) * np.arange(7.0)).bias
-    monkeypatch.setattr(core, "BLOCK_ELEMENTS", 2 * B * H * S)
+    monkeypatch.setattr(engine, "BLOCK_ELEMENTS", 2 * B * H * S)
     found = aa.vjp(aa.relative_attention, **GIVEN, bias=bias, q_offset=M)[1](np.ones_like(out) * np.arange(7.0)).bias
     assert found.shape == (1, 1, S)
     assert_close(found, expected, 1e-12)

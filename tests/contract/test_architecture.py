@@ -62,7 +62,7 @@ HEAVY = {
 }
 FREE_TO_IMPORT = {"kernels", "demo", "bench"}  # reached only when a command or a kernel is asked for
 
-LONGEST_FILE = 400  # one concept is in one file
+LONGEST_FILE = 480  # one concept is in one file
 LONGEST_FUNCTION = 45
 
 

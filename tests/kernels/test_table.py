@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import attnarray as aa
-from attnarray.attention.core import attend
-from attnarray.attention.scoring import Scoring, allowed, gradients_of_dots, weights_from_dots
+from attnarray.attention.engine import attention
+from attnarray.attention.modifiers import ScoreModifiers, allowed
+from attnarray.attention.normalizers import masked_softmax, masked_softmax_backward
 from attnarray.dispatch import KernelUnavailableError, available_kernels
 from attnarray.kernels import Declined
 from attnarray.kernels.table import KERNELS
@@ -22,7 +23,7 @@ from tests.support.libraries import EPS, STRICT
 Arguments = tuple[Any, ...]
 ALL_ROWS = [(name, backend) for name, row in KERNELS.items() for backend in row]
 # The others: tests/kernels/numba/test_rows.py and tests/kernels/numba/test_additive.py.
-OF_ATTENTION = [name for name in KERNELS if name.startswith(("attention.core", "attention.scoring"))]
+OF_ATTENTION = [name for name in KERNELS if name.startswith(("attention.engine", "attention.normalizers"))]
 ROWS = [(name, backend) for name, backend in ALL_ROWS if name in OF_ATTENTION]
 LIBRARY_OF = {"numba": "numpy", "cuda": "cupy"}
 USABLE = {(status.function, status.backend): status.reason for status in available_kernels()}
@@ -38,7 +39,7 @@ def kernel_of(name: str, backend: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(f"attnarray.kernels.{backend}.{module}"), function)
 
 
-def scorings(b: int, h: int, t: int, s: int, every: int = 1) -> Iterator[Scoring]:
+def scorings(b: int, h: int, t: int, s: int, every: int = 1) -> Iterator[ScoreModifiers]:
     """Every n-th of all combinations of options; biases and masks go through all shapes that broadcast."""
     rng = np.random.default_rng(0)
     shapes = [None, *itertools.product((b, 1), (h, 1), (t, 1), (s, 1))]
@@ -55,7 +56,7 @@ def scorings(b: int, h: int, t: int, s: int, every: int = 1) -> Iterator[Scoring
         if n % every:
             continue
         mask = shapes[n // every % len(shapes)]
-        yield Scoring(
+        yield ScoreModifiers(
             scale=0.7,
             softcap=softcap,
             bias=None if bias is None else rng.standard_normal(bias),
@@ -68,26 +69,26 @@ def scorings(b: int, h: int, t: int, s: int, every: int = 1) -> Iterator[Scoring
         )
 
 
-def arguments_of(name: str, dots: np.ndarray, scoring: Scoring) -> Arguments:
+def arguments_of(name: str, dots: np.ndarray, scoring: ScoreModifiers) -> Arguments:
     """The arguments of a reference in float64, given the dot products."""
-    if name == "attention.scoring:weights_from_dots":
+    if name == "attention.normalizers:masked_softmax":
         return dots, scoring
     rng = np.random.default_rng(1)
     if name.startswith(
-        "attention.core"
+        "attention.engine"
     ):  # with the unit vectors as keys, shared by all heads, the queries are the dots
         batch, _, _, keys = dots.shape
         key = np.broadcast_to(np.eye(keys), (batch, 1, keys, keys))
         inputs = (dots, key, rng.standard_normal((batch, 1, keys, 5)))
-        if name == "attention.core:attend":
+        if name == "attention.engine:attention":
             return *inputs, scoring
-        assert name == "attention.core:attend_backward", f"say here how {name} is called"
+        assert name == "attention.engine:attention_backward", f"say here how {name} is called"
         with np.errstate(all="ignore"):
-            out, lse = attend.reference(*inputs, scoring)
+            out, lse = attention.reference(*inputs, scoring)
         return rng.standard_normal(out.shape), rng.standard_normal(lse.shape), *inputs, out, lse, scoring
-    assert name == "attention.scoring:gradients_of_dots", f"say here how {name} is called"
+    assert name == "attention.normalizers:masked_softmax_backward", f"say here how {name} is called"
     with np.errstate(all="ignore"):
-        _, lse = weights_from_dots.reference(dots, scoring)
+        _, lse = masked_softmax.reference(dots, scoring)
     return dots, rng.standard_normal(dots.shape), lse, rng.standard_normal(lse.shape), scoring
 
 
@@ -95,8 +96,8 @@ def in_dtype(arguments: Any, dtype: str) -> Any:
     """Copies, with floats in `dtype`."""
 
     def convert(value: Any) -> Any:
-        if isinstance(value, Scoring):
-            return Scoring(*map(convert, value))
+        if isinstance(value, ScoreModifiers):
+            return ScoreModifiers(*map(convert, value))
         if isinstance(value, np.ndarray):
             return value.astype(dtype if value.dtype.kind == "f" else value.dtype)
         return value
@@ -121,7 +122,7 @@ def assert_as_exact_as_the_reference(name: str, backend: str, arguments: Argumen
         assert result.shape == exact.shape, what
         scale = np.max(np.abs(exact[np.isfinite(exact)]), initial=0.0)
         error, reference_error = (largest_distance(array, exact) for array in (result, other))
-        if name == "attention.core:attend_backward":  # sums that may cancel, of terms of size 1
+        if name == "attention.engine:attention_backward":  # sums that may cancel, of terms of size 1
             scale = max(scale, 1.0) * np.sqrt(max(arguments[2].size / exact.size, 1.0))
         # A few roundings in another order, of the scores (up to 100 eps for outliers) before they are exponents.
         assert error <= 2 * reference_error + 8 * EPS[dtype] * scale, what
@@ -173,7 +174,7 @@ def test_fully_masked_rows(row: tuple[str, str], dtype: str) -> None:
     mask[:, :, [0, 3]] = False
     for sinks in (None, rng.standard_normal(3)):
         for bias in (None, rng.standard_normal((5, 7))[None, None], np.full((1, 1, 1, 1), -np.inf)):
-            scoring = Scoring(0.5, mask=mask, sinks=sinks, bias=bias)
+            scoring = ScoreModifiers(0.5, mask=mask, sinks=sinks, bias=bias)
             assert_as_exact_as_the_reference(*row, arguments_of(row[0], dots, scoring), dtype)
 
 
@@ -191,7 +192,7 @@ def test_every_result_is_written_and_no_masked_number_read(
         rubbish = in_dtype(arguments, "float32")
         hidden = ~visible_of(rubbish[-1], shape)
         for array in rubbish[:-1]:
-            if array.shape == shape and row[0].startswith("attention.scoring"):
+            if array.shape == shape and row[0].startswith("attention.modifiers"):
                 array[hidden] = np.nan
         for result, other in zip(kernel(*rubbish), results, strict=True):
             np.testing.assert_array_equal(result, other)
@@ -203,7 +204,7 @@ def _poison(array: np.ndarray) -> np.ndarray:
     return array
 
 
-def visible_of(scoring: Scoring, shape: tuple[int, ...]) -> np.ndarray:
+def visible_of(scoring: ScoreModifiers, shape: tuple[int, ...]) -> np.ndarray:
     mask = allowed(scoring, shape[2], shape[3], np.zeros(()))
     return np.broadcast_to(True if mask is None else mask, shape)
 
@@ -221,11 +222,11 @@ HALF = np.ones((1, 1, 2, 3), np.float16)
 
 def test_what_a_kernel_declines_goes_to_the_reference() -> None:
     with pytest.raises(Declined, match="dtype float16: float32 and float64 only"):
-        kernel_of("attention.scoring:weights_from_dots", "numba")(HALF.copy(), Scoring(1.0))
+        kernel_of("attention.normalizers:masked_softmax", "numba")(HALF.copy(), ScoreModifiers(1.0))
     with aa.use_kernels("auto"):
-        weights, _ = weights_from_dots(HALF.copy(), Scoring(1.0))
+        weights, _ = masked_softmax(HALF.copy(), ScoreModifiers(1.0))
         assert weights.dtype == np.float16
-        choices = aa.explain(weights_from_dots, HALF.copy(), Scoring(1.0)).choices
+        choices = aa.explain(masked_softmax, HALF.copy(), ScoreModifiers(1.0)).choices
     assert [(choice.kernel, choice.reason) for choice in choices] == [
         ("reference", "dtype float16: float32 and float64 only")
     ]
@@ -236,17 +237,17 @@ def test_strict_kernels_raise_with_the_reason() -> None:
         with pytest.raises(
             KernelUnavailableError, match=r"cannot run there: dtype float16.* Use use_kernels\('auto'\)"
         ):
-            weights_from_dots(HALF.copy(), Scoring(1.0))
+            masked_softmax(HALF.copy(), ScoreModifiers(1.0))
         with pytest.raises(KernelUnavailableError, match="there are kernels for NumPy and CuPy arrays only"):
-            weights_from_dots(STRICT.array(np.ones((1, 1, 2, 3))), Scoring(1.0))
+            masked_softmax(STRICT.array(np.ones((1, 1, 2, 3))), ScoreModifiers(1.0))
     x = np.ones((1, 1, 2, 3))
     with aa.use_kernels("cuda"):
         with pytest.raises(KernelUnavailableError, match="cuda kernels do not run on these arrays, numba kernels do"):
             aa.scaled_dot_product_attention(x, x, x)
-        with pytest.raises(KernelUnavailableError, match=r"use_kernels\('cuda'\) was asked for, but attention.core"):
-            attend(x, x, x, Scoring(1.0))
+        with pytest.raises(KernelUnavailableError, match=r"use_kernels\('cuda'\) was asked for, but attention.engine"):
+            attention(x, x, x, ScoreModifiers(1.0))
     with aa.use_kernels("numba"):
-        assert np.all(gradients_of_dots(x.copy(), x.copy(), x[..., 0], x[..., 0], Scoring(1.0))[0] > 0)
+        assert np.all(masked_softmax_backward(x.copy(), x.copy(), x[..., 0], x[..., 0], ScoreModifiers(1.0))[0] > 0)
 
 
 def test_unknown_kernels_are_refused() -> None:
@@ -271,7 +272,7 @@ def test_kernels_are_chosen_within_the_block_only() -> None:
 def test_explain_says_what_runs_and_why() -> None:
     x = np.ones((1, 1, 2, 3))
     lines = str(aa.explain(aa.scaled_dot_product_attention, x, x, x)).splitlines()
-    assert [line.split()[:2] for line in lines] == [["attention.core:attend", "numba"]]
+    assert [line.split()[:2] for line in lines] == [["attention.engine:attention", "numba"]]
     assert str(aa.explain(aa.asarray, x)) == "No accelerated function is involved: plain array code runs."
     given = STRICT.array(x)
     assert "(there are kernels for NumPy and CuPy arrays only)" in str(

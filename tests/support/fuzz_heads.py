@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import attnarray as aa
+from attnarray.cases.attend import Distance, Sigmoid
 from tests.support.fuzz_draw import Arrays, Call, Draw, Scores, finish, grouped, rows, scores, with_out_field
 
 
@@ -78,6 +79,18 @@ def entmax_attention(d: Draw) -> Call:
     return call
 
 
+def attend(d: Draw) -> Call:
+    given, s, hidden, hidden_out = _query_key_value(d, without=("sinks",))
+    heads_axis = -2 if s.options.get("layout") == "BTHD" else -3
+    heads = given["query"].shape[heads_axis] if given["query"].ndim > 3 else 1
+    call = finish("attend", given, s, hidden, hidden_out)
+    if d.chance(0.5):
+        call.arguments["modifiers"] = (Distance(d.rng.random(heads)),)
+    normalizers = (aa.Softmax(), aa.Softmax(d.normal(heads)), aa.Entmax(d.choice(1.5, 2.0)), Sigmoid(d.normal(heads)))
+    call.arguments["normalizer"] = d.choice(*normalizers)
+    return call
+
+
 def hard_attention(d: Draw) -> Call:
     given, s, hidden, hidden_out = _query_key_value(d, without=("sinks", "dropout"))
     estimator = d.choice("reinforce", "gumbel", "straight_through", "argmax", "top_k")
@@ -141,5 +154,5 @@ def multi_head_attention(d: Draw) -> Call:
 
 DRAWS = (
     scaled_dot_product_attention, attention_partial, merge_partials, multi_head_attention, sparsemax_attention,
-    entmax_attention, hard_attention, relative_attention,
+    entmax_attention, attend, hard_attention, relative_attention,
 )  # fmt: skip

@@ -11,8 +11,9 @@ import ml_dtypes  # noqa: F401 - NumPy knows bfloat16 by it
 import numpy as np
 
 import attnarray as aa
-from attnarray.attention import core
+from attnarray.attention import engine
 from attnarray.attention.dot_product import partial
+from attnarray.attention.normalizers import masked_softmax
 from attnarray.kernels.cuda import attention
 from tests.support.kernel_calls import OPTIONS, Call, Sizes, call_of, in_dtype, kinds, largest
 from tests.support.libraries import EPS
@@ -24,7 +25,7 @@ DTYPES = ("float16", "bfloat16", "float32")
 def arguments_of(call: Call) -> tuple[Any, ...]:
     """What a call brings to `attend`, on NumPy arrays."""
     arguments = {name: value for name, value in call.items() if name not in ("dout", "dlse")}
-    recorded = mock.patch.object(partial, "attend", side_effect=core.attend.reference)
+    recorded = mock.patch.object(partial, "attention", side_effect=engine.attention.reference)
     with recorded as attend, np.errstate(all="ignore"), aa.use_kernels("reference"):
         partial.attention_partial_fwd(**arguments)
     return attend.call_args.args
@@ -52,8 +53,8 @@ def truth_of(call: Call) -> dict[str, np.ndarray]:
     exact = in_dtype(call, "float64")
     q, k, v, scoring = arguments_of(exact)
     with np.errstate(all="ignore"), aa.use_kernels("reference"):
-        out, lse = core.attend(q, k, v, scoring)
-        grads = core.attend_backward(exact["dout"], exact.get("dlse"), q, k, v, out, lse, scoring)
+        out, lse = engine.attention(q, k, v, scoring)
+        grads = engine.attention_backward(exact["dout"], exact.get("dlse"), q, k, v, out, lse, scoring)
     named = {"out": out, "lse": lse, **dict(zip(NAMES, grads, strict=True))}
     return {name: array for name, array in named.items() if array is not None}
 
@@ -94,9 +95,9 @@ def errors_beside_float32(found: dict[str, np.ndarray], call: Call) -> dict[str,
     """
     q, k, v, scoring = arguments_of(call)
     with aa.use_kernels("reference"):
-        out, lse = core.attend(q, k, v, scoring)
-        grads = core.attend_backward(call["dout"], None, q, k, v, out, lse, scoring)
-        _, lse = core.weigh(_running_dot_products(q, k), v, scoring)
+        out, lse = engine.attention(q, k, v, scoring)
+        grads = engine.attention_backward(call["dout"], None, q, k, v, out, lse, scoring)
+        _, lse = masked_softmax(_running_dot_products(q, k), scoring)
     plain = {"out": out, "lse": lse, **dict(zip(NAMES, grads, strict=True))}
     truth = truth_of(call)
     return {name: float(_rms(found[name] - exact) / _rms(plain[name] - exact)) for name, exact in truth.items()}

@@ -5,34 +5,93 @@ from __future__ import annotations
 from typing import NamedTuple, Unpack
 
 from attnarray import checks
-from attnarray.attention.alignment.additive_core import additive_scores, attend_additive, attend_additive_backward
-from attnarray.attention.form import Form, sequence_form
-from attnarray.attention.options import ScoreOptions, check_arrays, known_options, scoring_of
-from attnarray.attention.scoring import Scoring
+from attnarray.attention.engine import SOFTMAX, AttentionContext, gradients, join, query_blocks, run
+from attnarray.attention.layout import sequence_layout
+from attnarray.attention.options import ScoreOptions, check_arrays, known_options
+from attnarray.attention.parts import declare
 from attnarray.backend import Array, namespace_of
-from attnarray.dispatch import ignoring_fp_errors
+from attnarray.dispatch import accelerated, ignoring_fp_errors
 from attnarray.masks import Mask
-from attnarray.numpy_arrays import read_only, writable
+from attnarray.numpy_arrays import writable
 
 
-class AdditiveContext(NamedTuple):
+@declare(HELD=8)  # beside the hidden layer, which has blocks of its own
+class Additive(NamedTuple):
+    r"""The scorer of additive attention.
+
+    .. math:: e_{ij} = \sum_a w_a \tanh(q_{ia} + k_{ja})
+    """
+
+    score_vector: Array  # (A,)
+
+    def scores(self, q: Array, k: Array, rows: slice) -> Array:
+        return additive_scores(q, k, namespace_of(q).astype(self.score_vector, q.dtype, copy=False))
+
+    def backward(self, dscores: Array, q: Array, k: Array, rows: slice) -> tuple[Array, Array, Additive]:
+        """See `additive_scores_backward`."""
+        w = namespace_of(q).astype(self.score_vector, q.dtype, copy=False)
+        dq, dk, dw = additive_scores_backward(dscores, q, k, w)
+        return dq, dk, Additive(dw)
+
+
+@accelerated
+def additive_scores(q: Array, k: Array, w: Array) -> Array:
+    r"""The scores of all pairs.
+
+    .. math:: e_{ij} = \sum_a w_a \tanh(q_{ia} + k_{ja})
+
+    Parameters
+    ----------
+    q : (B, 1, T, A) float32 or float64, k : (B, 1, S, A), w : (A,)
+
+    Returns
+    -------
+    (B, 1, T, S)
+    """
+    xp = namespace_of(q, k, w)
+    blocks = []
+    for rows in query_blocks(q, k, q.shape[3]):
+        hidden = xp.tanh(q[:, :, rows, None, :] + k[:, :, None, :, :])  # (B, 1, rows, S, A)
+        blocks.append(xp.matmul(hidden, w[:, None])[..., 0])
+    return join(blocks)
+
+
+@accelerated
+def additive_scores_backward(dscores: Array, q: Array, k: Array, w: Array) -> tuple[Array, Array, Array]:
+    r"""The gradients of the scores with respect to q, k and w. The hidden layer is computed again.
+
+    .. math::
+        g_{ija} = de_{ij}\, w_a \bigl(1 - \tanh^2(q_{ia} + k_{ja})\bigr), \quad
+        dq_{ia} = \sum_j g_{ija}, \quad dk_{ja} = \sum_i g_{ija}, \quad
+        dw_a = \sum_{ij} de_{ij} \tanh(q_{ia} + k_{ja})
+
+    Where a score has gradient 0, the pair does not matter, even if it holds NaN.
+
+    Parameters
+    ----------
+    dscores : (B, 1, T, S)
+    q : (B, 1, T, A) float32 or float64, k : (B, 1, S, A), w : (A,)
+
+    Returns
+    -------
+    dq, dk, dw : the shapes of q, k, w
+    """
+    xp = namespace_of(dscores, q, k, w)
+    dqs, dk, dw = [], xp.zeros_like(k), xp.zeros_like(w)
+    for rows in query_blocks(q, k, q.shape[3]):
+        hidden = xp.tanh(q[:, :, rows, None, :] + k[:, :, None, :, :])  # (B, 1, rows, S, A)
+        weight = dscores[:, :, rows, :, None]
+        slopes = xp.where(weight == 0, 0.0, weight * (1.0 - hidden**2))
+        dqs.append(xp.sum(slopes, axis=3) * w)
+        dk = dk + xp.sum(slopes, axis=2) * w
+        dw = dw + xp.sum(xp.where(weight == 0, 0.0, weight * hidden), axis=(0, 1, 2, 3))
+    return join(dqs), dk, dw
+
+
+class AdditiveContext(AttentionContext):
     """What the backward needs: the inputs as (B, 1, T, N), the output and the lse; no weights, no tanh."""
 
-    q: Array
-    k: Array
-    v: Array
-    score_vector: Array
-    out: Array
-    lse: Array
-    scoring: Scoring
-    form: Form
-    bias_shape: tuple[int, ...] | None
-
-    def dots(self, start: int, stop: int) -> Array:
-        """The scores of the queries [start, stop) again, before scale, bias and masks: (B, 1, rows, S)."""
-        xp = namespace_of(self.q)
-        q, k, w = (xp.astype(x, self.lse.dtype) for x in (self.q[:, :, start:stop, :], self.k, self.score_vector))
-        return additive_scores(q, k, w)
+    __slots__ = ()
 
 
 class AdditiveGrads(NamedTuple):
@@ -120,16 +179,16 @@ def additive_attention_fwd(
     known_options(options, ScoreOptions)
     checks.required(query=query, key=key, value=value, score_vector=score_vector)
     check_arrays(attn_mask, options, query=query, key=key, value=value, score_vector=score_vector)
-    form = sequence_form(query, key, value)
+    layout = sequence_layout(query, key, value)
     _check_widths(query, key, score_vector)
-    q, k, v = form.canonical(query), form.canonical(key), form.canonical(value)
-    scoring, bias_shape = scoring_of(q, k.shape[2], form, attn_mask, dropout_p, is_causal, options)
-    ctx = attend_canonical(q, k, v, score_vector, scoring, form, bias_shape)
-    return read_only(form.restored(ctx.out)), ctx
+    scorer, arrays = Additive(score_vector), (query, key, value)
+    return run(AdditiveContext, scorer, SOFTMAX, layout, arrays, attn_mask, dropout_p, is_causal, options)
 
 
 @ignoring_fp_errors
-def additive_attention_bwd(dout: Array, ctx: AdditiveContext) -> AdditiveGrads:
+def additive_attention_bwd(
+    dout: Array, ctx: AdditiveContext, dlse: Array | None = None, dweights: Array | None = None
+) -> AdditiveGrads:
     r"""The gradients of additive attention; weights and tanh are recomputed from q, k and the lse.
 
     .. math::
@@ -145,6 +204,8 @@ def additive_attention_bwd(dout: Array, ctx: AdditiveContext) -> AdditiveGrads:
     ----------
     dout : the shape and dtype of the output
     ctx : AdditiveContext
+    dlse, dweights : optional
+        Cotangents of the lse (*batch, T) and of the weights (*batch, T, S).
 
     Returns
     -------
@@ -160,22 +221,8 @@ def additive_attention_bwd(dout: Array, ctx: AdditiveContext) -> AdditiveGrads:
     (4,)
     """
     checks.context("ctx", ctx, AdditiveContext)
-    form = ctx.form
-    checks.cotangent(dout, tuple(form.restored(ctx.out).shape), ctx.q)
-    dq, dk, dv, dw, dbias = attend_additive_backward(
-        form.canonical(dout), ctx.q, ctx.k, ctx.v, ctx.score_vector, ctx.out, ctx.lse, ctx.scoring
-    )
-    if dbias is not None and ctx.bias_shape is not None:
-        dbias = form.restored_bias(dbias, ctx.bias_shape)
-    return AdditiveGrads(form.restored(dq), form.restored(dk), form.restored(dv), dw, dbias)
-
-
-def attend_canonical(
-    q: Array, k: Array, v: Array, w: Array, scoring: Scoring, form: Form, bias_shape: tuple[int, ...] | None
-) -> AdditiveContext:
-    """The context, with its output, of queries, keys and values (B, 1, T, N) whose checks are done."""
-    out, lse = attend_additive(q, k, v, w, scoring)
-    return AdditiveContext(q, k, v, w, out, lse, scoring, form, bias_shape)
+    grads = gradients(dout, ctx, dlse, dweights)
+    return AdditiveGrads(grads.query, grads.key, grads.value, grads.scorer.score_vector, grads.bias)
 
 
 def _check_widths(query: Array, key: Array, score_vector: Array) -> None:

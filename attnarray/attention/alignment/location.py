@@ -5,22 +5,146 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Unpack
 
 from attnarray import checks
-from attnarray.attention.alignment.additive_core import additive_scores
-from attnarray.attention.alignment.location_core import (
-    Located,
-    attend_by_location,
-    attend_by_location_backward,
-    keys_of_step,
-    looked_before,
-)
-from attnarray.attention.form import Form, sequence_form
-from attnarray.attention.options import ScoreOptions, check_arrays, known_options, scoring_of
-from attnarray.attention.scoring import Scoring
+from attnarray.attention.alignment.additive import additive_scores, additive_scores_backward
+from attnarray.attention.engine import bias_gradient, join
+from attnarray.attention.layout import Layout, sequence_layout
+from attnarray.attention.modifiers import ScoreModifiers, dropout_factor
+from attnarray.attention.normalizers import masked_softmax, masked_softmax_backward
+from attnarray.attention.options import ScoreOptions, check_arrays, known_options, score_modifiers
+from attnarray.attention.products import dot_products, sum_to_shape, weighted_sum, weighted_sum_over_queries
 from attnarray.attention.sequences import narrow, wide, without_padding
 from attnarray.backend import Array, device_of, namespace_of
-from attnarray.dispatch import ignoring_fp_errors
+from attnarray.dispatch import accelerated, ignoring_fp_errors
 from attnarray.masks import Mask
 from attnarray.numpy_arrays import read_only, writable
+from attnarray.ops.conv1d import Conv1dContext, conv1d_bwd, conv1d_fwd
+from attnarray.ops.linear import LinearContext, linear_bwd, linear_fwd
+
+
+class Located(NamedTuple):
+    """What all steps share, in float32 or float64. `before` is what is convolved in the first step."""
+
+    k: Array  # (B, 1, S, A)
+    v: Array  # (B, 1, S, Dv)
+    score_vector: Array  # (A,)
+    location_filter: Array  # (F, width)
+    location_weight: Array  # (A, F)
+    before: Array  # (B, 1, 1, S), 0 past the lengths
+    cumulative: bool
+
+    @property
+    def maps(self) -> tuple[Array, Array]:
+        """F and U, which together make the features of a step's keys from what was looked at before."""
+        return self.location_filter, self.location_weight
+
+
+class Keys(NamedTuple):
+    """The keys of one step, k + U f, and the contexts of the two maps that made them."""
+
+    keys: Array  # (B, 1, S, A)
+    filtered: Conv1dContext
+    mapped: LinearContext
+
+
+def keys_of_step(given: Located, looked: Array) -> Keys:
+    """The keys where `looked` (B, 1, 1, S) is what the steps before looked at."""
+    features, filtered = conv1d_fwd(looked.mT, given.location_filter[:, None, :])  # (B, 1, S, F)
+    moved, mapped = linear_fwd(features, given.location_weight)
+    return Keys(given.k + moved, filtered, mapped)
+
+
+def looked_before(given: Located, weights: Array) -> list[Array]:
+    """What each step convolves, (B, 1, 1, S): the weights of the step before, or the sum of all so far."""
+    looked = [given.before]
+    for i in range(weights.shape[2] - 1):
+        step = weights[:, :, i : i + 1, :]
+        looked.append(looked[-1] + step if given.cumulative else step)
+    return looked[: weights.shape[2]]
+
+
+@accelerated
+def attend_by_location(q: Array, given: Located, modifiers: ScoreModifiers) -> tuple[Array, Array, Array]:
+    r"""All steps of q (B, 1, T, A), one after the other.
+
+    .. math::
+        f_i = F * \alpha_{i-1}, \qquad e_{ij} = \sum_a w_a \tanh(q_{ia} + k_{ja} + (U f_{ij})_a), \qquad
+        \alpha_i = \mathrm{softmax}(e_i), \qquad o_i = \sum_j \alpha_{ij} v_j
+
+    Returns
+    -------
+    out : (B, 1, T, Dv)
+    weights : (B, 1, T, S)
+        Before dropout.
+    lse : (B, 1, T)
+    """
+    xp = namespace_of(q)
+    kind = {"dtype": q.dtype, "device": device_of(q)}
+    weights, lses = [xp.zeros((q.shape[0], 1, 0, given.k.shape[2]), **kind)], [xp.zeros((q.shape[0], 1, 0), **kind)]
+    looked = given.before
+    for i in range(q.shape[2]):
+        keys = keys_of_step(given, looked).keys
+        scores = additive_scores(q[:, :, i : i + 1, :], keys, given.score_vector)  # (B, 1, 1, S)
+        step, lse = masked_softmax(scores, modifiers.rows(i, i + 1))
+        looked = looked + step if given.cumulative else step
+        weights.append(step)
+        lses.append(lse)
+    every = join(weights)
+    factor = dropout_factor(modifiers, every.shape, every)
+    used = every if factor is None else every * factor
+    return weighted_sum(used, given.v, modifiers.hides()), every, join(lses)
+
+
+@accelerated
+def attend_by_location_backward(
+    dout: Array, dweights: Array, q: Array, given: Located, weights: Array, lse: Array, modifiers: ScoreModifiers
+) -> tuple[Array, ...]:
+    r"""From the last step back to the first; the keys and the scores of each step are computed again.
+
+    .. math::
+        d\alpha_i \mathrel{+}= v\, do_i + F^T df_{i+1}, \qquad
+        de_{ij} = \alpha_{ij} \Bigl(d\alpha_{ij} - \sum_l \alpha_{il}\, d\alpha_{il}\Bigr), \qquad
+        df_{ij} = U^T g_{ij}, \qquad g_{ija} = de_{ij}\, w_a (1 - h_{ija}^2)
+
+    where F^T is the gradient of the convolution and h the hidden layer. With `cumulative`, F^T df of every later step
+    comes back.
+
+    Parameters
+    ----------
+    dout : (B, 1, T, Dv), dweights : (B, 1, T, S)
+
+    Returns
+    -------
+    dq : the shape of q
+    dk, dv, dscore_vector, dlocation_filter, dlocation_weight, dbefore : the shapes of the fields of `given`
+    dbias : the shape of modifiers.bias, or None
+    """
+    xp = namespace_of(dout, dweights, q)
+    through, used, factor = dot_products(dout, given.v), weights, dropout_factor(modifiers, weights.shape, weights)
+    if factor is not None:
+        through, used = (xp.where(factor == 0, 0.0, x * factor) for x in (through, weights))
+    dweights, dv = dweights + through, weighted_sum_over_queries(used, dout, 1, modifiers.hides())
+    looked, nothing, dqs = looked_before(given, weights), modifiers.rows(0, 0).bias, [q[:, :, :0, :]]
+    dbiases = [] if nothing is None else [sum_to_shape(weights[:, :, :0, :], nothing.shape)]
+    dk, dw, dfilter, dweight = (xp.zeros_like(x) for x in (given.k, given.score_vector, *given.maps))
+    dlooked = xp.zeros_like(given.before)  # what comes back from the steps after
+    for i in reversed(range(q.shape[2])):
+        rows, block = slice(i, i + 1), modifiers.rows(i, i + 1)
+        query, step, made = q[:, :, rows, :], weights[:, :, rows, :], keys_of_step(given, looked[i])
+        dstep = dweights[:, :, rows, :] + dlooked
+        delta = xp.sum(xp.where(step == 0, 0.0, step * dstep), axis=-1)  # (B, 1, 1)
+        scores = additive_scores(query, made.keys, given.score_vector)
+        _, dscores, dmodified = masked_softmax_backward(scores, dstep, lse[:, :, rows], delta, block)
+        dquery, dkeys, dw_step = additive_scores_backward(dscores, query, made.keys, given.score_vector)
+        mapped = linear_bwd(dkeys, made.mapped)
+        filtered = conv1d_bwd(mapped.x, made.filtered)
+        dk, dw = dk + dkeys, dw + dw_step
+        dfilter, dweight = dfilter + filtered.weight[:, 0, :], dweight + mapped.weight
+        dlooked = filtered.x.mT + dlooked if given.cumulative else filtered.x.mT  # (B, 1, 1, S)
+        dqs.insert(1, dquery)
+        if dmodified is not None and block.bias is not None:
+            dbiases.insert(1, sum_to_shape(dmodified, block.bias.shape))
+    dbias = bias_gradient(dbiases, modifiers.bias)
+    return join(dqs), dk, dv, dw, dfilter, dweight, dlooked, dbias
 
 
 class LocationResult(NamedTuple):
@@ -48,19 +172,14 @@ class LocationContext(NamedTuple):
     given: Located
     weights: Array
     lse: Array
-    scoring: Scoring
-    form: Form
+    modifiers: ScoreModifiers
+    layout: Layout
     bias_shape: tuple[int, ...] | None
     has_previous: bool
 
-    def dots(self, start: int, stop: int) -> Array:
-        """The scores of the queries [start, stop) again, before scale, bias and masks: (B, 1, rows, S)."""
-        looked = looked_before(self.given, self.weights)
-        rows = [self.weights[:, :, :0, :]]
-        for i in range(start, stop):
-            keys = keys_of_step(self.given, looked[i]).keys
-            rows.append(additive_scores(self.q[:, :, i : i + 1, :], keys, self.given.score_vector))
-        return namespace_of(self.q).concat(rows, axis=2)
+    def weights_of_rows(self, rows: slice) -> Array:
+        """The weights of some queries: (B, 1, rows, S)."""
+        return self.weights[:, :, rows, :]
 
 
 class LocationGrads(NamedTuple):
@@ -184,18 +303,18 @@ def location_attention_fwd(
     **options: Unpack[ScoreOptions],
 ) -> tuple[LocationResult, LocationContext]:
     """`location_attention`, with the same options, and the context for its backward."""
-    form = _checked(
+    layout = _checked(
         attn_mask, options, query=query, key=key, value=value, score_vector=score_vector,
         location_filter=location_filter, location_weight=location_weight, previous=previous,
     )  # fmt: skip
     cumulative = checks.flag("cumulative", cumulative)
-    q, k, v = (wide(form.canonical(x)) for x in (query, key, value))
-    scoring, bias_shape = scoring_of(q, k.shape[2], form, attn_mask, dropout_p, is_causal, options)
-    before = _start(previous, k, scoring)
+    q, k, v = (wide(layout.canonical(x)) for x in (query, key, value))
+    modifiers, bias_shape = score_modifiers(q, k.shape[2], layout, attn_mask, dropout_p, is_causal, options)
+    before = _start(previous, k, modifiers)
     given = Located(k, v, wide(score_vector), wide(location_filter), wide(location_weight), before, cumulative)
-    out, weights, lse = attend_by_location(q, given, scoring)
-    result = LocationResult(*(narrow(form.restored(x), query) for x in (out, read_only(weights))))
-    return result, LocationContext(query, q, given, weights, lse, scoring, form, bias_shape, previous is not None)
+    out, weights, lse = attend_by_location(q, given, modifiers)
+    result = LocationResult(*(narrow(layout.restore(x), query) for x in (out, read_only(weights))))
+    return result, LocationContext(query, q, given, weights, lse, modifiers, layout, bias_shape, previous is not None)
 
 
 @ignoring_fp_errors
@@ -238,29 +357,29 @@ def location_attention_bwd(dout: LocationResult, ctx: LocationContext) -> Locati
     (3, 5)
     """
     checks.context("ctx", ctx, LocationContext)
-    form, lengths = ctx.form, ctx.scoring.kv_lengths
+    layout, lengths = ctx.layout, ctx.modifiers.kv_lengths
     do, dweights = _cotangents(dout, ctx)
     dq, dk, dv, dw, dfilter, dweight, dbefore, dbias = attend_by_location_backward(
-        do, dweights, ctx.q, ctx.given, ctx.weights, ctx.lse, ctx.scoring
+        do, dweights, ctx.q, ctx.given, ctx.weights, ctx.lse, ctx.modifiers
     )
     if dbias is not None and ctx.bias_shape is not None:
-        dbias = form.restored_bias(dbias, ctx.bias_shape)
+        dbias = layout.restore_bias(dbias, ctx.bias_shape)
     dprevious = None
     if ctx.has_previous:
-        dprevious = form.restored(without_padding(dbefore.mT, lengths))[..., 0]
+        dprevious = layout.restore(without_padding(dbefore.mT, lengths))[..., 0]
     found = LocationGrads(
-        form.restored(dq), form.restored(dk), form.restored(dv), dw, dfilter, dweight, dprevious, dbias
+        layout.restore(dq), layout.restore(dk), layout.restore(dv), dw, dfilter, dweight, dprevious, dbias
     )
     return LocationGrads(*(narrow(grad, ctx.query) for grad in found))
 
 
-def _start(previous: Array | None, k: Array, scoring: Scoring) -> Array:
+def _start(previous: Array | None, k: Array, modifiers: ScoreModifiers) -> Array:
     """What the first step filters, (B, 1, 1, S)."""
     xp = namespace_of(k)
     shape = (k.shape[0], 1, k.shape[2], 1)
     if previous is None:
         return xp.zeros(shape, dtype=k.dtype, device=device_of(k)).mT
-    return without_padding(xp.reshape(wide(previous), shape), scoring.kv_lengths).mT
+    return without_padding(xp.reshape(wide(previous), shape), modifiers.kv_lengths).mT
 
 
 def _cotangents(dout: Any, ctx: LocationContext) -> list[Array]:
@@ -277,19 +396,19 @@ def _cotangents(dout: Any, ctx: LocationContext) -> list[Array]:
         if array is None:
             found.append(xp.zeros((ctx.q.shape[0], 1, rows, width), dtype=ctx.q.dtype, device=device_of(ctx.q)))
             continue
-        checks.shape(name, array, (*ctx.form.batch, rows, width), "the shape of that result")
+        checks.shape(name, array, (*ctx.layout.batch, rows, width), "the shape of that result")
         checks.floating(**{name: array}, query=ctx.query)
-        found.append(wide(ctx.form.canonical(array)))
+        found.append(wide(ctx.layout.canonical(array)))
     return found
 
 
-def _checked(attn_mask: Array | Mask | None, options: Any, **arrays: Array) -> Form:
-    """Check everything that is given, and tell the form of the sequences."""
+def _checked(attn_mask: Array | Mask | None, options: Any, **arrays: Array) -> Layout:
+    """Check everything that is given, and tell the layout of the sequences."""
     known_options(options, ScoreOptions)
     checks.required(**{name: array for name, array in arrays.items() if name != "previous"})
     check_arrays(attn_mask, options, **arrays)
     query, key, previous = arrays["query"], arrays["key"], arrays["previous"]
-    form = sequence_form(query, key, arrays["value"])
+    layout = sequence_layout(query, key, arrays["value"])
     A, filters, weight = query.shape[-1], arrays["location_filter"], arrays["location_weight"]
     if key.shape[-1] != A:
         raise ValueError(
@@ -305,6 +424,6 @@ def _checked(attn_mask: Array | Mask | None, options: Any, **arrays: Array) -> F
     F = filters.shape[0]
     checks.shape("location_weight", weight, (A, F), f"`query` has {A} features and `location_filter` {F} filters")
     if previous is not None:
-        expected = (*form.batch, key.shape[-2])
+        expected = (*layout.batch, key.shape[-2])
         checks.shape("previous", previous, expected, "(*batch, S), one weight for each key")
-    return form
+    return layout

@@ -1,22 +1,167 @@
-"""Attention with recurrent scores: for each query an LSTM reads the keys, and each of its states scores one pair."""
+"""Attention with recurrent scores: for each query an LSTM reads the keys, and each of its states scores one pair.
+
+All rows of a block of queries take their steps together. The gates of every step are computed again in the backward
+pass, so that no more is ever held than those of one block.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Unpack
 
 from attnarray import checks
-from attnarray.attention.alignment.recurrent_core import Rows, Scorer, recurrent_scores, recurrent_scores_backward
-from attnarray.attention.core import hiding_product, sum_to_shape, weigh, weigh_backward
 from attnarray.attention.dot_product.projection import project, project_backward
-from attnarray.attention.form import Form, sequence_form
-from attnarray.attention.options import ScoreOptions, check_arrays, known_options, scoring_of
-from attnarray.attention.scoring import Scoring, allowed
+from attnarray.attention.engine import SOFTMAX, AttentionContext, Precomputed, gradients, join, run_canonical
+from attnarray.attention.layout import Layout, sequence_layout
+from attnarray.attention.modifiers import ScoreModifiers, allowed
+from attnarray.attention.options import ScoreOptions, check_arrays, known_options, score_modifiers
+from attnarray.attention.products import sum_to_shape
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, device_of, namespace_of
-from attnarray.dispatch import ignoring_fp_errors
+from attnarray.dispatch import accelerated, ignoring_fp_errors
 from attnarray.masks import Mask
 from attnarray.numpy_arrays import read_only, writable
+from attnarray.ops.activations import tanh_forward
 from attnarray.ops.linear import LinearContext
+from attnarray.ops.lstm_cell import lstm_cell, lstm_cell_backward
+
+# Numbers held at a time: gates and states of all steps of a block of queries.
+HELD = 2**24
+
+
+class ScoreParams(NamedTuple):
+    """The parameters of the score, in the dtype of sums."""
+
+    hidden_weight: Array  # W_hh (4 H, H)
+    output_weight: Array  # W_r (A, H)
+    score_vector: Array  # (A,)
+
+
+class Rows(NamedTuple):
+    """What the LSTM of each query starts from and sees, (B, T, ...)."""
+
+    queries: Array  # (B, T, 4 H): what the query adds to every gate
+    keys: Array  # (B, S, 4 H): what the key of a step adds
+    h0: Array  # (B, T, H)
+    c0: Array  # (B, T, H)
+    steps: Array | None  # (B, T, S) bool: where there is a step; elsewhere the state stays as it is
+
+    def block(self, start: int, stop: int) -> Rows:
+        """The queries [start, stop)."""
+        queries, h0, c0 = (x[:, start:stop, :] for x in (self.queries, self.h0, self.c0))
+        return Rows(queries, self.keys, h0, c0, None if self.steps is None else self.steps[:, start:stop, :])
+
+
+@accelerated
+def recurrent_scores(
+    queries: Array, keys: Array, h0: Array, c0: Array, steps: Array | None, params: ScoreParams
+) -> Array:
+    r"""The scores of all pairs, (B, 1, T, S), for the fields of `Rows`.
+
+    .. math::
+        e_{ij} = v \cdot \tanh(W_r h_{ij}), \qquad
+        (h_{ij}, c_{ij}) = \mathrm{cell}(q_i + k_j + W_{hh} h_{i,j-1}, c_{i,j-1})
+    """
+    rows, blocks = Rows(queries, keys, h0, c0, steps), []
+    for start, stop in _row_blocks(rows):
+        xp = namespace_of(rows.queries)
+        block, scores = rows.block(start, stop), []
+        h, c = block.h0, block.c0
+        for j in range(rows.keys.shape[1]):
+            _, h, c = _step(block, j, h, c, params)
+            scores.append(xp.matmul(tanh_forward(xp.matmul(h, params.output_weight.mT)), params.score_vector))
+        blocks.append(_stacked(scores, block)[:, None, :, :])
+    return join(blocks)
+
+
+@accelerated
+def recurrent_scores_backward(dscores: Array, rows: Rows, params: ScoreParams) -> tuple[Rows, ScoreParams]:
+    r"""The gradients of the scores, by backpropagation through the keys of every query.
+
+    .. math::
+        dh_{ij} \mathrel{+}= W_r^T \bigl(de_{ij}\, v \odot (1 - \tanh^2(W_r h_{ij}))\bigr), \qquad
+        dq_i = \sum_j da_{ij}, \quad dk_j = \sum_i da_{ij}, \quad dh_{i,j-1} = W_{hh}^T da_{ij}
+
+    with the gradients a of the sums in the gates, as `lstm_bwd` has them.
+    """
+    xp = namespace_of(dscores)
+    parts = []
+    dkeys = xp.zeros_like(rows.keys)
+    dparams = ScoreParams(*(xp.zeros_like(x) for x in params))
+    for start, stop in _row_blocks(rows):
+        part, dparams_part = _block_backward(dscores[:, 0, start:stop, :], rows.block(start, stop), params)
+        dkeys = dkeys + part.keys
+        dparams = ScoreParams(*(total + x for total, x in zip(dparams, dparams_part, strict=True)))
+        parts.append(part)
+    queries, h0, c0 = (xp.concat([getattr(part, name) for part in parts], axis=1) for name in ("queries", "h0", "c0"))
+    return Rows(queries, dkeys, h0, c0, None), dparams
+
+
+def _block_backward(dscores: Array, rows: Rows, params: ScoreParams) -> tuple[Rows, ScoreParams]:
+    xp = namespace_of(dscores)
+    keys = rows.keys.shape[1]
+    kept, h, c = [], rows.h0, rows.c0
+    for j in range(keys):
+        before = h, c
+        gates, h, c = _step(rows, j, h, c, params)
+        kept.append((gates, *before, h, c))
+    dh, dc, dqueries = xp.zeros_like(rows.h0), xp.zeros_like(rows.c0), xp.zeros_like(rows.queries)
+    dkeys = []
+    dhidden, doutput, dvector = (xp.zeros_like(x) for x in params)
+    for j in reversed(range(keys)):
+        gates, h_before, c_before, h, c = kept.pop()
+        read = tanh_forward(xp.matmul(h, params.output_weight.mT))  # (B, rows, A)
+        ds = dscores[:, :, j, None]
+        dread = ds * params.score_vector * (1.0 - read * read)
+        dvector = dvector + xp.sum(ds * read, axis=(0, 1))
+        doutput = doutput + _products(dread, h)
+        dh = dh + xp.matmul(dread, params.output_weight)
+        da, dc_before = lstm_cell_backward(dh, dc, gates, c_before, c)
+        if rows.steps is not None:  # where there was no step, the state and its gradient pass by
+            there = rows.steps[:, :, j, None]
+            da, dc_before = xp.where(there, da, 0.0), xp.where(there, dc_before, dc)
+            dh = xp.where(there, xp.matmul(da, params.hidden_weight), dh)
+        else:
+            dh = xp.matmul(da, params.hidden_weight)
+        dc = dc_before
+        dhidden = dhidden + _products(da, h_before)
+        dqueries = dqueries + da
+        dkeys.append(xp.sum(da, axis=1))  # (B, 4 H)
+    dkeys = xp.stack(dkeys[::-1], axis=1) if dkeys else xp.zeros_like(rows.keys)
+    return Rows(dqueries, dkeys, dh, dc, None), ScoreParams(dhidden, doutput, dvector)
+
+
+def _step(rows: Rows, j: int, h: Array, c: Array, params: ScoreParams) -> tuple[Array, Array, Array]:
+    """The gates of a step, and the state after it."""
+    xp = namespace_of(h)
+    sums = xp.matmul(h, params.hidden_weight.mT)  # (B, rows, 4 H)
+    gates, h_new, c_new = lstm_cell(sums, rows.queries + rows.keys[:, j : j + 1, :], c)
+    if rows.steps is None:
+        return gates, h_new, c_new
+    there = rows.steps[:, :, j, None]
+    return gates, xp.where(there, h_new, h), xp.where(there, c_new, c)
+
+
+def _products(x: Array, y: Array) -> Array:
+    """sum over batches and rows of x y^T: (N, M)."""
+    xp = namespace_of(x)
+    x, y = (xp.reshape(z, (z.shape[0] * z.shape[1], z.shape[2])) for z in (x, y))
+    return xp.matmul(x.mT, y)
+
+
+def _stacked(scores: list[Array], rows: Rows) -> Array:
+    """(B, rows) of each key -> (B, rows, S)."""
+    xp = namespace_of(rows.queries)
+    if scores:
+        return xp.stack(scores, axis=-1)
+    return xp.zeros((*rows.queries.shape[:2], 0), dtype=rows.queries.dtype, device=device_of(rows.queries))
+
+
+def _row_blocks(rows: Rows) -> Iterator[tuple[int, int]]:
+    batch, queries, gates = rows.queries.shape
+    size = max(1, HELD // max(1, 2 * batch * rows.keys.shape[1] * gates))
+    for start in range(0, max(queries, 1), size):
+        yield start, min(start + size, queries)
 
 
 class RecurrentContext(NamedTuple):
@@ -26,20 +171,10 @@ class RecurrentContext(NamedTuple):
     query_map: LinearContext
     key_map: LinearContext
     rows: Rows
-    scorer: Scorer
-    v: Array
-    scores: Array
-    out: Array
-    lse: Array
-    scoring: Scoring
-    form: Form
-    bias_shape: tuple[int, ...] | None
+    params: ScoreParams
+    attention: AttentionContext
     state_shapes: tuple[tuple[int, ...] | None, ...]
     has_value: bool
-
-    def dots(self, start: int, stop: int) -> Array:
-        """The scores of the queries [start, stop), before scale, bias and masks: (B, 1, rows, S)."""
-        return self.scores[:, :, start:stop, :]
 
 
 class RecurrentGrads(NamedTuple):
@@ -158,33 +293,32 @@ def recurrent_attention_fwd(
     **options: Unpack[ScoreOptions],
 ) -> tuple[Array, RecurrentContext]:
     """`recurrent_attention`, with the same options, and the context for its backward."""
-    form = _checked(
+    layout = _checked(
         attn_mask, options, query=query, key=key, value=value, weight_ih=weight_ih, weight_hh=weight_hh,
         output_weight=output_weight, score_vector=score_vector, gate_bias=gate_bias, h0=h0, c0=c0,
     )  # fmt: skip
-    xp = namespace_of(query)
-    q, k, v = (form.canonical(x) for x in (query, key, key if value is None else value))
-    scoring, bias_shape = scoring_of(q, k.shape[2], form, attn_mask, dropout_p, is_causal, options)
+    q, k, v = (layout.canonical(x) for x in (query, key, key if value is None else value))
+    modifiers, bias_shape = score_modifiers(q, k.shape[2], layout, attn_mask, dropout_p, is_causal, options)
     queries, query_map = project(q, weight_ih[:, : query.shape[-1]], gate_bias)  # (B, 1, T, 4 H)
     keys, key_map = project(k, weight_ih[:, query.shape[-1] :])  # (B, 1, S, 4 H)
     state = (*query.shape[:-1], weight_hh.shape[1])
-    steps = _steps(scoring, queries, keys)
-    starts = _start(h0, state, query, form), _start(c0, state, query, form)
+    steps = _steps(modifiers, queries, keys)
+    starts = _start(h0, state, query, layout), _start(c0, state, query, layout)
     of_query, h, c = (_with_steps(x, steps) for x in (queries[:, 0, :, :], *starts))
     rows = Rows(of_query, keys[:, 0, :, :], h, c, steps)
-    scorer = Scorer(*(wide(x) for x in (weight_hh, output_weight, score_vector)))
-    scores = recurrent_scores(*rows, scorer)
-    out, lse = weigh(xp.asarray(scores, copy=True), wide(v), scoring)
+    params = ScoreParams(*(wide(x) for x in (weight_hh, output_weight, score_vector)))
+    scorer = Precomputed(recurrent_scores(*rows, params))
+    none = queries[..., :0], keys[..., :0]  # the scores are all that is needed of queries and keys
+    out, attention = run_canonical(AttentionContext, scorer, SOFTMAX, *none, wide(v), modifiers, layout, bias_shape)
     shapes = tuple(None if x is None else tuple(x.shape) for x in (h0, c0))
-    ctx = RecurrentContext(
-        key, query_map, key_map, rows, scorer, wide(v), scores, out, lse, scoring, form, bias_shape, shapes,
-        value is not None,
-    )  # fmt: skip
-    return read_only(narrow(form.restored(out), query)), ctx
+    ctx = RecurrentContext(key, query_map, key_map, rows, params, attention, shapes, value is not None)
+    return read_only(narrow(out, query)), ctx
 
 
 @ignoring_fp_errors
-def recurrent_attention_bwd(dout: Array, ctx: RecurrentContext) -> RecurrentGrads:
+def recurrent_attention_bwd(
+    dout: Array, ctx: RecurrentContext, dlse: Array | None = None, dweights: Array | None = None
+) -> RecurrentGrads:
     r"""The gradients of attention with recurrent scores: backpropagation through the keys of every row.
 
     .. math::
@@ -203,6 +337,8 @@ def recurrent_attention_bwd(dout: Array, ctx: RecurrentContext) -> RecurrentGrad
     ----------
     dout : the shape and dtype of the output
     ctx : RecurrentContext
+    dlse, dweights : optional
+        Cotangents of the lse (*batch, T) and of the weights (*batch, T, S).
 
     Returns
     -------
@@ -219,41 +355,38 @@ def recurrent_attention_bwd(dout: Array, ctx: RecurrentContext) -> RecurrentGrad
     (16, 4)
     """
     checks.context("ctx", ctx, RecurrentContext)
-    form, xp = ctx.form, checks.cotangent(dout, tuple(ctx.form.restored(ctx.out).shape), ctx.key)
-    do = wide(form.canonical(dout))
-    delta = xp.sum(hiding_product(ctx.out, do), axis=-1)
-    scores = xp.asarray(ctx.scores, copy=True)
-    dscores, dv, dbias = weigh_backward(do, scores, ctx.v, ctx.lse, delta, ctx.scoring)
-    drows, dscorer = recurrent_scores_backward(dscores, ctx.rows, ctx.scorer)
+    layout: Any = ctx.attention.layout
+    xp = checks.cotangent(dout, ctx.attention.out_shape, ctx.key)
+    grads = gradients(wide(dout), ctx.attention, dlse, dweights)
+    drows, dparams = recurrent_scores_backward(grads.scorer.values, ctx.rows, ctx.params)
     query = project_backward(drows.queries[:, None, :, :], ctx.query_map)
     key = project_backward(drows.keys[:, None, :, :], ctx.key_map)
-    if dbias is not None and ctx.bias_shape is not None:
-        dbias = form.restored_bias(dbias, ctx.bias_shape)
+    dkey = layout.restore(key.x)
     dh0, dc0 = (
-        None if shape is None else sum_to_shape(form.restored(dx[:, None, :, :]), shape)
+        None if shape is None else sum_to_shape(layout.restore(dx[:, None, :, :]), shape)
         for dx, shape in zip((drows.h0, drows.c0), ctx.state_shapes, strict=True)
     )
     found = RecurrentGrads(
-        form.restored(query.x), form.restored(key.x if ctx.has_value else key.x + dv),
-        xp.concat([query.weight, key.weight], axis=1), dscorer.hidden_weight, dscorer.output_weight,
-        dscorer.score_vector, form.restored(dv) if ctx.has_value else None, query.bias, dh0, dc0, dbias,
+        layout.restore(query.x), dkey if ctx.has_value else dkey + grads.value,
+        xp.concat([query.weight, key.weight], axis=1), *dparams, grads.value if ctx.has_value else None, query.bias,
+        dh0, dc0, grads.bias,
     )  # fmt: skip
     return RecurrentGrads(*(narrow(grad, ctx.key) for grad in found))
 
 
-def _start(state: Array | None, shape: tuple[int, ...], like: Array, form: Form) -> Array:
+def _start(state: Array | None, shape: tuple[int, ...], like: Array, layout: Layout) -> Array:
     """The states before the first key: (B, T, H)."""
     xp = namespace_of(like)
     if state is None:
         state = xp.zeros(shape, dtype=like.dtype, device=device_of(like))
-    return wide(form.canonical(xp.broadcast_to(state, shape)))[:, 0, :, :]
+    return wide(layout.canonical(xp.broadcast_to(state, shape)))[:, 0, :, :]
 
 
-def _steps(scoring: Scoring, queries: Array, keys: Array) -> Array | None:
+def _steps(modifiers: ScoreModifiers, queries: Array, keys: Array) -> Array | None:
     """Where there is a step of a row, (B, T, S); None for everywhere."""
     batch, _, T, _ = queries.shape
     S = keys.shape[2]
-    seen = allowed(scoring, T, S, queries)
+    seen = allowed(modifiers, T, S, queries)
     return None if seen is None else namespace_of(queries).broadcast_to(seen, (batch, 1, T, S))[:, 0, :, :]
 
 
@@ -263,14 +396,14 @@ def _with_steps(x: Array, steps: Array | None) -> Array:
     return x if steps is None else xp.where(xp.any(steps, axis=-1)[..., None], x, 0.0)
 
 
-def _checked(attn_mask: Array | Mask | None, options: Any, **arrays: Array) -> Form:
-    """Check everything that is given, and tell the form of the sequences."""
+def _checked(attn_mask: Array | Mask | None, options: Any, **arrays: Array) -> Layout:
+    """Check everything that is given, and tell the layout of the sequences."""
     known_options(options, ScoreOptions)
     optional = ("value", "gate_bias", "h0", "c0")
     checks.required(**{name: array for name, array in arrays.items() if name not in optional})
     check_arrays(attn_mask, options, **arrays)
     query, key, weight = arrays["query"], arrays["key"], arrays["weight_ih"]
-    form = sequence_form(query, key, key if arrays["value"] is None else arrays["value"])
+    layout = sequence_layout(query, key, key if arrays["value"] is None else arrays["value"])
     named = checks.shapes(query=query, key=key, weight_ih=weight)
     width = query.shape[-1] + key.shape[-1]
     if weight.ndim != 2 or weight.shape[0] % 4 or weight.shape[1] != width:
@@ -289,4 +422,4 @@ def _checked(attn_mask: Array | Mask | None, options: Any, **arrays: Array) -> F
     for name in ("h0", "c0"):
         if arrays[name] is not None:
             checks.broadcasts(name, arrays[name], (*query.shape[:-1], hidden), "(*batch, T, H)")
-    return form
+    return layout

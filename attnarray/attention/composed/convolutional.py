@@ -6,12 +6,11 @@ import math
 from typing import Any, NamedTuple, Unpack
 
 from attnarray import checks
-from attnarray.attention.alignment.additive import AdditiveContext, additive_attention_bwd, attend_canonical
-from attnarray.attention.core import attend
-from attnarray.attention.dot_product.scaled_dot_product import SDPAContext, scaled_dot_product_attention_bwd
-from attnarray.attention.form import Form
-from attnarray.attention.options import ScoreOptions, check_arrays, known_options, scoring_of
-from attnarray.attention.sequences import check_sequence, form_of_one, narrow, wide, without_padding
+from attnarray.attention.alignment.additive import Additive
+from attnarray.attention.engine import DOT_PRODUCT, SOFTMAX, AttentionContext, gradients, run_canonical
+from attnarray.attention.layout import Layout
+from attnarray.attention.options import ScoreOptions, check_arrays, known_options, score_modifiers
+from attnarray.attention.sequences import check_sequence, narrow, one_sequence_layout, wide, without_padding
 from attnarray.backend import Array
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
@@ -27,7 +26,7 @@ class ConvolutionalContext(NamedTuple):
     x: Array
     query: Conv1dContext
     key: Conv1dContext
-    attention: AdditiveContext | SDPAContext
+    attention: AttentionContext
     has_value: bool
 
 
@@ -116,7 +115,7 @@ def convolutional_attention(
     References
     ----------
     Li et al., "Enhancing the locality and breaking the memory bottleneck of Transformer on time series forecasting",
-    2019, arXiv:1907.00235. The pairs have no published source of that form.
+    2019, arXiv:1907.00235. The pairs have no published source of that layout.
 
     Examples
     --------
@@ -150,31 +149,31 @@ def convolutional_attention_fwd(
     **options: Unpack[ScoreOptions],
 ) -> tuple[Array, ConvolutionalContext]:
     """`convolutional_attention`, with the same options, and the context for its backward."""
-    form = _checked(
+    layout = _checked(
         attn_mask, options, padding, x=x, query_weight=query_weight, key_weight=key_weight, value=value,
         score_vector=score_vector, query_bias=query_bias,
     )  # fmt: skip
-    sequence = wide(form.canonical(x))  # (B, 1, T, D)
+    sequence = wide(layout.canonical(x))  # (B, 1, T, D)
     T, A = x.shape[-2], query_weight.shape[0]
     scale = 1.0 / math.sqrt(A or 1) if score_vector is None else 1.0
-    scoring, bias_shape = scoring_of(sequence, T, form, attn_mask, dropout_p, is_causal, options, default_scale=scale)
-    sequence = without_padding(sequence, scoring.kv_lengths)
+    modifiers, bias_shape = score_modifiers(
+        sequence, T, layout, attn_mask, dropout_p, is_causal, options, default_scale=scale
+    )
+    sequence = without_padding(sequence, modifiers.kv_lengths)
     q_bias = None if query_bias is None else wide(query_bias)
     q, query = conv1d_fwd(sequence, wide(query_weight), q_bias, padding=padding)  # (B, 1, T, A)
     k, key = conv1d_fwd(sequence, wide(key_weight), padding=padding)
-    v = sequence if value is None else wide(form.canonical(value))
-    attention: AdditiveContext | SDPAContext
-    if score_vector is None:
-        out, lse = attend(q, k, v, scoring)
-        attention = SDPAContext(q, k, v, out, lse, scoring, form, bias_shape)
-    else:
-        attention = attend_canonical(q, k, v, wide(score_vector), scoring, form, bias_shape)
+    v = sequence if value is None else wide(layout.canonical(value))
+    scorer = DOT_PRODUCT if score_vector is None else Additive(wide(score_vector))
+    out, attention = run_canonical(AttentionContext, scorer, SOFTMAX, q, k, v, modifiers, layout, bias_shape)
     ctx = ConvolutionalContext(x, query, key, attention, value is not None)
-    return read_only(narrow(form.restored(attention.out), x)), ctx
+    return read_only(narrow(out, x)), ctx
 
 
 @ignoring_fp_errors
-def convolutional_attention_bwd(dout: Array, ctx: ConvolutionalContext) -> ConvolutionalGrads:
+def convolutional_attention_bwd(
+    dout: Array, ctx: ConvolutionalContext, dlse: Array | None = None, dweights: Array | None = None
+) -> ConvolutionalGrads:
     r"""The gradients of convolutional attention, by those of the attention and of the convolutions.
 
     With the gradients dq, dk and dv of queries, keys and values:
@@ -192,6 +191,8 @@ def convolutional_attention_bwd(dout: Array, ctx: ConvolutionalContext) -> Convo
     ----------
     dout : the shape and dtype of the output
     ctx : ConvolutionalContext
+    dlse, dweights : optional
+        Cotangents of the lse (*batch, T) and of the weights (*batch, T, S).
 
     Returns
     -------
@@ -207,41 +208,32 @@ def convolutional_attention_bwd(dout: Array, ctx: ConvolutionalContext) -> Convo
     (4, 3, 3)
     """
     checks.context("ctx", ctx, ConvolutionalContext)
-    attention, form = ctx.attention, ctx.attention.form
-    checks.cotangent(dout, tuple(form.restored(attention.out).shape), ctx.x)
-    dquery, dkey, dvalue, dbias, dscore_vector = _attention_backward(wide(dout), attention)
-    query, key = (conv1d_bwd(form.canonical(d), c) for d, c in ((dquery, ctx.query), (dkey, ctx.key)))
-    dx = query.x + key.x if ctx.has_value else query.x + key.x + form.canonical(dvalue)
+    attention, layout = ctx.attention, ctx.attention.layout
+    checks.cotangent(dout, attention.out_shape, ctx.x)
+    dquery, dkey, dvalue, dbias, dscorer, *_ = gradients(wide(dout), attention, dlse, dweights)
+    query, key = (conv1d_bwd(layout.canonical(d), c) for d, c in ((dquery, ctx.query), (dkey, ctx.key)))
+    dx = query.x + key.x if ctx.has_value else query.x + key.x + layout.canonical(dvalue)
     found = ConvolutionalGrads(
-        form.restored(without_padding(dx, attention.scoring.kv_lengths)),
+        layout.restore(without_padding(dx, attention.modifiers.kv_lengths)),
         query.weight,
         key.weight,
         dvalue if ctx.has_value else None,
-        dscore_vector,
+        getattr(dscorer, "score_vector", None),
         query.bias,
         dbias,
     )
     return ConvolutionalGrads(*(narrow(grad, ctx.x) for grad in found))
 
 
-def _attention_backward(dout: Array, ctx: AdditiveContext | SDPAContext) -> tuple[Array | None, ...]:
-    """The gradients of query, key, value, bias and score vector."""
-    if isinstance(ctx, AdditiveContext):
-        additive = additive_attention_bwd(dout, ctx)
-        return additive.query, additive.key, additive.value, additive.bias, additive.score_vector
-    dots = scaled_dot_product_attention_bwd(dout, ctx)
-    return dots.query, dots.key, dots.value, dots.bias, None
-
-
-def _checked(attn_mask: Array | Mask | None, options: Any, padding: str, **arrays: Array) -> Form:
-    """Check everything that is given, and tell the form of x."""
+def _checked(attn_mask: Array | Mask | None, options: Any, padding: str, **arrays: Array) -> Layout:
+    """Check everything that is given, and tell the layout of x."""
     known_options(options, ScoreOptions)
     weights = {name: arrays[name] for name in ("query_weight", "key_weight")}
     x, value = arrays["x"], arrays["value"]
     checks.required(x=x, **weights)
     check_arrays(attn_mask, options, **arrays)
     checks.one_of("padding", padding, PADDINGS)
-    form = form_of_one("x", x)
+    layout = one_sequence_layout("x", x)
     T, D = x.shape[-2:]
     named = checks.shapes(x=x, **weights)
     A = (*arrays["query_weight"].shape, 0)[0]
@@ -260,5 +252,5 @@ def _checked(attn_mask: Array | Mask | None, options: Any, padding: str, **array
         if arrays[name] is not None:
             checks.shape(name, arrays[name], (A,), f"one number per row of `query_weight`. {named[:-1]}")
     if value is not None:
-        check_sequence("value", value, form, T, None, f"one value per position of `x`. {named[:-1]}")
-    return form
+        check_sequence("value", value, layout, T, None, f"one value per position of `x`. {named[:-1]}")
+    return layout

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Unpack
 
 from attnarray import checks
-from attnarray.attention.alignment.additive import AdditiveContext, additive_attention_bwd, attend_canonical
-from attnarray.attention.dot_product.projection import attend_by_dots, project, project_backward
-from attnarray.attention.dot_product.scaled_dot_product import SDPAContext, scaled_dot_product_attention_bwd
-from attnarray.attention.form import Form, sequence_form
-from attnarray.attention.options import ScoreOptions, check_arrays, known_options, scoring_of
+from attnarray.attention.alignment.additive import Additive
+from attnarray.attention.dot_product.projection import project, project_backward
+from attnarray.attention.engine import DOT_PRODUCT, SOFTMAX, AttentionContext, gradients, run
+from attnarray.attention.layout import Layout, sequence_layout
+from attnarray.attention.options import ScoreOptions, check_arrays, known_options
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, namespace_of
 from attnarray.dispatch import ignoring_fp_errors
@@ -26,7 +26,7 @@ class MultiplicativeContext(NamedTuple):
     query: Array
     query_map: LinearContext | None
     key_map: LinearContext | None
-    attention: SDPAContext | AdditiveContext
+    attention: AttentionContext
 
 
 class MultiplicativeGrads(NamedTuple):
@@ -135,27 +135,24 @@ def multiplicative_attention_fwd(
 ) -> tuple[Array, MultiplicativeContext]:
     """`multiplicative_attention`, with the same options, and the context for its backward."""
     known_options(options, ScoreOptions)
-    form = _checked(score, attn_mask, options, query, key, value, weight, score_vector)
+    layout = _checked(score, attn_mask, options, query, key, value, weight, score_vector)
     q, k, v = wide(query), wide(key), wide(value)
     query_map = key_map = None
-    attention: SDPAContext | AdditiveContext
-    if weight is not None and score_vector is not None:
-        Dq = query.shape[-1]
+    scorer: Any = DOT_PRODUCT
+    if score_vector is not None and weight is not None:
+        Dq, scorer = query.shape[-1], Additive(wide(score_vector))
         q, query_map = project(query, weight[:, :Dq])  # (*batch, T, A)
         k, key_map = project(key, weight[:, Dq:])  # (*batch, S, A)
-        q, k, v, w = form.canonical(q), form.canonical(k), form.canonical(v), wide(score_vector)
-        scoring, bias_shape = scoring_of(q, k.shape[2], form, attn_mask, dropout_p, is_causal, options)
-        attention = attend_canonical(q, k, v, w, scoring, form, bias_shape)
-        out = form.restored(attention.out)
-    else:
-        if weight is not None:
-            q, query_map = project(query, weight.mT)  # (*batch, T, Dk)
-        out, attention = attend_by_dots(form, q, k, v, attn_mask, dropout_p, is_causal, options)
+    elif weight is not None:
+        q, query_map = project(query, weight.mT)  # (*batch, T, Dk)
+    out, attention = run(AttentionContext, scorer, SOFTMAX, layout, (q, k, v), attn_mask, dropout_p, is_causal, options)
     return read_only(narrow(out, query)), MultiplicativeContext(query, query_map, key_map, attention)
 
 
 @ignoring_fp_errors
-def multiplicative_attention_bwd(dout: Array, ctx: MultiplicativeContext) -> MultiplicativeGrads:
+def multiplicative_attention_bwd(
+    dout: Array, ctx: MultiplicativeContext, dlse: Array | None = None, dweights: Array | None = None
+) -> MultiplicativeGrads:
     r"""The gradients of multiplicative attention; weights p are recomputed from the lse.
 
     With :math:`de_{ij} = \mathrm{scale}\; p_{ij} (do_i \cdot v_j - do_i \cdot o_i)` and
@@ -174,6 +171,8 @@ def multiplicative_attention_bwd(dout: Array, ctx: MultiplicativeContext) -> Mul
     ----------
     dout : the shape and dtype of the output
     ctx : MultiplicativeContext
+    dlse, dweights : optional
+        Cotangents of the lse (*batch, T) and of the weights (*batch, T, S).
 
     Returns
     -------
@@ -189,16 +188,10 @@ def multiplicative_attention_bwd(dout: Array, ctx: MultiplicativeContext) -> Mul
     (4, 4)
     """
     checks.context("ctx", ctx, MultiplicativeContext)
-    attention = ctx.attention
-    checks.cotangent(dout, tuple(attention.form.restored(attention.out).shape), ctx.query)
+    checks.cotangent(dout, ctx.attention.out_shape, ctx.query)
     xp = namespace_of(dout)
-    dweight = dvector = None
-    grads: Any
-    if isinstance(attention, AdditiveContext):
-        grads = additive_attention_bwd(wide(dout), attention)
-        dvector = grads.score_vector
-    else:
-        grads = scaled_dot_product_attention_bwd(wide(dout), attention)
+    grads = gradients(wide(dout), ctx.attention, dlse, dweights)
+    dweight, dvector = None, getattr(grads.scorer, "score_vector", None)
     dquery, dkey = grads.query, grads.key
     if ctx.query_map is not None:
         of_query = project_backward(dquery, ctx.query_map)
@@ -212,8 +205,8 @@ def multiplicative_attention_bwd(dout: Array, ctx: MultiplicativeContext) -> Mul
 
 def _checked(
     score: str, attn_mask: Any, options: Any, query: Array, key: Array, value: Array, weight: Any, score_vector: Any
-) -> Form:
-    """Check everything that is given, and tell the form of query, key and value."""
+) -> Layout:
+    """Check everything that is given, and tell the layout of query, key and value."""
     checks.one_of("score", score, SCORES)
     checks.required(query=query, key=key, value=value)
     given = {"weight": weight, "score_vector": score_vector}
@@ -224,7 +217,7 @@ def _checked(
         if array is not None and name not in needed:
             raise ValueError(f"`{name}` is given, but the score '{score}' has none. Leave it out, or change `score`.")
     check_arrays(attn_mask, options, query=query, key=key, value=value, **given)
-    form = sequence_form(query, key, value)
+    layout = sequence_layout(query, key, value)
     Dq, Dk = query.shape[-1], key.shape[-1]
     named = checks.shapes(query=query, key=key, **given)[:-1]
     if score == "dot" and Dq != Dk:
@@ -238,4 +231,4 @@ def _checked(
         A = (*weight.shape, 1)[0]
         checks.shape("weight", weight, (A, Dq + Dk), f"(A, Dq + Dk) for the score 'concat'. {named}")
         checks.shape("score_vector", score_vector, (A,), f"one number per row of `weight`. {named}")
-    return form
+    return layout

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Unpack
 
 from attnarray import checks
-from attnarray.attention.alignment.additive import AdditiveContext, additive_attention_bwd, attend_canonical
+from attnarray.attention.alignment.additive import Additive, AdditiveContext
 from attnarray.attention.dot_product.projection import project, project_backward
-from attnarray.attention.form import Form
-from attnarray.attention.options import ScoreOptions, check_arrays, known_options, scoring_of
-from attnarray.attention.sequences import check_sequence, form_of_one, narrow, wide, without_padding
+from attnarray.attention.engine import SOFTMAX, gradients, run_canonical
+from attnarray.attention.layout import Layout
+from attnarray.attention.options import ScoreOptions, check_arrays, known_options, score_modifiers
+from attnarray.attention.sequences import check_sequence, narrow, one_sequence_layout, wide, without_padding
 from attnarray.backend import Array
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
@@ -139,31 +140,33 @@ def pairwise_attention_fwd(
     **options: Unpack[ScoreOptions],
 ) -> tuple[Array, PairwiseContext]:
     """`pairwise_attention`, with the same options, and the context for its backward."""
-    form = _checked(
+    layout = _checked(
         attn_mask, options, x=x, input_weight=input_weight, score_vector=score_vector, hidden=hidden,
         hidden_weight=hidden_weight, input_bias=input_bias, memory=memory, value=value,
     )  # fmt: skip
-    asking = wide(form.canonical(x))  # (B, 1, T, D)
-    looked_at = asking if memory is None else wide(form.canonical(memory))  # (B, 1, S, D)
+    asking = wide(layout.canonical(x))  # (B, 1, T, D)
+    looked_at = asking if memory is None else wide(layout.canonical(memory))  # (B, 1, S, D)
     S, D = looked_at.shape[2:]
-    scoring, bias_shape = scoring_of(asking, S, form, attn_mask, dropout_p, is_causal, options)
-    looked_at = without_padding(looked_at, scoring.kv_lengths)
-    own_lengths = scoring.kv_lengths if memory is None else None
+    modifiers, bias_shape = score_modifiers(asking, S, layout, attn_mask, dropout_p, is_causal, options)
+    looked_at = without_padding(looked_at, modifiers.kv_lengths)
+    own_lengths = modifiers.kv_lengths if memory is None else None
     asking = looked_at if memory is None else asking
     q, query = project(asking, input_weight[:, :D], input_bias)  # (B, 1, T, A)
     state = None
     if hidden is not None and hidden_weight is not None:
-        h, state = project(without_padding(wide(form.canonical(hidden)), own_lengths), hidden_weight)
+        h, state = project(without_padding(wide(layout.canonical(hidden)), own_lengths), hidden_weight)
         q = q + h
     k, key = project(looked_at, input_weight[:, D:])  # (B, 1, S, A)
-    v, w = looked_at if value is None else wide(form.canonical(value)), wide(score_vector)
-    attention = attend_canonical(q, k, v, w, scoring, form, bias_shape)
+    v, scorer = looked_at if value is None else wide(layout.canonical(value)), Additive(wide(score_vector))
+    out, attention = run_canonical(AdditiveContext, scorer, SOFTMAX, q, k, v, modifiers, layout, bias_shape)
     ctx = PairwiseContext(x, query, state, key, attention, memory is not None, value is not None)
-    return read_only(narrow(form.restored(attention.out), x)), ctx
+    return read_only(narrow(out, x)), ctx
 
 
 @ignoring_fp_errors
-def pairwise_attention_bwd(dout: Array, ctx: PairwiseContext) -> PairwiseGrads:
+def pairwise_attention_bwd(
+    dout: Array, ctx: PairwiseContext, dlse: Array | None = None, dweights: Array | None = None
+) -> PairwiseGrads:
     r"""The gradients of pairwise attention, by those of additive attention and of the maps.
 
     With dq and dk of the queries q_t = W_1 x_t + W_h h_(t-1) + b_x and of the keys k_t' = W_2 x_t', and dv of the
@@ -183,6 +186,8 @@ def pairwise_attention_bwd(dout: Array, ctx: PairwiseContext) -> PairwiseGrads:
     ----------
     dout : the shape and dtype of the output
     ctx : PairwiseContext
+    dlse, dweights : optional
+        Cotangents of the lse (*batch, T) and of the weights (*batch, T, S).
 
     Returns
     -------
@@ -198,39 +203,39 @@ def pairwise_attention_bwd(dout: Array, ctx: PairwiseContext) -> PairwiseGrads:
     (4, 6)
     """
     checks.context("ctx", ctx, PairwiseContext)
-    attention, form = ctx.attention, ctx.attention.form
-    lengths = attention.scoring.kv_lengths
+    attention, layout = ctx.attention, ctx.attention.layout
+    lengths = attention.modifiers.kv_lengths
     own_lengths = None if ctx.has_memory else lengths
-    xp = checks.cotangent(dout, tuple(form.restored(attention.out).shape), ctx.x)
-    grads = additive_attention_bwd(wide(dout), attention)
-    dq, dk, dv = (form.canonical(grad) for grad in (grads.query, grads.key, grads.value))
+    xp = checks.cotangent(dout, attention.out_shape, ctx.x)
+    grads = gradients(wide(dout), attention, dlse, dweights)
+    dq, dk, dv = (layout.canonical(grad) for grad in (grads.query, grads.key, grads.value))
     query = project_backward(dq, ctx.query)
     key = project_backward(dk, ctx.key)
     dmemory = key.x if ctx.has_value else key.x + dv
     dx = query.x if ctx.has_memory else query.x + dmemory
     state = None if ctx.hidden is None else project_backward(dq, ctx.hidden)
     found = PairwiseGrads(
-        form.restored(without_padding(dx, own_lengths)),
+        layout.restore(without_padding(dx, own_lengths)),
         xp.concat([query.weight, key.weight], axis=1),
-        grads.score_vector,
-        None if state is None else form.restored(without_padding(state.x, own_lengths)),
+        grads.scorer.score_vector,
+        None if state is None else layout.restore(without_padding(state.x, own_lengths)),
         None if state is None else state.weight,
         query.bias,
-        form.restored(without_padding(dmemory, lengths)) if ctx.has_memory else None,
+        layout.restore(without_padding(dmemory, lengths)) if ctx.has_memory else None,
         grads.value if ctx.has_value else None,
         grads.bias,
     )
     return PairwiseGrads(*(narrow(grad, ctx.x) for grad in found))
 
 
-def _checked(attn_mask: Array | Mask | None, options: Any, **arrays: Array) -> Form:
-    """Check everything that is given, and tell the form of x."""
+def _checked(attn_mask: Array | Mask | None, options: Any, **arrays: Array) -> Layout:
+    """Check everything that is given, and tell the layout of x."""
     known_options(options, ScoreOptions)
     x, weight, memory, value = (arrays[name] for name in ("x", "input_weight", "memory", "value"))
     hidden, hidden_weight = arrays["hidden"], arrays["hidden_weight"]
     checks.required(x=x, input_weight=weight, score_vector=arrays["score_vector"])
     check_arrays(attn_mask, options, **arrays)
-    form = form_of_one("x", x)
+    layout = one_sequence_layout("x", x)
     T, D = x.shape[-2:]
     named = checks.shapes(x=x, input_weight=weight)
     if weight.ndim != 2 or weight.shape[1] != 2 * D:
@@ -246,12 +251,14 @@ def _checked(attn_mask: Array | Mask | None, options: Any, **arrays: Array) -> F
         given, missing = ("hidden_weight", "hidden") if hidden is None else ("hidden", "hidden_weight")
         raise ValueError(f"`{given}` is given without `{missing}`. Give both, or neither where there are no states.")
     if hidden is not None:
-        check_sequence("hidden", hidden, form, T, None, f"one state per position of `x`. {named[:-1]}")
+        check_sequence("hidden", hidden, layout, T, None, f"one state per position of `x`. {named[:-1]}")
         Dh = hidden.shape[-1]
         checks.shape("hidden_weight", hidden_weight, (A, Dh), f"`input_weight` has {A} rows, `hidden` {Dh} features")
     if memory is not None:
-        check_sequence("memory", memory, form, None, D, f"the batch and the features of `x`. {named[:-1]}")
+        check_sequence("memory", memory, layout, None, D, f"the batch and the features of `x`. {named[:-1]}")
     if value is not None:
         looked_at, positions = ("x", T) if memory is None else ("memory", memory.shape[-2])
-        check_sequence("value", value, form, positions, None, f"one value per position of `{looked_at}`. {named[:-1]}")
-    return form
+        check_sequence(
+            "value", value, layout, positions, None, f"one value per position of `{looked_at}`. {named[:-1]}"
+        )
+    return layout

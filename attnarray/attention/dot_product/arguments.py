@@ -1,4 +1,4 @@
-"""From what users pass to one problem in canonical form, for the dot-product functions."""
+"""From what users pass to one problem in canonical layout, for the dot-product functions."""
 
 from __future__ import annotations
 
@@ -9,23 +9,21 @@ from typing import Any, NamedTuple, Unpack
 import numpy as np
 
 from attnarray import checks
-from attnarray.attention.form import Form as Form
-from attnarray.attention.form import form_of
-from attnarray.attention.options import Options as Options
-from attnarray.attention.options import check_arrays, known_options, scoring_of
-from attnarray.attention.scoring import Scoring
+from attnarray.attention.layout import Layout, attention_layout
+from attnarray.attention.modifiers import ScoreModifiers
+from attnarray.attention.options import Options, check_arrays, known_options, score_modifiers
 from attnarray.backend import Array
 from attnarray.masks import Mask
 
 
 class Problem(NamedTuple):
-    """One call in canonical form."""
+    """One call in canonical layout."""
 
     q: Array
     k: Array
     v: Array
-    scoring: Scoring
-    form: Form
+    modifiers: ScoreModifiers
+    layout: Layout
     bias_shape: tuple[int, ...] | None
 
 
@@ -40,7 +38,7 @@ def problem_of(
     kv_offset: int | None = None,
     **options: Unpack[Options],
 ) -> Problem:
-    """Check everything that a dot-product attention function takes, and bring it to canonical form.
+    """Check everything that a dot-product attention function takes, and bring it to canonical layout.
 
     With `kv_offset` the keys are a part of more, and key j stands at position j + kv_offset.
     """
@@ -48,13 +46,13 @@ def problem_of(
     if query is None or key is None or value is None:
         checks.required(query=query, key=key, value=value)
     check_arrays(attn_mask, options, query=query, key=key, value=value)
-    form = form_of(query, key, value, options.get("layout", "BHTD"))
-    q, k, v = form.canonical(query), form.canonical(key), form.canonical(value)
+    layout = attention_layout(query, key, value, options.get("layout", "BHTD"))
+    q, k, v = layout.canonical(query), layout.canonical(key), layout.canonical(value)
     scale = 1.0 / math.sqrt(q.shape[3] or 1)
-    scoring, bias_shape = scoring_of(
-        q, k.shape[2], form, attn_mask, dropout_p, is_causal, options, default_scale=scale, kv_offset=kv_offset
+    modifiers, bias_shape = score_modifiers(
+        q, k.shape[2], layout, attn_mask, dropout_p, is_causal, options, default_scale=scale, kv_offset=kv_offset
     )
-    return Problem(q, k, v, scoring, form, bias_shape)
+    return Problem(q, k, v, modifiers, layout, bias_shape)
 
 
 def plain_problem(
@@ -85,7 +83,7 @@ def plain_problem(
 def _plain(
     q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], dtype: Any, is_causal: bool, scale: float | None,
     q_offset: int,
-) -> tuple[Scoring, Form] | None:  # fmt: skip
+) -> tuple[ScoreModifiers, Layout] | None:  # fmt: skip
     if len(q) != 4 or dtype.name not in ("float32", "float64"):
         return None
     query, key, value = (np.broadcast_to(np.zeros((), dtype), shape) for shape in (q, k, v))
@@ -93,4 +91,4 @@ def _plain(
         problem = problem_of(query, key, value, None, 0.0, is_causal, scale=scale, q_offset=q_offset)
     except (TypeError, ValueError):
         return None
-    return problem.scoring, problem.form
+    return problem.modifiers, problem.layout

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from attnarray import checks
-from attnarray.attention.form import sequence_form
+from attnarray.attention.layout import sequence_layout
 from attnarray.attention.options import ScoreOptions, check_arrays
 from attnarray.backend import Array
 from attnarray.masks import Mask
@@ -35,7 +35,7 @@ def checked_heads(
     checked = _tree(params)
     arrays = {f"params.{part}.{name}": array for part in PARTS for name, array in checked[part].items()}
     check_arrays(attn_mask, options, query=query, key=key, value=value, **arrays)
-    form = sequence_form(query, key, value)
+    layout = sequence_layout(query, key, value)
     heads = checks.whole("heads", heads, 1, 2**31, "the number of heads of the queries")
     kv_heads = heads if kv_heads is None else checks.whole("kv_heads", kv_heads, 1, heads, "at most one per query head")
     if heads % kv_heads:
@@ -43,11 +43,11 @@ def checked_heads(
             f"`kv_heads` is {kv_heads}, which does not divide `heads`, {heads}; each key head serves equally many."
         )
     _check_shapes(checked, query, key, value, heads, kv_heads)
-    return form.batch, kv_heads, checked
+    return layout.batch, kv_heads, checked
 
 
 def _tree(params: Params | None) -> Params:
-    """`params`, if it is a tree of the right form."""
+    """`params`, if it is a tree of the right layout."""
     if not isinstance(params, dict) or set(params) != set(PARTS):
         given = f"a dict with {', '.join(map(repr, params)) or 'nothing'}" if isinstance(params, dict) else None
         raise TypeError(

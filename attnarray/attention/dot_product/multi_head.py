@@ -10,7 +10,7 @@ from attnarray import checks, tree
 from attnarray.attention.dot_product.heads import HeadOptions, Params, checked_heads
 from attnarray.attention.dot_product.projection import attend_by_dots, project, project_backward
 from attnarray.attention.dot_product.scaled_dot_product import SDPAContext, scaled_dot_product_attention_bwd
-from attnarray.attention.form import Form
+from attnarray.attention.layout import Layout
 from attnarray.attention.options import known_options
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, device_of, namespace_of
@@ -159,8 +159,8 @@ def multi_head_attention_fwd(
     if rotary is not None:
         (q, of_query), (k, of_key) = turn_both(q, k, rotary, options.get("q_offset", 0), len(batch))
         turned = of_query, of_key
-    form, scale = Form(q.ndim, "BTHD", batch, True), 1.0 / math.sqrt(q.shape[-1] or 1)
-    out, attention = attend_by_dots(form, q, k, v, attn_mask, dropout_p, is_causal, options, scale)
+    layout, scale = Layout(q.ndim, "BTHD", batch, True), 1.0 / math.sqrt(q.shape[-1] or 1)
+    out, attention = attend_by_dots(layout, q, k, v, attn_mask, dropout_p, is_causal, options, scale)
     out, out_ctx = project(_joined(out), **params["out"])
     ctx = MultiHeadContext(
         query_ctx, key_ctx, value_ctx, attention, out_ctx.weight, out_ctx.has_bias, turned, has_key, has_value
@@ -206,7 +206,7 @@ def multi_head_attention_bwd(dout: Array, ctx: MultiHeadContext) -> MultiHeadGra
     checks.context("ctx", ctx, MultiHeadContext)
     attention = ctx.attention
     checks.cotangent(dout, (*ctx.query.x.shape[:-1], ctx.out_weight.shape[0]), ctx.query.x)
-    heads = _joined(attention.form.restored(attention.out))  # (*batch, T, H Dv)
+    heads = _joined(attention.layout.restore(attention.out))  # (*batch, T, H Dv)
     out = project_backward(wide(dout), LinearContext(heads, ctx.out_weight, ctx.out_has_bias))
     grads = scaled_dot_product_attention_bwd(_split(out.x, attention.q.shape[1]), attention)
     dq, dk = grads.query, grads.key

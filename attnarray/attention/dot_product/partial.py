@@ -7,8 +7,11 @@ from typing import Any, NamedTuple, Unpack
 
 import attnarray.attention.dot_product.scaled_dot_product as whole
 from attnarray import checks
-from attnarray.attention.core import attend, hiding_product
-from attnarray.attention.dot_product.arguments import Options, problem_of
+from attnarray.attention.dot_product.arguments import problem_of
+from attnarray.attention.engine import DOT_PRODUCT, attention
+from attnarray.attention.normalizers import Softmax
+from attnarray.attention.options import Options
+from attnarray.attention.products import hiding_product
 from attnarray.backend import Array, accumulator_dtype, namespace_of
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
@@ -93,12 +96,12 @@ def attention_partial_fwd(
     **options: Unpack[Options],
 ) -> tuple[Partial, whole.SDPAContext]:
     """`attention_partial` and its context, which is that of `scaled_dot_product_attention`."""
-    q, k, v, scoring, form, bias_shape = problem_of(
+    q, k, v, modifiers, layout, bias_shape = problem_of(
         query, key, value, attn_mask, dropout_p, is_causal, kv_offset=kv_offset, **options
     )
-    out, lse = attend(q, k, v, scoring)
-    ctx = whole.SDPAContext(q, k, v, out, lse, scoring, form, bias_shape)
-    return Partial(read_only(form.restored(out)), read_only(form.restored_rows(lse))), ctx
+    out, lse = attention(q, k, v, modifiers)
+    ctx = whole.SDPAContext(q, k, v, out, lse, DOT_PRODUCT, modifiers, Softmax(modifiers.sinks), layout, bias_shape)
+    return Partial(read_only(layout.restore(out)), read_only(layout.restore_rows(lse))), ctx
 
 
 def attention_partial_bwd(dout: Partial, ctx: whole.SDPAContext, merged: Partial | None = None) -> whole.SDPAGrads:
@@ -119,10 +122,10 @@ def attention_partial_bwd(dout: Partial, ctx: whole.SDPAContext, merged: Partial
     checks.context("ctx", ctx, whole.SDPAContext)
     if merged is not None:
         merged = _partial("merged", merged)
-        checks.shape("merged.lse", merged.lse, tuple(ctx.form.restored_rows(ctx.lse).shape), "the shape of its lse")
-        out = ctx.form.canonical(merged.out)
+        checks.shape("merged.lse", merged.lse, tuple(ctx.layout.restore_rows(ctx.lse).shape), "the shape of its lse")
+        out = ctx.layout.canonical(merged.out)
         checks.shape("merged.out", out, tuple(ctx.out.shape), "the shape of this part's output")
-        ctx = ctx._replace(out=out, lse=namespace_of(merged.lse).reshape(merged.lse, ctx.lse.shape))
+        ctx = ctx._replace(out=out, kept=namespace_of(merged.lse).reshape(merged.lse, ctx.lse.shape))
     return whole.scaled_dot_product_attention_bwd(dout.out, ctx, dout.lse)
 
 

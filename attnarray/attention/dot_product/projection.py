@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from attnarray.attention.core import attend
 from attnarray.attention.dot_product.scaled_dot_product import SDPAContext
-from attnarray.attention.form import Form
-from attnarray.attention.options import scoring_of
+from attnarray.attention.engine import DOT_PRODUCT, run
+from attnarray.attention.layout import Layout
+from attnarray.attention.normalizers import Softmax
 from attnarray.attention.sequences import wide
 from attnarray.backend import Array, namespace_of
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
-from attnarray.numpy_arrays import read_only
 from attnarray.ops.linear import LinearContext, LinearGrads, linear_bwd, linear_fwd
 
 
@@ -44,7 +43,7 @@ def contributing_rows(x: Array, dout: Array) -> Array:
 
 
 def attend_by_dots(
-    form: Form,
+    layout: Layout,
     query: Array,
     key: Array,
     value: Array,
@@ -54,10 +53,9 @@ def attend_by_dots(
     options: Any,
     default_scale: float = 1.0,
 ) -> tuple[Array, SDPAContext]:
-    """Dot-product attention of arrays in any form that were checked; its backward is that of SDPA."""
-    q, k, v = form.canonical(query), form.canonical(key), form.canonical(value)
-    scoring, bias_shape = scoring_of(
-        q, k.shape[2], form, attn_mask, dropout_p, is_causal, options, default_scale=default_scale
+    """Dot-product attention of arrays in any layout that were checked; its backward is that of SDPA."""
+    arrays = query, key, value
+    normalizer = Softmax(options.get("sinks"))
+    return run(
+        SDPAContext, DOT_PRODUCT, normalizer, layout, arrays, attn_mask, dropout_p, is_causal, options, default_scale
     )
-    out, lse = attend(q, k, v, scoring)
-    return read_only(form.restored(out)), SDPAContext(q, k, v, out, lse, scoring, form, bias_shape)

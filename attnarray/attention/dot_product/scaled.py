@@ -6,12 +6,17 @@ import math
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 from attnarray import checks
-from attnarray.attention.core import hiding_product, sum_to_shape
-from attnarray.attention.dot_product.projection import attend_by_dots
-from attnarray.attention.dot_product.scaled_core import Capped, CappedContext, attend_capped, attend_capped_backward
-from attnarray.attention.dot_product.scaled_dot_product import SDPAContext, scaled_dot_product_attention_bwd
-from attnarray.attention.form import Form, sequence_form
-from attnarray.attention.options import check_arrays, known_options, scoring_of
+from attnarray.attention.engine import DOT_PRODUCT, SOFTMAX, AttentionContext, gradients, run_canonical
+from attnarray.attention.layout import Layout, sequence_layout
+from attnarray.attention.options import check_arrays, known_options, score_modifiers
+from attnarray.attention.parts import declare
+from attnarray.attention.products import (
+    dot_products,
+    hiding_product,
+    sum_to_shape,
+    weighted_sum,
+    weighted_sum_over_queries,
+)
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, dtype_name, namespace_of
 from attnarray.dispatch import ignoring_fp_errors
@@ -50,12 +55,45 @@ class Scales(NamedTuple):
         return default if given is None else 1.0 if checks.is_array(given) else float(given)
 
 
+@declare(PER_QUERY=("beta",), HELD=2)
+class CappedDotProduct(NamedTuple):
+    r"""The scorer of dot products with a softcap within an inverse temperature for each query.
+
+    .. math:: s_{ij} = \beta_i\, e_{ij}, \qquad e_{ij} = c \tanh(\mathrm{scale}\; q_i \cdot k_j / c)
+    """
+
+    beta: Array  # (B, 1, T, 1)
+    scale: float
+    softcap: float
+
+    def scores(self, q: Array, k: Array, rows: slice) -> Array:
+        return self.beta * self._capped(q, k)
+
+    def backward(self, dscores: Array, q: Array, k: Array, rows: slice) -> tuple[Array, Array, CappedDotProduct]:
+        r"""The gradients of queries, keys and inverse temperatures.
+
+        .. math::
+            d\beta_i = \sum_j ds_{ij}\, e_{ij}, \quad
+            g_{ij} = \mathrm{scale}\; \beta_i\, ds_{ij} \bigl(1 - (e_{ij} / c)^2\bigr), \quad
+            dq_i = \sum_j g_{ij} k_j, \quad dk_j = \sum_i g_{ij} q_i
+        """
+        xp, capped = namespace_of(q), self._capped(q, k)
+        dproducts = hiding_product(dscores, self.scale * self.beta * (1.0 - (capped / self.softcap) ** 2))
+        dbeta = xp.sum(hiding_product(dscores, capped), axis=-1, keepdims=True)
+        dq, dk = weighted_sum(dproducts, k), weighted_sum_over_queries(dproducts, q, 1)
+        return dq, dk, self._replace(beta=dbeta)
+
+    def _capped(self, q: Array, k: Array) -> Array:
+        products = dot_products(q, k)
+        return self.softcap * namespace_of(products).tanh(products * (self.scale / self.softcap))
+
+
 class ScaledContext(NamedTuple):
     """What the backward needs: the queries before any scale, the scales, and the context of the attention."""
 
     query: Array
     scales: Scales
-    attention: SDPAContext | CappedContext
+    attention: AttentionContext
 
 
 class ScaledGrads(NamedTuple):
@@ -158,27 +196,32 @@ def scaled_attention_fwd(
     """`scaled_attention`, with the same options, and the context for its backward."""
     known_options(options, ScaledOptions)
     given = Scales(gate, score_scale, inverse_temperature)
-    form, scales = _checked(attn_mask, options, query, key, value, given)
+    layout, scales = _checked(attn_mask, options, query, key, value, given)
     beta, number = scales.array("inverse_temperature"), scales.number("inverse_temperature")
     scale = scales.number("score_scale", 1.0 / math.sqrt(query.shape[-1] or 1)) * number
     rules: dict[str, Any] = {**options, "scale": scale}
-    attention: SDPAContext | CappedContext
     capped = options.get("softcap") is not None
     if capped:  # beta c tanh(g q k / c) is c' tanh(beta g q k / c') with c' = |beta| c
         rules["softcap"] = checks.positive("softcap", options["softcap"]) * abs(number)  # type: ignore[arg-type]
     q, k, v = _times_rows(wide(query), scales.array("score_scale")), wide(key), wide(value)
-    if capped and beta is not None:
-        attention = _attend_capped(form, q, k, v, beta, attn_mask, dropout_p, is_causal, rules)
-        out = form.restored(attention.out)
-    else:
+    if beta is not None and not capped:
         q = _times_rows(q, beta)
-        out, attention = attend_by_dots(form, q, k, v, attn_mask, dropout_p, is_causal, rules)
+    q, k, v = layout.canonical(q), layout.canonical(k), layout.canonical(v)
+    modifiers, bias_shape = score_modifiers(q, k.shape[2], layout, attn_mask, dropout_p, is_causal, rules)
+    scorer: Any = DOT_PRODUCT
+    if beta is not None and modifiers.softcap is not None:
+        betas = namespace_of(q).broadcast_to(beta[..., None], (*query.shape[:-1], 1))
+        scorer = CappedDotProduct(layout.canonical(betas), modifiers.scale, modifiers.softcap)
+        modifiers = modifiers._replace(scale=1.0, softcap=None)
+    out, attention = run_canonical(AttentionContext, scorer, SOFTMAX, q, k, v, modifiers, layout, bias_shape)
     out = _times_rows(out, scales.array("gate")) * scales.number("gate")
     return narrow(out, query), ScaledContext(query, scales, attention)
 
 
 @ignoring_fp_errors
-def scaled_attention_bwd(dout: Array, ctx: ScaledContext) -> ScaledGrads:
+def scaled_attention_bwd(
+    dout: Array, ctx: ScaledContext, dlse: Array | None = None, dweights: Array | None = None
+) -> ScaledGrads:
     r"""The gradients of scaled attention; weights are recomputed from the lse.
 
     With u the output before the gate, and ds those of the scores s = beta e + b:
@@ -198,6 +241,8 @@ def scaled_attention_bwd(dout: Array, ctx: ScaledContext) -> ScaledGrads:
     ----------
     dout : the shape and dtype of the output
     ctx : ScaledContext
+    dlse, dweights : optional
+        Cotangents of the lse (*batch, T) and of the weights (*batch, T, S).
 
     Returns
     -------
@@ -214,20 +259,18 @@ def scaled_attention_bwd(dout: Array, ctx: ScaledContext) -> ScaledGrads:
     ((2, 5), (), None)
     """
     checks.context("ctx", ctx, ScaledContext)
-    attention, form = ctx.attention, ctx.attention.form
-    checks.cotangent(dout, tuple(form.restored(attention.out).shape), ctx.query)
+    attention, layout = ctx.attention, ctx.attention.layout
+    checks.cotangent(dout, attention.out_shape, ctx.query)
     gamma, g, beta = (ctx.scales.array(name) for name in Scales._fields)
-    dgate = None if gamma is None else _row_products(form.restored(attention.out), wide(dout), gamma)
+    dgate = None if gamma is None else _row_products(layout.restore(attention.out), wide(dout), gamma)
     du = _times_rows(wide(dout), gamma) * ctx.scales.number("gate")
     dbeta = dscale = None
-    if isinstance(attention, CappedContext):
-        dq, dkey, dvalue, dbeta, dbias = _attend_capped_backward(du, attention)
-        dbeta = sum_to_shape(dbeta, tuple(beta.shape))
-    else:
-        dq, dkey, dvalue, dbias, _ = scaled_dot_product_attention_bwd(du, attention)
-        if beta is not None:  # a factor of the queries, as g is
-            dbeta = _row_products(dq, _times_rows(wide(ctx.query), g), beta)
-            dq = _times_rows(dq, beta)
+    dq, dkey, dvalue, dbias, dscorer, *_ = gradients(du, attention, dlse, dweights)
+    if isinstance(dscorer, CappedDotProduct):
+        dbeta = sum_to_shape(layout.restore(dscorer.beta)[..., 0], tuple(beta.shape))
+    elif beta is not None:  # a factor of the queries, as g is
+        dbeta = _row_products(dq, _times_rows(wide(ctx.query), g), beta)
+        dq = _times_rows(dq, beta)
     if g is not None:
         dscale = _row_products(dq, wide(ctx.query), g)
     found = _times_rows(dq, g), dkey, dvalue, dgate, dscale, dbeta, dbias
@@ -244,34 +287,14 @@ def _row_products(x: Array, y: Array, like: Array) -> Array:
     return sum_to_shape(namespace_of(x).sum(hiding_product(x, y), axis=-1), tuple(like.shape))
 
 
-def _attend_capped(
-    form: Form, q: Array, k: Array, v: Array, beta: Array, attn_mask: Any, dropout_p: float, is_causal: bool, rules: Any
-) -> CappedContext:
-    xp = namespace_of(q)
-    temperature = form.canonical(xp.broadcast_to(beta[..., None], (*q.shape[:-1], 1)))  # (B, 1, T, 1)
-    q, k, v = form.canonical(q), form.canonical(k), form.canonical(v)
-    scoring, bias_shape = scoring_of(q, k.shape[2], form, attn_mask, dropout_p, is_causal, rules)
-    after = scoring._replace(scale=1.0, softcap=None)
-    problem = Capped(q, k, v, temperature, scoring.scale, float(scoring.softcap or 0.0), after)
-    return CappedContext(problem, *attend_capped(problem), form, bias_shape)
-
-
-def _attend_capped_backward(du: Array, ctx: CappedContext) -> tuple[Any, ...]:
-    form = ctx.form
-    dq, dk, dv, dbeta, dbias = attend_capped_backward(form.canonical(du), ctx.problem, ctx.out, ctx.lse)
-    if dbias is not None and ctx.bias_shape is not None:
-        dbias = form.restored_bias(dbias, ctx.bias_shape)
-    return (*(form.restored(grad) for grad in (dq, dk, dv)), form.restored(dbeta)[..., 0], dbias)
-
-
 def _checked(
     attn_mask: Any, options: Any, query: Array, key: Array, value: Array, scales: Scales
-) -> tuple[Form, Scales]:
-    """Check everything that is given; returns the form of query, key and value, and the scales as arrays or numbers."""
+) -> tuple[Layout, Scales]:
+    """Check everything that is given; return the layout of the sequences, and the scales as arrays or numbers."""
     checks.required(query=query, key=key, value=value)
     arrays = {name: given for name, given in scales._asdict().items() if checks.is_array(given)}
     xp = check_arrays(attn_mask, options, query=query, key=key, value=value, **arrays)
-    form = sequence_form(query, key, value)
+    layout = sequence_layout(query, key, value)
     if query.shape[-1] != key.shape[-1]:
         raise ValueError(
             f"`key` has {key.shape[-1]} features but `query` has {query.shape[-1]}; they must match. "
@@ -291,4 +314,4 @@ def _checked(
                 f"`{name}` is {checks.shown(given)}, expected a finite number{other}, or an array () or (*batch, T)."
             )
         check_number(name, number, dtype_name(query.dtype), small=name == "gate")
-    return form, Scales(*(xp.asarray(given) if name in arrays else given for name, given in scales._asdict().items()))
+    return layout, Scales(*(xp.asarray(given) if name in arrays else given for name, given in scales._asdict().items()))

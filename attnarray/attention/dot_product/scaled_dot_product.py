@@ -5,32 +5,20 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Unpack
 
 from attnarray import checks
-from attnarray.attention.core import attend, attend_backward, dot_products
-from attnarray.attention.dot_product.arguments import Form, Options, plain_problem, problem_of
-from attnarray.attention.scoring import Scoring
-from attnarray.backend import Array, namespace_of
+from attnarray.attention.dot_product.arguments import plain_problem, problem_of
+from attnarray.attention.engine import DOT_PRODUCT, AttentionContext, attention, gradients
+from attnarray.attention.normalizers import Softmax
+from attnarray.attention.options import Options
+from attnarray.backend import Array
 from attnarray.masks import Mask
 from attnarray.numpy_arrays import read_only, writable
 from attnarray.random import Philox
 
 
-class SDPAContext(NamedTuple):
+class SDPAContext(AttentionContext):
     """What the backward needs: the canonical inputs (B, H, T, D), the output and the lse; no weights."""
 
-    q: Array
-    k: Array
-    v: Array
-    out: Array
-    lse: Array
-    scoring: Scoring
-    form: Form
-    bias_shape: tuple[int, ...] | None
-
-    def dots(self, start: int, stop: int) -> Array:
-        """The dot products of the queries [start, stop) again: (B, H, rows, S)."""
-        xp = namespace_of(self.q)
-        q = xp.astype(self.q[:, :, start:stop, :], self.lse.dtype)
-        return dot_products(q, xp.astype(self.k, self.lse.dtype))
+    __slots__ = ()
 
 
 class SDPAGrads(NamedTuple):
@@ -144,7 +132,7 @@ def scaled_dot_product_attention(
     ):
         plain = plain_problem(query, key, value, attn_mask, dropout_p, is_causal, scale, q_offset)
         if plain is not None:
-            return attend(*plain[:4])[0]
+            return attention(*plain[:4])[0]
     return writable(scaled_dot_product_attention_fwd(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, bias=bias, window=window, q_offset=q_offset,
         kv_lengths=kv_lengths, softcap=softcap, sinks=sinks, rng=rng, dropout_mask=dropout_mask, enable_gqa=enable_gqa,
@@ -167,14 +155,17 @@ def scaled_dot_product_attention_fwd(
     `ctx.lse` is log sum_j e^s, sink included, as (B, H, T) in the accumulator's dtype.
     """
     plain = None if options else plain_problem(query, key, value, attn_mask, dropout_p, is_causal)
-    q, k, v, scoring, form, bias_shape = plain or problem_of(
+    q, k, v, modifiers, layout, bias_shape = plain or problem_of(
         query, key, value, attn_mask, dropout_p, is_causal, **options
     )
-    out, lse = attend(q, k, v, scoring)
-    return read_only(form.restored(out)), SDPAContext(q, k, v, out, lse, scoring, form, bias_shape)
+    out, lse = attention(q, k, v, modifiers)
+    ctx = SDPAContext(q, k, v, out, lse, DOT_PRODUCT, modifiers, Softmax(modifiers.sinks), layout, bias_shape)
+    return read_only(layout.restore(out)), ctx
 
 
-def scaled_dot_product_attention_bwd(dout: Array, ctx: SDPAContext, dlse: Array | None = None) -> SDPAGrads:
+def scaled_dot_product_attention_bwd(
+    dout: Array, ctx: SDPAContext, dlse: Array | None = None, dweights: Array | None = None
+) -> SDPAGrads:
     r"""The gradients of attention; the weights are recomputed from q, k and the lse.
 
     .. math::
@@ -196,6 +187,8 @@ def scaled_dot_product_attention_bwd(dout: Array, ctx: SDPAContext, dlse: Array 
     ctx : SDPAContext
     dlse : (*batch, H, T), optional
         A cotangent of the lse, for losses that use it.
+    dweights : (*batch, H, T, S), optional
+        A cotangent of the weights before dropout, as `attention_weights` returns them, for losses that use them.
 
     Returns
     -------
@@ -211,18 +204,5 @@ def scaled_dot_product_attention_bwd(dout: Array, ctx: SDPAContext, dlse: Array 
     (1, 2, 4, 8)
     """
     checks.context("ctx", ctx, SDPAContext)
-    form = ctx.form
-    checks.shape("dout", dout, tuple(form.restored(ctx.out).shape), "the shape of the output")
-    checks.floating(dout=dout, query=ctx.q)
-    if dlse is not None:
-        checks.shape("dlse", dlse, tuple(form.restored_rows(ctx.lse).shape), "the shape of the lse")
-        checks.floating(dlse=dlse)
-    checks.namespace(dout=dout, dlse=dlse, query=ctx.q)
-    if dlse is not None:
-        dlse = namespace_of(dlse).reshape(dlse, ctx.lse.shape)
-    dq, dk, dv, dbias, dsinks = attend_backward(
-        form.canonical(dout), dlse, ctx.q, ctx.k, ctx.v, ctx.out, ctx.lse, ctx.scoring
-    )
-    if dbias is not None and ctx.bias_shape is not None:
-        dbias = form.restored_bias(dbias, ctx.bias_shape)
-    return SDPAGrads(form.restored(dq), form.restored(dk), form.restored(dv), dbias, dsinks)
+    grads = gradients(dout, ctx, dlse, dweights)
+    return SDPAGrads(grads.query, grads.key, grads.value, grads.bias, grads.normalizer.sinks)

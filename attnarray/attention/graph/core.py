@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from attnarray.attention.core import BLOCK_ELEMENTS, hidden_products
+from attnarray.attention.engine import BLOCK_ELEMENTS
+from attnarray.attention.products import hiding_matmul
 from attnarray.backend import Array, namespace_of
 from attnarray.dispatch import accelerated
 from attnarray.ops.segments import sum_segments
@@ -99,7 +100,7 @@ def gat_scores_backward(
     for x, part, dproduct in zip((q, k, f), _parts(w, q.shape[3]), dproducts, strict=False):
         dxs.append(dproduct[..., None] * part)
         rows = xp.permute_dims(xp.reshape(dproduct, (math.prod(dproduct.shape[:2]), 1, dproduct.shape[2])), (2, 1, 0))
-        dws.append(hidden_products(rows, by_head(x), True)[:, 0, :])  # (H, F)
+        dws.append(hiding_matmul(rows, by_head(x), True)[:, 0, :])  # (H, F)
     return dxs[0], dxs[1], None if f is None else dxs[2], xp.concat(dws, axis=1)
 
 

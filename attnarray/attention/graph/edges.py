@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from attnarray import checks
-from attnarray.attention.graph.graph_attention import GraphContext, restored
+from attnarray.attention.graph.graph_attention import GraphContext, restore
 from attnarray.attention.graph.options import check_edges
 from attnarray.backend import Array, device_of
 
@@ -40,7 +40,7 @@ def graph_attention_weights(ctx: Any) -> Array:
     """
     ctx = getattr(ctx, "attention", ctx)
     checks.context("ctx", ctx, GraphContext)
-    return restored(ctx.weights, ctx.batch)
+    return restore(ctx.weights, ctx.batch)
 
 
 def add_self_loops(edges: Array, nodes: int) -> Array:

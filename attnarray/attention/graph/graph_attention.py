@@ -223,7 +223,7 @@ def graph_attention_bwd(dout: Array, ctx: GraphContext) -> GraphGrads:
     dscores = segment_softmax_backward(_dropped(ddropped, ctx), ctx.weights, ctx.targets, q.shape[1])
     backward = gat_scores_backward if ctx.score == "gat" else gatv2_scores_backward
     dq, dk, df, dw = backward(dscores, q, k, f, w, ctx.sources, ctx.targets, ctx.negative_slope)
-    dq, dk, dv, df = (None if x is None else restored(narrow(x, ctx.q), ctx.batch) for x in (dq, dk, dv, df))
+    dq, dk, dv, df = (None if x is None else restore(narrow(x, ctx.q), ctx.batch) for x in (dq, dk, dv, df))
     return GraphGrads(dq, dk, dv, narrow(dw, ctx.q), df)
 
 
@@ -232,7 +232,7 @@ def _canonical(x: Array, batch: tuple[int, ...]) -> Array:
     return namespace_of(x).reshape(x, (math.prod(batch), *x.shape[len(batch) :]))
 
 
-def restored(x: Array, batch: tuple[int, ...]) -> Array:
+def restore(x: Array, batch: tuple[int, ...]) -> Array:
     return namespace_of(x).reshape(x, (*batch, *x.shape[1:]))
 
 
@@ -240,5 +240,5 @@ def _dropped(weights: Array, ctx: GraphContext) -> Array:
     """Weights (B, E, H) after dropout, or what their gradient is before it."""
     if ctx.dropout is None:
         return weights
-    shaped = restored(weights, ctx.batch)
+    shaped = restore(weights, ctx.batch)
     return _canonical(drop(shaped, ctx.dropout.p, ctx.dropout.seed, ctx.dropout.mask), ctx.batch)

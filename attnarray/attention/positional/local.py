@@ -7,11 +7,11 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 from attnarray import checks
 from attnarray.attention.dot_product.projection import attend_by_dots, project, project_backward
 from attnarray.attention.dot_product.scaled_dot_product import SDPAContext, scaled_dot_product_attention_bwd
-from attnarray.attention.form import Form, sequence_form
-from attnarray.attention.options import check_arrays, known_options, scoring_of
+from attnarray.attention.layout import Layout, sequence_layout
+from attnarray.attention.modifiers import ScoreModifiers
+from attnarray.attention.options import check_arrays, known_options, score_modifiers
 from attnarray.attention.positional.local_core import AroundContext, attend_around, attend_around_backward
 from attnarray.attention.positional.local_position import PositionContext, predicted, predicted_backward
-from attnarray.attention.scoring import Scoring
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, dtype_name, namespace_of
 from attnarray.dispatch import ignoring_fp_errors
@@ -170,7 +170,7 @@ def local_attention_fwd(
     known_options(options, LocalOptions)
     given = {"position_weight": position_weight, "position_vector": position_vector, "weight": weight}
     window = checks.whole("window", window, 1, LARGEST_POSITION, "how many keys on either side are seen")
-    form = _checked(alignment, sigma, attn_mask, options, query, key, value, given)
+    layout = _checked(alignment, sigma, attn_mask, options, query, key, value, given)
     q, k, v = wide(query), wide(key), wide(value)
     query_map = position = None
     if weight is not None:
@@ -178,16 +178,16 @@ def local_attention_fwd(
     attention: SDPAContext | AroundContext
     if position_weight is None or position_vector is None:
         band = {**options, "window": (window, window)}
-        out, attention = attend_by_dots(form, q, k, v, attn_mask, dropout_p, is_causal, band)
+        out, attention = attend_by_dots(layout, q, k, v, attn_mask, dropout_p, is_causal, band)
     else:
-        q, k, v = form.canonical(q), form.canonical(k), form.canonical(v)
-        scoring, bias_shape = scoring_of(q, k.shape[2], form, attn_mask, dropout_p, is_causal, options)
-        centers, position = predicted(query, position_weight, position_vector, _lengths(scoring, k))
+        q, k, v = layout.canonical(q), layout.canonical(k), layout.canonical(v)
+        modifiers, bias_shape = score_modifiers(q, k.shape[2], layout, attn_mask, dropout_p, is_causal, options)
+        centers, position = predicted(query, position_weight, position_vector, _lengths(modifiers, k))
         deviation = window / 2 if sigma is None else checks.positive("sigma", sigma)
         check_number("sigma", deviation, dtype_name(query.dtype), power=4)  # distances are divided by its square
-        around = attend_around(q, k, v, centers, window, deviation, scoring)
-        attention = AroundContext(q, k, v, centers, window, deviation, *around, scoring, form, bias_shape)
-        out = read_only(form.restored(attention.out))
+        around = attend_around(q, k, v, centers, window, deviation, modifiers)
+        attention = AroundContext(q, k, v, centers, window, deviation, *around, modifiers, layout, bias_shape)
+        out = read_only(layout.restore(attention.out))
     return narrow(out, query), LocalContext(query, query_map, position, attention)
 
 
@@ -231,14 +231,14 @@ def local_attention_bwd(dout: Array, ctx: LocalContext) -> LocalGrads:
     (4, 4)
     """
     checks.context("ctx", ctx, LocalContext)
-    attention, form = ctx.attention, ctx.attention.form
-    checks.cotangent(dout, tuple(form.restored(attention.out).shape), ctx.query)
+    attention, layout = ctx.attention, ctx.attention.layout
+    checks.cotangent(dout, tuple(layout.restore(attention.out).shape), ctx.query)
     dposition_weight = dposition_vector = dweight = None
     if isinstance(attention, SDPAContext):
         dquery, dkey, dvalue, dbias, _ = scaled_dot_product_attention_bwd(wide(dout), attention)
     else:
-        *grads, dcenters, dbias = _around_backward(form.canonical(wide(dout)), attention)
-        dquery, dkey, dvalue = (form.restored(grad) for grad in grads)
+        *grads, dcenters, dbias = _around_backward(layout.canonical(wide(dout)), attention)
+        dquery, dkey, dvalue = (layout.restore(grad) for grad in grads)
     if ctx.query_map is not None:
         of_query = project_backward(dquery, ctx.query_map)
         dquery, dweight = of_query.x, of_query.weight.mT
@@ -252,25 +252,25 @@ def local_attention_bwd(dout: Array, ctx: LocalContext) -> LocalGrads:
 def _around_backward(dout: Array, ctx: AroundContext) -> tuple[Array, Array, Array, Array, Array | None]:
     """The gradients of q, k, v and the centres, and that of the bias in its own shape."""
     *grads, dbias = attend_around_backward(
-        dout, ctx.q, ctx.k, ctx.v, ctx.centers, ctx.out, ctx.lse, ctx.window, ctx.sigma, ctx.scoring
+        dout, ctx.q, ctx.k, ctx.v, ctx.centers, ctx.out, ctx.lse, ctx.window, ctx.sigma, ctx.modifiers
     )
     if dbias is not None and ctx.bias_shape is not None:
-        dbias = ctx.form.restored_bias(dbias, ctx.bias_shape)
+        dbias = ctx.layout.restore_bias(dbias, ctx.bias_shape)
     return *grads, dbias
 
 
-def _lengths(scoring: Scoring, k: Array) -> Array | float:
+def _lengths(modifiers: ScoreModifiers, k: Array) -> Array | float:
     """How many keys exist: one number, or (B, 1, 1)."""
-    if scoring.kv_lengths is None:
+    if modifiers.kv_lengths is None:
         return float(k.shape[2])
-    return namespace_of(k).astype(scoring.kv_lengths, k.dtype)[:, None, None]
+    return namespace_of(k).astype(modifiers.kv_lengths, k.dtype)[:, None, None]
 
 
 def _checked(
     alignment: str, sigma: Any, attn_mask: Any, options: Any, query: Array, key: Array, value: Array,
     given: dict[str, Array | None],
-) -> Form:  # fmt: skip
-    """Check everything that is given, and tell the form of query, key and value."""
+) -> Layout:  # fmt: skip
+    """Check everything that is given, and tell the layout of query, key and value."""
     checks.one_of("alignment", alignment, ALIGNMENTS)
     checks.required(query=query, key=key, value=value)
     predictive = alignment == "predictive"
@@ -284,7 +284,7 @@ def _checked(
                 "out, or use alignment='predictive'."
             )
     check_arrays(attn_mask, options, query=query, key=key, value=value, **given)
-    form = sequence_form(query, key, value)
+    layout = sequence_layout(query, key, value)
     Dq, Dk = query.shape[-1], key.shape[-1]
     named = checks.shapes(query=query, key=key, **given)[:-1]
     if given["weight"] is not None:
@@ -299,4 +299,4 @@ def _checked(
         checks.shape("position_weight", given["position_weight"], (A, Dq), f"(A, Dq). {named}")
         because = f"one number per row of `position_weight`. {named}"
         checks.shape("position_vector", given["position_vector"], (A,), because)
-    return form
+    return layout

@@ -9,18 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from attnarray.attention.core import (
-    bias_gradient,
-    dot_products,
-    hiding_product,
-    join,
-    query_blocks,
-    times,
-    transposed_times,
-)
-from attnarray.attention.form import Form
+from attnarray.attention.engine import bias_gradient, join, query_blocks
+from attnarray.attention.layout import Layout
+from attnarray.attention.modifiers import ScoreModifiers
+from attnarray.attention.normalizers import masked_softmax, masked_softmax_backward, masked_softmax_from_lse
 from attnarray.attention.positional.local_near import by_row, ends, gaussian, near_keys, sum_in_shape
-from attnarray.attention.scoring import Scoring, gradients_of_dots, weights_from_dots, weights_from_lse
+from attnarray.attention.products import dot_products, hiding_product, weighted_sum, weighted_sum_over_queries
 from attnarray.backend import Array, device_of, namespace_of
 from attnarray.dispatch import accelerated
 
@@ -36,20 +30,20 @@ class AroundContext(NamedTuple):
     sigma: float
     out: Array
     lse: Array
-    scoring: Scoring
-    form: Form
+    modifiers: ScoreModifiers
+    layout: Layout
     bias_shape: tuple[int, ...] | None
 
-    def weights_of_rows(self, start: int, stop: int) -> Array:
-        """The weights of the queries [start, stop), the Gaussian among them: (B, 1, rows, S)."""
-        lse, centers = (x[:, :, start:stop] for x in (self.lse, self.centers))
-        dots = dot_products(self.q[:, :, start:stop, :], self.k)
-        return dense_weights(dots, lse, centers, self.window, self.sigma, self.scoring.rows(start, stop))
+    def weights_of_rows(self, rows: slice) -> Array:
+        """The weights of some queries, the Gaussian among them: (B, 1, rows, S)."""
+        lse, centers = (x[:, :, rows] for x in (self.lse, self.centers))
+        products, modifiers = dot_products(self.q[:, :, rows, :], self.k), self.modifiers.rows(rows.start, rows.stop)
+        return dense_weights(products, lse, centers, self.window, self.sigma, modifiers)
 
 
 @accelerated
 def attend_around(
-    q: Array, k: Array, v: Array, centers: Array, window: int, sigma: float, scoring: Scoring
+    q: Array, k: Array, v: Array, centers: Array, window: int, sigma: float, modifiers: ScoreModifiers
 ) -> tuple[Array, Array]:
     r"""The forward pass: the Gaussian stands outside the softmax.
 
@@ -65,7 +59,7 @@ def attend_around(
     window : int
         w.
     sigma : float
-    scoring : Scoring
+    modifiers : ScoreModifiers
 
     Returns
     -------
@@ -75,19 +69,19 @@ def attend_around(
     """
     xp = namespace_of(q, k, v, centers)
     outs, lses = [], []
-    for start, stop in _blocks(q, v, k.shape[2], window):
-        near = near_keys(k, centers[:, :, start:stop], window, sigma, scoring.rows(start, stop))
-        weights, lse = weights_from_dots(dot_products(by_row(q[:, :, start:stop, :]), near.of(k)), near.scoring)
-        out = times(xp.where(weights == 0, 0.0, weights * near.factor), near.of(v), True)  # (R, 1, 1, Dv)
-        outs.append(xp.reshape(out, (q.shape[0], 1, stop - start, v.shape[3])))
-        lses.append(xp.reshape(lse, (q.shape[0], 1, stop - start)))
+    for rows in _blocks(q, v, k.shape[2], window):
+        near = near_keys(k, centers[:, :, rows], window, sigma, modifiers.rows(rows.start, rows.stop))
+        weights, lse = masked_softmax(dot_products(by_row(q[:, :, rows, :]), near.of(k)), near.modifiers)
+        out = weighted_sum(hiding_product(weights, near.factor), near.of(v), True)  # (R, 1, 1, Dv)
+        outs.append(xp.reshape(out, (q.shape[0], 1, rows.stop - rows.start, v.shape[3])))
+        lses.append(xp.reshape(lse, centers[:, :, rows].shape))
     return join(outs), join(lses)
 
 
 @accelerated
 def attend_around_backward(
     dout: Array, q: Array, k: Array, v: Array, centers: Array, out: Array, lse: Array, window: int, sigma: float,
-    scoring: Scoring,
+    modifiers: ScoreModifiers,
 ) -> tuple[Array, Array, Array, Array, Array | None]:  # fmt: skip
     r"""The backward pass. Scores and weights are computed again, for the windows of a block of queries at a time.
 
@@ -103,44 +97,45 @@ def attend_around_backward(
     Returns
     -------
     dq, dk, dv, dcenters : the shapes of q, k, v, centers
-    dbias : the shape of scoring.bias, or None
+    dbias : the shape of modifiers.bias, or None
     """
     xp = namespace_of(dout, q, k, v, centers)
     delta = xp.sum(hiding_product(out, dout), axis=-1)  # (B, 1, T)
     dqs, dcenters, dbiases = [], [], []
     dk, dv = xp.zeros_like(k), xp.zeros_like(v)
-    for start, stop in _blocks(q, v, k.shape[2], window):
-        block = scoring.rows(start, stop)
-        near = near_keys(k, centers[:, :, start:stop], window, sigma, block)
-        rows, drows, keys = by_row(q[:, :, start:stop, :]), by_row(dout[:, :, start:stop, :]), near.of(k)
-        dweights = dot_products(drows, near.of(v))  # (R, 1, 1, N)
-        dweights = xp.where(near.factor == 0, 0.0, dweights * near.factor)
-        moved = dweights * (near.distances / sigma**2)  # before a kernel overwrites dweights
-        lses, deltas = (by_row(x[:, :, start:stop, None])[..., 0] for x in (lse, delta))
-        weights, ddots, dscores = gradients_of_dots(dot_products(rows, keys), dweights, lses, deltas, near.scoring)
-        dqs.append(xp.reshape(times(ddots, keys, True), (q.shape[0], 1, stop - start, q.shape[3])))
-        dk = dk + near.sum(transposed_times(ddots, rows, 1, True), k)
-        used = xp.where(weights == 0, 0.0, weights * near.factor)
-        dv = dv + near.sum(transposed_times(used, drows, 1, True), v)
-        moved = xp.sum(xp.where(weights == 0, 0.0, weights * moved), axis=-1)  # (R, 1, 1)
-        dcenters.append(xp.reshape(moved, (q.shape[0], 1, stop - start)))
-        if dscores is not None and block.bias is not None:
-            dbiases.append(sum_in_shape(dscores, block.bias.shape, near.keys))
-    return join(dqs), dk, dv, join(dcenters), bias_gradient(dbiases, scoring.bias)
+    for rows in _blocks(q, v, k.shape[2], window):
+        block = modifiers.rows(rows.start, rows.stop)
+        near = near_keys(k, centers[:, :, rows], window, sigma, block)
+        q_rows, dout_rows, keys = by_row(q[:, :, rows, :]), by_row(dout[:, :, rows, :]), near.of(k)
+        dweights = hiding_product(near.factor, dot_products(dout_rows, near.of(v)))  # (R, 1, 1, N)
+        through_center = dweights * (near.distances / sigma**2)  # before a kernel overwrites dweights
+        lses, deltas = (by_row(x[:, :, rows, None])[..., 0] for x in (lse, delta))
+        scores = dot_products(q_rows, keys)
+        weights, dscores, dmodified = masked_softmax_backward(scores, dweights, lses, deltas, near.modifiers)
+        dqs.append(xp.reshape(weighted_sum(dscores, keys, True), q[:, :, rows, :].shape))
+        dk = dk + near.sum(weighted_sum_over_queries(dscores, q_rows, 1, True), k)
+        dv = dv + near.sum(weighted_sum_over_queries(hiding_product(weights, near.factor), dout_rows, 1, True), v)
+        dcenter = xp.sum(hiding_product(weights, through_center), axis=-1)  # (R, 1, 1)
+        dcenters.append(xp.reshape(dcenter, centers[:, :, rows].shape))
+        if dmodified is not None and block.bias is not None:
+            dbiases.append(sum_in_shape(dmodified, block.bias.shape, near.keys))
+    return join(dqs), dk, dv, join(dcenters), bias_gradient(dbiases, modifiers.bias)
 
 
-def _blocks(q: Array, v: Array, keys: int, window: int) -> Iterator[tuple[int, int]]:
+def _blocks(q: Array, v: Array, keys: int, window: int) -> Iterator[slice]:
     """Ranges of queries, so that the gathered keys and values of a range are held at a time."""
     return query_blocks(q[:, :, :, :1], v[:, :, : min(2 * window + 1, keys), :], q.shape[3] + v.shape[3])
 
 
-def dense_weights(dots: Array, lse: Array, centers: Array, window: int, sigma: float, scoring: Scoring) -> Array:
-    """The weights of queries against all keys, from dot products (B, 1, T, S), before dropout."""
-    xp = namespace_of(dots, centers)
+def dense_weights(
+    scores: Array, lse: Array, centers: Array, window: int, sigma: float, modifiers: ScoreModifiers
+) -> Array:
+    """The weights of queries against all keys, from scores (B, 1, T, S), before dropout."""
+    xp = namespace_of(scores, centers)
     center = centers[..., None]  # (B, 1, T, 1)
-    lowest, highest = ends(center, dots.shape[3], window)
-    keys = xp.arange(dots.shape[3], dtype=lowest.dtype, device=device_of(dots))
+    lowest, highest = ends(center, scores.shape[3], window)
+    keys = xp.arange(scores.shape[3], dtype=lowest.dtype, device=device_of(scores))
     inside = (keys >= lowest) & (keys <= highest)
-    mask = inside if scoring.mask is None else inside & scoring.mask
-    weights = weights_from_lse(dots, lse, scoring._replace(mask=mask))
+    mask = inside if modifiers.mask is None else inside & modifiers.mask
+    weights = masked_softmax_from_lse(scores, lse, modifiers._replace(mask=mask))
     return xp.where(weights == 0, 0.0, weights * gaussian(xp.astype(keys, centers.dtype) - center, sigma))

@@ -7,7 +7,7 @@ from functools import reduce
 from operator import and_
 from typing import NamedTuple
 
-from attnarray.attention.scoring import Scoring
+from attnarray.attention.modifiers import ScoreModifiers
 from attnarray.backend import Array, device_of, index_dtype, namespace_of
 from attnarray.ops.segments import sum_segments
 from attnarray.random import attention_keep_mask_at
@@ -20,7 +20,7 @@ class Near(NamedTuple):
     places: Array  # (R N,) among the keys of all batches
     distances: Array  # (R, 1, 1, N) from the centre
     factor: Array  # (R, 1, 1, N) of the weights: the Gaussian, and dropout
-    scoring: Scoring  # with a mask (R, 1, 1, N) of all that hides a key
+    modifiers: ScoreModifiers  # with a mask (R, 1, 1, N) of all that hides a key
 
     def of(self, x: Array) -> Array:
         """The rows of these keys from (B, 1, S, E): (R, 1, N, E)."""
@@ -35,7 +35,7 @@ class Near(NamedTuple):
         return xp.reshape(sum_segments(flat, self.places, like.shape[0] * like.shape[2]), like.shape)
 
 
-def near_keys(k: Array, centers: Array, window: int, sigma: float, scoring: Scoring) -> Near:
+def near_keys(k: Array, centers: Array, window: int, sigma: float, modifiers: ScoreModifiers) -> Near:
     """The keys within the windows of these queries, and what is done with their scores and weights."""
     xp = namespace_of(k, centers)
     S, count = k.shape[2], min(2 * window + 1, k.shape[2])
@@ -44,13 +44,13 @@ def near_keys(k: Array, centers: Array, window: int, sigma: float, scoring: Scor
     keys = xp.clip(lowest, 0, S - count) + xp.arange(count, dtype=lowest.dtype, device=device_of(k))  # (B, T, N)
     distances = xp.astype(keys, centers.dtype) - center
     factor = gaussian(distances, sigma)
-    keep = _kept(scoring, keys)
-    if keep is not None and scoring.dropout is not None:
-        p = scoring.dropout.p
+    keep = _kept(modifiers, keys)
+    if keep is not None and modifiers.dropout is not None:
+        p = modifiers.dropout.p
         factor = xp.where(keep, factor * (1.0 / (1.0 - p) if p < 1 else 0.0), 0.0)
-    mask = reduce(and_, [(keys >= lowest) & (keys <= highest), *_rules(scoring, keys)])
-    bias = None if scoring.bias is None else _by_key(_gathered(scoring.bias, keys))
-    near = Scoring(scoring.scale, scoring.softcap, bias, _by_key(mask))
+    mask = reduce(and_, [(keys >= lowest) & (keys <= highest), *_rules(modifiers, keys)])
+    bias = None if modifiers.bias is None else _by_key(_gathered(modifiers.bias, keys))
+    near = ScoreModifiers(modifiers.scale, modifiers.softcap, bias, _by_key(mask))
     return Near(keys, _among_all(keys, S), _by_key(distances), _by_key(factor), near)
 
 
@@ -66,27 +66,29 @@ def gaussian(distances: Array, sigma: float) -> Array:
     return namespace_of(distances).exp(-0.5 * (distances / sigma) ** 2)
 
 
-def _rules(scoring: Scoring, keys: Array) -> list[Array]:
+def _rules(modifiers: ScoreModifiers, keys: Array) -> list[Array]:
     """What the mask, the lengths and the band of positions allow of keys (B, T, N)."""
     xp = namespace_of(keys)
-    allowed = [] if scoring.mask is None else [_gathered(scoring.mask, keys)]
-    if scoring.kv_lengths is not None:
-        allowed.append(keys < scoring.kv_lengths[:, None, None])
-    offset = scoring.q_offset if isinstance(scoring.q_offset, int) else scoring.q_offset[:, None, None]
+    allowed = [] if modifiers.mask is None else [_gathered(modifiers.mask, keys)]
+    if modifiers.kv_lengths is not None:
+        allowed.append(keys < modifiers.kv_lengths[:, None, None])
+    offset = modifiers.q_offset if isinstance(modifiers.q_offset, int) else modifiers.q_offset[:, None, None]
     position = xp.arange(keys.shape[1], dtype=keys.dtype, device=device_of(keys))[None, :, None] + offset
-    if scoring.left is not None:
-        allowed.append(keys >= position - scoring.left)
-    if scoring.right is not None:
-        allowed.append(keys <= position + scoring.right)
+    if modifiers.left is not None:
+        allowed.append(keys >= position - modifiers.left)
+    if modifiers.right is not None:
+        allowed.append(keys <= position + modifiers.right)
     return allowed
 
 
-def _kept(scoring: Scoring, keys: Array) -> Array | None:
+def _kept(modifiers: ScoreModifiers, keys: Array) -> Array | None:
     """Which weights dropout keeps, (B, T, N); None without dropout."""
-    dropout = scoring.dropout
+    dropout = modifiers.dropout
     if dropout is None or dropout.keep is not None:
         return None if dropout is None else _gathered(dropout.keep, keys)
-    return attention_keep_mask_at(dropout.seed, dropout.p, keys, namespace_of(keys), device_of(keys), scoring.q_offset)
+    return attention_keep_mask_at(
+        dropout.seed, dropout.p, keys, namespace_of(keys), device_of(keys), modifiers.q_offset
+    )
 
 
 def by_row(x: Array) -> Array:

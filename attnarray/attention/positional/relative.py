@@ -6,20 +6,17 @@ import math
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 from attnarray import checks
-from attnarray.attention.form import Form, form_of
-from attnarray.attention.options import check_arrays, known_options, scoring_of
-from attnarray.attention.positional.relative_core import (
-    Parts,
-    attend_relative,
-    attend_relative_backward,
-    relative_products,
-)
-from attnarray.attention.scoring import Scoring
+from attnarray.attention.engine import AttentionContext, gradients, run_canonical
+from attnarray.attention.layout import Layout, attention_layout
+from attnarray.attention.normalizers import Softmax
+from attnarray.attention.options import check_arrays, known_options, score_modifiers
+from attnarray.attention.parts import declare
+from attnarray.attention.products import dot_products, weighted_sum, weighted_sum_over_queries
 from attnarray.attention.sequences import narrow, wide
-from attnarray.backend import Array, namespace_of
+from attnarray.backend import Array, device_of, namespace_of
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
-from attnarray.numpy_arrays import read_only, writable
+from attnarray.numpy_arrays import writable
 from attnarray.random import Philox
 
 
@@ -37,20 +34,95 @@ class RelativeOptions(TypedDict, total=False):
     layout: str
 
 
-class RelativeContext(NamedTuple):
-    """What the backward needs: the inputs in canonical form, the output and the lse; no weights, no scores."""
+@declare(GROUPED=True, HELD=2)
+class Relative(NamedTuple):
+    r"""The scorer of relative attention.
 
-    parts: Parts
-    out: Array
-    lse: Array
-    scoring: Scoring
-    form: Form
-    bias_shape: tuple[int, ...] | None
-    like: Array  # the query, for its shape and dtype
+    .. math:: s_{ij} = (q_i + u) \cdot k_j + (q_i + v) \cdot r_{i-j}
 
-    def dots(self, start: int, stop: int) -> Array:
-        """The scores of the queries [start, stop) again, before scale, bias and masks: (B, H, rows, S)."""
-        return relative_products(Parts(*(wide(part) for part in self.parts)), start, stop)
+    The rows of r go from the largest distance down: row n is for the pairs with n = T - 1 - i + j. So the products of a
+    query with all rows hold its scores in order, those of each query one entry further left than those of the query
+    before.
+    """
+
+    position_key: Array  # r, (Hkv, R, D)
+    content_bias: Array  # u, (H, 1, D)
+    position_bias: Array  # v, (H, 1, D)
+    num_queries: int  # T
+
+    def scores(self, q: Array, k: Array, rows: slice) -> Array:
+        used = _used_rows(self.position_key, self.num_queries - rows.stop, q.shape[2] + k.shape[2])
+        content = dot_products(q + self.content_bias, k)
+        return content + shifted(dot_products(q + self.position_bias, used), k.shape[2])
+
+    def backward(self, dscores: Array, q: Array, k: Array, rows: slice) -> tuple[Array, Array, Relative]:
+        r"""The gradients of queries, keys, position keys and both biases.
+
+        .. math::
+            du = \sum_{ij} ds_{ij} k_j, \quad dv = \sum_{ij} ds_{ij} r_{i-j}, \quad
+            dq_i = \sum_j ds_{ij} (k_j + r_{i-j}), \quad dk_j = \sum_i ds_{ij} (q_i + u), \quad
+            dr_\delta = \sum_{i - j = \delta} ds_{ij} (q_i + v)
+        """
+        xp, first, kv_heads = namespace_of(q), self.num_queries - rows.stop, k.shape[1]
+        dproducts = unshifted(dscores)  # (B, H, rows, rows + S), 0 where a query has no key at that distance
+        used = _used_rows(self.position_key, first, dproducts.shape[3])
+        dcontent, dposition = weighted_sum(dscores, k), weighted_sum(dproducts, used, True)
+        dk = weighted_sum_over_queries(dscores, q + self.content_bias, kv_heads)
+        dr = weighted_sum_over_queries(dproducts, q + self.position_bias, kv_heads, True)  # (B, Hkv, rows + S, D)
+        du, dv = (xp.sum(dq, axis=(0, 2))[:, None, :] for dq in (dcontent, dposition))
+        dr = _placed(xp.sum(dr, axis=0), first, self.position_key)
+        return dcontent + dposition, dk, Relative(dr, du, dv, self.num_queries)
+
+
+def _used_rows(r: Array, first: int, count: int) -> Array:
+    """`count` rows of r from `first` on, 0 past its end: (1, Hkv, count, D)."""
+    rows = r[None, :, first : min(first + count, r.shape[1]), :]
+    return _padded(rows, 2, 0, count - rows.shape[2])
+
+
+def _placed(rows: Array, first: int, r: Array) -> Array:
+    """The gradient of r of that of `_used_rows`, (Hkv, count, D)."""
+    kept = rows[:, : min(r.shape[1] - first, rows.shape[1]), :]
+    return _padded(kept, 1, first, r.shape[1] - first - kept.shape[1])
+
+
+def shifted(products: Array, keys: int) -> Array:
+    """The first `keys` entries of each row n of N from entry N - 1 - n on: (B, H, N, N + S) -> (B, H, N, S)."""
+    xp = namespace_of(products)
+    *batch, rows, columns = products.shape
+    if not rows:
+        return xp.reshape(products, (*batch, rows, keys))
+    flat = xp.reshape(products, (*batch, rows * columns))
+    flat = flat[..., rows - 1 : rows * columns - 1]  # where rows are read one entry shorter, they begin one earlier
+    return xp.reshape(flat, (*batch, rows, columns - 1))[..., :keys]
+
+
+def unshifted(dshifted: Array) -> Array:
+    """The gradient of `shifted`: every entry back to where it was, 0 elsewhere: (B, H, N, S) -> (B, H, N, N + S)."""
+    xp = namespace_of(dshifted)
+    *batch, rows, keys = dshifted.shape
+    if not rows:
+        return dshifted
+    flat = xp.reshape(_padded(dshifted, 3, 0, rows - 1), (*batch, rows * (rows + keys - 1)))
+    return xp.reshape(_padded(flat, 2, rows - 1, 1), (*batch, rows, rows + keys))
+
+
+def _padded(x: Array, axis: int, before: int, after: int) -> Array:
+    """x with that many zeros before and after it along an axis."""
+    xp = namespace_of(x)
+
+    def zeros(count: int) -> Array:
+        shape = (*x.shape[:axis], count, *x.shape[axis + 1 :])
+        return xp.zeros(shape, dtype=x.dtype, device=device_of(x))
+
+    parts = [zeros(before), x, zeros(after)]
+    return xp.concat([part for part in parts if part.shape[axis]] or [x], axis=axis)
+
+
+class RelativeContext(AttentionContext):
+    """What the backward needs: the inputs in canonical layout, the output and the lse; no weights, no scores."""
+
+    __slots__ = ()
 
 
 class RelativeGrads(NamedTuple):
@@ -164,25 +236,25 @@ def relative_attention_fwd(
     given = {"position_key": position_key, "content_bias": content_bias, "position_bias": position_bias}
     checks.required(query=query, key=key, value=value, **given)
     check_arrays(attn_mask, options, query=query, key=key, value=value, **given)
-    form = form_of(query, key, value, options.get("layout", "BHTD"))
-    q, k, v = form.canonical(query), form.canonical(key), form.canonical(value)
+    layout = attention_layout(query, key, value, options.get("layout", "BHTD"))
+    q, k, v = layout.canonical(query), layout.canonical(key), layout.canonical(value)
     offset = checks.whole("q_offset", options.get("q_offset", 0), 0, 2**31, "the position of the first query")
-    _check_positions(form, q, k, checks.flag("is_causal", is_causal), offset, **given)
+    _check_positions(layout, q, k, checks.flag("is_causal", is_causal), offset, **given)
     xp = namespace_of(query)
-    r = position_key if form.has_heads else position_key[None, :, :]
+    r = position_key if layout.has_heads else position_key[None, :, :]
     biases = [xp.reshape(bias, (q.shape[1], 1, q.shape[3])) for bias in (content_bias, position_bias)]
-    parts = Parts(q, k, v, r, *biases)
-    default = 1.0 / math.sqrt(q.shape[3] or 1)
-    scoring, bias_shape = scoring_of(
-        q, k.shape[2], form, attn_mask, dropout_p, is_causal, options, default_scale=default
+    scorer = Relative(wide(r), wide(biases[0]), wide(biases[1]), q.shape[2])
+    modifiers, bias_shape = score_modifiers(
+        q, k.shape[2], layout, attn_mask, dropout_p, is_causal, options, default_scale=1.0 / math.sqrt(q.shape[3] or 1)
     )
-    out, lse = attend_relative(Parts(*(wide(part) for part in parts)), scoring)
-    out = narrow(out, query)
-    return read_only(form.restored(out)), RelativeContext(parts, out, lse, scoring, form, bias_shape, query)
+    normalizer = Softmax(modifiers.sinks)
+    return run_canonical(RelativeContext, scorer, normalizer, q, k, v, modifiers, layout, bias_shape)
 
 
 @ignoring_fp_errors
-def relative_attention_bwd(dout: Array, ctx: RelativeContext) -> RelativeGrads:
+def relative_attention_bwd(
+    dout: Array, ctx: RelativeContext, dlse: Array | None = None, dweights: Array | None = None
+) -> RelativeGrads:
     r"""The gradients of attention with relative positions; scores and weights are computed again.
 
     .. math::
@@ -199,6 +271,8 @@ def relative_attention_bwd(dout: Array, ctx: RelativeContext) -> RelativeGrads:
     ----------
     dout : the shape and dtype of the output
     ctx : RelativeContext
+    dlse, dweights : optional
+        Cotangents of the lse (*batch, H, T) and of the weights (*batch, H, T, S).
 
     Returns
     -------
@@ -214,28 +288,19 @@ def relative_attention_bwd(dout: Array, ctx: RelativeContext) -> RelativeGrads:
     (5, 4)
     """
     checks.context("ctx", ctx, RelativeContext)
-    form, like = ctx.form, ctx.like
-    checks.cotangent(dout, tuple(form.restored(ctx.out).shape), like)
-    parts = Parts(*(wide(part) for part in ctx.parts))
-    dparts, dbias, dsinks = attend_relative_backward(
-        wide(form.canonical(dout)), parts, wide(ctx.out), ctx.lse, ctx.scoring
-    )
-    dq, dk, dv, dr, *dbiases = (narrow(grad, like) for grad in dparts)
-    if not form.has_heads:
-        dr = dr[0, :, :]
-    of_content, of_positions = (dbias[:, 0, :] if form.has_heads else dbias[0, 0, :] for dbias in dbiases)
-    if dbias is not None and ctx.bias_shape is not None:
-        dbias = form.restored_bias(dbias, ctx.bias_shape)
-    dq, dk, dv = (form.restored(grad) for grad in (dq, dk, dv))
-    return RelativeGrads(dq, dk, dv, dr, of_content, of_positions, dbias, dsinks)
+    grads, has_heads = gradients(dout, ctx, dlse, dweights), ctx.layout.has_heads
+    dr, *dbiases = (narrow(grad, ctx.q) for grad in grads.scorer[:3])
+    dr = dr if has_heads else dr[0, :, :]
+    du, dv = (dbias[:, 0, :] if has_heads else dbias[0, 0, :] for dbias in dbiases)
+    return RelativeGrads(grads.query, grads.key, grads.value, dr, du, dv, grads.bias, grads.normalizer.sinks)
 
 
 def _check_positions(
-    form: Form, q: Array, k: Array, is_causal: bool, offset: int, *, position_key: Array, content_bias: Array,
+    layout: Layout, q: Array, k: Array, is_causal: bool, offset: int, *, position_key: Array, content_bias: Array,
     position_bias: Array,
 ) -> None:  # fmt: skip
     (_, H, T, D), (_, Hkv, S, _) = q.shape, k.shape
-    heads, kv_heads = ((H,), (Hkv,)) if form.has_heads else ((), ())
+    heads, kv_heads = ((H,), (Hkv,)) if layout.has_heads else ((), ())
     for name, bias in (("content_bias", content_bias), ("position_bias", position_bias)):
         checks.shape(name, bias, (*heads, D), "one vector for each query head" if heads else "one vector")
     rows, all_rows = position_key.shape[-2] if position_key.ndim > 1 else None, max(T + S - 1, 0)

@@ -6,12 +6,20 @@ import math
 from typing import Any, NamedTuple, Unpack
 
 from attnarray import checks
-from attnarray.attention.core import dot_products
-from attnarray.attention.form import Form, form_of
-from attnarray.attention.options import check_arrays, known_options, scoring_of
-from attnarray.attention.scoring import Scoring
-from attnarray.attention.selection.hard_core import Rule, attend_hard, attend_hard_backward
-from attnarray.attention.selection.hard_options import HardOptions, rule_of
+from attnarray.attention.engine import (
+    DOT_PRODUCT,
+    SOFTMAX,
+    AttentionContext,
+    backward,
+    restored,
+    run_canonical,
+    weights,
+    weights_cotangent,
+)
+from attnarray.attention.layout import attention_layout
+from attnarray.attention.options import check_arrays, known_options, score_modifiers
+from attnarray.attention.selection.estimators import ChoiceRows
+from attnarray.attention.selection.hard_options import SAMPLING, HardOptions, estimator_normalizer
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, device_of, dtype_name
 from attnarray.dispatch import ignoring_fp_errors
@@ -38,23 +46,20 @@ class HardResult(NamedTuple):
     entropy: Array  # (*batch, H, T)
 
 
-class HardContext(NamedTuple):
-    """What the backward needs: the canonical inputs (B, H, T, D), the choice (B, H, T, k), lse and entropy."""
+class HardContext(AttentionContext):
+    """What the backward needs: the canonical inputs (B, H, T, D), the choice, lse and entropy; no weights."""
 
-    q: Array
-    k: Array
-    v: Array
-    choice: Array
-    lse: Array
-    entropy: Array
-    rule: Rule
-    scoring: Scoring
-    form: Form
-    bias_shape: tuple[int, ...] | None
+    __slots__ = ()
 
-    def dots(self, start: int, stop: int) -> Array:
-        """The dot products of the queries [start, stop) again: (B, H, rows, S)."""
-        return dot_products(wide(self.q[:, :, start:stop, :]), wide(self.k))
+    @property
+    def choice(self) -> Array:
+        """The keys that were chosen: (B, H, T, k), -1 where nothing is allowed."""
+        choice: Array = self.kept.choice
+        return choice
+
+    def weights_of_rows(self, rows: slice) -> Array:
+        """The probabilities p of some queries: (B, H, rows, S)."""
+        return weights(self._replace(normalizer=SOFTMAX, kept=self.kept.lse), rows)
 
 
 class HardGrads(NamedTuple):
@@ -178,21 +183,25 @@ def hard_attention_fwd(
     known_options(options, HardOptions)
     checks.required(query=query, key=key, value=value)
     check_arrays(attn_mask, options, query=query, key=key, value=value, noise=noise)
-    form = form_of(query, key, value, options.get("layout", "BHTD"))
-    q, keys, v = (form.canonical(x) for x in (query, key, value))
-    rule = rule_of(estimator, temperature, k, rng, noise, form, (q.shape[1], q.shape[2], keys.shape[2]))
-    check_number("temperature", rule.temperature, dtype_name(query.dtype))
+    layout = attention_layout(query, key, value, options.get("layout", "BHTD"))
+    q, keys, v = (layout.canonical(x) for x in (query, key, value))
+    normalizer = estimator_normalizer(
+        estimator, temperature, k, rng, noise, layout, (q.shape[1], q.shape[2], keys.shape[2])
+    )
+    check_number("temperature", getattr(normalizer, "temperature", 1.0), dtype_name(query.dtype))
     scale = 1.0 / math.sqrt(q.shape[3] or 1)
-    scoring, bias_shape = scoring_of(q, keys.shape[2], form, attn_mask, 0.0, is_causal, options, default_scale=scale)
-    found = attend_hard(wide(q), wide(keys), wide(v), scoring, rule)
-    rows = (narrow(form.restored_rows(x), query) for x in (found.log_prob, read_only(found.entropy)))
-    result = HardResult(narrow(form.restored(found.out), query), *rows)
-    kept = found.choice, found.lse, found.entropy
-    return result, HardContext(q, keys, v, *kept, rule, scoring, form, bias_shape)
+    modifiers, bias_shape = score_modifiers(
+        q, keys.shape[2], layout, attn_mask, 0.0, is_causal, options, default_scale=scale
+    )
+    if estimator in SAMPLING:
+        normalizer = normalizer._replace(q_offset=modifiers.q_offset)
+    out, ctx = run_canonical(HardContext, DOT_PRODUCT, normalizer, q, keys, v, modifiers, layout, bias_shape)
+    rows = (read_only(narrow(layout.restore_rows(x), query)) for x in ctx.kept[:2])
+    return HardResult(out, *rows), ctx
 
 
 @ignoring_fp_errors
-def hard_attention_bwd(dout: HardResult, ctx: HardContext) -> HardGrads:
+def hard_attention_bwd(dout: HardResult, ctx: HardContext, dweights: Array | None = None) -> HardGrads:
     r"""The gradients of hard attention; probabilities are computed again from q, k and the lse.
 
     .. math::
@@ -209,6 +218,8 @@ def hard_attention_bwd(dout: HardResult, ctx: HardContext) -> HardGrads:
     dout : HardResult
         The cotangents of out, log_prob and entropy; None for one that does not count.
     ctx : HardContext
+    dweights : (*batch, H, T, S), optional
+        A cotangent of the weights w.
 
     Returns
     -------
@@ -224,15 +235,10 @@ def hard_attention_bwd(dout: HardResult, ctx: HardContext) -> HardGrads:
     (1, 2, 4, 8)
     """
     checks.context("ctx", ctx, HardContext)
-    form = ctx.form
     do, dlog_prob, dentropy = _cotangents(dout, ctx)
-    given = wide(ctx.q), wide(ctx.k), wide(ctx.v)
-    found = ctx.lse, ctx.entropy, ctx.choice
-    grads = attend_hard_backward(do, dlog_prob, dentropy, *given, ctx.scoring, ctx.rule, found)
-    dq, dk, dv, dbias = (narrow(grad, ctx.q) for grad in grads)
-    if dbias is not None and ctx.bias_shape is not None:
-        dbias = form.restored_bias(dbias, ctx.bias_shape)
-    return HardGrads(form.restored(dq), form.restored(dk), form.restored(dv), dbias)
+    dkept = ChoiceRows(dlog_prob, dentropy, None, None)
+    grads = backward(do, ctx, dkept, weights_cotangent(dweights, ctx))
+    return HardGrads(*restored(grads, ctx)[:4])
 
 
 def _cotangents(dout: Any, ctx: HardContext) -> list[Array]:
@@ -244,14 +250,13 @@ def _cotangents(dout: Any, ctx: HardContext) -> list[Array]:
         )
     named = {f"dout.{name}": array for name, array in zip(HardResult._fields, dout, strict=True)}
     xp = checks.namespace(**named, query=ctx.q)
-    form, lse = ctx.form, ctx.lse
-    rows = tuple(form.restored_rows(lse).shape)
-    of_out = (*form.restored(ctx.q).shape[:-1], ctx.v.shape[3])
+    layout, lse = ctx.layout, ctx.lse
+    rows = layout.scores_shape(ctx.q.shape[1], ctx.q.shape[2], 1)[:-1]
     found: list[Array] = []
-    for (name, array), shape in zip(named.items(), (of_out, rows, rows), strict=True):
+    for (name, array), shape in zip(named.items(), (ctx.out_shape, rows, rows), strict=True):
         if array is None:
             array = xp.zeros(shape, dtype=ctx.q.dtype, device=device_of(ctx.q))
         checks.shape(name, array, shape, "the shape of that result")
         checks.floating(**{name: array}, query=ctx.q)
-        found.append(wide(form.canonical(array) if not found else xp.reshape(array, lse.shape)))
+        found.append(wide(layout.canonical(array) if not found else xp.reshape(array, lse.shape)))
     return found

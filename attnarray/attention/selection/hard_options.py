@@ -1,14 +1,17 @@
-"""How hard attention chooses its keys, checked: estimator, temperature, k and noise -> `Rule`."""
+"""How hard attention chooses its keys, checked: estimator, temperature, k and noise -> a normalizer."""
 
 from __future__ import annotations
 
 from typing import Any, TypedDict
 
 from attnarray import checks
-from attnarray.attention.form import Form
-from attnarray.attention.selection.hard_core import ESTIMATORS, RELAXED, SAMPLING, Rule
+from attnarray.attention.layout import Layout
+from attnarray.attention.selection.estimators import ESTIMATORS
 from attnarray.backend import Array
 from attnarray.random import Philox, seed_of
+
+SAMPLING = ("reinforce", "gumbel", "straight_through")
+RELAXED = ("gumbel", "straight_through")
 
 
 class HardOptions(TypedDict, total=False):
@@ -24,17 +27,17 @@ class HardOptions(TypedDict, total=False):
     layout: str
 
 
-def rule_of(
+def estimator_normalizer(
     estimator: str,
     temperature: float,
     k: int,
     rng: Philox | int | None,
     noise: Array | None,
-    form: Form,
+    layout: Layout,
     shape: tuple[int, int, int],
-) -> Rule:
-    """The rule for scores of canonical `shape` (H, T, S)."""
-    checks.one_of("estimator", estimator, ESTIMATORS)
+) -> Any:
+    """The normalizer of an estimator for scores of canonical `shape` (H, T, S)."""
+    checks.one_of("estimator", estimator, tuple(ESTIMATORS))
     temperature, k = check_numbers(estimator, temperature, k)
     keys = shape[2]
     if k > keys > 0:
@@ -55,10 +58,15 @@ def rule_of(
             "each step, or the Gumbel noise itself; at inference, estimator='argmax' needs none."
         )
     if noise is not None:
-        axes = "(*batch, H, T, S)" if form.has_heads else "(*batch, T, S)"
-        checks.broadcasts("noise", noise, form.scores_shape(*shape), axes)
-        noise = form.canonical_scores(noise)
-    return Rule(estimator, temperature, k, None if rng is None else seed_of(rng), noise)
+        axes = "(*batch, H, T, S)" if layout.has_heads else "(*batch, T, S)"
+        checks.broadcasts("noise", noise, layout.scores_shape(*shape), axes)
+        noise = layout.canonical_scores(noise)
+    options: dict[str, Any] = {"seed": None if rng is None else seed_of(rng), "noise": noise} if sampling else {}
+    if estimator in RELAXED:
+        options["temperature"] = temperature
+    if estimator == "top_k":
+        options["k"] = k
+    return ESTIMATORS[estimator](**options)
 
 
 def check_numbers(estimator: str, temperature: float, k: int) -> tuple[float, int]:

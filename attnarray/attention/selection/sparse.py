@@ -5,18 +5,49 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Unpack
 
 from attnarray import checks
-from attnarray.attention.core import dot_products
 from attnarray.attention.dot_product.arguments import problem_of
-from attnarray.attention.form import Form
+from attnarray.attention.engine import DOT_PRODUCT, AttentionContext, gradients, run_canonical
 from attnarray.attention.options import ScoreOptions, known_options
-from attnarray.attention.scoring import Scoring, scores_of
-from attnarray.attention.selection.sparse_core import attend_sparsely, attend_sparsely_backward
-from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
 from attnarray.ops.entmax import alpha_of
-from attnarray.ops.entmax_core import ENTMAX, SPARSEMAX, entmax_forward
+from attnarray.ops.entmax_core import ENTMAX, SPARSEMAX, entmax_backward, entmax_forward
+
+
+class Entmax(NamedTuple):
+    r"""The normalizer of sparse attention: alpha 2 is sparsemax, and softmax the limit for alpha to 1.
+
+    .. math:: p_{ij} = [(\alpha - 1)\, s_{ij} - \tau_i]_+^{1 / (\alpha - 1)}
+
+    Parameters
+    ----------
+    alpha : float
+        Above 1, to 10; see `entmax`.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> q, k, v = np.random.default_rng(0).standard_normal((3, 1, 2, 4, 8))
+    >>> out, ctx = aa.attend_fwd(q, k, v, normalizer=aa.Entmax(2.0))
+    >>> bool(np.any(aa.attention_weights(ctx) == 0))
+    True
+    """
+
+    alpha: float = ENTMAX
+
+    def weights(self, scores: Array, rows: slice) -> tuple[Array, None]:
+        return entmax_forward(scores, None, 3, self.alpha), None
+
+    def backward(
+        self, dweights: Array, dkept: None, weights: Array, kept: None, scores: Array, rows: slice
+    ) -> tuple[Array, Entmax]:
+        r"""The gradient of the scores.
+
+        .. math:: ds_{ij} = r_{ij} \Bigl(dp_{ij} - \frac{\sum_l r_{il}\, dp_{il}}{\sum_l r_{il}}\Bigr), \qquad
+            r_{ij} = p_{ij}^{2 - \alpha}, \text{ and } 0 \text{ where } p_{ij} = 0
+        """
+        return entmax_backward(dweights, weights, 3, self.alpha), self
 
 
 class SparseOptions(ScoreOptions, total=False):
@@ -26,26 +57,10 @@ class SparseOptions(ScoreOptions, total=False):
     layout: str
 
 
-class SparseContext(NamedTuple):
+class SparseContext(AttentionContext):
     """What the backward needs: the canonical inputs (B, H, T, D) alone; no weights."""
 
-    q: Array
-    k: Array
-    v: Array
-    scoring: Scoring
-    form: Form
-    bias_shape: tuple[int, ...] | None
-    alpha: float
-
-    def weights_of_rows(self, start: int, stop: int) -> Array:
-        """The weights of the queries [start, stop) again: (B, H, rows, S)."""
-        dots = dot_products(wide(self.q[:, :, start:stop, :]), wide(self.k))
-        return entmax_forward(scores_of(dots, self.scoring.rows(start, stop)), None, 3, self.alpha)
-
-    @property
-    def out_shape(self) -> tuple[int, ...]:
-        """The shape of the output in the caller's own axes."""
-        return (*self.form.restored(self.q).shape[:-1], self.v.shape[3])
+    __slots__ = ()
 
 
 class SparseGrads(NamedTuple):
@@ -126,7 +141,7 @@ def sparsemax_attention_fwd(
     return _forward(SPARSEMAX, query, key, value, attn_mask, dropout_p, is_causal, options)
 
 
-def sparsemax_attention_bwd(dout: Array, ctx: SparseContext) -> SparseGrads:
+def sparsemax_attention_bwd(dout: Array, ctx: SparseContext, dweights: Array | None = None) -> SparseGrads:
     r"""The gradients of sparsemax attention; the weights are computed again from q and k.
 
     .. math::
@@ -143,6 +158,8 @@ def sparsemax_attention_bwd(dout: Array, ctx: SparseContext) -> SparseGrads:
     ----------
     dout : the shape and dtype of the output
     ctx : SparseContext
+    dweights : (*batch, H, T, S), optional
+        A cotangent of the weights before dropout.
 
     Returns
     -------
@@ -157,7 +174,7 @@ def sparsemax_attention_bwd(dout: Array, ctx: SparseContext) -> SparseGrads:
     >>> aa.sparsemax_attention_bwd(np.ones_like(out), ctx).query.shape
     (1, 2, 4, 8)
     """
-    return _backward(dout, ctx)
+    return _backward(dout, ctx, dweights)
 
 
 def entmax_attention(
@@ -222,7 +239,7 @@ def entmax_attention_fwd(
     return _forward(alpha_of(alpha), query, key, value, attn_mask, dropout_p, is_causal, options)
 
 
-def entmax_attention_bwd(dout: Array, ctx: SparseContext) -> SparseGrads:
+def entmax_attention_bwd(dout: Array, ctx: SparseContext, dweights: Array | None = None) -> SparseGrads:
     r"""The gradients of entmax attention; the weights are computed again from q and k.
 
     .. math::
@@ -239,7 +256,7 @@ def entmax_attention_bwd(dout: Array, ctx: SparseContext) -> SparseGrads:
     >>> aa.entmax_attention_bwd(np.ones_like(out), ctx).query.shape
     (1, 2, 4, 8)
     """
-    return _backward(dout, ctx)
+    return _backward(dout, ctx, dweights)
 
 
 @ignoring_fp_errors
@@ -259,20 +276,11 @@ def _forward(
             "use scaled_dot_product_attention."
         )
     known_options(options, SparseOptions)
-    q, k, v, scoring, form, bias_shape = problem_of(query, key, value, attn_mask, dropout_p, is_causal, **options)
-    out = attend_sparsely(wide(q), wide(k), wide(v), scoring, alpha)
-    return form.restored(narrow(out, query)), SparseContext(q, k, v, scoring, form, bias_shape, alpha)
+    q, k, v, modifiers, layout, bias_shape = problem_of(query, key, value, attn_mask, dropout_p, is_causal, **options)
+    return run_canonical(SparseContext, DOT_PRODUCT, Entmax(alpha), q, k, v, modifiers, layout, bias_shape)
 
 
 @ignoring_fp_errors
-def _backward(dout: Array, ctx: SparseContext) -> SparseGrads:
+def _backward(dout: Array, ctx: SparseContext, dweights: Array | None) -> SparseGrads:
     checks.context("ctx", ctx, SparseContext)
-    checks.cotangent(dout, ctx.out_shape, ctx.q)
-    form = ctx.form
-    grads = attend_sparsely_backward(
-        wide(form.canonical(dout)), wide(ctx.q), wide(ctx.k), wide(ctx.v), ctx.scoring, ctx.alpha
-    )
-    dq, dk, dv, dbias = (narrow(grad, ctx.q) for grad in grads)
-    if dbias is not None and ctx.bias_shape is not None:
-        dbias = form.restored_bias(dbias, ctx.bias_shape)
-    return SparseGrads(form.restored(dq), form.restored(dk), form.restored(dv), dbias)
+    return SparseGrads(*gradients(dout, ctx, dweights=dweights)[:4])

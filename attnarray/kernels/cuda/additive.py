@@ -1,4 +1,4 @@
-"""Additive scores and their gradients. Reference: attention/alignment/additive_core.py; source: additive.cu."""
+"""Additive scores and their gradients. Reference: attention/alignment/additive.py; source: additive.cu."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention on tensor cores. Reference: attention/core.py; sources: attention_*.cu.
+"""Attention on tensor cores. Reference: attention/engine.py; sources: attention_*.cu.
 
 Numbers of 16 bits are multiplied as they are and summed in float32; weights are rounded to 16 bits for their product
 with values. A float32 is split into two numbers that the units can take.
@@ -66,16 +66,16 @@ class Chosen(NamedTuple):
     by_warpgroups: bool
 
 
-def attend(q: Any, k: Any, v: Any, scoring: Any) -> tuple[Any, Any]:
+def attend(q: Any, k: Any, v: Any, modifiers: Any) -> tuple[Any, Any]:
     """See the reference."""
-    how, problem = _stored(q), problem_of(q, k, v, scoring)
+    how, problem = _stored(q), problem_of(q, k, v, modifiers)
     batch, heads, _, queries, _, _, width = problem.layout.sizes
     out, lse = empty((batch, heads, queries, width), q.dtype), empty((batch, heads, queries), FLOAT32)
     if not lse.size:
         return _cut(out, v.shape[3]), lse
     chosen = _chosen("forward", problem.layout, how.name, _machine(q.data.device_id))
     parts = chosen.parts
-    sinks = None if scoring.sinks is None else ga.beside(scoring.sinks, q)
+    sinks = None if modifiers.sinks is None else ga.beside(modifiers.sinks, q)
     part_out = part_lse = None
     if parts > 1:
         part_out, part_lse = empty((parts, *out.shape), FLOAT32), empty((parts, *lse.shape), FLOAT32)
@@ -89,10 +89,10 @@ def attend(q: Any, k: Any, v: Any, scoring: Any) -> tuple[Any, Any]:
 
 
 def attend_backward(
-    dout: Any, dlse: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, scoring: Any
+    dout: Any, dlse: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, modifiers: Any
 ) -> tuple[Any, Any, Any, Any, Any]:
     """See the reference."""
-    how, problem = _stored(q), problem_of(q, k, v, scoring, dout)
+    how, problem = _stored(q), problem_of(q, k, v, modifiers, dout)
     layout, machine = problem.layout, _machine(q.data.device_id)
     batch, heads, kv_heads, queries, keys, dim, width = layout.sizes
     dlse = None if dlse is None else _float32(dlse)
@@ -112,8 +112,8 @@ def attend_backward(
         _launch(of_queries, how, problem, halves, *given, dq)
     if keys and layout.pairs:
         _launch(of_keys, how, problem, halves, *given, dk, dv)
-    dbias = None if scoring.bias is None else _bias_gradient(problem, how, machine, given, scoring.bias)
-    dsinks = None if scoring.sinks is None else _sink_gradient(how, lse, delta, scoring.sinks, q)
+    dbias = None if modifiers.bias is None else _bias_gradient(problem, how, machine, given, modifiers.bias)
+    dsinks = None if modifiers.sinks is None else _sink_gradient(how, lse, delta, modifiers.sinks, q)
     dims = q.shape[3], q.shape[3], v.shape[3]
     return (*(_cut(x, size) for x, size in zip((dq, dk, dv), dims, strict=True)), dbias, dsinks)
 

@@ -89,29 +89,29 @@ def constants_of(dims: tuple[int, int], tiling: Tiling, switches: tuple[str, ...
     return (*(f"{name}={value}" for name, value in numbers.items()), *switches)
 
 
-def problem_of(q: Any, k: Any, v: Any, scoring: Any, dout: Any = None) -> Problem:
+def problem_of(q: Any, k: Any, v: Any, modifiers: Any, dout: Any = None) -> Problem:
     """The call, with copies of what the kernels cannot read as it lies; Declined if they cannot do it."""
     if not q.shape[3] or not v.shape[3]:
         raise Declined("heads of no numbers")
     held_dim(q.shape[3]), held_dim(v.shape[3])
     q, k, v = readable(q), readable(k), readable(v)
     dout = None if dout is None else readable(_same_dtype(dout, v))
-    bias = None if scoring.bias is None else _same_dtype(scoring.bias, q)
-    dropout, same = scoring.dropout, isinstance(scoring.q_offset, int)
+    bias = None if modifiers.bias is None else _same_dtype(modifiers.bias, q)
+    dropout, same = modifiers.dropout, isinstance(modifiers.q_offset, int)
     keep = None if dropout is None else dropout.keep
-    tables = table(bias), table(scoring.mask), table(keep)
+    tables = table(bias), table(modifiers.mask), table(keep)
     seed, p, first_key = (0, 0.0, 0) if dropout is None else (dropout.seed, dropout.p, dropout.first_key)
     rules = _rules(
-        scoring.scale, scoring.softcap, (scoring.left, scoring.right), scoring.q_offset if same else 0,
-        _reading(bias, k.shape[2], "bias"), _reading(scoring.mask, k.shape[2], "mask"), scoring.kv_lengths is not None,
-        (0 if dropout is None else 1 if keep is None else 2, p, first_key),
+        modifiers.scale, modifiers.softcap, (modifiers.left, modifiers.right), modifiers.q_offset if same else 0,
+        _reading(bias, k.shape[2], "bias"), _reading(modifiers.mask, k.shape[2], "mask"),
+        modifiers.kv_lengths is not None, (0 if dropout is None else 1 if keep is None else 2, p, first_key),
     )  # fmt: skip
     lies = tuple(None if x is None else (x.shape, x.strides) for x in (q, k, v, dout))
     layout = _layout(lies, q.itemsize, tuple(one[1:] for one in tables), rules)
     options = (
         *(one[0] for one in tables),
-        None if same else long(scoring.q_offset),
-        None if scoring.kv_lengths is None else long(scoring.kv_lengths),
+        None if same else long(modifiers.q_offset),
+        None if modifiers.kv_lengths is None else long(modifiers.kv_lengths),
     )
     return Problem(q, k, v, dout, options, layout, seed)
 

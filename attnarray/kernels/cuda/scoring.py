@@ -1,4 +1,4 @@
-"""From dot products to attention weights and back. Reference: attention/scoring.py; source: scoring.cu."""
+"""From dot products to attention weights and back. Reference: attention/normalizers.py; source: scoring.cu."""
 
 from __future__ import annotations
 
@@ -18,24 +18,27 @@ FORWARD = Kernel("scoring.cu", "weights_from_dots", "pppi" + RULES)
 BACKWARD = Kernel("scoring.cu", "gradients_of_dots", "pppppi" + RULES)
 
 
-def weights_from_dots(dots: Any, scoring: Any) -> tuple[Any, Any]:
-    """See the reference. Overwrites `dots` with the weights where its layout allows."""
-    how, rows = ga.stored(dots, wide_only=True), ga.contiguous(dots)
-    count, lse = math.prod(dots.shape[:3]), empty(dots.shape[:3], dots.dtype)
-    sinks = None if scoring.sinks is None else ga.beside(scoring.sinks, dots)
-    grid = plan_rows(count, dots.shape[3], how.itemsize)
-    launch(FORWARD, how.name, grid, rows, lse, sinks, count, *_rules(dots, scoring))
+def weights_from_dots(scores: Any, modifiers: Any) -> tuple[Any, Any]:
+    """See the reference. Overwrites `scores` with the weights where its layout allows."""
+    how, rows = ga.stored(scores, wide_only=True), ga.contiguous(scores)
+    count, lse = math.prod(scores.shape[:3]), empty(scores.shape[:3], scores.dtype)
+    sinks = None if modifiers.sinks is None else ga.beside(modifiers.sinks, scores)
+    grid = plan_rows(count, scores.shape[3], how.itemsize)
+    launch(FORWARD, how.name, grid, rows, lse, sinks, count, *_rules(scores, modifiers))
     return rows, lse
 
 
-def gradients_of_dots(dots: Any, dweights: Any, lse: Any, delta: Any, scoring: Any) -> tuple[Any, Any, Any]:
-    """See the reference. Overwrites `dots` with the weights and `dweights` with the gradient of the dot products."""
-    how, rows, drows = ga.stored(dots, wide_only=True), ga.contiguous(dots), ga.beside(dweights, dots)
-    count, dscores = math.prod(dots.shape[:3]), None if scoring.bias is None else empty(dots.shape, dots.dtype)
-    per_row = ga.beside(lse, dots), ga.beside(delta, dots)
-    grid = plan_rows(count, dots.shape[3], how.itemsize)
-    launch(BACKWARD, how.name, grid, rows, drows, *per_row, dscores, count, *_rules(dots, scoring))
-    return rows, drows, dscores
+def gradients_of_dots(scores: Any, dweights: Any, lse: Any, delta: Any, modifiers: Any) -> tuple[Any, Any, Any]:
+    """See the reference. Overwrites `scores` with the weights and `dweights` with the gradient of the scores."""
+    how, rows, drows = ga.stored(scores, wide_only=True), ga.contiguous(scores), ga.beside(dweights, scores)
+    count, dmodified = (
+        math.prod(scores.shape[:3]),
+        None if modifiers.bias is None else empty(scores.shape, scores.dtype),
+    )
+    per_row = ga.beside(lse, scores), ga.beside(delta, scores)
+    grid = plan_rows(count, scores.shape[3], how.itemsize)
+    launch(BACKWARD, how.name, grid, rows, drows, *per_row, dmodified, count, *_rules(scores, modifiers))
+    return rows, drows, dmodified
 
 
 def warmup(dtype: str) -> None:
@@ -44,21 +47,25 @@ def warmup(dtype: str) -> None:
         load((FORWARD, BACKWARD), dtype)
 
 
-def _rules(dots: Any, scoring: Any) -> tuple[Any, ...]:
-    """The scoring as the kernels take it."""
+def _rules(dots: Any, modifiers: Any) -> tuple[Any, ...]:
+    """The modifiers as the kernels take it."""
     _, heads, queries, keys = dots.shape
-    bias = scoring.bias if scoring.bias is None or scoring.bias.dtype == dots.dtype else scoring.bias.astype(dots.dtype)
-    same = isinstance(scoring.q_offset, int)
+    bias = (
+        modifiers.bias
+        if modifiers.bias is None or modifiers.bias.dtype == dots.dtype
+        else modifiers.bias.astype(dots.dtype)
+    )
+    same = isinstance(modifiers.q_offset, int)
     return (
-        scoring.scale,
-        scoring.softcap or 0.0,
+        modifiers.scale,
+        modifiers.softcap or 0.0,
         *table(bias),
-        *table(scoring.mask),
-        UNBOUNDED if scoring.left is None else scoring.left,
-        UNBOUNDED if scoring.right is None else scoring.right,
-        scoring.q_offset if same else 0,
-        None if same else long(scoring.q_offset),
-        None if scoring.kv_lengths is None else long(scoring.kv_lengths),
+        *table(modifiers.mask),
+        UNBOUNDED if modifiers.left is None else modifiers.left,
+        UNBOUNDED if modifiers.right is None else modifiers.right,
+        modifiers.q_offset if same else 0,
+        None if same else long(modifiers.q_offset),
+        None if modifiers.kv_lengths is None else long(modifiers.kv_lengths),
         heads,
         queries,
         keys,

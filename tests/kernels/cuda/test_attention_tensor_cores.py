@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import attnarray as aa
-from attnarray.attention import core
-from attnarray.attention.scoring import Scoring
+from attnarray.attention import engine
+from attnarray.attention.modifiers import ScoreModifiers
 from attnarray.dispatch import KernelUnavailableError
 from attnarray.kernels import Declined
 from attnarray.kernels.cuda import attention, attention_problem
@@ -258,27 +258,31 @@ def test_layouts(layout: str) -> None:
 def test_explain_names_the_slower_way() -> None:
     def told(width: int, keys: int = 5, **options: Any) -> str:
         x = fake_cupy.ndarray(np.ones((1, 2, keys, width), np.float16))
-        return str(aa.explain(core.attend, x, x, x, Scoring(1.0, **options)))
+        return str(aa.explain(engine.attention, x, x, x, ScoreModifiers(1.0, **options)))
 
-    assert told(16) == "attention.core:attend  cuda"
-    assert told(13) == "attention.core:attend  cuda  (an input is copied: its rows are no whole chunks of 16 bytes)"
+    assert told(16) == "attention.engine:attention  cuda"
+    assert (
+        told(13) == "attention.engine:attention  cuda  (an input is copied: its rows are no whole chunks of 16 bytes)"
+    )
     reason = "is read number by number: its rows are no whole chunks of 16 bytes"
     for name, dtype in (("mask", bool), ("bias", np.float16)):
         tables = {size: fake_cupy.ndarray(np.ones((1, 1, *size), dtype)) for size in ((16, 16), (5, 5), (16, 1))}
-        assert told(16, 16, **{name: tables[16, 16]}) == "attention.core:attend  cuda"
+        assert told(16, 16, **{name: tables[16, 16]}) == "attention.engine:attention  cuda"
         for size in ((5, 5), (16, 1)):
-            assert told(16, size[0], **{name: tables[size]}) == f"attention.core:attend  cuda  (the {name} {reason})"
+            assert (
+                told(16, size[0], **{name: tables[size]}) == f"attention.engine:attention  cuda  (the {name} {reason})"
+            )
 
 
 def test_what_no_kernel_does_is_declined_with_the_reason() -> None:
     wide = fake_cupy.ndarray(np.ones((1, 1, 2, 300), np.float16))
     with pytest.raises(Declined, match="head dim 300: at most 256"):
-        attention.attend(wide, wide, wide, Scoring(1.0))
+        attention.attend(wide, wide, wide, ScoreModifiers(1.0))
     double = fake_cupy.ndarray(np.ones((1, 1, 2, 8)))
     with pytest.raises(Declined, match="dtype float64"):
-        attention.attend(double, double, double, Scoring(1.0))
+        attention.attend(double, double, double, ScoreModifiers(1.0))
     with aa.use_kernels("cuda"), pytest.raises(KernelUnavailableError, match="dtype float64"):
-        core.attend(double, double, double, Scoring(1.0))
+        engine.attention(double, double, double, ScoreModifiers(1.0))
 
 
 def test_strides_and_offsets_are_64_bits_wide() -> None:
@@ -292,7 +296,7 @@ def test_strides_and_offsets_are_64_bits_wide() -> None:
         data=types.SimpleNamespace(ptr=0),
         flags=types.SimpleNamespace(c_contiguous=False),
     )
-    packed = attention_problem.problem_of(x, x, x, Scoring(1.0, q_offset=2**40, right=0)).packed()
+    packed = attention_problem.problem_of(x, x, x, ScoreModifiers(1.0, q_offset=2**40, right=0)).packed()
     numbers = attention_problem.PACKED.unpack(packed)
     assert numbers[:3] == (0, 2**39, 2**34)
     assert numbers[24:27] == (2**40, 0, 2**40)

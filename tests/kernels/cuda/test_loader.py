@@ -279,5 +279,7 @@ def test_warmup_loads_every_kernel(dtype: str) -> None:
 
 def test_info_knows_the_kernels() -> None:
     rows = [status for status in aa.dispatch.available_kernels() if status.backend == "cuda"]
-    assert {"ops.softmax:softmax_forward", "attention.scoring:gradients_of_dots"} <= {row.function for row in rows}
+    assert {"ops.softmax:softmax_forward", "attention.normalizers:masked_softmax_backward"} <= {
+        row.function for row in rows
+    }
     assert all(row.reason for row in rows) == bool(unavailable())

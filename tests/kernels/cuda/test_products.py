@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from attnarray import use_kernels
-from attnarray.attention.core import attend, attend_backward
-from attnarray.attention.products import narrow_products
-from attnarray.attention.scoring import Scoring
+from attnarray.attention.engine import attention, attention_backward
+from attnarray.attention.modifiers import ScoreModifiers
+from attnarray.attention.products import matmul_16_bit
 from attnarray.kernels import Declined
 from attnarray.kernels.cuda import products
 from tests.cuda_emulation import fake_cublas, fake_cupy
@@ -54,7 +54,7 @@ def test_layouts(x_layout: str, y_layout: str, dtype: str) -> None:
         b, h, m, k, n = sizes
         x = LAYOUTS[x_layout](drawn(b, h, m, k, dtype=DTYPES[dtype]))
         y = LAYOUTS[y_layout](drawn(b, h, k, n, dtype=DTYPES[dtype], seed=1))
-        found = products.narrow_products(fake_cupy.ndarray(x), fake_cupy.ndarray(y), np.float32).held
+        found = products.matmul_16_bit(fake_cupy.ndarray(x), fake_cupy.ndarray(y), np.float32).held
         expected = x.astype(np.float32) @ y.astype(np.float32)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)  # float32 sums of up to 9
@@ -64,7 +64,7 @@ def test_layouts(x_layout: str, y_layout: str, dtype: str) -> None:
 def test_wide_weights_are_rounded_in_their_own_layout(dtype: str) -> None:
     y = drawn(2, 3, 5, 4, dtype=DTYPES[dtype])
     for weights in (drawn(2, 3, 700, 5, dtype=np.float32), drawn(2, 3, 5, 700, dtype=np.float32).mT):
-        found = products.narrow_products(fake_cupy.ndarray(weights), fake_cupy.ndarray(y), y.dtype).held
+        found = products.matmul_16_bit(fake_cupy.ndarray(weights), fake_cupy.ndarray(y), y.dtype).held
         expected = (weights.astype(y.dtype).astype(np.float32) @ y.astype(np.float32)).astype(y.dtype)
         assert found.dtype == y.dtype
         bound = 4 * EPS[dtype]  # one rounding of sums of five
@@ -77,14 +77,14 @@ def test_nothing_is_copied_that_cublas_can_read() -> None:
     for given in (x, x.mT, x[:, :, 2:5], x[:, :1], x[1:, :, ::2]):
         assert products.matrices(given).array is given
     assert products.matrices(y[:, ::2, :, ::3]).array is not y
-    products.narrow_products(x, y.mT, np.float32)
+    products.matmul_16_bit(x, y.mT, np.float32)
     assert fake_cublas.calls == [(0, 1)]
 
 
 def test_nothing_to_multiply() -> None:
     for b, m, k, n in ((0, 2, 3, 4), (2, 0, 3, 4), (2, 3, 4, 0), (2, 3, 0, 4)):
         x, y = (fake_cupy.ndarray(np.ones((b, 1, *s), np.float16)) for s in ((m, k), (k, n)))
-        found = products.narrow_products(x, y, np.float32)
+        found = products.matmul_16_bit(x, y, np.float32)
         assert found.shape == (b, 1, m, n)
         assert not found.held.any()
     assert not fake_cublas.calls
@@ -93,41 +93,41 @@ def test_nothing_to_multiply() -> None:
 def test_what_cublas_does_not_multiply_is_declined(monkeypatch: pytest.MonkeyPatch) -> None:
     half, single = (fake_cupy.ndarray(np.ones((1, 2, 3, 3), dtype)) for dtype in (np.float16, np.float32))
     with pytest.raises(Declined, match="dtype float32: float16, bfloat16 only"):
-        products.narrow_products(half, single, np.float32)
+        products.matmul_16_bit(half, single, np.float32)
     with pytest.raises(Declined, match="the numbers of matrices differ"):
-        products.narrow_products(half, half[:, :1], np.float32)
+        products.matmul_16_bit(half, half[:, :1], np.float32)
     with pytest.raises(Declined, match="dtype float16 times bfloat16"):
-        products.narrow_products(half, fake_cupy.ndarray(half.held.astype(ml_dtypes.bfloat16)), np.float32)
+        products.matmul_16_bit(half, fake_cupy.ndarray(half.held.astype(ml_dtypes.bfloat16)), np.float32)
     other = fake_cupy.ndarray(half.held, 1)
     with pytest.raises(ValueError, match=r"matrix products: the arrays are on the devices \[0, 1\], expected one"):
-        products.narrow_products(half, other, np.float32)
+        products.matmul_16_bit(half, other, np.float32)
     monkeypatch.setitem(sys.modules, "cupy_backends.cuda.libs.cublas", None)
     with pytest.raises(Declined, match="cuBLAS cannot be loaded"):
-        products.narrow_products(half, half, np.float32)
-    assert narrow_products(half, half, np.float32).held.tolist() == [[[[3.0] * 3] * 3] * 2]  # the reference
+        products.matmul_16_bit(half, half, np.float32)
+    assert matmul_16_bit(half, half, np.float32).held.tolist() == [[[[3.0] * 3] * 3] * 2]  # the reference
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("causal", [False, True])
 def test_attention_multiplies_16_bit_numbers(dtype: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Grouped heads and several blocks of queries; no float32 copy of q, k and v is multiplied."""
-    monkeypatch.setattr("attnarray.attention.core.BLOCK_ELEMENTS", 2 * 4 * 9 * 3)
+    monkeypatch.setattr("attnarray.attention.engine.BLOCK_ELEMENTS", 2 * 4 * 9 * 3)
     monkeypatch.setattr(np, "matmul", None)
-    kind, scoring = DTYPES[dtype], Scoring(0.4, right=0 if causal else None, q_offset=2)
+    kind, scoring = DTYPES[dtype], ScoreModifiers(0.4, right=0 if causal else None, q_offset=2)
     q, k, v, dout = (
         drawn(2, heads, length, size, dtype=kind, seed=n)
         for n, (heads, length, size) in enumerate(((4, 7, 6), (2, 9, 6), (2, 9, 5), (4, 7, 5)))
     )
     given = [fake_cupy.ndarray(x) for x in (q, k, v, dout)]
-    out, lse = attend.reference(*given[:3], scoring)  # as for what the fused kernels decline
-    gradients = attend_backward.reference(given[3], None, *given[:3], out, lse, scoring)[:3]
+    out, lse = attention.reference(*given[:3], scoring)  # as for what the fused kernels decline
+    gradients = attention_backward.reference(given[3], None, *given[:3], out, lse, scoring)[:3]
     calls = len(fake_cublas.calls)
     monkeypatch.undo()
     assert calls == 3 * (2 + 5)  # each product of three blocks
     wide = [x.astype(np.float64) for x in (q, k, v, dout)]
     with use_kernels("reference"):
-        true_out, true_lse = attend(*wide[:3], scoring)
-        true = attend_backward(wide[3], None, *wide[:3], true_out, true_lse, scoring)[:3]
+        true_out, true_lse = attention(*wide[:3], scoring)
+        true = attention_backward(wide[3], None, *wide[:3], true_out, true_lse, scoring)[:3]
     for found, exact in zip((out, *gradients), (true_out, *true), strict=True):
         assert found.dtype == kind
         error = np.abs(found.held.astype(np.float64) - exact).max()
@@ -137,6 +137,6 @@ def test_attention_multiplies_16_bit_numbers(dtype: str, causal: bool, monkeypat
 def test_a_weight_of_zero_hides_nan() -> None:
     q, k, v = (drawn(1, 1, 4, 4, dtype=np.float16, seed=n) for n in range(3))
     v[0, 0, 3] = np.nan
-    out, _ = attend.reference(*(fake_cupy.ndarray(x) for x in (q, k, v)), Scoring(1.0, right=0))
+    out, _ = attention.reference(*(fake_cupy.ndarray(x) for x in (q, k, v)), ScoreModifiers(1.0, right=0))
     assert np.isfinite(out.held[0, 0, :3]).all()
     assert np.isnan(out.held[0, 0, 3]).all()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from attnarray.attention.scoring import Scoring
+from attnarray.attention.modifiers import ScoreModifiers
 from attnarray.kernels import Declined
 from attnarray.kernels.cuda import additive, loader
 from tests.cuda_emulation import fake_cupy
@@ -18,10 +18,10 @@ from tests.support.libraries import EPS
 from tests.support.tiers import slow
 
 pytestmark = pytest.mark.emulation
-SCORING = ["attention.scoring:weights_from_dots", "attention.scoring:gradients_of_dots"]
+SCORING = ["attention.normalizers:masked_softmax", "attention.normalizers:masked_softmax_backward"]
 ADDITIVE = [
-    "attention.alignment.additive_core:additive_scores",
-    "attention.alignment.additive_core:additive_scores_backward",
+    "attention.alignment.additive:additive_scores",
+    "attention.alignment.additive:additive_scores_backward",
 ]
 EVERY = 149  # of all combinations of options, prime to their numbers
 
@@ -35,7 +35,11 @@ def cupy() -> Iterator[Any]:
 def moved(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return fake_cupy.ndarray(value.copy())
-    return value._replace(**{k: moved(v) for k, v in value._asdict().items()}) if isinstance(value, Scoring) else value
+    return (
+        value._replace(**{k: moved(v) for k, v in value._asdict().items()})
+        if isinstance(value, ScoreModifiers)
+        else value
+    )
 
 
 def kernel(name: str, arguments: Any) -> tuple[Any, ...]:
@@ -82,7 +86,7 @@ def test_rows_of_any_length(name: str, keys: int) -> None:
     rng = np.random.default_rng(1)
     dots, bias = 2.0 * rng.standard_normal(shape), rng.standard_normal(shape)
     bias[rng.random(shape) < 0.1] = -np.inf
-    scoring = Scoring(0.7, softcap=2.0, bias=bias, mask=rng.random(shape) < 0.8, left=keys // 2, q_offset=keys)
+    scoring = ScoreModifiers(0.7, softcap=2.0, bias=bias, mask=rng.random(shape) < 0.8, left=keys // 2, q_offset=keys)
     assert_right(name, arguments_of(name, dots, scoring), "float32")
 
 
@@ -95,7 +99,7 @@ def test_what_is_hidden_does_not_matter(name: str, by: str) -> None:
     mask = rng.random(shape) < 0.5
     mask[0, 0, 0] = False
     rule = {"mask": mask} if by == "mask" else {"bias": np.where(mask, rng.standard_normal(shape), -np.inf)}
-    arguments = in_dtype(arguments_of(name, rng.standard_normal(shape), Scoring(1.0, **rule)), "float32")
+    arguments = in_dtype(arguments_of(name, rng.standard_normal(shape), ScoreModifiers(1.0, **rule)), "float32")
     poisoned = tuple(
         np.where(mask, value, np.nan).astype(np.float32) if getattr(value, "shape", None) == shape else value
         for value in arguments
@@ -111,7 +115,7 @@ def test_nan_that_is_seen_stays_in_its_row_and_apart_from_what_is_hidden(name: s
     rng = np.random.default_rng(4)
     dots, mask = rng.standard_normal((1, 2, 3, 9)), rng.random((1, 2, 3, 9)) < 0.6
     mask[0, 1, 1, 4], dots[0, 1, 1, 4] = True, np.nan
-    arguments = in_dtype(arguments_of(name, dots, Scoring(1.0, mask=mask)), "float32")
+    arguments = in_dtype(arguments_of(name, dots, ScoreModifiers(1.0, mask=mask)), "float32")
     for found, expected in zip(kernel(name, arguments), reference(name, arguments), strict=True):
         if expected is not None:
             np.testing.assert_allclose(found, expected, rtol=0, atol=20 * EPS["float32"])  # roundings of exponents
@@ -120,7 +124,7 @@ def test_nan_that_is_seen_stays_in_its_row_and_apart_from_what_is_hidden(name: s
 def test_results_overwrite_the_dot_products_and_biases_are_never_copied() -> None:
     dots = fake_cupy.ndarray(np.ones((1, 2, 3, 4), np.float32))
     bias = fake_cupy.ndarray(np.broadcast_to(np.arange(4, dtype=np.float32), (1, 2, 3, 4)))
-    weights, _ = kernel_of(SCORING[0], "cuda")(dots, Scoring(1.0, bias=bias))
+    weights, _ = kernel_of(SCORING[0], "cuda")(dots, ScoreModifiers(1.0, bias=bias))
     assert weights is dots
     np.testing.assert_allclose(dots.held.sum(-1), 1.0, rtol=1e-6)  # some roundings
 
@@ -141,7 +145,7 @@ def test_arrays_that_are_neither_contiguous_nor_aligned(name: str) -> None:
         arguments = additive_arguments(name, (2, 9, 35, 20), "float32")
     else:
         dots = np.random.default_rng(5).standard_normal((2, 3, 5, 7))
-        arguments = in_dtype(arguments_of(name, dots, Scoring(0.7, softcap=2.0)), "float32")
+        arguments = in_dtype(arguments_of(name, dots, ScoreModifiers(0.7, softcap=2.0)), "float32")
     # Moving copies an array and so makes it contiguous: here it is done without.
     expected = kernel(name, arguments)
     views = [fake_cupy.ndarray(strange(x)) if isinstance(x, np.ndarray) else moved(x) for x in arguments]
@@ -164,7 +168,7 @@ def test_contiguous_arrays_may_begin_anywhere() -> None:
 
 def test_16_bit_scores_are_declined() -> None:
     with pytest.raises(Declined, match="dtype float16: float32, float64 only"):
-        kernel_of(SCORING[0], "cuda")(fake_cupy.ndarray(np.ones((1, 1, 2, 3), np.float16)), Scoring(1.0))
+        kernel_of(SCORING[0], "cuda")(fake_cupy.ndarray(np.ones((1, 1, 2, 3), np.float16)), ScoreModifiers(1.0))
 
 
 def additive_arguments(name: str, sizes: tuple[int, ...], dtype: str, size: float = 1.0) -> list[np.ndarray]:

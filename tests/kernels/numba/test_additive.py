@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import attnarray as aa
-from attnarray.attention.alignment import additive_core
+from attnarray.attention.alignment import additive as reference
 from attnarray.kernels.numba.attention import additive
 from attnarray.kernels.numba.runtime import threads
 from tests.support.guarded_memory import before_a_guard, behind_a_guard, new_arrays
@@ -38,8 +38,8 @@ def run(inputs: Arrays, kernels: str = "numba") -> Arrays:
     q, k, w, dscores = inputs
     with aa.use_kernels(kernels), np.errstate(invalid="ignore"):
         return (
-            additive_core.additive_scores(q, k, w),
-            *additive_core.additive_scores_backward(dscores, q, k, w),
+            reference.additive_scores(q, k, w),
+            *reference.additive_scores_backward(dscores, q, k, w),
         )
 
 
@@ -158,6 +158,6 @@ def test_the_size_of_the_blocks_does_not_matter(monkeypatch: pytest.MonkeyPatch)
         return [out, *aa.additive_attention_bwd(np.cos(out), ctx)]
 
     expected = results()
-    monkeypatch.setattr("attnarray.attention.core.BLOCK_ELEMENTS", 2 * 30 * 8 * 7)
+    monkeypatch.setattr("attnarray.attention.engine.BLOCK_ELEMENTS", 2 * 30 * 8 * 7)
     for found, same in zip(results(), expected, strict=True):
         np.testing.assert_allclose(found, same, rtol=0, atol=1e-13)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import attnarray as aa
+from attnarray.attention.modifiers import Dropout, ScoreModifiers
 from attnarray.attention.positional import local_core
-from attnarray.attention.scoring import Dropout, Scoring
 from attnarray.dispatch import KernelUnavailableError
 from attnarray.kernels import Declined
 from attnarray.kernels.numba.attention import local
@@ -44,21 +44,23 @@ def arrays(sizes: tuple[int, ...], dtype: str, seed: int = 0, size: float = 1.0)
     return tuple(x.astype(dtype) for x in (size * q, k, v, centers, dout))
 
 
-def scorings(sizes: tuple[int, ...]) -> list[Scoring]:
+def scorings(sizes: tuple[int, ...]) -> list[ScoreModifiers]:
     """All that the kernel serves; where there are lengths, the first sequence has no keys."""
     b, t, s, *_ = sizes
     lengths = np.minimum(np.arange(b) * 5, s)
     return [
-        Scoring(0.7),
-        Scoring(0.7, dropout=Dropout(1.0, 4, None)),
-        Scoring(-1.3, softcap=2.0, kv_lengths=lengths),
-        Scoring(0.7, right=0, q_offset=s - t, dropout=Dropout(0.3, 2**40 + 5, None)),
-        Scoring(0.7, softcap=0.9, left=3, right=s // 2, q_offset=np.arange(b) * 2 - 1, kv_lengths=lengths,
+        ScoreModifiers(0.7),
+        ScoreModifiers(0.7, dropout=Dropout(1.0, 4, None)),
+        ScoreModifiers(-1.3, softcap=2.0, kv_lengths=lengths),
+        ScoreModifiers(0.7, right=0, q_offset=s - t, dropout=Dropout(0.3, 2**40 + 5, None)),
+        ScoreModifiers(0.7, softcap=0.9, left=3, right=s // 2, q_offset=np.arange(b) * 2 - 1, kv_lengths=lengths,
                 dropout=Dropout(0.3, 4, None)),
     ]  # fmt: skip
 
 
-def run(given: Arrays, window: int, scoring: Scoring, kernels: str = "numba", sigma: float | None = None) -> Results:
+def run(
+    given: Arrays, window: int, scoring: ScoreModifiers, kernels: str = "numba", sigma: float | None = None
+) -> Results:
     q, k, v, centers, dout = given
     sigma = window / 2 if sigma is None else sigma
     with aa.use_kernels(kernels), np.errstate(invalid="ignore"):
@@ -69,7 +71,7 @@ def run(given: Arrays, window: int, scoring: Scoring, kernels: str = "numba", si
 
 
 def assert_right(
-    given: Arrays, window: int, scoring: Scoring, sigma: float | None = None, sharpness: float = 1.0
+    given: Arrays, window: int, scoring: ScoreModifiers, sigma: float | None = None, sharpness: float = 1.0
 ) -> None:
     """As exact as the reference, or within roundings of the sums; those of sharp scores are as much larger."""
     dtype = given[0].dtype
@@ -96,7 +98,7 @@ def test_sizes(sizes: tuple[int, ...], dtype: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sigma", [1e-3, 0.3, 4.0, 1e6])
 def test_narrow_and_wide_gaussians(sigma: float, dtype: str) -> None:
-    assert_right(arrays((2, 30, 50, 16, 8, 5), dtype), 5, Scoring(0.7), sigma)
+    assert_right(arrays((2, 30, 50, 16, 8, 5), dtype), 5, ScoreModifiers(0.7), sigma)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -114,7 +116,7 @@ def test_keys_that_no_window_sees_are_not_read(dtype: str) -> None:
     q, k, v, centers, dout = given
     centers = 10.3 + 0.25 * np.arange(9, dtype=dtype) + np.zeros((2, 1, 1), dtype)  # keys 8 to 15
     lengths = np.array([70, 12])
-    scoring = Scoring(0.7, kv_lengths=lengths)
+    scoring = ScoreModifiers(0.7, kv_lengths=lengths)
     expected = run((q, k, v, centers, dout), 3, scoring)
     hidden = (np.arange(70) < 8) | (np.arange(70) > 15) | (np.arange(70) >= lengths[:, None, None])  # (2, 1, 70)
     dirty = (np.where(hidden[..., None], np.nan, x).astype(dtype) for x in (k, v))
@@ -127,7 +129,7 @@ def test_nan_comes_through_where_it_is_seen(dtype: str) -> None:
     for place, number in ((0, 1), (1, 1), (2, 1), (3, 0)):  # of q, k, v and the centres
         given = [x.copy() for x in arrays((2, 9, 30, 20, 12, 3), dtype)]
         given[place][(number, 0, 4)] = math.nan
-        found, expected = (run(tuple(given), 3, Scoring(0.7), kernels) for kernels in ("numba", "reference"))
+        found, expected = (run(tuple(given), 3, ScoreModifiers(0.7), kernels) for kernels in ("numba", "reference"))
         for result, same in zip(found, expected, strict=True):
             np.testing.assert_array_equal(np.isnan(result), np.isnan(same))
             np.testing.assert_allclose(result, same, rtol=0, atol=1e-4)
@@ -148,10 +150,10 @@ def test_bits_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyP
     given = arrays((3, 19, 70, 50, 36, 4), "float32")
     monkeypatch.setattr(threads, "MIN_WORK_PER_THREAD", 1)
     monkeypatch.setenv("ATTNARRAY_NUM_THREADS", "1")
-    expected = run(given, 4, Scoring(0.7, right=30))
+    expected = run(given, 4, ScoreModifiers(0.7, right=30))
     for count in ("2", "3", "5"):
         monkeypatch.setenv("ATTNARRAY_NUM_THREADS", count)
-        for found, same in zip(run(given, 4, Scoring(0.7, right=30)), expected, strict=True):
+        for found, same in zip(run(given, 4, ScoreModifiers(0.7, right=30)), expected, strict=True):
             np.testing.assert_array_equal(found, same)
 
 
@@ -187,9 +189,9 @@ def test_every_result_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 DECLINED = {
-    "mask": Scoring(1.0, mask=np.ones((1, 1, 5, 9), bool)),
-    "bias": Scoring(1.0, bias=np.ones((1, 1, 5, 9))),
-    "dropout_mask": Scoring(1.0, dropout=Dropout(0.5, 0, np.ones((1, 1, 5, 9), bool))),
+    "mask": ScoreModifiers(1.0, mask=np.ones((1, 1, 5, 9), bool)),
+    "bias": ScoreModifiers(1.0, bias=np.ones((1, 1, 5, 9))),
+    "dropout_mask": ScoreModifiers(1.0, dropout=Dropout(0.5, 0, np.ones((1, 1, 5, 9), bool))),
 }
 
 
@@ -203,7 +205,7 @@ def test_what_the_kernels_decline_goes_to_the_reference() -> None:
         explained = aa.explain(local_core.attend_around, q, k, v, centers, 2, 1.0, scoring)
         assert explained.choices[0][:2] == ("attention.positional.local_core:attend_around", "reference")
     with pytest.raises(Declined, match="dtype float16: float32 and float64 only"):
-        local.attend_around(q.astype("f2"), k, v, centers, 2, 1.0, Scoring(1.0))
+        local.attend_around(q.astype("f2"), k, v, centers, 2, 1.0, ScoreModifiers(1.0))
 
 
 def test_16_bit_floats_are_computed_by_the_kernel_too() -> None:

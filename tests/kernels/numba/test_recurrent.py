@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import attnarray as aa
-from attnarray.attention.alignment.recurrent_core import Rows, Scorer, recurrent_scores, recurrent_scores_backward
+from attnarray.attention.alignment.recurrent import Rows, ScoreParams, recurrent_scores, recurrent_scores_backward
 from attnarray.kernels.numba.recurrent import scores as recurrent
 from attnarray.kernels.numba.runtime import threads
 from tests.support.guarded_memory import before_a_guard, behind_a_guard, new_arrays
@@ -29,12 +29,12 @@ DTYPES = ["float32", "float64"]
 class Call:
     """The arguments of both kernels."""
 
-    def __init__(self, rows: Rows, scorer: Scorer, dscores: np.ndarray) -> None:
+    def __init__(self, rows: Rows, scorer: ScoreParams, dscores: np.ndarray) -> None:
         self.rows, self.scorer, self.dscores = rows, scorer, dscores
 
     def map(self, change: Callable[[np.ndarray], np.ndarray]) -> Call:
         rows = Rows(*(None if x is None else change(x) for x in self.rows))
-        return Call(rows, Scorer(*map(change, self.scorer)), change(self.dscores))
+        return Call(rows, ScoreParams(*map(change, self.scorer)), change(self.dscores))
 
     def in_dtype(self, dtype: str) -> Call:
         return self.map(lambda x: x if x.dtype == bool else x.astype(dtype))
@@ -56,7 +56,7 @@ def call(sizes: Sizes, dtype: str, steps: np.ndarray | None = None, seed: int = 
         (4 * size, size), (features, size), (features,), (batch, 1, queries, keys),
     )  # fmt: skip
     *rows, hidden, output, vector, dscores = (rng.standard_normal(shape) for shape in shapes)
-    scorer = Scorer(hidden / max(size, 1) ** 0.5, output / max(size, 1) ** 0.5, vector)
+    scorer = ScoreParams(hidden / max(size, 1) ** 0.5, output / max(size, 1) ** 0.5, vector)
     return Call(Rows(*rows, steps), scorer, dscores).in_dtype(dtype)
 
 

@@ -214,7 +214,7 @@ def test_without_a_folder_for_the_cache(tmp_path: Path) -> None:
     places = ("NUMBA_CACHE_DIR", "HOME", "XDG_CACHE_HOME", "LOCALAPPDATA", "IPYTHONDIR")
     facts = "from attnarray.kernels.numba.runtime.jit import facts; print(facts()['kernel cache'])"
     said = python(f"{CHECKED}{EXPLAIN}\n{facts}", tmp_path, **{place: str(blocked / "folder") for place in places})
-    assert "attention.core:attend  numba" in said
+    assert "attention.engine:attention  numba" in said
     assert "none can be written" in said
 
 

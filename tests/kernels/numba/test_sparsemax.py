@@ -176,7 +176,7 @@ def test_attention_runs_on_the_kernels() -> None:
     ran += aa.explain(aa.hard_attention, x, x, x, estimator="top_k", k=2).choices
     assert {choice.function: choice.kernel for choice in ran} == {
         "ops.entmax_core:entmax_forward": "numba",
-        "attention.scoring:weights_from_dots": "numba",
+        "attention.normalizers:masked_softmax": "numba",
         "attention.selection.top_k:top_k_indices": "numba",
         "attention.selection.top_k:mask_of": "numba",
     }

@@ -1,5 +1,5 @@
 // Additive scores e_ij = sum_a w_a tanh(q_ia + k_ja) and their gradients, without an array of (T, S, A).
-// Reference: attention/alignment/additive_core.py, in whose dtype the numbers are stored.
+// Reference: attention/alignment/additive.py, in whose dtype the numbers are stored.
 //
 // tanh(q + k) = 1 - 2 r with r = 1 / (1 + e^2q e^2k): one exponential for each query and key. A reciprocal takes as long as
 // eight products, so two share one: 1 / c and 1 / d are d and c times 1 / (c d). Where a number is beyond MOST, or NaN, the

@@ -1,4 +1,4 @@
-// Attention on tensor cores, the gradient of a bias. Reference: attention/core.py, `attend_backward`. Parallel over tiles of the
+// Attention on tensor cores, the gradient of a bias. Reference: attention/engine.py, `attention_backward`. Parallel over tiles of the
 // bias; each block goes over all scores that its tile was added to, and sums their gradients in registers, so that there is no
 // array of queries by keys but the result. Shared: a tile each of queries, keys, cotangents, values, bias and mask.
 #include "attention_scores.cuh"

@@ -1,4 +1,4 @@
-// Attention on tensor cores, forward. Reference: attention/core.py, `attend`. Parallel over blocks of queries, the heads that
+// Attention on tensor cores, forward. Reference: attention/engine.py, `attention`. Parallel over blocks of queries, the heads that
 // share keys together, and over parts of the keys where there are few queries. Shared: the queries, two tiles of keys and values,
 // and of bias and mask.
 //

@@ -1,4 +1,4 @@
-// Attention on tensor cores, the gradients of keys and values. Reference: attention/core.py, `attend_backward`. Parallel over
+// Attention on tensor cores, the gradients of keys and values. Reference: attention/engine.py, `attention_backward`. Parallel over
 // blocks of keys; each goes over the queries of all heads that share them. Shared: keys and values, two tiles of queries and
 // cotangents with their shifts and deltas, and of bias and mask.
 //

@@ -1,4 +1,4 @@
-// Attention on tensor cores, the gradient of queries. Reference: attention/core.py, `attend_backward`. Parallel over blocks of
+// Attention on tensor cores, the gradient of queries. Reference: attention/engine.py, `attention_backward`. Parallel over blocks of
 // queries, as the forward pass is. Shared: queries and their cotangents with shifts and deltas, two tiles of keys and values, and
 // of bias and mask.
 //

@@ -1,5 +1,5 @@
 // What attention on tensor cores needs of each row: sums of out times cotangent, the parts of a row as one, gradients of sinks.
-// Reference: attention/core.py, attention/dot_product/partial.py, attention/scoring.py. Parallel over rows, a warp for each; for
+// Reference: attention/engine.py, attention/dot_product/partial.py, attention/normalizers.py. Parallel over rows, a warp for each; for
 // sinks over heads, a block for each. Shared: one number of each warp.
 #include "primitives.cuh"
 

@@ -1,5 +1,5 @@
 // From dot products to attention weights and back: scale, softcap, bias, mask, band, lengths, sinks, softmax.
-// Reference: attention/scoring.py, in whose dtype the numbers are stored. Parallel over the rows of B, H, T and within them.
+// Reference: attention/normalizers.py, in whose dtype the numbers are stored. Parallel over the rows of B, H, T and within them.
 // Memory: as in softmax.cu; the results overwrite the arguments. Shared: one number per warp.
 #include "rows.cuh"
 

@@ -1,4 +1,4 @@
-// Attention by warpgroups (sm_90a), forward. Reference: attention/core.py, `attend`. Parallel over blocks of queries, as
+// Attention by warpgroups (sm_90a), forward. Reference: attention/engine.py, `attention`. Parallel over blocks of queries, as
 // attention_forward.cu is. Shared: the queries, two tiles of keys, two of values.
 //
 // While the units multiply the weights of one tile with its values, and keys of the next tile with queries before that, the threads

@@ -1,4 +1,4 @@
-// Attention by warpgroups (sm_90a), the gradients of keys and values. Reference: attention/core.py, `attend_backward`. Parallel
+// Attention by warpgroups (sm_90a), the gradients of keys and values. Reference: attention/engine.py, `attention_backward`. Parallel
 // over blocks of keys; each goes over the queries of all heads that share them. Shared: keys and values, three tiles of queries and
 // cotangents with their shifts and deltas: one that arrives, one that is worked on, and the one before, of which the last product
 // may still be under way.

@@ -1,4 +1,4 @@
-// Attention by warpgroups (sm_90a), the gradient of queries. Reference: attention/core.py, `attend_backward`. Parallel over blocks
+// Attention by warpgroups (sm_90a), the gradient of queries. Reference: attention/engine.py, `attention_backward`. Parallel over blocks
 // of queries. Shared: queries and their cotangents, three tiles of keys and values: one that arrives, one of which weights are
 // made, and the one before, of which the last product is under way.
 #include "attention_queries.cuh"

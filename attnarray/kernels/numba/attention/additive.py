@@ -1,6 +1,6 @@
 """Additive scores and their gradients: the hidden layer lives in registers alone.
 
-Reference: attention/alignment/additive_core.py, `additive_scores` and `additive_scores_backward`. The scores are
+Reference: attention/alignment/additive.py, `additive_scores` and `additive_scores_backward`. The scores are
 parallel over queries, the gradients over batches and features, W features at a time: each of them is computed by one
 thread, in the same order for any number of threads. Scratch: e^{2 x} of queries and keys; gradients with whole vectors
 per row; per thread W gradients of a tile of keys.

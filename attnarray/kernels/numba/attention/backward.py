@@ -1,6 +1,6 @@
 """Tiled attention, backward: the weights are recomputed from the lse, one panel of queries and tile of keys at a time.
 
-Reference: attention/core.py, `attend_backward`; the order of the loops is that of FlashAttention (Dao et al.,
+Reference: attention/engine.py, `attention_backward`; the order of the loops is that of FlashAttention (Dao et al.,
 arXiv:2205.14135) within a chunk of queries: for each tile of keys, for each block of panels
 
     S^T = K Q^T,  P^T = exp(S^T - lse),  dP^T = V dO^T,  dS = P (dP - delta),

@@ -56,17 +56,17 @@ def put(integers: np.ndarray, slot: int, array: Any) -> None:
     integers[slot * SLOT : slot * SLOT + SLOT] = (array.ctypes.data, *array.shape, *strides)
 
 
-def call_of(scoring: Any, dtype: Any, q: Any, k: Any, v: Any, arrays: dict[int, Any], backward: bool = False) -> Call:
-    """The call on `q`, `k`, `v` and other arrays by slot; those of `scoring` are added."""
+def call_of(modifiers: Any, dtype: Any, q: Any, k: Any, v: Any, arrays: dict[int, Any], backward: bool = False) -> Call:
+    """The call on `q`, `k`, `v` and other arrays by slot; those of `modifiers` are added."""
     batch, heads, queries, depth = q.shape
     kv_heads, keys, wide = v.shape[1:]
     panels = -(-heads // max(kv_heads, 1) * queries // TILES[dtype.itemsize * 8][0])
     given = {Q: q, K: k, V: v, **arrays}
-    sinks, dropout = scoring.sinks, scoring.dropout
-    if scoring.bias is not None:
-        given[BIAS] = np.require(scoring.bias, dtype, "A")
-    if scoring.mask is not None:
-        given[MASK] = scoring.mask.view(np.uint8)
+    sinks, dropout = modifiers.sinks, modifiers.dropout
+    if modifiers.bias is not None:
+        given[BIAS] = np.require(modifiers.bias, dtype, "A")
+    if modifiers.mask is not None:
+        given[MASK] = modifiers.mask.view(np.uint8)
     if sinks is not None:
         given[SINKS] = np.require(sinks, dtype, "A")[None, :, None, None]
     if dropout is not None and dropout.keep is not None:
@@ -75,8 +75,8 @@ def call_of(scoring: Any, dtype: Any, q: Any, k: Any, v: Any, arrays: dict[int, 
     integers[SHARED] = -1
     for slot, array in given.items():
         put(integers, slot, array)
-    integers[LEFT] = UNBOUNDED if scoring.left is None else scoring.left
-    integers[RIGHT] = UNBOUNDED if scoring.right is None else scoring.right
+    integers[LEFT] = UNBOUNDED if modifiers.left is None else modifiers.left
+    integers[RIGHT] = UNBOUNDED if modifiers.right is None else modifiers.right
     kept = 1.0
     if dropout is not None:
         kept = 1.0 / (1.0 - dropout.p) if dropout.p < 1 else 0.0
@@ -85,10 +85,10 @@ def call_of(scoring: Any, dtype: Any, q: Any, k: Any, v: Any, arrays: dict[int, 
         integers[THRESHOLD] = round(dropout.p * 2**32)
         kept = kept if integers[THRESHOLD] < 2**32 else 0.0
     integers[KEYS_PER_TILE], integers[PANELS_PER_CHUNK] = tile_sizes(depth + wide, dtype, backward)
-    integers[HIDES] = scoring.hides()
-    integers[BATCHES::2] = scoring.q_offset
-    integers[BATCHES + 1 :: 2] = keys if scoring.kv_lengths is None else scoring.kv_lengths
-    numbers = np.array([scoring.scale, scoring.softcap or 0.0, kept, 1.0], dtype)
+    integers[HIDES] = modifiers.hides()
+    integers[BATCHES::2] = modifiers.q_offset
+    integers[BATCHES + 1 :: 2] = keys if modifiers.kv_lengths is None else modifiers.kv_lengths
+    numbers = np.array([modifiers.scale, modifiers.softcap or 0.0, kept, 1.0], dtype)
     sizes = Sizes(batch, heads, kv_heads, queries, keys, depth + wide, panels)
     return Call(integers, numbers, sizes, tuple(given.values()))
 

@@ -1,6 +1,6 @@
 """Attention of few queries over many keys, as in decoding with a cache: each block of keys is read once, by one thread.
 
-Reference: attention/core.py, `attend`. All heads of a group read a tile of keys and values while it is in the cache. A
+Reference: attention/engine.py, `attention`. All heads of a group read a tile of keys and values while it is cached. A
 unit of work is one block of keys of one head of keys; its output and its log-sum-exp are merged with those of the other
 blocks (as `merge_partials` does). Blocks do not depend on the number of threads, and so the result does not either.
 

@@ -1,6 +1,6 @@
 """Tiled attention, forward: one panel of queries against one tile of keys at a time, softmax as it goes.
 
-Reference: attention/core.py, `attend`. Online softmax: Milakov and Gimelshein, arXiv:1805.02867; tiles: Dao et al.,
+Reference: attention/engine.py, `attention`. Online softmax: Milakov and Gimelshein, arXiv:1805.02867; tiles: Dao et
 FlashAttention, arXiv:2205.14135. The queries are the lanes of all vectors: scores are K Q^T and outputs V^T P, so that
 the softmax over keys never crosses lanes.
 

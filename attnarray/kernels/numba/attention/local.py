@@ -43,11 +43,11 @@ class Rows(NamedTuple):
     length: int
 
 
-def attend_around(q: Any, k: Any, v: Any, centers: Any, window: int, sigma: float, scoring: Any) -> tuple[Any, Any]:
+def attend_around(q: Any, k: Any, v: Any, centers: Any, window: int, sigma: float, modifiers: Any) -> tuple[Any, Any]:
     """See the reference."""
-    real = _real(q, scoring)
+    real = _real(q, modifiers)
     rows = [_rows(x, real) for x in (q, k, v)]
-    call = _call(q, k, rows, centers, window, sigma, scoring)
+    call = _call(q, k, rows, centers, window, sigma, modifiers)
     queries = q.shape[0] * q.shape[2]
     out, lse = np.zeros((queries, call.width), real), np.empty(queries, real)
     work = ra.nanoseconds(queries * len(call.ramp) * (call.depth + call.width + EXPONENTIALS), FORWARD, real)
@@ -56,12 +56,12 @@ def attend_around(q: Any, k: Any, v: Any, centers: Any, window: int, sigma: floa
 
 
 def attend_around_backward(
-    dout: Any, q: Any, k: Any, v: Any, centers: Any, out: Any, lse: Any, window: int, sigma: float, scoring: Any
+    dout: Any, q: Any, k: Any, v: Any, centers: Any, out: Any, lse: Any, window: int, sigma: float, modifiers: Any
 ) -> tuple[Any, Any, Any, Any, None]:
     """See the reference."""
-    real = _real(q, scoring)
+    real = _real(q, modifiers)
     rows, drows = [_rows(x, real) for x in (q, k, v)], _rows(dout, real)
-    call = _call(q, k, rows, centers, window, sigma, scoring)
+    call = _call(q, k, rows, centers, window, sigma, modifiers)
     queries, span = q.shape[0] * q.shape[2], len(call.ramp)
     products = np.where(out == 0, 0.0, dout * out)  # what is hidden, or dropped, as a whole has any cotangent
     delta, lses = ra.flat(np.sum(products, axis=-1), real), ra.flat(lse, real)
@@ -94,15 +94,15 @@ def warmup(dtype: str) -> None:
         kernel(0, 0, *pack(nothing(Sums), dtype))
 
 
-def _real(q: Any, scoring: Any) -> Any:
+def _real(q: Any, modifiers: Any) -> Any:
     """The dtype to compute in, if the kernel serves this call."""
     real = ra.computed_in(q)
     if q.dtype != real:
         raise Declined(f"dtype {q.dtype.name}: float32 and float64 only")
     for name in ("mask", "bias"):
-        if getattr(scoring, name) is not None:
+        if getattr(modifiers, name) is not None:
             raise Declined(f"{name}: windows are read as a whole, hidden by lengths and positions alone")
-    if scoring.dropout is not None and scoring.dropout.keep is not None:
+    if modifiers.dropout is not None and modifiers.dropout.keep is not None:
         raise Declined("dropout_mask: dropout is drawn from the seed alone")
     return real
 
@@ -119,35 +119,35 @@ def _rows(x: Any, real: Any) -> Rows:
     return Rows(rows.array, rows.address, rows.apart // real.itemsize, length)
 
 
-def _call(q: Any, k: Any, rows: Any, centers: Any, window: int, sigma: float, scoring: Any) -> Windows:
+def _call(q: Any, k: Any, rows: Any, centers: Any, window: int, sigma: float, modifiers: Any) -> Windows:
     real = ra.computed_in(q)
     span = min(2 * window + 1, k.shape[2])
-    bounds, looked = _bounds(centers, k.shape[2], window, scoring), ra.flat(centers, real)
+    bounds, looked = _bounds(centers, k.shape[2], window, modifiers), ra.flat(centers, real)
     ramp, offsets = np.arange(span, dtype=real), np.empty(len(bounds), np.int64)
-    offsets[:] = scoring.q_offset
-    p, seed = (0.0, 0) if scoring.dropout is None else scoring.dropout[:2]
-    limit = -1 if scoring.dropout is None else round(p * 2**32)
+    offsets[:] = modifiers.q_offset
+    p, seed = (0.0, 0) if modifiers.dropout is None else modifiers.dropout[:2]
+    limit = -1 if modifiers.dropout is None else round(p * 2**32)
     later: Any = (None,) * (len(Windows._fields) - 22)
     (_, q_at, q_step, depth), (_, k_at, k_step, _), (_, v_at, v_step, width) = rows
     return Windows(
         q.shape[2], k.shape[2], q_at, q_step, k_at, k_step, v_at, v_step, depth, width, bounds, looked, ramp,
-        -(-span // AT_ONCE) * AT_ONCE, offsets, seed & WORD, seed >> 32, limit, scoring.scale, scoring.softcap or 0.0,
-        1.0 / sigma, 1.0 / (1.0 - p) if p < 1 else 0.0, *later,
+        -(-span // AT_ONCE) * AT_ONCE, offsets, seed & WORD, seed >> 32, limit, modifiers.scale,
+        modifiers.softcap or 0.0, 1.0 / sigma, 1.0 / (1.0 - p) if p < 1 else 0.0, *later,
     )  # fmt: skip
 
 
-def _bounds(centers: Any, keys: int, window: int, scoring: Any) -> Any:
+def _bounds(centers: Any, keys: int, window: int, modifiers: Any) -> Any:
     """The first key that each query sees, and how many: (B, T, 2)."""
     centers = centers[:, 0, :]
     known = np.where((centers >= 0) & (centers <= keys), centers, 0.0)
     begin, end = np.ceil(known).astype(np.int64) - window, np.floor(known).astype(np.int64) + window + 1
-    position = np.arange(centers.shape[1]) + np.reshape(scoring.q_offset, (-1, 1))  # (B|1, T)
-    if scoring.left is not None:
-        begin = np.maximum(begin, position - scoring.left)
-    if scoring.right is not None:
-        end = np.minimum(end, position + scoring.right + 1)
-    if scoring.kv_lengths is not None:
-        end = np.minimum(end, scoring.kv_lengths[:, None])
+    position = np.arange(centers.shape[1]) + np.reshape(modifiers.q_offset, (-1, 1))  # (B|1, T)
+    if modifiers.left is not None:
+        begin = np.maximum(begin, position - modifiers.left)
+    if modifiers.right is not None:
+        end = np.minimum(end, position + modifiers.right + 1)
+    if modifiers.kv_lengths is not None:
+        end = np.minimum(end, modifiers.kv_lengths[:, None])
     begin, end = np.maximum(begin, 0), np.minimum(end, keys)
     return np.stack([begin, np.maximum(end - begin, 0)], axis=-1)
 

@@ -1,6 +1,6 @@
 """Masked softmax over the scores with scale, softcap, bias, masks and sinks, forward and backward.
 
-Reference: attention/scoring.py, `weights_from_dots` and `gradients_of_dots`.
+Reference: attention/normalizers.py, `masked_softmax` and `masked_softmax_backward`.
 Parallel over the B * H * T rows. A row visits only the keys between the bounds that causal, window and lengths leave.
 Scratch: one row of slopes per thread when there is a softcap; results overwrite `dots` and `dweights`.
 """
@@ -24,23 +24,23 @@ from attnarray.kernels.numba.vector.memory import ahead, is_null, keep, pointer
 from attnarray.kernels.numba.vector.rows import row_pass
 
 
-def weights_from_dots(dots: Any, scoring: Any) -> tuple[Any, Any]:
-    """See the reference. Overwrites `dots` with the weights."""
-    rows = _writable_rows(dots)
-    lse = np.empty(rows.shape[0], dots.dtype)
-    call = _call(dots, scoring, rows=rows, lse=lse)
+def weights_from_dots(scores: Any, modifiers: Any) -> tuple[Any, Any]:
+    """See the reference. Overwrites `scores` with the weights."""
+    rows = _writable_rows(scores)
+    lse = np.empty(rows.shape[0], scores.dtype)
+    call = _call(scores, modifiers, rows=rows, lse=lse)
     split_rows(softmax, rows.shape[0], rows.size, *pack(call, rows.dtype))
-    return rows.reshape(dots.shape), lse.reshape(dots.shape[:3])
+    return rows.reshape(scores.shape), lse.reshape(scores.shape[:3])
 
 
-def gradients_of_dots(dots: Any, dweights: Any, lse: Any, delta: Any, scoring: Any) -> tuple[Any, Any, Any]:
-    """See the reference. Overwrites `dots` with the weights and `dweights` with the gradient of the dot products."""
-    rows, drows = _writable_rows(dots), _writable_rows(dweights)
-    dscores = None if scoring.bias is None else np.empty(dots.shape, dots.dtype)
+def gradients_of_dots(scores: Any, dweights: Any, lse: Any, delta: Any, modifiers: Any) -> tuple[Any, Any, Any]:
+    """See the reference. Overwrites `scores` with the weights and `dweights` with the gradient of the dot products."""
+    rows, drows = _writable_rows(scores), _writable_rows(dweights)
+    dscores = None if modifiers.bias is None else np.empty(scores.shape, scores.dtype)
     lses, deltas = np.ascontiguousarray(lse), np.ascontiguousarray(delta)
-    call = _call(dots, scoring, rows=rows, lse=lses, drows=drows, dscores=dscores, delta=deltas)
+    call = _call(scores, modifiers, rows=rows, lse=lses, drows=drows, dscores=dscores, delta=deltas)
     split_rows(softmax_backward, rows.shape[0], rows.size, *pack(call, rows.dtype))
-    return rows.reshape(dots.shape), drows.reshape(dots.shape), dscores
+    return rows.reshape(scores.shape), drows.reshape(scores.shape), dscores
 
 
 def warmup(dtype: str) -> None:
@@ -84,16 +84,16 @@ def _writable_rows(array: Any) -> Any:
     return rows.reshape(math.prod(array.shape[:3]), array.shape[3])
 
 
-def _call(dots: Any, scoring: Any, **arrays: Any) -> Softmax:
+def _call(dots: Any, modifiers: Any, **arrays: Any) -> Softmax:
     batch, heads, queries, keys = dots.shape
     offsets, lengths = np.empty(batch, np.int64), np.empty(batch, np.int64)
-    offsets[:], lengths[:] = scoring.q_offset, keys if scoring.kv_lengths is None else scoring.kv_lengths
-    left, right = (UNBOUNDED if bound is None else int(bound) for bound in (scoring.left, scoring.right))
-    sinks = None if scoring.sinks is None else np.require(scoring.sinks, dots.dtype, ["C", "A"])
-    tables = *_table(scoring.bias, dots.dtype, keys), *_table(scoring.mask, np.dtype(np.bool_), keys)
+    offsets[:], lengths[:] = modifiers.q_offset, keys if modifiers.kv_lengths is None else modifiers.kv_lengths
+    left, right = (UNBOUNDED if bound is None else int(bound) for bound in (modifiers.left, modifiers.right))
+    sinks = None if modifiers.sinks is None else np.require(modifiers.sinks, dots.dtype, ["C", "A"])
+    tables = *_table(modifiers.bias, dots.dtype, keys), *_table(modifiers.mask, np.dtype(np.bool_), keys)
     none = dict.fromkeys(("rows", "lse", "drows", "dscores", "delta"))
     return Softmax(
-        heads, queries, keys, *tables, left, right, offsets, lengths, sinks, scoring.scale, scoring.softcap or 0.0,
+        heads, queries, keys, *tables, left, right, offsets, lengths, sinks, modifiers.scale, modifiers.softcap or 0.0,
         **{**none, **arrays},
     )  # fmt: skip
 

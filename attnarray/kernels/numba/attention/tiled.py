@@ -1,6 +1,6 @@
 """Tiled attention on NumPy arrays: how a call is brought to the kernels and split over threads.
 
-Reference: attention/core.py, `attend` and `attend_backward`. 16-bit arrays are computed in float32.
+Reference: attention/engine.py, `attention` and `attention_backward`. 16-bit arrays are computed in float32.
 
 Each thread takes a span of panels with about the same number of scores. Outputs and gradients of queries have the same
 bits for any number of threads; other gradients are summed over the spans, and differ by the rounding of that sum.
@@ -35,9 +35,9 @@ MOST_ROWS_TO_DECODE, FEWEST_KEYS_TO_DECODE = 6, 64
 SMALL_BIAS = 64  # scores of a head: of so few, the gradient of a bias is summed over batches and heads in float64
 
 
-def attend(q: Any, k: Any, v: Any, scoring: Any) -> tuple[Any, Any]:
+def attend(q: Any, k: Any, v: Any, modifiers: Any) -> tuple[Any, Any]:
     """See the reference."""
-    plan = _known(scoring, q, k, v)
+    plan = _known(modifiers, q, k, v)
     if plan is not None:
         out, lse = np.empty(plan.out, q.dtype), np.empty(plan.out[:3], q.dtype)
         integers = plan.call.integers.copy()
@@ -46,18 +46,18 @@ def attend(q: Any, k: Any, v: Any, scoring: Any) -> tuple[Any, Any]:
         return out, lse
     real = ra.wide(q.dtype)
     out, lse = np.empty((*q.shape[:3], v.shape[3]), real), np.empty(q.shape[:3], real)
-    call = ac.call_of(scoring, real, _in(q, real), _in(k, real), _in(v, real), {ac.OUT: out, ac.LSE: lse[..., None]})
-    _run_forward(_planned(call, scoring, out.shape, FORWARD), call.integers)
+    call = ac.call_of(modifiers, real, _in(q, real), _in(k, real), _in(v, real), {ac.OUT: out, ac.LSE: lse[..., None]})
+    _run_forward(_planned(call, modifiers, out.shape, FORWARD), call.integers)
     return out.astype(q.dtype, copy=False), lse
 
 
 def attend_backward(
-    dout: Any, dlse: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, scoring: Any
+    dout: Any, dlse: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, modifiers: Any
 ) -> tuple[Any, Any, Any, Any, Any]:
     """See the reference."""
     real = ra.wide(q.dtype)
     dq, dk, dv = np.empty(q.shape, real), np.zeros(k.shape, real), np.zeros(v.shape, real)
-    plan = _known(scoring, q, k, v, dlse, out, lse, dout)
+    plan = _known(modifiers, q, k, v, dlse, out, lse, dout)
     if plan is not None:
         call = plan.call._replace(integers=plan.call.integers.copy())
         ac.write_addresses(call.integers, q, k, v, out, lse)
@@ -67,28 +67,28 @@ def attend_backward(
         arrays[ac.LSE] = _in(lse, real)[..., None]
         if dlse is not None:
             arrays[ac.DLSE] = _in(dlse, real)[..., None]
-        call = ac.call_of(scoring, real, _in(q, real), _in(k, real), _in(v, real), arrays, backward=True)
-        plan = _planned(call, scoring, out.shape, BACKWARD)
+        call = ac.call_of(modifiers, real, _in(q, real), _in(k, real), _in(v, real), arrays, backward=True)
+        plan = _planned(call, modifiers, out.shape, BACKWARD)
     spans = _spans(plan, call.integers, threads_for(plan.time, plan.panels))
-    if len(spans) == 1 and scoring.bias is None and scoring.sinks is None:
+    if len(spans) == 1 and modifiers.bias is None and modifiers.sinks is None:
         backward(*spans[0], call.integers, call.numbers)
         dbias = dsinks = None
     else:
         dbias = None
         of_bias = real
-        if scoring.bias is not None and (
-            scoring.bias.shape[2:] != (q.shape[2], k.shape[2]) or q.shape[2] * k.shape[2] <= SMALL_BIAS
+        if modifiers.bias is not None and (
+            modifiers.bias.shape[2:] != (q.shape[2], k.shape[2]) or q.shape[2] * k.shape[2] <= SMALL_BIAS
         ):
             of_bias, call.integers[ac.SUMS_BIAS] = np.float64, 1
-        if scoring.bias is not None and scoring.bias.shape[:3] == q.shape[:3]:  # a query has its own entries
-            dbias = np.zeros(scoring.bias.shape, of_bias)
-        parts = [_Part(span, call, scoring, real, dbias, of_bias) for span in spans]
+        if modifiers.bias is not None and modifiers.bias.shape[:3] == q.shape[:3]:  # a query has its own entries
+            dbias = np.zeros(modifiers.bias.shape, of_bias)
+        parts = [_Part(span, call, modifiers, real, dbias, of_bias) for span in spans]
         run_parts(backward, [(*part.span, part.integers, call.numbers) for part in parts])
         for part in parts:
             part.add_shared(dk, dv)
-        if scoring.bias is not None:
-            dbias = _total([dbias] if dbias is not None else [part.dbias for part in parts], scoring.bias)
-        dsinks = None if scoring.sinks is None else _total([part.dsinks for part in parts], scoring.sinks)
+        if modifiers.bias is not None:
+            dbias = _total([dbias] if dbias is not None else [part.dbias for part in parts], modifiers.bias)
+        dsinks = None if modifiers.sinks is None else _total([part.dsinks for part in parts], modifiers.sinks)
     dq, dk, dv = (x.astype(like.dtype, copy=False) for x, like in ((dq, q), (dk, k), (dv, v)))
     return dq, dk, dv, dbias, dsinks
 
@@ -109,7 +109,7 @@ class _Part:
     """A span of panels of the backward pass, with its own sums of what other spans add to as well."""
 
     def __init__(
-        self, span: tuple[int, int], call: ac.Call, scoring: Any, real: Any, dbias: Any, of_bias: Any
+        self, span: tuple[int, int], call: ac.Call, modifiers: Any, real: Any, dbias: Any, of_bias: Any
     ) -> None:  # fmt: skip
         self.span = span
         self.integers = call.integers.copy()
@@ -122,12 +122,12 @@ class _Part:
             self.dk, self.dv = (np.zeros((1, 1, sizes.keys, columns), real) for columns in (depth, wide))
             ac.put(self.integers, ac.SHARED_DK, self.dk)
             ac.put(self.integers, ac.SHARED_DV, self.dv)
-        if scoring.bias is not None:
+        if modifiers.bias is not None:
             if dbias is None:
-                self.dbias = np.zeros(scoring.bias.shape, of_bias)
+                self.dbias = np.zeros(modifiers.bias.shape, of_bias)
             ac.put(self.integers, ac.DBIAS, self.dbias)
-        if scoring.sinks is not None:
-            self.dsinks = np.zeros(scoring.sinks.shape)
+        if modifiers.sinks is not None:
+            self.dsinks = np.zeros(modifiers.sinks.shape)
             ac.put(self.integers, ac.DSINKS, self.dsinks[None, :, None, None])
 
     def add_shared(self, dk: Any, dv: Any) -> None:
@@ -161,17 +161,18 @@ class _Plan(NamedTuple):
 
 
 def _known(
-    scoring: Any, q: Any, k: Any, v: Any, dlse: Any = None, out: Any = None, lse: Any = None, dout: Any = None
+    modifiers: Any, q: Any, k: Any, v: Any, dlse: Any = None, out: Any = None, lse: Any = None, dout: Any = None
 ) -> _Plan | None:
     """The short way, for contiguous arrays without arrays among the options: their plan is made once."""
-    if dlse is scoring.bias is scoring.mask is scoring.kv_lengths is scoring.sinks is scoring.dropout is None and (
-        type(scoring.q_offset) is int
+    m = modifiers
+    if dlse is m.bias is m.mask is m.kv_lengths is m.sinks is m.dropout is None and (
+        type(m.q_offset) is int
         and (q.dtype is FLOAT32 or q.dtype is FLOAT64)
         and k.dtype is v.dtype is q.dtype
         and q.flags.carray and k.flags.carray and v.flags.carray
         and (out is None or _are_plain(q.dtype, out, lse, dout))
     ):  # fmt: skip
-        return _plan(scoring, q.shape, k.shape, v.shape, q.dtype, out is not None)
+        return _plan(modifiers, q.shape, k.shape, v.shape, q.dtype, out is not None)
     return None
 
 
@@ -180,22 +181,22 @@ def _are_plain(dtype: Any, *arrays: Any) -> bool:
 
 
 @functools.lru_cache(maxsize=512)
-def _plan(scoring: Any, q: Any, k: Any, v: Any, real: Any, backward: bool) -> _Plan:
+def _plan(modifiers: Any, q: Any, k: Any, v: Any, real: Any, backward: bool) -> _Plan:
     query, key, value = (np.empty(shape, real) for shape in (q, k, v))
     out, lse = np.empty((*q[:3], v[3]), real), np.empty(q[:3], real)[..., None]
     arrays = {ac.OUT: out, ac.LSE: lse}
     if backward:
         arrays |= {ac.DOUT: out, ac.DQ: query, ac.DK: key, ac.DV: value}
-    call = ac.call_of(scoring, real, query, key, value, arrays, backward)
-    return _planned(call._replace(alive=()), scoring, out.shape, BACKWARD if backward else FORWARD)
+    call = ac.call_of(modifiers, real, query, key, value, arrays, backward)
+    return _planned(call._replace(alive=()), modifiers, out.shape, BACKWARD if backward else FORWARD)
 
 
-def _planned(call: ac.Call, scoring: Any, out: tuple[int, ...], passes: float) -> _Plan:
+def _planned(call: ac.Call, modifiers: Any, out: tuple[int, ...], passes: float) -> _Plan:
     batch, heads, kv_heads, queries, keys, features, panels = call.sizes
     real = call.numbers.dtype
     rows, width = heads // max(kv_heads, 1) * queries, TILES[real.itemsize * 8][0]
     few = rows <= MOST_ROWS_TO_DECODE and keys >= FEWEST_KEYS_TO_DECODE
-    decodes = passes == FORWARD and few and scoring.dropout is None
+    decodes = passes == FORWARD and few and modifiers.dropout is None
     call.integers[ac.DECODED] = few or rows == 1  # so that the backward has the scores of the forward
     partials = batch * kv_heads * -(-keys // BLOCK), rows, -(-out[3] // width) * width + 2
     if decodes:

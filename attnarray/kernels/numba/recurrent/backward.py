@@ -1,6 +1,6 @@
 """Scores by an LSTM over the keys, backward: the gates of a panel are computed again, then gone through from the end.
 
-Reference: attention/alignment/recurrent_core.py, `recurrent_scores_backward`. Parallel over panels; the gradients that
+Reference: attention/alignment/recurrent.py, `recurrent_scores_backward`. Parallel over panels; the gradients that
 panels share are sums of the thread, in float64. Scratch per thread: gates and states of `held` keys. Of more keys only
 the states before each such segment are held, and its gates are computed once more.
 """

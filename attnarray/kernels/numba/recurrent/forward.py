@@ -1,6 +1,6 @@
 """Scores by an LSTM over the keys, forward: a panel of W queries goes through all keys, its state in the nearest cache.
 
-Reference: attention/alignment/recurrent_core.py, `recurrent_scores`. Parallel over panels. Scratch per thread: one
+Reference: attention/alignment/recurrent.py, `recurrent_scores`. Parallel over panels. Scratch per thread: one
 step, and the scores of `KEYS` keys.
 """
 

@@ -1,6 +1,6 @@
 """Scores by an LSTM over the keys, and their gradients: no more than the gates of one panel of queries ever exists.
 
-Reference: attention/alignment/recurrent_core.py, `recurrent_scores` and `recurrent_scores_backward`. Parallel over
+Reference: attention/alignment/recurrent.py, `recurrent_scores` and `recurrent_scores_backward`. Parallel over
 panels of W queries, counted over all batches. Scratch per thread: one step forward; backward the gates of a panel, of
 which about `HELD` numbers exist at a time, and what recurrent/backward.py says.
 
@@ -76,10 +76,10 @@ class Sums(NamedTuple):
     dvector: Any  # (A,)
 
 
-def recurrent_scores(queries: Any, keys: Any, h0: Any, c0: Any, steps: Any, scorer: Any) -> Any:
+def recurrent_scores(queries: Any, keys: Any, h0: Any, c0: Any, steps: Any, params: Any) -> Any:
     """See the reference."""
     real = ra.computed_in(queries)
-    given = _given((queries, keys, h0, c0, steps), scorer, real)
+    given = _given((queries, keys, h0, c0, steps), params, real)
     out = np.empty((queries.shape[0], 1, queries.shape[1], keys.shape[1]), real)
     size = recurrent_forward.scratch_size(given.size, given.features, *TILES[real.itemsize * 8])
     parts = given.parts(*FORWARD)
@@ -88,11 +88,11 @@ def recurrent_scores(queries: Any, keys: Any, h0: Any, c0: Any, steps: Any, scor
     return out
 
 
-def recurrent_scores_backward(dscores: Any, rows: Any, scorer: Any) -> tuple[Any, Any]:
+def recurrent_scores_backward(dscores: Any, rows: Any, params: Any) -> tuple[Any, Any]:
     """See the reference."""
     real = ra.computed_in(dscores)
-    given = _given(rows, scorer, real)
-    hidden, output, _ = scorer
+    given = _given(rows, params, real)
+    hidden, output, _ = params
     results = {f"d{name}": np.empty(getattr(rows, name).shape, real) for name in ("queries", "h0", "c0")}
     others = {"hidden_transposed": _packed(hidden.T, real), "output_transposed": _packed(output.T, real), **results}
     held, parts = _held(given), given.parts(*BACKWARD)
@@ -104,8 +104,8 @@ def recurrent_scores_backward(dscores: Any, rows: Any, scorer: Any) -> tuple[Any
     ]
     run_parts(recurrent_backward.backward_panels, given.packed(parts, calls))
     dqueries, dh0, dc0 = results.values()
-    dkeys, *dscorer = _together(sums, rows.keys.shape, scorer, real)
-    return type(rows)(dqueries, dkeys, dh0, dc0, None), type(scorer)(*dscorer)
+    dkeys, *dparams = _together(sums, rows.keys.shape, params, real)
+    return type(rows)(dqueries, dkeys, dh0, dc0, None), type(params)(*dparams)
 
 
 def warmup(dtype: str) -> None:
@@ -114,9 +114,9 @@ def warmup(dtype: str) -> None:
     recurrent_backward.backward_panels(0, 0, *pack(nothing(Problem), dtype))
 
 
-def _given(inputs: tuple[Any, ...], scorer: Any, real: Any) -> Given:
+def _given(inputs: tuple[Any, ...], params: Any, real: Any) -> Given:
     queries, keys, h0, c0, steps = inputs
-    hidden, output, vector = scorer
+    hidden, output, vector = params
     rows, count = queries.shape[0] * queries.shape[1], keys.shape[1]
     arrays = [_dense(x, real) for x in (queries, keys, h0, c0)]
     seen = None if steps is None else np.ascontiguousarray(steps).view(np.uint8)
@@ -158,13 +158,13 @@ def _no_sums(first: int, past: int, given: Given) -> Sums:
     return Sums(low, *map(np.zeros, shapes))
 
 
-def _together(sums: list[Sums], keys: tuple[int, ...], scorer: Any, real: Any) -> list[Any]:
+def _together(sums: list[Sums], keys: tuple[int, ...], params: Any, real: Any) -> list[Any]:
     """The sums of all threads, in their order."""
     dkeys = np.zeros(keys)
     for some in sums:
         dkeys[some.batch : some.batch + len(some.dkeys)] += some.dkeys
     totals = [sum(parts[1:], start=parts[0]) for parts in zip(*(some[2:] for some in sums), strict=True)]
-    cut = [total[tuple(slice(n) for n in like.shape)] for total, like in zip(totals, scorer, strict=True)]
+    cut = [total[tuple(slice(n) for n in like.shape)] for total, like in zip(totals, params, strict=True)]
     return [np.ascontiguousarray(array, real) for array in (dkeys, *cut)]
 
 

@@ -1,4 +1,4 @@
-"""How the caller lays out query, key and value, and the way to the canonical form (B, H, T, D) and back."""
+"""How the caller lays out query, key and value, and the way to the canonical layout (B, H, T, D) and back."""
 
 from __future__ import annotations
 
@@ -6,41 +6,48 @@ import math
 from typing import NamedTuple
 
 from attnarray import checks
-from attnarray.attention.core import sum_to_shape
+from attnarray.attention.products import sum_to_shape
 from attnarray.backend import Array, namespace_of
 
 LAYOUTS = ("BHTD", "BTHD")
 
 
-class Form(NamedTuple):
+class Layout(NamedTuple):
     """How the caller's arrays are laid out, so that results can be given back in the same way."""
 
     ndim: int
-    layout: str
+    order: str
     batch: tuple[int, ...]
     has_heads: bool
 
     def canonical(self, x: Array) -> Array:
         """(*batch, H, T, N), (*batch, T, H, N), (B, T, N) or (T, N) -> (B, H, T, N), by views where strides allow."""
         xp = namespace_of(x)
-        if self.layout == "BTHD":
+        if self.order == "BTHD":
             x = xp.permute_dims(x, self._heads_and_rows_swapped)
         if self.is_canonical:
             return x
         heads = x.shape[-3] if self.has_heads else 1
         return xp.reshape(x, (math.prod(self.batch), heads, *x.shape[-2:]))
 
-    def restored(self, x: Array) -> Array:
+    def restore(self, x: Array) -> Array:
         """(B, H, T, N) in the caller's own axes."""
         xp = namespace_of(x)
         if not self.is_canonical:
             heads = (x.shape[1],) if self.has_heads else ()
             x = xp.reshape(x, (*self.batch, *heads, *x.shape[2:]))
-        if self.layout == "BTHD":
+        if self.order == "BTHD":
             x = xp.permute_dims(x, self._heads_and_rows_swapped)
         return x
 
-    def restored_rows(self, x: Array) -> Array:
+    def restored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a canonical array (B, H, T, N) in the caller's own axes."""
+        _, heads, rows, features = shape
+        if not self.has_heads:
+            return (*self.batch, rows, features)
+        return (*self.batch, rows, heads, features) if self.order == "BTHD" else (*self.batch, heads, rows, features)
+
+    def restore_rows(self, x: Array) -> Array:
         """(B, H, T) -> (*batch, H, T), without H where the caller has none; `layout` does not reorder it."""
         heads = (x.shape[1],) if self.has_heads else ()
         return namespace_of(x).reshape(x, (*self.batch, *heads, x.shape[2]))
@@ -70,7 +77,7 @@ class Form(NamedTuple):
         x = xp.broadcast_to(x, (*self.batch, *x.shape[len(self.batch) :]))
         return xp.reshape(x, (math.prod(self.batch), *tail))
 
-    def restored_bias(self, dbias: Array, shape: tuple[int, ...]) -> Array:
+    def restore_bias(self, dbias: Array, shape: tuple[int, ...]) -> Array:
         """The gradient of a canonical bias, summed back to the bias's own shape."""
         xp = namespace_of(dbias)
         lead = self.batch if dbias.shape[0] == math.prod(self.batch) else (1,) * len(self.batch)
@@ -78,39 +85,42 @@ class Form(NamedTuple):
         return sum_to_shape(xp.reshape(dbias, (*lead, *tail)), shape)
 
 
-def form_of(query: Array, key: Array, value: Array, layout: str) -> Form:
-    """The form of a call, once the shapes of its arrays fit together."""
-    checks.one_of("layout", layout, LAYOUTS)
+CANONICAL = Layout(4, "BHTD", (), True)  # of arrays that are (B, H, T, D) already
+
+
+def attention_layout(query: Array, key: Array, value: Array, order: str, *, same_features: bool = True) -> Layout:
+    """The layout of a call, once the shapes of its arrays fit together."""
+    checks.one_of("layout", order, LAYOUTS)
     ndim = query.ndim
-    fewest = 2 if layout == "BHTD" else 3
+    fewest = 2 if order == "BHTD" else 3
     named = checks.shapes(query=query, key=key, value=value)
     if not ndim == key.ndim == value.ndim or ndim < fewest:
         raise ValueError(
             f"`query`, `key` and `value` have {ndim}, {key.ndim} and {value.ndim} axes; they must have equally many, "
-            f"at least {fewest} for layout {layout!r}. {named}"
+            f"at least {fewest} for layout {order!r}. {named}"
         )
-    heads, rows = (-3, -2) if layout == "BHTD" else (-2, -3)
-    has_heads = ndim > 3 or layout == "BTHD"
-    form = Form(ndim, layout, tuple(query.shape[: -3 if has_heads else -2]), has_heads)
-    if query.shape[-1] != key.shape[-1]:
+    heads, rows = (-3, -2) if order == "BHTD" else (-2, -3)
+    has_heads = ndim > 3 or order == "BTHD"
+    layout = Layout(ndim, order, tuple(query.shape[: -3 if has_heads else -2]), has_heads)
+    if same_features and query.shape[-1] != key.shape[-1]:
         raise ValueError(
             f"`key` has head dim {key.shape[-1]} but `query` has {query.shape[-1]}; they must match. {named}"
         )
-    _check_keys_and_batch(form, key, value, rows, named)
-    if form.has_heads:
+    _check_keys_and_batch(layout, key, value, rows, named)
+    if layout.has_heads:
         query_heads, kv_heads = query.shape[heads], key.shape[heads]
         if value.shape[heads] != kv_heads or (query_heads % kv_heads if kv_heads else query_heads):
-            axes = "heads, positions" if layout == "BHTD" else "positions, heads"
+            axes = "heads, positions" if order == "BHTD" else "positions, heads"
             raise ValueError(
                 f"`query` has {query_heads} heads, `key` {kv_heads} and `value` {value.shape[heads]}; key and value "
                 "must have equally many, and the query heads must be a multiple of them. In layout "
-                f"{layout!r} arrays are (*batch, {axes}, dim). {named}"
+                f"{order!r} arrays are (*batch, {axes}, dim). {named}"
             )
-    return form
+    return layout
 
 
-def sequence_form(query: Array, key: Array, value: Array) -> Form:
-    """The form of sequences (*batch, T, N) without heads, once their batches and numbers of keys fit together.
+def sequence_layout(query: Array, key: Array, value: Array) -> Layout:
+    """The layout of sequences (*batch, T, N) without heads, once their batches and numbers of keys fit together.
 
     The sizes N may differ; whoever compares the features checks them.
     """
@@ -120,18 +130,18 @@ def sequence_form(query: Array, key: Array, value: Array) -> Form:
             f"`query`, `key` and `value` have {query.ndim}, {key.ndim} and {value.ndim} axes; they must have equally "
             f"many, at least 2: (*batch, T, N). {named}"
         )
-    form = Form(query.ndim, "BHTD", tuple(query.shape[:-2]), False)
-    _check_keys_and_batch(form, key, value, -2, named)
-    return form
+    layout = Layout(query.ndim, "BHTD", tuple(query.shape[:-2]), False)
+    _check_keys_and_batch(layout, key, value, -2, named)
+    return layout
 
 
-def _check_keys_and_batch(form: Form, key: Array, value: Array, rows: int, named: str) -> None:
+def _check_keys_and_batch(layout: Layout, key: Array, value: Array, rows: int, named: str) -> None:
     if key.shape[rows] != value.shape[rows]:
         raise ValueError(
             f"`value` has {value.shape[rows]} positions but `key` has {key.shape[rows]}; there must be one value "
             f"per key. {named}"
         )
     for name, array in (("key", key), ("value", value)):
-        if tuple(array.shape[: len(form.batch)]) != form.batch:
-            given = tuple(array.shape[: len(form.batch)])
-            raise ValueError(f"`{name}` has batch {given} but `query` has {form.batch}; they must be equal. {named}")
+        if tuple(array.shape[: len(layout.batch)]) != layout.batch:
+            given = tuple(array.shape[: len(layout.batch)])
+            raise ValueError(f"`{name}` has batch {given} but `query` has {layout.batch}; they must be equal. {named}")

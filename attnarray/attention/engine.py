@@ -1,0 +1,465 @@
+"""The engine: scores -> modifiers -> normalizer -> weighted sum, block by block of queries, for every mechanism.
+
+A mechanism plugs in a scorer (scores of queries and keys) and a normalizer (weights of scores). Each is a NamedTuple of
+its arrays with a forward and, directly below it, its backward; the gradient of one is a value of the same type. The
+engine owns the blocks, the modifiers, dropout, and the gradients of values and bias. It never holds an array of size
+T x S.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+from attnarray import checks
+from attnarray.attention.layout import CANONICAL, Layout
+from attnarray.attention.modifiers import ScoreModifiers, dropout_factor, modified_scores, modified_scores_backward
+from attnarray.attention.normalizers import (
+    Softmax,
+    masked_softmax,
+    masked_softmax_backward,
+    masked_softmax_from_lse,
+    sinks_gradient,
+)
+from attnarray.attention.options import score_modifiers
+from attnarray.attention.parts import declare
+from attnarray.attention.products import (
+    dot_products,
+    finite_or_zero,
+    hiding_product,
+    sum_to_shape,
+    weighted_sum,
+    weighted_sum_over_queries,
+)
+from attnarray.backend import Array, accumulator_dtype, device_of, namespace_of, operand_dtype
+from attnarray.dispatch import accelerated
+from attnarray.numpy_arrays import read_only
+
+C = TypeVar("C", bound="AttentionContext")
+N = TypeVar("N")
+
+# Scores held at a time. Small enough for a CPU's last cache level to help, large enough to keep a GPU busy.
+BLOCK_ELEMENTS = 2**23
+
+
+@declare(GROUPED=True)
+class DotProduct(NamedTuple):
+    r"""The scorer of dot products.
+
+    .. math:: s_{ij} = q_i \cdot k_j
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> q, k, v = np.random.default_rng(0).standard_normal((3, 1, 2, 4, 8))
+    >>> aa.attend(q, k, v, scorer=aa.DotProduct(), normalizer=aa.Entmax(1.5)).shape
+    (1, 2, 4, 8)
+    """
+
+    def scores(self, q: Array, k: Array, rows: slice) -> Array:
+        return dot_products(q, k)
+
+    def backward(self, dscores: Array, q: Array, k: Array, rows: slice) -> tuple[Array, Array, DotProduct]:
+        r"""The gradients of queries and keys; those of the keys sum over the heads of a group.
+
+        .. math:: dq_i = \sum_j ds_{ij} k_j, \qquad dk_j = \sum_i ds_{ij} q_i
+        """
+        return weighted_sum(dscores, k), weighted_sum_over_queries(dscores, q, k.shape[1]), self
+
+
+@declare(PER_QUERY=("values",), GROUPED=True)
+class Precomputed(NamedTuple):
+    """The scorer of a mechanism that computes the scores of all pairs in one pass of its own."""
+
+    values: Array  # (B, H, T, S)
+
+    def scores(self, q: Array, k: Array, rows: slice) -> Array:
+        return namespace_of(self.values).asarray(self.values, copy=True)  # which kernels may overwrite
+
+    def backward(self, dscores: Array, q: Array, k: Array, rows: slice) -> tuple[Array, Array, Precomputed]:
+        """The gradient of the scores; queries and keys have none."""
+        xp = namespace_of(q, k)
+        return xp.zeros_like(q), xp.zeros_like(k), Precomputed(dscores)
+
+
+DOT_PRODUCT, SOFTMAX = DotProduct(), Softmax()
+
+
+class AttentionContext(NamedTuple):
+    """What the backward needs: canonical inputs (B, H, T, D), output, and what the normalizer kept; no weights."""
+
+    q: Array
+    k: Array
+    v: Array
+    out: Any  # (B, H, T, Dv), which only the gradient of a softmax needs
+    kept: Any  # the lse (B, H, T) of a softmax
+    scorer: Any
+    modifiers: ScoreModifiers
+    normalizer: Any
+    layout: Layout = CANONICAL
+    bias_shape: tuple[int, ...] | None = None
+
+    @property
+    def lse(self) -> Array:
+        """log sum_j e^s, sink included: (B, H, T)."""
+        return self.kept.lse if hasattr(self.kept, "lse") else self.kept
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """The shape of the output in the caller's layout."""
+        return self.layout.restored_shape((*self.q.shape[:3], self.v.shape[3]))
+
+
+class AttentionGrads(NamedTuple):
+    """Gradients in the caller's layout; those of scorer, custom modifiers and normalizer are values of their types."""
+
+    query: Array
+    key: Array
+    value: Array
+    bias: Array | None
+    scorer: Any
+    modifiers: tuple[Any, ...] | None
+    normalizer: Any
+
+
+def run(
+    kind: type[C],
+    scorer: Any,
+    normalizer: Any,
+    layout: Layout,
+    arrays: tuple[Array, Array, Array],
+    attn_mask: Any,
+    dropout_p: float,
+    is_causal: bool,
+    options: Any,
+    default_scale: float = 1.0,
+) -> tuple[Array, C]:
+    """Attention of query, key and value in the caller's layout, which were checked: the output and the context."""
+    q, k, v = (layout.canonical(x) for x in arrays)
+    modifiers, bias_shape = score_modifiers(
+        q, k.shape[2], layout, attn_mask, dropout_p, is_causal, options, default_scale=default_scale
+    )
+    return run_canonical(kind, scorer, normalizer, q, k, v, modifiers, layout, bias_shape)
+
+
+def run_canonical(
+    kind: type[C], scorer: Any, normalizer: Any, q: Array, k: Array, v: Array, modifiers: ScoreModifiers,
+    layout: Layout, bias_shape: tuple[int, ...] | None,
+) -> tuple[Array, C]:  # fmt: skip
+    """Attention of canonical arrays (B, H, T, D): the output in the caller's layout, and the context."""
+    out, kept = forward(scorer, q, k, v, modifiers, normalizer)
+    restored_out = layout.restore(out)
+    if isinstance(normalizer, Softmax):
+        ctx = kind(q, k, v, out, kept, scorer, modifiers, normalizer, layout, bias_shape)
+        return read_only(restored_out), ctx
+    return restored_out, kind(q, k, v, None, kept, scorer, modifiers, normalizer, layout, bias_shape)
+
+
+def gradients(
+    dout: Array, ctx: AttentionContext, dlse: Array | None = None, dweights: Array | None = None
+) -> AttentionGrads:
+    """The gradients in the caller's layout for cotangents of the output, of the lse and of the weights."""
+    layout = ctx.layout
+    checks.shape("dout", dout, ctx.out_shape, "the shape of the output")
+    checks.floating(dout=dout, query=ctx.q)
+    if dlse is not None:
+        if not isinstance(ctx.normalizer, Softmax):
+            raise ValueError("`dlse` is given, but only the weights of a softmax have an lse. Leave it out.")
+        batch, heads, queries, _ = ctx.q.shape
+        shape = layout.scores_shape(heads, queries, 1)[:-1]
+        dlse = _reshaped("dlse", dlse, shape, "the shape of the lse", (batch, heads, queries), ctx)
+    dweights = weights_cotangent(dweights, ctx)
+    checks.namespace(dout=dout, dlse=dlse, dweights=dweights, query=ctx.q)
+    return restored(backward(layout.canonical(dout), ctx, dlse, dweights), ctx)
+
+
+def weights_cotangent(dweights: Array | None, ctx: AttentionContext) -> Array | None:
+    """A cotangent of the weights, checked, in canonical layout."""
+    if dweights is None:
+        return None
+    layout = ctx.layout
+    (batch, heads, queries, _), keys = ctx.q.shape, ctx.k.shape[2]
+    shape = layout.scores_shape(heads, queries, keys)
+    return _reshaped("dweights", dweights, shape, "the shape of the weights", (batch, heads, queries, keys), ctx)
+
+
+def _reshaped(
+    name: str, array: Array, expected: tuple[int, ...], because: str, shape: tuple[int, ...], ctx: AttentionContext
+) -> Array:
+    """A cotangent, checked, in canonical layout and the dtype of sums."""
+    checks.shape(name, array, expected, because)
+    checks.floating(**{name: array})
+    xp = namespace_of(array)
+    return xp.astype(xp.reshape(array, shape), accumulator_dtype(xp, ctx.q.dtype), copy=False)
+
+
+def restored(grads: AttentionGrads, ctx: AttentionContext) -> AttentionGrads:
+    """The gradients of canonical arrays in the caller's layout."""
+    layout = ctx.layout
+    dbias = grads.bias
+    if dbias is not None and ctx.bias_shape is not None:
+        dbias = layout.restore_bias(dbias, ctx.bias_shape)
+    dquery, dkey, dvalue = (layout.restore(grad) for grad in grads[:3])
+    return grads._replace(query=dquery, key=dkey, value=dvalue, bias=dbias)
+
+
+def forward(scorer: Any, q: Array, k: Array, v: Array, modifiers: ScoreModifiers, normalizer: Any) -> tuple[Array, Any]:
+    """The output (B, H, T, Dv) and what the normalizer keeps, by a fused kernel where there is one."""
+    if type(scorer) is DotProduct and _is_masked_softmax(normalizer, modifiers):
+        return attention(q, k, v, modifiers)
+    return _forward_in_blocks(scorer, q, k, v, modifiers, normalizer)
+
+
+def backward(dout: Array, ctx: AttentionContext, dkept: Any = None, dweights: Array | None = None) -> AttentionGrads:
+    """The gradients of the canonical arrays for cotangents of the output, of what was kept, and of the weights.
+
+    `dweights` (B, H, T, S) is that of the weights before dropout.
+    """
+    if dweights is None and type(ctx.scorer) is DotProduct and _is_masked_softmax(ctx.normalizer, ctx.modifiers):
+        dq, dk, dv, dbias, dsinks = attention_backward(
+            dout, dkept, ctx.q, ctx.k, ctx.v, ctx.out, ctx.kept, ctx.modifiers
+        )
+        return AttentionGrads(dq, dk, dv, dbias, ctx.scorer, (), Softmax(dsinks))
+    return _backward_in_blocks(dout, dkept, dweights, ctx)
+
+
+@accelerated
+def attention(q: Array, k: Array, v: Array, modifiers: ScoreModifiers) -> tuple[Array, Array]:
+    r"""Scaled dot-product attention.
+
+    .. math:: o_i = \sum_j p_{ij} v_j
+
+    Parameters
+    ----------
+    q : (B, H, T, D), k : (B, Hkv, S, D), v : (B, Hkv, S, Dv)
+    modifiers : ScoreModifiers
+
+    Returns
+    -------
+    out : (B, H, T, Dv) of the dtype of q
+    lse : (B, H, T) of the accumulator's dtype
+    """
+    return _forward_in_blocks(DOT_PRODUCT, q, k, v, modifiers, SOFTMAX)
+
+
+@accelerated
+def attention_backward(
+    dout: Array, dlse: Array | None, q: Array, k: Array, v: Array, out: Array, lse: Array, modifiers: ScoreModifiers
+) -> tuple[Array, Array, Array, Array | None, Array | None]:
+    r"""The gradients of `attention`. Weights are recomputed from q, k and lse, one block of queries after the other.
+
+    .. math::
+        dv_j = \sum_i p_{ij}\, do_i, \quad dp_{ij} = do_i \cdot v_j, \quad
+        \delta_i = do_i \cdot o_i - d\mathrm{lse}_i, \quad ds_{ij} = p_{ij} (dp_{ij} - \delta_i), \quad
+        dq_i = \sum_j ds_{ij} k_j, \quad dk_j = \sum_i ds_{ij} q_i
+
+    with ds carried through softcap and scale before the last two; dbias is ds summed over the axes that bias lacks.
+
+    Returns
+    -------
+    dq, dk, dv : the shapes and dtypes of q, k, v
+    dbias : the shape of modifiers.bias, or None
+    dsinks : (H,), or None
+    """
+    ctx = AttentionContext(q, k, v, out, lse, DOT_PRODUCT, modifiers, Softmax(modifiers.sinks))
+    dq, dk, dv, dbias, _, _, dnormalizer = _backward_in_blocks(dout, dlse, None, ctx)
+    return dq, dk, dv, dbias, dnormalizer.sinks
+
+
+def _is_masked_softmax(normalizer: Any, modifiers: ScoreModifiers) -> bool:
+    """Whether `masked_softmax` serves the combination."""
+    return type(normalizer) is Softmax and not modifiers.custom
+
+
+def _forward_in_blocks(
+    scorer: Any, q: Array, k: Array, v: Array, modifiers: ScoreModifiers, normalizer: Any
+) -> tuple[Array, Any]:
+    xp = namespace_of(q, k, v)
+    operand = _operand_dtype(scorer, q, modifiers, normalizer)
+    k, v = xp.astype(_key_heads(scorer, q, k), operand, copy=False), xp.astype(v, operand, copy=False)
+    outs, kepts = [], []
+    for rows in query_blocks(q, k, _held(scorer, normalizer)):
+        block = modifiers.rows(rows.start, rows.stop)
+        scores = cut(scorer, rows).scores(xp.astype(q[:, :, rows, :], operand, copy=False), k, rows)
+        if _is_masked_softmax(normalizer, modifiers):
+            weights, kept = masked_softmax(scores, block)
+        else:
+            weights, kept = cut(normalizer, rows).weights(modified_scores(scores, block), rows)
+        factor = dropout_factor(block, weights.shape, weights)
+        weights = weights if factor is None else weights * factor
+        outs.append(xp.astype(weighted_sum(weights, v, _hides(block, normalizer)), q.dtype, copy=False))
+        kepts.append(kept)
+    return join(outs), _map(join, *kepts)
+
+
+def _backward_in_blocks(dout: Array, dkept: Any, dweights: Array | None, ctx: AttentionContext) -> AttentionGrads:
+    q, k, v, out, kept, scorer, modifiers, normalizer, *_ = ctx
+    xp = namespace_of(q, k, v, dout)
+    wide, operand = accumulator_dtype(xp, q.dtype), _operand_dtype(scorer, q, modifiers, normalizer)
+    dtypes, kv_heads = (q.dtype, k.dtype, v.dtype), k.shape[1]
+    q, k, v, dout = (xp.astype(x, operand, copy=False) for x in (q, _key_heads(scorer, q, k), v, dout))
+    # A hidden score has a gradient of 0, which must not meet the NaN that the mask hides.
+    finite_q, finite_k = (finite_or_zero(x) for x in (q, k)) if _hides(modifiers, normalizer) else (q, k)
+    dqs, dbiases, parts = [], [], []
+    dk, dv = (xp.zeros(x.shape, dtype=wide, device=device_of(x)) for x in (k, v))
+    for rows in query_blocks(q, k, _held(scorer, normalizer)):
+        own = cut(scorer, rows)
+        scores, cotangents = own.scores(q[:, :, rows, :], k, rows), (out, kept, dout, dkept, dweights)
+        block = _block_backward(
+            scores, v, modifiers.rows(rows.start, rows.stop), cut(normalizer, rows), rows,
+            *(_rows(x, rows) for x in cotangents),
+        )  # fmt: skip
+        dq_block, dk_block, dscorer = own.backward(block.dscores, finite_q[:, :, rows, :], finite_k, rows)
+        dqs.append(dq_block)
+        dk, dv = dk + dk_block, dv + block.dv
+        dbiases.append(block.dbias)
+        parts.append((dscorer, block.dcustom, block.dnormalizer))
+    dscorers, dcustoms, dnormalizers = zip(*parts, strict=True)
+    if dk.shape[1] != kv_heads:
+        dk = xp.sum(xp.reshape(dk, (dk.shape[0], kv_heads, -1, *dk.shape[2:])), axis=2)
+    dq, dk, dv = (xp.astype(x, dtype, copy=False) for x, dtype in zip((join(dqs), dk, dv), dtypes, strict=True))
+    dcustom = tuple(_total(n, own) for n, own in zip(zip(*dcustoms, strict=True), modifiers.custom, strict=True))
+    dbias = bias_gradient(dbiases, modifiers.bias)
+    return AttentionGrads(dq, dk, dv, dbias, _total(dscorers, scorer), dcustom, _total(dnormalizers, normalizer))
+
+
+class _BlockGrads(NamedTuple):
+    dscores: Array
+    dv: Array
+    dbias: Array | None
+    dcustom: tuple[Any, ...]
+    dnormalizer: Any
+
+
+def _block_backward(
+    scores: Array, v: Array, modifiers: ScoreModifiers, normalizer: Any, rows: slice, out: Array, kept: Any,
+    dout: Array, dkept: Any, direct: Array | None,
+) -> _BlockGrads:  # fmt: skip
+    """The gradients of a block of queries; `direct` is the cotangent of the weights themselves."""
+    xp = namespace_of(scores)
+    dweights, factor = dot_products(dout, v), dropout_factor(modifiers, scores.shape, scores)
+    if factor is not None:
+        dweights = xp.where(factor == 0, 0.0, dweights * factor)
+    if direct is not None:
+        dweights = dweights + direct
+    dcustom: tuple[Any, ...] = ()
+    if _is_masked_softmax(normalizer, modifiers):
+        out, wide_dout = (xp.astype(x, scores.dtype, copy=False) for x in (out, dout))
+        delta = xp.sum(hiding_product(out, wide_dout), axis=-1)  # sum_j p_ij dp_ij
+        if direct is not None:
+            delta = delta + xp.sum(hiding_product(masked_softmax_from_lse(scores, kept, modifiers), direct), axis=-1)
+        if dkept is not None:
+            delta = delta - xp.astype(dkept, scores.dtype, copy=False)
+        sinks = modifiers.sinks
+        dnormalizer: Any = Softmax(None if sinks is None else sinks_gradient(kept, delta, sinks))
+        weights, dscores, dmodified = masked_softmax_backward(scores, dweights, kept, delta, modifiers)
+    else:
+        modified = modified_scores(scores, modifiers)
+        weights = _weights_again(normalizer, modified, kept, rows)
+        dweights = xp.where(modified == -math.inf, 0.0, dweights)  # which may be NaN, as a hidden value may be
+        dmodified, dnormalizer = normalizer.backward(dweights, dkept, weights, kept, modified, rows)
+        dscores, dmodified, dcustom = modified_scores_backward(dmodified, scores, modifiers)
+    if factor is not None:
+        weights = xp.where(factor == 0, 0.0, weights * factor)
+    dv = weighted_sum_over_queries(weights, dout, v.shape[1], _hides(modifiers, normalizer))
+    dbias = None if modifiers.bias is None else sum_to_shape(dmodified, modifiers.bias.shape)
+    return _BlockGrads(dscores, dv, dbias, dcustom, dnormalizer)
+
+
+def weights(ctx: AttentionContext, rows: slice) -> Array:
+    """The weights of some queries again, before dropout: (B, H, rows, S) of the accumulator's dtype."""
+    xp = namespace_of(ctx.q)
+    wide = accumulator_dtype(xp, ctx.q.dtype)
+    q, k = (xp.astype(x, wide, copy=False) for x in (ctx.q[:, :, rows, :], _key_heads(ctx.scorer, ctx.q, ctx.k)))
+    scores = cut(ctx.scorer, rows).scores(q, k, rows)
+    modifiers, kept = ctx.modifiers.rows(rows.start, rows.stop), _rows(ctx.kept, rows)
+    if _is_masked_softmax(ctx.normalizer, modifiers):
+        return masked_softmax_from_lse(scores, kept, modifiers)
+    return _weights_again(cut(ctx.normalizer, rows), modified_scores(scores, modifiers), kept, rows)
+
+
+def _weights_again(normalizer: Any, scores: Array, kept: Any, rows: slice) -> Array:
+    if hasattr(normalizer, "weights_again"):
+        return normalizer.weights_again(scores, kept, rows)
+    return normalizer.weights(scores, rows)[0]
+
+
+def _key_heads(scorer: Any, q: Array, k: Array) -> Array:
+    """The keys as a scorer takes them: grouped heads if it says GROUPED, else one head for each of the queries'."""
+    if q.shape[1] == k.shape[1] or getattr(scorer, "GROUPED", False):
+        return k
+    return namespace_of(k).repeat(k, q.shape[1] // k.shape[1], axis=1)
+
+
+def _operand_dtype(scorer: Any, q: Array, modifiers: ScoreModifiers, normalizer: Any) -> Any:
+    """The dtype that products are taken in: 16 bits only for dot products and a softmax, as on tensor cores."""
+    if type(scorer) is DotProduct and _is_masked_softmax(normalizer, modifiers):
+        return operand_dtype(q)
+    return accumulator_dtype(namespace_of(q), q.dtype)
+
+
+def _hides(modifiers: ScoreModifiers, normalizer: Any) -> bool:
+    """Whether a weight of zero hides what it multiplies: by a mask, by dropout, or since a key was not chosen."""
+    return modifiers.hides() or getattr(normalizer, "HIDES", False)
+
+
+def _held(scorer: Any, normalizer: Any) -> int:
+    """How many arrays of the size of a block of scores are held at a time."""
+    return max(getattr(scorer, "HELD", 1), 1 if type(normalizer) is Softmax else 4)
+
+
+def query_blocks(q: Array, k: Array, each: int = 1) -> Iterator[slice]:
+    """Ranges of queries, so that the scores of a range, times `each` numbers, are held at a time."""
+    rows = q.shape[2]
+    size = max(1, BLOCK_ELEMENTS // max(1, q.shape[0] * q.shape[1] * k.shape[2] * each))
+    for start in range(0, max(rows, 1), size):
+        yield slice(start, min(start + size, rows))
+
+
+def cut(value: N, rows: slice) -> N:
+    """A scorer or normalizer with only these queries in the fields that PER_QUERY names."""
+    names = getattr(value, "PER_QUERY", ())
+    arrays = {name: getattr(value, name) for name in names}
+    mine = {n: x if x is None or x.shape[2] == 1 else x[:, :, rows, ...] for n, x in arrays.items()}
+    return value._replace(**mine) if mine else value  # type: ignore[attr-defined]
+
+
+def _total(parts: Any, owner: Any) -> Any:
+    """The gradient of a scorer, modifier or normalizer from those of the blocks: PER_QUERY joined, others summed."""
+    fields: list[Any] = []
+    for name, values, own in zip(type(owner)._fields, zip(*parts, strict=True), owner, strict=True):
+        if not (checks.is_array(own) and checks.is_array(values[0])):
+            fields.append(None)  # a number, or an array without gradient
+            continue
+        if name in getattr(owner, "PER_QUERY", ()) and own.shape[2] != 1:
+            fields.append(join(list(values)))
+        else:
+            fields.append(sum(values[1:], start=values[0]))
+        fields[-1] = namespace_of(own).astype(fields[-1], own.dtype, copy=False)
+    return type(owner)(*fields)
+
+
+def _rows(value: Any, rows: slice) -> Any:
+    return _map(lambda arrays: arrays[0][:, :, rows, ...], value)
+
+
+def _map(function: Callable[[list[Array]], Array], *values: Any) -> Any:
+    """`function` of the arrays in the same field of all values, which are arrays, NamedTuples of them, or None."""
+    first = values[0]
+    if isinstance(first, tuple):
+        return type(first)(*(_map(function, *fields) for fields in zip(*values, strict=True)))
+    return None if first is None else function(list(values))
+
+
+def bias_gradient(blocks: list[Any], bias: Array | None) -> Array | None:
+    """From those of the blocks of queries to that of the bias."""
+    if bias is None:
+        return None
+    xp = namespace_of(bias)
+    total = sum(blocks[1:], start=blocks[0]) if bias.shape[2] == 1 else join(blocks)
+    return xp.astype(total, bias.dtype, copy=False)
+
+
+def join(blocks: list[Array]) -> Array:
+    return blocks[0] if len(blocks) == 1 else namespace_of(*blocks).concat(blocks, axis=2)

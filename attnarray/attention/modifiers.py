@@ -1,0 +1,163 @@
+"""Score modifiers: what turns the scores of a scorer into those that the normalizer sees.
+
+scores -> scale -> softcap -> + bias -> modifiers of the caller -> mask
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from functools import reduce
+from typing import Any, NamedTuple
+
+from attnarray.attention.products import hiding_product
+from attnarray.backend import Array, device_of, index_dtype, namespace_of
+from attnarray.masks import band, within
+from attnarray.random import attention_keep_mask
+
+
+class Dropout(NamedTuple):
+    """Dropout of attention weights: by an explicit keep-mask, else by the seed and the positions of query and key.
+
+    Key j has the position j + first_key and query i has i + q_offset + first_key: `q_offset` counts from the first key
+    given.
+    """
+
+    p: float
+    seed: int
+    keep: Array | None  # (B|1, H|1, T|1, S|1) bool
+    first_key: int = 0
+
+
+class ScoreModifiers(NamedTuple):
+    """All that changes scores and weights, in canonical layout; fused kernels take this one value.
+
+    `bias` and `mask` have four axes, each of full size or 1. Query i has the position i + q_offset. Dropout and the
+    sinks of a softmax are applied after the scores.
+    """
+
+    scale: float
+    softcap: float | None = None
+    bias: Array | None = None  # (B|1, H|1, T|1, S|1)
+    mask: Array | None = None  # (B|1, H|1, T|1, S|1) bool
+    left: int | None = None
+    right: int | None = None
+    q_offset: int | Array = 0  # an int or (B,)
+    kv_lengths: Array | None = None  # (B,)
+    sinks: Array | None = None  # (H,)
+    dropout: Dropout | None = None
+    custom: tuple[Any, ...] = ()  # the caller's own, in order
+
+    def rows(self, start: int, stop: int) -> ScoreModifiers:
+        """The modifiers of the queries [start, stop)."""
+
+        def cut(array: Array | None) -> Array | None:
+            return array if array is None or array.shape[2] == 1 else array[:, :, start:stop, :]
+
+        dropout = self.dropout
+        if dropout is not None:
+            dropout = dropout._replace(keep=cut(dropout.keep))
+        return self._replace(bias=cut(self.bias), mask=cut(self.mask), q_offset=self.q_offset + start, dropout=dropout)
+
+    def hides(self) -> bool:
+        """Whether some weight may be zero by rule, so that what it multiplies must not matter."""
+        given = (self.bias, self.mask, self.left, self.right, self.kv_lengths, self.dropout)
+        return bool(self.custom) or any(part is not None for part in given)
+
+
+def modified_scores(scores: Array, modifiers: ScoreModifiers) -> Array:
+    """All modifiers applied to scores (B, H, T, S): -inf where masked."""
+    return _stages(scores, modifiers)[-1]
+
+
+def modified_scores_backward(
+    dmodified: Array, scores: Array, modifiers: ScoreModifiers
+) -> tuple[Array, Array, tuple[Any, ...]]:
+    r"""The gradients of `modified_scores`; those of hidden scores are 0.
+
+    .. math:: db_{ij} = d\tilde s_{ij}, \qquad
+        ds_{ij} = \mathrm{scale}\; d\tilde s_{ij} \bigl(1 - \tanh^2(\mathrm{scale}\; s_{ij} / c)\bigr)
+
+    Returns
+    -------
+    dscores, dbias : (B, H, T, S)
+        dbias before it is summed over the axes that the bias lacks.
+    dcustom : tuple
+        The gradients of the caller's modifiers, in order.
+    """
+    xp = namespace_of(scores)
+    *stages, last = _stages(scores, modifiers)
+    hidden = last == -math.inf
+    dmodified = xp.where(hidden, 0.0, dmodified)
+    dcustom: list[Any] = []
+    if modifiers.custom:
+        indices = _indices(scores, modifiers)
+        for modifier, before in zip(modifiers.custom[::-1], stages[-2::-1], strict=True):
+            dmodified, own = modifier.backward(dmodified, xp.where(hidden, 0.0, before), *indices)
+            dcustom.insert(0, own)
+    return scaled_and_capped_backward(dmodified, scores, modifiers), dmodified, tuple(dcustom)
+
+
+def _stages(scores: Array, modifiers: ScoreModifiers) -> list[Array]:
+    """The scores with scale, softcap and bias, then after each of the caller's modifiers, then masked."""
+    xp = namespace_of(scores)
+    scores = scores * modifiers.scale
+    if modifiers.softcap is not None:
+        scores = modifiers.softcap * xp.tanh(scores / modifiers.softcap)
+    hidden = None
+    if modifiers.bias is not None:
+        bias = xp.astype(modifiers.bias, scores.dtype)
+        hidden = bias == -math.inf  # also where the score is NaN
+        scores = xp.where(hidden, -math.inf, scores + bias)
+    stages = [scores]
+    indices = _indices(scores, modifiers) if modifiers.custom else ()
+    for modifier in modifiers.custom:
+        stages.append(modifier.apply(stages[-1], *indices))
+    mask, last = allowed(modifiers, scores.shape[2], scores.shape[3], scores), stages[-1]
+    if modifiers.custom and hidden is not None:
+        mask = ~hidden if mask is None else mask & ~hidden
+    return [*stages, last if mask is None else xp.where(mask, last, -math.inf)]
+
+
+def scaled_and_capped_backward(dscores: Array, scores: Array, modifiers: ScoreModifiers) -> Array:
+    """The gradient of scale and softcap, 0 where that of the result is."""
+    dscores = dscores * modifiers.scale
+    if modifiers.softcap is None:
+        return dscores
+    xp = namespace_of(scores)
+    return hiding_product(dscores, 1.0 - xp.tanh(scores * (modifiers.scale / modifiers.softcap)) ** 2)
+
+
+def allowed(modifiers: ScoreModifiers, queries: int, keys: int, like: Array) -> Array | None:
+    """Which keys each query may attend to, broadcastable to (B, H, T, S); None for all."""
+    offset = modifiers.q_offset if isinstance(modifiers.q_offset, int) else modifiers.q_offset[:, None, None, None]
+    parts = [modifiers.mask, band(modifiers.left, modifiers.right, queries, keys, offset, like)]
+    if modifiers.kv_lengths is not None:
+        parts.append(within(modifiers.kv_lengths, keys, like))  # (B, 1, 1, S)
+    given = [part for part in parts if part is not None]
+    return reduce(operator.and_, given) if given else None
+
+
+def _indices(scores: Array, modifiers: ScoreModifiers) -> tuple[Array, ...]:
+    """The batch, the head, and the positions of query and key of each score, as integers that broadcast to it."""
+    xp = namespace_of(scores)
+    kind = {"dtype": index_dtype(xp, scores), "device": device_of(scores)}
+    b, h, q, k = (
+        xp.reshape(xp.arange(size, **kind), tuple(size if n == axis else 1 for n in range(4)))
+        for axis, size in enumerate(scores.shape)
+    )
+    offset = modifiers.q_offset if isinstance(modifiers.q_offset, int) else modifiers.q_offset[:, None, None, None]
+    return b, h, q + offset, k
+
+
+def dropout_factor(modifiers: ScoreModifiers, shape: tuple[int, int, int, int], like: Array) -> Array | None:
+    """What the weights are multiplied by: 1 / (1 - p) where kept, 0 where dropped; None without dropout."""
+    dropout = modifiers.dropout
+    if dropout is None:
+        return None
+    xp = namespace_of(like)
+    keep = dropout.keep
+    if keep is None:
+        first_query = modifiers.q_offset + dropout.first_key
+        keep = attention_keep_mask(dropout.seed, dropout.p, shape, xp, device_of(like), first_query, dropout.first_key)
+    return xp.astype(keep, like.dtype) * (1.0 / (1.0 - dropout.p) if dropout.p < 1 else 0.0)

@@ -1,0 +1,62 @@
+"""Attention with the scorers, modifiers and normalizers of the cases, as loops over single numbers in float64."""
+
+import math
+
+import numpy as np
+
+from tests.naive.entmax import probabilities
+from tests.naive.scaled_dot_product_attention import _in_reach, _mask_and_bias, _per_batch
+
+
+def attend(
+    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scorer=None, modifiers=(), normalizer=None,
+    scale=None, softcap=None, bias=None, window=None, q_offset=0, kv_lengths=None, dropout_mask=None,
+):  # fmt: skip
+    """The output, float64, of arrays (B, H, T, D)."""
+    (B, H, T, D), (S, Dv) = query.shape, value.shape[2:]
+    group = H // key.shape[1]
+    by_dots = scorer is None or type(scorer).__name__ == "DotProduct"
+    scale = (1 / math.sqrt(D) if by_dots else 1.0) if scale is None else scale
+    exists, added = _mask_and_bias(attn_mask, bias, (B, H, T, S), (B, H, T, S))
+    offsets, lengths = _per_batch(q_offset, (B,), B), _per_batch(S if kv_lengths is None else kv_lengths, (B,), B)
+    keep = np.ones((B, H, T, S), bool) if dropout_mask is None else np.broadcast_to(dropout_mask, (B, H, T, S))
+    out = np.zeros((B, H, T, Dv))
+    for b, h, t in np.ndindex(B, H, T):
+        position, scores = t + offsets[b], {}
+        for s in range(S):
+            if exists[b, h, t, s] and _in_reach(s, position, lengths[b], is_causal, window):
+                score = scale * _score(scorer, query[b, h, t], key[b, h // group, s], h)
+                score = score if softcap is None else softcap * math.tanh(score / softcap)
+                score += float(added[b, h, t, s])
+                for modifier in modifiers:
+                    score = _modified(modifier, score, b, h, position, s)
+                scores[s] = score
+        for s, weight in zip(scores, _weights(normalizer, list(scores.values()), h), strict=True):
+            if keep[b, h, t, s]:
+                out[b, h, t] += weight / (1 - dropout_p) * value[b, h // group, s]
+    return out
+
+
+def _score(scorer, q, k, h):
+    dot = float(np.dot(q, k))
+    if type(scorer).__name__ == "Cosine":
+        return dot / (math.sqrt(np.dot(q, q)) * math.sqrt(np.dot(k, k)) * float(scorer.temperature[h]))
+    return dot
+
+
+def _modified(modifier, score, b, h, q_idx, kv_idx):
+    if type(modifier).__name__ == "Distance":
+        return score - float(modifier.slope[h]) * abs(q_idx - kv_idx)
+    return float(modifier.strength[b]) * score**2
+
+
+def _weights(normalizer, scores, h):
+    kind = type(normalizer).__name__
+    if kind == "Sigmoid":
+        return [1 / (1 + math.exp(-(score + float(normalizer.shift[h])))) for score in scores]
+    if kind == "Entmax":
+        return probabilities(scores, normalizer.alpha)
+    sink = [] if normalizer is None or normalizer.sinks is None else [float(normalizer.sinks[h])]
+    exps = [math.exp(score) for score in scores]
+    total = sum(exps) + sum(math.exp(z) for z in sink)
+    return [x / total for x in exps]
