@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import attnarray as aa
-from attnarray import Philox, to_numpy, use_backend
+from attnarray import Philox, random, to_numpy, use_backend
 from attnarray.backend import library_name
 from attnarray.random import (
     FLAT_STREAM,
@@ -88,6 +88,15 @@ def test_elementwise_dropout_goes_by_the_index(library: Library) -> None:
     for n in range(15):
         word = philox_in_integers((n // 4, 0, 0, FLAT_STREAM), (seed, 0))[n % 4]
         assert found[n] == (word >= round(p * 2**32))
+
+
+def test_numbers_do_not_repeat_after_2_to_the_34(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrays of that size are too large for a test: here the counter of blocks begins where it needs a second word."""
+    blocks = random._arange
+    monkeypatch.setattr(random, "_arange", lambda xp, device, a, b: blocks(xp, device, a + 2**32, b + 2**32))
+    found = keep_mask(7, 0.6, (6,), np, None)
+    words = [philox_in_integers((n // 4, 1, 0, FLAT_STREAM), (7, 0))[n % 4] for n in range(6)]
+    assert found.tolist() == [word >= round(0.6 * 2**32) for word in words]
 
 
 def test_dropout_of_every_kind_is_the_same_on_every_library(library: Library) -> None:

@@ -42,14 +42,11 @@ attention/composed/combine.py       attention/test_scaled.py                 a s
 attention/dot_product/heads.py      attention/test_scaled_dot_product_properties.py a part of that function
 attention/dot_product/partial.py    attention/test_scaled_dot_product_properties.py a part of that function
 attention/dot_product/projection.py attention/test_scaled_dot_product_properties.py a part of that function
-attention/dot_product/*_core.py     attention/test_scaled_dot_product_properties.py a part of that function
 attention/selection/hard_*.py       attention/test_hard.py                   a part of hard attention
+attention/selection/estimators.py   attention/test_hard_estimators.py        the estimators of hard attention
 attention/selection/reinforce.py    attention/test_hard_estimators.py        an estimator of hard attention
 attention/selection/top_k.py        attention/test_hard.py                   an estimator of hard attention
-attention/selection/sparse_*.py     attention/test_sparse.py                 a part of sparse attention
 attention/positional/local_*        attention/test_local.py                  parts of one mechanism
-attention/positional/relative_*     attention/test_relative.py               parts of one mechanism
-attention/alignment/*_core.py       contract/test_contract.py                through the mechanism
 attention/*.py                      contract/test_contract.py                what all mechanisms share
 ops/entmax*.py                      ops/test_sparsemax.py                    sparsemax is entmax of alpha = 2
 ops/gelu.py                         ops/test_activations.py                  an activation in a file of its own
