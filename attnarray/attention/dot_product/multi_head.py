@@ -169,7 +169,9 @@ def multi_head_attention_fwd(
 
 
 @ignoring_fp_errors
-def multi_head_attention_bwd(dout: Array, ctx: MultiHeadContext) -> MultiHeadGrads:
+def multi_head_attention_bwd(
+    dout: Array, ctx: MultiHeadContext, dlse: Array | None = None, dweights: Array | None = None
+) -> MultiHeadGrads:
     r"""The gradients of multi-head attention, by those of the projections and of dot-product attention.
 
     .. math::
@@ -188,6 +190,8 @@ def multi_head_attention_bwd(dout: Array, ctx: MultiHeadContext) -> MultiHeadGra
     ----------
     dout : the shape and dtype of the output
     ctx : MultiHeadContext
+    dlse, dweights : optional
+        Cotangents of the lse (*batch, H, T) and of the weights (*batch, H, T, S), which `attention_weights` returns.
 
     Returns
     -------
@@ -208,7 +212,7 @@ def multi_head_attention_bwd(dout: Array, ctx: MultiHeadContext) -> MultiHeadGra
     checks.cotangent(dout, (*ctx.query.x.shape[:-1], ctx.out_weight.shape[0]), ctx.query.x)
     heads = _joined(attention.layout.restore(attention.out))  # (*batch, T, H Dv)
     out = project_backward(wide(dout), LinearContext(heads, ctx.out_weight, ctx.out_has_bias))
-    grads = scaled_dot_product_attention_bwd(_split(out.x, attention.q.shape[1]), attention)
+    grads = scaled_dot_product_attention_bwd(_split(out.x, attention.q.shape[1]), attention, dlse, dweights)
     dq, dk = grads.query, grads.key
     if ctx.rotary is not None:
         dq, dk = (rotary_bwd(grad, of).x for grad, of in zip((dq, dk), ctx.rotary, strict=True))
