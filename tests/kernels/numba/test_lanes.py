@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 
 from attnarray.kernels.numba.runtime.jit import EXACT, OPTIONS
-from attnarray.kernels.numba.vector.formula import Row
 from attnarray.kernels.numba.vector.lanes import Lanes, cpu_features, exp, lanes, log, tanh
 from attnarray.kernels.numba.vector.memory import pointer
-from attnarray.kernels.numba.vector.panel import panel_pass
+from attnarray.kernels.numba.vector.panel import Row, panel_pass
 
 WIDER = {"float32": np.float64, "float64": np.longdouble}
 NO_WIDER = np.finfo(np.longdouble).eps >= np.finfo(np.float64).eps

@@ -26,13 +26,12 @@ from attnarray.kernels.numba.attention.additive_products import (
 )  # fmt: skip
 from attnarray.kernels.numba.rows.sums import move as move_to_float64
 from attnarray.kernels.numba.runtime import arrays as ra
-from attnarray.kernels.numba.runtime.call import Doubles, Numbers, nothing, pack, unpack
+from attnarray.kernels.numba.runtime.call import Doubles, Numbers, address, nothing, pack, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
-from attnarray.kernels.numba.vector.formula import Row
 from attnarray.kernels.numba.vector.lanes import TILES, Lanes, exp, lanes
 from attnarray.kernels.numba.vector.memory import ahead, keep, pointer, pointer_at
-from attnarray.kernels.numba.vector.rows import row_pass
+from attnarray.kernels.numba.vector.rows import Row, row_pass
 
 KEYS = 64  # of a tile that stays in the nearest cache while the queries pass
 QUERIES = 64  # of a block, whose gradients are summed by themselves
@@ -45,7 +44,7 @@ def additive_scores(q: Any, k: Any, w: Any) -> Any:
     wide, queries, keys, weights = _prepared(q, k, w, real)
     out = np.empty((*q.shape[:3], k.shape[2]), real)
     work = ra.nanoseconds(out.size * weights.size, FORWARD, real)
-    call = Scores(q.shape[2], k.shape[2], weights.size, wide, queries, keys, weights, out)
+    call = Additive(q.shape[2], k.shape[2], weights.size, wide, queries, keys, weights, out)
     split_rows(score_rows, len(queries), work, *pack(call, real))
     return out
 
@@ -59,7 +58,8 @@ def additive_scores_backward(dscores: Any, q: Any, k: Any, w: Any) -> tuple[Any,
     dweights = np.zeros((q.shape[0], weights.size))
     units = dweights.size // TILES[real.itemsize * 8][0]
     work = ra.nanoseconds(dscores.size * weights.size, BACKWARD, real)
-    call = Slopes(q.shape[2], k.shape[2], weights.size, wide, queries, keys, dscores, dqueries, dkeys, dweights)
+    given = q.shape[2], k.shape[2], weights.size, wide, queries, keys
+    call = Additive(*given, dscore=dscores, dquery=dqueries, dkey=dkeys, dweight=dweights)
     split_rows(slope_features, units, work, *pack(call, real))
     depth = w.shape[0]
     dq, dk = ((rows[:, :depth] * (4 * w)).reshape(like.shape) for rows, like in ((dqueries, q), (dkeys, k)))
@@ -70,25 +70,12 @@ def warmup(dtype: str) -> None:
     """Compile all kernels for one dtype."""
     zero = np.dtype(dtype).type(0)
     double(0, 0, 0, 0, 0, 0, 0, zero, False)
-    score_rows(0, 0, *pack(nothing(Scores), dtype))
-    slope_features(0, 0, *pack(nothing(Slopes), dtype))
+    score_rows(0, 0, *pack(nothing(Additive), dtype))
+    slope_features(0, 0, *pack(nothing(Additive), dtype))
 
 
-class Scores(NamedTuple):
-    """A call of `score_rows`; rows have `depth` numbers, those of queries and keys as `wide` says."""
-
-    queries: int
-    keys: int
-    depth: int
-    wide: int
-    query: Numbers
-    key: Numbers
-    weight: Numbers
-    out: Numbers
-
-
-class Slopes(NamedTuple):
-    """A call of `slope_features`."""
+class Additive(NamedTuple):
+    """A call; rows have `depth` numbers, those of queries and keys as `wide` says."""
 
     queries: int
     keys: int
@@ -96,10 +83,12 @@ class Slopes(NamedTuple):
     wide: int
     query: Numbers
     key: Numbers
-    dscore: Numbers
-    dquery: Numbers
-    dkey: Numbers
-    dweight: Doubles
+    weight: Numbers = None
+    out: Numbers = None
+    dscore: Numbers = None
+    dquery: Numbers = None
+    dkey: Numbers = None
+    dweight: Doubles = None
 
 
 def _prepared(q: Any, k: Any, w: Any, real: Any) -> tuple[bool, Any, Any, Any]:
@@ -113,8 +102,8 @@ def _prepared(q: Any, k: Any, w: Any, real: Any) -> tuple[bool, Any, Any, Any]:
         rows = ra.rows_along(x, 3, real)
         out = np.zeros((len(rows.array), columns), real)
         split_rows(
-            double, len(out), ra.nanoseconds(x.size, 0.5, real), x.shape[3], rows.address, rows.apart,
-            out.ctypes.data, out.strides[0], real.type(2), wide,
+            double, len(out), ra.nanoseconds(x.size, 0.5, real), x.shape[3], rows.address, rows.stride,
+            address(out), out.strides[0], real.type(2), wide,
         )  # fmt: skip
         doubled.append(out)
     weights = np.zeros(columns, real)
@@ -138,11 +127,11 @@ def move(part: Row, total: Row) -> dict[str, Lanes]:
 
 
 def double(
-    first: int, past: int, count: int, x: int, x_apart: int, out: int, out_apart: int, like: Any, wide: bool
+    first: int, past: int, count: int, x: int, x_stride: int, out: int, out_stride: int, like: Any, wide: bool
 ) -> None:
     """Rows of 2 x if `wide`, else of e^{2 x}."""
     for n in range(first, past):
-        row, result = pointer_at(like, x + n * x_apart), pointer_at(like, out + n * out_apart)
+        row, result = pointer_at(like, x + n * x_stride), pointer_at(like, out + n * out_stride)
         if wide:
             add_itself(count, row, result)
         else:
@@ -151,7 +140,7 @@ def double(
 
 def score_rows(first: int, past: int, integers: Any, numbers: Any) -> None:
     """The rows [first, past) of the scores, counted over all batches; a tile of keys serves the rows of a batch."""
-    c = unpack(Scores, integers, numbers)
+    c = unpack(Additive, integers, numbers)
     while first < past:
         b = first // c.queries
         stop = min(past, (b + 1) * c.queries)
@@ -169,7 +158,7 @@ def score_rows(first: int, past: int, integers: Any, numbers: Any) -> None:
 
 def slope_features(first: int, past: int, integers: Any, numbers: Any) -> None:
     """The units [first, past) of W features of one batch: sums over all pairs."""
-    c = unpack(Slopes, integers, numbers)
+    c = unpack(Additive, integers, numbers)
     width = lanes(c.query)
     blocks = c.depth // width
     scratch = np.zeros((KEYS + 1) * width, numbers.dtype)
@@ -194,5 +183,4 @@ def slope_features(first: int, past: int, integers: Any, numbers: Any) -> None:
     keep(scratch)
 
 
-double, score_rows = jit(double, fastmath=EXACT), jit(score_rows, fastmath=EXACT)
-slope_features = jit(slope_features, fastmath=EXACT)
+double, score_rows, slope_features = jit(double, score_rows, slope_features, fastmath=EXACT)

@@ -6,7 +6,7 @@ so that the exponentials are taken once for each query and each key, and a pair 
 feature. That holds while neither factor leaves the range of its dtype; else (`WIDE`) the sum is taken first, and its
 exponential for each pair. The derivative of tanh is 4 (r - r^2).
 
-Rows of N numbers lie `apart` elements from each other; N is a multiple of W.
+Rows of N numbers lie `stride` elements from each other; N is a multiple of W.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MOST = {32: 84.0, 64: 700.0}  # of 2 (q + k) in size: e^84 has a reciprocal in f
 
 
 @intrinsic
-def score_keys(_context: Any, count: Any, n: Any, query: Any, keys: Any, apart: Any, weights: Any, scores: Any) -> Any:
+def score_keys(_context: Any, count: Any, n: Any, query: Any, keys: Any, stride: Any, weights: Any, scores: Any) -> Any:
     """scores[j] = 2 sum_a weights[a] (1/2 - r(query[a], keys[j, a])) for j < count; `query`, `keys` hold e^{2 x}."""
     signature = types.void(types.intp, types.intp, query, keys, types.intp, weights, scores)
     return signature, _scoring(False)
@@ -34,7 +34,7 @@ def score_keys(_context: Any, count: Any, n: Any, query: Any, keys: Any, apart: 
 
 @intrinsic
 def score_wide_keys(
-    _context: Any, count: Any, n: Any, query: Any, keys: Any, apart: Any, weights: Any, scores: Any
+    _context: Any, count: Any, n: Any, query: Any, keys: Any, stride: Any, weights: Any, scores: Any
 ) -> Any:
     """The same where `query` and `keys` hold 2 x, of any size."""
     signature = types.void(types.intp, types.intp, query, keys, types.intp, weights, scores)
@@ -43,7 +43,7 @@ def score_wide_keys(
 
 def _scoring(wide: bool) -> Callable[..., ir.Value]:
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
-        count, n, query, keys, apart, weights, scores = arguments
+        count, n, query, keys, stride, weights, scores = arguments
         vector = _vector(context, signature.args[2], 2)
         last, steps = builder.sub(count, INDEX(1)), builder.sdiv(n, INDEX(vector.count))
 
@@ -51,7 +51,7 @@ def _scoring(wide: bool) -> Callable[..., ir.Value]:
             first = builder.mul(group, INDEX(AT_ONCE))
             numbers = [builder.add(first, INDEX(m)) for m in range(AT_ONCE)]
             inside = [builder.select(builder.icmp_signed("<", j, count), j, last) for j in numbers]
-            starts = [builder.gep(keys, [builder.mul(j, apart)]) for j in inside]
+            starts = [builder.gep(keys, [builder.mul(j, stride)]) for j in inside]
 
             def add(block: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
                 at = builder.mul(block, INDEX(vector.count))
@@ -79,12 +79,12 @@ def _scoring(wide: bool) -> Callable[..., ir.Value]:
 
 @intrinsic
 def add_slopes(
-    _context: Any, count: Any, query: Any, keys: Any, apart: Any, dscores: Any, dquery: Any, dkeys: Any,
-    dkeys_apart: Any, dweights: Any,
+    _context: Any, count: Any, query: Any, keys: Any, stride: Any, dscores: Any, dquery: Any, dkeys: Any,
+    dkey_stride: Any, dweights: Any,
 ) -> Any:  # fmt: skip
     """For W features: dquery += sum_j ds_j g_j, dkeys[j] += ds_j g_j, dweights += sum_j ds_j (1/2 - r_j).
 
-    With g = r - r^2, for keys j < count, each `apart` elements from the one before in `keys` and `dkeys_apart` in
+    With g = r - r^2, for keys j < count, each `stride` elements from the one before in `keys` and `dkey_stride` in
     `dkeys`. `query` and `keys` hold e^{2 x}.
     """
     signature = types.void(types.intp, query, keys, types.intp, dscores, dquery, dkeys, types.intp, dweights)
@@ -93,8 +93,8 @@ def add_slopes(
 
 @intrinsic
 def add_wide_slopes(
-    _context: Any, count: Any, query: Any, keys: Any, apart: Any, dscores: Any, dquery: Any, dkeys: Any,
-    dkeys_apart: Any, dweights: Any,
+    _context: Any, count: Any, query: Any, keys: Any, stride: Any, dscores: Any, dquery: Any, dkeys: Any,
+    dkey_stride: Any, dweights: Any,
 ) -> Any:  # fmt: skip
     """The same where `query` and `keys` hold 2 x, of any size; where ds is 0, even NaN does not matter."""
     signature = types.void(types.intp, query, keys, types.intp, dscores, dquery, dkeys, types.intp, dweights)
@@ -103,12 +103,12 @@ def add_wide_slopes(
 
 def _sloping(wide: bool) -> Callable[..., ir.Value]:
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
-        count, query, keys, apart, dscores, dquery, dkeys, dkeys_apart, dweights = arguments
+        count, query, keys, stride, dscores, dquery, dkeys, dkey_stride, dweights = arguments
         vector = _vector(context, signature.args[1], 1)
         q = Lanes(builder, load(builder, query, vector))
 
         def add(j: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
-            offset = builder.mul(j, apart)
+            offset = builder.mul(j, stride)
             k = Lanes(builder, load(builder, builder.gep(keys, [offset]), vector))
             ds = Lanes(builder, splat(builder, builder.load(builder.gep(dscores, [j])), vector))
             r = _reciprocal(q, k, wide)
@@ -116,7 +116,7 @@ def _sloping(wide: bool) -> Callable[..., ir.Value]:
                 r = where(ds.equals(0.0), 0.0, r)
             half_tanh = r.constant(0.5) - r
             slope = ds * multiply_add(r * -1.0, r, r)
-            place = builder.gep(dkeys, [builder.mul(j, dkeys_apart)])
+            place = builder.gep(dkeys, [builder.mul(j, dkey_stride)])
             store(builder, (Lanes(builder, load(builder, place, vector)) + slope).value, place)
             dq, dw = (Lanes(builder, value) for value in sums)
             return [(dq + slope).value, multiply_add(ds, half_tanh, dw).value]

@@ -32,7 +32,6 @@ from attnarray.kernels.numba.attention.scores import (
     span_of,
 )  # fmt: skip
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
-from attnarray.kernels.numba.vector.formula import Row, Sum
 from attnarray.kernels.numba.vector.lanes import Lanes, lanes, where
 from attnarray.kernels.numba.vector.memory import ahead, keep, pointer, pointer_at, row_of, scratch
 from attnarray.kernels.numba.vector.packing import (
@@ -43,12 +42,12 @@ from attnarray.kernels.numba.vector.packing import (
     whole_lanes,
     whole_tiles,
 )  # fmt: skip
-from attnarray.kernels.numba.vector.panel import panel_pass
+from attnarray.kernels.numba.vector.panel import Row, Sum, panel_pass
 
 
-def backward(first: int, past: int, call_array: Any, number_array: Any) -> None:
+def backward(first: int, past: int, call_integers: Any, call_numbers: Any) -> None:
     """The panels [first, past), counted over all batches and heads of keys."""
-    call, numbers = pointer(call_array), pointer(number_array)
+    call, numbers = pointer(call_integers), pointer(call_numbers)
     width = lanes(numbers)
     panels = (ac.group_rows(call) + width - 1) // width
     chunk, size = min(call[ac.PANELS_PER_CHUNK], panels, past - first), call[ac.KEYS_PER_TILE]
@@ -62,7 +61,7 @@ def backward(first: int, past: int, call_array: Any, number_array: Any) -> None:
     per_panel = (9 + wide) * width
     all_of_lane = depth_panels if ac.rows(call, ac.K) > tiles_together(call) * size else 0
     others = per_panel + lane * all_of_lane + decode_scratch(call, numbers)
-    floats = np.empty(16 + lane * per_lane + size * per_key + full * (2 * BLOCK + 2) + others, number_array.dtype)
+    floats = np.empty(16 + lane * per_lane + size * per_key + full * (2 * BLOCK + 2) + others, call_numbers.dtype)
     i32, at, bounds = pointer(integers), scratch(floats), pointer(bounds_array)
     all_queries = ahead(at, lane * depth)
     decoding = ahead(all_queries, lane * all_of_lane)
@@ -187,5 +186,6 @@ def add_rows(rows: Any, first: int, past: int, x: Any) -> None:
                 x[first + n, d] += rows[n * columns + d]
 
 
-add_rows, prepare_chunk = jit(add_rows, fastmath=EXACT, inner=True), jit(prepare_chunk, fastmath=EXACT, inner=True)
-backward_chunk, backward = jit(backward_chunk, fastmath=EXACT, inner=True, inline=True), jit(backward, fastmath=EXACT)
+add_rows, prepare_chunk = jit(add_rows, prepare_chunk, fastmath=EXACT, inner=True)
+backward_chunk = jit(backward_chunk, fastmath=EXACT, inner=True, inline=True)
+backward = jit(backward, fastmath=EXACT)

@@ -12,11 +12,10 @@ from attnarray.kernels.numba.attention import call as ac
 from attnarray.kernels.numba.attention.panels import clear, find_rows
 from attnarray.kernels.numba.attention.scores import HIGH, LOW, Part, dropout_factors, score_panel
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
-from attnarray.kernels.numba.vector.formula import Lane, Row, Sum, Total
 from attnarray.kernels.numba.vector.lanes import Lanes, exp, item_bytes, lanes, tile_rows, where
 from attnarray.kernels.numba.vector.memory import ahead, pointer_at, row_of
 from attnarray.kernels.numba.vector.packing import put_nan, whole_lanes, whole_tiles
-from attnarray.kernels.numba.vector.panel import panel_pass
+from attnarray.kernels.numba.vector.panel import Lane, Row, Sum, Total, panel_pass
 from attnarray.kernels.numba.vector.product import lane_product, packed_product
 from attnarray.kernels.numba.vector.transpose import add_to_rows, whole_squares
 
@@ -107,23 +106,23 @@ def backward_block(
     numbers: Any,
 ) -> None:  # fmt: skip
     """The panels [p, past_panel) against one tile of keys."""
-    apart = call[ac.KEYS_PER_TILE] * lanes(numbers)
+    stride = call[ac.KEYS_PER_TILE] * lanes(numbers)
     for n in range(p, past_panel):
-        backward_panel(n, (n - p) * apart, seen, span, queries, kept, tile, block, call, numbers)
+        backward_panel(n, (n - p) * stride, seen, span, queries, kept, tile, block, call, numbers)
     wide, depth = ac.columns(call, ac.V), ac.columns(call, ac.K)
-    add_products(p, past_panel, seen, queries, apart, block.weights, kept.dout_rows, wide, tile.dvalues)
-    add_products(p, past_panel, seen, queries, apart, block.dscores, kept.query_rows, depth, tile.dkeys)
+    add_products(p, past_panel, seen, queries, stride, block.weights, kept.dout_rows, wide, tile.dvalues)
+    add_products(p, past_panel, seen, queries, stride, block.dscores, kept.query_rows, depth, tile.dkeys)
     if seen.bad_queries:
         for n in range(p, past_panel):
-            put_nan_into_keys(n, (n - p) * apart, seen, span, queries, tile, block, call, numbers)
+            put_nan_into_keys(n, (n - p) * stride, seen, span, queries, tile, block, call, numbers)
 
 
 def add_products(
-    p: int, past_panel: int, seen: Any, queries: Any, apart: int, panels: Any, rows: Any, columns: int, total: Any
+    p: int, past_panel: int, seen: Any, queries: Any, stride: int, panels: Any, rows: Any, columns: int, total: Any
 ) -> None:
     """total[j, :] += sum over queries of panels[j, query] rows[query, :] for the keys j of a tile.
 
-    Of the panels [p, past_panel), `apart` elements apart, those take part that see the key: runs of neighbours.
+    Of the panels [p, past_panel), `stride` elements apart, those take part that see the key: runs of neighbors.
     `rows` and `total` have `columns` columns, filled up to a multiple of W.
     """
     width, tile, step = lanes(total), tile_rows(total), whole_lanes(columns, total)
@@ -134,8 +133,8 @@ def add_products(
             if first // tile * tile <= j < past:
                 run += 1
             elif run > 0:
-                start, row = ahead(panels, (n - run - p) * apart + j * width), ahead(rows, (n - run) * width * step)
-                lane_product(run, apart, start, row, columns, ahead(total, j * step))
+                start, row = ahead(panels, (n - run - p) * stride + j * width), ahead(rows, (n - run) * width * step)
+                lane_product(run, stride, start, row, columns, ahead(total, j * step))
                 run = 0
 
 
@@ -185,9 +184,9 @@ def backward_panel(
     dquery, weighing = ahead(kept.dquery, p * whole_tiles(depth, numbers) * width), ahead(dscores, first * width)
     keys = ahead(tile.key_columns, first * rows)
     packed_product(depth, past - first, (seen.stop - start) * rows, keys, weighing, dquery, True)
-    for beside in (weights, dscores):
-        clear(row, first, 0, beside)
-        clear(past, whole_tiles(past, numbers), 0, beside)
+    for panel in (weights, dscores):
+        clear(row, first, 0, panel)
+        clear(past, whole_tiles(past, numbers), 0, panel)
 
 
 def add_bias_gradient(
@@ -232,11 +231,8 @@ def sum_bias_gradient(
                 dbias[(base + w) % count, start + j] += dscores[j * width + w]
 
 
-keys_of, add_bias_gradient = jit(keys_of, inner=True), jit(add_bias_gradient, fastmath=EXACT, inner=True)
-add_products, put_nan_into_keys = (
-    jit(add_products, fastmath=EXACT, inner=True),
-    jit(put_nan_into_keys, fastmath=EXACT, inner=True),
-)
-sum_bias_gradient = jit(sum_bias_gradient, fastmath=EXACT, inner=True)
-backward_panel = jit(backward_panel, fastmath=EXACT, inner=True, inline=True)
+keys_of = jit(keys_of, inner=True)
+add_bias_gradient, add_products = jit(add_bias_gradient, add_products, fastmath=EXACT, inner=True)
+put_nan_into_keys, sum_bias_gradient = jit(put_nan_into_keys, sum_bias_gradient, fastmath=EXACT, inner=True)
 backward_block = jit(backward_block, fastmath=EXACT, inner=True)
+backward_panel = jit(backward_panel, fastmath=EXACT, inner=True, inline=True)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attnarray.kernels import UNBOUNDED
+from attnarray.kernels.numba.runtime.call import address
 from attnarray.kernels.numba.runtime.jit import jit
 from attnarray.kernels.numba.vector.lanes import TILES
 from attnarray.kernels.numba.vector.memory import matrix_at
@@ -53,7 +54,7 @@ class Sizes(NamedTuple):
 def put(integers: np.ndarray, slot: int, array: Any) -> None:
     """Write where an array (B, H, T, N) lies; along an axis of size 1 one may go as far as one likes."""
     strides = [stride if size > 1 else 0 for size, stride in zip(array.shape, array.strides, strict=True)]
-    integers[slot * SLOT : slot * SLOT + SLOT] = (array.ctypes.data, *array.shape, *strides)
+    integers[slot * SLOT : slot * SLOT + SLOT] = (address(array), *array.shape, *strides)
 
 
 def call_of(modifiers: Any, dtype: Any, q: Any, k: Any, v: Any, arrays: dict[int, Any], backward: bool = False) -> Call:
@@ -161,23 +162,6 @@ def group_rows(call: Any) -> Any:
     return heads(call, Q) // heads(call, K) * rows(call, Q)
 
 
-given, batches, heads, rows, columns = (
-    jit(given, inner=True),
-    jit(batches, inner=True),
-    jit(heads, inner=True),
-    jit(rows, inner=True),
-    jit(columns, inner=True),
-)
-offset, length, matrix, group_rows = (
-    jit(offset, inner=True),
-    jit(length, inner=True),
-    jit(matrix, inner=True),
-    jit(group_rows, inner=True),
-)
-address_of, column_stride = jit(address_of, inner=True), jit(column_stride, inner=True)
-row_stride = jit(row_stride, inner=True)
-
-
 def write_addresses(integers: Any, q: Any, k: Any, v: Any, out: Any, lse: Any) -> None:
     """Write the addresses of contiguous arrays of the shapes that a call was made for."""
     integers[Q * SLOT], integers[K * SLOT], integers[V * SLOT] = q.ctypes.data, k.ctypes.data, v.ctypes.data
@@ -190,4 +174,7 @@ def write_gradient_addresses(integers: Any, dout: Any, dq: Any, dk: Any, dv: Any
     integers[DK * SLOT], integers[DV * SLOT] = dk.ctypes.data, dv.ctypes.data
 
 
-write_addresses, write_gradient_addresses = jit(write_addresses), jit(write_gradient_addresses)
+given, batches, heads, rows, columns, offset = jit(given, batches, heads, rows, columns, offset, inner=True)
+length, matrix, group_rows, address_of = jit(length, matrix, group_rows, address_of, inner=True)
+column_stride, row_stride = jit(column_stride, row_stride, inner=True)
+write_addresses, write_gradient_addresses = jit(write_addresses, write_gradient_addresses)

@@ -18,18 +18,17 @@ from attnarray.kernels.numba.attention.forward import exponentiate, find_max
 from attnarray.kernels.numba.attention.row_scores import add_bias, cap, hide
 from attnarray.kernels.numba.attention.scores import query_factor, visible_keys
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
-from attnarray.kernels.numba.vector.formula import Lane, Row, Scalar
 from attnarray.kernels.numba.vector.lanes import Lanes, item_bytes, lanes, where
-from attnarray.kernels.numba.vector.memory import ahead, as_bytes, keep, pointer, row_of, scratch
+from attnarray.kernels.numba.vector.memory import ahead, as_bytes, keep, pointer, pointer_at, row_of, scratch
 from attnarray.kernels.numba.vector.packing import (
-    apart_in_place,
     pack_row,
     put_nan,
     remove_nonfinite,
     row_length,
+    stride_in_place,
     whole_lanes,
 )
-from attnarray.kernels.numba.vector.panel import panel_pass
+from attnarray.kernels.numba.vector.panel import Lane, Row, Scalar, panel_pass
 from attnarray.kernels.numba.vector.row_products import add_weighted_rows, dot_rows
 
 BLOCK = 512  # keys of a unit
@@ -65,12 +64,12 @@ def find_nonfinite(numbers: Row, found: Lane) -> dict[str, Lanes]:
     return {"found": found + numbers * 0.0}
 
 
-def decode(first: int, step: int, units: int, call_array: Any, number_array: Any, partials: Any) -> None:
-    """Every `step`-th unit from `first` on; `partials` (units, rows, Dv + 2) receives outputs, maxima and totals."""
-    call, numbers = pointer(call_array), pointer(number_array)
+def decode(first: int, step: int, units: int, call_integers: Any, call_numbers: Any, partials: int) -> None:
+    """Every `step`-th unit from `first` on; `partials` (units, rows, Dv + 2) receives outputs, maxima and sums."""
+    call, numbers = pointer(call_integers), pointer(call_numbers)
     rows, kv_heads, width = ac.group_rows(call), ac.heads(call, ac.K), lanes(numbers)
     depth, wide = whole_lanes(ac.columns(call, ac.K), numbers), whole_lanes(ac.columns(call, ac.V), numbers)
-    floats = np.empty(16 + rows * depth + 2 * TILE + 3 * width + wide + TILE * (depth + 2 * wide), number_array.dtype)
+    floats = np.empty(16 + rows * depth + 2 * TILE + 3 * width + wide + TILE * (depth + 2 * wide), call_numbers.dtype)
     queries = scratch(floats)
     scores = ahead(queries, rows * depth)
     sums = ahead(scores, 2 * TILE)
@@ -82,7 +81,7 @@ def decode(first: int, step: int, units: int, call_array: Any, number_array: Any
     blocks = (ac.rows(call, ac.K) + BLOCK - 1) // BLOCK
     for unit in range(first, units, step):
         head = unit // blocks
-        out = ahead(pointer(partials), unit * rows * (wide + 2))
+        out = ahead(pointer_at(call_numbers[0], partials), unit * rows * (wide + 2))
         decode_block(head // kv_heads, head % kv_heads, unit % blocks, memory, out, call, numbers)
     keep(floats)
 
@@ -100,19 +99,19 @@ def decode_block(b: int, g: int, block: int, memory: Any, out: Any, call: Any, n
         out[r * (wide + 2) + wide], out[r * (wide + 2) + wide + 1] = -np.inf, 0
     past = min((block + 1) * BLOCK, ac.rows(call, ac.K))
     key_matrix, value_matrix = ac.matrix(numbers, call, ac.K, b, g), ac.matrix(numbers, call, ac.V, b, g)
-    keys_apart, values_apart = apart_in_place(key_matrix, numbers), apart_in_place(value_matrix, numbers)
+    key_stride, value_stride = stride_in_place(key_matrix, numbers), stride_in_place(value_matrix, numbers)
     for start in range(block * BLOCK, past, TILE):
         stop = min(start + TILE, past)
         keys, values = memory.keys, memory.values
-        if keys_apart >= 0:
+        if key_stride >= 0:
             keys = row_of(key_matrix, start)
         else:
             pack_rows_of(key_matrix, start, stop, keys)
-        if values_apart >= 0:
+        if value_stride >= 0:
             values = row_of(value_matrix, start)
         else:
             pack_rows_of(value_matrix, start, stop, values)
-        key_step, value_step = (keys_apart if keys_apart >= 0 else depth), (values_apart if values_apart >= 0 else wide)
+        key_step, value_step = (key_stride if key_stride >= 0 else depth), (value_stride if value_stride >= 0 else wide)
         for r in range(group * count):
             begin, end = visible_keys(call, b, r % count)
             low, high = max(begin, start), min(end, stop)
@@ -197,14 +196,14 @@ def has_nonfinite(wide: int, memory: Any) -> Any:
 
 
 def add_values(
-    b: int, g: int, low: int, high: int, values: Any, apart: int, memory: Any, call: Any, numbers: Any
+    b: int, g: int, low: int, high: int, values: Any, stride: int, memory: Any, call: Any, numbers: Any
 ) -> None:
     """memory.added = sum_j weights_j values_j; a weight of zero hides NaN and infinities, as `put_nan` says."""
     columns = ac.columns(call, ac.V)
     length, wide = row_length(columns, numbers), whole_lanes(columns, numbers)
     for d in range(wide):
         memory.added[d] = 0
-    add_weighted_rows(high - low, length, memory.scores, values, apart, memory.added)
+    add_weighted_rows(high - low, length, memory.scores, values, stride, memory.added)
     if call[ac.HIDES] != 0 and has_nonfinite(wide, memory):
         source = ac.matrix(numbers, call, ac.V, b, g)
         for j in range(low, high):
@@ -216,40 +215,41 @@ def add_values(
         put_nan(source, low, high, memory.scores, 1, 0, 1, memory.added, 1, 0)
 
 
-def merge(call_array: Any, number_array: Any, partials: Any) -> None:
+def merge(call_integers: Any, call_numbers: Any, partials: int) -> None:
     """Outputs and lse from those of the blocks of keys, and the sinks."""
-    call, numbers = pointer(call_array), pointer(number_array)
+    call, numbers = pointer(call_integers), pointer(call_numbers)
     count, heads, kv_heads = ac.rows(call, ac.Q), ac.heads(call, ac.Q), ac.heads(call, ac.K)
-    blocks = (ac.rows(call, ac.K) + BLOCK - 1) // BLOCK
+    blocks, wide = (ac.rows(call, ac.K) + BLOCK - 1) // BLOCK, whole_lanes(ac.columns(call, ac.V), numbers)
+    group, length = heads // kv_heads, wide + 2
     for n in range(ac.batches(call, ac.Q) * heads * count):
         b, h, i = n // count // heads, n // count % heads, n % count
-        g, r = h // (heads // kv_heads), h % (heads // kv_heads) * count + i
-        parts = partials[(b * kv_heads + g) * blocks : (b * kv_heads + g + 1) * blocks, r]
+        row = ((b * kv_heads + h // group) * blocks * group + h % group) * count + i
+        parts, stride = ahead(pointer_at(numbers[ac.SCALE], partials), row * length), group * count * length
         out, lse = ac.matrix(numbers, call, ac.OUT, b, h), ac.matrix(numbers, call, ac.LSE, b, h)
-        sink = numbers[ac.SCALE] * 0 - np.inf
+        sink = numbers[ac.SCALE] * 0 - np.inf  # in float64, and with it the sums
         if ac.given(call, ac.SINKS):
             sink = ac.matrix(numbers, call, ac.SINKS, 0, h)[0, 0]
         row_max = sink
         for k in range(blocks):
-            row_max = max(row_max, parts[k, -2])
-        shift = row_max if row_max != -np.inf else parts.dtype.type(0)
-        total = float(np.exp(sink - shift))
+            row_max = max(row_max, parts[k * stride + wide])
+        shift = row_max if row_max != -np.inf else 0.0
+        row_sum = float(np.exp(sink - shift))
         for d in range(out.shape[1]):
             out[i, d] = 0
         for k in range(blocks):
-            factor = np.exp(parts[k, -2] - shift)
-            total += float(parts[k, -1]) * float(factor)
+            part = ahead(parts, k * stride)
+            factor = np.exp(part[wide] - shift)
+            row_sum += float(part[wide + 1]) * float(factor)
             if factor != 0 or call[ac.HIDES] == 0:
                 for d in range(out.shape[1]):
-                    out[i, d] += parts[k, d] * factor
-        inverse = 1.0 / total if total != 0 else 0.0
+                    out[i, d] += part[d] * factor
+        inverse = 1.0 / row_sum if row_sum != 0 else 0.0
         for d in range(out.shape[1]):
-            out[i, d] = out[i, d] * inverse if total != 0 else 0
-        lse[i, 0] = shift + np.log(total)
+            out[i, d] = out[i, d] * inverse if row_sum != 0 else 0
+        lse[i, 0] = shift + np.log(row_sum)
 
 
-pack_rows_of, finish_scores = jit(pack_rows_of, inner=True), jit(finish_scores, fastmath=EXACT, inner=True)
-weigh, has_nonfinite = jit(weigh, fastmath=EXACT, inner=True), jit(has_nonfinite, fastmath=EXACT, inner=True)
-add_values = jit(add_values, fastmath=EXACT, inner=True)
-decode_block = jit(decode_block, fastmath=EXACT, inner=True)
-decode, merge = jit(decode, fastmath=EXACT), jit(merge, fastmath=EXACT)
+pack_rows_of = jit(pack_rows_of, inner=True)
+finish_scores, weigh, has_nonfinite = jit(finish_scores, weigh, has_nonfinite, fastmath=EXACT, inner=True)
+add_values, decode_block = jit(add_values, decode_block, fastmath=EXACT, inner=True)
+decode, merge = jit(decode, merge, fastmath=EXACT)

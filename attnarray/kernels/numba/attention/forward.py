@@ -35,7 +35,6 @@ from attnarray.kernels.numba.attention.scores import (
     span_of,
 )  # fmt: skip
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
-from attnarray.kernels.numba.vector.formula import Lane, Row, Sum
 from attnarray.kernels.numba.vector.lanes import (
     Lanes,
     exp,
@@ -49,7 +48,7 @@ from attnarray.kernels.numba.vector.lanes import (
 )
 from attnarray.kernels.numba.vector.memory import ahead, keep, pointer, scratch
 from attnarray.kernels.numba.vector.packing import pack_columns, pack_rows, put_nan, remove_nonfinite, whole_tiles
-from attnarray.kernels.numba.vector.panel import panel_pass
+from attnarray.kernels.numba.vector.panel import Lane, Row, Sum, panel_pass
 from attnarray.kernels.numba.vector.product import packed_product
 
 TOGETHER = 16  # tiles of keys, at least, whose sums are added up before they are added to those of all keys
@@ -128,9 +127,9 @@ def divide(out: Row, inverse: Lane, rest: Lane) -> dict[str, Lanes]:
     return {"out": multiply_add(out, inverse, out * rest)}
 
 
-def forward(first: int, past: int, call_array: Any, number_array: Any) -> None:
+def forward(first: int, past: int, call_integers: Any, call_numbers: Any) -> None:
     """The panels [first, past), counted over all batches and heads of keys."""
-    call, numbers = pointer(call_array), pointer(number_array)
+    call, numbers = pointer(call_integers), pointer(call_numbers)
     width, depth = lanes(numbers), ac.columns(call, ac.K)
     panels = (ac.group_rows(call) + width - 1) // width
     chunk, keys = min(call[ac.PANELS_PER_CHUNK], panels, past - first), call[ac.KEYS_PER_TILE]
@@ -141,7 +140,7 @@ def forward(first: int, past: int, call_array: Any, number_array: Any) -> None:
         lane * depth, lane * columns, keys * depth, keys * columns, keys * width, (keys + 8) * width, 5 * lane,
         lane_of_all * (columns + 1), decode_scratch(call, numbers),
     )  # fmt: skip
-    floats, doubles = np.empty(16 + sum(sizes), number_array.dtype), np.empty(8 + lane + lane_of_all)
+    floats, doubles = np.empty(16 + sum(sizes), call_numbers.dtype), np.empty(8 + lane + lane_of_all)
     integers, bounds_array = np.empty(4 * lane, np.int32), np.empty(4 * chunk + width, np.int64)
     i32, at = pointer(integers), scratch(floats)
     bounds = pointer(bounds_array)
@@ -294,9 +293,7 @@ def finish(span: Any, panels: int, queries: Any, state: Any, call: Any, numbers:
         h, i = (h, i + 1) if i + 1 < count else (h + 1, 0)
 
 
-start_state, finish = jit(start_state, fastmath=EXACT, inner=True), jit(finish, fastmath=EXACT, inner=True)
+start_state, finish, set_aside, gather = jit(start_state, finish, set_aside, gather, fastmath=EXACT, inner=True)
 tiles_together = jit(tiles_together, inner=True)
-set_aside, gather = jit(set_aside, fastmath=EXACT, inner=True), jit(gather, fastmath=EXACT, inner=True)
-forward_panel = jit(forward_panel, fastmath=EXACT, inner=True, inline=True)
-forward_chunk = jit(forward_chunk, fastmath=EXACT, inner=True, inline=True)
+forward_panel, forward_chunk = jit(forward_panel, forward_chunk, fastmath=EXACT, inner=True, inline=True)
 forward = jit(forward, fastmath=EXACT)

@@ -1,4 +1,4 @@
-"""Attention around centres, forward and backward: each query reads the keys and values of its own window alone.
+"""Attention around centers, forward and backward: each query reads the keys and values of its own window alone.
 
 Reference: attention/positional/local_core.py, `attend_around` and `attend_around_backward`. Parallel over the queries;
 gradients of keys and values, to which many queries add, over features: a number belongs to one thread, which adds the
@@ -35,11 +35,11 @@ EXPONENTIALS = 16  # features that take as long as the exponentials of a pair
 
 
 class Rows(NamedTuple):
-    """Rows of whole registers: an array that holds them, its address, and in numbers how long they are and apart."""
+    """Rows of whole registers: an array, its address, and in numbers how far rows lie apart and how long they are."""
 
     array: Any
     address: int
-    apart: int
+    stride: int
     length: int
 
 
@@ -68,7 +68,7 @@ def attend_around_backward(
     dq, dcenters = np.zeros((queries, call.depth), real), np.zeros(queries, real)
     dscores, weights = np.empty((queries, call.scratch), real), np.empty((queries, call.scratch), real)
     call = call._replace(
-        lse=lses, dout=drows.address, dout_step=drows.apart, delta=delta, dq=dq, dcenters=dcenters, dscores=dscores,
+        lse=lses, dout=drows.address, dout_step=drows.stride, delta=delta, dq=dq, dcenters=dcenters, dscores=dscores,
         weights=weights,
     )  # fmt: skip
     work = ra.nanoseconds(queries * span * (call.depth + call.width + EXPONENTIALS), BACKWARD, real)
@@ -79,7 +79,7 @@ def attend_around_backward(
         total = np.zeros((x.shape[0] * x.shape[2], of_rows.length), np.float64 if is_long else real)
         units = x.shape[0] * (of_rows.length // row_lanes(dq))
         work = ra.nanoseconds(queries * span * of_rows.length, ADDING, real)
-        given = of_rows.address, of_rows.apart, of_rows.length, factors, None if is_long else total, total
+        given = of_rows.address, of_rows.stride, of_rows.length, factors, None if is_long else total, total
         adding = Sums(call.queries, call.keys, call.bounds, call.scratch, *given)
         split_rows(add_long_windows if is_long else add_windows, units, work, *pack(adding, real))
         sums.append(_cut(total.astype(real, copy=False), x.shape))
@@ -116,7 +116,7 @@ def _rows(x: Any, real: Any) -> Rows:
         whole[..., : x.shape[3]] = x
         x = whole
     rows = ra.rows_along(x, 3, real)
-    return Rows(rows.array, rows.address, rows.apart // real.itemsize, length)
+    return Rows(rows.array, rows.address, rows.stride // real.itemsize, length)
 
 
 def _call(q: Any, k: Any, rows: Any, centers: Any, window: int, sigma: float, modifiers: Any) -> Windows:

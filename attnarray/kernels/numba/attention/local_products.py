@@ -1,6 +1,6 @@
 """The outer product of the weights of a window with one row, added to the rows of the window.
 
-Rows of N numbers lie `apart` elements from each other; N is a multiple of the lanes of a register (`row_lanes`).
+Rows of N numbers lie `stride` elements from each other; N is a multiple of the lanes of a register (`row_lanes`).
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ AT_ONCE = 8  # vectors of the row that stay in registers
 
 
 @intrinsic
-def add_outer_product(_context: Any, count: Any, n: Any, weights: Any, row: Any, rows: Any, apart: Any) -> Any:
+def add_outer_product(_context: Any, count: Any, n: Any, weights: Any, row: Any, rows: Any, stride: Any) -> Any:
     """rows[j] += weights[j] row for j < count; `rows` may be in float64 where the others are in float32."""
     signature, element = types.void(types.intp, types.intp, weights, row, rows, types.intp), row.dtype
 
     rows_type = rows.dtype
 
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
-        count, n, weights, row, rows, apart = arguments
+        count, n, weights, row, rows, stride = arguments
         vector = ir.VectorType(context.get_value_type(element), TILES[element.bitwidth][0] // 2)
         wide = ir.VectorType(context.get_value_type(rows_type), vector.count)
 
         def columns(vectors: int) -> Callable[[ir.Value, list[ir.Value]], list[ir.Value]]:
-            """Some neighbouring vectors of all rows."""
+            """Some neighboring vectors of all rows."""
 
             def compute(block: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
                 at = builder.mul(block, INDEX(vectors * vector.count))
@@ -40,7 +40,7 @@ def add_outer_product(_context: Any, count: Any, n: Any, weights: Any, row: Any,
 
                 def add(j: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
                     weight = Lanes(builder, splat(builder, builder.load(builder.gep(weights, [j])), vector))
-                    start = builder.gep(rows, [builder.mul(j, apart)])
+                    start = builder.gep(rows, [builder.mul(j, stride)])
                     for number, offset in zip(numbers, offsets, strict=True):
                         target = builder.gep(start, [offset])
                         old = Lanes(builder, load(builder, target, wide))

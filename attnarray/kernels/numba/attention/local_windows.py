@@ -1,6 +1,6 @@
 """The windows of local attention in compiled code: scores, dropout and Gaussian of one query after the other.
 
-A window is `count` neighbouring keys from `begin` on, all of them visible: nothing in it is hidden.
+A window is `count` neighboring keys from `begin` on, all of them visible: nothing in it is hidden.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from attnarray.kernels.numba.rows.softmax import find_largest
 from attnarray.kernels.numba.rows.sums import move
 from attnarray.kernels.numba.runtime.call import Doubles, Integers, Number, Numbers, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
-from attnarray.kernels.numba.vector.formula import Row, Scalar, Sum
 from attnarray.kernels.numba.vector.lanes import Lanes, exp
 from attnarray.kernels.numba.vector.memory import ahead, keep, pointer
 from attnarray.kernels.numba.vector.philox import MULTIPLIERS, ROUNDS, WEYL
 from attnarray.kernels.numba.vector.row_products import add_weighted_rows, dot_rows, row_lanes
-from attnarray.kernels.numba.vector.rows import row_pass
+from attnarray.kernels.numba.vector.rows import Row, Scalar, Sum, row_pass
 
 WORD = 0xFFFFFFFF
 TOGETHER = 64  # queries of a batch, whose gradients of keys and values are summed by themselves in float32
@@ -243,6 +242,7 @@ def add_long_windows(first: int, past: int, integers: Any, numbers: Any) -> None
     keep(scratch)
 
 
-score_window, drop_window = jit(score_window, fastmath=EXACT, inner=True), jit(drop_window, inner=True)
-weigh_windows, differentiate_windows = jit(weigh_windows, fastmath=EXACT), jit(differentiate_windows, fastmath=EXACT)
-add_windows, add_long_windows = jit(add_windows, fastmath=EXACT), jit(add_long_windows, fastmath=EXACT)
+score_window = jit(score_window, fastmath=EXACT, inner=True)
+drop_window = jit(drop_window, inner=True)
+weigh_windows, differentiate_windows = jit(weigh_windows, differentiate_windows, fastmath=EXACT)
+add_windows, add_long_windows = jit(add_windows, add_long_windows, fastmath=EXACT)

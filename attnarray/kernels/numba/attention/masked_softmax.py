@@ -18,10 +18,9 @@ from attnarray.kernels.numba.rows.softmax import find_largest
 from attnarray.kernels.numba.runtime.call import Bytes, Integers, Number, Numbers, nothing, pack, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
-from attnarray.kernels.numba.vector.formula import Row, Scalar, Sum
 from attnarray.kernels.numba.vector.lanes import Lanes, exp, multiply_add, where
 from attnarray.kernels.numba.vector.memory import ahead, is_null, keep, pointer
-from attnarray.kernels.numba.vector.rows import row_pass
+from attnarray.kernels.numba.vector.rows import Row, Scalar, Sum, row_pass
 
 
 def weights_from_dots(scores: Any, modifiers: Any) -> tuple[Any, Any]:
@@ -172,7 +171,7 @@ def softmax(first: int, past: int, integers: Any, numbers: Any) -> None:
     """Weights and lse of the rows [first, past)."""
     c = unpack(Softmax, integers, numbers)
     slopes = np.empty(c.keys if c.softcap != 0 else 0, numbers.dtype)
-    real, zero = numbers.dtype.type, c.scale * 0
+    real, zero = numbers.dtype.type, c.scale - c.scale
     for n in range(first, past):
         h, start, stop = score(n, c, pointer(slopes))
         whole, row = ahead(c.rows, n * c.keys), ahead(c.rows, n * c.keys + start)
@@ -194,7 +193,7 @@ def softmax_backward(first: int, past: int, integers: Any, numbers: Any) -> None
     """Weights, and gradients of scores and dot products, of the rows [first, past)."""
     c = unpack(Softmax, integers, numbers)
     slopes = np.empty(c.keys if c.softcap != 0 else 0, numbers.dtype)
-    zero = c.scale * 0
+    zero = c.scale - c.scale
     for n in range(first, past):
         _, start, stop = score(n, c, pointer(slopes))
         whole, dwhole, count = ahead(c.rows, n * c.keys), ahead(c.drows, n * c.keys), stop - start
@@ -212,5 +211,6 @@ def softmax_backward(first: int, past: int, integers: Any, numbers: Any) -> None
     keep(slopes)
 
 
-score, clear_hidden = jit(score, fastmath=EXACT, inner=True), jit(clear_hidden, inner=True)
-softmax, softmax_backward = jit(softmax, fastmath=EXACT), jit(softmax_backward, fastmath=EXACT)
+score = jit(score, fastmath=EXACT, inner=True)
+clear_hidden = jit(clear_hidden, inner=True)
+softmax, softmax_backward = jit(softmax, softmax_backward, fastmath=EXACT)

@@ -10,9 +10,8 @@ from typing import Any
 
 from attnarray.kernels.numba.attention import call as ac
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
-from attnarray.kernels.numba.vector.formula import Row, Scalar
 from attnarray.kernels.numba.vector.lanes import Lanes, item_bytes, lanes
-from attnarray.kernels.numba.vector.panel import panel_pass
+from attnarray.kernels.numba.vector.panel import Row, Scalar, panel_pass
 from attnarray.kernels.numba.vector.transpose import load_transposed, store_transposed, whole_squares
 
 
@@ -84,7 +83,4 @@ def unpack_panel(slot: int, p: int, span: Any, queries: Any, packed: Any, call: 
 
 
 find_rows = jit(find_rows, inner=True)
-pack_panel, unpack_panel = (
-    jit(pack_panel, fastmath=EXACT, inner=True),
-    jit(unpack_panel, fastmath=EXACT, inner=True),
-)
+pack_panel, unpack_panel = jit(pack_panel, unpack_panel, fastmath=EXACT, inner=True)

@@ -8,9 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from attnarray.kernels.numba.runtime.jit import jit
-from attnarray.kernels.numba.vector.formula import Row, Scalar
 from attnarray.kernels.numba.vector.lanes import Lanes, tanh
-from attnarray.kernels.numba.vector.rows import row_pass
+from attnarray.kernels.numba.vector.rows import Row, Scalar, row_pass
 from attnarray.kernels.numba.vector.transpose import with_bias, with_mask
 
 

@@ -17,11 +17,10 @@ from attnarray.kernels.numba.attention import call as ac
 from attnarray.kernels.numba.attention.panels import find_rows, pack_panel
 from attnarray.kernels.numba.attention.row_scores import visible
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
-from attnarray.kernels.numba.vector.formula import Index, Lane, Row, Scalar
 from attnarray.kernels.numba.vector.lanes import Lanes, item_bytes, lanes, tanh, tile_rows, where
-from attnarray.kernels.numba.vector.memory import ahead, as_bytes, pointer, row_of
-from attnarray.kernels.numba.vector.packing import apart_in_place, pack_row, row_length, whole_lanes
-from attnarray.kernels.numba.vector.panel import panel_pass
+from attnarray.kernels.numba.vector.memory import ahead, as_bytes, pointer, pointer_at, row_of
+from attnarray.kernels.numba.vector.packing import pack_row, row_length, stride_in_place, whole_lanes
+from attnarray.kernels.numba.vector.panel import Index, Lane, Row, Scalar, panel_pass
 from attnarray.kernels.numba.vector.philox import Draw, draw_factors
 from attnarray.kernels.numba.vector.product import packed_product
 from attnarray.kernels.numba.vector.row_products import AT_ONCE, dot_rows
@@ -89,17 +88,17 @@ def visible_keys(call: Any, b: int, i: int) -> Any:
     return visible(i + ac.offset(call, b), call[ac.LEFT], call[ac.RIGHT], ac.length(call, b), ac.rows(call, ac.K))
 
 
-def panel_work(call_array: Any, number_array: Any, work: Any) -> None:
-    """For each panel the number of scores that must be computed, taken at its first and last row."""
-    call, width = pointer(call_array), lanes(number_array)
-    kv_heads, count, rows = ac.heads(call, ac.K), ac.rows(call, ac.Q), ac.group_rows(call)
+def panel_work(call_integers: Any, call_numbers: Any, count: int, work: int) -> None:
+    """For each of `count` panels the number of scores that must be computed, taken at its first and last row."""
+    call, width = pointer(call_integers), lanes(call_numbers)
+    kv_heads, queries, rows = ac.heads(call, ac.K), ac.rows(call, ac.Q), ac.group_rows(call)
     panels = (rows + width - 1) // width
-    for n in range(work.size):
+    for n in range(count):
         first, b = n % panels * width, n // panels // kv_heads
         last = min(first + width, rows) - 1
-        begin, end = visible_keys(call, b, first % count)
-        other_begin, other_end = visible_keys(call, b, last % count)
-        work[n] = (max(end, other_end) - min(begin, other_begin) + 2) * width
+        begin, end = visible_keys(call, b, first % queries)
+        other_begin, other_end = visible_keys(call, b, last % queries)
+        pointer_at(n, work)[n] = (max(end, other_end) - min(begin, other_begin) + 2) * width
 
 
 def prepare_queries(span: Any, queries: Any, call: Any, numbers: Any) -> None:
@@ -173,11 +172,11 @@ def dot_as_decoded(
     width, count, base = lanes(scores), ac.rows(call, ac.Q), span.first + p * lanes(scores)
     step, length = whole_lanes(ac.columns(call, ac.K), scores), row_length(ac.columns(call, ac.K), scores)
     factor, source = query_factor(numbers), ac.matrix(numbers, call, ac.K, span.b, span.g)
-    packed, apart = ahead(memory, step), apart_in_place(source, numbers)
-    dots, key_step = ahead(packed, AT_ONCE * step), apart if apart >= 0 else step
+    packed, stride = ahead(memory, step), stride_in_place(source, numbers)
+    dots, key_step = ahead(packed, AT_ONCE * step), stride if stride >= 0 else step
     for j in range(first, past, AT_ONCE):
-        some, keys = min(past - j, AT_ONCE), row_of(source, start + j) if apart >= 0 else packed
-        for m in range(some if apart < 0 else 0):
+        some, keys = min(past - j, AT_ONCE), row_of(source, start + j) if stride >= 0 else packed
+        for m in range(some if stride < 0 else 0):
             pack_row(source, start + j + m, 1, ahead(packed, m * step))
         for w in range(min(width, span.past - base)):
             query = ac.matrix(numbers, call, ac.Q, span.b, span.h + (base + w) // count)
@@ -253,13 +252,9 @@ def dropout_factors(
     return factors
 
 
-span_of, seen_keys = jit(span_of, inner=True), jit(seen_keys, inner=True)
-query_factor = jit(query_factor, fastmath=EXACT, inner=True)
-decode_scratch, dot_as_decoded = jit(decode_scratch, inner=True), jit(dot_as_decoded, fastmath=EXACT, inner=True)
-visible_keys, panel_work = jit(visible_keys, inner=True), jit(panel_work)
-prepare_queries = jit(prepare_queries, fastmath=EXACT, inner=True)
-add_bias, apply_mask = jit(add_bias, fastmath=EXACT, inner=True), jit(apply_mask, inner=True)
-dropout_factors, score_panel = (
-    jit(dropout_factors, fastmath=EXACT, inner=True),
-    jit(score_panel, fastmath=EXACT, inner=True),
-)
+span_of, seen_keys, decode_scratch, visible_keys = jit(span_of, seen_keys, decode_scratch, visible_keys, inner=True)
+apply_mask = jit(apply_mask, inner=True)
+query_factor, dot_as_decoded = jit(query_factor, dot_as_decoded, fastmath=EXACT, inner=True)
+prepare_queries, add_bias, dropout_factors = jit(prepare_queries, add_bias, dropout_factors, fastmath=EXACT, inner=True)
+score_panel = jit(score_panel, fastmath=EXACT, inner=True)
+panel_work = jit(panel_work)

@@ -20,6 +20,7 @@ from attnarray.kernels.numba.attention.decode import BLOCK, decode, merge
 from attnarray.kernels.numba.attention.forward import forward
 from attnarray.kernels.numba.attention.scores import panel_work
 from attnarray.kernels.numba.runtime import arrays as ra
+from attnarray.kernels.numba.runtime.call import address
 from attnarray.kernels.numba.runtime.threads import run_parts, threads_for
 from attnarray.kernels.numba.vector.lanes import TILES
 
@@ -99,9 +100,9 @@ def warmup(dtype: str) -> None:
     integers[[ac.Q * ac.SLOT + 2, ac.K * ac.SLOT + 2]] = 1  # one head
     forward(0, 0, integers, numbers)
     backward(0, 0, integers, numbers)
-    panel_work(integers, numbers, np.zeros(0, np.int64))
-    decode(0, 1, 0, integers, numbers, np.zeros((0, 1, 2), dtype))
-    merge(integers, numbers, np.zeros((0, 1, 2), dtype))
+    panel_work(integers, numbers, 0, 0)
+    decode(0, 1, 0, integers, numbers, 0)
+    merge(integers, numbers, 0)
     run_parts(int, [(0,), (0,)])  # readies the threads, too
 
 
@@ -213,8 +214,10 @@ def _run_forward(plan: _Plan, integers: Any) -> None:
         partials = np.empty(plan.partials, numbers.dtype)
         units = plan.partials[0]
         threads = threads_for(plan.time, units)
-        run_parts(decode, [(n, threads, units, integers, numbers, partials) for n in range(threads)])  # in turn
-        merge(integers, numbers, partials)
+        run_parts(
+            decode, [(n, threads, units, integers, numbers, address(partials)) for n in range(threads)]
+        )  # in turn
+        merge(integers, numbers, address(partials))
     elif (threads := threads_for(plan.time, plan.panels)) == 1:
         forward(0, plan.panels, integers, numbers)
     else:
@@ -233,7 +236,7 @@ def _spans(plan: _Plan, integers: Any, threads: int) -> list[tuple[int, int]]:
 def _equal_spans(plan: _Plan, integers: Any) -> list[tuple[int, int]]:
     panels, sizes = plan.panels, plan.call.sizes
     work = np.empty(panels, np.int64)
-    panel_work(integers, plan.call.numbers, work)
+    panel_work(integers, plan.call.numbers, panels, address(work))
     done = np.cumsum(work)
     share = float(done[-1]) / (sizes.batch * sizes.heads * sizes.queries * sizes.keys)
     threads = threads_for(min(share, 1.0) * plan.time, panels)

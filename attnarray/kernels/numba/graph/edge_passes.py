@@ -1,6 +1,6 @@
 """The passes along edges that `graph` calls: an edge from source j to target i meets the rows of both.
 
-A node has a row of `heads` x `width` numbers, and so may an edge, rows of edges lying `apart` (0: one row for all).
+A node has a row of `heads` x `width` numbers, and so may an edge; with a `stride` of 0 all edges have one row.
 """
 
 from __future__ import annotations
@@ -12,17 +12,16 @@ import numpy as np
 from attnarray.kernels.numba.rows.sums import move, move_marked, past_mark
 from attnarray.kernels.numba.runtime.call import Bytes, Doubles, Integers, Number, Numbers, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
-from attnarray.kernels.numba.vector.formula import Row, Scalar, Sum
 from attnarray.kernels.numba.vector.lanes import Lanes, where
 from attnarray.kernels.numba.vector.memory import ahead, keep, pointer
-from attnarray.kernels.numba.vector.rows import row_pass
+from attnarray.kernels.numba.vector.rows import Row, Scalar, Sum, row_pass
 
 WIDE = 32  # features of a head that are summed as vectors
 CHUNK = 64  # edges whose terms are summed by themselves
 
 
-class Scores(NamedTuple):
-    """A call of `score_edges`."""
+class Edges(NamedTuple):
+    """A call on edges; marks and sums in float64 are those of `rows/sums.py`."""
 
     batch: int
     targets: int
@@ -32,79 +31,30 @@ class Scores(NamedTuple):
     width: int
     source: Integers  # (E,)
     target: Integers  # (E,)
-    q: Numbers
-    k: Numbers
-    w: Numbers
-    f: Numbers
-    apart: int  # numbers between the rows of two edges in `f`
-    slope: Number
-    scores: Numbers
-
-
-class ScoresBackward(NamedTuple):
-    """A call of `score_edges_backward`; marks and what lies beside sums are those of `rows/sums.py`."""
-
-    batch: int
-    targets: int
-    sources: int
-    edges: int
-    heads: int
-    width: int
-    source: Integers
-    target: Integers
-    q: Numbers
-    k: Numbers
-    w: Numbers
-    f: Numbers
-    apart: int
-    slope: Number
-    dscores: Numbers
-    dq: Numbers
-    dk: Numbers
-    dw: Doubles
-    df: Numbers
-    source_marks: Bytes
-    beside_dk: Doubles
-    target_marks: Bytes
-    beside_dq: Doubles
-
-
-class Aggregate(NamedTuple):
-    """A call of `aggregate_edges`."""
-
-    batch: int
-    targets: int
-    sources: int
-    edges: int
-    heads: int
-    width: int
-    source: Integers
-    target: Integers
-    weights: Numbers
-    v: Numbers
-    out: Numbers
-    marks: Bytes
-    beside: Doubles
-
-
-class AggregateBackward(NamedTuple):
-    """A call of `aggregate_edges_backward`."""
-
-    batch: int
-    targets: int
-    sources: int
-    edges: int
-    heads: int
-    width: int
-    source: Integers
-    target: Integers
-    dout: Numbers
-    weights: Numbers
-    v: Numbers
-    dweights: Numbers
-    dv: Numbers
-    marks: Bytes
-    beside: Doubles
+    q: Numbers = None
+    k: Numbers = None
+    w: Numbers = None
+    f: Numbers = None
+    stride: int = 0  # numbers between the rows of two edges in `f`
+    slope: Number = 0.0
+    scores: Numbers = None
+    dscores: Numbers = None
+    dq: Numbers = None
+    dk: Numbers = None
+    dw: Doubles = None
+    df: Numbers = None
+    source_marks: Bytes = None
+    dk_doubles: Doubles = None
+    target_marks: Bytes = None
+    dq_doubles: Doubles = None
+    weights: Numbers = None
+    v: Numbers = None
+    out: Numbers = None
+    dout: Numbers = None
+    dweights: Numbers = None
+    dv: Numbers = None
+    marks: Bytes = None
+    doubles: Doubles = None
 
 
 @row_pass(vectors=1)
@@ -161,13 +111,13 @@ def sum_heads(heads: int, width: int, row: Any, out: Any) -> None:
 
 def score_edges(first: int, past: int, integers: Any, numbers: Any) -> None:
     """The edges [first, past) of each batch."""
-    c = unpack(Scores, integers, numbers)
+    c = unpack(Edges, integers, numbers)
     row = c.heads * c.width
     products = np.empty(row, numbers.dtype)
     for b in range(c.batch):
         for e in range(first, past):
             i, j = b * c.targets + c.target[e], b * c.sources + c.source[e]
-            of_edge, query, key = ahead(c.f, (b * c.edges + e) * c.apart), ahead(c.q, i * row), ahead(c.k, j * row)
+            of_edge, query, key = ahead(c.f, (b * c.edges + e) * c.stride), ahead(c.q, i * row), ahead(c.k, j * row)
             score(row, query, key, of_edge, c.w, pointer(products), c.slope)
             sum_heads(c.heads, c.width, pointer(products), ahead(c.scores, (b * c.edges + e) * c.heads))
     keep(products)
@@ -175,7 +125,7 @@ def score_edges(first: int, past: int, integers: Any, numbers: Any) -> None:
 
 def score_edges_backward(first: int, past: int, integers: Any, numbers: Any) -> None:
     """The heads [first, past), over all edges."""
-    c = unpack(ScoresBackward, integers, numbers)
+    c = unpack(Edges, integers, numbers)
     row, at, count = c.heads * c.width, first * c.width, (past - first) * c.width
     dscores, unused = np.empty(count, numbers.dtype), np.empty(count, numbers.dtype)
     part = np.zeros(count, numbers.dtype)
@@ -187,15 +137,15 @@ def score_edges_backward(first: int, past: int, integers: Any, numbers: Any) -> 
                 i, j = b * c.targets + c.target[e], b * c.sources + c.source[e]
                 n = b * c.edges + e
                 spread(past - first, c.width, ahead(c.dscores, n * c.heads + first), pointer(dscores))
-                df = ahead(c.df, n * c.apart + at) if c.apart else pointer(unused)
+                df = ahead(c.df, n * c.stride + at) if c.stride else pointer(unused)
                 differentiate(
-                    count, ahead(c.q, i * row + at), ahead(c.k, j * row + at), ahead(c.f, n * c.apart + at),
+                    count, ahead(c.q, i * row + at), ahead(c.k, j * row + at), ahead(c.f, n * c.stride + at),
                     ahead(c.w, at), pointer(dscores), ahead(c.dq, i * row + at), ahead(c.dk, j * row + at), df,
                     pointer(part), c.slope,
                 )  # fmt: skip
             i, j = b * c.targets + c.target[end - 1], b * c.sources + c.source[end - 1]
-            move_marked(end - 1, count, c.dq, i * row + at, c.target_marks, c.beside_dq)
-            move_marked(end - 1, count, c.dk, j * row + at, c.source_marks, c.beside_dk)
+            move_marked(end - 1, count, c.dq, i * row + at, c.target_marks, c.dq_doubles)
+            move_marked(end - 1, count, c.dk, j * row + at, c.source_marks, c.dk_doubles)
             move(count, pointer(part), ahead(c.dw, at))
             begin = end
     keep(dscores)
@@ -205,7 +155,7 @@ def score_edges_backward(first: int, past: int, integers: Any, numbers: Any) -> 
 
 def aggregate_edges(first: int, past: int, integers: Any, numbers: Any) -> None:
     """The heads [first, past), over all edges."""
-    c = unpack(Aggregate, integers, numbers)
+    c = unpack(Edges, integers, numbers)
     row, at, count = c.heads * c.width, first * c.width, (past - first) * c.width
     weights = np.empty(count, numbers.dtype)
     for b in range(c.batch):
@@ -217,14 +167,14 @@ def aggregate_edges(first: int, past: int, integers: Any, numbers: Any) -> None:
                 spread(past - first, c.width, ahead(c.weights, (b * c.edges + e) * c.heads + first), pointer(weights))
                 add_weighted(count, ahead(c.v, j * row + at), pointer(weights), ahead(c.out, i * row + at))
             of_target = (b * c.targets + c.target[end - 1]) * row + at
-            move_marked(end - 1, count, c.out, of_target, c.marks, c.beside)
+            move_marked(end - 1, count, c.out, of_target, c.marks, c.doubles)
             begin = end
     keep(weights)
 
 
 def aggregate_edges_backward(first: int, past: int, integers: Any, numbers: Any) -> None:
     """The heads [first, past), over all edges."""
-    c = unpack(AggregateBackward, integers, numbers)
+    c = unpack(Edges, integers, numbers)
     row, at, count = c.heads * c.width, first * c.width, (past - first) * c.width
     products = np.empty(count, numbers.dtype)
     for b in range(c.batch):
@@ -240,12 +190,11 @@ def aggregate_edges_backward(first: int, past: int, integers: Any, numbers: Any)
                 spread(past - first, c.width, ahead(c.weights, n), pointer(products))
                 add_weighted(count, of_target, pointer(products), ahead(c.dv, j * row + at))
             of_source = (b * c.sources + c.source[end - 1]) * row + at
-            move_marked(end - 1, count, c.dv, of_source, c.marks, c.beside)
+            move_marked(end - 1, count, c.dv, of_source, c.marks, c.doubles)
             begin = end
     keep(products)
 
 
-spread, sum_heads = jit(spread, fastmath=EXACT, inner=True), jit(sum_heads, fastmath=EXACT, inner=True)
-score_edges, score_edges_backward = jit(score_edges, fastmath=EXACT), jit(score_edges_backward, fastmath=EXACT)
-aggregate_edges = jit(aggregate_edges, fastmath=EXACT)
-aggregate_edges_backward = jit(aggregate_edges_backward, fastmath=EXACT)
+spread, sum_heads = jit(spread, sum_heads, fastmath=EXACT, inner=True)
+score_edges, score_edges_backward = jit(score_edges, score_edges_backward, fastmath=EXACT)
+aggregate_edges, aggregate_edges_backward = jit(aggregate_edges, aggregate_edges_backward, fastmath=EXACT)

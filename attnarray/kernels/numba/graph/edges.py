@@ -14,17 +14,14 @@ import numpy as np
 
 from attnarray.kernels import Declined
 from attnarray.kernels.numba.graph.edge_passes import (
-    Aggregate,
-    AggregateBackward,
-    Scores,
-    ScoresBackward,
+    Edges,
     aggregate_edges,
     aggregate_edges_backward,
     score_edges,
     score_edges_backward,
 )
 from attnarray.kernels.numba.rows import sums as row_sums
-from attnarray.kernels.numba.rows.sums import addresses, together
+from attnarray.kernels.numba.rows.sums import addresses, combined
 from attnarray.kernels.numba.runtime import arrays as ra
 from attnarray.kernels.numba.runtime.call import nothing, pack
 from attnarray.kernels.numba.runtime.threads import split_rows
@@ -38,10 +35,11 @@ def gatv2_scores(q: Any, k: Any, f: Any, w: Any, sources: Any, targets: Any, slo
     edges, nodes = _edges(sources, targets), _nodes(real, q, k, w)
     _check(edges[0], k.shape[1])
     _check(edges[1], q.shape[1])
-    features, apart = _features(f, q, real)
+    features, stride = _features(f, q, real)
     scores = np.empty((q.shape[0], len(sources), q.shape[2]), real)
     work = ra.nanoseconds(scores.size * q.shape[3], FORWARD, real)
-    call = Scores._make((*_sizes(q, k, sources), *edges, *nodes, features, apart, slope, scores))
+    given: Any = dict(zip(("q", "k", "w"), nodes, strict=True), f=features, stride=stride, slope=slope)
+    call = Edges(*_sizes(q, k, sources), *edges, **given, scores=scores)
     split_rows(score_edges, len(sources), work, *pack(call, real))
     return scores
 
@@ -52,18 +50,20 @@ def gatv2_scores_backward(
     """See the reference."""
     real = ra.computed_in(q)
     edges, nodes = _edges(sources, targets), _nodes(real, q, k, w)
-    features, apart = _features(f, q, real)
+    features, stride = _features(f, q, real)
     (dscores,) = _nodes(real, dscores)
     dq, dk, dw = np.zeros(q.shape, real), np.zeros(k.shape, real), np.zeros(w.shape)  # dw is summed over all edges
     df = np.empty(features.shape, real)
-    longs = _beside(dk, edges[0]), _beside(dq, edges[1])
+    longs = _long_sums(dk, edges[0]), _long_sums(dq, edges[1])
     work = ra.nanoseconds(dscores.size * q.shape[3], BACKWARD, real)
-    call = ScoresBackward._make((
-        *_sizes(q, k, sources), *edges, *nodes, features, apart, slope, dscores, dq, dk, dw, df, *addresses(longs[0]),
-        *addresses(longs[1]),
-    ))  # fmt: skip
+    given: Any = dict(zip(("q", "k", "w"), nodes, strict=True), f=features, stride=stride, slope=slope)
+    (source_marks, dk_doubles), (target_marks, dq_doubles) = map(addresses, longs)
+    call = Edges(
+        *_sizes(q, k, sources), *edges, **given, dscores=dscores, dq=dq, dk=dk, dw=dw, df=df, source_marks=source_marks,
+        dk_doubles=dk_doubles, target_marks=target_marks, dq_doubles=dq_doubles,
+    )  # fmt: skip
     split_rows(score_edges_backward, q.shape[2], work, *pack(call, real))
-    dk, dq = together(dk, longs[0]), together(dq, longs[1])
+    dk, dq = combined(dk, longs[0]), combined(dq, longs[1])
     return dq, dk, None if f is None else df, dw.astype(real, copy=False)
 
 
@@ -73,11 +73,13 @@ def aggregate(weights: Any, v: Any, sources: Any, targets: Any, count: int) -> A
     edges, nodes = _edges(sources, targets), _nodes(real, weights, v)
     _check(edges[0], v.shape[1])
     out = np.zeros((v.shape[0], count, *v.shape[2:]), real)
-    long = _beside(out, edges[1])
+    long = _long_sums(out, edges[1])
     work = ra.nanoseconds(weights.size * v.shape[3], SUM, real)
-    call = Aggregate._make((*_sizes(out, v, sources), *edges, *nodes, out, *addresses(long)))
+    marks, doubles = addresses(long)
+    sizes = _sizes(out, v, sources)
+    call = Edges(*sizes, *edges, weights=nodes[0], v=nodes[1], out=out, marks=marks, doubles=doubles)
     split_rows(aggregate_edges, v.shape[2], work, *pack(call, real))
-    return together(out, long)
+    return combined(out, long)
 
 
 def aggregate_backward(dout: Any, weights: Any, v: Any, sources: Any, targets: Any) -> tuple[Any, Any]:
@@ -87,39 +89,41 @@ def aggregate_backward(dout: Any, weights: Any, v: Any, sources: Any, targets: A
     _check(edges[1], dout.shape[1])
     nodes = _nodes(real, dout, weights, v)
     dweights, dv = np.empty(weights.shape, real), np.zeros(v.shape, real)
-    long = _beside(dv, edges[0])
+    long = _long_sums(dv, edges[0])
     work = ra.nanoseconds(weights.size * v.shape[3], 2 * SUM, real)
-    call = AggregateBackward._make((*_sizes(dout, v, sources), *edges, *nodes, dweights, dv, *addresses(long)))
+    marks, doubles = addresses(long)
+    given: Any = dict(zip(("dout", "weights", "v"), nodes, strict=True), dweights=dweights, dv=dv)
+    call = Edges(*_sizes(dout, v, sources), *edges, **given, marks=marks, doubles=doubles)
     split_rows(aggregate_edges_backward, v.shape[2], work, *pack(call, real))
-    return dweights, together(dv, long)
+    return dweights, combined(dv, long)
 
 
 def warmup(dtype: str) -> None:
     """Compile all kernels for one dtype."""
-    kernels = score_edges, score_edges_backward, aggregate_edges, aggregate_edges_backward
-    for kernel, call in zip(kernels, (Scores, ScoresBackward, Aggregate, AggregateBackward), strict=True):
-        kernel(0, 0, *pack(nothing(call), dtype))
+    for kernel in (score_edges, score_edges_backward, aggregate_edges, aggregate_edges_backward):
+        kernel(0, 0, *pack(nothing(Edges), dtype))
     row_sums.warmup()
 
 
-def _sizes(q: Any, k: Any, sources: Any) -> Any:
+def _sizes(q: Any, k: Any, sources: Any) -> tuple[int, int, int, int, int, int]:
     """Batches, targets, sources, edges, heads and features."""
-    return (*q.shape[:2], k.shape[1], len(sources), *q.shape[2:])
+    batch, targets, heads, width = q.shape
+    return batch, targets, k.shape[1], len(sources), heads, width
 
 
-def _edges(sources: Any, targets: Any) -> list[Any]:
-    return [ra.flat(given, np.dtype(np.int64)) for given in (sources, targets)]
+def _edges(sources: Any, targets: Any) -> tuple[Any, Any]:
+    return ra.flat(sources, np.dtype(np.int64)), ra.flat(targets, np.dtype(np.int64))
 
 
-def _check(places: Any, count: int) -> None:
+def _check(nodes: Any, count: int) -> None:
     """Nodes to which nothing is added; those of the others are checked in rows/sums.py."""
-    if places.size and not 0 <= places.min() <= places.max() < count:  # they may have changed since they were checked
+    if nodes.size and not 0 <= nodes.min() <= nodes.max() < count:  # they may have changed since they were checked
         raise Declined(f"a node is not from 0 to {count - 1}")
 
 
-def _beside(sums: Any, places: Any) -> Any:
+def _long_sums(sums: Any, indices: Any) -> Any:
     """What long sums over edges need beside `sums` (B, nodes, ...): marks are the same for all batches."""
-    return row_sums.beside(places, sums.shape[1], sums, "a node")
+    return row_sums.long_sums(indices, sums.shape[1], sums, "a node")
 
 
 def _nodes(real: Any, *arrays: Any) -> list[Any]:

@@ -12,15 +12,14 @@ from typing import Any, NamedTuple
 
 from attnarray.kernels.numba.runtime.call import Doubles, Integers, Numbers, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
-from attnarray.kernels.numba.vector.formula import Row, Scalar
 from attnarray.kernels.numba.vector.lanes import Lanes, exp, in_type, maximum, where
 from attnarray.kernels.numba.vector.memory import ahead, pointer_at
-from attnarray.kernels.numba.vector.rows import EIGHT, eight_pass, row_pass
+from attnarray.kernels.numba.vector.rows import EIGHT, Row, Scalar, eight_pass, row_pass
 
 CHUNK = 1024  # numbers whose exponentials are taken together, while they are in the nearest cache
 
 
-class Softmax(NamedTuple):
+class Segments(NamedTuple):
     """A call on parts and entries; `size` are the numbers of a part."""
 
     batch: int
@@ -29,29 +28,14 @@ class Softmax(NamedTuple):
     columns: int
     size: int
     segments: Integers  # (E,)
-    x: Numbers
     outside: Integers  # whether a part has found a segment that does not exist
-    largest: Numbers  # of each part
     sums: Doubles  # of each part
-    merged: Numbers  # factors of each batch
-    out: Numbers
-
-
-class SoftmaxBackward(NamedTuple):
-    """As `Softmax`; `merged` are sums."""
-
-    batch: int
-    parts: int
-    entries: int
-    columns: int
-    size: int
-    segments: Integers
-    dout: Numbers
-    y: Numbers
-    outside: Integers
-    sums: Doubles
-    merged: Numbers
-    dx: Numbers
+    out: Numbers  # the result: y, or the gradient of x
+    x: Numbers = None
+    largest: Numbers = None  # of each part
+    dout: Numbers = None
+    y: Numbers = None
+    merged: Numbers = None  # factors or sums of each batch
 
 
 @row_pass(vectors=2)
@@ -102,7 +86,7 @@ def multiply(out: Row, x: Row, y: Row) -> dict[str, Lanes]:
 
 def find_largest(first: int, past: int, integers: Any, numbers: Any) -> None:
     """Of the entries of each segment, in the parts [first, past)."""
-    c = unpack(Softmax, integers, numbers)
+    c = unpack(Segments, integers, numbers)
     for unit in range(first, past):
         start, stop = part_of(unit, c)
         segment = ahead(c.segments, start)
@@ -129,7 +113,7 @@ def leaves(count: int, segment: Any, segments: int) -> int:
 
 def merge_largest(first: int, past: int, integers: Any, numbers: Any) -> None:
     """The numbers [first, past) of each part, into the first; segments without an entry get 0 to be subtracted."""
-    c = unpack(Softmax, integers, numbers)
+    c = unpack(Segments, integers, numbers)
     for b in range(c.batch):
         total = ahead(c.largest, b * c.parts * c.size + first)
         for part in range(1, c.parts):
@@ -154,7 +138,7 @@ def merge_sums(
 
 def exponentiate(first: int, past: int, integers: Any, numbers: Any) -> None:
     """e^(x - largest) of the entries, and their sums in the parts [first, past)."""
-    c = unpack(Softmax, integers, numbers)
+    c = unpack(Segments, integers, numbers)
     step = max(CHUNK // max(c.columns, 1), 1)
     for unit in range(first, past):
         start, stop = part_of(unit, c)
@@ -171,7 +155,7 @@ def exponentiate(first: int, past: int, integers: Any, numbers: Any) -> None:
 
 def scale(first: int, past: int, integers: Any, numbers: Any) -> None:
     """The entries [first, past) of each batch."""
-    c = unpack(Softmax, integers, numbers)
+    c = unpack(Segments, integers, numbers)
     for b in range(c.batch):
         row = ahead(c.out, (b * c.entries + first) * c.columns)
         factor = ahead(c.merged, b * c.size)
@@ -179,8 +163,8 @@ def scale(first: int, past: int, integers: Any, numbers: Any) -> None:
 
 
 def add_products(first: int, past: int, integers: Any, numbers: Any) -> None:
-    """The sums of y dy in the parts [first, past). Scratch: dx."""
-    c = unpack(SoftmaxBackward, integers, numbers)
+    """The sums of y dy in the parts [first, past). Scratch: the result."""
+    c = unpack(Segments, integers, numbers)
     step = max(CHUNK // max(c.columns, 1), 1)
     for unit in range(first, past):
         start, stop = part_of(unit, c)
@@ -190,20 +174,20 @@ def add_products(first: int, past: int, integers: Any, numbers: Any) -> None:
         c.outside[unit] = outer
         for e in range(start, start if outer else stop, step):
             count, at = min(step, stop - e), (unit // c.parts * c.entries + e) * c.columns
-            products = ahead(c.dx, at)
+            products = ahead(c.out, at)
             multiply(count * c.columns, products, ahead(c.dout, at), ahead(c.y, at))
             add_to_segments(count, c.columns, products, ahead(c.segments, e), totals)
 
 
 def differentiate(first: int, past: int, integers: Any, numbers: Any) -> None:
     """The entries [first, past) of each batch."""
-    c = unpack(SoftmaxBackward, integers, numbers)
+    c = unpack(Segments, integers, numbers)
     step = max(CHUNK // max(c.columns, 1), 1)
     for b in range(c.batch):
         total = ahead(c.merged, b * c.size)
         for e in range(first, past, step):
             count, at = min(step, past - e), (b * c.entries + e) * c.columns
-            segment, result = ahead(c.segments, e), ahead(c.dx, at)
+            segment, result = ahead(c.segments, e), ahead(c.out, at)
             subtract_of_segments(count, c.columns, ahead(c.dout, at), segment, total, result)
             multiply(count * c.columns, result, result, ahead(c.y, at))
 
@@ -282,11 +266,8 @@ def multiply_by_segments(count: int, columns: int, x: Any, segment: Any, factors
 
 
 part_of = jit(part_of, inner=True)
-leaves, raise_segments = jit(leaves, fastmath=EXACT, inner=True), jit(raise_segments, fastmath=EXACT, inner=True)
-multiply_by_segments = jit(multiply_by_segments, fastmath=EXACT, inner=True)
-subtract_of_segments = jit(subtract_of_segments, fastmath=EXACT, inner=True)
+leaves, raise_segments = jit(leaves, raise_segments, fastmath=EXACT, inner=True)
+multiply_by_segments, subtract_of_segments = jit(multiply_by_segments, subtract_of_segments, fastmath=EXACT, inner=True)
 add_to_segments = jit(add_to_segments, fastmath=EXACT, inner=True)
-find_largest, merge_largest = jit(find_largest, fastmath=EXACT), jit(merge_largest, fastmath=EXACT)
-exponentiate, merge_sums = jit(exponentiate, fastmath=EXACT), jit(merge_sums, fastmath=EXACT)
-add_products, differentiate = jit(add_products, fastmath=EXACT), jit(differentiate, fastmath=EXACT)
-scale = jit(scale, fastmath=EXACT)
+find_largest, merge_largest, exponentiate = jit(find_largest, merge_largest, exponentiate, fastmath=EXACT)
+merge_sums, add_products, differentiate, scale = jit(merge_sums, add_products, differentiate, scale, fastmath=EXACT)

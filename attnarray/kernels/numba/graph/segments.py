@@ -15,8 +15,7 @@ import numpy as np
 
 from attnarray.kernels import Declined
 from attnarray.kernels.numba.graph.segment_passes import (
-    Softmax,
-    SoftmaxBackward,
+    Segments,
     add_products,
     differentiate,
     exponentiate,
@@ -27,7 +26,7 @@ from attnarray.kernels.numba.graph.segment_passes import (
 )
 from attnarray.kernels.numba.rows.embedding import embedding_backward
 from attnarray.kernels.numba.runtime import arrays as ra
-from attnarray.kernels.numba.runtime.call import nothing, pack
+from attnarray.kernels.numba.runtime.call import address, nothing, pack
 from attnarray.kernels.numba.runtime.threads import split_rows
 
 LIGHT, HEAVY, MERGE = 1.0, 2.0, 0.4  # nanoseconds for each number of a pass
@@ -42,12 +41,12 @@ def segment_softmax_forward(x: Any, segments: Any, count: int, mask: Any) -> Any
         return np.empty(x.shape, x.dtype)
     numbers = ra.aligned(x, real) if mask is None else np.where(mask, ra.aligned(x, real), real.type(-math.inf))
     numbers = np.ascontiguousarray(numbers)
-    sizes, places = _sizes(x, count), ra.flat(segments, np.dtype(np.int64))
+    sizes, indices = _sizes(x, count), ra.flat(segments, np.dtype(np.int64))
     out, largest, sums = np.empty(x.shape, real), _of_parts(sizes, real), _of_parts(sizes, np.float64)
     batch, parts, entries, _, size = sizes
     light, heavy = (ra.nanoseconds(x.size, each, real) for each in (LIGHT, HEAVY))
     outside = np.zeros(batch * parts, np.int64)
-    call = Softmax._make((*sizes, places, numbers, outside, largest, sums, None, out))
+    call = Segments(*sizes, indices, outside, sums, out, x=numbers, largest=largest)
     given = pack(call, real)
     split_rows(find_largest, batch * parts, light, *given)
     _check(outside, count)
@@ -63,12 +62,12 @@ def segment_softmax_backward(dout: Any, out: Any, segments: Any, count: int) -> 
     real = ra.computed_in(out)
     if not out.size:
         return np.empty(out.shape, out.dtype)
-    sizes, places = _sizes(out, count), ra.flat(segments, np.dtype(np.int64))
+    sizes, indices = _sizes(out, count), ra.flat(segments, np.dtype(np.int64))
     batch, parts, entries, *_ = sizes
     dx, sums = np.empty(out.shape, real), _of_parts(sizes, np.float64)
     arrays = [np.ascontiguousarray(ra.aligned(x, real)) for x in (dout, out)]
     light, outside = ra.nanoseconds(out.size, LIGHT, real), np.zeros(batch * parts, np.int64)
-    call = SoftmaxBackward._make((*sizes, places, *arrays, outside, sums, None, dx))
+    call = Segments(*sizes, indices, outside, sums, dx, dout=arrays[0], y=arrays[1])
     split_rows(add_products, batch * parts, light, *pack(call, real))
     _check(outside, count)
     totals = _merged(sums, sizes, real, False)
@@ -87,14 +86,12 @@ def sum_segments(x: Any, segments: Any, count: int) -> Any:
 
 def warmup(dtype: str) -> None:
     """Compile all kernels for one dtype."""
-    for kernel in (find_largest, merge_largest, exponentiate, scale):
-        kernel(0, 0, *pack(nothing(Softmax), dtype))
-    for kernel in (add_products, differentiate):
-        kernel(0, 0, *pack(nothing(SoftmaxBackward), dtype))
+    for kernel in (find_largest, merge_largest, exponentiate, scale, add_products, differentiate):
+        kernel(0, 0, *pack(nothing(Segments), dtype))
     merge_sums(0, 0, 0, 0, 0, 0, 0, False, np.dtype(dtype).type(0))
 
 
-def _sizes(x: Any, count: int) -> Any:
+def _sizes(x: Any, count: int) -> tuple[int, int, int, int, int]:
     """Batches, parts, entries, columns, and numbers per part: one for each segment and column."""
     *batch, entries, columns = x.shape
     parts = 1
@@ -110,7 +107,7 @@ def _check(outside: Any, count: int) -> None:
 
 
 def _of_parts(sizes: tuple[int, ...], dtype: Any) -> Any:
-    """Room for the numbers of all parts."""
+    """Memory for the numbers of all parts."""
     batch, parts, _, _, size = sizes
     return np.empty((batch * parts, size), dtype)
 
@@ -120,5 +117,5 @@ def _merged(sums: Any, sizes: tuple[int, ...], real: Any, inverse: bool) -> Any:
     batch, parts, _, _, size = sizes
     out = np.empty((batch, size), real)
     work = ra.nanoseconds(sums.size, MERGE, sums.dtype)
-    split_rows(merge_sums, size, work, batch, parts, size, sums.ctypes.data, out.ctypes.data, inverse, real.type(0))
+    split_rows(merge_sums, size, work, batch, parts, size, address(sums), address(out), inverse, real.type(0))
     return out

@@ -26,11 +26,10 @@ from attnarray.kernels.numba.recurrent.step import (
 from attnarray.kernels.numba.rows.activations import tangent
 from attnarray.kernels.numba.runtime.call import unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
-from attnarray.kernels.numba.vector.formula import Each, Lane, Row
 from attnarray.kernels.numba.vector.lanes import Lanes, in_type, lanes, multiply_add, tile_rows, where
 from attnarray.kernels.numba.vector.memory import ahead, scratch
 from attnarray.kernels.numba.vector.packing import whole_lanes, whole_tiles
-from attnarray.kernels.numba.vector.panel import panel_pass
+from attnarray.kernels.numba.vector.panel import Each, Lane, Row, panel_pass
 from attnarray.kernels.numba.vector.product import lane_product
 from attnarray.kernels.numba.vector.transpose import transpose
 
@@ -224,9 +223,7 @@ def step_backward(panel: Any, j: int, s: int, p: Any, m: Any) -> None:
             dkey[e] += dsums[e * width + w]
 
 
-held_at, find_dscores = jit(held_at, inner=True, inline=True), jit(find_dscores, inner=True, inline=True)
-recompute = jit(recompute, fastmath=EXACT, inner=True, inline=True)
-step_backward = jit(step_backward, fastmath=EXACT, inner=True, inline=True)
-segment_backward = jit(segment_backward, fastmath=EXACT, inner=True, inline=True)
-backward_panel = jit(backward_panel, fastmath=EXACT, inner=True, inline=True)
+held_at, find_dscores = jit(held_at, find_dscores, inner=True, inline=True)
+recompute, step_backward = jit(recompute, step_backward, fastmath=EXACT, inner=True, inline=True)
+segment_backward, backward_panel = jit(segment_backward, backward_panel, fastmath=EXACT, inner=True, inline=True)
 backward_panels = jit(backward_panels, fastmath=EXACT)

@@ -21,11 +21,10 @@ from attnarray.kernels.numba.recurrent.step import (
 from attnarray.kernels.numba.rows.activations import tangent
 from attnarray.kernels.numba.runtime.call import unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
-from attnarray.kernels.numba.vector.formula import Each, Lane, Row
 from attnarray.kernels.numba.vector.lanes import Lanes, lanes, multiply_add
 from attnarray.kernels.numba.vector.memory import ahead, scratch
 from attnarray.kernels.numba.vector.packing import whole_tiles
-from attnarray.kernels.numba.vector.panel import panel_pass
+from attnarray.kernels.numba.vector.panel import Each, Lane, Row, panel_pass
 
 KEYS = 64  # whose scores are transposed at a time
 

@@ -15,10 +15,9 @@ from attnarray.kernels.numba.runtime import arrays as ra
 from attnarray.kernels.numba.runtime.call import Numbers, nothing, pack, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
-from attnarray.kernels.numba.vector.formula import Row
 from attnarray.kernels.numba.vector.lanes import Lanes, multiply_add
 from attnarray.kernels.numba.vector.memory import ahead
-from attnarray.kernels.numba.vector.rows import row_pass
+from attnarray.kernels.numba.vector.rows import Row, row_pass
 
 FORWARD, BACKWARD = 5.0, 3.0  # nanoseconds for each cell
 
@@ -29,7 +28,8 @@ def lstm_cell(products: Any, inputs: Any, c: Any) -> tuple[Any, Any, Any]:
     given: Any = [_dense(x, real) for x in (products, inputs, c)]
     gates, h, cells = np.empty(products.shape, real), np.empty(c.shape, real), np.empty(c.shape, real)
     size, count = c.shape[-1], gates.size // max(4 * c.shape[-1], 1)
-    call = Forward._make((size, *given, gates, h, cells))
+    products, inputs, before = given
+    call = Step(size, before, cells, gates, products=products, inputs=inputs, h=h)
     split_rows(step, count, ra.nanoseconds(c.size, FORWARD, real), *pack(call, real))
     return gates, h, cells
 
@@ -40,40 +40,32 @@ def lstm_cell_backward(dh: Any, dc: Any, gates: Any, c_before: Any, c: Any) -> t
     given: Any = [_dense(x, real) for x in (dh, dc, gates, c_before, c)]
     dsums, dbefore = np.empty(gates.shape, real), np.empty(c.shape, real)
     size, count = c.shape[-1], gates.size // max(4 * c.shape[-1], 1)
-    call = Backward._make((size, *given, dsums, dbefore))
+    dh, dc, gates, before, cells = given
+    call = Step(size, before, cells, gates, dh=dh, dc=dc, dsums=dsums, dbefore=dbefore)
     split_rows(step_backward, count, ra.nanoseconds(c.size, BACKWARD, real), *pack(call, real))
     return dsums, dbefore
 
 
 def warmup(dtype: str) -> None:
     """Compile both kernels for one dtype."""
-    step(0, 0, *pack(nothing(Forward), dtype))
-    step_backward(0, 0, *pack(nothing(Backward), dtype))
+    step(0, 0, *pack(nothing(Step), dtype))
+    step_backward(0, 0, *pack(nothing(Step), dtype))
 
 
-class Forward(NamedTuple):
-    """A call of `step`; all gates of a row lie side by side."""
-
-    size: int
-    products: Numbers
-    inputs: Numbers
-    before: Numbers
-    gates: Numbers
-    h: Numbers
-    c: Numbers
-
-
-class Backward(NamedTuple):
-    """A call of `step_backward`."""
+class Step(NamedTuple):
+    """A call; all gates of a row lie side by side."""
 
     size: int
-    dh: Numbers
-    dc: Numbers
-    gates: Numbers
     before: Numbers
     c: Numbers
-    dsums: Numbers
-    dbefore: Numbers
+    gates: Numbers
+    products: Numbers = None
+    inputs: Numbers = None
+    h: Numbers = None
+    dh: Numbers = None
+    dc: Numbers = None
+    dsums: Numbers = None
+    dbefore: Numbers = None
 
 
 def _dense(x: Any, real: Any) -> Any:
@@ -109,7 +101,7 @@ def cell_backward(dh: Row, dc: Row, gates: Gates, before: Row, c: Row, dsums: Ga
 
 def step(first: int, past: int, integers: Any, numbers: Any) -> None:
     """The rows [first, past)."""
-    s = unpack(Forward, integers, numbers)
+    s = unpack(Step, integers, numbers)
     for n in range(first, past):
         at = n * s.size
         gates = ahead(s.gates, 4 * at)
@@ -119,7 +111,7 @@ def step(first: int, past: int, integers: Any, numbers: Any) -> None:
 
 def step_backward(first: int, past: int, integers: Any, numbers: Any) -> None:
     """The rows [first, past)."""
-    s = unpack(Backward, integers, numbers)
+    s = unpack(Step, integers, numbers)
     for n in range(first, past):
         at = n * s.size
         gates, dsums = gates_at(ahead(s.gates, 4 * at), s.size), gates_at(ahead(s.dsums, 4 * at), s.size)
@@ -129,4 +121,4 @@ def step_backward(first: int, past: int, integers: Any, numbers: Any) -> None:
         )  # fmt: skip
 
 
-step, step_backward = jit(step, fastmath=EXACT), jit(step_backward, fastmath=EXACT)
+step, step_backward = jit(step, step_backward, fastmath=EXACT)

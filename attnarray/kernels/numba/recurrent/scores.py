@@ -148,7 +148,7 @@ def _held(given: Given) -> int:
 
 
 def _no_sums(first: int, past: int, given: Given) -> Sums:
-    """Room for what the panels [first, past) add to."""
+    """Memory for what the panels [first, past) add to."""
     width, tile = TILES[given.real.itemsize * 8]
     gates, reads = (-(-n // tile) * tile for n in (4 * given.size, given.features))
     columns = -(-given.size // width) * width

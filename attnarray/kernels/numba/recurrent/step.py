@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 from attnarray.kernels.numba.rows.activations import logistic, tangent
 from attnarray.kernels.numba.runtime.call import Bytes, Doubles, Integers, Numbers
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
-from attnarray.kernels.numba.vector.formula import Each, Lane, Row, Total
 from attnarray.kernels.numba.vector.lanes import Lanes, lanes, multiply_add, tile_rows, where
 from attnarray.kernels.numba.vector.memory import ahead, is_null
-from attnarray.kernels.numba.vector.panel import panel_pass
+from attnarray.kernels.numba.vector.panel import Each, Lane, Row, Total, panel_pass
 from attnarray.kernels.numba.vector.product import packed_product
 
 
@@ -116,27 +115,27 @@ def panel_of(n: int, p: Any) -> Any:
     return Panel(first, count, batch if together else -1, p.bounds[2 * n], p.bounds[2 * n + 1])
 
 
-def into_lanes(x: Any, apart: int, count: int, columns: int, packed: Any) -> None:
-    """`count` rows of numbers, `apart` elements from each other, as lanes of (columns, W); the other lanes are 0."""
+def into_lanes(x: Any, stride: int, count: int, columns: int, packed: Any) -> None:
+    """`count` rows of numbers, `stride` elements from each other, as lanes of (columns, W); the other lanes are 0."""
     width = lanes(packed)
     for w in range(width):
         for n in range(columns):
-            packed[n * width + w] = x[w * apart + n] if w < count else 0
+            packed[n * width + w] = x[w * stride + n] if w < count else 0
 
 
-def into_bytes_lanes(x: Any, apart: int, count: int, columns: int, packed: Any) -> None:
+def into_bytes_lanes(x: Any, stride: int, count: int, columns: int, packed: Any) -> None:
     """The same for bytes, as 0 and 1."""
     width = lanes(packed)
     for w in range(width):
         for n in range(columns):
-            packed[n * width + w] = 1 if w < count and x[w * apart + n] != 0 else 0
+            packed[n * width + w] = 1 if w < count and x[w * stride + n] != 0 else 0
 
 
-def from_lanes(packed: Any, count: int, columns: int, x: Any, apart: int) -> None:
+def from_lanes(packed: Any, count: int, columns: int, x: Any, stride: int) -> None:
     width = lanes(packed)
     for w in range(count):
         for n in range(columns):
-            x[w * apart + n] = packed[n * width + w]
+            x[w * stride + n] = packed[n * width + w]
 
 
 def find_steps(panel: Any, low: int, past: int, p: Any, there: Any) -> None:
@@ -181,13 +180,7 @@ def take_step(
     advance(0, p.size, 0, gates_at(gates, part), h_before, c_before, h, c, there)
 
 
-gates_at = jit(gates_at, inner=True)
-panel_of = jit(panel_of, inner=True)
-into_lanes, into_bytes_lanes, from_lanes = (
-    jit(into_lanes, inner=True),
-    jit(into_bytes_lanes, inner=True),
-    jit(from_lanes, inner=True),
-)
-find_steps, multiply = jit(find_steps, inner=True), jit(multiply, fastmath=EXACT, inner=True)
+gates_at, panel_of, into_lanes, into_bytes_lanes = jit(gates_at, panel_of, into_lanes, into_bytes_lanes, inner=True)
+from_lanes, find_steps = jit(from_lanes, find_steps, inner=True)
+multiply, take_step = jit(multiply, take_step, fastmath=EXACT, inner=True)
 add_key = jit(add_key, fastmath=EXACT, inner=True, inline=True)
-take_step = jit(take_step, fastmath=EXACT, inner=True)

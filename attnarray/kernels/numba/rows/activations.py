@@ -12,13 +12,13 @@ import numpy as np
 from numpy.polynomial import Chebyshev, Polynomial
 
 from attnarray.kernels.numba.runtime import arrays as ra
+from attnarray.kernels.numba.runtime.call import address
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
-from attnarray.kernels.numba.vector.formula import Row
 from attnarray.kernels.numba.vector.lanes import LOG2_E, TAYLOR, Lanes, absolute, exp, multiply_add, polynomial, where
 from attnarray.kernels.numba.vector.memory import ahead, pointer_at
 from attnarray.kernels.numba.vector.normal_distribution import normal_distribution
-from attnarray.kernels.numba.vector.rows import row_pass
+from attnarray.kernels.numba.vector.rows import Row, row_pass
 
 CUBIC = 0.044715  # the coefficient of x^3 in the approximation with tanh
 STEEPNESS = math.sqrt(2.0 / math.pi)
@@ -102,7 +102,7 @@ def _forward(kernel: Any, each: float, x: Any) -> Any:
     real = ra.computed_in(x)
     given, out = ra.flat(x, real), np.empty(x.shape, real)
     work = ra.nanoseconds(x.size, each, real)
-    split_rows(kernel, x.size, work, given.ctypes.data, out.ctypes.data, real.type(0))
+    split_rows(kernel, x.size, work, address(given), address(out), real.type(0))
     return out.astype(x.dtype, copy=False)
 
 
@@ -110,7 +110,7 @@ def _backward(kernel: Any, each: float, dout: Any, x: Any) -> Any:
     real = ra.computed_in(x)
     dgiven, given, dx = ra.flat(dout, real), ra.flat(x, real), np.empty(x.shape, real)
     work = ra.nanoseconds(x.size, each, real)
-    split_rows(kernel, x.size, work, dgiven.ctypes.data, given.ctypes.data, dx.ctypes.data, real.type(0))
+    split_rows(kernel, x.size, work, address(dgiven), address(given), address(dx), real.type(0))
     return dx.astype(x.dtype, copy=False)
 
 
@@ -276,9 +276,7 @@ def sigmoid_gradient(first: int, past: int, dout: int, y: int, dx: int, like: An
     sigmoid_gradient_pass(past - first, drow, row, ahead(pointer_at(like, dx), first))
 
 
-gelu, gelu_gradient = jit(gelu, fastmath=EXACT), jit(gelu_gradient, fastmath=EXACT)
-gelu_by_tanh, gelu_by_tanh_gradient = jit(gelu_by_tanh, fastmath=EXACT), jit(gelu_by_tanh_gradient, fastmath=EXACT)
-silu, silu_gradient = jit(silu, fastmath=EXACT), jit(silu_gradient, fastmath=EXACT)
-relu, relu_gradient = jit(relu, fastmath=EXACT), jit(relu_gradient, fastmath=EXACT)
-tanh, tanh_gradient = jit(tanh, fastmath=EXACT), jit(tanh_gradient, fastmath=EXACT)
-sigmoid, sigmoid_gradient = jit(sigmoid, fastmath=EXACT), jit(sigmoid_gradient, fastmath=EXACT)
+gelu, gelu_gradient, gelu_by_tanh = jit(gelu, gelu_gradient, gelu_by_tanh, fastmath=EXACT)
+gelu_by_tanh_gradient, silu, silu_gradient, relu = jit(gelu_by_tanh_gradient, silu, silu_gradient, relu, fastmath=EXACT)
+relu_gradient, tanh, tanh_gradient, sigmoid = jit(relu_gradient, tanh, tanh_gradient, sigmoid, fastmath=EXACT)
+sigmoid_gradient = jit(sigmoid_gradient, fastmath=EXACT)

@@ -15,14 +15,14 @@ from numba import types
 from numba.extending import intrinsic
 
 from attnarray.kernels.numba.runtime import arrays as ra
+from attnarray.kernels.numba.runtime.call import address
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
 from attnarray.kernels.numba.vector.emit import INDEX, loop, splat, store
-from attnarray.kernels.numba.vector.formula import Row, Scalar
 from attnarray.kernels.numba.vector.lanes import TILES, Lanes, where
 from attnarray.kernels.numba.vector.memory import ahead, as_bytes, keep, pointer, pointer_at
 from attnarray.kernels.numba.vector.philox import MULTIPLIERS, ROUNDS, WEYL
-from attnarray.kernels.numba.vector.rows import row_pass
+from attnarray.kernels.numba.vector.rows import Row, Scalar, row_pass
 
 WORD = 0xFFFFFFFF
 FLAT_STREAM = WORD  # the last word of the counter, as in random.py
@@ -38,10 +38,10 @@ def drop(x: Any, p: float, seed: Any, mask: Any) -> Any:
     real = ra.computed_in(x)
     given, out = ra.flat(x, real), np.empty(x.shape, real)
     factor = real.type(1.0 / (1.0 - p) if p < 1 else 0.0)
-    places = given.ctypes.data, out.ctypes.data
+    places = address(given), address(out)
     if mask is not None:
         kept = np.ascontiguousarray(np.broadcast_to(mask, x.shape))
-        split_rows(keep_given, x.size, ra.nanoseconds(x.size, GIVEN, real), *places, kept.ctypes.data, factor)
+        split_rows(keep_given, x.size, ra.nanoseconds(x.size, GIVEN, real), *places, address(kept), factor)
     elif (limit := round(p * 2**32)) > WORD:
         out.fill(0.0)
     else:
@@ -145,4 +145,4 @@ def keep_given(first: int, past: int, x: int, out: int, mask: int, factor: Any) 
     scale_given(past - first, row, as_bytes(pointer_at(factor, mask + first)), result, factor)
 
 
-keep_drawn, keep_given = jit(keep_drawn, fastmath=EXACT), jit(keep_given, fastmath=EXACT)
+keep_drawn, keep_given = jit(keep_drawn, keep_given, fastmath=EXACT)

@@ -11,15 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attnarray.kernels.numba.rows import sums as row_sums
-from attnarray.kernels.numba.rows.sums import addresses, beside, move_marked, past_mark, together
+from attnarray.kernels.numba.rows.sums import addresses, combined, long_sums, move_marked, past_mark
 from attnarray.kernels.numba.runtime import arrays as ra
 from attnarray.kernels.numba.runtime.call import Bytes, Doubles, Integers, Numbers, nothing, pack, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
-from attnarray.kernels.numba.vector.formula import Row
 from attnarray.kernels.numba.vector.lanes import Lanes
 from attnarray.kernels.numba.vector.memory import ahead
-from attnarray.kernels.numba.vector.rows import row_pass
+from attnarray.kernels.numba.vector.rows import Row, row_pass
 
 COLUMNS = 16  # that go to one thread together: a cache line in float32
 EACH = 0.3  # nanoseconds for each number
@@ -28,14 +27,14 @@ EACH = 0.3  # nanoseconds for each number
 def embedding_backward(dout: Any, indices: Any, size: int) -> Any:
     """See the reference."""
     real = ra.computed_in(dout)
-    rows, places = ra.rows_along(dout, dout.ndim - 1, real), ra.flat(indices, np.dtype(np.int64))
+    rows, indices = ra.rows_along(dout, dout.ndim - 1, real), ra.flat(indices, np.dtype(np.int64))
     width = dout.shape[-1]
     sums = np.zeros((size, width), real)
-    long = beside(places, size, sums, "an index")
-    call = Embedding(width, places.size, places, rows.address, rows.step, sums, *addresses(long))
+    long = long_sums(indices, size, sums, "an index")
+    call = Embedding(width, indices.size, indices, rows.address, rows.step, sums, *addresses(long))
     work = ra.nanoseconds(dout.size, EACH, real)
     split_rows(add_rows, -(-width // COLUMNS), work, *pack(call, real))
-    return together(sums, long).astype(dout.dtype, copy=False)
+    return combined(sums, long).astype(dout.dtype, copy=False)
 
 
 def warmup(dtype: str) -> None:
@@ -54,7 +53,7 @@ class Embedding(NamedTuple):
     step: int
     sums: Numbers
     marks: Bytes
-    beside: Doubles
+    doubles: Doubles
 
 
 @row_pass(vectors=2)
@@ -73,7 +72,7 @@ def add_rows(first: int, past: int, integers: Any, numbers: Any) -> None:
         for n in range(begin, end):
             at = c.indices[n] * c.width + start
             add(columns, ahead(c.rows, n * c.step + start), ahead(c.sums, at))
-        move_marked(end - 1, columns, c.sums, at, c.marks, c.beside)
+        move_marked(end - 1, columns, c.sums, at, c.marks, c.doubles)
         begin = end
 
 

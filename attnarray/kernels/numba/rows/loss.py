@@ -15,10 +15,9 @@ from attnarray.kernels.numba.runtime import arrays as ra
 from attnarray.kernels.numba.runtime.call import Integers, Number, Numbers, nothing, pack, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
-from attnarray.kernels.numba.vector.formula import Row, Scalar, Sum
 from attnarray.kernels.numba.vector.lanes import Lanes, exp, multiply_add
 from attnarray.kernels.numba.vector.memory import ahead
-from attnarray.kernels.numba.vector.rows import row_pass
+from attnarray.kernels.numba.vector.rows import Row, Scalar, Sum, row_pass
 
 IGNORED = -1
 FORWARD, BACKWARD = 0.4, 0.5  # nanoseconds for each logit
@@ -27,10 +26,10 @@ FORWARD, BACKWARD = 0.4, 0.5  # nanoseconds for each logit
 def cross_entropy_forward(x: Any, classes: Any, ignore_index: int, label_smoothing: float) -> tuple[Any, Any, Any]:
     """See the reference."""
     real, number = ra.computed_in(x), x.shape[0]
-    rows, places = ra.rows_along(x, 1, real), _places(classes, ignore_index)
+    rows, indices = ra.rows_along(x, 1, real), _class_indices(classes, ignore_index)
     losses, largest, total = np.empty(number, real), np.empty((number, 1), real), np.empty((number, 1), real)
-    call = Forward(x.shape[1], rows.address, rows.step, places, losses, largest, total, label_smoothing)
-    split_rows(lose, number, ra.nanoseconds(x.size, FORWARD, real), *pack(call, real))
+    call = Loss(x.shape[1], rows.address, rows.step, indices, largest, total, label_smoothing, losses)
+    split_rows(cross_entropy, number, ra.nanoseconds(x.size, FORWARD, real), *pack(call, real))
     return losses, largest, total
 
 
@@ -39,48 +38,37 @@ def cross_entropy_backward(
 ) -> Any:
     """See the reference."""
     real, number = ra.computed_in(x), x.shape[0]
-    rows, places, dx = ra.rows_along(x, 1, real), _places(classes, ignore_index), ra.results_along(x, 1, real)
-    per_row = [np.require(numbers, real, ["C", "A"]) for numbers in (g, largest, total)]
-    call = Backward._make((x.shape[1], rows.address, rows.step, dx.address, dx.step, places, *per_row, label_smoothing))
+    rows, indices, dx = ra.rows_along(x, 1, real), _class_indices(classes, ignore_index), ra.results_along(x, 1, real)
+    g, largest, total = (np.require(numbers, real, ["C", "A"]) for numbers in (g, largest, total))
+    given = x.shape[1], rows.address, rows.step, indices, largest, total, label_smoothing
+    call = Loss(*given, dx=dx.address, dx_step=dx.step, g=g)
     split_rows(differentiate, number, ra.nanoseconds(x.size, BACKWARD, real), *pack(call, real))
     return ra.in_shape_of(x, 1, dx)
 
 
 def warmup(dtype: str) -> None:
     """Compile both kernels for one dtype."""
-    lose(0, 0, *pack(nothing(Forward), dtype))
-    differentiate(0, 0, *pack(nothing(Backward), dtype))
+    cross_entropy(0, 0, *pack(nothing(Loss), dtype))
+    differentiate(0, 0, *pack(nothing(Loss), dtype))
 
 
-class Forward(NamedTuple):
-    """A call of `lose`."""
+class Loss(NamedTuple):
+    """A call on logits."""
 
     width: int
     x: Numbers
     x_step: int
     classes: Integers
-    losses: Numbers
     largest: Numbers
     total: Numbers
     smoothing: Number
+    losses: Numbers = None
+    dx: Numbers = None
+    dx_step: int = 0
+    g: Numbers = None
 
 
-class Backward(NamedTuple):
-    """A call of `differentiate`."""
-
-    width: int
-    x: Numbers
-    x_step: int
-    dx: Numbers
-    dx_step: int
-    classes: Integers
-    g: Numbers
-    largest: Numbers
-    total: Numbers
-    smoothing: Number
-
-
-def _places(classes: Any, ignore_index: int) -> Any:
+def _class_indices(classes: Any, ignore_index: int) -> Any:
     """The classes as integers of one type, and IGNORED for rows that do not count."""
     return np.where(classes == ignore_index, np.int64(IGNORED), classes)
 
@@ -101,9 +89,9 @@ def clear(dx: Row) -> dict[str, Lanes]:
     return {"dx": dx.constant(0.0)}
 
 
-def lose(first: int, past: int, integers: Any, numbers: Any) -> None:
+def cross_entropy(first: int, past: int, integers: Any, numbers: Any) -> None:
     """The losses of the rows [first, past)."""
-    c = unpack(Forward, integers, numbers)
+    c = unpack(Loss, integers, numbers)
     for n in range(first, past):
         t, row = c.classes[n], ahead(c.x, n * c.x_step)
         if t < 0:
@@ -121,7 +109,7 @@ def lose(first: int, past: int, integers: Any, numbers: Any) -> None:
 
 def differentiate(first: int, past: int, integers: Any, numbers: Any) -> None:
     """The gradients of the rows [first, past)."""
-    c = unpack(Backward, integers, numbers)
+    c = unpack(Loss, integers, numbers)
     others = c.smoothing / c.width
     for n in range(first, past):
         t, result = c.classes[n], ahead(c.dx, n * c.dx_step)
@@ -136,4 +124,4 @@ def differentiate(first: int, past: int, integers: Any, numbers: Any) -> None:
             subtract_target(1, ahead(row, t), ahead(result, t), shift, inverse, target, factor)
 
 
-lose, differentiate = jit(lose, fastmath=EXACT), jit(differentiate, fastmath=EXACT)
+cross_entropy, differentiate = jit(cross_entropy, differentiate, fastmath=EXACT)

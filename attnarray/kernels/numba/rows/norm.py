@@ -1,4 +1,4 @@
-"""Layer normalisation and root-mean-square normalisation, forward and backward: each row is read from memory once.
+"""Layer normalization and root-mean-square normalization, forward and backward: each row is read from memory once.
 
 Reference: ops/norm.py. The latter is the former with 0 for the mean, for the mean of the gradient, and for the bias.
 Parallel over the rows. Scratch: per thread the sums that become the gradients of weight and bias, those of `TOGETHER`
@@ -18,10 +18,9 @@ from attnarray.kernels.numba.runtime import arrays as ra
 from attnarray.kernels.numba.runtime.call import Doubles, Number, Numbers, nothing, pack, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import run_parts, split_rows, threads_for
-from attnarray.kernels.numba.vector.formula import Row, Scalar, Sum
 from attnarray.kernels.numba.vector.lanes import Lanes, multiply_add
 from attnarray.kernels.numba.vector.memory import ahead, is_null
-from attnarray.kernels.numba.vector.rows import row_pass
+from attnarray.kernels.numba.vector.rows import Row, Scalar, Sum, row_pass
 
 SHRINK = {4: 2.0**-80, 8: 2.0**-620}  # as in attnarray.magnitude
 FORWARD, BACKWARD = 0.25, 0.5  # nanoseconds for each number
@@ -54,45 +53,33 @@ def rms_norm_backward(dout: Any, x: Any, inverse_rms: Any, weight: Any) -> tuple
 
 def warmup(dtype: str) -> None:
     """Compile both kernels for one dtype."""
-    normalize(0, 0, *pack(nothing(Forward), dtype))
-    differentiate(0, 0, *pack(nothing(Backward), dtype))
+    normalize(0, 0, *pack(nothing(Norm), dtype))
+    differentiate(0, 0, *pack(nothing(Norm), dtype))
 
 
-class Forward(NamedTuple):
-    """A call of `normalize`; without `means` they are 0."""
+class Norm(NamedTuple):
+    """A call; without `means` they are 0. To `sums` (2, width) the gradients of weight and bias are added."""
 
     width: int
     x: Numbers
     x_step: int
-    out: Numbers
-    out_step: int
     weight: Numbers
-    bias: Numbers
     means: Numbers
     factors: Numbers
     size: Number  # `width`, at least 1
-    eps: Number
-    small: Number  # a power of two
-
-
-class Backward(NamedTuple):
-    """A call of `differentiate`; to `sums` (2, width) the gradients of weight and bias are added."""
-
-    width: int
-    dout: Numbers
-    dout_step: int
-    x: Numbers
-    x_step: int
-    dx: Numbers
-    dx_step: int
-    weight: Numbers
-    means: Numbers
-    factors: Numbers
-    has_weight: int
-    has_bias: int
-    size: Number
-    parts: Numbers  # of some rows, as `sums`
-    sums: Doubles
+    out: Numbers = None
+    out_step: int = 0
+    bias: Numbers = None
+    eps: Number = 0.0
+    small: Number = 0.0  # a power of two
+    dout: Numbers = None
+    dout_step: int = 0
+    dx: Numbers = None
+    dx_step: int = 0
+    has_weight: int = 0
+    has_bias: int = 0
+    parts: Numbers = None  # of some rows, as `sums`
+    sums: Doubles = None
 
 
 def _forward(x: Any, weight: Any, bias: Any, mean: Any, eps: float) -> tuple[Any, Any]:
@@ -102,10 +89,8 @@ def _forward(x: Any, weight: Any, bias: Any, mean: Any, eps: float) -> tuple[Any
     weights = np.ones(count, real) if weight is None else ra.flat(weight, real)
     biases = np.zeros(count, real) if bias is None else ra.flat(bias, real)
     factor = np.empty((*x.shape[:-1], 1), real)
-    call = Forward(
-        count, rows.address, rows.step, out.address, out.step, weights, biases, mean, factor,
-        max(count, 1), eps, SHRINK[real.itemsize],
-    )  # fmt: skip
+    given = count, rows.address, rows.step, weights, mean, factor, max(count, 1)
+    call = Norm(*given, out.address, out.step, biases, eps, SHRINK[real.itemsize])
     split_rows(normalize, len(rows.array), ra.nanoseconds(x.size, FORWARD, real), *pack(call, real))
     return ra.in_shape_of(x, x.ndim - 1, out), factor
 
@@ -118,9 +103,9 @@ def _backward(dout: Any, x: Any, mean: Any, factor: Any, weight: Any, has_bias: 
     means, factors = None if mean is None else ra.flat(mean, real), ra.flat(factor, real)
     threads = threads_for(ra.nanoseconds(x.size, BACKWARD, real), number)
     sums, parts = np.zeros((threads, 2, count)), np.zeros((threads, 2, count), real)
-    call = Backward(
-        count, drows.address, drows.step, rows.address, rows.step, dx.address, dx.step, weights, means, factors,
-        weight is not None, has_bias, max(count, 1), None, None,
+    call = Norm(
+        count, rows.address, rows.step, weights, means, factors, max(count, 1), dout=drows.address,
+        dout_step=drows.step, dx=dx.address, dx_step=dx.step, has_weight=weight is not None, has_bias=has_bias,
     )  # fmt: skip
     bounds = [number * n // threads for n in range(threads + 1)]
     calls = [pack(call._replace(parts=parts[n], sums=sums[n]), real) for n in range(threads)]
@@ -136,8 +121,8 @@ def add(x: Row, shrink: Scalar, total: Sum) -> dict[str, Lanes]:
 
 @row_pass(vectors=2)
 def add_squares(x: Row, shrink: Scalar, mean: Scalar, total: Sum) -> dict[str, Lanes]:
-    apart = multiply_add(x, shrink, mean * -1.0)
-    return {"total": multiply_add(apart, apart, total)}
+    stride = multiply_add(x, shrink, mean * -1.0)
+    return {"total": multiply_add(stride, stride, total)}
 
 
 @row_pass(vectors=2)
@@ -177,7 +162,7 @@ def add_to_bias(dout: Row, total: Row) -> dict[str, Lanes]:
 
 def normalize(first: int, past: int, integers: Any, numbers: Any) -> None:
     """Rows whose sums overflow are multiplied by the power of two `small`, and summed again."""
-    c = unpack(Forward, integers, numbers)
+    c = unpack(Norm, integers, numbers)
     size, centered = c.size, not is_null(c.means)
     for n in range(first, past):
         row, shrink = ahead(c.x, n * c.x_step), size / size
@@ -197,7 +182,7 @@ def normalize(first: int, past: int, integers: Any, numbers: Any) -> None:
 
 def differentiate(first: int, past: int, integers: Any, numbers: Any) -> None:
     """As `normalize`."""
-    c = unpack(Backward, integers, numbers)
+    c = unpack(Norm, integers, numbers)
     size, dbias, centered = c.size, ahead(c.parts, c.width), not is_null(c.means)
     for start in range(first, past, TOGETHER):
         for n in range(start, min(start + TOGETHER, past)):
@@ -217,4 +202,4 @@ def differentiate(first: int, past: int, integers: Any, numbers: Any) -> None:
 
 # An estimate of 1 / sqrt, which "afn" and "arcp" allow, makes NaN of an infinite variance.
 PRECISE = EXACT - {"afn", "arcp"}
-normalize, differentiate = jit(normalize, fastmath=PRECISE), jit(differentiate, fastmath=PRECISE)
+normalize, differentiate = jit(normalize, differentiate, fastmath=PRECISE)

@@ -18,10 +18,9 @@ from attnarray.kernels.numba.runtime import arrays as ra
 from attnarray.kernels.numba.runtime.call import Integers, Number, Numbers, nothing, pack, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
-from attnarray.kernels.numba.vector.formula import Row, Scalar
 from attnarray.kernels.numba.vector.lanes import Lanes, multiply_add
 from attnarray.kernels.numba.vector.memory import ahead, is_null
-from attnarray.kernels.numba.vector.rows import row_pass
+from attnarray.kernels.numba.vector.rows import Row, Scalar, row_pass
 from attnarray.numpy_arrays import PLAIN
 
 EACH = 0.15  # nanoseconds for each number
@@ -148,4 +147,4 @@ def rotate_pairs(start: int, stop: int, integers: Any, numbers: Any) -> None:
 
 
 next_row = jit(next_row, inner=True)
-rotate_halves, rotate_pairs = jit(rotate_halves, fastmath=EXACT), jit(rotate_pairs, fastmath=EXACT)
+rotate_halves, rotate_pairs = jit(rotate_halves, rotate_pairs, fastmath=EXACT)

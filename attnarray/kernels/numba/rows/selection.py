@@ -18,12 +18,12 @@ from numba.extending import intrinsic
 
 from attnarray.kernels import Declined
 from attnarray.kernels.numba.runtime import arrays as ra
+from attnarray.kernels.numba.runtime.call import address
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
-from attnarray.kernels.numba.vector.formula import Largest, Row, Scalar, Sum
 from attnarray.kernels.numba.vector.lanes import Lanes, maximum, where
 from attnarray.kernels.numba.vector.memory import ahead, pointer_at
-from attnarray.kernels.numba.vector.rows import row_pass
+from attnarray.kernels.numba.vector.rows import Largest, Row, Scalar, Sum, row_pass
 from attnarray.numpy_arrays import PLAIN
 
 EACH = 1.0  # nanoseconds for each number
@@ -38,7 +38,7 @@ def top_k_indices(x: Any, k: int) -> Any:
         raise Declined(f"{count} numbers in a row: at most {MOST}")
     rows, chosen = ra.rows_along(x, x.ndim - 1, real), np.empty((*x.shape[:-1], k), np.int64)
     work = ra.nanoseconds(x.size, EACH, real)
-    split_rows(choose, len(rows.array), work, count, rows.address, rows.apart, k, chosen.ctypes.data, real.type(0))
+    split_rows(choose, len(rows.array), work, count, rows.address, rows.stride, k, address(chosen), real.type(0))
     return chosen
 
 
@@ -48,7 +48,7 @@ def mask_of(indices: Any, keys: int) -> Any:
         raise Declined(f"{type(indices).__name__}: plain NumPy arrays only")
     mask = np.zeros((*indices.shape[:-1], keys), np.bool_)
     rows = np.ascontiguousarray(indices, np.int64).reshape(-1, indices.shape[-1])
-    mark(*rows.shape, keys, rows.ctypes.data, mask.ctypes.data)
+    mark(*rows.shape, keys, address(rows), address(mask))
     return mask
 
 
@@ -123,9 +123,9 @@ def kth_largest(row: Any, count: int, k: int, like: Any) -> Any:
             high = middle
 
 
-def choose(first: int, past: int, count: int, x: int, apart: int, k: int, chosen: int, like: Any) -> None:
+def choose(first: int, past: int, count: int, x: int, stride: int, k: int, chosen: int, like: Any) -> None:
     for n in range(first, past):
-        row, places = pointer_at(like, x + n * apart), ahead(pointer_at(count, chosen), n * k)
+        row, indices = pointer_at(like, x + n * stride), ahead(pointer_at(count, chosen), n * k)
         bound = kth_largest(row, count, k, like)
         ties, found = k - int(count_above(count, row, bound)), 0
         for start in range(0, count, PART):
@@ -135,10 +135,10 @@ def choose(first: int, past: int, count: int, x: int, apart: int, k: int, chosen
             for j in range(start, past_part):
                 if row[j] > bound or (row[j] == bound and ties > 0):
                     ties -= row[j] == bound
-                    places[found] = j
+                    indices[found] = j
                     found += 1
         for rest in range(found, k):  # of a row with NaN
-            places[rest] = -1
+            indices[rest] = -1
 
 
 def mark(rows: int, count: int, keys: int, indices: int, mask: int) -> None:
@@ -150,4 +150,5 @@ def mark(rows: int, count: int, keys: int, indices: int, mask: int) -> None:
                 marks[row[m]] = 1
 
 
-kth_largest, choose, mark = jit(kth_largest, fastmath=EXACT), jit(choose, fastmath=EXACT), jit(mark)
+kth_largest, choose = jit(kth_largest, choose, fastmath=EXACT)
+mark = jit(mark)

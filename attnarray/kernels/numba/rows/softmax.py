@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from attnarray.kernels.numba.runtime import arrays as ra
+from attnarray.kernels.numba.runtime.call import address
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
-from attnarray.kernels.numba.vector.formula import Largest, Row, Scalar, Sum
 from attnarray.kernels.numba.vector.lanes import Lanes, exp, maximum, multiply_add, where
 from attnarray.kernels.numba.vector.memory import as_bytes, pointer_at
-from attnarray.kernels.numba.vector.rows import row_pass
+from attnarray.kernels.numba.vector.rows import Largest, Row, Scalar, Sum, row_pass
 
 NONE = np.zeros(0, np.int64)
 
@@ -57,8 +57,8 @@ def normalized(kernel: Any, each: float, x: Any, mask: Any, axis: int) -> Any:
     has_mask = mask is not None and x.size > 0
     table, offsets = _mask_rows(mask, x.shape, axis) if has_mask else (NONE, NONE)
     split_rows(
-        kernel, len(rows.array), ra.nanoseconds(x.size, each, real), x.shape[axis], rows.address, rows.apart,
-        out.address, out.apart, table.ctypes.data if has_mask else 0, offsets.ctypes.data, real.type(-math.inf),
+        kernel, len(rows.array), ra.nanoseconds(x.size, each, real), x.shape[axis], rows.address, rows.stride,
+        out.address, out.stride, address(table) if has_mask else 0, address(offsets), real.type(-math.inf),
     )  # fmt: skip
     return ra.in_shape_of(x, axis, out)
 
@@ -67,8 +67,8 @@ def differentiated(kernel: Any, each: float, dout: Any, y: Any, axis: int) -> An
     real = ra.computed_in(y)
     drows, rows, out = ra.rows_along(dout, axis, real), ra.rows_along(y, axis, real), ra.results_along(y, axis, real)
     split_rows(
-        kernel, len(rows.array), ra.nanoseconds(y.size, each, real), y.shape[axis], drows.address, drows.apart,
-        rows.address, rows.apart, out.address, out.apart, real.type(-math.inf),
+        kernel, len(rows.array), ra.nanoseconds(y.size, each, real), y.shape[axis], drows.address, drows.stride,
+        rows.address, rows.stride, out.address, out.stride, real.type(-math.inf),
     )  # fmt: skip
     return ra.in_shape_of(y, axis, out)
 
@@ -145,48 +145,44 @@ def masked(n: int, count: int, row: Any, out: Any, mask: int, offsets: int, lowe
 
 
 def softmax(
-    first: int, past: int, count: int, x: int, x_apart: int, out: int, out_apart: int, mask: int, offsets: int,
+    first: int, past: int, count: int, x: int, x_stride: int, out: int, out_stride: int, mask: int, offsets: int,
     lowest: Any,
 ) -> None:  # fmt: skip
     for n in range(first, past):
-        result = pointer_at(lowest, out + n * out_apart)
-        row, shift = masked(n, count, pointer_at(lowest, x + n * x_apart), result, mask, offsets, lowest)
+        result = pointer_at(lowest, out + n * out_stride)
+        row, shift = masked(n, count, pointer_at(lowest, x + n * x_stride), result, mask, offsets, lowest)
         total = exponentiate(count, row, result, shift)
         scale(count, result, 1.0 / total if total != 0 else 1.0)
 
 
 def log_softmax(
-    first: int, past: int, count: int, x: int, x_apart: int, out: int, out_apart: int, mask: int, offsets: int,
+    first: int, past: int, count: int, x: int, x_stride: int, out: int, out_stride: int, mask: int, offsets: int,
     lowest: Any,
 ) -> None:  # fmt: skip
     for n in range(first, past):
-        result = pointer_at(lowest, out + n * out_apart)
-        row, shift = masked(n, count, pointer_at(lowest, x + n * x_apart), result, mask, offsets, lowest)
+        result = pointer_at(lowest, out + n * out_stride)
+        row, shift = masked(n, count, pointer_at(lowest, x + n * x_stride), result, mask, offsets, lowest)
         total = add_exponentials(count, row, shift)
         subtract(count, row, result, shift, math.log(total) if total != 0 else 0.0)
 
 
 def softmax_gradient(
-    first: int, past: int, count: int, dout: int, dout_apart: int, y: int, y_apart: int, dx: int, dx_apart: int,
+    first: int, past: int, count: int, dout: int, dout_stride: int, y: int, y_stride: int, dx: int, dx_stride: int,
     lowest: Any,
 ) -> None:  # fmt: skip
     for n in range(first, past):
-        drow, row = pointer_at(lowest, dout + n * dout_apart), pointer_at(lowest, y + n * y_apart)
-        differentiate(count, drow, row, pointer_at(lowest, dx + n * dx_apart), add_products(count, drow, row))
+        drow, row = pointer_at(lowest, dout + n * dout_stride), pointer_at(lowest, y + n * y_stride)
+        differentiate(count, drow, row, pointer_at(lowest, dx + n * dx_stride), add_products(count, drow, row))
 
 
 def log_softmax_gradient(
-    first: int, past: int, count: int, dout: int, dout_apart: int, y: int, y_apart: int, dx: int, dx_apart: int,
+    first: int, past: int, count: int, dout: int, dout_stride: int, y: int, y_stride: int, dx: int, dx_stride: int,
     lowest: Any,
 ) -> None:  # fmt: skip
     for n in range(first, past):
-        drow, row = pointer_at(lowest, dout + n * dout_apart), pointer_at(lowest, y + n * y_apart)
-        differentiate_log(count, drow, row, pointer_at(lowest, dx + n * dx_apart), add_seen(count, drow, row))
+        drow, row = pointer_at(lowest, dout + n * dout_stride), pointer_at(lowest, y + n * y_stride)
+        differentiate_log(count, drow, row, pointer_at(lowest, dx + n * dx_stride), add_seen(count, drow, row))
 
 
-masked = jit(masked, fastmath=EXACT)
-softmax, log_softmax = jit(softmax, fastmath=EXACT), jit(log_softmax, fastmath=EXACT)
-softmax_gradient, log_softmax_gradient = (
-    jit(softmax_gradient, fastmath=EXACT),
-    jit(log_softmax_gradient, fastmath=EXACT),
-)
+masked, softmax, log_softmax, softmax_gradient = jit(masked, softmax, log_softmax, softmax_gradient, fastmath=EXACT)
+log_softmax_gradient = jit(log_softmax_gradient, fastmath=EXACT)

@@ -13,15 +13,13 @@ import math
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 
 from attnarray.kernels import Declined
 from attnarray.kernels.numba.rows.softmax import differentiated, normalized
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
-from attnarray.kernels.numba.vector.formula import Largest, Row, Scalar, Sum
-from attnarray.kernels.numba.vector.lanes import Lanes, item_bytes, maximum, multiply_add, where
+from attnarray.kernels.numba.vector.lanes import Lanes, item_bytes, maximum, multiply_add, sqrt, where
 from attnarray.kernels.numba.vector.memory import as_bytes, pointer_at
-from attnarray.kernels.numba.vector.rows import row_pass
+from attnarray.kernels.numba.vector.rows import Largest, Row, Scalar, Sum, row_pass
 
 FORWARD, BACKWARD = 0.6, 0.4  # nanoseconds for each number
 
@@ -49,14 +47,6 @@ def _served(alpha: float, two: Any, three_halves: Any) -> Any:
     if alpha not in (1.5, 2.0):
         raise Declined(f"alpha {alpha:g}: 1.5 and 2 only")
     return two if alpha == 2 else three_halves
-
-
-def square_root(x: Lanes) -> Lanes:
-    vector = x.value.type
-    name = f"llvm.sqrt.v{vector.count}f{x.integer.width}"
-    function = x.builder.module.globals.get(name)
-    function = function or ir.Function(x.builder.module, ir.FunctionType(vector, [vector]), name)
-    return Lanes(x.builder, x.builder.call(function, [x.value]))
 
 
 def positive(x: Lanes) -> Lanes:
@@ -117,7 +107,7 @@ def add_slopes(dout: Row, y: Row, products: Sum, total: Sum) -> dict[str, Lanes]
 
 @row_pass(vectors=2)
 def add_root_slopes(dout: Row, y: Row, products: Sum, total: Sum) -> dict[str, Lanes]:
-    slope, seen = square_root(y), where(y.equals(0.0), 0.0, dout)
+    slope, seen = sqrt(y), where(y.equals(0.0), 0.0, dout)
     return {"products": multiply_add(slope, seen, products), "total": total + slope}
 
 
@@ -128,7 +118,7 @@ def differentiate(dout: Row, y: Row, dx: Row, mean: Scalar) -> dict[str, Lanes]:
 
 @row_pass(vectors=2)
 def differentiate_roots(dout: Row, y: Row, dx: Row, mean: Scalar) -> dict[str, Lanes]:
-    return {"dx": square_root(y) * where(y.equals(0.0), 0.0, dout - mean)}
+    return {"dx": sqrt(y) * where(y.equals(0.0), 0.0, dout - mean)}
 
 
 def prepared(n: int, count: int, row: Any, out: Any, mask: int, offsets: int, lowest: Any) -> Any:
@@ -148,12 +138,12 @@ def prepared(n: int, count: int, row: Any, out: Any, mask: int, offsets: int, lo
 
 
 def sparsemax(
-    first: int, past: int, count: int, x: int, x_apart: int, out: int, out_apart: int, mask: int, offsets: int,
+    first: int, past: int, count: int, x: int, x_stride: int, out: int, out_stride: int, mask: int, offsets: int,
     lowest: Any,
 ) -> None:  # fmt: skip
     for n in range(first, past):
-        result = pointer_at(lowest, out + n * out_apart)
-        row, largest, done = prepared(n, count, pointer_at(lowest, x + n * x_apart), result, mask, offsets, lowest)
+        result = pointer_at(lowest, out + n * out_stride)
+        row, largest, done = prepared(n, count, pointer_at(lowest, x + n * x_stride), result, mask, offsets, lowest)
         if done:
             continue
         tau, before = -1.0, 2.0 * count
@@ -167,12 +157,12 @@ def sparsemax(
 
 
 def entmax(
-    first: int, past: int, count: int, x: int, x_apart: int, out: int, out_apart: int, mask: int, offsets: int,
+    first: int, past: int, count: int, x: int, x_stride: int, out: int, out_stride: int, mask: int, offsets: int,
     lowest: Any,
 ) -> None:  # fmt: skip
     for n in range(first, past):
-        result = pointer_at(lowest, out + n * out_apart)
-        row, largest, done = prepared(n, count, pointer_at(lowest, x + n * x_apart), result, mask, offsets, lowest)
+        result = pointer_at(lowest, out + n * out_stride)
+        row, largest, done = prepared(n, count, pointer_at(lowest, x + n * x_stride), result, mask, offsets, lowest)
         if done:
             continue
         tau, step = -1.0, 1.0
@@ -185,30 +175,26 @@ def entmax(
 
 
 def sparsemax_gradient(
-    first: int, past: int, count: int, dout: int, dout_apart: int, y: int, y_apart: int, dx: int, dx_apart: int,
+    first: int, past: int, count: int, dout: int, dout_stride: int, y: int, y_stride: int, dx: int, dx_stride: int,
     lowest: Any,
 ) -> None:  # fmt: skip
     for n in range(first, past):
-        drow, row = pointer_at(lowest, dout + n * dout_apart), pointer_at(lowest, y + n * y_apart)
+        drow, row = pointer_at(lowest, dout + n * dout_stride), pointer_at(lowest, y + n * y_stride)
         products, total = add_slopes(count, drow, row)
-        differentiate(count, drow, row, pointer_at(lowest, dx + n * dx_apart), products / total if total != 0 else 0.0)
+        differentiate(count, drow, row, pointer_at(lowest, dx + n * dx_stride), products / total if total != 0 else 0.0)
 
 
 def entmax_gradient(
-    first: int, past: int, count: int, dout: int, dout_apart: int, y: int, y_apart: int, dx: int, dx_apart: int,
+    first: int, past: int, count: int, dout: int, dout_stride: int, y: int, y_stride: int, dx: int, dx_stride: int,
     lowest: Any,
 ) -> None:  # fmt: skip
     for n in range(first, past):
-        drow, row = pointer_at(lowest, dout + n * dout_apart), pointer_at(lowest, y + n * y_apart)
+        drow, row = pointer_at(lowest, dout + n * dout_stride), pointer_at(lowest, y + n * y_stride)
         products, total = add_root_slopes(count, drow, row)
         differentiate_roots(
-            count, drow, row, pointer_at(lowest, dx + n * dx_apart), products / total if total != 0 else 0.0
+            count, drow, row, pointer_at(lowest, dx + n * dx_stride), products / total if total != 0 else 0.0
         )
 
 
-prepared = jit(prepared, fastmath=EXACT)
-sparsemax, entmax = jit(sparsemax, fastmath=EXACT), jit(entmax, fastmath=EXACT)
-sparsemax_gradient, entmax_gradient = (
-    jit(sparsemax_gradient, fastmath=EXACT),
-    jit(entmax_gradient, fastmath=EXACT),
-)
+prepared, sparsemax, entmax, sparsemax_gradient = jit(prepared, sparsemax, entmax, sparsemax_gradient, fastmath=EXACT)
+entmax_gradient = jit(entmax_gradient, fastmath=EXACT)

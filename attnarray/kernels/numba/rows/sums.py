@@ -11,16 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attnarray.kernels import Declined
+from attnarray.kernels.numba.runtime.call import address
 from attnarray.kernels.numba.runtime.jit import jit
-from attnarray.kernels.numba.vector.formula import Row
 from attnarray.kernels.numba.vector.lanes import Lanes, in_type
 from attnarray.kernels.numba.vector.memory import ahead, is_null, pointer_at
-from attnarray.kernels.numba.vector.rows import row_pass
+from attnarray.kernels.numba.vector.rows import Row, row_pass
 
 LONGEST = 32  # float32 numbers that are added up by themselves, a power of two
 
 
-class Beside(NamedTuple):
+class LongSums(NamedTuple):
     """For entries that are added to some rows: marks, 1 after every `LONGEST` of a row, and the rows in float64."""
 
     marks: Any  # (E,) bytes
@@ -29,9 +29,9 @@ class Beside(NamedTuple):
     @property
     def addresses(self) -> tuple[int, int]:
         """Of both, for compiled code."""
-        return self.marks.ctypes.data, self.rows.ctypes.data
+        return address(self.marks), address(self.rows)
 
-    def together(self, sums: Any) -> Any:
+    def combined(self, sums: Any) -> Any:
         """The sums in float32, with those in float64 added."""
         np.add(sums, self.rows, out=sums, casting="same_kind")
         return sums
@@ -40,31 +40,31 @@ class Beside(NamedTuple):
 NONE = 0, 0  # addresses where no row is long
 
 
-def beside(places: Any, count: int, sums: Any, what: str) -> Beside | None:
+def long_sums(indices: Any, count: int, sums: Any, what: str) -> LongSums | None:
     """What entries that are added to these of `count` rows need beside `sums`; None where no row has so many.
 
-    Declined if a row is not from 0 to count - 1: `places` may have changed since they were checked.
+    Declined if a row is not from 0 to count - 1: `indices` may have changed since they were checked.
     """
     counts = np.zeros(count, np.uint8)
-    found = count_long(places.size, places.ctypes.data, count, counts.ctypes.data)
+    found = count_long(indices.size, address(indices), count, address(counts))
     if found < 0:
         raise Declined(f"{what} is not from 0 to {count - 1}")
     if not found or sums.dtype != np.float32:
         return None
     counts.fill(0)
-    marks = np.empty(places.size, np.uint8)
-    mark(places.size, places.ctypes.data, counts.ctypes.data, marks.ctypes.data)
-    return Beside(marks, np.zeros(sums.shape))
+    marks = np.empty(indices.size, np.uint8)
+    mark(indices.size, address(indices), address(counts), address(marks))
+    return LongSums(marks, np.zeros(sums.shape))
 
 
-def addresses(long: Beside | None) -> tuple[int, int]:
-    """Those of `Beside`, or of nothing."""
+def addresses(long: LongSums | None) -> tuple[int, int]:
+    """Those of `LongSums`, or of nothing."""
     return NONE if long is None else long.addresses
 
 
-def together(sums: Any, long: Beside | None) -> Any:
+def combined(sums: Any, long: LongSums | None) -> Any:
     """All sums, in the array `sums`."""
-    return sums if long is None else long.together(sums)
+    return sums if long is None else long.combined(sums)
 
 
 def warmup() -> None:
@@ -78,9 +78,9 @@ def move(part: Row, total: Row) -> dict[str, Lanes]:
     return {"total": total + in_type(part, total), "part": part.constant(0.0)}
 
 
-def count_long(size: int, places: int, count: int, counts: int) -> int:
+def count_long(size: int, indices: int, count: int, counts: int) -> int:
     """How many marks `size` entries need, or -1 if a row is not one of `count`. `counts` holds a zero for each row."""
-    row, of_row = pointer_at(size, places), pointer_at(np.uint8(0), counts)
+    row, of_row = pointer_at(size, indices), pointer_at(np.uint8(0), counts)
     outside, found = 0, 0
     for n in range(size):
         outside |= row[n] | (count - 1 - row[n])
@@ -93,9 +93,9 @@ def count_long(size: int, places: int, count: int, counts: int) -> int:
     return found
 
 
-def mark(size: int, places: int, counts: int, marks: int) -> None:
+def mark(size: int, indices: int, counts: int, marks: int) -> None:
     """Fill `marks`. `counts` holds a zero for each row."""
-    row, of_row, mark = pointer_at(size, places), pointer_at(np.uint8(0), counts), pointer_at(np.uint8(0), marks)
+    row, of_row, mark = pointer_at(size, indices), pointer_at(np.uint8(0), counts), pointer_at(np.uint8(0), marks)
     for n in range(size):
         some = of_row[row[n]] + 1
         mark[n] = some // LONGEST
@@ -117,5 +117,5 @@ def move_marked(n: int, columns: int, sums: Any, at: int, marks: Any, rows: Any)
         move(columns, ahead(sums, at), ahead(rows, at))
 
 
-count_long, mark = jit(count_long), jit(mark)
-past_mark, move_marked = jit(past_mark, inner=True), jit(move_marked, inner=True)
+count_long, mark = jit(count_long, mark)
+past_mark, move_marked = jit(past_mark, move_marked, inner=True)

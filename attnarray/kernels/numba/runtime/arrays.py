@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attnarray.kernels import Declined
+from attnarray.kernels.numba.runtime.call import address
 from attnarray.numpy_arrays import PLAIN
 
 
@@ -20,12 +21,12 @@ class Matrix(NamedTuple):
 
     array: Any
     address: int
-    apart: int
+    stride: int
 
     @property
     def step(self) -> int:
         """How many numbers its rows lie apart."""
-        return int(self.apart // self.array.itemsize)
+        return int(self.stride // self.array.itemsize)
 
 
 def computed_in(x: Any) -> Any:
@@ -49,7 +50,7 @@ def aligned(x: Any, real: Any) -> Any:
 
 
 def matrix(rows: Any) -> Matrix:
-    return Matrix(rows, rows.ctypes.data, rows.strides[0])
+    return Matrix(rows, address(rows), rows.strides[0])
 
 
 def rows_along(x: Any, axis: int, real: Any) -> Matrix:
@@ -61,7 +62,7 @@ def rows_along(x: Any, axis: int, real: Any) -> Matrix:
 
 
 def results_along(like: Any, axis: int, real: Any) -> Matrix:
-    """Room for results with the shape of `like`, as rows along `axis`."""
+    """Memory for results with the shape of `like`, as rows along `axis`."""
     others = (*like.shape[:axis], *like.shape[axis + 1 :])
     return matrix(np.empty((math.prod(others), like.shape[axis]), real))
 

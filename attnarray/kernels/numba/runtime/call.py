@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
+from collections.abc import Callable
+from ctypes import addressof, c_char
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,6 +26,7 @@ Doubles: TypeAlias = Any
 Integers: TypeAlias = Any  # 64 bits
 Bytes: TypeAlias = Any
 Number: TypeAlias = Any
+FIRST_BYTE: Any = c_char.from_buffer
 POINTERS = {"Doubles": types.float64, "Integers": types.int64, "Bytes": types.uint8}
 
 
@@ -35,12 +39,9 @@ def kinds(record: Any) -> dict[str, str]:
     }
 
 
-@functools.cache
-def _number_fields(record: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The places of the integers and of the numbers."""
-    is_number = [kind == "Number" for kind in kinds(record).values()]
-    found = tuple(tuple(n for n, number in enumerate(is_number) if number == wanted) for wanted in (False, True))
-    return found[0], found[1]
+def address(x: np.ndarray) -> int:
+    """`x.ctypes.data`, in a tenth of its time where `x` is contiguous and may be written to."""
+    return addressof(FIRST_BYTE(x)) if x.flags.carray and x.size else x.ctypes.data
 
 
 def pack(call: Any, real: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -48,20 +49,24 @@ def pack(call: Any, real: Any) -> tuple[np.ndarray, np.ndarray]:
 
     The arrays must stay alive until the kernel has ended.
     """
-    integers, numbers = _number_fields(call.__class__)
-    words = [_word(call[n]) for n in integers]
-    return np.array(words, np.int64), np.array([call[n] for n in numbers] or [0.0], real)
+    integers, numbers = _getters(call.__class__)
+    words = [address(x) if isinstance(x, np.ndarray) else x or 0 for x in integers(call)]
+    return np.array(words, np.int64), np.array(numbers(call), real)
+
+
+@functools.cache
+def _getters(record: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """What takes the integers and addresses of a record, and its numbers."""
+    fields = list(enumerate(kinds(record).values()))
+    integers, numbers = ([n for n, kind in fields if (kind == "Number") == wanted] for wanted in (False, True))
+    if len(numbers) > 1:
+        return operator.itemgetter(*integers), operator.itemgetter(*numbers)
+    return operator.itemgetter(*integers), lambda call: [call[n] for n in numbers] or [0.0]
 
 
 def nothing(record: Any, **given: int) -> Any:
     """A call of no work, by which a kernel is compiled."""
     return record(**{name: given.get(name, 0) for name in record._fields})
-
-
-def _word(value: Any) -> int:
-    if type(value) is int:
-        return value
-    return 0 if value is None else value.ctypes.data if isinstance(value, np.ndarray) else int(value)
 
 
 @intrinsic

@@ -28,9 +28,9 @@ OPTIONS = {
 
 
 def jit(
-    function: Callable[..., Any], *, fastmath: frozenset[str] = FASTMATH, inner: bool = False, inline: bool = False
+    *functions: Callable[..., Any], fastmath: frozenset[str] = FASTMATH, inner: bool = False, inline: bool = False
 ) -> Any:
-    """Compile `function` lazily without the GIL, and cache it on disk unless no cache folder can be written.
+    """Compile one function, or a list of some, lazily without the GIL, and cache them on disk if that is possible.
 
     Kernels are plain functions of a module: a closure over another kernel would never be found in the cache again.
     `inner` functions are called by compiled code alone; `inline` puts them into the caller before it is compiled, which
@@ -38,7 +38,8 @@ def jit(
     """
     options = {**OPTIONS, "fastmath": set(fastmath), "inline": "always" if inline else "never"}
     options |= {"no_cfunc_wrapper": True, "no_cpython_wrapper": inner}
-    return _cached(numba.njit(function, **options))
+    compiled = [_cached(numba.njit(function, **options)) for function in functions]
+    return compiled if len(compiled) > 1 else compiled[0]
 
 
 def c_function(function: Callable[..., Any], signature: Any) -> Any:

@@ -311,10 +311,7 @@ def find_free_cpus(team: int, k: int) -> Any:
     return found
 
 
-member, acquire_team, ensure_lock = jit(member, inner=True), jit(acquire_team, inner=True), jit(ensure_lock, inner=True)
-start_workers, join_team = jit(start_workers, inner=True), jit(join_team, inner=True)
-offer_parts, next_part = jit(offer_parts, inner=True), jit(next_part, inner=True)
-wait_for_parts, sleep_until, wake = jit(wait_for_parts, inner=True), jit(sleep_until, inner=True), jit(wake, inner=True)
-is_listed, raise_worker_error = jit(is_listed, inner=True), jit(raise_worker_error, inner=True)
-leave_busy_cpu, is_cpu_busy = jit(leave_busy_cpu, inner=True), jit(is_cpu_busy, inner=True)
-find_free_cpus = jit(find_free_cpus, inner=True)
+member, acquire_team, ensure_lock, start_workers = jit(member, acquire_team, ensure_lock, start_workers, inner=True)
+join_team, offer_parts, next_part, wait_for_parts = jit(join_team, offer_parts, next_part, wait_for_parts, inner=True)
+sleep_until, wake, is_listed, raise_worker_error = jit(sleep_until, wake, is_listed, raise_worker_error, inner=True)
+leave_busy_cpu, is_cpu_busy, find_free_cpus = jit(leave_busy_cpu, is_cpu_busy, find_free_cpus, inner=True)

@@ -18,15 +18,6 @@ from numba.extending import intrinsic
 from attnarray.kernels.numba.runtime.call import kinds
 from attnarray.kernels.numba.vector.lanes import Lanes
 
-Row: TypeAlias = Lanes
-FourthRow: TypeAlias = Lanes
-Lane: TypeAlias = Lanes
-Sum: TypeAlias = Lanes
-Largest: TypeAlias = Lanes
-Scalar: TypeAlias = Lanes
-Index: TypeAlias = Lanes
-Each: TypeAlias = Lanes
-Total: TypeAlias = Lanes
 # What the fields of a call (`runtime/call.py`) are to a formula.
 FIELDS = {"Numbers": "Row", "Doubles": "Row", "Bytes": "Row", "Number": "Scalar"}
 Body: TypeAlias = Callable[..., dict[str, Any]]

@@ -23,13 +23,13 @@ from attnarray.kernels.numba.vector.transpose import interleave
 
 @intrinsic
 def copy_tile(_context: Any, source: Any, packed: Any) -> Any:
-    """M neighbouring numbers."""
+    """M neighboring numbers."""
     return types.void(source, packed), _copy(1)
 
 
 @intrinsic
 def copy_third(_context: Any, source: Any, packed: Any) -> Any:
-    """M / 3 neighbouring numbers."""
+    """M / 3 neighboring numbers."""
     return types.void(source, packed), _copy(3)
 
 
@@ -114,7 +114,7 @@ def row_length(columns: int, packed: Any) -> Any:
     return (columns + row_lanes(packed) - 1) // row_lanes(packed) * row_lanes(packed)
 
 
-def apart_in_place(x: Any, place: Any) -> Any:
+def stride_in_place(x: Any, place: Any) -> Any:
     """How many elements the rows of a matrix lie apart if they can be read where they are, else -1."""
     if x.shape[1] % row_lanes(place) == 0 and lies_in_rows(x) and x.strides[0] >= 0:
         return x.strides[0] // x.itemsize
@@ -153,8 +153,7 @@ def put_nan(
                         total[d * total_column + n * total_step] = np.nan
 
 
-whole_lanes, whole_tiles = jit(whole_lanes, inner=True), jit(whole_tiles, inner=True)
-row_length, apart_in_place = jit(row_length, inner=True), jit(apart_in_place, inner=True)
-lies_in_rows, pack_row = jit(lies_in_rows, inner=True), jit(pack_row, inner=True)
-pack_rows, pack_columns = jit(pack_rows, inner=True), jit(pack_columns, inner=True)
-remove_nonfinite, put_nan = jit(remove_nonfinite, fastmath=EXACT, inner=True), jit(put_nan, fastmath=EXACT, inner=True)
+whole_lanes, whole_tiles, row_length = jit(whole_lanes, whole_tiles, row_length, inner=True)
+stride_in_place, lies_in_rows, pack_row, pack_rows = jit(stride_in_place, lies_in_rows, pack_row, pack_rows, inner=True)
+pack_columns = jit(pack_columns, inner=True)
+remove_nonfinite, put_nan = jit(remove_nonfinite, put_nan, fastmath=EXACT, inner=True)

@@ -6,7 +6,7 @@ across lanes: maxima, totals and the bounds of masks are vectors that stay in re
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 from llvmlite import ir
 from numba import types
@@ -15,6 +15,14 @@ from attnarray.kernels.numba.vector.emit import INDEX, Advance, combined, load, 
 from attnarray.kernels.numba.vector.formula import Body, Formula, Values, number_type
 from attnarray.kernels.numba.vector.lanes import TILES, Lanes
 
+Row: TypeAlias = Lanes
+FourthRow: TypeAlias = Lanes
+Lane: TypeAlias = Lanes
+Sum: TypeAlias = Lanes
+Scalar: TypeAlias = Lanes
+Index: TypeAlias = Lanes
+Each: TypeAlias = Lanes
+Total: TypeAlias = Lanes
 NUMBERS = ("Each", "Total")  # one number per row of the panel
 CARRIED = ("Lane", "Sum")
 GROUP = 16  # rows that are summed by themselves
@@ -49,8 +57,8 @@ def _down_panel(
         name: ir.VectorType(context.get_value_type(argument.dtype), vector.count)
         for name, argument in given.items() if isinstance(argument, types.CPointer)
     }  # fmt: skip
-    apart = dict.fromkeys(formula.named("Row"), vector.count) | dict.fromkeys(formula.named(*NUMBERS), 1)
-    apart |= dict.fromkeys(formula.named("FourthRow"), 4 * vector.count)
+    stride = dict.fromkeys(formula.named("Row"), vector.count) | dict.fromkeys(formula.named(*NUMBERS), 1)
+    stride |= dict.fromkeys(formula.named("FourthRow"), 4 * vector.count)
     scalars = {name: _scalar(context, builder, given[name], values[name], vector) for name in formula.named("Scalar")}
     offset = builder.mul(at, INDEX(vector.count))
     places = {name: builder.gep(values[name], [offset]) for name in formula.named(*CARRIED)}
@@ -64,7 +72,7 @@ def _down_panel(
     def advance(index: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
         seen = {**scalars, **dict(zip(lanes, carried, strict=True))}
         seen |= {name: _index(builder, values[name], index, vector) for name in formula.named("Index")}
-        here = {name: builder.gep(values[name], [builder.mul(index, INDEX(n))]) for name, n in apart.items()}
+        here = {name: builder.gep(values[name], [builder.mul(index, INDEX(n))]) for name, n in stride.items()}
         seen |= {name: read(name, place) for name, place in here.items()}
         changed = formula(builder, seen)
         for name, place in here.items():

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from attnarray.kernels.numba.vector.formula import FourthRow, Index, Lane, Scalar
 from attnarray.kernels.numba.vector.lanes import Lanes, where
-from attnarray.kernels.numba.vector.panel import panel_pass
+from attnarray.kernels.numba.vector.panel import FourthRow, Index, Lane, Scalar, panel_pass
 
 ROUNDS = 10
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

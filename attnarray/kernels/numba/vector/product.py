@@ -68,21 +68,21 @@ def tile_product(_context: Any, rows: Any, depth: Any, a: Any, b: Any, c: Any, a
     return signature, emit
 
 
-def packed_product(rows: int, depth: int, apart: int, a: Any, b: Any, c: Any, accumulate: bool) -> None:
-    """C (rows, W) (+)= A (rows, depth) B (depth, W); groups of M rows of A, (depth, M), lie `apart` elements apart.
+def packed_product(rows: int, depth: int, stride: int, a: Any, b: Any, c: Any, accumulate: bool) -> None:
+    """C (rows, W) (+)= A (rows, depth) B (depth, W); groups of M rows of A, (depth, M), lie `stride` elements apart.
 
     C has room for whole groups; rows beyond the last may be written.
     """
     for k in range(0, max(depth, 1), LONGEST):
         some, steps = ahead(a, k * tile_rows(c)), min(depth - k, LONGEST)
-        short_product(rows, steps, apart, some, ahead(b, k * lanes(c)), c, accumulate or k > 0)
+        short_product(rows, steps, stride, some, ahead(b, k * lanes(c)), c, accumulate or k > 0)
 
 
-def short_product(rows: int, depth: int, apart: int, a: Any, b: Any, c: Any, accumulate: bool) -> None:
+def short_product(rows: int, depth: int, stride: int, a: Any, b: Any, c: Any, accumulate: bool) -> None:
     """The same for at most `LONGEST` steps, or in one sum."""
     tile, width = tile_rows(c), lanes(c)
     for row in range(0, rows, tile):
-        group, total = ahead(a, row // tile * apart), ahead(c, row * width)
+        group, total = ahead(a, row // tile * stride), ahead(c, row * width)
         tile_product(
             rows - row, depth, Operand(group, 1, tile), Operand(b, 0, width), Operand(total, width, 0), accumulate
         )
@@ -108,7 +108,7 @@ def tile_product_of_blocks(
             vector = ir.VectorType(whole.element, count)
 
             def block(n: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
-                starts = [builder.gep(x, [builder.mul(n, apart)]) for x, apart in ((a, a_block), (b, b_block))]
+                starts = [builder.gep(x, [builder.mul(n, stride)]) for x, stride in ((a, a_block), (b, b_block))]
                 step = _step(builder, starts[0], a_row, a_step, starts[1], b_step, vector, rows)
                 return loop(builder, INDEX(0), depth, sums, step)
 
@@ -121,15 +121,15 @@ def tile_product_of_blocks(
     return signature, emit
 
 
-def lane_product(blocks: int, apart: int, panels: Any, rows: Any, columns: int, total: Any) -> None:
-    """total[m, :] += sum_w panels[m, w] rows[w, :] for M rows m, over the lanes w of panels `apart` elements apart.
+def lane_product(blocks: int, stride: int, panels: Any, rows: Any, columns: int, total: Any) -> None:
+    """total[m, :] += sum_w panels[m, w] rows[w, :] for M rows m, over the lanes w of panels `stride` elements apart.
 
     `rows` (blocks W, columns) and `total` (M, columns) have their columns filled up to a multiple of W.
     """
     width, step = lanes(total), whole_lanes(columns, total)
     for d in range(0, columns, width):
         a, b, c = Operand(panels, width, 1), Operand(ahead(rows, d), 0, step), Operand(ahead(total, d), step, 0)
-        tile_product_of_blocks(columns - d, blocks, width, a, apart, b, width * step, c)
+        tile_product_of_blocks(columns - d, blocks, width, a, stride, b, width * step, c)
 
 
 def _by_size(builder: ir.IRBuilder, size: ir.Value, sizes: Sequence[int], emit: Callable[[int], None]) -> None:
@@ -153,8 +153,8 @@ def _tile(context: Any, c: Any) -> tuple[ir.VectorType, int]:
     return ir.VectorType(context.get_value_type(dtype), width), rows
 
 
-def _rows(builder: ir.IRBuilder, start: ir.Value, apart: ir.Value, rows: int) -> list[ir.Value]:
-    return [builder.gep(start, [builder.mul(apart, INDEX(m))]) for m in range(rows)]
+def _rows(builder: ir.IRBuilder, start: ir.Value, stride: ir.Value, rows: int) -> list[ir.Value]:
+    return [builder.gep(start, [builder.mul(stride, INDEX(m))]) for m in range(rows)]
 
 
 def _add_to(builder: ir.IRBuilder, places: list[ir.Value], values: list[ir.Value]) -> None:
@@ -181,8 +181,5 @@ def _step(
     return step
 
 
-short_product = jit(short_product, fastmath=EXACT, inner=True)
-packed_product, lane_product = (
-    jit(packed_product, fastmath=EXACT, inner=True),
-    jit(lane_product, fastmath=EXACT, inner=True),
-)
+short_product, packed_product = jit(short_product, packed_product, fastmath=EXACT, inner=True)
+lane_product = jit(lane_product, fastmath=EXACT, inner=True)

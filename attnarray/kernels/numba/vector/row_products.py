@@ -1,6 +1,6 @@
 """Products of one query with many rows, vectors along the row: for decoding, where every key is read once and no more.
 
-Rows of N numbers lie `apart` elements from each other, with no gaps inside; N is a multiple of the lanes of a register
+Rows of N numbers lie `stride` elements from each other, with no gaps inside; N is a multiple of the lanes of a register
 (`row_lanes`), which is half of W.
 """
 
@@ -30,12 +30,12 @@ overload(row_lanes)(lambda array: constant(TILES[array.dtype.bitwidth][0] // 2))
 
 
 @intrinsic
-def dot_rows(_context: Any, count: Any, n: Any, query: Any, rows: Any, apart: Any, dots: Any) -> Any:
+def dot_rows(_context: Any, count: Any, n: Any, query: Any, rows: Any, stride: Any, dots: Any) -> Any:
     """dots[j] = query . rows[j] for j < count; `dots` has room for a multiple of 8."""
     signature = types.void(types.intp, types.intp, query, rows, types.intp, dots)
 
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
-        count, n, query, rows, apart, place = arguments
+        count, n, query, rows, stride, place = arguments
         vector = _vector(context, dots)
         zero = ir.Constant(vector, [0.0] * vector.count)
         last, blocks = builder.sub(count, INDEX(1)), builder.sdiv(n, INDEX(vector.count))
@@ -44,7 +44,7 @@ def dot_rows(_context: Any, count: Any, n: Any, query: Any, rows: Any, apart: An
             first = builder.mul(group, INDEX(AT_ONCE))
             numbers = [builder.add(first, INDEX(m)) for m in range(AT_ONCE)]
             inside = [builder.select(builder.icmp_signed("<", j, count), j, last) for j in numbers]
-            starts = [builder.gep(rows, [builder.mul(j, apart)]) for j in inside]
+            starts = [builder.gep(rows, [builder.mul(j, stride)]) for j in inside]
 
             def dot(start: ir.Value) -> ir.Value:
                 def add(block: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
@@ -74,16 +74,16 @@ def dot_rows(_context: Any, count: Any, n: Any, query: Any, rows: Any, apart: An
 
 
 @intrinsic
-def add_weighted_rows(_context: Any, count: Any, n: Any, weights: Any, rows: Any, apart: Any, total: Any) -> Any:
+def add_weighted_rows(_context: Any, count: Any, n: Any, weights: Any, rows: Any, stride: Any, total: Any) -> Any:
     """total += sum_j weights[j] rows[j] over j < count, in parts of `LONGEST` rows."""
     signature = types.void(types.intp, types.intp, weights, rows, types.intp, total)
 
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
-        count, n, weights, rows, apart, place = arguments
+        count, n, weights, rows, stride, place = arguments
         vector = _vector(context, total)
 
         def columns(vectors: int) -> Callable[[ir.Value, list[ir.Value]], list[ir.Value]]:
-            """The sums of some neighbouring vectors."""
+            """The sums of some neighboring vectors."""
 
             def compute(block: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
                 at = builder.mul(block, INDEX(vectors * vector.count))
@@ -93,7 +93,7 @@ def add_weighted_rows(_context: Any, count: Any, n: Any, weights: Any, rows: Any
 
                 def add(j: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
                     weight = Lanes(builder, splat(builder, builder.load(builder.gep(weights, [j])), vector))
-                    row = builder.gep(rows, [builder.mul(j, apart)])
+                    row = builder.gep(rows, [builder.mul(j, stride)])
                     numbers = [Lanes(builder, load(builder, builder.gep(row, [offset]), vector)) for offset in offsets]
                     totals = [Lanes(builder, there) for there in sums]
                     return [multiply_add(number, weight, t).value for number, t in zip(numbers, totals, strict=True)]
@@ -124,12 +124,12 @@ def add_weighted_rows(_context: Any, count: Any, n: Any, weights: Any, rows: Any
 
 def _sums_of_each(builder: ir.IRBuilder, rows: Sequence[ir.Value]) -> ir.Value:
     """One number for each row, the sum over its lanes: pairs of rows are interleaved and added until one is left."""
-    apart = 1
+    distance = 1
     while len(rows) > 1:
         pairs = zip(rows[::2], rows[1::2], strict=True)
-        rows = [builder.fadd(*interleaved(builder, x, y, apart)) for x, y in pairs]
-        apart *= 2
-    return halved(builder, rows[0], apart, Lanes.__add__)
+        rows = [builder.fadd(*interleaved(builder, x, y, distance)) for x, y in pairs]
+        distance *= 2
+    return halved(builder, rows[0], distance, Lanes.__add__)
 
 
 def _vector(context: Any, place: Any) -> ir.VectorType:

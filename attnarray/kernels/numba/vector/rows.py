@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from llvmlite import ir
 from numba import types
@@ -17,6 +17,10 @@ from attnarray.kernels.numba.vector.emit import INDEX, Advance, bytes_of, combin
 from attnarray.kernels.numba.vector.formula import Body, Formula, Values, number_type
 from attnarray.kernels.numba.vector.lanes import TILES, Lanes, maximum
 
+Row: TypeAlias = Lanes
+Scalar: TypeAlias = Lanes
+Sum: TypeAlias = Lanes
+Largest: TypeAlias = Lanes
 GROUP = 16  # steps that are summed by themselves, so that rounding grows with the groups and not with the steps
 RESULTS = {"Sum": (0.0, Lanes.__add__), "Largest": (-math.inf, maximum)}  # the start, and how two become one
 EIGHT = 8

@@ -69,17 +69,17 @@ def store_transposed(_context: Any, start: Any, stop: Any, rows: Any, panel: Any
 
 
 @intrinsic
-def transpose(_context: Any, count: Any, panel: Any, rows: Any, apart: Any) -> Any:
-    """rows[w, j] = panel[j, w] for j < count, a multiple of R; the rows lie `apart` elements from each other."""
+def transpose(_context: Any, count: Any, panel: Any, rows: Any, stride: Any) -> Any:
+    """rows[w, j] = panel[j, w] for j < count, a multiple of R; the rows lie `stride` elements from each other."""
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
-        count, panel, rows, apart = arguments
+        count, panel, rows, stride = arguments
         vector = _vector(context, signature.args[1])
 
         def square(j: ir.Value, first: ir.Value) -> None:
             places = [_score(builder, panel, builder.add(j, INDEX(n)), first, vector) for n in range(vector.count)]
             for m, values in enumerate(_transposed(builder, [load(builder, place, vector) for place in places])):
-                row = builder.gep(rows, [builder.mul(apart, builder.add(first, INDEX(m)))])
+                row = builder.gep(rows, [builder.mul(stride, builder.add(first, INDEX(m)))])
                 store(builder, values, builder.gep(row, [j]))
 
         _over_squares(builder, INDEX(0), count, vector.count, square)
@@ -89,18 +89,18 @@ def transpose(_context: Any, count: Any, panel: Any, rows: Any, apart: Any) -> A
 
 
 @intrinsic
-def interleave(_context: Any, stop: Any, rows: Any, apart: Any, count: Any, packed: Any) -> Any:
-    """packed[j, m] = rows[m, j] for M rows and j < stop, a multiple of R; rows lie `apart` elements from each other.
+def interleave(_context: Any, stop: Any, rows: Any, stride: Any, count: Any, packed: Any) -> Any:
+    """packed[j, m] = rows[m, j] for M rows and j < stop, a multiple of R; rows lie `stride` elements from each other.
 
     Only `count` rows are there; the last of them stands for those that are not.
     """
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
-        stop, rows, apart, count, packed = arguments
+        stop, rows, stride, count, packed = arguments
         vector, height = _vector(context, signature.args[4]), TILES[signature.args[4].dtype.bitwidth][1]
         nothing, last = ir.Constant(vector, ir.Undefined), builder.sub(count, INDEX(1))
         there = [builder.select(builder.icmp_signed("<", INDEX(m), last), INDEX(m), last) for m in range(height)]
-        starts = [builder.gep(rows, [builder.mul(apart, m)]) for m in there]
+        starts = [builder.gep(rows, [builder.mul(stride, m)]) for m in there]
 
         def square(number: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
             j = builder.mul(number, INDEX(vector.count))
@@ -186,21 +186,21 @@ def _over_squares(
 
 def _transposed(builder: ir.IRBuilder, rows: Square) -> Square:
     """The square with rows and columns exchanged: halves of ever larger size change places across the diagonal."""
-    apart = 1
-    while apart < len(rows):
+    distance = 1
+    while distance < len(rows):
         transposed = list(rows)
         for n in range(len(rows)):
-            if not n & apart:
-                transposed[n], transposed[n + apart] = interleaved(builder, rows[n], rows[n + apart], apart)
-        rows, apart = transposed, 2 * apart
+            if not n & distance:
+                transposed[n], transposed[n + distance] = interleaved(builder, rows[n], rows[n + distance], distance)
+        rows, distance = transposed, 2 * distance
     return rows
 
 
-def interleaved(builder: ir.IRBuilder, x: ir.Value, y: ir.Value, apart: int) -> tuple[ir.Value, ir.Value]:
-    """Of every 2 * `apart` lanes the first half, from x and y in turn, and the second half likewise."""
+def interleaved(builder: ir.IRBuilder, x: ir.Value, y: ir.Value, distance: int) -> tuple[ir.Value, ir.Value]:
+    """Of every 2 * `distance` lanes the first half, from x and y in turn, and the second half likewise."""
     size = x.type.count
-    low = [n if not n & apart else size + n - apart for n in range(size)]
-    high = [n + apart if not n & apart else size + n for n in range(size)]
+    low = [n if not n & distance else size + n - distance for n in range(size)]
+    high = [n + distance if not n & distance else size + n for n in range(size)]
     orders = (ir.Constant(ir.VectorType(ir.IntType(32), size), order) for order in (low, high))
     first, second = (builder.shuffle_vector(x, y, order) for order in orders)
     return first, second
