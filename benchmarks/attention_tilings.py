@@ -59,9 +59,9 @@ def measured() -> Iterator[dict[str, Any]]:
     for (kernel, dim), tilings in TRIED.items():
         q, k, v, dout = (random_array((BATCH, HEADS, LENGTH, dim), "bfloat16") for _ in range(4))
         scoring = ScoreModifiers(dim**-0.5)
-        out, lse = attention.attend(q, k, v, scoring)
+        out, lse = attention.attention(q, k, v, scoring)
         arguments = (q, k, v, scoring) if kernel == "forward" else (dout, None, q, k, v, out, lse, scoring)
-        call = attention.attend if kernel == "forward" else attention.attend_backward
+        call = attention.attention if kernel == "forward" else attention.attention_backward
         chosen, _ = plan.tiling_of(kernel, dim, dim, 2, loader.shared_bytes(0), LENGTH, True)
         for tiling in tilings:
             with only(kernel, tiling):

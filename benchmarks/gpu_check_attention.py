@@ -181,10 +181,10 @@ def _ours(shape: Shape) -> dict[str, Callable[[], Any]]:
     scoring = ScoreModifiers(shape.dim**-0.5, bias=bias, mask=mask, left=shape.window, right=right, q_offset=offset)
 
     def both() -> None:
-        out, lse = kernels.attend(q, k, v, scoring)
-        kernels.attend_backward(dout, None, q, k, v, out, lse, scoring)
+        out, lse = kernels.attention(q, k, v, scoring)
+        kernels.attention_backward(dout, None, q, k, v, out, lse, scoring)
 
-    return {"forward": lambda: kernels.attend(q, k, v, scoring), "both": both}
+    return {"forward": lambda: kernels.attention(q, k, v, scoring), "both": both}
 
 
 def _sizes(shape: Shape) -> tuple[tuple[int, ...], ...]:

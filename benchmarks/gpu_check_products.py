@@ -16,7 +16,7 @@ EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 def sixteen_bit() -> dict[str, Any]:
-    """TFLOP/s of `narrow_products` and of torch.matmul; small products of every layout against float64."""
+    """TFLOP/s of `matmul_16_bit` and of torch.matmul; small products of every layout against float64."""
     rows, wrong = [], []
     for dtype, kind in dtypes().items():
         for name, (m, k, n) in SHAPES.items():
@@ -24,7 +24,7 @@ def sixteen_bit() -> dict[str, Any]:
             y = drawn((1, HEADS, n, k), kind).mT if name == "dot products" else drawn((1, HEADS, k, n), kind)
             work, theirs = 2e-9 * HEADS * m * k * n, _torch_products(dtype, x.shape, y.shape, name == "dot products")
             for out in (kind, np.dtype(np.float32)):
-                ours = work / milliseconds(lambda x=x, y=y, out=out: products.narrow_products(x, y, out), flushes=AHEAD)
+                ours = work / milliseconds(lambda x=x, y=y, out=out: products.matmul_16_bit(x, y, out), flushes=AHEAD)
                 row = {"product": name, "dtype": dtype, "result": out.name, "TFLOP/s": ours}
                 if theirs and out == kind:
                     row |= {"torch.matmul TFLOP/s": work / theirs, "of torch.matmul": ours * theirs / work}
@@ -61,7 +61,7 @@ def _wrong(dtype: str, kind: Any) -> list[str]:
             moved = (loader.cupy().asarray(array.view(np.uint16)).view(kind) for array in (x, y))
             x, y = (layout(array) for layout, array in zip((x_layout, y_layout), moved, strict=True))
             for out in (kind, np.dtype(np.float32)):
-                result = products.narrow_products(x, y, out).get().astype(np.float64)
+                result = products.matmul_16_bit(x, y, out).get().astype(np.float64)
                 bound = (EPS[dtype] if out == kind else 1e-6) * float(np.abs(exact).max())
                 error = float(np.abs(result - exact).max())
                 if not error <= bound:

@@ -6,19 +6,19 @@ A kernel has the signature of its reference. To add one, write it and add its ro
 """
 
 KERNELS: dict[str, dict[str, str]] = {
-    "attention.engine:attention": {"numba": "attention.tiled:attend", "cuda": "attention:attend"},
+    "attention.engine:attention": {"numba": "attention.tiled:attention", "cuda": "attention:attention"},
     "attention.engine:attention_backward": {
-        "numba": "attention.tiled:attend_backward",
-        "cuda": "attention:attend_backward",
+        "numba": "attention.tiled:attention_backward",
+        "cuda": "attention:attention_backward",
     },
-    "attention.products:matmul_16_bit": {"cuda": "products:narrow_products"},
+    "attention.products:matmul_16_bit": {"cuda": "products:matmul_16_bit"},
     "attention.normalizers:masked_softmax": {
-        "numba": "attention.masked_softmax:weights_from_dots",
-        "cuda": "scoring:weights_from_dots",
+        "numba": "attention.masked_softmax:masked_softmax",
+        "cuda": "masked_softmax:masked_softmax",
     },
     "attention.normalizers:masked_softmax_backward": {
-        "numba": "attention.masked_softmax:gradients_of_dots",
-        "cuda": "scoring:gradients_of_dots",
+        "numba": "attention.masked_softmax:masked_softmax_backward",
+        "cuda": "masked_softmax:masked_softmax_backward",
     },
     "attention.alignment.additive:additive_scores": {
         "numba": "attention.additive:additive_scores",

@@ -34,7 +34,7 @@ PROCESSOR = Path("/proc/cpuinfo")
 HAS_FMA = PROCESSOR.exists() and " fma " in PROCESSOR.read_text()  # others than x86 have it without being asked
 CONTRACTION = ("-ffp-contract=fast", "-fexpensive-optimizations", *(("-mfma",) if HAS_FMA else ()))
 OPTIONS = ("-std=c++17", "-O1", *CONTRACTION, "-fPIC", "-w", f"-I{HERE}", f"-I{cache.SOURCES}")
-WIDE_ONLY = ("scoring.cu", "additive.cu", "lstm_cell.cu")
+WIDE_ONLY = ("masked_softmax.cu", "additive.cu", "lstm_cell.cu")
 FLOAT32_ONLY = ("halves.cu",)
 
 

@@ -42,8 +42,8 @@ def run(call: Call, to_device: Callable[[np.ndarray], Any], to_host: Callable[[A
         return value
 
     q, k, v, scoring = map(moved, arguments_of(call))
-    out, lse = attention.attend(q, k, v, scoring)
-    grads = attention.attend_backward(moved(call["dout"]), moved(call.get("dlse")), q, k, v, out, lse, scoring)
+    out, lse = attention.attention(q, k, v, scoring)
+    grads = attention.attention_backward(moved(call["dout"]), moved(call.get("dlse")), q, k, v, out, lse, scoring)
     named = {"out": out, "lse": lse, **dict(zip(NAMES, grads, strict=True))}
     return {name: to_host(array) for name, array in named.items() if array is not None}
 

@@ -66,7 +66,7 @@ class Chosen(NamedTuple):
     by_warpgroups: bool
 
 
-def attend(q: Any, k: Any, v: Any, modifiers: Any) -> tuple[Any, Any]:
+def attention(q: Any, k: Any, v: Any, modifiers: Any) -> tuple[Any, Any]:
     """See the reference."""
     how, problem = _stored(q), problem_of(q, k, v, modifiers)
     batch, heads, _, queries, _, _, width = problem.layout.sizes
@@ -88,7 +88,7 @@ def attend(q: Any, k: Any, v: Any, modifiers: Any) -> tuple[Any, Any]:
     return _cut(out, v.shape[3]), lse
 
 
-def attend_backward(
+def attention_backward(
     dout: Any, dlse: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, modifiers: Any
 ) -> tuple[Any, Any, Any, Any, Any]:
     """See the reference."""

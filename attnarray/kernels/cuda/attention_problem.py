@@ -14,7 +14,7 @@ from attnarray.kernels import UNBOUNDED, Declined, note
 from attnarray.kernels.cuda import arrays as ga
 from attnarray.kernels.cuda.attention_plan import Tiling, held_dim
 from attnarray.kernels.cuda.loader import empty
-from attnarray.kernels.cuda.scoring import long, table
+from attnarray.kernels.cuda.masked_softmax import long, table
 
 MOST = 2**30  # queries, keys, and rows of queries that share keys: they are counted in 32 bits
 ALIGNED = 16

@@ -18,7 +18,7 @@ NARROW = ("float16", "bfloat16")
 EACH = 8  # numbers of a thread, as in rounded.cu
 
 
-def narrow_products(x: Any, y: Any, dtype: Any) -> Any:
+def matmul_16_bit(x: Any, y: Any, dtype: Any) -> Any:
     """See the reference. No copy of arrays whose rows or columns are contiguous, except of x in float32."""
     if y.dtype.name not in NARROW:
         raise Declined(f"dtype {y.dtype.name}: {', '.join(NARROW)} only")

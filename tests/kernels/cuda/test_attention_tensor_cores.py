@@ -277,10 +277,10 @@ def test_explain_names_the_slower_way() -> None:
 def test_what_no_kernel_does_is_declined_with_the_reason() -> None:
     wide = fake_cupy.ndarray(np.ones((1, 1, 2, 300), np.float16))
     with pytest.raises(Declined, match="head dim 300: at most 256"):
-        attention.attend(wide, wide, wide, ScoreModifiers(1.0))
+        attention.attention(wide, wide, wide, ScoreModifiers(1.0))
     double = fake_cupy.ndarray(np.ones((1, 1, 2, 8)))
     with pytest.raises(Declined, match="dtype float64"):
-        attention.attend(double, double, double, ScoreModifiers(1.0))
+        attention.attention(double, double, double, ScoreModifiers(1.0))
     with aa.use_kernels("cuda"), pytest.raises(KernelUnavailableError, match="dtype float64"):
         engine.attention(double, double, double, ScoreModifiers(1.0))
 

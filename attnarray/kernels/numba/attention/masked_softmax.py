@@ -23,7 +23,7 @@ from attnarray.kernels.numba.vector.memory import ahead, is_null, keep, pointer
 from attnarray.kernels.numba.vector.rows import Row, Scalar, Sum, row_pass
 
 
-def weights_from_dots(scores: Any, modifiers: Any) -> tuple[Any, Any]:
+def masked_softmax(scores: Any, modifiers: Any) -> tuple[Any, Any]:
     """See the reference. Overwrites `scores` with the weights."""
     rows = _writable_rows(scores)
     lse = np.empty(rows.shape[0], scores.dtype)
@@ -32,7 +32,7 @@ def weights_from_dots(scores: Any, modifiers: Any) -> tuple[Any, Any]:
     return rows.reshape(scores.shape), lse.reshape(scores.shape[:3])
 
 
-def gradients_of_dots(scores: Any, dweights: Any, lse: Any, delta: Any, modifiers: Any) -> tuple[Any, Any, Any]:
+def masked_softmax_backward(scores: Any, dweights: Any, lse: Any, delta: Any, modifiers: Any) -> tuple[Any, Any, Any]:
     """See the reference. Overwrites `scores` with the weights and `dweights` with the gradient of the dot products."""
     rows, drows = _writable_rows(scores), _writable_rows(dweights)
     dscores = None if modifiers.bias is None else np.empty(scores.shape, scores.dtype)

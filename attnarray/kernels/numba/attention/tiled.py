@@ -36,7 +36,7 @@ MOST_ROWS_TO_DECODE, FEWEST_KEYS_TO_DECODE = 6, 64
 SMALL_BIAS = 64  # scores of a head: of so few, the gradient of a bias is summed over batches and heads in float64
 
 
-def attend(q: Any, k: Any, v: Any, modifiers: Any) -> tuple[Any, Any]:
+def attention(q: Any, k: Any, v: Any, modifiers: Any) -> tuple[Any, Any]:
     """See the reference."""
     plan = _known(modifiers, q, k, v)
     if plan is not None:
@@ -52,7 +52,7 @@ def attend(q: Any, k: Any, v: Any, modifiers: Any) -> tuple[Any, Any]:
     return out.astype(q.dtype, copy=False), lse
 
 
-def attend_backward(
+def attention_backward(
     dout: Any, dlse: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, modifiers: Any
 ) -> tuple[Any, Any, Any, Any, Any]:
     """See the reference."""

@@ -72,7 +72,7 @@ inline Real score(Real dot, int64 j, const Query& q, const Rules& rules) {
   {scale, softcap, {bias, bias_batch, bias_head, bias_query, bias_key}, {mask, mask_batch, mask_head, mask_query, \
    mask_key}, left, right, offset, offsets, lengths, heads, queries, keys}
 
-KERNEL(512) weights_from_dots(Global<Stored> dots, Global<Stored> lse, Global<const Stored> sinks, int64 rows, RULES) {
+KERNEL(512) masked_softmax(Global<Stored> dots, Global<Stored> lse, Global<const Stored> sinks, int64 rows, RULES) {
   const Rules rules = GIVEN_RULES;
   Real v[COUNT<Stored>];
   const bool held = keys <= span<Stored>();
@@ -110,9 +110,9 @@ KERNEL(512) weights_from_dots(Global<Stored> dots, Global<Stored> lse, Global<co
     if (threadIdx.x == 0) lse[n] = shift + log(total);
   }
 }
-EXPORT(weights_from_dots)
+EXPORT(masked_softmax)
 
-KERNEL(512) gradients_of_dots(Global<Stored> dots, Global<Stored> dweights, Global<const Stored> lse,
+KERNEL(512) masked_softmax_backward(Global<Stored> dots, Global<Stored> dweights, Global<const Stored> lse,
                                Global<const Stored> delta, Global<Stored> dscores, int64 rows, RULES) {
   const Rules rules = GIVEN_RULES;
   Real v[COUNT<Stored>], d[COUNT<Stored>];
@@ -140,6 +140,6 @@ KERNEL(512) gradients_of_dots(Global<Stored> dots, Global<Stored> dweights, Glob
     }
   }
 }
-EXPORT(gradients_of_dots)
+EXPORT(masked_softmax_backward)
 #undef RULES
 #undef GIVEN_RULES

@@ -1,4 +1,4 @@
-"""From dot products to attention weights and back. Reference: attention/normalizers.py; source: scoring.cu."""
+"""From dot products to attention weights and back. Reference: attention/normalizers.py; source: masked_softmax.cu."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from attnarray.kernels.cuda.loader import Kernel, empty, launch
 from attnarray.kernels.cuda.loader import warmup as load
 
 RULES = "rr" + "piiii" * 2 + "iiipp" + "iii"
-FORWARD = Kernel("scoring.cu", "weights_from_dots", "pppi" + RULES)
-BACKWARD = Kernel("scoring.cu", "gradients_of_dots", "pppppi" + RULES)
+FORWARD = Kernel("masked_softmax.cu", "masked_softmax", "pppi" + RULES)
+BACKWARD = Kernel("masked_softmax.cu", "masked_softmax_backward", "pppppi" + RULES)
 
 
-def weights_from_dots(scores: Any, modifiers: Any) -> tuple[Any, Any]:
+def masked_softmax(scores: Any, modifiers: Any) -> tuple[Any, Any]:
     """See the reference. Overwrites `scores` with the weights where its layout allows."""
     how, rows = ga.stored(scores, wide_only=True), ga.contiguous(scores)
     count, lse = math.prod(scores.shape[:3]), empty(scores.shape[:3], scores.dtype)
@@ -28,7 +28,7 @@ def weights_from_dots(scores: Any, modifiers: Any) -> tuple[Any, Any]:
     return rows, lse
 
 
-def gradients_of_dots(scores: Any, dweights: Any, lse: Any, delta: Any, modifiers: Any) -> tuple[Any, Any, Any]:
+def masked_softmax_backward(scores: Any, dweights: Any, lse: Any, delta: Any, modifiers: Any) -> tuple[Any, Any, Any]:
     """See the reference. Overwrites `scores` with the weights and `dweights` with the gradient of the scores."""
     how, rows, drows = ga.stored(scores, wide_only=True), ga.contiguous(scores), ga.beside(dweights, scores)
     count, dmodified = (
