@@ -235,25 +235,25 @@ class Function:
         """Launch it on the current stream of the current device; `values` holds addresses in place of arrays."""
         if grid.shared > self._shared:
             self._raw.max_dynamic_shared_size_bytes = self._shared = grid.shared
-        room = _threads().rooms.get(self) or self._room()
+        buffer = _threads().buffers.get(self) or self._new_buffer()
         stream = library.cuda.get_current_stream().ptr
         try:
-            self._layout.pack_into(room.values, 0, *values)
+            self._layout.pack_into(buffer.values, 0, *values)
         except OverflowError:  # a float64 beyond float32
-            self._layout.pack_into(room.values, 0, *map(_narrowed, values))
+            self._layout.pack_into(buffer.values, 0, *map(_narrowed, values))
         library.cuda.driver.launchKernel(
-            self._handle, *grid.blocks, *grid.threads, grid.shared, stream, room.address, 0
+            self._handle, *grid.blocks, *grid.threads, grid.shared, stream, buffer.address, 0
         )
 
-    def _room(self) -> _Room:
+    def _new_buffer(self) -> _Buffer:
         values = ctypes.create_string_buffer(self._layout.size)
         start = ctypes.addressof(values)
         places = (ctypes.c_void_p * len(self._places))(*(start + place for place in self._places))
-        room = _threads().rooms[self] = _Room(values, places, ctypes.addressof(places))
-        return room
+        buffer = _threads().buffers[self] = _Buffer(values, places, ctypes.addressof(places))
+        return buffer
 
 
-class _Room(NamedTuple):
+class _Buffer(NamedTuple):
     """The bytes of each argument of a kernel, their places, and where the places are. The driver copies them."""
 
     values: Any
@@ -266,7 +266,7 @@ class _Thread(threading.local):
 
     def __init__(self) -> None:
         cupy().cuda.runtime.free(0)  # a thread has no CUDA context before it has called the runtime
-        self.rooms: dict[Function, _Room] = {}
+        self.buffers: dict[Function, _Buffer] = {}
 
 
 @functools.cache

@@ -207,12 +207,12 @@ def test_threads_do_not_share_the_room_for_arguments() -> None:
         x, out = (fake(np.ones(shape, np.float32)) for shape in ((2, 3), (3,)))
         loader.launch(kernel, "float32", plan, x, out, 2, 3)
         function = loader._function(kernel, "float32", 0)
-        mine, others = loader._threads().rooms[function], []
-        thread = threading.Thread(target=lambda: others.append(loader._threads().rooms.get(function)))
+        mine, others = loader._threads().buffers[function], []
+        thread = threading.Thread(target=lambda: others.append(loader._threads().buffers.get(function)))
         thread.start()
         thread.join()
         assert others == [None]
-        assert loader._threads().rooms[function] is mine
+        assert loader._threads().buffers[function] is mine
 
 
 def test_a_kernel_that_does_not_compile_falls_back_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:

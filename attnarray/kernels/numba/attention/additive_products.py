@@ -29,7 +29,7 @@ MOST = {32: 84.0, 64: 700.0}  # of 2 (q + k) in size: e^84 has a reciprocal in f
 def score_keys(_context: Any, count: Any, n: Any, query: Any, keys: Any, stride: Any, weights: Any, scores: Any) -> Any:
     """scores[j] = 2 sum_a weights[a] (1/2 - r(query[a], keys[j, a])) for j < count; `query`, `keys` hold e^{2 x}."""
     signature = types.void(types.intp, types.intp, query, keys, types.intp, weights, scores)
-    return signature, _scoring(False)
+    return signature, _scores(False)
 
 
 @intrinsic
@@ -38,10 +38,10 @@ def score_wide_keys(
 ) -> Any:
     """The same where `query` and `keys` hold 2 x, of any size."""
     signature = types.void(types.intp, types.intp, query, keys, types.intp, weights, scores)
-    return signature, _scoring(True)
+    return signature, _scores(True)
 
 
-def _scoring(wide: bool) -> Callable[..., ir.Value]:
+def _scores(wide: bool) -> Callable[..., ir.Value]:
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
         count, n, query, keys, stride, weights, scores = arguments
         vector = _vector(context, signature.args[2], 2)
@@ -88,7 +88,7 @@ def add_slopes(
     `dkeys`. `query` and `keys` hold e^{2 x}.
     """
     signature = types.void(types.intp, query, keys, types.intp, dscores, dquery, dkeys, types.intp, dweights)
-    return signature, _sloping(False)
+    return signature, _slopes(False)
 
 
 @intrinsic
@@ -98,10 +98,10 @@ def add_wide_slopes(
 ) -> Any:  # fmt: skip
     """The same where `query` and `keys` hold 2 x, of any size; where ds is 0, even NaN does not matter."""
     signature = types.void(types.intp, query, keys, types.intp, dscores, dquery, dkeys, types.intp, dweights)
-    return signature, _sloping(True)
+    return signature, _slopes(True)
 
 
-def _sloping(wide: bool) -> Callable[..., ir.Value]:
+def _slopes(wide: bool) -> Callable[..., ir.Value]:
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
         count, query, keys, stride, dscores, dquery, dkeys, dkey_stride, dweights = arguments
         vector = _vector(context, signature.args[1], 1)

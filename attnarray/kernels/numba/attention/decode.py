@@ -120,7 +120,7 @@ def decode_block(b: int, g: int, block: int, memory: Any, out: Any, call: Any, n
                 seen = ahead(keys, (low - start) * key_step)
                 dot_rows(high - low, row_length(ac.columns(call, ac.K), numbers), query, seen, key_step, memory.scores)
                 finish_scores(b, group * g + r // count, r % count, low, high, memory, call, numbers)
-                scale = weigh(high - low, memory, result, wide)
+                scale = update_softmax(high - low, memory, result, wide)
                 seen = ahead(values, (low - start) * value_step)
                 add_values(b, g, low, high, seen, value_step, memory, call, numbers)
                 if call[ac.HIDES] != 0:
@@ -156,7 +156,7 @@ def finish_scores(b: int, h: int, i: int, low: int, high: int, memory: Any, call
                     scores[j - low] = -np.inf
 
 
-def weigh(count: int, memory: Any, result: Any, wide: int) -> Any:
+def update_softmax(count: int, memory: Any, result: Any, wide: int) -> Any:
     """Exponentials of the scores in place; returns the factor that rescales all that was summed before."""
     width = lanes(result)
     lowest = -np.inf
@@ -250,6 +250,7 @@ def merge(call_integers: Any, call_numbers: Any, partials: int) -> None:
 
 
 pack_rows_of = jit(pack_rows_of, inner=True)
-finish_scores, weigh, has_nonfinite = jit(finish_scores, weigh, has_nonfinite, fastmath=EXACT, inner=True)
-add_values, decode_block = jit(add_values, decode_block, fastmath=EXACT, inner=True)
+finish_scores, update_softmax = jit(finish_scores, update_softmax, fastmath=EXACT, inner=True)
+has_nonfinite, add_values = jit(has_nonfinite, add_values, fastmath=EXACT, inner=True)
+decode_block = jit(decode_block, fastmath=EXACT, inner=True)
 decode, merge = jit(decode, merge, fastmath=EXACT)

@@ -21,8 +21,8 @@ from attnarray.kernels.numba.attention.local_windows import (
     Windows,
     add_long_windows,
     add_windows,
-    differentiate_windows,
-    weigh_windows,
+    backward_windows,
+    forward_windows,
 )  # fmt: skip
 from attnarray.kernels.numba.runtime import arrays as ra
 from attnarray.kernels.numba.runtime.call import nothing, pack
@@ -51,7 +51,7 @@ def attend_around(q: Any, k: Any, v: Any, centers: Any, window: int, sigma: floa
     queries = q.shape[0] * q.shape[2]
     out, lse = np.zeros((queries, call.width), real), np.empty(queries, real)
     work = ra.nanoseconds(queries * len(call.ramp) * (call.depth + call.width + EXPONENTIALS), FORWARD, real)
-    split_rows(weigh_windows, queries, work, *pack(call._replace(out=out, lse=lse), real))
+    split_rows(forward_windows, queries, work, *pack(call._replace(out=out, lse=lse), real))
     return _cut(out, (*q.shape[:3], v.shape[3])), lse.reshape(q.shape[:3])
 
 
@@ -72,7 +72,7 @@ def attend_around_backward(
         weights=weights,
     )  # fmt: skip
     work = ra.nanoseconds(queries * span * (call.depth + call.width + EXPONENTIALS), BACKWARD, real)
-    split_rows(differentiate_windows, queries, work, *pack(call, real))
+    split_rows(backward_windows, queries, work, *pack(call, real))
     sums = []
     for x, of_rows, factors in ((k, rows[0], dscores), (v, drows, weights)):
         is_long = real == np.float32 and q.shape[2] > TOGETHER
@@ -88,7 +88,7 @@ def attend_around_backward(
 
 def warmup(dtype: str) -> None:
     """Compile all kernels for one dtype."""
-    for kernel in (weigh_windows, differentiate_windows):
+    for kernel in (forward_windows, backward_windows):
         kernel(0, 0, *pack(nothing(Windows), dtype))
     for kernel in (add_windows, add_long_windows):
         kernel(0, 0, *pack(nothing(Sums), dtype))

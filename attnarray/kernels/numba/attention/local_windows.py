@@ -87,7 +87,7 @@ class Gaussian(NamedTuple):
 
 
 @row_pass(vectors=1)
-def weigh(scores: Row, near: Gaussian, factors: Row, shift: Scalar, total: Sum) -> dict[str, Lanes]:
+def gaussian_weights(scores: Row, near: Gaussian, factors: Row, shift: Scalar, total: Sum) -> dict[str, Lanes]:
     """The exponentials are summed, and stored times the Gaussian and dropout."""
     distance = (near.ramp + near.offset) * near.inverse
     exponentials = exp(scores - shift)
@@ -142,7 +142,7 @@ def drop_window(n: int, c: Any, factors: Any) -> None:
                 factors[key] = c.kept if words[m] >= c.limit else 0.0
 
 
-def weigh_windows(first: int, past: int, integers: Any, numbers: Any) -> None:
+def forward_windows(first: int, past: int, integers: Any, numbers: Any) -> None:
     """Outputs and lse of the queries [first, past), counted over all batches."""
     c = unpack(Windows, integers, numbers)
     memory, zero = np.ones(3 * c.scratch, numbers.dtype), c.scale - c.scale
@@ -156,7 +156,7 @@ def weigh_windows(first: int, past: int, integers: Any, numbers: Any) -> None:
             largest = find_largest(count, scores)
             shift = largest if largest != -math.inf else zero
             drop_window(n, c, factors)
-            total = weigh(count, scores, Gaussian(c.ramp, begin - c.centers[n], c.inverse), factors, shift)
+            total = gaussian_weights(count, scores, Gaussian(c.ramp, begin - c.centers[n], c.inverse), factors, shift)
             if total != 0:
                 scale(count, scores, 1 / total)
                 c.lse[n] = shift + math.log(total)
@@ -165,7 +165,7 @@ def weigh_windows(first: int, past: int, integers: Any, numbers: Any) -> None:
     keep(memory)
 
 
-def differentiate_windows(first: int, past: int, integers: Any, numbers: Any) -> None:
+def backward_windows(first: int, past: int, integers: Any, numbers: Any) -> None:
     """Gradients of the queries [first, past) and of their centers, and what their windows add to keys and values."""
     c = unpack(Windows, integers, numbers)
     memory, zero = np.ones(3 * c.scratch, numbers.dtype), c.scale - c.scale
@@ -244,5 +244,5 @@ def add_long_windows(first: int, past: int, integers: Any, numbers: Any) -> None
 
 score_window = jit(score_window, fastmath=EXACT, inner=True)
 drop_window = jit(drop_window, inner=True)
-weigh_windows, differentiate_windows = jit(weigh_windows, differentiate_windows, fastmath=EXACT)
+forward_windows, backward_windows = jit(forward_windows, backward_windows, fastmath=EXACT)
 add_windows, add_long_windows = jit(add_windows, add_long_windows, fastmath=EXACT)
