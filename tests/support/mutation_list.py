@@ -43,8 +43,9 @@ MUTATIONS = [
         "dropout is forgotten in the gradient of the values", backward("scaled_dot_product"),
     ),
     Mutation(
-        "attention/engine.py", "sum_to_shape(dmodified, modifiers.bias.shape)", "dmodified",
-        "the gradient of a bias is not summed over the axes that it lacks", backward("scaled_dot_product"),
+        "attention/normalizers.py", "dmodified = xp.where(weights == 0, 0.0, weights * (dweights - delta[..., None]))",
+        "dmodified = xp.where(weights == 0, 0.0, weights * dweights)", "the gradient of the scores lacks delta",
+        backward("scaled_dot_product"),
     ),
     Mutation(
         "attention/modifiers.py",
@@ -73,7 +74,8 @@ MUTATIONS = [
     ),
     Mutation(
         "attention/products.py", "reached > 0, math.nan,", "reached < 0, math.nan,",
-        "NaN that a weight reaches is hidden, too", "contract/test_masked_values.py",
+        "NaN that a weight reaches is hidden, too",
+        "attention/test_scaled_dot_product_properties_masks.py",
     ),
     Mutation(
         "attention/alignment/additive.py", "weight * (1.0 - hidden**2)", "weight * (1.0 - hidden)",
@@ -85,7 +87,7 @@ MUTATIONS = [
     ),
     Mutation(
         "attention/alignment/location.py", "looked[-1] + step if given.cumulative else step", "step",
-        "location: cumulative weights are those of the step before", forward("location"),
+        "location: cumulative weights are those of the step before", backward("location"),
     ),
     Mutation(
         "attention/positional/relative.py", "return dcontent + dposition, dk,", "return dcontent, dk,",
