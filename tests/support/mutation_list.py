@@ -75,7 +75,7 @@ MUTATIONS = [
     Mutation(
         "attention/products.py", "reached > 0, math.nan,", "reached < 0, math.nan,",
         "NaN that a weight reaches is hidden, too",
-        "attention/test_scaled_dot_product_properties_masks.py",
+        "attention/test_hard_input.py",
     ),
     Mutation(
         "attention/alignment/additive.py", "weight * (1.0 - hidden**2)", "weight * (1.0 - hidden)",
