@@ -32,9 +32,9 @@ ROUNDINGS = {
 }  # sums in another order than the reference's; one more to 16 bits
 # Arguments that are kept in float32 beside 16-bit arrays, by their places.
 KEPT = {
-    "ops.norm:layer_norm_backward": (2, 3),
-    "ops.norm:rms_norm_backward": (2,),
-    "ops.loss:cross_entropy_backward": (0, 3, 4),
+    "ops.norm:_layer_norm_backward": (2, 3),
+    "ops.norm:_rms_norm_backward": (2,),
+    "ops.loss:_cross_entropy_backward": (0, 3, 4),
 }
 SHARDS = max(min((os.cpu_count() or 2) // 2, 8), 1)  # processes that share the work of a stage
 

@@ -38,35 +38,35 @@ KERNELS: dict[str, dict[str, str]] = {
     "attention.graph.core:gatv2_scores_backward": {"numba": "graph.edges:gatv2_scores_backward"},
     "attention.graph.core:aggregate": {"numba": "graph.edges:aggregate"},
     "attention.graph.core:aggregate_backward": {"numba": "graph.edges:aggregate_backward"},
-    "ops.softmax:softmax_forward": {"numba": "rows.softmax:softmax_forward", "cuda": "softmax:softmax_forward"},
-    "ops.softmax:softmax_backward": {"numba": "rows.softmax:softmax_backward", "cuda": "softmax:softmax_backward"},
-    "ops.softmax:log_softmax_forward": {
+    "ops.softmax:_softmax": {"numba": "rows.softmax:softmax_forward", "cuda": "softmax:softmax_forward"},
+    "ops.softmax:_softmax_backward": {"numba": "rows.softmax:softmax_backward", "cuda": "softmax:softmax_backward"},
+    "ops.softmax:_log_softmax": {
         "numba": "rows.softmax:log_softmax_forward",
         "cuda": "softmax:log_softmax_forward",
     },
-    "ops.softmax:log_softmax_backward": {
+    "ops.softmax:_log_softmax_backward": {
         "numba": "rows.softmax:log_softmax_backward",
         "cuda": "softmax:log_softmax_backward",
     },
-    "ops.entmax_core:entmax_forward": {"numba": "rows.sparsemax:entmax_forward"},
-    "ops.entmax_core:entmax_backward": {"numba": "rows.sparsemax:entmax_backward"},
-    "ops.norm:layer_norm_forward": {"numba": "rows.norm:layer_norm_forward", "cuda": "norm:layer_norm_forward"},
-    "ops.norm:layer_norm_backward": {"numba": "rows.norm:layer_norm_backward", "cuda": "norm:layer_norm_backward"},
-    "ops.norm:rms_norm_forward": {"numba": "rows.norm:rms_norm_forward", "cuda": "norm:rms_norm_forward"},
-    "ops.norm:rms_norm_backward": {"numba": "rows.norm:rms_norm_backward", "cuda": "norm:rms_norm_backward"},
-    "ops.gelu:gelu_forward": {"numba": "rows.activations:gelu_forward", "cuda": "activations:gelu_forward"},
-    "ops.gelu:gelu_backward": {"numba": "rows.activations:gelu_backward", "cuda": "activations:gelu_backward"},
-    "ops.activations:relu_forward": {"numba": "rows.activations:relu_forward", "cuda": "activations:relu_forward"},
-    "ops.activations:relu_backward": {"numba": "rows.activations:relu_backward", "cuda": "activations:relu_backward"},
-    "ops.activations:silu_forward": {"numba": "rows.activations:silu_forward", "cuda": "activations:silu_forward"},
-    "ops.activations:silu_backward": {"numba": "rows.activations:silu_backward", "cuda": "activations:silu_backward"},
-    "ops.activations:tanh_forward": {"numba": "rows.activations:tanh_forward", "cuda": "activations:tanh_forward"},
-    "ops.activations:tanh_backward": {"numba": "rows.activations:tanh_backward", "cuda": "activations:tanh_backward"},
-    "ops.activations:sigmoid_forward": {
+    "ops.entmax:_entmax": {"numba": "rows.sparsemax:entmax_forward"},
+    "ops.entmax:_entmax_backward": {"numba": "rows.sparsemax:entmax_backward"},
+    "ops.norm:_layer_norm": {"numba": "rows.norm:layer_norm_forward", "cuda": "norm:layer_norm_forward"},
+    "ops.norm:_layer_norm_backward": {"numba": "rows.norm:layer_norm_backward", "cuda": "norm:layer_norm_backward"},
+    "ops.norm:_rms_norm": {"numba": "rows.norm:rms_norm_forward", "cuda": "norm:rms_norm_forward"},
+    "ops.norm:_rms_norm_backward": {"numba": "rows.norm:rms_norm_backward", "cuda": "norm:rms_norm_backward"},
+    "ops.gelu:_gelu": {"numba": "rows.activations:gelu_forward", "cuda": "activations:gelu_forward"},
+    "ops.gelu:_gelu_backward": {"numba": "rows.activations:gelu_backward", "cuda": "activations:gelu_backward"},
+    "ops.activations:_relu": {"numba": "rows.activations:relu_forward", "cuda": "activations:relu_forward"},
+    "ops.activations:_relu_backward": {"numba": "rows.activations:relu_backward", "cuda": "activations:relu_backward"},
+    "ops.activations:_silu": {"numba": "rows.activations:silu_forward", "cuda": "activations:silu_forward"},
+    "ops.activations:_silu_backward": {"numba": "rows.activations:silu_backward", "cuda": "activations:silu_backward"},
+    "ops.activations:_tanh": {"numba": "rows.activations:tanh_forward", "cuda": "activations:tanh_forward"},
+    "ops.activations:_tanh_backward": {"numba": "rows.activations:tanh_backward", "cuda": "activations:tanh_backward"},
+    "ops.activations:_sigmoid": {
         "numba": "rows.activations:sigmoid_forward",
         "cuda": "activations:sigmoid_forward",
     },
-    "ops.activations:sigmoid_backward": {
+    "ops.activations:_sigmoid_backward": {
         "numba": "rows.activations:sigmoid_backward",
         "cuda": "activations:sigmoid_backward",
     },
@@ -75,27 +75,27 @@ KERNELS: dict[str, dict[str, str]] = {
         "numba": "recurrent.lstm_cell:lstm_cell_backward",
         "cuda": "lstm_cell:lstm_cell_backward",
     },
-    "ops.rotary:turn": {"numba": "rows.rotary:turn"},
-    "ops.dropout:drop": {"numba": "rows.dropout:drop", "cuda": "dropout:drop"},
-    "ops.embedding:embedding_backward": {
+    "ops.rotary:_rotary": {"numba": "rows.rotary:turn"},
+    "ops.dropout:_dropout": {"numba": "rows.dropout:drop", "cuda": "dropout:drop"},
+    "ops.embedding:_embedding_backward": {
         "numba": "rows.embedding:embedding_backward",
         "cuda": "segments:embedding_backward",
     },
-    "ops.segments:segment_softmax_forward": {
+    "ops.segments:_segment_softmax": {
         "numba": "graph.segments:segment_softmax_forward",
         "cuda": "segments:segment_softmax_forward",
     },
-    "ops.segments:segment_softmax_backward": {
+    "ops.segments:_segment_softmax_backward": {
         "numba": "graph.segments:segment_softmax_backward",
         "cuda": "segments:segment_softmax_backward",
     },
     "ops.segments:sum_segments": {"numba": "graph.segments:sum_segments", "cuda": "segments:sum_segments"},
     "optim.adam:adam_step": {"numba": "rows.adam:adam_step"},
-    "ops.loss:cross_entropy_forward": {
+    "ops.loss:_cross_entropy": {
         "numba": "rows.loss:cross_entropy_forward",
         "cuda": "loss:cross_entropy_forward",
     },
-    "ops.loss:cross_entropy_backward": {
+    "ops.loss:_cross_entropy_backward": {
         "numba": "rows.loss:cross_entropy_backward",
         "cuda": "loss:cross_entropy_backward",
     },

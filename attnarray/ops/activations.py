@@ -51,13 +51,13 @@ def relu(x: Array) -> Array:
     [0.0, 2.0]
     """
     _check(x)
-    return relu_forward(x)
+    return _relu(x)
 
 
 def relu_fwd(x: Array) -> tuple[Array, ReLUContext]:
     """`relu` and the context for `relu_bwd`: the output alone."""
     _check(x)
-    out = relu_forward(x)
+    out = _relu(x)
     return read_only(out), ReLUContext(out)
 
 
@@ -68,7 +68,21 @@ def relu_bwd(dout: Array, ctx: ReLUContext) -> ReLUGrads:
     """
     checks.context("ctx", ctx, ReLUContext)
     checks.cotangent(dout, tuple(ctx.out.shape), ctx.out)
-    return ReLUGrads(relu_backward(dout, ctx.out))
+    return ReLUGrads(_relu_backward(dout, ctx.out))
+
+
+@accelerated
+def _relu(x: Array) -> Array:
+    """`relu` of an array that is checked."""
+    xp = namespace_of(x)
+    return _narrow(xp.clip(_wide(x), 0.0, None), x)
+
+
+@accelerated
+def _relu_backward(dout: Array, out: Array) -> Array:
+    """The gradient of `relu`, from its output."""
+    xp = namespace_of(dout, out)
+    return _narrow(xp.where(out > 0, dout, 0.0), out)
 
 
 class SiLUContext(NamedTuple):
@@ -115,7 +129,7 @@ def silu(x: Array) -> Array:
 def silu_fwd(x: Array) -> tuple[Array, SiLUContext]:
     """`silu` and the context for `silu_bwd`: x alone."""
     _check(x)
-    return silu_forward(x), SiLUContext(x)
+    return _silu(x), SiLUContext(x)
 
 
 def silu_bwd(dout: Array, ctx: SiLUContext) -> SiLUGrads:
@@ -125,7 +139,24 @@ def silu_bwd(dout: Array, ctx: SiLUContext) -> SiLUGrads:
     """
     checks.context("ctx", ctx, SiLUContext)
     checks.cotangent(dout, tuple(ctx.x.shape), ctx.x)
-    return SiLUGrads(silu_backward(dout, ctx.x))
+    return SiLUGrads(_silu_backward(dout, ctx.x))
+
+
+@accelerated
+def _silu(x: Array) -> Array:
+    """`silu` of an array that is checked."""
+    xp = namespace_of(x)
+    held = xp.clip(_wide(x), -SILU_REACH, None)
+    return _narrow(held * _logistic(xp, held), x)
+
+
+@accelerated
+def _silu_backward(dout: Array, x: Array) -> Array:
+    """The gradient of `silu`, from its input."""
+    xp = namespace_of(dout, x)
+    held = xp.clip(_wide(x), -SILU_REACH, SILU_REACH)
+    s = _logistic(xp, held)
+    return _narrow(s * (1.0 + held * (1.0 - s)) * _wide(dout), x)
 
 
 class TanhContext(NamedTuple):
@@ -163,13 +194,13 @@ def tanh(x: Array) -> Array:
     [-0.7616, 0.0, 1.0]
     """
     _check(x)
-    return tanh_forward(x)
+    return _tanh(x)
 
 
 def tanh_fwd(x: Array) -> tuple[Array, TanhContext]:
     """`tanh` and the context for `tanh_bwd`: the output alone."""
     _check(x)
-    out = tanh_forward(x)
+    out = _tanh(x)
     return read_only(out), TanhContext(out)
 
 
@@ -180,7 +211,21 @@ def tanh_bwd(dout: Array, ctx: TanhContext) -> TanhGrads:
     """
     checks.context("ctx", ctx, TanhContext)
     checks.cotangent(dout, tuple(ctx.out.shape), ctx.out)
-    return TanhGrads(tanh_backward(dout, ctx.out))
+    return TanhGrads(_tanh_backward(dout, ctx.out))
+
+
+@accelerated
+def _tanh(x: Array) -> Array:
+    """`tanh` of an array that is checked."""
+    xp = namespace_of(x)
+    return _narrow(xp.tanh(_wide(x)), x)
+
+
+@accelerated
+def _tanh_backward(dout: Array, out: Array) -> Array:
+    """The gradient of `tanh`, from its output."""
+    y = _wide(out)
+    return _narrow((1.0 - y * y) * _wide(dout), out)
 
 
 class SigmoidContext(NamedTuple):
@@ -218,13 +263,13 @@ def sigmoid(x: Array) -> Array:
     [0.0, 0.5, 0.7311]
     """
     _check(x)
-    return sigmoid_forward(x)
+    return _sigmoid(x)
 
 
 def sigmoid_fwd(x: Array) -> tuple[Array, SigmoidContext]:
     """`sigmoid` and the context for `sigmoid_bwd`: the output alone."""
     _check(x)
-    out = sigmoid_forward(x)
+    out = _sigmoid(x)
     return read_only(out), SigmoidContext(out)
 
 
@@ -235,63 +280,18 @@ def sigmoid_bwd(dout: Array, ctx: SigmoidContext) -> SigmoidGrads:
     """
     checks.context("ctx", ctx, SigmoidContext)
     checks.cotangent(dout, tuple(ctx.out.shape), ctx.out)
-    return SigmoidGrads(sigmoid_backward(dout, ctx.out))
+    return SigmoidGrads(_sigmoid_backward(dout, ctx.out))
 
 
 @accelerated
-def relu_forward(x: Array) -> Array:
-    """`relu` of an array that is checked."""
-    xp = namespace_of(x)
-    return _narrow(xp.clip(_wide(x), 0.0, None), x)
-
-
-@accelerated
-def relu_backward(dout: Array, out: Array) -> Array:
-    """The gradient of `relu`, from its output."""
-    xp = namespace_of(dout, out)
-    return _narrow(xp.where(out > 0, dout, 0.0), out)
-
-
-@accelerated
-def silu_forward(x: Array) -> Array:
-    """`silu` of an array that is checked."""
-    xp = namespace_of(x)
-    held = xp.clip(_wide(x), -SILU_REACH, None)
-    return _narrow(held * _logistic(xp, held), x)
-
-
-@accelerated
-def silu_backward(dout: Array, x: Array) -> Array:
-    """The gradient of `silu`, from its input."""
-    xp = namespace_of(dout, x)
-    held = xp.clip(_wide(x), -SILU_REACH, SILU_REACH)
-    s = _logistic(xp, held)
-    return _narrow(s * (1.0 + held * (1.0 - s)) * _wide(dout), x)
-
-
-@accelerated
-def tanh_forward(x: Array) -> Array:
-    """`tanh` of an array that is checked."""
-    xp = namespace_of(x)
-    return _narrow(xp.tanh(_wide(x)), x)
-
-
-@accelerated
-def tanh_backward(dout: Array, out: Array) -> Array:
-    """The gradient of `tanh`, from its output."""
-    y = _wide(out)
-    return _narrow((1.0 - y * y) * _wide(dout), out)
-
-
-@accelerated
-def sigmoid_forward(x: Array) -> Array:
+def _sigmoid(x: Array) -> Array:
     """`sigmoid` of an array that is checked."""
     xp = namespace_of(x)
     return _narrow(_logistic(xp, _wide(x)), x)
 
 
 @accelerated
-def sigmoid_backward(dout: Array, out: Array) -> Array:
+def _sigmoid_backward(dout: Array, out: Array) -> Array:
     """The gradient of `sigmoid`, from its output."""
     y = _wide(out)
     return _narrow(y * (1.0 - y) * _wide(dout), out)

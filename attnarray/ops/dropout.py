@@ -79,7 +79,7 @@ def dropout_fwd(
     elif p > 0 and seed is None:
         raise ValueError(f"`p` is {p} but neither `rng` nor `mask` is given. Pass rng=attnarray.Philox(seed).")
     ctx = DropoutContext(tuple(x.shape), p, seed if mask is None else None, mask)
-    return _drop(x, ctx), ctx
+    return _apply(x, ctx), ctx
 
 
 def dropout_bwd(dout: Array, ctx: DropoutContext) -> DropoutGrads:
@@ -91,20 +91,11 @@ def dropout_bwd(dout: Array, ctx: DropoutContext) -> DropoutGrads:
     checks.namespace(dout=dout, mask=ctx.mask)
     checks.floating(dout=dout)
     checks.shape("dout", dout, ctx.shape, "the shape of the output")
-    return DropoutGrads(_drop(dout, ctx))
-
-
-def _drop(x: Array, ctx: DropoutContext) -> Array:
-    return drop(x, ctx.p, ctx.seed, ctx.mask) if _drops(ctx) else read_only(x)
-
-
-def _drops(ctx: DropoutContext) -> bool:
-    """Whether anything can be dropped; where not, what comes out is what is given."""
-    return ctx.mask is not None or (ctx.seed is not None and ctx.p > 0)
+    return DropoutGrads(_apply(dout, ctx))
 
 
 @accelerated
-def drop(x: Array, p: float, seed: int | None, mask: Array | None) -> Array:
+def _dropout(x: Array, p: float, seed: int | None, mask: Array | None) -> Array:
     """`dropout` of arguments that are checked, and its gradient: `mask` says what is kept, or else the seed."""
     xp = namespace_of(x, mask)
     keep = mask
@@ -114,3 +105,12 @@ def drop(x: Array, p: float, seed: int | None, mask: Array | None) -> Array:
     wide = xp.astype(x, accumulator_dtype(xp, x.dtype), copy=False)
     factor = 1.0 / (1.0 - p) if p < 1 else 0.0
     return xp.astype(xp.where(keep, wide * factor, 0.0), x.dtype, copy=False)
+
+
+def _apply(x: Array, ctx: DropoutContext) -> Array:
+    return _dropout(x, ctx.p, ctx.seed, ctx.mask) if _drops(ctx) else read_only(x)
+
+
+def _drops(ctx: DropoutContext) -> bool:
+    """Whether anything can be dropped; where not, what comes out is what is given."""
+    return ctx.mask is not None or (ctx.seed is not None and ctx.p > 0)

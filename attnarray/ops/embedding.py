@@ -71,11 +71,11 @@ def embedding_bwd(dout: Array, ctx: EmbeddingContext) -> EmbeddingGrads:
     checks.namespace(dout=dout, indices=ctx.indices)
     checks.floating(dout=dout)
     checks.shape("dout", dout, (*ctx.indices.shape, ctx.width), "the shape of the output")
-    return EmbeddingGrads(embedding_backward(dout, ctx.indices, ctx.size))
+    return EmbeddingGrads(_embedding_backward(dout, ctx.indices, ctx.size))
 
 
 @accelerated
-def embedding_backward(dout: Array, indices: Array, size: int) -> Array:
+def _embedding_backward(dout: Array, indices: Array, size: int) -> Array:
     """The gradient of `embedding`, for V = `size`."""
     xp = namespace_of(dout, indices)
     count = math.prod(indices.shape)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from attnarray import checks
-from attnarray.backend import Array
+from attnarray.backend import Array, accumulator_dtype, device_of, dtype_name, namespace_of
+from attnarray.dispatch import accelerated
 from attnarray.numpy_arrays import read_only
-from attnarray.ops.entmax_core import ENTMAX, check, entmax_backward, entmax_forward
 
+SPARSEMAX, ENTMAX = 2.0, 1.5  # the alphas with a threshold in closed form, once the support is known
 LARGEST_ALPHA = 10.0  # with more, all probabilities of the support are nearly equal
+MANTISSA = {"float64": 53, "float32": 24}
 
 
 class EntmaxContext(NamedTuple):
@@ -66,15 +69,15 @@ def entmax(x: Array, axis: int = -1, *, alpha: float = ENTMAX, mask: Array | Non
     >>> aa.entmax(np.array([1.0, 1.0, -2.0])).round(4).tolist()
     [0.5, 0.5, 0.0]
     """
-    return entmax_forward(x, mask, check(x, axis, mask), alpha_of(alpha))
+    return _entmax(x, mask, check(x, axis, mask), check_alpha(alpha))
 
 
 def entmax_fwd(
     x: Array, axis: int = -1, *, alpha: float = ENTMAX, mask: Array | None = None
 ) -> tuple[Array, EntmaxContext]:
     """`entmax` and the context for `entmax_bwd`: the output alone."""
-    axis, alpha = check(x, axis, mask), alpha_of(alpha)
-    out = entmax_forward(x, mask, axis, alpha)
+    axis, alpha = check(x, axis, mask), check_alpha(alpha)
+    out = _entmax(x, mask, axis, alpha)
     return read_only(out), EntmaxContext(out, axis, alpha)
 
 
@@ -95,10 +98,57 @@ def entmax_bwd(dout: Array, ctx: EntmaxContext) -> EntmaxGrads:
     """
     checks.context("ctx", ctx, EntmaxContext)
     checks.cotangent(dout, tuple(ctx.out.shape), ctx.out)
-    return EntmaxGrads(entmax_backward(dout, ctx.out, ctx.axis, ctx.alpha))
+    return EntmaxGrads(_entmax_backward(dout, ctx.out, ctx.axis, ctx.alpha))
 
 
-def alpha_of(alpha: Any) -> float:
+@accelerated
+def _entmax(x: Array, mask: Array | None, axis: int, alpha: float) -> Array:
+    r"""`entmax` of arrays that are checked, with the axis counted from 0.
+
+    .. math:: y_i = [z_i - \tau]_+^{1 / (\alpha - 1)}, \qquad \sum_i y_i = 1
+
+    A row that holds NaN or +inf is NaN; one without any entry above -inf is 0.
+    """
+    xp = namespace_of(x, mask)
+    logits = xp.astype(x, accumulator_dtype(xp, x.dtype), copy=False)
+    logits = logits if mask is None else xp.where(mask, logits, -math.inf)
+    if x.shape[axis] == 0:
+        return xp.zeros_like(x)
+    largest = xp.max(logits, axis=axis, keepdims=True)
+    largest = xp.where(largest == -math.inf, 0.0, largest)
+    z = (alpha - 1.0) * (logits - largest)
+    tau = xp.where(xp.isfinite(largest), threshold(z, axis, alpha), math.nan)
+    return xp.astype(_power(z - tau, alpha), x.dtype)
+
+
+@accelerated
+def _entmax_backward(dout: Array, out: Array, axis: int, alpha: float) -> Array:
+    r"""The gradient of `entmax`, from its output. What dout holds outside the support does not matter.
+
+    .. math:: dx_i = s_i \Bigl(dy_i - \frac{\sum_j s_j\, dy_j}{\sum_j s_j}\Bigr), \qquad s_i = y_i^{2 - \alpha}, 0 for 0
+    """
+    xp = namespace_of(dout, out)
+    wide = accumulator_dtype(xp, out.dtype)
+    y, dy = xp.astype(out, wide, copy=False), xp.astype(dout, wide, copy=False)
+    outside = y == 0
+    slope = y / y if alpha == SPARSEMAX else xp.where(outside, 1.0, y) ** (2.0 - alpha)  # y / y is NaN where y is
+    slope, dy = xp.where(outside, 0.0, slope), xp.where(outside, 0.0, dy)
+    total = xp.sum(slope, axis=axis, keepdims=True)
+    mean = xp.sum(slope * dy, axis=axis, keepdims=True) / xp.where(total == 0, 1.0, total)
+    return xp.astype(xp.where(outside, 0.0, slope * (dy - mean)), out.dtype)
+
+
+def check(x: Array, axis: int, mask: Array | None) -> int:
+    """Check the arguments of a map along an axis; returns the axis counted from 0."""
+    checks.namespace(x=x, mask=mask)
+    checks.floating(x=x)
+    if mask is not None:
+        checks.boolean("mask", mask)
+        checks.broadcasts("mask", mask, tuple(x.shape), "the shape of x")
+    return checks.axis("axis", axis, x.ndim)
+
+
+def check_alpha(alpha: Any) -> float:
     """Check for 1 < alpha <= 10."""
     if not 1 < checks.real(alpha) <= LARGEST_ALPHA:
         raise ValueError(
@@ -106,3 +156,80 @@ def alpha_of(alpha: Any) -> float:
             "sparsemax. The limit 1 is softmax."
         )
     return float(alpha)
+
+
+def threshold(z: Array, axis: int, alpha: float) -> Array:
+    """tau for logits z whose largest is 0, with the axis kept; of no meaning for rows that hold NaN."""
+    if alpha == SPARSEMAX:
+        return _sparsemax_threshold(z, axis)
+    return _entmax_threshold(z, axis) if alpha == ENTMAX else _threshold_by_bisection(z, axis, alpha)
+
+
+def _sparsemax_threshold(z: Array, axis: int) -> Array:
+    """tau = (sum of the support - 1) / size: the k largest, for every k with 1 + k z_(k) > z_(1) + .. + z_(k)."""
+    xp = namespace_of(z)
+    ordered, k = _descending(z, axis)
+    inside = 1.0 + k * ordered > _cumulative_sum(ordered, axis)
+    count = _count(inside, axis, z)
+    return (xp.sum(xp.where(inside, ordered, 0.0), axis=axis, keepdims=True) - 1.0) / count
+
+
+def _entmax_threshold(z: Array, axis: int) -> Array:
+    """tau = mean - sqrt((1 - sum of squared deviations) / size) of the support, the k largest where tau_k <= z_(k)."""
+    xp = namespace_of(z)
+    ordered, k = _descending(z, axis)
+    total, squares = _cumulative_sum(ordered, axis), _cumulative_sum(ordered * ordered, axis)
+    rest = (1.0 - (squares - total * total / k)) / k
+    inside = total / k - xp.sqrt(xp.where(rest < 0, 0.0, rest)) <= ordered
+    count = _count(inside, axis, z)
+    # Once more about the mean of the support alone, where nothing cancels.
+    mean = xp.sum(xp.where(inside, ordered, 0.0), axis=axis, keepdims=True) / count
+    spread = xp.sum(xp.where(inside, ordered - mean, 0.0) ** 2, axis=axis, keepdims=True)
+    return mean - xp.sqrt(xp.where(spread > 1, 0.0, 1.0 - spread) / count)
+
+
+def _threshold_by_bisection(z: Array, axis: int, alpha: float) -> Array:
+    """The sum of powers is >= 1 at tau = -1, where the largest entry alone gives 1, and <= 1 at -N^(1 - alpha)."""
+    xp = namespace_of(z)
+    bits = (alpha - 1.0) * math.log2(z.shape[axis])  # so small may tau be
+    low = xp.full_like(xp.sum(z, axis=axis, keepdims=True), -1.0)
+    high = xp.full_like(low, -(2.0**-bits))
+    for _ in range(MANTISSA[dtype_name(z.dtype)] + math.ceil(bits) + 2):
+        middle = 0.5 * (low + high)
+        enough = xp.sum(_power(z - middle, alpha), axis=axis, keepdims=True) >= 1.0
+        low, high = xp.where(enough, middle, low), xp.where(enough, high, middle)
+    return low
+
+
+def _power(x: Array, alpha: float) -> Array:
+    """[x]_+^(1 / (alpha - 1)); NaN stays NaN."""
+    positive = namespace_of(x).where(x < 0, 0.0, x)
+    if alpha == SPARSEMAX:
+        return positive
+    return positive * positive if alpha == ENTMAX else positive ** (1.0 / (alpha - 1.0))
+
+
+def _descending(z: Array, axis: int) -> tuple[Array, Array]:
+    """z sorted from its largest entry on, and the numbers 1 to N along that axis.
+
+    What is far outside the support, below -2, is taken nearer, so that no sum of squares overflows.
+    """
+    xp = namespace_of(z)
+    z = xp.where((z < -2.0) & (z > -math.inf), -2.0, z)
+    numbers = xp.arange(1, z.shape[axis] + 1, dtype=z.dtype, device=device_of(z))
+    shape = [1] * z.ndim
+    shape[axis] = z.shape[axis]
+    return xp.flip(xp.sort(z, axis=axis), axis=axis), xp.reshape(numbers, tuple(shape))
+
+
+def _cumulative_sum(x: Array, axis: int) -> Array:
+    xp = namespace_of(x)
+    sums = xp.cumulative_sum if hasattr(xp, "cumulative_sum") else xp.cumsum  # NumPy 2.0 has the older name alone
+    return sums(x, axis=axis)
+
+
+def _count(inside: Array, axis: int, like: Array) -> Array:
+    """How many are inside, but 1 for none: rows that are empty, or hold NaN."""
+    xp = namespace_of(inside)
+    count = xp.sum(xp.astype(inside, like.dtype), axis=axis, keepdims=True)
+    return xp.where(count == 0, 1.0, count)

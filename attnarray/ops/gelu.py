@@ -67,7 +67,7 @@ def gelu_fwd(x: Array, *, approximate: str = "none") -> tuple[Array, GELUContext
     namespace_of(x)
     checks.floating(x=x)
     checks.one_of("approximate", approximate, ("none", "tanh"))
-    return gelu_forward(x, approximate), GELUContext(x, approximate)
+    return _gelu(x, approximate), GELUContext(x, approximate)
 
 
 def gelu_bwd(dout: Array, ctx: GELUContext) -> GELUGrads:
@@ -80,11 +80,11 @@ def gelu_bwd(dout: Array, ctx: GELUContext) -> GELUGrads:
     """
     checks.context("ctx", ctx, GELUContext)
     checks.cotangent(dout, tuple(ctx.x.shape), ctx.x)
-    return GELUGrads(gelu_backward(dout, ctx.x, ctx.approximate))
+    return GELUGrads(_gelu_backward(dout, ctx.x, ctx.approximate))
 
 
 @accelerated
-def gelu_forward(x: Array, approximate: str) -> Array:
+def _gelu(x: Array, approximate: str) -> Array:
     """`gelu` of arguments that are checked."""
     xp = namespace_of(x)
     wide = xp.astype(xp.asarray(x), accumulator_dtype(xp, x.dtype), copy=False)
@@ -94,7 +94,7 @@ def gelu_forward(x: Array, approximate: str) -> Array:
 
 
 @accelerated
-def gelu_backward(dout: Array, x: Array, approximate: str) -> Array:
+def _gelu_backward(dout: Array, x: Array, approximate: str) -> Array:
     """The gradient of `gelu`, from its input."""
     xp = namespace_of(dout, x)
     dtype, wide = x.dtype, accumulator_dtype(xp, x.dtype)

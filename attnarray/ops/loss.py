@@ -82,7 +82,7 @@ def cross_entropy_fwd(
     label_smoothing = _check(logits, targets, label_smoothing, ignore_index, reduction)
     xp = namespace_of(logits, targets)
     x, classes, count = _rows(logits, targets, ignore_index)
-    losses, largest, total = cross_entropy_forward(x, classes, ignore_index, label_smoothing)
+    losses, largest, total = _cross_entropy(x, classes, ignore_index, label_smoothing)
     if reduction == "none":
         out = xp.reshape(losses, targets.shape)
     else:
@@ -101,14 +101,12 @@ def cross_entropy_bwd(dout: Array, ctx: CrossEntropyContext) -> CrossEntropyGrad
     x, classes, count = _rows(ctx.logits, ctx.targets, ctx.ignore_index)
     g = xp.astype(xp.asarray(dout), ctx.total.dtype, copy=False) / (count if ctx.reduction == "mean" else 1)
     g = xp.broadcast_to(xp.reshape(g, (x.shape[0] if ctx.reduction == "none" else 1,)), (x.shape[0],))  # (N,)
-    dx = cross_entropy_backward(g, x, classes, ctx.largest, ctx.total, ctx.ignore_index, ctx.label_smoothing)
+    dx = _cross_entropy_backward(g, x, classes, ctx.largest, ctx.total, ctx.ignore_index, ctx.label_smoothing)
     return CrossEntropyGrads(xp.reshape(dx, ctx.logits.shape))
 
 
 @accelerated
-def cross_entropy_forward(
-    x: Array, classes: Array, ignore_index: int, label_smoothing: float
-) -> tuple[Array, Array, Array]:
+def _cross_entropy(x: Array, classes: Array, ignore_index: int, label_smoothing: float) -> tuple[Array, Array, Array]:
     r"""The loss of each row, in the dtype that sums are kept in.
 
     Parameters
@@ -138,10 +136,10 @@ def cross_entropy_forward(
 
 
 @accelerated
-def cross_entropy_backward(
+def _cross_entropy_backward(
     g: Array, x: Array, classes: Array, largest: Array, total: Array, ignore_index: int, label_smoothing: float
 ) -> Array:
-    """The gradient (N, V) of the losses, whose cotangent is `g` (N,), from what `cross_entropy_forward` was given."""
+    """The gradient (N, V) of the losses, whose cotangent is `g` (N,), from what `_cross_entropy` was given."""
     xp = namespace_of(g, x, classes)
     dtype = x.dtype
     x, classes, kept = _kept(x, classes, ignore_index)

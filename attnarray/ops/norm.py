@@ -71,7 +71,7 @@ def layer_norm_fwd(
 ) -> tuple[Array, LayerNormContext]:
     """`layer_norm` and the context for `layer_norm_bwd`: x, and per vector its mean and 1 / deviation."""
     eps = _check(x, eps, weight=weight, bias=bias)
-    out, mean, inverse_deviation = layer_norm_forward(x, weight, bias, eps)
+    out, mean, inverse_deviation = _layer_norm(x, weight, bias, eps)
     return out, LayerNormContext(x, mean, inverse_deviation, weight, bias is not None)
 
 
@@ -85,8 +85,45 @@ def layer_norm_bwd(dout: Array, ctx: LayerNormContext) -> LayerNormGrads:
     """
     checks.context("ctx", ctx, LayerNormContext)
     checks.cotangent(dout, tuple(ctx.x.shape), ctx.x)
-    grads = layer_norm_backward(dout, ctx.x, ctx.mean, ctx.inverse_deviation, ctx.weight, ctx.has_bias)
+    grads = _layer_norm_backward(dout, ctx.x, ctx.mean, ctx.inverse_deviation, ctx.weight, ctx.has_bias)
     return LayerNormGrads(*grads)
+
+
+@accelerated
+def _layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
+    """`layer_norm` of arrays that are checked; also means and 1 / deviations (..., 1) in the accumulator's dtype."""
+    xp = namespace_of(x, weight, bias)
+    wide, shrink = _shrunk(_wide(x, x))
+    mean = _mean(wide)  # (..., 1)
+    out = wide - mean
+    inverse_deviation = _inverse_root(_mean(out * out), eps, shrink)  # (..., 1)
+    out *= inverse_deviation
+    if shrink is not None:
+        mean, inverse_deviation = mean / shrink, inverse_deviation * shrink
+    if weight is not None:
+        out *= _wide(weight, x)
+    if bias is not None:
+        out += _wide(bias, x)
+    return xp.astype(out, x.dtype, copy=False), mean, inverse_deviation
+
+
+@accelerated
+def _layer_norm_backward(
+    dout: Array, x: Array, mean: Array, inverse_deviation: Array, weight: Array | None, has_bias: bool
+) -> tuple[Array, Array | None, Array | None]:
+    """The gradients of `layer_norm`: of x, of the weight if there is one, and of the bias if there was one."""
+    xp = namespace_of(dout, x, weight)
+    dy = _wide(dout, x)
+    normal = 0.5 * _wide(x, x)  # half, so that the difference of two large numbers stays finite
+    normal -= 0.5 * mean
+    normal *= 2.0 * inverse_deviation
+    g = dy if weight is None else dy * _wide(weight, x)
+    dx = g - _mean(g)
+    dx -= normal * _mean(g * normal)
+    dx *= inverse_deviation
+    dweight = None if weight is None else _sum_over_rows(dy * normal, x.dtype)
+    dbias = _sum_over_rows(dy, x.dtype) if has_bias else None
+    return xp.astype(dx, x.dtype, copy=False), dweight, dbias
 
 
 class RMSNormContext(NamedTuple):
@@ -142,7 +179,7 @@ def rms_norm(x: Array, weight: Array | None = None, *, eps: float = 1e-6) -> Arr
 def rms_norm_fwd(x: Array, weight: Array | None = None, *, eps: float = 1e-6) -> tuple[Array, RMSNormContext]:
     """`rms_norm` and the context for `rms_norm_bwd`: x, and per vector 1 / root mean square."""
     eps = _check(x, eps, weight=weight)
-    out, inverse_rms = rms_norm_forward(x, weight, eps)
+    out, inverse_rms = _rms_norm(x, weight, eps)
     return out, RMSNormContext(x, inverse_rms, weight)
 
 
@@ -155,48 +192,11 @@ def rms_norm_bwd(dout: Array, ctx: RMSNormContext) -> RMSNormGrads:
     """
     checks.context("ctx", ctx, RMSNormContext)
     checks.cotangent(dout, tuple(ctx.x.shape), ctx.x)
-    return RMSNormGrads(*rms_norm_backward(dout, ctx.x, ctx.inverse_rms, ctx.weight))
+    return RMSNormGrads(*_rms_norm_backward(dout, ctx.x, ctx.inverse_rms, ctx.weight))
 
 
 @accelerated
-def layer_norm_forward(x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
-    """`layer_norm` of arrays that are checked; also means and 1 / deviations (..., 1) in the accumulator's dtype."""
-    xp = namespace_of(x, weight, bias)
-    wide, shrink = _shrunk(_wide(x, x))
-    mean = _mean(wide)  # (..., 1)
-    out = wide - mean
-    inverse_deviation = _inverse_root(_mean(out * out), eps, shrink)  # (..., 1)
-    out *= inverse_deviation
-    if shrink is not None:
-        mean, inverse_deviation = mean / shrink, inverse_deviation * shrink
-    if weight is not None:
-        out *= _wide(weight, x)
-    if bias is not None:
-        out += _wide(bias, x)
-    return xp.astype(out, x.dtype, copy=False), mean, inverse_deviation
-
-
-@accelerated
-def layer_norm_backward(
-    dout: Array, x: Array, mean: Array, inverse_deviation: Array, weight: Array | None, has_bias: bool
-) -> tuple[Array, Array | None, Array | None]:
-    """The gradients of `layer_norm`: of x, of the weight if there is one, and of the bias if there was one."""
-    xp = namespace_of(dout, x, weight)
-    dy = _wide(dout, x)
-    normal = 0.5 * _wide(x, x)  # half, so that the difference of two large numbers stays finite
-    normal -= 0.5 * mean
-    normal *= 2.0 * inverse_deviation
-    g = dy if weight is None else dy * _wide(weight, x)
-    dx = g - _mean(g)
-    dx -= normal * _mean(g * normal)
-    dx *= inverse_deviation
-    dweight = None if weight is None else _sum_over_rows(dy * normal, x.dtype)
-    dbias = _sum_over_rows(dy, x.dtype) if has_bias else None
-    return xp.astype(dx, x.dtype, copy=False), dweight, dbias
-
-
-@accelerated
-def rms_norm_forward(x: Array, weight: Array | None, eps: float) -> tuple[Array, Array]:
+def _rms_norm(x: Array, weight: Array | None, eps: float) -> tuple[Array, Array]:
     """`rms_norm` of arrays that are checked; also 1 / root mean square (..., 1) in the accumulator's dtype."""
     xp = namespace_of(x, weight)
     wide, shrink = _shrunk(_wide(x, x))
@@ -210,7 +210,7 @@ def rms_norm_forward(x: Array, weight: Array | None, eps: float) -> tuple[Array,
 
 
 @accelerated
-def rms_norm_backward(dout: Array, x: Array, inverse_rms: Array, weight: Array | None) -> tuple[Array, Array | None]:
+def _rms_norm_backward(dout: Array, x: Array, inverse_rms: Array, weight: Array | None) -> tuple[Array, Array | None]:
     """The gradients of `rms_norm`: of x, and of the weight if there is one."""
     xp = namespace_of(dout, x, weight)
     dy = _wide(dout, x)

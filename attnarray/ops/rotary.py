@@ -53,7 +53,7 @@ class Rotary:
 
 
 class Rotation(NamedTuple):
-    """Which pairs of features turn, and how fast with the position."""
+    """Which pairs of features are rotated, and at which frequencies."""
 
     dims: int
     base: float
@@ -169,7 +169,7 @@ def rotary_fwd(
 ) -> tuple[Array, RotaryContext]:
     """`rotary` and the context for its backward: cosines and sines."""
     axis, offset = _check(x, positions, offset, layout)
-    dims = _turned(x, dims)
+    dims = _rotated_dims(x, dims)
     base, factor = checks.positive("base", base), checks.positive("factor", factor)
     checks.one_of("scaling", scaling, SCALINGS)
     if scaling == "ntk" and dims > 2:  # the only frequency of two features is 1 for any base
@@ -177,7 +177,9 @@ def rotary_fwd(
     divisor = factor if scaling == "linear" else 1.0
     rotation = Rotation(dims, base, divisor, checks.flag("interleaved", interleaved), axis)
     like = namespace_of(x).zeros((), dtype=x.dtype, device=device_of(x))
-    return turn(x, positions, offset, rotation, 1.0), RotaryContext(positions, offset, rotation, tuple(x.shape), like)
+    return _rotary(x, positions, offset, rotation, 1.0), RotaryContext(
+        positions, offset, rotation, tuple(x.shape), like
+    )
 
 
 def rotary_bwd(dout: Array, ctx: RotaryContext) -> RotaryGrads:
@@ -197,11 +199,11 @@ def rotary_bwd(dout: Array, ctx: RotaryContext) -> RotaryGrads:
     """
     checks.context("ctx", ctx, RotaryContext)
     checks.cotangent(dout, ctx.shape, ctx.like)
-    return RotaryGrads(turn(dout, ctx.positions, ctx.offset, ctx.rotation, -1.0))
+    return RotaryGrads(_rotary(dout, ctx.positions, ctx.offset, ctx.rotation, -1.0))
 
 
 @accelerated
-def turn(x: Array, positions: Array | None, offset: int, rotation: Rotation, direction: float) -> Array:
+def _rotary(x: Array, positions: Array | None, offset: int, rotation: Rotation, direction: float) -> Array:
     """x (..., T, D) turned by the angles of its positions, offset, offset + 1, ... unless given; back if -1."""
     xp = namespace_of(x, positions)
     dims, base, divisor, interleaved, axis = rotation
@@ -252,7 +254,7 @@ def _stretched(base: float, factor: float, dims: int) -> float:
     return stretched
 
 
-def _turned(x: Array, dims: int | None) -> int:
+def _rotated_dims(x: Array, dims: int | None) -> int:
     """R."""
     if dims is None:
         if x.shape[-1] % 2 or not x.shape[-1]:

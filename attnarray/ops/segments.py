@@ -74,7 +74,7 @@ def segment_softmax_fwd(
     """`segment_softmax` and the context for its backward: the output and the segments, numbered anew if few."""
     count = _check(x, segments, count, mask)
     places, count = _numbered(checks.integer("segments", segments), count)
-    out = segment_softmax_forward(x, places, count, mask)
+    out = _segment_softmax(x, places, count, mask)
     return read_only(out), SegmentSoftmaxContext(out, places, count)
 
 
@@ -87,11 +87,11 @@ def segment_softmax_bwd(dout: Array, ctx: SegmentSoftmaxContext) -> SegmentSoftm
     """
     checks.context("ctx", ctx, SegmentSoftmaxContext)
     checks.cotangent(dout, tuple(ctx.out.shape), ctx.out)
-    return SegmentSoftmaxGrads(segment_softmax_backward(dout, ctx.out, ctx.segments, ctx.segment_count))
+    return SegmentSoftmaxGrads(_segment_softmax_backward(dout, ctx.out, ctx.segments, ctx.segment_count))
 
 
 @accelerated
-def segment_softmax_forward(x: Array, segments: Array, count: int, mask: Array | None) -> Array:
+def _segment_softmax(x: Array, segments: Array, count: int, mask: Array | None) -> Array:
     """`segment_softmax` of arrays that are checked."""
     xp = namespace_of(x, segments, mask)
     logits = xp.astype(x, accumulator_dtype(xp, x.dtype), copy=False)
@@ -104,7 +104,7 @@ def segment_softmax_forward(x: Array, segments: Array, count: int, mask: Array |
 
 
 @accelerated
-def segment_softmax_backward(dout: Array, out: Array, segments: Array, count: int) -> Array:
+def _segment_softmax_backward(dout: Array, out: Array, segments: Array, count: int) -> Array:
     """The gradient of `segment_softmax`, from its output."""
     xp = namespace_of(dout, out)
     wide = accumulator_dtype(xp, out.dtype)

@@ -56,13 +56,13 @@ def softmax(x: Array, axis: int = -1, *, mask: Array | None = None) -> Array:
     >>> aa.softmax(np.array([0.0, 0.0, 9.0]), mask=np.array([True, True, False])).tolist()
     [0.5, 0.5, 0.0]
     """
-    return softmax_forward(x, mask, _check(x, axis, mask))
+    return _softmax(x, mask, _check(x, axis, mask))
 
 
 def softmax_fwd(x: Array, axis: int = -1, *, mask: Array | None = None) -> tuple[Array, SoftmaxContext]:
     """`softmax` and the context for `softmax_bwd`: the output alone."""
     axis = _check(x, axis, mask)
-    out = softmax_forward(x, mask, axis)
+    out = _softmax(x, mask, axis)
     return read_only(out), SoftmaxContext(out, axis)
 
 
@@ -75,7 +75,29 @@ def softmax_bwd(dout: Array, ctx: SoftmaxContext) -> SoftmaxGrads:
     """
     checks.context("ctx", ctx, SoftmaxContext)
     checks.cotangent(dout, tuple(ctx.out.shape), ctx.out)
-    return SoftmaxGrads(softmax_backward(dout, ctx.out, ctx.axis))
+    return SoftmaxGrads(_softmax_backward(dout, ctx.out, ctx.axis))
+
+
+@accelerated
+def _softmax(x: Array, mask: Array | None, axis: int) -> Array:
+    """`softmax` of arrays that are checked, with the axis counted from 0."""
+    xp = namespace_of(x, mask)
+    logits = _masked(x, mask)
+    exps = xp.exp(logits - _finite_max(logits, axis))
+    total = xp.sum(exps, axis=axis, keepdims=True)
+    return xp.astype(exps / xp.where(total == 0, 1.0, total), x.dtype)
+
+
+@accelerated
+def _softmax_backward(dout: Array, out: Array, axis: int) -> Array:
+    """The gradient of `softmax`, from its output."""
+    xp = namespace_of(dout, out)
+    wide = accumulator_dtype(xp, out.dtype)
+    y, dy = xp.astype(out, wide, copy=False), xp.astype(dout, wide, copy=False)
+    hidden = y == 0
+    dy = xp.where(hidden, 0.0, dy)
+    dx = xp.where(hidden, 0.0, y * (dy - xp.sum(y * dy, axis=axis, keepdims=True)))  # also where the sum is NaN
+    return xp.astype(dx, out.dtype)
 
 
 class LogSoftmaxContext(NamedTuple):
@@ -119,13 +141,13 @@ def log_softmax(x: Array, axis: int = -1, *, mask: Array | None = None) -> Array
     >>> aa.log_softmax(np.array([0.0, 0.0])).round(4).tolist()
     [-0.6931, -0.6931]
     """
-    return log_softmax_forward(x, mask, _check(x, axis, mask))
+    return _log_softmax(x, mask, _check(x, axis, mask))
 
 
 def log_softmax_fwd(x: Array, axis: int = -1, *, mask: Array | None = None) -> tuple[Array, LogSoftmaxContext]:
     """`log_softmax` and the context for `log_softmax_bwd`: the output alone."""
     axis = _check(x, axis, mask)
-    out = log_softmax_forward(x, mask, axis)
+    out = _log_softmax(x, mask, axis)
     return read_only(out), LogSoftmaxContext(out, axis)
 
 
@@ -138,33 +160,11 @@ def log_softmax_bwd(dout: Array, ctx: LogSoftmaxContext) -> LogSoftmaxGrads:
     """
     checks.context("ctx", ctx, LogSoftmaxContext)
     checks.cotangent(dout, tuple(ctx.out.shape), ctx.out)
-    return LogSoftmaxGrads(log_softmax_backward(dout, ctx.out, ctx.axis))
+    return LogSoftmaxGrads(_log_softmax_backward(dout, ctx.out, ctx.axis))
 
 
 @accelerated
-def softmax_forward(x: Array, mask: Array | None, axis: int) -> Array:
-    """`softmax` of arrays that are checked, with the axis counted from 0."""
-    xp = namespace_of(x, mask)
-    logits = _masked(x, mask)
-    exps = xp.exp(logits - _finite_max(logits, axis))
-    total = xp.sum(exps, axis=axis, keepdims=True)
-    return xp.astype(exps / xp.where(total == 0, 1.0, total), x.dtype)
-
-
-@accelerated
-def softmax_backward(dout: Array, out: Array, axis: int) -> Array:
-    """The gradient of `softmax`, from its output."""
-    xp = namespace_of(dout, out)
-    wide = accumulator_dtype(xp, out.dtype)
-    y, dy = xp.astype(out, wide, copy=False), xp.astype(dout, wide, copy=False)
-    hidden = y == 0
-    dy = xp.where(hidden, 0.0, dy)
-    dx = xp.where(hidden, 0.0, y * (dy - xp.sum(y * dy, axis=axis, keepdims=True)))  # also where the sum is NaN
-    return xp.astype(dx, out.dtype)
-
-
-@accelerated
-def log_softmax_forward(x: Array, mask: Array | None, axis: int) -> Array:
+def _log_softmax(x: Array, mask: Array | None, axis: int) -> Array:
     """`log_softmax` of arrays that are checked, with the axis counted from 0."""
     xp = namespace_of(x, mask)
     logits = _masked(x, mask)
@@ -174,7 +174,7 @@ def log_softmax_forward(x: Array, mask: Array | None, axis: int) -> Array:
 
 
 @accelerated
-def log_softmax_backward(dout: Array, out: Array, axis: int) -> Array:
+def _log_softmax_backward(dout: Array, out: Array, axis: int) -> Array:
     """The gradient of `log_softmax`, from its output."""
     xp = namespace_of(dout, out)
     wide = accumulator_dtype(xp, out.dtype)

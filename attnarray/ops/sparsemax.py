@@ -7,7 +7,7 @@ from typing import NamedTuple
 from attnarray import checks
 from attnarray.backend import Array
 from attnarray.numpy_arrays import read_only
-from attnarray.ops.entmax_core import SPARSEMAX, check, entmax_backward, entmax_forward
+from attnarray.ops.entmax import SPARSEMAX, _entmax, _entmax_backward, check
 
 
 class SparsemaxContext(NamedTuple):
@@ -61,13 +61,13 @@ def sparsemax(x: Array, axis: int = -1, *, mask: Array | None = None) -> Array:
     >>> aa.sparsemax(np.array([1.0, 0.5, -1.0])).tolist()
     [0.75, 0.25, 0.0]
     """
-    return entmax_forward(x, mask, check(x, axis, mask), SPARSEMAX)
+    return _entmax(x, mask, check(x, axis, mask), SPARSEMAX)
 
 
 def sparsemax_fwd(x: Array, axis: int = -1, *, mask: Array | None = None) -> tuple[Array, SparsemaxContext]:
     """`sparsemax` and the context for `sparsemax_bwd`: the output alone."""
     axis = check(x, axis, mask)
-    out = entmax_forward(x, mask, axis, SPARSEMAX)
+    out = _entmax(x, mask, axis, SPARSEMAX)
     return read_only(out), SparsemaxContext(out, axis)
 
 
@@ -89,4 +89,4 @@ def sparsemax_bwd(dout: Array, ctx: SparsemaxContext) -> SparsemaxGrads:
     """
     checks.context("ctx", ctx, SparsemaxContext)
     checks.cotangent(dout, tuple(ctx.out.shape), ctx.out)
-    return SparsemaxGrads(entmax_backward(dout, ctx.out, ctx.axis, SPARSEMAX))
+    return SparsemaxGrads(_entmax_backward(dout, ctx.out, ctx.axis, SPARSEMAX))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -254,6 +255,51 @@ def test_a_triple_stands_together(triple: TripleSource) -> None:
     earlier = {name for other in _triples(triple.path) if other.line < triple.line for name in other.classes}
     apart = triple.classes.intersection(names) - set(names[above:place]) - earlier
     assert not apart, f"{where}: {apart} must stand directly above {triple.f}, the first that uses it"
+
+
+# Triples whose array code stands in another file, and why.
+ELSEWHERE = {
+    "sparsemax": "it is entmax with alpha = 2",
+    "lstm": "attention with recurrent scores has the same cell",
+    **dict.fromkeys(
+        [
+            "scaled_dot_product_attention", "attention_partial", "recurrent_attention", "location_attention",
+            "convolutional_attention", "local_attention", "graph_attention",
+        ],
+        "not moved yet",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("triple", TRIPLES, ids=[triple.f for triple in TRIPLES])
+def test_the_array_code_of_a_triple_stands_directly_below_it(triple: TripleSource) -> None:
+    names = [getattr(node, "name", "") for node in parse(triple.path).body]
+    place = names.index(triple.f) + 3
+    later = {name for other in _triples(triple.path) if other.line > triple.line for name in _array_code(other)}
+    own = _array_code(triple) - later
+    assert set(names[place : place + len(own)]) == own, f"{triple.path.name}: {own} must stand below {triple.f}_bwd"
+
+
+@pytest.mark.parametrize("triple", TRIPLES, ids=[triple.f for triple in TRIPLES])
+def test_the_array_code_of_a_triple_is_in_its_file(triple: TripleSource) -> None:
+    elsewhere = _array_code(triple, here=False)
+    where = triple.path.relative_to(ROOT)
+    assert bool(elsewhere) == (triple.f in ELSEWHERE), f"{where}: {triple.f} calls {elsewhere or 'nothing'} elsewhere"
+
+
+def _array_code(triple: TripleSource, here: bool = True) -> set[str]:
+    """The accelerated functions that f, f_fwd and f_bwd call: those of their own module, or those of others."""
+    module = importlib.import_module(module_name(triple.path))
+    functions = [node for node in parse(triple.path).body if isinstance(node, ast.FunctionDef)]
+    three = [node for node in functions if node.name in (triple.f, f"{triple.f}_fwd", f"{triple.f}_bwd")]
+    called = {
+        node.func.id
+        for f in three
+        for node in ast.walk(f)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    found = {name: getattr(module, name, None) for name in called}
+    return {name for name, f in found.items() if hasattr(f, "reference") and (f.__module__ == module.__name__) == here}
 
 
 def test_every_public_triple_is_written_out() -> None:

@@ -51,7 +51,7 @@ def entmax_calls(rng: np.random.Generator, shape: tuple[int, ...]) -> Iterator[A
 
 def entmax_gradient_calls(rng: np.random.Generator, shape: tuple[int, ...]) -> Iterator[Arguments]:
     for x, mask, axis, alpha in entmax_calls(rng, shape):
-        yield normal(rng, *shape), *reference("ops.entmax_core:entmax_forward", (x, mask, axis, alpha)), axis, alpha
+        yield normal(rng, *shape), *reference("ops.entmax:_entmax", (x, mask, axis, alpha)), axis, alpha
 
 
 def norm_calls(rng: np.random.Generator, shape: tuple[int, ...], parameters: int) -> Iterator[Arguments]:
@@ -111,13 +111,13 @@ def segment_calls(rng: np.random.Generator, shape: tuple[int, ...], masked: bool
 
 def segment_gradient_calls(rng: np.random.Generator, shape: tuple[int, ...]) -> Iterator[Arguments]:
     for x, segments, count, mask in segment_calls(rng, shape):
-        out = reference("ops.segments:segment_softmax_forward", (x, segments, count, mask))
+        out = reference("ops.segments:_segment_softmax", (x, segments, count, mask))
         yield normal(rng, *x.shape), *out, segments, count
 
 
 def loss_gradient_calls(rng: np.random.Generator, shape: tuple[int, ...]) -> Iterator[Arguments]:
     for x, classes, *options in loss_calls(rng, shape):
-        kept = reference("ops.loss:cross_entropy_forward", (x, classes, *options))[1:]
+        kept = reference("ops.loss:_cross_entropy", (x, classes, *options))[1:]
         yield normal(rng, len(x)), x, classes, *kept, *options
 
 
@@ -151,37 +151,37 @@ def adam_calls(rng: np.random.Generator, shape: tuple[int, ...]) -> Iterator[Arg
 
 
 CALLS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Iterator[Arguments]]] = {
-    "ops.softmax:softmax_forward": softmax_calls,
-    "ops.softmax:softmax_backward": lambda *a: softmax_gradient_calls(*a, "ops.softmax:softmax_forward"),
-    "ops.softmax:log_softmax_forward": softmax_calls,
-    "ops.softmax:log_softmax_backward": lambda *a: softmax_gradient_calls(*a, "ops.softmax:log_softmax_forward"),
-    "ops.entmax_core:entmax_forward": entmax_calls,
-    "ops.entmax_core:entmax_backward": entmax_gradient_calls,
-    "ops.norm:layer_norm_forward": lambda *a: norm_calls(*a, 2),
-    "ops.norm:layer_norm_backward": lambda *a: norm_gradient_calls(*a, "ops.norm:layer_norm_forward"),
-    "ops.norm:rms_norm_forward": lambda *a: norm_calls(*a, 1),
-    "ops.norm:rms_norm_backward": lambda *a: norm_gradient_calls(*a, "ops.norm:rms_norm_forward"),
-    "ops.gelu:gelu_forward": lambda *a: activation_calls(*a, 1, "none", "tanh"),
-    "ops.gelu:gelu_backward": lambda *a: activation_calls(*a, 2, "none", "tanh"),
-    "ops.activations:relu_forward": lambda *a: activation_calls(*a, 1),
-    "ops.activations:relu_backward": lambda *a: activation_calls(*a, 2),
-    "ops.activations:silu_forward": lambda *a: activation_calls(*a, 1),
-    "ops.activations:silu_backward": lambda *a: activation_calls(*a, 2),
-    "ops.activations:tanh_forward": lambda *a: activation_calls(*a, 1),
-    "ops.activations:tanh_backward": lambda *a: activation_calls(*a, 2),
-    "ops.activations:sigmoid_forward": lambda *a: activation_calls(*a, 1),
-    "ops.activations:sigmoid_backward": lambda *a: activation_calls(*a, 2),
+    "ops.softmax:_softmax": softmax_calls,
+    "ops.softmax:_softmax_backward": lambda *a: softmax_gradient_calls(*a, "ops.softmax:_softmax"),
+    "ops.softmax:_log_softmax": softmax_calls,
+    "ops.softmax:_log_softmax_backward": lambda *a: softmax_gradient_calls(*a, "ops.softmax:_log_softmax"),
+    "ops.entmax:_entmax": entmax_calls,
+    "ops.entmax:_entmax_backward": entmax_gradient_calls,
+    "ops.norm:_layer_norm": lambda *a: norm_calls(*a, 2),
+    "ops.norm:_layer_norm_backward": lambda *a: norm_gradient_calls(*a, "ops.norm:_layer_norm"),
+    "ops.norm:_rms_norm": lambda *a: norm_calls(*a, 1),
+    "ops.norm:_rms_norm_backward": lambda *a: norm_gradient_calls(*a, "ops.norm:_rms_norm"),
+    "ops.gelu:_gelu": lambda *a: activation_calls(*a, 1, "none", "tanh"),
+    "ops.gelu:_gelu_backward": lambda *a: activation_calls(*a, 2, "none", "tanh"),
+    "ops.activations:_relu": lambda *a: activation_calls(*a, 1),
+    "ops.activations:_relu_backward": lambda *a: activation_calls(*a, 2),
+    "ops.activations:_silu": lambda *a: activation_calls(*a, 1),
+    "ops.activations:_silu_backward": lambda *a: activation_calls(*a, 2),
+    "ops.activations:_tanh": lambda *a: activation_calls(*a, 1),
+    "ops.activations:_tanh_backward": lambda *a: activation_calls(*a, 2),
+    "ops.activations:_sigmoid": lambda *a: activation_calls(*a, 1),
+    "ops.activations:_sigmoid_backward": lambda *a: activation_calls(*a, 2),
     "ops.lstm_cell:lstm_cell": cell_calls,
     "ops.lstm_cell:lstm_cell_backward": cell_gradient_calls,
-    "ops.dropout:drop": dropout_calls,
-    "ops.rotary:turn": rotary_calls,
+    "ops.dropout:_dropout": dropout_calls,
+    "ops.rotary:_rotary": rotary_calls,
     "optim.adam:adam_step": adam_calls,
-    "ops.embedding:embedding_backward": embedding_gradient_calls,
-    "ops.segments:segment_softmax_forward": segment_calls,
-    "ops.segments:segment_softmax_backward": segment_gradient_calls,
+    "ops.embedding:_embedding_backward": embedding_gradient_calls,
+    "ops.segments:_segment_softmax": segment_calls,
+    "ops.segments:_segment_softmax_backward": segment_gradient_calls,
     "ops.segments:sum_segments": lambda *a: ((np.abs(x), *rest) for x, *rest in segment_calls(*a, masked=False)),
-    "ops.loss:cross_entropy_forward": loss_calls,
-    "ops.loss:cross_entropy_backward": loss_gradient_calls,
+    "ops.loss:_cross_entropy": loss_calls,
+    "ops.loss:_cross_entropy_backward": loss_gradient_calls,
 }
 
 

@@ -21,7 +21,7 @@ from attnarray.backend import Array, device_of, namespace_of
 from attnarray.dispatch import accelerated, ignoring_fp_errors
 from attnarray.masks import Mask
 from attnarray.numpy_arrays import read_only, writable
-from attnarray.ops.activations import tanh_forward
+from attnarray.ops.activations import _tanh
 from attnarray.ops.linear import LinearContext
 from attnarray.ops.lstm_cell import lstm_cell, lstm_cell_backward
 
@@ -69,7 +69,7 @@ def recurrent_scores(
         h, c = block.h0, block.c0
         for j in range(rows.keys.shape[1]):
             _, h, c = _step(block, j, h, c, params)
-            scores.append(xp.matmul(tanh_forward(xp.matmul(h, params.output_weight.mT)), params.score_vector))
+            scores.append(xp.matmul(_tanh(xp.matmul(h, params.output_weight.mT)), params.score_vector))
         blocks.append(_stacked(scores, block)[:, None, :, :])
     return join(blocks)
 
@@ -110,7 +110,7 @@ def _block_backward(dscores: Array, rows: Rows, params: ScoreParams) -> tuple[Ro
     dhidden, doutput, dvector = (xp.zeros_like(x) for x in params)
     for j in reversed(range(keys)):
         gates, h_before, c_before, h, c = kept.pop()
-        read = tanh_forward(xp.matmul(h, params.output_weight.mT))  # (B, rows, A)
+        read = _tanh(xp.matmul(h, params.output_weight.mT))  # (B, rows, A)
         ds = dscores[:, :, j, None]
         dread = ds * params.score_vector * (1.0 - read * read)
         dvector = dvector + xp.sum(ds * read, axis=(0, 1))

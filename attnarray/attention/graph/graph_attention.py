@@ -18,8 +18,8 @@ from attnarray.attention.graph.options import checked_dropout, checked_graph
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, namespace_of
 from attnarray.dispatch import ignoring_fp_errors
-from attnarray.ops.dropout import DropoutContext, drop
-from attnarray.ops.segments import segment_softmax_backward, segment_softmax_forward
+from attnarray.ops.dropout import DropoutContext, _dropout
+from attnarray.ops.segments import _segment_softmax, _segment_softmax_backward
 from attnarray.random import Philox
 
 
@@ -171,7 +171,7 @@ def graph_attention_fwd(
     scores = (gat_scores if score == "gat" else gatv2_scores)(
         wide(q), wide(k), None if f is None else wide(f), wide(score_vector), sources, targets, slope
     )
-    weights = segment_softmax_forward(scores, targets, q.shape[1], mask)
+    weights = _segment_softmax(scores, targets, q.shape[1], mask)
     ctx = GraphContext(q, k, v, score_vector, f, sources, targets, weights, score, slope, dropout, batch)
     out = aggregate(_dropped(weights, ctx), wide(v), sources, targets, q.shape[1])
     return narrow(xp.reshape(out, (*batch, *out.shape[1:])), query), ctx
@@ -220,7 +220,7 @@ def graph_attention_bwd(dout: Array, ctx: GraphContext) -> GraphGrads:
     checks.cotangent(dout, (*ctx.batch, *q.shape[1:3], v.shape[3]), ctx.q)
     do = wide(_canonical(dout, ctx.batch))
     ddropped, dv = aggregate_backward(do, _dropped(ctx.weights, ctx), v, ctx.sources, ctx.targets)
-    dscores = segment_softmax_backward(_dropped(ddropped, ctx), ctx.weights, ctx.targets, q.shape[1])
+    dscores = _segment_softmax_backward(_dropped(ddropped, ctx), ctx.weights, ctx.targets, q.shape[1])
     backward = gat_scores_backward if ctx.score == "gat" else gatv2_scores_backward
     dq, dk, df, dw = backward(dscores, q, k, f, w, ctx.sources, ctx.targets, ctx.negative_slope)
     dq, dk, dv, df = (None if x is None else restore(narrow(x, ctx.q), ctx.batch) for x in (dq, dk, dv, df))
@@ -241,4 +241,4 @@ def _dropped(weights: Array, ctx: GraphContext) -> Array:
     if ctx.dropout is None:
         return weights
     shaped = restore(weights, ctx.batch)
-    return _canonical(drop(shaped, ctx.dropout.p, ctx.dropout.seed, ctx.dropout.mask), ctx.batch)
+    return _canonical(_dropout(shaped, ctx.dropout.p, ctx.dropout.seed, ctx.dropout.mask), ctx.batch)

@@ -11,8 +11,7 @@ from attnarray.attention.options import ScoreOptions, known_options
 from attnarray.backend import Array
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
-from attnarray.ops.entmax import alpha_of
-from attnarray.ops.entmax_core import ENTMAX, SPARSEMAX, entmax_backward, entmax_forward
+from attnarray.ops.entmax import ENTMAX, SPARSEMAX, _entmax, _entmax_backward, check_alpha
 
 
 class Entmax(NamedTuple):
@@ -37,7 +36,7 @@ class Entmax(NamedTuple):
     alpha: float = ENTMAX
 
     def weights(self, scores: Array, rows: slice) -> tuple[Array, None]:
-        return entmax_forward(scores, None, 3, self.alpha), None
+        return _entmax(scores, None, 3, self.alpha), None
 
     def backward(
         self, dweights: Array, dkept: None, weights: Array, kept: None, scores: Array, rows: slice
@@ -47,7 +46,7 @@ class Entmax(NamedTuple):
         .. math:: ds_{ij} = r_{ij} \Bigl(dp_{ij} - \frac{\sum_l r_{il}\, dp_{il}}{\sum_l r_{il}}\Bigr), \qquad
             r_{ij} = p_{ij}^{2 - \alpha}, \text{ and } 0 \text{ where } p_{ij} = 0
         """
-        return entmax_backward(dweights, weights, 3, self.alpha), self
+        return _entmax_backward(dweights, weights, 3, self.alpha), self
 
 
 class SparseOptions(ScoreOptions, total=False):
@@ -236,7 +235,7 @@ def entmax_attention_fwd(
     **options: Unpack[SparseOptions],
 ) -> tuple[Array, SparseContext]:
     """`entmax_attention`, with the same options, and the context for its backward."""
-    return _forward(alpha_of(alpha), query, key, value, attn_mask, dropout_p, is_causal, options)
+    return _forward(check_alpha(alpha), query, key, value, attn_mask, dropout_p, is_causal, options)
 
 
 def entmax_attention_bwd(dout: Array, ctx: SparseContext, dweights: Array | None = None) -> SparseGrads:

@@ -20,7 +20,7 @@ from attnarray.kernels import Declined
 from attnarray.kernels.cuda import cache, grid, loader, norm, nvrtc, unavailable
 from attnarray.kernels.cuda.grid import Grid
 from attnarray.kernels.table import KERNELS
-from attnarray.ops.softmax import softmax_forward
+from attnarray.ops.softmax import _softmax
 from tests.cuda_emulation import fake_cupy
 from tests.cuda_emulation.fake_cupy import State
 from tests.support.tiers import slow
@@ -146,7 +146,7 @@ def test_a_gpu_that_will_not_do_is_named(set_up: dict[str, Any], reason: str) ->
             setattr(State, name, value)
         assert re.search(reason, unavailable())
         with aa.use_kernels("cuda"), pytest.raises(KernelUnavailableError, match=reason):
-            softmax_forward(fake(np.ones((2, 3))), None, 1)
+            _softmax(fake(np.ones((2, 3))), None, 1)
 
 
 def test_no_driver_and_no_compiler_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +170,7 @@ def test_without_cupy_the_reason_says_how_to_get_it(monkeypatch: pytest.MonkeyPa
 @pytest.mark.emulation
 def test_public_functions_find_the_kernels() -> None:
     with fake_cupy.installed():
-        choices = aa.explain(softmax_forward, fake(np.ones((2, 3), np.float32)), None, 1).choices
+        choices = aa.explain(_softmax, fake(np.ones((2, 3), np.float32)), None, 1).choices
         assert [(choice.kernel, choice.reason) for choice in choices] == [("cuda", "")]
         assert State.launches == 1
 
@@ -222,10 +222,10 @@ def test_a_kernel_that_does_not_compile_falls_back_with_one_warning(monkeypatch:
     with fake_cupy.installed():
         monkeypatch.setattr(loader, "compiled", fail)
         x = fake(np.ones((2, 3), np.float32))
-        kernel = aa.dispatch._find("ops.softmax:softmax_forward", "cuda", "auto")[0]
+        kernel = aa.dispatch._find("ops.softmax:_softmax", "cuda", "auto")[0]
         said = r"array code runs instead: its CUDA source softmax.cu does not compile"
         with pytest.warns(RuntimeWarning, match=said) as warned:
-            out = softmax_forward(x, None, 1)
+            out = _softmax(x, None, 1)
         assert len(warned) == 1
         np.testing.assert_allclose(out.held, 1 / 3, rtol=1e-6)  # a rounding
         with warnings.catch_warnings():
@@ -233,7 +233,7 @@ def test_a_kernel_that_does_not_compile_falls_back_with_one_warning(monkeypatch:
             with pytest.raises(Declined):
                 kernel(x, None, 1)
         with aa.use_kernels("cuda"), pytest.raises(KernelUnavailableError, match=r"softmax.cu\(7\): error"):
-            softmax_forward(x, None, 1)
+            _softmax(x, None, 1)
 
 
 def test_machine_code_that_cannot_be_loaded_is_compiled_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_machine_code_that_cannot_be_loaded_is_compiled_again(monkeypatch: pytes
 def test_out_of_memory_names_the_sizes_and_the_next_call_works() -> None:
     with fake_cupy.installed():
         x = fake(np.ones((1000, 500), np.float32))
-        kernel = aa.dispatch._find("ops.activations:relu_forward", "cuda", "auto")[0]
+        kernel = aa.dispatch._find("ops.activations:_relu", "cuda", "auto")[0]
         State.memory_left = 1000
         with pytest.raises(MemoryError, match=r"array \(1000, 500\) of float32, 1\.9 MiB"):
             kernel(x)
@@ -279,7 +279,5 @@ def test_warmup_loads_every_kernel(dtype: str) -> None:
 
 def test_info_knows_the_kernels() -> None:
     rows = [status for status in aa.dispatch.available_kernels() if status.backend == "cuda"]
-    assert {"ops.softmax:softmax_forward", "attention.normalizers:masked_softmax_backward"} <= {
-        row.function for row in rows
-    }
+    assert {"ops.softmax:_softmax", "attention.normalizers:masked_softmax_backward"} <= {row.function for row in rows}
     assert all(row.reason for row in rows) == bool(unavailable())

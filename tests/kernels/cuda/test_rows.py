@@ -137,8 +137,8 @@ def test_few_blocks_go_over_many_rows(name: str, monkeypatch: pytest.MonkeyPatch
 def test_losses_of_many_rows_and_spans(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "AT_ONCE", dict.fromkeys(loss.AT_ONCE, 1))
     for shape in [(41, 300), (5, 9000)]:  # rows of a warp, and of a block in several spans; some are ignored
-        for arguments in calls_of("ops.loss:cross_entropy_forward", shape, "float32"):
-            assert_right("ops.loss:cross_entropy_forward", arguments, "float32")
+        for arguments in calls_of("ops.loss:_cross_entropy", shape, "float32"):
+            assert_right("ops.loss:_cross_entropy", arguments, "float32")
 
 
 @pytest.mark.slow
@@ -189,9 +189,9 @@ def assert_right_in_16_bits(name: str, arguments: Arguments, dtype: str) -> None
 
 # Arguments that are kept in the dtype of computing, by their places.
 KEPT = {
-    "ops.norm:layer_norm_backward": (2, 3),
-    "ops.norm:rms_norm_backward": (2,),
-    "ops.loss:cross_entropy_backward": (0, 3, 4),
+    "ops.norm:_layer_norm_backward": (2, 3),
+    "ops.norm:_rms_norm_backward": (2,),
+    "ops.loss:_cross_entropy_backward": (0, 3, 4),
 }
 
 
@@ -263,10 +263,10 @@ def test_dropout_draws_the_bits_of_the_reference() -> None:
     for count, p in itertools.product((1, 1031), (0.1, 0.5)):
         x = np.ones(count, np.float32)
         for seed in (5, 2**63 + 2**32 + 1):
-            found, expected = (run("ops.dropout:drop", (x, p, seed, None))[0] for run in (kernel, reference))
+            found, expected = (run("ops.dropout:_dropout", (x, p, seed, None))[0] for run in (kernel, reference))
             np.testing.assert_array_equal(found, expected)
 
 
 def test_integers_are_declined() -> None:
     with pytest.raises(Declined, match="dtype int64: float64, float32, float16, bfloat16 only"):
-        kernel_of("ops.softmax:softmax_forward", "cuda")(fake_cupy.ndarray(np.ones((2, 3), int)), None, 1)
+        kernel_of("ops.softmax:_softmax", "cuda")(fake_cupy.ndarray(np.ones((2, 3), int)), None, 1)

@@ -17,13 +17,11 @@ from attnarray.kernels import Declined
 from attnarray.kernels.numba.rows import selection as row_selection
 from attnarray.kernels.numba.rows import sparsemax as row_sparsemax
 from attnarray.kernels.numba.runtime import threads
-from attnarray.ops.entmax_core import entmax_forward
+from attnarray.ops.entmax import _entmax
 from tests.kernels.test_table import USABLE
 from tests.support.row_calls import LAYOUTS
 
-pytestmark = pytest.mark.skipif(
-    bool(USABLE["ops.entmax_core:entmax_forward", "numba"]), reason="these kernels cannot run here"
-)
+pytestmark = pytest.mark.skipif(bool(USABLE["ops.entmax:_entmax", "numba"]), reason="these kernels cannot run here")
 each_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
 EPS = {"float32": 2.0**-23, "float64": 2.0**-52}
 
@@ -54,7 +52,7 @@ def rows_of_all_kinds(dtype: str) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("kind", rows_of_all_kinds("float64"))
 def test_rows_of_all_kinds(kind: str, alpha: float, dtype: str) -> None:
     x = rows_of_all_kinds(dtype)[kind][None]
-    exact = entmax_forward.reference(x.astype(np.float64), None, 1, alpha)
+    exact = _entmax.reference(x.astype(np.float64), None, 1, alpha)
     found = row_sparsemax.entmax_forward(x, None, 1, alpha)
     np.testing.assert_allclose(found, exact, rtol=0, atol=4 * EPS[dtype])  # roundings of a sum of terms up to 1
 
@@ -66,7 +64,7 @@ def test_rows_of_all_kinds(kind: str, alpha: float, dtype: str) -> None:
 def test_any_row(numbers: list[float], alpha: float) -> None:
     x = np.array([numbers])
     found = row_sparsemax.entmax_forward(x, None, 1, alpha)
-    np.testing.assert_allclose(found, entmax_forward.reference(x, None, 1, alpha), rtol=0, atol=1e-14)
+    np.testing.assert_allclose(found, _entmax.reference(x, None, 1, alpha), rtol=0, atol=1e-14)
 
 
 def test_other_alphas_go_to_the_reference() -> None:
@@ -175,7 +173,7 @@ def test_attention_runs_on_the_kernels() -> None:
     ran = aa.explain(aa.sparsemax_attention, x, x, x).choices
     ran += aa.explain(aa.hard_attention, x, x, x, estimator="top_k", k=2).choices
     assert {choice.function: choice.kernel for choice in ran} == {
-        "ops.entmax_core:entmax_forward": "numba",
+        "ops.entmax:_entmax": "numba",
         "attention.normalizers:masked_softmax": "numba",
         "attention.selection.top_k:top_k_indices": "numba",
         "attention.selection.top_k:mask_of": "numba",
