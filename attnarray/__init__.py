@@ -28,7 +28,7 @@ _MODULES = {
     "gradcheck": "gradient_check",
     "vjp": "triples",
     "Philox": "random",
-    **dict.fromkeys(["Causal", "Window", "Padding", "Documents", "Dense", "Mask", "materialize", "tile_kind"], "masks"),
+    **dict.fromkeys(["Causal", "Window", "Padding", "Documents", "Dense", "Mask"], "masks"),
     "attention_weights": "attention.weights",
     "DotProduct": "attention.engine",
     "Softmax": "attention.normalizers",

@@ -91,8 +91,6 @@ from attnarray.masks import Documents as Documents
 from attnarray.masks import Mask as Mask
 from attnarray.masks import Padding as Padding
 from attnarray.masks import Window as Window
-from attnarray.masks import materialize as materialize
-from attnarray.masks import tile_kind as tile_kind
 from attnarray.ops.activations import relu as relu
 from attnarray.ops.activations import relu_bwd as relu_bwd
 from attnarray.ops.activations import relu_fwd as relu_fwd

@@ -1,6 +1,6 @@
-"""Masks as values: which key each query may attend to. `a & b` intersects.
+"""Masks as values: which keys each query may attend to; `a & b` is their intersection.
 
-Queries and keys stand at positions: query i at i + q_offset, key j at j.
+Query i has position i + q_offset, key j position j.
 """
 
 from __future__ import annotations
@@ -8,14 +8,13 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from attnarray import checks
 from attnarray.backend import Array, device_of, namespace_of
 
-TileKind = Literal["full", "partial", "empty"]
 # Sums of two positions fit into 32 bits, the widest integers that every library has.
 LARGEST_POSITION = 2**30
 POSITION = "a position, or a distance of positions"
@@ -28,7 +27,7 @@ class Mask:
     --------
     >>> import attnarray as aa
     >>> both = aa.Causal() & aa.Padding(2)
-    >>> aa.materialize(both, 3, 3).tolist()
+    >>> both.to_dense(3, 3).tolist()
     [[True, False, False], [True, True, False], [True, True, False]]
     """
 
@@ -42,6 +41,35 @@ class Mask:
 
     __rand__ = __and__
 
+    def to_dense(self, queries: int, keys: int, *, q_offset: int = 0) -> Array:
+        """Return the mask as a boolean array, broadcastable to (*batch, H, T, S).
+
+        Parameters
+        ----------
+        queries, keys : int
+            T and S.
+        q_offset : int
+            Query i has position i + q_offset.
+
+        Examples
+        --------
+        >>> import attnarray as aa
+        >>> aa.Causal().to_dense(1, 3, q_offset=2).tolist()
+        [[True, True, True]]
+        """
+        parts = constraints_of(self)
+        queries = checks.whole("queries", queries, 0, LARGEST_POSITION, "the number of queries")
+        keys = checks.whole("keys", keys, 0, LARGEST_POSITION, "the number of keys")
+        dense = [*parts.dense, *(documents.same() for documents in parts.documents)]
+        for array in dense:
+            checks.broadcasts("mask", array, (*array.shape[:-2], queries, keys), "(..., T, S)")
+        like = next((a for a in (*dense, *parts.lengths) if checks.is_array(a)), np.zeros(()))
+        xp = namespace_of(like)
+        inside = band(parts.left, parts.right, queries, keys, position("q_offset", q_offset), like)
+        every = xp.ones((queries, keys), dtype=xp.bool, device=device_of(like))
+        existing = [within(checks.beside("Padding.lengths", n, "mask", like), keys, like) for n in parts.lengths]
+        return reduce(operator.and_, [*existing, *dense], every if inside is None else inside)
+
 
 @dataclass(frozen=True)
 class Causal(Mask):
@@ -50,7 +78,7 @@ class Causal(Mask):
     Examples
     --------
     >>> import attnarray as aa
-    >>> aa.materialize(aa.Causal(), 2, 3).tolist()
+    >>> aa.Causal().to_dense(2, 3).tolist()
     [[True, False, False], [True, True, False]]
     """
 
@@ -67,7 +95,7 @@ class Window(Mask):
     Examples
     --------
     >>> import attnarray as aa
-    >>> aa.materialize(aa.Window(0, 1), 2, 3).tolist()
+    >>> aa.Window(0, 1).to_dense(2, 3).tolist()
     [[True, True, False], [False, True, True]]
     """
 
@@ -89,7 +117,7 @@ class Padding(Mask):
     Examples
     --------
     >>> import numpy as np, attnarray as aa
-    >>> aa.materialize(aa.Padding(np.array([1, 3])), 1, 3).tolist()
+    >>> aa.Padding(np.array([1, 3])).to_dense(1, 3).tolist()
     [[[[True, False, False]]], [[[True, True, True]]]]
     """
 
@@ -107,7 +135,7 @@ class Documents(Mask):
     --------
     >>> import numpy as np, attnarray as aa
     >>> ids = np.array([0, 0, 1])
-    >>> aa.materialize(aa.Documents(ids, ids), 3, 3).tolist()
+    >>> aa.Documents(ids, ids).to_dense(3, 3).tolist()
     [[[True, True, False], [True, True, False], [False, False, True]]]
     """
 
@@ -140,7 +168,7 @@ class Dense(Mask):
     Examples
     --------
     >>> import numpy as np, attnarray as aa
-    >>> aa.materialize(aa.Dense(np.eye(2, dtype=bool)), 2, 2).tolist()
+    >>> aa.Dense(np.eye(2, dtype=bool)).to_dense(2, 2).tolist()
     [[True, False], [False, True]]
     """
 
@@ -157,7 +185,7 @@ class Intersection(Mask):
     Examples
     --------
     >>> import attnarray as aa
-    >>> aa.materialize(aa.Causal() & aa.Window(0, None), 2, 2).tolist()
+    >>> (aa.Causal() & aa.Window(0, None)).to_dense(2, 2).tolist()
     [[True, False], [False, True]]
     """
 
@@ -227,91 +255,10 @@ def band(
     return reduce(operator.and_, bounds)
 
 
-def materialize(mask: Mask, queries: int, keys: int, *, q_offset: int = 0) -> Array:
-    """The boolean array of a mask, broadcastable to (*batch, H, T, S).
-
-    Parameters
-    ----------
-    mask : Mask
-    queries, keys : int
-        T and S.
-    q_offset : int
-        Query i stands at position i + q_offset.
-
-    Examples
-    --------
-    >>> import attnarray as aa
-    >>> aa.materialize(aa.Causal(), 1, 3, q_offset=2).tolist()
-    [[True, True, True]]
-    """
-    parts = constraints_of(mask)
-    queries = checks.whole("queries", queries, 0, LARGEST_POSITION, "the number of queries")
-    keys = checks.whole("keys", keys, 0, LARGEST_POSITION, "the number of keys")
-    dense = [*parts.dense, *(documents.same() for documents in parts.documents)]
-    for array in dense:
-        checks.broadcasts("mask", array, (*array.shape[:-2], queries, keys), "(..., T, S)")
-    like = next((a for a in (*dense, *parts.lengths) if checks.is_array(a)), np.zeros(()))
-    xp = namespace_of(like)
-    inside = band(parts.left, parts.right, queries, keys, position("q_offset", q_offset), like)
-    every = xp.ones((queries, keys), dtype=xp.bool, device=device_of(like))
-    existing = [within(checks.beside("Padding.lengths", n, "mask", like), keys, like) for n in parts.lengths]
-    return reduce(operator.and_, [*existing, *dense], every if inside is None else inside)
-
-
 def within(lengths: int | Array, keys: int, like: Array) -> Array:
     """Keys below the length: (S,) for one int, (*batch, 1, 1, S) for an array (*batch,)."""
     j = namespace_of(like).arange(keys, device=device_of(like))
     return j < (lengths if isinstance(lengths, int) else lengths[..., None, None, None])
-
-
-def tile_kind(mask: Mask, queries: tuple[int, int], keys: tuple[int, int], *, q_offset: int = 0) -> TileKind:
-    """Whether a tile of query rows [start, stop) and keys [start, stop) is allowed wholly, in part or not at all.
-
-    A Python-level answer over all batches and heads at once: "partial" whenever they differ. For code that goes tile by
-    tile: it may skip empty tiles, and needs no mask in full ones. Kernels have their own bounds of queries and keys.
-
-    Examples
-    --------
-    >>> import attnarray as aa
-    >>> [aa.tile_kind(aa.Causal(), (4, 8), keys) for keys in [(0, 4), (4, 8), (8, 12)]]
-    ['full', 'partial', 'empty']
-    """
-    queries, keys = _tile("queries", queries), _tile("keys", keys)
-    q_offset = position("q_offset", q_offset)
-    kinds = {_tile_kind_of(constraints_of(part), queries, keys, q_offset) for part in _parts(mask)}
-    return "empty" if "empty" in kinds else "partial" if "partial" in kinds else "full"
-
-
-def _tile(name: str, given: Any) -> tuple[int, int]:
-    numbers = [checks.integral(n) for n in given] if isinstance(given, tuple) else []
-    start, stop = numbers if len(numbers) == 2 else (None, None)
-    if start is None or stop is None or not 0 <= start < stop:
-        raise ValueError(f"`{name}` is {checks.shown(given)}, expected (start, stop) with 0 <= start < stop.")
-    return start, stop
-
-
-def _tile_kind_of(part: Constraints, queries: tuple[int, int], keys: tuple[int, int], q_offset: int) -> TileKind:
-    if part.lengths:
-        lengths = part.lengths[0]
-        xp = np if isinstance(lengths, int) else namespace_of(lengths)
-        shortest, longest = int(xp.min(lengths)), int(xp.max(lengths))
-        return "full" if keys[1] <= shortest else "empty" if keys[0] >= longest else "partial"
-    if part.dense or part.documents:
-        tile = part.dense[0] if part.dense else part.documents[0].same()
-        xp = namespace_of(tile)
-        if tile.ndim and tile.shape[-1] != 1:  # an axis of size 1 stands for all
-            tile = tile[..., slice(*keys)]
-        if tile.ndim > 1 and tile.shape[-2] != 1:
-            tile = tile[..., slice(*queries), :]
-        return "full" if bool(xp.all(tile)) else "partial" if bool(xp.any(tile)) else "empty"
-    first, last = queries[0] + q_offset, queries[1] - 1 + q_offset
-    return _band_kind(part.left, part.right, (first, last), (keys[0], keys[1] - 1))
-
-
-def _band_kind(left: int | None, right: int | None, i: tuple[int, int], j: tuple[int, int]) -> TileKind:
-    beyond = (right is not None and j[0] > i[1] + right) or (left is not None and j[1] < i[0] - left)
-    inside = (right is None or j[1] <= i[0] + right) and (left is None or j[0] >= i[1] - left)
-    return "empty" if beyond else "full" if inside else "partial"
 
 
 def _parts(mask: Mask) -> tuple[Mask, ...]:

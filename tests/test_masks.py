@@ -1,22 +1,17 @@
-"""Masks: what each allows, how they join, what they say of a tile, and that attention sees them as dense masks."""
+"""Masks: what each allows, how they join, and that attention sees them as dense masks."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
-from functools import reduce
-from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import attnarray as aa
-from attnarray import Causal, Dense, Documents, Mask, Padding, Window, materialize, tile_kind, to_numpy
+from attnarray import Causal, Dense, Documents, Mask, Padding, Window, to_numpy
 from attnarray.masks import Constraints, Intersection, constraints_of
 from tests.support.attention_calls import assert_equal_results, run
-from tests.support.libraries import STRICT, Library, assert_close
+from tests.support.libraries import Library, assert_close
 
 QUERIES, KEYS = 5, 7
 IDS_Q = np.array([[0, 0, 1, 1, 2], [3, 3, 3, 3, 3]])
@@ -65,7 +60,7 @@ def test_materialize_is_the_definition(name: str, library: Library) -> None:
     make, allowed = DEFINITIONS[name]
     positional = "dense" not in name and "documents" not in name and name != "four"  # the others know no positions
     for offset in (0, 3) if positional else (0,):
-        found = to_numpy(materialize(moved(make(), library), QUERIES, KEYS, q_offset=offset))
+        found = to_numpy(moved(make(), library).to_dense(QUERIES, KEYS, q_offset=offset))
         expected = [[[[allowed(b, i + offset, j) for j in range(KEYS)] for i in range(QUERIES)]] for b in range(2)]
         np.testing.assert_array_equal(np.broadcast_to(found, (2, 1, QUERIES, KEYS)), expected)
 
@@ -76,10 +71,10 @@ def test_attention_takes_a_mask_as_the_dense_mask(name: str, kernels: str) -> No
     mask = DEFINITIONS[name][0]()
     rng = np.random.default_rng(1)
     call = {n: rng.standard_normal((2, 3, size, 4)) for n, size in (("query", QUERIES), ("key", KEYS), ("value", KEYS))}
-    expected = run({**call, "attn_mask": materialize(mask, QUERIES, KEYS)}, kernels=kernels)
+    expected = run({**call, "attn_mask": mask.to_dense(QUERIES, KEYS)}, kernels=kernels)
     assert_equal_results(run({**call, "attn_mask": mask}, kernels=kernels), expected)
     both = run({**call, "attn_mask": mask, "is_causal": True, "window": (2, 3), "kv_lengths": 5}, kernels=kernels)
-    joined = materialize(mask & Causal() & Window(2, 3) & Padding(5), QUERIES, KEYS)
+    joined = (mask & Causal() & Window(2, 3) & Padding(5)).to_dense(QUERIES, KEYS)
     assert_equal_results(both, run({**call, "attn_mask": joined}, kernels=kernels))
 
 
@@ -105,41 +100,6 @@ def test_attention_takes_a_mask_without_heads(name: str, library: Library) -> No
     without = {n: library.array(array[:, 0]) for n, array in with_heads.items()}
     found = aa.scaled_dot_product_attention(**without, attn_mask=moved(mask, library))
     assert_close(found, expected[:, 0], 1e-14)
-
-
-def _masks() -> st.SearchStrategy[Mask]:
-    bounds = st.none() | st.integers(0, 6)
-    seeds = st.integers(0, 2**32).map(np.random.default_rng)
-    single = st.one_of(
-        st.integers(-4, 4).map(Causal),
-        st.builds(Window, bounds, bounds),
-        st.integers(0, 12).map(Padding),
-        st.lists(st.integers(0, 12), min_size=2, max_size=2).map(lambda lengths: Padding(np.array(lengths))),
-        seeds.map(lambda rng: Documents(np.sort(rng.integers(0, 3, (2, 9))), np.sort(rng.integers(0, 3, (2, 12))))),
-        seeds.map(lambda rng: Dense(np.sort(rng.random((2, 1, 9, 12)) < 0.6))),
-        seeds.map(lambda rng: Dense(np.sort(rng.random((9, 1)) < 0.6, axis=0))),
-    )
-    return st.lists(single, min_size=1, max_size=3).map(lambda parts: reduce(operator.and_, parts))
-
-
-def _tiles(size: int) -> st.SearchStrategy[tuple[int, int]]:
-    return st.tuples(st.integers(0, size - 1), st.integers(1, size)).map(lambda t: (t[0], min(size, t[0] + t[1])))
-
-
-@given(_masks(), _tiles(9), _tiles(12), st.integers(0, 6))
-def test_tile_kind_agrees_with_materialize(mask: Mask, queries: Any, keys: Any, q_offset: int) -> None:
-    dense = np.broadcast_to(materialize(mask, 9, 12, q_offset=q_offset), (2, 1, 9, 12))
-    tile = dense[:, :, slice(*queries), slice(*keys)]
-    kind = tile_kind(mask, queries, keys, q_offset=q_offset)
-    expected = "full" if tile.all() else "partial" if tile.any() else "empty"
-    # An intersection can be empty although none of its parts is; "partial" only means that elements must be tested.
-    assert kind == expected or (isinstance(mask, Intersection) and (kind, expected) == ("partial", "empty"))
-
-
-def test_tile_kind_on_a_device() -> None:
-    for name in ("padding", "dense", "documents"):
-        mask = DEFINITIONS[name][0]()
-        assert tile_kind(moved(mask, STRICT), (0, 2), (0, 3)) == tile_kind(mask, (0, 2), (0, 3))
 
 
 def test_masks_join_flatly() -> None:

@@ -137,20 +137,18 @@ BAD_MASKS = {
     ),
     "Dense": (TypeError, lambda: aa.Dense([True]), "`Dense.array` has type list, expected a boolean array"),
     "Dense, integers": (TypeError, lambda: aa.Dense(np.ones(7, int)), "`Dense.array` has dtype int64, expected bool"),
-    "materialize": (TypeError, lambda: aa.materialize(np.ones(7, bool), 5, 7), "`mask` is an array of shape (7,) and"),
-    "materialize, sizes": (ValueError, lambda: aa.materialize(aa.Causal(), -1, 7), "`queries` is -1, expected an"),
-    "materialize, offset": (
+    "dense mask, of no kind": (TypeError, lambda: aa.Mask().to_dense(5, 7), "`mask` is <attnarray.masks.Mask object"),
+    "dense mask, sizes": (ValueError, lambda: aa.Causal().to_dense(-1, 7), "`queries` is -1, expected an"),
+    "dense mask, offset": (
         ValueError,
-        lambda: aa.materialize(aa.Causal(), 5, 7, q_offset=0.5),
+        lambda: aa.Causal().to_dense(5, 7, q_offset=0.5),
         "`q_offset` is 0.5, expected an integer",
     ),
-    "materialize, shape": (
+    "dense mask, shape": (
         ValueError,
-        lambda: aa.materialize(aa.Dense(np.ones((3, 4), bool)), 5, 7),
+        lambda: aa.Dense(np.ones((3, 4), bool)).to_dense(5, 7),
         "`mask` has shape (3, 4), which does not broadcast to (..., T, S) = (5, 7)",
     ),
-    "tile": (ValueError, lambda: aa.tile_kind(aa.Causal(), 2, (0, 2)), "`queries` is 2, expected (start, stop)"),
-    "tile, a mask": (TypeError, lambda: aa.tile_kind(None, (0, 2), (0, 2)), "`mask` is None, expected Causal, Window"),
 }  # fmt: skip
 
 

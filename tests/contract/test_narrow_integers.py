@@ -72,10 +72,7 @@ CALLS: dict[str, Callable[[Cast], Any]] = {
     "padding": lambda c: attend(attn_mask=aa.Padding(c([127, 3])) & aa.Causal(100)),
     "dropout": lambda c: attend(q_offset=c([125, 0]), dropout_p=0.5, rng=3),
     "documents": lambda c: attend(attn_mask=aa.Documents(c([[0, 1, 127, 3, 4]] * 2), np.arange(254).reshape(2, 127))),
-    "materialize": lambda c: aa.materialize(aa.Padding(c([127, 3])), 2, 200),
-    "tile_kind": lambda c: [
-        aa.tile_kind(aa.Padding(c([127, 3])), (0, 1), keys) for keys in ((0, 3), (2, 9), (127, 128))
-    ],
+    "dense mask": lambda c: aa.Padding(c([127, 3])).to_dense(2, 200),
     "multi_head_attention": lambda c: aa.layers.MultiHeadAttention(dim=4, heads=2, rotary=aa.Rotary())(
         aa.layers.MultiHeadAttention(dim=4, heads=2).init(aa.Philox(0), "float64"), Q[0], q_offset=c([127, 0])
     ),
@@ -135,8 +132,7 @@ SIZES: dict[str, Callable[[Any], Any]] = {
     "alibi": lambda n: aa.alibi(n(8), n(200), n(200), q_offset=n(100)),
     "alibi, causal": lambda n: aa.alibi(n(8), n(200), n(200), causal=True),
     "relative_buckets": lambda n: aa.relative_buckets(n(99), n(200), q_offset=n(99), buckets=n(64), max_distance=n(99)),
-    "tile_kind": lambda n: aa.tile_kind(aa.Causal(n(100)), (n(100), n(200)), (n(0), n(200)), q_offset=n(200)),
-    "materialize": lambda n: aa.materialize(aa.Window(n(3), n(100)), n(200), n(200), q_offset=n(200)),
+    "dense mask": lambda n: aa.Window(n(3), n(100)).to_dense(n(200), n(200), q_offset=n(200)),
     "rotary": lambda n: aa.rotary(LOGITS, offset=n(255), dims=n(128)),
     "Linear": lambda n: aa.layers.Linear(n(200), n(200)).init(aa.Philox(0))["weight"],
     "MultiHeadAttention": lambda n: aa.layers.MultiHeadAttention(n(128), n(64), key_dim=n(4)).init(aa.Philox(0))[
@@ -174,7 +170,7 @@ def test_unsigned_integers_that_no_int64_holds_are_not_taken_for_negative_ones()
     says(ValueError, f"`q_offset` {expected}", lambda: attend(q_offset=rows))
     says(ValueError, f"`tokens` {expected}", lambda: SMALL_GPT(PARAMS, rows[None]))
     ids = np.array([[LARGE, 1, LARGE, 2, 3]] * 2, np.uint64)  # which are only compared
-    same = aa.materialize(aa.Documents(ids, ids), 5, 5)
+    same = aa.Documents(ids, ids).to_dense(5, 5)
     assert same[0, 0, 0].tolist() == [True, False, True, False, False]
 
 

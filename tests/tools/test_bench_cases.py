@@ -176,7 +176,7 @@ def test_masks_that_peers_build_are_ours() -> None:
     case = sdpa("", "", B=2, T=6, S=9, D=4, is_causal=True, window=(3, None), lengths=(1.0, 0.5), mask=True)
     problem = compute_reference(case).problem
     positions = attnarray.Causal() & attnarray.Window(3, None) & attnarray.Padding(np.array([9, 4]))
-    whole = attnarray.materialize(positions, 6, 9, q_offset=3) & problem.arrays["attn_mask"]
+    whole = positions.to_dense(6, 9, q_offset=3) & problem.arrays["attn_mask"]
     np.testing.assert_array_equal(problem.mask, whole)
     assert not problem.plainly_causal
     assert compute_reference(sdpa("", "", T=4, is_causal=True)).problem.plainly_causal

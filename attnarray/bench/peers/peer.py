@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attnarray.bench.cases import SDPA, BenchCase
-from attnarray.masks import Causal, Dense, Mask, Padding, Window, materialize
+from attnarray.masks import Causal, Dense, Mask, Padding, Window
 
 
 class Unsupported(Exception):
@@ -57,7 +57,7 @@ class Problem:
         if not masks:
             return None
         whole = functools.reduce(operator.and_, masks)
-        return np.asarray(materialize(whole, self.queries, self.keys, q_offset=self.q_offset))
+        return np.asarray(whole.to_dense(self.queries, self.keys, q_offset=self.q_offset))
 
     @property
     def plainly_causal(self) -> bool:
