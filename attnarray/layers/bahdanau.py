@@ -1,4 +1,4 @@
-"""Additive attention with its parameters, as Bahdanau, Cho and Bengio have it."""
+"""Additive attention with its parameters (Bahdanau, Cho and Bengio, 2014)."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class BahdanauAttention(Layer):
     Parameters
     ----------
     query_dim : int
-        Size of the states s that ask.
+        Size of the queries, the decoder states s.
     key_dim : int
-        Size of the states h that are looked at.
+        Size of the keys, the encoder states h.
     hidden_dim : int
         Size A of the hidden layer.
 
@@ -86,7 +86,7 @@ class BahdanauAttention(Layer):
         }
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
-        """Fresh parameters: query {weight (A, query_dim), bias}, key {weight (A, key_dim)}, score_vector (A,)."""
+        """Initial parameters: query {weight (A, query_dim), bias}, key {weight (A, key_dim)}, score_vector (A,)."""
         query, key, score = rng.split(3)
         return {
             "query": dense(query, self.hidden_dim, self.query_dim, dtype),

@@ -1,4 +1,4 @@
-"""The block of a Transformer: self-attention, attention to another sequence if wanted, feed-forward."""
+"""The block of a Transformer: self-attention, optional cross-attention, feed-forward."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class BlockContext(NamedTuple):
 
 
 class Recomputed(NamedTuple):
-    """What a block keeps that will compute itself again: what it was given."""
+    """The context of a block with `recompute`: its arguments."""
 
     params: Params
     x: Array
@@ -72,7 +72,7 @@ class TransformerBlock(Layer):
         x \leftarrow x + \mathrm{drop}(f(\mathrm{norm}(x))) \quad \text{(pre-norm)}, \qquad
         x \leftarrow \mathrm{norm}(x + \mathrm{drop}(f(x))) \quad \text{(post-norm)}
 
-    for f = self-attention, then, with `cross`, attention to a memory, then feed-forward.
+    for f = self-attention, then with `cross` cross-attention to a memory, then feed-forward.
 
     Parameters
     ----------
@@ -81,33 +81,32 @@ class TransformerBlock(Layer):
     heads : int
         H.
     hidden_dim : int, optional
-        Of the feed-forward part; 4 E by default.
+        Hidden features of the feed-forward network; 4 E by default.
     cross : bool
-        Whether it attends to a memory too, as a decoder does.
+        Whether there is cross-attention to a memory, as in a decoder.
     pre_norm : bool
-        Where the norms stand: before the branches (GPT-2), or after the sums (the paper, BERT).
+        Whether the norm is applied before each branch (GPT-2), or after the residual sum (the paper, BERT).
     norm : {"layer", "rms"}
     eps : float
-        Of the norms.
+        epsilon of the norms.
     activation, gated : str, bool
-        Of the feed-forward part, see `FeedForward`.
+        See `FeedForward`.
     bias : bool
         Whether the linear maps have biases.
     dropout, attention_dropout, hidden_dropout : float
-        Of what branches add, of attention weights, of hidden features; only where an `rng` is given, which `fwd`, as it
-        is training, needs.
+        Dropout probabilities of the outputs of the branches, of attention weights, and of hidden features; with an
+        `rng`, which `fwd` (training) requires.
     kv_heads, rotary
         See `MultiHeadAttention`.
     recompute : bool
-        Keep only what the block was given, and compute it again in the backward: less memory, more time, the same
-        gradients.
+        Keep only the arguments, and recompute the block in the backward: less memory, more time, the same gradients.
     init_std : float, optional
-        Of the weights in the beginning, see `Linear`.
+        Standard deviation of the initial weights; see `Linear`.
 
     Raises
     ------
     ValueError
-        If a size, probability or choice is none; if `fwd` has something to drop and no `rng`.
+        If a size, probability or option is invalid; if `fwd` has dropout and no `rng`.
 
     References
     ----------
@@ -148,7 +147,7 @@ class TransformerBlock(Layer):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.one_of("norm", self.norm, tuple(NORMS))
-        self.parts()  # which check their own
+        self.parts()  # validates the fields of the parts
 
     def parts(self) -> dict[str, Any]:
         attention = MultiHeadAttention(
@@ -173,11 +172,11 @@ class TransformerBlock(Layer):
         self, params: Params, x: Array, memory: Array | None = None, *, rng: Philox | None = None,
         **options: Unpack[Options],
     ) -> Array:  # fmt: skip
-        """y (*batch, T, dim) of x (*batch, T, dim) and, with `cross`, a memory (*batch, S, dim).
+        """Return y (*batch, T, dim) of x (*batch, T, dim) and, with `cross`, a memory (*batch, S, dim).
 
         The options are `attn_mask`, `is_causal`, `kv_lengths` and `bias` of the self-attention, as in
-        `multi_head_attention`, and with `cross` `memory_mask`, `memory_lengths` and `memory_bias`, which are the mask,
-        lengths and bias of the attention to the memory. Without an `rng` nothing is dropped: that is inference.
+        `multi_head_attention`, and with `cross` `memory_mask`, `memory_lengths` and `memory_bias`, the mask, lengths
+        and bias of the cross-attention. Without an `rng` there is no dropout (inference).
         """
         return self._fwd(params, x, memory, rng, options)[0]
 
@@ -185,7 +184,7 @@ class TransformerBlock(Layer):
         self, params: Params, x: Array, memory: Array | None = None, *, rng: Philox | None = None,
         **options: Unpack[Options],
     ) -> tuple[Array, BlockContext | Recomputed]:  # fmt: skip
-        """The same, and the context for `bwd`; with dropout it needs an `rng`."""
+        """Return the same and the context for `bwd`; dropout requires an `rng`."""
         y, ctx = self._fwd(params, x, memory, rng, options)
         return y, Recomputed(params, x, memory, rng, options) if self.recompute else ctx
 
@@ -212,34 +211,34 @@ class TransformerBlock(Layer):
         def attend(x: Array) -> Any:
             return parts["attention"].fwd(params["attention"], x, **own, **weights, rng=next(rngs))
 
-        def look(x: Array) -> Any:
+        def cross_attend(x: Array) -> Any:
             return parts["cross"].fwd(params["cross"], x, memory, **across, **weights, rng=next(rngs))
 
         def feed(x: Array) -> Any:
             return parts["feed_forward"].fwd(params["feed_forward"], x, rng=next(rngs))
 
         contexts: dict[str, Any] = {"cross": None}
-        for name, branch in zip(BRANCHES, (attend, look, feed), strict=True):
+        for name, branch in zip(BRANCHES, (attend, cross_attend, feed), strict=True):
             if name in parts:
                 x, contexts[name] = residual.fwd(params[f"{name}_norm"], x, branch, next(rngs))
         return x, BlockContext(**contexts)
 
     def bwd(self, dout: Array, ctx: BlockContext | Recomputed) -> BlockGrads:
-        """The gradients of x, the memory, the parameters and the biases; None for what was not given."""
+        """Return the gradients of x, the memory, the parameters and the biases; None for what was not given."""
         if isinstance(ctx, Recomputed):
-            check_gradients(self, ctx.params)  # which have the shapes of the parameters
+            check_gradients(self, ctx.params)  # gradients have the shapes of the parameters
             _, ctx = self._fwd(*ctx)
         checks.context("ctx", ctx, BlockContext, Recomputed)
         check_same(self, "cross", ctx.cross is not None, self.cross)
         parts, residual = self._parts, self._residual
         params: Params = {}
-        found: dict[str, Any] = {}  # the gradients of each branch
+        found: dict[str, Any] = {}  # gradients by branch
 
         def backward(name: str) -> Any:
             def branch(dy: Array, branch_ctx: Any) -> tuple[Array, Any]:
                 grads = parts[name].bwd(dy, branch_ctx)
                 params[name] = grads.params
-                return grads[0], grads  # the first one is that of the sequence
+                return grads[0], grads  # the first field is the gradient of the sequence
 
             return branch
 
@@ -264,12 +263,12 @@ class TransformerBlock(Layer):
         self, params: Params, x: Array, cache: KVCache | DecoderCache, attn_mask: Array | Mask | None = None, *,
         bias: Array | None = None, memory_mask: Array | Mask | None = None, memory_lengths: Any = None,
     ) -> tuple[Array, Any]:  # fmt: skip
-        """The block for the next positions x (B, T, dim) of a causal decoder: see `MultiHeadAttention.step`.
+        """Apply the block to the next positions x (B, T, dim) of a causal decoder: see `MultiHeadAttention.step`.
 
-        With `cross`, the cache is that of `decoder_cache`. The cache that is returned is of the same kind.
+        With `cross`, the cache is from `decoder_cache`. The updated cache is of the same type.
         """
         if isinstance(cache, DecoderCache) != self.cross:
-            made = "that of decoder_cache" if self.cross else "a KVCache, as parts()['attention'].cache makes it"
+            made = "one from decoder_cache" if self.cross else "a KVCache from parts()['attention'].cache"
             raise TypeError(f"`cache` is a {type(cache).__name__}, expected {made}: the block has cross={self.cross}.")
         parts, residual = self._parts, self._residual
         own, known = cache if isinstance(cache, DecoderCache) else (cache, None)
@@ -278,8 +277,8 @@ class TransformerBlock(Layer):
             y, after = parts["attention"].step(params["attention"], x, own, attn_mask, bias=bias)
             return y, after
 
-        def look(x: Array) -> tuple[Array, None]:
-            assert known is not None, "only a block with `cross` looks"
+        def cross_attend(x: Array) -> tuple[Array, None]:
+            assert known is not None, "only a block with `cross` has this branch"
             return attend_to_memory(parts["cross"], params["cross"], x, known, memory_mask, memory_lengths), None
 
         def feed(x: Array) -> tuple[Array, None]:
@@ -287,7 +286,7 @@ class TransformerBlock(Layer):
 
         x, attention_ctx = residual.fwd(params["attention_norm"], x, attend, None)
         if known is not None:
-            x, _ = residual.fwd(params["cross_norm"], x, look, None)
+            x, _ = residual.fwd(params["cross_norm"], x, cross_attend, None)
         x, _ = residual.fwd(params["feed_forward_norm"], x, feed, None)
         after: KVCache = attention_ctx.branch
         return x, after if known is None else DecoderCache(after, known)

@@ -1,4 +1,4 @@
-"""The checks of what layers and models are given: fields, parameters, inputs, generators and contexts."""
+"""Validation of the arguments of layers and models: fields, parameters, inputs, generators and contexts."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from attnarray.layers.initial import Params
 from attnarray.ops.rotary import Rotary
 from attnarray.random import Philox
 
-COUNTS = {  # what integer fields count
+COUNTS = {  # meanings of integer fields
     "num_layers": "the number of blocks",
-    "k": "the number of keys that are chosen",
-    "memory": "how many positions are remembered",
+    "k": "the number of selected keys",
+    "memory": "the largest number of memory positions",
 }
 
 
 class Checked(dict[str, Any]):
-    """Parameters that a layer has checked: its parts, which are given theirs, do not check them again."""
+    """Validated parameters of a layer; its parts do not validate theirs again."""
 
 
 def check_params(params: Any, layer: Any) -> None:
-    """Check that the parameters are those of the layer: no entry missing, none too many, each of its shape.
+    """Check that the parameters fit the layer: no entry missing, none unknown, each of the expected shape.
 
     Raises
     ------
     TypeError
-        If a branch is no dict, a leaf no floating array, or the dtypes or libraries of two leaves differ.
+        If a branch is not a dict or list, a leaf is not a floating array, or dtypes or libraries of leaves differ.
     ValueError
-        If entries are missing or unknown, or one has another shape. The message names the path.
+        If entries are missing or unknown, or one has a wrong shape. The message names the path.
 
     Examples
     --------
@@ -44,7 +44,7 @@ def check_params(params: Any, layer: Any) -> None:
 
 
 def checked_params(params: Any, layer: Any, others: tuple[Any, ...] = ()) -> tuple[Checked, Array | None]:
-    """The parameters, and one of them, if there is any; `others` are the arguments behind them."""
+    """The parameters, and one of their leaves, if any; `others` are the arguments after them."""
     if isinstance(layer, type) or not hasattr(layer, "shapes"):
         raise TypeError(f"`layer` is {checks.shown(layer)}, expected a layer or model, such as layers.Linear(3, 2).")
     shapes = getattr(layer, "_shapes", None) or layer.shapes()
@@ -93,7 +93,7 @@ def _is_floating(dtype: Any) -> bool:
 def _compare(
     path: str, params: Any, shapes: Any, leaves: dict[str, Array], layer: str, others: tuple[Any, ...] = ()
 ) -> Any:
-    """The parameters of any library, with errors that name the path; `leaves` are those that were checked before."""
+    """The parameters of any library, with errors that name the path; `leaves` are those already checked."""
     if isinstance(shapes, list):
         if not isinstance(params, list | tuple) or len(params) != len(shapes):
             raise TypeError(
@@ -131,11 +131,11 @@ def check_together(arrays: dict[str, Array]) -> None:
 
 
 def check_input(layer: Any, name: str, given: Any, fields: tuple[str, ...], like: Array | None) -> None:
-    """Check an input with features: that it has as many as the fields say, and goes with the parameters."""
+    """Check the features of an input against the fields, and its library and dtype against the parameters."""
     if type(given) is not np.ndarray:
         checks.require_array(name, given)
     field = next((field for field in fields if getattr(layer, field) is not None), None)
-    if field is None:  # a layer without such an input, which says so itself
+    if field is None:  # a layer without such an input raises itself
         return
     if len(given.shape) < layer.axes or given.shape[-1] != getattr(layer, field):
         width, shape = getattr(layer, field), tuple(given.shape)
@@ -150,20 +150,20 @@ def check_input(layer: Any, name: str, given: Any, fields: tuple[str, ...], like
 
 
 def check_rng(layer: Any, rng: Any) -> None:
-    """Check the generator of a call; None is an error here: in training, where something is dropped or drawn."""
+    """Check the generator of a call; None is an error here: in training with dropout or sampling."""
     name = type(layer).__name__
     if rng is None:
         raise ValueError(
-            f"`rng` is None, but this {name} has something to drop or draw in training: pass "
+            f"`rng` is None, but this {name} needs one in training, for dropout or sampling: pass "
             "rng=attnarray.Philox(seed), a new one for each step. For inference call the layer or model itself; to "
-            "train without, set its dropouts to 0.0 by dataclasses.replace."
+            "train without dropout, set it to 0.0 by dataclasses.replace."
         )
     if not isinstance(rng, Philox):
         raise TypeError(f"`rng` is {checks.shown(rng)}, but {name} expects attnarray.Philox(seed).")
 
 
 def check_init(layer: Any, owner: str, rng: Any, dtype: Any) -> None:
-    """Check the arguments of `init` of the class `owner`, and that it is called of an instance."""
+    """Check the arguments of `init` of the class `owner`, and that it is called on an instance."""
     is_layer = hasattr(layer, "_shapes")
     if not is_layer or not isinstance(rng, Philox):
         name, rng = (type(layer).__name__, rng) if is_layer else (owner, layer)
@@ -173,17 +173,17 @@ def check_init(layer: Any, owner: str, rng: Any, dtype: Any) -> None:
 
 
 def check_same(layer: Any, name: str, given: Any, own: Any) -> None:
-    """Check that a context is of a layer that is made as this one."""
+    """Check that a context comes from a layer with the same configuration."""
     if given != own:
         kind = type(layer).__name__
         raise ValueError(
-            f"`ctx` is that of another {kind}: its {name} is {given}, and that of this one {own}. Give the context "
-            "that the forward pass of the same layer returned."
+            f"`ctx` is from another {kind}: its {name} is {given}, expected {own}. Give the context from the forward "
+            "pass of the same layer."
         )
 
 
 def check_gradients(layer: Any, params: Params) -> Params:
-    """The gradients of the parameters, which have their shapes unless the context is that of another layer."""
+    """Return the gradients of the parameters, checked to have their shapes: a context may be from another layer."""
     if not _fit(params, layer._shapes):
         path, given, own = _difference("params", params, layer._shapes)
         check_same(layer, f"`{path}`", given, own)
@@ -201,7 +201,7 @@ def _fit(params: Any, shapes: Any) -> bool:
 
 
 def _difference(path: str, params: Any, shapes: Any) -> tuple[str, str, str]:
-    """Where the two differ first, and what each has there."""
+    """The path where both differ first, and the two entries there."""
     if isinstance(params, list) and isinstance(shapes, list) and len(params) == len(shapes):
         n = next(n for n, shape in enumerate(shapes) if not _fit(params[n], shape))
         return _difference(f"{path}.{n}", params[n], shapes[n])
@@ -219,7 +219,7 @@ def _shown(node: Any) -> str:
 
 
 def check_field(name: str, kind: str, value: Any) -> None:
-    """Check a field of a configuration by its name and its type as it is written."""
+    """Check a field of a configuration by its name and its annotation."""
     if value is None and kind.endswith(" | None"):
         return
     kind = kind.removesuffix(" | None")

@@ -33,7 +33,7 @@ class ConvolutionalLayerGrads(NamedTuple):
 
 @dataclass(frozen=True)
 class ConvolutionalAttention(Layer):
-    r"""Self-attention that compares windows of a sequence.
+    r"""Self-attention whose scores compare windows of a sequence.
 
     .. math::
         o_t = \sum_{t'} \mathrm{softmax}_{t'}(e_{tt'})\, x_{t'}, \qquad q = W^q * x + b_q, \qquad k = W^k * x
@@ -47,12 +47,11 @@ class ConvolutionalAttention(Layer):
     hidden_dim : int
         Size A of queries and keys.
     width : int
-        Of the windows; odd with padding "same".
+        Width of the windows; odd with padding "same".
     kind : {"pairs", "dot"}
         v^T tanh(W_c * [x_t; x_t']), or scaled dot products of convolutional queries and keys.
     padding : {"same", "causal"}
-        Whether a window reaches as far ahead as back, or ends where it stands. For a causal layer give the calls
-        is_causal=True as well.
+        Whether a window is centered at its position, or ends there. A causal layer needs is_causal=True in calls too.
 
     Raises
     ------
@@ -88,12 +87,12 @@ class ConvolutionalAttention(Layer):
         checks.one_of("padding", self.padding, PADDINGS)
         if self.padding == "same" and self.width % 2 == 0:
             raise ValueError(
-                f"`width` is {self.width}, and with padding='same' a window of even width has no centre. Use an odd "
+                f"`width` is {self.width}, and with padding='same' a window of even width has no center. Use an odd "
                 "width, or padding='causal'."
             )
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
-        """Fresh parameters: query {weight (A, D, width), bias (A,)}, key {weight}; for pairs score_vector (A,)."""
+        """Initial parameters: query {weight (A, D, width), bias (A,)}, key {weight}; for pairs score_vector (A,)."""
         query, key, score = rng.split(3)
         shape = (self.hidden_dim, self.dim, self.width)
         params: Params = {
@@ -119,7 +118,7 @@ class ConvolutionalAttention(Layer):
         is_causal: bool = False,
         **options: Unpack[ScoreOptions],
     ) -> Array:
-        """(*batch, T, D or Dv) of x (*batch, T, D), which are the values too unless others are given.
+        """Return (*batch, T, D or Dv) of x (*batch, T, D), which is the value too unless `value` is given.
 
         Options as in `convolutional_attention`.
         """

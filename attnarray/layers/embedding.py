@@ -23,7 +23,7 @@ class Embedding(Layer):
 
     .. math:: y_n = W_{i_n}
 
-    Where its weight also makes the logits of a model (it is tied), both gradients add up: `tree.add`.
+    Where its weight is also that of the logits (tied embeddings), add both gradients with `tree.add`.
 
     Parameters
     ----------
@@ -32,12 +32,12 @@ class Embedding(Layer):
     dim : int
         Features of a vector.
     init_std : float
-        The vectors are normal numbers of this deviation in the beginning.
+        Standard deviation of the initial vectors.
 
     Raises
     ------
     ValueError
-        If a size is no positive integer, or `init_std` negative.
+        If a size is not a positive integer, or `init_std` is negative.
 
     Examples
     --------

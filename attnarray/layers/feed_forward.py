@@ -1,4 +1,4 @@
-"""The feed-forward part of a Transformer block: wide, activated, narrow again; gated if wanted."""
+"""The feed-forward network of a Transformer block, optionally gated."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from attnarray.ops.gelu import gelu, gelu_bwd, gelu_fwd
 from attnarray.ops.linear import LinearContext
 from attnarray.random import Philox
 
-# What each activation is: the function, its forward and its backward.
+# Each activation as the function, its forward and its backward.
 ACTIVATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]] = {
     "relu": (relu, relu_fwd, relu_bwd),
     "gelu": (gelu, gelu_fwd, gelu_bwd),
@@ -33,9 +33,9 @@ ACTIVATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..
 class FeedForwardContext(NamedTuple):
     hidden: LinearContext
     activation: Any
-    active: Array | None  # where something is gated: what the gate lets through ...
+    active: Array | None  # with a gate: phi(W_1 x)
     gate: LinearContext | None
-    gated: Array | None  # ... and of what
+    gated: Array | None  # with a gate: W_3 x
     dropout: DropoutContext
     out: LinearContext
 
@@ -52,23 +52,23 @@ class FeedForward(Layer):
     dim : int
         Features of x and y.
     hidden_dim : int
-        Features in between.
+        Features of the hidden layer.
     activation : {"gelu", "gelu_tanh", "relu", "silu"}
-        phi; "gelu_tanh" is the approximation of GPT-2.
+        phi; "gelu_tanh" is the tanh approximation, as in GPT-2.
     gated : bool
         Whether there is a W_3: with "silu" it is SwiGLU.
     bias : bool
         Whether the maps have biases.
     dropout : float
-        The probability that a hidden feature is dropped, where an `rng` is given. `fwd`, which is training, needs one.
+        Dropout probability of hidden features, with an `rng`. `fwd` (training) requires one.
     init_std : float, optional
-        Of the weights in the beginning, see `Linear`.
+        Standard deviation of the initial weights; see `Linear`.
 
     Raises
     ------
     ValueError
-        If a size is no positive integer, the activation not known, or `dropout` no probability below 1; if `fwd` has
-        something to drop and no `rng`.
+        If a size is not a positive integer, the activation is unknown, `dropout` is not in [0, 1), or `fwd` has dropout
+        and no `rng`.
 
     References
     ----------
@@ -104,7 +104,7 @@ class FeedForward(Layer):
         return {"hidden": up, **({"gate": up} if self.gated else {}), "out": out}
 
     def __call__(self, params: Params, x: Array, *, rng: Philox | None = None) -> Array:
-        """y (..., dim) of x (..., dim). Without an `rng` nothing is dropped: that is inference."""
+        """y (..., dim) of x (..., dim). Without an `rng` there is no dropout (inference)."""
         return self.fwd(params, x, rng=rng)[0]
 
     def fwd(self, params: Params, x: Array, *, rng: Philox | None = None) -> tuple[Array, FeedForwardContext]:

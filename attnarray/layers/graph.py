@@ -42,7 +42,7 @@ class GraphAttention(Layer):
             \mathrm{LeakyReLU}(a^T [W_t h_i; W_s h_j; W_e f_e]) & \text{gat}
         \end{cases}
 
-    with p the softmax of s over the edges that end in i; heads side by side, or their mean.
+    with p the softmax of s over the edges that end in i; heads concatenated, or averaged.
 
     Parameters
     ----------
@@ -54,22 +54,22 @@ class GraphAttention(Layer):
         H.
     score : {"gatv2", "gat"}
     concat : bool
-        Heads side by side, (*batch, N, H F); else their mean, (*batch, N, F), as in a last layer.
+        Whether heads are concatenated, (*batch, N, H F), or averaged, (*batch, N, F), as in a last layer.
     edge_dim : int, optional
-        Features of an edge; without it edges have none.
+        Features of an edge; None for edges without features.
     share_weights : bool, optional
-        Whether W_t is W_s. By default as in the papers: it is for "gat", not for "gatv2".
+        Whether W_t is W_s. By default True for "gat" and False for "gatv2", as in the papers.
     bias : bool
         Whether there is b.
     residual : bool
         Whether W_r h_i is added, as in deep graph networks.
     negative_slope : float
-        Of LeakyReLU below 0.
+        Slope of LeakyReLU below 0.
 
     Raises
     ------
     ValueError
-        If the score is not known, a size is no positive integer, or the slope is not finite.
+        If the score is unknown, a size is not a positive integer, or the slope is not finite.
 
     References
     ----------
@@ -77,7 +77,7 @@ class GraphAttention(Layer):
 
     Examples
     --------
-    A node does not attend to itself unless it has an edge to itself, which both papers give it:
+    A node attends to itself only with a self-loop, which both papers add:
 
     >>> import numpy as np, attnarray as aa
     >>> layer = aa.layers.GraphAttention(in_dim=5, head_dim=8, heads=2)
@@ -123,7 +123,7 @@ class GraphAttention(Layer):
         return maps
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
-        """Fresh parameters: source {weight (H F, in_dim)} and, as far as there are such, target, edge and residual.
+        """Initial parameters: source {weight (H F, in_dim)} and, those that apply, target, edge and residual.
 
         score_vector is (H, F) for "gatv2", (H, 2 F) for "gat" and (H, 3 F) for "gat" with edges; bias (H F,) or (F,).
         """
@@ -186,7 +186,7 @@ class GraphAttention(Layer):
         if (edge_features is None) != (self.edge_dim is None):
             raise ValueError(
                 f"`edge_features` is {checks.shown(edge_features)}, but `edge_dim` of the layer is {self.edge_dim}; "
-                "give both or none of them."
+                "give both or neither."
             )
         projected, maps = {}, {}
         for name in self._maps:
@@ -233,7 +233,7 @@ class GraphAttention(Layer):
         return namespace_of(x).reshape(x, (*x.shape[:-1], self.heads, self.head_dim))
 
     def _joined(self, out: Array) -> Array:
-        """The heads (*batch, N, H, F) side by side, or their mean."""
+        """The heads (*batch, N, H, F) concatenated, or averaged."""
         xp = namespace_of(out)
         return xp.reshape(out, (*out.shape[:-2], self.heads * self.head_dim)) if self.concat else xp.mean(out, axis=-2)
 
@@ -246,5 +246,5 @@ class GraphAttention(Layer):
 
 
 def _side_by_side(x: Array) -> Array:
-    """(*batch, N, H, F) -> (*batch, N, H F), also of no nodes."""
+    """(*batch, N, H, F) -> (*batch, N, H F), also for N = 0."""
     return namespace_of(x).reshape(x, (*x.shape[:-2], x.shape[-2] * x.shape[-1]))

@@ -1,4 +1,4 @@
-"""Hard attention with its parameters: dot products of projected queries and keys decide where to look."""
+"""Hard attention with its parameters: scaled dot products of projected queries and keys."""
 
 from __future__ import annotations
 
@@ -47,22 +47,22 @@ class HardAttention(Layer):
     Parameters
     ----------
     query_dim : int
-        Size of the states x that ask.
+        Size of the queries x.
     key_dim : int
-        Size of the states y that are looked at.
+        Size of the keys y.
     dim : int
-        Size A of both after projection.
+        Size A of projected queries and keys.
     estimator : {"reinforce", "gumbel", "straight_through", "argmax", "top_k"}
-        The way to a gradient. At inference, a layer with "argmax" and the same parameters needs no noise.
+        How the gradient is estimated. At inference, a layer with "argmax" and the same parameters needs no noise.
     temperature : float
-        Of "gumbel" and "straight_through".
+        Temperature of "gumbel" and "straight_through".
     k : int
-        How many keys "top_k" chooses.
+        Number of keys that "top_k" selects.
 
     Raises
     ------
     ValueError
-        If the estimator is not known, a number has no use for it, or a size is no positive integer.
+        If the estimator is unknown, an option does not apply to it, or a size is not a positive integer.
 
     References
     ----------
@@ -97,9 +97,9 @@ class HardAttention(Layer):
         check_numbers(self.estimator, self.temperature, self.k)
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
-        """Fresh parameters: query {weight (dim, query_dim), bias (dim,)}, key {weight (dim, key_dim)}.
+        """Initial parameters: query {weight (dim, query_dim), bias (dim,)}, key {weight (dim, key_dim)}.
 
-        A bias of the keys would add the same to all scores of a query, and change no probability.
+        A bias of the keys would shift all scores of a query alike, and change no probability.
         """
         query, key = rng.split(2)
         return {

@@ -1,4 +1,4 @@
-"""Fresh parameters on the current backend."""
+"""Initial parameters on the current backend."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Params = dict[str, Any]
 
 
 def glorot(rng: Philox, shape: tuple[int, ...], dtype: str = "float32") -> Array:
-    """Uniform in +-sqrt(6 / (inputs + outputs)): Glorot and Bengio, 2010. The first axis counts outputs."""
+    """Uniform in +-sqrt(6 / (inputs + outputs)): Glorot and Bengio, 2010. The first axis is that of the outputs."""
     outputs, inputs = shape[0], math.prod(shape[1:])
     bound = math.sqrt(6.0 / max(inputs + outputs, 1))
     return asarray(rng.uniform(shape, -bound, bound), dtype=dtype)

@@ -1,4 +1,4 @@
-"""What all layers and models share: their parts, and when what they are given is checked."""
+"""The base class of layers and models: their parts, and the validation of their arguments."""
 
 from __future__ import annotations
 
@@ -40,28 +40,28 @@ def _with_checked_init(method: Callable[..., Params]) -> Callable[..., Params]:
 
 
 class LayerGrads(NamedTuple):
-    """The gradients of a layer of one input."""
+    """The gradients of a layer with one input."""
 
     x: Array
     params: Params
 
 
 class Layer:
-    """A frozen configuration, whose parameters are those of its parts, by their names.
+    """A frozen configuration, whose parameters are those of its parts, by name.
 
-    What users give is checked where it comes in, once, before anything is computed:
+    Arguments of users are validated once, before anything is computed:
 
-    - the fields, when the layer is made, by their types and names (`check_field`);
+    - the fields, in the constructor, by their types and names (`check_field`);
     - the arguments of `init`;
-    - those of every public method whose first argument is `params`: the parameters, the number of features of the
-      inputs in `widths`, and `rng`, which `fwd`, as it is training, needs where something is dropped. A layer calls its
-      parts with parameters that are `Checked`, and these check nothing again;
+    - those of every public method whose first argument is `params`: the parameters, the features of the inputs in
+      `widths`, and `rng`, which `fwd` (training) requires for dropout. A layer calls its parts with `Checked`
+      parameters, which are not validated again;
     - the context in each `bwd`.
     """
 
-    # The inputs that have features, and the fields that say how many: the first one that is not None.
+    # Inputs with features, and the fields with their number: the first one that is not None.
     widths: ClassVar[dict[str, tuple[str, ...]]] = {}
-    # The least number of axes of such inputs.
+    # The smallest number of axes of such inputs.
     axes: ClassVar[int] = 2
 
     def __init_subclass__(cls) -> None:
@@ -85,7 +85,7 @@ class Layer:
             check_field(field.name, str(field.type), getattr(self, field.name))
 
     def parts(self) -> dict[str, Any]:
-        """The layers that this one is made of."""
+        """The layers of which this one consists, by name."""
         return {}
 
     @functools.cached_property
@@ -98,24 +98,24 @@ class Layer:
 
     @_with_checked_init
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
-        """Fresh parameters of all parts, each from a generator of its own."""
+        """Return initial parameters of all parts, each from its own generator."""
         parts = self._parts
         rngs = rng.split(len(parts))
         return {name: part.init(own, dtype) for (name, part), own in zip(parts.items(), rngs, strict=True)}
 
     def shapes(self) -> Shapes:
-        """The shapes of all parameters, as a tree like them."""
+        """Return the shapes of all parameters, as a tree like them."""
         return {name: part.shapes() for name, part in self._parts.items()}
 
     @property
     def drops(self) -> bool:
-        """Whether there is something to drop or draw in training."""
+        """Whether training needs an `rng`: for dropout or sampling."""
         return any(getattr(self, name, 0.0) > 0 for name in ("dropout", "attention_dropout", "hidden_dropout"))
 
 
 def _with_checked_call(method: Callable[..., Any], arguments: list[str]) -> Callable[..., Any]:
-    """The method with its checks; `arguments` are the names of those behind the parameters."""
-    places, trains = {name: place for place, name in enumerate(arguments)}, method.__name__ == "fwd"
+    """The method with validation; `arguments` are the names of those after the parameters."""
+    order, trains = {name: n for n, name in enumerate(arguments)}, method.__name__ == "fwd"
 
     @functools.wraps(method)
     def checked(self: Layer, params: Params, *args: Any, **options: Any) -> Any:
@@ -123,11 +123,11 @@ def _with_checked_call(method: Callable[..., Any], arguments: list[str]) -> Call
             return method(self, params, *args, **options)
         params, like = checked_params(params, self, args)
         for name, fields in self.widths.items():
-            place = places.get(name)
-            given = options.get(name) if place is None or place >= len(args) else args[place]
+            n = order.get(name)
+            given = options.get(name) if n is None or n >= len(args) else args[n]
             if given is not None:
                 check_input(self, name, given, fields, like)
-            elif place == 0:
+            elif n == 0:
                 checks.required(**{name: given})
         if hasattr(self, "dropout") and (options.get("rng") is not None or (trains and self.drops)):
             check_rng(self, options.get("rng"))

@@ -24,14 +24,14 @@ class Linear(Layer):
     in_dim, out_dim : int
         Features of x and y.
     bias : bool
-        Whether there is a b.
+        Whether to add b.
     init_std : float, optional
-        The weights are normal numbers of this deviation in the beginning; Glorot's uniform ones by default.
+        Standard deviation of the initial weights, which are normal; by default they are uniform, as Glorot's.
 
     Raises
     ------
     ValueError
-        If a size is no positive integer, or `init_std` negative.
+        If a size is not a positive integer, or `init_std` is negative.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Local attention with its parameters, as Luong, Pham and Manning have it."""
+"""Local attention with its parameters (Luong, Pham and Manning, 2015)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class LocalLayerGrads(NamedTuple):
 
 @dataclass(frozen=True)
 class LocalAttention(Layer):
-    r"""Attention of decoder states h over those encoder states :math:`\bar h` that lie around one position p per state.
+    r"""Attention of decoder states h over the encoder states :math:`\bar h` in a window around a position p per state.
 
     .. math::
         c_t = \sum_{|s - p_t| \le D} \mathrm{softmax}_s(\mathrm{score}(h_t, \bar h_s))\, g_{ts}\, \bar h_s
@@ -52,11 +52,11 @@ class LocalAttention(Layer):
     Parameters
     ----------
     query_dim : int
-        Size of the states h that ask.
+        Size of the queries, the decoder states h.
     key_dim : int
-        Size of the states that are looked at; for "dot" that of h.
+        Size of the keys, the encoder states; equal to `query_dim` for "dot".
     window : int
-        The paper's D: how many keys are seen on either side of p.
+        The paper's D: the number of keys on either side of p.
     alignment : {"predictive", "monotonic"}
         The paper's local-p and local-m.
     sigma : float, optional
@@ -69,8 +69,8 @@ class LocalAttention(Layer):
     Raises
     ------
     ValueError
-        If the alignment or the score is not known, sigma is not above 0 or given for "monotonic", or a size or the
-        window is no positive integer.
+        If the alignment or the score is unknown, sigma is not positive or given for "monotonic", or a size or the
+        window is not a positive integer.
 
     References
     ----------
@@ -87,7 +87,7 @@ class LocalAttention(Layer):
     >>> context.shape, ctx.attention.position.share.out.shape, sorted(layer.bwd(context, ctx).params)
     ((2, 5, 8), (2, 5, 1), ['position', 'weight'])
 
-    The paper's attentional state is `combine` of the context and h:
+    The paper's attentional hidden state is `combine` of the context and h:
 
     >>> state = aa.combine(context, h, np.ones((6, 8), np.float32), np.eye(6, dtype=np.float32), activation="tanh")
     >>> state.shape
@@ -124,7 +124,7 @@ class LocalAttention(Layer):
             )
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
-        """Fresh parameters, as far as there are such: weight (query_dim, key_dim), position {weight (A, query_dim),
+        """Initial parameters, those that apply: weight (query_dim, key_dim), position {weight (A, query_dim),
         vector (A,)}."""
         weight, position, vector = rng.split(3)
         params: Params = {}

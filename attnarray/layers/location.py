@@ -1,4 +1,4 @@
-"""Location-aware attention with its parameters, as Chorowski et al. have it."""
+"""Location-aware attention with its parameters (Chorowski et al., 2015)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class LocationLayerGrads(NamedTuple):
 
 @dataclass(frozen=True)
 class LocationAttention(Layer):
-    r"""Additive attention of decoder states over encoder states that also sees where the step before looked.
+    r"""Additive attention of decoder states over encoder states, with scores that also depend on the previous weights.
 
     .. math::
         e_{ij} = w^T \tanh(W s_{i-1} + V h_j + U f_{ij} + b), \qquad f_i = F * \alpha_{i-1}, \qquad
@@ -52,17 +52,17 @@ class LocationAttention(Layer):
     Parameters
     ----------
     query_dim : int
-        Size of the states s that ask; row i of the queries is s_(i-1).
+        Size of the queries, the decoder states s; row i is s_(i-1).
     key_dim : int
-        Size of the states h that are looked at.
+        Size of the keys, the encoder states h.
     hidden_dim : int
         Size A of the hidden layer.
     filters : int
-        How many filters F go over the weights.
+        Number of filters F that are convolved with the weights.
     width : int
-        Their width; odd.
+        Width of the filters, odd.
     cumulative : bool
-        Filter the sum of the weights of all steps before instead of those of the last one (Tacotron 2).
+        Filter the sum of the weights of all previous steps instead of the last ones (Tacotron 2).
 
     Raises
     ------
@@ -84,26 +84,26 @@ class LocationAttention(Layer):
     >>> result.out.shape, result.weights.shape, sorted(layer.bwd(result, ctx).params)
     ((2, 5, 8), (2, 5, 7), ['key', 'location', 'query', 'score_vector'])
 
-    A decoder whose next state depends on where it looked goes step by step, and hands the weights on:
+    A decoder whose next state depends on the context runs step by step, and passes the weights on:
 
     >>> cell = {"weight_ih": rng.standard_normal((18, 8), np.float32), "weight_hh": np.eye(18, 6, dtype=np.float32)}
-    >>> state, looked, steps = s[:, 0], np.eye(7, dtype=np.float32)[[0, 0]], []  # all weight on the first key
+    >>> state, previous, steps = s[:, 0], np.eye(7, dtype=np.float32)[[0, 0]], []  # all weight on the first key
     >>> for i in range(5):
-    ...     result, layer_ctx = layer.fwd(params, state[:, None], h, previous=looked)
+    ...     result, layer_ctx = layer.fwd(params, state[:, None], h, previous=previous)
     ...     step, cell_ctx = aa.gru_fwd(result.out, **cell, h0=state)
-    ...     state, looked = step.h, result.weights[:, 0]
+    ...     state, previous = step.h, result.weights[:, 0]
     ...     steps.append((layer_ctx, cell_ctx))
 
-    Its gradient, for a loss that is the sum of the last state, goes through the same steps from the last to the first:
+    Its gradient, for a loss that is the sum of the last state, runs through the same steps in reverse:
 
     >>> from attnarray import tree
-    >>> dstate, dlooked, total = np.ones_like(state), None, None
+    >>> dstate, dprevious, total = np.ones_like(state), None, None
     >>> for layer_ctx, cell_ctx in reversed(steps):
     ...     recurrence = aa.gru_bwd(aa.GRUResult(None, dstate), cell_ctx)
-    ...     grads = layer.bwd(aa.LocationResult(recurrence.x, dlooked), layer_ctx)
-    ...     dstate, dlooked = recurrence.h0 + grads.query[:, 0], grads.previous[:, None]
-    ...     here = {"layer": grads.params, "key": grads.key, "cell": recurrence.weight_ih}
-    ...     total = here if total is None else tree.add(total, here)
+    ...     grads = layer.bwd(aa.LocationResult(recurrence.x, dprevious), layer_ctx)
+    ...     dstate, dprevious = recurrence.h0 + grads.query[:, 0], grads.previous[:, None]
+    ...     grad = {"layer": grads.params, "key": grads.key, "cell": recurrence.weight_ih}
+    ...     total = grad if total is None else tree.add(total, grad)
     >>> total["key"].shape, total["cell"].shape
     ((2, 7, 8), (18, 8))
     """
@@ -123,7 +123,7 @@ class LocationAttention(Layer):
             raise ValueError(f"`width` is {self.width}, expected an odd one: a filter of even width has no centre.")
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
-        """Fresh parameters: query {weight (A, query_dim)}, key {weight (A, key_dim), bias (A,)}, score_vector (A,),
+        """Initial parameters: query {weight (A, query_dim)}, key {weight (A, key_dim), bias (A,)}, score_vector (A,),
         location {filter (filters, width), weight (A, filters)}."""
         query, key, score, over, mapped = rng.split(5)
         return {
@@ -157,7 +157,7 @@ class LocationAttention(Layer):
         is_causal: bool = False,
         **options: Unpack[ScoreOptions],
     ) -> LocationResult:
-        """Contexts (*batch, T, Dv) and weights (*batch, T, S) of queries (*batch, T, query_dim), step after step.
+        """Return contexts (*batch, T, Dv) and weights (*batch, T, S) of queries (*batch, T, query_dim), step by step.
 
         The values are the keys (*batch, S, key_dim) unless given. `previous` and options as in `location_attention`.
         """

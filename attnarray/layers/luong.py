@@ -1,4 +1,4 @@
-"""Luong's attention with its parameters: the three scores, and the attentional state."""
+"""Luong's attention with its parameters: three scores, and the attentional hidden state."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class LuongGrads(NamedTuple):
 
 @dataclass(frozen=True)
 class LuongAttention(Layer):
-    r"""Attention of decoder states h over encoder states :math:`\bar h`, as Luong, Pham and Manning have it.
+    r"""Global attention of decoder states h over encoder states :math:`\bar h` (Luong, Pham and Manning, 2015).
 
     .. math::
         c_i = \sum_j \mathrm{softmax}_j(\mathrm{score}(h_i, \bar h_j))\, \bar h_j, \qquad
@@ -48,24 +48,24 @@ class LuongAttention(Layer):
     Parameters
     ----------
     query_dim : int
-        Size of the states h that ask.
+        Size of the queries, the decoder states h.
     key_dim : int
-        Size of the states that are looked at; for "dot" that of h.
+        Size of the keys, the encoder states; equal to `query_dim` for "dot".
     score : {"general", "dot", "concat"}
         h^T W h_s, h^T h_s, or w^T tanh(W [h; h_s]).
     hidden_dim : int, optional
         Size A of the hidden layer of "concat"; query_dim by default.
     output : bool
-        Whether the layer gives back the attentional states h~ or, as all other attention layers do, the contexts c.
+        Whether the layer returns the attentional hidden states h~ instead of the contexts c.
     output_dim : int, optional
         Size of h~; query_dim by default.
     value_dim : int, optional
-        Size of the values, where they are not the keys; only h~ needs to know it.
+        Size of the values, if they are not the keys; needed for h~ only.
 
     Raises
     ------
     ValueError
-        If the score is not known, or a size is no positive integer.
+        If the score is unknown, or a size is not a positive integer.
 
     References
     ----------
@@ -82,7 +82,7 @@ class LuongAttention(Layer):
     >>> states.shape, aa.attention_weights(ctx).shape, sorted(layer.bwd(states, ctx).params)
     ((2, 5, 6), (2, 5, 7), ['output', 'weight'])
 
-    Input feeding: each step is told where the step before looked, by its h~ beside the next input.
+    Input feeding: h~ of each step is concatenated with the next input.
 
     >>> cell = {"weight_ih": rng.standard_normal((24, 3 + 6), np.float32), "weight_hh": np.eye(24, 6, dtype=np.float32)}
     >>> inputs = rng.standard_normal((2, 4, 3), np.float32)
@@ -94,8 +94,8 @@ class LuongAttention(Layer):
     ...     state = {"h0": step.h, "c0": step.c}
     ...     steps.append((cell_ctx, layer_ctx))
 
-    Its gradient, for a loss that is the sum of the last h~, goes through the same steps from the last to the first. (If
-    every h~ counts, the cotangent of each is added to `dfed` at its step.)
+    Its gradient, for a loss that is the sum of the last h~, runs through the same steps in reverse. (If the loss
+    depends on every h~, the cotangent of each is added to `dfed` at its step.)
 
     >>> from attnarray import tree
     >>> dfed, dh, dc, total = np.ones_like(fed), None, None, None
@@ -103,8 +103,8 @@ class LuongAttention(Layer):
     ...     attention = layer.bwd(dfed, layer_ctx)
     ...     recurrence = aa.lstm_bwd(aa.LSTMResult(attention.query, dh, dc), cell_ctx)
     ...     dfed, dh, dc = recurrence.x[..., 3:], recurrence.h0, recurrence.c0
-    ...     here = {"attention": attention.params, "key": attention.key, "cell": recurrence.weight_ih}
-    ...     total = here if total is None else tree.add(total, here)
+    ...     grad = {"attention": attention.params, "key": attention.key, "cell": recurrence.weight_ih}
+    ...     total = grad if total is None else tree.add(total, grad)
     >>> total["key"].shape, total["cell"].shape
     ((2, 7, 8), (24, 9))
     """
@@ -129,7 +129,7 @@ class LuongAttention(Layer):
             )
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
-        """Fresh parameters, as far as there are such: weight, score_vector, output {weight (output_dim, Dv + Dq)}.
+        """Initial parameters, those that apply: weight, score_vector, output {weight (output_dim, Dv + Dq)}.
 
         `weight` is (query_dim, key_dim) for "general" and (hidden_dim, query_dim + key_dim) for "concat".
         """

@@ -1,4 +1,4 @@
-"""Attention to a memory whose keys and values are projected once, for a decoder that goes step by step."""
+"""Cross-attention to a memory whose keys and values are projected once, for decoding step by step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from attnarray.ops.linear import linear
 
 
 def project_memory(layer: MultiHeadAttention, params: Params, memory: Array) -> KVCache:
-    """The keys and values of a memory (B, S, E), complete."""
+    """Project the keys and values of a memory (B, S, E)."""
     if not checks.is_array(memory) or memory.ndim != 3:
         raise ValueError(f"`memory` is {checks.shown(memory)}, expected an array (B, S, E).")
     kv_heads = layer.kv_heads or layer.heads
@@ -26,7 +26,7 @@ def project_memory(layer: MultiHeadAttention, params: Params, memory: Array) -> 
 def attend_to_memory(
     layer: MultiHeadAttention, params: Params, x: Array, memory: KVCache, attn_mask: Array | Mask | None, lengths: Any
 ) -> Array:
-    """Attention (B, T, E) of x (B, T, E) to what `project_memory` gave."""
+    """Attend from x (B, T, E) to a memory from `project_memory`: (B, T, E)."""
     xp = namespace_of(x)
     q = _split(linear(x, **params["query"]), layer.heads)  # (B, H, T, D)
     out = scaled_dot_product_attention(q, memory.key, memory.value, attn_mask, kv_lengths=lengths)

@@ -1,4 +1,4 @@
-"""Multi-head attention with its parameters: any number and width of heads, grouped heads, self- and cross-attention."""
+"""Multi-head attention with its parameters: any number and size of heads, grouped heads, self- and cross-attention."""
 
 from __future__ import annotations
 
@@ -33,36 +33,34 @@ class MultiHeadAttention(Layer):
         y_i = W_O\, [o^1_i; \dots; o^H_i] + b_O, \qquad
         o^h_i = \sum_j \mathrm{softmax}_j\Bigl(\frac{q^h_i \cdot k^h_j}{\sqrt{D_k}}\Bigr)\, v^h_j
 
-    with q, k and v the projections of queries, keys and values; `multi_head_attention` has the whole formula.
+    with q, k and v the projections of queries, keys and values; `multi_head_attention` has the complete formula.
 
     Parameters
     ----------
     dim : int
-        Width of the queries, and of everything else that is not given.
+        Features of the queries, and the default of the sizes below.
     heads : int
         H.
     kv_heads : int, optional
         Heads of keys and values: H by default, fewer for grouped heads, 1 for multi-query attention.
     key_dim, value_dim : int, optional
-        Dk and Dv, the width of *one head* of queries and keys, and of values; dim / heads by default. For queries and
-        keys that all heads together make half as wide as the model, and values of its full width:
-        ``key_dim=dim // heads // 2``.
+        Dk and Dv, features of *one head* of queries and keys, and of values; dim / heads by default.
     key_input_dim, value_input_dim : int, optional
-        Width of the sequences that keys and values are made of: `dim`, and that of the keys, by default.
+        Features of the inputs of keys and values; by default `dim`, and those of the keys.
     bias : bool
-        Whether the four projections have biases. That of the keys moves all scores of a query alike, so without sinks
-        and softcap it changes nothing.
+        Whether the four projections have biases. That of the keys shifts all scores of a query alike, so it has an
+        effect only with sinks or a softcap.
     out_dim : int, optional
-        Width of the output.
+        Features of the output; `dim` by default.
     rotary : Rotary, optional
-        Turns queries and keys by their positions: see `rotary`.
+        Rotates queries and keys by their positions: see `rotary`.
     init_std : float, optional
-        Of the weights in the beginning, see `Linear`.
+        Standard deviation of the initial weights; see `Linear`.
 
     Raises
     ------
     ValueError
-        If a size is not a positive integer, or `heads` does not divide `dim` where a width is to follow from them.
+        If a size is not a positive integer, or `heads` does not divide `dim` and the sizes of one head are not given.
 
     References
     ----------
@@ -78,7 +76,7 @@ class MultiHeadAttention(Layer):
     >>> out.shape, aa.attention_weights(ctx).shape, layer.bwd(out, ctx).query.shape
     ((2, 5, 16), (2, 4, 5, 5), (2, 5, 16))
 
-    Attention of 6 words to 9 regions of a picture, with queries and keys of half the width:
+    Cross-attention of 6 words to 9 regions of an image, with smaller queries and keys:
 
     >>> across = aa.layers.MultiHeadAttention(dim=16, heads=4, key_dim=2, key_input_dim=24)
     >>> words, regions = (np.ones(shape, np.float32) for shape in ((6, 16), (9, 24)))
@@ -109,8 +107,8 @@ class MultiHeadAttention(Layer):
         super().__post_init__()
         if None in (self.key_dim, self.value_dim) and self.dim % self.heads:
             raise ValueError(
-                f"`heads` ({self.heads}) must divide `dim` ({self.dim}). Or give `key_dim` and `value_dim`, the widths "
-                "of one head."
+                f"`heads` ({self.heads}) must divide `dim` ({self.dim}). Or give the features of one "
+                "head, `key_dim` and `value_dim`."
             )
         if self.heads % (self.kv_heads or self.heads):
             raise ValueError(f"`kv_heads` ({self.kv_heads}) must divide `heads` ({self.heads}).")
@@ -140,7 +138,7 @@ class MultiHeadAttention(Layer):
         is_causal: bool = False,
         **options: Unpack[HeadOptions],
     ) -> Array:
-        """(*batch, T, out_dim) of queries (*batch, T, dim), which are the keys too, as the keys are the values.
+        """Return (*batch, T, out_dim) of queries (*batch, T, dim). By default `key` is `query`, and `value` is `key`.
 
         Options as in `multi_head_attention`.
         """
@@ -169,7 +167,7 @@ class MultiHeadAttention(Layer):
         )  # fmt: skip
 
     def bwd(self, dout: Array, ctx: MultiHeadContext) -> MultiHeadGrads:
-        """The gradients of query, key, value (None where they were not given), parameters, bias and sinks."""
+        """Return the gradients of query, key, value (None for those not given), parameters, bias and sinks."""
         checks.context("ctx", ctx, MultiHeadContext)
         q, k = ctx.attention.q, ctx.attention.k
         check_same(self, "number of heads", (q.shape[1], k.shape[1]), (self.heads, self.kv_heads or self.heads))
@@ -186,10 +184,10 @@ class MultiHeadAttention(Layer):
         self, params: Params, x: Array, cache: KVCache, attn_mask: Array | Mask | None = None, *,
         bias: Array | None = None,
     ) -> tuple[Array, KVCache]:  # fmt: skip
-        """Causal self-attention of the next positions x (B, T, dim), and of all before them by what the cache holds.
+        """Attend from the next positions x (B, T, dim) causally to themselves and to the positions in the cache.
 
-        The keys and values of x are written *into the cache*, which the cache that is returned shares. Masks and biases
-        broadcast to (B, H, T, length + T). The result is that of the same positions in one call over all of them.
+        The keys and values of x are written *into the cache*, whose arrays the returned cache shares. Masks and biases
+        broadcast to (B, H, T, length + T). The result equals that of one call over all positions.
         """
         check_cache(cache, x)
         xp, start, T = namespace_of(x), cache.length, x.shape[1]
@@ -208,6 +206,6 @@ class MultiHeadAttention(Layer):
         return linear(xp.reshape(out, (out.shape[0], T, out.shape[2] * out.shape[3])), **params["out"]), cache
 
     def _widths(self, q: Array, k: Array, v: Array) -> tuple[tuple[Array, int], ...]:
-        """Each with the width of one of its heads."""
+        """Each with the features of one of its heads."""
         kv_heads = self.kv_heads or self.heads
         return tuple((y, y.shape[2] // heads) for y, heads in ((q, self.heads), (k, kv_heads), (v, kv_heads)))

@@ -40,7 +40,7 @@ class LayerNorm(Layer):
     Raises
     ------
     ValueError
-        If `dim` is no positive integer, or `eps` not above 0.
+        If `dim` is not a positive integer, or `eps` is not positive.
 
     Examples
     --------
@@ -94,7 +94,7 @@ class RMSNorm(Layer):
     Raises
     ------
     ValueError
-        If `dim` is no positive integer, or `eps` not above 0.
+        If `dim` is not a positive integer, or `eps` is not positive.
 
     Examples
     --------

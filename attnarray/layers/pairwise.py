@@ -28,7 +28,7 @@ class PairwiseLayerGrads(NamedTuple):
 
 @dataclass(frozen=True)
 class PairwiseAttention(Layer):
-    r"""Self-attention that scores the pairs of positions of a sequence, and the state before the position that asks.
+    r"""Self-attention that scores pairs of positions of a sequence, with the state before the query position.
 
     .. math::
         o_t = \sum_{t'} \mathrm{softmax}_{t'}(e_{tt'})\, x_{t'}, \qquad
@@ -41,7 +41,7 @@ class PairwiseAttention(Layer):
     hidden_dim : int
         Size A of the hidden layer.
     state_dim : int, optional
-        Size Dh of the states; without it there are none.
+        Size Dh of the states; None for no states.
 
     Raises
     ------
@@ -63,8 +63,8 @@ class PairwiseAttention(Layer):
     >>> out.shape, aa.attention_weights(ctx).shape, sorted(layer.bwd(out, ctx).params)
     ((2, 5, 3), (2, 5, 5), ['hidden', 'input', 'score_vector'])
 
-    When an LSTM makes the states of what the attention gives, the two go step by step. `memory` is the sequence that
-    every step looks at; the state before the first step is 0.
+    When the states come from an LSTM over the outputs of the attention, both run step by step. `memory` is the sequence
+    that every step attends to; the state before the first step is 0.
 
     >>> cell = {"weight_ih": rng.standard_normal((16, 3), np.float32), "weight_hh": np.eye(16, 4, dtype=np.float32)}
     >>> state, steps = {"h0": np.zeros((2, 4), np.float32), "c0": np.zeros((2, 4), np.float32)}, []
@@ -74,7 +74,7 @@ class PairwiseAttention(Layer):
     ...     state = {"h0": step.h, "c0": step.c}
     ...     steps.append((layer_ctx, cell_ctx))
 
-    Its gradient, for a loss that is the sum of the last state, goes through the same steps from the last to the first:
+    Its gradient, for a loss that is the sum of the last state, runs through the same steps in reverse:
 
     >>> from attnarray import tree
     >>> dh, dc, total = np.ones_like(step.h), None, None
@@ -82,12 +82,12 @@ class PairwiseAttention(Layer):
     ...     recurrence = aa.lstm_bwd(aa.LSTMResult(None, dh, dc), cell_ctx)
     ...     attention = layer.bwd(recurrence.x, layer_ctx)  # and for a loss of each output its cotangent
     ...     dh, dc = recurrence.h0 + attention.hidden[:, 0], recurrence.c0
-    ...     here = {"layer": attention.params, "memory": attention.memory, "cell": recurrence.weight_ih}
-    ...     total = here if total is None else tree.add(total, here)
+    ...     grad = {"layer": attention.params, "memory": attention.memory, "cell": recurrence.weight_ih}
+    ...     total = grad if total is None else tree.add(total, grad)
     >>> total["memory"].shape, total["cell"].shape
     ((2, 5, 3), (16, 3))
 
-    To this comes, row by row, the gradient of x as the position that asks: ``attention.x``.
+    The gradient of x as the query is added to this row by row: ``attention.x``.
     """
 
     widths: ClassVar = {"x": ("dim",), "hidden": ("state_dim",), "memory": ("dim",)}
@@ -97,7 +97,7 @@ class PairwiseAttention(Layer):
     state_dim: int | None = None
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
-        """Fresh parameters: input {weight (A, 2 D), bias (A,)}, hidden {weight (A, Dh)} if any, score_vector (A,)."""
+        """Initial parameters: input {weight (A, 2 D), bias (A,)}, hidden {weight (A, Dh)} if any, score_vector (A,)."""
         inputs, states, score = rng.split(3)
         params = {
             "input": dense(inputs, self.hidden_dim, 2 * self.dim, dtype),

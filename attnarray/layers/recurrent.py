@@ -50,13 +50,13 @@ class RecurrentAttention(Layer):
     Parameters
     ----------
     query_dim : int
-        Size of the positions x_t that ask.
+        Size of the queries x_t.
     key_dim : int
-        Size of the positions x_t' that are read.
+        Size of the keys x_t'.
     state_dim : int
         Size H of the LSTM.
     hidden_dim : int
-        Size A of the layer behind it.
+        Size A of the layer after it.
 
     Raises
     ------
@@ -86,7 +86,7 @@ class RecurrentAttention(Layer):
     hidden_dim: int
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
-        """Fresh parameters, named as the arguments of `recurrent_attention`.
+        """Initial parameters, named as the arguments of `recurrent_attention`.
 
         weight_ih (4 H, query_dim + key_dim), gate_bias (4 H,), weight_hh (4 H, H), output_weight (A, H) and
         score_vector (A,).

@@ -1,4 +1,4 @@
-"""Attention with relative positions with its parameters, over a sequence and a memory of what came before it."""
+"""Attention with relative positions and its parameters, over a sequence and a memory of the previous segments."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class RelativeLayerGrads(NamedTuple):
 
 @dataclass(frozen=True)
 class RelativeAttention(Layer):
-    r"""Self-attention with relative positions, as Transformer-XL has it.
+    r"""Self-attention with relative positions, as in Transformer-XL.
 
     .. math::
         y_i = W_O\, [o^1_i; \dots; o^H_i], \qquad
@@ -73,12 +73,12 @@ class RelativeAttention(Layer):
     Raises
     ------
     ValueError
-        If a size is no positive integer, `dim` is odd, or `heads` does not divide it where D is to follow from them.
+        If a size is not a positive integer, `dim` is odd, or `heads` does not divide `dim` and `head_dim` is not given.
 
     Notes
     -----
-    The memory carries no gradient: it is what an earlier segment left, and `bwd` gives none for it. But its rows are
-    keys and values like others, so they count in the gradients of the weights.
+    There is no gradient of the memory, which holds states of previous segments. Its rows are keys and values like
+    others, so they contribute to the gradients of the weights.
 
     References
     ----------
@@ -102,13 +102,15 @@ class RelativeAttention(Layer):
     head_dim: int | None = None
 
     def __post_init__(self) -> None:
-        even("dim", self.dim, "a sine and a cosine for each frequency of the distances")
+        even("dim", self.dim, "a sine and a cosine for each frequency")
         super().__post_init__()
         if self.head_dim is None and self.dim % self.heads:
             raise ValueError(f"`heads` ({self.heads}) must divide `dim` ({self.dim}). Or give `head_dim`.")
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
-        """Fresh parameters: query, key, value, position {weight (H D, E)}, out {weight (E, H D)}, the biases (H, D)."""
+        """Initial parameters: query, key, value, position {weight (H D, E)}, out {weight (E, H D)}, the biases (H,
+        D).
+        """
         D = self.head_dim or self.dim // self.heads
         width, keys = self.heads * D, rng.split(7)
         maps = zip((*PROJECTED, "position"), keys, strict=False)
@@ -135,9 +137,9 @@ class RelativeAttention(Layer):
         is_causal: bool = False,
         **options: Unpack[LayerOptions],
     ) -> Array:
-        """Outputs (*batch, T, E) of x (*batch, T, E), after a memory (*batch, M, E) if there is one.
+        """Return outputs (*batch, T, E) of x (*batch, T, E), preceded by an optional memory (*batch, M, E).
 
-        Masks and biases broadcast to (*batch, H, T, M + T), `kv_lengths` count the memory too. Options as in
+        Masks and biases broadcast to (*batch, H, T, M + T), `kv_lengths` include the memory. Options as in
         `relative_attention`.
         """
         return self.fwd(params, x, memory, attn_mask, dropout_p, is_causal, **options)[0]
@@ -202,11 +204,11 @@ class RelativeAttention(Layer):
         return namespace_of(x).reshape(x, (*x.shape[:-1], self.heads, x.shape[-1] // self.heads))
 
     def _through(self, dout: Array, ctx: LinearContext) -> LinearGrads:
-        """The gradients of a projection of that of all heads, (*batch, T, H, D)."""
+        """The gradients of a projection, from that of its output by heads (*batch, T, H, D)."""
         return project_backward(namespace_of(dout).reshape(dout, (*dout.shape[:-2], ctx.weight.shape[0])), ctx)
 
     def _distances(self, like: Array, T: int, M: int, is_causal: bool) -> Array:
-        """The sinusoids of all distances that matter, from the largest down: (R, E)."""
+        """The sinusoids of all distances between a query and a key, in descending order: (R, E)."""
         xp = namespace_of(like)
         distances = xp.arange(T - 1 + M, -1 if is_causal else -T, -1, device=device_of(like))
         return sinusoidal(distances, self.dim, interleaved=False, dtype=dtype_name(wide(like).dtype))

@@ -1,4 +1,4 @@
-"""A branch beside the way straight on: x + dropout(branch(norm(x))), or norm(x + dropout(branch(x)))."""
+"""The residual connection: x + dropout(branch(norm(x))), or norm(x + dropout(branch(x)))."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ResidualContext(NamedTuple):
 
 @dataclass(frozen=True)
 class Residual:
-    r"""How a block joins its branches.
+    r"""A residual connection around a branch, pre-norm or post-norm.
 
     .. math::
         \text{pre-norm:} \quad y = x + \mathrm{drop}(f(\mathrm{norm}(x))) \qquad
@@ -36,7 +36,7 @@ class Residual:
     dropout: float
 
     def fwd(self, params: Params, x: Array, branch: Branch, rng: Philox | None) -> tuple[Array, ResidualContext]:
-        """y with the parameters of the norm, and the context; without an `rng` nothing is dropped."""
+        """Return y and the context; `params` are those of the norm. Without an `rng` there is no dropout."""
         p = self.dropout if rng else 0.0
         if self.pre_norm:
             normed, norm_ctx = self.norm.fwd(params, x)
@@ -51,7 +51,7 @@ class Residual:
     def bwd(
         self, dout: Array, ctx: ResidualContext, branch_bwd: Callable[[Array, Any], tuple[Array, Any]]
     ) -> tuple[LayerGrads, Any]:
-        """The gradients of x and of the norm's parameters, and what else the branch's backward gives beside dx."""
+        """Return the gradients of x and of the norm's parameters, and what else `branch_bwd` returns beside dx."""
         if self.pre_norm:
             dnormed, others = branch_bwd(dropout_bwd(dout, ctx.dropout).x, ctx.branch)
             norm = self.norm.bwd(dnormed, ctx.norm)

@@ -1,4 +1,4 @@
-"""Scaled attention with its parameters: a learned score scale, and a gate that the query opens and closes."""
+"""Scaled attention with its parameters: a learned scale of the scores, and a gate computed from each query."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class ScaledAttentionGrads(NamedTuple):
 
 @dataclass(frozen=True)
 class ScaledAttention(Layer):
-    r"""Dot-product attention with a learned score scale, and a gate for each query.
+    r"""Dot-product attention with a learned scale of the scores, and a gate for each query.
 
     .. math::
         o_i = \gamma_i \sum_j \mathrm{softmax}_j(g\, q_i \cdot k_j)\, v_j, \qquad \gamma_i = \sigma(w \cdot q_i + b)
 
-    The gate says how much of what it sees a query wants at all; the weights still sum to 1.
+    The gate scales the output of each query; the attention weights still sum to 1.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ class ScaledAttention(Layer):
     gate : bool
         Whether there is a gate.
     learned_scale : bool
-        Whether g is a parameter, which starts at 1 / sqrt(D), or just that number.
+        Whether g is a parameter, with initial value 1 / sqrt(D), or fixed to it.
 
     References
     ----------
@@ -82,7 +82,7 @@ class ScaledAttention(Layer):
     learned_scale: bool = True
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
-        """Fresh parameters: gate {weight (1, dim), bias (1,)} and score_scale (), as far as they are asked for."""
+        """Initial parameters: gate {weight (1, dim), bias (1,)} and score_scale (), those that apply."""
         params: Params = {"gate": dense(rng, 1, self.dim, dtype)} if self.gate else {}
         scale = {"score_scale": asarray(np.asarray(1.0 / math.sqrt(self.dim)), dtype=dtype)}
         return {**params, **scale} if self.learned_scale else params

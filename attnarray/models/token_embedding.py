@@ -58,7 +58,7 @@ class TokenEmbedding(Layer):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.one_of("positions", self.positions, POSITIONS)
-        self.parts()  # which check their own
+        self.parts()  # validates the fields of the parts
         if self.positions == "sinusoidal" and self.dim % 2:
             raise ValueError(f"`dim` is {self.dim}, expected an even number for sinusoidal positions.")
 

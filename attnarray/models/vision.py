@@ -57,13 +57,13 @@ class PatchClassifier(Layer):
     dim, num_layers, heads, hidden_dim, pre_norm, activation, attention_dropout, hidden_dropout, recompute
         Of the encoder, see `Encoder`.
     dropout : float
-        Of what branches add, and of x; only where an `rng` is given.
+        Of what branches add, and of x; only with an `rng`.
 
     Raises
     ------
     ValueError
-        If a size, probability or choice is none, or the patches do not tile the image; if `fwd` has something to drop
-        and no `rng`.
+        If a size, probability or option is invalid, the patches do not tile the image, or `fwd` has dropout and no
+        `rng`.
 
     References
     ----------
@@ -108,7 +108,7 @@ class PatchClassifier(Layer):
             checks.whole("size", size, 1, 2**31, "height and width of an image")
         if (isinstance(self.size, tuple) and len(sizes) != 2) or any(size % self.patch for size in sizes):
             raise ValueError(f"`size` is {self.size}, expected height and width that `patch`, {self.patch}, divides.")
-        self.parts()  # which check their own
+        self.parts()  # validates the fields of the parts
 
     @property
     def image(self) -> tuple[int, int]:

@@ -51,7 +51,7 @@ def layer_norm(x: Array, weight: Array | None = None, bias: Array | None = None,
     TypeError
         If the arrays are not of one floating dtype or not of one library.
     ValueError
-        If the shapes do not fit together or `eps` is not above 0.
+        If the shapes do not fit together or `eps` is not positive.
 
     References
     ----------
@@ -161,7 +161,7 @@ def rms_norm(x: Array, weight: Array | None = None, *, eps: float = 1e-6) -> Arr
     TypeError
         If the arrays are not of one floating dtype or not of one library.
     ValueError
-        If the shapes do not fit together or `eps` is not above 0.
+        If the shapes do not fit together or `eps` is not positive.
 
     References
     ----------

@@ -131,7 +131,7 @@ def rotary(
     ------
     ValueError
         If `dims` is odd or exceeds D, D is odd without `dims`, `positions` do not broadcast to the rows, `offset` and
-        `positions` are both given, or `base` or `factor` is not above 0.
+        `positions` are both given, or `base` or `factor` is not positive.
     TypeError
         If `x` is not floating, or `positions` not integer.
 

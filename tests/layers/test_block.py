@@ -122,7 +122,7 @@ def test_a_cache_is_written_in_place_and_never_beyond_its_end() -> None:
     before = cache.key.copy()
     says(
         ValueError,
-        "`cache` has room for 4 positions, holds 3 and was given 2 more. Make",
+        "`cache` has `max_seq_len` 4, holds 3 positions and was given 2 more. Make",
         lambda: layer.step(params, X[:, :2], after),
     )
     np.testing.assert_array_equal(cache.key, before)

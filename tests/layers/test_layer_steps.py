@@ -50,7 +50,7 @@ WRONG: dict[str, tuple[type[Exception], str, Any]] = {
     "memory": (ValueError, "`memory` has 5 features", lambda: DECODER.cache(DECODER_PARAMS, X[..., :5], 4)),
     "memory option": (ValueError, "`memory_bias` is given, but the block was made with cross=False",
                       lambda: (m := layers.TransformerBlock(8, 2))(m.init(RNG), X, memory_bias=X)),
-    "layers of a cache": (ValueError, "`cache` is that of 3 layers, but the model has 2",
+    "layers of a cache": (ValueError, "`cache` has 3 layers, but the model has 2",
                           lambda: SMALL_GPT.step(GPT_PARAMS, TOKENS, models.GPT(11, 8, 8, 3, 2).cache(2))),
     "model": (TypeError, "`model` is", lambda: models.generate(None, GPT_PARAMS, TOKENS, 2)),
     "no parameters": (ValueError, "`params` lacks 'token'", lambda: models.generate(SMALL_GPT, {}, TOKENS, 2)),

@@ -174,7 +174,7 @@ def test_gradients_along_random_directions() -> None:
 
 def test_dropout_needs_a_generator_and_inference_none() -> None:
     dropping = dataclasses.replace(SMALL, dropout=0.5, attention_dropout=0.5)
-    says(ValueError, "`rng` is None, but this BERT has", lambda: dropping.fwd(PARAMS, TOKENS))
+    says(ValueError, "`rng` is None, but this BERT needs one in training", lambda: dropping.fwd(PARAMS, TOKENS))
     assert_trees_close(dropping(PARAMS, TOKENS), SMALL(PARAMS, TOKENS), 0)
     first, same, other = (dropping(PARAMS, TOKENS, rng=aa.Philox(n)).states for n in (1, 1, 2))
     np.testing.assert_array_equal(first, same)
@@ -218,14 +218,14 @@ X = np.zeros((3, 4, 6))
 WRONG: dict[str, tuple[type[Exception], Any, str]] = {
     "long": (ValueError, lambda: SMALL(PARAMS, np.zeros((2, 6), int)),
              "`tokens` has 6 positions, but the model has `max_seq_len` 5. Give"),
-    "empty": (ValueError, lambda: SMALL(PARAMS, TOKENS[:, :0]), "`tokens` has shape (3, 0), but a pooler needs a"),
+    "empty": (ValueError, lambda: SMALL(PARAMS, TOKENS[:, :0]), "`tokens` has shape (3, 0), expected at least one"),
     "axes": (ValueError, lambda: SMALL(PARAMS, TOKENS[0]), "`tokens` has shape (4,), expected (B, T)"),
     "floats": (TypeError, lambda: SMALL(PARAMS, X[..., 0]), "`tokens` has dtype float64, expected an integer dtype"),
     "range": (ValueError, lambda: SMALL(PARAMS, TOKENS + 7), "expected 0 to 6"),
     "types": (ValueError, lambda: SMALL(PARAMS, TOKENS, TYPES[:, :2]), "`types` has shape (3, 2), expected (3, 4)"),
     "type": (ValueError, lambda: SMALL(PARAMS, TOKENS, TYPES + 2), "expected 0 to 1"),
     "mask": (ValueError, lambda: SMALL(PARAMS, TOKENS, attn_mask=TYPES > 0),
-             "`attn_mask` has shape (3, 4), two axes. Where it says which tokens there are, (B, T): give attn_mask"),
+             "`attn_mask` has shape (3, 4), expected one that broadcasts to (B, H, T, T). Give"),
     "numbers": (TypeError, lambda: SMALL(PARAMS, TOKENS, attn_mask=TYPES[:, None, None]),
                 "`attn_mask` has dtype int64"),
     "lengths": (ValueError, lambda: SMALL(PARAMS, TOKENS, lengths=[4, 5, 1]), "`lengths` holds 5 at"),

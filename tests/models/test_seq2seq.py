@@ -152,7 +152,7 @@ def test_hard_attention_learns_by_what_its_choices_cost() -> None:
     params = fresh(model)
     says(
         ValueError,
-        "`rng` is None, but this Seq2Seq has something to drop or draw in training",
+        "`rng` is None, but this Seq2Seq needs one in training",
         lambda: model.fwd(params, SOURCE, TARGET),
     )
     logits, ctx = model.fwd(params, SOURCE, TARGET, source_lengths=LENGTHS, rng=aa.Philox(2))

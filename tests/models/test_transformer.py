@@ -152,7 +152,7 @@ def test_dropout_is_drawn_by_the_key() -> None:
     for broken, inputs in ((model, (SOURCE, TARGET)), (Encoder(8, 2, 2, dropout=0.1), (X,))):
         own = broken.init(aa.Philox(0), "float64")  # type: ignore[attr-defined]
         expected = (
-            "`rng` is None, but this " + type(broken).__name__ + " has something to drop or draw in training: pass"
+            "`rng` is None, but this " + type(broken).__name__ + " needs one in training, for dropout or sampling: pass"
         )
         says(ValueError, expected, lambda broken=broken, own=own, inputs=inputs: broken.fwd(own, *inputs))
 
@@ -203,7 +203,7 @@ def test_blocks_check_their_cache() -> None:
     plain = decoder.block.parts()["attention"].cache(2, 4, "float64")
     says(
         TypeError,
-        "`cache` is a KVCache, expected that of decoder_cache: the block has cross=True.",
+        "`cache` is a KVCache, expected one from decoder_cache: the block has cross=True.",
         lambda: decoder.block.step(own, X[:, :1], plain),
     )
     says(ValueError, "`memory` is given, but the block was made with cross=False",

@@ -120,7 +120,7 @@ def test_what_is_remembered() -> None:
 def test_dropout_is_drawn_by_the_key() -> None:
     model = dataclasses.replace(MODELS["as in the paper"], dropout=0.3)
     params = model.init(aa.Philox(0))
-    expected = "`rng` is None, but this TransformerXL has something to drop or draw"
+    expected = "`rng` is None, but this TransformerXL needs one"
     says(ValueError, expected, lambda: model.fwd(params, TEXT))
     first, again, other = (model(params, TEXT, rng=aa.Philox(seed)).logits for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)

@@ -75,7 +75,7 @@ def test_one_image_does_not_see_another() -> None:
 def test_dropout_is_drawn_by_the_key() -> None:
     model = dataclasses.replace(MODELS["grey"][0], dropout=0.3)
     params = model.init(aa.Philox(0), "float64")
-    expected = "`rng` is None, but this PatchClassifier has something to drop or draw"
+    expected = "`rng` is None, but this PatchClassifier needs one"
     says(ValueError, expected, lambda: model.fwd(params, GREY))
     first, again, other = (model(params, GREY, rng=aa.Philox(seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)

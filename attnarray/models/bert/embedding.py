@@ -1,4 +1,4 @@
-"""What BERT makes of tokens before its first block: the sum of three embeddings, normed."""
+"""The embedding of BERT: the normalized sum of token, position and type embeddings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class BERTEmbeddingContext(NamedTuple):
 
 @dataclass(frozen=True)
 class BERTEmbedding(Layer):
-    r"""The vectors of tokens, their positions and their types.
+    r"""The embedding of tokens, their positions and their types.
 
     .. math:: x_t = \mathrm{drop}(\mathrm{norm}(E_{i_t} + P_t + S_{j_t}))
 
@@ -52,7 +52,7 @@ class BERTEmbedding(Layer):
     def fwd(
         self, params: Params, tokens: Array, types: Array | None, rng: Philox | None
     ) -> tuple[Array, BERTEmbeddingContext]:
-        """x (B, T, dim) of tokens (B, T) and types (B, T), and the context for `bwd`."""
+        """Return x (B, T, dim) of tokens (B, T) and types (B, T), and the context for `bwd`."""
         check_tokens(tokens, self.vocab_size)
         xp, parts, T = namespace_of(tokens), self._parts, tokens.shape[1]
         if self.max_seq_len < T:
@@ -64,9 +64,9 @@ class BERTEmbedding(Layer):
         checks.shape("types", types, tuple(tokens.shape), "one type for each of the tokens")
         positions = xp.arange(T, device=device_of(tokens))
         x, token_ctx = parts["token"].fwd(params["token"], tokens)  # (B, T, dim)
-        places, position_ctx = parts["position"].fwd(params["position"], positions)  # (T, dim)
-        kinds, type_ctx = parts["type"].fwd(params["type"], types)  # (B, T, dim)
-        x, norm_ctx = parts["embedding_norm"].fwd(params["embedding_norm"], x + places + kinds)
+        positional, position_ctx = parts["position"].fwd(params["position"], positions)  # (T, dim)
+        typed, type_ctx = parts["type"].fwd(params["type"], types)  # (B, T, dim)
+        x, norm_ctx = parts["embedding_norm"].fwd(params["embedding_norm"], x + positional + typed)
         x, dropout_ctx = dropout_fwd(x, self.dropout if rng else 0.0, rng=rng)
         return x, BERTEmbeddingContext(token_ctx, position_ctx, type_ctx, norm_ctx, dropout_ctx)
 
@@ -75,14 +75,14 @@ class BERTEmbedding(Layer):
 
         .. math:: dE_v = \sum_{t:\, i_t = v} dz_t, \qquad dP_t = \sum_b dz_{bt}, \qquad dS_v = \sum_{t:\, j_t = v} dz_t
 
-        for the gradient dz of the sum under the norm.
+        with dz the gradient of the sum before the norm.
         """
         parts = self._parts
         norm = parts["embedding_norm"].bwd(dropout_bwd(dout, ctx.dropout).x, ctx.norm)
-        places = sum_of(norm.x, 0)  # (T, dim)
+        dpositional = sum_of(norm.x, 0)  # (T, dim)
         return {
             "token": parts["token"].bwd(norm.x, ctx.token).params,
-            "position": parts["position"].bwd(places, ctx.position).params,
+            "position": parts["position"].bwd(dpositional, ctx.position).params,
             "type": parts["type"].bwd(norm.x, ctx.type).params,
             "embedding_norm": norm.params,
         }

@@ -1,4 +1,4 @@
-"""The heads of BERT: the vector of a whole sequence, and the logits of tokens that were masked."""
+"""The heads of BERT: the pooler, and the head for masked tokens."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Pooler(Linear):
     r"""tanh(W x + b) of the state of the first token."""
 
     def pool(self, params: Params, first: Array) -> tuple[Array, PoolerContext]:
-        """(B, dim) of (B, dim), and the context for `pool_bwd`."""
+        """Return (B, dim) of (B, dim), and the context for `pool_bwd`."""
         dense, dense_ctx = self.fwd(params, first)
         pooled, active_ctx = tanh_fwd(dense)
         return pooled, PoolerContext(dense_ctx, active_ctx)
@@ -51,7 +51,7 @@ class MaskHeadGrads(NamedTuple):
 
 
 def check_head(head: Any, has_head: bool) -> None:
-    """Check the gradients of the head that the backward of its logits gave."""
+    """Check the gradients of the head, from the backward of its logits."""
     if not has_head or not isinstance(head, dict) or head.keys() != {"token", "mask_head"}:
         entries = ", ".join(map(str, head)) or "nothing" if isinstance(head, dict) else None
         given = f"a dict with {entries}" if entries else checks.shown(head)
@@ -60,11 +60,11 @@ def check_head(head: Any, has_head: bool) -> None:
 
 @dataclass(frozen=True)
 class MaskHead(Layer):
-    r"""The logits of tokens by their vectors E, which are those that the model begins with.
+    r"""The logits of masked tokens, with the token embedding E as the output weight.
 
     .. math:: \mathrm{logits} = E\, \mathrm{norm}(\phi(W x + b)) + c
 
-    Its own parameters are dense, norm and bias (V,); the tree it is called with has E as token.weight beside them.
+    Its own parameters are dense, norm and bias (V,); `fwd` takes the parameters of the model, with E as token.weight.
     """
 
     vocab_size: int
@@ -83,7 +83,7 @@ class MaskHead(Layer):
         return {**super().shapes(), "bias": (self.vocab_size,)}
 
     def fwd(self, params: Params, states: Array) -> tuple[Array, MaskHeadContext]:
-        """Logits (..., V) of states (..., dim), and the context for `bwd`."""
+        """Return logits (..., V) of states (..., dim), and the context for `bwd`."""
         parts, (_, activate, _), own = self._parts, ACTIVATIONS[self.activation], params["mask_head"]
         x, dense_ctx = parts["dense"].fwd(own["dense"], states)
         x, active_ctx = activate(x)
@@ -92,7 +92,7 @@ class MaskHead(Layer):
         return logits, MaskHeadContext(dense_ctx, active_ctx, norm_ctx, decoder_ctx)
 
     def bwd(self, dout: Array, ctx: MaskHeadContext) -> MaskHeadGrads:
-        """The gradients of the states, of the own parameters and of E."""
+        """Return the gradients of the states, of the head's parameters and of E."""
         parts, (_, _, activation_bwd) = self._parts, ACTIVATIONS[self.activation]
         decoder = linear_bwd(dout, ctx.decoder)
         norm = parts["norm"].bwd(decoder.x, ctx.norm)

@@ -1,4 +1,4 @@
-"""BERT: an encoder of text that sees both sides of every token, with its pooler and its head for masked tokens."""
+"""BERT: a bidirectional encoder of text, with its pooler and its head for masked tokens."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from attnarray.random import Philox
 
 
 class BERTResult(NamedTuple):
-    """The states (B, T, dim) of all tokens, and one vector (B, dim) of each sequence; None without a pooler."""
+    """The states (B, T, dim) of all tokens, and one vector (B, dim) per sequence; None without a pooler."""
 
     states: Array
     pooled: Array | None
 
 
 class BERTContext(NamedTuple):
-    """`body.blocks[n].attention.branch` is what `attention_weights` takes for the weights of block n."""
+    """`attention_weights(ctx.body.blocks[n].attention.branch)` are the weights of block n."""
 
     embedding: BERTEmbeddingContext
     body: StackContext
@@ -55,39 +55,39 @@ class BERT(Layer):
         x^0_t = \mathrm{drop}(\mathrm{norm}(E_{i_t} + P_t + S_{j_t})), \qquad
         x^n = \mathrm{block}_n(x^{n-1}), \qquad \mathrm{pooled} = \tanh(W x^N_0 + b)
 
-    with post-norm `TransformerBlock`s. The head for masked tokens, `mask_logits`, ties its vectors to E.
+    with post-norm `TransformerBlock`s. The head for masked tokens, `mask_logits`, shares E.
 
     Parameters
     ----------
     vocab_size : int
-        V, the number of tokens.
+        V, the number of known tokens.
     max_seq_len : int
-        The most tokens of a sequence: so many positions are learned.
+        The largest number of tokens of a sequence, and of learned positions.
     dim, num_layers, heads : int
-        E, N, H.
+        E, N and H.
     hidden_dim : int, optional
-        Of the feed-forward parts; 4 E by default.
+        Hidden features of the feed-forward networks; 4 E by default.
     types : int
-        Token types, of which the first and the second tell two sentences apart.
+        Number of token types; the first two distinguish two sentences.
     dropout : float
-        Of the embeddings and of what the branches of the blocks add. BERT was trained with 0.1.
+        Dropout of the embeddings and of the branches of the blocks. BERT was trained with 0.1.
     attention_dropout : float
-        Of the attention weights. BERT was trained with 0.1.
+        Dropout of attention weights. BERT was trained with 0.1.
     activation : {"gelu", "gelu_tanh", "relu", "silu"}
-        Of the feed-forward parts and the head for masked tokens.
+        Of the feed-forward networks and the head for masked tokens.
     eps : float
-        Of the norms.
+        epsilon of the norms.
     recompute : bool
-        Compute the blocks again in the backward instead of keeping what they did: see `TransformerBlock`.
+        Recompute the blocks in the backward instead of keeping their contexts: see `TransformerBlock`.
     pooler, mask_head : bool
-        Whether the model has them.
+        Whether the model has a pooler, and a head for masked tokens.
     init_std : float
-        Of the weights in the beginning.
+        Standard deviation of the initial weights.
 
     Raises
     ------
     ValueError
-        If a size, probability or choice is none.
+        If a size, probability or option is invalid.
 
     References
     ----------
@@ -104,7 +104,7 @@ class BERT(Layer):
     >>> result.states.shape, result.pooled.shape
     ((3, 10, 8), (3, 8))
 
-    A step of training on masked tokens, where -100 is a place that was not:
+    A training step on masked tokens, with targets of -100 where a token was not masked:
 
     >>> targets = np.where(np.arange(10) == 2, tokens, -100)
     >>> logits, logits_ctx = model.mask_logits_fwd(params, result.states)
@@ -137,29 +137,29 @@ class BERT(Layer):
 
     @classmethod
     def base(cls, **changes: Any) -> Self:
-        """BERT with 110 million parameters; `changes` are other options than its own."""
+        """BERT base, with 110 million parameters; `changes` replace its options."""
         shape = {"vocab_size": 30522, "max_seq_len": 512, "dim": 768, "num_layers": 12, "heads": 12}
         return cls(**{**shape, "dropout": 0.1, "attention_dropout": 0.1, **changes})
 
     @classmethod
     def large(cls, **changes: Any) -> Self:
-        """BERT with 340 million parameters."""
+        """BERT large, with 340 million parameters."""
         return cls.base(**{"dim": 1024, "num_layers": 24, "heads": 16, **changes})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.parts()  # which check their own
+        self.parts()  # validates the fields of the parts
 
     @functools.cached_property
     def embedding(self) -> BERTEmbedding:
-        """What comes before the blocks."""
+        """The embedding of tokens, positions and types."""
         return BERTEmbedding(
             self.vocab_size, self.max_seq_len, self.types, self.dim, self.dropout, self.eps, self.init_std
         )  # fmt: skip
 
     @functools.cached_property
     def body(self) -> Encoder:
-        """The blocks."""
+        """The stack of blocks."""
         return Encoder(
             self.dim, self.num_layers, self.heads, self.hidden_dim, pre_norm=False, activation=self.activation,
             dropout=self.dropout, attention_dropout=self.attention_dropout, eps=self.eps, recompute=self.recompute,
@@ -179,11 +179,11 @@ class BERT(Layer):
     def from_pretrained(
         cls, folder: str | os.PathLike[str], *, dtype: str | None = None, ignore: Sequence[str] = ()
     ) -> tuple[BERT, Params]:
-        """The model and its parameters from a folder with config.json and model.safetensors, or parts and their index.
+        """Load the model and its parameters from a folder with config.json and model.safetensors (or shards of it).
 
-        Nothing is fetched. `dtype` is that of the parameters, by default the stored one; tensors whose names begin with
-        one of `ignore`, such as "classifier.", are as if they were not there. The model has a pooler and a head for
-        masked tokens if the file has them. `checkpoints.save_pretrained` writes such a folder.
+        Nothing is downloaded. `dtype` is that of the parameters, by default the stored one; tensors whose names begin
+        with one of `ignore`, such as "classifier.", are ignored. The model has a pooler and a head for masked tokens if
+        the file has them. `checkpoints.save_pretrained` writes such a folder.
         """
         model, params = load_pretrained(cls, folder, dtype=dtype, ignore=ignore)
         return model, params
@@ -192,11 +192,11 @@ class BERT(Layer):
         self, params: Params, tokens: Array, types: Array | None = None, *, attn_mask: Array | Mask | None = None,
         lengths: Any = None, rng: Philox | None = None,
     ) -> BERTResult:  # fmt: skip
-        """States and pooled vectors of tokens (B, T) of some types (B, T), both integers; the first type by default.
+        """Return states and pooled vectors of tokens (B, T) with types (B, T), both integers; type 0 by default.
 
-        Sequences of different lengths are padded with any token behind them, with `lengths` (B,). A boolean
-        `attn_mask`, True = attend, restricts further who sees whom; it broadcasts to (B, H, T, T), so which tokens
-        there are is said by ``exists[:, None, None, :]``. Without an `rng` nothing is dropped: that is inference.
+        Shorter sequences are right-padded with any token, with `lengths` (B,). A boolean `attn_mask`, True = attend,
+        restricts attention further; it broadcasts to (B, H, T, T): a mask of tokens (B, T) is given as
+        ``exists[:, None, None, :]``. Without an `rng` there is no dropout (inference).
         """
         x, _ = self._embed(params, tokens, types, rng)
         x = self.body(_body_params(params), x, **_options(attn_mask, lengths, tokens), rng=_body_rng(rng))
@@ -206,7 +206,7 @@ class BERT(Layer):
         self, params: Params, tokens: Array, types: Array | None = None, *, attn_mask: Array | Mask | None = None,
         lengths: Any = None, rng: Philox | None = None,
     ) -> list[Array]:  # fmt: skip
-        """The hidden states, N + 1 arrays (B, T, dim): the embeddings, and what each block gives."""
+        """Return the hidden states, N + 1 arrays (B, T, dim): the embeddings, and the output of each block."""
         x, _ = self._embed(params, tokens, types, rng)
         states = self.body.states(_body_params(params), x, **_options(attn_mask, lengths, tokens), rng=_body_rng(rng))
         return writable([x, *states])
@@ -215,7 +215,9 @@ class BERT(Layer):
         self, params: Params, tokens: Array, types: Array | None = None, *, attn_mask: Array | Mask | None = None,
         lengths: Any = None, rng: Philox | None = None,
     ) -> tuple[BERTResult, BERTContext]:  # fmt: skip
-        """The same as the call, and the context for `bwd`. If the model drops, it needs an `rng`, new for each step."""
+        """Return the same as the call, and the context for `bwd`. With dropout it needs an `rng`, a new one for each
+        step.
+        """
         x, embedding_ctx = self._embed(params, tokens, types, rng)
         x, body_ctx = self.body.fwd(_body_params(params), x, **_options(attn_mask, lengths, tokens), rng=_body_rng(rng))
         pooled, pooler_ctx = self._pool(params, x)
@@ -224,10 +226,10 @@ class BERT(Layer):
         )
 
     def bwd(self, dout: BERTResult, ctx: BERTContext, head: Params | None = None) -> BERTGrads:
-        """The gradients of the parameters, 0 for the head for masked tokens unless `head` says what they are.
+        """Return the gradients of the parameters; those of the head for masked tokens are 0 unless `head` is given.
 
-        `dout` has the gradients of states and pooled vectors; one of them may be None, for 0. `head` is the `params`
-        that `mask_logits_bwd` gives: its gradient of E is added to that of the embedding.
+        `dout` has the gradients of states and pooled vectors; None stands for 0. `head` is `params` from
+        `mask_logits_bwd`: its gradient of E is added to that of the embedding.
         """
         checks.context("ctx", ctx, BERTContext)
         heads = ctx.pooler is not None, ctx.mask_head is not None
@@ -243,17 +245,19 @@ class BERT(Layer):
         return BERTGrads(check_gradients(self, {name: params[name] for name in self._parts}))
 
     def mask_logits(self, params: Params, states: Array) -> Array:
-        """The logits (..., V) of what stands at masked places, of their states (..., dim): all or some of `states`."""
+        """Return the logits (..., V) of masked tokens from their states (..., dim), all or some of `states`."""
         return self.mask_logits_fwd(params, states)[0]
 
     def mask_logits_fwd(self, params: Params, states: Array) -> tuple[Array, MaskHeadContext]:
-        """The same, and the context for `mask_logits_bwd`."""
+        """Return the same, and the context for `mask_logits_bwd`."""
         if not self.mask_head:
-            raise ValueError("`mask_head` is False, so the model has no logits of masked tokens. Make it with True.")
+            raise ValueError(
+                "`mask_head` is False: the model has no head for masked tokens. Make it with mask_head=True."
+            )
         return self._parts["mask_head"].fwd(params, states)  # type: ignore[no-any-return]
 
     def mask_logits_bwd(self, dlogits: Array, ctx: MaskHeadContext) -> MaskHeadGrads:
-        """The gradients of the states and, in `params`, of the head and of the E it shares: for the `head` of `bwd`."""
+        """Return the gradients of the states and, as `params`, of the head and of E: give them to `bwd` as `head`."""
         checks.context("ctx", ctx, MaskHeadContext)
         check_dlogits(dlogits, ctx.decoder)
         grads: MaskHeadGrads = self._parts["mask_head"].bwd(dlogits, ctx)
@@ -264,19 +268,21 @@ class BERT(Layer):
     ) -> tuple[Array, BERTEmbeddingContext]:
         x, ctx = self.embedding.fwd(params, tokens, types, rng.fold_in(0) if rng else None)
         if self.pooler and x.shape[1] == 0:
-            raise ValueError(f"`tokens` has shape {tuple(tokens.shape)}, but a pooler needs a first token.")
+            raise ValueError(
+                f"`tokens` has shape {tuple(tokens.shape)}, expected at least one token: the pooler uses the first."
+            )
         return x, ctx
 
     def _pool(self, params: Params, x: Array) -> tuple[Array | None, PoolerContext | None]:
         return self._parts["pooler"].pool(params["pooler"], x[:, 0, :]) if self.pooler else (None, None)
 
     def _unpool(self, dout: BERTResult, ctx: BERTContext) -> tuple[Array, Params]:
-        """The gradients of the states, with what comes by the first from the pooled vectors, and of the pooler."""
+        """The gradients of the states, including those through the pooler, and of the pooler's parameters."""
         given = dout if isinstance(dout, BERTResult) else BERTResult(None, None)
         if (given.states is None and given.pooled is None) or (given.pooled is not None and ctx.pooler is None):
             raise TypeError(
-                f"`dout` is {checks.shown(dout)}, expected BERTResult(states, pooled), the gradients of what the model "
-                "gave; one of them may be None, and pooled must be where there is no pooler."
+                f"`dout` is {checks.shown(dout)}, expected BERTResult(states, pooled), the gradients of both "
+                "outputs; one of them may be None, and pooled must be None without a pooler."
             )
         xp, like = namespace_of(ctx.embedding.norm.x), ctx.embedding.norm.x
         for name, shape in (("states", tuple(like.shape)), ("pooled", (like.shape[0], like.shape[2]))):
@@ -295,8 +301,8 @@ def _options(attn_mask: Array | Mask | None, lengths: Any, tokens: Array) -> Enc
     mask = attention_mask(attn_mask, None, tokens.shape[1])
     if attn_mask is not None and not isinstance(attn_mask, Mask) and attn_mask.ndim == 2:
         raise ValueError(
-            f"`attn_mask` has shape {tuple(attn_mask.shape)}, two axes. Where it says which tokens there are, (B, T): "
-            "give attn_mask[:, None, None, :], or `lengths`; it must broadcast to (B, H, T, T)."
+            f"`attn_mask` has shape {tuple(attn_mask.shape)}, expected one that broadcasts to (B, H, T, T). Give a "
+            "mask of tokens (B, T) as attn_mask[:, None, None, :], or as `lengths`."
         )
     return {"attn_mask": mask, "kv_lengths": check_lengths("lengths", lengths, tokens)}
 

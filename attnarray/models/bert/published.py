@@ -1,4 +1,4 @@
-"""Where the parameters of `BERT` stand in a checkpoint as Hugging Face names them, and what its config.json says."""
+"""Names of the parameters of `BERT` in checkpoints of Hugging Face transformers, and its config.json."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from attnarray.checkpoints.config import (
 )
 from attnarray.checkpoints.names import Names, Pretrained, Tensor, as_it_is
 
-# All of them have the same blocks; what stands above the last one is another matter.
+# All of them have the same blocks, and differ in their heads.
 KINDS = {
     "bert": (
         "BertModel", "BertForMaskedLM", "BertForPreTraining", "BertForNextSentencePrediction",
@@ -28,7 +28,7 @@ KINDS = {
         "BertForMultipleChoice",
     )
 }  # fmt: skip
-# Our name -> theirs.
+# Field -> entry of config.json.
 FIELDS = {
     "vocab_size": "vocab_size",
     "max_seq_len": "max_position_embeddings",
@@ -55,7 +55,7 @@ POOLER_WEIGHT, HEAD_WEIGHT = "pooler.dense.weight", f"{MASK_HEAD}transform.dense
 
 
 def bert_names(model: Any) -> Names:
-    """The tensors of a `BERT`."""
+    """Return the tensors of a `BERT`."""
     found = [Tensor(f"embeddings.{name}.weight", (f"{path}.weight",)) for path, name in EMBEDDINGS.items()]
     found += as_it_is("embeddings.LayerNorm", "embedding_norm")
     for n in range(model.num_layers):
@@ -75,7 +75,7 @@ def bert_names(model: Any) -> Names:
 
 
 def bert_fields(config: Config, names: Iterable[str]) -> dict[str, Any]:
-    """The fields of the `BERT` of a config.json and the names in its file."""
+    """Return the fields of a `BERT` for a config.json and the tensor names of its file."""
     check_kind(config, KINDS, "bert", "BERT")
     only(config, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
     only(config, quantization_config=None, compression_config=None, pruned_heads=({}, None))
@@ -99,7 +99,7 @@ def bert_fields(config: Config, names: Iterable[str]) -> dict[str, Any]:
 
 
 def bert_config(model: Any) -> Config:
-    """The config.json of a `BERT`."""
+    """Return the config.json of a `BERT`."""
     return {
         "architectures": ["BertForMaskedLM" if model.mask_head else "BertModel"],
         "model_type": "bert",

@@ -50,7 +50,7 @@ def keep_top_p(logits: Array, p: float) -> Array:
     Raises
     ------
     ValueError
-        If p is not above 0 and at most 1, or a row has no probabilities: a NaN, or -inf for every token.
+        If p is not positive and at most 1, or a row has no probabilities: a NaN, or -inf for every token.
 
     References
     ----------
@@ -88,7 +88,7 @@ def with_temperature(logits: Array, temperature: float) -> Array:
     Raises
     ------
     ValueError
-        If the temperature is not above 0.
+        If the temperature is not positive.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What a model of text has seen of some sequences, so that the next tokens cost only themselves."""
+"""The key-value cache of `GPT`, for generating token by token."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from attnarray.ops.embedding import check_range
 
 
 class GPTCache(NamedTuple):
-    """The keys and values of each block, and at which place each sequence starts: None for 0."""
+    """The key-value cache of each block, and the length of the left padding of each sequence; None for 0."""
 
     blocks: tuple[KVCache, ...]
     starts: Array | None
 
     @property
     def batch(self) -> int:
-        """How many sequences there are."""
+        """The number of sequences."""
         return int(self.blocks[0].key.shape[0])
 
     @property
     def length(self) -> int:
-        """How many places there are already."""
+        """The number of positions that are filled."""
         return self.blocks[0].length
 
     @property
     def max_seq_len(self) -> int:
-        """How many places there is room for."""
+        """The largest number of positions."""
         return int(self.blocks[0].key.shape[2])
 
     def rows(self, rows: Array) -> GPTCache:
-        """A cache of its own of the sequences numbered `rows` (N,), in this order, some more than once if wanted."""
+        """Return a new cache of the sequences `rows` (N,), in this order; repetitions are allowed."""
         xp, rows = namespace_of(self.blocks[0].key), checks.integer("rows", rows)
         check_range("rows", rows, self.batch, "the sequences of the cache")
         blocks = [

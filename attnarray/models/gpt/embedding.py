@@ -1,4 +1,4 @@
-"""Tokens as vectors, with learned positions if wanted: what goes into the blocks of a `GPT`."""
+"""The embedding of `GPT`: tokens, and optionally learned positions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class GPTEmbeddingContext(NamedTuple):
 
 @dataclass(frozen=True)
 class GPTEmbedding(Layer):
-    r"""The vectors of tokens, with those of their positions added where these are `learned`.
+    r"""The embedding of tokens, plus that of their positions if these are `learned`.
 
     .. math:: x_t = \mathrm{drop}(E_{i_t} + P_t)
     """
@@ -41,8 +41,8 @@ class GPTEmbedding(Layer):
     def fwd(
         self, params: Params, tokens: Array, starts: Array | None, first: int, rng: Philox | None
     ) -> tuple[Array, GPTEmbeddingContext]:
-        """x (B, T, dim) of tokens (B, T) at the places from `first` on, of sequences that begin at `starts`."""
-        self.check_places("tokens", first + tokens.shape[1])
+        """Return x (B, T, dim) of tokens (B, T) from index `first` on, of sequences that begin at `starts`."""
+        self.check_length("tokens", first + tokens.shape[1])
         parts, position_ctx = self._parts, None
         x, token_ctx = parts["token"].fwd(params["token"], tokens)  # (B, T, E)
         if self.learned:
@@ -52,13 +52,13 @@ class GPTEmbedding(Layer):
         return x, GPTEmbeddingContext(token_ctx, position_ctx, dropout_ctx)
 
     def bwd(self, dout: Array, ctx: GPTEmbeddingContext) -> Params:
-        """The gradients of the parameters; tokens have none."""
+        """Return the gradients of the parameters."""
         dx = dropout_bwd(dout, ctx.dropout).x
         contexts = {"token": ctx.token, "position": ctx.position}
         return {name: part.bwd(dx, contexts[name]).params for name, part in self._parts.items()}
 
-    def check_places(self, name: str, count: int) -> None:
-        """Check that there are positions for so many places."""
+    def check_length(self, name: str, count: int) -> None:
+        """Check that `count` positions are not more than were learned."""
         if self.learned and count > self.max_seq_len:
             raise ValueError(
                 f"`{name}` needs {count} positions, but the model has `max_seq_len` {self.max_seq_len}. Give shorter "
@@ -67,10 +67,10 @@ class GPTEmbedding(Layer):
 
 
 def _positions(tokens: Array, starts: Array | None, first: int) -> Array:
-    """Position (B, T) of each token in its sequence; 0 before it begins."""
+    """The position (B, T) of each token in its sequence; 0 in the left padding."""
     xp = namespace_of(tokens)
-    places = xp.arange(first, first + tokens.shape[1], dtype=index_dtype(xp, tokens), device=device_of(tokens))
+    indices = xp.arange(first, first + tokens.shape[1], dtype=index_dtype(xp, tokens), device=device_of(tokens))
     if starts is None:
-        return xp.broadcast_to(places, tuple(tokens.shape))
-    positions = places - xp.astype(starts, places.dtype)[:, None]
+        return xp.broadcast_to(indices, tuple(tokens.shape))
+    positions = indices - xp.astype(starts, indices.dtype)[:, None]
     return xp.maximum(positions, xp.zeros_like(positions))

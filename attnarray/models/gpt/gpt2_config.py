@@ -1,4 +1,4 @@
-"""What the config.json of a GPT-2 says of a `GPT`."""
+"""The config.json of GPT-2, from and to the fields of `GPT`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from attnarray.checkpoints.config import (
     sizes,
 )
 
-# All of them have the same blocks; what stands above the last one is another matter.
+# All of them have the same blocks, and differ in their heads.
 ARCHITECTURES = (
     "GPT2LMHeadModel", "GPT2Model", "GPT2DoubleHeadsModel", "GPT2ForSequenceClassification",
     "GPT2ForTokenClassification", "GPT2ForQuestionAnswering",
 )  # fmt: skip
-# Our name -> theirs.
+# Field -> entry of config.json.
 SIZES = {
     "vocab_size": "vocab_size",
     "max_seq_len": "n_positions",
@@ -38,9 +38,9 @@ DROPOUTS = ("resid_pdrop", "embd_pdrop")
 
 
 def gpt2_fields(config: Config, names: Iterable[str]) -> dict[str, Any]:
-    """The fields of the `GPT` of a config.json.
+    """Return the fields of a `GPT` for a config.json.
 
-    Of two dropouts, which matter in training alone, the model here has one: that of the blocks.
+    Of its two dropouts, `GPT` has that of the blocks.
     """
     only(config, add_cross_attention=False, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
     only(config, quantization_config=None, compression_config=None, pruned_heads=({}, None))
@@ -57,7 +57,7 @@ def gpt2_fields(config: Config, names: Iterable[str]) -> dict[str, Any]:
 
 
 def gpt2_config(model: Any) -> Config:
-    """The config.json of a `GPT`."""
+    """Return the config.json of a `GPT`."""
     must_be(model, "GPT-2", positions="learned", norm="layer", gated=False, bias=True, kv_heads=(None, model.heads))
     return {
         "architectures": [ARCHITECTURES[0]],

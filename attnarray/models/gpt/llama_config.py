@@ -1,4 +1,4 @@
-"""What the config.json of a LLaMA says of a `GPT`."""
+"""The config.json of LLaMA, from and to the fields of `GPT`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ARCHITECTURES = (
     "LlamaForCausalLM", "LlamaModel", "LlamaForSequenceClassification", "LlamaForTokenClassification",
     "LlamaForQuestionAnswering",
 )  # fmt: skip
-# Our name -> theirs.
+# Field -> entry of config.json.
 SIZES = {
     "vocab_size": "vocab_size",
     "max_seq_len": "max_position_embeddings",
@@ -36,11 +36,11 @@ SIZES = {
     "heads": "num_attention_heads",
     "hidden_dim": "intermediate_size",
 }
-ROPE_TYPES = {"default": (), "linear": ("factor",)}  # and what each is given, beside the base
+ROPE_TYPES = {"default": (), "linear": ("factor",)}  # and their options, beside the base
 
 
 def llama_fields(config: Config, names: Iterable[str]) -> dict[str, Any]:
-    """The fields of the `GPT` of a config.json."""
+    """Return the fields of a `GPT` for a config.json."""
     only(config, attention_bias=False, mlp_bias=False, sliding_window=None)
     only(config, quantization_config=None, compression_config=None, partial_rotary_factor=(None, 1))
     found = sizes(config, SIZES, names)
@@ -67,15 +67,15 @@ def llama_fields(config: Config, names: Iterable[str]) -> dict[str, Any]:
 
 
 def _rotary(config: Config) -> Rotary:
-    """The rotation: newer files say it in rope_parameters; rope_scaling of older ones counts before that."""
-    told = [
+    """The rotation: newer files have rope_parameters; rope_scaling of older ones takes precedence."""
+    entries = [
         _scaling(name, config[name]) for name in ("rope_scaling", "rope_parameters") if config.get(name) is not None
     ]
-    bases = [base for options in (*told, config) if (base := options.get("rope_theta")) is not None]
+    bases = [base for options in (*entries, config) if (base := options.get("rope_theta")) is not None]
     if any(base != bases[0] for base in bases):
         raise Unsupported(f"says rope_theta twice, {bases[0]!r} and {bases[-1]!r}: it must be the same")
     base = checks.positive("rope_theta", bases[0] if bases else 10_000.0)
-    options: Config = next(filter(None, told), {})
+    options: Config = next(filter(None, entries), {})
     if options.get("rope_type") != "linear":
         return Rotary(base=base)
     factor: Any = options.get("factor")
@@ -83,7 +83,7 @@ def _rotary(config: Config) -> Rotary:
 
 
 def _scaling(name: str, entry: Any) -> Config:
-    """The options that one entry says, none of them in vain; an entry without anything says nothing."""
+    """The options of one entry, each of them supported."""
     if not isinstance(entry, dict):
         raise Unsupported(f"has {name} = {checks.shown(entry)}, expected an object with a rope_type")
     options = {option: value for option, value in entry.items() if value is not None}
@@ -105,12 +105,12 @@ def _scaling(name: str, entry: Any) -> Config:
 
 
 def llama_config(model: Any) -> Config:
-    """The config.json of a `GPT`."""
+    """Return the config.json of a `GPT`."""
     rotary = model.rotary or Rotary()
     scaled = rotary.scaling == "linear"
-    sayable = Rotary(base=rotary.base, scaling="linear", factor=rotary.factor) if scaled else Rotary(base=rotary.base)
+    supported = Rotary(base=rotary.base, scaling="linear", factor=rotary.factor) if scaled else Rotary(base=rotary.base)
     linear = {"rope_type": "linear", "factor": rotary.factor} if scaled else {}
-    must_be(model, "LLaMA", positions="rotary", norm="rms", gated=True, bias=False, rotary=(None, sayable))
+    must_be(model, "LLaMA", positions="rotary", norm="rms", gated=True, bias=False, rotary=(None, supported))
     return {
         "architectures": [ARCHITECTURES[0]],
         "model_type": "llama",
@@ -121,10 +121,10 @@ def llama_config(model: Any) -> Config:
         "rms_norm_eps": model.eps,
         "rope_theta": rotary.base,
         "rope_parameters": {"rope_type": "default", **linear, "rope_theta": rotary.base},
-        "rope_scaling": {**linear, "type": "linear"} if scaled else None,  # for those who do not read rope_parameters
+        "rope_scaling": {**linear, "type": "linear"} if scaled else None,  # for readers without rope_parameters
         "attention_bias": False,
         "attention_dropout": model.attention_dropout,
-        "resid_pdrop": model.dropout,  # which LLaMA does not have; others pass over it
+        "resid_pdrop": model.dropout,  # LLaMA has none; other readers ignore it
         "mlp_bias": False,
         "initializer_range": model.init_std,
         "tie_word_embeddings": model.tie_embeddings,

@@ -1,4 +1,4 @@
-"""GPT: a language model of causal Transformer blocks, in the shape of GPT-2 or, by its options, of LLaMA."""
+"""GPT: a causal language model, with the architecture of GPT-2 or, by its options, of LLaMA."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ POSITIONS = ("learned", "rotary", "alibi", "none")
 
 
 class GPTContext(NamedTuple):
-    """`body.blocks[n].attention.branch` is what `attention_weights` takes for the weights of block n."""
+    """`attention_weights(ctx.body.blocks[n].attention.branch)` are the weights of block n."""
 
     embedding: GPTEmbeddingContext
     body: StackContext
@@ -49,47 +49,48 @@ class GPTGrads(NamedTuple):
 
 @dataclass(frozen=True)
 class GPT(Layer):
-    r"""A language model: the logits of the token after each token, of those up to it.
+    r"""A causal language model: the logits of the next token at each position.
 
     .. math::
         x^0_t = E_{i_t} + P_t, \qquad x^{n} = \mathrm{block}_n(x^{n-1}), \qquad
         \mathrm{logits}_t = E\, \mathrm{norm}(x^N_t)
 
-    with pre-norm `TransformerBlock`s whose queries see no later key. The defaults are GPT-2; LLaMA is
+    with causal pre-norm `TransformerBlock`s. The defaults are those of GPT-2; LLaMA is
     ``positions="rotary", norm="rms", activation="silu", gated=True, bias=False``, often with `kv_heads` and
     ``tie_embeddings=False``.
 
     Parameters
     ----------
     vocab_size : int
-        V, the number of tokens.
+        V, the number of known tokens.
     max_seq_len : int
-        Places of the longest sequence: the learned positions, and the room of a `cache`.
+        The largest number of positions of a sequence: of learned positions, and of a `cache`.
     dim, num_layers, heads : int
-        E, N, H.
+        E, N and H.
     hidden_dim : int, optional
-        Of the feed-forward parts; 4 E by default.
+        Hidden features of the feed-forward networks; 4 E by default.
     dropout : float
-        Of the embeddings and of what the branches of the blocks add. GPT-2 was trained with 0.1.
+        Dropout of the embeddings and of the branches of the blocks. GPT-2 was trained with 0.1.
     attention_dropout : float
-        Of the attention weights. GPT-2 was trained with 0.1.
+        Dropout of attention weights. GPT-2 was trained with 0.1.
     recompute : bool
-        Compute the blocks again in the backward instead of keeping what they did: see `TransformerBlock`.
+        Recompute the blocks in the backward instead of keeping their contexts: see `TransformerBlock`.
     positions : {"learned", "rotary", "alibi", "none"}
-        How the model knows where a token stands.
+        How positions enter the model.
     rotary : Rotary, optional
-        How keys and queries turn, with rotary positions; `Rotary()` by default.
+        Options of the rotation of queries and keys, with rotary positions; `Rotary()` by default.
     norm, eps, activation, gated, bias, kv_heads
-        See `TransformerBlock`; `norm` is also the last one.
+        See `TransformerBlock`; `norm` is also that of the final norm.
     tie_embeddings : bool
-        Whether the logits are dot products with the embeddings E, or with weights of their own.
+        Whether the output weight is the token embedding E, or a parameter of its own.
     init_std : float
-        Of the weights in the beginning. What the branches give out starts smaller by sqrt(2 N), as in GPT-2.
+        Standard deviation of the initial weights. Output projections of the branches are divided by sqrt(2 N), as in
+        GPT-2.
 
     Raises
     ------
     ValueError
-        If a size, probability or choice is none.
+        If a size, probability or option is invalid.
 
     References
     ----------
@@ -135,7 +136,7 @@ class GPT(Layer):
 
     @classmethod
     def small(cls, **changes: Any) -> Self:
-        """GPT-2 with 124 million parameters; `changes` are other options than its own."""
+        """GPT-2 with 124 million parameters; `changes` replace its options."""
         return cls(**{"vocab_size": 50257, "max_seq_len": 1024, "dim": 768, "num_layers": 12, "heads": 12, **changes})
 
     @classmethod
@@ -158,17 +159,17 @@ class GPT(Layer):
         checks.one_of("positions", self.positions, POSITIONS)
         if self.rotary is not None and self.positions != "rotary":
             raise ValueError(f'`rotary` is given, but `positions` is {self.positions!r}. Give positions="rotary" too.')
-        self.parts()  # which check their own
+        self.parts()  # validates the fields of the parts
 
     @functools.cached_property
     def embedding(self) -> GPTEmbedding:
-        """What makes vectors of tokens."""
+        """The embedding of tokens and positions."""
         learned = self.positions == "learned"
         return GPTEmbedding(self.vocab_size, self.max_seq_len, self.dim, learned, self.dropout, self.init_std)
 
     @functools.cached_property
     def body(self) -> Encoder:
-        """The blocks and the last norm."""
+        """The blocks and the final norm."""
         return Encoder(
             self.dim, self.num_layers, self.heads, self.hidden_dim, activation=self.activation, dropout=self.dropout,
             attention_dropout=self.attention_dropout, eps=self.eps, norm=self.norm, gated=self.gated, bias=self.bias,
@@ -177,7 +178,7 @@ class GPT(Layer):
         )  # fmt: skip
 
     def parts(self) -> dict[str, Any]:
-        """token, position where it is learned, blocks, norm, and logits where they are not tied."""
+        """token, position if learned, blocks, norm, and logits unless tied."""
         parts = {**self.embedding.parts(), **self.body.parts()}
         logits = Linear(self.dim, self.vocab_size, bias=False, init_std=self.init_std)
         return parts if self.tie_embeddings else {**parts, "logits": logits}
@@ -196,9 +197,9 @@ class GPT(Layer):
     def from_pretrained(
         cls, folder: str | os.PathLike[str], *, dtype: str | None = None, ignore: Sequence[str] = ()
     ) -> tuple[GPT, Params]:
-        """The model and its parameters from a folder with the config.json and model.safetensors of a GPT-2 or LLaMA.
+        """Load the model and its parameters from a folder with config.json and model.safetensors of GPT-2 or LLaMA.
 
-        Arguments as in `BERT.from_pretrained`. Of GPT-2's dropouts, `dropout` is that of the blocks, "resid_pdrop".
+        Arguments as in `BERT.from_pretrained`. Of the dropouts of GPT-2, `dropout` is "resid_pdrop".
         """
         model, params = load_pretrained(cls, folder, dtype=dtype, ignore=ignore)
         return model, params
@@ -207,21 +208,23 @@ class GPT(Layer):
         self, params: Params, tokens: Array, *, attn_mask: Array | Mask | None = None, lengths: Any = None,
         starts: Any = None, rng: Philox | None = None,
     ) -> Array:  # fmt: skip
-        """The logits (B, T, V) of tokens (B, T), integers.
+        """Return the logits (B, T, V) of tokens (B, T), integers.
 
-        Sequences of different lengths are padded with any token behind them, with `lengths` (B,), or before them, with
-        `starts` (B,): row b is tokens[b, starts[b]:], and its positions are counted from there. What comes out at
-        padded places has no meaning. A boolean `attn_mask`, True = attend, restricts further who sees whom; it
-        broadcasts to (B, H, T, T). Without an `rng` nothing is dropped: that is inference.
+        Shorter sequences are right-padded with any token, with `lengths` (B,), or left-padded, with `starts` (B,): row
+        b is tokens[b, starts[b]:], and its positions count from there. Outputs at padding are undefined. A boolean
+        `attn_mask`, True = attend, restricts attention further; it broadcasts to (B, H, T, T). Without an `rng` there
+        is no dropout (inference).
         """
         x, _, options = self._embed(params, tokens, attn_mask, lengths, starts, rng)
-        return linear(self.body(_body_params(params), x, rng=_body_rng(rng), **options), self._vectors(params))
+        return linear(self.body(_body_params(params), x, rng=_body_rng(rng), **options), self._output_weight(params))
 
     def states(
         self, params: Params, tokens: Array, *, attn_mask: Array | Mask | None = None, lengths: Any = None,
         starts: Any = None, rng: Philox | None = None,
     ) -> list[Array]:  # fmt: skip
-        """The hidden states, N + 1 arrays (B, T, E): the embeddings, and after each block; the last one is normed."""
+        """Return the hidden states, N + 1 arrays (B, T, E): the embeddings, and the output of each block; the last is
+        normed.
+        """
         x, _, options = self._embed(params, tokens, attn_mask, lengths, starts, rng)
         return writable([x, *self.body.states(_body_params(params), x, rng=_body_rng(rng), **options)])
 
@@ -229,14 +232,16 @@ class GPT(Layer):
         self, params: Params, tokens: Array, *, attn_mask: Array | Mask | None = None, lengths: Any = None,
         starts: Any = None, rng: Philox | None = None,
     ) -> tuple[Array, GPTContext]:  # fmt: skip
-        """The same as the call, and the context for `bwd`. If the model drops, it needs an `rng`, new for each step."""
+        """Return the same as the call, and the context for `bwd`. With dropout it needs an `rng`, a new one for each
+        step.
+        """
         x, embedding_ctx, options = self._embed(params, tokens, attn_mask, lengths, starts, rng)
         x, body_ctx = self.body.fwd(_body_params(params), x, rng=_body_rng(rng), **options)
-        logits, logits_ctx = linear_fwd(x, self._vectors(params))
+        logits, logits_ctx = linear_fwd(x, self._output_weight(params))
         return logits, GPTContext(embedding_ctx, body_ctx, logits_ctx)
 
     def bwd(self, dlogits: Array, ctx: GPTContext) -> GPTGrads:
-        r"""The gradients of the parameters. Tied embeddings have two, as what goes in and as what gives the logits:
+        r"""Return the gradients of the parameters. That of a tied embedding is the sum of both its uses:
 
         .. math:: dE_v = \sum_{t:\, i_t = v} dx^0_t + \sum_t d\mathrm{logits}_{tv}\, \mathrm{norm}(x^N_t)
         """
@@ -253,26 +258,26 @@ class GPT(Layer):
     def cache(
         self, batch: int, max_seq_len: int | None = None, dtype: str = "float32", *, starts: Any = None
     ) -> GPTCache:  # fmt: skip
-        """Room for `batch` sequences of `max_seq_len` places, by default those of the model, on the current backend.
+        """Return an empty cache for `batch` sequences, by default of the model's `max_seq_len`, on the current backend.
 
-        `starts` (batch,) says how many places before each sequence are padding, as in the call.
+        `starts` (batch,) are the lengths of the left padding, as in the call.
         """
         max_seq_len = self.max_seq_len if max_seq_len is None else max_seq_len
-        max_seq_len = checks.whole("max_seq_len", max_seq_len, 1, 2**31, "how many places there is room for")
-        self.embedding.check_places("max_seq_len", max_seq_len)
+        max_seq_len = checks.whole("max_seq_len", max_seq_len, 1, 2**31, "the largest number of positions")
+        self.embedding.check_length("max_seq_len", max_seq_len)
         attention = self.body.block._parts["attention"]
         blocks = tuple(attention.cache(batch, max_seq_len, dtype) for _ in range(self.num_layers))
         return GPTCache(blocks, check_starts(starts, batch, max_seq_len, blocks[0].key))
 
     def step(self, params: Params, tokens: Array, cache: GPTCache, *, last: bool = False) -> tuple[Array, GPTCache]:
-        """The logits (B, T, V) of the next tokens (B, T) of the sequences in the cache, or (B, 1, V) of the `last`.
+        """Return the logits (B, T, V) of the next tokens (B, T) of the cached sequences, or (B, 1, V) with `last`.
 
-        Their keys and values are written *into the cache*, which the one that is returned shares. The result is that of
-        the same tokens in one call over all of them.
+        Their keys and values are written *into the cache*, whose arrays the returned cache shares. The result equals
+        that of one call over all tokens.
         """
         checks.context("cache", cache, GPTCache)
         if len(cache.blocks) != self.num_layers:
-            raise ValueError(f"`cache` is that of {len(cache.blocks)} layers, but the model has {self.num_layers}.")
+            raise ValueError(f"`cache` has {len(cache.blocks)} layers, but the model has {self.num_layers}.")
         x, _, options = self._embed(params, tokens, None, None, None, None, cache)
         parts, block, blocks = self.body._parts, self.body.block, []
         for n, before in enumerate(cache.blocks):
@@ -280,17 +285,19 @@ class GPT(Layer):
             x, after = block.step(own, x, before, options["attn_mask"], bias=options["bias"])
             blocks.append(after)
         x = parts["norm"](params["norm"], x[:, -1:, :] if last else x)
-        return linear(x, self._vectors(params)), cache._replace(blocks=tuple(blocks))
+        return linear(x, self._output_weight(params)), cache._replace(blocks=tuple(blocks))
 
     def _embed(
         self, params: Params, tokens: Array, attn_mask: Any, lengths: Any, starts: Any, rng: Philox | None,
         cache: GPTCache | None = None,
     ) -> tuple[Array, GPTEmbeddingContext, EncoderOptions]:  # fmt: skip
-        """The vectors (B, T, E) of tokens, which come after those in the cache, their context, and who sees whom."""
+        """The embedding (B, T, E) of tokens that follow those in the cache, its context, and the options of
+        attention.
+        """
         first = cache.length if cache else 0
         check_tokens(tokens, self.vocab_size)
         if cache and tokens.shape[0] != cache.batch:
-            raise ValueError(f"`tokens` has {tokens.shape[0]} sequences, but `cache` has room for {cache.batch}.")
+            raise ValueError(f"`tokens` has {tokens.shape[0]} sequences, but `cache` has {cache.batch}.")
         past = first + tokens.shape[1]
         starts = cache.starts if cache else check_starts(starts, tokens.shape[0], past, tokens)
         x, ctx = self.embedding.fwd(params, tokens, starts, first, rng.fold_in(0) if rng else None)
@@ -298,14 +305,14 @@ class GPT(Layer):
         return x, ctx, {"is_causal": True, "attn_mask": mask, "kv_lengths": lengths, "bias": self._bias(x, past)}
 
     def _bias(self, x: Array, keys: int) -> Array | None:
-        """What ALiBi adds to the scores, (H, 1, S), beside x."""
+        """The bias of ALiBi, (H, 1, S), on the device of x."""
         if self.positions != "alibi":
             return None
         host = to_numpy(alibi(self.heads, keys, keys, causal=True, dtype="float64"))
         return namespace_of(x).asarray(host, dtype=x.dtype, device=device_of(x))
 
-    def _vectors(self, params: Params) -> Array:
-        """One vector for each token (V, E), whose dot products with the last states are the logits."""
+    def _output_weight(self, params: Params) -> Array:
+        """The output weight (V, E)."""
         return params["token" if self.tie_embeddings else "logits"]["weight"]
 
 

@@ -1,4 +1,4 @@
-"""Where the parameters of `GPT` stand in checkpoints of GPT-2 and LLaMA, as Hugging Face names them."""
+"""Names of the parameters of `GPT` in checkpoints of GPT-2 and LLaMA of Hugging Face transformers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ Path = tuple[str | int, ...]
 class Stored(NamedTuple):
     """One parameter in a checkpoint.
 
-    `name` is that of its tensor, which is (inputs, outputs) if `transposed`. Turned to (outputs, inputs), the tensor is
-    `parts` equal pieces one above the other, of which the parameter is number `part`.
+    `name` is that of its tensor, which is (inputs, outputs) if `transposed`. As (outputs, inputs), the tensor is the
+    concatenation of `parts` parameters of equal shape, of which this is number `part`.
     """
 
     name: str
@@ -20,7 +20,7 @@ class Stored(NamedTuple):
     parts: int = 1
 
 
-# Of a block: our part -> the module below "h.n" or "layers.n", and how its weight is stored.
+# Of a block: path -> module below "h.n" or "layers.n", and how its weight is stored.
 GPT2_BLOCK: dict[Path, Stored] = {
     ("attention", "query"): Stored("attn.c_attn", True, 0, 3),
     ("attention", "key"): Stored("attn.c_attn", True, 1, 3),
@@ -43,7 +43,7 @@ LLAMA_BLOCK: dict[Path, Stored] = {
     ("attention", "value"): Stored("self_attn.v_proj"),
     ("attention", "out"): Stored("self_attn.o_proj"),
     ("attention_norm",): Stored("input_layernorm"),
-    ("feed_forward", "hidden"): Stored("mlp.gate_proj"),  # what is activated, and gates
+    ("feed_forward", "hidden"): Stored("mlp.gate_proj"),  # its activation is the gate
     ("feed_forward", "gate"): Stored("mlp.up_proj"),
     ("feed_forward", "out"): Stored("mlp.down_proj"),
     ("feed_forward_norm",): Stored("post_attention_layernorm"),
@@ -55,10 +55,10 @@ LLAMA_ENDS: dict[Path, Stored] = {
 
 
 def gpt2_names(num_layers: int) -> dict[Path, Stored]:
-    """For each parameter of a `GPT` of GPT-2's shape, by its path, where it is stored.
+    """Return where each parameter of a `GPT` with the architecture of GPT-2 is stored, by its path.
 
-    Names are those of `GPT2Model`; `GPT2LMHeadModel` puts "transformer." before them, and its "lm_head.weight" is the
-    tied "wte.weight" once more.
+    Names are those of `GPT2Model`; those of `GPT2LMHeadModel` begin with "transformer.", and its "lm_head.weight" is
+    tied to "wte.weight".
 
     Examples
     --------
@@ -76,10 +76,10 @@ def gpt2_names(num_layers: int) -> dict[Path, Stored]:
 
 
 def llama_names(num_layers: int) -> dict[Path, Stored]:
-    """The same for a `GPT` of LLaMA's shape, with the names of `LlamaModel`.
+    """Return the same for a `GPT` with the architecture of LLaMA, with the names of `LlamaModel`.
 
-    `LlamaForCausalLM` puts "model." before them; the "lm_head.weight" beside them is our "logits.weight", or once more
-    "embed_tokens.weight" if tied.
+    Those of `LlamaForCausalLM` begin with "model."; its "lm_head.weight" is "logits.weight" here, or tied to
+    "embed_tokens.weight".
 
     Examples
     --------

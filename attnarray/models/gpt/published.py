@@ -1,4 +1,4 @@
-"""How `GPT` is published: in the shape of GPT-2 or of LLaMA."""
+"""Checkpoints of `GPT`, with the architecture of GPT-2 or of LLaMA."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _is_llama(model: Any) -> bool:
 
 
 def gpt_names(model: Any) -> Names:
-    """The tensors of a `GPT`."""
+    """Return the tensors of a `GPT`."""
     llama = _is_llama(model)
     parts: dict[tuple[str, bool], dict[int, str]] = {}
     for path, stored in (llama_names if llama else gpt2_names)(model.num_layers).items():
@@ -39,12 +39,12 @@ def gpt_names(model: Any) -> Names:
 
 
 def gpt_fields(config: Config, names: Iterable[str]) -> dict[str, Any]:
-    """The fields of the `GPT` of a config.json."""
+    """Return the fields of a `GPT` for a config.json."""
     return FIELDS[check_kind(config, KINDS, "gpt2", "GPT")](config, names)
 
 
 def gpt_config(model: Any) -> Config:
-    """The config.json of a `GPT`."""
+    """Return the config.json of a `GPT`."""
     return llama_config(model) if _is_llama(model) else gpt2_config(model)
 
 

@@ -66,14 +66,14 @@ class Seq2Seq(Layer):
         `fwd(params, query, key, kv_lengths=...)` and `bwd`.
     cell : {"gru", "lstm"}
     dropout : float
-        Of the vectors of tokens, and of h~ where it makes logits; only where an `rng` is given.
+        Of the vectors of tokens, and of h~ where it makes logits; only with an `rng`.
     context_dim : int, optional
         Features of what the attention gives; H by default.
 
     Raises
     ------
     ValueError
-        If a size or choice is none; if a token is out of range, or `fwd` has something to drop or draw and no `rng`.
+        If a size or option is invalid, a token is out of range, or `fwd` needs an `rng` and has none.
 
     Notes
     -----
@@ -122,7 +122,7 @@ class Seq2Seq(Layer):
                 raise ValueError(
                     f"`attention.{name}` is {given}, expected {self.hidden_dim}: the model's `hidden_dim`."
                 )
-        self.parts()  # which check their own
+        self.parts()  # validates the fields of the parts
 
     def parts(self) -> dict[str, Any]:
         H, token_options = self.hidden_dim, (self.dim, 1, "none", self.dropout)  # no positions: the steps tell
@@ -136,7 +136,7 @@ class Seq2Seq(Layer):
 
     @property
     def drops(self) -> bool:
-        """Whether there is something to drop or draw in training."""
+        """Whether training needs an `rng`: for dropout or sampling."""
         return self.dropout > 0 or draws(self.attention)
 
     def __call__(
@@ -144,7 +144,7 @@ class Seq2Seq(Layer):
     ) -> Array:
         """Logits (B, T, V) of the token after each of `target` (B, T), for sources (B, S); all are integers.
 
-        Of each source the first `source_lengths` (B,) are there. Without an `rng` nothing is dropped or drawn.
+        Of each source the first `source_lengths` (B,) are there. Without an `rng` nothing is dropped or sampled.
         """
         return self._fwd(params, source, target, source_lengths, rng)[0]
 

@@ -24,7 +24,7 @@ class Decoder(Stack):
     Raises
     ------
     ValueError
-        If a size, probability or choice is none; if `fwd` has something to drop and no `rng`.
+        If a size, probability or option is invalid; if `fwd` has dropout and no `rng`.
 
     Notes
     -----
@@ -63,7 +63,7 @@ class Decoder(Stack):
         """y (*batch, T, dim) of x (*batch, T, dim) and a memory (*batch, S, dim).
 
         The options are those of `TransformerBlock` with `cross`, for each block; `is_causal` is True by default.
-        Without an `rng` nothing is dropped.
+        Without an `rng` there is no dropout.
         """
         *_, y = self._states(params, x, memory, rng, _causal(options))
         return y

@@ -61,7 +61,7 @@ class Encoder(Stack):
     Raises
     ------
     ValueError
-        If a size, probability or choice is none; if `fwd` has something to drop and no `rng`.
+        If a size, probability or option is invalid; if `fwd` has dropout and no `rng`.
 
     Notes
     -----
@@ -86,7 +86,7 @@ class Encoder(Stack):
     def __call__(
         self, params: Params, x: Array, *, rng: Philox | None = None, **options: Unpack[EncoderOptions]
     ) -> Array:
-        """y (*batch, T, dim) of x (*batch, T, dim); without an `rng` nothing is dropped.
+        """y (*batch, T, dim) of x (*batch, T, dim); without an `rng` there is no dropout.
 
         The options are `attn_mask`, `is_causal`, `kv_lengths` and `bias`, as in `multi_head_attention`, of each block.
         """

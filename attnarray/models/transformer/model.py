@@ -66,7 +66,7 @@ class Transformer(Layer):
     pre_norm, final_norm, activation, eps, attention_dropout, hidden_dropout, recompute
         See `Encoder`; by default as in the paper: norms after the sums, none behind the last block.
     dropout : float
-        Of what branches add, and of the embeddings with their positions; only where an `rng` is given.
+        Of what branches add, and of the embeddings with their positions; only with an `rng`.
     positions : {"sinusoidal", "learned"}
         p: fixed, or a parameter for each position of source and target.
     tie_embeddings : bool
@@ -75,8 +75,8 @@ class Transformer(Layer):
     Raises
     ------
     ValueError
-        If a size, probability or choice is none; if a token is out of range, a sequence too long, or `fwd` has
-        something to drop and no `rng`.
+        If a size, probability or option is invalid, a token is out of range, a sequence is too long, or `fwd` has
+        dropout and no `rng`.
 
     References
     ----------
@@ -122,7 +122,7 @@ class Transformer(Layer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.parts()  # which check their own
+        self.parts()  # validates the fields of the parts
 
     def parts(self) -> dict[str, Any]:
         fields = ("dim", "num_layers", "heads", "hidden_dim", "pre_norm", "final_norm", "activation", "dropout",
@@ -145,7 +145,7 @@ class Transformer(Layer):
 
         Target i sees the targets up to i, and of the source the first `source_lengths` (B,). Padding behind a target is
         not seen by what stands before it, with `target_lengths` (B,) not even by itself: leave it out of the loss, for
-        example as targets of -100 in `cross_entropy`. Without an `rng` nothing is dropped.
+        example as targets of -100 in `cross_entropy`. Without an `rng` there is no dropout.
         """
         parts, rngs = self._parts, rng.split(4) if rng else (None,) * 4
         x, _ = parts["source"].fwd(params["source"], source, rngs[0])

@@ -66,7 +66,7 @@ class Stack(Layer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.parts()  # which check their own
+        self.parts()  # validates the fields of the parts
 
     @functools.cached_property
     def block(self) -> TransformerBlock:

@@ -39,7 +39,7 @@ class RelativeBlock(Layer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.parts()  # which check their own
+        self.parts()  # validates the fields of the parts
 
     def parts(self) -> dict[str, Any]:
         hidden, norm = self.hidden_dim or 4 * self.dim, LayerNorm(self.dim, self.eps)

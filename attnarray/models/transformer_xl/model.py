@@ -97,7 +97,7 @@ class TransformerXL(Layer):
     activation, eps
         As in `TransformerBlock`.
     dropout : float
-        Of the vectors of tokens, of what branches add, and of the last states; only where an `rng` is given.
+        Of the vectors of tokens, of what branches add, and of the last states; only with an `rng`.
     attention_dropout, hidden_dropout : float
         Of attention weights, of hidden features.
     tie_embeddings : bool
@@ -107,8 +107,7 @@ class TransformerXL(Layer):
     Raises
     ------
     ValueError
-        If a size, probability or choice is none; if a token is out of range, or `fwd` has something to drop and no
-        `rng`.
+        If a size, probability or option is invalid, a token is out of range, or `fwd` has dropout and no `rng`.
 
     Notes
     -----
@@ -149,7 +148,7 @@ class TransformerXL(Layer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.parts()  # which check their own
+        self.parts()  # validates the fields of the parts
 
     @functools.cached_property
     def block(self) -> RelativeBlock:
@@ -173,7 +172,7 @@ class TransformerXL(Layer):
     ) -> TransformerXLResult:
         """Logits (B, T, V) of the token after each of `tokens` (B, T), and the memory for the next segment.
 
-        `memory` is that of the segment before, and None for the first one. Without an `rng` nothing is dropped.
+        `memory` is that of the segment before, and None for the first one. Without an `rng` there is no dropout.
         """
         return writable(self._fwd(params, tokens, memory, rng)[0])
 
