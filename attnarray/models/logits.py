@@ -1,4 +1,4 @@
-"""The gradients of what a model returned, checked."""
+"""Validation of the cotangents of a model's outputs."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ def check_gradient(name: str, gradient: Array, expected: tuple[int, ...], like: 
 
 
 def check_dlogits(dlogits: Array, ctx: LinearContext) -> None:
-    """Check the gradient of the logits that a linear map made."""
+    """Check the gradient of logits from a linear layer."""
     check_gradient("dlogits", dlogits, (*ctx.x.shape[:-1], ctx.weight.shape[0]), ctx.x)

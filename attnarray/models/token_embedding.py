@@ -1,4 +1,4 @@
-"""Tokens as vectors that know their positions: what goes into a Transformer."""
+"""The embedding of tokens and their positions, the input of a Transformer."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ class TokenContext(NamedTuple):
 
 @dataclass(frozen=True)
 class TokenEmbedding(Layer):
-    r"""The vectors of tokens, scaled, with their positions added.
+    r"""The scaled embedding of tokens, plus that of their positions.
 
     .. math:: x_i = \mathrm{drop}(\sqrt{E}\, W_{t_i} + p_i)
 
     Parameters
     ----------
     vocab_size : int
-        How many tokens there are.
+        Number of known tokens.
     dim : int
         E.
     max_seq_len : int
-        The most positions of a sequence.
+        The largest number of positions of a sequence.
     positions : {"sinusoidal", "learned", "none"}
         p: fixed, a parameter for each position, or 0.
     dropout : float
-        Where there is an `rng`.
+        With an `rng`.
     name : str
-        What the tokens are called in errors.
+        Name of the tokens in errors.
     """
 
     vocab_size: int
@@ -63,7 +63,9 @@ class TokenEmbedding(Layer):
             raise ValueError(f"`dim` is {self.dim}, expected an even number for sinusoidal positions.")
 
     def parts(self) -> dict[str, Any]:
-        token = {"token": Embedding(self.vocab_size, self.dim, init_std=self.dim**-0.5)}  # of deviation 1 when scaled
+        token = {
+            "token": Embedding(self.vocab_size, self.dim, init_std=self.dim**-0.5)
+        }  # of standard deviation 1 after scaling
         return (
             {**token, "position": Embedding(self.max_seq_len, self.dim, 0.02)} if self.positions == "learned" else token
         )
@@ -71,7 +73,7 @@ class TokenEmbedding(Layer):
     def fwd(
         self, params: Params, tokens: Array, rng: Philox | None = None, *, first: int = 0
     ) -> tuple[Array, TokenContext]:
-        """x (B, T, dim) of tokens (B, T) that stand at the positions from `first` on, and the context for `bwd`."""
+        """Return x (B, T, dim) of tokens (B, T) at the positions from `first` on, and the context for `bwd`."""
         checks.integer(self.name, tokens)
         if tokens.ndim != 2:
             raise ValueError(f"`{self.name}` has shape {tuple(tokens.shape)}, expected two axes: (B, T).")
@@ -79,21 +81,21 @@ class TokenEmbedding(Layer):
         past = first + tokens.shape[1]
         if past > self.max_seq_len and self.positions != "none":
             raise ValueError(
-                f"`{self.name}` needs {past} positions, but the model was made for {self.max_seq_len}: shorten the "
-                "sequences, or make a model with a larger `max_seq_len`."
+                f"`{self.name}` needs {past} positions, but the model has `max_seq_len` {self.max_seq_len}. Give "
+                "shorter sequences, or make a model with a larger `max_seq_len`."
             )
         x, token_ctx = self._parts["token"].fwd(params["token"], tokens)  # (B, T, E)
         x = self._scaled(x)
         if self.positions == "learned":
             x = x + params["position"]["weight"][first:past, :]
         elif self.positions == "sinusoidal":
-            places = namespace_of(x).arange(first, past, device=device_of(x))
-            x = x + sinusoidal(places, self.dim, dtype=dtype_name(x.dtype))
+            positions = namespace_of(x).arange(first, past, device=device_of(x))
+            x = x + sinusoidal(positions, self.dim, dtype=dtype_name(x.dtype))
         x, dropout_ctx = dropout_fwd(x, self.dropout if rng else 0.0, rng=rng)
         return x, TokenContext(token_ctx, dropout_ctx)
 
     def bwd(self, dout: Array, ctx: TokenContext) -> Params:
-        """The gradients of the parameters, of a `fwd` from the first position on."""
+        """Return the gradients of the parameters, for a `fwd` with first=0."""
         xp = namespace_of(dout)
         dx = dropout_bwd(dout, ctx.dropout).x
         grads = {"token": self._parts["token"].bwd(self._scaled(dx), ctx.token).params}
@@ -103,4 +105,4 @@ class TokenEmbedding(Layer):
         return grads
 
     def _scaled(self, x: Array) -> Array:
-        return narrow(wide(x) * math.sqrt(self.dim), x)  # NumPy's bfloat16 times a number is float32
+        return narrow(wide(x) * math.sqrt(self.dim), x)  # NumPy's bfloat16 times a float is float32

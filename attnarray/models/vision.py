@@ -1,4 +1,4 @@
-"""An image classifier: patches of the image are the words of an encoder, and one more word says what it is."""
+"""An image classifier: a Transformer encoder over patches and a class token (ViT)."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ class PatchClassifier(Layer):
         x = \mathrm{drop}([w;\; E\,\mathrm{patch}_1 + b;\; \dots;\; E\,\mathrm{patch}_N + b] + p), \qquad
         \mathrm{logits} = W\, \mathrm{encoder}(x)_0 + c
 
-    with a learned word w before the patches and learned positions p. Patches are counted row by row.
+    with a class token w before the patches and learned positions p. Patches are in row-major order.
 
     Parameters
     ----------
     size : int, or (int, int)
         Height and width of an image; one number for a square.
     patch : int
-        Height and width of a patch, which divides both.
+        Height and width of a patch, which must divide both.
     classes : int
-        How many classes there are.
+        Number of classes.
     channels : int
-        Numbers of a pixel.
+        Number of channels.
     dim, num_layers, heads, hidden_dim, pre_norm, activation, attention_dropout, hidden_dropout, recompute
         Of the encoder, see `Encoder`.
     dropout : float
-        Of what branches add, and of x; only with an `rng`.
+        Dropout of the branches, and of x; only with an `rng`.
 
     Raises
     ------
@@ -80,7 +80,7 @@ class PatchClassifier(Layer):
     >>> logits.shape, model.bwd(logits, ctx).images.shape
     ((3, 10), (3, 8, 8))
 
-    Where each head of the last block looks, from the word that says what it is:
+    The attention weights of the class token in the last block:
 
     >>> aa.attention_weights(ctx.encoder.blocks[-1].attention.branch, slice(0, 1))[:, :, 0, 1:].shape  # 16 patches
     (3, 4, 16)
@@ -107,7 +107,7 @@ class PatchClassifier(Layer):
         for size in sizes:
             checks.whole("size", size, 1, 2**31, "height and width of an image")
         if (isinstance(self.size, tuple) and len(sizes) != 2) or any(size % self.patch for size in sizes):
-            raise ValueError(f"`size` is {self.size}, expected height and width that `patch`, {self.patch}, divides.")
+            raise ValueError(f"`size` is {self.size}, expected a height and width that `patch` ({self.patch}) divides.")
         self.parts()  # validates the fields of the parts
 
     @property
@@ -117,7 +117,7 @@ class PatchClassifier(Layer):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """How many patches there are, down and across."""
+        """The number of rows and columns of patches."""
         height, width = self.image
         return height // self.patch, width // self.patch
 
@@ -134,22 +134,22 @@ class PatchClassifier(Layer):
         }
 
     def __call__(self, params: Params, images: Array, *, rng: Philox | None = None) -> Array:
-        """Logits (B, classes) of images (B, height, width), or (B, height, width, channels)."""
+        """Return logits (B, classes) of images (B, height, width), or (B, height, width, channels)."""
         parts, rngs = self._parts, rng.split(2) if rng else (None, None)
-        x, _, _ = self._words(params, images, rngs[0])
+        x, _, _ = self._embed(params, images, rngs[0])
         y = parts["encoder"](params["encoder"], x, rng=rngs[1])
         return parts["logits"](params["logits"], y[:, 0, :])
 
     def fwd(self, params: Params, images: Array, *, rng: Philox | None = None) -> tuple[Array, PatchContext]:
-        """The same, and the context for `bwd`; with dropout it needs an `rng`."""
+        """Return the same, and the context for `bwd`; dropout requires an `rng`."""
         parts, rngs = self._parts, rng.split(2) if rng else (None, None)
-        x, patches_ctx, dropout_ctx = self._words(params, images, rngs[0])
+        x, patches_ctx, dropout_ctx = self._embed(params, images, rngs[0])
         y, encoder_ctx = parts["encoder"].fwd(params["encoder"], x, rng=rngs[1])
         logits, logits_ctx = parts["logits"].fwd(params["logits"], y[:, 0, :])
         return logits, PatchContext(patches_ctx, dropout_ctx, encoder_ctx, logits_ctx, tuple(images.shape))
 
     def bwd(self, dlogits: Array, ctx: PatchContext) -> PatchGrads:
-        """The gradients of images and parameters."""
+        """Return the gradients of images and parameters."""
         checks.context("ctx", ctx, PatchContext)
         check_same(self, "size of images", ctx.shape[1:3], self.image)
         check_dlogits(dlogits, ctx.logits)
@@ -170,8 +170,8 @@ class PatchClassifier(Layer):
         down, across = self.grid
         return down * across
 
-    def _words(self, params: Params, images: Array, rng: Philox | None) -> tuple[Array, LinearContext, DropoutContext]:
-        """x (B, 1 + N, dim)."""
+    def _embed(self, params: Params, images: Array, rng: Philox | None) -> tuple[Array, LinearContext, DropoutContext]:
+        """The embedded class token and patches x (B, 1 + N, dim)."""
         xp = checks.namespace(images=images)
         checks.required(images=images)
         weight = params["patches"]["weight"]
@@ -179,7 +179,7 @@ class PatchClassifier(Layer):
         checks.floating(images=images, params=weight)
         pixel = (self.channels,) if images.ndim == 4 or self.channels > 1 else ()
         shape = (*images.shape[:1], *self.image, *pixel)
-        checks.shape("images", images, shape, "(B, height, width), and channels behind where there are several")
+        checks.shape("images", images, shape, "(B, height, width), with a last axis of channels if there are several")
         x, patches_ctx = self._parts["patches"].fwd(params["patches"], self._patches(images))  # (B, N, E)
         word = xp.broadcast_to(params["word"]["weight"][None, :, :], (images.shape[0], 1, self.dim))
         x = xp.concat([word, x], axis=1) + params["position"]["weight"]

@@ -208,7 +208,7 @@ def test_models_without_heads() -> None:
     assert result.pooled is None
     grads = bare.bwd(BERTResult(np.ones_like(result.states), None), ctx).params
     assert grads.keys() == params.keys()
-    says(ValueError, "`mask_head` is False, so", lambda: bare.mask_logits(params, result.states))
+    says(ValueError, "`mask_head` is False", lambda: bare.mask_logits(params, result.states))
     says(TypeError, "`dout` is BERTResult(states=None, pooled=", lambda: bare.bwd(BERTResult(None, X[:, 0]), ctx))
     assert bare(params, TOKENS[:, :0]).states.shape == (3, 0, 6)
     assert SMALL(PARAMS, TOKENS[:0]).pooled.shape == (0, 6)

@@ -169,7 +169,7 @@ def test_sequences_longer_than_the_positions() -> None:
 MASKS: dict[str, tuple[str, dict[str, Any], str]] = {
     "GPT, mask": ("GPT", {"attn_mask": np.ones((S, S + 1), bool)}, f"`attn_mask` has shape ({S}, {S + 1}), which does"),
     "BERT, mask": ("BERT", {"attn_mask": np.ones((2, 1, S, S), bool)}, f"`attn_mask` has shape (2, 1, {S}, {S}), whi"),
-    "GPT, lengths": ("GPT", {"lengths": [S] * 3}, "`lengths` has shape (3,), expected (8,): how much there is of each"),
+    "GPT, lengths": ("GPT", {"lengths": [S] * 3}, "`lengths` has shape (3,), expected (8,): the length of each"),
     "BERT, lengths": ("BERT", {"lengths": [S] * 7 + [S + 1]}, f"`lengths` holds {S + 1} at position (7,), expected 0 "),
     "Transformer, source": ("Transformer", {"source_lengths": [S] * 3}, "`source_lengths` has shape (3,), expected"),
     "Transformer, target": ("Transformer", {"target_lengths": [T + 1] * 8}, f"`target_lengths` holds {T + 1} at pos"),

@@ -244,7 +244,7 @@ BAD: dict[str, tuple[type[Exception], str, Any]] = {
                    lambda: MODEL(PARAMS, TOKENS, attn_mask=TOKENS)),
     "starts": (ValueError, "`starts` holds 8 at position (1,), expected 0 to 7",
                lambda: MODEL(PARAMS, TOKENS, starts=[0, 8, 0])),
-    "starts shape": (ValueError, "`starts` has shape (2,), expected (3,): where each of the B sequences begins.",
+    "starts shape": (ValueError, "`starts` has shape (2,), expected (3,): the length of the left padding",
                      lambda: MODEL(PARAMS, TOKENS, starts=[0, 0])),
     "params": (ValueError, "`params` lacks 'norm', which GPT needs.",
                lambda: MODEL({**{n: p for n, p in PARAMS.items() if n != "norm"}}, TOKENS)),

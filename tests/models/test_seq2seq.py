@@ -128,7 +128,7 @@ def test_padding_of_the_source_is_not_seen() -> None:
     assert_close(alone, expected[1:2], ROUNDING)
 
 
-def test_each_step_hears_where_the_last_one_looked() -> None:
+def test_each_step_has_the_weights_of_the_last_one() -> None:
     model = model_of(ATTENTIONS["bahdanau"])
     params = fresh(model)
     fed = params["decoder"]["cell"]["weight_ih"][:, model.dim :]
@@ -193,9 +193,9 @@ def test_bad_input_is_named() -> None:
         (ValueError, "`attention.query_dim` is 8, expected 6: the model's `hidden_dim`.",
          lambda: model_of(attention, hidden_dim=6)),
         (ValueError, "`cell` is 'rnn', expected one of 'gru', 'lstm'.", lambda: model_of(attention, cell="rnn")),
-        (ValueError, "`source_lengths` has shape (2,), expected (3,): how much there is of each",
+        (ValueError, "`source_lengths` has shape (2,), expected (3,): the length of each",
          lambda: model(params, SOURCE, TARGET, source_lengths=[1, 2])),
-        (ValueError, "`target` has shape (1, 4), expected as many sequences as `source` (3, 5) has.",
+        (ValueError, "`target` has shape (1, 4), expected the batch size of `source` (3, 5).",
          lambda: model(params, SOURCE, TARGET[:1])),
         (ValueError, "`target` has shape (3, 0), expected at least one position",
          lambda: model(params, SOURCE, TARGET[:, :0])),

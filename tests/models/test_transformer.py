@@ -174,7 +174,7 @@ def test_bad_input_is_named() -> None:
     model = MODELS["as in the paper"]
     params = model.init(aa.Philox(0), "float64")
     bad: list[tuple[type[Exception], str, Any]] = [
-        (ValueError, "`source` needs 7 positions, but the model was made for 6: shorten",
+        (ValueError, "`source` needs 7 positions, but the model has `max_seq_len` 6. Give",
          lambda: model(params, np.zeros((1, 7), int), TARGET[:1])),
         (ValueError, "`target` has shape (4,), expected two axes: (B, T).", lambda: model(params, SOURCE, TARGET[0])),
         (TypeError, "`source` has dtype float64, expected an integer", lambda: model(params, SOURCE / 2, TARGET)),

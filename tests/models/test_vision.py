@@ -95,9 +95,9 @@ def test_bad_input_is_named() -> None:
     model, _ = MODELS["colour"]
     params = model.init(aa.Philox(0), "float64")
     bad: list[tuple[type[Exception], str, Any]] = [
-        (ValueError, "`size` is (4, 6), expected height and width that `patch`, 4, divides.",
+        (ValueError, "`size` is (4, 6), expected a height and width that `patch` (4) divides.",
          lambda: dataclasses.replace(model, patch=4)),
-        (ValueError, "`images` has shape (2, 4, 6), expected (2, 4, 6, 3): (B, height, width), and channels",
+        (ValueError, "`images` has shape (2, 4, 6), expected (2, 4, 6, 3): (B, height, width), with a last",
          lambda: model(params, GREY)),
         (TypeError, "`images` has dtype int64, expected one of float16", lambda: model(params, COLOUR.astype(int))),
         (ValueError, "`classes` is 0, expected an integer >= 1", lambda: dataclasses.replace(model, classes=0)),

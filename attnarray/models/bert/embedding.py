@@ -12,7 +12,7 @@ from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
 from attnarray.layers.norm import LayerNorm
 from attnarray.magnitude import sum_of
-from attnarray.models.places import check_tokens
+from attnarray.models.padding import check_tokens
 from attnarray.ops.dropout import DropoutContext, dropout_bwd, dropout_fwd
 from attnarray.ops.embedding import EmbeddingContext
 from attnarray.ops.norm import LayerNormContext

@@ -20,7 +20,7 @@ from attnarray.models.bert.embedding import BERTEmbedding, BERTEmbeddingContext
 from attnarray.models.bert.heads import MaskHead, MaskHeadContext, MaskHeadGrads, Pooler, PoolerContext, check_head
 from attnarray.models.bert.published import PRETRAINED
 from attnarray.models.logits import check_dlogits, check_gradient
-from attnarray.models.places import attention_mask, check_lengths
+from attnarray.models.padding import attention_mask, check_lengths
 from attnarray.models.transformer.encoder import Encoder, EncoderOptions
 from attnarray.models.transformer.stack import StackContext
 from attnarray.numpy_arrays import read_only, writable

@@ -1,4 +1,4 @@
-"""Going on with texts: greedy, by sampling, by beam search."""
+"""Text generation: greedy, by sampling, by beam search."""
 
 from attnarray.models.generation.autoregressive import generate, stream
 from attnarray.models.generation.beam import BeamResult, beam_search

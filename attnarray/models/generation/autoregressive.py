@@ -1,4 +1,4 @@
-"""Writing on: the tokens after a prompt, one at a time or all at once."""
+"""Autoregressive generation of the tokens after a prompt."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from attnarray import checks
 from attnarray.backend import Array, device_of, namespace_of
 from attnarray.layers.initial import Params
 from attnarray.models.generation.beam import beam_search
-from attnarray.models.generation.prompts import Begun, Generator, begin
+from attnarray.models.generation.prompts import Generator, Prefill, prefill
 from attnarray.models.generation.sampling import draw, finite_or_certain, keep_top_k, keep_top_p, with_temperature
-from attnarray.models.places import check_tokens
+from attnarray.models.padding import check_tokens
 from attnarray.random import Philox
 
 METHODS = ("greedy", "sample", "beam")
 
 
-class Choice(NamedTuple):
-    """How a token is chosen: the likeliest without an `rng`, else drawn."""
+class Sampler(NamedTuple):
+    """How the next token is selected: the most likely one without an `rng`, else a sample."""
 
     rng: Philox | None
     temperature: float
     top_k: int | None
     top_p: float | None
 
-    def of(self, logits: Array, step: int) -> Array:
-        """A token (B,) for each row (B, V), as `finite_or_certain` gives them."""
+    def select(self, logits: Array, step: int) -> Array:
+        """Return a token (B,) for each row (B, V) of logits from `finite_or_certain`."""
         if self.rng is None:
             return namespace_of(logits).argmax(logits, axis=-1)
         logits = with_temperature(logits, self.temperature)
@@ -41,7 +41,7 @@ def generate(
     end: int | None = None, rng: Philox | int | None = None, lengths: Any = None,
     early_stopping: bool | str | None = None,
 ) -> Array:  # fmt: skip
-    """The tokens that a model writes after prompts.
+    """Generate the tokens after prompts.
 
     Parameters
     ----------
@@ -50,36 +50,35 @@ def generate(
     tokens : (B, T) integer
         Prompts of at least one token.
     count : int
-        At most so many tokens follow.
+        Largest number of new tokens.
     method : {"greedy", "sample", "beam"}
-        The likeliest token each time; one drawn by its probability; or the likeliest text of a `beam_search`.
+        The most likely token each time; a sample of the distribution; or the best sequence of a `beam_search`.
     temperature, top_k, top_p
-        For "sample", in this order: see `with_temperature`, `keep_top_k`, `keep_top_p`.
+        For "sample", applied in this order: see `with_temperature`, `keep_top_k`, `keep_top_p`.
     beams, length_penalty, early_stopping
         For "beam": see `beam_search`.
     end : int, optional
-        The token that ends a text. What follows it in its row is `end`; where all rows have it, writing stops.
+        The end-of-sequence token. After it a row is filled with `end`; generation stops when all rows have ended.
     rng : Philox or int, optional
-        For "sample": the same one gives the same tokens, on every backend, whatever the other rows of the batch are.
+        For "sample": the same generator gives the same tokens, on every backend, independent of other rows.
     lengths : (B,) integers, optional
-        Of prompts of different lengths, padded with any tokens behind them.
+        Lengths of right-padded prompts.
 
     Returns
     -------
     (B, N) array of integers
-        What follows the prompts; N is `count`, or less where all rows have ended. In the library's default integer
-        dtype, whatever that of the prompts is.
+        The new tokens; N is `count`, or less if all rows have ended. In the library's default integer dtype.
 
     Raises
     ------
     ValueError
-        If an option is out of its range or of another method, `rng` is missing, the model has no place for so many
-        tokens, or the logits of a row that has not ended hold NaN, or -inf for every token.
+        If an option is out of range or belongs to another method, `rng` is missing, the sequence would exceed the
+        model's `max_seq_len`, or the logits of a row that has not ended hold NaN, or -inf for every token.
 
     Notes
     -----
-    Tokens are chosen from logits in float64 where the library has it, whatever the dtype of the model. Logits of +inf
-    share all probability.
+    Tokens are selected from logits in float64 where the library has it, whatever the dtype of the model. Logits of
+    +inf share all probability.
 
     Examples
     --------
@@ -100,14 +99,14 @@ def generate(
     others = {"beams": None if beams == 4 else beams, "length_penalty": None if length_penalty == 1 else length_penalty}
     _refuse_options(method, "beam", {**others, "early_stopping": early_stopping})
     tokens = check_tokens(tokens)
-    written = list(
+    found = list(
         stream(
             model, params, tokens, count, method=method, temperature=temperature, top_k=top_k, top_p=top_p, end=end,
             rng=rng, lengths=lengths,
         )
     )  # fmt: skip
     xp = namespace_of(tokens)
-    return xp.stack(written, axis=1) if written else tokens[:, :0]
+    return xp.stack(found, axis=1) if found else tokens[:, :0]
 
 
 def stream(
@@ -115,9 +114,9 @@ def stream(
     top_k: int | None = None, top_p: float | None = None, end: int | None = None, rng: Philox | int | None = None,
     lengths: Any = None,
 ) -> Iterator[Array]:  # fmt: skip
-    """The tokens that `generate` returns, (B,) at a time, each as soon as it is there; not by beam search.
+    """Yield the tokens that `generate` returns, (B,) at a time; not for beam search.
 
-    Arguments are checked, and the prompts read, when it is called.
+    Arguments are validated and the prompts processed in the call itself.
 
     Examples
     --------
@@ -129,35 +128,35 @@ def stream(
     checks.one_of("method", method, METHODS[:2])
     if method == "greedy":
         _refuse_sampling_options(method, temperature, top_k, top_p)
-        choice = Choice(None, 1.0, None, None)
+        sampler = Sampler(None, 1.0, None, None)
     else:
         if rng is None:
-            raise ValueError('`rng` is None, but method="sample" draws at random. Give rng=attnarray.Philox(seed).')
-        choice = Choice(rng if isinstance(rng, Philox) else Philox(rng), temperature, top_k, top_p)
-    tokens, count = check_tokens(tokens), checks.whole("count", count, 0, 2**31, "how many tokens to write")
-    begun = begin(model, params, tokens, count, lengths)
+            raise ValueError('`rng` is None, but method="sample" needs a generator. Give rng=attnarray.Philox(seed).')
+        sampler = Sampler(rng if isinstance(rng, Philox) else Philox(rng), temperature, top_k, top_p)
+    tokens, count = check_tokens(tokens), checks.whole("count", count, 0, 2**31, "the number of tokens to generate")
+    prefilled = prefill(model, params, tokens, count, lengths)
     if end is not None:
-        end = checks.whole("end", end, 0, begun.logits.shape[1] - 1, "a token of the model")
-    choice.of(begun.logits[:0, :], 0)  # which checks its options
-    return _stream(model, params, tokens, count, choice, end, begun)
+        end = checks.whole("end", end, 0, prefilled.logits.shape[1] - 1, "a token of the model")
+    sampler.select(prefilled.logits[:0, :], 0)  # validates its options
+    return _stream(model, params, tokens, count, sampler, end, prefilled)
 
 
 def _stream(
-    model: Generator, params: Params, tokens: Array, count: int, choice: Choice, end: int | None, begun: Begun
+    model: Generator, params: Params, tokens: Array, count: int, sampler: Sampler, end: int | None, prefilled: Prefill
 ) -> Iterator[Array]:
     xp = namespace_of(tokens)
-    logits, cache = begun
+    logits, cache = prefilled
     ended = xp.zeros((tokens.shape[0],), dtype=xp.bool, device=device_of(tokens))
     for n in range(count):
         known = finite_or_certain(logits, None if end is None else ~ended)
-        told = xp.astype(choice.of(known, n), tokens.dtype)  # (B,)
+        token = xp.astype(sampler.select(known, n), tokens.dtype)  # (B,)
         if end is not None:
-            told = xp.where(ended, xp.full_like(told, end), told)
-            ended = ended | (told == end)
-        yield told
+            token = xp.where(ended, xp.full_like(token, end), token)
+            ended = ended | (token == end)
+        yield token
         if n == count - 1 or (end is not None and bool(xp.all(ended))):
             return
-        logits, cache = model.step(params, told[:, None], cache, last=True)
+        logits, cache = model.step(params, token[:, None], cache, last=True)
         logits = logits[:, -1, :]
 
 
@@ -167,7 +166,7 @@ def _refuse_sampling_options(method: str, temperature: float, top_k: int | None,
 
 
 def _refuse_options(method: str, other: str, given: dict[str, Any]) -> None:
-    """Check that no options of another method are given to this one, which would pass over them."""
+    """Check that no options of another method are given, which this one would ignore."""
     for name, value in given.items():
         if value is not None:
             raise ValueError(f'`{name}` is {checks.shown(value)}, but method={method!r}; it is for method="{other}".')

@@ -1,4 +1,4 @@
-"""Beam search: the likeliest continuations that are found by keeping a few at each length."""
+"""Beam search: the best continuations among those with a likely beginning."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from attnarray import checks
 from attnarray.backend import Array, device_of, namespace_of, to_numpy
 from attnarray.layers.initial import Params
 from attnarray.models.generation.beam_rules import BestOfAll, BestOfCandidates
-from attnarray.models.generation.prompts import Generator, begin
+from attnarray.models.generation.prompts import Generator, prefill
 from attnarray.models.generation.sampling import finite_or_certain
 from attnarray.ops.softmax import log_softmax
 
 
 class BeamResult(NamedTuple):
-    """The best continuation (B, N) of each prompt, filled up with `end`, and its score (B,), both as the model's."""
+    """The best continuation (B, N) of each prompt, padded with `end`, and its score (B,), in the library of the
+    model.
+    """
 
     tokens: Array
     scores: Array
@@ -27,13 +29,13 @@ def beam_search(
     model: Generator, params: Params, tokens: Array, count: int, *, beams: int = 4, length_penalty: float = 1.0,
     end: int | None = None, lengths: Any = None, early_stopping: bool | str | None = None,
 ) -> BeamResult:  # fmt: skip
-    r"""The continuation with the best score that is found when only the likeliest `beams` of each length go on.
+    r"""Return the continuation with the best score that keeping the `beams` most likely of each length finds.
 
     .. math:: \mathrm{score}(y) = \frac{1}{|y|^\alpha} \sum_{n \le |y|} \log p(y_n \mid x, y_1 \dots y_{n-1})
 
-    A continuation is over after `count` tokens, or with `end`, which counts as one of them. Whatever ends is compared,
-    also where others go on; the search stops where these can no longer win. With as many beams as there are
-    continuations it finds the best of all.
+    A continuation ends after `count` tokens, or with `end`, which counts as one of them. All that end are compared; the
+    search stops when no unfinished one can have a better score. With as many beams as there are continuations it finds
+    the best of all.
 
     Parameters
     ----------
@@ -42,34 +44,34 @@ def beam_search(
     tokens : (B, T) integer
         Prompts.
     count : int
-        At most so many tokens follow.
+        Largest number of new tokens.
     beams : int
-        How many continuations of one length go on.
+        Number of continuations that are kept at each length.
     length_penalty : float
-        alpha, 0 or above: 0 compares log-probabilities, which favours short ones, 1 their means. With `early_stopping`
+        alpha, 0 or above: 0 compares log-probabilities, which favors short ones, 1 their means. With `early_stopping`
         it may be negative too.
     end : int, optional
-        The token that ends a text.
+        The end-of-sequence token.
     lengths : (B,) integers, optional
-        Of prompts that are padded behind them.
+        Lengths of right-padded prompts.
     early_stopping : {None, False, True, "never"}
-        None is the search as it is described above. Any other value gives that of Hugging Face transformers with this
-        value of its option of the same name, whose default is False, and the same tokens; see the notes.
+        None is the search described above. Other values select the search of Hugging Face transformers with this value
+        of its option of the same name, whose default is False, with the same tokens; see the notes.
 
     Raises
     ------
     ValueError
-        If an option is out of its range, the model has no place for so many tokens, or logits from which a continuation
-        should go on hold NaN, or -inf for every token.
+        If an option is out of range, the sequence would exceed the model's `max_seq_len`, or the logits of an
+        unfinished continuation hold NaN, or -inf for every token.
 
     Notes
     -----
-    Without `end` both searches are the same. With it, transformers takes the likeliest 2 `beams` continuations of each
-    step, of which those with `end` count only if they are among the first `beams`; here every one with `end` counts. It
-    keeps the best `beams` that have ended, and stops once there are as many (True), once the likeliest that goes on,
-    with the length that it has, is no better than the worst of them (False), or once it could not even become so with
-    `count` tokens ("never", where the penalty is positive). So tokens may differ. The same continuations go on in both,
-    and the score that None finds is never worse.
+    Without `end` both searches are the same. With it, transformers takes the 2 `beams` most likely continuations of
+    each step, of which those with `end` count only if they are among the first `beams`; here every one with `end`
+    counts. It keeps the best `beams` that have ended, and stops once there are as many (True), once the most likely
+    unfinished one, at its present length, is no better than the worst of them (False), or could not become better with
+    `count` tokens ("never", for a positive penalty). So tokens may differ. Both searches keep the same unfinished
+    continuations, and the score that None finds is never worse.
 
     Log-probabilities are computed in float64 where the library has it, whatever the dtype of the logits.
 
@@ -85,12 +87,12 @@ def beam_search(
     >>> found.tokens.shape, found.scores.shape
     ((2, 3), (2,))
     """
-    beams = checks.whole("beams", beams, 1, 2**31, "how many continuations go on at each length")
+    beams = checks.whole("beams", beams, 1, 2**31, "the number of continuations to keep at each length")
     checks.one_of("early_stopping", early_stopping, (None, False, True, "never"))
     if early_stopping is not None and early_stopping != "never":
         early_stopping = checks.flag("early_stopping", early_stopping)
     _check_penalty(length_penalty, count, early_stopping is not None)
-    logits, cache = begin(model, params, tokens, count, lengths)
+    logits, cache = prefill(model, params, tokens, count, lengths)
     B, V = logits.shape
     end = None if end is None else checks.whole("end", end, 0, V - 1, "a token of the model")
     search: BestOfAll | BestOfCandidates
@@ -101,8 +103,8 @@ def beam_search(
     for n in range(1, count + 1 if B else 1):
         width = logits.shape[0] // B
         going = search.going()[:, :width].reshape(-1)
-        known = finite_or_certain(logits, None if np.all(going) else _beside(going, tokens))
-        steps = to_numpy(log_softmax(known)).astype(np.float64).reshape(B, width, V)
+        certain = finite_or_certain(logits, None if np.all(going) else _beside(going, tokens))
+        steps = to_numpy(log_softmax(certain)).astype(np.float64).reshape(B, width, V)
         parents = search.advance(steps, n)
         if n == count or not np.any(search.going()):
             break
@@ -131,7 +133,7 @@ def _check_penalty(penalty: float, count: int, any_sign: bool) -> None:
 
 
 def _length(row: np.ndarray, end: int | None) -> int:
-    """Tokens up to the first `end`, with it."""
+    """The number of tokens up to and including the first `end`."""
     ends = np.flatnonzero(row == end) if end is not None else np.zeros(0)
     return int(ends[0]) + 1 if len(ends) else len(row)
 

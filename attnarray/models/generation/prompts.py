@@ -1,4 +1,4 @@
-"""What a model makes of the beginnings of texts, before it goes on with them."""
+"""Processing of prompts before generation."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from attnarray.backend import Array, device_of, dtype_name, library_name, namesp
 from attnarray.layers.checking import check_params
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
-from attnarray.models.places import check_tokens
+from attnarray.models.padding import check_tokens
 
 
 class Generator(Protocol):
-    """A model that goes on with texts token by token, such as `GPT`."""
+    """A model that generates token by token, such as `GPT`."""
 
     def cache(
         self, batch: int, max_seq_len: int | None = None, dtype: str = "float32", *, starts: Any = None
@@ -22,26 +22,26 @@ class Generator(Protocol):
     def step(self, params: Params, tokens: Array, cache: Any, *, last: bool = False) -> tuple[Array, Any]: ...
 
 
-class Begun(NamedTuple):
+class Prefill(NamedTuple):
     """The logits (B, V) of the token after each prompt, and the cache that holds the prompts."""
 
     logits: Array
     cache: Any
 
 
-def begin(model: Generator, params: Params, tokens: Array, count: int, lengths: Any) -> Begun:
-    """Read the prompts, with room for `count` tokens more."""
+def prefill(model: Generator, params: Params, tokens: Array, count: int, lengths: Any) -> Prefill:
+    """Process the prompts, with a cache for `count` more tokens."""
     if not (hasattr(model, "cache") and hasattr(model, "step")):
         raise TypeError(
             f"`model` is {checks.shown(model)}, expected one with `cache` and `step`, such as attnarray.models.GPT; "
             "the order is model, params, tokens, count."
         )
-    count = checks.whole("count", count, 0, 2**31, "how many tokens to write")
+    count = checks.whole("count", count, 0, 2**31, "the number of tokens to generate")
     tokens = check_tokens(tokens)
     if not tokens.shape[1]:
-        raise ValueError("`tokens` has no places, expected prompts of at least one token: (B, T) with T > 0.")
-    tokens, starts = to_the_right(tokens, lengths)
-    max_seq_len = tokens.shape[1] + max(count - 1, 0)  # the last token that is written is never read
+        raise ValueError("`tokens` has no positions, expected prompts of at least one token: (B, T) with T > 0.")
+    tokens, starts = left_pad(tokens, lengths)
+    max_seq_len = tokens.shape[1] + max(count - 1, 0)  # the last new token is not processed
     if not hasattr(model, "cache") or not hasattr(model, "step"):
         raise TypeError(f"`model` is {checks.shown(model)}, expected a model with `cache` and `step`, such as GPT.")
     if isinstance(model, Layer):
@@ -52,11 +52,11 @@ def begin(model: Generator, params: Params, tokens: Array, count: int, lengths: 
         cache = model.cache(tokens.shape[0], max_seq_len, dtype_name(like.dtype), starts=starts)
     cache = tree.map(lambda leaf: xp.asarray(leaf, device=device_of(like)) if checks.is_array(leaf) else leaf, cache)
     logits, cache = model.step(params, tokens, cache, last=True)  # (B, 1, V)
-    return Begun(logits[:, -1, :], cache)
+    return Prefill(logits[:, -1, :], cache)
 
 
-def to_the_right(tokens: Array, lengths: Any) -> tuple[Array, Array | None]:
-    """Prompts (B, T) that are padded behind them, padded before them instead, and where each starts."""
+def left_pad(tokens: Array, lengths: Any) -> tuple[Array, Array | None]:
+    """Convert right-padded prompts (B, T) to left-padded ones; return them and where each starts."""
     if lengths is None:
         return tokens, None
     B, T = tokens.shape
@@ -65,15 +65,15 @@ def to_the_right(tokens: Array, lengths: Any) -> tuple[Array, Array | None]:
     _check_lengths(lengths, T)
     xp = namespace_of(tokens)
     starts = T - lengths  # (B,)
-    places = xp.arange(T, device=device_of(tokens)) - starts[:, None]  # (B, T)
-    return xp.take_along_axis(tokens, xp.maximum(places, xp.zeros_like(places)), axis=1), starts
+    positions = xp.arange(T, device=device_of(tokens)) - starts[:, None]  # (B, T)
+    return xp.take_along_axis(tokens, xp.maximum(positions, xp.zeros_like(positions)), axis=1), starts
 
 
 def _check_lengths(lengths: Array, T: int) -> None:
     host = to_numpy(lengths)
-    for place, length in enumerate(host.tolist()):
+    for n, length in enumerate(host.tolist()):
         if not 1 <= length <= T:
             raise ValueError(
-                f"`lengths` holds {length} at position ({place},), expected 1 to {T}: a prompt has at least one token, "
-                "and at most those that are given."
+                f"`lengths` holds {length} at position ({n},), expected 1 to {T}: a prompt has at least one token, "
+                "and at most the number given."
             )

@@ -1,4 +1,4 @@
-"""Drawing a token from logits: temperature, the most likely k, the most likely share p."""
+"""Sampling of tokens from logits: temperature, top-k, top-p (nucleus)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from attnarray.random import Philox
 
 
 def keep_top_k(logits: Array, k: int) -> Array:
-    """The k largest logits of each row (..., V), and -inf for all others; logits that equal the k-th stay too.
+    """Keep the k largest logits of each row (..., V), and those equal to the k-th; the others become -inf.
 
     Raises
     ------
     ValueError
-        If k is no integer >= 1, or a row has no probabilities: a NaN, or -inf for every token.
+        If k is not an integer >= 1, or a row has no distribution: a NaN, or -inf for every token.
 
     References
     ----------
@@ -33,7 +33,7 @@ def keep_top_k(logits: Array, k: int) -> Array:
     [-inf, 3.0, 2.0]
     """
     _check(logits)
-    k = checks.whole("top_k", k, 1, 2**31, "how many of the most likely tokens stay")
+    k = checks.whole("top_k", k, 1, 2**31, "the number of tokens to keep")
     xp, V = namespace_of(logits), logits.shape[-1]
     if k >= V:
         return logits
@@ -43,9 +43,9 @@ def keep_top_k(logits: Array, k: int) -> Array:
 
 
 def keep_top_p(logits: Array, p: float) -> Array:
-    """The fewest of the most likely tokens whose probabilities sum to p or more; -inf for the others (..., V).
+    """Keep the smallest set of the most likely tokens whose probabilities sum to at least p; the others become -inf.
 
-    Tokens as likely as the last of them stay too.
+    Tokens as likely as the last of them are kept too. Logits are (..., V).
 
     Raises
     ------
@@ -70,20 +70,20 @@ def keep_top_p(logits: Array, p: float) -> Array:
     xp, certain = namespace_of(logits), finite_or_certain(logits)
     ordered = xp.flip(xp.sort(certain, axis=-1), axis=-1)
     likely = softmax(ordered)
-    before = _cumulative_sum(likely) - likely  # what the more likely ones sum to
+    before = _cumulative_sum(likely) - likely  # the sum of the more likely ones
     least = xp.min(xp.where(before < p, ordered, ordered[..., :1]), axis=-1, keepdims=True)
     return xp.where(certain >= least, logits, -math.inf)
 
 
 @ignoring_fp_errors
 def with_temperature(logits: Array, temperature: float) -> Array:
-    """Logits divided by a temperature: below 1 likely tokens become likelier, above 1 all become more alike.
+    """Divide logits by a temperature: below 1 the distribution becomes sharper, above 1 flatter.
 
     Returns
     -------
     array
-        In float64 where the library has it, else in float32: 16-bit logits would overflow at low temperatures. A row
-        that overflows even so is divided less its maximum, which is of the same probabilities.
+        In float64 where the library has it, else in float32: 16-bit logits would overflow at low temperatures. From a
+        row that would overflow even so, its maximum is subtracted first, which does not change the distribution.
 
     Raises
     ------
@@ -102,7 +102,7 @@ def with_temperature(logits: Array, temperature: float) -> Array:
     if dtype_name(wide.dtype) == "float32":
         check_number("temperature", temperature, "float32")
     if temperature < 1 and math.prod(logits.shape):
-        limit = float(xp.finfo(wide.dtype).max) / 2 * temperature  # times 2, it divides to what overflows
+        limit = float(xp.finfo(wide.dtype).max) / 2 * temperature  # twice as much would overflow
         above = xp.any((xp.abs(wide) > limit) & xp.isfinite(wide), axis=-1, keepdims=True)
         if bool(xp.any(above)):
             largest = xp.max(wide, axis=-1, keepdims=True)
@@ -113,15 +113,15 @@ def with_temperature(logits: Array, temperature: float) -> Array:
 
 
 def draw(logits: Array, rng: Philox | int) -> Array:
-    """A token (B,) for each row (B, V), by its probability; the same seed gives the same tokens on every backend.
+    """Sample a token (B,) from each row of logits (B, V); the same seed gives the same tokens on every backend.
 
-    Row b takes the b-th number of the generator: the first token whose cumulated probability exceeds it. Tokens whose
+    Row b takes the first token whose cumulative probability exceeds the b-th number of the generator. Tokens whose
     logits are +inf share all probability.
 
     Raises
     ------
     ValueError
-        If a row has no probabilities: it holds NaN, or -inf for every token.
+        If a row has no distribution: it holds NaN, or -inf for every token.
 
     Examples
     --------
@@ -140,12 +140,12 @@ def draw(logits: Array, rng: Philox | int) -> Array:
 
 
 def finite_or_certain(logits: Array, going: Array | None = None) -> Array:
-    """Logits (..., V) in the widest dtype; in rows with +inf these are 0, and all others -inf: certain.
+    """Return logits (..., V) in the widest dtype; in rows with +inf, these become 0 and all others -inf.
 
     Raises
     ------
     ValueError
-        If a row has no probabilities: it holds NaN, or -inf for every token. Where `going` (...) is False, nothing is
+        If a row has no distribution: it holds NaN, or -inf for every token. Where `going` (...) is False, nothing is
         asked of a row, and its logits are 0.
     """
     xp, logits = namespace_of(logits), _wide(logits)
@@ -161,7 +161,7 @@ def finite_or_certain(logits: Array, going: Array | None = None) -> Array:
             row = ", ".join(str(axis[0]) for axis in np.atleast_1d(wrong).nonzero())
             raise ValueError(
                 f"`logits` hold {what} in row {row}, expected numbers, of which at least one is above -inf: no token "
-                "can be chosen. Look for NaN in the parameters, and for what masks every token."
+                "can be selected. Check the parameters for NaN, and whether all tokens are masked."
             )
     return xp.where(largest == math.inf, xp.where(logits == math.inf, 0.0, -math.inf), logits)
 

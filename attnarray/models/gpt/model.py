@@ -23,7 +23,7 @@ from attnarray.models.gpt.cache import GPTCache
 from attnarray.models.gpt.embedding import GPTEmbedding, GPTEmbeddingContext
 from attnarray.models.gpt.published import PRETRAINED
 from attnarray.models.logits import check_dlogits
-from attnarray.models.places import attention_mask, check_lengths, check_starts, check_tokens
+from attnarray.models.padding import attention_mask, check_lengths, check_starts, check_tokens
 from attnarray.models.transformer.encoder import Encoder, EncoderOptions
 from attnarray.models.transformer.stack import StackContext
 from attnarray.numpy_arrays import writable

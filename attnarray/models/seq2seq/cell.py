@@ -1,4 +1,4 @@
-"""A recurrent cell with its parameters, GRU or LSTM in one form: its state is a tuple, (h,) or (h, c)."""
+"""A recurrent cell with its parameters, a GRU or an LSTM, with a tuple as its state: (h,) or (h, c)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from attnarray.ops.gru import GRUResult, gru_bwd, gru_fwd
 from attnarray.ops.lstm import LSTMResult, lstm_bwd, lstm_fwd
 from attnarray.random import Philox
 
-# What each cell is: its forward, its backward, its result, how many gates it has, and the names of its states.
+# Each cell as its forward, its backward, its result, the number of its gates, and the names of its states.
 CELLS: dict[str, tuple[Any, Any, Any, int, tuple[str, ...]]] = {
     "gru": (gru_fwd, gru_bwd, GRUResult, 3, ("h",)),
     "lstm": (lstm_fwd, lstm_bwd, LSTMResult, 4, ("h", "c")),
@@ -42,7 +42,7 @@ class Cell(Layer):
 
     @property
     def states(self) -> tuple[str, ...]:
-        """What its state is made of."""
+        """The names of its states."""
         return CELLS[self.kind][4]
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
@@ -62,13 +62,13 @@ class Cell(Layer):
     def fwd(
         self, params: Params, x: Array, state: State | None = None, *, mask: Array | None = None, reverse: bool = False
     ) -> tuple[Array, State, Any]:
-        """The outputs (B, T, H) of x (B, T, in_dim), the state after the last step, and the context."""
+        """Return the outputs (B, T, H) of x (B, T, in_dim), the final state, and the context."""
         start = {} if state is None else {f"{name}0": array for name, array in zip(self.states, state, strict=True)}
         result, ctx = CELLS[self.kind][0](x, **params, **start, mask=mask, reverse=reverse)
         return result.out, tuple(result[1:]), ctx
 
     def bwd(self, dout: Array | None, dstate: tuple[Array | None, ...], ctx: Any) -> CellGrads:
-        """The gradients of x, of the state before the first step, and of the parameters."""
+        """Return the gradients of x, the initial state and the parameters."""
         _, backward, result, _, names = CELLS[self.kind]
         grads = backward(result(dout, *dstate), ctx)
         params = {name: getattr(grads, name) for name in NAMES}

@@ -1,4 +1,4 @@
-"""A recurrent encoder that reads a sequence both ways: one state for each token, and what is left in the end."""
+"""A bidirectional recurrent encoder: one state for each token, and the final states."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class BridgeContext(NamedTuple):
     tanh: TanhContext
 
 
-class ReadContext(NamedTuple):
+class RecurrentEncoderContext(NamedTuple):
     forwards: Any
     backwards: Any
     bridge: dict[str, BridgeContext]
@@ -33,7 +33,7 @@ class RecurrentEncoder(Layer):
         m_j = [\overrightarrow{h}_j; \overleftarrow{h}_j], \qquad
         s_0 = \tanh(W [\overrightarrow{h}_S; \overleftarrow{h}_1] + b)
 
-    with m what a decoder attends to and s_0 its first state; for an LSTM, its first cell likewise.
+    with m the memory of a decoder and s_0 its initial state; for an LSTM, its initial cell likewise.
     """
 
     cell: str
@@ -44,8 +44,10 @@ class RecurrentEncoder(Layer):
         half, bridge = Cell(self.cell, self.in_dim, self.hidden_dim // 2), Linear(self.hidden_dim, self.hidden_dim)
         return {"forwards": half, "backwards": half, **{f"bridge_{name}": bridge for name in half.states}}
 
-    def fwd(self, params: Params, x: Array, exists: Array | None) -> tuple[Array, State, ReadContext]:
-        """The memory (B, S, H) of x (B, S, in_dim), of which `exists` (B, S) is there, the first state of a decoder."""
+    def fwd(self, params: Params, x: Array, exists: Array | None) -> tuple[Array, State, RecurrentEncoderContext]:
+        """Return the memory (B, S, H) of x (B, S, in_dim), masked by `exists` (B, S), and the initial state of a
+        decoder.
+        """
         xp, parts = namespace_of(x), self._parts
         out, last, forwards_ctx = parts["forwards"].fwd(params["forwards"], x, mask=exists)
         back, first, backwards_ctx = parts["backwards"].fwd(params["backwards"], x, mask=exists, reverse=True)
@@ -56,10 +58,14 @@ class RecurrentEncoder(Layer):
             y, tanh_ctx = tanh_fwd(y)
             state.append(y)
             contexts[name] = BridgeContext(linear_ctx, tanh_ctx)
-        return xp.concat([out, back], axis=-1), tuple(state), ReadContext(forwards_ctx, backwards_ctx, contexts)
+        return (
+            xp.concat([out, back], axis=-1),
+            tuple(state),
+            RecurrentEncoderContext(forwards_ctx, backwards_ctx, contexts),
+        )
 
-    def bwd(self, dmemory: Array, dstate: tuple[Array, ...], ctx: ReadContext) -> LayerGrads:
-        """The gradients of x and the parameters."""
+    def bwd(self, dmemory: Array, dstate: tuple[Array, ...], ctx: RecurrentEncoderContext) -> LayerGrads:
+        """Return the gradients of x and the parameters."""
         parts, half, params = self._parts, self.hidden_dim // 2, {}
         last, first = [], []
         for dy, (name, bridge) in zip(dstate, ctx.bridge.items(), strict=True):

@@ -1,4 +1,4 @@
-"""The recurrent encoder-decoder: at each step the decoder looks at the encoder's states, by any attention."""
+"""The recurrent encoder-decoder, with any attention."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from attnarray.layers.checking import check_same
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
 from attnarray.layers.linear import Linear
-from attnarray.models.generation.greedy import greedily
+from attnarray.models.generation.greedy import greedy_decode
 from attnarray.models.logits import check_dlogits
-from attnarray.models.places import check_lengths
+from attnarray.models.padding import check_lengths
+from attnarray.models.seq2seq.attention_step import samples
 from attnarray.models.seq2seq.cell import CELLS
 from attnarray.models.seq2seq.decoder import DecoderState, RecurrentDecoder, StepContext
-from attnarray.models.seq2seq.encoder import ReadContext, RecurrentEncoder
-from attnarray.models.seq2seq.looking import draws
+from attnarray.models.seq2seq.encoder import RecurrentEncoder, RecurrentEncoderContext
 from attnarray.models.token_embedding import TokenContext, TokenEmbedding
 from attnarray.ops.dropout import DropoutContext, dropout_bwd, dropout_fwd
 from attnarray.ops.linear import LinearContext
@@ -27,7 +27,7 @@ from attnarray.random import Philox
 
 class Seq2SeqContext(NamedTuple):
     source: TokenContext
-    encoder: ReadContext
+    encoder: RecurrentEncoderContext
     target: TokenContext
     decoder: tuple[StepContext, ...]
     dropout: DropoutContext
@@ -47,28 +47,28 @@ class Seq2Seq(Layer):
         s_i = \mathrm{RNN}([y_{i-1}; \tilde h_{i-1}], s_{i-1}), \qquad c_i = \mathrm{attention}(s_i, m), \qquad
         \tilde h_i = \tanh(W_c [c_i; s_i]), \qquad \mathrm{logits}_i = W \tilde h_i + b
 
-    with x and y the vectors of source and target. Training goes step by step too, as each step hears where the one
-    before has looked; the backward goes through the steps, and every attention in them, from the last to the first.
+    with x and y the embeddings of source and target. Training runs step by step too, as each step depends on the
+    previous one; the backward is backpropagation through time.
 
     Parameters
     ----------
     source_vocab_size, target_vocab_size : int
-        How many tokens there are of each.
+        Number of known source and target tokens.
     dim : int
-        Of the vectors of tokens.
+        Features of the embeddings.
     hidden_dim : int
-        H, even: of s, h~ and m.
+        H, even: features of s, h~ and m.
     attention : layer
         Any layer of `attnarray.layers` between two sequences, of queries (B, 1, H) over keys (B, S, H), such as
-        `BahdanauAttention`, `LuongAttention`, `LocationAttention` (each step is given the weights of the one before),
-        `LocalAttention` (which is given the number of the step), `HardAttention` (which draws in training, and takes
-        the most likely key at inference) or `MultiHeadAttention`. Or an object of your own with their `init`,
+        `BahdanauAttention`, `LuongAttention`, `LocationAttention` (with the weights of the previous step),
+        `LocalAttention` (with the index of the step), `HardAttention` (which samples in training, and takes the most
+        likely key at inference) or `MultiHeadAttention`. Or an object of your own with their `init`,
         `fwd(params, query, key, kv_lengths=...)` and `bwd`.
     cell : {"gru", "lstm"}
     dropout : float
-        Of the vectors of tokens, and of h~ where it makes logits; only with an `rng`.
+        Dropout of the embeddings, and of h~ before the logits; only with an `rng`.
     context_dim : int, optional
-        Features of what the attention gives; H by default.
+        Features of the output of the attention; H by default.
 
     Raises
     ------
@@ -77,8 +77,8 @@ class Seq2Seq(Layer):
 
     Notes
     -----
-    Hard attention with the estimator "reinforce" learns from what its choices cost: give `bwd` the cotangent of their
-    log-probabilities, cost less baseline of each step.
+    Hard attention with the estimator "reinforce" needs the cotangent of the log-probabilities of its samples in `bwd`:
+    the cost of each step minus a baseline.
 
     References
     ----------
@@ -125,7 +125,7 @@ class Seq2Seq(Layer):
         self.parts()  # validates the fields of the parts
 
     def parts(self) -> dict[str, Any]:
-        H, token_options = self.hidden_dim, (self.dim, 1, "none", self.dropout)  # no positions: the steps tell
+        H, token_options = self.hidden_dim, (self.dim, 1, "none", self.dropout)  # the recurrence knows the order
         return {
             "source": TokenEmbedding(self.source_vocab_size, *token_options, "source"),
             "encoder": RecurrentEncoder(self.cell, self.dim, H),
@@ -137,25 +137,25 @@ class Seq2Seq(Layer):
     @property
     def drops(self) -> bool:
         """Whether training needs an `rng`: for dropout or sampling."""
-        return self.dropout > 0 or draws(self.attention)
+        return self.dropout > 0 or samples(self.attention)
 
     def __call__(
         self, params: Params, source: Array, target: Array, *, source_lengths: Any = None, rng: Philox | None = None
     ) -> Array:
-        """Logits (B, T, V) of the token after each of `target` (B, T), for sources (B, S); all are integers.
+        """Return the logits (B, T, V) of the token after each of `target` (B, T), for sources (B, S); all are integers.
 
-        Of each source the first `source_lengths` (B,) are there. Without an `rng` nothing is dropped or sampled.
+        `source_lengths` (B,) are the lengths of right-padded sources. Without an `rng` nothing is dropped or sampled.
         """
         return self._fwd(params, source, target, source_lengths, rng)[0]
 
     def fwd(
         self, params: Params, source: Array, target: Array, *, source_lengths: Any = None, rng: Philox | None = None
     ) -> tuple[Array, Seq2SeqContext]:
-        """The same, and the context for `bwd`; with something to drop or draw it needs an `rng`."""
+        """Return the same, and the context for `bwd`; dropout and sampling require an `rng`."""
         return self._fwd(params, source, target, source_lengths, rng)
 
     def bwd(self, dlogits: Array, ctx: Seq2SeqContext, *, dlog_prob: Array | None = None) -> Seq2SeqGrads:
-        """The gradients of the parameters. `dlog_prob` (B, T) is for hard attention that learns by "reinforce"."""
+        """Return the gradients of the parameters. `dlog_prob` (B, T) is for hard attention with "reinforce"."""
         checks.context("ctx", ctx, Seq2SeqContext)
         check_same(self, "dim", ctx.source.token.width, self.dim)
         check_dlogits(dlogits, ctx.logits)
@@ -175,11 +175,11 @@ class Seq2Seq(Layer):
         })  # fmt: skip
 
     def start(self, params: Params, source: Array, *, source_lengths: Any = None) -> DecoderState:
-        """Reads sources (B, S) once, for `step`."""
+        """Encode sources (B, S) and return the initial state for `step`."""
         return self._read(params, source, source_lengths, None)[0]
 
     def step(self, params: Params, tokens: Array, state: DecoderState) -> tuple[Array, DecoderState]:
-        """Logits (B, 1, V) after the next target tokens (B, 1), and where the decoder stands then."""
+        """Return the logits (B, 1, V) after the next target tokens (B, 1), and the new state of the decoder."""
         checks.context("state", state, DecoderState)
         checks.shape("tokens", tokens, (state.memory.shape[0], 1), "the next token of each sequence")
         parts = self._parts
@@ -191,18 +191,18 @@ class Seq2Seq(Layer):
         self, params: Params, source: Array, start: int, count: int, *, end: int | None = None,
         source_lengths: Any = None,
     ) -> Array:  # fmt: skip
-        """Up to `count` target tokens (B, N) for sources (B, S), the most likely one each time, after token `start`.
+        """Generate up to `count` target tokens (B, N) for sources (B, S) greedily, after token `start`.
 
-        Where `end` comes, the rest of that row is `end`; N is less than `count` if all rows have ended before.
+        After `end`, the rest of a row is `end`; N is less than `count` if all rows have ended before.
         """
-        count = checks.whole("count", count, 0, 2**31, "how many tokens to write")
+        count = checks.whole("count", count, 0, 2**31, "the number of tokens to generate")
         state = self.start(params, source, source_lengths=source_lengths)
-        return greedily(
+        return greedy_decode(
             lambda tokens, now: self.step(params, tokens, now), state, source, start, count, end, self.target_vocab_size
         )
 
     def alignments(self, ctx: Seq2SeqContext) -> Array:
-        """Where each step looked in the source, (B, T, S); with heads (B, heads, T, S)."""
+        """Return the attention weights of all steps, (B, T, S); with heads (B, H, T, S)."""
         checks.context("ctx", ctx, Seq2SeqContext)
         weights = [attention_weights(step.attention) for step in ctx.decoder]
         return namespace_of(*weights).concat(weights, axis=-2)
@@ -217,8 +217,7 @@ class Seq2Seq(Layer):
             raise ValueError(f"`target` has shape {tuple(target.shape)}, expected at least one position: (B, T).")
         if target.shape[0] != source.shape[0]:
             raise ValueError(
-                f"`target` has shape {tuple(target.shape)}, expected as many sequences as `source` "
-                f"{tuple(source.shape)} has."
+                f"`target` has shape {tuple(target.shape)}, expected the batch size of `source` {tuple(source.shape)}."
             )
         states, decoder_ctx = parts["decoder"].fwd(params["decoder"], y, state, rngs[2])
         states, dropout_ctx = dropout_fwd(states, self.dropout if rng else 0.0, rng=rngs[3])
@@ -227,8 +226,8 @@ class Seq2Seq(Layer):
 
     def _read(
         self, params: Params, source: Array, lengths: Any, rng: Philox | None
-    ) -> tuple[DecoderState, TokenContext, ReadContext]:
-        """Where a decoder starts that looks at these sources."""
+    ) -> tuple[DecoderState, TokenContext, RecurrentEncoderContext]:
+        """Encode the sources and return the initial state of the decoder."""
         parts = self._parts
         x, source_ctx = parts["source"].fwd(params["source"], source, rng)  # (B, S, dim)
         xp, exists = namespace_of(x), None

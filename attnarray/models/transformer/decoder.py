@@ -1,4 +1,4 @@
-"""The decoder of a Transformer: blocks that attend to their own past and to a memory, at once or step by step."""
+"""The decoder of a Transformer: causal self-attention and cross-attention, for whole sequences or step by step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from attnarray.random import Philox
 
 @dataclass(frozen=True)
 class Decoder(Stack):
-    r"""The decoder of a Transformer: each block attends to the sequence itself, then to a memory, then feeds forward.
+    r"""The decoder of a Transformer: blocks of self-attention, cross-attention to a memory, and feed-forward.
 
     Its self-attention is causal unless `is_causal=False`. The fields are those of `Encoder`.
 
@@ -60,7 +60,7 @@ class Decoder(Stack):
     def __call__(
         self, params: Params, x: Array, memory: Array, *, rng: Philox | None = None, **options: Unpack[Options]
     ) -> Array:
-        """y (*batch, T, dim) of x (*batch, T, dim) and a memory (*batch, S, dim).
+        """Return y (*batch, T, dim) of x (*batch, T, dim) and a memory (*batch, S, dim).
 
         The options are those of `TransformerBlock` with `cross`, for each block; `is_causal` is True by default.
         Without an `rng` there is no dropout.
@@ -71,17 +71,17 @@ class Decoder(Stack):
     def states(
         self, params: Params, x: Array, memory: Array, *, rng: Philox | None = None, **options: Unpack[Options]
     ) -> list[Array]:
-        """What every block gives, (*batch, T, dim) each; the last one is y."""
+        """Return the output of every block, (*batch, T, dim) each; the last one is y."""
         return list(self._states(params, x, memory, rng, _causal(options)))
 
     def fwd(
         self, params: Params, x: Array, memory: Array, *, rng: Philox | None = None, **options: Unpack[Options]
     ) -> tuple[Array, StackContext]:
-        """y, and the context for `bwd`."""
+        """Return y, and the context for `bwd`."""
         return self._fwd(params, x, memory, rng, _causal(options))
 
     def bwd(self, dout: Array, ctx: StackContext) -> BlockGrads:
-        """The gradients of x, the memory, the parameters and the biases; None for what was not given."""
+        """Return the gradients of x, the memory, the parameters and the biases; None for what was not given."""
         return self._bwd(dout, ctx)
 
     def cache(self, params: Params, memory: Array, max_seq_len: int) -> tuple[DecoderCache, ...]:
@@ -93,9 +93,13 @@ class Decoder(Stack):
         self, params: Params, x: Array, cache: tuple[DecoderCache, ...], *, memory_mask: Array | Mask | None = None,
         memory_lengths: Any = None,
     ) -> tuple[Array, tuple[DecoderCache, ...]]:  # fmt: skip
-        """y of the next positions x (B, T, dim), written into the cache; that of all positions in one call."""
+        """Return y of the next positions x (B, T, dim), and the cache with them: y equals that of one call over all
+        positions.
+        """
         if not isinstance(cache, tuple) or len(cache) != self.num_layers:
-            raise TypeError(f"`cache` is {checks.shown(cache)}, expected what `cache` of this decoder returned.")
+            raise TypeError(
+                f"`cache` is {checks.shown(cache)}, expected the cache that `cache` of this decoder returns."
+            )
         after = []
         for n, known in enumerate(cache):
             own = params["blocks"][n]

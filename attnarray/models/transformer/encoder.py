@@ -1,4 +1,4 @@
-"""The encoder of a Transformer: blocks of self-attention and feed-forward over a sequence of vectors."""
+"""The encoder of a Transformer: blocks of self-attention and feed-forward networks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from attnarray.random import Philox
 
 
 class EncoderOptions(TypedDict, total=False):
-    """Who sees whom; `multi_head_attention` documents each."""
+    """Options of the self-attention; `multi_head_attention` documents each."""
 
     attn_mask: Array | Mask | None
     is_causal: bool
@@ -37,26 +37,26 @@ class Encoder(Stack):
         x \leftarrow x + \mathrm{drop}(f(\mathrm{norm}(x))) \quad \text{(pre-norm)}, \qquad
         x \leftarrow \mathrm{norm}(x + \mathrm{drop}(f(x))) \quad \text{(post-norm)}
 
-    for f = self-attention, feed-forward, in turns. It takes vectors that know their positions, and gives vectors.
+    for f = self-attention and feed-forward, alternately. Positions are part of the input x.
 
     Parameters
     ----------
     dim : int
         E, features of x.
     num_layers : int
-        Blocks.
+        Number of blocks.
     heads : int
         H.
     hidden_dim : int, optional
-        Of the feed-forward parts; 4 E by default.
+        Hidden features of the feed-forward networks; 4 E by default.
     pre_norm : bool
-        Where the norms stand: before the branches, or after the sums, as in the paper.
+        Whether the norm is applied before each branch, or after the residual sum, as in the paper.
     final_norm : bool, optional
-        Whether there is a norm behind the last block; with `pre_norm` there is one by default, else none.
+        Whether there is a norm after the last block; by default True with `pre_norm`, else False.
     activation, gated, norm, eps, bias, kv_heads, rotary, recompute, init_std
         As in `TransformerBlock`.
     dropout, attention_dropout, hidden_dropout : float
-        Of what branches add, of attention weights, of hidden features, where there is an `rng`.
+        Dropout of the outputs of the branches, of attention weights, and of hidden features, with an `rng`.
 
     Raises
     ------
@@ -86,7 +86,7 @@ class Encoder(Stack):
     def __call__(
         self, params: Params, x: Array, *, rng: Philox | None = None, **options: Unpack[EncoderOptions]
     ) -> Array:
-        """y (*batch, T, dim) of x (*batch, T, dim); without an `rng` there is no dropout.
+        """Return y (*batch, T, dim) of x (*batch, T, dim); without an `rng` there is no dropout.
 
         The options are `attn_mask`, `is_causal`, `kv_lengths` and `bias`, as in `multi_head_attention`, of each block.
         """
@@ -96,16 +96,16 @@ class Encoder(Stack):
     def states(
         self, params: Params, x: Array, *, rng: Philox | None = None, **options: Unpack[EncoderOptions]
     ) -> list[Array]:
-        """What every block gives, (*batch, T, dim) each; the last one is y."""
+        """Return the output of every block, (*batch, T, dim) each; the last one is y."""
         return list(self._states(params, x, None, rng, options))
 
     def fwd(
         self, params: Params, x: Array, *, rng: Philox | None = None, **options: Unpack[EncoderOptions]
     ) -> tuple[Array, StackContext]:
-        """y, and the context for `bwd`; with dropout it needs an `rng`."""
+        """Return y, and the context for `bwd`; dropout requires an `rng`."""
         return self._fwd(params, x, None, rng, options)
 
     def bwd(self, dout: Array, ctx: StackContext) -> EncoderGrads:
-        """The gradients of x, the parameters, and the bias, which all blocks add to their scores; None without one."""
+        """Return the gradients of x, the parameters, and the bias, which all blocks share; None without one."""
         grads = self._bwd(dout, ctx)
         return EncoderGrads(grads.x, grads.params, grads.bias)

@@ -1,4 +1,4 @@
-"""The Transformer: an encoder reads one sequence of tokens, a decoder writes another, told what it wrote before."""
+"""The Transformer: an encoder-decoder from one sequence of tokens to another."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from attnarray.layers.checking import check_same
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
 from attnarray.layers.linear import Linear
-from attnarray.models.generation.greedy import greedily
+from attnarray.models.generation.greedy import greedy_decode
 from attnarray.models.logits import check_dlogits
-from attnarray.models.places import check_lengths
+from attnarray.models.padding import check_lengths
 from attnarray.models.token_embedding import TokenContext, TokenEmbedding
 from attnarray.models.transformer.decoder import Decoder
 from attnarray.models.transformer.encoder import Encoder
@@ -36,14 +36,14 @@ class TransformerGrads(NamedTuple):
 
 
 class TransformerCache(NamedTuple):
-    """What `step` needs: the cache of each block, and how long each source is."""
+    """The cache for `step`: that of each block, and the lengths of the sources."""
 
     blocks: tuple[DecoderCache, ...]
     source_lengths: Any
 
     @property
     def length(self) -> int:
-        """How many target positions it holds."""
+        """The number of target positions that are filled."""
         return self.blocks[0].own.length
 
 
@@ -58,19 +58,19 @@ class Transformer(Layer):
     Parameters
     ----------
     source_vocab_size, target_vocab_size : int
-        How many tokens there are of each.
+        Number of known source and target tokens.
     max_seq_len : int
-        The most positions a sequence may have.
+        The largest number of positions of a sequence.
     dim, num_layers, heads, hidden_dim : int
-        Of encoder and decoder, see `Encoder`; by default those of the paper's base model.
+        Of encoder and decoder, see `Encoder`; by default as in the paper's base model.
     pre_norm, final_norm, activation, eps, attention_dropout, hidden_dropout, recompute
-        See `Encoder`; by default as in the paper: norms after the sums, none behind the last block.
+        See `Encoder`; by default as in the paper: post-norm, no final norm.
     dropout : float
-        Of what branches add, and of the embeddings with their positions; only with an `rng`.
+        Dropout of the branches, and of the embeddings with their positions; only with an `rng`.
     positions : {"sinusoidal", "learned"}
         p: fixed, or a parameter for each position of source and target.
     tie_embeddings : bool
-        Whether the target's embedding U makes the logits too. If not, a linear map with a bias of its own does.
+        Whether the output weight is the target embedding U, or a linear layer with a bias.
 
     Raises
     ------
@@ -88,7 +88,7 @@ class Transformer(Layer):
     >>> model = aa.models.Transformer(11, 9, max_seq_len=8, dim=16, num_layers=2, heads=4, dropout=0.0)
     >>> params = model.init(aa.Philox(0))
     >>> source, target = np.array([[4, 2, 7, 7], [3, 3, 0, 0]]), np.array([[1, 5, 6], [1, 8, 2]])
-    >>> logits, ctx = model.fwd(params, source, target[:, :-1], source_lengths=[4, 2])  # told all but the last
+    >>> logits, ctx = model.fwd(params, source, target[:, :-1], source_lengths=[4, 2])  # all but the last
     >>> loss, loss_ctx = aa.cross_entropy_fwd(logits, target[:, 1:])  # the next token each time
     >>> grads = model.bwd(aa.cross_entropy_bwd(np.ones_like(loss), loss_ctx).logits, ctx).params
     >>> logits.shape, sorted(grads)
@@ -96,7 +96,7 @@ class Transformer(Layer):
     >>> model.greedy(params, source, start=1, count=5, source_lengths=[4, 2]).shape
     (2, 5)
 
-    Where head 3 of the first block of the decoder looks in the source:
+    The cross-attention weights of head 3 in the first block of the decoder:
 
     >>> aa.attention_weights(ctx.decoder.blocks[0].cross.branch)[:, 3].shape
     (2, 2, 4)
@@ -141,39 +141,39 @@ class Transformer(Layer):
         self, params: Params, source: Array, target: Array, *, source_lengths: Any = None, target_lengths: Any = None,
         rng: Philox | None = None,
     ) -> Array:  # fmt: skip
-        """Logits (B, T, V) of the token after each of `target` (B, T), for sources (B, S); all are integers.
+        """Return the logits (B, T, V) of the token after each of `target` (B, T), for sources (B, S); all are integers.
 
-        Target i sees the targets up to i, and of the source the first `source_lengths` (B,). Padding behind a target is
-        not seen by what stands before it, with `target_lengths` (B,) not even by itself: leave it out of the loss, for
-        example as targets of -100 in `cross_entropy`. Without an `rng` there is no dropout.
+        `source_lengths` (B,) and `target_lengths` (B,) are the lengths of right-padded sequences. Attention to the
+        target is causal, so padding of a target does not change the logits before it: exclude it from the loss, for
+        example by targets of -100 in `cross_entropy`. Without an `rng` there is no dropout.
         """
         parts, rngs = self._parts, rng.split(4) if rng else (None,) * 4
         x, _ = parts["source"].fwd(params["source"], source, rngs[0])
         source_lengths = check_lengths("source_lengths", source_lengths, source)
         memory = parts["encoder"](params["encoder"], x, rng=rngs[1], kv_lengths=source_lengths)
         y, _ = parts["target"].fwd(params["target"], target, rngs[2])
-        known = check_lengths("target_lengths", target_lengths, target)
-        lengths = {"kv_lengths": known, "memory_lengths": source_lengths}
+        target_lengths = check_lengths("target_lengths", target_lengths, target)
+        lengths = {"kv_lengths": target_lengths, "memory_lengths": source_lengths}
         return self._logits(params, parts["decoder"](params["decoder"], y, memory, rng=rngs[3], **lengths))[0]
 
     def fwd(
         self, params: Params, source: Array, target: Array, *, source_lengths: Any = None, target_lengths: Any = None,
         rng: Philox | None = None,
     ) -> tuple[Array, TransformerContext]:  # fmt: skip
-        """The same, and the context for `bwd`; with dropout it needs an `rng`."""
+        """Return the same, and the context for `bwd`; dropout requires an `rng`."""
         parts, rngs = self._parts, rng.split(4) if rng else (None,) * 4
         x, source_ctx = parts["source"].fwd(params["source"], source, rngs[0])
         source_lengths = check_lengths("source_lengths", source_lengths, source)
         memory, encoder_ctx = parts["encoder"].fwd(params["encoder"], x, rng=rngs[1], kv_lengths=source_lengths)
         y, target_ctx = parts["target"].fwd(params["target"], target, rngs[2])
-        known = check_lengths("target_lengths", target_lengths, target)
-        lengths = {"kv_lengths": known, "memory_lengths": source_lengths}
+        target_lengths = check_lengths("target_lengths", target_lengths, target)
+        lengths = {"kv_lengths": target_lengths, "memory_lengths": source_lengths}
         y, decoder_ctx = parts["decoder"].fwd(params["decoder"], y, memory, rng=rngs[3], **lengths)
         logits, logits_ctx = self._logits(params, y)
         return logits, TransformerContext(source_ctx, target_ctx, encoder_ctx, decoder_ctx, logits_ctx)
 
     def bwd(self, dlogits: Array, ctx: TransformerContext) -> TransformerGrads:
-        """The gradients of the parameters; where the target's embedding is tied, the sum of its two."""
+        """Return the gradients of the parameters; that of a tied embedding is the sum of both its uses."""
         checks.context("ctx", ctx, TransformerContext)
         check_same(self, "tie_embeddings", not ctx.logits.has_bias, self.tie_embeddings)
         check_dlogits(dlogits, ctx.logits)
@@ -205,9 +205,9 @@ class Transformer(Layer):
         return TransformerCache(parts["decoder"].cache(params["decoder"], memory, max_seq_len), source_lengths)
 
     def step(self, params: Params, tokens: Array, cache: TransformerCache) -> tuple[Array, TransformerCache]:
-        """Logits (B, T, V) of the next target tokens (B, T), which are written into the cache.
+        """Return the logits (B, T, V) after the next target tokens (B, T), and the cache with them.
 
-        They are those of all target tokens so far in one call.
+        They equal those of one call over all target tokens so far.
         """
         checks.context("cache", cache, TransformerCache)
         parts = self._parts
@@ -219,13 +219,15 @@ class Transformer(Layer):
         self, params: Params, source: Array, start: int, count: int, *, end: int | None = None,
         source_lengths: Any = None,
     ) -> Array:  # fmt: skip
-        """Up to `count` target tokens (B, N) for sources (B, S), the most likely one each time, after token `start`.
+        """Generate up to `count` target tokens (B, N) for sources (B, S) greedily, after token `start`.
 
-        Where `end` comes, the rest of that row is `end`; N is less than `count` if all rows have ended before.
+        After `end`, the rest of a row is `end`; N is less than `count` if all rows have ended before.
         """
-        count = checks.whole("count", count, 0, self.max_seq_len, "how many tokens to write, at most `max_seq_len`")
+        count = checks.whole(
+            "count", count, 0, self.max_seq_len, "the number of tokens to generate, at most `max_seq_len`"
+        )
         cache = self.cache(params, source, max(count, 1), source_lengths=source_lengths)
-        return greedily(
+        return greedy_decode(
             lambda tokens, now: self.step(params, tokens, now), cache, source, start, count, end, self.target_vocab_size
         )
 

@@ -1,4 +1,4 @@
-"""What encoder and decoder of a Transformer share: blocks one after the other, and a norm behind the last."""
+"""The base of encoder and decoder of a Transformer: a stack of blocks, and an optional final norm."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Stack(Layer):
 
     @functools.cached_property
     def block(self) -> TransformerBlock:
-        """Each of the blocks."""
+        """The configuration of each block."""
         return TransformerBlock(
             self.dim, self.heads, self.hidden_dim, self.cross, self.pre_norm, self.norm, self.eps, self.activation,
             self.gated, self.bias, self.dropout, self.attention_dropout, self.hidden_dropout, self.kv_heads,
@@ -85,7 +85,7 @@ class Stack(Layer):
     def _states(
         self, params: Params, x: Array, memory: Array | None, rng: Philox | None, options: Any
     ) -> Iterator[Array]:
-        """What each block gives; the last one with the final norm, if there is one."""
+        """The output of each block; the last one with the final norm, if there is one."""
         block, rngs = self.block, _rngs(rng, self.num_layers)
         for n in range(self.num_layers):
             x = block(params["blocks"][n], x, memory, rng=rngs[n], **options)
@@ -105,7 +105,7 @@ class Stack(Layer):
         return x, StackContext(tuple(contexts), norm_ctx)
 
     def _bwd(self, dout: Array, ctx: StackContext) -> BlockGrads:
-        """The gradients of x and the parameters, and of what all blocks are given alike: the memory and the biases."""
+        """The gradients of x and the parameters, and of the inputs that all blocks share: the memory and the biases."""
         checks.context("ctx", ctx, StackContext)
         check_same(self, "number of layers", len(ctx.blocks), self.num_layers)
         check_same(self, "final norm", ctx.norm is not None, "norm" in self._parts)

@@ -24,7 +24,7 @@ class RelativeBlockContext(NamedTuple):
 
 @dataclass(frozen=True)
 class RelativeBlock(Layer):
-    """One block; `TransformerXL` explains the fields."""
+    """One block; `TransformerXL` documents the fields."""
 
     dim: int
     heads: int
@@ -53,7 +53,7 @@ class RelativeBlock(Layer):
     def fwd(
         self, params: Params, x: Array, memory: Array | None, rng: Philox | None
     ) -> tuple[Array, Array, RelativeBlockContext]:
-        """y (B, T, E), what the attention was given of x, and the context."""
+        """Return y (B, T, E), the input of the attention, which is the next memory, and the context."""
         parts, residual, rngs = self._parts, self._residual, rng.split(4) if rng else (None,) * 4
         given = []
 
@@ -72,7 +72,7 @@ class RelativeBlock(Layer):
         return x, given[0], RelativeBlockContext(attention_ctx, feed_forward_ctx)
 
     def bwd(self, dout: Array, ctx: RelativeBlockContext) -> LayerGrads:
-        """The gradients of x and the parameters; the memory has none."""
+        """Return the gradients of x and the parameters; the memory has none."""
         checks.context("ctx", ctx, RelativeBlockContext)
         parts, residual = self._parts, self._residual
 

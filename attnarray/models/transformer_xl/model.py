@@ -1,4 +1,4 @@
-"""Transformer-XL: a language model that reads segment after segment and remembers the states of those before."""
+"""Transformer-XL: a language model over segments, with a memory of the states of previous segments."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from attnarray.ops.dropout import DropoutContext, dropout_bwd, dropout_fwd
 from attnarray.ops.linear import LinearContext, linear_bwd, linear_fwd
 from attnarray.random import Philox
 
-Memory = tuple[Array, ...]  # what the attention of each block was given in earlier segments, (B, M, E)
+Memory = tuple[Array, ...]  # the inputs of each block's attention in previous segments, (B, M, E)
 
 
 class TransformerXLResult(NamedTuple):
@@ -46,7 +46,7 @@ class TransformerXLGrads(NamedTuple):
 
 @dataclass(frozen=True)
 class Bias(Layer):
-    """A bias of its own."""
+    """A bias."""
 
     dim: int
 
@@ -74,35 +74,35 @@ def remembered(memory: Array | None, x: Array, length: int) -> Array:
 
 @dataclass(frozen=True)
 class TransformerXL(Layer):
-    r"""A causal Transformer whose attention also sees what it was given in the segments before.
+    r"""A causal Transformer whose attention includes the states of previous segments.
 
     .. math::
         x^n_\tau = \mathrm{block}_n(x^{n-1}_\tau, [\mathrm{SG}(m^{n-1}_{\tau}); x^{n-1}_\tau]), \qquad
         m_{\tau+1} = \text{the last } M \text{ of } [m_\tau; x_\tau]
 
-    with relative positions in the attention, as `RelativeAttention` has them. SG stops the gradient: no backward goes
-    into an earlier segment.
+    with the relative positions of `RelativeAttention`. SG stops the gradient: there is no backward into a previous
+    segment.
 
     Parameters
     ----------
     vocab_size : int
-        How many tokens there are.
+        Number of known tokens.
     memory : int
-        M, the most positions that are remembered; 0 for none.
+        M, the largest number of memory positions; 0 for none.
     dim, num_layers, heads, head_dim, hidden_dim : int
-        Features, blocks, heads and their width, and features of the feed-forward parts, 4 E by default.
+        Features, number of blocks and of heads, features of a head, and hidden features of the feed-forward networks,
+        4 E by default.
     pre_norm : bool
-        Norms before the branches, and one behind the last block; the paper has them after the sums. The memory of
-        attention holds what it was given, so with `pre_norm` it is of the normed states.
+        Whether norms are applied before the branches and after the last block; in the paper they follow the residual
+        sums. The memory holds the inputs of attention, so with `pre_norm` these are normed.
     activation, eps
         As in `TransformerBlock`.
     dropout : float
-        Of the vectors of tokens, of what branches add, and of the last states; only with an `rng`.
+        Dropout of the embeddings, of the branches, and of the final states; only with an `rng`.
     attention_dropout, hidden_dropout : float
-        Of attention weights, of hidden features.
+        Dropout of attention weights, and of hidden features.
     tie_embeddings : bool
-        Whether the vectors of tokens make the logits too, with a bias beside them; if not, they have weights of their
-        own.
+        Whether the output weight is the token embedding; there is an output bias in any case.
 
     Raises
     ------
@@ -111,7 +111,7 @@ class TransformerXL(Layer):
 
     Notes
     -----
-    Each block has content and position biases of its own, as in the paper; the published code can share them.
+    Each block has its own content and position biases, as in the paper; the published code can share them.
 
     References
     ----------
@@ -152,7 +152,7 @@ class TransformerXL(Layer):
 
     @functools.cached_property
     def block(self) -> RelativeBlock:
-        """Each of the blocks."""
+        """The configuration of each block."""
         return RelativeBlock(
             self.dim, self.heads, self.head_dim, self.hidden_dim, self.pre_norm, self.activation, self.dropout,
             self.attention_dropout, self.hidden_dropout, self.eps,
@@ -170,23 +170,23 @@ class TransformerXL(Layer):
     def __call__(
         self, params: Params, tokens: Array, memory: Memory | None = None, *, rng: Philox | None = None
     ) -> TransformerXLResult:
-        """Logits (B, T, V) of the token after each of `tokens` (B, T), and the memory for the next segment.
+        """Return the logits (B, T, V) of the token after each of `tokens` (B, T), and the memory for the next segment.
 
-        `memory` is that of the segment before, and None for the first one. Without an `rng` there is no dropout.
+        `memory` is that from the previous segment, None for the first one. Without an `rng` there is no dropout.
         """
         return writable(self._fwd(params, tokens, memory, rng)[0])
 
     def fwd(
         self, params: Params, tokens: Array, memory: Memory | None = None, *, rng: Philox | None = None
     ) -> tuple[TransformerXLResult, TransformerXLContext]:
-        """The same, and the context for `bwd`; with dropout it needs an `rng`."""
+        """Return the same, and the context for `bwd`; dropout requires an `rng`."""
         return self._fwd(params, tokens, memory, rng)
 
     def bwd(self, dlogits: Array, ctx: TransformerXLContext) -> TransformerXLGrads:
-        """The gradients of the parameters, of the logits of this segment; the memory has none."""
+        """Return the gradients of the parameters, for the logits of this segment; the memory has none."""
         checks.context("ctx", ctx, TransformerXLContext)
         check_same(self, "number of layers", len(ctx.blocks), self.num_layers)
-        check_same(self, "last norm", ctx.norm is not None, self.pre_norm)
+        check_same(self, "final norm", ctx.norm is not None, self.pre_norm)
         check_dlogits(dlogits, ctx.logits)
         parts, logits = self._parts, linear_bwd(dlogits, ctx.logits)
         dx, norm_grads = dropout_bwd(logits.x, ctx.dropout).x, {}
@@ -229,5 +229,5 @@ class TransformerXL(Layer):
         if memory is not None and (not isinstance(memory, tuple | list) or len(memory) != self.num_layers):
             raise ValueError(
                 f"`memory` is {checks.shown(memory)}, expected None or {self.num_layers} arrays (B, M, {self.dim}), "
-                "one for each block: what the segment before returned."
+                "one for each block, from the previous segment."
             )
