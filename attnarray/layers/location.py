@@ -120,7 +120,7 @@ class LocationAttention(Layer):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.width % 2 == 0:
-            raise ValueError(f"`width` is {self.width}, expected an odd one: a filter of even width has no centre.")
+            raise ValueError(f"`width` is {self.width}, expected an odd one: a filter of even width has no center.")
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
         """Initial parameters: query {weight (A, query_dim)}, key {weight (A, key_dim), bias (A,)}, score_vector (A,),

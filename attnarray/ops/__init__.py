@@ -1,1 +1,1 @@
-"""Primitives as triples `f, f_fwd, f_bwd` in plain array code: the truth that kernels are held to."""
+"""Primitives as triples `f, f_fwd, f_bwd` in plain array code, the reference for kernels."""

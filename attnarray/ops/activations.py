@@ -1,4 +1,4 @@
-"""Activation functions, element by element: relu, silu, tanh, sigmoid. Nothing overflows; infinities give the limit."""
+"""Element-wise activation functions: relu, silu, tanh, sigmoid. None overflows; infinities give the limit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from attnarray.backend import Array, Namespace, accumulator_dtype, namespace_of
 from attnarray.dispatch import accelerated
 from attnarray.numpy_arrays import read_only
 
-# The logistic function is 0 or 1 to the last bit beyond this size; held there, x makes no 0 * infinity.
+# The logistic function is 0 or 1 in float64 beyond this; x is clipped to it, so that 0 * infinity does not occur.
 SILU_REACH = 1000.0
 
 
@@ -73,7 +73,7 @@ def relu_bwd(dout: Array, ctx: ReLUContext) -> ReLUGrads:
 
 @accelerated
 def _relu(x: Array) -> Array:
-    """`relu` of an array that is checked."""
+    """`relu` of a validated array."""
     xp = namespace_of(x)
     return _narrow(xp.clip(_wide(x), 0.0, None), x)
 
@@ -144,19 +144,19 @@ def silu_bwd(dout: Array, ctx: SiLUContext) -> SiLUGrads:
 
 @accelerated
 def _silu(x: Array) -> Array:
-    """`silu` of an array that is checked."""
+    """`silu` of a validated array."""
     xp = namespace_of(x)
-    held = xp.clip(_wide(x), -SILU_REACH, None)
-    return _narrow(held * _logistic(xp, held), x)
+    clipped = xp.clip(_wide(x), -SILU_REACH, None)
+    return _narrow(clipped * _logistic(xp, clipped), x)
 
 
 @accelerated
 def _silu_backward(dout: Array, x: Array) -> Array:
     """The gradient of `silu`, from its input."""
     xp = namespace_of(dout, x)
-    held = xp.clip(_wide(x), -SILU_REACH, SILU_REACH)
-    s = _logistic(xp, held)
-    return _narrow(s * (1.0 + held * (1.0 - s)) * _wide(dout), x)
+    clipped = xp.clip(_wide(x), -SILU_REACH, SILU_REACH)
+    s = _logistic(xp, clipped)
+    return _narrow(s * (1.0 + clipped * (1.0 - s)) * _wide(dout), x)
 
 
 class TanhContext(NamedTuple):
@@ -216,7 +216,7 @@ def tanh_bwd(dout: Array, ctx: TanhContext) -> TanhGrads:
 
 @accelerated
 def _tanh(x: Array) -> Array:
-    """`tanh` of an array that is checked."""
+    """`tanh` of a validated array."""
     xp = namespace_of(x)
     return _narrow(xp.tanh(_wide(x)), x)
 
@@ -285,7 +285,7 @@ def sigmoid_bwd(dout: Array, ctx: SigmoidContext) -> SigmoidGrads:
 
 @accelerated
 def _sigmoid(x: Array) -> Array:
-    """`sigmoid` of an array that is checked."""
+    """`sigmoid` of a validated array."""
     xp = namespace_of(x)
     return _narrow(_logistic(xp, _wide(x)), x)
 
@@ -303,7 +303,7 @@ def _check(x: Array) -> None:
 
 
 def _wide(x: Array) -> Array:
-    """`x` in the dtype that it is computed in, also where NumPy has made a scalar of a 0-d array."""
+    """`x` in the accumulator's dtype, as an array, also where NumPy has made a scalar of a 0-d array."""
     xp = namespace_of(x)
     return xp.astype(xp.asarray(x), accumulator_dtype(xp, x.dtype), copy=False)
 

@@ -1,4 +1,4 @@
-"""Convolution over a sequence: each output is a weighted sum of what stands around it."""
+"""Convolution over a sequence with channels last."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import NamedTuple
 from attnarray import checks
 from attnarray.backend import Array, accumulator_dtype, device_of, namespace_of
 
-HELD = 2**19  # numbers of what all taps see that are held at a time: they stay in a CPU's cache
+BLOCK_SIZE = 2**19  # numbers in the windows of one block of sequences, which should fit in a CPU's cache
 
 
 class Conv1dContext(NamedTuple):
     x: Array
     weight: Array
     has_bias: bool
-    zeros: tuple[int, int]  # before and behind the sequence
+    zeros: tuple[int, int]  # before and after the sequence
     dilation: int
 
 
@@ -43,8 +43,8 @@ def conv1d(
     bias : (C_out,) of the same dtype, optional
         Added to the output of every step.
     padding : {"same", "causal", "valid"} or int >= 0
-        "same": step t sees as much before it as behind it; for odd widths. "causal": step t sees
-        x[t - (width - 1) dilation] to x[t]. "valid": no zeros. An integer: so many zeros on both sides.
+        "same": windows are centered at their step, for odd widths. "causal": that of step t is
+        x[t - (width - 1) dilation] to x[t]. "valid": no zeros. An integer: the number of zeros on both sides.
     dilation : int >= 1
         The distance between the taps.
 
@@ -58,7 +58,7 @@ def conv1d(
     TypeError
         If the arrays are not of one floating dtype or not of one library.
     ValueError
-        If the shapes do not fit together, the sequence is too short for the taps, or an option is unknown.
+        If the shapes do not fit together, the sequence is shorter than a window, or an option is unknown.
 
     References
     ----------
@@ -81,13 +81,13 @@ def conv1d_fwd(
     """`conv1d` and the context for `conv1d_bwd`: x and the weight."""
     _check_arrays(x, weight, bias)
     dilation = _distance(dilation)
-    before, behind = _zeros(padding, x, weight, dilation)
+    before, after = _zeros(padding, x, weight, dilation)
     xp = namespace_of(x)
-    out = _correlate(_padded(_sequences(x), before, behind), _wide(weight), dilation)  # (N, T', C_out)
+    out = _correlate(_padded(_sequences(x), before, after), _wide(weight), dilation)  # (N, T', C_out)
     if bias is not None:
         out += _wide(bias)
     out = xp.reshape(xp.astype(out, x.dtype, copy=False), (*x.shape[:-2], *out.shape[1:]))  # (*batch, T', C_out)
-    return out, Conv1dContext(x, weight, bias is not None, (before, behind), dilation)
+    return out, Conv1dContext(x, weight, bias is not None, (before, after), dilation)
 
 
 def conv1d_bwd(dout: Array, ctx: Conv1dContext) -> Conv1dGrads:
@@ -97,7 +97,7 @@ def conv1d_bwd(dout: Array, ctx: Conv1dContext) -> Conv1dGrads:
         dx_{nsc} = \sum_{ko} W_{ock}\, dy_{n,\, s + p - k d,\, o}, \qquad
         dW_{ock} = \sum_{nt} dy_{nto}\, x_{n,\, t - p + k d,\, c}, \qquad db_o = \sum_{nt} dy_{nto}
 
-    The first is a convolution of dy with the taps in the opposite order.
+    The first is a convolution of dy with the flipped weight.
     """
     checks.context("ctx", ctx, Conv1dContext)
     x, weight, d = ctx.x, ctx.weight, ctx.dilation
@@ -106,8 +106,8 @@ def conv1d_bwd(dout: Array, ctx: Conv1dContext) -> Conv1dGrads:
     steps = T + sum(ctx.zeros) - reach
     xp = checks.cotangent(dout, (*x.shape[:-2], steps, weight.shape[0]), x)
     dy = _sequences(dout)  # (N, T', C_out)
-    turned = xp.permute_dims(xp.flip(_wide(weight), axis=2), (1, 0, 2))  # (C_in, C_out, width)
-    dpadded = _correlate(_padded(dy, reach, reach), turned, d)
+    flipped = xp.permute_dims(xp.flip(_wide(weight), axis=2), (1, 0, 2))  # (C_in, C_out, width)
+    dpadded = _correlate(_padded(dy, reach, reach), flipped, d)
     dx = dpadded[:, ctx.zeros[0] : ctx.zeros[0] + T, :]  # (N, T, C_in)
     rows = _rows(dy)  # (N T', C_out)
     dweight = _products(dy, _padded(_sequences(x), *ctx.zeros), width, d)  # (C_out, C_in, width)
@@ -117,52 +117,54 @@ def conv1d_bwd(dout: Array, ctx: Conv1dContext) -> Conv1dGrads:
 
 
 def _correlate(x: Array, weight: Array, dilation: int) -> Array:
-    """The sum over the taps k of x, moved by k dilation, times weight[:, :, k]^T: (N, T, C) -> (N, T - reach, C').
+    """The sum over taps k of x, shifted by k dilation, times weight[:, :, k]^T: (N, T, C) -> (N, T - reach, C').
 
-    One matrix product for all taps: of what they see side by side, or, where C' is smaller, before its parts are moved.
+    One matrix product for all taps: of the windows of x, or, where C' is smaller, of x before its products are shifted.
     """
     xp = namespace_of(x)
     outputs, inputs, width = weight.shape
     by_tap = xp.permute_dims(weight, (2, 1, 0))  # (width, C, C')
     parts = []
-    for some in _blocks(x, width * min(outputs, inputs)):
+    for block in _blocks(x, width * min(outputs, inputs)):
         if inputs <= outputs:
-            seen = _windows(some, width, dilation)
-            out = xp.matmul(_rows(seen), xp.reshape(by_tap, (width * inputs, outputs)))
+            windows = _windows(block, width, dilation)
+            out = xp.matmul(_rows(windows), xp.reshape(by_tap, (width * inputs, outputs)))
         else:
-            products = xp.matmul(_rows(some), xp.reshape(xp.permute_dims(by_tap, (1, 0, 2)), (inputs, width * outputs)))
-            out = _moved_sum(xp.reshape(products, (*some.shape[:2], width, outputs)), dilation)
-        parts.append(xp.reshape(out, (some.shape[0], x.shape[1] - (width - 1) * dilation, outputs)))
+            products = xp.matmul(
+                _rows(block), xp.reshape(xp.permute_dims(by_tap, (1, 0, 2)), (inputs, width * outputs))
+            )
+            out = _shifted_sum(xp.reshape(products, (*block.shape[:2], width, outputs)), dilation)
+        parts.append(xp.reshape(out, (block.shape[0], x.shape[1] - (width - 1) * dilation, outputs)))
     return parts[0] if len(parts) == 1 else xp.concat(parts, axis=0)
 
 
 def _products(dy: Array, x: Array, width: int, dilation: int) -> Array:
-    """What each tap of the weight gathers over all sequences and steps: (C', C, width)."""
+    """The gradient of the weight, summed over all sequences and steps: (C', C, width)."""
     xp = namespace_of(dy, x)
     total = xp.zeros((dy.shape[2], width * x.shape[2]), dtype=x.dtype, device=device_of(x))
     start = 0
-    for some in _blocks(x, width * x.shape[2]):
-        past = start + some.shape[0]
-        total = total + xp.matmul(_rows(dy[start:past, :, :]).mT, _rows(_windows(some, width, dilation)))
+    for block in _blocks(x, width * x.shape[2]):
+        past = start + block.shape[0]
+        total = total + xp.matmul(_rows(dy[start:past, :, :]).mT, _rows(_windows(block, width, dilation)))
         start = past
     return xp.permute_dims(xp.reshape(total, (dy.shape[2], width, x.shape[2])), (0, 2, 1))
 
 
 def _blocks(x: Array, each: int) -> Iterator[Array]:
-    """Some of the sequences (N, T, C) at a time, so that `each` numbers for every step are not too many."""
-    size = max(1, HELD // max(1, x.shape[1] * each))
+    """Blocks of the sequences (N, T, C), so that `each` numbers per step fit in `BLOCK_SIZE`."""
+    size = max(1, BLOCK_SIZE // max(1, x.shape[1] * each))
     for start in range(0, max(x.shape[0], 1), size):
         yield x[start : min(start + size, x.shape[0]), :, :]
 
 
 def _windows(x: Array, width: int, dilation: int) -> Array:
-    """What the taps see, side by side: (N, T, C) -> (N, T - reach, width C)."""
+    """The windows of the steps: (N, T, C) -> (N, T - reach, width C)."""
     steps = x.shape[1] - (width - 1) * dilation
     return namespace_of(x).concat([x[:, k * dilation : k * dilation + steps, :] for k in range(width)], axis=2)
 
 
-def _moved_sum(products: Array, dilation: int) -> Array:
-    """The sum of what each tap made of x, moved by its distance: (N, T, width, C') -> (N, T - reach, C')."""
+def _shifted_sum(products: Array, dilation: int) -> Array:
+    """The sum of the products of each tap, shifted by its distance: (N, T, width, C') -> (N, T - reach, C')."""
     width = products.shape[2]
     steps = products.shape[1] - (width - 1) * dilation
     total = products[:, :steps, 0, :]
@@ -171,12 +173,12 @@ def _moved_sum(products: Array, dilation: int) -> Array:
     return total
 
 
-def _padded(x: Array, before: int, behind: int) -> Array:
-    """(N, T, C) with so many zeros before and behind."""
+def _padded(x: Array, before: int, after: int) -> Array:
+    """(N, T, C) with zeros before and after the sequence."""
     xp = namespace_of(x)
     N, _, C = x.shape
-    parts = [xp.zeros((N, zeros, C), dtype=x.dtype, device=device_of(x)) for zeros in (before, behind)]
-    return xp.concat([parts[0], x, parts[1]], axis=1) if before or behind else x
+    parts = [xp.zeros((N, zeros, C), dtype=x.dtype, device=device_of(x)) for zeros in (before, after)]
+    return xp.concat([parts[0], x, parts[1]], axis=1) if before or after else x
 
 
 def _sequences(x: Array) -> Array:
@@ -228,7 +230,7 @@ def _distance(dilation: int) -> int:
 
 
 def _zeros(padding: str | int, x: Array, weight: Array, dilation: int) -> tuple[int, int]:
-    """How many zeros `padding` puts before and behind the sequence."""
+    """The numbers of zeros before and after the sequence."""
     T, width = x.shape[-2], weight.shape[2]
     reach = (width - 1) * dilation
     number = checks.integral(padding)
@@ -241,15 +243,15 @@ def _zeros(padding: str | int, x: Array, weight: Array, dilation: int) -> tuple[
         raise ValueError(f"`padding` is {number}, expected an integer >= 0: the zeros on both sides.")
     if padding == "same" and width % 2 == 0:
         raise ValueError(
-            f"`padding` is 'same', but a `weight` of even width ({width}) has no centre. Use an odd width, "
+            f"`padding` is 'same', but a `weight` of even width ({width}) has no center. Use an odd width, "
             "padding='causal', or an integer: the zeros on both sides."
         )
     named = {"same": (reach // 2, reach // 2), "causal": (reach, 0), "valid": (0, 0)}
-    before, behind = (number, number) if number is not None else named[str(padding)]
-    if T + before + behind - reach < min(T, 1):
+    before, after = (number, number) if number is not None else named[str(padding)]
+    if T + before + after - reach < min(T, 1):
         raise ValueError(
-            f"`x` has {T} steps and {before + behind} zeros around them, but the taps of `weight` reach over "
-            f"{reach + 1} ((width - 1) dilation + 1). Use padding='same' or 'causal', or a longer sequence. "
+            f"`x` has {T} steps and {before + after} zeros around them, but the windows of `weight` have "
+            f"{reach + 1} steps ((width - 1) dilation + 1). Use padding='same' or 'causal', or a longer sequence. "
             f"{checks.shapes(x=x, weight=weight)}"
         )
-    return before, behind
+    return before, after

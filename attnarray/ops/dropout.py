@@ -68,7 +68,7 @@ def dropout_fwd(
 ) -> tuple[Array, DropoutContext]:
     """`dropout` and the context for `dropout_bwd`: the seed alone, or the mask that was given.
 
-    Where nothing can be dropped (p = 0), the output is a read-only view of `x`, and the gradient one of `dout`.
+    For p = 0 the output is a read-only view of `x`, and the gradient one of `dout`.
     """
     checks.namespace(x=x, mask=mask)
     checks.floating(x=x)
@@ -96,7 +96,7 @@ def dropout_bwd(dout: Array, ctx: DropoutContext) -> DropoutGrads:
 
 @accelerated
 def _dropout(x: Array, p: float, seed: int | None, mask: Array | None) -> Array:
-    """`dropout` of arguments that are checked, and its gradient: `mask` says what is kept, or else the seed."""
+    """`dropout` of validated arguments, and its gradient; elements are kept by `mask` or by the seed."""
     xp = namespace_of(x, mask)
     keep = mask
     if keep is None:
@@ -112,5 +112,5 @@ def _apply(x: Array, ctx: DropoutContext) -> Array:
 
 
 def _drops(ctx: DropoutContext) -> bool:
-    """Whether anything can be dropped; where not, what comes out is what is given."""
+    """Whether elements can be dropped; if not, the output is the input."""
     return ctx.mask is not None or (ctx.seed is not None and ctx.p > 0)

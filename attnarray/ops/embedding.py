@@ -21,7 +21,7 @@ class EmbeddingGrads(NamedTuple):
 
 
 def embedding(indices: Array, weight: Array) -> Array:
-    r"""The rows of `weight` that `indices` name.
+    r"""Look up rows of `weight` by `indices`.
 
     .. math:: y_{n} = W_{i_n}
 
@@ -63,7 +63,7 @@ def embedding_fwd(indices: Array, weight: Array) -> tuple[Array, EmbeddingContex
 
 
 def embedding_bwd(dout: Array, ctx: EmbeddingContext) -> EmbeddingGrads:
-    r"""The gradient of the embedding: each row is the sum over the places where its index stands.
+    r"""The gradient of the embedding: each row is the sum over the occurrences of its index.
 
     .. math:: dW_v = \sum_{n:\, i_n = v} dy_n
     """
@@ -95,7 +95,7 @@ def _check(indices: Array, weight: Array) -> None:
 
 
 def check_range(name: str, indices: Array, count: int, what: str, *, ignored: int | None = None) -> None:
-    """Check 0 <= index < count for all `indices` other than `ignored`; `what` says what is counted."""
+    """Check 0 <= index < count for all `indices` other than `ignored`; `what` is the meaning of `count`."""
     xp, wide = namespace_of(indices), checks.integer(name, indices)  # beside which `count` fits
     outside = (wide < 0) | (wide >= count)
     if ignored is not None:
@@ -103,9 +103,9 @@ def check_range(name: str, indices: Array, count: int, what: str, *, ignored: in
     if not bool(xp.any(outside)):
         return
     host = to_numpy(outside)
-    place = tuple(int(axis[0]) for axis in host.nonzero()) if host.ndim else ()
-    value = int(to_numpy(indices)[place])
+    index = tuple(int(axis[0]) for axis in host.nonzero()) if host.ndim else ()
+    value = int(to_numpy(indices)[index])
     expected = f"expected 0 to {count - 1}" if count else "but there is no valid index"
-    also = "" if ignored is None else f", or {ignored} for a place to ignore"
-    where = f" at position {place}" if place else ""
+    also = "" if ignored is None else f", or {ignored} to ignore it"
+    where = f" at position {index}" if index else ""
     raise ValueError(f"`{name}` holds {value}{where}, {expected} ({what}: {count}){also}.")

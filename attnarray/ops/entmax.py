@@ -1,4 +1,7 @@
-"""Entmax: between softmax and sparsemax, and beyond. With alpha = 1.5 it is smooth and yet sparse."""
+"""Entmax: a family of sparse maps from logits to probabilities, with sparsemax at alpha = 2 and softmax in the limit 1.
+
+With z = (alpha - 1) (x - max x), whose largest entry is 0, the threshold lies in [-1, 0).
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ from attnarray.backend import Array, accumulator_dtype, device_of, dtype_name, n
 from attnarray.dispatch import accelerated
 from attnarray.numpy_arrays import read_only
 
-SPARSEMAX, ENTMAX = 2.0, 1.5  # the alphas with a threshold in closed form, once the support is known
-LARGEST_ALPHA = 10.0  # with more, all probabilities of the support are nearly equal
+SPARSEMAX, ENTMAX = 2.0, 1.5  # with a threshold in closed form, given the support
+LARGEST_ALPHA = 10.0  # above it all probabilities of the support are nearly equal
 MANTISSA = {"float64": 53, "float32": 24}
 
 
@@ -41,9 +44,9 @@ def entmax(x: Array, axis: int = -1, *, alpha: float = ENTMAX, mask: Array | Non
     axis : int
         The axis that sums to 1.
     alpha : float
-        Above 1, where softmax is the limit, to 10; 2 is sparsemax. For 1.5 and 2 the threshold is found in closed form
-        and kernels serve NumPy arrays; for others by bisection. Above 2 the map is so steep at the edge of the support
-        that roundings of x show; below 1.1 roundings are multiplied by about 1 / (alpha - 1).
+        Above 1, where softmax is the limit, up to 10; 2 is sparsemax. The threshold is computed in closed form for 1.5
+        and 2, with kernels for NumPy arrays, else by bisection. Above 2 the map is steep at the edge of the support,
+        which magnifies the rounding of x; below 1.1 rounding is multiplied by about 1 / (alpha - 1).
     mask : bool, broadcastable to x, optional
         True where an entry exists. Entries that do not exist get 0, whatever x holds there; rows without any are 0.
 
@@ -82,12 +85,12 @@ def entmax_fwd(
 
 
 def entmax_bwd(dout: Array, ctx: EntmaxContext) -> EntmaxGrads:
-    r"""The gradient of entmax: dout less its mean over the support, each entry with the weight s.
+    r"""The gradient of entmax: dout minus its mean over the support weighted by s, times s.
 
     .. math:: dx_i = s_i \Bigl(dy_i - \frac{\sum_j s_j\, dy_j}{\sum_j s_j}\Bigr), \qquad s_i = y_i^{2 - \alpha}
 
     and s = 0 where y = 0. Below alpha = 2 there is no kink: s goes to 0 at the edge of the support. From 2 on there is
-    one, and the entry on it counts as outside. What dout holds outside the support does not matter.
+    one, where the entry counts as outside. Values of dout outside the support are ignored.
 
     Examples
     --------
@@ -103,7 +106,7 @@ def entmax_bwd(dout: Array, ctx: EntmaxContext) -> EntmaxGrads:
 
 @accelerated
 def _entmax(x: Array, mask: Array | None, axis: int, alpha: float) -> Array:
-    r"""`entmax` of arrays that are checked, with the axis counted from 0.
+    r"""`entmax` of validated arrays, with a non-negative axis.
 
     .. math:: y_i = [z_i - \tau]_+^{1 / (\alpha - 1)}, \qquad \sum_i y_i = 1
 
@@ -123,7 +126,7 @@ def _entmax(x: Array, mask: Array | None, axis: int, alpha: float) -> Array:
 
 @accelerated
 def _entmax_backward(dout: Array, out: Array, axis: int, alpha: float) -> Array:
-    r"""The gradient of `entmax`, from its output. What dout holds outside the support does not matter.
+    r"""The gradient of `entmax`, from its output. Values of dout outside the support are ignored.
 
     .. math:: dx_i = s_i \Bigl(dy_i - \frac{\sum_j s_j\, dy_j}{\sum_j s_j}\Bigr), \qquad s_i = y_i^{2 - \alpha}, 0 for 0
     """
@@ -139,7 +142,7 @@ def _entmax_backward(dout: Array, out: Array, axis: int, alpha: float) -> Array:
 
 
 def check(x: Array, axis: int, mask: Array | None) -> int:
-    """Check the arguments of a map along an axis; returns the axis counted from 0."""
+    """Check the arguments; return the axis as a non-negative number."""
     checks.namespace(x=x, mask=mask)
     checks.floating(x=x)
     if mask is not None:
@@ -159,7 +162,7 @@ def check_alpha(alpha: Any) -> float:
 
 
 def threshold(z: Array, axis: int, alpha: float) -> Array:
-    """tau for logits z whose largest is 0, with the axis kept; of no meaning for rows that hold NaN."""
+    """tau for logits z with maximum 0, with the axis kept; undefined for rows that hold NaN."""
     if alpha == SPARSEMAX:
         return _sparsemax_threshold(z, axis)
     return _entmax_threshold(z, axis) if alpha == ENTMAX else _threshold_by_bisection(z, axis, alpha)
@@ -182,7 +185,7 @@ def _entmax_threshold(z: Array, axis: int) -> Array:
     rest = (1.0 - (squares - total * total / k)) / k
     inside = total / k - xp.sqrt(xp.where(rest < 0, 0.0, rest)) <= ordered
     count = _count(inside, axis, z)
-    # Once more about the mean of the support alone, where nothing cancels.
+    # Again from the mean of the support, where there is no cancellation.
     mean = xp.sum(xp.where(inside, ordered, 0.0), axis=axis, keepdims=True) / count
     spread = xp.sum(xp.where(inside, ordered - mean, 0.0) ** 2, axis=axis, keepdims=True)
     return mean - xp.sqrt(xp.where(spread > 1, 0.0, 1.0 - spread) / count)
@@ -191,7 +194,7 @@ def _entmax_threshold(z: Array, axis: int) -> Array:
 def _threshold_by_bisection(z: Array, axis: int, alpha: float) -> Array:
     """The sum of powers is >= 1 at tau = -1, where the largest entry alone gives 1, and <= 1 at -N^(1 - alpha)."""
     xp = namespace_of(z)
-    bits = (alpha - 1.0) * math.log2(z.shape[axis])  # so small may tau be
+    bits = (alpha - 1.0) * math.log2(z.shape[axis])  # of the smallest |tau|
     low = xp.full_like(xp.sum(z, axis=axis, keepdims=True), -1.0)
     high = xp.full_like(low, -(2.0**-bits))
     for _ in range(MANTISSA[dtype_name(z.dtype)] + math.ceil(bits) + 2):
@@ -210,9 +213,9 @@ def _power(x: Array, alpha: float) -> Array:
 
 
 def _descending(z: Array, axis: int) -> tuple[Array, Array]:
-    """z sorted from its largest entry on, and the numbers 1 to N along that axis.
+    """z in descending order, and the numbers 1 to N along that axis.
 
-    What is far outside the support, below -2, is taken nearer, so that no sum of squares overflows.
+    Entries far outside the support, below -2, are clipped, so that no sum of squares overflows.
     """
     xp = namespace_of(z)
     z = xp.where((z < -2.0) & (z > -math.inf), -2.0, z)
@@ -229,7 +232,7 @@ def _cumulative_sum(x: Array, axis: int) -> Array:
 
 
 def _count(inside: Array, axis: int, like: Array) -> Array:
-    """How many are inside, but 1 for none: rows that are empty, or hold NaN."""
+    """The size of the support, but 1 for none: rows that are empty or hold NaN."""
     xp = namespace_of(inside)
     count = xp.sum(xp.astype(inside, like.dtype), axis=axis, keepdims=True)
     return xp.where(count == 0, 1.0, count)

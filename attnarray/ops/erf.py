@@ -38,7 +38,7 @@ FAR_DENOMINATOR = (
     3.43936767414372164e3,
     1.23033935480374942e3,
 )
-SATURATED = 6.0  # erf is 1 to the last bit of float64 from here on
+SATURATED = 6.0  # erf is 1 in float64 from here on
 
 
 def erf(x: Array) -> Array:
@@ -87,7 +87,7 @@ def erf(x: Array) -> Array:
 
 
 def _polynomial(x: Array, coefficients: tuple[float, ...]) -> Array:
-    """Horner's scheme, in place on one array of its own."""
+    """Horner's method, in place on one new array."""
     total = coefficients[0] * x
     for coefficient in coefficients[1:-1]:
         total += coefficient

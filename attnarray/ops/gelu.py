@@ -1,4 +1,4 @@
-"""The Gaussian error linear unit, by the error function or by the approximation with tanh."""
+"""The Gaussian error linear unit, with the error function or its tanh approximation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from attnarray.dispatch import accelerated
 from attnarray.ops.erf import erf
 
 CUBIC = 0.044715  # the coefficient of x^3 in the approximation
-REACH = 40.0  # the gate is 0 or 1 to the last bit beyond this size; held there, x can be squared without overflow
+REACH = 40.0  # the gate is 0 or 1 in float64 beyond this; x is clipped to it, so that its square does not overflow
 
 
 class GELUContext(NamedTuple):
@@ -24,7 +24,7 @@ class GELUGrads(NamedTuple):
 
 
 def gelu(x: Array, *, approximate: str = "none") -> Array:
-    r"""Gaussian error linear unit: x times the chance that a standard normal number is smaller.
+    r"""Gaussian error linear unit: x times the standard normal distribution function.
 
     .. math::
         y = x\, \Phi(x), \qquad \Phi(x) = \tfrac{1}{2} \bigl(1 + \operatorname{erf}(x / \sqrt 2)\bigr)
@@ -35,7 +35,7 @@ def gelu(x: Array, *, approximate: str = "none") -> Array:
     x : (...) floating
         16-bit types are computed in float32.
     approximate : {"none", "tanh"}
-        "none" takes the error function, "tanh" the approximation of GPT-2.
+        "none" for the error function, "tanh" for the approximation, as in GPT-2.
 
     Returns
     -------
@@ -85,7 +85,7 @@ def gelu_bwd(dout: Array, ctx: GELUContext) -> GELUGrads:
 
 @accelerated
 def _gelu(x: Array, approximate: str) -> Array:
-    """`gelu` of arguments that are checked."""
+    """`gelu` of validated arguments."""
     xp = namespace_of(x)
     wide = xp.astype(xp.asarray(x), accumulator_dtype(xp, x.dtype), copy=False)
     gate = _gate(xp.clip(wide, -REACH, REACH), approximate)
@@ -109,7 +109,7 @@ def _gelu_backward(dout: Array, x: Array, approximate: str) -> Array:
 
 
 def _gate(x: Array, approximate: str) -> Array:
-    """The chance that a standard normal number is smaller than x."""
+    """The standard normal distribution function of x."""
     xp = namespace_of(x)
     if approximate == "none":
         return 0.5 + 0.5 * erf(x / math.sqrt(2))

@@ -1,4 +1,4 @@
-"""The gated recurrent unit: one gate mixes the old state with a candidate, another resets what the candidate sees."""
+"""The gated recurrent unit."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def gru(
         r_t &= \sigma(a^r_t + u^r_t), \quad z_t = \sigma(a^z_t + u^z_t), \quad n_t = \tanh(a^n_t + r_t \odot u^n_t), \\
         h_t &= (1 - z_t) \odot n_t + z_t \odot h_{t-1}
 
-    The reset gate r multiplies after the matrix product, as in PyTorch and cuDNN; in the paper it multiplies h before.
+    The reset gate r multiplies after the matrix product, as in PyTorch and cuDNN; in the paper before it.
 
     Parameters
     ----------
@@ -70,11 +70,11 @@ def gru(
         The rows of r, z and n, one block after the other, as in PyTorch.
     weight_hh : (3H, H) of the same dtype
     bias_ih, bias_hh : (3H,) of the same dtype, optional
-        0 where not given.
+        0 by default.
     h0 : (*batch, H) of the same dtype, optional
-        The state before the first step; 0 where not given.
+        The state before the first step; 0 by default.
     mask : (*batch, T) bool, optional
-        True where there is a step. Elsewhere the state stays as it is and the output is 0, whatever x holds there.
+        True for steps. Elsewhere the state is kept and the output is 0, whatever x is there.
     reverse : bool
         Go from the last step to the first. Two calls, one of them in reverse, make a bidirectional network.
 
@@ -148,13 +148,13 @@ def gru_bwd(dout: GRUResult, ctx: GRUContext) -> GRUGrads:
         dW_{ih} &= \sum_t da_t x_t^T, \quad dW_{hh} = \sum_t du_t h_{t-1}^T, \quad db_{ih} = \sum_t da_t, \quad
         db_{hh} = \sum_t du_t
 
-    from the last step to the first. The cotangent of h is where dh starts, and what is left of it in the end is the
-    gradient of h0. Positions that are no steps hand dh on as it is. u^n is computed anew, for all steps at once.
+    from the last step to the first. dh starts with the cotangent of h, and ends as the gradient of h0. Masked positions
+    pass dh on. u^n is recomputed, for all steps at once.
 
     Parameters
     ----------
     dout : GRUResult
-        The cotangents of out and h; None for one that does not count.
+        The cotangents of out and h; None stands for 0.
     ctx : GRUContext
     """
     checks.context("ctx", ctx, GRUContext)

@@ -84,7 +84,7 @@ def linear_bwd(dout: Array, ctx: LinearContext) -> LinearGrads:
 
 
 def _rows(x: Array) -> Array:
-    """(..., E) -> (N, E) in the dtype of the sums, so that one large matrix product does the work."""
+    """(..., E) -> (N, E) in the accumulator's dtype, for one large matrix product."""
     xp = namespace_of(x)
     flat = xp.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))  # (N, E)
     return xp.astype(flat, accumulator_dtype(xp, x.dtype), copy=False)
@@ -96,7 +96,7 @@ def _check(x: Array, weight: Array, bias: Array | None) -> None:
     if x.ndim < 1 or weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
         raise ValueError(
             "`x` (..., E_in) and `weight` (E_out, E_in) do not fit together: the last size of each must be the same. "
-            f"A weight that is stored as (E_in, E_out) is passed as weight.T. {checks.shapes(x=x, weight=weight)}"
+            f"Pass a weight of shape (E_in, E_out) as weight.T. {checks.shapes(x=x, weight=weight)}"
         )
     if bias is not None:
         because = f"one number per row of `weight`, which has shape {tuple(weight.shape)}"

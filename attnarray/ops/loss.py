@@ -92,7 +92,7 @@ def cross_entropy_fwd(
 
 
 def cross_entropy_bwd(dout: Array, ctx: CrossEntropyContext) -> CrossEntropyGrads:
-    r"""The gradient of the cross-entropy: the softmax less the smoothed target, 0 in ignored rows.
+    r"""The gradient of the cross-entropy: the softmax minus the smoothed target, 0 in ignored rows.
 
     .. math:: dx_{nv} = g_n\, (p_{nv} - q_{nv}), \qquad g_n = dL_n, \quad dL, \quad dL / N \ \text{for none, sum, mean}
     """
@@ -107,7 +107,7 @@ def cross_entropy_bwd(dout: Array, ctx: CrossEntropyContext) -> CrossEntropyGrad
 
 @accelerated
 def _cross_entropy(x: Array, classes: Array, ignore_index: int, label_smoothing: float) -> tuple[Array, Array, Array]:
-    r"""The loss of each row, in the dtype that sums are kept in.
+    r"""The loss of each row, in the accumulator's dtype.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def _cross_entropy(x: Array, classes: Array, ignore_index: int, label_smoothing:
     -------
     losses : (N,)
     largest, total : (N, 1)
-        The maximum m of a row, and the sum of its e^(x - m). Those of ignored rows are the ones of a row of zeros.
+        The maximum m of a row, and the sum of its e^(x - m). An ignored row counts as zeros.
     """
     xp = namespace_of(x, classes)
     x, classes, kept = _kept(x, classes, ignore_index)
@@ -139,7 +139,7 @@ def _cross_entropy(x: Array, classes: Array, ignore_index: int, label_smoothing:
 def _cross_entropy_backward(
     g: Array, x: Array, classes: Array, largest: Array, total: Array, ignore_index: int, label_smoothing: float
 ) -> Array:
-    """The gradient (N, V) of the losses, whose cotangent is `g` (N,), from what `_cross_entropy` was given."""
+    """The gradient (N, V) of the losses with cotangent `g` (N,), from the arguments and results of `_cross_entropy`."""
     xp = namespace_of(g, x, classes)
     dtype = x.dtype
     x, classes, kept = _kept(x, classes, ignore_index)
@@ -154,7 +154,7 @@ def _cross_entropy_backward(
 
 
 def _rows(logits: Array, targets: Array, ignore_index: int) -> tuple[Array, Array, int]:
-    """Logits (N, V), classes (N,), and how many rows are not ignored, at least 1."""
+    """Logits (N, V), classes (N,), and the number of rows that are not ignored, at least 1."""
     xp = namespace_of(logits)
     count, width = math.prod(targets.shape), logits.shape[-1]
     classes = xp.astype(xp.reshape(targets, (count,)), index_dtype(xp, targets), copy=False)
@@ -163,7 +163,7 @@ def _rows(logits: Array, targets: Array, ignore_index: int) -> tuple[Array, Arra
 
 
 def _kept(x: Array, classes: Array, ignore_index: int) -> tuple[Array, Array, Array]:
-    """x (N, V) in the dtype that sums are kept in and classes (N,), 0 in ignored rows; which rows are kept (N,)."""
+    """x (N, V) in the accumulator's dtype and classes (N,), 0 in ignored rows; and which rows are kept (N,)."""
     xp = namespace_of(x)
     x = xp.astype(x, accumulator_dtype(xp, x.dtype), copy=False)
     kept = classes != ignore_index

@@ -1,4 +1,4 @@
-"""Long short-term memory: a cell that gates write to, keep and read."""
+"""Long short-term memory."""
 
 from __future__ import annotations
 
@@ -73,11 +73,11 @@ def lstm(
         The rows of i, f, g and o, one block after the other, as in PyTorch.
     weight_hh : (4H, H) of the same dtype
     bias_ih, bias_hh : (4H,) of the same dtype, optional
-        0 where not given.
+        0 by default.
     h0, c0 : (*batch, H) of the same dtype, optional
-        Output and cell before the first step; 0 where not given.
+        Output and cell before the first step; 0 by default.
     mask : (*batch, T) bool, optional
-        True where there is a step. Elsewhere h and c stay as they are and the output is 0, whatever x holds there.
+        True for steps. Elsewhere h and c are kept and the output is 0, whatever x is there.
     reverse : bool
         Go from the last step to the first. Two calls, one of them in reverse, make a bidirectional network.
 
@@ -101,7 +101,7 @@ def lstm(
     Examples
     --------
     >>> import numpy as np, attnarray as aa
-    >>> keep = np.array([0.0, 99.0, 0.0, 99.0])  # nothing is written, all is kept and read
+    >>> keep = np.array([0.0, 99.0, 0.0, 99.0])  # the input gate is 1/2 but g = 0; the forget and output gates are 1
     >>> aa.lstm(np.ones((3, 1)), np.zeros((4, 1)), np.zeros((4, 1)), keep, c0=np.array([0.5])).c.tolist()
     [0.5]
     """
@@ -149,13 +149,13 @@ def lstm_bwd(dout: LSTMResult, ctx: LSTMContext) -> LSTMGrads:
         dh_{t-1} &= W_{hh}^T da_t, \qquad dc_{t-1} = dc_t \odot f_t, \qquad dx_t = W_{ih}^T da_t, \\
         dW_{ih} &= \sum_t da_t x_t^T, \qquad dW_{hh} = \sum_t da_t h_{t-1}^T, \qquad db_{ih} = db_{hh} = \sum_t da_t
 
-    from the last step to the first. The cotangents of h and c are where dh and dc start, and what is left of them in
-    the end are the gradients of h0 and c0. Positions that are no steps hand both on as they are.
+    from the last step to the first. dh and dc start with the cotangents of h and c, and end as the gradients of h0 and
+    c0. Masked positions pass both on.
 
     Parameters
     ----------
     dout : LSTMResult
-        The cotangents of out, h and c; None for those that do not count.
+        The cotangents of out, h and c; None stands for 0.
     ctx : LSTMContext
     """
     checks.context("ctx", ctx, LSTMContext)

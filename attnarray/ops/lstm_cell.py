@@ -1,4 +1,4 @@
-"""One step of an LSTM behind its matrix products: what `lstm` and attention with recurrent scores share."""
+"""One step of an LSTM after its matrix products, for `lstm` and attention with recurrent scores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from attnarray.ops.activations import sigmoid
 
 @accelerated
 def lstm_cell(products: Array, inputs: Array, c: Array) -> tuple[Array, Array, Array]:
-    r"""The gates of a step, and output and cell after it.
+    r"""Return the gates of a step, and h and c after it.
 
     .. math::
         (a^i, a^f, a^g, a^o) = W_{hh} h + s, \qquad
@@ -20,7 +20,7 @@ def lstm_cell(products: Array, inputs: Array, c: Array) -> tuple[Array, Array, A
     products : (..., 4 H) float32 or float64
         W_hh h.
     inputs : (..., 4 H)
-        s: what this step adds.
+        s: the contribution of the input.
     c : (..., H)
 
     Returns
@@ -37,7 +37,7 @@ def lstm_cell(products: Array, inputs: Array, c: Array) -> tuple[Array, Array, A
 
 @accelerated
 def lstm_cell_backward(dh: Array, dc: Array, gates: Array, c_before: Array, c: Array) -> tuple[Array, Array]:
-    r"""The gradients of the sums in the gates (..., 4 H), and of the cell before the step (..., H).
+    r"""Return the gradients of the gates' arguments (..., 4 H), and of the cell before the step (..., H).
 
     .. math::
         dc \mathrel{+}= dh \odot o \odot (1 - \tanh^2 c), \quad

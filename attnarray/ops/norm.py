@@ -1,4 +1,4 @@
-"""Normalisation of the last axis: layer normalisation and root-mean-square normalisation."""
+"""Normalization of the last axis: layer norm and RMS norm."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class LayerNormGrads(NamedTuple):
 
 
 def layer_norm(x: Array, weight: Array | None = None, bias: Array | None = None, *, eps: float = 1e-5) -> Array:
-    r"""Layer normalisation: every vector is brought to mean 0 and variance 1, then scaled and shifted per feature.
+    r"""Layer normalization: normalize each vector to mean 0 and variance 1, then scale and shift each feature.
 
     .. math::
         y_e = w_e \hat{x}_e + b_e, \qquad \hat{x}_e = \frac{x_e - \mu}{\sqrt{\sigma^2 + \epsilon}}, \qquad
@@ -37,7 +37,7 @@ def layer_norm(x: Array, weight: Array | None = None, bias: Array | None = None,
     x : (..., E) floating
         16-bit types are computed in float32.
     weight, bias : (E,) of the same dtype, optional
-        Scale w and shift b per feature; 1 and 0 where not given.
+        Scale w and shift b per feature; 1 and 0 by default.
     eps : float
         Added to the variance, so that a constant vector gives b.
 
@@ -76,7 +76,7 @@ def layer_norm_fwd(
 
 
 def layer_norm_bwd(dout: Array, ctx: LayerNormContext) -> LayerNormGrads:
-    r"""The gradient of layer normalisation, with n over all leading axes and the mean over e.
+    r"""The gradient of layer normalization, with n over all leading axes and the mean over e.
 
     .. math::
         dx_e = \frac{g_e - \operatorname{mean}(g) - \hat{x}_e \operatorname{mean}(g\, \hat{x})}
@@ -91,7 +91,7 @@ def layer_norm_bwd(dout: Array, ctx: LayerNormContext) -> LayerNormGrads:
 
 @accelerated
 def _layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
-    """`layer_norm` of arrays that are checked; also means and 1 / deviations (..., 1) in the accumulator's dtype."""
+    """`layer_norm` of validated arrays; also means and 1 / deviations (..., 1) in the accumulator's dtype."""
     xp = namespace_of(x, weight, bias)
     wide, shrink = _shrunk(_wide(x, x))
     mean = _mean(wide)  # (..., 1)
@@ -114,7 +114,7 @@ def _layer_norm_backward(
     """The gradients of `layer_norm`: of x, of the weight if there is one, and of the bias if there was one."""
     xp = namespace_of(dout, x, weight)
     dy = _wide(dout, x)
-    normal = 0.5 * _wide(x, x)  # half, so that the difference of two large numbers stays finite
+    normal = 0.5 * _wide(x, x)  # halved, so that the difference of two large numbers is finite
     normal -= 0.5 * mean
     normal *= 2.0 * inverse_deviation
     g = dy if weight is None else dy * _wide(weight, x)
@@ -138,7 +138,7 @@ class RMSNormGrads(NamedTuple):
 
 
 def rms_norm(x: Array, weight: Array | None = None, *, eps: float = 1e-6) -> Array:
-    r"""Root-mean-square normalisation: layer normalisation without the mean and the shift.
+    r"""Root-mean-square normalization: layer normalization without the mean and the shift.
 
     .. math:: y_e = w_e \hat{x}_e, \qquad \hat{x}_e = \frac{x_e}{\sqrt{\frac{1}{E} \sum_e x_e^2 + \epsilon}}
 
@@ -147,7 +147,7 @@ def rms_norm(x: Array, weight: Array | None = None, *, eps: float = 1e-6) -> Arr
     x : (..., E) floating
         16-bit types are computed in float32.
     weight : (E,) of the same dtype, optional
-        Scale w per feature; 1 where not given.
+        Scale w per feature; 1 by default.
     eps : float
         Added to the mean square, so that a zero vector gives 0.
 
@@ -184,7 +184,7 @@ def rms_norm_fwd(x: Array, weight: Array | None = None, *, eps: float = 1e-6) ->
 
 
 def rms_norm_bwd(dout: Array, ctx: RMSNormContext) -> RMSNormGrads:
-    r"""The gradient of root-mean-square normalisation, with n over all leading axes and the mean over e.
+    r"""The gradient of root-mean-square normalization, with n over all leading axes and the mean over e.
 
     .. math::
         dx_e = \frac{g_e - \hat{x}_e \operatorname{mean}(g\, \hat{x})}{\operatorname{rms}(x)}, \quad g_e = w_e\, dy_e;
@@ -197,7 +197,7 @@ def rms_norm_bwd(dout: Array, ctx: RMSNormContext) -> RMSNormGrads:
 
 @accelerated
 def _rms_norm(x: Array, weight: Array | None, eps: float) -> tuple[Array, Array]:
-    """`rms_norm` of arrays that are checked; also 1 / root mean square (..., 1) in the accumulator's dtype."""
+    """`rms_norm` of validated arrays; also 1 / root mean square (..., 1) in the accumulator's dtype."""
     xp = namespace_of(x, weight)
     wide, shrink = _shrunk(_wide(x, x))
     inverse_rms = _inverse_root(_mean(wide * wide), eps, shrink)  # (..., 1)
@@ -223,12 +223,12 @@ def _rms_norm_backward(dout: Array, x: Array, inverse_rms: Array, weight: Array 
 
 
 def _check(x: Array, eps: float, **per_feature: Array | None) -> float:
-    """Check the arguments; return `eps` as a float, as scalars of NumPy would change the dtype of results."""
+    """Check the arguments; return `eps` as a float, as NumPy scalars would change the dtype of results."""
     namespace_of(x, *per_feature.values())
     dtype = checks.floating(x=x, **per_feature)
     eps = check_number("eps", checks.positive("eps", eps), dtype)
     if x.ndim < 1:
-        raise ValueError(f"`x` has no axis to normalise, expected (..., E). {checks.shapes(x=x)}")
+        raise ValueError(f"`x` has no axis to normalize, expected (..., E). {checks.shapes(x=x)}")
     for name, array in per_feature.items():
         if array is not None:
             because = f"one number per feature of `x`, which has shape {tuple(x.shape)}"
@@ -237,28 +237,28 @@ def _check(x: Array, eps: float, **per_feature: Array | None) -> float:
 
 
 def _wide(array: Array, x: Array) -> Array:
-    """`array` in the dtype that sums over `x` are kept in."""
+    """`array` in the accumulator's dtype of `x`."""
     xp = namespace_of(x)
     return xp.astype(array, accumulator_dtype(xp, x.dtype), copy=False)
 
 
 def _shrunk(x: Array) -> tuple[Array, Array | None]:
-    """x with rows whose squares would overflow multiplied by a power of two, and these powers (..., 1) if there are."""
+    """x with rows scaled by powers of two where squares would overflow, and these powers (..., 1), or None."""
     shrink = row_scales(x)
     return (x, None) if shrink is None else (x * shrink, shrink)
 
 
 def _inverse_root(variance: Array, eps: float, shrink: Array | None) -> Array:
-    """1 / sqrt(variance + eps), of a variance of rows that were multiplied by `shrink`."""
+    """1 / sqrt(variance + eps) for rows that were scaled by `shrink`."""
     xp = namespace_of(variance)
     if shrink is None:
         return 1.0 / xp.sqrt(variance + eps)
     root = xp.sqrt(variance + eps * shrink * shrink)
-    return 1.0 / xp.maximum(root, math.sqrt(eps) * shrink)  # eps shrunk twice may be 0
+    return 1.0 / xp.maximum(root, math.sqrt(eps) * shrink)  # eps scaled twice may be 0
 
 
 def _mean(x: Array) -> Array:
-    """The mean over the last axis, kept with size 1; 0 over no features at all."""
+    """The mean over the last axis, kept with size 1; 0 for no features."""
     xp = namespace_of(x)
     return xp.sum(x, axis=-1, keepdims=True) / max(x.shape[-1], 1)
 

@@ -1,6 +1,6 @@
-"""What recurrent functions share: checks, the products with all inputs, states over time, gradients of the weights.
+"""Shared code of `rnn`, `lstm` and `gru`: validation, input products, states over time, gradients of the weights.
 
-Inside, the batch axes are one axis of N sequences. G is the number of gates, each with H rows of the weights.
+Batch axes are flattened to one axis of N sequences. G is the number of gates, each with H rows of the weights.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from attnarray.numpy_arrays import read_only
 
 
 class Recurrent(NamedTuple):
-    """The arguments that recurrent functions share, as they were given."""
+    """The common arguments of recurrent functions."""
 
     x: Array  # (*batch, T, I)
     weight_ih: Array  # (G H, I)
@@ -41,7 +41,7 @@ class Recurrent(NamedTuple):
 
     @property
     def steps(self) -> range:
-        """The positions in the order in which the state goes over them."""
+        """The positions in the order of the recurrence."""
         positions = range(self.x.shape[-2])
         return positions[::-1] if self.reverse else positions
 
@@ -56,7 +56,7 @@ def checked(
     mask: Array | None,
     reverse: bool,
 ) -> Recurrent:
-    """Check all that a recurrent function is given. `gates` names them, one letter each; `states` has h0 and c0."""
+    """Check the arguments of a recurrent function. `gates` has one letter for each; `states` has h0 and c0."""
     arrays = {"x": x, "weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": biases[0], "bias_hh": biases[1]}
     checks.required(x=x, weight_ih=weight_ih, weight_hh=weight_hh)
     checks.namespace(**arrays, **states, mask=mask)
@@ -78,7 +78,7 @@ def checked(
 
 
 def _check_weights(gates: str, x: Array, weight_ih: Array, weight_hh: Array) -> int:
-    """H, when all widths fit together."""
+    """Check the shapes of x and the weights; return H."""
     shapes = checks.shapes(x=x, weight_ih=weight_ih, weight_hh=weight_hh)
     count = len(gates)
     rows = f"{count}H" if count > 1 else "H"
@@ -104,12 +104,12 @@ def _check_weights(gates: str, x: Array, weight_ih: Array, weight_hh: Array) -> 
 
 
 def cotangents(dout: Any, results: type, given: Recurrent) -> list[Array]:
-    """The cotangents of out (N, T, H) and of the states (N, H) in the dtype of the sums; 0 for those that are None."""
+    """The cotangents of out (N, T, H) and of the states (N, H) in the accumulator's dtype; 0 for None."""
     names = getattr(results, "_fields", ())
     if not isinstance(dout, tuple | list) or len(dout) != len(names):
         raise TypeError(
             f"`dout` is {checks.shown(dout)}, expected {results.__name__}({', '.join(names)}): the cotangent of each "
-            "result, None for those that do not count."
+            "result, None for 0."
         )
     named = {f"dout.{name}": array for name, array in zip(names, dout, strict=True)}
     xp = checks.namespace(**named, x=given.x)
@@ -125,7 +125,7 @@ def cotangents(dout: Any, results: type, given: Recurrent) -> list[Array]:
 
 
 def input_products(given: Recurrent, *biases: Array | None) -> Array:
-    """x W_ih^T and all `biases` that are given, of every step: (N, T, G H)."""
+    """x W_ih^T + all `biases` that are not None, for every step: (N, T, G H)."""
     xp = namespace_of(given.x)
     weight = wide(given, given.weight_ih)
     products = xp.matmul(_rows(_inputs(given)), weight.mT)  # (N T, G H)
@@ -136,7 +136,7 @@ def input_products(given: Recurrent, *biases: Array | None) -> Array:
 
 
 def first_state(given: Recurrent, state: Array | None) -> Array:
-    """The state before the first step, (N, H); 0 where none is given."""
+    """The initial state, (N, H); 0 for None."""
     xp = namespace_of(given.x)
     shape = (given.sequences, given.hidden)
     if state is None:
@@ -145,7 +145,7 @@ def first_state(given: Recurrent, state: Array | None) -> Array:
 
 
 def after_step(given: Recurrent, t: int, new: Array, old: Array) -> Array:
-    """`new` in the sequences where position t is a step, `old` in the others; both (N, H)."""
+    """`new` where position t is a step, else `old`; both (N, H)."""
     if given.mask is None:
         return new
     xp = namespace_of(given.x)
@@ -154,13 +154,13 @@ def after_step(given: Recurrent, t: int, new: Array, old: Array) -> Array:
 
 
 def over_time(by_step: dict[int, Array], empty: Array) -> Array:
-    """(N, S) of each position -> (N, T, S); `empty` is returned where T is 0."""
+    """Stack (N, S) of each position to (N, T, S); return `empty` for T = 0."""
     xp = namespace_of(empty)
     return xp.stack([by_step[t] for t in range(len(by_step))], axis=1) if by_step else empty
 
 
 def before_steps(given: Recurrent, states: Array, state: Array | None) -> Array:
-    """The states before each step, from those after each step and the one before the first: (N, T, H)."""
+    """The states before each step, from those after each step and the initial one: (N, T, H)."""
     xp = namespace_of(states)
     first = first_state(given, state)[:, None, :]  # (N, 1, H)
     if given.reverse:
@@ -169,7 +169,7 @@ def before_steps(given: Recurrent, states: Array, state: Array | None) -> Array:
 
 
 def where_step(given: Recurrent, values: Array) -> Array:
-    """(N, T, S) with 0 at positions that are no steps."""
+    """(N, T, S) with 0 at masked positions."""
     if given.mask is None:
         return values
     xp = namespace_of(values)
@@ -177,14 +177,14 @@ def where_step(given: Recurrent, values: Array) -> Array:
 
 
 def as_output(given: Recurrent, states: Array) -> Array:
-    """The states (N, T, H) as the caller sees them: (*batch, T, H), 0 at positions that are no steps."""
+    """The states (N, T, H) as the output (*batch, T, H), 0 at masked positions."""
     xp = namespace_of(states)
     out = xp.astype(where_step(given, states), given.x.dtype, copy=False)
     return read_only(xp.reshape(out, (*given.batch, *out.shape[1:])))
 
 
 def as_state(given: Recurrent, state: Array) -> Array:
-    """A state (N, H), or its gradient, as the caller sees it: (*batch, H)."""
+    """A state (N, H), or its gradient, as (*batch, H)."""
     xp = namespace_of(state)
     return xp.reshape(xp.astype(state, given.x.dtype), (*given.batch, given.hidden))
 
@@ -209,7 +209,7 @@ def gradients(
 
 
 def wide(given: Recurrent, array: Array) -> Array:
-    """`array` in the dtype that sums are kept in."""
+    """`array` in the accumulator's dtype."""
     xp = namespace_of(array)
     return xp.astype(array, accumulator_dtype(xp, given.x.dtype), copy=False)
 
@@ -221,17 +221,17 @@ def blocks(gates: Array, count: int) -> list[Array]:
 
 
 def _inputs(given: Recurrent) -> Array:
-    """x as (N, T, I), 0 where there is no step: what stands there must not be multiplied, it may be NaN."""
+    """x as (N, T, I), 0 at masked positions, which may hold NaN."""
     return where_step(given, _sequences(given, given.x))
 
 
 def _sequences(given: Recurrent, array: Array) -> Array:
-    """(*batch, ...) -> (N, ...) in the dtype of the sums."""
+    """(*batch, ...) -> (N, ...) in the accumulator's dtype."""
     xp = namespace_of(array)
     return xp.reshape(wide(given, array), (given.sequences, *array.shape[len(given.batch) :]))
 
 
 def _rows(array: Array) -> Array:
-    """(N, T, S) -> (N T, S), so that one large matrix product does the work."""
+    """(N, T, S) -> (N T, S), for one large matrix product."""
     xp = namespace_of(array)
     return xp.reshape(array, (array.shape[0] * array.shape[1], array.shape[2]))

@@ -1,4 +1,4 @@
-"""The simple recurrent network of Elman: the state is a squashed sum of the input and the state before."""
+"""The simple recurrent network of Elman."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ def rnn(
     weight_ih : (H, I) of the same dtype
     weight_hh : (H, H) of the same dtype
     bias_ih, bias_hh : (H,) of the same dtype, optional
-        0 where not given.
+        0 by default.
     h0 : (*batch, H) of the same dtype, optional
-        The state before the first step; 0 where not given.
+        The state before the first step; 0 by default.
     mask : (*batch, T) bool, optional
-        True where there is a step. Elsewhere the state stays as it is and the output is 0, whatever x holds there.
+        True for steps. Elsewhere the state is kept and the output is 0, whatever x is there.
     reverse : bool
         Go from the last step to the first. Two calls, one of them in reverse, make a bidirectional network.
     nonlinearity : {"tanh", "relu"}
@@ -139,14 +139,13 @@ def rnn_bwd(dout: RNNResult, ctx: RNNContext) -> RNNGrads:
         dx_t &= W_{ih}^T da_t, \quad dW_{ih} = \sum_t da_t x_t^T, \quad dW_{hh} = \sum_t da_t h_{t-1}^T, \quad
         db_{ih} = db_{hh} = \sum_t da_t
 
-    from the last step to the first, with a what phi is applied to: phi' = 1 - h^2 for tanh and [h > 0] for relu. The
-    cotangent of h is where dh starts, and what is left of it in the end is the gradient of h0. Positions that are no
-    steps hand dh on as it is.
+    from the last step to the first, with a the argument of phi: phi' = 1 - h^2 for tanh and [h > 0] for relu. dh starts
+    with the cotangent of h, and ends as the gradient of h0. Masked positions pass dh on.
 
     Parameters
     ----------
     dout : RNNResult
-        The cotangents of out and h; None for one that does not count.
+        The cotangents of out and h; None stands for 0.
     ctx : RNNContext
     """
     checks.context("ctx", ctx, RNNContext)

@@ -1,4 +1,4 @@
-"""Sparsemax: the probabilities that are nearest to the logits, most of them exactly 0."""
+"""Sparsemax: the Euclidean projection of logits onto the probability simplex."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SparsemaxGrads(NamedTuple):
 
 
 def sparsemax(x: Array, axis: int = -1, *, mask: Array | None = None) -> Array:
-    r"""The Euclidean projection of the logits onto the probabilities, over `axis`.
+    r"""The Euclidean projection of logits onto the probability simplex, over `axis`.
 
     .. math::
         y = \arg\min_{p \ge 0,\, \sum p = 1} \lVert p - x \rVert^2 = [x - \tau]_+, \qquad \sum_i [x_i - \tau]_+ = 1
@@ -48,8 +48,8 @@ def sparsemax(x: Array, axis: int = -1, *, mask: Array | None = None) -> Array:
 
     Notes
     -----
-    Equal logits get equal probabilities. Only logits less than 1 below the largest can be above 0: unlike softmax, it
-    matters how the logits are scaled. On NumPy arrays a kernel finds tau without sorting, see docs/kernels-cpu.md.
+    Equal logits have equal probabilities. Only logits less than 1 below the maximum have probabilities above 0, so the
+    scale of the logits matters. On NumPy arrays a kernel computes tau without sorting, see docs/kernels-cpu.md.
 
     References
     ----------
@@ -72,13 +72,13 @@ def sparsemax_fwd(x: Array, axis: int = -1, *, mask: Array | None = None) -> tup
 
 
 def sparsemax_bwd(dout: Array, ctx: SparsemaxContext) -> SparsemaxGrads:
-    r"""The gradient of sparsemax: dout less its mean over the support.
+    r"""The gradient of sparsemax: dout minus its mean over the support.
 
     .. math::
         dx_i = dy_i - \frac{1}{|S|} \sum_{j \in S} dy_j \quad \text{for } i \in S = \{i : y_i > 0\}, \text{ else } 0
 
-    There is a kink where a logit equals tau: it is taken to lie outside the support, which gives one of the two
-    one-sided gradients. What dout holds outside the support does not matter.
+    There is a kink where a logit equals tau: it counts as outside the support, which gives one of the two one-sided
+    gradients. Values of dout outside the support are ignored.
 
     Examples
     --------

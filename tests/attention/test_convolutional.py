@@ -135,11 +135,11 @@ def assert_alike(found: np.ndarray, like: np.ndarray) -> None:
     assert found.dtype == like.dtype
 
 
-EVEN, CENTRE = np.ones((4, 3, 4)), "a window of even width has no centre. Use an odd width, or padding='causal'."
+EVEN, CENTER = np.ones((4, 3, 4)), "a window of even width has no center. Use an odd width, or padding='causal'."
 WRONG = {
     "x": ({"x": np.ones(3)}, "`x` has shape (3,), expected at least two axes: (*batch, positions, features)."),
-    "even queries": ({"query_weight": EVEN}, f"`query_weight` has width 4, and with padding='same' {CENTRE}"),
-    "even keys": ({"key_weight": EVEN}, f"`key_weight` has width 4, and with padding='same' {CENTRE}"),
+    "even queries": ({"query_weight": EVEN}, f"`query_weight` has width 4, and with padding='same' {CENTER}"),
+    "even keys": ({"key_weight": EVEN}, f"`key_weight` has width 4, and with padding='same' {CENTER}"),
     "features": ({"query_weight": np.ones((4, 2, 5))}, "`query_weight` has shape (4, 2, 5), expected (A, D, width) ="),
     "hidden": ({"key_weight": np.ones((5, 3, 3))}, "`key_weight` has shape (5, 3, 3), expected (A, D, width) = (4, 3,"),
     "linear": ({"key_weight": np.ones((4, 3))}, "`key_weight` has shape (4, 3), expected (A, D, width) = (4, 3, 1 or"),
@@ -173,7 +173,7 @@ def test_bad_types_cotangents_and_layers() -> None:
     says(ValueError, "`dout` has shape (1, 7, 3), expected (2, 7, 3): the shape", lambda: backward(out[:1], ctx))
     says(TypeError, "expected the ConvolutionalContext that the forward", lambda: backward(out, None))
     layer = aa.layers.ConvolutionalAttention
-    says(ValueError, f"`width` is 4, and with padding='same' {CENTRE}", lambda: layer(3, 4, 4))
+    says(ValueError, f"`width` is 4, and with padding='same' {CENTER}", lambda: layer(3, 4, 4))
     says(ValueError, "`kind` is 'dots', expected one of 'pairs', 'dot'", lambda: layer(3, 4, 5, "dots"))
     says(ValueError, "`padding` is 'valid', expected one of 'same', 'causal'", lambda: layer(3, 4, 5, padding="valid"))
     says(ValueError, "`dim` is 0, expected an integer", lambda: layer(0, 4, 5))

@@ -41,7 +41,7 @@ def test_norms_refuse_bad_input(name: str) -> None:
         f(X, np.ones(2))
     with pytest.raises(ValueError, match="`eps` is 0, expected a finite number above 0"):
         f(X, eps=0)
-    with pytest.raises(ValueError, match=r"no axis to normalise, expected \(..., E\)"):
+    with pytest.raises(ValueError, match=r"no axis to normalize, expected \(..., E\)"):
         f(np.array(1.0))
     with pytest.raises(TypeError, match="different dtypes: x float64, weight float32"):
         f(X, np.ones(3, np.float32))

@@ -245,7 +245,7 @@ def _checked(attn_mask: Array | Mask | None, options: Any, padding: str, **array
         width = weight.shape[2]
         if padding == "same" and width % 2 == 0:
             raise ValueError(
-                f"`{name}` has width {width}, and with padding='same' a window of even width has no centre. Use an odd "
+                f"`{name}` has width {width}, and with padding='same' a window of even width has no center. Use an odd "
                 f"width, or padding='causal'. {named}"
             )
     for name in ("score_vector", "query_bias"):
