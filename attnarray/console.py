@@ -1,4 +1,4 @@
-"""What commands show: tables, lines and progress; in colour on a terminal with rich, else in plain text."""
+"""What commands show: tables, lines and progress; in color on a terminal with rich, else in plain text."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def _names(winner: Winner) -> tuple[str, ...]:
 
 
 def _ranges(found: Sequence[Any], key: Callable[[Any], Any]) -> list[tuple[Any, str]]:
-    """Neighbours with the same key: the key, and "16 to 64" or "16"."""
+    """Neighbors with the same key: the key, and "16 to 64" or "16"."""
     ranges = []
     for value, alike in itertools.groupby(found, key):
         sizes = [entry.size for entry in alike]

@@ -255,7 +255,7 @@ def _leaves(found: Found, tensor: Tensor, shapes: Shapes, dtype: str | None) -> 
     whole = file.read(full)
     if dtype_name(whole.dtype) not in FLOATS:
         raise ValueError(
-            f"{found.shown(tensor.name)} has dtype {whole.dtype.name}, expected one of {', '.join(FLOATS)}: quantised "
+            f"{found.shown(tensor.name)} has dtype {whole.dtype.name}, expected one of {', '.join(FLOATS)}: quantized "
             "models are not supported."
         )
     whole = whole.T if tensor.transposed else whole

@@ -22,7 +22,7 @@ SHORTEST, LONGEST = 18, 30  # characters of a date that make a panel worth looki
 CELL = 0.21  # inches
 MARGIN, GAP, HEAD, FOOT = 0.6, 0.9, 1.75, 0.85  # inches, around and between the panels
 INK, FAINT = "#222222", "#9a9a9a"
-FIELDS = {  # rows of the answer YYYY-MM-DD, and their colour where the attention is 1
+FIELDS = {  # rows of the answer YYYY-MM-DD, and their color where the attention is 1
     "year": (slice(0, 4), "#1f5fbf"),
     "month": (slice(5, 7), "#d1480f"),
     "day": (slice(8, 10), "#12824c"),
@@ -45,7 +45,7 @@ def draw_alignments(
     """Write a PNG with one heat map per answer: the characters of the date along the top, those of the answer
     down the side.
 
-    Rows for the year, the month and the day have a colour each. A character of the date takes the colour of the field
+    Rows for the year, the month and the day have a color each. A character of the date takes the color of the field
     that looks at it most. The rows of the two hyphens stay empty: they are the same in every answer. Wrong answers are
     marked, with the right one beside them.
 
@@ -133,8 +133,8 @@ def _panel(axes: Axes, source: str, target: str, weight: np.ndarray, prediction:
     from matplotlib.colors import to_rgb
 
     image = np.ones((TARGET_LENGTH, len(source), 3))
-    for rows, colour in FIELDS.values():
-        image[rows] = _shade(weight[rows], to_rgb(colour))
+    for rows, color in FIELDS.values():
+        image[rows] = _shade(weight[rows], to_rgb(color))
     axes.imshow(image, aspect="auto", interpolation="nearest")
     axes.set_xticks(np.arange(len(source) + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(TARGET_LENGTH + 1) - 0.5, minor=True)
@@ -142,38 +142,38 @@ def _panel(axes: Axes, source: str, target: str, weight: np.ndarray, prediction:
     axes.tick_params(which="both", length=0, labelleft=False, labelbottom=False)
     axes.spines[:].set_visible(False)
     for column, character in enumerate(source):
-        _text(axes, column, -1.02, character, size=12, color=_field_colour(weight[:, column]), weight="bold")
+        _text(axes, column, -1.02, character, size=12, color=_field_color(weight[:, column]), weight="bold")
     for row, character in enumerate(prediction):
-        _text(axes, -1.1, row, character, size=11, color=_row_colour(row), weight="bold")
+        _text(axes, -1.1, row, character, size=11, color=_row_color(row), weight="bold")
     right = prediction == target
     answer = prediction if right else f"{prediction}, but it is {target}"
-    mark, colour = ("\N{CHECK MARK}", "#12824c") if right else ("\N{BALLOT X}", "#c00000")
+    mark, color = ("\N{CHECK MARK}", "#12824c") if right else ("\N{BALLOT X}", "#c00000")
     shown = _text(axes, -0.5, -2.4, name, size=11, color=INK, ha="left", weight="bold")
-    for text, ink in ((f"  \N{RIGHTWARDS ARROW}  {answer}  ", INK), (mark, colour)):
+    for text, ink in ((f"  \N{RIGHTWARDS ARROW}  {answer}  ", INK), (mark, color)):
         shown = axes.annotate(text, (1, 0), xycoords=shown, va="bottom", family=FONT, size=11, color=ink)
 
 
 def _headline(figure: Figure, width: float, height: float, title: str) -> None:
-    """Title, colour scales and the sentence that says how to read the picture, at fixed distances from the edges."""
+    """Title, color scales and the sentence that says how to read the picture, at fixed distances from the edges."""
     from matplotlib.colors import to_rgb
 
     left = MARGIN / width
     figure.text(left, 1 - 0.42 / height, title, family=FONT, size=15, weight="bold", color=INK, va="center")
     scale = np.linspace(0, 1, 128)[None, :]
-    for n, (field, (_, colour)) in enumerate(FIELDS.items()):
+    for n, (field, (_, color)) in enumerate(FIELDS.items()):
         start = MARGIN + n * 2.25
         figure.text(
-            start / width, 1 - 0.82 / height, field, family=FONT, size=11, weight="bold", color=colour, va="center"
+            start / width, 1 - 0.82 / height, field, family=FONT, size=11, weight="bold", color=color, va="center"
         )
         axes = figure.add_axes(((start + 0.72) / width, 1 - 0.88 / height, 0.95 / width, 0.12 / height))
-        axes.imshow(_shade(scale, to_rgb(colour)), aspect="auto", extent=(0, 1, 0, 1))
+        axes.imshow(_shade(scale, to_rgb(color)), aspect="auto", extent=(0, 1, 0, 1))
         axes.set_xticks([0, 0.5, 1], ["0", "\N{VULGAR FRACTION ONE HALF}", "1"], family=FONT, size=7, color=FAINT)
         axes.set_yticks([])
         axes.tick_params(length=0, pad=2)
         axes.spines[:].set_color("#dddddd")
     sentence = (
-        "Each row is one digit of the answer: the stronger the colour, the more attention it pays to the character "
-        "above; characters take the colour of the field that reads them."
+        "Each row is one digit of the answer: the stronger the color, the more attention it pays to the character "
+        "above; characters take the color of the field that reads them."
     )
     figure.text(
         left,
@@ -186,21 +186,21 @@ def _headline(figure: Figure, width: float, height: float, title: str) -> None:
     )
 
 
-def _shade(weight: np.ndarray, colour: tuple[float, float, float]) -> np.ndarray:
-    """White at 0, `colour` at 1: (...) -> (..., 3)."""
+def _shade(weight: np.ndarray, color: tuple[float, float, float]) -> np.ndarray:
+    """White at 0, `color` at 1: (...) -> (..., 3)."""
     ink = np.clip(weight, 0, 1)[..., None] ** CONTRAST
-    return np.asarray(1 - ink * (1 - np.asarray(colour)))
+    return np.asarray(1 - ink * (1 - np.asarray(color)))
 
 
-def _field_colour(column: np.ndarray) -> str:
-    """The colour of the field that looks most at one character; faint where none does."""
-    looks = {colour: float(np.max(column[rows])) for rows, colour in FIELDS.values()}
-    colour = max(looks, key=lambda one: looks[one])
-    return colour if looks[colour] >= READ else FAINT
+def _field_color(column: np.ndarray) -> str:
+    """The color of the field that looks most at one character; faint where none does."""
+    looks = {color: float(np.max(column[rows])) for rows, color in FIELDS.values()}
+    color = max(looks, key=lambda one: looks[one])
+    return color if looks[color] >= READ else FAINT
 
 
-def _row_colour(row: int) -> str:
-    return next((colour for rows, colour in FIELDS.values() if rows.start <= row < rows.stop), FAINT)
+def _row_color(row: int) -> str:
+    return next((color for rows, color in FIELDS.values() if rows.start <= row < rows.stop), FAINT)
 
 
 def _text(axes: Axes, x: float, y: float, text: str, *, ha: str = "center", **style: Any) -> Any:

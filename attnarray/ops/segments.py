@@ -56,7 +56,7 @@ def segment_softmax(x: Array, segments: Array, count: int, *, mask: Array | None
 
     References
     ----------
-    The softmax over neighbours in Veličković et al., "Graph attention networks", 2017, arXiv:1710.10903.
+    The softmax over neighbors in Veličković et al., "Graph attention networks", 2017, arXiv:1710.10903.
 
     Examples
     --------
@@ -126,7 +126,7 @@ def sum_segments(x: Array, segments: Array, count: int) -> Array:
 
 
 class Order(NamedTuple):
-    """Entries sorted by their segments, so that those of a segment are neighbours."""
+    """Entries sorted by their segments, so that those of a segment are neighbors."""
 
     places: Array  # (E,): which entry comes first, second, ...
     segments: Array  # (E,): its segment

@@ -4,7 +4,7 @@
 
 scikit-learn's digits are 1,797 images of 8 x 8 pixels. A third is held out; on the rest, with
 new noise in each step, `attnarray.models.PatchClassifier` learns from several seeds. Beside it stand two classics
-on the same split: logistic regression, and the nearest neighbours, which are hard to beat on images so small.
+on the same split: logistic regression, and the nearest neighbors, which are hard to beat on images so small.
 
 Needs: attnarray, scikit-learn, matplotlib.
 """
@@ -33,7 +33,7 @@ MODEL = PatchClassifier(size=8, patch=2, classes=10, dim=64, num_layers=2, heads
 BATCH, EPOCHS, SEEDS, PEAK_RATE, DECAY, LARGEST_NORM = 64, 40, 3, 3e-3, 0.3, 1.0
 NOISE = 0.15  # its deviation, where pixels go from 0 to 1
 MOST_LIT = 16  # of a pixel
-COLOURS = ("#1f5fbf", "#d1480f", "#0b7a4b")  # one for each seed
+COLORS = ("#1f5fbf", "#d1480f", "#0b7a4b")  # one for each seed
 DRAWN = 10  # images in the picture, beside those that come out wrong
 
 
@@ -96,7 +96,7 @@ def baselines(data: Digits) -> dict[str, float]:
     models = {
         "the most frequent digit": None,
         "logistic regression": LogisticRegression(max_iter=2000),
-        "3 nearest neighbours": KNeighborsClassifier(3),
+        "3 nearest neighbors": KNeighborsClassifier(3),
     }
     x, y = data.train.reshape(len(data.train), 64), data.train_classes
     shares = {}
@@ -147,7 +147,7 @@ def draw_losses(path: Path, runs: list[Trained]) -> None:
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot()
     for seed, trained in enumerate(runs):
-        draw_loss(axes, trained.losses, COLOURS[seed], f"seed {seed}")
+        draw_loss(axes, trained.losses, COLORS[seed], f"seed {seed}")
     axes.set(xlabel="step", ylabel="cross-entropy", yscale="log")
     axes.set_title("Handwritten digits, with new noise in each step", loc="left")
     axes.legend(frameon=False)

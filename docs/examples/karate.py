@@ -28,7 +28,7 @@ from attnarray.console import print_table, progress
 
 LEADERS = (0, 33)
 SIDES = ("Mr. Hi", "Officer")
-COLOURS = ("#d1480f", "#1f5fbf")
+COLORS = ("#d1480f", "#1f5fbf")
 STEPS, RATE, DECAY, DROPOUT = 200, 1e-2, 5e-3, 0.4
 FIRST = aa.layers.GraphAttention(in_dim=34, head_dim=8, heads=4)
 LAST = aa.layers.GraphAttention(in_dim=32, head_dim=2, heads=4, concat=False)
@@ -103,10 +103,10 @@ def baselines(data: Club) -> dict[str, float]:
     nearer = np.array([np.sign(distances[0][node] - distances[1][node]) for node in rest])  # -1: nearer to Mr. Hi
     nearest = np.where(nearer == 0, 0.5, (nearer > 0) == (sides == 1))
     reached = np.full((len(data.sides), 2), 0.5)
-    neighbours = nx.to_numpy_array(data.graph, weight=None)
+    neighbors = nx.to_numpy_array(data.graph, weight=None)
     for _ in range(1000):
         reached[list(LEADERS)] = np.eye(2)[data.sides[list(LEADERS)]]
-        reached = neighbours @ reached / neighbours.sum(1, keepdims=True)
+        reached = neighbors @ reached / neighbors.sum(1, keepdims=True)
     return {
         "the side of most members": max(np.mean(sides == 0), np.mean(sides == 1)),
         "the nearest leader": float(np.mean(nearest)),
@@ -115,7 +115,7 @@ def baselines(data: Club) -> dict[str, float]:
 
 
 def draw(path: Path, data: Club, params: dict[str, Any], accuracy: float) -> None:
-    """The club: colours are what the network says, the widths of the lines its attention in the first layer."""
+    """The club: colors are what the network says, the widths of the lines its attention in the first layer."""
     from matplotlib.figure import Figure
 
     _, (first_ctx, *_) = forward(params, data)
@@ -128,12 +128,12 @@ def draw(path: Path, data: Club, params: dict[str, Any], accuracy: float) -> Non
     for (source, target), weight in zip(aa.to_numpy(data.edges).T, weights, strict=True):
         if source != target:
             arrow = {"arrowstyle": "-|>", "connectionstyle": "arc3,rad=0.12", "shrinkA": 9, "shrinkB": 9, "alpha": 0.55,
-                     "linewidth": 5 * float(weight), "color": COLOURS[found[source]], "mutation_scale": 8}  # fmt: skip
+                     "linewidth": 5 * float(weight), "color": COLORS[found[source]], "mutation_scale": 8}  # fmt: skip
             axes.annotate("", places[target], places[source], arrowprops=arrow)
     for node, (x, y) in places.items():
         right = found[node] == data.sides[node]
         size = 720 if node in LEADERS else 330
-        axes.scatter(x, y, size, COLOURS[found[node]], zorder=3, linewidths=0 if right else 3, edgecolors="#111111")
+        axes.scatter(x, y, size, COLORS[found[node]], zorder=3, linewidths=0 if right else 3, edgecolors="#111111")
         axes.text(x, y, str(node), color="white", ha="center", va="center", zorder=4, fontsize=9, fontweight="bold")
     wrong = int(np.sum(found != data.sides))
     axes.set_title(
@@ -141,8 +141,8 @@ def draw(path: Path, data: Club, params: dict[str, Any], accuracy: float) -> Non
         f"Width of a line: the attention of the member at its arrow to the one it comes from. Black: wrong ({wrong})",
         fontsize=11, loc="left",
     )  # fmt: skip
-    for name, colour in zip(SIDES, COLOURS, strict=True):
-        axes.scatter([], [], 120, colour, label=f"{name}'s side")
+    for name, color in zip(SIDES, COLORS, strict=True):
+        axes.scatter([], [], 120, color, label=f"{name}'s side")
     axes.legend(loc="lower left", frameon=False)
     axes.set_axis_off()
     figure.savefig(path, dpi=130)

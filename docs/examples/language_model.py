@@ -152,8 +152,8 @@ def draw(path: Path, trained: Trained, rows: dict[str, float]) -> None:
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot()
     draw_loss(axes, trained.losses, "#1f5fbf", "GPT in training")
-    for (name, bits), colour in zip(rows.items(), ("#999999", "#666666", "#d1480f", "#8f2d05", "#0b2e66"), strict=True):
-        axes.axhline(bits, color=colour, linewidth=1.2, linestyle="--", label=f"{name}, held out: {bits:.2f}")
+    for (name, bits), color in zip(rows.items(), ("#999999", "#666666", "#d1480f", "#8f2d05", "#0b2e66"), strict=True):
+        axes.axhline(bits, color=color, linewidth=1.2, linestyle="--", label=f"{name}, held out: {bits:.2f}")
     axes.set(xlabel="step", ylabel="bits per byte", ylim=(1, 5), xlim=(0, len(trained.losses)))
     axes.set_title("Python's manual, byte by byte", loc="left")
     axes.legend(frameon=False, fontsize=9)

@@ -198,8 +198,8 @@ def draw(
 
 
 def _draw_bars(axes: Any, shares: dict[str, float]) -> None:
-    colours = ["#d1480f" if name.startswith("BERT") else "#8a94a6" for name in shares]
-    drawn = axes.barh(list(shares), list(shares.values()), color=colours)
+    colors = ["#d1480f" if name.startswith("BERT") else "#8a94a6" for name in shares]
+    drawn = axes.barh(list(shares), list(shares.values()), color=colors)
     axes.bar_label(drawn, [f"{share:.1%}" for share in shares.values()], padding=3, fontsize=9)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.12)

@@ -34,7 +34,7 @@ DATES, TEST_DATES, EPOCHS, BATCH = 8_000, 1_000, 8, 64
 PEAK_RATE, LARGEST_NORM = 4e-3, 1.0
 START, COUNT = len(dates.TARGET_CHARACTERS), dates.TARGET_LENGTH  # the token before the first, the letters of an answer
 SHOWN = "es"  # the language of the date in the pictures of attention
-COLOURS = {"Transformer": "#1f5fbf", "recurrent, Bahdanau's attention": "#d1480f"}
+COLORS = {"Transformer": "#1f5fbf", "recurrent, Bahdanau's attention": "#d1480f"}
 
 
 class Texts(NamedTuple):
@@ -63,7 +63,7 @@ def models(vocab_size: int) -> dict[str, Any]:
         vocab_size, START + 1, max_seq_len=64, dim=64, num_layers=2, heads=4, hidden_dim=128, dropout=0.0
     )
     recurrent = Seq2Seq(vocab_size, START + 1, dim=48, hidden_dim=96, attention=attention)
-    return dict(zip(COLOURS, (transformer, recurrent), strict=True))
+    return dict(zip(COLORS, (transformer, recurrent), strict=True))
 
 
 def texts(pairs: list[dates.Pair], vocabulary: dates.Vocabulary) -> Texts:
@@ -134,7 +134,7 @@ def draw_losses(path: Path, losses: dict[str, list[float]], shares: dict[str, fl
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot()
     for name, each in losses.items():
-        draw_loss(axes, each, COLOURS[name], f"{name}: {shares[name]:.1%} of unseen dates right")
+        draw_loss(axes, each, COLORS[name], f"{name}: {shares[name]:.1%} of unseen dates right")
     axes.set(xlabel="step", ylabel="cross-entropy of a letter", yscale="log")
     axes.set_title("Dates of 28 languages to ISO 8601", loc="left")
     axes.legend(frameon=False)

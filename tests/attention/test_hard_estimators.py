@@ -194,7 +194,7 @@ def test_top_k_of_all_keys_is_softmax_attention() -> None:
     assert_trees_close(pullback(HardResult(dout, None, None))[:3], expected(dout)[:3], ROUNDING)
 
 
-def test_top_k_renormalises_and_top_one_is_argmax() -> None:
+def test_top_k_renormalizes_and_top_one_is_argmax() -> None:
     q, k, v = RNG.standard_normal((3, 2, 3, 5, 5))
     p = aa.softmax(q @ k.mT / np.sqrt(5))
     kept = np.where(p >= np.sort(p)[..., -2:-1], p, 0.0)

@@ -53,7 +53,7 @@ WRONG_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "activation": ({"hidden_act": "mish"}, "asks for hidden_act = 'mish', but only 'gelu', 'gelu_new'"),
     "missing": ({"hidden_size": "absent"}, "lacks 'hidden_size', from which the shape of the model follows."),
     "untied": ({"tie_word_embeddings": False}, "asks for tie_word_embeddings = False"),
-    "quantised": ({"quantization_config": {"bits": 4}}, "asks for quantization_config = {'bits': 4}"),
+    "quantized": ({"quantization_config": {"bits": 4}}, "asks for quantization_config = {'bits': 4}"),
     "heads": ({"num_attention_heads": 4}, "describes no BERT: `heads` (4) must divide `dim` (6)"),
     "a text": ({"num_hidden_layers": "two"}, "describes no BERT: `num_hidden_layers` is 'two', expected an integer"),
     "another size": ({"vocab_size": 12}, "has shape (11, 6), expected (12, 6) for `params.token.weight`."),

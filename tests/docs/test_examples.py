@@ -183,11 +183,11 @@ def translation(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_translation(translation: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shares = translation.main(["--quick", "--output", str(tmp_path)])
     assert 0.6 < shares.pop("the rule of the most similar pattern") < 0.9
-    assert set(shares) == set(translation.COLOURS)
+    assert set(shares) == set(translation.COLORS)
     for picture in ("translation.png", "translation-heads.png"):
         assert (tmp_path / picture).stat().st_size > 20_000
     printed = capsys.readouterr().out
-    for row in ("the rule of the most similar pattern", *translation.COLOURS):
+    for row in ("the rule of the most similar pattern", *translation.COLORS):
         assert re.search(rf"{row}.* \d+\.\d%", printed), printed
 
 
@@ -231,7 +231,7 @@ def test_digits(digits: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     for picture in ("digits.png", "digits-loss.png"):
         assert (tmp_path / picture).stat().st_size > 20_000
     printed = capsys.readouterr().out
-    for row in ("the most frequent digit", "logistic regression", "3 nearest neighbours", "patches, 69,194 parameters"):
+    for row in ("the most frequent digit", "logistic regression", "3 nearest neighbors", "patches, 69,194 parameters"):
         assert re.search(rf"{row}.* \d+\.\d%", printed), printed
 
 

@@ -15,11 +15,11 @@ from tests.support.libraries import Library, assert_close, assert_trees_close
 from tests.support.messages import says
 
 RNG = np.random.default_rng(0)
-GREY, COLOUR = RNG.standard_normal((2, 4, 6)), RNG.standard_normal((2, 4, 6, 3))
+GREY, COLOR = RNG.standard_normal((2, 4, 6)), RNG.standard_normal((2, 4, 6, 3))
 MODELS = {
-    "grey": (PatchClassifier((4, 6), 2, 5, dim=8, num_layers=2, heads=2), GREY),
-    "grey with an axis": (PatchClassifier((4, 6), 2, 5, dim=8, num_layers=1, heads=2), GREY[..., None]),
-    "colour": (PatchClassifier((4, 6), 2, 5, 3, dim=8, num_layers=1, heads=4, pre_norm=False), COLOUR),
+    "gray": (PatchClassifier((4, 6), 2, 5, dim=8, num_layers=2, heads=2), GREY),
+    "gray with an axis": (PatchClassifier((4, 6), 2, 5, dim=8, num_layers=1, heads=2), GREY[..., None]),
+    "color": (PatchClassifier((4, 6), 2, 5, 3, dim=8, num_layers=1, heads=4, pre_norm=False), COLOR),
 }
 each_model = pytest.mark.parametrize(("model", "images"), MODELS.values(), ids=list(MODELS))
 
@@ -56,16 +56,16 @@ def test_gradients_along_random_directions(model: PatchClassifier, images: np.nd
 
 def test_a_patch_is_a_word() -> None:
     # Without positions and with the patches moved about, the class stays: the encoder knows no order of its own.
-    model, _ = MODELS["colour"]
+    model, _ = MODELS["color"]
     params = moved(model.init(aa.Philox(2), "float64"))
     params["position"]["weight"] = np.zeros_like(params["position"]["weight"])
-    rows = COLOUR[:, [2, 3, 0, 1]][:, :, [4, 5, 0, 1, 2, 3]]  # whole patches of 2 x 2
-    assert_close(model(params, rows), model(params, COLOUR), 1e-12)
-    assert np.max(np.abs(model(params, COLOUR[:, [1, 0, 3, 2]]) - model(params, COLOUR))) > 1e-3
+    rows = COLOR[:, [2, 3, 0, 1]][:, :, [4, 5, 0, 1, 2, 3]]  # whole patches of 2 x 2
+    assert_close(model(params, rows), model(params, COLOR), 1e-12)
+    assert np.max(np.abs(model(params, COLOR[:, [1, 0, 3, 2]]) - model(params, COLOR))) > 1e-3
 
 
 def test_one_image_does_not_see_another() -> None:
-    model, images = MODELS["grey"]
+    model, images = MODELS["gray"]
     params = moved(model.init(aa.Philox(2), "float64"))
     both = model(params, images)
     assert_close(model(params, images[1:]), both[1:], 1e-12)
@@ -73,7 +73,7 @@ def test_one_image_does_not_see_another() -> None:
 
 
 def test_dropout_is_drawn_by_the_key() -> None:
-    model = dataclasses.replace(MODELS["grey"][0], dropout=0.3)
+    model = dataclasses.replace(MODELS["gray"][0], dropout=0.3)
     params = model.init(aa.Philox(0), "float64")
     expected = "`rng` is None, but this PatchClassifier needs one"
     says(ValueError, expected, lambda: model.fwd(params, GREY))
@@ -83,7 +83,7 @@ def test_dropout_is_drawn_by_the_key() -> None:
 
 
 def test_every_library_gives_the_same(library: Library) -> None:
-    model, images = MODELS["grey"]
+    model, images = MODELS["gray"]
     params = model.init(aa.Philox(0), "float64")
     logits, ctx = model.fwd(params, images)
     found, its = model.fwd(library.moved(params), library.moved(images))
@@ -92,16 +92,16 @@ def test_every_library_gives_the_same(library: Library) -> None:
 
 
 def test_bad_input_is_named() -> None:
-    model, _ = MODELS["colour"]
+    model, _ = MODELS["color"]
     params = model.init(aa.Philox(0), "float64")
     bad: list[tuple[type[Exception], str, Any]] = [
         (ValueError, "`size` is (4, 6), expected a height and width that `patch` (4) divides.",
          lambda: dataclasses.replace(model, patch=4)),
         (ValueError, "`images` has shape (2, 4, 6), expected (2, 4, 6, 3): (B, height, width), with a last",
          lambda: model(params, GREY)),
-        (TypeError, "`images` has dtype int64, expected one of float16", lambda: model(params, COLOUR.astype(int))),
+        (TypeError, "`images` has dtype int64, expected one of float16", lambda: model(params, COLOR.astype(int))),
         (ValueError, "`classes` is 0, expected an integer >= 1", lambda: dataclasses.replace(model, classes=0)),
-        (TypeError, "`ctx` is None, expected the PatchContext", lambda: model.bwd(COLOUR, None)),  # type: ignore[arg-type]
+        (TypeError, "`ctx` is None, expected the PatchContext", lambda: model.bwd(COLOR, None)),  # type: ignore[arg-type]
     ]  # fmt: skip
     for error, expected, call in bad:
         says(error, expected, call)

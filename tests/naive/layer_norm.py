@@ -1,4 +1,4 @@
-"""Layer normalisation by loops over single numbers in float64: the twin that the library is compared with."""
+"""Layer normalization by loops over single numbers in float64: the twin that the library is compared with."""
 
 import math
 

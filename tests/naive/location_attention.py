@@ -43,7 +43,7 @@ def location_attention(
 
 
 def filtered(weights, location_filter, j):
-    """What each filter (F, width), centred on j, makes of weights (S,)."""
+    """What each filter (F, width), centered on j, makes of weights (S,)."""
     width = location_filter.shape[1]
     places = [(n, j - width // 2 + n) for n in range(width)]
     return [sum(float(row[n]) * weights[p] for n, p in places if 0 <= p < len(weights)) for row in location_filter]

@@ -3,7 +3,7 @@
 Run with PyTorch 2.13 (CPU) and NumPy 2: `python tests/references/make_graph.py`.
 
 PyTorch has no such layer. The formulas are written out as the papers have them, node by node and head by head: for GAT
-equations 1 to 6 of arXiv:1710.10903, a^T LeakyReLU'd over [W h_i; W h_j] laid side by side, softmax over the neighbours
+equations 1 to 6 of arXiv:1710.10903, a^T LeakyReLU'd over [W h_i; W h_j] laid side by side, softmax over the neighbors
 N_i of each node, heads side by side or averaged; for GATv2 equation 7 of arXiv:2105.14491, whose W [h_i; h_j] is one
 matrix on both states. Features of edges, where there are any, stand third.
 

@@ -168,13 +168,13 @@ def test_the_width_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Terminal(io.StringIO):
-    """Takes colours."""
+    """Takes colors."""
 
     def isatty(self) -> bool:
         return True
 
 
-def test_no_colours_where_none_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_colors_where_none_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("rich")
 
     def shown() -> str:

@@ -228,7 +228,7 @@ def location_attention(
     score_vector : (A,)
         w.
     location_filter : (F, width)
-        F filters of odd width, centred on j and not flipped, as in `conv1d` with padding "same".
+        F filters of odd width, centered on j and not flipped, as in `conv1d` with padding "same".
     location_weight : (A, F)
         U.
     previous : (*batch, S), optional
@@ -419,7 +419,7 @@ def _checked(attn_mask: Array | Mask | None, options: Any, **arrays: Array) -> L
     if filters.ndim != 2 or filters.shape[1] % 2 == 0:
         raise ValueError(
             f"`location_filter` has shape {tuple(filters.shape)}, expected (F, width) with an odd width: a filter of "
-            "even width has no centre."
+            "even width has no center."
         )
     F = filters.shape[0]
     checks.shape("location_weight", weight, (A, F), f"`query` has {A} features and `location_filter` {F} filters")

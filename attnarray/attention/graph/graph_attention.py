@@ -72,7 +72,7 @@ def graph_attention(
             \mathrm{LeakyReLU}(a^T [q_i; k_j; f_e]) & \text{gat}
         \end{cases}
 
-    In GAT the order of the neighbours is the same for every node that asks; in GATv2 it depends on the node.
+    In GAT the order of the neighbors is the same for every node that asks; in GATv2 it depends on the node.
 
     Parameters
     ----------

@@ -79,7 +79,7 @@ def local_attention(
         c_i = L\, \mathrm{sigmoid}\bigl(v_p \cdot \tanh(W_p q_i)\bigr)
 
     with p the softmax over the keys of the window that every mask allows, of the scores q k or q W k. L is the number
-    of keys that exist, not the padded one. The Gaussian stands outside the softmax and nothing is normalised again:
+    of keys that exist, not the padded one. The Gaussian stands outside the softmax and nothing is normalized again:
     the weights of a row sum to less than 1. Time and memory grow with T w, not with T S.
 
     Parameters
@@ -250,7 +250,7 @@ def local_attention_bwd(dout: Array, ctx: LocalContext) -> LocalGrads:
 
 
 def _around_backward(dout: Array, ctx: AroundContext) -> tuple[Array, Array, Array, Array, Array | None]:
-    """The gradients of q, k, v and the centres, and that of the bias in its own shape."""
+    """The gradients of q, k, v and the centers, and that of the bias in its own shape."""
     *grads, dbias = attend_around_backward(
         dout, ctx.q, ctx.k, ctx.v, ctx.centers, ctx.out, ctx.lse, ctx.window, ctx.sigma, ctx.modifiers
     )

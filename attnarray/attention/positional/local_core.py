@@ -1,4 +1,4 @@
-"""Attention around given centres, on canonical arrays (B, 1, T, D): a query reads the keys of its window alone.
+"""Attention around given centers, on canonical arrays (B, 1, T, D): a query reads the keys of its window alone.
 
 The keys are gathered, so that every query is a batch row of its own, with the N keys that a window may have: R = B T
 rows against N keys. Cost and memory grow with T N, not with T S.
@@ -91,7 +91,7 @@ def attend_around_backward(
 
     .. math:: dq_i = \sum_j ds_{ij} k_j, \qquad dk_j = \sum_i ds_{ij} q_i
 
-    with ds carried through softcap and scale before the last two. A centre moves the Gaussian; that it also moves the
+    with ds carried through softcap and scale before the last two. A center moves the Gaussian; that it also moves the
     window makes steps, whose gradient is 0.
 
     Returns

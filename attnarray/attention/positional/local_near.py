@@ -1,4 +1,4 @@
-"""The keys of windows around given centres, gathered, and what belongs to them; sums back to all keys."""
+"""The keys of windows around given centers, gathered, and what belongs to them; sums back to all keys."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Near(NamedTuple):
 
     keys: Array  # (B, T, N) their numbers
     places: Array  # (R N,) among the keys of all batches
-    distances: Array  # (R, 1, 1, N) from the centre
+    distances: Array  # (R, 1, 1, N) from the center
     factor: Array  # (R, 1, 1, N) of the weights: the Gaussian, and dropout
     modifiers: ScoreModifiers  # with a mask (R, 1, 1, N) of all that hides a key
 

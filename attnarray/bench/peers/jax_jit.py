@@ -49,8 +49,8 @@ def _primitive(problem: Problem) -> Callable[..., Any]:
     axis, eps = options.get("axis", -1), options.get("eps")
 
     def layer_norm(x: Any, weight: Any = 1.0, bias: Any = 0.0) -> Any:
-        centred = x - x.mean(-1, keepdims=True)
-        return centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + (eps or 1e-5)) * weight + bias
+        centered = x - x.mean(-1, keepdims=True)
+        return centered * jax.lax.rsqrt((centered**2).mean(-1, keepdims=True) + (eps or 1e-5)) * weight + bias
 
     def rms_norm(x: Any, weight: Any = 1.0) -> Any:
         return x * jax.lax.rsqrt((x**2).mean(-1, keepdims=True) + (eps or 1e-6)) * weight

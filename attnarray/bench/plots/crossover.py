@@ -24,7 +24,7 @@ WIDTH, HEIGHT = 9.5, 6.2  # inches
 
 
 def draw_crossover(results: Results, path: Path) -> None:
-    """Log-log lines of median time with their quartiles, and below them a strip in the colours of the fastest."""
+    """Log-log lines of median time with their quartiles, and below them a strip in the colors of the fastest."""
     figure = new_figure(WIDTH, HEIGHT)
     first = results.rows[0]
     about = f"{first.direction}, {first.dtype}; bands are quartiles"

@@ -120,7 +120,7 @@ def _apart(values: list[float], axes: Any) -> list[float]:
     """Ascending values on the logarithmic axis, moved apart as little as it takes for names not to overlap."""
     left, right = np.log(axes.get_xlim())
     gaps = NAME_GAP * (right - left) * np.arange(len(values))
-    # Less their gaps, the places need only ascend: neighbours that do not are replaced by their mean.
+    # Less their gaps, the places need only ascend: neighbors that do not are replaced by their mean.
     pools: list[tuple[float, int]] = []
     for place in np.log(values) - gaps:
         pools.append((float(place), 1))

@@ -1,4 +1,4 @@
-"""How pictures look: one colour for each peer everywhere, quiet axes, and a font that comes with matplotlib."""
+"""How pictures look: one color for each peer everywhere, quiet axes, and a font that comes with matplotlib."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WARNING = "#b3261e"
 FONT = "DejaVu Sans"
 DPI = 150
 
-# Told apart also by people who see few colours: ours are blue, PyTorch's warm, the others in between.
+# Told apart also by people who see few colors: ours are blue, PyTorch's warm, the others in between.
 COLORS = {
     "attnarray": "#0b5fa5",
     "reference": "#7fb6e0",
@@ -49,7 +49,7 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def quiet(axes: Any, *, grid: str = "") -> None:
-    """Only the axes that carry a scale, thin and grey."""
+    """Only the axes that carry a scale, thin and gray."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
