@@ -1,6 +1,6 @@
-"""The entries of a config.json, checked, and the errors for those that are not supported.
+"""Validation of the entries of a config.json, and errors for unsupported ones.
 
-Errors of `checks` name an entry as an argument; whoever reads a config.json says in which file it stands.
+Errors of `checks` name an entry like an argument; the reader of the file adds its path.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from attnarray import checks
 from attnarray.magnitude import check_number
 
 Config = dict[str, Any]
-Kinds = Mapping[str, tuple[str, ...]]  # the architectures of each type of model that is read
+Kinds = Mapping[str, tuple[str, ...]]  # supported architectures by model type
 
-# As transformers calls them, and their names here; of those that are one function, the first is written.
+# Name in transformers -> name here; of synonyms the first is written.
 ACTIVATIONS = {
     "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu",
     "swish": "silu", "gelu_python": "gelu", "gelu_fast": "gelu_tanh",
@@ -23,11 +23,11 @@ PUBLISHED = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
 
 
 class Unsupported(ValueError):
-    """A config.json asks for what the model here does not do; the message goes on from "The config.json"."""
+    """A config.json has an option that is not supported; the message continues "`path/config.json`"."""
 
 
 def check_kind(config: Config, kinds: Kinds, default: str, reader: str) -> str:
-    """The type of the model, `default` where neither it nor an architecture is given, checked to be one of `kinds`."""
+    """Return the model type, checked to be one of `kinds`; `default` if neither it nor an architecture is given."""
     kind, given = config.get("model_type"), config.get("architectures")
     names = [] if given is None else given
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -36,21 +36,21 @@ def check_kind(config: Config, kinds: Kinds, default: str, reader: str) -> str:
         kind = next((kind for kind, known in kinds.items() if set(names) & set(known)), default)
     if not isinstance(kind, str) or kind not in kinds:
         listed = " and ".join(map(repr, kinds))
-        raise Unsupported(f"is of a model of type {checks.shown(kind)}, but {reader} reads {listed}")
+        raise Unsupported(f"has model_type = {checks.shown(kind)}, but {reader} reads {listed}")
     others = [name for name in names if name not in kinds[kind]]
     if others:
-        raise Unsupported(f"is of the architecture {others[0]!r}, but {reader} reads {', '.join(kinds[kind])}")
+        raise Unsupported(f"has the architecture {others[0]!r}, but {reader} reads {', '.join(kinds[kind])}")
     return kind
 
 
 def sizes(config: Config, fields: Mapping[str, str], names: Iterable[str]) -> dict[str, int]:
-    """The sizes of the model, by our name -> theirs, which must all be given."""
+    """Return the sizes of the model, all of which must be given; `fields` maps fields to entries."""
     missing = [theirs for theirs in fields.values() if config.get(theirs) is None]
     if missing:
-        raise Unsupported(f"lacks {', '.join(map(repr, missing))}, from which the shape of the model follows")
+        raise Unsupported(f"lacks {', '.join(map(repr, missing))}, which determine the shapes of the model")
     found = {ours: size(config, theirs) for ours, theirs in fields.items()}
     tensors = sum(1 for _ in names)
-    if found["num_layers"] > tensors:  # before so many are made
+    if found["num_layers"] > tensors:  # before they are allocated
         raise Unsupported(
             f"asks for {fields['num_layers']} = {found['num_layers']}, but the weights are {tensors} tensors"
         )
@@ -62,7 +62,7 @@ def size(config: Config, name: str) -> int:
 
 
 def given(config: Config, name: str, default: Any) -> Any:
-    """The entry, by default another value, also where it is null."""
+    """Return the entry, or a default if it is absent or null."""
     value = config.get(name)
     return default if value is None else value
 
@@ -72,17 +72,17 @@ def probability(config: Config, name: str, default: float) -> float:
 
 
 def positive(config: Config, name: str, default: float) -> float:
-    """The entry, a number above 0 with which arrays of float32 can be computed."""
+    """Return the entry, checked to be positive and in the range of float32."""
     return check_number(name, checks.positive(name, given(config, name, default)), "float32")
 
 
 def init_std(config: Config) -> float:
-    """Of the weights in the beginning of a training."""
+    """Return the standard deviation of the initial weights."""
     return checks.not_negative("initializer_range", given(config, "initializer_range", 0.02))
 
 
 def only(config: Config, **supported: Any) -> None:
-    """Check that the entries that are there have the one value, or one of a tuple, that is supported."""
+    """Check that entries, if present, have the supported value, or one of a tuple of them."""
     for name, value in supported.items():
         choices = value if isinstance(value, tuple) else (value,)
         if name in config and config[name] not in choices:
@@ -91,7 +91,7 @@ def only(config: Config, **supported: Any) -> None:
 
 
 def chosen(config: Config, name: str, choices: Mapping[str, str], default: str) -> str:
-    """The entry, by its name here."""
+    """Return the entry by its name here."""
     value = config.get(name, default)
     if not isinstance(value, str) or value not in choices:
         listed = ", ".join(map(repr, choices))
@@ -100,11 +100,11 @@ def chosen(config: Config, name: str, choices: Mapping[str, str], default: str) 
 
 
 def must_be(model: Any, published: str, **fields: Any) -> None:
-    """Check that fields of a model have the one value, or one of a tuple, that such a config.json can say."""
+    """Check that fields of a model have a value, or one of a tuple, that such a config.json can express."""
     for name, value in fields.items():
         choices = value if isinstance(value, tuple) else (value,)
         if getattr(model, name) not in choices:
             raise ValueError(
-                f"`model` has {name}={getattr(model, name)!r}, which the config.json of a {published} cannot say, only "
-                f"{choices[-1]!r}. Save its parameters by save_state."
+                f"`model` has {name}={getattr(model, name)!r}, which the config.json of {published} cannot express, "
+                f"only {choices[-1]!r}. Save its parameters with save_state."
             )

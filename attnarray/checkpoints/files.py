@@ -1,4 +1,4 @@
-"""Files of tensors and of JSON: read one tensor at a time, written as a whole, with errors that say which file."""
+"""Reading and writing of safetensors and JSON files, with errors that name the file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from attnarray.checkpoints.replacing import replacing
 
-# Each dtype that can be saved, by NumPy's name, and as safetensors calls it.
+# Supported dtypes: name in NumPy -> name in safetensors.
 DTYPES = {
     "float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64", "bool": "BOOL",
     **{f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)}, **{f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)},
@@ -23,7 +23,7 @@ INSTALL = "pip install 'attnarray[checkpoints]'"
 
 
 def safetensors() -> Any:
-    """The library that reads and writes the files."""
+    """Import safetensors."""
     try:
         importlib.import_module("safetensors.numpy")
         return importlib.import_module("safetensors")
@@ -46,7 +46,7 @@ class TensorFile:
         return tuple(self.file.get_slice(name).get_shape())
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor as an array of its own."""
+        """Read a tensor into a new array."""
         dtype = self.file.get_slice(name).get_dtype()
         if dtype == "BF16":
             return self._bfloat16(name)
@@ -60,12 +60,12 @@ class TensorFile:
             bfloat16 = importlib.import_module("ml_dtypes").bfloat16
         except ImportError as error:
             raise ModuleNotFoundError(
-                f"`{name}` in `{self.path}` has dtype bfloat16, which NumPy has from the package `ml_dtypes`. "
+                f"`{name}` in `{self.path}` has dtype bfloat16, which NumPy supports with the package `ml_dtypes`. "
                 f"Install it: {INSTALL}."
             ) from error
         try:
             return np.asarray(self.file.get_tensor(name))
-        except AttributeError:  # safetensors of some versions gives NumPy no bfloat16, but all bytes
+        except AttributeError:  # some versions of safetensors have no bfloat16 for NumPy; read the bytes
             self.bits = self.bits or dict(safetensors().deserialize(self.path.read_bytes()))
             found = self.bits[name]
             return np.frombuffer(found["data"], bfloat16).reshape(found["shape"])
@@ -73,7 +73,7 @@ class TensorFile:
 
 @contextmanager
 def opened(path: Path) -> Iterator[TensorFile]:
-    """The file, open; damaged and missing ones are one clear error."""
+    """Open a file of tensors; raise clear errors for missing and damaged ones."""
     library = safetensors()
     if not path.is_file():
         raise FileNotFoundError(f"There is no file `{path}`.")
@@ -81,13 +81,11 @@ def opened(path: Path) -> Iterator[TensorFile]:
         with library.safe_open(str(path), framework="numpy") as file:
             yield TensorFile(path, file)
     except library.SafetensorError as error:
-        raise ValueError(
-            f"`{path}` is damaged, cut off or no safetensors file ({error}). Take another copy of it."
-        ) from error
+        raise ValueError(f"`{path}` is not a valid safetensors file ({error}). Get another copy of it.") from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """Write a file of tensors in place of an earlier one."""
+    """Write a file of tensors, replacing an existing one atomically."""
     chunks = tensor_chunks(tensors, metadata)
     with replacing(path) as new:
         check_tensors(new.write(chunks), tensors)
@@ -97,11 +95,11 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[
 def tensor_chunks(tensors: Mapping[str, np.ndarray], metadata: dict[str, str]) -> list[Any]:
     """The bytes of a safetensors file: the length of its header, the header, the arrays.
 
-    They are put together here, without copies of the arrays: `safetensors.numpy.save` takes twice their memory, and
-    its `save_file` puts a file of its own in place of the one that is locked.
+    They are assembled here without copies of the arrays: `safetensors.numpy.save` takes twice their memory, and
+    `save_file` would replace the locked file.
     """
     safetensors()
-    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))  # each where its dtype is aligned
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))  # aligned to their dtypes
     header: dict[str, Any] = {"__metadata__": metadata}
     arrays, end = [native(tensors[name]) for name in names], 0
     for name, array in zip(names, arrays, strict=True):
@@ -111,46 +109,46 @@ def tensor_chunks(tensors: Mapping[str, np.ndarray], metadata: dict[str, str]) -
     text += b" " * (-len(text) % 8)
     if len(text) > LARGEST_HEADER:
         raise ValueError(
-            f"What is to be saved beside the arrays takes {len(text)} bytes, but safetensors reads {LARGEST_HEADER} at "
+            f"The description of the state takes {len(text)} bytes, but safetensors reads {LARGEST_HEADER} at "
             "most. Give long lists of numbers as arrays."
         )
     return [len(text).to_bytes(8, "little") + text, *(array.reshape(-1).view(np.uint8).data for array in arrays)]
 
 
 def check_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Check that a new file can be read before it takes the place of a good one."""
+    """Check that a new file can be read before it replaces another one."""
     with opened(path) as file:
         if {name: file.shape(name) for name in file.names} != {name: array.shape for name, array in tensors.items()}:
             raise ValueError(f"`{path}` does not hold the tensors that were written. Save again.")
 
 
 def native(array: np.ndarray) -> np.ndarray:
-    """The same numbers as they are written: row by row, in the byte order of the machine."""
+    """The array in C order and native byte order."""
     return np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds."""
+    """Read a JSON object from a file."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no file `{path}`.")
     return json_object(path.read_bytes(), path)
 
 
 def json_object(text: bytes, path: Path) -> dict[str, Any]:
-    """The object that the text of a JSON file says, which came from `path`."""
+    """Parse the text of a JSON file; `path` is named in errors."""
     try:
         content = json.loads(text.decode("utf-8"), object_pairs_hook=_distinct)
     except RecursionError:
-        raise ValueError(f"`{path}` is nested too deep to be read. Take another copy of it.") from None
-    except ValueError as error:  # not JSON, or not even text
-        raise ValueError(f"`{path}` is no JSON ({error}). Take another copy of it.") from error
+        raise ValueError(f"`{path}` is nested too deeply. Get another copy of it.") from None
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise ValueError(f"`{path}` is not valid JSON ({error}). Get another copy of it.") from error
     if not isinstance(content, dict):
-        raise ValueError(f"`{path}` holds {type(content).__name__}, expected a JSON object of names and values.")
+        raise ValueError(f"`{path}` holds {type(content).__name__}, expected a JSON object.")
     return content
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A dict, in which no name was given twice: programs differ in which of the values they take."""
+    """A dict; duplicate names are an error, as programs differ in which value they take."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]

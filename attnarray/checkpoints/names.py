@@ -1,4 +1,4 @@
-"""What the tensors of a published checkpoint are called, and where in a tree of parameters they belong."""
+"""The mapping between tensors of published checkpoints and trees of parameters."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from attnarray.checkpoints.config import Config
 
 
 class Tensor(NamedTuple):
-    """A tensor of a checkpoint: the leaves at `paths` one below the other, all of it transposed where it says so.
+    """A tensor of a checkpoint: the concatenation of the leaves at `paths`, transposed if `transposed`.
 
-    Most are one leaf as it is: ``Tensor("pooler.dense.weight", ("pooler.weight",))``. The map to queries, keys and
-    values in one, stored as (in, out), is ``Tensor("attn.c_attn.weight", ("query.weight", "key.weight",
+    Most are one leaf: ``Tensor("pooler.dense.weight", ("pooler.weight",))``. The joint projection to
+    queries, keys and values, stored as (in, out), is ``Tensor("attn.c_attn.weight", ("query.weight", "key.weight",
     "value.weight"), transposed=True)``.
     """
 
@@ -28,8 +28,8 @@ class Tensor(NamedTuple):
         return [tuple(int(key) if key.isdigit() else key for key in path.split(".")) for path in self.paths]
 
 
-def as_it_is(name: str, path: str) -> list[Tensor]:
-    """The weight and the bias of a linear map or a norm that are stored as they are."""
+def unchanged(name: str, path: str) -> list[Tensor]:
+    """Return the weight and bias of a linear layer or norm that are stored unchanged."""
     return [Tensor(f"{name}.{leaf}", (f"{path}.{leaf}",)) for leaf in ("weight", "bias")]
 
 
@@ -40,17 +40,17 @@ class Names:
     Parameters
     ----------
     tensors : tuple of Tensor
-        All that the model needs.
+        All tensors that the model needs.
     prefix : str
-        What stands before the names, such as "bert.". Files with it and without it are read; it is written.
+        Prefix of the names, such as "bert.". It is optional in files that are read, and always written.
     heads : tuple of str
-        Beginnings of names that have no prefix, such as "cls.".
+        Beginnings of names without the prefix, such as "cls.".
     renamed : tuple of (pattern, name)
-        Regular expressions of older names, and what is put in their place.
+        Regular expressions of older names, and their replacements.
     copies : dict
-        Tensors that a file may hold once more under another name, because they are tied: that name to the tensor's own.
+        Names of tied tensors that a file may hold again, to the name of the tensor.
     ignored : tuple of str
-        Regular expressions of names with nothing in them that the model needs, such as buffers.
+        Regular expressions of tensors that the model does not need, such as buffers.
     """
 
     tensors: tuple[Tensor, ...]
@@ -61,26 +61,26 @@ class Names:
     ignored: tuple[str, ...] = ()
 
     def plain(self, name: str) -> str:
-        """A name in a file without the prefix, and by its newer name."""
+        """A name in a file, without the prefix and renamed."""
         name = name.removeprefix(self.prefix)
         for pattern, newer in self.renamed:
             name = re.sub(pattern, newer, name)
         return name
 
     def full(self, name: str) -> str:
-        """The name that is written to a file."""
+        """The name as written to a file."""
         return name if name.startswith(self.heads) else self.prefix + name
 
     def is_ignored(self, name: str) -> bool:
-        """Whether a plain name is one of those with nothing in them."""
+        """Whether a plain name is to be ignored."""
         return any(re.fullmatch(pattern, name) for pattern in self.ignored)
 
 
 class Pretrained(NamedTuple):
-    """How models of one kind are published.
+    """How a class of models is published.
 
-    `fields` gives the fields of the model for a config.json and the names in the file, and raises `Unsupported` for
-    what the model cannot be; `config` gives the config.json of a model, `names` its tensors.
+    `fields` returns the fields of the model for a config.json and the tensor names of the file, and raises
+    `Unsupported`; `config` returns the config.json of a model, `names` its tensors.
     """
 
     fields: Callable[[Config, Iterable[str]], dict[str, Any]]

@@ -1,9 +1,8 @@
-"""The config.json and the model.safetensors of a folder, which belong together although no system renames two files at
-once.
+"""Consistent saving of config.json and model.safetensors, although two files cannot be renamed atomically.
 
-The weights are moved to their place first, and from then on the folder holds the new model: they keep a copy of their
-config.json and a checksum of the one that they found. Where config.json is still the one of before, or has the mark of
-another save, the copy is read. What a person or a program has changed or replaced is read as it is.
+The weights are renamed first; from then on the folder holds the new model. Their metadata have a copy of their
+config.json, and a checksum of the one that it replaces. If config.json is still the old one, or has the mark of another
+save, the copy is used. A config.json that was edited or replaced since is used as it is.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from attnarray.checkpoints.files import TensorFile, check_tensors, json_object, 
 from attnarray.checkpoints.replacing import make_folder, replacing
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-KEPT, FOUND = "attnarray.config", "attnarray.found"  # of the metadata of the weights
-MARK = "attnarray_save"  # of config.json: equal for equal ones alone
+KEPT, FOUND = "attnarray.config", "attnarray.found"  # keys of the metadata of the weights
+MARK = "attnarray_save"  # of config.json: a checksum
 
 
 def write_pair(folder: Path, tensors: Mapping[str, np.ndarray], config: Config) -> None:
-    """Write both files. At any moment `read_config` and the weights give the model of before or the new one."""
+    """Write both files. At any moment `read_config` and the weights are those of the old model or of the new one."""
     path = folder / CONFIG
     text = _json_text({**config, MARK: _checksum(_json_text(config))})
     metadata = {"format": "pt", KEPT: text.decode()}
@@ -45,7 +44,7 @@ def write_pair(folder: Path, tensors: Mapping[str, np.ndarray], config: Config) 
 
 
 def read_config(path: Path, weights: list[TensorFile]) -> Config:
-    """The config.json that belongs to the weights."""
+    """Read the config.json of the weights."""
     text = path.read_bytes()
     kept = weights[0].metadata.get(KEPT) if len(weights) == 1 else None
     if kept is None:
@@ -58,8 +57,8 @@ def read_config(path: Path, weights: list[TensorFile]) -> Config:
 
 
 def _remove_parts(folder: Path) -> None:
-    """Delete the index and the parts of a model before, which would be a second one in the folder."""
-    with contextlib.suppress(OSError, ValueError):  # what is in the index is no matter, if it is no index
+    """Delete the index and shards of a previous model, which would be a second model in the folder."""
+    with contextlib.suppress(OSError, ValueError):  # ignore an invalid index
         listed = read_json(folder / INDEX).get("weight_map")
         for name in set(map(str, listed.values())) if isinstance(listed, dict) else ():
             if re.fullmatch(r"model-\d{5}-of-\d{5}\.safetensors", name):

@@ -1,4 +1,4 @@
-"""Models in folders of a config.json and a model.safetensors, as transformers writes and reads them."""
+"""Models in folders with config.json and model.safetensors, in the format of Hugging Face transformers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from attnarray.layers.layer import Shapes
 
 
 class Found(NamedTuple):
-    """Where the tensors of a folder are: by plain name, the file and the name in it."""
+    """The tensors of a folder: by plain name, the file and the name in it."""
 
     folder: Path
     files: dict[str, tuple[TensorFile, str]]
@@ -34,7 +34,7 @@ class Found(NamedTuple):
         return file.read(full)
 
     def shown(self, name: str) -> str:
-        """The tensor in an error message."""
+        """Name a tensor in an error message."""
         file, full = self.files[name]
         return f"The tensor `{full}` in `{file.path}`"
 
@@ -42,12 +42,12 @@ class Found(NamedTuple):
 def load_pretrained(
     kind: Any, folder: str | os.PathLike[str], *, dtype: str | None = None, ignore: Sequence[str] = ()
 ) -> tuple[Any, Params]:
-    """The model and its parameters, on the current backend, from a folder: see `BERT.from_pretrained`.
+    """Load a model and its parameters from a folder to the current backend: see `BERT.from_pretrained`.
 
     Parameters
     ----------
     kind : class of a model
-        With a `pretrained` that says how such models are published.
+        With an attribute `pretrained`.
     """
     pretrained, folder = _pretrained("kind", kind, "kind, folder"), _folder(folder)
     beginnings = _prefixes(ignore)
@@ -72,30 +72,29 @@ def load_pretrained(
 
 
 def save_pretrained(folder: str | os.PathLike[str], model: Any, params: Params) -> None:
-    """Write a model and its parameters as config.json and model.safetensors, which transformers loads too.
+    """Save a model and its parameters as config.json and model.safetensors, which transformers loads too.
 
-    At any moment, even when the process is killed or the disk is full, `from_pretrained` reads the model that was there
-    or the new one from the folder. The weights are replaced first, and keep a copy of their config.json, which is read
-    as long as config.json is still the one of before. Other programs do not know the copy: save again for them.
+    At any moment, even if the process is killed or the disk is full, `from_pretrained` reads the old model or the new
+    one from the folder. The weights are replaced first, with a copy of their config.json, which is used while
+    config.json is still the old one. Other programs do not know the copy: save again for them.
 
     Parameters
     ----------
     folder : path
-        Made if need be. Other files in it stay, except the parts and the index of a model of more than one file, which
-        model.safetensors replaces. Where the folder or a file is a symbolic link, what it points to is written, and the
-        link stays. Permissions stay too. A killed process leaves files "attnarray-*.partial", which may be deleted; the
-        next save to the folder deletes them.
+        Created if needed. Other files are kept, except the shards and the index of a model, which model.safetensors
+        replaces. Symbolic links are followed and kept, as are permissions. A killed process leaves files
+        "attnarray-*.partial", which may be deleted; the next save to the folder deletes them.
     model : BERT or GPT
-        The configuration.
+        The model.
     params : dict
         Its parameters, of any array library and one floating dtype.
 
     Raises
     ------
     TypeError
-        If the model is none that is published under known names, or parameters are no arrays of one floating dtype.
+        If the model has no known published names, or parameters are not arrays of one floating dtype.
     ValueError
-        If the parameters are not those of the model, or the model has an option that a config.json cannot say.
+        If the parameters do not fit the model, or the model has an option that a config.json cannot express.
     OSError
         If a file cannot be written; the message names it.
     ModuleNotFoundError
@@ -113,9 +112,7 @@ def save_pretrained(folder: str | os.PathLike[str], model: Any, params: Params) 
     """
     pretrained = _pretrained("model", model, "folder, model, params")
     if isinstance(model, type):
-        raise TypeError(
-            f"`model` is the class {model.__name__}, expected a model that was made: {model.__name__}(...)."
-        )
+        raise TypeError(f"`model` is the class {model.__name__}, expected an instance: {model.__name__}(...).")
     safetensors()
     check_params(params, model)
     config, names = pretrained.config(model), pretrained.names(model)
@@ -126,9 +123,9 @@ def save_pretrained(folder: str | os.PathLike[str], model: Any, params: Params) 
         tensors[names.full(tensor.name)] = whole.T if tensor.transposed else whole
     folder = Path(folder)
     config = {**config, "dtype": next(iter(tensors.values())).dtype.name}
-    config = json.loads(json.dumps(config, default=lambda number: number.item()))  # numbers of NumPy too
+    config = json.loads(json.dumps(config, default=lambda number: number.item()))  # including NumPy's numbers
     if _model(type(model), pretrained, folder / CONFIG, config, list(tensors)).shapes() != model.shapes():
-        raise ValueError("`model` is one that its config.json cannot say. Save its parameters by save_state.")
+        raise ValueError("`model` has options that a config.json cannot express. Save its parameters with save_state.")
     write_pair(folder, tensors, config)
 
 
@@ -136,14 +133,14 @@ def _folder(folder: str | os.PathLike[str]) -> Path:
     path = Path(folder)
     if not path.is_dir():
         raise FileNotFoundError(
-            f"`folder` is {str(folder)!r}, which is no folder on this machine. Nothing is fetched: download "
+            f"`folder` is {str(folder)!r}, which is not a folder. Nothing is downloaded: download "
             f"{CONFIG} and {WEIGHTS} of the model into a folder first, and give its path."
         )
     return path
 
 
 def _prefixes(ignore: Any) -> tuple[str, ...]:
-    """The beginnings of names to ignore: one text or several, none of them empty, as all names begin with nothing."""
+    """The prefixes of names to ignore, one or several non-empty strings."""
     beginnings = (ignore,) if isinstance(ignore, str) else tuple(ignore) if isinstance(ignore, Iterable) else (None,)
     if not all(isinstance(beginning, str) and beginning for beginning in beginnings):
         raise TypeError(f'`ignore` is {shown(ignore)}, expected beginnings of names, such as ("classifier.",).')
@@ -154,29 +151,29 @@ def _pretrained(name: str, kind: Any, order: str) -> Pretrained:
     found = getattr(kind, "pretrained", None)
     if not isinstance(found, Pretrained):
         raise TypeError(
-            f"`{name}` is {shown(kind)}, for which no published names are known; expected a BERT or a GPT. The order "
-            f"is {order}. Other models and their parameters are saved by save_state."
+            f"`{name}` is {shown(kind)}, which has no known published names; expected a BERT or a GPT. The order "
+            f"is {order}. Save other models with save_state."
         )
     return found
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The file, or the parts that the index lists; a file is read before parts, as by others."""
+    """The weights file or, if there is none, the shards that the index lists."""
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"There is no file `{folder / CONFIG}`.")
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
         others = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".h5", ".ckpt", ".msgpack"))
-        hint = f" {others[0]} cannot be read: save the model again as safetensors." if others else ""
+        hint = f" {others[0]} is not supported: save the model again as safetensors." if others else ""
         raise FileNotFoundError(f"`{folder}` has neither {WEIGHTS} nor {INDEX}.{hint}")
     listed = read_json(folder / INDEX).get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
-        raise ValueError(f"`{folder / INDEX}` has no weight_map of tensors to files. Take another copy of it.")
+        raise ValueError(f"`{folder / INDEX}` has no weight_map of tensors to files. Get another copy of it.")
     parts = sorted(set(listed.values()))
     away = [name for name in parts if Path(name).name != name]
     if away:
-        raise ValueError(f"`{folder / INDEX}` names {away[0]!r}, expected the name of a file beside it.")
+        raise ValueError(f"`{folder / INDEX}` names {away[0]!r}, expected the name of a file in the same folder.")
     missing = [name for name in parts if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(f"`{folder}` lacks {', '.join(missing)}, which {INDEX} lists.")
@@ -188,8 +185,8 @@ def _model(kind: Any, pretrained: Pretrained, path: Path, config: Config, names:
         return kind(**pretrained.fields(config, names))
     except Unsupported as error:
         raise Unsupported(f"`{path}` {error}.") from None
-    except (TypeError, ValueError) as error:  # sizes that do not go together, or no numbers
-        raise ValueError(f"`{path}` describes no {kind.__name__}: {error}") from error
+    except (TypeError, ValueError) as error:  # inconsistent or invalid sizes
+        raise ValueError(f"`{path}` does not describe a {kind.__name__}: {error}") from error
 
 
 def _found(folder: Path, files: list[TensorFile], names: Names, wanted: set[str]) -> Found:
@@ -198,7 +195,7 @@ def _found(folder: Path, files: list[TensorFile], names: Names, wanted: set[str]
         for full in filter(wanted.__contains__, file.names):
             plain = names.plain(full)
             if plain in found.files:
-                raise ValueError(f"{found.shown(plain)} is there again, as `{full}` in `{file.path}`.")
+                raise ValueError(f"{found.shown(plain)} is duplicated as `{full}` in `{file.path}`.")
             found.files[plain] = (file, full)
     return found
 
@@ -217,13 +214,13 @@ def _check_names(found: Found, names: Names, model: Any) -> None:
         kept = {start for name, (_, full) in found.files.items() if name in known for start in _beginnings(full)}
         beginnings = dict.fromkeys(_beginning(found.files[name][1], kept) for name in unknown)
         raise ValueError(
-            f"{found.shown(unknown[0])}{_more(unknown)} is none that {type(model).__name__} knows. If it is not "
+            f"{found.shown(unknown[0])}{_more(unknown)} is unknown to {type(model).__name__}. If it is not "
             f"needed: ignore=({', '.join(map(repr, beginnings))},)."
         )
 
 
 def _beginning(full: str, kept: set[str]) -> str:
-    """The shortest beginning of a name, of whole parts, that no name has that is kept."""
+    """The shortest prefix of a name, in whole parts, that no needed name has."""
     return next((start for start in _beginnings(full) if start not in kept), full)
 
 
@@ -241,7 +238,7 @@ def _ours(tensor: Tensor) -> str:
 
 
 def _leaves(found: Found, tensor: Tensor, shapes: Shapes, dtype: str | None) -> dict[tree.Path, Array]:
-    """The leaves that a tensor holds."""
+    """The leaves of a tensor."""
     pieces = [tree.get(shapes, path) for path in tensor.leaves()]
     rows = [piece[0] for piece in pieces]
     expected = (sum(rows), *pieces[0][1:])
@@ -250,7 +247,7 @@ def _leaves(found: Found, tensor: Tensor, shapes: Shapes, dtype: str | None) -> 
     if file.shape(full) != expected:
         raise ValueError(
             f"{found.shown(tensor.name)} has shape {file.shape(full)}, expected {expected} for {_ours(tensor)}. "
-            f"{CONFIG} is of another model, or the file is."
+            f"{CONFIG} and the weights are of different models."
         )
     whole = file.read(full)
     if dtype_name(whole.dtype) not in FLOATS:
@@ -269,8 +266,8 @@ def _leaves(found: Found, tensor: Tensor, shapes: Shapes, dtype: str | None) -> 
 def _check_copy(found: Found, copy: str, name: str, beginning: str) -> None:
     if copy in found.files and found.read(copy).tobytes() != found.read(name).tobytes():
         raise ValueError(
-            f"{found.shown(copy)} holds other numbers than `{found.files[name][1]}`, but the model here has one weight "
-            f"for both: they must be tied. If what it belongs to is not needed: ignore=({beginning!r},)."
+            f"{found.shown(copy)} differs from `{found.files[name][1]}`, but the model has one weight for both: they "
+            f"must be tied. If it is not needed: ignore=({beginning!r},)."
         )
 
 
@@ -278,13 +275,13 @@ def _check_dtypes(folder: Path, leaves: dict[tree.Path, Array]) -> None:
     dtypes = sorted({dtype_name(leaf.dtype) for leaf in leaves.values()})
     if len(dtypes) > 1:
         raise ValueError(
-            f"The tensors in `{folder}` have different dtypes: {', '.join(dtypes)}. Say which one all shall have, for "
+            f"The tensors in `{folder}` have different dtypes: {', '.join(dtypes)}. Give one for all, for "
             'example dtype="float32".'
         )
 
 
 def _nested(leaves: dict[tree.Path, Array], shapes: Any, path: tree.Path = ()) -> Any:
-    """The tree, in the order of the model's own."""
+    """The tree of leaves, in the order of the model's parameters."""
     if isinstance(shapes, list):
         return [_nested(leaves, inner, (*path, n)) for n, inner in enumerate(shapes)]
     if isinstance(shapes, dict):

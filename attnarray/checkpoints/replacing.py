@@ -1,4 +1,4 @@
-"""New files in place of earlier ones: at any moment, even when the process is killed, each is the one or the other."""
+"""Atomic replacement of files: at any moment, even if the process is killed, a file is the old one or the new one."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PARTIAL = "attnarray-*.partial"  # short, so that any name that a file may have can be replaced
+PARTIAL = "attnarray-*.partial"  # short, so that files with names of any length can be replaced
 
 
 class Replacement:
-    """A file that is written beside `path`, where `commit` moves it."""
+    """A new file in the folder of `path`; `commit` renames it to `path`."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.target = path, _target(path)
@@ -26,26 +26,26 @@ class Replacement:
             self.descriptor, self.partial = _new_partial(self.target.parent, mode)
 
     def write(self, chunks: Iterable[Any]) -> Path:
-        """Write objects of bytes one after the other and bring them to the disk; returns where they are until then."""
+        """Write and sync bytes-like objects; return the temporary path."""
         with _naming(self.path):
             for chunk in chunks:
                 rest = memoryview(chunk)
                 while rest:
                     rest = rest[os.write(self.descriptor, rest) :]
             os.fsync(self.descriptor)
-            if sys.platform == "win32":  # which moves no open file
+            if sys.platform == "win32":  # Windows cannot rename an open file
                 self._close()
         return self.partial
 
     def commit(self) -> None:
-        """Move the file to its path, and let that outlive a loss of power."""
+        """Rename the file to its path, durably."""
         with _naming(self.path):
             os.replace(self.partial, self.target)
         sync_folder(self.target.parent)
 
     def discard(self) -> None:
-        """Remove what was not moved."""
-        self._close()  # first, as Windows deletes no open file
+        """Remove the file unless it was committed."""
+        self._close()  # first, as Windows cannot delete an open file
         with contextlib.suppress(OSError):
             self.partial.unlink(missing_ok=True)
 
@@ -57,10 +57,10 @@ class Replacement:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Replacement]:
-    """A new file for `path`, which is as before unless the block commits it.
+    """A replacement for `path`, which is unchanged unless the block commits it.
 
-    Where the process is killed within the block, a file "attnarray-*.partial" stays, which may be deleted; the next
-    file that is written to the folder deletes it.
+    A killed process leaves a file "attnarray-*.partial", which may be deleted; the next replacement in the folder
+    deletes it.
     """
     new = Replacement(path)
     try:
@@ -71,29 +71,29 @@ def replacing(path: Path) -> Iterator[Replacement]:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Errors of the operating system name the file that was to be written."""
+    """Let errors of the operating system name the file."""
     try:
         yield
     except OSError as error:
-        raise OSError(error.errno, f"{error.strerror or error} (this file is as it was before)", str(path)) from error
+        raise OSError(error.errno, f"{error.strerror or error} (the file is unchanged)", str(path)) from error
 
 
 def _target(path: Path) -> Path:
-    """The path itself or, where it is a link, what that points to; checked for what cannot be replaced by a file."""
+    """The path with links resolved, checked to be a file or absent."""
     target = Path(os.path.realpath(path))
     if target.is_symlink():
-        raise OSError(f"`{path}` is a link that leads to itself. Give another path, or remove the link.")
+        raise OSError(f"`{path}` is a link to itself. Give another path, or remove the link.")
     if target.is_dir():
-        raise IsADirectoryError(f"`{path}` is a folder, expected the path of a file. Give one within it.")
+        raise IsADirectoryError(f"`{path}` is a folder, expected the path of a file.")
     if target.exists() and not target.is_file():
         raise OSError(f"`{path}` is a device or a pipe, which a file cannot replace. Give another path.")
     if not target.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder `{target.parent}` to write `{target.name}` to. Make it first.")
+        raise FileNotFoundError(f"There is no folder `{target.parent}` for `{target.name}`. Create it first.")
     return target
 
 
 def _new_partial(folder: Path, mode: int | None) -> tuple[int, Path]:
-    """A new file that is open and locked, as long as it is open; by default of the mode of any new file."""
+    """Create a new file, open and locked; with the default mode unless given."""
     while True:
         partial = folder / PARTIAL.replace("*", secrets.token_hex(4))
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
@@ -101,15 +101,15 @@ def _new_partial(folder: Path, mode: int | None) -> tuple[int, Path]:
         _lock(descriptor, wait=True)
         if sys.platform == "win32":
             return descriptor, partial
-        if os.fstat(descriptor).st_nlink:  # else another process took it for a leftover before it was locked
+        if os.fstat(descriptor).st_nlink:  # else another process removed it before it was locked
             if mode is not None:
-                os.fchmod(descriptor, mode)  # what the umask has taken away
+                os.fchmod(descriptor, mode)  # regardless of the umask
             return descriptor, partial
         os.close(descriptor)
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Delete what killed processes have left; what living ones write is locked, and stays."""
+    """Delete the files of killed processes; those of running ones are locked, and kept."""
     for partial in folder.glob(PARTIAL):
         with contextlib.suppress(OSError):
             descriptor = os.open(partial, os.O_RDWR)
@@ -121,7 +121,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _lock(descriptor: int, wait: bool) -> bool:
-    """Lock an open file until it is closed; whether that was possible."""
+    """Lock an open file until it is closed; return whether that succeeded."""
     if sys.platform == "win32":
         return False
     import fcntl
@@ -134,7 +134,7 @@ def _lock(descriptor: int, wait: bool) -> bool:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, so that they outlive a loss of power."""
+    """Create a folder and its parents, durably."""
     if not folder.is_dir():
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
@@ -142,7 +142,7 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk, where the system can: the files themselves are there already."""
+    """Sync a folder, where the system supports it."""
     if os.name == "posix":
         with contextlib.suppress(OSError):
             descriptor = os.open(folder, os.O_RDONLY)

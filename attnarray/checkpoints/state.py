@@ -1,4 +1,4 @@
-"""The state of a training run in one file: written whole or not at all, and checked when it is read."""
+"""The state of a training run in one file, written atomically and verified when read."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ FORMAT, VERSION = "attnarray.state", 1
 
 
 def save_state(path: str | os.PathLike[str], state: Any) -> None:
-    """Save all that a training run needs to go on, in one file that takes the place of an earlier one.
+    """Save the state of a training run in one file, replacing an existing one atomically.
 
-    The file is written beside `path`, brought to the disk and then renamed, so at any moment, even when the process is
-    killed or the disk is full, `path` is the last state or the new one, and whole. A killed process leaves a file
-    "attnarray-*.partial", which may be deleted; the next save to the folder deletes it. Where `path` is a symbolic
-    link, the file that it points to is replaced, and the link stays. Permissions stay too.
+    The file is written to the folder of `path`, synced and then renamed, so at any moment, even if the process is
+    killed or the disk is full, `path` is the complete old state or the new one. A killed process leaves a file
+    "attnarray-*.partial", which may be deleted; the next save to the folder deletes it. Symbolic links are followed and
+    kept, as are permissions.
 
     Parameters
     ----------
     path : path
         Such as "run.safetensors"; its folder must exist.
     state : tree
-        Dicts, lists, tuples, NamedTuples and dataclasses of arrays of any library, numbers, texts, booleans and None:
-        parameters, the state of an optimizer, a step, a `Philox`, the ``bit_generator.state`` of a NumPy generator,
-        where the data stand. Keys of dicts are texts or integers. What is used twice is saved twice.
+        Dicts, lists, tuples, NamedTuples and dataclasses of arrays of any library, numbers, strings, booleans and None:
+        parameters, the state of an optimizer, a step, a `Philox`, the ``bit_generator.state`` of a NumPy generator.
+        Keys of dicts are strings or integers. Shared objects are saved once per occurrence.
 
     Raises
     ------
     TypeError
-        If something in the state is none of these, or could not be made again as it is; the message names where.
+        If something in the state is none of these, or cannot be restored unchanged; the message names its path.
     ValueError
-        If what stands beside the arrays is larger than safetensors reads, 100 MB.
+        If the description beside the arrays exceeds 100 MB, the limit of safetensors.
     OSError
         If the file cannot be written; the message names it. FileNotFoundError if there is no such folder.
     ModuleNotFoundError
@@ -65,20 +65,20 @@ def save_state(path: str | os.PathLike[str], state: Any) -> None:
 
 
 def load_state(path: str | os.PathLike[str], *, types: type | Sequence[type] = ()) -> Any:
-    """The state that `save_state` saved: the same bits, arrays on the current backend (see `use_backend`).
+    """Load a state of `save_state`, bit by bit, with arrays on the current backend (see `use_backend`).
 
     Parameters
     ----------
     path : path
     types : class or sequence of classes
-        NamedTuples and dataclasses of your own that the state holds. Those of attnarray.optim and `Philox` are known.
+        Your own NamedTuples and dataclasses in the state. Those of attnarray.optim and `Philox` are known.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is damaged or none of `save_state`, or holds a class that `types` lacks.
+        If the file is damaged or not from `save_state`, or holds a class that is not in `types`.
     ModuleNotFoundError
         Without the package safetensors.
     """
@@ -89,19 +89,19 @@ def load_state(path: str | os.PathLike[str], *, types: type | Sequence[type] = (
         for name, checksum in content["arrays"].items():
             arrays[name] = file.read(name)
             if _checksum(arrays[name]) != checksum:
-                raise _damaged(path, f"`{name}` is not what was written")
+                raise _damaged(path, f"`{name}` differs from what was written")
     return restored(Described(content["tree"], arrays, types), path)
 
 
 def _text(found: Described) -> tuple[str, dict[str, np.ndarray]]:
-    """What the file says of the state, and its arrays as they are written."""
+    """The JSON description of the state, and its arrays as they are written."""
     hosts = {name: native(to_numpy(array)) for name, array in found.arrays.items()}
     content = {"tree": found.tree, "arrays": {name: _checksum(array) for name, array in hosts.items()}}
     return json.dumps(content, separators=(",", ":")), hosts
 
 
 def _check_classes(found: Described, text: str, path: Path) -> None:
-    """Check that objects of classes of one's own, made again of their fields, are the same."""
+    """Check that objects of custom classes are restored from their fields unchanged."""
     if not found.types:
         return
     try:
@@ -111,23 +111,23 @@ def _check_classes(found: Described, text: str, path: Path) -> None:
     if again != text:
         names = " or ".join(kind.__name__ for kind in found.types)
         raise TypeError(
-            f"`state` holds a {names}. Made again of their fields, they {why}. Give their fields in a dict."
+            f"`state` holds a {names}. Restored from their fields, they {why}. Give their fields in a dict."
         )
 
 
 def _content(file: TensorFile) -> dict[str, Any]:
-    """What the file says of the state, once it is found to be what was written."""
+    """Read and verify the description of the state."""
     metadata = file.metadata
     if metadata.get("format") != FORMAT:
-        raise ValueError(f"`{file.path}` is a file of tensors, but none that save_state wrote. Load it as what it is.")
+        raise ValueError(f"`{file.path}` is a safetensors file, but not from save_state. Load it as what it is.")
     if metadata.get("version") != str(VERSION):
         raise ValueError(
             f"`{file.path}` has version {metadata.get('version')} of the format, expected {VERSION}: it was written by "
-            "another attnarray. Load it with that one."
+            "another version of attnarray. Load it with that one."
         )
     text = metadata.get("state", "")
     if str(zlib.crc32(text.encode())) != metadata.get("checksum"):
-        raise _damaged(file.path, "its description is not what was written")
+        raise _damaged(file.path, "its description differs from what was written")
     content: dict[str, Any] = json.loads(text)
     if set(content["arrays"]) != set(file.names):
         raise _damaged(file.path, "arrays are missing")
@@ -135,10 +135,10 @@ def _content(file: TensorFile) -> dict[str, Any]:
 
 
 def _damaged(path: Path, why: str) -> ValueError:
-    return ValueError(f"`{path}` is damaged: {why}. Take an earlier state.")
+    return ValueError(f"`{path}` is damaged: {why}. Use an earlier state.")
 
 
 def _checksum(array: np.ndarray) -> int:
-    """Of the dtype, the shape and the bytes."""
+    """The checksum of dtype, shape and bytes."""
     head = f"{array.dtype.name}{array.shape}".encode()
     return zlib.crc32(array.reshape(-1).view(np.uint8).data, zlib.crc32(head))

@@ -33,10 +33,10 @@ WORDS = "bert.embeddings.word_embeddings.weight"
 WRONG_TENSORS: dict[str, tuple[Any, str]] = {
     "missing": (without(QUERY), f"lacks the tensor `{QUERY}`, which is `params.blocks.1.attention.query.w"),
     "misshapen": (changed(QUERY, lambda _: np.ones((6, 5))), "has shape (6, 5), expected (6, 6) for `params.blocks"),
-    "twice": (changed(QUERY.removeprefix("bert."), lambda _: np.ones(3)), "is there again, as `"),
-    "untied": (changed("cls.predictions.decoder.weight", lambda _: np.ones((11, 6))), f"other numbers than `{WORDS}`"),
+    "twice": (changed(QUERY.removeprefix("bert."), lambda _: np.ones(3)), "is duplicated as `"),
+    "untied": (changed("cls.predictions.decoder.weight", lambda _: np.ones((11, 6))), f"differs from `{WORDS}`"),
     "integers": (changed(QUERY, lambda a: a.astype(np.int8)), "has dtype int8, expected one of float16"),
-    "mixed": (changed(QUERY, lambda a: a.astype(np.float16)), "have different dtypes: float16, float32. Say which"),
+    "mixed": (changed(QUERY, lambda a: a.astype(np.float16)), "have different dtypes: float16, float32. Give one"),
     "eight bits": (changed(QUERY, lambda a: a.astype(ml_dtypes.float8_e4m3fn)), "which cannot be read."),
 }  # fmt: skip
 
@@ -47,37 +47,37 @@ def test_wrong_tensors_are_named(change: Any, expected: str, tmp_path: Path) -> 
 
 
 WRONG_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
-    "another model": ({"model_type": "roberta"}, "is of a model of type 'roberta', but BERT reads 'bert'."),
+    "another model": ({"model_type": "roberta"}, "has model_type = 'roberta', but BERT reads 'bert'."),
     "positions": ({"position_embedding_type": "relative_key"}, "position_embedding_type = 'relative_key', but only"),
     "decoder": ({"is_decoder": True}, "asks for is_decoder = True, but only False is supported."),
     "activation": ({"hidden_act": "mish"}, "asks for hidden_act = 'mish', but only 'gelu', 'gelu_new'"),
-    "missing": ({"hidden_size": "absent"}, "lacks 'hidden_size', from which the shape of the model follows."),
+    "missing": ({"hidden_size": "absent"}, "lacks 'hidden_size', which determine the shapes of the model."),
     "untied": ({"tie_word_embeddings": False}, "asks for tie_word_embeddings = False"),
     "quantized": ({"quantization_config": {"bits": 4}}, "asks for quantization_config = {'bits': 4}"),
-    "heads": ({"num_attention_heads": 4}, "describes no BERT: `heads` (4) must divide `dim` (6)"),
-    "a text": ({"num_hidden_layers": "two"}, "describes no BERT: `num_hidden_layers` is 'two', expected an integer"),
+    "heads": ({"num_attention_heads": 4}, "does not describe a BERT: `heads` (4) must divide `dim` (6)"),
+    "a text": ({"num_hidden_layers": "two"}, "does not describe a BERT: `num_hidden_layers` is 'two', expected"),
     "another size": ({"vocab_size": 12}, "has shape (11, 6), expected (12, 6) for `params.token.weight`."),
     "fewer layers": ({"num_hidden_layers": 1}, "`bert.encoder.layer.1.attention.output.LayerNorm.bias` in"),
     "a million layers": ({"num_hidden_layers": 10**6}, "asks for num_hidden_layers = 1000000, but the weights are 44"),
-    "no layers": ({"num_hidden_layers": 0}, "describes no BERT: `num_hidden_layers` is 0, expected an integer >= 1"),
+    "no layers": ({"num_hidden_layers": 0}, "does not describe a BERT: `num_hidden_layers` is 0, expected an integer"),
     "half a layer": ({"num_hidden_layers": 1.5}, "`num_hidden_layers` is 1.5, expected an integer >= 1"),
     "a true size": ({"type_vocab_size": True}, "`type_vocab_size` is True, expected an integer >= 1"),
     "a list of heads": ({"num_attention_heads": [2]}, "`num_attention_heads` is [2], expected an integer >= 1"),
     "no heads": ({"num_attention_heads": 0}, "`num_attention_heads` is 0, expected an integer >= 1"),
     "more than any": ({"vocab_size": 10**30}, "expected an integer from 1 to 2147483647: a size of the model."),
-    "another architecture": ({"architectures": ["RobertaModel"]}, "is of the architecture 'RobertaModel', but BERT"),
-    "and no type": ({"architectures": ["RobertaModel"], "model_type": "absent"}, "is of the architecture 'Roberta"),
-    "two of them": ({"architectures": ["BertModel", "XLMRobertaModel"]}, "is of the architecture 'XLMRobertaModel'"),
-    "a decoder": ({"architectures": ["BertLMHeadModel"]}, "is of the architecture 'BertLMHeadModel'"),
+    "another architecture": ({"architectures": ["RobertaModel"]}, "has the architecture 'RobertaModel', but BERT"),
+    "and no type": ({"architectures": ["RobertaModel"], "model_type": "absent"}, "has the architecture 'Roberta"),
+    "two of them": ({"architectures": ["BertModel", "XLMRobertaModel"]}, "has the architecture 'XLMRobertaModel'"),
+    "a decoder": ({"architectures": ["BertLMHeadModel"]}, "has the architecture 'BertLMHeadModel'"),
     "a text of them": ({"architectures": "BertModel"}, "has architectures = 'BertModel', expected a list of names."),
     "a list of lists": ({"architectures": [["BertModel"]]}, "has architectures = [['BertModel']], expected a list"),
-    "a list of types": ({"model_type": ["bert"]}, "is of a model of type ['bert'], but BERT reads 'bert'."),
+    "a list of types": ({"model_type": ["bert"]}, "has model_type = ['bert'], but BERT reads 'bert'."),
     "a list of functions": ({"hidden_act": ["gelu"]}, "asks for hidden_act = ['gelu'], but only 'gelu', 'gelu_new'"),
     "no function": ({"hidden_act": None}, "asks for hidden_act = None, but only 'gelu', 'gelu_new'"),
-    "eps": ({"layer_norm_eps": float("nan")}, "describes no BERT: `layer_norm_eps` is nan, expected a finite number"),
+    "eps": ({"layer_norm_eps": float("nan")}, "does not describe a BERT: `layer_norm_eps` is nan, expected a"),
     "a huge eps": ({"layer_norm_eps": 1e39}, "`layer_norm_eps` is 1e+39, expected a number of a size from"),
     "a tiny eps": ({"layer_norm_eps": 1e-300}, "`layer_norm_eps` is 1e-300, expected a number of a size from"),
-    "no eps": ({"layer_norm_eps": 0}, "describes no BERT: `layer_norm_eps` is 0, expected a finite number above 0."),
+    "no eps": ({"layer_norm_eps": 0}, "does not describe a BERT: `layer_norm_eps` is 0, expected a finite"),
     "dropout": ({"hidden_dropout_prob": "0.1"}, "`hidden_dropout_prob` is '0.1', expected a probability from 0 to 1."),
     "std": ({"initializer_range": float("inf")}, "`initializer_range` is inf, expected a finite number >= 0."),
     "compressed": ({"compression_config": {}}, "asks for compression_config = {}, but only None is supported."),
@@ -109,9 +109,9 @@ GPT2, LLAMA = (
     ),
 )
 WRONG_GPTS: dict[str, tuple[GPT, dict[str, Any], str]] = {
-    "another model": (GPT2, {"model_type": "opt"}, "is of a model of type 'opt', but GPT reads 'gpt2' and 'llama'."),
+    "another model": (GPT2, {"model_type": "opt"}, "has model_type = 'opt', but GPT reads 'gpt2' and 'llama'."),
     "scale": (GPT2, {"scale_attn_weights": False}, "asks for scale_attn_weights = False, but only True is supported."),
-    "no sizes": (GPT2, {"n_embd": "absent", "n_head": None}, "lacks 'n_embd', 'n_head', from which the shape"),
+    "no sizes": (GPT2, {"n_embd": "absent", "n_head": None}, "lacks 'n_embd', 'n_head', which determine"),
     "another width": (GPT2, {"n_inner": 5}, "`transformer.h.0.mlp.c_fc.weight` in"),
     "long rotation": (LLAMA, {"rope_parameters": {"rope_type": "llama3"}}, "asks for rope_type = 'llama3', but only"),
     "biases": (LLAMA, {"attention_bias": True}, "asks for attention_bias = True, but only False is supported."),
@@ -120,7 +120,7 @@ WRONG_GPTS: dict[str, tuple[GPT, dict[str, Any], str]] = {
     "no heads": (
         LLAMA,
         {"num_attention_heads": 0},
-        "describes no GPT: `num_attention_heads` is 0, expected an integer",
+        "does not describe a GPT: `num_attention_heads` is 0, expected an integer",
     ),
     "odd heads": (
         LLAMA,
@@ -130,7 +130,7 @@ WRONG_GPTS: dict[str, tuple[GPT, dict[str, Any], str]] = {
     "uneven heads": (
         LLAMA,
         {"num_attention_heads": 3},
-        "describes no GPT: `heads` (3) must divide `dim` (8)",
+        "does not describe a GPT: `heads` (3) must divide `dim` (8)",
     ),
     "key heads": (LLAMA, {"num_key_value_heads": 3}, "`kv_heads` (3) must divide `heads` (4)."),
     "no key heads": (LLAMA, {"num_key_value_heads": 0}, "`num_key_value_heads` is 0, expected an integer >= 1"),
@@ -140,7 +140,7 @@ WRONG_GPTS: dict[str, tuple[GPT, dict[str, Any], str]] = {
         "asks for num_hidden_layers = 1000000, but the weights are 12 tensors",
     ),
     "layers of GPT-2": (GPT2, {"n_layer": 10**6}, "asks for n_layer = 1000000, but the weights are 16 tensors."),
-    "no width": (GPT2, {"n_inner": 0}, "describes no GPT: `n_inner` is 0, expected an integer >= 1"),
+    "no width": (GPT2, {"n_inner": 0}, "does not describe a GPT: `n_inner` is 0, expected an integer >= 1"),
     "scales": (GPT2, {"scale_attn_by_inverse_layer_idx": True}, "asks for scale_attn_by_inverse_layer_idx = True, but"),
     "window": (LLAMA, {"sliding_window": 4}, "asks for sliding_window = 4, but only None is supported."),
     "biases of maps": (LLAMA, {"mlp_bias": True}, "asks for mlp_bias = True, but only False is supported."),
@@ -152,22 +152,22 @@ WRONG_GPTS: dict[str, tuple[GPT, dict[str, Any], str]] = {
     "tie_embeddings": (
         LLAMA,
         {"tie_word_embeddings": "no"},
-        "describes no GPT: `tie_word_embeddings` is 'no', expected True or",
+        "does not describe a GPT: `tie_word_embeddings` is 'no', expected True or",
     ),
     "architecture": (
         LLAMA,
         {"architectures": ["MistralForCausalLM"]},
-        "is of the architecture 'MistralForCausalLM', but",
+        "has the architecture 'MistralForCausalLM', but",
     ),
     "no type": (
         LLAMA,
         {"architectures": ["PhiForCausalLM"], "model_type": "absent"},
-        "is of the architecture 'PhiForCa",
+        "has the architecture 'PhiForCa",
     ),
     "of another type": (
         GPT2,
         {"architectures": ["LlamaForCausalLM"]},
-        "is of the architecture 'LlamaForCausalLM', but",
+        "has the architecture 'LlamaForCausalLM', but",
     ),
 }
 ROTATIONS: dict[str, tuple[dict[str, Any], str]] = {
@@ -190,7 +190,10 @@ ROTATIONS: dict[str, tuple[dict[str, Any], str]] = {
         {"rope_scaling": {"rope_type": "yarn", "factor": 2}},
         "'yarn', but only 'default' and 'linear' are supported.",
     ),
-    "no factor": ({"rope_scaling": {"type": "linear"}}, "describes no GPT: `factor` is None, expected a finite number"),
+    "no factor": (
+        {"rope_scaling": {"type": "linear"}},
+        "does not describe a GPT: `factor` is None, expected a finite number",
+    ),
     "a word for a factor": ({"rope_scaling": {"type": "linear", "factor": "2"}}, "`factor` is '2', expected a finite"),
     "a true factor": (
         {"rope_scaling": {"type": "linear", "factor": True}},
@@ -205,7 +208,10 @@ ROTATIONS: dict[str, tuple[dict[str, Any], str]] = {
         "asks for partial_rotary_factor in rope_param",
     ),
     "bases": ({"rope_theta": 50.0}, "says rope_theta twice, 10000.0 and 50.0: it must be the same."),
-    "no base": ({"rope_parameters": None, "rope_theta": 0}, "describes no GPT: `rope_theta` is 0, expected a finite"),
+    "no base": (
+        {"rope_parameters": None, "rope_theta": 0},
+        "does not describe a GPT: `rope_theta` is 0, expected a finite",
+    ),
     "a list of bases": ({"rope_parameters": None, "rope_theta": [1]}, "`rope_theta` is [1], expected a finite number"),
 }
 WRONG_GPTS |= {f"rotation: {name}": (LLAMA, *case) for name, case in ROTATIONS.items()}
@@ -225,12 +231,12 @@ def test_what_is_not_supported_can_be_caught(tmp_path: Path) -> None:
 
 def test_missing_files(tmp_path: Path) -> None:
     load = BERT.from_pretrained
-    fails(FileNotFoundError, "`folder` is 'bert-base-uncased', which is no folder on this machine. Nothing is fetched",
+    fails(FileNotFoundError, "`folder` is 'bert-base-uncased', which is not a folder. Nothing is downloaded",
           lambda: load("bert-base-uncased"))  # fmt: skip
     fails(FileNotFoundError, f"There is no file `{tmp_path / 'config.json'}`.", lambda: load(tmp_path))
     saved(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
-    fails(FileNotFoundError, "pytorch_model.bin cannot be read: save the model again", lambda: load(tmp_path))
+    fails(FileNotFoundError, "pytorch_model.bin is not supported: save the model again", lambda: load(tmp_path))
     (tmp_path / "pytorch_model.bin").unlink()
     fails(FileNotFoundError, "has neither model.safetensors nor model.safetensors.index.json.", lambda: load(tmp_path))
 
@@ -242,24 +248,27 @@ def test_damaged_files(tmp_path: Path) -> None:
         weights.write_bytes(part)
         fails(
             ValueError,
-            f"`{weights}` is damaged, cut off or no safetensors file",
+            f"`{weights}` is not a valid safetensors file",
             lambda: BERT.from_pretrained(tmp_path),
         )
     weights.write_bytes(whole)
     for wrong, expected in (
-        (text[:-5], "is no JSON ("),
+        (text[:-5], "is not valid JSON ("),
         ("[1]", "holds list, expected a JSON object"),
-        ("", "is no JSON"),
-        ("\ufeff" + text, "is no JSON (Unexpected UTF-8 BOM"),
-        ("[" * 100_000 + "]" * 100_000, "is nested too deep to be read."),
-        ('{"a":' * 100_000 + "1" + "}" * 100_000, "is nested too deep to be read."),
-        (text.replace("{", '{"model_type": "roberta",', 1), "is no JSON (an object has the name 'model_type' twice)"),
-        ('{"vocab_size": ' + "1" * 5000 + "}", "is no JSON ("),
+        ("", "is not valid JSON"),
+        ("\ufeff" + text, "is not valid JSON (Unexpected UTF-8 BOM"),
+        ("[" * 100_000 + "]" * 100_000, "is nested too deeply."),
+        ('{"a":' * 100_000 + "1" + "}" * 100_000, "is nested too deeply."),
+        (
+            text.replace("{", '{"model_type": "roberta",', 1),
+            "is not valid JSON (an object has the name 'model_type' twice)",
+        ),
+        ('{"vocab_size": ' + "1" * 5000 + "}", "is not valid JSON ("),
     ):
         config.write_text(wrong)
         fails(ValueError, f"`{config}` {expected}", lambda: BERT.from_pretrained(tmp_path))
     config.write_bytes(b"\xff\xfe")
-    fails(ValueError, f"`{config}` is no JSON", lambda: BERT.from_pretrained(tmp_path))
+    fails(ValueError, f"`{config}` is not valid JSON", lambda: BERT.from_pretrained(tmp_path))
     config.unlink()
     config.mkdir()
     fails(FileNotFoundError, f"There is no file `{config}`.", lambda: BERT.from_pretrained(tmp_path))
@@ -284,13 +293,13 @@ def test_wrong_indices(tmp_path: Path) -> None:
 
 def test_saving_what_cannot_be_said(tmp_path: Path) -> None:
     alibi = GPT(11, 8, 6, 1, 3, positions="alibi")
-    fails(ValueError, "`model` has positions='alibi', which the config.json of a GPT-2 cannot say, only 'learned'",
+    fails(ValueError, "`model` has positions='alibi', which the config.json of GPT-2 cannot express, only 'learned'",
           lambda: save_pretrained(tmp_path, alibi, alibi.init(aa.Philox(0))))  # fmt: skip
     fails(ValueError, "`params` lacks 'position'", lambda: save_pretrained(tmp_path, GPT2, alibi.init(aa.Philox(0))))
-    fails(TypeError, "`model` is 3, for which no published names", lambda: save_pretrained(tmp_path, 3, {}))
+    fails(TypeError, "`model` is 3, which has no known published names", lambda: save_pretrained(tmp_path, 3, {}))
     said = "expected a BERT or a GPT. The order is kind, folder."
     fails(TypeError, said, lambda: load_pretrained(tmp_path, GPT))
-    fails(TypeError, "`model` is the class GPT, expected a model that was made: GPT(...).",
+    fails(TypeError, "`model` is the class GPT, expected an instance: GPT(...).",
           lambda: save_pretrained(tmp_path, GPT, {}))  # fmt: skip
     params = GPT2.init(aa.Philox(0))
     mixed = {**params, "norm": tree.map(lambda leaf: leaf.astype(np.float64), params["norm"])}
@@ -307,7 +316,7 @@ def test_saving_what_cannot_be_said(tmp_path: Path) -> None:
     )
     fails(ValueError, "`key_dim` is 3, the width of one head", lambda: dataclasses.replace(LLAMA, dim=12))
     ntk = dataclasses.replace(LLAMA, rotary=aa.Rotary(scaling="ntk", factor=2.0))
-    fails(ValueError, "which the config.json of a LLaMA cannot say, only Rotary(",
+    fails(ValueError, "which the config.json of LLaMA cannot express, only Rotary(",
           lambda: save_pretrained(tmp_path, ntk, ntk.init(aa.Philox(0))))  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 

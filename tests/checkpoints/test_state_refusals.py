@@ -37,7 +37,7 @@ def test_classes_of_ones_own_are_given_to_load(tmp_path: Path) -> None:
     same(load_state(tmp_path / "run", types=(Moments, Settings)), state)
     save_state(tmp_path / "one", state["moments"])
     same(load_state(tmp_path / "one", types=Moments), state["moments"])
-    fails(ValueError, "holds a Moments, a class that is not known here. Give it: load_state(path, types=(Moments,)).",
+    fails(ValueError, "holds a Moments, a class that is not known. Give it: load_state(path, types=(Moments,)).",
           lambda: load_state(tmp_path / "run"))  # fmt: skip
     other = collections.namedtuple("Moments", ["mean"])
     fails(ValueError, "holds a Moments of mean, counts, but that class has mean: the class has changed",
@@ -100,7 +100,7 @@ def test_classes_that_cannot_be_made_again_are_refused(tmp_path: Path) -> None:
     same(load_state(path, types=(Derived, Counting)), [Derived(0.5), Counting()])
     counting = Counting()
     counting.steps = 3
-    refused = "Made again of their fields, they"
+    refused = "Restored from their fields, they"
     for state, expected in (
         (Doubling(1.0), f"`state` holds a Doubling. {refused} have other fields. Give their fields in a dict."),
         ([1, Doubling(np.ones(2))], f"{refused} have other fields."),
@@ -131,7 +131,7 @@ WRONG: list[tuple[Any, str]] = [
     ({"data": {"file": sys}}, "at data.file, a module, which cannot be saved. Give arrays, numbers"),
     ({"rng": np.random.default_rng(0)}, "at rng, a Generator, which cannot be saved."),
     ([np.array(["a"])], "holds an array of shape (1,) and dtype str32 at 0, expected a dtype of float16"),
-    ({"a": {1.5: 2}}, "`state` has the key 1.5 at a, expected texts or integers."),
+    ({"a": {1.5: 2}}, "`state` has the key 1.5 at a, expected strings or integers."),
     ([{1, 2}], "holds {1, 2} at 0, a set, which cannot be saved."),
     (np.ones(2, complex), "dtype complex128 at the root, expected a dtype of"),
     ([np.ones(2, np.longdouble)], f"dtype {np.dtype(np.longdouble).name} at 0, expected a dtype of float16"),
@@ -143,8 +143,8 @@ WRONG: list[tuple[Any, str]] = [
     ({"w": np.ma.masked_array([1.0], [True])}, "`state.w` has type MaskedArray, which computes by rules of its own"),
     ({"w": np.ones((2, 2)).view(np.matrix)}, "`state.w` has type matrix, which computes by rules of its own"),
     ({"w": Labelled()}, "`state.w` has type Labelled, expected an array."),
-    ({True: 1}, "`state` has the key True at the root, expected texts or integers."),
-    ({("a",): 1}, "`state` has the key ('a',) at the root, expected texts or integers."),
+    ({True: 1}, "`state` has the key True at the root, expected strings or integers."),
+    ({("a",): 1}, "`state` has the key ('a',) at the root, expected strings or integers."),
     (collections.OrderedDict(a=1), "at the root, a OrderedDict, which cannot be saved."),
     (Listed([1]), "at the root, a Listed, which cannot be saved."),
     (Counted(2), "at the root, a Counted, which cannot be saved."),
@@ -153,8 +153,8 @@ WRONG: list[tuple[Any, str]] = [
     (1j, "at the root, a complex, which cannot be saved."),
     (time.localtime(), "at the root, a struct_time, which cannot be saved."),
     ([10**5000], "`state` holds an integer of 16610 bits at 0, expected 14000 at most."),
-    (functools.reduce(lambda inner, _: [inner], range(102), 1), "`state` is nested over 100 times, perhaps in it"),
-    (within_itself(), "`state` is nested over 100 times, perhaps in itself, at a.a.a.a."),
+    (functools.reduce(lambda inner, _: [inner], range(102), 1), "`state` is nested more than 100 levels deep"),
+    (within_itself(), "`state` is nested more than 100 levels deep, perhaps recursively, at a.a.a.a."),
 ]
 
 

@@ -72,9 +72,7 @@ def test_cross_entropy_of_no_target_is_zero() -> None:
 
 def test_cross_entropy_refuses_bad_input() -> None:
     targets = np.array([0, 2])
-    with pytest.raises(
-        ValueError, match=r"`targets` holds 3 at position \(1,\), expected 0 to 2 .*or -100 to ignore"
-    ):
+    with pytest.raises(ValueError, match=r"`targets` holds 3 at position \(1,\), expected 0 to 2 .*or -100 to ignore"):
         aa.cross_entropy(X, np.array([0, 3]))
     with pytest.raises(ValueError, match=r"`targets` holds -100 at position \(0,\), expected 0 to 2 .*or -1 to ignore"):
         aa.cross_entropy(X, np.array([-100, -1]), ignore_index=-1)

@@ -18,7 +18,7 @@ from attnarray.checkpoints.config import (
     probability,
     sizes,
 )
-from attnarray.checkpoints.names import Names, Pretrained, Tensor, as_it_is
+from attnarray.checkpoints.names import Names, Pretrained, Tensor, unchanged
 
 # All of them have the same blocks, and differ in their heads.
 KINDS = {
@@ -57,16 +57,16 @@ POOLER_WEIGHT, HEAD_WEIGHT = "pooler.dense.weight", f"{MASK_HEAD}transform.dense
 def bert_names(model: Any) -> Names:
     """Return the tensors of a `BERT`."""
     found = [Tensor(f"embeddings.{name}.weight", (f"{path}.weight",)) for path, name in EMBEDDINGS.items()]
-    found += as_it_is("embeddings.LayerNorm", "embedding_norm")
+    found += unchanged("embeddings.LayerNorm", "embedding_norm")
     for n in range(model.num_layers):
         for path, name in BLOCK.items():
-            found += as_it_is(f"encoder.layer.{n}.{name}", f"blocks.{n}.{path}")
+            found += unchanged(f"encoder.layer.{n}.{name}", f"blocks.{n}.{path}")
     copies, ignored = {}, [r"embeddings\.position_ids", r"cls\.seq_relationship\.(weight|bias)"]
     if model.pooler:
-        found += as_it_is("pooler.dense", "pooler")
+        found += unchanged("pooler.dense", "pooler")
     if model.mask_head:
-        found += as_it_is(f"{MASK_HEAD}transform.dense", "mask_head.dense")
-        found += as_it_is(f"{MASK_HEAD}transform.LayerNorm", "mask_head.norm")
+        found += unchanged(f"{MASK_HEAD}transform.dense", "mask_head.dense")
+        found += unchanged(f"{MASK_HEAD}transform.LayerNorm", "mask_head.norm")
         found.append(Tensor(f"{MASK_HEAD}bias", ("mask_head.bias",)))
         copies[f"{MASK_HEAD}decoder.weight"] = "embeddings.word_embeddings.weight"
         copies[f"{MASK_HEAD}decoder.bias"] = f"{MASK_HEAD}bias"
