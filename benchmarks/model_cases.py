@@ -38,7 +38,7 @@ class Training(NamedTuple):
 
 def trained_model(quick: bool) -> GPT:
     """The model whose training is measured."""
-    return GPT(vocab_size=256, max_seq_len=32 if quick else 256, dim=256, num_layers=1 if quick else 6, heads=8)
+    return GPT(vocab_size=256, max_seq_len=32 if quick else 256, dim=256, num_layers=1 if quick else 6, num_heads=8)
 
 
 def training_tokens(quick: bool) -> np.ndarray:
@@ -107,7 +107,7 @@ def generation(quick: bool) -> list[Case]:
 
     from benchmarks.torch_gpt import TorchGPT
 
-    model = GPT(vocab_size=300, max_seq_len=64, dim=64, num_layers=2, heads=4) if quick else GPT.small()
+    model = GPT(vocab_size=300, max_seq_len=64, dim=64, num_layers=2, num_heads=4) if quick else GPT.small()
     prompt, count = (16, 4) if quick else (512, 32)
     params = random_params(model)
     theirs = TorchGPT(model, params)

@@ -15,10 +15,10 @@ Cache = list[tuple[torch.Tensor, torch.Tensor]]
 class Block(torch.nn.Module):
     """One block with the weights of ours."""
 
-    def __init__(self, params: dict[str, Any], heads: int) -> None:
+    def __init__(self, params: dict[str, Any], num_heads: int) -> None:
         super().__init__()
         attention, feed_forward = params["attention"], params["feed_forward"]
-        self.heads = heads
+        self.num_heads = num_heads
         self.attention_norm, self.feed_forward_norm = (
             _norm(params[name]) for name in ("attention_norm", "feed_forward_norm")
         )
@@ -28,7 +28,7 @@ class Block(torch.nn.Module):
 
     def forward(self, x: torch.Tensor, cache: Any, start: int) -> torch.Tensor:
         B, T, E = x.shape
-        inputs = self.inputs(self.attention_norm(x)).view(B, T, 3, self.heads, E // self.heads)
+        inputs = self.inputs(self.attention_norm(x)).view(B, T, 3, self.num_heads, E // self.num_heads)
         q, k, v = inputs.permute(2, 0, 3, 1, 4)  # (B, H, T, D)
         if cache is not None:
             for room, new in zip(cache, (k, v), strict=True):
@@ -46,7 +46,7 @@ class TorchGPT(torch.nn.Module):
         super().__init__()
         self.model = model
         self.token, self.position = (_parameter(params[name]["weight"]) for name in ("token", "position"))
-        self.blocks = torch.nn.ModuleList(Block(block, model.heads) for block in params["blocks"])
+        self.blocks = torch.nn.ModuleList(Block(block, model.num_heads) for block in params["blocks"])
         self.norm = _norm(params["norm"])
 
     def forward(
@@ -60,7 +60,7 @@ class TorchGPT(torch.nn.Module):
 
     def cache(self, batch: int, max_seq_len: int) -> Cache:
         """Room for keys and values."""
-        shape = (batch, self.model.heads, max_seq_len, self.model.dim // self.model.heads)
+        shape = (batch, self.model.num_heads, max_seq_len, self.model.dim // self.model.num_heads)
         return [(torch.zeros(shape), torch.zeros(shape)) for _ in self.blocks]
 
 

@@ -103,7 +103,7 @@ def save_pretrained(folder: str | os.PathLike[str], model: Any, params: Params) 
     Examples
     --------
     >>> import tempfile, attnarray as aa
-    >>> model = aa.models.BERT(vocab_size=11, max_seq_len=8, dim=4, num_layers=1, heads=2, hidden_dim=6)
+    >>> model = aa.models.BERT(vocab_size=11, max_seq_len=8, dim=4, num_layers=1, num_heads=2, hidden_dim=6)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     aa.checkpoints.save_pretrained(folder, model, model.init(aa.Philox(0)))
     ...     again, params = aa.models.BERT.from_pretrained(folder)

@@ -151,7 +151,7 @@ class WithinRotary:
     """Multi-head self-attention whose queries and keys are turned by their positions: nothing else tells of order."""
 
     width: int
-    heads: int
+    num_heads: int
 
     def init(self, rng: Philox) -> Params:
         projected, out = rng.split(2)
@@ -161,7 +161,7 @@ class WithinRotary:
         xp = namespace_of(x)
         B, T, E = x.shape
         projected, projected_ctx = linear_fwd(x, **params["projected"])  # (B, T, 3 E)
-        split = xp.permute_dims(xp.reshape(projected, (B, T, 3, self.heads, E // self.heads)), (2, 0, 3, 1, 4))
+        split = xp.permute_dims(xp.reshape(projected, (B, T, 3, self.num_heads, E // self.num_heads)), (2, 0, 3, 1, 4))
         query, query_ctx = rotary_fwd(split[0, ...])  # (B, H, T, D)
         key, key_ctx = rotary_fwd(split[1, ...])
         found, attention = scaled_dot_product_attention_fwd(query, key, split[2, ...], mask, kv_lengths=lengths)
@@ -173,7 +173,7 @@ class WithinRotary:
         xp = namespace_of(dout)
         B, T, E = dout.shape
         djoined, *out = linear_bwd(dout, ctx.out)
-        dfound = xp.permute_dims(xp.reshape(djoined, (B, T, self.heads, E // self.heads)), (0, 2, 1, 3))
+        dfound = xp.permute_dims(xp.reshape(djoined, (B, T, self.num_heads, E // self.num_heads)), (0, 2, 1, 3))
         grads = scaled_dot_product_attention_bwd(dfound, ctx.attention)
         dquery, dkey = rotary_bwd(grads.query, ctx.query).x, rotary_bwd(grads.key, ctx.key).x
         dsplit = xp.stack([dquery, dkey, grads.value])  # (3, B, H, T, D)

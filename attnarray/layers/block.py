@@ -78,7 +78,7 @@ class TransformerBlock(Layer):
     ----------
     dim : int
         E, features of x.
-    heads : int
+    num_heads : int
         H.
     hidden_dim : int, optional
         Hidden features of the feed-forward network; 4 E by default.
@@ -96,7 +96,7 @@ class TransformerBlock(Layer):
     dropout, attention_dropout, hidden_dropout : float
         Dropout probabilities of the outputs of the branches, of attention weights, and of hidden features; with an
         `rng`, which `fwd` (training) requires.
-    kv_heads, rotary
+    num_kv_heads, rotary
         See `MultiHeadAttention`.
     recompute : bool
         Keep only the arguments, and recompute the block in the backward: less memory, more time, the same gradients.
@@ -116,7 +116,7 @@ class TransformerBlock(Layer):
     Examples
     --------
     >>> import numpy as np, attnarray as aa
-    >>> block = aa.layers.TransformerBlock(dim=8, heads=2, pre_norm=True)
+    >>> block = aa.layers.TransformerBlock(dim=8, num_heads=2, pre_norm=True)
     >>> params = block.init(aa.Philox(0))
     >>> x = np.random.default_rng(0).standard_normal((2, 5, 8), np.float32)
     >>> y, ctx = block.fwd(params, x, is_causal=True)
@@ -127,7 +127,7 @@ class TransformerBlock(Layer):
     widths: ClassVar = {"x": ("dim",), "memory": ("dim",)}
 
     dim: int
-    heads: int
+    num_heads: int
     hidden_dim: int | None = None
     cross: bool = False
     pre_norm: bool = True
@@ -139,7 +139,7 @@ class TransformerBlock(Layer):
     dropout: float = 0.0
     attention_dropout: float = 0.0
     hidden_dropout: float = 0.0
-    kv_heads: int | None = None
+    num_kv_heads: int | None = None
     rotary: Rotary | None = None
     recompute: bool = False
     init_std: float | None = None
@@ -151,13 +151,13 @@ class TransformerBlock(Layer):
 
     def parts(self) -> dict[str, Any]:
         attention = MultiHeadAttention(
-            self.dim, self.heads, self.kv_heads, bias=self.bias, rotary=self.rotary, init_std=self.init_std
+            self.dim, self.num_heads, self.num_kv_heads, bias=self.bias, rotary=self.rotary, init_std=self.init_std
         )
         feed_forward = FeedForward(
             self.dim, self.hidden_dim or 4 * self.dim, self.activation, self.gated, self.bias, self.hidden_dropout,
             self.init_std,
         )  # fmt: skip
-        across = MultiHeadAttention(self.dim, self.heads, self.kv_heads, bias=self.bias, init_std=self.init_std)
+        across = MultiHeadAttention(self.dim, self.num_heads, self.num_kv_heads, bias=self.bias, init_std=self.init_std)
         branches = {"attention": attention, "cross": across, "feed_forward": feed_forward}
         if not self.cross:
             del branches["cross"]

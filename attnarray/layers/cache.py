@@ -60,13 +60,13 @@ def check_cache(cache: Any, x: Array) -> None:
         )
 
 
-def empty_cache(batch: int, max_seq_len: int, kv_heads: int, key_dim: int, value_dim: int, dtype: str) -> KVCache:
+def empty_cache(batch: int, max_seq_len: int, num_kv_heads: int, key_dim: int, value_dim: int, dtype: str) -> KVCache:
     """Return a cache of length 0."""
     checks.one_of("dtype", dtype, checks.FLOATS)
     batch = checks.whole("batch", batch, 0, 2**31, "the number of sequences")
     max_seq_len = checks.whole("max_seq_len", max_seq_len, 1, 2**31, "the largest number of positions")
     return KVCache(
-        zeros(batch, kv_heads, max_seq_len, key_dim, dtype=dtype),
-        zeros(batch, kv_heads, max_seq_len, value_dim, dtype=dtype),
+        zeros(batch, num_kv_heads, max_seq_len, key_dim, dtype=dtype),
+        zeros(batch, num_kv_heads, max_seq_len, value_dim, dtype=dtype),
         0,
     )

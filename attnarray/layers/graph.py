@@ -50,7 +50,7 @@ class GraphAttention(Layer):
         Features of a node.
     head_dim : int
         Features F of a head.
-    heads : int
+    num_heads : int
         H.
     score : {"gatv2", "gat"}
     concat : bool
@@ -80,7 +80,7 @@ class GraphAttention(Layer):
     A node attends to itself only with a self-loop, which both papers add:
 
     >>> import numpy as np, attnarray as aa
-    >>> layer = aa.layers.GraphAttention(in_dim=5, head_dim=8, heads=2)
+    >>> layer = aa.layers.GraphAttention(in_dim=5, head_dim=8, num_heads=2)
     >>> params = layer.init(aa.Philox(0))
     >>> x = np.random.default_rng(0).standard_normal((4, 5), np.float32)
     >>> edges = aa.add_self_loops(np.array([[0, 1, 3], [1, 0, 1]]), nodes=4)
@@ -93,7 +93,7 @@ class GraphAttention(Layer):
 
     in_dim: int
     head_dim: int
-    heads: int = 1
+    num_heads: int = 1
     score: str = "gatv2"
     concat: bool = True
     edge_dim: int | None = None
@@ -111,7 +111,7 @@ class GraphAttention(Layer):
     @property
     def _maps(self) -> dict[str, tuple[int, int]]:
         """Outputs and inputs of each linear map."""
-        width = self.heads * self.head_dim
+        width = self.num_heads * self.head_dim
         shared = self.score == "gat" if self.share_weights is None else self.share_weights
         maps = {"source": (width, self.in_dim)}
         if not shared:
@@ -131,16 +131,16 @@ class GraphAttention(Layer):
         maps = self._maps.items()
         params: Params = {n: dense(r, *sizes, dtype, bias=False) for (n, sizes), r in zip(maps, rest, strict=True)}
         parts = 1 if self.score == "gatv2" else 2 if self.edge_dim is None else 3
-        params["score_vector"] = glorot(score, (self.heads, parts * self.head_dim), dtype)
+        params["score_vector"] = glorot(score, (self.num_heads, parts * self.head_dim), dtype)
         if self.bias:
-            params["bias"] = zeros(self.heads * self.head_dim if self.concat else self.head_dim, dtype=dtype)
+            params["bias"] = zeros(self.num_heads * self.head_dim if self.concat else self.head_dim, dtype=dtype)
         return params
 
     def shapes(self) -> Shapes:
         shapes: Shapes = {name: {"weight": sizes} for name, sizes in self._maps.items()}
         parts = 1 if self.score == "gatv2" else 2 if self.edge_dim is None else 3
-        shapes["score_vector"] = (self.heads, parts * self.head_dim)
-        width = self.heads * self.head_dim if self.concat else self.head_dim
+        shapes["score_vector"] = (self.num_heads, parts * self.head_dim)
+        width = self.num_heads * self.head_dim if self.concat else self.head_dim
         return {**shapes, "bias": (width,)} if self.bias else shapes
 
     def __call__(
@@ -207,7 +207,7 @@ class GraphAttention(Layer):
         checks.context("ctx", ctx, GraphLayerContext)
         check_same(self, "linear maps and bias", (sorted(ctx.maps), ctx.has_bias), (sorted(self._maps), self.bias))
         like = ctx.maps["source"].x
-        width = self.heads * self.head_dim if self.concat else self.head_dim
+        width = self.num_heads * self.head_dim if self.concat else self.head_dim
         xp = checks.cotangent(dout, (*like.shape[:-1], width), like)
         dout = wide(dout)
         grads = graph_attention_bwd(self._joined_backward(dout), ctx.attention)
@@ -230,19 +230,21 @@ class GraphAttention(Layer):
 
     def _by_head(self, x: Array) -> Array:
         """(*batch, N, H F) -> (*batch, N, H, F)."""
-        return namespace_of(x).reshape(x, (*x.shape[:-1], self.heads, self.head_dim))
+        return namespace_of(x).reshape(x, (*x.shape[:-1], self.num_heads, self.head_dim))
 
     def _joined(self, out: Array) -> Array:
         """The heads (*batch, N, H, F) concatenated, or averaged."""
         xp = namespace_of(out)
-        return xp.reshape(out, (*out.shape[:-2], self.heads * self.head_dim)) if self.concat else xp.mean(out, axis=-2)
+        return (
+            xp.reshape(out, (*out.shape[:-2], self.num_heads * self.head_dim)) if self.concat else xp.mean(out, axis=-2)
+        )
 
     def _joined_backward(self, dout: Array) -> Array:
         """The gradient of `_joined`."""
         if self.concat:
             return self._by_head(dout)
-        shape = (*dout.shape[:-1], self.heads, self.head_dim)
-        return namespace_of(dout).broadcast_to(dout[..., None, :] / self.heads, shape)
+        shape = (*dout.shape[:-1], self.num_heads, self.head_dim)
+        return namespace_of(dout).broadcast_to(dout[..., None, :] / self.num_heads, shape)
 
 
 def _side_by_side(x: Array) -> Array:

@@ -23,6 +23,8 @@ RENAMED = {
     "target_vocabulary": "target_vocab_size",
     "longest": "max_seq_len",
     "layers": "num_layers",
+    "heads": "num_heads",
+    "kv_heads": "num_kv_heads",
     "tied": "tie_embeddings",
     "std": "init_std",
 }

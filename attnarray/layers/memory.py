@@ -18,8 +18,8 @@ def project_memory(layer: MultiHeadAttention, params: Params, memory: Array) -> 
     """Project the keys and values of a memory (B, S, E)."""
     if not checks.is_array(memory) or memory.ndim != 3:
         raise ValueError(f"`memory` is {checks.shown(memory)}, expected an array (B, S, E).")
-    kv_heads = layer.kv_heads or layer.heads
-    key, value = (_split(linear(memory, **params[name]), kv_heads) for name in ("key", "value"))
+    num_kv_heads = layer.num_kv_heads or layer.num_heads
+    key, value = (_split(linear(memory, **params[name]), num_kv_heads) for name in ("key", "value"))
     return KVCache(key, value, int(memory.shape[1]))
 
 
@@ -28,13 +28,13 @@ def attend_to_memory(
 ) -> Array:
     """Attend from x (B, T, E) to a memory from `project_memory`: (B, T, E)."""
     xp = namespace_of(x)
-    q = _split(linear(x, **params["query"]), layer.heads)  # (B, H, T, D)
+    q = _split(linear(x, **params["query"]), layer.num_heads)  # (B, H, T, D)
     out = scaled_dot_product_attention(q, memory.key, memory.value, attn_mask, kv_lengths=lengths)
     out = xp.permute_dims(out, (0, 2, 1, 3))  # (B, T, H, Dv)
     return linear(xp.reshape(out, (*x.shape[:2], out.shape[2] * out.shape[3])), **params["out"])
 
 
-def _split(x: Array, heads: int) -> Array:
+def _split(x: Array, num_heads: int) -> Array:
     """(B, T, H D) -> (B, H, T, D)."""
     xp = namespace_of(x)
-    return xp.permute_dims(xp.reshape(x, (*x.shape[:2], heads, x.shape[2] // heads)), (0, 2, 1, 3))
+    return xp.permute_dims(xp.reshape(x, (*x.shape[:2], num_heads, x.shape[2] // num_heads)), (0, 2, 1, 3))

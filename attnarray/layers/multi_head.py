@@ -39,12 +39,12 @@ class MultiHeadAttention(Layer):
     ----------
     dim : int
         Features of the queries, and the default of the sizes below.
-    heads : int
+    num_heads : int
         H.
-    kv_heads : int, optional
+    num_kv_heads : int, optional
         Heads of keys and values: H by default, fewer for grouped heads, 1 for multi-query attention.
     key_dim, value_dim : int, optional
-        Dk and Dv, features of *one head* of queries and keys, and of values; dim / heads by default.
+        Dk and Dv, features of *one head* of queries and keys, and of values; dim / num_heads by default.
     key_input_dim, value_input_dim : int, optional
         Features of the inputs of keys and values; by default `dim`, and those of the keys.
     bias : bool
@@ -60,7 +60,8 @@ class MultiHeadAttention(Layer):
     Raises
     ------
     ValueError
-        If a size is not a positive integer, or `heads` does not divide `dim` and the sizes of one head are not given.
+        If a size is not a positive integer, or `num_heads` does not divide `dim` and the sizes of one head are not
+        given.
 
     References
     ----------
@@ -69,7 +70,7 @@ class MultiHeadAttention(Layer):
     Examples
     --------
     >>> import numpy as np, attnarray as aa
-    >>> layer = aa.layers.MultiHeadAttention(dim=16, heads=4, kv_heads=2)
+    >>> layer = aa.layers.MultiHeadAttention(dim=16, num_heads=4, num_kv_heads=2)
     >>> params = layer.init(aa.Philox(0))
     >>> x = np.random.default_rng(0).standard_normal((2, 5, 16), np.float32)
     >>> out, ctx = layer.fwd(params, x, is_causal=True)
@@ -78,15 +79,15 @@ class MultiHeadAttention(Layer):
 
     Cross-attention of 6 words to 9 regions of an image, with smaller queries and keys:
 
-    >>> across = aa.layers.MultiHeadAttention(dim=16, heads=4, key_dim=2, key_input_dim=24)
+    >>> across = aa.layers.MultiHeadAttention(dim=16, num_heads=4, key_dim=2, key_input_dim=24)
     >>> words, regions = (np.ones(shape, np.float32) for shape in ((6, 16), (9, 24)))
     >>> across(across.init(aa.Philox(1)), words, regions).shape
     (6, 16)
     """
 
     dim: int
-    heads: int
-    kv_heads: int | None = None
+    num_heads: int
+    num_kv_heads: int | None = None
     key_dim: int | None = None
     value_dim: int | None = None
     key_input_dim: int | None = None
@@ -105,25 +106,25 @@ class MultiHeadAttention(Layer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if None in (self.key_dim, self.value_dim) and self.dim % self.heads:
+        if None in (self.key_dim, self.value_dim) and self.dim % self.num_heads:
             raise ValueError(
-                f"`heads` ({self.heads}) must divide `dim` ({self.dim}). Or give the features of one "
+                f"`num_heads` ({self.num_heads}) must divide `dim` ({self.dim}). Or give the features of one "
                 "head, `key_dim` and `value_dim`."
             )
-        if self.heads % (self.kv_heads or self.heads):
-            raise ValueError(f"`kv_heads` ({self.kv_heads}) must divide `heads` ({self.heads}).")
+        if self.num_heads % (self.num_kv_heads or self.num_heads):
+            raise ValueError(f"`num_kv_heads` ({self.num_kv_heads}) must divide `num_heads` ({self.num_heads}).")
         if self.rotary is not None:
-            self.rotary.check_width("key_dim", self.key_dim or self.dim // self.heads)
+            self.rotary.check_width("key_dim", self.key_dim or self.dim // self.num_heads)
 
     def parts(self) -> dict[str, Any]:
-        kv_heads, width = self.kv_heads or self.heads, self.dim // self.heads
+        num_kv_heads, width = self.num_kv_heads or self.num_heads, self.dim // self.num_heads
         Dk, Dv = self.key_dim or width, self.value_dim or width
         key_input = self.key_input_dim or self.dim
         sizes = {
-            "query": (self.dim, self.heads * Dk),
-            "key": (key_input, kv_heads * Dk),
-            "value": (self.value_input_dim or key_input, kv_heads * Dv),
-            "out": (self.heads * Dv, self.out_dim or self.dim),
+            "query": (self.dim, self.num_heads * Dk),
+            "key": (key_input, num_kv_heads * Dk),
+            "value": (self.value_input_dim or key_input, num_kv_heads * Dv),
+            "out": (self.num_heads * Dv, self.out_dim or self.dim),
         }
         return {name: Linear(*size, self.bias, self.init_std) for name, size in sizes.items()}
 
@@ -162,23 +163,25 @@ class MultiHeadAttention(Layer):
             width = self.value_input_dim
             raise ValueError(f"`value` is None, but the layer has `value_input_dim` {width}: give a `value`.")
         return multi_head_attention_fwd(
-            query, key, value, params, attn_mask, dropout_p, is_causal, heads=self.heads, kv_heads=self.kv_heads,
-            rotary=self.rotary, **options,
+            query, key, value, params, attn_mask, dropout_p, is_causal, heads=self.num_heads,
+            kv_heads=self.num_kv_heads, rotary=self.rotary, **options,
         )  # fmt: skip
 
     def bwd(self, dout: Array, ctx: MultiHeadContext) -> MultiHeadGrads:
         """Return the gradients of query, key, value (None for those not given), parameters, bias and sinks."""
         checks.context("ctx", ctx, MultiHeadContext)
         q, k = ctx.attention.q, ctx.attention.k
-        check_same(self, "number of heads", (q.shape[1], k.shape[1]), (self.heads, self.kv_heads or self.heads))
+        check_same(
+            self, "number of heads", (q.shape[1], k.shape[1]), (self.num_heads, self.num_kv_heads or self.num_heads)
+        )
         grads = multi_head_attention_bwd(dout, ctx)
         check_gradients(self, grads.params)
         return grads
 
     def cache(self, batch: int, max_seq_len: int, dtype: str = "float32") -> KVCache:
         """Return an empty cache for `batch` sequences of up to `max_seq_len` positions, on the current backend."""
-        kv_heads, width = self.kv_heads or self.heads, self.dim // self.heads
-        return empty_cache(batch, max_seq_len, kv_heads, self.key_dim or width, self.value_dim or width, dtype)
+        num_kv_heads, width = self.num_kv_heads or self.num_heads, self.dim // self.num_heads
+        return empty_cache(batch, max_seq_len, num_kv_heads, self.key_dim or width, self.value_dim or width, dtype)
 
     def step(
         self, params: Params, x: Array, cache: KVCache, attn_mask: Array | Mask | None = None, *,
@@ -207,5 +210,7 @@ class MultiHeadAttention(Layer):
 
     def _widths(self, q: Array, k: Array, v: Array) -> tuple[tuple[Array, int], ...]:
         """Each with the features of one of its heads."""
-        kv_heads = self.kv_heads or self.heads
-        return tuple((y, y.shape[2] // heads) for y, heads in ((q, self.heads), (k, kv_heads), (v, kv_heads)))
+        num_kv_heads = self.num_kv_heads or self.num_heads
+        return tuple(
+            (y, y.shape[2] // num_heads) for y, num_heads in ((q, self.num_heads), (k, num_kv_heads), (v, num_kv_heads))
+        )

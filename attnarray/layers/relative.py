@@ -65,15 +65,16 @@ class RelativeAttention(Layer):
     ----------
     dim : int
         E, the width of x, even.
-    heads : int
+    num_heads : int
         H.
     head_dim : int, optional
-        D; dim / heads by default.
+        D; dim / num_heads by default.
 
     Raises
     ------
     ValueError
-        If a size is not a positive integer, `dim` is odd, or `heads` does not divide `dim` and `head_dim` is not given.
+        If a size is not a positive integer, `dim` is odd, or `num_heads` does not divide `dim` and `head_dim` is not
+        given.
 
     Notes
     -----
@@ -87,7 +88,7 @@ class RelativeAttention(Layer):
     Examples
     --------
     >>> import numpy as np, attnarray as aa
-    >>> layer = aa.layers.RelativeAttention(dim=16, heads=4)
+    >>> layer = aa.layers.RelativeAttention(dim=16, num_heads=4)
     >>> params = layer.init(aa.Philox(0))
     >>> segments = np.random.default_rng(0).standard_normal((2, 3, 5, 16), np.float32)
     >>> y, ctx = layer.fwd(params, segments[1], memory=segments[0], is_causal=True)
@@ -98,34 +99,34 @@ class RelativeAttention(Layer):
     widths: ClassVar = {"x": ("dim",), "memory": ("dim",)}
 
     dim: int
-    heads: int
+    num_heads: int
     head_dim: int | None = None
 
     def __post_init__(self) -> None:
         even("dim", self.dim, "a sine and a cosine for each frequency")
         super().__post_init__()
-        if self.head_dim is None and self.dim % self.heads:
-            raise ValueError(f"`heads` ({self.heads}) must divide `dim` ({self.dim}). Or give `head_dim`.")
+        if self.head_dim is None and self.dim % self.num_heads:
+            raise ValueError(f"`num_heads` ({self.num_heads}) must divide `dim` ({self.dim}). Or give `head_dim`.")
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
         """Initial parameters: query, key, value, position {weight (H D, E)}, out {weight (E, H D)}, the biases (H,
         D).
         """
-        D = self.head_dim or self.dim // self.heads
-        width, keys = self.heads * D, rng.split(7)
+        D = self.head_dim or self.dim // self.num_heads
+        width, keys = self.num_heads * D, rng.split(7)
         maps = zip((*PROJECTED, "position"), keys, strict=False)
         return {
             **{name: dense(key, width, self.dim, dtype, bias=False) for name, key in maps},
-            "content_bias": glorot(keys[4], (self.heads, D), dtype),
-            "position_bias": glorot(keys[5], (self.heads, D), dtype),
+            "content_bias": glorot(keys[4], (self.num_heads, D), dtype),
+            "position_bias": glorot(keys[5], (self.num_heads, D), dtype),
             "out": dense(keys[6], self.dim, width, dtype, bias=False),
         }
 
     def shapes(self) -> Shapes:
-        D = self.head_dim or self.dim // self.heads
-        maps: Shapes = {name: {"weight": (self.heads * D, self.dim)} for name in (*PROJECTED, "position")}
-        biases = dict.fromkeys(("content_bias", "position_bias"), (self.heads, D))
-        return {**maps, **biases, "out": {"weight": (self.dim, self.heads * D)}}
+        D = self.head_dim or self.dim // self.num_heads
+        maps: Shapes = {name: {"weight": (self.num_heads * D, self.dim)} for name in (*PROJECTED, "position")}
+        biases = dict.fromkeys(("content_bias", "position_bias"), (self.num_heads, D))
+        return {**maps, **biases, "out": {"weight": (self.dim, self.num_heads * D)}}
 
     def __call__(
         self,
@@ -170,11 +171,11 @@ class RelativeAttention(Layer):
         r, position_ctx = project(self._distances(x, T, M, is_causal), **params["position"])  # (R, H D)
         q, k, v = (self._split(array) for array in (q, k, v))  # (*batch, T, H, D)
         r = xp.permute_dims(self._split(r), (1, 0, 2))  # (H, R, D)
-        heads, attention = relative_attention_fwd(
+        out, attention = relative_attention_fwd(
             q, k, v, r, wide(params["content_bias"]), wide(params["position_bias"]), attn_mask, dropout_p, is_causal,
             q_offset=M, layout="BTHD", **options,
         )  # fmt: skip
-        out, out_ctx = project(xp.reshape(heads, (*x.shape[:-1], params["out"]["weight"].shape[1])), **params["out"])
+        out, out_ctx = project(xp.reshape(out, (*x.shape[:-1], params["out"]["weight"].shape[1])), **params["out"])
         return narrow(out, x), RelativeLayerContext(query_ctx, key_ctx, value_ctx, position_ctx, attention, out_ctx, M)
 
     def bwd(self, dout: Array, ctx: RelativeLayerContext) -> RelativeLayerGrads:
@@ -201,7 +202,7 @@ class RelativeAttention(Layer):
 
     def _split(self, x: Array) -> Array:
         """(*batch, T, H D) -> (*batch, T, H, D)."""
-        return namespace_of(x).reshape(x, (*x.shape[:-1], self.heads, x.shape[-1] // self.heads))
+        return namespace_of(x).reshape(x, (*x.shape[:-1], self.num_heads, x.shape[-1] // self.num_heads))
 
     def _through(self, dout: Array, ctx: LinearContext) -> LinearGrads:
         """The gradients of a projection, from that of its output by heads (*batch, T, H, D)."""

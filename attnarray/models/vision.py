@@ -54,7 +54,7 @@ class PatchClassifier(Layer):
         Number of classes.
     channels : int
         Number of channels.
-    dim, num_layers, heads, hidden_dim, pre_norm, activation, attention_dropout, hidden_dropout, recompute
+    dim, num_layers, num_heads, hidden_dim, pre_norm, activation, attention_dropout, hidden_dropout, recompute
         Of the encoder, see `Encoder`.
     dropout : float
         Dropout of the branches, and of x; only with an `rng`.
@@ -73,7 +73,7 @@ class PatchClassifier(Layer):
     Examples
     --------
     >>> import numpy as np, attnarray as aa
-    >>> model = aa.models.PatchClassifier(size=8, patch=2, classes=10, dim=16, num_layers=2, heads=4)
+    >>> model = aa.models.PatchClassifier(size=8, patch=2, classes=10, dim=16, num_layers=2, num_heads=4)
     >>> params = model.init(aa.Philox(0))
     >>> images = np.random.default_rng(0).standard_normal((3, 8, 8), np.float32)
     >>> logits, ctx = model.fwd(params, images)
@@ -92,7 +92,7 @@ class PatchClassifier(Layer):
     channels: int = 1
     dim: int = 64
     num_layers: int = 4
-    heads: int = 4
+    num_heads: int = 4
     hidden_dim: int | None = None
     pre_norm: bool = True
     activation: str = "gelu"
@@ -122,8 +122,8 @@ class PatchClassifier(Layer):
         return height // self.patch, width // self.patch
 
     def parts(self) -> dict[str, Any]:
-        fields = ("dim", "num_layers", "heads", "hidden_dim", "pre_norm", "activation", "dropout", "attention_dropout",
-                  "hidden_dropout", "recompute")  # fmt: skip
+        fields = ("dim", "num_layers", "num_heads", "hidden_dim", "pre_norm", "activation", "dropout",
+                  "attention_dropout", "hidden_dropout", "recompute")  # fmt: skip
         down, across = self.grid
         return {
             "patches": Linear(self.patch * self.patch * self.channels, self.dim),

@@ -71,7 +71,7 @@ def sinusoidal(
     return xp.astype(xp.reshape(y, (*angles.shape[:-1], dim)), dtype_called(xp, dtype))
 
 
-def alibi_slopes(heads: int, *, dtype: str = "float32") -> Array:
+def alibi_slopes(num_heads: int, *, dtype: str = "float32") -> Array:
     r"""The slope of each head for attention with linear biases.
 
     .. math:: m_h = 2^{-8 h / H}, \qquad h = 1 \dots H
@@ -93,15 +93,15 @@ def alibi_slopes(heads: int, *, dtype: str = "float32") -> Array:
     >>> aa.alibi_slopes(4).tolist()
     [0.25, 0.0625, 0.015625, 0.00390625]
     """
-    heads = checks.whole("heads", heads, 1, 2**31, "the number of heads")
-    whole = 2 ** (heads.bit_length() - 1)
+    num_heads = checks.whole("num_heads", num_heads, 1, 2**31, "the number of heads")
+    whole = 2 ** (num_heads.bit_length() - 1)
     slopes = [2.0 ** (-8.0 * (n + 1) / whole) for n in range(whole)]
-    slopes += [2.0 ** (-8.0 * (n + 1) / (2 * whole)) for n in range(0, 2 * (heads - whole), 2)]
+    slopes += [2.0 ** (-8.0 * (n + 1) / (2 * whole)) for n in range(0, 2 * (num_heads - whole), 2)]
     return asarray(slopes, dtype=dtype)
 
 
 def alibi(
-    heads: int, queries: int, keys: int, *, q_offset: int = 0, causal: bool = False, dtype: str = "float32"
+    num_heads: int, queries: int, keys: int, *, q_offset: int = 0, causal: bool = False, dtype: str = "float32"
 ) -> Array:
     r"""The bias of attention with linear biases: each head minds distance by a slope of its own.
 
@@ -109,7 +109,7 @@ def alibi(
 
     Parameters
     ----------
-    heads, queries, keys : int
+    num_heads, queries, keys : int
         H, T, S.
     q_offset : int
         Query i stands at position i + q_offset: that of `scaled_dot_product_attention`.
@@ -128,7 +128,7 @@ def alibi(
     Raises
     ------
     ValueError
-        If a size is not an integer >= 0, or `heads` is 0.
+        If a size is not an integer >= 0, or `num_heads` is 0.
 
     References
     ----------
@@ -143,7 +143,7 @@ def alibi(
     >>> aa.scaled_dot_product_attention(q, k, v, is_causal=True, bias=aa.alibi(8, 5, 5, causal=True)).shape
     (2, 8, 5, 4)
     """
-    slopes = alibi_slopes(heads, dtype="float64")[:, None, None]  # (H, 1, 1)
+    slopes = alibi_slopes(num_heads, dtype="float64")[:, None, None]  # (H, 1, 1)
     offsets = _offsets(queries, keys, q_offset)  # (T, S)
     xp, keys = namespace_of(slopes), offsets.shape[1]
     if checks.flag("causal", causal):

@@ -27,7 +27,7 @@ class Rotary:
     Examples
     --------
     >>> import attnarray as aa
-    >>> layer = aa.layers.MultiHeadAttention(dim=16, heads=4, rotary=aa.Rotary(base=500_000.0))
+    >>> layer = aa.layers.MultiHeadAttention(dim=16, num_heads=4, rotary=aa.Rotary(base=500_000.0))
     """
 
     dims: int | None = None

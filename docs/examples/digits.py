@@ -29,7 +29,7 @@ from attnarray import optim, tree
 from attnarray.console import print_table, progress
 from attnarray.models import PatchClassifier
 
-MODEL = PatchClassifier(size=8, patch=2, classes=10, dim=64, num_layers=2, heads=4, hidden_dim=128, dropout=0.1)
+MODEL = PatchClassifier(size=8, patch=2, classes=10, dim=64, num_layers=2, num_heads=4, hidden_dim=128, dropout=0.1)
 BATCH, EPOCHS, SEEDS, PEAK_RATE, DECAY, LARGEST_NORM = 64, 40, 3, 3e-3, 0.3, 1.0
 NOISE = 0.15  # its deviation, where pixels go from 0 to 1
 MOST_LIT = 16  # of a pixel
@@ -118,7 +118,7 @@ def draw(path: Path, data: Digits, trained: Trained) -> None:
     for layer, block in enumerate(ctx.encoder.blocks, start=1):
         weights = aa.to_numpy(aa.attention_weights(block.attention.branch, slice(0, 1)))  # (N, H, 1, 17)
         looks = weights[:, :, 0, 1:].reshape(*weights.shape[:2], *MODEL.grid)
-        heads |= {f"block {layer}, head {head}": looks[:, head] for head in range(MODEL.heads)}
+        heads |= {f"block {layer}, head {head}": looks[:, head] for head in range(MODEL.num_heads)}
     figure = Figure(figsize=(1.35 * DRAWN, 1.4 * (1 + len(heads))), layout="constrained")
     grid = figure.subplots(1 + len(heads), DRAWN, squeeze=False)
     for axes in grid.flat:

@@ -30,8 +30,8 @@ LEADERS = (0, 33)
 SIDES = ("Mr. Hi", "Officer")
 COLORS = ("#d1480f", "#1f5fbf")
 STEPS, RATE, DECAY, DROPOUT = 200, 1e-2, 5e-3, 0.4
-FIRST = aa.layers.GraphAttention(in_dim=34, head_dim=8, heads=4)
-LAST = aa.layers.GraphAttention(in_dim=32, head_dim=2, heads=4, concat=False)
+FIRST = aa.layers.GraphAttention(in_dim=34, head_dim=8, num_heads=4)
+LAST = aa.layers.GraphAttention(in_dim=32, head_dim=2, num_heads=4, concat=False)
 
 
 class Club(NamedTuple):

@@ -37,10 +37,10 @@ from attnarray.console import print_table, progress
 from attnarray.models import GPT, generate
 
 MODEL = GPT(
-    vocab_size=256, max_seq_len=256, dim=128, num_layers=4, heads=4, hidden_dim=344, dropout=0.05, positions="rotary",
-    norm="rms", activation="silu", gated=True, bias=False, init_std=0.09,
+    vocab_size=256, max_seq_len=256, dim=128, num_layers=4, num_heads=4, hidden_dim=344, dropout=0.05,
+    positions="rotary", norm="rms", activation="silu", gated=True, bias=False, init_std=0.09,
 )  # fmt: skip
-SMALL = GPT(vocab_size=256, max_seq_len=64, dim=32, num_layers=2, heads=2, init_std=0.09)
+SMALL = GPT(vocab_size=256, max_seq_len=64, dim=32, num_layers=2, num_heads=2, init_std=0.09)
 BATCH, STEPS, PEAK_RATE, DECAY, LARGEST_NORM = 4, 2400, 3e-3, 0.1, 1.0
 EVERY = 8  # of so many topics one is held out
 SAVED_EVERY = 200  # steps
@@ -166,8 +166,8 @@ def draw_heads(path: Path, model: GPT, params: dict[str, Any], text: bytes) -> N
 
     tokens = np.frombuffer(text, np.uint8).astype(np.int64)
     _, ctx = dataclasses.replace(model, dropout=0.0).fwd(params, aa.asarray(tokens[None]))
-    figure = Figure(figsize=(3.4 * model.heads, 3.5 * model.num_layers), layout="constrained")
-    grid = figure.subplots(model.num_layers, model.heads, squeeze=False)
+    figure = Figure(figsize=(3.4 * model.num_heads, 3.5 * model.num_layers), layout="constrained")
+    grid = figure.subplots(model.num_layers, model.num_heads, squeeze=False)
     letters = [repr(chr(byte))[1:-1] for byte in tokens]
     for n, block in enumerate(ctx.body.blocks):
         weights = aa.to_numpy(aa.attention_weights(block.attention.branch))[0]  # (H, T, T)

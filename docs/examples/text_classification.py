@@ -102,7 +102,7 @@ def mean_weights(states: Any, lengths: Any) -> Any:
 
 def make_network(words: int, dim: int) -> Network:
     bert = aa.models.BERT(
-        UNKNOWN + 1 + words, LONGEST, dim, num_layers=2, heads=4, hidden_dim=2 * dim, types=1, dropout=0.2,
+        UNKNOWN + 1 + words, LONGEST, dim, num_layers=2, num_heads=4, hidden_dim=2 * dim, types=1, dropout=0.2,
         attention_dropout=0.1, eps=1e-5, pooler=False, mask_head=False,
     )  # fmt: skip
     return Network(bert, aa.layers.Linear(dim, len(NAMES)))

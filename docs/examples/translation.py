@@ -60,7 +60,7 @@ def models(vocab_size: int) -> dict[str, Any]:
     """Both models, small."""
     attention = aa.layers.BahdanauAttention(query_dim=96, key_dim=96, hidden_dim=64)
     transformer = Transformer(
-        vocab_size, START + 1, max_seq_len=64, dim=64, num_layers=2, heads=4, hidden_dim=128, dropout=0.0
+        vocab_size, START + 1, max_seq_len=64, dim=64, num_layers=2, num_heads=4, hidden_dim=128, dropout=0.0
     )
     recurrent = Seq2Seq(vocab_size, START + 1, dim=48, hidden_dim=96, attention=attention)
     return dict(zip(COLORS, (transformer, recurrent), strict=True))

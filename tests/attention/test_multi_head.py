@@ -122,7 +122,7 @@ def test_a_key_and_value_of_their_own_are_a_part_to_merge(reference: Frozen) -> 
 
 RNG = np.random.default_rng(2)
 X = RNG.standard_normal((2, 5, 6))  # B 2, T 5, E 6
-LAYER = MultiHeadAttention(dim=6, heads=4, kv_heads=2, key_dim=3, value_dim=1, out_dim=7)
+LAYER = MultiHeadAttention(dim=6, num_heads=4, num_kv_heads=2, key_dim=3, value_dim=1, out_dim=7)
 PARAMS = tree.map(lambda leaf: leaf + 0.3 * RNG.standard_normal(leaf.shape), LAYER.init(aa.Philox(1), "float64"))
 DOUT = RNG.standard_normal((2, 5, 7))
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -189,7 +189,7 @@ def test_step_by_step_self_attention_is_the_whole_causal_run() -> None:
 
 LAYERS = {
     "plain": MultiHeadAttention(6, 3),
-    "no biases, multi-query": MultiHeadAttention(6, 2, kv_heads=1, bias=False),
+    "no biases, multi-query": MultiHeadAttention(6, 2, num_kv_heads=1, bias=False),
     "half of the width for queries and keys": MultiHeadAttention(8, 2, key_dim=2),
     "any widths": MultiHeadAttention(6, 4, 2, key_dim=3, value_dim=1, key_input_dim=5, value_input_dim=9, out_dim=7),
 }
@@ -199,7 +199,7 @@ LAYERS = {
 def test_gradients_of_the_layer(layer: MultiHeadAttention) -> None:
     params = layer.init(aa.Philox(4), "float64")
     x = RNG.standard_normal((2, 3, layer.dim))
-    sinks = RNG.standard_normal(layer.heads)  # without them the biases of the keys have no gradient
+    sinks = RNG.standard_normal(layer.num_heads)  # without them the biases of the keys have no gradient
     others = {}
     if layer.key_input_dim:
         others = {"key": RNG.standard_normal((2, 4, 5)), "value": RNG.standard_normal((2, 4, 9))}
@@ -271,8 +271,8 @@ def test_bad_input_gets_one_clear_error(error: type[Exception], changes: dict[st
 
 
 def test_the_layer_and_the_backward_say_what_is_wrong() -> None:
-    says(ValueError, "`heads` (2) must divide `dim` (7)", lambda: MultiHeadAttention(7, 2))
-    says(ValueError, "`kv_heads` (2) must divide `heads` (3)", lambda: MultiHeadAttention(6, 3, 2))
+    says(ValueError, "`num_heads` (2) must divide `dim` (7)", lambda: MultiHeadAttention(7, 2))
+    says(ValueError, "`num_kv_heads` (2) must divide `num_heads` (3)", lambda: MultiHeadAttention(6, 3, 2))
     says(ValueError, "`key_dim` is 0, expected an integer", lambda: MultiHeadAttention(6, 3, key_dim=0))
     assert MultiHeadAttention(7, 2, key_dim=3, value_dim=3)(
         MultiHeadAttention(7, 2, key_dim=3, value_dim=3).init(aa.Philox(0)), np.ones((4, 7), np.float32)

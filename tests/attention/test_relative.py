@@ -238,7 +238,7 @@ def test_bad_input_gets_one_clear_error(error: type[Exception], changes: dict[st
 
 def test_the_layer_and_the_backward_say_what_is_wrong() -> None:
     says(ValueError, "`dim` is 7, expected an even number: a sine and", lambda: RelativeAttention(7, 7))
-    says(ValueError, "`heads` (4) must divide `dim` (6)", lambda: RelativeAttention(6, 4))
+    says(ValueError, "`num_heads` (4) must divide `dim` (6)", lambda: RelativeAttention(6, 4))
     says(ValueError, "`head_dim` is 0, expected an integer >= 1", lambda: RelativeAttention(6, 4, 0))
     layer = RelativeAttention(E, H)
     params, x = layer.init(aa.Philox(0), "float64"), np.ones((B, T, E))

@@ -33,9 +33,9 @@ def test_which_configuration_belongs_to_the_weights(tmp_path: Path) -> None:
     save_pretrained(tmp_path, MODEL, MODEL.init(aa.Philox(0)))
     assert GPT.from_pretrained(tmp_path)[0] == MODEL
     config_of(tmp_path, n_head=1)  # changed by hand
-    assert GPT.from_pretrained(tmp_path)[0].heads == 1
+    assert GPT.from_pretrained(tmp_path)[0].num_heads == 1
     config_of(tmp_path, n_head=8, attnarray_save="absent")  # replaced by another program
-    assert GPT.from_pretrained(tmp_path)[0].heads == 8
+    assert GPT.from_pretrained(tmp_path)[0].num_heads == 8
     config_of(tmp_path, attnarray_save="of another save")
     assert GPT.from_pretrained(tmp_path)[0] == MODEL
     (tmp_path / "config.json").write_bytes(before)

@@ -29,9 +29,9 @@ MODELS: dict[str, Any] = {
     "GPT-2": GPT(11, 8, 6, 2, 2, 7, dropout=0.1, attention_dropout=0.2),
     "GPT-2, untied": GPT(11, 8, 6, 1, 3, activation="gelu", tie_embeddings=False),
     "LLaMA": GPT(11, 8, 8, 2, 4, 12, positions="rotary", rotary=aa.Rotary(base=30.0), norm="rms", activation="silu",
-                 gated=True, bias=False, kv_heads=2, tie_embeddings=False),
+                 gated=True, bias=False, num_kv_heads=2, tie_embeddings=False),
     "LLaMA, longer": GPT(11, 40, 8, 2, 4, 12, positions="rotary", rotary=aa.Rotary(scaling="linear", factor=4.0),
-                         norm="rms", activation="gelu_tanh", gated=True, bias=False, kv_heads=4, dropout=0.1,
+                         norm="rms", activation="gelu_tanh", gated=True, bias=False, num_kv_heads=4, dropout=0.1,
                          attention_dropout=0.2),
 }  # fmt: skip
 each_model = pytest.mark.parametrize("model", MODELS.values(), ids=list(MODELS))
@@ -228,7 +228,7 @@ def test_linear_scaling_divides_positions(tmp_path: Path) -> None:
 OPTIONS: dict[str, list[Any]] = {
     "dim": [4, 8, 12, np.int64(8)],
     "num_layers": [1, 3],
-    "heads": [1, 2, 4],
+    "num_heads": [1, 2, 4],
     "hidden_dim": [None, 0, 5],
     "positions": ["learned", "rotary", "none", "alibi"],
     "rotary": [None, aa.Rotary(), aa.Rotary(base=7.0, scaling="linear", factor=2.0), aa.Rotary(dims=2),
@@ -237,7 +237,7 @@ OPTIONS: dict[str, list[Any]] = {
     "activation": ["gelu", "gelu_tanh", "relu", "silu"],
     "gated": [False, True],
     "bias": [False, True],
-    "kv_heads": [None, 1, 2],
+    "num_kv_heads": [None, 1, 2],
     "tie_embeddings": [False, True],
     "eps": [1e-5, np.float32(1e-3), 1],
     "dropout": [0, 0.1],
@@ -260,7 +260,7 @@ def test_a_model_is_refused_or_comes_back(base: GPT, data: Any) -> None:
             save_pretrained(folder, model, params)
         except ValueError:
             assert list(Path(folder).iterdir()) == []
-            assert set(names) & {"positions", "rotary", "norm", "gated", "bias", "kv_heads", "dim", "heads"}
+            assert set(names) & {"positions", "rotary", "norm", "gated", "bias", "num_kv_heads", "dim", "num_heads"}
             return
         again, loaded = GPT.from_pretrained(folder)
     tokens = np.arange(7)[None]

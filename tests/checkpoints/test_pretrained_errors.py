@@ -54,7 +54,7 @@ WRONG_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "missing": ({"hidden_size": "absent"}, "lacks 'hidden_size', which determine the shapes of the model."),
     "untied": ({"tie_word_embeddings": False}, "asks for tie_word_embeddings = False"),
     "quantized": ({"quantization_config": {"bits": 4}}, "asks for quantization_config = {'bits': 4}"),
-    "heads": ({"num_attention_heads": 4}, "does not describe a BERT: `heads` (4) must divide `dim` (6)"),
+    "heads": ({"num_attention_heads": 4}, "does not describe a BERT: `num_heads` (4) must divide `dim` (6)"),
     "a text": ({"num_hidden_layers": "two"}, "does not describe a BERT: `num_hidden_layers` is 'two', expected"),
     "another size": ({"vocab_size": 12}, "has shape (11, 6), expected (12, 6) for `params.token.weight`."),
     "fewer layers": ({"num_hidden_layers": 1}, "`bert.encoder.layer.1.attention.output.LayerNorm.bias` in"),
@@ -115,7 +115,7 @@ WRONG_GPTS: dict[str, tuple[GPT, dict[str, Any], str]] = {
     "another width": (GPT2, {"n_inner": 5}, "`transformer.h.0.mlp.c_fc.weight` in"),
     "long rotation": (LLAMA, {"rope_parameters": {"rope_type": "llama3"}}, "asks for rope_type = 'llama3', but only"),
     "biases": (LLAMA, {"attention_bias": True}, "asks for attention_bias = True, but only False is supported."),
-    "heads": (LLAMA, {"head_dim": 16}, "asks for head_dim = 16, but only dim / heads is supported."),
+    "heads": (LLAMA, {"head_dim": 16}, "asks for head_dim = 16, but only dim / num_heads is supported."),
     "a list of heads": (LLAMA, {"num_attention_heads": [4]}, "`num_attention_heads` is [4], expected an integer >= 1"),
     "no heads": (
         LLAMA,
@@ -130,9 +130,9 @@ WRONG_GPTS: dict[str, tuple[GPT, dict[str, Any], str]] = {
     "uneven heads": (
         LLAMA,
         {"num_attention_heads": 3},
-        "does not describe a GPT: `heads` (3) must divide `dim` (8)",
+        "does not describe a GPT: `num_heads` (3) must divide `dim` (8)",
     ),
-    "key heads": (LLAMA, {"num_key_value_heads": 3}, "`kv_heads` (3) must divide `heads` (4)."),
+    "key heads": (LLAMA, {"num_key_value_heads": 3}, "`num_kv_heads` (3) must divide `num_heads` (4)."),
     "no key heads": (LLAMA, {"num_key_value_heads": 0}, "`num_key_value_heads` is 0, expected an integer >= 1"),
     "num_layers": (
         LLAMA,

@@ -17,15 +17,15 @@ DTYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "uint64")
 RNG = np.random.default_rng(0)
 Cast = Callable[[Any], Any]
 
-SMALL_GPT = models.GPT(vocab_size=2000, max_seq_len=140, dim=8, num_layers=1, heads=2)
-ROTARY = models.GPT(vocab_size=2000, max_seq_len=140, dim=8, num_layers=1, heads=2, positions="rotary", norm="rms")
+SMALL_GPT = models.GPT(vocab_size=2000, max_seq_len=140, dim=8, num_layers=1, num_heads=2)
+ROTARY = models.GPT(vocab_size=2000, max_seq_len=140, dim=8, num_layers=1, num_heads=2, positions="rotary", norm="rms")
 PARAMS, TURNED = (tree.map(lambda leaf: leaf * 6, model.init(aa.Philox(1))) for model in (SMALL_GPT, ROTARY))
-SMALL_BERT = models.BERT(vocab_size=60, max_seq_len=140, dim=8, num_layers=1, heads=2, hidden_dim=8)
-XL = models.TransformerXL(100, memory=6, dim=8, num_layers=1, heads=2, dropout=0.0)
+SMALL_BERT = models.BERT(vocab_size=60, max_seq_len=140, dim=8, num_layers=1, num_heads=2, hidden_dim=8)
+XL = models.TransformerXL(100, memory=6, dim=8, num_layers=1, num_heads=2, dropout=0.0)
 SEQ2SEQ = models.Seq2Seq(
     100, 2000, dim=4, hidden_dim=8, attention=aa.layers.BahdanauAttention(query_dim=8, key_dim=8, hidden_dim=6)
 )
-TRANSFORMER = models.Transformer(100, 2000, max_seq_len=140, dim=8, num_layers=1, heads=2)
+TRANSFORMER = models.Transformer(100, 2000, max_seq_len=140, dim=8, num_layers=1, num_heads=2)
 TEXT = RNG.integers(100, size=(2, 130))
 Q = RNG.standard_normal((2, 2, 5, 4))
 LONG = RNG.standard_normal((2, 2, 127, 4))
@@ -73,8 +73,8 @@ CALLS: dict[str, Callable[[Cast], Any]] = {
     "dropout": lambda c: attend(q_offset=c([125, 0]), dropout_p=0.5, rng=3),
     "documents": lambda c: attend(attn_mask=aa.Documents(c([[0, 1, 127, 3, 4]] * 2), np.arange(254).reshape(2, 127))),
     "dense mask": lambda c: aa.Padding(c([127, 3])).to_dense(2, 200),
-    "multi_head_attention": lambda c: aa.layers.MultiHeadAttention(dim=4, heads=2, rotary=aa.Rotary())(
-        aa.layers.MultiHeadAttention(dim=4, heads=2).init(aa.Philox(0), "float64"), Q[0], q_offset=c([127, 0])
+    "multi_head_attention": lambda c: aa.layers.MultiHeadAttention(dim=4, num_heads=2, rotary=aa.Rotary())(
+        aa.layers.MultiHeadAttention(dim=4, num_heads=2).init(aa.Philox(0), "float64"), Q[0], q_offset=c([127, 0])
     ),
     "lengths of a GPT": lambda c: SMALL_GPT(PARAMS, c(TEXT), lengths=c([127, 3])),
     "starts of a GPT": lambda c: SMALL_GPT(PARAMS, c(TEXT), starts=c([127, 3])),
@@ -138,9 +138,9 @@ SIZES: dict[str, Callable[[Any], Any]] = {
     "MultiHeadAttention": lambda n: aa.layers.MultiHeadAttention(n(128), n(64), key_dim=n(4)).init(aa.Philox(0))[
         "query"
     ],
-    "GPT": lambda n: models.GPT(n(50), n(20), dim=n(128), num_layers=n(1), heads=n(2)).init(aa.Philox(0)),
+    "GPT": lambda n: models.GPT(n(50), n(20), dim=n(128), num_layers=n(1), num_heads=n(2)).init(aa.Philox(0)),
     "Transformer": lambda n: models.Transformer(
-        n(50), n(50), max_seq_len=n(20), dim=n(128), num_layers=n(1), heads=n(2)
+        n(50), n(50), max_seq_len=n(20), dim=n(128), num_layers=n(1), num_heads=n(2)
     ).init(aa.Philox(0)),
     "generate": lambda n: models.generate(SMALL_GPT, PARAMS, TEXT[:, :4], n(6), end=n(7)),
     "nothing": lambda n: models.generate(SMALL_GPT, PARAMS, TEXT[:, :4], n(0)),
@@ -177,7 +177,7 @@ def test_unsigned_integers_that_no_int64_holds_are_not_taken_for_negative_ones()
 FAR: dict[str, Callable[[Any], Any]] = {
     "`q_offset`": lambda far: attend(is_causal=True, q_offset=far),
     "`q_offset` ": lambda far: aa.multi_head_attention(
-        Q[0], params=aa.layers.MultiHeadAttention(dim=4, heads=2).init(aa.Philox(0), "float64"), heads=2,
+        Q[0], params=aa.layers.MultiHeadAttention(dim=4, num_heads=2).init(aa.Philox(0), "float64"), heads=2,
         rotary=aa.Rotary(), q_offset=far,
     ),
     "`positions`": lambda far: aa.rotary(Q, np.reshape(far, (2, 1, 1))),

@@ -55,7 +55,7 @@ SEQUENCES = np.random.default_rng(0).standard_normal((2, 1, 1, 3, 4)).repeat(ROW
 SUMMED = {
     "BERT": (models.BERT(11, 4, 8, 1, 2), {"tokens": TOKENS}, [("position", "weight")]),
     "PatchClassifier": (
-        models.PatchClassifier((4, 6), 2, 3, dim=8, num_layers=1, heads=2),
+        models.PatchClassifier((4, 6), 2, 3, dim=8, num_layers=1, num_heads=2),
         {"images": np.ones((ROWS, 4, 6))},
         [("position", "weight"), ("word", "weight")],
     ),

@@ -203,7 +203,9 @@ def test_translation_stops_where_the_loss_is_no_number(translation: Any, capsys:
 
     pairs, _ = translation.dates.make_pairs(320, 28)
     vocabulary = translation.dates.Vocabulary(pair.source for pair in pairs)
-    model = Broken(len(vocabulary), translation.START + 1, max_seq_len=64, dim=8, num_layers=1, heads=2, dropout=0.0)
+    model = Broken(
+        len(vocabulary), translation.START + 1, max_seq_len=64, dim=8, num_layers=1, num_heads=2, dropout=0.0
+    )
     trained = translation.train(model, translation.texts(pairs, vocabulary), 1, lambda words: None)
     assert "Step 3: the loss is" in capsys.readouterr().out
     assert len(trained.losses) == 2
@@ -245,7 +247,9 @@ def test_digits_stop_where_the_loss_is_no_number(digits: Any, capsys: pytest.Cap
             steps.append(1)
             return super().bwd(dlogits * (float("nan") if len(steps) > 2 else 1.0), ctx)
 
-    trained = digits.train(digits.digits(), 0, 1, lambda words: None, Broken(8, 4, 10, dim=8, num_layers=1, heads=2))
+    trained = digits.train(
+        digits.digits(), 0, 1, lambda words: None, Broken(8, 4, 10, dim=8, num_layers=1, num_heads=2)
+    )
     assert "Step 3: the loss is" in capsys.readouterr().out
     assert len(trained.losses) == 2
     assert all(digits.np.all(digits.np.isfinite(leaf)) for _, leaf in digits.tree.flatten(trained.params))

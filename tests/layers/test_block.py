@@ -33,7 +33,7 @@ BLOCKS: dict[str, TransformerBlock] = {
     "post-norm": TransformerBlock(8, 4, 11, pre_norm=False, activation="relu"),
     "decoder": TransformerBlock(8, 2, cross=True),
     "post-norm decoder": TransformerBlock(8, 2, cross=True, pre_norm=False),
-    "as LLaMA": TransformerBlock(8, 4, 12, norm="rms", activation="silu", gated=True, bias=False, kv_heads=2,
+    "as LLaMA": TransformerBlock(8, 4, 12, norm="rms", activation="silu", gated=True, bias=False, num_kv_heads=2,
                                  rotary=aa.Rotary()),
 }  # fmt: skip
 each_block = pytest.mark.parametrize("block", BLOCKS.values(), ids=list(BLOCKS))
@@ -98,7 +98,7 @@ def test_recomputing_gives_the_same_gradients_and_keeps_less(block: TransformerB
 def test_steps_with_a_cache_are_the_whole_causal_run(name: str, sizes: tuple[int, ...]) -> None:
     block = BLOCKS[name]
     params = moved(block.init(aa.Philox(1), "float64"))
-    bias = aa.alibi(block.heads, 5, 5, causal=True, dtype="float64")
+    bias = aa.alibi(block.num_heads, 5, 5, causal=True, dtype="float64")
     mask = np.ones((2, 1, 1, 5), bool)
     mask[1, ..., :2] = False  # padded on the left
     whole = block(params, X, is_causal=True, bias=bias, attn_mask=mask)
@@ -114,7 +114,7 @@ def test_steps_with_a_cache_are_the_whole_causal_run(name: str, sizes: tuple[int
 
 
 def test_a_cache_is_written_in_place_and_never_beyond_its_end() -> None:
-    layer = aa.layers.MultiHeadAttention(8, 2, kv_heads=1)
+    layer = aa.layers.MultiHeadAttention(8, 2, num_kv_heads=1)
     params, cache = layer.init(aa.Philox(0), "float64"), layer.cache(2, 4, "float64")
     _, after = layer.step(params, X[:, :3], cache)
     assert after.key is cache.key
@@ -187,7 +187,7 @@ def test_bad_configurations() -> None:
     says(ValueError, "`activation` is 'swish', expected one of 'relu', 'gelu'", lambda: FeedForward(8, 9, "swish"))
     says(ValueError, "`norm` is 'batch', expected one of 'layer', 'rms'.", lambda: TransformerBlock(8, 2, norm="batch"))
     says(ValueError, "`dropout` is 1.5, expected a probability", lambda: TransformerBlock(8, 2, dropout=1.5))
-    says(ValueError, "`heads` (3) must divide `dim` (8)", lambda: TransformerBlock(8, 3))
+    says(ValueError, "`num_heads` (3) must divide `dim` (8)", lambda: TransformerBlock(8, 3))
     says(ValueError, "`hidden_dim` is -1, expected an integer >= 1", lambda: FeedForward(8, -1))
     says(ValueError, "`init_std` is -1, expected a finite number >= 0.", lambda: Linear(8, 3, init_std=-1))
     says(ValueError, "`eps` is 0.0, expected a finite number above 0.", lambda: LayerNorm(8, 0.0))

@@ -116,7 +116,7 @@ def test_bad_input_gets_one_clear_error(error: type[Exception], changes: dict[st
 
 def test_the_layer_and_the_backward_say_what_is_wrong() -> None:
     says(ValueError, "`score` is 'dot', expected one of", lambda: GraphAttention(5, F, score="dot"))
-    says(ValueError, "`heads` is 0, expected an integer", lambda: GraphAttention(5, F, heads=0))
+    says(ValueError, "`num_heads` is 0, expected an integer", lambda: GraphAttention(5, F, num_heads=0))
     says(TypeError, "`concat` is 'mean', expected True or False", lambda: GraphAttention(5, F, concat="mean"))
     layer, x = GraphAttention(5, F), np.zeros((N, 5), np.float32)
     params = layer.init(aa.Philox(0))

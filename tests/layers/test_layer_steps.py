@@ -28,7 +28,7 @@ LOGITS, OF_LOGITS = SMALL_BERT.mask_logits_fwd(BERT_PARAMS, X)
 SEQ2SEQ = models.Seq2Seq(11, 9, 4, 6, layers.BahdanauAttention(6, 6, 5))
 SEQ2SEQ_PARAMS = SEQ2SEQ.init(RNG)
 STATE = SEQ2SEQ.start(SEQ2SEQ_PARAMS, TOKENS)
-IMAGES = models.PatchClassifier(4, 2, 3, dim=8, num_layers=1, heads=2)
+IMAGES = models.PatchClassifier(4, 2, 3, dim=8, num_layers=1, num_heads=2)
 TRANSFORMER = models.Transformer(11, 9, 8, 8, 1, 2, dropout=0.0)
 TRANSFORMER_PARAMS = TRANSFORMER.init(RNG)
 XL = models.TransformerXL(11, 3, 8, 1, 2, dropout=0.0)
@@ -44,7 +44,7 @@ WRONG: dict[str, tuple[type[Exception], str, Any]] = {
                lambda: (m := layers.MultiHeadAttention(8, 2, key_input_dim=6))(m.init(RNG), X)),
     "no value": (ValueError, "`value` is None, but the layer has `value_input_dim` 6: give",
                  lambda: (m := layers.MultiHeadAttention(8, 2, value_input_dim=6))(m.init(RNG), X)),
-    "no cache": (TypeError, "`cache` is None, expected what `cache`", lambda: DECODER.step(DECODER_PARAMS, X, None)),
+    "no cache": (TypeError, "`cache` is None, expected the cache", lambda: DECODER.step(DECODER_PARAMS, X, None)),
     "decoder, one block": (TypeError, "`cache` is (", lambda: DECODER.step(DECODER_PARAMS, X, DECODER_CACHE[:1])),
     "decoder, swapped": (TypeError, "`x` has type tuple", lambda: DECODER.step(DECODER_PARAMS, DECODER_CACHE, X)),
     "memory": (ValueError, "`memory` has 5 features", lambda: DECODER.cache(DECODER_PARAMS, X[..., :5], 4)),
@@ -60,7 +60,7 @@ WRONG: dict[str, tuple[type[Exception], str, Any]] = {
                lambda: SMALL_BERT.mask_logits(BERT_PARAMS, X[..., :4])),
     "types": (TypeError, "`types` has dtype float64", lambda: SMALL_BERT(BERT_PARAMS, TOKENS, TOKENS.astype(float))),
     "mask, a list": (TypeError, "`attn_mask` has type list", lambda: SMALL_BERT(BERT_PARAMS, TOKENS, attn_mask=[[1]])),
-    "mask, floats": (TypeError, "a floating mask is a bias, and this model takes none",
+    "mask, floats": (TypeError, "a floating mask is a bias, which this model",
                      lambda: SMALL_BERT(BERT_PARAMS, TOKENS, attn_mask=np.zeros((2, 1, 3, 3)))),
     "head": (TypeError, "`head` is 3, expected the `params` that mask_log", lambda: SMALL_BERT.bwd(RESULT, OF_BERT, 3)),
     "head, empty": (TypeError, "`head` is a dict with nothing, expected", lambda: SMALL_BERT.bwd(RESULT, OF_BERT, {})),

@@ -22,7 +22,7 @@ REFERENCES = frozen("bert.npz")
 each_reference = pytest.mark.parametrize("reference", REFERENCES.values(), ids=list(REFERENCES))
 each_dtype = pytest.mark.parametrize("dtype", list(ROUNDING))
 
-SMALL = BERT(vocab_size=7, max_seq_len=5, dim=6, num_layers=2, heads=2, hidden_dim=5, eps=1e-3)
+SMALL = BERT(vocab_size=7, max_seq_len=5, dim=6, num_layers=2, num_heads=2, hidden_dim=5, eps=1e-3)
 RNG = np.random.default_rng(0)
 TOKENS, TYPES = RNG.integers(7, size=(3, 4)), RNG.integers(2, size=(3, 4))
 
@@ -234,7 +234,7 @@ WRONG: dict[str, tuple[type[Exception], Any, str]] = {
              "`dout` is an array of shape (3, 4, 6) and dtype float64, expected BERTResult(states, pooled)"),
     "context": (TypeError, lambda: SMALL.bwd(BERTResult(X, None), None), "expected the BERTContext"),
     "sizes": (ValueError, lambda: BERT(7, 0, 6, 2, 2), "`max_seq_len` is 0, expected an integer >= 1"),
-    "heads": (ValueError, lambda: BERT(7, 5, 6, 2, 4), "`heads` (4) must divide `dim` (6)"),
+    "heads": (ValueError, lambda: BERT(7, 5, 6, 2, 4), "`num_heads` (4) must divide `dim` (6)"),
 }  # fmt: skip
 
 

@@ -34,13 +34,13 @@ BAHDANAU = aa.layers.BahdanauAttention(query_dim=6, key_dim=6, hidden_dim=5)
 EXAMPLES = {
     "GPT": Example(GPT(11, S, 8, 2, 2), {"tokens": SOURCE}, np.roll(SOURCE, 1)),
     "LLaMA": Example(GPT(11, S, 8, 2, 4, positions="rotary", norm="rms", activation="silu", gated=True, bias=False,
-                         kv_heads=2, tie_embeddings=False), {"tokens": SOURCE}, np.roll(SOURCE, 1)),
+                         num_kv_heads=2, tie_embeddings=False), {"tokens": SOURCE}, np.roll(SOURCE, 1)),
     "BERT": Example(BERT(11, S, 8, 2, 2), {"tokens": SOURCE}, np.roll(SOURCE, 1)),
     "Transformer": Example(Transformer(11, 9, S, 8, 2, 2, dropout=0.0), PAIR, TARGET),
-    "TransformerXL": Example(TransformerXL(11, memory=3, dim=8, num_layers=2, heads=2, dropout=0.0),
+    "TransformerXL": Example(TransformerXL(11, memory=3, dim=8, num_layers=2, num_heads=2, dropout=0.0),
                              {"tokens": SOURCE}, np.roll(SOURCE, 1)),
     "Seq2Seq": Example(Seq2Seq(11, 9, dim=4, hidden_dim=6, attention=BAHDANAU), PAIR, TARGET),
-    "PatchClassifier": Example(PatchClassifier((4, 6), 2, 3, dim=8, num_layers=2, heads=2),
+    "PatchClassifier": Example(PatchClassifier((4, 6), 2, 3, dim=8, num_layers=2, num_heads=2),
                                {"images": IMAGES}, CLASSES),
 }  # fmt: skip
 each_model = pytest.mark.parametrize("example", EXAMPLES.values(), ids=list(EXAMPLES))
@@ -82,7 +82,7 @@ DEEP = {
     "GPT": GPT(11, 64, 32, 6, 4),
     "BERT": BERT(11, 64, 32, 6, 4),
     "Transformer": Transformer(11, 11, 64, 32, 6, 4, dropout=0.0),
-    "PatchClassifier": PatchClassifier(16, 2, 11, dim=32, num_layers=6, heads=4),
+    "PatchClassifier": PatchClassifier(16, 2, 11, dim=32, num_layers=6, num_heads=4),
 }
 
 

@@ -23,7 +23,7 @@ RNG = np.random.default_rng(0)
 MODELS: dict[str, GPT] = {
     "GPT-2": GPT(11, 8, 8, 2, 2),
     "LLaMA": GPT(11, 8, 8, 2, 4, 12, positions="rotary", rotary=aa.Rotary(base=30.0), norm="rms", activation="silu",
-                 gated=True, bias=False, kv_heads=2, tie_embeddings=False),
+                 gated=True, bias=False, num_kv_heads=2, tie_embeddings=False),
     "ALiBi": GPT(11, 8, 6, 1, 3, positions="alibi"),
     "no positions": GPT(11, 8, 6, 2, 1, positions="none"),
 }  # fmt: skip
@@ -271,7 +271,7 @@ BAD: dict[str, tuple[type[Exception], str, Any]] = {
     "a block without norm": (ValueError, "`params.blocks.1` lacks 'attention_norm'", lambda: MODEL(
         tree.replace(PARAMS, ("blocks", 1), {k: v for k, v in PARAMS["blocks"][1].items() if k != "attention_norm"}),
         TOKENS)),
-    "heads": (ValueError, "`heads` (3) must divide `dim` (8)", lambda: GPT(11, 8, 8, 2, 3)),
+    "heads": (ValueError, "`num_heads` (3) must divide `dim` (8)", lambda: GPT(11, 8, 8, 2, 3)),
 }  # fmt: skip
 
 

@@ -20,9 +20,9 @@ RNG = np.random.default_rng(0)
 TEXT = RNG.integers(11, size=(2, 15))
 PAPER = {"float64": 1e-10, "float32": 1e-5}  # sums in another order over three segments; PyTorch's own is at 3e-6
 MODELS = {
-    "as in the paper": TransformerXL(11, memory=5, dim=8, num_layers=2, heads=2, dropout=0.0),
+    "as in the paper": TransformerXL(11, memory=5, dim=8, num_layers=2, num_heads=2, dropout=0.0),
     "pre-norm": TransformerXL(
-        11, memory=5, dim=8, num_layers=2, heads=2, pre_norm=True, tie_embeddings=False, dropout=0.0
+        11, memory=5, dim=8, num_layers=2, num_heads=2, pre_norm=True, tie_embeddings=False, dropout=0.0
     ),
 }
 each_model = pytest.mark.parametrize("model", MODELS.values(), ids=list(MODELS))

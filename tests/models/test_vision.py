@@ -17,9 +17,9 @@ from tests.support.messages import says
 RNG = np.random.default_rng(0)
 GREY, COLOR = RNG.standard_normal((2, 4, 6)), RNG.standard_normal((2, 4, 6, 3))
 MODELS = {
-    "gray": (PatchClassifier((4, 6), 2, 5, dim=8, num_layers=2, heads=2), GREY),
-    "gray with an axis": (PatchClassifier((4, 6), 2, 5, dim=8, num_layers=1, heads=2), GREY[..., None]),
-    "color": (PatchClassifier((4, 6), 2, 5, 3, dim=8, num_layers=1, heads=4, pre_norm=False), COLOR),
+    "gray": (PatchClassifier((4, 6), 2, 5, dim=8, num_layers=2, num_heads=2), GREY),
+    "gray with an axis": (PatchClassifier((4, 6), 2, 5, dim=8, num_layers=1, num_heads=2), GREY[..., None]),
+    "color": (PatchClassifier((4, 6), 2, 5, 3, dim=8, num_layers=1, num_heads=4, pre_norm=False), COLOR),
 }
 each_model = pytest.mark.parametrize(("model", "images"), MODELS.values(), ids=list(MODELS))
 

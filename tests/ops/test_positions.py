@@ -234,7 +234,7 @@ BAD: dict[str, tuple[type[Exception], Any, str]] = {
     "text": (TypeError, lambda: aa.sinusoidal("3", 4), "`positions` has type str, expected an integer or an array"),
     "flags": (TypeError, lambda: aa.sinusoidal(np.ones(3, bool), 4), "`positions` has dtype bool, expected integers"),
     "dtype": (ValueError, lambda: aa.sinusoidal(3, 4, dtype="real"), "'real' is not a dtype"),
-    "heads": (ValueError, lambda: aa.alibi(0, 3, 3), "`heads` is 0, expected an integer"),
+    "heads": (ValueError, lambda: aa.alibi(0, 3, 3), "`num_heads` is 0, expected an integer"),
     "queries": (ValueError, lambda: aa.alibi(2, -1, 3), "`queries` is -1, expected an integer"),
     "buckets": (ValueError, lambda: aa.relative_buckets(3, 3, buckets=7), "`buckets` is 7, expected an even number"),
     "few": (ValueError, lambda: aa.relative_buckets(3, 3, buckets=2), "`buckets` is 2, expected an integer >= 4: how"),

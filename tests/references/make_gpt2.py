@@ -63,18 +63,20 @@ class Reference(NamedTuple):
     family: str = "gpt2"
 
     def model(self):
-        o = {"hidden_dim": None, "kv_heads": None, "tie_embeddings": True, **self.options}
+        o = {"hidden_dim": None, "num_kv_heads": None, "tie_embeddings": True, **self.options}
         if self.family == "gpt2":
             config = GPT2Config(
                 vocab_size=o["vocab_size"], n_positions=o["max_seq_len"], n_embd=o["dim"], n_layer=o["num_layers"],
-                n_head=o["heads"], n_inner=o["hidden_dim"], attn_implementation="eager", bos_token_id=0, eos_token_id=0,
+                n_head=o["num_heads"], n_inner=o["hidden_dim"], attn_implementation="eager", bos_token_id=0,
+                eos_token_id=0,
             )  # fmt: skip
             return GPT2LMHeadModel(config)
         config = LlamaConfig(
             vocab_size=o["vocab_size"], hidden_size=o["dim"], intermediate_size=o["hidden_dim"],
-            num_hidden_layers=o["num_layers"], num_attention_heads=o["heads"], num_key_value_heads=o["kv_heads"],
-            max_position_embeddings=o["max_seq_len"], rms_norm_eps=o["eps"], tie_word_embeddings=o["tie_embeddings"],
-            attn_implementation="sdpa", bos_token_id=0, eos_token_id=0, pad_token_id=None,
+            num_hidden_layers=o["num_layers"], num_attention_heads=o["num_heads"],
+            num_key_value_heads=o["num_kv_heads"], max_position_embeddings=o["max_seq_len"], rms_norm_eps=o["eps"],
+            tie_word_embeddings=o["tie_embeddings"], attn_implementation="sdpa", bos_token_id=0, eos_token_id=0,
+            pad_token_id=None,
         )  # fmt: skip
         return in_its_dtype(LlamaForCausalLM(config))
 
@@ -97,16 +99,17 @@ class Reference(NamedTuple):
         return {"tokens": tokens, "exists": exists, "labels": labels, **given, **weights}
 
 
-GPT2 = {"vocab_size": 17, "max_seq_len": 9, "dim": 12, "num_layers": 2, "heads": 3}
+GPT2 = {"vocab_size": 17, "max_seq_len": 9, "dim": 12, "num_layers": 2, "num_heads": 3}
 LLAMA = {
-    "vocab_size": 13, "max_seq_len": 16, "dim": 16, "num_layers": 2, "heads": 4, "kv_heads": 2, "hidden_dim": 20,
-    "bias": False, "norm": "rms", "eps": 1e-6, "activation": "silu", "gated": True, "positions": "rotary",
+    "vocab_size": 13, "max_seq_len": 16, "dim": 16, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2,
+    "hidden_dim": 20, "bias": False, "norm": "rms", "eps": 1e-6, "activation": "silu", "gated": True,
+    "positions": "rotary",
 }  # fmt: skip
 CASES = {
     "GPT-2": Reference(GPT2, T=9),
     "GPT-2, padded before": Reference(GPT2, starts=(0, 3, 6), B=3),
-    "GPT-2, padded behind": Reference({**GPT2, "hidden_dim": 10, "heads": 1}, lengths=(7, 2, 4), B=3),
-    "GPT-2, three layers": Reference({**GPT2, "num_layers": 3, "dim": 8, "heads": 2, "hidden_dim": 11}, B=1, T=5),
+    "GPT-2, padded behind": Reference({**GPT2, "hidden_dim": 10, "num_heads": 1}, lengths=(7, 2, 4), B=3),
+    "GPT-2, three layers": Reference({**GPT2, "num_layers": 3, "dim": 8, "num_heads": 2, "hidden_dim": 11}, B=1, T=5),
     "LLaMA": Reference({**LLAMA, "tie_embeddings": False}, family="llama"),
     "LLaMA, tied, padded before": Reference({**LLAMA, "tie_embeddings": True}, starts=(4, 0), family="llama"),
 }

@@ -88,9 +88,9 @@ def slopes(heads):
     return found if power == heads else found + slopes(2 * power)[0::2][: heads - power]
 
 
-def alibi(heads, queries, keys, q_offset):
+def alibi(num_heads, queries, keys, q_offset):
     distance = (q_offset + torch.arange(queries)[:, None] - torch.arange(keys)).abs()
-    return -torch.tensor(slopes(heads), dtype=torch.float64)[:, None, None] * distance
+    return -torch.tensor(slopes(num_heads), dtype=torch.float64)[:, None, None] * distance
 
 
 def sinusoid(position, dim):
@@ -159,7 +159,7 @@ def main():
     for name, options in BUCKETS.items():
         stored |= packed(f"buckets: {name}", options, {"out": buckets_of(**options).numpy()})
     for name, sizes in ALIBI.items():
-        options = dict(zip(("heads", "queries", "keys", "q_offset"), sizes, strict=True))
+        options = dict(zip(("num_heads", "queries", "keys", "q_offset"), sizes, strict=True))
         stored |= packed(f"alibi: {name}", options, {"out": alibi(*sizes).numpy()})
     positions = [0.0, 1.0, 7.0, 5000.0, -3.0]
     made = torch.stack([sinusoid(torch.tensor(t), 10) for t in positions]).numpy()

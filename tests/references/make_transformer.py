@@ -48,7 +48,7 @@ class Module(NamedTuple):
     masked: bool
 
     def options(self):
-        sizes = {"dim": E, "heads": H, "hidden_dim": HIDDEN, "num_layers": LAYERS}
+        sizes = {"dim": E, "num_heads": H, "hidden_dim": HIDDEN, "num_layers": LAYERS}
         return {**sizes, "pre_norm": self.pre_norm, "activation": self.activation, "final_norm": self.final_norm}
 
     def built(self):

@@ -26,7 +26,7 @@ V, B, SEGMENTS, E, HIDDEN, LAYERS = 11, 2, (4, 3, 4), 6, 7, 2
 class Model(NamedTuple):
     """The sizes and choices of a model."""
 
-    heads: int = 3
+    num_heads: int = 3
     head_dim: int = 2
     memory: int = 5
     pre_norm: bool = False
@@ -38,10 +38,12 @@ class Model(NamedTuple):
 
     def shapes(self):
         """Of all parameters, by attnarray's names."""
-        found, width = {"tokens.token.weight": (V, E)}, self.heads * self.head_dim
+        found, width = {"tokens.token.weight": (V, E)}, self.num_heads * self.head_dim
         for n in range(LAYERS):
             block = {f"attention.{name}.weight": (width, E) for name in ("query", "key", "value", "position")}
-            block |= {f"attention.{name}": (self.heads, self.head_dim) for name in ("content_bias", "position_bias")}
+            block |= {
+                f"attention.{name}": (self.num_heads, self.head_dim) for name in ("content_bias", "position_bias")
+            }
             block |= {"attention.out.weight": (E, width), "feed_forward.hidden.weight": (HIDDEN, E)}
             block |= {"feed_forward.hidden.bias": (HIDDEN,), "feed_forward.out.weight": (E, HIDDEN)}
             block |= {"feed_forward.out.bias": (E,)}
@@ -58,13 +60,13 @@ class Model(NamedTuple):
         T, z = x.shape[1], torch.cat([memory, x], 1)
         K = z.shape[1]
         q, k, v = (
-            (y @ p[f"{name}.weight"].T).unflatten(-1, (self.heads, self.head_dim))
+            (y @ p[f"{name}.weight"].T).unflatten(-1, (self.num_heads, self.head_dim))
             for y, name in ((x, "query"), (z, "key"), (z, "value"))
         )
         distances = torch.arange(K - 1, -1, -1, dtype=x.dtype)
         angles = distances[:, None] / 10_000.0 ** (torch.arange(0, E, 2, dtype=x.dtype) / E)
         r = torch.cat([angles.sin(), angles.cos()], -1) @ p["position.weight"].T
-        r = r.unflatten(-1, (self.heads, self.head_dim))  # (K, H, D)
+        r = r.unflatten(-1, (self.num_heads, self.head_dim))  # (K, H, D)
         content = torch.einsum("bthd,bkhd->bhtk", q + p["content_bias"], k)
         position = shifted(torch.einsum("bthd,khd->bhtk", q + p["position_bias"], r))
         scores = (content + position) / math.sqrt(self.head_dim)
@@ -132,7 +134,7 @@ def drawn(rng, shape):
 MODELS = {
     "as in the paper": Model(),
     "pre-norm": Model(pre_norm=True, tie_embeddings=False),
-    "gelu, wide heads": Model(heads=2, head_dim=4, memory=3, activation="gelu"),
+    "gelu, wide heads": Model(num_heads=2, head_dim=4, memory=3, activation="gelu"),
     "long memory": Model(memory=20, tie_embeddings=False),
     "no memory": Model(memory=0, pre_norm=True),
 }

@@ -98,7 +98,7 @@ def kill_everywhere(prepare: Callable[[], None], save: Callable[[], None], check
 
 def the_same(found: tuple[Any, Any], model: Any, params: Any) -> bool:
     (again, loaded), flat = found, tree.flatten(params)
-    return again.shapes() == model.shapes() and again.heads == model.heads and all(
+    return again.shapes() == model.shapes() and again.num_heads == model.num_heads and all(
         path == other and np.array_equal(a, b) for (path, a), (other, b) in zip(tree.flatten(loaded), flat, strict=True)
     )  # fmt: skip
 

@@ -44,7 +44,7 @@ QUERY = normal(B, T, 5)
 PAIR = {"query": QUERY, "key": KEY, "value": normal(B, S, 3), "bias": normal(T, S), "kv_lengths": LENGTHS}
 OWN = {"query": QUERY, "key": KEY, "bias": normal(B, 1, S)}  # keys are the values
 TOKENS = RNG.integers(7, size=(B, T))
-BLOCKS = {"dim": E, "num_layers": 2, "heads": H}
+BLOCKS = {"dim": E, "num_layers": 2, "num_heads": H}
 OF_SELF = {"x": X, "bias": normal(H, 1, T), "is_causal": True, "kv_lengths": [T, 3]}
 OF_BOTH = {"x": X, "memory": MEMORY, "bias": normal(T, T), "memory_bias": normal(B, 1, T, 1)}
 DROPPING = {"dropout": 0.2, "attention_dropout": 0.3, "hidden_dropout": 0.1}

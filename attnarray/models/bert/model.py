@@ -63,7 +63,7 @@ class BERT(Layer):
         V, the number of known tokens.
     max_seq_len : int
         The largest number of tokens of a sequence, and of learned positions.
-    dim, num_layers, heads : int
+    dim, num_layers, num_heads : int
         E, N and H.
     hidden_dim : int, optional
         Hidden features of the feed-forward networks; 4 E by default.
@@ -97,7 +97,7 @@ class BERT(Layer):
     Examples
     --------
     >>> import numpy as np, attnarray as aa
-    >>> model = aa.models.BERT(vocab_size=50, max_seq_len=16, dim=8, num_layers=2, heads=2)
+    >>> model = aa.models.BERT(vocab_size=50, max_seq_len=16, dim=8, num_layers=2, num_heads=2)
     >>> params = model.init(aa.Philox(0))
     >>> tokens = np.random.default_rng(0).integers(50, size=(3, 10))
     >>> result, ctx = model.fwd(params, tokens, lengths=[10, 7, 4])
@@ -123,7 +123,7 @@ class BERT(Layer):
     max_seq_len: int
     dim: int
     num_layers: int
-    heads: int
+    num_heads: int
     hidden_dim: int | None = None
     types: int = 2
     dropout: float = 0.0
@@ -138,13 +138,13 @@ class BERT(Layer):
     @classmethod
     def base(cls, **changes: Any) -> Self:
         """BERT base, with 110 million parameters; `changes` replace its options."""
-        shape = {"vocab_size": 30522, "max_seq_len": 512, "dim": 768, "num_layers": 12, "heads": 12}
+        shape = {"vocab_size": 30522, "max_seq_len": 512, "dim": 768, "num_layers": 12, "num_heads": 12}
         return cls(**{**shape, "dropout": 0.1, "attention_dropout": 0.1, **changes})
 
     @classmethod
     def large(cls, **changes: Any) -> Self:
         """BERT large, with 340 million parameters."""
-        return cls.base(**{"dim": 1024, "num_layers": 24, "heads": 16, **changes})
+        return cls.base(**{"dim": 1024, "num_layers": 24, "num_heads": 16, **changes})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -161,18 +161,18 @@ class BERT(Layer):
     def body(self) -> Encoder:
         """The stack of blocks."""
         return Encoder(
-            self.dim, self.num_layers, self.heads, self.hidden_dim, pre_norm=False, activation=self.activation,
+            self.dim, self.num_layers, self.num_heads, self.hidden_dim, pre_norm=False, activation=self.activation,
             dropout=self.dropout, attention_dropout=self.attention_dropout, eps=self.eps, recompute=self.recompute,
             init_std=self.init_std,
         )  # fmt: skip
 
     def parts(self) -> dict[str, Any]:
         head = MaskHead(self.vocab_size, self.dim, self.activation, self.eps, self.init_std)
-        heads = {"pooler": Pooler(self.dim, self.dim, init_std=self.init_std), "mask_head": head}
+        optional = {"pooler": Pooler(self.dim, self.dim, init_std=self.init_std), "mask_head": head}
         return {
             **self.embedding.parts(),
             **self.body.parts(),
-            **{name: part for name, part in heads.items() if getattr(self, name)},
+            **{name: part for name, part in optional.items() if getattr(self, name)},
         }
 
     @classmethod
@@ -232,8 +232,8 @@ class BERT(Layer):
         `mask_logits_bwd`: its gradient of E is added to that of the embedding.
         """
         checks.context("ctx", ctx, BERTContext)
-        heads = ctx.pooler is not None, ctx.mask_head is not None
-        check_same(self, "heads", heads, (self.pooler, self.mask_head))
+        present = ctx.pooler is not None, ctx.mask_head is not None
+        check_same(self, "heads", present, (self.pooler, self.mask_head))
         dx, params = self._unpool(dout, ctx)
         body = self.body.bwd(dx, ctx.body)
         params |= {**self.embedding.bwd(body.x, ctx.embedding), **body.params}

@@ -34,7 +34,7 @@ FIELDS = {
     "max_seq_len": "max_position_embeddings",
     "dim": "hidden_size",
     "num_layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
+    "num_heads": "num_attention_heads",
     "hidden_dim": "intermediate_size",
     "types": "type_vocab_size",
 }

@@ -83,7 +83,7 @@ def generate(
     Examples
     --------
     >>> import numpy as np, attnarray as aa
-    >>> model = aa.models.GPT(vocab_size=50, max_seq_len=16, dim=8, num_layers=2, heads=2)
+    >>> model = aa.models.GPT(vocab_size=50, max_seq_len=16, dim=8, num_layers=2, num_heads=2)
     >>> params, prompts = model.init(aa.Philox(0)), np.array([[3, 1, 4], [1, 5, 0]])
     >>> aa.models.generate(model, params, prompts, 6, lengths=[3, 2]).shape
     (2, 6)
@@ -121,7 +121,7 @@ def stream(
     Examples
     --------
     >>> import numpy as np, attnarray as aa
-    >>> model = aa.models.GPT(vocab_size=50, max_seq_len=16, dim=8, num_layers=2, heads=2)
+    >>> model = aa.models.GPT(vocab_size=50, max_seq_len=16, dim=8, num_layers=2, num_heads=2)
     >>> [token.shape for token in aa.models.stream(model, model.init(aa.Philox(0)), np.array([[3, 1]]), 3)]
     [(1,), (1,), (1,)]
     """

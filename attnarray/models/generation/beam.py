@@ -82,7 +82,7 @@ def beam_search(
     Examples
     --------
     >>> import numpy as np, attnarray as aa
-    >>> model = aa.models.GPT(vocab_size=9, max_seq_len=8, dim=8, num_layers=1, heads=2)
+    >>> model = aa.models.GPT(vocab_size=9, max_seq_len=8, dim=8, num_layers=1, num_heads=2)
     >>> found = aa.models.beam_search(model, model.init(aa.Philox(0)), np.array([[1, 2], [3, 4]]), 3, beams=5)
     >>> found.tokens.shape, found.scores.shape
     ((2, 3), (2,))

@@ -32,7 +32,7 @@ SIZES = {
     "max_seq_len": "n_positions",
     "dim": "n_embd",
     "num_layers": "n_layer",
-    "heads": "n_head",
+    "num_heads": "n_head",
 }
 DROPOUTS = ("resid_pdrop", "embd_pdrop")
 
@@ -58,7 +58,9 @@ def gpt2_fields(config: Config, names: Iterable[str]) -> dict[str, Any]:
 
 def gpt2_config(model: Any) -> Config:
     """Return the config.json of a `GPT`."""
-    must_be(model, "GPT-2", positions="learned", norm="layer", gated=False, bias=True, kv_heads=(None, model.heads))
+    must_be(
+        model, "GPT-2", positions="learned", norm="layer", gated=False, bias=True, num_kv_heads=(None, model.num_heads)
+    )
     return {
         "architectures": [ARCHITECTURES[0]],
         "model_type": "gpt2",

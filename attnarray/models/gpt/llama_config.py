@@ -33,7 +33,7 @@ SIZES = {
     "max_seq_len": "max_position_embeddings",
     "dim": "hidden_size",
     "num_layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
+    "num_heads": "num_attention_heads",
     "hidden_dim": "intermediate_size",
 }
 ROPE_TYPES = {"default": (), "linear": ("factor",)}  # and their options, beside the base
@@ -44,14 +44,16 @@ def llama_fields(config: Config, names: Iterable[str]) -> dict[str, Any]:
     only(config, attention_bias=False, mlp_bias=False, sliding_window=None)
     only(config, quantization_config=None, compression_config=None, partial_rotary_factor=(None, 1))
     found = sizes(config, SIZES, names)
-    width = found["dim"] / found["heads"]
+    width = found["dim"] / found["num_heads"]
     if config.get("head_dim") not in (None, width):
-        raise Unsupported(f"asks for head_dim = {checks.shown(config['head_dim'])}, but only dim / heads is supported")
+        raise Unsupported(
+            f"asks for head_dim = {checks.shown(config['head_dim'])}, but only dim / num_heads is supported"
+        )
     if width % 2 == 1:
         raise Unsupported(f"asks for heads of {width:.0f} features, but rotary positions are of an even number")
     return {
         **found,
-        "kv_heads": None if config.get("num_key_value_heads") is None else size(config, "num_key_value_heads"),
+        "num_kv_heads": None if config.get("num_key_value_heads") is None else size(config, "num_key_value_heads"),
         "positions": "rotary",
         "rotary": _rotary(config),
         "norm": "rms",
@@ -116,7 +118,7 @@ def llama_config(model: Any) -> Config:
         "model_type": "llama",
         **{name: getattr(model, field) for field, name in SIZES.items()},
         "intermediate_size": model.hidden_dim or 4 * model.dim,
-        "num_key_value_heads": model.kv_heads or model.heads,
+        "num_key_value_heads": model.num_kv_heads or model.num_heads,
         "hidden_act": PUBLISHED[model.activation],
         "rms_norm_eps": model.eps,
         "rope_theta": rotary.base,

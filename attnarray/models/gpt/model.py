@@ -56,7 +56,7 @@ class GPT(Layer):
         \mathrm{logits}_t = E\, \mathrm{norm}(x^N_t)
 
     with causal pre-norm `TransformerBlock`s. The defaults are those of GPT-2; LLaMA is
-    ``positions="rotary", norm="rms", activation="silu", gated=True, bias=False``, often with `kv_heads` and
+    ``positions="rotary", norm="rms", activation="silu", gated=True, bias=False``, often with `num_kv_heads` and
     ``tie_embeddings=False``.
 
     Parameters
@@ -65,7 +65,7 @@ class GPT(Layer):
         V, the number of known tokens.
     max_seq_len : int
         The largest number of positions of a sequence: of learned positions, and of a `cache`.
-    dim, num_layers, heads : int
+    dim, num_layers, num_heads : int
         E, N and H.
     hidden_dim : int, optional
         Hidden features of the feed-forward networks; 4 E by default.
@@ -79,7 +79,7 @@ class GPT(Layer):
         How positions enter the model.
     rotary : Rotary, optional
         Options of the rotation of queries and keys, with rotary positions; `Rotary()` by default.
-    norm, eps, activation, gated, bias, kv_heads
+    norm, eps, activation, gated, bias, num_kv_heads
         See `TransformerBlock`; `norm` is also that of the final norm.
     tie_embeddings : bool
         Whether the output weight is the token embedding E, or a parameter of its own.
@@ -100,7 +100,7 @@ class GPT(Layer):
     Examples
     --------
     >>> import numpy as np, attnarray as aa
-    >>> model = aa.models.GPT(vocab_size=50, max_seq_len=16, dim=8, num_layers=2, heads=2)
+    >>> model = aa.models.GPT(vocab_size=50, max_seq_len=16, dim=8, num_layers=2, num_heads=2)
     >>> params = model.init(aa.Philox(0))
     >>> tokens = np.random.default_rng(0).integers(50, size=(3, 10))
     >>> logits, ctx = model.fwd(params, tokens[:, :-1])
@@ -118,7 +118,7 @@ class GPT(Layer):
     max_seq_len: int
     dim: int
     num_layers: int
-    heads: int
+    num_heads: int
     hidden_dim: int | None = None
     dropout: float = 0.0
     attention_dropout: float = 0.0
@@ -130,29 +130,31 @@ class GPT(Layer):
     activation: str = "gelu_tanh"
     gated: bool = False
     bias: bool = True
-    kv_heads: int | None = None
+    num_kv_heads: int | None = None
     tie_embeddings: bool = True
     init_std: float = 0.02
 
     @classmethod
     def small(cls, **changes: Any) -> Self:
         """GPT-2 with 124 million parameters; `changes` replace its options."""
-        return cls(**{"vocab_size": 50257, "max_seq_len": 1024, "dim": 768, "num_layers": 12, "heads": 12, **changes})
+        return cls(
+            **{"vocab_size": 50257, "max_seq_len": 1024, "dim": 768, "num_layers": 12, "num_heads": 12, **changes}
+        )
 
     @classmethod
     def medium(cls, **changes: Any) -> Self:
         """GPT-2 with 355 million parameters."""
-        return cls.small(**{"dim": 1024, "num_layers": 24, "heads": 16, **changes})
+        return cls.small(**{"dim": 1024, "num_layers": 24, "num_heads": 16, **changes})
 
     @classmethod
     def large(cls, **changes: Any) -> Self:
         """GPT-2 with 774 million parameters."""
-        return cls.small(**{"dim": 1280, "num_layers": 36, "heads": 20, **changes})
+        return cls.small(**{"dim": 1280, "num_layers": 36, "num_heads": 20, **changes})
 
     @classmethod
     def xl(cls, **changes: Any) -> Self:
         """GPT-2 with 1558 million parameters."""
-        return cls.small(**{"dim": 1600, "num_layers": 48, "heads": 25, **changes})
+        return cls.small(**{"dim": 1600, "num_layers": 48, "num_heads": 25, **changes})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -171,10 +173,10 @@ class GPT(Layer):
     def body(self) -> Encoder:
         """The blocks and the final norm."""
         return Encoder(
-            self.dim, self.num_layers, self.heads, self.hidden_dim, activation=self.activation, dropout=self.dropout,
-            attention_dropout=self.attention_dropout, eps=self.eps, norm=self.norm, gated=self.gated, bias=self.bias,
-            kv_heads=self.kv_heads, rotary=(self.rotary or Rotary()) if self.positions == "rotary" else None,
-            recompute=self.recompute, init_std=self.init_std,
+            self.dim, self.num_layers, self.num_heads, self.hidden_dim, activation=self.activation,
+            dropout=self.dropout, attention_dropout=self.attention_dropout, eps=self.eps, norm=self.norm,
+            gated=self.gated, bias=self.bias, num_kv_heads=self.num_kv_heads, rotary=(self.rotary or Rotary()) if
+            self.positions == "rotary" else None, recompute=self.recompute, init_std=self.init_std,
         )  # fmt: skip
 
     def parts(self) -> dict[str, Any]:
@@ -308,7 +310,7 @@ class GPT(Layer):
         """The bias of ALiBi, (H, 1, S), on the device of x."""
         if self.positions != "alibi":
             return None
-        host = to_numpy(alibi(self.heads, keys, keys, causal=True, dtype="float64"))
+        host = to_numpy(alibi(self.num_heads, keys, keys, causal=True, dtype="float64"))
         return namespace_of(x).asarray(host, dtype=x.dtype, device=device_of(x))
 
     def _output_weight(self, params: Params) -> Array:

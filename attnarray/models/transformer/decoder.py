@@ -38,7 +38,7 @@ class Decoder(Stack):
     Examples
     --------
     >>> import numpy as np, attnarray as aa
-    >>> decoder = aa.models.Decoder(dim=8, num_layers=2, heads=2)
+    >>> decoder = aa.models.Decoder(dim=8, num_layers=2, num_heads=2)
     >>> params = decoder.init(aa.Philox(0))
     >>> rng = np.random.default_rng(0)
     >>> x, memory = rng.standard_normal((2, 5, 8), np.float32), rng.standard_normal((2, 7, 8), np.float32)

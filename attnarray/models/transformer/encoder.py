@@ -45,7 +45,7 @@ class Encoder(Stack):
         E, features of x.
     num_layers : int
         Number of blocks.
-    heads : int
+    num_heads : int
         H.
     hidden_dim : int, optional
         Hidden features of the feed-forward networks; 4 E by default.
@@ -53,7 +53,7 @@ class Encoder(Stack):
         Whether the norm is applied before each branch, or after the residual sum, as in the paper.
     final_norm : bool, optional
         Whether there is a norm after the last block; by default True with `pre_norm`, else False.
-    activation, gated, norm, eps, bias, kv_heads, rotary, recompute, init_std
+    activation, gated, norm, eps, bias, num_kv_heads, rotary, recompute, init_std
         As in `TransformerBlock`.
     dropout, attention_dropout, hidden_dropout : float
         Dropout of the outputs of the branches, of attention weights, and of hidden features, with an `rng`.
@@ -75,7 +75,7 @@ class Encoder(Stack):
     Examples
     --------
     >>> import numpy as np, attnarray as aa
-    >>> encoder = aa.models.Encoder(dim=8, num_layers=2, heads=2)
+    >>> encoder = aa.models.Encoder(dim=8, num_layers=2, num_heads=2)
     >>> params = encoder.init(aa.Philox(0))
     >>> x = np.random.default_rng(0).standard_normal((2, 5, 8), np.float32)
     >>> y, ctx = encoder.fwd(params, x, kv_lengths=[5, 3])

@@ -61,7 +61,7 @@ class Transformer(Layer):
         Number of known source and target tokens.
     max_seq_len : int
         The largest number of positions of a sequence.
-    dim, num_layers, heads, hidden_dim : int
+    dim, num_layers, num_heads, hidden_dim : int
         Of encoder and decoder, see `Encoder`; by default as in the paper's base model.
     pre_norm, final_norm, activation, eps, attention_dropout, hidden_dropout, recompute
         See `Encoder`; by default as in the paper: post-norm, no final norm.
@@ -85,7 +85,7 @@ class Transformer(Layer):
     Examples
     --------
     >>> import numpy as np, attnarray as aa
-    >>> model = aa.models.Transformer(11, 9, max_seq_len=8, dim=16, num_layers=2, heads=4, dropout=0.0)
+    >>> model = aa.models.Transformer(11, 9, max_seq_len=8, dim=16, num_layers=2, num_heads=4, dropout=0.0)
     >>> params = model.init(aa.Philox(0))
     >>> source, target = np.array([[4, 2, 7, 7], [3, 3, 0, 0]]), np.array([[1, 5, 6], [1, 8, 2]])
     >>> logits, ctx = model.fwd(params, source, target[:, :-1], source_lengths=[4, 2])  # all but the last
@@ -107,7 +107,7 @@ class Transformer(Layer):
     max_seq_len: int
     dim: int = 512
     num_layers: int = 6
-    heads: int = 8
+    num_heads: int = 8
     hidden_dim: int | None = None
     pre_norm: bool = False
     final_norm: bool | None = None
@@ -125,7 +125,7 @@ class Transformer(Layer):
         self.parts()  # validates the fields of the parts
 
     def parts(self) -> dict[str, Any]:
-        fields = ("dim", "num_layers", "heads", "hidden_dim", "pre_norm", "final_norm", "activation", "dropout",
+        fields = ("dim", "num_layers", "num_heads", "hidden_dim", "pre_norm", "final_norm", "activation", "dropout",
                   "attention_dropout", "hidden_dropout", "eps", "recompute")  # fmt: skip
         shared = {name: getattr(self, name) for name in fields}
         token_options = self.dim, self.max_seq_len, self.positions, self.dropout

@@ -47,7 +47,7 @@ class Stack(Layer):
 
     dim: int
     num_layers: int
-    heads: int
+    num_heads: int
     hidden_dim: int | None = None
     pre_norm: bool = True
     final_norm: bool | None = None
@@ -59,7 +59,7 @@ class Stack(Layer):
     norm: str = "layer"
     gated: bool = False
     bias: bool = True
-    kv_heads: int | None = None
+    num_kv_heads: int | None = None
     rotary: Rotary | None = None
     recompute: bool = False
     init_std: float | None = None
@@ -72,8 +72,8 @@ class Stack(Layer):
     def block(self) -> TransformerBlock:
         """The configuration of each block."""
         return TransformerBlock(
-            self.dim, self.heads, self.hidden_dim, self.cross, self.pre_norm, self.norm, self.eps, self.activation,
-            self.gated, self.bias, self.dropout, self.attention_dropout, self.hidden_dropout, self.kv_heads,
+            self.dim, self.num_heads, self.hidden_dim, self.cross, self.pre_norm, self.norm, self.eps, self.activation,
+            self.gated, self.bias, self.dropout, self.attention_dropout, self.hidden_dropout, self.num_kv_heads,
             self.rotary, self.recompute, self.init_std,
         )  # fmt: skip
 

@@ -27,7 +27,7 @@ class RelativeBlock(Layer):
     """One block; `TransformerXL` documents the fields."""
 
     dim: int
-    heads: int
+    num_heads: int
     head_dim: int | None
     hidden_dim: int | None
     pre_norm: bool
@@ -44,7 +44,7 @@ class RelativeBlock(Layer):
     def parts(self) -> dict[str, Any]:
         hidden, norm = self.hidden_dim or 4 * self.dim, LayerNorm(self.dim, self.eps)
         return {
-            "attention": RelativeAttention(self.dim, self.heads, self.head_dim),
+            "attention": RelativeAttention(self.dim, self.num_heads, self.head_dim),
             "attention_norm": norm,
             "feed_forward": FeedForward(self.dim, hidden, self.activation, dropout=self.hidden_dropout),
             "feed_forward_norm": norm,

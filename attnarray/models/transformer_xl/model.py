@@ -89,7 +89,7 @@ class TransformerXL(Layer):
         Number of known tokens.
     memory : int
         M, the largest number of memory positions; 0 for none.
-    dim, num_layers, heads, head_dim, hidden_dim : int
+    dim, num_layers, num_heads, head_dim, hidden_dim : int
         Features, number of blocks and of heads, features of a head, and hidden features of the feed-forward networks,
         4 E by default.
     pre_norm : bool
@@ -120,7 +120,7 @@ class TransformerXL(Layer):
     Examples
     --------
     >>> import numpy as np, attnarray as aa
-    >>> model = aa.models.TransformerXL(11, memory=6, dim=8, num_layers=2, heads=2, dropout=0.0)
+    >>> model = aa.models.TransformerXL(11, memory=6, dim=8, num_layers=2, num_heads=2, dropout=0.0)
     >>> params, memory = model.init(aa.Philox(0)), None
     >>> text = np.random.default_rng(0).integers(11, size=(2, 13))
     >>> for start in (0, 4, 8):
@@ -135,7 +135,7 @@ class TransformerXL(Layer):
     memory: int
     dim: int
     num_layers: int
-    heads: int
+    num_heads: int
     head_dim: int | None = None
     hidden_dim: int | None = None
     pre_norm: bool = False
@@ -154,7 +154,7 @@ class TransformerXL(Layer):
     def block(self) -> RelativeBlock:
         """The configuration of each block."""
         return RelativeBlock(
-            self.dim, self.heads, self.head_dim, self.hidden_dim, self.pre_norm, self.activation, self.dropout,
+            self.dim, self.num_heads, self.head_dim, self.hidden_dim, self.pre_norm, self.activation, self.dropout,
             self.attention_dropout, self.hidden_dropout, self.eps,
         )  # fmt: skip
 
