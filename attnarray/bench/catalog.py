@@ -63,7 +63,7 @@ def _multi_head(name: str, direction: str) -> BenchCase:
     """Self-attention of 8 heads over 8 sequences of 256 positions, 256 features."""
     flops = 2.0 * 8 * 256 * 256 * (4 * 256 + 2 * 256)
     return mechanism(
-        "multi_head_attention", name, direction=direction, flops=flops, options={"heads": 8},
+        "multi_head_attention", name, direction=direction, flops=flops, options={"num_heads": 8},
         drawn={"params": _projections}, query=(8, 256, 256),
     )  # fmt: skip
 

@@ -38,11 +38,11 @@ def _case(
     shapes: Mapping[str, tuple[int, ...]],
     params: Callable[[np.random.Generator], Arrays],
     drawn: Mapping[str, Callable[[np.random.Generator], Any]] | None = None,
-    heads: int = 3,
+    num_heads: int = 3,
     **options: Any,
 ) -> Case:
     made = also(normal(**shapes), params=params, **(drawn or {}))
-    return Case("multi_head_attention", label, made, {"heads": heads, **options})
+    return Case("multi_head_attention", label, made, {"num_heads": num_heads, **options})
 
 
 MULTI_HEAD_CASES: tuple[Case, ...] = (
@@ -64,16 +64,16 @@ MULTI_HEAD_CASES: tuple[Case, ...] = (
         {"query": (2, 5, 7), "key": (2, 9, 8)},
         _params(GROUPED, "out"),
         {"kv_lengths": lambda rng: np.array([9, 4])},
-        heads=4,
-        kv_heads=2,
+        num_heads=4,
+        num_kv_heads=2,
     ),
     _case(
         "two batch axes, one key head",
         {"query": (2, 3, 5, 7), "key": (2, 3, 4, 8)},
         _params({**GROUPED, "key": (8, 6), "value": (8, 1), "out": (4, 10)}),
         {"kv_lengths": lambda rng: np.array([[4, 2, 0], [3, 4, 1]])},
-        heads=4,
-        kv_heads=1,
+        num_heads=4,
+        num_kv_heads=1,
         scale=0.9,
     ),
     _case("mask", CROSS, _params(SIZES, "value"), {"attn_mask": bits(5, 4)}),

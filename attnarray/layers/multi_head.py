@@ -163,8 +163,8 @@ class MultiHeadAttention(Layer):
             width = self.value_input_dim
             raise ValueError(f"`value` is None, but the layer has `value_input_dim` {width}: give a `value`.")
         return multi_head_attention_fwd(
-            query, key, value, params, attn_mask, dropout_p, is_causal, heads=self.num_heads,
-            kv_heads=self.num_kv_heads, rotary=self.rotary, **options,
+            query, key, value, params, attn_mask, dropout_p, is_causal, num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads, rotary=self.rotary, **options,
         )  # fmt: skip
 
     def bwd(self, dout: Array, ctx: MultiHeadContext) -> MultiHeadGrads:

@@ -189,7 +189,7 @@ def test_a_query_that_is_no_number_spoils_its_own_row_alone(kernels: str) -> Non
 
 
 def around(centers: np.ndarray, scoring: ScoreModifiers, window: int = 2, sigma: float = 1.0) -> tuple[Any, ...]:
-    """Output and gradients of attention around these centres, for one cotangent."""
+    """Output and gradients of attention around these centers, for one cotangent."""
     q, k, v = (x[:, None] for x in QKV.values())
     dout = np.random.default_rng(1).standard_normal((B, 1, T, Dv))
     out, lse = attend_around(q, k, v, centers, window, sigma, scoring)
@@ -200,7 +200,7 @@ def around(centers: np.ndarray, scoring: ScoreModifiers, window: int = 2, sigma:
 @pytest.mark.parametrize(
     "scoring", [ScoreModifiers(1.0), ScoreModifiers(0.7, softcap=1.5, kv_lengths=np.array([9, 4, 6]))]
 )
-def test_gradients_of_centres_are_the_differences_away_from_the_edges(kernels: str, scoring: ScoreModifiers) -> None:
+def test_gradients_of_centers_are_the_differences_away_from_the_edges(kernels: str, scoring: ScoreModifiers) -> None:
     centers = np.arange(B * T).reshape(B, 1, T) % 4 + np.linspace(0.1, 0.9, T)  # no integer within 0.1
     step = 1e-3
     with aa.use_kernels(kernels):

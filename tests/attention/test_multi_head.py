@@ -70,7 +70,7 @@ def test_it_is_that_of_pytorch(reference: Frozen, dtype: str, kernels: str) -> N
     if reference.options["add_zero_attn"]:
         options["sinks"] = np.zeros(HEADS, dtype)
     with aa.use_kernels(kernels):
-        out, ctx = aa.multi_head_attention_fwd(**given, params=parameters(reference), heads=HEADS, **options)
+        out, ctx = aa.multi_head_attention_fwd(**given, params=parameters(reference), num_heads=HEADS, **options)
         grads = aa.multi_head_attention_bwd(batch_first(reference, reference.arrays["dout"]), ctx)
         weights = aa.attention_weights(ctx)
     expected = reference.arrays
@@ -160,8 +160,8 @@ def test_grouped_heads_are_repeated_key_heads(options: dict[str, Any]) -> None:
         return np.repeat(array.reshape(2, -1, *array.shape[1:]), 2, axis=0).reshape(-1, *array.shape[1:])
 
     full = {**PARAMS, **{name: tree.map(repeated, PARAMS[name]) for name in ("key", "value")}}
-    out, ctx = aa.multi_head_attention_fwd(X, params=PARAMS, heads=4, kv_heads=2, **options)
-    same, its_ctx = aa.multi_head_attention_fwd(X, params=full, heads=4, **options)
+    out, ctx = aa.multi_head_attention_fwd(X, params=PARAMS, num_heads=4, num_kv_heads=2, **options)
+    same, its_ctx = aa.multi_head_attention_fwd(X, params=full, num_heads=4, **options)
     assert_close(out, same, ROUNDING)
     grads, its_grads = (aa.multi_head_attention_bwd(DOUT, context) for context in (ctx, its_ctx))
     for name in ("key", "value"):
@@ -247,14 +247,14 @@ BAD: dict[str, tuple[type[Exception], dict[str, Any], str]] = {
     "list": (TypeError, {"params": altered("key", "weight", [[1.0]])}, "`params.key.weight` has type list, expected"),
     "dtype": (TypeError, {"params": altered("key", "bias", np.zeros(6, "f4"))}, "params.key.bias float32"),
     "axes": (ValueError, {"params": altered("key", "weight", np.zeros(6))}, "`params.key.weight` has shape (6,),"),
-    "rows": (ValueError, {"params": altered("query", "weight", np.zeros((9, 6)))}, "has 9 rows, which `heads`, 4,"),
+    "rows": (ValueError, {"params": altered("query", "weight", np.zeros((9, 6)))}, "has 9 rows, which `num_heads`, 4,"),
     "rows of keys": (ValueError, {"params": altered("key", "weight", np.zeros((8, 6)))}, "expected (6, 6): (Hkv Dk,"),
     "columns": (ValueError, {"params": altered("value", "weight", np.zeros((2, 5)))}, "and `value` has 6 features"),
     "output": (ValueError, {"params": altered("out", "weight", np.zeros((7, 5)))}, "expected (7, 4): (E, H Dv), where"),
     "bias": (ValueError, {"params": altered("out", "bias", np.zeros(4))}, "`params.out.bias` has shape (4,),"),
-    "heads": (ValueError, {"heads": 0}, "`heads` is 0, expected an integer"),
-    "key heads": (ValueError, {"kv_heads": 3}, "`kv_heads` is 3, which does not divide `heads`, 4"),
-    "too many key heads": (ValueError, {"kv_heads": 8}, "`kv_heads` is 8, expected an integer from 1 to 4"),
+    "num_heads": (ValueError, {"num_heads": 0}, "`num_heads` is 0, expected an integer"),
+    "key heads": (ValueError, {"num_kv_heads": 3}, "`num_kv_heads` (3) must divide `num_heads` (4)"),
+    "too many key heads": (ValueError, {"num_kv_heads": 8}, "`num_kv_heads` is 8, expected an integer from 1 to 4"),
     "width": (ValueError, {"query": X[..., :5]}, "and `query` has 5 features"),
     "batch": (ValueError, {"key": X[:1]}, "`key` has batch (1,) but `query` has (2,); they must be equal. Shapes:"),
     "layout": (TypeError, {"layout": "BTHD"}, "Attention has no option `layout`. The options: scale, bias, window"),
@@ -266,7 +266,7 @@ BAD: dict[str, tuple[type[Exception], dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("error", "changes", "expected"), BAD.values(), ids=list(BAD))
 def test_bad_input_gets_one_clear_error(error: type[Exception], changes: dict[str, Any], expected: str) -> None:
-    given = {"query": X, "params": PARAMS, "heads": 4, "kv_heads": 2, **changes}
+    given = {"query": X, "params": PARAMS, "num_heads": 4, "num_kv_heads": 2, **changes}
     says(error, expected, lambda: aa.multi_head_attention(**given))
 
 

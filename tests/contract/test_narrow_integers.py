@@ -177,7 +177,7 @@ def test_unsigned_integers_that_no_int64_holds_are_not_taken_for_negative_ones()
 FAR: dict[str, Callable[[Any], Any]] = {
     "`q_offset`": lambda far: attend(is_causal=True, q_offset=far),
     "`q_offset` ": lambda far: aa.multi_head_attention(
-        Q[0], params=aa.layers.MultiHeadAttention(dim=4, num_heads=2).init(aa.Philox(0), "float64"), heads=2,
+        Q[0], params=aa.layers.MultiHeadAttention(dim=4, num_heads=2).init(aa.Philox(0), "float64"), num_heads=2,
         rotary=aa.Rotary(), q_offset=far,
     ),
     "`positions`": lambda far: aa.rotary(Q, np.reshape(far, (2, 1, 1))),

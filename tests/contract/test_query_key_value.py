@@ -55,7 +55,7 @@ def cotangent(out: np.ndarray) -> np.ndarray:
 
 
 MECHANISMS = {
-    "multi-head": Mechanism("multi_head_attention", {"params": PARAMS}, {}, {"heads": 4, "kv_heads": 2}),
+    "multi-head": Mechanism("multi_head_attention", {"params": PARAMS}, {}, {"num_heads": 4, "num_kv_heads": 2}),
     "additive": Mechanism("additive_attention", {"score_vector": normal(D)}),
     "dot": Mechanism("multiplicative_attention", {}, {}, {"score": "dot"}),
     "general": Mechanism("multiplicative_attention", {"weight": normal(D, D)}, {}, {"score": "general"}),

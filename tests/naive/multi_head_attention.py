@@ -9,17 +9,17 @@ from tests.naive.scaled_dot_product_attention import scaled_dot_product_attentio
 
 
 def multi_head_attention(
-    query, key=None, value=None, params=None, attn_mask=None, dropout_p=0.0, is_causal=False, *, heads, kv_heads=None,
-    bias=None, dropout_mask=None, q_offset=0, kv_lengths=None, **options,
+    query, key=None, value=None, params=None, attn_mask=None, dropout_p=0.0, is_causal=False, *, num_heads,
+    num_kv_heads=None, bias=None, dropout_mask=None, q_offset=0, kv_lengths=None, **options,
 ):  # fmt: skip
     """The output (*batch, T, E), float64."""
     key = query if key is None else key
     value = key if value is None else value
     batch, count = query.shape[:-2], math.prod(query.shape[:-2])
-    q = by_head(linear(query, **params["query"]), heads)  # (B, H, T, Dk)
-    k = by_head(linear(key, **params["key"]), kv_heads or heads)  # (B, Hkv, S, Dk)
-    v = by_head(linear(value, **params["value"]), kv_heads or heads)  # (B, Hkv, S, Dv)
-    scores = (*batch, heads, q.shape[2], k.shape[2])
+    q = by_head(linear(query, **params["query"]), num_heads)  # (B, H, T, Dk)
+    k = by_head(linear(key, **params["key"]), num_kv_heads or num_heads)  # (B, Hkv, S, Dk)
+    v = by_head(linear(value, **params["value"]), num_kv_heads or num_heads)  # (B, Hkv, S, Dv)
+    scores = (*batch, num_heads, q.shape[2], k.shape[2])
     over_scores = {"attn_mask": attn_mask, "bias": bias, "dropout_mask": dropout_mask}
     for name, array in over_scores.items():
         if array is not None:
@@ -27,7 +27,7 @@ def multi_head_attention(
     options["q_offset"] = np.broadcast_to(q_offset, batch).reshape(count)
     options["kv_lengths"] = np.broadcast_to(k.shape[2] if kv_lengths is None else kv_lengths, batch).reshape(count)
     out = scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=is_causal, **options)
-    side_by_side = np.concatenate([out[:, h] for h in range(heads)], axis=-1)  # (B, T, H Dv)
+    side_by_side = np.concatenate([out[:, h] for h in range(num_heads)], axis=-1)  # (B, T, H Dv)
     return linear(side_by_side.reshape(*query.shape[:-1], -1), **params["out"])
 
 

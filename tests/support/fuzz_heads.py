@@ -148,7 +148,7 @@ def multi_head_attention(d: Draw) -> Call:
         given |= {"key": d.normal(*batch, keys, widths[1]), "value": d.normal(*batch, keys, widths[2])}
         unseen = ~s.visible.any((-2, -3))
         hidden = {"key": rows(unseen, widths[1]), "value": rows(unseen, widths[2])}
-    given |= {"params": params, "heads": heads, "kv_heads": kv_heads}
+    given |= {"params": params, "num_heads": heads, "num_kv_heads": kv_heads}
     return finish("multi_head_attention", given, s, hidden)
 
 

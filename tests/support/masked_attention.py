@@ -194,7 +194,7 @@ def _multi_head(sizes: Sizes) -> dict[str, Masked]:
         shapes = {"query": (H * width, D), "key": (G * width, D), "value": (G * 3, E), "out": (D, H * 3)}
         params = {name: {"weight": normal(*shape), "bias": normal(shape[0])} for name, shape in shapes.items()}
         arrays = {"query": normal(B, T, D), "key": normal(B, S, D), "value": normal(B, S, E), "params": params}
-        options = {"heads": H, "kv_heads": G, "rotary": aa.Rotary() if label else None}
+        options = {"num_heads": H, "num_kv_heads": G, "rotary": aa.Rotary() if label else None}
         found = attention(sizes, "multi_head_attention", arrays, axes=(H,), label=label, **options)
         for name, call in found.items():
             rows = {"query": T, "key": S, "value": S}

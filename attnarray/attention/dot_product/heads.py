@@ -25,8 +25,8 @@ def checked_heads(
     key: Array,
     value: Array,
     params: Params | None,
-    heads: int,
-    kv_heads: int | None,
+    num_heads: int,
+    num_kv_heads: int | None,
     attn_mask: Array | Mask | None,
     options: Any,
 ) -> tuple[tuple[int, ...], int, Params]:
@@ -36,14 +36,15 @@ def checked_heads(
     arrays = {f"params.{part}.{name}": array for part in PARTS for name, array in checked[part].items()}
     check_arrays(attn_mask, options, query=query, key=key, value=value, **arrays)
     layout = sequence_layout(query, key, value)
-    heads = checks.whole("heads", heads, 1, 2**31, "the number of heads of the queries")
-    kv_heads = heads if kv_heads is None else checks.whole("kv_heads", kv_heads, 1, heads, "at most one per query head")
-    if heads % kv_heads:
+    num_heads = checks.whole("num_heads", num_heads, 1, 2**31, "the number of heads of the queries")
+    num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+    num_kv_heads = checks.whole("num_kv_heads", num_kv_heads, 1, num_heads, "at most one per query head")
+    if num_heads % num_kv_heads:
         raise ValueError(
-            f"`kv_heads` is {kv_heads}, which does not divide `heads`, {heads}; each key head serves equally many."
+            f"`num_kv_heads` ({num_kv_heads}) must divide `num_heads` ({num_heads}): query heads are split evenly."
         )
-    _check_shapes(checked, query, key, value, heads, kv_heads)
-    return layout.batch, kv_heads, checked
+    _check_shapes(checked, query, key, value, num_heads, num_kv_heads)
+    return layout.batch, num_kv_heads, checked
 
 
 def _tree(params: Params | None) -> Params:
@@ -66,24 +67,24 @@ def _tree(params: Params | None) -> Params:
     return params
 
 
-def _check_shapes(params: Params, query: Array, key: Array, value: Array, heads: int, kv_heads: int) -> None:
+def _check_shapes(params: Params, query: Array, key: Array, value: Array, num_heads: int, num_kv_heads: int) -> None:
     weights = {part: params[part]["weight"] for part in PARTS}
     for part, weight in weights.items():
         if weight.ndim != 2:
             raise ValueError(f"`params.{part}.weight` has shape {tuple(weight.shape)}, expected (outputs, inputs).")
-    for part, count, name in (("query", heads, "heads"), ("value", kv_heads, "kv_heads")):
+    for part, count, name in (("query", num_heads, "num_heads"), ("value", num_kv_heads, "num_kv_heads")):
         if weights[part].shape[0] % count:
             raise ValueError(
                 f"`params.{part}.weight` has {weights[part].shape[0]} rows, which `{name}`, {count}, does not divide; "
                 "each head has equally many."
             )
-    Dk, Dv = weights["query"].shape[0] // heads, weights["value"].shape[0] // kv_heads
-    sizes = f"H = {heads}, Hkv = {kv_heads}, Dk = {Dk} by the rows for the queries, Dv = {Dv} by those for the values"
+    Dk, Dv = weights["query"].shape[0] // num_heads, weights["value"].shape[0] // num_kv_heads
+    sizes = f"H = {num_heads}, Hkv = {num_kv_heads}, Dk = {Dk} from the query weight, Dv = {Dv} from the value weight"
     expected = {
-        "query": ("(H Dk, Eq)", heads * Dk, query.shape[-1]),
-        "key": ("(Hkv Dk, Ek)", kv_heads * Dk, key.shape[-1]),
-        "value": ("(Hkv Dv, Ev)", kv_heads * Dv, value.shape[-1]),
-        "out": ("(E, H Dv)", weights["out"].shape[0], heads * Dv),
+        "query": ("(H Dk, Eq)", num_heads * Dk, query.shape[-1]),
+        "key": ("(Hkv Dk, Ek)", num_kv_heads * Dk, key.shape[-1]),
+        "value": ("(Hkv Dv, Ev)", num_kv_heads * Dv, value.shape[-1]),
+        "out": ("(E, H Dv)", weights["out"].shape[0], num_heads * Dv),
     }
     for part, (axes, *shape) in expected.items():
         inputs = "" if part == "out" else f", and `{part}` has {shape[1]} features"

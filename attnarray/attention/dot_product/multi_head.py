@@ -53,8 +53,8 @@ def multi_head_attention(
     dropout_p: float = 0.0,
     is_causal: bool = False,
     *,
-    heads: int,
-    kv_heads: int | None = None,
+    num_heads: int,
+    num_kv_heads: int | None = None,
     rotary: Rotary | None = None,
     **options: Unpack[HeadOptions],
 ) -> Array:
@@ -79,9 +79,9 @@ def multi_head_attention(
         any Dv; head h has the rows h Dk to (h + 1) Dk.
     attn_mask, dropout_p, is_causal, scale, bias, window, q_offset, kv_lengths, softcap, sinks, rng, dropout_mask
         As in `scaled_dot_product_attention`: masks and biases broadcast to (*batch, H, T, S), True = attend.
-    heads : int
+    num_heads : int
         H.
-    kv_heads : int, optional
+    num_kv_heads : int, optional
         Hkv: H by default, fewer for grouped heads, 1 for multi-query attention. Query head h uses key head
         h // (H / Hkv).
     rotary : Rotary, optional
@@ -119,14 +119,14 @@ def multi_head_attention(
     Examples
     --------
     >>> import numpy as np, attnarray as aa
-    >>> params = aa.layers.MultiHeadAttention(dim=16, heads=4).init(aa.Philox(0))
+    >>> params = aa.layers.MultiHeadAttention(dim=16, num_heads=4).init(aa.Philox(0))
     >>> x = np.random.default_rng(0).standard_normal((2, 5, 16), np.float32)
-    >>> aa.multi_head_attention(x, params=params, heads=4, is_causal=True).shape
+    >>> aa.multi_head_attention(x, params=params, num_heads=4, is_causal=True).shape
     (2, 5, 16)
     """
     return multi_head_attention_fwd(
-        query, key, value, params, attn_mask, dropout_p, is_causal, heads=heads, kv_heads=kv_heads, rotary=rotary,
-        **options,
+        query, key, value, params, attn_mask, dropout_p, is_causal, num_heads=num_heads, num_kv_heads=num_kv_heads,
+        rotary=rotary, **options,
     )[0]  # fmt: skip
 
 
@@ -140,8 +140,8 @@ def multi_head_attention_fwd(
     dropout_p: float = 0.0,
     is_causal: bool = False,
     *,
-    heads: int,
-    kv_heads: int | None = None,
+    num_heads: int,
+    num_kv_heads: int | None = None,
     rotary: Rotary | None = None,
     **options: Unpack[HeadOptions],
 ) -> tuple[Array, MultiHeadContext]:
@@ -150,11 +150,11 @@ def multi_head_attention_fwd(
     has_key, has_value = key is not None, value is not None
     key = query if key is None else key
     value = key if value is None else value
-    batch, kv_heads, params = checked_heads(query, key, value, params, heads, kv_heads, attn_mask, options)
+    batch, num_kv_heads, params = checked_heads(query, key, value, params, num_heads, num_kv_heads, attn_mask, options)
     q, query_ctx = project(query, **params["query"])
     k, key_ctx = project(key, **params["key"])
     v, value_ctx = project(value, **params["value"])
-    q, k, v = _split(q, heads), _split(k, kv_heads), _split(v, kv_heads)  # (*batch, T, H, D)
+    q, k, v = _split(q, num_heads), _split(k, num_kv_heads), _split(v, num_kv_heads)  # (*batch, T, H, D)
     turned = None
     if rotary is not None:
         (q, of_query), (k, of_key) = turn_both(q, k, rotary, options.get("q_offset", 0), len(batch))
@@ -201,17 +201,17 @@ def multi_head_attention_bwd(
     Examples
     --------
     >>> import numpy as np, attnarray as aa
-    >>> params = aa.layers.MultiHeadAttention(dim=16, heads=4, kv_heads=2).init(aa.Philox(0))
+    >>> params = aa.layers.MultiHeadAttention(dim=16, num_heads=4, num_kv_heads=2).init(aa.Philox(0))
     >>> x = np.random.default_rng(0).standard_normal((2, 5, 16), np.float32)
-    >>> out, ctx = aa.multi_head_attention_fwd(x, params=params, heads=4, kv_heads=2)
+    >>> out, ctx = aa.multi_head_attention_fwd(x, params=params, num_heads=4, num_kv_heads=2)
     >>> aa.multi_head_attention_bwd(np.ones_like(out), ctx).params["key"]["weight"].shape
     (8, 16)
     """
     checks.context("ctx", ctx, MultiHeadContext)
     attention = ctx.attention
     checks.cotangent(dout, (*ctx.query.x.shape[:-1], ctx.out_weight.shape[0]), ctx.query.x)
-    heads = _joined(attention.layout.restore(attention.out))  # (*batch, T, H Dv)
-    out = project_backward(wide(dout), LinearContext(heads, ctx.out_weight, ctx.out_has_bias))
+    joined = _joined(attention.layout.restore(attention.out))  # (*batch, T, H Dv)
+    out = project_backward(wide(dout), LinearContext(joined, ctx.out_weight, ctx.out_has_bias))
     grads = scaled_dot_product_attention_bwd(_split(out.x, attention.q.shape[1]), attention, dlse, dweights)
     dq, dk = grads.query, grads.key
     if ctx.rotary is not None:
@@ -244,9 +244,9 @@ def turn_both(
     return [rotary_fwd(q, positions, **options), rotary_fwd(k, **options)]
 
 
-def _split(x: Array, heads: int) -> Array:
+def _split(x: Array, num_heads: int) -> Array:
     """(*batch, T, H D) -> (*batch, T, H, D)."""
-    return namespace_of(x).reshape(x, (*x.shape[:-1], heads, x.shape[-1] // heads))
+    return namespace_of(x).reshape(x, (*x.shape[:-1], num_heads, x.shape[-1] // num_heads))
 
 
 def _joined(x: Array) -> Array:

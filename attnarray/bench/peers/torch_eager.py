@@ -54,9 +54,9 @@ def _additive(query: Any, key: Any, value: Any, score_vector: Any) -> Any:
     return scores.softmax(-1) @ value
 
 
-def _multi_head(query: Any, params: Any, heads: int) -> Any:
+def _multi_head(query: Any, params: Any, num_heads: int) -> Any:
     q, k, v = (
-        (query @ params[name]["weight"].T).unflatten(-1, (heads, -1)).transpose(1, 2)
+        (query @ params[name]["weight"].T).unflatten(-1, (num_heads, -1)).transpose(1, 2)
         for name in ("query", "key", "value")
     )
     weights = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)  # (B, H, T, T)
@@ -192,8 +192,8 @@ def _local(
 
 # That these functions take.
 OPTIONS = {
-    "heads", "score", "activation", "count", "is_causal", "q_offset", "interleaved", "alignment", "window", "estimator",
-    "k",
+    "num_heads", "score", "activation", "count", "is_causal", "q_offset", "interleaved", "alignment", "window",
+    "estimator", "k",
 }  # fmt: skip
 MECHANISMS: dict[str, Callable[..., Any]] = {
     **SPARSE,

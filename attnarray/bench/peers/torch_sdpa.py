@@ -76,7 +76,7 @@ def _primitive(problem: Problem) -> Callable[..., Any]:
     if problem.case.function not in known or "mask" in problem.arrays or options.get("score") == "concat":
         raise Unsupported(f"no call of PyTorch is written down for {problem.case.function}")
     function = known[problem.case.function]
-    return functools.partial(function, options["heads"]) if "heads" in options else function
+    return functools.partial(function, options["num_heads"]) if "num_heads" in options else function
 
 
 def _multi_head(heads: int, query: Any, params: Any) -> Any:
