@@ -57,7 +57,7 @@ TRIPLES = {
     "recurrent_attention": "attention.alignment.recurrent",
     "multiplicative_attention": "attention.composed.multiplicative",
     "scaled_attention": "attention.dot_product.scaled",
-    "combine": "attention.composed.combine",
+    "attentional_hidden_state": "attention.composed.attentional_hidden_state",
     "pairwise_attention": "attention.composed.pairwise",
     "convolutional_attention": "attention.composed.convolutional",
     "location_attention": "attention.alignment.location",
@@ -90,13 +90,53 @@ TRIPLES = {
     "gru": "ops.gru",
 }
 
+# The types that `_fwd` and `_bwd` of the triples return: <stem>Context and <stem>Grads -> module.
+_STEMS = {
+    "SDPA": "attention.dot_product.scaled_dot_product",
+    "Merge": "attention.dot_product.partial",
+    "MultiHead": "attention.dot_product.multi_head",
+    "Additive": "attention.alignment.additive",
+    "Recurrent": "attention.alignment.recurrent",
+    "Location": "attention.alignment.location",
+    "Multiplicative": "attention.composed.multiplicative",
+    "Scaled": "attention.dot_product.scaled",
+    "AttentionalHiddenState": "attention.composed.attentional_hidden_state",
+    "Pairwise": "attention.composed.pairwise",
+    "Convolutional": "attention.composed.convolutional",
+    "Sparse": "attention.selection.sparse",
+    "Hard": "attention.selection.hard",
+    "Local": "attention.positional.local",
+    "Relative": "attention.positional.relative",
+    "Graph": "attention.graph.graph_attention",
+    **dict.fromkeys(["Softmax", "LogSoftmax"], "ops.softmax"),
+    "Sparsemax": "ops.sparsemax",
+    "Entmax": "ops.entmax",
+    "Linear": "ops.linear",
+    **dict.fromkeys(["LayerNorm", "RMSNorm"], "ops.norm"),
+    **dict.fromkeys(["ReLU", "SiLU", "Tanh", "Sigmoid"], "ops.activations"),
+    "GELU": "ops.gelu",
+    "Embedding": "ops.embedding",
+    "SegmentSoftmax": "ops.segments",
+    "Rotary": "ops.rotary",
+    "Dropout": "ops.dropout",
+    "CrossEntropy": "ops.loss",
+    "Conv1d": "ops.conv1d",
+    "RNN": "ops.rnn",
+    "LSTM": "ops.lstm",
+    "GRU": "ops.gru",
+}
+_TYPES = {
+    "AttendContext": "attention.attend",
+    "AttentionGrads": "attention.engine",
+    **{stem + kind: module for stem, module in _STEMS.items() for kind in ("Context", "Grads")},
+}
 
-__all__ = sorted([*_MODULES, *(f + suffix for f in TRIPLES for suffix in ("", "_fwd", "_bwd"))])
+__all__ = sorted([*_MODULES, *_TYPES, *(f + suffix for f in TRIPLES for suffix in ("", "_fwd", "_bwd"))])
 
 
 def __getattr__(name: str) -> Any:
     stem = name.removesuffix("_fwd").removesuffix("_bwd")
-    module = _MODULES.get(name) or TRIPLES.get(stem)
+    module = _MODULES.get(name) or _TYPES.get(name) or TRIPLES.get(stem)
     if module is None:
         raise AttributeError(f"module 'attnarray' has no attribute {name!r}")
     loaded = importlib.import_module(f"attnarray.{module}")

@@ -3,34 +3,61 @@ from attnarray import layers as layers
 from attnarray import models as models
 from attnarray import optim as optim
 from attnarray import tree as tree
+from attnarray.attention.alignment.additive import AdditiveContext as AdditiveContext
+from attnarray.attention.alignment.additive import AdditiveGrads as AdditiveGrads
 from attnarray.attention.alignment.additive import additive_attention as additive_attention
 from attnarray.attention.alignment.additive import additive_attention_bwd as additive_attention_bwd
 from attnarray.attention.alignment.additive import additive_attention_fwd as additive_attention_fwd
+from attnarray.attention.alignment.location import LocationContext as LocationContext
+from attnarray.attention.alignment.location import LocationGrads as LocationGrads
 from attnarray.attention.alignment.location import LocationResult as LocationResult
 from attnarray.attention.alignment.location import location_attention as location_attention
 from attnarray.attention.alignment.location import location_attention_bwd as location_attention_bwd
 from attnarray.attention.alignment.location import location_attention_fwd as location_attention_fwd
+from attnarray.attention.alignment.recurrent import RecurrentContext as RecurrentContext
+from attnarray.attention.alignment.recurrent import RecurrentGrads as RecurrentGrads
 from attnarray.attention.alignment.recurrent import recurrent_attention as recurrent_attention
 from attnarray.attention.alignment.recurrent import recurrent_attention_bwd as recurrent_attention_bwd
 from attnarray.attention.alignment.recurrent import recurrent_attention_fwd as recurrent_attention_fwd
+from attnarray.attention.attend import AttendContext as AttendContext
 from attnarray.attention.attend import attend as attend
 from attnarray.attention.attend import attend_bwd as attend_bwd
 from attnarray.attention.attend import attend_fwd as attend_fwd
-from attnarray.attention.composed.combine import combine as combine
-from attnarray.attention.composed.combine import combine_bwd as combine_bwd
-from attnarray.attention.composed.combine import combine_fwd as combine_fwd
+from attnarray.attention.composed.attentional_hidden_state import (
+    AttentionalHiddenStateContext as AttentionalHiddenStateContext,
+)
+from attnarray.attention.composed.attentional_hidden_state import (
+    AttentionalHiddenStateGrads as AttentionalHiddenStateGrads,
+)
+from attnarray.attention.composed.attentional_hidden_state import attentional_hidden_state as attentional_hidden_state
+from attnarray.attention.composed.attentional_hidden_state import (
+    attentional_hidden_state_bwd as attentional_hidden_state_bwd,
+)
+from attnarray.attention.composed.attentional_hidden_state import (
+    attentional_hidden_state_fwd as attentional_hidden_state_fwd,
+)
+from attnarray.attention.composed.convolutional import ConvolutionalContext as ConvolutionalContext
+from attnarray.attention.composed.convolutional import ConvolutionalGrads as ConvolutionalGrads
 from attnarray.attention.composed.convolutional import convolutional_attention as convolutional_attention
 from attnarray.attention.composed.convolutional import convolutional_attention_bwd as convolutional_attention_bwd
 from attnarray.attention.composed.convolutional import convolutional_attention_fwd as convolutional_attention_fwd
+from attnarray.attention.composed.multiplicative import MultiplicativeContext as MultiplicativeContext
+from attnarray.attention.composed.multiplicative import MultiplicativeGrads as MultiplicativeGrads
 from attnarray.attention.composed.multiplicative import multiplicative_attention as multiplicative_attention
 from attnarray.attention.composed.multiplicative import multiplicative_attention_bwd as multiplicative_attention_bwd
 from attnarray.attention.composed.multiplicative import multiplicative_attention_fwd as multiplicative_attention_fwd
+from attnarray.attention.composed.pairwise import PairwiseContext as PairwiseContext
+from attnarray.attention.composed.pairwise import PairwiseGrads as PairwiseGrads
 from attnarray.attention.composed.pairwise import pairwise_attention as pairwise_attention
 from attnarray.attention.composed.pairwise import pairwise_attention_bwd as pairwise_attention_bwd
 from attnarray.attention.composed.pairwise import pairwise_attention_fwd as pairwise_attention_fwd
+from attnarray.attention.dot_product.multi_head import MultiHeadContext as MultiHeadContext
+from attnarray.attention.dot_product.multi_head import MultiHeadGrads as MultiHeadGrads
 from attnarray.attention.dot_product.multi_head import multi_head_attention as multi_head_attention
 from attnarray.attention.dot_product.multi_head import multi_head_attention_bwd as multi_head_attention_bwd
 from attnarray.attention.dot_product.multi_head import multi_head_attention_fwd as multi_head_attention_fwd
+from attnarray.attention.dot_product.partial import MergeContext as MergeContext
+from attnarray.attention.dot_product.partial import MergeGrads as MergeGrads
 from attnarray.attention.dot_product.partial import Partial as Partial
 from attnarray.attention.dot_product.partial import attention_partial as attention_partial
 from attnarray.attention.dot_product.partial import attention_partial_bwd as attention_partial_bwd
@@ -38,9 +65,13 @@ from attnarray.attention.dot_product.partial import attention_partial_fwd as att
 from attnarray.attention.dot_product.partial import merge_partials as merge_partials
 from attnarray.attention.dot_product.partial import merge_partials_bwd as merge_partials_bwd
 from attnarray.attention.dot_product.partial import merge_partials_fwd as merge_partials_fwd
+from attnarray.attention.dot_product.scaled import ScaledContext as ScaledContext
+from attnarray.attention.dot_product.scaled import ScaledGrads as ScaledGrads
 from attnarray.attention.dot_product.scaled import scaled_attention as scaled_attention
 from attnarray.attention.dot_product.scaled import scaled_attention_bwd as scaled_attention_bwd
 from attnarray.attention.dot_product.scaled import scaled_attention_fwd as scaled_attention_fwd
+from attnarray.attention.dot_product.scaled_dot_product import SDPAContext as SDPAContext
+from attnarray.attention.dot_product.scaled_dot_product import SDPAGrads as SDPAGrads
 from attnarray.attention.dot_product.scaled_dot_product import (
     scaled_dot_product_attention as scaled_dot_product_attention,
 )
@@ -50,25 +81,36 @@ from attnarray.attention.dot_product.scaled_dot_product import (
 from attnarray.attention.dot_product.scaled_dot_product import (
     scaled_dot_product_attention_fwd as scaled_dot_product_attention_fwd,
 )
+from attnarray.attention.engine import AttentionGrads as AttentionGrads
 from attnarray.attention.engine import DotProduct as DotProduct
 from attnarray.attention.graph.edges import add_self_loops as add_self_loops
 from attnarray.attention.graph.edges import graph_attention_weights as graph_attention_weights
+from attnarray.attention.graph.graph_attention import GraphContext as GraphContext
+from attnarray.attention.graph.graph_attention import GraphGrads as GraphGrads
 from attnarray.attention.graph.graph_attention import graph_attention as graph_attention
 from attnarray.attention.graph.graph_attention import graph_attention_bwd as graph_attention_bwd
 from attnarray.attention.graph.graph_attention import graph_attention_fwd as graph_attention_fwd
 from attnarray.attention.normalizers import Softmax as Softmax
+from attnarray.attention.positional.local import LocalContext as LocalContext
+from attnarray.attention.positional.local import LocalGrads as LocalGrads
 from attnarray.attention.positional.local import local_attention as local_attention
 from attnarray.attention.positional.local import local_attention_bwd as local_attention_bwd
 from attnarray.attention.positional.local import local_attention_fwd as local_attention_fwd
+from attnarray.attention.positional.relative import RelativeContext as RelativeContext
+from attnarray.attention.positional.relative import RelativeGrads as RelativeGrads
 from attnarray.attention.positional.relative import relative_attention as relative_attention
 from attnarray.attention.positional.relative import relative_attention_bwd as relative_attention_bwd
 from attnarray.attention.positional.relative import relative_attention_fwd as relative_attention_fwd
+from attnarray.attention.selection.hard import HardContext as HardContext
+from attnarray.attention.selection.hard import HardGrads as HardGrads
 from attnarray.attention.selection.hard import HardResult as HardResult
 from attnarray.attention.selection.hard import hard_attention as hard_attention
 from attnarray.attention.selection.hard import hard_attention_bwd as hard_attention_bwd
 from attnarray.attention.selection.hard import hard_attention_fwd as hard_attention_fwd
 from attnarray.attention.selection.reinforce import reinforce_cotangent as reinforce_cotangent
 from attnarray.attention.selection.sparse import Entmax as Entmax
+from attnarray.attention.selection.sparse import SparseContext as SparseContext
+from attnarray.attention.selection.sparse import SparseGrads as SparseGrads
 from attnarray.attention.selection.sparse import entmax_attention as entmax_attention
 from attnarray.attention.selection.sparse import entmax_attention_bwd as entmax_attention_bwd
 from attnarray.attention.selection.sparse import entmax_attention_fwd as entmax_attention_fwd
@@ -91,6 +133,14 @@ from attnarray.masks import Documents as Documents
 from attnarray.masks import Mask as Mask
 from attnarray.masks import Padding as Padding
 from attnarray.masks import Window as Window
+from attnarray.ops.activations import ReLUContext as ReLUContext
+from attnarray.ops.activations import ReLUGrads as ReLUGrads
+from attnarray.ops.activations import SigmoidContext as SigmoidContext
+from attnarray.ops.activations import SigmoidGrads as SigmoidGrads
+from attnarray.ops.activations import SiLUContext as SiLUContext
+from attnarray.ops.activations import SiLUGrads as SiLUGrads
+from attnarray.ops.activations import TanhContext as TanhContext
+from attnarray.ops.activations import TanhGrads as TanhGrads
 from attnarray.ops.activations import relu as relu
 from attnarray.ops.activations import relu_bwd as relu_bwd
 from attnarray.ops.activations import relu_fwd as relu_fwd
@@ -103,35 +153,57 @@ from attnarray.ops.activations import silu_fwd as silu_fwd
 from attnarray.ops.activations import tanh as tanh
 from attnarray.ops.activations import tanh_bwd as tanh_bwd
 from attnarray.ops.activations import tanh_fwd as tanh_fwd
+from attnarray.ops.conv1d import Conv1dContext as Conv1dContext
+from attnarray.ops.conv1d import Conv1dGrads as Conv1dGrads
 from attnarray.ops.conv1d import conv1d as conv1d
 from attnarray.ops.conv1d import conv1d_bwd as conv1d_bwd
 from attnarray.ops.conv1d import conv1d_fwd as conv1d_fwd
+from attnarray.ops.dropout import DropoutContext as DropoutContext
+from attnarray.ops.dropout import DropoutGrads as DropoutGrads
 from attnarray.ops.dropout import dropout as dropout
 from attnarray.ops.dropout import dropout_bwd as dropout_bwd
 from attnarray.ops.dropout import dropout_fwd as dropout_fwd
+from attnarray.ops.embedding import EmbeddingContext as EmbeddingContext
+from attnarray.ops.embedding import EmbeddingGrads as EmbeddingGrads
 from attnarray.ops.embedding import embedding as embedding
 from attnarray.ops.embedding import embedding_bwd as embedding_bwd
 from attnarray.ops.embedding import embedding_fwd as embedding_fwd
+from attnarray.ops.entmax import EntmaxContext as EntmaxContext
+from attnarray.ops.entmax import EntmaxGrads as EntmaxGrads
 from attnarray.ops.entmax import entmax as entmax
 from attnarray.ops.entmax import entmax_bwd as entmax_bwd
 from attnarray.ops.entmax import entmax_fwd as entmax_fwd
+from attnarray.ops.gelu import GELUContext as GELUContext
+from attnarray.ops.gelu import GELUGrads as GELUGrads
 from attnarray.ops.gelu import gelu as gelu
 from attnarray.ops.gelu import gelu_bwd as gelu_bwd
 from attnarray.ops.gelu import gelu_fwd as gelu_fwd
+from attnarray.ops.gru import GRUContext as GRUContext
+from attnarray.ops.gru import GRUGrads as GRUGrads
 from attnarray.ops.gru import GRUResult as GRUResult
 from attnarray.ops.gru import gru as gru
 from attnarray.ops.gru import gru_bwd as gru_bwd
 from attnarray.ops.gru import gru_fwd as gru_fwd
+from attnarray.ops.linear import LinearContext as LinearContext
+from attnarray.ops.linear import LinearGrads as LinearGrads
 from attnarray.ops.linear import linear as linear
 from attnarray.ops.linear import linear_bwd as linear_bwd
 from attnarray.ops.linear import linear_fwd as linear_fwd
+from attnarray.ops.loss import CrossEntropyContext as CrossEntropyContext
+from attnarray.ops.loss import CrossEntropyGrads as CrossEntropyGrads
 from attnarray.ops.loss import cross_entropy as cross_entropy
 from attnarray.ops.loss import cross_entropy_bwd as cross_entropy_bwd
 from attnarray.ops.loss import cross_entropy_fwd as cross_entropy_fwd
+from attnarray.ops.lstm import LSTMContext as LSTMContext
+from attnarray.ops.lstm import LSTMGrads as LSTMGrads
 from attnarray.ops.lstm import LSTMResult as LSTMResult
 from attnarray.ops.lstm import lstm as lstm
 from attnarray.ops.lstm import lstm_bwd as lstm_bwd
 from attnarray.ops.lstm import lstm_fwd as lstm_fwd
+from attnarray.ops.norm import LayerNormContext as LayerNormContext
+from attnarray.ops.norm import LayerNormGrads as LayerNormGrads
+from attnarray.ops.norm import RMSNormContext as RMSNormContext
+from attnarray.ops.norm import RMSNormGrads as RMSNormGrads
 from attnarray.ops.norm import layer_norm as layer_norm
 from attnarray.ops.norm import layer_norm_bwd as layer_norm_bwd
 from attnarray.ops.norm import layer_norm_fwd as layer_norm_fwd
@@ -142,23 +214,35 @@ from attnarray.ops.positions import alibi as alibi
 from attnarray.ops.positions import alibi_slopes as alibi_slopes
 from attnarray.ops.positions import relative_buckets as relative_buckets
 from attnarray.ops.positions import sinusoidal as sinusoidal
+from attnarray.ops.rnn import RNNContext as RNNContext
+from attnarray.ops.rnn import RNNGrads as RNNGrads
 from attnarray.ops.rnn import RNNResult as RNNResult
 from attnarray.ops.rnn import rnn as rnn
 from attnarray.ops.rnn import rnn_bwd as rnn_bwd
 from attnarray.ops.rnn import rnn_fwd as rnn_fwd
 from attnarray.ops.rotary import Rotary as Rotary
+from attnarray.ops.rotary import RotaryContext as RotaryContext
+from attnarray.ops.rotary import RotaryGrads as RotaryGrads
 from attnarray.ops.rotary import rotary as rotary
 from attnarray.ops.rotary import rotary_bwd as rotary_bwd
 from attnarray.ops.rotary import rotary_fwd as rotary_fwd
+from attnarray.ops.segments import SegmentSoftmaxContext as SegmentSoftmaxContext
+from attnarray.ops.segments import SegmentSoftmaxGrads as SegmentSoftmaxGrads
 from attnarray.ops.segments import segment_softmax as segment_softmax
 from attnarray.ops.segments import segment_softmax_bwd as segment_softmax_bwd
 from attnarray.ops.segments import segment_softmax_fwd as segment_softmax_fwd
+from attnarray.ops.softmax import LogSoftmaxContext as LogSoftmaxContext
+from attnarray.ops.softmax import LogSoftmaxGrads as LogSoftmaxGrads
+from attnarray.ops.softmax import SoftmaxContext as SoftmaxContext
+from attnarray.ops.softmax import SoftmaxGrads as SoftmaxGrads
 from attnarray.ops.softmax import log_softmax as log_softmax
 from attnarray.ops.softmax import log_softmax_bwd as log_softmax_bwd
 from attnarray.ops.softmax import log_softmax_fwd as log_softmax_fwd
 from attnarray.ops.softmax import softmax as softmax
 from attnarray.ops.softmax import softmax_bwd as softmax_bwd
 from attnarray.ops.softmax import softmax_fwd as softmax_fwd
+from attnarray.ops.sparsemax import SparsemaxContext as SparsemaxContext
+from attnarray.ops.sparsemax import SparsemaxGrads as SparsemaxGrads
 from attnarray.ops.sparsemax import sparsemax as sparsemax
 from attnarray.ops.sparsemax import sparsemax_bwd as sparsemax_bwd
 from attnarray.ops.sparsemax import sparsemax_fwd as sparsemax_fwd

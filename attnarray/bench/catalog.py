@@ -223,7 +223,7 @@ MORE: tuple[BenchCase, ...] = (
     _luong("concat", "both", weight=(64, 128), score_vector=(64,)),
     mechanism("scaled_attention", "scaled-training", direction="both", query=(8, 256, 64),
               key=(8, 256, 64), value=(8, 256, 64), gate=(8, 256), flops=4.0 * 8 * 256 * 256 * 64),
-    triple("combine", "combine-training", group="mechanisms", direction="both", context=(2048, 256),
+    triple("attentional_hidden_state", "combine-training", group="mechanisms", direction="both", context=(2048, 256),
            hidden=(2048, 256), options={"activation": "tanh"}, flops=4.0 * 2048 * 256 * 256,
            drawn={"context_weight": _weights(256, 256), "hidden_weight": _weights(256, 256)}),
     mechanism("pairwise_attention", "pairwise-training", direction="both", x=(8, 128, 64),

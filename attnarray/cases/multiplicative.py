@@ -79,7 +79,11 @@ SCALED_CASES: tuple[Case, ...] = (
 )  # fmt: skip
 
 COMBINE_CASES: tuple[Case, ...] = (
-    Case("combine", "sum", normal(**COMBINED)),
-    Case("combine", "one vector, bias", normal(**{**COMBINED, "context": (5,), "hidden": (4,), "bias": (6,)})),
-    Case("combine", "tanh, bias", normal(**COMBINED, bias=(6,)), {"activation": "tanh"}),
+    Case("attentional_hidden_state", "sum", normal(**COMBINED)),
+    Case(
+        "attentional_hidden_state",
+        "one vector, bias",
+        normal(**{**COMBINED, "context": (5,), "hidden": (4,), "bias": (6,)}),
+    ),
+    Case("attentional_hidden_state", "tanh, bias", normal(**COMBINED, bias=(6,)), {"activation": "tanh"}),
 )

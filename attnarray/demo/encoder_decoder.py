@@ -17,7 +17,11 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from attnarray.attention.composed.combine import combine, combine_bwd, combine_fwd
+from attnarray.attention.composed.attentional_hidden_state import (
+    attentional_hidden_state,
+    attentional_hidden_state_bwd,
+    attentional_hidden_state_fwd,
+)
 from attnarray.attention.weights import attention_weights
 from attnarray.backend import Array, asarray, device_of, namespace_of
 from attnarray.demo.model import CLASSES, OUTPUTS, most_likely, weight_and_bias
@@ -98,14 +102,14 @@ class EncoderDecoder:
         before, before_ctx = embedding_fwd(_shifted(targets), params["before"])  # (B, 10, E)
         states, decoder = gru_fwd(before, **params["decoder"], h0=last if self.informed else None)
         found, attention = self.attention.fwd(params["attention"], states.out, memory, lengths, rng=rng)
-        y, combined = combine_fwd(found, states.out, **params["combine"], activation="tanh")
+        y, combined = attentional_hidden_state_fwd(found, states.out, **params["combine"], activation="tanh")
         logits, classifier = linear_fwd(y, **params["classifier"])
         return logits, Context(encoder, before_ctx, decoder, attention, combined, classifier)
 
     def backward(self, dlogits: Array, ctx: Context, params: Params) -> Params:
         """The gradients, in a tree like the parameters."""
         dy, *classifier = linear_bwd(dlogits, ctx.classifier)
-        combined = combine_bwd(dy, ctx.combine)
+        combined = attentional_hidden_state_bwd(dy, ctx.combine)
         dquery, dmemory, attention = self.attention.bwd(combined.context, ctx.attention)
         decoder = gru_bwd(GRUResult(combined.hidden + dquery, None), ctx.decoder)
         return {
@@ -127,7 +131,7 @@ class EncoderDecoder:
             before = embedding(told, params["before"])  # (B, 1, E)
             step = gru(before, **params["decoder"], h0=state)
             found, ctx = self.attention.fwd(params["attention"], step.out, memory, lengths, looked)
-            y = combine(found, step.out, **params["combine"], activation="tanh")
+            y = attentional_hidden_state(found, step.out, **params["combine"], activation="tanh")
             answer.append(most_likely(linear(y, **params["classifier"])))
             told, state, looked = asarray(answer[-1]), step.h, attention_weights(ctx)[:, 0, :]
         return np.concatenate(answer, axis=1)  # (B, 10)

@@ -87,9 +87,10 @@ class LocalAttention(Layer):
     >>> context.shape, ctx.attention.position.share.out.shape, sorted(layer.bwd(context, ctx).params)
     ((2, 5, 8), (2, 5, 1), ['position', 'weight'])
 
-    The paper's attentional hidden state is `combine` of the context and h:
+    The paper's attentional hidden state is `attentional_hidden_state` of the context and h:
 
-    >>> state = aa.combine(context, h, np.ones((6, 8), np.float32), np.eye(6, dtype=np.float32), activation="tanh")
+    >>> weights = np.ones((6, 8), np.float32), np.eye(6, dtype=np.float32)
+    >>> state = aa.attentional_hidden_state(context, h, *weights, activation="tanh")
     >>> state.shape
     (2, 5, 6)
     """

@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Unpack
 
 from attnarray import checks
-from attnarray.attention.composed.combine import CombineContext, combine_bwd, combine_fwd
+from attnarray.attention.composed.attentional_hidden_state import (
+    AttentionalHiddenStateContext,
+    attentional_hidden_state_bwd,
+    attentional_hidden_state_fwd,
+)
 from attnarray.attention.composed.multiplicative import (
     SCORES,
     MultiplicativeContext,
@@ -25,7 +29,7 @@ from attnarray.random import Philox
 
 class LuongContext(NamedTuple):
     attention: MultiplicativeContext
-    output: CombineContext | None
+    output: AttentionalHiddenStateContext | None
     has_value: bool
 
 
@@ -200,7 +204,7 @@ class LuongAttention(Layer):
         output = None
         if self.output:
             weight, Dv = params["output"]["weight"], values.shape[-1]
-            out, output = combine_fwd(out, query, weight[:, :Dv], weight[:, Dv:], activation="tanh")
+            out, output = attentional_hidden_state_fwd(out, query, weight[:, :Dv], weight[:, Dv:], activation="tanh")
         return out, LuongContext(attention, output, value is not None)
 
     def bwd(self, dout: Array, ctx: LuongContext) -> LuongGrads:
@@ -210,7 +214,7 @@ class LuongAttention(Layer):
         output_grads: Params = {}
         dquery = None
         if ctx.output is not None:
-            output = combine_bwd(dout, ctx.output)
+            output = attentional_hidden_state_bwd(dout, ctx.output)
             weights = [output.context_weight, output.hidden_weight]
             output_grads = {"output": {"weight": namespace_of(dout).concat(weights, axis=1)}}
             dout, dquery = output.context, output.hidden

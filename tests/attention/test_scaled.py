@@ -191,7 +191,7 @@ GIVEN = {
 
 
 def test_a_combination_with_identities_is_the_residual() -> None:
-    out, pullback = aa.vjp(aa.combine, CONTEXT, CONTEXT + 1.0, np.eye(4), np.eye(4))
+    out, pullback = aa.vjp(aa.attentional_hidden_state, CONTEXT, CONTEXT + 1.0, np.eye(4), np.eye(4))
     np.testing.assert_array_equal(out, CONTEXT + (CONTEXT + 1.0))
     grads = pullback(out)
     np.testing.assert_array_equal([grads.context, grads.hidden], [out, out])
@@ -200,7 +200,7 @@ def test_a_combination_with_identities_is_the_residual() -> None:
 @pytest.mark.parametrize("activation", [None, "tanh"])
 @pytest.mark.parametrize("bias", [None, RNG.standard_normal(5)], ids=["no bias", "bias"])
 def test_a_combination_is_a_linear_map_of_both_side_by_side(activation: str | None, bias: Any) -> None:
-    out, pullback = aa.vjp(aa.combine, **GIVEN, bias=bias, activation=activation)
+    out, pullback = aa.vjp(aa.attentional_hidden_state, **GIVEN, bias=bias, activation=activation)
     weight = np.concatenate([GIVEN["context_weight"], GIVEN["hidden_weight"]], axis=1)
     both, of_both = aa.vjp(aa.linear, np.concatenate([CONTEXT, HIDDEN], axis=-1), weight, bias)
     same, of_tanh = aa.vjp(aa.tanh, both)
@@ -226,4 +226,4 @@ BAD_COMBINATIONS: dict[str, tuple[type[Exception], dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("error", "changes", "expected"), BAD_COMBINATIONS.values(), ids=list(BAD_COMBINATIONS))
 def test_bad_combinations_get_one_clear_error(error: type[Exception], changes: dict[str, Any], expected: str) -> None:
-    says(error, expected, lambda: aa.combine(**{**GIVEN, **changes}))
+    says(error, expected, lambda: aa.attentional_hidden_state(**{**GIVEN, **changes}))

@@ -7,6 +7,7 @@ import importlib
 import re
 import subprocess
 import sys
+import typing
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -310,11 +311,20 @@ def test_every_public_triple_is_written_out() -> None:
     assert not missing, f"TRIPLES in attnarray/__init__.py promises f, f_fwd, f_bwd in one file for {missing}"
 
 
+@pytest.mark.parametrize("f", attnarray.TRIPLES)
+def test_the_types_of_contexts_results_and_gradients_are_public(f: str) -> None:
+    for suffix in ("_fwd", "_bwd"):
+        returned = typing.get_type_hints(getattr(attnarray, f + suffix))["return"]
+        for kind in typing.get_args(returned) if typing.get_origin(returned) is tuple else (returned,):
+            if getattr(kind, "__module__", "").startswith("attnarray."):
+                assert getattr(attnarray, kind.__name__) is kind
+
+
 def test_the_stub_lists_every_public_name() -> None:
     triples = {f + suffix: module for f, module in attnarray.TRIPLES.items() for suffix in ("", "_fwd", "_bwd")}
     expected = {
         f"from attnarray{'' if name == module else '.' + module} import {name} as {name}"
-        for name, module in {**attnarray._MODULES, **triples}.items()
+        for name, module in {**attnarray._MODULES, **attnarray._TYPES, **triples}.items()
     }
     given = {line for node in parse(PACKAGE / "__init__.pyi").body for line in _single_imports(node)}
     lacking = "\n".join(["attnarray/__init__.pyi lacks these lines:", *sorted(expected - given)])

@@ -38,7 +38,7 @@ dispatch.py                         kernels/test_table.py                    it 
 triples.py                          test_gradient_check.py                   whose `vjp` calls them
 memory_layout.py                    test_gradient_check_layouts.py           gradcheck alone uses it
 numpy_arrays.py                     contract/test_array_kinds.py             a rule for all functions
-attention/composed/combine.py       attention/test_scaled.py                 a small function beside another
+attention/composed/attentional_hidden_state.py  attention/test_scaled.py  a small function beside another
 attention/dot_product/heads.py      attention/test_scaled_dot_product_properties.py a part of that function
 attention/dot_product/partial.py    attention/test_scaled_dot_product_properties.py a part of that function
 attention/dot_product/projection.py attention/test_scaled_dot_product_properties.py a part of that function

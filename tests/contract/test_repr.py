@@ -23,7 +23,11 @@ CALLS = {**LAST, **LAYERS}
 def test_dir_lists_public_names_alone() -> None:
     names = [name for name in dir(aa) if not name.startswith("__")]
     assert names == sorted(set(aa.__all__))
-    assert set(names) == {*aa._MODULES, *(f + suffix for f in aa.TRIPLES for suffix in ("", "_fwd", "_bwd"))}
+    assert set(names) == {
+        *aa._MODULES,
+        *aa._TYPES,
+        *(f + suffix for f in aa.TRIPLES for suffix in ("", "_fwd", "_bwd")),
+    }
     for name in names:
         assert getattr(aa, name) is not None
 

@@ -158,14 +158,14 @@ def convolutional_attention(d: Draw) -> Call:
     return finish("convolutional_attention", given, s, hidden)
 
 
-def combine(d: Draw) -> Call:
+def attentional_hidden_state(d: Draw) -> Call:
     batch, width, other, out = (*d.batch(), d.size()), d.size(), d.size(), d.size()
     given = {"context": d.normal(*batch, width), "hidden": d.normal(*batch, other),
              "context_weight": d.normal(out, width), "hidden_weight": d.normal(out, other),
              "activation": d.choice(None, "tanh")}  # fmt: skip
     if d.chance(0.5):
         given["bias"] = d.normal(out)
-    return Call("combine", given, {}, {})
+    return Call("attentional_hidden_state", given, {}, {})
 
 
 def graph_attention(d: Draw) -> Call:
@@ -206,5 +206,5 @@ def graph_attention(d: Draw) -> Call:
 
 DRAWS = (
     additive_attention, multiplicative_attention, scaled_attention, recurrent_attention, location_attention,
-    local_attention, pairwise_attention, convolutional_attention, combine, graph_attention,
+    local_attention, pairwise_attention, convolutional_attention, attentional_hidden_state, graph_attention,
 )  # fmt: skip

@@ -96,8 +96,8 @@ def multiplicative_attention(
     -----
     Easily confused: "concat" has no bias within its tanh, and is additive attention with one matrix where Bahdanau's
     has two. The query here is the state *after* the decoder's step, Bahdanau's is that before it. What is often called
-    Luong attention is more than this: :math:`\tanh(W_c [c; h])` of the context and the state; see `combine` and
-    `layers.LuongAttention`.
+    Luong attention is more than this: :math:`\tanh(W_c [c; h])` of the context and the state; see
+    `attentional_hidden_state` and `layers.LuongAttention`.
 
     References
     ----------

@@ -74,7 +74,9 @@ def _scaled(query: Any, key: Any, value: Any, gate: Any) -> Any:
     return gate[..., None] * ((query @ key.mT / math.sqrt(query.shape[-1])).softmax(-1) @ value)
 
 
-def _combine(context: Any, hidden: Any, context_weight: Any, hidden_weight: Any, activation: str) -> Any:
+def _attentional_hidden_state(
+    context: Any, hidden: Any, context_weight: Any, hidden_weight: Any, activation: str
+) -> Any:
     return (context @ context_weight.T + hidden @ hidden_weight.T).tanh()
 
 
@@ -201,7 +203,7 @@ MECHANISMS: dict[str, Callable[..., Any]] = {
     "multi_head_attention": _multi_head,
     "multiplicative_attention": _multiplicative,
     "scaled_attention": _scaled,
-    "combine": _combine,
+    "attentional_hidden_state": _attentional_hidden_state,
     "pairwise_attention": _pairwise,
     "convolutional_attention": _convolutional,
     "location_attention": _location,

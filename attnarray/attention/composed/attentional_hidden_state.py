@@ -1,4 +1,4 @@
-"""How a context and the state that asked for it become one vector: two linear maps, their sum, perhaps a tanh."""
+"""The attentional hidden state of Luong, Pham and Manning: a context and a hidden state, combined."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from attnarray.ops.linear import LinearContext
 ACTIVATIONS = (None, "tanh")
 
 
-class CombineContext(NamedTuple):
-    """What the backward needs: both inputs with their weights, and the output if there is a tanh."""
+class AttentionalHiddenStateContext(NamedTuple):
+    """What the backward needs: both inputs with their weights, and with tanh the output."""
 
     context: LinearContext
     hidden: LinearContext
     out: Array | None
 
 
-class CombineGrads(NamedTuple):
+class AttentionalHiddenStateGrads(NamedTuple):
     context: Array
     hidden: Array
     context_weight: Array
@@ -31,7 +31,7 @@ class CombineGrads(NamedTuple):
     bias: Array | None
 
 
-def combine(
+def attentional_hidden_state(
     context: Array,
     hidden: Array,
     context_weight: Array,
@@ -40,7 +40,7 @@ def combine(
     *,
     activation: str | None = None,
 ) -> Array:
-    r"""Combination of what attention gives with the state that asked for it.
+    r"""The attentional hidden state: a linear map of a context vector and a hidden state, with an optional tanh.
 
     .. math:: y = W_1 c + W_2 h + b, \qquad \text{or with "tanh"} \quad y = \tanh(W_1 c + W_2 h + b)
 
@@ -71,8 +71,8 @@ def combine(
     Notes
     -----
     Without tanh and with W_1 = W_2 = I this is the residual connection c + h of the Transformer. With tanh and without
-    b it is Luong's attentional state :math:`\tilde h = \tanh(W_c [c; h])`, where W_1 and W_2 are the left and right
-    part of W_c: c comes first there, and the two are never laid side by side here.
+    b it is Luong's attentional hidden state :math:`\tilde h = \tanh(W_c [c; h])`, where W_1 and W_2 are the left and
+    right part of W_c: c comes first there. The two are not concatenated.
 
     References
     ----------
@@ -81,13 +81,15 @@ def combine(
     Examples
     --------
     >>> import numpy as np, attnarray as aa
-    >>> aa.combine(np.array([1.0, 2.0]), np.array([10.0, 20.0]), np.eye(2), np.eye(2)).tolist()
+    >>> aa.attentional_hidden_state(np.array([1.0, 2.0]), np.array([10.0, 20.0]), np.eye(2), np.eye(2)).tolist()
     [11.0, 22.0]
     """
-    return writable(combine_fwd(context, hidden, context_weight, hidden_weight, bias, activation=activation)[0])
+    return writable(
+        attentional_hidden_state_fwd(context, hidden, context_weight, hidden_weight, bias, activation=activation)[0]
+    )
 
 
-def combine_fwd(
+def attentional_hidden_state_fwd(
     context: Array,
     hidden: Array,
     context_weight: Array,
@@ -95,34 +97,34 @@ def combine_fwd(
     bias: Array | None = None,
     *,
     activation: str | None = None,
-) -> tuple[Array, CombineContext]:
-    """`combine` and the context for `combine_bwd`: the inputs, and the output if there is a tanh."""
+) -> tuple[Array, AttentionalHiddenStateContext]:
+    """`attentional_hidden_state`, and the context for its backward: the inputs, and with tanh the output."""
     checks.one_of("activation", activation, ACTIVATIONS)
     _check(context, hidden, context_weight, hidden_weight, bias)
-    of_context, context_ctx = project(context, context_weight, bias)
-    of_hidden, hidden_ctx = project(hidden, hidden_weight)
-    out = of_context + of_hidden
+    mapped_context, context_ctx = project(context, context_weight, bias)
+    mapped_hidden, hidden_ctx = project(hidden, hidden_weight)
+    out = mapped_context + mapped_hidden
     if activation is None:
-        return narrow(out, context), CombineContext(context_ctx, hidden_ctx, None)
+        return narrow(out, context), AttentionalHiddenStateContext(context_ctx, hidden_ctx, None)
     out = narrow(tanh_fwd(out)[0], context)
-    return read_only(out), CombineContext(context_ctx, hidden_ctx, out)
+    return read_only(out), AttentionalHiddenStateContext(context_ctx, hidden_ctx, out)
 
 
-def combine_bwd(dout: Array, ctx: CombineContext) -> CombineGrads:
-    r"""The gradients of the combination, with n over all leading axes.
+def attentional_hidden_state_bwd(dout: Array, ctx: AttentionalHiddenStateContext) -> AttentionalHiddenStateGrads:
+    r"""The gradients of `attentional_hidden_state`, with n over all leading axes.
 
     .. math::
         da = dy \odot (1 - y^2) \;\text{with tanh, else}\; da = dy, \qquad
         dc = W_1^T da, \quad dh = W_2^T da, \quad
         dW_1 = \sum_n da_n c_n^T, \quad dW_2 = \sum_n da_n h_n^T, \quad db = \sum_n da_n
     """
-    checks.context("ctx", ctx, CombineContext)
+    checks.context("ctx", ctx, AttentionalHiddenStateContext)
     like = ctx.context.x
     checks.cotangent(dout, (*like.shape[:-1], ctx.context.weight.shape[0]), like)
     dsum = wide(dout) if ctx.out is None else tanh_bwd(wide(dout), TanhContext(wide(ctx.out))).x
     context, hidden = project_backward(dsum, ctx.context), project_backward(dsum, ctx.hidden)
-    found = context.x, hidden.x, context.weight, hidden.weight, context.bias
-    return CombineGrads(*(narrow(grad, like) for grad in found))
+    grads = context.x, hidden.x, context.weight, hidden.weight, context.bias
+    return AttentionalHiddenStateGrads(*(narrow(grad, like) for grad in grads))
 
 
 def _check(context: Array, hidden: Array, context_weight: Array, hidden_weight: Array, bias: Array | None) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from tests.naive.linear import linear
 
 
-def combine(context, hidden, context_weight, hidden_weight, bias=None, *, activation=None):
+def attentional_hidden_state(context, hidden, context_weight, hidden_weight, bias=None, *, activation=None):
     """Both linear maps, added; tanh of each number if asked for."""
     out = linear(context, context_weight, bias) + linear(hidden, hidden_weight)
     if activation == "tanh":
