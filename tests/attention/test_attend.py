@@ -131,7 +131,7 @@ MECHANISMS: dict[str, Any] = {
     "relative_attention": lambda f, q: f(
         q, KEY, VALUE, np.ones((HKV, T + S - 1, D)), np.ones((H, D)), np.ones((H, D)), window=(3, 3)
     ),
-    "multi_head_attention": lambda f, q: f(q[:, 0], params=HEADS.init(aa.Philox(0), dtype="float64"), heads=1),
+    "multi_head_attention": lambda f, q: f(q[:, 0], params=HEADS.init(aa.Philox(0), dtype="float64"), num_heads=1),
     "recurrent_attention": lambda f, q: f(
         q[:, 0], KEY[:, 0], np.ones((8, 2 * D)), np.ones((8, 2)), np.ones((3, 2)), np.ones(3), is_causal=True
     ),
