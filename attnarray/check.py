@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import runpy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+import attnarray
 from attnarray import tree
 from attnarray.backend import asarray, dtype_name, to_numpy, use_backend
 from attnarray.cases import CASES, Case
-from attnarray.checks import FLOATS, is_array
+from attnarray.checks import FLOATS, is_array, shown
 from attnarray.dispatch import explain, use_kernels
 from attnarray.gradient_check import gradcheck
 from attnarray.triples import find_triple
@@ -73,7 +75,7 @@ def run(cases: Sequence[Case], backends: Sequence[str], kernels: str, advance: C
     for backend in backends:
         for case in cases:
             advance(case.name)
-            reached = kernels_reached(case, backend)
+            reached = kernels != "reference" and kernels_reached(case, backend)
             if kernels in ("all", "reference") or not reached:
                 results.gradients.extend(check_gradients(case, backend, "reference"))
             if kernels in ("all", "auto") and reached:
@@ -83,15 +85,34 @@ def run(cases: Sequence[Case], backends: Sequence[str], kernels: str, advance: C
     return results
 
 
-def select(only: Sequence[str] = ()) -> list[Case]:
-    """The cases of the functions whose names contain one of `only` (all by default)."""
-    cases = [case for case in CASES if not only or any(part and part in case.function for part in only)]
+def select(only: Sequence[str] = (), file: str | None = None) -> list[Case]:
+    """The cases of the functions whose names contain one of `only` (all by default), or those of a Python file."""
+    every = CASES if file is None else cases_in(file)
+    cases = [case for case in every if not only or any(part and part in case.function for part in only)]
     if not cases:
-        known = ", ".join(dict.fromkeys(case.function for case in CASES))
+        known = ", ".join(dict.fromkeys(case.function for case in every))
         raise ValueError(
             f"No function matches {', '.join(part or repr(part) for part in only)}. Known functions: {known}."
         )
     return cases
+
+
+def cases_in(file: str) -> tuple[Case, ...]:
+    """The cases that a Python file of the caller's lists as CASES."""
+    expected = "expected a Python file that lists attnarray.cases.Case values as CASES"
+    try:
+        found = runpy.run_path(file).get("CASES")
+    except Exception as error:  # whatever the file does
+        raise ValueError(f"{file!r} cannot be run ({type(error).__name__}: {error}), {expected}.") from error
+    if not isinstance(found, list | tuple) or not found or not all(isinstance(case, Case) for case in found):
+        raise ValueError(f"{file!r} has CASES = {shown(found)}, {expected}.")
+    unknown = [case.function for case in found if case.function not in attnarray.TRIPLES]
+    if unknown:
+        raise ValueError(
+            f"{file!r} has a case of {shown(unknown[0])}, expected a differentiable function of attnarray, such as "
+            "'attend', which takes parts of your own."
+        )
+    return tuple(found)
 
 
 def kernels_reached(case: Case, backend: str) -> set[str]:

@@ -125,7 +125,7 @@ def _add_check(commands: Commands) -> None:
         ),
         epilog=(
             "examples:\n  attnarray check\n  attnarray check --backend array_api_strict --only softmax\n"
-            "  attnarray check --json"
+            "  attnarray check --cases my_scorer.py\n  attnarray check --json"
         ),
     )
     check.add_argument(
@@ -143,6 +143,9 @@ def _add_check(commands: Commands) -> None:
         action="append",
         default=[],
         help="only functions whose name contains TEXT; may be repeated",
+    )
+    check.add_argument(
+        "--cases", metavar="FILE", help="check the cases of your own Python file, such as a scorer, instead of ours"
     )
     check.add_argument("--json", action="store_true", help="print every result as JSON instead of tables")
     check.set_defaults(run=_check)
@@ -241,7 +244,7 @@ def _check(options: argparse.Namespace) -> int:
     names = ("numpy", "cupy")
     backends = [_known_backend(options.backend)] if options.backend is not None else supported_backend_names(names)
     try:
-        cases = check.select(options.only)
+        cases = check.select(options.only, options.cases)
     except ValueError as error:
         raise UsageError(f"attnarray check: {error}") from error
     with one_thread_unless_asked(), console.progress("checking", len(cases) * len(backends)) as bar:

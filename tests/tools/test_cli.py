@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,6 +75,67 @@ def test_check_compares_kernels_with_the_reference(capsys: Capture) -> None:
     if any(row["kernels"] == "numba" for row in report["gradients"]):
         results = {(row["dtype"], row["result"]) for row in report["kernels"]}
         assert {("float32", "out.out"), ("float64", "query"), ("float32", "value")} <= results
+
+
+CASES_FILE = """
+from typing import NamedTuple
+from attnarray.cases import Case
+
+class Halved(NamedTuple):
+    factor: float
+
+    def apply(self, scores, b, h, q_idx, kv_idx):
+        return scores / 2
+
+    def backward(self, dscores, scores, b, h, q_idx, kv_idx):
+        return dscores * self.factor, self
+
+def case(factor):
+    draw = lambda rng: dict(zip(("query", "key", "value"), rng.standard_normal((3, 1, 2, 4, 3))))
+    return Case("attend", f"halved {factor}", draw, {"modifiers": (Halved(factor),)})
+
+CASES = [case(0.5), case(FACTOR)]
+"""
+
+
+def test_check_of_the_cases_of_a_file(tmp_path: Path, capsys: Capture) -> None:
+    right, wrong = tmp_path / "right.py", tmp_path / "wrong.py"
+    right.write_text(CASES_FILE.replace("FACTOR", "0.5"))
+    wrong.write_text(CASES_FILE.replace("FACTOR", "0.6"))
+    code, out, err = run(capsys, "check", "--cases", str(right), "--kernels", "reference")
+    assert (code, err) == (0, "")
+    assert "in 1 cases of 1 functions; 0 results are wrong." in out
+    code, out, _ = run(capsys, "check", "--cases", str(wrong), "--kernels", "reference", "--json")
+    report = json.loads(out)
+    assert (code, report["ok"]) == (1, False)
+    found = [(result["input"], result["case"], result["ok"]) for result in report["gradients"]]
+    assert found == [
+        ("query", "halved 0.5", True), ("key", "halved 0.5", True), ("value", "halved 0.5", True),
+        ("query", "halved 0.6", False), ("key", "halved 0.6", False), ("value", "halved 0.6", True),
+    ]  # fmt: skip
+
+
+WRONG_FILES = {
+    "syntax": ("CASES = [", "cannot be run (SyntaxError: '[' was never closed"),
+    "name": ("CASES = [Case]", "cannot be run (NameError: name 'Case' is not defined), expected a Python file that"),
+    "nothing": ("", "has CASES = None, expected a Python file that lists attnarray.cases.Case values as CASES."),
+    "no case": ("CASES = []", "has CASES = [], expected"),
+    "other": ("CASES = [1]", "has CASES = [1], expected"),
+    "function": (
+        "from attnarray.cases import Case\nCASES = [Case('mine', 'x', dict)]",
+        "has a case of 'mine', expected a differentiable function of attnarray, such as 'attend'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG_FILES.values(), ids=list(WRONG_FILES))
+def test_check_of_a_wrong_file(text: str, message: str, tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "cases.py"
+    path.write_text(text)
+    code, out, err = run(capsys, "check", "--cases", str(path))
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert err.startswith(f"attnarray check: {str(path)!r} ")
+    assert message in err
 
 
 def test_check_on_another_backend(capsys: Capture) -> None:
@@ -184,6 +246,7 @@ WRONG = {
         ["check", "--only", "nothing"],
         "No function matches nothing. Known functions: scaled_dot_product_attention,",
     ),
+    "no file": (["check", "--cases", "none.py"], "attnarray check: 'none.py' cannot be run (FileNotFoundError: "),
     "only what": (["check", "--only"], "argument --only: expected one argument. See attnarray check --help."),
     "no epochs": (["demo", "--epochs", "0"], "argument --epochs: '0' is not a whole number above 0"),
     "no text": (["check", "--only", ""], "No function matches ''. Known functions: scaled_dot_product_attention,"),
