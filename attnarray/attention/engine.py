@@ -317,7 +317,7 @@ def _backward_in_blocks(dout: Array, dkept: Any, dweights: Array | None, ctx: At
         parts.append((dscorer, block.dcustom, block.dnormalizer))
     dscorers, dcustoms, dnormalizers = zip(*parts, strict=True)
     if dk.shape[1] != kv_heads:
-        dk = xp.sum(xp.reshape(dk, (dk.shape[0], kv_heads, -1, *dk.shape[2:])), axis=2)
+        dk = xp.sum(xp.reshape(dk, (dk.shape[0], kv_heads, dk.shape[1] // kv_heads, *dk.shape[2:])), axis=2)
     dq, dk, dv = (xp.astype(x, dtype, copy=False) for x, dtype in zip((join(dqs), dk, dv), dtypes, strict=True))
     dcustom = tuple(_total(n, own) for n, own in zip(zip(*dcustoms, strict=True), modifiers.custom, strict=True))
     dbias = bias_gradient(dbiases, modifiers.bias)

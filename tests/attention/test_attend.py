@@ -221,3 +221,14 @@ def test_narrow_dtypes_are_kept(dtype: str) -> None:
     out, ctx = aa.attend_fwd(*given[:3], **given[3])
     grads = aa.attend_bwd(out, ctx)
     assert {str(leaf.dtype) for _, leaf in aa.tree.flatten((out, grads)) if leaf is not None} == {dtype}
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+def test_there_may_be_no_batches_or_positions(axis: int) -> None:
+    given = [np.take(x, [], axis=axis) for x in (QUERY, KEY, VALUE)]
+    scorer = Cosine(np.ones(H))
+    out, ctx = aa.attend_fwd(*given, scorer=scorer, modifiers=[Distance(np.ones(H))])
+    grads = aa.attend_bwd(out, ctx)
+    assert out.shape == (*given[0].shape[:3], DV)
+    assert [grad.shape for grad in grads[:3]] == [x.shape for x in given]
+    np.testing.assert_array_equal(grads.scorer.temperature, np.zeros(H))
