@@ -293,7 +293,7 @@ def axis(name: str, value: int, ndim: int) -> int:
     return int(value) % ndim
 
 
-def one_of(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+def choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     """Check that `value` is one of the known choices."""
     try:
         known = value in choices

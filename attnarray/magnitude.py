@@ -46,7 +46,7 @@ def check_number(name: str, number: float, dtype: str, *, small: bool = False, p
     )
 
 
-def sum_of(array: Array, axis: int | tuple[int, ...]) -> Array:
+def sum_wide(array: Array, axis: int | tuple[int, ...]) -> Array:
     """The sum over axes, in float32 for 16-bit types: a sum of ones in bfloat16 would stop at 256."""
     xp = namespace_of(array)
     wide = xp.astype(array, accumulator_dtype(xp, array.dtype), copy=False)

@@ -206,7 +206,7 @@ class Philox:
         return asarray(xp.reshape(std * numbers_, shape), dtype)
 
 
-def seed_of(rng: Any) -> int:
+def as_seed(rng: Any) -> int:
     """The seed of what users may give as `rng`: a `Philox` or a plain int."""
     if isinstance(rng, Philox):
         return int(rng.seed)

@@ -15,10 +15,10 @@ from attnarray.backend import library_name
 from attnarray.random import (
     FLAT_STREAM,
     WORD,
+    as_seed,
     attention_keep_mask,
     keep_mask,
     philox_4x32,
-    seed_of,
     seed_words,
     threshold,
 )
@@ -198,10 +198,10 @@ def test_bad_seeds_are_refused(seed: Any) -> None:
     with pytest.raises(ValueError, match=r"`seed` is .*, expected an integer from 0 to 2\^64 - 1"):
         Philox(seed)
     with pytest.raises(ValueError, match=r"`rng` is .*, expected attnarray.Philox\(seed\) or a seed from 0 to"):
-        seed_of(seed)
+        as_seed(seed)
 
 
 def test_seeds_have_64_bits() -> None:
     assert seed_words(2**64 - 1) == (WORD, WORD)
     assert seed_words(5 * 2**32 + 7) == (7, 5)
-    assert seed_of(Philox(5)) == seed_of(5) == 5
+    assert as_seed(Philox(5)) == as_seed(5) == 5

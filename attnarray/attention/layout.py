@@ -90,7 +90,7 @@ CANONICAL = Layout(4, "BHTD", (), True)  # of arrays that are (B, H, T, D) alrea
 
 def attention_layout(query: Array, key: Array, value: Array, order: str, *, same_features: bool = True) -> Layout:
     """The layout of a call, once the shapes of its arrays fit together."""
-    checks.one_of("layout", order, LAYOUTS)
+    checks.choice("layout", order, LAYOUTS)
     ndim = query.ndim
     fewest = 2 if order == "BHTD" else 3
     named = checks.shapes(query=query, key=key, value=value)

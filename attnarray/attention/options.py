@@ -14,7 +14,7 @@ from attnarray.backend import Array, Namespace, device_of, dtype_name, index_dty
 from attnarray.magnitude import check_number
 from attnarray.masks import LARGEST_POSITION, Causal, Constraints, Mask, Window, constraints_of
 from attnarray.ops.positions import check_positions
-from attnarray.random import Philox, seed_of
+from attnarray.random import Philox, as_seed
 
 CAUSAL = Causal()
 UNCONSTRAINED = Constraints()
@@ -242,7 +242,7 @@ def _dropout(
 
 def probability_and_seed(p: float, rng: Philox | int | None, keep: Array | None) -> tuple[float, int | None]:
     """The options of dropout, checked; the seed is None where nothing is drawn, as with a mask or p = 0."""
-    p, seed = checks.probability("dropout_p", p), None if rng is None else seed_of(rng)
+    p, seed = checks.probability("dropout_p", p), None if rng is None else as_seed(rng)
     if keep is not None:
         checks.boolean("dropout_mask", keep)
     elif p > 0 and seed is None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from attnarray.backend import Array, accumulator_dtype, dtype_name, namespace_of
 from attnarray.dispatch import accelerated
-from attnarray.magnitude import sum_of
+from attnarray.magnitude import sum_wide
 
 SIXTEEN_BITS = ("float16", "bfloat16")
 
@@ -81,7 +81,7 @@ def sum_to_shape(array: Array, shape: tuple[int, ...]) -> Array:
     xp = namespace_of(array)
     extra = array.ndim - len(shape)
     axes = tuple(n for n in range(array.ndim) if array.shape[n] != 1 and (n < extra or shape[n - extra] == 1))
-    return xp.reshape(sum_of(array, axes) if axes else array, shape)
+    return xp.reshape(sum_wide(array, axes) if axes else array, shape)
 
 
 def matmul(x: Array, y: Array, dtype: Any) -> Array:

@@ -33,7 +33,7 @@ KERNELS: dict[str, dict[str, str]] = {
     "attention.alignment.recurrent:recurrent_scores": {"numba": "recurrent.scores:recurrent_scores"},
     "attention.alignment.recurrent:recurrent_scores_backward": {"numba": "recurrent.scores:recurrent_scores_backward"},
     "attention.selection.top_k:top_k_indices": {"numba": "rows.selection:top_k_indices"},
-    "attention.selection.top_k:mask_of": {"numba": "rows.selection:mask_of"},
+    "attention.selection.top_k:choice_mask": {"numba": "rows.selection:mask_of"},
     "attention.graph.core:gatv2_scores": {"numba": "graph.edges:gatv2_scores"},
     "attention.graph.core:gatv2_scores_backward": {"numba": "graph.edges:gatv2_scores_backward"},
     "attention.graph.core:aggregate": {"numba": "graph.edges:aggregate"},

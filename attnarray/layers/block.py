@@ -146,7 +146,7 @@ class TransformerBlock(Layer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.one_of("norm", self.norm, tuple(NORMS))
+        checks.choice("norm", self.norm, tuple(NORMS))
         self.parts()  # validates the fields of the parts
 
     def parts(self) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def check_cache(cache: Any, x: Array) -> None:
 
 def empty_cache(batch: int, max_seq_len: int, num_kv_heads: int, key_dim: int, value_dim: int, dtype: str) -> KVCache:
     """Return a cache of length 0."""
-    checks.one_of("dtype", dtype, checks.FLOATS)
+    checks.choice("dtype", dtype, checks.FLOATS)
     batch = checks.whole("batch", batch, 0, 2**31, "the number of sequences")
     max_seq_len = checks.whole("max_seq_len", max_seq_len, 1, 2**31, "the largest number of positions")
     return KVCache(

@@ -83,8 +83,8 @@ class ConvolutionalAttention(Layer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.one_of("kind", self.kind, KINDS)
-        checks.one_of("padding", self.padding, PADDINGS)
+        checks.choice("kind", self.kind, KINDS)
+        checks.choice("padding", self.padding, PADDINGS)
         if self.padding == "same" and self.width % 2 == 0:
             raise ValueError(
                 f"`width` is {self.width}, and with padding='same' a window of even width has no center. Use an odd "

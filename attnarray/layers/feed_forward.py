@@ -96,7 +96,7 @@ class FeedForward(Layer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.one_of("activation", self.activation, tuple(ACTIVATIONS))
+        checks.choice("activation", self.activation, tuple(ACTIVATIONS))
 
     def parts(self) -> dict[str, Any]:
         up = Linear(self.dim, self.hidden_dim, self.bias, self.init_std)

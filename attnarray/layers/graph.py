@@ -103,7 +103,7 @@ class GraphAttention(Layer):
     negative_slope: float = 0.2
 
     def __post_init__(self) -> None:
-        checks.one_of("score", self.score, SCORES)
+        checks.choice("score", self.score, SCORES)
         super().__post_init__()
         if not math.isfinite(checks.real(self.negative_slope)):
             raise ValueError(f"`negative_slope` is {checks.shown(self.negative_slope)}, expected a finite number.")

@@ -93,7 +93,7 @@ class HardAttention(Layer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.one_of("estimator", self.estimator, tuple(ESTIMATORS))
+        checks.choice("estimator", self.estimator, tuple(ESTIMATORS))
         check_numbers(self.estimator, self.temperature, self.k)
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:

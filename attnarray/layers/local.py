@@ -106,8 +106,8 @@ class LocalAttention(Layer):
     hidden_dim: int | None = None
 
     def __post_init__(self) -> None:
-        checks.one_of("alignment", self.alignment, ALIGNMENTS)
-        checks.one_of("score", self.score, SCORES)
+        checks.choice("alignment", self.alignment, ALIGNMENTS)
+        checks.choice("score", self.score, SCORES)
         super().__post_init__()
         checks.whole("window", self.window, 1, 2**30, "the keys on either side of a position")
         if self.sigma is not None:

@@ -124,7 +124,7 @@ class LuongAttention(Layer):
     value_dim: int | None = None
 
     def __post_init__(self) -> None:
-        checks.one_of("score", self.score, SCORES)
+        checks.choice("score", self.score, SCORES)
         super().__post_init__()
         if self.score == "dot" and self.query_dim != self.key_dim:
             raise ValueError(

@@ -12,7 +12,7 @@ from attnarray.backend import Array, device_of, dtype_name, namespace_of
 from attnarray.layers.embedding import Embedding
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
-from attnarray.magnitude import sum_of
+from attnarray.magnitude import sum_wide
 from attnarray.ops.dropout import DropoutContext, dropout_bwd, dropout_fwd
 from attnarray.ops.embedding import EmbeddingContext, check_range
 from attnarray.ops.positions import sinusoidal
@@ -57,7 +57,7 @@ class TokenEmbedding(Layer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.one_of("positions", self.positions, POSITIONS)
+        checks.choice("positions", self.positions, POSITIONS)
         self.parts()  # validates the fields of the parts
         if self.positions == "sinusoidal" and self.dim % 2:
             raise ValueError(f"`dim` is {self.dim}, expected an even number for sinusoidal positions.")
@@ -101,7 +101,7 @@ class TokenEmbedding(Layer):
         grads = {"token": self._parts["token"].bwd(self._scaled(dx), ctx.token).params}
         if self.positions == "learned":
             unused = xp.zeros((self.max_seq_len - dx.shape[1], self.dim), dtype=dx.dtype, device=device_of(dx))
-            grads["position"] = {"weight": xp.concat([sum_of(dx, 0), unused], axis=0)}
+            grads["position"] = {"weight": xp.concat([sum_wide(dx, 0), unused], axis=0)}
         return grads
 
     def _scaled(self, x: Array) -> Array:

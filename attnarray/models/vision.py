@@ -12,7 +12,7 @@ from attnarray.layers.embedding import Embedding
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
 from attnarray.layers.linear import Linear
-from attnarray.magnitude import sum_of
+from attnarray.magnitude import sum_wide
 from attnarray.models.logits import check_dlogits
 from attnarray.models.transformer.encoder import Encoder
 from attnarray.models.transformer.stack import StackContext
@@ -160,8 +160,8 @@ class PatchClassifier(Layer):
         dx = dropout_bwd(encoder.x, ctx.dropout).x  # (B, 1 + N, E)
         patches = parts["patches"].bwd(dx[:, 1:, :], ctx.patches)
         params = {
-            "patches": patches.params, "word": {"weight": sum_of(dx[:, :1, :], 0)},
-            "position": {"weight": sum_of(dx, 0)}, "encoder": encoder.params, "logits": logits.params,
+            "patches": patches.params, "word": {"weight": sum_wide(dx[:, :1, :], 0)},
+            "position": {"weight": sum_wide(dx, 0)}, "encoder": encoder.params, "logits": logits.params,
         }  # fmt: skip
         return PatchGrads(xp.reshape(self._pixels(patches.x), ctx.shape), params)
 

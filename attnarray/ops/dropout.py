@@ -8,7 +8,7 @@ from attnarray import checks
 from attnarray.backend import Array, accumulator_dtype, device_of, namespace_of
 from attnarray.dispatch import accelerated
 from attnarray.numpy_arrays import read_only
-from attnarray.random import Philox, keep_mask, seed_of
+from attnarray.random import Philox, as_seed, keep_mask
 
 
 class DropoutContext(NamedTuple):
@@ -72,7 +72,7 @@ def dropout_fwd(
     """
     checks.namespace(x=x, mask=mask)
     checks.floating(x=x)
-    p, seed = checks.probability("p", p), None if rng is None else seed_of(rng)
+    p, seed = checks.probability("p", p), None if rng is None else as_seed(rng)
     if mask is not None:
         checks.boolean("mask", mask)
         checks.broadcasts("mask", mask, tuple(x.shape), "the shape of x")

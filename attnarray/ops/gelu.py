@@ -66,7 +66,7 @@ def gelu_fwd(x: Array, *, approximate: str = "none") -> tuple[Array, GELUContext
     """`gelu` and the context for `gelu_bwd`: x alone."""
     namespace_of(x)
     checks.floating(x=x)
-    checks.one_of("approximate", approximate, ("none", "tanh"))
+    checks.choice("approximate", approximate, ("none", "tanh"))
     return _gelu(x, approximate), GELUContext(x, approximate)
 
 

@@ -178,7 +178,7 @@ def _check(logits: Array, targets: Array, label_smoothing: float, ignore_index: 
     checks.floating(logits=logits)
     checks.integer("targets", targets)
     label_smoothing = checks.probability("label_smoothing", label_smoothing)
-    checks.one_of("reduction", reduction, ("mean", "sum", "none"))
+    checks.choice("reduction", reduction, ("mean", "sum", "none"))
     if not isinstance(ignore_index, numbers.Integral):
         raise TypeError(f"`ignore_index` is {ignore_index!r}, expected an integer.")
     if logits.ndim < 1 or logits.shape[-1] == 0:

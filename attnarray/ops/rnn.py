@@ -116,7 +116,7 @@ def rnn_fwd(
 ) -> tuple[RNNResult, RNNContext]:
     """`rnn` and the context for `rnn_bwd`: the arguments and the state after each step."""
     given = recurrence.checked("h", x, weight_ih, weight_hh, (bias_ih, bias_hh), {"h0": h0}, mask, reverse)
-    checks.one_of("nonlinearity", nonlinearity, ("tanh", "relu"))
+    checks.choice("nonlinearity", nonlinearity, ("tanh", "relu"))
     xp = namespace_of(x)
     weight = recurrence.wide(given, weight_hh).mT
     sums = recurrence.input_products(given, bias_ih, bias_hh)  # (N, T, H)

@@ -42,7 +42,7 @@ class Rotary:
             even("dims", self.dims, "features are turned in pairs")
         for name in ("base", "factor"):
             checks.positive(name, getattr(self, name))
-        checks.one_of("scaling", self.scaling, SCALINGS)
+        checks.choice("scaling", self.scaling, SCALINGS)
         checks.flag("interleaved", self.interleaved)
 
     def check_width(self, name: str, width: int) -> None:
@@ -171,7 +171,7 @@ def rotary_fwd(
     axis, offset = _check(x, positions, offset, layout)
     dims = _rotated_dims(x, dims)
     base, factor = checks.positive("base", base), checks.positive("factor", factor)
-    checks.one_of("scaling", scaling, SCALINGS)
+    checks.choice("scaling", scaling, SCALINGS)
     if scaling == "ntk" and dims > 2:  # the only frequency of two features is 1 for any base
         base = _stretched(base, factor, dims)
     divisor = factor if scaling == "linear" else 1.0
@@ -225,7 +225,7 @@ def _rotary(x: Array, positions: Array | None, offset: int, rotation: Rotation, 
 
 def _check(x: Array, positions: Array | None, offset: int, layout: str) -> tuple[int, int]:
     """The axis of positions, and the offset."""
-    checks.one_of("layout", layout, ("BHTD", "BTHD"))
+    checks.choice("layout", layout, ("BHTD", "BTHD"))
     axis = -2 if layout == "BHTD" else -3
     checks.namespace(x=x, positions=positions)
     checks.floating(x=x)

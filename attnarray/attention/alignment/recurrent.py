@@ -304,8 +304,8 @@ def recurrent_attention_fwd(
     state = (*query.shape[:-1], weight_hh.shape[1])
     steps = _steps(modifiers, queries, keys)
     starts = _start(h0, state, query, layout), _start(c0, state, query, layout)
-    of_query, h, c = (_with_steps(x, steps) for x in (queries[:, 0, :, :], *starts))
-    rows = Rows(of_query, keys[:, 0, :, :], h, c, steps)
+    q_steps, h, c = (_with_steps(x, steps) for x in (queries[:, 0, :, :], *starts))
+    rows = Rows(q_steps, keys[:, 0, :, :], h, c, steps)
     params = ScoreParams(*(wide(x) for x in (weight_hh, output_weight, score_vector)))
     scorer = Precomputed(recurrent_scores(*rows, params))
     none = queries[..., :0], keys[..., :0]  # the scores are all that is needed of queries and keys

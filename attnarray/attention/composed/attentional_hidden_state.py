@@ -99,7 +99,7 @@ def attentional_hidden_state_fwd(
     activation: str | None = None,
 ) -> tuple[Array, AttentionalHiddenStateContext]:
     """`attentional_hidden_state`, and the context for its backward: the inputs, and with tanh the output."""
-    checks.one_of("activation", activation, ACTIVATIONS)
+    checks.choice("activation", activation, ACTIVATIONS)
     _check(context, hidden, context_weight, hidden_weight, bias)
     mapped_context, context_ctx = project(context, context_weight, bias)
     mapped_hidden, hidden_ctx = project(hidden, hidden_weight)

@@ -232,7 +232,7 @@ def _checked(attn_mask: Array | Mask | None, options: Any, padding: str, **array
     x, value = arrays["x"], arrays["value"]
     checks.required(x=x, **weights)
     check_arrays(attn_mask, options, **arrays)
-    checks.one_of("padding", padding, PADDINGS)
+    checks.choice("padding", padding, PADDINGS)
     layout = one_sequence_layout("x", x)
     T, D = x.shape[-2:]
     named = checks.shapes(x=x, **weights)

@@ -194,11 +194,11 @@ def multiplicative_attention_bwd(
     dweight, dvector = None, getattr(grads.scorer, "score_vector", None)
     dquery, dkey = grads.query, grads.key
     if ctx.query_map is not None:
-        of_query = project_backward(dquery, ctx.query_map)
-        dquery, dweight = of_query.x, of_query.weight.mT
+        query_grads = project_backward(dquery, ctx.query_map)
+        dquery, dweight = query_grads.x, query_grads.weight.mT
     if ctx.query_map is not None and ctx.key_map is not None:
-        of_key = project_backward(dkey, ctx.key_map)
-        dkey, dweight = of_key.x, xp.concat([of_query.weight, of_key.weight], axis=1)  # (A, Dq + Dk)
+        key_grads = project_backward(dkey, ctx.key_map)
+        dkey, dweight = key_grads.x, xp.concat([query_grads.weight, key_grads.weight], axis=1)  # (A, Dq + Dk)
     found = dquery, dkey, grads.value, dweight, dvector, grads.bias
     return MultiplicativeGrads(*(narrow(grad, ctx.query) for grad in found))
 
@@ -207,7 +207,7 @@ def _checked(
     score: str, attn_mask: Any, options: Any, query: Array, key: Array, value: Array, weight: Any, score_vector: Any
 ) -> Layout:
     """Check everything that is given, and tell the layout of query, key and value."""
-    checks.one_of("score", score, SCORES)
+    checks.choice("score", score, SCORES)
     checks.required(query=query, key=key, value=value)
     given = {"weight": weight, "score_vector": score_vector}
     needed = {"dot": (), "general": ("weight",), "concat": ("weight", "score_vector")}[score]

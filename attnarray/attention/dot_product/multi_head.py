@@ -157,8 +157,8 @@ def multi_head_attention_fwd(
     q, k, v = _split(q, num_heads), _split(k, num_kv_heads), _split(v, num_kv_heads)  # (*batch, T, H, D)
     turned = None
     if rotary is not None:
-        (q, of_query), (k, of_key) = turn_both(q, k, rotary, options.get("q_offset", 0), len(batch))
-        turned = of_query, of_key
+        (q, q_rotary), (k, k_rotary) = turn_both(q, k, rotary, options.get("q_offset", 0), len(batch))
+        turned = q_rotary, k_rotary
     layout, scale = Layout(q.ndim, "BTHD", batch, True), 1.0 / math.sqrt(q.shape[-1] or 1)
     out, attention = attend_by_dots(layout, q, k, v, attn_mask, dropout_p, is_causal, options, scale)
     out, out_ctx = project(_joined(out), **params["out"])

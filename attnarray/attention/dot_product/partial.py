@@ -178,7 +178,7 @@ def merge_partials(partials: Sequence[Partial], *, layout: str = "BHTD") -> Part
 @ignoring_fp_errors
 def merge_partials_fwd(partials: Sequence[Partial], *, layout: str = "BHTD") -> tuple[Partial, MergeContext]:
     """`merge_partials` and the context for its backward."""
-    checks.one_of("layout", layout, ("BHTD", "BTHD"))
+    checks.choice("layout", layout, ("BHTD", "BTHD"))
     if isinstance(partials, Partial) or not isinstance(partials, Iterable):
         raise TypeError("`partials` must be a sequence of Partial(out, lse): merge_partials([part, ...]).")
     parts = tuple(_partial(f"partials[{n}]", part) for n, part in enumerate(partials))

@@ -94,8 +94,8 @@ def gat_scores_backward(
     xp = namespace_of(dscores, q, k, w)
     sums = _sums_of_products(q, k, f, w, sources, targets)
     dsums = xp.where(dscores == 0, 0.0, xp.where(sums > 0, dscores, slope * dscores))  # (B, E, H)
-    of_nodes = [sum_segments(dsums, targets, q.shape[1]), sum_segments(dsums, sources, k.shape[1])]
-    dproducts = [*of_nodes, *([] if f is None else [dsums])]
+    dnodes = [sum_segments(dsums, targets, q.shape[1]), sum_segments(dsums, sources, k.shape[1])]
+    dproducts = [*dnodes, *([] if f is None else [dsums])]
     dxs, dws = [], []
     for x, part, dproduct in zip((q, k, f), _parts(w, q.shape[3]), dproducts, strict=False):
         dxs.append(dproduct[..., None] * part)
@@ -129,7 +129,7 @@ def aggregate(weights: Array, v: Array, sources: Array, targets: Array, count: i
     out: Array = 0.0
     for start, stop in _blocks(v, sources):
         each = weights[:, start:stop, :, None]
-        terms = xp.where(each == 0, 0.0, each * rows_of(v, sources[start:stop]))  # (B, edges, H, Fv)
+        terms = xp.where(each == 0, 0.0, each * take_rows(v, sources[start:stop]))  # (B, edges, H, Fv)
         out = sum_rows(terms, targets[start:stop], count) + out
     return out
 
@@ -153,8 +153,8 @@ def aggregate_backward(dout: Array, weights: Array, v: Array, sources: Array, ta
     xp = namespace_of(dout, weights, v)
     dweights, dv = [], xp.zeros_like(v)
     for start, stop in _blocks(v, sources):
-        each, drows = weights[:, start:stop, :, None], rows_of(dout, targets[start:stop])
-        dweights.append(xp.sum(drows * rows_of(v, sources[start:stop]), axis=-1))
+        each, drows = weights[:, start:stop, :, None], take_rows(dout, targets[start:stop])
+        dweights.append(xp.sum(drows * take_rows(v, sources[start:stop]), axis=-1))
         terms = xp.where(each == 0, 0.0, each * drows)  # (B, edges, H, Fv)
         dv = dv + sum_rows(terms, sources[start:stop], v.shape[1])
     return xp.concat(dweights, axis=1), dv
@@ -165,7 +165,7 @@ def leaky(x: Array, slope: float) -> Array:
     return namespace_of(x).where(x > 0, x, slope * x)
 
 
-def rows_of(x: Array, places: Array) -> Array:
+def take_rows(x: Array, places: Array) -> Array:
     """The nodes that the edges name: (B, nodes, ...) -> (B, E, ...)."""
     return namespace_of(x).take(x, places, axis=1) if places.shape[0] else x[:, :0, ...]
 
@@ -187,20 +187,20 @@ def _blocks(x: Array, places: Array) -> Iterator[tuple[int, int]]:
 
 def _hidden(q: Array, k: Array, f: Array | None, sources: Array, targets: Array, start: int, stop: int) -> Array:
     """q_i + k_j + f_e of the edges [start, stop): (B, edges, H, F)."""
-    total = rows_of(q, targets[start:stop]) + rows_of(k, sources[start:stop])
+    total = take_rows(q, targets[start:stop]) + take_rows(k, sources[start:stop])
     return total if f is None else total + f[:, start:stop, ...]
 
 
 def _sums_of_products(q: Array, k: Array, f: Array | None, w: Array, sources: Array, targets: Array) -> Array:
     """w . [q_i; k_j; f_e], each product taken where its numbers are: (B, E, H)."""
     xp = namespace_of(q, k, w)
-    of_query, of_key, of_edge = _parts(w, q.shape[3])
+    w_query, w_key, w_edge = _parts(w, q.shape[3])
     products = [
         xp.reshape(xp.permute_dims(xp.matmul(by_head(x), part[..., None])[..., 0], (1, 0)), x.shape[:3])
-        for x, part in zip((q, k, f), (of_query, of_key, of_edge), strict=True)
+        for x, part in zip((q, k, f), (w_query, w_key, w_edge), strict=True)
         if x is not None
     ]  # (B, N, H), (B, M, H) and (B, E, H)
-    total = rows_of(products[0], targets) + rows_of(products[1], sources)
+    total = take_rows(products[0], targets) + take_rows(products[1], sources)
     return total if f is None else total + products[2]
 
 

@@ -34,7 +34,7 @@ def checked_graph(
     dropout_mask: Array | None,
 ) -> Graph:
     """Check everything but dropout; returns the batch, sources (E,), targets (E,) and the slope."""
-    checks.one_of("score", score, SCORES)
+    checks.choice("score", score, SCORES)
     checks.required(**{name: x for name, x in named.items() if name != "edge_features"}, edges=edges)
     checks.namespace(**named, edges=edges, edge_mask=edge_mask, dropout_mask=dropout_mask)
     dtype = checks.floating(**named)

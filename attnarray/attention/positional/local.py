@@ -240,11 +240,12 @@ def local_attention_bwd(dout: Array, ctx: LocalContext) -> LocalGrads:
         *grads, dcenters, dbias = _around_backward(layout.canonical(wide(dout)), attention)
         dquery, dkey, dvalue = (layout.restore(grad) for grad in grads)
     if ctx.query_map is not None:
-        of_query = project_backward(dquery, ctx.query_map)
-        dquery, dweight = of_query.x, of_query.weight.mT
+        query_grads = project_backward(dquery, ctx.query_map)
+        dquery, dweight = query_grads.x, query_grads.weight.mT
     if ctx.position is not None:
-        of_position = predicted_backward(dcenters, ctx.position)
-        dquery, dposition_weight, dposition_vector = dquery + of_position.query, of_position.weight, of_position.vector
+        position_grads = predicted_backward(dcenters, ctx.position)
+        dquery = dquery + position_grads.query
+        dposition_weight, dposition_vector = position_grads.weight, position_grads.vector
     found = dquery, dkey, dvalue, dposition_weight, dposition_vector, dweight, dbias
     return LocalGrads(*(narrow(grad, ctx.query) for grad in found))
 
@@ -271,7 +272,7 @@ def _checked(
     given: dict[str, Array | None],
 ) -> Layout:  # fmt: skip
     """Check everything that is given, and tell the layout of query, key and value."""
-    checks.one_of("alignment", alignment, ALIGNMENTS)
+    checks.choice("alignment", alignment, ALIGNMENTS)
     checks.required(query=query, key=key, value=value)
     predictive = alignment == "predictive"
     for name in ("position_weight", "position_vector"):

@@ -39,11 +39,11 @@ def predicted(query: Array, weight: Array, vector: Array, lengths: Array | float
     """
     xp = namespace_of(query)
     hidden, hidden_map = project(query, weight)  # (*batch, T, A)
-    hidden, of_hidden = tanh_fwd(hidden)
+    hidden, tanh_ctx = tanh_fwd(hidden)
     logits, vector_map = linear_fwd(hidden, wide(vector)[None, :])  # (*batch, T, 1)
-    share, of_share = sigmoid_fwd(logits)
+    share, sigmoid_ctx = sigmoid_fwd(logits)
     centers = xp.reshape(share, (math.prod(query.shape[:-2]), 1, query.shape[-2])) * lengths
-    return centers, PositionContext(hidden_map, of_hidden, vector_map, of_share, lengths)
+    return centers, PositionContext(hidden_map, tanh_ctx, vector_map, sigmoid_ctx, lengths)
 
 
 def predicted_backward(dcenters: Array, ctx: PositionContext) -> PositionGrads:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from attnarray.attention.modifiers import ScoreModifiers
 from attnarray.attention.normalizers import finite_lse, masked_softmax
 from attnarray.attention.parts import declare
-from attnarray.attention.selection.top_k import mask_of, top_k_indices
+from attnarray.attention.selection.top_k import choice_mask, top_k_indices
 from attnarray.backend import Array, device_of, index_dtype, namespace_of, to_numpy
 from attnarray.random import attention_noise
 
@@ -157,14 +157,14 @@ def _one_key(scores: Array, noise: Array | None, rows: slice) -> tuple[Array, Ch
     xp = namespace_of(scores)
     p, lse = masked_softmax(xp.asarray(scores, copy=True), UNMODIFIED)
     choice = _choose(scores, lse, noise, 1, rows.start)
-    chosen = mask_of(choice, scores.shape[3])
+    chosen = choice_mask(choice, scores.shape[3])
     log_prob = xp.sum(xp.where(chosen, scores, 0.0), axis=-1) - finite_lse(lse)
     log_prob = xp.where(lse == -math.inf, 0.0, log_prob)
     return xp.astype(chosen, scores.dtype), ChoiceRows(log_prob, _entropy(scores, p, lse), lse, choice)
 
 
 def _one_hot(scores: Array, kept: ChoiceRows) -> Array:
-    return namespace_of(scores).astype(mask_of(kept.choice, scores.shape[3]), scores.dtype)
+    return namespace_of(scores).astype(choice_mask(kept.choice, scores.shape[3]), scores.dtype)
 
 
 def _rows_backward(dkept: ChoiceRows | None, share: Array, kept: ChoiceRows, scores: Array) -> Array:
@@ -192,7 +192,7 @@ def _entropy(scores: Array, p: Array, lse: Array) -> Array:
 def _share(p: Array, choice: Array) -> tuple[Array, Array]:
     """p of the choice divided by its sum, and that sum (B, H, T, 1)."""
     xp = namespace_of(p)
-    kept = xp.where(mask_of(choice, p.shape[3]), p, 0.0)
+    kept = xp.where(choice_mask(choice, p.shape[3]), p, 0.0)
     total = xp.sum(kept, axis=-1, keepdims=True)
     return kept / xp.where(total == 0, 1.0, total), total
 

@@ -8,7 +8,7 @@ from attnarray import checks
 from attnarray.attention.layout import Layout
 from attnarray.attention.selection.estimators import ESTIMATORS
 from attnarray.backend import Array
-from attnarray.random import Philox, seed_of
+from attnarray.random import Philox, as_seed
 
 SAMPLING = ("reinforce", "gumbel", "straight_through")
 RELAXED = ("gumbel", "straight_through")
@@ -37,7 +37,7 @@ def estimator_normalizer(
     shape: tuple[int, int, int],
 ) -> Any:
     """The normalizer of an estimator for scores of canonical `shape` (H, T, S)."""
-    checks.one_of("estimator", estimator, tuple(ESTIMATORS))
+    checks.choice("estimator", estimator, tuple(ESTIMATORS))
     temperature, k = check_numbers(estimator, temperature, k)
     keys = shape[2]
     if k > keys > 0:
@@ -61,7 +61,7 @@ def estimator_normalizer(
         axes = "(*batch, H, T, S)" if layout.has_heads else "(*batch, T, S)"
         checks.broadcasts("noise", noise, layout.scores_shape(*shape), axes)
         noise = layout.canonical_scores(noise)
-    options: dict[str, Any] = {"seed": None if rng is None else seed_of(rng), "noise": noise} if sampling else {}
+    options: dict[str, Any] = {"seed": None if rng is None else as_seed(rng), "noise": noise} if sampling else {}
     if estimator in RELAXED:
         options["temperature"] = temperature
     if estimator == "top_k":

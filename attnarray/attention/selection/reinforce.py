@@ -78,12 +78,12 @@ def reinforce_cotangent(
     """
     if not isinstance(result, HardResult):
         raise TypeError(f"`result` is {checks.shown(result)}, expected the HardResult that hard_attention gave.")
-    of_choice = _over_queries("cost", cost, result) - _over_queries("baseline", baseline, result)
+    dlog_prob = _over_queries("cost", cost, result) - _over_queries("baseline", baseline, result)
     if not math.isfinite(checks.real(entropy_weight)):
         raise ValueError(f"`entropy_weight` is {checks.shown(entropy_weight)}, expected a finite number.")
     check_number("entropy_weight", float(entropy_weight), dtype_name(result.entropy.dtype), small=True)
-    of_entropy = namespace_of(result.entropy).full_like(result.entropy, -float(entropy_weight))
-    return HardResult(dout, of_choice, of_entropy)
+    dentropy = namespace_of(result.entropy).full_like(result.entropy, -float(entropy_weight))
+    return HardResult(dout, dlog_prob, dentropy)
 
 
 def _over_queries(name: str, given: Any, result: HardResult) -> Array:

@@ -29,7 +29,7 @@ def top_k_indices(x: Array, k: int) -> Array:
 
 
 @accelerated
-def mask_of(indices: Array, keys: int) -> Array:
+def choice_mask(indices: Array, keys: int) -> Array:
     """(..., k) indices as a mask (..., keys) that is True there; -1 stands for none."""
     xp = namespace_of(indices)
     places = xp.arange(keys, dtype=indices.dtype, device=device_of(indices))

@@ -11,7 +11,7 @@ from attnarray.layers.embedding import Embedding
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
 from attnarray.layers.norm import LayerNorm
-from attnarray.magnitude import sum_of
+from attnarray.magnitude import sum_wide
 from attnarray.models.padding import check_tokens
 from attnarray.ops.dropout import DropoutContext, dropout_bwd, dropout_fwd
 from attnarray.ops.embedding import EmbeddingContext
@@ -79,7 +79,7 @@ class BERTEmbedding(Layer):
         """
         parts = self._parts
         norm = parts["embedding_norm"].bwd(dropout_bwd(dout, ctx.dropout).x, ctx.norm)
-        dpositional = sum_of(norm.x, 0)  # (T, dim)
+        dpositional = sum_wide(norm.x, 0)  # (T, dim)
         return {
             "token": parts["token"].bwd(norm.x, ctx.token).params,
             "position": parts["position"].bwd(dpositional, ctx.position).params,

@@ -90,7 +90,7 @@ def generate(
     >>> aa.models.generate(model, params, prompts, 6, method="sample", top_p=0.9, rng=aa.Philox(1)).shape
     (2, 6)
     """
-    checks.one_of("method", method, METHODS)
+    checks.choice("method", method, METHODS)
     if method == "beam":
         _refuse_sampling_options(method, temperature, top_k, top_p)
         options = {"beams": beams, "length_penalty": length_penalty, "end": end, "lengths": lengths}
@@ -125,7 +125,7 @@ def stream(
     >>> [token.shape for token in aa.models.stream(model, model.init(aa.Philox(0)), np.array([[3, 1]]), 3)]
     [(1,), (1,), (1,)]
     """
-    checks.one_of("method", method, METHODS[:2])
+    checks.choice("method", method, METHODS[:2])
     if method == "greedy":
         _refuse_sampling_options(method, temperature, top_k, top_p)
         sampler = Sampler(None, 1.0, None, None)

@@ -88,7 +88,7 @@ def beam_search(
     ((2, 3), (2,))
     """
     beams = checks.whole("beams", beams, 1, 2**31, "the number of continuations to keep at each length")
-    checks.one_of("early_stopping", early_stopping, (None, False, True, "never"))
+    checks.choice("early_stopping", early_stopping, (None, False, True, "never"))
     if early_stopping is not None and early_stopping != "never":
         early_stopping = checks.flag("early_stopping", early_stopping)
     _check_penalty(length_penalty, count, early_stopping is not None)

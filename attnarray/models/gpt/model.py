@@ -158,7 +158,7 @@ class GPT(Layer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.one_of("positions", self.positions, POSITIONS)
+        checks.choice("positions", self.positions, POSITIONS)
         if self.rotary is not None and self.positions != "rotary":
             raise ValueError(f'`rotary` is given, but `positions` is {self.positions!r}. Give positions="rotary" too.')
         self.parts()  # validates the fields of the parts

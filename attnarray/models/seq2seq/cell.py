@@ -38,7 +38,7 @@ class Cell(Layer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.one_of("cell", self.kind, tuple(CELLS))
+        checks.choice("cell", self.kind, tuple(CELLS))
 
     @property
     def states(self) -> tuple[str, ...]:

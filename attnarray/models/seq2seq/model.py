@@ -109,7 +109,7 @@ class Seq2Seq(Layer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.one_of("cell", self.cell, tuple(CELLS))
+        checks.choice("cell", self.cell, tuple(CELLS))
         methods = [getattr(self.attention, name, None) for name in ("init", "fwd", "bwd")]
         if isinstance(self.attention, type) or not all(map(callable, methods)):
             shown = checks.shown(self.attention)

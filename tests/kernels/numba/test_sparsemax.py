@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import attnarray as aa
-from attnarray.attention.selection.top_k import mask_of, top_k_indices
+from attnarray.attention.selection.top_k import choice_mask, top_k_indices
 from attnarray.kernels import Declined
 from attnarray.kernels.numba.rows import selection as row_selection
 from attnarray.kernels.numba.rows import sparsemax as row_sparsemax
@@ -101,7 +101,7 @@ def test_the_largest_are_those_of_sorting(count: int, kind: str, dtype: str) -> 
         found = row_selection.top_k_indices(x, k)
         assert found.dtype == np.int64
         np.testing.assert_array_equal(found, expected)
-        np.testing.assert_array_equal(row_selection.mask_of(found, count), mask_of.reference(expected, count))
+        np.testing.assert_array_equal(row_selection.mask_of(found, count), choice_mask.reference(expected, count))
         np.testing.assert_array_equal(row_selection.mask_of(found, count).sum(-1), k)
 
 
@@ -126,7 +126,7 @@ def test_any_layout_will_do(layout: Any) -> None:
     x = numbers((6, 3, 70), "float32", "ties")
     np.testing.assert_array_equal(row_selection.top_k_indices(layout(x), 9), top_k_indices.reference(x, 9))
     indices = top_k_indices.reference(x, 9)
-    np.testing.assert_array_equal(row_selection.mask_of(layout(indices), 70), mask_of.reference(indices, 70))
+    np.testing.assert_array_equal(row_selection.mask_of(layout(indices), 70), choice_mask.reference(indices, 70))
 
 
 def test_nothing_around_the_results_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +146,7 @@ def test_nothing_around_the_results_is_written(monkeypatch: pytest.MonkeyPatch) 
     mask = row_selection.mask_of(found, 130)
     monkeypatch.undo()
     np.testing.assert_array_equal(found, expected)
-    np.testing.assert_array_equal(mask, mask_of.reference(expected, 130))
+    np.testing.assert_array_equal(mask, choice_mask.reference(expected, 130))
     assert len(made) >= 2
     for around, size in made:
         assert np.all(np.delete(around, slice(64, 64 + size)) == np.array(77, around.dtype))
@@ -176,5 +176,5 @@ def test_attention_runs_on_the_kernels() -> None:
         "ops.entmax:_entmax": "numba",
         "attention.normalizers:masked_softmax": "numba",
         "attention.selection.top_k:top_k_indices": "numba",
-        "attention.selection.top_k:mask_of": "numba",
+        "attention.selection.top_k:choice_mask": "numba",
     }
