@@ -24,11 +24,11 @@ from attnarray.kernels.numba.attention.additive_products import (
     score_keys,
     score_wide_keys,
 )  # fmt: skip
-from attnarray.kernels.numba.rows.sums import move as move_to_float64
 from attnarray.kernels.numba.runtime import arrays as ra
 from attnarray.kernels.numba.runtime.call import Doubles, Numbers, address, nothing, pack, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
+from attnarray.kernels.numba.vector.basics import move
 from attnarray.kernels.numba.vector.lanes import TILES, Lanes, exp, lanes
 from attnarray.kernels.numba.vector.memory import ahead, keep, pointer, pointer_at
 from attnarray.kernels.numba.vector.rows import Row, row_pass
@@ -121,11 +121,6 @@ def add_itself(x: Row, out: Row) -> dict[str, Lanes]:
     return {"out": x + x}
 
 
-@row_pass(vectors=1)
-def move(part: Row, total: Row) -> dict[str, Lanes]:
-    return {"total": total + part, "part": part.constant(0.0)}
-
-
 def double(
     first: int, past: int, count: int, x: int, x_stride: int, out: int, out_stride: int, like: Any, wide: bool
 ) -> None:
@@ -179,7 +174,7 @@ def slope_features(first: int, past: int, integers: Any, numbers: Any) -> None:
                         add_slopes(count, row, rows, c.depth, dscores, drow, dkeys, width, dweights)
                 for n in range(count):
                     move(width, ahead(dkeys, n * width), ahead(c.dkey, offset + n * c.depth))
-                move_to_float64(width, dweights, ahead(c.dweight, b * c.depth + at))
+                move(width, dweights, ahead(c.dweight, b * c.depth + at))
     keep(scratch)
 
 

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attnarray.kernels.numba.attention.local_products import add_outer_product
-from attnarray.kernels.numba.attention.row_scores import cap, scale
+from attnarray.kernels.numba.attention.row_scores import cap
 from attnarray.kernels.numba.rows.softmax import find_largest
-from attnarray.kernels.numba.rows.sums import move
 from attnarray.kernels.numba.runtime.call import Doubles, Integers, Number, Numbers, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
+from attnarray.kernels.numba.vector.basics import move, scale
 from attnarray.kernels.numba.vector.lanes import Lanes, exp
 from attnarray.kernels.numba.vector.memory import ahead, keep, pointer
 from attnarray.kernels.numba.vector.philox import MULTIPLIERS, ROUNDS, WEYL

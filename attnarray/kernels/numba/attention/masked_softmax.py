@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attnarray.kernels import UNBOUNDED, Declined
-from attnarray.kernels.numba.attention.row_scores import add_bias, cap, hide, scale, visible
+from attnarray.kernels.numba.attention.row_scores import add_bias, cap, hide, visible
 from attnarray.kernels.numba.rows.softmax import find_largest
 from attnarray.kernels.numba.runtime.call import Bytes, Integers, Number, Numbers, nothing, pack, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
+from attnarray.kernels.numba.vector.basics import copy, fill, scale
 from attnarray.kernels.numba.vector.lanes import Lanes, exp, multiply_add, where
 from attnarray.kernels.numba.vector.memory import ahead, is_null, keep, pointer
 from attnarray.kernels.numba.vector.rows import Row, Scalar, Sum, row_pass
@@ -135,16 +136,6 @@ def uncap(weights: Row, dscores: Row, slopes: Row, factor: Scalar) -> dict[str, 
     return {"dscores": where(weights.equals(0.0), 0.0, dscores * (slopes * factor))}
 
 
-@row_pass(vectors=2)
-def copy(x: Row, out: Row) -> dict[str, Lanes]:
-    return {"out": x}
-
-
-@row_pass(vectors=2)
-def clear(out: Row) -> dict[str, Lanes]:
-    return {"out": out.constant(0.0)}
-
-
 def score(n: int, c: Any, slopes: Any) -> Any:
     """The scores of row n in place; its head, and the keys [start, stop) that it sees."""
     b, h, i = n // (c.heads * c.queries), n // c.queries % c.heads, n % c.queries
@@ -163,8 +154,8 @@ def score(n: int, c: Any, slopes: Any) -> Any:
 
 def clear_hidden(row: Any, start: int, stop: int, keys: int) -> None:
     """0 for the keys outside [start, stop)."""
-    clear(start, row)
-    clear(keys - stop, ahead(row, stop))
+    fill(start, row, 0.0)
+    fill(keys - stop, ahead(row, stop), 0.0)
 
 
 def softmax(first: int, past: int, integers: Any, numbers: Any) -> None:

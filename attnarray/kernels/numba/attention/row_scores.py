@@ -13,11 +13,6 @@ from attnarray.kernels.numba.vector.rows import Row, Scalar, row_pass
 from attnarray.kernels.numba.vector.transpose import with_bias, with_mask
 
 
-@row_pass(vectors=2)
-def scale(scores: Row, factor: Scalar) -> dict[str, Lanes]:
-    return {"scores": scores * factor}
-
-
 @row_pass(vectors=1)
 def cap(scores: Row, slopes: Row, factor: Scalar, bound: Scalar) -> dict[str, Lanes]:
     """c tanh(f s), and the derivative of tanh."""

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from attnarray.kernels.numba.rows.sums import move, move_marked, past_mark
+from attnarray.kernels.numba.rows.sums import move_marked, past_mark
 from attnarray.kernels.numba.runtime.call import Bytes, Doubles, Integers, Number, Numbers, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
+from attnarray.kernels.numba.vector.basics import move
 from attnarray.kernels.numba.vector.lanes import Lanes, where
 from attnarray.kernels.numba.vector.memory import ahead, keep, pointer
 from attnarray.kernels.numba.vector.rows import Row, Scalar, Sum, row_pass

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 from attnarray.kernels.numba.runtime.call import Doubles, Integers, Numbers, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
+from attnarray.kernels.numba.vector.basics import fill
 from attnarray.kernels.numba.vector.lanes import Lanes, exp, in_type, maximum, where
 from attnarray.kernels.numba.vector.memory import ahead, pointer_at
-from attnarray.kernels.numba.vector.rows import EIGHT, Row, Scalar, eight_pass, row_pass
+from attnarray.kernels.numba.vector.rows import EIGHT, Row, eight_pass, row_pass
 
 CHUNK = 1024  # numbers whose exponentials are taken together, while they are in the nearest cache
 
@@ -36,11 +37,6 @@ class Segments(NamedTuple):
     dout: Numbers = None
     y: Numbers = None
     merged: Numbers = None  # factors or sums of each batch
-
-
-@row_pass(vectors=2)
-def fill(out: Row, number: Scalar) -> dict[str, Lanes]:
-    return {"out": number}
 
 
 @row_pass(vectors=2)

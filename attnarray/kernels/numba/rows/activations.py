@@ -13,12 +13,11 @@ from numpy.polynomial import Chebyshev, Polynomial
 
 from attnarray.kernels.numba.runtime import arrays as ra
 from attnarray.kernels.numba.runtime.call import address
-from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
+from attnarray.kernels.numba.vector.elementwise import elementwise
 from attnarray.kernels.numba.vector.lanes import LOG2_E, TAYLOR, Lanes, absolute, exp, multiply_add, polynomial, where
-from attnarray.kernels.numba.vector.memory import ahead, pointer_at
 from attnarray.kernels.numba.vector.normal_distribution import normal_distribution
-from attnarray.kernels.numba.vector.rows import Row, row_pass
+from attnarray.kernels.numba.vector.rows import Row
 
 CUBIC = 0.044715  # the coefficient of x^3 in the approximation with tanh
 STEEPNESS = math.sqrt(2.0 / math.pi)
@@ -155,128 +154,68 @@ def tangent(x: Lanes) -> Lanes:
     return where(x < 0.0, result * -1.0, result)
 
 
-@row_pass(vectors=1)
-def gelu_pass(x: Row, out: Row) -> dict[str, Lanes]:
+@elementwise(vectors=1)
+def gelu(x: Row, out: Row) -> dict[str, Lanes]:
     return {"out": held_above(x, GELU_REACH) * normal_distribution(x)[0]}
 
 
-@row_pass(vectors=1)
-def gelu_gradient_pass(dout: Row, x: Row, dx: Row) -> dict[str, Lanes]:
+@elementwise(vectors=1)
+def gelu_gradient(dout: Row, x: Row, dx: Row) -> dict[str, Lanes]:
     gate, exponential = normal_distribution(x)
     return {"dx": dout * multiply_add(held(x, GELU_REACH) * DENSITY, exponential, gate)}
 
 
-@row_pass(vectors=1)
-def gelu_by_tanh_pass(x: Row, out: Row) -> dict[str, Lanes]:
+@elementwise(vectors=1)
+def gelu_by_tanh(x: Row, out: Row) -> dict[str, Lanes]:
     return {"out": held_above(x, GELU_REACH) * tanh_gates(held(x, GELU_REACH))[0]}
 
 
-@row_pass(vectors=1)
-def gelu_by_tanh_gradient_pass(dout: Row, x: Row, dx: Row) -> dict[str, Lanes]:
+@elementwise(vectors=1)
+def gelu_by_tanh_gradient(dout: Row, x: Row, dx: Row) -> dict[str, Lanes]:
     x = held(x, GELU_REACH)
     gate, other = tanh_gates(x)
     inner = multiply_add(x * x, x.constant(6.0 * STEEPNESS * CUBIC), 2.0 * STEEPNESS)  # the slope of 2 s
     return {"dx": dout * multiply_add(x * inner, gate * other, gate)}
 
 
-@row_pass(vectors=2)
-def relu_pass(x: Row, out: Row) -> dict[str, Lanes]:
+@elementwise(vectors=2)
+def relu(x: Row, out: Row) -> dict[str, Lanes]:
     return {"out": where(x < 0.0, 0.0, x)}
 
 
-@row_pass(vectors=2)
-def relu_gradient_pass(dout: Row, y: Row, dx: Row) -> dict[str, Lanes]:
+@elementwise(vectors=2)
+def relu_gradient(dout: Row, y: Row, dx: Row) -> dict[str, Lanes]:
     return {"dx": where(y > 0.0, dout, 0.0)}
 
 
-@row_pass(vectors=1)
-def silu_pass(x: Row, out: Row) -> dict[str, Lanes]:
+@elementwise(vectors=1)
+def silu(x: Row, out: Row) -> dict[str, Lanes]:
     x = held_above(x, SILU_REACH)
     return {"out": x * logistic(x)[0]}
 
 
-@row_pass(vectors=1)
-def silu_gradient_pass(dout: Row, x: Row, dx: Row) -> dict[str, Lanes]:
+@elementwise(vectors=1)
+def silu_gradient(dout: Row, x: Row, dx: Row) -> dict[str, Lanes]:
     x = held(x, SILU_REACH)
     gate, other = logistic(x)
     return {"dx": dout * gate * multiply_add(x, other, 1.0)}
 
 
-@row_pass(vectors=1)
-def tanh_pass(x: Row, out: Row) -> dict[str, Lanes]:
+@elementwise(vectors=1)
+def tanh(x: Row, out: Row) -> dict[str, Lanes]:
     return {"out": tangent(x)}
 
 
-@row_pass(vectors=2)
-def tanh_gradient_pass(dout: Row, y: Row, dx: Row) -> dict[str, Lanes]:
+@elementwise(vectors=2)
+def tanh_gradient(dout: Row, y: Row, dx: Row) -> dict[str, Lanes]:
     return {"dx": (y.constant(1.0) - y * y) * dout}
 
 
-@row_pass(vectors=1)
-def sigmoid_pass(x: Row, out: Row) -> dict[str, Lanes]:
+@elementwise(vectors=1)
+def sigmoid(x: Row, out: Row) -> dict[str, Lanes]:
     return {"out": logistic(x)[0]}
 
 
-@row_pass(vectors=2)
-def sigmoid_gradient_pass(dout: Row, y: Row, dx: Row) -> dict[str, Lanes]:
+@elementwise(vectors=2)
+def sigmoid_gradient(dout: Row, y: Row, dx: Row) -> dict[str, Lanes]:
     return {"dx": y * (y.constant(1.0) - y) * dout}
-
-
-def gelu(first: int, past: int, x: int, out: int, like: Any) -> None:
-    gelu_pass(past - first, ahead(pointer_at(like, x), first), ahead(pointer_at(like, out), first))
-
-
-def gelu_by_tanh(first: int, past: int, x: int, out: int, like: Any) -> None:
-    gelu_by_tanh_pass(past - first, ahead(pointer_at(like, x), first), ahead(pointer_at(like, out), first))
-
-
-def relu(first: int, past: int, x: int, out: int, like: Any) -> None:
-    relu_pass(past - first, ahead(pointer_at(like, x), first), ahead(pointer_at(like, out), first))
-
-
-def silu(first: int, past: int, x: int, out: int, like: Any) -> None:
-    silu_pass(past - first, ahead(pointer_at(like, x), first), ahead(pointer_at(like, out), first))
-
-
-def tanh(first: int, past: int, x: int, out: int, like: Any) -> None:
-    tanh_pass(past - first, ahead(pointer_at(like, x), first), ahead(pointer_at(like, out), first))
-
-
-def sigmoid(first: int, past: int, x: int, out: int, like: Any) -> None:
-    sigmoid_pass(past - first, ahead(pointer_at(like, x), first), ahead(pointer_at(like, out), first))
-
-
-def gelu_gradient(first: int, past: int, dout: int, x: int, dx: int, like: Any) -> None:
-    drow, row = ahead(pointer_at(like, dout), first), ahead(pointer_at(like, x), first)
-    gelu_gradient_pass(past - first, drow, row, ahead(pointer_at(like, dx), first))
-
-
-def gelu_by_tanh_gradient(first: int, past: int, dout: int, x: int, dx: int, like: Any) -> None:
-    drow, row = ahead(pointer_at(like, dout), first), ahead(pointer_at(like, x), first)
-    gelu_by_tanh_gradient_pass(past - first, drow, row, ahead(pointer_at(like, dx), first))
-
-
-def relu_gradient(first: int, past: int, dout: int, y: int, dx: int, like: Any) -> None:
-    drow, row = ahead(pointer_at(like, dout), first), ahead(pointer_at(like, y), first)
-    relu_gradient_pass(past - first, drow, row, ahead(pointer_at(like, dx), first))
-
-
-def silu_gradient(first: int, past: int, dout: int, x: int, dx: int, like: Any) -> None:
-    drow, row = ahead(pointer_at(like, dout), first), ahead(pointer_at(like, x), first)
-    silu_gradient_pass(past - first, drow, row, ahead(pointer_at(like, dx), first))
-
-
-def tanh_gradient(first: int, past: int, dout: int, y: int, dx: int, like: Any) -> None:
-    drow, row = ahead(pointer_at(like, dout), first), ahead(pointer_at(like, y), first)
-    tanh_gradient_pass(past - first, drow, row, ahead(pointer_at(like, dx), first))
-
-
-def sigmoid_gradient(first: int, past: int, dout: int, y: int, dx: int, like: Any) -> None:
-    drow, row = ahead(pointer_at(like, dout), first), ahead(pointer_at(like, y), first)
-    sigmoid_gradient_pass(past - first, drow, row, ahead(pointer_at(like, dx), first))
-
-
-gelu, gelu_gradient, gelu_by_tanh = jit(gelu, gelu_gradient, gelu_by_tanh, fastmath=EXACT)
-gelu_by_tanh_gradient, silu, silu_gradient, relu = jit(gelu_by_tanh_gradient, silu, silu_gradient, relu, fastmath=EXACT)
-relu_gradient, tanh, tanh_gradient, sigmoid = jit(relu_gradient, tanh, tanh_gradient, sigmoid, fastmath=EXACT)
-sigmoid_gradient = jit(sigmoid_gradient, fastmath=EXACT)

@@ -15,6 +15,7 @@ from attnarray.kernels.numba.runtime import arrays as ra
 from attnarray.kernels.numba.runtime.call import Integers, Number, Numbers, nothing, pack, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
+from attnarray.kernels.numba.vector.basics import fill
 from attnarray.kernels.numba.vector.lanes import Lanes, exp, multiply_add
 from attnarray.kernels.numba.vector.memory import ahead
 from attnarray.kernels.numba.vector.rows import Row, Scalar, Sum, row_pass
@@ -84,11 +85,6 @@ def subtract_target(x: Row, dx: Row, shift: Scalar, inverse: Scalar, target: Sca
     return {"dx": (multiply_add(exp(x - shift), inverse, target * -1.0)) * g}
 
 
-@row_pass(vectors=2)
-def clear(dx: Row) -> dict[str, Lanes]:
-    return {"dx": dx.constant(0.0)}
-
-
 def cross_entropy(first: int, past: int, integers: Any, numbers: Any) -> None:
     """The losses of the rows [first, past)."""
     c = unpack(Loss, integers, numbers)
@@ -114,7 +110,7 @@ def differentiate(first: int, past: int, integers: Any, numbers: Any) -> None:
     for n in range(first, past):
         t, result = c.classes[n], ahead(c.dx, n * c.dx_step)
         if t < 0:
-            clear(c.width, result)
+            fill(c.width, result, 0.0)
             continue
         row, factor = ahead(c.x, n * c.x_step), c.g[n]
         shift, inverse = c.largest[n], 1.0 / c.total[n]

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from attnarray.kernels.numba.rows.sums import move
 from attnarray.kernels.numba.runtime import arrays as ra
 from attnarray.kernels.numba.runtime.call import Doubles, Number, Numbers, nothing, pack, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import run_parts, split_rows, threads_for
+from attnarray.kernels.numba.vector.basics import move
 from attnarray.kernels.numba.vector.lanes import Lanes, multiply_add
 from attnarray.kernels.numba.vector.memory import ahead, is_null
 from attnarray.kernels.numba.vector.rows import Row, Scalar, Sum, row_pass

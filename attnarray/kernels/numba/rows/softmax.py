@@ -15,6 +15,7 @@ from attnarray.kernels.numba.runtime import arrays as ra
 from attnarray.kernels.numba.runtime.call import address
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
+from attnarray.kernels.numba.vector.basics import scale
 from attnarray.kernels.numba.vector.lanes import Lanes, exp, maximum, multiply_add, where
 from attnarray.kernels.numba.vector.memory import as_bytes, pointer_at
 from attnarray.kernels.numba.vector.rows import Largest, Row, Scalar, Sum, row_pass
@@ -102,11 +103,6 @@ def exponentiate(x: Row, out: Row, shift: Scalar, total: Sum) -> dict[str, Lanes
 @row_pass(vectors=1)
 def add_exponentials(x: Row, shift: Scalar, total: Sum) -> dict[str, Lanes]:
     return {"total": total + exp(x - shift)}
-
-
-@row_pass(vectors=2)
-def scale(out: Row, factor: Scalar) -> dict[str, Lanes]:
-    return {"out": out * factor}
 
 
 @row_pass(vectors=2)

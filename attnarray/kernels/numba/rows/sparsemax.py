@@ -17,6 +17,7 @@ import numpy as np
 from attnarray.kernels import Declined
 from attnarray.kernels.numba.rows.softmax import differentiated, normalized
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
+from attnarray.kernels.numba.vector.basics import fill
 from attnarray.kernels.numba.vector.lanes import Lanes, item_bytes, maximum, multiply_add, sqrt, where
 from attnarray.kernels.numba.vector.memory import as_bytes, pointer_at
 from attnarray.kernels.numba.vector.rows import Largest, Row, Scalar, Sum, row_pass
@@ -88,11 +89,6 @@ def subtract(x: Row, out: Row, largest: Scalar, tau: Scalar) -> dict[str, Lanes]
 def square(x: Row, out: Row, largest: Scalar, tau: Scalar) -> dict[str, Lanes]:
     root = positive((x - largest) * 0.5 - tau)
     return {"out": root * root}
-
-
-@row_pass(vectors=2)
-def fill(out: Row, number: Scalar) -> dict[str, Lanes]:
-    return {"out": number}
 
 
 def slope_of_sparsemax(y: Lanes) -> Lanes:

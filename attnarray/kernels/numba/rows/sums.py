@@ -13,9 +13,8 @@ import numpy as np
 from attnarray.kernels import Declined
 from attnarray.kernels.numba.runtime.call import address
 from attnarray.kernels.numba.runtime.jit import jit
-from attnarray.kernels.numba.vector.lanes import Lanes, in_type
+from attnarray.kernels.numba.vector.basics import move
 from attnarray.kernels.numba.vector.memory import ahead, is_null, pointer_at
-from attnarray.kernels.numba.vector.rows import Row, row_pass
 
 LONGEST = 32  # float32 numbers that are added up by themselves, a power of two
 
@@ -71,11 +70,6 @@ def warmup() -> None:
     """Compile the kernels."""
     count_long(0, 0, 0, 0)
     mark(0, 0, 0, 0)
-
-
-@row_pass(vectors=1)
-def move(part: Row, total: Row) -> dict[str, Lanes]:
-    return {"total": total + in_type(part, total), "part": part.constant(0.0)}
 
 
 def count_long(size: int, indices: int, count: int, counts: int) -> int:
