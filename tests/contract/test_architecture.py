@@ -66,6 +66,7 @@ FREE_TO_IMPORT = {"kernels", "demo", "bench"}  # reached only when a command or 
 
 LONGEST_FILE = 480  # one concept is in one file
 LONGEST_FUNCTION = 45
+MOST_PARAMETERS = 10  # of a function of kernels; more are a record
 
 
 class Arrow(NamedTuple):
@@ -210,6 +211,20 @@ def test_files_and_functions_are_short(path: Path) -> None:
     functions = [node for node in ast.walk(parse(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     long = {node.name: n for node in functions if (n := _code_lines(node)) > LONGEST_FUNCTION}
     assert not long, f"{path.relative_to(ROOT)}: functions above {LONGEST_FUNCTION} lines without docstring: {long}"
+
+
+KERNELS = [path for path in MODULES if PACKAGE / "kernels" in path.parents]
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=names_of(KERNELS))
+def test_functions_of_kernels_have_few_parameters(path: Path) -> None:
+    functions = [node for node in ast.walk(parse(path)) if isinstance(node, ast.FunctionDef)]
+    many = {
+        node.name: n
+        for node in functions
+        if (n := sum(isinstance(a, ast.arg) for a in ast.walk(node.args))) > MOST_PARAMETERS
+    }
+    assert not many, f"{path.relative_to(ROOT)}: functions with more than {MOST_PARAMETERS} parameters: {many}"
 
 
 def _code_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
