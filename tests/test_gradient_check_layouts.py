@@ -14,8 +14,7 @@ from attnarray import check, tree
 from attnarray.cases import CASES, Case
 from attnarray.checks import is_array
 from attnarray.memory_layout import overlaps, with_layout
-from tests.contract.test_array_kinds import unaligned
-from tests.contract.test_contract_inputs import backwards, column_major, every_second, frozen
+from tests.support.layouts import backwards, column_major, every_second, frozen, unaligned
 
 RNG = np.random.default_rng(0)
 SIZE = 4  # equal sizes, so that a transposed gradient has the right shape

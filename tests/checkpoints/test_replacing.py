@@ -15,9 +15,8 @@ import pytest
 
 from attnarray.checkpoints import load_state, save_state
 from attnarray.checkpoints.replacing import replacing
-from tests.checkpoints.test_state import same
 from tests.support.paths import TESTS
-from tests.support.published import fails
+from tests.support.published import fails, same
 from tests.support.tiers import first
 
 SCENARIOS = ["parts", "killed before", "state", "nothing", "foreign", "links", "edited", "same shapes", "together"]

@@ -19,27 +19,10 @@ from attnarray import optim, tree
 from attnarray.checkpoints import load_state, save_state
 from attnarray.models import BERT
 from tests.support.libraries import Library
-from tests.support.published import fails, safetensors_numpy
+from tests.support.published import fails, safetensors_numpy, same
 
 MODEL = BERT(13, 8, 8, 2, 2, dropout=0.1, attention_dropout=0.1)
 TOKENS = np.random.default_rng(0).integers(13, size=(20, 6))
-
-
-def same(found: Any, expected: Any) -> None:
-    """Equal in types, structure and bits."""
-    assert type(found) is type(expected)
-    if isinstance(expected, dict):
-        assert list(found) == list(expected)
-        found, expected = list(found.values()), list(expected.values())
-    if isinstance(expected, list | tuple):
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
-            same(one, other)
-    elif isinstance(expected, np.ndarray | np.generic):
-        assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
-        assert found.tobytes() == expected.tobytes()
-    else:
-        assert repr(found) == repr(expected)
 
 
 STATES: dict[str, Any] = {

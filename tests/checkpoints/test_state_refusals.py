@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 
 from attnarray.checkpoints import load_state, save_state
-from tests.checkpoints.test_state import same
-from tests.support.published import fails
+from tests.support.published import fails, same
 
 
 class Moments(NamedTuple):

@@ -2,58 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import pickle
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
 import attnarray as aa
 from attnarray import models, tree, use_kernels
-from attnarray.cases import CASES, Case
-from attnarray.triples import find_triple
-from tests.support import layer_examples
-from tests.support.libraries import NUMPY
+from attnarray.cases import CASES
+from tests.support.layer_calls import LAYERS, Call, arrays, cotangent
 
 RNG = np.random.default_rng(0)
 X, Y, STATES = (RNG.standard_normal(shape) for shape in ((2, 5, 8), (2, 7, 8), (2, 5, 4)))
 GRAPH = {"edges": np.array([[0, 2, 3, 1], [1, 1, 0, 4]])}
 TOKENS, TARGET = RNG.integers(11, size=(2, 6)), RNG.integers(9, size=(2, 4))
-
-
-class Call(NamedTuple):
-    """A triple, or a layer or model with its parameters, and the arguments of a call."""
-
-    function: Any
-    given: dict[str, Any]
-    dtype: str = "float64"
-
-    def arguments(self) -> dict[str, Any]:
-        """New arrays for each call."""
-        given = self.given
-        if isinstance(self.function, Case):
-            given = self.function.arguments(self.dtype)
-        elif not hasattr(self.function, "__wrapped__") and hasattr(self.function, "init"):
-            given = {"params": self.function.init(aa.Philox(0), self.dtype), **given}
-
-        def fresh(leaf: Any) -> Any:
-            if not isinstance(leaf, np.ndarray):
-                return leaf
-            return leaf.astype(self.dtype) if leaf.dtype.kind == "f" else leaf.copy()
-
-        return tree.map(fresh, given)
-
-    @property
-    def triple(self) -> Any:
-        return find_triple(self.function.f if isinstance(self.function, Case) else self.function)
-
-
-def cotangent(out: Any) -> Any:
-    """Of all results; of the logits alone where the others have no gradient."""
-    return NUMPY.cotangent(getattr(out, "logits", out))
 
 
 # Where what a function gives might be what it was given: nothing to drop, to turn, to add or to step over.
@@ -81,12 +46,6 @@ IDENTITIES = {
     "softmax of one": Call(aa.softmax, {"x": X[..., :1]}),
 }  # fmt: skip
 
-LAYERS = {name: Call(example.layer, example.arguments) for name, example in layer_examples.CALLS}
-LAYERS |= {
-    f"{name}, plain": Call(plain.layer, plain.arguments)
-    for name, example in layer_examples.CALLS
-    if len((plain := example.without_extras()).arguments) < len(example.arguments)
-}
 
 CALLS = {
     **{f"{case.name}-{dtype}": Call(case, {}, dtype) for case in CASES for dtype in ("float64", "float16")},
@@ -95,20 +54,6 @@ CALLS = {
 }
 each_call = pytest.mark.parametrize("call", CALLS.values(), ids=list(CALLS))
 both_kernels = pytest.mark.parametrize("kernels", ["auto", "reference"])
-
-
-def arrays(node: Any, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
-    """All NumPy arrays within, also those of dataclasses."""
-    if isinstance(node, np.ndarray):
-        yield path, node
-    elif dataclasses.is_dataclass(node) and not isinstance(node, type):
-        for field in dataclasses.fields(node):
-            yield from arrays(getattr(node, field.name), f"{path}.{field.name}")
-    elif isinstance(node, dict | list | tuple):
-        names = node if isinstance(node, dict) else getattr(node, "_fields", range(len(node)))
-        values = node.values() if isinstance(node, dict) else node
-        for name, child in zip(names, values, strict=True):
-            yield from arrays(child, f"{path}.{name}")
 
 
 def shared(found: Any, *others: Any) -> list[tuple[str, str]]:

@@ -16,6 +16,7 @@ from attnarray import checkpoints, layers, models, optim, tree, use_kernels
 from attnarray.cases import CASES, Case
 from attnarray.checks import is_array
 from attnarray.triples import find_triple
+from tests.support.layouts import unaligned
 from tests.support.libraries import NUMPY, assert_trees_close, is_floating
 
 RNG = np.random.default_rng(0)
@@ -170,13 +171,6 @@ def memmap(array: np.ndarray, folder: Path) -> np.ndarray:
     found = np.memmap(folder / "array", array.dtype, "w+", shape=array.shape or (1,))
     found[...] = array
     return found.reshape(array.shape)
-
-
-def unaligned(array: np.ndarray) -> np.ndarray:
-    room = np.zeros(array.nbytes + 1, np.uint8)
-    found = np.ndarray(array.shape, array.dtype, room.data, offset=1)
-    found[...] = array
-    return found
 
 
 @pytest.mark.parametrize("kernels", ["auto", "reference"])

@@ -16,6 +16,7 @@ from attnarray.cases import CASES, Case
 from attnarray.cases.ops import OPS_CASES
 from attnarray.checks import is_array
 from attnarray.triples import find_triple
+from tests.support.layouts import backwards, column_major, every_second, frozen
 from tests.support.libraries import NUMPY, STRICT, assert_trees_close, is_floating
 
 TOLERANCE = 1e-13  # other strides can make another order of summation
@@ -32,31 +33,6 @@ def run(case: Case, arguments: dict[str, Any], layout: Callable[[Any], Any] = la
 
 def every_array(change: Callable[[Any], Any], arguments: dict[str, Any]) -> dict[str, Any]:
     return tree.map(lambda leaf: change(leaf) if is_array(leaf) else leaf, arguments)
-
-
-def every_second(array: np.ndarray) -> np.ndarray:
-    """The same numbers in every second place of a larger array that holds rubbish between them."""
-    rubbish = np.nan if array.dtype.kind == "f" else 1
-    wide = np.full([2 * size + 1 for size in array.shape], rubbish, array.dtype)
-    view = wide[(*[slice(1, None, 2)] * array.ndim, ...)]
-    view[...] = array
-    return view
-
-
-def backwards(array: np.ndarray) -> np.ndarray:
-    """The same numbers with negative strides on all axes."""
-    flip = (*[slice(None, None, -1)] * array.ndim, ...)
-    return array[flip].copy()[flip]
-
-
-def column_major(array: np.ndarray) -> np.ndarray:
-    return np.array(array, order="F")
-
-
-def frozen(array: np.ndarray) -> np.ndarray:
-    array = array.copy()
-    array.flags.writeable = False
-    return array
 
 
 LAYOUTS = [every_second, backwards, column_major, frozen]

@@ -34,7 +34,6 @@ bench/re*.py                        tools/test_bench_results.py              the
 bench/markdown.py                   tools/test_bench_results.py              the report of one run
 bench/*                             tools/test_bench_instrument.py           how the benchmark measures
 cases/*                             contract/test_contract.py                data: the calls that it makes
-dispatch.py                         kernels/test_table.py                    it chooses among the kernels of the table
 triples.py                          test_gradient_check.py                   whose `vjp` calls them
 memory_layout.py                    test_gradient_check_layouts.py           gradcheck alone uses it
 numpy_arrays.py                     contract/test_array_kinds.py             a rule for all functions

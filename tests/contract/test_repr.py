@@ -14,7 +14,7 @@ import attnarray as aa
 from attnarray import optim, tree
 from attnarray.cases import CASES
 from attnarray.triples import find_triple
-from tests.contract.test_aliasing import LAYERS, Call, arrays
+from tests.support.layer_calls import LAYERS, Call, arrays
 
 LAST = {case.function: Call(case, {}) for case in CASES}
 CALLS = {**LAST, **LAYERS}

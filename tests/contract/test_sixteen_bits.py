@@ -10,7 +10,7 @@ import pytest
 import attnarray as aa
 from attnarray import layers, models, tree
 from attnarray.checks import FLOATS, is_array
-from tests.contract.test_aliasing import LAYERS, Call, cotangent
+from tests.support.layer_calls import LAYERS, Call, cotangent
 
 # Relative attention in 16 bits wants its bias and its sinks in float32, unlike all other layers.
 REFUSED = {"RelativeAttention-0": pytest.mark.xfail(reason="bias and sinks of 16 bits are refused", raises=TypeError)}

@@ -220,7 +220,7 @@ MUTATIONS = [
         "a window is one key shorter on the left", "test_masks.py",
     ),
     Mutation(
-        "dispatch.py", "_MODE.reset(token)", "pass", "`use_kernels` holds beyond its block", "kernels/test_table.py",
+        "dispatch.py", "_MODE.reset(token)", "pass", "`use_kernels` holds beyond its block", "test_dispatch.py",
     ),
     Mutation(
         "tree.py", "return type(tree)(*items.values())", "return tuple(items.values())",

@@ -63,3 +63,20 @@ def fails(error: type[Exception], expected: str, call: Any) -> None:
     assert expected in message, message
     assert "\n" not in message
     assert message.endswith((".", ")")), message
+
+
+def same(found: Any, expected: Any) -> None:
+    """Equal in types, structure and bits."""
+    assert type(found) is type(expected)
+    if isinstance(expected, dict):
+        assert list(found) == list(expected)
+        found, expected = list(found.values()), list(expected.values())
+    if isinstance(expected, list | tuple):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            same(one, other)
+    elif isinstance(expected, np.ndarray | np.generic):
+        assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+        assert found.tobytes() == expected.tobytes()
+    else:
+        assert repr(found) == repr(expected)

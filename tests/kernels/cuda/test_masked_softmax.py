@@ -13,8 +13,8 @@ from attnarray.attention.modifiers import ScoreModifiers
 from attnarray.kernels import Declined
 from attnarray.kernels.cuda import additive, loader
 from tests.cuda_emulation import fake_cupy
-from tests.kernels.test_table import arguments_of, in_dtype, kernel_of, largest_distance, reference_of, scorings
 from tests.support.libraries import EPS
+from tests.support.table_calls import arguments_of, in_dtype, kernel_of, largest_distance, reference_of, scorings
 from tests.support.tiers import slow
 
 pytestmark = pytest.mark.emulation

@@ -14,9 +14,9 @@ from attnarray.kernels import Declined
 from attnarray.kernels.cuda import grid, loss, lstm_cell, norm, segments
 from attnarray.kernels.table import KERNELS
 from tests.cuda_emulation import fake_cupy
-from tests.kernels.test_table import in_dtype, kernel_of, largest_distance
 from tests.support.libraries import EPS
 from tests.support.row_calls import CALLS, LAYOUTS, Arguments, as_tuple, reference
+from tests.support.table_calls import in_dtype, kernel_of, largest_distance
 from tests.support.tiers import slow
 
 pytestmark = pytest.mark.emulation

@@ -18,9 +18,9 @@ from attnarray.kernels.numba.runtime import threads
 from attnarray.kernels.numba.vector.lanes import cpu_features
 from attnarray.kernels.table import KERNELS
 from attnarray.random import FLAT_STREAM, philox_4x32, seed_words, threshold
-from tests.kernels.test_table import USABLE, in_dtype, kernel_of, largest_distance
 from tests.support.libraries import EPS
 from tests.support.row_calls import CALLS, LAYOUTS, Arguments, as_tuple, reference
+from tests.support.table_calls import USABLE, in_dtype, kernel_of, largest_distance
 
 SIZES = list(itertools.product((0, 1, 5, 130), (1, 3, 63, 64, 111, 512, 1000)))
 

@@ -18,8 +18,8 @@ from attnarray.kernels.numba.rows import selection as row_selection
 from attnarray.kernels.numba.rows import sparsemax as row_sparsemax
 from attnarray.kernels.numba.runtime import threads
 from attnarray.ops.entmax import _entmax
-from tests.kernels.test_table import USABLE
 from tests.support.row_calls import LAYOUTS
+from tests.support.table_calls import USABLE
 
 pytestmark = pytest.mark.skipif(bool(USABLE["ops.entmax:_entmax", "numba"]), reason="these kernels cannot run here")
 each_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
