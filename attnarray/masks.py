@@ -57,7 +57,7 @@ class Mask:
         >>> aa.Causal().to_dense(1, 3, q_offset=2).tolist()
         [[True, True, True]]
         """
-        parts = constraints_of(self)
+        parts = to_constraints(self)
         queries = checks.whole("queries", queries, 0, LARGEST_POSITION, "the number of queries")
         keys = checks.whole("keys", keys, 0, LARGEST_POSITION, "the number of keys")
         dense = [*parts.dense, *(documents.same() for documents in parts.documents)]
@@ -202,8 +202,8 @@ class Constraints(NamedTuple):
     dense: tuple[Array, ...] = ()
 
 
-def constraints_of(*masks: Mask) -> Constraints:
-    """Take masks apart. The band is position_q - left <= position_k <= position_q + right."""
+def to_constraints(*masks: Mask) -> Constraints:
+    """All masks together as one `Constraints`. The band is position_q - left <= position_k <= position_q + right."""
     left: int | None = None
     right: int | None = None
     lengths: list[Any] = []

@@ -11,14 +11,14 @@ PLAIN = (np.ndarray, np.memmap)  # other subclasses may compute by rules of thei
 
 
 def check_plain(value: Any, name: str = "") -> None:
-    """Check that `value` is of no subclass of `numpy.ndarray` that computes by rules of its own."""
+    """Check that `value` is of no subclass of `numpy.ndarray` that overrides arithmetic."""
     if not isinstance(value, np.ndarray) or type(value) in PLAIN:
         return
     hint = f"numpy.asarray({name or 'x'})"
     if isinstance(value, np.ma.MaskedArray):
         hint = f"{name or 'x'}.filled(0). Its mask goes into a boolean mask, where the function takes one"
     raise TypeError(
-        f"{f'`{name}`' if name else 'An array'} has type {type(value).__name__}, which computes by rules of its own, "
+        f"{f'`{name}`' if name else 'An array'} has type {type(value).__name__}, which overrides arithmetic, "
         f"expected a plain array. Convert it: {hint}."
     )
 

@@ -1,4 +1,4 @@
-"""Counter-based random numbers: Philox 4x32-10. A number depends on its seed and its place alone.
+"""Counter-based random numbers: Philox 4x32-10. A number depends on its seed and counter alone.
 
 So dropout gives the same bits on every array library, kernel and tile size, and a context keeps a seed, not a mask.
 

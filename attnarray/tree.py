@@ -26,7 +26,7 @@ def __dir__() -> list[str]:
 
 
 def map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:  # noqa: A001 - the name tree.map says it best
-    """Apply `function` to each leaf of `tree`, and to the leaves at the same places of `others`.
+    """Apply `function` to each leaf of `tree`, and to the corresponding leaves of `others`.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def _walk(path: Path, tree: Tree) -> Iterator[tuple[Path, Any]]:
 
 
 def add(first: Tree, second: Tree) -> Tree:
-    """Leaf by leaf sum: how gradients of tied or reused parameters come together.
+    """The sum of trees, leaf by leaf: the gradients of tied or reused parameters are added so.
 
     Examples
     --------
@@ -120,7 +120,7 @@ def _arrays(tree: Tree) -> Iterator[Array]:
 
 
 def summary(tree: Tree) -> str:
-    """What `tree` holds in a line: the dtypes and shapes of its arrays, of branches only how many, and all bytes.
+    """`tree` in one line: dtypes and shapes of its arrays, the number of arrays in branches, and all bytes.
 
     Contexts, gradients, caches and the states of optimizers look like that when they are printed.
 
@@ -181,7 +181,7 @@ def get(tree: Tree, path: Path) -> Any:
 
 
 def replace(tree: Tree, path: Path, value: Any) -> Tree:
-    """The tree with `value` at `path`; the branches on the way are new, all others are shared.
+    """The tree with `value` at `path`; the branches along the path are new, all others are shared.
 
     Examples
     --------
@@ -197,7 +197,7 @@ def replace(tree: Tree, path: Path, value: Any) -> Tree:
 
 
 def format_path(path: Path) -> str:
-    """A path as people write it: ("layer", "weight") is "layer.weight"; the empty path is "the root"."""
+    """A path as text: ("layer", "weight") is "layer.weight"; the empty path is "the root"."""
     return ".".join(str(key) for key in path) or "the root"
 
 
@@ -215,7 +215,7 @@ def _children(tree: Tree) -> Iterator[tuple[str | int, Tree]]:
 
 
 def _like(tree: Tree, items: dict[Any, Tree]) -> Tree:
-    """A branch like `tree` that has these items."""
+    """A branch of the type of `tree` with these items."""
     if isinstance(tree, dict):
         return items
     return type(tree)(*items.values()) if hasattr(tree, "_fields") else type(tree)(items.values())

@@ -9,7 +9,7 @@ import pytest
 
 import attnarray as aa
 from attnarray import Causal, Dense, Documents, Mask, Padding, Window, to_numpy
-from attnarray.masks import Constraints, Intersection, constraints_of
+from attnarray.masks import Constraints, Intersection, to_constraints
 from tests.support.attention_calls import assert_equal_results, run
 from tests.support.libraries import Library, assert_close
 
@@ -56,7 +56,7 @@ def moved(mask: Mask, library: Library) -> Mask:
 
 
 @each_mask
-def test_materialize_is_the_definition(name: str, library: Library) -> None:
+def test_to_dense_is_the_definition(name: str, library: Library) -> None:
     make, allowed = DEFINITIONS[name]
     positional = "dense" not in name and "documents" not in name and name != "four"  # the others know no positions
     for offset in (0, 3) if positional else (0,):
@@ -108,9 +108,9 @@ def test_masks_join_flatly() -> None:
 
 
 def test_constraints_are_the_tightest() -> None:
-    assert constraints_of(Causal(3)) == Constraints(right=3)
-    assert constraints_of(Causal(3) & Window(4, 1) & Window(2, None)) == Constraints(left=2, right=1)
-    assert constraints_of(Causal(), Window(None, 5)) == Constraints(right=0)
-    assert constraints_of(Padding(3) & Padding(2)).lengths == (3, 2)
+    assert to_constraints(Causal(3)) == Constraints(right=3)
+    assert to_constraints(Causal(3) & Window(4, 1) & Window(2, None)) == Constraints(left=2, right=1)
+    assert to_constraints(Causal(), Window(None, 5)) == Constraints(right=0)
+    assert to_constraints(Padding(3) & Padding(2)).lengths == (3, 2)
     dense = np.ones((2, 3), bool)
-    assert constraints_of(Dense(dense)).dense[0] is dense
+    assert to_constraints(Dense(dense)).dense[0] is dense

@@ -12,7 +12,7 @@ from attnarray.attention.layout import Layout
 from attnarray.attention.modifiers import Dropout, ScoreModifiers
 from attnarray.backend import Array, Namespace, device_of, dtype_name, index_dtype, namespace_of
 from attnarray.magnitude import check_number
-from attnarray.masks import LARGEST_POSITION, Causal, Constraints, Mask, Window, constraints_of
+from attnarray.masks import LARGEST_POSITION, Causal, Constraints, Mask, Window, to_constraints
 from attnarray.ops.positions import check_positions
 from attnarray.random import Philox, as_seed
 
@@ -115,7 +115,7 @@ def _constraints(
             given = checks.shown(window)
             raise ValueError(f"`window` is {given}, expected (left, right), each an integer >= 0 or None = unbounded.")
         masks.append(Window(*window))
-    constraints = constraints_of(*masks)
+    constraints = to_constraints(*masks)
     if not isinstance(attn_mask, Mask) and attn_mask is not None and dtype_name(attn_mask.dtype) == "bool":
         constraints = constraints._replace(dense=(attn_mask,))
     return constraints

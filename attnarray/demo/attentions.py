@@ -1,4 +1,4 @@
-"""Layers and functions of the library as the models of the demo want them: across two sequences, or within one."""
+"""Adapters of layers and functions for the demo's models: cross-attention (Across) and self-attention (Within)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from attnarray.random import Philox
 
 @dataclass(frozen=True)
 class Across:
-    """A layer of the library between decoder and encoder."""
+    """Cross-attention by a layer of the library."""
 
     layer: Any
 
@@ -43,7 +43,7 @@ class Across:
 
 
 class AcrossByLocation(Across):
-    """The layer that also sees the weights of the step before: the ten steps are one run, or go one by one."""
+    """Location-based attention, which also takes the weights of the previous step."""
 
     def fwd(
         self, params: Params, query: Array, key: Array, lengths: Array, before: Array | None = None,
@@ -57,7 +57,7 @@ class AcrossByLocation(Across):
 
 
 class AcrossHard(Across):
-    """A layer that looks at one character: one that is drawn in training, else the most likely."""
+    """Hard attention: it samples one character in training, and takes the most likely one otherwise."""
 
     def fwd(
         self, params: Params, query: Array, key: Array, lengths: Array, before: Array | None = None,
@@ -73,7 +73,7 @@ class AcrossHard(Across):
 
 @dataclass(frozen=True)
 class AcrossFunction:
-    """A function alone, which has no parameters: one head, and the keys are the values."""
+    """Cross-attention by a function without parameters: one head, with keys as values."""
 
     function_fwd: Callable[..., tuple[Array, Any]]
     function_bwd: Callable[..., Any]
@@ -94,7 +94,7 @@ class AcrossFunction:
 
 @dataclass(frozen=True)
 class Within:
-    """A layer of self-attention that has values of its own."""
+    """Self-attention by a layer that projects its own values."""
 
     layer: Any
 
@@ -118,7 +118,7 @@ class WithinValuesContext(NamedTuple):
 
 @dataclass(frozen=True)
 class WithinValues:
-    """A layer of self-attention that weighs what it is given: here W x, as wide as x."""
+    """Self-attention by a layer that takes values: here W x, as wide as x."""
 
     layer: Any
     width: int
@@ -148,7 +148,7 @@ class WithinRotaryContext(NamedTuple):
 
 @dataclass(frozen=True)
 class WithinRotary:
-    """Multi-head self-attention whose queries and keys are turned by their positions: nothing else tells of order."""
+    """Multi-head self-attention with rotary position embeddings."""
 
     width: int
     num_heads: int

@@ -1,4 +1,4 @@
-"""`attnarray demo --all`: every mechanism learns the same task; one table, and one picture for the same date."""
+"""`attnarray demo --all`: train all mechanisms on the same task, and compare them in a table and a picture."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NOTE_WIDTH = 68  # of the lines below the table: about as wide as it is
 
 
 class Outcome(NamedTuple):
-    """What one mechanism reached, and where it looks in the date that is drawn."""
+    """The accuracy of one mechanism, and its attention weights for the date in the picture."""
 
     parameters: int
     dates: int
@@ -62,9 +62,9 @@ def compare(options: argparse.Namespace, path: Path, train: list[dates.Pair], te
 
 
 def step_peak_bytes(model: Model, params: Params, data: training.Data) -> int:
-    """The most bytes at a time that one training step takes beyond what is there before: 64 of the longest dates.
+    """The peak memory in bytes that one training step allocates, with a batch of the longest dates.
 
-    Python's own account: all arrays on the host, but not what compiled kernels keep inside.
+    Measured by tracemalloc: all arrays on the host, without the scratch memory of compiled kernels.
     """
     batch = data.batch(np.argsort(data.lengths, kind="stable")[-training.BATCH :])
     trained = training.Trained(params, optim.adamw_init(params))
@@ -116,7 +116,7 @@ def _show(outcomes: dict[str, Outcome], epochs: int, tested: int) -> None:
 
 
 def _by_kind() -> dict[str, list[str]]:
-    """The mechanisms that each kind of model has."""
+    """The mechanisms of each kind of model."""
     kinds: dict[str, list[str]] = {}
     for name, mechanism in MECHANISMS.items():
         kinds.setdefault(mechanism.kind, []).append(name)

@@ -154,19 +154,19 @@ class Vocabulary:
 
 
 def encode_targets(targets: Sequence[str]) -> np.ndarray:
-    """ISO 8601 dates as places in `TARGET_CHARACTERS`, (N, 10) int64.
+    """ISO 8601 dates as indices into `TARGET_CHARACTERS`, (N, 10) int64.
 
     Examples
     --------
     >>> encode_targets(["2003-09-07"]).tolist()
     [[2, 0, 0, 3, 10, 0, 9, 10, 0, 7]]
     """
-    places = [[TARGET_CHARACTERS.index(character) for character in target] for target in targets]
-    return np.array(places, dtype=np.int64).reshape(len(targets), TARGET_LENGTH)
+    indices = [[TARGET_CHARACTERS.index(character) for character in target] for target in targets]
+    return np.array(indices, dtype=np.int64).reshape(len(targets), TARGET_LENGTH)
 
 
 def decode_targets(tokens: np.ndarray) -> list[str]:
-    """The strings of which `encode_targets` makes `tokens` (N, 10)."""
+    """The inverse of `encode_targets`: the strings of `tokens` (N, 10)."""
     return ["".join(TARGET_CHARACTERS[int(token)] for token in row) for row in tokens]
 
 
@@ -189,7 +189,7 @@ def batches_of_similar_length(
     Yields
     ------
     (size,) int array
-        The places of the texts of one batch.
+        The indices of the texts of one batch.
 
     Examples
     --------

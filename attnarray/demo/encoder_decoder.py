@@ -1,13 +1,13 @@
-"""A recurrent translator: an encoder reads the characters both ways, a decoder writes ten, attention joins the two.
+"""A recurrent translator: a bidirectional encoder, a decoder of ten steps, and attention between the two.
 
     h = [GRU(embedding[tokens]); GRU backwards]  one state per input character
-    s_i = GRU(s_(i-1), before[y_(i-1)])          one state per output character, from what was written before it
-    c_i = attention(s_i, h)                      any mechanism: it alone says where the answer is
+    s_i = GRU(s_(i-1), before[y_(i-1)])          one state per output character, from the one before it
+    c_i = attention(s_i, h)                      any mechanism
     logits_i = classifier(tanh(W c_i + U s_i))
 
-The decoder starts from 0 and hears of the input through the attention alone; unless the mechanism has to know where to
-look before it has looked: then it starts from where the encoder ended, as the paper has it. In training it is told the
-right characters before, so that all ten queries attend at once; a translation goes step by step and is told its own.
+The initial state of the decoder is 0, so that attention is its only input from the encoder. A mechanism that predicts a
+position before it attends (`informed`) gets the last states of the encoder as initial state, as in its paper. Training
+uses teacher forcing, so that all ten queries attend at once; translation feeds back its own characters, step by step.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from attnarray.ops.gru import GRUResult, gru, gru_bwd, gru_fwd
 from attnarray.ops.linear import linear, linear_bwd, linear_fwd
 from attnarray.random import Philox
 
-START = CLASSES  # what stands before the first character
+START = CLASSES  # the input of the first step
 
 
 class Attention(Protocol):
@@ -45,8 +45,8 @@ class Attention(Protocol):
     ) -> tuple[Array, Any]:  # fmt: skip
         """Contexts (B, T, E) of queries (B, T, E) over keys (B, S, E), of which `lengths` (B,) exist.
 
-        `before` (B, S) are the weights of the step before, for a mechanism that looks at them; in training there is an
-        `rng`, for one that draws.
+        `before` (B, S) are the weights of the previous step, for location-aware mechanisms. `rng` is given in training,
+        for mechanisms that sample.
         """
 
     def bwd(self, dout: Array, ctx: Any) -> tuple[Array, Array, Params]:
@@ -122,22 +122,23 @@ class EncoderDecoder:
         }
 
     def predict(self, params: Params, tokens: Array, lengths: Array) -> np.ndarray:
-        """The translation (B, 10): at each step the most likely character, which the next step is told."""
+        """The translation (B, 10): greedy decoding."""
         xp = namespace_of(tokens)
         memory, last, _ = _encode(params, tokens, lengths)
-        told, state, looked = xp.full_like(lengths, START)[:, None], last if self.informed else None, None  # (B, 1)
+        previous = xp.full_like(lengths, START)[:, None]  # (B, 1)
+        state, weights = last if self.informed else None, None
         answer = []
         for _ in range(OUTPUTS):
-            before = embedding(told, params["before"])  # (B, 1, E)
+            before = embedding(previous, params["before"])  # (B, 1, E)
             step = gru(before, **params["decoder"], h0=state)
-            found, ctx = self.attention.fwd(params["attention"], step.out, memory, lengths, looked)
+            found, ctx = self.attention.fwd(params["attention"], step.out, memory, lengths, weights)
             y = attentional_hidden_state(found, step.out, **params["combine"], activation="tanh")
             answer.append(most_likely(linear(y, **params["classifier"])))
-            told, state, looked = asarray(answer[-1]), step.h, attention_weights(ctx)[:, 0, :]
+            previous, state, weights = asarray(answer[-1]), step.h, attention_weights(ctx)[:, 0, :]
         return np.concatenate(answer, axis=1)  # (B, 10)
 
     def alignments(self, ctx: Context) -> Array:
-        """Where each output character looked, (B, 10, S)."""
+        """The attention weights of each output character, (B, 10, S)."""
         return attention_weights(ctx.attention)
 
 
@@ -153,10 +154,7 @@ def _gru(rng: Philox, inputs: int, states: int) -> Params:
 
 
 def _encode(params: Params, tokens: Array, lengths: Array) -> tuple[Array, Array, Encoded]:
-    """One state per character, (B, S, E): half of it has read the text up to there, half from there on.
-
-    And the last one of each half, (B, E).
-    """
+    """The states of both directions, (B, S, E), and the last state of each direction, (B, E)."""
     xp = namespace_of(tokens)
     exists = xp.arange(tokens.shape[1], device=device_of(tokens))[None, :] < lengths[:, None]  # (B, S)
     x, embedded = embedding_fwd(tokens, params["embedding"])  # (B, S, E)
@@ -184,6 +182,6 @@ def _weights(grads: Any) -> Params:
 
 
 def _shifted(targets: Array) -> Array:
-    """What each step is told: START, then the characters before it, (B, 10)."""
+    """The inputs of the decoder, (B, 10): the targets shifted right by one, with START in front."""
     xp = namespace_of(targets)
     return xp.concat([xp.full_like(targets[:, :1], START), targets[:, :-1]], axis=1)

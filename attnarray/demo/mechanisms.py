@@ -1,9 +1,10 @@
 """The mechanisms that the demo can train: which model each of them works in, and how many dates it needs.
 
-- `translator`: self-attention over the characters, then ten learned queries; multi-head attention at both places.
-- `EncoderDecoder`: recurrent networks read and write, the mechanism looks from the one to the other.
-- `SelfAttention`: the mechanism alone, in two blocks over characters and places; without any other positions, if the
-  mechanism knows them.
+- `translator`: self-attention over the characters, then ten learned queries; multi-head attention in both.
+- `EncoderDecoder`: a recurrent encoder and decoder, with the mechanism between them.
+- `SelfAttention`: the mechanism alone, in two blocks over characters and output slots; without positional embeddings,
+  if the
+  mechanism encodes positions.
 """
 
 from __future__ import annotations

@@ -24,25 +24,25 @@ class Model(Protocol):
     ) -> tuple[Array, Any]:
         """Logits (B, 10, 11) for tokens (B, S) of which the first `lengths` (B,) exist, and the context.
 
-        A character of `targets` (B, 10) may be told to later characters of the same answer, not to itself. In training
-        there is an `rng`, for a model that draws; without it a model draws nothing.
+        Each output may depend on the characters of `targets` (B, 10) before its own (teacher forcing). `rng` is given
+        in training, for models that sample; without it the result is deterministic.
         """
 
     def backward(self, dlogits: Array, ctx: Any, params: Params) -> Params:
         """The gradients, in a tree like the parameters."""
 
     def predict(self, params: Params, tokens: Array, lengths: Array) -> np.ndarray:
-        """The translation, (B, 10), without being told anything of it."""
+        """The translation, (B, 10), computed without targets."""
 
     def alignments(self, ctx: Any) -> Array:
         """How much each character of the answer attends to each of the input, (B, 10, S)."""
 
 
 def most_likely(logits: Array) -> np.ndarray:
-    """The most likely character at each place: (B, T) of (B, T, 11)."""
+    """The most likely character at each position: (B, T) of (B, T, 11)."""
     return to_numpy(namespace_of(logits).argmax(logits, axis=-1))
 
 
 def weight_and_bias(weight: Array, bias: Array) -> Params:
-    """Two gradients as they stand in the tree."""
+    """The gradients of a linear layer as a tree."""
     return {"weight": weight, "bias": bias}

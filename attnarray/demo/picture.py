@@ -1,4 +1,4 @@
-"""One picture of where answers look: heat maps of attention, for a few dates or a few mechanisms."""
+"""Heat maps of attention weights, for a few dates or a few mechanisms."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def draw_alignments(
     """Write a PNG with one heat map per answer: the characters of the date along the top, those of the answer
     down the side.
 
-    Rows for the year, the month and the day have a color each. A character of the date takes the color of the field
-    that looks at it most. The rows of the two hyphens stay empty: they are the same in every answer. Wrong answers are
-    marked, with the right one beside them.
+    Rows for the year, the month and the day have a color each. A character of the date has the color of the field
+    that attends to it most. The rows of the two hyphens stay empty: they are the same in every answer. Wrong answers
+    are marked, with the right one beside them.
 
     Parameters
     ----------
@@ -92,9 +92,9 @@ def draw_alignments(
 
 
 def pick_samples(pairs: Sequence[Pair], count: int = 6) -> list[int]:
-    """Places in `pairs` of up to `count` dates worth a picture: languages that differ, all characters in the font.
+    """Indices in `pairs` of up to `count` dates of different languages, with all characters in the font.
 
-    Of each language it takes the first date that fits; the choice does not look at any answer.
+    It takes the first date of each language that fits, whatever the predictions are.
     """
     first: dict[str, int] = {}
     for n, pair in enumerate(pairs):
@@ -154,7 +154,7 @@ def _panel(axes: Axes, source: str, target: str, weight: np.ndarray, prediction:
 
 
 def _headline(figure: Figure, width: float, height: float, title: str) -> None:
-    """Title, color scales and the sentence that says how to read the picture, at fixed distances from the edges."""
+    """Title, color scales and the caption, at fixed distances from the edges."""
     from matplotlib.colors import to_rgb
 
     left = MARGIN / width
@@ -193,7 +193,7 @@ def _shade(weight: np.ndarray, color: tuple[float, float, float]) -> np.ndarray:
 
 
 def _field_color(column: np.ndarray) -> str:
-    """The color of the field that looks most at one character; faint where none does."""
+    """The color of the field that attends most to one character, faded by its weight."""
     looks = {color: float(np.max(column[rows])) for rows, color in FIELDS.values()}
     color = max(looks, key=lambda one: looks[one])
     return color if looks[color] >= READ else FAINT

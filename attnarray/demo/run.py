@@ -1,4 +1,4 @@
-"""`attnarray demo`: train a date translator, show what it learned, draw what it looks at."""
+"""`attnarray demo`: train a date translator, print its answers, and draw its attention weights."""
 
 from __future__ import annotations
 

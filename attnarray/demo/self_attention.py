@@ -1,13 +1,13 @@
-"""A translator of nothing but self-attention: ten empty places and the characters of the date are one sequence.
+"""A translator of nothing but self-attention: ten learned output slots and the characters of the date are one sequence.
 
-    x = [places; embedding[tokens] + positions]           10 + S vectors
+    x = [slots; embedding[tokens] + positions]           10 + S vectors
     x = norm(x + attention(x))                            one block, and then the same once more
     x = norm(x + feed-forward(x))
     logits = classifier(first ten of x)
 
-Everyone attends to the characters, no one to the places: what stands in them in the end was read off the date. In the
-first block characters learn of each other, in the second the places find theirs. One mechanism does both. One that
-knows positions itself is given none: then the characters are told apart by where they stand to each other alone.
+All positions attend to the characters and none to the slots, so that the slots get their content from the date alone.
+In the first block the characters attend to each other, in the second the slots to them, both with the same mechanism. A
+mechanism that encodes positions itself is used without positional embeddings: relative positions are then all it has.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class Attention(Protocol):
     def init(self, rng: Philox) -> Params: ...
 
     def fwd(self, params: Params, x: Array, mask: Array, lengths: Array) -> tuple[Array, Any]:
-        """What each of x (B, T, E) finds among those that `mask` (1, T) shows and that exist, of `lengths` (B,)."""
+        """The outputs for x (B, T, E), attending to keys that `mask` (1, T) allows and that are within `lengths`
+        (B,).
+        """
 
     def bwd(self, dout: Array, ctx: Any) -> tuple[Array, Params]:
         """The gradients of x and parameters."""
@@ -61,7 +63,9 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class SelfAttention:
-    """The translator of two blocks of E = `width` features; `positions` says whether the characters are given any."""
+    """The translator of two blocks of E = `width` features; `positions` adds positional embeddings to the
+    characters.
+    """
 
     attention: Attention
     width: int = 64
@@ -69,13 +73,13 @@ class SelfAttention:
     positions: bool = True
 
     def init(self, rng: Philox, vocab_size: int, max_seq_len: int) -> Params:
-        """Fresh parameters on the current backend; the positions are sinusoids that are then learned."""
-        embedding, places, classifier, *blocks = rng.split(3 + len(BLOCKS))
+        """Fresh parameters on the current backend; the positional embeddings start as sinusoids."""
+        embedding, slots, classifier, *blocks = rng.split(3 + len(BLOCKS))
         table = {"positions": 0.5 * sinusoidal(max_seq_len, self.width, base=LONGEST_WAVE)} if self.positions else {}
         return {
             "embedding": embedding.normal((vocab_size, self.width), std=0.5),
             **table,
-            "places": places.normal((OUTPUTS, self.width)),
+            "slots": slots.normal((OUTPUTS, self.width)),
             "blocks": {name: self._block(own) for name, own in zip(BLOCKS, blocks, strict=True)},
             "classifier": dense(classifier, CLASSES, self.width),
         }
@@ -93,13 +97,13 @@ class SelfAttention:
     def forward(
         self, params: Params, tokens: Array, lengths: Array, targets: Array | None = None, rng: Philox | None = None
     ) -> tuple[Array, Context]:
-        """Logits (B, 10, 11) and the context. All ten are written at once, so no `targets` are told."""
+        """Logits (B, 10, 11) and the context. All ten outputs are computed in parallel, without `targets`."""
         xp = namespace_of(tokens)
         characters, embedded = embedding_fwd(tokens, params["embedding"])  # (B, S, E)
         if self.positions:
             characters = characters + params["positions"][: tokens.shape[1], :]
-        places = xp.broadcast_to(params["places"], (tokens.shape[0], OUTPUTS, self.width))
-        x = xp.concat([places, characters], axis=1)  # (B, 10 + S, E)
+        slots = xp.broadcast_to(params["slots"], (tokens.shape[0], OUTPUTS, self.width))
+        x = xp.concat([slots, characters], axis=1)  # (B, 10 + S, E)
         is_character = xp.arange(x.shape[1], device=device_of(tokens)) >= OUTPUTS  # (10 + S,)
         blocks = []
         for name in BLOCKS:
@@ -118,12 +122,12 @@ class SelfAttention:
         return y, Block(attention, found_ctx, in_ctx, silu, out_ctx, fed_ctx)
 
     def backward(self, dlogits: Array, ctx: Context, params: Params) -> Params:
-        """The gradients, in a tree like the parameters: each step of the forward, in reverse."""
+        """The gradients, in a tree like the parameters."""
         xp = namespace_of(dlogits)
-        dplaces, *classifier = linear_bwd(dlogits, ctx.classifier)  # (B, 10, E)
+        dslots, *classifier = linear_bwd(dlogits, ctx.classifier)  # (B, 10, E)
         batch, S = ctx.embedded.indices.shape
-        unread = xp.zeros((batch, S, self.width), dtype=dplaces.dtype, device=device_of(dplaces))
-        dx = xp.concat([dplaces, unread], axis=1)  # (B, 10 + S, E)
+        unread = xp.zeros((batch, S, self.width), dtype=dslots.dtype, device=device_of(dslots))
+        dx = xp.concat([dslots, unread], axis=1)  # (B, 10 + S, E)
         blocks = {}
         for name, block in reversed(list(zip(BLOCKS, ctx.blocks, strict=True))):
             dx, blocks[name] = self._backward(dx, block)
@@ -135,7 +139,7 @@ class SelfAttention:
         return {
             "embedding": embedding_bwd(dcharacters, ctx.embedded).weight,
             **table,
-            "places": xp.sum(dx[:, :OUTPUTS, :], axis=0),
+            "slots": xp.sum(dx[:, :OUTPUTS, :], axis=0),
             "blocks": blocks,
             "classifier": weight_and_bias(*classifier),
         }
@@ -156,6 +160,6 @@ class SelfAttention:
         return most_likely(self.forward(params, tokens, lengths)[0])
 
     def alignments(self, ctx: Context) -> Array:
-        """How much each place attends to each character in the last block, (B, 10, S): the mean of all heads."""
+        """How much each slot attends to each character in the last block, (B, 10, S): the mean of all heads."""
         weights = attention_weights(ctx.blocks[-1].attention, slice(0, OUTPUTS))[..., OUTPUTS:]
         return weights if weights.ndim == 3 else namespace_of(weights).mean(weights, axis=1)

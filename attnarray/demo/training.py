@@ -1,4 +1,4 @@
-"""The demo's training: a plain loop over pure functions, and the evaluation on dates never seen."""
+"""The demo's training: a plain loop over pure functions, and the evaluation on unseen dates."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ BATCH, PEAK_RATE, WARMUP, BETAS, LARGEST_NORM = 64, 8e-3, 0.1, (0.9, 0.98), 1.0
 
 
 class Data(NamedTuple):
-    """Texts as numbers: tokens (N, S), lengths (N,), targets (N, 10)."""
+    """Encoded pairs: tokens (N, S), lengths (N,), targets (N, 10)."""
 
     tokens: np.ndarray
     lengths: np.ndarray
     targets: np.ndarray
 
     def batch(self, rows: np.ndarray) -> tuple[Array, Array, Array]:
-        """Some rows on the current backend, cut to the longest of them."""
+        """Some rows on the current backend, cut to the length of the longest."""
         longest = int(self.lengths[rows].max())
         return asarray(self.tokens[rows, :longest]), asarray(self.lengths[rows]), asarray(self.targets[rows])
 
 
 class Trained(NamedTuple):
-    """Where training stands: the parameters, the state of AdamW, and how the last batch went."""
+    """The state of training: parameters, the state of AdamW, and the loss of the last batch."""
 
     params: Params
     state: optim.AdamWState
@@ -47,13 +47,13 @@ class Trained(NamedTuple):
 
 
 def encode(pairs: list[Pair], vocabulary: Vocabulary) -> Data:
-    """Pairs as numbers."""
+    """Encode pairs."""
     tokens, lengths = vocabulary.encode([pair.source for pair in pairs])
     return Data(tokens, lengths, encode_targets([pair.target for pair in pairs]))
 
 
 def step_count(dates: int, epochs: int) -> int:
-    """How many batches `train` goes through."""
+    """The number of batches of `train`."""
     return epochs * -(-dates // BATCH)
 
 
@@ -106,7 +106,7 @@ def fresh(model: Model, vocabulary: Vocabulary, longest: int, seed: int) -> Para
 
 
 def alignments(model: Model, data: Data, params: Params, rows: np.ndarray) -> list[np.ndarray]:
-    """Where each of the ten characters that the model writes looks: an array (10, length) per row."""
+    """The attention weights of the ten output characters: an array (10, length) per row."""
     tokens, lengths, _ = data.batch(rows)
     found = asarray(model.predict(params, tokens, lengths))
     weights = to_numpy(model.alignments(model.forward(params, tokens, lengths, found)[1]))  # (B, 10, S)

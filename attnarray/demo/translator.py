@@ -1,8 +1,8 @@
 """A translator with multi-head attention: from the characters of a date to the ten characters of ISO 8601.
 
     h = embedding[tokens] + positions            one vector per input character
-    m = norm(h + self-attention(h))              characters look at each other
-    y = norm(queries + attention(queries, m))    ten learned queries, one per output character, look at the input
+    m = norm(h + self-attention(h))              self-attention over the characters
+    y = norm(queries + attention(queries, m))    ten learned queries, one per output character
     y = norm(y + feed-forward(y))
     logits = classifier(y)
 
@@ -44,7 +44,7 @@ class Context(NamedTuple):
 
 
 def init(rng: Philox, vocab_size: int, max_seq_len: int) -> Params:
-    """Fresh parameters on the current backend: Xavier's uniform weights, sinusoidal positions that are then learned."""
+    """Fresh parameters on the current backend: Xavier's uniform weights, sinusoidal positional embeddings."""
     keys = iter(rng.split(16))
 
     def dense(inputs: int, outputs: int) -> Params:
@@ -78,7 +78,7 @@ def forward(
 ) -> tuple[Array, Context]:
     """Logits (B, 10, 11) for tokens (B, S) of which the first `lengths` (B,) exist, and the context.
 
-    All ten characters are written at once, so no `targets` are told.
+    All ten outputs are computed in parallel, without `targets`.
     """
     xp = namespace_of(tokens)
     embedded, embedded_ctx = embedding_fwd(tokens, params["embedding"])  # (B, S, E)
@@ -109,7 +109,7 @@ def forward(
 
 
 def backward(dlogits: Array, ctx: Context, params: Params) -> Params:
-    """The gradients, in a tree like the parameters. Where a value was used twice, its two gradients are added."""
+    """The gradients, in a tree like the parameters. Gradients of values that are used twice are added."""
     xp = namespace_of(dlogits)
     dy, *classifier = linear_bwd(dlogits, ctx.classifier)
     dy, *fed_norm = layer_norm_bwd(dy, ctx.fed)

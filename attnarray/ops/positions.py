@@ -1,4 +1,4 @@
-"""What tells attention where things stand: sinusoids added to inputs, biases added to scores, buckets of distances."""
+"""Positional encodings: sinusoids added to inputs, biases added to scores, buckets of distances."""
 
 from __future__ import annotations
 
@@ -147,8 +147,8 @@ def alibi(
     offsets = _offsets(queries, keys, q_offset)  # (T, S)
     xp, keys = namespace_of(slopes), offsets.shape[1]
     if checks.flag("causal", causal):
-        places = xp.arange(keys)[None, None, :] - (keys - 1)
-        return asarray(slopes * xp.astype(places, xp.float64), dtype=dtype)
+        offsets = xp.arange(keys)[None, None, :] - (keys - 1)
+        return asarray(slopes * xp.astype(offsets, xp.float64), dtype=dtype)
     return asarray(-slopes * xp.astype(xp.abs(offsets), xp.float64)[None, :, :], dtype=dtype)
 
 

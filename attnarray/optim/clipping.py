@@ -1,4 +1,4 @@
-"""The norm of all gradients together, and keeping it within a bound."""
+"""The global norm of gradients, and clipping by it."""
 
 from __future__ import annotations
 

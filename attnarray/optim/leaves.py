@@ -1,4 +1,4 @@
-"""What the optimizers share: leaf by leaf over several trees, with errors that name the path, and checks of options."""
+"""What the optimizers share: updates leaf by leaf, with errors that name the path, and checks of options."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import math
 
 
 def warmup_cosine(step: int, *, peak: float, warmup: int, total: int, floor: float = 0.0) -> float:
-    r"""Learning rate that rises in a line from 0 to `peak` and falls along half a cosine to `floor`, where it stays.
+    r"""Learning rate with a linear warmup from 0 to `peak` and a cosine decay to `floor`, where it stays.
 
     .. math::
         \eta(t) = \begin{cases}

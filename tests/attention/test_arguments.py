@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import attnarray as aa
-from attnarray.attention.dot_product.arguments import plain_problem, problem_of
+from attnarray.attention.dot_product.arguments import attention_problem, plain_problem
 
 RNG = np.random.default_rng(0)
 QUERY = RNG.standard_normal((2, 6, 5, 4))
@@ -23,7 +23,7 @@ def test_both_ways_agree(is_causal: bool, scale: float | None, q_offset: int, dt
     arrays = [x.astype(dtype) for x in (QUERY, KEY, VALUE)]
     for _ in range(2):  # found out, and then remembered
         short = plain_problem(*arrays, None, 0.0, is_causal, scale, q_offset)
-        long = problem_of(*arrays, None, 0.0, is_causal, scale=scale, q_offset=q_offset)
+        long = attention_problem(*arrays, None, 0.0, is_causal, scale=scale, q_offset=q_offset)
         assert short is not None
         assert all(one is other for one, other in zip(short[:3], long[:3], strict=True))
         assert short[3:] == long[3:]

@@ -26,7 +26,7 @@ each_function = pytest.mark.parametrize("cases", CASES_OF.values(), ids=list(CAS
 
 
 class Quantity(np.ndarray):
-    """A subclass that computes by rules of its own: here the sign of all results is reversed."""
+    """A subclass that overrides arithmetic: here the sign of all results is reversed."""
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
         plain = [x.view(np.ndarray) if isinstance(x, Quantity) else x for x in inputs]
@@ -48,7 +48,7 @@ REFUSED = {
     "recarray": lambda array: array.view(np.recarray),
     "subclass": lambda array: array.view(Quantity),
 }
-RULES = "which computes by rules of its own, expected a plain array. Convert it: "
+RULES = "which overrides arithmetic, expected a plain array. Convert it: "
 
 
 def refusal(call: Callable[[], Any]) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 # What only the author of the library can understand, or what Python and NumPy say when nobody checked.
 INTERNAL = re.compile(
-    r"problem_of|canonical|[sS]coring|\bForm\b|\bxp\b|\b_\w|NoneType|ndarray|operands|has no attribute|traced|ufunc"
+    r"_problem|canonical|[sS]coring|\bForm\b|\bxp\b|\b_\w|NoneType|ndarray|operands|has no attribute|traced|ufunc"
 )
 
 

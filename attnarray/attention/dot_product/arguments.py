@@ -27,7 +27,7 @@ class Problem(NamedTuple):
     bias_shape: tuple[int, ...] | None
 
 
-def problem_of(
+def attention_problem(
     query: Array,
     key: Array,
     value: Array,
@@ -59,7 +59,7 @@ def plain_problem(
     query: Array, key: Array, value: Array, attn_mask: Any, dropout_p: float, is_causal: bool,
     scale: float | None = None, q_offset: Any = 0,
 ) -> Problem | None:  # fmt: skip
-    """The short way of `problem_of` for NumPy arrays (B, H, T, D) without mask and dropout, or None: go the long way.
+    """The fast path of `attention_problem` for NumPy arrays (B, H, T, D) without mask and dropout, else None.
 
     A small call takes less time than its checks, and the same shapes come again and again: what was once found for them
     is kept.
@@ -88,7 +88,7 @@ def _plain(
         return None
     query, key, value = (np.broadcast_to(np.zeros((), dtype), shape) for shape in (q, k, v))
     try:
-        problem = problem_of(query, key, value, None, 0.0, is_causal, scale=scale, q_offset=q_offset)
+        problem = attention_problem(query, key, value, None, 0.0, is_causal, scale=scale, q_offset=q_offset)
     except (TypeError, ValueError):
         return None
     return problem.modifiers, problem.layout

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Unpack
 
 from attnarray import checks
-from attnarray.attention.dot_product.arguments import plain_problem, problem_of
+from attnarray.attention.dot_product.arguments import attention_problem, plain_problem
 from attnarray.attention.engine import DOT_PRODUCT, AttentionContext, attention, gradients
 from attnarray.attention.normalizers import Softmax
 from attnarray.attention.options import Options
@@ -155,7 +155,7 @@ def scaled_dot_product_attention_fwd(
     `ctx.lse` is log sum_j e^s, sink included, as (B, H, T) in the accumulator's dtype.
     """
     plain = None if options else plain_problem(query, key, value, attn_mask, dropout_p, is_causal)
-    q, k, v, modifiers, layout, bias_shape = plain or problem_of(
+    q, k, v, modifiers, layout, bias_shape = plain or attention_problem(
         query, key, value, attn_mask, dropout_p, is_causal, **options
     )
     out, lse = attention(q, k, v, modifiers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Unpack
 
 from attnarray import checks
-from attnarray.attention.dot_product.arguments import problem_of
+from attnarray.attention.dot_product.arguments import attention_problem
 from attnarray.attention.engine import DOT_PRODUCT, AttentionContext, gradients, run_canonical
 from attnarray.attention.options import ScoreOptions, known_options
 from attnarray.backend import Array
@@ -275,7 +275,9 @@ def _forward(
             "use scaled_dot_product_attention."
         )
     known_options(options, SparseOptions)
-    q, k, v, modifiers, layout, bias_shape = problem_of(query, key, value, attn_mask, dropout_p, is_causal, **options)
+    q, k, v, modifiers, layout, bias_shape = attention_problem(
+        query, key, value, attn_mask, dropout_p, is_causal, **options
+    )
     return run_canonical(SparseContext, DOT_PRODUCT, Entmax(alpha), q, k, v, modifiers, layout, bias_shape)
 
 
