@@ -135,7 +135,7 @@ def draw(path: Path, data: Digits, trained: Trained) -> None:
             axes.imshow(look, cmap="Oranges", alpha=0.65, extent=(0, 8, 8, 0), vmin=0)
         panels[0].set_ylabel(name, fontsize=10)
     figure.suptitle(
-        "Below each digit: how much the word that says what it is looks at each patch (darkest: the most of that panel)"
+        "Below each digit: how much the class token attends to each patch (darkest: the most of that panel)"
     )
     figure.savefig(path, dpi=120)
 

@@ -76,10 +76,10 @@ def texts() -> list[Text]:
 
 def split(found: list[Text]) -> tuple[list[Text], list[Text], list[Text]]:
     """For training, for choosing, for the figure: 70, 10 and 20 %."""
-    places = [zlib.crc32(" ".join(text.words).encode()) % 10 for text in found]
+    hashes = [zlib.crc32(" ".join(text.words).encode()) % 10 for text in found]
     bounds = ((0, 7), (7, 8), (8, 10))
     train, choose, test = (
-        [text for text, place in zip(found, places, strict=True) if first <= place < past] for first, past in bounds
+        [text for text, value in zip(found, hashes, strict=True) if first <= value < past] for first, past in bounds
     )
     return train, choose, test
 

@@ -122,15 +122,15 @@ def draw(path: Path, data: Club, params: dict[str, Any], accuracy: float) -> Non
     found = predict_sides(params, data)
     found[list(LEADERS)] = data.sides[list(LEADERS)]
     weights = aa.to_numpy(aa.graph_attention_weights(first_ctx)).mean(-1)  # (E,), the mean of the heads
-    places = nx.spring_layout(data.graph, seed=4, k=0.32, iterations=200)
+    layout = nx.spring_layout(data.graph, seed=4, k=0.32, iterations=200)
     figure = Figure(figsize=(10, 7.5), layout="constrained")
     axes = figure.add_subplot()
     for (source, target), weight in zip(aa.to_numpy(data.edges).T, weights, strict=True):
         if source != target:
             arrow = {"arrowstyle": "-|>", "connectionstyle": "arc3,rad=0.12", "shrinkA": 9, "shrinkB": 9, "alpha": 0.55,
                      "linewidth": 5 * float(weight), "color": COLORS[found[source]], "mutation_scale": 8}  # fmt: skip
-            axes.annotate("", places[target], places[source], arrowprops=arrow)
-    for node, (x, y) in places.items():
+            axes.annotate("", layout[target], layout[source], arrowprops=arrow)
+    for node, (x, y) in layout.items():
         right = found[node] == data.sides[node]
         size = 720 if node in LEADERS else 330
         axes.scatter(x, y, size, COLORS[found[node]], zorder=3, linewidths=0 if right else 3, edgecolors="#111111")

@@ -177,7 +177,7 @@ def draw_heads(path: Path, model: GPT, params: dict[str, Any], text: bytes) -> N
             axes.set_xticks(range(len(letters)), letters, fontsize=5, family="monospace")
             axes.set_yticks(range(len(letters)), letters, fontsize=5, family="monospace")
             axes.tick_params(length=0)
-    figure.suptitle("Square roots of attention: each byte (row) looks at itself and those before it", fontsize=12)
+    figure.suptitle("Square roots of attention: each byte (row) attends to itself and those before it", fontsize=12)
     figure.savefig(path, dpi=110)
 
 

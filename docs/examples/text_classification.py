@@ -177,7 +177,7 @@ def baselines(train: list[Text], choose: list[Text], test: list[Text], quick: bo
 def draw(
     path: Path, network: Network, params: Any, test: Rows, found: np.ndarray, shares: Any, text: Text, encoded: Rows
 ) -> None:
-    """Figures of all rules, which fields are taken for which, and what the last block looks at in a text."""
+    """Figures of all rules, the confusion matrix, and the attention of the last block in a text."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 9.5), layout="constrained")

@@ -71,8 +71,8 @@ def texts(pairs: list[dates.Pair], vocabulary: dates.Vocabulary) -> Texts:
     return Texts(pairs, tokens, lengths, dates.encode_targets([pair.target for pair in pairs]))
 
 
-def told(targets: Any) -> Any:
-    """What each step is told: the letter before it."""
+def shift_right(targets: Any) -> Any:
+    """The inputs of the decoder: the targets, shifted right by one."""
     xp = aa.namespace_of(targets)
     return xp.concat([xp.full_like(targets[:, :1], START), targets[:, :-1]], axis=1)
 
@@ -89,7 +89,7 @@ def train(model: Any, data: Texts, epochs: int, advance: Callable[[str], None]) 
     state, total = optim.adamw_init(params), epochs * -(-len(data.lengths) // BATCH)
     for step, rows in enumerate(batches(data, epochs, seed=0), start=1):
         tokens, lengths, targets = data.batch(rows)
-        logits, ctx = model.fwd(params, tokens, told(targets), source_lengths=lengths)
+        logits, ctx = model.fwd(params, tokens, shift_right(targets), source_lengths=lengths)
         loss, loss_ctx = aa.cross_entropy_fwd(logits, targets)
         dlogits = aa.cross_entropy_bwd(aa.namespace_of(loss).ones_like(loss), loss_ctx).logits
         grads, norm = optim.clip_by_global_norm(model.bwd(dlogits, ctx).params, LARGEST_NORM)
@@ -120,7 +120,7 @@ def translate(model: Any, params: dict[str, Any], data: Texts, size: int = 250) 
 def looks(model: Any, params: dict[str, Any], data: Texts, row: int) -> dict[str, np.ndarray]:
     """Where each letter of an answer looks in the date, (10, S) for each head that there is."""
     tokens, lengths, targets = data.batch(np.array([row]))
-    _, ctx = model.fwd(params, tokens, told(targets), source_lengths=lengths)
+    _, ctx = model.fwd(params, tokens, shift_right(targets), source_lengths=lengths)
     if isinstance(model, Seq2Seq):
         return {"the one attention": aa.to_numpy(model.alignments(ctx))[0]}
     blocks = [aa.to_numpy(aa.attention_weights(block.cross.branch))[0] for block in ctx.decoder.blocks]  # (H, 10, S)
@@ -158,7 +158,7 @@ def draw_looks(path: Path, pair: dates.Pair, panels: dict[str, np.ndarray]) -> N
         axes.set_xticks(range(len(pair.source)), pair.source, fontsize=9, family="DejaVu Sans Mono")
         axes.set_yticks(range(COUNT), pair.target, fontsize=9, family="DejaVu Sans Mono")
         axes.tick_params(length=0)
-    figure.suptitle("Each letter of the answer (row) looks at the date (column)", fontsize=12)
+    figure.suptitle("Each letter of the answer (row) attends to the date (column)", fontsize=12)
     figure.savefig(path, dpi=120)
 
 
