@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import attnarray as aa
+from attnarray.kernels.numba.attention import tiled
 from attnarray.random import attention_keep_mask
 from tests.support.kernel_calls import (
     DTYPES,
@@ -251,3 +252,14 @@ def test_weights_that_round_to_zero_hide_nan(queries: int, monkeypatch: pytest.M
     expected = run(call, "reference")
     assert np.all(np.isfinite(expected["out"]))
     assert_equal(run(call), expected, 1e-11)  # scores of 4000
+
+
+def test_read_only_arrays_take_the_short_way() -> None:
+    q = np.random.default_rng(0).standard_normal((1, 2, 8, 4))
+    out, ctx = aa.scaled_dot_product_attention_fwd(q, q, q)
+    assert not out.flags.writeable
+    before = tiled._plan.cache_info()
+    aa.scaled_dot_product_attention_bwd(out, ctx)
+    aa.scaled_dot_product_attention(out, out, out)
+    after = tiled._plan.cache_info()
+    assert after.hits + after.misses == before.hits + before.misses + 2

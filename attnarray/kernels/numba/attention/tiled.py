@@ -170,7 +170,7 @@ def _known(
         type(m.q_offset) is int
         and (q.dtype is FLOAT32 or q.dtype is FLOAT64)
         and k.dtype is v.dtype is q.dtype
-        and q.flags.carray and k.flags.carray and v.flags.carray
+        and _is_contiguous(q) and _is_contiguous(k) and _is_contiguous(v)
         and (out is None or _are_plain(q.dtype, out, lse, dout))
     ):  # fmt: skip
         return _plan(modifiers, q.shape, k.shape, v.shape, q.dtype, out is not None)
@@ -178,7 +178,13 @@ def _known(
 
 
 def _are_plain(dtype: Any, *arrays: Any) -> bool:
-    return all(array.dtype is dtype and array.flags.carray for array in arrays)
+    return all(array.dtype is dtype and _is_contiguous(array) for array in arrays)
+
+
+def _is_contiguous(array: Any) -> bool:
+    """Whether it is C-contiguous and aligned; it may be read-only, as outputs of a forward are."""
+    flags = array.flags
+    return bool(flags.c_contiguous and flags.aligned)
 
 
 @functools.lru_cache(maxsize=512)
