@@ -196,12 +196,11 @@ def _reshaped(
 
 def restored(grads: AttentionGrads, ctx: AttentionContext) -> AttentionGrads:
     """The gradients of canonical arrays in the caller's layout."""
-    layout = ctx.layout
-    dbias = grads.bias
+    dq, dk, dv, dbias, *others = grads
+    restore = ctx.layout.restore
     if dbias is not None and ctx.bias_shape is not None:
-        dbias = layout.restore_bias(dbias, ctx.bias_shape)
-    dquery, dkey, dvalue = (layout.restore(grad) for grad in grads[:3])
-    return grads._replace(query=dquery, key=dkey, value=dvalue, bias=dbias)
+        dbias = ctx.layout.restore_bias(dbias, ctx.bias_shape)
+    return AttentionGrads(restore(dq), restore(dk), restore(dv), dbias, *others)
 
 
 def forward(scorer: Any, q: Array, k: Array, v: Array, modifiers: ScoreModifiers, normalizer: Any) -> tuple[Array, Any]:
