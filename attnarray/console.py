@@ -23,7 +23,7 @@ GOOD, BAD, FAINT = "green", "bold red", "dim"
 UNLIMITED = 10_000  # the width where the output is no terminal and COLUMNS is not set
 NARROWEST = 24  # a terminal that says it is narrower is not believed
 EVERY = 5.0  # seconds between two lines that say where a command is
-BEAT = 1.0  # seconds between two looks at the clock
+BEAT = 1.0  # seconds between two checks of the clock
 COMPILING = "Compiling kernels for this machine, once ..."
 NOT_KEPT = "Compiling kernels in this process, as no folder for their cache can be written (see attnarray info) ..."
 
@@ -105,7 +105,7 @@ def print_table(
 ) -> None:
     """Print a table that fits the terminal.
 
-    Columns in `right` hold figures, which are never cut; those in `spare` are left out where there is no room.
+    Columns in `right` hold figures, which are never cut; those in `spare` are dropped where the terminal is too narrow.
     """
     cells = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
     print_line("")
@@ -236,7 +236,7 @@ class Lines:
 
 @contextmanager
 def _beating(lines: Lines, still: bool) -> Iterator[None]:
-    """Within the block, a thread looks at the clock, as a step may take longer than a line may wait."""
+    """Within the block, a thread prints lines in time also while a step takes long."""
     if still:
         yield
         return

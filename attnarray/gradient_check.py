@@ -92,7 +92,7 @@ def gradcheck(
     tolerance : float
         The largest error allowed, relative to the largest entry of the gradient.
     max_elements : int
-        Inputs with more elements are sampled at so many places; the other elements are not checked.
+        Of inputs with more elements, only so many are checked, sampled at random.
     seed : int
         For dout and the sampling.
 

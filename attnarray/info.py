@@ -1,4 +1,4 @@
-"""What is on this machine, for `attnarray info` and benchmark files: processor, backends, kernels, versions, caches."""
+"""Processor, backends, kernels, versions and caches of this machine, for `attnarray info` and benchmark files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from attnarray.dispatch import available_kernels, cpu_count, cpu_quota, tensor_c
 
 
 def collect() -> dict[str, Any]:
-    """All facts as plain values that JSON can hold."""
+    """All facts as values of JSON."""
     backends = available_backends()
     gpu = any(status.name == "cupy" and status.available for status in backends)
     return {
@@ -44,7 +44,7 @@ def collect() -> dict[str, Any]:
 
 
 def cpu_model() -> str:
-    """The CPU's name as it gives it itself."""
+    """The model name of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -54,7 +54,7 @@ def cpu_model() -> str:
 
 
 def memory() -> int | None:
-    """The bytes of memory, None where the system does not tell."""
+    """The memory in bytes, None where it is unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
