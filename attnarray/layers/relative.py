@@ -157,7 +157,10 @@ class RelativeAttention(Layer):
     ) -> tuple[Array, RelativeLayerContext]:
         """The same, and the context for `bwd`."""
         known_options(options, LayerOptions)
-        xp = checks.namespace(x=x, memory=memory)
+        added: dict[str, Any] = {name: options.get(name) for name in ("bias", "sinks")}
+        xp = checks.namespace(x=x, memory=memory, **added)
+        checks.floating(x=x, **added)
+        wide_options: Any = {**options, **{name: wide(array) for name, array in added.items() if array is not None}}
         form = one_sequence_layout("x", x)
         T, M = x.shape[-2], 0
         if memory is not None:
@@ -173,7 +176,7 @@ class RelativeAttention(Layer):
         r = xp.permute_dims(self._split(r), (1, 0, 2))  # (H, R, D)
         out, attention = relative_attention_fwd(
             q, k, v, r, wide(params["content_bias"]), wide(params["position_bias"]), attn_mask, dropout_p, is_causal,
-            q_offset=M, layout="BTHD", **options,
+            q_offset=M, layout="BTHD", **wide_options,
         )  # fmt: skip
         out, out_ctx = project(xp.reshape(out, (*x.shape[:-1], params["out"]["weight"].shape[1])), **params["out"])
         return narrow(out, x), RelativeLayerContext(query_ctx, key_ctx, value_ctx, position_ctx, attention, out_ctx, M)

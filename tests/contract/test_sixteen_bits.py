@@ -12,9 +12,7 @@ from attnarray import layers, models, tree
 from attnarray.checks import FLOATS, is_array
 from tests.support.layer_calls import LAYERS, Call, cotangent
 
-# Relative attention in 16 bits wants its bias and its sinks in float32, unlike all other layers.
-REFUSED = {"RelativeAttention-0": pytest.mark.xfail(reason="bias and sinks of 16 bits are refused", raises=TypeError)}
-CALLS = [pytest.param(call, id=name, marks=REFUSED.get(name, ())) for name, call in LAYERS.items()]
+CALLS = [pytest.param(call, id=name) for name, call in LAYERS.items()]
 ROWS = 400  # a sum of ones in bfloat16 ends at 256
 # bfloat16 has 8 bits: a few roundings of what is summed, while a sum that stops at 256 of 400 is off by a third.
 TOLERANCE = 0.1
