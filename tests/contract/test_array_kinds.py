@@ -1,4 +1,4 @@
-"""Which NumPy arrays are served: subclasses with rules of their own are refused everywhere, odd memory is not."""
+"""Which NumPy arrays are served: subclasses that override arithmetic are refused everywhere, odd memory is not."""
 
 from __future__ import annotations
 

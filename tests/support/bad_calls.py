@@ -81,7 +81,7 @@ WRONG_TYPES = {
     "None": ({"key": None}, "`key` is None, expected an array."),
     "text": ({"value": "abc"}, "`value` has type str, expected an array."),
     "number": ({"query": 1.0}, "`query` has type float, expected an array."),
-    "masked array": ({"key": np.ma.masked_array(KEY)}, "`key` has type MaskedArray, which computes by rules of its"),
+    "masked array": ({"key": np.ma.masked_array(KEY)}, "`key` has type MaskedArray, which overrides arithmetic"),
     "integers": ({"query": QUERY.astype(int)}, "`query` has dtype int64, expected one of float16, bfloat16, float32,"),
     "complex": ({"key": KEY + 0j}, "`key` has dtype complex128, expected one of"),
     "objects": ({"value": VALUE.astype(object)}, "`value` has dtype object, expected one of"),
