@@ -223,9 +223,9 @@ def test_cotangents_of_hidden_entries_do_not_matter(name: str, shape: tuple[int,
     x, dout = (rng.standard_normal(shape).astype("f") for _ in range(2))
     mask = rng.random(shape) < 0.5
     mask[1] = False
-    (out,) = reference(f"ops.softmax:{name}_forward", (x, mask, 1))
+    (out,) = reference(f"ops.softmax:_{name}", (x, mask, 1))
     found, expected = (
-        kernel(f"ops.softmax:{name}_backward", (np.where(mask, dout, number).astype("f"), out, 1))[0]
+        kernel(f"ops.softmax:_{name}_backward", (np.where(mask, dout, number).astype("f"), out, 1))[0]
         for number in (np.nan, 0.0)
     )
     np.testing.assert_array_equal(found, expected)
@@ -237,7 +237,7 @@ def test_cotangents_of_hidden_entries_do_not_matter(name: str, shape: tuple[int,
 @pytest.mark.parametrize("shape", [(3, 130), (5, 37), (2, 1040), ROW_IN_SPANS, (2, 16400)], ids=str)
 @pytest.mark.parametrize("name", ["layer_norm", "rms_norm"])
 def test_norms_of_rows_whose_squares_overflow(name: str, shape: tuple[int, ...], dtype: str) -> None:
-    forward, backward, E = f"ops.norm:{name}_forward", f"ops.norm:{name}_backward", shape[-1]
+    forward, backward, E = f"ops.norm:_{name}", f"ops.norm:_{name}_backward", shape[-1]
     stored = asarray(np.zeros(1), dtype).dtype
     rng = np.random.default_rng(0)
     x, dout, weight = (rng.uniform(-1.9, 1.9, size) for size in (shape, shape, E))
