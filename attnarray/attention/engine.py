@@ -356,9 +356,10 @@ def _block_backward(
     else:
         modified = modified_scores(scores, modifiers)
         weights = _weights_again(normalizer, modified, kept, rows)
-        dweights = xp.where(modified == -math.inf, 0.0, dweights)  # which may be NaN, as a hidden value may be
+        if modifiers.hides():
+            dweights = xp.where(modified == -math.inf, 0.0, dweights)  # which may be NaN, as a hidden value may be
         dmodified, dnormalizer = normalizer.backward(dweights, dkept, weights, kept, modified, rows)
-        dscores, dmodified, dcustom = modified_scores_backward(dmodified, scores, modifiers)
+        dscores, dmodified, dcustom = modified_scores_backward(dmodified, scores, modifiers, modified)
     if factor is not None:
         weights = xp.where(factor == 0, 0.0, weights * factor)
     dv = weighted_sum_over_queries(weights, dout, v.shape[1], _hides(modifiers, normalizer))

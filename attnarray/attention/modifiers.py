@@ -71,9 +71,9 @@ def modified_scores(scores: Array, modifiers: ScoreModifiers) -> Array:
 
 
 def modified_scores_backward(
-    dmodified: Array, scores: Array, modifiers: ScoreModifiers
+    dmodified: Array, scores: Array, modifiers: ScoreModifiers, modified: Array
 ) -> tuple[Array, Array, tuple[Any, ...]]:
-    r"""The gradients of `modified_scores`; those of hidden scores are 0.
+    r"""The gradients of `modified_scores`, whose result is `modified`; those of hidden scores are 0.
 
     .. math:: db_{ij} = d\tilde s_{ij}, \qquad
         ds_{ij} = \mathrm{scale}\; d\tilde s_{ij} \bigl(1 - \tanh^2(\mathrm{scale}\; s_{ij} / c)\bigr)
@@ -86,11 +86,11 @@ def modified_scores_backward(
         The gradients of the caller's modifiers, in order.
     """
     xp = namespace_of(scores)
-    *stages, last = _stages(scores, modifiers)
-    hidden = last == -math.inf
-    dmodified = xp.where(hidden, 0.0, dmodified)
+    hidden = modified == -math.inf if modifiers.hides() else None
+    dmodified = dmodified if hidden is None else xp.where(hidden, 0.0, dmodified)
     dcustom: list[Any] = []
     if modifiers.custom:
+        *stages, _ = _stages(scores, modifiers)
         indices = _indices(scores, modifiers)
         for modifier, before in zip(modifiers.custom[::-1], stages[-2::-1], strict=True):
             dmodified, own = modifier.backward(dmodified, xp.where(hidden, 0.0, before), *indices)
