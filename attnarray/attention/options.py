@@ -80,10 +80,10 @@ def score_modifiers(
     """
     xp = namespace_of(q)
     full = layout.scores_shape(q.shape[1], q.shape[2], keys)
-    longest, first_key = keys, 0
+    max_length, first_key = keys, 0
     if kv_offset is not None:
-        longest = LARGEST_POSITION  # a part does not know how many keys there are in all
-        first_key = checks.whole("kv_offset", kv_offset, 0, longest, "the position of the first key given")
+        max_length = LARGEST_POSITION  # a part does not know how many keys there are in all
+        first_key = checks.whole("kv_offset", kv_offset, 0, max_length, "the position of the first key given")
     constraints = _constraints(attn_mask, checks.flag("is_causal", is_causal), options.get("window"))
     scale, softcap = _scale_and_softcap(options, default_scale, q)
     bias_name, bias = _bias(None if isinstance(attn_mask, Mask) else attn_mask, options.get("bias"))
@@ -95,7 +95,7 @@ def score_modifiers(
         left=constraints.left,
         right=constraints.right,
         q_offset=_offset(options.get("q_offset", 0), layout, q, xp) - first_key,
-        kv_lengths=_lengths(constraints.lengths, options.get("kv_lengths"), layout, longest, first_key, q, xp),
+        kv_lengths=_lengths(constraints.lengths, options.get("kv_lengths"), layout, max_length, first_key, q),
         sinks=_sinks(options.get("sinks"), q.shape[1]),
         dropout=_dropout(dropout_p, options.get("rng"), options.get("dropout_mask"), first_key, layout, full),
     )
@@ -199,18 +199,19 @@ def _integers(name: str, given: Any, layout: Layout, like: Array, xp: Namespace)
 
 
 def _lengths(
-    padding: tuple[Any, ...], kv_lengths: Any, layout: Layout, longest: int, first_key: int, like: Array, xp: Namespace
+    padding: tuple[Any, ...], kv_lengths: Any, layout: Layout, max_length: int, first_key: int, like: Array
 ) -> Array | None:
     """The number of keys that exist among those given, (B,); lengths count from the start of the whole."""
     if not padding and kv_lengths is None:
         return None
+    xp = namespace_of(like)
     named = [*(("Padding.lengths", lengths) for lengths in padding), ("kv_lengths", kv_lengths)]
     total: Array | None = None
     for name, given in named:
         if given is None:
             continue
         lengths = _integers(name, given, layout, like, xp)
-        _check_lengths(name, lengths, longest, xp)
+        _check_lengths(name, lengths, max_length, xp)
         if isinstance(lengths, int):
             size, dtype = math.prod(layout.batch), index_dtype(xp, like)
             array = xp.full((size,), max(lengths - first_key, 0), dtype=dtype, device=device_of(like))
@@ -220,14 +221,14 @@ def _lengths(
     return total
 
 
-def _check_lengths(name: str, lengths: int | Array, longest: int, xp: Namespace) -> None:
+def _check_lengths(name: str, lengths: int | Array, max_length: int, xp: Namespace) -> None:
     if isinstance(lengths, int):
-        wrong, given = not 0 <= lengths <= longest, f"is {lengths}"
+        wrong, given = not 0 <= lengths <= max_length, f"is {lengths}"
     else:
-        wrong, given = lengths.shape[0] and bool(xp.any((lengths < 0) | (lengths > longest))), ""
+        wrong, given = lengths.shape[0] and bool(xp.any((lengths < 0) | (lengths > max_length))), ""
     if wrong:
         given = given or f"goes from {int(xp.min(lengths))} to {int(xp.max(lengths))}"
-        expected = f"0 to {longest}" if longest == LARGEST_POSITION else f"0 to S = {longest}"
+        expected = f"0 to {max_length}" if max_length == LARGEST_POSITION else f"0 to S = {max_length}"
         raise ValueError(f"`{name}` {given}, expected {expected}: the number of keys that exist in each batch.")
 
 
