@@ -14,7 +14,7 @@ from attnarray import tree
 from attnarray.backend import asarray, dtype_name, to_numpy, use_backend
 from attnarray.cases import CASES, Case
 from attnarray.checks import FLOATS, is_array, shown
-from attnarray.dispatch import explain, use_kernels
+from attnarray.dispatch import KernelMode, explain, use_kernels
 from attnarray.gradient_check import gradcheck
 from attnarray.triples import find_triple
 
@@ -69,7 +69,7 @@ class Results(NamedTuple):
         )
 
 
-def run(cases: Sequence[Case], backends: Sequence[str], kernels: str, advance: Callable[[str], None]) -> Results:
+def run(cases: Sequence[Case], backends: Sequence[str], kernels: KernelMode, advance: Callable[[str], None]) -> Results:
     """Check all cases on all backends; `kernels` is "all", "reference" or "auto"; `advance` hears of each case."""
     results = Results([], [])
     for backend in backends:
@@ -123,7 +123,7 @@ def kernels_reached(case: Case, backend: str) -> set[str]:
     return {choice.kernel for choice in choices} - {"reference"}
 
 
-def check_gradients(case: Case, backend: str, kernels: str, max_elements: int = SAMPLED) -> list[GradientResult]:
+def check_gradients(case: Case, backend: str, kernels: KernelMode, max_elements: int = SAMPLED) -> list[GradientResult]:
     """Every input of a case; `kernels` is "reference" or "auto"."""
     with use_backend(backend), use_kernels(kernels):
         report = gradcheck(case.f, tolerance=TOLERANCE, max_elements=max_elements, **case.arguments())
@@ -159,11 +159,11 @@ def check_kernels(case: Case, backend: str, dtype: str) -> list[KernelResult]:
     return rows
 
 
-def _kernel_name(case: Case, backend: str, kernels: str) -> str:
+def _kernel_name(case: Case, backend: str, kernels: KernelMode) -> str:
     return "reference" if kernels == "reference" else "+".join(sorted(kernels_reached(case, backend))) or "reference"
 
 
-def _results(case: Case, backend: str, kernels: str, dtype: str, moved: int = 0) -> dict[str, np.ndarray]:
+def _results(case: Case, backend: str, kernels: KernelMode, dtype: str, moved: int = 0) -> dict[str, np.ndarray]:
     """Outputs and gradients by name, as float64 on the host, for a fixed random cotangent.
 
     With `moved` all floating arguments are off by a rounding, up or down, by that seed.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -22,6 +22,8 @@ from attnarray.backend import (
 from attnarray.numpy_arrays import check_plain, plain
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
+LayoutName = Literal["BHTD", "BTHD"]
+LAYOUTS: tuple[LayoutName, ...] = get_args(LayoutName)
 _HINTS = dict.fromkeys([list, tuple, int, float], " attnarray.asarray makes one from numbers and lists of numbers.")
 
 

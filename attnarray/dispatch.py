@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar, copy_context
 from pathlib import Path
-from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, cast, get_args
 
 import numpy as np
 
@@ -26,7 +26,8 @@ from attnarray.kernels.table import BACKEND_OF_LIBRARY, KERNELS
 
 P = ParamSpec("P")
 R = TypeVar("R")
-MODES = ("auto", "reference", "numba", "cuda")
+KernelMode = Literal["auto", "reference", "numba", "cuda"]
+MODES: tuple[KernelMode, ...] = get_args(KernelMode)
 
 _MODE: ContextVar[str] = ContextVar("attnarray_kernels", default="auto")
 _TRACE: ContextVar[list[Choice] | None] = ContextVar("attnarray_trace", default=None)
@@ -143,7 +144,7 @@ def _find(name: str, backend: str, mode: str) -> tuple[Callable[..., Any] | None
 
 
 @contextlib.contextmanager
-def use_kernels(mode: str) -> Iterator[None]:
+def use_kernels(mode: KernelMode) -> Iterator[None]:
     """Within the block, choose what accelerated functions run; safe in threads and coroutines.
 
     Parameters

@@ -31,7 +31,7 @@ class AttendOptions(ScoreOptions, total=False):
     """The keyword-only options; `scaled_dot_product_attention` documents each."""
 
     enable_gqa: bool | None
-    layout: str
+    layout: checks.LayoutName
 
 
 class AttendContext(AttentionContext):

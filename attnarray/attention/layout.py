@@ -9,8 +9,6 @@ from attnarray import checks
 from attnarray.attention.products import sum_to_shape
 from attnarray.backend import Array, namespace_of
 
-LAYOUTS = ("BHTD", "BTHD")
-
 
 class Layout(NamedTuple):
     """How the caller's arrays are laid out, so that results can be given back in the same way."""
@@ -90,7 +88,7 @@ CANONICAL = Layout(4, "BHTD", (), True)  # of arrays that are (B, H, T, D) alrea
 
 def attention_layout(query: Array, key: Array, value: Array, order: str, *, same_features: bool = True) -> Layout:
     """The layout of a call, once the shapes of its arrays fit together."""
-    checks.choice("layout", order, LAYOUTS)
+    checks.choice("layout", order, checks.LAYOUTS)
     ndim = query.ndim
     fewest = 2 if order == "BHTD" else 3
     named = checks.shapes(query=query, key=key, value=value)

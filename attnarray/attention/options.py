@@ -38,7 +38,7 @@ class Options(ScoreOptions, total=False):
 
     sinks: Array | None
     enable_gqa: bool | None
-    layout: str
+    layout: checks.LayoutName
 
 
 def known_options(options: Any, known: type) -> None:

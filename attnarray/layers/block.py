@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, TypedDict, Unpack
+from typing import Any, ClassVar, Literal, NamedTuple, TypedDict, Unpack
 
 from attnarray import checks
 from attnarray.attention.options import known_options
 from attnarray.backend import Array
 from attnarray.layers.cache import DecoderCache, KVCache
 from attnarray.layers.checking import check_gradients, check_same
-from attnarray.layers.feed_forward import FeedForward
+from attnarray.layers.feed_forward import Activation, FeedForward
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
 from attnarray.layers.memory import attend_to_memory, project_memory
@@ -22,7 +22,8 @@ from attnarray.masks import Mask
 from attnarray.ops.rotary import Rotary
 from attnarray.random import Philox
 
-NORMS: dict[str, Any] = {"layer": LayerNorm, "rms": RMSNorm}
+Norm = Literal["layer", "rms"]
+NORMS: dict[Norm, Any] = {"layer": LayerNorm, "rms": RMSNorm}
 BRANCHES = ("attention", "cross", "feed_forward")
 
 
@@ -131,9 +132,9 @@ class TransformerBlock(Layer):
     hidden_dim: int | None = None
     cross: bool = False
     pre_norm: bool = True
-    norm: str = "layer"
+    norm: Norm = "layer"
     eps: float = 1e-5
-    activation: str = "gelu"
+    activation: Activation = "gelu"
     gated: bool = False
     bias: bool = True
     dropout: float = 0.0

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Unpack
+from typing import ClassVar, Literal, NamedTuple, Unpack, get_args
 
 from attnarray import checks
 from attnarray.attention.composed.convolutional import (
     PADDINGS,
     ConvolutionalContext,
+    PairPadding,
     convolutional_attention_bwd,
     convolutional_attention_fwd,
 )
@@ -21,7 +22,8 @@ from attnarray.masks import Mask
 from attnarray.numpy_arrays import writable
 from attnarray.random import Philox
 
-KINDS = ("pairs", "dot")
+Kind = Literal["pairs", "dot"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class ConvolutionalLayerGrads(NamedTuple):
@@ -78,8 +80,8 @@ class ConvolutionalAttention(Layer):
     dim: int
     hidden_dim: int
     width: int
-    kind: str = "pairs"
-    padding: str = "same"
+    kind: Kind = "pairs"
+    padding: PairPadding = "same"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from attnarray import checks
 from attnarray.backend import Array
@@ -19,8 +19,9 @@ from attnarray.ops.gelu import gelu, gelu_bwd, gelu_fwd
 from attnarray.ops.linear import LinearContext
 from attnarray.random import Philox
 
+Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
 # Each activation as the function, its forward and its backward.
-ACTIVATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]] = {
+ACTIVATIONS: dict[Activation, tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]] = {
     "relu": (relu, relu_fwd, relu_bwd),
     "gelu": (gelu, gelu_fwd, gelu_bwd),
     "gelu_tanh": (
@@ -88,7 +89,7 @@ class FeedForward(Layer):
 
     dim: int
     hidden_dim: int
-    activation: str = "gelu"
+    activation: Activation = "gelu"
     gated: bool = False
     bias: bool = True
     dropout: float = 0.0

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 from attnarray import checks
 from attnarray.attention.dot_product.projection import project, project_backward
 from attnarray.attention.graph.graph_attention import GraphContext, graph_attention_bwd, graph_attention_fwd
-from attnarray.attention.graph.options import SCORES
+from attnarray.attention.graph.options import SCORES, GraphScore
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, namespace_of
 from attnarray.layers.checking import check_gradients, check_same
@@ -94,7 +94,7 @@ class GraphAttention(Layer):
     in_dim: int
     head_dim: int
     num_heads: int = 1
-    score: str = "gatv2"
+    score: GraphScore = "gatv2"
     concat: bool = True
     edge_dim: int | None = None
     share_weights: bool | None = None

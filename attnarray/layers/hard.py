@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple, Unpack
 
 from attnarray import checks, tree
 from attnarray.attention.dot_product.projection import project, project_backward
-from attnarray.attention.selection.estimators import ESTIMATORS
+from attnarray.attention.selection.estimators import ESTIMATORS, Estimator
 from attnarray.attention.selection.hard import HardContext, HardResult, hard_attention_bwd, hard_attention_fwd
 from attnarray.attention.selection.hard_options import HardOptions, check_numbers
 from attnarray.attention.sequences import narrow, wide
@@ -87,7 +87,7 @@ class HardAttention(Layer):
     query_dim: int
     key_dim: int
     dim: int
-    estimator: str = "reinforce"
+    estimator: Estimator = "reinforce"
     temperature: float = 1.0
     k: int = 1
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Unpack
+from typing import ClassVar, Literal, NamedTuple, Unpack, get_args
 
 from attnarray import checks
 from attnarray.attention.positional.local import (
     ALIGNMENTS,
+    Alignment,
     LocalContext,
     LocalOptions,
     local_attention_bwd,
@@ -21,7 +22,8 @@ from attnarray.masks import Mask
 from attnarray.numpy_arrays import writable
 from attnarray.random import Philox
 
-SCORES = ("general", "dot")
+LocalScore = Literal["general", "dot"]
+SCORES: tuple[LocalScore, ...] = get_args(LocalScore)
 
 
 class LocalLayerContext(NamedTuple):
@@ -100,9 +102,9 @@ class LocalAttention(Layer):
     query_dim: int
     key_dim: int
     window: int
-    alignment: str = "predictive"
+    alignment: Alignment = "predictive"
     sigma: float | None = None
-    score: str = "general"
+    score: LocalScore = "general"
     hidden_dim: int | None = None
 
     def __post_init__(self) -> None:

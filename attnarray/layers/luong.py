@@ -13,6 +13,7 @@ from attnarray.attention.composed.attentional_hidden_state import (
 )
 from attnarray.attention.composed.multiplicative import (
     SCORES,
+    LuongScore,
     MultiplicativeContext,
     multiplicative_attention_bwd,
     multiplicative_attention_fwd,
@@ -117,7 +118,7 @@ class LuongAttention(Layer):
 
     query_dim: int
     key_dim: int
-    score: str = "general"
+    score: LuongScore = "general"
     hidden_dim: int | None = None
     output: bool = False
     output_dim: int | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from attnarray import checks
 from attnarray.attention.sequences import narrow, wide
@@ -18,7 +18,8 @@ from attnarray.ops.embedding import EmbeddingContext, check_range
 from attnarray.ops.positions import sinusoidal
 from attnarray.random import Philox
 
-POSITIONS = ("sinusoidal", "learned", "none")
+Positions = Literal["sinusoidal", "learned", "none"]
+POSITIONS: tuple[Positions, ...] = get_args(Positions)
 
 
 class TokenContext(NamedTuple):
@@ -51,7 +52,7 @@ class TokenEmbedding(Layer):
     vocab_size: int
     dim: int
     max_seq_len: int
-    positions: str = "sinusoidal"
+    positions: Positions = "sinusoidal"
     dropout: float = 0.0
     name: str = "tokens"
 

@@ -9,6 +9,7 @@ from attnarray import checks
 from attnarray.backend import Array, device_of, namespace_of
 from attnarray.layers.checking import check_same
 from attnarray.layers.embedding import Embedding
+from attnarray.layers.feed_forward import Activation
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
 from attnarray.layers.linear import Linear
@@ -95,7 +96,7 @@ class PatchClassifier(Layer):
     num_heads: int = 4
     hidden_dim: int | None = None
     pre_norm: bool = True
-    activation: str = "gelu"
+    activation: Activation = "gelu"
     dropout: float = 0.0
     attention_dropout: float = 0.0
     hidden_dropout: float = 0.0

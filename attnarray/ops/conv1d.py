@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from attnarray import checks
 from attnarray.backend import Array, accumulator_dtype, device_of, namespace_of
 
 BLOCK_SIZE = 2**19  # numbers in the windows of one block of sequences, which should fit in a CPU's cache
+
+
+Padding = Literal["same", "causal", "valid"]
+PADDINGS: tuple[Padding, ...] = get_args(Padding)
 
 
 class Conv1dContext(NamedTuple):
@@ -27,7 +31,7 @@ class Conv1dGrads(NamedTuple):
 
 
 def conv1d(
-    x: Array, weight: Array, bias: Array | None = None, *, padding: str | int = "same", dilation: int = 1
+    x: Array, weight: Array, bias: Array | None = None, *, padding: Padding | int = "same", dilation: int = 1
 ) -> Array:
     r"""Convolution over a sequence with channels last; as in PyTorch a cross-correlation, the weight is not flipped.
 
@@ -76,7 +80,7 @@ def conv1d(
 
 
 def conv1d_fwd(
-    x: Array, weight: Array, bias: Array | None = None, *, padding: str | int = "same", dilation: int = 1
+    x: Array, weight: Array, bias: Array | None = None, *, padding: Padding | int = "same", dilation: int = 1
 ) -> tuple[Array, Conv1dContext]:
     """`conv1d` and the context for `conv1d_bwd`: x and the weight."""
     _check_arrays(x, weight, bias)
@@ -229,12 +233,12 @@ def _distance(dilation: int) -> int:
     return number
 
 
-def _zeros(padding: str | int, x: Array, weight: Array, dilation: int) -> tuple[int, int]:
+def _zeros(padding: Padding | int, x: Array, weight: Array, dilation: int) -> tuple[int, int]:
     """The numbers of zeros before and after the sequence."""
     T, width = x.shape[-2], weight.shape[2]
     reach = (width - 1) * dilation
     number = checks.integral(padding)
-    if number is None and (not isinstance(padding, str) or padding not in ("same", "causal", "valid")):
+    if number is None and (not isinstance(padding, str) or padding not in PADDINGS):
         raise ValueError(
             f"`padding` is {checks.shown(padding)}, expected 'same', 'causal', 'valid' or an integer >= 0: the zeros "
             "on both sides."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from attnarray import checks
 from attnarray.backend import Array, accumulator_dtype, namespace_of
@@ -14,16 +14,20 @@ CUBIC = 0.044715  # the coefficient of x^3 in the approximation
 REACH = 40.0  # the gate is 0 or 1 in float64 beyond this; x is clipped to it, so that its square does not overflow
 
 
+Approximation = Literal["none", "tanh"]
+APPROXIMATIONS: tuple[Approximation, ...] = get_args(Approximation)
+
+
 class GELUContext(NamedTuple):
     x: Array
-    approximate: str
+    approximate: Approximation
 
 
 class GELUGrads(NamedTuple):
     x: Array
 
 
-def gelu(x: Array, *, approximate: str = "none") -> Array:
+def gelu(x: Array, *, approximate: Approximation = "none") -> Array:
     r"""Gaussian error linear unit: x times the standard normal distribution function.
 
     .. math::
@@ -62,11 +66,11 @@ def gelu(x: Array, *, approximate: str = "none") -> Array:
     return gelu_fwd(x, approximate=approximate)[0]
 
 
-def gelu_fwd(x: Array, *, approximate: str = "none") -> tuple[Array, GELUContext]:
+def gelu_fwd(x: Array, *, approximate: Approximation = "none") -> tuple[Array, GELUContext]:
     """`gelu` and the context for `gelu_bwd`: x alone."""
     namespace_of(x)
     checks.floating(x=x)
-    checks.choice("approximate", approximate, ("none", "tanh"))
+    checks.choice("approximate", approximate, APPROXIMATIONS)
     return _gelu(x, approximate), GELUContext(x, approximate)
 
 
@@ -84,7 +88,7 @@ def gelu_bwd(dout: Array, ctx: GELUContext) -> GELUGrads:
 
 
 @accelerated
-def _gelu(x: Array, approximate: str) -> Array:
+def _gelu(x: Array, approximate: Approximation) -> Array:
     """`gelu` of validated arguments."""
     xp = namespace_of(x)
     wide = xp.astype(xp.asarray(x), accumulator_dtype(xp, x.dtype), copy=False)
@@ -94,7 +98,7 @@ def _gelu(x: Array, approximate: str) -> Array:
 
 
 @accelerated
-def _gelu_backward(dout: Array, x: Array, approximate: str) -> Array:
+def _gelu_backward(dout: Array, x: Array, approximate: Approximation) -> Array:
     """The gradient of `gelu`, from its input."""
     xp = namespace_of(dout, x)
     dtype, wide = x.dtype, accumulator_dtype(xp, x.dtype)
@@ -108,7 +112,7 @@ def _gelu_backward(dout: Array, x: Array, approximate: str) -> Array:
     return xp.astype(xp.asarray(dx), dtype, copy=False)
 
 
-def _gate(x: Array, approximate: str) -> Array:
+def _gate(x: Array, approximate: Approximation) -> Array:
     """The standard normal distribution function of x."""
     xp = namespace_of(x)
     if approximate == "none":

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from attnarray import checks
 from attnarray.backend import Array, accumulator_dtype, device_of, index_dtype, namespace_of
 from attnarray.dispatch import accelerated
 from attnarray.ops.embedding import check_range
+
+Reduction = Literal["mean", "sum", "none"]
+REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 
 
 class CrossEntropyContext(NamedTuple):
@@ -19,7 +22,7 @@ class CrossEntropyContext(NamedTuple):
     total: Array
     label_smoothing: float
     ignore_index: int
-    reduction: str
+    reduction: Reduction
 
 
 class CrossEntropyGrads(NamedTuple):
@@ -27,7 +30,12 @@ class CrossEntropyGrads(NamedTuple):
 
 
 def cross_entropy(
-    logits: Array, targets: Array, *, label_smoothing: float = 0.0, ignore_index: int = -100, reduction: str = "mean"
+    logits: Array,
+    targets: Array,
+    *,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
 ) -> Array:
     r"""Cross-entropy between the softmax of the logits and the target classes.
 
@@ -76,7 +84,12 @@ def cross_entropy(
 
 
 def cross_entropy_fwd(
-    logits: Array, targets: Array, *, label_smoothing: float = 0.0, ignore_index: int = -100, reduction: str = "mean"
+    logits: Array,
+    targets: Array,
+    *,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
 ) -> tuple[Array, CrossEntropyContext]:
     """`cross_entropy` and the context for `cross_entropy_bwd`: the inputs, and per row its maximum and denominator."""
     label_smoothing = _check(logits, targets, label_smoothing, ignore_index, reduction)
@@ -172,13 +185,13 @@ def _kept(x: Array, classes: Array, ignore_index: int) -> tuple[Array, Array, Ar
     return x, classes, kept
 
 
-def _check(logits: Array, targets: Array, label_smoothing: float, ignore_index: int, reduction: str) -> float:
+def _check(logits: Array, targets: Array, label_smoothing: float, ignore_index: int, reduction: Reduction) -> float:
     """Check the arguments; return the smoothing as a float."""
     namespace_of(logits, targets)
     checks.floating(logits=logits)
     checks.integer("targets", targets)
     label_smoothing = checks.probability("label_smoothing", label_smoothing)
-    checks.choice("reduction", reduction, ("mean", "sum", "none"))
+    checks.choice("reduction", reduction, REDUCTIONS)
     if not isinstance(ignore_index, numbers.Integral):
         raise TypeError(f"`ignore_index` is {ignore_index!r}, expected an integer.")
     if logits.ndim < 1 or logits.shape[-1] == 0:

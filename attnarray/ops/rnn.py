@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from attnarray import checks
 from attnarray.backend import Array, namespace_of
 from attnarray.numpy_arrays import writable
 from attnarray.ops import recurrence
+
+Nonlinearity = Literal["tanh", "relu"]
+NONLINEARITIES: tuple[Nonlinearity, ...] = get_args(Nonlinearity)
 
 
 class RNNResult(NamedTuple):
@@ -28,7 +31,7 @@ class RNNResult(NamedTuple):
 class RNNContext(NamedTuple):
     given: recurrence.Recurrent
     states: Array  # (N, T, H), after each step
-    nonlinearity: str
+    nonlinearity: Nonlinearity
 
 
 class RNNGrads(NamedTuple):
@@ -50,7 +53,7 @@ def rnn(
     *,
     mask: Array | None = None,
     reverse: bool = False,
-    nonlinearity: str = "tanh",
+    nonlinearity: Nonlinearity = "tanh",
 ) -> RNNResult:
     r"""Simple recurrent network over a sequence.
 
@@ -112,11 +115,11 @@ def rnn_fwd(
     *,
     mask: Array | None = None,
     reverse: bool = False,
-    nonlinearity: str = "tanh",
+    nonlinearity: Nonlinearity = "tanh",
 ) -> tuple[RNNResult, RNNContext]:
     """`rnn` and the context for `rnn_bwd`: the arguments and the state after each step."""
     given = recurrence.checked("h", x, weight_ih, weight_hh, (bias_ih, bias_hh), {"h0": h0}, mask, reverse)
-    checks.choice("nonlinearity", nonlinearity, ("tanh", "relu"))
+    checks.choice("nonlinearity", nonlinearity, NONLINEARITIES)
     xp = namespace_of(x)
     weight = recurrence.wide(given, weight_hh).mT
     sums = recurrence.input_products(given, bias_ih, bias_hh)  # (N, T, H)

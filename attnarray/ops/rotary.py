@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from attnarray import checks
 from attnarray.backend import Array, accumulator_dtype, device_of, namespace_of
@@ -12,7 +12,8 @@ from attnarray.dispatch import accelerated
 from attnarray.masks import LARGEST_POSITION
 from attnarray.ops.positions import check_positions, even, position_angles
 
-SCALINGS = (None, "linear", "ntk")
+Scaling = Literal["linear", "ntk"]
+SCALINGS: tuple[Scaling | None, ...] = (None, *get_args(Scaling))
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Rotary:
     dims: int | None = None
     base: float = 10_000.0
     interleaved: bool = False
-    scaling: str | None = None
+    scaling: Scaling | None = None
     factor: float = 1.0
 
     def __post_init__(self) -> None:
@@ -84,9 +85,9 @@ def rotary(
     dims: int | None = None,
     base: float = 10_000.0,
     interleaved: bool = False,
-    scaling: str | None = None,
+    scaling: Scaling | None = None,
     factor: float = 1.0,
-    layout: str = "BHTD",
+    layout: checks.LayoutName = "BHTD",
 ) -> Array:
     r"""Queries or keys, each pair of features turned by an angle that is its position times its frequency.
 
@@ -163,9 +164,9 @@ def rotary_fwd(
     dims: int | None = None,
     base: float = 10_000.0,
     interleaved: bool = False,
-    scaling: str | None = None,
+    scaling: Scaling | None = None,
     factor: float = 1.0,
-    layout: str = "BHTD",
+    layout: checks.LayoutName = "BHTD",
 ) -> tuple[Array, RotaryContext]:
     """`rotary` and the context for its backward: cosines and sines."""
     axis, offset = _check(x, positions, offset, layout)
@@ -223,9 +224,9 @@ def _rotary(x: Array, positions: Array | None, offset: int, rotation: Rotation, 
     return y if dims == x.shape[-1] else xp.concat([y, x[..., dims:]], axis=-1)
 
 
-def _check(x: Array, positions: Array | None, offset: int, layout: str) -> tuple[int, int]:
+def _check(x: Array, positions: Array | None, offset: int, layout: checks.LayoutName) -> tuple[int, int]:
     """The axis of positions, and the offset."""
-    checks.choice("layout", layout, ("BHTD", "BTHD"))
+    checks.choice("layout", layout, checks.LAYOUTS)
     axis = -2 if layout == "BHTD" else -3
     checks.namespace(x=x, positions=positions)
     checks.floating(x=x)

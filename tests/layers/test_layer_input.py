@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import re
+import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -269,7 +270,7 @@ def test_a_context_of_the_same_layer_made_otherwise(example: Example) -> None:
 WRONG_FIELDS: dict[str, list[Any]] = {
     "int": [0, -1, 2.0, True, "3", float("nan"), 2**40, np.ones(2), [3], aa.Philox(0)],
     "bool": ["no", 2, 0.5, np.ones(2), []],
-    "str": ["other", 3, True, ["gelu"], np.ones(2)],
+    "word": ["other", 3, True, ["gelu"], np.ones(2)],
     "Rotary": [3, True, "rotary", {}],
     "dropout": [-0.1, 1, 1.0, 1.5, float("nan"), float("inf"), "0.1", True, np.ones(2)],
     "eps": [0, 0.0, -1.0, float("nan"), float("inf"), "small", True, np.ones(2)],
@@ -284,12 +285,14 @@ WRONG_FIELDS: dict[str, list[Any]] = {
 
 @each_call
 def test_fields(example: Example) -> None:
+    hints = typing.get_type_hints(type(example.layer))
     for field in dataclasses.fields(example.layer):
         optional = str(field.type).endswith(" | None")
         kind = str(field.type).removesuffix(" | None")
         name = next((name for name in WRONG_FIELDS if field.name.endswith(name)), kind)
-        name = {"positions": "str", "num_layers": "int"}.get(field.name, name)
-        if kind in ("int", "bool", "str"):
+        if typing.get_origin(hints[field.name]) is typing.Literal:
+            name = "word"
+        elif kind in ("int", "bool"):
             name = kind
         for wrong in [*WRONG_FIELDS[name], *([] if optional else [None])]:
             if field.name == "memory" and wrong is WRONG_FIELDS["int"][0]:

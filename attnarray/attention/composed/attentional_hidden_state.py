@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from attnarray import checks
 from attnarray.attention.dot_product.projection import project, project_backward
@@ -12,7 +12,8 @@ from attnarray.numpy_arrays import read_only, writable
 from attnarray.ops.activations import TanhContext, tanh_bwd, tanh_fwd
 from attnarray.ops.linear import LinearContext
 
-ACTIVATIONS = (None, "tanh")
+HiddenActivation = Literal["tanh"]
+ACTIVATIONS: tuple[HiddenActivation | None, ...] = (None, *get_args(HiddenActivation))
 
 
 class AttentionalHiddenStateContext(NamedTuple):
@@ -38,7 +39,7 @@ def attentional_hidden_state(
     hidden_weight: Array,
     bias: Array | None = None,
     *,
-    activation: str | None = None,
+    activation: HiddenActivation | None = None,
 ) -> Array:
     r"""The attentional hidden state: a linear map of a context vector and a hidden state, with an optional tanh.
 
@@ -96,7 +97,7 @@ def attentional_hidden_state_fwd(
     hidden_weight: Array,
     bias: Array | None = None,
     *,
-    activation: str | None = None,
+    activation: HiddenActivation | None = None,
 ) -> tuple[Array, AttentionalHiddenStateContext]:
     """`attentional_hidden_state`, and the context for its backward: the inputs, and with tanh the output."""
     checks.choice("activation", activation, ACTIVATIONS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Literal, NamedTuple, Unpack, get_args
 
 from attnarray import checks
 from attnarray.attention.alignment.additive import Additive
@@ -17,7 +17,8 @@ from attnarray.masks import Mask
 from attnarray.numpy_arrays import read_only, writable
 from attnarray.ops.conv1d import Conv1dContext, conv1d_bwd, conv1d_fwd
 
-PADDINGS = ("same", "causal")
+PairPadding = Literal["same", "causal"]
+PADDINGS: tuple[PairPadding, ...] = get_args(PairPadding)
 
 
 class ConvolutionalContext(NamedTuple):
@@ -51,7 +52,7 @@ def convolutional_attention(
     dropout_p: float = 0.0,
     is_causal: bool = False,
     *,
-    padding: str = "same",
+    padding: PairPadding = "same",
     **options: Unpack[ScoreOptions],
 ) -> Array:
     r"""Self-attention with queries and keys that are convolutions of the sequence.
@@ -145,7 +146,7 @@ def convolutional_attention_fwd(
     dropout_p: float = 0.0,
     is_causal: bool = False,
     *,
-    padding: str = "same",
+    padding: PairPadding = "same",
     **options: Unpack[ScoreOptions],
 ) -> tuple[Array, ConvolutionalContext]:
     """`convolutional_attention`, with the same options, and the context for its backward."""
@@ -225,7 +226,7 @@ def convolutional_attention_bwd(
     return ConvolutionalGrads(*(narrow(grad, ctx.x) for grad in found))
 
 
-def _checked(attn_mask: Array | Mask | None, options: Any, padding: str, **arrays: Array) -> Layout:
+def _checked(attn_mask: Array | Mask | None, options: Any, padding: PairPadding, **arrays: Array) -> Layout:
     """Check everything that is given, and tell the layout of x."""
     known_options(options, ScoreOptions)
     weights = {name: arrays[name] for name in ("query_weight", "key_weight")}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Literal, NamedTuple, Unpack, get_args
 
 from attnarray import checks
 from attnarray.attention.alignment.additive import Additive
@@ -17,7 +17,8 @@ from attnarray.masks import Mask
 from attnarray.numpy_arrays import read_only, writable
 from attnarray.ops.linear import LinearContext
 
-SCORES = ("dot", "general", "concat")
+LuongScore = Literal["dot", "general", "concat"]
+SCORES: tuple[LuongScore, ...] = get_args(LuongScore)
 
 
 class MultiplicativeContext(NamedTuple):
@@ -48,7 +49,7 @@ def multiplicative_attention(
     dropout_p: float = 0.0,
     is_causal: bool = False,
     *,
-    score: str = "dot",
+    score: LuongScore = "dot",
     **options: Unpack[ScoreOptions],
 ) -> Array:
     r"""Luong's attention, with each of its three scores.
@@ -130,7 +131,7 @@ def multiplicative_attention_fwd(
     dropout_p: float = 0.0,
     is_causal: bool = False,
     *,
-    score: str = "dot",
+    score: LuongScore = "dot",
     **options: Unpack[ScoreOptions],
 ) -> tuple[Array, MultiplicativeContext]:
     """`multiplicative_attention`, with the same options, and the context for its backward."""
@@ -204,7 +205,14 @@ def multiplicative_attention_bwd(
 
 
 def _checked(
-    score: str, attn_mask: Any, options: Any, query: Array, key: Array, value: Array, weight: Any, score_vector: Any
+    score: LuongScore,
+    attn_mask: Any,
+    options: Any,
+    query: Array,
+    key: Array,
+    value: Array,
+    weight: Any,
+    score_vector: Any,
 ) -> Layout:
     """Check everything that is given, and tell the layout of query, key and value."""
     checks.choice("score", score, SCORES)

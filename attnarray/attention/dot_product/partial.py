@@ -133,14 +133,14 @@ class MergeContext(NamedTuple):
     partials: tuple[Partial, ...]
     weights: tuple[Array, ...]  # (*batch, H, T) each
     out: Array
-    layout: str
+    layout: checks.LayoutName
 
 
 class MergeGrads(NamedTuple):
     partials: tuple[Partial, ...]
 
 
-def merge_partials(partials: Sequence[Partial], *, layout: str = "BHTD") -> Partial:
+def merge_partials(partials: Sequence[Partial], *, layout: checks.LayoutName = "BHTD") -> Partial:
     r"""The attention over all keys from the attention over parts of them.
 
     .. math:: \mathrm{lse} = \log \sum_n e^{\mathrm{lse}_n}, \qquad w_n = e^{\mathrm{lse}_n - \mathrm{lse}}, \qquad
@@ -176,9 +176,11 @@ def merge_partials(partials: Sequence[Partial], *, layout: str = "BHTD") -> Part
 
 
 @ignoring_fp_errors
-def merge_partials_fwd(partials: Sequence[Partial], *, layout: str = "BHTD") -> tuple[Partial, MergeContext]:
+def merge_partials_fwd(
+    partials: Sequence[Partial], *, layout: checks.LayoutName = "BHTD"
+) -> tuple[Partial, MergeContext]:
     """`merge_partials` and the context for its backward."""
-    checks.choice("layout", layout, ("BHTD", "BTHD"))
+    checks.choice("layout", layout, checks.LAYOUTS)
     if isinstance(partials, Partial) or not isinstance(partials, Iterable):
         raise TypeError("`partials` must be a sequence of Partial(out, lse): merge_partials([part, ...]).")
     parts = tuple(_partial(f"partials[{n}]", part) for n, part in enumerate(partials))
@@ -241,7 +243,7 @@ def _partial(name: str, value: Any) -> Partial:
     return Partial(*value)
 
 
-def _weighted(weight: Array, out: Array, layout: str) -> Any:
+def _weighted(weight: Array, out: Array, layout: checks.LayoutName) -> Any:
     xp = namespace_of(out)
     weight = xp.matrix_transpose(weight) if layout == "BTHD" else weight
     return hiding_product(weight[..., None], xp.astype(out, weight.dtype))

@@ -47,7 +47,7 @@ def scaled_dot_product_attention(
     rng: Philox | int | None = None,
     dropout_mask: Array | None = None,
     enable_gqa: bool | None = None,
-    layout: str = "BHTD",
+    layout: checks.LayoutName = "BHTD",
 ) -> Array:
     r"""Scaled dot-product attention.
 

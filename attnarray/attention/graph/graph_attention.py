@@ -14,7 +14,7 @@ from attnarray.attention.graph.core import (
     gatv2_scores,
     gatv2_scores_backward,
 )
-from attnarray.attention.graph.options import checked_dropout, checked_graph
+from attnarray.attention.graph.options import GraphScore, checked_dropout, checked_graph
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, namespace_of
 from attnarray.dispatch import ignoring_fp_errors
@@ -34,7 +34,7 @@ class GraphContext(NamedTuple):
     sources: Array
     targets: Array
     weights: Array
-    score: str
+    score: GraphScore
     negative_slope: float
     dropout: DropoutContext | None
     batch: tuple[int, ...]
@@ -56,7 +56,7 @@ def graph_attention(
     edges: Array,
     edge_features: Array | None = None,
     *,
-    score: str = "gatv2",
+    score: GraphScore = "gatv2",
     negative_slope: float = 0.2,
     edge_mask: Array | None = None,
     dropout_p: float = 0.0,
@@ -150,7 +150,7 @@ def graph_attention_fwd(
     edges: Array,
     edge_features: Array | None = None,
     *,
-    score: str = "gatv2",
+    score: GraphScore = "gatv2",
     negative_slope: float = 0.2,
     edge_mask: Array | None = None,
     dropout_p: float = 0.0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal, get_args
 
 from attnarray import checks
 from attnarray.attention.options import probability_and_seed
@@ -13,7 +13,8 @@ from attnarray.ops.dropout import DropoutContext
 from attnarray.ops.embedding import check_range
 from attnarray.random import Philox
 
-SCORES = ("gatv2", "gat")
+GraphScore = Literal["gatv2", "gat"]
+SCORES: tuple[GraphScore, ...] = get_args(GraphScore)
 Graph = tuple[tuple[int, ...], Array, Array, float]
 
 
@@ -28,7 +29,7 @@ def check_edges(edges: Array) -> None:
 def checked_graph(
     named: dict[str, Array | None],
     edges: Array,
-    score: str,
+    score: GraphScore,
     negative_slope: float,
     edge_mask: Array | None,
     dropout_mask: Array | None,
@@ -57,7 +58,7 @@ def checked_graph(
     return batch, places[0, :], places[1, :], slope
 
 
-def _check_shapes(named: dict[str, Any], edges: int, score: str) -> tuple[int, ...]:
+def _check_shapes(named: dict[str, Any], edges: int, score: GraphScore) -> tuple[int, ...]:
     """Check the shapes of all floating arrays against that of query and value; returns the batch."""
     query, key, value, vector, features = named.values()
     shapes = checks.shapes(query=query, key=key, value=value)

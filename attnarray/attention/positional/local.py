@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack, get_args
 
 from attnarray import checks
 from attnarray.attention.dot_product.projection import attend_by_dots, project, project_backward
@@ -21,7 +21,8 @@ from attnarray.numpy_arrays import read_only, writable
 from attnarray.ops.linear import LinearContext
 from attnarray.random import Philox
 
-ALIGNMENTS = ("monotonic", "predictive")
+Alignment = Literal["monotonic", "predictive"]
+ALIGNMENTS: tuple[Alignment, ...] = get_args(Alignment)
 
 
 class LocalOptions(TypedDict, total=False):
@@ -66,7 +67,7 @@ def local_attention(
     is_causal: bool = False,
     *,
     window: int,
-    alignment: str = "monotonic",
+    alignment: Alignment = "monotonic",
     sigma: float | None = None,
     weight: Array | None = None,
     **options: Unpack[LocalOptions],
@@ -161,7 +162,7 @@ def local_attention_fwd(
     is_causal: bool = False,
     *,
     window: int,
-    alignment: str = "monotonic",
+    alignment: Alignment = "monotonic",
     sigma: float | None = None,
     weight: Array | None = None,
     **options: Unpack[LocalOptions],
@@ -268,7 +269,7 @@ def _lengths(modifiers: ScoreModifiers, k: Array) -> Array | float:
 
 
 def _checked(
-    alignment: str, sigma: Any, attn_mask: Any, options: Any, query: Array, key: Array, value: Array,
+    alignment: Alignment, sigma: Any, attn_mask: Any, options: Any, query: Array, key: Array, value: Array,
     given: dict[str, Array | None],
 ) -> Layout:  # fmt: skip
     """Check everything that is given, and tell the layout of query, key and value."""

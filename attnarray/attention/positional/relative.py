@@ -31,7 +31,7 @@ class RelativeOptions(TypedDict, total=False):
     sinks: Array | None
     rng: Philox | int | None
     dropout_mask: Array | None
-    layout: str
+    layout: checks.LayoutName
 
 
 @declare(GROUPED=True, HELD=2)

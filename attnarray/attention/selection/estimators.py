@@ -10,7 +10,7 @@ where share is 1 for a choice of one key. The estimators differ in the choice, t
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from attnarray.attention.modifiers import ScoreModifiers
 from attnarray.attention.normalizers import finite_lse, masked_softmax
@@ -147,7 +147,8 @@ class TopK(NamedTuple):
         return _softmax_backward(dweights, weights) + _rows_backward(dkept, weights, kept, scores), self
 
 
-ESTIMATORS = {
+Estimator = Literal["reinforce", "gumbel", "straight_through", "argmax", "top_k"]
+ESTIMATORS: dict[Estimator, Any] = {
     "reinforce": Reinforce, "gumbel": Gumbel, "straight_through": StraightThrough, "argmax": Argmax, "top_k": TopK,
 }  # fmt: skip
 

@@ -18,7 +18,7 @@ from attnarray.attention.engine import (
 )
 from attnarray.attention.layout import attention_layout
 from attnarray.attention.options import check_arrays, known_options, score_modifiers
-from attnarray.attention.selection.estimators import ChoiceRows
+from attnarray.attention.selection.estimators import ChoiceRows, Estimator
 from attnarray.attention.selection.hard_options import SAMPLING, HardOptions, estimator_normalizer
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, device_of, dtype_name
@@ -76,7 +76,7 @@ def hard_attention(
     attn_mask: Array | Mask | None = None,
     is_causal: bool = False,
     *,
-    estimator: str = "reinforce",
+    estimator: Estimator = "reinforce",
     temperature: float = 1.0,
     k: int = 1,
     rng: Philox | int | None = None,
@@ -172,7 +172,7 @@ def hard_attention_fwd(
     attn_mask: Array | Mask | None = None,
     is_causal: bool = False,
     *,
-    estimator: str = "reinforce",
+    estimator: Estimator = "reinforce",
     temperature: float = 1.0,
     k: int = 1,
     rng: Philox | int | None = None,

@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 
 from attnarray import checks
 from attnarray.attention.layout import Layout
-from attnarray.attention.selection.estimators import ESTIMATORS
+from attnarray.attention.selection.estimators import ESTIMATORS, Estimator
 from attnarray.backend import Array
 from attnarray.random import Philox, as_seed
 
@@ -24,11 +24,11 @@ class HardOptions(TypedDict, total=False):
     kv_lengths: Any
     softcap: float | None
     enable_gqa: bool | None
-    layout: str
+    layout: checks.LayoutName
 
 
 def estimator_normalizer(
-    estimator: str,
+    estimator: Estimator,
     temperature: float,
     k: int,
     rng: Philox | int | None,
@@ -69,7 +69,7 @@ def estimator_normalizer(
     return ESTIMATORS[estimator](**options)
 
 
-def check_numbers(estimator: str, temperature: float, k: int) -> tuple[float, int]:
+def check_numbers(estimator: Estimator, temperature: float, k: int) -> tuple[float, int]:
     """Check the temperature and k of an estimator that is known."""
     temperature = checks.positive("temperature", temperature)
     if temperature != 1 and estimator not in RELAXED:

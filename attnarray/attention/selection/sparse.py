@@ -53,7 +53,7 @@ class SparseOptions(ScoreOptions, total=False):
     """The keyword-only options: those of scaled_dot_product_attention but its sinks."""
 
     enable_gqa: bool | None
-    layout: str
+    layout: checks.LayoutName
 
 
 class SparseContext(AttentionContext):

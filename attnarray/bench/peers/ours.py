@@ -13,11 +13,11 @@ import attnarray
 from attnarray import tree
 from attnarray.backend import asarray, to_numpy, use_backend
 from attnarray.bench.peers.peer import Call, Peer, Problem
-from attnarray.dispatch import use_kernels
+from attnarray.dispatch import KernelMode, use_kernels
 from attnarray.triples import find_triple
 
 
-def prepare(problem: Problem, kernels: str) -> Call:
+def prepare(problem: Problem, kernels: KernelMode) -> Call:
     """The case as a user of the library writes it, on arrays of the problem's backend."""
     case = problem.case
     triple = find_triple(getattr(attnarray, case.function))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from attnarray import checks
 from attnarray.backend import Array
-from attnarray.layers.feed_forward import ACTIVATIONS
+from attnarray.layers.feed_forward import ACTIVATIONS, Activation
 from attnarray.layers.initial import Params, zeros
 from attnarray.layers.layer import Layer, LayerGrads, Shapes
 from attnarray.layers.linear import Linear
@@ -69,7 +69,7 @@ class MaskHead(Layer):
 
     vocab_size: int
     dim: int
-    activation: str
+    activation: Activation
     eps: float
     init_std: float
 

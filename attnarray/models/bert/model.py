@@ -13,6 +13,7 @@ from attnarray.backend import Array, namespace_of
 from attnarray.checkpoints.names import Pretrained
 from attnarray.checkpoints.pretrained import load_pretrained
 from attnarray.layers.checking import Checked, check_gradients, check_same
+from attnarray.layers.feed_forward import Activation
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
 from attnarray.masks import Mask
@@ -128,7 +129,7 @@ class BERT(Layer):
     types: int = 2
     dropout: float = 0.0
     attention_dropout: float = 0.0
-    activation: str = "gelu"
+    activation: Activation = "gelu"
     eps: float = 1e-12
     recompute: bool = False
     pooler: bool = True

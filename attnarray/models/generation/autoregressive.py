@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from attnarray import checks
 from attnarray.backend import Array, device_of, namespace_of
 from attnarray.layers.initial import Params
 from attnarray.models.generation.beam import beam_search
+from attnarray.models.generation.beam_rules import EarlyStopping
 from attnarray.models.generation.prompts import Generator, Prefill, prefill
 from attnarray.models.generation.sampling import draw, finite_or_certain, keep_top_k, keep_top_p, with_temperature
 from attnarray.models.padding import check_tokens
 from attnarray.random import Philox
 
-METHODS = ("greedy", "sample", "beam")
+Method = Literal["greedy", "sample", "beam"]
+METHODS: tuple[Method, ...] = get_args(Method)
 
 
 class Sampler(NamedTuple):
@@ -36,10 +38,10 @@ class Sampler(NamedTuple):
 
 
 def generate(
-    model: Generator, params: Params, tokens: Array, count: int, *, method: str = "greedy", temperature: float = 1.0,
+    model: Generator, params: Params, tokens: Array, count: int, *, method: Method = "greedy", temperature: float = 1.0,
     top_k: int | None = None, top_p: float | None = None, beams: int = 4, length_penalty: float = 1.0,
     end: int | None = None, rng: Philox | int | None = None, lengths: Any = None,
-    early_stopping: bool | str | None = None,
+    early_stopping: EarlyStopping | None = None,
 ) -> Array:  # fmt: skip
     """Generate the tokens after prompts.
 
@@ -110,9 +112,9 @@ def generate(
 
 
 def stream(
-    model: Generator, params: Params, tokens: Array, count: int, *, method: str = "greedy", temperature: float = 1.0,
-    top_k: int | None = None, top_p: float | None = None, end: int | None = None, rng: Philox | int | None = None,
-    lengths: Any = None,
+    model: Generator, params: Params, tokens: Array, count: int, *, method: Literal["greedy", "sample"] = "greedy",
+    temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, end: int | None = None,
+    rng: Philox | int | None = None, lengths: Any = None,
 ) -> Iterator[Array]:  # fmt: skip
     """Yield the tokens that `generate` returns, (B,) at a time; not for beam search.
 

@@ -10,7 +10,7 @@ import numpy as np
 from attnarray import checks
 from attnarray.backend import Array, device_of, namespace_of, to_numpy
 from attnarray.layers.initial import Params
-from attnarray.models.generation.beam_rules import BestOfAll, BestOfCandidates
+from attnarray.models.generation.beam_rules import BestOfAll, BestOfCandidates, EarlyStopping
 from attnarray.models.generation.prompts import Generator, prefill
 from attnarray.models.generation.sampling import finite_or_certain
 from attnarray.ops.softmax import log_softmax
@@ -27,7 +27,7 @@ class BeamResult(NamedTuple):
 
 def beam_search(
     model: Generator, params: Params, tokens: Array, count: int, *, beams: int = 4, length_penalty: float = 1.0,
-    end: int | None = None, lengths: Any = None, early_stopping: bool | str | None = None,
+    end: int | None = None, lengths: Any = None, early_stopping: EarlyStopping | None = None,
 ) -> BeamResult:  # fmt: skip
     r"""Return the continuation with the best score that keeping the `beams` most likely of each length finds.
 

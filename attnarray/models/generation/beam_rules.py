@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+
+EarlyStopping = bool | Literal["never"]
 
 
 class Live(NamedTuple):
@@ -71,7 +73,7 @@ class BestOfCandidates:
     NEVER = -1e9  # the score of what is no continuation, as there: so a prompt that runs out of tokens ends alike
 
     def __init__(
-        self, batch: int, count: int, beams: int, penalty: float, end: int | None, early_stopping: bool | str
+        self, batch: int, count: int, beams: int, penalty: float, end: int | None, early_stopping: EarlyStopping
     ) -> None:
         self.count, self.beams, self.penalty, self.end, self.early = count, beams, penalty, end, early_stopping
         scores = np.where(np.arange(beams) == 0, 0.0, self.NEVER)  # at first all continuations are the same

@@ -7,14 +7,16 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 from attnarray import checks, tree
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, device_of, namespace_of, to_numpy
 from attnarray.checkpoints.names import Pretrained
 from attnarray.checkpoints.pretrained import load_pretrained
+from attnarray.layers.block import Norm
 from attnarray.layers.checking import Checked, check_gradients, check_same
+from attnarray.layers.feed_forward import Activation
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
 from attnarray.layers.linear import Linear
@@ -32,7 +34,8 @@ from attnarray.ops.positions import alibi
 from attnarray.ops.rotary import Rotary
 from attnarray.random import Philox
 
-POSITIONS = ("learned", "rotary", "alibi", "none")
+Positions = Literal["learned", "rotary", "alibi", "none"]
+POSITIONS: tuple[Positions, ...] = get_args(Positions)
 
 
 class GPTContext(NamedTuple):
@@ -123,11 +126,11 @@ class GPT(Layer):
     dropout: float = 0.0
     attention_dropout: float = 0.0
     recompute: bool = False
-    positions: str = "learned"
+    positions: Positions = "learned"
     rotary: Rotary | None = None
-    norm: str = "layer"
+    norm: Norm = "layer"
     eps: float = 1e-5
-    activation: str = "gelu_tanh"
+    activation: Activation = "gelu_tanh"
     gated: bool = False
     bias: bool = True
     num_kv_heads: int | None = None

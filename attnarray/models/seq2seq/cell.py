@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from attnarray import checks
 from attnarray.backend import Array
@@ -13,8 +13,9 @@ from attnarray.ops.gru import GRUResult, gru_bwd, gru_fwd
 from attnarray.ops.lstm import LSTMResult, lstm_bwd, lstm_fwd
 from attnarray.random import Philox
 
+CellKind = Literal["gru", "lstm"]
 # Each cell as its forward, its backward, its result, the number of its gates, and the names of its states.
-CELLS: dict[str, tuple[Any, Any, Any, int, tuple[str, ...]]] = {
+CELLS: dict[CellKind, tuple[Any, Any, Any, int, tuple[str, ...]]] = {
     "gru": (gru_fwd, gru_bwd, GRUResult, 3, ("h",)),
     "lstm": (lstm_fwd, lstm_bwd, LSTMResult, 4, ("h", "c")),
 }
@@ -32,7 +33,7 @@ class CellGrads(NamedTuple):
 class Cell(Layer):
     """A cell of `hidden_dim` features over inputs of `in_dim`; `gru` and `lstm` have the formulas."""
 
-    kind: str
+    kind: CellKind
     in_dim: int
     hidden_dim: int
 

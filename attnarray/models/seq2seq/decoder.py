@@ -12,7 +12,7 @@ from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
 from attnarray.layers.linear import Linear
 from attnarray.models.seq2seq.attention_step import StepInput, attention_step
-from attnarray.models.seq2seq.cell import Cell, State
+from attnarray.models.seq2seq.cell import Cell, CellKind, State
 from attnarray.ops.activations import TanhContext, tanh_bwd, tanh_fwd
 from attnarray.ops.linear import LinearContext
 from attnarray.random import Philox
@@ -62,7 +62,7 @@ class RecurrentDecoder(Layer):
         \tilde h_i = \tanh(W_c [c_i; s_i])
     """
 
-    cell: str
+    cell: CellKind
     dim: int
     hidden_dim: int
     context_dim: int

@@ -9,7 +9,7 @@ from attnarray.backend import Array, namespace_of
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer, LayerGrads
 from attnarray.layers.linear import Linear
-from attnarray.models.seq2seq.cell import Cell, State
+from attnarray.models.seq2seq.cell import Cell, CellKind, State
 from attnarray.ops.activations import TanhContext, tanh_bwd, tanh_fwd
 from attnarray.ops.linear import LinearContext
 
@@ -36,7 +36,7 @@ class RecurrentEncoder(Layer):
     with m the memory of a decoder and s_0 its initial state; for an LSTM, its initial cell likewise.
     """
 
-    cell: str
+    cell: CellKind
     in_dim: int
     hidden_dim: int
 

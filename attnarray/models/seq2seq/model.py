@@ -16,7 +16,7 @@ from attnarray.models.generation.greedy import greedy_decode
 from attnarray.models.logits import check_dlogits
 from attnarray.models.padding import check_lengths
 from attnarray.models.seq2seq.attention_step import samples
-from attnarray.models.seq2seq.cell import CELLS
+from attnarray.models.seq2seq.cell import CELLS, CellKind
 from attnarray.models.seq2seq.decoder import DecoderState, RecurrentDecoder, StepContext
 from attnarray.models.seq2seq.encoder import RecurrentEncoder, RecurrentEncoderContext
 from attnarray.models.token_embedding import TokenContext, TokenEmbedding
@@ -103,7 +103,7 @@ class Seq2Seq(Layer):
     dim: int
     hidden_dim: int
     attention: Any
-    cell: str = "gru"
+    cell: CellKind = "gru"
     dropout: float = 0.0
     context_dim: int | None = None
 
@@ -125,11 +125,11 @@ class Seq2Seq(Layer):
         self.parts()  # validates the fields of the parts
 
     def parts(self) -> dict[str, Any]:
-        H, token_options = self.hidden_dim, (self.dim, 1, "none", self.dropout)  # the recurrence knows the order
+        H = self.hidden_dim  # embeddings have no positions, since the recurrence knows the order
         return {
-            "source": TokenEmbedding(self.source_vocab_size, *token_options, "source"),
+            "source": TokenEmbedding(self.source_vocab_size, self.dim, 1, "none", self.dropout, "source"),
             "encoder": RecurrentEncoder(self.cell, self.dim, H),
-            "target": TokenEmbedding(self.target_vocab_size, *token_options, "target"),
+            "target": TokenEmbedding(self.target_vocab_size, self.dim, 1, "none", self.dropout, "target"),
             "decoder": RecurrentDecoder(self.cell, self.dim, H, self.context_dim or H, self.attention),
             "logits": Linear(H, self.target_vocab_size),
         }

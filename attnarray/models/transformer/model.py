@@ -9,13 +9,14 @@ from attnarray import checks, tree
 from attnarray.backend import Array
 from attnarray.layers.cache import DecoderCache
 from attnarray.layers.checking import check_same
+from attnarray.layers.feed_forward import Activation
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
 from attnarray.layers.linear import Linear
 from attnarray.models.generation.greedy import greedy_decode
 from attnarray.models.logits import check_dlogits
 from attnarray.models.padding import check_lengths
-from attnarray.models.token_embedding import TokenContext, TokenEmbedding
+from attnarray.models.token_embedding import Positions, TokenContext, TokenEmbedding
 from attnarray.models.transformer.decoder import Decoder
 from attnarray.models.transformer.encoder import Encoder
 from attnarray.models.transformer.stack import StackContext
@@ -111,11 +112,11 @@ class Transformer(Layer):
     hidden_dim: int | None = None
     pre_norm: bool = False
     final_norm: bool | None = None
-    activation: str = "relu"
+    activation: Activation = "relu"
     dropout: float = 0.1
     attention_dropout: float = 0.0
     hidden_dropout: float = 0.0
-    positions: str = "sinusoidal"
+    positions: Positions = "sinusoidal"
     tie_embeddings: bool = True
     eps: float = 1e-5
     recompute: bool = False

@@ -9,8 +9,9 @@ from typing import Any, ClassVar, NamedTuple
 
 from attnarray import checks, tree
 from attnarray.backend import Array
-from attnarray.layers.block import NORMS, BlockGrads, TransformerBlock
+from attnarray.layers.block import NORMS, BlockGrads, Norm, TransformerBlock
 from attnarray.layers.checking import check_same
+from attnarray.layers.feed_forward import Activation
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer, Shapes
 from attnarray.ops.rotary import Rotary
@@ -51,12 +52,12 @@ class Stack(Layer):
     hidden_dim: int | None = None
     pre_norm: bool = True
     final_norm: bool | None = None
-    activation: str = "gelu"
+    activation: Activation = "gelu"
     dropout: float = 0.0
     attention_dropout: float = 0.0
     hidden_dropout: float = 0.0
     eps: float = 1e-5
-    norm: str = "layer"
+    norm: Norm = "layer"
     gated: bool = False
     bias: bool = True
     num_kv_heads: int | None = None

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from attnarray import checks
 from attnarray.backend import Array
-from attnarray.layers.feed_forward import FeedForward
+from attnarray.layers.feed_forward import Activation, FeedForward
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer, LayerGrads
 from attnarray.layers.norm import LayerNorm
@@ -31,7 +31,7 @@ class RelativeBlock(Layer):
     head_dim: int | None
     hidden_dim: int | None
     pre_norm: bool
-    activation: str
+    activation: Activation
     dropout: float
     attention_dropout: float
     hidden_dropout: float

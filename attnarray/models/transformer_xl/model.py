@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from attnarray import checks, tree
 from attnarray.backend import Array, namespace_of
 from attnarray.layers.checking import check_same
+from attnarray.layers.feed_forward import Activation
 from attnarray.layers.initial import Params, zeros
 from attnarray.layers.layer import Layer, Shapes
 from attnarray.layers.linear import Linear
@@ -139,7 +140,7 @@ class TransformerXL(Layer):
     head_dim: int | None = None
     hidden_dim: int | None = None
     pre_norm: bool = False
-    activation: str = "relu"
+    activation: Activation = "relu"
     dropout: float = 0.1
     attention_dropout: float = 0.0
     hidden_dropout: float = 0.0
