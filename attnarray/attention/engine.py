@@ -9,12 +9,19 @@ T x S.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 from attnarray import checks
+from attnarray.attention.blocks import block_rows, cut, join, map_arrays, query_blocks, total_gradient, total_gradients
 from attnarray.attention.layout import CANONICAL, Layout
-from attnarray.attention.modifiers import ScoreModifiers, dropout_factor, modified_scores, modified_scores_backward
+from attnarray.attention.modifiers import (
+    ScoreModifiers,
+    dropout_factor,
+    modified_scores,
+    modified_scores_backward,
+    modifier_stages,
+    plus_bias,
+)
 from attnarray.attention.normalizers import (
     Softmax,
     masked_softmax,
@@ -37,10 +44,6 @@ from attnarray.dispatch import accelerated
 from attnarray.numpy_arrays import read_only
 
 C = TypeVar("C", bound="AttentionContext")
-N = TypeVar("N")
-
-# Scores held at a time. Small enough for a CPU's last cache level to help, large enough to keep a GPU busy.
-BLOCK_ELEMENTS = 2**23
 
 
 @declare(GROUPED=True)
@@ -109,6 +112,12 @@ class AttentionContext(NamedTuple):
     def out_shape(self) -> tuple[int, ...]:
         """The shape of the output in the caller's layout."""
         return self.layout.restored_shape((*self.q.shape[:3], self.v.shape[3]))
+
+    def rows(self, rows: slice) -> AttentionContext:
+        """The context of these queries alone."""
+        q, out, kept = (block_rows(x, rows) for x in (self.q, self.out, self.kept))
+        parts = cut(self.scorer, rows), self.modifiers.rows(rows.start, rows.stop), cut(self.normalizer, rows)
+        return AttentionContext(q, self.k, self.v, out, kept, *parts)
 
 
 class AttentionGrads(NamedTuple):
@@ -271,79 +280,110 @@ def _is_masked_softmax(normalizer: Any, modifiers: ScoreModifiers) -> bool:
     return type(normalizer) is Softmax and not modifiers.custom
 
 
+def _is_biased_attention(scorer: Any, normalizer: Any, modifiers: ScoreModifiers) -> bool:
+    """Whether `attention` serves the combination, with a part of the scores as a bias, which no softcap precedes."""
+    return hasattr(scorer, "split") and _is_masked_softmax(normalizer, modifiers) and modifiers.softcap is None
+
+
 def _forward_in_blocks(
     scorer: Any, q: Array, k: Array, v: Array, modifiers: ScoreModifiers, normalizer: Any
 ) -> tuple[Array, Any]:
     xp = namespace_of(q, k, v)
     operand = _operand_dtype(scorer, q, modifiers, normalizer)
     k, v = xp.astype(_key_heads(scorer, q, k), operand, copy=False), xp.astype(v, operand, copy=False)
+    by_attention = _is_biased_attention(scorer, normalizer, modifiers)
     outs, kepts = [], []
     for rows in query_blocks(q, k, _held(scorer, normalizer)):
-        block = modifiers.rows(rows.start, rows.stop)
-        scores = cut(scorer, rows).scores(xp.astype(q[:, :, rows, :], operand, copy=False), k, rows)
-        if _is_masked_softmax(normalizer, modifiers):
-            weights, kept = masked_softmax(scores, block)
+        own, block = cut(scorer, rows), modifiers.rows(rows.start, rows.stop)
+        queries = xp.astype(q[:, :, rows, :], operand, copy=False)
+        if by_attention:
+            queries, bias = own.split(queries, k, rows, block.scale)
+            out, kept = attention(queries, k, v, plus_bias(block, bias))
         else:
-            weights, kept = cut(normalizer, rows).weights(modified_scores(scores, block), rows)
-        factor = dropout_factor(block, weights.shape, weights)
-        weights = weights if factor is None else weights * factor
-        outs.append(xp.astype(weighted_sum(weights, v, _hides(block, normalizer)), q.dtype, copy=False))
+            out, kept = _block_forward(own.scores(queries, k, rows), v, block, cut(normalizer, rows), rows)
+        outs.append(xp.astype(out, q.dtype, copy=False))
         kepts.append(kept)
-    return join(outs), _map(join, *kepts)
+    return join(outs), map_arrays(join, *kepts)
+
+
+def _block_forward(
+    scores: Array, v: Array, modifiers: ScoreModifiers, normalizer: Any, rows: slice
+) -> tuple[Array, Any]:
+    if _is_masked_softmax(normalizer, modifiers):
+        weights, kept = masked_softmax(scores, modifiers)
+    else:
+        scores = modified_scores(scores, modifiers)  # no array of this size is held longer than needed
+        weights, kept = normalizer.weights(scores, rows)
+    factor = dropout_factor(modifiers, weights.shape, weights)
+    weights = weights if factor is None else weights * factor
+    return weighted_sum(weights, v, _hides(modifiers, normalizer)), kept
 
 
 def _backward_in_blocks(dout: Array, dkept: Any, dweights: Array | None, ctx: AttentionContext) -> AttentionGrads:
-    q, k, v, out, kept, scorer, modifiers, normalizer, *_ = ctx
+    q, k, v, _, _, scorer, modifiers, normalizer, *_ = ctx
     xp = namespace_of(q, k, v, dout)
     wide, operand = accumulator_dtype(xp, q.dtype), _operand_dtype(scorer, q, modifiers, normalizer)
     dtypes, kv_heads = (q.dtype, k.dtype, v.dtype), k.shape[1]
     q, k, v, dout = (xp.astype(x, operand, copy=False) for x in (q, _key_heads(scorer, q, k), v, dout))
     # A hidden score has a gradient of 0, which must not meet the NaN that the mask hides.
     finite_q, finite_k = (finite_or_zero(x) for x in (q, k)) if _hides(modifiers, normalizer) else (q, k)
-    dqs, dbiases, parts = [], [], []
+    by_attention = dweights is None and _is_biased_attention(scorer, normalizer, modifiers)
+    block_backward = _biased_attention_backward if by_attention else _block_backward
+    ctx, blocks = ctx._replace(q=q, k=k, v=v), list[Any]()
     dk, dv = (xp.zeros(x.shape, dtype=wide, device=device_of(x)) for x in (k, v))
     for rows in query_blocks(q, k, _held(scorer, normalizer)):
-        own = cut(scorer, rows)
-        scores, cotangents = own.scores(q[:, :, rows, :], k, rows), (out, kept, dout, dkept, dweights)
-        block = _block_backward(
-            scores, v, modifiers.rows(rows.start, rows.stop), cut(normalizer, rows), rows,
-            *(_rows(x, rows) for x in cotangents),
-        )  # fmt: skip
-        dq_block, dk_block, dscorer = own.backward(block.dscores, finite_q[:, :, rows, :], finite_k, rows)
-        dqs.append(dq_block)
-        dk, dv = dk + dk_block, dv + block.dv
-        dbiases.append(block.dbias)
-        parts.append((dscorer, block.dcustom, block.dnormalizer))
-    dscorers, dcustoms, dnormalizers = zip(*parts, strict=True)
+        cotangents = (block_rows(x, rows) for x in (dout, dkept, dweights))
+        grads = block_backward(ctx.rows(rows), rows, finite_q[:, :, rows, :], finite_k, *cotangents)
+        dk, dv = dk + grads.key, dv + grads.value
+        blocks.append(grads._replace(key=None, value=None))
+    dqs, _, _, dbiases, dscorers, dcustoms, dnormalizers = zip(*blocks, strict=True)
     if dk.shape[1] != kv_heads:
         dk = xp.sum(xp.reshape(dk, (dk.shape[0], kv_heads, dk.shape[1] // kv_heads, *dk.shape[2:])), axis=2)
     dq, dk, dv = (xp.astype(x, dtype, copy=False) for x, dtype in zip((join(dqs), dk, dv), dtypes, strict=True))
-    dcustom = tuple(_total(n, own) for n, own in zip(zip(*dcustoms, strict=True), modifiers.custom, strict=True))
-    dbias = bias_gradient(dbiases, modifiers.bias)
-    return AttentionGrads(dq, dk, dv, dbias, _total(dscorers, scorer), dcustom, _total(dnormalizers, normalizer))
+    dcustom = tuple(
+        total_gradients(n, own) for n, own in zip(zip(*dcustoms, strict=True), modifiers.custom, strict=True)
+    )
+    dbias = total_gradient(dbiases, modifiers.bias)
+    return AttentionGrads(
+        dq, dk, dv, dbias, total_gradients(dscorers, scorer), dcustom, total_gradients(dnormalizers, normalizer)
+    )
 
 
-class _BlockGrads(NamedTuple):
-    dscores: Array
-    dv: Array
-    dbias: Array | None
-    dcustom: tuple[Any, ...]
-    dnormalizer: Any
+def _biased_attention_backward(
+    ctx: AttentionContext,
+    rows: slice,
+    finite_q: Array,
+    finite_k: Array,
+    dout: Array,
+    dlse: Array | None,
+    dweights: None,
+) -> AttentionGrads:
+    """The gradients of a block of queries by `attention_backward`."""
+    q, k, v, out, lse, scorer, modifiers, *_ = ctx
+    queries, bias = scorer.split(q, k, rows, modifiers.scale)
+    dqueries, dk, dv, dbias, dsinks = attention_backward(
+        dout, dlse, queries, k, v, namespace_of(q).astype(out, q.dtype, copy=False), lse, plus_bias(modifiers, bias)
+    )
+    dq, dscorer = scorer.split_backward(dqueries, dbias, finite_q, finite_k, rows, modifiers.scale)
+    dbias = None if modifiers.bias is None else sum_to_shape(dbias, modifiers.bias.shape)
+    return AttentionGrads(dq, dk, dv, dbias, dscorer, (), Softmax(dsinks))
 
 
 def _block_backward(
-    scores: Array, v: Array, modifiers: ScoreModifiers, normalizer: Any, rows: slice, out: Array, kept: Any,
-    dout: Array, dkept: Any, direct: Array | None,
-) -> _BlockGrads:  # fmt: skip
+    ctx: AttentionContext, rows: slice, finite_q: Array, finite_k: Array, dout: Array, dkept: Any,
+    direct: Array | None,
+) -> AttentionGrads:  # fmt: skip
     """The gradients of a block of queries; `direct` is the cotangent of the weights themselves."""
-    xp = namespace_of(scores)
-    dweights, factor = dot_products(dout, v), dropout_factor(modifiers, scores.shape, scores)
+    q, k, v, out, kept, scorer, modifiers, normalizer, *_ = ctx
+    xp, dcustom = namespace_of(q, k, v), tuple[Any, ...]()
+    dweights = dot_products(dout, v)  # (B, H, rows, S)
+    factor = dropout_factor(modifiers, dweights.shape, dweights)
     if factor is not None:
         dweights = xp.where(factor == 0, 0.0, dweights * factor)
     if direct is not None:
         dweights = dweights + direct
-    dcustom: tuple[Any, ...] = ()
     if _is_masked_softmax(normalizer, modifiers):
+        scores = scorer.scores(q, k, rows)
         out, wide_dout = (xp.astype(x, scores.dtype, copy=False) for x in (out, dout))
         delta = xp.sum(hiding_product(out, wide_dout), axis=-1)  # sum_j p_ij dp_ij
         if direct is not None:
@@ -354,29 +394,27 @@ def _block_backward(
         dnormalizer: Any = Softmax(None if sinks is None else sinks_gradient(kept, delta, sinks))
         weights, dscores, dmodified = masked_softmax_backward(scores, dweights, kept, delta, modifiers)
     else:
-        modified = modified_scores(scores, modifiers)
-        weights = _weights_again(normalizer, modified, kept, rows)
+        stages = modifier_stages(scorer.scores(q, k, rows), modifiers)
+        weights = _weights_again(normalizer, stages[-1], kept, rows)
         if modifiers.hides():
-            dweights = xp.where(modified == -math.inf, 0.0, dweights)  # which may be NaN, as a hidden value may be
-        dmodified, dnormalizer = normalizer.backward(dweights, dkept, weights, kept, modified, rows)
-        dscores, dmodified, dcustom = modified_scores_backward(dmodified, scores, modifiers, modified)
+            dweights = xp.where(stages[-1] == -math.inf, 0.0, dweights)  # which may be NaN, as a hidden value may be
+        dmodified, dnormalizer = normalizer.backward(dweights, dkept, weights, kept, stages[-1], rows)
+        dscores, dmodified, dcustom = modified_scores_backward(dmodified, stages, modifiers)
     if factor is not None:
         weights = xp.where(factor == 0, 0.0, weights * factor)
     dv = weighted_sum_over_queries(weights, dout, v.shape[1], _hides(modifiers, normalizer))
     dbias = None if modifiers.bias is None else sum_to_shape(dmodified, modifiers.bias.shape)
-    return _BlockGrads(dscores, dv, dbias, dcustom, dnormalizer)
+    dq, dk, dscorer = scorer.backward(dscores, finite_q, finite_k, rows)
+    return AttentionGrads(dq, dk, dv, dbias, dscorer, dcustom, dnormalizer)
 
 
 def weights(ctx: AttentionContext, rows: slice) -> Array:
     """The weights of some queries again, before dropout: (B, H, rows, S) of the accumulator's dtype."""
-    xp = namespace_of(ctx.q)
-    wide = accumulator_dtype(xp, ctx.q.dtype)
-    q, k = (xp.astype(x, wide, copy=False) for x in (ctx.q[:, :, rows, :], _key_heads(ctx.scorer, ctx.q, ctx.k)))
-    scores = cut(ctx.scorer, rows).scores(q, k, rows)
-    modifiers, kept = ctx.modifiers.rows(rows.start, rows.stop), _rows(ctx.kept, rows)
-    if _is_masked_softmax(ctx.normalizer, modifiers):
-        return masked_softmax_from_lse(scores, kept, modifiers)
-    return _weights_again(cut(ctx.normalizer, rows), modified_scores(scores, modifiers), kept, rows)
+    q, k, _, _, kept, scorer, modifiers, normalizer, *_ = ctx.rows(rows)
+    xp = namespace_of(q)
+    wide = accumulator_dtype(xp, q.dtype)
+    q, k = (xp.astype(x, wide, copy=False) for x in (q, _key_heads(scorer, q, k)))
+    return _weights_again(normalizer, modified_scores(scorer.scores(q, k, rows), modifiers), kept, rows)
 
 
 def _weights_again(normalizer: Any, scores: Array, kept: Any, rows: slice) -> Array:
@@ -407,59 +445,3 @@ def _hides(modifiers: ScoreModifiers, normalizer: Any) -> bool:
 def _held(scorer: Any, normalizer: Any) -> int:
     """How many arrays of the size of a block of scores are held at a time."""
     return max(getattr(scorer, "HELD", 1), 1 if type(normalizer) is Softmax else 4)
-
-
-def query_blocks(q: Array, k: Array, each: int = 1) -> Iterator[slice]:
-    """Ranges of queries, so that the scores of a range, times `each` numbers, are held at a time."""
-    rows = q.shape[2]
-    size = max(1, BLOCK_ELEMENTS // max(1, q.shape[0] * q.shape[1] * k.shape[2] * each))
-    for start in range(0, max(rows, 1), size):
-        yield slice(start, min(start + size, rows))
-
-
-def cut(value: N, rows: slice) -> N:
-    """A scorer or normalizer with only these queries in the fields that PER_QUERY names."""
-    names = getattr(value, "PER_QUERY", ())
-    arrays = {name: getattr(value, name) for name in names}
-    mine = {n: x if x is None or x.shape[2] == 1 else x[:, :, rows, ...] for n, x in arrays.items()}
-    return value._replace(**mine) if mine else value  # type: ignore[attr-defined]
-
-
-def _total(parts: Any, owner: Any) -> Any:
-    """The gradient of a scorer, modifier or normalizer from those of the blocks: PER_QUERY joined, others summed."""
-    fields: list[Any] = []
-    for name, values, own in zip(type(owner)._fields, zip(*parts, strict=True), owner, strict=True):
-        if not (checks.is_array(own) and checks.is_array(values[0])):
-            fields.append(None)  # a number, or an array without gradient
-            continue
-        if name in getattr(owner, "PER_QUERY", ()) and own.shape[2] != 1:
-            fields.append(join(list(values)))
-        else:
-            fields.append(sum(values[1:], start=values[0]))
-        fields[-1] = namespace_of(own).astype(fields[-1], own.dtype, copy=False)
-    return type(owner)(*fields)
-
-
-def _rows(value: Any, rows: slice) -> Any:
-    return _map(lambda arrays: arrays[0][:, :, rows, ...], value)
-
-
-def _map(function: Callable[[list[Array]], Array], *values: Any) -> Any:
-    """`function` of the arrays in the same field of all values, which are arrays, NamedTuples of them, or None."""
-    first = values[0]
-    if isinstance(first, tuple):
-        return type(first)(*(_map(function, *fields) for fields in zip(*values, strict=True)))
-    return None if first is None else function(list(values))
-
-
-def bias_gradient(blocks: list[Any], bias: Array | None) -> Array | None:
-    """From those of the blocks of queries to that of the bias."""
-    if bias is None:
-        return None
-    xp = namespace_of(bias)
-    total = sum(blocks[1:], start=blocks[0]) if bias.shape[2] == 1 else join(blocks)
-    return xp.astype(total, bias.dtype, copy=False)
-
-
-def join(blocks: list[Array]) -> Array:
-    return blocks[0] if len(blocks) == 1 else namespace_of(*blocks).concat(blocks, axis=2)

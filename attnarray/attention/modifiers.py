@@ -67,13 +67,34 @@ class ScoreModifiers(NamedTuple):
 
 def modified_scores(scores: Array, modifiers: ScoreModifiers) -> Array:
     """All modifiers applied to scores (B, H, T, S): -inf where masked."""
-    return _stages(scores, modifiers)[-1]
+    return modifier_stages(scores, modifiers)[-1]
+
+
+def modifier_stages(scores: Array, modifiers: ScoreModifiers) -> list[Array]:
+    """The scores with scale and softcap, then with bias, then after each of the caller's modifiers, then masked."""
+    xp = namespace_of(scores)
+    scores = scores * modifiers.scale
+    if modifiers.softcap is not None:
+        scores = modifiers.softcap * xp.tanh(scores / modifiers.softcap)
+    stages, hidden = [scores], None
+    if modifiers.bias is not None:
+        bias = xp.astype(modifiers.bias, scores.dtype)
+        hidden = bias == -math.inf  # also where the score is NaN
+        scores = xp.where(hidden, -math.inf, scores + bias)
+    stages.append(scores)
+    indices = _indices(scores, modifiers) if modifiers.custom else ()
+    for modifier in modifiers.custom:
+        stages.append(modifier.apply(stages[-1], *indices))
+    mask, last = allowed(modifiers, scores.shape[2], scores.shape[3], scores), stages[-1]
+    if modifiers.custom and hidden is not None:
+        mask = ~hidden if mask is None else mask & ~hidden
+    return [*stages, last if mask is None else xp.where(mask, last, -math.inf)]
 
 
 def modified_scores_backward(
-    dmodified: Array, scores: Array, modifiers: ScoreModifiers, modified: Array
+    dmodified: Array, stages: list[Array], modifiers: ScoreModifiers
 ) -> tuple[Array, Array, tuple[Any, ...]]:
-    r"""The gradients of `modified_scores`, whose result is `modified`; those of hidden scores are 0.
+    r"""The gradients of `modified_scores` from its stages; those of hidden scores are 0.
 
     .. math:: db_{ij} = d\tilde s_{ij}, \qquad
         ds_{ij} = \mathrm{scale}\; d\tilde s_{ij} \bigl(1 - \tanh^2(\mathrm{scale}\; s_{ij} / c)\bigr)
@@ -85,47 +106,32 @@ def modified_scores_backward(
     dcustom : tuple
         The gradients of the caller's modifiers, in order.
     """
-    xp = namespace_of(scores)
-    hidden = modified == -math.inf if modifiers.hides() else None
+    xp = namespace_of(dmodified)
+    hidden = stages[-1] == -math.inf if modifiers.hides() else None
     dmodified = dmodified if hidden is None else xp.where(hidden, 0.0, dmodified)
     dcustom: list[Any] = []
-    if modifiers.custom:
-        *stages, _ = _stages(scores, modifiers)
-        indices = _indices(scores, modifiers)
-        for modifier, before in zip(modifiers.custom[::-1], stages[-2::-1], strict=True):
-            dmodified, own = modifier.backward(dmodified, xp.where(hidden, 0.0, before), *indices)
-            dcustom.insert(0, own)
-    return scaled_and_capped_backward(dmodified, scores, modifiers), dmodified, tuple(dcustom)
+    indices = _indices(dmodified, modifiers) if modifiers.custom else ()
+    for modifier, before in zip(modifiers.custom[::-1], stages[-3:0:-1], strict=True):
+        dmodified, own = modifier.backward(dmodified, xp.where(hidden, 0.0, before), *indices)
+        dcustom.insert(0, own)
+    return scaled_and_capped_backward(dmodified, stages[0], modifiers), dmodified, tuple(dcustom)
 
 
-def _stages(scores: Array, modifiers: ScoreModifiers) -> list[Array]:
-    """The scores with scale, softcap and bias, then after each of the caller's modifiers, then masked."""
-    xp = namespace_of(scores)
-    scores = scores * modifiers.scale
-    if modifiers.softcap is not None:
-        scores = modifiers.softcap * xp.tanh(scores / modifiers.softcap)
-    hidden = None
-    if modifiers.bias is not None:
-        bias = xp.astype(modifiers.bias, scores.dtype)
-        hidden = bias == -math.inf  # also where the score is NaN
-        scores = xp.where(hidden, -math.inf, scores + bias)
-    stages = [scores]
-    indices = _indices(scores, modifiers) if modifiers.custom else ()
-    for modifier in modifiers.custom:
-        stages.append(modifier.apply(stages[-1], *indices))
-    mask, last = allowed(modifiers, scores.shape[2], scores.shape[3], scores), stages[-1]
-    if modifiers.custom and hidden is not None:
-        mask = ~hidden if mask is None else mask & ~hidden
-    return [*stages, last if mask is None else xp.where(mask, last, -math.inf)]
-
-
-def scaled_and_capped_backward(dscores: Array, scores: Array, modifiers: ScoreModifiers) -> Array:
-    """The gradient of scale and softcap, 0 where that of the result is."""
+def scaled_and_capped_backward(dscores: Array, capped: Array, modifiers: ScoreModifiers) -> Array:
+    """The gradient of scale and softcap, whose result is `capped`; 0 where `dscores` is."""
     dscores = dscores * modifiers.scale
     if modifiers.softcap is None:
         return dscores
-    xp = namespace_of(scores)
-    return hiding_product(dscores, 1.0 - xp.tanh(scores * (modifiers.scale / modifiers.softcap)) ** 2)
+    return hiding_product(dscores, 1.0 - (capped / modifiers.softcap) ** 2)
+
+
+def plus_bias(modifiers: ScoreModifiers, bias: Array) -> ScoreModifiers:
+    """The modifiers with one more bias (B, H, T, S)."""
+    if modifiers.bias is not None:
+        xp = namespace_of(bias)
+        given = xp.astype(modifiers.bias, bias.dtype, copy=False)
+        bias = xp.where(given == -math.inf, -math.inf, bias + given)
+    return modifiers._replace(bias=bias)
 
 
 def allowed(modifiers: ScoreModifiers, queries: int, keys: int, like: Array) -> Array | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from attnarray.attention.modifiers import ScoreModifiers, modified_scores, scaled_and_capped_backward
+from attnarray.attention.modifiers import ScoreModifiers, modified_scores, modifier_stages, scaled_and_capped_backward
 from attnarray.backend import Array, device_of, namespace_of
 from attnarray.dispatch import accelerated
 
@@ -141,10 +141,10 @@ def masked_softmax_backward(
     dmodified : (B, H, T, S) or None
         The gradient of the modified scores, which is that of the bias; only when there is one.
     """
-    xp = namespace_of(scores)
-    weights = masked_softmax_from_lse(scores, lse, modifiers)
-    dmodified = xp.where(weights == 0, 0.0, weights * (dweights - delta[..., None]))
-    dscores = scaled_and_capped_backward(dmodified, scores, modifiers)
+    stages = modifier_stages(scores, modifiers)
+    weights = _softmax_from_lse(stages[-1], lse)
+    dmodified = namespace_of(scores).where(weights == 0, 0.0, weights * (dweights - delta[..., None]))
+    dscores = scaled_and_capped_backward(dmodified, stages[0], modifiers)
     return weights, dscores, None if modifiers.bias is None else dmodified
 
 

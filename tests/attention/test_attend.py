@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import attnarray as aa
-from attnarray.attention import engine
+from attnarray.attention import blocks, engine
 from attnarray.cases.attend import Cosine, Distance, Sigmoid, Squared
 
 RNG = np.random.default_rng(3)
@@ -60,7 +60,7 @@ def test_the_size_of_the_blocks_does_not_matter(
             return [out, aa.attention_weights(ctx), *(leaf for _, leaf in aa.tree.flatten(grads) if leaf is not None)]
 
     expected = results()
-    monkeypatch.setattr(engine, "BLOCK_ELEMENTS", 1)  # a query at a time
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 1)  # a query at a time
     for found, same in zip(results(), expected, strict=True):
         np.testing.assert_allclose(found, same, rtol=0, atol=ROUNDING)
 

@@ -9,7 +9,7 @@ import pytest
 
 import attnarray as aa
 from attnarray import tree
-from attnarray.attention import engine
+from attnarray.attention import blocks
 from attnarray.backend import to_numpy
 from attnarray.layers import GraphAttention
 from tests.support.frozen import Frozen, frozen
@@ -249,7 +249,7 @@ def test_blocks_of_edges_give_the_same(score: str, kernels: str, monkeypatch: py
         expected = pulled(score, edge_features=FEATURES)
         monkeypatch.setattr("attnarray.attention.graph.core.BLOCK_ELEMENTS", 5 * B * H * F)
         assert_trees_close(pulled(score, edge_features=FEATURES), expected, ROUNDING)
-    assert engine.BLOCK_ELEMENTS > 5 * B * H * F
+    assert blocks.BLOCK_ELEMENTS > 5 * B * H * F
 
 
 def test_the_context_holds_nothing_of_the_size_of_the_hidden_layer() -> None:

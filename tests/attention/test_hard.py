@@ -13,7 +13,7 @@ import pytest
 
 import attnarray as aa
 from attnarray import HardResult, to_numpy, tree
-from attnarray.attention import engine
+from attnarray.attention import blocks
 from attnarray.attention.selection.estimators import ESTIMATORS
 from attnarray.attention.selection.hard_options import SAMPLING
 from attnarray.layers import HardAttention
@@ -138,8 +138,8 @@ def test_nan_comes_through(estimator: str, kernels: str) -> None:
 def test_blocks_of_queries_change_nothing(estimator: str, kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"bias": RNG.standard_normal((T, S)), "q_offset": np.array([3, 4, 5]), "is_causal": True}
     results = []
-    for elements in (engine.BLOCK_ELEMENTS, B * S * 4):
-        monkeypatch.setattr(engine, "BLOCK_ELEMENTS", elements)
+    for elements in (blocks.BLOCK_ELEMENTS, B * S * 4):
+        monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", elements)
         with aa.use_kernels(kernels):
             results.append(run(estimator, **options))
     assert_trees_close(results[1], results[0], ROUNDING)

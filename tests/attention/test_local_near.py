@@ -38,7 +38,7 @@ def test_sums_of_rows_by_place(count: int, size: int) -> None:
 def test_the_size_of_the_blocks_does_not_matter(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     with aa.use_kernels("reference"):
         expected = pulled(**PREDICTIVE, **options)
-        monkeypatch.setattr("attnarray.attention.engine.BLOCK_ELEMENTS", 2 * B * 5 * (D + Dv))  # two queries
+        monkeypatch.setattr("attnarray.attention.blocks.BLOCK_ELEMENTS", 2 * B * 5 * (D + Dv))  # two queries
         assert_trees_close(pulled(**PREDICTIVE, **options), expected, ROUNDING)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import attnarray as aa
 from attnarray import tree
-from attnarray.attention import engine
+from attnarray.attention import blocks
 from attnarray.attention.positional import relative
 from attnarray.layers import RelativeAttention
 from tests.support.frozen import Frozen, frozen
@@ -86,18 +86,29 @@ def test_blocks_of_queries_do_not_matter(size: int, monkeypatch: pytest.MonkeyPa
     out, ctx = aa.relative_attention_fwd(**GIVEN, **options)
     dout = RNG.standard_normal(out.shape)
     grads, weights = aa.relative_attention_bwd(dout, ctx), aa.attention_weights(ctx)
-    monkeypatch.setattr(engine, "BLOCK_ELEMENTS", B * H * S * size)
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", B * H * S * size)
     same, its_ctx = aa.relative_attention_fwd(**GIVEN, **options)
     assert_close(same, out, ROUNDING)
     assert_trees_close(aa.relative_attention_bwd(dout, its_ctx), grads, ROUNDING)
     assert_close(aa.attention_weights(its_ctx), weights, ROUNDING)
 
 
+def test_the_kernel_of_attention_gives_what_the_scores_give() -> None:
+    options: dict[str, Any] = {"q_offset": M, "bias": RNG.standard_normal((B, H, T, S)), "sinks": np.ones(H),
+                               "dropout_p": 0.3, "rng": 5, "scale": 0.7}  # fmt: skip
+    out, ctx = aa.relative_attention_fwd(**GIVEN, **options)
+    dout, dlse = RNG.standard_normal(out.shape), RNG.standard_normal((B, H, T))
+    grads = aa.relative_attention_bwd(dout, ctx, dlse)
+    # No kernel takes a cotangent of the weights, so with one of zeros the backward goes by the scores.
+    assert_trees_close(aa.relative_attention_bwd(dout, ctx, dlse, np.zeros((B, H, T, S))), grads, 1e-12)
+    assert "attention.engine:attention " in str(aa.explain(aa.relative_attention, **GIVEN, **options))
+
+
 def test_one_row_of_bias_is_summed_over_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     bias = RNG.standard_normal((1, 1, S))
     out, pullback = aa.vjp(aa.relative_attention, **GIVEN, bias=bias, q_offset=M)
     expected = pullback(np.ones_like(out) * np.arange(7.0)).bias
-    monkeypatch.setattr(engine, "BLOCK_ELEMENTS", 2 * B * H * S)
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 2 * B * H * S)
     found = aa.vjp(aa.relative_attention, **GIVEN, bias=bias, q_offset=M)[1](np.ones_like(out) * np.arange(7.0)).bias
     assert found.shape == (1, 1, S)
     assert_close(found, expected, 1e-12)

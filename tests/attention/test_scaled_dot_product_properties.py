@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import attnarray as aa
 from attnarray import Partial
-from attnarray.attention import engine
+from attnarray.attention import blocks
 from tests.support.attention_calls import (
     DENSE,
     KERNELS,
@@ -102,7 +102,7 @@ def test_chunks_of_the_queries_make_up_the_whole(call: Arguments, cuts: list[int
 def test_the_size_of_the_blocks_does_not_matter(call: Arguments, kernels: str, elements: int) -> None:
     expected = run(call, kernels=kernels)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "BLOCK_ELEMENTS", elements)
+        patch.setattr(blocks, "BLOCK_ELEMENTS", elements)
         found = run(call, kernels=kernels)
     assert_equal_results(found, expected)
 

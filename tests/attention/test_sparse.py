@@ -10,7 +10,7 @@ import pytest
 
 import attnarray as aa
 from attnarray import tree
-from attnarray.attention import engine
+from attnarray.attention import blocks
 from tests.contract import test_query_key_value as shared
 from tests.contract.test_query_key_value import HIDING, Mechanism
 from tests.support.frozen import frozen
@@ -111,8 +111,8 @@ def test_blocks_of_queries_change_nothing(rows: int, kernels: str, monkeypatch: 
     for given in bias.values():
         options = {"bias": given, "dropout_p": 0.3, "rng": 5, "is_causal": True, "q_offset": 2, "scale": 1.0}
         results = []
-        for elements in (engine.BLOCK_ELEMENTS, 2 * 6 * 11 * 4 * rows):
-            monkeypatch.setattr(engine, "BLOCK_ELEMENTS", elements)
+        for elements in (blocks.BLOCK_ELEMENTS, 2 * 6 * 11 * 4 * rows):
+            monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", elements)
             with aa.use_kernels(kernels):
                 out, pullback = aa.vjp(aa.sparsemax_attention, **ARRAYS, **options)
                 results.append([out, *pullback(np.ones_like(out))])

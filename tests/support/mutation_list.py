@@ -27,7 +27,7 @@ PROPERTIES = "attention/test_scaled_dot_product_properties.py"
 # fmt: off
 MUTATIONS = [
     Mutation(
-        "attention/engine.py", "dk, dv = dk + dk_block, dv + block.dv", "dk, dv = dk_block, dv + block.dv",
+        "attention/engine.py", "dk, dv = dk + grads.key, dv + grads.value", "dk, dv = grads.key, dv + grads.value",
         "the gradient of the keys is that of the last block of queries", PROPERTIES,
     ),
     Mutation(
@@ -49,7 +49,7 @@ MUTATIONS = [
     ),
     Mutation(
         "attention/modifiers.py",
-        "return hiding_product(dscores, 1.0 - xp.tanh(scores * (modifiers.scale / modifiers.softcap)) ** 2)",
+        "return hiding_product(dscores, 1.0 - (capped / modifiers.softcap) ** 2)",
         "return dscores", "the slope of the softcap is missing", backward("scaled_dot_product"),
     ),
     Mutation(
@@ -90,7 +90,7 @@ MUTATIONS = [
         "location: cumulative weights are those of the step before", backward("location"),
     ),
     Mutation(
-        "attention/positional/relative.py", "return dcontent + dposition, dk,", "return dcontent, dk,",
+        "attention/positional/relative.py", "return dqueries + dposition,", "return dqueries,",
         "relative: the gradient of the queries lacks that through positions", backward("relative"),
     ),
     Mutation(

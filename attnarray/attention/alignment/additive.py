@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple, Unpack
 
 from attnarray import checks
-from attnarray.attention.engine import SOFTMAX, AttentionContext, gradients, join, query_blocks, run
+from attnarray.attention.blocks import join, query_blocks
+from attnarray.attention.engine import SOFTMAX, AttentionContext, gradients, run
 from attnarray.attention.layout import sequence_layout
 from attnarray.attention.options import ScoreOptions, check_arrays, known_options
 from attnarray.attention.parts import declare

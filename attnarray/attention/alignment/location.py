@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Unpack
 
 from attnarray import checks
 from attnarray.attention.alignment.additive import additive_scores, additive_scores_backward
-from attnarray.attention.engine import bias_gradient, join
+from attnarray.attention.blocks import join, total_gradient
 from attnarray.attention.layout import Layout, sequence_layout
 from attnarray.attention.modifiers import ScoreModifiers, dropout_factor
 from attnarray.attention.normalizers import masked_softmax, masked_softmax_backward
@@ -143,7 +143,7 @@ def attend_by_location_backward(
         dqs.insert(1, dquery)
         if dmodified is not None and block.bias is not None:
             dbiases.insert(1, sum_to_shape(dmodified, block.bias.shape))
-    dbias = bias_gradient(dbiases, modifiers.bias)
+    dbias = total_gradient(dbiases, modifiers.bias)
     return join(dqs), dk, dv, dw, dfilter, dweight, dlooked, dbias
 
 

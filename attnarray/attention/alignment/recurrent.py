@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, Unpack
 
 from attnarray import checks
+from attnarray.attention.blocks import join
 from attnarray.attention.dot_product.projection import project, project_backward
-from attnarray.attention.engine import SOFTMAX, AttentionContext, Precomputed, gradients, join, run_canonical
+from attnarray.attention.engine import SOFTMAX, AttentionContext, Precomputed, gradients, run_canonical
 from attnarray.attention.layout import Layout, sequence_layout
 from attnarray.attention.modifiers import ScoreModifiers, allowed
 from attnarray.attention.options import ScoreOptions, check_arrays, known_options, score_modifiers

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from attnarray.attention.engine import BLOCK_ELEMENTS
+from attnarray.attention.blocks import BLOCK_ELEMENTS
 from attnarray.attention.products import hiding_matmul
 from attnarray.backend import Array, namespace_of
 from attnarray.dispatch import accelerated

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from attnarray.attention.engine import bias_gradient, join, query_blocks
+from attnarray.attention.blocks import join, query_blocks, total_gradient
 from attnarray.attention.layout import Layout
 from attnarray.attention.modifiers import ScoreModifiers
 from attnarray.attention.normalizers import masked_softmax, masked_softmax_backward, masked_softmax_from_lse
@@ -119,7 +119,7 @@ def attend_around_backward(
         dcenters.append(xp.reshape(dcenter, centers[:, :, rows].shape))
         if dmodified is not None and block.bias is not None:
             dbiases.append(sum_in_shape(dmodified, block.bias.shape, near.keys))
-    return join(dqs), dk, dv, join(dcenters), bias_gradient(dbiases, modifiers.bias)
+    return join(dqs), dk, dv, join(dcenters), total_gradient(dbiases, modifiers.bias)
 
 
 def _blocks(q: Array, v: Array, keys: int, window: int) -> Iterator[slice]:

@@ -6,7 +6,7 @@ import math
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 from attnarray import checks
-from attnarray.attention.engine import AttentionContext, gradients, run_canonical
+from attnarray.attention.engine import DOT_PRODUCT, AttentionContext, gradients, run_canonical
 from attnarray.attention.layout import Layout, attention_layout
 from attnarray.attention.normalizers import Softmax
 from attnarray.attention.options import check_arrays, known_options, score_modifiers
@@ -51,9 +51,8 @@ class Relative(NamedTuple):
     num_queries: int  # T
 
     def scores(self, q: Array, k: Array, rows: slice) -> Array:
-        used = _used_rows(self.position_key, self.num_queries - rows.stop, q.shape[2] + k.shape[2])
-        content = dot_products(q + self.content_bias, k)
-        return content + shifted(dot_products(q + self.position_bias, used), k.shape[2])
+        queries, position_scores = self.split(q, k, rows, 1.0)
+        return dot_products(queries, k) + position_scores
 
     def backward(self, dscores: Array, q: Array, k: Array, rows: slice) -> tuple[Array, Array, Relative]:
         r"""The gradients of queries, keys, position keys and both biases.
@@ -63,15 +62,28 @@ class Relative(NamedTuple):
             dq_i = \sum_j ds_{ij} (k_j + r_{i-j}), \quad dk_j = \sum_i ds_{ij} (q_i + u), \quad
             dr_\delta = \sum_{i - j = \delta} ds_{ij} (q_i + v)
         """
-        xp, first, kv_heads = namespace_of(q), self.num_queries - rows.stop, k.shape[1]
-        dproducts = unshifted(dscores)  # (B, H, rows, rows + S), 0 where a query has no key at that distance
-        used = _used_rows(self.position_key, first, dproducts.shape[3])
-        dcontent, dposition = weighted_sum(dscores, k), weighted_sum(dproducts, used, True)
-        dk = weighted_sum_over_queries(dscores, q + self.content_bias, kv_heads)
-        dr = weighted_sum_over_queries(dproducts, q + self.position_bias, kv_heads, True)  # (B, Hkv, rows + S, D)
-        du, dv = (xp.sum(dq, axis=(0, 2))[:, None, :] for dq in (dcontent, dposition))
+        dqueries, dk, _ = DOT_PRODUCT.backward(dscores, q + self.content_bias, k, rows)
+        dq, own = self.split_backward(dqueries, dscores, q, k, rows, 1.0)
+        return dq, dk, own
+
+    def split(self, q: Array, k: Array, rows: slice, scale: float) -> tuple[Array, Array]:
+        """q + u, and the scaled scores of the distances (B, H, rows, S)."""
+        used = _used_rows(self.position_key, self.num_queries - rows.stop, q.shape[2] + k.shape[2])
+        products = dot_products(scale * (q + self.position_bias), used)
+        return q + self.content_bias, shifted(products, k.shape[2])
+
+    def split_backward(
+        self, dqueries: Array, dbias: Array, q: Array, k: Array, rows: slice, scale: float
+    ) -> tuple[Array, Relative]:
+        """The gradients of q and of the arrays: `backward` without the keys."""
+        xp, first = namespace_of(q), self.num_queries - rows.stop
+        dproducts = unshifted(dbias)  # (B, H, rows, rows + S), 0 where a query has no key at that distance
+        used, queries = _used_rows(self.position_key, first, dproducts.shape[3]), scale * (q + self.position_bias)
+        dposition = scale * weighted_sum(dproducts, used, True)
+        dr = weighted_sum_over_queries(dproducts, queries, k.shape[1], True)  # (B, Hkv, rows + S, D)
+        du, dv = (xp.sum(dq, axis=(0, 2))[:, None, :] for dq in (dqueries, dposition))
         dr = _placed(xp.sum(dr, axis=0), first, self.position_key)
-        return dcontent + dposition, dk, Relative(dr, du, dv, self.num_queries)
+        return dqueries + dposition, Relative(dr, du, dv, self.num_queries)
 
 
 def _used_rows(r: Array, first: int, count: int) -> Array:

@@ -111,7 +111,7 @@ def test_what_cublas_does_not_multiply_is_declined(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("causal", [False, True])
 def test_attention_multiplies_16_bit_numbers(dtype: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Grouped heads and several blocks of queries; no float32 copy of q, k and v is multiplied."""
-    monkeypatch.setattr("attnarray.attention.engine.BLOCK_ELEMENTS", 2 * 4 * 9 * 3)
+    monkeypatch.setattr("attnarray.attention.blocks.BLOCK_ELEMENTS", 2 * 4 * 9 * 3)
     monkeypatch.setattr(np, "matmul", None)
     kind, scoring = DTYPES[dtype], ScoreModifiers(0.4, right=0 if causal else None, q_offset=2)
     q, k, v, dout = (

@@ -158,6 +158,6 @@ def test_the_size_of_the_blocks_does_not_matter(monkeypatch: pytest.MonkeyPatch)
         return [out, *aa.additive_attention_bwd(np.cos(out), ctx)]
 
     expected = results()
-    monkeypatch.setattr("attnarray.attention.engine.BLOCK_ELEMENTS", 2 * 30 * 8 * 7)
+    monkeypatch.setattr("attnarray.attention.blocks.BLOCK_ELEMENTS", 2 * 30 * 8 * 7)
     for found, same in zip(results(), expected, strict=True):
         np.testing.assert_allclose(found, same, rtol=0, atol=1e-13)

@@ -1,0 +1,66 @@
+"""Blocks of queries: their ranges, what belongs to one, and from their results that of all queries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from attnarray import checks
+from attnarray.backend import Array, namespace_of
+
+N = TypeVar("N")
+
+# Scores held at a time. Small enough for a CPU's last cache level to help, large enough to keep a GPU busy.
+BLOCK_ELEMENTS = 2**23
+
+
+def query_blocks(q: Array, k: Array, each: int = 1) -> Iterator[slice]:
+    """Ranges of queries, so that the scores of a range, times `each` numbers, are held at a time."""
+    rows = q.shape[2]
+    size = max(1, BLOCK_ELEMENTS // max(1, q.shape[0] * q.shape[1] * k.shape[2] * each))
+    for start in range(0, max(rows, 1), size):
+        yield slice(start, min(start + size, rows))
+
+
+def block_rows(value: Any, rows: slice) -> Any:
+    """These queries of an array (B, H, T, ...), of a NamedTuple of such arrays, or None."""
+    return map_arrays(lambda arrays: arrays[0][:, :, rows, ...], value)
+
+
+def cut(value: N, rows: slice) -> N:
+    """A scorer or normalizer with only these queries in the fields that PER_QUERY names."""
+    names = getattr(value, "PER_QUERY", ())
+    arrays = {name: getattr(value, name) for name in names}
+    mine = {n: x if x is None or x.shape[2] == 1 else x[:, :, rows, ...] for n, x in arrays.items()}
+    return value._replace(**mine) if mine else value  # type: ignore[attr-defined]
+
+
+def join(blocks: Sequence[Array]) -> Array:
+    return blocks[0] if len(blocks) == 1 else namespace_of(*blocks).concat(list(blocks), axis=2)
+
+
+def map_arrays(function: Callable[[list[Array]], Array], *values: Any) -> Any:
+    """`function` of the arrays in the same field of all values, which are arrays, NamedTuples of them, or None."""
+    first = values[0]
+    if isinstance(first, tuple):
+        return type(first)(*(map_arrays(function, *fields) for fields in zip(*values, strict=True)))
+    return None if first is None else function(list(values))
+
+
+def total_gradient(blocks: Sequence[Any], array: Array | None, per_query: bool = True) -> Array | None:
+    """From the gradients of the blocks that of an array: joined where each query has its own entries, else summed."""
+    if array is None:
+        return None
+    joined = per_query and array.shape[2] != 1
+    total = join(blocks) if joined else sum(blocks[1:], start=blocks[0])
+    return namespace_of(array).astype(total, array.dtype, copy=False)
+
+
+def total_gradients(blocks: Sequence[Any], owner: Any) -> Any:
+    """From the gradients of the blocks that of a scorer, modifier or normalizer; None for what has no gradient."""
+    fields = []
+    for name, array, *values in zip(owner._fields, owner, *blocks, strict=True):
+        has_gradient = checks.is_array(array) and checks.is_array(values[0])
+        per_query = name in getattr(owner, "PER_QUERY", ())
+        fields.append(total_gradient(values, array, per_query) if has_gradient else None)
+    return type(owner)(*fields)
