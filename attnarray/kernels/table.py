@@ -33,7 +33,7 @@ KERNELS: dict[str, dict[str, str]] = {
     "attention.alignment.recurrent:recurrent_scores": {"numba": "recurrent.scores:recurrent_scores"},
     "attention.alignment.recurrent:recurrent_scores_backward": {"numba": "recurrent.scores:recurrent_scores_backward"},
     "attention.selection.top_k:top_k_indices": {"numba": "rows.selection:top_k_indices"},
-    "attention.selection.top_k:choice_mask": {"numba": "rows.selection:mask_of"},
+    "attention.selection.top_k:choice_mask": {"numba": "rows.selection:index_mask"},
     "attention.graph.core:gatv2_scores": {"numba": "graph.edges:gatv2_scores"},
     "attention.graph.core:gatv2_scores_backward": {"numba": "graph.edges:gatv2_scores_backward"},
     "attention.graph.core:aggregate": {"numba": "graph.edges:aggregate"},
@@ -75,7 +75,7 @@ KERNELS: dict[str, dict[str, str]] = {
         "numba": "recurrent.lstm_cell:lstm_cell_backward",
         "cuda": "lstm_cell:lstm_cell_backward",
     },
-    "ops.rotary:_rotary": {"numba": "rows.rotary:turn"},
+    "ops.rotary:_rotary": {"numba": "rows.rotary:rotate"},
     "ops.dropout:_dropout": {"numba": "rows.dropout:drop", "cuda": "dropout:drop"},
     "ops.embedding:_embedding_backward": {
         "numba": "rows.embedding:embedding_backward",

@@ -18,8 +18,8 @@ REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 class CrossEntropyContext(NamedTuple):
     logits: Array
     targets: Array
-    largest: Array
-    total: Array
+    row_max: Array
+    row_sum: Array
     label_smoothing: float
     ignore_index: int
     reduction: Reduction
@@ -95,12 +95,12 @@ def cross_entropy_fwd(
     label_smoothing = _check(logits, targets, label_smoothing, ignore_index, reduction)
     xp = namespace_of(logits, targets)
     x, classes, count = _rows(logits, targets, ignore_index)
-    losses, largest, total = _cross_entropy(x, classes, ignore_index, label_smoothing)
+    losses, row_max, row_sum = _cross_entropy(x, classes, ignore_index, label_smoothing)
     if reduction == "none":
         out = xp.reshape(losses, targets.shape)
     else:
         out = xp.asarray(xp.sum(losses) / (count if reduction == "mean" else 1))
-    ctx = CrossEntropyContext(logits, targets, largest, total, label_smoothing, ignore_index, reduction)
+    ctx = CrossEntropyContext(logits, targets, row_max, row_sum, label_smoothing, ignore_index, reduction)
     return xp.astype(out, logits.dtype, copy=False), ctx
 
 
@@ -112,9 +112,9 @@ def cross_entropy_bwd(dout: Array, ctx: CrossEntropyContext) -> CrossEntropyGrad
     checks.context("ctx", ctx, CrossEntropyContext)
     xp = checks.cotangent(dout, tuple(ctx.targets.shape) if ctx.reduction == "none" else (), ctx.logits)
     x, classes, count = _rows(ctx.logits, ctx.targets, ctx.ignore_index)
-    g = xp.astype(xp.asarray(dout), ctx.total.dtype, copy=False) / (count if ctx.reduction == "mean" else 1)
+    g = xp.astype(xp.asarray(dout), ctx.row_sum.dtype, copy=False) / (count if ctx.reduction == "mean" else 1)
     g = xp.broadcast_to(xp.reshape(g, (x.shape[0] if ctx.reduction == "none" else 1,)), (x.shape[0],))  # (N,)
-    dx = _cross_entropy_backward(g, x, classes, ctx.largest, ctx.total, ctx.ignore_index, ctx.label_smoothing)
+    dx = _cross_entropy_backward(g, x, classes, ctx.row_max, ctx.row_sum, ctx.ignore_index, ctx.label_smoothing)
     return CrossEntropyGrads(xp.reshape(dx, ctx.logits.shape))
 
 
@@ -131,33 +131,33 @@ def _cross_entropy(x: Array, classes: Array, ignore_index: int, label_smoothing:
     Returns
     -------
     losses : (N,)
-    largest, total : (N, 1)
+    row_max, row_sum : (N, 1)
         The maximum m of a row, and the sum of its e^(x - m). An ignored row counts as zeros.
     """
     xp = namespace_of(x, classes)
     x, classes, kept = _kept(x, classes, ignore_index)
-    largest = xp.max(x, axis=1, keepdims=True)  # (N, 1)
-    largest = xp.where(largest == -math.inf, 0.0, largest)
-    x = x - largest
-    total = xp.sum(xp.exp(x), axis=1, keepdims=True)  # (N, 1)
-    total = xp.where(total == 0, 1.0, total)
+    row_max = xp.max(x, axis=1, keepdims=True)  # (N, 1)
+    row_max = xp.where(row_max == -math.inf, 0.0, row_max)
+    x = x - row_max
+    row_sum = xp.sum(xp.exp(x), axis=1, keepdims=True)  # (N, 1)
+    row_sum = xp.where(row_sum == 0, 1.0, row_sum)
     losses = (label_smoothing - 1.0) * xp.take_along_axis(x, classes[:, None], axis=1)  # (N, 1)
-    losses += xp.log(total)
+    losses += xp.log(row_sum)
     if label_smoothing:
         losses -= label_smoothing / x.shape[1] * xp.sum(x, axis=1, keepdims=True)
-    return xp.where(kept, losses[:, 0], 0.0), largest, total
+    return xp.where(kept, losses[:, 0], 0.0), row_max, row_sum
 
 
 @accelerated
 def _cross_entropy_backward(
-    g: Array, x: Array, classes: Array, largest: Array, total: Array, ignore_index: int, label_smoothing: float
+    g: Array, x: Array, classes: Array, row_max: Array, row_sum: Array, ignore_index: int, label_smoothing: float
 ) -> Array:
     """The gradient (N, V) of the losses with cotangent `g` (N,), from the arguments and results of `_cross_entropy`."""
     xp = namespace_of(g, x, classes)
     dtype = x.dtype
     x, classes, kept = _kept(x, classes, ignore_index)
-    p = xp.exp(x - largest)  # (N, V)
-    p /= total
+    p = xp.exp(x - row_max)  # (N, V)
+    p /= row_sum
     every = xp.arange(x.shape[1], dtype=classes.dtype, device=device_of(classes))  # (V,)
     p -= xp.astype(every == classes[:, None], p.dtype) * (1.0 - label_smoothing)
     if label_smoothing:

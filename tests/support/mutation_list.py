@@ -244,7 +244,7 @@ MUTATIONS = [
         "gradients of the wrong sign pass", "test_gradient_check.py",
     ),
     Mutation(
-        "kernels/numba/rows/softmax.py", "where(y.equals(0.0), 0.0, y * (dout - total))", "y * (dout - total)",
+        "kernels/numba/rows/softmax.py", "where(y.equals(0.0), 0.0, y * (dout - row_sum))", "y * (dout - total)",
         "softmax on the CPU: NaN behind a weight of zero", "kernels/numba/test_rows.py -k softmax",
     ),
     Mutation(
@@ -270,7 +270,7 @@ MUTATIONS = [
         "dropout on a GPU: what a mask keeps is not divided by 1 - p", "kernels/cuda/test_rows.py -k drop",
     ),
     Mutation(
-        "kernels/cuda/sources/attention_forward.cuh", "total[panel][half] *= fade[panel][half];", ";",
+        "kernels/cuda/sources/attention_forward.cuh", "row_sum[panel][half] *= rescale[panel][half];", ";",
         "attention on tensor cores: the sum of a row is not rescaled",
         "kernels/cuda/test_attention_tensor_cores.py -k odd_sizes",
     ),

@@ -10,11 +10,7 @@ from attnarray.kernels.cuda import arrays as ga
 from attnarray.kernels.cuda.loader import empty, launch, multiprocessors
 from attnarray.kernels.cuda.rows import ONE, are_held, few_blocks, held_grid, launch_rows, load, row_kernel, with_copies
 
-AHEAD = {
-    2: 4,
-    4: 4,
-    8: 4,
-}  # chunks of a row that a thread of the forward copies ahead; it takes twice as many of a long one
+AHEAD = {2: 4, 4: 4, 8: 4}  # chunks of a row that a thread of the forward prefetches; of a long row twice as many
 TWICE = {size: 2 * chunks for size, chunks in AHEAD.items()}
 AT_ONCE = {2: 768, 4: 1024, 8: 256}  # its threads on a multiprocessor, by the bytes of a number
 FORWARD = row_kernel("loss.cu", "cross_entropy_forward", "ppirrpppii", TWICE, 256, spans=True)
@@ -24,9 +20,9 @@ BACKWARD = row_kernel("loss.cu", "cross_entropy_backward", "pppppirrpii", ONE, 2
 def cross_entropy_forward(x: Any, classes: Any, ignore_index: int, label_smoothing: float) -> tuple[Any, Any, Any]:
     """See the reference."""
     how, (count, width) = ga.stored(x), x.shape
-    losses, largest, total = (empty(shape, how.real) for shape in ((count,), (count, 1), (count, 1)))
+    losses, row_max, row_sum = (empty(shape, how.real) for shape in ((count,), (count, 1), (count, 1)))
     rows, share = ga.contiguous(x), label_smoothing / max(width, 1)
-    arguments = (rows, _long(classes), ignore_index, label_smoothing, share, losses, largest, total)
+    arguments = (rows, _long(classes), ignore_index, label_smoothing, share, losses, row_max, row_sum)
     if are_held(FORWARD, how, width, (rows,)):
         size = how.stored_itemsize
         grid = with_copies(held_grid(FORWARD, how, count, width), how.itemsize, AHEAD[size])
@@ -34,17 +30,18 @@ def cross_entropy_forward(x: Any, classes: Any, ignore_index: int, label_smoothi
         launch(FORWARD.held, how.name, grid, *arguments, count, width)
     else:
         launch_rows(FORWARD, how, count, width, *arguments)
-    return losses, largest, total
+    return losses, row_max, row_sum
 
 
 def cross_entropy_backward(
-    g: Any, x: Any, classes: Any, largest: Any, total: Any, ignore_index: int, label_smoothing: float
+    g: Any, x: Any, classes: Any, row_max: Any, row_sum: Any, ignore_index: int, label_smoothing: float
 ) -> Any:
     """See the reference."""
     how, (count, width), dx = ga.stored(x), x.shape, empty(x.shape, x.dtype)
     launch_rows(
-        BACKWARD, how, count, width, ga.beside(g, largest), ga.contiguous(x), _long(classes), ga.contiguous(largest),
-        ga.contiguous(total), ignore_index, label_smoothing, label_smoothing / max(width, 1), dx,
+        BACKWARD, how, count, width, ga.contiguous_like(g, row_max), ga.contiguous(x), _long(classes),
+        ga.contiguous(row_max), ga.contiguous(row_sum), ignore_index, label_smoothing, label_smoothing / max(width, 1),
+        dx,
     )  # fmt: skip
     return dx
 

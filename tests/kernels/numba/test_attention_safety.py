@@ -227,7 +227,7 @@ def test_the_tiles_of_another_processor(code_folder: Callable[[str], str]) -> No
     other = "avx2" if "avx512f" in lanes.cpu_features() else "avx512f"
     code = f"""
 from attnarray.kernels.numba.vector import lanes
-TILES.update({{bits: lanes.tile_of({{{other!r}}}, bits // 8) for bits in TILES}})
+TILES.update({{bits: lanes.tile_shape({{{other!r}}}, bits // 8) for bits in TILES}})
 """
     python(RIGHT + code + right("float32"), NUMBA_CACHE_DIR=code_folder(other))
 
@@ -237,7 +237,7 @@ TILES.update({{bits: lanes.tile_of({{{other!r}}}, bits // 8) for bits in TILES}}
     [({"avx512f", "avx2"}, 2 * 64, 12), ({"avx2", "fma"}, 2 * 32, 6), ({"neon"}, 4 * 16, 6), ({"sse2"}, 2 * 16, 6)],
 )
 def test_tiles_fill_the_registers(features: set[str], row: int, rows: int) -> None:
-    assert [lanes.tile_of(features, size) for size in (4, 8)] == [(row // 4, rows), (row // 8, rows)]
+    assert [lanes.tile_shape(features, size) for size in (4, 8)] == [(row // 4, rows), (row // 8, rows)]
 
 
 def test_memory_does_not_grow_with_the_scores(monkeypatch: pytest.MonkeyPatch) -> None:

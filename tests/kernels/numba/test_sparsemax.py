@@ -101,8 +101,8 @@ def test_the_largest_are_those_of_sorting(count: int, kind: str, dtype: str) -> 
         found = row_selection.top_k_indices(x, k)
         assert found.dtype == np.int64
         np.testing.assert_array_equal(found, expected)
-        np.testing.assert_array_equal(row_selection.mask_of(found, count), choice_mask.reference(expected, count))
-        np.testing.assert_array_equal(row_selection.mask_of(found, count).sum(-1), k)
+        np.testing.assert_array_equal(row_selection.index_mask(found, count), choice_mask.reference(expected, count))
+        np.testing.assert_array_equal(row_selection.index_mask(found, count).sum(-1), k)
 
 
 def test_of_equal_numbers_the_first_are_chosen() -> None:
@@ -126,7 +126,7 @@ def test_any_layout_will_do(layout: Any) -> None:
     x = numbers((6, 3, 70), "float32", "ties")
     np.testing.assert_array_equal(row_selection.top_k_indices(layout(x), 9), top_k_indices.reference(x, 9))
     indices = top_k_indices.reference(x, 9)
-    np.testing.assert_array_equal(row_selection.mask_of(layout(indices), 70), choice_mask.reference(indices, 70))
+    np.testing.assert_array_equal(row_selection.index_mask(layout(indices), 70), choice_mask.reference(indices, 70))
 
 
 def test_nothing_around_the_results_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +143,7 @@ def test_nothing_around_the_results_is_written(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(np, "empty", functools.partial(guarded, -9))
     monkeypatch.setattr(np, "zeros", functools.partial(guarded, 0))
     found = row_selection.top_k_indices(x, 5)
-    mask = row_selection.mask_of(found, 130)
+    mask = row_selection.index_mask(found, 130)
     monkeypatch.undo()
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(mask, choice_mask.reference(expected, 130))

@@ -1,14 +1,14 @@
-"""Additive scores and their gradients: the hidden layer lives in registers alone.
+"""Additive scores and their gradients: the hidden layer exists in registers only.
 
-Reference: attention/alignment/additive.py, `additive_scores` and `additive_scores_backward`. The scores are
-parallel over queries, the gradients over batches and features, W features at a time: each of them is computed by one
-thread, in the same order for any number of threads. Scratch: e^{2 x} of queries and keys; gradients with whole vectors
-per row; per thread W gradients of a tile of keys.
+Reference: attention/alignment/additive.py, `additive_scores` and `additive_scores_backward`. The scores are parallel
+over queries, the gradients over batches and features, W features at a time: each gradient is computed by one thread, in
+the same order for any number of threads. Scratch: e^{2 x} of queries and keys; gradients with whole vectors per row;
+per thread W gradients of a tile of keys.
 
 Gradients are summed over a tile of keys and a block of queries before they are added to the others, those of w in
 float64: so rounding does not grow with the number of pairs.
 
-The error of a score is a few roundings of sum_a |w_a|, also where q + k is small: tanh is taken as 1 - 2 r.
+The error of a score is a few roundings of sum_a |w_a|, also where q + k is small: tanh is computed as 1 - 2 r.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from attnarray.kernels.numba.attention.additive_products import (
     score_wide_keys,
 )  # fmt: skip
 from attnarray.kernels.numba.runtime import arrays as ra
-from attnarray.kernels.numba.runtime.call import Doubles, Numbers, address, nothing, pack, unpack
+from attnarray.kernels.numba.runtime.call import Doubles, Numbers, address, empty_call, pack, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
 from attnarray.kernels.numba.vector.basics import move
@@ -33,14 +33,14 @@ from attnarray.kernels.numba.vector.lanes import TILES, Lanes, exp, lanes
 from attnarray.kernels.numba.vector.memory import ahead, keep, pointer, pointer_at
 from attnarray.kernels.numba.vector.rows import Row, row_pass
 
-KEYS = 64  # of a tile that stays in the nearest cache while the queries pass
-QUERIES = 64  # of a block, whose gradients are summed by themselves
+KEYS = 64  # of a tile that stays in the L1 cache for all queries
+QUERIES = 64  # of a block, whose gradients are summed before they are added to the others
 FORWARD, BACKWARD = 0.3, 0.6  # nanoseconds for each pair and feature
 
 
 def additive_scores(q: Any, k: Any, w: Any) -> Any:
     """See the reference."""
-    real = ra.computed_in(q)
+    real = ra.compute_dtype(q)
     wide, queries, keys, weights = _prepared(q, k, w, real)
     out = np.empty((*q.shape[:3], k.shape[2]), real)
     work = ra.nanoseconds(out.size * weights.size, FORWARD, real)
@@ -51,7 +51,7 @@ def additive_scores(q: Any, k: Any, w: Any) -> Any:
 
 def additive_scores_backward(dscores: Any, q: Any, k: Any, w: Any) -> tuple[Any, Any, Any]:
     """See the reference."""
-    real = ra.computed_in(q)
+    real = ra.compute_dtype(q)
     wide, queries, keys, weights = _prepared(q, k, w, real)
     dscores = np.ascontiguousarray(ra.aligned(dscores, real))
     dqueries, dkeys = np.zeros_like(queries), np.zeros_like(keys)
@@ -70,8 +70,8 @@ def warmup(dtype: str) -> None:
     """Compile all kernels for one dtype."""
     zero = np.dtype(dtype).type(0)
     double(0, 0, 0, 0, 0, 0, 0, zero, False)
-    score_rows(0, 0, *pack(nothing(Additive), dtype))
-    slope_features(0, 0, *pack(nothing(Additive), dtype))
+    score_rows(0, 0, *pack(empty_call(Additive), dtype))
+    slope_features(0, 0, *pack(empty_call(Additive), dtype))
 
 
 class Additive(NamedTuple):
@@ -92,9 +92,9 @@ class Additive(NamedTuple):
 
 
 def _prepared(q: Any, k: Any, w: Any, real: Any) -> tuple[bool, Any, Any, Any]:
-    """Whether q + k is large, queries and keys as e^{2 x} or else as 2 x, and w; all filled up to whole vectors."""
-    largest = sum(float(np.max(np.abs(x), initial=0.0)) for x in (q, k))
-    wide = not 2 * largest <= MOST[real.itemsize * 8]
+    """Whether q + k is large, queries and keys as e^{2 x} or else as 2 x, and w; all padded to whole vectors."""
+    bound = sum(float(np.max(np.abs(x), initial=0.0)) for x in (q, k))
+    wide = not 2 * bound <= MOST[real.itemsize * 8]
     width = TILES[real.itemsize * 8][0]
     columns = -(-w.shape[0] // width) * width
     doubled = []

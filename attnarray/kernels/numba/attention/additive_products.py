@@ -6,7 +6,7 @@ so that the exponentials are taken once for each query and each key, and a pair 
 feature. That holds while neither factor leaves the range of its dtype; else (`WIDE`) the sum is taken first, and its
 exponential for each pair. The derivative of tanh is 4 (r - r^2).
 
-Rows of N numbers lie `stride` elements from each other; N is a multiple of W.
+Rows of N numbers lie `stride` elements apart; N is a multiple of W.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from numba.extending import intrinsic
 from attnarray.kernels.numba.vector.emit import INDEX, combined, load, loop, splat, store
 from attnarray.kernels.numba.vector.lanes import TILES, Lanes, exp, multiply_add, where
 
-AT_ONCE = 4  # keys, so that no sum waits for the one before
-MOST = {32: 84.0, 64: 700.0}  # of 2 (q + k) in size: e^84 has a reciprocal in float32
+AT_ONCE = 4  # independent sums, to hide the latency of additions
+MOST = {32: 84.0, 64: 700.0}  # of 2 |q + k|: e^84 has a reciprocal in float32
 
 
 @intrinsic
@@ -116,14 +116,14 @@ def _slopes(wide: bool) -> Callable[..., ir.Value]:
                 r = where(ds.equals(0.0), 0.0, r)
             half_tanh = r.constant(0.5) - r
             slope = ds * multiply_add(r * -1.0, r, r)
-            place = builder.gep(dkeys, [builder.mul(j, dkey_stride)])
-            store(builder, (Lanes(builder, load(builder, place, vector)) + slope).value, place)
+            pointer = builder.gep(dkeys, [builder.mul(j, dkey_stride)])
+            store(builder, (Lanes(builder, load(builder, pointer, vector)) + slope).value, pointer)
             dq, dw = (Lanes(builder, value) for value in sums)
             return [(dq + slope).value, multiply_add(ds, half_tanh, dw).value]
 
         zero = ir.Constant(vector, [0.0] * vector.count)  # the sums of a tile are added to the others as one number
-        for place, total in zip((dquery, dweights), loop(builder, INDEX(0), count, [zero, zero], add), strict=True):
-            store(builder, (Lanes(builder, load(builder, place, vector)) + Lanes(builder, total)).value, place)
+        for pointer, total in zip((dquery, dweights), loop(builder, INDEX(0), count, [zero, zero], add), strict=True):
+            store(builder, (Lanes(builder, load(builder, pointer, vector)) + Lanes(builder, total)).value, pointer)
         return context.get_dummy_value()
 
     return emit
@@ -139,6 +139,6 @@ def _reciprocal(q: Lanes, k: Lanes, wide: bool) -> Lanes:
     return q.constant(1.0) / multiply_add(q, k, 1.0)
 
 
-def _vector(context: Any, place: Any, part: int) -> ir.VectorType:
+def _vector(context: Any, pointer: Any, part: int) -> ir.VectorType:
     """W lanes, or a part of them."""
-    return ir.VectorType(context.get_value_type(place.dtype), TILES[place.dtype.bitwidth][0] // part)
+    return ir.VectorType(context.get_value_type(pointer.dtype), TILES[pointer.dtype.bitwidth][0] // part)

@@ -26,14 +26,14 @@ from attnarray.kernels.numba.attention.forward import tiles_together
 from attnarray.kernels.numba.attention.panels import add_rows_to, clear, move, multiply, pack_panel, unpack_panel
 from attnarray.kernels.numba.attention.scores import (
     Queries,
+    chunk_span,
     decode_scratch,
     prepare_queries,
     seen_keys,
-    span_of,
 )  # fmt: skip
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.lanes import Lanes, lanes, where
-from attnarray.kernels.numba.vector.memory import ahead, keep, pointer, pointer_at, row_of, scratch
+from attnarray.kernels.numba.vector.memory import ahead, keep, pointer, pointer_at, row_pointer, scratch
 from attnarray.kernels.numba.vector.packing import (
     pack_columns,
     pack_row,
@@ -83,7 +83,7 @@ def backward(first: int, past: int, call_integers: Any, call_numbers: Any) -> No
     factors = ahead(at, (2 * BLOCK + 1) * full)
     block = Block(at, ahead(at, BLOCK * full), ahead(at, 2 * BLOCK * full), factors, ahead(factors, full + 8 * width))
     while first < past:
-        span, shared = span_of(first, past, chunk, call, numbers), first // panels == call[ac.SHARED]
+        span, shared = chunk_span(first, past, chunk, call, numbers), first // panels == call[ac.SHARED]
         backward_chunk(span, queries, kept, tile, block, shared, call, numbers)
         first += (span.past - span.first + width - 1) // width
     keep(floats)
@@ -130,7 +130,7 @@ def backward_chunk(
 
 
 def prepare_chunk(span: Any, panels: int, queries: Any, kept: Any, call: Any, numbers: Any) -> bool:
-    """Fill `kept`; whether NaN or infinities that a weight of zero must hide were among queries and cotangents."""
+    """Fill `kept`; return whether queries and cotangents had NaN or infinities, which a weight of zero must mask."""
     width, depth, wide, count = lanes(numbers), ac.columns(call, ac.K), ac.columns(call, ac.V), ac.rows(call, ac.Q)
     depth_rows, wide_rows = whole_lanes(depth, numbers), whole_lanes(wide, numbers)
     doubles = np.empty(width)
@@ -145,7 +145,7 @@ def prepare_chunk(span: Any, panels: int, queries: Any, kept: Any, call: Any, nu
         pack_panel(ac.OUT, p, numbers[ac.ONE], span, queries, kept.out, call, numbers)
         for w in range(width):
             sums[w] = 0
-        add_products_of(0, wide, 0, dout, kept.out, sums)
+        add_to_delta(0, wide, 0, dout, kept.out, sums)
         for w in range(width):
             kept.delta[p * width + w] = sums[w]
     for n in range(span.past - span.first):
@@ -168,8 +168,8 @@ def prepare_chunk(span: Any, panels: int, queries: Any, kept: Any, call: Any, nu
 
 
 @panel_pass
-def add_products_of(x: Row, y: Row, total: Sum) -> dict[str, Lanes]:
-    """0 in y hides what it multiplies: a fully masked row is 0, and its cotangent must not reach the sinks."""
+def add_to_delta(x: Row, y: Row, total: Sum) -> dict[str, Lanes]:
+    """Skip where y is 0: a fully masked row is 0, and its cotangent must not reach the sinks."""
     return {"total": total + where(y.equals(0.0), 0.0, x * y)}
 
 
@@ -178,7 +178,7 @@ def add_rows(rows: Any, first: int, past: int, x: Any) -> None:
     columns = whole_lanes(x.shape[1], rows)
     for n in range(past - first):
         if x.strides[1] == x.itemsize:
-            numbers = row_of(x, first + n)
+            numbers = row_pointer(x, first + n)
             for d in range(x.shape[1]):
                 numbers[d] += rows[n * columns + d]
         else:

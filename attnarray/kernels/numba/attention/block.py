@@ -13,7 +13,7 @@ from attnarray.kernels.numba.attention.panels import clear, find_rows
 from attnarray.kernels.numba.attention.scores import HIGH, LOW, Part, dropout_factors, score_panel
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.lanes import Lanes, exp, item_bytes, lanes, tile_rows, where
-from attnarray.kernels.numba.vector.memory import ahead, pointer_at, row_of
+from attnarray.kernels.numba.vector.memory import ahead, pointer_at, row_pointer
 from attnarray.kernels.numba.vector.packing import put_nan, whole_lanes, whole_tiles
 from attnarray.kernels.numba.vector.panel import Lane, Row, Sum, Total, panel_pass
 from attnarray.kernels.numba.vector.product import lane_product, packed_product
@@ -23,7 +23,7 @@ BLOCK = 4  # panels whose scores are held for the products over queries
 
 
 class Chunk(NamedTuple):
-    """What is kept per query of a chunk, as pointers; N is D or Dv, filled up to W (rows) or M (panels)."""
+    """Arrays of the queries of a chunk, as pointers; D and Dv are padded to W (rows) or M (panels)."""
 
     dout: Any  # (P, Dv, W)
     query_rows: Any  # (P W, D), times scale
@@ -56,9 +56,9 @@ class Block(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """The keys [start, stop) of a tile, and whether NaN or infinities lie in queries and cotangents.
+    """The keys [start, stop) of a tile, and whether queries and cotangents have NaN or infinities.
 
-    Those of keys need not be known: a gradient of a score that is not 0 is NaN itself where its key is not finite.
+    Non-finite keys need no flag: a gradient of a score that is not 0 is NaN itself where its key is not finite.
     """
 
     start: int
@@ -80,7 +80,7 @@ def add_to_lanes(dscores: Row, sums: Sum) -> dict[str, Lanes]:
 
 
 @panel_pass
-def total_of_lanes(dscores: Row, total: Total) -> dict[str, Lanes]:
+def sum_lanes(dscores: Row, total: Total) -> dict[str, Lanes]:
     return {"total": dscores}
 
 
@@ -94,7 +94,7 @@ def uncap(dscores: Row, slope: Row) -> dict[str, Lanes]:
     return {"dscores": where(dscores.equals(0.0), 0.0, dscores * slope)}
 
 
-def keys_of(n: int, seen: Any, queries: Any) -> Any:
+def panel_keys(n: int, seen: Any, queries: Any) -> Any:
     """The keys [first, past) of a tile that any query of panel n sees, counted from the start of the tile."""
     first = max(seen.start, queries.bounds[4 * n + LOW]) - seen.start
     past = min(seen.stop, queries.bounds[4 * n + HIGH]) - seen.start
@@ -122,14 +122,14 @@ def add_products(
 ) -> None:
     """total[j, :] += sum over queries of panels[j, query] rows[query, :] for the keys j of a tile.
 
-    Of the panels [p, past_panel), `stride` elements apart, those take part that see the key: runs of neighbors.
-    `rows` and `total` have `columns` columns, filled up to a multiple of W.
+    Of the panels [p, past_panel), `stride` elements apart, those that see the key take part, in runs of consecutive
+    ones. `rows` and `total` have `columns` columns, padded to a multiple of W.
     """
     width, tile, step = lanes(total), tile_rows(total), whole_lanes(columns, total)
     for j in range(0, seen.stop - seen.start, tile):
         run = 0
         for n in range(p, past_panel + 1):
-            first, past = keys_of(n, seen, queries) if n < past_panel else (0, 0)
+            first, past = panel_keys(n, seen, queries) if n < past_panel else (0, 0)
             if first // tile * tile <= j < past:
                 run += 1
             elif run > 0:
@@ -141,10 +141,10 @@ def add_products(
 def put_nan_into_keys(
     p: int, at: int, seen: Any, span: Any, queries: Any, tile: Any, block: Any, call: Any, numbers: Any
 ) -> None:
-    """NaN in gradients of keys and values that a query or cotangent of panel p reaches which is not finite."""
+    """Write NaN into gradients of keys and values that depend on a non-finite query or cotangent of panel p."""
     width, count, base = lanes(numbers), ac.rows(call, ac.Q), span.first + p * lanes(numbers)
     wide, deep = whole_lanes(ac.columns(call, ac.V), numbers), whole_lanes(ac.columns(call, ac.K), numbers)
-    first, past = keys_of(p, seen, queries)
+    first, past = panel_keys(p, seen, queries)
     dvalues, dkeys = ahead(tile.dvalues, first * wide), ahead(tile.dkeys, first * deep)
     for w in range(min(width, span.past - base)):
         i, h, lane = (base + w) % count, span.h + (base + w) // count, at + first * width + w
@@ -160,7 +160,7 @@ def backward_panel(
     weights, dscores = ahead(block.weights, at), ahead(block.dscores, at)
     width, rows, start = lanes(numbers), tile_rows(numbers), seen.start
     depth, wide = ac.columns(call, ac.K), ac.columns(call, ac.V)
-    first, past = keys_of(p, seen, queries)
+    first, past = panel_keys(p, seen, queries)
     if first >= past:
         return
     score_panel(Part(p, start, first, past), span, queries, tile.keys, weights, block.slope, call, numbers)
@@ -181,9 +181,9 @@ def backward_panel(
             add_bias_gradient(p, start, first, past, span, queries, dscores, call, numbers)
     if numbers[ac.SOFTCAP] != 0:
         uncap(first, past, 0, dscores, block.slope)
-    dquery, weighing = ahead(kept.dquery, p * whole_tiles(depth, numbers) * width), ahead(dscores, first * width)
+    dquery, panel_dscores = ahead(kept.dquery, p * whole_tiles(depth, numbers) * width), ahead(dscores, first * width)
     keys = ahead(tile.key_columns, first * rows)
-    packed_product(depth, past - first, (seen.stop - start) * rows, keys, weighing, dquery, True)
+    packed_product(depth, past - first, (seen.stop - start) * rows, keys, panel_dscores, dquery, True)
     for panel in (weights, dscores):
         clear(row, first, 0, panel)
         clear(past, whole_tiles(past, numbers), 0, panel)
@@ -192,7 +192,7 @@ def backward_panel(
 def add_bias_gradient(
     p: int, start: int, first: int, past: int, span: Any, queries: Any, dscores: Any, call: Any, numbers: Any
 ) -> None:
-    """Batches and heads along which the bias is broadcast have stride 0, and so are summed over."""
+    """Batches and heads along which the bias is broadcast have stride 0, so they are summed over."""
     width, count = lanes(numbers), ac.rows(call, ac.Q)
     base = span.first + p * width
     if ac.column_stride(call, ac.DBIAS) == item_bytes(dscores) and base + width <= span.past:
@@ -222,8 +222,8 @@ def sum_bias_gradient(
             dbias = ac.matrix(doubles, call, ac.DBIAS, span.b, span.h + (base + w) // count)
             dbias[(base + w) % count, 0] += sums[w]
     elif ac.row_stride(call, ac.DBIAS) == 0 and same_head:
-        row = row_of(ac.matrix(doubles, call, ac.DBIAS, span.b, span.h + base // count), 0)
-        total_of_lanes(first, past, 0, dscores, ahead(row, start))
+        row = row_pointer(ac.matrix(doubles, call, ac.DBIAS, span.b, span.h + base // count), 0)
+        sum_lanes(first, past, 0, dscores, ahead(row, start))
     else:
         for w in range(filled):
             dbias = ac.matrix(doubles, call, ac.DBIAS, span.b, span.h + (base + w) // count)
@@ -231,7 +231,7 @@ def sum_bias_gradient(
                 dbias[(base + w) % count, start + j] += dscores[j * width + w]
 
 
-keys_of = jit(keys_of, inner=True)
+panel_keys = jit(panel_keys, inner=True)
 add_bias_gradient, add_products = jit(add_bias_gradient, add_products, fastmath=EXACT, inner=True)
 put_nan_into_keys, sum_bias_gradient = jit(put_nan_into_keys, sum_bias_gradient, fastmath=EXACT, inner=True)
 backward_block = jit(backward_block, fastmath=EXACT, inner=True)

@@ -1,7 +1,7 @@
 """One call of attention as numbers: addresses, shapes and strides of its arrays, so that each dtype is compiled once.
 
 Numba compiles anew for every combination of array layouts. Here a call is one array of integers, from which compiled
-code makes its views; so strided, read-only and broadcast arrays are all the same to it.
+code makes its views; so strided, read-only and broadcast arrays share one compilation.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from attnarray.kernels.numba.vector.memory import matrix_at
 # Slots of arrays (B, H, T, N): the address (0 = not given), four sizes, four strides in bytes.
 SLOT = 9
 Q, K, V, OUT, LSE, BIAS, MASK, KEEP, SINKS, DOUT, DLSE, DQ, DK, DV, DBIAS, DSINKS, SHARED_DK, SHARED_DV = range(18)
-# Then the integers of the rules.
+# Then the integers of the options.
 RULES = 18 * SLOT
 (
     LEFT, RIGHT, FIRST_KEY, SEED_LOW, SEED_HIGH, THRESHOLD, DROPS, HIDES, KEYS_PER_TILE, PANELS_PER_CHUNK, SHARED,
@@ -51,13 +51,15 @@ class Sizes(NamedTuple):
     panels: int
 
 
-def put(integers: np.ndarray, slot: int, array: Any) -> None:
-    """Write where an array (B, H, T, N) lies; along an axis of size 1 one may go as far as one likes."""
+def write_array(integers: np.ndarray, slot: int, array: Any) -> None:
+    """Write address, shape and strides of an array (B, H, T, N); the stride of an axis of size 1 is 0."""
     strides = [stride if size > 1 else 0 for size, stride in zip(array.shape, array.strides, strict=True)]
     integers[slot * SLOT : slot * SLOT + SLOT] = (address(array), *array.shape, *strides)
 
 
-def call_of(modifiers: Any, dtype: Any, q: Any, k: Any, v: Any, arrays: dict[int, Any], backward: bool = False) -> Call:
+def make_call(
+    modifiers: Any, dtype: Any, q: Any, k: Any, v: Any, arrays: dict[int, Any], backward: bool = False
+) -> Call:
     """The call on `q`, `k`, `v` and other arrays by slot; those of `modifiers` are added."""
     batch, heads, queries, depth = q.shape
     kv_heads, keys, wide = v.shape[1:]
@@ -75,7 +77,7 @@ def call_of(modifiers: Any, dtype: Any, q: Any, k: Any, v: Any, arrays: dict[int
     integers = np.zeros(BATCHES + 2 * batch, np.int64)
     integers[SHARED] = -1
     for slot, array in given.items():
-        put(integers, slot, array)
+        write_array(integers, slot, array)
     integers[LEFT] = UNBOUNDED if modifiers.left is None else modifiers.left
     integers[RIGHT] = UNBOUNDED if modifiers.right is None else modifiers.right
     kept = 1.0
@@ -95,7 +97,7 @@ def call_of(modifiers: Any, dtype: Any, q: Any, k: Any, v: Any, arrays: dict[int
 
 
 def tile_sizes(features: int, dtype: Any, backward: bool) -> tuple[int, int]:
-    """Keys of a tile and panels of a chunk: both stay in the cache of a core. The backward keeps more of each."""
+    """Keys of a tile and panels of a chunk: both fit into the cache of a core. The backward needs more memory."""
     width, tile = TILES[dtype.itemsize * 8]
     each = max(features, 1) * dtype.itemsize
     most = LARGEST_TILE // 2 if backward else LARGEST_TILE
@@ -140,8 +142,8 @@ def matrix(like: Any, call: Any, slot: int, b: int, h: int) -> Any:
     return matrix_at(like, address, call[first + 3], call[first + 4], call[first + 7], call[first + 8])
 
 
-def address_of(call: Any, slot: int, b: int, h: int, row: int, column: int) -> Any:
-    """Where a number of a slot lies."""
+def element_address(call: Any, slot: int, b: int, h: int, row: int, column: int) -> Any:
+    """The address of an element of a slot."""
     first = slot * SLOT
     within = row * call[first + 7] + column * call[first + 8]
     return call[first] + b * call[first + 5] + h * call[first + 6] + within
@@ -175,6 +177,6 @@ def write_gradient_addresses(integers: Any, dout: Any, dq: Any, dk: Any, dv: Any
 
 
 given, batches, heads, rows, columns, offset = jit(given, batches, heads, rows, columns, offset, inner=True)
-length, matrix, group_rows, address_of = jit(length, matrix, group_rows, address_of, inner=True)
+length, matrix, group_rows, element_address = jit(length, matrix, group_rows, element_address, inner=True)
 column_stride, row_stride = jit(column_stride, row_stride, inner=True)
 write_addresses, write_gradient_addresses = jit(write_addresses, write_gradient_addresses)

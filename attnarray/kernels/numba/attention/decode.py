@@ -19,7 +19,7 @@ from attnarray.kernels.numba.attention.row_scores import add_bias, cap, hide
 from attnarray.kernels.numba.attention.scores import query_factor, visible_keys
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.lanes import Lanes, item_bytes, lanes, where
-from attnarray.kernels.numba.vector.memory import ahead, as_bytes, keep, pointer, pointer_at, row_of, scratch
+from attnarray.kernels.numba.vector.memory import ahead, as_bytes, keep, pointer, pointer_at, row_pointer, scratch
 from attnarray.kernels.numba.vector.packing import (
     pack_row,
     put_nan,
@@ -32,7 +32,7 @@ from attnarray.kernels.numba.vector.panel import Lane, Row, Scalar, panel_pass
 from attnarray.kernels.numba.vector.row_products import add_weighted_rows, dot_rows
 
 BLOCK = 512  # keys of a unit
-TILE = 256  # keys whose rows stay in a near cache for all queries of a group
+TILE = 256  # keys whose rows stay in the cache for all queries of a group
 
 
 class Scratch(NamedTuple):
@@ -43,9 +43,9 @@ class Scratch(NamedTuple):
     slopes: Any  # (TILE,)
     sums: Any  # (3, W)
     added: Any  # (Dv,)
-    keys: Any  # (TILE, D) where keys cannot be read where they are
+    keys: Any  # (TILE, D) a copy, where keys cannot be read in place
     values: Any  # (TILE, Dv) likewise
-    careful: Any  # (TILE, Dv) without what is not finite
+    finite_values: Any  # (TILE, Dv) with 0 for NaN and infinities
 
 
 @panel_pass
@@ -55,7 +55,7 @@ def combine(out: Row, added: Row, factor: Scalar) -> dict[str, Lanes]:
 
 @panel_pass
 def combine_hiding(out: Row, added: Row, factor: Scalar) -> dict[str, Lanes]:
-    """A factor of zero hides what it multiplies, as a weight of zero does."""
+    """A factor of zero masks NaN and infinities, as a weight of zero does."""
     return {"out": where(factor.equals(0.0), 0.0, out * factor) + added}
 
 
@@ -76,8 +76,8 @@ def decode(first: int, step: int, units: int, call_integers: Any, call_numbers: 
     added = ahead(sums, 3 * width)
     key_memory = ahead(added, wide)
     value_memory = ahead(key_memory, TILE * depth)
-    careful = ahead(value_memory, TILE * wide)
-    memory = Scratch(queries, scores, ahead(scores, TILE), sums, added, key_memory, value_memory, careful)
+    finite_values = ahead(value_memory, TILE * wide)
+    memory = Scratch(queries, scores, ahead(scores, TILE), sums, added, key_memory, value_memory, finite_values)
     blocks = (ac.rows(call, ac.K) + BLOCK - 1) // BLOCK
     for unit in range(first, units, step):
         head = unit // blocks
@@ -104,13 +104,13 @@ def decode_block(b: int, g: int, block: int, memory: Any, out: Any, call: Any, n
         stop = min(start + TILE, past)
         keys, values = memory.keys, memory.values
         if key_stride >= 0:
-            keys = row_of(key_matrix, start)
+            keys = row_pointer(key_matrix, start)
         else:
-            pack_rows_of(key_matrix, start, stop, keys)
+            pack_each_row(key_matrix, start, stop, keys)
         if value_stride >= 0:
-            values = row_of(value_matrix, start)
+            values = row_pointer(value_matrix, start)
         else:
-            pack_rows_of(value_matrix, start, stop, values)
+            pack_each_row(value_matrix, start, stop, values)
         key_step, value_step = (key_stride if key_stride >= 0 else depth), (value_stride if value_stride >= 0 else wide)
         for r in range(group * count):
             begin, end = visible_keys(call, b, r % count)
@@ -129,7 +129,7 @@ def decode_block(b: int, g: int, block: int, memory: Any, out: Any, call: Any, n
                     combine(0, wide // lanes(numbers), 0, result, memory.added, scale)
 
 
-def pack_rows_of(x: Any, start: int, stop: int, memory: Any) -> None:
+def pack_each_row(x: Any, start: int, stop: int, memory: Any) -> None:
     for row in range(start, stop):
         pack_row(x, row, 1, ahead(memory, (row - start) * whole_lanes(x.shape[1], memory)))
 
@@ -142,14 +142,14 @@ def finish_scores(b: int, h: int, i: int, low: int, high: int, memory: Any, call
     if ac.given(call, ac.BIAS):
         bias = ac.matrix(numbers, call, ac.BIAS, b, h)
         if ac.column_stride(call, ac.BIAS) == item_bytes(scores):
-            add_bias(count, scores, ahead(row_of(bias, i), low))
+            add_bias(count, scores, ahead(row_pointer(bias, i), low))
         else:
             for j in range(low, high):
                 scores[j - low] = scores[j - low] + bias[i, j] if bias[i, j] != -np.inf else bias[i, j]
     if ac.given(call, ac.MASK):
         mask = ac.matrix(as_bytes(numbers), call, ac.MASK, b, h)
         if ac.column_stride(call, ac.MASK) == 1:
-            hide(count, scores, ahead(row_of(mask, i), low))
+            hide(count, scores, ahead(row_pointer(mask, i), low))
         else:
             for j in range(low, high):
                 if mask[i, j] == 0:
@@ -157,10 +157,10 @@ def finish_scores(b: int, h: int, i: int, low: int, high: int, memory: Any, call
 
 
 def update_softmax(count: int, memory: Any, result: Any, wide: int) -> Any:
-    """Exponentials of the scores in place; returns the factor that rescales all that was summed before."""
+    """Exponentials of the scores in place; return the factor that rescales the sums so far."""
     width = lanes(result)
     lowest = -np.inf
-    row_max, shifts, totals = memory.sums, ahead(memory.sums, width), ahead(memory.sums, 2 * width)
+    row_max, shifts, row_sums = memory.sums, ahead(memory.sums, width), ahead(memory.sums, 2 * width)
     vectors = (count + width - 1) // width
     for n in range(count, vectors * width):
         memory.scores[n] = lowest
@@ -173,13 +173,13 @@ def update_softmax(count: int, memory: Any, result: Any, wide: int) -> Any:
         highest = max(highest, row_max[w])
     shift = highest if highest != -np.inf else result[wide + 1] * 0
     for w in range(width):
-        shifts[w], totals[w] = shift, 0
-    exponentiate(0, vectors, 0, memory.scores, shifts, totals)
+        shifts[w], row_sums[w] = shift, 0
+    exponentiate(0, vectors, 0, memory.scores, shifts, row_sums)
     factor = np.exp(before - shift)
-    total = float(result[wide + 1]) * float(factor)
+    row_sum = float(result[wide + 1]) * float(factor)
     for w in range(width):
-        total += float(totals[w])
-    result[wide], result[wide + 1] = highest, total
+        row_sum += float(row_sums[w])
+    result[wide], result[wide + 1] = highest, row_sum
     return factor
 
 
@@ -198,7 +198,7 @@ def has_nonfinite(wide: int, memory: Any) -> Any:
 def add_values(
     b: int, g: int, low: int, high: int, values: Any, stride: int, memory: Any, call: Any, numbers: Any
 ) -> None:
-    """memory.added = sum_j weights_j values_j; a weight of zero hides NaN and infinities, as `put_nan` says."""
+    """memory.added = sum_j weights_j values_j; a weight of zero masks NaN and infinities, see `put_nan`."""
     columns = ac.columns(call, ac.V)
     length, wide = row_length(columns, numbers), whole_lanes(columns, numbers)
     for d in range(wide):
@@ -207,11 +207,11 @@ def add_values(
     if call[ac.HIDES] != 0 and has_nonfinite(wide, memory):
         source = ac.matrix(numbers, call, ac.V, b, g)
         for j in range(low, high):
-            pack_row(source, j, 1, ahead(memory.careful, (j - low) * wide))
-        remove_nonfinite(memory.careful, (high - low) * wide)
+            pack_row(source, j, 1, ahead(memory.finite_values, (j - low) * wide))
+        remove_nonfinite(memory.finite_values, (high - low) * wide)
         for d in range(wide):
             memory.added[d] = 0
-        add_weighted_rows(high - low, length, memory.scores, memory.careful, wide, memory.added)
+        add_weighted_rows(high - low, length, memory.scores, memory.finite_values, wide, memory.added)
         put_nan(source, low, high, memory.scores, 1, 0, 1, memory.added, 1, 0)
 
 
@@ -226,7 +226,7 @@ def merge(call_integers: Any, call_numbers: Any, partials: int) -> None:
         row = ((b * kv_heads + h // group) * blocks * group + h % group) * count + i
         parts, stride = ahead(pointer_at(numbers[ac.SCALE], partials), row * length), group * count * length
         out, lse = ac.matrix(numbers, call, ac.OUT, b, h), ac.matrix(numbers, call, ac.LSE, b, h)
-        sink = numbers[ac.SCALE] * 0 - np.inf  # in float64, and with it the sums
+        sink = numbers[ac.SCALE] * 0 - np.inf  # in float64, and so are the sums
         if ac.given(call, ac.SINKS):
             sink = ac.matrix(numbers, call, ac.SINKS, 0, h)[0, 0]
         row_max = sink
@@ -249,7 +249,7 @@ def merge(call_integers: Any, call_numbers: Any, partials: int) -> None:
         lse[i, 0] = shift + np.log(row_sum)
 
 
-pack_rows_of = jit(pack_rows_of, inner=True)
+pack_each_row = jit(pack_each_row, inner=True)
 finish_scores, update_softmax = jit(finish_scores, update_softmax, fastmath=EXACT, inner=True)
 has_nonfinite, add_values = jit(has_nonfinite, add_values, fastmath=EXACT, inner=True)
 decode_block = jit(decode_block, fastmath=EXACT, inner=True)

@@ -1,16 +1,15 @@
-"""Tiled attention, forward: one panel of queries against one tile of keys at a time, softmax as it goes.
+"""Tiled attention, forward: one panel of queries against one tile of keys at a time, with an online softmax.
 
 Reference: attention/engine.py, `attention`. Online softmax: Milakov and Gimelshein, arXiv:1805.02867; tiles: Dao et
-FlashAttention, arXiv:2205.14135. The queries are the lanes of all vectors: scores are K Q^T and outputs V^T P, so that
-the softmax over keys never crosses lanes.
+al., FlashAttention, arXiv:2205.14135. The queries are the lanes of all vectors: scores are K Q^T and outputs V^T P, so
+that the softmax over keys never crosses lanes.
 
 Sums over many keys have three levels, so that their rounding does not grow with the number of keys: those of a tile,
-those of `tiles_together` tiles, and those of all keys with the maximum that was known when they were last added to. The
-sum of the exponentials, whose error all outputs of a query would share, is in float64 beyond some keys.
+those of `tiles_together` tiles, and those of all keys, relative to the maximum when they were last added to. The
+sum of the exponentials, whose error all outputs of a query would share, is in float64 beyond a few keys.
 
 Parallel over panels of W queries. Scratch per thread: a chunk of panels (queries and outputs, these twice where there
-are many keys) and a tile of keys and values, by default of at most 512 and 128 kB, so that they stay in the cache of a
-core.
+are many keys) and a tile of keys and values, of at most 1 MB and 128 kB, so that they stay in the cache of a core.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ from attnarray.kernels.numba.attention.scores import (
     LOW,
     Part,
     Queries,
+    chunk_span,
     decode_scratch,
     dropout_factors,
     prepare_queries,
     score_panel,
     seen_keys,
-    span_of,
 )  # fmt: skip
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.lanes import (
@@ -51,7 +50,7 @@ from attnarray.kernels.numba.vector.packing import pack_columns, pack_rows, put_
 from attnarray.kernels.numba.vector.panel import Lane, Row, Sum, panel_pass
 from attnarray.kernels.numba.vector.product import packed_product
 
-TOGETHER = 16  # tiles of keys, at least, whose sums are added up before they are added to those of all keys
+TOGETHER = 16  # tiles of keys, at least, that are summed before they are added to the sums of all keys
 
 
 class State(NamedTuple):
@@ -59,10 +58,10 @@ class State(NamedTuple):
 
     row_max: Any  # of the scores so far
     before: Any  # the same, one tile ago
-    shift: Any  # the same, but 0 where nothing was seen
+    shift: Any  # the same, but 0 where all keys so far are masked
     row_sum: Any  # float64
     factor: Any
-    out: Any  # (P, Dv filled up to M, W)
+    out: Any  # (P, Dv padded to M, W)
     all_max: Any  # what `row_max` was when the sums of all keys were last added to
     all_sum: Any  # float64
     all_out: Any
@@ -75,7 +74,7 @@ def find_max(scores: Row, row_max: Lane) -> dict[str, Lanes]:
 
 @panel_pass
 def update_max(row_max: Row, before: Row, shift: Row, row_sum: Row, factor: Row) -> dict[str, Lanes]:
-    """The running maximum has grown from `before` to `row_max`: `factor` rescales what was summed so far."""
+    """The running maximum has grown from `before` to `row_max`: `factor` rescales the sums so far."""
     shift = where(row_max.equals(-math.inf), 0.0, row_max)
     factor = exp(before - shift)
     return {"before": row_max, "shift": shift, "factor": factor, "row_sum": row_sum * in_type(factor, row_sum)}
@@ -88,7 +87,7 @@ def rescale(out: Row, factor: Lane) -> dict[str, Lanes]:
 
 @panel_pass
 def rescale_hiding(out: Row, factor: Lane) -> dict[str, Lanes]:
-    """A factor of zero hides what it multiplies, as a weight of zero does."""
+    """A factor of zero masks NaN and infinities, as a weight of zero does."""
     return {"out": where(factor.equals(0.0), 0.0, out * factor)}
 
 
@@ -112,7 +111,7 @@ def drop(weights: Row, factor: Row) -> dict[str, Lanes]:
 
 @panel_pass
 def conclude(shift: Row, row_sum: Row, inverse: Row, rest: Row) -> dict[str, Lanes]:
-    """The lse in span of the shift, and 1 / row_sum as a sum of two numbers; 0 where nothing was seen.
+    """Overwrite the shift with the lse; 1 / row_sum as a sum of two numbers, 0 for a fully masked row.
 
     Both are above 0, so that their products with an infinity are not NaN.
     """
@@ -160,7 +159,7 @@ def forward(first: int, past: int, call_integers: Any, call_numbers: Any) -> Non
         ahead(beyond, lane_of_all),
     )  # fmt: skip
     while first < past:
-        span = span_of(first, past, chunk, call, numbers)
+        span = chunk_span(first, past, chunk, call, numbers)
         forward_chunk(span, queries, state, key_tile, value_tile, scores, extra, call, numbers)
         first += (span.past - span.first + width - 1) // width
     keep(floats)
@@ -199,7 +198,7 @@ def forward_chunk(
 
 
 def start_state(span: Any, panels: int, state: Any, call: Any, numbers: Any) -> None:
-    """Nothing is summed yet; a sink is a score that was seen before all others."""
+    """Start with empty sums; a sink is a score before all others."""
     width, count = lanes(numbers), ac.rows(call, ac.Q)
     for n in range(panels * width):
         state.row_max[n], state.before[n], state.shift[n], state.row_sum[n] = -np.inf, -np.inf, 0, 0
@@ -251,12 +250,12 @@ def forward_panel(
 
 
 def tiles_together(call: Any) -> Any:
-    """How many tiles of keys are summed by themselves: of many tiles about the square root."""
+    """How many tiles of keys are summed before they are added to the others: of many tiles about the square root."""
     return max(TOGETHER, int(math.sqrt(ac.rows(call, ac.K) // call[ac.KEYS_PER_TILE])))
 
 
 def set_aside(panels: int, again: bool, state: Any, call: Any, numbers: Any) -> None:
-    """Add the sums of the last tiles to those of all keys, and begin anew with no tile."""
+    """Add the sums of the last tiles to those of all keys, and reset them."""
     columns = whole_tiles(ac.columns(call, ac.V), numbers)
     if again:
         gather(panels, state, call, numbers)

@@ -1,10 +1,10 @@
 """Attention around centers, forward and backward: each query reads the keys and values of its own window alone.
 
 Reference: attention/positional/local_core.py, `attend_around` and `attend_around_backward`. Parallel over the queries;
-gradients of keys and values, to which many queries add, over features: a number belongs to one thread, which adds the
-queries in their order, so that results do not depend on how many threads there are. Scratch: three windows per call,
-and for the backward two windows for each query, and in float32 the gradients of keys and values in float64 and those of
-`TOGETHER` queries. Rows that do not fill whole registers are copied to rows that do.
+gradients of keys and values, to which many queries add, over features: each number is written by one thread, which adds
+the queries in their order, so that results do not depend on how many threads there are. Scratch: three windows per
+call, and for the backward two windows for each query, and in float32 the gradients of keys and values in float64 and
+those of `TOGETHER` queries. Rows that do not fill whole registers are copied and padded.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from attnarray.kernels.numba.attention.local_windows import (
     forward_windows,
 )  # fmt: skip
 from attnarray.kernels.numba.runtime import arrays as ra
-from attnarray.kernels.numba.runtime.call import nothing, pack
+from attnarray.kernels.numba.runtime.call import empty_call, pack
 from attnarray.kernels.numba.runtime.threads import split_rows
 from attnarray.kernels.numba.vector.row_products import row_lanes
 
@@ -35,7 +35,7 @@ EXPONENTIALS = 16  # features that take as long as the exponentials of a pair
 
 
 class Rows(NamedTuple):
-    """Rows of whole registers: an array, its address, and in numbers how far rows lie apart and how long they are."""
+    """Rows of whole registers: an array, its address, and in elements its stride and length."""
 
     array: Any
     address: int
@@ -63,7 +63,7 @@ def attend_around_backward(
     rows, drows = [_rows(x, real) for x in (q, k, v)], _rows(dout, real)
     call = _call(q, k, rows, centers, window, sigma, modifiers)
     queries, span = q.shape[0] * q.shape[2], len(call.ramp)
-    products = np.where(out == 0, 0.0, dout * out)  # what is hidden, or dropped, as a whole has any cotangent
+    products = np.where(out == 0, 0.0, dout * out)  # fully masked or dropped rows may have any cotangent
     delta, lses = ra.flat(np.sum(products, axis=-1), real), ra.flat(lse, real)
     dq, dcenters = np.zeros((queries, call.depth), real), np.zeros(queries, real)
     dscores, weights = np.empty((queries, call.scratch), real), np.empty((queries, call.scratch), real)
@@ -74,12 +74,12 @@ def attend_around_backward(
     work = ra.nanoseconds(queries * span * (call.depth + call.width + EXPONENTIALS), BACKWARD, real)
     split_rows(backward_windows, queries, work, *pack(call, real))
     sums = []
-    for x, of_rows, factors in ((k, rows[0], dscores), (v, drows, weights)):
+    for x, source_rows, factors in ((k, rows[0], dscores), (v, drows, weights)):
         is_long = real == np.float32 and q.shape[2] > TOGETHER
-        total = np.zeros((x.shape[0] * x.shape[2], of_rows.length), np.float64 if is_long else real)
-        units = x.shape[0] * (of_rows.length // row_lanes(dq))
-        work = ra.nanoseconds(queries * span * of_rows.length, ADDING, real)
-        given = of_rows.address, of_rows.stride, of_rows.length, factors, None if is_long else total, total
+        total = np.zeros((x.shape[0] * x.shape[2], source_rows.length), np.float64 if is_long else real)
+        units = x.shape[0] * (source_rows.length // row_lanes(dq))
+        work = ra.nanoseconds(queries * span * source_rows.length, ADDING, real)
+        given = source_rows.address, source_rows.stride, source_rows.length, factors, None if is_long else total, total
         adding = Sums(call.queries, call.keys, call.bounds, call.scratch, *given)
         split_rows(add_long_windows if is_long else add_windows, units, work, *pack(adding, real))
         sums.append(_cut(total.astype(real, copy=False), x.shape))
@@ -89,14 +89,14 @@ def attend_around_backward(
 def warmup(dtype: str) -> None:
     """Compile all kernels for one dtype."""
     for kernel in (forward_windows, backward_windows):
-        kernel(0, 0, *pack(nothing(Windows), dtype))
+        kernel(0, 0, *pack(empty_call(Windows), dtype))
     for kernel in (add_windows, add_long_windows):
-        kernel(0, 0, *pack(nothing(Sums), dtype))
+        kernel(0, 0, *pack(empty_call(Sums), dtype))
 
 
 def _real(q: Any, modifiers: Any) -> Any:
     """The dtype to compute in, if the kernel serves this call."""
-    real = ra.computed_in(q)
+    real = ra.compute_dtype(q)
     if q.dtype != real:
         raise Declined(f"dtype {q.dtype.name}: float32 and float64 only")
     for name in ("mask", "bias"):
@@ -108,7 +108,7 @@ def _real(q: Any, modifiers: Any) -> Any:
 
 
 def _rows(x: Any, real: Any) -> Rows:
-    """The rows of (B, 1, N, E); a copy where their length or strides ask for it."""
+    """The rows of (B, 1, N, E); copied where their length or strides require it."""
     lanes = row_lanes(np.empty(0, real))
     length = -(-x.shape[3] // lanes) * lanes
     if length != x.shape[3]:
@@ -120,7 +120,7 @@ def _rows(x: Any, real: Any) -> Rows:
 
 
 def _call(q: Any, k: Any, rows: Any, centers: Any, window: int, sigma: float, modifiers: Any) -> Windows:
-    real = ra.computed_in(q)
+    real = ra.compute_dtype(q)
     span = min(2 * window + 1, k.shape[2])
     bounds, looked = _bounds(centers, k.shape[2], window, modifiers), ra.flat(centers, real)
     ramp, offsets = np.arange(span, dtype=real), np.empty(len(bounds), np.int64)
@@ -153,6 +153,6 @@ def _bounds(centers: Any, keys: int, window: int, modifiers: Any) -> Any:
 
 
 def _cut(rows: Any, shape: tuple[int, ...]) -> Any:
-    """Rows of whole registers in the shape of the array that they stand for."""
+    """Padded rows in the shape of the array without padding."""
     whole = rows.shape[1] == shape[-1]
     return (rows if whole else np.ascontiguousarray(rows[:, : shape[-1]])).reshape(shape)

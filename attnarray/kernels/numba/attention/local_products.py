@@ -1,6 +1,6 @@
 """The outer product of the weights of a window with one row, added to the rows of the window.
 
-Rows of N numbers lie `stride` elements from each other; N is a multiple of the lanes of a register (`row_lanes`).
+Rows of N numbers lie `stride` elements apart; N is a multiple of the lanes of a register (`row_lanes`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def add_outer_product(_context: Any, count: Any, n: Any, weights: Any, row: Any,
         wide = ir.VectorType(context.get_value_type(rows_type), vector.count)
 
         def columns(vectors: int) -> Callable[[ir.Value, list[ir.Value]], list[ir.Value]]:
-            """Some neighboring vectors of all rows."""
+            """Some consecutive vectors of all rows."""
 
             def compute(block: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
                 at = builder.mul(block, INDEX(vectors * vector.count))

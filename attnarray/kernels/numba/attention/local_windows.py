@@ -1,6 +1,6 @@
 """The windows of local attention in compiled code: scores, dropout and Gaussian of one query after the other.
 
-A window is `count` neighboring keys from `begin` on, all of them visible: nothing in it is hidden.
+A window is `count` consecutive keys from `begin` on, all of them visible: nothing in it is hidden.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from attnarray.kernels.numba.attention.local_products import add_outer_product
 from attnarray.kernels.numba.attention.row_scores import cap
-from attnarray.kernels.numba.rows.softmax import find_largest
+from attnarray.kernels.numba.rows.softmax import find_max
 from attnarray.kernels.numba.runtime.call import Doubles, Integers, Number, Numbers, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.basics import move, scale
@@ -23,12 +23,12 @@ from attnarray.kernels.numba.vector.row_products import add_weighted_rows, dot_r
 from attnarray.kernels.numba.vector.rows import Row, Scalar, Sum, row_pass
 
 WORD = 0xFFFFFFFF
-TOGETHER = 64  # queries of a batch, whose gradients of keys and values are summed by themselves in float32
-FEWEST = 4  # times that the keys of these queries are added to for each key, so that sums by themselves are worth it
+TOGETHER = 64  # queries of a batch, whose gradients of keys and values are summed in float32 before they are added
+FEWEST = 4  # additions for each key of these queries, at least, for float32 sums to pay off
 
 
 class Windows(NamedTuple):
-    """A call on queries: arrays in whole registers, and sizes; what the forward does not take is None."""
+    """A call on queries: arrays in whole registers, and sizes; None for those that only the backward takes."""
 
     queries: int  # T of each batch
     keys: int  # S
@@ -64,7 +64,7 @@ class Windows(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """A call on keys: what all queries add to them, which is `factors` times `rows`."""
+    """A call on keys: all queries add `factors` times `rows` to them."""
 
     queries: int
     keys: int
@@ -99,7 +99,7 @@ def differentiate(
     scores: Row, near: Gaussian, factors: Row, dscores: Row, weights: Row, shift: Scalar, delta: Scalar, factor: Scalar,
     moved: Sum,
 ) -> dict[str, Lanes]:  # fmt: skip
-    """`dscores` holds do . v before, and after it the gradients of the dot products."""
+    """`dscores` holds dout . v, and is overwritten with the gradients of the dot products."""
     distance = (near.ramp + near.offset) * near.inverse
     softmax = exp(scores - shift)
     weight = softmax * exp(distance * distance * -0.5) * factors
@@ -124,7 +124,7 @@ def score_window(n: int, c: Any, scores: Any, slopes: Any) -> None:
 
 
 def drop_window(n: int, c: Any, factors: Any) -> None:
-    """What dropout makes of the weights of query n: the words of Philox for its keys, as in vector/philox.py."""
+    """The dropout factors of query n: the words of Philox for its keys, as in vector/philox.py."""
     if c.limit < 0:
         return
     begin, count, b = c.bounds[2 * n], c.bounds[2 * n + 1], n // c.queries
@@ -153,8 +153,8 @@ def forward_windows(first: int, past: int, integers: Any, numbers: Any) -> None:
         c.lse[n] = -math.inf
         if count > 0:
             score_window(n, c, scores, slopes)
-            largest = find_largest(count, scores)
-            shift = largest if largest != -math.inf else zero
+            row_max = find_max(count, scores)
+            shift = row_max if row_max != -math.inf else zero
             drop_window(n, c, factors)
             total = gaussian_weights(count, scores, Gaussian(c.ramp, begin - c.centers[n], c.inverse), factors, shift)
             if total != 0:
@@ -166,7 +166,7 @@ def forward_windows(first: int, past: int, integers: Any, numbers: Any) -> None:
 
 
 def backward_windows(first: int, past: int, integers: Any, numbers: Any) -> None:
-    """Gradients of the queries [first, past) and of their centers, and what their windows add to keys and values."""
+    """Gradients of the queries [first, past) and their centers, and the factors of those of keys and values."""
     c = unpack(Windows, integers, numbers)
     memory, zero = np.ones(3 * c.scratch, numbers.dtype), c.scale - c.scale
     scores = pointer(memory)
@@ -192,7 +192,7 @@ def backward_windows(first: int, past: int, integers: Any, numbers: Any) -> None
 
 
 def add_windows(first: int, past: int, integers: Any, numbers: Any) -> None:
-    """The registers [first, past) of each row of `total`, counted over all batches: what every query adds to them."""
+    """The registers [first, past) of each row of `total`, counted over all batches: the sums over queries."""
     c = unpack(Sums, integers, numbers)
     lanes = row_lanes(c.total)
     units = c.length // lanes
@@ -208,7 +208,7 @@ def add_windows(first: int, past: int, integers: Any, numbers: Any) -> None:
 
 
 def add_long_windows(first: int, past: int, integers: Any, numbers: Any) -> None:
-    """The same into `doubles`: some neighboring queries are summed in float32 and then added to it."""
+    """The same into `doubles`: some consecutive queries are summed in float32 and then added to it."""
     c = unpack(Sums, integers, numbers)
     lanes = row_lanes(c.total)
     units = c.length // lanes
@@ -236,8 +236,8 @@ def add_long_windows(first: int, past: int, integers: Any, numbers: Any) -> None
                     add_outer_product(bounds[1], columns, own, row, window, c.length)
             if together:
                 for j in range(begin, end):
-                    of_key = ahead(c.doubles, (b * c.keys + j) * c.length + at)
-                    move(columns, ahead(pointer(scratch), j * columns), of_key)
+                    key_sums = ahead(c.doubles, (b * c.keys + j) * c.length + at)
+                    move(columns, ahead(pointer(scratch), j * columns), key_sums)
         first = stop
     keep(scratch)
 

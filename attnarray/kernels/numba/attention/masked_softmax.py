@@ -14,8 +14,8 @@ import numpy as np
 
 from attnarray.kernels import UNBOUNDED, Declined
 from attnarray.kernels.numba.attention.row_scores import add_bias, cap, hide, visible
-from attnarray.kernels.numba.rows.softmax import find_largest
-from attnarray.kernels.numba.runtime.call import Bytes, Integers, Number, Numbers, nothing, pack, unpack
+from attnarray.kernels.numba.rows.softmax import find_max
+from attnarray.kernels.numba.runtime.call import Bytes, Integers, Number, Numbers, empty_call, pack, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
 from attnarray.kernels.numba.vector.basics import copy, fill, scale
@@ -46,11 +46,11 @@ def masked_softmax_backward(scores: Any, dweights: Any, lse: Any, delta: Any, mo
 def warmup(dtype: str) -> None:
     """Compile both kernels for one dtype."""
     for kernel in (softmax, softmax_backward):
-        kernel(0, 0, *pack(nothing(Softmax), dtype))
+        kernel(0, 0, *pack(empty_call(Softmax), dtype))
 
 
 class Softmax(NamedTuple):
-    """A call. Bias and mask have rows of all keys; how far their batches, heads and queries lie apart is in numbers."""
+    """A call. Bias and mask have rows of all keys; their strides between batches, heads and queries are in elements."""
 
     heads: int
     queries: int
@@ -109,15 +109,15 @@ def _table(array: Any, dtype: Any, keys: int) -> tuple[Any, int, int, int]:
 
 
 @row_pass(vectors=1)
-def exponentiate(scores: Row, shift: Scalar, total: Sum) -> dict[str, Lanes]:
-    """What is hidden stays 0 where the shift is NaN."""
+def exponentiate(scores: Row, shift: Scalar, row_sum: Sum) -> dict[str, Lanes]:
+    """Masked keys have weight 0 even where the shift is NaN."""
     weights = where(scores.equals(-math.inf), 0.0, exp(scores - shift))
-    return {"scores": weights, "total": total + weights}
+    return {"scores": weights, "row_sum": row_sum + weights}
 
 
 @row_pass(vectors=2)
 def divide(weights: Row, inverse: Scalar, rest: Scalar) -> dict[str, Lanes]:
-    """Times a number that is given as a sum of two: the error of one would be that of all weights."""
+    """Multiply by inverse + rest: the rounding error of one number would be shared by all weights."""
     return {"weights": multiply_add(weights, inverse, weights * rest)}
 
 
@@ -166,17 +166,17 @@ def softmax(first: int, past: int, integers: Any, numbers: Any) -> None:
     for n in range(first, past):
         h, start, stop = score(n, c, pointer(slopes))
         whole, row = ahead(c.rows, n * c.keys), ahead(c.rows, n * c.keys + start)
-        largest, sink = find_largest(stop - start, row), zero - math.inf
+        row_max, sink = find_max(stop - start, row), zero - math.inf
         if not is_null(c.sinks):
             sink = c.sinks[h]
-        shift = sink if sink > largest else largest
+        shift = sink if sink > row_max else row_max
         shift = zero if shift == -math.inf else shift
-        total = exponentiate(stop - start, row, shift) + real(math.exp(sink - shift))
-        wide = 0.0 if total == 0 else 1.0 / float(total)
+        row_sum = exponentiate(stop - start, row, shift) + real(math.exp(sink - shift))
+        wide = 0.0 if row_sum == 0 else 1.0 / float(row_sum)
         inverse = real(wide)
         divide(stop - start, row, inverse, wide - float(inverse))
         clear_hidden(whole, start, stop, c.keys)
-        c.lse[n] = shift + math.log(total) if total != 0 else zero - math.inf
+        c.lse[n] = shift + math.log(row_sum) if row_sum != 0 else zero - math.inf
     keep(slopes)
 
 

@@ -1,4 +1,4 @@
-"""Panels of queries against the rows of arrays: where these lie, and how they become panels and rows again.
+"""Panels of queries against the rows of arrays: their addresses, packing and unpacking.
 
 Lane w of panel p is row r = W p + w of the chunk; the G heads that share a head of keys are one matrix of G * T rows,
 of which row r is query r % T of head r // T.
@@ -36,11 +36,11 @@ def multiply(numbers: Row, factor: Scalar) -> dict[str, Lanes]:
 
 
 def find_rows(slot: int, p: int, start: int, span: Any, queries: Any, call: Any, like: Any) -> None:
-    """Where the rows of a panel begin at key `start`, in `queries.rows`; empty lanes get the last one."""
+    """Write the addresses of the rows of a panel at key `start` to `queries.rows`; empty lanes get the last one."""
     count, r = ac.rows(call, ac.Q), span.first + p * lanes(like)
     h, i = span.h + r // count, r % count
     for w in range(lanes(like)):
-        queries.rows[w] = ac.address_of(call, slot, span.b, h, i, start)
+        queries.rows[w] = ac.element_address(call, slot, span.b, h, i, start)
         if r < span.past - 1:
             r, i = r + 1, i + 1
             if i == count:
@@ -48,7 +48,7 @@ def find_rows(slot: int, p: int, start: int, span: Any, queries: Any, call: Any,
 
 
 def pack_panel(slot: int, p: int, factor: Any, span: Any, queries: Any, packed: Any, call: Any, numbers: Any) -> None:
-    """Rows of a slot times `factor` as the panel (N, W) of queries p; in lanes beyond the last row, anything."""
+    """Rows of a slot times `factor` as the panel (N, W) of queries p; lanes beyond the last row are undefined."""
     width, count, columns = lanes(numbers), ac.rows(call, slot), ac.columns(call, slot)
     first, done = span.first + p * width, 0
     if ac.column_stride(call, slot) == item_bytes(numbers):

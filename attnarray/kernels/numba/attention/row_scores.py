@@ -1,6 +1,6 @@
-"""Scores of one query with neighboring keys, as a row: softcap, bias and mask, and which keys a query sees.
+"""Scores of one query with consecutive keys, as a row: softcap, bias and mask, and which keys a query sees.
 
-Masked softmax, decoding and windows share it. In panels.py and scores.py the same stands for many queries at a time.
+Masked softmax, decoding and windows share it. panels.py and scores.py do the same for many queries at a time.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What forward and backward of tiled attention share: the queries of a chunk, and the scores of one panel of them.
+"""Shared by forward and backward of tiled attention: the queries of a chunk, and the scores of one panel of them.
 
 Panels are those of attention/panels.py. The scale is multiplied into the queries.
 
-Weights are computed again as e^(score - lse), so a score must have the same bits as in the forward: if its terms were
+Weights are recomputed as e^(score - lse), so a score must have the same bits as in the forward: if its terms were
 added in another order, a score of 40,000 would be off by some thousandths, and all weights of its query with it.
 """
 
@@ -18,7 +18,7 @@ from attnarray.kernels.numba.attention.panels import find_rows, pack_panel
 from attnarray.kernels.numba.attention.row_scores import visible
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.lanes import Lanes, item_bytes, lanes, tanh, tile_rows, where
-from attnarray.kernels.numba.vector.memory import ahead, as_bytes, pointer, pointer_at, row_of
+from attnarray.kernels.numba.vector.memory import ahead, as_bytes, pointer, pointer_at, row_pointer
 from attnarray.kernels.numba.vector.packing import pack_row, row_length, stride_in_place, whole_lanes
 from attnarray.kernels.numba.vector.panel import Index, Lane, Row, Scalar, panel_pass
 from attnarray.kernels.numba.vector.philox import Draw, draw_factors
@@ -52,7 +52,7 @@ class Span(NamedTuple):
     h: int
 
 
-def span_of(panel: int, past: int, chunk: int, call: Any, like: Any) -> Any:
+def chunk_span(panel: int, past: int, chunk: int, call: Any, like: Any) -> Any:
     """The chunk that begins with this panel, counted over all batches and heads of keys, and ends before `past`."""
     width, rows, kv_heads = lanes(like), ac.group_rows(call), ac.heads(call, ac.K)
     panels = (rows + width - 1) // width
@@ -102,7 +102,7 @@ def panel_work(call_integers: Any, call_numbers: Any, count: int, work: int) -> 
 
 
 def prepare_queries(span: Any, queries: Any, call: Any, numbers: Any) -> None:
-    """Fill `queries` for one chunk. Lanes beyond the last row see nothing."""
+    """Fill `queries` for one chunk. Lanes beyond the last row are fully masked."""
     width, count, depth = lanes(numbers), ac.rows(call, ac.Q), ac.columns(call, ac.Q)
     factor = query_factor(numbers)
     past = span.past - span.first
@@ -168,14 +168,14 @@ def decode_scratch(call: Any, like: Any) -> Any:
 def dot_as_decoded(
     p: int, start: int, first: int, past: int, span: Any, memory: Any, scores: Any, call: Any, numbers: Any
 ) -> None:
-    """The dot products of panel p with some keys, to the bit as attention/decode.py has them."""
+    """The dot products of panel p with some keys, with the same bits as in attention/decode.py."""
     width, count, base = lanes(scores), ac.rows(call, ac.Q), span.first + p * lanes(scores)
     step, length = whole_lanes(ac.columns(call, ac.K), scores), row_length(ac.columns(call, ac.K), scores)
     factor, source = query_factor(numbers), ac.matrix(numbers, call, ac.K, span.b, span.g)
     packed, stride = ahead(memory, step), stride_in_place(source, numbers)
     dots, key_step = ahead(packed, AT_ONCE * step), stride if stride >= 0 else step
     for j in range(first, past, AT_ONCE):
-        some, keys = min(past - j, AT_ONCE), row_of(source, start + j) if stride >= 0 else packed
+        some, keys = min(past - j, AT_ONCE), row_pointer(source, start + j) if stride >= 0 else packed
         for m in range(some if stride < 0 else 0):
             pack_row(source, start + j + m, 1, ahead(packed, m * step))
         for w in range(min(width, span.past - base)):
@@ -187,14 +187,14 @@ def dot_as_decoded(
 
 
 def query_factor(numbers: Any) -> Any:
-    """What queries are multiplied by: the scale, which a softcap divides by its bound before tanh."""
+    """The factor of the queries: the scale, divided by the softcap if there is one."""
     return numbers[ac.SCALE] / numbers[ac.SOFTCAP] if numbers[ac.SOFTCAP] != 0 else numbers[ac.SCALE]
 
 
 def add_bias(
     p: int, start: int, first: int, past: int, span: Any, queries: Any, scores: Any, call: Any, numbers: Any
 ) -> None:
-    """-inf hides a score, even NaN."""
+    """A bias of -inf masks a score, even NaN."""
     width, count = lanes(scores), ac.rows(call, ac.Q)
     base = span.first + p * width
     if ac.column_stride(call, ac.BIAS) == item_bytes(scores):
@@ -232,7 +232,7 @@ def apply_mask(
 def dropout_factors(
     p: int, start: int, first: int, past: int, span: Any, queries: Any, factors: Any, call: Any, numbers: Any
 ) -> Any:
-    """What dropout multiplies the weights by, as a panel whose rows are those of the scores."""
+    """The dropout factors of the weights, as a panel with the rows of the scores."""
     width, count = lanes(numbers), ac.rows(call, ac.Q)
     if not ac.given(call, ac.KEEP):
         key = start + call[ac.FIRST_KEY]
@@ -252,7 +252,9 @@ def dropout_factors(
     return factors
 
 
-span_of, seen_keys, decode_scratch, visible_keys = jit(span_of, seen_keys, decode_scratch, visible_keys, inner=True)
+chunk_span, seen_keys, decode_scratch, visible_keys = jit(
+    chunk_span, seen_keys, decode_scratch, visible_keys, inner=True
+)
 apply_mask = jit(apply_mask, inner=True)
 query_factor, dot_as_decoded = jit(query_factor, dot_as_decoded, fastmath=EXACT, inner=True)
 prepare_queries, add_bias, dropout_factors = jit(prepare_queries, add_bias, dropout_factors, fastmath=EXACT, inner=True)

@@ -1,4 +1,4 @@
-"""Tiled attention on NumPy arrays: how a call is brought to the kernels and split over threads.
+"""Tiled attention on NumPy arrays: calls of the kernels, split over threads.
 
 Reference: attention/engine.py, `attention` and `attention_backward`. 16-bit arrays are computed in float32.
 
@@ -38,7 +38,7 @@ SMALL_BIAS = 64  # scores of a head: of so few, the gradient of a bias is summed
 
 def attention(q: Any, k: Any, v: Any, modifiers: Any) -> tuple[Any, Any]:
     """See the reference."""
-    plan = _known(modifiers, q, k, v)
+    plan = _cached_plan(modifiers, q, k, v)
     if plan is not None:
         out, lse = np.empty(plan.out, q.dtype), np.empty(plan.out[:3], q.dtype)
         integers = plan.call.integers.copy()
@@ -47,8 +47,10 @@ def attention(q: Any, k: Any, v: Any, modifiers: Any) -> tuple[Any, Any]:
         return out, lse
     real = ra.wide(q.dtype)
     out, lse = np.empty((*q.shape[:3], v.shape[3]), real), np.empty(q.shape[:3], real)
-    call = ac.call_of(modifiers, real, _in(q, real), _in(k, real), _in(v, real), {ac.OUT: out, ac.LSE: lse[..., None]})
-    _run_forward(_planned(call, modifiers, out.shape, FORWARD), call.integers)
+    call = ac.make_call(
+        modifiers, real, _in(q, real), _in(k, real), _in(v, real), {ac.OUT: out, ac.LSE: lse[..., None]}
+    )
+    _run_forward(_new_plan(call, modifiers, out.shape, FORWARD), call.integers)
     return out.astype(q.dtype, copy=False), lse
 
 
@@ -58,7 +60,7 @@ def attention_backward(
     """See the reference."""
     real = ra.wide(q.dtype)
     dq, dk, dv = np.empty(q.shape, real), np.zeros(k.shape, real), np.zeros(v.shape, real)
-    plan = _known(modifiers, q, k, v, dlse, out, lse, dout)
+    plan = _cached_plan(modifiers, q, k, v, dlse, out, lse, dout)
     if plan is not None:
         call = plan.call._replace(integers=plan.call.integers.copy())
         ac.write_addresses(call.integers, q, k, v, out, lse)
@@ -68,22 +70,22 @@ def attention_backward(
         arrays[ac.LSE] = _in(lse, real)[..., None]
         if dlse is not None:
             arrays[ac.DLSE] = _in(dlse, real)[..., None]
-        call = ac.call_of(modifiers, real, _in(q, real), _in(k, real), _in(v, real), arrays, backward=True)
-        plan = _planned(call, modifiers, out.shape, BACKWARD)
+        call = ac.make_call(modifiers, real, _in(q, real), _in(k, real), _in(v, real), arrays, backward=True)
+        plan = _new_plan(call, modifiers, out.shape, BACKWARD)
     spans = _spans(plan, call.integers, threads_for(plan.time, plan.panels))
     if len(spans) == 1 and modifiers.bias is None and modifiers.sinks is None:
         backward(*spans[0], call.integers, call.numbers)
         dbias = dsinks = None
     else:
         dbias = None
-        of_bias = real
+        bias_dtype = real
         if modifiers.bias is not None and (
             modifiers.bias.shape[2:] != (q.shape[2], k.shape[2]) or q.shape[2] * k.shape[2] <= SMALL_BIAS
         ):
-            of_bias, call.integers[ac.SUMS_BIAS] = np.float64, 1
+            bias_dtype, call.integers[ac.SUMS_BIAS] = np.float64, 1
         if modifiers.bias is not None and modifiers.bias.shape[:3] == q.shape[:3]:  # a query has its own entries
-            dbias = np.zeros(modifiers.bias.shape, of_bias)
-        parts = [_Part(span, call, modifiers, real, dbias, of_bias) for span in spans]
+            dbias = np.zeros(modifiers.bias.shape, bias_dtype)
+        parts = [_Part(span, call, modifiers, real, dbias, bias_dtype) for span in spans]
         run_parts(backward, [(*part.span, part.integers, call.numbers) for part in parts])
         for part in parts:
             part.add_shared(dk, dv)
@@ -107,10 +109,10 @@ def warmup(dtype: str) -> None:
 
 
 class _Part:
-    """A span of panels of the backward pass, with its own sums of what other spans add to as well."""
+    """A span of panels of the backward pass, with its own sums of gradients that spans share."""
 
     def __init__(
-        self, span: tuple[int, int], call: ac.Call, modifiers: Any, real: Any, dbias: Any, of_bias: Any
+        self, span: tuple[int, int], call: ac.Call, modifiers: Any, real: Any, dbias: Any, bias_dtype: Any
     ) -> None:  # fmt: skip
         self.span = span
         self.integers = call.integers.copy()
@@ -121,15 +123,15 @@ class _Part:
         if self.head >= 0:
             depth, wide = (int(call.integers[slot * ac.SLOT + 4]) for slot in (ac.K, ac.V))
             self.dk, self.dv = (np.zeros((1, 1, sizes.keys, columns), real) for columns in (depth, wide))
-            ac.put(self.integers, ac.SHARED_DK, self.dk)
-            ac.put(self.integers, ac.SHARED_DV, self.dv)
+            ac.write_array(self.integers, ac.SHARED_DK, self.dk)
+            ac.write_array(self.integers, ac.SHARED_DV, self.dv)
         if modifiers.bias is not None:
             if dbias is None:
-                self.dbias = np.zeros(modifiers.bias.shape, of_bias)
-            ac.put(self.integers, ac.DBIAS, self.dbias)
+                self.dbias = np.zeros(modifiers.bias.shape, bias_dtype)
+            ac.write_array(self.integers, ac.DBIAS, self.dbias)
         if modifiers.sinks is not None:
             self.dsinks = np.zeros(modifiers.sinks.shape)
-            ac.put(self.integers, ac.DSINKS, self.dsinks[None, :, None, None])
+            ac.write_array(self.integers, ac.DSINKS, self.dsinks[None, :, None, None])
 
     def add_shared(self, dk: Any, dv: Any) -> None:
         if self.head >= 0:
@@ -145,12 +147,12 @@ def _total(parts: list[Any], like: Any) -> Any:
 
 
 def _in(x: Any, real: Any) -> Any:
-    """`x` in that dtype, aligned and in this machine's byte order; a copy only where it must be one."""
+    """`x` in that dtype, aligned and in this machine's byte order; copied only if needed."""
     return np.require(x, real, "A")
 
 
 class _Plan(NamedTuple):
-    """What is the same for all calls of some shapes: everything but the addresses, `call.integers` among it."""
+    """The part of a call that depends on shapes and options alone: all but the addresses in `call.integers`."""
 
     call: ac.Call
     out: tuple[int, ...]
@@ -161,10 +163,10 @@ class _Plan(NamedTuple):
     spans: dict[int, list[tuple[int, int]]]  # by the number of threads, as far as they were needed
 
 
-def _known(
+def _cached_plan(
     modifiers: Any, q: Any, k: Any, v: Any, dlse: Any = None, out: Any = None, lse: Any = None, dout: Any = None
 ) -> _Plan | None:
-    """The short way, for contiguous arrays without arrays among the options: their plan is made once."""
+    """The cached plan for contiguous arrays without arrays among the options, else None."""
     m = modifiers
     if dlse is m.bias is m.mask is m.kv_lengths is m.sinks is m.dropout is None and (
         type(m.q_offset) is int
@@ -194,17 +196,17 @@ def _plan(modifiers: Any, q: Any, k: Any, v: Any, real: Any, backward: bool) -> 
     arrays = {ac.OUT: out, ac.LSE: lse}
     if backward:
         arrays |= {ac.DOUT: out, ac.DQ: query, ac.DK: key, ac.DV: value}
-    call = ac.call_of(modifiers, real, query, key, value, arrays, backward)
-    return _planned(call._replace(alive=()), modifiers, out.shape, BACKWARD if backward else FORWARD)
+    call = ac.make_call(modifiers, real, query, key, value, arrays, backward)
+    return _new_plan(call._replace(alive=()), modifiers, out.shape, BACKWARD if backward else FORWARD)
 
 
-def _planned(call: ac.Call, modifiers: Any, out: tuple[int, ...], passes: float) -> _Plan:
+def _new_plan(call: ac.Call, modifiers: Any, out: tuple[int, ...], passes: float) -> _Plan:
     batch, heads, kv_heads, queries, keys, features, panels = call.sizes
     real = call.numbers.dtype
     rows, width = heads // max(kv_heads, 1) * queries, TILES[real.itemsize * 8][0]
     few = rows <= MOST_ROWS_TO_DECODE and keys >= FEWEST_KEYS_TO_DECODE
     decodes = passes == FORWARD and few and modifiers.dropout is None
-    call.integers[ac.DECODED] = few or rows == 1  # so that the backward has the scores of the forward
+    call.integers[ac.DECODED] = few or rows == 1  # so that the backward has the same scores as the forward
     partials = batch * kv_heads * -(-keys // BLOCK), rows, -(-out[3] // width) * width + 2
     if decodes:
         read = batch * kv_heads * keys * features * real.itemsize
@@ -220,9 +222,7 @@ def _run_forward(plan: _Plan, integers: Any) -> None:
         partials = np.empty(plan.partials, numbers.dtype)
         units = plan.partials[0]
         threads = threads_for(plan.time, units)
-        run_parts(
-            decode, [(n, threads, units, integers, numbers, address(partials)) for n in range(threads)]
-        )  # in turn
+        run_parts(decode, [(n, threads, units, integers, numbers, address(partials)) for n in range(threads)])
         merge(integers, numbers, address(partials))
     elif (threads := threads_for(plan.time, plan.panels)) == 1:
         forward(0, plan.panels, integers, numbers)

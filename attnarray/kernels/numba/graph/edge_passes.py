@@ -1,4 +1,4 @@
-"""The passes along edges that `graph` calls: an edge from source j to target i meets the rows of both.
+"""The passes along edges that `edges.py` calls: an edge from source j to target i reads the rows of both.
 
 A node has a row of `heads` x `width` numbers, and so may an edge; with a `stride` of 0 all edges have one row.
 """
@@ -18,7 +18,7 @@ from attnarray.kernels.numba.vector.memory import ahead, keep, pointer
 from attnarray.kernels.numba.vector.rows import Row, Scalar, Sum, row_pass
 
 WIDE = 32  # features of a head that are summed as vectors
-CHUNK = 64  # edges whose terms are summed by themselves
+CHUNK = 64  # edges whose terms are summed before they are added to the others
 
 
 class Edges(NamedTuple):
@@ -68,10 +68,10 @@ def score(q: Row, k: Row, f: Row, w: Row, out: Row, slope: Scalar) -> dict[str, 
 def differentiate(
     q: Row, k: Row, f: Row, w: Row, ds: Row, dq: Row, dk: Row, df: Row, dw: Row, slope: Scalar
 ) -> dict[str, Lanes]:
-    hidden, counts = q + k + f, ds.equals(0.0)
+    hidden, is_zero = q + k + f, ds.equals(0.0)
     rising = hidden > 0.0
-    dhidden = where(counts, 0.0, ds * w * where(rising, 1.0, slope))
-    dweight = where(counts, 0.0, ds * where(rising, hidden, hidden * slope))
+    dhidden = where(is_zero, 0.0, ds * w * where(rising, 1.0, slope))
+    dweight = where(is_zero, 0.0, ds * where(rising, hidden, hidden * slope))
     return {"dq": dq + dhidden, "dk": dk + dhidden, "df": dhidden, "dw": dw + dweight}
 
 
@@ -91,7 +91,7 @@ def add_up(x: Row, total: Sum) -> dict[str, Lanes]:
 
 
 def spread(heads: int, width: int, numbers: Any, out: Any) -> None:
-    """The number of each head, at each of its features."""
+    """Repeat the number of each head for each of its features."""
     for h in range(heads):
         for c in range(width):
             out[h * width + c] = numbers[h]
@@ -118,8 +118,8 @@ def score_edges(first: int, past: int, integers: Any, numbers: Any) -> None:
     for b in range(c.batch):
         for e in range(first, past):
             i, j = b * c.targets + c.target[e], b * c.sources + c.source[e]
-            of_edge, query, key = ahead(c.f, (b * c.edges + e) * c.stride), ahead(c.q, i * row), ahead(c.k, j * row)
-            score(row, query, key, of_edge, c.w, pointer(products), c.slope)
+            features, query, key = ahead(c.f, (b * c.edges + e) * c.stride), ahead(c.q, i * row), ahead(c.k, j * row)
+            score(row, query, key, features, c.w, pointer(products), c.slope)
             sum_heads(c.heads, c.width, pointer(products), ahead(c.scores, (b * c.edges + e) * c.heads))
     keep(products)
 
@@ -167,8 +167,8 @@ def aggregate_edges(first: int, past: int, integers: Any, numbers: Any) -> None:
                 i, j = b * c.targets + c.target[e], b * c.sources + c.source[e]
                 spread(past - first, c.width, ahead(c.weights, (b * c.edges + e) * c.heads + first), pointer(weights))
                 add_weighted(count, ahead(c.v, j * row + at), pointer(weights), ahead(c.out, i * row + at))
-            of_target = (b * c.targets + c.target[end - 1]) * row + at
-            move_marked(end - 1, count, c.out, of_target, c.marks, c.doubles)
+            target_offset = (b * c.targets + c.target[end - 1]) * row + at
+            move_marked(end - 1, count, c.out, target_offset, c.marks, c.doubles)
             begin = end
     keep(weights)
 
@@ -185,13 +185,13 @@ def aggregate_edges_backward(first: int, past: int, integers: Any, numbers: Any)
             for e in range(begin, end):
                 i, j = b * c.targets + c.target[e], b * c.sources + c.source[e]
                 n = (b * c.edges + e) * c.heads + first
-                of_target = ahead(c.dout, i * row + at)
-                multiply(count, of_target, ahead(c.v, j * row + at), pointer(products))
+                dout_row = ahead(c.dout, i * row + at)
+                multiply(count, dout_row, ahead(c.v, j * row + at), pointer(products))
                 sum_heads(past - first, c.width, pointer(products), ahead(c.dweights, n))
                 spread(past - first, c.width, ahead(c.weights, n), pointer(products))
-                add_weighted(count, of_target, pointer(products), ahead(c.dv, j * row + at))
-            of_source = (b * c.sources + c.source[end - 1]) * row + at
-            move_marked(end - 1, count, c.dv, of_source, c.marks, c.doubles)
+                add_weighted(count, dout_row, pointer(products), ahead(c.dv, j * row + at))
+            source_offset = (b * c.sources + c.source[end - 1]) * row + at
+            move_marked(end - 1, count, c.dv, source_offset, c.marks, c.doubles)
             begin = end
     keep(products)
 

@@ -2,8 +2,8 @@
 
 Reference: attention/graph/core.py. The scores are parallel over edges, all else over heads: each head goes through the
 edges in their order, so that no two threads add to one number, and the bits do not depend on how many there are.
-Scratch: two rows of features for each thread, and where a node has many edges what rows/sums.py says. What exists for
-each edge and feature stays in them.
+Scratch: two rows of features for each thread, and where a node has many edges that of rows/sums.py. Numbers for each
+edge and feature exist only there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from attnarray.kernels.numba.graph.edge_passes import (
 from attnarray.kernels.numba.rows import sums as row_sums
 from attnarray.kernels.numba.rows.sums import addresses, combined
 from attnarray.kernels.numba.runtime import arrays as ra
-from attnarray.kernels.numba.runtime.call import nothing, pack
+from attnarray.kernels.numba.runtime.call import empty_call, pack
 from attnarray.kernels.numba.runtime.threads import split_rows
 
 FORWARD, BACKWARD, SUM = 0.6, 1.2, 0.5  # nanoseconds for each feature of each edge
@@ -31,7 +31,7 @@ FORWARD, BACKWARD, SUM = 0.6, 1.2, 0.5  # nanoseconds for each feature of each e
 
 def gatv2_scores(q: Any, k: Any, f: Any, w: Any, sources: Any, targets: Any, slope: float) -> Any:
     """See the reference."""
-    real = ra.computed_in(q)
+    real = ra.compute_dtype(q)
     edges, nodes = _edges(sources, targets), _nodes(real, q, k, w)
     _check(edges[0], k.shape[1])
     _check(edges[1], q.shape[1])
@@ -48,7 +48,7 @@ def gatv2_scores_backward(
     dscores: Any, q: Any, k: Any, f: Any, w: Any, sources: Any, targets: Any, slope: float
 ) -> tuple[Any, Any, Any, Any]:
     """See the reference."""
-    real = ra.computed_in(q)
+    real = ra.compute_dtype(q)
     edges, nodes = _edges(sources, targets), _nodes(real, q, k, w)
     features, stride = _features(f, q, real)
     (dscores,) = _nodes(real, dscores)
@@ -69,7 +69,7 @@ def gatv2_scores_backward(
 
 def aggregate(weights: Any, v: Any, sources: Any, targets: Any, count: int) -> Any:
     """See the reference."""
-    real = ra.computed_in(v)
+    real = ra.compute_dtype(v)
     edges, nodes = _edges(sources, targets), _nodes(real, weights, v)
     _check(edges[0], v.shape[1])
     out = np.zeros((v.shape[0], count, *v.shape[2:]), real)
@@ -84,7 +84,7 @@ def aggregate(weights: Any, v: Any, sources: Any, targets: Any, count: int) -> A
 
 def aggregate_backward(dout: Any, weights: Any, v: Any, sources: Any, targets: Any) -> tuple[Any, Any]:
     """See the reference."""
-    real = ra.computed_in(v)
+    real = ra.compute_dtype(v)
     edges = _edges(sources, targets)
     _check(edges[1], dout.shape[1])
     nodes = _nodes(real, dout, weights, v)
@@ -101,7 +101,7 @@ def aggregate_backward(dout: Any, weights: Any, v: Any, sources: Any, targets: A
 def warmup(dtype: str) -> None:
     """Compile all kernels for one dtype."""
     for kernel in (score_edges, score_edges_backward, aggregate_edges, aggregate_edges_backward):
-        kernel(0, 0, *pack(nothing(Edges), dtype))
+        kernel(0, 0, *pack(empty_call(Edges), dtype))
     row_sums.warmup()
 
 
@@ -116,13 +116,13 @@ def _edges(sources: Any, targets: Any) -> tuple[Any, Any]:
 
 
 def _check(nodes: Any, count: int) -> None:
-    """Nodes to which nothing is added; those of the others are checked in rows/sums.py."""
+    """Check nodes that are only read; those that are added to are checked in rows/sums.py."""
     if nodes.size and not 0 <= nodes.min() <= nodes.max() < count:  # they may have changed since they were checked
         raise Declined(f"a node is not from 0 to {count - 1}")
 
 
 def _long_sums(sums: Any, indices: Any) -> Any:
-    """What long sums over edges need beside `sums` (B, nodes, ...): marks are the same for all batches."""
+    """Marks and float64 rows for `sums` (B, nodes, ...): marks are the same for all batches."""
     return row_sums.long_sums(indices, sums.shape[1], sums, "a node")
 
 
@@ -131,7 +131,7 @@ def _nodes(real: Any, *arrays: Any) -> list[Any]:
 
 
 def _features(f: Any, q: Any, real: Any) -> tuple[Any, int]:
-    """Those of the edges, and how far apart those of two edges lie; a row of zeros for all where there are none."""
+    """The features of the edges, and the stride between edges; one row of zeros for all edges where there are none."""
     if f is None:
         return np.zeros(q.shape[2:], real), 0
     return _nodes(real, f)[0], q.shape[2] * q.shape[3]

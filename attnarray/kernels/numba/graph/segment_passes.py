@@ -1,4 +1,4 @@
-"""The passes over entries that `row_segments` calls: over parts of them, and over what the parts found.
+"""The passes over entries that `segments.py` calls: over parts of them, and over the results of the parts.
 
 An entry has a row of `columns` numbers, and so has each segment in the `size` numbers of a part. While the segment
 stays the same its maximum or sum stays in a register, so that sorted entries do not wait for memory. Sums are kept in
@@ -17,7 +17,7 @@ from attnarray.kernels.numba.vector.lanes import Lanes, exp, in_type, maximum, w
 from attnarray.kernels.numba.vector.memory import ahead, pointer_at
 from attnarray.kernels.numba.vector.rows import EIGHT, Row, eight_pass, row_pass
 
-CHUNK = 1024  # numbers whose exponentials are taken together, while they are in the nearest cache
+CHUNK = 1024  # numbers whose exponentials are taken together, while they are in the L1 cache
 
 
 class Segments(NamedTuple):
@@ -33,14 +33,14 @@ class Segments(NamedTuple):
     sums: Doubles  # of each part
     out: Numbers  # the result: y, or the gradient of x
     x: Numbers = None
-    largest: Numbers = None  # of each part
+    maxima: Numbers = None  # of each part
     dout: Numbers = None
     y: Numbers = None
     merged: Numbers = None  # factors or sums of each batch
 
 
 @row_pass(vectors=2)
-def raise_to(total: Row, other: Row) -> dict[str, Lanes]:
+def update_maxima(total: Row, other: Row) -> dict[str, Lanes]:
     return {"total": maximum(other, total)}
 
 
@@ -55,7 +55,7 @@ def take_exponentials(out: Row) -> dict[str, Lanes]:
 
 
 @eight_pass
-def raise_eight(total: Lanes, x: Lanes) -> dict[str, Lanes]:
+def max_eight(total: Lanes, x: Lanes) -> dict[str, Lanes]:
     return {"total": maximum(x, total)}
 
 
@@ -80,47 +80,47 @@ def multiply(out: Row, x: Row, y: Row) -> dict[str, Lanes]:
     return {"out": where(y.equals(0.0), 0.0, x * y)}
 
 
-def find_largest(first: int, past: int, integers: Any, numbers: Any) -> None:
-    """Of the entries of each segment, in the parts [first, past)."""
+def find_max(first: int, past: int, integers: Any, numbers: Any) -> None:
+    """The maximum of each segment, in the parts [first, past)."""
     c = unpack(Segments, integers, numbers)
     for unit in range(first, past):
-        start, stop = part_of(unit, c)
+        start, stop = part_bounds(unit, c)
         segment = ahead(c.segments, start)
-        c.outside[unit] = leaves(stop - start, segment, c.size // max(c.columns, 1))
+        c.outside[unit] = has_outside(stop - start, segment, c.size // max(c.columns, 1))
         if c.outside[unit] == 0:
-            found = ahead(c.largest, unit * c.size)
+            found = ahead(c.maxima, unit * c.size)
             fill(c.size, found, -math.inf)
             row = ahead(c.x, (unit // c.parts * c.entries + start) * c.columns)
-            raise_segments(stop - start, c.columns, row, segment, found)
+            max_segments(stop - start, c.columns, row, segment, found)
 
 
-def part_of(unit: int, c: Any) -> Any:
+def part_bounds(unit: int, c: Any) -> Any:
     """The entries [start, stop) of a part."""
     return c.entries * (unit % c.parts) // c.parts, c.entries * (unit % c.parts + 1) // c.parts
 
 
-def leaves(count: int, segment: Any, segments: int) -> int:
-    """Whether there is a segment that is not from 0 to segments - 1: then nothing may be read or written there."""
+def has_outside(count: int, segment: Any, segments: int) -> int:
+    """Whether an entry has a segment that is not from 0 to segments - 1: it must not be read or written."""
     found = 0
     for e in range(count):
         found |= segment[e] | (segments - 1 - segment[e])
     return 1 if found < 0 else 0
 
 
-def merge_largest(first: int, past: int, integers: Any, numbers: Any) -> None:
-    """The numbers [first, past) of each part, into the first; segments without an entry get 0 to be subtracted."""
+def merge_maxima(first: int, past: int, integers: Any, numbers: Any) -> None:
+    """The numbers [first, past) of each part, merged into the first part; 0 for segments without an entry."""
     c = unpack(Segments, integers, numbers)
     for b in range(c.batch):
-        total = ahead(c.largest, b * c.parts * c.size + first)
+        total = ahead(c.maxima, b * c.parts * c.size + first)
         for part in range(1, c.parts):
-            raise_to(past - first, total, ahead(total, part * c.size))
+            update_maxima(past - first, total, ahead(total, part * c.size))
         no_infinity(past - first, total)
 
 
 def merge_sums(
     first: int, past: int, batch: int, parts: int, size: int, sums: int, out: int, inverse: bool, like: Any
 ) -> None:  # fmt: skip
-    """The numbers [first, past) of each part added, or what a product with is a division by that; 1 where it is 0."""
+    """The numbers [first, past) summed over the parts, or the reciprocals of these sums: 1 where a sum is 0."""
     for b in range(batch):
         result = ahead(pointer_at(like, out), b * size)
         for n in range(first, past):
@@ -137,14 +137,14 @@ def exponentiate(first: int, past: int, integers: Any, numbers: Any) -> None:
     c = unpack(Segments, integers, numbers)
     step = max(CHUNK // max(c.columns, 1), 1)
     for unit in range(first, past):
-        start, stop = part_of(unit, c)
-        shifts = ahead(c.largest, unit // c.parts * c.parts * c.size)
+        start, stop = part_bounds(unit, c)
+        shifts = ahead(c.maxima, unit // c.parts * c.parts * c.size)
         totals = ahead(c.sums, unit * c.size)
         fill(c.size, totals, 0.0)
         for e in range(start, stop, step):
             count, at = min(step, stop - e), (unit // c.parts * c.entries + e) * c.columns
             segment, exps = ahead(c.segments, e), ahead(c.out, at)
-            subtract_of_segments(count, c.columns, ahead(c.x, at), segment, shifts, exps)
+            subtract_segments(count, c.columns, ahead(c.x, at), segment, shifts, exps)
             take_exponentials(count * c.columns, exps)
             add_to_segments(count, c.columns, exps, segment, totals)
 
@@ -163,10 +163,10 @@ def add_products(first: int, past: int, integers: Any, numbers: Any) -> None:
     c = unpack(Segments, integers, numbers)
     step = max(CHUNK // max(c.columns, 1), 1)
     for unit in range(first, past):
-        start, stop = part_of(unit, c)
+        start, stop = part_bounds(unit, c)
         totals = ahead(c.sums, unit * c.size)
         fill(c.size, totals, 0.0)
-        outer = leaves(stop - start, ahead(c.segments, start), c.size // max(c.columns, 1))
+        outer = has_outside(stop - start, ahead(c.segments, start), c.size // max(c.columns, 1))
         c.outside[unit] = outer
         for e in range(start, start if outer else stop, step):
             count, at = min(step, stop - e), (unit // c.parts * c.entries + e) * c.columns
@@ -184,34 +184,36 @@ def differentiate(first: int, past: int, integers: Any, numbers: Any) -> None:
         for e in range(first, past, step):
             count, at = min(step, past - e), (b * c.entries + e) * c.columns
             segment, result = ahead(c.segments, e), ahead(c.out, at)
-            subtract_of_segments(count, c.columns, ahead(c.dout, at), segment, total, result)
+            subtract_segments(count, c.columns, ahead(c.dout, at), segment, total, result)
             multiply(count * c.columns, result, result, ahead(c.y, at))
 
 
-def raise_segments(count: int, columns: int, x: Any, segment: Any, largest: Any) -> None:
-    """The numbers of the segments to the largest of those of their entries."""
+def max_segments(count: int, columns: int, x: Any, segment: Any, maxima: Any) -> None:
+    """Update the maxima of the segments by their entries."""
     if columns == 1 and count > 0:
         current = segment[0]
-        most = largest[current]
+        segment_max = maxima[current]
         for e in range(count):
             if segment[e] != current:
-                largest[current] = most
+                maxima[current] = segment_max
                 current = segment[e]
-                most = largest[current]
-            most = x[e] if x[e] > most else most
-        largest[current] = most
+                segment_max = maxima[current]
+            segment_max = x[e] if x[e] > segment_max else segment_max
+        maxima[current] = segment_max
     elif columns % EIGHT == 0:
         for e in range(count):
             for h in range(0, columns, EIGHT):
-                raise_eight(ahead(largest, segment[e] * columns + h), ahead(x, e * columns + h))
+                max_eight(ahead(maxima, segment[e] * columns + h), ahead(x, e * columns + h))
     else:
         for e in range(count):
             for h in range(columns):
-                most = largest[segment[e] * columns + h]
-                largest[segment[e] * columns + h] = x[e * columns + h] if x[e * columns + h] > most else most
+                segment_max = maxima[segment[e] * columns + h]
+                maxima[segment[e] * columns + h] = (
+                    x[e * columns + h] if x[e * columns + h] > segment_max else segment_max
+                )
 
 
-def subtract_of_segments(count: int, columns: int, x: Any, segment: Any, shifts: Any, out: Any) -> None:
+def subtract_segments(count: int, columns: int, x: Any, segment: Any, shifts: Any, out: Any) -> None:
     if columns == 1:
         for e in range(count):
             out[e] = x[e] - shifts[segment[e]]
@@ -261,9 +263,9 @@ def multiply_by_segments(count: int, columns: int, x: Any, segment: Any, factors
                 x[e * columns + h] *= factors[segment[e] * columns + h]
 
 
-part_of = jit(part_of, inner=True)
-leaves, raise_segments = jit(leaves, raise_segments, fastmath=EXACT, inner=True)
-multiply_by_segments, subtract_of_segments = jit(multiply_by_segments, subtract_of_segments, fastmath=EXACT, inner=True)
+part_bounds = jit(part_bounds, inner=True)
+has_outside, max_segments = jit(has_outside, max_segments, fastmath=EXACT, inner=True)
+multiply_by_segments, subtract_segments = jit(multiply_by_segments, subtract_segments, fastmath=EXACT, inner=True)
 add_to_segments = jit(add_to_segments, fastmath=EXACT, inner=True)
-find_largest, merge_largest, exponentiate = jit(find_largest, merge_largest, exponentiate, fastmath=EXACT)
+find_max, merge_maxima, exponentiate = jit(find_max, merge_maxima, exponentiate, fastmath=EXACT)
 merge_sums, add_products, differentiate, scale = jit(merge_sums, add_products, differentiate, scale, fastmath=EXACT)

@@ -1,8 +1,8 @@
-"""Scores by an LSTM over the keys, backward: the gates of a panel are computed again, then gone through from the end.
+"""Scores by an LSTM over the keys, backward: the gates of a panel are recomputed, then read from the last key on.
 
-Reference: attention/alignment/recurrent.py, `recurrent_scores_backward`. Parallel over panels; the gradients that
-panels share are sums of the thread, in float64. Scratch per thread: gates and states of `held` keys. Of more keys only
-the states before each such segment are held, and its gates are computed once more.
+Reference: attention/alignment/recurrent.py, `recurrent_scores_backward`. Parallel over panels; gradients that
+panels share are summed per thread, in float64. Scratch per thread: gates and states of `held` keys. Of more keys only
+the states before each such segment are held, and its gates are recomputed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from attnarray.kernels.numba.recurrent.step import (
     gates_at,
     into_lanes,
     multiply,
-    panel_of,
+    panel_at,
+    sum_lanes,
     take_step,
-    total_of_lanes,
 )  # fmt: skip
-from attnarray.kernels.numba.rows.activations import tangent
+from attnarray.kernels.numba.rows.activations import hyperbolic_tangent
 from attnarray.kernels.numba.runtime.call import unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.lanes import Lanes, in_type, lanes, multiply_add, tile_rows, where
@@ -41,25 +41,25 @@ class Held(NamedTuple):
 
     queries: Any  # (4 H, W)
     dqueries: Any  # (4 H, W)
-    dh: Any  # (H filled up to M, W)
+    dh: Any  # (H padded to M, W)
     dc: Any  # (H, W)
-    there: Any  # (K, W)
+    active: Any  # (K, W)
     dscores: Any  # (K, W)
     dvector: Any  # (A, W)
-    dread: Any  # (BLOCK, A filled up to M, W)
-    transposed: Any  # (BLOCK + 1, W, H filled up to W): states with features side by side
+    dread: Any  # (BLOCK, A padded to M, W)
+    transposed: Any  # (BLOCK + 1, W, H padded to W): states with contiguous features
     dhidden: Any  # as in `Problem`, of one panel
     doutput: Any
     c: Any  # (K + 1, H, W)
     h: Any  # (K + 1, H, W)
-    gates: Any  # (K, 4 H filled up to M, W)
+    gates: Any  # (K, 4 H padded to M, W)
     starts: Any  # (segments, 2, H, W): the state before each
 
 
 @panel_pass
 def read_back(z: Row, dvector: Row, vector: Each, dscore: Lane) -> dict[str, Lanes]:
     """Gradients of z, in place, and of v."""
-    read = tangent(z)
+    read = hyperbolic_tangent(z)
     return {
         "z": dscore * vector * (read.constant(1.0) - read * read),
         "dvector": multiply_add(dscore, read, dvector),
@@ -67,17 +67,17 @@ def read_back(z: Row, dvector: Row, vector: Each, dscore: Lane) -> dict[str, Lan
 
 
 @panel_pass
-def cell_backward(gates: Gates, c_before: Row, c: Row, dh: Row, dc: Row, dquery: Gates, there: Lane) -> dict[str, Any]:
-    """Gradients of the sums in place of the gates, and added to those of the query; what is no step is passed by."""
-    (i, f, g, o), one, read, there = gates, c.constant(1.0), tangent(c), there > 0.0
+def cell_backward(gates: Gates, c_before: Row, c: Row, dh: Row, dc: Row, dquery: Gates, active: Lane) -> dict[str, Any]:
+    """Gradients of the gates' inputs overwrite the gates, and are added to dquery; without a step dh and dc stay."""
+    (i, f, g, o), one, read, active = gates, c.constant(1.0), hyperbolic_tangent(c), active > 0.0
     dcell = multiply_add(dh * o, one - read * read, dc)
     sums = (
         dcell * g * i * (one - i), dcell * c_before * f * (one - f), dcell * i * (one - g * g),
         dh * read * o * (one - o),
     )  # fmt: skip
-    dgates = Gates(*(where(there, dsum, 0.0) for dsum in sums))
+    dgates = Gates(*(where(active, dsum, 0.0) for dsum in sums))
     added = Gates(*(total + dsum for total, dsum in zip(dquery, dgates, strict=True)))
-    return {"gates": dgates, "dquery": added, "dh": where(there, 0.0, dh), "dc": where(there, dcell * f, dc)}
+    return {"gates": dgates, "dquery": added, "dh": where(active, 0.0, dh), "dc": where(active, dcell * f, dc)}
 
 
 @panel_pass
@@ -86,7 +86,7 @@ def add_to(numbers: Row, total: Row) -> dict[str, Lanes]:
 
 
 def scratch_size(size: int, features: int, held: int, segments: int, width: int, tile: int) -> int:
-    """The numbers of scratch that a thread takes, see `held_at`."""
+    """The scratch of a thread, in numbers; see `held_at`."""
     gates, states, reads = (-(-n // tile) * tile for n in (4 * size, size, features))
     columns = -(-size // width) * width
     per_lane = 8 * size + states + size + 2 * held + features + BLOCK * reads + (BLOCK + 1) * columns
@@ -101,8 +101,8 @@ def held_at(p: Any, memory: Any) -> Any:
     dqueries = ahead(memory, 4 * part)
     dh = ahead(dqueries, 4 * part)
     dc = ahead(dh, whole_tiles(p.size, memory) * width)
-    there = ahead(dc, part)
-    dscores = ahead(there, p.held * width)
+    active = ahead(dc, part)
+    dscores = ahead(active, p.held * width)
     dvector = ahead(dscores, p.held * width)
     dread = ahead(dvector, p.features * width)
     transposed = ahead(dread, BLOCK * reads * width)
@@ -113,7 +113,7 @@ def held_at(p: Any, memory: Any) -> Any:
     sums = ahead(h, (p.held + 1) * part)
     starts = ahead(sums, p.held * gates * width)
     return Held(
-        memory, dqueries, dh, dc, there, dscores, dvector, dread, transposed, dhidden, doutput, c, h, sums, starts
+        memory, dqueries, dh, dc, active, dscores, dvector, dread, transposed, dhidden, doutput, c, h, sums, starts
     )  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def backward_panels(first: int, past: int, integers: Any, numbers: Any) -> None:
     """The panels [first, past)."""
     p = unpack(Problem, integers, numbers)
     for n in range(first, past):
-        backward_panel(panel_of(n, p), p, held_at(p, scratch(p.memory)))
+        backward_panel(panel_at(n, p), p, held_at(p, scratch(p.memory)))
 
 
 def backward_panel(panel: Any, p: Any, m: Any) -> None:
@@ -149,7 +149,7 @@ def backward_panel(panel: Any, p: Any, m: Any) -> None:
     from_lanes(m.dc, panel.filled, p.size, ahead(p.dc0, panel.first * p.size), p.size)
     add_to(0, whole_tiles(gates, m.h) * columns, 0, m.dhidden, p.dhidden)
     add_to(0, whole_tiles(p.features, m.h) * columns, 0, m.doutput, p.doutput)
-    total_of_lanes(0, p.features, 0, m.dvector, p.dvector)
+    sum_lanes(0, p.features, 0, m.dvector, p.dvector)
 
 
 def recompute(panel: Any, k: int, p: Any, m: Any) -> None:
@@ -159,11 +159,11 @@ def recompute(panel: Any, k: int, p: Any, m: Any) -> None:
     past = min(low + p.held, panel.past)
     copy(0, p.size, 0, ahead(m.starts, 2 * k * part), m.h)
     copy(0, p.size, 0, ahead(m.starts, (2 * k + 1) * part), m.c)
-    find_steps(panel, low, past, p, m.there)
+    find_steps(panel, low, past, p, m.active)
     for s in range(past - low):
         h, c = ahead(m.h, s * part), ahead(m.c, s * part)
         take_step(
-            panel, low + s, p, m.queries, ahead(m.there, s * width), h, c, ahead(m.gates, s * gates * width),
+            panel, low + s, p, m.queries, ahead(m.active, s * width), h, c, ahead(m.gates, s * gates * width),
             ahead(h, part), ahead(c, part),
         )  # fmt: skip
 
@@ -190,7 +190,7 @@ def segment_backward(panel: Any, k: int, p: Any, m: Any) -> None:
 
 
 def find_dscores(panel: Any, low: int, past: int, p: Any, dscores: Any) -> None:
-    """Those of the keys [low, past) as (keys, W); the first and the last have the scores of keys beyond, too."""
+    """Score gradients of the keys [low, past), (keys, W); the first and the last one include those of keys beyond."""
     given, width = ahead(p.dscores, panel.first * p.keys), lanes(dscores)
     into_lanes(ahead(given, low), p.keys, panel.filled, past - low, dscores)
     for w in range(panel.filled):
@@ -205,17 +205,17 @@ def find_dscores(panel: Any, low: int, past: int, p: Any, dscores: Any) -> None:
 def step_backward(panel: Any, j: int, s: int, p: Any, m: Any) -> None:
     """From the gradients of the state after key j, number s of its segment, to those of the state before."""
     width, part, gates = lanes(m.h), p.size * lanes(m.h), whole_tiles(4 * p.size, m.h)
-    dread, there = ahead(m.dread, s % BLOCK * whole_tiles(p.features, m.h) * width), ahead(m.there, s * width)
+    dread, active = ahead(m.dread, s % BLOCK * whole_tiles(p.features, m.h) * width), ahead(m.active, s * width)
     multiply(p.features, p.size, p.output, ahead(m.h, (s + 1) * part), dread, False)
     read_back(0, p.features, s, dread, m.dvector, p.vector, m.dscores)
     multiply(p.size, p.features, p.output_transposed, dread, m.dh, True)
     dsums, c = ahead(m.gates, s * gates * width), ahead(m.c, s * part)
     gates, dquery = gates_at(dsums, part), gates_at(m.dqueries, part)
-    cell_backward(0, p.size, 0, gates, c, ahead(c, part), m.dh, m.dc, dquery, there)
+    cell_backward(0, p.size, 0, gates, c, ahead(c, part), m.dh, m.dc, dquery, active)
     multiply(p.size, 4 * p.size, p.hidden_transposed, dsums, m.dh, True)
     if panel.batch >= 0:
         dkey = ahead(p.dkeys, ((panel.batch - p.batch) * p.keys + j) * 4 * p.size)
-        total_of_lanes(0, 4 * p.size, 0, dsums, dkey)
+        sum_lanes(0, 4 * p.size, 0, dsums, dkey)
         return
     for w in range(panel.filled):
         dkey = ahead(p.dkeys, (((panel.first + w) // p.queries - p.batch) * p.keys + j) * 4 * p.size)

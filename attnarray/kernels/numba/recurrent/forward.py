@@ -1,4 +1,4 @@
-"""Scores by an LSTM over the keys, forward: a panel of W queries goes through all keys, its state in the nearest cache.
+"""Scores by an LSTM over the keys, forward: a panel of W queries reads all keys, its state in the L1 cache.
 
 Reference: attention/alignment/recurrent.py, `recurrent_scores`. Parallel over panels. Scratch per thread: one
 step, and the scores of `KEYS` keys.
@@ -15,10 +15,10 @@ from attnarray.kernels.numba.recurrent.step import (
     from_lanes,
     into_lanes,
     multiply,
-    panel_of,
+    panel_at,
     take_step,
 )  # fmt: skip
-from attnarray.kernels.numba.rows.activations import tangent
+from attnarray.kernels.numba.rows.activations import hyperbolic_tangent
 from attnarray.kernels.numba.runtime.call import unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.lanes import Lanes, lanes, multiply_add
@@ -31,11 +31,11 @@ KEYS = 64  # whose scores are transposed at a time
 
 @panel_pass
 def add_scores(z: Row, vector: Each, score: Lane) -> dict[str, Lanes]:
-    return {"score": multiply_add(vector, tangent(z), score)}
+    return {"score": multiply_add(vector, hyperbolic_tangent(z), score)}
 
 
 def scratch_size(size: int, features: int, width: int, tile: int) -> int:
-    """The numbers of scratch that a thread takes."""
+    """The scratch of a thread, in numbers."""
     gates, reads = (-(-n // tile) * tile for n in (4 * size, features))
     return 16 + width * (4 * size + gates + 2 * size + reads + 2 * KEYS)
 
@@ -44,7 +44,7 @@ def score_panels(first: int, past: int, integers: Any, numbers: Any) -> None:
     """The scores of the panels [first, past)."""
     p = unpack(Problem, integers, numbers)
     for n in range(first, past):
-        score_panel(panel_of(n, p), p, scratch(p.memory))
+        score_panel(panel_at(n, p), p, scratch(p.memory))
 
 
 def score_panel(panel: Any, p: Any, memory: Any) -> None:
@@ -54,17 +54,17 @@ def score_panel(panel: Any, p: Any, memory: Any) -> None:
     h = ahead(gates, whole_tiles(4 * p.size, memory) * width)
     c = ahead(h, p.size * width)
     z = ahead(c, p.size * width)
-    there = ahead(z, whole_tiles(p.features, memory) * width)
-    found = ahead(there, KEYS * width)
+    active = ahead(z, whole_tiles(p.features, memory) * width)
+    found = ahead(active, KEYS * width)
     into_lanes(ahead(p.query, panel.first * 4 * p.size), 4 * p.size, panel.filled, 4 * p.size, queries)
     into_lanes(ahead(p.h0, panel.first * p.size), p.size, panel.filled, p.size, h)
     into_lanes(ahead(p.c0, panel.first * p.size), p.size, panel.filled, p.size, c)
     for low in range(panel.low, panel.past, KEYS):
         stop = min(low + KEYS, panel.past)
-        find_steps(panel, low, stop, p, there)
+        find_steps(panel, low, stop, p, active)
         clear(0, stop - low, 0, found)
         for j in range(low, stop):
-            take_step(panel, j, p, queries, ahead(there, (j - low) * width), h, c, gates, h, c)
+            take_step(panel, j, p, queries, ahead(active, (j - low) * width), h, c, gates, h, c)
             multiply(p.features, p.size, p.output, h, z, False)
             add_scores(0, p.features, j - low, z, p.vector, found)
         from_lanes(found, panel.filled, stop - low, ahead(p.scores, panel.first * p.keys + low), p.keys)

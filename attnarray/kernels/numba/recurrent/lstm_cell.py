@@ -1,4 +1,4 @@
-"""One step of an LSTM behind its matrix products, forward and backward: all gates of a row in one pass.
+"""One step of an LSTM after its matrix products, forward and backward: all gates of a row in one pass.
 
 Reference: ops/lstm_cell.py. Parallel over the rows. Scratch: none.
 """
@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attnarray.kernels.numba.recurrent.step import Gates, gates_at
-from attnarray.kernels.numba.rows.activations import logistic, tangent
+from attnarray.kernels.numba.rows.activations import hyperbolic_tangent, logistic
 from attnarray.kernels.numba.runtime import arrays as ra
-from attnarray.kernels.numba.runtime.call import Numbers, nothing, pack, unpack
+from attnarray.kernels.numba.runtime.call import Numbers, empty_call, pack, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
 from attnarray.kernels.numba.vector.lanes import Lanes, multiply_add
@@ -24,7 +24,7 @@ FORWARD, BACKWARD = 5.0, 3.0  # nanoseconds for each cell
 
 def lstm_cell(products: Any, inputs: Any, c: Any) -> tuple[Any, Any, Any]:
     """See the reference."""
-    real = ra.computed_in(products)
+    real = ra.compute_dtype(products)
     given: Any = [_dense(x, real) for x in (products, inputs, c)]
     gates, h, cells = np.empty(products.shape, real), np.empty(c.shape, real), np.empty(c.shape, real)
     size, count = c.shape[-1], gates.size // max(4 * c.shape[-1], 1)
@@ -36,7 +36,7 @@ def lstm_cell(products: Any, inputs: Any, c: Any) -> tuple[Any, Any, Any]:
 
 def lstm_cell_backward(dh: Any, dc: Any, gates: Any, c_before: Any, c: Any) -> tuple[Any, Any]:
     """See the reference."""
-    real = ra.computed_in(gates)
+    real = ra.compute_dtype(gates)
     given: Any = [_dense(x, real) for x in (dh, dc, gates, c_before, c)]
     dsums, dbefore = np.empty(gates.shape, real), np.empty(c.shape, real)
     size, count = c.shape[-1], gates.size // max(4 * c.shape[-1], 1)
@@ -48,12 +48,12 @@ def lstm_cell_backward(dh: Any, dc: Any, gates: Any, c_before: Any, c: Any) -> t
 
 def warmup(dtype: str) -> None:
     """Compile both kernels for one dtype."""
-    step(0, 0, *pack(nothing(Step), dtype))
-    step_backward(0, 0, *pack(nothing(Step), dtype))
+    step(0, 0, *pack(empty_call(Step), dtype))
+    step_backward(0, 0, *pack(empty_call(Step), dtype))
 
 
 class Step(NamedTuple):
-    """A call; all gates of a row lie side by side."""
+    """A call; all gates of a row are contiguous."""
 
     size: int
     before: Numbers
@@ -81,14 +81,14 @@ def add(products: Row, inputs: Row, gates: Row) -> dict[str, Lanes]:
 def cell(gates: Gates, before: Row, h: Row, c: Row) -> dict[str, Any]:
     """The gates hold their sums, and are overwritten."""
     i, f, o = (logistic(x)[0] for x in (gates.i, gates.f, gates.o))
-    g = tangent(gates.g)
+    g = hyperbolic_tangent(gates.g)
     c = multiply_add(f, before, i * g)
-    return {"gates": Gates(i, f, g, o), "h": o * tangent(c), "c": c}
+    return {"gates": Gates(i, f, g, o), "h": o * hyperbolic_tangent(c), "c": c}
 
 
 @row_pass(vectors=1)
 def cell_backward(dh: Row, dc: Row, gates: Gates, before: Row, c: Row, dsums: Gates, dbefore: Row) -> dict[str, Any]:
-    (i, f, g, o), one, read = gates, c.constant(1.0), tangent(c)
+    (i, f, g, o), one, read = gates, c.constant(1.0), hyperbolic_tangent(c)
     dcell = multiply_add(dh * o, one - read * read, dc)
     return {
         "dsums": Gates(

@@ -1,8 +1,8 @@
-"""Scores by an LSTM over the keys, and their gradients: no more than the gates of one panel of queries ever exists.
+"""Scores by an LSTM over the keys, and their gradients: each thread holds the gates of at most one panel of queries.
 
 Reference: attention/alignment/recurrent.py, `recurrent_scores` and `recurrent_scores_backward`. Parallel over
-panels of W queries, counted over all batches. Scratch per thread: one step forward; backward the gates of a panel, of
-which about `HELD` numbers exist at a time, and what recurrent/backward.py says.
+panels of W queries, counted over all batches. Scratch per thread: one step forward; backward the gates of a panel,
+about `HELD` numbers at a time, and the rest of recurrent/backward.py.
 
 Scores and the gradients of queries and states have the same bits for any number of threads. The gradients that queries
 share are sums of each thread, which are added in the order of the threads.
@@ -19,12 +19,12 @@ from attnarray.kernels.numba.recurrent import backward as recurrent_backward
 from attnarray.kernels.numba.recurrent import forward as recurrent_forward
 from attnarray.kernels.numba.recurrent.step import Problem
 from attnarray.kernels.numba.runtime import arrays as ra
-from attnarray.kernels.numba.runtime.call import nothing, pack
+from attnarray.kernels.numba.runtime.call import empty_call, pack
 from attnarray.kernels.numba.runtime.threads import run_parts, threads_for
 from attnarray.kernels.numba.vector.lanes import TILES
 
 HELD = 2**22  # numbers of gates and states of one panel
-FORWARD, BACKWARD = (0.02, 0.6), (0.06, 1.2)  # nanoseconds of a step for each weight, and each function of a number
+FORWARD, BACKWARD = (0.02, 0.6), (0.06, 1.2)  # nanoseconds of a step for each weight, and for each activation
 
 
 GIVEN = (
@@ -46,9 +46,9 @@ class Given(NamedTuple):
     arrays: tuple[Any, ...]  # in the order of `Problem`
 
     def call(self, **others: Any) -> Problem:
-        """A call, with what forward or backward takes besides."""
+        """A call, with the other arguments of forward or backward."""
         sizes = self.rows, self.queries, self.keys, self.size, self.features
-        problem: Problem = nothing(Problem)
+        problem: Problem = empty_call(Problem)
         return problem._replace(**dict(zip(GIVEN, (*sizes, *self.arrays), strict=True)), **others)
 
     def packed(self, parts: list[tuple[int, int]], calls: list[Problem]) -> list[tuple[Any, ...]]:
@@ -67,7 +67,7 @@ class Given(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """The gradients that queries share, as one thread sums them in float64; rows and columns filled up to M and W."""
+    """The gradients that queries share, as one thread sums them in float64; rows and columns padded to M and W."""
 
     batch: int  # the first one in `dkeys`
     dkeys: Any  # (batches, S, 4 H)
@@ -78,7 +78,7 @@ class Sums(NamedTuple):
 
 def recurrent_scores(queries: Any, keys: Any, h0: Any, c0: Any, steps: Any, params: Any) -> Any:
     """See the reference."""
-    real = ra.computed_in(queries)
+    real = ra.compute_dtype(queries)
     given = _given((queries, keys, h0, c0, steps), params, real)
     out = np.empty((queries.shape[0], 1, queries.shape[1], keys.shape[1]), real)
     size = recurrent_forward.scratch_size(given.size, given.features, *TILES[real.itemsize * 8])
@@ -90,7 +90,7 @@ def recurrent_scores(queries: Any, keys: Any, h0: Any, c0: Any, steps: Any, para
 
 def recurrent_scores_backward(dscores: Any, rows: Any, params: Any) -> tuple[Any, Any]:
     """See the reference."""
-    real = ra.computed_in(dscores)
+    real = ra.compute_dtype(dscores)
     given = _given(rows, params, real)
     hidden, output, _ = params
     results = {f"d{name}": np.empty(getattr(rows, name).shape, real) for name in ("queries", "h0", "c0")}
@@ -98,20 +98,20 @@ def recurrent_scores_backward(dscores: Any, rows: Any, params: Any) -> tuple[Any
     held, parts = _held(given), given.parts(*BACKWARD)
     segments = max(-(-given.keys // held), 1)
     size = recurrent_backward.scratch_size(given.size, given.features, held, segments, *TILES[real.itemsize * 8])
-    sums, dscores = [_no_sums(*part, given) for part in parts], _dense(dscores, real)
+    sums, dscores = [_zero_sums(*part, given) for part in parts], _dense(dscores, real)
     calls = [
         given.call(held=held, dscores=dscores, memory=np.zeros(size, real), **others, **some._asdict()) for some in sums
     ]
     run_parts(recurrent_backward.backward_panels, given.packed(parts, calls))
     dqueries, dh0, dc0 = results.values()
-    dkeys, *dparams = _together(sums, rows.keys.shape, params, real)
+    dkeys, *dparams = _merged_sums(sums, rows.keys.shape, params, real)
     return type(rows)(dqueries, dkeys, dh0, dc0, None), type(params)(*dparams)
 
 
 def warmup(dtype: str) -> None:
     """Compile both kernels for one dtype."""
-    recurrent_forward.score_panels(0, 0, *pack(nothing(Problem), dtype))
-    recurrent_backward.backward_panels(0, 0, *pack(nothing(Problem), dtype))
+    recurrent_forward.score_panels(0, 0, *pack(empty_call(Problem), dtype))
+    recurrent_backward.backward_panels(0, 0, *pack(empty_call(Problem), dtype))
 
 
 def _given(inputs: tuple[Any, ...], params: Any, real: Any) -> Given:
@@ -129,7 +129,7 @@ def _given(inputs: tuple[Any, ...], params: Any, real: Any) -> Given:
 def _bounds(steps: Any, rows: int, keys: int, width: int) -> Any:
     """For each panel the keys [low, past) that it reads: outside them its states stay as they are.
 
-    Before the first step there is one key more, whose state is the given one.
+    The key before the first step is read, too: its state is the initial one.
     """
     bounds = np.zeros((-(-rows // width), 2), np.int64)
     bounds[:, 1] = keys
@@ -147,8 +147,8 @@ def _held(given: Given) -> int:
     return int(min(max(HELD // (width * (6 * given.size + 2)), 1), max(given.keys, 1)))
 
 
-def _no_sums(first: int, past: int, given: Given) -> Sums:
-    """Memory for what the panels [first, past) add to."""
+def _zero_sums(first: int, past: int, given: Given) -> Sums:
+    """Zeros to which the panels [first, past) add."""
     width, tile = TILES[given.real.itemsize * 8]
     gates, reads = (-(-n // tile) * tile for n in (4 * given.size, given.features))
     columns = -(-given.size // width) * width
@@ -158,7 +158,7 @@ def _no_sums(first: int, past: int, given: Given) -> Sums:
     return Sums(low, *map(np.zeros, shapes))
 
 
-def _together(sums: list[Sums], keys: tuple[int, ...], params: Any, real: Any) -> list[Any]:
+def _merged_sums(sums: list[Sums], keys: tuple[int, ...], params: Any, real: Any) -> list[Any]:
     """The sums of all threads, in their order."""
     dkeys = np.zeros(keys)
     for some in sums:
@@ -169,7 +169,7 @@ def _together(sums: list[Sums], keys: tuple[int, ...], params: Any, real: Any) -
 
 
 def _packed(weights: Any, real: Any) -> Any:
-    """(N, K) in groups of M rows: (N / M, K, M), filled up with 0."""
+    """(N, K) in groups of M rows: (N / M, K, M), padded with 0."""
     (count, depth), tile = weights.shape, TILES[real.itemsize * 8][1]
     groups = np.zeros((-(-count // tile), tile, depth), real)
     groups.reshape(len(groups) * tile, depth)[:count] = weights

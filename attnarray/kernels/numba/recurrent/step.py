@@ -1,15 +1,15 @@
-"""One step of the LSTM for a panel of W rows, and what a call is for the compiled code.
+"""One step of the LSTM for a panel of W rows, and a call as compiled code reads it.
 
 Used by recurrent/forward.py and recurrent/backward.py. Rows are the queries of all batches, one after the other; each
-of them is a lane. Gates, states and what reads them are panels (4 H, W), (H, W) and (A, W): the micro-kernel multiplies
-them with the weights, and the cell is a pass down their rows.
+of them is a lane. Gates, states and their projections are panels (4 H, W), (H, W) and (A, W): the micro-kernel
+multiplies them with the weights, and the cell is a pass down their rows.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from attnarray.kernels.numba.rows.activations import logistic, tangent
+from attnarray.kernels.numba.rows.activations import hyperbolic_tangent, logistic
 from attnarray.kernels.numba.runtime.call import Bytes, Doubles, Integers, Numbers
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.lanes import Lanes, lanes, multiply_add, tile_rows, where
@@ -46,8 +46,8 @@ class Problem(NamedTuple):
     dh0: Numbers  # (B T, H)
     dc0: Numbers  # (B T, H)
     dkeys: Doubles  # (batches of the thread, S, 4 H)
-    dhidden: Doubles  # (4 H filled up to M, H filled up to W)
-    doutput: Doubles  # (A filled up to M, H filled up to W)
+    dhidden: Doubles  # (4 H padded to M, H padded to W)
+    doutput: Doubles  # (A padded to M, H padded to W)
     dvector: Doubles  # (A,)
 
 
@@ -71,7 +71,7 @@ class Gates(NamedTuple):
 
 
 def gates_at(gates: Any, size: int) -> Any:
-    """The four gates, `size` numbers from each other."""
+    """The four gates, `size` numbers apart."""
     return Gates(gates, ahead(gates, size), ahead(gates, 2 * size), ahead(gates, 3 * size))
 
 
@@ -86,28 +86,28 @@ def add_one_key(queries: Row, sums: Row, key: Each) -> dict[str, Lanes]:
 
 
 @panel_pass
-def total_of_lanes(dsums: Row, dkey: Total) -> dict[str, Lanes]:
+def sum_lanes(dsums: Row, dkey: Total) -> dict[str, Lanes]:
     return {"dkey": dsums}
 
 
 @panel_pass
-def to_logistic(sums: Row) -> dict[str, Lanes]:
+def apply_logistic(sums: Row) -> dict[str, Lanes]:
     return {"sums": logistic(sums)[0]}
 
 
 @panel_pass
-def to_tangent(sums: Row) -> dict[str, Lanes]:
-    return {"sums": tangent(sums)}
+def apply_tanh(sums: Row) -> dict[str, Lanes]:
+    return {"sums": hyperbolic_tangent(sums)}
 
 
 @panel_pass
-def advance(gates: Gates, h_before: Row, c_before: Row, h: Row, c: Row, there: Lane) -> dict[str, Lanes]:
+def advance(gates: Gates, h_before: Row, c_before: Row, h: Row, c: Row, active: Lane) -> dict[str, Lanes]:
     """Where there is no step, the state stays."""
-    there, c = there > 0.0, multiply_add(gates.f, c_before, gates.i * gates.g)
-    return {"h": where(there, gates.o * tangent(c), h_before), "c": where(there, c, c_before)}
+    active, c = active > 0.0, multiply_add(gates.f, c_before, gates.i * gates.g)
+    return {"h": where(active, gates.o * hyperbolic_tangent(c), h_before), "c": where(active, c, c_before)}
 
 
-def panel_of(n: int, p: Any) -> Any:
+def panel_at(n: int, p: Any) -> Any:
     first = n * lanes(p.query)
     count = min(lanes(p.query), p.rows - first)
     batch = first // p.queries
@@ -116,7 +116,7 @@ def panel_of(n: int, p: Any) -> Any:
 
 
 def into_lanes(x: Any, stride: int, count: int, columns: int, packed: Any) -> None:
-    """`count` rows of numbers, `stride` elements from each other, as lanes of (columns, W); the other lanes are 0."""
+    """`count` rows of numbers, `stride` elements apart, as lanes of (columns, W); the other lanes are 0."""
     width = lanes(packed)
     for w in range(width):
         for n in range(columns):
@@ -138,23 +138,23 @@ def from_lanes(packed: Any, count: int, columns: int, x: Any, stride: int) -> No
             x[w * stride + n] = packed[n * width + w]
 
 
-def find_steps(panel: Any, low: int, past: int, p: Any, there: Any) -> None:
+def find_steps(panel: Any, low: int, past: int, p: Any, active: Any) -> None:
     """1 in each lane that has a step at a key, else 0: (keys, W)."""
-    width = lanes(there)
+    width = lanes(active)
     if not is_null(p.steps):
-        into_bytes_lanes(ahead(p.steps, panel.first * p.keys + low), p.keys, panel.filled, past - low, there)
+        into_bytes_lanes(ahead(p.steps, panel.first * p.keys + low), p.keys, panel.filled, past - low, active)
         return
     for n in range((past - low) * width):
-        there[n] = 1 if n % width < panel.filled else 0
+        active[n] = 1 if n % width < panel.filled else 0
 
 
 def multiply(rows: int, depth: int, weights: Any, b: Any, c: Any, accumulate: bool) -> None:
-    """c (+)= A b, for `rows` rows of A, filled up to whole groups, as c has them too."""
+    """c (+)= A b, for `rows` rows of A, padded to whole groups, as c has them too."""
     packed_product(rows, depth, depth * tile_rows(c), weights, b, c, accumulate)
 
 
 def add_key(panel: Any, j: int, p: Any, queries: Any, sums: Any) -> None:
-    """What query and key add to the gates."""
+    """Set the gates' inputs to the terms of query and key."""
     gates, width = 4 * p.size, lanes(sums)
     if panel.batch >= 0:
         add_one_key(0, gates, 0, queries, sums, ahead(p.key, (panel.batch * p.keys + j) * gates))
@@ -167,20 +167,20 @@ def add_key(panel: Any, j: int, p: Any, queries: Any, sums: Any) -> None:
 
 
 def take_step(
-    panel: Any, j: int, p: Any, queries: Any, there: Any, h_before: Any, c_before: Any, gates: Any, h: Any, c: Any
+    panel: Any, j: int, p: Any, queries: Any, active: Any, h_before: Any, c_before: Any, gates: Any, h: Any, c: Any
 ) -> None:
-    """The gates of key j, and the state after it; `there` is 1 in the lanes that have this step, else 0."""
+    """The gates of key j, and the state after it; `active` is 1 in the lanes that have this step, else 0."""
     part = p.size * lanes(gates)
     add_key(panel, j, p, queries, gates)
     multiply(4 * p.size, p.size, p.hidden, h_before, gates, True)
-    # One function at a time: a core looks ahead over several rows of a short body, and so waits for none of them.
-    to_logistic(0, 2 * p.size, 0, gates)
-    to_tangent(2 * p.size, 3 * p.size, 0, gates)
-    to_logistic(3 * p.size, 4 * p.size, 0, gates)
-    advance(0, p.size, 0, gates_at(gates, part), h_before, c_before, h, c, there)
+    # One function at a time: out-of-order execution overlaps several rows of a short body.
+    apply_logistic(0, 2 * p.size, 0, gates)
+    apply_tanh(2 * p.size, 3 * p.size, 0, gates)
+    apply_logistic(3 * p.size, 4 * p.size, 0, gates)
+    advance(0, p.size, 0, gates_at(gates, part), h_before, c_before, h, c, active)
 
 
-gates_at, panel_of, into_lanes, into_bytes_lanes = jit(gates_at, panel_of, into_lanes, into_bytes_lanes, inner=True)
+gates_at, panel_at, into_lanes, into_bytes_lanes = jit(gates_at, panel_at, into_lanes, into_bytes_lanes, inner=True)
 from_lanes, find_steps = jit(from_lanes, find_steps, inner=True)
 multiply, take_step = jit(multiply, take_step, fastmath=EXACT, inner=True)
 add_key = jit(add_key, fastmath=EXACT, inner=True, inline=True)

@@ -23,11 +23,11 @@ CUBIC = 0.044715  # the coefficient of x^3 in the approximation with tanh
 STEEPNESS = math.sqrt(2.0 / math.pi)
 DENSITY = 1.0 / math.sqrt(2.0 * math.pi)  # of the normal distribution at 0
 
-# Both gates are 0 or 1 to the last bit beyond these sizes; x is held there, so that no infinity meets a 0.
+# Both gates are 0 or 1 to the last bit beyond these sizes; x is clipped there, so that no infinity is multiplied by 0.
 GELU_REACH, SILU_REACH = 40.0, 1000.0
 TANH_REACH = 20.0  # tanh is 1 to the last bit from here on
 
-# (2^r - 1) / r for |r| <= 1/2: near-minimax in float32 (1e-8 of it), Taylor's series in float64 (2e-17).
+# (2^r - 1) / r for |r| <= 1/2: near-minimax in float32 (relative error 1e-8), Taylor series in float64 (2e-17).
 SLOPES_FLOAT32 = (
     Chebyshev.interpolate(lambda r: np.expm1(r * math.log(2.0)) / r, 5, domain=[-0.5, 0.5])
     .convert(domain=[-1, 1], kind=Polynomial)
@@ -98,7 +98,7 @@ def warmup(dtype: str) -> None:
 
 
 def _forward(kernel: Any, each: float, x: Any) -> Any:
-    real = ra.computed_in(x)
+    real = ra.compute_dtype(x)
     given, out = ra.flat(x, real), np.empty(x.shape, real)
     work = ra.nanoseconds(x.size, each, real)
     split_rows(kernel, x.size, work, address(given), address(out), real.type(0))
@@ -106,25 +106,25 @@ def _forward(kernel: Any, each: float, x: Any) -> Any:
 
 
 def _backward(kernel: Any, each: float, dout: Any, x: Any) -> Any:
-    real = ra.computed_in(x)
+    real = ra.compute_dtype(x)
     dgiven, given, dx = ra.flat(dout, real), ra.flat(x, real), np.empty(x.shape, real)
     work = ra.nanoseconds(x.size, each, real)
     split_rows(kernel, x.size, work, address(dgiven), address(given), address(dx), real.type(0))
     return dx.astype(x.dtype, copy=False)
 
 
-def held_above(x: Lanes, bound: float) -> Lanes:
+def clip_below(x: Lanes, bound: float) -> Lanes:
     """max(x, -bound), where NaN stays NaN."""
     return where(x < -bound, -bound, x)
 
 
-def held(x: Lanes, bound: float) -> Lanes:
-    """x brought to [-bound, bound], where NaN stays NaN."""
-    return held_above(where(x > bound, bound, x), bound)
+def clip(x: Lanes, bound: float) -> Lanes:
+    """x clipped to [-bound, bound], where NaN stays NaN."""
+    return clip_below(where(x > bound, bound, x), bound)
 
 
 def logistic(x: Lanes) -> tuple[Lanes, Lanes]:
-    """1 / (1 + e^-x), and the same for -x, which is 1 less it: each exact to a few roundings of itself."""
+    """1 / (1 + e^-x), and the same for -x, which is 1 less it: each with a relative error of a few roundings."""
     small = exp(absolute(x) * -1.0)
     large = x.constant(1.0) / (small + 1.0)
     small = small * large
@@ -137,10 +137,10 @@ def tanh_gates(x: Lanes) -> tuple[Lanes, Lanes]:
     return logistic(x * multiply_add(x * x, x.constant(2.0 * STEEPNESS * CUBIC), 2.0 * STEEPNESS))
 
 
-def tangent(x: Lanes) -> Lanes:
+def hyperbolic_tangent(x: Lanes) -> Lanes:
     """tanh(x) = (E - 1) / (E + 1) with E = e^(2 |x|) = 2^n 2^r, by the rounding of `exp`; an odd function to the bit.
 
-    E - 1 is 2^n (2^r - 1) + (2^n - 1): for small x, where n is 0, nothing cancels.
+    E - 1 is 2^n (2^r - 1) + (2^n - 1): for small x, where n is 0, there is no cancellation.
     """
     mantissa, bias, slopes = (23, 127, SLOPES_FLOAT32) if x.is_single else (52, 1023, SLOPES_FLOAT64)
     size = absolute(x)
@@ -156,23 +156,23 @@ def tangent(x: Lanes) -> Lanes:
 
 @elementwise(vectors=1)
 def gelu(x: Row, out: Row) -> dict[str, Lanes]:
-    return {"out": held_above(x, GELU_REACH) * normal_distribution(x)[0]}
+    return {"out": clip_below(x, GELU_REACH) * normal_distribution(x)[0]}
 
 
 @elementwise(vectors=1)
 def gelu_gradient(dout: Row, x: Row, dx: Row) -> dict[str, Lanes]:
     gate, exponential = normal_distribution(x)
-    return {"dx": dout * multiply_add(held(x, GELU_REACH) * DENSITY, exponential, gate)}
+    return {"dx": dout * multiply_add(clip(x, GELU_REACH) * DENSITY, exponential, gate)}
 
 
 @elementwise(vectors=1)
 def gelu_by_tanh(x: Row, out: Row) -> dict[str, Lanes]:
-    return {"out": held_above(x, GELU_REACH) * tanh_gates(held(x, GELU_REACH))[0]}
+    return {"out": clip_below(x, GELU_REACH) * tanh_gates(clip(x, GELU_REACH))[0]}
 
 
 @elementwise(vectors=1)
 def gelu_by_tanh_gradient(dout: Row, x: Row, dx: Row) -> dict[str, Lanes]:
-    x = held(x, GELU_REACH)
+    x = clip(x, GELU_REACH)
     gate, other = tanh_gates(x)
     inner = multiply_add(x * x, x.constant(6.0 * STEEPNESS * CUBIC), 2.0 * STEEPNESS)  # the slope of 2 s
     return {"dx": dout * multiply_add(x * inner, gate * other, gate)}
@@ -190,20 +190,20 @@ def relu_gradient(dout: Row, y: Row, dx: Row) -> dict[str, Lanes]:
 
 @elementwise(vectors=1)
 def silu(x: Row, out: Row) -> dict[str, Lanes]:
-    x = held_above(x, SILU_REACH)
+    x = clip_below(x, SILU_REACH)
     return {"out": x * logistic(x)[0]}
 
 
 @elementwise(vectors=1)
 def silu_gradient(dout: Row, x: Row, dx: Row) -> dict[str, Lanes]:
-    x = held(x, SILU_REACH)
+    x = clip(x, SILU_REACH)
     gate, other = logistic(x)
     return {"dx": dout * gate * multiply_add(x, other, 1.0)}
 
 
 @elementwise(vectors=1)
 def tanh(x: Row, out: Row) -> dict[str, Lanes]:
-    return {"out": tangent(x)}
+    return {"out": hyperbolic_tangent(x)}
 
 
 @elementwise(vectors=2)

@@ -1,4 +1,4 @@
-"""A step of Adam: parameters, gradients and both moments are read once, and what becomes of them is written once.
+"""A step of Adam: parameters, gradients and both moments are read once, and the new ones are written once.
 
 Reference: optim/adam.py. Parallel over the numbers. Scratch: none.
 """
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attnarray.kernels.numba.runtime import arrays as ra
-from attnarray.kernels.numba.runtime.call import Number, Numbers, nothing, pack, unpack
+from attnarray.kernels.numba.runtime.call import Number, Numbers, empty_call, pack, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
 from attnarray.kernels.numba.vector.lanes import Lanes, multiply_add, sqrt
@@ -22,9 +22,9 @@ EACH = 0.7  # nanoseconds for each number
 
 def adam_step(p: Any, g: Any, m: Any, v: Any, numbers: Any) -> tuple[Any, Any, Any]:
     """See the reference."""
-    real = ra.computed_in(p)
+    real = ra.compute_dtype(p)
     for array in (g, m, v):
-        ra.computed_in(array)
+        ra.compute_dtype(array)
     given = [ra.flat(array, real) for array in (p, g, m, v)]
     results = [np.empty(p.shape, real) for _ in range(3)]
     beta1, beta2, *others = numbers
@@ -36,7 +36,7 @@ def adam_step(p: Any, g: Any, m: Any, v: Any, numbers: Any) -> tuple[Any, Any, A
 
 def warmup(dtype: str) -> None:
     """Compile the kernel for one dtype."""
-    advance(0, 0, *pack(nothing(Step), dtype))
+    advance(0, 0, *pack(empty_call(Step), dtype))
 
 
 class Step(NamedTuple):
@@ -50,18 +50,21 @@ class Step(NamedTuple):
     mean: Numbers
     square: Numbers
     beta1: Number
-    rest1: Number
+    one_minus_beta1: Number
     beta2: Number
-    rest2: Number
+    one_minus_beta2: Number
     rate: Number
-    shrink: Number
+    decay: Number
     eps: Number
 
 
 @row_pass(vectors=1)
 def step(c: Step) -> dict[str, Lanes]:
-    mean, square = multiply_add(c.m, c.beta1, c.g * c.rest1), multiply_add(c.v, c.beta2, c.g * c.g * c.rest2)
-    return {"new": c.p * c.shrink - c.rate * mean / (sqrt(square) + c.eps), "mean": mean, "square": square}
+    mean, square = (
+        multiply_add(c.m, c.beta1, c.g * c.one_minus_beta1),
+        multiply_add(c.v, c.beta2, c.g * c.g * c.one_minus_beta2),
+    )
+    return {"new": c.p * c.decay - c.rate * mean / (sqrt(square) + c.eps), "mean": mean, "square": square}
 
 
 def advance(first: int, past: int, integers: Any, numbers: Any) -> None:

@@ -1,7 +1,7 @@
 """Dropout of elements, forward and backward alike: the bits of the seed are drawn while the elements are in the cache.
 
 Reference: ops/dropout.py, with the keep-mask of random.py. Parallel over chunks of elements. Scratch: one flag per
-element of a chunk. With a mask it is copied in the shape of the elements unless it has it.
+element of a chunk. A given mask is copied if it must be broadcast.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ LONGS, WORDS = ir.VectorType(ir.IntType(64), LANES), ir.VectorType(ir.IntType(32
 
 def drop(x: Any, p: float, seed: Any, mask: Any) -> Any:
     """See the reference."""
-    real = ra.computed_in(x)
+    real = ra.compute_dtype(x)
     given, out = ra.flat(x, real), np.empty(x.shape, real)
     factor = real.type(1.0 / (1.0 - p) if p < 1 else 0.0)
-    places = address(given), address(out)
+    addresses = address(given), address(out)
     if mask is not None:
         kept = np.ascontiguousarray(np.broadcast_to(mask, x.shape))
-        split_rows(keep_given, x.size, ra.nanoseconds(x.size, GIVEN, real), *places, address(kept), factor)
+        split_rows(keep_given, x.size, ra.nanoseconds(x.size, GIVEN, real), *addresses, address(kept), factor)
     elif (limit := round(p * 2**32)) > WORD:
         out.fill(0.0)
     else:
         chunks, work = -(-x.size // CHUNK), ra.nanoseconds(x.size, DRAWN, real)
-        split_rows(keep_drawn, chunks, work, x.size, *places, seed & WORD, seed >> 32, limit, factor)
+        split_rows(keep_drawn, chunks, work, x.size, *addresses, seed & WORD, seed >> 32, limit, factor)
     return out.astype(x.dtype, copy=False)
 
 
@@ -84,7 +84,7 @@ def draw_flags(_context: Any, flags: Any, steps: Any, block: Any, low: Any, high
 
 
 def _words(block: Lanes, keys: Sequence[Sequence[Lanes]]) -> list[Lanes]:
-    """Philox as in `philox.py`, one word in the low half of each lane; nothing is lost where the high halves differ."""
+    """Philox as in `philox.py`, one word in the low half of each lane; the high halves are arbitrary."""
 
     def upper(product: Lanes) -> Lanes:
         return Lanes(product.builder, product.builder.lshr(product.value, product.constant(32).value))

@@ -1,7 +1,7 @@
 """The gradient of the embedding: rows are added, in their order, to the rows that their indices name.
 
 Reference: ops/embedding.py. Parallel over the columns, so that no two threads add to one number and the sums do not
-depend on how many threads there are. Scratch: where an index is frequent, what rows/sums.py says.
+depend on how many threads there are. Scratch: where an index is frequent, that of rows/sums.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from attnarray.kernels.numba.rows import sums as row_sums
 from attnarray.kernels.numba.rows.sums import addresses, combined, long_sums, move_marked, past_mark
 from attnarray.kernels.numba.runtime import arrays as ra
-from attnarray.kernels.numba.runtime.call import Bytes, Doubles, Integers, Numbers, nothing, pack, unpack
+from attnarray.kernels.numba.runtime.call import Bytes, Doubles, Integers, Numbers, empty_call, pack, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
 from attnarray.kernels.numba.vector.lanes import Lanes
@@ -26,7 +26,7 @@ EACH = 0.3  # nanoseconds for each number
 
 def embedding_backward(dout: Any, indices: Any, size: int) -> Any:
     """See the reference."""
-    real = ra.computed_in(dout)
+    real = ra.compute_dtype(dout)
     rows, indices = ra.rows_along(dout, dout.ndim - 1, real), ra.flat(indices, np.dtype(np.int64))
     width = dout.shape[-1]
     sums = np.zeros((size, width), real)
@@ -40,7 +40,7 @@ def embedding_backward(dout: Any, indices: Any, size: int) -> Any:
 def warmup(dtype: str) -> None:
     """Compile the kernels for one dtype."""
     row_sums.warmup()
-    add_rows(0, 0, *pack(nothing(Embedding), dtype))
+    add_rows(0, 0, *pack(empty_call(Embedding), dtype))
 
 
 class Embedding(NamedTuple):

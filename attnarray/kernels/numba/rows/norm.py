@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attnarray.kernels.numba.runtime import arrays as ra
-from attnarray.kernels.numba.runtime.call import Doubles, Number, Numbers, nothing, pack, unpack
+from attnarray.kernels.numba.runtime.call import Doubles, Number, Numbers, empty_call, pack, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import run_parts, split_rows, threads_for
 from attnarray.kernels.numba.vector.basics import move
@@ -24,12 +24,12 @@ from attnarray.kernels.numba.vector.rows import Row, Scalar, Sum, row_pass
 
 SHRINK = {4: 2.0**-80, 8: 2.0**-620}  # as in attnarray.magnitude
 FORWARD, BACKWARD = 0.25, 0.5  # nanoseconds for each number
-TOGETHER = 64  # rows whose gradients of weight and bias are summed by themselves
+TOGETHER = 64  # rows whose gradients of weight and bias are summed before they are added to the others
 
 
 def layer_norm_forward(x: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, Any, Any]:
     """See the reference."""
-    mean = np.empty((*x.shape[:-1], 1), ra.computed_in(x))
+    mean = np.empty((*x.shape[:-1], 1), ra.compute_dtype(x))
     out, inverse_deviation = _forward(x, weight, bias, mean, eps)
     return out, mean, inverse_deviation
 
@@ -53,8 +53,8 @@ def rms_norm_backward(dout: Any, x: Any, inverse_rms: Any, weight: Any) -> tuple
 
 def warmup(dtype: str) -> None:
     """Compile both kernels for one dtype."""
-    normalize(0, 0, *pack(nothing(Norm), dtype))
-    differentiate(0, 0, *pack(nothing(Norm), dtype))
+    normalize(0, 0, *pack(empty_call(Norm), dtype))
+    differentiate(0, 0, *pack(empty_call(Norm), dtype))
 
 
 class Norm(NamedTuple):
@@ -83,7 +83,7 @@ class Norm(NamedTuple):
 
 
 def _forward(x: Any, weight: Any, bias: Any, mean: Any, eps: float) -> tuple[Any, Any]:
-    real = ra.computed_in(x)
+    real = ra.compute_dtype(x)
     rows, out = ra.rows_along(x, x.ndim - 1, real), ra.results_along(x, x.ndim - 1, real)
     count = x.shape[-1]
     weights = np.ones(count, real) if weight is None else ra.flat(weight, real)
@@ -92,11 +92,11 @@ def _forward(x: Any, weight: Any, bias: Any, mean: Any, eps: float) -> tuple[Any
     given = count, rows.address, rows.step, weights, mean, factor, max(count, 1)
     call = Norm(*given, out.address, out.step, biases, eps, SHRINK[real.itemsize])
     split_rows(normalize, len(rows.array), ra.nanoseconds(x.size, FORWARD, real), *pack(call, real))
-    return ra.in_shape_of(x, x.ndim - 1, out), factor
+    return ra.reshape_like(x, x.ndim - 1, out), factor
 
 
 def _backward(dout: Any, x: Any, mean: Any, factor: Any, weight: Any, has_bias: bool) -> tuple[Any, Any, Any]:
-    real, last = ra.computed_in(x), x.ndim - 1
+    real, last = ra.compute_dtype(x), x.ndim - 1
     drows, rows, dx = ra.rows_along(dout, last, real), ra.rows_along(x, last, real), ra.results_along(x, last, real)
     count, number = x.shape[-1], len(rows.array)
     weights = np.ones(count, real) if weight is None else ra.flat(weight, real)
@@ -111,7 +111,7 @@ def _backward(dout: Any, x: Any, mean: Any, factor: Any, weight: Any, has_bias: 
     calls = [pack(call._replace(parts=parts[n], sums=sums[n]), real) for n in range(threads)]
     run_parts(differentiate, [(*bounds[n : n + 2], *calls[n]) for n in range(threads)])
     dweight, dbias = np.sum(sums, axis=0).astype(x.dtype, copy=False)
-    return ra.in_shape_of(x, last, dx), None if weight is None else dweight, dbias if has_bias else None
+    return ra.reshape_like(x, last, dx), None if weight is None else dweight, dbias if has_bias else None
 
 
 @row_pass(vectors=2)
@@ -130,29 +130,29 @@ def scale(x: Row, weight: Row, bias: Row, out: Row, shrink: Scalar, mean: Scalar
     return {"out": multiply_add(multiply_add(x, shrink, mean * -1.0) * factor, weight, bias)}
 
 
-def normal_of(x: Lanes, mean: Lanes, factor: Lanes) -> Lanes:
-    """x^, by halves, so that the difference of two large numbers stays finite."""
+def x_hat(x: Lanes, mean: Lanes, factor: Lanes) -> Lanes:
+    """(x - mean) factor, computed by halves, so that the difference of two large numbers stays finite."""
     return multiply_add(x, x.constant(0.5), mean * -0.5) * (factor * 2.0)
 
 
 @row_pass(vectors=2)
 def project(dout: Row, x: Row, weight: Row, mean: Scalar, factor: Scalar, plain: Sum, along: Sum) -> dict[str, Lanes]:
-    """The sums of g and of g x^."""
+    """The sums of g and of g x_hat."""
     g = dout * weight
-    return {"plain": plain + g, "along": multiply_add(g, normal_of(x, mean, factor), along)}
+    return {"plain": plain + g, "along": multiply_add(g, x_hat(x, mean, factor), along)}
 
 
 @row_pass(vectors=2)
 def subtract(
     dout: Row, x: Row, weight: Row, dx: Row, mean: Scalar, factor: Scalar, plain: Scalar, along: Scalar
 ) -> dict[str, Lanes]:
-    """dx = (g - mean(g) - x^ mean(g x^)) / deviation."""
-    return {"dx": (dout * weight - plain - normal_of(x, mean, factor) * along) * factor}
+    """dx = (g - mean(g) - x_hat mean(g x_hat)) / deviation."""
+    return {"dx": (dout * weight - plain - x_hat(x, mean, factor) * along) * factor}
 
 
 @row_pass(vectors=2)
 def add_to_weight(dout: Row, x: Row, total: Row, mean: Scalar, factor: Scalar) -> dict[str, Lanes]:
-    return {"total": multiply_add(dout, normal_of(x, mean, factor), total)}
+    return {"total": multiply_add(dout, x_hat(x, mean, factor), total)}
 
 
 @row_pass(vectors=2)
@@ -181,7 +181,7 @@ def normalize(first: int, past: int, integers: Any, numbers: Any) -> None:
 
 
 def differentiate(first: int, past: int, integers: Any, numbers: Any) -> None:
-    """As `normalize`."""
+    """Gradients of the rows [first, past)."""
     c = unpack(Norm, integers, numbers)
     size, dbias, centered = c.size, ahead(c.parts, c.width), not is_null(c.means)
     for start in range(first, past, TOGETHER):
@@ -200,6 +200,6 @@ def differentiate(first: int, past: int, integers: Any, numbers: Any) -> None:
         move(2 * c.width, c.parts, c.sums)
 
 
-# An estimate of 1 / sqrt, which "afn" and "arcp" allow, makes NaN of an infinite variance.
+# An estimate of 1 / sqrt, which "afn" and "arcp" allow, gives NaN for an infinite variance.
 PRECISE = EXACT - {"afn", "arcp"}
 normalize, differentiate = jit(normalize, differentiate, fastmath=PRECISE)

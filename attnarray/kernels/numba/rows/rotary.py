@@ -1,7 +1,7 @@
-"""Rotary positions in one pass: each row is read once and written once, beside a table of cosines and sines.
+"""Rotary positions in one pass: each row is read once and written once, with a table of cosines and sines.
 
 Reference: ops/rotary.py. Parallel over the rows. Scratch: the table, (positions, R) numbers, which is kept for the next
-call while positions go in order; with positions that are given, one number per row more.
+call while positions are consecutive; with given positions, one number per row more.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from llvmlite import ir
 
 from attnarray.kernels import Declined
 from attnarray.kernels.numba.runtime import arrays as ra
-from attnarray.kernels.numba.runtime.call import Integers, Number, Numbers, nothing, pack, unpack
+from attnarray.kernels.numba.runtime.call import Integers, Number, Numbers, empty_call, pack, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
 from attnarray.kernels.numba.vector.lanes import Lanes, multiply_add
@@ -27,25 +27,25 @@ EACH = 0.15  # nanoseconds for each number
 KEPT = 2**23  # bytes of a table that is kept
 
 
-def turn(x: Any, positions: Any, offset: int, rotation: Any, direction: float) -> Any:
+def rotate(x: Any, positions: Any, offset: int, rotation: Any, direction: float) -> Any:
     """See the reference."""
-    real, (dims, _, _, interleaved, axis) = ra.computed_in(x), rotation
+    real, (dims, _, _, interleaved, axis) = ra.compute_dtype(x), rotation
     rows, out = ra.rows_along(x, x.ndim - 1, real), ra.results_along(x, x.ndim - 1, real)
-    table, first, places = _table(x.shape, positions, offset, rotation, real)
+    table, first, table_rows = _table(x.shape, positions, offset, rotation, real)
     call = Rotation(
         dims, rows.address, rows.step, out.address, out.step, table, first, max(x.shape[axis], 1),
-        x.shape[-2] if axis == -3 else 1, places, direction,
+        x.shape[-2] if axis == -3 else 1, table_rows, direction,
     )  # fmt: skip
     kernel = rotate_pairs if interleaved else rotate_halves
     split_rows(kernel, len(rows.array), ra.nanoseconds(x.size, EACH, real), *pack(call, real))
     out.array[:, dims:] = rows.array[:, dims:]
-    return ra.in_shape_of(x, x.ndim - 1, out)
+    return ra.reshape_like(x, x.ndim - 1, out)
 
 
 def warmup(dtype: str) -> None:
     """Compile both kernels for one dtype."""
     for kernel in (rotate_halves, rotate_pairs):
-        kernel(0, 0, *pack(nothing(Rotation, period=1, inner=1), dtype))
+        kernel(0, 0, *pack(empty_call(Rotation, period=1, inner=1), dtype))
 
 
 class Rotation(NamedTuple):
@@ -60,33 +60,33 @@ class Rotation(NamedTuple):
     first: int
     period: int
     inner: int
-    positions: Integers  # 0 where they go in order
+    positions: Integers  # null where they are consecutive
     direction: Number
 
 
 def _table(
     shape: tuple[int, ...], positions: Any, offset: int, rotation: Any, real: Any
 ) -> tuple[Any, int, Any]:  # fmt: skip
-    """A table, the row of it for the first row of x, and that of each row of x unless they go in order."""
+    """A table, the row of it for the first row of x, and that of each row of x unless they are consecutive."""
     if positions is None:
         past = offset + shape[rotation.axis]
-        whole = 2 ** max(past - 1, 0).bit_length()  # so that one table serves a text that grows
+        whole = 2 ** max(past - 1, 0).bit_length()  # so that one table serves a growing sequence
         if offset < 0 or whole * rotation.dims * real.itemsize > KEPT:
-            return _turns(np.arange(offset, past), rotation, real), 0, None
+            return _cos_sin_table(np.arange(offset, past), rotation, real), 0, None
         return _kept(whole, rotation._replace(axis=-2), real), offset, None
     if type(positions) not in PLAIN and not isinstance(positions, np.generic):
         raise Declined(f"positions in {type(positions).__name__}: plain NumPy arrays only")
     numbers = np.arange(positions.size).reshape(positions.shape)
     numbers = numbers if rotation.axis == -2 else numbers[..., None]
-    return _turns(positions.ravel(), rotation, real), 0, np.broadcast_to(numbers, shape[:-1]).flatten()
+    return _cos_sin_table(positions.ravel(), rotation, real), 0, np.broadcast_to(numbers, shape[:-1]).flatten()
 
 
 @functools.lru_cache(maxsize=4)
 def _kept(count: int, rotation: Any, real: Any) -> Any:
-    return _turns(np.arange(count), rotation, real)
+    return _cos_sin_table(np.arange(count), rotation, real)
 
 
-def _turns(positions: Any, rotation: Any, real: Any) -> Any:
+def _cos_sin_table(positions: Any, rotation: Any, real: Any) -> Any:
     """The cosines and then the sines of each position, (positions, R), or in pairs cos cos and -sin sin, (.., 2 R)."""
     dims, base, divisor, interleaved, _ = rotation
     frequencies = np.exp(-math.log(base) * (np.arange(0, dims, 2, dtype=np.float64) / dims)) / divisor
@@ -109,13 +109,13 @@ def pairs(x: Row, cos: Row, sin: Row, y: Row, direction: Scalar) -> dict[str, La
 
 
 def swapped(x: Lanes) -> Lanes:
-    """Each lane of an even number and the one after it exchanged."""
+    """Each even lane swapped with the next one."""
     order = ir.Constant(ir.VectorType(ir.IntType(32), x.value.type.count), [n ^ 1 for n in range(x.value.type.count)])
     return Lanes(x.builder, x.builder.shuffle_vector(x.value, x.value, order))
 
 
 def next_row(at: int, within: int, period: int, inner: int) -> tuple[int, int]:
-    """The position after `at`, once `inner` rows were there: counted, since divisions take as long as a row."""
+    """Advance the position after every `inner` rows: with counters, since divisions take as long as a row."""
     if within + 1 < inner:
         return at, within + 1
     return (at + 1 if at + 1 < period else 0), 0

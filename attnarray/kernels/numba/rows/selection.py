@@ -23,17 +23,17 @@ from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
 from attnarray.kernels.numba.vector.lanes import Lanes, maximum, where
 from attnarray.kernels.numba.vector.memory import ahead, pointer_at
-from attnarray.kernels.numba.vector.rows import Largest, Row, Scalar, Sum, row_pass
+from attnarray.kernels.numba.vector.rows import Max, Row, Scalar, Sum, row_pass
 from attnarray.numpy_arrays import PLAIN
 
 EACH = 1.0  # nanoseconds for each number
-PART = 128  # numbers that are looked at together for chosen ones
+PART = 128  # numbers that are searched together for chosen ones
 MOST = 2**24  # numbers of a row: counts are exact in float32
 
 
 def top_k_indices(x: Any, k: int) -> Any:
     """See the reference."""
-    real, count = ra.computed_in(x), x.shape[-1]
+    real, count = ra.compute_dtype(x), x.shape[-1]
     if count > MOST:
         raise Declined(f"{count} numbers in a row: at most {MOST}")
     rows, chosen = ra.rows_along(x, x.ndim - 1, real), np.empty((*x.shape[:-1], k), np.int64)
@@ -42,7 +42,7 @@ def top_k_indices(x: Any, k: int) -> Any:
     return chosen
 
 
-def mask_of(indices: Any, keys: int) -> Any:
+def index_mask(indices: Any, keys: int) -> Any:
     """See the reference."""
     if type(indices) not in PLAIN:
         raise Declined(f"{type(indices).__name__}: plain NumPy arrays only")
@@ -59,7 +59,7 @@ def warmup(dtype: str) -> None:
 
 
 @intrinsic
-def order_of(_context: Any, number: Any) -> Any:
+def sortable_bits(_context: Any, number: Any) -> Any:
     """An integer for each floating number, in the order of the numbers."""
 
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, values: Any) -> ir.Value:
@@ -71,7 +71,7 @@ def order_of(_context: Any, number: Any) -> Any:
 
 @intrinsic
 def number_at(_context: Any, order: Any, like: Any) -> Any:
-    """The number of the type of `like` that `order_of` gives this integer."""
+    """The number of the type of `like` that `sortable_bits` gives this integer."""
 
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, values: Any) -> ir.Value:
         integer = ir.IntType(like.bitwidth)
@@ -89,9 +89,9 @@ def _flipped(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
 
 
 @row_pass(vectors=2)
-def find_ends(x: Row, largest: Largest, lowest: Largest) -> dict[str, Lanes]:
-    """`lowest` is minus the smallest number."""
-    return {"largest": maximum(x, largest), "lowest": maximum(x * -1.0, lowest)}
+def find_ends(x: Row, row_max: Max, negated_min: Max) -> dict[str, Lanes]:
+    """The maximum and minus the minimum."""
+    return {"row_max": maximum(x, row_max), "negated_min": maximum(x * -1.0, negated_min)}
 
 
 @row_pass(vectors=2)
@@ -105,14 +105,14 @@ def count_above(x: Row, bound: Scalar, count: Sum) -> dict[str, Lanes]:
 
 
 def kth_largest(row: Any, count: int, k: int, like: Any) -> Any:
-    """At least k numbers are >= low, fewer are >= high."""
-    largest, lowest = find_ends(count, row)
+    """Bisection: at least k numbers are >= low, fewer are >= high."""
+    row_max, negated_min = find_ends(count, row)
     if k == 1:
-        return largest
-    low, high = order_of(-lowest), order_of(largest) + 1
+        return row_max
+    low, high = sortable_bits(-negated_min), sortable_bits(row_max) + 1
     while True:
         middle = (low & high) + ((low ^ high) >> 1)  # their mean, where their sum may overflow
-        if middle <= low:  # or the other way round, of a row with NaN
+        if middle <= low:  # or high < low, in a row with NaN
             return number_at(low, like)
         number = count_from(count, row, number_at(middle, like))
         if number == k:
@@ -142,7 +142,7 @@ def choose(first: int, past: int, count: int, x: int, stride: int, k: int, chose
 
 
 def mark(rows: int, count: int, keys: int, indices: int, mask: int) -> None:
-    """1 where an index of a row names a key; others name none."""
+    """Write 1 where an index of a row is that of a key; other indices are skipped."""
     for n in range(rows):
         row, marks = ahead(pointer_at(rows, indices), n * count), ahead(pointer_at(np.uint8(0), mask), n * keys)
         for m in range(count):

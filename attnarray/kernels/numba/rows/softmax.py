@@ -18,7 +18,7 @@ from attnarray.kernels.numba.runtime.threads import split_rows
 from attnarray.kernels.numba.vector.basics import scale
 from attnarray.kernels.numba.vector.lanes import Lanes, exp, maximum, multiply_add, where
 from attnarray.kernels.numba.vector.memory import as_bytes, pointer_at
-from attnarray.kernels.numba.vector.rows import Largest, Row, Scalar, Sum, row_pass
+from attnarray.kernels.numba.vector.rows import Max, Row, Scalar, Sum, row_pass
 
 NONE = np.zeros(0, np.int64)
 
@@ -45,15 +45,15 @@ def log_softmax_backward(dout: Any, out: Any, axis: int) -> Any:
 
 def warmup(dtype: str) -> None:
     """Compile all kernels for one dtype."""
-    lowest = np.dtype(dtype).type(-math.inf)
+    minus_inf = np.dtype(dtype).type(-math.inf)
     for forward in (softmax, log_softmax):
-        forward(0, 0, 0, 0, 0, 0, 0, 0, 0, lowest)
+        forward(0, 0, 0, 0, 0, 0, 0, 0, 0, minus_inf)
     for backward in (softmax_gradient, log_softmax_gradient):
-        backward(0, 0, 0, 0, 0, 0, 0, 0, 0, lowest)
+        backward(0, 0, 0, 0, 0, 0, 0, 0, 0, minus_inf)
 
 
 def normalized(kernel: Any, each: float, x: Any, mask: Any, axis: int) -> Any:
-    real = ra.computed_in(x)
+    real = ra.compute_dtype(x)
     rows, out = ra.rows_along(x, axis, real), ra.results_along(x, axis, real)
     has_mask = mask is not None and x.size > 0
     table, offsets = _mask_rows(mask, x.shape, axis) if has_mask else (NONE, NONE)
@@ -61,21 +61,21 @@ def normalized(kernel: Any, each: float, x: Any, mask: Any, axis: int) -> Any:
         kernel, len(rows.array), ra.nanoseconds(x.size, each, real), x.shape[axis], rows.address, rows.stride,
         out.address, out.stride, address(table) if has_mask else 0, address(offsets), real.type(-math.inf),
     )  # fmt: skip
-    return ra.in_shape_of(x, axis, out)
+    return ra.reshape_like(x, axis, out)
 
 
 def differentiated(kernel: Any, each: float, dout: Any, y: Any, axis: int) -> Any:
-    real = ra.computed_in(y)
+    real = ra.compute_dtype(y)
     drows, rows, out = ra.rows_along(dout, axis, real), ra.rows_along(y, axis, real), ra.results_along(y, axis, real)
     split_rows(
         kernel, len(rows.array), ra.nanoseconds(y.size, each, real), y.shape[axis], drows.address, drows.stride,
         rows.address, rows.stride, out.address, out.stride, real.type(-math.inf),
     )  # fmt: skip
-    return ra.in_shape_of(y, axis, out)
+    return ra.reshape_like(y, axis, out)
 
 
 def _mask_rows(mask: Any, shape: tuple[int, ...], axis: int) -> tuple[Any, Any]:
-    """The distinct rows of a mask, and how many bytes into them the one of each row of x starts."""
+    """The distinct rows of a mask, and the offset in bytes of that of each row of x."""
     full = np.reshape(mask, (*[1] * (len(shape) - mask.ndim), *mask.shape))
     last = np.moveaxis(full, axis, -1)
     table = np.ascontiguousarray(np.broadcast_to(last, (*last.shape[:-1], shape[axis])))
@@ -84,100 +84,100 @@ def _mask_rows(mask: Any, shape: tuple[int, ...], axis: int) -> tuple[Any, Any]:
 
 
 @row_pass(vectors=2)
-def find_largest(x: Row, largest: Largest) -> dict[str, Lanes]:
-    return {"largest": maximum(x, largest)}
+def find_max(x: Row, row_max: Max) -> dict[str, Lanes]:
+    return {"row_max": maximum(x, row_max)}
 
 
 @row_pass(vectors=2)
-def hide(x: Row, mask: Row, out: Row, largest: Largest) -> dict[str, Lanes]:
+def hide(x: Row, mask: Row, out: Row, row_max: Max) -> dict[str, Lanes]:
     seen = where(mask.equals(0), -math.inf, x)
-    return {"out": seen, "largest": maximum(seen, largest)}
+    return {"out": seen, "row_max": maximum(seen, row_max)}
 
 
 @row_pass(vectors=1)
-def exponentiate(x: Row, out: Row, shift: Scalar, total: Sum) -> dict[str, Lanes]:
+def exponentiate(x: Row, out: Row, shift: Scalar, row_sum: Sum) -> dict[str, Lanes]:
     weights = exp(x - shift)
-    return {"out": weights, "total": total + weights}
+    return {"out": weights, "row_sum": row_sum + weights}
 
 
 @row_pass(vectors=1)
-def add_exponentials(x: Row, shift: Scalar, total: Sum) -> dict[str, Lanes]:
-    return {"total": total + exp(x - shift)}
+def add_exponentials(x: Row, shift: Scalar, row_sum: Sum) -> dict[str, Lanes]:
+    return {"row_sum": row_sum + exp(x - shift)}
 
 
 @row_pass(vectors=2)
-def subtract(x: Row, out: Row, shift: Scalar, log_total: Scalar) -> dict[str, Lanes]:
-    return {"out": x - shift - log_total}
+def subtract(x: Row, out: Row, shift: Scalar, log_sum: Scalar) -> dict[str, Lanes]:
+    return {"out": x - shift - log_sum}
 
 
 @row_pass(vectors=2)
-def add_products(dout: Row, y: Row, total: Sum) -> dict[str, Lanes]:
-    return {"total": multiply_add(where(y.equals(0.0), 0.0, dout), y, total)}
+def add_products(dout: Row, y: Row, row_sum: Sum) -> dict[str, Lanes]:
+    return {"row_sum": multiply_add(where(y.equals(0.0), 0.0, dout), y, row_sum)}
 
 
 @row_pass(vectors=2)
-def differentiate(dout: Row, y: Row, dx: Row, total: Scalar) -> dict[str, Lanes]:
-    return {"dx": where(y.equals(0.0), 0.0, y * (dout - total))}
+def differentiate(dout: Row, y: Row, dx: Row, row_sum: Scalar) -> dict[str, Lanes]:
+    return {"dx": where(y.equals(0.0), 0.0, y * (dout - row_sum))}
 
 
 @row_pass(vectors=2)
-def add_seen(dout: Row, y: Row, total: Sum) -> dict[str, Lanes]:
-    return {"total": total + where(y.equals(-math.inf), 0.0, dout)}
+def add_seen(dout: Row, y: Row, row_sum: Sum) -> dict[str, Lanes]:
+    return {"row_sum": row_sum + where(y.equals(-math.inf), 0.0, dout)}
 
 
 @row_pass(vectors=1)
-def differentiate_log(dout: Row, y: Row, dx: Row, total: Scalar) -> dict[str, Lanes]:
-    return {"dx": where(y.equals(-math.inf), 0.0, dout - exp(y) * total)}
+def differentiate_log(dout: Row, y: Row, dx: Row, row_sum: Scalar) -> dict[str, Lanes]:
+    return {"dx": where(y.equals(-math.inf), 0.0, dout - exp(y) * row_sum)}
 
 
-def masked(n: int, count: int, row: Any, out: Any, mask: int, offsets: int, lowest: Any) -> Any:
-    """The row to go on with, `out` if there is a mask, and what is subtracted from it: its maximum, but 0 for -inf."""
+def masked(n: int, count: int, row: Any, out: Any, mask: int, offsets: int, minus_inf: Any) -> Any:
+    """The row to go on with, `out` if there is a mask, and its shift: the maximum, but 0 for -inf."""
     if mask != 0:
-        largest = hide(count, row, as_bytes(pointer_at(lowest, mask + pointer_at(n, offsets)[n])), out)
+        row_max = hide(count, row, as_bytes(pointer_at(minus_inf, mask + pointer_at(n, offsets)[n])), out)
         row = out
     else:
-        largest = find_largest(count, row)
-    return row, largest if largest != lowest else 0.0
+        row_max = find_max(count, row)
+    return row, row_max if row_max != minus_inf else 0.0
 
 
 def softmax(
     first: int, past: int, count: int, x: int, x_stride: int, out: int, out_stride: int, mask: int, offsets: int,
-    lowest: Any,
+    minus_inf: Any,
 ) -> None:  # fmt: skip
     for n in range(first, past):
-        result = pointer_at(lowest, out + n * out_stride)
-        row, shift = masked(n, count, pointer_at(lowest, x + n * x_stride), result, mask, offsets, lowest)
-        total = exponentiate(count, row, result, shift)
-        scale(count, result, 1.0 / total if total != 0 else 1.0)
+        result = pointer_at(minus_inf, out + n * out_stride)
+        row, shift = masked(n, count, pointer_at(minus_inf, x + n * x_stride), result, mask, offsets, minus_inf)
+        row_sum = exponentiate(count, row, result, shift)
+        scale(count, result, 1.0 / row_sum if row_sum != 0 else 1.0)
 
 
 def log_softmax(
     first: int, past: int, count: int, x: int, x_stride: int, out: int, out_stride: int, mask: int, offsets: int,
-    lowest: Any,
+    minus_inf: Any,
 ) -> None:  # fmt: skip
     for n in range(first, past):
-        result = pointer_at(lowest, out + n * out_stride)
-        row, shift = masked(n, count, pointer_at(lowest, x + n * x_stride), result, mask, offsets, lowest)
-        total = add_exponentials(count, row, shift)
-        subtract(count, row, result, shift, math.log(total) if total != 0 else 0.0)
+        result = pointer_at(minus_inf, out + n * out_stride)
+        row, shift = masked(n, count, pointer_at(minus_inf, x + n * x_stride), result, mask, offsets, minus_inf)
+        row_sum = add_exponentials(count, row, shift)
+        subtract(count, row, result, shift, math.log(row_sum) if row_sum != 0 else 0.0)
 
 
 def softmax_gradient(
     first: int, past: int, count: int, dout: int, dout_stride: int, y: int, y_stride: int, dx: int, dx_stride: int,
-    lowest: Any,
+    minus_inf: Any,
 ) -> None:  # fmt: skip
     for n in range(first, past):
-        drow, row = pointer_at(lowest, dout + n * dout_stride), pointer_at(lowest, y + n * y_stride)
-        differentiate(count, drow, row, pointer_at(lowest, dx + n * dx_stride), add_products(count, drow, row))
+        drow, row = pointer_at(minus_inf, dout + n * dout_stride), pointer_at(minus_inf, y + n * y_stride)
+        differentiate(count, drow, row, pointer_at(minus_inf, dx + n * dx_stride), add_products(count, drow, row))
 
 
 def log_softmax_gradient(
     first: int, past: int, count: int, dout: int, dout_stride: int, y: int, y_stride: int, dx: int, dx_stride: int,
-    lowest: Any,
+    minus_inf: Any,
 ) -> None:  # fmt: skip
     for n in range(first, past):
-        drow, row = pointer_at(lowest, dout + n * dout_stride), pointer_at(lowest, y + n * y_stride)
-        differentiate_log(count, drow, row, pointer_at(lowest, dx + n * dx_stride), add_seen(count, drow, row))
+        drow, row = pointer_at(minus_inf, dout + n * dout_stride), pointer_at(minus_inf, y + n * y_stride)
+        differentiate_log(count, drow, row, pointer_at(minus_inf, dx + n * dx_stride), add_seen(count, drow, row))
 
 
 masked, softmax, log_softmax, softmax_gradient = jit(masked, softmax, log_softmax, softmax_gradient, fastmath=EXACT)

@@ -2,9 +2,9 @@
 
 Reference: ops/entmax_core.py. Parallel over the rows. Scratch: as rows/softmax.py.
 
-Newton's method for sum_i y_i(tau) = 1, where the sum is convex in tau: from max - 1 it comes up from below, by passes
-over a row that is in the cache. For sparsemax the sum is piecewise linear, and this is Michelot's method: the support
-shrinks until it stays as it is, and tau is exact then. In rows of 4,096 normal numbers that takes about five passes.
+Newton's method for sum_i y_i(tau) = 1, where the sum is convex in tau: tau increases from max - 1, by passes over a
+row that is in the cache. For sparsemax the sum is piecewise linear, and this is Michelot's method: the support
+shrinks until it no longer changes, and tau is exact then. In rows of 4,096 normal numbers that takes about five passes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.basics import fill
 from attnarray.kernels.numba.vector.lanes import Lanes, item_bytes, maximum, multiply_add, sqrt, where
 from attnarray.kernels.numba.vector.memory import as_bytes, pointer_at
-from attnarray.kernels.numba.vector.rows import Largest, Row, Scalar, Sum, row_pass
+from attnarray.kernels.numba.vector.rows import Max, Row, Scalar, Sum, row_pass
 
 FORWARD, BACKWARD = 0.6, 0.4  # nanoseconds for each number
 
@@ -37,11 +37,11 @@ def entmax_backward(dout: Any, out: Any, axis: int, alpha: float) -> Any:
 
 def warmup(dtype: str) -> None:
     """Compile all kernels for one dtype."""
-    lowest = np.dtype(dtype).type(-math.inf)
+    minus_inf = np.dtype(dtype).type(-math.inf)
     for forward in (sparsemax, entmax):
-        forward(0, 0, 0, 0, 0, 0, 0, 0, 0, lowest)
+        forward(0, 0, 0, 0, 0, 0, 0, 0, 0, minus_inf)
     for backward in (sparsemax_gradient, entmax_gradient):
-        backward(0, 0, 0, 0, 0, 0, 0, 0, 0, lowest)
+        backward(0, 0, 0, 0, 0, 0, 0, 0, 0, minus_inf)
 
 
 def _served(alpha: float, two: Any, three_halves: Any) -> Any:
@@ -55,49 +55,49 @@ def positive(x: Lanes) -> Lanes:
 
 
 @row_pass(vectors=2)
-def find_largest(x: Row, largest: Largest, broken: Sum) -> dict[str, Lanes]:
-    """`broken` counts NaN, which a maximum passes over."""
-    return {"largest": maximum(x, largest), "broken": broken + where(x.equals(x), x.constant(0.0), 1.0)}
+def find_max(x: Row, row_max: Max, nan_count: Sum) -> dict[str, Lanes]:
+    """`nan_count` counts NaN, which a maximum ignores."""
+    return {"row_max": maximum(x, row_max), "nan_count": nan_count + where(x.equals(x), x.constant(0.0), 1.0)}
 
 
 @row_pass(vectors=2)
-def hide(x: Row, mask: Row, out: Row, largest: Largest, broken: Sum) -> dict[str, Lanes]:
+def hide(x: Row, mask: Row, out: Row, row_max: Max, nan_count: Sum) -> dict[str, Lanes]:
     seen = where(mask.equals(0), -math.inf, x)
-    broken += where(seen.equals(seen), x.constant(0.0), 1.0)
-    return {"out": seen, "largest": maximum(seen, largest), "broken": broken}
+    nan_count += where(seen.equals(seen), x.constant(0.0), 1.0)
+    return {"out": seen, "row_max": maximum(seen, row_max), "nan_count": nan_count}
 
 
 @row_pass(vectors=2)
-def add_support(x: Row, largest: Scalar, tau: Scalar, total: Sum, count: Sum) -> dict[str, Lanes]:
-    z = x - largest
+def add_support(x: Row, row_max: Scalar, tau: Scalar, total: Sum, count: Sum) -> dict[str, Lanes]:
+    z = x - row_max
     inside = z > tau
     return {"total": total + where(inside, z, 0.0), "count": count + where(inside, z.constant(1.0), 0.0)}
 
 
 @row_pass(vectors=2)
-def add_roots(x: Row, largest: Scalar, tau: Scalar, total: Sum, squares: Sum) -> dict[str, Lanes]:
-    root = positive((x - largest) * 0.5 - tau)
+def add_roots(x: Row, row_max: Scalar, tau: Scalar, total: Sum, squares: Sum) -> dict[str, Lanes]:
+    root = positive((x - row_max) * 0.5 - tau)
     return {"total": total + root, "squares": multiply_add(root, root, squares)}
 
 
 @row_pass(vectors=2)
-def subtract(x: Row, out: Row, largest: Scalar, tau: Scalar) -> dict[str, Lanes]:
-    return {"out": positive(x - largest - tau)}
+def subtract(x: Row, out: Row, row_max: Scalar, tau: Scalar) -> dict[str, Lanes]:
+    return {"out": positive(x - row_max - tau)}
 
 
 @row_pass(vectors=2)
-def square(x: Row, out: Row, largest: Scalar, tau: Scalar) -> dict[str, Lanes]:
-    root = positive((x - largest) * 0.5 - tau)
+def square(x: Row, out: Row, row_max: Scalar, tau: Scalar) -> dict[str, Lanes]:
+    root = positive((x - row_max) * 0.5 - tau)
     return {"out": root * root}
 
 
-def slope_of_sparsemax(y: Lanes) -> Lanes:
+def sparsemax_slope(y: Lanes) -> Lanes:
     return where(y.equals(0.0), 0.0, y / y)  # NaN where y is
 
 
 @row_pass(vectors=2)
 def add_slopes(dout: Row, y: Row, products: Sum, total: Sum) -> dict[str, Lanes]:
-    slope, seen = slope_of_sparsemax(y), where(y.equals(0.0), 0.0, dout)
+    slope, seen = sparsemax_slope(y), where(y.equals(0.0), 0.0, dout)
     return {"products": multiply_add(slope, seen, products), "total": total + slope}
 
 
@@ -109,7 +109,7 @@ def add_root_slopes(dout: Row, y: Row, products: Sum, total: Sum) -> dict[str, L
 
 @row_pass(vectors=2)
 def differentiate(dout: Row, y: Row, dx: Row, mean: Scalar) -> dict[str, Lanes]:
-    return {"dx": slope_of_sparsemax(y) * where(y.equals(0.0), 0.0, dout - mean)}
+    return {"dx": sparsemax_slope(y) * where(y.equals(0.0), 0.0, dout - mean)}
 
 
 @row_pass(vectors=2)
@@ -117,78 +117,84 @@ def differentiate_roots(dout: Row, y: Row, dx: Row, mean: Scalar) -> dict[str, L
     return {"dx": sqrt(y) * where(y.equals(0.0), 0.0, dout - mean)}
 
 
-def prepared(n: int, count: int, row: Any, out: Any, mask: int, offsets: int, lowest: Any) -> Any:
-    """The row to go on with, `out` if there is a mask; its largest number; whether `out` is the result already."""
+def prepared(n: int, count: int, row: Any, out: Any, mask: int, offsets: int, minus_inf: Any) -> Any:
+    """The row to go on with, `out` if there is a mask; its maximum; whether `out` is the result already."""
     if mask != 0:
-        largest, broken = hide(count, row, as_bytes(pointer_at(lowest, mask + pointer_at(n, offsets)[n])), out)
+        row_max, nan_count = hide(count, row, as_bytes(pointer_at(minus_inf, mask + pointer_at(n, offsets)[n])), out)
         row = out
     else:
-        largest, broken = find_largest(count, row)
-    if broken != 0 or largest == -lowest:
-        fill(count, out, lowest - lowest)
-        return row, largest, True
-    if largest == lowest:
+        row_max, nan_count = find_max(count, row)
+    if nan_count != 0 or row_max == -minus_inf:
+        fill(count, out, minus_inf - minus_inf)
+        return row, row_max, True
+    if row_max == minus_inf:
         fill(count, out, 0.0)
-        return row, largest, True
-    return row, largest, False
+        return row, row_max, True
+    return row, row_max, False
 
 
 def sparsemax(
     first: int, past: int, count: int, x: int, x_stride: int, out: int, out_stride: int, mask: int, offsets: int,
-    lowest: Any,
+    minus_inf: Any,
 ) -> None:  # fmt: skip
     for n in range(first, past):
-        result = pointer_at(lowest, out + n * out_stride)
-        row, largest, done = prepared(n, count, pointer_at(lowest, x + n * x_stride), result, mask, offsets, lowest)
+        result = pointer_at(minus_inf, out + n * out_stride)
+        row, row_max, done = prepared(
+            n, count, pointer_at(minus_inf, x + n * x_stride), result, mask, offsets, minus_inf
+        )
         if done:
             continue
         tau, before = -1.0, 2.0 * count
         while True:
-            total, size = add_support(count, row, largest, tau)
+            total, size = add_support(count, row, row_max, tau)
             tau = (float(total) - 1.0) / float(size)
             if size >= before:  # the same support again
                 break
             before = float(size)
-        subtract(count, row, result, largest, tau)
+        subtract(count, row, result, row_max, tau)
 
 
 def entmax(
     first: int, past: int, count: int, x: int, x_stride: int, out: int, out_stride: int, mask: int, offsets: int,
-    lowest: Any,
+    minus_inf: Any,
 ) -> None:  # fmt: skip
     for n in range(first, past):
-        result = pointer_at(lowest, out + n * out_stride)
-        row, largest, done = prepared(n, count, pointer_at(lowest, x + n * x_stride), result, mask, offsets, lowest)
+        result = pointer_at(minus_inf, out + n * out_stride)
+        row, row_max, done = prepared(
+            n, count, pointer_at(minus_inf, x + n * x_stride), result, mask, offsets, minus_inf
+        )
         if done:
             continue
         tau, step = -1.0, 1.0
         smallest = 2.0**-24 if item_bytes(row) == 4 else 2.0**-53
-        while step > smallest:  # steps only go up, so that they come to an end
-            total, squares = add_roots(count, row, largest, tau)
+        while step > smallest:  # tau only increases, so that the loop ends
+            total, squares = add_roots(count, row, row_max, tau)
             step = (float(squares) - 1.0) / (2.0 * float(total))
             tau += step
-        square(count, row, result, largest, tau)
+        square(count, row, result, row_max, tau)
 
 
 def sparsemax_gradient(
     first: int, past: int, count: int, dout: int, dout_stride: int, y: int, y_stride: int, dx: int, dx_stride: int,
-    lowest: Any,
+    minus_inf: Any,
 ) -> None:  # fmt: skip
     for n in range(first, past):
-        drow, row = pointer_at(lowest, dout + n * dout_stride), pointer_at(lowest, y + n * y_stride)
+        drow, row = pointer_at(minus_inf, dout + n * dout_stride), pointer_at(minus_inf, y + n * y_stride)
         products, total = add_slopes(count, drow, row)
-        differentiate(count, drow, row, pointer_at(lowest, dx + n * dx_stride), products / total if total != 0 else 0.0)
+        differentiate(
+            count, drow, row, pointer_at(minus_inf, dx + n * dx_stride), products / total if total != 0 else 0.0
+        )
 
 
 def entmax_gradient(
     first: int, past: int, count: int, dout: int, dout_stride: int, y: int, y_stride: int, dx: int, dx_stride: int,
-    lowest: Any,
+    minus_inf: Any,
 ) -> None:  # fmt: skip
     for n in range(first, past):
-        drow, row = pointer_at(lowest, dout + n * dout_stride), pointer_at(lowest, y + n * y_stride)
+        drow, row = pointer_at(minus_inf, dout + n * dout_stride), pointer_at(minus_inf, y + n * y_stride)
         products, total = add_root_slopes(count, drow, row)
         differentiate_roots(
-            count, drow, row, pointer_at(lowest, dx + n * dx_stride), products / total if total != 0 else 0.0
+            count, drow, row, pointer_at(minus_inf, dx + n * dx_stride), products / total if total != 0 else 0.0
         )
 
 

@@ -1,7 +1,7 @@
 """Sums of many rows into few, in float32 with float64 beside it: how the gradients of embeddings and graphs are added.
 
-A row that has been added to `LONGEST` times is moved to its row in float64, and starts again at zero. Which entries are
-followed by that is marked beforehand, so that rows to which fewer are added, nearly all, cost nothing.
+A row that has been added to `LONGEST` times is moved to its row in float64, and starts again at zero. The entries after
+which that happens are marked beforehand, so that rows to which fewer are added, nearly all, cost nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from attnarray.kernels.numba.runtime.jit import jit
 from attnarray.kernels.numba.vector.basics import move
 from attnarray.kernels.numba.vector.memory import ahead, is_null, pointer_at
 
-LONGEST = 32  # float32 numbers that are added up by themselves, a power of two
+LONGEST = 32  # float32 numbers that are added before they are moved, a power of two
 
 
 class LongSums(NamedTuple):
@@ -27,7 +27,7 @@ class LongSums(NamedTuple):
 
     @property
     def addresses(self) -> tuple[int, int]:
-        """Of both, for compiled code."""
+        """The addresses of both, for compiled code."""
         return address(self.marks), address(self.rows)
 
     def combined(self, sums: Any) -> Any:
@@ -40,7 +40,7 @@ NONE = 0, 0  # addresses where no row is long
 
 
 def long_sums(indices: Any, count: int, sums: Any, what: str) -> LongSums | None:
-    """What entries that are added to these of `count` rows need beside `sums`; None where no row has so many.
+    """Marks and float64 rows for entries that are added to `count` rows; None where no row of `sums` needs them.
 
     Declined if a row is not from 0 to count - 1: `indices` may have changed since they were checked.
     """
@@ -57,7 +57,7 @@ def long_sums(indices: Any, count: int, sums: Any, what: str) -> LongSums | None
 
 
 def addresses(long: LongSums | None) -> tuple[int, int]:
-    """Those of `LongSums`, or of nothing."""
+    """The addresses of `LongSums`, 0 without one."""
     return NONE if long is None else long.addresses
 
 
@@ -74,26 +74,26 @@ def warmup() -> None:
 
 def count_long(size: int, indices: int, count: int, counts: int) -> int:
     """How many marks `size` entries need, or -1 if a row is not one of `count`. `counts` holds a zero for each row."""
-    row, of_row = pointer_at(size, indices), pointer_at(np.uint8(0), counts)
+    row, row_counts = pointer_at(size, indices), pointer_at(np.uint8(0), counts)
     outside, found = 0, 0
     for n in range(size):
         outside |= row[n] | (count - 1 - row[n])
     if outside < 0:
         return -1
     for n in range(size):
-        some = of_row[row[n]] + 1
+        some = row_counts[row[n]] + 1
         found += some // LONGEST
-        of_row[row[n]] = some % LONGEST
+        row_counts[row[n]] = some % LONGEST
     return found
 
 
 def mark(size: int, indices: int, counts: int, marks: int) -> None:
     """Fill `marks`. `counts` holds a zero for each row."""
-    row, of_row, mark = pointer_at(size, indices), pointer_at(np.uint8(0), counts), pointer_at(np.uint8(0), marks)
+    row, row_counts, mark = pointer_at(size, indices), pointer_at(np.uint8(0), counts), pointer_at(np.uint8(0), marks)
     for n in range(size):
-        some = of_row[row[n]] + 1
+        some = row_counts[row[n]] + 1
         mark[n] = some // LONGEST
-        of_row[row[n]] = some % LONGEST
+        row_counts[row[n]] = some % LONGEST
 
 
 def past_mark(first: int, past: int, marks: Any) -> int:
@@ -106,7 +106,7 @@ def past_mark(first: int, past: int, marks: Any) -> int:
 
 
 def move_marked(n: int, columns: int, sums: Any, at: int, marks: Any, rows: Any) -> None:
-    """After entry n was added to the `columns` numbers from `at` on: set them aside if it is marked."""
+    """After entry n was added to the `columns` numbers from `at` on: move them to float64 if it is marked."""
     if not is_null(marks) and marks[n] != 0:
         move(columns, ahead(sums, at), ahead(rows, at))
 

@@ -1,1 +1,1 @@
-"""What every kernel needs around it: compilation, its cache, threads, and arrays as addresses."""
+"""The runtime of kernels: compilation, its cache, threads, and arrays as addresses."""

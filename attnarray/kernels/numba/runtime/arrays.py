@@ -1,4 +1,4 @@
-"""How NumPy arrays are brought to kernels along rows, and their results back.
+"""NumPy arrays as rows for kernels, and rows of results as arrays.
 
 Kernels take addresses and strides in bytes, so that each dtype is compiled once, whatever the layout of its arrays.
 """
@@ -17,7 +17,7 @@ from attnarray.numpy_arrays import PLAIN
 
 
 class Matrix(NamedTuple):
-    """An array (R, N) whose rows are contiguous, its address, and how many bytes its rows lie apart."""
+    """An array (R, N) whose rows are contiguous, its address, and the stride between its rows in bytes."""
 
     array: Any
     address: int
@@ -25,18 +25,18 @@ class Matrix(NamedTuple):
 
     @property
     def step(self) -> int:
-        """How many numbers its rows lie apart."""
+        """The stride between its rows in elements."""
         return int(self.stride // self.array.itemsize)
 
 
-def computed_in(x: Any) -> Any:
+def compute_dtype(x: Any) -> Any:
     """The dtype to compute in: float64 for float64, float32 for float32 and the 16-bit types."""
     if type(x) not in PLAIN and not isinstance(x, np.generic):
         raise Declined(f"{type(x).__name__}: plain NumPy arrays only")
     return wide(x.dtype)
 
 
-@functools.lru_cache(maxsize=64)  # a name takes NumPy microseconds
+@functools.lru_cache(maxsize=64)  # `dtype.name` takes NumPy microseconds
 def wide(dtype: Any) -> Any:
     """The dtype to compute in for a dtype of arrays."""
     if dtype.name not in ("float32", "float64", "float16", "bfloat16"):
@@ -45,7 +45,7 @@ def wide(dtype: Any) -> Any:
 
 
 def aligned(x: Any, real: Any) -> Any:
-    """`x` in the dtype `real` and aligned; a copy only if it is not so."""
+    """`x` in the dtype `real` and aligned; copied only if needed."""
     return x if x.dtype == real and x.flags.aligned else np.require(x, real, "A")
 
 
@@ -54,7 +54,7 @@ def matrix(rows: Any) -> Matrix:
 
 
 def rows_along(x: Any, axis: int, real: Any) -> Matrix:
-    """`x` with `axis` last and the others made one; a copy only where dtype or strides ask for it."""
+    """`x` with `axis` last and the others flattened; copied only where dtype or strides require it."""
     last = aligned(x if axis == x.ndim - 1 else np.moveaxis(x, axis, -1), real)
     rows = last.reshape(math.prod(last.shape[:-1]), last.shape[-1])
     contiguous = rows.strides[1] == real.itemsize or rows.shape[1] == 1
@@ -67,7 +67,7 @@ def results_along(like: Any, axis: int, real: Any) -> Matrix:
     return matrix(np.empty((math.prod(others), like.shape[axis]), real))
 
 
-def in_shape_of(like: Any, axis: int, rows: Matrix) -> Any:
+def reshape_like(like: Any, axis: int, rows: Matrix) -> Any:
     """Rows along `axis` in the shape and dtype of `like`."""
     shape = (*like.shape[:axis], *like.shape[axis + 1 :], like.shape[axis])
     out = rows.array.reshape(shape)
@@ -75,10 +75,10 @@ def in_shape_of(like: Any, axis: int, rows: Matrix) -> Any:
 
 
 def flat(x: Any, real: Any) -> Any:
-    """All numbers of `x` side by side."""
+    """All numbers of `x` as one contiguous row."""
     return aligned(x, real).ravel()
 
 
 def nanoseconds(count: int, each: float, real: Any) -> int:
-    """What one thread takes for `count` numbers, about, when it takes `each` for a number of float32."""
+    """The estimated time of one thread for `count` numbers, from the nanoseconds for one of float32."""
     return int(count * each * real.itemsize / 4)

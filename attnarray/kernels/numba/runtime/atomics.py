@@ -13,16 +13,16 @@ WORD = ir.IntType(64)
 PAUSES = {"x86_64": "llvm.x86.sse2.pause", "amd64": "llvm.x86.sse2.pause"}  # by machine; others spin without
 
 
-def _place(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
+def _word_pointer(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
     return builder.inttoptr(address, WORD.as_pointer())
 
 
 @intrinsic
 def load(_context: Any, address: Any) -> Any:
-    """The word there."""
+    """Read the word."""
 
     def emit(_target: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
-        return builder.load_atomic(_place(builder, arguments[0]), "seq_cst", 8)
+        return builder.load_atomic(_word_pointer(builder, arguments[0]), "seq_cst", 8)
 
     return types.int64(address), emit
 
@@ -32,7 +32,7 @@ def store(_context: Any, address: Any, word: Any) -> Any:
     """Write the word."""
 
     def emit(target: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
-        builder.store_atomic(arguments[1], _place(builder, arguments[0]), "seq_cst", 8)
+        builder.store_atomic(arguments[1], _word_pointer(builder, arguments[0]), "seq_cst", 8)
         return target.get_dummy_value()
 
     return types.void(types.int64, types.int64), emit
@@ -43,7 +43,7 @@ def exchange(_context: Any, address: Any, word: Any) -> Any:
     """Write the word and return the one that was there."""
 
     def emit(_target: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
-        return builder.atomic_rmw("xchg", _place(builder, arguments[0]), arguments[1], "seq_cst")
+        return builder.atomic_rmw("xchg", _word_pointer(builder, arguments[0]), arguments[1], "seq_cst")
 
     return types.int64(types.int64, types.int64), emit
 
@@ -53,18 +53,18 @@ def add(_context: Any, address: Any, word: Any) -> Any:
     """Add to the word and return what it was before."""
 
     def emit(_target: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
-        return builder.atomic_rmw("add", _place(builder, arguments[0]), arguments[1], "seq_cst")
+        return builder.atomic_rmw("add", _word_pointer(builder, arguments[0]), arguments[1], "seq_cst")
 
     return types.int64(types.int64, types.int64), emit
 
 
 @intrinsic
-def replace(_context: Any, address: Any, old: Any, new: Any) -> Any:
-    """Write `new` if `old` is there; whether it was."""
+def compare_exchange(_context: Any, address: Any, old: Any, new: Any) -> Any:
+    """Write `new` if the word is `old`; return whether it was."""
 
     def emit(_target: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
-        place = _place(builder, arguments[0])
-        return builder.extract_value(builder.cmpxchg(place, arguments[1], arguments[2], "seq_cst"), 1)
+        pointer = _word_pointer(builder, arguments[0])
+        return builder.extract_value(builder.cmpxchg(pointer, arguments[1], arguments[2], "seq_cst"), 1)
 
     return types.boolean(types.int64, types.int64, types.int64), emit
 

@@ -1,4 +1,4 @@
-"""Compiled code on disk: one file for each kernel and signature, which is loaded only if it is as it was written.
+"""Compiled code on disk: one file for each kernel and signature, which is loaded only if it is undamaged.
 
 Numba's own cache trusts its files: with a damaged one each call fails, or runs damaged machine code. And it numbers
 them in an index, which two processes may write at once. Here the signature names the file, which begins with a digest.
@@ -32,7 +32,8 @@ def digest(content: bytes) -> bytes:
 def sources() -> tuple[tuple[str, int, int], ...]:
     """What compiled code depends on: all modules of kernels, each as path, time of change and size.
 
-    Numba itself looks at the module of the kernel alone, and would go on with what another module said before.
+    Numba itself looks at the module of the kernel alone, and would reuse code that was compiled from older versions of
+    the others.
     """
     folder = Path(__file__).parents[1]
     files = sorted(folder.rglob("*.py"))
@@ -45,7 +46,7 @@ class KernelCache(FunctionCache):  # type: ignore[misc]  # of a library without 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The code for a signature; None if there is none, or none that can be used."""
         target_context.refresh()
-        path, stamp = self._place(sig, target_context.codegen())
+        path, stamp = self._path_and_stamp(sig, target_context.codegen())
         try:
             content = path.read_bytes()
             if content[:DIGEST] != digest(content[DIGEST:]):
@@ -64,26 +65,26 @@ class KernelCache(FunctionCache):  # type: ignore[misc]  # of a library without 
         """Write the code for a signature, if that is possible."""
         if not self._impl.check_cachable(data):
             return
-        path, stamp = self._place(sig, data.codegen)
+        path, stamp = self._path_and_stamp(sig, data.codegen)
         content = stamp + dumps(self._impl.reduce(data))
-        aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:16]}")
+        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:16]}")
         try:
             self._impl.locator.ensure_cache_path()
-            aside.write_bytes(digest(content) + content)
-            os.replace(aside, path)
+            temporary.write_bytes(digest(content) + content)
+            os.replace(temporary, path)
         except OSError as error:  # one warning, however many kernels there are
             text = f"Compiled kernels cannot be kept in {path.parent}: {error.strerror}. Later processes compile anew."
             warnings.warn(text, RuntimeWarning, stacklevel=2)
         finally:
             with contextlib.suppress(OSError):
-                aside.unlink()
+                temporary.unlink()
 
     def flush(self) -> None:
         """Remove the code for all signatures."""
         for path in Path(self._cache_path).glob(f"{self._impl.filename_base}.*.nbc"):
             path.unlink(missing_ok=True)
 
-    def _place(self, sig: Any, codegen: Any) -> tuple[Path, bytes]:
+    def _path_and_stamp(self, sig: Any, codegen: Any) -> tuple[Path, bytes]:
         """The file for a signature, and the digest of all that its code depends on."""
         key = repr(self._index_key(sig, codegen)).encode()
         versions = repr((numba.__version__, llvmlite.__version__, sources())).encode()

@@ -32,7 +32,7 @@ POINTERS = {"Doubles": types.float64, "Integers": types.int64, "Bytes": types.ui
 
 @functools.cache
 def kinds(record: Any) -> dict[str, str]:
-    """What each field of a NamedTuple is annotated with."""
+    """The annotation of each field of a NamedTuple."""
     return {
         name: str(getattr(kind, "__forward_arg__", getattr(kind, "__name__", kind)))
         for name, kind in inspect.get_annotations(record).items()
@@ -56,7 +56,7 @@ def pack(call: Any, real: Any) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def _getters(record: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-    """What takes the integers and addresses of a record, and its numbers."""
+    """Getters of the integers and addresses of a record, and of its numbers."""
     fields = list(enumerate(kinds(record).values()))
     integers, numbers = ([n for n, kind in fields if (kind == "Number") == wanted] for wanted in (False, True))
     if len(numbers) > 1:
@@ -64,8 +64,8 @@ def _getters(record: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     return operator.itemgetter(*integers), lambda call: [call[n] for n in numbers] or [0.0]
 
 
-def nothing(record: Any, **given: int) -> Any:
-    """A call of no work, by which a kernel is compiled."""
+def empty_call(record: Any, **given: int) -> Any:
+    """A call without work, to compile a kernel."""
     return record(**{name: given.get(name, 0) for name in record._fields})
 
 

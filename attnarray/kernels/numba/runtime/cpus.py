@@ -51,7 +51,7 @@ def granted_cpus() -> int:
 def cpu_quota(process: Path) -> float:
     """The CPUs that the cgroups of a process (a folder of /proc) grant it; infinity without a limit."""
     try:
-        return min(map(_quota_of, _cgroups(process)), default=math.inf)
+        return min(map(_cgroup_quota, _cgroups(process)), default=math.inf)
     except (OSError, ValueError, IndexError):  # no Linux, or a form that is not known
         return math.inf
 
@@ -76,7 +76,7 @@ def _cgroups(process: Path) -> Iterator[Path]:
             yield from (each for each in (folder, *folder.parents) if each.is_relative_to(top))
 
 
-def _quota_of(folder: Path) -> float:
+def _cgroup_quota(folder: Path) -> float:
     """The CPUs that one cgroup grants."""
     try:
         if (folder / "cpu.max").exists():

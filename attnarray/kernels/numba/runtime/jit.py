@@ -1,4 +1,4 @@
-"""The one place where Numba compiles: the options that every kernel shares, and the fallback without a cache."""
+"""Compilation by Numba: the options that every kernel shares, and the fallback without a cache."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from numba.core.ccallback import CFunc
 from attnarray.kernels.numba.runtime.cache import KernelCache
 from attnarray.kernels.numba.runtime.cpus import thread_count
 
-# No `nnan` or `ninf`: masked scores are -inf, and NaN in what is not masked must come through.
+# No `nnan` or `ninf`: masked scores are -inf, and NaN that is not masked must propagate.
 FASTMATH = frozenset({"contract", "reassoc", "nsz", "arcp", "afn"})
 
-# Where rounding is done on purpose, in the exponent of `exp`, sums must not be reassociated.
+# Where rounding is intended, as in `exp`, sums must not be reassociated.
 EXACT = frozenset({"contract", "nsz", "arcp", "afn"})
 
 OPTIONS = {
     "nogil": True,
     "fastmath": set(FASTMATH),
     "error_model": "numpy",
-}  # numpy: a division does not stop vector code
+}  # numpy: no checks for division by zero, which prevent vector code
 
 
 def jit(
@@ -70,7 +70,9 @@ def facts() -> dict[str, Any]:
     except ValueError as error:
         threads = str(error)
     compiled = jit(facts)
-    folder = compiled.stats.cache_path and Path(compiled.stats.cache_path)  # of this module: others have theirs beside
+    folder = compiled.stats.cache_path and Path(
+        compiled.stats.cache_path
+    )  # of this module; those of others lie beside it
     folder = folder and (folder.parents[1] if folder.name == "__pycache__" else folder.parent)
     return {
         "kernel threads": threads,

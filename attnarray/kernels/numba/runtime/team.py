@@ -1,13 +1,13 @@
 """Threads that run parts of a kernel beside their caller: they spin for a moment between two tasks, and then sleep.
 
-To wake a sleeping thread takes tens of microseconds, and so does the way back to a caller who sleeps meanwhile: as much
-as a small kernel. So both first spin for about as long as waking takes, without the interpreter's lock. Numba's own
+Waking a sleeping thread takes tens of microseconds, and so does waking a caller that sleeps meanwhile: as long as a
+small kernel. So both first spin for about as long as waking takes, without the GIL. Numba's own
 thread layers do not survive a fork (omp) or concurrent callers (workqueue); these threads are plain ones, and each
 caller has a team of its own.
 
 All that must not be interrupted is compiled, see `team_code.py`: an exception at any bytecode of this module comes
-before any part has begun, or after all have ended. Neither threads nor what they look at is ever freed, so that daemon
-threads may go on while the interpreter ends.
+before any part has begun, or after all have ended. Neither threads nor the memory that they read is ever freed, so that
+daemon threads may go on while the interpreter shuts down.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from attnarray.kernels.numba.runtime import team_code as code
 from attnarray.kernels.numba.runtime.jit import c_function
 
-SPIN, HAND_OVER = 1e-4, 3e-6  # seconds; who gives a job holds the interpreter's lock for a moment
+SPIN, HAND_OVER = 1e-4, 3e-6  # seconds; the caller holds the GIL for a moment when it offers a job
 
 
 def _memory(size: int) -> int:
@@ -50,7 +50,7 @@ class _Entries(NamedTuple):
 
 @functools.cache
 def _entries() -> _Entries:
-    """The compiled functions; what threads need is written to the shared memory."""
+    """The compiled functions; constants for threads are written to the shared memory."""
     word, thing = ctypes.c_int64, ctypes.py_object
     run = _entry(code.run, thing, thing, word, word)
     work, spin = _entry(code.work, word), _entry(code.spin, word, word)
@@ -59,16 +59,16 @@ def _entries() -> _Entries:
         code.START_ARGUMENTS: (work, (SHARED,)),
         code.EXCEPTION: Exception,
     }
-    write({at: id(_for_ever(value)) for at, value in constants.items()})
+    write({at: id(_immortal(value)) for at, value in constants.items()})
     write(cpu_functions())
-    looks = min(_seconds(spin, 1000) for _ in range(3)) / 1000
-    write({code.SPINS: int(SPIN / looks), code.HAND_OVER: int(HAND_OVER / looks)})
+    each = min(_seconds(spin, 1000) for _ in range(3)) / 1000
+    write({code.SPINS: int(SPIN / each), code.HAND_OVER: int(HAND_OVER / each)})
     return _Entries(run, spin)
 
 
 def _entry(function: Callable[..., Any], *kinds: Any) -> Any:
-    """A compiled function, which holds the interpreter's lock; it raises what is raised in it."""
-    compiled = _for_ever(c_function(function, types.int64(*[types.int64] * len(kinds))))
+    """A compiled function, called with the GIL held; exceptions that it sets are raised."""
+    compiled = _immortal(c_function(function, types.int64(*[types.int64] * len(kinds))))
     return ctypes.PYFUNCTYPE(ctypes.c_int64, *kinds)(compiled.address)
 
 
@@ -77,8 +77,8 @@ def run_beside(kernel: Callable[..., Any], parts: Sequence[tuple[Any, ...]]) -> 
 
     Threads take the parts in order, this one too when it is done with the first. No part begins after an exception in
     this thread; an exception in another one is raised here in the end. Where no thread can be started, this one takes
-    all parts. So it does when the interpreter ends, and in a finalizer or signal handler amid compiling, since threads
-    would wait for the compiler.
+    all parts; also when the interpreter shuts down, and in a finalizer or signal handler during compilation, since
+    threads would wait for the compiler.
     """
     if sys.is_finalizing() or global_compiler_lock.is_locked():
         for part in parts:
@@ -88,7 +88,7 @@ def run_beside(kernel: Callable[..., Any], parts: Sequence[tuple[Any, ...]]) -> 
 
 
 def cpu_functions() -> dict[int, int]:
-    """The addresses of the C functions that ask for the CPU of a thread and choose it; none where they are missing."""
+    """The addresses of the C functions that get and set the CPU of a thread; none where they are missing."""
     names = {code.GETCPU: "sched_getcpu", code.GETAFFINITY: "sched_getaffinity", code.SETAFFINITY: "sched_setaffinity"}
     try:
         library = ctypes.PyDLL(None)
@@ -121,23 +121,23 @@ def _word(address: int) -> ctypes.c_int64:
     return ctypes.c_int64.from_address(address)
 
 
-def _for_ever(value: Any) -> Any:
+def _immortal(value: Any) -> Any:
     """An object that is never freed."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
     return value
 
 
-def _seconds(spin: Callable[[int, int], int], looks: int) -> float:
+def _seconds(spin: Callable[[int, int], int], count: int) -> float:
     start = time.perf_counter()
-    spin(SHARED + code.SHARED_BYTES - 8, looks)  # which stays 0
+    spin(SHARED + code.SHARED_BYTES - 8, count)  # a word that stays 0
     return time.perf_counter() - start
 
 
-# Without bytecodes, as it must not be interrupted. A forked child has none of the threads of its parent.
+# A C function, as it must not be interrupted. A forked child has none of the threads of its parent.
 forget_teams = functools.partial(ctypes.memset, SHARED + code.TEAMS, 0, 8)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=forget_teams)
-    # A child would wait for ever for a thread that compiles, which it does not have.
+    # A forked child would wait forever for a compiling thread of its parent, which it does not have.
     os.register_at_fork(
         before=global_compiler_lock.acquire,
         after_in_parent=global_compiler_lock.release,

@@ -1,10 +1,10 @@
-"""The compiled half of `runtime/team.py`: what callers and worker threads do, so that no exception can come in between.
+"""The compiled half of `runtime/team.py`: the code of callers and worker threads, uninterruptible by exceptions.
 
 Python raises exceptions of signals and of other threads between two bytecodes. These functions have none: they are C
-functions, called by ctypes with the interpreter's lock held. So whatever happens in a part, `run` comes to its end, and
-returns only when no thread computes. Python objects are addresses here, and `PyObject_Call` returns 0 for an exception.
+functions, called by ctypes with the GIL held. So whatever happens in a part, `run` is completed, and returns only when
+no thread computes. Python objects are addresses here, and `PyObject_Call` returns 0 for an exception.
 
-A job is a tuple of parts. Its caller and its workers take one after the other, each with the interpreter's lock. A part
+A job is a tuple of parts. Its caller and its workers take one after the other, with the GIL held. A part
 that no worker takes, since none could be started or the interpreter has stopped them, is left for the caller.
 """
 
@@ -14,12 +14,12 @@ from typing import Any
 
 from numba import types
 
-from attnarray.kernels.numba.runtime.atomics import add, exchange, load, pause, replace, store
+from attnarray.kernels.numba.runtime.atomics import add, compare_exchange, exchange, load, pause, store
 from attnarray.kernels.numba.runtime.c_calls import call_getter, call_with_buffer
 from attnarray.kernels.numba.runtime.jit import jit
 
 LINE = 64  # bytes of a cache line
-# What all teams share: addresses of words from that of `shared` on.
+# Shared by all teams: offsets of words from the address `shared`.
 TEAMS, SPINS, HAND_OVER, START, START_ARGUMENTS, EXCEPTION, GETCPU, GETAFFINITY, SETAFFINITY = range(0, 72, 8)
 SHARED_BYTES = 2 * LINE
 # A team: words that are written together share a cache line.
@@ -45,7 +45,7 @@ WORD = types.int64
 new_memory = external("PyMem_RawCalloc", WORD, WORD, WORD)
 no_memory = external("PyErr_NoMemory", WORD)
 new_lock = external("PyThread_allocate_lock", WORD)
-acquire = external("PyThread_acquire_lock", types.intc, WORD, types.intc)  # sleeps on; no signal wakes it
+acquire = external("PyThread_acquire_lock", types.intc, WORD, types.intc)  # sleeps through signals
 release = external("PyThread_release_lock", types.void, WORD)
 item = external("PyTuple_GetItem", WORD, WORD, WORD)
 length = external("PyTuple_Size", WORD, WORD)
@@ -92,17 +92,17 @@ def run(kernel: int, parts: int, workers: int, shared: int) -> int:
 
 
 def work(shared: int) -> int:
-    """What a worker does for ever, in a team that lacks one."""
+    """The loop of a worker thread, which joins a team that lacks one."""
     team, k = join_team(shared)
     if team == 0:
         return 0
     me, spins = member(team, k), load(shared + SPINS)
     state = save_thread()
-    while k > 0:  # for ever, but Numba asks for an end
-        looks = 0
-        while load(team + OPEN) <= 0 and looks < spins:
+    while k > 0:  # always, but Numba requires a loop that can end
+        spun = 0
+        while load(team + OPEN) <= 0 and spun < spins:
             pause()
-            looks += 1
+            spun += 1
         if load(team + OPEN) <= 0:
             sleep_until(me, team + OPEN, 1)
             continue
@@ -127,12 +127,12 @@ def work(shared: int) -> int:
 
 
 def spin(address: int, count: int) -> int:
-    """Look at a word so many times: how long that takes is measured."""
-    looks = 0
-    while load(address) <= 0 and looks < count:
+    """Read a word `count` times while it is not positive; return how often. Its duration is measured."""
+    spun = 0
+    while load(address) <= 0 and spun < count:
         pause()
-        looks += 1
-    return looks
+        spun += 1
+    return spun
 
 
 def member(team: int, k: int) -> Any:
@@ -155,12 +155,12 @@ def acquire_team(shared: int) -> Any:
     while True:
         first = load(shared + TEAMS)
         store(team + NEXT, first)
-        if replace(shared + TEAMS, first, team):
+        if compare_exchange(shared + TEAMS, first, team):
             return team
 
 
 def is_listed(team: int, shared: int) -> Any:
-    """A forked child has none of the threads of its parent, and forgets the teams of it."""
+    """Whether the team is listed: a forked child, which has none of its parent's threads, clears the list."""
     other = load(shared + TEAMS)
     while other != 0 and other != team:
         other = load(other + NEXT)
@@ -186,7 +186,7 @@ def start_workers(team: int, workers: int, shared: int) -> bool:
         if not ensure_lock(member(team, size + 1)):
             return True
         size += 1
-        store(team + WORKERS, size)  # the thread looks for it when it starts
+        store(team + WORKERS, size)  # read by the thread when it starts
         result = call(load(shared + START), load(shared + START_ARGUMENTS), 0)
         if result == 0:
             store(team + WORKERS, size - 1)
@@ -204,7 +204,7 @@ def join_team(shared: int) -> tuple[int, int]:
     while team != 0:
         joined = load(team + JOINED)
         while joined < load(team + WORKERS):
-            if replace(team + JOINED, joined, joined + 1):
+            if compare_exchange(team + JOINED, joined, joined + 1):
                 return team, joined + 1
             joined = load(team + JOINED)
         team = load(team + NEXT)
@@ -230,19 +230,19 @@ def next_part(team: int) -> Any:
     """The number of a part that nobody else takes; -1 if there is none left."""
     left = load(team + OPEN)
     while left > 0:
-        if replace(team + OPEN, left, left - 1):
+        if compare_exchange(team + OPEN, left, left - 1):
             return load(team + COUNT) - left
         left = load(team + OPEN)
     return -1
 
 
 def wait_for_parts(team: int, number: int, spins: int) -> None:
-    """Until workers have finished so many parts: spin for as long as waking takes, then sleep."""
-    looks = 0
+    """Wait until workers have finished so many parts: spin for as long as waking takes, then sleep."""
+    spun = 0
     while load(team + FINISHED) < number:
-        if looks < spins:
+        if spun < spins:
             pause()
-            looks += 1
+            spun += 1
         else:
             sleep_until(member(team, 0), team + FINISHED, number)
 
@@ -275,7 +275,7 @@ def leave_busy_cpu(team: int, k: int, shared: int) -> None:
     """Move this thread to a CPU that no other member of its team runs on.
 
     Linux may wake a thread on the CPU that it was woken from and leave it there, so that one of the two waits although
-    another CPU is idle; most of all after another library's threads have moved ours. Affinity moves it at once.
+    another CPU is idle; mostly after another library's threads have displaced ours. Affinity moves it at once.
     """
     if load(shared + GETCPU) != 0:
         me, here = member(team, k), call_getter(load(shared + GETCPU))
@@ -298,7 +298,7 @@ def is_cpu_busy(team: int, k: int, cpu: int) -> Any:
 
 
 def find_free_cpus(team: int, k: int) -> Any:
-    """Write down on which CPUs member k may run and no other one does; whether there are any."""
+    """Store the CPUs on which member k may run and no other one does; return whether there are any."""
     me, found = member(team, k), False
     for word in range(CPU_BYTES // 8):
         free = load(me + ALLOWED + 8 * word)

@@ -11,9 +11,9 @@ from attnarray.kernels.numba.runtime.team import run_beside
 
 
 def split_rows(kernel: Callable[..., Any], rows: int, work: int, *args: Any) -> None:
-    """Call kernel(start, stop, *args) over [0, rows), in parallel when `work` elements are worth it.
+    """Call kernel(start, stop, *args) over [0, rows), in parallel if `work`, in nanoseconds, is large enough.
 
-    Each row is computed by one thread, and alike by any: results do not depend on the number of threads.
+    Each row is computed by one thread, and each thread computes alike: results do not depend on the number of threads.
     """
     threads = threads_for(work, rows)
     if threads == 1:
@@ -31,11 +31,11 @@ def run_parts(kernel: Callable[..., Any], parts: Sequence[tuple[Any, ...]]) -> N
     run_beside(kernel, parts)
 
 
-# Waking a thread takes about half as long as this many elements of masked softmax, one nanosecond each.
+# Nanoseconds; waking a thread takes about half as long.
 MIN_WORK_PER_THREAD = 2**16
 
 
 def threads_for(work: float, most: int) -> int:
-    """How many threads are worth their waking for `work` nanoseconds of one thread, and at most `most` parts."""
+    """The number of threads that pay off for `work` nanoseconds of one thread, at most `most`."""
     worth = min(int(work // MIN_WORK_PER_THREAD), most)
     return min(thread_count(), worth) if worth > 1 else 1

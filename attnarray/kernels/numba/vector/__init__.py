@@ -1,1 +1,1 @@
-"""Vectors in compiled code, loops over them, and products of matrices in registers."""
+"""SIMD vectors in compiled code, loops over them, and register-tiled matrix products."""

@@ -1,4 +1,4 @@
-"""Kernels of one formula, which goes over all numbers of some arrays of one dtype."""
+"""Elementwise kernels: one formula for all numbers of arrays of one dtype."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from attnarray.kernels.numba.vector.formula import Body
 from attnarray.kernels.numba.vector.memory import ahead, pointer_at
 from attnarray.kernels.numba.vector.rows import row_pass
 
-formula: Any = None  # of a kernel, among the globals of its copy of the function below
+formula: Any = None  # replaced in the globals of each copy of the functions below
 
 
-def _of_two(first: int, past: int, x: int, y: int, like: Any) -> None:
+def _two_rows(first: int, past: int, x: int, y: int, like: Any) -> None:
     formula(past - first, ahead(pointer_at(like, x), first), ahead(pointer_at(like, y), first))
 
 
-def _of_three(first: int, past: int, x: int, y: int, z: int, like: Any) -> None:
+def _three_rows(first: int, past: int, x: int, y: int, z: int, like: Any) -> None:
     x_row, y_row = ahead(pointer_at(like, x), first), ahead(pointer_at(like, y), first)
     formula(past - first, x_row, y_row, ahead(pointer_at(like, z), first))
 
@@ -26,14 +26,14 @@ def _of_three(first: int, past: int, x: int, y: int, z: int, like: Any) -> None:
 def elementwise(vectors: int) -> Callable[[Body], Any]:
     """Decorate a formula of two or three rows to become a kernel of their addresses, over the numbers [first, past).
 
-    It is a copy of a function of this module: what closes over a formula would never be found in the cache again.
+    The kernel is a copy of a function of this module: a closure over a formula would never be found in the cache again.
     """
 
     def decorate(body: Body) -> Any:
-        template = {2: _of_two, 3: _of_three}[body.__code__.co_argcount]
+        template = {2: _two_rows, 3: _three_rows}[body.__code__.co_argcount]
         variables = {**globals(), "formula": row_pass(vectors)(body), "__name__": body.__module__}
         kernel = FunctionType(template.__code__, variables, body.__name__)
-        kernel.__qualname__ = f"{body.__module__.rpartition('.')[2]}.{body.__name__}"  # by which the cache knows it
+        kernel.__qualname__ = f"{body.__module__.rpartition('.')[2]}.{body.__name__}"  # part of the cache's key
         return jit(kernel, fastmath=EXACT)
 
     return decorate

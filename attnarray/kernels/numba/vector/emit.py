@@ -1,4 +1,4 @@
-"""What all code of vectors is emitted with: loops, loads and stores, and one number out of the lanes of a vector."""
+"""LLVM code for vectors: loops, loads and stores, and reductions over the lanes of a vector."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def loop(
     return values
 
 
-def load(builder: ir.IRBuilder, place: ir.Value, vector: ir.VectorType) -> ir.Value:
-    return builder.load(builder.bitcast(place, vector.as_pointer()), align=bytes_of(vector.element))
+def load(builder: ir.IRBuilder, pointer: ir.Value, vector: ir.VectorType) -> ir.Value:
+    return builder.load(builder.bitcast(pointer, vector.as_pointer()), align=element_bytes(vector.element))
 
 
-def store(builder: ir.IRBuilder, value: ir.Value, place: ir.Value) -> None:
-    builder.store(value, builder.bitcast(place, value.type.as_pointer()), align=bytes_of(value.type.element))
+def store(builder: ir.IRBuilder, value: ir.Value, pointer: ir.Value) -> None:
+    builder.store(value, builder.bitcast(pointer, value.type.as_pointer()), align=element_bytes(value.type.element))
 
 
-def bytes_of(element: ir.Type) -> int:
+def element_bytes(element: ir.Type) -> int:
     return element.width // 8 if isinstance(element, ir.IntType) else 4 if isinstance(element, ir.FloatType) else 8
 
 
@@ -58,12 +58,12 @@ def splat(builder: ir.IRBuilder, value: ir.Value, vector: ir.VectorType) -> ir.V
 
 
 def combined(builder: ir.IRBuilder, value: ir.Value, combine: Callable[[Lanes, Lanes], Lanes]) -> ir.Value:
-    """All lanes in one number, halves first: always in the same order."""
+    """Reduce all lanes to one number, halves first: always in the same order."""
     return builder.extract_element(halved(builder, value, 1, combine), ir.IntType(32)(0))
 
 
 def halved(builder: ir.IRBuilder, value: ir.Value, least: int, combine: Callable[[Lanes, Lanes], Lanes]) -> ir.Value:
-    """The upper half of the lanes combined with the lower one, until `least` lanes are left."""
+    """Combine the upper half of the lanes with the lower one until `least` lanes are left."""
     count = value.type.count
     while count > least:
         count //= 2

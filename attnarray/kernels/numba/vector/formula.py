@@ -1,7 +1,7 @@
 """Formulas as functions of vectors, from which `row_pass` and `panel_pass` make compiled loops.
 
-The body of a formula is a function of `Lanes` that returns what it changes by name. Its annotations say what each
-argument is to the loop; an argument annotated with a NamedTuple is a record of several, each with a kind of its own.
+The body of a formula is a function of `Lanes` that returns what it changes by name. Its annotations are the
+kinds of its arguments; an argument annotated with a NamedTuple is a record of several, each with a kind of its own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 from attnarray.kernels.numba.runtime.call import kinds
 from attnarray.kernels.numba.vector.lanes import Lanes
 
-# What the fields of a call (`runtime/call.py`) are to a formula.
+# The kinds of a formula's arguments for the fields of a call (`runtime/call.py`).
 FIELDS = {"Numbers": "Row", "Doubles": "Row", "Bytes": "Row", "Number": "Scalar"}
 Body: TypeAlias = Callable[..., dict[str, Any]]
 Values: TypeAlias = dict[str, ir.Value]
@@ -68,7 +68,7 @@ class Formula:
         return [(f"{name}.{field}", one) for field, one in zip(self.records[name]._fields, some, strict=True)]
 
     def __call__(self, builder: ir.IRBuilder, seen: Values) -> Values:
-        """What the body changes, where its arguments are these vectors."""
+        """Call the body on vectors; return those that it changes."""
         lanes = {name: Lanes(builder, value) for name, value in seen.items()}
         given = {
             name: self.records[name](*(lanes.get(f"{name}.{field}") for field in self.records[name]._fields))
@@ -102,5 +102,5 @@ class Formula:
 
 
 def number_type(given: dict[str, Any]) -> Any:
-    """The dtype of the first pointer to floating numbers: it says how many lanes a vector has."""
+    """The dtype of the first pointer to floating numbers: it determines the number of lanes."""
     return next(p.dtype for p in given.values() if isinstance(p, types.CPointer) and isinstance(p.dtype, types.Float))

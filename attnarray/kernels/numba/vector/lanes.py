@@ -1,7 +1,7 @@
 """Explicit vectors for compiled loops: written as arithmetic in Python, emitted as vector instructions of LLVM.
 
-LLVM's own vectoriser decides anew with each release whether a loop becomes vector code; what is written with `Lanes`
-always does.
+Whether LLVM's own vectorizer handles a loop changes from release to release; code written with `Lanes` always becomes
+vector code.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from llvmlite.binding import get_host_cpu_features
 from numba.extending import overload
 from numpy.polynomial import Chebyshev, Polynomial
 
-# ln(2)^k / k!, the Taylor series of 2^r. At |r| = 1/2 the first term left out is 2e-17 of it.
+# ln(2)^k / k!, the Taylor series of 2^r. At |r| = 1/2 the first omitted term is 2e-17 relative to it.
 TAYLOR = tuple(math.log(2) ** k / math.factorial(k) for k in range(14))
 
-# 2^r for |r| <= 1/2: near-minimax in float32 (2e-9 of it), Taylor's series in float64 (2e-17). Both are 1 at 0.
+# 2^r for |r| <= 1/2: near-minimax in float32 (relative error 2e-9), Taylor series in float64 (2e-17). Both are 1 at 0.
 EXP2_FLOAT32 = Chebyshev.interpolate(np.exp2, 6, domain=[-0.5, 0.5]).convert(domain=[-1, 1], kind=Polynomial).coef
 EXP2_FLOAT64 = TAYLOR
 LOG2_E = math.log2(math.e)
@@ -37,7 +37,7 @@ def cpu_features() -> set[str]:
     return {name for name, there in get_host_cpu_features().items() if there}
 
 
-def tile_of(features: set[str], itemsize: int) -> tuple[int, int]:
+def tile_shape(features: set[str], itemsize: int) -> tuple[int, int]:
     """Lanes W of a panel and rows M of a register tile: W * M accumulators fill the registers, with room for operands.
 
     The bytes of a panel's row and M: 2 x 64 and 12 with AVX-512 (32 registers), 4 x 16 and 6 with NEON (32 registers),
@@ -51,7 +51,7 @@ def tile_of(features: set[str], itemsize: int) -> tuple[int, int]:
     return row // itemsize, rows
 
 
-TILES = {bits: tile_of(cpu_features(), bits // 8) for bits in (32, 64)}
+TILES = {bits: tile_shape(cpu_features(), bits // 8) for bits in (32, 64)}
 
 
 def lanes(array: Any) -> int:
@@ -70,7 +70,7 @@ def item_bytes(array: Any) -> int:
 
 
 def constant(value: int) -> Callable[[Any], int]:
-    """What `overload` wants of a function that is a constant for each type."""
+    """The implementation that `overload` expects of a function that is constant for each type."""
     return lambda array: value
 
 
@@ -80,7 +80,7 @@ overload(tile_rows)(lambda array: constant(TILES[array.dtype.bitwidth][1]))
 
 
 class Lanes:
-    """A vector (or its comparison) in code that is being built; Python numbers become vectors of equal lanes."""
+    """A vector (or a mask of lanes) in LLVM code; Python numbers become vectors of equal lanes."""
 
     def __init__(self, builder: ir.IRBuilder, value: ir.Value) -> None:
         self.builder = builder
@@ -207,7 +207,7 @@ def absolute(x: Lanes) -> Lanes:
 
 
 def sqrt(x: Lanes) -> Lanes:
-    """The square root; NaN of what is below 0."""
+    """The square root; NaN for negative numbers."""
     vector = x.value.type
     name = f"llvm.sqrt.v{vector.count}f{x.integer.width}"
     root = x.builder.module.globals.get(name)
@@ -229,7 +229,7 @@ def multiply_add(a: Lanes, b: Lanes, c: Lanes | float) -> Lanes:
 def exp(x: Lanes) -> Lanes:
     """e^x for x up to 87 (709 in float64), as 2^n 2^r with n = round(x log2(e)); 0 where n is below the least exponent.
 
-    Adding 1.5 * 2^(mantissa bits) rounds to n in the low bits of the sum, from where they are shifted to the exponent.
+    Adding 1.5 * 2^(mantissa bits) leaves n in the low bits of the sum, which are shifted into the exponent.
     NaN stays NaN.
     """
     mantissa, bias, coefficients = (23, 127, EXP2_FLOAT32) if x.is_single else (52, 1023, EXP2_FLOAT64)
@@ -248,7 +248,7 @@ def exp(x: Lanes) -> Lanes:
 def tanh(x: Lanes) -> tuple[Lanes, Lanes]:
     """tanh(x) and its derivative, from e = e^(-2 |x|): (1 - e) / (1 + e) and 4 e / (1 + e)^2.
 
-    Where |x| is small, e - 1 is summed by its series, so that nothing cancels.
+    Where |x| is small, e - 1 is computed by its series, to avoid cancellation.
     """
     y = where(x < 0.0, x, x * -1.0) * 2.0
     e = exp(y)

@@ -1,6 +1,6 @@
-"""Pointers and views for compiled code: what they stand for is kept alive by the caller, and nothing is counted.
+"""Pointers and views for compiled code, without reference counts: the caller keeps the arrays alive.
 
-Numba counts references to arrays with atomic instructions wherever one is passed on; pointers cost nothing.
+Numba counts references with atomic instructions wherever an array is passed; pointers cost nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numba.np.arrayobj import make_array, populate_array
 
 @intrinsic
 def pointer(_context: Any, array: Any) -> Any:
-    """The first element of a contiguous array."""
+    """A pointer to the first element of a contiguous array."""
 
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
         return make_array(array)(context, builder, arguments[0]).data
@@ -25,32 +25,32 @@ def pointer(_context: Any, array: Any) -> Any:
 
 
 @intrinsic
-def ahead(_context: Any, place: Any, count: Any) -> Any:
-    """The element `count` elements further on; of a NamedTuple, that of each pointer."""
+def ahead(_context: Any, start: Any, count: Any) -> Any:
+    """The pointer advanced by `count` elements; for a NamedTuple, each of its pointers."""
 
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
-        if isinstance(place, types.CPointer):
+        if isinstance(start, types.CPointer):
             return builder.gep(arguments[0], [arguments[1]])
-        fields = zip(place, cgutils.unpack_tuple(builder, arguments[0]), strict=True)
+        fields = zip(start, cgutils.unpack_tuple(builder, arguments[0]), strict=True)
         moved = [builder.gep(x, [arguments[1]]) if isinstance(kind, types.CPointer) else x for kind, x in fields]
-        return context.make_tuple(builder, place, moved)
+        return context.make_tuple(builder, start, moved)
 
-    return place(place, types.intp), emit
+    return start(start, types.intp), emit
 
 
 @intrinsic
-def is_null(_context: Any, place: Any) -> Any:
-    """Whether a pointer points to nothing."""
+def is_null(_context: Any, start: Any) -> Any:
+    """Whether a pointer is null."""
 
     def emit(_target: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
         return builder.icmp_unsigned("==", arguments[0], ir.Constant(arguments[0].type, None))
 
-    return types.boolean(place), emit
+    return types.boolean(start), emit
 
 
 @intrinsic
 def matrix_at(_context: Any, like: Any, address: Any, rows: Any, columns: Any, row: Any, column: Any) -> Any:
-    """The matrix (rows, columns) at an address, with strides in bytes and elements as `like` points to."""
+    """A view (rows, columns) of the memory at an address, with strides in bytes and the dtype that `like` points to."""
     view = types.Array(like.dtype, 2, "A")
     signature = view(like, *[types.intp] * 5)
 
@@ -69,7 +69,7 @@ def matrix_at(_context: Any, like: Any, address: Any, rows: Any, columns: Any, r
 
 @intrinsic
 def scratch(_context: Any, array: Any) -> Any:
-    """The first element of a contiguous array, or from a pointer on, at the start of a cache line of 64 bytes."""
+    """A pointer to the first cache line (64 bytes) of a contiguous array or of the memory at a pointer."""
 
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
         is_pointer = isinstance(array, types.CPointer)
@@ -82,18 +82,18 @@ def scratch(_context: Any, array: Any) -> Any:
 
 
 @intrinsic
-def as_bytes(_context: Any, place: Any) -> Any:
-    """The same place, read as bytes."""
+def as_bytes(_context: Any, start: Any) -> Any:
+    """The same pointer, to bytes."""
 
     def emit(_target: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
         return builder.bitcast(arguments[0], ir.IntType(8).as_pointer())
 
-    return types.CPointer(types.uint8)(place), emit
+    return types.CPointer(types.uint8)(start), emit
 
 
 @intrinsic
 def keep(_context: Any, array: Any) -> Any:
-    """Does nothing, but Numba frees an array after its last use: this is the use that pointers into it are not."""
+    """Keep an array alive up to here: Numba frees it after its last use, and pointers into it do not count as uses."""
 
     def emit(context: Any, _builder: ir.IRBuilder, _signature: Any, _arguments: Any) -> ir.Value:
         return context.get_dummy_value()
@@ -102,8 +102,8 @@ def keep(_context: Any, array: Any) -> Any:
 
 
 @intrinsic
-def row_of(_context: Any, matrix: Any, row: Any) -> Any:
-    """The first element of a row of a matrix of any strides."""
+def row_pointer(_context: Any, matrix: Any, row: Any) -> Any:
+    """A pointer to the first element of a row of a matrix of any strides."""
 
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
         view = make_array(matrix)(context, builder, arguments[0])
@@ -116,7 +116,7 @@ def row_of(_context: Any, matrix: Any, row: Any) -> Any:
 
 @intrinsic
 def pointer_at(_context: Any, like: Any, address: Any) -> Any:
-    """The number at an address, of the dtype of `like`."""
+    """An address as a pointer to the dtype of `like`."""
 
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
         return builder.inttoptr(arguments[1], context.get_data_type(like).as_pointer())

@@ -2,16 +2,16 @@
 
     Phi(-u) = e^(-u^2 / 2) Q(u),    Q(u) = e^(u^2 / 2) erfc(u / sqrt(2)) / 2    for u >= 0
 
-Q falls smoothly from 1/2, and is one quotient of polynomials wherever the exponential is not 0. All coefficients are
-positive, so that nothing cancels. They were fitted in 60 digits, for the least largest relative error: 6e-9 in float32,
-5e-17 in float64. Both quotients are 1/2 at 0.
+Q falls smoothly from 1/2, and is approximated by one rational function wherever the exponential is not 0. All
+coefficients are positive, so that nothing cancels. They were fitted in 60 digits, to minimize the maximum relative
+error: 6e-9 in float32, 5e-17 in float64. Both rational functions are 1/2 at 0.
 """
 
 from __future__ import annotations
 
 from attnarray.kernels.numba.vector.lanes import Lanes, absolute, exp, multiply_add, polynomial, where
 
-SATURATED = 40.0  # Phi is 0 or 1 to the last bit beyond this size
+SATURATED = 40.0  # Phi is 0 or 1 to the last bit for larger |x|
 
 # Lowest power first.
 NUMERATOR_FLOAT32 = (0.5, 0.43652708, 0.18190042, 0.040175982, 0.0040462540)
@@ -29,13 +29,13 @@ DENOMINATOR_FLOAT64 = (
 
 
 def normal_distribution(x: Lanes) -> tuple[Lanes, Lanes]:
-    """Phi(x) and e^(-x^2 / 2), each to a few roundings of itself; NaN stays NaN."""
+    """Phi(x) and e^(-x^2 / 2), each with a relative error of a few roundings; NaN stays NaN."""
     u = absolute(x)
     u = where(u > SATURATED, SATURATED, u)
     half = u * -0.5
     exponent = half * u
     exponential = exp(exponent)
-    rounding = multiply_add(half, u, exponent * -1.0)  # what the product lost, where the CPU can fuse
+    rounding = multiply_add(half, u, exponent * -1.0)  # the rounding error of the product, where the CPU can fuse
     exponential = multiply_add(exponential, rounding, exponential)
     numerator, denominator = (
         (NUMERATOR_FLOAT32, DENOMINATOR_FLOAT32) if x.is_single else (NUMERATOR_FLOAT64, DENOMINATOR_FLOAT64)

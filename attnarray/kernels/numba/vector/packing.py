@@ -1,4 +1,4 @@
-"""Copies of tiles in the order in which the micro-kernel reads them; here alone are the strides of the inputs seen.
+"""Copies of tiles in the order in which the micro-kernel reads them; only here do the strides of inputs matter.
 
 `x` is a matrix (rows, N) of any strides, `packed` a pointer. M and W are those of the micro-kernel.
 """
@@ -16,26 +16,26 @@ from numba.extending import intrinsic
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.emit import load, store
 from attnarray.kernels.numba.vector.lanes import TILES, lanes, tile_rows
-from attnarray.kernels.numba.vector.memory import ahead, row_of
+from attnarray.kernels.numba.vector.memory import ahead, row_pointer
 from attnarray.kernels.numba.vector.row_products import row_lanes
 from attnarray.kernels.numba.vector.transpose import interleave
 
 
 @intrinsic
 def copy_tile(_context: Any, source: Any, packed: Any) -> Any:
-    """M neighboring numbers."""
+    """Copy M contiguous numbers."""
     return types.void(source, packed), _copy(1)
 
 
 @intrinsic
 def copy_third(_context: Any, source: Any, packed: Any) -> Any:
-    """M / 3 neighboring numbers."""
+    """Copy M / 3 contiguous numbers."""
     return types.void(source, packed), _copy(3)
 
 
 @intrinsic
 def clear_tile(_context: Any, packed: Any) -> Any:
-    """M zeros."""
+    """Write M zeros."""
 
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
         vector = ir.VectorType(context.get_value_type(packed.dtype), TILES[packed.dtype.bitwidth][1])
@@ -56,18 +56,18 @@ def _copy(parts: int) -> Callable[..., ir.Value]:
 
 
 def lies_in_rows(x: Any) -> Any:
-    """Whether the numbers of a row lie side by side, and rows a whole number of them apart."""
+    """Whether each row is contiguous, and the stride between rows a multiple of the item size."""
     return x.strides[1] == x.itemsize and x.strides[0] % x.itemsize == 0
 
 
 def pack_rows(x: Any, first: int, past: int, packed: Any) -> None:
-    """Rows [first, past) in groups of M, as (groups, N, M): the A of a product over N. The last group is filled up."""
+    """Rows [first, past) in groups of M, as (groups, N, M): the A of a product over N. The last group is padded."""
     tile, columns, half = tile_rows(packed), x.shape[1], lanes(packed) // 2
     done = columns // half * half if lies_in_rows(x) else 0
     for start in range(first, past, tile):
         group, count = ahead(packed, (start - first) * columns), min(tile, past - start)
         if done:
-            interleave(done, row_of(x, start), x.strides[0] // x.itemsize, count, group)
+            interleave(done, row_pointer(x, start), x.strides[0] // x.itemsize, count, group)
         for n in range(done, columns):
             for m in range(tile):
                 group[n * tile + m] = x[start + m, n] if m < count else 0
@@ -79,7 +79,7 @@ def pack_columns(x: Any, first: int, past: int, packed: Any) -> None:
     whole, third, dense = columns // tile * tile, tile // 3, lies_in_rows(x)
     done = whole + (columns - whole) // third * third if dense else 0
     for row in range(rows):
-        source, at = row_of(x, first + row), ahead(packed, row * tile)
+        source, at = row_pointer(x, first + row), ahead(packed, row * tile)
         if whole < columns:
             clear_tile(ahead(at, whole * rows))
         for n in range(0, whole if dense else 0, tile):
@@ -91,10 +91,10 @@ def pack_columns(x: Any, first: int, past: int, packed: Any) -> None:
 
 
 def pack_row(x: Any, row: int, factor: Any, packed: Any) -> None:
-    """One row times `factor`, filled up with 0 to whole vectors: of the B of a product over the rows."""
+    """One row times `factor`, padded with 0 to whole vectors: of the B of a product over the rows."""
     columns = x.shape[1]
     if x.strides[1] == x.itemsize:
-        numbers = row_of(x, row)
+        numbers = row_pointer(x, row)
         for n in range(columns):
             packed[n] = numbers[n] * factor
     else:
@@ -105,29 +105,29 @@ def pack_row(x: Any, row: int, factor: Any, packed: Any) -> None:
 
 
 def whole_lanes(columns: int, packed: Any) -> Any:
-    """`columns` filled up to a multiple of W."""
+    """`columns` padded to a multiple of W."""
     return (columns + lanes(packed) - 1) // lanes(packed) * lanes(packed)
 
 
 def row_length(columns: int, packed: Any) -> Any:
-    """`columns` filled up to a multiple of the lanes of a register."""
+    """`columns` padded to a multiple of the lanes of a register."""
     return (columns + row_lanes(packed) - 1) // row_lanes(packed) * row_lanes(packed)
 
 
-def stride_in_place(x: Any, place: Any) -> Any:
-    """How many elements the rows of a matrix lie apart if they can be read where they are, else -1."""
-    if x.shape[1] % row_lanes(place) == 0 and lies_in_rows(x) and x.strides[0] >= 0:
+def stride_in_place(x: Any, like: Any) -> Any:
+    """The stride in elements between rows that can be read without a copy, else -1."""
+    if x.shape[1] % row_lanes(like) == 0 and lies_in_rows(x) and x.strides[0] >= 0:
         return x.strides[0] // x.itemsize
     return -1
 
 
 def whole_tiles(columns: int, packed: Any) -> Any:
-    """`columns` filled up to a multiple of M."""
+    """`columns` padded to a multiple of M."""
     return (columns + tile_rows(packed) - 1) // tile_rows(packed) * tile_rows(packed)
 
 
 def remove_nonfinite(packed: Any, count: int) -> bool:
-    """Write 0 for NaN and infinities; whether there were any. `put_nan` then says what they would have reached."""
+    """Replace NaN and infinities by 0; return whether there were any. `put_nan` then writes NaN to dependent sums."""
     found = 0
     for n in range(count):
         found |= not (abs(packed[n]) < np.inf)
@@ -141,9 +141,9 @@ def put_nan(
     x: Any, first: int, past: int, weights: Any, weight_row: int, weight_step: int, count: int, total: Any,
     total_column: int, total_step: int,
 ) -> None:  # fmt: skip
-    """Write NaN into sums over the rows [first, past) of `x` where a weight other than 0 meets NaN or an infinity.
+    """Write NaN into sums over the rows [first, past) of `x` where a nonzero weight multiplies NaN or an infinity.
 
-    So a weight of zero hides what it multiplies, and all else has the bits that it has without them.
+    So a weight of zero masks non-finite values, and all other results have the bits that they have without these.
     """
     for row in range(first, past):
         for d in range(x.shape[1]):

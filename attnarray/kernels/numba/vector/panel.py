@@ -25,19 +25,21 @@ Each: TypeAlias = Lanes
 Total: TypeAlias = Lanes
 NUMBERS = ("Each", "Total")  # one number per row of the panel
 CARRIED = ("Lane", "Sum")
-GROUP = 16  # rows that are summed by themselves
+GROUP = 16  # rows that are summed before they are added to the others
 
 
 def panel_pass(body: Body) -> Any:
-    """A compiled function (start, stop, at, *arguments) that runs `body` on the rows [start, stop) of panels.
+    """Compile `body` to a function (start, stop, at, *arguments) over the rows [start, stop) of panels.
 
-    A `Row` is a panel, of which the body sees one row after the other, or with `FourthRow` every fourth; a `Lane`
-    points to rows too, of which it sees row `at` always; a `Sum` is a `Lane` that is added to, and may be float64:
-    it starts at zero for every `GROUP` rows, so that a long sum is one of short sums; a `Scalar` is a number for
-    all lanes; an `Index` is an integer, and the body sees it plus the number of the row. An `Each` points to one
-    number per row, which the body sees in all lanes; to that of a `Total`, which may be float64, is added, over all
-    lanes, what the body returns for it. Rows are stored at once, lanes are carried from row to row and stored at
-    the end.
+    The kinds of arguments, and what the body gets for each row:
+
+    - `Row`: a panel; its row. `FourthRow`: the same for every fourth row.
+    - `Lane`: a panel; always its row `at`, carried from row to row and stored at the end.
+    - `Sum`: a `Lane` that is accumulated, and may be float64: it starts at zero for every `GROUP` rows, so that a long
+      sum is a sum of short ones.
+    - `Scalar`: a number; its value in all lanes. `Index`: an integer; its value plus the number of the row.
+    - `Each`: a pointer to one number per row; that number in all lanes.
+    - `Total`: a pointer to one number per row, maybe float64, to which the returned vector is added, summed over lanes.
     """
     formula = Formula(body)
 
@@ -61,36 +63,36 @@ def _down_panel(
     stride |= dict.fromkeys(formula.named("FourthRow"), 4 * vector.count)
     scalars = {name: _scalar(context, builder, given[name], values[name], vector) for name in formula.named("Scalar")}
     offset = builder.mul(at, INDEX(vector.count))
-    places = {name: builder.gep(values[name], [offset]) for name in formula.named(*CARRIED)}
-    lanes = {name: load(builder, place, row_type[name]) for name, place in places.items()}
+    pointers = {name: builder.gep(values[name], [offset]) for name in formula.named(*CARRIED)}
+    lanes = {name: load(builder, pointer, row_type[name]) for name, pointer in pointers.items()}
 
-    def read(name: str, place: ir.Value) -> ir.Value:
+    def read(name: str, pointer: ir.Value) -> ir.Value:
         if formula.kinds[name] in NUMBERS:
-            return splat(builder, builder.load(place), row_type[name])
-        return load(builder, place, row_type[name])
+            return splat(builder, builder.load(pointer), row_type[name])
+        return load(builder, pointer, row_type[name])
 
     def advance(index: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
         seen = {**scalars, **dict(zip(lanes, carried, strict=True))}
         seen |= {name: _index(builder, values[name], index, vector) for name in formula.named("Index")}
         here = {name: builder.gep(values[name], [builder.mul(index, INDEX(n))]) for name, n in stride.items()}
-        seen |= {name: read(name, place) for name, place in here.items()}
+        seen |= {name: read(name, pointer) for name, pointer in here.items()}
         changed = formula(builder, seen)
-        for name, place in here.items():
+        for name, pointer in here.items():
             if name in changed:
-                _write(builder, formula.kinds[name], changed[name], place)
+                _write(builder, formula.kinds[name], changed[name], pointer)
         return [changed.get(name, seen[name]) for name in lanes]
 
     is_sum = [formula.kinds[name] == "Sum" for name in lanes]
     final = _in_groups(builder, (start, stop), list(lanes.values()), is_sum, vector, advance)
     for name, value in zip(lanes, final, strict=True):
-        store(builder, value, places[name])
+        store(builder, value, pointers[name])
 
 
 def _in_groups(
     builder: ir.IRBuilder, rows: tuple[ir.Value, ir.Value], carried: list[ir.Value], is_sum: list[bool],
     vector: ir.VectorType, body: Advance,
 ) -> list[ir.Value]:  # fmt: skip
-    """`loop`, in which sums start at zero for every group of rows and are then added to what is carried."""
+    """`loop`, in which sums start at zero for every group of rows and are then added to the carried ones."""
     start, stop = rows
     if not any(is_sum):
         return loop(builder, start, stop, carried, body)
@@ -113,12 +115,12 @@ def _added(builder: ir.IRBuilder, total: ir.Value, some: ir.Value) -> ir.Value:
     return builder.fadd(total, some if some.type == total.type else builder.fpext(some, total.type))
 
 
-def _write(builder: ir.IRBuilder, kind: str, changed: ir.Value, place: ir.Value) -> None:
+def _write(builder: ir.IRBuilder, kind: str, changed: ir.Value, pointer: ir.Value) -> None:
     if kind == "Total":
         total = combined(builder, changed, Lanes.__add__)
-        builder.store(_added(builder, builder.load(place), total), place)
+        builder.store(_added(builder, builder.load(pointer), total), pointer)
     else:
-        store(builder, changed, place)
+        store(builder, changed, pointer)
 
 
 def _scalar(context: Any, builder: ir.IRBuilder, kind: Any, value: ir.Value, like: ir.VectorType) -> ir.Value:

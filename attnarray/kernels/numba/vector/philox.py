@@ -16,7 +16,7 @@ WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
 class Draw(NamedTuple):
-    """What all keys of a batch share: words below `threshold` drop their weights, `kept` multiplies the others."""
+    """The options of a batch: words below `threshold` drop their weights, `kept` multiplies the others."""
 
     batch: Scalar
     seed_low: Scalar

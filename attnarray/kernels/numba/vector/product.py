@@ -2,12 +2,12 @@
 
     C[m, w] (+)= sum_k A[m, k] B[k, w]        for M rows m and W lanes w
 
-M and W are chosen so that the M * W accumulators fill the registers of the CPU (`tile_of` in lanes.py). Each step of k
-loads one vector of B and spreads M numbers of A over the lanes, so that A may have any strides. Where rows are left
-over, M / 3 or 2 M / 3 of them are computed; where half of the lanes are, half a vector.
+M and W are chosen so that the M * W accumulators fill the registers of the CPU (`tile_shape` in lanes.py). Each step of
+k loads one vector of B and broadcasts M numbers of A to all lanes, so that A may have any strides. Of a last tile with
+fewer rows, M / 3 or 2 M / 3 are computed; with at most half of the lanes, half a vector.
 
-Every sum starts at zero and is added to C at its end, after at most `LONGEST` steps: so the rounding of a long sum
-grows with the number of its blocks and not with that of its terms.
+Every sum starts at zero and is added to C at its end, after at most `LONGEST` steps: so the rounding error of a
+long sum grows with the number of its blocks and not with that of its terms.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LONGEST = 256  # steps that are summed in registers
 
 
 class Operand(NamedTuple):
-    """A matrix: a pointer, and how many numbers its rows, and for a sum its steps k, lie apart."""
+    """A matrix: a pointer, and its strides in elements between rows and between steps k of a sum."""
 
     start: Any
     row: Any
@@ -59,8 +59,8 @@ def tile_product(_context: Any, rows: Any, depth: Any, a: Any, b: Any, c: Any, a
                 with adding:
                     _add_to(builder, c_rows, sums)
                 with writing:
-                    for place, total in zip(c_rows, sums, strict=True):
-                        store(builder, total, place)
+                    for pointer, total in zip(c_rows, sums, strict=True):
+                        store(builder, total, pointer)
 
         _by_size(builder, rows, (most // 3, most // 3 * 2, most), product)
         return context.get_dummy_value()
@@ -89,7 +89,7 @@ def short_product(rows: int, depth: int, stride: int, a: Any, b: Any, c: Any, ac
 
 
 @intrinsic
-def tile_product_of_blocks(
+def blocked_tile_product(
     _context: Any, columns: Any, blocks: Any, depth: Any, a: Any, a_block: Any, b: Any, b_block: Any, c: Any
 ) -> Any:
     """C += A B, where the steps k come in `blocks` of `depth`, which lie `a_block` and `b_block` elements apart.
@@ -124,12 +124,12 @@ def tile_product_of_blocks(
 def lane_product(blocks: int, stride: int, panels: Any, rows: Any, columns: int, total: Any) -> None:
     """total[m, :] += sum_w panels[m, w] rows[w, :] for M rows m, over the lanes w of panels `stride` elements apart.
 
-    `rows` (blocks W, columns) and `total` (M, columns) have their columns filled up to a multiple of W.
+    `rows` (blocks W, columns) and `total` (M, columns) have their columns padded to a multiple of W.
     """
     width, step = lanes(total), whole_lanes(columns, total)
     for d in range(0, columns, width):
         a, b, c = Operand(panels, width, 1), Operand(ahead(rows, d), 0, step), Operand(ahead(total, d), step, 0)
-        tile_product_of_blocks(columns - d, blocks, width, a, stride, b, width * step, c)
+        blocked_tile_product(columns - d, blocks, width, a, stride, b, width * step, c)
 
 
 def _by_size(builder: ir.IRBuilder, size: ir.Value, sizes: Sequence[int], emit: Callable[[int], None]) -> None:
@@ -157,9 +157,9 @@ def _rows(builder: ir.IRBuilder, start: ir.Value, stride: ir.Value, rows: int) -
     return [builder.gep(start, [builder.mul(stride, INDEX(m))]) for m in range(rows)]
 
 
-def _add_to(builder: ir.IRBuilder, places: list[ir.Value], values: list[ir.Value]) -> None:
-    for place, value in zip(places, values, strict=True):
-        store(builder, builder.fadd(load(builder, place, value.type), value), place)
+def _add_to(builder: ir.IRBuilder, pointers: list[ir.Value], values: list[ir.Value]) -> None:
+    for pointer, value in zip(pointers, values, strict=True):
+        store(builder, builder.fadd(load(builder, pointer, value.type), value), pointer)
 
 
 def _step(

@@ -1,7 +1,7 @@
-"""Products of one query with many rows, vectors along the row: for decoding, where every key is read once and no more.
+"""Products of one query with many rows, vectors along the row: for decoding, where every key is read only once.
 
-Rows of N numbers lie `stride` elements from each other, with no gaps inside; N is a multiple of the lanes of a register
-(`row_lanes`), which is half of W.
+Rows of N contiguous numbers lie `stride` elements apart; N is a multiple of the lanes of a register (`row_lanes`),
+which is half of W.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from attnarray.kernels.numba.vector.emit import INDEX, halved, load, loop, splat
 from attnarray.kernels.numba.vector.lanes import TILES, Lanes, constant, multiply_add
 from attnarray.kernels.numba.vector.transpose import interleaved
 
-AT_ONCE = 8  # sums, so that none waits for the one before
+AT_ONCE = 8  # independent sums, to hide the latency of additions
 LONGEST = 256  # rows that are summed in registers before they are added to the total
 
 
@@ -35,7 +35,7 @@ def dot_rows(_context: Any, count: Any, n: Any, query: Any, rows: Any, stride: A
     signature = types.void(types.intp, types.intp, query, rows, types.intp, dots)
 
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
-        count, n, query, rows, stride, place = arguments
+        count, n, query, rows, stride, out = arguments
         vector = _vector(context, dots)
         zero = ir.Constant(vector, [0.0] * vector.count)
         last, blocks = builder.sub(count, INDEX(1)), builder.sdiv(n, INDEX(vector.count))
@@ -64,7 +64,7 @@ def dot_rows(_context: Any, count: Any, n: Any, query: Any, rows: Any, stride: A
             sums = [dot(start) for start in starts]  # row by row, as they lie in memory
             together = min(vector.count, AT_ONCE)
             for m in range(0, AT_ONCE, together):
-                store(builder, _sums_of_each(builder, sums[m : m + together]), builder.gep(place, [numbers[m]]))
+                store(builder, _row_sums(builder, sums[m : m + together]), builder.gep(out, [numbers[m]]))
             return []
 
         loop(builder, INDEX(0), builder.sdiv(builder.add(last, INDEX(AT_ONCE)), INDEX(AT_ONCE)), [], some)
@@ -79,16 +79,16 @@ def add_weighted_rows(_context: Any, count: Any, n: Any, weights: Any, rows: Any
     signature = types.void(types.intp, types.intp, weights, rows, types.intp, total)
 
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
-        count, n, weights, rows, stride, place = arguments
+        count, n, weights, rows, stride, out = arguments
         vector = _vector(context, total)
 
         def columns(vectors: int) -> Callable[[ir.Value, list[ir.Value]], list[ir.Value]]:
-            """The sums of some neighboring vectors."""
+            """The sums of some consecutive vectors."""
 
             def compute(block: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
                 at = builder.mul(block, INDEX(vectors * vector.count))
                 offsets = [builder.add(at, INDEX(m * vector.count)) for m in range(vectors)]
-                targets = [builder.gep(place, [offset]) for offset in offsets]
+                targets = [builder.gep(out, [offset]) for offset in offsets]
                 zeros = [ir.Constant(vector, [0.0] * vector.count)] * vectors
 
                 def add(j: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
@@ -122,7 +122,7 @@ def add_weighted_rows(_context: Any, count: Any, n: Any, weights: Any, rows: Any
     return signature, emit
 
 
-def _sums_of_each(builder: ir.IRBuilder, rows: Sequence[ir.Value]) -> ir.Value:
+def _row_sums(builder: ir.IRBuilder, rows: Sequence[ir.Value]) -> ir.Value:
     """One number for each row, the sum over its lanes: pairs of rows are interleaved and added until one is left."""
     distance = 1
     while len(rows) > 1:
@@ -132,5 +132,5 @@ def _sums_of_each(builder: ir.IRBuilder, rows: Sequence[ir.Value]) -> ir.Value:
     return halved(builder, rows[0], distance, Lanes.__add__)
 
 
-def _vector(context: Any, place: Any) -> ir.VectorType:
-    return ir.VectorType(context.get_value_type(place.dtype), TILES[place.dtype.bitwidth][0] // 2)
+def _vector(context: Any, out: Any) -> ir.VectorType:
+    return ir.VectorType(context.get_value_type(out.dtype), TILES[out.dtype.bitwidth][0] // 2)

@@ -1,7 +1,7 @@
-"""Passes along a row of neighboring numbers, as vectors: sums, maxima and elementwise work in one loop.
+"""Passes along a row of contiguous numbers, as vectors: sums, maxima and elementwise work in one loop.
 
-Here the lanes are neighbors in memory, so that arrays are read and written where they are. Sums and maxima stay in
-registers until the end of the row, where the lanes are combined.
+Lanes are contiguous in memory, so that arrays are read and written without packing. Sums and maxima stay in registers
+until the end of the row, where the lanes are combined.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Any, TypeAlias
 from llvmlite import ir
 from numba import types
 
-from attnarray.kernels.numba.vector.emit import INDEX, Advance, bytes_of, combined, load, loop, splat, store
+from attnarray.kernels.numba.vector.emit import INDEX, Advance, combined, element_bytes, load, loop, splat, store
 from attnarray.kernels.numba.vector.formula import Body, Formula, Values, number_type
 from attnarray.kernels.numba.vector.lanes import TILES, Lanes, maximum
 
 Row: TypeAlias = Lanes
 Scalar: TypeAlias = Lanes
 Sum: TypeAlias = Lanes
-Largest: TypeAlias = Lanes
-GROUP = 16  # steps that are summed by themselves, so that rounding grows with the groups and not with the steps
-RESULTS = {"Sum": (0.0, Lanes.__add__), "Largest": (-math.inf, maximum)}  # the start, and how two become one
+Max: TypeAlias = Lanes
+GROUP = 16  # steps whose sums are added to the others: rounding grows with the groups, not with the steps
+RESULTS = {"Sum": (0.0, Lanes.__add__), "Max": (-math.inf, maximum)}  # initial value, and how two are combined
 EIGHT = 8
 
 
@@ -31,7 +31,7 @@ def eight_pass(body: Body) -> Any:
     formula = Formula(body)
 
     def emit(context: Any, builder: ir.IRBuilder, given: dict[str, Any], values: Values) -> None:
-        kinds = {name: ir.VectorType(context.get_value_type(place.dtype), EIGHT) for name, place in given.items()}
+        kinds = {name: ir.VectorType(context.get_value_type(pointer.dtype), EIGHT) for name, pointer in given.items()}
         changed = formula(builder, {name: load(builder, value, kinds[name]) for name, value in values.items()})
         for name in values:
             if name in changed:
@@ -41,15 +41,14 @@ def eight_pass(body: Body) -> Any:
 
 
 def row_pass(vectors: int) -> Callable[[Body], Any]:
-    """A compiled function (count, *arguments) that runs a body along `count` neighboring numbers.
+    """Compile a body to a function (count, *arguments) along `count` contiguous numbers.
 
-    A `Row` is a pointer to numbers, of which the body sees some at a time; a `Scalar` is a number for all lanes; a
-    `Sum` or a `Largest` is no argument of the compiled function but its result: 0 or -inf in the beginning, carried
-    along the row, and combined over the lanes in the end. Rows are stored at once. What the body does not look at
-    is not read. The last vector of a row is masked: nothing beyond the row is read or written, and it counts for no
-    sum.
+    A `Row` is a pointer to numbers, of which the body gets a vector at a time; a `Scalar` is a number for all lanes. A
+    `Sum` or a `Max` is no argument of the compiled function but its result: 0 or -inf at first, carried along the row,
+    and combined over the lanes at the end. Rows that the body does not use are not read. The last vector of a row is
+    masked: nothing beyond the row is read, written or accumulated.
 
-    The more `vectors` at a time, the more additions are on their way at once; long bodies need the registers.
+    More `vectors` at a time keep more additions in flight; long bodies need the registers.
     """
 
     def decorate(body: Body) -> Any:
@@ -92,12 +91,12 @@ def _along_row(
         def advance(block: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
             at = builder.mul(block, INDEX(vector.count))
             mask = _below(builder, builder.sub(count, at), vector) if masked else None
-            places = {name: builder.gep(start, [at]) for name, (start, _) in rows.items()}
-            numbers = {name: _load(builder, place, rows[name][1], mask) for name, place in places.items()}
+            pointers = {name: builder.gep(start, [at]) for name, (start, _) in rows.items()}
+            numbers = {name: _load(builder, pointer, rows[name][1], mask) for name, pointer in pointers.items()}
             changed = formula(builder, {**scalars, **numbers, **dict(zip(carried, sums, strict=True))})
-            for name, place in places.items():
+            for name, pointer in pointers.items():
                 if name in changed:
-                    _store(builder, changed[name], place, mask)
+                    _store(builder, changed[name], pointer, mask)
             news = [changed[name] for name in carried]
             if mask is None:
                 return news
@@ -115,7 +114,7 @@ def _in_groups(
     builder: ir.IRBuilder, steps: ir.Value, starts: list[ir.Constant], combine: list[Callable[[Lanes, Lanes], Lanes]],
     step: Advance,
 ) -> list[ir.Value]:  # fmt: skip
-    """`loop` over so many steps, whose results start anew for every group of them and are then combined."""
+    """`loop` whose results start anew for every group of steps and are then combined."""
 
     def group(number: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
         first = builder.mul(number, INDEX(GROUP))
@@ -142,29 +141,29 @@ def _below(builder: ir.IRBuilder, rest: ir.Value, vector: ir.VectorType) -> ir.V
     return builder.icmp_signed("<", ir.Constant(numbers, list(range(vector.count))), limit)
 
 
-def _load(builder: ir.IRBuilder, place: ir.Value, vector: ir.VectorType, mask: ir.Value | None) -> ir.Value:
+def _load(builder: ir.IRBuilder, pointer: ir.Value, vector: ir.VectorType, mask: ir.Value | None) -> ir.Value:
     if mask is None:
-        return load(builder, place, vector)
+        return load(builder, pointer, vector)
     target = vector.as_pointer()
     function = _intrinsic(builder, "load", vector, vector, [target, ir.IntType(32), mask.type, vector])
-    align = ir.IntType(32)(bytes_of(vector.element))
-    return builder.call(function, [builder.bitcast(place, target), align, mask, ir.Constant(vector, None)])
+    align = ir.IntType(32)(element_bytes(vector.element))
+    return builder.call(function, [builder.bitcast(pointer, target), align, mask, ir.Constant(vector, None)])
 
 
-def _store(builder: ir.IRBuilder, value: ir.Value, place: ir.Value, mask: ir.Value | None) -> None:
+def _store(builder: ir.IRBuilder, value: ir.Value, pointer: ir.Value, mask: ir.Value | None) -> None:
     if mask is None:
-        store(builder, value, place)
+        store(builder, value, pointer)
         return
     vector, target = value.type, value.type.as_pointer()
     function = _intrinsic(builder, "store", ir.VoidType(), vector, [vector, target, ir.IntType(32), mask.type])
-    align = ir.IntType(32)(bytes_of(vector.element))
-    builder.call(function, [value, builder.bitcast(place, target), align, mask])
+    align = ir.IntType(32)(element_bytes(vector.element))
+    builder.call(function, [value, builder.bitcast(pointer, target), align, mask])
 
 
 def _intrinsic(
     builder: ir.IRBuilder, action: str, result: ir.Type, vector: ir.VectorType, arguments: list[ir.Type]
 ) -> ir.Function:
     letter = "i" if isinstance(vector.element, ir.IntType) else "f"
-    name = f"llvm.masked.{action}.v{vector.count}{letter}{8 * bytes_of(vector.element)}.p0"
+    name = f"llvm.masked.{action}.v{vector.count}{letter}{8 * element_bytes(vector.element)}.p0"
     known = builder.module.globals.get(name)
     return known or ir.Function(builder.module, ir.FunctionType(result, arguments), name)

@@ -1,4 +1,4 @@
-"""Panels against rows of a matrix: in memory features or keys lie side by side, in panels queries do.
+"""Transposition between panels and rows of a matrix: rows have contiguous features or keys, panels contiguous queries.
 
 Squares of R x R numbers are transposed in registers, R the lanes of one: so every load and store moves whole vectors.
 """
@@ -27,7 +27,7 @@ def whole_squares(first: int, past: int, scores: Any) -> Any:
 
 
 def with_bias(score: Lanes, bias: Lanes) -> Lanes:
-    """-inf hides a score, even NaN."""
+    """The sum, but -inf where the bias is -inf, even if the score is NaN."""
     return where(bias.equals(-math.inf), bias, score + bias)
 
 
@@ -37,48 +37,48 @@ def with_mask(score: Lanes, mask: Lanes) -> Lanes:
 
 @intrinsic
 def add_transposed(_context: Any, start: Any, stop: Any, rows: Any, scores: Any) -> Any:
-    """scores[j, w] += row w [j] for j in [start, stop), a multiple of R; -inf hides a score, even NaN.
+    """scores[j, w] += row w [j] for j in [start, stop), a multiple of R; a bias of -inf masks even NaN.
 
     `rows` points to the addresses of W rows.
     """
-    return types.void(types.intp, types.intp, rows, scores), _inwards(with_bias, None)
+    return types.void(types.intp, types.intp, rows, scores), _rows_to_panel(with_bias, None)
 
 
 @intrinsic
 def mask_transposed(_context: Any, start: Any, stop: Any, rows: Any, scores: Any) -> Any:
     """scores[j, w] = -inf where row w [j], a byte, is 0."""
-    return types.void(types.intp, types.intp, rows, scores), _inwards(with_mask, ir.IntType(8))
+    return types.void(types.intp, types.intp, rows, scores), _rows_to_panel(with_mask, ir.IntType(8))
 
 
 @intrinsic
 def load_transposed(_context: Any, start: Any, stop: Any, rows: Any, panel: Any) -> Any:
     """panel[j, w] = row w [j]."""
-    return types.void(types.intp, types.intp, rows, panel), _inwards(lambda _, taken: taken, None)
+    return types.void(types.intp, types.intp, rows, panel), _rows_to_panel(lambda _, taken: taken, None)
 
 
 @intrinsic
 def add_to_rows(_context: Any, start: Any, stop: Any, rows: Any, scores: Any) -> Any:
     """row w [j] += scores[j, w], one row after the other: rows may be the same."""
-    return types.void(types.intp, types.intp, rows, scores), _outwards(Lanes.__add__)
+    return types.void(types.intp, types.intp, rows, scores), _panel_to_rows(Lanes.__add__)
 
 
 @intrinsic
 def store_transposed(_context: Any, start: Any, stop: Any, rows: Any, panel: Any, filled: Any) -> Any:
     """row w [j] = panel[j, w] for the lanes w < `filled`, a multiple of R."""
-    return types.void(types.intp, types.intp, rows, panel, types.intp), _outwards(None)
+    return types.void(types.intp, types.intp, rows, panel, types.intp), _panel_to_rows(None)
 
 
 @intrinsic
 def transpose(_context: Any, count: Any, panel: Any, rows: Any, stride: Any) -> Any:
-    """rows[w, j] = panel[j, w] for j < count, a multiple of R; the rows lie `stride` elements from each other."""
+    """rows[w, j] = panel[j, w] for j < count, a multiple of R; the rows lie `stride` elements apart."""
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
         count, panel, rows, stride = arguments
         vector = _vector(context, signature.args[1])
 
         def square(j: ir.Value, first: ir.Value) -> None:
-            places = [_score(builder, panel, builder.add(j, INDEX(n)), first, vector) for n in range(vector.count)]
-            for m, values in enumerate(_transposed(builder, [load(builder, place, vector) for place in places])):
+            pointers = [_score(builder, panel, builder.add(j, INDEX(n)), first, vector) for n in range(vector.count)]
+            for m, values in enumerate(_transposed(builder, [load(builder, pointer, vector) for pointer in pointers])):
                 row = builder.gep(rows, [builder.mul(stride, builder.add(first, INDEX(m)))])
                 store(builder, values, builder.gep(row, [j]))
 
@@ -90,9 +90,9 @@ def transpose(_context: Any, count: Any, panel: Any, rows: Any, stride: Any) -> 
 
 @intrinsic
 def interleave(_context: Any, stop: Any, rows: Any, stride: Any, count: Any, packed: Any) -> Any:
-    """packed[j, m] = rows[m, j] for M rows and j < stop, a multiple of R; rows lie `stride` elements from each other.
+    """packed[j, m] = rows[m, j] for M rows and j < stop, a multiple of R; rows lie `stride` elements apart.
 
-    Only `count` rows are there; the last of them stands for those that are not.
+    Only `count` rows exist; the last of them is read in place of the missing ones.
     """
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
@@ -108,9 +108,9 @@ def interleave(_context: Any, stop: Any, rows: Any, stride: Any, count: Any, pac
                 given = [load(builder, builder.gep(at, [j]), vector) for at in starts[first : first + vector.count]]
                 order = ir.Constant(ir.VectorType(ir.IntType(32), len(given)), list(range(len(given))))
                 for n, values in enumerate(_transposed(builder, given + [nothing] * (vector.count - len(given)))):
-                    place = builder.gep(packed, [builder.mul(builder.add(j, INDEX(n)), INDEX(height))])
+                    pointer = builder.gep(packed, [builder.mul(builder.add(j, INDEX(n)), INDEX(height))])
                     some = builder.shuffle_vector(values, nothing, order)
-                    store(builder, some, builder.gep(place, [INDEX(first)]))
+                    store(builder, some, builder.gep(pointer, [INDEX(first)]))
             return []
 
         loop(builder, INDEX(0), builder.sdiv(stop, INDEX(vector.count)), [], square)
@@ -119,7 +119,7 @@ def interleave(_context: Any, stop: Any, rows: Any, stride: Any, count: Any, pac
     return types.void(types.intp, rows, types.intp, types.intp, packed), emit
 
 
-def _inwards(change: Callable[[Lanes, Lanes], Lanes], element: ir.Type | None) -> Callable[..., ir.Value]:
+def _rows_to_panel(change: Callable[[Lanes, Lanes], Lanes], element: ir.Type | None) -> Callable[..., ir.Value]:
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
         start, stop, rows, scores = arguments
         vector = _vector(context, signature.args[3])
@@ -132,9 +132,9 @@ def _inwards(change: Callable[[Lanes, Lanes], Lanes], element: ir.Type | None) -
                 wide = ir.VectorType(ir.IntType(64 if isinstance(vector.element, ir.DoubleType) else 32), vector.count)
                 given = [builder.zext(values, wide) for values in given]
             for n, values in enumerate(_transposed(builder, given)):
-                place = _score(builder, scores, builder.add(j, INDEX(n)), first, vector)
-                score = Lanes(builder, load(builder, place, vector))
-                store(builder, change(score, Lanes(builder, values)).value, place)
+                pointer = _score(builder, scores, builder.add(j, INDEX(n)), first, vector)
+                score = Lanes(builder, load(builder, pointer, vector))
+                store(builder, change(score, Lanes(builder, values)).value, pointer)
 
         _over_squares(builder, start, stop, vector.count, square)
         return context.get_dummy_value()
@@ -142,21 +142,21 @@ def _inwards(change: Callable[[Lanes, Lanes], Lanes], element: ir.Type | None) -
     return emit
 
 
-def _outwards(combine: Callable[[Lanes, Lanes], Lanes] | None) -> Callable[..., ir.Value]:
-    """Numbers of the panel into rows, in place of what is there or combined with it."""
+def _panel_to_rows(combine: Callable[[Lanes, Lanes], Lanes] | None) -> Callable[..., ir.Value]:
+    """Write numbers of the panel to rows, or combine them with the numbers there."""
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
         start, stop, rows, scores, *filled = arguments
         vector = _vector(context, signature.args[3])
 
         def square(j: ir.Value, first: ir.Value) -> None:
-            places = [_score(builder, scores, builder.add(j, INDEX(n)), first, vector) for n in range(vector.count)]
-            transposed = _transposed(builder, [load(builder, place, vector) for place in places])
+            pointers = [_score(builder, scores, builder.add(j, INDEX(n)), first, vector) for n in range(vector.count)]
+            transposed = _transposed(builder, [load(builder, pointer, vector) for pointer in pointers])
             for m, values in enumerate(transposed):
-                place = _row(builder, rows, builder.add(first, INDEX(m)), j, vector.element)
+                pointer = _row(builder, rows, builder.add(first, INDEX(m)), j, vector.element)
                 if combine is not None:
-                    values = combine(Lanes(builder, load(builder, place, vector)), Lanes(builder, values)).value
-                store(builder, values, place)
+                    values = combine(Lanes(builder, load(builder, pointer, vector)), Lanes(builder, values)).value
+                store(builder, values, pointer)
 
         _over_squares(builder, start, stop, vector.count, square, *filled)
         return context.get_dummy_value()
@@ -185,7 +185,7 @@ def _over_squares(
 
 
 def _transposed(builder: ir.IRBuilder, rows: Square) -> Square:
-    """The square with rows and columns exchanged: halves of ever larger size change places across the diagonal."""
+    """The transposed square: off-diagonal blocks of size 1, 2, 4 ... are swapped across the diagonal."""
     distance = 1
     while distance < len(rows):
         transposed = list(rows)
@@ -197,7 +197,7 @@ def _transposed(builder: ir.IRBuilder, rows: Square) -> Square:
 
 
 def interleaved(builder: ir.IRBuilder, x: ir.Value, y: ir.Value, distance: int) -> tuple[ir.Value, ir.Value]:
-    """Of every 2 * `distance` lanes the first half, from x and y in turn, and the second half likewise."""
+    """Of every 2 * `distance` lanes the first half, alternately from x and y, and the second half likewise."""
     size = x.type.count
     low = [n if not n & distance else size + n - distance for n in range(size)]
     high = [n + distance if not n & distance else size + n for n in range(size)]
@@ -207,7 +207,7 @@ def interleaved(builder: ir.IRBuilder, x: ir.Value, y: ir.Value, distance: int) 
 
 
 def _row(builder: ir.IRBuilder, rows: ir.Value, row: ir.Value, j: ir.Value, element: ir.Type) -> ir.Value:
-    """The place of number j of a row."""
+    """A pointer to number j of a row."""
     address = builder.load(builder.gep(rows, [row]))
     return builder.gep(builder.inttoptr(address, element.as_pointer()), [j])
 
