@@ -62,7 +62,7 @@ def measured() -> Iterator[dict[str, Any]]:
         out, lse = attention.attention(q, k, v, scoring)
         arguments = (q, k, v, scoring) if kernel == "forward" else (dout, None, q, k, v, out, lse, scoring)
         call = attention.attention if kernel == "forward" else attention.attention_backward
-        chosen, _ = plan.tiling_of(kernel, dim, dim, 2, loader.shared_bytes(0), LENGTH, True)
+        chosen, _ = plan.choose_tiling(kernel, dim, dim, 2, loader.shared_bytes(0), LENGTH, True)
         for tiling in tilings:
             with only(kernel, tiling):
                 time = milliseconds(lambda call=call, arguments=arguments: call(*arguments), 7, AHEAD)

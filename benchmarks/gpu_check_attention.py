@@ -25,7 +25,7 @@ def attention() -> dict[str, Any]:
 
     Most of the time goes to compiling, so that several processes share the cases.
     """
-    workers, families = min(os.cpu_count() or 1, MOST_WORKERS), ("", "1") if has_warpgroups() else ("",)
+    workers, families = min(os.cpu_count() or 1, MOST_WORKERS), ("", "1") if has_wgmma() else ("",)
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         errors = [pool.submit(_float32_errors, *case, family) for case in LONG for family in families]
         found = list(pool.map(_share_of_cases, range(workers), [workers] * workers))
@@ -54,7 +54,7 @@ def _share_of_cases(first: int, workers: int) -> tuple[int, list[str]]:
 
     cupy, wrong, cases = loader.cupy(), [], 0
     calls = [("", *call) for call in all_calls()]
-    if has_warpgroups():
+    if has_wgmma():
         calls += [("1", f"warpgroups {n}", *call) for n, call in enumerate(warpgroup_calls())]
     for warpgroups, name, dtype, call in calls[first::workers]:
         rounded = in_dtype(call, dtype)
@@ -66,8 +66,8 @@ def _share_of_cases(first: int, workers: int) -> tuple[int, list[str]]:
     return cases, wrong
 
 
-def has_warpgroups() -> bool:
-    return loader.capability_of(int(loader.cupy().cuda.runtime.getDevice())) == HOPPER
+def has_wgmma() -> bool:
+    return loader.compute_capability(int(loader.cupy().cuda.runtime.getDevice())) == HOPPER
 
 
 class Shape(NamedTuple):
@@ -134,8 +134,8 @@ def attention_speed() -> dict[str, Any]:
     rates = {dtype: products_per_second(dtype) for dtype in ("bfloat16", "float32")}
     for shape in shapes():
         runs = {"ours": _ours(shape), **{name: make(shape) for name, make in peers.items()}}
-        if shape.queries > 1 and not (shape.bias or shape.mask) and has_warpgroups():
-            runs["warpgroups"] = {way: by_warpgroups(run) for way, run in _ours(shape).items()}
+        if shape.queries > 1 and not (shape.bias or shape.mask) and has_wgmma():
+            runs["warpgroups"] = {way: with_wgmma(run) for way, run in _ours(shape).items()}
         row: dict[str, Any] = {"case": shape.name, "dtype": shape.dtype}
         for way, products in (("forward", FORWARD), ("both", FORWARD + BACKWARD)):
             if way == "both" and not shape.backward:
@@ -161,7 +161,7 @@ def time_or_reason(run: Callable[[], Any]) -> Any:
         return f"{type(error).__name__}: {str(error)[:100]}"
 
 
-def by_warpgroups(run: Callable[[], Any]) -> Callable[[], Any]:
+def with_wgmma(run: Callable[[], Any]) -> Callable[[], Any]:
     def changed() -> Any:
         with mock.patch.dict(os.environ, ATTNARRAY_WARPGROUPS="1"):
             return run()

@@ -54,7 +54,7 @@ def _jobs() -> list[tuple[str, str]]:
 def _compile(shard: int, shards: int) -> None:
     """The share of a process. Some sources are made for some dtypes only, and do not compile for others."""
     device, compiler = int(loader.cupy().cuda.runtime.getDevice()), nvrtc.find()
-    architecture = nvrtc.target(loader.capability_of(device), compiler.architectures if compiler else ())
+    architecture = nvrtc.target(loader.compute_capability(device), compiler.architectures if compiler else ())
     for source, dtype in _jobs()[shard::shards]:
         try:
             loader.compiled(source, dtype, architecture)
@@ -83,12 +83,12 @@ def calibration() -> dict[str, Any]:
     if building.UNAVAILABLE:
         raise NotRunError(building.UNAVAILABLE)
     device = int(loader.cupy().cuda.runtime.getDevice())
-    compiler, capability = nvrtc.find(), loader.capability_of(device)
+    compiler, capability = nvrtc.find(), loader.compute_capability(device)
     target = nvrtc.target(capability, compiler.architectures if compiler else ())
     files = {"calibration.cu": (target, _calibration_calls)}
     if capability == HOPPER:
         files["calibration_warpgroup.cu"] = (f"{target}a", _warpgroup_calls)
-    headers = {name: cache.source_of(name) for name in ("primitives.cuh", "matrix.cuh", "warpgroup.cuh")}
+    headers = {name: cache.source_text(name) for name in ("primitives.cuh", "matrix.cuh", "warpgroup.cuh")}
     wrong, compared = [], 0
     for kind, (file, (architecture, calls)) in product(("float16", "bfloat16"), files.items()):
         text = (building.HERE / file).read_text()

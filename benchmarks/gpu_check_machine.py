@@ -33,7 +33,7 @@ def device() -> dict[str, Any]:
     compiler = nvrtc.find()
     return {
         "name": properties["name"].decode(),
-        "compute capability": loader.capability_of(number) / 10,
+        "compute capability": loader.compute_capability(number) / 10,
         **{ours: int(properties[theirs]) for ours, theirs in names.items() if theirs in properties},
         "driver": runtime.driverGetVersion(),
         "runtime": runtime.runtimeGetVersion(),
@@ -98,10 +98,10 @@ EXPORT(products)
 def products_per_second(dtype: str) -> float:
     """Operations of fragments in registers, by mma.sync, as our kernels multiply them: their ceiling."""
     cupy, device = loader.cupy(), int(loader.cupy().cuda.runtime.getDevice())
-    headers = {name: cache.source_of(name) for name in ("matrix.cuh", "primitives.cuh")}
+    headers = {name: cache.source_text(name) for name in ("matrix.cuh", "primitives.cuh")}
     compiler = nvrtc.find()
-    target = nvrtc.target(loader.capability_of(device), compiler.architectures if compiler else ())
-    image = nvrtc.compile_source(PRODUCTS, "products.cu", headers, loader.options_of(dtype), target).image
+    target = nvrtc.target(loader.compute_capability(device), compiler.architectures if compiler else ())
+    image = nvrtc.compile_source(PRODUCTS, "products.cu", headers, loader.compiler_options(dtype), target).image
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "products.cubin"
         path.write_bytes(image)

@@ -11,7 +11,7 @@ KERNEL(32) multiplied(Global<const Stored> a, Global<const Stored> b, Global<flo
   sync_warp();
   uint32 of_a[4], of_b[4];
   load_matrices(of_a, held_a + (t % 16 * 16 + t / 16 * 8));
-  load_matrices_turned(of_b, held_b + t % 16 * 8);
+  load_matrices_transposed(of_b, held_b + t % 16 * 8);
   float sums[4] = {0, 0, 0, 0};
   const uint32 pair[2] = {of_b[0], of_b[1]};
   multiply_add(sums, of_a, pair, Stored());
@@ -91,7 +91,7 @@ KERNEL(32) packed(Global<const float> x, Global<uint32> pairs, Global<uint32> ro
   pairs[t] = pack(low, high, Stored());
   rounded[t] = round_tf32(low);
   store_pair<Stored>(stored, 2 * t, low, high);
-  most[t] = most_of_lanes(int(bits_of(low) % 1000)) * 1000 + least_of_lanes(t + 5) + any_lane(t == 7);
+  most[t] = max_over_lanes(int(float_bits(low) % 1000)) * 1000 + min_over_lanes(t + 5) + any_lane(t == 7);
   copy_async<float>(16 * t, x + t / 2 * 4, t % 3 > 0);
   copy_number_async(512 + 4 * t, x + t, t % 3 > 0);
   commit_copies();

@@ -606,7 +606,7 @@ void matrices(uint32 (&out)[4], size_t row, bool turned) {
   touch_shared(row, 16, READ);
   uint16_t mine[8];
   memcpy(mine, shared_memory + row, 16);
-  const unsigned char* all = exchange(turned ? "load_matrices_turned" : "load_matrices", mine, 16);
+  const unsigned char* all = exchange(turned ? "load_matrices_transposed" : "load_matrices", mine, 16);
   for (int m = 0; m < 4; m++) {
     uint16_t pair[2];
     for (int h = 0; h < 2; h++) {

@@ -165,8 +165,8 @@ template <class T> Shared<T> shared(int bytes) { return {size_t(bytes)}; }
 inline void sync_threads() { emulation::sync_block(); }
 inline void sync_warp() { emulation::sync_lanes(); }
 inline bool any_thread(bool flag) { return emulation::any_in_block(flag); }
-inline int most_of_lanes(int value) {
-  const unsigned char* all = emulation::exchange("most_of_lanes", &value, sizeof value);
+inline int max_over_lanes(int value) {
+  const unsigned char* all = emulation::exchange("max_over_lanes", &value, sizeof value);
   for (int n = 0; n < 32; n++) {
     int other;
     memcpy(&other, all + 64 * n, sizeof other);
@@ -174,8 +174,8 @@ inline int most_of_lanes(int value) {
   }
   return value;
 }
-inline int least_of_lanes(int value) { return -most_of_lanes(-value); }
-inline bool any_lane(bool flag) { return most_of_lanes(flag); }
+inline int min_over_lanes(int value) { return -max_over_lanes(-value); }
+inline bool any_lane(bool flag) { return max_over_lanes(flag); }
 template <class T> T shuffle_xor(T value, int lanes) {
   T found;
   const unsigned char* all = emulation::exchange("shuffle_xor", &value, sizeof(T));
@@ -232,7 +232,7 @@ template <class T> void load_pair(Global<const T> p, int64 i, T (&pair)[2]) {
   emulation::touch_global((p + i).address, sizeof pair, emulation::READ);
   memcpy(pair, (p + i).address, sizeof pair);
 }
-inline uint32 bits_of(float v) {
+inline uint32 float_bits(float v) {
   uint32 bits;
   memcpy(&bits, &v, 4);
   return bits;
@@ -242,7 +242,7 @@ inline float from_bits(uint32 bits) {
   memcpy(&v, &bits, 4);
   return v;
 }
-inline uint32 round_tf32(float v) { return v - v == 0 ? bits_of(v) + 0x1000u & 0xffffe000u : bits_of(v); }
+inline uint32 round_tf32(float v) { return v - v == 0 ? float_bits(v) + 0x1000u & 0xffffe000u : float_bits(v); }
 inline float exp2_fast(float v) { return std::exp2(v); }
 template <class Real> Real reciprocal(Real v) { return Real(1) / v; }
 template <class Real> Real inverse_root(Real v) { return Real(1) / std::sqrt(v); }
@@ -279,18 +279,18 @@ template <class T> void copy_bulk(Shared<T> to, Global<const T> from, uint32 byt
 }
 
 template <class T> void load_matrices(uint32 (&out)[4], Shared<T> row) { emulation::matrices(out, row.offset, false); }
-template <class T> void load_matrices_turned(uint32 (&out)[4], Shared<T> row) {
+template <class T> void load_matrices_transposed(uint32 (&out)[4], Shared<T> row) {
   emulation::matrices(out, row.offset, true);
 }
 inline void load_matrices(uint32 (&out)[4], uint32 row) { emulation::matrices(out, row, false); }
-inline void load_matrices_turned(uint32 (&out)[4], uint32 row) { emulation::matrices(out, row, true); }
+inline void load_matrices_transposed(uint32 (&out)[4], uint32 row) { emulation::matrices(out, row, true); }
 inline void multiply_add(float (&d)[4], const uint32 (&a)[4], const uint32 (&b)[2], float16) {
   emulation::multiply(d, a, b, false);
 }
 inline void multiply_add(float (&d)[4], const uint32 (&a)[4], const uint32 (&b)[2], bfloat16) {
   emulation::multiply(d, a, b, true);
 }
-inline uint32 address_of(uint32 byte) { return byte; }
+inline uint32 byte_address(uint32 byte) { return byte; }
 inline void show_products() { emulation::show_products(); }
 inline void begin_products() {}
 inline void commit_products() { emulation::commit_products(); }

@@ -181,7 +181,7 @@ def forget() -> None:
     from attnarray import backend, dispatch
     from attnarray.kernels.cuda import grid
 
-    remembered = (unavailable, loader.capability_of, loader.multiprocessors, loader.shared_bytes)
+    remembered = (unavailable, loader.compute_capability, loader.multiprocessors, loader.shared_bytes)
     loaded = (loader._function, loader._broken, loader._threads)
     others = (grid.plan_rows, backend._cupy_namespace, dispatch._find, dispatch._choose)
     for function in (*remembered, *loaded, *others):

@@ -79,5 +79,5 @@ def _forward(name: str, x: Any) -> Any:
 def _backward(name: str, dout: Any, x: Any) -> Any:
     how, dx = ga.stored(x), empty(x.shape, x.dtype)
     grid = plan_numbers(x.size, how.stored_itemsize)
-    launch(BACKWARD[name], how.name, grid, ga.beside(dout, x), ga.contiguous(x), dx, x.size)
+    launch(BACKWARD[name], how.name, grid, ga.contiguous_like(dout, x), ga.contiguous(x), dx, x.size)
     return dx

@@ -18,7 +18,7 @@ GRADIENTS = Kernel("additive.cu", "additive_gradients", "pppiii")
 TILE, DEPTH, APART = 64, 32, 36
 # The warps of a block of gradients, its features, others at a time, and the rows of a warp by the bytes of a number.
 WARPS, WIDTH, STEP, ROWS = 4, 64, 32, {4: 16, 8: 8}
-BLOCKS_OF_MULTIPROCESSOR = 8  # as many as keep all of them busy until the end
+MULTIPROCESSOR_BLOCKS = 8  # enough to keep all of them busy until the end
 
 
 def additive_scores(q: Any, k: Any, w: Any) -> Any:
@@ -26,15 +26,15 @@ def additive_scores(q: Any, k: Any, w: Any) -> Any:
     how = ga.stored(q, wide_only=True)
     batch, _, queries, features = q.shape
     keys, out = k.shape[2], empty((*q.shape[:3], k.shape[2]), q.dtype)
-    grid, given = plan_scores(batch, queries, keys, how.itemsize), [ga.beside(array, q) for array in (q, k, w)]
+    grid, given = plan_scores(batch, queries, keys, how.itemsize), [ga.contiguous_like(array, q) for array in (q, k, w)]
     launch(SCORES, how.name, grid, *given, out, queries, keys, features, ceil_div(queries, TILE))
     return out
 
 
 def additive_scores_backward(dscores: Any, q: Any, k: Any, w: Any) -> tuple[Any, Any, Any]:
-    """See the reference. One pass over all pairs; what its blocks have summed is added up in their order."""
+    """See the reference. One pass over all pairs; the sums of its blocks are added in a fixed order."""
     how = ga.stored(q, wide_only=True)
-    dscores, q, k, w = (ga.beside(array, q) for array in (dscores, q, k, w))
+    dscores, q, k, w = (ga.contiguous_like(array, q) for array in (dscores, q, k, w))
     (batch, _, queries, features), keys = q.shape, k.shape[2]
     swapped = keys > queries  # blocks have many rows each, so these are the longer ones
     (x, rows), (z, others) = ((k, keys), (q, queries)) if swapped else ((q, queries), (k, keys))
@@ -67,7 +67,7 @@ def plan_slopes(batch: int, rows: int, others: int, features: int, itemsize: int
     """A block for some rows and features and a range of others; also how many others a range has."""
     tiles, across = batch * ceil_div(rows, WARPS * ROWS[itemsize]), ceil_div(features, WIDTH)
     steps = max(ceil_div(others, STEP), 1)
-    ranges = min(max(BLOCKS_OF_MULTIPROCESSOR * processors // max(tiles * across, 1), 1), steps)
+    ranges = min(max(MULTIPROCESSOR_BLOCKS * processors // max(tiles * across, 1), 1), steps)
     each = ceil_div(steps, ranges)
     shared = (STEP * WIDTH * (1 + WARPS) + WARPS * ROWS[itemsize] * STEP) * itemsize
     return _checked(Grid((tiles, across, ceil_div(steps, each)), (32 * WARPS, 1, 1), shared)), each * STEP

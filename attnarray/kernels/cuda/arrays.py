@@ -1,4 +1,4 @@
-"""How CuPy arrays are brought to kernels, and their results back: dtypes, layouts, rows. Nothing waits for the GPU."""
+"""CuPy arrays as arguments and results of kernels: dtypes, layouts, rows. Nothing waits for the GPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COLUMN_SUMS = Kernel("columns.cu", "column_sums", "ppii")
 
 
 class Stored(NamedTuple):
-    """How numbers lie in memory and in which dtype they are computed."""
+    """The dtype that numbers are stored in, and the one that they are computed in."""
 
     name: str
     real: Any
@@ -31,7 +31,7 @@ class Stored(NamedTuple):
         return 2 if self.name.endswith("16") else self.itemsize
 
 
-@functools.lru_cache(maxsize=64, typed=True)  # a name takes NumPy microseconds
+@functools.lru_cache(maxsize=64, typed=True)  # `dtype.name` takes NumPy microseconds
 def _stored(dtype: Any, wide_only: bool) -> Stored:
     known = ("float32", "float64") if wide_only else tuple(STORED)
     if dtype.name not in known:
@@ -40,12 +40,12 @@ def _stored(dtype: Any, wide_only: bool) -> Stored:
 
 
 def stored(x: Any, *, wide_only: bool = False) -> Stored:
-    """The dtype of `x`; Declined where kernels do not know it, or with `wide_only` where it has 16 bits."""
+    """The dtype of `x`; Declined if kernels do not support it, or with `wide_only` if it has 16 bits."""
     return _stored(x.dtype, wide_only)
 
 
 def contiguous(x: Any) -> Any:
-    """`x` with its numbers side by side in order; a copy only where it is not so."""
+    """`x`, C-contiguous; copied only if needed."""
     if x.flags.c_contiguous:
         return x
     if x.dtype.name == "bfloat16":  # which CuPy stores, but has few functions for
@@ -53,7 +53,7 @@ def contiguous(x: Any) -> Any:
     return cupy().ascontiguousarray(x)
 
 
-def beside(x: Any, like: Any) -> Any:
+def contiguous_like(x: Any, like: Any) -> Any:
     """`x` in the dtype of `like`, contiguous."""
     return contiguous(x if x.dtype == like.dtype else x.astype(like.dtype))
 
@@ -73,12 +73,12 @@ def row_count(shape: tuple[int, ...]) -> int:
 
 
 def flags(mask: Any, shape: tuple[int, ...]) -> Any:
-    """A boolean mask in the shape of what it hides, contiguous."""
+    """A boolean mask broadcast to the shape, contiguous."""
     return contiguous(mask if tuple(mask.shape) == tuple(shape) else cupy().broadcast_to(mask, shape))
 
 
 def column_sums(partial: Any, like: Any) -> Any:
-    """The sums of the columns of `partial` (P, N), whose dtype is that of computing, in the dtype of `like`."""
+    """The sums of the columns of `partial` (P, N), in the compute dtype, as the dtype of `like`."""
     how = stored(like)
     count, width = partial.shape
     out = empty((width,), like.dtype)

@@ -1,7 +1,7 @@
 """Attention on tensor cores. Reference: attention/engine.py; sources: attention_*.cu.
 
 Numbers of 16 bits are multiplied as they are and summed in float32; weights are rounded to 16 bits for their product
-with values. A float32 is split into two numbers that the units can take.
+with values. A float32 is split into two numbers that tensor cores can multiply.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from attnarray.kernels.cuda.attention_problem import (
     PLAIN,
     Layout,
     Problem,
-    constants_of,
-    filled_up,
-    problem_of,
+    compile_constants,
+    make_problem,
+    pad_rows,
 )
 from attnarray.kernels.cuda.grid import BLOCK, WARP, Grid, ceil_div
-from attnarray.kernels.cuda.halves import LARGEST, NONE, SPLIT, halves_of
+from attnarray.kernels.cuda.halves import MAXIMA, NONE, SPLIT, split_halves
 from attnarray.kernels.cuda.loader import (
     WARPGROUP,
     Kernel,
-    capability_of,
+    compute_capability,
     cupy,
     empty,
     launch,
@@ -49,33 +49,33 @@ FLOAT32 = np.dtype(np.float32)
 
 
 class Machine(NamedTuple):
-    """What of a GPU decides how calls are cut into blocks."""
+    """The properties of a GPU on which the grid of a call depends."""
 
     capability: int
     shared: int
     processors: int
-    has_warpgroups: bool
+    has_wgmma: bool
 
 
 class Chosen(NamedTuple):
-    """What a call launches: a kernel, or one for each gradient that it makes."""
+    """The launch of a call: a kernel, or one for each gradient."""
 
     kernels: tuple[Kernel, ...]
     grid: Grid
     parts: int
-    by_warpgroups: bool
+    uses_wgmma: bool
 
 
 def attention(q: Any, k: Any, v: Any, modifiers: Any) -> tuple[Any, Any]:
     """See the reference."""
-    how, problem = _stored(q), problem_of(q, k, v, modifiers)
+    how, problem = _stored(q), make_problem(q, k, v, modifiers)
     batch, heads, _, queries, _, _, width = problem.layout.sizes
     out, lse = empty((batch, heads, queries, width), q.dtype), empty((batch, heads, queries), FLOAT32)
     if not lse.size:
         return _cut(out, v.shape[3]), lse
     chosen = _chosen("forward", problem.layout, how.name, _machine(q.data.device_id))
     parts = chosen.parts
-    sinks = None if modifiers.sinks is None else ga.beside(modifiers.sinks, q)
+    sinks = None if modifiers.sinks is None else ga.contiguous_like(modifiers.sinks, q)
     part_out = part_lse = None
     if parts > 1:
         part_out, part_lse = empty((parts, *out.shape), FLOAT32), empty((parts, *lse.shape), FLOAT32)
@@ -92,26 +92,26 @@ def attention_backward(
     dout: Any, dlse: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, modifiers: Any
 ) -> tuple[Any, Any, Any, Any, Any]:
     """See the reference."""
-    how, problem = _stored(q), problem_of(q, k, v, modifiers, dout)
+    how, problem = _stored(q), make_problem(q, k, v, modifiers, dout)
     layout, machine = problem.layout, _machine(q.data.device_id)
     batch, heads, kv_heads, queries, keys, dim, width = layout.sizes
     dlse = None if dlse is None else _float32(dlse)
     lse, delta, shift = _float32(lse), empty(lse.shape, FLOAT32), empty(lse.shape, FLOAT32)
     rows = delta.size
-    out = filled_up(ga.beside(out, q), width)
-    of_cotangents = problem.dout, *layout.strides[DOUT]
+    out = pad_rows(ga.contiguous_like(out, q), width)
+    dout_layout = problem.dout, *layout.strides[DOUT]
     sizes = rows, heads, queries, width, layout.unit
-    launch(DELTA, how.name, _plan_warps(rows), *of_cotangents, out, lse, dlse, delta, shift, *sizes)
+    launch(DELTA, how.name, _plan_warps(rows), *dout_layout, out, lse, dlse, delta, shift, *sizes)
 
     dq, dk = empty(problem.q.shape, q.dtype), empty((batch, kv_heads, keys, dim), k.dtype)
     dv = empty((batch, kv_heads, keys, width), v.dtype)
     given = problem.dout, problem.q, problem.k, problem.v, shift, delta
-    of_queries, of_keys = (_chosen(kind, layout, how.name, machine) for kind in ("queries", "keys"))
-    halves = _halves(how, problem, of_queries, of_keys)
+    queries_launch, keys_launch = (_chosen(kind, layout, how.name, machine) for kind in ("queries", "keys"))
+    halves = _halves(how, problem, queries_launch, keys_launch)
     if rows:
-        _launch(of_queries, how, problem, halves, *given, dq)
+        _launch(queries_launch, how, problem, halves, *given, dq)
     if keys and layout.pairs:
-        _launch(of_keys, how, problem, halves, *given, dk, dv)
+        _launch(keys_launch, how, problem, halves, *given, dk, dv)
     dbias = None if modifiers.bias is None else _bias_gradient(problem, how, machine, given, modifiers.bias)
     dsinks = None if modifiers.sinks is None else _sink_gradient(how, lse, delta, modifiers.sinks, q)
     dims = q.shape[3], q.shape[3], v.shape[3]
@@ -119,24 +119,24 @@ def attention_backward(
 
 
 def warmup(dtype: str) -> None:
-    """Compile what plain attention of 64 and of 128 numbers a head needs, forward and backward, for one dtype."""
+    """Compile plain attention with head dims 64 and 128, forward and backward, for one dtype."""
     if dtype == "float64":
         return
     device, itemsize = int(cupy().cuda.runtime.getDevice()), np.dtype(dtype).itemsize
-    larger, most = capability_of(device) in plan.LARGE, shared_bytes(device)
-    has_warpgroups = plan.has_warpgroups(capability_of(device))
+    larger, most = compute_capability(device) in plan.LARGE, shared_bytes(device)
+    has_wgmma = plan.has_wgmma(compute_capability(device))
     for dim, kind in itertools.product((64, 128), ("forward", "queries", "keys")):
-        if has_warpgroups:
-            tiling, _ = plan.warpgroup_tiling(kind, dim, dim, itemsize, BLOCK) or (None, 0)
+        if has_wgmma:
+            tiling, _ = plan.wgmma_tiling(kind, dim, dim, itemsize, BLOCK) or (None, 0)
         else:
-            tiling, _ = plan.tiling_of(kind, dim, dim, itemsize, most, BLOCK, larger)
-        name = f"{WARPGROUP if has_warpgroups else 'attention'}_{kind}"
-        many = plan.gradients_of_keys(dim, dim, has_warpgroups and itemsize == 4) if kind == "keys" else ({},)
+            tiling, _ = plan.choose_tiling(kind, dim, dim, itemsize, most, BLOCK, larger)
+        name = f"{WARPGROUP if has_wgmma else 'attention'}_{kind}"
+        many = plan.gradients_of_keys(dim, dim, has_wgmma and itemsize == 4) if kind == "keys" else ({},)
         for more in many:
-            load((_kernel(name, constants_of((dim, dim), tiling, PLAIN, **more)),), dtype)
+            load((_kernel(name, compile_constants((dim, dim), tiling, PLAIN, **more)),), dtype)
     load((DELTA, MERGE), dtype)
-    if has_warpgroups and itemsize == 4:
-        load((LARGEST, SPLIT), dtype)
+    if has_wgmma and itemsize == 4:
+        load((MAXIMA, SPLIT), dtype)
 
 
 def _stored(q: Any) -> ga.Stored:
@@ -147,8 +147,8 @@ def _stored(q: Any) -> ga.Stored:
 
 
 def _machine(device: int) -> Machine:
-    capability = capability_of(device)
-    return Machine(capability, shared_bytes(device), multiprocessors(device), plan.has_warpgroups(capability))
+    capability = compute_capability(device)
+    return Machine(capability, shared_bytes(device), multiprocessors(device), plan.has_wgmma(capability))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -156,43 +156,43 @@ def _chosen(kind: str, layout: Layout, dtype: str, machine: Machine) -> Chosen:
     keys = layout.sizes[4]
     rows = keys if kind == "keys" else layout.group_rows
     name, tiling, shared = _tiling(kind, layout, dtype, machine, rows)
-    by_warpgroups = name.startswith(WARPGROUP)
+    uses_wgmma = name.startswith(WARPGROUP)
     wanted: tuple[dict[str, int], ...] = ({},)
     if kind == "keys":
         grid = plan.plan_rows_of_keys(tiling, shared, layout.pairs, keys)
-        wanted = plan.gradients_of_keys(*layout.dims, by_warpgroups and dtype == "float32")
+        wanted = plan.gradients_of_keys(*layout.dims, uses_wgmma and dtype == "float32")
     else:
         grid = plan.plan_rows_of_queries(tiling, shared, layout.pairs, rows)
     parts = 1
     if kind == "forward":
-        parts = plan.parts_of(grid, ceil_div(keys, tiling.across), machine.processors, machine.shared)
+        parts = plan.count_parts(grid, ceil_div(keys, tiling.across), machine.processors, machine.shared)
         grid = grid._replace(blocks=(*grid.blocks[:2], parts))
-    kernels = (_kernel(name, constants_of(layout.dims, tiling, layout.switches, **more)) for more in wanted)
-    return Chosen(tuple(kernels), grid, parts, by_warpgroups)
+    kernels = (_kernel(name, compile_constants(layout.dims, tiling, layout.switches, **more)) for more in wanted)
+    return Chosen(tuple(kernels), grid, parts, uses_wgmma)
 
 
 def _tiling(kind: str, layout: Layout, dtype: str, machine: Machine, rows: int) -> tuple[str, plan.Tiling, int]:
     """The kernel, its tiling and its shared memory; a block has some of the `rows`."""
     itemsize = 4 if dtype == "float32" else 2
-    if layout.is_plain and machine.has_warpgroups:
-        found = plan.warpgroup_tiling(kind, *layout.dims, itemsize, rows)
+    if layout.is_plain and machine.has_wgmma:
+        found = plan.wgmma_tiling(kind, *layout.dims, itemsize, rows)
         if found:
             return f"{WARPGROUP}_{kind}", *found
     larger = layout.is_light and machine.capability in plan.LARGE
-    found = plan.tiling_of(kind, *layout.dims, itemsize, machine.shared, layout.group_rows, larger, layout.in_tiles)
+    found = plan.choose_tiling(kind, *layout.dims, itemsize, machine.shared, layout.group_rows, larger, layout.in_tiles)
     return f"attention_{kind}", *found
 
 
 def _halves(how: ga.Stored, problem: Problem, *chosen: Chosen) -> tuple[Any, ...]:
-    """What kernels by warpgroups take of arrays of float32, if one of these is one."""
-    if how.name != "float32" or not any(one.by_warpgroups for one in chosen):
+    """The halves of float32 arrays, if one of these kernels uses wgmma."""
+    if how.name != "float32" or not any(one.uses_wgmma for one in chosen):
         return NONE
     layout = problem.layout
-    return halves_of((problem.q, problem.k, problem.v, problem.dout), layout.strides, layout.dims, layout.sizes[2])
+    return split_halves((problem.q, problem.k, problem.v, problem.dout), layout.strides, layout.dims, layout.sizes[2])
 
 
 def _launch(chosen: Chosen, how: ga.Stored, problem: Problem, halves: tuple[Any, ...], *arguments: Any) -> None:
-    more = halves if chosen.by_warpgroups else ()
+    more = halves if chosen.uses_wgmma else ()
     for kernel in chosen.kernels:
         launch(kernel, how.name, chosen.grid, *arguments, *more, *problem.options, problem.packed(chosen.parts))
 
@@ -209,14 +209,14 @@ def _bias_gradient(problem: Problem, how: ga.Stored, machine: Machine, given: tu
     if not dbias.size:
         return dbias
     name, tiling, shared = _tiling("bias", layout, how.name, machine, layout.group_rows)
-    kernel = _kernel(name, constants_of(layout.dims, tiling, layout.switches))
+    kernel = _kernel(name, compile_constants(layout.dims, tiling, layout.switches))
     grid = plan.plan_bias(tiling, shared, bias.shape)
     launch(kernel, how.name, grid, *given, dbias, *bias.shape, *problem.options, problem.packed())
     return dbias if dbias.dtype == bias.dtype else dbias.astype(bias.dtype)
 
 
 def _sink_gradient(how: ga.Stored, lse: Any, delta: Any, sinks: Any, q: Any) -> Any:
-    given, dsinks = ga.beside(sinks, q), empty(sinks.shape, q.dtype)
+    given, dsinks = ga.contiguous_like(sinks, q), empty(sinks.shape, q.dtype)
     batch, heads, queries = lse.shape
     grid = Grid((heads, 1, 1), (BLOCK, 1, 1), 4 * BLOCK // WARP)
     launch(SINKS, how.name, grid, lse, delta, given, dsinks, batch, heads, queries)
@@ -232,5 +232,5 @@ def _float32(x: Any) -> Any:
 
 
 def _cut(x: Any, width: int) -> Any:
-    """Without the zeros that its rows were filled up with."""
+    """Without the padding of its rows."""
     return x if x.shape[-1] == width else ga.contiguous(x[..., :width])

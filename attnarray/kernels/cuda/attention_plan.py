@@ -1,7 +1,7 @@
-"""How attention on tensor cores is cut into blocks and tiles: plain arithmetic, without a GPU.
+"""Blocks and tiles of attention on tensor cores: plain arithmetic, without a GPU.
 
-A block has some warps, a warp some panels of 16 rows (of queries, or of keys), and the block goes over tiles of rows of
-the other side, of which two lie in shared memory.
+A block has some warps, a warp some panels of 16 rows (of queries, or of keys), and the block loops over tiles of rows
+of the other side, two of them in shared memory.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from attnarray.kernels.cuda.grid import MOST_BLOCKS, MOST_BLOCKS_ALONG_Y, WARP, 
 
 DIMS = (32, 64, 128, 192, 256)  # of a head, as tiles hold them
 PANEL = 16
-MASK_COLUMNS = 32  # a tile of a mask has as many, or some times that: two chunks of 16 bytes change places
+MASK_COLUMNS = 32  # a tile of a mask has a multiple of this: two chunks of 16 bytes are swizzled
 MOST_PARTS = 128
-RESIDENT = 8  # blocks of a multiprocessor, at most, that the keys are split for
+RESIDENT = 8  # maximum blocks of a multiprocessor when the keys are split
 FEW_TILES = 2  # of keys: a part has at least so many
 
 
 class Tiling(NamedTuple):
-    """Warps of a block, panels of 16 rows of a warp, and rows of the tiles that the block goes over."""
+    """Warps of a block, panels of 16 rows of a warp, and rows of the tiles that the block loops over."""
 
     warps: int
     panels: int
@@ -34,12 +34,12 @@ class Tiling(NamedTuple):
         return self.warps * self.panels * PANEL
 
     def constants(self) -> dict[str, int]:
-        """By the names that the sources know."""
+        """The compile-time constants of the sources."""
         return {name.upper(): value for name, value in self._asdict().items()}
 
 
-# What is tried, in this order, until it fits into shared memory: by the bytes of a number, then the largest dim. Plain
-# calls, and those with tiles of a bias or mask, have registers for larger tiles than others, on GPUs of data centers.
+# Tilings are tried in this order until one fits into shared memory: by the bytes of a number, then the largest dim.
+# Plain calls, and those with tiles of a bias or mask, have registers for larger tiles, on data center GPUs.
 LARGE = (80, 90)
 Tilings = dict[int, dict[int, tuple[Tiling, ...]]]
 LARGER: dict[str, Tilings] = {
@@ -74,7 +74,7 @@ SMALLER = tuple(
 )  # where these do not fit
 FEW_ROWS = (Tiling(1, 1, 64), Tiling(1, 1, 32), Tiling(1, 1, 16))  # of queries, as in decoding
 MOST_FEW_ROWS = PANEL
-# Warpgroups multiply from shared memory (sm_90a): plain calls. By the bytes of a number, then the larger dim of a head.
+# wgmma multiplies from shared memory (sm_90a): plain calls. By the bytes of a number, then the larger dim of a head.
 WARPGROUPS = {
     "forward": {2: {64: Tiling(8, 1, 128), 128: Tiling(8, 1, 128)}, 4: {64: Tiling(8, 1, 128), 128: Tiling(8, 1, 64)}},
     "queries": {2: {64: Tiling(8, 1, 64), 128: Tiling(8, 1, 64)}, 4: {64: Tiling(8, 1, 64), 128: Tiling(8, 1, 32)}},
@@ -85,14 +85,14 @@ HOPPER = 90
 
 
 def listing() -> list[dict[str, Any]]:
-    """What kernels are compiled for, as values to show: each tiling, with the dims and numbers that it is for."""
+    """The tilings that kernels are compiled for, as values to show, with their dims and number sizes."""
     rows = []
-    by_warpgroups: dict[str, Tilings] = {
+    uses_wgmma: dict[str, Tilings] = {
         kernel: {size: {dim: (tiling,) for dim, tiling in dims.items()} for size, dims in sizes.items()}
         for kernel, sizes in WARPGROUPS.items()
     }
     tables: list[tuple[str, dict[str, Tilings]]] = [
-        ("warpgroups", by_warpgroups),
+        ("warpgroups", uses_wgmma),
         ("plain", LARGER),
         ("bias or mask", LARGER_WITH_TABLES),
         ("any", ANY),
@@ -108,8 +108,8 @@ def listing() -> list[dict[str, Any]]:
 
 
 @functools.cache
-def held_dim(size: int) -> int:
-    """The numbers of a row in a tile: those of a head and zeros."""
+def tile_dim(size: int) -> int:
+    """The row length of a tile: the head dim padded with zeros."""
     for dim in DIMS:
         if size <= dim:
             return dim
@@ -117,14 +117,14 @@ def held_dim(size: int) -> int:
 
 
 def gradients_of_keys(dim: int, value_dim: int, has_halves: bool = False) -> tuple[dict[str, int], ...]:
-    """What each launch makes, gradients of keys, of values or both: each has its own where registers are few."""
+    """The gradients of each launch, of keys, of values or both: separate launches where registers are few."""
     if dim + value_dim <= (128 if has_halves else 256):
-        return ({"OF_KEYS": 1, "OF_VALUES": 1},)
-    return {"OF_KEYS": 1, "OF_VALUES": 0}, {"OF_KEYS": 0, "OF_VALUES": 1}
+        return ({"WANTS_DK": 1, "WANTS_DV": 1},)
+    return {"WANTS_DK": 1, "WANTS_DV": 0}, {"WANTS_DK": 0, "WANTS_DV": 1}
 
 
 @functools.lru_cache(maxsize=256)
-def tiling_of(
+def choose_tiling(
     kind: str,
     dim: int,
     value_dim: int,
@@ -139,10 +139,10 @@ def tiling_of(
     `dim` and `value_dim` are those of tiles; `rows` are the queries of heads that share keys. `larger` allows tiles
     that not all calls and GPUs have registers for. `in_tiles` says whether tiles of a bias and of a mask are held.
     """
-    largest = max(dim, value_dim)
+    larger_dim = max(dim, value_dim)
     large = LARGER | LARGER_WITH_TABLES if any(in_tiles) else LARGER
     tables = (large.get(kind, {}), ANY[kind]) if larger else (ANY[kind],)
-    found = (next((few for size, few in table.get(itemsize, {}).items() if largest <= size), ()) for table in tables)
+    found = (next((few for size, few in table.get(itemsize, {}).items() if larger_dim <= size), ()) for table in tables)
     tilings = tuple(itertools.chain(*found))
     if kind == "forward" and rows <= MOST_FEW_ROWS:
         tilings = (*(few for few in FEW_ROWS if few.across <= tilings[0].across), *tilings)
@@ -154,13 +154,13 @@ def tiling_of(
     raise Declined(f"head dims {dim} and {value_dim}: their tiles do not fit into {most} bytes of shared memory")
 
 
-def has_warpgroups(capability: int) -> bool:
-    """Whether kernels by warpgroups are to be used: on request, as no GPU has run them yet."""
+def has_wgmma(capability: int) -> bool:
+    """Whether wgmma kernels are to be used: on request, as no GPU has run them yet."""
     return capability == HOPPER and os.environ.get("ATTNARRAY_WARPGROUPS", "0") not in ("", "0")
 
 
-def warpgroup_tiling(kind: str, dim: int, value_dim: int, itemsize: int, rows: int) -> tuple[Tiling, int] | None:
-    """The tiling of the kernel by warpgroups, and its shared memory; None where there is none or rows are too few."""
+def wgmma_tiling(kind: str, dim: int, value_dim: int, itemsize: int, rows: int) -> tuple[Tiling, int] | None:
+    """The tiling of the wgmma kernel, and its shared memory; None where there is none or rows are too few."""
     if kind not in WARPGROUPS or not {dim, value_dim} <= set(WARPGROUP_DIMS):
         return None
     tiling = WARPGROUPS[kind][itemsize][max(dim, value_dim)]
@@ -176,7 +176,7 @@ def warpgroup_tiling(kind: str, dim: int, value_dim: int, itemsize: int, rows: i
 def shared_bytes(
     kind: str, tiling: Tiling, dim: int, value_dim: int, itemsize: int, in_tiles: tuple[bool, bool] = (False, False)
 ) -> int:
-    """Shared memory of a block: what it holds, and two tiles of what it goes over (one for the gradient of a bias)."""
+    """Shared memory of a block: what it holds, and two tiles that it loops over (one for the gradient of a bias)."""
     has_bias, has_mask = in_tiles
     keys = tiling.rows if kind == "keys" else tiling.across
     scores = tiling.rows * tiling.across * (itemsize * has_bias + (has_mask and keys % MASK_COLUMNS == 0))
@@ -188,7 +188,7 @@ def shared_bytes(
 
 
 def plan_rows_of_queries(tiling: Tiling, shared: int, pairs: int, rows: int, parts: int = 1) -> Grid:
-    """A block for each so many of the `rows` of each of the `pairs` of a batch and a head of keys, and each part."""
+    """A block for each tile of the `rows` of each of the `pairs` of a batch and a head of keys, and each part."""
     return _checked(Grid((pairs, ceil_div(rows, tiling.rows), parts), (WARP * tiling.warps, 1, 1), shared))
 
 
@@ -203,8 +203,8 @@ def plan_bias(tiling: Tiling, shared: int, shape: tuple[int, ...]) -> Grid:
     return _checked(Grid(blocks, (WARP * tiling.warps, 1, 1), shared))
 
 
-def parts_of(grid: Grid, tiles: int, multiprocessors: int, most: int) -> int:
-    """How many blocks share the `tiles` of keys of a block of queries, so that all multiprocessors have work."""
+def count_parts(grid: Grid, tiles: int, multiprocessors: int, most: int) -> int:
+    """How many blocks split the `tiles` of keys of a block of queries, so that all multiprocessors have work."""
     resident = max(1, min(RESIDENT, most // max(grid.shared, 1)))
     blocks = grid.blocks[0] * grid.blocks[1]
     if not blocks or blocks >= multiprocessors:

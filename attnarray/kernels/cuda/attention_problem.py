@@ -1,4 +1,4 @@
-"""A call of attention as its kernels take it: arrays that they can read, sizes and strides, and what to compile for."""
+"""A call of attention for the kernels: arrays that they can read, sizes and strides, and compile-time constants."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from attnarray.kernels import UNBOUNDED, Declined, note
 from attnarray.kernels.cuda import arrays as ga
-from attnarray.kernels.cuda.attention_plan import Tiling, held_dim
+from attnarray.kernels.cuda.attention_plan import Tiling, tile_dim
 from attnarray.kernels.cuda.loader import empty
 from attnarray.kernels.cuda.masked_softmax import long, table
 
@@ -20,7 +20,7 @@ MOST = 2**30  # queries, keys, and rows of queries that share keys: they are cou
 ALIGNED = 16
 LOG2E = math.log2(math.e)
 PACKED = struct.Struct("=29q9i2I3f")  # struct Problem in attention.cuh
-DOUT = slice(9, 12)  # the strides of dout among its numbers, behind those of q, k and v
+DOUT = slice(9, 12)  # the strides of dout among its numbers, after those of q, k and v
 SWITCHES = ("BIAS", "MASK", "SOFTCAP", "DROPOUT", "SIGNED")
 PLAIN = tuple(f"{name}=0" for name in SWITCHES)
 ABSENT, IN_TILES, BY_NUMBER = 0, 1, 2  # how kernels read an array over the scores
@@ -28,19 +28,19 @@ LIGHT = {(0, 0, 0, 0, 0), (IN_TILES, 0, 0, 0, 0), (0, IN_TILES, 0, 0, 0)}
 
 
 class Layout:
-    """All of a call but its arrays and its seed: made once for calls alike, and then known by itself."""
+    """All of a call but its arrays and its seed: made once for equal calls, and hashed by identity."""
 
     def __init__(self, sizes: tuple[int, ...], strides: tuple[int, ...], rules: Rules) -> None:
         self.sizes, self.strides, self._rules = sizes, strides, rules
         batch, heads, kv_heads, queries, keys, dim, width = sizes
-        self.dims = held_dim(dim), held_dim(width)  # as tiles hold them
+        self.dims = tile_dim(dim), tile_dim(width)  # as tiles hold them
         self.group_rows = heads // max(kv_heads, 1) * queries  # queries of all heads that share a head of keys
         self.pairs = batch * kv_heads  # of a batch and a head of keys
         bias, mask, has_softcap, _, is_signed = rules.switches
         self.unit = 1.0 if bias or has_softcap or is_signed else LOG2E  # shifts are scores times this
         self.in_tiles = bias == IN_TILES, mask == IN_TILES  # copied to shared memory
         self.switches = tuple(f"{name}={int(value)}" for name, value in zip(SWITCHES, rules.switches, strict=True))
-        self.is_plain = self.switches == PLAIN  # scores are products times a factor, of which a band may hide some
+        self.is_plain = self.switches == PLAIN  # scores are products times a factor, maybe with a band mask
         self.is_light = rules.switches in LIGHT  # registers are left for larger tiles
         self._packed: dict[int, bytes] = {}
         if max(keys, self.group_rows) > MOST:
@@ -59,12 +59,12 @@ class Layout:
 
 
 class Rules(NamedTuple):
-    """What of a call are numbers."""
+    """The numbers of a call."""
 
     positions: tuple[int, ...]  # left, right, offset, first key and limit of the dropout
-    hides: bool  # whether some weights are 0 by rule
-    factors: tuple[float, ...]  # scale, softcap, and by what dropout multiplies
-    switches: tuple[int, ...]  # what takes part: SWITCHES
+    hides: bool  # whether some weights may be 0: masks or dropout
+    factors: tuple[float, ...]  # scale, softcap, and the factor of dropout
+    switches: tuple[int, ...]  # the values of SWITCHES
 
 
 class Problem(NamedTuple):
@@ -83,17 +83,17 @@ class Problem(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def constants_of(dims: tuple[int, int], tiling: Tiling, switches: tuple[str, ...], **more: int) -> tuple[str, ...]:
-    """What a kernel is compiled for."""
+def compile_constants(dims: tuple[int, int], tiling: Tiling, switches: tuple[str, ...], **more: int) -> tuple[str, ...]:
+    """The compile-time constants of a kernel."""
     numbers = {"DIM": dims[0], "VALUE_DIM": dims[1], **tiling.constants(), **more}
     return (*(f"{name}={value}" for name, value in numbers.items()), *switches)
 
 
-def problem_of(q: Any, k: Any, v: Any, modifiers: Any, dout: Any = None) -> Problem:
-    """The call, with copies of what the kernels cannot read as it lies; Declined if they cannot do it."""
+def make_problem(q: Any, k: Any, v: Any, modifiers: Any, dout: Any = None) -> Problem:
+    """The call, with copies of arrays that the kernels cannot read; Declined if they do not support it."""
     if not q.shape[3] or not v.shape[3]:
         raise Declined("heads of no numbers")
-    held_dim(q.shape[3]), held_dim(v.shape[3])
+    tile_dim(q.shape[3]), tile_dim(v.shape[3])
     q, k, v = readable(q), readable(k), readable(v)
     dout = None if dout is None else readable(_same_dtype(dout, v))
     bias = None if modifiers.bias is None else _same_dtype(modifiers.bias, q)
@@ -106,8 +106,8 @@ def problem_of(q: Any, k: Any, v: Any, modifiers: Any, dout: Any = None) -> Prob
         _reading(bias, k.shape[2], "bias"), _reading(modifiers.mask, k.shape[2], "mask"),
         modifiers.kv_lengths is not None, (0 if dropout is None else 1 if keep is None else 2, p, first_key),
     )  # fmt: skip
-    lies = tuple(None if x is None else (x.shape, x.strides) for x in (q, k, v, dout))
-    layout = _layout(lies, q.itemsize, tuple(one[1:] for one in tables), rules)
+    layouts = tuple(None if x is None else (x.shape, x.strides) for x in (q, k, v, dout))
+    layout = _layout(layouts, q.itemsize, tuple(one[1:] for one in tables), rules)
     options = (
         *(one[0] for one in tables),
         None if same else long(modifiers.q_offset),
@@ -138,11 +138,11 @@ def _rules(
 
 
 @functools.lru_cache(maxsize=1024)
-def _layout(lies: Any, itemsize: int, tables: Any, rules: Rules) -> Layout:
-    """Of how q, k, v and dout lie, shape and strides each, and the strides of arrays over the scores."""
-    (batch, heads, queries, dim), (_, kv_heads, keys, _), (*_, width) = (shape for shape, _ in lies[:3])
-    of_arrays = ((0, 0, 0) if one is None else _strides(one[0], one[1], itemsize) for one in lies)
-    strides = itertools.chain(*of_arrays, *tables)
+def _layout(layouts: Any, itemsize: int, tables: Any, rules: Rules) -> Layout:
+    """From shape and strides of q, k, v and dout, and the strides of arrays over the scores."""
+    (batch, heads, queries, dim), (_, kv_heads, keys, _), (*_, width) = (shape for shape, _ in layouts[:3])
+    array_strides = ((0, 0, 0) if one is None else _strides(one[0], one[1], itemsize) for one in layouts)
+    strides = itertools.chain(*array_strides, *tables)
     return Layout((batch, heads, kv_heads, queries, keys, dim, width), tuple(strides), rules)
 
 
@@ -151,7 +151,7 @@ def _reading(x: Any, keys: int, name: str) -> int:
     if x is None:
         return ABSENT
     strides = (stride for size, stride in zip(x.shape[:3], x.strides[:3], strict=True) if size > 1)
-    is_whole = all(place % ALIGNED == 0 for place in (x.data.ptr, keys * x.itemsize, *strides))
+    is_whole = all(number % ALIGNED == 0 for number in (x.data.ptr, keys * x.itemsize, *strides))
     if is_whole and x.shape[3] == keys and x.strides[3] == x.itemsize:
         return IN_TILES
     note(f"the {name} is read number by number: its rows are no whole chunks of 16 bytes")
@@ -163,13 +163,13 @@ def _same_dtype(x: Any, like: Any) -> Any:
 
 
 def _strides(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    """Of batch, head and row, in numbers."""
+    """The strides of batch, head and row, in elements."""
     pairs = zip(shape[:3], strides[:3], strict=True)
     return tuple(0 if size == 1 else stride // itemsize for size, stride in pairs)
 
 
 def readable(x: Any) -> Any:
-    """`x` in rows of whole chunks of 16 bytes: itself where it is, else a copy, its rows filled up with zeros."""
+    """`x` in rows of whole chunks of 16 bytes; copied and padded with zeros only if needed."""
     width, itemsize = x.shape[3], x.itemsize
     if x.flags.c_contiguous and not (width * itemsize % ALIGNED or x.data.ptr % ALIGNED):
         return x
@@ -183,8 +183,8 @@ def readable(x: Any) -> Any:
     return _copy(ga.contiguous(x), whole)
 
 
-def filled_up(x: Any, width: int) -> Any:
-    """A contiguous array with rows of `width` numbers, zeros at their ends: itself where it has them."""
+def pad_rows(x: Any, width: int) -> Any:
+    """A contiguous array with rows padded with zeros to `width` numbers; copied only if needed."""
     return x if x.shape[3] == width else _copy(x, width)
 
 

@@ -13,31 +13,31 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-FORMAT = "1"  # counts up when entries are written in another way
+FORMAT = "1"  # increased when the format of entries changes
 SOURCES = Path(__file__).parent / "sources"
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]+"([^"]+)"', re.M)
 
 
-def source_of(name: str) -> str:
+def source_text(name: str) -> str:
     """The text of a file in sources/."""
     return (SOURCES / name).read_text(encoding="utf-8")
 
 
 @functools.cache
-def headers_of(name: str) -> Mapping[str, str]:
-    """All that a source includes, directly or not, of the files beside it: name -> text."""
+def included_headers(name: str) -> Mapping[str, str]:
+    """All files of sources/ that a source includes, directly or not: name -> text."""
     found: dict[str, str] = {}
-    waiting = INCLUDE.findall(source_of(name))
+    waiting = INCLUDE.findall(source_text(name))
     while waiting:
         header = waiting.pop()
         if header not in found and (SOURCES / header).exists():  # the others are for emulation
-            found[header] = source_of(header)
+            found[header] = source_text(header)
             waiting += INCLUDE.findall(found[header])
     return dict(sorted(found.items()))
 
 
 def key(source: str, headers: Mapping[str, str], options: Sequence[str], architecture: str, version: object) -> str:
-    """The name of an entry: equal only where everything that decides the machine code is."""
+    """The name of an entry: equal only if everything that the machine code depends on is."""
     parts = [FORMAT, source, *(text for pair in headers.items() for text in pair), *options, architecture, str(version)]
     digest = hashlib.sha256()
     for part in parts:
@@ -55,15 +55,15 @@ def folder() -> Path:
 
 
 @functools.cache
-def _of_this_process() -> Path:
-    """Where entries go if no folder can be written: one that goes with the process."""
+def _process_folder() -> Path:
+    """The folder of entries if the cache cannot be written: a temporary one, removed at exit."""
     path = Path(tempfile.mkdtemp(prefix="attnarray-cuda-"))
     atexit.register(shutil.rmtree, path, ignore_errors=True)
     return path
 
 
 def entry(name: str, make: Callable[[], bytes]) -> Path:
-    """The file of an entry, made if there is none or if it is not what was written."""
+    """The file of an entry, made if there is none or if it is damaged."""
     file = f"{name}.cubin"
     kept = _folder_or_none()
     if kept is not None and _is_whole(kept / file):
@@ -73,26 +73,26 @@ def entry(name: str, make: Callable[[], bytes]) -> Path:
         with contextlib.suppress(OSError):
             write(kept / file, image)
             return kept / file
-    write(_of_this_process() / file, image)
-    return _of_this_process() / file
+    write(_process_folder() / file, image)
+    return _process_folder() / file
 
 
 def forget(path: Path) -> None:
     """Drop an entry that cannot be loaded."""
-    for file in (path, _digest_of(path)):
+    for file in (path, _digest_path(path)):
         with contextlib.suppress(OSError):
             file.unlink()
 
 
 def write(path: Path, image: bytes) -> None:
-    """Write an entry so that no other process ever sees a part of it: the digest last, each file by renaming."""
+    """Write an entry so that no other process ever reads a part of it: the digest last, each file by renaming."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for place, content in ((path, image), (_digest_of(path), hashlib.sha256(image).hexdigest().encode())):
+    for target, content in ((path, image), (_digest_path(path), hashlib.sha256(image).hexdigest().encode())):
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
-            os.replace(temporary, place)
+            os.replace(temporary, target)
         except OSError:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
@@ -101,12 +101,12 @@ def write(path: Path, image: bytes) -> None:
 
 def _is_whole(path: Path) -> bool:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest() == _digest_of(path).read_text()
+        return hashlib.sha256(path.read_bytes()).hexdigest() == _digest_path(path).read_text()
     except (OSError, UnicodeDecodeError):
         return False
 
 
-def _digest_of(path: Path) -> Path:
+def _digest_path(path: Path) -> Path:
     return path.with_suffix(".sha256")
 
 

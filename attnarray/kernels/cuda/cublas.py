@@ -1,6 +1,6 @@
 """Batched matrix products by cuBLAS through CuPy's handle: 16-bit numbers with sums in float32.
 
-Beside `loader.py` the one file that knows CuPy.
+With `loader.py` the only file that imports CuPy.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ ONE, ZERO = np.ones(1, np.float32), np.zeros(1, np.float32)
 
 
 class Matrices(NamedTuple):
-    """Matrices in rows: `apart` numbers from one row to the next, `each` from one matrix to the next.
+    """Matrices in rows: the stride between rows is `apart`, between matrices `each`, in elements.
 
-    `transposed` where it is the columns that lie so.
+    If `transposed`, `apart` is the stride between columns.
     """
 
     array: Any

@@ -1,6 +1,6 @@
-"""How many blocks and threads a kernel gets, and how much shared memory: plain arithmetic, without a GPU.
+"""Blocks, threads and shared memory of a launch: plain arithmetic, without a GPU.
 
-`plan` functions beside the kernels make these of shapes alone.
+`plan` functions of the kernels compute these from shapes alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MOST_BLOCKS_ALONG_Y = 65535
 HELD_BYTES = 32  # of the numbers of a row that a thread holds in registers, as computed; COUNT in sources/rows.cuh
 CHUNK_BYTES = 16  # that are read and written at once
 REDUCED = 4 * WARP  # numbers in shared memory for sums over several warps
-BLOCK = 256  # threads of a block that is free to choose
+BLOCK = 256  # threads of a block by default
 
 
 class Grid(NamedTuple):
@@ -56,7 +56,7 @@ def plan_rows(rows: int, width: int, itemsize: int, most: int = MOST_THREADS) ->
 
 
 def plan_held(rows: int, row_bytes: int, thread_bytes: int, most: int, itemsize: int) -> Grid:
-    """Rows of which a thread holds `thread_bytes`: as few warps to each as can, four rows to a block where one does."""
+    """Rows of which a thread holds `thread_bytes`: as few warps as hold a row, and four rows to a block of one warp."""
     across = WARP
     while across < most and across * thread_bytes < row_bytes:
         across *= 2

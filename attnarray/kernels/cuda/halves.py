@@ -1,4 +1,4 @@
-"""Arrays of float32 as two float16 for each number, for products by warpgroups. Source: halves.cu."""
+"""Arrays of float32 as two float16 for each number, for wgmma products. Source: halves.cu."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 from attnarray.kernels.cuda.grid import BLOCK, WARP, Grid, ceil_div
 from attnarray.kernels.cuda.loader import Kernel, empty, launch
 
-LARGEST = Kernel("halves.cu", "largest_of_heads", "p" + "iii" + "p" + "iiii")
+MAXIMA = Kernel("halves.cu", "head_maxima", "p" + "iii" + "p" + "iiii")
 SPLIT = Kernel("halves.cu", "split_heads", "p" + "iii" + "pi" + "p" + "pi" + "iiiii")
 MOST_PARTS = 64
-CHUNKS = 8 * BLOCK  # of four numbers, that a block goes over at least
+CHUNKS = 8 * BLOCK  # of four numbers, at least, for each block
 NONE = (None,) * 5
 
 
@@ -22,10 +22,10 @@ def plan(pairs: int, rows: int, width: int, group: int) -> Grid:
     return Grid((pairs, parts, 1), (BLOCK, 1, 1), 4 * BLOCK // WARP)
 
 
-def halves_of(
+def split_halves(
     arrays: tuple[Any, ...], strides: tuple[int, ...], dims: tuple[int, int], kv_heads: int
 ) -> tuple[Any, ...]:
-    """The halves of q, k, v and, if it is not None, dout, rows filled up to `dims`; and what heads were divided by."""
+    """The halves of q, k, v and, if it is not None, dout, rows padded to `dims`; and the divisors of heads."""
     pairs = arrays[0].shape[0] * kv_heads
     units = empty((len(arrays), pairs), np.float32)
     halves = []
@@ -41,11 +41,11 @@ def _split(x: Any, strides: tuple[int, ...], filled: int, kv_heads: int, number:
     pairs, group = batch * kv_heads, heads // kv_heads
     halves = empty((batch, heads, rows, filled), np.float32)  # as many bytes
     grid = plan(pairs, rows, width, group)
-    largest = empty(grid.blocks[:2], np.float32)
-    launch(LARGEST, "float32", grid, x, *strides, largest, kv_heads, group, rows, width)
+    maxima = empty(grid.blocks[:2], np.float32)
+    launch(MAXIMA, "float32", grid, x, *strides, maxima, kv_heads, group, rows, width)
     parts = grid.blocks[1]
     launch(
-        SPLIT, "float32", grid._replace(shared=0), x, *strides, largest, parts, halves, units, number * pairs,
+        SPLIT, "float32", grid._replace(shared=0), x, *strides, maxima, parts, halves, units, number * pairs,
         kv_heads, group, rows, width, filled,
     )  # fmt: skip
     return halves

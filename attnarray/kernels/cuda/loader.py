@@ -1,4 +1,4 @@
-"""From a CUDA source to a launch: compiled by NVRTC, kept on disk, loaded by CuPy. All that is known of CuPy is here.
+"""From a CUDA source to a launch: compiled by NVRTC, cached on disk, loaded by CuPy. Calls of CuPy are here.
 
 A launch goes to CuPy's current stream and to the device of its arrays.
 """
@@ -25,12 +25,12 @@ from attnarray.kernels.cuda import cache, nvrtc
 from attnarray.kernels.cuda.grid import Grid
 
 OLDEST = 80  # compute capability 8.0: asynchronous copies and bfloat16
-LARGE_SHARED = 48 * 1024  # a kernel that wants more bytes of shared memory must say so
+LARGE_SHARED = 48 * 1024  # more bytes of shared memory must be requested by an attribute of the kernel
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 STORED = {"float64": "double", "float32": "float", "float16": "float16", "bfloat16": "bfloat16"}
 OPTIONS = ("-std=c++17", "-default-device", "--ptxas-options=-v")
 
-WARPGROUP = "warpgroup"  # sources whose names start so ask for instructions of their very architecture: sm_90a
+WARPGROUP = "warpgroup"  # sources with this prefix need architecture-specific instructions: sm_90a
 
 _lock = threading.Lock()
 
@@ -38,8 +38,8 @@ _lock = threading.Lock()
 class Kernel(NamedTuple):
     """A kernel by its source file, its name and the types of its parameters, one letter each.
 
-    p an array or None, i int64, w uint32, r a number in the dtype that sums are kept in, s the bytes of a struct, of
-    which there are `struct_bytes`. The source is compiled for the `constants`, "NAME=1" each.
+    p an array or None, i int64, w uint32, r a number in the dtype of sums, s a struct of `struct_bytes` bytes.
+    The source is compiled for the `constants`, "NAME=1" each.
     """
 
     source: str
@@ -64,7 +64,7 @@ def unavailable() -> str:
     try:
         if library.cuda.runtime.getDeviceCount() < 1:
             return "no CUDA device was found"
-        capability = capability_of(library.cuda.Device().id)
+        capability = compute_capability(library.cuda.Device().id)
     except library.cuda.runtime.CUDARuntimeError as error:
         return f"no GPU can be used ({error})"
     if capability < OLDEST:
@@ -74,7 +74,7 @@ def unavailable() -> str:
 
 def _compiler() -> nvrtc.Nvrtc | None:
     if nvrtc.find() is None:
-        try:  # CuPy knows more places; once it has loaded the library, its bare name is enough
+        try:  # CuPy searches more folders; once it has loaded the library, its bare name is enough
             importlib.import_module("cupy_backends.cuda.libs.nvrtc").getVersion()
         except Exception:
             return None
@@ -83,7 +83,7 @@ def _compiler() -> nvrtc.Nvrtc | None:
 
 
 @functools.cache
-def capability_of(device: int) -> int:
+def compute_capability(device: int) -> int:
     """90 for compute capability 9.0."""
     return int(cupy().cuda.Device(device).compute_capability)
 
@@ -99,23 +99,25 @@ def multiprocessors(device: int) -> int:
     return int(cupy().cuda.Device(device).attributes["MultiProcessorCount"])
 
 
-def options_of(dtype: str, constants: tuple[str, ...] = ()) -> tuple[str, ...]:
+def compiler_options(dtype: str, constants: tuple[str, ...] = ()) -> tuple[str, ...]:
     """The compiler's options for arrays of a dtype."""
     return (*OPTIONS, f"-DStored={STORED[dtype]}", *(f"-D{constant}" for constant in constants))
 
 
 def compile_for(source: str, dtype: str, architecture: str, constants: tuple[str, ...] = ()) -> nvrtc.Compiled:
-    """Compile a file of sources/, anew."""
-    options = options_of(dtype, constants)
+    """Compile a file of sources/."""
+    options = compiler_options(dtype, constants)
     compiling(source, True)
-    return nvrtc.compile_source(cache.source_of(source), source, cache.headers_of(source), options, architecture)
+    return nvrtc.compile_source(
+        cache.source_text(source), source, cache.included_headers(source), options, architecture
+    )
 
 
 def compiled(source: str, dtype: str, architecture: str, constants: tuple[str, ...] = ()) -> Path:
     """The file with the machine code of a source, from the cache if it is there."""
     found = _compiler()
-    version, options = found.version if found else None, options_of(dtype, constants)
-    name = cache.key(cache.source_of(source), cache.headers_of(source), options, architecture, version)
+    version, options = found.version if found else None, compiler_options(dtype, constants)
+    name = cache.key(cache.source_text(source), cache.included_headers(source), options, architecture, version)
     return cache.entry(name, lambda: compile_for(source, dtype, architecture, constants).image)
 
 
@@ -133,13 +135,13 @@ def _function(kernel: Kernel, dtype: str, device: int) -> Function:
 
 def _image(source: str, dtype: str, device: int, constants: tuple[str, ...]) -> Path:
     found = _compiler()
-    target = nvrtc.target(capability_of(device), found.architectures if found else ())
+    target = nvrtc.target(compute_capability(device), found.architectures if found else ())
     return compiled(source, dtype, target + "a" * source.startswith(WARPGROUP), constants)
 
 
 @functools.cache
 def _broken(source: str, dtype: str, device: int, constants: tuple[str, ...]) -> str:
-    """Why a source cannot be used on a device, said once as a warning too; empty if it can."""
+    """Why a source cannot be used on a device, with one warning; empty if it can."""
     try:
         with cupy().cuda.Device(device):
             _load(source, dtype, device, constants)
@@ -154,7 +156,7 @@ def _broken(source: str, dtype: str, device: int, constants: tuple[str, ...]) ->
 
 
 def _load(source: str, dtype: str, device: int, constants: tuple[str, ...]) -> None:
-    """Load an image; a kept one that the driver refuses is compiled anew."""
+    """Load an image; a cached one that the driver refuses is compiled again."""
     path = _image(source, dtype, device, constants)
     try:
         cupy().RawModule(path=str(path)).module  # noqa: B018 - the property loads it
@@ -176,16 +178,16 @@ def launch(kernel: Kernel, dtype: str, grid: Grid, *arguments: Any) -> None:
         If the arrays are on different devices.
     """
     values, device = list(arguments), -1
-    for place in _array_places(kernel.parameters):
-        array = values[place]
+    for index in _array_indices(kernel.parameters):
+        array = values[index]
         if array is None:
-            values[place] = 0
+            values[index] = 0
             continue
         memory = array.data
-        values[place] = memory.ptr
+        values[index] = memory.ptr
         if device != memory.device_id:
             if device >= 0:
-                raise _different_devices(kernel.name, map(arguments.__getitem__, _array_places(kernel.parameters)))
+                raise _different_devices(kernel.name, map(arguments.__getitem__, _array_indices(kernel.parameters)))
             device = memory.device_id
     if device < 0:
         raise ValueError(f"{kernel.name}: no array was given, expected at least one.")
@@ -201,8 +203,8 @@ def launch(kernel: Kernel, dtype: str, grid: Grid, *arguments: Any) -> None:
 
 
 @functools.cache
-def _array_places(parameters: str) -> tuple[int, ...]:
-    return tuple(place for place, letter in enumerate(parameters) if letter == "p")
+def _array_indices(parameters: str) -> tuple[int, ...]:
+    return tuple(index for index, letter in enumerate(parameters) if letter == "p")
 
 
 def same_device(name: str, *arrays: Any) -> int:
@@ -229,7 +231,7 @@ class Function:
         self._shared = LARGE_SHARED
         self._layout = struct.Struct("=" + "".join(formats[letter] for letter in kernel.parameters))
         sizes = [struct.calcsize(f"={formats[letter]}") for letter in kernel.parameters]
-        self._places = list(itertools.accumulate(sizes[:-1], initial=0))
+        self._offsets = list(itertools.accumulate(sizes[:-1], initial=0))
 
     def run(self, library: Any, grid: Grid, values: list[Any]) -> None:
         """Launch it on the current stream of the current device; `values` holds addresses in place of arrays."""
@@ -248,21 +250,21 @@ class Function:
     def _new_buffer(self) -> _Buffer:
         values = ctypes.create_string_buffer(self._layout.size)
         start = ctypes.addressof(values)
-        places = (ctypes.c_void_p * len(self._places))(*(start + place for place in self._places))
-        buffer = _threads().buffers[self] = _Buffer(values, places, ctypes.addressof(places))
+        pointers = (ctypes.c_void_p * len(self._offsets))(*(start + index for index in self._offsets))
+        buffer = _threads().buffers[self] = _Buffer(values, pointers, ctypes.addressof(pointers))
         return buffer
 
 
 class _Buffer(NamedTuple):
-    """The bytes of each argument of a kernel, their places, and where the places are. The driver copies them."""
+    """The bytes of the arguments of a kernel, pointers to them, and the address of these. The driver copies them."""
 
     values: Any
-    places: Any
+    pointers: Any
     address: int
 
 
 class _Thread(threading.local):
-    """What a thread that launches kernels has to itself."""
+    """The buffers of a thread that launches kernels."""
 
     def __init__(self) -> None:
         cupy().cuda.runtime.free(0)  # a thread has no CUDA context before it has called the runtime

@@ -1,4 +1,4 @@
-"""One step of an LSTM behind its matrix products. Reference: ops/lstm_cell.py; source: lstm_cell.cu."""
+"""One step of an LSTM after its matrix products. Reference: ops/lstm_cell.py; source: lstm_cell.cu."""
 
 from __future__ import annotations
 
@@ -44,4 +44,4 @@ def plan_cells(count: int) -> Grid:
 
 def _filled(array: Any, like: Any) -> Any:
     whole = array if array.shape == like.shape else cupy().broadcast_to(array, like.shape)
-    return ga.beside(whole, like)
+    return ga.contiguous_like(whole, like)

@@ -22,7 +22,7 @@ def masked_softmax(scores: Any, modifiers: Any) -> tuple[Any, Any]:
     """See the reference. Overwrites `scores` with the weights where its layout allows."""
     how, rows = ga.stored(scores, wide_only=True), ga.contiguous(scores)
     count, lse = math.prod(scores.shape[:3]), empty(scores.shape[:3], scores.dtype)
-    sinks = None if modifiers.sinks is None else ga.beside(modifiers.sinks, scores)
+    sinks = None if modifiers.sinks is None else ga.contiguous_like(modifiers.sinks, scores)
     grid = plan_rows(count, scores.shape[3], how.itemsize)
     launch(FORWARD, how.name, grid, rows, lse, sinks, count, *_rules(scores, modifiers))
     return rows, lse
@@ -30,12 +30,12 @@ def masked_softmax(scores: Any, modifiers: Any) -> tuple[Any, Any]:
 
 def masked_softmax_backward(scores: Any, dweights: Any, lse: Any, delta: Any, modifiers: Any) -> tuple[Any, Any, Any]:
     """See the reference. Overwrites `scores` with the weights and `dweights` with the gradient of the scores."""
-    how, rows, drows = ga.stored(scores, wide_only=True), ga.contiguous(scores), ga.beside(dweights, scores)
+    how, rows, drows = ga.stored(scores, wide_only=True), ga.contiguous(scores), ga.contiguous_like(dweights, scores)
     count, dmodified = (
         math.prod(scores.shape[:3]),
         None if modifiers.bias is None else empty(scores.shape, scores.dtype),
     )
-    per_row = ga.beside(lse, scores), ga.beside(delta, scores)
+    per_row = ga.contiguous_like(lse, scores), ga.contiguous_like(delta, scores)
     grid = plan_rows(count, scores.shape[3], how.itemsize)
     launch(BACKWARD, how.name, grid, rows, drows, *per_row, dmodified, count, *_rules(scores, modifiers))
     return rows, drows, dmodified
@@ -48,7 +48,7 @@ def warmup(dtype: str) -> None:
 
 
 def _rules(dots: Any, modifiers: Any) -> tuple[Any, ...]:
-    """The modifiers as the kernels take it."""
+    """The modifiers as arguments of the kernels."""
     _, heads, queries, keys = dots.shape
     bias = (
         modifiers.bias

@@ -1,6 +1,6 @@
 """NVIDIA's runtime compiler: found on this machine, and called without a GPU or a driver.
 
-It is looked for in the wheels of NVIDIA beside NumPy, in CUDA_PATH and CUDA_HOME, and where the system itself looks.
+It is searched for in NVIDIA's wheels, in CUDA_PATH and CUDA_HOME, and in the library path of the system.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class CompileError(RuntimeError):
 
 
 class Compiled(NamedTuple):
-    """Machine code for one architecture, and what the compiler and the assembler said."""
+    """Machine code for one architecture, and the log of compiler and assembler."""
 
     image: bytes
     log: str
@@ -39,8 +39,8 @@ class Nvrtc(NamedTuple):
 
 
 def _folders() -> Iterator[Path]:
-    for place in sys.path:
-        wheels = Path(place) / "nvidia"
+    for folder in sys.path:
+        wheels = Path(folder) / "nvidia"
         yield from (wheels / "cu13" / "lib", wheels / "cuda_nvrtc" / "lib")
     for variable in ("CUDA_PATH", "CUDA_HOME"):
         if os.environ.get(variable):
@@ -83,7 +83,7 @@ def _architectures(functions: Any) -> tuple[int, ...]:
 
 
 def target(capability: int, architectures: Sequence[int]) -> str:
-    """What to compile for on a device of this compute capability (90 is 9.0).
+    """The architecture to compile for on a device of this compute capability (90 is 9.0).
 
     Machine code of its own architecture, or of the newest older one of its generation, which it can run; else portable
     code (`compute_...`) that the driver compiles.
@@ -133,9 +133,9 @@ def _strings(texts: Sequence[bytes]) -> Any:
     return (ctypes.c_char_p * len(texts))(*texts)
 
 
-def _read(size_of: Any, read: Any, program: Any) -> bytes:
+def _read(get_size: Any, read: Any, program: Any) -> bytes:
     size = ctypes.c_size_t()
-    _check(size_of(program, ctypes.byref(size)))
+    _check(get_size(program, ctypes.byref(size)))
     buffer = ctypes.create_string_buffer(size.value)
     _check(read(program, buffer))
     return buffer.raw
@@ -147,7 +147,7 @@ def _check(code: int) -> None:
 
 
 class Usage(NamedTuple):
-    """What a kernel takes of a multiprocessor, from the assembler's log: registers of a thread, spilled bytes."""
+    """The resources of a kernel, from the assembler's log: registers of a thread, spilled bytes, stack."""
 
     registers: int
     spilled: int
@@ -155,7 +155,7 @@ class Usage(NamedTuple):
 
 
 def usage(log: str) -> dict[str, Usage]:
-    """Kernel -> what it takes, from the log of a compilation with --ptxas-options=-v."""
+    """Kernel -> resources, from the log of a compilation with --ptxas-options=-v."""
     found = {}
     for name, rest in re.findall(r"Compiling entry function '(\w+)'(.*?)(?=Compiling entry function|\Z)", log, re.S):
         stack, stores, loads = (

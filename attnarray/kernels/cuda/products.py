@@ -41,21 +41,21 @@ def warmup(dtype: str) -> None:
 
 
 def rounded(x: Any, dtype: Any) -> Any:
-    """`x` in a 16-bit dtype. What was float32 keeps its order of rows and columns."""
+    """`x` in a 16-bit dtype. A float32 array keeps its order of rows and columns."""
     if x.dtype == dtype:
         return x
     if x.dtype.name != "float32":
         raise Declined(f"dtype {x.dtype.name} times {dtype.name}")
-    turned = not x.flags.c_contiguous and x.mT.flags.c_contiguous
-    source = x.mT if turned else ga.contiguous(x)
+    transposed = not x.flags.c_contiguous and x.mT.flags.c_contiguous
+    source = x.mT if transposed else ga.contiguous(x)
     out = empty(source.shape, dtype)
     grid = Grid((ceil_div(source.size, BLOCK * EACH), 1, 1), (BLOCK, 1, 1))
     launch(ROUNDED, ga.stored(out).name, grid, source, out, source.size)
-    return out.mT if turned else out
+    return out.mT if transposed else out
 
 
 def matrices(x: Any) -> Matrices:
-    """How the matrices of x (..., M, N) lie in memory; copied where neither rows nor columns are contiguous."""
+    """The memory layout of the matrices of x (..., M, N); copied where neither rows nor columns are contiguous."""
     found = _layout(x.shape, [stride // x.itemsize for stride in x.strides])
     if found is None:
         x = ga.contiguous(x)
@@ -64,7 +64,7 @@ def matrices(x: Any) -> Matrices:
 
 
 def _layout(shape: tuple[int, ...], strides: list[int]) -> tuple[bool, int, int] | None:
-    """Whether it is columns that are contiguous, and how far they and the matrices are apart; None if neither are."""
+    """Whether columns are contiguous instead of rows, and the strides of these and of matrices; None if neither are."""
     several = [(size, stride) for size, stride in zip(shape[:-2], strides[:-2], strict=True) if size > 1]
     if any(stride != size * below for (_, stride), (size, below) in itertools.pairwise(several)):
         return None

@@ -1,4 +1,4 @@
-"""Kernels along rows come in two: one for any rows, and one for aligned rows that their threads hold as a whole."""
+"""Kernels along rows come in pairs: one for any rows, and one for aligned rows that threads hold in registers."""
 
 from __future__ import annotations
 
@@ -25,15 +25,14 @@ ONE, TWO, SUMS = {2: 4, 4: 8, 8: 4}, {2: 2, 4: 2, 8: 2}, {2: 2, 4: 4, 8: 4}
 
 WIDE = 1024  # threads of a wide row: WIDE in rows.cuh
 
-LONG = (
-    16384  # numbers of a row beyond which few rows at a time leave each in the level-2 cache for the next pass over it
-)
+# Numbers of a row beyond which few rows at a time keep each in the level-2 cache for the next pass over it.
+LONG = 16384
 
 
 class RowKernel(NamedTuple):
     """Both kernels of a function; of the second: the chunks of a row that a thread holds, the most threads of a row.
 
-    With `spans`, rows may be longer than what these hold. The first kernel takes as many threads for LONG rows.
+    With `spans`, rows may be longer than these hold. The first kernel uses as many threads for LONG rows.
     """
 
     any: Kernel
@@ -66,7 +65,7 @@ def are_aligned(arrays: Iterable[Any]) -> bool:
 
 
 def launch_rows(kernel: RowKernel, how: Stored, count: int, width: int, *arguments: Any) -> None:
-    """Launch a kernel whose parameters end by `count` and `width`, those of the rows."""
+    """Launch a kernel whose parameters end with `count` and `width` of the rows."""
     arrays = (value for letter, value in zip(kernel.any.parameters, arguments, strict=False) if letter == "p")
     if are_held(kernel, how, width, arrays):
         launch(kernel.held, how.name, held_grid(kernel, how, count, width), *arguments, count, width)
@@ -92,7 +91,7 @@ def wide_grid(how: Stored, width: int, arrays: Iterable[Any], copied: int) -> Gr
 
 
 def with_copies(grid: Grid, itemsize: int, chunks: int) -> Grid:
-    """Room for the chunks that each thread of a held kernel copies ahead."""
+    """Shared memory for the chunks that each thread of a held kernel prefetches."""
     across, together, _ = grid.threads
     return grid._replace(shared=REDUCED * itemsize + chunks * CHUNK_BYTES * across * together)
 
@@ -100,8 +99,8 @@ def with_copies(grid: Grid, itemsize: int, chunks: int) -> Grid:
 def few_blocks(grid: Grid, at_once: int, processors: int) -> Grid:
     """Not more blocks than run at once, `at_once` threads on a multiprocessor, with equal shares of the rows."""
     across, together, _ = grid.threads
-    turns = ceil_div(grid.blocks[0], processors * max(at_once // (across * together), 1))
-    return grid._replace(blocks=(ceil_div(grid.blocks[0], max(turns, 1)), 1, 1))
+    rounds = ceil_div(grid.blocks[0], processors * max(at_once // (across * together), 1))
+    return grid._replace(blocks=(ceil_div(grid.blocks[0], max(rounds, 1)), 1, 1))
 
 
 def load(kernels: tuple[RowKernel, ...], dtype: str) -> None:

@@ -1,6 +1,7 @@
 """Softmax over segments, their sums, and the gradient of an embedding, which is one. Source: segments.cu.
 
-References: ops/segments.py and ops/embedding.py. CuPy sorts the entries, so a sum has one owner: same bits each time.
+References: ops/segments.py and ops/embedding.py. CuPy sorts the entries, so each sum has one block: the same bits each
+time.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def segment_softmax_backward(dout: Any, out: Any, segments: Any, count: int) -> 
     """See the reference."""
     how, (batches, entries, columns) = ga.stored(out), _sizes(out)
     order, starts = sorted_by(segments, count)
-    dx, given = empty(out.shape, out.dtype), (ga.beside(dout, out), ga.contiguous(out))
+    dx, given = empty(out.shape, out.dtype), (ga.contiguous_like(dout, out), ga.contiguous(out))
     grid = plan_softmax(batches, count, columns)
     launch(BACKWARD, how.name, grid, *given, order, starts, dx, batches, count, entries, columns)
     return dx

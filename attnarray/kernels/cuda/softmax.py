@@ -55,7 +55,7 @@ def _normalized(kernel: RowKernel, x: Any, mask: Any, axis: int) -> Any:
     rows = ga.rows_along(x, axis)
     out, count, width = empty(rows.shape, x.dtype), ga.row_count(rows.shape), rows.shape[-1]
     table, apart = (None, 0) if mask is None else _mask_rows(mask, x.shape, axis)
-    # In 16 bits so long a row takes longer to work on than to read.
+    # In 16 bits such a long row is limited by arithmetic, not by memory bandwidth.
     long = how.stored_itemsize == 2 and width > LONG and mask is None
     wide = wide_grid(how, width, (rows, out), 1) if long else None
     if wide:
@@ -67,7 +67,7 @@ def _normalized(kernel: RowKernel, x: Any, mask: Any, axis: int) -> Any:
 
 def _differentiated(kernel: RowKernel, dout: Any, y: Any, axis: int) -> Any:
     how = ga.stored(y)
-    rows, drows = ga.rows_along(y, axis), ga.rows_along(ga.beside(dout, y), axis)
+    rows, drows = ga.rows_along(y, axis), ga.rows_along(ga.contiguous_like(dout, y), axis)
     dx, count, width = empty(rows.shape, y.dtype), ga.row_count(rows.shape), rows.shape[-1]
     arrays, wide = (drows, rows, dx), None
     if not are_held(kernel, how, width, arrays) and width * how.itemsize > HELD_BYTES * MOST_THREADS:
@@ -85,9 +85,9 @@ def _launch_wide(kernel: RowKernel, how: ga.Stored, grid: Grid, count: int, widt
 
 
 def _mask_rows(mask: Any, shape: tuple[int, ...], axis: int) -> tuple[Any, int]:
-    """The rows of a mask, and how far they lie apart: 0 for one that all rows of x share."""
+    """The rows of a mask, and the stride between them: 0 for one that all rows of x share."""
     full = mask.reshape((1,) * (len(shape) - mask.ndim) + tuple(mask.shape))
-    others = [size for place, size in enumerate(full.shape) if place != axis]
+    others = [size for index, size in enumerate(full.shape) if index != axis]
     if math.prod(others) == 1:
         return ga.flags(full.reshape(full.shape[axis]), (shape[axis],)), 0
     return ga.rows_along(cupy().broadcast_to(full, shape), axis), shape[axis]

@@ -9,7 +9,7 @@ import pytest
 from attnarray.kernels import Declined
 from attnarray.kernels.cuda import attention_plan as plan
 from attnarray.kernels.cuda import loader, nvrtc
-from attnarray.kernels.cuda.attention_problem import IN_TILES, LIGHT, SWITCHES, constants_of
+from attnarray.kernels.cuda.attention_problem import IN_TILES, LIGHT, SWITCHES, compile_constants
 from tests.support.tiers import first
 
 # Shared memory of a block: of data centers' GPUs from 8.0 and from 9.0 on, and of all others.
@@ -54,11 +54,11 @@ def usage(kind: str, dim: int, dtype: str, architecture: str, switches: str = ""
     }
     larger = tuple(given.values()) in LIGHT and architecture in ("sm_80", "sm_90", "sm_90a")
     in_tiles = given["BIAS"] == IN_TILES, given["MASK"] == IN_TILES
-    tiling, _ = plan.tiling_of(kind, dim, dim, itemsize, MOST_SHARED[architecture], MANY_ROWS, larger, in_tiles)
+    tiling, _ = plan.choose_tiling(kind, dim, dim, itemsize, MOST_SHARED[architecture], MANY_ROWS, larger, in_tiles)
     listed = tuple(f"{name}={value}" for name, value in given.items())
     found = []
     for more in plan.gradients_of_keys(dim, dim) if kind == "keys" else ({},):
-        constants = constants_of((dim, dim), tiling, listed, **more)
+        constants = compile_constants((dim, dim), tiling, listed, **more)
         log = loader.compile_for(f"attention_{kind}.cu", dtype, architecture, constants).log
         found.append(nvrtc.usage(log)[f"attention_{kind}"])
     return found
@@ -83,7 +83,7 @@ def test_calls_with_options_keep_to_registers(kind: str, dim: int, dtype: str, s
 def test_every_head_dim_has_a_tiling_that_fits(kind: str, most: int) -> None:
     of_calls = (2, 4), (True, False), (1, MANY_ROWS), itertools.product((True, False), repeat=2)
     for dim, value_dim, itemsize, larger, rows, in_tiles in itertools.product(plan.DIMS, plan.DIMS, *of_calls):
-        tiling, shared = plan.tiling_of(kind, dim, value_dim, itemsize, most, rows, larger, in_tiles)
+        tiling, shared = plan.choose_tiling(kind, dim, value_dim, itemsize, most, rows, larger, in_tiles)
         assert shared == plan.shared_bytes(kind, tiling, dim, value_dim, itemsize, in_tiles) <= most
         assert tiling.across % 16 == 0
         assert tiling.warps <= 8
@@ -91,20 +91,20 @@ def test_every_head_dim_has_a_tiling_that_fits(kind: str, most: int) -> None:
 
 def test_larger_heads_are_declined_with_the_reason() -> None:
     with pytest.raises(Declined, match="head dim 257: at most 256"):
-        plan.held_dim(257)
+        plan.tile_dim(257)
     with pytest.raises(Declined, match="do not fit into 1000 bytes of shared memory"):
-        plan.tiling_of("forward", 64, 64, 2, 1000, MANY_ROWS, True)
+        plan.choose_tiling("forward", 64, 64, 2, 1000, MANY_ROWS, True)
 
 
 def test_blocks_and_parts() -> None:
-    tiling, shared = plan.tiling_of("forward", 128, 128, 2, MOST_SHARED["sm_90"], 8, True)
+    tiling, shared = plan.choose_tiling("forward", 128, 128, 2, MOST_SHARED["sm_90"], 8, True)
     grid = plan.plan_rows_of_queries(tiling, shared, pairs=8, rows=8)
     assert grid.blocks == (8, 1, 1)
     assert grid.threads == (32, 1, 1)
-    parts = plan.parts_of(grid, tiles=128, multiprocessors=132, most=MOST_SHARED["sm_90"])
+    parts = plan.count_parts(grid, tiles=128, multiprocessors=132, most=MOST_SHARED["sm_90"])
     assert 8 * parts <= 132 * plan.RESIDENT
     assert 32 <= parts <= 64  # about as many blocks as find room at a time, each with some tiles
-    assert plan.parts_of(grid, tiles=1, multiprocessors=132, most=MOST_SHARED["sm_90"]) == 1
-    assert plan.parts_of(grid._replace(blocks=(132, 1, 1)), 128, 132, MOST_SHARED["sm_90"]) == 1
+    assert plan.count_parts(grid, tiles=1, multiprocessors=132, most=MOST_SHARED["sm_90"]) == 1
+    assert plan.count_parts(grid._replace(blocks=(132, 1, 1)), 128, 132, MOST_SHARED["sm_90"]) == 1
     with pytest.raises(Declined, match="blocks, at most"):
         plan.plan_rows_of_queries(tiling, shared, pairs=8, rows=16 * 70000)

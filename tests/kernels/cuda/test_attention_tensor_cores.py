@@ -296,7 +296,7 @@ def test_strides_and_offsets_are_64_bits_wide() -> None:
         data=types.SimpleNamespace(ptr=0),
         flags=types.SimpleNamespace(c_contiguous=False),
     )
-    packed = attention_problem.problem_of(x, x, x, ScoreModifiers(1.0, q_offset=2**40, right=0)).packed()
+    packed = attention_problem.make_problem(x, x, x, ScoreModifiers(1.0, q_offset=2**40, right=0)).packed()
     numbers = attention_problem.PACKED.unpack(packed)
     assert numbers[:3] == (0, 2**39, 2**34)
     assert numbers[24:27] == (2**40, 0, 2**40)

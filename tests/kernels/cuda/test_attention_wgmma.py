@@ -11,9 +11,9 @@ import pytest
 from attnarray.backend import asarray
 from attnarray.kernels.cuda import attention, cache, loader, nvrtc
 from attnarray.kernels.cuda import attention_plan as plan
-from attnarray.kernels.cuda.attention_problem import PLAIN, constants_of
+from attnarray.kernels.cuda.attention_problem import PLAIN, compile_constants
 from attnarray.kernels.cuda.grid import Grid
-from attnarray.kernels.cuda.halves import halves_of
+from attnarray.kernels.cuda.halves import split_halves
 from tests.cuda_emulation import building, fake_cupy
 from tests.cuda_emulation.building import Failed
 from tests.support.kernel_calls import Call, Sizes, call_of, in_dtype
@@ -171,7 +171,7 @@ def test_halves_make_up_the_numbers(cupy: Any) -> None:
     arrays[0][0, 3, 299, 35], arrays[1][1] = 1e6, 0
     arrays[2][1, 1, 5, 2], arrays[2][1, 0] = np.nan, 1e-30 * arrays[2][1, 0]
     strides = tuple(stride // 4 for x in arrays for stride in x.strides[:3])
-    *halves, units = halves_of(tuple(map(fake_cupy.ndarray, arrays)), strides, (64, 64), 2)
+    *halves, units = split_halves(tuple(map(fake_cupy.ndarray, arrays)), strides, (64, 64), 2)
     for x, both, unit in zip(arrays, halves, units.held.reshape(4, 2, 2), strict=True):
         first, second = np.moveaxis(both.held.view(np.float16).reshape(*x.shape[:3], 2, 64).astype(np.float64), 3, 0)
         by = np.repeat(unit, x.shape[1] // 2, axis=1)[..., None, None].astype(np.float64)
@@ -232,8 +232,8 @@ def test_they_are_used_on_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
         assert_right("float16", call_of(SQUARE))
         assert not [name for name in names if "warpgroup" in name]
     monkeypatch.setenv("ATTNARRAY_WARPGROUPS", "1")
-    assert plan.has_warpgroups(90)
-    assert not plan.has_warpgroups(100)
+    assert plan.has_wgmma(90)
+    assert not plan.has_wgmma(100)
 
 
 @pytest.mark.slow
@@ -284,7 +284,7 @@ CASES = [(kind, size, dim) for kind, sizes in plan.WARPGROUPS.items() for size, 
 
 def logs_of(kind: str, itemsize: int, dim: int, tiling: plan.Tiling) -> Iterator[str]:
     for more in plan.gradients_of_keys(dim, dim, itemsize == 4) if kind == "keys" else ({},):
-        constants = constants_of((dim, dim), tiling, PLAIN, **more)
+        constants = compile_constants((dim, dim), tiling, PLAIN, **more)
         dtype = {2: "bfloat16", 4: "float32"}[itemsize]
         yield loader.compile_for(f"warpgroup_{kind}.cu", dtype, "sm_90a", constants).log
 
@@ -293,7 +293,7 @@ def logs_of(kind: str, itemsize: int, dim: int, tiling: plan.Tiling) -> Iterator
 @pytest.mark.nvrtc
 @pytest.mark.parametrize(("kind", "itemsize", "dim"), CASES)
 def test_products_run_beside_the_rest_and_nothing_spills(kind: str, itemsize: int, dim: int) -> None:
-    tiling, shared = plan.warpgroup_tiling(kind, dim, dim, itemsize, 10**6) or (None, 0)
+    tiling, shared = plan.wgmma_tiling(kind, dim, dim, itemsize, 10**6) or (None, 0)
     assert tiling is not None
     assert shared <= 227 * 1024
     for log in logs_of(kind, itemsize, dim, tiling):
@@ -305,7 +305,7 @@ def test_products_run_beside_the_rest_and_nothing_spills(kind: str, itemsize: in
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_every_primitive_compiles(dtype: str) -> None:
     text = (building.HERE / "calibration_warpgroup.cu").read_text()
-    headers = {name: cache.source_of(name) for name in ("primitives.cuh", "matrix.cuh", "warpgroup.cuh")}
+    headers = {name: cache.source_text(name) for name in ("primitives.cuh", "matrix.cuh", "warpgroup.cuh")}
     options = (*loader.OPTIONS, f"-DStored={dtype}")
     log = nvrtc.compile_source(text, "calibration_warpgroup.cu", headers, options, "sm_90a").log
     assert [used.spilled for used in nvrtc.usage(log).values()] == [0, 0, 0]

@@ -53,7 +53,7 @@ def test_compiles_without_spills(source: str, architecture: str) -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_primitive_compiles(architecture: str) -> None:
-    text, headers = (HERE / "calibration.cu").read_text(), {"primitives.cuh": cache.source_of("primitives.cuh")}
+    text, headers = (HERE / "calibration.cu").read_text(), {"primitives.cuh": cache.source_text("primitives.cuh")}
     for kind in ("float16", "bfloat16"):
         options = (*loader.OPTIONS, f"-DStored={kind}")
         found = nvrtc.usage(nvrtc.compile_source(text, "calibration.cu", headers, options, architecture).log)

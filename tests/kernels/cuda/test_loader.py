@@ -75,7 +75,7 @@ def test_the_key_is_that_of_everything_that_decides_the_code() -> None:
     for place, other in enumerate(others):
         keys.add(cache.key(*given[:place], other, *given[place + 1 :]))
     assert len(keys) == 6
-    assert set(cache.headers_of("dropout.cu")) == {"philox.cuh", "primitives.cuh", "rows.cuh"}
+    assert set(cache.included_headers("dropout.cu")) == {"philox.cuh", "primitives.cuh", "rows.cuh"}
 
 
 def test_the_architecture_fits_the_device_and_the_compiler() -> None:

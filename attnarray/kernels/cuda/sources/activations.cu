@@ -3,9 +3,9 @@
 #include "rows.cuh"
 
 using Real = ComputedIn<Stored>::type;
-constexpr int N = OF_TWO<Stored>;
+constexpr int N = HELD_TWO<Stored>;
 
-// Beyond these sizes the gates are 0 or 1 to the last bit; x is held there, so that no infinity meets a 0.
+// Beyond these sizes the gates are 0 or 1 to the last bit; x is clipped there, so that no infinity is multiplied by 0.
 constexpr double GELU_REACH = 40, SILU_REACH = 1000;
 constexpr double CUBIC = 0.044715, STEEPNESS = 0.7978845608028654;  // sqrt(2 / pi)
 constexpr double HALF_ROOT = 0.7071067811865476, DENSITY = 0.3989422804014327;
@@ -27,17 +27,17 @@ inline void map(Global<const Stored> dout, Global<const Stored> x, Global<Stored
   }
 }
 
-inline Real held_above(Real x, Real bound) { return x < -bound ? -bound : x; }
-inline Real held(Real x, Real bound) { return x > bound ? bound : held_above(x, bound); }
+inline Real clip_below(Real x, Real bound) { return x < -bound ? -bound : x; }
+inline Real clip(Real x, Real bound) { return x > bound ? bound : clip_below(x, bound); }
 inline Real logistic(Real x) {
   const Real small = exponential(-fabs(x));
   return (x >= 0 ? Real(1) : small) * reciprocal(1 + small);
 }
 
-// The chance that a standard normal number is smaller than x, and its density without the factor 1 / sqrt(2 pi).
+// The normal distribution function at x, and the density without the factor 1 / sqrt(2 pi).
 struct Normal { Real below, density; };
 inline Normal normal(double x) { return {Real(0.5 * erfc(-x * HALF_ROOT)), Real(exp(-0.5 * x * x))}; }
-// e^{-x^2 / 2} t P(t) of t = 1 / (1 + 0.26 |x|): a minimax polynomial, 3e-8 of the chance beyond |x| up to 15.
+// e^{-x^2 / 2} t P(t) of t = 1 / (1 + 0.26 |x|): a minimax polynomial, relative error 3e-8 of the tail up to |x| = 15.
 inline Normal normal(float x) {
   const float t = reciprocal(1 + 0.26f * fabs(x)), density = exponential(-0.5f * x * x);
   float p = 0.029960107058286667f;
@@ -72,13 +72,13 @@ FORWARD(tanh_forward, return tanh(v);)
 BACKWARD(tanh_backward, return (1 - v * v) * d;)
 FORWARD(sigmoid_forward, return logistic(v);)
 BACKWARD(sigmoid_backward, return v * (1 - v) * d;)
-FORWARD(silu_forward, v = held_above(v, SILU_REACH); return v * logistic(v);)
-BACKWARD(silu_backward, v = held(v, SILU_REACH); const Real s = logistic(v); return s * (1 + v * (1 - s)) * d;)
-FORWARD(gelu_forward, return held_above(v, GELU_REACH) * normal(held(v, GELU_REACH)).below;)
-BACKWARD(gelu_backward, v = held(v, GELU_REACH);
+FORWARD(silu_forward, v = clip_below(v, SILU_REACH); return v * logistic(v);)
+BACKWARD(silu_backward, v = clip(v, SILU_REACH); const Real s = logistic(v); return s * (1 + v * (1 - s)) * d;)
+FORWARD(gelu_forward, return clip_below(v, GELU_REACH) * normal(clip(v, GELU_REACH)).below;)
+BACKWARD(gelu_backward, v = clip(v, GELU_REACH);
          const Normal at = normal(v); return d * (at.below + v * at.density * Real(DENSITY));)
-FORWARD(gelu_tanh_forward, return held_above(v, GELU_REACH) * tanh_gate(held(v, GELU_REACH));)
-BACKWARD(gelu_tanh_backward, v = held(v, GELU_REACH); const Real gate = tanh_gate(v);
+FORWARD(gelu_tanh_forward, return clip_below(v, GELU_REACH) * tanh_gate(clip(v, GELU_REACH));)
+BACKWARD(gelu_tanh_backward, v = clip(v, GELU_REACH); const Real gate = tanh_gate(v);
          const Real slope = Real(2 * STEEPNESS) * (1 + Real(3 * CUBIC) * v * v);
          return d * (gate + v * gate * (1 - gate) * slope);)
 #undef FORWARD

@@ -1,6 +1,6 @@
-// Attention on tensor cores, the gradient of a bias. Reference: attention/engine.py, `attention_backward`. Parallel over tiles of the
-// bias; each block goes over all scores that its tile was added to, and sums their gradients in registers, so that there is no
-// array of queries by keys but the result. Shared: a tile each of queries, keys, cotangents, values, bias and mask.
+// Attention on tensor cores, the gradient of a bias. Reference: attention/engine.py, `attention_backward`. Parallel over tiles
+// of the bias; each block loops over all scores that its tile was added to, and sums their gradients in registers, so that
+// there is no array of queries by keys but the result. Shared: a tile each of queries, keys, cotangents, values, bias and mask.
 #include "attention_scores.cuh"
 
 using QueryTile = Tile<Stored, ROWS, DIM>;
@@ -11,9 +11,9 @@ using ScoreTables = Tables<ROWS, ACROSS>;
 constexpr int COTANGENTS = QueryTile::BYTES, KEYS = COTANGENTS + CotangentTile::BYTES;
 constexpr int VALUES = KEYS + KeyTile::BYTES, TABLES = VALUES + ValueTile::BYTES;
 constexpr int AT_ONCE = ACROSS < 64 ? ACROSS : 64, PARTS = AT_ONCE / 8;  // keys whose scores are in registers at a time
-static_assert(ACROSS % AT_ONCE == 0, "a tile is gone over in whole steps");
+static_assert(ACROSS % AT_ONCE == 0, "a tile has whole steps");
 
-// What of the scores a block sums: those of batches, heads, queries and keys from first to past, every ROWS-th query from its first
+// The scores that a block sums: those of batches, heads, queries and keys from first to past, every ROWS-th query from its first
 // ones and every ACROSS-th key.
 struct Summed { int batch, past_batch, head, past_head, t, past_t, j, past_j; };
 
@@ -26,29 +26,30 @@ inline float product_by_thread(Global<const Stored> x, Global<const Stored> y, i
   return sum;
 }
 
-// The sums one pair at a time, where something is not finite: what is hidden must not matter. Into ROWS x ACROSS numbers of shared
-// memory.
+// The sums one pair at a time, where a sum is not finite: masked pairs must not contribute NaN. Into ROWS x ACROSS numbers of
+// shared memory.
 inline void differentiate_slowly(Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k,
                                  Global<const Stored> v, Global<const float> shift, Global<const float> delta, const Summed& all,
                                  const Options& o, const Problem& p) {
   static_assert(ROWS * ACROSS * sizeof(float) <= TABLES + ScoreTables::BYTES, "there is room for the sums");
-  for (int place = threadIdx.x; place < ROWS * ACROSS; place += THREADS) {
+  for (int entry = threadIdx.x; entry < ROWS * ACROSS; entry += THREADS) {
     float sum = 0;
     for (int batch = all.batch; batch < all.past_batch; batch++)
       for (int head = all.head; head < all.past_head; head++) {
-        const Head h = head_of(batch, head, o, p);
-        for (int t = all.t + place / ACROSS; t < all.past_t; t += ROWS)
-          for (int j = all.j + place % ACROSS; j < all.past_j; j += ACROSS) {
+        const Head h = make_head(batch, head, o, p);
+        for (int t = all.t + entry / ACROSS; t < all.past_t; t += ROWS)
+          for (int j = all.j + entry % ACROSS; j < all.past_j; j += ACROSS) {
             if (j < first_key(t, h, p) || j >= past_key(t, h, p)) continue;
             const int64 number = (int64(batch) * p.heads + head) * p.queries + t;
-            const float product = product_by_thread(row_of(q, p.q, batch, head, t), row_of(k, p.k, batch, h.kv_head, j), p.dim);
-            const float weight = weight_of_pair(product, shift[number], h, t, j, o, p);
-            const float dproduct =
-                product_by_thread(row_of(dout, p.dout, batch, head, t), row_of(v, p.v, batch, h.kv_head, j), p.value_dim);
-            sum += gradient_of_score(weight, dproduct, delta[number], kept_of(h, t, j, o, p));
+            const float product =
+                product_by_thread(row_pointer(q, p.q, batch, head, t), row_pointer(k, p.k, batch, h.kv_head, j), p.dim);
+            const float weight = pair_weight(product, shift[number], h, t, j, o, p);
+            const float dproduct = product_by_thread(row_pointer(dout, p.dout, batch, head, t),
+                                                     row_pointer(v, p.v, batch, h.kv_head, j), p.value_dim);
+            sum += score_gradient(weight, dproduct, delta[number], dropout_factor(h, t, j, o, p));
           }
       }
-    shared<float>(0)[place] = sum;
+    shared<float>(0)[entry] = sum;
   }
 }
 
@@ -56,9 +57,9 @@ KERNEL(THREADS) attention_bias(
     Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k, Global<const Stored> v, Global<const float> shift,
     Global<const float> delta, Global<Stored> dbias, int64 batches, int64 heads, int64 queries, int64 keys, OPTIONS) {
   const Options o = GIVEN_OPTIONS;
-  const int of_batch = blockIdx.x / heads, of_head = blockIdx.x % heads;
+  const int bias_batch = blockIdx.x / heads, bias_head = blockIdx.x % heads;
   const int first_t = blockIdx.y * ROWS, first_j = blockIdx.z * ACROSS;
-  Summed all = {of_batch, of_batch + 1, of_head, of_head + 1, first_t, within(first_t + ROWS, p.queries),
+  Summed all = {bias_batch, bias_batch + 1, bias_head, bias_head + 1, first_t, within(first_t + ROWS, p.queries),
                 first_j, within(first_j + ACROSS, p.keys)};
   if (batches == 1) all.batch = 0, all.past_batch = p.batch;
   if (heads == 1) all.head = 0, all.past_head = p.heads;
@@ -69,10 +70,10 @@ KERNEL(THREADS) attention_bias(
   const KeyTile key_tile = {KEYS};
   const ValueTile value_tile = {VALUES};
   const ScoreTables tables = {TABLES};
-  uint32 of_queries[PANELS], of_cotangents[PANELS];
+  uint32 query_rows[PANELS], dout_rows[PANELS];
   UNROLL for (int panel = 0; panel < PANELS; panel++) {
     const int row = (threadIdx.x / 32 * PANELS + panel) * 16;
-    of_queries[panel] = query_tile.left(row), of_cotangents[panel] = cotangent_tile.left(row);
+    query_rows[panel] = query_tile.left(row), dout_rows[panel] = cotangent_tile.left(row);
   }
   const float factor = unit(p);
   float sums[PANELS][ACROSS / 8][4] = {};
@@ -80,32 +81,32 @@ KERNEL(THREADS) attention_bias(
   bool is_first = true;
   for (int batch = all.batch; batch < all.past_batch; batch++)
     for (int head = all.head; head < all.past_head; head++) {
-      const Head h = head_of(batch, head, o, p);
+      const Head h = make_head(batch, head, o, p);
       for (int t = all.t; t < all.past_t; t += ROWS) {
         const int last = (t + ROWS < p.queries ? t + ROWS : p.queries) - 1;
         for (int j = all.j; j < all.past_j; j += ACROSS) {
           if (j >= past_key(last, h, p) || j + ACROSS <= first_key(t, h, p)) continue;
-          sync_threads();  // nobody reads the tiles before any more
-          fill<THREADS>(query_tile, row_of(q, p.q, batch, head, t), p.q.row, p.queries - t, p.dim);
-          fill<THREADS>(cotangent_tile, row_of(dout, p.dout, batch, head, t), p.dout.row, p.queries - t, p.value_dim);
-          fill<THREADS>(key_tile, row_of(k, p.k, batch, h.kv_head, j), p.k.row, h.length - j, p.dim);
-          fill<THREADS>(value_tile, row_of(v, p.v, batch, h.kv_head, j), p.v.row, h.length - j, p.value_dim);
-          if (is_first || MASK) tables.fetch(h, t, j, p.queries - t, o, p);  // all that is summed has the same bias
+          sync_threads();  // all threads have read the previous tiles
+          fill<THREADS>(query_tile, row_pointer(q, p.q, batch, head, t), p.q.row, p.queries - t, p.dim);
+          fill<THREADS>(cotangent_tile, row_pointer(dout, p.dout, batch, head, t), p.dout.row, p.queries - t, p.value_dim);
+          fill<THREADS>(key_tile, row_pointer(k, p.k, batch, h.kv_head, j), p.k.row, h.length - j, p.dim);
+          fill<THREADS>(value_tile, row_pointer(v, p.v, batch, h.kv_head, j), p.v.row, h.length - j, p.value_dim);
+          if (is_first || MASK) tables.fetch(h, t, j, p.queries - t, o, p);  // all summed scores share the bias
           is_first = false;
           commit_copies();
           wait_copies<0>();
           sync_threads();
           const Rows rows = {batch, h.kv_head, 1, t, p.queries, h};
-          const Sight sight = sight_of_warp(rows, p);
+          const KeyBounds bounds = warp_bounds(rows, p);
           const int64 first_number = (int64(batch) * p.heads + head) * p.queries;
           UNROLL for (int from = 0; from < ACROSS; from += AT_ONCE) {
             const int key = j + from;
-            if (key >= sight.some_past || key + AT_ONCE <= sight.some_first) continue;
+            if (key >= bounds.some_past || key + AT_ONCE <= bounds.some_first) continue;
             float s[PANELS][PARTS][4] = {}, d[PANELS][PARTS][4] = {};
-            add_rows_times_rows<Stored, QueryTile, KeyTile>(s, of_queries, key_tile.right() + from * KeyTile::ROW);
+            add_rows_times_rows<Stored, QueryTile, KeyTile>(s, query_rows, key_tile.right() + from * KeyTile::ROW);
             score_products(s, tables, from, key, rows, o, p);
-            hide(s, key, rows, sight, p);
-            add_rows_times_rows<Stored, CotangentTile, ValueTile>(d, of_cotangents, value_tile.right() + from * ValueTile::ROW);
+            hide(s, key, rows, bounds, p);
+            add_rows_times_rows<Stored, CotangentTile, ValueTile>(d, dout_rows, value_tile.right() + from * ValueTile::ROW);
             UNROLL for (int panel = 0; panel < PANELS; panel++)
               UNROLL for (int half = 0; half < 2; half++) {
                 const int i = t + lane_row(panel, half);
@@ -135,19 +136,19 @@ KERNEL(THREADS) attention_bias(
         }
   }
 
-  // Over queries, where the bias is the same for all: the rows of a lane, of the warp, and of the warps in turn.
+  // Sum over queries that share the bias: the rows of a lane, of the warp, and then of one warp after the other.
   if (queries == 1) {
     Shared<float> columns = shared<float>(0);
-    for (int turn = 0; turn < WARPS; turn++) {
+    for (int warp = 0; warp < WARPS; warp++) {
       sync_threads();
-      if (int(threadIdx.x) / 32 != turn) continue;
+      if (int(threadIdx.x) / 32 != warp) continue;
       UNROLL for (int part = 0; part < ACROSS / 8; part++)
         UNROLL for (int n = 0; n < 2; n++) {
           float sum = 0;
           UNROLL for (int panel = 0; panel < PANELS; panel++) sum += sums[panel][part][n] + sums[panel][part][2 + n];
           UNROLL for (int lanes = 4; lanes < 32; lanes *= 2) sum += shuffle_xor(sum, lanes);
           const int column = 8 * part + threadIdx.x % 4 * 2 + n;
-          if (threadIdx.x % 32 < 4) columns[column] = turn ? columns[column] + sum : sum;
+          if (threadIdx.x % 32 < 4) columns[column] = warp ? columns[column] + sum : sum;
         }
     }
     sync_threads();
@@ -160,7 +161,7 @@ KERNEL(THREADS) attention_bias(
         sums[0][part][n] = sum;
       }
   }
-  const int64 first_number = (int64(of_batch) * heads + of_head) * queries;
+  const int64 first_number = (int64(bias_batch) * heads + bias_head) * queries;
   UNROLL for (int panel = 0; panel < PANELS; panel++)
     UNROLL for (int half = 0; half < 2; half++) {
       const int64 row = queries == 1 ? 0 : first_t + lane_row(panel, half);

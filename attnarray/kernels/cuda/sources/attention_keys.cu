@@ -1,9 +1,9 @@
-// Attention on tensor cores, the gradients of keys and values. Reference: attention/engine.py, `attention_backward`. Parallel over
-// blocks of keys; each goes over the queries of all heads that share them. Shared: keys and values, two tiles of queries and
-// cotangents with their shifts and deltas, and of bias and mask.
+// Attention on tensor cores, the gradients of keys and values. Reference: attention/engine.py, `attention_backward`. Parallel
+// over blocks of keys; each loops over the queries of all heads that share them. Shared: keys and values, two tiles of queries
+// and cotangents with their shifts and deltas, and of bias and mask.
 //
-// Scores are made turned around, keys by queries, so that weights in registers are the left matrix of the products with
-// cotangents and queries. OF_KEYS and OF_VALUES say which gradients; both at once where registers hold the sums of both.
+// Scores are computed transposed, keys by queries, so that weights in registers are the left matrix of the products with
+// cotangents and queries. WANTS_DK and WANTS_DV select the gradients; both at once where registers hold both sums.
 #include "attention_keys.cuh"
 
 using KeyTile = Tile<Stored, ROWS, DIM>;
@@ -20,10 +20,10 @@ KERNEL(THREADS) attention_keys(
     Global<const float> shift, Global<const float> delta, Global<Stored> dk, Global<Stored> dv, OPTIONS) {
   const Options o = GIVEN_OPTIONS;
   const int batch = blockIdx.x / p.kv_heads, kv_head = blockIdx.x % p.kv_heads, group = p.heads / p.kv_heads;
-  const int first_of_block = blockIdx.y * ROWS;
-  const Head first_head = head_of(batch, kv_head * group, o, p);
+  const int block_start = blockIdx.y * ROWS;
+  const Head first_head = make_head(batch, kv_head * group, o, p);
   int first, past;
-  queries_of_keys(first_of_block, first_of_block + ROWS, first_head, p, first, past);
+  visible_queries(block_start, block_start + ROWS, first_head, p, first, past);
   first = first / ACROSS * ACROSS;
   const int past_head = past > first ? first_head.head + group : first_head.head;
 
@@ -32,36 +32,36 @@ KERNEL(THREADS) attention_keys(
   auto stage = [](int step) { return uint32(HELD + step % 2 * STAGE); };
   auto fetch = [&](int step, int head, int t) {
     const int there = p.queries - t;
-    fill<THREADS>(QueryTile{stage(step)}, row_of(q, p.q, batch, head, t), p.q.row, there, p.dim);
-    fill<THREADS>(CotangentTile{stage(step) + QueryTile::BYTES}, row_of(dout, p.dout, batch, head, t), p.dout.row, there,
+    fill<THREADS>(QueryTile{stage(step)}, row_pointer(q, p.q, batch, head, t), p.q.row, there, p.dim);
+    fill<THREADS>(CotangentTile{stage(step) + QueryTile::BYTES}, row_pointer(dout, p.dout, batch, head, t), p.dout.row, there,
                   p.value_dim);
     const int64 number = (int64(batch) * p.heads + head) * p.queries + t;
-    ROLLED for (int n = threadIdx.x; n < ACROSS; n += THREADS) {  // zeros beyond the queries meet cotangents of zeros
+    ROLLED for (int n = threadIdx.x; n < ACROSS; n += THREADS) {  // zeros beyond the queries, whose cotangents are zeros
       copy_number_async(stage(step) + SHIFTS + n * 4, shift + number + n, n < there);
       copy_number_async(stage(step) + DELTAS + n * 4, delta + number + n, n < there);
     }
     Head h = first_head;
     h.head = head;
-    ScoreTables{stage(step) + TABLES}.fetch(h, t, first_of_block, there, o, p);
+    ScoreTables{stage(step) + TABLES}.fetch(h, t, block_start, there, o, p);
   };
-  fill<THREADS>(keys, row_of(k, p.k, batch, kv_head, first_of_block), p.k.row, p.keys - first_of_block, p.dim);
-  fill<THREADS>(values, row_of(v, p.v, batch, kv_head, first_of_block), p.v.row, p.keys - first_of_block,
+  fill<THREADS>(keys, row_pointer(k, p.k, batch, kv_head, block_start), p.k.row, p.keys - block_start, p.dim);
+  fill<THREADS>(values, row_pointer(v, p.v, batch, kv_head, block_start), p.v.row, p.keys - block_start,
                 p.value_dim);
   int head = first_head.head, t = first;
   if (head < past_head) fetch(0, head, t);
   commit_copies();
 
   const float factor = unit(p);
-  uint32 of_keys[PANELS], of_values[PANELS];
+  uint32 key_rows[PANELS], value_rows[PANELS];
   UNROLL for (int panel = 0; panel < PANELS; panel++) {
     const int row = (threadIdx.x / 32 * PANELS + panel) * 16;
-    of_keys[panel] = keys.left(row), of_values[panel] = values.left(row);
+    key_rows[panel] = keys.left(row), value_rows[panel] = values.left(row);
   }
-  float sums_of_keys[PANELS][OF_KEYS ? DIM / 8 : 1][4] = {}, sums_of_values[PANELS][OF_VALUES ? VALUE_DIM / 8 : 1][4] = {};
+  float dk_sums[PANELS][WANTS_DK ? DIM / 8 : 1][4] = {}, dv_sums[PANELS][WANTS_DV ? VALUE_DIM / 8 : 1][4] = {};
 
   for (int step = 0; head < past_head; step++) {  // over the tiles of one head after the other
     wait_copies<0>();
-    sync_threads();  // the tile is there, and nobody reads the one before any more
+    sync_threads();  // the tile is copied, and all threads have read the previous one
     const bool is_last = t + ACROSS >= past;
     const int next_head = head + is_last, next_t = is_last ? first : t + ACROSS;
     if (next_head < past_head) fetch(step + 1, next_head, next_t);
@@ -70,38 +70,38 @@ KERNEL(THREADS) attention_keys(
     const int last = (t + ACROSS < p.queries ? t + ACROSS : p.queries) - 1;
     Head h = first_head;
     h.head = head;
-    const int warp_key = first_of_block + threadIdx.x / 32 * 16 * PANELS;
+    const int warp_key = block_start + threadIdx.x / 32 * 16 * PANELS;
     const bool is_edge = warp_key < first_key(last, h, p) || warp_key + 16 * PANELS > past_key(t, h, p);
     const QueryTile query_tile = {stage(step)};
     const CotangentTile cotangent_tile = {stage(step) + QueryTile::BYTES};
     const Shared<float> shifts = shared<float>(stage(step) + SHIFTS), deltas = shared<float>(stage(step) + DELTAS);
 
     float s[PANELS][OTHERS][4] = {}, d[PANELS][OTHERS][4] = {};
-    add_rows_times_rows<Stored, KeyTile, QueryTile>(s, of_keys, query_tile.right());
-    float bent[PANELS][SOFTCAP ? OTHERS : 1][4];
-    slopes(bent, s, p);
-    score_products_turned(s, ScoreTables{stage(step) + TABLES}, first_of_block, t, h, o, p);
-    if (is_edge) hide_turned(s, first_of_block, t, h, p);
-    if (OF_KEYS) add_rows_times_rows<Stored, ValueTile, CotangentTile>(d, of_values, cotangent_tile.right());
+    add_rows_times_rows<Stored, KeyTile, QueryTile>(s, key_rows, query_tile.right());
+    float cap_slopes[PANELS][SOFTCAP ? OTHERS : 1][4];
+    slopes(cap_slopes, s, p);
+    score_products_transposed(s, ScoreTables{stage(step) + TABLES}, block_start, t, h, o, p);
+    if (is_edge) hide_transposed(s, block_start, t, h, p);
+    if (WANTS_DK) add_rows_times_rows<Stored, ValueTile, CotangentTile>(d, value_rows, cotangent_tile.right());
     UNROLL for (int part = 0; part < OTHERS; part++)
       UNROLL for (int n = 0; n < 2; n++) {
         const int column = 8 * part + threadIdx.x % 4 * 2 + n;
         const float high = shifts[column], less = deltas[column];
         UNROLL for (int panel = 0; panel < PANELS; panel++)
           UNROLL for (int half = 0; half < 2; half++) {
-            const int j = first_of_block + lane_row(panel, half), e = 2 * half + n;
-            const float kept = DROPOUT && j < p.keys && t + column < p.queries ? kept_of(h, t + column, j, o, p) : 1.0f;
+            const int j = block_start + lane_row(panel, half), e = 2 * half + n;
+            const float kept = DROPOUT && j < p.keys && t + column < p.queries ? dropout_factor(h, t + column, j, o, p) : 1.0f;
             const float weight = exp2_fast(exponent(s[panel][part][e], factor, high));
             s[panel][part][e] = DROPOUT ? weight * kept : weight;
             d[panel][part][e] = weight * (d[panel][part][e] * kept - less);
-            if (SOFTCAP) d[panel][part][e] *= bent[panel][SOFTCAP ? part : 0][e];
+            if (SOFTCAP) d[panel][part][e] *= cap_slopes[panel][SOFTCAP ? part : 0][e];
           }
       }
-    if (OF_VALUES) add_weights_times<Stored, CotangentTile>(sums_of_values, s, turned(cotangent_tile));
-    if (OF_KEYS) add_weights_times<Stored, QueryTile>(sums_of_keys, d, turned(query_tile));
+    if (WANTS_DV) add_weights_times<Stored, CotangentTile>(dv_sums, s, transposed(cotangent_tile));
+    if (WANTS_DK) add_weights_times<Stored, QueryTile>(dk_sums, d, transposed(query_tile));
     head = next_head, t = next_t;
   }
 
-  finish(sums_of_keys, sums_of_values, dout, q, k, v, shift, delta, dk, dv, batch, kv_head, first_of_block, o, p);
+  finish(dk_sums, dv_sums, dout, q, k, v, shift, delta, dk, dv, batch, kv_head, block_start, o, p);
 }
 EXPORT(attention_keys)

@@ -1,8 +1,8 @@
-// Attention on tensor cores, the gradient of queries. Reference: attention/engine.py, `attention_backward`. Parallel over blocks of
-// queries, as the forward pass is. Shared: queries and their cotangents with shifts and deltas, two tiles of keys and values, and
-// of bias and mask.
+// Attention on tensor cores, the gradient of queries. Reference: attention/engine.py, `attention_backward`. Parallel over
+// blocks of queries, as the forward pass is. Shared: queries and their cotangents with shifts and deltas, two tiles of keys and
+// values, and of bias and mask.
 //
-// Weights are made again from the lse. No block adds to what another one writes, so results have the same bits in each run.
+// Weights are recomputed from the lse. No block adds to the results of another one, so results have the same bits in each run.
 #include "attention_queries.cuh"
 
 using QueryTile = Tile<Stored, ROWS, DIM>;
@@ -18,14 +18,14 @@ KERNEL(THREADS) attention_queries(
     Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k, Global<const Stored> v,
     Global<const float> shift, Global<const float> delta, Global<Stored> dq, OPTIONS) {
   const Options o = GIVEN_OPTIONS;
-  const Rows rows = rows_of_block(o, p);
+  const Rows rows = block_rows(o, p);
   int tile, past_tile;
-  tiles_of_block(rows, p, tile, past_tile);
+  block_tiles(rows, p, tile, past_tile);
 
   const QueryTile queries = {0};
   const CotangentTile cotangents = {QueryTile::BYTES};
-  Global<const Stored> keys = row_of(k, p.k, rows.batch, rows.kv_head, 0);
-  Global<const Stored> values = row_of(v, p.v, rows.batch, rows.kv_head, 0);
+  Global<const Stored> keys = row_pointer(k, p.k, rows.batch, rows.kv_head, 0);
+  Global<const Stored> values = row_pointer(v, p.v, rows.batch, rows.kv_head, 0);
   auto stage = [](int tile) { return uint32(HELD + tile % 2 * STAGE); };
   auto fetch = [&](int tile) {
     const int key = tile * ACROSS, there = rows.head.length - key;
@@ -38,13 +38,13 @@ KERNEL(THREADS) attention_queries(
   if (tile < past_tile) fetch(tile);
   commit_copies();
 
-  const Sight sight = sight_of_warp(rows, p);
+  const KeyBounds bounds = warp_bounds(rows, p);
   const float factor = unit(p);
-  uint32 of_queries[PANELS], of_cotangents[PANELS];
+  uint32 query_rows[PANELS], dout_rows[PANELS];
   float sums[PANELS][DIM / 8][4] = {};
   UNROLL for (int panel = 0; panel < PANELS; panel++) {
     const int row = (threadIdx.x / 32 * PANELS + panel) * 16;
-    of_queries[panel] = queries.left(row), of_cotangents[panel] = cotangents.left(row);
+    query_rows[panel] = queries.left(row), dout_rows[panel] = cotangents.left(row);
   }
   for (int row = threadIdx.x; row < ROWS; row += THREADS) {
     const int64 number = rows.number(row, p);
@@ -55,19 +55,19 @@ KERNEL(THREADS) attention_queries(
 
   for (; tile < past_tile; tile++) {
     wait_copies<0>();
-    sync_threads();  // the tile is there, and nobody reads the one before any more
+    sync_threads();  // the tile is copied, and all threads have read the previous one
     if (tile + 1 < past_tile) fetch(tile + 1);
     commit_copies();
     const int key = tile * ACROSS;
-    if (key >= sight.some_past || key + ACROSS <= sight.some_first) continue;
+    if (key >= bounds.some_past || key + ACROSS <= bounds.some_first) continue;
 
-    float s[PANELS][ACROSS / 8][4] = {}, d[PANELS][ACROSS / 8][4] = {}, bent[PANELS][SOFTCAP ? ACROSS / 8 : 1][4];
+    float s[PANELS][ACROSS / 8][4] = {}, d[PANELS][ACROSS / 8][4] = {}, cap_slopes[PANELS][SOFTCAP ? ACROSS / 8 : 1][4];
     const KeyTile key_tile = {stage(tile)};
-    add_rows_times_rows<Stored, QueryTile, KeyTile>(s, of_queries, key_tile.right());
-    slopes(bent, s, p);
+    add_rows_times_rows<Stored, QueryTile, KeyTile>(s, query_rows, key_tile.right());
+    slopes(cap_slopes, s, p);
     score_products(s, ScoreTables{stage(tile) + TABLES}, 0, key, rows, o, p);
-    hide(s, key, rows, sight, p);
-    add_rows_times_rows<Stored, CotangentTile, ValueTile>(d, of_cotangents, ValueTile{stage(tile) + VALUES}.right());
+    hide(s, key, rows, bounds, p);
+    add_rows_times_rows<Stored, CotangentTile, ValueTile>(d, dout_rows, ValueTile{stage(tile) + VALUES}.right());
     UNROLL for (int panel = 0; panel < PANELS; panel++)
       UNROLL for (int half = 0; half < 2; half++) {
         const int row = lane_row(panel, half);
@@ -82,11 +82,11 @@ KERNEL(THREADS) attention_queries(
             float& x = s[panel][part][2 * half + n];
             const float weight = exp2_fast(exponent(x, factor, high));
             x = weight * (d[panel][part][2 * half + n] * kept[n] - less);
-            if (SOFTCAP) x *= bent[panel][SOFTCAP ? part : 0][2 * half + n];
+            if (SOFTCAP) x *= cap_slopes[panel][SOFTCAP ? part : 0][2 * half + n];
           }
         }
       }
-    add_weights_times<Stored, KeyTile>(sums, s, turned(key_tile));
+    add_weights_times<Stored, KeyTile>(sums, s, transposed(key_tile));
   }
 
   finish(sums, dout, q, k, v, shift, delta, dq, rows, o, p);

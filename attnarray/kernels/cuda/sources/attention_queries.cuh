@@ -1,8 +1,8 @@
-// What both kernels of the gradient of queries share: how a block ends.
+// Shared by both kernels of the gradient of queries: the end of a block.
 #pragma once
 #include "attention_scores.cuh"
 
-// Rows one pair at a time, where something is not finite: what is hidden must not matter.
+// Rows one pair at a time, where a sum is not finite: masked pairs must not contribute NaN.
 inline void differentiate_slowly(Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k,
                                  Global<const Stored> v, Global<const float> shift, Global<const float> delta,
                                  Global<Stored> dq, const Rows& rows, const Options& o, const Problem& p) {
@@ -14,15 +14,15 @@ inline void differentiate_slowly(Global<const Stored> dout, Global<const Stored>
     const int64 number = rows.number(row, p);
     float sums[DIM / 32] = {};
     for (int j = first_key(t, h, p); j < past_key(t, h, p); j++) {
-      Global<const Stored> key = row_of(k, p.k, h.batch, h.kv_head, j);
-      const float g = gradient_of_pair(product_of_rows(row_of(q, p.q, h.batch, h.head, t), key, p.dim),
-                                       product_of_rows(row_of(dout, p.dout, h.batch, h.head, t),
-                                                       row_of(v, p.v, h.batch, h.kv_head, j), p.value_dim),
+      Global<const Stored> key = row_pointer(k, p.k, h.batch, h.kv_head, j);
+      const float g = pair_gradient(row_product(row_pointer(q, p.q, h.batch, h.head, t), key, p.dim),
+                                       row_product(row_pointer(dout, p.dout, h.batch, h.head, t),
+                                                       row_pointer(v, p.v, h.batch, h.kv_head, j), p.value_dim),
                                        shift[number], delta[number], h, t, j, o, p);
       UNROLL for (int n = 0; n < DIM / 32; n++)
         if (lane + 32 * n < p.dim) {
           Stored x = key[lane + 32 * n];
-          sums[n] += reached(g, wide(x), p);
+          sums[n] += masked_product(g, wide(x), p);
         }
     }
     UNROLL for (int n = 0; n < DIM / 32; n++)
@@ -34,7 +34,7 @@ inline void differentiate_slowly(Global<const Stored> dout, Global<const Stored>
   }
 }
 
-// The gradient of the queries of a block, which is made again one pair at a time where something is not finite. By all threads.
+// The gradient of the queries of a block, recomputed one pair at a time where a sum is not finite. Called by all threads.
 inline void finish(float (&sums)[PANELS][DIM / 8][4], Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k,
                    Global<const Stored> v, Global<const float> shift, Global<const float> delta, Global<Stored> dq,
                    const Rows& rows, const Options& o, const Problem& p) {

@@ -1,10 +1,10 @@
-// What attention on tensor cores needs of each row: sums of out times cotangent, the parts of a row as one, gradients of sinks.
-// Reference: attention/engine.py, attention/dot_product/partial.py, attention/normalizers.py. Parallel over rows, a warp for each; for
-// sinks over heads, a block for each. Shared: one number of each warp.
+// Kernels over rows for attention on tensor cores: sums of out times cotangent, merged parts of a row, gradients of sinks.
+// Reference: attention/engine.py, attention/dot_product/partial.py, attention/normalizers.py. Parallel over rows, a warp for
+// each; for sinks over heads, a block for each. Shared: one number of each warp.
 #include "primitives.cuh"
 
-// delta = sum_d dout out - dlse, for rows (B, H, T) of `width` numbers; and what is subtracted from exponents to make weights
-// of them: the lse times `unit`, or infinity where a row sees no key.
+// delta = sum_d dout out - dlse, for rows (B, H, T) of `width` numbers; and the shift of exponents that gives weights:
+// the lse times `unit`, or infinity for a fully masked row.
 KERNEL(256) attention_delta(Global<const Stored> dout, int64 dout_batch, int64 dout_head, int64 dout_row,
                             Global<const Stored> out, Global<const float> lse, Global<const float> dlse,
                             Global<float> delta, Global<float> shift, int64 rows, int64 heads, int64 queries,
@@ -27,26 +27,26 @@ KERNEL(256) attention_delta(Global<const Stored> dout, int64 dout_batch, int64 d
 }
 EXPORT(attention_delta)
 
-// Rows of each part with their lse, as one, and the sink of their head.
+// Merge the parts of each row by their lse, and the sink of the head.
 KERNEL(256) attention_merge(Global<const float> part_out, Global<const float> part_lse, Global<const Stored> sinks,
                             Global<Stored> out, Global<float> lse, int64 parts, int64 rows, int64 heads, int64 queries,
                             int64 width) {
   const int lane = threadIdx.x % 32;
   const int64 row = int64(blockIdx.x) * 8 + threadIdx.x / 32;
   if (row >= rows) return;
-  float largest = -infinity<float>(), sink = -infinity<float>();
+  float row_max = -infinity<float>(), sink = -infinity<float>();
   if (sinks) {
     Stored z = sinks[row / queries % heads];
-    sink = wide(z), largest = sink;
+    sink = wide(z), row_max = sink;
   }
   for (int64 n = 0; n < parts; n++) {
     const float one = part_lse[n * rows + row];
-    largest = one > largest || one != one ? one : largest;
+    row_max = one > row_max || one != one ? one : row_max;
   }
-  const float shift = largest == -infinity<float>() ? 0.0f : largest;
-  float total = exp(sink - shift);
-  for (int64 n = 0; n < parts; n++) total += exp(part_lse[n * rows + row] - shift);
-  if (lane == 0) lse[row] = total == 0 ? -infinity<float>() : shift + log(total);
+  const float shift = row_max == -infinity<float>() ? 0.0f : row_max;
+  float row_sum = exp(sink - shift);
+  for (int64 n = 0; n < parts; n++) row_sum += exp(part_lse[n * rows + row] - shift);
+  if (lane == 0) lse[row] = row_sum == 0 ? -infinity<float>() : shift + log(row_sum);
   for (int64 d = lane; d < width; d += 32) {
     float sum = 0;
     for (int64 n = 0; n < parts; n++) {
@@ -54,7 +54,7 @@ KERNEL(256) attention_merge(Global<const float> part_out, Global<const float> pa
       if (weight != 0) sum += weight * part_out[(n * rows + row) * width + d];
     }
     Stored stored;
-    narrow(total == 0 ? 0.0f : sum / total, stored);
+    narrow(row_sum == 0 ? 0.0f : sum / row_sum, stored);
     out[row * width + d] = stored;
   }
 }
@@ -72,13 +72,13 @@ KERNEL(256) attention_sinks(Global<const float> lse, Global<const float> delta, 
     const float one = lse[row], weight = exp(z - (one == -infinity<float>() ? 0.0f : one));
     if (weight != 0) sum -= weight * delta[row];
   }
-  Shared<float> of_warps = shared<float>(0);
+  Shared<float> warp_values = shared<float>(0);
   sum = sum_over_lanes(sum);
-  if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = sum;
+  if (threadIdx.x % 32 == 0) warp_values[threadIdx.x / 32] = sum;
   sync_threads();
   if (threadIdx.x == 0) {
     float all = 0;
-    for (int n = 0; n < 8; n++) all += of_warps[n];
+    for (int n = 0; n < 8; n++) all += warp_values[n];
     narrow(all, stored);
     dsinks[head] = stored;
   }

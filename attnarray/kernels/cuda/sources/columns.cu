@@ -1,4 +1,4 @@
-// The sums of columns: what the blocks of another kernel have summed for themselves, added up in their order.
+// The sums of columns: the partial sums of the blocks of another kernel, added in a fixed order.
 // Parallel over columns, 32 to a block, and over 32 strips of rows. Shared: 32 x 32 numbers.
 #include "rows.cuh"
 

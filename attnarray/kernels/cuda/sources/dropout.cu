@@ -4,7 +4,7 @@
 #include "rows.cuh"
 
 using Real = ComputedIn<Stored>::type;
-constexpr int N = OF_TWO<Stored>;
+constexpr int N = HELD_TWO<Stored>;
 
 // Element n takes word n % 4 of block n / 4 and is dropped when it is below `limit`, which may be 2^32.
 KERNEL(256) drop_by_seed(Global<const Stored> x, Global<Stored> out, int64 count, uint32 low, uint32 high, int64 limit,

@@ -5,63 +5,63 @@
 
 using Real = ComputedIn<Stored>::type;
 
-// What a thread knows of the numbers of a row that it has seen.
-struct Seen { Real largest = -infinity<Real>(), total = 0, sum = 0; };  // the total counts from its own largest
+// The online softmax of a thread over its numbers of a row so far.
+struct OnlineSoftmax { Real row_max = -infinity<Real>(), row_sum = 0, sum = 0; };  // row_sum is relative to row_max
 
-template <int N> inline void see(Seen& seen, const Real (&v)[N], bool first) {
-  const Real before = shift_of(seen.largest);
-  UNROLL for (int e = 0; e < N; e++) seen.largest = larger(seen.largest, v[e]);
-  const Real shift = shift_of(seen.largest);
-  if (!first) seen.total *= exponential(before - shift);
-  UNROLL for (int e = 0; e < N; e++) seen.total += exponential(v[e] - shift);
+template <int N> inline void update(OnlineSoftmax& online, const Real (&v)[N], bool first) {
+  const Real before = softmax_shift(online.row_max);
+  UNROLL for (int e = 0; e < N; e++) online.row_max = larger(online.row_max, v[e]);
+  const Real shift = softmax_shift(online.row_max);
+  if (!first) online.row_sum *= exponential(before - shift);
+  UNROLL for (int e = 0; e < N; e++) online.row_sum += exponential(v[e] - shift);
 }
 
-// Where the loss of each row, and what its backward pass needs, go.
+// The results: the loss of each row, and maximum and sum for the backward pass.
 struct Losses {
   Real smoothing, share;
-  Global<Real> losses, largests, totals;
+  Global<Real> losses, row_maxima, row_sums;
 
-  inline void ignore(int64 n, int64 width) const { losses[n] = Real(0), largests[n] = Real(0), totals[n] = Real(width); }
+  inline void ignore(int64 n, int64 width) const { losses[n] = Real(0), row_maxima[n] = Real(0), row_sums[n] = Real(width); }
 
   // All threads of the row; `picked` is the logit of its class, where threadIdx.x is 0.
-  inline void write(int64 n, int64 width, const Seen& seen, Real picked, int& turn) const {
-    const Real shift = shift_of(largest_of(seen.largest, turn++));
-    const bool none = seen.largest == -infinity<Real>();
-    Real sums[2] = {none ? Real(0) : seen.total * exponential(seen.largest - shift), seen.sum};
-    if (smoothing != 0) add_up(sums, turn++);
-    else sums[0] = sum_of(sums[0], turn++);
+  inline void write(int64 n, int64 width, const OnlineSoftmax& online, Real picked, int& phase) const {
+    const Real shift = softmax_shift(reduce_max(online.row_max, phase++));
+    const bool none = online.row_max == -infinity<Real>();
+    Real sums[2] = {none ? Real(0) : online.row_sum * exponential(online.row_max - shift), online.sum};
+    if (smoothing != 0) add_up(sums, phase++);
+    else sums[0] = reduce_sum(sums[0], phase++);
     if (threadIdx.x) return;
-    const Real total = sums[0] == 0 ? Real(1) : sums[0];
-    Real loss = (smoothing - 1) * (picked - shift) + log(total);
+    const Real row_sum = sums[0] == 0 ? Real(1) : sums[0];
+    Real loss = (smoothing - 1) * (picked - shift) + log(row_sum);
     if (smoothing != 0) loss -= share * (sums[1] - Real(width) * shift);
-    losses[n] = loss, largests[n] = shift, totals[n] = total;
+    losses[n] = loss, row_maxima[n] = shift, row_sums[n] = row_sum;
   }
 };
 
 template <int N>
-inline void losses_of(Global<const Stored> x, Global<const int64> classes, int64 ignored, Losses out, int64 rows,
+inline void compute_losses(Global<const Stored> x, Global<const int64> classes, int64 ignored, Losses out, int64 rows,
                       int64 width) {
   Real v[N];
-  int turn = 0;
+  int phase = 0;
   for (int64 n = first_row(); n < rows; n += rows_apart()) {
     const int64 chosen = classes[n];
     if (chosen == ignored) {
       if (threadIdx.x == 0) out.ignore(n, width);
       continue;
     }
-    Seen seen;
+    OnlineSoftmax online;
     for (int64 start = 0; start < width; start += span<Stored, N>()) {
       read<Stored>(x + n * width, start, width, v, -infinity<Real>());
-      see(seen, v, start == 0);
-      if (out.smoothing != 0) each<Stored, N>(start, width, [&](int e, int64 i) { seen.sum += v[e]; });
+      update(online, v, start == 0);
+      if (out.smoothing != 0) each<Stored, N>(start, width, [&](int e, int64 i) { online.sum += v[e]; });
     }
-    out.write(n, width, seen, threadIdx.x ? Real(0) : Real(wide(x[n * width + chosen])), turn);
+    out.write(n, width, online, threadIdx.x ? Real(0) : Real(wide(x[n * width + chosen])), phase);
   }
 }
 
-// Few threads go over many rows: the next span, of this row or another, is on its way while one is summed.
+// Few threads loop over many rows: the next span, of this row or another, is prefetched while one is summed.
 template <int N>
-inline void losses_of_held(Global<const Stored> x, Global<const int64> classes, int64 ignored, Losses out, int rows,
+inline void compute_losses_held(Global<const Stored> x, Global<const int64> classes, int64 ignored, Losses out, int rows,
                            int width) {
   const Ahead<Stored, N> ahead(REDUCED<Real>, threadIdx.y * blockDim.x + threadIdx.x, blockDim.x * blockDim.y);
   auto fetch = [&](Global<const Stored> row, int start) {
@@ -70,18 +70,18 @@ inline void losses_of_held(Global<const Stored> x, Global<const int64> classes, 
     UNROLL for (int c = 0; c < N; c += CHUNK<Stored>) ahead.fetch(c, row, c * int(blockDim.x), width - mine);
   };
   const int apart = int(rows_apart());
-  auto class_of = [&](int n) -> int {  // -1 where there is nothing to read
+  auto class_at = [&](int n) -> int {  // -1 for ignored rows and beyond the last
     if (n >= rows) return -1;
     const int64 chosen = classes[n];
     return chosen == ignored ? -1 : int(chosen);
   };
-  int n = int(first_row()), chosen = class_of(n), next = class_of(n + apart), turn = 0;
+  int n = int(first_row()), chosen = class_at(n), next = class_at(n + apart), phase = 0;
   if (chosen >= 0) fetch(x + int64(n) * width, 0);
   commit_copies();
   for (; n < rows; n += apart) {
-    const int after = class_of(n + 2 * apart);
+    const int after = class_at(n + 2 * apart);
     Global<const Stored> row = x + int64(n) * width;
-    Seen seen;
+    OnlineSoftmax online;
     Real picked = 0;
     if (chosen >= 0 && threadIdx.x == 0) picked = wide(row[chosen]);
     for (int start = 0; start < width; start += int(span<Stored, N>())) {
@@ -89,33 +89,33 @@ inline void losses_of_held(Global<const Stored> x, Global<const int64> classes, 
       if (chosen >= 0) {
         wait_copies<0>();
         UNROLL for (int c = 0; c < N; c += CHUNK<Stored>)
-          ahead.take(c, place<Stored>(start, c) < width, v + c, -infinity<Real>());
+          ahead.take(c, position<Stored>(start, c) < width, v + c, -infinity<Real>());
       }
       const int then = start + int(span<Stored, N>());
       if (then < width && chosen >= 0) fetch(row, then);
       if (then >= width && next >= 0) fetch(row + int64(apart) * width, 0);
       commit_copies();
       if (chosen < 0) continue;
-      see(seen, v, start == 0);
-      if (out.smoothing != 0) each<Stored, N, true>(start, width, [&](int e, int i) { seen.sum += v[e]; });
+      update(online, v, start == 0);
+      if (out.smoothing != 0) each<Stored, N, true>(start, width, [&](int e, int i) { online.sum += v[e]; });
     }
-    if (chosen >= 0) out.write(n, width, seen, picked, turn);
+    if (chosen >= 0) out.write(n, width, online, picked, phase);
     else if (threadIdx.x == 0) out.ignore(n, width);
     chosen = next, next = after;
   }
 }
 
-// dx = (softmax - (1 - smoothing) [chosen] - share) g. Whoever wrote the chosen number writes it once more.
+// dx = (softmax - (1 - smoothing) [chosen] - share) g. The thread of the chosen number writes it a second time.
 template <int N, bool WHOLE>
 inline void differentiate(Global<const Real> g, Global<const Stored> x, Global<const int64> classes,
-                          Global<const Real> largests, Global<const Real> totals, int64 ignored, Real smoothing,
+                          Global<const Real> row_maxima, Global<const Real> row_sums, int64 ignored, Real smoothing,
                           Real share, Global<Stored> dx, int64 rows, Index<WHOLE> width) {
   Real v[N];
   const Index<WHOLE> step = span<Stored, N>();
   for (int64 n = first_row(); n < rows; n += rows_apart()) {
     const int64 chosen = classes[n];
     const bool kept = chosen != ignored;
-    const Real slope = g[n], shift = largests[n], factor = reciprocal(Real(totals[n]));
+    const Real slope = g[n], shift = row_maxima[n], factor = reciprocal(Real(row_sums[n]));
     Global<const Stored> row = x + n * width;
     for (Index<WHOLE> start = 0; start < width; start += step) {
       if (kept) read<Stored, WHOLE>(row, start, width, v, Real(0));
@@ -138,21 +138,21 @@ constexpr int AHEAD = 64 / sizeof(Stored), TOGETHER = sizeof(Stored) == 2 ? 3 : 
 #define FORWARD(name, together, body)                                                                     \
   KERNEL_TOGETHER(together ? 256 : 512, together ? together : 1)                                          \
   name(Global<const Stored> x, Global<const int64> classes, int64 ignored, Real smoothing, Real share,    \
-       Global<Real> losses, Global<Real> largests, Global<Real> totals, int64 rows, int64 width) {        \
-    body(x, classes, ignored, {smoothing, share, losses, largests, totals}, rows, width);                 \
+       Global<Real> losses, Global<Real> row_maxima, Global<Real> row_sums, int64 rows, int64 width) {        \
+    body(x, classes, ignored, {smoothing, share, losses, row_maxima, row_sums}, rows, width);                 \
   }                                                                                                       \
   EXPORT(name)
-FORWARD(cross_entropy_forward, 0, losses_of<COUNT<Stored>>)
-FORWARD(cross_entropy_forward_held, TOGETHER, losses_of_held<AHEAD>)
+FORWARD(cross_entropy_forward, 0, compute_losses<COUNT<Stored>>)
+FORWARD(cross_entropy_forward_held, TOGETHER, compute_losses_held<AHEAD>)
 #undef FORWARD
 
 #define BACKWARD(name, threads, N, WHOLE)                                                                            \
   KERNEL(threads) name(Global<const Real> g, Global<const Stored> x, Global<const int64> classes,                    \
-                       Global<const Real> largests, Global<const Real> totals, int64 ignored, Real smoothing,        \
+                       Global<const Real> row_maxima, Global<const Real> row_sums, int64 ignored, Real smoothing,        \
                        Real share, Global<Stored> dx, int64 rows, int64 width) {                                     \
-    differentiate<N, WHOLE>(g, x, classes, largests, totals, ignored, smoothing, share, dx, rows, width);            \
+    differentiate<N, WHOLE>(g, x, classes, row_maxima, row_sums, ignored, smoothing, share, dx, rows, width);            \
   }                                                                                                                  \
   EXPORT(name)
 BACKWARD(cross_entropy_backward, 512, COUNT<Stored>, false)
-BACKWARD(cross_entropy_backward_held, 256, OF_ONE<Stored>, true)
+BACKWARD(cross_entropy_backward_held, 256, HELD_ONE<Stored>, true)
 #undef BACKWARD

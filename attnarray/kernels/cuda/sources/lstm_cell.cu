@@ -1,4 +1,4 @@
-// One step of an LSTM behind its matrix products, forward and backward. Reference: ops/lstm_cell.py.
+// One step of an LSTM after its matrix products, forward and backward. Reference: ops/lstm_cell.py.
 // Parallel over the cells: a thread reads and writes all numbers of its own. Shared: none.
 #include "rows.cuh"
 
@@ -9,7 +9,7 @@ inline Real logistic(Real x) {
   return (x >= 0 ? Real(1) : small) / (1 + small);
 }
 
-// Gates i, f, g, o of a row stand one after the other, `width` numbers each.
+// Gates i, f, g, o of a row are contiguous, `width` numbers each.
 KERNEL(256) lstm_cell(Global<const Stored> products, Global<const Stored> inputs, Global<const Stored> c_before,
                       Global<Stored> gates, Global<Stored> h, Global<Stored> c, int64 count, int64 width) {
   for (int64 n = int64(blockIdx.x) * 256 + threadIdx.x; n < count; n += int64(gridDim.x) * 256) {

@@ -11,7 +11,7 @@ template <class T> struct Table {
   int64 batch, head, query, key;
 };
 
-// The row of one query: its keys [first, past) that band and lengths leave, and its rows of bias and mask.
+// The row of one query: its visible keys [first, past) by band and lengths, and its rows of bias and mask.
 struct Query {
   int64 batch, head, first, past;
   Global<const Stored> bias;
@@ -28,7 +28,7 @@ struct Rules {
   int64 heads, queries, keys;
 };
 
-inline Query query_of(int64 n, const Rules& rules) {
+inline Query make_query(int64 n, const Rules& rules) {
   Query q;
   const int64 i = n % rules.queries;
   q.head = n / rules.queries % rules.heads;
@@ -51,7 +51,7 @@ inline Query query_of(int64 n, const Rules& rules) {
   return q;
 }
 
-// softcap(scale dot) + bias, -inf where hidden. What the bias or a rule hides does not matter, even if it is NaN.
+// softcap(scale dot) + bias, -inf where masked, even if the dot product is NaN.
 inline Real score(Real dot, int64 j, const Query& q, const Rules& rules) {
   if (j < q.first || j >= q.past || (q.mask && !q.mask[j * q.mask_apart])) return -infinity<Real>();
   Real s = dot * rules.scale;
@@ -77,28 +77,28 @@ KERNEL(512) masked_softmax(Global<Stored> dots, Global<Stored> lse, Global<const
   Real v[COUNT<Stored>];
   const bool held = keys <= span<Stored>();
   for (int64 n = first_row(); n < rows; n += rows_apart()) {
-    const Query q = query_of(n, rules);
+    const Query q = make_query(n, rules);
     Global<Stored> row = dots + n * keys;
     auto get = [&](int64 start) {
       read<Stored>(row, start, keys, v, -infinity<Real>());
       each<Stored>(start, keys, [&](int e, int64 j) { v[e] = score(v[e], j, q, rules); });
     };
     const Real sink = sinks ? Real(sinks[q.head]) : -infinity<Real>();
-    Real largest = sink, total = 0;
+    Real row_max = sink, row_sum = 0;
     for (int64 start = 0; start < keys; start += span<Stored>()) {
       get(start);
-      UNROLL for (int e = 0; e < COUNT<Stored>; e++) largest = larger(largest, v[e]);
+      UNROLL for (int e = 0; e < COUNT<Stored>; e++) row_max = larger(row_max, v[e]);
     }
-    const Real shift = shift_of(largest_of(largest, 0));
+    const Real shift = softmax_shift(reduce_max(row_max, 0));
     for (int64 start = 0; start < keys; start += span<Stored>()) {
       if (!held) get(start);
       UNROLL for (int e = 0; e < COUNT<Stored>; e++) {
         v[e] = exp(v[e] - shift);
-        total += v[e];
+        row_sum += v[e];
       }
     }
-    total = sum_of(total, 1) + exp(sink - shift);
-    const Real factor = total == 0 ? Real(1) : reciprocal(total);
+    row_sum = reduce_sum(row_sum, 1) + exp(sink - shift);
+    const Real factor = row_sum == 0 ? Real(1) : reciprocal(row_sum);
     for (int64 start = 0; start < keys; start += span<Stored>()) {
       if (!held) {
         get(start);
@@ -107,7 +107,7 @@ KERNEL(512) masked_softmax(Global<Stored> dots, Global<Stored> lse, Global<const
       UNROLL for (int e = 0; e < COUNT<Stored>; e++) v[e] *= factor;
       write<Stored>(row, start, keys, v);
     }
-    if (threadIdx.x == 0) lse[n] = shift + log(total);
+    if (threadIdx.x == 0) lse[n] = shift + log(row_sum);
   }
 }
 EXPORT(masked_softmax)
@@ -117,8 +117,8 @@ KERNEL(512) masked_softmax_backward(Global<Stored> dots, Global<Stored> dweights
   const Rules rules = GIVEN_RULES;
   Real v[COUNT<Stored>], d[COUNT<Stored>];
   for (int64 n = first_row(); n < rows; n += rows_apart()) {
-    const Query q = query_of(n, rules);
-    const Real shift = shift_of(Real(lse[n])), difference = delta[n];
+    const Query q = make_query(n, rules);
+    const Real shift = softmax_shift(Real(lse[n])), difference = delta[n];
     for (int64 start = 0; start < keys; start += span<Stored>()) {
       read<Stored>(dots + n * keys, start, keys, v, Real(0));
       read<Stored>(dweights + n * keys, start, keys, d, Real(0));

@@ -1,12 +1,12 @@
-// Products of matrices on the matrix units: tiles in shared memory, fragments in the registers of a warp.
+// Matrix products on tensor cores (mma): tiles in shared memory, fragments in the registers of a warp.
 //
 // A warp multiplies 16 rows by 8 columns, summing along STEP numbers (32 bytes) at a time: `Left` is a fragment of the left
 // matrix, `Right` one of the right matrix, float[4] one of the sums. Lane l holds, of the sums, columns 2 (l % 4) and the next
 // of row l / 4, then of row l / 4 + 8.
 //
-// A float32 is taken as the sum of two numbers of 11 bits, and a product as three products of these; what is left out is
-// 2^-22 of it. As the units round sums toward zero, which adds up, sums of float32 are kept short: small products have sums of
-// their own, and what a tile adds is added by the threads (Ootomo and Yokota, 2022).
+// A float32 is taken as the sum of two numbers of 11 bits, and a product as three products of these; the omitted one is 2^-22
+// of it. As tensor cores round sums toward zero, which adds up, sums of float32 are kept short: small products have sums of
+// their own, and threads add the sums of each tile (Ootomo and Yokota, 2022).
 #pragma once
 #include "primitives.cuh"
 
@@ -30,7 +30,7 @@ inline void multiply(float (&d)[4], const Left<float>& a, const Right<float>& b)
   multiply_add_tf32(d, a.v, b.v);
 }
 
-// Registers as they were loaded, or numbers, as fragments.
+// Store loaded registers in fragments; float32 numbers are split.
 template <class T> inline void put(Left<T>& a, int n, uint32 bits) { a.v[n] = bits; }
 template <class T> inline void put(Right<T>& b, int n, uint32 bits) { b.v[n] = bits; }
 inline void split(float x, uint32& v, uint32& rest) {
@@ -40,21 +40,21 @@ inline void split(float x, uint32& v, uint32& rest) {
 inline void put(Left<float>& a, int n, uint32 bits) { split(from_bits(bits), a.v[n], a.rest[n]); }
 inline void put(Right<float>& b, int n, uint32 bits) { split(from_bits(bits), b.v[n], b.rest[n]); }
 
-// Sums as a left fragment: their columns [step STEP, ...) are what the next product sums along.
-template <class T> inline void turn_left(Left<T>& a, const float (*sums)[4], int step) {
+// Sums as a left fragment: their columns [step STEP, ...) are the inner dimension of the next product.
+template <class T> inline void as_left(Left<T>& a, const float (*sums)[4], int step) {
   UNROLL for (int n = 0; n < 4; n++) {
     const float* pair = &sums[2 * step + n / 2][n % 2 * 2];
     a.v[n] = pack(pair[0], pair[1], T());
   }
 }
-// Here a fragment's columns are taken in another order, the same as by load_turned of float: 0, 2, 4, 6, 1, 3, 5, 7.
-inline void turn_left(Left<float>& a, const float (*sums)[4], int step) {
+// Here a fragment's columns are taken in another order, the same as by load_transposed of float: 0, 2, 4, 6, 1, 3, 5, 7.
+inline void as_left(Left<float>& a, const float (*sums)[4], int step) {
   UNROLL for (int n = 0; n < 4; n++) split(sums[step][n % 2 * 2 + n / 2], a.v[n], a.rest[n]);
 }
 
-// ROWS x COLUMNS numbers in shared memory from byte `start` (a multiple of 128) on. The chunks of a row change places with
-// its number, so that eight rows at one column, which load_matrices reads at once, lie in different banks: in groups of as many
-// as divide a row, up to the eight that have all banks.
+// ROWS x COLUMNS numbers in shared memory from byte `start` (a multiple of 128) on. The chunks of a row are swizzled by
+// its number, so that eight rows at one column, which load_matrices reads at once, are in different banks: in groups of as many
+// chunks as divide a row, at most eight, which cover all banks.
 template <class T, int ROWS, int COLUMNS> struct Tile {
   using Number = T;
   static constexpr int HEIGHT = ROWS, CHUNKS = COLUMNS / NUMBERS<T>, ROW = COLUMNS * sizeof(T), APART = ROW, BYTES = ROWS * ROW;
@@ -62,21 +62,22 @@ template <class T, int ROWS, int COLUMNS> struct Tile {
   static_assert(CHUNKS % GROUP == 0, "a row has whole groups of chunks");
   uint32 start;
 
-  inline uint32 place(int row, int chunk) const {
+  inline uint32 chunk_address(int row, int chunk) const {
     return start + row * ROW + ((chunk ^ (row >> SHIFT & (GROUP - 1))) << 4);
   }
-  // That many chunks on (an even number) from a place in chunk 0 or 1 of its row.
-  static inline uint32 along(uint32 place, int chunks) {
-    return (place ^ (chunks % GROUP << 4)) + chunks / GROUP * (16 * GROUP);
+  // The address `chunks` chunks (an even number) after an address in chunk 0 or 1 of its row.
+  static inline uint32 along(uint32 address, int chunks) {
+    return (address ^ (chunks % GROUP << 4)) + chunks / GROUP * (16 * GROUP);
   }
 
-  inline uint32 place_of(int row, int column) const {
-    return place(row, column / NUMBERS<T>) + column % NUMBERS<T> * sizeof(T);
+  inline uint32 element_address(int row, int column) const {
+    return chunk_address(row, column / NUMBERS<T>) + column % NUMBERS<T> * sizeof(T);
   }
 
-  // Where this lane reads fragments: of the rows [row, row + 16) as a left matrix; of rows as the columns of a right one.
-  inline uint32 left(int row) const { return place(row + threadIdx.x % 16, threadIdx.x % 32 / 16); }
-  inline uint32 right() const { return place(threadIdx.x % 8 + threadIdx.x % 32 / 16 * 8, threadIdx.x / 8 % 2); }
+  // The addresses from which this lane reads fragments: of the rows [row, row + 16) as a left matrix; of rows as the columns of
+  // a right one.
+  inline uint32 left(int row) const { return chunk_address(row + threadIdx.x % 16, threadIdx.x % 32 / 16); }
+  inline uint32 right() const { return chunk_address(threadIdx.x % 8 + threadIdx.x % 32 / 16 * 8, threadIdx.x / 8 % 2); }
 
   // The left fragment of numbers [step STEP, ...) of 16 rows.
   static inline void load_left(Left<T>& a, uint32 lane, int step) {
@@ -92,55 +93,55 @@ template <class T, int ROWS, int COLUMNS> struct Tile {
   }
 };
 
-// Into a tile the rows of a matrix in global memory, as far as there are `rows` of `columns` numbers; zeros beyond. By all
+// Copy `rows` rows of `columns` numbers from global memory into a tile; zeros beyond. Called by all
 // threads.
 template <int THREADS, class TILE>
 inline void fill(const TILE& tile, Global<const typename TILE::Number> from, int64 apart, int rows, int columns) {
   using T = typename TILE::Number;
   constexpr int CHUNKS = TILE::CHUNKS, TOGETHER = THREADS % CHUNKS ? 1 : THREADS / CHUNKS;  // rows at a time
-  if constexpr (TOGETHER > 1 && TILE::HEIGHT % TOGETHER == 0) {  // a thread goes down its column of chunks
+  if constexpr (TOGETHER > 1 && TILE::HEIGHT % TOGETHER == 0) {  // a thread copies a column of chunks
     const int first = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
     const int there = chunk * NUMBERS<T> < columns ? rows - first : 0;
-    const uint32 start = tile.place(first, chunk);
+    const uint32 start = tile.chunk_address(first, chunk);
     Global<const T> next = from + (first * apart + chunk * NUMBERS<T>);
     UNROLL for (int n = 0; n < TILE::HEIGHT / TOGETHER; n++) {
-      const int on = n * TOGETHER;  // chunks change places alike in every eighth row
-      const uint32 to = TOGETHER % 8 ? tile.place(first + on, chunk) : start + on * TILE::APART;
+      const int on = n * TOGETHER;  // the swizzle repeats every eight rows
+      const uint32 to = TOGETHER % 8 ? tile.chunk_address(first + on, chunk) : start + on * TILE::APART;
       copy_async<T>(to, next, on < there);
-      next = next + TOGETHER * apart;  // a step at a time, so that registers need not hold all of them
+      next = next + TOGETHER * apart;  // incremented, so that registers need not hold all addresses
     }
   } else {
     UNROLL for (int i = threadIdx.x; i < TILE::HEIGHT * CHUNKS; i += THREADS) {
       const int row = i / CHUNKS, chunk = i % CHUNKS;
       const bool is_there = row < rows && chunk * NUMBERS<T> < columns;
-      copy_async<T>(tile.place(row, chunk), from + (row * apart + chunk * NUMBERS<T>), is_there);
+      copy_async<T>(tile.chunk_address(row, chunk), from + (row * apart + chunk * NUMBERS<T>), is_there);
     }
   }
 }
 
-// Where this lane reads fragments of a tile as a right matrix itself.
-template <class T> struct Turned { uint32 lane; };
-template <> struct Turned<float> { uint32 even, odd; };
+// The addresses from which this lane reads fragments of a tile as a right matrix, not transposed.
+template <class T> struct Transposed { uint32 lane; };
+template <> struct Transposed<float> { uint32 even, odd; };
 
-template <class T, int ROWS, int COLUMNS> inline Turned<T> turned(const Tile<T, ROWS, COLUMNS>& tile) {
+template <class T, int ROWS, int COLUMNS> inline Transposed<T> transposed(const Tile<T, ROWS, COLUMNS>& tile) {
   return {tile.left(0)};
 }
-template <int ROWS, int COLUMNS> inline Turned<float> turned(const Tile<float, ROWS, COLUMNS>& tile) {
+template <int ROWS, int COLUMNS> inline Transposed<float> transposed(const Tile<float, ROWS, COLUMNS>& tile) {
   const int row = threadIdx.x % 4 * 2, column = threadIdx.x % 32 / 4;
-  return {tile.place(row, column / 4) + column % 4 * 4, tile.place(row + 1, column / 4) + column % 4 * 4};
+  return {tile.chunk_address(row, column / 4) + column % 4 * 4, tile.chunk_address(row + 1, column / 4) + column % 4 * 4};
 }
 
 // Two right fragments: rows [step STEP, ...) by columns [16 pair, ...).
-template <class TILE, class T> inline void load_turned(Right<T> (&b)[2], const Turned<T>& from, int step, int pair) {
+template <class TILE, class T> inline void load_transposed(Right<T> (&b)[2], const Transposed<T>& from, int step, int pair) {
   uint32 four[4];
-  load_matrices_turned(four, TILE::along(from.lane, 2 * pair) + step * 16 * TILE::ROW);
+  load_matrices_transposed(four, TILE::along(from.lane, 2 * pair) + step * 16 * TILE::ROW);
   UNROLL for (int n = 0; n < 4; n++) put(b[n / 2], n % 2, four[n]);
 }
-template <class TILE> inline void load_turned(Right<float> (&b)[2], const Turned<float>& from, int step, int pair) {
+template <class TILE> inline void load_transposed(Right<float> (&b)[2], const Transposed<float>& from, int step, int pair) {
   UNROLL for (int n = 0; n < 2; n++) {
     const int rows = step * 8 * TILE::ROW, chunks = 4 * pair + 2 * n;
-    put(b[n], 0, bits_of(read_shared(TILE::along(from.even, chunks) + rows)));
-    put(b[n], 1, bits_of(read_shared(TILE::along(from.odd, chunks) + rows)));
+    put(b[n], 0, float_bits(read_shared(TILE::along(from.even, chunks) + rows)));
+    put(b[n], 1, float_bits(read_shared(TILE::along(from.odd, chunks) + rows)));
   }
 }
 
@@ -153,7 +154,7 @@ template <class T> inline void unpack(uint32 bits, float (&pair)[2]) {
   pair[0] = wide(T{static_cast<unsigned short>(bits)}), pair[1] = wide(T{static_cast<unsigned short>(bits >> 16)});
 }
 
-// 16 x 16 sums times a factor, and numbers that load_matrices has spread over lanes as sums are.
+// 16 x 16 sums times a factor, plus numbers that load_matrices has distributed over lanes like sums.
 template <class T> inline void scale_and_add(float (*sums)[4], float factor, const uint32 (&four)[4]) {
   UNROLL for (int n = 0; n < 4; n++) {
     float more[2];
@@ -164,7 +165,7 @@ template <class T> inline void scale_and_add(float (*sums)[4], float factor, con
     }
   }
 }
-// sums (16 x 8 PARTS) times a factor, and the numbers of a tile: its rows from `row` and its columns from `column` on.
+// sums (16 x 8 PARTS) times a factor, plus the numbers of a tile: its rows from `row` and its columns from `column` on.
 template <class T, int ROWS, int COLUMNS, int PARTS>
 inline void scale_and_add(float (&sums)[PARTS][4], float factor, const Tile<T, ROWS, COLUMNS>& tile, int row, int column) {
   const uint32 lane = tile.left(row);
@@ -176,38 +177,39 @@ inline void scale_and_add(float (&sums)[PARTS][4], float factor, const Tile<T, R
 }
 template <int ROWS, int COLUMNS, int PARTS>
 inline void scale_and_add(float (&sums)[PARTS][4], float factor, const Tile<float, ROWS, COLUMNS>& tile, int row, int column) {
-  const int of_lane = column + threadIdx.x % 4 * 2;
+  const int lane_column = column + threadIdx.x % 4 * 2;
   UNROLL for (int half = 0; half < 2; half++)
     UNROLL for (int part = 0; part < PARTS; part++)
       UNROLL for (int n = 0; n < 2; n++) {
         float& x = sums[part][2 * half + n];
-        x = x * factor + read_shared(tile.place_of(row + half * 8 + threadIdx.x % 32 / 4, of_lane + 8 * part + n));
+        x = x * factor + read_shared(tile.element_address(row + half * 8 + threadIdx.x % 32 / 4, lane_column + 8 * part + n));
       }
 }
-// The same of the tile turned around: the sums have its columns as rows.
+// The same for the transposed tile.
 template <class T, int ROWS, int COLUMNS, int PARTS>
-inline void scale_and_add_turned(float (&sums)[PARTS][4], float factor, const Tile<T, ROWS, COLUMNS>& tile, int column) {
-  const uint32 lane = tile.place(threadIdx.x % 8 + threadIdx.x % 32 / 16 * 8, column / NUMBERS<T> + threadIdx.x / 8 % 2);
+inline void scale_and_add_transposed(float (&sums)[PARTS][4], float factor, const Tile<T, ROWS, COLUMNS>& tile, int column) {
+  const uint32 lane = tile.chunk_address(threadIdx.x % 8 + threadIdx.x % 32 / 16 * 8, column / NUMBERS<T> + threadIdx.x / 8 % 2);
   UNROLL for (int step = 0; step < PARTS / 2; step++) {
     uint32 four[4];
-    load_matrices_turned(four, lane + step * 16 * tile.ROW);
+    load_matrices_transposed(four, lane + step * 16 * tile.ROW);
     scale_and_add<T>(&sums[2 * step], factor, four);
   }
 }
 template <int ROWS, int COLUMNS, int PARTS>
-inline void scale_and_add_turned(float (&sums)[PARTS][4], float factor, const Tile<float, ROWS, COLUMNS>& tile, int column) {
+inline void scale_and_add_transposed(float (&sums)[PARTS][4], float factor, const Tile<float, ROWS, COLUMNS>& tile, int column) {
   UNROLL for (int half = 0; half < 2; half++)
     UNROLL for (int part = 0; part < PARTS; part++)
       UNROLL for (int n = 0; n < 2; n++) {
         float& x = sums[part][2 * half + n];
-        x = x * factor + read_shared(tile.place_of(8 * part + threadIdx.x % 4 * 2 + n, column + half * 8 + threadIdx.x % 32 / 4));
+        const int row = 8 * part + threadIdx.x % 4 * 2 + n;
+        x = x * factor + read_shared(tile.element_address(row, column + half * 8 + threadIdx.x % 32 / 4));
       }
 }
 
 // sums[panel] (16 x 8 PARTS) += the rows of a tile at left[panel] times the rows of another one.
 template <class T, class A, class B, int P, int PARTS>
 inline void add_rows_times_rows(float (&sums)[P][PARTS][4], const uint32 (&left)[P], uint32 right) {
-  static_assert(A::ROW == B::ROW, "they are summed along");
+  static_assert(A::ROW == B::ROW, "rows of one length");
   constexpr bool IS_SPLIT = sizeof(T) == 4;
   float rest[IS_SPLIT ? P : 1][IS_SPLIT ? PARTS : 1][4] = {};
   UNROLL for (int step = 0; step < A::ROW / 32; step++) {
@@ -236,32 +238,32 @@ inline void add_rows_times_rows(float (&sums)[P][PARTS][4], const uint32 (&left)
 // sums[panel] (16 x 8 PARTS) += weights[panel] (16 x 8 ALONG) times the tile itself, its first 8 PARTS columns.
 template <class T, class B, int P, int PARTS, int ALONG>
 inline void add_weights_times(float (&sums)[P][PARTS][4], const float (&weights)[P][ALONG][4],
-                              const Turned<T>& right) {
+                              const Transposed<T>& right) {
   UNROLL for (int step = 0; step < ALONG / 2; step++) {
     Left<T> a[P];
-    UNROLL for (int panel = 0; panel < P; panel++) turn_left(a[panel], weights[panel], step);
+    UNROLL for (int panel = 0; panel < P; panel++) as_left(a[panel], weights[panel], step);
     UNROLL for (int pair = 0; pair < PARTS / 2; pair++) {
       Right<T> b[2];
-      load_turned<B>(b, right, step, pair);
+      load_transposed<B>(b, right, step, pair);
       UNROLL for (int panel = 0; panel < P; panel++)
         UNROLL for (int n = 0; n < 2; n++) multiply(sums[panel][2 * pair + n], a[panel], b[n]);
     }
   }
 }
-// Of float32 a few steps have sums of their own, 16 columns at a time.
+// For float32 a few steps have separate sums, 16 columns at a time.
 template <class T, class B, int P, int PARTS, int ALONG>
 inline void add_weights_times(float (&sums)[P][PARTS][4], const float (&weights)[P][ALONG][4],
-                              const Turned<float>& right) {
+                              const Transposed<float>& right) {
   constexpr int TOGETHER = ALONG < 4 ? ALONG : 4;  // steps
   UNROLL for (int first = 0; first < ALONG; first += TOGETHER) {
     Left<float> a[P][TOGETHER];
     UNROLL for (int panel = 0; panel < P; panel++)
-      UNROLL for (int step = 0; step < TOGETHER; step++) turn_left(a[panel][step], weights[panel], first + step);
+      UNROLL for (int step = 0; step < TOGETHER; step++) as_left(a[panel][step], weights[panel], first + step);
     UNROLL for (int pair = 0; pair < PARTS / 2; pair++) {
       float few[P][2][4] = {};
       UNROLL for (int step = 0; step < TOGETHER; step++) {
         Right<float> b[2];
-        load_turned<B>(b, right, first + step, pair);
+        load_transposed<B>(b, right, first + step, pair);
         UNROLL for (int panel = 0; panel < P; panel++)
           UNROLL for (int n = 0; n < 2; n++) multiply(few[panel][n], a[panel][step], b[n]);
       }

@@ -4,7 +4,7 @@
 //
 // Kernels that are called _held are for rows that are aligned and held: one span. Where rows are held, or are short, each
 // thread sums the gradients of weight and bias for the columns that it owns, over all rows of its block; the blocks write
-// a row of partial sums each. For longer rows parameter_sums goes down the columns. So a sum has the same bits in every run.
+// a row of partial sums each. For longer rows parameter_sums sums the columns. So a sum has the same bits in every run.
 #include "rows.cuh"
 
 using Real = ComputedIn<Stored>::type;
@@ -16,7 +16,7 @@ inline void normalize(Global<const Stored> x, Global<const Stored> weight, Globa
   const Real size = width ? Real(width) : Real(1), share = reciprocal(size);
   const Index<HELD> step = HELD ? 1 : span<Stored, N>(), past = HELD ? 1 : width;
   const bool held = HELD || width <= step;
-  int turn = 0;
+  int phase = 0;
   for (int64 n = first_row(); n < rows; n += rows_apart()) {
     Global<const Stored> row = x + n * width;
     Real mean = 0;
@@ -25,9 +25,9 @@ inline void normalize(Global<const Stored> x, Global<const Stored> weight, Globa
         read<Stored, HELD>(row, start, width, v, Real(0));
         UNROLL for (int e = 0; e < N; e++) mean = fma(v[e], SHARE<Real>, mean);
       }
-      mean = mean_of(sum_of(mean, turn++), size * SHARE<Real>, share / SHARE<Real>);
+      mean = exact_mean(reduce_sum(mean, phase++), size * SHARE<Real>, share / SHARE<Real>);
     }
-    // By halves where there is a mean, so that the difference of two large numbers stays finite.
+    // Halved where there is a mean, so that the difference of two large numbers stays finite.
     const Real factor = CENTRED ? Real(0.5) : Real(1), shift = -factor * mean;
     Real squares = 0;
     for (Index<HELD> start = 0; start < past; start += step) {
@@ -37,7 +37,7 @@ inline void normalize(Global<const Stored> x, Global<const Stored> weight, Globa
         squares += v[e] * v[e];
       });
     }
-    squares = sum_of(squares, turn++);
+    squares = reduce_sum(squares, phase++);
     Real shrink = 1;
     if (!(squares - squares == 0)) {  // they overflow
       shrink = SHRINK<Real>, squares = 0;
@@ -48,21 +48,21 @@ inline void normalize(Global<const Stored> x, Global<const Stored> weight, Globa
           squares += v[e] * v[e];
         });
       }
-      squares = sum_of(squares, turn++);
+      squares = reduce_sum(squares, phase++);
     }
-    const Real inverse = inverse_of(squares * share, eps, factor, shrink);
+    const Real inverse = inverse_deviation(squares * share, eps, factor, shrink);
     for (Index<HELD> start = 0; start < past; start += step) {
       if (!held) {
         read<Stored, HELD>(row, start, width, v, Real(0));
         UNROLL for (int e = 0; e < N; e++) v[e] = shrink * fma(v[e], factor, shift);
       }
       UNROLL for (int c = 0; c < N; c += CHUNK<Stored>) {
-        const Index<HELD> i = place<Stored>(start, c);
-        Real of_chunk[CHUNK<Stored>];
-        read_chunk<Stored, HELD>(weight, i, weight ? width : Index<HELD>(0), of_chunk, Real(1));
-        UNROLL for (int e = 0; e < CHUNK<Stored>; e++) v[c + e] *= inverse * of_chunk[e];
-        read_chunk<Stored, HELD>(bias, i, bias ? width : Index<HELD>(0), of_chunk, Real(0));
-        UNROLL for (int e = 0; e < CHUNK<Stored>; e++) v[c + e] += of_chunk[e];
+        const Index<HELD> i = position<Stored>(start, c);
+        Real chunk_values[CHUNK<Stored>];
+        read_chunk<Stored, HELD>(weight, i, weight ? width : Index<HELD>(0), chunk_values, Real(1));
+        UNROLL for (int e = 0; e < CHUNK<Stored>; e++) v[c + e] *= inverse * chunk_values[e];
+        read_chunk<Stored, HELD>(bias, i, bias ? width : Index<HELD>(0), chunk_values, Real(0));
+        UNROLL for (int e = 0; e < CHUNK<Stored>; e++) v[c + e] += chunk_values[e];
         write_chunk<Stored, HELD>(out + n * width, i, width, v + c);
       }
     }
@@ -74,17 +74,17 @@ inline void normalize(Global<const Stored> x, Global<const Stored> weight, Globa
   }
 }
 
-// The sums of a block, those of its rows added up in their order.
+// Write the sums of a block, those of its rows added in a fixed order.
 template <int N> inline void write_sums(const Real (&sums)[N], Global<Real> partial, int64 apart, int64 width) {
   Global<Real> row = partial + int64(blockIdx.x) * apart;
   if (blockDim.y == 1) return each<Stored, N>(int64(0), width, [&](int e, int64 i) { row[i] = sums[e]; });
-  Shared<Real> of_rows = shared<Real>(0);
-  sync_threads();  // those of another parameter have been read
-  each<Stored, N>(int64(0), width, [&](int e, int64 i) { of_rows[threadIdx.y * width + i] = sums[e]; });
+  Shared<Real> row_totals = shared<Real>(0);
+  sync_threads();  // all threads have read the sums of another parameter
+  each<Stored, N>(int64(0), width, [&](int e, int64 i) { row_totals[threadIdx.y * width + i] = sums[e]; });
   sync_threads();
   for (int64 i = threadIdx.y * 32 + threadIdx.x; i < width; i += 32 * blockDim.y) {
     Real total = 0;
-    for (int y = 0; y < blockDim.y; y++) total += of_rows[y * width + i];
+    for (int y = 0; y < blockDim.y; y++) total += row_totals[y * width + i];
     row[i] = total;
   }
 }
@@ -99,8 +99,8 @@ inline void differentiate(Global<const Stored> dout, Global<const Stored> x, Glo
   const Real share = reciprocal(Real(width));
   const int64 step = span<Stored, N>();
   const bool held = width <= step;
-  int turn = 0;
-  for (int64 n = first_row(); n < rows; n += rows_apart(), turn++) {
+  int phase = 0;
+  for (int64 n = first_row(); n < rows; n += rows_apart(), phase++) {
     const Real mean = CENTRED ? Real(means[n]) : Real(0), inverse = inverses[n];
     Real sums[2] = {0, 0};
     auto get = [&](int64 start) {
@@ -108,9 +108,9 @@ inline void differentiate(Global<const Stored> dout, Global<const Stored> x, Glo
       read<Stored>(x + n * width, start, width, normal, mean);
       UNROLL for (int c = 0; c < N; c += CHUNK<Stored>) {
         Real scale[CHUNK<Stored>];
-        read_chunk<Stored, false>(weight, place<Stored>(start, c), weight ? width : 0, scale, Real(1));
+        read_chunk<Stored, false>(weight, position<Stored>(start, c), weight ? width : 0, scale, Real(1));
         UNROLL for (int e = 0; e < CHUNK<Stored>; e++) {
-          normal[c + e] = normal_of(normal[c + e], mean, inverse);
+          normal[c + e] = x_hat(normal[c + e], mean, inverse);
           if (held) dweight[c + e] += g[c + e] * normal[c + e], dbias[c + e] += g[c + e];
           g[c + e] *= scale[e];
         }
@@ -120,7 +120,7 @@ inline void differentiate(Global<const Stored> dout, Global<const Stored> x, Glo
       get(start);
       UNROLL for (int e = 0; e < N; e++) sums[0] += g[e], sums[1] += g[e] * normal[e];
     }
-    add_up(sums, turn);
+    add_up(sums, phase);
     const Real total = CENTRED ? sums[0] * share : Real(0), product = sums[1] * share;
     for (int64 start = 0; start < width; start += step) {
       if (!held) get(start);
@@ -132,7 +132,7 @@ inline void differentiate(Global<const Stored> dout, Global<const Stored> x, Glo
   if (dbiases) write_sums<N>(dbias, dbiases, apart, width);
 }
 
-// The same for rows that come through shared memory, while the one before is summed. Beyond the row, dy is 0.
+// The same for rows that are prefetched into shared memory while the previous one is summed. Beyond the row, dy is 0.
 template <int N, bool CENTRED>
 inline void differentiate_held(Global<const Stored> dout, Global<const Stored> x, Global<const Real> means,
                                Global<const Real> inverses, Global<const Stored> weight, Global<Stored> dx,
@@ -149,38 +149,38 @@ inline void differentiate_held(Global<const Stored> dout, Global<const Stored> x
       next_inverse = inverses[n];
       if (CENTRED) next_mean = means[n];
       UNROLL for (int c = 0; c < N; c += C) {
-        douts.fetch(c, dout + n * width, place<Stored>(0, c), width);
-        xs.fetch(c, x + n * width, place<Stored>(0, c), width);
+        douts.fetch(c, dout + n * width, position<Stored>(0, c), width);
+        xs.fetch(c, x + n * width, position<Stored>(0, c), width);
       }
     }
     commit_copies();
   };
   if (weight)
-    UNROLL for (int c = 0; c < N; c += C) scales.fetch(c, weight, place<Stored>(0, c), width);
+    UNROLL for (int c = 0; c < N; c += C) scales.fetch(c, weight, position<Stored>(0, c), width);
   fetch(first_row());
-  int turn = 0;
-  for (int64 n = first_row(); n < rows; n += rows_apart(), turn++) {
+  int phase = 0;
+  for (int64 n = first_row(); n < rows; n += rows_apart(), phase++) {
     const Real mean = next_mean, inverse = next_inverse;
     Real g[N], normal[N], sums[2] = {0, 0};
     wait_copies<0>();
     UNROLL for (int c = 0; c < N; c += C) {
-      douts.take(c, place<Stored>(0, c) < width, g + c);
-      xs.take(c, place<Stored>(0, c) < width, normal + c);
+      douts.take(c, position<Stored>(0, c) < width, g + c);
+      xs.take(c, position<Stored>(0, c) < width, normal + c);
     }
     fetch(n + rows_apart());
     UNROLL for (int e = 0; e < N; e++) {
-      normal[e] = normal_of(normal[e], mean, inverse);
+      normal[e] = x_hat(normal[e], mean, inverse);
       dweight[e] = fma(g[e], normal[e], dweight[e]);
       if (CENTRED) dbias[e] += g[e];
     }
     if (weight)
       UNROLL for (int c = 0; c < N; c += C) {
         Real scale[C];
-        scales.take(c, place<Stored>(0, c) < width, scale);
+        scales.take(c, position<Stored>(0, c) < width, scale);
         UNROLL for (int e = 0; e < C; e++) g[c + e] *= scale[e];
       }
     UNROLL for (int e = 0; e < N; e++) sums[0] += g[e], sums[1] = fma(g[e], normal[e], sums[1]);
-    add_up(sums, turn);
+    add_up(sums, phase);
     const Real total = CENTRED ? sums[0] * share * inverse : Real(0), product = sums[1] * share * inverse;
     UNROLL for (int e = 0; e < N; e++) g[e] = fma(-normal[e], product, fma(g[e], inverse, -total));
     write<Stored, true>(dx + n * width, 0, width, g);
@@ -202,7 +202,7 @@ KERNEL(256) parameter_sums(Global<const Stored> dout, Global<const Stored> x, Gl
       if (n >= rows) continue;
       const Real g = wide(dout[n * width + i]), mean = means ? Real(means[n]) : Real(0);
       dbias += g;
-      if (dweights) dweight += g * normal_of(Real(wide(x[n * width + i])), mean, Real(inverses[n]));
+      if (dweights) dweight += g * x_hat(Real(wide(x[n * width + i])), mean, Real(inverses[n]));
     }
   if (dweights) dweights[int64(blockIdx.y) * apart + i] = dweight;
   if (dbiases) dbiases[int64(blockIdx.y) * apart + i] = dbias;
@@ -222,7 +222,7 @@ EXPORT(parameter_sums)
   } \
   EXPORT(rms_norm_forward##suffix)
 FORWARD(, MOST_THREADS<Stored>, COUNT<Stored>, false)
-FORWARD(_held, 1024, OF_ONE<Stored>, true)
+FORWARD(_held, 1024, HELD_ONE<Stored>, true)
 #undef FORWARD
 
 #define BACKWARD(suffix, body, N) \

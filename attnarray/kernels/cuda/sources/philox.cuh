@@ -1,4 +1,4 @@
-// Philox 4x32-10, word for word that of random.py.
+// Philox 4x32-10, with the same words as random.py.
 #pragma once
 #include "primitives.cuh"
 

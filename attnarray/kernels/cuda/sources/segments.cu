@@ -1,6 +1,6 @@
-// Softmax over segments, forward and backward, and the sums of segments. References: ops/segments.py, ops/embedding.py.
-// The entries come in the order of their segments (`order`), those of segment s from starts[s] to starts[s + 1], so each
-// sum has one owner and the same bits in every run. Softmax: a warp per batch, segment and column. Sums: a block of 32
+// Softmax over segments, forward and backward, and the sums of segments. References: ops/segments.py, ops/embedding.py. The
+// entries come in the order of their segments (`order`), those of segment s from starts[s] to starts[s + 1], so each sum is
+// computed by one block and has the same bits in every run. Softmax: a warp per batch, segment and column. Sums: a block of 32
 // columns and 8 strips of entries per batch and segment; shared: 8 x 32 numbers.
 #include "rows.cuh"
 
@@ -21,11 +21,11 @@ KERNEL(256) segment_softmax_forward(Global<const Stored> x, Global<const unsigne
       const int64 at = base + order[i] * columns;
       return mask && !mask[at] ? -infinity<Real>() : Real(wide(x[at]));
     };
-    Real largest = -infinity<Real>(), total = 0;
-    for (int64 i = starts[n] + threadIdx.x; i < past; i += 32) largest = larger(largest, logit(i));
-    const Real shift = shift_of(largest_of(largest));
+    Real segment_max = -infinity<Real>(), total = 0;
+    for (int64 i = starts[n] + threadIdx.x; i < past; i += 32) segment_max = larger(segment_max, logit(i));
+    const Real shift = softmax_shift(reduce_max(segment_max));
     for (int64 i = starts[n] + threadIdx.x; i < past; i += 32) total += exp(logit(i) - shift);
-    total = sum_of(total);
+    total = reduce_sum(total);
     const Real factor = total == 0 ? Real(1) : reciprocal(total);
     for (int64 i = starts[n] + threadIdx.x; i < past; i += 32) {
       Stored rounded;
@@ -47,7 +47,7 @@ KERNEL(256) segment_softmax_backward(Global<const Stored> dout, Global<const Sto
       const Real y = wide(out[at]);
       if (y != 0) total += y * wide(dout[at]);
     }
-    total = sum_of(total);
+    total = reduce_sum(total);
     for (int64 i = starts[n] + threadIdx.x; i < past; i += 32) {
       const int64 at = base + order[i] * columns;
       const Real y = wide(out[at]);

@@ -5,7 +5,7 @@
 
 using Real = ComputedIn<Stored>::type;
 
-// The logits of this thread: -inf where the mask hides them.
+// The logits of this thread, -inf where masked.
 template <int N, bool HELD>
 inline void read_logits(Global<const Stored> row, Global<const unsigned char> mask, int64 start, int64 width,
                         Real (&v)[N]) {
@@ -24,24 +24,24 @@ inline void normalize(Global<const Stored> x, Global<const unsigned char> mask, 
     Global<const Stored> row = x + n * width;
     Global<const unsigned char> seen = mask;
     if (mask) seen = mask + n * mask_apart;
-    Real largest = -infinity<Real>();
+    Real row_max = -infinity<Real>();
     for (Index<HELD> start = 0; start < past; start += step) {
       read_logits<N, HELD>(row, seen, start, width, v);
-      UNROLL for (int e = 0; e < N; e++) largest = larger(largest, v[e]);
+      UNROLL for (int e = 0; e < N; e++) row_max = larger(row_max, v[e]);
     }
-    const Real shift = shift_of(largest_of(largest, 0));
-    Real total = 0;
+    const Real shift = softmax_shift(reduce_max(row_max, 0));
+    Real row_sum = 0;
     for (Index<HELD> start = 0; start < past; start += step) {
       if (!held) read_logits<N, HELD>(row, seen, start, width, v);
       UNROLL for (int e = 0; e < N; e++) {
         const Real weight = exponential(v[e] - shift);
-        total += weight;
+        row_sum += weight;
         v[e] = LOGARITHM ? v[e] - shift : weight;
       }
     }
-    total = sum_of(total, 1);
-    total = total == 0 ? Real(1) : total;
-    const Real factor = LOGARITHM ? log(total) : reciprocal(total);
+    row_sum = reduce_sum(row_sum, 1);
+    row_sum = row_sum == 0 ? Real(1) : row_sum;
+    const Real factor = LOGARITHM ? log(row_sum) : reciprocal(row_sum);
     for (Index<HELD> start = 0; start < past; start += step) {
       if (!held) {
         read_logits<N, HELD>(row, seen, start, width, v);
@@ -49,20 +49,20 @@ inline void normalize(Global<const Stored> x, Global<const unsigned char> mask, 
       }
       UNROLL for (int c = 0; c < N; c += CHUNK<Stored>) {
         UNROLL for (int e = c; e < c + CHUNK<Stored>; e++) v[e] = LOGARITHM ? v[e] - factor : v[e] * factor;
-        write_chunk<Stored, HELD>(out + n * width, place<Stored>(start, c), width, v + c);
+        write_chunk<Stored, HELD>(out + n * width, position<Stored>(start, c), width, v + c);
       }
     }
     if (HELD) break;
   }
 }
 
-// Of rows for which one block has all registers of a processor: few blocks go over all rows, and copy the next one ahead.
+// Rows for which one block has all registers of a multiprocessor: few blocks loop over all rows, and prefetch the next one.
 template <bool LOGARITHM>
 inline void normalize_wide(Global<const Stored> x, Global<Stored> out, int rows, int width) {
-  constexpr int N = OF_ONE<Stored>, C = CHUNK<Stored>;
-  if (sizeof(Stored) != 2) return;  // wider numbers take longer to read than to work on: they have no use for it
+  constexpr int N = HELD_ONE<Stored>, C = CHUNK<Stored>;
+  if (sizeof(Stored) != 2) return;  // not used for wider numbers, whose rows are limited by memory bandwidth
   const Ahead<Stored, N> ahead(REDUCED<Real>, threadIdx.x, WIDE);
-  // Rows are seen from the first chunk of the thread on, so that the places of others are known to the compiler.
+  // Offsets count from the thread's first chunk, so that those of the others are compile-time constants.
   const int mine = threadIdx.x * C, here = width - mine;
   auto fetch = [&](int n) {
     if (n < rows)
@@ -71,20 +71,20 @@ inline void normalize_wide(Global<const Stored> x, Global<Stored> out, int rows,
   };
   fetch(blockIdx.x);
   for (int n = blockIdx.x; n < rows; n += gridDim.x) {
-    Real v[N], largest = -infinity<Real>(), total = 0;
+    Real v[N], row_max = -infinity<Real>(), row_sum = 0;
     wait_copies<0>();
     UNROLL for (int c = 0; c < N; c += C) ahead.take(c, c * WIDE < here, v + c, -infinity<Real>());
     fetch(n + gridDim.x);
-    UNROLL for (int e = 0; e < N; e++) largest = larger(largest, v[e]);
-    const Real shift = shift_of(largest_of(largest, 0));
+    UNROLL for (int e = 0; e < N; e++) row_max = larger(row_max, v[e]);
+    const Real shift = softmax_shift(reduce_max(row_max, 0));
     UNROLL for (int e = 0; e < N; e++) {
       const Real weight = exponential(v[e] - shift);
-      total += weight;
+      row_sum += weight;
       v[e] = LOGARITHM ? v[e] - shift : weight;
     }
-    total = sum_of(total, 1);
-    total = total == 0 ? Real(1) : total;
-    const Real factor = LOGARITHM ? log(total) : reciprocal(total);
+    row_sum = reduce_sum(row_sum, 1);
+    row_sum = row_sum == 0 ? Real(1) : row_sum;
+    const Real factor = LOGARITHM ? log(row_sum) : reciprocal(row_sum);
     UNROLL for (int e = 0; e < N; e++) v[e] = LOGARITHM ? v[e] - factor : v[e] * factor;
     UNROLL for (int c = 0; c < N; c += C) write_chunk<Stored, true>(out + (int64(n) * width + mine), c * WIDE, here, v + c);
   }
@@ -98,40 +98,40 @@ inline void differentiate(Global<const Stored> dout, Global<const Stored> out, G
   const Index<HELD> step = HELD ? 1 : span<Stored, N>();
   const bool held = HELD || width <= step;
   const Index<HELD> past = HELD ? 1 : width;
-  const Real hidden = LOGARITHM ? -infinity<Real>() : Real(0);  // where dy does not matter, even if it is NaN
-  int turn = 0;
-  for (int64 n = first_row(); n < rows; n += rows_apart(), turn++) {
+  const Real hidden = LOGARITHM ? -infinity<Real>() : Real(0);  // where dy is masked, even if it is NaN
+  int phase = 0;
+  for (int64 n = first_row(); n < rows; n += rows_apart(), phase++) {
     auto get = [&](Index<HELD> start) {
       read<Stored, HELD>(out + n * width, start, width, y, hidden);
       read<Stored, HELD>(dout + n * width, start, width, dy, Real(0));
       UNROLL for (int e = 0; e < N; e++)
         if (y[e] == hidden) dy[e] = 0;
     };
-    Real total = 0;
+    Real row_sum = 0;
     for (Index<HELD> start = 0; start < past; start += step) {
       get(start);
-      UNROLL for (int e = 0; e < N; e++) total += LOGARITHM ? dy[e] : y[e] * dy[e];
+      UNROLL for (int e = 0; e < N; e++) row_sum += LOGARITHM ? dy[e] : y[e] * dy[e];
     }
-    total = sum_of(total, turn);
+    row_sum = reduce_sum(row_sum, phase);
     for (Index<HELD> start = 0; start < past; start += step) {
       if (!held) get(start);
       UNROLL for (int e = 0; e < N; e++)
-        dy[e] = y[e] == hidden ? Real(0) : LOGARITHM ? dy[e] - exponential(y[e]) * total : y[e] * (dy[e] - total);
+        dy[e] = y[e] == hidden ? Real(0) : LOGARITHM ? dy[e] - exponential(y[e]) * row_sum : y[e] * (dy[e] - row_sum);
       write<Stored, HELD>(dx + n * width, start, width, dy);
     }
     if (HELD) break;
   }
 }
 
-// Of rows of which registers hold dy alone, and shared memory y. Few blocks go over all rows: the next y, and in 16 bits the
-// next dy, are on their way while a row is worked on.
+// Rows with dy in registers and y in shared memory. Few blocks loop over all rows: the next y, and in 16 bits the next dy, are
+// prefetched while a row is processed.
 template <bool LOGARITHM>
 inline void differentiate_wide(Global<const Stored> dout, Global<const Stored> out, Global<Stored> dx, int rows, int width) {
-  constexpr int N = OF_ONE<Stored>, C = CHUNK<Stored>;
+  constexpr int N = HELD_ONE<Stored>, C = CHUNK<Stored>;
   constexpr bool COPIED = sizeof(Stored) == 2;
   const Ahead<Stored, N> ys(REDUCED<Real>, threadIdx.x, WIDE), dys(REDUCED<Real> + ys.BYTES * WIDE, threadIdx.x, WIDE);
   const Real hidden = LOGARITHM ? -infinity<Real>() : Real(0);
-  int n = blockIdx.x, turn = 0, next_width = width - int(threadIdx.x) * C;
+  int n = blockIdx.x, phase = 0, next_width = width - int(threadIdx.x) * C;
   int64 next = int64(n) * width + threadIdx.x * C;
   Real dy[N];
   UNROLL for (int c = 0; c < N; c += C) {
@@ -146,7 +146,7 @@ inline void differentiate_wide(Global<const Stored> dout, Global<const Stored> o
     commit_copies();
     UNROLL for (int c = 0; !COPIED && c < N; c += C) read_chunk<Stored, true>(dout + from, c * WIDE, here, dy + c, Real(0));
     wait_copies<0>();
-    Real y[C], total = 0;
+    Real y[C], row_sum = 0;
     UNROLL for (int c = 0; c < N; c += C) {
       if (COPIED) {
         dys.take(c, c * WIDE < here, dy + c, Real(0));
@@ -155,17 +155,17 @@ inline void differentiate_wide(Global<const Stored> dout, Global<const Stored> o
       ys.take(c, c * WIDE < here, y, hidden);
       // A zero in dy instead would take more registers than there are; the second loop does not use dy there either.
       UNROLL for (int e = 0; e < C; e++)
-        if (y[e] != hidden) total += LOGARITHM ? dy[c + e] : y[e] * dy[c + e];
+        if (y[e] != hidden) row_sum += LOGARITHM ? dy[c + e] : y[e] * dy[c + e];
     }
     commit_copies();
-    total = sum_of(total, turn++);
+    row_sum = reduce_sum(row_sum, phase++);
     UNROLL for (int c = 0; c < N; c += C) {
       ys.take(c, c * WIDE < here, y, hidden);
       ys.fetch(c, out + next, c * WIDE, next_width);
       UNROLL for (int e = 0; e < C; e++)
         y[e] = y[e] == hidden ? Real(0)
-               : LOGARITHM  ? dy[c + e] - exponential(y[e]) * total
-                            : y[e] * (dy[c + e] - total);
+               : LOGARITHM  ? dy[c + e] - exponential(y[e]) * row_sum
+                            : y[e] * (dy[c + e] - row_sum);
       write_chunk<Stored, true>(dx + from, c * WIDE, here, y);
     }
   }
@@ -178,9 +178,9 @@ inline void differentiate_wide(Global<const Stored> dout, Global<const Stored> o
   }                                                                                                                    \
   EXPORT(name)
 FORWARD(softmax_forward, MOST_THREADS<Stored>, COUNT<Stored>, false, false)
-FORWARD(softmax_forward_held, 1024, OF_ONE<Stored>, false, true)
+FORWARD(softmax_forward_held, 1024, HELD_ONE<Stored>, false, true)
 FORWARD(log_softmax_forward, MOST_THREADS<Stored>, COUNT<Stored>, true, false)
-FORWARD(log_softmax_forward_held, 1024, OF_ONE<Stored>, true, true)
+FORWARD(log_softmax_forward_held, 1024, HELD_ONE<Stored>, true, true)
 #undef FORWARD
 
 #define FORWARD(name, LOGARITHM)                                                              \
@@ -199,9 +199,9 @@ FORWARD(log_softmax_forward_wide, true)
   }                                                                                                                \
   EXPORT(name)
 BACKWARD(softmax_backward, MOST_THREADS<Stored>, COUNT<Stored>, false, false)
-BACKWARD(softmax_backward_held, 1024, OF_TWO<Stored>, false, true)
+BACKWARD(softmax_backward_held, 1024, HELD_TWO<Stored>, false, true)
 BACKWARD(log_softmax_backward, MOST_THREADS<Stored>, COUNT<Stored>, true, false)
-BACKWARD(log_softmax_backward_held, 1024, OF_TWO<Stored>, true, true)
+BACKWARD(log_softmax_backward_held, 1024, HELD_TWO<Stored>, true, true)
 #undef BACKWARD
 
 #define BACKWARD(name, LOGARITHM)                                                                             \

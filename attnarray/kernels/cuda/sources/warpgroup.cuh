@@ -1,9 +1,9 @@
-// Products of matrices by warpgroups, four warps each (sm_90a): the units read shared memory while the threads go on.
+// Matrix products by wgmma (sm_90a), asynchronous, from shared memory, for warpgroups of four warps.
 //
-// A warpgroup multiplies 64 rows. Sums lie over the lanes of each of its warps as in matrix.cuh, and so do weights that are
-// multiplied from registers. The units take numbers of 16 bits. A float32 is given as two float16, its halves, the second what the
-// first leaves of it: 22 bits, as long as it is not far below the largest, for which see halves.cu. Of a product of two
-// such numbers three products are made; the part that is left out is 2^-22 of it.
+// A warpgroup multiplies 64 rows. Sums are distributed over the lanes of each warp as in matrix.cuh, and so are weights that are
+// multiplied from registers. wgmma takes 16-bit numbers. A float32 is given as two float16, its halves, the second the rounding
+// error of the first: 22 bits, unless it is far below the largest, see halves.cu. A product of two
+// such numbers is three products; the omitted one is 2^-22 of it.
 #pragma once
 #include "matrix.cuh"
 
@@ -11,7 +11,7 @@ template <class T> struct Multiplied { using type = T; };
 template <> struct Multiplied<float> { using type = float16; };
 
 // A matrix in shared memory from byte `start` (a multiple of 1024) on, in panels of 64 columns, each with its rows of 128 bytes
-// one after the other; of float32, panels of first halves and then those of second ones. The chunks of a row change places with
+// one after the other; of float32, panels of first halves and then those of second ones. The chunks of a row are swizzled by
 // its number.
 template <class T, int ROWS, int COLUMNS> struct PanelTile {
   using Number = T;
@@ -22,23 +22,24 @@ template <class T, int ROWS, int COLUMNS> struct PanelTile {
   static_assert(COLUMNS % 64 == 0 && ROWS % 8 == 0, "whole panels, and whole patterns of chunks");
   uint32 start;
 
-  inline uint32 place(int row, int chunk) const {
+  inline uint32 chunk_address(int row, int chunk) const {
     return start + chunk / 8 * PANEL + row * APART + (((chunk ^ row) & 7) << 4);
   }
-  // The rows from `row` (a multiple of 8) on, which are summed along 16 numbers at a time; what a step on adds.
+  // Descriptor of the rows from `row` (a multiple of 8) on, with the inner dimension along rows, 16 numbers per step; what a
+  // step adds.
   inline uint64 rows(int row) const { return describe(start + row * APART, 16, 8 * APART); }
   static inline uint64 along(int step) { return uint64(step / 4 * PANEL + step % 4 * 32) >> 4; }
-  // The matrix itself as a right one, which is summed down 16 rows at a time; what a step on adds.
+  // Descriptor of the matrix as a right one, with the inner dimension down its rows, 16 per step; what a step adds.
   inline uint64 itself() const { return describe(start, PANEL, 8 * APART); }
   static inline uint64 down(int step) { return uint64(step * 16 * APART) >> 4; }
   // What second halves add.
   static inline uint64 rest() { return uint64(COLUMNS / 64 * PANEL) >> 4; }
 };
 
-// The number of this thread's warpgroup, known to be one for a warp.
-inline int warpgroup() { return least_of_lanes(threadIdx.x / 128); }
+// The number of this thread's warpgroup, which the compiler knows to be uniform in the warp.
+inline int warpgroup() { return min_over_lanes(threadIdx.x / 128); }
 
-// sums (64 x 8 PARTS) = the rows of `a` from `row` on times the rows of `b`. Under way until wait_products, as all here.
+// sums (64 x 8 PARTS) = the rows of `a` from `row` on times the rows of `b`. Asynchronous until wait_products, as all here.
 template <class A, class B, int PARTS>
 inline void multiply_rows(float (&sums)[PARTS][4], const A& a, int row, const B& b) {
   static_assert(A::STEPS == B::STEPS && B::HEIGHT == 8 * PARTS, "rows of one length, and a sum for each of b");
