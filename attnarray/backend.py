@@ -9,13 +9,62 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
 from attnarray.numpy_arrays import check_plain, plain
 
-Array: TypeAlias = Any  # an array of NumPy, CuPy or any library that array-api-compat knows
+
+class Array(Protocol):
+    """An array of NumPy, CuPy or any library that array-api-compat knows: what attnarray uses of the standard's arrays.
+
+    Results are Any, as they are what the library says.
+    """
+
+    @property
+    def dtype(self) -> Any: ...
+    @property
+    def ndim(self) -> int: ...
+    @property
+    def shape(self) -> tuple[Any, ...]: ...
+    @property
+    def mT(self) -> Any: ...
+    def __getitem__(self, key: Any, /) -> Any: ...
+    def __bool__(self) -> bool: ...
+    def __int__(self) -> int: ...
+    def __float__(self) -> float: ...
+    def __eq__(self, other: Any, /) -> Any: ...
+    def __ne__(self, other: Any, /) -> Any: ...
+    def __add__(self, other: Any, /) -> Any: ...
+    def __radd__(self, other: Any, /) -> Any: ...
+    def __sub__(self, other: Any, /) -> Any: ...
+    def __rsub__(self, other: Any, /) -> Any: ...
+    def __mul__(self, other: Any, /) -> Any: ...
+    def __rmul__(self, other: Any, /) -> Any: ...
+    def __truediv__(self, other: Any, /) -> Any: ...
+    def __rtruediv__(self, other: Any, /) -> Any: ...
+    def __floordiv__(self, other: Any, /) -> Any: ...
+    def __mod__(self, other: Any, /) -> Any: ...
+    def __pow__(self, other: Any, /) -> Any: ...
+    def __matmul__(self, other: Any, /) -> Any: ...
+    def __rshift__(self, other: Any, /) -> Any: ...
+    def __and__(self, other: Any, /) -> Any: ...
+    def __or__(self, other: Any, /) -> Any: ...
+    def __xor__(self, other: Any, /) -> Any: ...
+    def __lt__(self, other: Any, /) -> Any: ...
+    def __le__(self, other: Any, /) -> Any: ...
+    def __gt__(self, other: Any, /) -> Any: ...
+    def __ge__(self, other: Any, /) -> Any: ...
+
+
+if TYPE_CHECKING:
+    import typing_extensions  # for the default of a type variable, which typing has from Python 3.13 on
+
+    ArrayT = typing_extensions.TypeVar("ArrayT", bound=Array, default=Any)  # results are of the type of the arguments
+else:
+    ArrayT = TypeVar("ArrayT")
+
 Namespace: TypeAlias = Any  # the module whose functions act on such arrays
 
 _CREATION: ContextVar[str] = ContextVar("attnarray_backend", default="numpy")
@@ -66,7 +115,7 @@ def namespace_of(*arrays: Array | None) -> Namespace:
 def namespace_of_cupy(arrays: Iterable[Array | None]) -> Namespace | None:
     """What `namespace_of` gives for CuPy arrays alone, without the microseconds that asking them takes; else None."""
     kinds = {type(array) for array in arrays if array is not None}
-    return _cupy_namespace(kinds.pop()) if len(kinds) == 1 else None  # type: ignore[arg-type]
+    return _cupy_namespace(kinds.pop()) if len(kinds) == 1 else None
 
 
 @functools.lru_cache(maxsize=256)
@@ -110,7 +159,7 @@ def type_library(kind: Any) -> str:
 
 def library_name(array: Array) -> str:
     """The name of the library that `array` belongs to: "numpy", "cupy", "torch", "jax", "array_api_strict" ..."""
-    return type_library(type(array))  # type: ignore[arg-type]
+    return type_library(type(array))
 
 
 def device_of(array: Array) -> Any:
@@ -188,7 +237,7 @@ def creation_namespace(name: str | None = None) -> Namespace:
     return importlib.import_module(_IMPORTS[name])
 
 
-def asarray(data: Any, dtype: str | None = None, *, device: Any = None) -> Array:
+def asarray(data: Any, dtype: str | None = None, *, device: Any = None) -> Any:
     """`data` as an array of the current backend (see `use_backend`).
 
     Parameters
@@ -227,7 +276,7 @@ def dtype_called(xp: Namespace, name: Any) -> Any:
     return found
 
 
-def to_numpy(array: Array) -> np.ndarray:
+def to_numpy(array: Any) -> np.ndarray:
     """`array` as a NumPy array on the host, whatever library and device it comes from.
 
     Examples
@@ -262,7 +311,7 @@ def scatter_add(values: Array, rows: Array, count: int) -> Array:
     return xp.matmul(xp.astype(one_hot, values.dtype), values)
 
 
-def write_rows(array: Array, start: int, rows: Array) -> Array:
+def write_rows(array: Any, start: int, rows: Array) -> Any:
     """Write `rows` (..., N, E) into `array` (..., S, E) from row `start` on; into a copy where none can be written."""
     past = start + rows.shape[-2]
     if library_name(array) == "jax":

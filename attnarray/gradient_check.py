@@ -283,7 +283,7 @@ def _differences(
     return numeric
 
 
-def _like(host: np.ndarray, leaf: Array) -> Array:
+def _like(host: np.ndarray, leaf: Any) -> Any:
     """The numbers of `host` in an array of the library, device and layout of `leaf`."""
     if library_name(leaf) != "numpy":
         return namespace_of(leaf).asarray(host.copy(), device=device_of(leaf))

@@ -41,7 +41,7 @@ class Mask:
 
     __rand__ = __and__
 
-    def to_dense(self, queries: int, keys: int, *, q_offset: int = 0) -> Array:
+    def to_dense(self, queries: int, keys: int, *, q_offset: int = 0) -> Any:
         """Return the mask as a boolean array, broadcastable to (*batch, H, T, S).
 
         Parameters

@@ -28,7 +28,7 @@ SEED_STREAM = WORD - 1
 NOISE_HEADS = 2**31  # added to the head where attention draws noise and not dropout
 
 
-def philox_4x32(counter: tuple[Array, Array, Array, Array], key: tuple[int, int]) -> tuple[Array, Array, Array, Array]:
+def philox_4x32(counter: tuple[Any, Any, Any, Any], key: tuple[int, int]) -> tuple[Array, Array, Array, Array]:
     """Four 32-bit words for each counter, as int64 arrays.
 
     Parameters
@@ -188,7 +188,7 @@ class Philox:
         """`count` independent generators."""
         return tuple(self.fold_in(n) for n in range(count))
 
-    def uniform(self, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0, dtype: str = "float32") -> Array:
+    def uniform(self, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0, dtype: str = "float32") -> Any:
         """Uniform numbers in [low, high) with 32 random bits each, on the current backend (see `use_backend`)."""
         xp = creation_namespace()
         words = _words(int(self.seed), math.prod(shape), xp, None)
@@ -196,7 +196,7 @@ class Philox:
         rounded = asarray(xp.reshape(low + (high - low) * unit, shape), dtype)
         return xp.where(rounded < high, rounded, xp.full_like(rounded, low))  # a short dtype may round up to `high`
 
-    def normal(self, shape: tuple[int, ...], std: float = 1.0, dtype: str = "float32") -> Array:
+    def normal(self, shape: tuple[int, ...], std: float = 1.0, dtype: str = "float32") -> Any:
         """Normal numbers with mean 0 by Box and Muller's method, on the current backend (see `use_backend`)."""
         xp = creation_namespace()
         count = math.prod(shape)

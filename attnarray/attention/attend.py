@@ -21,7 +21,7 @@ from attnarray.attention.normalizers import Softmax
 from attnarray.attention.options import ScoreOptions, check_arrays, known_options, score_modifiers
 from attnarray.attention.parts import Modifier, Normalizer, Scorer
 from attnarray.attention.sequences import narrow, wide
-from attnarray.backend import Array
+from attnarray.backend import Array, ArrayT
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
 from attnarray.numpy_arrays import writable
@@ -34,16 +34,16 @@ class AttendOptions(ScoreOptions, total=False):
     layout: checks.LayoutName
 
 
-class AttendContext(AttentionContext):
+class AttendContext(AttentionContext[ArrayT]):
     """What the backward needs: canonical inputs, output, and what the normalizer kept; no weights."""
 
     __slots__ = ()
 
 
 def attend(
-    query: Array,
-    key: Array,
-    value: Array,
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
     attn_mask: Array | Mask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
@@ -52,7 +52,7 @@ def attend(
     modifiers: Sequence[Modifier] = (),
     normalizer: Normalizer = SOFTMAX,
     **options: Unpack[AttendOptions],
-) -> Array:
+) -> ArrayT:
     r"""Attention from three parts: a scorer, score modifiers and a normalizer.
 
     .. math::
@@ -127,9 +127,9 @@ def attend(
 
 @ignoring_fp_errors
 def attend_fwd(
-    query: Array,
-    key: Array,
-    value: Array,
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
     attn_mask: Array | Mask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
@@ -138,7 +138,7 @@ def attend_fwd(
     modifiers: Sequence[Modifier] = (),
     normalizer: Normalizer = SOFTMAX,
     **options: Unpack[AttendOptions],
-) -> tuple[Array, AttendContext]:
+) -> tuple[ArrayT, AttendContext[ArrayT]]:
     """`attend`, with the same options, and the context for its backward."""
     known_options(options, AttendOptions)
     checks.required(query=query, key=key, value=value)
@@ -161,8 +161,8 @@ def attend_fwd(
 
 @ignoring_fp_errors
 def attend_bwd(
-    dout: Array, ctx: AttendContext, dlse: Array | None = None, dweights: Array | None = None
-) -> AttentionGrads:
+    dout: Array, ctx: AttendContext[ArrayT], dlse: Array | None = None, dweights: Array | None = None
+) -> AttentionGrads[ArrayT]:
     r"""The gradients of attention from its three parts; scores and weights are computed again, block by block.
 
     .. math::

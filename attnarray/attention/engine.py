@@ -9,7 +9,7 @@ T x S.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from attnarray import checks
 from attnarray.attention.blocks import block_rows, cut, join, map_arrays, query_blocks, total_gradient, total_gradients
@@ -39,7 +39,7 @@ from attnarray.attention.products import (
     weighted_sum,
     weighted_sum_over_queries,
 )
-from attnarray.backend import Array, accumulator_dtype, device_of, namespace_of, operand_dtype
+from attnarray.backend import Array, ArrayT, accumulator_dtype, device_of, namespace_of, operand_dtype
 from attnarray.dispatch import accelerated
 from attnarray.numpy_arrays import read_only
 
@@ -89,12 +89,12 @@ class Precomputed(NamedTuple):
 DOT_PRODUCT, SOFTMAX = DotProduct(), Softmax()
 
 
-class AttentionContext(NamedTuple):
+class AttentionContext(NamedTuple, Generic[ArrayT]):
     """What the backward needs: canonical inputs (B, H, T, D), output, and what the normalizer kept; no weights."""
 
-    q: Array
-    k: Array
-    v: Array
+    q: ArrayT
+    k: ArrayT
+    v: ArrayT
     out: Any  # (B, H, T, Dv), which only the gradient of a softmax needs
     kept: Any  # the lse (B, H, T) of a softmax
     scorer: Any
@@ -104,7 +104,7 @@ class AttentionContext(NamedTuple):
     bias_shape: tuple[int, ...] | None = None
 
     @property
-    def lse(self) -> Array:
+    def lse(self) -> ArrayT:
         """log sum_j e^s, sink included: (B, H, T)."""
         return self.kept.lse if hasattr(self.kept, "lse") else self.kept
 
@@ -120,13 +120,13 @@ class AttentionContext(NamedTuple):
         return AttentionContext(q, self.k, self.v, out, kept, *parts)
 
 
-class AttentionGrads(NamedTuple):
+class AttentionGrads(NamedTuple, Generic[ArrayT]):
     """Gradients in the caller's layout; those of scorer, custom modifiers and normalizer are values of their types."""
 
-    query: Array
-    key: Array
-    value: Array
-    bias: Array | None
+    query: ArrayT
+    key: ArrayT
+    value: ArrayT
+    bias: ArrayT | None
     scorer: Any
     modifiers: tuple[Any, ...] | None
     normalizer: Any
@@ -143,7 +143,7 @@ def run(
     is_causal: bool,
     options: Any,
     default_scale: float = 1.0,
-) -> tuple[Array, C]:
+) -> tuple[Any, C]:
     """Attention of query, key and value in the caller's layout, which were checked: the output and the context."""
     q, k, v = (layout.canonical(x) for x in arrays)
     modifiers, bias_shape = score_modifiers(
@@ -155,7 +155,7 @@ def run(
 def run_canonical(
     kind: type[C], scorer: Any, normalizer: Any, q: Array, k: Array, v: Array, modifiers: ScoreModifiers,
     layout: Layout, bias_shape: tuple[int, ...] | None,
-) -> tuple[Array, C]:  # fmt: skip
+) -> tuple[Any, C]:  # fmt: skip
     """Attention of canonical arrays (B, H, T, D): the output in the caller's layout, and the context."""
     out, kept = forward(scorer, q, k, v, modifiers, normalizer)
     restored_out = layout.restore(out)
@@ -233,7 +233,7 @@ def backward(dout: Array, ctx: AttentionContext, dkept: Any = None, dweights: Ar
 
 
 @accelerated
-def attention(q: Array, k: Array, v: Array, modifiers: ScoreModifiers) -> tuple[Array, Array]:
+def attention(q: ArrayT, k: ArrayT, v: ArrayT, modifiers: ScoreModifiers) -> tuple[ArrayT, ArrayT]:
     r"""Scaled dot-product attention.
 
     .. math:: o_i = \sum_j p_{ij} v_j
@@ -254,7 +254,7 @@ def attention(q: Array, k: Array, v: Array, modifiers: ScoreModifiers) -> tuple[
 @accelerated
 def attention_backward(
     dout: Array, dlse: Array | None, q: Array, k: Array, v: Array, out: Array, lse: Array, modifiers: ScoreModifiers
-) -> tuple[Array, Array, Array, Array | None, Array | None]:
+) -> tuple[Array, Array, Array, Any, Any]:
     r"""The gradients of `attention`. Weights are recomputed from q, k and lse, one block of queries after the other.
 
     .. math::
@@ -287,7 +287,7 @@ def _is_biased_attention(scorer: Any, normalizer: Any, modifiers: ScoreModifiers
 
 def _forward_in_blocks(
     scorer: Any, q: Array, k: Array, v: Array, modifiers: ScoreModifiers, normalizer: Any
-) -> tuple[Array, Any]:
+) -> tuple[Any, Any]:
     xp = namespace_of(q, k, v)
     operand = _operand_dtype(scorer, q, modifiers, normalizer)
     k, v = xp.astype(_key_heads(scorer, q, k), operand, copy=False), xp.astype(v, operand, copy=False)

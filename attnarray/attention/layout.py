@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from attnarray import checks
 from attnarray.attention.products import sum_to_shape
-from attnarray.backend import Array, namespace_of
+from attnarray.backend import Array, ArrayT, namespace_of
 
 
 class Layout(NamedTuple):
@@ -18,7 +18,7 @@ class Layout(NamedTuple):
     batch: tuple[int, ...]
     has_heads: bool
 
-    def canonical(self, x: Array) -> Array:
+    def canonical(self, x: ArrayT) -> ArrayT:
         """(*batch, H, T, N), (*batch, T, H, N), (B, T, N) or (T, N) -> (B, H, T, N), by views where strides allow."""
         xp = namespace_of(x)
         if self.order == "BTHD":
@@ -28,7 +28,7 @@ class Layout(NamedTuple):
         heads = x.shape[-3] if self.has_heads else 1
         return xp.reshape(x, (math.prod(self.batch), heads, *x.shape[-2:]))
 
-    def restore(self, x: Array) -> Array:
+    def restore(self, x: ArrayT) -> ArrayT:
         """(B, H, T, N) in the caller's own axes."""
         xp = namespace_of(x)
         if not self.is_canonical:
@@ -45,7 +45,7 @@ class Layout(NamedTuple):
             return (*self.batch, rows, features)
         return (*self.batch, rows, heads, features) if self.order == "BTHD" else (*self.batch, heads, rows, features)
 
-    def restore_rows(self, x: Array) -> Array:
+    def restore_rows(self, x: ArrayT) -> ArrayT:
         """(B, H, T) -> (*batch, H, T), without H where the caller has none; `layout` does not reorder it."""
         heads = (x.shape[1],) if self.has_heads else ()
         return namespace_of(x).reshape(x, (*self.batch, *heads, x.shape[2]))

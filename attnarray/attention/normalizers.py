@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from attnarray.attention.modifiers import ScoreModifiers, modified_scores, modifier_stages, scaled_and_capped_backward
 from attnarray.backend import Array, device_of, namespace_of
@@ -119,7 +119,7 @@ def masked_softmax(scores: Array, modifiers: ScoreModifiers) -> tuple[Array, Arr
 @accelerated
 def masked_softmax_backward(
     scores: Array, dweights: Array, lse: Array, delta: Array, modifiers: ScoreModifiers
-) -> tuple[Array, Array, Array | None]:
+) -> tuple[Array, Array, Any]:
     r"""Recompute the weights from the saved lse and carry dweights back to the scores before their modifiers.
 
     .. math::

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from attnarray.backend import Array
-
 T = TypeVar("T")
+
+# Arrays are Any in these protocols, so that a part of a caller may name the arrays of one library.
 
 
 class Scorer(Protocol):
@@ -26,10 +26,10 @@ class Scorer(Protocol):
     rows, scale)` the gradients of q and of the arrays.
     """
 
-    def scores(self, q: Array, k: Array, rows: slice) -> Array:
+    def scores(self, q: Any, k: Any, rows: slice) -> Any:
         """From queries (B, H, rows, D) and keys (B, Hkv, S, D) the scores (B, H, rows, S) before all modifiers."""
 
-    def backward(self, dscores: Array, q: Array, k: Array, rows: slice) -> tuple[Array, Array, Any]:
+    def backward(self, dscores: Any, q: Any, k: Any, rows: slice) -> tuple[Any, Any, Any]:
         """The gradients of q, of k, and of the arrays as a value of the same type."""
 
 
@@ -40,12 +40,10 @@ class Modifier(Protocol):
     of the queries (i + q_offset), kv_idx those of the keys.
     """
 
-    def apply(self, scores: Array, b: Array, h: Array, q_idx: Array, kv_idx: Array) -> Array:
+    def apply(self, scores: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
         """The modified scores."""
 
-    def backward(
-        self, dscores: Array, scores: Array, b: Array, h: Array, q_idx: Array, kv_idx: Array
-    ) -> tuple[Array, Any]:
+    def backward(self, dscores: Any, scores: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> tuple[Any, Any]:
         """From the gradient of the modified scores those of `scores` and of the arrays, as a value of the same type."""
 
 
@@ -57,12 +55,10 @@ class Normalizer(Protocol):
     HIDES, whether a weight of 0 hides its value even where no mask does.
     """
 
-    def weights(self, scores: Array, rows: slice) -> tuple[Array, Any]:
+    def weights(self, scores: Any, rows: slice) -> tuple[Any, Any]:
         """From scores (B, H, rows, S) the weights, and what is kept of each row: (B, H, rows, ...) arrays or None."""
 
-    def backward(
-        self, dweights: Array, dkept: Any, weights: Array, kept: Any, scores: Array, rows: slice
-    ) -> tuple[Array, Any]:
+    def backward(self, dweights: Any, dkept: Any, weights: Any, kept: Any, scores: Any, rows: slice) -> tuple[Any, Any]:
         """The gradient of the scores, and that of the arrays as a value of the same type.
 
         `dkept` is the cotangent of what was kept, or None. Gradients of hidden scores, which are -inf, do not matter.

@@ -6,7 +6,7 @@ from typing import Any
 
 from attnarray import checks
 from attnarray.attention.layout import Layout
-from attnarray.backend import Array, accumulator_dtype, namespace_of
+from attnarray.backend import Array, ArrayT, accumulator_dtype, namespace_of
 from attnarray.masks import within
 
 
@@ -28,7 +28,7 @@ def check_sequence(
     checks.shape(name, array, (*layout.batch, *expected), because)
 
 
-def without_padding(x: Array, lengths: Array | None) -> Array:
+def without_padding(x: ArrayT, lengths: Array | None) -> ArrayT:
     """x (B, 1, S, N) with 0 at positions past the lengths (B,), whatever stands there; so is its gradient."""
     if lengths is None:
         return x
@@ -36,7 +36,7 @@ def without_padding(x: Array, lengths: Array | None) -> Array:
     return namespace_of(x).where(exists.mT, x, 0.0)
 
 
-def wide(x: Array) -> Array:
+def wide(x: ArrayT) -> ArrayT:
     """x in the dtype that sums are kept in: 16-bit floats are rounded once, in the result."""
     xp = namespace_of(x)
     return xp.astype(x, accumulator_dtype(xp, x.dtype), copy=False)

@@ -6,12 +6,11 @@ from typing import Any
 
 from attnarray import checks
 from attnarray.attention import engine
-from attnarray.backend import Array
 from attnarray.dispatch import ignoring_fp_errors
 
 
 @ignoring_fp_errors
-def attention_weights(ctx: Any, queries: slice = slice(None)) -> Array:
+def attention_weights(ctx: Any, queries: slice = slice(None)) -> Any:
     r"""Return the attention weights of a forward pass, recomputed for the chosen queries.
 
     .. math:: p_{ij} = e^{s_{ij} - \mathrm{lse}_i}

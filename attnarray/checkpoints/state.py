@@ -85,7 +85,7 @@ def load_state(path: str | os.PathLike[str], *, types: type | Sequence[type] = (
     path, types = Path(path), (types,) if isinstance(types, type) else types
     with opened(path) as file:
         content = _content(file)
-        arrays = {}
+        arrays: dict[str, Any] = {}
         for name, checksum in content["arrays"].items():
             arrays[name] = file.read(name)
             if _checksum(arrays[name]) != checksum:

@@ -37,7 +37,7 @@ class Across:
         out, ctx = self.layer.fwd(params, query, key, kv_lengths=lengths)
         return out, ctx
 
-    def bwd(self, dout: Array, ctx: Any) -> tuple[Array, Array, Params]:
+    def bwd(self, dout: Any, ctx: Any) -> tuple[Array, Array, Params]:
         grads = self.layer.bwd(dout, ctx)
         return grads.query, grads.key, grads.params
 
@@ -52,7 +52,7 @@ class AcrossByLocation(Across):
         result, ctx = self.layer.fwd(params, query, key, previous=before, kv_lengths=lengths)
         return result.out, ctx
 
-    def bwd(self, dout: Array, ctx: Any) -> tuple[Array, Array, Params]:
+    def bwd(self, dout: Any, ctx: Any) -> tuple[Array, Array, Params]:
         return super().bwd(LocationResult(dout, None), ctx)
 
 
@@ -67,7 +67,7 @@ class AcrossHard(Across):
         result, ctx = layer.fwd(params, query, key, kv_lengths=lengths, rng=rng)
         return result.out, ctx
 
-    def bwd(self, dout: Array, ctx: Any) -> tuple[Array, Array, Params]:
+    def bwd(self, dout: Any, ctx: Any) -> tuple[Array, Array, Params]:
         return super().bwd(HardResult(dout, None, None), ctx)
 
 
@@ -87,7 +87,7 @@ class AcrossFunction:
     ) -> tuple[Array, Any]:  # fmt: skip
         return self.function_fwd(query, key, key, kv_lengths=lengths)
 
-    def bwd(self, dout: Array, ctx: Any) -> tuple[Array, Array, Params]:
+    def bwd(self, dout: Any, ctx: Any) -> tuple[Array, Array, Params]:
         grads = self.function_bwd(dout, ctx)
         return grads.query, grads.key + grads.value, {}
 

@@ -43,6 +43,6 @@ def most_likely(logits: Array) -> np.ndarray:
     return to_numpy(namespace_of(logits).argmax(logits, axis=-1))
 
 
-def weight_and_bias(weight: Array, bias: Array) -> Params:
+def weight_and_bias(weight: Array, bias: Array | None) -> Params:
     """The gradients of a linear layer as a tree."""
     return {"weight": weight, "bias": bias}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Unpack
+from typing import ClassVar, Generic, NamedTuple, Unpack
 
 from attnarray import checks, tree
 from attnarray.attention.alignment.additive import AdditiveContext, additive_attention_bwd, additive_attention_fwd
 from attnarray.attention.dot_product.projection import project, project_backward
 from attnarray.attention.options import ScoreOptions
 from attnarray.attention.sequences import narrow, wide
-from attnarray.backend import Array
+from attnarray.backend import Array, ArrayT
 from attnarray.layers.checking import check_gradients
 from attnarray.layers.initial import Params, dense, glorot
 from attnarray.layers.layer import Layer, Shapes
@@ -27,12 +27,12 @@ class BahdanauContext(NamedTuple):
     has_value: bool
 
 
-class BahdanauGrads(NamedTuple):
-    query: Array
-    key: Array
-    value: Array | None
+class BahdanauGrads(NamedTuple, Generic[ArrayT]):
+    query: ArrayT
+    key: ArrayT
+    value: ArrayT | None
     params: Params
-    bias: Array | None
+    bias: ArrayT | None
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,14 @@ class BahdanauAttention(Layer):
     def __call__(
         self,
         params: Params,
-        query: Array,
-        key: Array,
-        value: Array | None = None,
+        query: ArrayT,
+        key: ArrayT,
+        value: ArrayT | None = None,
         attn_mask: Array | Mask | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
         **options: Unpack[ScoreOptions],
-    ) -> Array:
+    ) -> ArrayT:
         """Contexts (*batch, T, Dv) of queries (*batch, T, query_dim) over keys (*batch, S, key_dim).
 
         The values are the keys unless given. Options as in `additive_attention`.
@@ -114,14 +114,14 @@ class BahdanauAttention(Layer):
     def fwd(
         self,
         params: Params,
-        query: Array,
-        key: Array,
-        value: Array | None = None,
+        query: ArrayT,
+        key: ArrayT,
+        value: ArrayT | None = None,
         attn_mask: Array | Mask | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
         **options: Unpack[ScoreOptions],
-    ) -> tuple[Array, BahdanauContext]:
+    ) -> tuple[ArrayT, BahdanauContext]:
         """The same, and the context for `bwd`."""
         q, q_ctx = project(query, **params["query"])
         k, k_ctx = project(key, **params["key"])
@@ -131,7 +131,7 @@ class BahdanauAttention(Layer):
         )  # fmt: skip
         return out, BahdanauContext(q_ctx, k_ctx, attention, value is not None)
 
-    def bwd(self, dout: Array, ctx: BahdanauContext) -> BahdanauGrads:
+    def bwd(self, dout: ArrayT, ctx: BahdanauContext) -> BahdanauGrads[ArrayT]:
         """The gradients of query, key, value (None where the keys were the values), parameters and bias."""
         checks.context("ctx", ctx, BahdanauContext)
         grads = additive_attention_bwd(dout, ctx.attention)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, TypedDict, Unpack
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypedDict, Unpack
 
 from attnarray import checks
 from attnarray.attention.options import known_options
-from attnarray.backend import Array
+from attnarray.backend import Array, ArrayT
 from attnarray.layers.cache import DecoderCache, KVCache
 from attnarray.layers.checking import check_gradients, check_same
 from attnarray.layers.feed_forward import Activation, FeedForward
@@ -55,14 +55,14 @@ class Recomputed(NamedTuple):
     options: Options
 
 
-class BlockGrads(NamedTuple):
+class BlockGrads(NamedTuple, Generic[ArrayT]):
     """`bias` is also the gradient of a floating `attn_mask`, and `memory_bias` that of a floating `memory_mask`."""
 
-    x: Array
-    memory: Array | None
+    x: ArrayT
+    memory: ArrayT | None
     params: Params
-    bias: Array | None
-    memory_bias: Array | None
+    bias: ArrayT | None
+    memory_bias: ArrayT | None
 
 
 @dataclass(frozen=True)
@@ -170,9 +170,9 @@ class TransformerBlock(Layer):
         }
 
     def __call__(
-        self, params: Params, x: Array, memory: Array | None = None, *, rng: Philox | None = None,
+        self, params: Params, x: ArrayT, memory: ArrayT | None = None, *, rng: Philox | None = None,
         **options: Unpack[Options],
-    ) -> Array:  # fmt: skip
+    ) -> ArrayT:  # fmt: skip
         """Return y (*batch, T, dim) of x (*batch, T, dim) and, with `cross`, a memory (*batch, S, dim).
 
         The options are `attn_mask`, `is_causal`, `kv_lengths` and `bias` of the self-attention, as in
@@ -182,16 +182,16 @@ class TransformerBlock(Layer):
         return self._fwd(params, x, memory, rng, options)[0]
 
     def fwd(
-        self, params: Params, x: Array, memory: Array | None = None, *, rng: Philox | None = None,
+        self, params: Params, x: ArrayT, memory: ArrayT | None = None, *, rng: Philox | None = None,
         **options: Unpack[Options],
-    ) -> tuple[Array, BlockContext | Recomputed]:  # fmt: skip
+    ) -> tuple[ArrayT, BlockContext | Recomputed]:  # fmt: skip
         """Return the same and the context for `bwd`; dropout requires an `rng`."""
         y, ctx = self._fwd(params, x, memory, rng, options)
         return y, Recomputed(params, x, memory, rng, options) if self.recompute else ctx
 
     def _fwd(
-        self, params: Params, x: Array, memory: Array | None, rng: Philox | None, options: Options
-    ) -> tuple[Array, BlockContext]:
+        self, params: Params, x: ArrayT, memory: Array | None, rng: Philox | None, options: Options
+    ) -> tuple[ArrayT, BlockContext]:
         if (memory is not None) != self.cross:
             raise ValueError(
                 f"`memory` is {checks.shown(memory)}, but the block was made with cross={self.cross}: "
@@ -224,7 +224,7 @@ class TransformerBlock(Layer):
                 x, contexts[name] = residual.fwd(params[f"{name}_norm"], x, branch, next(rngs))
         return x, BlockContext(**contexts)
 
-    def bwd(self, dout: Array, ctx: BlockContext | Recomputed) -> BlockGrads:
+    def bwd(self, dout: ArrayT, ctx: BlockContext | Recomputed) -> BlockGrads[ArrayT]:
         """Return the gradients of x, the memory, the parameters and the biases; None for what was not given."""
         if isinstance(ctx, Recomputed):
             check_gradients(self, ctx.params)  # gradients have the shapes of the parameters

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, Unpack, get_args
+from typing import ClassVar, Generic, Literal, NamedTuple, Unpack, get_args
 
 from attnarray import checks
 from attnarray.attention.composed.convolutional import (
@@ -14,7 +14,7 @@ from attnarray.attention.composed.convolutional import (
     convolutional_attention_fwd,
 )
 from attnarray.attention.options import ScoreOptions
-from attnarray.backend import Array
+from attnarray.backend import Array, ArrayT
 from attnarray.layers.checking import check_gradients
 from attnarray.layers.initial import Params, glorot, zeros
 from attnarray.layers.layer import Layer, Shapes
@@ -26,11 +26,11 @@ Kind = Literal["pairs", "dot"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
-class ConvolutionalLayerGrads(NamedTuple):
-    x: Array
-    value: Array | None
+class ConvolutionalLayerGrads(NamedTuple, Generic[ArrayT]):
+    x: ArrayT
+    value: ArrayT | None
     params: Params
-    bias: Array | None
+    bias: ArrayT | None
 
 
 @dataclass(frozen=True)
@@ -113,13 +113,13 @@ class ConvolutionalAttention(Layer):
     def __call__(
         self,
         params: Params,
-        x: Array,
-        value: Array | None = None,
+        x: ArrayT,
+        value: ArrayT | None = None,
         attn_mask: Array | Mask | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
         **options: Unpack[ScoreOptions],
-    ) -> Array:
+    ) -> ArrayT:
         """Return (*batch, T, D or Dv) of x (*batch, T, D), which is the value too unless `value` is given.
 
         Options as in `convolutional_attention`.
@@ -129,20 +129,20 @@ class ConvolutionalAttention(Layer):
     def fwd(
         self,
         params: Params,
-        x: Array,
-        value: Array | None = None,
+        x: ArrayT,
+        value: ArrayT | None = None,
         attn_mask: Array | Mask | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
         **options: Unpack[ScoreOptions],
-    ) -> tuple[Array, ConvolutionalContext]:
+    ) -> tuple[ArrayT, ConvolutionalContext]:
         """The same, and the context for `bwd`."""
         return convolutional_attention_fwd(
             x, params["query"]["weight"], params["key"]["weight"], value, params.get("score_vector"),
             params["query"]["bias"], attn_mask, dropout_p, is_causal, padding=self.padding, **options,
         )  # fmt: skip
 
-    def bwd(self, dout: Array, ctx: ConvolutionalContext) -> ConvolutionalLayerGrads:
+    def bwd(self, dout: ArrayT, ctx: ConvolutionalContext) -> ConvolutionalLayerGrads[ArrayT]:
         """The gradients of x, value (None where it was not given), parameters and bias."""
         grads = convolutional_attention_bwd(dout, ctx)
         params: Params = {

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple
 
-from attnarray.backend import Array
+from attnarray.backend import Array, ArrayT
 from attnarray.layers.checking import check_gradients
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer, Shapes
@@ -13,7 +13,7 @@ from attnarray.ops.embedding import EmbeddingContext, embedding, embedding_bwd, 
 from attnarray.random import Philox
 
 
-class EmbeddingLayerGrads(NamedTuple):
+class EmbeddingLayerGrads(NamedTuple, Generic[ArrayT]):
     params: Params
 
 
@@ -60,11 +60,11 @@ class Embedding(Layer):
     def shapes(self) -> Shapes:
         return {"weight": (self.vocab_size, self.dim)}
 
-    def __call__(self, params: Params, indices: Array) -> Array:
+    def __call__(self, params: Params, indices: Array) -> Any:
         """Vectors (..., dim) of integers (...) from 0 to V - 1."""
         return embedding(indices, **params)
 
-    def fwd(self, params: Params, indices: Array) -> tuple[Array, EmbeddingContext]:
+    def fwd(self, params: Params, indices: Array) -> tuple[Any, EmbeddingContext]:
         """The same, and the context for `bwd`."""
         return embedding_fwd(indices, **params)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from attnarray import checks
-from attnarray.backend import Array
+from attnarray.backend import Array, ArrayT
 from attnarray.layers.checking import check_same
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer, LayerGrads
@@ -104,11 +104,11 @@ class FeedForward(Layer):
         out = Linear(self.hidden_dim, self.dim, self.bias, self.init_std)
         return {"hidden": up, **({"gate": up} if self.gated else {}), "out": out}
 
-    def __call__(self, params: Params, x: Array, *, rng: Philox | None = None) -> Array:
+    def __call__(self, params: Params, x: ArrayT, *, rng: Philox | None = None) -> ArrayT:
         """y (..., dim) of x (..., dim). Without an `rng` there is no dropout (inference)."""
         return self.fwd(params, x, rng=rng)[0]
 
-    def fwd(self, params: Params, x: Array, *, rng: Philox | None = None) -> tuple[Array, FeedForwardContext]:
+    def fwd(self, params: Params, x: ArrayT, *, rng: Philox | None = None) -> tuple[ArrayT, FeedForwardContext]:
         """The same, and the context for `bwd`; with dropout it needs an `rng`."""
         parts, (_, activate, _) = self._parts, ACTIVATIONS[self.activation]
         hidden, hidden_ctx = parts["hidden"].fwd(params["hidden"], x)
@@ -124,7 +124,7 @@ class FeedForward(Layer):
         )
         return y, ctx
 
-    def bwd(self, dout: Array, ctx: FeedForwardContext) -> LayerGrads:
+    def bwd(self, dout: ArrayT, ctx: FeedForwardContext) -> LayerGrads[ArrayT]:
         """The gradients of x and the parameters."""
         checks.context("ctx", ctx, FeedForwardContext)
         check_same(self, "gate", ctx.gate is not None, self.gated)

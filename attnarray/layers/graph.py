@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple
 
 from attnarray import checks
 from attnarray.attention.dot_product.projection import project, project_backward
 from attnarray.attention.graph.graph_attention import GraphContext, graph_attention_bwd, graph_attention_fwd
 from attnarray.attention.graph.options import SCORES, GraphScore
 from attnarray.attention.sequences import narrow, wide
-from attnarray.backend import Array, namespace_of
+from attnarray.backend import Array, ArrayT, namespace_of
 from attnarray.layers.checking import check_gradients, check_same
 from attnarray.layers.initial import Params, dense, glorot, zeros
 from attnarray.layers.layer import Layer, Shapes
@@ -25,9 +25,9 @@ class GraphLayerContext(NamedTuple):
     has_bias: bool
 
 
-class GraphLayerGrads(NamedTuple):
-    x: Array
-    edge_features: Array | None
+class GraphLayerGrads(NamedTuple, Generic[ArrayT]):
+    x: ArrayT
+    edge_features: ArrayT | None
     params: Params
 
 
@@ -146,15 +146,15 @@ class GraphAttention(Layer):
     def __call__(
         self,
         params: Params,
-        x: Array,
+        x: ArrayT,
         edges: Array,
-        edge_features: Array | None = None,
+        edge_features: ArrayT | None = None,
         *,
         edge_mask: Array | None = None,
         dropout_p: float = 0.0,
         rng: Philox | int | None = None,
         dropout_mask: Array | None = None,
-    ) -> Array:
+    ) -> ArrayT:
         """(*batch, N, H F), or (*batch, N, F), of nodes x (*batch, N, in_dim) and edges (2, E).
 
         `edge_features` are (*batch, E, edge_dim). Options as in `graph_attention`.
@@ -165,24 +165,24 @@ class GraphAttention(Layer):
     def fwd(
         self,
         params: Params,
-        x: Array,
+        x: ArrayT,
         edges: Array,
-        edge_features: Array | None = None,
+        edge_features: ArrayT | None = None,
         *,
         edge_mask: Array | None = None,
         dropout_p: float = 0.0,
         rng: Philox | int | None = None,
         dropout_mask: Array | None = None,
-    ) -> tuple[Array, GraphLayerContext]:
+    ) -> tuple[ArrayT, GraphLayerContext]:
         """The same, and the context for `bwd`."""
         options = {"edge_mask": edge_mask, "dropout_p": dropout_p, "rng": rng, "dropout_mask": dropout_mask}
         return self._attend(params, x, edges, edge_features, options)
 
     def _attend(
-        self, params: Params, x: Array, edges: Array, edge_features: Array | None, options: Any
-    ) -> tuple[Array, GraphLayerContext]:
+        self, params: Params, x: ArrayT, edges: Array, edge_features: Array | None, options: Any
+    ) -> tuple[ArrayT, GraphLayerContext]:
         checks.required(x=x)
-        given = {"source": x, "target": x, "edge": edge_features, "residual": x}
+        given: dict[str, Any] = {"source": x, "target": x, "edge": edge_features, "residual": x}
         if (edge_features is None) != (self.edge_dim is None):
             raise ValueError(
                 f"`edge_features` is {checks.shown(edge_features)}, but `edge_dim` of the layer is {self.edge_dim}; "
@@ -202,7 +202,7 @@ class GraphAttention(Layer):
             out = out if added is None else out + added
         return narrow(out, x), GraphLayerContext(maps, attention, self.bias)
 
-    def bwd(self, dout: Array, ctx: GraphLayerContext) -> GraphLayerGrads:
+    def bwd(self, dout: ArrayT, ctx: GraphLayerContext) -> GraphLayerGrads[ArrayT]:
         """The gradients of x, of the edge features (None where there are none), and of the parameters."""
         checks.context("ctx", ctx, GraphLayerContext)
         check_same(self, "linear maps and bias", (sorted(ctx.maps), ctx.has_bias), (sorted(self._maps), self.bias))
@@ -217,7 +217,8 @@ class GraphAttention(Layer):
         params: Params = {"score_vector": narrow(grads.score_vector, like)}
         if self.bias:
             params["bias"] = narrow(xp.sum(xp.reshape(dout, (-1, width)), axis=0), like)
-        dx, dedge = 0.0, None
+        dx: Any = 0.0
+        dedge = None
         for name, given in ctx.maps.items():
             flat = douts[name] if name == "residual" else _side_by_side(douts[name])
             map_grads = project_backward(flat, given)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Unpack
+from typing import ClassVar, Generic, NamedTuple, Unpack
 
 from attnarray import checks, tree
 from attnarray.attention.dot_product.projection import project, project_backward
@@ -11,7 +11,7 @@ from attnarray.attention.selection.estimators import ESTIMATORS, Estimator
 from attnarray.attention.selection.hard import HardContext, HardResult, hard_attention_bwd, hard_attention_fwd
 from attnarray.attention.selection.hard_options import HardOptions, check_numbers
 from attnarray.attention.sequences import narrow, wide
-from attnarray.backend import Array
+from attnarray.backend import Array, ArrayT
 from attnarray.layers.checking import check_gradients
 from attnarray.layers.initial import Params, dense
 from attnarray.layers.layer import Layer, Shapes
@@ -28,12 +28,12 @@ class HardAttentionContext(NamedTuple):
     has_value: bool
 
 
-class HardAttentionGrads(NamedTuple):
-    query: Array
-    key: Array
-    value: Array | None
+class HardAttentionGrads(NamedTuple, Generic[ArrayT]):
+    query: ArrayT
+    key: ArrayT
+    value: ArrayT | None
     params: Params
-    bias: Array | None
+    bias: ArrayT | None
 
 
 @dataclass(frozen=True)
@@ -114,16 +114,16 @@ class HardAttention(Layer):
     def __call__(
         self,
         params: Params,
-        query: Array,
-        key: Array,
-        value: Array | None = None,
+        query: ArrayT,
+        key: ArrayT,
+        value: ArrayT | None = None,
         attn_mask: Array | Mask | None = None,
         is_causal: bool = False,
         *,
         rng: Philox | int | None = None,
         noise: Array | None = None,
         **options: Unpack[HardOptions],
-    ) -> HardResult:
+    ) -> HardResult[ArrayT]:
         """Outputs (*batch, T, Dv), log-probabilities and entropies (*batch, T) of queries (*batch, T, query_dim).
 
         The values are the keys (*batch, S, key_dim) unless given. Options as in `hard_attention`.
@@ -133,16 +133,16 @@ class HardAttention(Layer):
     def fwd(
         self,
         params: Params,
-        query: Array,
-        key: Array,
-        value: Array | None = None,
+        query: ArrayT,
+        key: ArrayT,
+        value: ArrayT | None = None,
         attn_mask: Array | Mask | None = None,
         is_causal: bool = False,
         *,
         rng: Philox | int | None = None,
         noise: Array | None = None,
         **options: Unpack[HardOptions],
-    ) -> tuple[HardResult, HardAttentionContext]:
+    ) -> tuple[HardResult[ArrayT], HardAttentionContext]:
         """The same, and the context for `bwd`."""
         q, q_ctx = project(query, **params["query"])
         k, k_ctx = project(key, **params["key"])
@@ -152,7 +152,7 @@ class HardAttention(Layer):
         )  # fmt: skip
         return result, HardAttentionContext(q_ctx, k_ctx, attention, value is not None)
 
-    def bwd(self, dout: HardResult, ctx: HardAttentionContext) -> HardAttentionGrads:
+    def bwd(self, dout: HardResult[ArrayT], ctx: HardAttentionContext) -> HardAttentionGrads[ArrayT]:
         """The gradients of query, key, value (None where the keys were the values), parameters and bias."""
         checks.context("ctx", ctx, HardAttentionContext)
         grads = hard_attention_bwd(dout, ctx.attention)

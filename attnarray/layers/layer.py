@@ -6,10 +6,10 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
+from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeAlias
 
 from attnarray import checks
-from attnarray.backend import Array
+from attnarray.backend import ArrayT
 from attnarray.layers.checking import Checked, check_field, check_init, check_input, check_rng, checked_params
 from attnarray.layers.initial import Params
 from attnarray.random import Philox
@@ -41,10 +41,10 @@ def _with_checked_init(method: Callable[..., Params]) -> Callable[..., Params]:
     return checked
 
 
-class LayerGrads(NamedTuple):
+class LayerGrads(NamedTuple, Generic[ArrayT]):
     """The gradients of a layer with one input."""
 
-    x: Array
+    x: ArrayT
     params: Params
 
 

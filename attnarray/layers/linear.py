@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from attnarray.backend import Array
+from attnarray.backend import ArrayT
 from attnarray.layers.checking import check_gradients
 from attnarray.layers.initial import Params, glorot, zeros
 from attnarray.layers.layer import Layer, LayerGrads, Shapes
@@ -61,15 +61,15 @@ class Linear(Layer):
         weight = {"weight": (self.out_dim, self.in_dim)}
         return {**weight, "bias": (self.out_dim,)} if self.bias else weight
 
-    def __call__(self, params: Params, x: Array) -> Array:
+    def __call__(self, params: Params, x: ArrayT) -> ArrayT:
         """y (..., out_dim) of x (..., in_dim)."""
         return linear(x, **params)
 
-    def fwd(self, params: Params, x: Array) -> tuple[Array, LinearContext]:
+    def fwd(self, params: Params, x: ArrayT) -> tuple[ArrayT, LinearContext]:
         """The same, and the context for `bwd`."""
         return linear_fwd(x, **params)
 
-    def bwd(self, dout: Array, ctx: LinearContext) -> LayerGrads:
+    def bwd(self, dout: ArrayT, ctx: LinearContext) -> LayerGrads[ArrayT]:
         """The gradients of x and the parameters."""
         grads = linear_bwd(dout, ctx)
         params = {"weight": grads.weight} if grads.bias is None else {"weight": grads.weight, "bias": grads.bias}

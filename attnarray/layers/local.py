@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, Unpack, get_args
+from typing import ClassVar, Generic, Literal, NamedTuple, Unpack, get_args
 
 from attnarray import checks
 from attnarray.attention.positional.local import (
@@ -14,7 +14,7 @@ from attnarray.attention.positional.local import (
     local_attention_bwd,
     local_attention_fwd,
 )
-from attnarray.backend import Array
+from attnarray.backend import Array, ArrayT
 from attnarray.layers.checking import check_gradients
 from attnarray.layers.initial import Params, glorot
 from attnarray.layers.layer import Layer, Shapes
@@ -31,12 +31,12 @@ class LocalLayerContext(NamedTuple):
     has_value: bool
 
 
-class LocalLayerGrads(NamedTuple):
-    query: Array
-    key: Array
-    value: Array | None
+class LocalLayerGrads(NamedTuple, Generic[ArrayT]):
+    query: ArrayT
+    key: ArrayT
+    value: ArrayT | None
     params: Params
-    bias: Array | None
+    bias: ArrayT | None
 
 
 @dataclass(frozen=True)
@@ -150,14 +150,14 @@ class LocalAttention(Layer):
     def __call__(
         self,
         params: Params,
-        query: Array,
-        key: Array,
-        value: Array | None = None,
+        query: ArrayT,
+        key: ArrayT,
+        value: ArrayT | None = None,
         attn_mask: Array | Mask | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
         **options: Unpack[LocalOptions],
-    ) -> Array:
+    ) -> ArrayT:
         """Contexts (*batch, T, Dv) of queries (*batch, T, query_dim).
 
         The values are the keys (*batch, S, key_dim) unless given. Options as in `local_attention`.
@@ -167,14 +167,14 @@ class LocalAttention(Layer):
     def fwd(
         self,
         params: Params,
-        query: Array,
-        key: Array,
-        value: Array | None = None,
+        query: ArrayT,
+        key: ArrayT,
+        value: ArrayT | None = None,
         attn_mask: Array | Mask | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
         **options: Unpack[LocalOptions],
-    ) -> tuple[Array, LocalLayerContext]:
+    ) -> tuple[ArrayT, LocalLayerContext]:
         """The same, and the context for `bwd`."""
         position = params.get("position", {})
         out, attention = local_attention_fwd(
@@ -184,7 +184,7 @@ class LocalAttention(Layer):
         )  # fmt: skip
         return out, LocalLayerContext(attention, value is not None)
 
-    def bwd(self, dout: Array, ctx: LocalLayerContext) -> LocalLayerGrads:
+    def bwd(self, dout: ArrayT, ctx: LocalLayerContext) -> LocalLayerGrads[ArrayT]:
         """The gradients of query, key, value (None where the keys were the values), parameters and bias."""
         checks.context("ctx", ctx, LocalLayerContext)
         grads = local_attention_bwd(dout, ctx.attention)

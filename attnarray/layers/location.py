@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Unpack
+from typing import ClassVar, Generic, NamedTuple, Unpack
 
 from attnarray import checks, tree
 from attnarray.attention.alignment.location import (
@@ -15,7 +15,7 @@ from attnarray.attention.alignment.location import (
 from attnarray.attention.dot_product.projection import project, project_backward
 from attnarray.attention.options import ScoreOptions
 from attnarray.attention.sequences import narrow, wide
-from attnarray.backend import Array
+from attnarray.backend import Array, ArrayT
 from attnarray.layers.checking import check_gradients
 from attnarray.layers.initial import Params, dense, glorot
 from attnarray.layers.layer import Layer, Shapes
@@ -32,13 +32,13 @@ class LocationLayerContext(NamedTuple):
     has_value: bool
 
 
-class LocationLayerGrads(NamedTuple):
-    query: Array
-    key: Array
-    value: Array | None
-    previous: Array | None
+class LocationLayerGrads(NamedTuple, Generic[ArrayT]):
+    query: ArrayT
+    key: ArrayT
+    value: ArrayT | None
+    previous: ArrayT | None
     params: Params
-    bias: Array | None
+    bias: ArrayT | None
 
 
 @dataclass(frozen=True)
@@ -148,15 +148,15 @@ class LocationAttention(Layer):
     def __call__(
         self,
         params: Params,
-        query: Array,
-        key: Array,
-        value: Array | None = None,
-        previous: Array | None = None,
+        query: ArrayT,
+        key: ArrayT,
+        value: ArrayT | None = None,
+        previous: ArrayT | None = None,
         attn_mask: Array | Mask | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
         **options: Unpack[ScoreOptions],
-    ) -> LocationResult:
+    ) -> LocationResult[ArrayT]:
         """Return contexts (*batch, T, Dv) and weights (*batch, T, S) of queries (*batch, T, query_dim), step by step.
 
         The values are the keys (*batch, S, key_dim) unless given. `previous` and options as in `location_attention`.
@@ -166,15 +166,15 @@ class LocationAttention(Layer):
     def fwd(
         self,
         params: Params,
-        query: Array,
-        key: Array,
-        value: Array | None = None,
-        previous: Array | None = None,
+        query: ArrayT,
+        key: ArrayT,
+        value: ArrayT | None = None,
+        previous: ArrayT | None = None,
         attn_mask: Array | Mask | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
         **options: Unpack[ScoreOptions],
-    ) -> tuple[LocationResult, LocationLayerContext]:
+    ) -> tuple[LocationResult[ArrayT], LocationLayerContext]:
         """The same, and the context for `bwd`."""
         q, q_ctx = project(query, **params["query"])
         k, k_ctx = project(key, **params["key"])
@@ -185,7 +185,7 @@ class LocationAttention(Layer):
         )  # fmt: skip
         return result, LocationLayerContext(q_ctx, k_ctx, attention, value is not None)
 
-    def bwd(self, dout: LocationResult, ctx: LocationLayerContext) -> LocationLayerGrads:
+    def bwd(self, dout: LocationResult[ArrayT], ctx: LocationLayerContext) -> LocationLayerGrads[ArrayT]:
         """The gradients of query, key, value (None where the keys were the values), previous, parameters and bias."""
         checks.context("ctx", ctx, LocationLayerContext)
         grads = location_attention_bwd(dout, ctx.attention)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Unpack
+from typing import ClassVar, Generic, NamedTuple, Unpack
 
 from attnarray import checks
 from attnarray.attention.composed.attentional_hidden_state import (
@@ -19,7 +19,7 @@ from attnarray.attention.composed.multiplicative import (
     multiplicative_attention_fwd,
 )
 from attnarray.attention.options import ScoreOptions
-from attnarray.backend import Array, namespace_of
+from attnarray.backend import Array, ArrayT, namespace_of
 from attnarray.layers.checking import check_gradients, check_same
 from attnarray.layers.initial import Params, dense, glorot
 from attnarray.layers.layer import Layer, Shapes
@@ -34,12 +34,12 @@ class LuongContext(NamedTuple):
     has_value: bool
 
 
-class LuongGrads(NamedTuple):
-    query: Array
-    key: Array
-    value: Array | None
+class LuongGrads(NamedTuple, Generic[ArrayT]):
+    query: ArrayT
+    key: ArrayT
+    value: ArrayT | None
     params: Params
-    bias: Array | None
+    bias: ArrayT | None
 
 
 @dataclass(frozen=True)
@@ -165,14 +165,14 @@ class LuongAttention(Layer):
     def __call__(
         self,
         params: Params,
-        query: Array,
-        key: Array,
-        value: Array | None = None,
+        query: ArrayT,
+        key: ArrayT,
+        value: ArrayT | None = None,
         attn_mask: Array | Mask | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
         **options: Unpack[ScoreOptions],
-    ) -> Array:
+    ) -> ArrayT:
         """Contexts (*batch, T, Dv), or h~ (*batch, T, output_dim), of queries (*batch, T, query_dim).
 
         The values are the keys (*batch, S, key_dim) unless given. Options as in `multiplicative_attention`.
@@ -182,14 +182,14 @@ class LuongAttention(Layer):
     def fwd(
         self,
         params: Params,
-        query: Array,
-        key: Array,
-        value: Array | None = None,
+        query: ArrayT,
+        key: ArrayT,
+        value: ArrayT | None = None,
         attn_mask: Array | Mask | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
         **options: Unpack[ScoreOptions],
-    ) -> tuple[Array, LuongContext]:
+    ) -> tuple[ArrayT, LuongContext]:
         """The same, and the context for `bwd`."""
         values = key if value is None else value
         if self.output and checks.is_array(values) and values.shape[-1] != (self.value_dim or self.key_dim):
@@ -208,7 +208,7 @@ class LuongAttention(Layer):
             out, output = attentional_hidden_state_fwd(out, query, weight[:, :Dv], weight[:, Dv:], activation="tanh")
         return out, LuongContext(attention, output, value is not None)
 
-    def bwd(self, dout: Array, ctx: LuongContext) -> LuongGrads:
+    def bwd(self, dout: ArrayT, ctx: LuongContext) -> LuongGrads[ArrayT]:
         """The gradients of query, key, value (None where the keys were the values), parameters and bias."""
         checks.context("ctx", ctx, LuongContext)
         check_same(self, "output", ctx.output is not None, self.output)

@@ -14,7 +14,7 @@ from attnarray.attention.dot_product.multi_head import (
     multi_head_attention_fwd,
 )
 from attnarray.attention.dot_product.scaled_dot_product import scaled_dot_product_attention
-from attnarray.backend import Array, namespace_of
+from attnarray.backend import Array, ArrayT, namespace_of
 from attnarray.layers.cache import KVCache, check_cache, empty_cache
 from attnarray.layers.checking import check_gradients, check_same
 from attnarray.layers.initial import Params
@@ -131,14 +131,14 @@ class MultiHeadAttention(Layer):
     def __call__(
         self,
         params: Params,
-        query: Array,
-        key: Array | None = None,
-        value: Array | None = None,
+        query: ArrayT,
+        key: ArrayT | None = None,
+        value: ArrayT | None = None,
         attn_mask: Array | Mask | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
         **options: Unpack[HeadOptions],
-    ) -> Array:
+    ) -> ArrayT:
         """Return (*batch, T, out_dim) of queries (*batch, T, dim). By default `key` is `query`, and `value` is `key`.
 
         Options as in `multi_head_attention`.
@@ -148,14 +148,14 @@ class MultiHeadAttention(Layer):
     def fwd(
         self,
         params: Params,
-        query: Array,
-        key: Array | None = None,
-        value: Array | None = None,
+        query: ArrayT,
+        key: ArrayT | None = None,
+        value: ArrayT | None = None,
         attn_mask: Array | Mask | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
         **options: Unpack[HeadOptions],
-    ) -> tuple[Array, MultiHeadContext]:
+    ) -> tuple[ArrayT, MultiHeadContext]:
         """The same, and the context for `bwd`."""
         if key is None and self.key_input_dim not in (None, self.dim):
             raise ValueError(f"`key` is None, but the layer has `key_input_dim` {self.key_input_dim}: give a `key`.")
@@ -167,7 +167,7 @@ class MultiHeadAttention(Layer):
             num_kv_heads=self.num_kv_heads, rotary=self.rotary, **options,
         )  # fmt: skip
 
-    def bwd(self, dout: Array, ctx: MultiHeadContext) -> MultiHeadGrads:
+    def bwd(self, dout: ArrayT, ctx: MultiHeadContext) -> MultiHeadGrads[ArrayT]:
         """Return the gradients of query, key, value (None for those not given), parameters, bias and sinks."""
         checks.context("ctx", ctx, MultiHeadContext)
         q, k = ctx.attention.q, ctx.attention.k

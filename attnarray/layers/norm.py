@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from attnarray.backend import Array, asarray
+from attnarray.backend import ArrayT, asarray
 from attnarray.layers.checking import check_gradients
 from attnarray.layers.initial import Params, zeros
 from attnarray.layers.layer import Layer, LayerGrads, Shapes
@@ -64,15 +64,15 @@ class LayerNorm(Layer):
     def shapes(self) -> Shapes:
         return {"weight": (self.dim,), "bias": (self.dim,)}
 
-    def __call__(self, params: Params, x: Array) -> Array:
+    def __call__(self, params: Params, x: ArrayT) -> ArrayT:
         """y (..., dim) of x (..., dim)."""
         return layer_norm(x, **params, eps=self.eps)
 
-    def fwd(self, params: Params, x: Array) -> tuple[Array, LayerNormContext]:
+    def fwd(self, params: Params, x: ArrayT) -> tuple[ArrayT, LayerNormContext]:
         """The same, and the context for `bwd`."""
         return layer_norm_fwd(x, **params, eps=self.eps)
 
-    def bwd(self, dout: Array, ctx: LayerNormContext) -> LayerGrads:
+    def bwd(self, dout: ArrayT, ctx: LayerNormContext) -> LayerGrads[ArrayT]:
         """The gradients of x and the parameters."""
         grads = layer_norm_bwd(dout, ctx)
         return LayerGrads(grads.x, check_gradients(self, {"weight": grads.weight, "bias": grads.bias}))
@@ -118,15 +118,15 @@ class RMSNorm(Layer):
     def shapes(self) -> Shapes:
         return {"weight": (self.dim,)}
 
-    def __call__(self, params: Params, x: Array) -> Array:
+    def __call__(self, params: Params, x: ArrayT) -> ArrayT:
         """y (..., dim) of x (..., dim)."""
         return rms_norm(x, **params, eps=self.eps)
 
-    def fwd(self, params: Params, x: Array) -> tuple[Array, RMSNormContext]:
+    def fwd(self, params: Params, x: ArrayT) -> tuple[ArrayT, RMSNormContext]:
         """The same, and the context for `bwd`."""
         return rms_norm_fwd(x, **params, eps=self.eps)
 
-    def bwd(self, dout: Array, ctx: RMSNormContext) -> LayerGrads:
+    def bwd(self, dout: ArrayT, ctx: RMSNormContext) -> LayerGrads[ArrayT]:
         """The gradients of x and the parameters."""
         grads = rms_norm_bwd(dout, ctx)
         return LayerGrads(grads.x, check_gradients(self, {"weight": grads.weight}))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Unpack
+from typing import ClassVar, Generic, NamedTuple, Unpack
 
 from attnarray import checks
 from attnarray.attention.composed.pairwise import PairwiseContext, pairwise_attention_bwd, pairwise_attention_fwd
 from attnarray.attention.options import ScoreOptions
-from attnarray.backend import Array
+from attnarray.backend import Array, ArrayT
 from attnarray.layers.checking import check_gradients
 from attnarray.layers.initial import Params, dense, glorot
 from attnarray.layers.layer import Layer, Shapes
@@ -17,13 +17,13 @@ from attnarray.numpy_arrays import writable
 from attnarray.random import Philox
 
 
-class PairwiseLayerGrads(NamedTuple):
-    x: Array
-    hidden: Array | None
-    memory: Array | None
-    value: Array | None
+class PairwiseLayerGrads(NamedTuple, Generic[ArrayT]):
+    x: ArrayT
+    hidden: ArrayT | None
+    memory: ArrayT | None
+    value: ArrayT | None
     params: Params
-    bias: Array | None
+    bias: ArrayT | None
 
 
 @dataclass(frozen=True)
@@ -115,15 +115,15 @@ class PairwiseAttention(Layer):
     def __call__(
         self,
         params: Params,
-        x: Array,
-        hidden: Array | None = None,
-        memory: Array | None = None,
-        value: Array | None = None,
+        x: ArrayT,
+        hidden: ArrayT | None = None,
+        memory: ArrayT | None = None,
+        value: ArrayT | None = None,
         attn_mask: Array | Mask | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
         **options: Unpack[ScoreOptions],
-    ) -> Array:
+    ) -> ArrayT:
         """(*batch, T, D or Dv) of x (*batch, T, D) and the states before each of its steps (*batch, T, Dh).
 
         Arguments and options as in `pairwise_attention`.
@@ -133,15 +133,15 @@ class PairwiseAttention(Layer):
     def fwd(
         self,
         params: Params,
-        x: Array,
-        hidden: Array | None = None,
-        memory: Array | None = None,
-        value: Array | None = None,
+        x: ArrayT,
+        hidden: ArrayT | None = None,
+        memory: ArrayT | None = None,
+        value: ArrayT | None = None,
         attn_mask: Array | Mask | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
         **options: Unpack[ScoreOptions],
-    ) -> tuple[Array, PairwiseContext]:
+    ) -> tuple[ArrayT, PairwiseContext]:
         """The same, and the context for `bwd`."""
         weight = params["hidden"]["weight"] if "hidden" in params else None
         if (hidden is None) != (weight is None):
@@ -154,7 +154,7 @@ class PairwiseAttention(Layer):
             value, attn_mask, dropout_p, is_causal, **options,
         )  # fmt: skip
 
-    def bwd(self, dout: Array, ctx: PairwiseContext) -> PairwiseLayerGrads:
+    def bwd(self, dout: ArrayT, ctx: PairwiseContext) -> PairwiseLayerGrads[ArrayT]:
         """The gradients of x, hidden, memory and value (None where not given), parameters and bias."""
         grads = pairwise_attention_bwd(dout, ctx)
         params: Params = {

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Unpack
+from typing import ClassVar, Generic, NamedTuple, Unpack
 
 from attnarray import checks
 from attnarray.attention.alignment.recurrent import RecurrentContext, recurrent_attention_bwd, recurrent_attention_fwd
 from attnarray.attention.options import ScoreOptions
-from attnarray.backend import Array
+from attnarray.backend import Array, ArrayT
 from attnarray.layers.checking import check_gradients
 from attnarray.layers.initial import Params, dense, glorot
 from attnarray.layers.layer import Layer, Shapes
@@ -24,14 +24,14 @@ class RecurrentOptions(ScoreOptions, total=False):
     c0: Array | None
 
 
-class RecurrentLayerGrads(NamedTuple):
-    query: Array
-    key: Array | None
-    value: Array | None
+class RecurrentLayerGrads(NamedTuple, Generic[ArrayT]):
+    query: ArrayT
+    key: ArrayT | None
+    value: ArrayT | None
     params: Params
-    h0: Array | None
-    c0: Array | None
-    bias: Array | None
+    h0: ArrayT | None
+    c0: ArrayT | None
+    bias: ArrayT | None
 
 
 class RecurrentLayerContext(NamedTuple):
@@ -115,14 +115,14 @@ class RecurrentAttention(Layer):
     def __call__(
         self,
         params: Params,
-        query: Array,
-        key: Array | None = None,
-        value: Array | None = None,
+        query: ArrayT,
+        key: ArrayT | None = None,
+        value: ArrayT | None = None,
         attn_mask: Array | Mask | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
         **options: Unpack[RecurrentOptions],
-    ) -> Array:
+    ) -> ArrayT:
         """(*batch, T, Dv) of queries (*batch, T, query_dim) over keys (*batch, S, key_dim).
 
         Without keys this is self-attention; the values are the keys unless given. h0, c0 and the other options as in
@@ -133,14 +133,14 @@ class RecurrentAttention(Layer):
     def fwd(
         self,
         params: Params,
-        query: Array,
-        key: Array | None = None,
-        value: Array | None = None,
+        query: ArrayT,
+        key: ArrayT | None = None,
+        value: ArrayT | None = None,
         attn_mask: Array | Mask | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
         **options: Unpack[RecurrentOptions],
-    ) -> tuple[Array, RecurrentLayerContext]:
+    ) -> tuple[ArrayT, RecurrentLayerContext]:
         """The same, and the context for `bwd`."""
         if key is None and self.key_dim != self.query_dim:
             raise ValueError(
@@ -153,7 +153,7 @@ class RecurrentAttention(Layer):
         )  # fmt: skip
         return out, RecurrentLayerContext(attention, key is None)
 
-    def bwd(self, dout: Array, ctx: RecurrentLayerContext) -> RecurrentLayerGrads:
+    def bwd(self, dout: ArrayT, ctx: RecurrentLayerContext) -> RecurrentLayerGrads[ArrayT]:
         """The gradients of inputs (None for those that were not given), parameters and states."""
         checks.context("ctx", ctx, RecurrentLayerContext)
         grads = recurrent_attention_bwd(dout, ctx.attention)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, TypedDict, Unpack
+from typing import Any, ClassVar, Generic, NamedTuple, TypedDict, Unpack
 
 from attnarray import checks, tree
 from attnarray.attention.dot_product.projection import project, project_backward
 from attnarray.attention.options import known_options
 from attnarray.attention.positional.relative import RelativeContext, relative_attention_bwd, relative_attention_fwd
 from attnarray.attention.sequences import narrow, one_sequence_layout, wide
-from attnarray.backend import Array, device_of, dtype_name, namespace_of
+from attnarray.backend import Array, ArrayT, device_of, dtype_name, namespace_of
 from attnarray.layers.checking import check_gradients
 from attnarray.layers.initial import Params, dense, glorot
 from attnarray.layers.layer import Layer, Shapes
@@ -44,11 +44,11 @@ class RelativeLayerContext(NamedTuple):
     memory_length: int
 
 
-class RelativeLayerGrads(NamedTuple):
-    x: Array
+class RelativeLayerGrads(NamedTuple, Generic[ArrayT]):
+    x: ArrayT
     params: Params
-    bias: Array | None
-    sinks: Array | None
+    bias: ArrayT | None
+    sinks: ArrayT | None
 
 
 @dataclass(frozen=True)
@@ -131,13 +131,13 @@ class RelativeAttention(Layer):
     def __call__(
         self,
         params: Params,
-        x: Array,
-        memory: Array | None = None,
+        x: ArrayT,
+        memory: ArrayT | None = None,
         attn_mask: Array | Mask | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
         **options: Unpack[LayerOptions],
-    ) -> Array:
+    ) -> ArrayT:
         """Return outputs (*batch, T, E) of x (*batch, T, E), preceded by an optional memory (*batch, M, E).
 
         Masks and biases broadcast to (*batch, H, T, M + T), `kv_lengths` include the memory. Options as in
@@ -148,13 +148,13 @@ class RelativeAttention(Layer):
     def fwd(
         self,
         params: Params,
-        x: Array,
-        memory: Array | None = None,
+        x: ArrayT,
+        memory: ArrayT | None = None,
         attn_mask: Array | Mask | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
         **options: Unpack[LayerOptions],
-    ) -> tuple[Array, RelativeLayerContext]:
+    ) -> tuple[ArrayT, RelativeLayerContext]:
         """The same, and the context for `bwd`."""
         known_options(options, LayerOptions)
         added: dict[str, Any] = {name: options.get(name) for name in ("bias", "sinks")}
@@ -181,7 +181,7 @@ class RelativeAttention(Layer):
         out, out_ctx = project(xp.reshape(out, (*x.shape[:-1], params["out"]["weight"].shape[1])), **params["out"])
         return narrow(out, x), RelativeLayerContext(query_ctx, key_ctx, value_ctx, position_ctx, attention, out_ctx, M)
 
-    def bwd(self, dout: Array, ctx: RelativeLayerContext) -> RelativeLayerGrads:
+    def bwd(self, dout: ArrayT, ctx: RelativeLayerContext) -> RelativeLayerGrads[ArrayT]:
         """The gradients of x, the parameters, the bias and the sinks (None where not given); none of the memory."""
         checks.context("ctx", ctx, RelativeLayerContext)
         x, attention = ctx.query.x, ctx.attention

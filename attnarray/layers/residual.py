@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from attnarray.backend import Array
+from attnarray.backend import Array, ArrayT
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import LayerGrads
 from attnarray.layers.norm import LayerNorm, RMSNorm
@@ -35,7 +35,7 @@ class Residual:
     pre_norm: bool
     dropout: float
 
-    def fwd(self, params: Params, x: Array, branch: Branch, rng: Philox | None) -> tuple[Array, ResidualContext]:
+    def fwd(self, params: Params, x: ArrayT, branch: Branch, rng: Philox | None) -> tuple[ArrayT, ResidualContext]:
         """Return y and the context; `params` are those of the norm. Without an `rng` there is no dropout."""
         p = self.dropout if rng else 0.0
         if self.pre_norm:
@@ -49,8 +49,8 @@ class Residual:
         return y, ResidualContext(norm_ctx, branch_ctx, dropout_ctx)
 
     def bwd(
-        self, dout: Array, ctx: ResidualContext, branch_bwd: Callable[[Array, Any], tuple[Array, Any]]
-    ) -> tuple[LayerGrads, Any]:
+        self, dout: ArrayT, ctx: ResidualContext, branch_bwd: Callable[[ArrayT, Any], tuple[ArrayT, Any]]
+    ) -> tuple[LayerGrads[ArrayT], Any]:
         """Return the gradients of x and of the norm's parameters, and what else `branch_bwd` returns beside dx."""
         if self.pre_norm:
             dnormed, others = branch_bwd(dropout_bwd(dout, ctx.dropout).x, ctx.branch)

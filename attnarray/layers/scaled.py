@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Unpack
+from typing import ClassVar, Generic, NamedTuple, Unpack
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from attnarray.attention.dot_product.scaled import (
     scaled_attention_bwd,
     scaled_attention_fwd,
 )
-from attnarray.backend import Array, asarray
+from attnarray.backend import Array, ArrayT, asarray
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.layers.checking import check_gradients
 from attnarray.layers.initial import Params, dense
@@ -33,12 +33,12 @@ class ScaledAttentionContext(NamedTuple):
     has_value: bool
 
 
-class ScaledAttentionGrads(NamedTuple):
-    query: Array
-    key: Array
-    value: Array | None
+class ScaledAttentionGrads(NamedTuple, Generic[ArrayT]):
+    query: ArrayT
+    key: ArrayT
+    value: ArrayT | None
     params: Params
-    bias: Array | None
+    bias: ArrayT | None
 
 
 @dataclass(frozen=True)
@@ -94,14 +94,14 @@ class ScaledAttention(Layer):
     def __call__(
         self,
         params: Params,
-        query: Array,
-        key: Array,
-        value: Array | None = None,
+        query: ArrayT,
+        key: ArrayT,
+        value: ArrayT | None = None,
         attn_mask: Array | Mask | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
         **options: Unpack[ScaledOptions],
-    ) -> Array:
+    ) -> ArrayT:
         """Contexts (*batch, T, Dv) of queries (*batch, T, dim) over keys (*batch, S, dim).
 
         The values are the keys unless given. Options as in `scaled_attention`.
@@ -112,14 +112,14 @@ class ScaledAttention(Layer):
     def fwd(
         self,
         params: Params,
-        query: Array,
-        key: Array,
-        value: Array | None = None,
+        query: ArrayT,
+        key: ArrayT,
+        value: ArrayT | None = None,
         attn_mask: Array | Mask | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
         **options: Unpack[ScaledOptions],
-    ) -> tuple[Array, ScaledAttentionContext]:
+    ) -> tuple[ArrayT, ScaledAttentionContext]:
         """The same, and the context for `bwd`."""
         gate = contexts = None
         if self.gate:
@@ -133,7 +133,7 @@ class ScaledAttention(Layer):
         return out, ScaledAttentionContext(contexts, attention, value is not None)
 
     @ignoring_fp_errors
-    def bwd(self, dout: Array, ctx: ScaledAttentionContext) -> ScaledAttentionGrads:
+    def bwd(self, dout: ArrayT, ctx: ScaledAttentionContext) -> ScaledAttentionGrads[ArrayT]:
         """The gradients of query, key, value (None where the keys were the values), parameters and bias."""
         checks.context("ctx", ctx, ScaledAttentionContext)
         grads = scaled_attention_bwd(dout, ctx.attention)

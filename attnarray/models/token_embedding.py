@@ -73,7 +73,7 @@ class TokenEmbedding(Layer):
 
     def fwd(
         self, params: Params, tokens: Array, rng: Philox | None = None, *, first: int = 0
-    ) -> tuple[Array, TokenContext]:
+    ) -> tuple[Any, TokenContext]:
         """Return x (B, T, dim) of tokens (B, T) at the positions from `first` on, and the context for `bwd`."""
         checks.integer(self.name, tokens)
         if tokens.ndim != 2:

@@ -31,7 +31,7 @@ class PatchContext(NamedTuple):
 
 
 class PatchGrads(NamedTuple):
-    images: Array
+    images: Any
     params: Params
 
 
@@ -134,14 +134,14 @@ class PatchClassifier(Layer):
             "logits": Linear(self.dim, self.classes),
         }
 
-    def __call__(self, params: Params, images: Array, *, rng: Philox | None = None) -> Array:
+    def __call__(self, params: Params, images: Array, *, rng: Philox | None = None) -> Any:
         """Return logits (B, classes) of images (B, height, width), or (B, height, width, channels)."""
         parts, rngs = self._parts, rng.split(2) if rng else (None, None)
         x, _, _ = self._embed(params, images, rngs[0])
         y = parts["encoder"](params["encoder"], x, rng=rngs[1])
         return parts["logits"](params["logits"], y[:, 0, :])
 
-    def fwd(self, params: Params, images: Array, *, rng: Philox | None = None) -> tuple[Array, PatchContext]:
+    def fwd(self, params: Params, images: Array, *, rng: Philox | None = None) -> tuple[Any, PatchContext]:
         """Return the same, and the context for `bwd`; dropout requires an `rng`."""
         parts, rngs = self._parts, rng.split(2) if rng else (None, None)
         x, patches_ctx, dropout_ctx = self._embed(params, images, rngs[0])

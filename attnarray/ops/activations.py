@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Generic, NamedTuple
 
 from attnarray import checks
-from attnarray.backend import Array, Namespace, accumulator_dtype, namespace_of
+from attnarray.backend import Array, ArrayT, Namespace, accumulator_dtype, namespace_of
 from attnarray.dispatch import accelerated
 from attnarray.numpy_arrays import read_only
 
@@ -13,15 +13,15 @@ from attnarray.numpy_arrays import read_only
 SILU_REACH = 1000.0
 
 
-class ReLUContext(NamedTuple):
-    out: Array
+class ReLUContext(NamedTuple, Generic[ArrayT]):
+    out: ArrayT
 
 
-class ReLUGrads(NamedTuple):
-    x: Array
+class ReLUGrads(NamedTuple, Generic[ArrayT]):
+    x: ArrayT
 
 
-def relu(x: Array) -> Array:
+def relu(x: ArrayT) -> ArrayT:
     r"""Rectified linear unit.
 
     .. math:: y = \max(x, 0)
@@ -54,14 +54,14 @@ def relu(x: Array) -> Array:
     return _relu(x)
 
 
-def relu_fwd(x: Array) -> tuple[Array, ReLUContext]:
+def relu_fwd(x: ArrayT) -> tuple[ArrayT, ReLUContext[ArrayT]]:
     """`relu` and the context for `relu_bwd`: the output alone."""
     _check(x)
     out = _relu(x)
     return read_only(out), ReLUContext(out)
 
 
-def relu_bwd(dout: Array, ctx: ReLUContext) -> ReLUGrads:
+def relu_bwd(dout: Array, ctx: ReLUContext[ArrayT]) -> ReLUGrads[ArrayT]:
     r"""The gradient of ReLU; at the kink, x = 0, it is 0.
 
     .. math:: dx = dy\, [x > 0]
@@ -72,28 +72,28 @@ def relu_bwd(dout: Array, ctx: ReLUContext) -> ReLUGrads:
 
 
 @accelerated
-def _relu(x: Array) -> Array:
+def _relu(x: ArrayT) -> ArrayT:
     """`relu` of a validated array."""
     xp = namespace_of(x)
     return _narrow(xp.clip(_wide(x), 0.0, None), x)
 
 
 @accelerated
-def _relu_backward(dout: Array, out: Array) -> Array:
+def _relu_backward(dout: Array, out: ArrayT) -> ArrayT:
     """The gradient of `relu`, from its output."""
     xp = namespace_of(dout, out)
     return _narrow(xp.where(out > 0, dout, 0.0), out)
 
 
-class SiLUContext(NamedTuple):
-    x: Array
+class SiLUContext(NamedTuple, Generic[ArrayT]):
+    x: ArrayT
 
 
-class SiLUGrads(NamedTuple):
-    x: Array
+class SiLUGrads(NamedTuple, Generic[ArrayT]):
+    x: ArrayT
 
 
-def silu(x: Array) -> Array:
+def silu(x: ArrayT) -> ArrayT:
     r"""Sigmoid linear unit, also called swish.
 
     .. math:: y = x\, \sigma(x) = \frac{x}{1 + e^{-x}}
@@ -126,13 +126,13 @@ def silu(x: Array) -> Array:
     return silu_fwd(x)[0]
 
 
-def silu_fwd(x: Array) -> tuple[Array, SiLUContext]:
+def silu_fwd(x: ArrayT) -> tuple[ArrayT, SiLUContext[ArrayT]]:
     """`silu` and the context for `silu_bwd`: x alone."""
     _check(x)
     return _silu(x), SiLUContext(x)
 
 
-def silu_bwd(dout: Array, ctx: SiLUContext) -> SiLUGrads:
+def silu_bwd(dout: Array, ctx: SiLUContext[ArrayT]) -> SiLUGrads[ArrayT]:
     r"""The gradient of SiLU.
 
     .. math:: dx = dy\, \sigma(x) \bigl(1 + x\, (1 - \sigma(x))\bigr)
@@ -143,7 +143,7 @@ def silu_bwd(dout: Array, ctx: SiLUContext) -> SiLUGrads:
 
 
 @accelerated
-def _silu(x: Array) -> Array:
+def _silu(x: ArrayT) -> ArrayT:
     """`silu` of a validated array."""
     xp = namespace_of(x)
     clipped = xp.clip(_wide(x), -SILU_REACH, None)
@@ -151,7 +151,7 @@ def _silu(x: Array) -> Array:
 
 
 @accelerated
-def _silu_backward(dout: Array, x: Array) -> Array:
+def _silu_backward(dout: Array, x: ArrayT) -> ArrayT:
     """The gradient of `silu`, from its input."""
     xp = namespace_of(dout, x)
     clipped = xp.clip(_wide(x), -SILU_REACH, SILU_REACH)
@@ -159,15 +159,15 @@ def _silu_backward(dout: Array, x: Array) -> Array:
     return _narrow(s * (1.0 + clipped * (1.0 - s)) * _wide(dout), x)
 
 
-class TanhContext(NamedTuple):
-    out: Array
+class TanhContext(NamedTuple, Generic[ArrayT]):
+    out: ArrayT
 
 
-class TanhGrads(NamedTuple):
-    x: Array
+class TanhGrads(NamedTuple, Generic[ArrayT]):
+    x: ArrayT
 
 
-def tanh(x: Array) -> Array:
+def tanh(x: ArrayT) -> ArrayT:
     r"""Hyperbolic tangent.
 
     .. math:: y = \frac{e^x - e^{-x}}{e^x + e^{-x}}
@@ -197,14 +197,14 @@ def tanh(x: Array) -> Array:
     return _tanh(x)
 
 
-def tanh_fwd(x: Array) -> tuple[Array, TanhContext]:
+def tanh_fwd(x: ArrayT) -> tuple[ArrayT, TanhContext[ArrayT]]:
     """`tanh` and the context for `tanh_bwd`: the output alone."""
     _check(x)
     out = _tanh(x)
     return read_only(out), TanhContext(out)
 
 
-def tanh_bwd(dout: Array, ctx: TanhContext) -> TanhGrads:
+def tanh_bwd(dout: Array, ctx: TanhContext[ArrayT]) -> TanhGrads[ArrayT]:
     r"""The gradient of the hyperbolic tangent.
 
     .. math:: dx = dy\, (1 - y^2)
@@ -215,28 +215,28 @@ def tanh_bwd(dout: Array, ctx: TanhContext) -> TanhGrads:
 
 
 @accelerated
-def _tanh(x: Array) -> Array:
+def _tanh(x: ArrayT) -> ArrayT:
     """`tanh` of a validated array."""
     xp = namespace_of(x)
     return _narrow(xp.tanh(_wide(x)), x)
 
 
 @accelerated
-def _tanh_backward(dout: Array, out: Array) -> Array:
+def _tanh_backward(dout: Array, out: ArrayT) -> ArrayT:
     """The gradient of `tanh`, from its output."""
     y = _wide(out)
     return _narrow((1.0 - y * y) * _wide(dout), out)
 
 
-class SigmoidContext(NamedTuple):
-    out: Array
+class SigmoidContext(NamedTuple, Generic[ArrayT]):
+    out: ArrayT
 
 
-class SigmoidGrads(NamedTuple):
-    x: Array
+class SigmoidGrads(NamedTuple, Generic[ArrayT]):
+    x: ArrayT
 
 
-def sigmoid(x: Array) -> Array:
+def sigmoid(x: ArrayT) -> ArrayT:
     r"""Logistic function.
 
     .. math:: y = \sigma(x) = \frac{1}{1 + e^{-x}}
@@ -266,14 +266,14 @@ def sigmoid(x: Array) -> Array:
     return _sigmoid(x)
 
 
-def sigmoid_fwd(x: Array) -> tuple[Array, SigmoidContext]:
+def sigmoid_fwd(x: ArrayT) -> tuple[ArrayT, SigmoidContext[ArrayT]]:
     """`sigmoid` and the context for `sigmoid_bwd`: the output alone."""
     _check(x)
     out = _sigmoid(x)
     return read_only(out), SigmoidContext(out)
 
 
-def sigmoid_bwd(dout: Array, ctx: SigmoidContext) -> SigmoidGrads:
+def sigmoid_bwd(dout: Array, ctx: SigmoidContext[ArrayT]) -> SigmoidGrads[ArrayT]:
     r"""The gradient of the logistic function.
 
     .. math:: dx = dy\, y\, (1 - y)
@@ -284,14 +284,14 @@ def sigmoid_bwd(dout: Array, ctx: SigmoidContext) -> SigmoidGrads:
 
 
 @accelerated
-def _sigmoid(x: Array) -> Array:
+def _sigmoid(x: ArrayT) -> ArrayT:
     """`sigmoid` of a validated array."""
     xp = namespace_of(x)
     return _narrow(_logistic(xp, _wide(x)), x)
 
 
 @accelerated
-def _sigmoid_backward(dout: Array, out: Array) -> Array:
+def _sigmoid_backward(dout: Array, out: ArrayT) -> ArrayT:
     """The gradient of `sigmoid`, from its output."""
     y = _wide(out)
     return _narrow(y * (1.0 - y) * _wide(dout), out)
@@ -308,7 +308,7 @@ def _wide(x: Array) -> Array:
     return xp.astype(xp.asarray(x), accumulator_dtype(xp, x.dtype), copy=False)
 
 
-def _narrow(value: Array, x: Array) -> Array:
+def _narrow(value: Array, x: ArrayT) -> ArrayT:
     xp = namespace_of(x)
     return xp.astype(xp.asarray(value), x.dtype, copy=False)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal, NamedTuple, get_args
+from typing import Generic, Literal, NamedTuple, get_args
 
 from attnarray import checks
-from attnarray.backend import Array, accumulator_dtype, device_of, namespace_of
+from attnarray.backend import Array, ArrayT, accumulator_dtype, device_of, namespace_of
 
 BLOCK_SIZE = 2**19  # numbers in the windows of one block of sequences, which should fit in a CPU's cache
 
@@ -16,23 +16,23 @@ Padding = Literal["same", "causal", "valid"]
 PADDINGS: tuple[Padding, ...] = get_args(Padding)
 
 
-class Conv1dContext(NamedTuple):
-    x: Array
-    weight: Array
+class Conv1dContext(NamedTuple, Generic[ArrayT]):
+    x: ArrayT
+    weight: ArrayT
     has_bias: bool
     zeros: tuple[int, int]  # before and after the sequence
     dilation: int
 
 
-class Conv1dGrads(NamedTuple):
-    x: Array
-    weight: Array
-    bias: Array | None
+class Conv1dGrads(NamedTuple, Generic[ArrayT]):
+    x: ArrayT
+    weight: ArrayT
+    bias: ArrayT | None
 
 
 def conv1d(
-    x: Array, weight: Array, bias: Array | None = None, *, padding: Padding | int = "same", dilation: int = 1
-) -> Array:
+    x: ArrayT, weight: ArrayT, bias: ArrayT | None = None, *, padding: Padding | int = "same", dilation: int = 1
+) -> ArrayT:
     r"""Convolution over a sequence with channels last; as in PyTorch a cross-correlation, the weight is not flipped.
 
     .. math:: y_{to} = b_o + \sum_{k=0}^{K-1} \sum_c W_{ock}\, x_{t - p + k d,\, c}
@@ -80,8 +80,8 @@ def conv1d(
 
 
 def conv1d_fwd(
-    x: Array, weight: Array, bias: Array | None = None, *, padding: Padding | int = "same", dilation: int = 1
-) -> tuple[Array, Conv1dContext]:
+    x: ArrayT, weight: ArrayT, bias: ArrayT | None = None, *, padding: Padding | int = "same", dilation: int = 1
+) -> tuple[ArrayT, Conv1dContext[ArrayT]]:
     """`conv1d` and the context for `conv1d_bwd`: x and the weight."""
     _check_arrays(x, weight, bias)
     dilation = _distance(dilation)
@@ -94,7 +94,7 @@ def conv1d_fwd(
     return out, Conv1dContext(x, weight, bias is not None, (before, after), dilation)
 
 
-def conv1d_bwd(dout: Array, ctx: Conv1dContext) -> Conv1dGrads:
+def conv1d_bwd(dout: Array, ctx: Conv1dContext[ArrayT]) -> Conv1dGrads[ArrayT]:
     r"""The gradient of the convolution, with n over all batch axes.
 
     .. math::

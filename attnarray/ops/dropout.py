@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple
 
 from attnarray import checks
-from attnarray.backend import Array, accumulator_dtype, device_of, namespace_of
+from attnarray.backend import Array, ArrayT, accumulator_dtype, device_of, namespace_of
 from attnarray.dispatch import accelerated
 from attnarray.numpy_arrays import read_only
 from attnarray.random import Philox, as_seed, keep_mask
 
 
-class DropoutContext(NamedTuple):
+class DropoutContext(NamedTuple, Generic[ArrayT]):
     shape: tuple[int, ...]
     p: float
     seed: int | None
     mask: Array | None
 
 
-class DropoutGrads(NamedTuple):
-    x: Array
+class DropoutGrads(NamedTuple, Generic[ArrayT]):
+    x: ArrayT
 
 
-def dropout(x: Array, p: float, *, rng: Philox | int | None = None, mask: Array | None = None) -> Array:
+def dropout(x: ArrayT, p: float, *, rng: Philox | int | None = None, mask: Array | None = None) -> ArrayT:
     r"""Set elements to 0 with probability p and divide the others by 1 - p.
 
     .. math:: y_i = \frac{m_i}{1 - p} x_i, \qquad m_i \sim \mathrm{Bernoulli}(1 - p)
@@ -64,8 +64,8 @@ def dropout(x: Array, p: float, *, rng: Philox | int | None = None, mask: Array 
 
 
 def dropout_fwd(
-    x: Array, p: float, *, rng: Philox | int | None = None, mask: Array | None = None
-) -> tuple[Array, DropoutContext]:
+    x: ArrayT, p: float, *, rng: Philox | int | None = None, mask: Array | None = None
+) -> tuple[ArrayT, DropoutContext[ArrayT]]:
     """`dropout` and the context for `dropout_bwd`: the seed alone, or the mask that was given.
 
     For p = 0 the output is a read-only view of `x`, and the gradient one of `dout`.
@@ -82,7 +82,7 @@ def dropout_fwd(
     return _apply(x, ctx), ctx
 
 
-def dropout_bwd(dout: Array, ctx: DropoutContext) -> DropoutGrads:
+def dropout_bwd(dout: Array, ctx: DropoutContext[ArrayT]) -> DropoutGrads[ArrayT]:
     r"""The gradient of dropout: the same mask and factor.
 
     .. math:: dx_i = \frac{m_i}{1 - p} dy_i
@@ -95,7 +95,7 @@ def dropout_bwd(dout: Array, ctx: DropoutContext) -> DropoutGrads:
 
 
 @accelerated
-def _dropout(x: Array, p: float, seed: int | None, mask: Array | None) -> Array:
+def _dropout(x: ArrayT, p: float, seed: int | None, mask: Array | None) -> ArrayT:
     """`dropout` of validated arguments, and its gradient; elements are kept by `mask` or by the seed."""
     xp = namespace_of(x, mask)
     keep = mask
@@ -107,7 +107,7 @@ def _dropout(x: Array, p: float, seed: int | None, mask: Array | None) -> Array:
     return xp.astype(xp.where(keep, wide * factor, 0.0), x.dtype, copy=False)
 
 
-def _apply(x: Array, ctx: DropoutContext) -> Array:
+def _apply(x: Array, ctx: DropoutContext) -> Any:
     return _dropout(x, ctx.p, ctx.seed, ctx.mask) if _drops(ctx) else read_only(x)
 
 

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple
 
 from attnarray import checks
-from attnarray.backend import Array, accumulator_dtype, index_dtype, namespace_of, scatter_add, to_numpy
+from attnarray.backend import Array, ArrayT, accumulator_dtype, index_dtype, namespace_of, scatter_add, to_numpy
 from attnarray.dispatch import accelerated
 
 
-class EmbeddingContext(NamedTuple):
+class EmbeddingContext(NamedTuple, Generic[ArrayT]):
     indices: Array
     size: int
     width: int
 
 
-class EmbeddingGrads(NamedTuple):
-    weight: Array
+class EmbeddingGrads(NamedTuple, Generic[ArrayT]):
+    weight: ArrayT
 
 
-def embedding(indices: Array, weight: Array) -> Array:
+def embedding(indices: Array, weight: ArrayT) -> ArrayT:
     r"""Look up rows of `weight` by `indices`.
 
     .. math:: y_{n} = W_{i_n}
@@ -53,7 +53,7 @@ def embedding(indices: Array, weight: Array) -> Array:
     return embedding_fwd(indices, weight)[0]
 
 
-def embedding_fwd(indices: Array, weight: Array) -> tuple[Array, EmbeddingContext]:
+def embedding_fwd(indices: Array, weight: ArrayT) -> tuple[ArrayT, EmbeddingContext[ArrayT]]:
     """`embedding` and the context for `embedding_bwd`: the indices and V."""
     _check(indices, weight)
     xp = namespace_of(indices, weight)
@@ -62,7 +62,7 @@ def embedding_fwd(indices: Array, weight: Array) -> tuple[Array, EmbeddingContex
     return xp.reshape(rows, (*indices.shape, weight.shape[1])), EmbeddingContext(indices, *weight.shape)
 
 
-def embedding_bwd(dout: Array, ctx: EmbeddingContext) -> EmbeddingGrads:
+def embedding_bwd(dout: Array, ctx: EmbeddingContext[ArrayT]) -> EmbeddingGrads[ArrayT]:
     r"""The gradient of the embedding: each row is the sum over the occurrences of its index.
 
     .. math:: dW_v = \sum_{n:\, i_n = v} dy_n
@@ -75,7 +75,7 @@ def embedding_bwd(dout: Array, ctx: EmbeddingContext) -> EmbeddingGrads:
 
 
 @accelerated
-def _embedding_backward(dout: Array, indices: Array, size: int) -> Array:
+def _embedding_backward(dout: Array, indices: Array, size: int) -> Any:
     """The gradient of `embedding`, for V = `size`."""
     xp = namespace_of(dout, indices)
     count = math.prod(indices.shape)

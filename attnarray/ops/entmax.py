@@ -6,10 +6,10 @@ With z = (alpha - 1) (x - max x), whose largest entry is 0, the threshold lies i
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple
 
 from attnarray import checks
-from attnarray.backend import Array, accumulator_dtype, device_of, dtype_name, namespace_of
+from attnarray.backend import Array, ArrayT, accumulator_dtype, device_of, dtype_name, namespace_of
 from attnarray.dispatch import accelerated
 from attnarray.numpy_arrays import read_only
 
@@ -18,17 +18,17 @@ LARGEST_ALPHA = 10.0  # above it all probabilities of the support are nearly equ
 MANTISSA = {"float64": 53, "float32": 24}
 
 
-class EntmaxContext(NamedTuple):
-    out: Array
+class EntmaxContext(NamedTuple, Generic[ArrayT]):
+    out: ArrayT
     axis: int
     alpha: float
 
 
-class EntmaxGrads(NamedTuple):
-    x: Array
+class EntmaxGrads(NamedTuple, Generic[ArrayT]):
+    x: ArrayT
 
 
-def entmax(x: Array, axis: int = -1, *, alpha: float = ENTMAX, mask: Array | None = None) -> Array:
+def entmax(x: ArrayT, axis: int = -1, *, alpha: float = ENTMAX, mask: Array | None = None) -> ArrayT:
     r"""Sparse probabilities from logits, over `axis`.
 
     .. math::
@@ -76,15 +76,15 @@ def entmax(x: Array, axis: int = -1, *, alpha: float = ENTMAX, mask: Array | Non
 
 
 def entmax_fwd(
-    x: Array, axis: int = -1, *, alpha: float = ENTMAX, mask: Array | None = None
-) -> tuple[Array, EntmaxContext]:
+    x: ArrayT, axis: int = -1, *, alpha: float = ENTMAX, mask: Array | None = None
+) -> tuple[ArrayT, EntmaxContext[ArrayT]]:
     """`entmax` and the context for `entmax_bwd`: the output alone."""
     axis, alpha = check(x, axis, mask), check_alpha(alpha)
     out = _entmax(x, mask, axis, alpha)
     return read_only(out), EntmaxContext(out, axis, alpha)
 
 
-def entmax_bwd(dout: Array, ctx: EntmaxContext) -> EntmaxGrads:
+def entmax_bwd(dout: Array, ctx: EntmaxContext[ArrayT]) -> EntmaxGrads[ArrayT]:
     r"""The gradient of entmax: dout minus its mean over the support weighted by s, times s.
 
     .. math:: dx_i = s_i \Bigl(dy_i - \frac{\sum_j s_j\, dy_j}{\sum_j s_j}\Bigr), \qquad s_i = y_i^{2 - \alpha}
@@ -105,7 +105,7 @@ def entmax_bwd(dout: Array, ctx: EntmaxContext) -> EntmaxGrads:
 
 
 @accelerated
-def _entmax(x: Array, mask: Array | None, axis: int, alpha: float) -> Array:
+def _entmax(x: ArrayT, mask: Array | None, axis: int, alpha: float) -> ArrayT:
     r"""`entmax` of validated arrays, with a non-negative axis.
 
     .. math:: y_i = [z_i - \tau]_+^{1 / (\alpha - 1)}, \qquad \sum_i y_i = 1
@@ -125,7 +125,7 @@ def _entmax(x: Array, mask: Array | None, axis: int, alpha: float) -> Array:
 
 
 @accelerated
-def _entmax_backward(dout: Array, out: Array, axis: int, alpha: float) -> Array:
+def _entmax_backward(dout: Array, out: ArrayT, axis: int, alpha: float) -> ArrayT:
     r"""The gradient of `entmax`, from its output. Values of dout outside the support are ignored.
 
     .. math:: dx_i = s_i \Bigl(dy_i - \frac{\sum_j s_j\, dy_j}{\sum_j s_j}\Bigr), \qquad s_i = y_i^{2 - \alpha}, 0 for 0

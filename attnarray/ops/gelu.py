@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, get_args
+from typing import Generic, Literal, NamedTuple, get_args
 
 from attnarray import checks
-from attnarray.backend import Array, accumulator_dtype, namespace_of
+from attnarray.backend import Array, ArrayT, accumulator_dtype, namespace_of
 from attnarray.dispatch import accelerated
 from attnarray.ops.erf import erf
 
@@ -18,16 +18,16 @@ Approximation = Literal["none", "tanh"]
 APPROXIMATIONS: tuple[Approximation, ...] = get_args(Approximation)
 
 
-class GELUContext(NamedTuple):
-    x: Array
+class GELUContext(NamedTuple, Generic[ArrayT]):
+    x: ArrayT
     approximate: Approximation
 
 
-class GELUGrads(NamedTuple):
-    x: Array
+class GELUGrads(NamedTuple, Generic[ArrayT]):
+    x: ArrayT
 
 
-def gelu(x: Array, *, approximate: Approximation = "none") -> Array:
+def gelu(x: ArrayT, *, approximate: Approximation = "none") -> ArrayT:
     r"""Gaussian error linear unit: x times the standard normal distribution function.
 
     .. math::
@@ -66,7 +66,7 @@ def gelu(x: Array, *, approximate: Approximation = "none") -> Array:
     return gelu_fwd(x, approximate=approximate)[0]
 
 
-def gelu_fwd(x: Array, *, approximate: Approximation = "none") -> tuple[Array, GELUContext]:
+def gelu_fwd(x: ArrayT, *, approximate: Approximation = "none") -> tuple[ArrayT, GELUContext[ArrayT]]:
     """`gelu` and the context for `gelu_bwd`: x alone."""
     namespace_of(x)
     checks.floating(x=x)
@@ -74,7 +74,7 @@ def gelu_fwd(x: Array, *, approximate: Approximation = "none") -> tuple[Array, G
     return _gelu(x, approximate), GELUContext(x, approximate)
 
 
-def gelu_bwd(dout: Array, ctx: GELUContext) -> GELUGrads:
+def gelu_bwd(dout: Array, ctx: GELUContext[ArrayT]) -> GELUGrads[ArrayT]:
     r"""The gradient of GELU; with "tanh", t stands for the hyperbolic tangent.
 
     .. math::
@@ -88,7 +88,7 @@ def gelu_bwd(dout: Array, ctx: GELUContext) -> GELUGrads:
 
 
 @accelerated
-def _gelu(x: Array, approximate: Approximation) -> Array:
+def _gelu(x: ArrayT, approximate: Approximation) -> ArrayT:
     """`gelu` of validated arguments."""
     xp = namespace_of(x)
     wide = xp.astype(xp.asarray(x), accumulator_dtype(xp, x.dtype), copy=False)
@@ -98,7 +98,7 @@ def _gelu(x: Array, approximate: Approximation) -> Array:
 
 
 @accelerated
-def _gelu_backward(dout: Array, x: Array, approximate: Approximation) -> Array:
+def _gelu_backward(dout: Array, x: ArrayT, approximate: Approximation) -> ArrayT:
     """The gradient of `gelu`, from its input."""
     xp = namespace_of(dout, x)
     dtype, wide = x.dtype, accumulator_dtype(xp, x.dtype)

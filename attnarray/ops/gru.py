@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple
 
 from attnarray import checks
-from attnarray.backend import Array, namespace_of
+from attnarray.backend import Array, ArrayT, namespace_of
 from attnarray.numpy_arrays import writable
 from attnarray.ops import recurrence
 from attnarray.ops.activations import sigmoid
 
 
-class GRUResult(NamedTuple):
+class GRUResult(NamedTuple, Generic[ArrayT]):
     """The state after every step, and after the last one.
 
     Examples
@@ -22,36 +22,36 @@ class GRUResult(NamedTuple):
     ((2, 5, 4), (2, 4))
     """
 
-    out: Array  # (*batch, T, H)
-    h: Array  # (*batch, H)
+    out: ArrayT  # (*batch, T, H)
+    h: ArrayT | Any  # (*batch, H); None in a cotangent that is 0
 
 
-class GRUContext(NamedTuple):
+class GRUContext(NamedTuple, Generic[ArrayT]):
     given: recurrence.Recurrent
-    gates: Array  # (N, T, 3 H): r, z, n
-    states: Array  # (N, T, H), after each step
+    gates: ArrayT  # (N, T, 3 H): r, z, n
+    states: ArrayT  # (N, T, H), after each step
 
 
-class GRUGrads(NamedTuple):
-    x: Array
-    weight_ih: Array
-    weight_hh: Array
-    bias_ih: Array | None
-    bias_hh: Array | None
-    h0: Array | None
+class GRUGrads(NamedTuple, Generic[ArrayT]):
+    x: ArrayT
+    weight_ih: ArrayT
+    weight_hh: ArrayT
+    bias_ih: ArrayT | None
+    bias_hh: ArrayT | None
+    h0: ArrayT | None
 
 
 def gru(
-    x: Array,
-    weight_ih: Array,
-    weight_hh: Array,
-    bias_ih: Array | None = None,
-    bias_hh: Array | None = None,
-    h0: Array | None = None,
+    x: ArrayT,
+    weight_ih: ArrayT,
+    weight_hh: ArrayT,
+    bias_ih: ArrayT | None = None,
+    bias_hh: ArrayT | None = None,
+    h0: ArrayT | None = None,
     *,
     mask: Array | None = None,
     reverse: bool = False,
-) -> GRUResult:
+) -> GRUResult[ArrayT]:
     r"""Gated recurrent unit over a sequence.
 
     .. math::
@@ -107,16 +107,16 @@ def gru(
 
 
 def gru_fwd(
-    x: Array,
-    weight_ih: Array,
-    weight_hh: Array,
-    bias_ih: Array | None = None,
-    bias_hh: Array | None = None,
-    h0: Array | None = None,
+    x: ArrayT,
+    weight_ih: ArrayT,
+    weight_hh: ArrayT,
+    bias_ih: ArrayT | None = None,
+    bias_hh: ArrayT | None = None,
+    h0: ArrayT | None = None,
     *,
     mask: Array | None = None,
     reverse: bool = False,
-) -> tuple[GRUResult, GRUContext]:
+) -> tuple[GRUResult[ArrayT], GRUContext[ArrayT]]:
     """`gru` and the context for `gru_bwd`: the arguments, the gates and the state after each step."""
     given = recurrence.checked("rzn", x, weight_ih, weight_hh, (bias_ih, bias_hh), {"h0": h0}, mask, reverse)
     xp = namespace_of(x)
@@ -136,7 +136,7 @@ def gru_fwd(
     return result, GRUContext(given, recurrence.over_time(gates, sums), after)
 
 
-def gru_bwd(dout: GRUResult, ctx: GRUContext) -> GRUGrads:
+def gru_bwd(dout: GRUResult, ctx: GRUContext[ArrayT]) -> GRUGrads[ArrayT]:
     r"""The gradient of the gated recurrent unit: backpropagation through time.
 
     .. math::

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Generic, NamedTuple
 
 from attnarray import checks
-from attnarray.backend import Array, accumulator_dtype, namespace_of
+from attnarray.backend import Array, ArrayT, accumulator_dtype, namespace_of
 
 
-class LinearContext(NamedTuple):
-    x: Array
-    weight: Array
+class LinearContext(NamedTuple, Generic[ArrayT]):
+    x: ArrayT
+    weight: ArrayT
     has_bias: bool
 
 
-class LinearGrads(NamedTuple):
-    x: Array
-    weight: Array
-    bias: Array | None
+class LinearGrads(NamedTuple, Generic[ArrayT]):
+    x: ArrayT
+    weight: ArrayT
+    bias: ArrayT | None
 
 
-def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
+def linear(x: ArrayT, weight: ArrayT, bias: ArrayT | None = None) -> ArrayT:
     r"""Linear map of the last axis.
 
     .. math:: y_o = \sum_e W_{oe}\, x_e + b_o
@@ -55,7 +55,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     return linear_fwd(x, weight, bias)[0]
 
 
-def linear_fwd(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, LinearContext]:
+def linear_fwd(x: ArrayT, weight: ArrayT, bias: ArrayT | None = None) -> tuple[ArrayT, LinearContext[ArrayT]]:
     """`linear` and the context for `linear_bwd`: x and the weight."""
     _check(x, weight, bias)
     xp = namespace_of(x, weight, bias)
@@ -67,7 +67,7 @@ def linear_fwd(x: Array, weight: Array, bias: Array | None = None) -> tuple[Arra
     return out, LinearContext(x, weight, bias is not None)
 
 
-def linear_bwd(dout: Array, ctx: LinearContext) -> LinearGrads:
+def linear_bwd(dout: Array, ctx: LinearContext[ArrayT]) -> LinearGrads[ArrayT]:
     r"""The gradient of the linear map, with n over all leading axes.
 
     .. math:: dx_{ne} = \sum_o dy_{no} W_{oe}, \qquad dW_{oe} = \sum_n dy_{no}\, x_{ne}, \qquad db_o = \sum_n dy_{no}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Generic, Literal, NamedTuple, get_args
 
 from attnarray import checks
-from attnarray.backend import Array, accumulator_dtype, device_of, index_dtype, namespace_of
+from attnarray.backend import Array, ArrayT, accumulator_dtype, device_of, index_dtype, namespace_of
 from attnarray.dispatch import accelerated
 from attnarray.ops.embedding import check_range
 
@@ -15,28 +15,28 @@ Reduction = Literal["mean", "sum", "none"]
 REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 
 
-class CrossEntropyContext(NamedTuple):
-    logits: Array
+class CrossEntropyContext(NamedTuple, Generic[ArrayT]):
+    logits: ArrayT
     targets: Array
-    row_max: Array
-    row_sum: Array
+    row_max: ArrayT
+    row_sum: ArrayT
     label_smoothing: float
     ignore_index: int
     reduction: Reduction
 
 
-class CrossEntropyGrads(NamedTuple):
-    logits: Array
+class CrossEntropyGrads(NamedTuple, Generic[ArrayT]):
+    logits: ArrayT
 
 
 def cross_entropy(
-    logits: Array,
+    logits: ArrayT,
     targets: Array,
     *,
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
-) -> Array:
+) -> ArrayT:
     r"""Cross-entropy between the softmax of the logits and the target classes.
 
     .. math::
@@ -84,13 +84,13 @@ def cross_entropy(
 
 
 def cross_entropy_fwd(
-    logits: Array,
+    logits: ArrayT,
     targets: Array,
     *,
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
-) -> tuple[Array, CrossEntropyContext]:
+) -> tuple[ArrayT, CrossEntropyContext[ArrayT]]:
     """`cross_entropy` and the context for `cross_entropy_bwd`: the inputs, and per row its maximum and denominator."""
     label_smoothing = _check(logits, targets, label_smoothing, ignore_index, reduction)
     xp = namespace_of(logits, targets)
@@ -104,7 +104,7 @@ def cross_entropy_fwd(
     return xp.astype(out, logits.dtype, copy=False), ctx
 
 
-def cross_entropy_bwd(dout: Array, ctx: CrossEntropyContext) -> CrossEntropyGrads:
+def cross_entropy_bwd(dout: Array, ctx: CrossEntropyContext[ArrayT]) -> CrossEntropyGrads[ArrayT]:
     r"""The gradient of the cross-entropy: the softmax minus the smoothed target, 0 in ignored rows.
 
     .. math:: dx_{nv} = g_n\, (p_{nv} - q_{nv}), \qquad g_n = dL_n, \quad dL, \quad dL / N \ \text{for none, sum, mean}
@@ -119,7 +119,7 @@ def cross_entropy_bwd(dout: Array, ctx: CrossEntropyContext) -> CrossEntropyGrad
 
 
 @accelerated
-def _cross_entropy(x: Array, classes: Array, ignore_index: int, label_smoothing: float) -> tuple[Array, Array, Array]:
+def _cross_entropy(x: Array, classes: Array, ignore_index: int, label_smoothing: float) -> tuple[Any, Any, Any]:
     r"""The loss of each row, in the accumulator's dtype.
 
     Parameters

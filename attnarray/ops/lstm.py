@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple
 
 from attnarray import checks
-from attnarray.backend import Array, namespace_of
+from attnarray.backend import Array, ArrayT, namespace_of
 from attnarray.numpy_arrays import writable
 from attnarray.ops import recurrence
 from attnarray.ops.lstm_cell import lstm_cell, lstm_cell_backward
 
 
-class LSTMResult(NamedTuple):
+class LSTMResult(NamedTuple, Generic[ArrayT]):
     """The output of every step, and output and cell after the last one.
 
     Examples
@@ -22,41 +22,41 @@ class LSTMResult(NamedTuple):
     ((2, 5, 4), (2, 4), (2, 4))
     """
 
-    out: Array  # (*batch, T, H)
-    h: Array  # (*batch, H)
-    c: Array  # (*batch, H)
+    out: ArrayT  # (*batch, T, H)
+    h: ArrayT | Any  # (*batch, H); None in a cotangent that is 0
+    c: ArrayT | Any  # (*batch, H); as `h`
 
 
-class LSTMContext(NamedTuple):
+class LSTMContext(NamedTuple, Generic[ArrayT]):
     given: recurrence.Recurrent
-    c0: Array | None
-    gates: Array  # (N, T, 4 H): i, f, g, o
-    states: Array  # (N, T, H), after each step
-    cells: Array  # (N, T, H), after each step
+    c0: ArrayT | None
+    gates: ArrayT  # (N, T, 4 H): i, f, g, o
+    states: ArrayT  # (N, T, H), after each step
+    cells: ArrayT  # (N, T, H), after each step
 
 
-class LSTMGrads(NamedTuple):
-    x: Array
-    weight_ih: Array
-    weight_hh: Array
-    bias_ih: Array | None
-    bias_hh: Array | None
-    h0: Array | None
-    c0: Array | None
+class LSTMGrads(NamedTuple, Generic[ArrayT]):
+    x: ArrayT
+    weight_ih: ArrayT
+    weight_hh: ArrayT
+    bias_ih: ArrayT | None
+    bias_hh: ArrayT | None
+    h0: ArrayT | None
+    c0: ArrayT | None
 
 
 def lstm(
-    x: Array,
-    weight_ih: Array,
-    weight_hh: Array,
-    bias_ih: Array | None = None,
-    bias_hh: Array | None = None,
-    h0: Array | None = None,
-    c0: Array | None = None,
+    x: ArrayT,
+    weight_ih: ArrayT,
+    weight_hh: ArrayT,
+    bias_ih: ArrayT | None = None,
+    bias_hh: ArrayT | None = None,
+    h0: ArrayT | None = None,
+    c0: ArrayT | None = None,
     *,
     mask: Array | None = None,
     reverse: bool = False,
-) -> LSTMResult:
+) -> LSTMResult[ArrayT]:
     r"""Long short-term memory over a sequence.
 
     .. math::
@@ -109,17 +109,17 @@ def lstm(
 
 
 def lstm_fwd(
-    x: Array,
-    weight_ih: Array,
-    weight_hh: Array,
-    bias_ih: Array | None = None,
-    bias_hh: Array | None = None,
-    h0: Array | None = None,
-    c0: Array | None = None,
+    x: ArrayT,
+    weight_ih: ArrayT,
+    weight_hh: ArrayT,
+    bias_ih: ArrayT | None = None,
+    bias_hh: ArrayT | None = None,
+    h0: ArrayT | None = None,
+    c0: ArrayT | None = None,
     *,
     mask: Array | None = None,
     reverse: bool = False,
-) -> tuple[LSTMResult, LSTMContext]:
+) -> tuple[LSTMResult[ArrayT], LSTMContext[ArrayT]]:
     """`lstm` and the context for `lstm_bwd`: the arguments, the gates, and h and c after each step."""
     given = recurrence.checked("ifgo", x, weight_ih, weight_hh, (bias_ih, bias_hh), {"h0": h0, "c0": c0}, mask, reverse)
     xp = namespace_of(x)
@@ -139,7 +139,7 @@ def lstm_fwd(
     return result, LSTMContext(given, c0, recurrence.over_time(gates, sums), after, cells_after)
 
 
-def lstm_bwd(dout: LSTMResult, ctx: LSTMContext) -> LSTMGrads:
+def lstm_bwd(dout: LSTMResult, ctx: LSTMContext[ArrayT]) -> LSTMGrads[ArrayT]:
     r"""The gradient of long short-term memory: backpropagation through time.
 
     .. math::

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple
 
 from attnarray import checks
-from attnarray.backend import Array, accumulator_dtype, namespace_of
+from attnarray.backend import Array, ArrayT, accumulator_dtype, namespace_of
 from attnarray.dispatch import accelerated
 from attnarray.magnitude import check_number, row_scales
 
 
-class LayerNormContext(NamedTuple):
-    x: Array
-    mean: Array
-    inverse_deviation: Array
-    weight: Array | None
+class LayerNormContext(NamedTuple, Generic[ArrayT]):
+    x: ArrayT
+    mean: ArrayT
+    inverse_deviation: ArrayT
+    weight: ArrayT | None
     has_bias: bool
 
 
-class LayerNormGrads(NamedTuple):
-    x: Array
-    weight: Array | None
-    bias: Array | None
+class LayerNormGrads(NamedTuple, Generic[ArrayT]):
+    x: ArrayT
+    weight: ArrayT | None
+    bias: ArrayT | None
 
 
-def layer_norm(x: Array, weight: Array | None = None, bias: Array | None = None, *, eps: float = 1e-5) -> Array:
+def layer_norm(x: ArrayT, weight: ArrayT | None = None, bias: ArrayT | None = None, *, eps: float = 1e-5) -> ArrayT:
     r"""Layer normalization: normalize each vector to mean 0 and variance 1, then scale and shift each feature.
 
     .. math::
@@ -67,15 +67,15 @@ def layer_norm(x: Array, weight: Array | None = None, bias: Array | None = None,
 
 
 def layer_norm_fwd(
-    x: Array, weight: Array | None = None, bias: Array | None = None, *, eps: float = 1e-5
-) -> tuple[Array, LayerNormContext]:
+    x: ArrayT, weight: ArrayT | None = None, bias: ArrayT | None = None, *, eps: float = 1e-5
+) -> tuple[ArrayT, LayerNormContext[ArrayT]]:
     """`layer_norm` and the context for `layer_norm_bwd`: x, and per vector its mean and 1 / deviation."""
     eps = _check(x, eps, weight=weight, bias=bias)
     out, mean, inverse_deviation = _layer_norm(x, weight, bias, eps)
     return out, LayerNormContext(x, mean, inverse_deviation, weight, bias is not None)
 
 
-def layer_norm_bwd(dout: Array, ctx: LayerNormContext) -> LayerNormGrads:
+def layer_norm_bwd(dout: Array, ctx: LayerNormContext[ArrayT]) -> LayerNormGrads[ArrayT]:
     r"""The gradient of layer normalization, with n over all leading axes and the mean over e.
 
     .. math::
@@ -90,7 +90,7 @@ def layer_norm_bwd(dout: Array, ctx: LayerNormContext) -> LayerNormGrads:
 
 
 @accelerated
-def _layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
+def _layer_norm(x: ArrayT, weight: ArrayT | None, bias: ArrayT | None, eps: float) -> tuple[ArrayT, ArrayT, ArrayT]:
     """`layer_norm` of validated arrays; also means and 1 / deviations (..., 1) in the accumulator's dtype."""
     xp = namespace_of(x, weight, bias)
     wide, shrink = _shrunk(_wide(x, x))
@@ -109,8 +109,8 @@ def _layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float) 
 
 @accelerated
 def _layer_norm_backward(
-    dout: Array, x: Array, mean: Array, inverse_deviation: Array, weight: Array | None, has_bias: bool
-) -> tuple[Array, Array | None, Array | None]:
+    dout: Array, x: ArrayT, mean: ArrayT, inverse_deviation: ArrayT, weight: ArrayT | None, has_bias: bool
+) -> tuple[ArrayT, ArrayT | None, ArrayT | None]:
     """The gradients of `layer_norm`: of x, of the weight if there is one, and of the bias if there was one."""
     xp = namespace_of(dout, x, weight)
     dy = _wide(dout, x)
@@ -126,18 +126,18 @@ def _layer_norm_backward(
     return xp.astype(dx, x.dtype, copy=False), dweight, dbias
 
 
-class RMSNormContext(NamedTuple):
-    x: Array
-    inverse_rms: Array
-    weight: Array | None
+class RMSNormContext(NamedTuple, Generic[ArrayT]):
+    x: ArrayT
+    inverse_rms: ArrayT
+    weight: ArrayT | None
 
 
-class RMSNormGrads(NamedTuple):
-    x: Array
-    weight: Array | None
+class RMSNormGrads(NamedTuple, Generic[ArrayT]):
+    x: ArrayT
+    weight: ArrayT | None
 
 
-def rms_norm(x: Array, weight: Array | None = None, *, eps: float = 1e-6) -> Array:
+def rms_norm(x: ArrayT, weight: ArrayT | None = None, *, eps: float = 1e-6) -> ArrayT:
     r"""Root-mean-square normalization: layer normalization without the mean and the shift.
 
     .. math:: y_e = w_e \hat{x}_e, \qquad \hat{x}_e = \frac{x_e}{\sqrt{\frac{1}{E} \sum_e x_e^2 + \epsilon}}
@@ -176,14 +176,16 @@ def rms_norm(x: Array, weight: Array | None = None, *, eps: float = 1e-6) -> Arr
     return rms_norm_fwd(x, weight, eps=eps)[0]
 
 
-def rms_norm_fwd(x: Array, weight: Array | None = None, *, eps: float = 1e-6) -> tuple[Array, RMSNormContext]:
+def rms_norm_fwd(
+    x: ArrayT, weight: ArrayT | None = None, *, eps: float = 1e-6
+) -> tuple[ArrayT, RMSNormContext[ArrayT]]:
     """`rms_norm` and the context for `rms_norm_bwd`: x, and per vector 1 / root mean square."""
     eps = _check(x, eps, weight=weight)
     out, inverse_rms = _rms_norm(x, weight, eps)
     return out, RMSNormContext(x, inverse_rms, weight)
 
 
-def rms_norm_bwd(dout: Array, ctx: RMSNormContext) -> RMSNormGrads:
+def rms_norm_bwd(dout: Array, ctx: RMSNormContext[ArrayT]) -> RMSNormGrads[ArrayT]:
     r"""The gradient of root-mean-square normalization, with n over all leading axes and the mean over e.
 
     .. math::
@@ -196,7 +198,7 @@ def rms_norm_bwd(dout: Array, ctx: RMSNormContext) -> RMSNormGrads:
 
 
 @accelerated
-def _rms_norm(x: Array, weight: Array | None, eps: float) -> tuple[Array, Array]:
+def _rms_norm(x: ArrayT, weight: ArrayT | None, eps: float) -> tuple[ArrayT, ArrayT]:
     """`rms_norm` of validated arrays; also 1 / root mean square (..., 1) in the accumulator's dtype."""
     xp = namespace_of(x, weight)
     wide, shrink = _shrunk(_wide(x, x))
@@ -210,7 +212,9 @@ def _rms_norm(x: Array, weight: Array | None, eps: float) -> tuple[Array, Array]
 
 
 @accelerated
-def _rms_norm_backward(dout: Array, x: Array, inverse_rms: Array, weight: Array | None) -> tuple[Array, Array | None]:
+def _rms_norm_backward(
+    dout: Array, x: ArrayT, inverse_rms: ArrayT, weight: ArrayT | None
+) -> tuple[ArrayT, ArrayT | None]:
     """The gradients of `rms_norm`: of x, and of the weight if there is one."""
     xp = namespace_of(dout, x, weight)
     dy = _wide(dout, x)
@@ -248,7 +252,7 @@ def _shrunk(x: Array) -> tuple[Array, Array | None]:
     return (x, None) if shrink is None else (x * shrink, shrink)
 
 
-def _inverse_root(variance: Array, eps: float, shrink: Array | None) -> Array:
+def _inverse_root(variance: Array, eps: float, shrink: Array | None) -> Any:
     """1 / sqrt(variance + eps) for rows that were scaled by `shrink`."""
     xp = namespace_of(variance)
     if shrink is None:
@@ -257,13 +261,13 @@ def _inverse_root(variance: Array, eps: float, shrink: Array | None) -> Array:
     return 1.0 / xp.maximum(root, math.sqrt(eps) * shrink)  # eps scaled twice may be 0
 
 
-def _mean(x: Array) -> Array:
+def _mean(x: Array) -> Any:
     """The mean over the last axis, kept with size 1; 0 for no features."""
     xp = namespace_of(x)
     return xp.sum(x, axis=-1, keepdims=True) / max(x.shape[-1], 1)
 
 
-def _sum_over_rows(x: Array, dtype: object) -> Array:
+def _sum_over_rows(x: Array, dtype: object) -> Any:
     """(..., E) -> (E,) in `dtype`."""
     xp = namespace_of(x)
     rows = xp.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))  # (N, E)

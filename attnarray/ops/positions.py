@@ -21,7 +21,7 @@ from attnarray.masks import LARGEST_POSITION, POSITION, position
 
 def sinusoidal(
     positions: int | Array, dim: int, *, base: float = 10_000.0, interleaved: bool = True, dtype: str = "float32"
-) -> Array:
+) -> Any:
     r"""The sinusoids of positions, to be added to the inputs of a model.
 
     .. math:: y_{t,2n} = \sin(t\, \omega_n), \qquad y_{t,2n+1} = \cos(t\, \omega_n), \qquad \omega_n = b^{-2n / d}
@@ -71,7 +71,7 @@ def sinusoidal(
     return xp.astype(xp.reshape(y, (*angles.shape[:-1], dim)), dtype_called(xp, dtype))
 
 
-def alibi_slopes(num_heads: int, *, dtype: str = "float32") -> Array:
+def alibi_slopes(num_heads: int, *, dtype: str = "float32") -> Any:
     r"""The slope of each head for attention with linear biases.
 
     .. math:: m_h = 2^{-8 h / H}, \qquad h = 1 \dots H
@@ -102,7 +102,7 @@ def alibi_slopes(num_heads: int, *, dtype: str = "float32") -> Array:
 
 def alibi(
     num_heads: int, queries: int, keys: int, *, q_offset: int = 0, causal: bool = False, dtype: str = "float32"
-) -> Array:
+) -> Any:
     r"""The bias of attention with linear biases: each head minds distance by a slope of its own.
 
     .. math:: b_{hij} = -m_h\, |i + \mathrm{offset} - j|
@@ -160,7 +160,7 @@ def relative_buckets(
     buckets: int = 32,
     max_distance: int = 128,
     bidirectional: bool = True,
-) -> Array:
+) -> Any:
     r"""The bucket of the distance between each query and key, as T5 has it: exact when near, coarse when far.
 
     With n = position of the query less that of the key, where n < 0 counts as 0, and N buckets:

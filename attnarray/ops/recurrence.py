@@ -153,13 +153,13 @@ def after_step(given: Recurrent, t: int, new: Array, old: Array) -> Array:
     return xp.where(mask[:, t, None], new, old)
 
 
-def over_time(by_step: dict[int, Array], empty: Array) -> Array:
+def over_time(by_step: dict[int, Array], empty: Array) -> Any:
     """Stack (N, S) of each position to (N, T, S); return `empty` for T = 0."""
     xp = namespace_of(empty)
     return xp.stack([by_step[t] for t in range(len(by_step))], axis=1) if by_step else empty
 
 
-def before_steps(given: Recurrent, states: Array, state: Array | None) -> Array:
+def before_steps(given: Recurrent, states: Array, state: Array | None) -> Any:
     """The states before each step, from those after each step and the initial one: (N, T, H)."""
     xp = namespace_of(states)
     first = first_state(given, state)[:, None, :]  # (N, 1, H)
@@ -176,14 +176,14 @@ def where_step(given: Recurrent, values: Array) -> Array:
     return xp.where(xp.reshape(given.mask, (*values.shape[:2], 1)), values, 0.0)
 
 
-def as_output(given: Recurrent, states: Array) -> Array:
+def as_output(given: Recurrent, states: Array) -> Any:
     """The states (N, T, H) as the output (*batch, T, H), 0 at masked positions."""
     xp = namespace_of(states)
     out = xp.astype(where_step(given, states), given.x.dtype, copy=False)
     return read_only(xp.reshape(out, (*given.batch, *out.shape[1:])))
 
 
-def as_state(given: Recurrent, state: Array) -> Array:
+def as_state(given: Recurrent, state: Array) -> Any:
     """A state (N, H), or its gradient, as (*batch, H)."""
     xp = namespace_of(state)
     return xp.reshape(xp.astype(state, given.x.dtype), (*given.batch, given.hidden))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Generic, Literal, NamedTuple, get_args
 
 from attnarray import checks
-from attnarray.backend import Array, namespace_of
+from attnarray.backend import Array, ArrayT, namespace_of
 from attnarray.numpy_arrays import writable
 from attnarray.ops import recurrence
 
@@ -13,7 +13,7 @@ Nonlinearity = Literal["tanh", "relu"]
 NONLINEARITIES: tuple[Nonlinearity, ...] = get_args(Nonlinearity)
 
 
-class RNNResult(NamedTuple):
+class RNNResult(NamedTuple, Generic[ArrayT]):
     """The state after every step, and after the last one.
 
     Examples
@@ -24,37 +24,37 @@ class RNNResult(NamedTuple):
     ((2, 5, 4), (2, 4))
     """
 
-    out: Array  # (*batch, T, H)
-    h: Array  # (*batch, H)
+    out: ArrayT  # (*batch, T, H)
+    h: ArrayT | Any  # (*batch, H); None in a cotangent that is 0
 
 
-class RNNContext(NamedTuple):
+class RNNContext(NamedTuple, Generic[ArrayT]):
     given: recurrence.Recurrent
-    states: Array  # (N, T, H), after each step
+    states: ArrayT  # (N, T, H), after each step
     nonlinearity: Nonlinearity
 
 
-class RNNGrads(NamedTuple):
-    x: Array
-    weight_ih: Array
-    weight_hh: Array
-    bias_ih: Array | None
-    bias_hh: Array | None
-    h0: Array | None
+class RNNGrads(NamedTuple, Generic[ArrayT]):
+    x: ArrayT
+    weight_ih: ArrayT
+    weight_hh: ArrayT
+    bias_ih: ArrayT | None
+    bias_hh: ArrayT | None
+    h0: ArrayT | None
 
 
 def rnn(
-    x: Array,
-    weight_ih: Array,
-    weight_hh: Array,
-    bias_ih: Array | None = None,
-    bias_hh: Array | None = None,
-    h0: Array | None = None,
+    x: ArrayT,
+    weight_ih: ArrayT,
+    weight_hh: ArrayT,
+    bias_ih: ArrayT | None = None,
+    bias_hh: ArrayT | None = None,
+    h0: ArrayT | None = None,
     *,
     mask: Array | None = None,
     reverse: bool = False,
     nonlinearity: Nonlinearity = "tanh",
-) -> RNNResult:
+) -> RNNResult[ArrayT]:
     r"""Simple recurrent network over a sequence.
 
     .. math:: h_t = \phi(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh})
@@ -106,17 +106,17 @@ def rnn(
 
 
 def rnn_fwd(
-    x: Array,
-    weight_ih: Array,
-    weight_hh: Array,
-    bias_ih: Array | None = None,
-    bias_hh: Array | None = None,
-    h0: Array | None = None,
+    x: ArrayT,
+    weight_ih: ArrayT,
+    weight_hh: ArrayT,
+    bias_ih: ArrayT | None = None,
+    bias_hh: ArrayT | None = None,
+    h0: ArrayT | None = None,
     *,
     mask: Array | None = None,
     reverse: bool = False,
     nonlinearity: Nonlinearity = "tanh",
-) -> tuple[RNNResult, RNNContext]:
+) -> tuple[RNNResult[ArrayT], RNNContext[ArrayT]]:
     """`rnn` and the context for `rnn_bwd`: the arguments and the state after each step."""
     given = recurrence.checked("h", x, weight_ih, weight_hh, (bias_ih, bias_hh), {"h0": h0}, mask, reverse)
     checks.choice("nonlinearity", nonlinearity, NONLINEARITIES)
@@ -134,7 +134,7 @@ def rnn_fwd(
     return result, RNNContext(given, after, nonlinearity)
 
 
-def rnn_bwd(dout: RNNResult, ctx: RNNContext) -> RNNGrads:
+def rnn_bwd(dout: RNNResult, ctx: RNNContext[ArrayT]) -> RNNGrads[ArrayT]:
     r"""The gradient of the simple recurrent network: backpropagation through time.
 
     .. math::

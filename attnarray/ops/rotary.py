@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Generic, Literal, NamedTuple, get_args
 
 from attnarray import checks
-from attnarray.backend import Array, accumulator_dtype, device_of, namespace_of
+from attnarray.backend import Array, ArrayT, accumulator_dtype, device_of, namespace_of
 from attnarray.dispatch import accelerated
 from attnarray.masks import LARGEST_POSITION
 from attnarray.ops.positions import check_positions, even, position_angles
@@ -63,22 +63,22 @@ class Rotation(NamedTuple):
     axis: int  # along which positions go on: -2, or -3 in the layout BTHD
 
 
-class RotaryContext(NamedTuple):
+class RotaryContext(NamedTuple, Generic[ArrayT]):
     """The positions, None for those in order from `offset` on, and nothing of x but its shape and dtype."""
 
     positions: Array | None
     offset: int
     rotation: Rotation
     shape: tuple[int, ...]
-    like: Array  # () of the dtype of x
+    like: ArrayT  # () of the dtype of x
 
 
-class RotaryGrads(NamedTuple):
-    x: Array
+class RotaryGrads(NamedTuple, Generic[ArrayT]):
+    x: ArrayT
 
 
 def rotary(
-    x: Array,
+    x: ArrayT,
     positions: Array | None = None,
     *,
     offset: int = 0,
@@ -88,7 +88,7 @@ def rotary(
     scaling: Scaling | None = None,
     factor: float = 1.0,
     layout: checks.LayoutName = "BHTD",
-) -> Array:
+) -> ArrayT:
     r"""Queries or keys, each pair of features turned by an angle that is its position times its frequency.
 
     .. math::
@@ -157,7 +157,7 @@ def rotary(
 
 
 def rotary_fwd(
-    x: Array,
+    x: ArrayT,
     positions: Array | None = None,
     *,
     offset: int = 0,
@@ -167,7 +167,7 @@ def rotary_fwd(
     scaling: Scaling | None = None,
     factor: float = 1.0,
     layout: checks.LayoutName = "BHTD",
-) -> tuple[Array, RotaryContext]:
+) -> tuple[ArrayT, RotaryContext[ArrayT]]:
     """`rotary` and the context for its backward: cosines and sines."""
     axis, offset = _check(x, positions, offset, layout)
     dims = _rotated_dims(x, dims)
@@ -183,7 +183,7 @@ def rotary_fwd(
     )
 
 
-def rotary_bwd(dout: Array, ctx: RotaryContext) -> RotaryGrads:
+def rotary_bwd(dout: Array, ctx: RotaryContext[ArrayT]) -> RotaryGrads[ArrayT]:
     r"""The gradient of the rotation: the rotation back.
 
     .. math::
@@ -204,7 +204,7 @@ def rotary_bwd(dout: Array, ctx: RotaryContext) -> RotaryGrads:
 
 
 @accelerated
-def _rotary(x: Array, positions: Array | None, offset: int, rotation: Rotation, direction: float) -> Array:
+def _rotary(x: Array, positions: Array | None, offset: int, rotation: Rotation, direction: float) -> Any:
     """x (..., T, D) turned by the angles of its positions, offset, offset + 1, ... unless given; back if -1."""
     xp = namespace_of(x, positions)
     dims, base, divisor, interleaved, axis = rotation

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Generic, NamedTuple
 
 from attnarray import checks
-from attnarray.backend import Array, accumulator_dtype, device_of, namespace_of
+from attnarray.backend import Array, ArrayT, accumulator_dtype, device_of, namespace_of
 from attnarray.dispatch import accelerated
 from attnarray.numpy_arrays import read_only, writable
 from attnarray.ops.embedding import check_range
@@ -16,17 +16,17 @@ MOST_SEGMENTS = 2**31
 FEW = 2**16  # so many segments cost nothing worth saving
 
 
-class SegmentSoftmaxContext(NamedTuple):
-    out: Array
+class SegmentSoftmaxContext(NamedTuple, Generic[ArrayT]):
+    out: ArrayT
     segments: Array
     segment_count: int
 
 
-class SegmentSoftmaxGrads(NamedTuple):
-    x: Array
+class SegmentSoftmaxGrads(NamedTuple, Generic[ArrayT]):
+    x: ArrayT
 
 
-def segment_softmax(x: Array, segments: Array, count: int, *, mask: Array | None = None) -> Array:
+def segment_softmax(x: ArrayT, segments: Array, count: int, *, mask: Array | None = None) -> ArrayT:
     r"""Softmax over the entries of each segment: of the edges that end in one node of a graph, say.
 
     .. math:: y_e = \frac{m_e e^{x_e}}{\sum_{e':\, s_{e'} = s_e} m_{e'} e^{x_{e'}}}
@@ -69,8 +69,8 @@ def segment_softmax(x: Array, segments: Array, count: int, *, mask: Array | None
 
 
 def segment_softmax_fwd(
-    x: Array, segments: Array, count: int, *, mask: Array | None = None
-) -> tuple[Array, SegmentSoftmaxContext]:
+    x: ArrayT, segments: Array, count: int, *, mask: Array | None = None
+) -> tuple[ArrayT, SegmentSoftmaxContext[ArrayT]]:
     """`segment_softmax` and the context for its backward: the output and the segments, numbered anew if few."""
     count = _check(x, segments, count, mask)
     places, count = _numbered(checks.integer("segments", segments), count)
@@ -78,7 +78,7 @@ def segment_softmax_fwd(
     return read_only(out), SegmentSoftmaxContext(out, places, count)
 
 
-def segment_softmax_bwd(dout: Array, ctx: SegmentSoftmaxContext) -> SegmentSoftmaxGrads:
+def segment_softmax_bwd(dout: Array, ctx: SegmentSoftmaxContext[ArrayT]) -> SegmentSoftmaxGrads[ArrayT]:
     r"""The gradient of the segment softmax.
 
     .. math:: dx_e = y_e \Bigl(dy_e - \sum_{e':\, s_{e'} = s_e} y_{e'}\, dy_{e'}\Bigr)
@@ -91,7 +91,7 @@ def segment_softmax_bwd(dout: Array, ctx: SegmentSoftmaxContext) -> SegmentSoftm
 
 
 @accelerated
-def _segment_softmax(x: Array, segments: Array, count: int, mask: Array | None) -> Array:
+def _segment_softmax(x: ArrayT, segments: Array, count: int, mask: Array | None) -> ArrayT:
     """`segment_softmax` of arrays that are checked."""
     xp = namespace_of(x, segments, mask)
     logits = xp.astype(x, accumulator_dtype(xp, x.dtype), copy=False)
@@ -104,7 +104,7 @@ def _segment_softmax(x: Array, segments: Array, count: int, mask: Array | None) 
 
 
 @accelerated
-def _segment_softmax_backward(dout: Array, out: Array, segments: Array, count: int) -> Array:
+def _segment_softmax_backward(dout: Array, out: ArrayT, segments: Array, count: int) -> ArrayT:
     """The gradient of `segment_softmax`, from its output."""
     xp = namespace_of(dout, out)
     wide = accumulator_dtype(xp, out.dtype)

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Generic, NamedTuple
 
 from attnarray import checks
-from attnarray.backend import Array, accumulator_dtype, device_of, namespace_of
+from attnarray.backend import Array, ArrayT, accumulator_dtype, device_of, namespace_of
 from attnarray.dispatch import accelerated
 from attnarray.numpy_arrays import read_only
 
 
-class SoftmaxContext(NamedTuple):
-    out: Array
+class SoftmaxContext(NamedTuple, Generic[ArrayT]):
+    out: ArrayT
     axis: int
 
 
-class SoftmaxGrads(NamedTuple):
-    x: Array
+class SoftmaxGrads(NamedTuple, Generic[ArrayT]):
+    x: ArrayT
 
 
-def softmax(x: Array, axis: int = -1, *, mask: Array | None = None) -> Array:
+def softmax(x: ArrayT, axis: int = -1, *, mask: Array | None = None) -> ArrayT:
     r"""Softmax over `axis`.
 
     .. math:: y_i = \frac{m_i e^{x_i}}{\sum_j m_j e^{x_j}}
@@ -59,14 +59,14 @@ def softmax(x: Array, axis: int = -1, *, mask: Array | None = None) -> Array:
     return _softmax(x, mask, _check(x, axis, mask))
 
 
-def softmax_fwd(x: Array, axis: int = -1, *, mask: Array | None = None) -> tuple[Array, SoftmaxContext]:
+def softmax_fwd(x: ArrayT, axis: int = -1, *, mask: Array | None = None) -> tuple[ArrayT, SoftmaxContext[ArrayT]]:
     """`softmax` and the context for `softmax_bwd`: the output alone."""
     axis = _check(x, axis, mask)
     out = _softmax(x, mask, axis)
     return read_only(out), SoftmaxContext(out, axis)
 
 
-def softmax_bwd(dout: Array, ctx: SoftmaxContext) -> SoftmaxGrads:
+def softmax_bwd(dout: Array, ctx: SoftmaxContext[ArrayT]) -> SoftmaxGrads[ArrayT]:
     r"""The gradient of softmax.
 
     .. math:: dx_i = y_i \Bigl(dy_i - \sum_j y_j\, dy_j\Bigr)
@@ -79,7 +79,7 @@ def softmax_bwd(dout: Array, ctx: SoftmaxContext) -> SoftmaxGrads:
 
 
 @accelerated
-def _softmax(x: Array, mask: Array | None, axis: int) -> Array:
+def _softmax(x: ArrayT, mask: Array | None, axis: int) -> ArrayT:
     """`softmax` of arrays that are checked, with the axis counted from 0."""
     xp = namespace_of(x, mask)
     logits = _masked(x, mask)
@@ -89,7 +89,7 @@ def _softmax(x: Array, mask: Array | None, axis: int) -> Array:
 
 
 @accelerated
-def _softmax_backward(dout: Array, out: Array, axis: int) -> Array:
+def _softmax_backward(dout: Array, out: ArrayT, axis: int) -> ArrayT:
     """The gradient of `softmax`, from its output."""
     xp = namespace_of(dout, out)
     wide = accumulator_dtype(xp, out.dtype)
@@ -100,16 +100,16 @@ def _softmax_backward(dout: Array, out: Array, axis: int) -> Array:
     return xp.astype(dx, out.dtype)
 
 
-class LogSoftmaxContext(NamedTuple):
-    out: Array
+class LogSoftmaxContext(NamedTuple, Generic[ArrayT]):
+    out: ArrayT
     axis: int
 
 
-class LogSoftmaxGrads(NamedTuple):
-    x: Array
+class LogSoftmaxGrads(NamedTuple, Generic[ArrayT]):
+    x: ArrayT
 
 
-def log_softmax(x: Array, axis: int = -1, *, mask: Array | None = None) -> Array:
+def log_softmax(x: ArrayT, axis: int = -1, *, mask: Array | None = None) -> ArrayT:
     r"""Logarithm of the softmax over `axis`, computed without the detour through small probabilities.
 
     .. math:: y_i = x_i - \log \sum_j m_j e^{x_j}
@@ -144,14 +144,16 @@ def log_softmax(x: Array, axis: int = -1, *, mask: Array | None = None) -> Array
     return _log_softmax(x, mask, _check(x, axis, mask))
 
 
-def log_softmax_fwd(x: Array, axis: int = -1, *, mask: Array | None = None) -> tuple[Array, LogSoftmaxContext]:
+def log_softmax_fwd(
+    x: ArrayT, axis: int = -1, *, mask: Array | None = None
+) -> tuple[ArrayT, LogSoftmaxContext[ArrayT]]:
     """`log_softmax` and the context for `log_softmax_bwd`: the output alone."""
     axis = _check(x, axis, mask)
     out = _log_softmax(x, mask, axis)
     return read_only(out), LogSoftmaxContext(out, axis)
 
 
-def log_softmax_bwd(dout: Array, ctx: LogSoftmaxContext) -> LogSoftmaxGrads:
+def log_softmax_bwd(dout: Array, ctx: LogSoftmaxContext[ArrayT]) -> LogSoftmaxGrads[ArrayT]:
     r"""The gradient of log-softmax.
 
     .. math:: dx_i = dy_i - e^{y_i} \sum_j dy_j
@@ -164,7 +166,7 @@ def log_softmax_bwd(dout: Array, ctx: LogSoftmaxContext) -> LogSoftmaxGrads:
 
 
 @accelerated
-def _log_softmax(x: Array, mask: Array | None, axis: int) -> Array:
+def _log_softmax(x: ArrayT, mask: Array | None, axis: int) -> ArrayT:
     """`log_softmax` of arrays that are checked, with the axis counted from 0."""
     xp = namespace_of(x, mask)
     logits = _masked(x, mask)
@@ -174,7 +176,7 @@ def _log_softmax(x: Array, mask: Array | None, axis: int) -> Array:
 
 
 @accelerated
-def _log_softmax_backward(dout: Array, out: Array, axis: int) -> Array:
+def _log_softmax_backward(dout: Array, out: ArrayT, axis: int) -> ArrayT:
     """The gradient of `log_softmax`, from its output."""
     xp = namespace_of(dout, out)
     wide = accumulator_dtype(xp, out.dtype)

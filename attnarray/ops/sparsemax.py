@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Generic, NamedTuple
 
 from attnarray import checks
-from attnarray.backend import Array
+from attnarray.backend import Array, ArrayT
 from attnarray.numpy_arrays import read_only
 from attnarray.ops.entmax import SPARSEMAX, _entmax, _entmax_backward, check
 
 
-class SparsemaxContext(NamedTuple):
-    out: Array
+class SparsemaxContext(NamedTuple, Generic[ArrayT]):
+    out: ArrayT
     axis: int
 
 
-class SparsemaxGrads(NamedTuple):
-    x: Array
+class SparsemaxGrads(NamedTuple, Generic[ArrayT]):
+    x: ArrayT
 
 
-def sparsemax(x: Array, axis: int = -1, *, mask: Array | None = None) -> Array:
+def sparsemax(x: ArrayT, axis: int = -1, *, mask: Array | None = None) -> ArrayT:
     r"""The Euclidean projection of logits onto the probability simplex, over `axis`.
 
     .. math::
@@ -64,14 +64,14 @@ def sparsemax(x: Array, axis: int = -1, *, mask: Array | None = None) -> Array:
     return _entmax(x, mask, check(x, axis, mask), SPARSEMAX)
 
 
-def sparsemax_fwd(x: Array, axis: int = -1, *, mask: Array | None = None) -> tuple[Array, SparsemaxContext]:
+def sparsemax_fwd(x: ArrayT, axis: int = -1, *, mask: Array | None = None) -> tuple[ArrayT, SparsemaxContext[ArrayT]]:
     """`sparsemax` and the context for `sparsemax_bwd`: the output alone."""
     axis = check(x, axis, mask)
     out = _entmax(x, mask, axis, SPARSEMAX)
     return read_only(out), SparsemaxContext(out, axis)
 
 
-def sparsemax_bwd(dout: Array, ctx: SparsemaxContext) -> SparsemaxGrads:
+def sparsemax_bwd(dout: Array, ctx: SparsemaxContext[ArrayT]) -> SparsemaxGrads[ArrayT]:
     r"""The gradient of sparsemax: dout minus its mean over the support.
 
     .. math::

@@ -11,7 +11,7 @@ from attnarray.magnitude import common_scale
 from attnarray.optim.leaves import Tree, check_array, narrow, wide
 
 
-def global_norm(grads: Tree) -> Array:
+def global_norm(grads: Tree) -> Any:
     r"""The Euclidean norm of all leaves together, a 0-d array; NaN if there is any NaN.
 
     .. math:: \lVert g \rVert = \sqrt{\sum_i g_i^2}
@@ -47,7 +47,7 @@ def _scaled_norm(grads: Tree) -> tuple[Array, float]:
     return xp.asarray(xp.sqrt(total)), scale
 
 
-def clip_by_global_norm(grads: Tree, max_norm: float) -> tuple[Tree, Array]:
+def clip_by_global_norm(grads: Tree, max_norm: float) -> tuple[Tree, Any]:
     r"""Scale all gradients together so that their global norm is at most `max_norm`.
 
     .. math:: g \leftarrow g \cdot \min\Bigl(1, \frac{\mathrm{max\_norm}}{\lVert g \rVert}\Bigr)

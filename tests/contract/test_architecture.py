@@ -331,7 +331,8 @@ def test_the_types_of_contexts_results_and_gradients_are_public(f: str) -> None:
     for suffix in ("_fwd", "_bwd"):
         returned = typing.get_type_hints(getattr(attnarray, f + suffix))["return"]
         for kind in typing.get_args(returned) if typing.get_origin(returned) is tuple else (returned,):
-            if getattr(kind, "__module__", "").startswith("attnarray."):
+            kind = typing.get_origin(kind) or kind
+            if isinstance(kind, type) and kind.__module__.startswith("attnarray."):
                 assert getattr(attnarray, kind.__name__) is kind
 
 

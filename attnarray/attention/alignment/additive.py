@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Unpack
+from typing import Generic, NamedTuple, Unpack
 
 from attnarray import checks
 from attnarray.attention.blocks import join, query_blocks
@@ -10,7 +10,7 @@ from attnarray.attention.engine import SOFTMAX, AttentionContext, gradients, run
 from attnarray.attention.layout import sequence_layout
 from attnarray.attention.options import ScoreOptions, check_arrays, known_options
 from attnarray.attention.parts import declare
-from attnarray.backend import Array, namespace_of
+from attnarray.backend import Array, ArrayT, namespace_of
 from attnarray.dispatch import accelerated, ignoring_fp_errors
 from attnarray.masks import Mask
 from attnarray.numpy_arrays import writable
@@ -89,30 +89,30 @@ def additive_scores_backward(dscores: Array, q: Array, k: Array, w: Array) -> tu
     return join(dqs), dk, dw
 
 
-class AdditiveContext(AttentionContext):
+class AdditiveContext(AttentionContext[ArrayT]):
     """What the backward needs: the inputs as (B, 1, T, N), the output and the lse; no weights, no tanh."""
 
     __slots__ = ()
 
 
-class AdditiveGrads(NamedTuple):
-    query: Array
-    key: Array
-    value: Array
-    score_vector: Array
-    bias: Array | None
+class AdditiveGrads(NamedTuple, Generic[ArrayT]):
+    query: ArrayT
+    key: ArrayT
+    value: ArrayT
+    score_vector: ArrayT
+    bias: ArrayT | None
 
 
 def additive_attention(
-    query: Array,
-    key: Array,
-    value: Array,
-    score_vector: Array,
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
+    score_vector: ArrayT,
     attn_mask: Array | Mask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     **options: Unpack[ScoreOptions],
-) -> Array:
+) -> ArrayT:
     r"""Additive attention on projected queries and keys.
 
     .. math::
@@ -167,15 +167,15 @@ def additive_attention(
 
 @ignoring_fp_errors
 def additive_attention_fwd(
-    query: Array,
-    key: Array,
-    value: Array,
-    score_vector: Array,
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
+    score_vector: ArrayT,
     attn_mask: Array | Mask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     **options: Unpack[ScoreOptions],
-) -> tuple[Array, AdditiveContext]:
+) -> tuple[ArrayT, AdditiveContext[ArrayT]]:
     """`additive_attention`, with the same options, and the context for its backward."""
     known_options(options, ScoreOptions)
     checks.required(query=query, key=key, value=value, score_vector=score_vector)
@@ -188,8 +188,8 @@ def additive_attention_fwd(
 
 @ignoring_fp_errors
 def additive_attention_bwd(
-    dout: Array, ctx: AdditiveContext, dlse: Array | None = None, dweights: Array | None = None
-) -> AdditiveGrads:
+    dout: Array, ctx: AdditiveContext[ArrayT], dlse: Array | None = None, dweights: Array | None = None
+) -> AdditiveGrads[ArrayT]:
     r"""The gradients of additive attention; weights and tanh are recomputed from q, k and the lse.
 
     .. math::

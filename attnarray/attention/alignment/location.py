@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Generic, NamedTuple, Unpack
 
 from attnarray import checks
 from attnarray.attention.alignment.additive import additive_scores, additive_scores_backward
@@ -13,7 +13,7 @@ from attnarray.attention.normalizers import masked_softmax, masked_softmax_backw
 from attnarray.attention.options import ScoreOptions, check_arrays, known_options, score_modifiers
 from attnarray.attention.products import dot_products, sum_to_shape, weighted_sum, weighted_sum_over_queries
 from attnarray.attention.sequences import narrow, wide, without_padding
-from attnarray.backend import Array, device_of, namespace_of
+from attnarray.backend import Array, ArrayT, device_of, namespace_of
 from attnarray.dispatch import accelerated, ignoring_fp_errors
 from attnarray.masks import Mask
 from attnarray.numpy_arrays import read_only, writable
@@ -63,7 +63,7 @@ def looked_before(given: Located, weights: Array) -> list[Array]:
 
 
 @accelerated
-def attend_by_location(q: Array, given: Located, modifiers: ScoreModifiers) -> tuple[Array, Array, Array]:
+def attend_by_location(q: Array, given: Located, modifiers: ScoreModifiers) -> tuple[Any, Any, Any]:
     r"""All steps of q (B, 1, T, A), one after the other.
 
     .. math::
@@ -97,7 +97,7 @@ def attend_by_location(q: Array, given: Located, modifiers: ScoreModifiers) -> t
 @accelerated
 def attend_by_location_backward(
     dout: Array, dweights: Array, q: Array, given: Located, weights: Array, lse: Array, modifiers: ScoreModifiers
-) -> tuple[Array, ...]:
+) -> tuple[Any, ...]:
     r"""From the last step back to the first; the keys and the scores of each step are computed again.
 
     .. math::
@@ -147,7 +147,7 @@ def attend_by_location_backward(
     return join(dqs), dk, dv, dw, dfilter, dweight, dlooked, dbias
 
 
-class LocationResult(NamedTuple):
+class LocationResult(NamedTuple, Generic[ArrayT]):
     """The output of every step, and where it looked.
 
     Examples
@@ -160,54 +160,54 @@ class LocationResult(NamedTuple):
     ((2, 1, 4), (2, 1, 7))
     """
 
-    out: Array  # (*batch, T, Dv)
-    weights: Array  # (*batch, T, S), before dropout
+    out: ArrayT  # (*batch, T, Dv)
+    weights: ArrayT | Any  # (*batch, T, S), before dropout; None in a cotangent that is 0
 
 
-class LocationContext(NamedTuple):
+class LocationContext(NamedTuple, Generic[ArrayT]):
     """What the backward needs: the inputs as (B, 1, T, N), the weights and the lse; no scores, no tanh."""
 
-    query: Array
-    q: Array
+    query: ArrayT
+    q: ArrayT
     given: Located
-    weights: Array
-    lse: Array
+    weights: ArrayT
+    lse: ArrayT
     modifiers: ScoreModifiers
     layout: Layout
     bias_shape: tuple[int, ...] | None
     has_previous: bool
 
-    def weights_of_rows(self, rows: slice) -> Array:
+    def weights_of_rows(self, rows: slice) -> ArrayT:
         """The weights of some queries: (B, 1, rows, S)."""
         return self.weights[:, :, rows, :]
 
 
-class LocationGrads(NamedTuple):
-    query: Array
-    key: Array
-    value: Array
-    score_vector: Array
-    location_filter: Array
-    location_weight: Array
-    previous: Array | None
-    bias: Array | None
+class LocationGrads(NamedTuple, Generic[ArrayT]):
+    query: ArrayT
+    key: ArrayT
+    value: ArrayT
+    score_vector: ArrayT
+    location_filter: ArrayT
+    location_weight: ArrayT
+    previous: ArrayT | None
+    bias: ArrayT | None
 
 
 def location_attention(
-    query: Array,
-    key: Array,
-    value: Array,
-    score_vector: Array,
-    location_filter: Array,
-    location_weight: Array,
-    previous: Array | None = None,
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
+    score_vector: ArrayT,
+    location_filter: ArrayT,
+    location_weight: ArrayT,
+    previous: ArrayT | None = None,
     attn_mask: Array | Mask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     *,
     cumulative: bool = False,
     **options: Unpack[ScoreOptions],
-) -> LocationResult:
+) -> LocationResult[ArrayT]:
     r"""Location-aware attention on projected queries and keys: one step of a decoder, or a whole run.
 
     .. math::
@@ -288,20 +288,20 @@ def location_attention(
 
 @ignoring_fp_errors
 def location_attention_fwd(
-    query: Array,
-    key: Array,
-    value: Array,
-    score_vector: Array,
-    location_filter: Array,
-    location_weight: Array,
-    previous: Array | None = None,
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
+    score_vector: ArrayT,
+    location_filter: ArrayT,
+    location_weight: ArrayT,
+    previous: ArrayT | None = None,
     attn_mask: Array | Mask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     *,
     cumulative: bool = False,
     **options: Unpack[ScoreOptions],
-) -> tuple[LocationResult, LocationContext]:
+) -> tuple[LocationResult[ArrayT], LocationContext[ArrayT]]:
     """`location_attention`, with the same options, and the context for its backward."""
     layout = _checked(
         attn_mask, options, query=query, key=key, value=value, score_vector=score_vector,
@@ -318,7 +318,7 @@ def location_attention_fwd(
 
 
 @ignoring_fp_errors
-def location_attention_bwd(dout: LocationResult, ctx: LocationContext) -> LocationGrads:
+def location_attention_bwd(dout: LocationResult, ctx: LocationContext[ArrayT]) -> LocationGrads[ArrayT]:
     r"""The gradients of location-aware attention: back through the steps, and through the weights from step to step.
 
     .. math::
@@ -402,7 +402,7 @@ def _cotangents(dout: Any, ctx: LocationContext) -> list[Array]:
     return found
 
 
-def _checked(attn_mask: Array | Mask | None, options: Any, **arrays: Array) -> Layout:
+def _checked(attn_mask: Array | Mask | None, options: Any, **arrays: Any) -> Layout:
     """Check everything that is given, and tell the layout of the sequences."""
     known_options(options, ScoreOptions)
     checks.required(**{name: array for name, array in arrays.items() if name != "previous"})

@@ -7,7 +7,7 @@ pass, so that no more is ever held than those of one block.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Generic, NamedTuple, Unpack
 
 from attnarray import checks
 from attnarray.attention.blocks import join
@@ -18,7 +18,7 @@ from attnarray.attention.modifiers import ScoreModifiers, allowed
 from attnarray.attention.options import ScoreOptions, check_arrays, known_options, score_modifiers
 from attnarray.attention.products import sum_to_shape
 from attnarray.attention.sequences import narrow, wide
-from attnarray.backend import Array, device_of, namespace_of
+from attnarray.backend import Array, ArrayT, device_of, namespace_of
 from attnarray.dispatch import accelerated, ignoring_fp_errors
 from attnarray.masks import Mask
 from attnarray.numpy_arrays import read_only, writable
@@ -165,10 +165,10 @@ def _row_blocks(rows: Rows) -> Iterator[tuple[int, int]]:
         yield start, min(start + size, queries)
 
 
-class RecurrentContext(NamedTuple):
+class RecurrentContext(NamedTuple, Generic[ArrayT]):
     """What the backward needs: the inputs and the scores. The states of the LSTM are computed again."""
 
-    key: Array
+    key: ArrayT
     query_map: LinearContext
     key_map: LinearContext
     rows: Rows
@@ -178,36 +178,36 @@ class RecurrentContext(NamedTuple):
     has_value: bool
 
 
-class RecurrentGrads(NamedTuple):
-    query: Array
-    key: Array
-    weight_ih: Array
-    weight_hh: Array
-    output_weight: Array
-    score_vector: Array
-    value: Array | None
-    gate_bias: Array | None
-    h0: Array | None
-    c0: Array | None
-    bias: Array | None
+class RecurrentGrads(NamedTuple, Generic[ArrayT]):
+    query: ArrayT
+    key: ArrayT
+    weight_ih: ArrayT
+    weight_hh: ArrayT
+    output_weight: ArrayT
+    score_vector: ArrayT
+    value: ArrayT | None
+    gate_bias: ArrayT | None
+    h0: ArrayT | None
+    c0: ArrayT | None
+    bias: ArrayT | None
 
 
 def recurrent_attention(
-    query: Array,
-    key: Array,
-    weight_ih: Array,
-    weight_hh: Array,
-    output_weight: Array,
-    score_vector: Array,
-    value: Array | None = None,
-    gate_bias: Array | None = None,
-    h0: Array | None = None,
-    c0: Array | None = None,
+    query: ArrayT,
+    key: ArrayT,
+    weight_ih: ArrayT,
+    weight_hh: ArrayT,
+    output_weight: ArrayT,
+    score_vector: ArrayT,
+    value: ArrayT | None = None,
+    gate_bias: ArrayT | None = None,
+    h0: ArrayT | None = None,
+    c0: ArrayT | None = None,
     attn_mask: Array | Mask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     **options: Unpack[ScoreOptions],
-) -> Array:
+) -> ArrayT:
     r"""Attention whose scores come from an LSTM over the keys, one for each query.
 
     .. math::
@@ -278,21 +278,21 @@ def recurrent_attention(
 
 @ignoring_fp_errors
 def recurrent_attention_fwd(
-    query: Array,
-    key: Array,
-    weight_ih: Array,
-    weight_hh: Array,
-    output_weight: Array,
-    score_vector: Array,
-    value: Array | None = None,
-    gate_bias: Array | None = None,
-    h0: Array | None = None,
-    c0: Array | None = None,
+    query: ArrayT,
+    key: ArrayT,
+    weight_ih: ArrayT,
+    weight_hh: ArrayT,
+    output_weight: ArrayT,
+    score_vector: ArrayT,
+    value: ArrayT | None = None,
+    gate_bias: ArrayT | None = None,
+    h0: ArrayT | None = None,
+    c0: ArrayT | None = None,
     attn_mask: Array | Mask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     **options: Unpack[ScoreOptions],
-) -> tuple[Array, RecurrentContext]:
+) -> tuple[ArrayT, RecurrentContext[ArrayT]]:
     """`recurrent_attention`, with the same options, and the context for its backward."""
     layout = _checked(
         attn_mask, options, query=query, key=key, value=value, weight_ih=weight_ih, weight_hh=weight_hh,
@@ -318,8 +318,8 @@ def recurrent_attention_fwd(
 
 @ignoring_fp_errors
 def recurrent_attention_bwd(
-    dout: Array, ctx: RecurrentContext, dlse: Array | None = None, dweights: Array | None = None
-) -> RecurrentGrads:
+    dout: Array, ctx: RecurrentContext[ArrayT], dlse: Array | None = None, dweights: Array | None = None
+) -> RecurrentGrads[ArrayT]:
     r"""The gradients of attention with recurrent scores: backpropagation through the keys of every row.
 
     .. math::
@@ -397,7 +397,7 @@ def _with_steps(x: Array, steps: Array | None) -> Array:
     return x if steps is None else xp.where(xp.any(steps, axis=-1)[..., None], x, 0.0)
 
 
-def _checked(attn_mask: Array | Mask | None, options: Any, **arrays: Array) -> Layout:
+def _checked(attn_mask: Array | Mask | None, options: Any, **arrays: Any) -> Layout:
     """Check everything that is given, and tell the layout of the sequences."""
     known_options(options, ScoreOptions)
     optional = ("value", "gate_bias", "h0", "c0")

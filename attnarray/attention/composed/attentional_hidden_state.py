@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import Generic, Literal, NamedTuple, get_args
 
 from attnarray import checks
 from attnarray.attention.dot_product.projection import project, project_backward
 from attnarray.attention.sequences import narrow, wide
-from attnarray.backend import Array
+from attnarray.backend import Array, ArrayT
 from attnarray.numpy_arrays import read_only, writable
 from attnarray.ops.activations import TanhContext, tanh_bwd, tanh_fwd
 from attnarray.ops.linear import LinearContext
@@ -16,31 +16,31 @@ HiddenActivation = Literal["tanh"]
 ACTIVATIONS: tuple[HiddenActivation | None, ...] = (None, *get_args(HiddenActivation))
 
 
-class AttentionalHiddenStateContext(NamedTuple):
+class AttentionalHiddenStateContext(NamedTuple, Generic[ArrayT]):
     """What the backward needs: both inputs with their weights, and with tanh the output."""
 
     context: LinearContext
     hidden: LinearContext
-    out: Array | None
+    out: ArrayT | None
 
 
-class AttentionalHiddenStateGrads(NamedTuple):
-    context: Array
-    hidden: Array
-    context_weight: Array
-    hidden_weight: Array
-    bias: Array | None
+class AttentionalHiddenStateGrads(NamedTuple, Generic[ArrayT]):
+    context: ArrayT
+    hidden: ArrayT
+    context_weight: ArrayT
+    hidden_weight: ArrayT
+    bias: ArrayT | None
 
 
 def attentional_hidden_state(
-    context: Array,
-    hidden: Array,
-    context_weight: Array,
-    hidden_weight: Array,
-    bias: Array | None = None,
+    context: ArrayT,
+    hidden: ArrayT,
+    context_weight: ArrayT,
+    hidden_weight: ArrayT,
+    bias: ArrayT | None = None,
     *,
     activation: HiddenActivation | None = None,
-) -> Array:
+) -> ArrayT:
     r"""The attentional hidden state: a linear map of a context vector and a hidden state, with an optional tanh.
 
     .. math:: y = W_1 c + W_2 h + b, \qquad \text{or with "tanh"} \quad y = \tanh(W_1 c + W_2 h + b)
@@ -91,14 +91,14 @@ def attentional_hidden_state(
 
 
 def attentional_hidden_state_fwd(
-    context: Array,
-    hidden: Array,
-    context_weight: Array,
-    hidden_weight: Array,
-    bias: Array | None = None,
+    context: ArrayT,
+    hidden: ArrayT,
+    context_weight: ArrayT,
+    hidden_weight: ArrayT,
+    bias: ArrayT | None = None,
     *,
     activation: HiddenActivation | None = None,
-) -> tuple[Array, AttentionalHiddenStateContext]:
+) -> tuple[ArrayT, AttentionalHiddenStateContext[ArrayT]]:
     """`attentional_hidden_state`, and the context for its backward: the inputs, and with tanh the output."""
     checks.choice("activation", activation, ACTIVATIONS)
     _check(context, hidden, context_weight, hidden_weight, bias)
@@ -111,7 +111,9 @@ def attentional_hidden_state_fwd(
     return read_only(out), AttentionalHiddenStateContext(context_ctx, hidden_ctx, out)
 
 
-def attentional_hidden_state_bwd(dout: Array, ctx: AttentionalHiddenStateContext) -> AttentionalHiddenStateGrads:
+def attentional_hidden_state_bwd(
+    dout: Array, ctx: AttentionalHiddenStateContext[ArrayT]
+) -> AttentionalHiddenStateGrads[ArrayT]:
     r"""The gradients of `attentional_hidden_state`, with n over all leading axes.
 
     .. math::

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple, Unpack, get_args
+from typing import Any, Generic, Literal, NamedTuple, Unpack, get_args
 
 from attnarray import checks
 from attnarray.attention.alignment.additive import Additive
@@ -11,7 +11,7 @@ from attnarray.attention.engine import DOT_PRODUCT, SOFTMAX, AttentionContext, g
 from attnarray.attention.layout import Layout
 from attnarray.attention.options import ScoreOptions, check_arrays, known_options, score_modifiers
 from attnarray.attention.sequences import check_sequence, narrow, one_sequence_layout, wide, without_padding
-from attnarray.backend import Array
+from attnarray.backend import Array, ArrayT
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
 from attnarray.numpy_arrays import read_only, writable
@@ -21,40 +21,40 @@ PairPadding = Literal["same", "causal"]
 PADDINGS: tuple[PairPadding, ...] = get_args(PairPadding)
 
 
-class ConvolutionalContext(NamedTuple):
+class ConvolutionalContext(NamedTuple, Generic[ArrayT]):
     """What the backward needs: the contexts of the two convolutions and of the attention."""
 
-    x: Array
+    x: ArrayT
     query: Conv1dContext
     key: Conv1dContext
     attention: AttentionContext
     has_value: bool
 
 
-class ConvolutionalGrads(NamedTuple):
-    x: Array
-    query_weight: Array
-    key_weight: Array
-    value: Array | None
-    score_vector: Array | None
-    query_bias: Array | None
-    bias: Array | None
+class ConvolutionalGrads(NamedTuple, Generic[ArrayT]):
+    x: ArrayT
+    query_weight: ArrayT
+    key_weight: ArrayT
+    value: ArrayT | None
+    score_vector: ArrayT | None
+    query_bias: ArrayT | None
+    bias: ArrayT | None
 
 
 def convolutional_attention(
-    x: Array,
-    query_weight: Array,
-    key_weight: Array,
-    value: Array | None = None,
-    score_vector: Array | None = None,
-    query_bias: Array | None = None,
+    x: ArrayT,
+    query_weight: ArrayT,
+    key_weight: ArrayT,
+    value: ArrayT | None = None,
+    score_vector: ArrayT | None = None,
+    query_bias: ArrayT | None = None,
     attn_mask: Array | Mask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     *,
     padding: PairPadding = "same",
     **options: Unpack[ScoreOptions],
-) -> Array:
+) -> ArrayT:
     r"""Self-attention with queries and keys that are convolutions of the sequence.
 
     .. math::
@@ -136,19 +136,19 @@ def convolutional_attention(
 
 @ignoring_fp_errors
 def convolutional_attention_fwd(
-    x: Array,
-    query_weight: Array,
-    key_weight: Array,
-    value: Array | None = None,
-    score_vector: Array | None = None,
-    query_bias: Array | None = None,
+    x: ArrayT,
+    query_weight: ArrayT,
+    key_weight: ArrayT,
+    value: ArrayT | None = None,
+    score_vector: ArrayT | None = None,
+    query_bias: ArrayT | None = None,
     attn_mask: Array | Mask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     *,
     padding: PairPadding = "same",
     **options: Unpack[ScoreOptions],
-) -> tuple[Array, ConvolutionalContext]:
+) -> tuple[ArrayT, ConvolutionalContext[ArrayT]]:
     """`convolutional_attention`, with the same options, and the context for its backward."""
     layout = _checked(
         attn_mask, options, padding, x=x, query_weight=query_weight, key_weight=key_weight, value=value,
@@ -173,8 +173,8 @@ def convolutional_attention_fwd(
 
 @ignoring_fp_errors
 def convolutional_attention_bwd(
-    dout: Array, ctx: ConvolutionalContext, dlse: Array | None = None, dweights: Array | None = None
-) -> ConvolutionalGrads:
+    dout: Array, ctx: ConvolutionalContext[ArrayT], dlse: Array | None = None, dweights: Array | None = None
+) -> ConvolutionalGrads[ArrayT]:
     r"""The gradients of convolutional attention, by those of the attention and of the convolutions.
 
     With the gradients dq, dk and dv of queries, keys and values:
@@ -226,7 +226,7 @@ def convolutional_attention_bwd(
     return ConvolutionalGrads(*(narrow(grad, ctx.x) for grad in found))
 
 
-def _checked(attn_mask: Array | Mask | None, options: Any, padding: PairPadding, **arrays: Array) -> Layout:
+def _checked(attn_mask: Array | Mask | None, options: Any, padding: PairPadding, **arrays: Any) -> Layout:
     """Check everything that is given, and tell the layout of x."""
     known_options(options, ScoreOptions)
     weights = {name: arrays[name] for name in ("query_weight", "key_weight")}

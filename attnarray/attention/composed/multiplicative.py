@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, Unpack, get_args
+from typing import Any, Generic, Literal, NamedTuple, Unpack, get_args
 
 from attnarray import checks
 from attnarray.attention.alignment.additive import Additive
@@ -11,7 +11,7 @@ from attnarray.attention.engine import DOT_PRODUCT, SOFTMAX, AttentionContext, g
 from attnarray.attention.layout import Layout, sequence_layout
 from attnarray.attention.options import ScoreOptions, check_arrays, known_options
 from attnarray.attention.sequences import narrow, wide
-from attnarray.backend import Array, namespace_of
+from attnarray.backend import Array, ArrayT, namespace_of
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
 from attnarray.numpy_arrays import read_only, writable
@@ -21,37 +21,37 @@ LuongScore = Literal["dot", "general", "concat"]
 SCORES: tuple[LuongScore, ...] = get_args(LuongScore)
 
 
-class MultiplicativeContext(NamedTuple):
+class MultiplicativeContext(NamedTuple, Generic[ArrayT]):
     """What the backward needs: the queries, the maps that the score has, and the context of the attention."""
 
-    query: Array
+    query: ArrayT
     query_map: LinearContext | None
     key_map: LinearContext | None
     attention: AttentionContext
 
 
-class MultiplicativeGrads(NamedTuple):
-    query: Array
-    key: Array
-    value: Array
-    weight: Array | None
-    score_vector: Array | None
-    bias: Array | None
+class MultiplicativeGrads(NamedTuple, Generic[ArrayT]):
+    query: ArrayT
+    key: ArrayT
+    value: ArrayT
+    weight: ArrayT | None
+    score_vector: ArrayT | None
+    bias: ArrayT | None
 
 
 def multiplicative_attention(
-    query: Array,
-    key: Array,
-    value: Array,
-    weight: Array | None = None,
-    score_vector: Array | None = None,
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
+    weight: ArrayT | None = None,
+    score_vector: ArrayT | None = None,
     attn_mask: Array | Mask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     *,
     score: LuongScore = "dot",
     **options: Unpack[ScoreOptions],
-) -> Array:
+) -> ArrayT:
     r"""Luong's attention, with each of its three scores.
 
     .. math::
@@ -122,18 +122,18 @@ def multiplicative_attention(
 
 @ignoring_fp_errors
 def multiplicative_attention_fwd(
-    query: Array,
-    key: Array,
-    value: Array,
-    weight: Array | None = None,
-    score_vector: Array | None = None,
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
+    weight: ArrayT | None = None,
+    score_vector: ArrayT | None = None,
     attn_mask: Array | Mask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     *,
     score: LuongScore = "dot",
     **options: Unpack[ScoreOptions],
-) -> tuple[Array, MultiplicativeContext]:
+) -> tuple[ArrayT, MultiplicativeContext[ArrayT]]:
     """`multiplicative_attention`, with the same options, and the context for its backward."""
     known_options(options, ScoreOptions)
     layout = _checked(score, attn_mask, options, query, key, value, weight, score_vector)
@@ -152,8 +152,8 @@ def multiplicative_attention_fwd(
 
 @ignoring_fp_errors
 def multiplicative_attention_bwd(
-    dout: Array, ctx: MultiplicativeContext, dlse: Array | None = None, dweights: Array | None = None
-) -> MultiplicativeGrads:
+    dout: Array, ctx: MultiplicativeContext[ArrayT], dlse: Array | None = None, dweights: Array | None = None
+) -> MultiplicativeGrads[ArrayT]:
     r"""The gradients of multiplicative attention; weights p are recomputed from the lse.
 
     With :math:`de_{ij} = \mathrm{scale}\; p_{ij} (do_i \cdot v_j - do_i \cdot o_i)` and

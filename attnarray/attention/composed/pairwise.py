@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Generic, NamedTuple, Unpack
 
 from attnarray import checks
 from attnarray.attention.alignment.additive import Additive, AdditiveContext
@@ -11,17 +11,17 @@ from attnarray.attention.engine import SOFTMAX, gradients, run_canonical
 from attnarray.attention.layout import Layout
 from attnarray.attention.options import ScoreOptions, check_arrays, known_options, score_modifiers
 from attnarray.attention.sequences import check_sequence, narrow, one_sequence_layout, wide, without_padding
-from attnarray.backend import Array
+from attnarray.backend import Array, ArrayT
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
 from attnarray.numpy_arrays import read_only, writable
 from attnarray.ops.linear import LinearContext
 
 
-class PairwiseContext(NamedTuple):
+class PairwiseContext(NamedTuple, Generic[ArrayT]):
     """What the backward needs: the contexts of the maps and of the attention; no pair is ever laid out."""
 
-    x: Array
+    x: ArrayT
     query: LinearContext
     hidden: LinearContext | None
     key: LinearContext
@@ -30,32 +30,32 @@ class PairwiseContext(NamedTuple):
     has_value: bool
 
 
-class PairwiseGrads(NamedTuple):
-    x: Array
-    input_weight: Array
-    score_vector: Array
-    hidden: Array | None
-    hidden_weight: Array | None
-    input_bias: Array | None
-    memory: Array | None
-    value: Array | None
-    bias: Array | None
+class PairwiseGrads(NamedTuple, Generic[ArrayT]):
+    x: ArrayT
+    input_weight: ArrayT
+    score_vector: ArrayT
+    hidden: ArrayT | None
+    hidden_weight: ArrayT | None
+    input_bias: ArrayT | None
+    memory: ArrayT | None
+    value: ArrayT | None
+    bias: ArrayT | None
 
 
 def pairwise_attention(
-    x: Array,
-    input_weight: Array,
-    score_vector: Array,
-    hidden: Array | None = None,
-    hidden_weight: Array | None = None,
-    input_bias: Array | None = None,
-    memory: Array | None = None,
-    value: Array | None = None,
+    x: ArrayT,
+    input_weight: ArrayT,
+    score_vector: ArrayT,
+    hidden: ArrayT | None = None,
+    hidden_weight: ArrayT | None = None,
+    input_bias: ArrayT | None = None,
+    memory: ArrayT | None = None,
+    value: ArrayT | None = None,
     attn_mask: Array | Mask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     **options: Unpack[ScoreOptions],
-) -> Array:
+) -> ArrayT:
     r"""Additive self-attention that scores the pairs of positions of a sequence.
 
     .. math::
@@ -126,19 +126,19 @@ def pairwise_attention(
 
 @ignoring_fp_errors
 def pairwise_attention_fwd(
-    x: Array,
-    input_weight: Array,
-    score_vector: Array,
-    hidden: Array | None = None,
-    hidden_weight: Array | None = None,
-    input_bias: Array | None = None,
-    memory: Array | None = None,
-    value: Array | None = None,
+    x: ArrayT,
+    input_weight: ArrayT,
+    score_vector: ArrayT,
+    hidden: ArrayT | None = None,
+    hidden_weight: ArrayT | None = None,
+    input_bias: ArrayT | None = None,
+    memory: ArrayT | None = None,
+    value: ArrayT | None = None,
     attn_mask: Array | Mask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     **options: Unpack[ScoreOptions],
-) -> tuple[Array, PairwiseContext]:
+) -> tuple[ArrayT, PairwiseContext[ArrayT]]:
     """`pairwise_attention`, with the same options, and the context for its backward."""
     layout = _checked(
         attn_mask, options, x=x, input_weight=input_weight, score_vector=score_vector, hidden=hidden,
@@ -165,8 +165,8 @@ def pairwise_attention_fwd(
 
 @ignoring_fp_errors
 def pairwise_attention_bwd(
-    dout: Array, ctx: PairwiseContext, dlse: Array | None = None, dweights: Array | None = None
-) -> PairwiseGrads:
+    dout: Array, ctx: PairwiseContext[ArrayT], dlse: Array | None = None, dweights: Array | None = None
+) -> PairwiseGrads[ArrayT]:
     r"""The gradients of pairwise attention, by those of additive attention and of the maps.
 
     With dq and dk of the queries q_t = W_1 x_t + W_h h_(t-1) + b_x and of the keys k_t' = W_2 x_t', and dv of the
@@ -228,7 +228,7 @@ def pairwise_attention_bwd(
     return PairwiseGrads(*(narrow(grad, ctx.x) for grad in found))
 
 
-def _checked(attn_mask: Array | Mask | None, options: Any, **arrays: Array) -> Layout:
+def _checked(attn_mask: Array | Mask | None, options: Any, **arrays: Any) -> Layout:
     """Check everything that is given, and tell the layout of x."""
     known_options(options, ScoreOptions)
     x, weight, memory, value = (arrays[name] for name in ("x", "input_weight", "memory", "value"))

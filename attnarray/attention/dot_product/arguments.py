@@ -19,9 +19,9 @@ from attnarray.masks import Mask
 class Problem(NamedTuple):
     """One call in canonical layout."""
 
-    q: Array
-    k: Array
-    v: Array
+    q: Any
+    k: Any
+    v: Any
     modifiers: ScoreModifiers
     layout: Layout
     bias_shape: tuple[int, ...] | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Generic, NamedTuple, Unpack
 
 from attnarray import checks, tree
 from attnarray.attention.dot_product.heads import HeadOptions, Params, checked_heads
@@ -13,7 +13,7 @@ from attnarray.attention.dot_product.scaled_dot_product import SDPAContext, scal
 from attnarray.attention.layout import Layout
 from attnarray.attention.options import known_options
 from attnarray.attention.sequences import narrow, wide
-from attnarray.backend import Array, device_of, namespace_of
+from attnarray.backend import Array, ArrayT, device_of, namespace_of
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
 from attnarray.ops.linear import LinearContext, LinearGrads
@@ -21,33 +21,33 @@ from attnarray.ops.positions import check_positions
 from attnarray.ops.rotary import Rotary, RotaryContext, rotary_bwd, rotary_fwd
 
 
-class MultiHeadContext(NamedTuple):
+class MultiHeadContext(NamedTuple, Generic[ArrayT]):
     """What the backward needs: the inputs, the weights, and the context of the attention of all heads; no weights p."""
 
     query: LinearContext
     key: LinearContext
     value: LinearContext
     attention: SDPAContext
-    out_weight: Array
+    out_weight: ArrayT
     out_has_bias: bool
     rotary: tuple[RotaryContext, RotaryContext] | None  # of queries and of keys
     has_key: bool
     has_value: bool
 
 
-class MultiHeadGrads(NamedTuple):
-    query: Array
-    key: Array | None
-    value: Array | None
+class MultiHeadGrads(NamedTuple, Generic[ArrayT]):
+    query: ArrayT
+    key: ArrayT | None
+    value: ArrayT | None
     params: Params
-    bias: Array | None
-    sinks: Array | None
+    bias: ArrayT | None
+    sinks: ArrayT | None
 
 
 def multi_head_attention(
-    query: Array,
-    key: Array | None = None,
-    value: Array | None = None,
+    query: ArrayT,
+    key: ArrayT | None = None,
+    value: ArrayT | None = None,
     params: Params | None = None,
     attn_mask: Array | Mask | None = None,
     dropout_p: float = 0.0,
@@ -57,7 +57,7 @@ def multi_head_attention(
     num_kv_heads: int | None = None,
     rotary: Rotary | None = None,
     **options: Unpack[HeadOptions],
-) -> Array:
+) -> ArrayT:
     r"""Multi-head attention: self-attention of `query`, or attention to another sequence or two.
 
     .. math::
@@ -132,9 +132,9 @@ def multi_head_attention(
 
 @ignoring_fp_errors
 def multi_head_attention_fwd(
-    query: Array,
-    key: Array | None = None,
-    value: Array | None = None,
+    query: ArrayT,
+    key: ArrayT | None = None,
+    value: ArrayT | None = None,
     params: Params | None = None,
     attn_mask: Array | Mask | None = None,
     dropout_p: float = 0.0,
@@ -144,7 +144,7 @@ def multi_head_attention_fwd(
     num_kv_heads: int | None = None,
     rotary: Rotary | None = None,
     **options: Unpack[HeadOptions],
-) -> tuple[Array, MultiHeadContext]:
+) -> tuple[ArrayT, MultiHeadContext[ArrayT]]:
     """`multi_head_attention`, with the same options, and the context for its backward."""
     known_options(options, HeadOptions)
     has_key, has_value = key is not None, value is not None
@@ -170,8 +170,8 @@ def multi_head_attention_fwd(
 
 @ignoring_fp_errors
 def multi_head_attention_bwd(
-    dout: Array, ctx: MultiHeadContext, dlse: Array | None = None, dweights: Array | None = None
-) -> MultiHeadGrads:
+    dout: Array, ctx: MultiHeadContext[ArrayT], dlse: Array | None = None, dweights: Array | None = None
+) -> MultiHeadGrads[ArrayT]:
     r"""The gradients of multi-head attention, by those of the projections and of dot-product attention.
 
     .. math::

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Generic, NamedTuple, Unpack
 
 import attnarray.attention.dot_product.scaled_dot_product as whole
 from attnarray import checks
@@ -12,13 +12,13 @@ from attnarray.attention.engine import DOT_PRODUCT, attention
 from attnarray.attention.normalizers import Softmax
 from attnarray.attention.options import Options
 from attnarray.attention.products import hiding_product
-from attnarray.backend import Array, accumulator_dtype, namespace_of
+from attnarray.backend import Array, ArrayT, accumulator_dtype, namespace_of
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
 from attnarray.numpy_arrays import read_only, writable
 
 
-class Partial(NamedTuple):
+class Partial(NamedTuple, Generic[ArrayT]):
     """The result over a part of the keys: its own output and lse, which say how much it counts in the whole.
 
     Examples
@@ -29,21 +29,21 @@ class Partial(NamedTuple):
     ((1, 2, 4, 8), (1, 2, 4))
     """
 
-    out: Array  # (*batch, H, T, Dv)
-    lse: Array  # (*batch, H, T)
+    out: ArrayT  # (*batch, H, T, Dv)
+    lse: ArrayT  # (*batch, H, T)
 
 
 def attention_partial(
-    query: Array,
-    key: Array,
-    value: Array,
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
     attn_mask: Array | Mask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     *,
     kv_offset: int = 0,
     **options: Unpack[Options],
-) -> Partial:
+) -> Partial[ArrayT]:
     r"""Attention of all queries over some of the keys.
 
     .. math:: o_i = \sum_{j \in \mathrm{part}} e^{s_{ij} - \mathrm{lse}_i} v_j, \qquad
@@ -85,16 +85,16 @@ def attention_partial(
 
 
 def attention_partial_fwd(
-    query: Array,
-    key: Array,
-    value: Array,
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
     attn_mask: Array | Mask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     *,
     kv_offset: int = 0,
     **options: Unpack[Options],
-) -> tuple[Partial, whole.SDPAContext]:
+) -> tuple[Partial[ArrayT], whole.SDPAContext[ArrayT]]:
     """`attention_partial` and its context, which is that of `scaled_dot_product_attention`."""
     q, k, v, modifiers, layout, bias_shape = attention_problem(
         query, key, value, attn_mask, dropout_p, is_causal, kv_offset=kv_offset, **options
@@ -104,7 +104,9 @@ def attention_partial_fwd(
     return Partial(read_only(layout.restore(out)), read_only(layout.restore_rows(lse))), ctx
 
 
-def attention_partial_bwd(dout: Partial, ctx: whole.SDPAContext, merged: Partial | None = None) -> whole.SDPAGrads:
+def attention_partial_bwd(
+    dout: Partial, ctx: whole.SDPAContext[ArrayT], merged: Partial | None = None
+) -> whole.SDPAGrads[ArrayT]:
     r"""The gradients of a part.
 
     With :math:`\delta_i = do_i \cdot o_i - d\mathrm{lse}_i` all else is as in `scaled_dot_product_attention_bwd`.
@@ -129,18 +131,18 @@ def attention_partial_bwd(dout: Partial, ctx: whole.SDPAContext, merged: Partial
     return whole.scaled_dot_product_attention_bwd(dout.out, ctx, dout.lse)
 
 
-class MergeContext(NamedTuple):
+class MergeContext(NamedTuple, Generic[ArrayT]):
     partials: tuple[Partial, ...]
-    weights: tuple[Array, ...]  # (*batch, H, T) each
-    out: Array
+    weights: tuple[ArrayT, ...]  # (*batch, H, T) each
+    out: ArrayT
     layout: checks.LayoutName
 
 
-class MergeGrads(NamedTuple):
+class MergeGrads(NamedTuple, Generic[ArrayT]):
     partials: tuple[Partial, ...]
 
 
-def merge_partials(partials: Sequence[Partial], *, layout: checks.LayoutName = "BHTD") -> Partial:
+def merge_partials(partials: Sequence[Partial[ArrayT]], *, layout: checks.LayoutName = "BHTD") -> Partial[ArrayT]:
     r"""The attention over all keys from the attention over parts of them.
 
     .. math:: \mathrm{lse} = \log \sum_n e^{\mathrm{lse}_n}, \qquad w_n = e^{\mathrm{lse}_n - \mathrm{lse}}, \qquad
@@ -177,8 +179,8 @@ def merge_partials(partials: Sequence[Partial], *, layout: checks.LayoutName = "
 
 @ignoring_fp_errors
 def merge_partials_fwd(
-    partials: Sequence[Partial], *, layout: checks.LayoutName = "BHTD"
-) -> tuple[Partial, MergeContext]:
+    partials: Sequence[Partial[ArrayT]], *, layout: checks.LayoutName = "BHTD"
+) -> tuple[Partial[ArrayT], MergeContext[ArrayT]]:
     """`merge_partials` and the context for its backward."""
     checks.choice("layout", layout, checks.LAYOUTS)
     if isinstance(partials, Partial) or not isinstance(partials, Iterable):
@@ -212,7 +214,7 @@ def merge_partials_fwd(
 
 
 @ignoring_fp_errors
-def merge_partials_bwd(dout: Partial, ctx: MergeContext) -> MergeGrads:
+def merge_partials_bwd(dout: Partial, ctx: MergeContext[ArrayT]) -> MergeGrads[ArrayT]:
     r"""The gradients of the merge.
 
     .. math:: do_n = w_n\, do, \qquad d\mathrm{lse}_n = w_n \bigl(do \cdot (o_n - o) + d\mathrm{lse}\bigr)

@@ -12,14 +12,14 @@ from attnarray.attention.engine import DOT_PRODUCT, run
 from attnarray.attention.layout import Layout
 from attnarray.attention.normalizers import Softmax
 from attnarray.attention.sequences import wide
-from attnarray.backend import Array, namespace_of
+from attnarray.backend import Array, ArrayT, namespace_of
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
 from attnarray.ops.linear import LinearContext, LinearGrads, linear_bwd, linear_fwd
 
 
 @ignoring_fp_errors
-def project(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, LinearContext]:
+def project(x: ArrayT, weight: ArrayT, bias: ArrayT | None = None) -> tuple[ArrayT, LinearContext[ArrayT]]:
     """x W^T + b in the dtype of sums, and a context that holds the arguments as they were given."""
     out, _ = linear_fwd(wide(x), wide(weight), None if bias is None else wide(bias))
     return out, LinearContext(x, weight, bias is not None)
@@ -52,7 +52,7 @@ def attend_by_dots(
     is_causal: bool,
     options: Any,
     default_scale: float = 1.0,
-) -> tuple[Array, SDPAContext]:
+) -> tuple[Any, SDPAContext]:
     """Dot-product attention of arrays in any layout that were checked; its backward is that of SDPA."""
     arrays = query, key, value
     normalizer = Softmax(options.get("sinks"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, Generic, NamedTuple, TypedDict, Unpack
 
 from attnarray import checks
 from attnarray.attention.engine import DOT_PRODUCT, SOFTMAX, AttentionContext, gradients, run_canonical
@@ -18,7 +18,7 @@ from attnarray.attention.products import (
     weighted_sum_over_queries,
 )
 from attnarray.attention.sequences import narrow, wide
-from attnarray.backend import Array, dtype_name, namespace_of
+from attnarray.backend import Array, ArrayT, dtype_name, namespace_of
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.magnitude import check_number
 from attnarray.masks import Mask
@@ -88,36 +88,36 @@ class CappedDotProduct(NamedTuple):
         return self.softcap * namespace_of(products).tanh(products * (self.scale / self.softcap))
 
 
-class ScaledContext(NamedTuple):
+class ScaledContext(NamedTuple, Generic[ArrayT]):
     """What the backward needs: the queries before any scale, the scales, and the context of the attention."""
 
-    query: Array
+    query: ArrayT
     scales: Scales
     attention: AttentionContext
 
 
-class ScaledGrads(NamedTuple):
-    query: Array
-    key: Array
-    value: Array
-    gate: Array | None
-    score_scale: Array | None
-    inverse_temperature: Array | None
-    bias: Array | None
+class ScaledGrads(NamedTuple, Generic[ArrayT]):
+    query: ArrayT
+    key: ArrayT
+    value: ArrayT
+    gate: ArrayT | None
+    score_scale: ArrayT | None
+    inverse_temperature: ArrayT | None
+    bias: ArrayT | None
 
 
 def scaled_attention(
-    query: Array,
-    key: Array,
-    value: Array,
-    gate: float | Array | None = None,
-    score_scale: float | Array | None = None,
-    inverse_temperature: float | Array | None = None,
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
+    gate: float | ArrayT | None = None,
+    score_scale: float | ArrayT | None = None,
+    inverse_temperature: float | ArrayT | None = None,
     attn_mask: Array | Mask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     **options: Unpack[ScaledOptions],
-) -> Array:
+) -> ArrayT:
     r"""Dot-product attention with a score scale g, an inverse temperature beta and an output gate gamma.
 
     .. math::
@@ -182,17 +182,17 @@ def scaled_attention(
 
 @ignoring_fp_errors
 def scaled_attention_fwd(
-    query: Array,
-    key: Array,
-    value: Array,
-    gate: float | Array | None = None,
-    score_scale: float | Array | None = None,
-    inverse_temperature: float | Array | None = None,
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
+    gate: float | ArrayT | None = None,
+    score_scale: float | ArrayT | None = None,
+    inverse_temperature: float | ArrayT | None = None,
     attn_mask: Array | Mask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     **options: Unpack[ScaledOptions],
-) -> tuple[Array, ScaledContext]:
+) -> tuple[ArrayT, ScaledContext[ArrayT]]:
     """`scaled_attention`, with the same options, and the context for its backward."""
     known_options(options, ScaledOptions)
     given = Scales(gate, score_scale, inverse_temperature)
@@ -220,8 +220,8 @@ def scaled_attention_fwd(
 
 @ignoring_fp_errors
 def scaled_attention_bwd(
-    dout: Array, ctx: ScaledContext, dlse: Array | None = None, dweights: Array | None = None
-) -> ScaledGrads:
+    dout: Array, ctx: ScaledContext[ArrayT], dlse: Array | None = None, dweights: Array | None = None
+) -> ScaledGrads[ArrayT]:
     r"""The gradients of scaled attention; weights are recomputed from the lse.
 
     With u the output before the gate, and ds those of the scores s = beta e + b:

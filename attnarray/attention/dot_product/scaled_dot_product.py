@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Generic, NamedTuple, Unpack
 
 from attnarray import checks
 from attnarray.attention.dot_product.arguments import attention_problem, plain_problem
 from attnarray.attention.engine import DOT_PRODUCT, AttentionContext, attention, gradients
 from attnarray.attention.normalizers import Softmax
 from attnarray.attention.options import Options
-from attnarray.backend import Array
+from attnarray.backend import Array, ArrayT
 from attnarray.masks import Mask
 from attnarray.numpy_arrays import read_only, writable
 from attnarray.random import Philox
 
 
-class SDPAContext(AttentionContext):
+class SDPAContext(AttentionContext[ArrayT]):
     """What the backward needs: the canonical inputs (B, H, T, D), the output and the lse; no weights."""
 
     __slots__ = ()
 
 
-class SDPAGrads(NamedTuple):
-    query: Array
-    key: Array
-    value: Array
-    bias: Array | None
-    sinks: Array | None
+class SDPAGrads(NamedTuple, Generic[ArrayT]):
+    query: ArrayT
+    key: ArrayT
+    value: ArrayT
+    bias: ArrayT | None
+    sinks: ArrayT | None
 
 
 def scaled_dot_product_attention(
-    query: Array,
-    key: Array,
-    value: Array,
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
     attn_mask: Array | Mask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
@@ -48,7 +48,7 @@ def scaled_dot_product_attention(
     dropout_mask: Array | None = None,
     enable_gqa: bool | None = None,
     layout: checks.LayoutName = "BHTD",
-) -> Array:
+) -> ArrayT:
     r"""Scaled dot-product attention.
 
     .. math::
@@ -126,7 +126,7 @@ def scaled_dot_product_attention(
     (2, 8, 5, 64)
     """
     if (
-        bias is window is kv_lengths is softcap is sinks is rng is dropout_mask is None
+        bias is window is kv_lengths is softcap is sinks is rng is dropout_mask is None  # type: ignore[comparison-overlap]  # all may be None
         and type(layout) is str
         and layout == "BHTD"
     ):
@@ -141,14 +141,14 @@ def scaled_dot_product_attention(
 
 
 def scaled_dot_product_attention_fwd(
-    query: Array,
-    key: Array,
-    value: Array,
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
     attn_mask: Array | Mask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     **options: Unpack[Options],
-) -> tuple[Array, SDPAContext]:
+) -> tuple[ArrayT, SDPAContext[ArrayT]]:
     """`scaled_dot_product_attention`, with the same options, and the context for its backward.
 
     The output is read-only, since the context holds it: write `out = out + x`, not `out += x`.
@@ -164,8 +164,8 @@ def scaled_dot_product_attention_fwd(
 
 
 def scaled_dot_product_attention_bwd(
-    dout: Array, ctx: SDPAContext, dlse: Array | None = None, dweights: Array | None = None
-) -> SDPAGrads:
+    dout: Array, ctx: SDPAContext[ArrayT], dlse: Array | None = None, dweights: Array | None = None
+) -> SDPAGrads[ArrayT]:
     r"""The gradients of attention; the weights are recomputed from q, k and the lse.
 
     .. math::

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from attnarray.attention.blocks import BLOCK_ELEMENTS
 from attnarray.attention.products import hiding_matmul
@@ -18,7 +19,7 @@ Gradients = tuple[Array, Array, Array | None, Array]
 
 
 @accelerated
-def gatv2_scores(q: Array, k: Array, f: Array | None, w: Array, sources: Array, targets: Array, slope: float) -> Array:
+def gatv2_scores(q: Array, k: Array, f: Array | None, w: Array, sources: Array, targets: Array, slope: float) -> Any:
     r"""The scores of GATv2 for each edge from j to i.
 
     .. math:: e_e = \sum_c w_c\, \mathrm{LeakyReLU}(q_{ic} + k_{jc} + f_{ec})
@@ -81,7 +82,7 @@ def gatv2_scores_backward(
 
 
 @accelerated
-def gat_scores(q: Array, k: Array, f: Array | None, w: Array, sources: Array, targets: Array, slope: float) -> Array:
+def gat_scores(q: Array, k: Array, f: Array | None, w: Array, sources: Array, targets: Array, slope: float) -> Any:
     """The scores of GAT, LeakyReLU(w . [q_i; k_j; f_e]): (B, E, H); w is (H, 2 F), or (H, 3 F) with f."""
     return leaky(_sums_of_products(q, k, f, w, sources, targets), slope)
 
@@ -97,7 +98,7 @@ def gat_scores_backward(
     dnodes = [sum_segments(dsums, targets, q.shape[1]), sum_segments(dsums, sources, k.shape[1])]
     dproducts = [*dnodes, *([] if f is None else [dsums])]
     dxs, dws = [], []
-    for x, part, dproduct in zip((q, k, f), _parts(w, q.shape[3]), dproducts, strict=False):
+    for x, part, dproduct in zip((q, k) if f is None else (q, k, f), _parts(w, q.shape[3]), dproducts, strict=False):
         dxs.append(dproduct[..., None] * part)
         rows = xp.permute_dims(xp.reshape(dproduct, (math.prod(dproduct.shape[:2]), 1, dproduct.shape[2])), (2, 1, 0))
         dws.append(hiding_matmul(rows, by_head(x), True)[:, 0, :])  # (H, F)
@@ -126,7 +127,7 @@ def aggregate(weights: Array, v: Array, sources: Array, targets: Array, count: i
     (B, N, H, Fv)
     """
     xp = namespace_of(weights, v)
-    out: Array = 0.0
+    out: Any = 0.0
     for start, stop in _blocks(v, sources):
         each = weights[:, start:stop, :, None]
         terms = xp.where(each == 0, 0.0, each * take_rows(v, sources[start:stop]))  # (B, edges, H, Fv)

@@ -7,10 +7,10 @@ from typing import Any
 from attnarray import checks
 from attnarray.attention.graph.graph_attention import GraphContext, restore
 from attnarray.attention.graph.options import check_edges
-from attnarray.backend import Array, device_of
+from attnarray.backend import ArrayT, device_of
 
 
-def graph_attention_weights(ctx: Any) -> Array:
+def graph_attention_weights(ctx: Any) -> Any:
     r"""The attention weights of the edges in a forward pass of graph attention.
 
     .. math:: p_e = e^{s_e} \Big/ \sum_{e':\, j' \to i} e^{s_{e'}}
@@ -43,7 +43,7 @@ def graph_attention_weights(ctx: Any) -> Array:
     return restore(ctx.weights, ctx.batch)
 
 
-def add_self_loops(edges: Array, nodes: int) -> Array:
+def add_self_loops(edges: ArrayT, nodes: int) -> ArrayT:
     """The edges, and after them one from each node to itself, so that a node attends to itself too.
 
     Parameters
@@ -73,8 +73,8 @@ def add_self_loops(edges: Array, nodes: int) -> Array:
     """
     xp = checks.namespace(edges=edges)
     checks.required(edges=edges)
-    edges = checks.integer("edges", edges)
-    check_edges(edges)
+    pairs = checks.integer("edges", edges)
+    check_edges(pairs)
     count = checks.whole("nodes", nodes, 0, 2**31, "the number of nodes")
-    loops = xp.arange(count, dtype=edges.dtype, device=device_of(edges))
-    return xp.concat([edges, xp.stack([loops, loops])], axis=1)
+    loops = xp.arange(count, dtype=pairs.dtype, device=device_of(pairs))
+    return xp.concat([pairs, xp.stack([loops, loops])], axis=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple
 
 from attnarray import checks
 from attnarray.attention.graph.core import (
@@ -16,45 +16,45 @@ from attnarray.attention.graph.core import (
 )
 from attnarray.attention.graph.options import GraphScore, checked_dropout, checked_graph
 from attnarray.attention.sequences import narrow, wide
-from attnarray.backend import Array, namespace_of
+from attnarray.backend import Array, ArrayT, namespace_of
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.ops.dropout import DropoutContext, _dropout
 from attnarray.ops.segments import _segment_softmax, _segment_softmax_backward
 from attnarray.random import Philox
 
 
-class GraphContext(NamedTuple):
+class GraphContext(NamedTuple, Generic[ArrayT]):
     """What the backward needs: the inputs as (B, nodes, H, F), and the weights of the edges (B, E, H)."""
 
-    q: Array
-    k: Array
-    v: Array
-    score_vector: Array
-    edge_features: Array | None
+    q: ArrayT
+    k: ArrayT
+    v: ArrayT
+    score_vector: ArrayT
+    edge_features: ArrayT | None
     sources: Array
     targets: Array
-    weights: Array
+    weights: ArrayT
     score: GraphScore
     negative_slope: float
     dropout: DropoutContext | None
     batch: tuple[int, ...]
 
 
-class GraphGrads(NamedTuple):
-    query: Array
-    key: Array
-    value: Array
-    score_vector: Array
-    edge_features: Array | None
+class GraphGrads(NamedTuple, Generic[ArrayT]):
+    query: ArrayT
+    key: ArrayT
+    value: ArrayT
+    score_vector: ArrayT
+    edge_features: ArrayT | None
 
 
 def graph_attention(
-    query: Array,
-    key: Array,
-    value: Array,
-    score_vector: Array,
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
+    score_vector: ArrayT,
     edges: Array,
-    edge_features: Array | None = None,
+    edge_features: ArrayT | None = None,
     *,
     score: GraphScore = "gatv2",
     negative_slope: float = 0.2,
@@ -62,7 +62,7 @@ def graph_attention(
     dropout_p: float = 0.0,
     rng: Philox | int | None = None,
     dropout_mask: Array | None = None,
-) -> Array:
+) -> ArrayT:
     r"""Attention over the edges of a graph, with the scores of GAT or of GATv2, by heads.
 
     .. math::
@@ -143,12 +143,12 @@ def graph_attention(
 
 @ignoring_fp_errors
 def graph_attention_fwd(
-    query: Array,
-    key: Array,
-    value: Array,
-    score_vector: Array,
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
+    score_vector: ArrayT,
     edges: Array,
-    edge_features: Array | None = None,
+    edge_features: ArrayT | None = None,
     *,
     score: GraphScore = "gatv2",
     negative_slope: float = 0.2,
@@ -156,7 +156,7 @@ def graph_attention_fwd(
     dropout_p: float = 0.0,
     rng: Philox | int | None = None,
     dropout_mask: Array | None = None,
-) -> tuple[Array, GraphContext]:
+) -> tuple[ArrayT, GraphContext[ArrayT]]:
     """`graph_attention`, with the same options, and the context for its backward."""
     named = {"query": query, "key": key, "value": value, "score_vector": score_vector, "edge_features": edge_features}
     batch, sources, targets, slope = checked_graph(named, edges, score, negative_slope, edge_mask, dropout_mask)
@@ -178,7 +178,7 @@ def graph_attention_fwd(
 
 
 @ignoring_fp_errors
-def graph_attention_bwd(dout: Array, ctx: GraphContext) -> GraphGrads:
+def graph_attention_bwd(dout: Array, ctx: GraphContext[ArrayT]) -> GraphGrads[ArrayT]:
     r"""The gradients of graph attention; the hidden layer of the scores is computed again.
 
     .. math::
@@ -223,16 +223,17 @@ def graph_attention_bwd(dout: Array, ctx: GraphContext) -> GraphGrads:
     dscores = _segment_softmax_backward(_dropped(ddropped, ctx), ctx.weights, ctx.targets, q.shape[1])
     backward = gat_scores_backward if ctx.score == "gat" else gatv2_scores_backward
     dq, dk, df, dw = backward(dscores, q, k, f, w, ctx.sources, ctx.targets, ctx.negative_slope)
-    dq, dk, dv, df = (None if x is None else restore(narrow(x, ctx.q), ctx.batch) for x in (dq, dk, dv, df))
-    return GraphGrads(dq, dk, dv, narrow(dw, ctx.q), df)
+    found = (None if x is None else restore(narrow(x, ctx.q), ctx.batch) for x in (dq, dk, dv, df))
+    dquery, dkey, dvalue, dedge_features = found
+    return GraphGrads(dquery, dkey, dvalue, narrow(dw, ctx.q), dedge_features)
 
 
-def _canonical(x: Array, batch: tuple[int, ...]) -> Array:
+def _canonical(x: ArrayT, batch: tuple[int, ...]) -> ArrayT:
     """(*batch, ...) -> (B, ...)."""
     return namespace_of(x).reshape(x, (math.prod(batch), *x.shape[len(batch) :]))
 
 
-def restore(x: Array, batch: tuple[int, ...]) -> Array:
+def restore(x: Array, batch: tuple[int, ...]) -> Any:
     return namespace_of(x).reshape(x, (*batch, *x.shape[1:]))
 
 

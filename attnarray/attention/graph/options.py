@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from attnarray import checks
@@ -27,7 +28,7 @@ def check_edges(edges: Array) -> None:
 
 
 def checked_graph(
-    named: dict[str, Array | None],
+    named: Mapping[str, Array | None],
     edges: Array,
     score: GraphScore,
     negative_slope: float,
@@ -58,7 +59,7 @@ def checked_graph(
     return batch, places[0, :], places[1, :], slope
 
 
-def _check_shapes(named: dict[str, Any], edges: int, score: GraphScore) -> tuple[int, ...]:
+def _check_shapes(named: Mapping[str, Any], edges: int, score: GraphScore) -> tuple[int, ...]:
     """Check the shapes of all floating arrays against that of query and value; returns the batch."""
     query, key, value, vector, features = named.values()
     shapes = checks.shapes(query=query, key=key, value=value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, TypedDict, Unpack, get_args
+from typing import Any, Generic, Literal, NamedTuple, TypedDict, Unpack, get_args
 
 from attnarray import checks
 from attnarray.attention.dot_product.projection import attend_by_dots, project, project_backward
@@ -13,7 +13,7 @@ from attnarray.attention.options import check_arrays, known_options, score_modif
 from attnarray.attention.positional.local_core import AroundContext, attend_around, attend_around_backward
 from attnarray.attention.positional.local_position import PositionContext, predicted, predicted_backward
 from attnarray.attention.sequences import narrow, wide
-from attnarray.backend import Array, dtype_name, namespace_of
+from attnarray.backend import Array, ArrayT, dtype_name, namespace_of
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.magnitude import check_number
 from attnarray.masks import LARGEST_POSITION, Mask
@@ -37,31 +37,31 @@ class LocalOptions(TypedDict, total=False):
     dropout_mask: Array | None
 
 
-class LocalContext(NamedTuple):
+class LocalContext(NamedTuple, Generic[ArrayT]):
     """What the backward needs: the queries, the map of the score, the predicted positions, and the attention."""
 
-    query: Array
+    query: ArrayT
     query_map: LinearContext | None
     position: PositionContext | None
     attention: SDPAContext | AroundContext
 
 
-class LocalGrads(NamedTuple):
-    query: Array
-    key: Array
-    value: Array
-    position_weight: Array | None
-    position_vector: Array | None
-    weight: Array | None
-    bias: Array | None
+class LocalGrads(NamedTuple, Generic[ArrayT]):
+    query: ArrayT
+    key: ArrayT
+    value: ArrayT
+    position_weight: ArrayT | None
+    position_vector: ArrayT | None
+    weight: ArrayT | None
+    bias: ArrayT | None
 
 
 def local_attention(
-    query: Array,
-    key: Array,
-    value: Array,
-    position_weight: Array | None = None,
-    position_vector: Array | None = None,
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
+    position_weight: ArrayT | None = None,
+    position_vector: ArrayT | None = None,
     attn_mask: Array | Mask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
@@ -69,9 +69,9 @@ def local_attention(
     window: int,
     alignment: Alignment = "monotonic",
     sigma: float | None = None,
-    weight: Array | None = None,
+    weight: ArrayT | None = None,
     **options: Unpack[LocalOptions],
-) -> Array:
+) -> ArrayT:
     r"""Luong's local attention: each query sees the keys within `window` of one position, and no others.
 
     .. math::
@@ -152,11 +152,11 @@ def local_attention(
 
 @ignoring_fp_errors
 def local_attention_fwd(
-    query: Array,
-    key: Array,
-    value: Array,
-    position_weight: Array | None = None,
-    position_vector: Array | None = None,
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
+    position_weight: ArrayT | None = None,
+    position_vector: ArrayT | None = None,
     attn_mask: Array | Mask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
@@ -164,12 +164,12 @@ def local_attention_fwd(
     window: int,
     alignment: Alignment = "monotonic",
     sigma: float | None = None,
-    weight: Array | None = None,
+    weight: ArrayT | None = None,
     **options: Unpack[LocalOptions],
-) -> tuple[Array, LocalContext]:
+) -> tuple[ArrayT, LocalContext[ArrayT]]:
     """`local_attention`, with the same options, and the context for its backward."""
     known_options(options, LocalOptions)
-    given = {"position_weight": position_weight, "position_vector": position_vector, "weight": weight}
+    given: dict[str, Any] = {"position_weight": position_weight, "position_vector": position_vector, "weight": weight}
     window = checks.whole("window", window, 1, LARGEST_POSITION, "how many keys on either side are seen")
     layout = _checked(alignment, sigma, attn_mask, options, query, key, value, given)
     q, k, v = wide(query), wide(key), wide(value)
@@ -193,7 +193,7 @@ def local_attention_fwd(
 
 
 @ignoring_fp_errors
-def local_attention_bwd(dout: Array, ctx: LocalContext) -> LocalGrads:
+def local_attention_bwd(dout: Array, ctx: LocalContext[ArrayT]) -> LocalGrads[ArrayT]:
     r"""The gradients of local attention; weights p are recomputed from the lse.
 
     With g the Gaussian, which is 1 for "monotonic", u the logits of the positions and h = tanh(W_p q):
@@ -251,7 +251,7 @@ def local_attention_bwd(dout: Array, ctx: LocalContext) -> LocalGrads:
     return LocalGrads(*(narrow(grad, ctx.query) for grad in found))
 
 
-def _around_backward(dout: Array, ctx: AroundContext) -> tuple[Array, Array, Array, Array, Array | None]:
+def _around_backward(dout: Array, ctx: AroundContext) -> tuple[Any, ...]:
     """The gradients of q, k, v and the centers, and that of the bias in its own shape."""
     *grads, dbias = attend_around_backward(
         dout, ctx.q, ctx.k, ctx.v, ctx.centers, ctx.out, ctx.lse, ctx.window, ctx.sigma, ctx.modifiers
@@ -270,7 +270,7 @@ def _lengths(modifiers: ScoreModifiers, k: Array) -> Array | float:
 
 def _checked(
     alignment: Alignment, sigma: Any, attn_mask: Any, options: Any, query: Array, key: Array, value: Array,
-    given: dict[str, Array | None],
+    given: dict[str, Any],
 ) -> Layout:  # fmt: skip
     """Check everything that is given, and tell the layout of query, key and value."""
     checks.choice("alignment", alignment, ALIGNMENTS)
@@ -297,7 +297,7 @@ def _checked(
             f"(Dq, Dk). {named}."
         )
     if predictive:
-        A = (*given["position_weight"].shape, 1)[0]  # type: ignore[union-attr]
+        A = (*given["position_weight"].shape, 1)[0]
         checks.shape("position_weight", given["position_weight"], (A, Dq), f"(A, Dq). {named}")
         because = f"one number per row of `position_weight`. {named}"
         checks.shape("position_vector", given["position_vector"], (A,), because)

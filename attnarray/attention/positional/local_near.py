@@ -84,8 +84,10 @@ def _rules(modifiers: ScoreModifiers, keys: Array) -> list[Array]:
 def _kept(modifiers: ScoreModifiers, keys: Array) -> Array | None:
     """Which weights dropout keeps, (B, T, N); None without dropout."""
     dropout = modifiers.dropout
-    if dropout is None or dropout.keep is not None:
-        return None if dropout is None else _gathered(dropout.keep, keys)
+    if dropout is None:
+        return None
+    if dropout.keep is not None:
+        return _gathered(dropout.keep, keys)
     return attention_keep_mask_at(
         dropout.seed, dropout.p, keys, namespace_of(keys), device_of(keys), modifiers.q_offset
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, Generic, NamedTuple, TypedDict, Unpack
 
 from attnarray import checks
 from attnarray.attention.engine import DOT_PRODUCT, AttentionContext, gradients, run_canonical
@@ -13,7 +13,7 @@ from attnarray.attention.options import check_arrays, known_options, score_modif
 from attnarray.attention.parts import declare
 from attnarray.attention.products import dot_products, weighted_sum, weighted_sum_over_queries
 from attnarray.attention.sequences import narrow, wide
-from attnarray.backend import Array, device_of, namespace_of
+from attnarray.backend import Array, ArrayT, device_of, namespace_of
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
 from attnarray.numpy_arrays import writable
@@ -131,35 +131,35 @@ def _padded(x: Array, axis: int, before: int, after: int) -> Array:
     return xp.concat([part for part in parts if part.shape[axis]] or [x], axis=axis)
 
 
-class RelativeContext(AttentionContext):
+class RelativeContext(AttentionContext[ArrayT]):
     """What the backward needs: the inputs in canonical layout, the output and the lse; no weights, no scores."""
 
     __slots__ = ()
 
 
-class RelativeGrads(NamedTuple):
-    query: Array
-    key: Array
-    value: Array
-    position_key: Array
-    content_bias: Array
-    position_bias: Array
-    bias: Array | None
-    sinks: Array | None
+class RelativeGrads(NamedTuple, Generic[ArrayT]):
+    query: ArrayT
+    key: ArrayT
+    value: ArrayT
+    position_key: ArrayT
+    content_bias: ArrayT
+    position_bias: ArrayT
+    bias: ArrayT | None
+    sinks: ArrayT | None
 
 
 def relative_attention(
-    query: Array,
-    key: Array,
-    value: Array,
-    position_key: Array,
-    content_bias: Array,
-    position_bias: Array,
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
+    position_key: ArrayT,
+    content_bias: ArrayT,
+    position_bias: ArrayT,
     attn_mask: Array | Mask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     **options: Unpack[RelativeOptions],
-) -> Array:
+) -> ArrayT:
     r"""Dot-product attention that also scores the distance from query to key.
 
     .. math::
@@ -232,17 +232,17 @@ def relative_attention(
 
 @ignoring_fp_errors
 def relative_attention_fwd(
-    query: Array,
-    key: Array,
-    value: Array,
-    position_key: Array,
-    content_bias: Array,
-    position_bias: Array,
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
+    position_key: ArrayT,
+    content_bias: ArrayT,
+    position_bias: ArrayT,
     attn_mask: Array | Mask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     **options: Unpack[RelativeOptions],
-) -> tuple[Array, RelativeContext]:
+) -> tuple[ArrayT, RelativeContext[ArrayT]]:
     """`relative_attention`, with the same options, and the context for its backward."""
     known_options(options, RelativeOptions)
     given = {"position_key": position_key, "content_bias": content_bias, "position_bias": position_bias}
@@ -265,8 +265,8 @@ def relative_attention_fwd(
 
 @ignoring_fp_errors
 def relative_attention_bwd(
-    dout: Array, ctx: RelativeContext, dlse: Array | None = None, dweights: Array | None = None
-) -> RelativeGrads:
+    dout: Array, ctx: RelativeContext[ArrayT], dlse: Array | None = None, dweights: Array | None = None
+) -> RelativeGrads[ArrayT]:
     r"""The gradients of attention with relative positions; scores and weights are computed again.
 
     .. math::

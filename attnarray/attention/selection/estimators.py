@@ -27,8 +27,8 @@ class ChoiceRows(NamedTuple):
 
     log_prob: Array  # (B, H, T)
     entropy: Array  # (B, H, T)
-    lse: Array  # (B, H, T)
-    choice: Array  # (B, H, T, k), -1 where nothing is allowed
+    lse: Any  # (B, H, T); None in a cotangent, as is the choice
+    choice: Any  # (B, H, T, k), -1 where nothing is allowed
 
 
 @declare(HIDES=True)

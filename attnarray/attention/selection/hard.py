@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Generic, NamedTuple, Unpack
 
 from attnarray import checks
 from attnarray.attention.engine import (
@@ -21,7 +21,7 @@ from attnarray.attention.options import check_arrays, known_options, score_modif
 from attnarray.attention.selection.estimators import ChoiceRows, Estimator
 from attnarray.attention.selection.hard_options import SAMPLING, HardOptions, estimator_normalizer
 from attnarray.attention.sequences import narrow, wide
-from attnarray.backend import Array, device_of, dtype_name
+from attnarray.backend import Array, ArrayT, device_of, dtype_name
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.magnitude import check_number
 from attnarray.masks import Mask
@@ -29,7 +29,7 @@ from attnarray.numpy_arrays import read_only, writable
 from attnarray.random import Philox
 
 
-class HardResult(NamedTuple):
+class HardResult(NamedTuple, Generic[ArrayT]):
     """The output, the log-probability of what was chosen, and the entropy of the probabilities, for each query.
 
     Examples
@@ -41,38 +41,37 @@ class HardResult(NamedTuple):
     ((2, 5, 4), (2, 5), (2, 5))
     """
 
-    out: Array  # (*batch, H, T, Dv)
-    log_prob: Array  # (*batch, H, T)
-    entropy: Array  # (*batch, H, T)
+    out: ArrayT  # (*batch, H, T, Dv)
+    log_prob: ArrayT | Any  # (*batch, H, T); None in a cotangent that is 0
+    entropy: ArrayT | Any  # (*batch, H, T); as `log_prob`
 
 
-class HardContext(AttentionContext):
+class HardContext(AttentionContext[ArrayT]):
     """What the backward needs: the canonical inputs (B, H, T, D), the choice, lse and entropy; no weights."""
 
     __slots__ = ()
 
     @property
-    def choice(self) -> Array:
+    def choice(self) -> Any:
         """The keys that were chosen: (B, H, T, k), -1 where nothing is allowed."""
-        choice: Array = self.kept.choice
-        return choice
+        return self.kept.choice
 
-    def weights_of_rows(self, rows: slice) -> Array:
+    def weights_of_rows(self, rows: slice) -> Any:
         """The probabilities p of some queries: (B, H, rows, S)."""
         return weights(self._replace(normalizer=SOFTMAX, kept=self.kept.lse), rows)
 
 
-class HardGrads(NamedTuple):
-    query: Array
-    key: Array
-    value: Array
-    bias: Array | None
+class HardGrads(NamedTuple, Generic[ArrayT]):
+    query: ArrayT
+    key: ArrayT
+    value: ArrayT
+    bias: ArrayT | None
 
 
 def hard_attention(
-    query: Array,
-    key: Array,
-    value: Array,
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
     attn_mask: Array | Mask | None = None,
     is_causal: bool = False,
     *,
@@ -82,7 +81,7 @@ def hard_attention(
     rng: Philox | int | None = None,
     noise: Array | None = None,
     **options: Unpack[HardOptions],
-) -> HardResult:
+) -> HardResult[ArrayT]:
     r"""Hard attention: the values of chosen keys, with one of five ways to a gradient.
 
     .. math::
@@ -166,9 +165,9 @@ def hard_attention(
 
 @ignoring_fp_errors
 def hard_attention_fwd(
-    query: Array,
-    key: Array,
-    value: Array,
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
     attn_mask: Array | Mask | None = None,
     is_causal: bool = False,
     *,
@@ -178,7 +177,7 @@ def hard_attention_fwd(
     rng: Philox | int | None = None,
     noise: Array | None = None,
     **options: Unpack[HardOptions],
-) -> tuple[HardResult, HardContext]:
+) -> tuple[HardResult[ArrayT], HardContext[ArrayT]]:
     """`hard_attention`, with the same options, and the context for its backward; `ctx.choice` is (B, H, T, k)."""
     known_options(options, HardOptions)
     checks.required(query=query, key=key, value=value)
@@ -201,7 +200,7 @@ def hard_attention_fwd(
 
 
 @ignoring_fp_errors
-def hard_attention_bwd(dout: HardResult, ctx: HardContext, dweights: Array | None = None) -> HardGrads:
+def hard_attention_bwd(dout: HardResult, ctx: HardContext[ArrayT], dweights: Array | None = None) -> HardGrads[ArrayT]:
     r"""The gradients of hard attention; probabilities are computed again from q, k and the lse.
 
     .. math::

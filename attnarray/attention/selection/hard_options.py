@@ -52,9 +52,9 @@ def estimator_normalizer(
                 "`estimator`."
             )
     if sampling and (rng is None) == (noise is None):
-        given = "neither `rng` nor `noise` is" if rng is None else "both `rng` and `noise` are"
+        both = "neither `rng` nor `noise` is" if rng is None else "both `rng` and `noise` are"
         raise ValueError(
-            f"The estimator '{estimator}' samples, but {given} given. Pass rng=attnarray.Philox(seed), a new one for "
+            f"The estimator '{estimator}' samples, but {both} given. Pass rng=attnarray.Philox(seed), a new one for "
             "each step, or the Gumbel noise itself; at inference, estimator='argmax' needs none."
         )
     if noise is not None:

@@ -7,17 +7,17 @@ from typing import Any
 
 from attnarray import checks
 from attnarray.attention.selection.hard import HardResult
-from attnarray.backend import Array, device_of, dtype_name, namespace_of
+from attnarray.backend import Array, ArrayT, device_of, dtype_name, namespace_of
 from attnarray.magnitude import check_number
 
 
 def reinforce_cotangent(
-    result: HardResult,
+    result: HardResult[ArrayT],
     cost: Array,
     baseline: float | Array = 0.0,
     entropy_weight: float = 0.0,
     dout: Array | None = None,
-) -> HardResult:
+) -> HardResult[ArrayT]:
     r"""What to give to the backward of hard attention so that the expected cost goes down.
 
     .. math::

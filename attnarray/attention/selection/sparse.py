@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Generic, NamedTuple, Unpack
 
 from attnarray import checks
 from attnarray.attention.dot_product.arguments import attention_problem
 from attnarray.attention.engine import DOT_PRODUCT, AttentionContext, gradients, run_canonical
 from attnarray.attention.options import ScoreOptions, known_options
-from attnarray.backend import Array
+from attnarray.backend import Array, ArrayT
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
 from attnarray.ops.entmax import ENTMAX, SPARSEMAX, _entmax, _entmax_backward, check_alpha
@@ -56,28 +56,28 @@ class SparseOptions(ScoreOptions, total=False):
     layout: checks.LayoutName
 
 
-class SparseContext(AttentionContext):
+class SparseContext(AttentionContext[ArrayT]):
     """What the backward needs: the canonical inputs (B, H, T, D) alone; no weights."""
 
     __slots__ = ()
 
 
-class SparseGrads(NamedTuple):
-    query: Array
-    key: Array
-    value: Array
-    bias: Array | None
+class SparseGrads(NamedTuple, Generic[ArrayT]):
+    query: ArrayT
+    key: ArrayT
+    value: ArrayT
+    bias: ArrayT | None
 
 
 def sparsemax_attention(
-    query: Array,
-    key: Array,
-    value: Array,
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
     attn_mask: Array | Mask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     **options: Unpack[SparseOptions],
-) -> Array:
+) -> ArrayT:
     r"""Dot-product attention that leaves most keys out: its weights are sparsemax of the scores.
 
     .. math::
@@ -128,19 +128,21 @@ def sparsemax_attention(
 
 
 def sparsemax_attention_fwd(
-    query: Array,
-    key: Array,
-    value: Array,
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
     attn_mask: Array | Mask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     **options: Unpack[SparseOptions],
-) -> tuple[Array, SparseContext]:
+) -> tuple[ArrayT, SparseContext[ArrayT]]:
     """`sparsemax_attention`, with the same options, and the context for its backward."""
     return _forward(SPARSEMAX, query, key, value, attn_mask, dropout_p, is_causal, options)
 
 
-def sparsemax_attention_bwd(dout: Array, ctx: SparseContext, dweights: Array | None = None) -> SparseGrads:
+def sparsemax_attention_bwd(
+    dout: Array, ctx: SparseContext[ArrayT], dweights: Array | None = None
+) -> SparseGrads[ArrayT]:
     r"""The gradients of sparsemax attention; the weights are computed again from q and k.
 
     .. math::
@@ -177,16 +179,16 @@ def sparsemax_attention_bwd(dout: Array, ctx: SparseContext, dweights: Array | N
 
 
 def entmax_attention(
-    query: Array,
-    key: Array,
-    value: Array,
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
     attn_mask: Array | Mask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     *,
     alpha: float = ENTMAX,
     **options: Unpack[SparseOptions],
-) -> Array:
+) -> ArrayT:
     r"""Dot-product attention whose weights are entmax of the scores: sparse, and with alpha = 1.5 smooth.
 
     .. math:: o_i = \sum_j p_{ij} v_j, \qquad p_i = \mathrm{entmax}_\alpha(s_i)
@@ -224,21 +226,21 @@ def entmax_attention(
 
 
 def entmax_attention_fwd(
-    query: Array,
-    key: Array,
-    value: Array,
+    query: ArrayT,
+    key: ArrayT,
+    value: ArrayT,
     attn_mask: Array | Mask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     *,
     alpha: float = ENTMAX,
     **options: Unpack[SparseOptions],
-) -> tuple[Array, SparseContext]:
+) -> tuple[ArrayT, SparseContext[ArrayT]]:
     """`entmax_attention`, with the same options, and the context for its backward."""
     return _forward(check_alpha(alpha), query, key, value, attn_mask, dropout_p, is_causal, options)
 
 
-def entmax_attention_bwd(dout: Array, ctx: SparseContext, dweights: Array | None = None) -> SparseGrads:
+def entmax_attention_bwd(dout: Array, ctx: SparseContext[ArrayT], dweights: Array | None = None) -> SparseGrads[ArrayT]:
     r"""The gradients of entmax attention; the weights are computed again from q and k.
 
     .. math::
@@ -268,7 +270,7 @@ def _forward(
     dropout_p: float,
     is_causal: bool,
     options: Any,
-) -> tuple[Array, SparseContext]:
+) -> tuple[Any, SparseContext]:
     if "sinks" in options:
         raise TypeError(
             "`sinks` is given, but sparse weights have none: a sink is a share of the softmax's sum. Leave it out, or "

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from attnarray.backend import Array, device_of, index_dtype, namespace_of
 from attnarray.dispatch import accelerated
 
 
 @accelerated
-def top_k_indices(x: Array, k: int) -> Array:
+def top_k_indices(x: Any, k: int) -> Array:
     """Where the k largest numbers of each row stand, from left to right; of equal ones the first come first.
 
     Parameters

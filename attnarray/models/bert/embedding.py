@@ -51,7 +51,7 @@ class BERTEmbedding(Layer):
 
     def fwd(
         self, params: Params, tokens: Array, types: Array | None, rng: Philox | None
-    ) -> tuple[Array, BERTEmbeddingContext]:
+    ) -> tuple[Any, BERTEmbeddingContext]:
         """Return x (B, T, dim) of tokens (B, T) and types (B, T), and the context for `bwd`."""
         check_tokens(tokens, self.vocab_size)
         xp, parts, T = namespace_of(tokens), self._parts, tokens.shape[1]

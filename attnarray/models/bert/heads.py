@@ -27,7 +27,7 @@ class PoolerContext(NamedTuple):
 class Pooler(Linear):
     r"""tanh(W x + b) of the state of the first token."""
 
-    def pool(self, params: Params, first: Array) -> tuple[Array, PoolerContext]:
+    def pool(self, params: Params, first: Array) -> tuple[Any, PoolerContext]:
         """Return (B, dim) of (B, dim), and the context for `pool_bwd`."""
         dense, dense_ctx = self.fwd(params, first)
         pooled, active_ctx = tanh_fwd(dense)
@@ -46,7 +46,7 @@ class MaskHeadContext(NamedTuple):
 
 
 class MaskHeadGrads(NamedTuple):
-    states: Array
+    states: Any
     params: Params
 
 
@@ -82,7 +82,7 @@ class MaskHead(Layer):
     def shapes(self) -> Shapes:
         return {**super().shapes(), "bias": (self.vocab_size,)}
 
-    def fwd(self, params: Params, states: Array) -> tuple[Array, MaskHeadContext]:
+    def fwd(self, params: Params, states: Array) -> tuple[Any, MaskHeadContext]:
         """Return logits (..., V) of states (..., dim), and the context for `bwd`."""
         parts, (_, activate, _), own = self._parts, ACTIVATIONS[self.activation], params["mask_head"]
         x, dense_ctx = parts["dense"].fwd(own["dense"], states)

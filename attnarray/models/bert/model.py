@@ -31,8 +31,8 @@ from attnarray.random import Philox
 class BERTResult(NamedTuple):
     """The states (B, T, dim) of all tokens, and one vector (B, dim) per sequence; None without a pooler."""
 
-    states: Array
-    pooled: Array | None
+    states: Any
+    pooled: Any
 
 
 class BERTContext(NamedTuple):
@@ -206,7 +206,7 @@ class BERT(Layer):
     def states(
         self, params: Params, tokens: Array, types: Array | None = None, *, attn_mask: Array | Mask | None = None,
         lengths: Any = None, rng: Philox | None = None,
-    ) -> list[Array]:  # fmt: skip
+    ) -> list[Any]:  # fmt: skip
         """Return the hidden states, N + 1 arrays (B, T, dim): the embeddings, and the output of each block."""
         x, _ = self._embed(params, tokens, types, rng)
         states = self.body.states(_body_params(params), x, **_options(attn_mask, lengths, tokens), rng=_body_rng(rng))
@@ -245,17 +245,17 @@ class BERT(Layer):
             params["mask_head"] = tree.map(namespace_of(dx).zeros_like, ctx.mask_head)
         return BERTGrads(check_gradients(self, {name: params[name] for name in self._parts}))
 
-    def mask_logits(self, params: Params, states: Array) -> Array:
+    def mask_logits(self, params: Params, states: Array) -> Any:
         """Return the logits (..., V) of masked tokens from their states (..., dim), all or some of `states`."""
         return self.mask_logits_fwd(params, states)[0]
 
-    def mask_logits_fwd(self, params: Params, states: Array) -> tuple[Array, MaskHeadContext]:
+    def mask_logits_fwd(self, params: Params, states: Array) -> tuple[Any, MaskHeadContext]:
         """Return the same, and the context for `mask_logits_bwd`."""
         if not self.mask_head:
             raise ValueError(
                 "`mask_head` is False: the model has no head for masked tokens. Make it with mask_head=True."
             )
-        return self._parts["mask_head"].fwd(params, states)  # type: ignore[no-any-return]
+        return self._parts["mask_head"].fwd(params, states)
 
     def mask_logits_bwd(self, dlogits: Array, ctx: MaskHeadContext) -> MaskHeadGrads:
         """Return the gradients of the states and, as `params`, of the head and of E: give them to `bwd` as `head`."""

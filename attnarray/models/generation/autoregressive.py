@@ -27,7 +27,7 @@ class Sampler(NamedTuple):
     top_k: int | None
     top_p: float | None
 
-    def select(self, logits: Array, step: int) -> Array:
+    def select(self, logits: Array, step: int) -> Any:
         """Return a token (B,) for each row (B, V) of logits from `finite_or_certain`."""
         if self.rng is None:
             return namespace_of(logits).argmax(logits, axis=-1)
@@ -42,7 +42,7 @@ def generate(
     top_k: int | None = None, top_p: float | None = None, beams: int = 4, length_penalty: float = 1.0,
     end: int | None = None, rng: Philox | int | None = None, lengths: Any = None,
     early_stopping: EarlyStopping | None = None,
-) -> Array:  # fmt: skip
+) -> Any:  # fmt: skip
     """Generate the tokens after prompts.
 
     Parameters
@@ -115,7 +115,7 @@ def stream(
     model: Generator, params: Params, tokens: Array, count: int, *, method: Literal["greedy", "sample"] = "greedy",
     temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, end: int | None = None,
     rng: Philox | int | None = None, lengths: Any = None,
-) -> Iterator[Array]:  # fmt: skip
+) -> Iterator[Any]:  # fmt: skip
     """Yield the tokens that `generate` returns, (B,) at a time; not for beam search.
 
     Arguments are validated and the prompts processed in the call itself.

@@ -21,8 +21,8 @@ class BeamResult(NamedTuple):
     model.
     """
 
-    tokens: Array
-    scores: Array
+    tokens: Any
+    scores: Any
 
 
 def beam_search(

@@ -13,7 +13,7 @@ from attnarray.models.generation.sampling import finite_or_certain
 def greedy_decode(
     step: Callable[[Array, Any], tuple[Array, Any]], state: Any, source: Array, start: int, count: int,
     end: int | None, vocab_size: int,
-) -> Array:  # fmt: skip
+) -> Any:  # fmt: skip
     """Generate up to `count` tokens (B, N) after `start` by ``logits (B, 1, V), state = step(tokens (B, 1), state)``.
 
     After `end`, the rest of a row is `end`; decoding stops when all rows have ended.

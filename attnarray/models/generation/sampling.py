@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from attnarray.ops.softmax import softmax
 from attnarray.random import Philox
 
 
-def keep_top_k(logits: Array, k: int) -> Array:
+def keep_top_k(logits: Array, k: int) -> Any:
     """Keep the k largest logits of each row (..., V), and those equal to the k-th; the others become -inf.
 
     Raises
@@ -42,7 +43,7 @@ def keep_top_k(logits: Array, k: int) -> Array:
     return xp.where(logits >= ordered[..., V - k, None], logits, -math.inf)
 
 
-def keep_top_p(logits: Array, p: float) -> Array:
+def keep_top_p(logits: Array, p: float) -> Any:
     """Keep the smallest set of the most likely tokens whose probabilities sum to at least p; the others become -inf.
 
     Tokens as likely as the last of them are kept too. Logits are (..., V).
@@ -76,7 +77,7 @@ def keep_top_p(logits: Array, p: float) -> Array:
 
 
 @ignoring_fp_errors
-def with_temperature(logits: Array, temperature: float) -> Array:
+def with_temperature(logits: Array, temperature: float) -> Any:
     """Divide logits by a temperature: below 1 the distribution becomes sharper, above 1 flatter.
 
     Returns
@@ -112,7 +113,7 @@ def with_temperature(logits: Array, temperature: float) -> Array:
     return wide if temperature == 1 else wide / temperature
 
 
-def draw(logits: Array, rng: Philox | int) -> Array:
+def draw(logits: Array, rng: Philox | int) -> Any:
     """Sample a token (B,) from each row of logits (B, V); the same seed gives the same tokens on every backend.
 
     Row b takes the first token whose cumulative probability exceeds the b-th number of the generator. Tokens whose

@@ -40,7 +40,7 @@ class GPTEmbedding(Layer):
 
     def fwd(
         self, params: Params, tokens: Array, starts: Array | None, first: int, rng: Philox | None
-    ) -> tuple[Array, GPTEmbeddingContext]:
+    ) -> tuple[Any, GPTEmbeddingContext]:
         """Return x (B, T, dim) of tokens (B, T) from index `first` on, of sequences that begin at `starts`."""
         self.check_length("tokens", first + tokens.shape[1])
         parts, position_ctx = self._parts, None

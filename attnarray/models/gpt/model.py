@@ -212,7 +212,7 @@ class GPT(Layer):
     def __call__(
         self, params: Params, tokens: Array, *, attn_mask: Array | Mask | None = None, lengths: Any = None,
         starts: Any = None, rng: Philox | None = None,
-    ) -> Array:  # fmt: skip
+    ) -> Any:  # fmt: skip
         """Return the logits (B, T, V) of tokens (B, T), integers.
 
         Shorter sequences are right-padded with any token, with `lengths` (B,), or left-padded, with `starts` (B,): row
@@ -226,7 +226,7 @@ class GPT(Layer):
     def states(
         self, params: Params, tokens: Array, *, attn_mask: Array | Mask | None = None, lengths: Any = None,
         starts: Any = None, rng: Philox | None = None,
-    ) -> list[Array]:  # fmt: skip
+    ) -> list[Any]:  # fmt: skip
         """Return the hidden states, N + 1 arrays (B, T, E): the embeddings, and the output of each block; the last is
         normed.
         """
@@ -236,7 +236,7 @@ class GPT(Layer):
     def fwd(
         self, params: Params, tokens: Array, *, attn_mask: Array | Mask | None = None, lengths: Any = None,
         starts: Any = None, rng: Philox | None = None,
-    ) -> tuple[Array, GPTContext]:  # fmt: skip
+    ) -> tuple[Any, GPTContext]:  # fmt: skip
         """Return the same as the call, and the context for `bwd`. With dropout it needs an `rng`, a new one for each
         step.
         """
@@ -274,7 +274,7 @@ class GPT(Layer):
         blocks = tuple(attention.cache(batch, max_seq_len, dtype) for _ in range(self.num_layers))
         return GPTCache(blocks, check_starts(starts, batch, max_seq_len, blocks[0].key))
 
-    def step(self, params: Params, tokens: Array, cache: GPTCache, *, last: bool = False) -> tuple[Array, GPTCache]:
+    def step(self, params: Params, tokens: Array, cache: GPTCache, *, last: bool = False) -> tuple[Any, GPTCache]:
         """Return the logits (B, T, V) of the next tokens (B, T) of the cached sequences, or (B, 1, V) with `last`.
 
         Their keys and values are written *into the cache*, whose arrays the returned cache shares. The result equals

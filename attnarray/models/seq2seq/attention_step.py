@@ -28,9 +28,9 @@ class StepInput(NamedTuple):
 
 
 class AttentionStepGrads(NamedTuple):
-    query: Array
-    memory: Array
-    previous: Array | None
+    query: Any
+    memory: Any
+    previous: Any
     params: Params
 
 
@@ -47,7 +47,7 @@ class AttentionStep:
     def shapes(self) -> Shapes:
         return _initial_shapes(self.layer)
 
-    def fwd(self, params: Params, query: Array, given: StepInput, previous: Any) -> tuple[Array, Any, Any]:
+    def fwd(self, params: Params, query: Array, given: StepInput, previous: Any) -> tuple[Any, Any, Any]:
         """Return the context vector (B, 1, D) of a query (B, 1, H), the state for the next step, and the context."""
         out, ctx = self.layer.fwd(params, query, given.memory, kv_lengths=given.lengths)
         return out, None, ctx
@@ -64,7 +64,7 @@ class AttentionStep:
 class LocalStep(AttentionStep):
     """Local attention, whose window may be centered at the index of the step."""
 
-    def fwd(self, params: Params, query: Array, given: StepInput, previous: Any) -> tuple[Array, Any, Any]:
+    def fwd(self, params: Params, query: Array, given: StepInput, previous: Any) -> tuple[Any, Any, Any]:
         out, ctx = self.layer.fwd(params, query, given.memory, kv_lengths=given.lengths, q_offset=given.step)
         return out, None, ctx
 
@@ -72,7 +72,7 @@ class LocalStep(AttentionStep):
 class LocationStep(AttentionStep):
     """Location-aware attention, which passes its weights (B, S), or their sum if `cumulative`, to the next step."""
 
-    def fwd(self, params: Params, query: Array, given: StepInput, previous: Any) -> tuple[Array, Any, Any]:
+    def fwd(self, params: Params, query: Array, given: StepInput, previous: Any) -> tuple[Any, Any, Any]:
         result, ctx = self.layer.fwd(params, query, given.memory, previous=previous, kv_lengths=given.lengths)
         weights = result.weights[:, 0, :]  # (B, S)
         return result.out, previous + weights if self.layer.cumulative and previous is not None else weights, ctx
@@ -88,7 +88,7 @@ class LocationStep(AttentionStep):
 class HardStep(AttentionStep):
     """Hard attention, which samples with an `rng`, and takes the most likely key without."""
 
-    def fwd(self, params: Params, query: Array, given: StepInput, previous: Any) -> tuple[Array, Any, Any]:
+    def fwd(self, params: Params, query: Array, given: StepInput, previous: Any) -> tuple[Any, Any, Any]:
         layer = self.layer
         if given.rng is None and layer.estimator != "top_k":
             layer = replace(layer, estimator="argmax", temperature=1.0)

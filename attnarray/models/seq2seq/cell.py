@@ -24,8 +24,8 @@ State = tuple[Array, ...]
 
 
 class CellGrads(NamedTuple):
-    x: Array
-    state: tuple[Array | None, ...]
+    x: Any
+    state: tuple[Any, ...]
     params: Params
 
 
@@ -62,7 +62,7 @@ class Cell(Layer):
 
     def fwd(
         self, params: Params, x: Array, state: State | None = None, *, mask: Array | None = None, reverse: bool = False
-    ) -> tuple[Array, State, Any]:
+    ) -> tuple[Any, State, Any]:
         """Return the outputs (B, T, H) of x (B, T, in_dim), the final state, and the context."""
         start = {} if state is None else {f"{name}0": array for name, array in zip(self.states, state, strict=True)}
         result, ctx = CELLS[self.kind][0](x, **params, **start, mask=mask, reverse=reverse)

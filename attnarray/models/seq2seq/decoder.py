@@ -47,8 +47,8 @@ class Carried(NamedTuple):
 
 
 class DecoderGrads(NamedTuple):
-    x: Array
-    memory: Array
+    x: Any
+    memory: Any
     cell: State
     params: Params
 
@@ -91,7 +91,7 @@ class RecurrentDecoder(Layer):
 
     def fwd(
         self, params: Params, x: Array, state: DecoderState, rng: Philox | None
-    ) -> tuple[Array, tuple[StepContext, ...]]:
+    ) -> tuple[Any, tuple[StepContext, ...]]:
         """Return h~ (B, T, H) of x (B, T, dim), and the context of each step."""
         states, contexts = [], []
         for t in range(x.shape[1]):

@@ -44,7 +44,7 @@ class RecurrentEncoder(Layer):
         half, bridge = Cell(self.cell, self.in_dim, self.hidden_dim // 2), Linear(self.hidden_dim, self.hidden_dim)
         return {"forwards": half, "backwards": half, **{f"bridge_{name}": bridge for name in half.states}}
 
-    def fwd(self, params: Params, x: Array, exists: Array | None) -> tuple[Array, State, RecurrentEncoderContext]:
+    def fwd(self, params: Params, x: Array, exists: Array | None) -> tuple[Any, State, RecurrentEncoderContext]:
         """Return the memory (B, S, H) of x (B, S, in_dim), masked by `exists` (B, S), and the initial state of a
         decoder.
         """

@@ -141,7 +141,7 @@ class Seq2Seq(Layer):
 
     def __call__(
         self, params: Params, source: Array, target: Array, *, source_lengths: Any = None, rng: Philox | None = None
-    ) -> Array:
+    ) -> Any:
         """Return the logits (B, T, V) of the token after each of `target` (B, T), for sources (B, S); all are integers.
 
         `source_lengths` (B,) are the lengths of right-padded sources. Without an `rng` nothing is dropped or sampled.
@@ -150,7 +150,7 @@ class Seq2Seq(Layer):
 
     def fwd(
         self, params: Params, source: Array, target: Array, *, source_lengths: Any = None, rng: Philox | None = None
-    ) -> tuple[Array, Seq2SeqContext]:
+    ) -> tuple[Any, Seq2SeqContext]:
         """Return the same, and the context for `bwd`; dropout and sampling require an `rng`."""
         return self._fwd(params, source, target, source_lengths, rng)
 
@@ -178,7 +178,7 @@ class Seq2Seq(Layer):
         """Encode sources (B, S) and return the initial state for `step`."""
         return self._read(params, source, source_lengths, None)[0]
 
-    def step(self, params: Params, tokens: Array, state: DecoderState) -> tuple[Array, DecoderState]:
+    def step(self, params: Params, tokens: Array, state: DecoderState) -> tuple[Any, DecoderState]:
         """Return the logits (B, 1, V) after the next target tokens (B, 1), and the new state of the decoder."""
         checks.context("state", state, DecoderState)
         checks.shape("tokens", tokens, (state.memory.shape[0], 1), "the next token of each sequence")
@@ -190,7 +190,7 @@ class Seq2Seq(Layer):
     def greedy(
         self, params: Params, source: Array, start: int, count: int, *, end: int | None = None,
         source_lengths: Any = None,
-    ) -> Array:  # fmt: skip
+    ) -> Any:  # fmt: skip
         """Generate up to `count` target tokens (B, N) for sources (B, S) greedily, after token `start`.
 
         After `end`, the rest of a row is `end`; N is less than `count` if all rows have ended before.
@@ -201,7 +201,7 @@ class Seq2Seq(Layer):
             lambda tokens, now: self.step(params, tokens, now), state, source, start, count, end, self.target_vocab_size
         )
 
-    def alignments(self, ctx: Seq2SeqContext) -> Array:
+    def alignments(self, ctx: Seq2SeqContext) -> Any:
         """Return the attention weights of all steps, (B, T, S); with heads (B, H, T, S)."""
         checks.context("ctx", ctx, Seq2SeqContext)
         weights = [attention_weights(step.attention) for step in ctx.decoder]

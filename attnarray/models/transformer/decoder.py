@@ -59,7 +59,7 @@ class Decoder(Stack):
 
     def __call__(
         self, params: Params, x: Array, memory: Array, *, rng: Philox | None = None, **options: Unpack[Options]
-    ) -> Array:
+    ) -> Any:
         """Return y (*batch, T, dim) of x (*batch, T, dim) and a memory (*batch, S, dim).
 
         The options are those of `TransformerBlock` with `cross`, for each block; `is_causal` is True by default.
@@ -70,13 +70,13 @@ class Decoder(Stack):
 
     def states(
         self, params: Params, x: Array, memory: Array, *, rng: Philox | None = None, **options: Unpack[Options]
-    ) -> list[Array]:
+    ) -> list[Any]:
         """Return the output of every block, (*batch, T, dim) each; the last one is y."""
         return list(self._states(params, x, memory, rng, _causal(options)))
 
     def fwd(
         self, params: Params, x: Array, memory: Array, *, rng: Philox | None = None, **options: Unpack[Options]
-    ) -> tuple[Array, StackContext]:
+    ) -> tuple[Any, StackContext]:
         """Return y, and the context for `bwd`."""
         return self._fwd(params, x, memory, rng, _causal(options))
 
@@ -92,7 +92,7 @@ class Decoder(Stack):
     def step(
         self, params: Params, x: Array, cache: tuple[DecoderCache, ...], *, memory_mask: Array | Mask | None = None,
         memory_lengths: Any = None,
-    ) -> tuple[Array, tuple[DecoderCache, ...]]:  # fmt: skip
+    ) -> tuple[Any, tuple[DecoderCache, ...]]:  # fmt: skip
         """Return y of the next positions x (B, T, dim), and the cache with them: y equals that of one call over all
         positions.
         """

@@ -24,9 +24,9 @@ class EncoderOptions(TypedDict, total=False):
 class EncoderGrads(NamedTuple):
     """`bias` is also the gradient of a floating `attn_mask`."""
 
-    x: Array
+    x: Any
     params: Params
-    bias: Array | None
+    bias: Any
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Encoder(Stack):
 
     def __call__(
         self, params: Params, x: Array, *, rng: Philox | None = None, **options: Unpack[EncoderOptions]
-    ) -> Array:
+    ) -> Any:
         """Return y (*batch, T, dim) of x (*batch, T, dim); without an `rng` there is no dropout.
 
         The options are `attn_mask`, `is_causal`, `kv_lengths` and `bias`, as in `multi_head_attention`, of each block.
@@ -95,13 +95,13 @@ class Encoder(Stack):
 
     def states(
         self, params: Params, x: Array, *, rng: Philox | None = None, **options: Unpack[EncoderOptions]
-    ) -> list[Array]:
+    ) -> list[Any]:
         """Return the output of every block, (*batch, T, dim) each; the last one is y."""
         return list(self._states(params, x, None, rng, options))
 
     def fwd(
         self, params: Params, x: Array, *, rng: Philox | None = None, **options: Unpack[EncoderOptions]
-    ) -> tuple[Array, StackContext]:
+    ) -> tuple[Any, StackContext]:
         """Return y, and the context for `bwd`; dropout requires an `rng`."""
         return self._fwd(params, x, None, rng, options)
 

@@ -141,7 +141,7 @@ class Transformer(Layer):
     def __call__(
         self, params: Params, source: Array, target: Array, *, source_lengths: Any = None, target_lengths: Any = None,
         rng: Philox | None = None,
-    ) -> Array:  # fmt: skip
+    ) -> Any:  # fmt: skip
         """Return the logits (B, T, V) of the token after each of `target` (B, T), for sources (B, S); all are integers.
 
         `source_lengths` (B,) and `target_lengths` (B,) are the lengths of right-padded sequences. Attention to the
@@ -160,7 +160,7 @@ class Transformer(Layer):
     def fwd(
         self, params: Params, source: Array, target: Array, *, source_lengths: Any = None, target_lengths: Any = None,
         rng: Philox | None = None,
-    ) -> tuple[Array, TransformerContext]:  # fmt: skip
+    ) -> tuple[Any, TransformerContext]:  # fmt: skip
         """Return the same, and the context for `bwd`; dropout requires an `rng`."""
         parts, rngs = self._parts, rng.split(4) if rng else (None,) * 4
         x, source_ctx = parts["source"].fwd(params["source"], source, rngs[0])
@@ -205,7 +205,7 @@ class Transformer(Layer):
         max_seq_len = self.max_seq_len if max_seq_len is None else max_seq_len
         return TransformerCache(parts["decoder"].cache(params["decoder"], memory, max_seq_len), source_lengths)
 
-    def step(self, params: Params, tokens: Array, cache: TransformerCache) -> tuple[Array, TransformerCache]:
+    def step(self, params: Params, tokens: Array, cache: TransformerCache) -> tuple[Any, TransformerCache]:
         """Return the logits (B, T, V) after the next target tokens (B, T), and the cache with them.
 
         They equal those of one call over all target tokens so far.
@@ -219,7 +219,7 @@ class Transformer(Layer):
     def greedy(
         self, params: Params, source: Array, start: int, count: int, *, end: int | None = None,
         source_lengths: Any = None,
-    ) -> Array:  # fmt: skip
+    ) -> Any:  # fmt: skip
         """Generate up to `count` target tokens (B, N) for sources (B, S) greedily, after token `start`.
 
         After `end`, the rest of a row is `end`; N is less than `count` if all rows have ended before.

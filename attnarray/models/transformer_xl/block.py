@@ -52,7 +52,7 @@ class RelativeBlock(Layer):
 
     def fwd(
         self, params: Params, x: Array, memory: Array | None, rng: Philox | None
-    ) -> tuple[Array, Array, RelativeBlockContext]:
+    ) -> tuple[Any, Any, RelativeBlockContext]:
         """Return y (B, T, E), the input of the attention, which is the next memory, and the context."""
         parts, residual, rngs = self._parts, self._residual, rng.split(4) if rng else (None,) * 4
         given = []

@@ -29,7 +29,7 @@ Memory = tuple[Array, ...]  # the inputs of each block's attention in previous s
 class TransformerXLResult(NamedTuple):
     """Logits (B, T, V) of the token after each, and the memory for the next segment."""
 
-    logits: Array
+    logits: Any
     memory: Memory
 
 
