@@ -18,7 +18,7 @@ def unavailable() -> str:
     """Why no Numba kernel can be used here; empty when they can."""
     if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
         return "NUMBA_DISABLE_JIT is set"
-    # Numba cannot be imported again after an exception (Ctrl-C) has cut its import short, so no exception may.
+    # Numba cannot be imported again after an exception (Ctrl-C) has interrupted its import, so none may.
     found: list[str] = []
     thread = threading.Thread(target=lambda: found.append(_import_numba()), daemon=True)
     if not sys.is_finalizing():
@@ -29,24 +29,24 @@ def unavailable() -> str:
 
 
 def _import_numba() -> str:
-    """Import it; why that is not possible."""
+    """Import Numba; return why that fails, or ""."""
     try:
         importlib.import_module("numba")
-    except ImportError as error:  # also when it is there but does not know this version of NumPy
+    except ImportError as error:  # also when it is installed but does not support this version of NumPy
         return "numba is not installed" if error.name == "numba" else f"importing numba failed ({error})"
     return ""
 
 
 @contextlib.contextmanager
 def announced() -> Iterator[None]:
-    """Within the block, kernels that Numba compiles rather than loads from its cache are told to `compiling`."""
+    """Within the block, kernels that Numba compiles rather than loads from its cache are reported to `compiling`."""
     from numba.core import event
 
     class Listener(event.Listener):  # type: ignore[misc]
         def on_start(self, event: event.Event) -> None:
             kernel = event.data["dispatcher"]
             package, _, module = kernel.py_func.__module__.partition(f"{__name__}.")
-            if not package:  # and not what Numba compiles of its own for it
+            if not package:  # and not one of Numba's own functions
                 compiling(f"{module}.{kernel.py_func.__name__}", bool(kernel.stats.cache_path))
 
         def on_end(self, event: event.Event) -> None:

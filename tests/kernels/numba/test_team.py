@@ -146,10 +146,10 @@ def part(n):
         child.append(os.fork())
         release.set()
 try:
-    team.run_beside(part, [(0,), (1,)])
+    team.run_parallel(part, [(0,), (1,)])
 except RuntimeError as error:
     assert child == [0] and "forked" in str(error)
-    team.run_beside(int, [(0,), (0,)])
+    team.run_parallel(int, [(0,), (0,)])
     os._exit(7)
 assert os.waitstatus_to_exitcode(os.waitpid(child[0], 0)[1]) == 7
 """)

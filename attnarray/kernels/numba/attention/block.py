@@ -95,7 +95,7 @@ def uncap(dscores: Row, slope: Row) -> dict[str, Lanes]:
 
 
 def panel_keys(n: int, seen: Any, queries: Any) -> Any:
-    """The keys [first, past) of a tile that any query of panel n sees, counted from the start of the tile."""
+    """The keys [first, past) of a tile visible to any query of panel n, counted from the start of the tile."""
     first = max(seen.start, queries.bounds[4 * n + LOW]) - seen.start
     past = min(seen.stop, queries.bounds[4 * n + HIGH]) - seen.start
     return (first, past) if first < past else (0, 0)
@@ -122,8 +122,8 @@ def add_products(
 ) -> None:
     """total[j, :] += sum over queries of panels[j, query] rows[query, :] for the keys j of a tile.
 
-    Of the panels [p, past_panel), `stride` elements apart, those that see the key take part, in runs of consecutive
-    ones. `rows` and `total` have `columns` columns, padded to a multiple of W.
+    Of the panels [p, past_panel), `stride` elements apart, those to which the key is visible take part, in runs of
+    consecutive ones. `rows` and `total` have `columns` columns, padded to a multiple of W.
     """
     width, tile, step = lanes(total), tile_rows(total), whole_lanes(columns, total)
     for j in range(0, seen.stop - seen.start, tile):

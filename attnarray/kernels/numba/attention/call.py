@@ -40,7 +40,7 @@ class Call(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Of a call; `panels` are those of all queries that share a head of keys."""
+    """The sizes of a call; `panels` are those of all queries that share a head of keys."""
 
     batch: int
     heads: int

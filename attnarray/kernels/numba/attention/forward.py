@@ -62,7 +62,7 @@ class State(NamedTuple):
     row_sum: Any  # float64
     factor: Any
     out: Any  # (P, Dv padded to M, W)
-    all_max: Any  # what `row_max` was when the sums of all keys were last added to
+    all_max: Any  # `row_max` when the sums of all keys were last added to
     all_sum: Any  # float64
     all_out: Any
 

@@ -137,7 +137,7 @@ def _call(q: Any, k: Any, rows: Any, centers: Any, window: int, sigma: float, mo
 
 
 def _bounds(centers: Any, keys: int, window: int, modifiers: Any) -> Any:
-    """The first key that each query sees, and how many: (B, T, 2)."""
+    """The first visible key of each query, and their number: (B, T, 2)."""
     centers = centers[:, 0, :]
     known = np.where((centers >= 0) & (centers <= keys), centers, 0.0)
     begin, end = np.ceil(known).astype(np.int64) - window, np.floor(known).astype(np.int64) + window + 1

@@ -1,6 +1,6 @@
 """The windows of local attention in compiled code: scores, dropout and Gaussian of one query after the other.
 
-A window is `count` consecutive keys from `begin` on, all of them visible: nothing in it is hidden.
+A window is `count` consecutive keys from `begin` on, all of them visible: nothing in it is masked.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class Windows(NamedTuple):
     v_step: int
     depth: int  # D, and Dv below, in whole registers
     width: int
-    bounds: Integers  # (B, T, 2) the first key that a query sees, and how many
+    bounds: Integers  # (B, T, 2) the first visible key of a query, and their number
     centers: Numbers  # (B, T)
     ramp: Numbers  # (N,) 0, 1, 2 ...
     scratch: int  # N, and more for `dot_rows`
-    offsets: Integers  # (B,) the position of the first query, which dropout is keyed by
+    offsets: Integers  # (B,) the position of the first query, a key of dropout
     seed_low: int
     seed_high: int
     limit: int  # words below this drop their weights; -1 for no dropout
@@ -113,7 +113,7 @@ def multiply(x: Row, factors: Row) -> dict[str, Lanes]:
 
 
 def score_window(n: int, c: Any, scores: Any, slopes: Any) -> None:
-    """The scores of query n with the keys that it sees."""
+    """The scores of query n with its visible keys."""
     bounds = ahead(c.bounds, 2 * n)
     keys = ahead(c.k, (n // c.queries * c.keys + bounds[0]) * c.k_step)
     dot_rows(bounds[1], c.depth, ahead(c.q, n * c.q_step), keys, c.k_step, scores)

@@ -1,7 +1,7 @@
 """Masked softmax over the scores with scale, softcap, bias, masks and sinks, forward and backward.
 
 Reference: attention/normalizers.py, `masked_softmax` and `masked_softmax_backward`.
-Parallel over the B * H * T rows. A row visits only the keys between the bounds that causal, window and lengths leave.
+Parallel over the B * H * T rows. A row visits only the keys visible by causal mask, window and lengths.
 Scratch: one row of slopes per thread when there is a softcap; results overwrite `dots` and `dweights`.
 """
 
@@ -137,7 +137,7 @@ def uncap(weights: Row, dscores: Row, slopes: Row, factor: Scalar) -> dict[str, 
 
 
 def score(n: int, c: Any, slopes: Any) -> Any:
-    """The scores of row n in place; its head, and the keys [start, stop) that it sees."""
+    """The scores of row n in place; its head, and its visible keys [start, stop)."""
     b, h, i = n // (c.heads * c.queries), n // c.queries % c.heads, n % c.queries
     start, stop = visible(i + c.offsets[b], c.left, c.right, c.lengths[b], c.keys)
     count, row = stop - start, ahead(c.rows, n * c.keys + start)

@@ -1,4 +1,4 @@
-"""Scores of one query with consecutive keys, as a row: softcap, bias and mask, and which keys a query sees.
+"""Scores of one query with consecutive keys, as a row: softcap, bias and mask, and its visible keys.
 
 Masked softmax, decoding and windows share it. panels.py and scores.py do the same for many queries at a time.
 """
@@ -31,7 +31,7 @@ def hide(scores: Row, mask: Row) -> dict[str, Lanes]:
 
 
 def visible(position: int, left: int, right: int, length: int, keys: int) -> Any:
-    """The keys [begin, end) that window, length and number of keys leave to a query."""
+    """The keys [begin, end) visible to a query by window, length and number of keys."""
     begin = min(max(position - left, 0), keys)
     return begin, max(min(position + right + 1, length, keys), begin)
 

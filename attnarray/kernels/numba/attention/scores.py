@@ -33,11 +33,11 @@ class Queries(NamedTuple):
     """The panels of a chunk, as pointers."""
 
     packed: Any  # (P, D, W), times scale
-    begin: Any  # (P, W) the keys [begin, end) that causal, window and lengths leave to the query
+    begin: Any  # (P, W) the keys [begin, end) visible to the query by causal mask, window and lengths
     end: Any
-    position: Any  # (P, W) of the query, and its head: what dropout is keyed by
+    position: Any  # (P, W) of the query, and its head: the keys of dropout
     head: Any
-    bounds: Any  # (P, 4) the keys [LOW, HIGH) that any lane sees, and [FULL_LOW, FULL_HIGH) that all do
+    bounds: Any  # (P, 4) the keys [LOW, HIGH) visible to any lane, and [FULL_LOW, FULL_HIGH) visible to all
     rows: Any  # (W,) addresses
     decoding: Any  # scratch of `dot_as_decoded`
 
@@ -64,7 +64,7 @@ def chunk_span(panel: int, past: int, chunk: int, call: Any, like: Any) -> Any:
 
 
 def seen_keys(panels: int, queries: Any, call: Any) -> Any:
-    """The keys [low, high) that any query of a chunk sees."""
+    """The keys [low, high) visible to any query of a chunk."""
     low, high = ac.rows(call, ac.K), 0
     for p in range(panels):
         low, high = min(low, queries.bounds[4 * p + LOW]), max(high, queries.bounds[4 * p + HIGH])
@@ -84,7 +84,7 @@ def cap(scores: Row, slope: Row, bound: Scalar) -> dict[str, Lanes]:
 
 
 def visible_keys(call: Any, b: int, i: int) -> Any:
-    """The keys [begin, end) that causal, window and lengths leave to query i."""
+    """The keys [begin, end) visible to query i by causal mask, window and lengths."""
     return visible(i + ac.offset(call, b), call[ac.LEFT], call[ac.RIGHT], ac.length(call, b), ac.rows(call, ac.K))
 
 

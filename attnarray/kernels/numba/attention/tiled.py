@@ -27,7 +27,7 @@ from attnarray.kernels.numba.vector.lanes import TILES
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 FORWARD, BACKWARD = 1.0, 2.5  # two products of matrices, and five
 
-# Of one thread, about.
+# Estimates for one thread.
 FLOPS_PER_NANOSECOND = 64
 BYTES_PER_NANOSECOND = 40
 
@@ -105,7 +105,7 @@ def warmup(dtype: str) -> None:
     panel_work(integers, numbers, 0, 0)
     decode(0, 1, 0, integers, numbers, 0)
     merge(integers, numbers, 0)
-    run_parts(int, [(0,), (0,)])  # readies the threads, too
+    run_parts(int, [(0,), (0,)])  # starts the threads, too
 
 
 class _Part:
@@ -147,7 +147,7 @@ def _total(parts: list[Any], like: Any) -> Any:
 
 
 def _in(x: Any, real: Any) -> Any:
-    """`x` in that dtype, aligned and in this machine's byte order; copied only if needed."""
+    """`x` in that dtype, aligned and in native byte order; copied only if needed."""
     return np.require(x, real, "A")
 
 
@@ -159,7 +159,7 @@ class _Plan(NamedTuple):
     decodes: bool
     partials: tuple[int, int, int]  # the shape of the results of blocks of keys
     panels: int
-    time: float  # nanoseconds of one thread, about, where no key is hidden
+    time: float  # estimated nanoseconds of one thread if no key is masked
     spans: dict[int, list[tuple[int, int]]]  # by the number of threads, as far as they were needed
 
 
@@ -231,7 +231,7 @@ def _run_forward(plan: _Plan, integers: Any) -> None:
 
 
 def _spans(plan: _Plan, integers: Any, threads: int) -> list[tuple[int, int]]:
-    """The panels of all heads in spans of about equal work, one for each thread that is worth it."""
+    """The panels of all heads in spans of about equal work, one for each thread that pays off."""
     if threads == 1:
         return [(0, plan.panels)]
     if threads not in plan.spans:

@@ -19,7 +19,7 @@ from attnarray.kernels.numba.vector.product import packed_product
 
 
 class Problem(NamedTuple):
-    """A call of forward or backward, None for what it does not take; M rows of weights lie together (`pack_rows`)."""
+    """A call of forward or backward, None for unused fields; weights are in groups of M rows (`pack_rows`)."""
 
     rows: int  # B T
     queries: int  # T

@@ -131,7 +131,7 @@ def differentiate_log(dout: Row, y: Row, dx: Row, row_sum: Scalar) -> dict[str, 
 
 
 def masked(n: int, count: int, row: Any, out: Any, mask: int, offsets: int, minus_inf: Any) -> Any:
-    """The row to go on with, `out` if there is a mask, and its shift: the maximum, but 0 for -inf."""
+    """The row to normalize, `out` if there is a mask, and its shift: the maximum, but 0 for -inf."""
     if mask != 0:
         row_max = hide(count, row, as_bytes(pointer_at(minus_inf, mask + pointer_at(n, offsets)[n])), out)
         row = out

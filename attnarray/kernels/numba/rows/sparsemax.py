@@ -118,7 +118,7 @@ def differentiate_roots(dout: Row, y: Row, dx: Row, mean: Scalar) -> dict[str, L
 
 
 def prepared(n: int, count: int, row: Any, out: Any, mask: int, offsets: int, minus_inf: Any) -> Any:
-    """The row to go on with, `out` if there is a mask; its maximum; whether `out` is the result already."""
+    """The row to normalize, `out` if there is a mask; its maximum; whether `out` is the result already."""
     if mask != 0:
         row_max, nan_count = hide(count, row, as_bytes(pointer_at(minus_inf, mask + pointer_at(n, offsets)[n])), out)
         row = out

@@ -1,4 +1,4 @@
-"""Sums of many rows into few, in float32 with float64 beside it: how the gradients of embeddings and graphs are added.
+"""Sums of many rows into few, in float32 and float64: for the gradients of embeddings and graphs.
 
 A row that has been added to `LONGEST` times is moved to its row in float64, and starts again at zero. The entries after
 which that happens are marked beforehand, so that rows to which fewer are added, nearly all, cost nothing.

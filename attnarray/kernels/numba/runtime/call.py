@@ -20,7 +20,7 @@ from numba import types
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
-# Kinds of fields beside `int`: arrays, or their addresses, which become pointers; and numbers of the dtype of the call.
+# Kinds of fields besides `int`: arrays or addresses, which become pointers; and numbers of the dtype of the call.
 Numbers: TypeAlias = Any  # of the dtype of the call
 Doubles: TypeAlias = Any
 Integers: TypeAlias = Any  # 64 bits

@@ -1,4 +1,4 @@
-"""Threads that run parts of a kernel beside their caller: they spin for a moment between two tasks, and then sleep.
+"""Threads that run parts of a kernel in parallel with their caller: they spin briefly between tasks, and then sleep.
 
 Waking a sleeping thread takes tens of microseconds, and so does waking a caller that sleeps meanwhile: as long as a
 small kernel. So both first spin for about as long as waking takes, without the GIL. Numba's own
@@ -72,8 +72,8 @@ def _entry(function: Callable[..., Any], *kinds: Any) -> Any:
     return ctypes.PYFUNCTYPE(ctypes.c_int64, *kinds)(compiled.address)
 
 
-def run_beside(kernel: Callable[..., Any], parts: Sequence[tuple[Any, ...]]) -> None:
-    """Call kernel(*part) for each part, the first one on this thread and the others beside it.
+def run_parallel(kernel: Callable[..., Any], parts: Sequence[tuple[Any, ...]]) -> None:
+    """Call kernel(*part) for each part, the first one on this thread and the others in parallel.
 
     Threads take the parts in order, this one too when it is done with the first. No part begins after an exception in
     this thread; an exception in another one is raised here in the end. Where no thread can be started, this one takes

@@ -26,7 +26,7 @@ SHARED_BYTES = 2 * LINE
 NEXT, BUSY, WORKERS, JOINED, KERNEL, PARTS, COUNT = range(0, 56, 8)
 ERROR = LINE  # type, value, traceback of the first exception in a worker; and whether there is one
 FAILED = ERROR + 24
-OPEN = 2 * LINE  # parts that nobody has taken
+OPEN = 2 * LINE  # parts that no thread has taken
 FINISHED = 3 * LINE  # parts that workers have finished
 MEMBERS = 4 * LINE  # the caller, and then the workers:
 ASLEEP, LOCK, CPU, ALLOWED, FREE = 0, 8, 16, LINE, LINE + 128
@@ -60,7 +60,7 @@ error_is = external("PyErr_ExceptionMatches", types.intc, WORD)
 
 
 def run(kernel: int, parts: int, workers: int, shared: int) -> int:
-    """Call kernel(*part) for each part, beside up to so many workers; 1 if this process was forked meanwhile."""
+    """Call kernel(*part) for each part, with up to `workers` workers; return 1 if this process was forked meanwhile."""
     team = acquire_team(shared)
     if team == 0:
         no_memory()
@@ -227,7 +227,7 @@ def offer_parts(team: int, kernel: int, parts: int, count: int, shared: int) -> 
 
 
 def next_part(team: int) -> Any:
-    """The number of a part that nobody else takes; -1 if there is none left."""
+    """The number of a part for this thread alone; -1 if there is none left."""
     left = load(team + OPEN)
     while left > 0:
         if compare_exchange(team + OPEN, left, left - 1):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from attnarray.kernels.numba.runtime.cpus import thread_count
-from attnarray.kernels.numba.runtime.team import run_beside
+from attnarray.kernels.numba.runtime.team import run_parallel
 
 
 def split_rows(kernel: Callable[..., Any], rows: int, work: int, *args: Any) -> None:
@@ -24,11 +24,11 @@ def split_rows(kernel: Callable[..., Any], rows: int, work: int, *args: Any) -> 
 
 
 def run_parts(kernel: Callable[..., Any], parts: Sequence[tuple[Any, ...]]) -> None:
-    """Call kernel(*part) for each part, the first one on this thread and the others beside it."""
+    """Call kernel(*part) for each part, the first one on this thread and the others in parallel."""
     if len(parts) == 1:
         kernel(*parts[0])
         return
-    run_beside(kernel, parts)
+    run_parallel(kernel, parts)
 
 
 # Nanoseconds; waking a thread takes about half as long.

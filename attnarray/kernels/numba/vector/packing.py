@@ -91,7 +91,7 @@ def pack_columns(x: Any, first: int, past: int, packed: Any) -> None:
 
 
 def pack_row(x: Any, row: int, factor: Any, packed: Any) -> None:
-    """One row times `factor`, padded with 0 to whole vectors: of the B of a product over the rows."""
+    """One row times `factor`, padded with 0 to whole vectors: a row of the B of a product over the rows."""
     columns = x.shape[1]
     if x.strides[1] == x.itemsize:
         numbers = row_pointer(x, row)
