@@ -247,7 +247,7 @@ def test_several_graphs_are_one_of_several_parts(score: str) -> None:
 def test_blocks_of_edges_give_the_same(score: str, kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with aa.use_kernels(kernels):
         expected = pulled(score, edge_features=FEATURES)
-        monkeypatch.setattr("attnarray.attention.graph.core.BLOCK_ELEMENTS", 5 * B * H * F)
+        monkeypatch.setattr("attnarray.attention.graph.graph_attention.BLOCK_ELEMENTS", 5 * B * H * F)
         assert_trees_close(pulled(score, edge_features=FEATURES), expected, ROUNDING)
     assert blocks.BLOCK_ELEMENTS > 5 * B * H * F
 

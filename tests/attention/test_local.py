@@ -11,7 +11,7 @@ import pytest
 import attnarray as aa
 from attnarray import tree
 from attnarray.attention.modifiers import ScoreModifiers
-from attnarray.attention.positional.local_core import attend_around, attend_around_backward
+from attnarray.attention.positional.local import attend_around, attend_around_backward
 from attnarray.layers import LocalAttention
 from tests.support.frozen import Frozen, frozen
 from tests.support.libraries import assert_close, assert_trees_close

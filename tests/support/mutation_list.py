@@ -98,7 +98,7 @@ MUTATIONS = [
         "relative: distances are one off", forward("relative"),
     ),
     Mutation(
-        "attention/positional/local_core.py", "(near.distances / sigma**2)", "(near.distances / sigma)",
+        "attention/positional/local.py", "(near.distances / sigma**2)", "(near.distances / sigma)",
         "local: the gradient of a center lacks 1 / sigma", backward("local"),
     ),
     Mutation(
@@ -115,7 +115,7 @@ MUTATIONS = [
         "multi-head: self-attention lacks the gradient through the keys", backward("multi_head"),
     ),
     Mutation(
-        "attention/graph/core.py", "dv = dv + sum_rows(terms", "dv = sum_rows(terms",
+        "attention/graph/graph_attention.py", "dv = dv + sum_rows(terms", "dv = sum_rows(terms",
         "graph: the gradient of the values is that of the last block of edges", "attention/test_graph.py",
     ),
     Mutation(

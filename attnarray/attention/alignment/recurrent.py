@@ -53,118 +53,6 @@ class Rows(NamedTuple):
         return Rows(queries, self.keys, h0, c0, None if self.steps is None else self.steps[:, start:stop, :])
 
 
-@accelerated
-def recurrent_scores(
-    queries: Array, keys: Array, h0: Array, c0: Array, steps: Array | None, params: ScoreParams
-) -> Array:
-    r"""The scores of all pairs, (B, 1, T, S), for the fields of `Rows`.
-
-    .. math::
-        e_{ij} = v \cdot \tanh(W_r h_{ij}), \qquad
-        (h_{ij}, c_{ij}) = \mathrm{cell}(q_i + k_j + W_{hh} h_{i,j-1}, c_{i,j-1})
-    """
-    rows, blocks = Rows(queries, keys, h0, c0, steps), []
-    for start, stop in _row_blocks(rows):
-        xp = namespace_of(rows.queries)
-        block, scores = rows.block(start, stop), []
-        h, c = block.h0, block.c0
-        for j in range(rows.keys.shape[1]):
-            _, h, c = _step(block, j, h, c, params)
-            scores.append(xp.matmul(_tanh(xp.matmul(h, params.output_weight.mT)), params.score_vector))
-        blocks.append(_stacked(scores, block)[:, None, :, :])
-    return join(blocks)
-
-
-@accelerated
-def recurrent_scores_backward(dscores: Array, rows: Rows, params: ScoreParams) -> tuple[Rows, ScoreParams]:
-    r"""The gradients of the scores, by backpropagation through the keys of every query.
-
-    .. math::
-        dh_{ij} \mathrel{+}= W_r^T \bigl(de_{ij}\, v \odot (1 - \tanh^2(W_r h_{ij}))\bigr), \qquad
-        dq_i = \sum_j da_{ij}, \quad dk_j = \sum_i da_{ij}, \quad dh_{i,j-1} = W_{hh}^T da_{ij}
-
-    with the gradients a of the sums in the gates, as `lstm_bwd` has them.
-    """
-    xp = namespace_of(dscores)
-    parts = []
-    dkeys = xp.zeros_like(rows.keys)
-    dparams = ScoreParams(*(xp.zeros_like(x) for x in params))
-    for start, stop in _row_blocks(rows):
-        part, dparams_part = _block_backward(dscores[:, 0, start:stop, :], rows.block(start, stop), params)
-        dkeys = dkeys + part.keys
-        dparams = ScoreParams(*(total + x for total, x in zip(dparams, dparams_part, strict=True)))
-        parts.append(part)
-    queries, h0, c0 = (xp.concat([getattr(part, name) for part in parts], axis=1) for name in ("queries", "h0", "c0"))
-    return Rows(queries, dkeys, h0, c0, None), dparams
-
-
-def _block_backward(dscores: Array, rows: Rows, params: ScoreParams) -> tuple[Rows, ScoreParams]:
-    xp = namespace_of(dscores)
-    keys = rows.keys.shape[1]
-    kept, h, c = [], rows.h0, rows.c0
-    for j in range(keys):
-        before = h, c
-        gates, h, c = _step(rows, j, h, c, params)
-        kept.append((gates, *before, h, c))
-    dh, dc, dqueries = xp.zeros_like(rows.h0), xp.zeros_like(rows.c0), xp.zeros_like(rows.queries)
-    dkeys = []
-    dhidden, doutput, dvector = (xp.zeros_like(x) for x in params)
-    for j in reversed(range(keys)):
-        gates, h_before, c_before, h, c = kept.pop()
-        read = _tanh(xp.matmul(h, params.output_weight.mT))  # (B, rows, A)
-        ds = dscores[:, :, j, None]
-        dread = ds * params.score_vector * (1.0 - read * read)
-        dvector = dvector + xp.sum(ds * read, axis=(0, 1))
-        doutput = doutput + _products(dread, h)
-        dh = dh + xp.matmul(dread, params.output_weight)
-        da, dc_before = lstm_cell_backward(dh, dc, gates, c_before, c)
-        if rows.steps is not None:  # where there was no step, the state and its gradient pass by
-            there = rows.steps[:, :, j, None]
-            da, dc_before = xp.where(there, da, 0.0), xp.where(there, dc_before, dc)
-            dh = xp.where(there, xp.matmul(da, params.hidden_weight), dh)
-        else:
-            dh = xp.matmul(da, params.hidden_weight)
-        dc = dc_before
-        dhidden = dhidden + _products(da, h_before)
-        dqueries = dqueries + da
-        dkeys.append(xp.sum(da, axis=1))  # (B, 4 H)
-    dkeys = xp.stack(dkeys[::-1], axis=1) if dkeys else xp.zeros_like(rows.keys)
-    return Rows(dqueries, dkeys, dh, dc, None), ScoreParams(dhidden, doutput, dvector)
-
-
-def _step(rows: Rows, j: int, h: Array, c: Array, params: ScoreParams) -> tuple[Array, Array, Array]:
-    """The gates of a step, and the state after it."""
-    xp = namespace_of(h)
-    sums = xp.matmul(h, params.hidden_weight.mT)  # (B, rows, 4 H)
-    gates, h_new, c_new = lstm_cell(sums, rows.queries + rows.keys[:, j : j + 1, :], c)
-    if rows.steps is None:
-        return gates, h_new, c_new
-    there = rows.steps[:, :, j, None]
-    return gates, xp.where(there, h_new, h), xp.where(there, c_new, c)
-
-
-def _products(x: Array, y: Array) -> Array:
-    """sum over batches and rows of x y^T: (N, M)."""
-    xp = namespace_of(x)
-    x, y = (xp.reshape(z, (z.shape[0] * z.shape[1], z.shape[2])) for z in (x, y))
-    return xp.matmul(x.mT, y)
-
-
-def _stacked(scores: list[Array], rows: Rows) -> Array:
-    """(B, rows) of each key -> (B, rows, S)."""
-    xp = namespace_of(rows.queries)
-    if scores:
-        return xp.stack(scores, axis=-1)
-    return xp.zeros((*rows.queries.shape[:2], 0), dtype=rows.queries.dtype, device=device_of(rows.queries))
-
-
-def _row_blocks(rows: Rows) -> Iterator[tuple[int, int]]:
-    batch, queries, gates = rows.queries.shape
-    size = max(1, HELD // max(1, 2 * batch * rows.keys.shape[1] * gates))
-    for start in range(0, max(queries, 1), size):
-        yield start, min(start + size, queries)
-
-
 class RecurrentContext(NamedTuple, Generic[ArrayT]):
     """What the backward needs: the inputs and the scores. The states of the LSTM are computed again."""
 
@@ -373,6 +261,118 @@ def recurrent_attention_bwd(
         dh0, dc0, grads.bias,
     )  # fmt: skip
     return RecurrentGrads(*(narrow(grad, ctx.key) for grad in found))
+
+
+@accelerated
+def recurrent_scores(
+    queries: Array, keys: Array, h0: Array, c0: Array, steps: Array | None, params: ScoreParams
+) -> Array:
+    r"""The scores of all pairs, (B, 1, T, S), for the fields of `Rows`.
+
+    .. math::
+        e_{ij} = v \cdot \tanh(W_r h_{ij}), \qquad
+        (h_{ij}, c_{ij}) = \mathrm{cell}(q_i + k_j + W_{hh} h_{i,j-1}, c_{i,j-1})
+    """
+    rows, blocks = Rows(queries, keys, h0, c0, steps), []
+    for start, stop in _row_blocks(rows):
+        xp = namespace_of(rows.queries)
+        block, scores = rows.block(start, stop), []
+        h, c = block.h0, block.c0
+        for j in range(rows.keys.shape[1]):
+            _, h, c = _step(block, j, h, c, params)
+            scores.append(xp.matmul(_tanh(xp.matmul(h, params.output_weight.mT)), params.score_vector))
+        blocks.append(_stacked(scores, block)[:, None, :, :])
+    return join(blocks)
+
+
+@accelerated
+def recurrent_scores_backward(dscores: Array, rows: Rows, params: ScoreParams) -> tuple[Rows, ScoreParams]:
+    r"""The gradients of the scores, by backpropagation through the keys of every query.
+
+    .. math::
+        dh_{ij} \mathrel{+}= W_r^T \bigl(de_{ij}\, v \odot (1 - \tanh^2(W_r h_{ij}))\bigr), \qquad
+        dq_i = \sum_j da_{ij}, \quad dk_j = \sum_i da_{ij}, \quad dh_{i,j-1} = W_{hh}^T da_{ij}
+
+    with the gradients a of the sums in the gates, as `lstm_bwd` has them.
+    """
+    xp = namespace_of(dscores)
+    parts = []
+    dkeys = xp.zeros_like(rows.keys)
+    dparams = ScoreParams(*(xp.zeros_like(x) for x in params))
+    for start, stop in _row_blocks(rows):
+        part, dparams_part = _block_backward(dscores[:, 0, start:stop, :], rows.block(start, stop), params)
+        dkeys = dkeys + part.keys
+        dparams = ScoreParams(*(total + x for total, x in zip(dparams, dparams_part, strict=True)))
+        parts.append(part)
+    queries, h0, c0 = (xp.concat([getattr(part, name) for part in parts], axis=1) for name in ("queries", "h0", "c0"))
+    return Rows(queries, dkeys, h0, c0, None), dparams
+
+
+def _block_backward(dscores: Array, rows: Rows, params: ScoreParams) -> tuple[Rows, ScoreParams]:
+    xp = namespace_of(dscores)
+    keys = rows.keys.shape[1]
+    kept, h, c = [], rows.h0, rows.c0
+    for j in range(keys):
+        before = h, c
+        gates, h, c = _step(rows, j, h, c, params)
+        kept.append((gates, *before, h, c))
+    dh, dc, dqueries = xp.zeros_like(rows.h0), xp.zeros_like(rows.c0), xp.zeros_like(rows.queries)
+    dkeys = []
+    dhidden, doutput, dvector = (xp.zeros_like(x) for x in params)
+    for j in reversed(range(keys)):
+        gates, h_before, c_before, h, c = kept.pop()
+        read = _tanh(xp.matmul(h, params.output_weight.mT))  # (B, rows, A)
+        ds = dscores[:, :, j, None]
+        dread = ds * params.score_vector * (1.0 - read * read)
+        dvector = dvector + xp.sum(ds * read, axis=(0, 1))
+        doutput = doutput + _products(dread, h)
+        dh = dh + xp.matmul(dread, params.output_weight)
+        da, dc_before = lstm_cell_backward(dh, dc, gates, c_before, c)
+        if rows.steps is not None:  # where there was no step, the state and its gradient pass by
+            there = rows.steps[:, :, j, None]
+            da, dc_before = xp.where(there, da, 0.0), xp.where(there, dc_before, dc)
+            dh = xp.where(there, xp.matmul(da, params.hidden_weight), dh)
+        else:
+            dh = xp.matmul(da, params.hidden_weight)
+        dc = dc_before
+        dhidden = dhidden + _products(da, h_before)
+        dqueries = dqueries + da
+        dkeys.append(xp.sum(da, axis=1))  # (B, 4 H)
+    dkeys = xp.stack(dkeys[::-1], axis=1) if dkeys else xp.zeros_like(rows.keys)
+    return Rows(dqueries, dkeys, dh, dc, None), ScoreParams(dhidden, doutput, dvector)
+
+
+def _step(rows: Rows, j: int, h: Array, c: Array, params: ScoreParams) -> tuple[Array, Array, Array]:
+    """The gates of a step, and the state after it."""
+    xp = namespace_of(h)
+    sums = xp.matmul(h, params.hidden_weight.mT)  # (B, rows, 4 H)
+    gates, h_new, c_new = lstm_cell(sums, rows.queries + rows.keys[:, j : j + 1, :], c)
+    if rows.steps is None:
+        return gates, h_new, c_new
+    there = rows.steps[:, :, j, None]
+    return gates, xp.where(there, h_new, h), xp.where(there, c_new, c)
+
+
+def _products(x: Array, y: Array) -> Array:
+    """sum over batches and rows of x y^T: (N, M)."""
+    xp = namespace_of(x)
+    x, y = (xp.reshape(z, (z.shape[0] * z.shape[1], z.shape[2])) for z in (x, y))
+    return xp.matmul(x.mT, y)
+
+
+def _stacked(scores: list[Array], rows: Rows) -> Array:
+    """(B, rows) of each key -> (B, rows, S)."""
+    xp = namespace_of(rows.queries)
+    if scores:
+        return xp.stack(scores, axis=-1)
+    return xp.zeros((*rows.queries.shape[:2], 0), dtype=rows.queries.dtype, device=device_of(rows.queries))
+
+
+def _row_blocks(rows: Rows) -> Iterator[tuple[int, int]]:
+    batch, queries, gates = rows.queries.shape
+    size = max(1, HELD // max(1, 2 * batch * rows.keys.shape[1] * gates))
+    for start in range(0, max(queries, 1), size):
+        yield start, min(start + size, queries)
 
 
 def _start(state: Array | None, shape: tuple[int, ...], like: Array, layout: Layout) -> Array:

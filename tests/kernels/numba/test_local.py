@@ -12,7 +12,7 @@ import pytest
 
 import attnarray as aa
 from attnarray.attention.modifiers import Dropout, ScoreModifiers
-from attnarray.attention.positional import local_core
+from attnarray.attention.positional import local as mechanism
 from attnarray.dispatch import KernelUnavailableError
 from attnarray.kernels import Declined
 from attnarray.kernels.numba.attention import local
@@ -64,8 +64,8 @@ def run(
     q, k, v, centers, dout = given
     sigma = window / 2 if sigma is None else sigma
     with aa.use_kernels(kernels), np.errstate(invalid="ignore"):
-        out, lse = local_core.attend_around(q, k, v, centers, window, sigma, scoring)
-        grads = local_core.attend_around_backward(dout, q, k, v, centers, out, lse, window, sigma, scoring)
+        out, lse = mechanism.attend_around(q, k, v, centers, window, sigma, scoring)
+        grads = mechanism.attend_around_backward(dout, q, k, v, centers, out, lse, window, sigma, scoring)
     assert grads[4] is None
     return out, lse, *grads[:4]
 
@@ -201,9 +201,9 @@ def test_what_the_kernels_decline_goes_to_the_reference() -> None:
         with pytest.raises(Declined, match=f"^{name}: (windows are read as a whole|dropout is drawn)"):
             local.attend_around(q, k, v, centers, 2, 1.0, scoring)
         with pytest.raises(KernelUnavailableError, match=f"cannot run there: {name}: "), aa.use_kernels("numba"):
-            local_core.attend_around(q, k, v, centers, 2, 1.0, scoring)
-        explained = aa.explain(local_core.attend_around, q, k, v, centers, 2, 1.0, scoring)
-        assert explained.choices[0][:2] == ("attention.positional.local_core:attend_around", "reference")
+            mechanism.attend_around(q, k, v, centers, 2, 1.0, scoring)
+        explained = aa.explain(mechanism.attend_around, q, k, v, centers, 2, 1.0, scoring)
+        assert explained.choices[0][:2] == ("attention.positional.local:attend_around", "reference")
     with pytest.raises(Declined, match="dtype float16: float32 and float64 only"):
         local.attend_around(q.astype("f2"), k, v, centers, 2, 1.0, ScoreModifiers(1.0))
 
@@ -213,10 +213,10 @@ def test_16_bit_floats_are_computed_by_the_kernel_too() -> None:
     x, position = rng.standard_normal((2, 9, 8)).astype(np.float16), rng.standard_normal((8, 8)).astype(np.float16)
     options = {"alignment": "predictive", "window": 2}
     explained = aa.explain(aa.local_attention, x, x, x, position, position[0], **options)
-    assert ("attention.positional.local_core:attend_around", "numba", "") in explained.choices
+    assert ("attention.positional.local:attend_around", "numba", "") in explained.choices
 
 
 def test_the_kernels_have_the_signatures_of_their_references() -> None:
     for name in ("attend_around", "attend_around_backward"):
-        kernel, reference = getattr(local, name), getattr(local_core, name)
+        kernel, reference = getattr(local, name), getattr(mechanism, name)
         assert list(inspect.signature(kernel).parameters) == list(inspect.signature(reference).parameters)

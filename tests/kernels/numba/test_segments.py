@@ -10,7 +10,7 @@ import pytest
 
 import attnarray as aa
 from attnarray import tree
-from attnarray.attention.graph import core as graph_core
+from attnarray.attention.graph import graph_attention as mechanism
 from attnarray.kernels import Declined
 from attnarray.kernels.numba.graph import edges as graph
 from attnarray.kernels.numba.graph import segments as row_segments
@@ -129,10 +129,10 @@ def run_graph(
     of_scores = q, k, f, w, sources, targets, 0.2
     with aa.use_kernels(kernels):
         return [
-            graph_core.gatv2_scores(*of_scores),
-            *graph_core.gatv2_scores_backward(dscores, *of_scores),
-            graph_core.aggregate(weights, v, sources, targets, q.shape[1]),
-            *graph_core.aggregate_backward(dout, weights, v, sources, targets),
+            mechanism.gatv2_scores(*of_scores),
+            *mechanism.gatv2_scores_backward(dscores, *of_scores),
+            mechanism.aggregate(weights, v, sources, targets, q.shape[1]),
+            *mechanism.aggregate_backward(dout, weights, v, sources, targets),
         ]
 
 

@@ -1,6 +1,6 @@
 """Attention around centers, forward and backward: each query reads the keys and values of its own window alone.
 
-Reference: attention/positional/local_core.py, `attend_around` and `attend_around_backward`. Parallel over the queries;
+Reference: attention/positional/local.py, `attend_around` and `attend_around_backward`. Parallel over the queries;
 gradients of keys and values, to which many queries add, over features: each number is written by one thread, which adds
 the queries in their order, so that results do not depend on how many threads there are. Scratch: three windows per
 call, and for the backward two windows for each query, and in float32 the gradients of keys and values in float64 and

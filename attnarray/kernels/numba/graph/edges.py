@@ -1,7 +1,8 @@
 """Graph attention along edges: scores of GATv2 and sums of values, all features of an edge at once.
 
-Reference: attention/graph/core.py. The scores are parallel over edges, all else over heads: each head goes through the
-edges in their order, so that no two threads add to one number, and the bits do not depend on how many there are.
+Reference: attention/graph/graph_attention.py. The scores are parallel over edges, all else over heads: each head goes
+through the edges in their order, so that no two threads add to one number, and the bits do not depend on how many there
+are.
 Scratch: two rows of features for each thread, and where a node has many edges that of rows/sums.py. Numbers for each
 edge and feature exist only there.
 """
