@@ -6,7 +6,7 @@ from typing import Any
 
 from attnarray import checks
 from attnarray.attention.layout import Layout
-from attnarray.backend import Array, ArrayT, accumulator_dtype, namespace_of
+from attnarray.backend import Array, ArrayT, accumulator_dtype, device_of, namespace_of
 from attnarray.masks import within
 
 
@@ -45,3 +45,21 @@ def wide(x: ArrayT) -> ArrayT:
 def narrow(x: Array | None, like: Array) -> Any:
     """A result, or None, as an array in the dtype of the argument `like`: NumPy makes scalars of 0-d arrays."""
     return None if x is None else namespace_of(x).astype(namespace_of(x).asarray(x), like.dtype, copy=False)
+
+
+def result_cotangents(dout: Any, kind: Any, shapes: tuple[tuple[int, ...], ...], like: Array) -> list[Any]:
+    """The cotangents of the fields of a result, checked, in the dtype of sums; 0 for None."""
+    if not isinstance(dout, tuple | list) or len(dout) != len(kind._fields):
+        raise TypeError(
+            f"`dout` is {checks.shown(dout)}, expected {kind.__name__}({', '.join(kind._fields)}): the cotangent of "
+            "each, None for one that does not count."
+        )
+    named = {f"dout.{name}": array for name, array in zip(kind._fields, dout, strict=True)}
+    xp, found = checks.namespace(**named, query=like), []
+    for (name, array), shape in zip(named.items(), shapes, strict=True):
+        if array is None:
+            array = xp.zeros(shape, dtype=like.dtype, device=device_of(like))
+        checks.shape(name, array, shape, "the shape of that result")
+        checks.floating(**{name: array}, query=like)
+        found.append(wide(array))
+    return found

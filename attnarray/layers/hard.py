@@ -8,8 +8,14 @@ from typing import ClassVar, Generic, NamedTuple, Unpack
 from attnarray import checks, tree
 from attnarray.attention.dot_product.projection import project, project_backward
 from attnarray.attention.selection.estimators import ESTIMATORS, Estimator
-from attnarray.attention.selection.hard import HardContext, HardResult, hard_attention_bwd, hard_attention_fwd
-from attnarray.attention.selection.hard_options import HardOptions, check_numbers
+from attnarray.attention.selection.hard import (
+    HardContext,
+    HardOptions,
+    HardResult,
+    check_numbers,
+    hard_attention_bwd,
+    hard_attention_fwd,
+)
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, ArrayT
 from attnarray.layers.checking import check_gradients

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Unpack
 
 from attnarray import checks
-from attnarray.attention.dot_product.heads import HeadOptions
 from attnarray.attention.dot_product.multi_head import (
+    HeadOptions,
     MultiHeadContext,
     MultiHeadGrads,
     multi_head_attention_bwd,

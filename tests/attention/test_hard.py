@@ -15,7 +15,7 @@ import attnarray as aa
 from attnarray import HardResult, to_numpy, tree
 from attnarray.attention import blocks
 from attnarray.attention.selection.estimators import ESTIMATORS
-from attnarray.attention.selection.hard_options import SAMPLING
+from attnarray.attention.selection.hard import SAMPLING
 from attnarray.layers import HardAttention
 from attnarray.random import attention_keep_mask, attention_noise
 from tests.contract.test_query_key_value import HIDING

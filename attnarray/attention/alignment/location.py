@@ -12,7 +12,7 @@ from attnarray.attention.modifiers import ScoreModifiers, dropout_factor
 from attnarray.attention.normalizers import masked_softmax, masked_softmax_backward
 from attnarray.attention.options import ScoreOptions, check_arrays, known_options, score_modifiers
 from attnarray.attention.products import dot_products, sum_to_shape, weighted_sum, weighted_sum_over_queries
-from attnarray.attention.sequences import narrow, wide, without_padding
+from attnarray.attention.sequences import narrow, result_cotangents, wide, without_padding
 from attnarray.backend import Array, ArrayT, device_of, namespace_of
 from attnarray.dispatch import accelerated, ignoring_fp_errors
 from attnarray.masks import Mask
@@ -249,7 +249,9 @@ def location_attention_bwd(dout: LocationResult, ctx: LocationContext[ArrayT]) -
     """
     checks.context("ctx", ctx, LocationContext)
     layout, lengths = ctx.layout, ctx.modifiers.kv_lengths
-    do, dweights = _cotangents(dout, ctx)
+    rows = (*layout.batch, ctx.q.shape[2])
+    shapes = (*rows, ctx.given.v.shape[3]), (*rows, ctx.weights.shape[3])
+    do, dweights = (layout.canonical(x) for x in result_cotangents(dout, LocationResult, shapes, ctx.query))
     dq, dk, dv, dw, dfilter, dweight, dbefore, dbias = attend_by_location_backward(
         do, dweights, ctx.q, ctx.given, ctx.weights, ctx.lse, ctx.modifiers
     )
@@ -380,26 +382,6 @@ def _start(previous: Array | None, k: Array, modifiers: ScoreModifiers) -> Array
     if previous is None:
         return xp.zeros(shape, dtype=k.dtype, device=device_of(k)).mT
     return without_padding(xp.reshape(wide(previous), shape), modifiers.kv_lengths).mT
-
-
-def _cotangents(dout: Any, ctx: LocationContext) -> list[Array]:
-    """The cotangents of out (B, 1, T, Dv) and of the weights (B, 1, T, S); 0 where None."""
-    if not isinstance(dout, tuple | list) or len(dout) != len(LocationResult._fields):
-        raise TypeError(
-            f"`dout` is {checks.shown(dout)}, expected LocationResult(out, weights): the cotangent of each, None for "
-            "one that does not count."
-        )
-    named = {f"dout.{name}": array for name, array in zip(LocationResult._fields, dout, strict=True)}
-    xp = checks.namespace(**named, query=ctx.query)
-    found, rows = [], ctx.q.shape[2]
-    for (name, array), width in zip(named.items(), (ctx.given.v.shape[3], ctx.weights.shape[3]), strict=True):
-        if array is None:
-            found.append(xp.zeros((ctx.q.shape[0], 1, rows, width), dtype=ctx.q.dtype, device=device_of(ctx.q)))
-            continue
-        checks.shape(name, array, (*ctx.layout.batch, rows, width), "the shape of that result")
-        checks.floating(**{name: array}, query=ctx.query)
-        found.append(wide(ctx.layout.canonical(array)))
-    return found
 
 
 def _checked(attn_mask: Array | Mask | None, options: Any, **arrays: Any) -> Layout:

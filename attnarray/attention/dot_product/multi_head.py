@@ -7,11 +7,12 @@ from dataclasses import asdict
 from typing import Any, Generic, NamedTuple, Unpack
 
 from attnarray import checks, tree
-from attnarray.attention.dot_product.heads import HeadOptions, Params, checked_heads
-from attnarray.attention.dot_product.projection import attend_by_dots, project, project_backward
+from attnarray.attention.dot_product.projection import project, project_backward
 from attnarray.attention.dot_product.scaled_dot_product import SDPAContext, scaled_dot_product_attention_bwd
-from attnarray.attention.layout import Layout
-from attnarray.attention.options import known_options
+from attnarray.attention.engine import DOT_PRODUCT, run
+from attnarray.attention.layout import Layout, sequence_layout
+from attnarray.attention.normalizers import Softmax
+from attnarray.attention.options import ScoreOptions, check_arrays, known_options
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, ArrayT, device_of, namespace_of
 from attnarray.dispatch import ignoring_fp_errors
@@ -19,6 +20,16 @@ from attnarray.masks import Mask
 from attnarray.ops.linear import LinearContext, LinearGrads
 from attnarray.ops.positions import check_positions
 from attnarray.ops.rotary import Rotary, RotaryContext, rotary_bwd, rotary_fwd
+
+Params = dict[str, Any]
+
+PARTS = ("query", "key", "value", "out")
+
+
+class HeadOptions(ScoreOptions, total=False):
+    """The keyword-only options of attention with heads of its own."""
+
+    sinks: Array | None
 
 
 class MultiHeadContext(NamedTuple, Generic[ArrayT]):
@@ -155,15 +166,18 @@ def multi_head_attention_fwd(
     k, key_ctx = project(key, **params["key"])
     v, value_ctx = project(value, **params["value"])
     q, k, v = _split(q, num_heads), _split(k, num_kv_heads), _split(v, num_kv_heads)  # (*batch, T, H, D)
-    turned = None
+    rotations = None
     if rotary is not None:
-        (q, q_rotary), (k, k_rotary) = turn_both(q, k, rotary, options.get("q_offset", 0), len(batch))
-        turned = q_rotary, k_rotary
-    layout, scale = Layout(q.ndim, "BTHD", batch, True), 1.0 / math.sqrt(q.shape[-1] or 1)
-    out, attention = attend_by_dots(layout, q, k, v, attn_mask, dropout_p, is_causal, options, scale)
+        (q, q_rotary), (k, k_rotary) = _rotated(q, k, rotary, options.get("q_offset", 0), len(batch))
+        rotations = q_rotary, k_rotary
+    layout, normalizer = Layout(q.ndim, "BTHD", batch, True), Softmax(options.get("sinks"))
+    out, attention = run(
+        SDPAContext, DOT_PRODUCT, normalizer, layout, (q, k, v), attn_mask, dropout_p, is_causal, options,
+        default_scale=1.0 / math.sqrt(q.shape[-1] or 1),
+    )  # fmt: skip
     out, out_ctx = project(_joined(out), **params["out"])
     ctx = MultiHeadContext(
-        query_ctx, key_ctx, value_ctx, attention, out_ctx.weight, out_ctx.has_bias, turned, has_key, has_value
+        query_ctx, key_ctx, value_ctx, attention, out_ctx.weight, out_ctx.has_bias, rotations, has_key, has_value
     )
     return narrow(out, query), ctx
 
@@ -229,10 +243,10 @@ def multi_head_attention_bwd(
     return narrowed
 
 
-def turn_both(
+def _rotated(
     q: Array, k: Array, rotary: Rotary, q_offset: Any, batch_axes: int
 ) -> list[tuple[Array, RotaryContext]]:  # fmt: skip
-    """Queries (*batch, T, H, D) and keys turned by their positions, each with its context."""
+    """Queries (*batch, T, H, D) and keys rotated by their positions, each with its context."""
     if not isinstance(rotary, Rotary):
         raise TypeError(f"`rotary` is {checks.shown(rotary)}, expected attnarray.Rotary(...).")
     xp, options = namespace_of(q), {**asdict(rotary), "layout": "BTHD"}
@@ -256,3 +270,77 @@ def _joined(x: Array) -> Array:
 
 def _entries(grads: LinearGrads) -> dict[str, Any]:
     return {"weight": grads.weight} if grads.bias is None else {"weight": grads.weight, "bias": grads.bias}
+
+
+def checked_heads(
+    query: Array,
+    key: Array,
+    value: Array,
+    params: Params | None,
+    num_heads: int,
+    num_kv_heads: int | None,
+    attn_mask: Array | Mask | None,
+    options: Any,
+) -> tuple[tuple[int, ...], int, Params]:
+    """Check everything that multi-head attention is given; returns the batch, Hkv and the parameters."""
+    checks.required(query=query)
+    checked = _tree(params)
+    arrays = {f"params.{part}.{name}": array for part in PARTS for name, array in checked[part].items()}
+    check_arrays(attn_mask, options, query=query, key=key, value=value, **arrays)
+    layout = sequence_layout(query, key, value)
+    num_heads = checks.whole("num_heads", num_heads, 1, 2**31, "the number of heads of the queries")
+    num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+    num_kv_heads = checks.whole("num_kv_heads", num_kv_heads, 1, num_heads, "at most one per query head")
+    if num_heads % num_kv_heads:
+        raise ValueError(
+            f"`num_kv_heads` ({num_kv_heads}) must divide `num_heads` ({num_heads}): query heads are split evenly."
+        )
+    _check_shapes(checked, query, key, value, num_heads, num_kv_heads)
+    return layout.batch, num_kv_heads, checked
+
+
+def _tree(params: Params | None) -> Params:
+    """`params`, if it is a tree of the right layout."""
+    if not isinstance(params, dict) or set(params) != set(PARTS):
+        given = f"a dict with {', '.join(map(repr, params)) or 'nothing'}" if isinstance(params, dict) else None
+        raise TypeError(
+            f"`params` is {given or checks.shown(params)}, expected a dict with 'query', 'key', 'value' and 'out', "
+            "such as layers.MultiHeadAttention(...).init(...) makes."
+        )
+    for part, entries in params.items():
+        if not isinstance(entries, dict) or not {"weight"} <= set(entries) <= {"weight", "bias"}:
+            given = f"has {', '.join(map(repr, entries)) or 'nothing'}" if isinstance(entries, dict) else None
+            raise TypeError(
+                f"`params.{part}` {given or f'is {checks.shown(entries)}'}, expected a dict with 'weight' and, unless "
+                "there is none, 'bias'."
+            )
+        for name, array in entries.items():
+            checks.required(**{f"params.{part}.{name}": array})
+    return params
+
+
+def _check_shapes(params: Params, query: Array, key: Array, value: Array, num_heads: int, num_kv_heads: int) -> None:
+    weights = {part: params[part]["weight"] for part in PARTS}
+    for part, weight in weights.items():
+        if weight.ndim != 2:
+            raise ValueError(f"`params.{part}.weight` has shape {tuple(weight.shape)}, expected (outputs, inputs).")
+    for part, count, name in (("query", num_heads, "num_heads"), ("value", num_kv_heads, "num_kv_heads")):
+        if weights[part].shape[0] % count:
+            raise ValueError(
+                f"`params.{part}.weight` has {weights[part].shape[0]} rows, which `{name}`, {count}, does not divide; "
+                "each head has equally many."
+            )
+    Dk, Dv = weights["query"].shape[0] // num_heads, weights["value"].shape[0] // num_kv_heads
+    sizes = f"H = {num_heads}, Hkv = {num_kv_heads}, Dk = {Dk} from the query weight, Dv = {Dv} from the value weight"
+    expected = {
+        "query": ("(H Dk, Eq)", num_heads * Dk, query.shape[-1]),
+        "key": ("(Hkv Dk, Ek)", num_kv_heads * Dk, key.shape[-1]),
+        "value": ("(Hkv Dv, Ev)", num_kv_heads * Dv, value.shape[-1]),
+        "out": ("(E, H Dv)", weights["out"].shape[0], num_heads * Dv),
+    }
+    for part, (axes, *shape) in expected.items():
+        inputs = "" if part == "out" else f", and `{part}` has {shape[1]} features"
+        checks.shape(f"params.{part}.weight", weights[part], tuple(shape), f"{axes}, where {sizes}{inputs}")
+        if "bias" in params[part]:
+            because = f"one number per row of `params.{part}.weight`"
+            checks.shape(f"params.{part}.bias", params[part]["bias"], (shape[0],), because)

@@ -7,7 +7,6 @@ from typing import Any, Generic, NamedTuple, Unpack
 
 import attnarray.attention.dot_product.scaled_dot_product as whole
 from attnarray import checks
-from attnarray.attention.dot_product.arguments import attention_problem
 from attnarray.attention.engine import DOT_PRODUCT, attention
 from attnarray.attention.normalizers import Softmax
 from attnarray.attention.options import Options
@@ -96,7 +95,7 @@ def attention_partial_fwd(
     **options: Unpack[Options],
 ) -> tuple[Partial[ArrayT], whole.SDPAContext[ArrayT]]:
     """`attention_partial` and its context, which is that of `scaled_dot_product_attention`."""
-    q, k, v, modifiers, layout, bias_shape = attention_problem(
+    q, k, v, modifiers, layout, bias_shape = whole.attention_problem(
         query, key, value, attn_mask, dropout_p, is_causal, kv_offset=kv_offset, **options
     )
     out, lse = attention(q, k, v, modifiers)

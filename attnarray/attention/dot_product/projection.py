@@ -1,20 +1,13 @@
-"""What mechanisms share that map their inputs before they attend: linear maps, and dot products of what these give.
+"""Linear maps of the inputs of mechanisms.
 
 Results stay in the dtype that sums are kept in, so that 16-bit floats are rounded once, in what the caller gets.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-from attnarray.attention.dot_product.scaled_dot_product import SDPAContext
-from attnarray.attention.engine import DOT_PRODUCT, run
-from attnarray.attention.layout import Layout
-from attnarray.attention.normalizers import Softmax
 from attnarray.attention.sequences import wide
 from attnarray.backend import Array, ArrayT, namespace_of
 from attnarray.dispatch import ignoring_fp_errors
-from attnarray.masks import Mask
 from attnarray.ops.linear import LinearContext, LinearGrads, linear_bwd, linear_fwd
 
 
@@ -40,22 +33,3 @@ def contributing_rows(x: Array, dout: Array) -> Array:
     if bool(xp.all(xp.isfinite(wide(x)))):
         return x
     return xp.where(xp.any(dout != 0, axis=-1)[..., None], x, 0.0)
-
-
-def attend_by_dots(
-    layout: Layout,
-    query: Array,
-    key: Array,
-    value: Array,
-    attn_mask: Array | Mask | None,
-    dropout_p: float,
-    is_causal: bool,
-    options: Any,
-    default_scale: float = 1.0,
-) -> tuple[Any, SDPAContext]:
-    """Dot-product attention of arrays in any layout that were checked; its backward is that of SDPA."""
-    arrays = query, key, value
-    normalizer = Softmax(options.get("sinks"))
-    return run(
-        SDPAContext, DOT_PRODUCT, normalizer, layout, arrays, attn_mask, dropout_p, is_causal, options, default_scale
-    )

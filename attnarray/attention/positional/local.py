@@ -11,8 +11,9 @@ from typing import Any, Generic, Literal, NamedTuple, TypedDict, Unpack, get_arg
 
 from attnarray import checks
 from attnarray.attention.blocks import join, query_blocks, total_gradient
-from attnarray.attention.dot_product.projection import attend_by_dots, project, project_backward
+from attnarray.attention.dot_product.projection import project, project_backward
 from attnarray.attention.dot_product.scaled_dot_product import SDPAContext, scaled_dot_product_attention_bwd
+from attnarray.attention.engine import DOT_PRODUCT, SOFTMAX, run
 from attnarray.attention.layout import Layout, sequence_layout
 from attnarray.attention.modifiers import ScoreModifiers
 from attnarray.attention.normalizers import masked_softmax, masked_softmax_backward, masked_softmax_from_lse
@@ -208,8 +209,8 @@ def local_attention_fwd(
         q, query_map = project(query, weight.mT)  # (*batch, T, Dk)
     attention: SDPAContext | AroundContext
     if position_weight is None or position_vector is None:
-        band = {**options, "window": (window, window)}
-        out, attention = attend_by_dots(layout, q, k, v, attn_mask, dropout_p, is_causal, band)
+        band, arrays = {**options, "window": (window, window)}, (q, k, v)
+        out, attention = run(SDPAContext, DOT_PRODUCT, SOFTMAX, layout, arrays, attn_mask, dropout_p, is_causal, band)
     else:
         q, k, v = layout.canonical(q), layout.canonical(k), layout.canonical(v)
         modifiers, bias_shape = score_modifiers(q, k.shape[2], layout, attn_mask, dropout_p, is_causal, options)

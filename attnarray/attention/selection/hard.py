@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Generic, NamedTuple, Unpack
+from typing import Any, Generic, NamedTuple, TypedDict, Unpack
 
 from attnarray import checks
 from attnarray.attention.engine import (
@@ -16,17 +16,33 @@ from attnarray.attention.engine import (
     weights,
     weights_cotangent,
 )
-from attnarray.attention.layout import attention_layout
+from attnarray.attention.layout import Layout, attention_layout
 from attnarray.attention.options import check_arrays, known_options, score_modifiers
-from attnarray.attention.selection.estimators import ChoiceRows, Estimator
-from attnarray.attention.selection.hard_options import SAMPLING, HardOptions, estimator_normalizer
-from attnarray.attention.sequences import narrow, wide
-from attnarray.backend import Array, ArrayT, device_of, dtype_name
+from attnarray.attention.selection.estimators import ESTIMATORS, ChoiceRows, Estimator
+from attnarray.attention.sequences import narrow, result_cotangents
+from attnarray.backend import Array, ArrayT, dtype_name, namespace_of
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.magnitude import check_number
 from attnarray.masks import Mask
 from attnarray.numpy_arrays import read_only, writable
-from attnarray.random import Philox
+from attnarray.random import Philox, as_seed
+
+SAMPLING = ("reinforce", "gumbel", "straight_through")
+
+RELAXED = ("gumbel", "straight_through")
+
+
+class HardOptions(TypedDict, total=False):
+    """The options that say what the scores are; `scaled_dot_product_attention` documents each."""
+
+    scale: float | None
+    bias: Array | None
+    window: tuple[int | None, int | None] | None
+    q_offset: Any
+    kv_lengths: Any
+    softcap: float | None
+    enable_gqa: bool | None
+    layout: checks.LayoutName
 
 
 class HardResult(NamedTuple, Generic[ArrayT]):
@@ -234,28 +250,67 @@ def hard_attention_bwd(dout: HardResult, ctx: HardContext[ArrayT], dweights: Arr
     (1, 2, 4, 8)
     """
     checks.context("ctx", ctx, HardContext)
-    do, dlog_prob, dentropy = _cotangents(dout, ctx)
+    rows = ctx.layout.scores_shape(ctx.q.shape[1], ctx.q.shape[2], 1)[:-1]
+    do, *drows = result_cotangents(dout, HardResult, (ctx.out_shape, rows, rows), ctx.q)
+    dlog_prob, dentropy = (namespace_of(x).reshape(x, ctx.lse.shape) for x in drows)
     dkept = ChoiceRows(dlog_prob, dentropy, None, None)
-    grads = backward(do, ctx, dkept, weights_cotangent(dweights, ctx))
+    grads = backward(ctx.layout.canonical(do), ctx, dkept, weights_cotangent(dweights, ctx))
     return HardGrads(*restored(grads, ctx)[:4])
 
 
-def _cotangents(dout: Any, ctx: HardContext) -> list[Array]:
-    """Those of out (B, H, T, Dv), log_prob and entropy (B, H, T), in the dtype of sums; 0 for None."""
-    if not isinstance(dout, tuple | list) or len(dout) != len(HardResult._fields):
-        raise TypeError(
-            f"`dout` is {checks.shown(dout)}, expected HardResult(out, log_prob, entropy): the cotangent of each, None "
-            "for one that does not count."
+def estimator_normalizer(
+    estimator: Estimator,
+    temperature: float,
+    k: int,
+    rng: Philox | int | None,
+    noise: Array | None,
+    layout: Layout,
+    shape: tuple[int, int, int],
+) -> Any:
+    """The normalizer of an estimator for scores of canonical `shape` (H, T, S)."""
+    checks.choice("estimator", estimator, tuple(ESTIMATORS))
+    temperature, k = check_numbers(estimator, temperature, k)
+    keys = shape[2]
+    if k > keys > 0:
+        raise ValueError(
+            f"`k` is {k}, but there are {keys} keys; expected an integer from 1 to {keys}. Choose a smaller `k`."
         )
-    named = {f"dout.{name}": array for name, array in zip(HardResult._fields, dout, strict=True)}
-    xp = checks.namespace(**named, query=ctx.q)
-    layout, lse = ctx.layout, ctx.lse
-    rows = layout.scores_shape(ctx.q.shape[1], ctx.q.shape[2], 1)[:-1]
-    found: list[Array] = []
-    for (name, array), shape in zip(named.items(), (ctx.out_shape, rows, rows), strict=True):
-        if array is None:
-            array = xp.zeros(shape, dtype=ctx.q.dtype, device=device_of(ctx.q))
-        checks.shape(name, array, shape, "the shape of that result")
-        checks.floating(**{name: array}, query=ctx.q)
-        found.append(wide(layout.canonical(array) if not found else xp.reshape(array, lse.shape)))
-    return found
+    sampling = estimator in SAMPLING
+    for name, given in (("rng", rng), ("noise", noise)):
+        if given is not None and not sampling:
+            raise ValueError(
+                f"`{name}` is given, but the estimator '{estimator}' does not sample. Leave it out, or choose another "
+                "`estimator`."
+            )
+    if sampling and (rng is None) == (noise is None):
+        both = "neither `rng` nor `noise` is" if rng is None else "both `rng` and `noise` are"
+        raise ValueError(
+            f"The estimator '{estimator}' samples, but {both} given. Pass rng=attnarray.Philox(seed), a new one for "
+            "each step, or the Gumbel noise itself; at inference, estimator='argmax' needs none."
+        )
+    if noise is not None:
+        axes = "(*batch, H, T, S)" if layout.has_heads else "(*batch, T, S)"
+        checks.broadcasts("noise", noise, layout.scores_shape(*shape), axes)
+        noise = layout.canonical_scores(noise)
+    options: dict[str, Any] = {"seed": None if rng is None else as_seed(rng), "noise": noise} if sampling else {}
+    if estimator in RELAXED:
+        options["temperature"] = temperature
+    if estimator == "top_k":
+        options["k"] = k
+    return ESTIMATORS[estimator](**options)
+
+
+def check_numbers(estimator: Estimator, temperature: float, k: int) -> tuple[float, int]:
+    """Check the temperature and k of an estimator that is known."""
+    temperature = checks.positive("temperature", temperature)
+    if temperature != 1 and estimator not in RELAXED:
+        raise ValueError(
+            f"`temperature` is {temperature:g}, but the estimator '{estimator}' has none. Leave it out, or choose "
+            "'gumbel' or 'straight_through'."
+        )
+    k = checks.whole("k", k, 1, 2**31, "the number of keys that are chosen")
+    if k > 1 and estimator != "top_k":
+        raise ValueError(
+            f"`k` is {k}, but the estimator '{estimator}' chooses one key. Leave it out, or choose 'top_k'."
+        )
+    return temperature, k

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Generic, NamedTuple, Unpack
 
 from attnarray import checks
-from attnarray.attention.dot_product.arguments import attention_problem
+from attnarray.attention.dot_product.scaled_dot_product import attention_problem
 from attnarray.attention.engine import DOT_PRODUCT, AttentionContext, gradients, run_canonical
 from attnarray.attention.options import ScoreOptions, known_options
 from attnarray.backend import Array, ArrayT

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import attnarray as aa
-from attnarray.attention.dot_product.arguments import attention_problem, plain_problem
+from attnarray.attention.dot_product.scaled_dot_product import attention_problem, plain_problem
 
 RNG = np.random.default_rng(0)
 QUERY = RNG.standard_normal((2, 6, 5, 4))
