@@ -18,20 +18,13 @@ from attnarray.attention.engine import (
 )
 from attnarray.attention.layout import attention_layout
 from attnarray.attention.normalizers import Softmax
-from attnarray.attention.options import ScoreOptions, check_arrays, known_options, score_modifiers
+from attnarray.attention.options import HeadScoreOptions, check_arrays, known_options, score_modifiers
 from attnarray.attention.parts import Modifier, Normalizer, Scorer
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, ArrayT
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
 from attnarray.numpy_arrays import writable
-
-
-class AttendOptions(ScoreOptions, total=False):
-    """The keyword-only options; `scaled_dot_product_attention` documents each."""
-
-    enable_gqa: bool | None
-    layout: checks.LayoutName
 
 
 class AttendContext(AttentionContext[ArrayT]):
@@ -51,7 +44,7 @@ def attend(
     scorer: Scorer = DOT_PRODUCT,
     modifiers: Sequence[Modifier] = (),
     normalizer: Normalizer = SOFTMAX,
-    **options: Unpack[AttendOptions],
+    **options: Unpack[HeadScoreOptions],
 ) -> ArrayT:
     r"""Attention from three parts: a scorer, score modifiers and a normalizer.
 
@@ -137,10 +130,10 @@ def attend_fwd(
     scorer: Scorer = DOT_PRODUCT,
     modifiers: Sequence[Modifier] = (),
     normalizer: Normalizer = SOFTMAX,
-    **options: Unpack[AttendOptions],
+    **options: Unpack[HeadScoreOptions],
 ) -> tuple[ArrayT, AttendContext[ArrayT]]:
     """`attend`, with the same options, and the context for its backward."""
-    known_options(options, AttendOptions)
+    known_options(options, HeadScoreOptions)
     checks.required(query=query, key=key, value=value)
     arrays: dict[str, Array] = {}
     for name, part in _named(scorer, modifiers, normalizer).items():

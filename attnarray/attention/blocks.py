@@ -14,12 +14,16 @@ N = TypeVar("N")
 BLOCK_ELEMENTS = 2**23
 
 
+def ranges(count: int, each: int, held: int | None = None) -> Iterator[slice]:
+    """Ranges of `count` rows, at least one, of `each` numbers a row and at most `held` (or BLOCK_ELEMENTS) numbers."""
+    size = max(1, (BLOCK_ELEMENTS if held is None else held) // max(1, each))
+    for start in range(0, max(count, 1), size):
+        yield slice(start, min(start + size, count))
+
+
 def query_blocks(q: Array, k: Array, each: int = 1) -> Iterator[slice]:
     """Ranges of queries, so that the scores of a range, times `each` numbers, are held at a time."""
-    rows = q.shape[2]
-    size = max(1, BLOCK_ELEMENTS // max(1, q.shape[0] * q.shape[1] * k.shape[2] * each))
-    for start in range(0, max(rows, 1), size):
-        yield slice(start, min(start + size, rows))
+    return ranges(q.shape[2], q.shape[0] * q.shape[1] * k.shape[2] * each)
 
 
 def block_rows(value: Any, rows: slice) -> Any:

@@ -33,6 +33,13 @@ class ScoreOptions(TypedDict, total=False):
     dropout_mask: Array | None
 
 
+class HeadScoreOptions(ScoreOptions, total=False):
+    """Those of the dot-product functions but their sinks."""
+
+    enable_gqa: bool | None
+    layout: checks.LayoutName
+
+
 class Options(ScoreOptions, total=False):
     """Those of the dot-product functions; `scaled_dot_product_attention` documents each."""
 
@@ -87,6 +94,9 @@ def score_modifiers(
     constraints = _constraints(attn_mask, checks.flag("is_causal", is_causal), options.get("window"))
     scale, softcap = _scale_and_softcap(options, default_scale, q)
     bias_name, bias = _bias(None if isinstance(attn_mask, Mask) else attn_mask, options.get("bias"))
+    sinks = options.get("sinks")
+    if sinks is not None:
+        checks.shape("sinks", sinks, (q.shape[1],), f"one sink for each of the {q.shape[1]} query heads")
     modifiers = ScoreModifiers(
         scale=scale,
         softcap=softcap,
@@ -96,7 +106,7 @@ def score_modifiers(
         right=constraints.right,
         q_offset=_offset(options.get("q_offset", 0), layout, q, xp) - first_key,
         kv_lengths=_lengths(constraints.lengths, options.get("kv_lengths"), layout, max_length, first_key, q),
-        sinks=_sinks(options.get("sinks"), q.shape[1]),
+        sinks=sinks,
         dropout=_dropout(dropout_p, options.get("rng"), options.get("dropout_mask"), first_key, layout, full),
     )
     return modifiers, None if bias is None else tuple(bias.shape)
@@ -174,12 +184,6 @@ def _scale_and_softcap(options: Any, default_scale: float, q: Array) -> tuple[fl
     number = check_number("softcap", checks.positive("softcap", softcap), dtype)
     check_number("scale / softcap", scale / number, dtype)  # dot products are multiplied by it
     return scale, number
-
-
-def _sinks(sinks: Array | None, heads: int) -> Array | None:
-    if sinks is not None:
-        checks.shape("sinks", sinks, (heads,), f"one sink for each of the {heads} query heads")
-    return sinks
 
 
 def _offset(given: Any, layout: Layout, like: Array, xp: Namespace) -> int | Array:

@@ -245,11 +245,11 @@ def test_several_graphs_are_one_of_several_parts(score: str) -> None:
 @each_kernels
 @each_score
 def test_blocks_of_edges_give_the_same(score: str, kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert blocks.BLOCK_ELEMENTS > 5 * B * H * F
     with aa.use_kernels(kernels):
         expected = pulled(score, edge_features=FEATURES)
-        monkeypatch.setattr("attnarray.attention.graph.graph_attention.BLOCK_ELEMENTS", 5 * B * H * F)
+        monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 5 * B * H * F)
         assert_trees_close(pulled(score, edge_features=FEATURES), expected, ROUNDING)
-    assert blocks.BLOCK_ELEMENTS > 5 * B * H * F
 
 
 def test_the_context_holds_nothing_of_the_size_of_the_hidden_layer() -> None:

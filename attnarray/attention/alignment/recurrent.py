@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any, Generic, NamedTuple, Unpack
 
 from attnarray import checks
-from attnarray.attention.blocks import join
+from attnarray.attention.blocks import join, ranges
 from attnarray.attention.dot_product.projection import project, project_backward
 from attnarray.attention.engine import SOFTMAX, AttentionContext, Precomputed, gradients, run_canonical
 from attnarray.attention.layout import Layout, sequence_layout
@@ -47,10 +47,15 @@ class Rows(NamedTuple):
     c0: Array  # (B, T, H)
     steps: Array | None  # (B, T, S) bool: where there is a step; elsewhere the state stays as it is
 
-    def block(self, start: int, stop: int) -> Rows:
-        """The queries [start, stop)."""
-        queries, h0, c0 = (x[:, start:stop, :] for x in (self.queries, self.h0, self.c0))
-        return Rows(queries, self.keys, h0, c0, None if self.steps is None else self.steps[:, start:stop, :])
+    def block(self, rows: slice) -> Rows:
+        """These queries."""
+        queries, h0, c0 = (x[:, rows, :] for x in (self.queries, self.h0, self.c0))
+        return Rows(queries, self.keys, h0, c0, None if self.steps is None else self.steps[:, rows, :])
+
+    def ranges(self) -> Iterator[slice]:
+        """Ranges of queries, so that the gates and states of all steps of a range are held at a time."""
+        batch, queries, gates = self.queries.shape
+        return ranges(queries, 2 * batch * self.keys.shape[1] * gates, HELD)
 
 
 class RecurrentContext(NamedTuple, Generic[ArrayT]):
@@ -274,9 +279,9 @@ def recurrent_scores(
         (h_{ij}, c_{ij}) = \mathrm{cell}(q_i + k_j + W_{hh} h_{i,j-1}, c_{i,j-1})
     """
     rows, blocks = Rows(queries, keys, h0, c0, steps), []
-    for start, stop in _row_blocks(rows):
+    for span in rows.ranges():
         xp = namespace_of(rows.queries)
-        block, scores = rows.block(start, stop), []
+        block, scores = rows.block(span), []
         h, c = block.h0, block.c0
         for j in range(rows.keys.shape[1]):
             _, h, c = _step(block, j, h, c, params)
@@ -299,8 +304,8 @@ def recurrent_scores_backward(dscores: Array, rows: Rows, params: ScoreParams) -
     parts = []
     dkeys = xp.zeros_like(rows.keys)
     dparams = ScoreParams(*(xp.zeros_like(x) for x in params))
-    for start, stop in _row_blocks(rows):
-        part, dparams_part = _block_backward(dscores[:, 0, start:stop, :], rows.block(start, stop), params)
+    for span in rows.ranges():
+        part, dparams_part = _block_backward(dscores[:, 0, span, :], rows.block(span), params)
         dkeys = dkeys + part.keys
         dparams = ScoreParams(*(total + x for total, x in zip(dparams, dparams_part, strict=True)))
         parts.append(part)
@@ -366,13 +371,6 @@ def _stacked(scores: list[Array], rows: Rows) -> Array:
     if scores:
         return xp.stack(scores, axis=-1)
     return xp.zeros((*rows.queries.shape[:2], 0), dtype=rows.queries.dtype, device=device_of(rows.queries))
-
-
-def _row_blocks(rows: Rows) -> Iterator[tuple[int, int]]:
-    batch, queries, gates = rows.queries.shape
-    size = max(1, HELD // max(1, 2 * batch * rows.keys.shape[1] * gates))
-    for start in range(0, max(queries, 1), size):
-        yield start, min(start + size, queries)
 
 
 def _start(state: Array | None, shape: tuple[int, ...], like: Array, layout: Layout) -> Array:

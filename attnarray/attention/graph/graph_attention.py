@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any, Generic, NamedTuple
 
 from attnarray import checks
-from attnarray.attention.blocks import BLOCK_ELEMENTS
+from attnarray.attention.blocks import ranges
 from attnarray.attention.graph.options import GraphScore, checked_dropout, checked_graph
 from attnarray.attention.products import hiding_matmul
 from attnarray.attention.sequences import narrow, wide
@@ -249,10 +249,10 @@ def aggregate(weights: Array, v: Array, sources: Array, targets: Array, count: i
     """
     xp = namespace_of(weights, v)
     out: Any = 0.0
-    for start, stop in _edge_blocks(v, sources):
-        each = weights[:, start:stop, :, None]
-        terms = xp.where(each == 0, 0.0, each * take_rows(v, sources[start:stop]))  # (B, edges, H, Fv)
-        out = sum_rows(terms, targets[start:stop], count) + out
+    for block in _edge_blocks(v, sources):
+        each = weights[:, block, :, None]
+        terms = xp.where(each == 0, 0.0, each * take_rows(v, sources[block]))  # (B, edges, H, Fv)
+        out = sum_rows(terms, targets[block], count) + out
     return out
 
 
@@ -274,11 +274,11 @@ def aggregate_backward(dout: Array, weights: Array, v: Array, sources: Array, ta
     """
     xp = namespace_of(dout, weights, v)
     dweights, dv = [], xp.zeros_like(v)
-    for start, stop in _edge_blocks(v, sources):
-        each, drows = weights[:, start:stop, :, None], take_rows(dout, targets[start:stop])
-        dweights.append(xp.sum(drows * take_rows(v, sources[start:stop]), axis=-1))
+    for block in _edge_blocks(v, sources):
+        each, drows = weights[:, block, :, None], take_rows(dout, targets[block])
+        dweights.append(xp.sum(drows * take_rows(v, sources[block]), axis=-1))
         terms = xp.where(each == 0, 0.0, each * drows)  # (B, edges, H, Fv)
-        dv = dv + sum_rows(terms, sources[start:stop], v.shape[1])
+        dv = dv + sum_rows(terms, sources[block], v.shape[1])
     return xp.concat(dweights, axis=1), dv
 
 
@@ -302,8 +302,8 @@ def gatv2_scores(q: Array, k: Array, f: Array | None, w: Array, sources: Array, 
     """
     xp = namespace_of(q, k, w)
     scores = []
-    for start, stop in _edge_blocks(q, sources):
-        hidden = _hidden(q, k, f, sources, targets, start, stop)  # (B, edges, H, F)
+    for block in _edge_blocks(q, sources):
+        hidden = _hidden(q, k, f, sources, targets, block)  # (B, edges, H, F)
         scores.append(xp.sum(leaky(hidden, slope) * w, axis=-1))
     return xp.concat(scores, axis=1)
 
@@ -333,13 +333,13 @@ def gatv2_scores_backward(
     """
     xp = namespace_of(dscores, q, k, w)
     dq, dk, dfs, dw = xp.zeros_like(q), xp.zeros_like(k), [], xp.zeros_like(w)
-    for start, stop in _edge_blocks(q, sources):
-        hidden = _hidden(q, k, f, sources, targets, start, stop)  # (B, edges, H, F)
-        ds = dscores[:, start:stop, :, None]
+    for block in _edge_blocks(q, sources):
+        hidden = _hidden(q, k, f, sources, targets, block)  # (B, edges, H, F)
+        ds = dscores[:, block, :, None]
         slopes = xp.where(hidden > 0, ds * w, slope * ds * w)
         dhidden = xp.where(ds == 0, 0.0, slopes)
-        dq = dq + sum_rows(dhidden, targets[start:stop], q.shape[1])
-        dk = dk + sum_rows(dhidden, sources[start:stop], k.shape[1])
+        dq = dq + sum_rows(dhidden, targets[block], q.shape[1])
+        dk = dk + sum_rows(dhidden, sources[block], k.shape[1])
         dfs.append(dhidden)
         dw = dw + xp.sum(xp.where(ds == 0, 0.0, ds * leaky(hidden, slope)), axis=(0, 1))
     return dq, dk, None if f is None else xp.concat(dfs, axis=1), dw
@@ -386,18 +386,15 @@ def sum_rows(x: Array, places: Array, count: int) -> Array:
     return xp.reshape(sum_segments(xp.reshape(x, (B, E, H * F)), places, count), (B, count, H, F))
 
 
-def _edge_blocks(x: Array, places: Array) -> Iterator[tuple[int, int]]:
-    """Ranges of edges, at least one, so that an array of all features of a range stays small."""
-    edges = places.shape[0]
-    size = max(1, BLOCK_ELEMENTS // max(1, math.prod((x.shape[0], *x.shape[2:]))))
-    for start in range(0, max(edges, 1), size):
-        yield start, min(start + size, edges)
+def _edge_blocks(x: Array, places: Array) -> Iterator[slice]:
+    """Ranges of edges, so that an array of all features of a range stays small."""
+    return ranges(places.shape[0], math.prod((x.shape[0], *x.shape[2:])))
 
 
-def _hidden(q: Array, k: Array, f: Array | None, sources: Array, targets: Array, start: int, stop: int) -> Array:
-    """q_i + k_j + f_e of the edges [start, stop): (B, edges, H, F)."""
-    total = take_rows(q, targets[start:stop]) + take_rows(k, sources[start:stop])
-    return total if f is None else total + f[:, start:stop, ...]
+def _hidden(q: Array, k: Array, f: Array | None, sources: Array, targets: Array, block: slice) -> Array:
+    """q_i + k_j + f_e of a block of edges: (B, edges, H, F)."""
+    total = take_rows(q, targets[block]) + take_rows(k, sources[block])
+    return total if f is None else total + f[:, block, ...]
 
 
 def _sums_of_products(q: Array, k: Array, f: Array | None, w: Array, sources: Array, targets: Array) -> Array:

@@ -6,10 +6,10 @@ import math
 from typing import Any, Generic, NamedTuple, TypedDict, Unpack
 
 from attnarray import checks
-from attnarray.attention.engine import DOT_PRODUCT, AttentionContext, gradients, run_canonical
+from attnarray.attention.engine import DOT_PRODUCT, AttentionContext, gradients, run
 from attnarray.attention.layout import Layout, attention_layout
 from attnarray.attention.normalizers import Softmax
-from attnarray.attention.options import check_arrays, known_options, score_modifiers
+from attnarray.attention.options import check_arrays, known_options
 from attnarray.attention.parts import declare
 from attnarray.attention.products import dot_products, weighted_sum, weighted_sum_over_queries
 from attnarray.attention.sequences import narrow, wide
@@ -249,18 +249,15 @@ def relative_attention_fwd(
     checks.required(query=query, key=key, value=value, **given)
     check_arrays(attn_mask, options, query=query, key=key, value=value, **given)
     layout = attention_layout(query, key, value, options.get("layout", "BHTD"))
-    q, k, v = layout.canonical(query), layout.canonical(key), layout.canonical(value)
+    q, k = layout.canonical(query), layout.canonical(key)
     offset = checks.whole("q_offset", options.get("q_offset", 0), 0, 2**31, "the position of the first query")
     _check_positions(layout, q, k, checks.flag("is_causal", is_causal), offset, **given)
     xp = namespace_of(query)
     r = position_key if layout.has_heads else position_key[None, :, :]
     biases = [xp.reshape(bias, (q.shape[1], 1, q.shape[3])) for bias in (content_bias, position_bias)]
     scorer = Relative(wide(r), wide(biases[0]), wide(biases[1]), q.shape[2])
-    modifiers, bias_shape = score_modifiers(
-        q, k.shape[2], layout, attn_mask, dropout_p, is_causal, options, default_scale=1.0 / math.sqrt(q.shape[3] or 1)
-    )
-    normalizer = Softmax(modifiers.sinks)
-    return run_canonical(RelativeContext, scorer, normalizer, q, k, v, modifiers, layout, bias_shape)
+    normalizer, arrays, scale = Softmax(options.get("sinks")), (query, key, value), 1.0 / math.sqrt(q.shape[3] or 1)
+    return run(RelativeContext, scorer, normalizer, layout, arrays, attn_mask, dropout_p, is_causal, options, scale)
 
 
 @ignoring_fp_errors

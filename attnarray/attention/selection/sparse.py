@@ -7,7 +7,7 @@ from typing import Any, Generic, NamedTuple, Unpack
 from attnarray import checks
 from attnarray.attention.dot_product.scaled_dot_product import attention_problem
 from attnarray.attention.engine import DOT_PRODUCT, AttentionContext, gradients, run_canonical
-from attnarray.attention.options import ScoreOptions, known_options
+from attnarray.attention.options import HeadScoreOptions, known_options
 from attnarray.backend import Array, ArrayT
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
@@ -49,13 +49,6 @@ class Entmax(NamedTuple):
         return _entmax_backward(dweights, weights, 3, self.alpha), self
 
 
-class SparseOptions(ScoreOptions, total=False):
-    """The keyword-only options: those of scaled_dot_product_attention but its sinks."""
-
-    enable_gqa: bool | None
-    layout: checks.LayoutName
-
-
 class SparseContext(AttentionContext[ArrayT]):
     """What the backward needs: the canonical inputs (B, H, T, D) alone; no weights."""
 
@@ -76,7 +69,7 @@ def sparsemax_attention(
     attn_mask: Array | Mask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
-    **options: Unpack[SparseOptions],
+    **options: Unpack[HeadScoreOptions],
 ) -> ArrayT:
     r"""Dot-product attention that leaves most keys out: its weights are sparsemax of the scores.
 
@@ -134,7 +127,7 @@ def sparsemax_attention_fwd(
     attn_mask: Array | Mask | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
-    **options: Unpack[SparseOptions],
+    **options: Unpack[HeadScoreOptions],
 ) -> tuple[ArrayT, SparseContext[ArrayT]]:
     """`sparsemax_attention`, with the same options, and the context for its backward."""
     return _forward(SPARSEMAX, query, key, value, attn_mask, dropout_p, is_causal, options)
@@ -187,7 +180,7 @@ def entmax_attention(
     is_causal: bool = False,
     *,
     alpha: float = ENTMAX,
-    **options: Unpack[SparseOptions],
+    **options: Unpack[HeadScoreOptions],
 ) -> ArrayT:
     r"""Dot-product attention whose weights are entmax of the scores: sparse, and with alpha = 1.5 smooth.
 
@@ -234,7 +227,7 @@ def entmax_attention_fwd(
     is_causal: bool = False,
     *,
     alpha: float = ENTMAX,
-    **options: Unpack[SparseOptions],
+    **options: Unpack[HeadScoreOptions],
 ) -> tuple[ArrayT, SparseContext[ArrayT]]:
     """`entmax_attention`, with the same options, and the context for its backward."""
     return _forward(check_alpha(alpha), query, key, value, attn_mask, dropout_p, is_causal, options)
@@ -276,7 +269,7 @@ def _forward(
             "`sinks` is given, but sparse weights have none: a sink is a share of the softmax's sum. Leave it out, or "
             "use scaled_dot_product_attention."
         )
-    known_options(options, SparseOptions)
+    known_options(options, HeadScoreOptions)
     q, k, v, modifiers, layout, bias_shape = attention_problem(
         query, key, value, attn_mask, dropout_p, is_causal, **options
     )
