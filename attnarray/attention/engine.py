@@ -172,18 +172,23 @@ def gradients(
     layout = ctx.layout
     checks.shape("dout", dout, ctx.out_shape, "the shape of the output")
     checks.floating(dout=dout, query=ctx.q)
-    if dlse is not None:
-        if not isinstance(ctx.normalizer, Softmax):
-            raise ValueError("`dlse` is given, but only the weights of a softmax have an lse. Leave it out.")
-        batch, heads, queries, _ = ctx.q.shape
-        shape = layout.scores_shape(heads, queries, 1)[:-1]
-        dlse = _reshaped("dlse", dlse, shape, "the shape of the lse", (batch, heads, queries), ctx)
-    dweights = weights_cotangent(dweights, ctx)
+    if dlse is not None and not isinstance(ctx.normalizer, Softmax):
+        raise ValueError("`dlse` is given, but only the weights of a softmax have an lse. Leave it out.")
+    dlse, dweights = lse_cotangent(dlse, ctx), weights_cotangent(dweights, ctx)
     checks.namespace(dout=dout, dlse=dlse, dweights=dweights, query=ctx.q)
     return restored(backward(layout.canonical(dout), ctx, dlse, dweights), ctx)
 
 
-def weights_cotangent(dweights: Array | None, ctx: AttentionContext) -> Array | None:
+def lse_cotangent(dlse: Array | None, ctx: Any) -> Array | None:
+    """A cotangent of the lse, checked, as (B, H, T)."""
+    if dlse is None:
+        return None
+    batch, heads, queries, _ = ctx.q.shape
+    shape = ctx.layout.scores_shape(heads, queries, 1)[:-1]
+    return _reshaped("dlse", dlse, shape, "the shape of the lse", (batch, heads, queries), ctx)
+
+
+def weights_cotangent(dweights: Array | None, ctx: Any) -> Array | None:
     """A cotangent of the weights, checked, in canonical layout."""
     if dweights is None:
         return None

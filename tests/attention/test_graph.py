@@ -290,3 +290,28 @@ def test_self_loops_follow_the_edges() -> None:
     says(ValueError, "`edges` has shape (3,), expected (2, E), the", lambda: aa.add_self_loops(edges[0], 3))
     says(ValueError, "`nodes` is -1, expected an integer >= 0", lambda: aa.add_self_loops(edges, -1))
     says(TypeError, "`edges` has dtype float64, expected an integer", lambda: aa.add_self_loops(edges + 0.0, 3))
+
+
+@each_kernels
+@each_score
+def test_a_cotangent_of_the_weights_has_the_gradient_of_their_sum(score: str, kernels: str) -> None:
+    given = (QUERY, KEY, VALUE, np.random.default_rng(3).standard_normal((H, SCORES[score] * F)), EDGES)
+    options: dict[str, Any] = {"score": score, "dropout_p": 0.3, "rng": 2}
+    with aa.use_kernels(kernels):
+        out, ctx = aa.graph_attention_fwd(*given, **options)
+        dweights = RNG.standard_normal(aa.graph_attention_weights(ctx).shape)
+        found = aa.graph_attention_bwd(np.zeros_like(out), ctx, dweights).query
+        for index in [(0, 1, 0, 2), (1, 3, 1, 0)]:
+            step = np.zeros_like(QUERY)
+            step[index] = 1e-5  # central differences are good to about 1e-10
+            sums = [
+                np.sum(dweights * aa.graph_attention_weights(aa.graph_attention_fwd(q, *given[1:], **options)[1]))
+                for q in (QUERY + step, QUERY - step)
+            ]
+            assert abs(found[index] - (sums[0] - sums[1]) / 2e-5) < 1e-8
+
+
+def test_a_cotangent_of_the_weights_of_another_shape_is_refused() -> None:
+    out, ctx = aa.graph_attention_fwd(QUERY, KEY, VALUE, np.ones((H, F)), EDGES)
+    with pytest.raises(ValueError, match="`dweights` has shape"):
+        aa.graph_attention_bwd(out, ctx, np.ones((1, 2)))

@@ -12,6 +12,7 @@ import attnarray as aa
 from attnarray import tree
 from attnarray.attention.modifiers import ScoreModifiers
 from attnarray.attention.positional.local import attend_around, attend_around_backward
+from attnarray.attention.positional.local_near import Around
 from attnarray.layers import LocalAttention
 from tests.support.frozen import Frozen, frozen
 from tests.support.libraries import assert_close, assert_trees_close
@@ -52,7 +53,7 @@ def test_it_is_that_of_the_paper(reference: Frozen, dtype: str, kernels: str) ->
         grads = layer.bwd(arrays["dout"], ctx)
     assert_close(out, arrays["out"], tolerance, "out")
     if "p" in arrays:
-        assert_close(ctx.attention.attention.centers[:, 0], arrays["p"], tolerance, "p")
+        assert_close(ctx.attention.attention.around.centers[:, 0], arrays["p"], tolerance, "p")
     assert_close(grads.query, arrays["grad_h_t"], tolerance, "h_t")
     assert_close(grads.key, arrays["grad_h_s"], tolerance, "h_s")
     assert_trees_close(grads.params, params_of(reference.below("grad_")), tolerance)
@@ -67,7 +68,7 @@ def params_of(arrays: dict[str, Any]) -> dict[str, Any]:
 def test_rows_sum_to_less_than_1_where_there_is_a_gaussian(kernels: str) -> None:
     with aa.use_kernels(kernels):
         _, ctx = aa.local_attention_fwd(**QKV, **PREDICTIVE)
-        weights, centers = aa.attention_weights(ctx), ctx.attention.centers[:, 0, :, None]
+        weights, centers = aa.attention_weights(ctx), ctx.attention.around.centers[:, 0, :, None]
         _, monotonic = aa.local_attention_fwd(**QKV, **MONOTONIC)
         np.testing.assert_allclose(aa.attention_weights(monotonic).sum(-1), 1.0, rtol=1e-14)
     sums = weights.sum(-1)
@@ -192,8 +193,9 @@ def around(centers: np.ndarray, scoring: ScoreModifiers, window: int = 2, sigma:
     """Output and gradients of attention around these centers, for one cotangent."""
     q, k, v = (x[:, None] for x in QKV.values())
     dout = np.random.default_rng(1).standard_normal((B, 1, T, Dv))
-    out, lse = attend_around(q, k, v, centers, window, sigma, scoring)
-    return out, dout, *attend_around_backward(dout, q, k, v, centers, out, lse, window, sigma, scoring)
+    out, lse = attend_around(q, k, v, Around(centers, window, sigma), scoring)
+    delta = np.sum(out * dout, axis=-1)
+    return out, dout, *attend_around_backward(dout, delta, None, q, k, v, Around(centers, window, sigma), lse, scoring)
 
 
 @each_kernels
@@ -223,7 +225,11 @@ def test_the_window_moves_in_steps(kernels: str) -> None:
         for center in (3.999, 4.0, 4.001):
             v = np.broadcast_to(np.eye(S), (B, 1, S, S))
             out, _ = attend_around(
-                QKV["query"][:, None], QKV["key"][:, None], v, np.full((B, 1, T), center), 2, 1.0, ScoreModifiers(1.0)
+                QKV["query"][:, None],
+                QKV["key"][:, None],
+                v,
+                Around(np.full((B, 1, T), center), 2, 1.0),
+                ScoreModifiers(1.0),
             )
             seen[center] = np.flatnonzero(out[0, 0, 0]).tolist()
     assert seen == {3.999: [2, 3, 4, 5], 4.0: [2, 3, 4, 5, 6], 4.001: [3, 4, 5, 6]}

@@ -30,7 +30,7 @@ def test_gradients_of_the_layer(score: str, alignment: str, values: bool) -> Non
     options = {"kv_lengths": [8, 5], "bias": RNG.standard_normal((T, S))}
     out, ctx = layer.fwd(params, **given, **options)
     if alignment == "predictive":  # the differences must not step over an integer
-        centers = ctx.attention.attention.centers
+        centers = ctx.attention.attention.around.centers
         assert np.min(np.abs(centers - np.round(centers))) > 0.01
     assert out.shape == (B, T, 9 if values else keys.shape[-1])
     assert aa.attention_weights(ctx).shape == (B, T, S)
@@ -65,7 +65,7 @@ def test_general_is_dot_with_mapped_queries_that_look_where_they_looked() -> Non
     assert_close(ctx.attention.attention.q[:, 0], mapped, 1e-13)
     position = params["position"]
     centers = S / (1 + np.exp(-np.tanh(QUERY @ position["weight"].T) @ position["vector"]))
-    assert_close(ctx.attention.attention.centers[:, 0], centers, 1e-13)
+    assert_close(ctx.attention.attention.around.centers[:, 0], centers, 1e-13)
 
 
 def test_16_bit_parameters() -> None:

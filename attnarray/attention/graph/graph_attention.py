@@ -176,7 +176,7 @@ def graph_attention_fwd(
 
 
 @ignoring_fp_errors
-def graph_attention_bwd(dout: Array, ctx: GraphContext[ArrayT]) -> GraphGrads[ArrayT]:
+def graph_attention_bwd(dout: Array, ctx: GraphContext[ArrayT], dweights: Array | None = None) -> GraphGrads[ArrayT]:
     r"""The gradients of graph attention; the hidden layer of the scores is computed again.
 
     .. math::
@@ -198,6 +198,8 @@ def graph_attention_bwd(dout: Array, ctx: GraphContext[ArrayT]) -> GraphGrads[Ar
     ----------
     dout : the shape and dtype of the output
     ctx : GraphContext
+    dweights : (*batch, E, H), optional
+        A cotangent of the weights before dropout, as `graph_attention_weights` returns them.
 
     Returns
     -------
@@ -218,7 +220,13 @@ def graph_attention_bwd(dout: Array, ctx: GraphContext[ArrayT]) -> GraphGrads[Ar
     checks.cotangent(dout, (*ctx.batch, *q.shape[1:3], v.shape[3]), ctx.q)
     do = wide(_canonical(dout, ctx.batch))
     ddropped, dv = aggregate_backward(do, _dropped(ctx.weights, ctx), v, ctx.sources, ctx.targets)
-    dscores = _segment_softmax_backward(_dropped(ddropped, ctx), ctx.weights, ctx.targets, q.shape[1])
+    dp = _dropped(ddropped, ctx)
+    if dweights is not None:
+        checks.shape("dweights", dweights, (*ctx.batch, *ctx.weights.shape[1:]), "the shape of the weights")
+        checks.floating(dweights=dweights)
+        checks.namespace(dweights=dweights, query=ctx.q)
+        dp = dp + wide(_canonical(dweights, ctx.batch))
+    dscores = _segment_softmax_backward(dp, ctx.weights, ctx.targets, q.shape[1])
     backward = gat_scores_backward if ctx.score == "gat" else gatv2_scores_backward
     dq, dk, df, dw = backward(dscores, q, k, f, w, ctx.sources, ctx.targets, ctx.negative_slope)
     found = (None if x is None else restore(narrow(x, ctx.q), ctx.batch) for x in (dq, dk, dv, df))

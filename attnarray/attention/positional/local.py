@@ -13,12 +13,12 @@ from attnarray import checks
 from attnarray.attention.blocks import join, query_blocks, total_gradient
 from attnarray.attention.dot_product.projection import project, project_backward
 from attnarray.attention.dot_product.scaled_dot_product import SDPAContext, scaled_dot_product_attention_bwd
-from attnarray.attention.engine import DOT_PRODUCT, SOFTMAX, run
+from attnarray.attention.engine import DOT_PRODUCT, SOFTMAX, lse_cotangent, run, weights_cotangent
 from attnarray.attention.layout import Layout, sequence_layout
 from attnarray.attention.modifiers import ScoreModifiers
 from attnarray.attention.normalizers import masked_softmax, masked_softmax_backward, masked_softmax_from_lse
 from attnarray.attention.options import check_arrays, known_options, score_modifiers
-from attnarray.attention.positional.local_near import by_row, ends, gaussian, near_keys, sum_in_shape
+from attnarray.attention.positional.local_near import Around, by_row, ends, gathered, gaussian, near_keys, sum_in_shape
 from attnarray.attention.positional.local_position import PositionContext, predicted, predicted_backward
 from attnarray.attention.products import dot_products, hiding_product, weighted_sum, weighted_sum_over_queries
 from attnarray.attention.sequences import narrow, wide
@@ -52,9 +52,7 @@ class AroundContext(NamedTuple):
     q: Array
     k: Array
     v: Array
-    centers: Array
-    window: int
-    sigma: float
+    around: Around
     out: Array
     lse: Array
     modifiers: ScoreModifiers
@@ -63,9 +61,8 @@ class AroundContext(NamedTuple):
 
     def weights_of_rows(self, rows: slice) -> Array:
         """The weights of some queries, the Gaussian among them: (B, 1, rows, S)."""
-        lse, centers = (x[:, :, rows] for x in (self.lse, self.centers))
         products, modifiers = dot_products(self.q[:, :, rows, :], self.k), self.modifiers.rows(rows.start, rows.stop)
-        return dense_weights(products, lse, centers, self.window, self.sigma, modifiers)
+        return dense_weights(products, self.lse[:, :, rows], self.around.rows(rows), modifiers)
 
 
 class LocalContext(NamedTuple, Generic[ArrayT]):
@@ -217,14 +214,17 @@ def local_attention_fwd(
         centers, position = predicted(query, position_weight, position_vector, _lengths(modifiers, k))
         deviation = window / 2 if sigma is None else checks.positive("sigma", sigma)
         check_number("sigma", deviation, dtype_name(query.dtype), power=4)  # distances are divided by its square
-        around = attend_around(q, k, v, centers, window, deviation, modifiers)
-        attention = AroundContext(q, k, v, centers, window, deviation, *around, modifiers, layout, bias_shape)
+        around = Around(centers, window, deviation)
+        out_and_lse = attend_around(q, k, v, around, modifiers)
+        attention = AroundContext(q, k, v, around, *out_and_lse, modifiers, layout, bias_shape)
         out = read_only(layout.restore(attention.out))
     return narrow(out, query), LocalContext(query, query_map, position, attention)
 
 
 @ignoring_fp_errors
-def local_attention_bwd(dout: Array, ctx: LocalContext[ArrayT]) -> LocalGrads[ArrayT]:
+def local_attention_bwd(
+    dout: Array, ctx: LocalContext[ArrayT], dlse: Array | None = None, dweights: Array | None = None
+) -> LocalGrads[ArrayT]:
     r"""The gradients of local attention; weights p are recomputed from the lse.
 
     With g the Gaussian, which is 1 for "monotonic", u the logits of the positions and h = tanh(W_p q):
@@ -248,6 +248,8 @@ def local_attention_bwd(dout: Array, ctx: LocalContext[ArrayT]) -> LocalGrads[Ar
     ----------
     dout : the shape and dtype of the output
     ctx : LocalContext
+    dlse, dweights : optional
+        Cotangents of the lse (*batch, T) and of the weights (*batch, T, S), the Gaussian among them.
 
     Returns
     -------
@@ -267,15 +269,9 @@ def local_attention_bwd(dout: Array, ctx: LocalContext[ArrayT]) -> LocalGrads[Ar
     checks.cotangent(dout, tuple(layout.restore(attention.out).shape), ctx.query)
     dposition_weight = dposition_vector = dweight = None
     if isinstance(attention, SDPAContext):
-        dquery, dkey, dvalue, dbias, _ = scaled_dot_product_attention_bwd(wide(dout), attention)
+        dquery, dkey, dvalue, dbias, _ = scaled_dot_product_attention_bwd(wide(dout), attention, dlse, dweights)
     else:
-        q, k, v, centers, window, sigma, out, lse, modifiers, *_ = attention
-        *grads, dcenters, dbias = attend_around_backward(
-            layout.canonical(wide(dout)), q, k, v, centers, out, lse, window, sigma, modifiers
-        )
-        dquery, dkey, dvalue = (layout.restore(grad) for grad in grads)
-        if dbias is not None and attention.bias_shape is not None:
-            dbias = layout.restore_bias(dbias, attention.bias_shape)
+        dquery, dkey, dvalue, dcenters, dbias = _around_gradients(wide(dout), attention, dlse, dweights)
     if ctx.query_map is not None:
         query_grads = project_backward(dquery, ctx.query_map)
         dquery, dweight = query_grads.x, query_grads.weight.mT
@@ -288,9 +284,7 @@ def local_attention_bwd(dout: Array, ctx: LocalContext[ArrayT]) -> LocalGrads[Ar
 
 
 @accelerated
-def attend_around(
-    q: Array, k: Array, v: Array, centers: Array, window: int, sigma: float, modifiers: ScoreModifiers
-) -> tuple[Array, Array]:
+def attend_around(q: Array, k: Array, v: Array, around: Around, modifiers: ScoreModifiers) -> tuple[Array, Array]:
     r"""The forward pass: the Gaussian stands outside the softmax.
 
     .. math::
@@ -300,11 +294,8 @@ def attend_around(
     Parameters
     ----------
     q : (B, 1, T, D) float32 or float64, k : (B, 1, S, D), v : (B, 1, S, Dv)
-    centers : (B, 1, T)
-        c, from 0 to S.
-    window : int
-        w.
-    sigma : float
+    around : Around
+        c, w and sigma.
     modifiers : ScoreModifiers
 
     Returns
@@ -313,10 +304,10 @@ def attend_around(
     lse : (B, 1, T)
         Of the scores within the window.
     """
-    xp = namespace_of(q, k, v, centers)
+    xp, centers = namespace_of(q, k, v), around.centers
     outs, lses = [], []
-    for rows in _blocks(q, v, k.shape[2], window):
-        near = near_keys(k, centers[:, :, rows], window, sigma, modifiers.rows(rows.start, rows.stop))
+    for rows in _blocks(q, v, k.shape[2], around.window):
+        near = near_keys(k, around.rows(rows), modifiers.rows(rows.start, rows.stop))
         weights, lse = masked_softmax(dot_products(by_row(q[:, :, rows, :]), near.of(k)), near.modifiers)
         out = weighted_sum(hiding_product(weights, near.factor), near.of(v), True)  # (R, 1, 1, Dv)
         outs.append(xp.reshape(out, (q.shape[0], 1, rows.stop - rows.start, v.shape[3])))
@@ -326,13 +317,13 @@ def attend_around(
 
 @accelerated
 def attend_around_backward(
-    dout: Array, q: Array, k: Array, v: Array, centers: Array, out: Array, lse: Array, window: int, sigma: float,
+    dout: Array, delta: Array, dweights: Array | None, q: Array, k: Array, v: Array, around: Around, lse: Array,
     modifiers: ScoreModifiers,
 ) -> tuple[Array, Array, Array, Array, Array | None]:  # fmt: skip
     r"""The backward pass. Scores and weights are computed again, for the windows of a block of queries at a time.
 
     .. math::
-        a_{ij} = g_{ij}\, do_i \cdot v_j, \quad ds_{ij} = p_{ij} (a_{ij} - do_i \cdot o_i), \quad
+        a_{ij} = g_{ij} (do_i \cdot v_j + dw_{ij}), \quad ds_{ij} = p_{ij} (a_{ij} - \delta_i), \quad
         dc_i = \sum_j p_{ij}\, a_{ij}\, (j - c_i) / \sigma^2, \quad dv_j = \sum_i p_{ij}\, g_{ij}\, do_i
 
     .. math:: dq_i = \sum_j ds_{ij} k_j, \qquad dk_j = \sum_i ds_{ij} q_i
@@ -340,24 +331,34 @@ def attend_around_backward(
     with ds carried through softcap and scale before the last two. A center moves the Gaussian; that it also moves the
     window makes steps, whose gradient is 0.
 
+    Parameters
+    ----------
+    dout : (B, 1, T, Dv)
+    delta : (B, 1, T)
+        delta_i = sum_j p_ij a_ij - dlse_i.
+    dweights : (B, 1, T, S), optional
+        dw, a cotangent of the weights p g.
+
     Returns
     -------
-    dq, dk, dv, dcenters : the shapes of q, k, v, centers
+    dq, dk, dv, dcenters : the shapes of q, k, v and the centers
     dbias : the shape of modifiers.bias, or None
     """
-    xp = namespace_of(dout, q, k, v, centers)
-    delta = xp.sum(hiding_product(out, dout), axis=-1)  # (B, 1, T)
+    xp, (centers, _, sigma) = namespace_of(dout, q, k, v), around
     dqs, dcenters, dbiases = [], [], []
     dk, dv = xp.zeros_like(k), xp.zeros_like(v)
-    for rows in _blocks(q, v, k.shape[2], window):
+    for rows in _blocks(q, v, k.shape[2], around.window):
         block = modifiers.rows(rows.start, rows.stop)
-        near = near_keys(k, centers[:, :, rows], window, sigma, block)
+        near = near_keys(k, around.rows(rows), block)
         q_rows, dout_rows, keys = by_row(q[:, :, rows, :]), by_row(dout[:, :, rows, :]), near.of(k)
-        dweights = hiding_product(near.factor, dot_products(dout_rows, near.of(v)))  # (R, 1, 1, N)
-        through_center = dweights * (near.distances / sigma**2)  # before a kernel overwrites dweights
+        dnear = hiding_product(near.factor, dot_products(dout_rows, near.of(v)))  # (R, 1, 1, N)
+        if dweights is not None:
+            direct = by_row(gathered(dweights[:, :, rows, :], near.keys)[:, None, :, :])
+            dnear = dnear + gaussian(near.distances, sigma) * direct
+        through_center = dnear * (near.distances / sigma**2)  # before a kernel overwrites dnear
         lses, deltas = (by_row(x[:, :, rows, None])[..., 0] for x in (lse, delta))
         scores = dot_products(q_rows, keys)
-        weights, dscores, dmodified = masked_softmax_backward(scores, dweights, lses, deltas, near.modifiers)
+        weights, dscores, dmodified = masked_softmax_backward(scores, dnear, lses, deltas, near.modifiers)
         dqs.append(xp.reshape(weighted_sum(dscores, keys, True), q[:, :, rows, :].shape))
         dk = dk + near.sum(weighted_sum_over_queries(dscores, q_rows, 1, True), k)
         dv = dv + near.sum(weighted_sum_over_queries(hiding_product(weights, near.factor), dout_rows, 1, True), v)
@@ -368,11 +369,9 @@ def attend_around_backward(
     return join(dqs), dk, dv, join(dcenters), total_gradient(dbiases, modifiers.bias)
 
 
-def dense_weights(
-    scores: Array, lse: Array, centers: Array, window: int, sigma: float, modifiers: ScoreModifiers
-) -> Array:
+def dense_weights(scores: Array, lse: Array, around: Around, modifiers: ScoreModifiers) -> Array:
     """The weights of queries against all keys, from scores (B, 1, T, S), before dropout."""
-    xp = namespace_of(scores, centers)
+    xp, (centers, window, sigma) = namespace_of(scores), around
     center = centers[..., None]  # (B, 1, T, 1)
     lowest, highest = ends(center, scores.shape[3], window)
     keys = xp.arange(scores.shape[3], dtype=lowest.dtype, device=device_of(scores))
@@ -380,6 +379,24 @@ def dense_weights(
     mask = inside if modifiers.mask is None else inside & modifiers.mask
     weights = masked_softmax_from_lse(scores, lse, modifiers._replace(mask=mask))
     return xp.where(weights == 0, 0.0, weights * gaussian(xp.astype(keys, centers.dtype) - center, sigma))
+
+
+def _around_gradients(
+    dout: Array, ctx: AroundContext, dlse: Array | None, dweights: Array | None
+) -> tuple[Any, Any, Any, Any, Any]:
+    """The gradients of queries, keys and values in the caller's layout, of the centers and of the bias."""
+    q, k, v, around, out, lse, modifiers, layout, bias_shape = ctx
+    do, dlse, dweights = layout.canonical(dout), lse_cotangent(dlse, ctx), weights_cotangent(dweights, ctx)
+    xp = checks.namespace(dout=do, dlse=dlse, dweights=dweights, query=q)
+    delta = xp.sum(hiding_product(out, do), axis=-1)  # (B, 1, T)
+    if dweights is not None:
+        delta = delta + xp.sum(hiding_product(ctx.weights_of_rows(slice(0, q.shape[2])), dweights), axis=-1)
+    delta = delta if dlse is None else delta - dlse
+    *grads, dcenters, dbias = attend_around_backward(do, delta, dweights, q, k, v, around, lse, modifiers)
+    if dbias is not None and bias_shape is not None:
+        dbias = layout.restore_bias(dbias, bias_shape)
+    dquery, dkey, dvalue = (layout.restore(grad) for grad in grads)
+    return dquery, dkey, dvalue, dcenters, dbias
 
 
 def _lengths(modifiers: ScoreModifiers, k: Array) -> Array | float:

@@ -13,6 +13,18 @@ from attnarray.ops.segments import sum_segments
 from attnarray.random import attention_keep_mask_at
 
 
+class Around(NamedTuple):
+    """Windows of the keys within `window` of a center, where the weights take a Gaussian of deviation `sigma`."""
+
+    centers: Array  # (B, 1, T), from 0 to S
+    window: int
+    sigma: float
+
+    def rows(self, rows: slice) -> Around:
+        """Those of these queries."""
+        return self._replace(centers=self.centers[:, :, rows])
+
+
 class Near(NamedTuple):
     """The keys of the windows of some queries. R counts queries over all batches, N the keys of a window."""
 
@@ -35,8 +47,9 @@ class Near(NamedTuple):
         return xp.reshape(sum_segments(flat, self.places, like.shape[0] * like.shape[2]), like.shape)
 
 
-def near_keys(k: Array, centers: Array, window: int, sigma: float, modifiers: ScoreModifiers) -> Near:
+def near_keys(k: Array, around: Around, modifiers: ScoreModifiers) -> Near:
     """The keys within the windows of these queries, and what is done with their scores and weights."""
+    centers, window, sigma = around
     xp = namespace_of(k, centers)
     S, count = k.shape[2], min(2 * window + 1, k.shape[2])
     center = centers[:, 0, :, None]  # (B, T, 1)
@@ -49,7 +62,7 @@ def near_keys(k: Array, centers: Array, window: int, sigma: float, modifiers: Sc
         p = modifiers.dropout.p
         factor = xp.where(keep, factor * (1.0 / (1.0 - p) if p < 1 else 0.0), 0.0)
     mask = reduce(and_, [(keys >= lowest) & (keys <= highest), *_rules(modifiers, keys)])
-    bias = None if modifiers.bias is None else _by_key(_gathered(modifiers.bias, keys))
+    bias = None if modifiers.bias is None else _by_key(gathered(modifiers.bias, keys))
     near = ScoreModifiers(modifiers.scale, modifiers.softcap, bias, _by_key(mask))
     return Near(keys, _among_all(keys, S), _by_key(distances), _by_key(factor), near)
 
@@ -69,7 +82,7 @@ def gaussian(distances: Array, sigma: float) -> Array:
 def _rules(modifiers: ScoreModifiers, keys: Array) -> list[Array]:
     """What the mask, the lengths and the band of positions allow of keys (B, T, N)."""
     xp = namespace_of(keys)
-    allowed = [] if modifiers.mask is None else [_gathered(modifiers.mask, keys)]
+    allowed = [] if modifiers.mask is None else [gathered(modifiers.mask, keys)]
     if modifiers.kv_lengths is not None:
         allowed.append(keys < modifiers.kv_lengths[:, None, None])
     offset = modifiers.q_offset if isinstance(modifiers.q_offset, int) else modifiers.q_offset[:, None, None]
@@ -87,7 +100,7 @@ def _kept(modifiers: ScoreModifiers, keys: Array) -> Array | None:
     if dropout is None:
         return None
     if dropout.keep is not None:
-        return _gathered(dropout.keep, keys)
+        return gathered(dropout.keep, keys)
     return attention_keep_mask_at(
         dropout.seed, dropout.p, keys, namespace_of(keys), device_of(keys), modifiers.q_offset
     )
@@ -119,7 +132,7 @@ def _entries(shape: tuple[int, ...], keys: Array) -> Array:
     return xp.reshape(places + (batches * (t * s if b > 1 else 0))[:, None, None], (math.prod(keys.shape),))
 
 
-def _gathered(array: Array, keys: Array) -> Array:
+def gathered(array: Array, keys: Array) -> Array:
     """The entries of an array (B|1, 1, T|1, S|1) for keys (B, T, N), in the shape of these."""
     xp = namespace_of(array)
     every = xp.reshape(array, (math.prod(array.shape),))

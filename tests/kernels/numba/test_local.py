@@ -13,6 +13,7 @@ import pytest
 import attnarray as aa
 from attnarray.attention.modifiers import Dropout, ScoreModifiers
 from attnarray.attention.positional import local as mechanism
+from attnarray.attention.positional.local_near import Around
 from attnarray.dispatch import KernelUnavailableError
 from attnarray.kernels import Declined
 from attnarray.kernels.numba.attention import local
@@ -64,8 +65,10 @@ def run(
     q, k, v, centers, dout = given
     sigma = window / 2 if sigma is None else sigma
     with aa.use_kernels(kernels), np.errstate(invalid="ignore"):
-        out, lse = mechanism.attend_around(q, k, v, centers, window, sigma, scoring)
-        grads = mechanism.attend_around_backward(dout, q, k, v, centers, out, lse, window, sigma, scoring)
+        around = Around(centers, window, sigma)
+        out, lse = mechanism.attend_around(q, k, v, around, scoring)
+        delta = np.sum(np.where(out == 0, 0.0, dout * out), axis=-1)  # fully masked rows may have any cotangent
+        grads = mechanism.attend_around_backward(dout, delta, None, q, k, v, around, lse, scoring)
     assert grads[4] is None
     return out, lse, *grads[:4]
 
@@ -199,13 +202,13 @@ def test_what_the_kernels_decline_goes_to_the_reference() -> None:
     q, k, v, centers, _ = arrays((2, 5, 9, 7, 6, 2), "float64")
     for name, scoring in DECLINED.items():
         with pytest.raises(Declined, match=f"^{name}: (windows are read as a whole|dropout is drawn)"):
-            local.attend_around(q, k, v, centers, 2, 1.0, scoring)
+            local.attend_around(q, k, v, Around(centers, 2, 1.0), scoring)
         with pytest.raises(KernelUnavailableError, match=f"cannot run there: {name}: "), aa.use_kernels("numba"):
-            mechanism.attend_around(q, k, v, centers, 2, 1.0, scoring)
-        explained = aa.explain(mechanism.attend_around, q, k, v, centers, 2, 1.0, scoring)
+            mechanism.attend_around(q, k, v, Around(centers, 2, 1.0), scoring)
+        explained = aa.explain(mechanism.attend_around, q, k, v, Around(centers, 2, 1.0), scoring)
         assert explained.choices[0][:2] == ("attention.positional.local:attend_around", "reference")
     with pytest.raises(Declined, match="dtype float16: float32 and float64 only"):
-        local.attend_around(q.astype("f2"), k, v, centers, 2, 1.0, ScoreModifiers(1.0))
+        local.attend_around(q.astype("f2"), k, v, Around(centers, 2, 1.0), ScoreModifiers(1.0))
 
 
 def test_16_bit_floats_are_computed_by_the_kernel_too() -> None:

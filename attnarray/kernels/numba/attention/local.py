@@ -43,11 +43,11 @@ class Rows(NamedTuple):
     length: int
 
 
-def attend_around(q: Any, k: Any, v: Any, centers: Any, window: int, sigma: float, modifiers: Any) -> tuple[Any, Any]:
+def attend_around(q: Any, k: Any, v: Any, around: Any, modifiers: Any) -> tuple[Any, Any]:
     """See the reference."""
     real = _real(q, modifiers)
     rows = [_rows(x, real) for x in (q, k, v)]
-    call = _call(q, k, rows, centers, window, sigma, modifiers)
+    call = _call(q, k, rows, around, modifiers)
     queries = q.shape[0] * q.shape[2]
     out, lse = np.zeros((queries, call.width), real), np.empty(queries, real)
     work = ra.nanoseconds(queries * len(call.ramp) * (call.depth + call.width + EXPONENTIALS), FORWARD, real)
@@ -56,19 +56,20 @@ def attend_around(q: Any, k: Any, v: Any, centers: Any, window: int, sigma: floa
 
 
 def attend_around_backward(
-    dout: Any, q: Any, k: Any, v: Any, centers: Any, out: Any, lse: Any, window: int, sigma: float, modifiers: Any
+    dout: Any, delta: Any, dweights: Any, q: Any, k: Any, v: Any, around: Any, lse: Any, modifiers: Any
 ) -> tuple[Any, Any, Any, Any, None]:
     """See the reference."""
     real = _real(q, modifiers)
+    if dweights is not None:
+        raise Declined("dweights: no cotangent of the weights is served")
     rows, drows = [_rows(x, real) for x in (q, k, v)], _rows(dout, real)
-    call = _call(q, k, rows, centers, window, sigma, modifiers)
+    call = _call(q, k, rows, around, modifiers)
     queries, span = q.shape[0] * q.shape[2], len(call.ramp)
-    products = np.where(out == 0, 0.0, dout * out)  # fully masked or dropped rows may have any cotangent
-    delta, lses = ra.flat(np.sum(products, axis=-1), real), ra.flat(lse, real)
+    deltas, lses = ra.flat(delta, real), ra.flat(lse, real)
     dq, dcenters = np.zeros((queries, call.depth), real), np.zeros(queries, real)
     dscores, weights = np.empty((queries, call.scratch), real), np.empty((queries, call.scratch), real)
     call = call._replace(
-        lse=lses, dout=drows.address, dout_step=drows.stride, delta=delta, dq=dq, dcenters=dcenters, dscores=dscores,
+        lse=lses, dout=drows.address, dout_step=drows.stride, delta=deltas, dq=dq, dcenters=dcenters, dscores=dscores,
         weights=weights,
     )  # fmt: skip
     work = ra.nanoseconds(queries * span * (call.depth + call.width + EXPONENTIALS), BACKWARD, real)
@@ -83,7 +84,7 @@ def attend_around_backward(
         adding = Sums(call.queries, call.keys, call.bounds, call.scratch, *given)
         split_rows(add_long_windows if is_long else add_windows, units, work, *pack(adding, real))
         sums.append(_cut(total.astype(real, copy=False), x.shape))
-    return _cut(dq, q.shape), *sums, dcenters.reshape(centers.shape), None
+    return _cut(dq, q.shape), *sums, dcenters.reshape(around.centers.shape), None
 
 
 def warmup(dtype: str) -> None:
@@ -119,8 +120,8 @@ def _rows(x: Any, real: Any) -> Rows:
     return Rows(rows.array, rows.address, rows.stride // real.itemsize, length)
 
 
-def _call(q: Any, k: Any, rows: Any, centers: Any, window: int, sigma: float, modifiers: Any) -> Windows:
-    real = ra.compute_dtype(q)
+def _call(q: Any, k: Any, rows: Any, around: Any, modifiers: Any) -> Windows:
+    real, (centers, window, sigma) = ra.compute_dtype(q), around
     span = min(2 * window + 1, k.shape[2])
     bounds, looked = _bounds(centers, k.shape[2], window, modifiers), ra.flat(centers, real)
     ramp, offsets = np.arange(span, dtype=real), np.empty(len(bounds), np.int64)
