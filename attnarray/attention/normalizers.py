@@ -141,9 +141,9 @@ def masked_softmax_backward(
     dmodified : (B, H, T, S) or None
         The gradient of the modified scores, which is that of the bias; only when there is one.
     """
-    stages = modifier_stages(scores, modifiers)
+    xp, stages = namespace_of(scores), modifier_stages(scores, modifiers)
     weights = _softmax_from_lse(stages[-1], lse)
-    dmodified = namespace_of(scores).where(weights == 0, 0.0, weights * (dweights - delta[..., None]))
+    dmodified = xp.where(weights == 0, 0.0, weights * (dweights - delta[..., None]))
     dscores = scaled_and_capped_backward(dmodified, stages[0], modifiers)
     return weights, dscores, None if modifiers.bias is None else dmodified
 
