@@ -172,9 +172,12 @@ def gradients(
     layout = ctx.layout
     checks.shape("dout", dout, ctx.out_shape, "the shape of the output")
     checks.floating(dout=dout, query=ctx.q)
-    if dlse is not None and not isinstance(ctx.normalizer, Softmax):
-        raise ValueError("`dlse` is given, but only the weights of a softmax have an lse. Leave it out.")
-    dlse, dweights = lse_cotangent(dlse, ctx), weights_cotangent(dweights, ctx)
+    if dlse is not None:
+        if not isinstance(ctx.normalizer, Softmax):
+            raise ValueError("`dlse` is given, but only the weights of a softmax have an lse. Leave it out.")
+        dlse = lse_cotangent(dlse, ctx)
+    if dweights is not None:
+        dweights = weights_cotangent(dweights, ctx)
     checks.namespace(dout=dout, dlse=dlse, dweights=dweights, query=ctx.q)
     return restored(backward(layout.canonical(dout), ctx, dlse, dweights), ctx)
 
