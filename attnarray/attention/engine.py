@@ -46,7 +46,7 @@ from attnarray.numpy_arrays import read_only
 C = TypeVar("C", bound="AttentionContext")
 
 
-@declare(GROUPED=True)
+@declare(GROUPED=True, OVERWRITABLE=True)
 class DotProduct(NamedTuple):
     r"""The scorer of dot products.
 
@@ -78,7 +78,7 @@ class Precomputed(NamedTuple):
     values: Array  # (B, H, T, S)
 
     def scores(self, q: Array, k: Array, rows: slice) -> Array:
-        return namespace_of(self.values).asarray(self.values, copy=True)  # which kernels may overwrite
+        return self.values
 
     def backward(self, dscores: Array, q: Array, k: Array, rows: slice) -> tuple[Array, Array, Precomputed]:
         """The gradient of the scores; queries and keys have none."""
@@ -308,23 +308,28 @@ def _forward_in_blocks(
             queries, bias = own.split(queries, k, rows, block.scale)
             out, kept = attention(queries, k, v, plus_bias(block, bias))
         else:
-            out, kept = _block_forward(own.scores(queries, k, rows), v, block, cut(normalizer, rows), rows)
+            out, kept = _block_forward(own, queries, k, v, block, cut(normalizer, rows), rows)
         outs.append(xp.astype(out, q.dtype, copy=False))
         kepts.append(kept)
     return join(outs), map_arrays(join, *kepts)
 
 
 def _block_forward(
-    scores: Array, v: Array, modifiers: ScoreModifiers, normalizer: Any, rows: slice
+    scorer: Any, q: Array, k: Array, v: Array, modifiers: ScoreModifiers, normalizer: Any, rows: slice
 ) -> tuple[Array, Any]:
     if _is_masked_softmax(normalizer, modifiers):
-        weights, kept = masked_softmax(scores, modifiers)
+        weights, kept = masked_softmax(_overwritable_scores(scorer, q, k, rows), modifiers)
     else:
-        scores = modified_scores(scores, modifiers)  # no array of this size is held longer than needed
-        weights, kept = normalizer.weights(scores, rows)
+        weights, kept = normalizer.weights(modified_scores(scorer.scores(q, k, rows), modifiers), rows)
     factor = dropout_factor(modifiers, weights.shape, weights)
     weights = weights if factor is None else weights * factor
     return weighted_sum(weights, v, _hides(modifiers, normalizer)), kept
+
+
+def _overwritable_scores(scorer: Any, q: Array, k: Array, rows: slice) -> Array:
+    """The scores in an array that kernels may overwrite: it must not be one of the scorer's own."""
+    scores = scorer.scores(q, k, rows)
+    return scores if getattr(scorer, "OVERWRITABLE", False) else namespace_of(scores).asarray(scores, copy=True)
 
 
 def _backward_in_blocks(dout: Array, dkept: Any, dweights: Array | None, ctx: AttentionContext) -> AttentionGrads:
@@ -391,7 +396,7 @@ def _block_backward(
     if direct is not None:
         dweights = dweights + direct
     if _is_masked_softmax(normalizer, modifiers):
-        scores = scorer.scores(q, k, rows)
+        scores = _overwritable_scores(scorer, q, k, rows)
         out, wide_dout = (xp.astype(x, scores.dtype, copy=False) for x in (out, dout))
         delta = xp.sum(hiding_product(out, wide_dout), axis=-1)  # sum_j p_ij dp_ij
         if direct is not None:

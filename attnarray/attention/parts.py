@@ -19,7 +19,7 @@ class Scorer(Protocol):
 
     Class attributes, all optional: PER_QUERY, the names of arrays (B, H, T, ...) to cut to the rows, as q is; GROUPED,
     whether keys may have fewer heads than queries; HELD, the number of arrays of the size of the scores that are held
-    at a time.
+    at a time; OVERWRITABLE, whether `scores` returns a new array, which is copied otherwise.
 
     A scorer that adds to dot products can have `attention` compute all but that: `split(q, k, rows, scale)` gives
     queries q' and a bias (B, H, rows, S) with scale s = scale q' . k + bias, and `split_backward(dq', dbias, q, k,

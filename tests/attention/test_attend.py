@@ -189,6 +189,31 @@ def _lse(ctx: Any) -> Any:
     return ctx.lse
 
 
+class Table(NamedTuple):
+    """A scorer whose scores are its own array."""
+
+    values: np.ndarray  # (B, H, T, S)
+
+    def scores(self, q: Any, k: Any, rows: slice) -> Any:
+        return self.values
+
+    def backward(self, dscores: Any, q: Any, k: Any, rows: slice) -> Any:
+        return np.zeros_like(q), np.zeros_like(k), Table(dscores)
+
+
+@pytest.mark.parametrize(
+    "parts", [{}, {"normalizer": aa.Entmax(1.5)}, {"softcap": 2.0}, {"modifiers": (Distance(np.ones(H)),)}]
+)
+def test_the_array_of_a_scorer_is_not_overwritten(parts: dict[str, Any]) -> None:
+    given = RNG.standard_normal((B, H, T, S))
+    scorer = Table(given.copy())
+    out, ctx = aa.attend_fwd(QUERY, KEY, VALUE, scorer=scorer, is_causal=True, **parts)
+    np.testing.assert_array_equal(scorer.values, given)
+    grads = aa.attend_bwd(np.ones_like(out), ctx)
+    np.testing.assert_array_equal(scorer.values, given)
+    assert grads.scorer.values.shape == given.shape
+
+
 class Forward(NamedTuple):
     """A scorer without a backward."""
 

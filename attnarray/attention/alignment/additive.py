@@ -16,7 +16,7 @@ from attnarray.masks import Mask
 from attnarray.numpy_arrays import writable
 
 
-@declare(HELD=8)  # beside the hidden layer, which has blocks of its own
+@declare(HELD=8, OVERWRITABLE=True)  # beside the hidden layer, which has blocks of its own
 class Additive(NamedTuple):
     r"""The scorer of additive attention.
 

@@ -55,7 +55,7 @@ class Scales(NamedTuple):
         return default if given is None else 1.0 if checks.is_array(given) else float(given)
 
 
-@declare(PER_QUERY=("beta",), HELD=2)
+@declare(PER_QUERY=("beta",), HELD=2, OVERWRITABLE=True)
 class CappedDotProduct(NamedTuple):
     r"""The scorer of dot products with a softcap within an inverse temperature for each query.
 

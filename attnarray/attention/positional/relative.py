@@ -34,7 +34,7 @@ class RelativeOptions(TypedDict, total=False):
     layout: checks.LayoutName
 
 
-@declare(GROUPED=True, HELD=2)
+@declare(GROUPED=True, HELD=2, OVERWRITABLE=True)
 class Relative(NamedTuple):
     r"""The scorer of relative attention.
 
