@@ -1,11 +1,11 @@
-"""How exact the float32 kernels are on long sums, beside the array code and the same calls in float64.
+"""Accuracy of the float32 kernels on long sums, compared with the array code and the same calls in float64.
 
     python -m benchmarks.accuracy [--sizes 64 1024 4096] [--only sdpa] [--mean 0 1] [--output NAME]
 
-Every case is called at growing numbers of keys, queries, rows, tokens or edges. For each result the table has the
+Every case is called at increasing numbers of keys, queries, rows, tokens or edges. For each result the table has the
 root mean square and the maximum of the error of the array code (`use_kernels("reference")`), in roundings of the
-largest number of the result, and beside it how many times as large the error of the kernels is. Small sizes are drawn
-several times and taken together. `--output NAME` writes results/NAME-accuracy.json, and .md with the worst of all
+largest number of the result, and the ratio of the error of the kernels to it. Small sizes are drawn
+several times and combined. `--output NAME` writes results/NAME-accuracy.json, and .md with the worst of all
 sizes.
 """
 
@@ -26,12 +26,12 @@ from benchmarks.accuracy_cases import CASES, Arrays, Case, Numbers, Results
 
 SIZES = (64, 1024, 4096, 16384, 65536)
 RESULTS = Path(__file__).parent / "results"
-DRAWS, LARGE = 32, 2**17  # as many draws as rows in all, about
-EPS = 2.0**-24  # half the distance of 1 to the next float32: the most that one rounding is off by
+DRAWS, LARGE = 32, 2**17  # draws per case: about LARGE rows, at most DRAWS
+EPS = 2.0**-24  # half the distance of 1 to the next float32: the largest error of one rounding
 MOST = 2.0  # times the error of the array code
-# Roundings of the largest number besides: what goes into a sum and comes out of it is rounded as well, and which of few
-# numbers is off most is a matter of luck.
-BESIDES, BESIDES_LARGEST = 1.0, 8.0
+# Roundings of the largest number allowed besides: inputs and outputs of a sum are rounded, too, and the maximum of few
+# numbers is random.
+ALLOWANCE, ALLOWANCE_LARGEST = 1.0, 8.0
 
 
 class Row(NamedTuple):
@@ -48,9 +48,9 @@ class Row(NamedTuple):
 
     @property
     def is_right(self) -> bool:
-        """No more than twice the error of the array code, and some roundings."""
-        pairs = (self.rms, self.rms_ratio, BESIDES), (self.largest, self.largest_ratio, BESIDES_LARGEST)
-        return all(error * ratio <= MOST * error + besides for error, ratio, besides in pairs)
+        """Whether the error is at most twice that of the array code, plus some roundings."""
+        pairs = (self.rms, self.rms_ratio, ALLOWANCE), (self.largest, self.largest_ratio, ALLOWANCE_LARGEST)
+        return all(error * ratio <= MOST * error + allowance for error, ratio, allowance in pairs)
 
 
 def in_dtype(arrays: Arrays, dtype: Any) -> Arrays:
@@ -100,7 +100,7 @@ def report(rows: list[Row]) -> str:
 
 
 def worst(rows: list[Row]) -> list[Row]:
-    """For each case and result the row whose kernels are the least exact beside the array code."""
+    """For each case and result the row with the largest error of the kernels relative to the array code."""
     found: dict[tuple[str, str], Row] = {}
     for row in rows:
         key = row.case, row.result
@@ -110,7 +110,7 @@ def worst(rows: list[Row]) -> list[Row]:
 
 
 def main() -> int:
-    """Measure all cases, print the table, and write it where asked; 1 if a kernel is less exact than it should be."""
+    """Measure all cases, print the table, and write it if asked; return 1 if a kernel is not accurate enough."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--mean", type=float, nargs="+", default=(0.0, 1.0), help="of values and cotangents")

@@ -32,7 +32,7 @@ class Case(NamedTuple):
     name: str
     arrays: Callable[[int, Numbers], Arrays]
     call: Callable[..., Results]
-    most: int = 2**16  # the largest size that is worth its time
+    most: int = 2**16  # the largest size that is not too slow
 
 
 def triple(name: str, *others: str, **options: Any) -> Callable[..., Results]:

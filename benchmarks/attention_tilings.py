@@ -1,9 +1,9 @@
-"""How attention on tensor cores depends on its tiles, on a GPU.
+"""Speed of attention on tensor cores with different tilings, on a GPU.
 
     python -m benchmarks.attention_tilings [--output FILE]
 
-Each kernel is timed alone, on bfloat16 that is not masked, for some tilings beside the one that is used. The rate
-counts the products of matrices that the kernel makes: two forward, three for the gradient of queries, four for those of
+Each kernel is timed alone, on bfloat16 without masks, for the default tiling and some others. The rate
+counts the matrix products of the kernel: two forward, three for the gradient of queries, four for those of
 keys and values.
 """
 
@@ -73,7 +73,7 @@ def measured() -> Iterator[dict[str, Any]]:
 
 @contextlib.contextmanager
 def only(kernel: str, tiling: Tiling) -> Iterator[None]:
-    """Within the block, of the kernels with tiles this one alone is launched, with this tiling."""
+    """Within the block, only this kernel of those with tiles is launched, with this tiling."""
     launch = attention.launch
 
     def launched(one: loader.Kernel, *rest: Any) -> None:

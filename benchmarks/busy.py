@@ -1,11 +1,11 @@
-"""Train the demo's models with other numbers of threads, on a quiet machine and beside processes that compute.
+"""Train the demo's models with several numbers of threads, on an idle machine and while other processes compute.
 
-NumPy's products have threads of their own, which spin while they wait. This measures what they gain when nothing else
-runs, and what they cost when something does: `attnarray.blas` is set by it. Each measurement is a process of its own,
+Threads of NumPy's products spin while they wait. This measures what they gain on an idle machine, and what they cost
+on a busy one; `attnarray.blas` is chosen by it. Each measurement is a separate process,
 all kinds in turn, several rounds; the figures are medians.
 
     python -m benchmarks.busy --output NAME-busy      # writes results/NAME-busy.json and .md; about ten minutes
-    python -m benchmarks.busy --quick                 # to see that it runs
+    python -m benchmarks.busy --quick                 # a test that it runs
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SPIN = "while True: pass"
 
 
 class Kind(NamedTuple):
-    """What is measured: a model, the number of processes that compute beside it, and threads (None: all CPUs)."""
+    """What is measured: a model, the number of other processes that compute, and threads (None: all CPUs)."""
 
     attention: str
     busy: int
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def measure(kind: Kind, steps: int) -> float:
-    """Milliseconds of a step in a process of its own."""
+    """Milliseconds of a step, in a new process."""
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     if kind.blas is not None:
         environment |= {name: str(kind.blas) for name in VARIABLES[:3]}

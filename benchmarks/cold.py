@@ -1,10 +1,10 @@
-"""How long the commands take with nothing compiled before, and again with what the first run compiled.
+"""Time of the commands without compiled kernels, and again with those that the first run compiled.
 
     python -m benchmarks.cold [--output NAME] [COMMAND ...]
 
-Each command runs twice in processes of its own, with the caches of compiled kernels in a folder that is empty before
-the first run. COMMAND is what stands after `attnarray`, quoted if it has options: "bench --quick"; by default info,
-check, demo and bench. Nothing else should run meanwhile. Run it from the folder of the repository.
+Each command runs twice, in new processes, with the caches of compiled kernels in a folder that is empty before
+the first run. COMMAND is what follows `attnarray`, quoted if it has options: "bench --quick"; by default info,
+check, demo and bench. Nothing else should run meanwhile. Run it from the root of the repository.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RUNS = ("cold", "warm")
 
 
 def run(command: str, folder: Path) -> None:
-    """Run one command of attnarray with its caches, and the files that it writes, in a folder."""
+    """Run one command of attnarray, with its caches and outputs in a folder."""
     caches = {name: str(folder / name.lower()) for name in CACHES}
     environment = {**os.environ, **caches, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(

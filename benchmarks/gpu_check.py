@@ -1,9 +1,9 @@
-"""All that can be said of the CUDA kernels only on a GPU, in one command of less than ten minutes.
+"""All checks and measurements of the CUDA kernels that need a GPU, in one command of less than ten minutes.
 
     python -m benchmarks.gpu_check [--only STAGE ...] [--output FILE] [--list]
 
-Each stage runs in a process of its own, so that one that hangs or crashes costs itself alone. The results are written
-after each stage. Exit code 0: all stages passed; 1: one failed; 2: there is no GPU, or none that will do.
+Each stage runs in its own process, so that one that hangs or crashes does not affect the others. The results are
+written after each stage. Exit code 0: all stages passed; 1: one failed; 2: there is no GPU, or none that is supported.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ class Stage(NamedTuple):
 
 
 STAGES = {
-    "device": Stage("gpu_check_machine", 10, "the GPU, its driver, and the versions of all that takes part"),
-    "compilation": Stage("gpu_check_correctness", 45, "every source, on all processors, for the stages that follow"),
-    "ceilings": Stage("gpu_check_machine", 15, "what copies and matrix products reach"),
+    "device": Stage("gpu_check_machine", 10, "the GPU, its driver, and the versions of all packages"),
+    "compilation": Stage("gpu_check_correctness", 45, "every source, on all processors, for the next stages"),
+    "ceilings": Stage("gpu_check_machine", 15, "rates of copies and matrix products"),
     "calibration": Stage("gpu_check_correctness", 10, "each primitive against the emulation, bit by bit"),
     "kernels": Stage("gpu_check_correctness", 30, "every kernel against its reference in float64; the same bits again"),
     "attention": Stage("gpu_check_attention", 50, "attention on tensor cores against the reference in float64"),
     "suite": Stage("gpu_check_suite", 140, "the tests that need a GPU"),
     "examples": Stage("gpu_check_suite", 60, "the programs of docs/examples, their quick form"),
     "check": Stage("gpu_check_correctness", 55, "`attnarray check` on CuPy"),
-    "sanitizer": Stage("gpu_check_correctness", 50, "every kernel under compute-sanitizer, where it is installed"),
+    "sanitizer": Stage("gpu_check_correctness", 50, "every kernel under compute-sanitizer, if installed"),
     "rows": Stage("gpu_check_speed", 25, "kernels along rows, as a share of the bandwidth of a copy"),
-    "additive": Stage("gpu_check_additive", 15, "additive scores, forward and backward, beside plain array code"),
-    "sixteen_bit": Stage("gpu_check_products", 20, "batched products of 16-bit matrices, beside PyTorch's"),
-    "attention_speed": Stage("gpu_check_attention", 60, "attention on tensor cores beside PyTorch's kernels"),
+    "additive": Stage("gpu_check_additive", 15, "additive scores, forward and backward, compared with array code"),
+    "sixteen_bit": Stage("gpu_check_products", 20, "batched products of 16-bit matrices, compared with PyTorch"),
+    "attention_speed": Stage("gpu_check_attention", 60, "attention on tensor cores, compared with PyTorch's kernels"),
     "overhead": Stage("gpu_check_speed", 15, "what a call costs the host"),
 }
 PASSED, FAILED, NO_GPU, NOT_RUN, TIMED_OUT = "passed", "failed", "no GPU", "not run", "timed out"
@@ -54,7 +54,7 @@ EXIT_CODES = {PASSED: 0, NOT_RUN: 0, NO_GPU: 2}
 
 
 class NoGpuError(Exception):
-    """There is no GPU that will do; the message says why."""
+    """There is no supported GPU; the message says why."""
 
 
 class NotRunError(Exception):
@@ -62,7 +62,7 @@ class NotRunError(Exception):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the stages, say what each found, and return the exit code."""
+    """Run the stages, print their results, and return the exit code."""
     options = _options(arguments)
     if options.list:
         print("\n".join(f"{name:<12} {stage.about}" for name, stage in STAGES.items()))
@@ -86,7 +86,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="+", choices=list(STAGES), metavar="STAGE", help=f"of {', '.join(STAGES)}")
     parser.add_argument("--output", help="a JSON file, written after each stage")
-    parser.add_argument("--list", action="store_true", help="say what the stages are")
+    parser.add_argument("--list", action="store_true", help="list the stages")
     return parser.parse_args(arguments)
 
 
@@ -97,7 +97,7 @@ def exit_code(statuses: Sequence[str]) -> int:
 
 
 def run_stage(name: str) -> dict[str, Any]:
-    """Run one stage in a process of its own."""
+    """Run one stage in a new process."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "result.json"
@@ -116,7 +116,7 @@ def _crashed(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
 
 
 def write(path: Path, results: Any) -> None:
-    """Write a whole file or none."""
+    """Write a file atomically."""
     temporary = path.with_suffix(f".{os.getpid()}")
     temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, path)

@@ -10,12 +10,12 @@ from attnarray.kernels.cuda import loader
 from benchmarks.gpu_check_machine import milliseconds
 
 SIZES = ((8, 512, 256), (4, 1024, 512))  # batch, length, features
-# Batch, queries, keys, features, and the size of the numbers: beyond 10 sums are taken before exponentials.
+# Batch, queries, keys, features, and the size of the numbers: above 10, exponentials are of sums.
 CHECKED = ((2, 70, 150, 37, 1.0), (3, 150, 70, 130, 3.0), (2, 33, 65, 64, 30.0), (4, 1, 100, 256, 1.0))
 
 
 def additive() -> dict[str, Any]:
-    """Scores and gradients beside array code on the same GPU and PyTorch's eager code; right, and twice the same."""
+    """Scores and gradients compared with array code on the GPU and PyTorch eager; correct and reproducible."""
     cupy, found = loader.cupy(), []
     for batch, length, features in SIZES:
         q, k = (cupy.random.standard_normal((batch, 1, length, features), dtype="float32") for _ in range(2))
@@ -39,7 +39,7 @@ def additive() -> dict[str, Any]:
 
 
 def _wrong(batch: int, queries: int, keys: int, features: int, size: float) -> list[str]:
-    """Which results are off by more than roundings of their sums, or have other bits the second time."""
+    """Results with errors of more than roundings of their sums, or with other bits the second time."""
     cupy, found = loader.cupy(), []
     q, k = (size * cupy.random.standard_normal((batch, 1, length, features)) for length in (queries, keys))
     w, d = cupy.random.standard_normal(features), cupy.random.standard_normal((batch, 1, queries, keys))

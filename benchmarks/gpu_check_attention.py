@@ -1,4 +1,4 @@
-"""Stages of `gpu_check`: attention on tensor cores, whether it is right, and how fast beside PyTorch's kernels."""
+"""Stages of `gpu_check`: correctness and speed of attention on tensor cores, compared with PyTorch's kernels."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ MOST_WORKERS = 12
 
 
 def attention() -> dict[str, Any]:
-    """Every option and odd sizes against the reference in float64, and the same bits again; the errors of float32.
+    """Every option and odd sizes against the reference in float64, and reproducibility; the errors of float32.
 
-    Most of the time goes to compiling, so that several processes share the cases.
+    Most of the time is compilation, so several processes share the cases.
     """
     workers, families = min(os.cpu_count() or 1, MOST_WORKERS), ("", "1") if has_wgmma() else ("",)
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
@@ -38,7 +38,7 @@ LONG = ((512, 64), (4096, 64), (4096, 128))  # keys and dims
 
 
 def _float32_errors(keys: int, dim: int, warpgroups: str) -> dict[str, Any]:
-    """Errors of kernels, as multiples of those that the reference makes in float32 on the host."""
+    """Errors of kernels, as multiples of those of the reference in float32 on the host."""
     from tests.support.kernel_calls import Sizes, call_of, in_dtype
     from tests.support.tensor_core_calls import errors_beside_float32, run
 
@@ -89,7 +89,7 @@ class Shape(NamedTuple):
 
     @property
     def pairs(self) -> float:
-        """Of queries and keys that see each other, in each head."""
+        """The number of visible pairs of queries and keys, per head."""
         if self.window is not None:
             return self.queries * (self.window + 1) - self.window * (self.window + 1) / 2
         return self.queries * self.keys / (2 if self.causal else 1)
@@ -104,9 +104,9 @@ class Shape(NamedTuple):
         return float(self.batch * rows * self.dim * ITEMSIZE[self.dtype])
 
 
-MASKED = 0.7  # of the pairs see each other
-FORWARD, BACKWARD = 2, 5  # products of matrices that attention asks for
-OURS_BACKWARD = 7  # weights and their gradients are made twice, so that no two blocks add to one place
+MASKED = 0.7  # share of visible pairs
+FORWARD, BACKWARD = 2, 5  # matrix products that attention needs
+OURS_BACKWARD = 7  # weights and their gradients are computed twice, so that no two blocks add to one output
 
 
 def shapes() -> Iterator[Shape]:
@@ -129,7 +129,7 @@ def shapes() -> Iterator[Shape]:
 
 
 def attention_speed() -> dict[str, Any]:
-    """Times beside those of PyTorch's kernels, and beside what operations and bytes would take."""
+    """Times compared with PyTorch's kernels, and with lower bounds by operations and bytes."""
     peers, rows, bandwidth = _peers(), [], copy_bandwidth()
     rates = {dtype: products_per_second(dtype) for dtype in ("bfloat16", "float32")}
     for shape in shapes():
@@ -206,7 +206,7 @@ def random_array(size: tuple[int, ...], dtype: str) -> Any:
 
 
 def _peers() -> dict[str, Callable[[Shape], dict[str, Callable[[], Any]]]]:
-    """PyTorch's kernels, as far as it is installed and sees the GPU."""
+    """PyTorch's kernels, if it is installed and finds the GPU."""
     try:
         torch = importlib.import_module("torch")
     except ImportError:
@@ -240,7 +240,7 @@ def _peers() -> dict[str, Callable[[Shape], dict[str, Callable[[], Any]]]]:
 
         return of
 
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a check of PyTorch's, which would cost it time
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a check of PyTorch's, which would take time
     named = {
         "flash": ("FLASH_ATTENTION", False),
         "flash deterministic": ("FLASH_ATTENTION", True),
@@ -251,7 +251,7 @@ def _peers() -> dict[str, Callable[[Shape], dict[str, Callable[[], Any]]]]:
 
 
 def _torch_mask(torch: Any, shape: Shape, dtype: Any) -> Any:
-    """PyTorch has windows as masks only."""
+    """PyTorch supports windows as masks only."""
     if shape.bias:
         size = (1, shape.heads, shape.queries, shape.keys)
         return torch.randn(size, device="cuda", dtype=dtype, requires_grad=True)

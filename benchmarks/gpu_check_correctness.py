@@ -1,4 +1,4 @@
-"""Stages of `gpu_check`: what is computed is right."""
+"""Stages of `gpu_check`: correctness."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from attnarray.kernels.table import KERNELS
 from benchmarks.gpu_check import ROOT, NotRunError
 
 SHAPES = [(5, 1), (9, 3), (2, 63), (3, 130), (2, 3, 5), (4, 1000), (3, 1001), (3, 5000), (2, 20000)]
-# So that blocks of the norms' gradients sum several rows, and several waves of wide ones; and losses go over several.
+# Blocks of the norms' gradients sum several rows, and several waves of wide ones; losses have several blocks.
 MANY = [("norm", (3000, 640)), ("norm", (230, 10000)), ("loss", (20000, 320))]
 TINY = [(3, 7), (2, 300), (2, 1040)]
 EPS = {"float16": 2.0**-10, "float32": 2.0**-23, "float64": 2.0**-52}
@@ -29,8 +29,8 @@ ROUNDINGS = {
     "float16": 4,
     "float32": 16,
     "float64": 100,
-}  # sums in another order than the reference's; one more to 16 bits
-# Arguments that are kept in float32 beside 16-bit arrays, by their places.
+}  # for sums in another order than the reference's; one more to 16 bits
+# Indices of arguments that stay in float32 with 16-bit arrays.
 KEPT = {
     "ops.norm:_layer_norm_backward": (2, 3),
     "ops.norm:_rms_norm_backward": (2,),
@@ -40,19 +40,19 @@ SHARDS = max(min((os.cpu_count() or 2) // 2, 8), 1)  # processes that share the 
 
 
 def compilation() -> dict[str, Any]:
-    """Every source for every dtype, into the cache. Processes, as a compiler works on one source at a time."""
+    """Compile every source for every dtype into the cache, in parallel processes."""
     failed = together([[sys.executable, "-m", __name__, "compile", str(n), str(2 * SHARDS)] for n in range(2 * SHARDS)])
     return {"compilations": len(_jobs()), "wrong": [done.stderr[-600:] for done in failed if done.returncode]}
 
 
 def _jobs() -> list[tuple[str, str]]:
-    """Each source in each dtype, but for those that need the constants of a call: what includes attention.cuh."""
+    """Each source in each dtype, except those that need the constants of a call: all that include attention.cuh."""
     sources = [path for path in sorted(cache.SOURCES.glob("*.cu")) if '"attention.cuh"' not in path.read_text()]
     return [(path.name, dtype) for path in sources for dtype in loader.STORED]
 
 
 def _compile(shard: int, shards: int) -> None:
-    """The share of a process. Some sources are made for some dtypes only, and do not compile for others."""
+    """The share of a process. Some sources support some dtypes only, and do not compile for others."""
     device, compiler = int(loader.cupy().cuda.runtime.getDevice()), nvrtc.find()
     architecture = nvrtc.target(loader.compute_capability(device), compiler.architectures if compiler else ())
     for source, dtype in _jobs()[shard::shards]:
@@ -77,7 +77,7 @@ def together(commands: Sequence[Sequence[str]]) -> list[subprocess.CompletedProc
 
 
 def calibration() -> dict[str, Any]:
-    """Each primitive on the GPU and under emulation, on the same numbers: the same bits."""
+    """Each primitive on the GPU and in the emulation, on the same numbers: equal bit by bit."""
     from tests.cuda_emulation import building
 
     if building.UNAVAILABLE:
@@ -107,7 +107,7 @@ def calibration() -> dict[str, Any]:
 
 
 def _calibration_calls(kind: str, capability: int) -> Iterator[tuple[str, Grid, list[Any]]]:
-    """Small whole numbers for products, so that no order of sums rounds."""
+    """Small integers for products, so that sums are exact in any order."""
     rng, warp, two = np.random.default_rng(0), Grid((1, 1, 1), (32, 1, 1), 1024), Grid((1, 1, 1), (64, 1, 1), 1024)
 
     def short(*shape: int) -> np.ndarray:
@@ -171,14 +171,14 @@ def _names() -> list[str]:
 
 
 def in_dtype(arguments: Any, dtype: str, kept: Sequence[int] = ()) -> Any:
-    """The arguments with their floating arrays in a dtype, those at the places `kept` in float32 at least."""
+    """The arguments with floating arrays in a dtype, those of the indices `kept` in float32 at least."""
 
-    def moved(place: int, value: Any) -> Any:
+    def moved(index: int, value: Any) -> Any:
         if not (isinstance(value, np.ndarray) and value.dtype.kind == "f"):
             return value
-        return value.astype("float32" if place in kept and dtype == "float16" else dtype)
+        return value.astype("float32" if index in kept and dtype == "float16" else dtype)
 
-    return tuple(moved(place, value) for place, value in enumerate(arguments))
+    return tuple(moved(index, value) for index, value in enumerate(arguments))
 
 
 def _run(name: str, arguments: Any) -> tuple[Any, ...]:
@@ -193,7 +193,7 @@ def _run(name: str, arguments: Any) -> tuple[Any, ...]:
 
 
 def kernels() -> dict[str, Any]:
-    """Every kernel along rows against its reference in float64, twice: the same bits again."""
+    """Every kernel along rows against its reference in float64, twice: equal bit by bit."""
     from tests.support.row_calls import reference
 
     wrong, declined, count, largest = [], set(), 0, dict.fromkeys(EPS, 0.0)
@@ -208,7 +208,7 @@ def kernels() -> dict[str, Any]:
         for result, other, exact in zip(found, again, truth, strict=True):
             if exact is None:
                 continue
-            with np.errstate(over="ignore"):  # a result beyond the largest number of its dtype is infinite
+            with np.errstate(over="ignore"):  # results that overflow their dtype are infinite
                 finite = np.isfinite(exact.astype(result.dtype))
             scale = max(np.max(np.abs(exact[finite]), initial=1.0), np.max(np.abs(arguments[0]), initial=0.0))
             error = float(np.max(np.abs(result[finite] - exact[finite]), initial=0.0) / (scale * EPS[dtype]))
@@ -274,7 +274,7 @@ def sanitizer() -> dict[str, Any]:
 
 
 def _sanitized(shard: int, shards: int) -> None:
-    """What the sanitizer watches: one call of each kernel of a shard and size, as each costs it seconds."""
+    """What the sanitizer runs: one call of each kernel of a shard and size, as each takes seconds."""
     for name, arguments, _ in _calls(TINY, 1, ("float32",), _names()[shard::shards]):
         _run(name, arguments)
 

@@ -1,4 +1,4 @@
-"""Stages of `gpu_check`: the device, and what it reaches at best. Also the clock of the other stages."""
+"""Stages of `gpu_check`: the device and its highest rates. Also the clock of the other stages."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any
 import attnarray
 from attnarray.kernels.cuda import cache, loader, nvrtc
 
-FLUSHED = 256 * 2**20  # bytes that are written between two runs, more than any level-2 cache holds
+FLUSHED = 256 * 2**20  # bytes that are written between two runs, larger than any L2 cache
 RUNS = 20
 AHEAD = 8  # flushes that keep the GPU busy while the host prepares a call
 
 
 def device() -> dict[str, Any]:
-    """The GPU, its driver, and the versions of all that takes part."""
+    """The GPU, its driver, and the versions of all packages."""
     runtime = loader.cupy().cuda.runtime
     number = int(runtime.getDevice())
     properties = runtime.getDeviceProperties(number)
@@ -52,9 +52,9 @@ def _version(name: str) -> str | None:
 
 
 def milliseconds(run: Callable[[], Any], runs: int = RUNS, flushes: int = 1) -> float:
-    """The median time of a run on the GPU, by its own clock; the level-2 cache is flushed before each.
+    """The median time of a run on the GPU, by CUDA events; the L2 cache is flushed before each.
 
-    With several flushes the GPU is still busy when the host has prepared the run, and does not wait for it.
+    With several flushes, the GPU is still busy when the host has launched the run, and does not wait for it.
     """
     cupy = loader.cupy()
     flush = cupy.empty(FLUSHED // 4, dtype="float32")
@@ -96,7 +96,7 @@ EXPORT(products)
 
 
 def products_per_second(dtype: str) -> float:
-    """Operations of fragments in registers, by mma.sync, as our kernels multiply them: their ceiling."""
+    """Operations per second of mma.sync on fragments in registers: the limit of our kernels that use it."""
     cupy, device = loader.cupy(), int(loader.cupy().cuda.runtime.getDevice())
     headers = {name: cache.source_text(name) for name in ("matrix.cuh", "primitives.cuh")}
     compiler = nvrtc.find()
@@ -113,7 +113,7 @@ def products_per_second(dtype: str) -> float:
 
 
 def ceilings() -> dict[str, Any]:
-    """What copies and matrix products of random numbers reach."""
+    """The rates of copies and of matrix products of random numbers."""
     cupy, size = loader.cupy(), 8192
     found: dict[str, Any] = {"copy GB/s": copy_bandwidth() / 1e9}
     for dtype in ("float16", "float32"):

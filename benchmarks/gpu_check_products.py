@@ -1,4 +1,4 @@
-"""A stage of `gpu_check`: batched products of 16-bit matrices, beside PyTorch's."""
+"""A stage of `gpu_check`: batched products of 16-bit matrices, compared with PyTorch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from attnarray.kernels.cuda import loader, products
 from benchmarks.gpu_check_machine import AHEAD, milliseconds
 
-# Of attention with 32 heads: dot products of queries and keys, and weights times values.
+# Shapes of attention with 32 heads: dot products of queries and keys, and weights times values.
 SHAPES = {"dot products": (2048, 128, 2048), "weights times values": (2048, 2048, 128)}
 HEADS = 32
 EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
@@ -46,7 +46,7 @@ def drawn(shape: tuple[int, ...], kind: Any) -> Any:
 
 
 def _wrong(dtype: str, kind: Any) -> list[str]:
-    """What is off by more than the rounding of the result, for matrices that lie in rows, in columns or far apart."""
+    """Errors of more than the rounding of the result, for row-major, column-major and strided matrices."""
     found, rng = [], np.random.default_rng(0)
     layouts = {
         "rows": lambda x: x,

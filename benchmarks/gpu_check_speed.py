@@ -1,4 +1,4 @@
-"""Stages of `gpu_check`: how fast. Times are medians by the GPU's clock, on random numbers, with a flushed cache."""
+"""Stages of `gpu_check`: speed. Times are medians by CUDA events, on random numbers, with a flushed cache."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CALLS, ROUNDS = 400, 7
 
 
 def rows() -> dict[str, Any]:
-    """Each kernel's least traffic (every array once) per second, as a share of what a copy reaches."""
+    """The bandwidth of each kernel (every array once), as a share of that of a copy."""
     bandwidth, found = copy_bandwidth(), []
     for count, width in ROWS:
         for dtype, size in (("float32", 4), ("float16", 2)):
@@ -36,7 +36,7 @@ def rows() -> dict[str, Any]:
 
 
 def worst(rows: list[dict[str, Any]]) -> dict[str, str]:
-    """Of each kernel and dtype the least share of a copy, and at which rows."""
+    """For each kernel and dtype the smallest share of a copy, and its rows."""
     least: dict[str, dict[str, Any]] = {}
     for row in rows:
         name = f"{row['kernel']}, {row['dtype']}"
@@ -46,7 +46,7 @@ def worst(rows: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def _row_calls(count: int, width: int, dtype: str) -> dict[str, tuple[int, Callable[[], Any]]]:
-    """Name -> how many arrays of that size it must read and write, and the call."""
+    """Name -> the number of arrays of that size to read and write, and the call."""
     cupy = loader.cupy()
     x, d = (cupy.random.standard_normal((count, width), dtype="float32").astype(dtype) for _ in range(2))
     w = cupy.ones(width, dtype=dtype)
@@ -74,7 +74,7 @@ def _row_calls(count: int, width: int, dtype: str) -> dict[str, tuple[int, Calla
 
 
 def overhead() -> dict[str, Any]:
-    """What a call costs the host when all is warm and the GPU has almost nothing to do."""
+    """The host time of a warm call, with almost no work for the GPU."""
     cupy = loader.cupy()
     x = cupy.ones((4, 64), dtype="float32")
     w, found = cupy.ones(64, dtype="float32"), dict[str, list[float]]()
@@ -87,7 +87,7 @@ def overhead() -> dict[str, Any]:
         "cupy.exp, to compare": lambda: cupy.exp(x),
         "cupy.empty, to compare": lambda: cupy.empty((4, 64), "float32"),
     }
-    for _ in range(ROUNDS):  # in turn, as the host's clock is not steady
+    for _ in range(ROUNDS):  # interleaved, as the host's speed varies
         for name, call in calls.items():
             found.setdefault(name, []).append(_host_microseconds(call))
     return {"microseconds": {name: statistics.median(times) for name, times in found.items()}}

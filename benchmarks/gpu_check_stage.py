@@ -12,7 +12,7 @@ from benchmarks.gpu_check import FAILED, NO_GPU, NOT_RUN, PASSED, NoGpuError, No
 
 
 def run(module: str, stage: str) -> dict[str, Any]:
-    """The status of a stage, and what it found or why it did not."""
+    """The status of a stage, and its results or the reason why there are none."""
     try:
         from attnarray.kernels.cuda import unavailable
 

@@ -15,14 +15,14 @@ from typing import Any
 
 from benchmarks.gpu_check import ROOT, NotRunError
 
-SECONDS = 130  # a little less than the stage has
+SECONDS = 130  # a little less than the limit of the stage
 SHOWN = 10  # failures
 PROCESSES = 12  # that share the GPU
 EXAMPLE_SECONDS = 55
 
 
 def suite() -> dict[str, Any]:
-    """All tests that need a GPU, in a pytest of their own."""
+    """All tests that need a GPU, in one pytest process."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         try:
@@ -35,7 +35,7 @@ def suite() -> dict[str, Any]:
 
 
 def command(report: Path) -> list[str]:
-    """Without plugins that write files or take times; on several processes where pytest-xdist is installed."""
+    """Without plugins that write files or measure; in several processes if pytest-xdist is installed."""
     plugins = ["-p", "no:benchmark", "-p", "no:cacheprovider"]
     if importlib.util.find_spec("xdist"):
         plugins += ["-n", str(min(PROCESSES, os.cpu_count() or 1))]
@@ -62,7 +62,7 @@ def found_in(report: str) -> dict[str, Any]:
 
 
 def examples(backend: str = "cupy", names: Sequence[str] = ()) -> dict[str, Any]:
-    """The programs of docs/examples, their quick form, side by side: which ended well, and what the others said."""
+    """The programs of docs/examples, with --quick, in parallel: which passed, and the errors of the others."""
     programs = sorted((ROOT / "docs" / "examples").glob("*.py"))
     names = names or [path.stem for path in programs if '"--backend"' in path.read_text(encoding="utf-8")]
     found: dict[str, Any] = {"passed": [], "wrong": [], "left out": []}

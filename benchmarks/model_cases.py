@@ -1,4 +1,4 @@
-"""What `models.py` measures: a step of training a GPT, reading a prompt and writing on, ours and PyTorch's.
+"""The cases of `models.py`: a training step of a GPT, prefill and generation, ours and PyTorch's.
 
 Both sides have the same weights and do the same work in float32.
 """
@@ -47,7 +47,7 @@ def training_tokens(quick: bool) -> np.ndarray:
 
 
 def our_training(quick: bool, recompute: bool = False) -> Training:
-    """Forward, loss, backward and AdamW, as anyone writes them."""
+    """Forward, loss, backward and AdamW, written as usual."""
     model, tokens = dataclasses.replace(trained_model(quick), recompute=recompute), training_tokens(quick)
     params = random_params(model)
     state = optim.adamw_init(params)
@@ -102,7 +102,7 @@ def training_step(quick: bool) -> Case:
 
 
 def generation(quick: bool) -> list[Case]:
-    """Reading a prompt, and writing after it token by token, by what the caches hold."""
+    """Prefill of a prompt, and generation after it token by token, with caches."""
     import torch
 
     from benchmarks.torch_gpt import TorchGPT
@@ -148,7 +148,7 @@ def generation(quick: bool) -> list[Case]:
 
 
 def random_params(model: Any) -> Any:
-    """Normal numbers of deviation 0.02, and norms that do not move anything."""
+    """Normal numbers of deviation 0.02, and norms with weight 1 and bias 0."""
     rng = np.random.default_rng(0)
 
     def made(shapes: Any, name: str) -> Any:
@@ -163,7 +163,7 @@ def random_params(model: Any) -> Any:
 
 
 def agree(what: str, ours: Any, theirs: Any) -> None:
-    """Stop where both sides do not compute the same."""
+    """Raise if the two sides differ."""
     theirs = theirs.detach().numpy()
     difference = float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
     if not difference < AGREEMENT:

@@ -1,10 +1,10 @@
-"""How much memory training a GPT takes, each library in a process of its own.
+"""Memory for training a GPT, each library in a separate process.
 
-Linux's account of resident pages, with one allocator heap for all threads. A tiny model is trained first, so that the
-code of the library is loaded and compiled; what is resident then, after free memory was given back, is the base. Then
-the model is made and trained for two steps. `held` is what is resident beyond the base between two steps: parameters,
-moments, and with PyTorch also gradients, which it keeps until the next step. `peak` is the most beyond the base during
-the third step.
+Resident pages by Linux, with one allocator heap for all threads. A tiny model is trained first, so that the code of the
+library is loaded and compiled; the resident memory then, after free memory was returned to the system, is the base.
+Then the model is made and trained for two steps. `held` is the resident memory above the base between two steps:
+parameters, moments, and with PyTorch also gradients, which it keeps until the next step. `peak` is the maximum above
+the base during the third step.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SIDES = ("attnarray", "attnarray, recompute", "PyTorch eager")
 
 
 def measured(side: str, quick: bool, threads: int) -> dict[str, int] | None:
-    """`held` and `peak` in bytes, of a new process; None where the system does not tell."""
+    """`held` and `peak` in bytes, of a new process; None if the system does not report it."""
     command = [sys.executable, "-m", "benchmarks.model_memory", side, "--threads", str(threads)]
     found = subprocess.run(
         [*command, *(["--quick"] if quick else [])], cwd=ROOT, env={**os.environ, **environment(threads)},
@@ -61,14 +61,14 @@ def step_of(side: str, quick: bool) -> Callable[[], None]:
 
 
 def resident() -> int:
-    """Bytes of this process that are in memory, without what the allocator keeps free."""
+    """Resident bytes of this process, without free memory of the allocator."""
     gc.collect()
     memory.return_free_memory()
     return memory.kilobytes("VmRSS") * 1024
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print what was found as JSON."""
+    """Print the result as JSON."""
     parser = argparse.ArgumentParser(description="How much memory training a GPT takes.")
     parser.add_argument("side", choices=SIDES)
     parser.add_argument("--quick", action="store_true", help="a tiny model, to see that it runs")

@@ -1,10 +1,10 @@
-"""Whole models against PyTorch eager: a step of training a GPT, and reading and writing with one of GPT-2's size.
+"""Whole models against PyTorch eager: a training step of a GPT, and prefill and generation with GPT-2's size.
 
     python -m benchmarks.models [--quick] [--rounds N] [--threads N] [--output NAME]
 
 Both sides have the same weights, do the same work in float32 and are checked against each other before anything is
 timed. They take turns; a ratio is the median over the rounds of PyTorch's time over ours, with its 95 % interval.
-`model_memory.py` says how memory is measured. Run it from the folder of the repository.
+`model_memory.py` says how memory is measured. Run it from the root of the repository.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def lacks_interval(result: dict[str, Any]) -> bool:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Where it ran, and both tables."""
+    """The machine, and both tables."""
     from attnarray.bench.machine import busy
 
     lines = [f"- {label}: {result[name]}" for name, label in SHOWN.items() if result.get(name)]
@@ -101,7 +101,7 @@ def markdown(result: dict[str, Any]) -> str:
     star = STAR.replace("*", "\\*") if lacks_interval(result) else ""
     lines += ["", RATIO + star, ""]
     lines += _table(SPEED, speed_rows(result))
-    lines += ["", "Memory beyond that of the loaded library, each in a process of its own, by resident pages.", ""]
+    lines += ["", "Memory above that of the loaded library, each in a separate process, by resident pages.", ""]
     return "\n".join([*lines, *_table(MEMORY, memory_rows(result))]) + "\n"
 
 
@@ -132,7 +132,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(threads)
-    about = describe("numpy", threads, "python -m benchmarks.models")  # its load is that before the start
+    about = describe("numpy", threads, "python -m benchmarks.models")  # with the load before the start
     found = measure(options.quick, options.rounds, threads)
     result = {**about, **found}
     if doubt := busy(result):

@@ -1,4 +1,4 @@
-"""GPT-2 in PyTorch eager, as people write it for speed: fused projections, its own attention, a cache made before."""
+"""GPT-2 in PyTorch eager, optimized: fused projections, PyTorch's attention, a preallocated cache."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class TorchGPT(torch.nn.Module):
         return functional.linear(self.norm(x[:, -1:] if last else x), self.token)
 
     def cache(self, batch: int, max_seq_len: int) -> Cache:
-        """Room for keys and values."""
+        """A preallocated cache of keys and values."""
         shape = (batch, self.model.num_heads, max_seq_len, self.model.dim // self.model.num_heads)
         return [(torch.zeros(shape), torch.zeros(shape)) for _ in self.blocks]
 
@@ -69,7 +69,7 @@ def _parameter(array: Any) -> torch.nn.Parameter:
 
 
 def _linear(*parts: dict[str, Any]) -> torch.nn.Linear:
-    """One map with the weights of some, one above the other."""
+    """One linear layer with the concatenated weights of several."""
     weight, bias = (torch.cat([torch.from_numpy(part[name]) for part in parts]) for name in ("weight", "bias"))
     linear = torch.nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     linear.weight, linear.bias = torch.nn.Parameter(weight.clone()), torch.nn.Parameter(bias.clone())

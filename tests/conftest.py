@@ -12,13 +12,13 @@ from attnarray.kernels.cuda import nvrtc
 from tests.cuda_emulation import building
 from tests.support.libraries import LIBRARIES, Library, marks_of
 
-# pytest imports readline, which sets the width of a terminal for this process's children: for workers of pytest-xdist
+# pytest imports readline, which sets the terminal width for child processes: for workers of pytest-xdist
 # and for the commands that tests start. What they print is captured, and so has no limit unless a test sets one.
 for _name in ("COLUMNS", "LINES"):
     os.environ.pop(_name, None)
     os.unsetenv(_name)  # readline sets it behind os.environ
 
-# The same examples in every run, so that a red test is red for everybody; nothing depends on time, as machines differ.
+# The same examples in every run, so that failures are reproducible; no deadlines, as machines differ.
 settings.register_profile(
     "attnarray",
     derandomize=True,
@@ -31,7 +31,7 @@ settings.load_profile("attnarray")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a compiler that is not here, and say which."""
+    """Skip tests that need a compiler that is not installed, and name it."""
     missing = {"emulation": building.UNAVAILABLE, "nvrtc": nvrtc.MISSING if nvrtc.find() is None else ""}
     for item in items:
         for name, reason in missing.items():
@@ -41,11 +41,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_time_passes_for_progress(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a command is it says every few seconds: on a busy machine, more often. Tests of it give a clock."""
+    """Progress is printed every few seconds, so more often on a busy machine. Tests of it have their own clock."""
     monkeypatch.setattr(console, "monotonic", lambda: 0.0)
 
 
 @pytest.fixture(params=[pytest.param(entry, marks=marks_of(entry), id=entry.name) for entry in LIBRARIES])
 def library(request: pytest.FixtureRequest) -> Library:
-    """Each array library that can be used here, in turn."""
+    """Each available array library."""
     return request.param

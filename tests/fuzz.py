@@ -1,7 +1,7 @@
 """A differential fuzzer: `python -m tests.fuzz 0 20000` tries the calls of these seeds.
 
-Each seed draws a call of a public triple (`fuzz_calls.py`) and runs forward and backward twice: plainly, by the array
-code in float64; and as users might, with kernels, in any dtype and memory layout, with narrow integers, NaN or
+Each seed draws a call of a public triple (`fuzz_calls.py`) and runs forward and backward twice: by the array code in
+float64; and as users might, with kernels, in any dtype and memory layout, with narrow integers, NaN or
 infinities wherever a mask says that an entry does not matter, and every floating-point warning an error. Outputs and
 gradients must agree. `--only NAME` takes one function alone, and `--seed N` one seed, whose call is shown.
 """
@@ -38,7 +38,7 @@ Results = dict[tuple[Any, ...], np.ndarray]
 
 
 class Variant(NamedTuple):
-    """How a call is made the second time."""
+    """The options of the second run of a call."""
 
     dtype: str
     kernels: str
@@ -48,7 +48,7 @@ class Variant(NamedTuple):
 
 
 def variant(d: Draw) -> Variant:
-    """Draw one."""
+    """Draw a variant."""
     dtype = d.choice(*["float32"] * 5, *["float64"] * 3, "float16", "bfloat16")
     kernels = d.choice("auto", "auto", "auto", "auto", "reference")
     return Variant(dtype, kernels, d.choice("", *POISONS), d.chance(0.5), d.chance(0.5))
@@ -68,7 +68,7 @@ def widened(arguments: Arrays) -> Arrays:
 
 
 def poisoned(values: Any, hidden: dict[tuple[Any, ...], np.ndarray], poison: float) -> Any:
-    """`values` with `poison` in the hidden entries."""
+    """`values` with `poison` in the masked entries."""
     for path, mark in hidden.items():
         leaf = tree.get(values, path)
         values = tree.replace(values, path, np.where(mark, leaf.dtype.type(poison), leaf))
@@ -76,7 +76,7 @@ def poisoned(values: Any, hidden: dict[tuple[Any, ...], np.ndarray], poison: flo
 
 
 def narrowed(leaf: Any, d: Draw) -> Any:
-    """Integers in the narrowest dtype that holds them, or another one that does."""
+    """Integers in the narrowest dtype that holds them, or in a wider one."""
     if not is_array(leaf) or leaf.dtype != np.int64 or not leaf.size:
         return leaf
     fits = [
@@ -139,7 +139,7 @@ def run(call: Call, arguments: Arrays, cotangent: Callable[[Any], Any], kernels:
 
 
 def plain(call: Call, arguments: Arrays, dtype: str, seed: int, kernels: str = "reference") -> Results:
-    """The call with nothing in hidden entries."""
+    """The call with 0 in masked entries."""
     arguments = poisoned(arguments, call.hidden, 0.0)
 
     def cotangent(out: Any) -> Any:
@@ -167,12 +167,12 @@ def distances(found: Results, expected: Results) -> dict[tuple[Any, ...], tuple[
 
 
 def moved(arguments: Arrays, eps: float, rng: np.random.Generator) -> Arrays:
-    """Each number one rounding away."""
+    """Each number changed by one rounding."""
     return tree.map(lambda x: x * (1 + eps * rng.choice([-1.0, 1.0], x.shape)) if is_floating(x) else x, arguments)
 
 
 def error_bound(call: Call, exact_arguments: Arrays, v: Variant, expected: Results, seed: int) -> dict[Any, float]:
-    """How far results may be off: as far as roundings of the inputs lead, and the array code in the same dtype."""
+    """The allowed error: that of roundings of the inputs, and of the array code in the same dtype."""
     rng, bound = np.random.default_rng(seed), collections.defaultdict(float)
     for n in range(8):
         near = moved(exact_arguments, EPS[v.dtype], rng)
@@ -182,7 +182,7 @@ def error_bound(call: Call, exact_arguments: Arrays, v: Variant, expected: Resul
                 runs.append(plain(call, rounded(near if n else exact_arguments, v.dtype), v.dtype, seed))
         for results in runs:
             for path, (distance, scale) in distances(results, expected).items():
-                # Differences of equal numbers leave roundings of the cotangent, which is about 1. In float64 kernels
+                # Differences of equal numbers have the rounding of the cotangent, which is about 1. In float64, kernels
                 # add up thousands of numbers one by one, and what is expected is rounded as well.
                 relative = 2000 if v.dtype == "float64" else 8
                 bound[path] = max(bound[path], 4.0 * distance + EPS[v.dtype] * (relative * scale + 160))

@@ -1,6 +1,6 @@
-"""Mistakes planted in the code one at a time, each of which a test must find: python -m tests.mutations [WORD ...]
+"""Mutation testing with a fixed list of mutations: python -m tests.mutations [WORD ...]
 
-Each takes a copy of the sources, replaces a piece of text that a file holds once, and runs the tests named beside it:
+Each replaces a text that a file has once, in a copy of the sources, and runs the tests listed for it:
 the quick ones first, then the slow ones. WORDs choose the mutations whose file or description holds one of them. What
 is printed are rows of tests/MUTATIONS.md. Mutations of kernels compile them anew: all together take half an hour.
 """

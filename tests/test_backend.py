@@ -1,4 +1,4 @@
-"""The array library is read off the arrays; `use_backend` decides only where new ones are made."""
+"""The array library is that of the arrays; `use_backend` decides only where new ones are made."""
 
 from __future__ import annotations
 
@@ -259,7 +259,7 @@ def test_to_numpy_of_a_tensor_with_gradients() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_scatter_add_sums_rows_that_meet(library: Library, dtype: str) -> None:
+def test_scatter_add_sums_repeated_rows(library: Library, dtype: str) -> None:
     values = np.arange(12.0).reshape(6, 2)
     rows = np.array([4, 0, 4, 1, 0, 4])
     expected = np.zeros((5, 2))

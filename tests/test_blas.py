@@ -1,4 +1,4 @@
-"""The threads of NumPy's products: limited by our commands, for as long as they run, and by nothing else."""
+"""The threads of NumPy's products: limited only by our commands, while they run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ threadpoolctl = pytest.importorskip("threadpoolctl")
 
 
 def counts() -> set[int]:
-    """How many threads the libraries use that compute NumPy's products."""
+    """The numbers of threads of the libraries that compute NumPy's products."""
     np.ones((2, 2)) @ np.ones((2, 2))
     return {library["num_threads"] for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"}
 

@@ -1,4 +1,4 @@
-"""The rules by which kernels are chosen, and what `explain` and `warmup` say of them."""
+"""The choice of kernels, and the results of `explain` and `warmup`."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_explain_says_what_runs_and_why() -> None:
     )
 
 
-def test_warmup_readies_every_kernel() -> None:
+def test_warmup_compiles_every_kernel() -> None:
     seconds = aa.warmup(("float32", "float64"))
     modules = {kernel_of(*place).__module__ for place, reason in USABLE.items() if not reason}
     assert set(seconds) == modules

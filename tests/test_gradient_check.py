@@ -1,4 +1,4 @@
-"""The gradient checker accepts what is right and rejects each of many planted mistakes; `vjp` pulls cotangents back."""
+"""The gradient checker accepts correct gradients and rejects many wrong ones; `vjp` computes gradients."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Grads(NamedTuple):
 
 
 class Wave(NamedTuple):
-    """A layer of one's own: x W^T + sin(x W^T); anything with `fwd` and `bwd` will do."""
+    """A custom layer: x W^T + sin(x W^T); anything with `fwd` and `bwd` is a layer."""
 
     spoil: Callable[[Grads], Grads] = lambda grads: grads
 
@@ -63,7 +63,7 @@ class SquareGrads(NamedTuple):
 
 
 def without_cosine(grads: Grads) -> Grads:
-    """What a backward gives that forgets the second term of the sum."""
+    """The gradient without the second term of the sum."""
     return Grads(np.ones((4, 4)) @ WEIGHT, grads.weight)
 
 
@@ -102,7 +102,7 @@ def test_right_gradients_are_accepted() -> None:
 
 
 @pytest.mark.parametrize(("where", "spoil"), MISTAKES.values(), ids=list(MISTAKES))
-def test_planted_mistakes_are_found(where: str, spoil: Callable[[Grads], Grads]) -> None:
+def test_mutations_are_found(where: str, spoil: Callable[[Grads], Grads]) -> None:
     report = aa.gradcheck(Wave(spoil), X, WEIGHT)
     assert not report
     assert not verdicts(report)[where]
@@ -259,15 +259,15 @@ def test_gradients_of_every_library_are_checked(library: Library) -> None:
     assert aa.gradcheck(aa.scaled_dot_product_attention, x, x, x, window=(1, 0), softcap=2.0)
 
 
-def test_a_kink_within_the_first_step_is_out_of_reach_of_the_second() -> None:
-    # As the docstring of gradcheck says: within two steps of 0 the differences of ReLU see both of its slopes.
+def test_a_kink_within_the_first_step_is_outside_the_second() -> None:
+    # As the docstring of gradcheck says: within two steps of 0 the differences of ReLU include both slopes.
     assert "kink" in aa.gradcheck.__doc__
     assert aa.gradcheck(aa.relu, np.array([1e-3, 1.0]))
     assert not aa.gradcheck(aa.relu, np.array([1e-5, 1.0]))
     assert aa.gradcheck(aa.relu, np.array([1e-5, 1.0]), step=1e-4)
 
 
-def test_a_second_step_does_not_forgive_a_wrong_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_step_does_not_accept_a_wrong_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.array([1e-3, 1.0, -2.0])
     for wrong in (1.0 + 1e-5, 0.5):
         with monkeypatch.context() as patch:

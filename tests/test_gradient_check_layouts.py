@@ -1,4 +1,4 @@
-"""gradcheck and `attnarray check` tell right from wrong for arrays of any layout in memory."""
+"""gradcheck and `attnarray check` work for arrays of any memory layout."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "unaligned": unaligned,
     "other byte order": lambda array: array.astype(array.dtype.newbyteorder()),
 }
-# Elements of these share memory: they are given as they are, numbers and all.
+# Elements of these share memory: they are passed unchanged.
 SHARED = {
     "a row for all": np.broadcast_to(RNG.standard_normal(SIZE), (SIZE, SIZE)),
     "a column for all": np.broadcast_to(RNG.standard_normal((SIZE, 1)), (SIZE, SIZE)),
@@ -66,7 +66,7 @@ class Grads(NamedTuple):
 
 
 class Wave(NamedTuple):
-    """sin(x W^T), whose gradients can be spoiled; it notes the arrays that it is called with."""
+    """sin(x W^T), whose gradients can be made wrong; it records the arrays that it is called with."""
 
     spoil: Callable[[Grads], Grads] = lambda grads: grads
     seen: list[Any] = []  # noqa: RUF012 - of the whole class
@@ -105,7 +105,7 @@ def test_right_gradients_are_right_in_any_layout(x: np.ndarray) -> None:
     before = x.copy()
     assert aa.gradcheck(Wave(), x, WEIGHT)
     assert aa.gradcheck(Wave(), WEIGHT, x)
-    assert aa.gradcheck(Wave(), x, x)  # one array as both: each has a gradient of its own
+    assert aa.gradcheck(Wave(), x, x)  # one array as both: each has its own gradient
     np.testing.assert_array_equal(x, before)
 
 
@@ -158,7 +158,7 @@ def test_leaves_of_trees_in_any_layout(layout: Callable[[np.ndarray], np.ndarray
     x = layout(RNG.standard_normal((2, 5, 4)))
     assert aa.gradcheck(layer, params, x)
     shared = params["hidden"]["weight"]
-    assert aa.gradcheck(layer, tree.replace(params, ("gate", "weight"), shared), x)  # one array at two places
+    assert aa.gradcheck(layer, tree.replace(params, ("gate", "weight"), shared), x)  # one array as two leaves
 
 
 LAST = list({case.function: case for case in CASES}.values())

@@ -1,4 +1,4 @@
-"""gradcheck says so where it compared nothing, and finds what hides a wrong gradient from a comparison."""
+"""gradcheck raises if it compared nothing, and for errors that would hide a wrong gradient."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_leaf_without_a_gradient_is_an_error() -> None:
             aa.gradcheck(Forgetful(missing), layer.init(aa.Philox(0)), X)
 
 
-def test_an_empty_input_beside_others_is_said_to_be_empty() -> None:
+def test_an_empty_input_among_others_is_reported() -> None:
     report = aa.gradcheck(aa.linear, np.ones((2, 0)), np.ones((3, 0)), np.ones(3))
     assert report
     assert [(found.name, found.elements) for found in report.inputs] == [("x", 0), ("weight", 0), ("bias", 3)]

@@ -1,4 +1,4 @@
-"""Numbers near both ends of their dtype: squares that neither overflow nor vanish, and options that no dtype holds."""
+"""Numbers near the limits of their dtype: squares neither overflow nor underflow; unrepresentable options fail."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_norms_of_large_rows_are_those_of_smaller_ones(name: str, dtype: str, mo
             expected, grads = normed(name, numbers, 40, dtype)
             for exponent in LARGE[dtype]:
                 found, others = normed(name, numbers, exponent, dtype)
-                np.testing.assert_array_equal(found, expected)  # powers of two change no digit
+                np.testing.assert_array_equal(found, expected)  # exact for powers of two
                 for other, grad in zip(others[1:], grads[1:], strict=True):
                     if grad is not None:  # 1 / deviation may be below the normal numbers: two digits fewer
                         np.testing.assert_allclose(other, grad, rtol=0, atol=4 * digits * np.max(np.abs(grad)))
@@ -151,7 +151,7 @@ def test_sparse_maps_of_large_logits(dtype: str, exponents: range, alpha: float,
         for exponent in exponents:
             large = 2.0**exponent
             x = np.concatenate([near, large * np.array([-1.0, -0.5, -1.0, -0.7, -1.0])])
-            equal = large * np.array([-1.0, -1.0 + 2.0**-20, *[-1.0] * 7])  # but one, which is the largest by far
+            equal = large * np.array([-1.0, -1.0 + 2.0**-20, *[-1.0] * 7])  # except one, by far the largest
             found = aa.entmax(np.stack([x, equal]).astype(dtype), alpha=alpha)
             np.testing.assert_allclose(found[0], expected, rtol=0, atol=1e-6)
             if exponent > 30:

@@ -1,4 +1,4 @@
-"""Masks: what each allows, how they join, and that attention sees them as dense masks."""
+"""Masks: what each allows, how they combine, and that attention with them equals attention with dense masks."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ def moved(mask: Mask, library: Library) -> Mask:
 @each_mask
 def test_to_dense_is_the_definition(name: str, library: Library) -> None:
     make, allowed = DEFINITIONS[name]
-    positional = "dense" not in name and "documents" not in name and name != "four"  # the others know no positions
+    positional = (
+        "dense" not in name and "documents" not in name and name != "four"
+    )  # the others do not depend on positions
     for offset in (0, 3) if positional else (0,):
         found = to_numpy(moved(make(), library).to_dense(QUERIES, KEYS, q_offset=offset))
         expected = [[[[allowed(b, i + offset, j) for j in range(KEYS)] for i in range(QUERIES)]] for b in range(2)]
@@ -102,7 +104,7 @@ def test_attention_takes_a_mask_without_heads(name: str, library: Library) -> No
     assert_close(found, expected[:, 0], 1e-14)
 
 
-def test_masks_join_flatly() -> None:
+def test_combined_masks_are_flat() -> None:
     joined = (Causal() & Window(1, 1)) & (Padding(3) & Causal(2))
     assert [type(part) for part in joined.masks] == [Causal, Window, Padding, Causal]
 

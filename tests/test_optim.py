@@ -1,4 +1,4 @@
-"""The optimizers against their definitions written out for single numbers, and what they refuse."""
+"""The optimizers against their definitions for single numbers, and invalid arguments."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_the_first_step_of_adam_has_the_size_of_the_learning_rate() -> None:
     params = {"w": np.array([1.0, 1.0, 1.0])}
     grads = {"w": np.array([1e-4, -3.0, 0.0])}
     new, _ = optim.adamw(params, grads, optim.adamw_init(params), lr=0.1, weight_decay=0)
-    np.testing.assert_allclose(new["w"], [0.9, 1.1, 1.0], rtol=1e-4)  # eps = 1e-8 beside a gradient of 1e-4
+    np.testing.assert_allclose(new["w"], [0.9, 1.1, 1.0], rtol=1e-4)  # eps = 1e-8 with a gradient of 1e-4
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
@@ -140,7 +140,7 @@ def test_clipping_scales_all_gradients_together() -> None:
         assert numbers(unclipped) == numbers(grads)
 
 
-def test_clipping_of_zeros_and_of_nothing() -> None:
+def test_clipping_of_zeros_and_of_empty_trees() -> None:
     assert numbers(optim.clip_by_global_norm({"a": np.zeros(2)}, 1.0)) == [0.0, 0.0, 0.0]
     assert optim.clip_by_global_norm({"a": np.zeros((0, 2))}, 1.0)[1] == 0
     assert optim.global_norm({}) == 0
@@ -208,7 +208,7 @@ def test_optimizers_refuse_bad_options(name: str, options: dict, message: str) -
         getattr(optim, name)(PARAMS, gradients(1)[0], state, **{"lr": 0.1, **options})
 
 
-def test_trees_that_differ_are_told_by_their_path() -> None:
+def test_trees_that_differ_are_named_by_their_path() -> None:
     params = {"layer": {"weight": np.ones((2, 3))}}
     state = optim.adamw_init(params)
 

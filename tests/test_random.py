@@ -1,4 +1,4 @@
-"""Random numbers: the published Philox vectors, the same bits everywhere, and the statistics that they should have."""
+"""Random numbers: the published Philox vectors, the same bits on every backend, and statistics."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_keep_masks_keep_as_many_as_they_should(p: float) -> None:
     for keep in (attention_keep_mask(11, p, shape, np, None, 0, 0), keep_mask(11, p, shape, np, None)):
         sigma = math.sqrt(p * (1 - p) / keep.size)
         assert abs(float(keep.mean()) - (1 - p)) <= 5 * sigma
-        for axis in range(4):  # neighbors agree as often as independent bits do
+        for axis in range(4):  # neighbors are equal as often as independent bits
             first = np.moveaxis(keep, axis, 0)
             agree = float((first[1:] == first[:-1]).mean())
             expected = p**2 + (1 - p) ** 2

@@ -1,4 +1,4 @@
-"""Trees: nested dicts, lists, tuples and NamedTuples; the same functions serve parameters, gradients and contexts."""
+"""Trees: nested dicts, lists, tuples and NamedTuples; for parameters, gradients and contexts."""
 
 from __future__ import annotations
 

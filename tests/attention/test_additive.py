@@ -28,7 +28,7 @@ def params_of(case: Frozen) -> dict[str, Any]:
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-5)])
 @pytest.mark.parametrize("kernels", ["reference", "auto"])
 @pytest.mark.parametrize("name", FROZEN)
-def test_the_layer_is_that_of_the_paper_in_pytorch(name: str, kernels: str, dtype: str, tolerance: float) -> None:
+def test_the_layer_equals_the_paper_in_pytorch(name: str, kernels: str, dtype: str, tolerance: float) -> None:
     case = FROZEN[name].in_dtype(dtype)
     a = case.arrays
     with aa.use_kernels(kernels):
@@ -56,7 +56,7 @@ def test_nan_past_the_lengths_reaches_nothing() -> None:
     key = KEY.copy()
     key[1, 2:] = np.nan
     expected, found = (aa.vjp(LAYER, PARAMS, QUERY, x, kv_lengths=[5, 2]) for x in (KEY, key))
-    assert_trees_close(found[0], expected[0], 1e-14)  # another path of the kernel
+    assert_trees_close(found[0], expected[0], 1e-14)  # another branch of the kernel
     assert_trees_close(found[1](expected[0]), expected[1](expected[0]), 1e-14)
 
 

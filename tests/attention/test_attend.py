@@ -1,4 +1,4 @@
-"""The engine with parts of a caller: values, blocks, grouped heads, cotangents of weights and lse, and refusals."""
+"""The engine with custom parts: values, blocks, grouped heads, cotangents of weights and lse, and errors."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_entmax_as_a_normalizer_is_entmax_attention() -> None:
 
 
 @pytest.mark.parametrize("name", NORMALIZERS)
-def test_hidden_keys_and_values_may_hold_nan(name: str) -> None:
+def test_masked_keys_and_values_may_hold_nan(name: str) -> None:
     key, value = KEY.copy(), VALUE.copy()
     key[:, :, 3:], value[:, :, 3:] = np.nan, np.inf
     given = {**parts("dot product", "two", name), "kv_lengths": 3}
@@ -154,7 +154,7 @@ MECHANISMS: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_every_mechanism_takes_a_cotangent_of_its_weights_and_lse(name: str) -> None:
-    """By differences, as above; the forward of each mechanism keeps what `attention_weights` and the lse need."""
+    """By differences, as above; the context of each mechanism has what `attention_weights` and the lse need."""
     call, (fwd, bwd) = MECHANISMS[name], (getattr(aa, f"{name.split()[0]}_{direction}") for direction in ("fwd", "bwd"))
     out, ctx = call(fwd, QUERY)
     weights = aa.attention_weights(ctx)

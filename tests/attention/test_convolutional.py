@@ -1,4 +1,4 @@
-"""What convolutional attention promises beyond the contract: pairs of windows, lengths, the future, the edges."""
+"""Properties of convolutional attention beyond the contract: pairs of windows, lengths, the future, the edges."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def pulled(dout: Any = DOUT, **given: Any) -> tuple[Any, Any]:
 
 
 @each_padding
-def test_a_kernel_over_pairs_moves_both_windows(padding: str) -> None:
+def test_a_convolution_over_pairs_shifts_both_windows(padding: str) -> None:
     x, kernel, v = GIVEN["x"][0], RNG.standard_normal((4, 6, 5)), VECTOR["score_vector"]  # W_c (A, 2 D, width)
     before = 4 if padding == "causal" else 2
     padded = np.concatenate([np.zeros((before, 3)), x, np.zeros((4 - before, 3))])
@@ -87,7 +87,7 @@ def test_a_ragged_batch_is_its_single_sequences(kind: dict, padding: str, rubbis
 
 
 @each_kind
-def test_nothing_of_the_future_is_seen(kind: dict) -> None:
+def test_no_query_attends_to_the_future(kind: dict) -> None:
     options = {**kind, "padding": "causal", "is_causal": True}
     for t in range(1, 7):
         changed = GIVEN["x"].copy()

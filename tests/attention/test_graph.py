@@ -1,4 +1,4 @@
-"""Graph attention: equal to the papers' formulas in PyTorch and to dense attention, and what it promises beyond."""
+"""Graph attention: equal to the papers' formulas in PyTorch and to dense attention, and other properties."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.frozen import Frozen, frozen
 from tests.support.libraries import LIBRARIES, NUMPY, Library, assert_close, assert_trees_close, marks_of
 from tests.support.messages import says
 
-# Relative to the largest entry of each array, or to 1 where all are smaller.
+# Relative to the largest entry of each array, or to 1 if all are smaller.
 TOLERANCE = {"float64": 1e-13, "float32": 1e-5}  # PyTorch's own float32 is off by up to 3e-6 here
 ROUNDING = 1e-13  # sums of a few dozen products in another order
 REFERENCES = frozen("graph.npz")
@@ -30,7 +30,7 @@ each_library = pytest.mark.parametrize(
 
 
 def params_of(reference: Frozen, arrays: dict[str, Any]) -> dict[str, Any]:
-    """The papers' weights as parameters of the layer: the one matrix of GATv2 on [h_i; h_j; f] in its parts."""
+    """The papers' weights as parameters of the layer: the matrix of GATv2 for [h_i; h_j; f], split."""
     W, a = arrays["W"], arrays["a"]
     D = reference.arrays["h"].shape[-1]
     parts = {"source": W}
@@ -45,7 +45,7 @@ def params_of(reference: Frozen, arrays: dict[str, Any]) -> dict[str, Any]:
 @each_kernels
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("reference", REFERENCES.values(), ids=list(REFERENCES))
-def test_it_is_that_of_the_papers(reference: Frozen, dtype: str, kernels: str) -> None:
+def test_it_equals_the_papers(reference: Frozen, dtype: str, kernels: str) -> None:
     reference, tolerance = reference.in_dtype(dtype), TOLERANCE[dtype]
     arrays = reference.arrays
     f = arrays.get("f")
@@ -143,8 +143,8 @@ def test_isolated_nodes_give_zeros_and_do_not_matter(score: str, kernels: str) -
 
 @each_library
 @each_score
-def test_masked_edges_do_not_matter(score: str, library: Library) -> None:
-    """As if they were not there; what only they bring may be NaN."""
+def test_masked_edges_are_ignored(score: str, library: Library) -> None:
+    """Results equal those without them; sources of masked edges only may be NaN."""
     mask = np.random.default_rng(3).random(EDGES.shape[1]) < 0.6
     mask[EDGES[0] == 4] = False
     mask[EDGES[1] == 1] = False

@@ -1,6 +1,6 @@
-"""Hard attention: equal to PyTorch's where that has it, and what it promises of noise, masks and bad input.
+"""Hard attention: equal to PyTorch where supported, and properties of noise, masks and bad input.
 
-tests/attention/test_hard_estimators.py asks whether the gradients are those of the expected cost.
+tests/attention/test_hard_estimators.py compares the gradients with those of the expected cost.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def cotangent(result: HardResult) -> HardResult:
 @each_kernels
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", REFERENCES)
-def test_it_is_that_of_pytorch(name: str, dtype: str, kernels: str) -> None:
+def test_it_equals_pytorch(name: str, dtype: str, kernels: str) -> None:
     reference = REFERENCES[name].in_dtype(dtype)
     given = reference.given("query", "key", "value", "attn_mask", "noise")
     with aa.use_kernels(kernels):
@@ -68,12 +68,12 @@ def test_it_is_that_of_pytorch(name: str, dtype: str, kernels: str) -> None:
 @each_estimator
 @pytest.mark.parametrize(("options", "hidden"), HIDING.values(), ids=list(HIDING))
 @pytest.mark.parametrize("rubbish", [math.nan, math.inf])
-def test_hidden_keys_do_not_matter(
+def test_masked_keys_are_ignored(
     estimator: str, kernels: str, options: dict[str, Any], hidden: np.ndarray, rubbish: float
 ) -> None:
-    options = {**options, **({"k": 1} if estimator == "top_k" else {})}  # some queries see one key alone
+    options = {**options, **({"k": 1} if estimator == "top_k" else {})}  # some queries attend to one key only
     dirty = {name: np.where(hidden[:, None], rubbish, ARRAYS[name]) for name in ("key", "value")}
-    with aa.use_kernels(kernels), np.errstate(invalid="ignore"):  # infinities that are hidden make NaN on their way
+    with aa.use_kernels(kernels), np.errstate(invalid="ignore"):  # masked infinities give NaN in between
         clean, found = run(estimator, **options), run(estimator, **dirty, **options)
     assert_trees_close(found, clean, ROUNDING)
     assert not np.any(found[1].key[:, hidden])
@@ -82,7 +82,7 @@ def test_hidden_keys_do_not_matter(
 
 @each_kernels
 @pytest.mark.parametrize("estimator", ["reinforce", "straight_through", "argmax", "top_k"])
-def test_values_that_are_not_chosen_do_not_matter(estimator: str, kernels: str) -> None:
+def test_values_that_are_not_selected_are_ignored(estimator: str, kernels: str) -> None:
     _, ctx = aa.hard_attention_fwd(**ARRAYS, **options_of(estimator))
     value = ARRAYS["value"].copy()
     for b in range(B):
@@ -90,13 +90,13 @@ def test_values_that_are_not_chosen_do_not_matter(estimator: str, kernels: str) 
     with aa.use_kernels(kernels):
         result, grads = run(estimator, value=value)
     assert np.all(np.isfinite(result.out))
-    if estimator != "straight_through":  # whose gradient sees all values
+    if estimator != "straight_through":  # whose gradient depends on all values
         assert all(np.all(np.isfinite(leaf)) for _, leaf in tree.flatten(grads))
 
 
 @each_kernels
 @each_estimator
-def test_queries_that_see_nothing_get_nothing(estimator: str, kernels: str) -> None:
+def test_fully_masked_queries_give_zeros(estimator: str, kernels: str) -> None:
     mask = np.ones((T, S), bool)
     mask[1] = False
     with aa.use_kernels(kernels):
@@ -123,7 +123,7 @@ def test_empty_sizes(estimator: str, changes: dict[str, int]) -> None:
 
 @each_kernels
 @each_estimator
-def test_nan_comes_through(estimator: str, kernels: str) -> None:
+def test_nan_propagates(estimator: str, kernels: str) -> None:
     key = ARRAYS["key"].copy()
     key[1, 3] = math.nan
     value = np.where(np.isnan(key[..., :1]), math.nan, ARRAYS["value"])
@@ -212,11 +212,11 @@ def test_gradients_of_the_layer(estimator: str, values: bool) -> None:
     result, ctx = layer.fwd(params, **given, **rules)
     assert result.out.shape == (2, 3, 7 if values else 6)
     assert aa.attention_weights(ctx).shape == (2, 3, 5)
-    tree.add(layer.bwd(result, ctx).params, params)  # they are trees of one form
+    tree.add(layer.bwd(result, ctx).params, params)  # trees of the same structure
     report = aa.gradcheck(layer, params, **given, **rules)
     names = {"params.query.weight", "params.query.bias", "params.key.weight", "bias", *given}
     assert {check.name for check in report.inputs} == names
-    if estimator == "straight_through":  # whose gradient of the scores is by intent that of another function
+    if estimator == "straight_through":  # whose gradient of the scores is by design that of another function
         assert {check.name for check in report.inputs if not check.ok} == names - {"value"}
     else:
         assert report, str(report)
@@ -267,7 +267,7 @@ def test_wrong_types() -> None:
 def test_k_is_at_most_the_number_of_allowed_keys(kernels: str) -> None:
     mask = np.ones((B, T, S), bool)
     mask[1, 2, 2:] = False
-    mask[2, 1] = False  # none at all is not too few
+    mask[2, 1] = False  # no key at all is not too few
     with aa.use_kernels(kernels):
         assert aa.hard_attention(**ARRAYS, attn_mask=mask, estimator="top_k", k=2).out.shape == (B, T, Dv)
         says(

@@ -18,7 +18,7 @@ RNG = np.random.default_rng(12)
 QUERY, KEY, VALUE = (RNG.standard_normal(shape) for shape in ((1, D), (S, D), (S, Dv)))
 SCALE = 0.8
 MANY = {
-    name: np.broadcast_to(array, (SEEDS, *array.shape))  # the noise of each batch is its own
+    name: np.broadcast_to(array, (SEEDS, *array.shape))  # each batch has its own noise
     for name, array in {"query": QUERY, "key": KEY, "value": VALUE}.items()
 }
 
@@ -61,7 +61,7 @@ def samples(
 
 
 def assert_mean(found: np.ndarray, exact: np.ndarray, errors: float = 4.0) -> None:
-    """Within four standard errors, which chance exceeds once in 16,000 times."""
+    """Within four standard errors, which a random deviation exceeds once in 16,000 times."""
     error = found.std(axis=0) / np.sqrt(len(found))
     assert np.all(np.abs(found.mean(axis=0) - exact) <= errors * error + ROUNDING)
 
@@ -83,7 +83,9 @@ def test_the_mean_of_reinforce_is_the_gradient_of_the_expected_cost(baseline: fl
     _, grads = samples(baseline)
     for name in ("query", "key", "value"):
         assert_mean(getattr(grads, name), getattr(exact, name))
-    assert np.abs(exact.query).max() > 10 * (grads.query.std(axis=0) / np.sqrt(SEEDS)).max()  # it would be seen
+    assert (
+        np.abs(exact.query).max() > 10 * (grads.query.std(axis=0) / np.sqrt(SEEDS)).max()
+    )  # else the test would miss it
 
 
 def test_a_baseline_lowers_the_variance() -> None:
@@ -162,7 +164,7 @@ def test_straight_through_is_hard_forward_and_soft_backward() -> None:
 
 
 def bias_of(cost: Any, temperature: float) -> tuple[np.ndarray, np.ndarray]:
-    """How far the mean gradient of straight-through is from the exact one, and its standard error."""
+    """The bias of the mean gradient of straight-through, and its standard error."""
     found = samples(0.0, 6, "straight_through", cost, temperature=temperature)[1].query
     return found.mean(axis=0) - enumerated(cost).query, found.std(axis=0) / np.sqrt(SEEDS)
 
@@ -173,13 +175,13 @@ def linear_cost(out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_the_bias_of_straight_through() -> None:
-    """It is that of the soft surrogate, and vanishes only for linear costs and small temperatures."""
+    """It equals that of the soft surrogate, and vanishes only for linear costs and small temperatures."""
     biases = {temperature: bias_of(linear_cost, temperature) for temperature in (2.0, 0.1)}
     assert np.any(np.abs(biases[2.0][0]) > 8 * biases[2.0][1])
     assert np.all(np.abs(biases[0.1][0]) <= 4 * biases[0.1][1])
     assert biases[0.1][1].max() > 3 * biases[2.0][1].max()  # at the price of variance
     bias, error = bias_of(cost_of, 0.1)
-    assert np.any(np.abs(bias) > 8 * error)  # a cost that is not linear keeps it
+    assert np.any(np.abs(bias) > 8 * error)  # not for a cost that is not linear
     # For a linear cost the surrogate, whose exact gradient "gumbel" gives, has the same gradients draw by draw.
     hard = samples(0.0, 6, "straight_through", linear_cost, temperature=2.0)[1].query
     assert_close(hard, samples(0.0, 6, "gumbel", linear_cost, temperature=2.0)[1].query, ROUNDING)
@@ -217,8 +219,8 @@ def test_of_equal_scores_the_first_is_chosen() -> None:
             assert ctx.choice.ravel().tolist() == [1, 2]
 
 
-def test_a_layer_learns_where_to_look_from_rewards_alone() -> None:
-    """The key that stands for the query's kind is worth 1, others nothing; no gradient comes through the output."""
+def test_a_layer_learns_to_attend_from_rewards_alone() -> None:
+    """The key of the query's kind has reward 1, others 0; no gradient flows through the output."""
     layer = HardAttention(S, S, 8)
     params, baseline = layer.init(aa.Philox(3), "float64"), 0.0
     query, key = np.eye(S)[None], np.eye(S)[None]  # query i wants key i

@@ -1,4 +1,4 @@
-"""Input that looks bad and must work: NaN behind masks, rows without keys, empty sizes, strange memory, huge logits."""
+"""Unusual but valid input: NaN in masked entries, rows without keys, empty sizes, memory layouts, huge logits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ QUERY = RNG.standard_normal((2, 6, 5, 4))  # B 2, H 6, T 5, D 4
 KEY = RNG.standard_normal((2, 3, 7, 4))  # Hkv 3, S 7
 VALUE = RNG.standard_normal((2, 3, 7, 8))  # Dv 8
 DOUT = RNG.standard_normal((2, 6, 5, 8))
-HIDDEN = np.array([True, False, False, True, True, False, True])  # the keys that the masks below hide
+HIDDEN = np.array([True, False, False, True, True, False, True])  # the keys that are masked below
 RUBBISH = [math.nan, math.inf, -math.inf]
 
 
@@ -52,7 +52,7 @@ MASKS = {
 
 @pytest.mark.parametrize("options", MASKS.values(), ids=list(MASKS))
 @pytest.mark.parametrize("rubbish", RUBBISH)
-def test_what_masks_hide_does_not_matter(options: dict[str, Any], rubbish: float) -> None:
+def test_masked_entries_are_ignored(options: dict[str, Any], rubbish: float) -> None:
     value = VALUE.copy()
     value[:, :, HIDDEN] = rubbish
     key = (
@@ -77,13 +77,13 @@ def test_what_masks_hide_does_not_matter(options: dict[str, Any], rubbish: float
     ],
     ids=["causal", "window", "lengths", "Padding", "sinks"],
 )
-def test_keys_out_of_reach_do_not_matter(options: dict[str, Any], hidden: slice, rubbish: float) -> None:
+def test_keys_outside_the_window_are_ignored(options: dict[str, Any], hidden: slice, rubbish: float) -> None:
     key, value = KEY.copy(), VALUE.copy()
     key[:, :, hidden], value[:, :, hidden] = rubbish, rubbish
     assert_same(run(key=key, value=value, dout=DOUT, **options), run(dout=DOUT, **options))
 
 
-def test_nan_that_is_seen_comes_through() -> None:
+def test_visible_nan_propagates() -> None:
     value = VALUE.copy()
     value[0, 1, 2, 3] = math.nan
     out = run(value=value, is_causal=True)[0]
@@ -93,9 +93,9 @@ def test_nan_that_is_seen_comes_through() -> None:
 
 
 @pytest.mark.parametrize("rubbish", RUBBISH)
-def test_the_keys_that_a_query_does_not_see_are_free_of_its_nan(rubbish: float) -> None:
+def test_masked_keys_are_free_of_the_nan_of_a_query(rubbish: float) -> None:
     query = QUERY.copy()
-    query[0, 1, 2] = rubbish  # it sees the keys 0 to 2, of key head 0
+    query[0, 1, 2] = rubbish  # it attends to the keys 0 to 2, of key head 0
     dropped = {"dropout_p": 0.5, "dropout_mask": np.tri(5, 7, dtype=bool)}
     for options, places in (({"is_causal": True}, (3, 4)), (dropped, (4,))):  # dkey and dvalue; dvalue
         dirty, clean = run(query=query, dout=DOUT, **options), run(dout=DOUT, **options)
@@ -123,7 +123,7 @@ def test_a_weight_that_rounds_to_zero_hides_nan_wherever_the_large_one_is(
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_sink_far_from_the_scores_of_many_keys(dtype: str, queries: int) -> None:
     query, key, value = (RNG.standard_normal((1, 2, n, 4)).astype(dtype) for n in (queries, 600, 600))
-    out, lse, *_, dsinks = run(query, key, value, sinks=np.full(2, 1e4, dtype))  # e^1e4 is a number of no dtype
+    out, lse, *_, dsinks = run(query, key, value, sinks=np.full(2, 1e4, dtype))  # e^1e4 overflows every dtype
     assert np.all(out == 0)
     assert np.all(lse == 1e4)
     assert np.all(dsinks == 0)
@@ -242,7 +242,7 @@ def test_inputs_that_are_one_array_are_not_changed() -> None:
 @pytest.mark.parametrize("size", [1e4, 6e4])
 def test_huge_logits(dtype: str, size: float) -> None:
     query = np.array([[[[100.0], [-100.0], [0.0]]]], dtype)
-    key = np.array([[[[size / 100], [0.0], [-size / 100]]]], dtype)  # scores up to 10^4, where e^x has no number
+    key = np.array([[[[size / 100], [0.0], [-size / 100]]]], dtype)  # scores up to 10^4, where e^x overflows
     value = np.array([[[[1.0, -2.0], [3.0, 5.0], [4.0, 0.5]]]], dtype)
     out, lse, *grads = run(query, key, value, scale=1.0)
     np.testing.assert_allclose(out[0, 0, :2], value[0, 0, [0, 2]], rtol=0)

@@ -1,4 +1,4 @@
-"""Local attention: equal to the paper's formulas in PyTorch, and what it promises beyond the contract."""
+"""Local attention: equal to the paper's formulas in PyTorch, and properties beyond the contract."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from attnarray.layers import LocalAttention
 from tests.support.frozen import Frozen, frozen
 from tests.support.libraries import assert_close, assert_trees_close
 
-# Relative to the largest entry of each array, or to 1 where all are smaller.
+# Relative to the largest entry of each array, or to 1 if all are smaller.
 TOLERANCE = {"float64": 1e-13, "float32": 1e-5}  # PyTorch's own float32 is off by up to 8e-7 here
 ROUNDING = 1e-13  # sums of a few dozen products in another order
 REFERENCES = frozen("local.npz")
@@ -42,7 +42,7 @@ def pulled(dout: np.ndarray | None = None, **given: Any) -> tuple[Any, Any]:
 @each_kernels
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("reference", REFERENCES.values(), ids=list(REFERENCES))
-def test_it_is_that_of_the_paper(reference: Frozen, dtype: str, kernels: str) -> None:
+def test_it_equals_the_paper(reference: Frozen, dtype: str, kernels: str) -> None:
     reference, tolerance = reference.in_dtype(dtype), TOLERANCE[dtype]
     arrays = reference.arrays
     params = params_of(arrays)
@@ -84,7 +84,7 @@ def test_rows_sum_to_less_than_1_where_there_is_a_gaussian(kernels: str) -> None
 @each_kernels
 @each_alignment
 @pytest.mark.parametrize("options", [{}, {"kv_lengths": [9, 4, 0], "softcap": 2.0}, {"is_causal": True}], ids=str)
-def test_the_weights_are_those_that_were_used(kernels: str, alignment: dict[str, Any], options: dict[str, Any]) -> None:
+def test_the_weights_are_those_of_the_output(kernels: str, alignment: dict[str, Any], options: dict[str, Any]) -> None:
     arguments = {**QKV, **alignment, **options}
     with aa.use_kernels(kernels):
         out, ctx = aa.local_attention_fwd(**arguments)
@@ -121,7 +121,7 @@ def test_padded_batches_are_the_single_sequences_of_their_true_lengths(kernels: 
 
 @each_kernels
 @each_alignment
-def test_lengths_of_0_and_queries_that_see_nothing(kernels: str, alignment: dict[str, Any]) -> None:
+def test_lengths_of_0_and_fully_masked_queries(kernels: str, alignment: dict[str, Any]) -> None:
     rubbish = {name: np.where(np.arange(B)[:, None, None] == 1, math.nan, QKV[name]) for name in ("key", "value")}
     with aa.use_kernels(kernels):
         out, grads = pulled(**rubbish, **alignment, kv_lengths=[9, 0, 5], is_causal=True, q_offset=[0, 0, -2])
@@ -165,7 +165,7 @@ HIDING: dict[str, tuple[dict[str, Any], np.ndarray]] = {
 @each_alignment
 @pytest.mark.parametrize(("options", "hidden"), HIDING.values(), ids=list(HIDING))
 @pytest.mark.parametrize("rubbish", [math.nan, math.inf])
-def test_hidden_keys_do_not_matter(
+def test_masked_keys_are_ignored(
     kernels: str, alignment: dict[str, Any], options: dict[str, Any], hidden: np.ndarray, rubbish: float
 ) -> None:
     dirty = {name: np.where(hidden[:, None], rubbish, QKV[name]) for name in ("key", "value")}

@@ -1,4 +1,4 @@
-"""What the array code of local attention gathers and sums: bits, rows, blocks, and how much it holds at a time."""
+"""Gathers and sums of the array code of local attention: bits, rows, blocks, and peak memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_dropout_at_single_keys_draws_the_bits_of_the_whole() -> None:
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 40), (7, 40), (500, 40), (3, 0), (3, 1)])
-def test_sums_of_rows_by_place(count: int, size: int) -> None:
+def test_sums_of_rows_by_index(count: int, size: int) -> None:
     values, places = RNG.standard_normal((size, 3)), RNG.integers(0, count, size)
     expected = np.zeros((count, 3))
     np.add.at(expected, places, values)
@@ -43,7 +43,7 @@ def test_the_size_of_the_blocks_does_not_matter(options: dict[str, Any], monkeyp
 
 
 def peak_of(keys: int, queries: int, kernels: str, backward: bool) -> int:
-    """The most bytes that a run holds at a time, less the gradients of keys and values."""
+    """The peak bytes of a run, less the gradients of keys and values."""
     rng = np.random.default_rng(0)
     given = {name: rng.standard_normal((1, n, 8)) for name, n in (("query", queries), ("key", keys), ("value", keys))}
     position = {"position_weight": rng.standard_normal((8, 8)), "position_vector": rng.standard_normal(8)}
@@ -68,8 +68,8 @@ def peak_of(keys: int, queries: int, kernels: str, backward: bool) -> int:
 def test_memory_grows_with_queries_times_window_and_not_with_keys(
     kernels: str, backward: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ATTNARRAY_NUM_THREADS", "1")  # what several threads hold at a time depends on who is ahead
+    monkeypatch.setenv("ATTNARRAY_NUM_THREADS", "1")  # the peak of several threads depends on their timing
     few, many = (peak_of(keys, 64, kernels, backward) for keys in (1024, 16384))
-    sums = 4 * 15360 * 8 * 8 if backward and kernels == "reference" else 0  # of one block, beside those of the others
+    sums = 4 * 15360 * 8 * 8 if backward and kernels == "reference" else 0  # of one block, besides those of the others
     assert many < 1.2 * few + sums + 20_000 < 64 * 16384 * 8  # scores of all pairs
     assert peak_of(1024, 256, kernels, backward) > 2 * few

@@ -1,4 +1,4 @@
-"""What location-aware attention promises beyond the contract: steps, lengths, the way back through the weights."""
+"""Properties of location-aware attention beyond the contract: steps, lengths, gradients through the weights."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_a_cotangent_that_does_not_count_is_one_of_zeros() -> None:
         assert_trees_close(pulled(with_none)[1], pulled(with_zeros)[1], 0.0)
 
 
-def test_the_weights_are_those_that_were_given_back() -> None:
+def test_the_weights_are_those_of_the_output() -> None:
     for options in RUNS.values():
         result, ctx = aa.location_attention_fwd(**{**GIVEN, **options})
         assert_close(aa.attention_weights(ctx), result.weights, ROUNDING)
@@ -182,7 +182,7 @@ def assert_shape(found: np.ndarray, like: np.ndarray) -> None:
 
 
 class Speller:
-    """A decoder: a GRU whose next input is what the attention, asked by its state, gave; and the weights go on too."""
+    """A decoder: a GRU whose next input is the attention output for its state; weights are passed on, too."""
 
     def __call__(self, params: Any, key: Any, start: Any) -> Any:
         return self.fwd(params, key, start)[0]

@@ -13,12 +13,12 @@ import attnarray as aa
 from tests.support import paths
 from tests.support.libraries import assert_close
 
-# Relative to the largest entry of each array, or to 1 where all are smaller.
+# Relative to the largest entry of each array, or to 1 if all are smaller.
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5}  # PyTorch's own float32 is off by up to 2e-6 here
 
 
 class Reference(NamedTuple):
-    """One frozen decoder run: how the weights are made, and all arrays by the paper's names."""
+    """One frozen decoder run: options of the weights, and all arrays by the paper's names."""
 
     options: dict[str, Any]
     arrays: dict[str, np.ndarray]

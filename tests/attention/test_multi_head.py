@@ -1,4 +1,4 @@
-"""Multi-head attention: equal to torch.nn.MultiheadAttention, and what it promises beyond the contract."""
+"""Multi-head attention: equal to torch.nn.MultiheadAttention, and properties beyond the contract."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.frozen import Frozen, frozen
 from tests.support.libraries import assert_close, assert_trees_close
 from tests.support.messages import says
 
-# Relative to the largest entry of each array, or to 1 where all are smaller.
+# Relative to the largest entry of each array, or to 1 if all are smaller.
 TOLERANCE = {"float64": 1e-13, "float32": 1e-5}  # PyTorch's own float32 is off by up to 2e-6 here
 ROUNDING = 1e-13  # sums of a few dozen products in another order
 HEADS = 3
@@ -41,7 +41,7 @@ def inputs(reference: Frozen) -> dict[str, np.ndarray]:
 
 
 def masks(reference: Frozen, batch: tuple[int, ...]) -> dict[str, Any]:
-    """PyTorch's masks in our terms: True attends, heads have an axis of their own, floats are a bias."""
+    """PyTorch's masks converted to ours: True attends, heads have an axis, floats are a bias."""
     given = reference.given("key_padding_mask", "attn_mask")
     if "key_padding_mask" in given:
         given["key_padding_mask"] = given["key_padding_mask"][..., None, None, :]  # (*batch, 1, 1, S)
@@ -63,7 +63,7 @@ def masks(reference: Frozen, batch: tuple[int, ...]) -> dict[str, Any]:
 @pytest.mark.parametrize("kernels", ["reference", "auto"])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("reference", PLAIN.values(), ids=list(PLAIN))
-def test_it_is_that_of_pytorch(reference: Frozen, dtype: str, kernels: str) -> None:
+def test_it_equals_pytorch(reference: Frozen, dtype: str, kernels: str) -> None:
     reference, tolerance = reference.in_dtype(dtype), TOLERANCE[dtype]
     given = inputs(reference)
     options = masks(reference, given["query"].shape[:-2])
@@ -88,8 +88,8 @@ def test_it_is_that_of_pytorch(reference: Frozen, dtype: str, kernels: str) -> N
 
 
 @pytest.mark.parametrize("reference", WITH_OWN_KEY.values(), ids=list(WITH_OWN_KEY))
-def test_a_key_and_value_of_their_own_are_a_part_to_merge(reference: Frozen) -> None:
-    """PyTorch's add_bias_kv, as the docstring says how to have it."""
+def test_a_learned_key_and_value_are_a_partial_to_merge(reference: Frozen) -> None:
+    """PyTorch's add_bias_kv, as described in the docstring."""
     given, params = inputs(reference), parameters(reference)
     batch = given["query"].shape[0]
     q, k, v = (
@@ -137,7 +137,7 @@ each_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTI
 
 @each_option
 @pytest.mark.parametrize("given", [("query",), ("query", "key"), ("query", "value"), ("query", "key", "value")])
-def test_what_is_left_out_is_what_stood_in(options: dict[str, Any], given: tuple[str, ...]) -> None:
+def test_omitted_arguments_have_their_defaults(options: dict[str, Any], given: tuple[str, ...]) -> None:
     out, whole = aa.vjp(LAYER, PARAMS, X, X, X, **options)
     same, pullback = aa.vjp(LAYER, PARAMS, **dict.fromkeys(given, X), **options)
     np.testing.assert_array_equal(same, out)
@@ -209,7 +209,7 @@ def test_gradients_of_the_layer(layer: MultiHeadAttention) -> None:
     assert names | {"query", *others, "sinks"} == {check.name for check in report.inputs}
     out, ctx = layer.fwd(params, x, **others)
     assert out.shape == (2, 3, layer.out_dim or layer.dim)
-    tree.add(layer.bwd(out, ctx).params, params)  # they are trees of one form
+    tree.add(layer.bwd(out, ctx).params, params)  # trees of the same structure
 
 
 def test_widths_of_the_layer() -> None:

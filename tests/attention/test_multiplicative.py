@@ -1,4 +1,4 @@
-"""Luong's attention: equal to the paper's formulas in PyTorch, and what it promises beyond the contract."""
+"""Luong's attention: equal to the paper's formulas in PyTorch, and properties beyond the contract."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.frozen import Frozen, frozen
 from tests.support.libraries import assert_close, assert_trees_close
 from tests.support.messages import says
 
-# Relative to the largest entry of each array, or to 1 where all are smaller.
+# Relative to the largest entry of each array, or to 1 if all are smaller.
 TOLERANCE = {"float64": 1e-13, "float32": 1e-5}  # PyTorch's own float32 is off by up to 1e-6 here
 ROUNDING = 1e-13  # sums of a few dozen products in another order
 SCORES = ("dot", "general", "concat")
@@ -43,7 +43,7 @@ def expected_params(reference: Frozen) -> dict[str, Any]:
 @each_kernels
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("reference", WITHOUT_FEEDING.values(), ids=list(WITHOUT_FEEDING))
-def test_it_is_that_of_the_paper(reference: Frozen, dtype: str, kernels: str) -> None:
+def test_it_equals_the_paper(reference: Frozen, dtype: str, kernels: str) -> None:
     reference, tolerance = reference.in_dtype(dtype), TOLERANCE[dtype]
     layer, params = layer_of(reference)
     arrays = reference.arrays
@@ -57,7 +57,7 @@ def test_it_is_that_of_the_paper(reference: Frozen, dtype: str, kernels: str) ->
 
 
 class Fed(NamedTuple):
-    """What the backward of a decoder needs: the contexts of its steps."""
+    """The context of a decoder: the contexts of its steps."""
 
     steps: list[Any]
     inputs: int
@@ -108,7 +108,7 @@ class Decoder:
 @each_kernels
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("reference", FED.values(), ids=list(FED))
-def test_input_feeding_is_that_of_the_paper(reference: Frozen, dtype: str, kernels: str) -> None:
+def test_input_feeding_equals_the_paper(reference: Frozen, dtype: str, kernels: str) -> None:
     reference, tolerance = reference.in_dtype(dtype), TOLERANCE[dtype]
     layer, of_attention = layer_of(reference)
     arrays = reference.arrays
@@ -144,7 +144,7 @@ def test_gradients_of_the_layer(score: str, output: bool, values: bool) -> None:
     assert report, str(report)
     names = {f"params.{'.'.join(path)}" for path, _ in tree.flatten(params)}
     assert names | {*given, "bias"} == {check.name for check in report.inputs}
-    tree.add(layer.bwd(out, ctx).params, params)  # they are trees of one form
+    tree.add(layer.bwd(out, ctx).params, params)  # trees of the same structure
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -192,7 +192,7 @@ def test_dot_is_dot_product_attention_that_is_not_scaled(options: dict[str, Any]
 
 @each_option
 def test_concat_is_the_concatenation_of_every_pair(options: dict[str, Any]) -> None:
-    """Written out: all pairs [q_i; k_j] side by side, a linear map, tanh, the scores, and each query with its own."""
+    """Computed explicitly: all pairs [q_i; k_j], a linear map, tanh, and the scores of each query."""
     weight, vector = RNG.standard_normal((A, Dq + Dk)), RNG.standard_normal(A)
     out, grads = pulled(QUERY, KEY, KEY, weight, vector, score="concat", **options)
     repeated = np.broadcast_to(QUERY[:, :, None], (B, T, S, Dq)), np.broadcast_to(KEY[:, None], (B, T, S, Dk))
@@ -222,7 +222,7 @@ def test_the_target_comes_first_in_concat_and_last_in_the_output() -> None:
     weight, vector = np.zeros((A, Dq + Dk)), np.ones(A)
     weight[:, Dq:] = RNG.standard_normal((A, Dk))
     out = aa.multiplicative_attention(QUERY, KEY, KEY, weight, vector, score="concat")
-    assert_close(out, np.broadcast_to(out[:, :1], out.shape), ROUNDING)  # no query has a say
+    assert_close(out, np.broadcast_to(out[:, :1], out.shape), ROUNDING)  # no query has a gradient
     layer = LuongAttention(Dq, Dk, output=True)
     params = layer.init(aa.Philox(0), "float64")
     params["output"]["weight"] = np.concatenate([np.zeros((Dq, Dk)), np.eye(Dq)], axis=1)

@@ -1,4 +1,4 @@
-"""What pairwise attention promises beyond the contract: lengths, steps, and states that a recurrence makes."""
+"""Properties of pairwise attention beyond the contract: lengths, steps, and recurrent states."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def pulled(dout: Any = DOUT, **given: Any) -> tuple[Any, Any]:
     return out, pullback(dout)
 
 
-def test_it_is_additive_attention_of_pairs_that_are_laid_out() -> None:
+def test_it_is_additive_attention_of_explicit_pairs() -> None:
     x, hidden = GIVEN["x"], GIVEN["hidden"]
     pairs = np.concatenate(np.broadcast_arrays(x[:, :, None], x[:, None]), axis=-1)  # (B, T, T, 2 D)
     inner = pairs @ GIVEN["input_weight"].T + (hidden @ GIVEN["hidden_weight"].T)[:, :, None] + GIVEN["input_bias"]
@@ -73,7 +73,7 @@ def test_a_ragged_batch_is_its_single_sequences(rubbish: float, by_mask: bool) -
     assert not np.any(out[1])  # a length of 0
 
 
-def test_memory_that_masks_hide_does_not_matter() -> None:
+def test_masked_memory_is_ignored() -> None:
     memory, seen = RNG.standard_normal((2, 7, 3)), np.array([True, False, True, True, False, True, True])
     dirty = np.where(seen[:, None], memory, math.nan)
     for options in ({"attn_mask": seen}, {"kv_lengths": 5, "attn_mask": seen}):
@@ -142,7 +142,7 @@ def assert_alike(found: np.ndarray, like: np.ndarray) -> None:
 
 
 class Reader:
-    """An LSTM reads what the attention gives, and its state asks in the next step."""
+    """An LSTM whose inputs are attention outputs, and whose state is the next query."""
 
     def __call__(self, params: Any, x: Any) -> Any:
         return self.fwd(params, x)[0]

@@ -1,4 +1,4 @@
-"""Attention with relative positions: equal to PyTorch from the paper, and what it promises beyond the contract."""
+"""Attention with relative positions: equal to PyTorch from the paper, and properties beyond the contract."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.frozen import Frozen, frozen
 from tests.support.libraries import assert_close, assert_trees_close
 from tests.support.messages import says
 
-# Relative to the largest entry of each array, or to 1 where all are smaller.
+# Relative to the largest entry of each array, or to 1 if all are smaller.
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5}  # PyTorch's own float32 is off by up to 2e-6 here
 ROUNDING = 1e-13
 H, D, E = 3, 4, 6
@@ -33,7 +33,7 @@ def parameters(reference: Frozen, start: str = "") -> dict[str, Any]:
 @pytest.mark.parametrize("kernels", ["reference", "auto"])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("reference", REFERENCES.values(), ids=list(REFERENCES))
-def test_the_layer_is_that_of_the_paper(reference: Frozen, dtype: str, kernels: str) -> None:
+def test_the_layer_equals_the_paper(reference: Frozen, dtype: str, kernels: str) -> None:
     reference, tolerance = reference.in_dtype(dtype), TOLERANCE[dtype]
     layer, options = RelativeAttention(E, H, D), dict(reference.options)
     options.pop("memory")
@@ -55,7 +55,7 @@ GIVEN = {"query": QUERY, "key": KEY, "value": VALUE, "position_key": POSITION_KE
 
 
 def by_distance(rows: int, first: int) -> np.ndarray:
-    """Which of `rows` each pair (T, S) reads, by its distance; `first` is the distance of row 0."""
+    """The row of `rows` for each pair (T, S), by its distance; `first` is the distance of row 0."""
     distances = M + np.arange(T)[:, None] - np.arange(S)
     assert 0 <= (first - distances).min() <= (first - distances).max() < rows
     return first - distances
@@ -64,7 +64,7 @@ def by_distance(rows: int, first: int) -> np.ndarray:
 def test_the_shift_reads_each_pair_by_its_distance() -> None:
     products = RNG.standard_normal((B, H, T, R))
     expected = np.take_along_axis(products, np.broadcast_to(by_distance(R, T - 1 + M), (B, H, T, S)), axis=-1)
-    padded = np.concatenate([products, np.full((B, H, T, 1), np.nan)], axis=-1)  # what is not read does not matter
+    padded = np.concatenate([products, np.full((B, H, T, 1), np.nan)], axis=-1)  # unused rows are ignored
     np.testing.assert_array_equal(relative.shifted(padded, S), expected)
 
 
@@ -99,7 +99,7 @@ def test_the_kernel_of_attention_gives_what_the_scores_give() -> None:
     out, ctx = aa.relative_attention_fwd(**GIVEN, **options)
     dout, dlse = RNG.standard_normal(out.shape), RNG.standard_normal((B, H, T))
     grads = aa.relative_attention_bwd(dout, ctx, dlse)
-    # No kernel takes a cotangent of the weights, so with one of zeros the backward goes by the scores.
+    # No kernel supports a cotangent of the weights, so with one of zeros the backward uses array code.
     assert_trees_close(aa.relative_attention_bwd(dout, ctx, dlse, np.zeros((B, H, T, S))), grads, 1e-12)
     assert "attention.engine:attention " in str(aa.explain(aa.relative_attention, **GIVEN, **options))
 
@@ -140,7 +140,7 @@ def test_causal_attention_needs_no_distances_below_zero() -> None:
 
 
 def test_moving_everything_changes_nothing() -> None:
-    """Queries and keys that both stand seven places later have the same distances."""
+    """Queries and keys that are both shifted by seven positions have the same distances."""
     out = aa.relative_attention(**GIVEN, q_offset=M)
     keys = {name: np.concatenate([np.full((B, H, 7, GIVEN[name].shape[-1]), np.nan), GIVEN[name]], 2)
             for name in ("key", "value")}  # fmt: skip
@@ -152,7 +152,7 @@ def test_moving_everything_changes_nothing() -> None:
 
 
 def test_a_text_in_segments_is_the_whole_with_a_window() -> None:
-    """Each segment sees itself and the one before, as a mask says it of the whole."""
+    """Each segment attends to itself and the previous one, as the whole does with a mask."""
     layer = RelativeAttention(E, H, D)
     params = layer.init(aa.Philox(1), "float64")
     x = RNG.standard_normal((2, 12, E))

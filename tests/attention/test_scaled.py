@@ -1,4 +1,4 @@
-"""The three scales of attention against what they do by hand, and the combination of context and state."""
+"""The three scales of attention against explicit computation, and the combination of context and state."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def pulled(query: Any = QUERY, **given: Any) -> tuple[Any, Any]:
 
 
 def plain(query: Any = QUERY, dout: Any = DOUT, **options: Any) -> tuple[Any, Any]:
-    """Dot-product attention, of which this is what the scales are by hand."""
+    """Dot-product attention, to apply the scales to explicitly."""
     out, pullback = aa.vjp(aa.scaled_dot_product_attention, query, KEY, VALUE, **options)
     return out, pullback(dout)
 
@@ -62,10 +62,8 @@ def test_a_score_scale_is_a_factor_of_the_queries(options: dict[str, Any], shape
 
 @each_option
 @pytest.mark.parametrize("shape", [(), (B, T)], ids=["one", "each query"])
-def test_an_inverse_temperature_sharpens_what_the_softcap_let_through(
-    options: dict[str, Any], shape: tuple[int, ...]
-) -> None:
-    """By hand: the scores as a bias, after the softcap and before that of the options."""
+def test_an_inverse_temperature_applies_after_the_softcap(options: dict[str, Any], shape: tuple[int, ...]) -> None:
+    """Explicitly: the scores as a bias, after the softcap and before that of the options."""
     beta = np.asarray(RNG.uniform(0.5, 2.0, shape))
     out, grads = pulled(inverse_temperature=beta, **options)
     scores, c = QUERY @ KEY.mT / math.sqrt(D), options.get("softcap")
@@ -140,7 +138,7 @@ def test_gradients_of_the_layer(gate: bool, learned_scale: bool, values: bool) -
     names = {f"params.{'.'.join(path)}" for path, _ in tree.flatten(params)}
     assert names | {*given, "bias"} == {check.name for check in report.inputs}
     out, ctx = layer.fwd(params, **given, **options)
-    tree.add(layer.bwd(out, ctx).params, params)  # they are trees of one form
+    tree.add(layer.bwd(out, ctx).params, params)  # trees of the same structure
     assert aa.attention_weights(ctx).shape == (B, T, S)
 
 

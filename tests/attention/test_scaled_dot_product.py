@@ -20,7 +20,7 @@ TOLERANCE = {
 
 
 class Reference(NamedTuple):
-    """One configuration: the arguments of the call, the cotangents, and what must come out; arrays in float64."""
+    """One configuration: the arguments of the call, the cotangents, and the expected results; arrays in float64."""
 
     arguments: dict
     cotangents: dict
@@ -68,7 +68,7 @@ def assert_close(name, found, expected, tolerance):
 
 
 @each_reference
-def test_the_twins_agree_with_pytorch(reference):
+def test_naive_implementations_agree_with_pytorch(reference):
     out, lse = attention_partial(**reference.arguments)
     assert np.array_equal(out, scaled_dot_product_attention(**reference.arguments))
     assert_close("out", out, reference.expected["out"], TOLERANCE["float64"])

@@ -1,4 +1,4 @@
-"""The short way for small NumPy calls says what the long way says, and leaves everything unusual to it."""
+"""The fast path of small NumPy calls agrees with the general path, and falls back to it for all other calls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEY, VALUE = RNG.standard_normal((2, 3, 7, 4)), RNG.standard_normal((2, 3, 7, 3)
 @pytest.mark.parametrize("scale", [None, 0.3, -2.0])
 @pytest.mark.parametrize("q_offset", [0, 2, -1])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_both_ways_agree(is_causal: bool, scale: float | None, q_offset: int, dtype: str) -> None:
+def test_both_paths_agree(is_causal: bool, scale: float | None, q_offset: int, dtype: str) -> None:
     arrays = [x.astype(dtype) for x in (QUERY, KEY, VALUE)]
     for _ in range(2):  # found out, and then remembered
         short = plain_problem(*arrays, None, 0.0, is_causal, scale, q_offset)
@@ -72,7 +72,7 @@ PLAIN = {
     ],
     ids=lambda unusual: "-".join(unusual),
 )
-def test_what_is_unusual_goes_the_long_way(unusual: dict[str, Any]) -> None:
+def test_other_calls_take_the_general_path(unusual: dict[str, Any]) -> None:
     assert plain_problem(**PLAIN) is not None
     for _ in range(2):  # found out, and then remembered
         assert plain_problem(**{**PLAIN, **unusual}) is None
@@ -80,7 +80,7 @@ def test_what_is_unusual_goes_the_long_way(unusual: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_another_byte_order_gives_the_same_numbers(is_causal: bool) -> None:
-    """Arrays that share one dtype of this kind may go the short way, but not to kernels as they are."""
+    """Arrays of one such dtype may take the fast path, but kernels need them converted."""
     swapped = QUERY.dtype.newbyteorder()
     given, plain = [x.astype(swapped) for x in (QUERY, KEY, VALUE)], (QUERY, KEY, VALUE)
     assert {id(x.dtype) for x in given} == {id(swapped)}
@@ -92,7 +92,7 @@ def test_another_byte_order_gives_the_same_numbers(is_causal: bool) -> None:
             np.testing.assert_array_equal(one, other)
 
 
-def test_a_wrong_call_gets_the_error_of_the_long_way() -> None:
+def test_a_wrong_call_gets_the_error_of_the_general_path() -> None:
     for _ in range(2):
         with pytest.raises(ValueError, match="`key` has head dim 3 but `query` has 4"):
             aa.scaled_dot_product_attention(QUERY, KEY[..., :3], VALUE)
@@ -103,7 +103,7 @@ def test_a_wrong_call_gets_the_error_of_the_long_way() -> None:
 @pytest.mark.parametrize("strided", ["all", "query", "key", "value", "dout"])
 @pytest.mark.parametrize("causal", [False, True])
 def test_small_calls_have_the_bits_of_others(causal: bool, strided: str) -> None:
-    """Contiguous arrays take the remembered description of the call, others make their own."""
+    """Contiguous arrays use the cached description of the call, others compute it."""
 
     def apart(name: str, x: np.ndarray) -> np.ndarray:
         return np.repeat(x, 2, axis=2)[:, :, ::2] if strided in (name, "all") else x

@@ -1,4 +1,4 @@
-"""Laws of attention: parts make up the whole, and axes that mean the same are the same. Forward and backward."""
+"""Properties of attention: parts equal the whole, and equivalent axes give equal results. Forward and backward."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def parts_of(size: int, cuts: list[int]) -> list[tuple[int, int]]:
 
 
 def bias_gradients(arguments: Arguments, parts: list[np.ndarray], axis: int) -> np.ndarray:
-    """The gradient of the whole bias: that of the parts, side by side or, where the bias is broadcast, summed."""
+    """The gradient of the whole bias: those of the parts, concatenated or, where the bias is broadcast, summed."""
     bias = arguments["bias"]
     sliced = bias.ndim >= -axis and bias.shape[axis] > 1
     return np.concatenate(parts, axis=axis) if sliced else sum(parts)

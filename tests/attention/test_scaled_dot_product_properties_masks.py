@@ -1,4 +1,4 @@
-"""Laws of masks and scores: what is masked does not matter, equal masks are equal, and extremes come through."""
+"""Properties of masks and scores: masked entries are ignored, equivalent masks agree, and extreme values work."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ both_kernels = pytest.mark.parametrize("kernels", ["reference", "auto"])
 
 
 def over_axes_of(array: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """For each entry of a bias, whether any place that it is added to is allowed."""
+    """For each entry of a bias, whether any score that it is added to is allowed."""
     axes = tuple(n for n in range(-array.ndim, 0) if array.shape[n] == 1 and allowed.shape[n] > 1)
     return allowed.any(axis=(*range(4 - array.ndim), *(4 + n for n in axes))).reshape(array.shape)
 
 
 def poisoned(call: Arguments, hidden: np.ndarray, poison: float) -> Arguments:
-    """The call with rubbish in hidden keys (B, Hkv, S) and their values, masked biases, queries that see nothing."""
-    unbiased = visible({name: value for name, value in call.items() if name != "bias"})  # rubbish is no -inf any more
+    """The call with garbage in masked keys (B, Hkv, S) and their values, masked biases, fully masked queries."""
+    unbiased = visible({name: value for name, value in call.items() if name != "bias"})  # garbage replaces -inf
     allowed = visible(call)
     changed = {name: np.where(hidden[..., None], poison, call[name]) for name in ("key", "value")}
     changed["query"] = np.where(allowed.any(axis=-1, keepdims=True), call["query"], poison)
@@ -53,7 +53,7 @@ def seen_by_no_query(call: Arguments) -> np.ndarray:
 
 @both_kernels
 @given(calls(), POISONS)
-def test_masked_places_do_not_matter(kernels: str, call: Arguments, poison: float) -> None:
+def test_masked_entries_are_ignored(kernels: str, call: Arguments, poison: float) -> None:
     found = run(poisoned(call, seen_by_no_query(call), poison), kernels=kernels)
     assert_equal_results(found, run(call, kernels=kernels))
     assert all(np.all(np.isfinite(array)) for name, array in found.items() if name != "lse")
@@ -61,7 +61,7 @@ def test_masked_places_do_not_matter(kernels: str, call: Arguments, poison: floa
 
 @both_kernels
 @given(calls(tuple(name for name in OPTIONS if name != "rng")), st.integers(0, 10))
-def test_rubbish_reaches_the_queries_that_see_it_and_no_other(kernels: str, call: Arguments, place: int) -> None:
+def test_garbage_affects_the_queries_that_attend_to_it_and_no_other(kernels: str, call: Arguments, place: int) -> None:
     key = call["key"].copy()
     key[:, :, place % key.shape[2]] = math.nan
     sees = visible(call)[..., place % key.shape[2]]
@@ -74,7 +74,7 @@ def test_rubbish_reaches_the_queries_that_see_it_and_no_other(kernels: str, call
 @given(calls(always=("attn_mask",)), KERNELS)
 def test_all_constraints_are_one_dense_mask(call: Arguments, kernels: str) -> None:
     dense = {name: value for name, value in call.items() if name not in POSITIONAL}
-    if "rng" in call:  # dropout goes by positions too
+    if "rng" in call:  # dropout is keyed by positions, too
         dense["q_offset"] = call.get("q_offset", 0)
     assert_equal_results(run({**dense, "attn_mask": visible(call)}, kernels=kernels), run(call, kernels=kernels))
 
@@ -122,7 +122,7 @@ def test_a_sink_is_a_key_with_a_constant_score_and_no_value(call: Arguments, ker
 def test_a_sink_far_from_the_scores(dtype: str, kernels: str) -> None:
     rng = np.random.default_rng(0)
     call = dict(zip(("query", "key", "value"), rng.standard_normal((3, 2, 3, 5, 4)).astype(dtype), strict=True))
-    far_above = run({**call, "sinks": np.full(3, 1e4, dtype)}, kernels=kernels)  # e^1e4 is a number of no dtype
+    far_above = run({**call, "sinks": np.full(3, 1e4, dtype)}, kernels=kernels)  # e^1e4 overflows every dtype
     np.testing.assert_array_equal(far_above["lse"], np.full((2, 3, 5), 1e4))
     assert all(np.all(far_above[name] == 0) for name in ("out", "query", "key", "value"))
     dlse = cotangents(Partial(far_above["out"], far_above["lse"])).lse
@@ -185,7 +185,7 @@ def dtype_of(name: str) -> Any:
 
 
 @given(st.integers(0, 2**32), st.floats(-50, 50))
-def test_softmax_does_not_see_a_constant(seed: int, shift: float) -> None:
+def test_a_constant_does_not_change_softmax(seed: int, shift: float) -> None:
     rng = np.random.default_rng(seed)
     x, mask = 3.0 * rng.standard_normal((4, 5)), rng.random((4, 5)) < 0.6
     for axis in (0, 1):

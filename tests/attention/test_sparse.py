@@ -1,4 +1,4 @@
-"""Attention by sparsemax and entmax: equal to PyTorch's, and what it promises of masks, padding and steps."""
+"""Attention by sparsemax and entmax: equal to PyTorch, and properties of masks, padding and steps."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RNG = np.random.default_rng(4)
 @each_kernels
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", REFERENCES)
-def test_they_are_those_of_the_papers(name: str, dtype: str, kernels: str) -> None:
+def test_they_equal_the_papers(name: str, dtype: str, kernels: str) -> None:
     reference = REFERENCES[name].in_dtype(dtype)
     given = reference.given("query", "key", "value", "attn_mask")
     with aa.use_kernels(kernels):
@@ -60,15 +60,15 @@ def test_step_by_step_is_the_whole_causal_run(mechanism: Mechanism, kernels: str
 @each_kernels
 @pytest.mark.parametrize(("options", "hidden"), HIDING.values(), ids=list(HIDING))
 @pytest.mark.parametrize("rubbish", [math.nan, math.inf])
-def test_hidden_keys_do_not_matter(
+def test_masked_keys_are_ignored(
     mechanism: Mechanism, kernels: str, options: dict[str, Any], hidden: np.ndarray, rubbish: float
 ) -> None:
-    shared.test_hidden_keys_do_not_matter(mechanism, kernels, options, hidden, rubbish)
+    shared.test_masked_keys_are_ignored(mechanism, kernels, options, hidden, rubbish)
 
 
 @each_mechanism
-def test_queries_that_see_nothing_get_nothing(mechanism: Mechanism) -> None:
-    shared.test_queries_that_see_nothing_get_nothing(mechanism)
+def test_fully_masked_queries_give_zeros(mechanism: Mechanism) -> None:
+    shared.test_fully_masked_queries_give_zeros(mechanism)
 
 
 @each_mechanism
@@ -78,8 +78,8 @@ def test_empty_sizes(mechanism: Mechanism, changes: dict[str, int]) -> None:
 
 
 @each_mechanism
-def test_the_weights_are_those_that_were_used(mechanism: Mechanism) -> None:
-    shared.test_the_weights_are_those_that_were_used(mechanism)
+def test_the_weights_are_those_of_the_output(mechanism: Mechanism) -> None:
+    shared.test_the_weights_are_those_of_the_output(mechanism)
 
 
 @each_mechanism

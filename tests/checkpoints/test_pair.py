@@ -1,4 +1,4 @@
-"""The two files of a model belong together, whatever else is or was in their folder."""
+"""The two files of a model are consistent, whatever else is or was in their folder."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_save_that_fails_between_the_files_leaves_the_new_model(
 
 @pytest.mark.skipif(os.name != "posix", reason="folders are opened")
 def test_what_is_renamed_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Contents before names, and each name before the next, so that a loss of power is like being killed."""
+    """Contents before names, and each name before the next, so that a power failure is like being killed."""
     calls: list[str] = []
     fsync, replace = os.fsync, os.replace
 

@@ -1,4 +1,4 @@
-"""Published checkpoints: read, written, in parts, in every dtype; and every way in which a folder can be wrong."""
+"""Published checkpoints: read, written, in parts, in every dtype; and damaged folders."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_bfloat16_of_a_safetensors_that_gives_numpy_none(tmp_path: Path, monkeyp
     file = aa.checkpoints.files.TensorFile
 
     class Older:
-        """A file as versions before 0.6 give it."""
+        """A file as of versions before 0.6."""
 
         def __init__(self, inner: Any) -> None:
             self.inner, self.keys, self.metadata, self.get_slice = inner, inner.keys, inner.metadata, inner.get_slice

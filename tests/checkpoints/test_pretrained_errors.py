@@ -1,4 +1,4 @@
-"""Every way in which a folder of a checkpoint can be wrong: one clear error that names the place."""
+"""Damaged folders of checkpoints: one clear error that names the file or tensor."""
 
 from __future__ import annotations
 
@@ -291,7 +291,7 @@ def test_wrong_indices(tmp_path: Path) -> None:
     fails(ValueError, "has no weight_map of tensors to files", lambda: BERT.from_pretrained(tmp_path))
 
 
-def test_saving_what_cannot_be_said(tmp_path: Path) -> None:
+def test_saving_options_that_a_config_cannot_express(tmp_path: Path) -> None:
     alibi = GPT(11, 8, 6, 1, 3, positions="alibi")
     fails(ValueError, "`model` has positions='alibi', which the config.json of GPT-2 cannot express, only 'learned'",
           lambda: save_pretrained(tmp_path, alibi, alibi.init(aa.Philox(0))))  # fmt: skip

@@ -1,4 +1,4 @@
-"""A new file takes the place of an earlier one as a whole or not at all, also where it is two files of a model."""
+"""A new file replaces an earlier one atomically, and so do the two files of a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The state of a training run: the same bits when loaded, whole when the process is killed, checked when read."""
+"""The state of a training run: the same bits when loaded, complete if the process is killed, verified when read."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_every_library(library: Library, tmp_path: Path) -> None:
 
 
 def train(state: Any, steps: int) -> Any:
-    """So many steps of masked tokens, everything that is random out of the state."""
+    """Train on masked tokens; all random numbers are from the state."""
     order = np.random.default_rng()
     order.bit_generator.state = state["data"]
     for _ in range(steps):
@@ -145,7 +145,7 @@ def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         if (found := what_loads(path)) is not None:
-            same(found, state)  # it was in what pads the header
+            same(found, state)  # it was in the padding of the header
     for length in range(0, len(whole), 7):
         path.write_bytes(whole[:length])
         fails(ValueError, f"`{path}` is not a valid safetensors file", lambda: load_state(path))

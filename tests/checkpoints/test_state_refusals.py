@@ -1,4 +1,4 @@
-"""What a state cannot hold is refused before anything is written, and objects of classes come back as they were."""
+"""Unsupported states are refused before anything is written, and objects of classes are restored unchanged."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Settings:
     name: str = "plain"
 
 
-def test_classes_of_ones_own_are_given_to_load(tmp_path: Path) -> None:
+def test_custom_classes_are_given_to_load(tmp_path: Path) -> None:
     state = {"moments": Moments(np.ones(2), [1, 2]), "settings": Settings(0.1)}
     save_state(tmp_path / "run", state)
     same(load_state(tmp_path / "run", types=(Moments, Settings)), state)
@@ -47,7 +47,7 @@ def test_classes_of_ones_own_are_given_to_load(tmp_path: Path) -> None:
 
 @dataclasses.dataclass
 class Derived:
-    """Made again of `rate` alone."""
+    """Restored from `rate` only."""
 
     rate: float
     half: float = dataclasses.field(init=False)
@@ -58,7 +58,7 @@ class Derived:
 
 @dataclasses.dataclass
 class Doubling:
-    """Another object whenever it is made again."""
+    """Changed whenever it is restored."""
 
     rate: Any
 
@@ -112,7 +112,7 @@ def test_classes_that_cannot_be_made_again_are_refused(tmp_path: Path) -> None:
 
 
 class Labelled:
-    """Like a column of a table: an array with more than its numbers."""
+    """Like a column of a table: an array with labels."""
 
     shape, dtype = (2,), np.dtype(float)
 

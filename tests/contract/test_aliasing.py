@@ -1,4 +1,4 @@
-"""Results are the caller's own: what shares memory with a context or an argument cannot be written to."""
+"""Results may be changed: those that share memory with a context or an argument are read-only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GRAPH = {"edges": np.array([[0, 2, 3, 1], [1, 1, 0, 4]])}
 TOKENS, TARGET = RNG.integers(11, size=(2, 6)), RNG.integers(9, size=(2, 4))
 
 
-# Where what a function gives might be what it was given: nothing to drop, to turn, to add or to step over.
+# Calls whose result might be an argument: nothing to drop, rotate, add or skip.
 IDENTITIES = {
     "dropout of p = 0": Call(aa.dropout, {"x": X, "p": 0.0}),
     "dropout of p = 0 with rng": Call(aa.dropout, {"x": X, "p": 0.0, "rng": 3}),
@@ -57,7 +57,7 @@ both_kernels = pytest.mark.parametrize("kernels", ["auto", "reference"])
 
 
 def shared(found: Any, *others: Any) -> list[tuple[str, str]]:
-    """Pairs of arrays that share memory: within `found`, where both can be written to, and with `others`."""
+    """Pairs of arrays that share memory: within `found`, if both are writable, and with `others`."""
     own = list(arrays(found))
     pairs = [(a, b) for a, b in itertools.combinations(own, 2) if a[1].flags.writeable and b[1].flags.writeable]
     pairs += [(a, b) for other in others for b in arrays(other) for a in own if a[1].flags.writeable]
@@ -65,7 +65,7 @@ def shared(found: Any, *others: Any) -> list[tuple[str, str]]:
 
 
 def spoil(results: Any) -> None:
-    """Write into all that can be written to."""
+    """Overwrite all writable arrays."""
     for _, array in arrays(results):
         if array.flags.writeable:
             array[...] = np.nan if array.dtype.kind == "f" else 0
@@ -103,7 +103,7 @@ def test_gradients_share_no_memory(call: Call, kernels: str) -> None:
         grads = bwd(dout, ctx)
         expected = bits(grads)
         assert not shared(grads, ctx, dout, given, out)
-        assert not any(isinstance(leaf, np.generic) for _, leaf in tree.flatten(grads))  # nothing is written to these
+        assert not any(isinstance(leaf, np.generic) for _, leaf in tree.flatten(grads))  # these are not changed
         read_only = [path for path, array in arrays(grads) if not array.flags.writeable]
         assert not read_only or call.function is aa.dropout
         spoil(grads)
@@ -126,14 +126,14 @@ def test_inference_gives_arrays_of_the_callers_own(call: Call, kernels: str) -> 
 
 
 @each_call
-def test_a_pickled_context_serves_as_well(call: Call) -> None:
+def test_a_pickled_context_works(call: Call) -> None:
     _, fwd, bwd = call.triple
     out, ctx = fwd(**call.arguments())
     dout = cotangent(out)
     assert bits(bwd(dout, pickle.loads(pickle.dumps(ctx)))) == bits(bwd(dout, ctx))
 
 
-def test_the_error_stands_where_an_output_is_changed() -> None:
+def test_changing_an_output_raises_where_it_is_changed() -> None:
     out, _ = aa.scaled_dot_product_attention_fwd(X, X, X)
     for change in (lambda: out.__iadd__(X), lambda: out[0].fill(0.0), lambda: out.T.sort()):
         with pytest.raises(ValueError, match="read-only"):

@@ -1,4 +1,4 @@
-"""The package keeps its shape: imports between modules, lazy imports, sizes, the order inside a file, the type stub."""
+"""The architecture: imports between modules, lazy imports, sizes, the order inside a file, the type stub."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ PACKAGE = ROOT / "attnarray"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SOURCES = MODULES + sorted(path for folder in ("tests", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
 
-# From the roof to the ground. A unit is a module or a package below attnarray; `attnarray` is the package with its
-# public names. A unit may import what stands in a row below its own; `kernels` are for `dispatch` alone.
+# From top to bottom. A unit is a module or a package below attnarray; `attnarray` is the package with its public
+# names. A unit may import units in rows below its own; `kernels` only `dispatch` may import.
 LAYERS = """
     __main__
     cli
@@ -62,11 +62,11 @@ HEAVY = {
     "safetensors",
     "torch",
 }
-FREE_TO_IMPORT = {"kernels", "demo", "bench"}  # reached only when a command or a kernel is asked for
+FREE_TO_IMPORT = {"kernels", "demo", "bench"}  # imported only when a command or a kernel runs
 
 LONGEST_FILE = 480  # one concept is in one file
 LONGEST_FUNCTION = 45
-MOST_PARAMETERS = 10  # of a function of kernels; more are a record
+MOST_PARAMETERS = 10  # of a function of kernels; more are grouped in a NamedTuple
 
 
 class Arrow(NamedTuple):
@@ -126,7 +126,7 @@ def _module_or_parent(base: str, name: str) -> str:
 
 
 def _leading_text(argument: ast.expr) -> str:
-    """What is written out of the name given to import_module, e.g. "attnarray.kernels" of an f-string."""
+    """The literal beginning of the name given to import_module, e.g. "attnarray.kernels" of an f-string."""
     first = argument.values[0] if isinstance(argument, ast.JoinedStr) else argument
     return str(first.value).rstrip(".") if isinstance(first, ast.Constant) else ""
 
@@ -144,7 +144,7 @@ def test_imports_are_of_lower_layers(path: Path) -> None:
         if target == "kernels":
             allowed = unit == "dispatch" and (arrow.lazy or arrow.target in KERNELS_FOR_DISPATCH)
         if path == PACKAGE / "__init__.py":
-            allowed = arrow.lazy  # it hands out every public name, but only when the name is asked for
+            allowed = arrow.lazy  # it imports every public name lazily
         if not allowed:
             wrong.append(f"{path.relative_to(ROOT)}:{arrow.line} imports {arrow.target}")
     assert not wrong, "\n".join(["Imports of a higher layer:", *wrong])
@@ -176,13 +176,13 @@ def test_importing_loads_numpy_and_nothing_heavy(use: str) -> None:
     assert not HEAVY.intersection(loaded)
 
 
-def test_importing_costs_one_module_beside_numpy() -> None:
-    # A program that may never attend must not pay for being able to. Modules are counted: a time depends on the load.
+def test_importing_loads_one_module_besides_numpy() -> None:
+    # Importing must be cheap. Modules are counted, as a time depends on the load.
     code = "import sys, numpy; before = set(sys.modules); import attnarray; print(*(set(sys.modules) - before))"
     assert run_python("-c", code).stdout.split() == ["attnarray"]
 
 
-TESTS = [path for path in SOURCES if ROOT / "tests" in path.parents and path.name != "fuzz.py"]  # which tells the time
+TESTS = [path for path in SOURCES if ROOT / "tests" in path.parents and path.name != "fuzz.py"]  # which reads the time
 CLOCKS = {
     f"time.{clock}{unit}"
     for clock in ("time", "perf_counter", "monotonic", "process_time", "thread_time")
@@ -234,7 +234,7 @@ def _code_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 class TripleSource(NamedTuple):
-    """Where `f`, `f_fwd` and `f_bwd` are written, with the contexts and gradients that their signatures name."""
+    """The source of `f`, `f_fwd` and `f_bwd`, with the contexts and gradients that their signatures name."""
 
     path: Path
     f: str
@@ -258,7 +258,7 @@ TRIPLES = [triple for path in MODULES for triple in _triples(path)]
 
 
 @pytest.mark.parametrize("triple", TRIPLES, ids=[triple.f for triple in TRIPLES])
-def test_a_triple_stands_together(triple: TripleSource) -> None:
+def test_a_triple_is_in_one_file(triple: TripleSource) -> None:
     body = parse(triple.path).body
     names = [getattr(node, "name", "") for node in body]
     where = triple.path.relative_to(ROOT)
@@ -273,7 +273,7 @@ def test_a_triple_stands_together(triple: TripleSource) -> None:
     assert not apart, f"{where}: {apart} must stand directly above {triple.f}, the first that uses it"
 
 
-# Triples whose array code stands in another file, and why.
+# Triples whose array code is in another file, and why.
 ELSEWHERE = {
     "sparsemax": "it is entmax with alpha = 2",
     "lstm": "attention with recurrent scores has the same cell",
@@ -284,7 +284,7 @@ ELSEWHERE = {
 
 
 @pytest.mark.parametrize("triple", TRIPLES, ids=[triple.f for triple in TRIPLES])
-def test_the_array_code_of_a_triple_stands_directly_below_it(triple: TripleSource) -> None:
+def test_the_array_code_of_a_triple_is_directly_below_it(triple: TripleSource) -> None:
     names = [getattr(node, "name", "") for node in parse(triple.path).body]
     place = names.index(triple.f) + 3
     later = {name for other in _triples(triple.path) if other.line > triple.line for name in _array_code(other)}

@@ -1,4 +1,4 @@
-"""Which NumPy arrays are served: subclasses that override arithmetic are refused everywhere, odd memory is not."""
+"""Supported NumPy arrays: subclasses that override arithmetic are refused everywhere, unusual memory is not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.layouts import unaligned
 from tests.support.libraries import NUMPY, assert_trees_close, is_floating
 
 RNG = np.random.default_rng(0)
-TOLERANCE = 1e-13  # other strides can make another order of summation
+TOLERANCE = 1e-13  # other strides may change the order of summation
 CASES_OF = {name: [case for case in CASES if case.function == name] for name in aa.TRIPLES}
 each_function = pytest.mark.parametrize("cases", CASES_OF.values(), ids=list(CASES_OF))
 
@@ -52,7 +52,7 @@ RULES = "which overrides arithmetic, expected a plain array. Convert it: "
 
 
 def refusal(call: Callable[[], Any]) -> str:
-    """How to convert the array, as the error of the call says it, with x for the name of the array."""
+    """The conversion of the array that the error of the call recommends, with x for the name of the array."""
     with pytest.raises(TypeError, match=RULES) as caught:
         call()
     found = re.search(r"Convert it: (numpy\.asarray\(.*\)|.*\.filled\(0\))\.", str(caught.value))
@@ -71,7 +71,7 @@ def one_by_one(case: Case, change: Callable[[Any], Any]) -> Iterator[tuple[Any, 
 
 @pytest.mark.parametrize("change", REFUSED.values(), ids=list(REFUSED))
 @each_function
-def test_arrays_with_rules_of_their_own_are_refused_as_arguments(cases: list[Case], change: Callable[..., Any]) -> None:
+def test_subclasses_with_other_arithmetic_are_refused(cases: list[Case], change: Callable[..., Any]) -> None:
     for case in cases:
         f, fwd, bwd = find_triple(case.f)
         for changed, given in one_by_one(case, change):
@@ -175,7 +175,7 @@ def memmap(array: np.ndarray, folder: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
 @each_function
-def test_files_other_byte_orders_and_unaligned_memory_will_do(cases: list[Case], kernels: str, tmp_path: Path) -> None:
+def test_files_byte_orders_and_unaligned_memory_are_accepted(cases: list[Case], kernels: str, tmp_path: Path) -> None:
     kinds = itertools.count()
 
     def mapped(array: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Bad input gets one clear error: what was given, what was expected, what to do. These tests read the message."""
+"""Bad input gets one clear error: what was given, what was expected, what to do. These tests check the message."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_attention_says_what_is_wrong(
     name: str, changes: dict[str, Any], error: type[Exception], expected: str
 ) -> None:
     says(error, expected, lambda: attend(**changes))
-    if "S = 7" not in expected:  # a part does not know how many keys there are in all
+    if "S = 7" not in expected:  # a part does not know the number of all keys
         says(error, expected, lambda: aa.attention_partial(**{**GIVEN, **changes}))
 
 
@@ -158,7 +158,7 @@ def test_masks_say_what_is_wrong(error: type[Exception], call: Callable[[], Any]
 
 
 @pytest.mark.parametrize("join", [lambda mask, array: mask & array, lambda mask, array: array & mask])
-def test_masks_join_masks_alone(join: Callable[[Any, Any], Any]) -> None:
+def test_masks_combine_with_masks_only(join: Callable[[Any, Any], Any]) -> None:
     with pytest.raises(
         TypeError, match=r"`&` joins masks, but got an array of shape \(5, 7\).*attnarray.Dense\(array\)"
     ):
@@ -199,7 +199,7 @@ def test_kernels_and_backends_with_wrong_names() -> None:
         aa.use_backend("numppy").__enter__()
 
 
-def test_integers_of_every_kind_are_welcome() -> None:
+def test_integers_of_every_kind_are_accepted() -> None:
     expected = attend(is_causal=True, window=(2, 0), q_offset=2, kv_lengths=np.array([6, 6]))
     bounds = {"window": [np.int64(2), sys.maxsize], "is_causal": np.True_}  # sys.maxsize: as good as None
     for six, two in ((6, np.int32(2)), (np.array(6), [2, 2]), ([6, 6], np.array(2)), (np.uint8(6), np.array([2, 2]))):

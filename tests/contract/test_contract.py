@@ -1,4 +1,4 @@
-"""What every triple promises, for every case on every array library: its values, its gradients, its types."""
+"""Every triple, for every case on every array library: values, gradients, types."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ each_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CA
 
 
 @pytest.mark.parametrize("status", STATUSES, ids=[status.name for status in STATUSES])
-def test_library_is_there(status: Any) -> None:
+def test_library_is_available(status: Any) -> None:
     if not status.available:
         pytest.skip(f"not tested on {status.name}: {status.reason}")
 
 
 @each_case
-def test_forward_is_that_of_the_naive_twin(case: Case, library: Library) -> None:
-    twin = getattr(importlib.import_module(f"tests.naive.{case.function}"), case.function)
+def test_forward_equals_the_naive_implementation(case: Case, library: Library) -> None:
+    naive = getattr(importlib.import_module(f"tests.naive.{case.function}"), case.function)
     out = case.f(**library.arguments(case))
-    assert_trees_close(out, twin(**for_the_twin(case)), TOLERANCE)
+    assert_trees_close(out, naive(**for_the_naive_implementation(case)), TOLERANCE)
 
 
-def for_the_twin(case: Case) -> dict[str, Any]:
-    """The case's arguments in what the twin knows: an explicit mask instead of `rng`, key positions from 0."""
+def for_the_naive_implementation(case: Case) -> dict[str, Any]:
+    """The case's arguments with an explicit mask instead of `rng`, and key positions from 0."""
     given = case.arguments()
     first_key = given.pop("kv_offset", 0)
     if "rng" in given and case.function == "dropout":
@@ -94,8 +94,8 @@ def test_backward(case: Case, library: Library) -> None:
         proven_out, proven_ctx = fwd(**case.arguments())
         proven = bwd(NUMPY.cotangent(proven_out, 1), proven_ctx)
     assert_trees_close(grads, proven, TOLERANCE)
-    assert_same_bits(bwd(first, pickle.loads(kept)), grads)  # the ctx is a value
-    assert_same_bits(bwd(first, ctx), grads)  # and serves twice
+    assert_same_bits(bwd(first, pickle.loads(kept)), grads)  # the context is a value
+    assert_same_bits(bwd(first, ctx), grads)  # and may be used twice
     assert_same_bits(ctx, pickle.loads(kept))  # unchanged
     combined = bwd(tree.map(lambda a, b: 2.0 * a - 3.0 * b, first, second), ctx)
     expected = tree.map(lambda a, b: 2.0 * a - 3.0 * b, grads, bwd(second, ctx))
@@ -114,7 +114,7 @@ def assert_same_bits(found: Any, expected: Any) -> None:
             np.testing.assert_array_equal(to_numpy(leaf), to_numpy(other), tree.format_path(path))
 
 
-# JAX compiles every operation for every shape and dtype, which takes seconds: the last case of each function will do.
+# JAX compiles every operation for every shape and dtype, which takes seconds: only the last case of each function.
 LAST = list({case.function: case for case in CASES}.values())
 ON_LIBRARIES = [
     pytest.param(library, case, marks=marks_of(library), id=f"{library.name}-{case.name}")
@@ -151,20 +151,20 @@ def test_16_bit_floats_are_computed_in_32(case: Case) -> None:
         true_out, true_ctx = fwd(**exact)
         dout = NUMPY.cotangent(out)
         true_dout = tree.map(lambda leaf: leaf.astype(np.float64), dout)
-        # One rounding of an output is half an eps; a backward starts from the rounded output and enlarges that.
+        # One rounding of an output is half an eps; a backward starts from the rounded output and amplifies that.
         assert_trees_close(out, true_out, EPS[dtype])
         assert_trees_close(bwd(dout, ctx), bwd(true_dout, true_ctx), 6 * EPS[dtype])
 
 
-def test_every_triple_has_a_case_and_a_twin() -> None:
-    twins = {path.stem for path in (TESTS / "naive").glob("*.py")}
+def test_every_triple_has_a_case_and_a_naive_implementation() -> None:
+    naive = {path.stem for path in (TESTS / "naive").glob("*.py")}
     cases = {case.function for case in CASES}
     assert set(attnarray.TRIPLES) == cases, "give each of attnarray.TRIPLES a Case in attnarray/cases/"
-    assert set(attnarray.TRIPLES) <= twins, "give each of attnarray.TRIPLES a twin in tests/naive/"
+    assert set(attnarray.TRIPLES) <= naive, "give each of attnarray.TRIPLES a function in tests/naive/"
 
 
 @pytest.mark.parametrize("path", sorted((TESTS / "naive").glob("*.py")), ids=lambda path: path.stem)
-def test_twins_import_nothing_from_the_library(path: Path) -> None:
+def test_naive_implementations_import_nothing_from_the_library(path: Path) -> None:
     imported = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -179,7 +179,7 @@ ATTENTION = [case for case in CASES if attnarray.TRIPLES[case.function].startswi
 
 @pytest.mark.parametrize("case", ATTENTION, ids=[case.name for case in ATTENTION])
 def test_sizes_are_distinct(case: Case) -> None:
-    # Equal sizes hide a transposed gradient. The number of key heads must divide that of query heads: it has no choice.
+    # Equal sizes would hide a transposed gradient. Numbers of key heads are exempt: they divide those of query heads.
     given = case.arguments()
     if case.function == "merge_partials":
         sizes = list(given["partials"][0].out.shape)

@@ -1,4 +1,4 @@
-"""What every triple promises about its inputs: any strides, never written to, one clear error when they do not fit."""
+"""The inputs of every triple: any strides, never changed, one clear error if they do not fit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from attnarray.triples import find_triple
 from tests.support.layouts import backwards, column_major, every_second, frozen
 from tests.support.libraries import NUMPY, STRICT, assert_trees_close, is_floating
 
-TOLERANCE = 1e-13  # other strides can make another order of summation
+TOLERANCE = 1e-13  # other strides may change the order of summation
 CASES_OF = {name: [case for case in CASES if case.function == name] for name in aa.TRIPLES}
 each_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 each_function = pytest.mark.parametrize("cases", CASES_OF.values(), ids=list(CASES_OF))
@@ -39,7 +39,7 @@ LAYOUTS = [every_second, backwards, column_major, frozen]
 
 
 @each_case
-def test_any_strides_and_read_only_arrays_will_do(case: Case) -> None:
+def test_any_strides_and_read_only_arrays_are_accepted(case: Case) -> None:
     for kernels, layout in itertools.product(("reference", "auto"), LAYOUTS):
         with use_kernels(kernels):
             expected = run(case, case.arguments())
@@ -76,7 +76,7 @@ INTEGERS = "has dtype int64, expected one of float16, .* Convert it first"
 
 
 def refused(message: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
-    """Whether the call raises a TypeError that says so."""
+    """Whether the call raises the TypeError."""
     try:
         function(*args, **kwargs)
     except TypeError as error:

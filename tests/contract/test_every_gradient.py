@@ -1,4 +1,4 @@
-"""Every floating input of every function, layer and model has a gradient, or is refused, or is said to have none."""
+"""Every floating input of every function, layer and model has a gradient, is refused, or is documented to have none."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WITHOUT_GRADIENT = {
 each_call = pytest.mark.parametrize("example", [example for _, example in CALLS], ids=[name for name, _ in CALLS])
 
 
-# Options that are passed over, whatever they are.
+# Options that are ignored, whatever they are.
 UNREAD = {"enable_gqa"}
 
 
@@ -44,7 +44,7 @@ class Given:
         return self.result(out), ctx
 
     def result(self, out: Any) -> Any:
-        """What `bwd` takes the cotangent of; the memory that TransformerXL returns too has none."""
+        """The output that `bwd` takes the cotangent of; the memory that TransformerXL also returns has none."""
         return getattr(out, "logits", out)
 
     def bwd(self, dout: Any, ctx: Any) -> Any:
@@ -126,7 +126,7 @@ def test_a_bias_of_all_layers_sums_their_gradients_in_its_own_shape(shape: tuple
     params, x, bias = example.params(), example.arguments["x"], normal(*shape)
     report = aa.gradcheck(encoder, params, x, bias=bias, wrt=["bias"])
     assert report, str(report)
-    # The same by hand: each block is given a bias of its own.
+    # The same explicitly: each block has its own bias.
     out, ctx = encoder.fwd(params, x, bias=bias)
     dout = normal(*out.shape)
     total, dx, block = encoder.bwd(dout, ctx).bias, dout, encoder.block

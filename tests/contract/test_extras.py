@@ -1,4 +1,4 @@
-"""Whoever installs an extra of pyproject.toml can run what it is for: it lists all that is imported there."""
+"""Each extra of pyproject.toml lists all packages that are imported by its part."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tests.support.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DISTRIBUTIONS = {"babel": "Babel", "sklearn": "scikit-learn"}
-OF_MODULES = {"attnarray.checkpoints": {"safetensors"}, "attnarray.demo.dates": {"Babel"}}  # what these parts import
-ALONE = "attnarray.checkpoints.replacing"  # a module of such a part that works without what the part needs
-OPTIONAL = {"array_api_strict", "cupy", "keras", "torch"}  # used where they are installed
+OF_MODULES = {"attnarray.checkpoints": {"safetensors"}, "attnarray.demo.dates": {"Babel"}}  # imports of these parts
+ALONE = "attnarray.checkpoints.replacing"  # a module of such a part that works without its packages
+OPTIONAL = {"array_api_strict", "cupy", "keras", "torch"}  # used if installed
 
 
 def imported(path: Path) -> set[str]:

@@ -1,4 +1,4 @@
-"""What a mask hides does not matter, whatever it holds: in results, in gradients, and in no floating-point error."""
+"""Masked entries may hold anything: they change no result and no gradient, and raise no floating-point error."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def assert_what_is_hidden_does_not_matter(call: Masked, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_what_is_hidden_does_not_matter(name: str, kernels: str, strict: None) -> None:
+def test_masked_entries_are_ignored(name: str, kernels: str, strict: None) -> None:
     for dtype in ("float64", "float32"):
         assert_what_is_hidden_does_not_matter(CALLS[name], dtype)
 
@@ -79,7 +79,7 @@ def test_in_kernels_of_many_keys(sizes: Sizes, strict: None) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in ATTENTION if "dropout" not in name])
-def test_hidden_weights_are_zero(name: str, kernels: str, strict: None) -> None:
+def test_masked_weights_are_zero(name: str, kernels: str, strict: None) -> None:
     call = CALLS[name]
     expected = aa.attention_weights(call.filled(0.0, "float64").run(0.0)[2])
     for number in rubbish("float64"):
@@ -93,19 +93,19 @@ def test_hidden_weights_are_zero(name: str, kernels: str, strict: None) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in ATTENTION if ", causal" in name])
-def test_queries_that_do_not_see_a_key_are_free_of_its_nan(name: str, kernels: str) -> None:
+def test_queries_are_free_of_the_nan_of_masked_keys(name: str, kernels: str) -> None:
     call = CALLS[name].filled(0.0, "float64")
     dirty = dict(call.arrays)
     for row in ("key", "value", "memory"):
         if row in dirty:
             dirty[row] = dirty[row].copy()
-            dirty[row][..., 3, :] = math.nan  # query i sees the keys up to i + 1: from query 2 on
+            dirty[row][..., 3, :] = math.nan  # query i attends to the keys up to i + 1: from query 2 on
     (out, grads, _), (found, found_grads, _) = call.run(0.0), call._replace(arrays=dirty).run(0.0)
     expected, found = (x[0] if isinstance(x, tuple) else x for x in (out, found))
     np.testing.assert_allclose(found[..., :2, :], expected[..., :2, :], rtol=0, atol=1e-12)
-    if "hard" not in name and "predictive" not in name:  # which may look at other keys
+    if "hard" not in name and "predictive" not in name:  # which may attend to other keys
         assert np.isnan(found[..., 2:, :]).any()
-    if "location" not in name:  # whose later steps read the weights of those before
+    if "location" not in name:  # whose later steps depend on the weights of previous ones
         query = "x" if "pairwise" in name else "query"
         one, other = (getattr(of, query)[..., :2, :] for of in (found_grads, grads))
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-12)
@@ -158,7 +158,7 @@ def test_layers(name: str, mask: str, kernels: str, strict: None) -> None:
 
 
 @pytest.mark.parametrize("name", ["softmax", "log_softmax", "sparsemax", "entmax"])
-def test_hidden_entries_have_no_gradient_where_others_have_nan(name: str, kernels: str) -> None:
+def test_masked_entries_have_no_gradient_where_others_have_nan(name: str, kernels: str) -> None:
     mask = np.array([True, True, False])
     for options in ({}, {"alpha": 1.2}) if name == "entmax" else ({},):
         _, pullback = aa.vjp(getattr(aa, name), np.array([1.0, 1.2, 0.0]), mask=mask, **options)
@@ -167,7 +167,7 @@ def test_hidden_entries_have_no_gradient_where_others_have_nan(name: str, kernel
         assert found[2] == 0
 
 
-def test_the_cotangent_of_a_hidden_entry_of_softmax(kernels: str) -> None:
+def test_the_cotangent_of_a_masked_entry_of_softmax(kernels: str) -> None:
     _, pullback = aa.vjp(aa.softmax, np.array([1.0, 2.0, 3.0]), mask=np.array([True, True, False]))
     found = pullback(np.array([1.0, 0.0, math.nan])).x
     np.testing.assert_allclose(found, [0.19661193, -0.19661193, 0.0], rtol=0, atol=1e-8)
@@ -187,8 +187,8 @@ def test_rows_without_keys_reach_the_sinks_through_the_lse_alone(kernels: str) -
     np.testing.assert_allclose(found, alone + 5.0, rtol=0, atol=1e-12)
 
 
-def test_an_overflow_that_no_mask_hides_is_an_infinity(kernels: str, strict: None) -> None:
-    """Attention never raises floating-point errors: what overflows shows in the result."""
+def test_an_overflow_that_is_not_masked_is_an_infinity(kernels: str, strict: None) -> None:
+    """Attention never raises floating-point errors: overflow gives infinity in the result."""
     query = np.full((1, 1, 2), 1e200)
     found = aa.multiplicative_attention(query, query, np.ones((1, 1, 2)))
     assert np.isnan(found).all()

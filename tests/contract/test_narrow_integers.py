@@ -1,4 +1,4 @@
-"""Integers in any dtype mean the same: sums and differences of what is given never wrap, and results hold them."""
+"""Integers in any dtype mean the same: sums and differences of them never wrap, and results hold them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options that the dtype of computing does not hold are an error, never infinity times 0; others are right."""
+"""Options that the compute dtype does not hold are an error, never infinity times 0; others are right."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def hard(a: Given, **options: Any) -> Any:
     return aa.hard_attention(a["q"], a["q"], a["q"], estimator="gumbel", rng=1, **options).out
 
 
-# What a number is called, and a call that takes it.
+# The name of a number, and a call with it.
 LARGE: dict[str, Callable[[Given, float], Any]] = {
     "scale": lambda a, n: aa.scaled_dot_product_attention(a["q"], a["q"], a["q"], scale=n),
     "scale ": lambda a, n: aa.scaled_dot_product_attention(a["q"], a["q"], a["q"], scale=-n, window=(1, 0)),
@@ -62,7 +62,7 @@ LARGE: dict[str, Callable[[Given, float], Any]] = {
     "cost": lambda a, n: aa.reinforce_cotangent(aa.hard_attention(a["q"], a["q"], a["q"], rng=1), n, 0.0),
     "baseline": lambda a, n: aa.reinforce_cotangent(aa.hard_attention(a["q"], a["q"], a["q"], rng=1), 1.0, n),
 }  # fmt: skip
-# Of these a small number is no error: it counts as 0, and that is right.
+# For these a small number is no error: it correctly counts as 0.
 VANISH = ("scale", "gate", "negative_slope", "lr", "weight_decay", "entropy_weight", "cost", "baseline")
 
 
@@ -157,7 +157,7 @@ NUMBERS: dict[str, Callable[[Given, Any], Any]] = {
 
 
 def two_steps(function: str, grads: Given, **options: Any) -> Any:
-    """With states that are not 0."""
+    """Two steps, so that states are not 0."""
     take, state = getattr(optim, function), getattr(optim, f"{function}_init")(grads)
     params, state = take(grads, grads, state, **options)
     return take(params, grads, state, **options)

@@ -1,4 +1,4 @@
-"""The test of attnarray/x/y.py is tests/x/test_y.py; every module has one, or a line in a table says where it is."""
+"""The test of attnarray/x/y.py is tests/x/test_y.py; every module has one, or a line in a table with its test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.paths import ROOT, TESTS
 PACKAGE = ROOT / "attnarray"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 
-# Modules that are tested elsewhere: where (* is the module's name), and why. The first line counts that fits.
+# Modules that are tested elsewhere: where (* is the module's name), and why. The first matching line is used.
 ELSEWHERE = """
 __main__.py                         tools/test_cli_process.py                it starts a process
 cli.py                              tools/test_cli.py                        a command

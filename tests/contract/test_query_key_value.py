@@ -1,4 +1,4 @@
-"""What all mechanisms promise that take queries, keys and values: padding, steps and masks change nothing they hide."""
+"""Mechanisms with queries, keys and values: padding is ignored, steps equal the whole run, and masks mask."""
 
 from __future__ import annotations
 
@@ -142,13 +142,13 @@ HIDING = {
 @each_kernels
 @pytest.mark.parametrize(("options", "hidden"), HIDING.values(), ids=list(HIDING))
 @pytest.mark.parametrize("rubbish", [math.nan, math.inf])
-def test_hidden_keys_do_not_matter(
+def test_masked_keys_are_ignored(
     mechanism: Mechanism, kernels: str, options: dict[str, Any], hidden: np.ndarray, rubbish: float
 ) -> None:
     if mechanism.function == "multi_head_attention" and "bias" in options:
         options = {"bias": options["bias"][:, None]}  # (B, 1, 1, S)
     dirty = {name: np.where(hidden[:, None], rubbish, QKV[name]) for name in ("key", "value")}
-    with aa.use_kernels(kernels), np.errstate(invalid="ignore"):  # infinities that are hidden make NaN on their way
+    with aa.use_kernels(kernels), np.errstate(invalid="ignore"):  # masked infinities give NaN in between
         clean, found = mechanism.run(**options), mechanism.run(**dirty, **options)
     assert_trees_close(found, clean, ROUNDING)
     assert not np.any(found[1].key[:, hidden])
@@ -156,7 +156,7 @@ def test_hidden_keys_do_not_matter(
 
 
 @each_mechanism
-def test_queries_that_see_nothing_get_nothing(mechanism: Mechanism) -> None:
+def test_fully_masked_queries_give_zeros(mechanism: Mechanism) -> None:
     mask = np.ones((T, S), bool)
     mask[1] = False
     out, grads = mechanism.run(attn_mask=mask)
@@ -182,8 +182,8 @@ def test_empty_sizes(mechanism: Mechanism, changes: dict[str, int]) -> None:
 
 
 @each_mechanism
-def test_the_weights_are_those_that_were_used(mechanism: Mechanism) -> None:
-    """With the identity as values the output shows them; through a gate or heads the sums of rows are enough."""
+def test_the_weights_are_those_of_the_output(mechanism: Mechanism) -> None:
+    """With the identity as values the output shows them; with a gate or heads only sums of rows are compared."""
     arguments = {**QKV, **mechanism.of_queries, **mechanism.shared, **mechanism.options, "kv_lengths": [7, 3, 5]}
     function = getattr(aa, mechanism.function)
     _, ctx = aa.triples.find_triple(function).fwd(**arguments)

@@ -1,4 +1,4 @@
-"""What an interactive session shows: the public names, the functions in help, and contexts in a line."""
+"""Interactive sessions: the public names, the functions in help, and contexts in a line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers and models in 16 bits: all results in that dtype, and sums over many sequences that do not stop growing."""
+"""Layers and models in 16 bits: all results in that dtype, and sums over many sequences do not saturate."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOLERANCE = 0.1
 
 
 def rounded(given: Any, dtype: str) -> Any:
-    """Floating arrays taken to bfloat16 and then to `dtype`."""
+    """Floating arrays rounded to bfloat16 and converted to `dtype`."""
 
     def short(leaf: Any) -> Any:
         floating = is_array(leaf) and leaf.dtype.name in FLOATS
@@ -40,7 +40,7 @@ def test_results_have_the_dtype_of_the_parameters(call: Call, dtype: str) -> Non
 
 
 def gradients(function: Any, dtype: str, **given: Any) -> Any:
-    """Those of parameters, or of a bias; sequences are equal, so that all terms of a sum have one sign."""
+    """Gradients of parameters, or of a bias; sequences are equal, so that all terms of a sum have one sign."""
     if hasattr(function, "init"):
         given = {"params": function.init(aa.Philox(0)), **given}
     out, pullback = aa.vjp(function, **rounded(given, dtype))

@@ -1,4 +1,4 @@
-"""What type checkers find: the types of results, and the errors of wrong calls."""
+"""Type checkers: the types of results, and the errors of wrong calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results never hold memory that was not written, also where an axis is empty; nothing at all has gradient 0."""
+"""Results never hold uninitialized memory, also with empty axes; empty sums have gradient 0."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def run_case(case: Case, arguments: dict[str, Any]) -> Leaves:
 
 
 def assert_free_of_poison(run: Any) -> Leaves:
-    """The same bits whatever new arrays hold; returns the results."""
+    """Equal results bit by bit whatever new arrays hold; return the results."""
     with aa.use_kernels("auto"):
         expected: Leaves = run()
         for number in POISONS:
@@ -61,7 +61,7 @@ def assert_close(found: Leaves, expected: Leaves) -> None:
 
 
 def assert_empty_size_is_defined(run: Any) -> Leaves | None:
-    """Kernels and array code agree, or refuse alike; only a logarithm of 0 is infinite."""
+    """Kernels and array code agree, or raise the same error; only a logarithm of 0 is infinite."""
     with aa.use_kernels("reference"):
         try:
             expected: Leaves = run()
@@ -92,7 +92,7 @@ def test_larger_calls(sizes: Sizes) -> None:
 
 
 def emptied(arguments: dict[str, Any], sizes: tuple[int, ...]) -> dict[str, Any]:
-    """The arguments with 0 for each size of an axis that is among `sizes`."""
+    """The arguments with axes of a size in `sizes` emptied."""
 
     def of(x: Any) -> Any:
         return x[tuple(slice(0 if n in sizes else n) for n in x.shape)] if isinstance(x, np.ndarray) else x
@@ -135,8 +135,8 @@ OF_ROWS = ("query", "key", "value", "memory", "x", "hidden", "gate", "score_scal
 
 @pytest.mark.parametrize("kernels", ["reference", "auto"])
 @pytest.mark.parametrize("empty", ["queries", "keys"])
-def test_nothing_has_gradient_0_beside_infinities(empty: str, kernels: str) -> None:
-    """No query looks at a key, or there is no key to look at: all gradients of rows are 0, and those of weights."""
+def test_empty_sums_have_gradient_0_next_to_infinities(empty: str, kernels: str) -> None:
+    """All keys are masked, or there is none: all gradients of rows and of weights are 0."""
     for name, call in calls(Sizes()._replace(**{empty: 0})).items():
         if "attention" not in name or (empty == "keys" and ("convolutional" in name or "self" in name)):
             continue
@@ -153,7 +153,7 @@ def test_nothing_has_gradient_0_beside_infinities(empty: str, kernels: str) -> N
 
 
 def test_graph_attention_without_features() -> None:
-    """Scores of no features are 0, so that all edges of a node weigh alike."""
+    """Scores of no features are 0, so that all edges of a node have equal weights."""
     value, edges = np.array([[[1.0]], [[3.0]]]), np.array([[0, 1], [0, 0]])
     nothing = np.zeros((2, 1, 0))
     for score in ("gat", "gatv2"):

@@ -31,7 +31,7 @@ UNAVAILABLE = (
 )
 # As NVIDIA's compiler does, a product and a sum become one operation, rounded once, where the processor has it.
 PROCESSOR = Path("/proc/cpuinfo")
-HAS_FMA = PROCESSOR.exists() and " fma " in PROCESSOR.read_text()  # others than x86 have it without being asked
+HAS_FMA = PROCESSOR.exists() and " fma " in PROCESSOR.read_text()  # others than x86 have it by default
 CONTRACTION = ("-ffp-contract=fast", "-fexpensive-optimizations", *(("-mfma",) if HAS_FMA else ()))
 OPTIONS = ("-std=c++17", "-O1", *CONTRACTION, "-fPIC", "-w", f"-I{HERE}", f"-I{cache.SOURCES}")
 WIDE_ONLY = ("masked_softmax.cu", "additive.cu", "lstm_cell.cu")
@@ -39,7 +39,7 @@ FLOAT32_ONLY = ("halves.cu",)
 
 
 class Failed(Exception):
-    """What the emulation found wrong with a kernel."""
+    """An error of a kernel that the emulation found."""
 
 
 class Launch(ctypes.Structure):
@@ -58,7 +58,7 @@ class Range(ctypes.Structure):
 def unit(source: str, types: Sequence[str], constants: Sequence[str] = ()) -> str:
     """One C++ file that includes a source once for each type it is compiled for.
 
-    With constants, which headers know of too, there can be one type only.
+    With constants, which headers use, too, there can be one type only.
     """
     if constants:
         macros = [f"#define {constant.replace('=', ' ')}" for constant in (*constants, f"Stored={types[0]}")]
@@ -79,7 +79,7 @@ def _compile(arguments: Sequence[str], target: Path) -> None:
 
 @functools.cache
 def folder() -> Path:
-    """One for these very sources, so that a second run finds what the first has built."""
+    """The cache folder of these sources."""
     digest = hashlib.sha256(" ".join((COMPILER, *OPTIONS)).encode())
     for path in sorted((*HERE.glob("emulation.*"), *cache.SOURCES.iterdir())):
         digest.update(path.read_bytes())
@@ -120,9 +120,9 @@ def library_of(source: str, kind: str, constants: Sequence[str] = ()) -> Any:
 
 
 def run(function: Any, grid: Grid, values: Sequence[Any], seed: int = 0) -> None:
-    """Launch a kernel on NumPy arrays and NumPy scalars; raises Failed with what the emulation found.
+    """Launch a kernel on NumPy arrays and NumPy scalars; raise Failed with the error that the emulation found.
 
-    The kernel may touch the memory of these arrays and no other.
+    The kernel may access the memory of these arrays only.
     """
     held = [np.asarray(value.ctypes.data if isinstance(value, np.ndarray) else value) for value in values]
     arrays = [value for value in values if isinstance(value, np.ndarray)]

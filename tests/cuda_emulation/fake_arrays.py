@@ -1,4 +1,4 @@
-"""The arrays of a CuPy without a GPU: NumPy's behind a class that refuses what CuPy refuses."""
+"""The arrays of a CuPy without a GPU: NumPy's in a class that refuses what CuPy refuses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class State:
-    """What a test may look at or set."""
+    """State for tests to read or set."""
 
     synchronisations = 0
     launches = 0
@@ -111,7 +111,7 @@ class CUDADriverError(RuntimeError):
 
 
 def empty(shape: Any, dtype: Any = float) -> ndarray:
-    """Poisoned, so that what a kernel does not write is seen."""
+    """Poisoned, so that memory that a kernel does not write shows."""
     held = np.empty(shape, dtype)
     if held.nbytes > State.memory_left:
         raise OutOfMemoryError(f"Out of memory allocating {held.nbytes:,} bytes")

@@ -24,7 +24,7 @@ def gemmStridedBatchedEx(
     a: int, a_type: int, lda: int, stride_a: int, b: int, b_type: int, ldb: int, stride_b: int, beta: int,
     c: int, c_type: int, ldc: int, stride_c: int, batch: int, compute_type: int, algorithm: int,
 ) -> None:  # fmt: skip
-    """C = alpha op(A) op(B) + beta C of matrices in columns; op(A) is (m, k), op(B) is (k, n)."""
+    """C = alpha op(A) op(B) + beta C of column-major matrices; op(A) is (m, k), op(B) is (k, n)."""
     if handle != HANDLE or compute_type != 68 or algorithm != -1 or not {transa, transb} <= {0, 1}:
         raise CUBLASError(INVALID)
     if (a_type, b_type) not in ((2, 2), (14, 14)) or c_type not in (0, a_type):

@@ -1,4 +1,4 @@
-"""A CuPy without a GPU: NumPy behind arrays that refuse what CuPy refuses, and kernels that run under emulation.
+"""A CuPy without a GPU: NumPy behind arrays that refuse what CuPy refuses, and kernels that run in the emulation.
 
 Refused are: implicit conversion to NumPy, NumPy arrays among CuPy's, functions that CuPy does not have. What would
 wait for the GPU (float, int, bool, item, get) is counted in `synchronisations`.
@@ -30,7 +30,7 @@ from tests.cuda_emulation.fake_arrays import (
     wrapped,
 )
 
-# The functions of CuPy 14 that kernels may use; any other name of NumPy is refused, as it may not be there.
+# The functions of CuPy 14 that kernels may use; any other name of NumPy is refused, as CuPy may not have it.
 KNOWN = {
     "arange",
     "argsort",
@@ -76,7 +76,7 @@ class RawKernel:
 
 
 def launch_kernel(*numbers: int) -> None:
-    """The driver's call: a kernel, blocks, threads, shared memory, stream, where the places of arguments are, and 0."""
+    """The driver's call: a kernel, blocks, threads, shared memory, stream, the pointers to the arguments, and 0."""
     kernel, blocks, threads = RawKernel.loaded[numbers[0]], numbers[1:4], numbers[4:7]
     shared, _, address, extra = numbers[7:]
     if shared > kernel.max_dynamic_shared_size_bytes or extra:
@@ -90,7 +90,7 @@ def launch_kernel(*numbers: int) -> None:
 
 
 def arguments_at(address: int, kernel: RawKernel) -> list[Any]:
-    """What lies at the places that are listed at an address."""
+    """The values that an array of pointers at an address points to."""
     places = (ctypes.c_void_p * len(kernel.parameters)).from_address(address)
     return [
         np.void(ctypes.string_at(place, size)) if letter == "s" else PARAMETERS[letter].from_address(place).value
@@ -141,7 +141,7 @@ class Module(types.ModuleType):
 
 
 class ArrayApi(types.ModuleType):
-    """What array-api-compat makes of CuPy: NumPy's functions on these arrays."""
+    """The namespace of array-api-compat for CuPy: NumPy's functions on these arrays."""
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(np, name)
@@ -177,7 +177,7 @@ def module() -> Module:
 
 
 def forget() -> None:
-    """Drop all that the loader remembers of a CuPy."""
+    """Clear the caches of the loader for a CuPy."""
     from attnarray import backend, dispatch
     from attnarray.kernels.cuda import grid
 

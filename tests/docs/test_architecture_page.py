@@ -1,4 +1,4 @@
-"""What the pages say of the sources is so: files that they name are there, and one call takes the path that is told."""
+"""Statements of the pages about the sources: the files that they name exist, and one call takes the described path."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OF_PATTERNS = re.compile(r"[*<]|/x/")  # such as tests/x/test_y.py
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
-def test_the_files_that_a_page_names_are_there(page: Path) -> None:
+def test_the_files_that_a_page_names_exist(page: Path) -> None:
     named = set(re.findall(r"`([\w./*<>-]+(?:\.(?:pyi?|md|toml|npz)|/))`", page.read_text(encoding="utf-8")))
     named = {name for name in named if not OF_PATTERNS.search(name)} - WRITTEN
     assert named
@@ -32,7 +32,7 @@ def test_the_files_that_a_page_names_are_there(page: Path) -> None:
     assert [name for name in sorted(named) if not any((folder / name).exists() for folder in folders)] == []
 
 
-def test_the_files_of_the_picture_are_there() -> None:
+def test_the_files_of_the_picture_exist() -> None:
     layers, inside, *_ = re.findall(r"^```text\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     for picture, folder in ((layers, PACKAGE), (inside, PACKAGE / "attention")):
         named = re.findall(r"[\w/]+(?:\.pyi?\b|/(?= |\n))", picture)

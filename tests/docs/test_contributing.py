@@ -1,4 +1,4 @@
-"""Each recipe of CONTRIBUTING.md, done as it is written in a copy of the package, and its commands run there."""
+"""Runs each recipe of CONTRIBUTING.md, with its commands, in a copy of the package."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROGRAMS = {"attnarray": ["-m", "attnarray"], "pytest": ["-m", "pytest", "-p", "
 
 
 class Step(NamedTuple):
-    """A file to write, a place in a file to change, or commands to run."""
+    """A file to write, a change of a file, or commands to run."""
 
     code: str
     path: str = ""
@@ -35,7 +35,7 @@ class Step(NamedTuple):
 
 
 def steps(recipe: str) -> Iterator[Step]:
-    """The blocks of a recipe, each with what the line above it says."""
+    """The blocks of a recipe, each with the instruction of the line above."""
     for above, language, code in re.findall(r"([^\n]*)\n\n```(\w+)\n(.*?)^```$", recipe, re.MULTILINE | re.DOTALL):
         if language == "sh":
             yield Step(code)
@@ -72,7 +72,7 @@ def run(command: str, copy: Path) -> str:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The package and its tests, without what was compiled, and with an array library that is new to it."""
+    """A copy of the package and its tests, without compiled code, and with an unknown array library."""
     folder = tmp_path / "copy"
     for name in COPIED:
         ignored = shutil.ignore_patterns("__pycache__")
@@ -99,7 +99,7 @@ def test_recipe(name: str, copy: Path) -> None:
 
 
 def test_a_wrong_gradient_fails_its_recipe(copy: Path) -> None:
-    """What the recipes promise: the check is no formality."""
+    """The commands of a recipe must be able to fail."""
     step = next(steps(RECIPES["A scorer"]))
     wrong = step.code.replace("Cosine(dtemperature)", "Cosine(2.0 * dtemperature)")
     assert wrong != step.code

@@ -1,4 +1,4 @@
-"""What the documentation shows is what happens: docstring examples, and the Python blocks of the Markdown files."""
+"""Runs the examples of the documentation: docstrings, and the Python blocks of the Markdown files."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ DOCTEST_OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Examples may write files and pictures: in a folder of their own, with no window."""
+    """Examples may write files and pictures: in a temporary folder, with no window."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
 
 
 def _docstring_examples() -> list[doctest.DocTest]:
-    """Read from the sources, so that a module that cannot be imported fails its own examples and no others."""
+    """Read from the sources, so that a module that cannot be imported fails only its own examples."""
     parser, found = doctest.DocTestParser(), []
     for path in sorted((ROOT / "attnarray").rglob("*.py")):
         module = ".".join(path.relative_to(ROOT / "attnarray").with_suffix("").parts)
@@ -55,8 +55,8 @@ EXAMPLES = _docstring_examples()
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=[example.name for example in EXAMPLES])
 def test_docstring_example(example: doctest.DocTest) -> None:
-    # An example starts with an empty namespace, as when a reader pastes it into a fresh interpreter; the examples of
-    # modules that are not for importing know the names beside them.
+    # An example starts with an empty namespace, as when a reader pastes it into a new interpreter; the examples of
+    # internal modules have the names of their module.
     module = ".".join(Path(example.filename).relative_to(ROOT).with_suffix("").parts)
     if module.split(".")[1] in INTERNAL:
         example.globs.update(vars(importlib.import_module(module)))

@@ -1,4 +1,4 @@
-"""The programs in docs/examples train on every library alike, and say what they cannot compute with."""
+"""The programs in docs/examples give the same training on every library, and clear errors for missing ones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def program(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def calm(words: str) -> None:
-    """Takes what would go into a progress bar."""
+    """Ignores what would go into a progress bar."""
 
 
 def digits(program: Any, folder: Path) -> Any:

@@ -1,4 +1,4 @@
-"""The programs in docs/examples run, and find what they say they find."""
+"""The programs in docs/examples run, and reach the results that they state."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_gradient_of_the_network_of_karate(karate: Any) -> None:
     data = karate.club()
 
     class Network:
-        """In the form that gradcheck takes."""
+        """As a layer for gradcheck."""
 
         def __call__(self, params: Any) -> Any:
             return self.fwd(params)[0]
@@ -296,7 +296,7 @@ def test_the_gradient_of_the_text_classification(classification: Any) -> None:
     network = classification.make_network(17, 8).without_dropout()
 
     class Network:
-        """In the form that gradcheck takes."""
+        """As a layer for gradcheck."""
 
         def __call__(self, params: Any) -> Any:
             return self.fwd(params)[0]

@@ -67,7 +67,7 @@ def row(request: pytest.FixtureRequest) -> tuple[str, str]:
 def test_every_combination_of_options(row: tuple[str, str], dtype: str) -> None:
     shape = (2, 3, 4, 5)
     dots = 2.0 * np.random.default_rng(2).standard_normal(shape)
-    for scoring in scorings(*shape, every=5):  # 5 shares no factor with the numbers of choices: each pair comes up
+    for scoring in scorings(*shape, every=5):  # 5 is coprime to the numbers of choices: each pair occurs
         assert_as_exact_as_the_reference(*row, arguments_of(row[0], dots, scoring), dtype)
 
 

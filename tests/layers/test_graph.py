@@ -1,4 +1,4 @@
-"""The layer of graph attention, and what graph attention says of bad input."""
+"""The layer of graph attention, and errors of graph attention."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_gradients_of_the_layer(options: dict[str, Any]) -> None:
     assert report, str(report)
     names = {f"params.{'.'.join(path)}" for path, _ in tree.flatten(params)} | {"x"}
     assert {check.name for check in report.inputs} == names | ({"edge_features"} if f is not None else set())
-    tree.add(layer.bwd(out, ctx).params, params)  # they are trees of one form
+    tree.add(layer.bwd(out, ctx).params, params)  # trees of the same structure
 
 
 @pytest.mark.parametrize("options", LAYERS.values(), ids=list(LAYERS))

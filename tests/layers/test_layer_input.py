@@ -1,4 +1,4 @@
-"""Whatever layers and models are given wrongly is one clear error where it comes in, and changes nothing."""
+"""Invalid arguments of layers and models give one clear error at once, and change nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ each_call = pytest.mark.parametrize("example", [example for _, example in CALLS]
 
 
 def refused(named: str, call: Callable[[], Any]) -> str:
-    """The message of `call`, which is refused and names what is wrong."""
+    """The error message of `call`, which names the invalid argument."""
     with pytest.raises((TypeError, ValueError)) as caught:
         call()
     message = str(caught.value)
@@ -244,7 +244,7 @@ def contexts(example: Example) -> Any:
     return _contexts(next(n for n, (_, other) in enumerate(CALLS) if other is example))
 
 
-# What the contexts do not say of the layer that made them.
+# Fields of layers that contexts do not contain.
 UNTOLD = {("GPT", "tie_embeddings"), ("TransformerXL", "tie_embeddings")}
 
 

@@ -1,4 +1,4 @@
-"""Wrong caches, states and heads of layers and models that go step by step: one clear error each."""
+"""Invalid caches, states and heads of layers and models that run step by step: one clear error each."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ WRONG: dict[str, tuple[type[Exception], str, Any]] = {
 
 
 @pytest.mark.parametrize(("error", "expected", "call"), WRONG.values(), ids=list(WRONG))
-def test_it_is_said_where_it_comes_in(error: type[Exception], expected: str, call: Any) -> None:
+def test_it_is_reported_where_it_occurs(error: type[Exception], expected: str, call: Any) -> None:
     says(error, expected, call)
 
 

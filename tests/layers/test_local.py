@@ -1,4 +1,4 @@
-"""The layer of local attention, and what local attention says of bad input."""
+"""The layer of local attention, and errors of local attention."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_gradients_of_the_layer(score: str, alignment: str, values: bool) -> Non
     given = {"query": QUERY, "key": keys, **({"value": RNG.standard_normal((B, S, 9))} if values else {})}
     options = {"kv_lengths": [8, 5], "bias": RNG.standard_normal((T, S))}
     out, ctx = layer.fwd(params, **given, **options)
-    if alignment == "predictive":  # the differences must not step over an integer
+    if alignment == "predictive":  # the differences must not cross an integer
         centers = ctx.attention.attention.around.centers
         assert np.min(np.abs(centers - np.round(centers))) > 0.01
     assert out.shape == (B, T, 9 if values else keys.shape[-1])
@@ -38,7 +38,7 @@ def test_gradients_of_the_layer(score: str, alignment: str, values: bool) -> Non
     assert report, str(report)
     names = {f"params.{'.'.join(path)}" for path, _ in tree.flatten(params)}
     assert names | {*given, "bias"} == {check.name for check in report.inputs}
-    tree.add(layer.bwd(out, ctx).params, params)  # they are trees of one form
+    tree.add(layer.bwd(out, ctx).params, params)  # trees of the same structure
 
 
 def test_the_layer_is_the_function_of_its_parameters() -> None:
@@ -55,7 +55,7 @@ def test_the_layer_is_the_function_of_its_parameters() -> None:
     assert LocalAttention(Dq, Dq, 2, "monotonic", score="dot").init(aa.Philox(1)) == {}
 
 
-def test_general_is_dot_with_mapped_queries_that_look_where_they_looked() -> None:
+def test_general_is_dot_with_mapped_queries_in_the_same_windows() -> None:
     layer = LocalAttention(Dq, Dk, 2)
     params = layer.init(aa.Philox(3), "float64")
     _, ctx = layer.fwd(params, QUERY, KEY)

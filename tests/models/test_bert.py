@@ -28,7 +28,7 @@ TOKENS, TYPES = RNG.integers(7, size=(3, 4)), RNG.integers(2, size=(3, 4))
 
 
 def moved(params: Any) -> Any:
-    """Parameters that are nowhere 0 or 1, so that no gradient is hidden."""
+    """Parameters that are nowhere 0 or 1, so that wrong gradients show."""
     return tree.map(lambda leaf: leaf + 0.3 * RNG.standard_normal(leaf.shape), params)
 
 
@@ -116,7 +116,7 @@ def test_lengths_say_the_same_as_a_mask(reference: Frozen) -> None:
 
 
 class Masked:
-    """A model with the logits of all tokens beside what it gives, in the form that gradcheck takes."""
+    """A model with the logits of all tokens beside what it gives, as a layer for gradcheck."""
 
     def __init__(self, model: BERT) -> None:
         self.model = model

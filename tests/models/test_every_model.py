@@ -1,4 +1,4 @@
-"""What every model promises: errors that name the path or the input, batches in parts, memory for time."""
+"""All models: errors that name the path or the input, batches in parts, recomputation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IMAGES, CLASSES = RNG.standard_normal((ROWS, 4, 6)), RNG.integers(3, size=ROWS)
 
 
 class Example(NamedTuple):
-    """A model, what it is called with, and what it should answer; all have one row for each sequence or image."""
+    """A model, its inputs, and its targets; all have one row for each sequence or image."""
 
     model: Any
     inputs: dict[str, np.ndarray]
@@ -47,7 +47,7 @@ each_model = pytest.mark.parametrize("example", EXAMPLES.values(), ids=list(EXAM
 
 
 def gradients(model: Any, params: Any, inputs: dict[str, Any], answers: Any) -> Any:
-    """Of the mean cross-entropy of the answers."""
+    """Gradients of the mean cross-entropy of the targets."""
     out, ctx = model.fwd(params, *inputs.values())
     if isinstance(model, BERT):
         logits, of_logits = model.mask_logits_fwd(params, out.states)
@@ -88,7 +88,7 @@ DEEP = {
 
 @pytest.mark.parametrize("model", DEEP.values(), ids=list(DEEP))
 def test_recomputation_takes_less_memory(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ATTNARRAY_NUM_THREADS", "1")  # what several threads hold at a time depends on who is ahead
+    monkeypatch.setenv("ATTNARRAY_NUM_THREADS", "1")  # the peak of several threads depends on their timing
     rng, params = np.random.default_rng(0), model.init(aa.Philox(0))
     tokens = rng.integers(11, size=(4, 64))
     inputs = {"tokens": tokens, "target": tokens} if isinstance(model, Transformer) else {"tokens": tokens}
@@ -97,7 +97,7 @@ def test_recomputation_takes_less_memory(model: Any, monkeypatch: pytest.MonkeyP
         inputs, answers = {"images": rng.standard_normal((4, 16, 16), np.float32)}, tokens[:, 0]
 
     def peak(recompute: bool) -> int:
-        """The most that NumPy and Python hold during one forward and backward, in bytes."""
+        """The peak memory of NumPy and Python during one forward and backward, in bytes."""
         chosen = dataclasses.replace(model, recompute=recompute)
         gradients(chosen, params, inputs, answers)  # kernels are compiled
         tracemalloc.start()
@@ -107,7 +107,7 @@ def test_recomputation_takes_less_memory(model: Any, monkeypatch: pytest.MonkeyP
         finally:
             tracemalloc.stop()
 
-    # Of six blocks one at a time has its context, beside the gradients, which both hold.
+    # Only one of six blocks has its context at a time, besides the gradients.
     assert peak(True) < 0.6 * peak(False)
 
 

@@ -1,4 +1,4 @@
-"""Generation: the filters against enumerated distributions, drawing, streams, beam search against all texts."""
+"""Generation: the filters against enumerated distributions, sampling, streams, beam search against all texts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def probabilities(logits: Any) -> np.ndarray:
 
 
 def written_on(prompt: list[int], count: int, choose: Any, end: int | None = None) -> list[int]:
-    """Without a cache, without a batch: each token by the logits of all before it."""
+    """Generated without cache and batch: each token from the logits of all previous ones."""
     text = list(prompt)
     for n in range(count):
         text.append(int(choose(MODEL(PARAMS, np.array([text]))[0, -1], n)))
@@ -58,7 +58,7 @@ def test_top_k_keeps_the_largest(library: Library, k: int) -> None:
     assert_close(kept[order], LOGITS[order], 0)
 
 
-def test_equals_at_the_limit_stay() -> None:
+def test_ties_at_the_limit_are_kept() -> None:
     equal = np.array([1.0, 2.0, 1.0, 0.0])
     assert np.isfinite(keep_top_k(equal, 2)).tolist() == [True, True, True, False]
     assert np.isfinite(keep_top_p(equal, 0.6)).tolist() == [True, True, True, False]
@@ -135,7 +135,7 @@ def test_a_stream_gives_each_token_as_soon_as_it_is_there() -> None:
     calls = []
 
     class Counted:
-        """A model that says when it is asked."""
+        """A model that counts its calls."""
 
         cache = staticmethod(MODEL.cache)
 
@@ -151,11 +151,11 @@ def test_a_stream_gives_each_token_as_soon_as_it_is_there() -> None:
     next(tokens)
     with pytest.raises(StopIteration):
         next(tokens)
-    assert calls == [(3, 4), (3, 1), (3, 1)]  # what the last token is, nobody reads
+    assert calls == [(3, 4), (3, 1), (3, 1)]  # the last token is not used
 
 
 def every_text(model: GPT, params: Any, prompt: Any, count: int, end: int | None, alpha: float) -> dict[Any, float]:
-    """The score of each text of at most `count` tokens: the one with the best is what beam search looks for."""
+    """The score of each text of at most `count` tokens: beam search looks for the best one."""
     scores = {}
     for size in range(1, count + 1):
         for text in itertools.product(range(model.vocab_size), repeat=size):
@@ -170,7 +170,7 @@ def every_text(model: GPT, params: Any, prompt: Any, count: int, end: int | None
 
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0, 2.0])
 @pytest.mark.parametrize("end", [None, 0, 2])
-def test_beam_search_with_room_for_all_finds_the_best_of_all(end: int | None, alpha: float) -> None:
+def test_beam_search_with_enough_beams_finds_the_best_of_all(end: int | None, alpha: float) -> None:
     model = GPT(3, 8, 8, 1, 2)
     for seed in range(3):
         rng = np.random.default_rng(seed)

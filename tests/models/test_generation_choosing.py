@@ -1,4 +1,4 @@
-"""Choosing tokens: from logits in 16 bits, without probabilities, with infinities; beams as in transformers."""
+"""Selecting tokens: from logits in 16 bits, without probabilities, with infinities; beams as in transformers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.paths import REFERENCES
 
 
 class Fixed:
-    """A model whose logits (V,) or (B, V) are its parameters, whatever the text is."""
+    """A model whose logits (V,) or (B, V) are its parameters, for any text."""
 
     def cache(self, *_: Any, **__: Any) -> Fixed:
         return self
@@ -64,7 +64,7 @@ def test_logits_that_are_none(choose: Any) -> None:
     says(TypeError, "has type MaskedArray", lambda: choose(np.ma.ones((1, 2))))
 
 
-def test_logits_from_end_to_end_of_float64_do_not_warn() -> None:
+def test_logits_over_the_range_of_float64_do_not_warn() -> None:
     with np.errstate(all="raise"):
         assert with_temperature(np.array([[1e308, -1e308]]), 0.5).tolist() == [[0.0, -np.inf]]
 
@@ -134,7 +134,7 @@ def test_logits_without_probabilities_are_an_error(what: str, dtype: str) -> Non
 @pytest.mark.parametrize("method", [*METHODS, "beam as in transformers"])
 def test_rows_that_have_ended_may_hold_nan(method: str) -> None:
     class Breaking(Fixed):
-        """Row 0 ends with token 1, and then has NaN; row 1 goes on."""
+        """Row 0 ends with token 1, and then has NaN; row 1 continues."""
 
         calls = 0
 
@@ -188,7 +188,7 @@ def test_no_level_draws_a_token_of_probability_0(library: Library, level: float,
     assert np.all(likely > 0)
 
 
-def test_a_short_dtype_keeps_something_at_any_share() -> None:
+def test_a_narrow_dtype_keeps_a_token_for_any_top_p() -> None:
     assert np.isfinite(keep_top_p(LOGITS, 1e-300)).sum() == 1
     assert np.isfinite(keep_top_p(LOGITS.astype(np.float32), 1e-60)).sum() == 1
 
@@ -205,7 +205,7 @@ def test_the_search_of_transformers_without_an_end_is_the_same(early_stopping: b
 
 
 class Table:
-    """The model of tests/references/make_beams.py; its cache is the number of tokens that it has seen."""
+    """The model of tests/references/make_beams.py; its cache is the number of tokens so far."""
 
     def __init__(self, length: int = 0) -> None:
         self.length = length
@@ -247,4 +247,4 @@ def test_tokens_are_those_of_transformers() -> None:
             ours = search(of)
             assert np.all(ours.scores >= found.scores - 1e-12)
             differ += bool(np.any(ours.scores > found.scores + 1e-12))
-    assert differ > 20  # or the searches could not tell the rules apart
+    assert differ > 20  # else both rules would give the same result

@@ -32,7 +32,7 @@ TOKENS = RNG.integers(11, size=(3, 7))
 
 
 def fresh(model: GPT, seed: int = 1) -> Any:
-    """Parameters that are nowhere 0 or 1, so that no gradient is hidden."""
+    """Parameters that are nowhere 0 or 1, so that wrong gradients show."""
     rng = np.random.default_rng(seed)
     params = model.init(aa.Philox(seed), "float64")
     return tree.map(lambda leaf: leaf + 0.3 * rng.standard_normal(leaf.shape), params)
@@ -152,7 +152,7 @@ def test_steps_with_a_cache_are_the_whole_run(model: GPT, options: Any, sizes: t
 
 
 @each_model
-def test_padding_is_not_seen(model: GPT) -> None:
+def test_padding_is_masked(model: GPT) -> None:
     params = fresh(model)
     for b, (row, size) in enumerate(zip(TOKENS, (7, 4, 2), strict=True)):
         alone = model(params, row[None, :size])

@@ -42,12 +42,12 @@ def model_of(attention: Any, **changes: Any) -> Seq2Seq:
 
 
 def fresh(model: Seq2Seq) -> Any:
-    """Parameters that are nowhere 0, so that no gradient is hidden."""
+    """Parameters that are nowhere 0, so that wrong gradients show."""
     return tree.map(lambda leaf: leaf + 0.3 * RNG.standard_normal(leaf.shape), model.init(aa.Philox(1), "float64"))
 
 
 class Doubled:
-    """An attention of one's own: the mean of all keys that are there, times a number."""
+    """A custom attention: the mean of all keys that exist, times a number."""
 
     def init(self, rng: aa.Philox, dtype: str = "float32") -> Any:
         return {"factor": rng.normal((1,), dtype=dtype)}
@@ -118,7 +118,7 @@ def test_alignments_are_distributions_over_what_is_there(attention: Any) -> None
         assert_close(weights.sum(-1), np.ones(weights.shape[:-1]), ROUNDING)
 
 
-def test_padding_of_the_source_is_not_seen() -> None:
+def test_padding_of_the_source_is_masked() -> None:
     model = model_of(ATTENTIONS["location"], cell="lstm")
     params = fresh(model)
     other = np.where(np.arange(5) < LENGTHS[:, None], SOURCE, 9)
@@ -140,14 +140,14 @@ def test_each_step_has_the_weights_of_the_last_one() -> None:
     assert np.all(np.abs(first[:, 1:] - second[:, 1:]).max(-1) > 1e-6)
 
 
-def test_an_attention_of_ones_own() -> None:
+def test_a_custom_attention() -> None:
     model = model_of(Doubled())
     params = fresh(model)
     report = aa.gradcheck(model, params, SOURCE, TARGET, source_lengths=LENGTHS, max_elements=5)
     assert report, str(report)
 
 
-def test_hard_attention_learns_by_what_its_choices_cost() -> None:
+def test_hard_attention_learns_from_the_cost_of_its_choices() -> None:
     model = model_of(layers.HardAttention(H, H, 5))
     params = fresh(model)
     says(
@@ -172,7 +172,7 @@ def test_hard_attention_learns_by_what_its_choices_cost() -> None:
 
 
 @pytest.mark.parametrize("name", ["bahdanau", "location"])
-def test_every_library_gives_the_same(library: Library, name: str) -> None:
+def test_results_are_equal_on_every_library(library: Library, name: str) -> None:
     model = model_of(ATTENTIONS[name], cell="lstm")
     params = model.init(aa.Philox(0), "float64")
     source, target, lengths, mine = (library.moved(each) for each in (SOURCE, TARGET, LENGTHS, params))

@@ -38,13 +38,13 @@ def references() -> dict[str, Frozen]:
 
 
 def moved(params: Any) -> Any:
-    """Parameters that are nowhere 0 or 1, so that no gradient is hidden."""
+    """Parameters that are nowhere 0 or 1, so that wrong gradients show."""
     return tree.map(lambda leaf: leaf + 0.3 * RNG.standard_normal(leaf.shape), params)
 
 
 @pytest.mark.parametrize("dtype", list(PYTORCH))
 @pytest.mark.parametrize("name", list(references()))
-def test_pytorch_gives_the_same(name: str, dtype: str) -> None:
+def test_it_equals_pytorch(name: str, dtype: str) -> None:
     kind, reference = name.split(",")[0], references()[name].in_dtype(dtype)
     arrays, sizes = reference.arrays, {} if kind != "model" else {"source_vocab_size": 11, "target_vocab_size": 9}
     model = KINDS[kind](**sizes, **reference.options, **({} if not sizes else {"max_seq_len": 6, "dropout": 0.0}))
@@ -72,7 +72,7 @@ def test_gradients_of_the_whole_model(model: Transformer, recompute: bool) -> No
     model = dataclasses.replace(model, dropout=0.1, attention_dropout=0.2, recompute=recompute, activation="gelu")
     params = moved(model.init(aa.Philox(1), "float64"))
     options = {"source_lengths": LENGTHS, "target_lengths": [4, 2, 4], "rng": aa.Philox(7)}
-    # Differences lose some digits on numbers that went through so many layers.
+    # Differences lose some digits over so many layers.
     report = aa.gradcheck(model, params, SOURCE, TARGET, **options, max_elements=2, tolerance=1e-6)
     assert report, str(report)
     assert {check.name for check in report.inputs} == {f"params.{tree.format_path(p)}" for p, _ in tree.flatten(params)}
@@ -126,7 +126,7 @@ def test_greedy_writes_the_most_likely_tokens(model: Transformer) -> None:
     assert model.greedy(params, SOURCE, 1, 0).shape == (3, 0)
 
 
-def test_padding_and_the_future_are_not_seen() -> None:
+def test_padding_and_the_future_are_masked() -> None:
     model = MODELS["as in the paper"]
     params = moved(model.init(aa.Philox(4), "float64"))
     logits = model(params, SOURCE, TARGET, source_lengths=LENGTHS)
@@ -157,7 +157,7 @@ def test_dropout_is_drawn_by_the_key() -> None:
         says(ValueError, expected, lambda broken=broken, own=own, inputs=inputs: broken.fwd(own, *inputs))
 
 
-def test_every_library_gives_the_same(library: Library) -> None:
+def test_results_are_equal_on_every_library(library: Library) -> None:
     model = MODELS["learned"]
     params = model.init(aa.Philox(0), "float64")
     source, target, lengths, mine = (library.moved(each) for each in (SOURCE, TARGET, LENGTHS, params))
@@ -165,7 +165,7 @@ def test_every_library_gives_the_same(library: Library) -> None:
     found, its = model.fwd(mine, source, target, source_lengths=lengths)
     assert_close(found, logits, ROUNDING)
     assert_trees_close(model.bwd(found, its), model.bwd(logits, ctx), 1e-11)
-    if library != STRICT:  # a cache is written where it lies, which the standard does not promise on other devices
+    if library != STRICT:  # a cache is written in place, which the standard does not guarantee on other devices
         expected = model.greedy(params, SOURCE, 1, 4, end=3, source_lengths=LENGTHS)
         assert_close(model.greedy(mine, source, 1, 4, end=3, source_lengths=lengths), expected, 0)
 

@@ -1,4 +1,4 @@
-"""Transformer-XL: frozen numbers over several segments, gradients, what the memory does, bad input."""
+"""Transformer-XL: frozen numbers over several segments, gradients, the memory, bad input."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def references() -> dict[str, Frozen]:
 
 
 def moved(params: Any) -> Any:
-    """Parameters that are nowhere 0 or 1, so that no gradient is hidden."""
+    """Parameters that are nowhere 0 or 1, so that wrong gradients show."""
     return tree.map(lambda leaf: leaf + 0.3 * RNG.standard_normal(leaf.shape), params)
 
 
 class OneSegment:
-    """The logits of a segment after a memory, in the form that gradcheck takes."""
+    """The logits of a segment after a memory, as a layer for gradcheck."""
 
     def __init__(self, model: TransformerXL, memory: Any, rng: Any) -> None:
         self.model, self.memory, self.rng = model, memory, rng
@@ -57,7 +57,7 @@ class OneSegment:
 
 @pytest.mark.parametrize("dtype", list(PAPER))
 @pytest.mark.parametrize("name", list(references()))
-def test_the_paper_gives_the_same(name: str, dtype: str) -> None:
+def test_it_equals_the_paper(name: str, dtype: str) -> None:
     reference = references()[name].in_dtype(dtype)
     arrays, model = reference.arrays, TransformerXL(**reference.options, dropout=0.0)
     params, memory, total = nested(reference.below("params.")), None, None
@@ -99,7 +99,7 @@ def test_a_long_memory_makes_segments_one_text(model: TransformerXL) -> None:
 
 
 @each_model
-def test_the_memory_is_seen_and_the_future_is_not(model: TransformerXL) -> None:
+def test_the_memory_is_visible_and_the_future_is_masked(model: TransformerXL) -> None:
     params = moved(model.init(aa.Philox(4), "float64"))
     first = model(params, TEXT[:, :4]).memory
     other = model(params, TEXT[:, 1:5]).memory
@@ -109,7 +109,7 @@ def test_the_memory_is_seen_and_the_future_is_not(model: TransformerXL) -> None:
     assert_close(model(params, changed, first).logits[:, :2], logits[:, :2], 1e-12)
 
 
-def test_what_is_remembered() -> None:
+def test_what_is_cached() -> None:
     x = np.arange(4.0)[None, :, None]
     assert remembered(None, x, 3)[0, :, 0].tolist() == [1, 2, 3]
     assert remembered(x, x[:, :2], 3)[0, :, 0].tolist() == [3, 0, 1]
@@ -127,7 +127,7 @@ def test_dropout_is_drawn_by_the_key() -> None:
     assert np.mean(first != other) > 0.9
 
 
-def test_every_library_gives_the_same(library: Library) -> None:
+def test_results_are_equal_on_every_library(library: Library) -> None:
     model = MODELS["pre-norm"]
     params = model.init(aa.Philox(0), "float64")
     memory = model(params, TEXT[:, :4]).memory

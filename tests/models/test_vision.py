@@ -1,4 +1,4 @@
-"""The classifier of images by patches: gradients, what a patch is, dropout, bad input."""
+"""The classifier of images by patches: gradients, patches, dropout, bad input."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ each_model = pytest.mark.parametrize(("model", "images"), MODELS.values(), ids=l
 
 
 def moved(params: Any) -> Any:
-    """Parameters that are nowhere 0 or 1, so that no gradient is hidden."""
+    """Parameters that are nowhere 0 or 1, so that wrong gradients show."""
     return tree.map(lambda leaf: leaf + 0.3 * RNG.standard_normal(leaf.shape), params)
 
 
@@ -55,7 +55,7 @@ def test_gradients_along_random_directions(model: PatchClassifier, images: np.nd
 
 
 def test_a_patch_is_a_word() -> None:
-    # Without positions and with the patches moved about, the class stays: the encoder knows no order of its own.
+    # Without positions, permuted patches do not change the logits: the encoder is permutation invariant.
     model, _ = MODELS["color"]
     params = moved(model.init(aa.Philox(2), "float64"))
     params["position"]["weight"] = np.zeros_like(params["position"]["weight"])
@@ -64,7 +64,7 @@ def test_a_patch_is_a_word() -> None:
     assert np.max(np.abs(model(params, COLOR[:, [1, 0, 3, 2]]) - model(params, COLOR))) > 1e-3
 
 
-def test_one_image_does_not_see_another() -> None:
+def test_images_are_independent() -> None:
     model, images = MODELS["gray"]
     params = moved(model.init(aa.Philox(2), "float64"))
     both = model(params, images)
@@ -82,7 +82,7 @@ def test_dropout_is_drawn_by_the_key() -> None:
     assert np.all(first != other)
 
 
-def test_every_library_gives_the_same(library: Library) -> None:
+def test_results_are_equal_on_every_library(library: Library) -> None:
     model, images = MODELS["gray"]
     params = model.init(aa.Philox(0), "float64")
     logits, ctx = model.fwd(params, images)

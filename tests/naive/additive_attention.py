@@ -16,8 +16,8 @@ def additive_scores(query, key, score_vector):
     """(*batch, T, S)."""
     query, key = np.asarray(query, np.float64), np.asarray(key, np.float64)
     scores = np.zeros((*query.shape[:-1], key.shape[-2]))
-    for place in np.ndindex(scores.shape):
-        *b, i, j = place
+    for index in np.ndindex(scores.shape):
+        *b, i, j = index
         for a, w in enumerate(np.asarray(score_vector, np.float64)):
-            scores[place] += w * math.tanh(query[(*b, i, a)] + key[(*b, j, a)])
+            scores[index] += w * math.tanh(query[(*b, i, a)] + key[(*b, j, a)])
     return scores

@@ -1,4 +1,4 @@
-"""Attention with its log-sum-exp, float64: the twin that the library is compared with."""
+"""Attention with its log-sum-exp, float64, to compare the library with."""
 
 from tests.naive.scaled_dot_product_attention import attention_weights_and_lse, scaled_dot_product_attention
 

@@ -11,6 +11,6 @@ def attentional_hidden_state(context, hidden, context_weight, hidden_weight, bia
     """Both linear maps, added; tanh of each number if asked for."""
     out = linear(context, context_weight, bias) + linear(hidden, hidden_weight)
     if activation == "tanh":
-        for place in np.ndindex(out.shape):
-            out[place] = math.tanh(out[place])
+        for index in np.ndindex(out.shape):
+            out[index] = math.tanh(out[index])
     return out

@@ -17,11 +17,11 @@ def convolutional_attention(
     query, key = windows(x, query_weight, query_bias, padding), windows(x, key_weight, None, padding)
     features = query.shape[-1]
     scores = np.zeros((*x.shape[:-1], x.shape[-2]))
-    for place in np.ndindex(scores.shape):
-        *b, t, other = place
+    for index in np.ndindex(scores.shape):
+        *b, t, other = index
         for a in range(features):
             q, k = query[(*b, t, a)], key[(*b, other, a)]
-            scores[place] += q * k if score_vector is None else float(score_vector[a]) * math.tanh(q + k)
+            scores[index] += q * k if score_vector is None else float(score_vector[a]) * math.tanh(q + k)
     if scale is None:
         scale = 1 / math.sqrt(features) if score_vector is None else 1.0
     return weigh(scores, x if value is None else value, attn_mask, dropout_p, is_causal, scale=scale, **options)
@@ -35,9 +35,9 @@ def windows(x, weight, bias, padding):
     for *b, t, a in np.ndindex(out.shape):
         total = 0.0 if bias is None else float(bias[a])
         for n in range(width):
-            place = t - before + n
-            if 0 <= place < steps:
+            index = t - before + n
+            if 0 <= index < steps:
                 for d in range(dim):
-                    total += float(weight[a, d, n]) * x[(*b, place, d)]
+                    total += float(weight[a, d, n]) * x[(*b, index, d)]
         out[(*b, t, a)] = total
     return out

@@ -1,4 +1,4 @@
-"""Cross-entropy by loops over single numbers in float64: the twin that the library is compared with."""
+"""Cross-entropy by loops over single numbers in float64, to compare the library with."""
 
 import math
 

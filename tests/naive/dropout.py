@@ -1,4 +1,4 @@
-"""Dropout by a loop over single numbers in float64: the twin that the library is compared with."""
+"""Dropout by a loop over single numbers in float64, to compare the library with."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ def dropout(x, p, mask=None):
     """x over 1 - p where the mask keeps it, else 0."""
     out = np.zeros(x.shape)
     keep = np.broadcast_to(p == 0 if mask is None else mask, x.shape)
-    for place in np.ndindex(x.shape):
-        if keep[place] and p < 1:
-            out[place] = float(x[place]) / (1 - p)
+    for index in np.ndindex(x.shape):
+        if keep[index] and p < 1:
+            out[index] = float(x[index]) / (1 - p)
     return out

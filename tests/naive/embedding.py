@@ -1,4 +1,4 @@
-"""Embedding by loops over single numbers: the twin that the library is compared with."""
+"""Embedding by loops over single numbers, to compare the library with."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ import numpy as np
 def embedding(indices, weight):
     """A copy of the row of weight for each index."""
     out = np.zeros((*indices.shape, weight.shape[1]))
-    for place in np.ndindex(indices.shape):
+    for position in np.ndindex(indices.shape):
         for e in range(weight.shape[1]):
-            out[(*place, e)] = weight[int(indices[place]), e]
+            out[(*position, e)] = weight[int(indices[position]), e]
     return out

@@ -1,4 +1,4 @@
-"""Entmax by loops over single numbers in float64, with its threshold found by halving an interval."""
+"""Entmax by loops over single numbers in float64, with the threshold found by bisection."""
 
 import numpy as np
 
@@ -9,15 +9,15 @@ def entmax(x, axis=-1, *, alpha=1.5, mask=None):
     exists = np.broadcast_to(True if mask is None else mask, x.shape)
     rows, exists = np.moveaxis(x, axis, -1), np.moveaxis(exists, axis, -1)
     out = np.zeros(rows.shape)
-    for place in np.ndindex(rows.shape[:-1]):
-        there = [i for i in range(rows.shape[-1]) if exists[place][i]]
-        for i, number in zip(there, probabilities([rows[place][i] for i in there], alpha), strict=True):
-            out[place][i] = number
+    for index in np.ndindex(rows.shape[:-1]):
+        existing = [i for i in range(rows.shape[-1]) if exists[index][i]]
+        for i, number in zip(existing, probabilities([rows[index][i] for i in existing], alpha), strict=True):
+            out[index][i] = number
     return np.moveaxis(out, -1, axis)
 
 
 def probabilities(logits, alpha):
-    """Those of a list of numbers."""
+    """The probabilities of a list of numbers."""
     if not logits:
         return []
     scaled = [(alpha - 1) * (number - max(logits)) for number in logits]  # the threshold lies between -1 and 0

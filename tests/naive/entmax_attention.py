@@ -13,10 +13,10 @@ def entmax_attention(
     """The output, float64."""
     scores = scores_of(query, key, value, attn_mask, is_causal, layout=layout, **options)
     weights = np.zeros(scores.shape)
-    for place in np.ndindex(scores.shape[:-1]):
-        there = [s for s in range(scores.shape[-1]) if scores[place][s] > -np.inf]
-        for s, weight in zip(there, probabilities([scores[place][s] for s in there], alpha), strict=True):
-            weights[place][s] = weight
+    for index in np.ndindex(scores.shape[:-1]):
+        existing = [s for s in range(scores.shape[-1]) if scores[index][s] > -np.inf]
+        for s, weight in zip(existing, probabilities([scores[index][s] for s in existing], alpha), strict=True):
+            weights[index][s] = weight
     if dropout_mask is not None:
         weights = weights * np.broadcast_to(dropout_mask, weights.shape) / (1 - dropout_p)
     return weighted_sum(weights, value, layout)

@@ -1,4 +1,4 @@
-"""Graph attention by loops over nodes and edges in float64: the twin that the library is compared with."""
+"""Graph attention by loops over nodes and edges in float64, to compare the library with."""
 
 import math
 
@@ -15,18 +15,18 @@ def graph_attention(
     out = np.zeros((*batch, nodes, heads, value.shape[-1]))
     exists = np.broadcast_to(True if edge_mask is None else edge_mask, (*batch, count))
     kept = np.broadcast_to(True if dropout_mask is None else dropout_mask, (*batch, count, heads))
-    for place in np.ndindex(*batch, nodes, heads):
-        *b, node, h = place
+    for index in np.ndindex(*batch, nodes, heads):
+        *b, node, h = index
         found = [e for e in range(count) if edges[1, e] == node and exists[(*b, e)]]
         scores = []
         for e in found:
-            of_edge = None if edge_features is None else edge_features[(*b, e, h)]
-            of_source = key[(*b, edges[0, e], h)]
-            scores.append(scored(query[place], of_source, of_edge, score_vector[h], score, negative_slope))
+            edge_feature = None if edge_features is None else edge_features[(*b, e, h)]
+            source_key = key[(*b, edges[0, e], h)]
+            scores.append(scored(query[index], source_key, edge_feature, score_vector[h], score, negative_slope))
         total = sum(math.exp(number) for number in scores)
         for e, number in zip(found, scores, strict=True):
             if kept[(*b, e, h)]:
-                out[place] += math.exp(number) / total / (1 - dropout_p) * value[(*b, edges[0, e], h)]
+                out[index] += math.exp(number) / total / (1 - dropout_p) * value[(*b, edges[0, e], h)]
     return out
 
 

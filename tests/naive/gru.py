@@ -1,4 +1,4 @@
-"""A gated recurrent unit by loops over single numbers in float64: the twin that the library is compared with."""
+"""A gated recurrent unit by loops over single numbers in float64, to compare the library with."""
 
 import math
 

@@ -16,22 +16,22 @@ def hard_attention(
     noise = np.broadcast_to(np.asarray(noise, np.float64), scores.shape)
     weights = np.zeros(scores.shape)
     log_prob, entropy = np.zeros(scores.shape[:-1]), np.zeros(scores.shape[:-1])
-    for place in np.ndindex(scores.shape[:-1]):
-        there = [s for s in range(scores.shape[-1]) if scores[place][s] > -np.inf]
-        if not there:
+    for index in np.ndindex(scores.shape[:-1]):
+        existing = [s for s in range(scores.shape[-1]) if scores[index][s] > -np.inf]
+        if not existing:
             continue
-        p = softmax({s: scores[place][s] for s in there})
-        noisy = {s: scores[place][s] + noise[place][s] for s in there}
-        chosen = sorted(there, key=lambda s, noisy=noisy: (-noisy[s], s))[:k]
-        log_prob[place] = math.log(sum(p[s] for s in chosen))
-        entropy[place] = -sum(number * math.log(number) for number in p.values())
+        p = softmax({s: scores[index][s] for s in existing})
+        noisy = {s: scores[index][s] + noise[index][s] for s in existing}
+        chosen = sorted(existing, key=lambda s, noisy=noisy: (-noisy[s], s))[:k]
+        log_prob[index] = math.log(sum(p[s] for s in chosen))
+        entropy[index] = -sum(number * math.log(number) for number in p.values())
         soft = dict.fromkeys(chosen, 1.0)
         if estimator == "gumbel":
             soft = softmax({s: number / temperature for s, number in noisy.items()})
         if estimator == "top_k":
-            soft = softmax({s: scores[place][s] for s in chosen})
+            soft = softmax({s: scores[index][s] for s in chosen})
         for s, weight in soft.items():
-            weights[place][s] = weight
+            weights[index][s] = weight
     return weighted_sum(weights, value, layout), log_prob, entropy
 
 

@@ -16,7 +16,7 @@ def local_attention(
     batch, queries, keys = query.shape[:-2], query.shape[-2], key.shape[-2]
     scores, gaussians, seen = (np.zeros((*batch, queries, keys)) for _ in range(3))
     lengths, offsets = (
-        np.broadcast_to(options.get(name, there), batch) for name, there in (("kv_lengths", keys), ("q_offset", 0))
+        np.broadcast_to(options.get(name, default), batch) for name, default in (("kv_lengths", keys), ("q_offset", 0))
     )
     for *b, i in np.ndindex(*batch, queries):
         h, length, offset = query[(*b, i)], float(lengths[tuple(b)]), offsets[tuple(b)]

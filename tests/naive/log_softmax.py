@@ -1,4 +1,4 @@
-"""Log-softmax by loops over single numbers in float64: the twin that the library is compared with."""
+"""Log-softmax by loops over single numbers in float64, to compare the library with."""
 
 import math
 
@@ -10,9 +10,9 @@ def log_softmax(x, axis=-1, *, mask=None):
     exists = np.broadcast_to(True if mask is None else mask, x.shape)
     rows, exists = np.moveaxis(x, axis, -1), np.moveaxis(exists, axis, -1)
     out = np.full(rows.shape, -math.inf)
-    for place in np.ndindex(rows.shape[:-1]):
-        total = sum(math.exp(number) for number, there in zip(rows[place], exists[place], strict=True) if there)
+    for index in np.ndindex(rows.shape[:-1]):
+        total = sum(math.exp(number) for number, present in zip(rows[index], exists[index], strict=True) if present)
         for i in range(rows.shape[-1]):
-            if exists[place][i]:
-                out[place][i] = rows[place][i] - math.log(total)
+            if exists[index][i]:
+                out[index][i] = rows[index][i] - math.log(total)
     return np.moveaxis(out, -1, axis)

@@ -1,4 +1,4 @@
-"""Long short-term memory by loops over single numbers in float64: the twin that the library is compared with."""
+"""Long short-term memory by loops over single numbers in float64, to compare the library with."""
 
 import math
 
@@ -6,7 +6,7 @@ from tests.naive.rnn import over_steps, row_products, sigmoid
 
 
 def lstm(x, weight_ih, weight_hh, bias_ih=None, bias_hh=None, h0=None, c0=None, *, mask=None, reverse=False):
-    """(out, h, c): each cell forgets a part, takes in a part of something new, and shows a part of itself."""
+    """(out, h, c): c = forget gate times c + input gate times candidate, and h = output gate times tanh(c)."""
     hidden = weight_hh.shape[1]
 
     def step(vector, states):

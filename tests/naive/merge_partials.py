@@ -1,4 +1,4 @@
-"""The merge of partial attention by loops over single numbers, float64: the twin that the library is compared with."""
+"""The merge of partial attention by loops over single numbers, float64, to compare the library with."""
 
 import math
 
@@ -11,10 +11,10 @@ def merge_partials(partials, *, layout="BHTD"):
     out = np.zeros(partials[0][0].shape)
     for row in np.ndindex(lse.shape):
         shares = [math.exp(part_lse[row]) for _, part_lse in partials]
-        place = (*row[:-2], row[-1], row[-2]) if layout == "BTHD" else row
+        index = (*row[:-2], row[-1], row[-2]) if layout == "BTHD" else row
         if sum(shares) > 0:
             lse[row] = math.log(sum(shares))
             for (part_out, _), share in zip(partials, shares, strict=True):
                 for d in range(out.shape[-1]):
-                    out[(*place, d)] += share / sum(shares) * float(part_out[(*place, d)])
+                    out[(*index, d)] += share / sum(shares) * float(part_out[(*index, d)])
     return out, lse

@@ -14,9 +14,9 @@ def multiplicative_attention(
     """The output, float64."""
     query, key = np.asarray(query, np.float64), np.asarray(key, np.float64)
     scores = np.zeros((*query.shape[:-1], key.shape[-2]))
-    for place in np.ndindex(scores.shape):
-        *b, i, j = place
-        scores[place] = SCORES[score](query[(*b, i)], key[(*b, j)], weight, score_vector)
+    for index in np.ndindex(scores.shape):
+        *b, i, j = index
+        scores[index] = SCORES[score](query[(*b, i)], key[(*b, j)], weight, score_vector)
     return weigh(scores, value, attn_mask, dropout_p, is_causal, **options)
 
 

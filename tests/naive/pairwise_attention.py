@@ -19,8 +19,8 @@ def pairwise_attention(
     else:
         x, memory = np.asarray(x, np.float64), zero_past(lengths, memory)
     scores = np.zeros((*x.shape[:-1], memory.shape[-2]))
-    for place in np.ndindex(scores.shape):
-        *b, t, other = place
+    for index in np.ndindex(scores.shape):
+        *b, t, other = index
         pair = [*x[(*b, t)], *memory[(*b, other)]]
         for a, v in enumerate(np.asarray(score_vector, np.float64)):
             inner = 0.0 if input_bias is None else float(input_bias[a])
@@ -28,7 +28,7 @@ def pairwise_attention(
                 inner += float(input_weight[a, n]) * number
             for n, number in enumerate([] if hidden is None else hidden[(*b, t)]):
                 inner += float(hidden_weight[a, n]) * float(number)
-            scores[place] += v * math.tanh(inner)
+            scores[index] += v * math.tanh(inner)
     value = memory if value is None else value
     return weigh(scores, value, attn_mask, dropout_p, is_causal, **options)
 

@@ -23,8 +23,8 @@ def relative_attention(
     largest = query.shape[-2] - 1 + q_offset
     group = query.shape[-3] // key.shape[-3] if has_heads else 1
     scores = np.zeros((*query.shape[:-1], key.shape[-2]))
-    for place in np.ndindex(scores.shape):
-        *b, i, j = place
+    for index in np.ndindex(scores.shape):
+        *b, i, j = index
         h = b.pop() if has_heads else 0
         before = (*b, h) if has_heads else b
         q = query[(*before, i)]
@@ -32,7 +32,7 @@ def relative_attention(
         distance = i + q_offset - j
         row = largest - distance
         positional = np.dot(q + v[h], r[h // group, row]) if row < r.shape[1] else 0.0  # of masked pairs alone
-        scores[place] = scale * (np.dot(q + u[h], k) + positional)
+        scores[index] = scale * (np.dot(q + u[h], k) + positional)
     for given in (attn_mask, bias):
         if given is not None and np.asarray(given).dtype != bool:
             scores = scores + np.asarray(given, np.float64)

@@ -1,4 +1,4 @@
-"""Root-mean-square normalization by loops over single numbers in float64: the twin of what the library computes."""
+"""Root-mean-square normalization by loops over single numbers in float64, to compare the library with."""
 
 import math
 

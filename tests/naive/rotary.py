@@ -18,13 +18,13 @@ def rotary(
     dims = out.shape[-1] if dims is None else dims
     if positions is None:
         positions = [offset + t for t in range(out.shape[-2])]
-    places = np.broadcast_to(np.asarray(positions), out.shape[:-1])
-    for row in np.ndindex(places.shape):
+    positions = np.broadcast_to(np.asarray(positions), out.shape[:-1])
+    for row in np.ndindex(positions.shape):
         for n in range(dims // 2):
             stretch = factor if scaling == "linear" else 1.0
             b = base * factor ** (dims / (dims - 2)) if scaling == "ntk" else base
-            angle = float(places[row]) / stretch / b ** (2 * n / dims)
+            angle = float(positions[row]) / stretch / b ** (2 * n / dims)
             first, second = (2 * n, 2 * n + 1) if interleaved else (n, n + dims // 2)
-            turned = complex(out[(*row, first)], out[(*row, second)]) * complex(math.cos(angle), math.sin(angle))
-            out[(*row, first)], out[(*row, second)] = turned.real, turned.imag
+            rotated = complex(out[(*row, first)], out[(*row, second)]) * complex(math.cos(angle), math.sin(angle))
+            out[(*row, first)], out[(*row, second)] = rotated.real, rotated.imag
     return out

@@ -20,12 +20,12 @@ def scaled_attention(
         for given, default in ((gate, 1.0), (score_scale, default), (inverse_temperature, 1.0))
     )
     scores = np.zeros((*rows, key.shape[-2]))
-    for place in np.ndindex(scores.shape):
-        *b, i, j = place
+    for index in np.ndindex(scores.shape):
+        *b, i, j = index
         score = score_scales[(*b, i)] * sum(query[(*b, i, d)] * key[(*b, j, d)] for d in range(query.shape[-1]))
         score = score if softcap is None else softcap * math.tanh(score / softcap)
-        scores[place] = temperatures[(*b, i)] * score
+        scores[index] = temperatures[(*b, i)] * score
     out = weigh(scores, value, attn_mask, dropout_p, is_causal, **options)
-    for place in np.ndindex(rows):
-        out[place] *= gates[place]
+    for index in np.ndindex(rows):
+        out[index] *= gates[index]
     return out

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention as loops over single numbers in float64: the twin that the library is compared with."""
+"""Scaled dot-product attention as loops over single numbers in float64, to compare the library with."""
 
 import math
 
@@ -35,7 +35,7 @@ def attention_weights_and_lse(
 ):  # fmt: skip
     """The weights (*batch, Hq, T, S) before dropout, and lse (*batch, Hq, T); no Hq without head axis."""
     if rng is not None or (dropout_p > 0 and dropout_mask is None):
-        raise ValueError("The twin draws no random numbers: give dropout_mask instead of rng.")
+        raise ValueError("The naive implementation draws no random numbers: give dropout_mask instead of rng.")
     q, k = _four_axes(query, layout), _four_axes(key, layout)
     batch = np.shape(query)[:-3] if np.ndim(query) > 3 else np.shape(query)[:-2]
     heads = q.shape[1:2] if np.ndim(query) > 3 else ()
@@ -61,7 +61,7 @@ def attention_weights_and_lse(
 
 
 def _in_reach(key_position, query_position, length, is_causal, window):
-    """Whether the constraints on positions, all together, let this query see this key."""
+    """Whether all constraints on positions let this query attend to this key."""
     left, right = (None, None) if window is None else window
     return (
         key_position < length
@@ -72,7 +72,7 @@ def _in_reach(key_position, query_position, length, is_causal, window):
 
 
 def _mask_and_bias(attn_mask, bias, given, full):
-    """What attn_mask and bias say: which keys exist, and what is added to their scores."""
+    """Which keys attn_mask and bias leave, and what they add to the scores."""
     exists, added = np.ones(given, bool), np.zeros(given)
     for array in (attn_mask, bias):
         if array is not None and np.asarray(array).dtype == bool:

@@ -1,4 +1,4 @@
-"""The scores of dot-product attention, for mechanisms that make weights of them in other ways."""
+"""The scores of dot-product attention, for mechanisms with other weights than the softmax."""
 
 import numpy as np
 
@@ -12,17 +12,17 @@ def scores_of(query, key, value, attn_mask=None, is_causal=False, **options):
 
 
 def weighted_sum(weights, value, layout="BHTD"):
-    """The output, in the layout of the value, of weights (*batch, H, T, S), or without H where there are no heads."""
+    """The output, in the layout of the value, of weights (*batch, H, T, S), or without H if there are no heads."""
     value = np.asarray(value, np.float64)
     values = np.swapaxes(value, -3, -2) if layout == "BTHD" else value
     heads = weights.ndim > 3
     out = np.zeros((*weights.shape[:-1], value.shape[-1]))
-    for *place, s in np.ndindex(weights.shape):
+    for *index, s in np.ndindex(weights.shape):
         if heads:
-            b, h, _ = place[:-2], place[-2], place[-1]
+            b, h, _ = index[:-2], index[-2], index[-1]
             row = values[(*b, h // (weights.shape[-3] // values.shape[-3]), s)]
         else:
-            row = values[(*place[:-1], s)]
-        if weights[(*place, s)] != 0:
-            out[tuple(place)] += weights[(*place, s)] * row
+            row = values[(*index[:-1], s)]
+        if weights[(*index, s)] != 0:
+            out[tuple(index)] += weights[(*index, s)] * row
     return np.swapaxes(out, -3, -2) if layout == "BTHD" else out

@@ -1,4 +1,4 @@
-"""SiLU by a loop over single numbers in float64: the twin that the library is compared with."""
+"""SiLU by a loop over single numbers in float64, to compare the library with."""
 
 import math
 
@@ -8,6 +8,6 @@ import numpy as np
 def silu(x):
     """x over 1 + exp(-x)."""
     out = np.zeros(x.shape)
-    for place in np.ndindex(x.shape):
-        out[place] = x[place] / (1 + math.exp(-x[place]))
+    for index in np.ndindex(x.shape):
+        out[index] = x[index] / (1 + math.exp(-x[index]))
     return out

@@ -1,4 +1,4 @@
-"""Softmax by loops over single numbers in float64: the twin that the library is compared with."""
+"""Softmax by loops over single numbers in float64, to compare the library with."""
 
 import math
 
@@ -10,9 +10,9 @@ def softmax(x, axis=-1, *, mask=None):
     exists = np.broadcast_to(True if mask is None else mask, x.shape)
     rows, exists = np.moveaxis(x, axis, -1), np.moveaxis(exists, axis, -1)
     out = np.zeros(rows.shape)
-    for place in np.ndindex(rows.shape[:-1]):
-        exps = [math.exp(number) if there else 0.0 for number, there in zip(rows[place], exists[place], strict=True)]
+    for index in np.ndindex(rows.shape[:-1]):
+        exps = [math.exp(number) if kept else 0.0 for number, kept in zip(rows[index], exists[index], strict=True)]
         for i in range(len(exps)):
             if exps[i] > 0:
-                out[place][i] = exps[i] / sum(exps)
+                out[index][i] = exps[i] / sum(exps)
     return np.moveaxis(out, -1, axis)

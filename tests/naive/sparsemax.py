@@ -1,4 +1,4 @@
-"""Sparsemax by loops over single numbers in float64, with its threshold found by halving an interval."""
+"""Sparsemax by loops over single numbers in float64, with the threshold found by bisection."""
 
 from tests.naive.entmax import entmax
 

@@ -1,4 +1,4 @@
-"""The hyperbolic tangent by a loop over single numbers in float64: the twin that the library is compared with."""
+"""The hyperbolic tangent by a loop over single numbers in float64, to compare the library with."""
 
 import math
 
@@ -8,6 +8,6 @@ import numpy as np
 def tanh(x):
     """The quotient of the hyperbolic sine and cosine."""
     out = np.zeros(x.shape)
-    for place in np.ndindex(x.shape):
-        out[place] = math.sinh(x[place]) / math.cosh(x[place])
+    for index in np.ndindex(x.shape):
+        out[index] = math.sinh(x[index]) / math.cosh(x[index])
     return out

@@ -1,4 +1,4 @@
-"""Weights of given scores, and the weighted sum of the values: what all mechanisms without heads share."""
+"""Weights of given scores, and the weighted sum of the values: shared by all mechanisms without heads."""
 
 import math
 
@@ -15,9 +15,9 @@ def weigh(
     batch, (queries, keys) = scores.shape[:-2], scores.shape[-2:]
     count = math.prod(batch)
     added = np.zeros(scores.shape)
-    for place in np.ndindex(scores.shape):
-        score = scale * scores[place]
-        added[place] = score if softcap is None else softcap * math.tanh(score / softcap)
+    for index in np.ndindex(scores.shape):
+        score = scale * scores[index]
+        added[index] = score if softcap is None else softcap * math.tanh(score / softcap)
     exists = np.ones(scores.shape, bool)
     for array in (attn_mask, bias):
         if array is not None and np.asarray(array).dtype == bool:

@@ -1,4 +1,4 @@
-"""What activations promise beyond the contract: limits, closed forms, messages."""
+"""Properties of activations beyond the contract: limits, closed forms, messages."""
 
 from __future__ import annotations
 
@@ -74,5 +74,5 @@ def test_gelu_refuses_an_unknown_approximation() -> None:
         aa.gelu(X, approximate="erf")
 
 
-def test_sigmoid_keeps_small_chances() -> None:
+def test_sigmoid_keeps_small_probabilities() -> None:
     assert aa.sigmoid(np.array(-700.0)) == pytest.approx(math.exp(-700.0), rel=1e-14)

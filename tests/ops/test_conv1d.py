@@ -1,4 +1,4 @@
-"""What convolutions promise beyond the contract: the past alone, blocks, dilation, padding, empty sizes."""
+"""Properties of convolutions beyond the contract: causality, blocks, dilation, padding, empty sizes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WEIGHT = np.random.default_rng(1).standard_normal((4, 3, 5))
 
 
 @pytest.mark.parametrize("dilation", [1, 2, 11])
-def test_a_causal_convolution_does_not_look_ahead(dilation: int) -> None:
+def test_a_causal_convolution_ignores_later_steps(dilation: int) -> None:
     later = np.concatenate([X[:, :6], np.full((2, 3, 3), np.nan)], axis=1)
     options = {"padding": "causal", "dilation": dilation}
     np.testing.assert_array_equal(aa.conv1d(later, WEIGHT, **options)[:, :6], aa.conv1d(X, WEIGHT, **options)[:, :6])
@@ -83,7 +83,7 @@ def test_paddings_belong_together() -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 0, 3), (0, 9, 3), (2, 9, 0)])
-def test_convolutions_of_nothing(shape: tuple[int, ...], library: Library) -> None:
+def test_convolutions_of_empty_arrays(shape: tuple[int, ...], library: Library) -> None:
     weight, bias = np.ones((4, shape[-1], 5)), np.arange(4.0)
     for padding in ("same", "causal", 2):
         out, pullback = aa.vjp(aa.conv1d, *library.moved((np.ones(shape), weight, bias)), padding=padding)

@@ -1,4 +1,4 @@
-"""What `embedding` promises beyond the contract: its gradient, messages."""
+"""Properties of `embedding` beyond the contract: its gradient, messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `linear` promises beyond the contract: messages, empty sizes."""
+"""Properties of `linear` beyond the contract: messages, empty sizes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_linear_refuses_mixed_dtypes_and_libraries() -> None:
         aa.linear(X, array_api_strict.ones((4, 3)))
 
 
-def test_linear_of_nothing() -> None:
+def test_linear_of_empty_arrays() -> None:
     np.testing.assert_array_equal(aa.linear(np.zeros((2, 0)), np.zeros((3, 0)), np.arange(3.0)), [[0, 1, 2]] * 2)
     out, pullback = aa.vjp(aa.linear, np.zeros((0, 3)), np.ones((4, 3)))
     np.testing.assert_array_equal(pullback(out).weight, np.zeros((4, 3)))

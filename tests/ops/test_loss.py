@@ -1,4 +1,4 @@
-"""What the cross-entropy promises beyond the contract: closed forms, huge logits, ignored rows, messages."""
+"""Properties of the cross-entropy beyond the contract: closed forms, huge logits, ignored rows, messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the norms promise beyond the contract: closed forms, empty sizes, messages."""
+"""Properties of the norms beyond the contract: closed forms, empty sizes, messages."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def test_layer_norm_of_a_constant_vector_is_the_bias() -> None:
     np.testing.assert_array_equal(out, [[0.0, 1.0, 2.0]] * 2)
 
 
-def test_layer_norm_forgets_shift_and_scale() -> None:
+def test_layer_norm_is_invariant_to_shift_and_scale() -> None:
     # 1e-12: eps moves the result by its ratio to the variance, here above 1.
     np.testing.assert_allclose(aa.layer_norm(3 * X + 7, eps=1e-13), aa.layer_norm(X, eps=1e-13), atol=1e-12)
 
 
-def test_layer_norm_gradient_is_free_of_the_directions_that_it_forgets() -> None:
+def test_layer_norm_gradient_is_orthogonal_to_shift_and_scale() -> None:
     out, pullback = aa.vjp(aa.layer_norm, X, eps=1e-13)
     dx = pullback(np.array([[1.0, 2.0, -4.0], [0.5, 3.0, 1.0]])).x
     np.testing.assert_allclose(np.sum(dx, axis=-1), 0, atol=1e-12)  # eps again
@@ -53,7 +53,7 @@ def test_layer_norm_names_a_bad_bias() -> None:
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
-def test_norms_of_nothing(shape: tuple[int, ...]) -> None:
+def test_norms_of_empty_arrays(shape: tuple[int, ...]) -> None:
     for f in (aa.layer_norm, aa.rms_norm):
         out, pullback = aa.vjp(f, np.zeros(shape), np.ones(shape[-1]))
         grads = pullback(out)

@@ -1,4 +1,4 @@
-"""What recurrence and convolution promise alike beyond the contract: masks, parts, directions, messages."""
+"""Properties of recurrence and convolution beyond the contract: masks, parts, directions, messages."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def pulled(name: str, arguments: dict[str, Any], dout: Any = None, **options: An
 
 @each_recurrent
 @each_direction
-def test_what_stands_behind_a_sequence_changes_nothing(name: str, reverse: bool) -> None:
+def test_padding_after_a_sequence_changes_nothing(name: str, reverse: bool) -> None:
     lengths, given = (5, 2, 0), drawn(name, 3)
     mask = np.arange(5) < np.array(lengths)[:, None]
     dirty = {**given, "x": np.where(mask[..., None], given["x"], np.nan)}
@@ -97,7 +97,7 @@ def test_a_sequence_cut_in_two_is_the_whole(name: str, reverse: bool) -> None:
         assert_trees_close(result.out, whole.out[:, part], ROUNDING)
     assert_trees_close(list(late[1:]), list(whole[1:]), ROUNDING)
     of_late = pull_late(dout._replace(out=dout.out[:, last]))
-    of_early = pull_early(type(whole)(dout.out[:, first], *of_late[5:]))  # the states hand their gradients back
+    of_early = pull_early(type(whole)(dout.out[:, first], *of_late[5:]))  # the gradients of the states are passed back
     for part, its_grads in ((first, of_early), (last, of_late)):
         assert_trees_close(its_grads.x, grads.x[:, part], ROUNDING)
     assert_trees_close(list(of_early[5:]), list(grads[5:]), ROUNDING)
@@ -167,7 +167,7 @@ def test_backward_checks_its_cotangents(name: str) -> None:
 
 
 @each_recurrent
-def test_no_step_gets_no_gradient_whatever_comes_from_behind(name: str) -> None:
+def test_masked_steps_have_no_gradient_whatever_the_cotangent(name: str) -> None:
     given, mask = drawn(name, 2), np.array([[1, 1, 1, 0, 0], [1, 0, 1, 1, 0]]) == 1
     result = getattr(aa, name)(**given, mask=mask)
     _, grads = pulled(name, given, result._replace(h=np.full((2, 4), np.nan)), mask=mask)

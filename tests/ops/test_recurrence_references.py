@@ -15,7 +15,7 @@ from attnarray import tree
 from tests.support import paths
 from tests.support.libraries import assert_trees_close
 
-# Relative to the largest entry of each array, or to 1 where all are smaller.
+# Relative to the largest entry of each array, or to 1 if all are smaller.
 TOLERANCE = {"float64": 1e-13, "float32": 1e-5}  # PyTorch's own float32 is off by up to 4e-7 here
 PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -93,8 +93,8 @@ def test_outputs_and_gradients_agree_with_pytorch(reference: Reference, dtype: s
 
 
 @each_reference
-def test_the_twins_agree_with_pytorch(reference: Reference) -> None:
-    twin = getattr(importlib.import_module(f"tests.naive.{reference.function}"), reference.function)
-    outs = [twin(**arguments) for arguments, _ in reference.calls("float64")]
+def test_naive_implementations_agree_with_pytorch(reference: Reference) -> None:
+    naive = getattr(importlib.import_module(f"tests.naive.{reference.function}"), reference.function)
+    outs = [naive(**arguments) for arguments, _ in reference.calls("float64")]
     out = outs[0] if reference.function == "conv1d" else np.concatenate([out for out, *_ in outs], axis=-1)
     assert_trees_close(out, reference.arrays["out"], TOLERANCE["float64"])

@@ -1,4 +1,4 @@
-"""The softmax of segments: equal to softmax segment by segment, and what it promises beyond the contract."""
+"""The softmax of segments: equal to softmax segment by segment, and properties beyond the contract."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sparsemax and entmax: equal to the papers' formulas and to their definition, and what they promise at the edges."""
+"""Sparsemax and entmax: equal to the papers' formulas and to their definition, and edge cases."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ each_alpha = pytest.mark.parametrize("alpha", [1.5, 2.0])
 @each_kernels
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", REFERENCES)
-def test_they_are_those_of_the_papers(name: str, dtype: str, kernels: str) -> None:
+def test_they_equal_the_papers(name: str, dtype: str, kernels: str) -> None:
     arrays = Frozen.in_dtype(REFERENCES[name], dtype).arrays
     with aa.use_kernels(kernels):
         out, pullback = aa.vjp(getattr(aa, name), arrays["x"])
@@ -46,7 +46,7 @@ def test_the_threshold_is_that_of_the_definition(alpha: float, size: int, spread
     if alpha <= 2:
         assert_close(y, exact, 10 * ROUNDING)
         np.testing.assert_allclose(y.sum(-1), 1.0, rtol=10 * ROUNDING)
-    # A root makes much of a rounding at the edge of the support: before it, there is nothing to see.
+    # A root amplifies rounding at the edge of the support, so entries there are excluded.
     assert_close(y ** (alpha - 1), exact ** (alpha - 1), ROUNDING)
 
 
@@ -70,12 +70,12 @@ def test_alpha_two_is_sparsemax_and_alpha_one_is_softmax_in_the_limit() -> None:
 
 
 def test_sparsemax_is_the_nearest_point() -> None:
-    """No step towards another distribution comes closer: (x - y) (p - y) <= 0 for all p."""
+    """No step towards another distribution decreases the distance: (x - y) (p - y) <= 0 for all p."""
     x = RNG.standard_normal((50, 6))
     y = aa.sparsemax(x)
     corners = np.eye(6)
     assert np.einsum("ni,nki->nk", x - y, corners - y[:, None]).max() < ROUNDING
-    np.testing.assert_allclose(aa.sparsemax(y), y, atol=ROUNDING)  # a distribution is its own
+    np.testing.assert_allclose(aa.sparsemax(y), y, atol=ROUNDING)  # a distribution is its own projection
 
 
 @each_kernels
@@ -128,7 +128,7 @@ def test_nan_infinities_and_masks(alpha: float, kernels: str) -> None:
         hidden, pullback = aa.vjp(aa.entmax, x, mask=np.arange(37) > 5, alpha=alpha)
         np.testing.assert_array_equal(hidden[:, :6], 0.0)
         np.testing.assert_allclose(hidden[[0, 1, 3, 4, 5]].sum(-1), 1.0)
-        dout = np.where(hidden > 0, 1.0, math.nan)  # what lies outside the support does not matter
+        dout = np.where(hidden > 0, 1.0, math.nan)  # entries outside the support are ignored
         np.testing.assert_allclose(pullback(dout).x, 0.0, atol=ROUNDING)
         np.testing.assert_array_equal(aa.entmax(x, mask=np.zeros(37, bool), alpha=alpha), 0.0)
 

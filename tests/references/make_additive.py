@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from make_sdpa import largest_difference, packed
 
-SINGLE_PRECISION = 1e-5  # what the tests allow float32; checked here against PyTorch's own float32
+SINGLE_PRECISION = 1e-5  # tolerance of the tests for float32; checked here for PyTorch's own float32
 B, T, S, Dq, Dk, A = 2, 3, 5, 4, 7, 6
 CASES = {"plain": (), "lengths": (5, 2), "no key": (4, 0)}
 
@@ -52,7 +52,7 @@ def results(arrays, dtype):
 
 
 def main():
-    """Write the file, and say how far PyTorch's own float32 is from it."""
+    """Write the file, and print the error of PyTorch's own float32."""
     stored, single = {}, 0.0
     for name, lengths in CASES.items():
         arrays = arrays_of(lengths, np.random.default_rng(zlib.crc32(name.encode())))

@@ -19,11 +19,11 @@ from transformers.modeling_outputs import CausalLMOutput
 
 EARLY_STOPPING = (False, True, "never")
 SEARCHES, BATCH, VOCABULARY, COUNT = 300, 2, 12, 8
-NOISE = 1e-5  # of the logits; a search whose tokens it changes is left out, as float32 does not tell them apart
+NOISE = 1e-5  # of the logits; a search whose tokens it changes is left out, as float32 does not resolve it
 
 
 class Table(PreTrainedModel, GenerationMixin):
-    """Logits by the last token and by how many there are."""
+    """Logits by the last token and the number of tokens."""
 
     config_class = PreTrainedConfig
     main_input_name = "input_ids"
@@ -56,7 +56,7 @@ def drawn(rng):
 
 
 def searched(search, noise):
-    """Tokens (B, C), filled up with the end, and scores (B,); `noise` (V,) is added to all logits."""
+    """Tokens (B, C), padded with the end, and scores (B,); `noise` (V,) is added to all logits."""
     V = search["size"]
     table = torch.from_numpy(search["table"][:V, :V] / 32)
     step = torch.from_numpy(search["step"][:, :V] / 1024 + noise[:V])
@@ -72,7 +72,7 @@ def searched(search, noise):
 
 
 def main():
-    """Write the file, and say how many searches were left out."""
+    """Write the file, and print how many searches were left out."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--path", type=Path, default=Path(__file__).with_name("beams.npz"))
     path, rng, kept, unstable = parser.parse_args().path, np.random.default_rng(0), [], 0

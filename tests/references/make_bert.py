@@ -21,13 +21,13 @@ import transformers
 from make_positions import drawn
 from make_sdpa import largest_difference, packed
 
-SINGLE_PRECISION = 1e-5  # what the tests allow float32; checked here against PyTorch's own float32
+SINGLE_PRECISION = 1e-5  # tolerance of the tests for float32; checked here for PyTorch's own float32
 
 SIZES = {
     "vocab_size": 17, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 20,
     "max_position_embeddings": 9, "type_vocab_size": 2,
 }  # fmt: skip
-# The class, what differs from the sizes above, and which tokens there are.
+# The class, changes of the sizes above, and which tokens exist.
 CASES = {
     "pretraining": ("BertForPreTraining", {}, [7, 4, 6]),
     "pretraining, approximate gelu": ("BertForPreTraining", {"hidden_act": "gelu_new", "layer_norm_eps": 1e-3}, [5, 7]),
@@ -38,7 +38,7 @@ CASES = {
 
 
 def inputs(rng, sizes, lengths):
-    """Tokens, types and which tokens there are (B, T), lengths below 0 counted from the end."""
+    """Tokens, types and which tokens exist (B, T), lengths below 0 counted from the end."""
     T, B = max(map(abs, lengths)), len(lengths)
     places = np.arange(T)
     exists = np.array([places < n if n > 0 else places >= T + n for n in lengths])
@@ -47,7 +47,7 @@ def inputs(rng, sizes, lengths):
 
 
 def cotangents(rng, kind, sizes, exists):
-    """What the loss is made of: targets with -100 where nothing is asked, or cotangents."""
+    """The terms of the loss: targets, with -100 to ignore, or cotangents."""
     B, T, E = *exists.shape, sizes["hidden_size"]
     if kind == "BertModel":
         return {"dstates": drawn(rng, B, T, E) * exists[..., None], "dpooled": drawn(rng, B, E) * exists[:, :1]}
@@ -93,7 +93,7 @@ def made(rng, kind, sizes):
 
 
 def main():
-    """Write the file, and say how far PyTorch's own float32 is from it."""
+    """Write the file, and print the error of PyTorch's own float32."""
     stored, single = {}, 0.0
     for name, (kind, changes, lengths) in CASES.items():
         rng, sizes = np.random.default_rng(zlib.crc32(name.encode())), {**SIZES, **changes}

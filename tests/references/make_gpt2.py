@@ -19,7 +19,7 @@ import torch
 from make_sdpa import largest_difference, packed
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-SINGLE_PRECISION = 1e-5  # what the tests allow float32; checked here against PyTorch's own float32
+SINGLE_PRECISION = 1e-5  # tolerance of the tests for float32; checked here for PyTorch's own float32
 
 
 class Angles(torch.nn.Module):
@@ -36,7 +36,7 @@ class Angles(torch.nn.Module):
 
 
 class Norm(torch.nn.RMSNorm):
-    """In the place of one of transformers'."""
+    """Replaces one of transformers'."""
 
     def __init__(self, of):
         super().__init__(of.weight.shape, eps=of.variance_epsilon)
@@ -81,7 +81,7 @@ class Reference(NamedTuple):
         return in_its_dtype(LlamaForCausalLM(config))
 
     def arrays(self, rng):
-        """Tokens, which of them exist, labels, and weights that are not near their usual beginnings."""
+        """Tokens, which of them exist, labels, and weights far from usual initial ones."""
         tokens = rng.integers(self.options["vocab_size"], size=(self.B, self.T))
         places, exists = np.arange(self.T), np.ones((self.B, self.T), bool)
         given = {name: np.array(getattr(self, name)) for name in ("starts", "lengths") if getattr(self, name)}
@@ -136,7 +136,7 @@ def results(case, arrays, dtype):
 
 
 def main():
-    """Write the file, and say how far PyTorch's own float32 is from it."""
+    """Write the file, and print the error of PyTorch's own float32."""
     stored, single = {}, 0.0
     for name, case in CASES.items():
         arrays = case.arrays(np.random.default_rng(zlib.crc32(name.encode())))

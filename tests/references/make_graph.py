@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from make_sdpa import largest_difference, packed
 
-SINGLE_PRECISION = 1e-5  # what the tests allow float32; checked here against PyTorch's own float32
+SINGLE_PRECISION = 1e-5  # tolerance of the tests for float32; checked here for PyTorch's own float32
 N, D, F, H, Df = 6, 5, 4, 3, 2
-# Self-loops as in both papers, but for node 5, in which no edge ends; the edge from 0 to 1 is there twice.
+# Self-loops as in both papers, except for node 5, in which no edge ends; the edge from 0 to 1 is given twice.
 EDGES = np.array([[0, 3, 0, 2, 4, 1, 5, 0, 1, 2, 3, 4], [1, 1, 1, 0, 2, 4, 3, 0, 1, 2, 3, 4]])
 
 
@@ -51,7 +51,7 @@ class Graph(NamedTuple):
         return joined + given["b"]
 
     def node(self, i, n, given):
-        """What head n gives node i: (F,)."""
+        """The output of head n for node i: (F,)."""
         h, W = given["h"], given["W"][n]
         of_source = W if self.score == "gat" else W[:, D : 2 * D]
         incoming = [e for e in range(EDGES.shape[1]) if EDGES[1, e] == i]
@@ -88,7 +88,7 @@ def results(case, arrays, dtype):
 
 
 def main():
-    """Write the file, and say how far PyTorch's own float32 is from it."""
+    """Write the file, and print the error of PyTorch's own float32."""
     stored, single = {}, 0.0
     for name, case in CASES.items():
         arrays = case.arrays(np.random.default_rng(zlib.crc32(name.encode())))

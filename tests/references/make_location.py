@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from make_sdpa import largest_difference, packed
 
-SINGLE_PRECISION = 1e-5  # what the tests allow float32; checked here against PyTorch's own float32
+SINGLE_PRECISION = 1e-5  # tolerance of the tests for float32; checked here for PyTorch's own float32
 PARAMETERS = ("W", "V", "b", "U", "F", "w")
 
 
@@ -96,7 +96,7 @@ def results(arrays, options, dtype):
 
 
 def main():
-    """Write the file, and say how far PyTorch's own float32 is from it."""
+    """Write the file, and print the error of PyTorch's own float32."""
     stored, single = {}, 0.0
     for name, case in CASES.items():
         arrays = case.arrays(np.random.default_rng(zlib.crc32(name.encode())))

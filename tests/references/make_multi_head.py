@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from make_sdpa import largest_difference, packed
 
-SINGLE_PRECISION = 1e-5  # what the tests allow float32; checked here against PyTorch's own float32
+SINGLE_PRECISION = 1e-5  # tolerance of the tests for float32; checked here for PyTorch's own float32
 MASKS = ("none", "bool", "float", "bool per head", "float per head", "causal")
 B, T, S, E, H, KDIM, VDIM = 2, 4, 5, 6, 3, 7, 8
 
@@ -70,7 +70,7 @@ class Module(NamedTuple):
         return (B, *shape) if self.batch_first else (shape[0], B, shape[1])
 
     def masks(self, rng):
-        """True hides, as PyTorch has it here; the first key is always seen."""
+        """True masks, as in PyTorch; the first key is always visible."""
         batch = (B,) if self.batched else ()
         found = {}
         if self.padding != "none":
@@ -140,7 +140,7 @@ def drawn(rng, shape):
 
 
 def main():
-    """Write the file, and say how far PyTorch's own float32 is from it."""
+    """Write the file, and print the error of PyTorch's own float32."""
     warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask and attn_mask")
     stored, single = {}, 0.0
     for name, module in modules().items():

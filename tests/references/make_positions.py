@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from make_sdpa import largest_difference, packed
 
-SINGLE_PRECISION = 1e-5  # what the tests allow float32; checked here against PyTorch's own float32
+SINGLE_PRECISION = 1e-5  # tolerance of the tests for float32; checked here for PyTorch's own float32
 
 ROTARY = {
     "halves": ((2, 3, 5, 8), {}),
@@ -143,7 +143,7 @@ def results(function, arrays, dtype, **options):
 
 
 def main():
-    """Write the file, and say how far PyTorch's own float32 is from it."""
+    """Write the file, and print the error of PyTorch's own float32."""
     stored, single = {}, 0.0
     trained = [(f"rotary: {n}", lambda g, **o: rotary(g["x"], **o), s, o) for n, (s, o) in ROTARY.items()]
     trained += [(f"relative: {n}", relative, None, o) for n, o in RELATIVE.items()]

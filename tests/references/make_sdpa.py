@@ -25,7 +25,7 @@ from sdpa_cases import CASES
 
 DIFFERENTIABLE = ("query", "key", "value", "bias", "attn_mask", "sinks")
 AGREEMENT = 1e-13  # attend and PyTorch's function differ by the order of float64 sums alone
-SINGLE_PRECISION = 1e-5  # what the tests allow float32; checked here against PyTorch's own float32
+SINGLE_PRECISION = 1e-5  # tolerance of the tests for float32; checked here for PyTorch's own float32
 
 
 def with_heads(x, layout):
@@ -36,7 +36,7 @@ def with_heads(x, layout):
 
 
 def visible(given, options, shape):
-    """All constraints together, (*batch, H, T, S), or None when there are none."""
+    """All constraints together, (*batch, H, T, S), or None without constraints."""
     *batch, _, queries, keys = shape
     j = torch.arange(keys)
     position = torch.arange(queries)[:, None] + per_batch(given.get("q_offset", options.get("q_offset", 0)), batch)
@@ -147,7 +147,7 @@ def largest_difference(found, expected):
 
 
 def hide_unseen(arrays, options):
-    """Put NaN and infinity where no query looks: nothing may change by it."""
+    """Put NaN and infinity in keys that are fully masked, which may change nothing."""
     given = {n: torch.from_numpy(a) for n, a in arrays.items()}
     keep = prepare(given, options)[3]
     unseen = ~keep.any(-2).any(-2).numpy()  # (*batch, S)
@@ -164,7 +164,7 @@ def packed(name, options, arrays):
 
 
 def main():
-    """Write the file, and say how far PyTorch's own float32 is from it."""
+    """Write the file, and print the error of PyTorch's own float32."""
     stored, by_function, single = {}, 0, 0.0
     for name, case in CASES.items():
         arrays = case.arrays(np.random.default_rng(zlib.crc32(name.encode())))

@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 MODULES = {"rnn": (torch.nn.RNN, 1), "lstm": (torch.nn.LSTM, 4), "gru": (torch.nn.GRU, 3)}
 PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-SINGLE_PRECISION = 1e-5  # what the tests allow float32; checked here against PyTorch's own float32
+SINGLE_PRECISION = 1e-5  # tolerance of the tests for float32; checked here for PyTorch's own float32
 
 
 class Recurrent(NamedTuple):
@@ -83,7 +83,7 @@ class Convolution(NamedTuple):
 
     @property
     def zeros(self):
-        """Before and behind the sequence."""
+        """The zeros before and after the sequence."""
         padding = self.options.get("padding", "same")
         reach = (self.sizes[-1] - 1) * self.options.get("dilation", 1)
         named = {"same": (reach // 2, reach // 2), "causal": (reach, 0), "valid": (0, 0)}
@@ -152,7 +152,7 @@ def results(case, arrays, dtype):
 
 
 def main():
-    """Write the file, and say how far PyTorch's own float32 is from it."""
+    """Write the file, and print the error of PyTorch's own float32."""
     stored, single = {}, 0.0
     for name, case in CASES.items():
         arrays = case.arrays(np.random.default_rng(zlib.crc32(name.encode())))

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from make_sdpa import largest_difference, packed
 
-SINGLE_PRECISION = 1e-5  # what the tests allow float32; checked here against PyTorch's own float32
+SINGLE_PRECISION = 1e-5  # tolerance of the tests for float32; checked here for PyTorch's own float32
 B, H, T, S, D, Dv = 2, 3, 4, 7, 5, 6
 
 
@@ -122,7 +122,7 @@ def results(name, options, arrays, dtype):
 
 
 def main():
-    """Write the file, and say how far PyTorch's own float32 is from it."""
+    """Write the file, and print the error of PyTorch's own float32."""
     stored, single = {}, 0.0
     for name, options in CASES.items():
         arrays = arrays_of(name, options, np.random.default_rng(zlib.crc32(name.encode())))

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from make_sdpa import largest_difference, packed
 
-SINGLE_PRECISION = 1e-5  # what the tests allow float32; checked here against PyTorch's own float32
+SINGLE_PRECISION = 1e-5  # tolerance of the tests for float32; checked here for PyTorch's own float32
 B, T, S, E, H, HIDDEN, LAYERS = 2, 4, 5, 6, 3, 7, 2
 SOURCES, TARGETS = 11, 9  # vocabularies
 NAMES = {
@@ -68,7 +68,7 @@ class Module(NamedTuple):
         return module
 
     def inputs(self, rng):
-        """Inputs that are no parameters, with masks; True is seen."""
+        """Inputs that are no parameters, with masks; True is visible."""
         found = {}
         if self.kind == "model":
             found = {"source": rng.integers(SOURCES, size=(B, S)), "target": rng.integers(TARGETS, size=(B, T))}
@@ -103,7 +103,7 @@ class Module(NamedTuple):
         return out, [*states[:-1], out]
 
     def logits(self, module, given):
-        """Embeddings and sinusoids below, tied logits above."""
+        """Embeddings and sinusoids as input, tied logits as output."""
         weights = {name: getattr(module, name).weight for name in ("source", "target")}
         x, y = (math.sqrt(E) * weights[name][given[name]] for name in weights)
         x, y = x + sinusoids(S).to(x.dtype), y + sinusoids(T).to(y.dtype)
@@ -151,7 +151,7 @@ class Module(NamedTuple):
 
 
 def hidden(mask, lengths, size):
-    """Masks as PyTorch has them: True hides."""
+    """Masks as in PyTorch: True masks."""
     padding = None if lengths is None else torch.arange(size)[None, :] >= lengths[:, None]
     return None if mask is None else ~mask, padding
 
@@ -189,7 +189,7 @@ def drawn(rng, shape):
 
 
 def main():
-    """Write the file, and say how far PyTorch's own float32 is from it."""
+    """Write the file, and print the error of PyTorch's own float32."""
     warnings.filterwarnings("ignore", "enable_nested_tensor")
     stored, single = {}, 0.0
     for name, module in modules().items():

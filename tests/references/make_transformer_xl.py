@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from make_sdpa import largest_difference, packed
 
-SINGLE_PRECISION = 1e-5  # what the tests allow float32; checked here against PyTorch's own float32
+SINGLE_PRECISION = 1e-5  # tolerance of the tests for float32; checked here for PyTorch's own float32
 V, B, SEGMENTS, E, HIDDEN, LAYERS = 11, 2, (4, 3, 4), 6, 7, 2
 
 
@@ -56,7 +56,7 @@ class Model(NamedTuple):
         return {**found, "logits.bias": (V,), **({} if self.tie_embeddings else {"logits.weight": (V, E)})}
 
     def attend(self, p, x, memory):
-        """(B, T, E) of what it is given, and of the memory of that."""
+        """(B, T, E) of the inputs and their memory."""
         T, z = x.shape[1], torch.cat([memory, x], 1)
         K = z.shape[1]
         q, k, v = (
@@ -141,7 +141,7 @@ MODELS = {
 
 
 def main():
-    """Write the file, and say how far PyTorch's own float32 is from it."""
+    """Write the file, and print the error of PyTorch's own float32."""
     stored, single = {}, 0.0
     for name, model in MODELS.items():
         rng = np.random.default_rng(zlib.crc32(name.encode()))

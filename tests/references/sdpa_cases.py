@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Sizes(NamedTuple):
-    """B, Hq, Hkv, T, S, D, Dv: pairwise distinct where they can be, so that no axis passes for another."""
+    """B, Hq, Hkv, T, S, D, Dv: pairwise distinct where they can be, so that axes cannot be confused."""
 
     batch: tuple[int, ...] = (2,)
     heads: int | None = 3
@@ -55,7 +55,7 @@ def with_infinities(*shape, rate=0.3):
 
 
 def bits(*shape, keep=0.6):
-    """A bool array with about so many True."""
+    """A bool array with about this share of True."""
     return lambda rng: rng.random(shape) < keep
 
 
@@ -65,7 +65,7 @@ def numbers(*values):
 
 
 def sparse_rows(*shape, empty):
-    """A mask whose rows `empty` see nothing at all."""
+    """A mask whose rows `empty` are fully masked."""
 
     def draw(rng):
         mask = bits(*shape)(rng)

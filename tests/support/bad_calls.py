@@ -1,4 +1,4 @@
-"""Calls of attention that must be refused: what is changed in a good call, and what the message says about it."""
+"""Invalid calls of attention: the changes of a valid call, and the error message."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ BAD_CALLS = [
     for name, (changes, expected) in table.items()
 ]
 
-# Functions of sequences: good arguments; then the function, what is changed, and what the message says about it.
+# Functions of sequences: valid arguments; then the function, the changes, and the error message.
 STEPS = RNG.standard_normal((2, 5, 3))  # B 2, T 5, I 3
 SEQUENCES = {
     "conv1d": {"x": STEPS, "weight": RNG.standard_normal((6, 3, 7)), "bias": np.zeros(6)},

@@ -1,4 +1,4 @@
-"""Made-up runs of the benchmark, for the tests of what becomes of them."""
+"""Artificial benchmark results, for tests of reports."""
 
 from __future__ import annotations
 

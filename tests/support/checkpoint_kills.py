@@ -1,9 +1,9 @@
-"""Saves a model or a state again and again, each time killed before a later call of the operating system, and loads
-what is left: a program of its own, because it forks.
+"""Save a model or a state repeatedly, each time killed before a later system call, and load what is left. This is
+a program, because it forks.
 
     python checkpoint_kills.py SCENARIO FOLDER
 
-Prints how many times the save was killed. What is left must be the old or the new one, bit for bit.
+Prints the number of kills. What is left must be the old or the new one, bit for bit.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def killed_at(count: int, save: Callable[[], None], within: bool) -> bool:
 
 
 def kill_everywhere(prepare: Callable[[], None], save: Callable[[], None], check: Callable[[bool], None]) -> int:
-    """Kill a save at each of its calls after `prepare`, and `check` what is left; says how often."""
+    """Kill a save at each of its system calls after `prepare`, and `check` what is left; return the number of kills."""
     kills = 0
     for within in (False, True):
         for count in range(10_000):
@@ -104,7 +104,7 @@ def the_same(found: tuple[Any, Any], model: Any, params: Any) -> bool:
 
 
 def old_model(place: Path, scenario: str, params: Any) -> None:
-    """A folder with OLD as the scenario has it."""
+    """Prepare a folder with OLD for the scenario."""
     shutil.rmtree(place.parent, ignore_errors=True)
     if scenario == "nothing":
         return
@@ -133,7 +133,7 @@ def old_model(place: Path, scenario: str, params: Any) -> None:
 
 
 def models(folder: Path, scenario: str) -> int:
-    """How often a save of a model was killed."""
+    """Kill saves of a model; return the number of kills."""
     new, before = FOLLOWING if scenario == "same shapes" else NEW, FOLLOWING if scenario == "killed before" else OLD
     params = {"old": OLD.init(aa.Philox(1)), "new": new.init(aa.Philox(2))}
     place = folder / "inner" / "model"
@@ -161,7 +161,7 @@ def models(folder: Path, scenario: str) -> int:
 
 
 def states(folder: Path) -> int:
-    """How often a save of a state was killed."""
+    """Kill saves of a state; return the number of kills."""
     path = folder / "run"
     old, new = ({"step": n, "w": np.full(50, n), "optimizer": aa.optim.sgd_init([np.full(9, n)])} for n in (1.0, 2.0))
 
@@ -177,7 +177,7 @@ def states(folder: Path) -> int:
 
 
 def together(folder: Path) -> int:
-    """Two processes save different models and states to the same places, while this one loads them."""
+    """Two processes save different models and states to the same paths, while this one loads them."""
     pairs = [(model, model.init(aa.Philox(n))) for n, model in enumerate((OLD, FOLLOWING))]
     place, path = folder / "model", folder / "run"
     children = []
@@ -209,7 +209,7 @@ def together(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    os.fsync = lambda _: None  # which only a loss of power would miss: it takes most of the time
+    os.fsync = lambda _: None  # needed only after a power failure, and most of the time
     scenario, folder = sys.argv[1], Path(sys.argv[2])
     run = {"state": states, "together": together}.get(scenario, lambda folder: models(folder, scenario))
     print(f"killed {run(folder)} times")

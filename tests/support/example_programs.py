@@ -11,7 +11,7 @@ EXAMPLES = ROOT / "docs" / "examples"
 
 
 def example(name: str) -> Any:
-    """The program of that name; what stands beside it must be on the path."""
+    """The program of that name; its folder must be on the path."""
     specification = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert specification is not None
     assert specification.loader is not None

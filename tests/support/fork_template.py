@@ -1,4 +1,4 @@
-"""Code for a process of its own that forks in the middle of its work; threads of the parent do not reach the child."""
+"""Code for a process that forks after it started threads, which the child does not have."""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ sys.exit(status)
 def forking(prepared: str) -> str:
     """Code that calls the `check()` of `prepared` in a process, then in its child, and in the parent once more.
 
-    `check` must split its work over threads in both; the process fails if the child does.
+    `check` must use several threads in both; the process fails if the child does.
     """
     return _TEMPLATE.format(prepared=prepared)

@@ -1,4 +1,4 @@
-"""Reads what the scripts in tests/references froze from PyTorch."""
+"""Reads the results of PyTorch that the scripts in tests/references stored."""
 
 import json
 import math
@@ -10,17 +10,17 @@ from tests.support.paths import REFERENCES
 
 
 class Frozen(NamedTuple):
-    """One configuration: its arguments that are no arrays, and all arrays by name: inputs, cotangents, expectations."""
+    """One configuration: its options, and all arrays by name: inputs, cotangents, expected results."""
 
     options: dict[str, Any]
     arrays: dict[str, np.ndarray]
 
     def given(self, *names: str) -> dict[str, np.ndarray]:
-        """Those of the named arrays that there are."""
+        """Those of the named arrays that exist."""
         return {name: self.arrays[name] for name in names if name in self.arrays}
 
     def below(self, prefix: str) -> dict[str, np.ndarray]:
-        """The arrays whose names begin so, without the beginning."""
+        """The arrays whose names have this prefix, without it."""
         return {name.removeprefix(prefix): array for name, array in self.arrays.items() if name.startswith(prefix)}
 
     def in_dtype(self, dtype: str) -> "Frozen":

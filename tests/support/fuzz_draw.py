@@ -1,7 +1,7 @@
-"""What `python -m tests.fuzz` draws its calls with: sizes, numbers, and the options of attention.
+"""Random sizes, numbers, and options of attention for `python -m tests.fuzz`.
 
-A `Call` holds plain arguments (C order, float64, int64) and says which of their entries must not matter, so that the
-runner can put NaN there. What is visible to a query is computed here from the contract, not by the library.
+A `Call` holds plain arguments (C order, float64, int64) and marks the entries that must be ignored, so that the
+runner can put NaN there. Which keys are visible to a query is computed here, not by the library.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Arrays = dict[str, Any]
 
 
 class Call(NamedTuple):
-    """One call. `hidden` marks entries of arguments, by their path, and `hidden_out` entries of cotangents."""
+    """One call. `hidden` marks masked entries of arguments, by their path, and `hidden_out` those of cotangents."""
 
     function: str
     arguments: Arrays
@@ -49,11 +49,11 @@ class Draw:
         return self.integer(max(least, 1), large if self.is_large and self.chance(0.6) else most)
 
     def length(self, most: int, large: int) -> int:
-        """The size of an axis that is summed over: now and then thousands, where running sums lose digits."""
+        """The size of an axis that is summed over: sometimes thousands, where running sums lose digits."""
         return self.integer(1000, 20000) if self.is_long else self.size(most, large)
 
     def normal(self, *shape: int) -> np.ndarray:
-        """Mostly standard normal numbers, sometimes with equal ones, zeros, or off their center."""
+        """Mostly standard normal numbers, sometimes with equal ones, zeros, or another mean."""
         kind = self.integer(0, 11)
         x = self.rng.standard_normal(shape)
         if kind == 0:
@@ -79,7 +79,7 @@ class Draw:
 
 
 def grouped(visible: np.ndarray, kv_heads: int) -> np.ndarray:
-    """(*batch, H, T, S) -> (*batch, Hkv, T, S): whether any query head of the group sees the key."""
+    """(*batch, H, T, S) -> (*batch, Hkv, T, S): whether the key is visible to any query head of the group."""
     *batch, heads, queries, keys = visible.shape
     split = visible.reshape(*batch, kv_heads, heads // kv_heads if kv_heads else 0, queries, keys)
     return split.any(-3)
@@ -178,7 +178,7 @@ def _mask(
 
 
 def hidden_under_broadcast(hidden: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Which entries of an array of `shape` meet nothing but hidden entries of what it broadcasts to."""
+    """Which entries of an array of `shape` broadcast to masked entries only."""
     hidden = hidden.all(tuple(range(hidden.ndim - len(shape))))
     axes = tuple(n for n, size in enumerate(shape) if size == 1)
     return hidden.all(axes, keepdims=True).reshape(shape) if axes else hidden
@@ -195,7 +195,7 @@ def finish(function: str, arguments: Arrays, s: Scores, hidden: Arrays, hidden_o
     if s.hidden_bias is not None:
         found["bias",] = s.hidden_bias
     arguments = {**arguments, **s.options}
-    if "sinks" in arguments:  # a sink is weighed against nothing, but it is there
+    if "sinks" in arguments:  # a sink alone in its softmax
         found = {path: mark for path, mark in found.items() if path[0] != "query"}
         return Call(function, arguments, found, {})
     outs = {(): hidden_out["out"]} if hidden_out and "out" in hidden_out else {}
@@ -203,5 +203,5 @@ def finish(function: str, arguments: Arrays, s: Scores, hidden: Arrays, hidden_o
 
 
 def with_out_field(call: Call) -> Call:
-    """The same where the output is a NamedTuple that holds `out` among others."""
+    """The same for an output that is a NamedTuple with `out` and others."""
     return call._replace(hidden_out={("out", *path): mark for path, mark in call.hidden_out.items()})

@@ -1,4 +1,4 @@
-"""Arrays beside pages that nobody may touch: a step beyond the array ends the process."""
+"""Arrays next to protected pages: an access beyond the array ends the process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from attnarray.kernels.numba.attention import tiled as attention
 
 
 def protected(memory: mmap.mmap, first: int, past: int) -> None:
-    """Forbid to read and to write the bytes [first, past), which are whole pages."""
+    """Protect the bytes [first, past), which are whole pages, from reads and writes."""
     mprotect = ctypes.CDLL(None, use_errno=True).mprotect
     mprotect.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
@@ -30,7 +30,7 @@ def _copied(x: np.ndarray, memory: mmap.mmap, at: int) -> np.ndarray:
 
 
 def before_a_guard(x: np.ndarray) -> np.ndarray:
-    """A copy whose last byte is the last one before a page that nobody may touch."""
+    """A copy whose last byte is the last one before a protected page."""
     size = -(-max(x.nbytes, 1) // mmap.PAGESIZE) * mmap.PAGESIZE
     memory = mmap.mmap(-1, size + mmap.PAGESIZE)
     protected(memory, size, size + mmap.PAGESIZE)
@@ -38,14 +38,14 @@ def before_a_guard(x: np.ndarray) -> np.ndarray:
 
 
 def behind_a_guard(x: np.ndarray) -> np.ndarray:
-    """A copy whose first byte is the first one behind such a page."""
+    """A copy whose first byte is the first one after a protected page."""
     memory = mmap.mmap(-1, mmap.PAGESIZE + max(x.nbytes, 1))
     protected(memory, 0, mmap.PAGESIZE)
     return _copied(x, memory, mmap.PAGESIZE)
 
 
 def rows_alone(x: np.ndarray, first: int, past: int) -> np.ndarray:
-    """A copy of (B, H, N, D) of which nobody may touch the rows outside [first, past); these are whole pages."""
+    """A copy of (B, H, N, D) whose rows outside [first, past) are protected; these are whole pages."""
     row, page = x.shape[-1] * x.itemsize, mmap.PAGESIZE
     assert page % row == first * row % page == past * row % page == x.shape[2] * row % page == 0
     memory = mmap.mmap(-1, x.nbytes)
@@ -58,7 +58,7 @@ def rows_alone(x: np.ndarray, first: int, past: int) -> np.ndarray:
 
 
 class _Numpy:
-    """NumPy, with new arrays where `place` puts them."""
+    """NumPy, with new arrays placed by `place`."""
 
     def __init__(self, place: Callable[[np.ndarray], np.ndarray]) -> None:
         self.place = place
@@ -78,7 +78,7 @@ class _Numpy:
 
 @contextmanager
 def new_arrays(place: Callable[[np.ndarray], np.ndarray], *modules: Any) -> Iterator[None]:
-    """The arrays that these modules, by default those of attention, make for results lie where `place` puts them."""
+    """New arrays of these modules, by default those of attention, are placed by `place`."""
     modules = modules or (attention, attention_call)
     try:
         for module in modules:

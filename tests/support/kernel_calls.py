@@ -1,4 +1,4 @@
-"""Calls of attention at sizes that cross panels, tiles and chunks, and how exact the kernels must be on them."""
+"""Calls of attention at sizes that cross panels, tiles and chunks, and the tolerances of kernels on them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _pick(rng: np.random.Generator, *choices: Any) -> Any:
 
 
 def _shape(rng: np.random.Generator, *full: int) -> tuple[int, ...]:
-    """One that broadcasts to `full`."""
+    """A shape that broadcasts to `full`."""
     return tuple(_pick(rng, size, size, 1) for size in full)[rng.integers(3) :]
 
 
@@ -92,7 +92,7 @@ OPTIONS: dict[str, Callable[..., Call]] = {
 
 
 def kinds(sizes: Sizes, seed: int = 0) -> list[Call]:
-    """Without options, with all of them, and with all but dropout, which few queries take another way through."""
+    """Without options, with all of them, and with all but dropout, for which few queries have another kernel."""
     rng = np.random.default_rng(seed)
     bias, mask = rng.standard_normal(sizes.scores), rng.random(sizes.scores) < 0.8
     positions = {"q_offset": sizes.keys - sizes.queries + np.arange(sizes.batch), "is_causal": True}
@@ -124,14 +124,14 @@ def run(call: Call, kernels: str = "numba") -> dict[str, np.ndarray]:
     return {name: array for name, array in named.items() if array is not None}
 
 
-# What a kernel may be off by beyond the reference: a few roundings in another order, or some hundred of them where the
-# reference in the same dtype is itself taken for the truth. The rounding of scores is that of exponents besides.
+# The allowed error beyond that of the reference: a few roundings in another order, or some hundred if the reference
+# in the same dtype is taken for the truth; and the rounding of scores, which are exponents.
 EPS = {"float32": 2.0**-23, "float64": 2.0**-52}
 ROUNDINGS = {"float32": 8 * EPS["float32"], "float64": 1e-13}
 
 
 def assert_right(call: Call, dtype: str) -> dict[str, np.ndarray]:
-    """The kernels against the reference in float64, on the same rounded numbers; returns what the kernels found."""
+    """The kernels against the reference in float64, on the same rounded numbers; return the results of the kernels."""
     rounded = in_dtype(call, dtype)
     truth = run(in_dtype(rounded, "float64"), "reference")
     found, reference = run(rounded), truth if dtype == "float64" else run(rounded, "reference")
@@ -147,7 +147,7 @@ def assert_right(call: Call, dtype: str) -> dict[str, np.ndarray]:
 
 
 def _terms(name: str, exact: np.ndarray, call: Call) -> float:
-    """How many scores a gradient is a sum over, which may cancel."""
+    """The number of scores in the sum of a gradient, which may cancel."""
     scores = math.prod(call["query"].shape[:-1]) * call["key"].shape[2]
     return 1.0 if name in ("out", "lse") else max(scores / max(exact.size, 1), 1.0)
 
@@ -191,4 +191,4 @@ def set_tiles(monkeypatch: Any, keys: int, panels: int) -> None:
         return keys * TILES[dtype.itemsize * 8][1], panels
 
     monkeypatch.setattr(attention_call, "tile_sizes", sizes)
-    monkeypatch.setattr(attention, "_plan", attention._plan.__wrapped__)  # which remembers the sizes of earlier calls
+    monkeypatch.setattr(attention, "_plan", attention._plan.__wrapped__)  # which caches the sizes of earlier calls

@@ -44,7 +44,7 @@ class Call(NamedTuple):
 
 
 def cotangent(out: Any) -> Any:
-    """Of all results; of the logits alone where the others have no gradient."""
+    """The cotangent of all results; only of the logits if the others have no gradient."""
     return NUMPY.cotangent(getattr(out, "logits", out))
 
 

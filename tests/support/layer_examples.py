@@ -1,4 +1,4 @@
-"""Calls of every layer and model, with everything that can have a gradient: for tests that walk them all."""
+"""Calls of every layer and model, with everything that can have a gradient: for tests of all of them."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ EXTRAS = {"bias", "memory_bias", "sinks", "kv_lengths", "source_lengths", "is_ca
 
 
 class Example(NamedTuple):
-    """A layer and the arguments of its `fwd` beside the parameters, in float64."""
+    """A layer and the arguments of its `fwd` besides the parameters, in float64."""
 
     layer: Any
     arguments: dict[str, Any]
 
     def without_extras(self) -> Example:
-        """The same call without biases, sinks and lengths: its results may be views of what is given."""
+        """The same call without biases, sinks and lengths: its results may be views of the arguments."""
         return self._replace(arguments={name: x for name, x in self.arguments.items() if name not in EXTRAS})
 
     def params(self) -> Any:
-        """Parameters that are nowhere 0 or 1, so that no gradient is hidden."""
+        """Parameters that are nowhere 0 or 1, so that wrong gradients show."""
         fresh, rng = self.layer.init(aa.Philox(1), "float64"), np.random.default_rng(2)
         return aa.tree.map(lambda leaf: leaf + 0.3 * rng.standard_normal(leaf.shape), fresh)
 

@@ -1,4 +1,4 @@
-"""The same numbers in other memory."""
+"""The same numbers in other memory layouts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def every_second(array: np.ndarray) -> np.ndarray:
-    """The same numbers in every second place of a larger array that holds rubbish between them."""
+    """The same numbers as every second element of a larger array, with garbage between them."""
     rubbish = np.nan if array.dtype.kind == "f" else 1
     wide = np.full([2 * size + 1 for size in array.shape], rubbish, array.dtype)
     view = wide[(*[slice(1, None, 2)] * array.ndim, ...)]

@@ -39,7 +39,7 @@ class Library(NamedTuple):
             return self.moved(case.arguments(dtype))
 
     def cotangent(self, out: Any, seed: int = 0) -> Any:
-        """A random tree like `out`; 0 where `out` is infinite, which no small change of an input alters."""
+        """A random tree like `out`; 0 where `out` is infinite, which small changes of inputs do not change."""
         rng = np.random.default_rng(seed)
 
         def draw(leaf: Any) -> Any:
@@ -80,7 +80,7 @@ def assert_close(found: Any, expected: Any, tolerance: float, what: str = "") ->
 
 
 def assert_trees_close(found: Any, expected: Any, tolerance: float) -> None:
-    """Leaf by leaf, whatever holds the leaves: a Partial and a plain pair are alike."""
+    """Leaf by leaf, whatever the containers: a Partial equals a plain pair."""
     pairs = zip(tree.flatten(found), tree.flatten(expected), strict=True)
     for (path, leaf), (_, other) in pairs:
         assert_close(leaf, other, tolerance, tree.format_path(path))

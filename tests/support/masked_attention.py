@@ -1,4 +1,4 @@
-"""Calls of attention with masks, and which entries of their arrays and cotangents a mask hides."""
+"""Calls of attention with masks, and which entries of their arrays and cotangents are masked."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Sizes(NamedTuple):
 
 
 class Masked(NamedTuple):
-    """A call; by the names of its arrays, which of their entries are hidden; and which of those of its results."""
+    """A call; by the names of its arrays, which of their entries are masked; and which of its results."""
 
     function: Callable[..., Any]
     arrays: Arrays
@@ -37,7 +37,7 @@ class Masked(NamedTuple):
     results: tuple[np.ndarray, ...]
 
     def filled(self, number: float, dtype: str) -> Masked:
-        """Floats in `dtype`, and `number` where they are hidden."""
+        """Floats in `dtype`, with `number` in masked entries."""
 
         def of(name: str, array: Any) -> Any:
             if name in self.hidden:
@@ -47,7 +47,7 @@ class Masked(NamedTuple):
         return self._replace(arrays={name: of(name, array) for name, array in self.arrays.items()})
 
     def run(self, number: float) -> tuple[Any, Any, Any]:
-        """The result, the gradients for random cotangents with `number` where the result is hidden, and the context."""
+        """The result, the gradients for random cotangents with `number` where the result is masked, and the context."""
         triple, rng, results = find_triple(self.function), np.random.default_rng(1), iter(self.results)
         out, ctx = triple.fwd(**self.arrays, **self.options)
 
@@ -67,7 +67,7 @@ def attention_calls(sizes: Sizes) -> dict[str, Masked]:
 
 
 def masks(sizes: Sizes, heads: tuple[int, ...]) -> dict[str, tuple[Arrays, dict[str, Any], np.ndarray]]:
-    """Arrays and options that hide keys, and the pairs (B, 1 for heads, T, S) that they leave."""
+    """Arrays and options that mask keys, and the pairs (B, 1 for heads, T, S) that they leave."""
     B, T, S, ones = sizes.batch, sizes.queries, sizes.keys, (1,) * len(heads)
     queries, keys = np.arange(T)[:, None], np.arange(S)
     allowed = np.broadcast_to((keys % 3 != 1) & (queries != 1), (B, *ones, T, S))
@@ -104,7 +104,7 @@ def attention(
     drops: bool = True,
     **options: Any,
 ) -> dict[str, Masked]:
-    """The calls with each mask but the one that is named by `without`.
+    """The calls with each mask except `without`.
 
     `keys` and `queries` name the arrays with a row for each of them. `results` says what each result has: "rows" of
     features for the queries, one "number", or one for the "pairs".
@@ -187,7 +187,7 @@ def _without_heads(sizes: Sizes) -> dict[str, Masked]:
 
 
 def _multi_head(sizes: Sizes) -> dict[str, Masked]:
-    """Its inputs have no heads, and no result is hidden: where there is no key, it is the bias of the last map."""
+    """Its inputs have no heads, and no result is masked: without keys, it is the bias of the last linear map."""
     B, H, G, T, S, D, E, _ = sizes
     made = {}
     for label, width in (("", 3), ("rotary", 4)):
@@ -204,7 +204,7 @@ def _multi_head(sizes: Sizes) -> dict[str, Masked]:
 
 
 def _of_one_sequence(sizes: Sizes) -> dict[str, Masked]:
-    """Attention of a sequence to itself: only lengths say that what stands at a position does not count."""
+    """Attention of a sequence to itself: only lengths mask positions."""
     B, _, _, T, _, D, E, A = sizes
     lengths = np.where(np.arange(B) % 2, 0, T // 2)
     padding, empty = np.arange(T) >= lengths[:, None], (lengths == 0)[:, None, None]

@@ -1,4 +1,4 @@
-"""Calls of all functions that take a mask, and which entries of their arrays and cotangents the mask hides."""
+"""Calls of all functions that take a mask, and which entries of their arrays and cotangents are masked."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _recurrent(sizes: Sizes) -> dict[str, Masked]:
 
 
 def _graph(sizes: Sizes) -> dict[str, Masked]:
-    """Node 3 has no edge, that to node 4 is hidden, and node 2 is read along a hidden edge alone."""
+    """Node 3 has no edge, that to node 4 is masked, and node 2 is the source of a masked edge only."""
     B, H, _, T, S, D, E, _ = sizes
     edges = np.array([[0, 1, 2, 0, 1], [0, 0, 1, 1, 4]])
     edges = edges[:, (edges[0] < S) & (edges[1] < T)]

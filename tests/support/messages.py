@@ -1,4 +1,4 @@
-"""What every error message promises: one paragraph that names an argument and nothing internal."""
+"""A check of all error messages: one paragraph that names an argument and nothing internal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-# What only the author of the library can understand, or what Python and NumPy say when nobody checked.
+# Internal names, and texts of Python and NumPy that are shown if nothing was validated.
 INTERNAL = re.compile(
     r"_problem|canonical|[sS]coring|\bForm\b|\bxp\b|\b_\w|NoneType|ndarray|operands|has no attribute|traced|ufunc"
 )

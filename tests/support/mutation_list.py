@@ -1,4 +1,4 @@
-"""The mistakes that `python -m tests.mutations` plants."""
+"""The mutations of `python -m tests.mutations`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Mutation(NamedTuple):
-    """What is written instead of `old` in a file of the package, what that means, and tests of which one must fail."""
+    """The replacement of `old` in a file of the package, its effect, and tests of which one must fail."""
 
     file: str
     old: str
@@ -16,7 +16,7 @@ class Mutation(NamedTuple):
 
 
 def forward(function: str) -> str:
-    return f"contract/test_contract.py -k 'forward_is and {function}'"
+    return f"contract/test_contract.py -k 'forward_equals and {function}'"
 
 
 def backward(function: str) -> str:
@@ -235,12 +235,12 @@ MUTATIONS = [
         "what killed processes have left stays", "checkpoints/test_replacing.py",
     ),
     Mutation(
-        "gradient_check.py", "differences(places[wrong], SECOND_STEP * step)", "differences(places[wrong], step)",
+        "gradient_check.py", "differences(indices[wrong], SECOND_STEP * step)", "differences(indices[wrong], step)",
         "a kink within the step is no gradient that is right", "test_gradient_check.py test_gradient_check_refusals.py",
     ),
     Mutation(
-        "gradient_check.py", "np.abs(analytic[places] - numeric) / scale",
-        "np.abs(np.abs(analytic[places]) - np.abs(numeric)) / scale",
+        "gradient_check.py", "np.abs(analytic[indices] - numeric) / scale",
+        "np.abs(np.abs(analytic[indices]) - np.abs(numeric)) / scale",
         "gradients of the wrong sign pass", "test_gradient_check.py",
     ),
     Mutation(

@@ -1,4 +1,4 @@
-"""Where the tests find the sources, and what they compare with."""
+"""Paths of the sources and of the reference data."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Memory that was never written, made visible: new arrays of kernels are filled with a number that no result may hold.
+"""Detects unwritten memory: new arrays of kernels are filled with a number that no result may have.
 
 As a script: the digest of the results of all cases, for processes whose `malloc` fills what compiled code allocates.
 """
@@ -50,7 +50,7 @@ class _Numpy:
 
 @contextmanager
 def poisoned(number: float) -> Iterator[None]:
-    """New arrays in the Python code of kernels hold `number`. What runs must be compiled already: that needs NumPy."""
+    """New arrays in the Python code of kernels hold `number`. Kernels must be compiled before, which needs NumPy."""
     names = [module.name for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
     modules = [importlib.import_module(name) for name in names]
     modules = [module for module in modules if getattr(module, "np", None) is np]
@@ -68,7 +68,7 @@ def larger_calls(sizes: Sizes) -> dict[str, Masked]:
 
 
 def runs(dtype: str) -> dict[str, Run]:
-    """The results and the gradients of every case, and of larger calls of what takes a mask."""
+    """The results and the gradients of every case, and of larger calls of functions with masks."""
     found: dict[str, Run] = {}
     for case in CASES:
         found[case.name] = lambda case=case: _of_case(case, dtype)

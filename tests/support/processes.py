@@ -1,4 +1,4 @@
-"""Code in a process of its own, and attention that such a process checks by itself."""
+"""Code in a new process, and attention that such a process checks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXPLAIN = "print(aa.explain(aa.scaled_dot_product_attention, *np.ones((3, 1, 1, 
 
 
 def python(code: str, root: Path = ROOT, **environment: str) -> str:
-    """Run code in a process of its own, with attnarray from `root`; its output."""
+    """Run code in a new process, with attnarray from `root`; return its output."""
     known = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA")}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
@@ -29,7 +29,7 @@ def python(code: str, root: Path = ROOT, **environment: str) -> str:
     return done.stdout
 
 
-# Attention and its gradients in plain NumPy, so that a process can check by itself what it computes.
+# Attention and its gradients in plain NumPy, so that a process can check its results.
 CHECKED = """
 import numpy as np, attnarray as aa
 rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Folders of checkpoints as the tests make and spoil them."""
+"""Folders of checkpoints, and changes that damage them."""
 
 from __future__ import annotations
 

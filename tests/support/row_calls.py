@@ -1,4 +1,4 @@
-"""How the kernels along rows are called: arguments for any shape, with and without each option, in any layout."""
+"""Calls of the kernels along rows: arguments for any shape, with and without each option, in any layout."""
 
 from __future__ import annotations
 
@@ -83,13 +83,13 @@ def dropout_calls(rng: np.random.Generator, shape: tuple[int, ...]) -> Iterator[
 
 
 def embedding_gradient_calls(rng: np.random.Generator, shape: tuple[int, ...]) -> Iterator[Arguments]:
-    """Rows that are named many times, once, and never."""
+    """Indices that occur many times, once, and never."""
     for size, dtype in ((1, np.int64), (7, np.uint8), (2000, np.int32)):
         yield normal(rng, *shape), np.asarray(rng.integers(0, size, shape[:-1])).astype(dtype), size
 
 
 def loss_calls(rng: np.random.Generator, shape: tuple[int, ...]) -> Iterator[Arguments]:
-    """Rows are ignored by a number that is no class, by one that is, and all of them."""
+    """With ignored rows: by an index that is not a class, by one that is, and all rows."""
     rows, width = int(np.prod(shape[:-1])), shape[-1]
     for ignore_index, smoothing in itertools.product((-100, 0), (0.0, 0.3, 1.0)):
         classes = np.where(rng.random(rows) < 0.2, ignore_index, rng.integers(0, width, rows))
@@ -98,7 +98,7 @@ def loss_calls(rng: np.random.Generator, shape: tuple[int, ...]) -> Iterator[Arg
 
 
 def segment_calls(rng: np.random.Generator, shape: tuple[int, ...], masked: bool = True) -> Iterator[Arguments]:
-    """Sorted and not, with segments of one entry, of many and of none; masks hide whole segments."""
+    """Sorted and not, with segments of one entry, of many and of none; some segments are fully masked."""
     shape = shape if len(shape) > 1 else (*shape, 1)
     entries = shape[-2]
     for count, dtype, is_sorted in ((1, np.int64, False), (7, np.uint8, True), (90, np.int32, False)):
@@ -145,9 +145,9 @@ def rotary_calls(rng: np.random.Generator, shape: tuple[int, ...]) -> Iterator[A
 
 def adam_calls(rng: np.random.Generator, shape: tuple[int, ...]) -> Iterator[Arguments]:
     """With and without decay of the weights; moments as they are after some steps."""
-    for shrink in (1.0, 0.99):
+    for decay in (1.0, 0.99):
         p, g, m = (normal(rng, *shape) for _ in range(3))
-        yield p, g, m, normal(rng, *shape) ** 2, AdamNumbers(0.9, 0.999, 0.01, shrink, 1e-6)
+        yield p, g, m, normal(rng, *shape) ** 2, AdamNumbers(0.9, 0.999, 0.01, decay, 1e-6)
 
 
 CALLS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Iterator[Arguments]]] = {
@@ -186,7 +186,7 @@ CALLS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Iterator[Argum
 
 
 def within(array: np.ndarray) -> np.ndarray:
-    """The same numbers in the middle of a larger array that holds rubbish around them."""
+    """The same numbers in the middle of a larger array, with garbage around them."""
     rubbish = np.nan if array.dtype.kind == "f" else 1
     wide = np.full([size + 2 for size in array.shape], rubbish, array.dtype)
     wide[(slice(1, -1),) * array.ndim] = array
@@ -194,7 +194,7 @@ def within(array: np.ndarray) -> np.ndarray:
 
 
 def flipped(array: np.ndarray) -> np.ndarray:
-    """The same numbers, each axis backwards in memory."""
+    """The same numbers, with each axis reversed in memory."""
     flip = (slice(None, None, -1),) * array.ndim
     return array[flip].copy()[flip]
 

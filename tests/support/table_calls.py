@@ -1,4 +1,4 @@
-"""How the kernels of the table and their references are found and called, and how far results are apart."""
+"""Calls of the kernels of the table and their references, and the distance of their results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls of attention on tensor cores: arguments, what the kernels find, the truth, and how far they may be apart."""
+"""Calls of attention on tensor cores: arguments, results, the truth, and tolerances."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DTYPES = ("float16", "bfloat16", "float32")
 
 
 def arguments_of(call: Call) -> tuple[Any, ...]:
-    """What a call brings to `attend`, on NumPy arrays."""
+    """The arguments of `attend` for a call, on NumPy arrays."""
     arguments = {name: value for name, value in call.items() if name not in ("dout", "dlse")}
     recorded = mock.patch.object(partial, "attention", side_effect=engine.attention.reference)
     with recorded as attend, np.errstate(all="ignore"), aa.use_kernels("reference"):
@@ -32,7 +32,7 @@ def arguments_of(call: Call) -> tuple[Any, ...]:
 
 
 def run(call: Call, to_device: Callable[[np.ndarray], Any], to_host: Callable[[Any], np.ndarray]) -> dict[str, Any]:
-    """What the kernels find, by name, on the host; the backward takes what the forward found."""
+    """The results of the kernels, by name, on the host; the backward takes those of the forward."""
 
     def moved(value: Any) -> Any:
         if isinstance(value, np.ndarray):
@@ -70,7 +70,7 @@ def faults(found: dict[str, np.ndarray], truth: dict[str, np.ndarray], call: Cal
             continue
         finite = np.isfinite(exact)
         if not (np.array_equal(np.isnan(result), np.isnan(exact)) and np.array_equal(np.isfinite(result), finite)):
-            yield f"{name} has NaN or infinities at other places"
+            yield f"{name} has NaN or infinities at other indices"
             continue
         error = np.max(np.abs(result[finite] - exact[finite]), initial=0.0)
         allowed = allowed_error(name, exact, truth["lse"], call, dtype)
@@ -79,19 +79,19 @@ def faults(found: dict[str, np.ndarray], truth: dict[str, np.ndarray], call: Cal
 
 
 def assert_as_exact_as_float32(found: dict[str, np.ndarray], call: Call) -> None:
-    """Errors, as roots of mean squares, at most some times those that the reference makes in float32.
+    """Errors, as root mean squares, are at most some times those of the reference in float32.
 
-    The largest score, whose rounding the lse shows, is a sum that the units cut off a few times.
+    The lse has the rounding of the largest score, a sum that tensor cores truncate a few times.
     """
     for name, times in errors_beside_float32(found, call).items():
         assert times < (4.0 if name == "lse" else 2.5), f"{name} is off by {times} times the error of float32"
 
 
 def errors_beside_float32(found: dict[str, np.ndarray], call: Call) -> dict[str, float]:
-    """The errors of results, as multiples of those that the reference makes in float32: roots of mean squares.
+    """The errors of results, as multiples of those of the reference in float32: root mean squares.
 
-    The lse shows how its dot products were rounded, and BLAS adds those up in another order, with or without fused
-    multiply-adds, on each processor. So its error is beside that of dot products added up one number after the other.
+    The lse has the rounding of its dot products, which BLAS sums in an order that depends on the processor, with or
+    without fused multiply-adds. So its error is compared with that of dot products that are summed sequentially.
     """
     q, k, v, scoring = arguments_of(call)
     with aa.use_kernels("reference"):
@@ -104,7 +104,7 @@ def errors_beside_float32(found: dict[str, np.ndarray], call: Call) -> dict[str,
 
 
 def _running_dot_products(q: np.ndarray, k: np.ndarray) -> np.ndarray:
-    """Of each query with each key of its head, the same on each processor."""
+    """Dot products of each query with each key of its head, the same on each processor."""
     k = np.repeat(k, q.shape[1] // k.shape[1], axis=1)
     dots = np.zeros((*q.shape[:3], k.shape[2]), q.dtype)
     for d in range(q.shape[3]):
@@ -129,7 +129,7 @@ def allowed_error(name: str, exact: np.ndarray, lse: np.ndarray, call: Call, dty
 
 
 def all_calls() -> Iterator[tuple[str, str, Call]]:
-    """Name, dtype and call, for a GPU, where larger ones take no time: odd sizes, each option, all together."""
+    """Name, dtype and call, for a GPU, where larger ones are fast: odd sizes, each option, all together."""
     for n, sizes in enumerate(ODD_SIZES):
         for dtype in (DTYPES[n % 2], "float32"):
             yield f"{tuple(sizes)}", dtype, call_of(sizes)
@@ -144,13 +144,13 @@ def all_calls() -> Iterator[tuple[str, str, Call]]:
 
 
 def warpgroup_calls() -> list[tuple[str, Call]]:
-    """Dtype and call: plain ones that kernels by warpgroups take."""
+    """Dtype and call: plain ones for kernels with warpgroup instructions."""
     calls: list[tuple[str, Sizes, Call]] = [
         ("bfloat16", Sizes(128, 128, 64, 64, 1, 1, 1), {}),
         ("float16", Sizes(200, 333, 64, 64, 1, 2, 1), {"is_causal": True, "q_offset": 133}),
         ("bfloat16", Sizes(150, 290, 128, 128, 1, 1, 1), {"is_causal": True, "q_offset": 140}),
         ("float16", Sizes(130, 140, 128, 64, 1, 1, 2), {"window": (40, 9)}),
-        ("bfloat16", Sizes(75, 270, 64, 128, 3, 1, 1), {}),  # rows of three heads together
+        ("bfloat16", Sizes(75, 270, 64, 128, 3, 1, 1), {}),  # the rows of three heads together
         ("float16", Sizes(131, 257, 70, 125, 1, 1, 1), {"kv_lengths": np.array([201])}),
         ("bfloat16", Sizes(140, 260, 64, 64, 1, 1, 2), {"is_causal": True, "q_offset": np.array([-30, 60])}),
         ("float32", Sizes(130, 200, 64, 64, 2, 2, 2), {"is_causal": True, "q_offset": 70}),

@@ -1,4 +1,4 @@
-"""Attention whose bits are known, and what tests of threads look at."""
+"""Attention with known results, bit by bit, and helpers for tests of threads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Interrupt(BaseException):
 
 
 def send(thread: int, kind: type[BaseException] = Interrupt) -> None:
-    """Have an exception raised in a thread at one of its next bytecodes."""
+    """Raise an exception in a thread at one of its next bytecodes."""
     raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
     assert raise_in(ctypes.c_ulong(thread), ctypes.py_object(kind)) == 1
 
@@ -36,7 +36,7 @@ def teams() -> list[int]:
 
 
 class Problem:
-    """Attention of a size, forward and backward, whose bits are known."""
+    """Attention of a size, forward and backward, with known results, bit by bit."""
 
     def __init__(self, seed: int) -> None:
         sizes = [(1, 4, 64, 32), (2, 2, 48, 16), (1, 2, 2, 64)]

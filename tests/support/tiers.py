@@ -1,4 +1,4 @@
-"""Which parameters of a test are for the slow tier: `make test` leaves them out, `make test-all` runs all."""
+"""Parameters of tests in the slow tier: `make test` leaves them out, `make test-all` runs all."""
 
 from __future__ import annotations
 

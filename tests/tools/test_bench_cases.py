@@ -1,4 +1,4 @@
-"""The cases and the peers: costs counted by hand, and every peer right on every case that it claims."""
+"""The cases and the peers: costs counted by hand, and correct results of every peer on every case that it supports."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from attnarray.bench.problems import TOLERANCES, compute_reference, judge
 
 SMALL = 12  # keys, or rows: what a case is resized to
 LIGHT = ("attnarray", "reference", "naive", "torch", "torch-eager")
-COMPILED = ("jax", "keras", "onnxruntime")  # these need half a second for a case, so they do the quick ones alone
-# Peers whose result in that dtype is known to be less exact than asked for: the benchmark says so and does not time it.
+COMPILED = ("jax", "keras", "onnxruntime")  # these need half a second for a case, so they run only the quick ones
+# Peers that are known to be less accurate than required in that dtype: the benchmark reports it, and skips them.
 INEXACT = {("jax", "float64"), ("keras", "float64"), ("onnxruntime", "float64")}
 # XLA on a CPU has no product of 16-bit floats with 32-bit sums.
 FAILING = {("jax", "float16"), ("keras", "float16")}
@@ -157,7 +157,7 @@ def test_costs_follow_the_convention() -> None:
     assert sdpa("", "", T=8, D=4, direction="backward").cost.flops == 2.5 * sdpa("", "", T=8, D=4).cost.flops
     assert sdpa("", "", T=8, D=4, direction="both").cost.flops == 3.5 * sdpa("", "", T=8, D=4).cost.flops
     assert sdpa("", "", T=4, is_causal=True).cost.exps == 8 * (1 + 2 + 3 + 4)
-    # The one query of decoding stands at the end, so it sees every key.
+    # The one query of decoding is at the end, so it attends to every key.
     assert sdpa("", "", T=1, S=9, is_causal=True).cost.exps == 8 * 9
     assert sdpa("", "", B=2, T=4, lengths=(1.0, 0.5)).cost.exps == 8 * (16 + 8)
     assert triple("linear", x=(3, 5), weight=(7, 5)).cost.flops == 2 * 3 * 5 * 7

@@ -1,4 +1,4 @@
-"""benchmarks/cold.py: each command with an empty cache and again with the same one, by a clock that the test gives."""
+"""benchmarks/cold.py: each command with an empty cache and again with the same one, by a fake clock."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from tests.support.paths import ROOT
 
 @pytest.fixture
 def known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ceilings, idleness and the check are taken as given: other tests look at them."""
+    """Ceilings, load and the check are replaced: they have other tests."""
     monkeypatch.setattr(machine, "measure_ceilings", lambda *_: CEILINGS)
     monkeypatch.setattr(machine, "gemm_again", lambda *_: 1e11)
     monkeypatch.setattr(machine, "busy", lambda _: "")
@@ -116,7 +116,7 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path, capsys: Capture) -> No
     assert "cannot be written: Permission denied" in err
 
 
-def test_a_peer_or_picture_that_is_not_there(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_peer_or_matplotlib(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     hidden = ("torch", "matplotlib")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in hidden else find(name, *rest))
@@ -214,7 +214,7 @@ def test_each_case_is_saved_at_once(tmp_path: Path, capsys: Capture, monkeypatch
 
 
 @pytest.mark.usefixtures("known_machine")
-def test_a_machine_that_changed_meanwhile_is_said(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_changed_speed_is_reported(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "measure", lambda case, *_: [row(case.name)])
     monkeypatch.setattr(machine, "gemm_again", lambda *_: 0.7e11)
     monkeypatch.setattr(machine, "busy", lambda _: "Others compute here.")
@@ -224,7 +224,7 @@ def test_a_machine_that_changed_meanwhile_is_said(capsys: Capture, monkeypatch: 
 
 
 @pytest.mark.usefixtures("known_machine")
-def test_the_crossover_leaves_out_who_is_slow(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_crossover_leaves_out_slow_peers(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, list[str]]] = []
 
     def measure(case: Any, peers: Any, *_: Any) -> list[Row]:

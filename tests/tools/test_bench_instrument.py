@@ -1,4 +1,4 @@
-"""The benchmark measured: it must see what is there, see nothing where there is nothing, and refuse what is wrong."""
+"""Tests of the measurement: real differences are found, no others are, and wrong results are refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RUNS = 20
 
 
 class Work:
-    """A call of known length that gives the right result."""
+    """A call of known duration with the right result."""
 
     def __init__(self, call: Call, seconds: float) -> None:
         self.call, self.seconds, self.log = call, seconds, []
@@ -40,13 +40,13 @@ class Work:
 
 
 class SeededClock:
-    """Takes a call's length on trust, with noise that is never negative, and a machine that grows slower meanwhile."""
+    """A clock that adds the known durations of calls, noise that is never negative, and a slowdown of the machine."""
 
     def __init__(self, seed: int, noise: float = NOISE, drift: float = 1e-3) -> None:
         self.rng, self.noise, self.drift, self.samples = random.Random(seed), noise, drift, 0
 
     def sample(self, run: Callable[[], Any], repeats: int) -> float:
-        if not isinstance(run, Work):  # the very first call, which is judged and not compared
+        if not isinstance(run, Work):  # the very first call, which is checked and not compared
             run()
             return 1.0
         self.samples, self.last = self.samples + 1, run
@@ -59,7 +59,7 @@ class SeededClock:
 
 
 def peer(name: str, seconds: float = 0.01, change: Callable[[Any], Any] = lambda result: result) -> Peer:
-    """A peer that computes as the naive one does, takes that long on a `SeededClock`, and changes its result."""
+    """A peer that computes like the naive one, with this duration on a `SeededClock`, and changes its result."""
 
     def prepare(problem: Problem) -> Call:
         call = prepare_naive(problem)
@@ -74,19 +74,19 @@ def setting(seed: int = 0, **changes: Any) -> Setting:
 
 
 def compared(length: float, seed: int, **changes: Any) -> Row:
-    """The row of a peer of that length beside a baseline of 10 ms."""
+    """The row of a peer of that duration, with a baseline of 10 ms."""
     return measure(CASE, [peer("base"), peer("other", length)], setting(seed, **changes))[1]
 
 
 @pytest.mark.parametrize("rounds", [FEWEST_ROUNDS, 15, 25])
-def test_identical_functions_are_not_told_apart(rounds: int) -> None:
+def test_identical_functions_do_not_differ(rounds: int) -> None:
     ratios = [compared(0.01, seed, rounds=rounds).ratio for seed in range(RUNS)]
     holding = sum(ratio.low <= 1 <= ratio.high for ratio in ratios)
     assert holding >= RUNS - 1, f"the interval holds 1 in {holding} of {RUNS} runs"
 
 
 @pytest.mark.parametrize("length", [0.011, 0.009])
-def test_ten_percent_are_seen(length: float) -> None:
+def test_a_change_of_ten_percent_is_detected(length: float) -> None:
     for seed in range(RUNS):
         ratio = compared(length, seed, rounds=15).ratio
         assert (ratio.low > 1) == (length > 0.01)
@@ -107,7 +107,7 @@ def test_the_interval_holds_the_true_ratio_in_95_of_100_runs(ratio_of: Any, roun
     assert holding >= 380
 
 
-def test_a_drifting_machine_cancels() -> None:
+def test_drift_of_the_machine_cancels() -> None:
     slowing = SeededClock(3, drift=0.02)  # 2 % of the first sample more with each
     row = compared(0.011, 3, rounds=25, clock=slowing)
     assert row.samples[-1] > 1.25 * row.samples[0]
@@ -209,7 +209,7 @@ def test_a_peer_that_raises_is_a_row(error: Exception, words: str, when: str) ->
     assert len(rows[1].samples) == 15
 
 
-def test_no_truth_no_figures() -> None:
+def test_no_figures_without_a_reference() -> None:
     impossible = triple("softmax", x=(2**40, 2**20))
     rows = measure(impossible, [PEERS["attnarray"], PEERS["reference"]], setting())
     assert all(row.problem.startswith("no result to compare with: ") for row in rows)
@@ -242,7 +242,7 @@ def test_the_real_clock_gives_whole_rows() -> None:
 def test_a_short_sample_is_taken_right_after_a_call_that_does_not_count(share: float, each: list[str]) -> None:
     clock = SeededClock(0)
     measure(CASE, [peer("base", share * COLD_START_MATTERS)], setting(clock=clock, rounds=9))
-    assert clock.last.log == ["call", "sample", *9 * each]  # one call is judged, one sample says how long it takes
+    assert clock.last.log == ["call", "sample", *9 * each]  # one call is checked, one sample calibrates
 
 
 def test_repeats_make_samples_long_enough() -> None:
@@ -260,7 +260,7 @@ def test_the_host_clock_reads_before_and_after_and_lets_no_collection_between() 
 
 
 class FakeCupy:
-    """As much of CuPy as the clock needs; writes down what happens."""
+    """The part of CuPy that the clock needs; records its calls."""
 
     def __init__(self) -> None:
         self.log: list[Any] = []
@@ -303,7 +303,7 @@ def test_the_peak_of_memory_is_that_of_the_call() -> None:
 
     found = memory.peak_extra_bytes(run, "numpy")
     assert found is not None
-    # Pages of 4 KiB, or of 2 MiB where the system chooses; and whatever else this process does meanwhile.
+    # Pages of 4 KiB, or of 2 MiB where the system chooses; and other memory of this process.
     assert 31 * megabyte < found < 40 * megabyte
     assert memory.peak_extra_bytes(lambda: None, "numpy") < megabyte
 
@@ -326,12 +326,12 @@ def test_calls_that_do_not_count_or_before_a_long_sample_a_rest(share: float, ca
     # One reading at the start of a rest and one after each call, each a second after the one before.
     waiting = {"settle": 3.5, "now": lambda: float(next(ticks)), "sleep": rested.append}
     measure(CASE, [peer("base", share * COLD_START_MATTERS)], setting(clock=clock, rounds=9, **waiting))
-    log = " ".join(clock.last.log).split("sample")[1:-1]  # the first sample says how long one takes
+    log = " ".join(clock.last.log).split("sample")[1:-1]  # the first sample calibrates
     assert [some.count("call") for some in log] == 9 * [calls]
     assert rested == rests * [3.5]
 
 
-def test_between_samples_somebody_may_say_where_the_run_is() -> None:
+def test_progress_is_reported_between_samples() -> None:
     calls: list[str] = []
 
     class Listening(SeededClock):

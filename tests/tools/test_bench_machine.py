@@ -1,4 +1,4 @@
-"""What the benchmark knows of the machine, and that it uses it alike for all peers."""
+"""The description of the machine, and equal conditions for all peers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.bench_runs import CEILINGS, SMALL
 from tests.support.paths import ROOT
 
 
-def test_a_busy_machine_is_said() -> None:
+def test_a_busy_machine_is_reported() -> None:
     assert machine.busy({"load": 0.1, "cpus": 2}) == ""
     assert machine.busy({"load": None, "cpus": 2}) == ""
     assert "The load of this machine was 1.8 before the start" in machine.busy({"load": 1.8, "cpus": 2})
@@ -39,7 +39,7 @@ def test_the_ceilings_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert min(*found.gemm.values(), found.copy, *found.exp.values()) > 0
 
 
-def test_threads_are_the_same_for_everybody() -> None:
+def test_threads_are_the_same_for_all_libraries() -> None:
     variables = threads.environment(3)
     assert (
         variables["OMP_NUM_THREADS"] == variables["OPENBLAS_NUM_THREADS"] == variables["ATTNARRAY_NUM_THREADS"] == "3"
@@ -58,7 +58,7 @@ def test_threads_are_the_same_for_everybody() -> None:
         ([], False),
     ],
 )
-def test_only_the_command_is_started_anew(arguments: list[str], ours: bool) -> None:
+def test_only_the_command_is_restarted(arguments: list[str], ours: bool) -> None:
     assert threads._is_our_command(arguments) == ours
 
 

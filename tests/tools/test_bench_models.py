@@ -1,4 +1,4 @@
-"""benchmarks/models.py: its tables, its files, and memory as a process of its own measures it."""
+"""benchmarks/models.py: its tables, its files, and memory measured in a new process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def benchmarks_beside_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def found(low: float | None = 0.9) -> dict[str, Any]:
-    """What `measure` gives, with made-up figures."""
+    """A result of `measure` with artificial figures."""
     rates = {"attnarray": 1234.5, "PyTorch eager": 1000.0}
     case = {"samples": {}, "tokens": 8, "tokens per second": rates, "ratio": {"value": 1.2345, "low": low, "high": 1.5}}
     return {
@@ -54,7 +54,7 @@ def test_the_memory_of_training_is_at_least_what_it_holds() -> None:
         pytest.skip("this container does not let the peak be set back")
     shapes = model_cases.random_params(model_cases.trained_model(True))
     numbers = tree.nbytes(shapes)
-    # Parameters and two moments are held, give or take pages; the step makes their successors and the gradients.
+    # Parameters and two moments are held, up to pages; the step allocates new ones and the gradients.
     assert 0.7 * 3 * numbers < memory_of["held"] < 2 * 3 * numbers
     assert memory_of["peak"] > memory_of["held"] + numbers
 

@@ -1,4 +1,4 @@
-"""What a run of the benchmark leaves: its file, pictures of it, and comparisons with another."""
+"""The output of a benchmark run: its file, pictures, and comparisons with another run."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_pictures_of_a_run(suffix: str, tmp_path: Path, capsys: Capture) -> None
     for written in (picture, tmp_path / f"bars-roofline{suffix}"):
         assert written.read_bytes().startswith(start)
         assert str(written) in out
-    if suffix == ".svg":  # letters are drawn as shapes, but their text stands beside them
+    if suffix == ".svg":  # letters are drawn as shapes, with their text as comments
         assert "no gradients" not in picture.read_text()
     first = picture.read_bytes()
     run(capsys, "bench", "--show", str(path), "--plot", str(picture))
@@ -110,7 +110,7 @@ def test_a_roofline_without_operations_says_so(tmp_path: Path, capsys: Capture) 
     assert run(capsys, "bench", "--show", str(path), "--plot", str(tmp_path / "bars.png"))[0] == 0
 
 
-def test_the_crossover_names_who_wins_where(tmp_path: Path, capsys: Capture) -> None:
+def test_the_crossover_names_the_winners(tmp_path: Path, capsys: Capture) -> None:
     pytest.importorskip("matplotlib")
     rows = [
         row(f"case-{size}", peer, seconds, size=size, kernels="numba" if peer == "attnarray" else "")
@@ -132,7 +132,7 @@ DOUBTS = ("others compute here", "slower at the end than at the start")
 
 @pytest.mark.parametrize("quiet", [True, False])
 @pytest.mark.parametrize("varied", ["", "case"])
-def test_doubts_stand_wherever_the_figures_do(quiet: bool, varied: str, tmp_path: Path, capsys: Capture) -> None:
+def test_warnings_are_shown_wherever_the_figures_are(quiet: bool, varied: str, tmp_path: Path, capsys: Capture) -> None:
     pytest.importorskip("matplotlib")
     found = made_run(row("a"), row("a", "naive", 0.03), crossover=varied)
     if not quiet:
@@ -169,7 +169,7 @@ def test_ratios_without_an_interval_are_marked_and_hatched(few: bool, tmp_path: 
     assert ("hatched" in picture.read_text()) == few
 
 
-def test_peers_with_few_rounds_are_told_apart_where_no_sample_overlaps() -> None:
+def test_peers_with_few_rounds_differ_if_no_samples_overlap() -> None:
     def winners_of(*samples: tuple[float, ...]) -> str:
         rows = [row("a", f"peer{n}", min(each), samples=each) for n, each in enumerate(samples)]
         return crossover.winners(made_run(*rows, crossover="a"))[0].names

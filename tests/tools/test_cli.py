@@ -1,4 +1,4 @@
-"""The command: what it prints, its exit codes, and one line for every wrong argument."""
+"""The command: its output, its exit codes, and one line for every wrong argument."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Capture = pytest.CaptureFixture[str]
 def run(capsys: Capture, *arguments: str) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of the command, run in this process.
 
-    Whether kernels had to be compiled depends on what ran before, so the line on it is left out.
+    The line about compiled kernels is left out, as it depends on previous tests.
     """
     code = cli.main(arguments)
     printed = capsys.readouterr()
@@ -39,7 +39,7 @@ def without_rich(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def wrong_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A softmax whose backward forgets the sum."""
+    """A softmax whose backward omits the sum."""
 
     def forgetful(dout: Any, ctx: Any) -> Any:
         return softmax_module.SoftmaxGrads(ctx.out * dout)
@@ -272,9 +272,7 @@ def test_wrong_arguments_get_one_line_and_code_2(arguments: list[str], message: 
 
 
 @pytest.mark.parametrize("command", ["check", "demo"])
-def test_a_backend_that_is_not_there_gets_one_line(
-    command: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_backend_gets_one_line(command: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     status = backend._status
     missing = BackendStatus("cupy", False, "", "", "no device")
     monkeypatch.setattr(backend, "_status", lambda name: missing if name == "cupy" else status(name))
@@ -303,7 +301,7 @@ def test_columns_that_are_no_number(columns: str, monkeypatch: pytest.MonkeyPatc
     assert console.width() == 111_111_111
 
 
-def test_an_interruption_is_no_traceback(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_shows_no_traceback(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*arguments: Any) -> Any:
         raise KeyboardInterrupt
 

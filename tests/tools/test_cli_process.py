@@ -1,4 +1,4 @@
-"""The command as a process: signals, pipes that break, terminals that have ASCII only."""
+"""The command as a process: signals, broken pipes, terminals with ASCII only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.paths import ROOT
 
 
 def run_process(*arguments: str, module: str = "attnarray", **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own."""
+    """The command in a new process."""
     variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     encoding = environment.get("PYTHONIOENCODING", "utf-8")
     return subprocess.run(
@@ -73,13 +73,13 @@ def test_on_a_terminal_that_has_ascii_only() -> None:
     assert "0 results are wrong" in done.stdout
 
 
-def test_what_ascii_lacks_is_shown_by_what_is_like_it() -> None:
+def test_characters_missing_in_ascii_are_replaced_by_similar_ones() -> None:
     assert "▏▋█·–≈±µ×é".encode("ascii", errors=console.ASCII) == b"-##.-~~ux?"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes break by a signal or an error")
 @pytest.mark.parametrize("arguments", [["info"], ["info", "--json"], ["--help"], ["bench", "--list"]], ids=" ".join)
-def test_a_reader_that_has_gone_is_no_traceback(arguments: list[str]) -> None:
+def test_a_closed_pipe_shows_no_traceback(arguments: list[str]) -> None:
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "w") as pipe:

@@ -1,4 +1,4 @@
-"""Where a command is: a bar on a terminal, else plain lines every few seconds, by a clock that the tests give."""
+"""Progress of commands: a bar on a terminal, else plain lines every few seconds, by a fake clock."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The clock of progress; no thread looks at it by itself."""
+    """The clock of progress; no thread reads it on its own."""
     made = Clock()
     monkeypatch.setattr(console, "monotonic", made)
     monkeypatch.setattr(console, "BEAT", 1e6)
@@ -81,7 +81,7 @@ def test_without_a_number_of_steps(clock: Clock, capsys: Capture) -> None:
     assert capsys.readouterr().err == "preparing, kernels, 5 s\n"
 
 
-def test_a_long_step_is_told_by_a_thread(clock: Clock, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_step_is_reported_by_a_thread(clock: Clock, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "BEAT", 0.001)
     told = console.threading.Event()
     remark = console.Lines.remark
@@ -122,7 +122,7 @@ def test_kernels_that_are_compiled_are_named_and_the_first_is_explained(
         kernels.compiling("row_softmax.forward", kept)
         clock.now += 5.0
         kernels.compiling("row_softmax.backward", kept)
-    kernels.compiling("another", kept)  # nobody listens any more
+    kernels.compiling("another", kept)  # the reader has closed the pipe
     assert capsys.readouterr().err.splitlines() == [line, "checking 1/2, compiling row_softmax.backward, 5 s"]
 
 
@@ -139,7 +139,7 @@ print(heard[0] if heard else "loaded")
 """
 
 
-def test_numba_tells_of_what_it_compiles_and_not_of_what_it_loads(tmp_path: Path) -> None:
+def test_compiled_kernels_are_reported_and_loaded_ones_are_not(tmp_path: Path) -> None:
     pytest.importorskip("numba")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": str(tmp_path)}
     said = [

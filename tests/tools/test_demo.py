@@ -23,7 +23,7 @@ def small() -> tuple[training.Data, dict[str, Any]]:
 
 
 class WholeModel:
-    """The loss as a function of all parameters, in the form that gradcheck takes."""
+    """The loss as a function of all parameters, as a layer for gradcheck."""
 
     def __init__(self, tokens: Any, lengths: Any, targets: Any) -> None:
         self.batch, self.targets = (tokens, lengths), targets

@@ -102,10 +102,10 @@ def test_padding_changes_neither_logits_nor_gradients_of_other_rows(small: Small
     assert np.all((sums > 0.3) & (sums < 1)) if small.name == "local" else np.allclose(sums, 1, atol=1e-5)
 
 
-def test_a_translation_step_by_step_is_that_of_the_whole_run(small: Small) -> None:
+def test_a_translation_step_by_step_equals_the_whole_run(small: Small) -> None:
     tokens, lengths, _ = small.data.batch(np.arange(100))
     rng = np.random.default_rng(0)
-    # Far from where training starts, so that all that is handed from step to step decides about characters.
+    # Far from initial parameters, so that the outputs depend on all states.
     params = tree.map(lambda leaf: leaf + 0.3 * rng.standard_normal(leaf.shape, dtype=np.float32), small.params)
     found = small.model.predict(params, tokens, lengths)
     assert found.shape == (100, 10)
@@ -113,7 +113,7 @@ def test_a_translation_step_by_step_is_that_of_the_whole_run(small: Small) -> No
     assert np.array_equal(most_likely(logits), found)
 
 
-def test_no_character_is_told_itself_or_a_later_one(small: Small) -> None:
+def test_no_character_is_predicted_from_itself_or_later_ones(small: Small) -> None:
     tokens, lengths, targets = small.data.batch(np.arange(5))
     changed = targets.copy()
     changed[:, 6:] = (changed[:, 6:] + 1) % 11
@@ -145,7 +145,7 @@ def test_training_lowers_the_loss(small: Small) -> None:
     assert np.mean(losses[-5:]) < 0.8 * losses[0]
 
 
-def test_other_libraries_compute_the_same(small: Small) -> None:
+def test_other_libraries_agree(small: Small) -> None:
     strict = pytest.importorskip("array_api_strict")
     batch = small.data.batch(np.array([2, 3]))
     expected, ctx = small.model.forward(small.params, *batch)

@@ -1,4 +1,4 @@
-"""The fuzzer: some of its calls in each run of the tests, and that it finds what is wrong."""
+"""The fuzzer: some of its calls in each run of the tests, and that it finds errors."""
 
 from __future__ import annotations
 

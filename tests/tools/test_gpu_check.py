@@ -1,4 +1,4 @@
-"""The command that checks the kernels on a GPU says clearly when there is none, and keeps what each stage found."""
+"""The command that checks the kernels on a GPU reports if there is none, and keeps the results of each stage."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_without_a_gpu_each_stage_says_so(
     assert [line.split("  ")[0] for line in lines] == ["device", "rows"]
 
 
-def test_every_stage_is_there() -> None:
+def test_every_stage_exists() -> None:
     from benchmarks.gpu_check import STAGES
 
     for name, stage in STAGES.items():

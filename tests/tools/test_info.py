@@ -1,4 +1,4 @@
-"""`attnarray info`: the machine first, then what is there, and once why something is not."""
+"""`attnarray info`: the machine first, then available backends, and each reason for a missing one once."""
 
 from __future__ import annotations
 

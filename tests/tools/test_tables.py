@@ -1,4 +1,4 @@
-"""Tables fit the width that there is: names are folded, rows become a few lines, and every figure stays whole."""
+"""Tables fit the available width: names are wrapped, rows become a few lines, and every figure stays whole."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def numbers(printed: str) -> Counter[str]:
 
 
 def at_widths(monkeypatch: pytest.MonkeyPatch, capsys: Capture, show: object) -> list[str]:
-    """What is printed without a limit, and at each width, where no line may be longer."""
+    """The output without a limit, and at each width, where no line may be longer."""
     monkeypatch.delenv("COLUMNS", raising=False)
     show()  # type: ignore[operator]
     printed = [capsys.readouterr().out]

@@ -1,4 +1,4 @@
-"""Attention on tensor cores through NVIDIA's compiler, as calls have it compiled: registers and shared memory."""
+"""Attention on tensor cores through NVIDIA's compiler, as compiled by calls: registers and shared memory."""
 
 from __future__ import annotations
 
@@ -36,10 +36,9 @@ OTHER_CALLS = [
     ("keys", 64, "float16", "DROPOUT=1"), ("keys", 128, "bfloat16", "BIAS=1 MASK=1 SOFTCAP=1 DROPOUT=1"),
     ("bias", 128, "float16", "BIAS=2 MASK=2 SOFTCAP=1 DROPOUT=1"),
 ]  # fmt: skip
-# Bytes that a kernel may spill: the gradient of a bias in float32, whose loops over heads hold more than there is room
-# for; that of keys and values of 128 in float32, and some with a bias or mask in 16 bits, a few registers in a round of
-# hundreds of instructions; and a little of what the compiler makes of other architectures than 9.0, for which the tiles
-# were chosen.
+# Bytes that a kernel may spill: the gradient of a bias in float32, whose loops over heads need too many registers;
+# that of keys and values of 128 in float32, and some with a bias or mask in 16 bits, a few registers per iteration of
+# hundreds of instructions; and a few on architectures other than 9.0, for which the tiles were chosen.
 SPILLED = {
     ("bias", "float32"): 100, ("keys", "float32"): 160, "sm_80": 32, "sm_86": 32,
     ("queries", 64, "float16", "BIAS=1"): 12, ("queries", 128, "bfloat16", "BIAS=1"): 20,
@@ -103,7 +102,7 @@ def test_blocks_and_parts() -> None:
     assert grid.threads == (32, 1, 1)
     parts = plan.count_parts(grid, tiles=128, multiprocessors=132, most=MOST_SHARED["sm_90"])
     assert 8 * parts <= 132 * plan.RESIDENT
-    assert 32 <= parts <= 64  # about as many blocks as find room at a time, each with some tiles
+    assert 32 <= parts <= 64  # about as many blocks as are resident, each with some tiles
     assert plan.count_parts(grid, tiles=1, multiprocessors=132, most=MOST_SHARED["sm_90"]) == 1
     assert plan.count_parts(grid._replace(blocks=(132, 1, 1)), 128, 132, MOST_SHARED["sm_90"]) == 1
     with pytest.raises(Declined, match="blocks, at most"):

@@ -93,7 +93,7 @@ def test_bias_and_mask_in_tiles(option: str, sizes: Sizes, monkeypatch: pytest.M
 
 @pytest.mark.slow
 def test_a_bias_of_keys_whose_first_visible_queries_are_the_last() -> None:
-    """The tile of keys from 128 on, read with 36 queries of the first batch, serves the second that has all of them."""
+    """The tile of keys from 128 on, loaded with 36 queries of the first batch, is reused for the second with all."""
     bias = np.random.default_rng(0).standard_normal((1, 4, 1, 256))
     call = call_of(Sizes(100, 256, 16, 16), bias=bias, is_causal=True, q_offset=np.array([40, 80]))
     assert_right(call, "float16")
@@ -101,7 +101,7 @@ def test_a_bias_of_keys_whose_first_visible_queries_are_the_last() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 2, 1, 80), (2, 1, 150, 1), (1, 1, 1, 1)], ids=str)
-def test_the_gradient_of_a_shared_bias_is_not_spoilt_by_what_is_hidden(shape: tuple[int, ...]) -> None:
+def test_the_gradient_of_a_shared_bias_ignores_masked_entries(shape: tuple[int, ...]) -> None:
     call = call_of(Sizes(150, 80, 16, 24, 1), bias=np.ones(shape), attn_mask=np.arange(80) != 65)
     call["value"][:, :, 65] = np.nan
     assert_right(call, "float16")
@@ -109,7 +109,7 @@ def test_the_gradient_of_a_shared_bias_is_not_spoilt_by_what_is_hidden(shape: tu
 
 @pytest.mark.slow
 def test_a_mask_and_a_bias_of_other_heads() -> None:
-    """The gradient of a bias that is the same for all goes over heads with masks of their own."""
+    """The gradient of a broadcast bias is a sum over heads with different masks."""
     rng = np.random.default_rng(0)
     given = {"bias": rng.standard_normal((1, 1, 37, 80)), "attn_mask": rng.random((2, 6, 37, 80)) < 0.7}
     assert_right(call_of(WHOLE, **given), "float16")
@@ -123,7 +123,7 @@ LOW += [("float32", value) for value in (-1e9, -1e12, -1e32)]
 @pytest.mark.parametrize(("dtype", "low"), LOW, ids=str)
 @pytest.mark.parametrize("sizes", [SMALL, WHOLE], ids=["by number", "in tiles"])
 def test_biases_that_stand_for_minus_infinity(sizes: Sizes, dtype: str, low: float) -> None:
-    """As other code writes them. A row that has nothing else weights all keys alike."""
+    """As in other code. A row with no other bias has equal weights."""
     keys = np.arange(sizes.keys)
     of_rows = np.where(np.arange(sizes.queries)[:, None] % 5 == 0, low, 0.0) + np.zeros(sizes.keys)
     for bias in (np.full((1, sizes.keys), low), np.where(keys % 30 < 20, low, 0.0)[None], of_rows):
@@ -132,7 +132,7 @@ def test_biases_that_stand_for_minus_infinity(sizes: Sizes, dtype: str, low: flo
 
 @pytest.mark.slow
 def test_float32_is_about_as_exact_as_float32() -> None:
-    """The units cut sums off, which adds up to many times this where sums are long."""
+    """Tensor cores truncate sums, which gives many times this error for long sums."""
     for sizes in (Sizes(64, 900, 64, 64, 1, 1, 1), Sizes(64, 400, 128, 128, 1, 1, 1)):
         call = in_dtype(call_of(sizes), "float32")
         assert_as_exact_as_float32(found_by_kernels(call), call)
@@ -157,7 +157,7 @@ def test_empty_sizes(sizes: tuple[int, int]) -> None:
     assert_right(call_of(Sizes(*sizes, 16, 8, batch=0)), "float16")
 
 
-def test_rows_that_see_nothing_are_zero() -> None:
+def test_fully_masked_rows_are_zero() -> None:
     call = call_of(SMALL, kv_lengths=np.array([0, 70]), attn_mask=np.arange(37)[:, None] % 5 > 0)
     found = assert_right(call, "float16")
     assert not found["out"][0].any()
@@ -172,8 +172,8 @@ HIDING = {"causal": {"is_causal": True, "q_offset": 20}, "lengths": {"kv_lengths
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("name", ["key", "value", "query", "dout"])
 @pytest.mark.parametrize("by", [*HIDING, "dropout", "mask", "mask in tiles", "bias", "bias in tiles"])
-def test_what_is_hidden_does_not_matter(by: str, name: str, value: float) -> None:
-    """Numbers that are not finite, in keys that nobody sees or in queries that see little, stay where they are seen."""
+def test_masked_entries_are_ignored(by: str, name: str, value: float) -> None:
+    """Non-finite numbers in masked keys or queries affect only the results that depend on them."""
     sizes = (WHOLE if by.endswith("in tiles") else SMALL)._replace(group=2, kv_heads=1)
     given = HIDING.get(by, {"dropout_p": 0.5, "rng": 3})
     if by.startswith(("mask", "bias")):
@@ -196,7 +196,7 @@ def test_cotangents_of_rows_without_keys_do_not_reach_the_sinks(sizes: Sizes) ->
     assert all(np.all(np.isfinite(array)) for array in found.values())
 
 
-def test_nan_that_is_seen_shows() -> None:
+def test_visible_nan_propagates() -> None:
     for name, row in (("query", 30), ("key", 5), ("value", 5)):
         call = call_of(SMALL, is_causal=True)
         call[name][0, 1, row, 2] = np.nan
@@ -319,7 +319,7 @@ def test_warmup_compiles_what_plain_calls_need() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_keys_in_parts(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With more multiprocessors than blocks the keys are split, and some parts see no key of a query."""
+    """With more multiprocessors than blocks the keys are split, and some parts have no visible key of a query."""
     monkeypatch.setattr(attention, "multiprocessors", lambda device: 64)
     sizes = Sizes(3, 500, 16, 24, 2, batch=2)
     for options in ((), ("sinks", "cotangent of the lse"), ("window",), ("lengths", "dropout"), ("mask", "bias")):

@@ -1,4 +1,4 @@
-"""Kernels by warpgroups: their primitives under emulation, attention in float64's light, and NVIDIA's compiler."""
+"""Kernels with warpgroup instructions: emulated primitives, attention against float64, and NVIDIA's compiler."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_products_of_rows_and_of_weights(keys: int, dim: int, dtype: str) -> Non
         np.testing.assert_allclose(e, weights @ k.astype(np.float64), rtol=1e-5, atol=1e-4)
 
 
-# Right but for what the value of `bug` plants: two tiles, the second over the first once its products are done.
+# Correct except for the bug `bug`: two tiles, the second over the first once its products are done.
 SOURCE = """
 #define Stored float16
 #include "warpgroup.cuh"
@@ -104,14 +104,14 @@ def test_a_right_kernel_passes(seed: int) -> None:
 
 @pytest.mark.emulation
 @pytest.mark.parametrize(("bug", "message"), BUGS)
-def test_planted_bugs_are_found_in_any_order(bug: int, message: str) -> None:
+def test_races_are_found_in_any_order(bug: int, message: str) -> None:
     for seed in SEEDS:
         with pytest.raises(Failed, match=message):
             doubled(bug, seed)
 
 
 @pytest.mark.emulation
-def test_sums_that_were_not_waited_for_are_not_there() -> None:
+def test_sums_without_a_wait_are_missing() -> None:
     for seed in SEEDS:
         out, _ = doubled(5, seed)
         assert (out.ravel()[:128] == 777).all()
@@ -164,7 +164,7 @@ def test_float32_is_as_exact_as_float32(cupy: Any) -> None:
 
 @pytest.mark.emulation
 def test_halves_make_up_the_numbers(cupy: Any) -> None:
-    """Of each batch and head of keys, whose largest number may be anywhere; and what is not finite stays so."""
+    """For each batch and head of keys, with the maximum anywhere; non-finite numbers stay non-finite."""
     rng = np.random.default_rng(0)
     shapes = (2, 4, 300, 36), (2, 2, 90, 36), (2, 2, 90, 64), (2, 4, 300, 64)
     arrays = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
@@ -202,7 +202,7 @@ def test_float32_of_any_magnitude(cupy: Any, magnitudes: tuple[float, ...]) -> N
 @pytest.mark.slow
 @pytest.mark.emulation
 def test_gradients_whose_rows_grow(cupy: Any) -> None:
-    """Cotangents that grow by 2^100 from the first query to the last: powers of rows fall again and again."""
+    """Cotangents that grow by 2^100 from the first query to the last: the powers of two of rows decrease repeatedly."""
     call = call_of(Sizes(256, 256, 64, 64, 1, 1, 1), is_causal=True)
     call["dout"] *= 2.0 ** np.linspace(-50, 50, 256)[:, None]
     call = in_dtype(call, "float32")
@@ -220,7 +220,7 @@ def test_other_calls_take_the_other_kernels(cupy: Any, monkeypatch: pytest.Monke
     assert_right("float16", call_of(SQUARE._replace(dim=32)))
     assert not [name for name in names if "warpgroup" in name]
     names.clear()
-    assert_right("float16", call_of(SQUARE._replace(queries=100)))  # few rows of queries, enough of keys
+    assert_right("float16", call_of(SQUARE._replace(queries=100)))  # few queries, many keys
     assert names == ["attention_forward", "attention_delta", "attention_queries", "warpgroup_keys"]
 
 
@@ -239,7 +239,7 @@ def test_they_are_used_on_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.emulation
 @pytest.mark.parametrize("name", ["key", "value", "query", "dout"])
-def test_what_is_hidden_does_not_matter(cupy: Any, name: str) -> None:
+def test_masked_entries_are_ignored(cupy: Any, name: str) -> None:
     call = call_of(Sizes(128, 200, 64, 64, 1, 1, 1), 1, is_causal=True, q_offset=20)
     call[name][:, :, 190 if name in ("key", "value") else 3, ::3] = np.nan
     assert_right("float16", call)
@@ -292,7 +292,7 @@ def logs_of(kind: str, itemsize: int, dim: int, tiling: plan.Tiling) -> Iterator
 @pytest.mark.slow
 @pytest.mark.nvrtc
 @pytest.mark.parametrize(("kind", "itemsize", "dim"), CASES)
-def test_products_run_beside_the_rest_and_nothing_spills(kind: str, itemsize: int, dim: int) -> None:
+def test_products_overlap_with_the_rest_and_nothing_spills(kind: str, itemsize: int, dim: int) -> None:
     tiling, shared = plan.wgmma_tiling(kind, dim, dim, itemsize, 10**6) or (None, 0)
     assert tiling is not None
     assert shared <= 227 * 1024
@@ -314,5 +314,5 @@ def test_every_primitive_compiles(dtype: str) -> None:
 @pytest.mark.slow
 @pytest.mark.nvrtc
 def test_the_compiler_says_when_products_wait_for_each_other() -> None:
-    (log,) = logs_of("keys", 2, 128, plan.Tiling(8, 1, 128))  # more sums than there are registers for
+    (log,) = logs_of("keys", 2, 128, plan.Tiling(8, 1, 128))  # more sums than registers
     assert "serialized" in log

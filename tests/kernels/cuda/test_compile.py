@@ -12,7 +12,7 @@ from tests.support.tiers import first
 
 pytestmark = pytest.mark.nvrtc
 
-# But for those that need the constants of a call.
+# Except those that need the constants of a call.
 SOURCES = sorted(path.name for path in cache.SOURCES.glob("*.cu") if '#include "attention' not in path.read_text())
 DTYPES = {
     "sm_80": ["float32"],
@@ -28,7 +28,7 @@ TILES = {"additive_slopes", "additive_scores"}
 
 
 def dtypes_of(source: str, architecture: str) -> list[str]:
-    """Spread over the architectures, to save time: each dtype somewhere."""
+    """Each dtype on some architecture, to save time."""
     known = [dtype for dtype in DTYPES[architecture] if not (source in WIDE_ONLY and "16" in dtype)]
     known = [] if source in FLOAT32_ONLY else known
     return known or ["float32"]

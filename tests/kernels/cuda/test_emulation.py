@@ -1,4 +1,4 @@
-"""The emulation finds each planted bug, whatever the order of threads, and lets right code pass."""
+"""The emulation finds each bug, whatever the order of threads, and accepts correct code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.emulation
 SEEDS = range(8)
 BLOCK = Grid((1, 1, 1), (64, 1, 1), 1024)
 
-# Each kernel is right but for what the value of `bug` plants.
+# Each kernel is correct except for the bug `bug`.
 SOURCE = """
 #include "primitives.cuh"
 #define Stored float
@@ -165,7 +165,7 @@ BUGS = [
 
 
 @pytest.mark.parametrize(("name", "bug", "message"), BUGS)
-def test_planted_bugs_are_found_in_any_order_of_threads(name: str, bug: int, message: str) -> None:
+def test_races_are_found_in_any_order_of_threads(name: str, bug: int, message: str) -> None:
     count, results, grid, _ = KERNELS[name]
     for seed in SEEDS:
         with pytest.raises(Failed, match=message):

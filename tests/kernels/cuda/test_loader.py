@@ -1,4 +1,4 @@
-"""From source to launch: the compiler, its cache, the choice of an architecture, and what can go wrong on the way."""
+"""From source to launch: the compiler, its cache, the choice of an architecture, and errors."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def fake(x: np.ndarray) -> Any:
         ({"capability": "75"}, r"the GPU has compute capability 7\.5, the kernels need 8\.0 or newer"),
     ],
 )
-def test_a_gpu_that_will_not_do_is_named(set_up: dict[str, Any], reason: str) -> None:
+def test_an_unsupported_gpu_is_named(set_up: dict[str, Any], reason: str) -> None:
     with fake_cupy.installed():
         for name, value in set_up.items():
             setattr(State, name, value)
@@ -201,7 +201,7 @@ def test_arguments_are_packed_as_the_parameters_say(dtype: str, letters: str) ->
 
 
 @pytest.mark.emulation
-def test_threads_do_not_share_the_room_for_arguments() -> None:
+def test_threads_do_not_share_memory_for_arguments() -> None:
     with fake_cupy.installed():
         kernel, plan = loader.Kernel("columns.cu", "column_sums", "ppii"), grid.plan_columns(3, 4)
         x, out = (fake(np.ones(shape, np.float32)) for shape in ((2, 3), (3,)))

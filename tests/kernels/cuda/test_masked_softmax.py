@@ -1,4 +1,4 @@
-"""The CUDA kernels of scores and weights, run on a CPU by emulation through their own host functions."""
+"""The CUDA kernels of scores and weights, run on a CPU in the emulation by their host functions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ADDITIVE = [
     "attention.alignment.additive:additive_scores",
     "attention.alignment.additive:additive_scores_backward",
 ]
-EVERY = 149  # of all combinations of options, prime to their numbers
+EVERY = 149  # every n-th combination of options, coprime to their numbers
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +93,7 @@ def test_rows_of_any_length(name: str, keys: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("by", ["mask", "bias"])
 @pytest.mark.parametrize("name", SCORING)
-def test_what_is_hidden_does_not_matter(name: str, by: str) -> None:
+def test_masked_entries_are_ignored(name: str, by: str) -> None:
     shape = (2, 2, 4, 9)
     rng = np.random.default_rng(2)
     mask = rng.random(shape) < 0.5
@@ -111,7 +111,7 @@ def test_what_is_hidden_does_not_matter(name: str, by: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCORING)
-def test_nan_that_is_seen_stays_in_its_row_and_apart_from_what_is_hidden(name: str) -> None:
+def test_visible_nan_stays_in_its_row_and_out_of_masked_entries(name: str) -> None:
     rng = np.random.default_rng(4)
     dots, mask = rng.standard_normal((1, 2, 3, 9)), rng.random((1, 2, 3, 9)) < 0.6
     mask[0, 1, 1, 4], dots[0, 1, 1, 4] = True, np.nan
@@ -146,7 +146,7 @@ def test_arrays_that_are_neither_contiguous_nor_aligned(name: str) -> None:
     else:
         dots = np.random.default_rng(5).standard_normal((2, 3, 5, 7))
         arguments = in_dtype(arguments_of(name, dots, ScoreModifiers(0.7, softcap=2.0)), "float32")
-    # Moving copies an array and so makes it contiguous: here it is done without.
+    # A copy would make an array contiguous: this moves it without.
     expected = kernel(name, arguments)
     views = [fake_cupy.ndarray(strange(x)) if isinstance(x, np.ndarray) else moved(x) for x in arguments]
     assert not any(x.flags.c_contiguous for x in views if isinstance(x, fake_cupy.ndarray) and x.ndim > 1)
@@ -224,7 +224,7 @@ def test_additive_gradients_hold_far_less_than_all_pairs_with_their_features() -
         held = grid.blocks[2] * rows + grid.blocks[0] // batch * others
         assert held * batch * features <= batch * rows * others * features / 32
         assert grid.shared <= loader.LARGE_SHARED
-        assert grid.blocks[0] * grid.blocks[1] * grid.blocks[2] >= 132 * 4  # all processors have work
+        assert grid.blocks[0] * grid.blocks[1] * grid.blocks[2] >= 132 * 4  # all multiprocessors have work
 
 
 @pytest.mark.slow
@@ -234,6 +234,6 @@ def test_additive_scores_keep_nan_with_its_pairs(name: str) -> None:
     q, k = arguments[-3:-1]
     q[0, 0, 2, 3], k[1, 0, 34, 1], q[1, 0, 8, 0] = np.nan, np.inf, -np.inf
     if name == ADDITIVE[1]:
-        arguments[0][0, 0, 2] = 0.0  # then that query's NaN does not matter
+        arguments[0][0, 0, 2] = 0.0  # then that query's NaN is ignored
     for found, expected in zip(kernel(name, arguments), reference(name, arguments), strict=True):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)  # sums of float32 in another order

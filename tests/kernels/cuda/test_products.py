@@ -34,7 +34,7 @@ def drawn(*shape: int, dtype: Any, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32).astype(dtype)
 
 
-# How an array lies: as it is, its last two axes exchanged, a part of a wider one, a part of longer ones.
+# Layouts: contiguous, last two axes transposed, a part of a wider array, a part of longer ones.
 LAYOUTS = {
     "rows": lambda x: x,
     "columns": lambda x: np.ascontiguousarray(x.mT).mT,

@@ -1,4 +1,4 @@
-"""The CUDA kernels along rows, run on a CPU by emulation through their own host functions, against their references."""
+"""The CUDA kernels along rows, run on a CPU in the emulation by their host functions, against their references."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def kernel(name: str, arguments: Arguments) -> tuple[Any, ...]:
 
 def calls_of(name: str, shape: tuple[int, ...], dtype: str) -> list[Arguments]:
     if 0 in shape and ("loss" in name or "segments" in name or "embedding" in name or "lstm" in name):
-        shape = tuple(size or 1 for size in shape)  # no classes or entries at all: the callers see to that
+        shape = tuple(size or 1 for size in shape)  # no classes or entries at all: excluded by the callers
     drawn = [in_dtype(call, dtype) for call in CALLS[name](np.random.default_rng(shape), shape)]
     drawn = [call for call in drawn if call[-1] is None or "embedding" not in name or call[-1] < 100]  # blocks per row
     return drawn[:: max(1, len(drawn) // 3)]
@@ -66,7 +66,7 @@ def assert_right(name: str, arguments: Arguments, dtype: str) -> None:
         assert (result.dtype, result.shape) == (beside.dtype, exact.shape)
         scale = max(largest(exact), 1.0, largest(arguments[0]) if "backward" in name else 0.0)
         errors = largest_distance(result, exact), largest_distance(beside, exact)
-        # A few roundings more, where the reference has had luck with its own; in float64 it is not the truth itself.
+        # A few roundings more, as the error of the reference may be small by chance; in float64 it is not the truth.
         roundings = {"float32": 8, "float64": 40}[dtype]
         assert errors[0] <= 2 * errors[1] + roundings * EPS[dtype] * scale, (errors, scale)
 
@@ -104,7 +104,7 @@ WIDE = [name for name in NAMES if "softmax:" in name or "norm" in name]
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 @pytest.mark.parametrize("name", WIDE)
 def test_wide_rows_one_array_of_which_fits_in_registers(name: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(norm, "WAVE_BYTES", 2 * 2 * 40000)  # two rows, so that more than one wave goes by
+    monkeypatch.setattr(norm, "WAVE_BYTES", 2 * 2 * 40000)  # two rows, for more than one wave
     shape = (3, {"float64": 4100, "float32": 8200, "float16": 16400}[dtype])
     for arguments in calls_of(name, shape, "float32" if dtype == "float16" else dtype)[:2]:
         if dtype != "float16":
@@ -144,7 +144,7 @@ def test_losses_of_many_rows_and_spans(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
 @pytest.mark.parametrize("name", NAMES)
-def test_any_layout_will_do(name: str, layout: Callable[[np.ndarray], np.ndarray]) -> None:
+def test_any_layout_is_accepted(name: str, layout: Callable[[np.ndarray], np.ndarray]) -> None:
     for arguments in calls_of(name, (3, 7, 4), "float32")[:1]:
         given = tuple(layout(value) if isinstance(value, np.ndarray) else value for value in arguments)
         for found, expected in zip(kernel(name, given), kernel(name, arguments), strict=True):
@@ -187,7 +187,7 @@ def assert_right_in_16_bits(name: str, arguments: Arguments, dtype: str) -> None
         np.testing.assert_allclose(result, other, rtol=0, atol=2 * EPS[dtype] * max(largest(other), 1.0))
 
 
-# Arguments that are kept in the dtype of computing, by their places.
+# Indices of arguments that stay in the compute dtype.
 KEPT = {
     "ops.norm:_layer_norm_backward": (2, 3),
     "ops.norm:_rms_norm_backward": (2,),
@@ -218,7 +218,7 @@ def test_nan_and_infinities_go_where_the_reference_has_them(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(6, 37), ROW_OF_A_BLOCK, (3, 8200)], ids=str)
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])
-def test_cotangents_of_hidden_entries_do_not_matter(name: str, shape: tuple[int, ...]) -> None:
+def test_cotangents_of_masked_entries_are_ignored(name: str, shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     x, dout = (rng.standard_normal(shape).astype("f") for _ in range(2))
     mask = rng.random(shape) < 0.5
@@ -253,7 +253,7 @@ def test_norms_of_rows_whose_squares_overflow(name: str, shape: tuple[int, ...],
     expected = results(20)
     for exponent in (64, 120) if dtype != "float64" else (500, 520, 1000):
         found = results(exponent)
-        np.testing.assert_array_equal(found[0], expected[0])  # powers of two change no digit
+        np.testing.assert_array_equal(found[0], expected[0])  # exact for powers of two
         np.testing.assert_array_equal(found[1], expected[1])
         if exponent != 120:  # where the smallest numbers have fewer digits
             np.testing.assert_array_equal(found[2], expected[2])

@@ -1,4 +1,4 @@
-"""Long sums in float32: no kernel is less exact than the array code by more than a factor of two.
+"""Long sums in float32: the error of kernels is at most about twice that of the array code.
 
 The calls are those of benchmarks/accuracy_cases.py, which `python -m benchmarks.accuracy` measures at other sizes, too.
 """
@@ -20,7 +20,7 @@ MANY, MORE = 2**12, 2**14
 
 @pytest.mark.parametrize("name", list(NAMES))
 def test_long_sums(name: str) -> None:
-    # Numbers whose mean is 1: partial sums grow as the sum does, and errors of what is subtracted in the end show.
+    # Numbers whose mean is 1: partial sums grow, and errors of what is subtracted in the end show.
     rows = accuracy.measured(NAMES[name], min(MANY, NAMES[name].most), mean=1.0, draws=2)
     assert not [row for row in rows if not row.is_right]
 

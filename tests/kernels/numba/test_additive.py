@@ -44,7 +44,7 @@ def run(inputs: Arrays, kernels: str = "numba") -> Arrays:
 
 
 def assert_right(inputs: Arrays) -> None:
-    """As exact as the reference, or within roundings of the sums, whose terms are at most the weights' size."""
+    """As accurate as the reference, or within roundings of the sums, whose terms are at most the weights' size."""
     q, k, w, dscores = inputs
     eps = EPS[q.dtype.name] * (8 if q.dtype == np.float64 else 1)  # where the reference is not the truth
     largest = float(np.max(np.abs(dscores), initial=0.0))
@@ -66,7 +66,7 @@ def test_sizes(sizes: tuple[int, ...], dtype: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [0.0, 1e-6, 8.0, 100.0, 1e4, 1e30])
 def test_numbers_of_any_size(size: float, dtype: str) -> None:
-    """At 8 some exponentials of the sum are near the ends of float32; above, the sums are taken first."""
+    """At 8 some exponentials are near the limits of float32; above, exponentials are of sums."""
     assert_right(arrays((2, 9, 70, 20), dtype, size))
 
 
@@ -127,7 +127,7 @@ def test_nothing_beyond_the_arrays_is_touched(place: Callable[[np.ndarray], np.n
 
 
 def test_forward_and_backward_hold_no_hidden_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ATTNARRAY_NUM_THREADS", "1")  # what several threads hold at a time depends on who is ahead
+    monkeypatch.setenv("ATTNARRAY_NUM_THREADS", "1")  # the peak of several threads depends on their timing
     size, features = 192, 64
     q, k, v = np.random.default_rng(0).standard_normal((3, 1, size, features), dtype=np.float32)
     w = q[0, 0]

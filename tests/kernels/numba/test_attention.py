@@ -141,7 +141,7 @@ LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "other byte order": lambda x: x.astype(x.dtype.newbyteorder()),
     "read-only": _read_only,
 }
-# With few queries, keys whose rows are whole registers are read where they lie, others are copied first.
+# With few queries, keys whose rows are whole registers are read in place, others are copied first.
 STRIDED = [Sizes(21, 50, 6, 9, 3), Sizes(2, 90, 6, 9), Sizes(2, 90, 16, 32)]
 
 
@@ -210,7 +210,7 @@ def test_huge_and_equal_scores(sizes: Sizes, dtype: str, monkeypatch: pytest.Mon
     for numbers in (huge, equal, huge | {"softcap": 30.0}, equal | {"bias": np.full((1, 1), 1e4)}):
         assert_right(call_of(sizes, **numbers), dtype)
     for bias in (np.full((1, 1), lowest), np.where(np.arange(sizes.keys) % 30 < 20, lowest, 0.0)):
-        assert_right(call_of(sizes, bias=bias), dtype)  # what other code writes for -inf
+        assert_right(call_of(sizes, bias=bias), dtype)  # used by other code for -inf
 
 
 SPREAD = {
@@ -254,7 +254,7 @@ def test_weights_that_round_to_zero_hide_nan(queries: int, monkeypatch: pytest.M
     assert_equal(run(call), expected, 1e-11)  # scores of 4000
 
 
-def test_read_only_arrays_take_the_short_way() -> None:
+def test_read_only_arrays_take_the_fast_path() -> None:
     q = np.random.default_rng(0).standard_normal((1, 2, 8, 4))
     out, ctx = aa.scaled_dot_product_attention_fwd(q, q, q)
     assert not out.flags.writeable

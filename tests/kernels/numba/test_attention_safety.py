@@ -163,7 +163,7 @@ for sizes in {[tuple(sizes) for sizes in WAYS]}:
 
 
 @NEEDS_PAGES
-def test_keys_out_of_reach_are_not_touched() -> None:
+def test_keys_outside_the_window_are_not_read() -> None:
     code = """
 rows = mmap.PAGESIZE // 64  # of 16 numbers in float32
 for queries in (1, rows):

@@ -72,7 +72,7 @@ def test_other_content(content: bytes, compiled: Callable[[], tuple[Any, int]], 
 
 
 @pytest.mark.parametrize("part", ["numba", "llvmlite", "sources"])
-def test_code_of_another_version_is_compiled_anew_without_a_word(
+def test_code_of_another_version_is_recompiled_silently(
     part: str, compiled: Callable[[], tuple[Any, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if part == "sources":

@@ -1,4 +1,4 @@
-"""Numba serves a process whatever comes amid its import, and a child that is forked while another thread compiles."""
+"""Numba works after exceptions during its import, and in a child that is forked while another thread compiles."""
 
 from __future__ import annotations
 

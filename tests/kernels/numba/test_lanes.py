@@ -163,7 +163,7 @@ def test_tanh_is_odd_and_its_slope_even(dtype: str) -> None:
 
 
 @DTYPES
-def test_a_lane_does_not_see_its_neighbours(dtype: str) -> None:
+def test_lanes_are_independent(dtype: str) -> None:
     """NaN and infinities in other lanes change no bit."""
     x = between(0.1, 5, dtype)[:1000]
     odd = np.array([math.nan, math.inf, -math.inf, 0.0], dtype)

@@ -35,7 +35,7 @@ DTYPES = ["float32", "float64"]
 
 
 def arrays(sizes: tuple[int, ...], dtype: str, seed: int = 0, size: float = 1.0) -> Arrays:
-    """Queries of such a size; every eighth centre stands on a key, and the first ones at both ends."""
+    """Queries of such a size; every eighth center is on a key, and the first ones are at both ends."""
     rng = np.random.default_rng(seed)
     b, t, s, d, dv, _ = sizes
     q, k, v, dout = (rng.standard_normal(shape) for shape in ((b, 1, t, d), (b, 1, s, d), (b, 1, s, dv), (b, 1, t, dv)))
@@ -46,7 +46,7 @@ def arrays(sizes: tuple[int, ...], dtype: str, seed: int = 0, size: float = 1.0)
 
 
 def scorings(sizes: tuple[int, ...]) -> list[ScoreModifiers]:
-    """All that the kernel serves; where there are lengths, the first sequence has no keys."""
+    """All options of the kernel; with lengths, the first sequence has no keys."""
     b, t, s, *_ = sizes
     lengths = np.minimum(np.arange(b) * 5, s)
     return [
@@ -76,7 +76,7 @@ def run(
 def assert_right(
     given: Arrays, window: int, scoring: ScoreModifiers, sigma: float | None = None, sharpness: float = 1.0
 ) -> None:
-    """As exact as the reference, or within roundings of the sums; those of sharp scores are as much larger."""
+    """As accurate as the reference, or within roundings of the sums; those of sharp scores are as much larger."""
     dtype = given[0].dtype
     found = run(given, window, scoring, sigma=sigma)
     other = run(given, window, scoring, "reference", sigma)
@@ -114,7 +114,7 @@ def test_sharp_and_flat_scores(size: float, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_keys_that_no_window_sees_are_not_read(dtype: str) -> None:
+def test_keys_outside_all_windows_are_not_read(dtype: str) -> None:
     given = arrays((2, 9, 70, 20, 12, 3), dtype)
     q, k, v, centers, dout = given
     centers = 10.3 + 0.25 * np.arange(9, dtype=dtype) + np.zeros((2, 1, 1), dtype)  # keys 8 to 15
@@ -128,7 +128,7 @@ def test_keys_that_no_window_sees_are_not_read(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_nan_comes_through_where_it_is_seen(dtype: str) -> None:
+def test_visible_nan_propagates(dtype: str) -> None:
     for place, number in ((0, 1), (1, 1), (2, 1), (3, 0)):  # of q, k, v and the centres
         given = [x.copy() for x in arrays((2, 9, 30, 20, 12, 3), dtype)]
         given[place][(number, 0, 4)] = math.nan

@@ -72,7 +72,7 @@ def masks(sizes: Sizes) -> list[np.ndarray | None]:
 
 
 def assert_right(given: Call, largest: float = 1.0) -> None:
-    """As exact as the reference, or within roundings of the `largest` sums; in float64 it is not the truth itself."""
+    """As accurate as the reference, or within roundings of the `largest` sums; in float64 it is not the truth."""
     dtype = given.dscores.dtype.name
     roundings = (16 if dtype == "float32" else 64) * largest
     truth = given.in_dtype("float64").run("reference")
@@ -93,14 +93,14 @@ def test_sizes_and_masks(sizes: Sizes, dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_large_numbers(dtype: str) -> None:
-    """Gates that are open or shut to the last bit."""
+    """Gates that are exactly 0 or 1."""
     given = call((2, 9, 12, 7, 5), dtype)
     rows = Rows(*(None if x is None else 100 * x for x in given.rows))
     assert_right(Call(rows, given.scorer, given.dscores), 100)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_keys_that_nobody_sees_may_be_nan(dtype: str) -> None:
+def test_keys_that_are_visible_to_no_query_may_be_nan(dtype: str) -> None:
     sizes = (2, 19, 12, 7, 5)
     steps = np.random.default_rng(2).random(sizes[:3]) < 0.7
     hidden = np.array([0, 3, 11])
@@ -116,7 +116,7 @@ def test_keys_that_nobody_sees_may_be_nan(dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["queries", "keys", "h0", "c0"])
-def test_nan_that_is_seen_comes_through(name: str, dtype: str) -> None:
+def test_visible_nan_propagates(name: str, dtype: str) -> None:
     """Where the reference has it and nowhere else."""
     sizes = (3, 11, 12, 7, 5)
     steps = np.random.default_rng(2).random(sizes[:3]) < 0.8
@@ -129,7 +129,7 @@ def test_nan_that_is_seen_comes_through(name: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("sizes", [(3, 5, 8, 6, 4), (2, 20, 8, 6, 4)])
-def test_a_batch_is_as_it_is_alone(sizes: Sizes) -> None:
+def test_sequences_of_a_batch_are_independent(sizes: Sizes) -> None:
     """Also where rows of several batches are lanes of one panel."""
     given = call(sizes, "float32", masks(sizes)[1])
     together = given.run()
@@ -137,7 +137,7 @@ def test_a_batch_is_as_it_is_alone(sizes: Sizes) -> None:
         rows = Rows(*(None if x is None else x[b : b + 1] for x in given.rows))
         alone = Call(rows, given.scorer, given.dscores[b : b + 1]).run()
         for found, same in zip(together[:5], alone, strict=False):
-            if found.shape[1] == sizes[2]:  # the gradient of the keys: sums over lanes, which lie elsewhere
+            if found.shape[1] == sizes[2]:  # the gradient of the keys: sums over lanes, in another order
                 np.testing.assert_allclose(found[b : b + 1], same, rtol=0, atol=1e-5)
             else:
                 np.testing.assert_array_equal(found[b : b + 1], same)
@@ -145,7 +145,7 @@ def test_a_batch_is_as_it_is_alone(sizes: Sizes) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_segments(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gates that are computed once more are the same; only products over lanes are summed in other groups."""
+    """Recomputed gates are equal; only products over lanes are summed in other groups."""
     sizes = (2, 19, 23, 7, 5)
     for steps in masks(sizes):
         given = call(sizes, dtype, steps)
@@ -178,7 +178,7 @@ def _frozen(x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("sizes", [(3, 40, 12, 7, 5), (40, 3, 12, 7, 5), (1, 70, 12, 7, 5)])
 def test_threads(sizes: Sizes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scores and gradients of queries and states to the bit; what queries share is summed in other groups."""
+    """Scores and gradients of queries and states are equal bit by bit; sums over queries are in other groups."""
     for steps in masks(sizes):
         given = call(sizes, "float32", steps)
         expected = given.run()
@@ -196,7 +196,7 @@ def test_threads(sizes: Sizes, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_beyond_the_arrays_is_touched(
     place: Callable[[np.ndarray], np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor beyond the scratch."""
+    """Also not beyond the scratch."""
     for sizes in SIZES + EMPTY:
         for dtype in DTYPES:
             for steps in masks(sizes)[:2]:

@@ -48,8 +48,8 @@ def test_every_kernel_on_numpy_arrays_is_tested() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("shape", [*SIZES, (2, 3, 5), (3, 17, 4), (2, 0, 5), (7,)], ids=str)
 def test_as_exact_as_the_reference(name: str, shape: tuple[int, ...], dtype: str) -> None:
-    # A few roundings more, where the reference has had luck with its own. In float64 it is not the truth, but off by
-    # some roundings itself, of GELU's slope by twenty.
+    # A few roundings more, as the error of the reference may be small by chance. In float64 it is not the truth, but
+    # off by some roundings itself, of GELU's slope by twenty.
     roundings = {"float32": 8, "float64": 40}[dtype]
     for arguments in calls_of(name, shape):
         rounded = in_dtype(arguments, dtype)
@@ -85,7 +85,7 @@ def assert_same_bits(found: tuple[Any, ...], expected: tuple[Any, ...]) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_any_layout_will_do_and_no_input_is_changed(name: str, shape: tuple[int, ...], layout: Any) -> None:
+def test_any_layout_is_accepted_and_no_input_is_changed(name: str, shape: tuple[int, ...], layout: Any) -> None:
     for arguments in calls_of(name, shape):
         expected = kernel(name, arguments)
         given = in_layout(layout, arguments)
@@ -214,7 +214,7 @@ def test_16_bit_arrays_are_computed_in_float32(function: str, dtype: str) -> Non
 
 
 @pytest.mark.parametrize(("dtype", "lowest"), [("float32", -12.5), ("float64", -37.0)])
-def test_gelu_keeps_small_chances(dtype: str, lowest: float) -> None:
+def test_gelu_keeps_small_probabilities(dtype: str, lowest: float) -> None:
     x = np.linspace(lowest, 8.0, 4001).astype(dtype)
     expected = np.array([0.5 * number * math.erfc(-number / math.sqrt(2)) for number in x.astype(np.float64)])
     # Four roundings; math.erfc of a number that is rounded twice is off by up to x^2 roundings of float64. Without

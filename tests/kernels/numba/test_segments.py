@@ -47,7 +47,7 @@ def run_segments(x: Any, dout: Any, segments: Any, count: int, mask: Any = None,
 
 
 def assert_near(found: list[Any], given: Any, run: Callable[..., list[Any]], roundings: float = 4) -> None:
-    """As exact as the reference, or within roundings of the largest entry: `given` are the arguments of `run`."""
+    """As accurate as the reference, or within roundings of the largest entry: `given` are the arguments of `run`."""
     precise = tree.map(lambda leaf: leaf.astype(np.float64) if getattr(leaf, "dtype", int) in DTYPES else leaf, given)
     dtype = found[0].dtype.name
     truth, beside = run(**precise, kernels="reference"), run(**given, kernels="reference")
@@ -148,7 +148,7 @@ def test_graphs(sizes: tuple[int, ...], edge_features: bool, dtype: str) -> None
 def test_what_has_no_weight_and_no_gradient_may_be_nan() -> None:
     given = graph_of(GRAPHS[1])
     expected = run_graph(**given)
-    bad = given["sources"] == 1  # whose rows are seen by nobody then
+    bad = given["sources"] == 1  # whose rows are then visible to no query
     given["weights"][:, bad], given["dscores"][:, bad] = 0.0, 0.0
     expected = run_graph(**given)
     for name in ("k", "v"):

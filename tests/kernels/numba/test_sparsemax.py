@@ -1,4 +1,4 @@
-"""The kernels of sparse maps and of selection, beyond what test_rows.py asks of all kernels along rows."""
+"""The kernels of sparse maps and of selection, besides the tests of all kernels along rows in test_rows.py."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EPS = {"float32": 2.0**-23, "float64": 2.0**-52}
 
 
 def rows_of_all_kinds(dtype: str) -> dict[str, np.ndarray]:
-    """What could keep Newton's method from coming to an end, or from the right one."""
+    """Rows for which Newton's method might not converge, or to a wrong threshold."""
     n = np.arange(300)
     return {
         name: np.asarray(row, dtype)
@@ -122,7 +122,7 @@ def test_rows_with_nan_stay_within_their_results() -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
-def test_any_layout_will_do(layout: Any) -> None:
+def test_any_layout_is_accepted(layout: Any) -> None:
     x = numbers((6, 3, 70), "float32", "ties")
     np.testing.assert_array_equal(row_selection.top_k_indices(layout(x), 9), top_k_indices.reference(x, 9))
     indices = top_k_indices.reference(x, 9)

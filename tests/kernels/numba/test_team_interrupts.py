@@ -1,4 +1,4 @@
-"""Exceptions at any moment (Ctrl-C, signal handlers, other threads): threads have ended before they go on.
+"""Exceptions at any moment (Ctrl-C, signal handlers, other threads): threads end before they propagate.
 
 Nothing here depends on when an exception comes: at random moments, only those that came are counted.
 """
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("few_threads")
 
 
 class Zeros:
-    """New arrays where those of an interrupted call may have been: a thread that still wrote would be seen."""
+    """New arrays in the memory of an interrupted call, to detect threads that still write."""
 
     def __init__(self, problem: Problem) -> None:
         self.arrays = [np.zeros_like(x) for x in problem.expected for _ in range(2)]
@@ -75,7 +75,7 @@ def test_an_exception_at_any_bytecode_waits_for_the_threads() -> None:
             running.add(start)
             started.set()
             gone.wait()
-            time.sleep(0.0005)  # a caller who did not wait would be gone
+            time.sleep(0.0005)  # a caller that did not wait would have returned
             running.discard(start)
 
     def let_go() -> None:
@@ -91,7 +91,7 @@ def test_an_exception_at_any_bytecode_waits_for_the_threads() -> None:
         helper = threading.Thread(target=let_go)
         helper.start()
         before = sys.gettrace()
-        sys._getframe().f_trace_opcodes = True  # Python 3.12 looks at it when tracing begins
+        sys._getframe().f_trace_opcodes = True  # Python 3.12 checks it when tracing begins
         sys.settrace(traced_until(n, raised, (part,)))
         try:
             threads.split_rows(part, THREADS, 10**6)
@@ -109,14 +109,14 @@ def test_an_exception_at_any_bytecode_waits_for_the_threads() -> None:
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 def test_an_exception_at_any_bytecode_of_attention(backward: bool) -> None:
-    """All that computes attention can be called again, whichever bytecode the exception came at."""
+    """Attention can be called again, whichever bytecode the exception came at."""
     problem = Problem(0)
     out, ctx = aa.scaled_dot_product_attention_fwd(*problem.arrays, is_causal=True)
     threads.run_parts(int, [(0,)] * THREADS)
     sizes, n, came = team.team_sizes(), 0, True
     while came:
         came, before = False, sys.gettrace()
-        sys._getframe().f_trace_opcodes = True  # Python 3.12 looks at it when tracing begins
+        sys._getframe().f_trace_opcodes = True  # Python 3.12 checks it when tracing begins
         sys.settrace(traced_until(n, threading.Event()))
         try:
             if backward:
@@ -137,13 +137,13 @@ def test_an_exception_at_any_bytecode_of_attention(backward: bool) -> None:
 
 
 def test_numpys_handling_of_errors_is_as_before_at_any_bytecode() -> None:
-    """Array code switches it off within."""
+    """Array code changes it."""
     quiet = ignoring_fp_errors(lambda: None)
     n, came = 0, True
     with np.errstate(all="raise"):
         while came:
             came, before = False, sys.gettrace()
-            sys._getframe().f_trace_opcodes = True  # Python 3.12 looks at it when tracing begins
+            sys._getframe().f_trace_opcodes = True  # Python 3.12 checks it when tracing begins
             sys.settrace(traced_until(n, threading.Event(), (quiet, np.errstate.__enter__, np.errstate.__exit__)))
             try:
                 quiet()

@@ -138,7 +138,7 @@ def test_the_quota_of_a_cgroup(
     ("path", "root"), [("/docker/x", "/docker/x"), ("/", "/"), ("/../../x", "/"), ("/y", "/docker/x")]
 )
 def test_the_quota_in_a_container(path: str, root: str, version: Callable[..., Path], tmp_path: Path) -> None:
-    """Where the folder of the process is the top that is mounted, whatever its path is called outside."""
+    """If the cgroup of the process is mounted as the root, whatever its path outside."""
     assert cpus.cpu_quota(version(tmp_path, {"": "250000 100000"}, path, root)) == 2.5
 
 
