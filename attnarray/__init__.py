@@ -2,7 +2,7 @@
 
 A differentiable function `f` is three functions: `f` for inference, `f_fwd`, which takes the same arguments and returns
 (out, ctx), and `f_bwd`, which takes (dout, ctx) and returns a NamedTuple of gradients, named as the parameters of `f`.
-An output of `f_fwd` that `ctx` holds too is a read-only NumPy array, since to change it would change the gradients:
+An output of `f_fwd` that `ctx` holds, too, is a read-only NumPy array, since changing it would change the gradients:
 write `out = out + x`, not `out += x`, or work on `out.copy()`. What `f` returns is writable.
 
 `layers` and `models` have the same three as `__call__`, `fwd` and `bwd`, with parameters from `init`; `optim` updates
@@ -16,7 +16,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# Public name -> module. `__init__.pyi` says the same to type checkers.
+# Public name -> module; `__init__.pyi` has the same for type checkers.
 _MODULES = {
     "tree": "tree",
     "optim": "optim",

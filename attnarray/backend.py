@@ -1,4 +1,4 @@
-"""Which array library: read off the arrays themselves; `use_backend` decides only where new arrays are made."""
+"""Which array library: that of the arrays themselves; `use_backend` decides only where new arrays are made."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class BackendStatus(NamedTuple):
 
 
 def namespace_of(*arrays: Array | None) -> Namespace:
-    """The array namespace that all `arrays` share; `None` entries are passed over.
+    """The array namespace that all `arrays` share; `None` entries are skipped.
 
     Returns
     -------
@@ -113,7 +113,7 @@ def namespace_of(*arrays: Array | None) -> Namespace:
 
 
 def namespace_of_cupy(arrays: Iterable[Array | None]) -> Namespace | None:
-    """What `namespace_of` gives for CuPy arrays alone, without the microseconds that asking them takes; else None."""
+    """The result of `namespace_of` for CuPy arrays only, without microseconds of overhead; else None."""
     kinds = {type(array) for array in arrays if array is not None}
     return _cupy_namespace(kinds.pop()) if len(kinds) == 1 else None
 
@@ -163,7 +163,7 @@ def library_name(array: Array) -> str:
 
 
 def device_of(array: Array) -> Any:
-    """The device `array` lives on, in its own library's terms, to be passed on as `device=`."""
+    """The device of `array`, as an object of its own library, for `device=`."""
     return getattr(array, "device", None)
 
 
@@ -192,7 +192,7 @@ def index_dtype(xp: Namespace, array: Array) -> Any:
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[Namespace]:
-    """Within the block, `asarray`, parameter initialisation and random numbers make arrays of this library.
+    """Within the block, `asarray`, parameter initialization and random numbers make arrays of this library.
 
     Arrays that exist already are never moved: functions compute where their inputs live.
 
@@ -260,7 +260,7 @@ def asarray(data: Any, dtype: str | None = None, *, device: Any = None) -> Any:
         array = data if device is None else xp.asarray(data, device=device)
     else:
         host = to_numpy(data)
-        if dtype_name(host.dtype) == "bfloat16" and _CREATION.get() == "torch":  # which cannot read it from NumPy
+        if dtype_name(host.dtype) == "bfloat16" and _CREATION.get() == "torch":  # cannot read them from NumPy
             host, dtype = np.asarray(host, dtype=np.float32), dtype or "bfloat16"
         array = xp.asarray(host) if device is None else xp.asarray(host, device=device)
     return array if dtype is None else xp.astype(array, dtype_called(xp, dtype))
@@ -290,7 +290,7 @@ def to_numpy(array: Any) -> np.ndarray:
         return np.asarray(array.get())
     if library == "torch":
         tensor = array.detach().cpu()
-        if dtype_name(tensor.dtype) == "bfloat16":  # torch has no NumPy form of it
+        if dtype_name(tensor.dtype) == "bfloat16":  # torch cannot convert it to NumPy
             return np.asarray(tensor.float().numpy(), dtype=importlib.import_module("ml_dtypes").bfloat16)
         return np.asarray(tensor.numpy())
     if library == "array_api_strict":
@@ -312,7 +312,7 @@ def scatter_add(values: Array, rows: Array, count: int) -> Array:
 
 
 def write_rows(array: Any, start: int, rows: Array) -> Any:
-    """Write `rows` (..., N, E) into `array` (..., S, E) from row `start` on; into a copy where none can be written."""
+    """Write `rows` (..., N, E) into `array` (..., S, E) from row `start` on; into a copy if `array` is immutable."""
     past = start + rows.shape[-2]
     if library_name(array) == "jax":
         return array.at[..., start:past, :].set(rows)

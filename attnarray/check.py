@@ -1,4 +1,4 @@
-"""The engine of `attnarray check`: every gradient against differences, every kernel against the reference."""
+"""The engine of `attnarray check`: every gradient against central differences, every kernel against the reference."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from attnarray.dispatch import KernelMode, explain, use_kernels
 from attnarray.gradient_check import gradcheck
 from attnarray.triples import find_triple
 
-TOLERANCE = 1e-8  # for a correct gradient the differences themselves are off by about 1e-12 of the largest entry
+TOLERANCE = 1e-8  # the error of the differences themselves is about 1e-12 of the largest entry
 SAMPLED = 96  # entries checked of each input of a case; the tests check every one
-# A kernel may be off by twice what the reference is off, and by a few roundings of the largest entry. How far the
-# reference is off is a matter of luck with one set of numbers: it is the most of several, moved by a rounding each.
+# The error of a kernel may be twice that of the reference, plus a few roundings of the largest entry. The error of the
+# reference on one set of numbers is random: it is the maximum over several, each perturbed by a rounding.
 ERROR_RATIO, ROUNDINGS, DRAWS = 2.0, 8, 4
 
 
@@ -53,7 +53,7 @@ class KernelResult(NamedTuple):
 
 
 class Results(NamedTuple):
-    """All that one run of `attnarray check` found."""
+    """The results of one run of `attnarray check`."""
 
     gradients: list[GradientResult]
     kernels: list[KernelResult]
@@ -70,7 +70,7 @@ class Results(NamedTuple):
 
 
 def run(cases: Sequence[Case], backends: Sequence[str], kernels: KernelMode, advance: Callable[[str], None]) -> Results:
-    """Check all cases on all backends; `kernels` is "all", "reference" or "auto"; `advance` hears of each case."""
+    """Check all cases on all backends; `kernels` is "all", "reference" or "auto"; `advance` is called for each case."""
     results = Results([], [])
     for backend in backends:
         for case in cases:
@@ -98,7 +98,7 @@ def select(only: Sequence[str] = (), file: str | None = None) -> list[Case]:
 
 
 def cases_in(file: str) -> tuple[Case, ...]:
-    """The cases that a Python file of the caller's lists as CASES."""
+    """The cases in the list CASES of a Python file."""
     expected = "expected a Python file that lists attnarray.cases.Case values as CASES"
     try:
         found = runpy.run_path(file).get("CASES")
@@ -137,7 +137,7 @@ def check_gradients(case: Case, backend: str, kernels: KernelMode, max_elements:
 def check_kernels(case: Case, backend: str, dtype: str) -> list[KernelResult]:
     """Outputs and gradients of a case with kernels and without, both against the reference in float64.
 
-    In float64 the reference rounds too: its rounding error is taken to be that in float32, as much smaller as the bits.
+    In float64 the reference rounds too: its rounding error is estimated as that in float32, scaled by the epsilons.
     """
     names = _kernel_name(case, backend, "auto")
     reference = _results(case, backend, "reference", "float64")
@@ -166,7 +166,7 @@ def _kernel_name(case: Case, backend: str, kernels: KernelMode) -> str:
 def _results(case: Case, backend: str, kernels: KernelMode, dtype: str, moved: int = 0) -> dict[str, np.ndarray]:
     """Outputs and gradients by name, as float64 on the host, for a fixed random cotangent.
 
-    With `moved` all floating arguments are off by a rounding, up or down, by that seed.
+    With `moved`, a seed, all floating arguments are perturbed by a rounding, up or down.
     """
     with use_backend(backend):
         arguments = case.arguments(dtype)
@@ -206,7 +206,7 @@ def _named(prefix: str, results: Any) -> Iterator[tuple[str, Any]]:
 def _largest_distance(found: np.ndarray | None, exact: np.ndarray | None) -> float:
     """The largest |found - exact|, where equal infinities are 0 apart and a NaN or another infinity is infinitely far.
 
-    Infinite, too, where there is one alone, or their shapes differ.
+    Infinite, too, if only one of the two exists, or their shapes differ.
     """
     if found is None or exact is None or found.shape != exact.shape:
         return np.inf

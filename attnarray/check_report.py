@@ -13,7 +13,7 @@ Row = list[str | Cell]
 
 
 def show(results: Results, backends: Sequence[str]) -> None:
-    """Print one table of gradients and one of kernels per backend, then what is wrong, then one line of totals."""
+    """Print one table of gradients and one of kernels per backend, then wrong results, then one line of totals."""
     for backend in backends:
         gradients, kernels = results.only(backend)
         _show_gradients(backend, gradients)

@@ -28,7 +28,7 @@ _HINTS = dict.fromkeys([list, tuple, int, float], " attnarray.asarray makes one 
 
 
 def is_array(value: Any) -> bool:
-    """Whether `value` has what every array has: a shape and a dtype."""
+    """Whether `value` has a shape and a dtype, as every array does."""
     return hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, type)
 
 
@@ -41,7 +41,7 @@ def shown(value: Any) -> str:
 
 
 def require_array(name: str, value: Any, expected: str = "an array") -> None:
-    """Check that `value` is an array that array-api-compat knows, and one that computes by the usual rules."""
+    """Check that `value` is an array that array-api-compat knows, without overridden arithmetic."""
     import array_api_compat
 
     check_plain(value, name)
@@ -63,7 +63,7 @@ def required(**arrays: Array | None) -> None:
 
 
 def namespace(**arrays: Array | None) -> Namespace:
-    """`namespace_of` the given arrays, with errors that name the argument; `None` entries are passed over."""
+    """`namespace_of` the given arrays, with errors that name the argument; `None` entries are skipped."""
     for given in arrays.values():
         if given is not None and type(given) is not np.ndarray:
             return _namespace_of_others({name: a for name, a in arrays.items() if a is not None})
@@ -92,7 +92,7 @@ def shapes(**arrays: Array | None) -> str:
 
 
 def floating(**arrays: Array | None) -> str:
-    """Check that all given arrays have one floating dtype; return its name. `None` entries are passed over."""
+    """Check that all given arrays have one floating dtype; return its name. `None` entries are skipped."""
     names = {n: dtype_name(a.dtype) for n, a in arrays.items() if a is not None}
     distinct = set(names.values())
     if len(distinct) == 1 and distinct.issubset(FLOATS):
@@ -140,12 +140,12 @@ def integer_dtype(name: str, array: Array) -> str:
 
 
 def integer(name: str, array: Array) -> Array:
-    """Check for an array of integers; return it in the library's index dtype, in which sums and differences fit."""
+    """Check for an array of integers; return it in the library's index dtype, which holds sums and differences."""
     dtype, xp = integer_dtype(name, array), namespace_of(array)
     wide = index_dtype(xp, array)
     if dtype == dtype_name(wide):
         return array
-    if dtype == f"u{dtype_name(wide)}" and math.prod(array.shape):  # whose large numbers would turn negative
+    if dtype == f"u{dtype_name(wide)}" and math.prod(array.shape):  # large numbers would become negative
         largest, limit = int(to_numpy(array).max()), int(xp.iinfo(wide).max)
         if largest > limit:
             raise ValueError(
@@ -164,7 +164,7 @@ def shape(name: str, array: Array, expected: tuple[int, ...], because: str) -> N
 
 
 def broadcasts(name: str, array: Array, target: tuple[int, ...], axes: str) -> None:
-    """Check that `array` broadcasts, right-aligned, to `target`, whose axes are called `axes`."""
+    """Check that `array` broadcasts, right-aligned, to `target`, whose axes are described by `axes`."""
     given = tuple(array.shape)
     fits = len(given) <= len(target) and all(
         a in (1, b) for a, b in zip(reversed(given), reversed(target), strict=False)
@@ -252,7 +252,7 @@ def integers(name: str, value: Any) -> int | Array:
 
 
 def plain_fields(instance: Any) -> None:
-    """Turn the NumPy scalars among the fields of a frozen dataclass into Python's numbers, which do not wrap."""
+    """Turn the NumPy scalars among the fields of a frozen dataclass into Python's numbers, which do not overflow."""
     for name, value in vars(instance).items():
         if isinstance(value, np.generic):
             object.__setattr__(instance, name, value.item())
@@ -269,8 +269,8 @@ def within(name: str, array: Array, lowest: int, highest: int, meaning: str) -> 
     return array
 
 
-def beside(name: str, value: int | Array, like_name: str, like: Array) -> int | Array:
-    """A NumPy array of integers taken to the library and device of `like`; other libraries must be that of `like`."""
+def same_device(name: str, value: int | Array, like_name: str, like: Array) -> int | Array:
+    """Return integers on the library and device of `like`: NumPy arrays are moved, other libraries must be the same."""
     if isinstance(value, int):
         return value
     if library_name(value) == "numpy" != library_name(like):
@@ -299,7 +299,7 @@ def choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     """Check that `value` is one of the known choices."""
     try:
         known = value in choices
-    except (TypeError, ValueError, RuntimeError):  # an array, whose comparison is no single answer
+    except (TypeError, ValueError, RuntimeError):  # an array, whose comparison is not a bool
         known = False
     if not known:
         raise ValueError(f"`{name}` is {shown(value)}, expected one of {', '.join(map(repr, choices))}.")

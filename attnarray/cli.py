@@ -19,7 +19,7 @@ from attnarray.dispatch import thread_count
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong with the arguments in one line."""
+    """Prints errors of arguments in one line."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{self.prog}: {message}. See {self.prog} --help.")
@@ -32,30 +32,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code.
 
     0: all is well. 1: a check failed, or something could not be written. 2: a wrong argument. 130: interrupted. 141:
-    the reader of the output has gone.
+    the output pipe was closed.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed, by >&-
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - up to the end
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # Whoever reads a pipe sees each line at once; a terminal without a character gets one that is like it.
+            # Pipes are line-buffered; characters that a terminal lacks are replaced by similar ones.
             stream.reconfigure(errors=console.ASCII, line_buffering=True)
     try:
         try:
             options = _parser().parse_args(arguments)
-            if options.run is not _info:  # which shows what is wrong
+            if options.run is not _info:  # the full traceback
                 _check_thread_count()
             code: int = options.run(options)
         finally:
-            sys.stdout.flush()  # after --help, too, which ends by SystemExit
+            sys.stdout.flush()  # also after --help, which raises SystemExit
     except UsageError as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("attnarray: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # whoever reads, as in `attnarray info | head`, has seen enough
+    except BrokenPipeError:  # the reader, as in `attnarray info | head`, has closed the pipe
         for stream in (sys.stdout, sys.stderr):
             _give_up_if_broken(stream)
         return 141
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _give_up_if_broken(stream: TextIO) -> None:
-    """Write what is left to nowhere, as Python would complain at its end."""
+    """Discard buffered output, or Python would report an error at exit."""
     try:
         stream.flush()
     except OSError:
@@ -177,14 +177,14 @@ def _add_demo(commands: Commands) -> None:
         help=f"the attention mechanism: {', '.join(ATTENTIONS)} (default: {ATTENTIONS[0]})",
     )
     which.add_argument(
-        "--all", action="store_true", help="train every mechanism in turn; print a table, draw one picture of all"
+        "--all", action="store_true", help="train every mechanism; print a table, plot the alignments of all"
     )
     demo.add_argument("--backend", metavar="NAME", default="numpy", help="array library (default: numpy)")
     demo.add_argument(
         "--kernels",
         choices=("auto", "reference", "numba", "cuda"),
         default="auto",
-        help="auto: the fastest that there is (default); reference: array code",
+        help="auto: the fastest available (default); reference: array code",
     )
     demo.add_argument("--epochs", type=_positive, metavar="N", help="passes over the training dates (default: 3)")
     demo.add_argument("--dates", type=_positive, metavar="N", help="number of training dates (default: by mechanism)")

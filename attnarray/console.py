@@ -1,4 +1,4 @@
-"""What commands show: tables, lines and progress; in color on a terminal with rich, else in plain text."""
+"""Output of commands: tables, lines and progress; in color on a terminal with rich, else in plain text."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from attnarray.tables import Cell, layout, paragraphs
 
 GOOD, BAD, FAINT = "green", "bold red", "dim"
 UNLIMITED = 10_000  # the width where the output is no terminal and COLUMNS is not set
-NARROWEST = 24  # a terminal that says it is narrower is not believed
-EVERY = 5.0  # seconds between two lines that say where a command is
+NARROWEST = 24  # smaller widths reported by a terminal are ignored
+EVERY = 5.0  # seconds between two lines of progress
 BEAT = 1.0  # seconds between two checks of the clock
 COMPILING = "Compiling kernels for this machine, once ..."
 NOT_KEPT = "Compiling kernels in this process, as no folder for their cache can be written (see attnarray info) ..."
 
 
-# What a terminal shows that has ASCII only; anything else is "?".
+# Replacements for terminals with ASCII only; anything else is "?".
 ALIKE = {"█": "#", "·": ".", "–": "-", "—": "-", "≈": "~", "±": "~", "µ": "u", "×": "x", "…": ".", "²": "2"}
 ALIKE |= dict.fromkeys("▏▎▍", "-") | dict.fromkeys("▌▋▊▉", "#")
 ASCII = "attnarray-ascii"
@@ -47,7 +47,7 @@ class UsageError(Exception):
 
 
 class HelpFormatter(argparse.HelpFormatter):
-    """Wraps each paragraph of a description; lines that are indented, and the one before them, stay as they are."""
+    """Wraps each paragraph of a description; indented lines, and the one before them, are kept."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         blocks = text.split("\n\n")
@@ -70,7 +70,7 @@ def width() -> int:
 
 
 def require_writable(command: str, option: str, path: str, suffixes: tuple[str, ...] = ()) -> None:
-    """Say now, not after an hour, that a file cannot be written."""
+    """Check that a file can be written, before a long computation."""
     target = Path(os.path.realpath(path))
     problem = ""
     if target.is_dir():
@@ -137,30 +137,30 @@ def _styled(line: str | Sequence[Cell]) -> Any:
 
 
 class Progress(Protocol):
-    """What is said while a command runs: on standard error, but for the lines that stay."""
+    """Progress of a running command: on standard error, except permanent lines."""
 
     def advance(self, words: str) -> None:
-        """One more step is reached; a few words on it."""
+        """Count a step, with a short description."""
 
     def note(self, words: str) -> None:
-        """What is going on within the step."""
+        """Show what happens within the step."""
 
     def say(self, line: str | Sequence[Cell]) -> None:
-        """A line of the output, which stays."""
+        """Print a permanent line of output."""
 
     def remark(self, line: str) -> None:
-        """A line beside the output, which stays."""
+        """Print a permanent line on standard error."""
 
     def tick(self) -> None:
-        """Time may have passed."""
+        """Check the clock."""
 
 
 @contextmanager
 def progress(label: str, total: int | None = None, *, still: bool = False) -> Iterator[Progress]:
     """Show the progress of `total` steps (None: it is not known): a bar on a terminal, else a line every few seconds.
 
-    Kernels that are compiled meanwhile are named. A `still` bar is drawn, or its line written, within its own methods
-    and at no other time, so that it does not disturb what is measured.
+    Kernels compiled meanwhile are named. A `still` bar, or its line, is written only within calls of its own methods,
+    so that it does not disturb measurements.
     """
     with _bar(label, total, still) as bar, compilations(_Compilations(bar)):
         yield bar
@@ -181,7 +181,7 @@ def _bar(label: str, total: int | None, still: bool) -> Iterator[Progress]:
 
 
 class _Compilations:
-    """A listener that names each kernel that is compiled, and explains the first one in a line."""
+    """A listener that names each compiled kernel, with an explanation before the first one."""
 
     def __init__(self, bar: Progress) -> None:
         self._bar, self._said = bar, False
@@ -198,7 +198,7 @@ def _reached(label: str, done: int, total: int | None) -> str:
 
 
 class Lines:
-    """Progress where there is no terminal: a line when EVERY seconds have passed since the one before."""
+    """Progress without a terminal: a line at most every EVERY seconds."""
 
     def __init__(self, label: str, total: int | None) -> None:
         self._label, self._total, self._done, self._words = label, total, 0, ""
@@ -236,7 +236,7 @@ class Lines:
 
 @contextmanager
 def _beating(lines: Lines, still: bool) -> Iterator[None]:
-    """Within the block, a thread prints lines in time also while a step takes long."""
+    """Within the block, a thread prints lines on time, also during long steps."""
     if still:
         yield
         return
@@ -256,7 +256,7 @@ def _beating(lines: Lines, still: bool) -> Iterator[None]:
 
 
 class _PlainBar:
-    """A line that is written over and over, on a terminal without rich."""
+    """A line that is overwritten, on a terminal without rich."""
 
     def __init__(self, label: str, total: int | None) -> None:
         self._label, self._total, self._done = label, total, 0

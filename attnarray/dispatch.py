@@ -1,6 +1,6 @@
 """Which kernel: an `@accelerated` function is the reference, and runs a kernel of `kernels/table.py` if one fits.
 
-The choice is separate from the array library: arrays say where to compute, this says with what. By default NumPy
+The choice is separate from the array library: arrays decide where to compute, this decides the code. By default NumPy
 arrays go to a Numba kernel and CuPy arrays to a CUDA kernel if the table has one that does not decline, else to the
 reference.
 """
@@ -34,14 +34,14 @@ _TRACE: ContextVar[list[Choice] | None] = ContextVar("attnarray_trace", default=
 
 
 def ignoring_fp_errors(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorate array code in which masks hide NaN and infinities, which are computed with and then dropped.
+    """Decorate array code whose masked NaN and infinities are computed with and then dropped.
 
-    NumPy must neither warn of them nor raise. Kernels do neither in any case.
+    NumPy must neither warn nor raise for them. Kernels never do.
     """
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        # In a context of its own, so that nothing remains set whichever bytecode an exception comes at.
+        # In a separate context, so that the setting is restored wherever an exception is raised.
         return cast(R, copy_context().run(_run_quietly, function, args, kwargs))
 
     return call
@@ -53,7 +53,7 @@ def _run_quietly(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
 
 
 class Choice(NamedTuple):
-    """What ran for a function: `kernel` is "reference", "numba" or "cuda"; `reason` says why not a faster one."""
+    """The code that ran for a function: `kernel` is "reference", "numba" or "cuda"; `reason` is why none faster."""
 
     function: str
     kernel: str
@@ -81,7 +81,7 @@ class KernelUnavailableError(RuntimeError):
 
 
 def accelerated(reference: Callable[P, R]) -> Callable[P, R]:
-    """Mark a function on arrays as one that kernels may stand in for; its own body is the reference.
+    """Mark a function on arrays whose body is the reference, and may be replaced by kernels.
 
     The first positional argument is an array, whose library selects the kernel backend.
     """
@@ -170,7 +170,7 @@ def use_kernels(mode: KernelMode) -> Iterator[None]:
 
 
 def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
-    """Which kernel runs for this call, and why not a faster one. The call is carried out once: this is what happened.
+    """Which kernel runs for this call, and why not a faster one. The call is run once.
 
     Examples
     --------
@@ -189,7 +189,7 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
 
 
 class KernelStatus(NamedTuple):
-    """One row of the kernel table as it stands on this machine; `reason` is empty when the kernel can be used."""
+    """One row of the kernel table on this machine; `reason` is empty when the kernel can be used."""
 
     function: str
     backend: str
@@ -244,12 +244,12 @@ def tensor_core_tiles() -> list[dict[str, Any]]:
 
 
 def warmup(dtypes: tuple[str, ...] = ("float32",)) -> dict[str, float]:
-    """Compile (or load from the cache) every kernel that this machine can use, so that no later call pays for it.
+    """Compile (or load from the cache) every kernel that this machine can use, so that later calls need not.
 
     Parameters
     ----------
     dtypes : tuple of str
-        The dtypes to be ready for: "float32", "float64".
+        The dtypes to compile for: "float32", "float64".
 
     Returns
     -------

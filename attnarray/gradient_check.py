@@ -1,4 +1,4 @@
-"""Check a hand-derived backward against differences of the forward, in float64, element by element."""
+"""Check a hand-derived backward against central differences of the forward, in float64, element by element."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from attnarray.triples import Triple, by_name, find_triple
 
 # Five-point stencil: f'(x) = (f(x-2h) - 8 f(x-h) + 8 f(x+h) - f(x+2h)) / 12h, exact for polynomials up to degree 4.
 STENCIL = ((-2, 1 / 12), (-1, -8 / 12), (1, 8 / 12), (2, -1 / 12))
-# A gradient whose largest entry is below this is compared absolutely: differences do not resolve it better. They do
-# where the outputs are small: there it is what so many roundings of the loss make of a difference.
+# Smaller gradients, by their largest entry, are compared absolutely, as differences do not resolve them. With small
+# outputs differences do: there the limit is the error of a difference due to so many roundings of the loss.
 SMALLEST_SCALE, ROUNDINGS = 1e-3, 1000
-# Of the first step, where that one finds a difference.
+# Relative to the first step, for entries that disagree.
 SECOND_STEP = 0.01
 
 
@@ -37,7 +37,7 @@ class InputCheck(NamedTuple):
 
 
 class GradcheckReport(NamedTuple):
-    """All comparisons of one `gradcheck`; true when every one holds."""
+    """All comparisons of one `gradcheck`; true if all agree."""
 
     function: str
     inputs: tuple[InputCheck, ...]
@@ -79,27 +79,27 @@ def gradcheck(
     Parameters
     ----------
     function : callable
-        A function with `_fwd` and `_bwd` beside it, or a layer. Your own work too: `vjp` says how to write one.
+        A function with `_fwd` and `_bwd` in the same module, or a layer; also your own, see `vjp`.
     *args, **kwargs
-        Its arguments. Floating arrays, also inside dicts, are taken to float64; they are not changed. NumPy arrays keep
-        their layout in memory, so that the function is checked for that layout; an array whose elements share memory,
-        as those of a broadcast one do, is copied to memory of its own while one of them is moved.
+        Its arguments. Floating arrays, also inside dicts, are converted to float64; they are not changed. NumPy arrays
+        keep their layout in memory, so that the function is checked for that layout; an array whose elements share
+        memory, as those of a broadcast one do, is copied while one of them is perturbed.
     wrt : sequence of str, optional
         The parameter names to check; all that the backward returns a gradient for by default.
     step : float
         h. Points closer than 2 h to a kink (ReLU at 0) give a wrong difference, not a wrong gradient: entries that
-        disagree are looked at once more, with h / 100.
+        disagree are compared again, with h / 100.
     tolerance : float
         The largest error allowed, relative to the largest entry of the gradient.
     max_elements : int
-        Of inputs with more elements, only so many are checked, sampled at random.
+        Inputs with more elements are checked at so many random ones.
     seed : int
         For dout and the sampling.
 
     Returns
     -------
     GradcheckReport
-        True in a condition when all gradients hold; printed, it is a table.
+        True in a condition if all gradients agree; printed, it is a table.
 
     Raises
     ------
@@ -129,10 +129,10 @@ def gradcheck(
             label = tree.format_path((name, *path))
             _check_step(label, tree.get(arguments[name], path), step)
             analytic = np.asarray(to_numpy(leaf)).reshape(-1)
-            places = _places(analytic.size, max_elements, rng)
+            indices = _sampled_indices(analytic.size, max_elements, rng)
             differences = functools.partial(_differences, loss, arguments, name, path)
-            error = _largest_error(differences, loss, analytic, places, step, tolerance)
-            results.append(InputCheck(label, len(places), error, bool(error <= tolerance), analytic.size))
+            error = _largest_error(differences, loss, analytic, indices, step, tolerance)
+            results.append(InputCheck(label, len(indices), error, bool(error <= tolerance), analytic.size))
     if not any(check.size for check in results):
         raise ValueError(f"Nothing was compared: {[check.name for check in results]} have no elements.")
     return GradcheckReport(getattr(function, "__name__", type(function).__name__), tuple(results), tolerance)
@@ -157,7 +157,7 @@ def _terms(leaf: Array, weight: np.ndarray) -> np.ndarray:
 
 
 def _analytic(triple: Triple, arguments: dict[str, Any], rng: np.random.Generator) -> tuple[_Loss, Any]:
-    """The loss for a random cotangent, and the gradients that the backward gives for it."""
+    """The loss for a random cotangent, and the gradients that the backward returns for it."""
     before = [(path, np.array(to_numpy(leaf))) for path, leaf in tree.flatten(arguments) if _is_floating(leaf)]
     out, ctx = triple.fwd(**arguments)
     cotangent = tree.map(lambda leaf: _cotangent_like(leaf, rng), out)
@@ -176,7 +176,7 @@ def _analytic(triple: Triple, arguments: dict[str, Any], rng: np.random.Generato
 
 
 def _found(backward: str, grads: Any, arguments: dict[str, Any], wrt: Sequence[str] | None) -> dict[str, Any]:
-    """The gradients to compare by name, which are those of floating arguments, complete and like them."""
+    """The gradients to compare, by name: checked to be those of all floating arguments, with their types and shapes."""
     if not hasattr(grads, "_fields"):
         raise TypeError(
             f"{backward} returns {checks.shown(grads)}, expected a NamedTuple with one field for each gradient, named "
@@ -220,7 +220,7 @@ def _check_gradient(label: str, grad: Any, leaf: Array) -> None:
 
 
 def _check_step(label: str, leaf: Array, step: float) -> None:
-    """Check that every number moves by the step."""
+    """Check that the step changes every number."""
     host = to_numpy(leaf)
     lost = np.isfinite(host) & (host + step == host)
     if np.any(lost):
@@ -230,7 +230,7 @@ def _check_step(label: str, leaf: Array, step: float) -> None:
         )
 
 
-def _places(size: int, most: int, rng: np.random.Generator) -> np.ndarray:
+def _sampled_indices(size: int, most: int, rng: np.random.Generator) -> np.ndarray:
     return np.arange(size) if size <= most else rng.choice(size, most, replace=False)
 
 
@@ -238,25 +238,25 @@ def _largest_error(
     differences: Callable[[np.ndarray, float], np.ndarray],
     loss: _Loss,
     analytic: np.ndarray,
-    places: np.ndarray,
+    indices: np.ndarray,
     step: float,
     tolerance: float,
 ) -> float:
     """The largest distance of a gradient from its differences, relative to the largest of these.
 
-    Where the two disagree, a smaller step decides: a kink that lay within the first one is then mostly out of reach.
+    Where the two disagree, a smaller step decides, which mostly avoids a kink within the first one.
     """
-    numeric = differences(places, step)
+    numeric = differences(indices, step)
     rounding = ROUNDINGS * np.finfo(np.float64).eps * loss.size / step
     smallest = max(min(SMALLEST_SCALE, rounding / tolerance), float(np.finfo(np.float64).tiny))
 
     def errors() -> np.ndarray:
         scale = max(float(np.max(np.abs(numeric), initial=0.0)), smallest)
-        return np.asarray(np.abs(analytic[places] - numeric) / scale)
+        return np.asarray(np.abs(analytic[indices] - numeric) / scale)
 
     wrong = ~(errors() <= tolerance)
     if np.any(wrong):
-        numeric[wrong] = differences(places[wrong], SECOND_STEP * step)
+        numeric[wrong] = differences(indices[wrong], SECOND_STEP * step)
     return float(np.max(errors(), initial=0.0))
 
 
@@ -265,21 +265,21 @@ def _differences(
     arguments: dict[str, Any],
     name: str,
     path: tree.Path,
-    places: np.ndarray,
+    indices: np.ndarray,
     step: float,
 ) -> np.ndarray:
     """The derivative of the loss with respect to some entries of a leaf, counted in row-major order."""
     leaf = tree.get(arguments[name], path)
     host = np.array(to_numpy(leaf), dtype=np.float64, order="C")
-    flat = host.reshape(-1)  # a view, as the order is C
-    numeric = np.zeros(len(places))
-    for n, place in enumerate(places):
-        value = flat[place]
+    flat = host.reshape(-1)  # a view, since it is C-contiguous
+    numeric = np.zeros(len(indices))
+    for n, index in enumerate(indices):
+        value = flat[index]
         for offset, weight in STENCIL:
-            flat[place] = value + offset * step
+            flat[index] = value + offset * step
             changed = tree.replace(arguments[name], path, _like(host, leaf))
             numeric[n] += weight / step * loss({**arguments, name: changed})
-        flat[place] = value
+        flat[index] = value
     return numeric
 
 
@@ -306,7 +306,7 @@ def _is_floating(value: Any) -> bool:
 
 
 def _cotangent_like(leaf: Array, rng: np.random.Generator) -> Array:
-    # The lse of a fully masked row is -inf and constant; a NaN must be seen. What is no floating number has none.
+    # The lse of a fully masked row is -inf and constant; a NaN must be reported. Integer outputs have no gradient.
     values = to_numpy(leaf)
     host = rng.standard_normal(values.shape) * (~np.isinf(values) if _is_floating(leaf) else 0.0)
     xp = namespace_of(leaf)

@@ -16,7 +16,7 @@ from attnarray.dispatch import available_kernels, cpu_count, cpu_quota, tensor_c
 
 
 def collect() -> dict[str, Any]:
-    """All facts as values of JSON."""
+    """All facts as JSON values."""
     backends = available_backends()
     gpu = any(status.name == "cupy" and status.available for status in backends)
     return {

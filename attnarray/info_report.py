@@ -12,7 +12,7 @@ READY = Cell("ready", GOOD)
 
 
 def show(facts: dict[str, Any]) -> None:
-    """Print the machine first, then backends and kernels, each reason why something is missing once."""
+    """Print the machine first, then backends and kernels, with each reason for something missing only once."""
     print_table("Machine", ["", ""], [[name, text] for name, text in _machine(facts)])
     backends = [
         [
@@ -45,7 +45,7 @@ def _machine(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _show_kernels(kernels: list[dict[str, str]]) -> None:
-    """A row for each function and a column for each kernel backend that can be used; of the others, why not."""
+    """A row for each function and a column for each available kernel backend; for the others the reason."""
     reasons: dict[str, set[str]] = {}
     for kernel in kernels:
         reasons.setdefault(kernel["backend"], set()).add(kernel["reason"])

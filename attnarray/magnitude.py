@@ -54,7 +54,7 @@ def sum_wide(array: Array, axis: int | tuple[int, ...]) -> Array:
 
 
 def row_scales(x: Array) -> Array | None:
-    """What each row of x (..., E) is to be multiplied by, (..., 1), so that squares stay in range; None for nothing."""
+    """Factors (..., 1) of the rows of x (..., E) that keep squares in range; None if all are 1."""
     xp, within = namespace_of(x), RANGES[dtype_name(x.dtype)]
     if not math.prod(x.shape):
         return None
@@ -65,7 +65,7 @@ def row_scales(x: Array) -> Array | None:
 
 
 def common_scale(leaves: list[Array]) -> float:
-    """What all numbers of arrays of one dtype are to be multiplied by, so that the sum of squares stays in range."""
+    """A factor of all numbers of arrays of one dtype that keeps the sum of squares in range."""
     largest = 0.0
     for leaf in leaves:
         if math.prod(leaf.shape):

@@ -67,7 +67,7 @@ class Mask:
         xp = namespace_of(like)
         inside = band(parts.left, parts.right, queries, keys, position("q_offset", q_offset), like)
         every = xp.ones((queries, keys), dtype=xp.bool, device=device_of(like))
-        existing = [within(checks.beside("Padding.lengths", n, "mask", like), keys, like) for n in parts.lengths]
+        existing = [within(checks.same_device("Padding.lengths", n, "mask", like), keys, like) for n in parts.lengths]
         return reduce(operator.and_, [*existing, *dense], every if inside is None else inside)
 
 
@@ -156,7 +156,7 @@ class Documents(Mask):
             )
 
     def same(self, heads: bool = True) -> Array:
-        """Whether query and key are of one document: (*batch, 1, T, S), or (*batch, T, S) where there are no heads."""
+        """Whether query and key are of the same document: (*batch, 1, T, S), or (*batch, T, S) without heads."""
         ids_q, ids_k = (self.ids_q[..., None, :], self.ids_k[..., None, :]) if heads else (self.ids_q, self.ids_k)
         return ids_q[..., :, None] == ids_k[..., None, :]
 
@@ -227,7 +227,7 @@ def to_constraints(*masks: Mask) -> Constraints:
 
 
 def smaller(a: int | None, b: int | None) -> int | None:
-    """The tighter of two bounds, where None, like all that is farther than any position, is unbounded."""
+    """The tighter of two bounds, where None, or anything beyond all positions, is unbounded."""
     tighter = b if a is None else a if b is None else min(a, b)
     return None if tighter is not None and tighter >= LARGEST_POSITION else tighter
 

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def with_layout(like: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """`values` in float64, in memory as `like` is: the order and direction of the axes, gaps, what shares memory.
+    """`values` in float64 with the memory layout of `like`: order and direction of axes, gaps, shared memory.
 
     Gaps are one number wide, whatever their width in `like`, and hold NaN.
     """
@@ -40,7 +40,7 @@ def _from_inside(array: np.ndarray) -> list[int]:
 
 
 def _packed_steps(like: np.ndarray) -> list[int]:
-    """Strides, counted in elements, of an array in memory like `like`, whose elements share none."""
+    """Strides, counted in elements, of an array with the layout of `like`, if its elements share no memory."""
     steps, reach, taken = [0] * like.ndim, like.itemsize, 1
     for axis in _from_inside(like):
         size, stride = like.shape[axis], like.strides[axis]

@@ -1,4 +1,4 @@
-"""What NumPy's arrays have and those of other libraries have not: subclasses with rules of their own."""
+"""Features of NumPy's arrays alone: subclasses that override arithmetic, and read-only arrays."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 T = TypeVar("T")
-PLAIN = (np.ndarray, np.memmap)  # other subclasses may compute by rules of their own
+PLAIN = (np.ndarray, np.memmap)  # other subclasses may override arithmetic
 
 
 def check_plain(value: Any, name: str = "") -> None:
@@ -24,7 +24,7 @@ def check_plain(value: Any, name: str = "") -> None:
 
 
 def plain(data: Any) -> np.ndarray:
-    """Numbers, lists of them and arrays of any subclass as an array of NumPy; one with a mask would lose that."""
+    """Numbers, lists of them and arrays of any subclass as a NumPy array; a masked array would lose its mask."""
     _refuse_masked(data)
     return np.asarray(data)
 
@@ -38,12 +38,12 @@ def _refuse_masked(data: Any) -> None:
 
 
 def read_only(array: Any) -> Any:
-    """An output that its context holds too, as a read-only view: to change it would change the gradients.
+    """An output that its context holds, too, as a read-only view: changing it would change the gradients.
 
     Arrays of other libraries are returned as they are: they cannot be made read-only.
     """
     if isinstance(array, np.ndarray):
-        array = array[...]  # a view, sooner made than by view(), as setflags is sooner done than flags
+        array = array[...]  # a view; indexing is faster than view(), and setflags than flags
         array.setflags(write=False)
     return array
 

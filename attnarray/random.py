@@ -22,7 +22,7 @@ KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 WORD = 0xFFFFFFFF
 ROUNDS = 10
 
-# The last counter word tells the uses of one seed apart; attention dropout puts the batch there, never so large.
+# The last counter word separates the uses of one seed; attention dropout has the batch there, which is never so large.
 FLAT_STREAM = WORD
 SEED_STREAM = WORD - 1
 NOISE_HEADS = 2**31  # added to the head where attention draws noise and not dropout
@@ -79,7 +79,7 @@ def attention_noise(
 ) -> Array:
     """Gumbel noise -log(-log u) for every score (B, H, T, S), float64, with a uniform u in (0, 1) of 32 random bits.
 
-    Places as in `attention_keep_mask`, but with 2^31 added to the head, so that dropout of one seed is independent.
+    Counters as in `attention_keep_mask`, but with 2^31 added to the head, so that dropout of one seed is independent.
     """
     words = _attention_words(seed, shape, xp, device, query, key, NOISE_HEADS)
     return -xp.log(-xp.log((xp.astype(words, xp.float64) + 0.5) * 2.0**-32))
@@ -149,7 +149,7 @@ def _arange(xp: Namespace, device: Any, start: int, stop: int) -> Array:
 
 @dataclass(frozen=True)
 class Philox:
-    """A random generator without state: the same call gives the same numbers; `fold_in` and `split` give others.
+    """A random generator without state: the same call gives the same numbers; `fold_in` and `split` derive others.
 
     Numbers are the same on every backend (normal ones up to the rounding of log and cos).
 
@@ -207,7 +207,7 @@ class Philox:
 
 
 def as_seed(rng: Any) -> int:
-    """The seed of what users may give as `rng`: a `Philox` or a plain int."""
+    """The seed of an `rng` argument: a `Philox` or a plain int."""
     if isinstance(rng, Philox):
         return int(rng.seed)
     seed = checks.integral(rng)

@@ -1,4 +1,4 @@
-"""Tables that fit a width: names are folded, then each row becomes a few lines; figures are never cut."""
+"""Tables that fit a width: names are wrapped, then each row becomes a few lines; figures are never cut."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _stacked(
 
 
 def flow(entries: Sequence[Line], width: int, *, indent: str = "") -> Iterator[Line]:
-    """Entries one after the other, on as many lines as it takes; one that is longer than a line is folded."""
+    """Entries one after the other, on as many lines as it takes; one that is longer than a line is wrapped."""
     line: Line = []
     used = 0
     for entry in entries:
@@ -121,7 +121,7 @@ def flow(entries: Sequence[Line], width: int, *, indent: str = "") -> Iterator[L
 
 
 def fold(text: str, width: int) -> list[str]:
-    """The text on lines of at most `width` characters, broken between words where it can be."""
+    """The text on lines of at most `width` characters, broken between words if possible."""
     lines = [""]
     for piece in FOLDS.split(text):
         if len(lines[-1] + piece.rstrip()) > width:

@@ -1,6 +1,6 @@
 """Trees: nested dicts, lists, tuples and NamedTuples of arrays, such as parameters, gradients and contexts.
 
-`None` is a leaf that stands for "not given" and is kept as it is. Arrays are not copied.
+`None` is a leaf that means "not given" and is kept. Arrays are not copied.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _walk(path: Path, tree: Tree) -> Iterator[tuple[Path, Any]]:
 
 
 def add(first: Tree, second: Tree) -> Tree:
-    """The sum of trees, leaf by leaf: the gradients of tied or reused parameters are added so.
+    """The sum of trees, leaf by leaf: for the gradients of tied or reused parameters.
 
     Examples
     --------
@@ -94,7 +94,7 @@ def add(first: Tree, second: Tree) -> Tree:
 def nbytes(tree: Tree) -> int:
     """The bytes that the array leaves of `tree` hold; an array that appears twice counts once.
 
-    Works on contexts too: `tree.nbytes(ctx)` is what a forward pass keeps for its backward pass.
+    Works on contexts too: `tree.nbytes(ctx)` is the memory that a forward pass saves for its backward pass.
 
     Examples
     --------
@@ -122,7 +122,7 @@ def _arrays(tree: Tree) -> Iterator[Array]:
 def summary(tree: Tree) -> str:
     """`tree` in one line: dtypes and shapes of its arrays, the number of arrays in branches, and all bytes.
 
-    Contexts, gradients, caches and the states of optimizers look like that when they are printed.
+    Contexts, gradients, caches and the states of optimizers are printed like that.
 
     Examples
     --------
@@ -156,10 +156,10 @@ _shortened: set[str] = set()  # modules
 
 
 def shorten_reprs() -> None:
-    """Let the NamedTuples of this package that are loaded show their `summary` where they hold arrays."""
+    """Make the loaded NamedTuples of this package show their `summary` if they hold arrays."""
     for name, module in list(sys.modules.items()):
         if name.startswith("attnarray.") and name not in _shortened:
-            if not getattr(module.__spec__, "_initializing", False):  # or it may get more classes
+            if not getattr(module.__spec__, "_initializing", False):  # else it may define more classes
                 _shortened.add(name)
             for kind in list(vars(module).values()):
                 if isinstance(kind, type) and kind.__module__ == name and hasattr(kind, "_fields"):

@@ -1,4 +1,4 @@
-"""The convention that holds the library together: `f`, `f_fwd`, `f_bwd` stand together and are found by name."""
+"""The convention of the library: `f`, `f_fwd`, `f_bwd` are in one module and are found by name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 
 class Triple(NamedTuple):
-    """A differentiable function with its forward that keeps a context and its backward."""
+    """A differentiable function, its forward with context, and its backward."""
 
     f: Callable[..., Any]
     fwd: Callable[..., Any]
@@ -22,13 +22,13 @@ def find_triple(function: Callable[..., Any]) -> Triple:
     Raises
     ------
     TypeError
-        If there is no forward or backward beside the function.
+        If there is no forward or backward in the module of the function.
     """
     if hasattr(function, "fwd") and hasattr(function, "bwd"):
         return Triple(function, function.fwd, function.bwd)
     name = getattr(function, "__name__", repr(function))
     module = sys.modules.get(getattr(function, "__module__", ""), None)
-    own = getattr(function, "__globals__", {})  # a notebook or `exec` may run in a namespace that is no module
+    own = getattr(function, "__globals__", {})  # a notebook or `exec` may run in a namespace that is not a module
     parts = {part: getattr(module, part, own.get(part)) for part in (f"{name}_fwd", f"{name}_bwd")}
     missing = [part for part, found in parts.items() if found is None]
     if missing:
@@ -61,7 +61,7 @@ def vjp(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, C
     Parameters
     ----------
     function : callable
-        Any function of the library that has `_fwd` and `_bwd` beside it, a layer, or a function `f` of your own with
+        Any function of the library with `_fwd` and `_bwd`, a layer, or your own function `f` with
         `f_fwd` and `f_bwd` in the same module. `f_fwd` takes the arguments of `f` and returns (out, ctx);
         `f_bwd(dout, ctx)` returns a NamedTuple, whose fields have the names of the parameters of `f` that it gives the
         gradients of.
@@ -71,7 +71,7 @@ def vjp(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, C
     Returns
     -------
     out : array or NamedTuple of arrays
-        As from `_fwd`: read-only where the context holds it too.
+        As from `_fwd`: read-only if the context holds it, too.
     pullback : callable
         dout -> NamedTuple of gradients, one field per differentiable input. May be called more than once.
 

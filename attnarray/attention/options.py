@@ -193,8 +193,8 @@ def _offset(given: Any, layout: Layout, like: Array, xp: Namespace) -> int | Arr
 
 
 def _integers(name: str, given: Any, layout: Layout, like: Array, xp: Namespace) -> int | Array:
-    """An int as it is; one integer per batch as an array (B,) beside `like`."""
-    array = checks.beside(name, checks.integers(name, given), "query", like)
+    """An int as it is; one integer per batch as an array (B,) on the device of `like`."""
+    array = checks.same_device(name, checks.integers(name, given), "query", like)
     if isinstance(array, int):
         return array
     array = xp.broadcast_to(array, layout.batch) if array.ndim == 0 else array

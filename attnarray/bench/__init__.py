@@ -1,1 +1,1 @@
-"""`attnarray bench`: cases, peers that compute the same, a runner that measures them side by side, and reports."""
+"""`attnarray bench`: cases, peers that compute the same, a runner that measures them interleaved, and reports."""

@@ -1,4 +1,4 @@
-"""A `BenchCase`: one call to be measured, what its arrays are, and what it costs at least."""
+"""A `BenchCase`: a call to be measured, its arrays, and the least work and memory traffic that it needs."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class BenchCase:
         return {**made, **{name: draw(rng, self.shapes) for name, draw in self.drawn.items()}}
 
     def without_dropout(self) -> BenchCase | None:
-        """The case with nothing dropped, or None if nothing is dropped anyway."""
+        """The case without dropout, or None if it has none."""
         if "rng" not in self.options:
             return None
         options = {name: DROPOUT_OPTIONS.get(name, value) for name, value in self.options.items()}
@@ -136,7 +136,8 @@ def sdpa(
     """A case of attention; "{S}", "{T}" and "{D}" in `name` are filled in.
 
     `bias` gives each head a full bias (H, T, S), `mask` a random boolean mask (T, S), `lengths` the share of the keys
-    that exist for each batch. Queries stand at the end of the keys: with is_causal the last query sees the last key.
+    that exist for each batch. Queries are at the end of the keys: with is_causal the last query attends to the last
+    key.
     """
     S, Dv, Hkv = (there if given is None else given for given, there in ((S, T), (Dv, D), (Hkv, H)))
     shapes: dict[str, tuple[int, ...]] = {"query": (B, H, T, D), "key": (B, Hkv, S, D), "value": (B, Hkv, S, Dv)}

@@ -20,9 +20,9 @@ GROUPS = {
     "training": "forward and backward together, as in a training step",
     "decode": "one new query per sequence against many keys",
     "tiny": "calls so small that checks and dispatch count",
-    "special": "what makes other functions leave their fast path",
+    "special": "options for which other libraries leave their fast path",
     "dtypes": "the call of the prefill group in other floating dtypes",
-    "mechanisms": "attention that scores by something else than a dot product",
+    "mechanisms": "attention with other scores than dot products",
     "triples": "the primitives around attention",
 }
 
@@ -48,12 +48,12 @@ def _parts(rng: np.random.Generator, shapes: Shapes) -> tuple[Partial, ...]:
 
 
 def _weights(*shape: int) -> Draw:
-    """Deviation 1 / sqrt(inputs): a state of many steps neither fades nor becomes chaotic."""
+    """Deviation 1 / sqrt(inputs): a state of many steps neither vanishes nor becomes chaotic."""
     return lambda rng, shapes: rng.standard_normal(shape, dtype=np.float32) / math.sqrt(shape[-1])
 
 
 def _projections(rng: np.random.Generator, shapes: Shapes) -> dict[str, dict[str, np.ndarray]]:
-    """Those of multi-head attention, without biases: that of the keys has no gradient, and noise is no result."""
+    """The projections of multi-head attention, without biases: that of the keys has gradient 0, so peers differ."""
     width = shapes["query"][-1]
     draw = _weights(width, width)
     return {name: {"weight": draw(rng, shapes)} for name in ("query", "key", "value", "out")}
@@ -139,9 +139,9 @@ def _scored_by_lstm(name: str, length: int) -> BenchCase:
 
 
 def _local(keys: int, queries: int = 1024, name: str = "local-training") -> BenchCase:
-    """A training step of queries with 64 features that see 64 keys each, however many keys there are.
+    """A training step of queries with 64 features that attend to 64 keys each, however many keys there are.
 
-    In float64: a position among many keys has few digits left in float32, and peers would look at other keys.
+    In float64: in float32 a position among many keys is inexact, and peers would attend to other keys.
     """
 
     def drawn(size: float, *shape: int) -> Draw:
@@ -239,7 +239,7 @@ MORE: tuple[BenchCase, ...] = (
     _relative(256),
     _graph("gatv2", 1),
     _graph("gat", 2),
-    # In float64: at a kink peers would take the other side, and of nearly equal scores another one.
+    # In float64: in float32, peers would differ near kinks and between nearly equal scores.
     mechanism("sparsemax_attention", "sparsemax-attention-training", direction="both", dtype="float64",
               flops=4.0 * 8 * 512 * 512 * 64, query=(1, 8, 512, 64), key=(1, 8, 512, 64), value=(1, 8, 512, 64)),
     mechanism("entmax_attention", "entmax-attention-training", direction="both",

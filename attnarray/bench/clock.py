@@ -9,17 +9,17 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-L2_FLUSH_FACTOR = 2  # so much more than the cache is overwritten, as its replacement is not strictly the oldest first
+L2_FLUSH_FACTOR = 2  # times the cache size is overwritten, as replacement is not strictly LRU
 
 
 class Clock(Protocol):
-    """What the runner needs of a clock."""
+    """The interface of a clock."""
 
     def sample(self, run: Callable[[], Any], repeats: int) -> float:
         """Seconds per call, over `repeats` calls."""
 
     def synchronize(self) -> None:
-        """Wait until nothing that was started is still running."""
+        """Wait until all started work is done."""
 
 
 class HostClock:
@@ -72,7 +72,7 @@ def clock_for(backend: str) -> Clock:
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """A collection of garbage in the middle of a sample would be charged to whoever runs then."""
+    """A garbage collection within a sample would count as time of that peer."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""The arguments of `attnarray bench`. Nothing is imported here that takes time before it is asked for."""
+"""The arguments of `attnarray bench`. Nothing slow is imported until the command runs."""
 
 from __future__ import annotations
 

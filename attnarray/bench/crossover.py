@@ -17,7 +17,7 @@ from attnarray.tables import Cell
 
 QUICK_SIZES = tuple(2**n for n in range(4, 11))  # 16 to 1024
 FULL_SIZES = tuple(2**n for n in range(3, 14))  # 8 to 8192
-# A peer that needs longer than this is left out of larger sizes: it will not win there.
+# Seconds; a peer whose fastest call takes longer is left out at larger sizes.
 SLOWEST_CALL = {False: 0.1, True: 1.0}
 
 
@@ -27,7 +27,7 @@ def sizes(full: bool) -> tuple[int, ...]:
 
 
 class Winner(NamedTuple):
-    """The fastest peers of a size: more than one where the interval does not tell them apart."""
+    """The fastest peers of a size: more than one if the interval of their ratio includes 1."""
 
     size: int
     rows: tuple[Row, ...]
@@ -40,7 +40,7 @@ class Winner(NamedTuple):
 def measure_sizes(
     case: BenchCase, peers: Sequence[Peer], setting: Setting, full: bool, advance: Callable[[str], None]
 ) -> Iterator[list[Row]]:
-    """The rows of one size after the other; `advance` hears of each."""
+    """The rows of one size after the other; `advance` is called after each."""
     present = list(peers)
     for size in sizes(full):
         if case.resized is None or not present:
@@ -106,7 +106,7 @@ def changes(found: Sequence[Winner]) -> list[str]:
 
 
 def _names(winner: Winner) -> tuple[str, ...]:
-    """The winners in one order, whoever was ahead by a hair."""
+    """The winners in a fixed order."""
     return tuple(sorted(row.peer for row in winner.rows))
 
 

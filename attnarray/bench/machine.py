@@ -1,4 +1,4 @@
-"""The machine: what it is, and how fast it can multiply, copy and exponentiate at best."""
+"""The machine: its description, and its highest rates of matrix products, copies and exponentials."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from attnarray.bench.clock import Clock
 
 GEMM_SIZE = {"numpy": {"float32": 1536, "float64": 1024}, "cupy": {"float32": 8192, "float64": 4096, "float16": 8192}}
 COPIED = {"numpy": 2**26, "cupy": 2**30}  # bytes, more than any cache holds
-EXP_BLOCK, EXP_REPEATS = 2**14, 64  # elements that stay in a core's own cache, so that memory does not count
+EXP_BLOCK, EXP_REPEATS = 2**14, 64  # elements that fit in a core's cache, so that memory bandwidth does not count
 EXP_DTYPES = ("float32", "float64")
-ATTEMPTS = 7  # a ceiling is the best that was ever seen
+ATTEMPTS = 7  # a ceiling is the best of so many
 PACKAGES = ("numba", "llvmlite", "torch", "jax", "keras", "onnx", "onnxruntime", "cupy-cuda12x", "cupy-cuda13x")
-# A one-minute load above this share of the CPUs means that somebody else computes.
+# A one-minute load above this share of the CPUs means that other processes compute.
 BUSY = 0.25
-DRIFT = 0.15  # by how much the matrix product may change until the end before it is said
+DRIFT = 0.15  # relative change of the matrix product until the end that is reported
 
 
 class Ceilings(NamedTuple):
@@ -36,16 +36,16 @@ class Ceilings(NamedTuple):
     exp: dict[str, float]  # exponentials
 
     def seconds(self, cost: Cost, moved: float, dtype: str) -> float | None:
-        """The time that a call needs at least: that of its slowest kind of work; None where nothing was measured."""
+        """A lower bound of the time of a call: that of its slowest kind of work; None if nothing was measured."""
         if not self.copy:
             return None
-        wide = "float64" if dtype == "float64" else "float32"  # what 16-bit floats are computed in on a CPU
+        wide = "float64" if dtype == "float64" else "float32"  # CPUs compute 16-bit floats in float32
         gemm, exp = self.gemm.get(dtype, self.gemm[wide]), self.exp.get(dtype, self.exp[wide])
         return max(cost.flops / gemm, moved / self.copy, cost.exps / exp)
 
 
 def measure_ceilings(backend: str, threads: int, clock: Clock) -> Ceilings:
-    """Time a large matrix product, a large copy and many exponentials, by NumPy and by PyTorch where it is there."""
+    """Time a large matrix product, a large copy and many exponentials, by NumPy and by PyTorch if installed."""
     gemm = {dtype: _gemm(backend, dtype, n, threads, clock) for dtype, n in GEMM_SIZE[backend].items()}
     if backend == "numpy":
         with ThreadPoolExecutor(threads) as pool:
@@ -73,7 +73,7 @@ def _gemm(backend: str, dtype: str, n: int, threads: int, clock: Clock) -> float
 
 
 def _torch(threads: int) -> Any:
-    """PyTorch, where it is installed: on many CPUs its libraries are faster than NumPy's."""
+    """PyTorch, if installed: on many CPUs its libraries are faster than NumPy's."""
     if importlib.util.find_spec("torch") is None:
         return None
     torch = importlib.import_module("torch")
@@ -82,7 +82,7 @@ def _torch(threads: int) -> Any:
 
 
 def gemm_again(backend: str, threads: int, clock: Clock) -> float:
-    """The float32 rate once more, to see whether the machine is as fast at the end as it was at the beginning."""
+    """The float32 rate once more, to compare the end of a run with its start."""
     return _gemm(backend, "float32", GEMM_SIZE[backend]["float32"], threads, clock)
 
 
@@ -135,7 +135,7 @@ def _exp_on_device(dtype: str, clock: Clock) -> float:
 
 
 def describe(backend: str, threads: int, command: str) -> dict[str, Any]:
-    """Everything about machine and software that a reader of figures asks for; no names of hosts, users or folders."""
+    """Machine and software of a run; no names of hosts, users or folders."""
     facts = info.collect()
     here = {name: value for name, value in facts["here"].items() if name != "kernel cache"}
     devices = {b["name"]: b["device"] for b in facts["backends"] if b["available"]}
@@ -155,7 +155,7 @@ def describe(backend: str, threads: int, command: str) -> dict[str, Any]:
 
 
 def busy(environment: dict[str, Any]) -> str:
-    """A warning if others compute on this machine; empty if not."""
+    """A warning if other processes compute on this machine; empty if not."""
     load = environment.get("load")
     if load is None or load <= BUSY * environment["cpus"]:
         return ""
@@ -163,7 +163,7 @@ def busy(environment: dict[str, Any]) -> str:
 
 
 def drifted(ceilings: dict[str, Any]) -> str:
-    """A warning if the machine was not as fast at the end as at the start; empty if it was, or nobody looked."""
+    """A warning if the machine was not as fast at the end as at the start; empty if it was, or is unknown."""
     at_the_end = ceilings.get("gemm at the end")
     change = 0.0 if at_the_end is None else at_the_end / ceilings["gemm"]["float32"] - 1
     if abs(change) <= DRIFT:
@@ -173,7 +173,7 @@ def drifted(ceilings: dict[str, Any]) -> str:
 
 
 def warnings(environment: dict[str, Any], ceilings: dict[str, Any]) -> list[str]:
-    """Why the figures of a run are to be doubted; they stand wherever the figures do."""
+    """Why the figures of a run may be wrong; shown wherever the figures are."""
     return list(filter(None, [busy(environment), drifted(ceilings)]))
 
 

@@ -1,4 +1,4 @@
-"""The most memory that one call takes beyond what was there before it."""
+"""The peak memory of one call, less the memory in use before it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-RESET_PEAK = "5"  # what proc_pid_clear_refs(5) takes to set the peak back to the present
+RESET_PEAK = "5"  # resets the peak, see proc_pid_clear_refs(5)
 
 
 def peak_extra_bytes(run: Callable[[], Any], backend: str) -> int | None:
     """Bytes at the peak of one call of `run`, less those before it; None where that cannot be measured.
 
     On the host by Linux's account of resident memory, in pages. On a GPU by what is no longer free afterwards: memory
-    pools do not give back within a call, and they are emptied before it.
+    pools free nothing within a call, and they are emptied before it.
     """
     gc.collect()
     return _on_device(run) if backend == "cupy" else _on_host(run)
@@ -40,9 +40,9 @@ def _on_host(run: Callable[[], Any]) -> int | None:
 
 
 def return_free_memory() -> None:
-    """Give the system what the GNU allocator keeps: free memory there would hide what a call takes.
+    """Return free memory of the GNU allocator to the system: it would hide the memory of a call.
 
-    It gives back the top of the first heap alone, so the command starts with one heap for all threads: MALLOC_ARENA_MAX
+    It returns only the top of the first heap, so the command starts with one heap for all threads: MALLOC_ARENA_MAX
     in threads.py.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -51,7 +51,7 @@ def return_free_memory() -> None:
 
 
 def kilobytes(field: str) -> int:
-    """A figure of the system's account of this process."""
+    """A field of the system's memory statistics of this process."""
     lines = (line.split() for line in STATUS.read_text().splitlines())
     return next(int(words[1]) for words in lines if words[0] == f"{field}:")
 

@@ -1,4 +1,4 @@
-"""No figure is reported over a wrong gradient: `attnarray check` in short, on the functions that are to be measured."""
+"""A short `attnarray check` of the functions to be measured: no figures are reported for wrong gradients."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable
 from attnarray import check
 from attnarray.cases import CASES
 
-SAMPLED = 8  # entries of each input; `attnarray check` looks at many more, but here every second counts
+SAMPLED = 8  # entries of each input; `attnarray check` has many more, but takes longer
 DTYPES = ("float32", "float64")
 
 
 def first_wrong(functions: Iterable[str], backend: str, note: Callable[[str], None] = lambda _: None) -> str:
-    """Return what is wrong with a gradient or kernel of these functions, or ""; `note` is told each case."""
+    """Return what is wrong with a gradient or kernel of these functions, or ""; `note` is called with each case."""
     names = set(functions)
     for case in CASES:
         if case.function not in names:

@@ -1,4 +1,4 @@
-"""From a case to the problem that all peers get, its true result, and the judgement whether a peer agrees with it."""
+"""The problem of a case for all peers, its true result, and the comparison of a peer's result with it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOLERANCES = {
 
 
 class Reference(NamedTuple):
-    """What is to be computed, and the result: our array code in float64, outputs and gradients by name."""
+    """The problem and its true result, from our array code in float64: outputs and gradients by name."""
 
     problem: Problem
     results: Named
@@ -61,14 +61,14 @@ def compute_reference(case: BenchCase, backend: str = "numpy", threads: int = 1,
 
 
 class Verdict(NamedTuple):
-    """The largest error of any result, and what is wrong; nothing is if that is empty."""
+    """The largest error of any result, and what is wrong; empty if nothing is."""
 
     error: float
     wrong: str
 
 
 def judge(found: Named, reference: Named, dtype: str) -> Verdict:
-    """Compare what a peer found with the reference, output by output and gradient by gradient."""
+    """Compare the result of a peer with the reference, output by output and gradient by gradient."""
     worst, wrong = 0.0, ""
     for name, exact in reference.items():
         if name not in found:

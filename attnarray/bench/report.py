@@ -1,4 +1,4 @@
-"""What a run shows on the terminal: lines while it measures, tables at the end."""
+"""The output of a run on the terminal: lines while it measures, tables at the end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WIDTHS = {"median": 9, "spread": 8, "ratio": 6, "interval": 11, "roofline": 8, "
 
 
 def heading(results: Results) -> list[Line]:
-    """What the figures were measured on, and what their columns are."""
+    """The machine, and the meaning of the columns."""
     here = results.environment
     device = f"{here['device']}, " if here["device"] else ""
     titles = {**{name: name for name in WIDTHS}, "ratio": f"vs {results.baseline}", "first": "1st call"}
@@ -55,7 +55,7 @@ def _width(column: str, baseline: str) -> int:
 
 
 def case_lines(rows: Sequence[Row], baseline: str) -> list[Line]:
-    """A line that says what the case is, and one for each peer."""
+    """A line about the case, and one for each peer."""
     first = rows[0]
     fastest = min((row.time.median for row in rows if row.time), default=0.0)
     about = f"{first.direction}, {first.dtype}, {first.text}"
@@ -80,7 +80,7 @@ def _lines(row: Row, baseline: str, fastest: float) -> list[Line]:
 
 
 def _wrapped(name: Cell, cells: Sequence[Cell]) -> list[Line]:
-    """A line, or as many as it takes for all cells; the same ones for cells of the same widths."""
+    """Name and cells on as many lines as needed; cells of the same widths are broken alike."""
     lines = [[name]]
     for cell in cells:
         used = sum(len(other.text) for other in lines[-1])
@@ -119,7 +119,7 @@ def figures(row: Row, baseline: str) -> dict[str, str]:
 
 
 def is_alarming(row: Row) -> bool:
-    """Whether the problem is more than that a peer does not offer something."""
+    """Whether the problem is more than a missing feature of a peer."""
     return row.problem.startswith("wrong:") or "Error" in row.problem
 
 
@@ -167,7 +167,7 @@ def _mean_cell(ratios: Sequence[float], cases: int, unsure: bool) -> Cell:
 
 
 def show_comparison(first: Results, second: Results, names: tuple[str, str]) -> None:
-    """A row for each case and peer that both runs have: both medians, their ratio, and whether it means something."""
+    """A row for each case and peer that both runs have: both medians, their ratio, and whether it is significant."""
     old = {(row.case, row.peer): row for row in first.rows if row.time}
     rows: list[list[str | Cell]] = []
     last = ""

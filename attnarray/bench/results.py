@@ -1,4 +1,4 @@
-"""What a run found, as values and as a JSON file with a versioned schema."""
+"""The results of a run, as values and as a JSON file with a versioned schema."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Row:
 
 @dataclass
 class Results:
-    """A run: its rows, and all that one needs to judge them. `crossover` names the case whose sizes were varied."""
+    """A run: its rows, environment and ceilings. `crossover` names the case whose sizes were varied."""
 
     environment: dict[str, Any]
     ceilings: dict[str, Any]
@@ -70,12 +70,12 @@ class Results:
 
 
 def save(results: Results, path: str | os.PathLike[str]) -> None:
-    """Write the JSON file aside and rename it, so that a file by this name is always whole."""
+    """Write the JSON file atomically: a file of this name is always complete."""
     write_whole(path, json.dumps({"schema": SCHEMA, **asdict(results)}, indent=1, allow_nan=False) + "\n")
 
 
 def write_whole(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file in place of an earlier one, whole."""
+    """Write a text file atomically, replacing an earlier one."""
     with replacing(Path(path)) as new:
         new.write([text.encode()])
         new.commit()

@@ -1,4 +1,4 @@
-"""Measures peers side by side: each is checked first, then all are timed in rounds of shuffled order."""
+"""Measures peers interleaved: each is checked first, then all are timed in rounds of shuffled order."""
 
 from __future__ import annotations
 
@@ -37,27 +37,27 @@ class Setting:
     seed: int = 0
     clock: Clock = field(default_factory=HostClock)
     ceilings: Ceilings = UNBOUNDED
-    settle: float = 0.0  # seconds before a sample, see `_settle`; by these two, which tests replace:
+    settle: float = 0.0  # seconds before a sample, see `_settle`; tests replace the next two
     now: Callable[[], float] = time.perf_counter
     sleep: Callable[[float], None] = time.sleep
     memory: Callable[[Callable[[], Any], str], int | None] = peak_extra_bytes
-    between: Callable[[], None] = lambda: None  # called when nothing is timed, every now and then
+    between: Callable[[], None] = lambda: None  # called between samples
 
 
-# Cores that have gone to sleep in the rest take up to two milliseconds to wake, unless a library keeps its threads
-# spinning. A sample shorter than so many seconds is taken right after calls that do not count.
+# Idle cores take up to two milliseconds to wake, unless a library keeps its threads spinning. A sample shorter than
+# so many seconds is taken right after calls that are not timed.
 COLD_START_MATTERS = 0.05
 
 
 @dataclass
 class Entrant:
-    """A peer that was found right, with what it is timed by."""
+    """A peer with a correct result, and its timing."""
 
     peer: str
     call: Call
     row: Row
     repeats: int = 1
-    seconds: float = 0.0  # of a sample, about
+    seconds: float = 0.0  # estimate for a sample
     rounds: int = 0
     samples: list[float] = field(default_factory=list)
 
@@ -80,7 +80,7 @@ def measure(case: BenchCase, peers: Sequence[Peer], setting: Setting) -> list[Ro
             entrants.append(_enter(peer, row, reference, setting))
         except Unsupported as reason:
             rows[peer.name] = dataclasses.replace(row, problem=str(reason))
-        except Exception as error:  # whatever a peer does wrong is a row, and the others go on
+        except Exception as error:  # any error of a peer becomes a row, and the others continue
             rows[peer.name] = dataclasses.replace(row, problem=_raised(error))
     for entrant, problem in _time(entrants, setting):
         rows[entrant.peer] = dataclasses.replace(entrant.row, problem=problem)
@@ -91,7 +91,7 @@ def measure(case: BenchCase, peers: Sequence[Peer], setting: Setting) -> list[Ro
 
 
 def _blank(case: BenchCase) -> Row:
-    """A row that says what the case is, and nothing more."""
+    """A row with the fields of the case only."""
     return Row(
         case.name, case.group, case.text, case.function, case.direction, case.dtype, case.size, "",
         flops=case.cost.flops, exps=case.cost.exps,
@@ -99,11 +99,11 @@ def _blank(case: BenchCase) -> Row:
 
 
 class WrongResult(Unsupported):
-    """A peer does not compute what it is compared with."""
+    """The result of a peer differs from the reference."""
 
 
 def _enter(peer: Peer, row: Row, reference: Reference, setting: Setting) -> Entrant:
-    """Prepare, call once, judge, and find how many calls make a sample."""
+    """Prepare, call once, check the result, and find the number of calls for a sample."""
     call = peer.prepare(reference.problem)
     found: Named = {}
 
@@ -150,7 +150,7 @@ def _kernels(call: Call, peer: Peer) -> str:
 
 
 def _calibrated(call: Call, clock: Clock) -> tuple[int, float]:
-    """Repeats for a sample that is long enough, and about how long it then is."""
+    """The repeats for a sample that is long enough, and the estimated seconds of that."""
     repeats = 1
     while True:
         seconds = clock.sample(call.run, repeats) * repeats
@@ -161,7 +161,7 @@ def _calibrated(call: Call, clock: Clock) -> tuple[int, float]:
 
 
 def _time(entrants: Sequence[Entrant], setting: Setting) -> list[tuple[Entrant, str]]:
-    """Take the samples, round by round, all peers in each in another order; returns who failed and why."""
+    """Take the samples, round by round, each in a new order; return the peers that failed, and why."""
     order = random.Random(setting.seed)
     active, failed = list(entrants), []
     for n in range(max((entrant.rounds for entrant in entrants), default=0)):
@@ -181,9 +181,9 @@ def _time(entrants: Sequence[Entrant], setting: Setting) -> list[tuple[Entrant, 
 
 
 def _settle(entrant: Entrant, setting: Setting) -> None:
-    """Give the threads of the peer before time to stop waiting for work: in calls that do not count, at least one.
+    """Let the threads of the previous peer stop spinning, by at least one call that is not timed.
 
-    They keep the cores awake, too. Before a long sample, where neither matters much, there is a rest instead.
+    The calls keep the cores awake, too. Before a long sample, where that matters little, sleep instead.
     """
     if entrant.seconds >= COLD_START_MATTERS:
         setting.sleep(setting.settle)
@@ -201,7 +201,7 @@ def _figures(entrant: Entrant, baseline: Entrant | None) -> Row:
 
 
 def _raised(error: Exception) -> str:
-    """The error in a line, without the paths and the advice that often follow."""
+    """The first line of the error, shortened."""
     lines = str(error).strip().splitlines()
     words = " ".join(lines[0].split()) if lines else ""
     short = words if len(words) <= 120 else f"{words[:120]}..."

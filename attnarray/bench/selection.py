@@ -1,4 +1,4 @@
-"""Which cases and peers: what the arguments name, with the near names where one is unknown."""
+"""The cases and peers that the arguments name, with suggestions for unknown names."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from attnarray.console import UsageError
 from attnarray.dispatch import cpu_count
 
 BACKENDS = ("numpy", "cupy")
-BASELINES = ("torch", "reference")  # the first that is there
-NEAR = 0.4  # how alike names must be to be suggested, from 0 to 1
+BASELINES = ("torch", "reference")  # the first one available
+NEAR = 0.4  # similarity from which names are suggested, from 0 to 1
 
 
 def select_cases(only: Sequence[str], groups: Sequence[str], full: bool) -> list[BenchCase]:
@@ -50,7 +50,7 @@ def select_case(name: str) -> BenchCase:
 
 
 def select_peers(names: Sequence[str], backend: str) -> tuple[list[Peer], dict[str, str]]:
-    """The peers that are named, or all that can be used here; and of the others, why not."""
+    """The peers that are named, or all that can be used here; and the reasons of the others."""
     for name in names:
         require_known("peer", name, PEERS)
     reasons = {name: peer.missing(backend) for name, peer in PEERS.items()}
@@ -102,7 +102,7 @@ def require_rounds(rounds: int | None) -> None:
 
 
 def require_known(kind: str, name: str, known: Iterable[str]) -> None:
-    """Raise a `UsageError` that lists the near names if `name` is not known."""
+    """Raise a `UsageError` that lists similar names if `name` is not known."""
     if name not in set(known):
         raise _unknown(kind, name, list(known))
 

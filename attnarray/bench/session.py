@@ -22,16 +22,16 @@ from attnarray.bench.runner import Setting, measure
 from attnarray.console import UsageError
 
 SECONDS = {False: 0.08, True: 1.5}  # of timing for each peer on a case of the quick and of the full set
-# Seconds before a sample, in which the threads of the peer before it stop waiting for work, as GNU OpenMP's do.
+# Seconds before a sample, in which threads of the previous peer stop spinning, as those of GNU OpenMP do.
 SETTLE = 1e-2
 PICTURES = (".png", ".svg")
-INTERRUPTED = 130  # the exit code of a program that Ctrl-C ended
+INTERRUPTED = 130  # the exit code after Ctrl-C
 
 Advance = Callable[[str], None]
 
 
 class Plan(NamedTuple):
-    """What is to be measured, once all arguments are found right; `varied` is the case whose sizes are varied."""
+    """The cases and peers of a run, from valid arguments; `varied` is the case whose sizes are varied."""
 
     cases: list[BenchCase]
     varied: BenchCase | None
@@ -92,7 +92,7 @@ def present(found: Results, options: argparse.Namespace) -> None:
 
 
 def show_lines(found: Results) -> None:
-    """Everything that the lines of a run said while it measured."""
+    """The lines that a run shows while it measures."""
     for line in report.heading(found):
         console.print_line(line)
     for rows in found.cases().values():
@@ -101,7 +101,7 @@ def show_lines(found: Results) -> None:
 
 
 def require_outputs(options: argparse.Namespace) -> None:
-    """Say at once what cannot be written, or drawn."""
+    """Fail at once if an output cannot be written or drawn."""
     for option, suffixes in (("json", ()), ("markdown", ()), ("plot", PICTURES)):
         path = getattr(options, option)
         if path is not None:
@@ -172,7 +172,7 @@ def _left_out(absent: dict[str, str]) -> str:
 
 
 def _command(options: argparse.Namespace) -> str:
-    """The command as it can be repeated elsewhere: without the files that it writes."""
+    """The command without the files that it writes, so that it can be repeated elsewhere."""
     words = ["attnarray bench", "--full" if options.full else "--quick"]
     for name in ("only", "group", "peers"):
         words += [f"--{name} {' '.join(values)}" for values in [getattr(options, name)] if values]

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-# The bootstrap of a median promises too much when rounds are few. At this level and with at least FEWEST_ROUNDS, the
-# interval holds the true ratio in 95 of 100 runs or more: tests/tools/test_bench_instrument.py counts.
+# Bootstrap intervals of a median are too narrow for few rounds. At this level and with at least FEWEST_ROUNDS, the
+# interval holds the true ratio in 95 of 100 runs or more: see tests/tools/test_bench_instrument.py.
 LEVEL = 0.99
 FEWEST_ROUNDS = 7
 RESAMPLES = 2000

@@ -1,4 +1,4 @@
-"""The same number of threads for everybody: set before any library starts its own."""
+"""The same number of threads for all libraries, set before any of them starts its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# What the libraries read when they are loaded. XLA has no flag for it: it counts the CPUs, or reads NPROC.
+# Variables that the libraries read when they are loaded. XLA has no flag for it: it counts the CPUs, or reads NPROC.
 VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -20,8 +20,8 @@ VARIABLES = (
     "NPROC",
     "PJRT_NPROC",
 )
-ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}  # else the memory that a call takes cannot be told: see memory.py
-# OpenBLAS's threads wait for work at full speed, for 2^26 cycles by default: on the CPU of whoever is measured next.
+ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}  # for measuring memory: see memory.py
+# OpenBLAS's threads spin while they wait for work, for 2^26 cycles by default, which would slow the next peer.
 SHORT_WAIT = {"OPENBLAS_THREAD_TIMEOUT": "14"}
 
 
@@ -31,7 +31,7 @@ def environment(threads: int) -> dict[str, str]:
 
 
 def restrict(threads: int) -> None:
-    """Start the command anew, on so many CPUs and with the variables set, unless that is how it was started.
+    """Restart the command on so many CPUs and with the variables set, unless it was started that way.
 
     Libraries that read no variable count the CPUs that they may use, so on Linux these are restricted too.
     """
@@ -49,6 +49,6 @@ def restrict(threads: int) -> None:
 
 
 def _is_our_command(arguments: Sequence[str]) -> bool:
-    """Whether this process is `attnarray bench ...`, and nobody's program that calls it."""
+    """Whether this process is `attnarray bench ...`, and not another program that calls it."""
     before = arguments[: arguments.index("bench")] if "bench" in arguments else []
     return bool(before) and (before[-1] == "attnarray.cli" or Path(before[-1]).stem in ("attnarray", "cli"))

@@ -46,13 +46,13 @@ def interval(found: Ratio | None) -> str:
 
 
 def variation(spread: Spread) -> str:
-    """Half the distance of the quartiles, relative to the median: ± 1.2 %."""
+    """Half the interquartile range, relative to the median: ± 1.2 %."""
     share = 50 * (spread.high - spread.low) / spread.median
     return f"± {share:.1f} %" if share < 9.95 else f"± {share:.0f} %"
 
 
 def percent(share: float | None) -> str:
-    """A share: 12 %, 0.4 %, or that it is below a tenth of one."""
+    """A share: 12 %, 0.4 %, or < 0.1 %."""
     if share is None:
         return NONE
     return f"{100 * share:.0f} %" if share >= 0.0095 else f"{100 * share:.1f} %" if share >= 0.0005 else "< 0.1 %"

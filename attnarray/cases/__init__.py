@@ -1,6 +1,6 @@
 """One or more `Case` per public triple, with pairwise distinct sizes: for `attnarray check`, `bench` and the tests.
 
-A new mechanism adds its cases here; `tests/naive/<function>.py` holds the twin that its forward is compared with.
+A new mechanism adds its cases here; its forward is compared with `tests/naive/<function>.py`.
 """
 
 from attnarray.cases.attend import ATTEND_CASES

@@ -11,7 +11,7 @@ from attnarray.cases.case import Arrays, Case, also, bits, normal
 
 # B 2, N 7, M 6, H 3, F 4, Fv 5, E 11; node 3 has no edge, edge 0 is given twice, 0 -> 0 and 2 -> 2 are self-loops.
 EDGES = np.array([[0, 5, 0, 4, 2, 3, 0, 1, 5, 2, 4], [1, 1, 1, 0, 2, 5, 0, 4, 6, 4, 1]])
-KINK = 0.125  # as far as the arguments of LeakyReLU stay from 0, or the differences would reach across it
+KINK = 0.125  # distance of the arguments of LeakyReLU from 0, so that differences do not cross it
 
 
 def _arrays(width: int, parts: int = 1, edge_features: bool = False, batch: tuple[int, ...] = (2,)) -> Any:

@@ -17,9 +17,9 @@ GROUPED = {"query": (7, 24), "key": (8, 12), "value": (8, 6), "out": (12, 10)}  
 
 
 def _params(sizes: Mapping[str, tuple[int, int]], *biases: str) -> Callable[[np.random.Generator], Arrays]:
-    """Of these sizes, with the named biases.
+    """Parameters of these sizes, with the named biases.
 
-    That of the keys has a gradient only where something else than keys takes part in the softmax, or with a softcap.
+    That of the keys has a gradient only if the softmax includes more than the projected keys, or with a softcap.
     """
 
     def draw(rng: np.random.Generator) -> Arrays:

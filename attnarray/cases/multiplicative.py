@@ -34,7 +34,7 @@ def _lengths(*numbers: Any) -> Draws:
 
 
 def _number(value: float) -> Callable[[np.random.Generator], Any]:
-    """Such that its gradient is no small rest of large parts: of that a kernel's rounding would be a large share."""
+    """A number whose gradient has no cancellation, which would magnify the rounding of kernels."""
     return lambda rng: np.array(value)
 
 

@@ -1,4 +1,4 @@
-"""Cases of the mechanisms that score pairs of positions of one sequence, or by what the step before looked at."""
+"""Cases of the mechanisms that score pairs of positions of one sequence, or by the weights of the previous step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cases of what knows positions: rotations, and attention that scores distances."""
+"""Cases of rotary positions and of attention with relative positions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cases of the mechanisms that score queries and keys by something else than a dot product."""
+"""Cases of the mechanisms that score queries and keys by other functions than a dot product."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cases of sparse and hard attention. Supports and choices are such that small changes of inputs leave them alone."""
+"""Cases of sparse and hard attention. Supports and choices are such that small changes of inputs do not change them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _hard(estimator: str, label: str, shapes: Shapes, drawn: Draws | None = None
     return Case("hard_attention", f"{estimator}: {label}", made, {"estimator": estimator, **options})
 
 
-# The gradient of "straight_through" is by intent not that of its forward: it has tests of its own.
+# The gradient of "straight_through" is by design not that of its forward: it has its own tests.
 HARD_CASES: tuple[Case, ...] = (
     _hard("reinforce", "plain", HEADS, _noise(2, 6, 5, 7)),
     _hard("reinforce", "batch, mask", BATCH, {**_noise(2, 3, 4), "attn_mask": bits(2, 3, 4)}, scale=1.5),

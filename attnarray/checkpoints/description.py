@@ -81,7 +81,7 @@ def _described(node: Any, path: tree.Path, arrays: dict[str, Array], types: dict
 
 
 def _check_array(array: Any, where: str) -> None:
-    """Check that an array has no data beside its numbers."""
+    """Check that an array has no data besides its numbers."""
     if not isinstance(array, np.generic):
         require_array("state" if where == tree.format_path(()) else f"state.{where}", array)
     if dtype_name(array.dtype) not in DTYPES:

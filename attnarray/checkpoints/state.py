@@ -40,7 +40,7 @@ def save_state(path: str | os.PathLike[str], state: Any) -> None:
     TypeError
         If something in the state is none of these, or cannot be restored unchanged; the message names its path.
     ValueError
-        If the description beside the arrays exceeds 100 MB, the limit of safetensors.
+        If the description of the state exceeds 100 MB, the limit of safetensors.
     OSError
         If the file cannot be written; the message names it. FileNotFoundError if there is no such folder.
     ModuleNotFoundError

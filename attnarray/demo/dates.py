@@ -113,7 +113,7 @@ def _babel() -> Any:
         import babel.dates
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "The date-translation demo needs the package Babel, which carries the names of months and days of Unicode "
+            "The date-translation demo needs the package Babel, which has the names of months and days of Unicode "
             "CLDR. Install it: pip install 'attnarray[demo]'.",
             name=error.name,
         ) from error

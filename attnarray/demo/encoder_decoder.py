@@ -80,7 +80,7 @@ class EncoderDecoder:
     informed: bool = False
 
     def init(self, rng: Philox, vocab_size: int, max_seq_len: int) -> Params:
-        """Fresh parameters on the current backend."""
+        """Initial parameters on the current backend."""
         E = self.width
         keys = iter(rng.split(9))
         return {

@@ -1,4 +1,4 @@
-"""One lesson of the demo: what a model learns from, what it is tested on, how long it took and how well it did."""
+"""One training run of the demo: its data, its training with the time taken, and its accuracy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class DemoError(Exception):
 
 
 class Lesson(NamedTuple):
-    """The pairs to learn from as numbers, and the others as numbers and as text."""
+    """The training pairs as tokens, and the test pairs as tokens and as text."""
 
     vocabulary: Vocabulary
     learned: training.Data
@@ -30,13 +30,13 @@ class Lesson(NamedTuple):
     test: list[Pair]
 
     def fresh(self, model: Model, seed: int) -> Params:
-        """Untrained parameters of `model`, large enough for all texts."""
+        """Initial parameters of `model`, large enough for all texts."""
         longest = max(self.learned.tokens.shape[1], self.unseen.tokens.shape[1])
         return training.fresh(model, self.vocabulary, longest, seed)
 
 
 def prepare(train: list[Pair], test: list[Pair]) -> Lesson:
-    """A lesson; its vocabulary is that of the pairs to learn from."""
+    """A lesson; its vocabulary is that of the training pairs."""
     vocabulary = Vocabulary(pair.source for pair in train)
     return Lesson(vocabulary, training.encode(train, vocabulary), training.encode(test, vocabulary), test)
 
@@ -44,7 +44,7 @@ def prepare(train: list[Pair], test: list[Pair]) -> Lesson:
 def learn(
     model: Model, lesson: Lesson, params: Params, epochs: int, seed: int, step_done: Callable[[float, float], None]
 ) -> Iterator[tuple[Params, float]]:
-    """Train; yields after each epoch the parameters and the seconds of training so far, without what comes between."""
+    """Train; yield after each epoch the parameters and the seconds of training so far, without the time between."""
     seconds, start = 0.0, time.perf_counter()
     for trained in training.train(model, lesson.learned, params, epochs, seed, step_done):
         seconds += time.perf_counter() - start
@@ -59,7 +59,7 @@ def examine(model: Model, lesson: Lesson, params: Params) -> tuple[list[str], fl
 
 
 def on_bar(bar: Progress, before: str = "") -> Callable[[float, float], None]:
-    """What hears of each step: it moves the bar, and stops the training where it diverged."""
+    """A callback for each step that updates the bar, and stops a training that diverged."""
 
     def step_done(loss: float, accuracy: float) -> None:
         if not np.isfinite(loss):

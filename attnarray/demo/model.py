@@ -1,4 +1,4 @@
-"""What every model of the demo offers to training and pictures, and what all of them share."""
+"""The interface of the demo's models, and their shared code."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ OUTPUTS, CLASSES = 10, 11  # characters of an ISO 8601 date; digits and the hyph
 
 
 class Model(Protocol):
-    """From the characters of a date to those of ISO 8601; the module `translator` is one."""
+    """Translates the characters of a date to those of ISO 8601; the module `translator` is one."""
 
     def init(self, rng: Philox, vocab_size: int, max_seq_len: int) -> Params:
-        """Fresh float32 parameters on the current backend, for texts of up to `max_seq_len` characters."""
+        """Initial float32 parameters on the current backend, for texts of up to `max_seq_len` characters."""
 
     def forward(
         self, params: Params, tokens: Array, lengths: Array, targets: Array, rng: Philox | None = None

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FONT = "DejaVu Sans"  # it comes with matplotlib, so the picture is the same everywhere
+FONT = "DejaVu Sans"  # part of matplotlib, so the picture is the same everywhere
 SHOWN_FIRST = ("en", "el", "ru", "hu", "ka", "vi", "hy", "tr", "pl", "fi", "de", "fr")  # scripts and orders differ
-SHORTEST, LONGEST = 18, 30  # characters of a date that make a panel worth looking at and fit into it
+SHORTEST, LONGEST = 18, 30  # characters of a date that fill a panel and fit into it
 CELL = 0.21  # inches
 MARGIN, GAP, HEAD, FOOT = 0.6, 0.9, 1.75, 0.85  # inches, around and between the panels
 INK, FAINT = "#222222", "#9a9a9a"
@@ -27,7 +27,7 @@ FIELDS = {  # rows of the answer YYYY-MM-DD, and their color where the attention
     "month": (slice(5, 7), "#d1480f"),
     "day": (slice(8, 10), "#12824c"),
 }
-READ = 0.18  # attention from which a character counts as read
+READ = 0.18  # attention from which a character is colored
 CONTRAST = 0.65  # a little more ink for small weights; the scale under the title shows the same curve
 
 
@@ -47,12 +47,12 @@ def draw_alignments(
 
     Rows for the year, the month and the day have a color each. A character of the date has the color of the field
     that attends to it most. The rows of the two hyphens stay empty: they are the same in every answer. Wrong answers
-    are marked, with the right one beside them.
+    are marked, with the right one next to them.
 
     Parameters
     ----------
     path : path
-        Where the PNG goes.
+        Of the PNG.
     sources, targets, predictions : sequence of str
         The dates as written, in ISO 8601, and as the model answered. Characters that the font lacks show as a dot.
     weights : sequence of (10, S) array

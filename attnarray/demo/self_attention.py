@@ -73,7 +73,7 @@ class SelfAttention:
     positions: bool = True
 
     def init(self, rng: Philox, vocab_size: int, max_seq_len: int) -> Params:
-        """Fresh parameters on the current backend; the positional embeddings start as sinusoids."""
+        """Initial parameters on the current backend; the positional embeddings start as sinusoids."""
         embedding, slots, classifier, *blocks = rng.split(3 + len(BLOCKS))
         table = {"positions": 0.5 * sinusoidal(max_seq_len, self.width, base=LONGEST_WAVE)} if self.positions else {}
         return {

@@ -62,7 +62,7 @@ def train(
 ) -> Iterator[Params]:
     """Train with AdamW; yields the parameters after each epoch.
 
-    `step_done(loss, accuracy)` hears after every step the mean loss and the share of right characters in that batch.
+    `step_done(loss, accuracy)` is called after every step with the mean loss and accuracy of that batch.
     """
     total = step_count(len(data.lengths), epochs)
     rng = np.random.default_rng(seed)
@@ -101,7 +101,7 @@ def translate(model: Model, data: Data, params: Params, size: int = 256) -> list
 
 
 def fresh(model: Model, vocabulary: Vocabulary, longest: int, seed: int) -> Params:
-    """Untrained parameters on the current backend."""
+    """Initial parameters on the current backend."""
     return model.init(Philox(seed), len(vocabulary), longest)
 
 

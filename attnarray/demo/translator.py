@@ -6,7 +6,7 @@
     y = norm(y + feed-forward(y))
     logits = classifier(y)
 
-`forward` keeps a context, `backward` walks the same lines in reverse. Parameters are a nested dict of arrays.
+`forward` keeps a context, `backward` follows the same lines in reverse. Parameters are a nested dict of arrays.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Context(NamedTuple):
 
 
 def init(rng: Philox, vocab_size: int, max_seq_len: int) -> Params:
-    """Fresh parameters on the current backend: Xavier's uniform weights, sinusoidal positional embeddings."""
+    """Initial parameters on the current backend: Xavier's uniform weights, sinusoidal positional embeddings."""
     keys = iter(rng.split(16))
 
     def dense(inputs: int, outputs: int) -> Params:

@@ -118,7 +118,7 @@ def _compare(
     if missing:
         raise ValueError(f"`{path}` lacks {_listed(missing)}, which {layer} needs. It has {_listed(params)}.")
     if unknown:
-        raise ValueError(f"`{path}` has {_listed(unknown)}, which {layer} does not know, beside {_listed(shapes)}.")
+        raise ValueError(f"`{path}` has {_listed(unknown)}, which {layer} does not know, besides {_listed(shapes)}.")
     return Checked({name: _compare(f"{path}.{name}", params[name], own, leaves, layer) for name, own in shapes.items()})
 
 

@@ -51,7 +51,7 @@ class Residual:
     def bwd(
         self, dout: ArrayT, ctx: ResidualContext, branch_bwd: Callable[[ArrayT, Any], tuple[ArrayT, Any]]
     ) -> tuple[LayerGrads[ArrayT], Any]:
-        """Return the gradients of x and of the norm's parameters, and what else `branch_bwd` returns beside dx."""
+        """Return the gradients of x and of the norm's parameters, and what `branch_bwd` returns besides dx."""
         if self.pre_norm:
             dnormed, others = branch_bwd(dropout_bwd(dout, ctx.dropout).x, ctx.branch)
             norm = self.norm.bwd(dnormed, ctx.norm)

@@ -24,7 +24,7 @@ def check_starts(starts: Any, batch: int, past: int, like: Array) -> Array | Non
     """Return `starts` (B,), checked to be from 0 to `past`, in the library of `like`; None stays None."""
     if starts is None:
         return None
-    array: Any = checks.beside("starts", checks.integers("starts", starts), "tokens", like)
+    array: Any = checks.same_device("starts", checks.integers("starts", starts), "tokens", like)
     checks.shape("starts", array, (batch,), "the length of the left padding of each of the B sequences")
     check_range("starts", array, past + 1, "the positions where a sequence may begin")
     return array
@@ -36,7 +36,7 @@ def check_lengths(name: str, lengths: Any, tokens: Array) -> Array | None:
     """
     if lengths is None:
         return None
-    array: Any = checks.beside(name, checks.integers(name, lengths), "tokens", tokens)
+    array: Any = checks.same_device(name, checks.integers(name, lengths), "tokens", tokens)
     checks.shape(name, array, (tokens.shape[0],), "the length of each of the B sequences")
     check_range(name, array, tokens.shape[1] + 1, "the possible lengths of a sequence")
     return array

@@ -96,7 +96,7 @@ def _check(indices: Array, weight: Array) -> None:
 
 def check_range(name: str, indices: Array, count: int, what: str, *, ignored: int | None = None) -> None:
     """Check 0 <= index < count for all `indices` other than `ignored`; `what` is the meaning of `count`."""
-    xp, wide = namespace_of(indices), checks.integer(name, indices)  # beside which `count` fits
+    xp, wide = namespace_of(indices), checks.integer(name, indices)  # in a dtype that `count` fits
     outside = (wide < 0) | (wide >= count)
     if ignored is not None:
         outside = outside & (wide != ignored)

@@ -35,16 +35,16 @@ def sinusoidal(
     base : float
         b; the wave lengths go from 2 pi to nearly 2 pi b.
     interleaved : bool
-        Sines and cosines in turns, as in the paper. Else all sines, then all cosines, as Transformer-XL and many others
-        have it.
+        Whether sines and cosines alternate, as in the paper. Else all sines, then all cosines, as in Transformer-XL and
+        many others.
     dtype : str
         Of the result.
 
     Returns
     -------
     (..., dim) array
-        On the current backend (see `use_backend`) for a number of positions, else beside `positions`. Angles are
-        computed in float64 where the library has it, so that late positions keep their digits.
+        On the current backend (see `use_backend`) for a number of positions, else on that of `positions`. Angles
+        are computed in float64 where the library has it, so that large positions are exact.
 
     Raises
     ------
@@ -103,7 +103,7 @@ def alibi_slopes(num_heads: int, *, dtype: str = "float32") -> Any:
 def alibi(
     num_heads: int, queries: int, keys: int, *, q_offset: int = 0, causal: bool = False, dtype: str = "float32"
 ) -> Any:
-    r"""The bias of attention with linear biases: each head minds distance by a slope of its own.
+    r"""The bias of attention with linear biases: each head penalizes distance by its own slope.
 
     .. math:: b_{hij} = -m_h\, |i + \mathrm{offset} - j|
 
@@ -112,11 +112,11 @@ def alibi(
     num_heads, queries, keys : int
         H, T, S.
     q_offset : int
-        Query i stands at position i + q_offset: that of `scaled_dot_product_attention`.
+        Query i has position i + q_offset, as in `scaled_dot_product_attention`.
     causal : bool
-        For attention with `is_causal=True`: one row for all queries, m_h (j - S + 1). Where no key lies behind its
-        query, it differs from the above by one number for each query, which the softmax does not see; so it is as good
-        and T times smaller. (A sink does see that number.)
+        For attention with `is_causal=True`: one row for all queries, m_h (j - S + 1). For keys up to
+        the query, it differs from the above by one number for each query, which does not change the softmax; so it is
+        equivalent and T times smaller. (With a sink, that number does change the softmax.)
     dtype : str
         Of the result.
 
@@ -161,7 +161,7 @@ def relative_buckets(
     max_distance: int = 128,
     bidirectional: bool = True,
 ) -> Any:
-    r"""The bucket of the distance between each query and key, as T5 has it: exact when near, coarse when far.
+    r"""The bucket of the distance between each query and key, as in T5: exact if small, coarse if large.
 
     With n = position of the query less that of the key, where n < 0 counts as 0, and N buckets:
 
@@ -170,25 +170,25 @@ def relative_buckets(
         \tfrac{\log(n / E)}{\log(M / E)} (N - E) \Bigr\rfloor \Bigr) & n \ge E \end{cases}
         \qquad E = \lfloor N / 2 \rfloor
 
-    If `bidirectional`, half the buckets are for keys up to the query, by \|n\|, and the others for those behind it.
+    If `bidirectional`, half the buckets are for keys up to the query, by \|n\|, and the others for those after it.
 
     Parameters
     ----------
     queries, keys : int
         T, S.
     q_offset : int
-        Query i stands at position i + q_offset.
+        Query i has position i + q_offset.
     buckets : int
         N, or 2 N if bidirectional.
     max_distance : int
         M: from there on all distances share a bucket.
     bidirectional : bool
-        Whether keys behind the query have buckets of their own. Without, they all are in bucket 0: mask them.
+        Whether keys after the query have buckets of their own. If not, they are all in bucket 0: mask them.
 
     Returns
     -------
     (T, S) int64 array on the current backend
-        From 0 to buckets - 1. The limits of the buckets are found in whole numbers, so no rounding moves them.
+        From 0 to buckets - 1. The limits of the buckets are computed in integers, so rounding does not shift them.
 
     Raises
     ------

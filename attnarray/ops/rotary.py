@@ -1,4 +1,4 @@
-"""Rotary positions (RoPE): pairs of features are turned by angles that grow with the position."""
+"""Rotary positions (RoPE): pairs of features are rotated by angles that grow with the position."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCALINGS: tuple[Scaling | None, ...] = (None, *get_args(Scaling))
 
 @dataclass(frozen=True)
 class Rotary:
-    """How a layer turns its queries and keys: the options of `rotary`, to be kept in a configuration.
+    """How a layer rotates its queries and keys: the options of `rotary`, as a configuration.
 
     Raises
     ------
@@ -40,7 +40,7 @@ class Rotary:
     def __post_init__(self) -> None:
         checks.plain_fields(self)
         if self.dims is not None:
-            even("dims", self.dims, "features are turned in pairs")
+            even("dims", self.dims, "features are rotated in pairs")
         for name in ("base", "factor"):
             checks.positive(name, getattr(self, name))
         checks.choice("scaling", self.scaling, SCALINGS)
@@ -60,11 +60,11 @@ class Rotation(NamedTuple):
     base: float
     divisor: float  # of all positions
     interleaved: bool
-    axis: int  # along which positions go on: -2, or -3 in the layout BTHD
+    axis: int  # of the positions: -2, or -3 in the layout BTHD
 
 
 class RotaryContext(NamedTuple, Generic[ArrayT]):
-    """The positions, None for those in order from `offset` on, and nothing of x but its shape and dtype."""
+    """The positions, None for consecutive ones from `offset` on, and only shape and dtype of x."""
 
     positions: Array | None
     offset: int
@@ -89,39 +89,39 @@ def rotary(
     factor: float = 1.0,
     layout: checks.LayoutName = "BHTD",
 ) -> ArrayT:
-    r"""Queries or keys, each pair of features turned by an angle that is its position times its frequency.
+    r"""Queries or keys, each pair of features rotated by an angle that is its position times its frequency.
 
     .. math::
         \begin{pmatrix} y_a \\ y_b \end{pmatrix} =
         \begin{pmatrix} \cos t\omega_n & -\sin t\omega_n \\ \sin t\omega_n & \cos t\omega_n \end{pmatrix}
         \begin{pmatrix} x_a \\ x_b \end{pmatrix}, \qquad \omega_n = b^{-2n / R}, \quad n < R / 2
 
-    so that the dot product of a query at position t and a key at s depends on t - s alone. Turn both, not the values.
+    so that the dot product of a query at position t and a key at s depends on t - s alone. Rotate both, not the values.
 
     Parameters
     ----------
     x : (*batch, T, D) floating
-        Queries or keys, with or without heads: (B, H, T, D), or (B, T, H, D) with `layout`. 16-bit types are turned in
-        float32.
+        Queries or keys, with or without heads: (B, H, T, D), or (B, T, H, D) with `layout`. 16-bit types are rotated
+        in float32.
     positions : (*batch, T) integer, or broadcastable to it, optional
         t of each row, integers; offset, offset + 1, ... by default. Heads are part of the batch: for all of them alike,
         (B, 1, T). In the layout BTHD they have no axis here: (B, T).
     offset : int
-        Where the first row stands: with a cache of keys, how many there were before. Only without `positions`.
+        The position of the first row: with a cache of keys, how many there were before. Only without `positions`.
     dims : int, optional
-        R, even: the first R of the D features are turned, the others stay. All of them by default.
+        R, even: the first R of the D features are rotated, the others are not. All of them by default.
     base : float
         b.
     interleaved : bool
         Which features are a pair: n and n + R / 2 by default (GPT-NeoX, LLaMA in most libraries), 2 n and 2 n + 1 if
         interleaved (the paper, GPT-J). Weights that were trained with the one do not work with the other.
     scaling : {None, "linear", "ntk"}
-        How longer texts than those of the training are met: positions divided by `factor` ("linear"), or a base that is
-        factor^(R / (R - 2)) times larger, so that low frequencies stretch and high ones stay ("ntk").
+        How to extend to longer texts than those of the training: positions divided by `factor` ("linear"), or a base
+        that is factor^(R / (R - 2)) times larger, so that low frequencies stretch and high ones stay ("ntk").
     factor : float
         How many times longer.
     layout : {"BHTD", "BTHD"}
-        Whether heads stand before positions or behind them.
+        Whether the axis of heads is before or after that of positions.
 
     Returns
     -------
@@ -168,7 +168,7 @@ def rotary_fwd(
     factor: float = 1.0,
     layout: checks.LayoutName = "BHTD",
 ) -> tuple[ArrayT, RotaryContext[ArrayT]]:
-    """`rotary` and the context for its backward: cosines and sines."""
+    """`rotary` and the context for `rotary_bwd`: the positions and options."""
     axis, offset = _check(x, positions, offset, layout)
     dims = _rotated_dims(x, dims)
     base, factor = checks.positive("base", base), checks.positive("factor", factor)
@@ -205,7 +205,7 @@ def rotary_bwd(dout: Array, ctx: RotaryContext[ArrayT]) -> RotaryGrads[ArrayT]:
 
 @accelerated
 def _rotary(x: Array, positions: Array | None, offset: int, rotation: Rotation, direction: float) -> Any:
-    """x (..., T, D) turned by the angles of its positions, offset, offset + 1, ... unless given; back if -1."""
+    """x (..., T, D) rotated by the angles of its positions, offset, offset + 1, ... unless given; back if -1."""
     xp = namespace_of(x, positions)
     dims, base, divisor, interleaved, axis = rotation
     if positions is None:
@@ -260,11 +260,11 @@ def _rotated_dims(x: Array, dims: int | None) -> int:
     if dims is None:
         if x.shape[-1] % 2 or not x.shape[-1]:
             raise ValueError(
-                f"`x` has {x.shape[-1]} features, expected an even number: they are turned in pairs. "
-                f"Turn fewer with `dims`. {checks.shapes(x=x)}"
+                f"`x` has {x.shape[-1]} features, expected an even number: they are rotated in pairs. "
+                f"Rotate fewer with `dims`. {checks.shapes(x=x)}"
             )
         return int(x.shape[-1])
-    dims = even("dims", dims, "features are turned in pairs")
+    dims = even("dims", dims, "features are rotated in pairs")
     if dims > x.shape[-1]:
         raise ValueError(f"`dims` is {dims}, but `x` has only {x.shape[-1]} features. {checks.shapes(x=x)}")
     return dims

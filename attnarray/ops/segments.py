@@ -1,4 +1,4 @@
-"""Segments: entries that belong together by a number that each of them carries. Their softmax, and their sum."""
+"""Softmax and sum over segments: entries grouped by a number of each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from attnarray.numpy_arrays import read_only, writable
 from attnarray.ops.embedding import check_range
 
 MOST_SEGMENTS = 2**31
-FEW = 2**16  # so many segments cost nothing worth saving
+FEW = 2**16  # fewer segments are not renumbered: it saves too little
 
 
 class SegmentSoftmaxContext(NamedTuple, Generic[ArrayT]):
@@ -27,14 +27,14 @@ class SegmentSoftmaxGrads(NamedTuple, Generic[ArrayT]):
 
 
 def segment_softmax(x: ArrayT, segments: Array, count: int, *, mask: Array | None = None) -> ArrayT:
-    r"""Softmax over the entries of each segment: of the edges that end in one node of a graph, say.
+    r"""Softmax over the entries of each segment: for example of the edges that end in one node of a graph.
 
     .. math:: y_e = \frac{m_e e^{x_e}}{\sum_{e':\, s_{e'} = s_e} m_{e'} e^{x_{e'}}}
 
     Parameters
     ----------
     x : (*batch, E, H) floating
-        Logits of E entries, each of the H columns by itself. 16-bit types are computed in float32.
+        Logits of E entries, with independent columns H. 16-bit types are computed in float32.
     segments : (E,) integer
         The segment s of each entry, from 0 to count - 1, in any order.
     count : int
@@ -71,11 +71,11 @@ def segment_softmax(x: ArrayT, segments: Array, count: int, *, mask: Array | Non
 def segment_softmax_fwd(
     x: ArrayT, segments: Array, count: int, *, mask: Array | None = None
 ) -> tuple[ArrayT, SegmentSoftmaxContext[ArrayT]]:
-    """`segment_softmax` and the context for its backward: the output and the segments, numbered anew if few."""
+    """`segment_softmax` and the context for its backward: the output and the segments, renumbered if few."""
     count = _check(x, segments, count, mask)
-    places, count = _numbered(checks.integer("segments", segments), count)
-    out = _segment_softmax(x, places, count, mask)
-    return read_only(out), SegmentSoftmaxContext(out, places, count)
+    numbered, count = _numbered(checks.integer("segments", segments), count)
+    out = _segment_softmax(x, numbered, count, mask)
+    return read_only(out), SegmentSoftmaxContext(out, numbered, count)
 
 
 def segment_softmax_bwd(dout: Array, ctx: SegmentSoftmaxContext[ArrayT]) -> SegmentSoftmaxGrads[ArrayT]:
@@ -83,7 +83,7 @@ def segment_softmax_bwd(dout: Array, ctx: SegmentSoftmaxContext[ArrayT]) -> Segm
 
     .. math:: dx_e = y_e \Bigl(dy_e - \sum_{e':\, s_{e'} = s_e} y_{e'}\, dy_{e'}\Bigr)
 
-    Entries with y = 0 (masked) get 0, and their dy does not matter, even if it is NaN.
+    Entries with y = 0 (masked) get 0, and their dy is ignored, even if it is NaN.
     """
     checks.context("ctx", ctx, SegmentSoftmaxContext)
     checks.cotangent(dout, tuple(ctx.out.shape), ctx.out)
@@ -126,38 +126,38 @@ def sum_segments(x: Array, segments: Array, count: int) -> Array:
 
 
 class Order(NamedTuple):
-    """Entries sorted by their segments, so that those of a segment are neighbors."""
+    """Entries sorted by their segments, so that those of a segment are consecutive."""
 
-    places: Array  # (E,): which entry comes first, second, ...
+    indices: Array  # (E,): of the first entry, of the second, ...
     segments: Array  # (E,): its segment
-    last: Array  # (count,): where the last entry of each segment stands; any place for an empty one
+    last: Array  # (count,): the index of the last entry of each segment after sorting; any index if empty
     is_empty: Array  # (count,)
     longest: int
 
 
 def segment_order(segments: Array, count: int) -> Order:
-    """The order of entries by their segments; within a segment they stay as they are."""
+    """The order of entries by their segments; stable."""
     xp = namespace_of(segments)
-    places = xp.argsort(segments, stable=True)
-    ordered = xp.take(segments, places, axis=0)
+    indices = xp.argsort(segments, stable=True)
+    ordered = xp.take(segments, indices, axis=0)
     numbers = xp.arange(count, dtype=segments.dtype, device=device_of(segments))
     first = xp.searchsorted(ordered, numbers, side="left")
     past = xp.searchsorted(ordered, numbers, side="right")
     longest = int(xp.max(past - first)) if count else 0
-    return Order(places, ordered, xp.where(first == past, 0, past - 1), first == past, longest)
+    return Order(indices, ordered, xp.where(first == past, 0, past - 1), first == past, longest)
 
 
 def reduced(x: Array, order: Order, combine: Callable[[Array, Array], Array], start: float) -> Array:
-    """The entries (..., E, N) of each segment combined to one: (..., count, N); `start` where there is none.
+    """The entries (..., E, N) of each segment combined to one: (..., count, N); `start` for an empty one.
 
-    By doubling: each entry takes up what stands 1, 2, 4, ... before it in its segment. Nothing crosses the border of a
-    segment, not even NaN, and the rounding of a sum grows with the logarithm of its length.
+    A parallel scan: each entry is combined with that 1, 2, 4, ... before it in its segment. Nothing crosses the border
+    of a segment, not even NaN, and the rounding of a sum grows with the logarithm of its length.
     """
     xp = namespace_of(x)
     count = order.last.shape[0]
     if order.longest == 0:
         return xp.full((*x.shape[:-2], count, x.shape[-1]), start, dtype=x.dtype, device=device_of(x))
-    x, step = xp.take(x, order.places, axis=-2), 1
+    x, step = xp.take(x, order.indices, axis=-2), 1
     while step < order.longest:
         same = (order.segments[step:] == order.segments[:-step])[:, None]  # (E - step, 1)
         before, here = x[..., :-step, :], x[..., step:, :]
@@ -167,7 +167,7 @@ def reduced(x: Array, order: Order, combine: Callable[[Array, Array], Array], st
 
 
 def _gather(x: Array, segments: Array) -> Array:
-    """What belongs to the segment of each entry: (..., count, H) -> (..., E, H)."""
+    """The values of the segment of each entry: (..., count, H) -> (..., E, H)."""
     return namespace_of(x).take(x, segments, axis=-2) if segments.shape[0] else x[..., :0, :]
 
 
@@ -176,7 +176,7 @@ def _add(first: Array, second: Array) -> Array:
 
 
 def _numbered(segments: Array, count: int) -> tuple[Array, int]:
-    """The same entries together, numbered anew where there are far more segments than entries."""
+    """The same grouping, renumbered if there are far more segments than entries."""
     if count <= FEW + 4 * segments.shape[0]:
         return segments, count
     found = namespace_of(segments).unique_inverse(segments)
@@ -196,7 +196,7 @@ def _check(x: Array, segments: Array, count: int, mask: Array | None) -> int:
     checks.shape("segments", segments, (x.shape[-2],), f"one segment for each of the E entries of `x` {tuple(x.shape)}")
     count = checks.whole("count", count, 0, MOST_SEGMENTS, "the number of segments")
     if segments.shape[0] and not 0 <= int(xp.min(segments)) <= int(xp.max(segments)) < count:
-        check_range("segments", segments, count, "the number of segments")  # says where
+        check_range("segments", segments, count, "the number of segments")  # names the entry
     if mask is not None:
         checks.boolean("mask", mask)
         checks.broadcasts("mask", mask, tuple(x.shape), "the shape of x")

@@ -71,7 +71,7 @@ def softmax_bwd(dout: Array, ctx: SoftmaxContext[ArrayT]) -> SoftmaxGrads[ArrayT
 
     .. math:: dx_i = y_i \Bigl(dy_i - \sum_j y_j\, dy_j\Bigr)
 
-    Entries with y = 0 (masked) get 0, and their dy does not matter, even if it is NaN.
+    Entries with y = 0 (masked) get 0, and their dy is ignored, even if it is NaN.
     """
     checks.context("ctx", ctx, SoftmaxContext)
     checks.cotangent(dout, tuple(ctx.out.shape), ctx.out)
@@ -110,7 +110,7 @@ class LogSoftmaxGrads(NamedTuple, Generic[ArrayT]):
 
 
 def log_softmax(x: ArrayT, axis: int = -1, *, mask: Array | None = None) -> ArrayT:
-    r"""Logarithm of the softmax over `axis`, computed without the detour through small probabilities.
+    r"""Logarithm of the softmax over `axis`, computed without the probabilities, which may underflow.
 
     .. math:: y_i = x_i - \log \sum_j m_j e^{x_j}
 
@@ -158,7 +158,7 @@ def log_softmax_bwd(dout: Array, ctx: LogSoftmaxContext[ArrayT]) -> LogSoftmaxGr
 
     .. math:: dx_i = dy_i - e^{y_i} \sum_j dy_j
 
-    Masked entries (y = -inf) get 0, and their dy counts for nothing.
+    Masked entries (y = -inf) get 0, and their dy is ignored.
     """
     checks.context("ctx", ctx, LogSoftmaxContext)
     checks.cotangent(dout, tuple(ctx.out.shape), ctx.out)
@@ -203,7 +203,7 @@ def _masked(x: Array, mask: Array | None) -> Array:
 
 
 def _finite_max(logits: Array, axis: int) -> Array:
-    """The largest logit of each row; 0 for rows that are empty or wholly masked, so that it can be subtracted."""
+    """The largest logit of each row; 0 for rows that are empty or fully masked, so that it can be subtracted."""
     xp = namespace_of(logits)
     if logits.shape[axis] == 0:
         return xp.zeros((1,), dtype=logits.dtype, device=device_of(logits))

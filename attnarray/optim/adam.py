@@ -114,12 +114,12 @@ def adamw(
 
 
 class AdamNumbers(NamedTuple):
-    """What a step is made with; the corrections of both moments are part of `rate` and `eps`."""
+    """The numbers of a step; the corrections of both moments are part of `rate` and `eps`."""
 
     beta1: float
     beta2: float
     rate: float
-    shrink: float
+    decay: float
     eps: float
 
 
@@ -128,10 +128,10 @@ def adam_step(p: Array, g: Array, m: Array, v: Array, numbers: AdamNumbers) -> t
     r"""The step of one leaf: the new parameters and moments.
 
     .. math:: m' = \beta_1 m + (1 - \beta_1)\, g, \quad v' = \beta_2 v + (1 - \beta_2)\, g^2, \quad
-        p' = \mathrm{shrink}\, p - \mathrm{rate}\, \frac{m'}{\sqrt{v'} + \epsilon}
+        p' = \mathrm{decay}\, p - \mathrm{rate}\, \frac{m'}{\sqrt{v'} + \epsilon}
     """
     xp = namespace_of(p, g, m, v)
-    beta1, beta2, rate, shrink, eps = numbers
+    beta1, beta2, rate, decay, eps = numbers
     m = m * beta1
     m += g * (1 - beta1)
     square = g * g
@@ -140,4 +140,4 @@ def adam_step(p: Array, g: Array, m: Array, v: Array, numbers: AdamNumbers) -> t
     v += square
     denominator = xp.sqrt(v)
     denominator += eps
-    return stepped(p, m / denominator, rate, shrink), m, v
+    return stepped(p, m / denominator, rate, decay), m, v

@@ -61,7 +61,7 @@ def clip_by_global_norm(grads: Tree, max_norm: float) -> tuple[Tree, Any]:
     Returns
     -------
     grads : tree
-        New arrays. All are NaN if a gradient is not finite: a broken step must show.
+        New arrays. All are NaN if a gradient is not finite.
     norm : () array
         The norm before.
 

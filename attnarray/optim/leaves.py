@@ -1,4 +1,4 @@
-"""What the optimizers share: updates leaf by leaf, with errors that name the path, and checks of options."""
+"""Shared code of the optimizers: updates leaf by leaf, with errors that name the path, and checks of options."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from attnarray.numpy_arrays import check_plain
 Tree: TypeAlias = tree.Tree
 
 
-def stepped(p: Array, direction: Array, rate: float, shrink: float) -> Array:
-    """shrink * p - rate * direction."""
+def stepped(p: Array, direction: Array, rate: float, decay: float) -> Array:
+    """decay * p - rate * direction."""
     new = direction * -rate
-    new += p if shrink == 1 else p * shrink
+    new += p if decay == 1 else p * decay
     return new
 
 

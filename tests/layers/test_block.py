@@ -40,7 +40,7 @@ each_block = pytest.mark.parametrize("block", BLOCKS.values(), ids=list(BLOCKS))
 
 
 def moved(params: Any) -> Any:
-    """Parameters that are nowhere 0 or 1, so that no gradient is hidden."""
+    """Parameters that are nowhere 0 or 1, so that wrong gradients show."""
     return tree.map(lambda leaf: leaf + 0.3 * RNG.standard_normal(leaf.shape), params)
 
 
@@ -140,7 +140,7 @@ def test_rotary_attention_knows_offsets_of_each_batch() -> None:
 
 
 @pytest.mark.parametrize("layer", [*LAYERS.values(), *BLOCKS.values(), Embedding(7, 3)], ids=str)
-def test_shapes_are_those_of_fresh_parameters(layer: Any) -> None:
+def test_shapes_are_those_of_initial_parameters(layer: Any) -> None:
     params = layer.init(aa.Philox(3))
     assert tree.map(lambda leaf: leaf.dtype.name, params) == tree.map(lambda leaf: "float32", params)
     shapes = {path: leaf.shape for path, leaf in tree.flatten(params)}
@@ -151,7 +151,7 @@ def test_shapes_are_those_of_fresh_parameters(layer: Any) -> None:
     assert_trees_close(params, again, 1e-7)
 
 
-def test_fresh_parameters_differ_from_part_to_part() -> None:
+def test_initial_parameters_differ_from_part_to_part() -> None:
     params = TransformerBlock(8, 2, cross=True).init(aa.Philox(0))
     weights = [leaf for path, leaf in tree.flatten(params) if path[-1] == "weight" and leaf.shape == (8, 8)]
     assert len({leaf.tobytes() for leaf in weights}) == 8
@@ -169,7 +169,7 @@ WRONG_PARAMS: dict[str, tuple[type[Exception], Any, str]] = {
     "none": (TypeError, None, "`params` is None, expected a dict with 'attention', 'attention_norm', 'feed_forward'"),
     "missing": (ValueError, altered(attention=None), "`params` lacks 'attention', which TransformerBlock needs."),
     "missing leaf": (ValueError, altered(attention_norm={"weight": np.ones(8)}), "`params.attention_norm` lacks 'b"),
-    "extra": (ValueError, altered(cross={}), "`params` has 'cross', which TransformerBlock does not know, beside 'att"),
+    "extra": (ValueError, altered(cross={}), "`params` has 'cross', which TransformerBlock does not know, besides 'a"),
     "shape": (ValueError, altered(attention_norm={"weight": np.ones(8), "bias": np.ones(7)}),
               "`params.attention_norm.bias` has shape (7,), expected (8,): the shape of that parameter of Transf"),
     "a leaf": (TypeError, altered(feed_forward=np.ones(3)), "`params.feed_forward` is an array of shape (3,) and"),

@@ -1,4 +1,4 @@
-"""Rotations, sinusoids, linear biases and buckets: equal to PyTorch from the papers, and what each promises."""
+"""Rotations, sinusoids, linear biases and buckets: equal to PyTorch code of the papers, and their properties."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.frozen import Frozen, frozen
 from tests.support.libraries import assert_close
 from tests.support.messages import says
 
-# Relative to the largest entry of each array, or to 1 where all are smaller. Angles are float64 in both.
+# Relative to the largest entry of each array, or to 1 if all are smaller. Angles are float64 in both.
 TOLERANCE = {"float64": 1e-13, "float32": 1e-6}
 ANGLES = 1e-11  # cosines of angles up to 1e5, whose frequencies are rounded differently
 
@@ -27,7 +27,7 @@ def of(kind: str) -> list[Any]:
 @pytest.mark.parametrize("kernels", ["reference", "auto"])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("reference", of("rotary"))
-def test_rotary_is_that_of_the_paper(reference: Frozen, dtype: str, kernels: str) -> None:
+def test_rotary_equals_the_paper(reference: Frozen, dtype: str, kernels: str) -> None:
     reference = reference.in_dtype(dtype)
     with aa.use_kernels(kernels):
         y, ctx = aa.rotary_fwd(reference.arrays["x"], **reference.options)
@@ -38,21 +38,21 @@ def test_rotary_is_that_of_the_paper(reference: Frozen, dtype: str, kernels: str
 
 
 @pytest.mark.parametrize("reference", of("buckets"))
-def test_buckets_are_those_of_t5(reference: Frozen) -> None:
+def test_buckets_equal_t5(reference: Frozen) -> None:
     found = aa.relative_buckets(**reference.options)
     assert found.dtype == np.int64
     np.testing.assert_array_equal(found, reference.arrays["out"])
 
 
 @pytest.mark.parametrize("reference", of("alibi"))
-def test_alibi_is_that_of_the_paper(reference: Frozen) -> None:
+def test_alibi_equals_the_paper(reference: Frozen) -> None:
     found = aa.alibi(**reference.options, dtype="float64")
     np.testing.assert_allclose(found, reference.arrays["out"], rtol=1e-14)  # powers of powers, or powers
     assert aa.alibi(**reference.options).dtype == np.float32
 
 
 @pytest.mark.parametrize("reference", of("sinusoidal"))
-def test_sinusoids_are_those_of_the_paper(reference: Frozen) -> None:
+def test_sinusoids_equal_the_paper(reference: Frozen) -> None:
     expected = reference.arrays["out"]
     found = aa.sinusoidal(reference.arrays["positions"], 10, interleaved=False, dtype="float64")
     assert_close(found, expected, ANGLES)
@@ -68,7 +68,7 @@ RNG = np.random.default_rng(0)
 
 @pytest.mark.parametrize("options", [{}, {"interleaved": True}, {"scaling": "linear", "factor": 3.0},
                                      {"scaling": "ntk", "factor": 8.0}, {"base": 50.0}])  # fmt: skip
-def test_dot_products_know_distances_alone(options: dict[str, Any]) -> None:
+def test_dot_products_depend_on_distances_only(options: dict[str, Any]) -> None:
     q, k = RNG.standard_normal((2, 6, 10))
     near = aa.rotary(q, **options) @ aa.rotary(k, **options).T
     far = aa.rotary(q, offset=1000, **options) @ aa.rotary(k, offset=1000, **options).T
@@ -104,7 +104,7 @@ def test_positions_may_be_given_in_any_order_and_for_each_batch(interleaved: boo
 
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_a_cache_of_keys_grows_by_one(interleaved: bool) -> None:
-    """So does the table that the kernel keeps, without a new one at every step."""
+    """The cached table of the kernel grows, too, without recomputation at every step."""
     row_rotary._kept.cache_clear()
     k = RNG.standard_normal((2, 40, 8))
     whole = aa.rotary(k, interleaved=interleaved)
@@ -113,7 +113,7 @@ def test_a_cache_of_keys_grows_by_one(interleaved: bool) -> None:
     assert row_rotary._kept.cache_info().misses <= math.ceil(math.log2(40)) + 2  # that of the whole was made first
 
 
-def test_late_positions_keep_their_digits() -> None:
+def test_large_positions_are_exact() -> None:
     """In float32 an angle of a million would be off by 0.06."""
     x = np.tile(np.array([1.0, 0.0], np.float32), (3, 1))
     expected = np.stack([np.cos(10**6 + np.arange(3.0)), np.sin(10**6 + np.arange(3.0))], -1)
@@ -123,7 +123,7 @@ def test_late_positions_keep_their_digits() -> None:
     assert_close(aa.sinusoidal(np.array([10**6]), 2)[0], expected[0, ::-1], 1e-7)
 
 
-def test_a_table_that_is_too_large_to_keep_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_that_is_too_large_to_cache_is_recomputed(monkeypatch: pytest.MonkeyPatch) -> None:
     x = RNG.standard_normal((2, 9, 8))
     expected = aa.rotary(x, offset=3)
     monkeypatch.setattr(row_rotary, "KEPT", 0)
@@ -142,11 +142,11 @@ def test_specials_stay_in_their_pair(interleaved: bool) -> None:
         with np.errstate(all="ignore"), aa.use_kernels(kernels):
             found.append(aa.rotary(x, dims=18, interleaved=interleaved, offset=1))
     np.testing.assert_allclose(found[1], found[0], atol=1e-15)
-    assert np.sum(~np.isfinite(found[0])) == 5  # two of each pair, and the feature that does not turn
+    assert np.sum(~np.isfinite(found[0])) == 5  # two of each pair, and the feature that is not rotated
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_16_bit_features_are_turned_in_float32(dtype: str) -> None:
+def test_16_bit_features_are_rotated_in_float32(dtype: str) -> None:
     x = aa.asarray(RNG.standard_normal((3, 70, 8)), dtype)
     expected = aa.rotary(x.astype(np.float32)).astype(x.dtype)
     for kernels in ("reference", "auto"):
@@ -165,7 +165,7 @@ def test_empty_sizes() -> None:
     assert aa.relative_buckets(3, 0).shape == (3, 0)
 
 
-def test_one_row_of_alibi_is_as_good_where_attention_is_causal() -> None:
+def test_one_row_of_alibi_is_equivalent_if_attention_is_causal() -> None:
     q, k, v = RNG.standard_normal((3, 2, 6, 11, 4))
     full = aa.scaled_dot_product_attention(q[..., 3:, :], k, v, is_causal=True, q_offset=3,
                                            bias=aa.alibi(6, 8, 11, q_offset=3, dtype="float64"))  # fmt: skip
@@ -175,7 +175,7 @@ def test_one_row_of_alibi_is_as_good_where_attention_is_causal() -> None:
     assert_close(found, full, 1e-13)
 
 
-def test_slopes_fall_by_one_ratio_and_start_at_it() -> None:
+def test_slopes_are_a_geometric_sequence_from_their_ratio() -> None:
     for heads in (1, 2, 4, 8, 16):
         slopes = aa.alibi_slopes(heads, dtype="float64")
         np.testing.assert_allclose(slopes[1:] / slopes[:-1], slopes[0])
@@ -186,7 +186,7 @@ def test_slopes_fall_by_one_ratio_and_start_at_it() -> None:
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize(("buckets", "max_distance"), [(4, 3), (8, 5), (32, 128), (200, 10_000), (6, 10**6)])
 def test_buckets_by_their_definition(buckets: int, max_distance: int, bidirectional: bool) -> None:
-    """In exact whole numbers: bucket(n) >= b where n^c E^(b - E) ... is not rounded by any logarithm."""
+    """In exact integers: bucket(n) >= b where n^c E^(b - E) ... is not rounded by any logarithm."""
     each = buckets // 2 if bidirectional else buckets
     exact = each // 2
     if max_distance <= exact:
@@ -204,7 +204,7 @@ def test_buckets_by_their_definition(buckets: int, max_distance: int, bidirectio
         assert b == coarse - 1 or n**coarse < exact ** (coarse - b - 1) * max_distance ** (b + 1)  # and ends after it
 
 
-def test_keys_behind_a_query_have_buckets_of_their_own() -> None:
+def test_keys_after_a_query_have_their_own_buckets() -> None:
     found = aa.relative_buckets(50, 50)
     np.testing.assert_array_equal(found.T[np.triu_indices(50, 1)] + 16, found[np.triu_indices(50, 1)])
     assert np.all(aa.relative_buckets(5, 5, bidirectional=False)[np.triu_indices(5)] == 0)
@@ -212,8 +212,12 @@ def test_keys_behind_a_query_have_buckets_of_their_own() -> None:
 
 X = np.ones((2, 3, 4))
 BAD: dict[str, tuple[type[Exception], Any, str]] = {
-    "odd": (ValueError, lambda: aa.rotary(X[..., :3]), "`x` has 3 features, expected an even number: they are turned"),
-    "odd dims": (ValueError, lambda: aa.rotary(X, dims=3), "`dims` is 3, expected an even number: features are turned"),
+    "odd": (ValueError, lambda: aa.rotary(X[..., :3]), "`x` has 3 features, expected an even number: they are rotated"),
+    "odd dims": (
+        ValueError,
+        lambda: aa.rotary(X, dims=3),
+        "`dims` is 3, expected an even number: features are rotated",
+    ),
     "many dims": (ValueError, lambda: aa.rotary(X, dims=6), "`dims` is 6, but `x` has only 4 features."),
     "no dims": (ValueError, lambda: aa.rotary(X, dims=0), "`dims` is 0, expected an integer >= 1: features"),
     "one axis": (ValueError, lambda: aa.rotary(X[0, 0]), "`x` has shape (4,), expected at least two axes"),

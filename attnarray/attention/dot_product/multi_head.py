@@ -250,7 +250,9 @@ def _rotated(
     if not isinstance(rotary, Rotary):
         raise TypeError(f"`rotary` is {checks.shown(rotary)}, expected attnarray.Rotary(...).")
     xp, options = namespace_of(q), {**asdict(rotary), "layout": "BTHD"}
-    offset = check_positions("q_offset", checks.beside("q_offset", checks.integers("q_offset", q_offset), "query", q))
+    offset = check_positions(
+        "q_offset", checks.same_device("q_offset", checks.integers("q_offset", q_offset), "query", q)
+    )
     if isinstance(offset, int):
         return [rotary_fwd(q, offset=offset, **options), rotary_fwd(k, **options)]
     first = xp.reshape(offset, (*offset.shape, *[1] * (batch_axes + 1 - offset.ndim)))  # (*batch, 1)

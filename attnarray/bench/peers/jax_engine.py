@@ -1,4 +1,4 @@
-"""JAX's side of every peer that computes with it: one compiled function, gradients by jax.vjp."""
+"""Shared code of the peers on JAX: one compiled function, gradients by jax.vjp."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import numpy as np
 
 from attnarray.bench.peers.peer import Call, Problem
 
-BTHD = (0, 2, 1, 3)  # JAX's order of the axes; taken there and back outside the timing
+BTHD = (0, 2, 1, 3)  # JAX's order of the axes; transposed outside the timing
 INSTALL = "pip install jax"
 
 
-def make_call(problem: Problem, function: Callable[..., Any], turned: tuple[str, ...] = ()) -> Call:
-    """A call of `function` compiled by jax.jit; arrays named in `turned`, and the output, are (B, T, H, D)."""
+def make_call(problem: Problem, function: Callable[..., Any], transposed: tuple[str, ...] = ()) -> Call:
+    """A call of `function` compiled by jax.jit; arrays named in `transposed`, and the output, are (B, T, H, D)."""
     import jax
 
-    jax.config.update("jax_enable_x64", True)  # else float64 is silently float32; float32 stays what it is
+    jax.config.update("jax_enable_x64", True)  # else float64 is silently float32; float32 stays float32
 
     # Also where JAX sees a GPU.
     scope = functools.partial(jax.default_device, jax.devices("cpu")[0])
 
-    def placed(array: np.ndarray, turn: bool) -> Any:
-        return jax.numpy.asarray(np.ascontiguousarray(array.transpose(BTHD)) if turn else array)
+    def placed(array: np.ndarray, transposed: bool) -> Any:
+        return jax.numpy.asarray(np.ascontiguousarray(array.transpose(BTHD)) if transposed else array)
 
     with scope():
-        arrays = {name: placed(array, name in turned) for name, array in problem.arrays.items()}
-        dout = None if problem.dout is None else placed(problem.dout, bool(turned))
+        arrays = {name: placed(array, name in transposed) for name, array in problem.arrays.items()}
+        dout = None if problem.dout is None else placed(problem.dout, bool(transposed))
     wanted = {name: arrays[name] for name in problem.wanted}
     constant = {name: array for name, array in arrays.items() if name not in wanted}
 
@@ -39,7 +39,7 @@ def make_call(problem: Problem, function: Callable[..., Any], turned: tuple[str,
         out, grads = result
         outs = {} if out is None else {"out": np.asarray(out)}
         found = {**outs, **{name: np.asarray(grad) for name, grad in grads.items()}}
-        back = {"out", *turned} if turned else set()
+        back = {"out", *transposed} if transposed else set()
         return {name: array.transpose(BTHD) if name in back else array for name, array in found.items()}
 
     with scope():

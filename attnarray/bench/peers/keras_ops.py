@@ -10,11 +10,11 @@ from typing import Any
 from attnarray.bench.peers import jax_engine, torch_engine
 from attnarray.bench.peers.peer import Call, Peer, Problem, Unsupported
 
-TURNED = ("query", "key", "value")
+TRANSPOSED = ("query", "key", "value")
 
 
 def prepare(problem: Problem) -> Call:
-    """Keras' function within JAX's or PyTorch's own way to compile and differentiate."""
+    """Keras' function compiled and differentiated by JAX or PyTorch."""
     if not problem.is_attention:
         raise Unsupported("written down for attention only")
     installed = [name for name in ("jax", "torch") if importlib.util.find_spec(name) is not None]
@@ -28,9 +28,9 @@ def prepare(problem: Problem) -> Call:
     if library == "jax":
         if problem.arrays["value"].shape[-1] != problem.arrays["key"].shape[-1]:
             raise Unsupported("on JAX it wants values as wide as keys")
-        return jax_engine.make_call(problem, _attention(problem), TURNED)
+        return jax_engine.make_call(problem, _attention(problem), TRANSPOSED)
     if library == "torch":
-        return torch_engine.make_call(problem, _turning(_attention(problem)))
+        return torch_engine.make_call(problem, _transposing(_attention(problem)))
     raise Unsupported(f"Keras is set to {library}; set KERAS_BACKEND to jax or torch")
 
 
@@ -50,14 +50,14 @@ def _attention(problem: Problem) -> Callable[..., Any]:
     return attention
 
 
-def _turning(attention: Callable[..., Any]) -> Callable[..., Any]:
-    """(B, H, T, D) seen as (B, T, H, D) and back: PyTorch turns axes by strides alone."""
+def _transposing(attention: Callable[..., Any]) -> Callable[..., Any]:
+    """(B, H, T, D) viewed as (B, T, H, D) and back: PyTorch transposes without a copy."""
 
-    def turned(**tensors: Any) -> Any:
-        swapped = {name: x.transpose(1, 2) if name in TURNED else x for name, x in tensors.items()}
+    def transposed(**tensors: Any) -> Any:
+        swapped = {name: x.transpose(1, 2) if name in TRANSPOSED else x for name, x in tensors.items()}
         return attention(**swapped).transpose(1, 2)
 
-    return turned
+    return transposed
 
 
 PEER = Peer("keras", "Keras, ops.dot_product_attention", prepare, ("keras",), "pip install keras")

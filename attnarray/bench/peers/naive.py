@@ -1,4 +1,4 @@
-"""Attention in NumPy as one would write it down: all scores at once, a softmax, and its gradient by hand."""
+"""Attention in plain NumPy: all scores at once, a softmax, and its gradient by hand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Naive:
         self.xp = creation_namespace(problem.backend)
         options, groups = problem.case.options, problem.groups
         with use_backend(problem.backend):
-            # NumPy has no matrix product of 16-bit floats worth the name: everybody computes in float32.
+            # NumPy's matrix product of 16-bit floats is slow: compute in float32.
             narrow = problem.case.dtype == "float16"
             arrays = {
                 name: asarray(array, "float32" if narrow and array.dtype == np.float16 else None)

@@ -8,7 +8,7 @@ import numpy as np
 
 from attnarray.bench.peers.peer import Call, Peer, Problem, Unsupported
 
-OPSET, IR_VERSION = 23, 10  # the first opset with Attention, so that older versions of ONNX Runtime do too
+OPSET, IR_VERSION = 23, 10  # the first opset with Attention, for older versions of ONNX Runtime
 
 
 def prepare(problem: Problem) -> Call:
@@ -23,7 +23,7 @@ def prepare(problem: Problem) -> Call:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = problem.threads, 1
     options.log_severity_level = 3  # errors
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it would go on while others are timed
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it would continue while others are timed
     feeds = _feeds(problem)
     session = onnxruntime.InferenceSession(_model(problem, feeds), options, providers=["CPUExecutionProvider"])
     shrinking = onnxruntime.RunOptions()

@@ -1,4 +1,4 @@
-"""What a peer is: a library's way to do a case, prepared outside the timing."""
+"""A peer: a library's implementation of a case, prepared outside the timing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True)
 class Problem:
-    """A case with its arrays on the host: what every peer is given alike.
+    """A case with its arrays on the host, the same for every peer.
 
     `dout` is the cotangent of the output (a tree like it), None for a forward; `wanted` names the inputs whose
     gradients are asked for.
@@ -37,10 +37,10 @@ class Problem:
 
     @functools.cached_property
     def positions(self) -> Mask | None:
-        """Causal, window and lengths as one mask; None where they hide nothing."""
+        """Causal, window and lengths as one mask; None if they mask nothing."""
         options = self.case.options
         masks: list[Mask] = []
-        if options.get("is_causal") and self.q_offset < self.keys - 1:  # else the first query sees every key
+        if options.get("is_causal") and self.q_offset < self.keys - 1:  # else the first query attends to every key
             masks.append(Causal())
         if options.get("window") is not None:
             masks.append(Window(*options["window"]))
@@ -50,7 +50,7 @@ class Problem:
 
     @functools.cached_property
     def mask(self) -> np.ndarray | None:
-        """All that hides keys as one boolean array that broadcasts to (B, H, T, S), True = attend; None if nothing."""
+        """All masks as one boolean array that broadcasts to (B, H, T, S), True = attend; None if there are none."""
         masks = [mask for mask in [self.positions] if mask is not None]
         if "attn_mask" in self.arrays:
             masks.append(Dense(self.arrays["attn_mask"]))
@@ -61,7 +61,7 @@ class Problem:
 
     @property
     def plainly_causal(self) -> bool:
-        """Whether is_causal, aligned to the first key, is all that hides keys."""
+        """Whether is_causal, aligned to the first key, is the only mask."""
         others = self.case.options.get("window") is not None or {"kv_lengths", "attn_mask"}.intersection(self.arrays)
         return self.positions is not None and not self.q_offset and not others
 
@@ -87,17 +87,17 @@ class Problem:
         return int(self.arrays["query"].shape[-3] // self.arrays["key"].shape[-3])
 
     def refuse(self, peer: str, *options: str) -> None:
-        """Say `Unsupported` if the case asks for one of these options."""
+        """Raise `Unsupported` if the case has one of these options."""
         for option in options:
             if self.case.options.get(option) or option in self.arrays:
                 raise Unsupported(f"{peer} has no {option}")
 
 
 class Call(NamedTuple):
-    """A prepared call: `run` does it once and waits for it, `named` takes its result to NumPy by name.
+    """A prepared call: `run` runs it once and waits for it, `named` converts its result to NumPy by name.
 
     Names are "out" and those of the wanted inputs. `scope` is entered around samples, outside the timing.
-    `forget` makes the library give back memory that it keeps for the next call.
+    `forget` makes the library free memory that it caches for the next call.
     """
 
     run: Callable[[], Any]
@@ -108,7 +108,7 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True)
 class Peer:
-    """A library's way to do the cases. `needs` are the packages that it imports; `ours` is this library."""
+    """A library's implementation of the cases. `needs` are the packages that it imports; `ours` is this library."""
 
     name: str
     what: str

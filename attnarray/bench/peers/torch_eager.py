@@ -1,4 +1,4 @@
-"""Attention in PyTorch written out, operation by operation, with gradients by autograd."""
+"""Attention in PyTorch, operation by operation, with gradients by autograd."""
 
 from __future__ import annotations
 
@@ -123,10 +123,10 @@ def _recurrent(
 def _segment_softmax(x: Any, segments: Any, count: int) -> Any:
     import torch
 
-    places = segments[:, None].expand_as(x)
-    largest = x.new_full((count, x.shape[1]), -math.inf).scatter_reduce(0, places, x.detach(), "amax")
+    indices = segments[:, None].expand_as(x)
+    largest = x.new_full((count, x.shape[1]), -math.inf).scatter_reduce(0, indices, x.detach(), "amax")
     exps = torch.exp(x - largest[segments])
-    return exps / torch.zeros_like(largest).scatter_add(0, places, exps)[segments]
+    return exps / torch.zeros_like(largest).scatter_add(0, indices, exps)[segments]
 
 
 def _graph(query: Any, key: Any, value: Any, score_vector: Any, edges: Any, score: str) -> Any:
@@ -161,7 +161,7 @@ def _relative(
 def _rotary(x: Any, interleaved: bool = False) -> Any:
     import torch
 
-    cos, sin = _turns(x.shape[-2], x.shape[-1], interleaved, x.dtype, x.device)
+    cos, sin = _rotations(x.shape[-2], x.shape[-1], interleaved, x.dtype, x.device)
     if interleaved:
         swapped = torch.stack([-x[..., 1::2], x[..., 0::2]], -1).flatten(-2)
     else:
@@ -171,7 +171,7 @@ def _rotary(x: Any, interleaved: bool = False) -> Any:
 
 
 @functools.lru_cache(maxsize=8)
-def _turns(count: int, dims: int, interleaved: bool, dtype: Any, device: Any) -> Any:
+def _rotations(count: int, dims: int, interleaved: bool, dtype: Any, device: Any) -> Any:
     import torch
 
     frequencies = 1e4 ** (-torch.arange(0, dims, 2, dtype=torch.float64) / dims)
@@ -192,7 +192,7 @@ def _local(
     return (weights * torch.exp(-((distances / window) ** 2) * 2)) @ value
 
 
-# That these functions take.
+# Options of these functions.
 OPTIONS = {
     "num_heads", "score", "activation", "count", "is_causal", "q_offset", "interleaved", "alignment", "window",
     "estimator", "k",

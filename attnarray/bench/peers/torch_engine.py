@@ -1,4 +1,4 @@
-"""PyTorch's side of every peer that computes with it: tensors in, autograd for the gradients."""
+"""Shared code of the peers on PyTorch: tensors as inputs, autograd for the gradients."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def make_call(problem: Problem, function: Callable[..., Any]) -> Call:
     wanted = [leaves[name].requires_grad_() for name in problem.wanted]
 
     def named(result: Any) -> dict[str, np.ndarray]:
-        out, grads = result  # no gradients from a forward, and none wanted
+        out, grads = result  # a forward, or no gradients wanted
         outs = {".".join(["out", *map(str, path)]): leaf for path, leaf in tree.flatten(out)}
         found = {**outs, **dict(zip(problem.wanted, grads, strict=True))}
         return {name: to_numpy(leaf) for name, leaf in found.items()}

@@ -1,4 +1,4 @@
-"""PyTorch's fused functions: scaled_dot_product_attention, layer_norm and their like."""
+"""PyTorch's fused functions: scaled_dot_product_attention, layer_norm and others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from attnarray.bench.peers.torch_engine import INSTALL, make_call, to_tensor
 
 
 def prepare(problem: Problem) -> Call:
-    """What a user of PyTorch calls; masks for what the function has no option for are built beforehand."""
+    """The function that a user of PyTorch calls; masks without an option of it are built beforehand."""
     if problem.is_attention:
         return make_call(problem, _attention(problem))
     return make_call(problem, _primitive(problem))
@@ -80,7 +80,7 @@ def _primitive(problem: Problem) -> Callable[..., Any]:
 
 
 def _multi_head(heads: int, query: Any, params: Any) -> Any:
-    """What torch.nn.MultiheadAttention computes where no weights are asked for."""
+    """torch.nn.MultiheadAttention without its weights."""
     from torch.nn import functional as f
 
     q, k, v = (f.linear(query, params[n]["weight"]).unflatten(-1, (heads, -1)) for n in ("query", "key", "value"))
@@ -95,7 +95,7 @@ def _multiplicative(query: Any, key: Any, value: Any, weight: Any) -> Any:
 
 
 def _recurrent(name: str, results: Any, x: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any) -> Any:
-    """One layer in one direction of torch.lstm and its like, which torch.nn.LSTM calls; it wants both biases."""
+    """One layer in one direction of torch.lstm and others, which torch.nn.LSTM calls; both biases are required."""
     import torch
 
     zeros = x.new_zeros(1, x.shape[0], weight_hh.shape[1])  # one layer, one direction

@@ -1,4 +1,4 @@
-"""Sparse and hard attention in PyTorch written out: by sorting, as it is mostly done, with gradients by autograd."""
+"""Sparse and hard attention in PyTorch by sorting, the usual implementation, with gradients by autograd."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def top_k_attention(query: Any, key: Any, value: Any, estimator: str, k: int) ->
 
     scores = query @ key.mT / math.sqrt(query.shape[-1])  # (B, H, T, S)
     logs = scores.log_softmax(-1)
-    chosen, places = (part[..., :k] for part in scores.sort(-1, descending=True))
-    weights = torch.zeros_like(scores).scatter(-1, places, chosen.softmax(-1))
-    log_prob = logs.gather(-1, places).logsumexp(-1)
+    chosen, indices = (part[..., :k] for part in scores.sort(-1, descending=True))
+    weights = torch.zeros_like(scores).scatter(-1, indices, chosen.softmax(-1))
+    log_prob = logs.gather(-1, indices).logsumexp(-1)
     return HardResult(weights @ value, log_prob, -(logs.exp() * logs).sum(-1))
 
 

@@ -1,4 +1,4 @@
-"""The crossover: time over size for each peer, and which one is fastest where."""
+"""The crossover: time over size for each peer, and the fastest at each size."""
 
 from __future__ import annotations
 

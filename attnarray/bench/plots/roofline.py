@@ -1,4 +1,4 @@
-"""The roofline: how fast each peer computes, beside what the machine can do at the case's work per byte."""
+"""The roofline: the rate of each peer, and the limit of the machine, over the arithmetic intensity of the case."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NAME: dict[str, Any] = {
 
 
 def draw_roofline(results: Results, path: Path) -> None:
-    """Log-log: floating-point operations per byte along the bottom, operations per second up the side."""
+    """Log-log: floating-point operations per byte horizontally, operations per second vertically."""
     rows = [row for row in results.rows if row.time is not None and row.flops > 0]
     figure = new_figure(WIDTH, HEIGHT)
     title = "Roofline: how close each call comes to what this machine can do"
@@ -84,7 +84,7 @@ def _draw_ceilings(axes: Any, results: Results, rows: list[Row]) -> None:
 
 
 def _name_the_slope(axes: Any, copy: float, left: float, top: float) -> None:
-    """The bandwidth's name along its line, where the line is in sight."""
+    """The bandwidth's name along its line, where the line is visible."""
     low = max(left, axes.get_ylim()[0] * GIGA / copy)
     x = float(np.sqrt(low * min(top / copy, axes.get_xlim()[1])))
     ends = axes.transData.transform([(x, x * copy / GIGA), (2 * x, 2 * x * copy / GIGA)])
@@ -100,14 +100,14 @@ def _draw_cases(axes: Any, rows: list[Row]) -> None:
     for row in rows:
         cases.setdefault(row.case, []).append(row)
     ordered = sorted(cases.items(), key=lambda case: case[1][0].flops / case[1][0].bytes)
-    places = _apart([peers[0].flops / peers[0].bytes for _, peers in ordered], axes)
+    positions = _apart([peers[0].flops / peers[0].bytes for _, peers in ordered], axes)
     floor = axes.get_ylim()[0]
-    for (case, peers), place in zip(ordered, places, strict=True):
+    for (case, peers), position in zip(ordered, positions, strict=True):
         rates = [row.flops / row.time.median / GIGA for row in peers if row.time]
         x = peers[0].flops / peers[0].bytes
         axes.plot((x, x), (min(rates), max(rates)), color=RULE, linewidth=1.2, zorder=1)
-        axes.plot((x, place), (min(rates), floor), color=RULE, linewidth=0.5, zorder=1)
-        axes.annotate(case, (place, floor), xytext=(0, -6), **NAME)
+        axes.plot((x, position), (min(rates), floor), color=RULE, linewidth=0.5, zorder=1)
+        axes.annotate(case, (position, floor), xytext=(0, -6), **NAME)
         for row, rate in zip(peers, rates, strict=True):
             axes.scatter(
                 x, rate, s=34 if row.peer == "attnarray" else 20, color=peer_color(row.peer),
@@ -117,17 +117,17 @@ def _draw_cases(axes: Any, rows: list[Row]) -> None:
 
 
 def _apart(values: list[float], axes: Any) -> list[float]:
-    """Ascending values on the logarithmic axis, moved apart as little as it takes for names not to overlap."""
+    """Ascending values on the logarithmic axis, moved apart as little as needed for names not to overlap."""
     left, right = np.log(axes.get_xlim())
     gaps = NAME_GAP * (right - left) * np.arange(len(values))
-    # Less their gaps, the places need only ascend: neighbors that do not are replaced by their mean.
+    # Isotonic regression: less their gaps, positions must ascend; neighbors that do not are replaced by their mean.
     pools: list[tuple[float, int]] = []
-    for place in np.log(values) - gaps:
-        pools.append((float(place), 1))
+    for position in np.log(values) - gaps:
+        pools.append((float(position), 1))
         while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
             (a, m), (b, n) = pools[-2:]
             pools[-2:] = [((m * a + n * b) / (m + n), m + n)]
-    ascending = np.concatenate([np.full(count, place) for place, count in pools])
+    ascending = np.concatenate([np.full(count, position) for position, count in pools])
     return list(np.exp(np.clip(ascending, left, right - gaps[-1]) + gaps))
 
 

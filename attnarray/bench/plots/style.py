@@ -1,4 +1,4 @@
-"""How pictures look: one color for each peer everywhere, quiet axes, and a font that comes with matplotlib."""
+"""The style of pictures: one color for each peer, few axes, and a font that is part of matplotlib."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WARNING = "#b3261e"
 FONT = "DejaVu Sans"
 DPI = 150
 
-# Told apart also by people who see few colors: ours are blue, PyTorch's warm, the others in between.
+# Distinct for color-blind readers, too: ours are blue, PyTorch's warm, the others in between.
 COLORS = {
     "attnarray": "#0b5fa5",
     "reference": "#7fb6e0",
@@ -44,7 +44,7 @@ def new_figure(width: float, height: float) -> Any:
     import matplotlib
     from matplotlib.figure import Figure
 
-    matplotlib.rcParams["svg.hashsalt"] = "attnarray"  # the same picture is the same file
+    matplotlib.rcParams["svg.hashsalt"] = "attnarray"  # so that equal pictures are equal files
     return Figure(figsize=(width, height), dpi=DPI, facecolor="white")
 
 
@@ -62,7 +62,7 @@ def quiet(axes: Any, *, grid: str = "") -> None:
 
 
 def headline(figure: Any, results: Results, title: str, about: str) -> None:
-    """A title, lines on machine and picture, and why to doubt the figures: at the top left, in inches on any figure."""
+    """A title, lines about machine and picture, and warnings: at the top left, in inches on any figure."""
     height = figure.get_figheight()
     left = 0.25 / figure.get_figwidth()
     font = {"fontfamily": FONT, "ha": "left", "va": "top", "linespacing": 1.3}
@@ -73,7 +73,7 @@ def headline(figure: Any, results: Results, title: str, about: str) -> None:
 
 
 def legend(axes: Any, top: float = 1.0) -> None:
-    """The names of what is drawn, in a column beside the axes; `top` is a share of their height."""
+    """A legend in a column next to the axes; `top` is a share of their height."""
     axes.legend(
         loc="upper left", bbox_to_anchor=(1.02, top), frameon=False, labelcolor=INK, borderaxespad=0.0,
         labelspacing=0.7, prop={"family": FONT, "size": 9},
@@ -81,7 +81,7 @@ def legend(axes: Any, top: float = 1.0) -> None:
 
 
 def machine_line(results: Results) -> str:
-    """What the figures were measured on, in a line."""
+    """The machine in a line."""
     here = results.environment
     threads = f"{here['threads']} thread{'s' if here['threads'] != 1 else ''}"
     return f"{here['device'] or here['cpu']}, {threads}, attnarray {here['attnarray']}, {here['date'][:10]}"

@@ -1,4 +1,4 @@
-"""Beam search: the best continuations among those with a likely beginning."""
+"""Beam search over the continuations of prompts."""
 
 from __future__ import annotations
 
@@ -103,20 +103,20 @@ def beam_search(
     for n in range(1, count + 1 if B else 1):
         width = logits.shape[0] // B
         going = search.going()[:, :width].reshape(-1)
-        certain = finite_or_certain(logits, None if np.all(going) else _beside(going, tokens))
+        certain = finite_or_certain(logits, None if np.all(going) else _array_like(going, tokens))
         steps = to_numpy(log_softmax(certain)).astype(np.float64).reshape(B, width, V)
         parents = search.advance(steps, n)
         if n == count or not np.any(search.going()):
             break
         rows = np.arange(B)[:, None] * width + np.minimum(parents, width - 1)  # (B, W)
-        cache = cache.rows(_beside(rows.reshape(-1), tokens))
+        cache = cache.rows(_array_like(rows.reshape(-1), tokens))
         logits, cache = model.step(
-            params, _beside(search.live.tokens[:, :, -1].reshape(-1, 1), tokens), cache, last=True
+            params, _array_like(search.live.tokens[:, :, -1].reshape(-1, 1), tokens), cache, last=True
         )
         logits = logits[:, -1, :]  # (B W, V)
     best = search.best()
     length = int(max((_length(row, end) for row in best.tokens), default=0))
-    return BeamResult(_beside(best.tokens[:, :length], tokens), _beside(best.scores, tokens))
+    return BeamResult(_array_like(best.tokens[:, :length], tokens), _array_like(best.scores, tokens))
 
 
 def _check_penalty(penalty: float, count: int, any_sign: bool) -> None:
@@ -138,5 +138,5 @@ def _length(row: np.ndarray, end: int | None) -> int:
     return int(ends[0]) + 1 if len(ends) else len(row)
 
 
-def _beside(host: np.ndarray, like: Array) -> Array:
+def _array_like(host: np.ndarray, like: Array) -> Array:
     return namespace_of(like).asarray(host, device=device_of(like))

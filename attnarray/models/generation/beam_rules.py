@@ -1,4 +1,4 @@
-"""What counts as an end in a beam search, and when it stops: the rule of this library, and that of transformers."""
+"""Which ended continuations a beam search compares, and when it stops: by this library, and by transformers."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ EarlyStopping = bool | Literal["never"]
 
 
 class Live(NamedTuple):
-    """W continuations of each prompt that may go on: log-probabilities (B, W), best first, and tokens (B, W, n)."""
+    """W unfinished continuations of each prompt: log-probabilities (B, W), best first, and tokens (B, W, n)."""
 
     scores: np.ndarray
     tokens: np.ndarray
 
 
 class Ended(NamedTuple):
-    """The best continuation that has come to an end: its score (B,), tokens (B, count)."""
+    """The best finished continuation: its score (B,), tokens (B, count)."""
 
     scores: np.ndarray
     tokens: np.ndarray
 
 
 class BestOfAll:
-    """The search where whatever ends is compared."""
+    """The search that compares all finished continuations."""
 
     def __init__(self, batch: int, count: int, beams: int, penalty: float, end: int | None) -> None:
         self.count, self.beams, self.penalty, self.end = count, beams, penalty, end
@@ -32,12 +32,12 @@ class BestOfAll:
         self.ended = Ended(np.full(batch, -np.inf), np.full((batch, count), 0 if end is None else end, np.int64))
 
     def going(self) -> np.ndarray:
-        """Which continuations (B, W) may still win: log-probabilities only fall, and the length grows."""
+        """Which continuations (B, W) may still win: log-probabilities only decrease, and the length grows."""
         scores: np.ndarray = self.live.scores / max(self.count, 1) ** self.penalty > self.ended.scores[:, None]
         return scores
 
     def advance(self, steps: np.ndarray, n: int) -> np.ndarray:
-        """Go on by the log-probabilities (B, W, V) of token number n; which continuation each one goes on from."""
+        """Extend by the log-probabilities (B, W, V) of token number n; return which continuation each one extends."""
         total = self.live.scores[:, :, None] + steps
         width, V = total.shape[1:]
         if self.end is not None:
@@ -53,7 +53,7 @@ class BestOfAll:
         return self.ended if self.count else self.ended._replace(scores=np.zeros(len(self.ended.scores)))
 
     def _compare(self, live: Live, length: int) -> None:
-        """The best that has ended, if those of `live` end now, at this length."""
+        """Update the best finished ones by those of `live`, if they end now, at this length."""
         if not live.scores.shape[1]:
             return
         first = np.argmax(live.scores, axis=1)
@@ -68,9 +68,9 @@ class BestOfAll:
 
 
 class BestOfCandidates:
-    """The search of Hugging Face transformers 5.24: what ends counts only among the likeliest candidates."""
+    """The search of Hugging Face transformers 5.24: only those that end among the likeliest candidates are compared."""
 
-    NEVER = -1e9  # the score of what is no continuation, as there: so a prompt that runs out of tokens ends alike
+    NEVER = -1e9  # the score of no continuation, as in transformers, for the same result if tokens run out
 
     def __init__(
         self, batch: int, count: int, beams: int, penalty: float, end: int | None, early_stopping: EarlyStopping
@@ -109,7 +109,7 @@ class BestOfCandidates:
         return Ended(self.ended.scores[:, 0] if self.count else self.live.scores[:, 0], self.ended.tokens[:, 0, :])
 
     def _keep(self, found: Live, ends: np.ndarray, n: int) -> None:
-        """The best `beams` of those that had ended, and of those that end now."""
+        """Keep the best `beams` of those that had ended, and of those that end now."""
         counts = ends & (np.arange(ends.shape[1]) < self.beams)
         full = np.all(self.has_ended, axis=1, keepdims=True) & (self.early is True)
         scores = found.scores / n**self.penalty + self.NEVER * full + self.NEVER * ~self.open + self.NEVER * ~counts
@@ -129,11 +129,11 @@ def best_first(live: Live, width: int) -> tuple[Live, np.ndarray]:
 
 
 def likeliest(live: Live, total: np.ndarray, width: int) -> tuple[Live, np.ndarray]:
-    """The `width` likeliest continuations by one token, and which each one continues (B, width)."""
+    """The `width` likeliest continuations by one token, and which one each extends (B, width)."""
     B, W, V = total.shape
     flat = total.reshape(B, W * V)
     chosen = np.argpartition(-flat, max(width - 1, 0), axis=1)[:, :width] if flat.size else np.zeros((B, 0), np.int64)
-    chosen = np.sort(chosen, axis=1)  # so that the first of equals comes first
+    chosen = np.sort(chosen, axis=1)  # so that ties keep their order
     chosen = np.take_along_axis(chosen, np.argsort(-np.take_along_axis(flat, chosen, 1), axis=1, kind="stable"), 1)
     parents, words = chosen // V, chosen % V
     tokens = np.concatenate([np.take_along_axis(live.tokens, parents[:, :, None], 1), words[:, :, None]], axis=2)

@@ -60,7 +60,7 @@ def left_pad(tokens: Array, lengths: Any) -> tuple[Array, Array | None]:
     if lengths is None:
         return tokens, None
     B, T = tokens.shape
-    lengths = checks.beside("lengths", checks.integers("lengths", lengths), "tokens", tokens)
+    lengths = checks.same_device("lengths", checks.integers("lengths", lengths), "tokens", tokens)
     checks.shape("lengths", lengths, (B,), "the length of each of the B prompts")
     _check_lengths(lengths, T)
     xp = namespace_of(tokens)

@@ -1,4 +1,4 @@
-"""GPT in the shapes of GPT-2 and LLaMA."""
+"""GPT, with the architectures of GPT-2 and LLaMA."""
 
 from attnarray.models.gpt.cache import GPTCache
 from attnarray.models.gpt.model import GPT

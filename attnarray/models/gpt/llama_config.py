@@ -36,7 +36,7 @@ SIZES = {
     "num_heads": "num_attention_heads",
     "hidden_dim": "intermediate_size",
 }
-ROPE_TYPES = {"default": (), "linear": ("factor",)}  # and their options, beside the base
+ROPE_TYPES = {"default": (), "linear": ("factor",)}  # and their options, besides the base
 
 
 def llama_fields(config: Config, names: Iterable[str]) -> dict[str, Any]:

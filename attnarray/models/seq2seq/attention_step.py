@@ -19,7 +19,7 @@ from attnarray.random import Philox
 
 
 class StepInput(NamedTuple):
-    """The arguments of a step beside its query: the memory (B, S, E), its lengths (B,), and the index of the step."""
+    """The arguments of a step besides its query: the memory (B, S, E), its lengths (B,), and the index of the step."""
 
     memory: Array
     lengths: Any

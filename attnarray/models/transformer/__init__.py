@@ -1,4 +1,4 @@
-"""The Transformer, and its halves by themselves."""
+"""The Transformer, its encoder and its decoder."""
 
 from attnarray.models.transformer.decoder import Decoder
 from attnarray.models.transformer.encoder import Encoder

@@ -31,7 +31,7 @@ class Blocks:
     num_layers: int
 
     def init(self, rng: Philox, dtype: str = "float32") -> list[Params]:
-        """Initial parameters, each block's from a generator of its own."""
+        """Initial parameters, each block's from its own generator."""
         return [self.block.init(own, dtype) for own in rng.split(self.num_layers)]
 
     def shapes(self) -> list[Shapes]:

@@ -1,4 +1,4 @@
-"""Transformer-XL: segments that see a memory of those before them."""
+"""Transformer-XL: segments that attend to a memory of those before."""
 
 from attnarray.models.transformer_xl.model import TransformerXL, TransformerXLResult, remembered
 
