@@ -24,7 +24,7 @@ demo: $(VENV)/.demo  ## train attention to translate dates, with hand-derived gr
 check: $(VENV)/.demo  ## check every gradient and kernel, as a table
 	@$(BIN)/attnarray check $(ARGS)
 
-bench: $(VENV)/.bench  ## time attention beside other libraries: a minute once kernels are compiled
+bench: $(VENV)/.bench  ## compare the speed with other libraries: a minute once kernels are compiled
 	@$(BIN)/attnarray bench $(ARGS)
 
 test: $(VENV)/.test  ## run what a change can break: a few minutes

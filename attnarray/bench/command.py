@@ -8,9 +8,9 @@ from typing import Any
 from attnarray.console import HelpFormatter
 
 DESCRIPTION = """\
-Time attention and the primitives around it beside other libraries: medians with intervals over rounds in shuffled
-order, memory, and each time as a fraction of what this machine can do. Outputs and gradients of every library are
-compared with float64 first; what is wrong is shown and not timed. The first run compiles the kernels, which takes one
+Compare the speed of attention and its primitives with other libraries: medians with intervals over rounds in shuffled
+order, memory, and each time as a fraction of the limit of this machine. Outputs and gradients of every library are
+compared with float64 first; wrong ones are shown and not timed. The first run compiles the kernels, which takes one
 or two minutes more. Exit code 1 if a result of ours is wrong."""
 
 EPILOG = """\
@@ -27,7 +27,7 @@ def add_to(commands: Any) -> None:
     """Add the command to the parsers of `attnarray`."""
     parser = commands.add_parser(
         "bench",
-        help="time attention beside other libraries",
+        help="compare the speed of attention with other libraries",
         formatter_class=HelpFormatter,
         description=DESCRIPTION,
         epilog=EPILOG,

@@ -18,7 +18,7 @@ def date_pattern(source: str) -> str:
 
 
 def fitting(pair: Pair) -> list[Rule]:
-    """All rules that make the right answer of the numbers in a date."""
+    """All rules that give the right answer for the numbers in a date."""
     numbers = [int(digits) for digits in re.findall(r"\d+", pair.source)]
     year, month, day = map(int, pair.target.split("-"))
     if len(numbers) < 3:
@@ -29,7 +29,7 @@ def fitting(pair: Pair) -> list[Rule]:
 
 
 def answer(source: str, rule: Rule) -> str:
-    """The date by a rule, and nothing where it does not fit."""
+    """The date by a rule, and "" if it does not fit."""
     numbers = [int(digits) for digits in re.findall(r"\d+", source)]
     y, d, m, month = rule
     if max(y, d, m) >= len(numbers):
@@ -38,13 +38,13 @@ def answer(source: str, rule: Rule) -> str:
 
 
 def ngrams(text: str) -> set[str]:
-    """All three characters that stand side by side."""
+    """All character trigrams."""
     padded = f"  {text}  "
     return {padded[n : n + 3] for n in range(len(padded) - 2)}
 
 
 def alike(one: set[str], other: set[str]) -> float:
-    """The share of pieces that both have."""
+    """The share of common trigrams."""
     return len(one & other) / len(one | other)
 
 

@@ -3,8 +3,8 @@
     python docs/examples/digits.py [--quick] [--output FOLDER] [--backend NAME]
 
 scikit-learn's digits are 1,797 images of 8 x 8 pixels. A third is held out; on the rest, with
-new noise in each step, `attnarray.models.PatchClassifier` learns from several seeds. Beside it stand two classics
-on the same split: logistic regression, and the nearest neighbors, which are hard to beat on images so small.
+new noise in each step, `attnarray.models.PatchClassifier` learns from several seeds. It is compared with two
+classical models on the same split: logistic regression, and nearest neighbors, which are strong on small images.
 
 Needs: attnarray, scikit-learn, matplotlib.
 """
@@ -34,11 +34,11 @@ BATCH, EPOCHS, SEEDS, PEAK_RATE, DECAY, LARGEST_NORM = 64, 40, 3, 3e-3, 0.3, 1.0
 NOISE = 0.15  # its deviation, where pixels go from 0 to 1
 MOST_LIT = 16  # of a pixel
 COLORS = ("#1f5fbf", "#d1480f", "#0b7a4b")  # one for each seed
-DRAWN = 10  # images in the picture, beside those that come out wrong
+DRAWN = 10  # images in the picture, besides misclassified ones
 
 
 class Digits(NamedTuple):
-    """Images (N, 8, 8) around 0, and what they show (N,)."""
+    """Images (N, 8, 8) around 0, and their digits (N,)."""
 
     train: np.ndarray
     train_classes: np.ndarray
@@ -61,7 +61,7 @@ def digits() -> Digits:
 
 
 def train(data: Digits, seed: int, epochs: int, advance: Callable[[str], None], model: Any = MODEL) -> Trained:
-    """AdamW with a warm-up and the gradients of `model.bwd`; stops where the loss is no number."""
+    """AdamW with a warm-up and the gradients of `model.bwd`; stops if the loss is not finite."""
     rng, seeds = np.random.default_rng(seed), aa.Philox(seed)
     params, losses = model.init(seeds), []
     state, total, step = optim.adamw_init(params), epochs * -(-len(data.train) // BATCH), 0
@@ -92,7 +92,7 @@ def classified(params: dict[str, Any], images: np.ndarray) -> np.ndarray:
 
 
 def baselines(data: Digits) -> dict[str, float]:
-    """Shares of the held-out digits that classics get right."""
+    """The accuracy of classical models on the held-out digits."""
     models = {
         "the most frequent digit": None,
         "logistic regression": LogisticRegression(max_iter=2000),
@@ -107,7 +107,7 @@ def baselines(data: Digits) -> dict[str, float]:
 
 
 def draw(path: Path, data: Digits, trained: Trained) -> None:
-    """Some digits, those that came out wrong first, with the attention of the class word in each head over them."""
+    """Some digits, misclassified ones first, with the attention of the class token in each head over them."""
     from matplotlib.figure import Figure
 
     found = classified(trained.params, data.test)
@@ -155,7 +155,7 @@ def draw_losses(path: Path, runs: list[Trained]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> float:
-    """Train from several seeds, print the table, draw losses and where one looks; returns the mean share right."""
+    """Train from several seeds, print the table, draw losses and the attention of one; returns the mean accuracy."""
     parser = argparse.ArgumentParser(description="Handwritten digits by a Transformer over patches.")
     parser.add_argument("--quick", action="store_true", help="one seed and few steps: seconds")
     parser.add_argument("--output", type=Path, default=Path(), metavar="FOLDER", help="where the pictures go")
@@ -166,7 +166,7 @@ def main(arguments: list[str] | None = None) -> float:
 
 
 def run(options: argparse.Namespace) -> float:
-    """What `main` does, on the backend that was asked for."""
+    """`main` on the backend of the options."""
     seeds, epochs = (1, 4) if options.quick else (SEEDS, EPOCHS)
     data = digits()
     with progress("Training", seeds * epochs * -(-len(data.train) // BATCH)) as bar:

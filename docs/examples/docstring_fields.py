@@ -1,4 +1,4 @@
-"""The docstrings of Python's own library as texts with a field each, split three ways, and their words as numbers."""
+"""The docstrings of Python's own library as texts with one field each, in three sets, and their words as numbers."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def texts() -> list[Text]:
 
 
 def split(found: list[Text]) -> tuple[list[Text], list[Text], list[Text]]:
-    """For training, for choosing, for the figure: 70, 10 and 20 %."""
+    """Training, validation and test: 70, 10 and 20 %."""
     hashes = [zlib.crc32(" ".join(text.words).encode()) % 10 for text in found]
     bounds = ((0, 7), (7, 8), (8, 10))
     train, choose, test = (

@@ -1,13 +1,13 @@
-"""Who stays with whom? Graph attention on Zachary's karate club, trained with gradients derived by hand.
+"""Node classification with graph attention on Zachary's karate club, trained with gradients derived by hand.
 
     python docs/examples/karate.py [--quick] [--output FOLDER] [--backend NAME]
 
 In 1977 Zachary published the friendships in a karate club that broke into two. Here only the two leaders' sides are
-known: Mr. Hi's (node 0) and the Officer's (node 33). A network of two layers of graph attention has to find out on
-which side each of the other 32 members ended up, from the friendships alone; a node's features are its own number.
+known: Mr. Hi's (node 0) and the Officer's (node 33). A network of two layers of graph attention predicts the
+side of each of the other 32 members, from the friendships alone; the features of a node are one-hot.
 
-Simple rules do this well, so they stand beside the result: the side of most members, that of the leader fewer
-handshakes away (ties are half right), and label propagation, which passes the leaders' labels on along the edges.
+Simple rules do this well, so the result is compared with them: the side of most members, that of the nearer leader
+(ties are half right), and label propagation.
 
 Needs: attnarray, networkx, matplotlib.
 """
@@ -59,7 +59,7 @@ def forward(params: dict[str, Any], data: Club, seed: int | None = None) -> tupl
 
 
 def backward(dscores: Any, ctx: tuple[Any, ...]) -> dict[str, Any]:
-    """The same way back, by the layers' own backwards."""
+    """The gradients, by the backwards of the layers."""
     first_ctx, relu_ctx, last_ctx = ctx
     last = LAST.bwd(dscores, last_ctx)
     first = FIRST.bwd(aa.relu_bwd(last.x, relu_ctx).x, first_ctx)
@@ -67,7 +67,7 @@ def backward(dscores: Any, ctx: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def train(data: Club, seed: int, steps: int, advance: Any) -> dict[str, Any]:
-    """Parameters after so many steps of AdamW on the loss of the two leaders; stops where the loss is no number."""
+    """Parameters after so many steps of AdamW on the loss of the two leaders; stops if the loss is not finite."""
     targets = np.full(len(data.sides), -100)  # which cross_entropy ignores
     targets[list(LEADERS)] = data.sides[list(LEADERS)]
     first, last = aa.Philox(seed).split(2)
@@ -86,17 +86,17 @@ def train(data: Club, seed: int, steps: int, advance: Any) -> dict[str, Any]:
 
 
 def predict_sides(params: dict[str, Any], data: Club) -> np.ndarray:
-    """What the network says of everybody (N,)."""
+    """The predicted side of each member (N,)."""
     return np.asarray(aa.to_numpy(forward(params, data)[0]).argmax(1))
 
 
 def others(data: Club) -> np.ndarray:
-    """Everybody whose side was not given."""
+    """All members whose side was not given."""
     return np.setdiff1d(np.arange(len(data.sides)), LEADERS)
 
 
 def baselines(data: Club) -> dict[str, float]:
-    """The share of the 32 members that simple rules get right."""
+    """The accuracy of simple rules on the 32 members."""
     rest = others(data)
     sides = data.sides[rest]
     distances = [nx.single_source_shortest_path_length(data.graph, leader) for leader in LEADERS]
@@ -115,7 +115,7 @@ def baselines(data: Club) -> dict[str, float]:
 
 
 def draw(path: Path, data: Club, params: dict[str, Any], accuracy: float) -> None:
-    """The club: colors are what the network says, the widths of the lines its attention in the first layer."""
+    """Plot the club: colors are predictions, the widths of lines attention weights of the first layer."""
     from matplotlib.figure import Figure
 
     _, (first_ctx, *_) = forward(params, data)
@@ -160,7 +160,7 @@ def main(arguments: list[str] | None = None) -> float:
 
 
 def run(options: argparse.Namespace) -> float:
-    """What `main` does, on the backend that was asked for."""
+    """`main` on the backend of the options."""
     seeds, steps = (2, STEPS // 4) if options.quick else (10, STEPS)
     data, found = club(), []
     rest = others(data)

@@ -2,14 +2,13 @@
 
     python docs/examples/language_model.py [--quick] [--resume] [--output FOLDER] [--backend NAME]
 
-The text is what `help()` knows of the language: the topics of `pydoc_data`, which every Python has on board (so figures
-differ a little between versions of Python). Every 8th topic is held out; a paragraph that stands in several topics
-counts only where it comes first. The figure is bits per byte of the held-out topics, each byte predicted from those
-before it. Beside it stand compressors that have seen the training text, and n-gram models with Kneser-Ney smoothing,
-which on so little text are hard to beat.
+The text is that of `help()`: the topics of `pydoc_data`, which are part of every Python (so figures differ a little
+between versions of Python). Every 8th topic is held out; a paragraph of several topics is used only once. The figure is
+bits per byte of the held-out topics, each byte predicted from those before it. It is compared with compressors that
+have seen the training text, and with n-gram models with Kneser-Ney smoothing, which are strong on so little text.
 
-The model is of LLaMA's kind: in the few minutes that it has, learned positions would take it half of them to find out
-what stands beside what.
+The model has the architecture of LLaMA: rotary positions learn faster than learned ones, which would need half of
+these few minutes.
 
 Needs: attnarray, matplotlib, safetensors.
 """
@@ -60,7 +59,7 @@ class Trained(NamedTuple):
 
 
 def texts() -> Texts:
-    """The topics, without what was said before."""
+    """The topics, without repeated paragraphs."""
     topics = importlib.import_module("pydoc_data.topics").topics
     seen: set[str] = set()
     parts: list[list[str]] = [[], []]
@@ -80,9 +79,9 @@ def draw_batch(text: np.ndarray, size: int, T: int, rng: np.random.Generator) ->
 
 
 def train(model: GPT, text: bytes, steps: int, advance: Callable[[str], None], saved: Path | None = None) -> Trained:
-    """AdamW with a warm-up, and the gradients of `GPT.bwd`; stops where the loss is no number.
+    """AdamW with a warm-up, and the gradients of `GPT.bwd`; stops if the loss is not finite.
 
-    With a path it goes on from what is `saved` there, and saves itself there now and then, and where it has to stop.
+    With a path it resumes from the state `saved` there, and saves its state there regularly, and if it has to stop.
     """
     data, seeds = np.frombuffer(text, np.uint8), aa.Philox(1)
     params = model.init(aa.Philox(0))
@@ -114,7 +113,7 @@ def train(model: GPT, text: bytes, steps: int, advance: Callable[[str], None], s
 
 
 def bits_per_byte(model: GPT, params: dict[str, Any], before: bytes, text: bytes) -> float:
-    """Bits per byte of a text: windows that overlap by half, and of each the half that has the other before it."""
+    """Bits per byte of a text: windows that overlap by half, each for its second half."""
     T, half = model.max_seq_len, model.max_seq_len // 2
     data = np.frombuffer(before[-half:] + text, np.uint8).astype(np.int64)
     bits = 0.0
@@ -146,7 +145,7 @@ def baselines(data: Texts) -> dict[str, float]:
 
 
 def draw(path: Path, trained: Trained, rows: dict[str, float]) -> None:
-    """The loss of each step, smoothed, beside the figures of the others."""
+    """The loss of each step, smoothed, with the figures of the baselines."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5), layout="constrained")
@@ -161,7 +160,7 @@ def draw(path: Path, trained: Trained, rows: dict[str, float]) -> None:
 
 
 def draw_heads(path: Path, model: GPT, params: dict[str, Any], text: bytes) -> None:
-    """Where each head of each block looks, byte by byte."""
+    """The attention of each head of each block, byte by byte."""
     from matplotlib.figure import Figure
 
     tokens = np.frombuffer(text, np.uint8).astype(np.int64)
@@ -182,7 +181,7 @@ def draw_heads(path: Path, model: GPT, params: dict[str, Any], text: bytes) -> N
 
 
 def sample(model: GPT, params: dict[str, Any], count: int) -> str:
-    """What the model writes after a headline."""
+    """The text that the model generates after a headline."""
     prompt = aa.asarray(np.frombuffer(PROMPT.encode(), np.uint8).astype(np.int64)[None])
     written = generate(model, params, prompt, count, method="sample", temperature=0.7, top_p=0.95, rng=aa.Philox(7))
     return PROMPT + bytes(aa.to_numpy(written)[0].astype(np.uint8)).decode(errors="replace")
@@ -201,7 +200,7 @@ def main(arguments: list[str] | None = None) -> float:
 
 
 def run(options: argparse.Namespace) -> float:
-    """What `main` does, on the backend that was asked for."""
+    """`main` on the backend of the options."""
     options.output.mkdir(parents=True, exist_ok=True)
     saved = options.output / "language-model.safetensors"
     if not options.resume:

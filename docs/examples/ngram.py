@@ -1,4 +1,4 @@
-"""The n-gram model that docs/examples/language_model.py stands beside: interpolated Kneser-Ney, over bytes."""
+"""The n-gram model that docs/examples/language_model.py is compared with: interpolated Kneser-Ney, over bytes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 
 class Order(NamedTuple):
-    """What was counted of the n-grams of one length: they themselves, and their beginnings without the last byte."""
+    """The counts of the n-grams of one length, and of their prefixes without the last byte."""
 
     grams: Counter[bytes]
     discount: float
-    totals: Counter[bytes]  # how often a beginning goes on
-    kinds: Counter[bytes]  # in how many ways
+    totals: Counter[bytes]  # the count of a prefix
+    kinds: Counter[bytes]  # the number of its continuations
 
 
 def kneser_ney(text: bytes, n: int) -> list[Order]:

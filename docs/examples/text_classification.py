@@ -1,20 +1,19 @@
-"""What is this docstring about? A small BERT reads the documentation of Python's own library, from scratch.
+"""Text classification with a small BERT, trained from scratch on the docstrings of Python's standard library.
 
     python docs/examples/text_classification.py [--quick] [--resume] [--output FOLDER] [--backend NAME]
 
-The modules of the standard library carry thousands of docstrings. Here they are put into six fields, such as "Internet"
-or "Concurrency", by the module that they stand in, and a network has to say which field from the words alone: names of
-modules are left out, and so are texts that occur in two fields. By their checksums, a tenth of the texts is for
-choosing options, a fifth for the figure that counts, the rest for training. Their number depends on the version of
-Python.
+The modules of the standard library have thousands of docstrings. Here they are grouped into six fields, such as
+"Internet" or "Concurrency", by module, and a network predicts the field from the words alone: names of modules are left
+out, and so are texts that occur in two fields. By their checksums, a tenth of the texts is the validation set, a fifth
+the test set, the rest for training. Their number depends on the version of Python.
 
 The network is a BERT of two blocks and a linear map of the mean of its states, trained from several seeds by gradients
-derived by hand. Beside it stand the most frequent field, naive Bayes and logistic regression over words, and over words
-and pairs, their options chosen on the same tenth. A few thousand short texts are little to learn a language from: rules
-that count words are as good (86 % to 87 % right under Python 3.11, one network 85.6 %, three together 86.3 %).
+derived by hand. It is compared with the most frequent field, naive Bayes and logistic regression over words, and over
+words and pairs, with options chosen on the validation set. A few thousand short texts are few for learning a language:
+models that count words are as good (86 % to 87 % right under Python 3.11, one network 85.6 %, three together 86.3 %).
 
-The state of each seed is saved after each epoch, so --resume goes on with the same bits, and if a loss is no number,
-what is saved is the last good one.
+The state of each seed is saved after each epoch, so --resume continues with the same bits, and if a loss is not finite,
+the last good one is saved.
 
 Needs: attnarray, matplotlib, safetensors, scikit-learn.
 """
@@ -66,7 +65,7 @@ class Network(NamedTuple):
         return scores, (ctx, shares, scores_ctx)
 
     def backward(self, dscores: Any, ctx: Any) -> dict[str, Any]:
-        """The gradients of the parameters: each state is in the mean with its share."""
+        """The gradients of the parameters: each state has its weight in the mean."""
         bert_ctx, shares, scores_ctx = ctx
         scores = self.scores.bwd(dscores, scores_ctx)
         dstates = scores.x[:, None, :] * shares  # (B, T, dim)
@@ -94,7 +93,7 @@ class Network(NamedTuple):
 
 
 def mean_weights(states: Any, lengths: Any) -> Any:
-    """What each state counts in the mean of its text (B, T, 1): 1 / length, and 0 where it is padding."""
+    """The weight of each state in the mean of its text (B, T, 1): 1 / length, and 0 for padding."""
     xp = aa.namespace_of(states)
     exists = xp.arange(states.shape[1]) < lengths[:, None]
     return (xp.astype(exists, states.dtype) / xp.astype(lengths, states.dtype)[:, None])[:, :, None]
@@ -115,7 +114,7 @@ def beginning(network: Network, seed: int) -> dict[str, Any]:
 
 
 def train(network: Network, rows: Rows, state: dict[str, Any], epochs: int, path: Path, advance: Any) -> dict[str, Any]:
-    """Go on from a state for the epochs that are left; it is saved after each."""
+    """Continue from a state for the remaining epochs; it is saved after each."""
     steps = -(-len(rows.lengths) // BATCH)
     while state["epoch"] < epochs:
         params, optimizer, losses = state["params"], state["optimizer"], []
@@ -153,7 +152,7 @@ def train_step(
 
 
 def baselines(train: list[Text], choose: list[Text], test: list[Text], quick: bool = False) -> dict[str, float]:
-    """The share of test texts that simpler rules get right, with the options that are best on those for choosing."""
+    """The accuracy of simpler models on the test texts, with the options that are best on the validation set."""
     from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.naive_bayes import MultinomialNB
@@ -177,7 +176,7 @@ def baselines(train: list[Text], choose: list[Text], test: list[Text], quick: bo
 def draw(
     path: Path, network: Network, params: Any, test: Rows, found: np.ndarray, shares: Any, text: Text, encoded: Rows
 ) -> None:
-    """Figures of all rules, the confusion matrix, and the attention of the last block in a text."""
+    """Figures of all models, the confusion matrix, and the attention of the last block in a text."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 9.5), layout="constrained")
@@ -234,7 +233,7 @@ def draw_losses(path: Path, runs: list[list[float]]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> float:
-    """Train from several seeds, print the table, draw the pictures; returns the share that all get right together."""
+    """Train from several seeds, print the table, draw the pictures; returns the accuracy of their mean."""
     parser = argparse.ArgumentParser(description="Fields of docstrings of the standard library, by a small BERT.")
     parser.add_argument("--quick", action="store_true", help="one small network, two epochs; not three and eight")
     parser.add_argument("--resume", action="store_true", help="go on from the states in the output folder")
@@ -246,7 +245,7 @@ def main(arguments: list[str] | None = None) -> float:
 
 
 def run(options: argparse.Namespace) -> float:
-    """What `main` does, on the backend that was asked for."""
+    """`main` on the backend of the options."""
     seeds, epochs, dim = (1, 2, 32) if options.quick else (3, EPOCHS, DIM)
     parts = split(texts())
     numbers = vocabulary(parts[0])

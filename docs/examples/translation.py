@@ -1,14 +1,15 @@
-"""Dates of 28 languages become ISO 8601, by a Transformer and by a recurrent encoder-decoder, both trained here.
+"""Translation of dates of 28 languages to ISO 8601, by a Transformer and by a recurrent encoder-decoder.
 
     python docs/examples/translation.py [--quick] [--output FOLDER] [--backend NAME]
 
-"miércoles, 14 de junio de 1972" is read letter by letter and "1972-06-14" written so. Both models learn by gradients
-derived by hand: `attnarray.models.Transformer`, and `attnarray.models.Seq2Seq` with the attention of Bahdanau, Cho and
-Bengio. The figure is the share of dates, none of which was seen in any language, that come out exactly right.
+"miércoles, 14 de junio de 1972" is read character by character, and "1972-06-14" written so. Both models learn by
+gradients derived by hand: `attnarray.models.Transformer`, and `attnarray.models.Seq2Seq` with the attention of
+Bahdanau, Cho and Bengio. The figure is the share of dates, none of which was seen in any language, that come out
+exactly right.
 
-Beside it stands a rule without learning that is hard to beat: the pattern of a date, that is the date with # for its
-numbers, says which number is which and what month it is; for a new pattern the most similar one does. (The most similar
-date that was seen is never right: no date occurs twice.)
+It is compared with a strong rule without learning: the pattern of a date, that is the date with # for its numbers,
+determines which number is which and the month; for a new pattern the most similar one is used. (The most similar date
+of the training set is never right: no date occurs twice.)
 
 Needs: attnarray, Babel, matplotlib.
 """
@@ -38,7 +39,7 @@ COLORS = {"Transformer": "#1f5fbf", "recurrent, Bahdanau's attention": "#d1480f"
 
 
 class Texts(NamedTuple):
-    """Dates as tokens (N, S), of which `lengths` (N,) are there, and their answers (N, 10)."""
+    """Dates as tokens (N, S), of which `lengths` (N,) exist, and their answers (N, 10)."""
 
     pairs: list[dates.Pair]
     tokens: np.ndarray
@@ -84,7 +85,7 @@ def batches(data: Texts, epochs: int, seed: int) -> Iterator[np.ndarray]:
 
 
 def train(model: Any, data: Texts, epochs: int, advance: Callable[[str], None]) -> Trained:
-    """AdamW with a warm-up and the gradients of `model.bwd`; stops where the loss is no number."""
+    """AdamW with a warm-up and the gradients of `model.bwd`; stops if the loss is not finite."""
     params, losses = model.init(aa.Philox(0)), []
     state, total = optim.adamw_init(params), epochs * -(-len(data.lengths) // BATCH)
     for step, rows in enumerate(batches(data, epochs, seed=0), start=1):
@@ -105,7 +106,7 @@ def train(model: Any, data: Texts, epochs: int, advance: Callable[[str], None]) 
 
 
 def translate(model: Any, params: dict[str, Any], data: Texts, size: int = 250) -> list[str]:
-    """The answers, letter by letter, the most likely one each time."""
+    """The answers, by greedy decoding."""
     found = np.zeros((len(data.pairs), COUNT), np.int64)
     order = np.argsort(data.lengths, kind="stable")
     for start in range(0, len(order), size):
@@ -118,7 +119,7 @@ def translate(model: Any, params: dict[str, Any], data: Texts, size: int = 250) 
 
 
 def looks(model: Any, params: dict[str, Any], data: Texts, row: int) -> dict[str, np.ndarray]:
-    """Where each letter of an answer looks in the date, (10, S) for each head that there is."""
+    """The attention of each character of an answer to the date, (10, S) for each head."""
     tokens, lengths, targets = data.batch(np.array([row]))
     _, ctx = model.fwd(params, tokens, shift_right(targets), source_lengths=lengths)
     if isinstance(model, Seq2Seq):
@@ -163,7 +164,7 @@ def draw_looks(path: Path, pair: dates.Pair, panels: dict[str, np.ndarray]) -> N
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
-    """Train both, print the table, draw losses and attention; returns the share of dates that each gets right."""
+    """Train both, print the table, draw losses and attention; returns the accuracy of each."""
     parser = argparse.ArgumentParser(description="Dates of many languages to ISO 8601, by two models with attention.")
     parser.add_argument(
         "--quick", action="store_true", help="few dates: seconds instead of minutes, and little learned"
@@ -176,7 +177,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
 
 def run(options: argparse.Namespace) -> dict[str, float]:
-    """What `main` does, on the backend that was asked for."""
+    """`main` on the backend of the options."""
     count, unseen, epochs = (640, 100, 3) if options.quick else (DATES, TEST_DATES, EPOCHS)
     train_pairs, test_pairs = dates.make_pairs(count, unseen)
     vocabulary = dates.Vocabulary(pair.source for pair in train_pairs)
