@@ -69,7 +69,7 @@ def _wrong(dtype: str, kind: Any) -> list[str]:
     return found
 
 
-def _torch_products(dtype: str, x: Any, y: Any, turned: bool) -> float | None:
+def _torch_products(dtype: str, x: Any, y: Any, transposed: bool) -> float | None:
     """Milliseconds of torch.matmul, or None without PyTorch."""
     try:
         import torch
@@ -81,7 +81,7 @@ def _torch_products(dtype: str, x: Any, y: Any, turned: bool) -> float | None:
     a = torch.randn(x, device="cuda").to(kind)
     b = (
         torch.randn((*y[:2], y[3], y[2]), device="cuda").to(kind).mT
-        if turned
+        if transposed
         else torch.randn(y, device="cuda").to(kind)
     )
     torch.cuda.synchronize()

@@ -3,7 +3,7 @@
     python -m benchmarks.models [--quick] [--rounds N] [--threads N] [--output NAME]
 
 Both sides have the same weights, do the same work in float32 and are checked against each other before anything is
-timed. They take turns; a ratio is the median over the rounds of PyTorch's time over ours, with its 95 % interval.
+timed. They are interleaved; a ratio is the median over the rounds of PyTorch's time over ours, with its 95 % interval.
 `model_memory.py` says how memory is measured. Run it from the root of the repository.
 """
 

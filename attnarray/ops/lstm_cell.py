@@ -47,13 +47,13 @@ def lstm_cell_backward(dh: Array, dc: Array, gates: Array, c_before: Array, c: A
     """
     xp = namespace_of(dh)
     i, f, g, o = _quarters(gates)
-    read = xp.tanh(c)
-    dcell = dc + dh * o * (1.0 - read * read)
+    tanh_c = xp.tanh(c)
+    dcell = dc + dh * o * (1.0 - tanh_c * tanh_c)
     sums = (
         dcell * g * i * (1.0 - i),
         dcell * c_before * f * (1.0 - f),
         dcell * i * (1.0 - g * g),
-        dh * read * o * (1.0 - o),
+        dh * tanh_c * o * (1.0 - o),
     )
     return xp.concat(sums, axis=-1), dcell * f
 

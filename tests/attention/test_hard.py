@@ -157,8 +157,8 @@ def test_grouped_heads_and_layouts() -> None:
     repeated = (np.repeat(x, 2, axis=1) for x in (k, v))
     result = aa.hard_attention(q, k, v, **options_of("top_k"))
     assert_trees_close(result, aa.hard_attention(q, *repeated, **options_of("top_k")), ROUNDING)
-    turned = aa.hard_attention(*(np.swapaxes(x, 1, 2) for x in (q, k, v)), layout="BTHD", **options_of("top_k"))
-    assert_trees_close(turned._replace(out=np.swapaxes(turned.out, 1, 2)), result, ROUNDING)
+    transposed = aa.hard_attention(*(np.swapaxes(x, 1, 2) for x in (q, k, v)), layout="BTHD", **options_of("top_k"))
+    assert_trees_close(transposed._replace(out=np.swapaxes(transposed.out, 1, 2)), result, ROUNDING)
 
 
 def test_noise_is_the_same_everywhere(library: Library) -> None:

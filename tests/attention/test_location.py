@@ -230,7 +230,7 @@ WRONG = {
     "no width": ({"location_filter": np.ones((3, 0))}, "expected (F, width) with an odd width: a filter of even"),
     "filter axes": ({"location_filter": np.ones((3, 1, 5))}, "`location_filter` has shape (3, 1, 5), expected (F,"),
     "filters": ({"location_filter": np.ones((2, 5))}, "`location_weight` has shape (5, 3), expected (5, 2): `query`"),
-    "turned": ({"location_weight": np.ones((3, 5))}, "`location_weight` has shape (3, 5), expected (5, 3): `query`"),
+    "swapped": ({"location_weight": np.ones((3, 5))}, "`location_weight` has shape (3, 5), expected (5, 3): `query`"),
     "previous": ({"previous": np.ones((2, 6))}, "`previous` has shape (2, 6), expected (2, 7): (*batch, S), one"),
     "previous, steps": ({"previous": np.ones((2, 1, 7))}, "`previous` has shape (2, 1, 7), expected (2, 7)"),
     "length": ({"kv_lengths": 8}, "`kv_lengths` is 8, expected 0 to S = 7"),

@@ -237,7 +237,7 @@ BAD: dict[str, tuple[type[Exception], dict[str, Any], str]] = {
     "no vector": (ValueError, {"score": "concat", "weight": X[0]}, "`score_vector` is None, but the score 'concat'"),
     "vector": (ValueError, {"score_vector": X[0, 0]}, "`score_vector` is given, but the score 'dot' has none."),
     "widths": (ValueError, {}, "`key` has 7 features but `query` has 4; for the score 'dot' they must match. Use"),
-    "turned": (ValueError, {"score": "general", "weight": np.zeros((Dk, Dq))}, "expected (4, 7): (Dq, Dk) for the"),
+    "transposed": (ValueError, {"score": "general", "weight": np.zeros((Dk, Dq))}, "expected (4, 7): (Dq, Dk) for the"),
     "narrow": (
         ValueError,
         {"score": "concat", "weight": np.zeros((A, Dq)), "score_vector": np.zeros(A)},

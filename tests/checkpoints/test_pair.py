@@ -17,7 +17,7 @@ from attnarray.models import BERT, GPT
 from tests.support.libraries import assert_trees_close
 from tests.support.published import PARAMS, fails, rewrite, saved, shard, tensors_of
 
-MODEL, OTHER = GPT(11, 8, 8, 1, 2), GPT(11, 8, 8, 1, 4)  # the numbers differ, and no shape
+MODEL, OTHER = GPT(11, 8, 8, 1, 2), GPT(11, 8, 8, 1, 4)  # other numbers, equal shapes
 
 
 def config_of(folder: Path, **changes: Any) -> None:
@@ -64,8 +64,8 @@ def test_a_save_that_fails_between_the_files_leaves_the_new_model(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="folders are opened")
-def test_what_is_renamed_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Contents before names, and each name before the next, so that a power failure is like being killed."""
+def test_files_are_synced_before_they_are_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rename is also synced before the next, so that a power failure is like being killed."""
     calls: list[str] = []
     fsync, replace = os.fsync, os.replace
 
@@ -90,7 +90,7 @@ def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_what_else_is_in_the_folder(tmp_path: Path) -> None:
+def test_other_files_in_the_folder(tmp_path: Path) -> None:
     shard(saved(tmp_path))
     others = ["tokenizer.json", "pytorch_model.bin", "generation_config.json", "model-00001-of-00002.safetensors.old"]
     for name in others:
@@ -105,7 +105,7 @@ def test_what_else_is_in_the_folder(tmp_path: Path) -> None:
         assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, "config.json", "model.safetensors"])
 
 
-def test_a_file_comes_before_parts_as_in_transformers(tmp_path: Path) -> None:
+def test_a_single_file_takes_precedence_over_shards_as_in_transformers(tmp_path: Path) -> None:
     tensors = tensors_of(saved(tmp_path))
     shard(tmp_path)
     rewrite_to = tmp_path / "model.safetensors"
@@ -128,7 +128,7 @@ def test_links_of_a_model_stay_links(tmp_path: Path) -> None:
     assert GPT.from_pretrained(tmp_path / "file")[0] == OTHER
 
 
-def test_a_folder_in_the_place_of_a_file_is_seen_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_folder_in_place_of_a_file_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     (tmp_path / "config.json").mkdir()
     fails(IsADirectoryError, f"`{tmp_path / 'config.json'}` is a folder", lambda: saved(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

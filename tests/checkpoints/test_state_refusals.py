@@ -93,7 +93,7 @@ class Level(enum.IntEnum):
 Philox = collections.namedtuple("Philox", ["seed"])
 
 
-def test_classes_that_cannot_be_made_again_are_refused(tmp_path: Path) -> None:
+def test_classes_that_cannot_be_restored_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "run"
     save_state(path, [Derived(0.5), Counting()])
     same(load_state(path, types=(Derived, Counting)), [Derived(0.5), Counting()])
@@ -120,7 +120,7 @@ class Labelled:
         return np.ones(2)
 
 
-def within_itself() -> Any:
+def recursive() -> Any:
     state: Any = {}
     state["a"] = state
     return state
@@ -153,12 +153,12 @@ WRONG: list[tuple[Any, str]] = [
     (time.localtime(), "at the root, a struct_time, which cannot be saved."),
     ([10**5000], "`state` holds an integer of 16610 bits at 0, expected 14000 at most."),
     (functools.reduce(lambda inner, _: [inner], range(102), 1), "`state` is nested more than 100 levels deep"),
-    (within_itself(), "`state` is nested more than 100 levels deep, perhaps recursively, at a.a.a.a."),
+    (recursive(), "`state` is nested more than 100 levels deep, perhaps recursively, at a.a.a.a."),
 ]
 
 
 @pytest.mark.parametrize(("state", "expected"), WRONG, ids=[expected[:40] for _, expected in WRONG])
-def test_what_cannot_come_back_is_refused(state: Any, expected: str, tmp_path: Path) -> None:
+def test_what_cannot_be_saved_is_refused(state: Any, expected: str, tmp_path: Path) -> None:
     save_state(tmp_path / "run", {"step": 1})
     fails(TypeError, expected, lambda: save_state(tmp_path / "run", state))
     assert load_state(tmp_path / "run") == {"step": 1}

@@ -19,7 +19,7 @@ Cast = Callable[[Any], Any]
 
 SMALL_GPT = models.GPT(vocab_size=2000, max_seq_len=140, dim=8, num_layers=1, num_heads=2)
 ROTARY = models.GPT(vocab_size=2000, max_seq_len=140, dim=8, num_layers=1, num_heads=2, positions="rotary", norm="rms")
-PARAMS, TURNED = (tree.map(lambda leaf: leaf * 6, model.init(aa.Philox(1))) for model in (SMALL_GPT, ROTARY))
+PARAMS, ROTARY_PARAMS = (tree.map(lambda leaf: leaf * 6, model.init(aa.Philox(1))) for model in (SMALL_GPT, ROTARY))
 SMALL_BERT = models.BERT(vocab_size=60, max_seq_len=140, dim=8, num_layers=1, num_heads=2, hidden_dim=8)
 XL = models.TransformerXL(100, memory=6, dim=8, num_layers=1, num_heads=2, dropout=0.0)
 SEQ2SEQ = models.Seq2Seq(
@@ -36,7 +36,13 @@ def attend(**options: Any) -> Any:
 
 
 def grow(model: Any, **options: Any) -> Callable[[Cast], Any]:
-    params = model.init(aa.Philox(1)) if model not in (SMALL_GPT, ROTARY) else PARAMS if model is SMALL_GPT else TURNED
+    params = (
+        model.init(aa.Philox(1))
+        if model not in (SMALL_GPT, ROTARY)
+        else PARAMS
+        if model is SMALL_GPT
+        else ROTARY_PARAMS
+    )
     return lambda cast: models.generate(model, params, cast(TEXT[:, :4]), 5, **options)
 
 
@@ -78,7 +84,7 @@ CALLS: dict[str, Callable[[Cast], Any]] = {
     ),
     "lengths of a GPT": lambda c: SMALL_GPT(PARAMS, c(TEXT), lengths=c([127, 3])),
     "starts of a GPT": lambda c: SMALL_GPT(PARAMS, c(TEXT), starts=c([127, 3])),
-    "starts of a rotary GPT": lambda c: ROTARY(TURNED, c(TEXT), starts=c([127, 3])),
+    "starts of a rotary GPT": lambda c: ROTARY(ROTARY_PARAMS, c(TEXT), starts=c([127, 3])),
     "cache": step_in_cache,
     "BERT": lambda c: SMALL_BERT(SMALL_BERT.init(aa.Philox(0)), c(TEXT % 60), c(TEXT % 2), lengths=c([127, 3])).states,
     "Transformer-XL": lambda c: XL(XL.init(aa.Philox(0)), c(TEXT[:, :9])).logits,

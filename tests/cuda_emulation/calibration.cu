@@ -40,7 +40,7 @@ KERNEL(32) converted(Global<const float> x, Global<Stored> rounded, Global<float
 }
 EXPORT(converted)
 
-// Four pieces of 64 numbers, each turned around, through two stages of asynchronous copies.
+// Four pieces of 64 numbers, each reversed, through two stages of asynchronous copies.
 KERNEL(64) streamed(Global<const float> x, Global<float> out) {
   Shared<float> held = shared<float>(0);
   const int t = threadIdx.x;

@@ -32,7 +32,7 @@ def gemmStridedBatchedEx(
     left = _matrices(a, a_type, (k, m) if transa else (m, k), lda, stride_a, batch)
     right = _matrices(b, b_type, (n, k) if transb else (k, n), ldb, stride_b, batch)
     out = _matrices(c, c_type, (m, n), ldc, stride_c, batch)
-    left, right = (x.mT if turned else x for x, turned in ((left, transa), (right, transb)))
+    left, right = (x.mT if transposed else x for x, transposed in ((left, transa), (right, transb)))
     scale, old = (ctypes.c_float.from_address(place).value for place in (alpha, beta))
     product = scale * (left.astype(np.float32) @ right.astype(np.float32))
     out[...] = product if old == 0 else product + old * out

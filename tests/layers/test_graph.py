@@ -73,7 +73,7 @@ BAD: dict[str, tuple[type[Exception], dict[str, Any], str]] = {
     "its range": (ValueError, {"key": KEY[:, :1], "value": VALUE[:, :1]}, "expected 0 to 0 (the nodes of `key`, where"),
     "target": (ValueError, {"query": QUERY[:, :3]}, "expected 0 to 2 (the nodes of `query`, where edges end: 3)"),
     "negative": (ValueError, {"edges": EDGES - 1}, "`edges[0]` holds -1 at position (3,), expected 0 to 6"),
-    "turned": (ValueError, {"edges": EDGES.T}, f"`edges` has shape {EDGES.T.shape}, expected (2, E), the"),
+    "transposed": (ValueError, {"edges": EDGES.T}, f"`edges` has shape {EDGES.T.shape}, expected (2, E), the"),
     "pairs": (ValueError, {"edges": EDGES[0]}, "the sources and the targets of the edges."),
     "adjacency": (TypeError, {"edges": ADJACENCY}, "`edges` has dtype bool, expected an integer dtype"),
     "floats": (TypeError, {"edges": EDGES + 0.0}, "`edges` has dtype float64, expected an integer dtype"),

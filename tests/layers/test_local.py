@@ -104,7 +104,7 @@ BAD: dict[str, tuple[type[Exception], dict[str, Any], str]] = {
         {"alignment": "predictive", "position_weight": np.ones((A, Dq))},
         "`position_vector` is None, but the alignment 'predictive' needs it. Give it, or",
     ),
-    "turned": (
+    "transposed": (
         ValueError,
         {**PREDICTIVE, "position_weight": np.ones((Dq, A))},
         "`position_weight` has shape (4, 6), expected (4, 4): (A, Dq). Shapes: query (2, 3, 4), key (2, 8, 4), positi",
@@ -120,7 +120,7 @@ BAD: dict[str, tuple[type[Exception], dict[str, Any], str]] = {
         {"key": KEY, "value": KEY},
         "`key` has 7 features but `query` has 4; for the score 'dot' they must match. Give a `weight` (Dq, Dk).",
     ),
-    "turned score": (ValueError, {"key": KEY, "value": KEY, "weight": np.ones((Dk, Dq))}, "expected (4, 7): (Dq, Dk)."),
+    "swapped": (ValueError, {"key": KEY, "value": KEY, "weight": np.ones((Dk, Dq))}, "expected (4, 7): (Dq, Dk)."),
     "length": (ValueError, {"kv_lengths": [9, 1]}, "`kv_lengths` goes from 1 to 9, expected 0 to S = 8"),
     "dtype": (TypeError, {**PREDICTIVE, "position_vector": np.ones(A, "f4")}, "position_vector float32. Bring them to"),
     "no key": (TypeError, {"key": None}, "`key` is None, expected an array"),

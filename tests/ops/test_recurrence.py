@@ -110,8 +110,8 @@ def test_reverse_is_the_flipped_sequence(name: str) -> None:
     given, mask = drawn(name, 2), np.array([[1, 0, 1, 1, 0], [1, 1, 1, 0, 1]]) == 1
     result, grads = pulled(name, given, mask=mask, reverse=True)
     dout = dout_of(result)
-    turned = {**given, "x": given["x"][:, ::-1]}
-    its_result, its_grads = pulled(name, turned, dout._replace(out=dout.out[:, ::-1]), mask=mask[:, ::-1])
+    reversed_arguments = {**given, "x": given["x"][:, ::-1]}
+    its_result, its_grads = pulled(name, reversed_arguments, dout._replace(out=dout.out[:, ::-1]), mask=mask[:, ::-1])
     assert_trees_close(its_result._replace(out=its_result.out[:, ::-1]), result, ROUNDING)
     assert_trees_close(its_grads._replace(x=its_grads.x[:, ::-1]), grads, ROUNDING)
 

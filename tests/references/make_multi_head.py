@@ -124,8 +124,8 @@ def modules():
     """All configurations by name."""
     found = {}
     for n, (padding, mask) in enumerate(itertools.product(("none", "bool", "float"), MASKS)):
-        turns = Module(padding, mask, n % 2 == 0, n // 2 % 2 == 1, n // 3 % 2 == 0, n % 5 == 3)
-        found[f"{n}, padding {padding}, mask {mask}"] = turns._replace(self_attention=n % 4 == 0)
+        module = Module(padding, mask, n % 2 == 0, n // 2 % 2 == 1, n // 3 % 2 == 0, n % 5 == 3)
+        found[f"{n}, padding {padding}, mask {mask}"] = module._replace(self_attention=n % 4 == 0)
     for mask in MASKS[1:]:
         found[f"no batch, mask {mask}"] = Module("bool", mask, batched=False, own_widths=mask == "causal")
     found["add_bias_kv"] = Module(add_bias_kv=True)

@@ -59,10 +59,10 @@ def rotary(x, dims=None, base=1e4, interleaved=False, offset=0):
     dims = x.shape[-1] if dims is None else dims
     theta = base ** (-2 * torch.arange(dims // 2, dtype=torch.float64) / dims)
     m = offset + torch.arange(x.shape[-2], dtype=torch.float64)
-    turn = torch.polar(torch.ones(len(m), dims // 2, dtype=torch.float64), m[:, None] * theta)  # e^(i m theta)
-    turned = x[..., :dims].unflatten(-1, (-1, 2) if interleaved else (2, -1))
-    turned = turned if interleaved else turned.mT
-    z = torch.view_as_complex(turned.contiguous()) * turn.to(torch.complex64 if x.dtype == torch.float32 else None)
+    rotation = torch.polar(torch.ones(len(m), dims // 2, dtype=torch.float64), m[:, None] * theta)  # e^(i m theta)
+    pairs = x[..., :dims].unflatten(-1, (-1, 2) if interleaved else (2, -1))
+    pairs = pairs if interleaved else pairs.mT
+    z = torch.view_as_complex(pairs.contiguous()) * rotation.to(torch.complex64 if x.dtype == torch.float32 else None)
     y = torch.view_as_real(z)
     y = (y if interleaved else y.mT).flatten(-2)
     return torch.cat([y, x[..., dims:]], -1)

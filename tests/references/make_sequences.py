@@ -5,7 +5,7 @@ Run with PyTorch 2.13 (CPU) and NumPy 2: `python tests/references/make_sequences
 Recurrence is `torch.nn.RNN`, `LSTM` and `GRU`; where there are lengths, on packed sequences. Weights, biases and states
 have an axis of directions in front, of size 2 for bidirectional modules; so have h and c. `out` holds the directions
 side by side, as PyTorch gives it. x is NaN behind the end of a sequence. Convolution is `torch.nn.functional.conv1d`
-on turned axes.
+on transposed axes.
 
 The form of the file is that of sdpa.npz. `function` stands among the keyword arguments; cotangents are called `dout`,
 `dh` and `dc`, expected arrays `out`, `h`, `c` and `grad_<input>`.

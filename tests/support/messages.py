@@ -15,7 +15,7 @@ INTERNAL = re.compile(
 
 
 def says(error: type[Exception], expected: str, call: Callable[[], Any]) -> None:
-    """`call` raises `error` with `expected` in one paragraph that names an argument and nothing internal."""
+    """Check that `call` raises `error` with `expected` in one paragraph that names an argument and nothing internal."""
     with pytest.raises(error, match=re.escape(expected)) as caught:
         call()
     message = str(caught.value)

@@ -147,7 +147,7 @@ MUTATIONS = [
         "dropout: what is kept is not divided by 1 - p", forward("dropout"),
     ),
     Mutation(
-        "ops/lstm_cell.py", "dcell = dc + dh * o * (1.0 - read * read)", "dcell = dc + dh * o",
+        "ops/lstm_cell.py", "dcell = dc + dh * o * (1.0 - tanh_c * tanh_c)", "dcell = dc + dh * o",
         "LSTM: the slope of the tanh of the cell is missing", backward("lstm"),
     ),
     Mutation(

@@ -1,6 +1,6 @@
 """Graph attention (GAT and GATv2): each node attends over the edges that end in it.
 
-Block by block of edges: what exists for each edge and feature is never held for all edges at once.
+Computed in blocks of edges: arrays over edges and features are never held for all edges at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from attnarray.random import Philox
 
 
 class GraphContext(NamedTuple, Generic[ArrayT]):
-    """What the backward needs: the inputs as (B, nodes, H, F), and the weights of the edges (B, E, H)."""
+    """The context of the backward: the inputs as (B, nodes, H, F), and the weights of the edges (B, E, H)."""
 
     q: ArrayT
     k: ArrayT
@@ -70,21 +70,21 @@ def graph_attention(
             \mathrm{LeakyReLU}(a^T [q_i; k_j; f_e]) & \text{gat}
         \end{cases}
 
-    In GAT the order of the neighbors is the same for every node that asks; in GATv2 it depends on the node.
+    In GAT the ranking of neighbors is the same for every query node; in GATv2 it depends on the node.
 
     Parameters
     ----------
     query : (*batch, N, H, F) floating
-        What the nodes that edges end in ask with: W_t h_i. 16-bit types are computed in float32.
+        The queries of the nodes that edges end in: W_t h_i. 16-bit types are computed in float32.
     key : (*batch, M, H, F)
-        Of the nodes that edges come from: W_s h_j. In most graphs they are the same nodes, and M = N.
+        The keys of the nodes that edges come from: W_s h_j. In most graphs they are the same nodes, and M = N.
     value : (*batch, M, H, Fv)
-        In both papers the key.
+        The values; in both papers they are the keys.
     score_vector : (H, F) for "gatv2"; (H, 2 F) for "gat", (H, 3 F) with edge features
-        a, for "gat" the parts for query, key and edge side by side.
+        a, for "gat" the concatenated parts for query, key and edge.
     edges : (2, E) integer
         Row 0 the source j, a row of key and value; row 1 the target i, a row of query. In any order. An edge that is
-        given twice counts twice. A node has an edge to itself only if that is given: see `add_self_loops`.
+        given twice counts twice. A node has a self-loop only if that is given: see `add_self_loops`.
     edge_features : (*batch, E, H, F), optional
         f, projected to the heads as the nodes are.
     score : {"gatv2", "gat"}
@@ -102,7 +102,7 @@ def graph_attention(
     Returns
     -------
     (*batch, N, H, Fv) of the dtype of query
-        A node without edges gives 0. Nodes without an edge that exists do not matter, even when they hold NaN.
+        A node without edges gives 0. Nodes without an edge that exists are ignored, even if they hold NaN.
 
     Raises
     ------
@@ -129,7 +129,7 @@ def graph_attention(
 
     All graphs of a batch have these edges. Different graphs are one graph of several parts:
 
-    >>> other = np.array([[0, 1], [1, 2]])  # of a graph whose nodes come after these four
+    >>> other = np.array([[0, 1], [1, 2]])  # of a graph whose nodes follow these four
     >>> np.concatenate([edges, other + 4], axis=1).tolist()
     [[0, 2, 3, 4, 5], [1, 1, 0, 5, 6]]
     """
@@ -240,7 +240,7 @@ def aggregate(weights: Array, v: Array, sources: Array, targets: Array, count: i
 
     .. math:: o_i = \sum_{e:\, j \to i} p_e v_j
 
-    A weight of zero hides what it multiplies, even NaN.
+    A weight of 0 gives 0 even if the value is NaN.
 
     Parameters
     ----------
@@ -320,14 +320,14 @@ def gatv2_scores(q: Array, k: Array, f: Array | None, w: Array, sources: Array, 
 def gatv2_scores_backward(
     dscores: Array, q: Array, k: Array, f: Array | None, w: Array, sources: Array, targets: Array, slope: float
 ) -> tuple[Array, Array, Array | None, Array]:
-    r"""The gradients of `gatv2_scores` with respect to q, k, f and w. The hidden layer is computed again.
+    r"""The gradients of `gatv2_scores` with respect to q, k, f and w. The hidden layer is recomputed.
 
     .. math::
         dz_{ec} = de_e\, w_c \cdot \{1 \text{ where } z_{ec} > 0, \text{ else slope}\}, \quad
         dq_i = \sum_{e: i} dz_e, \quad dk_j = \sum_{e: j} dz_e, \quad df_e = dz_e, \quad
         dw = \sum_e de_e\, \mathrm{LeakyReLU}(z_e)
 
-    Where a score has gradient 0, the edge does not matter, even if it holds NaN.
+    Where a score has gradient 0, the edge is ignored, even if it holds NaN.
 
     Parameters
     ----------
@@ -363,7 +363,7 @@ def gat_scores(q: Array, k: Array, f: Array | None, w: Array, sources: Array, ta
 def gat_scores_backward(
     dscores: Array, q: Array, k: Array, f: Array | None, w: Array, sources: Array, targets: Array, slope: float
 ) -> tuple[Array, Array, Array | None, Array]:
-    """The gradients of `gat_scores`: each part of w meets the nodes, and only numbers per head meet the edges."""
+    """The gradients of `gat_scores`: nodes are multiplied with the parts of w, edges only with one number per head."""
     xp = namespace_of(dscores, q, k, w)
     sums = _sums_of_products(q, k, f, w, sources, targets)
     dsums = xp.where(dscores == 0, 0.0, xp.where(sums > 0, dscores, slope * dscores))  # (B, E, H)
@@ -382,21 +382,21 @@ def leaky(x: Array, slope: float) -> Array:
     return namespace_of(x).where(x > 0, x, slope * x)
 
 
-def take_rows(x: Array, places: Array) -> Array:
-    """The nodes that the edges name: (B, nodes, ...) -> (B, E, ...)."""
-    return namespace_of(x).take(x, places, axis=1) if places.shape[0] else x[:, :0, ...]
+def take_rows(x: Array, indices: Array) -> Array:
+    """The node of each edge: (B, nodes, ...) -> (B, E, ...)."""
+    return namespace_of(x).take(x, indices, axis=1) if indices.shape[0] else x[:, :0, ...]
 
 
-def sum_rows(x: Array, places: Array, count: int) -> Array:
-    """The sums (B, count, H, F) of what edges (B, E, H, F) bring to the nodes that they name."""
+def sum_rows(x: Array, indices: Array, count: int) -> Array:
+    """The sums (B, count, H, F) of edges (B, E, H, F) over the edges of each node."""
     xp = namespace_of(x)
     B, E, H, F = x.shape
-    return xp.reshape(sum_segments(xp.reshape(x, (B, E, H * F)), places, count), (B, count, H, F))
+    return xp.reshape(sum_segments(xp.reshape(x, (B, E, H * F)), indices, count), (B, count, H, F))
 
 
-def _edge_blocks(x: Array, places: Array) -> Iterator[slice]:
+def _edge_blocks(x: Array, indices: Array) -> Iterator[slice]:
     """Ranges of edges, so that an array of all features of a range stays small."""
-    return ranges(places.shape[0], math.prod((x.shape[0], *x.shape[2:])))
+    return ranges(indices.shape[0], math.prod((x.shape[0], *x.shape[2:])))
 
 
 def _hidden(q: Array, k: Array, f: Array | None, sources: Array, targets: Array, block: slice) -> Array:
@@ -406,7 +406,7 @@ def _hidden(q: Array, k: Array, f: Array | None, sources: Array, targets: Array,
 
 
 def _sums_of_products(q: Array, k: Array, f: Array | None, w: Array, sources: Array, targets: Array) -> Array:
-    """w . [q_i; k_j; f_e], each product taken where its numbers are: (B, E, H)."""
+    """w . [q_i; k_j; f_e], with one product per node, not per edge: (B, E, H)."""
     xp = namespace_of(q, k, w)
     w_query, w_key, w_edge = _parts(w, q.shape[3])
     products = [
@@ -425,7 +425,7 @@ def by_head(x: Array) -> Array:
 
 
 def _parts(w: Array, features: int) -> tuple[Array, Array, Array]:
-    """What of w (H, 2 F or 3 F) meets the query, the key and the edge."""
+    """The parts of w (H, 2 F or 3 F) for the query, the key and the edge."""
     return w[:, :features], w[:, features : 2 * features], w[:, 2 * features :]
 
 
@@ -439,7 +439,7 @@ def restore(x: Array, batch: tuple[int, ...]) -> Any:
 
 
 def _dropped(weights: Array, ctx: GraphContext) -> Array:
-    """Weights (B, E, H) after dropout, or what their gradient is before it."""
+    """Weights (B, E, H) after dropout, or their gradient before it."""
     if ctx.dropout is None:
         return weights
     shaped = restore(weights, ctx.batch)

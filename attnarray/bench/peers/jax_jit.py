@@ -8,13 +8,13 @@ from typing import Any
 from attnarray.bench.peers.jax_engine import INSTALL, make_call
 from attnarray.bench.peers.peer import Call, Peer, Problem, Unsupported
 
-TURNED = ("query", "key", "value")
+TRANSPOSED = ("query", "key", "value")
 
 
 def prepare(problem: Problem) -> Call:
     """Causal, windows and lengths by the function's own options where it has them, else by a mask built beforehand."""
     if problem.is_attention:
-        return make_call(problem, _attention(problem), TURNED)
+        return make_call(problem, _attention(problem), TRANSPOSED)
     return make_call(problem, _primitive(problem))
 
 

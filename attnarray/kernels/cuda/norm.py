@@ -32,7 +32,7 @@ WIDE_BACKWARD = Kernel("norm_wide.cu", "norm_backward_wide", "ppppppppiiiii")
 PARAMETER_SUMS = Kernel("norm.cu", "parameter_sums", "ppppppiii")
 
 MULTIPROCESSOR_THREADS = 512  # that run at once, as each takes up to 128 registers
-WAVE_BYTES = 2**24  # of dout and x together that stay in the level-2 cache
+WAVE_BYTES = 2**24  # of dout and x together that stay in the L2 cache
 PANEL_BYTES = 64 * CHUNK_BYTES  # of a row that a block sums: PANEL in norm_wide.cu
 COLUMNS, STRIP = 256, 8  # of parameter_sums: the columns of a block, and the least rows of a strip
 

@@ -19,18 +19,18 @@ from attnarray.kernels.cuda.grid import (
 )
 from attnarray.kernels.cuda.loader import Kernel, launch, shared_bytes, warmup
 
-# Chunks of a row that a thread holds, by the bytes of a number: of a kernel that holds one array (OF_ONE in rows.cuh),
-# of one that holds two (OF_TWO), and of one that holds two and sums of both.
+# Chunks of a row that a thread holds, by itemsize: of a kernel that holds one array (HELD_ONE in rows.cuh),
+# of one that holds two (HELD_TWO), and of one that holds two and sums of both.
 ONE, TWO, SUMS = {2: 4, 4: 8, 8: 4}, {2: 2, 4: 2, 8: 2}, {2: 2, 4: 4, 8: 4}
 
 WIDE = 1024  # threads of a wide row: WIDE in rows.cuh
 
-# Numbers of a row beyond which few rows at a time keep each in the level-2 cache for the next pass over it.
+# Row length beyond which a row has more threads: fewer rows at a time stay in the L2 cache for the next pass.
 LONG = 16384
 
 
 class RowKernel(NamedTuple):
-    """Both kernels of a function; of the second: the chunks of a row that a thread holds, the most threads of a row.
+    """Both kernels of a function; of the second: the chunks of a row that a thread holds, the maximum threads of a row.
 
     With `spans`, rows may be longer than these hold. The first kernel uses as many threads for LONG rows.
     """
@@ -82,7 +82,7 @@ def held_grid(kernel: RowKernel, how: Stored, count: int, width: int) -> Grid:
 def wide_grid(how: Stored, width: int, arrays: Iterable[Any], copied: int) -> Grid | None:
     """One block of the threads of a wide row, which hold an array in registers and `copied` in shared memory.
 
-    None where a row does not fit, or is not aligned.
+    None if a row does not fit, or is not aligned.
     """
     chunks, row_bytes, arrays = ONE[how.stored_itemsize], width * how.stored_itemsize, tuple(arrays)
     grid = with_copies(Grid((1, 1, 1), (WIDE, 1, 1)), how.itemsize, copied * chunks)
@@ -97,12 +97,12 @@ def with_copies(grid: Grid, itemsize: int, chunks: int) -> Grid:
 
 
 def few_blocks(grid: Grid, at_once: int, processors: int) -> Grid:
-    """Not more blocks than run at once, `at_once` threads on a multiprocessor, with equal shares of the rows."""
+    """At most as many blocks as run at once, `at_once` threads on a multiprocessor, with equal shares of the rows."""
     across, together, _ = grid.threads
     rounds = ceil_div(grid.blocks[0], processors * max(at_once // (across * together), 1))
     return grid._replace(blocks=(ceil_div(grid.blocks[0], max(rounds, 1)), 1, 1))
 
 
 def load(kernels: tuple[RowKernel, ...], dtype: str) -> None:
-    """Compile and load both of each on the current device."""
+    """Compile and load both kernels of each on the current device."""
     warmup(tuple(kernel for pair in kernels for kernel in (pair.any, pair.held)), dtype)

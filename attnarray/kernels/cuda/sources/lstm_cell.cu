@@ -1,5 +1,5 @@
 // One step of an LSTM after its matrix products, forward and backward. Reference: ops/lstm_cell.py.
-// Parallel over the cells: a thread reads and writes all numbers of its own. Shared: none.
+// Parallel over the cells: each thread computes whole cells. Shared: none.
 #include "rows.cuh"
 
 using Real = ComputedIn<Stored>::type;
@@ -38,10 +38,10 @@ KERNEL(256) lstm_cell_backward(Global<const Stored> dh, Global<const Stored> dc,
   for (int64 n = int64(blockIdx.x) * 256 + threadIdx.x; n < count; n += int64(gridDim.x) * 256) {
     const int64 first = n / width * 4 * width + n % width;
     const Real i = wide(gates[first]), f = wide(gates[first + width]), g = wide(gates[first + 2 * width]);
-    const Real o = wide(gates[first + 3 * width]), read_out = tanh(Real(wide(c[n]))), out = wide(dh[n]);
-    const Real cell = wide(dc[n]) + out * o * (1 - read_out * read_out);
+    const Real o = wide(gates[first + 3 * width]), tanh_c = tanh(Real(wide(c[n]))), out = wide(dh[n]);
+    const Real cell = wide(dc[n]) + out * o * (1 - tanh_c * tanh_c);
     const Real results[4] = {cell * g * i * (1 - i), cell * wide(c_before[n]) * f * (1 - f), cell * i * (1 - g * g),
-                             out * read_out * o * (1 - o)};
+                             out * tanh_c * o * (1 - o)};
     Stored rounded;
     UNROLL for (int k = 0; k < 4; k++) {
       narrow(results[k], rounded);

@@ -3,7 +3,7 @@
 // them. Shared: that of `reduce`; forward the next row, weight and bias; backward the row of x, or sums of threads.
 //
 // Forward, few blocks loop over all rows. Backward, blocks have two tasks. One is a row: its dx. The other is a panel of
-// columns: the gradients of weight and bias of `wave` rows, those of the blocks just before, so that the level-2 cache still
+// columns: the gradients of weight and bias of `wave` rows, those of the blocks just before, so that the L2 cache still
 // has them. A wave writes a row of partial sums.
 #include "rows.cuh"
 
