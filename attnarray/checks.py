@@ -149,8 +149,8 @@ def integer(name: str, array: Array) -> Array:
         largest, limit = int(to_numpy(array).max()), int(xp.iinfo(wide).max)
         if largest > limit:
             raise ValueError(
-                f"`{name}` holds {largest}, expected integers up to {limit}, which {dtype_name(wide)} holds: number "
-                "anew, or subtract what all have in common."
+                f"`{name}` holds {largest}, expected integers up to {limit}, which {dtype_name(wide)} holds: "
+                "renumber them, or subtract a common offset."
             )
     return xp.astype(xp.asarray(array), wide)
 

@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=40, help="of training, timed together")
-    parser.add_argument("--busy", type=int, nargs="+", default=[0, 2], help="processes that compute beside it")
+    parser.add_argument("--busy", type=int, nargs="+", default=[0, 2], help="numbers of other processes that compute")
     parser.add_argument("--output", metavar="NAME", help="name of the files in benchmarks/results, without extension")
     parser.add_argument("--quick", action="store_true", help="one round of few steps")
     parser.add_argument("--measure", nargs=2, metavar=("ATTENTION", "STEPS"), help=argparse.SUPPRESS)
@@ -74,11 +74,11 @@ def measure(kind: Kind, steps: int) -> float:
     if kind.kernels is not None:
         environment["ATTNARRAY_NUM_THREADS"] = str(kind.kernels)
     command = [sys.executable, "-m", "benchmarks.busy", "--measure", kind.attention, str(steps)]
-    beside = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(kind.busy)]
+    others = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(kind.busy)]
     try:
         done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     finally:
-        for process in beside:
+        for process in others:
             process.kill()
             process.wait()
     return 1e3 * float(done.stdout) / steps
@@ -124,7 +124,7 @@ def write(name: str, samples: dict[Kind, list[float]], lines: list[str]) -> None
         "milliseconds": [{**kind._asdict(), "samples": times} for kind, times in samples.items()],
     }
     (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / f"{name}.md").write_text("\n".join(["# Training beside busy processes", "", *lines]) + "\n", "utf-8")
+    (RESULTS / f"{name}.md").write_text("\n".join(["# Training with other busy processes", "", *lines]) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

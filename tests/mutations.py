@@ -2,7 +2,7 @@
 
 Each replaces a text that a file has once, in a copy of the sources, and runs the tests listed for it:
 the quick ones first, then the slow ones. WORDs choose the mutations whose file or description holds one of them. What
-is printed are rows of tests/MUTATIONS.md. Mutations of kernels compile them anew: all together take half an hour.
+is printed are rows of tests/MUTATIONS.md. Mutations of kernels recompile them: all together take half an hour.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def test_random_counters(library: Library) -> None:
 
 
 @pytest.mark.parametrize(("query", "key"), [(0, 0), (3, 6), (-2, 1), ([5, -1], 11)])
-def test_attention_dropout_goes_by_positions(query: Any, key: int, library: Library) -> None:
+def test_attention_dropout_is_keyed_by_positions(query: Any, key: int, library: Library) -> None:
     seed, p, (b, h, t, s) = 2**63 + 12345, 0.3, (2, 3, 4, 7)
     rows = np.broadcast_to(query, (b,)).tolist()
     expected = np.zeros((b, h, t, s), bool)
@@ -81,7 +81,7 @@ def test_attention_dropout_goes_by_positions(query: Any, key: int, library: Libr
     np.testing.assert_array_equal(to_numpy(found), expected)
 
 
-def test_elementwise_dropout_goes_by_the_index(library: Library) -> None:
+def test_elementwise_dropout_is_keyed_by_the_index(library: Library) -> None:
     seed, p = 7, 0.6
     like = library.array(np.zeros(1))
     found = to_numpy(keep_mask(seed, p, (3, 5), aa.namespace_of(like), library.device)).ravel()

@@ -80,7 +80,7 @@ def _lines(row: Row, baseline: str, fastest: float) -> list[Line]:
 
 
 def _wrapped(name: Cell, cells: Sequence[Cell]) -> list[Line]:
-    """Name and cells on as many lines as needed; cells of the same widths are broken alike."""
+    """Name and cells on as many lines as needed; cells of the same widths have the same lines."""
     lines = [[name]]
     for cell in cells:
         used = sum(len(other.text) for other in lines[-1])

@@ -44,7 +44,7 @@ CALLS = {
 }
 OLD = GPT(11, 8, 8, 1, 2)
 NEW = GPT(11, 8, 8, 1, 4, 12, positions="rotary", norm="rms", activation="silu", gated=True, bias=False)
-FOLLOWING = GPT(11, 8, 8, 1, 4)  # the tensors of OLD, and other heads: the numbers differ, and no shape
+FOLLOWING = GPT(11, 8, 8, 1, 4)  # OLD with other heads: other numbers, equal shapes
 
 
 def killed_at(count: int, save: Callable[[], None], within: bool) -> bool:

@@ -17,7 +17,7 @@ HANGING = 600  # seconds; the limits of the command are those of a GPU machine w
 
 
 @pytest.fixture(autouse=True)
-def _beside_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+def _benchmarks_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
     if not (ROOT / "benchmarks").exists():
         pytest.skip("this copy of the sources has no benchmarks")
     monkeypatch.syspath_prepend(str(ROOT))
@@ -60,7 +60,7 @@ def test_exit_codes() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no /bin/false")
-def test_a_crash_and_a_hang_cost_their_stage_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_or_a_hang_affects_its_stage_only(monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks import gpu_check
 
     monkeypatch.setitem(gpu_check.STAGES, "device", gpu_check.Stage("no_such_module", HANGING, ""))

@@ -31,7 +31,7 @@ inline float product_by_thread(Global<const Stored> x, Global<const Stored> y, i
 inline void differentiate_slowly(Global<const Stored> dout, Global<const Stored> q, Global<const Stored> k,
                                  Global<const Stored> v, Global<const float> shift, Global<const float> delta, const Summed& all,
                                  const Options& o, const Problem& p) {
-  static_assert(ROWS * ACROSS * sizeof(float) <= TABLES + ScoreTables::BYTES, "there is room for the sums");
+  static_assert(ROWS * ACROSS * sizeof(float) <= TABLES + ScoreTables::BYTES, "present is room for the sums");
   for (int entry = threadIdx.x; entry < ROWS * ACROSS; entry += THREADS) {
     float sum = 0;
     for (int batch = all.batch; batch < all.past_batch; batch++)

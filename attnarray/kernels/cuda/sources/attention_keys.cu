@@ -31,18 +31,18 @@ KERNEL(THREADS) attention_keys(
   const ValueTile values = {KeyTile::BYTES};
   auto stage = [](int step) { return uint32(HELD + step % 2 * STAGE); };
   auto fetch = [&](int step, int head, int t) {
-    const int there = p.queries - t;
-    fill<THREADS>(QueryTile{stage(step)}, row_pointer(q, p.q, batch, head, t), p.q.row, there, p.dim);
-    fill<THREADS>(CotangentTile{stage(step) + QueryTile::BYTES}, row_pointer(dout, p.dout, batch, head, t), p.dout.row, there,
+    const int present = p.queries - t;
+    fill<THREADS>(QueryTile{stage(step)}, row_pointer(q, p.q, batch, head, t), p.q.row, present, p.dim);
+    fill<THREADS>(CotangentTile{stage(step) + QueryTile::BYTES}, row_pointer(dout, p.dout, batch, head, t), p.dout.row, present,
                   p.value_dim);
     const int64 number = (int64(batch) * p.heads + head) * p.queries + t;
     ROLLED for (int n = threadIdx.x; n < ACROSS; n += THREADS) {  // zeros beyond the queries, whose cotangents are zeros
-      copy_number_async(stage(step) + SHIFTS + n * 4, shift + number + n, n < there);
-      copy_number_async(stage(step) + DELTAS + n * 4, delta + number + n, n < there);
+      copy_number_async(stage(step) + SHIFTS + n * 4, shift + number + n, n < present);
+      copy_number_async(stage(step) + DELTAS + n * 4, delta + number + n, n < present);
     }
     Head h = first_head;
     h.head = head;
-    ScoreTables{stage(step) + TABLES}.fetch(h, t, block_start, there, o, p);
+    ScoreTables{stage(step) + TABLES}.fetch(h, t, block_start, present, o, p);
   };
   fill<THREADS>(keys, row_pointer(k, p.k, batch, kv_head, block_start), p.k.row, p.keys - block_start, p.dim);
   fill<THREADS>(values, row_pointer(v, p.v, batch, kv_head, block_start), p.v.row, p.keys - block_start,

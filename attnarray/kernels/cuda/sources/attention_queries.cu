@@ -28,9 +28,9 @@ KERNEL(THREADS) attention_queries(
   Global<const Stored> values = row_pointer(v, p.v, rows.batch, rows.kv_head, 0);
   auto stage = [](int tile) { return uint32(HELD + tile % 2 * STAGE); };
   auto fetch = [&](int tile) {
-    const int key = tile * ACROSS, there = rows.head.length - key;
-    fill<THREADS>(KeyTile{stage(tile)}, keys + key * p.k.row, p.k.row, there, p.dim);
-    fill<THREADS>(ValueTile{stage(tile) + VALUES}, values + key * p.v.row, p.v.row, there, p.value_dim);
+    const int key = tile * ACROSS, present = rows.head.length - key;
+    fill<THREADS>(KeyTile{stage(tile)}, keys + key * p.k.row, p.k.row, present, p.dim);
+    fill<THREADS>(ValueTile{stage(tile) + VALUES}, values + key * p.v.row, p.v.row, present, p.value_dim);
     ScoreTables{stage(tile) + TABLES}.fetch(rows, key, o, p);
   };
   fill_rows(queries, q, p.q, rows, p.dim, p);

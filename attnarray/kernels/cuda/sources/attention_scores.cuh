@@ -36,8 +36,8 @@ inline float capped(float product, const Problem& p) {
 // The derivative of the score by the product, without the scale.
 inline float slope(float product, const Problem& p) {
   if (!SOFTCAP) return 1;
-  const float cap_slopes = tanh(product * (p.scale / p.softcap));
-  return 1 - cap_slopes * cap_slopes;
+  const float cap = tanh(product * (p.scale / p.softcap));
+  return 1 - cap * cap;
 }
 
 // From the product of a query and a key to the score; -inf where bias or mask mask it.
@@ -96,8 +96,8 @@ template <int HEIGHT, int WIDTH> struct Tables {
   // Of the rows of a block, which may be of several heads.
   inline void fetch(const Rows& rows, int key, const Options& o, const Problem& p) const {
     if (!BYTES) return;
-    const int there = rows.count - rows.first, t = rows.first % p.queries;
-    if (t + (there < HEIGHT ? there : HEIGHT) <= p.queries) return fetch(rows.head_at(0, p), t, key, there, o, p);
+    const int present = rows.count - rows.first, t = rows.first % p.queries;
+    if (t + (present < HEIGHT ? present : HEIGHT) <= p.queries) return fetch(rows.head_at(0, p), t, key, present, o, p);
     if constexpr (HAS_BIAS) fetch_rows(bias(), o.bias, p.bias, rows, key, p);
     if constexpr (HAS_MASK) fetch_rows(mask(), o.mask, p.mask, rows, key, p);
   }

@@ -101,13 +101,13 @@ inline void fill(const TILE& tile, Global<const typename TILE::Number> from, int
   constexpr int CHUNKS = TILE::CHUNKS, TOGETHER = THREADS % CHUNKS ? 1 : THREADS / CHUNKS;  // rows at a time
   if constexpr (TOGETHER > 1 && TILE::HEIGHT % TOGETHER == 0) {  // a thread copies a column of chunks
     const int first = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
-    const int there = chunk * NUMBERS<T> < columns ? rows - first : 0;
+    const int present = chunk * NUMBERS<T> < columns ? rows - first : 0;
     const uint32 start = tile.chunk_address(first, chunk);
     Global<const T> next = from + (first * apart + chunk * NUMBERS<T>);
     UNROLL for (int n = 0; n < TILE::HEIGHT / TOGETHER; n++) {
       const int on = n * TOGETHER;  // the swizzle repeats every eight rows
       const uint32 to = TOGETHER % 8 ? tile.chunk_address(first + on, chunk) : start + on * TILE::APART;
-      copy_async<T>(to, next, on < there);
+      copy_async<T>(to, next, on < present);
       next = next + TOGETHER * apart;  // incremented, so that registers need not hold all addresses
     }
   } else {

@@ -154,10 +154,10 @@ template <class T, int N> struct Ahead {
     if (i < width) copy_async<T>(mine + c / CHUNK<T> * apart, row + i);
   }
   // Read it, after wait_copies; `beyond` where nothing was copied.
-  template <class Real> inline void take(int c, bool there, Real* numbers, Real beyond = Real(0)) const {
+  template <class Real> inline void take(int c, bool present, Real* numbers, Real beyond = Real(0)) const {
     T chunk[CHUNK<T>];
     UNROLL for (int e = 0; e < CHUNK<T>; e++) narrow(beyond, chunk[e]);
-    if (there) load16<T>(Shared<const T>(mine), c / CHUNK<T> * apart, chunk);
+    if (present) load16<T>(Shared<const T>(mine), c / CHUNK<T> * apart, chunk);
     UNROLL for (int e = 0; e < CHUNK<T>; e++) numbers[e] = wide(chunk[e]);
   }
 };

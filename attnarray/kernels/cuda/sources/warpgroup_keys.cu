@@ -37,15 +37,16 @@ KERNEL(THREADS) warpgroup_keys(
   auto stage = [](int step) { return uint32(TILES + step % 3 * STAGE); };
   auto numbers = [](int step) { return uint32(ROW_NUMBERS + step % 3 * EACH); };
   auto fetch = [&](int step, int head, int t) {
-    const int there = p.queries - t;
+    const int present = p.queries - t;
     fill<THREADS>(QueryTile{stage(step)}, row_pointer(q_source.from, q_source.strides, batch, head, t),
-                  q_source.strides.row, there, q_source.columns);
+                  q_source.strides.row, present, q_source.columns);
     fill<THREADS>(CotangentTile{stage(step) + QueryTile::BYTES},
-                  row_pointer(dout_source.from, dout_source.strides, batch, head, t), dout_source.strides.row, there, dout_source.columns);
+                  row_pointer(dout_source.from, dout_source.strides, batch, head, t), dout_source.strides.row, present,
+                  dout_source.columns);
     const int64 number = (int64(batch) * p.heads + head) * p.queries + t;
     ROLLED for (int n = threadIdx.x; n < ACROSS; n += THREADS) {  // zeros beyond the queries, whose cotangents are zeros
-      copy_number_async(numbers(step) + n * 4, shift + number + n, n < there);
-      copy_number_async(numbers(step) + (ACROSS + n) * 4, delta + number + n, n < there);
+      copy_number_async(numbers(step) + n * 4, shift + number + n, n < present);
+      copy_number_async(numbers(step) + (ACROSS + n) * 4, delta + number + n, n < present);
     }
   };
   fill<THREADS>(keys, row_pointer(k_source.from, k_source.strides, batch, kv_head, block_start), k_source.strides.row,

@@ -30,10 +30,10 @@ KERNEL(THREADS) warpgroup_queries(
   Global<const Stored> values = row_pointer(v_source.from, v_source.strides, rows.batch, rows.kv_head, 0);
   auto stage = [](int step) { return uint32(HELD + step % 3 * STAGE); };
   auto fetch = [&](int step, int tile) {
-    const int key = tile * ACROSS, there = rows.head.length - key;
+    const int key = tile * ACROSS, present = rows.head.length - key;
     const int64 apart = k_source.strides.row, values_apart = v_source.strides.row;
-    fill<THREADS>(KeyTile{stage(step)}, keys + key * apart, apart, there, k_source.columns);
-    fill<THREADS>(ValueTile{stage(step) + KeyTile::BYTES}, values + key * values_apart, values_apart, there, v_source.columns);
+    fill<THREADS>(KeyTile{stage(step)}, keys + key * apart, apart, present, k_source.columns);
+    fill<THREADS>(ValueTile{stage(step) + KeyTile::BYTES}, values + key * values_apart, values_apart, present, v_source.columns);
   };
   fill_rows(queries, q_source.from, q_source.strides, rows, q_source.columns, p);
   fill_rows(cotangents, dout_source.from, dout_source.strides, rows, dout_source.columns, p);
