@@ -53,7 +53,7 @@ def _weights(*shape: int) -> Draw:
 
 
 def _projections(rng: np.random.Generator, shapes: Shapes) -> dict[str, dict[str, np.ndarray]]:
-    """The projections of multi-head attention, without biases: that of the keys has gradient 0, so peers differ."""
+    """The projections of multi-head attention, without biases: the gradient of the keys' would be rounding only."""
     width = shapes["query"][-1]
     draw = _weights(width, width)
     return {name: {"weight": draw(rng, shapes)} for name in ("query", "key", "value", "out")}

@@ -27,7 +27,7 @@ def sizes(full: bool) -> tuple[int, ...]:
 
 
 class Winner(NamedTuple):
-    """The fastest peers of a size: more than one if the interval of their ratio includes 1."""
+    """The fastest peers of a size: more than one if measurements do not distinguish them."""
 
     size: int
     rows: tuple[Row, ...]
