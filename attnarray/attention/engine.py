@@ -389,12 +389,7 @@ def _block_backward(
     """The gradients of a block of queries; `direct` is the cotangent of the weights themselves."""
     q, k, v, out, kept, scorer, modifiers, normalizer, *_ = ctx
     xp, dcustom = namespace_of(q, k, v), tuple[Any, ...]()
-    dweights = dot_products(dout, v)  # (B, H, rows, S)
-    factor = dropout_factor(modifiers, dweights.shape, dweights)
-    if factor is not None:
-        dweights = xp.where(factor == 0, 0.0, dweights * factor)
-    if direct is not None:
-        dweights = dweights + direct
+    factor = dropout_factor(modifiers, (*q.shape[:3], k.shape[2]), q)
     if _is_masked_softmax(normalizer, modifiers):
         scores = _overwritable_scores(scorer, q, k, rows)
         out, wide_dout = (xp.astype(x, scores.dtype, copy=False) for x in (out, dout))
@@ -405,13 +400,16 @@ def _block_backward(
             delta = delta - xp.astype(dkept, scores.dtype, copy=False)
         sinks = modifiers.sinks
         dnormalizer: Any = Softmax(None if sinks is None else sinks_gradient(kept, delta, sinks))
-        weights, dscores, dmodified = masked_softmax_backward(scores, dweights, kept, delta, modifiers)
+        weights, dscores, dmodified = masked_softmax_backward(
+            scores, _dweights(dout, v, factor, direct), kept, delta, modifiers
+        )
     else:
         stages = modifier_stages(scorer.scores(q, k, rows), modifiers)
         weights = _weights_again(normalizer, stages[-1], kept, rows)
-        if modifiers.hides():
-            dweights = xp.where(stages[-1] == -math.inf, 0.0, dweights)  # which may be NaN, as a hidden value may be
-        dmodified, dnormalizer = normalizer.backward(dweights, dkept, weights, kept, stages[-1], rows)
+        hidden = stages[-1] == -math.inf if modifiers.hides() else None
+        dmodified, dnormalizer = normalizer.backward(
+            _dweights(dout, v, factor, direct, hidden), dkept, weights, kept, stages[-1], rows
+        )
         dscores, dmodified, dcustom = modified_scores_backward(dmodified, stages, modifiers)
     if factor is not None:
         weights = xp.where(factor == 0, 0.0, weights * factor)
@@ -419,6 +417,16 @@ def _block_backward(
     dbias = None if modifiers.bias is None else sum_to_shape(dmodified, modifiers.bias.shape)
     dq, dk, dscorer = scorer.backward(dscores, finite_q, finite_k, rows)
     return AttentionGrads(dq, dk, dv, dbias, dscorer, dcustom, dnormalizer)
+
+
+def _dweights(dout: Array, v: Array, factor: Array | None, direct: Array | None, hidden: Array | None = None) -> Array:
+    """The cotangent of the weights before dropout, (B, H, rows, S): 0 where hidden, where a value may be NaN."""
+    xp, dweights = namespace_of(dout), dot_products(dout, v)
+    if factor is not None:
+        dweights = xp.where(factor == 0, 0.0, dweights * factor)
+    if direct is not None:
+        dweights = dweights + direct
+    return dweights if hidden is None else xp.where(hidden, 0.0, dweights)
 
 
 def weights(ctx: AttentionContext, rows: slice) -> Array:

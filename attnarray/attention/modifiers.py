@@ -11,7 +11,7 @@ from functools import reduce
 from typing import Any, NamedTuple
 
 from attnarray.attention.products import hiding_product
-from attnarray.backend import Array, device_of, index_dtype, namespace_of
+from attnarray.backend import Array, accumulator_dtype, device_of, index_dtype, namespace_of
 from attnarray.masks import band, within
 from attnarray.random import attention_keep_mask
 
@@ -166,4 +166,4 @@ def dropout_factor(modifiers: ScoreModifiers, shape: tuple[int, int, int, int], 
     if keep is None:
         first_query = modifiers.q_offset + dropout.first_key
         keep = attention_keep_mask(dropout.seed, dropout.p, shape, xp, device_of(like), first_query, dropout.first_key)
-    return xp.astype(keep, like.dtype) * (1.0 / (1.0 - dropout.p) if dropout.p < 1 else 0.0)
+    return xp.astype(keep, accumulator_dtype(xp, like.dtype)) * (1.0 / (1.0 - dropout.p) if dropout.p < 1 else 0.0)
