@@ -5,6 +5,7 @@
 PYTHON ?= python3
 ARGS ?=
 WORKERS ?= auto
+LEVELS ?= all
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off
@@ -13,7 +14,7 @@ PYTEST = OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo check bench test test-all lint types clean
+.PHONY: help demo check bench test test-all wheel lint types clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +34,17 @@ test: $(VENV)/.test  ## run what a change can break: a few minutes
 test-all: $(VENV)/.test  ## run every test: a quarter of an hour on two cores
 	@$(PYTEST) $(ARGS)
 
+wheel: $(VENV)/.test  ## build a wheel with precompiled kernels, and test it where Numba is not installed
+	@rm -rf build/wheel && mkdir -p build/wheel
+	@echo "Building a wheel (a minute or two for each level of CPUs) ..."
+	@ATTNARRAY_BUILD_LEVELS=$(LEVELS) $(PIP) wheel --no-deps --wheel-dir dist . | grep -v "^ *Preparing\|^Processing"
+	@$(BIN)/python -m venv --without-pip build/wheel/venv
+	@$(BIN)/python -m pip --python build/wheel/venv/bin/python install --quiet --disable-pip-version-check \
+		--find-links dist "$$(ls -t dist/attnarray-*.whl | head -n 1)[checkpoints]" pytest hypothesis array-api-strict
+	@cp -r tests pyproject.toml docs README.md CONTRIBUTING.md build/wheel
+	@cd build/wheel && venv/bin/attnarray check && OPENBLAS_NUM_THREADS=1 venv/bin/python -m pytest -q -m "not slow" \
+		--override-ini addopts="--import-mode=importlib" tests/kernels/numba/test_library.py tests/contract tests/attention $(ARGS)
+
 lint: $(VENV)/.lint  ## check style, formatting and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -49,7 +61,7 @@ clean:  ## remove the environment, builds and caches
 # each package; errors come through whole.
 $(VENV)/.%: pyproject.toml | $(VENV)/.pip
 	@echo "Installing attnarray[$*] into $(VENV):"
-	@{ $(PIP) --editable '.[$*]' || echo Failed; } | while read -r word name rest; do case "$$word $$name" in \
+	@{ ATTNARRAY_BUILD_LEVELS=none $(PIP) --editable '.[$*,jit]' || echo Failed; } | while read -r word name rest; do case "$$word $$name" in \
 		Obtaining*) echo "  attnarray itself";; Collecting*) echo "  $${name%%[<>=!~]*}";; \
 		"Installing collected") echo "  unpacking all of these";; Failed*) exit 1;; esac; done
 	@touch $@

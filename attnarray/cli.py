@@ -1,4 +1,4 @@
-"""The command `attnarray`: info, check, demo, bench."""
+"""The command `attnarray`: info, warmup, check, demo, bench."""
 
 from __future__ import annotations
 
@@ -90,6 +90,7 @@ def _parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"attnarray {attnarray.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_info(commands)
+    _add_warmup(commands)
     _add_check(commands)
     _add_demo(commands)
     bench.add_to(commands)
@@ -109,6 +110,23 @@ def _add_info(commands: Commands) -> None:
     )
     info.add_argument("--json", action="store_true", help="print JSON instead of tables")
     info.set_defaults(run=_info)
+
+
+def _add_warmup(commands: Commands) -> None:
+    warmup = commands.add_parser(
+        "warmup",
+        help="compile all kernels ahead, so that no later call waits for them",
+        formatter_class=console.HelpFormatter,
+        description=(
+            "Compile every kernel that this machine can use, or load it from the cache, so that no later call waits.\n"
+            "With precompiled kernels there is nothing to compile."
+        ),
+        epilog="examples:\n  attnarray warmup\n  attnarray warmup --dtype float32",
+    )
+    warmup.add_argument(
+        "--dtype", choices=("float32", "float64"), action="append", help="the dtype to be ready for (default: both)"
+    )
+    warmup.set_defaults(run=_warmup)
 
 
 def _add_check(commands: Commands) -> None:
@@ -182,7 +200,7 @@ def _add_demo(commands: Commands) -> None:
     demo.add_argument("--backend", metavar="NAME", default="numpy", help="array library (default: numpy)")
     demo.add_argument(
         "--kernels",
-        choices=("auto", "reference", "numba", "cuda"),
+        choices=("auto", "reference", "compiled", "numba", "cuda"),
         default="auto",
         help="auto: the fastest available (default); reference: array code",
     )
@@ -235,6 +253,16 @@ def _info(options: argparse.Namespace) -> int:
         print(json.dumps(facts, indent=2))
     else:
         info_report.show(facts)
+    return 0
+
+
+def _warmup(options: argparse.Namespace) -> int:
+    from attnarray.dispatch import kernel_modules
+
+    modules = kernel_modules()
+    with console.progress("compiling kernels", len(modules)) as bar:
+        seconds = attnarray.warmup(tuple(options.dtype or ("float32", "float64")), bar.advance)
+    console.print_line(f"{len(seconds)} modules of kernels are ready, after {sum(seconds.values()):.1f} s.")
     return 0
 
 

@@ -20,16 +20,15 @@ from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, cast, get_args
 import numpy as np
 
 from attnarray.backend import type_library
-from attnarray.kernels import Declined, Listener, noting
-from attnarray.kernels import compilations as _compilations
-from attnarray.kernels.table import BACKEND_OF_LIBRARY, KERNELS
+from attnarray.kernels import MODE, Declined, noting
+from attnarray.kernels import compilations as compilations
+from attnarray.kernels.table import BACKEND_OF_LIBRARY, KERNELS, WAYS
 
 P = ParamSpec("P")
 R = TypeVar("R")
-KernelMode = Literal["auto", "reference", "numba", "cuda"]
+KernelMode = Literal["auto", "reference", "compiled", "numba", "cuda"]
 MODES: tuple[KernelMode, ...] = get_args(KernelMode)
 
-_MODE: ContextVar[str] = ContextVar("attnarray_kernels", default="auto")
 _TRACE: ContextVar[list[Choice] | None] = ContextVar("attnarray_trace", default=None)
 
 
@@ -53,7 +52,7 @@ def _run_quietly(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
 
 
 class Choice(NamedTuple):
-    """The code that ran for a function: `kernel` is "reference", "numba" or "cuda"; `reason` is why none faster."""
+    """The code that ran for a function: `kernel` is a mode of `use_kernels`; `reason` is why none faster."""
 
     function: str
     kernel: str
@@ -90,7 +89,7 @@ def accelerated(reference: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(reference)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        mode = _MODE.get()
+        mode = MODE.get()
         trace = _TRACE.get()
         reason = "asked for by use_kernels"
         if mode != "reference":
@@ -101,11 +100,13 @@ def accelerated(reference: Callable[P, R]) -> Callable[P, R]:
                         return cast(R, kernel(*args, **kwargs))
                     with noting() as notes:
                         result = cast(R, kernel(*args, **kwargs))
-                    trace.append(Choice(name, kernel.__module__.split(".")[2], "; ".join(notes)))
+                    trace.append(
+                        Choice(name, _package(backend).way() if backend in WAYS else backend, "; ".join(notes))
+                    )
                     return result
                 except Declined as declined:
                     reason = str(declined)
-            if mode != "auto" and (mode != backend or backend in KERNELS.get(name, {})):
+            if mode != "auto" and (mode not in WAYS.get(backend, (backend,)) or backend in KERNELS.get(name, {})):
                 raise KernelUnavailableError(
                     f"use_kernels({mode!r}) was asked for, but {name} cannot run there: {reason}. "
                     "Use use_kernels('auto') to fall back to the reference."
@@ -131,16 +132,21 @@ def _find(name: str, backend: str, mode: str) -> tuple[Callable[..., Any] | None
     """The kernel for `name` on `backend` ("numba", "cuda"; "" for libraries without kernels), or why there is none."""
     if not backend:
         return None, "there are kernels for NumPy and CuPy arrays only"
-    if mode not in ("auto", backend):
-        return None, f"{mode} kernels do not run on these arrays, {backend} kernels do"
+    ways = WAYS.get(backend, (backend,))
+    if mode not in ("auto", *ways):
+        return None, f"{mode} kernels do not run on these arrays, {' and '.join(ways)} kernels do"
     row = KERNELS.get(name, {}).get(backend)
     if row is None:
         return None, f"there is no {backend} kernel for it yet"
-    unavailable = importlib.import_module(f"attnarray.kernels.{backend}").unavailable()
+    unavailable = _package(backend).unavailable(mode)
     if unavailable:
         return None, unavailable
     module, _, function = row.partition(":")
     return getattr(importlib.import_module(f"attnarray.kernels.{backend}.{module}"), function), ""
+
+
+def _package(backend: str) -> Any:
+    return importlib.import_module(f"attnarray.kernels.{backend}")
 
 
 @contextlib.contextmanager
@@ -149,9 +155,10 @@ def use_kernels(mode: KernelMode) -> Iterator[None]:
 
     Parameters
     ----------
-    mode : {"auto", "reference", "numba", "cuda"}
-        "auto" takes the fastest that fits; "reference" takes the array code; "numba" and "cuda" are strict: where there
-        is such a kernel and it cannot run, they raise `KernelUnavailableError` with the reason instead of falling back.
+    mode : {"auto", "reference", "compiled", "numba", "cuda"}
+        "auto" takes the fastest that fits; "reference" takes the array code; "compiled" (the CPU kernels that a wheel
+        brings), "numba" (the same, compiled when first called) and "cuda" are strict: where there is such a kernel and
+        it cannot run, they raise `KernelUnavailableError` with the reason instead of falling back.
 
     Examples
     --------
@@ -162,11 +169,11 @@ def use_kernels(mode: KernelMode) -> Iterator[None]:
     """
     if mode not in MODES:
         raise ValueError(f"Unknown kernels {mode!r}; expected one of {', '.join(map(repr, MODES))}.")
-    token = _MODE.set(mode)
+    token = MODE.set(mode)
     try:
         yield
     finally:
-        _MODE.reset(token)
+        MODE.reset(token)
 
 
 def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
@@ -223,18 +230,10 @@ def cpu_quota() -> float | None:
 
 def threads_and_cache() -> dict[str, Any]:
     """How many threads the CPU kernels use and where their compiled code is kept."""
-    if importlib.import_module("attnarray.kernels.numba").unavailable():
+    if _package("numba").unavailable("auto"):
         return {}
     facts: dict[str, Any] = importlib.import_module("attnarray.kernels.numba.runtime.jit").facts()
     return facts
-
-
-@contextlib.contextmanager
-def compilations(listener: Listener) -> Iterator[None]:
-    """Within the block, call `listener(kernel, kept)` for each kernel that is compiled; `kept`: a cache keeps it."""
-    numba = importlib.import_module("attnarray.kernels.numba")
-    with _compilations(listener), contextlib.nullcontext() if numba.unavailable() else numba.announced():
-        yield
 
 
 def tensor_core_tiles() -> list[dict[str, Any]]:
@@ -243,13 +242,23 @@ def tensor_core_tiles() -> list[dict[str, Any]]:
     return listing
 
 
-def warmup(dtypes: tuple[str, ...] = ("float32",)) -> dict[str, float]:
+def kernel_modules() -> list[str]:
+    """The modules of the kernels that this machine can use."""
+    found = [_find(name, backend, "auto")[0] for name, row in KERNELS.items() for backend in row]
+    return list(dict.fromkeys(kernel.__module__ for kernel in found if kernel is not None))
+
+
+def warmup(dtypes: tuple[str, ...] = ("float32",), advance: Callable[[str], None] | None = None) -> dict[str, float]:
     """Compile (or load from the cache) every kernel that this machine can use, so that later calls need not.
+
+    With precompiled kernels there is nothing to compile.
 
     Parameters
     ----------
     dtypes : tuple of str
         The dtypes to compile for: "float32", "float64".
+    advance : callable, optional
+        Called with the name of each module of kernels before it is compiled, to show progress.
 
     Returns
     -------
@@ -262,12 +271,11 @@ def warmup(dtypes: tuple[str, ...] = ("float32",)) -> dict[str, float]:
     >>> seconds = aa.warmup(("float32",))
     """
     seconds: dict[str, float] = {}
-    for status in available_kernels():
-        kernel, _ = _find(status.function, status.backend, "auto")
-        if kernel is None or kernel.__module__ in seconds:
-            continue
+    for module in kernel_modules():
+        if advance is not None:
+            advance(module.removeprefix("attnarray.kernels."))
         start = time.perf_counter()
         for dtype in dtypes:
-            importlib.import_module(kernel.__module__).warmup(dtype)
-        seconds[kernel.__module__] = time.perf_counter() - start
+            importlib.import_module(module).warmup(dtype)
+        seconds[module] = time.perf_counter() - start
     return seconds

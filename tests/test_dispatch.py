@@ -42,7 +42,9 @@ def test_strict_kernels_raise_with_the_reason() -> None:
             masked_softmax(STRICT.array(np.ones((1, 1, 2, 3))), ScoreModifiers(1.0))
     x = np.ones((1, 1, 2, 3))
     with aa.use_kernels("cuda"):
-        with pytest.raises(KernelUnavailableError, match="cuda kernels do not run on these arrays, numba kernels do"):
+        with pytest.raises(
+            KernelUnavailableError, match="cuda kernels do not run on these arrays, compiled and numba kernels do"
+        ):
             aa.scaled_dot_product_attention(x, x, x)
         with pytest.raises(KernelUnavailableError, match=r"use_kernels\('cuda'\) was asked for, but attention.engine"):
             attention(x, x, x, ScoreModifiers(1.0))
@@ -52,7 +54,9 @@ def test_strict_kernels_raise_with_the_reason() -> None:
 
 def test_unknown_kernels_are_refused() -> None:
     with (
-        pytest.raises(ValueError, match="Unknown kernels 'fast'; expected one of 'auto', 'reference', 'numba', 'cuda'"),
+        pytest.raises(
+            ValueError, match="Unknown kernels 'fast'; expected one of 'auto', 'reference', 'compiled', 'numba', 'cuda'"
+        ),
         aa.use_kernels("fast"),
     ):
         pass

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
+MODE: ContextVar[str] = ContextVar("attnarray_kernels", default="auto")  # of `use_kernels`
 _NOTES: ContextVar[list[str] | None] = ContextVar("attnarray_notes", default=None)
 
 UNBOUNDED = 2**40  # farther than any position
@@ -36,10 +37,12 @@ def noting() -> Iterator[list[str]]:
         _NOTES.reset(token)
 
 
-def compiling(kernel: str, kept: bool) -> None:
-    """Called before a kernel is compiled; `kept` says whether a cache will keep it for other processes."""
-    for listener in tuple(_LISTENERS):
+def compiling(kernel: str, kept: bool) -> bool:
+    """Called before a kernel is compiled; `kept` says whether a cache will keep it. Whether anybody listens."""
+    listeners = tuple(_LISTENERS)
+    for listener in listeners:
         listener(kernel, kept)
+    return bool(listeners)
 
 
 @contextlib.contextmanager

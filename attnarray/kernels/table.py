@@ -103,3 +103,6 @@ KERNELS: dict[str, dict[str, str]] = {
 
 # Which kernel backend serves the arrays of which library, and what that backend needs.
 BACKEND_OF_LIBRARY = {"numpy": "numba", "cupy": "cuda"}
+
+# How the kernels of a backend may run, by the names of `use_kernels`, where it is not its own name alone.
+WAYS = {"numba": ("compiled", "numba")}

@@ -192,7 +192,7 @@ def test_dropout_on_jax_needs_64_bit_integers() -> None:
 
 def test_kernels_and_backends_with_wrong_names() -> None:
     with pytest.raises(
-        ValueError, match="Unknown kernels 'fast'; expected one of 'auto', 'reference', 'numba', 'cuda'"
+        ValueError, match="Unknown kernels 'fast'; expected one of 'auto', 'reference', 'compiled', 'numba', 'cuda'"
     ):
         aa.use_kernels("fast").__enter__()
     with pytest.raises(ValueError, match=r"Unknown backend 'numppy'. Known backends: numpy, cupy, torch, jax"):

@@ -12,7 +12,7 @@ from attnarray import Partial, use_kernels
 from attnarray.attention.dot_product.partial import attention_partial_bwd, attention_partial_fwd
 from attnarray.kernels.numba.attention import call as attention_call
 from attnarray.kernels.numba.attention import tiled as attention
-from attnarray.kernels.numba.vector.lanes import TILES
+from attnarray.kernels.numba.vector.lanes import tile_size
 
 Call = dict[str, Any]  # the arguments of attention_partial, and the cotangents `dout` and `dlse`
 DTYPES = ("float32", "float64")
@@ -188,7 +188,7 @@ def set_tiles(monkeypatch: Any, keys: int, panels: int) -> None:
     """Tiles of so many register tiles of keys, and chunks of so many panels of queries, forward and backward."""
 
     def sizes(_features: int, dtype: Any, _backward: bool) -> tuple[int, int]:
-        return keys * TILES[dtype.itemsize * 8][1], panels
+        return keys * tile_size(dtype.itemsize * 8)[1], panels
 
     monkeypatch.setattr(attention_call, "tile_sizes", sizes)
     monkeypatch.setattr(attention, "_plan", attention._plan.__wrapped__)  # which caches the sizes of earlier calls

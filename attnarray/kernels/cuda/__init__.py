@@ -6,7 +6,7 @@ import functools
 
 
 @functools.cache
-def unavailable() -> str:
+def unavailable(_mode: str = "auto") -> str:
     """Why no CUDA kernel can be used here; empty when they can."""
     from attnarray.kernels.cuda import loader
 

@@ -1,21 +1,47 @@
-"""CPU kernels on NumPy arrays, compiled by Numba when first called and cached on disk where that is possible."""
+"""CPU kernels on NumPy arrays: precompiled, or compiled by Numba when first called and cached on disk if possible."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import importlib
+import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
 
-from attnarray.kernels import compiling
+from attnarray.kernels.numba.runtime.library import library, load
+
+
+def way() -> str:
+    """How the kernels run by default or as `use_kernels` says: "compiled" or "numba"."""
+    return "numba" if library() is None else "compiled"
 
 
 @functools.cache
-def unavailable() -> str:
-    """Why no Numba kernel can be used here; empty when they can."""
+def unavailable(mode: str) -> str:
+    """Why no kernel can be used here; empty when they can. `mode` is that of `use_kernels`."""
+    if sys.implementation.name != "cpython":
+        return f"kernels find the data of arrays where CPython has them, this is {sys.implementation.name}"
+    precompiled, reason = load()
+    if mode != "numba" and precompiled is not None:
+        return ""
+    if mode == "compiled":
+        return reason
+    no_compiler = _unavailable_compiler()
+    if mode == "numba" or not no_compiler:
+        return no_compiler
+    why = f"{no_compiler}, and {reason}"
+    logging.getLogger(__package__.partition(".")[0]).warning(
+        "attnarray computes with array code, several times slower than its kernels: %s. "
+        "pip install 'attnarray[jit]' lets Numba compile them.", why,
+    )  # fmt: skip
+    return why
+
+
+@functools.cache
+def _unavailable_compiler() -> str:
+    """Why Numba cannot compile here."""
     if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
         return "NUMBA_DISABLE_JIT is set"
     # Numba cannot be imported again after an exception (Ctrl-C) has interrupted its import, so none may.
@@ -31,26 +57,9 @@ def unavailable() -> str:
 def _import_numba() -> str:
     """Import Numba; return why that fails, or ""."""
     try:
-        importlib.import_module("numba")
+        for name in ("numba", "numba.extending", "numba.np.arrayobj", "numba.core.ccallback"):
+            importlib.import_module(name)
+        importlib.import_module("attnarray.kernels.numba.runtime.compilations").register()
     except ImportError as error:  # also when it is installed but does not support this version of NumPy
         return "numba is not installed" if error.name == "numba" else f"importing numba failed ({error})"
     return ""
-
-
-@contextlib.contextmanager
-def announced() -> Iterator[None]:
-    """Within the block, kernels that Numba compiles rather than loads from its cache are reported to `compiling`."""
-    from numba.core import event
-
-    class Listener(event.Listener):  # type: ignore[misc]
-        def on_start(self, event: event.Event) -> None:
-            kernel = event.data["dispatcher"]
-            package, _, module = kernel.py_func.__module__.partition(f"{__name__}.")
-            if not package:  # and not one of Numba's own functions
-                compiling(f"{module}.{kernel.py_func.__name__}", bool(kernel.stats.cache_path))
-
-        def on_end(self, event: event.Event) -> None:
-            pass
-
-    with event.install_listener("numba:compile", Listener()):
-        yield

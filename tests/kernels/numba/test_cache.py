@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numba
 import pytest
 from numba.core import config
 
@@ -28,7 +27,7 @@ def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], tu
 
     def call() -> tuple[Any, int]:
         kernel = jit.jit(twice)
-        return kernel(4), sum(kernel.stats.cache_misses.values())
+        return kernel(4), sum(kernel.real.stats.cache_misses.values())
 
     assert call() == (8, 1)
     assert call() == (8, 0)
@@ -144,16 +143,15 @@ def test_an_error_of_the_file_system(
 def test_flush_removes_the_code(compiled: Callable[[], tuple[Any, int]], tmp_path: Path) -> None:
     kernel = jit.jit(twice)
     kernel(4)
-    kernel._cache.flush()
+    kernel.real._cache.flush()
     assert not list(tmp_path.rglob("*.nbc"))
     assert compiled() == (8, 1)
 
 
 def test_c_functions_are_kept_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
-    signature = numba.int64(numba.int64)
-    assert jit.c_function(twice, signature).cache_hits == 0
-    function = jit.c_function(twice, signature)
+    assert jit.CFunction(twice).real.cache_hits == 0
+    function = jit.CFunction(twice).real
     assert (function.cache_hits, function.ctypes(21)) == (1, 42)
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import pytest
 
 from attnarray.kernels.numba.runtime.call import Bytes, Doubles, Integers, Number, Numbers, address, pack, unpack
-from attnarray.kernels.numba.runtime.jit import OPTIONS
+from attnarray.kernels.numba.runtime.jit import jit
 from attnarray.kernels.numba.vector.lanes import Lanes
 from attnarray.kernels.numba.vector.memory import ahead, is_null
 from attnarray.kernels.numba.vector.rows import Row, Scalar, Sum, row_pass
@@ -41,7 +40,7 @@ def scale(given: Scaled, out: Row, total: Sum) -> dict[str, Lanes]:
     return {"out": product, "total": total + product}
 
 
-@numba.njit(**OPTIONS)
+@jit
 def kernel(first: int, past: int, integers: Any, numbers: Any) -> Any:
     c = unpack(Call, integers, numbers)
     total = scale(past - first, ahead(Scaled(c.x, c.factor), first), ahead(c.out, first))

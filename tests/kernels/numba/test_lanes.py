@@ -7,11 +7,10 @@ import platform
 from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 import pytest
 
-from attnarray.kernels.numba.runtime.jit import EXACT, OPTIONS
+from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.lanes import Lanes, cpu_features, exp, lanes, log, tanh
 from attnarray.kernels.numba.vector.memory import pointer
 from attnarray.kernels.numba.vector.panel import Row, panel_pass
@@ -56,7 +55,7 @@ def compiled(each_row: Any) -> Callable[[np.ndarray], np.ndarray]:
     def run(panel: Any, rows: int) -> None:
         each_row(0, rows, 0, pointer(panel))
 
-    fast = numba.njit(run, **{**OPTIONS, "fastmath": set(EXACT)})
+    fast = jit(run, fastmath=EXACT)
 
     def of(x: np.ndarray) -> np.ndarray:
         rows = -(-x.size // lanes(x))

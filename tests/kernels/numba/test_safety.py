@@ -231,8 +231,8 @@ def test_the_loops_are_vector_code(kernel: Any) -> None:
     if MACHINE == "x86_64" and not get_host_cpu_features().get("avx2"):
         pytest.skip("this processor has no AVX2")
     aa.warmup(("float32",))
-    (signature,) = [types for types in kernel.signatures if types[3].dtype == numba.float32]
-    fresh = numba.njit(kernel.py_func, **OPTIONS)  # code that comes from the cache cannot be looked at
+    (signature,) = [types for types in kernel.real.signatures if types[3].dtype == numba.float32]
+    fresh = numba.njit(kernel.real.py_func, **OPTIONS)  # code that comes from the cache cannot be looked at
     fresh.compile(signature)
     products = re.findall(PACKED_PRODUCT[MACHINE], fresh.inspect_asm(signature))
     assert len(products) >= 7, "the polynomial of exp2 alone has seven"

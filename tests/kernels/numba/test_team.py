@@ -12,12 +12,12 @@ import time
 import weakref
 from typing import Any
 
-import numba
 import pytest
 from numba.core.compiler_lock import global_compiler_lock
 
 from attnarray.kernels.numba.runtime import team, threads
 from attnarray.kernels.numba.runtime import team_code as code
+from attnarray.kernels.numba.runtime.jit import jit
 from tests.support.processes import CHECKED, python
 from tests.support.thread_calls import THREADS, Interrupt, Problem, send
 from tests.support.tiers import first
@@ -243,13 +243,13 @@ def test_calls_while_the_interpreter_ends(last: str) -> None:
     assert python(AT_THE_END + last, ATTNARRAY_NUM_THREADS="3") == "done"
 
 
-@numba.njit
-def find_free_cpus(address: int, k: int) -> Any:
+@jit
+def free_cpus(address: int, k: int) -> Any:
     return code.find_free_cpus(address, k)
 
 
-@numba.njit
-def leave_busy_cpu(address: int, k: int, shared: int) -> None:
+@jit
+def move(address: int, k: int, shared: int) -> None:
     code.leave_busy_cpu(address, k, shared)
 
 
@@ -270,7 +270,7 @@ def test_the_cpus_that_no_other_member_runs_on() -> None:
         for word_ in range(words):
             bits = sum(1 << cpu % 64 for cpu in allowed if cpu // 64 == word_)
             memory[mine + code.ALLOWED // 8 + word_] = ctypes.c_int64(bits).value
-        found = find_free_cpus(ctypes.addressof(memory), 2)
+        found = free_cpus(ctypes.addressof(memory), 2)
         bits = [memory[mine + code.FREE // 8 + word_] for word_ in range(words)]
         cpus = {cpu for cpu in range(64 * words) if bits[cpu // 64] >> cpu % 64 & 1}
         assert found == bool(cpus)
@@ -287,7 +287,7 @@ def test_affinity_is_as_before() -> None:
     for cpus in (set(before), set(list(before)[1:])):
         for k, cpu in enumerate(before):
             memory[(code.MEMBERS + (k + 1) * code.MEMBER + code.CPU) // 8] = cpu if cpu in cpus else -1
-        leave_busy_cpu(ctypes.addressof(memory), 0, team.SHARED)
+        move(ctypes.addressof(memory), 0, team.SHARED)
         assert os.sched_getaffinity(0) == before
         assert memory[(code.MEMBERS + code.CPU) // 8] in before
 

@@ -29,7 +29,7 @@ from attnarray.kernels.numba.runtime.call import Doubles, Numbers, address, empt
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
 from attnarray.kernels.numba.vector.basics import move
-from attnarray.kernels.numba.vector.lanes import TILES, Lanes, exp, lanes
+from attnarray.kernels.numba.vector.lanes import Lanes, exp, lanes, tile_size
 from attnarray.kernels.numba.vector.memory import ahead, keep, pointer, pointer_at
 from attnarray.kernels.numba.vector.rows import Row, row_pass
 
@@ -56,7 +56,7 @@ def additive_scores_backward(dscores: Any, q: Any, k: Any, w: Any) -> tuple[Any,
     dscores = np.ascontiguousarray(ra.aligned(dscores, real))
     dqueries, dkeys = np.zeros_like(queries), np.zeros_like(keys)
     dweights = np.zeros((q.shape[0], weights.size))
-    units = dweights.size // TILES[real.itemsize * 8][0]
+    units = dweights.size // tile_size(real.itemsize * 8)[0]
     work = ra.nanoseconds(dscores.size * weights.size, BACKWARD, real)
     given = q.shape[2], k.shape[2], weights.size, wide, queries, keys
     call = Additive(*given, dscore=dscores, dquery=dqueries, dkey=dkeys, dweight=dweights)
@@ -95,7 +95,7 @@ def _prepared(q: Any, k: Any, w: Any, real: Any) -> tuple[bool, Any, Any, Any]:
     """Whether q + k is large, queries and keys as e^{2 x} or else as 2 x, and w; all padded to whole vectors."""
     bound = sum(float(np.max(np.abs(x), initial=0.0)) for x in (q, k))
     wide = not 2 * bound <= MOST[real.itemsize * 8]
-    width = TILES[real.itemsize * 8][0]
+    width = tile_size(real.itemsize * 8)[0]
     columns = -(-w.shape[0] // width) * width
     doubled = []
     for x in (q, k):

@@ -14,12 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
-
-from attnarray.kernels.numba.vector.emit import INDEX, combined, load, loop, splat, store
-from attnarray.kernels.numba.vector.lanes import TILES, Lanes, exp, multiply_add, where
+from attnarray.kernels.numba.runtime.lazy import intrinsic, ir, types
+from attnarray.kernels.numba.vector.emit import combined, i64, load, loop, splat, store
+from attnarray.kernels.numba.vector.lanes import Lanes, exp, multiply_add, tile_size, where
 
 AT_ONCE = 4  # independent sums, to hide the latency of additions
 MOST = {32: 84.0, 64: 700.0}  # of 2 |q + k|: e^84 has a reciprocal in float32
@@ -45,16 +42,16 @@ def _scores(wide: bool) -> Callable[..., ir.Value]:
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
         count, n, query, keys, stride, weights, scores = arguments
         vector = _vector(context, signature.args[2], 2)
-        last, steps = builder.sub(count, INDEX(1)), builder.sdiv(n, INDEX(vector.count))
+        last, steps = builder.sub(count, i64(1)), builder.sdiv(n, i64(vector.count))
 
         def some(group: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
-            first = builder.mul(group, INDEX(AT_ONCE))
-            numbers = [builder.add(first, INDEX(m)) for m in range(AT_ONCE)]
+            first = builder.mul(group, i64(AT_ONCE))
+            numbers = [builder.add(first, i64(m)) for m in range(AT_ONCE)]
             inside = [builder.select(builder.icmp_signed("<", j, count), j, last) for j in numbers]
             starts = [builder.gep(keys, [builder.mul(j, stride)]) for j in inside]
 
             def add(block: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
-                at = builder.mul(block, INDEX(vector.count))
+                at = builder.mul(block, i64(vector.count))
                 q, w, *rows = (
                     Lanes(builder, load(builder, builder.gep(start, [at]), vector))
                     for start in (query, weights, *starts)
@@ -64,14 +61,14 @@ def _scores(wide: bool) -> Callable[..., ir.Value]:
                 return [multiply_add(w, half, Lanes(builder, old)).value for half, old in pairs]
 
             zero = ir.Constant(vector, [0.0] * vector.count)
-            sums = loop(builder, INDEX(0), steps, [zero] * AT_ONCE, add)
+            sums = loop(builder, i64(0), steps, [zero] * AT_ONCE, add)
             for j, value in zip(inside, sums, strict=True):  # beyond the last key: the last one again
                 half = combined(builder, value, Lanes.__add__)
                 builder.store(builder.fadd(half, half), builder.gep(scores, [j]))
             return []
 
-        groups = builder.sdiv(builder.add(last, INDEX(AT_ONCE)), INDEX(AT_ONCE))
-        loop(builder, INDEX(0), groups, [], some)
+        groups = builder.sdiv(builder.add(last, i64(AT_ONCE)), i64(AT_ONCE))
+        loop(builder, i64(0), groups, [], some)
         return context.get_dummy_value()
 
     return emit
@@ -122,7 +119,7 @@ def _slopes(wide: bool) -> Callable[..., ir.Value]:
             return [(dq + slope).value, multiply_add(ds, half_tanh, dw).value]
 
         zero = ir.Constant(vector, [0.0] * vector.count)  # the sums of a tile are added to the others as one number
-        for pointer, total in zip((dquery, dweights), loop(builder, INDEX(0), count, [zero, zero], add), strict=True):
+        for pointer, total in zip((dquery, dweights), loop(builder, i64(0), count, [zero, zero], add), strict=True):
             store(builder, (Lanes(builder, load(builder, pointer, vector)) + Lanes(builder, total)).value, pointer)
         return context.get_dummy_value()
 
@@ -141,4 +138,4 @@ def _reciprocal(q: Lanes, k: Lanes, wide: bool) -> Lanes:
 
 def _vector(context: Any, pointer: Any, part: int) -> ir.VectorType:
     """W lanes, or a part of them."""
-    return ir.VectorType(context.get_value_type(pointer.dtype), TILES[pointer.dtype.bitwidth][0] // part)
+    return ir.VectorType(context.get_value_type(pointer.dtype), tile_size(pointer.dtype.bitwidth)[0] // part)

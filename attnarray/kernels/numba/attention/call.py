@@ -13,7 +13,7 @@ import numpy as np
 from attnarray.kernels import UNBOUNDED
 from attnarray.kernels.numba.runtime.call import address
 from attnarray.kernels.numba.runtime.jit import jit
-from attnarray.kernels.numba.vector.lanes import TILES
+from attnarray.kernels.numba.vector.lanes import tile_size
 from attnarray.kernels.numba.vector.memory import matrix_at
 
 # Slots of arrays (B, H, T, N): the address (0 = not given), four sizes, four strides in bytes.
@@ -21,6 +21,7 @@ SLOT = 9
 Q, K, V, OUT, LSE, BIAS, MASK, KEEP, SINKS, DOUT, DLSE, DQ, DK, DV, DBIAS, DSINKS, SHARED_DK, SHARED_DV = range(18)
 # Then the integers of the options.
 RULES = 18 * SLOT
+INPUTS, GRADIENTS = ([slot * SLOT for slot in slots] for slots in ((Q, K, V, OUT, LSE), (DOUT, DQ, DK, DV)))
 (
     LEFT, RIGHT, FIRST_KEY, SEED_LOW, SEED_HIGH, THRESHOLD, DROPS, HIDES, KEYS_PER_TILE, PANELS_PER_CHUNK, SHARED,
     DECODED, SUMS_BIAS,
@@ -63,7 +64,7 @@ def make_call(
     """The call on `q`, `k`, `v` and other arrays by slot; those of `modifiers` are added."""
     batch, heads, queries, depth = q.shape
     kv_heads, keys, wide = v.shape[1:]
-    panels = -(-heads // max(kv_heads, 1) * queries // TILES[dtype.itemsize * 8][0])
+    panels = -(-heads // max(kv_heads, 1) * queries // tile_size(dtype.itemsize * 8)[0])
     given = {Q: q, K: k, V: v, **arrays}
     sinks, dropout = modifiers.sinks, modifiers.dropout
     if modifiers.bias is not None:
@@ -98,7 +99,7 @@ def make_call(
 
 def tile_sizes(features: int, dtype: Any, backward: bool) -> tuple[int, int]:
     """Keys of a tile and panels of a chunk: both fit into the cache of a core. The backward needs more memory."""
-    width, tile = TILES[dtype.itemsize * 8]
+    width, tile = tile_size(dtype.itemsize * 8)
     each = max(features, 1) * dtype.itemsize
     most = LARGEST_TILE // 2 if backward else LARGEST_TILE
     keys = min(TILE_BYTES // each, most) // tile * tile
@@ -164,19 +165,6 @@ def group_rows(call: Any) -> Any:
     return heads(call, Q) // heads(call, K) * rows(call, Q)
 
 
-def write_addresses(integers: Any, q: Any, k: Any, v: Any, out: Any, lse: Any) -> None:
-    """Write the addresses of contiguous arrays of the shapes that a call was made for."""
-    integers[Q * SLOT], integers[K * SLOT], integers[V * SLOT] = q.ctypes.data, k.ctypes.data, v.ctypes.data
-    integers[OUT * SLOT], integers[LSE * SLOT] = out.ctypes.data, lse.ctypes.data
-
-
-def write_gradient_addresses(integers: Any, dout: Any, dq: Any, dk: Any, dv: Any) -> None:
-    """As `write_addresses`, for the backward pass."""
-    integers[DOUT * SLOT], integers[DQ * SLOT] = dout.ctypes.data, dq.ctypes.data
-    integers[DK * SLOT], integers[DV * SLOT] = dk.ctypes.data, dv.ctypes.data
-
-
 given, batches, heads, rows, columns, offset = jit(given, batches, heads, rows, columns, offset, inner=True)
 length, matrix, group_rows, element_address = jit(length, matrix, group_rows, element_address, inner=True)
 column_stride, row_stride = jit(column_stride, row_stride, inner=True)
-write_addresses, write_gradient_addresses = jit(write_addresses, write_gradient_addresses)

@@ -8,12 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
-
-from attnarray.kernels.numba.vector.emit import INDEX, load, loop, splat, store
-from attnarray.kernels.numba.vector.lanes import TILES, Lanes, in_type, multiply_add
+from attnarray.kernels.numba.runtime.lazy import intrinsic, ir, types
+from attnarray.kernels.numba.vector.emit import i64, load, loop, splat, store
+from attnarray.kernels.numba.vector.lanes import Lanes, in_type, multiply_add, tile_size
 
 AT_ONCE = 8  # vectors of the row that stay in registers
 
@@ -27,15 +24,15 @@ def add_outer_product(_context: Any, count: Any, n: Any, weights: Any, row: Any,
 
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
         count, n, weights, row, rows, stride = arguments
-        vector = ir.VectorType(context.get_value_type(element), TILES[element.bitwidth][0] // 2)
+        vector = ir.VectorType(context.get_value_type(element), tile_size(element.bitwidth)[0] // 2)
         wide = ir.VectorType(context.get_value_type(rows_type), vector.count)
 
         def columns(vectors: int) -> Callable[[ir.Value, list[ir.Value]], list[ir.Value]]:
             """Some consecutive vectors of all rows."""
 
             def compute(block: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
-                at = builder.mul(block, INDEX(vectors * vector.count))
-                offsets = [builder.add(at, INDEX(m * vector.count)) for m in range(vectors)]
+                at = builder.mul(block, i64(vectors * vector.count))
+                offsets = [builder.add(at, i64(m * vector.count)) for m in range(vectors)]
                 numbers = [Lanes(builder, load(builder, builder.gep(row, [offset]), vector)) for offset in offsets]
 
                 def add(j: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
@@ -48,15 +45,15 @@ def add_outer_product(_context: Any, count: Any, n: Any, weights: Any, row: Any,
                         store(builder, product.value, target)
                     return []
 
-                loop(builder, INDEX(0), count, [], add)
+                loop(builder, i64(0), count, [], add)
                 return []
 
             return compute
 
-        whole = builder.sdiv(n, INDEX(AT_ONCE * vector.count))
-        loop(builder, INDEX(0), whole, [], columns(AT_ONCE))
-        done = builder.mul(whole, INDEX(AT_ONCE))
-        loop(builder, done, builder.sdiv(n, INDEX(vector.count)), [], columns(1))
+        whole = builder.sdiv(n, i64(AT_ONCE * vector.count))
+        loop(builder, i64(0), whole, [], columns(AT_ONCE))
+        done = builder.mul(whole, i64(AT_ONCE))
+        loop(builder, done, builder.sdiv(n, i64(vector.count)), [], columns(1))
         return context.get_dummy_value()
 
     return signature, emit

@@ -20,9 +20,9 @@ from attnarray.kernels.numba.attention.decode import BLOCK, decode, merge
 from attnarray.kernels.numba.attention.forward import forward
 from attnarray.kernels.numba.attention.scores import panel_work
 from attnarray.kernels.numba.runtime import arrays as ra
-from attnarray.kernels.numba.runtime.call import address
+from attnarray.kernels.numba.runtime.call import address, write_addresses
 from attnarray.kernels.numba.runtime.threads import run_parts, threads_for
-from attnarray.kernels.numba.vector.lanes import TILES
+from attnarray.kernels.numba.vector.lanes import tile_size
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 FORWARD, BACKWARD = 1.0, 2.5  # two products of matrices, and five
@@ -42,7 +42,7 @@ def attention(q: Any, k: Any, v: Any, modifiers: Any) -> tuple[Any, Any]:
     if plan is not None:
         out, lse = np.empty(plan.out, q.dtype), np.empty(plan.out[:3], q.dtype)
         integers = plan.call.integers.copy()
-        ac.write_addresses(integers, q, k, v, out, lse)
+        write_addresses(integers, ac.INPUTS, (q, k, v, out, lse))
         _run_forward(plan, integers)
         return out, lse
     real = ra.wide(q.dtype)
@@ -63,8 +63,7 @@ def attention_backward(
     plan = _cached_plan(modifiers, q, k, v, dlse, out, lse, dout)
     if plan is not None:
         call = plan.call._replace(integers=plan.call.integers.copy())
-        ac.write_addresses(call.integers, q, k, v, out, lse)
-        ac.write_gradient_addresses(call.integers, dout, dq, dk, dv)
+        write_addresses(call.integers, ac.INPUTS + ac.GRADIENTS, (q, k, v, out, lse, dout, dq, dk, dv))
     else:
         arrays = {ac.OUT: _in(out, real), ac.DOUT: _in(dout, real), ac.DQ: dq, ac.DK: dk, ac.DV: dv}
         arrays[ac.LSE] = _in(lse, real)[..., None]
@@ -203,7 +202,7 @@ def _plan(modifiers: Any, q: Any, k: Any, v: Any, real: Any, backward: bool) -> 
 def _new_plan(call: ac.Call, modifiers: Any, out: tuple[int, ...], passes: float) -> _Plan:
     batch, heads, kv_heads, queries, keys, features, panels = call.sizes
     real = call.numbers.dtype
-    rows, width = heads // max(kv_heads, 1) * queries, TILES[real.itemsize * 8][0]
+    rows, width = heads // max(kv_heads, 1) * queries, tile_size(real.itemsize * 8)[0]
     few = rows <= MOST_ROWS_TO_DECODE and keys >= FEWEST_KEYS_TO_DECODE
     decodes = passes == FORWARD and few and modifiers.dropout is None
     call.integers[ac.DECODED] = few or rows == 1  # so that the backward has the same scores as the forward

@@ -21,7 +21,7 @@ from attnarray.kernels.numba.recurrent.step import Problem
 from attnarray.kernels.numba.runtime import arrays as ra
 from attnarray.kernels.numba.runtime.call import empty_call, pack
 from attnarray.kernels.numba.runtime.threads import run_parts, threads_for
-from attnarray.kernels.numba.vector.lanes import TILES
+from attnarray.kernels.numba.vector.lanes import tile_size
 
 HELD = 2**22  # numbers of gates and states of one panel
 FORWARD, BACKWARD = (0.02, 0.6), (0.06, 1.2)  # nanoseconds of a step for each weight, and for each activation
@@ -59,7 +59,7 @@ class Given(NamedTuple):
         """Ranges of panels, one for each thread, of about the same number of steps."""
         steps = np.cumsum(self.bounds[:, 1] - self.bounds[:, 0])
         weights, numbers = (4 * self.size + self.features) * self.size, 5 * self.size + self.features
-        each = (weights * each_weight + numbers * each_number) * TILES[self.real.itemsize * 8][0]
+        each = (weights * each_weight + numbers * each_number) * tile_size(self.real.itemsize * 8)[0]
         total = int(steps[-1]) if len(steps) else 0
         threads = threads_for(ra.nanoseconds(total, each, self.real), len(steps))
         cuts = [0, *(int(np.searchsorted(steps, total * n / threads)) for n in range(1, threads)), len(steps)]
@@ -81,7 +81,7 @@ def recurrent_scores(queries: Any, keys: Any, h0: Any, c0: Any, steps: Any, para
     real = ra.compute_dtype(queries)
     given = _given((queries, keys, h0, c0, steps), params, real)
     out = np.empty((queries.shape[0], 1, queries.shape[1], keys.shape[1]), real)
-    size = recurrent_forward.scratch_size(given.size, given.features, *TILES[real.itemsize * 8])
+    size = recurrent_forward.scratch_size(given.size, given.features, *tile_size(real.itemsize * 8))
     parts = given.parts(*FORWARD)
     calls = [given.call(scores=out, memory=np.zeros(size, real)) for _ in parts]
     run_parts(recurrent_forward.score_panels, given.packed(parts, calls))
@@ -97,7 +97,7 @@ def recurrent_scores_backward(dscores: Any, rows: Any, params: Any) -> tuple[Any
     others = {"hidden_transposed": _packed(hidden.T, real), "output_transposed": _packed(output.T, real), **results}
     held, parts = _held(given), given.parts(*BACKWARD)
     segments = max(-(-given.keys // held), 1)
-    size = recurrent_backward.scratch_size(given.size, given.features, held, segments, *TILES[real.itemsize * 8])
+    size = recurrent_backward.scratch_size(given.size, given.features, held, segments, *tile_size(real.itemsize * 8))
     sums, dscores = [_zero_sums(*part, given) for part in parts], _dense(dscores, real)
     calls = [
         given.call(held=held, dscores=dscores, memory=np.zeros(size, real), **others, **some._asdict()) for some in sums
@@ -120,7 +120,7 @@ def _given(inputs: tuple[Any, ...], params: Any, real: Any) -> Given:
     rows, count = queries.shape[0] * queries.shape[1], keys.shape[1]
     arrays = [_dense(x, real) for x in (queries, keys, h0, c0)]
     seen = None if steps is None else np.ascontiguousarray(steps).view(np.uint8)
-    bounds = _bounds(seen, rows, count, TILES[real.itemsize * 8][0])
+    bounds = _bounds(seen, rows, count, tile_size(real.itemsize * 8)[0])
     weights = _packed(hidden, real), _packed(output, real), _dense(vector, real)
     every = (*arrays, seen, bounds, *weights)
     return Given(real, rows, queries.shape[1], count, hidden.shape[1], output.shape[0], bounds, every)
@@ -143,13 +143,13 @@ def _bounds(steps: Any, rows: int, keys: int, width: int) -> Any:
 
 def _held(given: Given) -> int:
     """How many keys of a panel have their gates held at a time."""
-    width = TILES[given.real.itemsize * 8][0]
+    width = tile_size(given.real.itemsize * 8)[0]
     return int(min(max(HELD // (width * (6 * given.size + 2)), 1), max(given.keys, 1)))
 
 
 def _zero_sums(first: int, past: int, given: Given) -> Sums:
     """Zeros to which the panels [first, past) add."""
-    width, tile = TILES[given.real.itemsize * 8]
+    width, tile = tile_size(given.real.itemsize * 8)
     gates, reads = (-(-n // tile) * tile for n in (4 * given.size, given.features))
     columns = -(-given.size // width) * width
     low = first * width // max(given.queries, 1)
@@ -170,7 +170,7 @@ def _merged_sums(sums: list[Sums], keys: tuple[int, ...], params: Any, real: Any
 
 def _packed(weights: Any, real: Any) -> Any:
     """(N, K) in groups of M rows: (N / M, K, M), padded with 0."""
-    (count, depth), tile = weights.shape, TILES[real.itemsize * 8][1]
+    (count, depth), tile = weights.shape, tile_size(real.itemsize * 8)[1]
     groups = np.zeros((-(-count // tile), tile, depth), real)
     groups.reshape(len(groups) * tile, depth)[:count] = weights
     return np.ascontiguousarray(groups.swapaxes(1, 2))

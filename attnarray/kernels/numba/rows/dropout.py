@@ -10,16 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from attnarray.kernels.numba.runtime import arrays as ra
 from attnarray.kernels.numba.runtime.call import address
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
+from attnarray.kernels.numba.runtime.lazy import intrinsic, ir, types
 from attnarray.kernels.numba.runtime.threads import split_rows
-from attnarray.kernels.numba.vector.emit import INDEX, loop, splat, store
-from attnarray.kernels.numba.vector.lanes import TILES, Lanes, where
+from attnarray.kernels.numba.vector.emit import i64, loop, splat, store
+from attnarray.kernels.numba.vector.lanes import Lanes, tile_size, where
 from attnarray.kernels.numba.vector.memory import ahead, as_bytes, keep, pointer, pointer_at
 from attnarray.kernels.numba.vector.philox import MULTIPLIERS, ROUNDS, WEYL
 from attnarray.kernels.numba.vector.rows import Row, Scalar, row_pass
@@ -28,9 +26,6 @@ WORD = 0xFFFFFFFF
 FLAT_STREAM = WORD  # the last word of the counter, as in random.py
 CHUNK = 2048  # elements whose flags are drawn at a time
 DRAWN, GIVEN = 0.6, 0.25  # nanoseconds for each element
-
-LANES = TILES[64][0]  # blocks of four elements that are drawn at a time
-LONGS, WORDS = ir.VectorType(ir.IntType(64), LANES), ir.VectorType(ir.IntType(32), 2 * LANES)
 
 
 def drop(x: Any, p: float, seed: Any, mask: Any) -> Any:
@@ -58,29 +53,41 @@ def warmup(dtype: str) -> None:
 
 
 @intrinsic
-def draw_flags(_context: Any, flags: Any, steps: Any, block: Any, low: Any, high: Any, limit: Any) -> Any:
-    """For `steps` times LANES blocks from `block` on: -1 for each element that is kept, 0 for one that is dropped."""
+def draw_flags(_context: Any, flags: Any, size: Any, block: Any, low: Any, high: Any, limit: Any) -> Any:
+    """For `size` elements from a block of four on: -1 for each that is kept, 0 for one that is dropped.
+
+    Whole vectors of flags are written.
+    """
 
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, values: Sequence[ir.Value]) -> ir.Value:
-        flags, steps, block, low, high, limit = values
-        numbers = Lanes(builder, ir.Constant(LONGS, list(range(LANES))))
+        flags, size, block, low, high, limit = values
+        longs, words = _vectors()
+        count = longs.count
+        numbers = Lanes(builder, ir.Constant(longs, list(range(count))))
         keys = [
-            [Lanes(builder, splat(builder, builder.add(key, INDEX(n * step)), LONGS)) for n in range(ROUNDS)]
+            [Lanes(builder, splat(builder, builder.add(key, i64(n * step)), longs)) for n in range(ROUNDS)]
             for key, step in zip((low, high), WEYL, strict=True)
         ]
-        least = splat(builder, builder.trunc(limit, WORDS.element), ir.VectorType(WORDS.element, 4 * LANES))
+        least = splat(builder, builder.trunc(limit, words.element), ir.VectorType(words.element, 4 * count))
 
         def advance(step: ir.Value, _carried: list[ir.Value]) -> list[ir.Value]:
-            first = builder.mul(step, INDEX(LANES))
-            words = _words(numbers + Lanes(builder, splat(builder, builder.add(block, first), LONGS)), keys)
-            kept = _in_order(words).at_least_unsigned(Lanes(builder, least)).value
-            store(builder, builder.sext(kept, least.type), builder.gep(flags, [builder.mul(first, INDEX(4))]))
+            first = builder.mul(step, i64(count))
+            drawn = _words(numbers + Lanes(builder, splat(builder, builder.add(block, first), longs)), keys)
+            kept = _in_order(drawn).at_least_unsigned(Lanes(builder, least)).value
+            store(builder, builder.sext(kept, least.type), builder.gep(flags, [builder.mul(first, i64(4))]))
             return []
 
-        loop(builder, INDEX(0), steps, [], advance)
+        steps = builder.sdiv(builder.add(size, i64(4 * count - 1)), i64(4 * count))
+        loop(builder, i64(0), steps, [], advance)
         return context.get_dummy_value()
 
     return types.void(flags, *[types.intp] * 5), emit
+
+
+def _vectors() -> tuple[ir.VectorType, ir.VectorType]:
+    """Vectors of one block of four elements in a lane: of 64 bits, and twice as many of 32."""
+    count, _ = tile_size(64)
+    return ir.VectorType(ir.IntType(64), count), ir.VectorType(ir.IntType(32), 2 * count)
 
 
 def _words(block: Lanes, keys: Sequence[Sequence[Lanes]]) -> list[Lanes]:
@@ -101,15 +108,16 @@ def _words(block: Lanes, keys: Sequence[Sequence[Lanes]]) -> list[Lanes]:
 
 def _in_order(words: Sequence[Lanes]) -> Lanes:
     """The low halves of four vectors, block by block."""
-    builder = words[0].builder
-    halves = [builder.bitcast(word.value, WORDS) for word in words]
-    numbers = range(0, 2 * LANES, 2)
+    builder, (longs, halfwords) = words[0].builder, _vectors()
+    count = longs.count
+    halves = [builder.bitcast(word.value, halfwords) for word in words]
+    numbers = range(0, 2 * count, 2)
     pairs = [
-        _picked(builder, halves[n], halves[n + 1], [m + k for m in numbers for k in (0, 2 * LANES)]) for n in (0, 2)
+        _picked(builder, halves[n], halves[n + 1], [m + k for m in numbers for k in (0, 2 * count)]) for n in (0, 2)
     ]
-    first, second = (builder.bitcast(pair, LONGS) for pair in pairs)
-    blocks = _picked(builder, first, second, [m + k for m in range(LANES) for k in (0, LANES)])
-    return Lanes(builder, builder.bitcast(blocks, ir.VectorType(WORDS.element, 4 * LANES)))
+    first, second = (builder.bitcast(pair, longs) for pair in pairs)
+    blocks = _picked(builder, first, second, [m + k for m in range(count) for k in (0, count)])
+    return Lanes(builder, builder.bitcast(blocks, ir.VectorType(halfwords.element, 4 * count)))
 
 
 def _picked(builder: ir.IRBuilder, first: ir.Value, second: ir.Value, order: list[int]) -> ir.Value:
@@ -135,7 +143,7 @@ def keep_drawn(
     for n in range(first, past):
         start = n * CHUNK
         size = min(CHUNK, count - start)
-        draw_flags(flags, -(-size // (4 * LANES)), start // 4, low, high, limit)
+        draw_flags(flags, size, start // 4, low, high, limit)
         scale_drawn(size, ahead(pointer_at(factor, x), start), flags, ahead(pointer_at(factor, out), start), factor)
     keep(scratch)
 

@@ -11,12 +11,12 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import ir
 
 from attnarray.kernels import Declined
 from attnarray.kernels.numba.runtime import arrays as ra
 from attnarray.kernels.numba.runtime.call import Integers, Number, Numbers, empty_call, pack, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
+from attnarray.kernels.numba.runtime.lazy import ir
 from attnarray.kernels.numba.runtime.threads import split_rows
 from attnarray.kernels.numba.vector.lanes import Lanes, multiply_add
 from attnarray.kernels.numba.vector.memory import ahead, is_null

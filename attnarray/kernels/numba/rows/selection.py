@@ -12,14 +12,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from attnarray.kernels import Declined
 from attnarray.kernels.numba.runtime import arrays as ra
 from attnarray.kernels.numba.runtime.call import address
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
+from attnarray.kernels.numba.runtime.lazy import intrinsic, ir, types
 from attnarray.kernels.numba.runtime.threads import split_rows
 from attnarray.kernels.numba.vector.lanes import Lanes, maximum, where
 from attnarray.kernels.numba.vector.memory import ahead, pointer_at

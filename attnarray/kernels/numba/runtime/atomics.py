@@ -5,16 +5,13 @@ from __future__ import annotations
 import platform
 from typing import Any
 
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
+from attnarray.kernels.numba.runtime.lazy import intrinsic, ir, types
 
-WORD = ir.IntType(64)
 PAUSES = {"x86_64": "llvm.x86.sse2.pause", "amd64": "llvm.x86.sse2.pause"}  # by machine; others spin without
 
 
 def _word_pointer(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
-    return builder.inttoptr(address, WORD.as_pointer())
+    return builder.inttoptr(address, ir.IntType(64).as_pointer())
 
 
 @intrinsic

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
-
-WORD = ir.IntType(64)
+from attnarray.kernels.numba.runtime.lazy import intrinsic, ir, types
 
 
 @intrinsic
@@ -17,7 +13,7 @@ def call_getter(_context: Any, function: Any) -> Any:
 
     def emit(_target: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
         kind = ir.FunctionType(ir.IntType(32), [])
-        return builder.sext(builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), []), WORD)
+        return builder.sext(builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), []), ir.IntType(64))
 
     return types.int64(types.int64), emit
 
@@ -27,9 +23,9 @@ def call_with_buffer(_context: Any, function: Any, number: Any, size: Any, buffe
     """Call the C function `int f(int number, size_t size, void *buffer)` at an address."""
 
     def emit(_target: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
-        kind = ir.FunctionType(ir.IntType(32), [ir.IntType(32), WORD, WORD])
+        kind = ir.FunctionType(ir.IntType(32), [ir.IntType(32), *[ir.IntType(64)] * 2])
         function, number, size, buffer = arguments
         given = [builder.trunc(number, ir.IntType(32)), size, buffer]
-        return builder.sext(builder.call(builder.inttoptr(function, kind.as_pointer()), given), WORD)
+        return builder.sext(builder.call(builder.inttoptr(function, kind.as_pointer()), given), ir.IntType(64))
 
     return types.int64(*[types.int64] * 4), emit

@@ -21,6 +21,8 @@ import numba
 from numba.core.caching import FunctionCache
 from numba.core.serialize import dumps
 
+from attnarray.kernels.numba.vector.lanes import tile_size
+
 DIGEST = 32  # bytes
 
 
@@ -87,6 +89,6 @@ class KernelCache(FunctionCache):  # type: ignore[misc]  # of a library without 
     def _path_and_stamp(self, sig: Any, codegen: Any) -> tuple[Path, bytes]:
         """The file for a signature, and the digest of all that its code depends on."""
         key = repr(self._index_key(sig, codegen)).encode()
-        versions = repr((numba.__version__, llvmlite.__version__, sources())).encode()
+        versions = repr((numba.__version__, llvmlite.__version__, tile_size(32), sources())).encode()
         name = f"{self._impl.filename_base}.{hashlib.blake2b(key, digest_size=8).hexdigest()}.nbc"
         return Path(self._cache_path, name), digest(versions + key)

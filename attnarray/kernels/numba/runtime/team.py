@@ -21,11 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from numba import types
-from numba.core.compiler_lock import global_compiler_lock
-
 from attnarray.kernels.numba.runtime import team_code as code
-from attnarray.kernels.numba.runtime.jit import c_function
 
 SPIN, HAND_OVER = 1e-4, 3e-6  # seconds; the caller holds the GIL for a moment when it offers a job
 
@@ -66,10 +62,9 @@ def _entries() -> _Entries:
     return _Entries(run, spin)
 
 
-def _entry(function: Callable[..., Any], *kinds: Any) -> Any:
+def _entry(function: Any, *kinds: Any) -> Any:
     """A compiled function, called with the GIL held; exceptions that it sets are raised."""
-    compiled = _immortal(c_function(function, types.int64(*[types.int64] * len(kinds))))
-    return ctypes.PYFUNCTYPE(ctypes.c_int64, *kinds)(compiled.address)
+    return ctypes.PYFUNCTYPE(ctypes.c_int64, *kinds)(function.address)
 
 
 def run_parallel(kernel: Callable[..., Any], parts: Sequence[tuple[Any, ...]]) -> None:
@@ -80,7 +75,7 @@ def run_parallel(kernel: Callable[..., Any], parts: Sequence[tuple[Any, ...]]) -
     all parts; also when the interpreter shuts down, and in a finalizer or signal handler during compilation, since
     threads would wait for the compiler.
     """
-    if sys.is_finalizing() or global_compiler_lock.is_locked():
+    if sys.is_finalizing() or is_compiling():
         for part in parts:
             kernel(*part)
     elif _entries().run(kernel, tuple(parts), len(parts) - 1, SHARED):
@@ -133,13 +128,34 @@ def _seconds(spin: Callable[[int, int], int], count: int) -> float:
     return time.perf_counter() - start
 
 
+def is_compiling() -> bool:
+    lock = _compiler_lock()
+    return lock is not None and bool(lock.is_locked())
+
+
+def _compiler_lock() -> Any:
+    """Numba's, if it has been imported."""
+    return getattr(sys.modules.get("numba.core.compiler_lock"), "global_compiler_lock", None)
+
+
+_STOPPED: list[Any] = []
+
+
+def _stop_compiling() -> None:
+    lock = _compiler_lock()
+    if lock is not None:
+        lock.acquire()
+        _STOPPED.append(lock)
+
+
+def _go_on() -> None:
+    if _STOPPED:
+        _STOPPED.pop().release()
+
+
 # A C function, as it must not be interrupted. A forked child has none of the threads of its parent.
 forget_teams = functools.partial(ctypes.memset, SHARED + code.TEAMS, 0, 8)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=forget_teams)
     # A forked child would wait forever for a compiling thread of its parent, which it does not have.
-    os.register_at_fork(
-        before=global_compiler_lock.acquire,
-        after_in_parent=global_compiler_lock.release,
-        after_in_child=global_compiler_lock.release,
-    )
+    os.register_at_fork(before=_stop_compiling, after_in_parent=_go_on, after_in_child=_go_on)

@@ -10,13 +10,13 @@ that no worker takes, since none could be started or the interpreter has stopped
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Any
-
-from numba import types
 
 from attnarray.kernels.numba.runtime.atomics import add, compare_exchange, exchange, load, pause, store
 from attnarray.kernels.numba.runtime.c_calls import call_getter, call_with_buffer
-from attnarray.kernels.numba.runtime.jit import jit
+from attnarray.kernels.numba.runtime.jit import CFunction, jit
+from attnarray.kernels.numba.runtime.lazy import Lazy, types
 
 LINE = 64  # bytes of a cache line
 # Shared by all teams: offsets of words from the address `shared`.
@@ -36,27 +36,35 @@ MOST_WORKERS = 511
 TEAM_BYTES = MEMBERS + (MOST_WORKERS + 1) * MEMBER
 
 
-def external(name: str, result: Any, *arguments: Any) -> Any:
-    """A function of Python's C API."""
-    return types.ExternalFunction(name, result(*arguments))
+class PythonFunction(Lazy):
+    """A function of Python's C API. Its signature, the result first, has w for a word, i for an int, v for nothing."""
+
+    KINDS = MappingProxyType({"w": "int64", "i": "intc", "v": "void"})
+
+    def __init__(self, name: str, signature: str) -> None:
+        super().__init__(self._external)
+        self.name, self.signature = name, signature
+
+    def _external(self) -> Any:
+        result, *arguments = (getattr(types, self.KINDS[letter]) for letter in self.signature)
+        return types.ExternalFunction(self.name, result(*arguments))
 
 
-WORD = types.int64
-new_memory = external("PyMem_RawCalloc", WORD, WORD, WORD)
-no_memory = external("PyErr_NoMemory", WORD)
-new_lock = external("PyThread_allocate_lock", WORD)
-acquire = external("PyThread_acquire_lock", types.intc, WORD, types.intc)  # sleeps through signals
-release = external("PyThread_release_lock", types.void, WORD)
-item = external("PyTuple_GetItem", WORD, WORD, WORD)
-length = external("PyTuple_Size", WORD, WORD)
-call = external("PyObject_Call", WORD, WORD, WORD, WORD)
-drop = external("Py_DecRef", types.void, WORD)
-save_thread = external("PyEval_SaveThread", WORD)
-restore_thread = external("PyEval_RestoreThread", types.void, WORD)  # a daemon thread ends here with the interpreter
-fetch_error = external("PyErr_Fetch", types.void, WORD, WORD, WORD)
-raise_error = external("PyErr_Restore", types.void, WORD, WORD, WORD)
-clear_error = external("PyErr_Clear", types.void)
-error_is = external("PyErr_ExceptionMatches", types.intc, WORD)
+new_memory = PythonFunction("PyMem_RawCalloc", "www")
+no_memory = PythonFunction("PyErr_NoMemory", "w")
+new_lock = PythonFunction("PyThread_allocate_lock", "w")
+acquire = PythonFunction("PyThread_acquire_lock", "iwi")  # sleeps through signals
+release = PythonFunction("PyThread_release_lock", "vw")
+item = PythonFunction("PyTuple_GetItem", "www")
+length = PythonFunction("PyTuple_Size", "ww")
+call = PythonFunction("PyObject_Call", "wwww")
+drop = PythonFunction("Py_DecRef", "vw")
+save_thread = PythonFunction("PyEval_SaveThread", "w")
+restore_thread = PythonFunction("PyEval_RestoreThread", "vw")  # a daemon thread ends here with the interpreter
+fetch_error = PythonFunction("PyErr_Fetch", "vwww")
+raise_error = PythonFunction("PyErr_Restore", "vwww")
+clear_error = PythonFunction("PyErr_Clear", "v")
+error_is = PythonFunction("PyErr_ExceptionMatches", "iw")
 
 
 def run(kernel: int, parts: int, workers: int, shared: int) -> int:
@@ -315,3 +323,4 @@ member, acquire_team, ensure_lock, start_workers = jit(member, acquire_team, ens
 join_team, offer_parts, next_part, wait_for_parts = jit(join_team, offer_parts, next_part, wait_for_parts, inner=True)
 sleep_until, wake, is_listed, raise_worker_error = jit(sleep_until, wake, is_listed, raise_worker_error, inner=True)
 leave_busy_cpu, is_cpu_busy, find_free_cpus = jit(leave_busy_cpu, is_cpu_busy, find_free_cpus, inner=True)
+run, work, spin = CFunction(run), CFunction(work), CFunction(spin)  # type: ignore[assignment]

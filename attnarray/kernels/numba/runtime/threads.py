@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from attnarray.kernels.numba.runtime.cpus import thread_count
+from attnarray.kernels.numba.runtime.jit import entry_and_parts
 from attnarray.kernels.numba.runtime.team import run_parallel
 
 
@@ -28,7 +29,7 @@ def run_parts(kernel: Callable[..., Any], parts: Sequence[tuple[Any, ...]]) -> N
     if len(parts) == 1:
         kernel(*parts[0])
         return
-    run_parallel(kernel, parts)
+    run_parallel(*entry_and_parts(kernel, parts))
 
 
 # Nanoseconds; waking a thread takes about half as long.

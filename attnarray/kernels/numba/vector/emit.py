@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from llvmlite import ir
-
+from attnarray.kernels.numba.runtime.lazy import ir
 from attnarray.kernels.numba.vector.lanes import Lanes
 
-INDEX = ir.IntType(64)
-Advance: TypeAlias = Callable[[ir.Value, list[ir.Value]], Sequence[ir.Value]]  # the body of a loop
+Advance: TypeAlias = "Callable[[ir.Value, list[ir.Value]], Sequence[ir.Value]]"  # the body of a loop
+
+
+def i64(number: int) -> ir.Constant:
+    """A constant of 64 bits."""
+    return ir.IntType(64)(number)
 
 
 def loop(
@@ -22,12 +25,12 @@ def loop(
     head, inside, after = (builder.append_basic_block(name) for name in ("loop", "body", "after"))
     builder.branch(head)
     builder.position_at_end(head)
-    index = builder.phi(INDEX)
+    index = builder.phi(ir.IntType(64))
     values = [builder.phi(value.type) for value in carried]
     builder.cbranch(builder.icmp_signed("<", index, stop), inside, after)
     builder.position_at_end(inside)
     updated = body(index, list(values))
-    following = builder.add(index, INDEX(1))
+    following = builder.add(index, i64(1))
     for phi, first, later in zip([index, *values], [start, *carried], [following, *updated], strict=True):
         phi.add_incoming(first, before)
         phi.add_incoming(later, builder.block)

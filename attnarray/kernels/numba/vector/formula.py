@@ -10,18 +10,14 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
-
 from attnarray.kernels.numba.runtime.call import kinds
+from attnarray.kernels.numba.runtime.lazy import cgutils, intrinsic, ir, types
 from attnarray.kernels.numba.vector.lanes import Lanes
 
 # The kinds of a formula's arguments for the fields of a call (`runtime/call.py`).
 FIELDS = {"Numbers": "Row", "Doubles": "Row", "Bytes": "Row", "Number": "Scalar"}
 Body: TypeAlias = Callable[..., dict[str, Any]]
-Values: TypeAlias = dict[str, ir.Value]
+Values: TypeAlias = "dict[str, ir.Value]"
 
 
 class Formula:
@@ -98,7 +94,7 @@ class Formula:
         parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__name__ = self.body.__name__
-        return intrinsic(run)
+        return intrinsic(run).real
 
 
 def number_type(given: dict[str, Any]) -> Any:

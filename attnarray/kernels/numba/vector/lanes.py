@@ -6,16 +6,17 @@ vector code.
 
 from __future__ import annotations
 
+import functools
+import importlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numba
 import numpy as np
-from llvmlite import ir
-from llvmlite.binding import get_host_cpu_features
-from numba.extending import overload
 from numpy.polynomial import Chebyshev, Polynomial
+
+from attnarray.kernels.numba.runtime.lazy import ir, overload
+from attnarray.kernels.numba.runtime.library import load
 
 # ln(2)^k / k!, the Taylor series of 2^r. At |r| = 1/2 the first omitted term is 2e-17 relative to it.
 TAYLOR = tuple(math.log(2) ** k / math.factorial(k) for k in range(14))
@@ -30,11 +31,11 @@ EXPM1 = [1.0 / math.factorial(k + 1) for k in range(20)]  # (e^y - 1) / y
 
 def cpu_features() -> set[str]:
     """The vector features that Numba compiles for: those of the host, unless NUMBA_CPU_FEATURES says otherwise."""
-    if numba.config.CPU_NAME == "generic":
-        return set()
-    if numba.config.CPU_FEATURES is not None:
-        return {name[1:] for name in numba.config.CPU_FEATURES.split(",") if name.startswith("+")}
-    return {name for name, there in get_host_cpu_features().items() if there}
+    config = importlib.import_module("numba").config
+    if config.CPU_NAME == "generic" or config.CPU_FEATURES is not None:
+        return {name[1:] for name in (config.CPU_FEATURES or "").split(",") if name.startswith("+")}
+    found = importlib.import_module("llvmlite.binding").get_host_cpu_features()
+    return {name for name, there in found.items() if there}
 
 
 def tile_shape(features: set[str], itemsize: int) -> tuple[int, int]:
@@ -51,17 +52,21 @@ def tile_shape(features: set[str], itemsize: int) -> tuple[int, int]:
     return row // itemsize, rows
 
 
-TILES = {bits: tile_shape(cpu_features(), bits // 8) for bits in (32, 64)}
+@functools.cache
+def tile_size(bits: int) -> tuple[int, int]:
+    """W and M for numbers of so many bits: those that the precompiled kernels have, or for what Numba compiles."""
+    precompiled, _ = load()
+    return tile_shape(cpu_features(), bits // 8) if precompiled is None else precompiled.tiles[bits]
 
 
 def lanes(array: Any) -> int:
     """W for the dtype of `array`, a constant in compiled code."""
-    return TILES[array.dtype.itemsize * 8][0]
+    return tile_size(array.dtype.itemsize * 8)[0]
 
 
 def tile_rows(array: Any) -> int:
     """M for the dtype of `array`, a constant in compiled code."""
-    return TILES[array.dtype.itemsize * 8][1]
+    return tile_size(array.dtype.itemsize * 8)[1]
 
 
 def item_bytes(array: Any) -> int:
@@ -74,9 +79,9 @@ def constant(value: int) -> Callable[[Any], int]:
     return lambda array: value
 
 
-overload(lanes)(lambda array: constant(TILES[array.dtype.bitwidth][0]))
+overload(lanes)(lambda array: constant(tile_size(array.dtype.bitwidth)[0]))
 overload(item_bytes)(lambda array: constant(array.dtype.bitwidth // 8))
-overload(tile_rows)(lambda array: constant(TILES[array.dtype.bitwidth][1]))
+overload(tile_rows)(lambda array: constant(tile_size(array.dtype.bitwidth)[1]))
 
 
 class Lanes:

@@ -7,11 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
-from numba.np.arrayobj import make_array, populate_array
+from attnarray.kernels.numba.runtime.lazy import arrayobj, cgutils, intrinsic, ir, types
 
 
 @intrinsic
@@ -19,7 +15,7 @@ def pointer(_context: Any, array: Any) -> Any:
     """A pointer to the first element of a contiguous array."""
 
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
-        return make_array(array)(context, builder, arguments[0]).data
+        return arrayobj.make_array(array)(context, builder, arguments[0]).data
 
     return types.CPointer(array.dtype)(array), emit
 
@@ -57,8 +53,8 @@ def matrix_at(_context: Any, like: Any, address: Any, rows: Any, columns: Any, r
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
         _, address, rows, columns, row, column = arguments
         element = context.get_data_type(view.dtype)
-        array = make_array(view)(context, builder)
-        populate_array(
+        array = arrayobj.make_array(view)(context, builder)
+        arrayobj.populate_array(
             array, data=builder.inttoptr(address, element.as_pointer()), shape=[rows, columns], strides=[row, column],
             itemsize=context.get_constant(types.intp, context.get_abi_sizeof(element)), meminfo=None,
         )  # fmt: skip
@@ -73,7 +69,7 @@ def scratch(_context: Any, array: Any) -> Any:
 
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
         is_pointer = isinstance(array, types.CPointer)
-        data = arguments[0] if is_pointer else make_array(array)(context, builder, arguments[0]).data
+        data = arguments[0] if is_pointer else arrayobj.make_array(array)(context, builder, arguments[0]).data
         address = builder.ptrtoint(data, ir.IntType(64))
         line = builder.and_(builder.add(address, ir.IntType(64)(63)), ir.IntType(64)(-64))
         return builder.inttoptr(line, data.type)
@@ -106,7 +102,7 @@ def row_pointer(_context: Any, matrix: Any, row: Any) -> Any:
     """A pointer to the first element of a row of a matrix of any strides."""
 
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
-        view = make_array(matrix)(context, builder, arguments[0])
+        view = arrayobj.make_array(matrix)(context, builder, arguments[0])
         strides = cgutils.unpack_tuple(builder, view.strides, 2)
         start = builder.ptrtoint(view.data, ir.IntType(64))
         return builder.inttoptr(builder.add(start, builder.mul(strides[0], arguments[1])), view.data.type)

@@ -9,13 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
+from attnarray.kernels.numba.runtime.lazy import intrinsic, ir, types
 from attnarray.kernels.numba.vector.emit import load, store
-from attnarray.kernels.numba.vector.lanes import TILES, lanes, tile_rows
+from attnarray.kernels.numba.vector.lanes import lanes, tile_rows, tile_size
 from attnarray.kernels.numba.vector.memory import ahead, row_pointer
 from attnarray.kernels.numba.vector.row_products import row_lanes
 from attnarray.kernels.numba.vector.transpose import interleave
@@ -38,7 +36,7 @@ def clear_tile(_context: Any, packed: Any) -> Any:
     """Write M zeros."""
 
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
-        vector = ir.VectorType(context.get_value_type(packed.dtype), TILES[packed.dtype.bitwidth][1])
+        vector = ir.VectorType(context.get_value_type(packed.dtype), tile_size(packed.dtype.bitwidth)[1])
         store(builder, ir.Constant(vector, [0.0] * vector.count), arguments[0])
         return context.get_dummy_value()
 
@@ -48,7 +46,7 @@ def clear_tile(_context: Any, packed: Any) -> Any:
 def _copy(parts: int) -> Callable[..., ir.Value]:
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
         dtype = signature.args[1].dtype
-        vector = ir.VectorType(context.get_value_type(dtype), TILES[dtype.bitwidth][1] // parts)
+        vector = ir.VectorType(context.get_value_type(dtype), tile_size(dtype.bitwidth)[1] // parts)
         store(builder, load(builder, arguments[0], vector), arguments[1])
         return context.get_dummy_value()
 

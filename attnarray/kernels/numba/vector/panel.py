@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-from llvmlite import ir
-from numba import types
-
-from attnarray.kernels.numba.vector.emit import INDEX, Advance, combined, load, loop, splat, store
+from attnarray.kernels.numba.runtime.lazy import ir, lazily, types
+from attnarray.kernels.numba.vector.emit import Advance, combined, i64, load, loop, splat, store
 from attnarray.kernels.numba.vector.formula import Body, Formula, Values, number_type
-from attnarray.kernels.numba.vector.lanes import TILES, Lanes
+from attnarray.kernels.numba.vector.lanes import Lanes, tile_size
 
 Row: TypeAlias = Lanes
 FourthRow: TypeAlias = Lanes
@@ -28,6 +26,7 @@ CARRIED = ("Lane", "Sum")
 GROUP = 16  # rows that are summed before they are added to the others
 
 
+@lazily
 def panel_pass(body: Body) -> Any:
     """Compile `body` to a function (start, stop, at, *arguments) over the rows [start, stop) of panels.
 
@@ -54,7 +53,7 @@ def _down_panel(
     stop: ir.Value, at: ir.Value,
 ) -> None:  # fmt: skip
     dtype = number_type(given)
-    vector = ir.VectorType(context.get_value_type(dtype), TILES[dtype.bitwidth][0])
+    vector = ir.VectorType(context.get_value_type(dtype), tile_size(dtype.bitwidth)[0])
     row_type = {
         name: ir.VectorType(context.get_value_type(argument.dtype), vector.count)
         for name, argument in given.items() if isinstance(argument, types.CPointer)
@@ -62,7 +61,7 @@ def _down_panel(
     stride = dict.fromkeys(formula.named("Row"), vector.count) | dict.fromkeys(formula.named(*NUMBERS), 1)
     stride |= dict.fromkeys(formula.named("FourthRow"), 4 * vector.count)
     scalars = {name: _scalar(context, builder, given[name], values[name], vector) for name in formula.named("Scalar")}
-    offset = builder.mul(at, INDEX(vector.count))
+    offset = builder.mul(at, i64(vector.count))
     pointers = {name: builder.gep(values[name], [offset]) for name in formula.named(*CARRIED)}
     lanes = {name: load(builder, pointer, row_type[name]) for name, pointer in pointers.items()}
 
@@ -74,7 +73,7 @@ def _down_panel(
     def advance(index: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
         seen = {**scalars, **dict(zip(lanes, carried, strict=True))}
         seen |= {name: _index(builder, values[name], index, vector) for name in formula.named("Index")}
-        here = {name: builder.gep(values[name], [builder.mul(index, INDEX(n))]) for name, n in stride.items()}
+        here = {name: builder.gep(values[name], [builder.mul(index, i64(n))]) for name, n in stride.items()}
         seen |= {name: read(name, pointer) for name, pointer in here.items()}
         changed = formula(builder, seen)
         for name, pointer in here.items():
@@ -98,16 +97,16 @@ def _in_groups(
         return loop(builder, start, stop, carried, body)
 
     def group(number: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
-        first = builder.add(start, builder.mul(number, INDEX(GROUP)))
-        past = builder.add(first, INDEX(GROUP))
+        first = builder.add(start, builder.mul(number, i64(GROUP)))
+        past = builder.add(first, i64(GROUP))
         past = builder.select(builder.icmp_signed("<", past, stop), past, stop)
         zero = ir.Constant(vector, [0.0] * vector.count)
         starts = [zero if some else total for some, total in zip(is_sum, totals, strict=True)]
         after = loop(builder, first, past, starts, body)
         return [_added(builder, *pair) if some else pair[1] for some, *pair in zip(is_sum, totals, after, strict=True)]
 
-    groups = builder.sdiv(builder.add(builder.sub(stop, start), INDEX(GROUP - 1)), INDEX(GROUP))
-    return loop(builder, INDEX(0), groups, carried, group)
+    groups = builder.sdiv(builder.add(builder.sub(stop, start), i64(GROUP - 1)), i64(GROUP))
+    return loop(builder, i64(0), groups, carried, group)
 
 
 def _added(builder: ir.IRBuilder, total: ir.Value, some: ir.Value) -> ir.Value:

@@ -15,14 +15,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from llvmlite import ir
-from numba import types
-from numba.core.cgutils import unpack_tuple
-from numba.extending import intrinsic
-
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
-from attnarray.kernels.numba.vector.emit import INDEX, load, loop, splat, store
-from attnarray.kernels.numba.vector.lanes import TILES, Lanes, lanes, multiply_add, tile_rows
+from attnarray.kernels.numba.runtime.lazy import cgutils, intrinsic, ir, types
+from attnarray.kernels.numba.vector.emit import i64, load, loop, splat, store
+from attnarray.kernels.numba.vector.lanes import Lanes, lanes, multiply_add, tile_rows, tile_size
 from attnarray.kernels.numba.vector.memory import ahead
 from attnarray.kernels.numba.vector.packing import whole_lanes
 
@@ -48,12 +44,12 @@ def tile_product(_context: Any, rows: Any, depth: Any, a: Any, b: Any, c: Any, a
 
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
         rows, depth, *operands, accumulate = arguments
-        (a, a_row, a_step), (b, _, b_step), (c_start, c_row, _) = (unpack_tuple(builder, x) for x in operands)
+        (a, a_row, a_step), (b, _, b_step), (c_start, c_row, _) = (cgutils.unpack_tuple(builder, x) for x in operands)
         vector, most = _tile(context, c)
 
         def product(count: int) -> None:
             zeros = [ir.Constant(vector, [0.0] * vector.count)] * count
-            sums = loop(builder, INDEX(0), depth, zeros, _step(builder, a, a_row, a_step, b, b_step, vector, count))
+            sums = loop(builder, i64(0), depth, zeros, _step(builder, a, a_row, a_step, b, b_step, vector, count))
             c_rows = _rows(builder, c_start, c_row, count)
             with builder.if_else(accumulate) as (adding, writing):
                 with adding:
@@ -100,7 +96,9 @@ def blocked_tile_product(
 
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
         columns, blocks, depth, a, a_block, b, b_block, c_operand = arguments
-        (a, a_row, a_step), (b, _, b_step), (c_start, c_row, _) = (unpack_tuple(builder, x) for x in (a, b, c_operand))
+        (a, a_row, a_step), (b, _, b_step), (c_start, c_row, _) = (
+            cgutils.unpack_tuple(builder, x) for x in (a, b, c_operand)
+        )
         whole, rows = _tile(context, c)
         c_rows = _rows(builder, c_start, c_row, rows)
 
@@ -110,10 +108,10 @@ def blocked_tile_product(
             def block(n: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
                 starts = [builder.gep(x, [builder.mul(n, stride)]) for x, stride in ((a, a_block), (b, b_block))]
                 step = _step(builder, starts[0], a_row, a_step, starts[1], b_step, vector, rows)
-                return loop(builder, INDEX(0), depth, sums, step)
+                return loop(builder, i64(0), depth, sums, step)
 
             zeros = [ir.Constant(vector, [0.0] * vector.count)] * rows
-            _add_to(builder, c_rows, loop(builder, INDEX(0), blocks, zeros, block))
+            _add_to(builder, c_rows, loop(builder, i64(0), blocks, zeros, block))
 
         _by_size(builder, columns, (whole.count // 2, whole.count), product)
         return context.get_dummy_value()
@@ -137,7 +135,7 @@ def _by_size(builder: ir.IRBuilder, size: ir.Value, sizes: Sequence[int], emit: 
     after = builder.append_basic_block("after")
     for number in sizes[:-1]:
         fits, larger = (builder.append_basic_block(name) for name in ("fits", "larger"))
-        builder.cbranch(builder.icmp_signed("<=", size, INDEX(number)), fits, larger)
+        builder.cbranch(builder.icmp_signed("<=", size, i64(number)), fits, larger)
         builder.position_at_end(fits)
         emit(number)
         builder.branch(after)
@@ -149,12 +147,12 @@ def _by_size(builder: ir.IRBuilder, size: ir.Value, sizes: Sequence[int], emit: 
 
 def _tile(context: Any, c: Any) -> tuple[ir.VectorType, int]:
     dtype = next(iter(c)).dtype
-    width, rows = TILES[dtype.bitwidth]
+    width, rows = tile_size(dtype.bitwidth)
     return ir.VectorType(context.get_value_type(dtype), width), rows
 
 
 def _rows(builder: ir.IRBuilder, start: ir.Value, stride: ir.Value, rows: int) -> list[ir.Value]:
-    return [builder.gep(start, [builder.mul(stride, INDEX(m))]) for m in range(rows)]
+    return [builder.gep(start, [builder.mul(stride, i64(m))]) for m in range(rows)]
 
 
 def _add_to(builder: ir.IRBuilder, pointers: list[ir.Value], values: list[ir.Value]) -> None:
@@ -167,7 +165,7 @@ def _step(
     vector: ir.VectorType, rows: int,
 ) -> Callable[[ir.Value, list[ir.Value]], list[ir.Value]]:  # fmt: skip
     """One step k: a row of B times each of the M numbers of a column of A."""
-    offsets = [builder.mul(a_row, INDEX(m)) for m in range(rows)]
+    offsets = [builder.mul(a_row, i64(m)) for m in range(rows)]
 
     def step(k: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
         b_row = Lanes(builder, load(builder, builder.gep(b, [builder.mul(k, b_step)]), vector))

@@ -9,12 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic, overload
-
-from attnarray.kernels.numba.vector.emit import INDEX, halved, load, loop, splat, store
-from attnarray.kernels.numba.vector.lanes import TILES, Lanes, constant, multiply_add
+from attnarray.kernels.numba.runtime.lazy import intrinsic, ir, overload, types
+from attnarray.kernels.numba.vector.emit import halved, i64, load, loop, splat, store
+from attnarray.kernels.numba.vector.lanes import Lanes, constant, multiply_add, tile_size
 from attnarray.kernels.numba.vector.transpose import interleaved
 
 AT_ONCE = 8  # independent sums, to hide the latency of additions
@@ -23,10 +20,10 @@ LONGEST = 256  # rows that are summed in registers before they are added to the 
 
 def row_lanes(array: Any) -> int:
     """The lanes of one register, a constant in compiled code."""
-    return TILES[array.dtype.itemsize * 8][0] // 2
+    return tile_size(array.dtype.itemsize * 8)[0] // 2
 
 
-overload(row_lanes)(lambda array: constant(TILES[array.dtype.bitwidth][0] // 2))
+overload(row_lanes)(lambda array: constant(tile_size(array.dtype.bitwidth)[0] // 2))
 
 
 @intrinsic
@@ -38,11 +35,11 @@ def dot_rows(_context: Any, count: Any, n: Any, query: Any, rows: Any, stride: A
         count, n, query, rows, stride, out = arguments
         vector = _vector(context, dots)
         zero = ir.Constant(vector, [0.0] * vector.count)
-        last, blocks = builder.sub(count, INDEX(1)), builder.sdiv(n, INDEX(vector.count))
+        last, blocks = builder.sub(count, i64(1)), builder.sdiv(n, i64(vector.count))
 
         def some(group: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
-            first = builder.mul(group, INDEX(AT_ONCE))
-            numbers = [builder.add(first, INDEX(m)) for m in range(AT_ONCE)]
+            first = builder.mul(group, i64(AT_ONCE))
+            numbers = [builder.add(first, i64(m)) for m in range(AT_ONCE)]
             inside = [builder.select(builder.icmp_signed("<", j, count), j, last) for j in numbers]
             starts = [builder.gep(rows, [builder.mul(j, stride)]) for j in inside]
 
@@ -50,14 +47,14 @@ def dot_rows(_context: Any, count: Any, n: Any, query: Any, rows: Any, stride: A
                 def add(block: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
                     added = []
                     for m, total in enumerate(sums):
-                        number = builder.add(builder.mul(block, INDEX(len(sums))), INDEX(m))
-                        at = builder.mul(number, INDEX(vector.count))
+                        number = builder.add(builder.mul(block, i64(len(sums))), i64(m))
+                        at = builder.mul(number, i64(vector.count))
                         q, key = (Lanes(builder, load(builder, builder.gep(x, [at]), vector)) for x in (query, start))
                         added.append(multiply_add(key, q, Lanes(builder, total)).value)
                     return added
 
-                four = loop(builder, INDEX(0), builder.sdiv(blocks, INDEX(4)), [zero] * 4, add)
-                done = builder.mul(builder.sdiv(blocks, INDEX(4)), INDEX(4))
+                four = loop(builder, i64(0), builder.sdiv(blocks, i64(4)), [zero] * 4, add)
+                done = builder.mul(builder.sdiv(blocks, i64(4)), i64(4))
                 rest = loop(builder, done, blocks, [four[0]], add)[0]
                 return builder.fadd(builder.fadd(rest, four[1]), builder.fadd(four[2], four[3]))
 
@@ -67,7 +64,7 @@ def dot_rows(_context: Any, count: Any, n: Any, query: Any, rows: Any, stride: A
                 store(builder, _row_sums(builder, sums[m : m + together]), builder.gep(out, [numbers[m]]))
             return []
 
-        loop(builder, INDEX(0), builder.sdiv(builder.add(last, INDEX(AT_ONCE)), INDEX(AT_ONCE)), [], some)
+        loop(builder, i64(0), builder.sdiv(builder.add(last, i64(AT_ONCE)), i64(AT_ONCE)), [], some)
         return context.get_dummy_value()
 
     return signature, emit
@@ -86,8 +83,8 @@ def add_weighted_rows(_context: Any, count: Any, n: Any, weights: Any, rows: Any
             """The sums of some consecutive vectors."""
 
             def compute(block: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
-                at = builder.mul(block, INDEX(vectors * vector.count))
-                offsets = [builder.add(at, INDEX(m * vector.count)) for m in range(vectors)]
+                at = builder.mul(block, i64(vectors * vector.count))
+                offsets = [builder.add(at, i64(m * vector.count)) for m in range(vectors)]
                 targets = [builder.gep(out, [offset]) for offset in offsets]
                 zeros = [ir.Constant(vector, [0.0] * vector.count)] * vectors
 
@@ -99,24 +96,24 @@ def add_weighted_rows(_context: Any, count: Any, n: Any, weights: Any, rows: Any
                     return [multiply_add(number, weight, t).value for number, t in zip(numbers, totals, strict=True)]
 
                 def add_some(part: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
-                    first = builder.mul(part, INDEX(LONGEST))
-                    past = builder.add(first, INDEX(LONGEST))
+                    first = builder.mul(part, i64(LONGEST))
+                    past = builder.add(first, i64(LONGEST))
                     past = builder.select(builder.icmp_signed("<", past, count), past, count)
                     for target, value in zip(targets, loop(builder, first, past, zeros, add), strict=True):
                         store(builder, builder.fadd(load(builder, target, vector), value), target)
                     return []
 
-                parts = builder.sdiv(builder.add(count, INDEX(LONGEST - 1)), INDEX(LONGEST))
-                loop(builder, INDEX(0), parts, [], add_some)
+                parts = builder.sdiv(builder.add(count, i64(LONGEST - 1)), i64(LONGEST))
+                loop(builder, i64(0), parts, [], add_some)
                 return []
 
             return compute
 
-        done, whole = INDEX(0), builder.sdiv(n, INDEX(vector.count))
+        done, whole = i64(0), builder.sdiv(n, i64(vector.count))
         for vectors in (AT_ONCE, AT_ONCE // 2, 1):
-            past = builder.sdiv(whole, INDEX(vectors))
-            loop(builder, builder.sdiv(done, INDEX(vectors)), past, [], columns(vectors))
-            done = builder.mul(past, INDEX(vectors))
+            past = builder.sdiv(whole, i64(vectors))
+            loop(builder, builder.sdiv(done, i64(vectors)), past, [], columns(vectors))
+            done = builder.mul(past, i64(vectors))
         return context.get_dummy_value()
 
     return signature, emit
@@ -133,4 +130,4 @@ def _row_sums(builder: ir.IRBuilder, rows: Sequence[ir.Value]) -> ir.Value:
 
 
 def _vector(context: Any, out: Any) -> ir.VectorType:
-    return ir.VectorType(context.get_value_type(out.dtype), TILES[out.dtype.bitwidth][0] // 2)
+    return ir.VectorType(context.get_value_type(out.dtype), tile_size(out.dtype.bitwidth)[0] // 2)

@@ -10,12 +10,10 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from llvmlite import ir
-from numba import types
-
-from attnarray.kernels.numba.vector.emit import INDEX, Advance, combined, element_bytes, load, loop, splat, store
+from attnarray.kernels.numba.runtime.lazy import ir, lazily, types
+from attnarray.kernels.numba.vector.emit import Advance, combined, element_bytes, i64, load, loop, splat, store
 from attnarray.kernels.numba.vector.formula import Body, Formula, Values, number_type
-from attnarray.kernels.numba.vector.lanes import TILES, Lanes, maximum
+from attnarray.kernels.numba.vector.lanes import Lanes, maximum, tile_size
 
 Row: TypeAlias = Lanes
 Scalar: TypeAlias = Lanes
@@ -26,6 +24,7 @@ RESULTS = {"Sum": (0.0, Lanes.__add__), "Max": (-math.inf, maximum)}  # initial 
 EIGHT = 8
 
 
+@lazily
 def eight_pass(body: Body) -> Any:
     """A compiled function of pointers that runs `body` once, on the eight numbers at each of them."""
     formula = Formula(body)
@@ -40,7 +39,7 @@ def eight_pass(body: Body) -> Any:
     return formula.compiled((), lambda _: types.void, emit)
 
 
-def row_pass(vectors: int) -> Callable[[Body], Any]:
+def row_pass(vectors: int) -> Any:
     """Compile a body to a function (count, *arguments) along `count` contiguous numbers.
 
     A `Row` is a pointer to numbers, of which the body gets a vector at a time; a `Scalar` is a number for all lanes. A
@@ -51,6 +50,7 @@ def row_pass(vectors: int) -> Callable[[Body], Any]:
     More `vectors` at a time keep more additions in flight; long bodies need the registers.
     """
 
+    @lazily
     def decorate(body: Body) -> Any:
         formula = Formula(body, tuple(RESULTS))
 
@@ -74,7 +74,7 @@ def _along_row(
     count: ir.Value,
 ) -> list[ir.Value]:  # fmt: skip
     dtype = number_type(given)
-    vector = ir.VectorType(context.get_value_type(dtype), TILES[dtype.bitwidth][0] * vectors)
+    vector = ir.VectorType(context.get_value_type(dtype), tile_size(dtype.bitwidth)[0] * vectors)
     rows = {
         name: (values[name], ir.VectorType(context.get_value_type(given[name].dtype), vector.count))
         for name in formula.named("Row")
@@ -89,7 +89,7 @@ def _along_row(
 
     def step(masked: bool) -> Advance:
         def advance(block: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
-            at = builder.mul(block, INDEX(vector.count))
+            at = builder.mul(block, i64(vector.count))
             mask = _below(builder, builder.sub(count, at), vector) if masked else None
             pointers = {name: builder.gep(start, [at]) for name, (start, _) in rows.items()}
             numbers = {name: _load(builder, pointer, rows[name][1], mask) for name, pointer in pointers.items()}
@@ -117,21 +117,21 @@ def _in_groups(
     """`loop` whose results start anew for every group of steps and are then combined."""
 
     def group(number: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
-        first = builder.mul(number, INDEX(GROUP))
-        past = builder.add(first, INDEX(GROUP))
+        first = builder.mul(number, i64(GROUP))
+        past = builder.add(first, i64(GROUP))
         past = builder.select(builder.icmp_signed("<", past, steps), past, steps)
         sums = loop(builder, first, past, starts, step)
         pairs = zip(combine, totals, sums, strict=True)
         return [both(Lanes(builder, total), Lanes(builder, some)).value for both, total, some in pairs]
 
     if not starts:
-        return loop(builder, INDEX(0), steps, starts, step)
-    return loop(builder, INDEX(0), _quotient(builder, steps, GROUP, 1), starts, group)
+        return loop(builder, i64(0), steps, starts, step)
+    return loop(builder, i64(0), _quotient(builder, steps, GROUP, 1), starts, group)
 
 
 def _quotient(builder: ir.IRBuilder, count: ir.Value, size: int, up: int) -> ir.Value:
     """count / size, rounded down or, with 1 for `up`, up."""
-    return builder.sdiv(builder.add(count, INDEX((size - 1) * up)), INDEX(size))
+    return builder.sdiv(builder.add(count, i64((size - 1) * up)), i64(size))
 
 
 def _below(builder: ir.IRBuilder, rest: ir.Value, vector: ir.VectorType) -> ir.Value:

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
-
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
+from typing import Any, TypeAlias
 
 from attnarray.kernels.numba.runtime.jit import jit
-from attnarray.kernels.numba.vector.emit import INDEX, load, loop, store
-from attnarray.kernels.numba.vector.lanes import TILES, Lanes, lanes, where
+from attnarray.kernels.numba.runtime.lazy import intrinsic, ir, types
+from attnarray.kernels.numba.vector.emit import i64, load, loop, store
+from attnarray.kernels.numba.vector.lanes import Lanes, lanes, tile_size, where
 
-Square = list[ir.Value]
+Square: TypeAlias = "list[ir.Value]"
 
 
 def whole_squares(first: int, past: int, scores: Any) -> Any:
@@ -77,12 +74,12 @@ def transpose(_context: Any, count: Any, panel: Any, rows: Any, stride: Any) -> 
         vector = _vector(context, signature.args[1])
 
         def square(j: ir.Value, first: ir.Value) -> None:
-            pointers = [_score(builder, panel, builder.add(j, INDEX(n)), first, vector) for n in range(vector.count)]
+            pointers = [_score(builder, panel, builder.add(j, i64(n)), first, vector) for n in range(vector.count)]
             for m, values in enumerate(_transposed(builder, [load(builder, pointer, vector) for pointer in pointers])):
-                row = builder.gep(rows, [builder.mul(stride, builder.add(first, INDEX(m)))])
+                row = builder.gep(rows, [builder.mul(stride, builder.add(first, i64(m)))])
                 store(builder, values, builder.gep(row, [j]))
 
-        _over_squares(builder, INDEX(0), count, vector.count, square)
+        _over_squares(builder, i64(0), count, vector.count, square)
         return context.get_dummy_value()
 
     return types.void(types.intp, panel, rows, types.intp), emit
@@ -97,23 +94,23 @@ def interleave(_context: Any, stop: Any, rows: Any, stride: Any, count: Any, pac
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
         stop, rows, stride, count, packed = arguments
-        vector, height = _vector(context, signature.args[4]), TILES[signature.args[4].dtype.bitwidth][1]
-        nothing, last = ir.Constant(vector, ir.Undefined), builder.sub(count, INDEX(1))
-        there = [builder.select(builder.icmp_signed("<", INDEX(m), last), INDEX(m), last) for m in range(height)]
+        vector, height = _vector(context, signature.args[4]), tile_size(signature.args[4].dtype.bitwidth)[1]
+        nothing, last = ir.Constant(vector, ir.Undefined), builder.sub(count, i64(1))
+        there = [builder.select(builder.icmp_signed("<", i64(m), last), i64(m), last) for m in range(height)]
         starts = [builder.gep(rows, [builder.mul(stride, m)]) for m in there]
 
         def square(number: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
-            j = builder.mul(number, INDEX(vector.count))
+            j = builder.mul(number, i64(vector.count))
             for first in range(0, height, vector.count):
                 given = [load(builder, builder.gep(at, [j]), vector) for at in starts[first : first + vector.count]]
                 order = ir.Constant(ir.VectorType(ir.IntType(32), len(given)), list(range(len(given))))
                 for n, values in enumerate(_transposed(builder, given + [nothing] * (vector.count - len(given)))):
-                    pointer = builder.gep(packed, [builder.mul(builder.add(j, INDEX(n)), INDEX(height))])
+                    pointer = builder.gep(packed, [builder.mul(builder.add(j, i64(n)), i64(height))])
                     some = builder.shuffle_vector(values, nothing, order)
-                    store(builder, some, builder.gep(pointer, [INDEX(first)]))
+                    store(builder, some, builder.gep(pointer, [i64(first)]))
             return []
 
-        loop(builder, INDEX(0), builder.sdiv(stop, INDEX(vector.count)), [], square)
+        loop(builder, i64(0), builder.sdiv(stop, i64(vector.count)), [], square)
         return context.get_dummy_value()
 
     return types.void(types.intp, rows, types.intp, types.intp, packed), emit
@@ -126,13 +123,13 @@ def _rows_to_panel(change: Callable[[Lanes, Lanes], Lanes], element: ir.Type | N
         kind = element or vector.element
 
         def square(j: ir.Value, first: ir.Value) -> None:
-            read, lanes = ir.VectorType(kind, vector.count), [builder.add(first, INDEX(m)) for m in range(vector.count)]
+            read, lanes = ir.VectorType(kind, vector.count), [builder.add(first, i64(m)) for m in range(vector.count)]
             given = [load(builder, _row(builder, rows, lane, j, kind), read) for lane in lanes]
             if element is not None:  # as wide as the scores, so that they are transposed alike
                 wide = ir.VectorType(ir.IntType(64 if isinstance(vector.element, ir.DoubleType) else 32), vector.count)
                 given = [builder.zext(values, wide) for values in given]
             for n, values in enumerate(_transposed(builder, given)):
-                pointer = _score(builder, scores, builder.add(j, INDEX(n)), first, vector)
+                pointer = _score(builder, scores, builder.add(j, i64(n)), first, vector)
                 score = Lanes(builder, load(builder, pointer, vector))
                 store(builder, change(score, Lanes(builder, values)).value, pointer)
 
@@ -150,10 +147,10 @@ def _panel_to_rows(combine: Callable[[Lanes, Lanes], Lanes] | None) -> Callable[
         vector = _vector(context, signature.args[3])
 
         def square(j: ir.Value, first: ir.Value) -> None:
-            pointers = [_score(builder, scores, builder.add(j, INDEX(n)), first, vector) for n in range(vector.count)]
+            pointers = [_score(builder, scores, builder.add(j, i64(n)), first, vector) for n in range(vector.count)]
             transposed = _transposed(builder, [load(builder, pointer, vector) for pointer in pointers])
             for m, values in enumerate(transposed):
-                pointer = _row(builder, rows, builder.add(first, INDEX(m)), j, vector.element)
+                pointer = _row(builder, rows, builder.add(first, i64(m)), j, vector.element)
                 if combine is not None:
                     values = combine(Lanes(builder, load(builder, pointer, vector)), Lanes(builder, values)).value
                 store(builder, values, pointer)
@@ -169,19 +166,19 @@ def _over_squares(
     filled: ir.Value | None = None,
 ) -> None:  # fmt: skip
     """square(j, w) for the first key j and the first lane w of each square, in the first `filled` lanes or in all."""
-    halves = builder.sdiv(INDEX(2 * size) if filled is None else filled, INDEX(size))
+    halves = builder.sdiv(i64(2 * size) if filled is None else filled, i64(size))
 
     def step(number: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
-        j = builder.add(start, builder.mul(number, INDEX(size)))
+        j = builder.add(start, builder.mul(number, i64(size)))
 
         def half(number: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
-            square(j, builder.mul(number, INDEX(size)))
+            square(j, builder.mul(number, i64(size)))
             return []
 
-        loop(builder, INDEX(0), halves, [], half)
+        loop(builder, i64(0), halves, [], half)
         return []
 
-    loop(builder, INDEX(0), builder.sdiv(builder.sub(stop, start), INDEX(size)), [], step)
+    loop(builder, i64(0), builder.sdiv(builder.sub(stop, start), i64(size)), [], step)
 
 
 def _transposed(builder: ir.IRBuilder, rows: Square) -> Square:
@@ -213,12 +210,12 @@ def _row(builder: ir.IRBuilder, rows: ir.Value, row: ir.Value, j: ir.Value, elem
 
 
 def _score(builder: ir.IRBuilder, scores: ir.Value, j: ir.Value, lane: ir.Value, vector: ir.VectorType) -> ir.Value:
-    return builder.gep(scores, [builder.add(builder.mul(j, INDEX(2 * vector.count)), lane)])
+    return builder.gep(scores, [builder.add(builder.mul(j, i64(2 * vector.count)), lane)])
 
 
 def _vector(context: Any, scores: Any) -> ir.VectorType:
     """One register: half the lanes of a panel."""
-    return ir.VectorType(context.get_value_type(scores.dtype), TILES[scores.dtype.bitwidth][0] // 2)
+    return ir.VectorType(context.get_value_type(scores.dtype), tile_size(scores.dtype.bitwidth)[0] // 2)
 
 
 whole_squares = jit(whole_squares, inner=True)

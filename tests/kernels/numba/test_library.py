@@ -1,0 +1,260 @@
+"""Precompiled kernels: the same bits as Numba's, without Numba; and what is no library for this CPU is not loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import attnarray as aa
+from attnarray.dispatch import KernelUnavailableError
+from attnarray.kernels.numba import unavailable
+from attnarray.kernels.numba.runtime import library, team_code
+from tests.support.paths import ROOT
+from tests.support.processes import python
+
+COMPILER = os.environ.get("CC", "cc").split()[0]
+needs_a_compiler = pytest.mark.skipif(shutil.which(COMPILER) is None, reason="there is no C compiler")
+needs_numba = pytest.mark.skipif(bool(unavailable("numba")), reason=unavailable("numba"))
+LEVELS = library.LEVELS.get(platform.machine().lower(), ())
+pytestmark = pytest.mark.skipif(not LEVELS, reason=f"there are no precompiled kernels for {platform.machine()}")
+
+
+@pytest.fixture(autouse=True)
+def no_library_remembered() -> Iterator[None]:
+    library.load.cache_clear()
+    yield
+    library.load.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a library for this machine, which the next run of the tests finds again."""
+    kept = getattr(request.config, "cache", None)
+    parent = tmp_path_factory.mktemp("library") if kept is None else kept.mkdir("precompiled")
+    folder = parent / library.source_digest()[:16]
+    if not list(folder.glob("*.json")):
+        command = [sys.executable, "-m", "attnarray_build", "native", "--folder", str(folder)]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return folder
+
+
+WITHOUT_NUMBA = """
+import sys
+from pathlib import Path
+sys.modules["numba"] = sys.modules["llvmlite"] = None
+from attnarray.kernels.numba.runtime import library
+library.FOLDER = Path({folder!r})
+import numpy as np, attnarray as aa
+"""
+
+
+@pytest.mark.slow
+@needs_a_compiler
+@needs_numba
+def test_the_bits_are_those_of_numba(built: Path) -> None:
+    from attnarray_build.levels import environment
+
+    (level,) = (path.stem for path in built.glob("*.json"))
+    said = python(
+        f"from tests.support.same_bits import main; main({str(built)!r})", ROOT,
+        NUMBA_CACHE_DIR=str(built.parent / level), **environment(level),
+    )  # fmt: skip
+    assert said.split()[0] == level
+    assert said.endswith("[]"), said
+
+
+@pytest.mark.slow
+@needs_a_compiler
+@needs_numba
+def test_nothing_of_numba_is_needed(built: Path) -> None:
+    code = """
+q = np.random.default_rng(0).standard_normal((1, 2, 300, 16)).astype("float32")
+out, ctx = aa.scaled_dot_product_attention_fwd(q, q, q, is_causal=True)
+grads = aa.scaled_dot_product_attention_bwd(out, ctx)
+with aa.use_kernels("reference"):
+    expected = aa.scaled_dot_product_attention(q, q, q, is_causal=True)
+np.testing.assert_allclose(out, expected, atol=1e-6)  # some roundings of numbers around 1
+assert not any(name.partition(".")[0] in ("numba", "llvmlite") and module for name, module in sys.modules.items())
+with aa.use_kernels("compiled"):
+    print(aa.explain(aa.softmax, q))
+aa.warmup(("float32", "float64"))
+"""
+    said = python(WITHOUT_NUMBA.format(folder=str(built)) + code, ATTNARRAY_NUM_THREADS="3")
+    assert said == "ops.softmax:_softmax  compiled"
+
+
+@pytest.mark.slow
+@needs_a_compiler
+@needs_numba
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no limits of memory")
+def test_missing_scratch_memory_is_an_error(built: Path) -> None:
+    code = """
+import resource
+q, k = np.ones((1, 1, 64, 64), "float32"), np.ones((1, 1, 4096, 64), "float32")
+out, ctx = aa.scaled_dot_product_attention_fwd(q, k, k)
+expected = aa.scaled_dot_product_attention_bwd(out, ctx)
+from attnarray.kernels.numba.attention.backward import backward
+forbidden = RuntimeError
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+from attnarray.kernels.numba.attention import tiled
+call, original = [], tiled.backward
+tiled.backward = lambda *args: call.append(args) or original(*args)
+aa.scaled_dot_product_attention_bwd(out, ctx)
+before = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() // 2, before[1]))
+try:
+    original(*call[0])
+except MemoryError as error:
+    said = str(error)
+resource.setrlimit(resource.RLIMIT_AS, before)
+found = aa.scaled_dot_product_attention_bwd(out, ctx)
+assert all(a.tobytes() == b.tobytes() for a, b in zip(found, expected) if a is not None)
+print(said)
+"""
+    said = python(WITHOUT_NUMBA.format(folder=str(built)) + code, ATTNARRAY_NUM_THREADS="1")
+    assert said == "A kernel could not allocate its scratch memory."
+
+
+# What a library exports, without kernels.
+MINIMAL = """
+int attnarray_runs_here(void) {{ return {runs}; }}
+void attnarray_use_python(void *const *addresses) {{ (void)addresses; }}
+"""
+
+
+@pytest.fixture
+def minimal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Makes libraries without kernels, and looks for libraries where they are."""
+    monkeypatch.setattr(library, "FOLDER", tmp_path)
+    monkeypatch.delenv(library.ALLOWED, raising=False)
+
+    def make(level: str, runs: int = 1, **changed: Any) -> Path:
+        source, path = tmp_path / "minimal.c", tmp_path / f"{level}{library.SUFFIX}"
+        source.write_text(MINIMAL.format(runs=runs))
+        subprocess.run([COMPILER, "-shared", "-fPIC", "-o", str(path), str(source)], check=True)
+        digest = library.hashlib.sha256(path.read_bytes()).hexdigest()
+        tiles = {"32": [8, 6], "64": [4, 6]}
+        contents = {"sources": library.source_digest(), "digest": digest, "tiles": tiles, "python": [], "kernels": {}}
+        path.with_suffix(".json").write_text(json.dumps({**contents, **changed}))
+        return path
+
+    return make
+
+
+@needs_a_compiler
+def test_the_best_level_that_runs_here(minimal: Callable[..., Path]) -> None:
+    minimal(LEVELS[-1])
+    loaded, reason = library.load()
+    assert (loaded and loaded.level, reason) == (LEVELS[-1], "")
+    library.load.cache_clear()
+    if len(LEVELS) > 1:
+        minimal(LEVELS[0], runs=0)
+        loaded, reason = library.load()
+        assert loaded is not None
+        assert loaded.level == LEVELS[-1]
+        assert reason == f"{LEVELS[0]}: this CPU lacks some of its instructions"
+
+
+@needs_a_compiler
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:1000]), "is damaged: install attnarray again"),
+        (lambda path: path.write_bytes(b""), "is damaged: install attnarray again"),
+        (lambda path: path.unlink(), "this installation has no precompiled kernels"),
+        (lambda path: path.with_suffix(".json").write_text("{"), "Expecting property name"),
+        (lambda path: path.with_suffix(".json").write_text("{}"), "'sources'"),
+        (lambda path: path.with_suffix(".json").write_text("[]"), "list indices must be integers"),
+    ],
+    ids=["truncated", "empty", "missing", "no list", "an empty list", "another list"],
+)
+def test_a_damaged_library_is_not_loaded(
+    minimal: Callable[..., Path], damage: Callable[[Path], Any], said: str
+) -> None:
+    damage(minimal(LEVELS[0]))
+    loaded, reason = library.load()
+    assert loaded is None
+    assert said in reason
+
+
+@needs_a_compiler
+def test_a_library_of_other_sources_is_not_loaded(minimal: Callable[..., Path]) -> None:
+    minimal(LEVELS[0], sources="0" * 64)
+    loaded, reason = library.load()
+    assert loaded is None
+    assert "was compiled from other sources: run python -m attnarray_build" in reason
+
+
+@needs_a_compiler
+def test_what_is_no_library_is_not_loaded(minimal: Callable[..., Path]) -> None:
+    path = minimal(LEVELS[0])
+    path.write_bytes(b"no library of any system")
+    contents = json.loads(path.with_suffix(".json").read_text())
+    contents["digest"] = library.hashlib.sha256(path.read_bytes()).hexdigest()
+    path.with_suffix(".json").write_text(json.dumps(contents))
+    loaded, reason = library.load()
+    assert loaded is None
+    assert reason.startswith(f"{LEVELS[0]}: ")
+
+
+def test_a_machine_without_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library.platform, "machine", lambda: "riscv64")
+    assert library.load() == (None, "there are no precompiled kernels for riscv64")
+
+
+@pytest.mark.parametrize(
+    ("level", "said"),
+    [
+        ("none", f"{library.ALLOWED} is none"),
+        ("x86-64-v9", f"{library.ALLOWED} is 'x86-64-v9', expected none or one of "),
+    ],
+)
+def test_the_level_that_is_allowed(level: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(library.ALLOWED, level)
+    loaded, reason = library.load()
+    assert loaded is None
+    assert reason.startswith(said)
+
+
+def test_precompiled_kernels_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(library.ALLOWED, "none")
+    unavailable.cache_clear()
+    aa.dispatch._find.cache_clear()
+    aa.dispatch._choose.cache_clear()
+    with aa.use_kernels("compiled"), pytest.raises(KernelUnavailableError, match="ATTNARRAY_CPU_LEVEL is none"):
+        aa.softmax(np.ones(3))
+    unavailable.cache_clear()
+    aa.dispatch._find.cache_clear()
+    aa.dispatch._choose.cache_clear()
+
+
+def test_sources_have_one_digest_whatever_ends_their_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = []
+    for end in (b"\n", b"\r\n"):
+        (tmp_path / "kernel.py").write_bytes(b"x = 1" + end)
+        monkeypatch.setattr(library, "KERNELS", tmp_path)
+        digests.append(library.source_digest.__wrapped__())
+    (tmp_path / "kernel.py").write_bytes(b"x = 2\n")
+    digests.append(library.source_digest.__wrapped__())
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_functions_of_python_have_the_signatures_of_its_headers() -> None:
+    """One letter for the result and one for each argument: a letter too few would leave a register unset."""
+    counts = {x.name: len(x.signature) - 1 for x in vars(team_code).values() if isinstance(x, team_code.PythonFunction)}
+    assert counts == {
+        "PyMem_RawCalloc": 2, "PyErr_NoMemory": 0, "PyThread_allocate_lock": 0, "PyThread_acquire_lock": 2,
+        "PyThread_release_lock": 1, "PyTuple_GetItem": 2, "PyTuple_Size": 1, "PyObject_Call": 3, "Py_DecRef": 1,
+        "PyEval_SaveThread": 0, "PyEval_RestoreThread": 1, "PyErr_Fetch": 3, "PyErr_Restore": 3, "PyErr_Clear": 0,
+        "PyErr_ExceptionMatches": 1,
+    }  # fmt: skip
