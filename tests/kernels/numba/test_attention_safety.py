@@ -74,7 +74,7 @@ def test_the_number_of_threads_does_not_matter(
 
 def contiguous(integers: np.ndarray, slot: int, dtype: Any) -> np.ndarray:
     """The array that a call has in a slot."""
-    address, *shape = integers[slot * ac.SLOT :][:5].tolist()
+    address, shape = int(integers[slot]), integers[ac.SLOTS + 8 * slot :][:4].tolist()
     memory = (ctypes.c_char * (math.prod(shape) * dtype.itemsize)).from_address(address)
     return np.frombuffer(memory, dtype).reshape(shape)
 

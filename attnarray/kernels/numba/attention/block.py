@@ -214,7 +214,7 @@ def sum_bias_gradient(
     width, count = lanes(dscores), ac.rows(call, ac.Q)
     base, doubles = span.first + p * lanes(dscores), pointer_at(0.0, 0)
     filled = min(width, span.past - base)
-    same_head = base // count == (base + filled - 1) // count or call[ac.SLOT * ac.DBIAS + 6] == 0
+    same_head = base // count == (base + filled - 1) // count or call[ac.SLOTS + 8 * ac.DBIAS + 5] == 0
     if ac.column_stride(call, ac.DBIAS) == 0:
         clear(0, 1, 0, sums)
         add_to_lanes(first, past, 0, dscores, sums)

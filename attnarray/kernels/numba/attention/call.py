@@ -16,12 +16,12 @@ from attnarray.kernels.numba.runtime.jit import jit
 from attnarray.kernels.numba.vector.lanes import tile_size
 from attnarray.kernels.numba.vector.memory import matrix_at
 
-# Slots of arrays (B, H, T, N): the address (0 = not given), four sizes, four strides in bytes.
-SLOT = 9
-Q, K, V, OUT, LSE, BIAS, MASK, KEEP, SINKS, DOUT, DLSE, DQ, DK, DV, DBIAS, DSINKS, SHARED_DK, SHARED_DV = range(18)
+# Slots of arrays (B, H, T, N). Their addresses come first (0: not given), those of inputs and gradients before others,
+# which are written at once; then for each slot four sizes and four strides in bytes.
+Q, K, V, OUT, LSE, DOUT, DQ, DK, DV, BIAS, MASK, KEEP, SINKS, DLSE, DBIAS, DSINKS, SHARED_DK, SHARED_DV = range(18)
+SLOTS = 18
 # Then the integers of the options.
-RULES = 18 * SLOT
-INPUTS, GRADIENTS = ([slot * SLOT for slot in slots] for slots in ((Q, K, V, OUT, LSE), (DOUT, DQ, DK, DV)))
+RULES = 9 * SLOTS
 (
     LEFT, RIGHT, FIRST_KEY, SEED_LOW, SEED_HIGH, THRESHOLD, DROPS, HIDES, KEYS_PER_TILE, PANELS_PER_CHUNK, SHARED,
     DECODED, SUMS_BIAS,
@@ -55,7 +55,8 @@ class Sizes(NamedTuple):
 def write_array(integers: np.ndarray, slot: int, array: Any) -> None:
     """Write address, shape and strides of an array (B, H, T, N); the stride of an axis of size 1 is 0."""
     strides = [stride if size > 1 else 0 for size, stride in zip(array.shape, array.strides, strict=True)]
-    integers[slot * SLOT : slot * SLOT + SLOT] = (address(array), *array.shape, *strides)
+    integers[slot] = address(array)
+    integers[SLOTS + 8 * slot : SLOTS + 8 * slot + 8] = (*array.shape, *strides)
 
 
 def make_call(
@@ -107,23 +108,23 @@ def tile_sizes(features: int, dtype: Any, backward: bool) -> tuple[int, int]:
 
 
 def given(call: Any, slot: int) -> Any:
-    return call[slot * SLOT] != 0
+    return call[slot] != 0
 
 
 def batches(call: Any, slot: int) -> Any:
-    return call[slot * SLOT + 1]
+    return call[SLOTS + 8 * slot]
 
 
 def heads(call: Any, slot: int) -> Any:
-    return call[slot * SLOT + 2]
+    return call[SLOTS + 8 * slot + 1]
 
 
 def rows(call: Any, slot: int) -> Any:
-    return call[slot * SLOT + 3]
+    return call[SLOTS + 8 * slot + 2]
 
 
 def columns(call: Any, slot: int) -> Any:
-    return call[slot * SLOT + 4]
+    return call[SLOTS + 8 * slot + 3]
 
 
 def offset(call: Any, b: int) -> Any:
@@ -138,26 +139,26 @@ def length(call: Any, b: int) -> Any:
 
 def matrix(like: Any, call: Any, slot: int, b: int, h: int) -> Any:
     """The matrix (T, N) of batch b and head h of a slot, in the dtype that `like` points to."""
-    first = slot * SLOT
-    address = call[first] + b * call[first + 5] + h * call[first + 6]
-    return matrix_at(like, address, call[first + 3], call[first + 4], call[first + 7], call[first + 8])
+    first = SLOTS + 8 * slot
+    address = call[slot] + b * call[first + 4] + h * call[first + 5]
+    return matrix_at(like, address, call[first + 2], call[first + 3], call[first + 6], call[first + 7])
 
 
 def element_address(call: Any, slot: int, b: int, h: int, row: int, column: int) -> Any:
     """The address of an element of a slot."""
-    first = slot * SLOT
-    within = row * call[first + 7] + column * call[first + 8]
-    return call[first] + b * call[first + 5] + h * call[first + 6] + within
+    first = SLOTS + 8 * slot
+    within = row * call[first + 6] + column * call[first + 7]
+    return call[slot] + b * call[first + 4] + h * call[first + 5] + within
 
 
 def column_stride(call: Any, slot: int) -> Any:
     """In bytes."""
-    return call[slot * SLOT + 8]
+    return call[SLOTS + 8 * slot + 7]
 
 
 def row_stride(call: Any, slot: int) -> Any:
     """In bytes."""
-    return call[slot * SLOT + 7]
+    return call[SLOTS + 8 * slot + 6]
 
 
 def group_rows(call: Any) -> Any:

@@ -42,7 +42,7 @@ def attention(q: Any, k: Any, v: Any, modifiers: Any) -> tuple[Any, Any]:
     if plan is not None:
         out, lse = np.empty(plan.out, q.dtype), np.empty(plan.out[:3], q.dtype)
         integers = plan.call.integers.copy()
-        write_addresses(integers, ac.INPUTS, (q, k, v, out, lse))
+        write_addresses(integers, q, k, v, out, lse)
         _run_forward(plan, integers)
         return out, lse
     real = ra.wide(q.dtype)
@@ -63,7 +63,7 @@ def attention_backward(
     plan = _cached_plan(modifiers, q, k, v, dlse, out, lse, dout)
     if plan is not None:
         call = plan.call._replace(integers=plan.call.integers.copy())
-        write_addresses(call.integers, ac.INPUTS + ac.GRADIENTS, (q, k, v, out, lse, dout, dq, dk, dv))
+        write_addresses(call.integers, q, k, v, out, lse, dout, dq, dk, dv)
     else:
         arrays = {ac.OUT: _in(out, real), ac.DOUT: _in(dout, real), ac.DQ: dq, ac.DK: dk, ac.DV: dv}
         arrays[ac.LSE] = _in(lse, real)[..., None]
@@ -98,7 +98,7 @@ def attention_backward(
 def warmup(dtype: str) -> None:
     """Compile all kernels for one dtype."""
     integers, numbers = np.zeros(ac.BATCHES, np.int64), np.zeros(4, dtype)
-    integers[[ac.Q * ac.SLOT + 2, ac.K * ac.SLOT + 2]] = 1  # one head
+    integers[[ac.SLOTS + 8 * slot + 1 for slot in (ac.Q, ac.K)]] = 1  # one head
     forward(0, 0, integers, numbers)
     backward(0, 0, integers, numbers)
     panel_work(integers, numbers, 0, 0)
@@ -120,7 +120,7 @@ class _Part:
         self.head = span[0] // sizes.panels if span[0] and span[0] % sizes.panels else -1
         self.integers[ac.SHARED] = self.head
         if self.head >= 0:
-            depth, wide = (int(call.integers[slot * ac.SLOT + 4]) for slot in (ac.K, ac.V))
+            depth, wide = (int(call.integers[ac.SLOTS + 8 * slot + 3]) for slot in (ac.K, ac.V))
             self.dk, self.dv = (np.zeros((1, 1, sizes.keys, columns), real) for columns in (depth, wide))
             ac.write_array(self.integers, ac.SHARED_DK, self.dk)
             ac.write_array(self.integers, ac.SHARED_DV, self.dv)
@@ -167,25 +167,15 @@ def _cached_plan(
 ) -> _Plan | None:
     """The cached plan for contiguous arrays without arrays among the options, else None."""
     m = modifiers
-    if dlse is m.bias is m.mask is m.kv_lengths is m.sinks is m.dropout is None and (
-        type(m.q_offset) is int
-        and (q.dtype is FLOAT32 or q.dtype is FLOAT64)
-        and k.dtype is v.dtype is q.dtype
-        and _is_contiguous(q) and _is_contiguous(k) and _is_contiguous(v)
-        and (out is None or _are_plain(q.dtype, out, lse, dout))
-    ):  # fmt: skip
-        return _plan(modifiers, q.shape, k.shape, v.shape, q.dtype, out is not None)
-    return None
-
-
-def _are_plain(dtype: Any, *arrays: Any) -> bool:
-    return all(array.dtype is dtype and _is_contiguous(array) for array in arrays)
-
-
-def _is_contiguous(array: Any) -> bool:
-    """Whether it is C-contiguous and aligned; it may be read-only, as outputs of a forward are."""
-    flags = array.flags
-    return bool(flags.c_contiguous and flags.aligned)
+    if not (dlse is m.bias is m.mask is m.kv_lengths is m.sinks is m.dropout is None and type(m.q_offset) is int):
+        return None
+    if q.dtype is not FLOAT32 and q.dtype is not FLOAT64:
+        return None
+    for x in (q, k, v) if out is None else (q, k, v, out, lse, dout):
+        flags = x.flags  # outputs of a forward are read-only
+        if x.dtype is not q.dtype or not flags.c_contiguous or not flags.aligned:
+            return None
+    return _plan(modifiers, q.shape, k.shape, v.shape, q.dtype, out is not None)
 
 
 @functools.lru_cache(maxsize=512)

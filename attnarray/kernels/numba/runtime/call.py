@@ -11,7 +11,8 @@ import ctypes
 import functools
 import inspect
 import operator
-from collections.abc import Callable, Iterable
+import struct
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -41,15 +42,14 @@ def address(x: np.ndarray) -> int:
     return _WORD_AT(id(x) + _OFFSET).value
 
 
-def write_addresses(words: Any, places: Iterable[int], arrays: Iterable[np.ndarray]) -> None:
-    """Write the addresses of arrays to places of an array of 64-bit integers."""
-    view = memoryview(words)  # its items are written in half of the time
-    for place, x in zip(places, arrays, strict=True):
-        view[place] = _WORD_AT(id(x) + _OFFSET).value
+def write_addresses(words: Any, *arrays: np.ndarray) -> None:
+    """Write the addresses of arrays to the first of some 64-bit words."""
+    _WRITE[len(arrays)](words, 0, *[_WORD_AT(id(x) + _OFFSET).value for x in arrays])
 
 
 # NumPy's C API has the address of the data first in an array, after the fields of all Python objects.
 _WORD_AT, _OFFSET = ctypes.c_size_t.from_address, object.__basicsize__
+_WRITE = [struct.Struct(f"{count}q").pack_into for count in range(10)]  # in half of the time that NumPy takes
 
 
 def pack(call: Any, real: Any) -> tuple[np.ndarray, np.ndarray]:
