@@ -7,9 +7,8 @@ from typing import ClassVar, Generic, NamedTuple, Unpack
 
 from attnarray import checks, tree
 from attnarray.attention.alignment.additive import AdditiveContext, additive_attention_bwd, additive_attention_fwd
-from attnarray.attention.dot_product.projection import project, project_backward
 from attnarray.attention.options import ScoreOptions
-from attnarray.attention.sequences import narrow, wide
+from attnarray.attention.sequences import narrow, project, project_backward, wide
 from attnarray.backend import Array, ArrayT
 from attnarray.layers.checking import check_gradients
 from attnarray.layers.initial import Params, dense, glorot

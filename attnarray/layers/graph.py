@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, NamedTuple
 
 from attnarray import checks
-from attnarray.attention.dot_product.projection import project, project_backward
 from attnarray.attention.graph.graph_attention import GraphContext, graph_attention_bwd, graph_attention_fwd
 from attnarray.attention.graph.options import SCORES, GraphScore
-from attnarray.attention.sequences import narrow, wide
+from attnarray.attention.sequences import narrow, project, project_backward, wide
 from attnarray.backend import Array, ArrayT, namespace_of
 from attnarray.layers.checking import check_gradients, check_same
 from attnarray.layers.initial import Params, dense, glorot, zeros

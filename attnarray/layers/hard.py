@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Generic, NamedTuple, Unpack
 
 from attnarray import checks, tree
-from attnarray.attention.dot_product.projection import project, project_backward
 from attnarray.attention.selection.estimators import ESTIMATORS, Estimator
 from attnarray.attention.selection.hard import (
     HardContext,
@@ -16,7 +15,7 @@ from attnarray.attention.selection.hard import (
     hard_attention_bwd,
     hard_attention_fwd,
 )
-from attnarray.attention.sequences import narrow, wide
+from attnarray.attention.sequences import narrow, project, project_backward, wide
 from attnarray.backend import Array, ArrayT
 from attnarray.layers.checking import check_gradients
 from attnarray.layers.initial import Params, dense

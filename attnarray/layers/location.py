@@ -12,9 +12,8 @@ from attnarray.attention.alignment.location import (
     location_attention_bwd,
     location_attention_fwd,
 )
-from attnarray.attention.dot_product.projection import project, project_backward
 from attnarray.attention.options import ScoreOptions
-from attnarray.attention.sequences import narrow, wide
+from attnarray.attention.sequences import narrow, project, project_backward, wide
 from attnarray.backend import Array, ArrayT
 from attnarray.layers.checking import check_gradients
 from attnarray.layers.initial import Params, dense, glorot

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, NamedTuple, TypedDict, Unpack
 
 from attnarray import checks, tree
-from attnarray.attention.dot_product.projection import project, project_backward
 from attnarray.attention.options import known_options
 from attnarray.attention.positional.relative import RelativeContext, relative_attention_bwd, relative_attention_fwd
-from attnarray.attention.sequences import narrow, one_sequence_layout, wide
+from attnarray.attention.sequences import narrow, one_sequence_layout, project, project_backward, wide
 from attnarray.backend import Array, ArrayT, device_of, dtype_name, namespace_of
 from attnarray.layers.checking import check_gradients
 from attnarray.layers.initial import Params, dense, glorot

@@ -9,13 +9,13 @@ from typing import ClassVar, Generic, NamedTuple, Unpack
 import numpy as np
 
 from attnarray import checks
-from attnarray.attention.dot_product.projection import contributing_rows
 from attnarray.attention.dot_product.scaled import (
     ScaledContext,
     ScaledOptions,
     scaled_attention_bwd,
     scaled_attention_fwd,
 )
+from attnarray.attention.sequences import contributing_rows
 from attnarray.backend import Array, ArrayT, asarray
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.layers.checking import check_gradients

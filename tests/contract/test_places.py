@@ -39,7 +39,6 @@ memory_layout.py                    test_gradient_check_layouts.py           gra
 numpy_arrays.py                     contract/test_array_kinds.py             a rule for all functions
 attention/composed/attentional_hidden_state.py  attention/test_scaled.py  a small function beside another
 attention/dot_product/partial.py    attention/test_scaled_dot_product_properties.py a part of that function
-attention/dot_product/projection.py attention/test_scaled_dot_product_properties.py a part of that function
 attention/selection/estimators.py   attention/test_hard_estimators.py        the estimators of hard attention
 attention/selection/reinforce.py    attention/test_hard_estimators.py        an estimator of hard attention
 attention/selection/top_k.py        attention/test_hard.py                   an estimator of hard attention

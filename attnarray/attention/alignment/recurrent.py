@@ -11,13 +11,12 @@ from typing import Any, Generic, NamedTuple, Unpack
 
 from attnarray import checks
 from attnarray.attention.blocks import join, ranges
-from attnarray.attention.dot_product.projection import project, project_backward
 from attnarray.attention.engine import SOFTMAX, AttentionContext, Precomputed, gradients, run_canonical
 from attnarray.attention.layout import Layout, sequence_layout
 from attnarray.attention.modifiers import ScoreModifiers, allowed
 from attnarray.attention.options import ScoreOptions, check_arrays, known_options, score_modifiers
 from attnarray.attention.products import sum_to_shape
-from attnarray.attention.sequences import narrow, wide
+from attnarray.attention.sequences import narrow, project, project_backward, wide
 from attnarray.backend import Array, ArrayT, device_of, namespace_of
 from attnarray.dispatch import accelerated, ignoring_fp_errors
 from attnarray.masks import Mask

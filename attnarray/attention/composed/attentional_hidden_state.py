@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Generic, Literal, NamedTuple, get_args
 
 from attnarray import checks
-from attnarray.attention.dot_product.projection import project, project_backward
-from attnarray.attention.sequences import narrow, wide
+from attnarray.attention.sequences import narrow, project, project_backward, wide
 from attnarray.backend import Array, ArrayT
 from attnarray.numpy_arrays import read_only, writable
 from attnarray.ops.activations import TanhContext, tanh_bwd, tanh_fwd

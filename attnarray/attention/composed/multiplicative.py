@@ -6,11 +6,10 @@ from typing import Any, Generic, Literal, NamedTuple, Unpack, get_args
 
 from attnarray import checks
 from attnarray.attention.alignment.additive import Additive
-from attnarray.attention.dot_product.projection import project, project_backward
 from attnarray.attention.engine import DOT_PRODUCT, SOFTMAX, AttentionContext, gradients, run
 from attnarray.attention.layout import Layout, sequence_layout
 from attnarray.attention.options import ScoreOptions, check_arrays, known_options
-from attnarray.attention.sequences import narrow, wide
+from attnarray.attention.sequences import narrow, project, project_backward, wide
 from attnarray.backend import Array, ArrayT, namespace_of
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask

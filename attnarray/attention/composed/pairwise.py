@@ -6,11 +6,18 @@ from typing import Any, Generic, NamedTuple, Unpack
 
 from attnarray import checks
 from attnarray.attention.alignment.additive import Additive, AdditiveContext
-from attnarray.attention.dot_product.projection import project, project_backward
 from attnarray.attention.engine import SOFTMAX, gradients, run_canonical
 from attnarray.attention.layout import Layout
 from attnarray.attention.options import ScoreOptions, check_arrays, known_options, score_modifiers
-from attnarray.attention.sequences import check_sequence, narrow, one_sequence_layout, wide, without_padding
+from attnarray.attention.sequences import (
+    check_sequence,
+    narrow,
+    one_sequence_layout,
+    project,
+    project_backward,
+    wide,
+    without_padding,
+)
 from attnarray.backend import Array, ArrayT
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask

@@ -7,13 +7,12 @@ from dataclasses import asdict
 from typing import Any, Generic, NamedTuple, Unpack
 
 from attnarray import checks, tree
-from attnarray.attention.dot_product.projection import project, project_backward
 from attnarray.attention.dot_product.scaled_dot_product import SDPAContext, scaled_dot_product_attention_bwd
 from attnarray.attention.engine import DOT_PRODUCT, run
 from attnarray.attention.layout import Layout, sequence_layout
 from attnarray.attention.normalizers import Softmax
 from attnarray.attention.options import ScoreOptions, check_arrays, known_options
-from attnarray.attention.sequences import narrow, wide
+from attnarray.attention.sequences import narrow, project, project_backward, wide
 from attnarray.backend import Array, ArrayT, device_of, namespace_of
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask

@@ -11,7 +11,6 @@ from typing import Any, Generic, Literal, NamedTuple, TypedDict, Unpack, get_arg
 
 from attnarray import checks
 from attnarray.attention.blocks import join, query_blocks, total_gradient
-from attnarray.attention.dot_product.projection import project, project_backward
 from attnarray.attention.dot_product.scaled_dot_product import SDPAContext, scaled_dot_product_attention_bwd
 from attnarray.attention.engine import DOT_PRODUCT, SOFTMAX, lse_cotangent, run, weights_cotangent
 from attnarray.attention.layout import Layout, sequence_layout
@@ -21,7 +20,7 @@ from attnarray.attention.options import check_arrays, known_options, score_modif
 from attnarray.attention.positional.local_near import Around, by_row, ends, gathered, gaussian, near_keys, sum_in_shape
 from attnarray.attention.positional.local_position import PositionContext, predicted, predicted_backward
 from attnarray.attention.products import dot_products, hiding_product, weighted_sum, weighted_sum_over_queries
-from attnarray.attention.sequences import narrow, wide
+from attnarray.attention.sequences import narrow, project, project_backward, wide
 from attnarray.backend import Array, ArrayT, device_of, dtype_name, namespace_of
 from attnarray.dispatch import accelerated, ignoring_fp_errors
 from attnarray.magnitude import check_number

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from attnarray.attention.dot_product.projection import contributing_rows, project, project_backward
-from attnarray.attention.sequences import wide
+from attnarray.attention.sequences import contributing_rows, project, project_backward, wide
 from attnarray.backend import Array, namespace_of
 from attnarray.ops.activations import SigmoidContext, TanhContext, sigmoid_bwd, sigmoid_fwd, tanh_bwd, tanh_fwd
 from attnarray.ops.linear import LinearContext, linear_bwd, linear_fwd
