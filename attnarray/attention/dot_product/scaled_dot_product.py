@@ -9,7 +9,7 @@ from typing import Any, Generic, NamedTuple, Unpack
 import numpy as np
 
 from attnarray import checks
-from attnarray.attention.engine import DOT_PRODUCT, AttentionContext, attention, gradients
+from attnarray.attention.engine import DOT_PRODUCT, AttentionContext, attention, attention_backward, gradients
 from attnarray.attention.layout import Layout, attention_layout
 from attnarray.attention.modifiers import ScoreModifiers
 from attnarray.attention.normalizers import Softmax
@@ -220,6 +220,8 @@ def scaled_dot_product_attention_bwd(
     (1, 2, 4, 8)
     """
     checks.context("ctx", ctx, SDPAContext)
+    if dlse is dweights is None and _is_plain(dout, ctx):
+        return SDPAGrads(*attention_backward(dout, None, ctx.q, ctx.k, ctx.v, ctx.out, ctx.kept, ctx.modifiers))
     grads = gradients(dout, ctx, dlse, dweights)
     return SDPAGrads(grads.query, grads.key, grads.value, grads.bias, grads.normalizer.sinks)
 
@@ -250,6 +252,18 @@ def attention_problem(
         q, k.shape[2], layout, attn_mask, dropout_p, is_causal, options, default_scale=scale, kv_offset=kv_offset
     )
     return Problem(q, k, v, modifiers, layout, bias_shape)
+
+
+def _is_plain(dout: Any, ctx: SDPAContext[Any]) -> bool:
+    """Whether nothing is to be checked or laid out, for NumPy arrays (B, H, T, D) without gradients of options."""
+    return (
+        type(dout) is type(ctx.q) is np.ndarray
+        and dout.dtype is ctx.q.dtype
+        and dout.shape == ctx.out.shape
+        and ctx.modifiers.bias is ctx.modifiers.sinks is None
+        and ctx.layout.is_canonical
+        and ctx.layout.order == "BHTD"
+    )
 
 
 def plain_problem(

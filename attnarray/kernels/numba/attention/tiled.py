@@ -61,6 +61,11 @@ def attention_backward(
     real = ra.wide(q.dtype)
     dq, dk, dv = np.empty(q.shape, real), np.zeros(k.shape, real), np.zeros(v.shape, real)
     plan = _cached_plan(modifiers, q, k, v, dlse, out, lse, dout)
+    if plan is not None and threads_for(plan.time, plan.panels) == 1:
+        integers = plan.call.integers.copy()
+        write_addresses(integers, q, k, v, out, lse, dout, dq, dk, dv)
+        backward(0, plan.panels, integers, plan.call.numbers)
+        return dq, dk, dv, None, None
     if plan is not None:
         call = plan.call._replace(integers=plan.call.integers.copy())
         write_addresses(call.integers, q, k, v, out, lse, dout, dq, dk, dv)
