@@ -120,7 +120,7 @@ def write(name: str, samples: dict[Kind, list[float]], lines: list[str]) -> None
     found = {
         "processor": platform.processor() or platform.machine(),
         "cpus": os.cpu_count(),
-        "here": info.collect()["here"],
+        "here": {name: value for name, value in info.collect()["here"].items() if name != "kernel cache"},
         "milliseconds": [{**kind._asdict(), "samples": times} for kind, times in samples.items()],
     }
     (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
