@@ -157,13 +157,10 @@ def _chosen(kind: str, layout: Layout, dtype: str, machine: Machine) -> Chosen:
     rows = keys if kind == "keys" else layout.group_rows
     name, tiling, shared = _tiling(kind, layout, dtype, machine, rows)
     uses_wgmma = name.startswith(WARPGROUP)
+    grid, parts = plan.plan_tiles(tiling, shared, layout.pairs, rows), 1
     wanted: tuple[dict[str, int], ...] = ({},)
     if kind == "keys":
-        grid = plan.plan_rows_of_keys(tiling, shared, layout.pairs, keys)
         wanted = plan.gradients_of_keys(*layout.dims, uses_wgmma and dtype == "float32")
-    else:
-        grid = plan.plan_rows_of_queries(tiling, shared, layout.pairs, rows)
-    parts = 1
     if kind == "forward":
         parts = plan.count_parts(grid, ceil_div(keys, tiling.across), machine.processors, machine.shared)
         grid = grid._replace(blocks=(*grid.blocks[:2], parts))

@@ -187,13 +187,9 @@ def shared_bytes(
     return held + (1 if kind == "bias" else 2) * (tiling.across * both + numbers + scores)
 
 
-def plan_rows_of_queries(tiling: Tiling, shared: int, pairs: int, rows: int, parts: int = 1) -> Grid:
-    """A block for each tile of the `rows` of each of the `pairs` of a batch and a head of keys, and each part."""
-    return _checked(Grid((pairs, ceil_div(rows, tiling.rows), parts), (WARP * tiling.warps, 1, 1), shared))
-
-
-def plan_rows_of_keys(tiling: Tiling, shared: int, pairs: int, keys: int) -> Grid:
-    return _checked(Grid((pairs, ceil_div(keys, tiling.rows), 1), (WARP * tiling.warps, 1, 1), shared))
+def plan_tiles(tiling: Tiling, shared: int, pairs: int, rows: int) -> Grid:
+    """A block for each tile of `rows`, queries or keys, of each of the `pairs` of a batch and a head of keys."""
+    return _checked(Grid((pairs, ceil_div(rows, tiling.rows), 1), (WARP * tiling.warps, 1, 1), shared))
 
 
 def plan_bias(tiling: Tiling, shared: int, shape: tuple[int, ...]) -> Grid:

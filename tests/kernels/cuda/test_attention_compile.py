@@ -97,7 +97,7 @@ def test_larger_heads_are_declined_with_the_reason() -> None:
 
 def test_blocks_and_parts() -> None:
     tiling, shared = plan.choose_tiling("forward", 128, 128, 2, MOST_SHARED["sm_90"], 8, True)
-    grid = plan.plan_rows_of_queries(tiling, shared, pairs=8, rows=8)
+    grid = plan.plan_tiles(tiling, shared, pairs=8, rows=8)
     assert grid.blocks == (8, 1, 1)
     assert grid.threads == (32, 1, 1)
     parts = plan.count_parts(grid, tiles=128, multiprocessors=132, most=MOST_SHARED["sm_90"])
@@ -106,4 +106,4 @@ def test_blocks_and_parts() -> None:
     assert plan.count_parts(grid, tiles=1, multiprocessors=132, most=MOST_SHARED["sm_90"]) == 1
     assert plan.count_parts(grid._replace(blocks=(132, 1, 1)), 128, 132, MOST_SHARED["sm_90"]) == 1
     with pytest.raises(Declined, match="blocks, at most"):
-        plan.plan_rows_of_queries(tiling, shared, pairs=8, rows=16 * 70000)
+        plan.plan_tiles(tiling, shared, pairs=8, rows=16 * 70000)
