@@ -244,9 +244,9 @@ def band(
     if left is None and right is None:
         return None
     xp = namespace_of(like)
-    place = {"device": device_of(like)}
-    i = xp.arange(queries, **place)[:, None] + q_offset  # (..., T, 1)
-    j = xp.arange(keys, **place)[None, :]  # (1, S)
+    kind = {"device": device_of(like)}
+    i = xp.arange(queries, **kind)[:, None] + q_offset  # (..., T, 1)
+    j = xp.arange(keys, **kind)[None, :]  # (1, S)
     bounds = []
     if left is not None:
         bounds.append(j >= i - left)

@@ -21,7 +21,7 @@ def ranges(count: int, each: int, held: int | None = None) -> Iterator[slice]:
         yield slice(start, min(start + size, count))
 
 
-def query_blocks(q: Array, k: Array, each: int = 1) -> Iterator[slice]:
+def query_blocks(q: Array, k: Array, each: int) -> Iterator[slice]:
     """Ranges of queries, so that the scores of a range, times `each` numbers, are held at a time."""
     return ranges(q.shape[2], q.shape[0] * q.shape[1] * k.shape[2] * each)
 

@@ -2,8 +2,8 @@
 
 A mechanism plugs in a scorer (scores of queries and keys) and a normalizer (weights of scores). Each is a NamedTuple of
 its arrays with a forward and, directly below it, its backward; the gradient of one is a value of the same type. The
-engine owns the blocks, the modifiers, dropout, and the gradients of values and bias. It never holds an array of size
-T x S.
+engine owns the blocks, the modifiers, dropout, and the gradients of values and bias. It holds no array of size T x S:
+only a scorer may, such as that of recurrent attention.
 """
 
 from __future__ import annotations
@@ -69,21 +69,6 @@ class DotProduct(NamedTuple):
         .. math:: dq_i = \sum_j ds_{ij} k_j, \qquad dk_j = \sum_i ds_{ij} q_i
         """
         return weighted_sum(dscores, k), weighted_sum_over_queries(dscores, q, k.shape[1]), self
-
-
-@declare(PER_QUERY=("values",), GROUPED=True)
-class Precomputed(NamedTuple):
-    """The scorer of a mechanism that computes the scores of all pairs in one pass of its own."""
-
-    values: Array  # (B, H, T, S)
-
-    def scores(self, q: Array, k: Array, rows: slice) -> Array:
-        return self.values
-
-    def backward(self, dscores: Array, q: Array, k: Array, rows: slice) -> tuple[Array, Array, Precomputed]:
-        """The gradient of the scores; queries and keys have none."""
-        xp = namespace_of(q, k)
-        return xp.zeros_like(q), xp.zeros_like(k), Precomputed(dscores)
 
 
 DOT_PRODUCT, SOFTMAX = DotProduct(), Softmax()

@@ -1,4 +1,4 @@
-"""How the caller lays out query, key and value, and the way to the canonical layout (B, H, T, D) and back."""
+"""How the caller lays out query, key and value, and conversions to the canonical layout (B, H, T, D) and back."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def attention_layout(query: Array, key: Array, value: Array, order: str, *, same
 def sequence_layout(query: Array, key: Array, value: Array) -> Layout:
     """The layout of sequences (*batch, T, N) without heads, once their batches and numbers of keys fit together.
 
-    The sizes N may differ; whoever compares the features checks them.
+    The sizes N may differ; mechanisms that compare features check them.
     """
     named = checks.shapes(query=query, key=key, value=value)
     if not query.ndim == key.ndim == value.ndim or query.ndim < 2:

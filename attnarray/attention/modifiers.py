@@ -59,6 +59,11 @@ class ScoreModifiers(NamedTuple):
             dropout = dropout._replace(keep=cut(dropout.keep))
         return self._replace(bias=cut(self.bias), mask=cut(self.mask), q_offset=self.q_offset + start, dropout=dropout)
 
+    @property
+    def broadcast_q_offset(self) -> int | Array:
+        """`q_offset`, broadcastable to (B, H, T, S)."""
+        return self.q_offset if isinstance(self.q_offset, int) else self.q_offset[:, None, None, None]
+
     def hides(self) -> bool:
         """Whether some weight may be zero by rule, so that what it multiplies must not matter."""
         given = (self.bias, self.mask, self.left, self.right, self.kv_lengths, self.dropout)
@@ -136,8 +141,7 @@ def plus_bias(modifiers: ScoreModifiers, bias: Array) -> ScoreModifiers:
 
 def allowed(modifiers: ScoreModifiers, queries: int, keys: int, like: Array) -> Array | None:
     """Which keys each query may attend to, broadcastable to (B, H, T, S); None for all."""
-    offset = modifiers.q_offset if isinstance(modifiers.q_offset, int) else modifiers.q_offset[:, None, None, None]
-    parts = [modifiers.mask, band(modifiers.left, modifiers.right, queries, keys, offset, like)]
+    parts = [modifiers.mask, band(modifiers.left, modifiers.right, queries, keys, modifiers.broadcast_q_offset, like)]
     if modifiers.kv_lengths is not None:
         parts.append(within(modifiers.kv_lengths, keys, like))  # (B, 1, 1, S)
     given = [part for part in parts if part is not None]
@@ -152,8 +156,7 @@ def _indices(scores: Array, modifiers: ScoreModifiers) -> tuple[Array, ...]:
         xp.reshape(xp.arange(size, **kind), tuple(size if n == axis else 1 for n in range(4)))
         for axis, size in enumerate(scores.shape)
     )
-    offset = modifiers.q_offset if isinstance(modifiers.q_offset, int) else modifiers.q_offset[:, None, None, None]
-    return b, h, q + offset, k
+    return b, h, q + modifiers.broadcast_q_offset, k
 
 
 def dropout_factor(modifiers: ScoreModifiers, shape: tuple[int, int, int, int], like: Array) -> Array | None:

@@ -20,8 +20,8 @@ CAUSAL = Causal()
 UNCONSTRAINED = Constraints()
 
 
-class ScoreOptions(TypedDict, total=False):
-    """The keyword-only options of every function that makes weights of scores."""
+class ModifierOptions(TypedDict, total=False):
+    """The keyword-only options of scores; `scaled_dot_product_attention` documents each."""
 
     scale: float | None
     bias: Array | None
@@ -29,6 +29,11 @@ class ScoreOptions(TypedDict, total=False):
     q_offset: Any
     kv_lengths: Any
     softcap: float | None
+
+
+class ScoreOptions(ModifierOptions, total=False):
+    """Those of every function that computes weights from scores, with dropout."""
+
     rng: Philox | int | None
     dropout_mask: Array | None
 
@@ -83,7 +88,7 @@ def score_modifiers(
 ) -> tuple[ScoreModifiers, tuple[int, ...] | None]:
     """What the options say of the scores of canonical queries (B, H, T, D) and that many keys, and the bias's shape.
 
-    With `kv_offset` the keys are a part of more, and key j stands at position j + kv_offset.
+    With `kv_offset` the keys are a part of more, and key j has position j + kv_offset.
     """
     xp = namespace_of(q)
     full = layout.scores_shape(q.shape[1], q.shape[2], keys)

@@ -1,4 +1,4 @@
-"""What mechanisms share that project or convolve sequences themselves, before anything is scored.
+"""Functions for mechanisms that project or convolve sequences before scores are computed.
 
 Results stay in the dtype that sums are kept in, so that 16-bit floats are rounded once, in what the caller gets.
 """
@@ -34,7 +34,7 @@ def check_sequence(
 
 
 def without_padding(x: ArrayT, lengths: Array | None) -> ArrayT:
-    """x (B, 1, S, N) with 0 at positions past the lengths (B,), whatever stands there; so is its gradient."""
+    """x (B, 1, S, N) with 0 at positions past the lengths (B,), also in place of NaN; so is its gradient."""
     if lengths is None:
         return x
     exists = within(lengths, x.shape[2], x)  # (B, 1, 1, S)

@@ -36,7 +36,7 @@ def update(
         new, *kept = function(wide(p), *(wide(array) for array in row.values()))
         xp = namespace_of(p)
         results.append((narrow(new, p), *(xp.asarray(array) for array in kept)))
-    streams = [iter([result[place] for result in results]) for place in range(count)]
+    streams = [iter([result[n] for result in results]) for n in range(count)]
     return [tree.map(lambda _, stream=stream: next(stream), params) for stream in streams]
 
 

@@ -1,1 +1,1 @@
-"""Scores that a small network computes: additive, of the place last looked at, recurrent."""
+"""Scores that a small network computes: additive, location-aware, recurrent."""

@@ -1,4 +1,4 @@
-"""Location-aware attention: additive scores that also see where the step before looked."""
+"""Location-aware attention: additive scores that also see the weights of the step before."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Located(NamedTuple):
 
     @property
     def maps(self) -> tuple[Array, Array]:
-        """F and U, which together make the features of a step's keys from what was looked at before."""
+        """F and U, which together make the features of a step's keys from earlier weights."""
         return self.location_filter, self.location_weight
 
 
 class LocationResult(NamedTuple, Generic[ArrayT]):
-    """The output of every step, and where it looked.
+    """The output of every step, and its weights.
 
     Examples
     --------
@@ -125,7 +125,7 @@ def location_attention(
     previous : (*batch, S), optional
         The weights before the first step, 0 by default. The paper leaves them open; its authors' code starts with
         all weight on the first key, others with equal weights. Any numbers will do, a distribution or not: the sums of
-        several steps, say. What stands at keys past the length counts as 0.
+        several steps, say. Entries of keys past the length count as 0.
     attn_mask, dropout_p, is_causal, bias, window, q_offset, kv_lengths, softcap, rng, dropout_mask
         As in `additive_attention`, where row i of the query is step i + q_offset. Dropout acts on the sum of the
         values, not on the weights that are given back or seen by the next step.
@@ -284,12 +284,12 @@ def attend_by_location(q: Array, given: Located, modifiers: ScoreModifiers) -> t
     xp = namespace_of(q)
     kind = {"dtype": q.dtype, "device": device_of(q)}
     weights, lses = [xp.zeros((q.shape[0], 1, 0, given.k.shape[2]), **kind)], [xp.zeros((q.shape[0], 1, 0), **kind)]
-    looked = given.before
+    earlier = given.before
     for i in range(q.shape[2]):
-        keys = keys_of_step(given, looked).keys
+        keys = keys_of_step(given, earlier).keys
         scores = additive_scores(q[:, :, i : i + 1, :], keys, given.score_vector)  # (B, 1, 1, S)
         step, lse = masked_softmax(scores, modifiers.rows(i, i + 1))
-        looked = looked + step if given.cumulative else step
+        earlier = earlier + step if given.cumulative else step
         weights.append(step)
         lses.append(lse)
     every = join(weights)
@@ -327,14 +327,14 @@ def attend_by_location_backward(
     if factor is not None:
         through, used = (xp.where(factor == 0, 0.0, x * factor) for x in (through, weights))
     dweights, dv = dweights + through, weighted_sum_over_queries(used, dout, 1, modifiers.hides())
-    looked, nothing, dqs = looked_before(given, weights), modifiers.rows(0, 0).bias, [q[:, :, :0, :]]
+    earlier, nothing, dqs = earlier_weights(given, weights), modifiers.rows(0, 0).bias, [q[:, :, :0, :]]
     dbiases = [] if nothing is None else [sum_to_shape(weights[:, :, :0, :], nothing.shape)]
     dk, dw, dfilter, dweight = (xp.zeros_like(x) for x in (given.k, given.score_vector, *given.maps))
-    dlooked = xp.zeros_like(given.before)  # what comes back from the steps after
+    dearlier = xp.zeros_like(given.before)  # what comes back from the steps after
     for i in reversed(range(q.shape[2])):
         rows, block = slice(i, i + 1), modifiers.rows(i, i + 1)
-        query, step, made = q[:, :, rows, :], weights[:, :, rows, :], keys_of_step(given, looked[i])
-        dstep = dweights[:, :, rows, :] + dlooked
+        query, step, made = q[:, :, rows, :], weights[:, :, rows, :], keys_of_step(given, earlier[i])
+        dstep = dweights[:, :, rows, :] + dearlier
         delta = xp.sum(xp.where(step == 0, 0.0, step * dstep), axis=-1)  # (B, 1, 1)
         scores = additive_scores(query, made.keys, given.score_vector)
         _, dscores, dmodified = masked_softmax_backward(scores, dstep, lse[:, :, rows], delta, block)
@@ -343,12 +343,12 @@ def attend_by_location_backward(
         filtered = conv1d_bwd(mapped.x, made.filtered)
         dk, dw = dk + dkeys, dw + dw_step
         dfilter, dweight = dfilter + filtered.weight[:, 0, :], dweight + mapped.weight
-        dlooked = filtered.x.mT + dlooked if given.cumulative else filtered.x.mT  # (B, 1, 1, S)
+        dearlier = filtered.x.mT + dearlier if given.cumulative else filtered.x.mT  # (B, 1, 1, S)
         dqs.insert(1, dquery)
         if dmodified is not None and block.bias is not None:
             dbiases.insert(1, sum_to_shape(dmodified, block.bias.shape))
     dbias = total_gradient(dbiases, modifiers.bias)
-    return join(dqs), dk, dv, dw, dfilter, dweight, dlooked, dbias
+    return join(dqs), dk, dv, dw, dfilter, dweight, dearlier, dbias
 
 
 class Keys(NamedTuple):
@@ -359,20 +359,20 @@ class Keys(NamedTuple):
     mapped: LinearContext
 
 
-def keys_of_step(given: Located, looked: Array) -> Keys:
-    """The keys where `looked` (B, 1, 1, S) is what the steps before looked at."""
-    features, filtered = conv1d_fwd(looked.mT, given.location_filter[:, None, :])  # (B, 1, S, F)
+def keys_of_step(given: Located, earlier: Array) -> Keys:
+    """The keys for `earlier` weights (B, 1, 1, S)."""
+    features, filtered = conv1d_fwd(earlier.mT, given.location_filter[:, None, :])  # (B, 1, S, F)
     moved, mapped = linear_fwd(features, given.location_weight)
     return Keys(given.k + moved, filtered, mapped)
 
 
-def looked_before(given: Located, weights: Array) -> list[Array]:
+def earlier_weights(given: Located, weights: Array) -> list[Array]:
     """What each step convolves, (B, 1, 1, S): the weights of the step before, or the sum of all so far."""
-    looked = [given.before]
+    earlier = [given.before]
     for i in range(weights.shape[2] - 1):
         step = weights[:, :, i : i + 1, :]
-        looked.append(looked[-1] + step if given.cumulative else step)
-    return looked[: weights.shape[2]]
+        earlier.append(earlier[-1] + step if given.cumulative else step)
+    return earlier[: weights.shape[2]]
 
 
 def _start(previous: Array | None, k: Array, modifiers: ScoreModifiers) -> Array:
@@ -385,7 +385,7 @@ def _start(previous: Array | None, k: Array, modifiers: ScoreModifiers) -> Array
 
 
 def _checked(attn_mask: Array | Mask | None, options: Any, **arrays: Any) -> Layout:
-    """Check everything that is given, and tell the layout of the sequences."""
+    """Check the arguments, and return the layout of the sequences."""
     known_options(options, ScoreOptions)
     checks.required(**{name: array for name, array in arrays.items() if name != "previous"})
     check_arrays(attn_mask, options, **arrays)

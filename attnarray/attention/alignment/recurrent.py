@@ -11,10 +11,11 @@ from typing import Any, Generic, NamedTuple, Unpack
 
 from attnarray import checks
 from attnarray.attention.blocks import join, ranges
-from attnarray.attention.engine import SOFTMAX, AttentionContext, Precomputed, gradients, run_canonical
+from attnarray.attention.engine import SOFTMAX, AttentionContext, gradients, run_canonical
 from attnarray.attention.layout import Layout, sequence_layout
 from attnarray.attention.modifiers import ScoreModifiers, allowed
 from attnarray.attention.options import ScoreOptions, check_arrays, known_options, score_modifiers
+from attnarray.attention.parts import declare
 from attnarray.attention.products import sum_to_shape
 from attnarray.attention.sequences import narrow, project, project_backward, wide
 from attnarray.backend import Array, ArrayT, device_of, namespace_of
@@ -55,6 +56,21 @@ class Rows(NamedTuple):
         """Ranges of queries, so that the gates and states of all steps of a range are held at a time."""
         batch, queries, gates = self.queries.shape
         return ranges(queries, 2 * batch * self.keys.shape[1] * gates, HELD)
+
+
+@declare(PER_QUERY=("values",), GROUPED=True)
+class Precomputed(NamedTuple):
+    """The scorer of scores that were computed for all pairs, in one pass over the keys."""
+
+    values: Array  # (B, H, T, S)
+
+    def scores(self, q: Array, k: Array, rows: slice) -> Array:
+        return self.values
+
+    def backward(self, dscores: Array, q: Array, k: Array, rows: slice) -> tuple[Array, Array, Precomputed]:
+        """The gradient of the scores; queries and keys have none."""
+        xp = namespace_of(q, k)
+        return xp.zeros_like(q), xp.zeros_like(k), Precomputed(dscores)
 
 
 class RecurrentContext(NamedTuple, Generic[ArrayT]):
@@ -395,7 +411,7 @@ def _with_steps(x: Array, steps: Array | None) -> Array:
 
 
 def _checked(attn_mask: Array | Mask | None, options: Any, **arrays: Any) -> Layout:
-    """Check everything that is given, and tell the layout of the sequences."""
+    """Check the arguments, and return the layout of the sequences."""
     known_options(options, ScoreOptions)
     optional = ("value", "gate_bias", "h0", "c0")
     checks.required(**{name: array for name, array in arrays.items() if name not in optional})

@@ -80,7 +80,7 @@ def convolutional_attention(
     query_weight : (A, D, width)
         Not flipped, as in `conv1d`.
     key_weight : (A, D, width)
-        Its width may be another one; with width 1 the kernel goes over the position that asks alone.
+        Its width may be another one; with width 1 only queries are convolved.
     value : (*batch, T, Dv), optional
         What is summed instead of x_t'.
     score_vector : (A,), optional
@@ -227,7 +227,7 @@ def convolutional_attention_bwd(
 
 
 def _checked(attn_mask: Array | Mask | None, options: Any, padding: PairPadding, **arrays: Any) -> Layout:
-    """Check everything that is given, and tell the layout of x."""
+    """Check the arguments, and return the layout of x."""
     known_options(options, ScoreOptions)
     weights = {name: arrays[name] for name in ("query_weight", "key_weight")}
     x, value = arrays["x"], arrays["value"]

@@ -88,7 +88,7 @@ def multiplicative_attention(
     Raises
     ------
     ValueError
-        If shapes do not fit, a weight is missing or has no place in that score, or an option is out of its range.
+        If shapes do not fit, a weight is missing or not taken by that score, or an option is out of its range.
     TypeError
         If dtypes are not floating or differ, or the arrays come from different libraries.
 
@@ -213,7 +213,7 @@ def _checked(
     weight: Any,
     score_vector: Any,
 ) -> Layout:
-    """Check everything that is given, and tell the layout of query, key and value."""
+    """Check the arguments, and return the layout of query, key and value."""
     checks.choice("score", score, SCORES)
     checks.required(query=query, key=key, value=value)
     given = {"weight": weight, "score_vector": score_vector}

@@ -77,7 +77,7 @@ def pairwise_attention(
     x : (*batch, T, D) floating
         float64, float32, float16 or bfloat16; the 16-bit types are computed in float32.
     input_weight : (A, 2 D)
-        W_x: columns 0 to D act on x_t, the position that asks, columns D to 2 D on x_t', the position looked at.
+        W_x: columns 0 to D act on x_t, the query, columns D to 2 D on x_t', the key.
     score_vector : (A,)
         v.
     hidden : (*batch, T, Dh), optional
@@ -87,7 +87,7 @@ def pairwise_attention(
     input_bias : (A,), optional
         b_x. A bias after v would have no effect.
     memory : (*batch, S, D), optional
-        The positions x_t' that are looked at, where they are not those of x. A recurrence that makes h goes step by
+        The keys x_t', where they are not the positions of x. A recurrence that makes h goes step by
         step: x[t:t+1], hidden (*batch, 1, Dh), memory=x and, for causal masks, q_offset=t.
     value : (*batch, S, Dv), optional
         What is summed instead of x_t'.
@@ -109,9 +109,9 @@ def pairwise_attention(
 
     Notes
     -----
-    Easily confused: h_(t-1) belongs to the step that asks, not to the position that is looked at. Cheng et al. look at
-    the earlier states h_i of their recurrence, v^T tanh(W_h h_i + W_x x_t + W_h~ h~_(t-1)), where this looks at the
-    sequence itself; theirs is `additive_attention` with queries W_x x_t + W_h~ h~_(t-1) and keys W_h h_i.
+    Easily confused: h_(t-1) belongs to the query, not to the key. Cheng et al. attend to the earlier states h_i of
+    their recurrence, v^T tanh(W_h h_i + W_x x_t + W_h~ h~_(t-1)), where this attends to the sequence itself; theirs is
+    `additive_attention` with queries W_x x_t + W_h~ h~_(t-1) and keys W_h h_i.
 
     References
     ----------
@@ -151,20 +151,20 @@ def pairwise_attention_fwd(
         attn_mask, options, x=x, input_weight=input_weight, score_vector=score_vector, hidden=hidden,
         hidden_weight=hidden_weight, input_bias=input_bias, memory=memory, value=value,
     )  # fmt: skip
-    asking = wide(layout.canonical(x))  # (B, 1, T, D)
-    looked_at = asking if memory is None else wide(layout.canonical(memory))  # (B, 1, S, D)
-    S, D = looked_at.shape[2:]
-    modifiers, bias_shape = score_modifiers(asking, S, layout, attn_mask, dropout_p, is_causal, options)
-    looked_at = without_padding(looked_at, modifiers.kv_lengths)
+    queries = wide(layout.canonical(x))  # (B, 1, T, D)
+    keys = queries if memory is None else wide(layout.canonical(memory))  # (B, 1, S, D)
+    S, D = keys.shape[2:]
+    modifiers, bias_shape = score_modifiers(queries, S, layout, attn_mask, dropout_p, is_causal, options)
+    keys = without_padding(keys, modifiers.kv_lengths)
     own_lengths = modifiers.kv_lengths if memory is None else None
-    asking = looked_at if memory is None else asking
-    q, query = project(asking, input_weight[:, :D], input_bias)  # (B, 1, T, A)
+    queries = keys if memory is None else queries
+    q, query = project(queries, input_weight[:, :D], input_bias)  # (B, 1, T, A)
     state = None
     if hidden is not None and hidden_weight is not None:
         h, state = project(without_padding(wide(layout.canonical(hidden)), own_lengths), hidden_weight)
         q = q + h
-    k, key = project(looked_at, input_weight[:, D:])  # (B, 1, S, A)
-    v, scorer = looked_at if value is None else wide(layout.canonical(value)), Additive(wide(score_vector))
+    k, key = project(keys, input_weight[:, D:])  # (B, 1, S, A)
+    v, scorer = keys if value is None else wide(layout.canonical(value)), Additive(wide(score_vector))
     out, attention = run_canonical(AdditiveContext, scorer, SOFTMAX, q, k, v, modifiers, layout, bias_shape)
     ctx = PairwiseContext(x, query, state, key, attention, memory is not None, value is not None)
     return read_only(narrow(out, x)), ctx
@@ -236,7 +236,7 @@ def pairwise_attention_bwd(
 
 
 def _checked(attn_mask: Array | Mask | None, options: Any, **arrays: Any) -> Layout:
-    """Check everything that is given, and tell the layout of x."""
+    """Check the arguments, and return the layout of x."""
     known_options(options, ScoreOptions)
     x, weight, memory, value = (arrays[name] for name in ("x", "input_weight", "memory", "value"))
     hidden, hidden_weight = arrays["hidden"], arrays["hidden_weight"]
@@ -264,8 +264,6 @@ def _checked(attn_mask: Array | Mask | None, options: Any, **arrays: Any) -> Lay
     if memory is not None:
         check_sequence("memory", memory, layout, None, D, f"the batch and the features of `x`. {named[:-1]}")
     if value is not None:
-        looked_at, positions = ("x", T) if memory is None else ("memory", memory.shape[-2])
-        check_sequence(
-            "value", value, layout, positions, None, f"one value per position of `{looked_at}`. {named[:-1]}"
-        )
+        source, positions = ("x", T) if memory is None else ("memory", memory.shape[-2])
+        check_sequence("value", value, layout, positions, None, f"one value per position of `{source}`. {named[:-1]}")
     return layout

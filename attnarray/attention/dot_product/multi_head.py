@@ -78,11 +78,11 @@ def multi_head_attention(
     Parameters
     ----------
     query : (*batch, T, Eq) floating
-        x: what asks. float64, float32, float16 or bfloat16; the 16-bit types are computed in float32.
+        x: the sequence of the queries. float64, float32, float16 or bfloat16; the 16-bit types are computed in float32.
     key : (*batch, S, Ek), optional
-        z: what is compared. The queries, unless given: self-attention.
+        z: that of the keys. That of the queries, unless given: self-attention.
     value : (*batch, S, Ev), optional
-        u: what is summed. The keys, unless given.
+        u: that of the values. That of the keys, unless given.
     params : dict
         "query", "key", "value" and "out", each a dict of "weight" and, unless there is none, "bias". The weights are
         (H Dk, Eq), (Hkv Dk, Ek), (Hkv Dv, Ev) and (E, H Dv), each bias has as many numbers as its weight rows. Any Dk,
@@ -95,7 +95,7 @@ def multi_head_attention(
         Hkv: H by default, fewer for grouped heads, 1 for multi-query attention. Query head h uses key head
         h // (H / Hkv).
     rotary : Rotary, optional
-        Turns queries and keys of each head by their positions, i + q_offset and j, before they meet: `rotary` says how.
+        Rotates the queries and keys of each head by their positions, i + q_offset and j: see `rotary`.
 
     Returns
     -------

@@ -239,7 +239,7 @@ def attention_problem(
 ) -> Problem:
     """Check everything that a dot-product attention function takes, and bring it to canonical layout.
 
-    With `kv_offset` the keys are a part of more, and key j stands at position j + kv_offset.
+    With `kv_offset` the keys are a part of more, and key j has position j + kv_offset.
     """
     known_options(options, Options)
     if query is None or key is None or value is None:

@@ -55,8 +55,8 @@ def checked_graph(
     if edge_mask is not None:
         checks.boolean("edge_mask", edge_mask)
         checks.broadcasts("edge_mask", edge_mask, (*batch, edges.shape[1]), "(*batch, E)")
-    places = checks.integer("edges", edges)
-    return batch, places[0, :], places[1, :], slope
+    indices = checks.integer("edges", edges)
+    return batch, indices[0, :], indices[1, :], slope
 
 
 def _check_shapes(named: Mapping[str, Any], edges: int, score: GraphScore) -> tuple[int, ...]:

@@ -1,1 +1,1 @@
-"""Scores and windows that depend on where a key stands."""
+"""Scores and windows that depend on the position of a key."""

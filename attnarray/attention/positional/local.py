@@ -46,7 +46,7 @@ class LocalOptions(TypedDict, total=False):
 
 
 class AroundContext(NamedTuple):
-    """What the backward of predictive attention needs: inputs as (B, 1, T, N), where it looked, output and lse."""
+    """What the backward of predictive attention needs: inputs as (B, 1, T, N), positions, output and lse."""
 
     q: Array
     k: Array
@@ -99,7 +99,7 @@ def local_attention(
     weight: ArrayT | None = None,
     **options: Unpack[LocalOptions],
 ) -> ArrayT:
-    r"""Luong's local attention: each query sees the keys within `window` of one position, and no others.
+    r"""Luong's local attention: each query attends to the keys within `window` of one position, and to no others.
 
     .. math::
         \text{monotonic:} \quad & o_i = \sum_{|j - c_i| \le w} p_{ij} v_j, \qquad c_i = i \\
@@ -107,7 +107,7 @@ def local_attention(
         c_i = L\, \mathrm{sigmoid}\bigl(v_p \cdot \tanh(W_p q_i)\bigr)
 
     with p the softmax over the keys of the window that every mask allows, of the scores q k or q W k. L is the number
-    of keys that exist, not the padded one. The Gaussian stands outside the softmax and nothing is normalized again:
+    of keys that exist, not the padded one. The Gaussian is applied after the softmax, and nothing is normalized again:
     the weights of a row sum to less than 1. Time and memory grow with T w, not with T S.
 
     Parameters
@@ -143,17 +143,17 @@ def local_attention(
     Raises
     ------
     ValueError
-        If shapes do not fit, the window is below 1, sigma not above 0, an array or sigma is missing or has no place
-        in that alignment, or an option is out of its range.
+        If shapes do not fit, the window is below 1, sigma not above 0, an array or sigma is missing or not
+        taken by that alignment, or an option is out of its range.
     TypeError
         If dtypes are not floating or differ, or the arrays come from different libraries.
 
     Notes
     -----
-    Keys stand at 0 to S - 1, as everywhere in this library, and a predicted position lies between 0 and L: the paper
-    does not say where it counts from. The position has a gradient through the Gaussian; as it passes an integer, a key
-    enters the window at one edge and another leaves at the other, a step whose gradient is taken to be 0. The step is
-    small: at an edge the Gaussian is e^-2 with the default sigma.
+    Keys have the positions 0 to S - 1, as everywhere in this library, and a predicted position is between 0 and L: the
+    paper does not say where it counts from. The position has a gradient through the Gaussian; as it passes an integer,
+    a key enters the window at one edge and another leaves at the other, a step whose gradient is taken to be 0. The
+    step is small: at an edge the Gaussian is e^-2 with the default sigma.
 
     References
     ----------
@@ -165,8 +165,8 @@ def local_attention(
     >>> import numpy as np, attnarray as aa
     >>> rng = np.random.default_rng(0)
     >>> target, source = rng.standard_normal((2, 5, 4)), rng.standard_normal((2, 9, 4))
-    >>> places = {"position_weight": rng.standard_normal((3, 4)), "position_vector": rng.standard_normal(3)}
-    >>> out, ctx = aa.local_attention_fwd(target, source, source, **places, alignment="predictive", window=2)
+    >>> positions = {"position_weight": rng.standard_normal((3, 4)), "position_vector": rng.standard_normal(3)}
+    >>> out, ctx = aa.local_attention_fwd(target, source, source, **positions, alignment="predictive", window=2)
     >>> weights = aa.attention_weights(ctx)
     >>> bool(np.all(weights.sum(-1) < 1)), int(np.max(np.sum(weights > 0, axis=-1)))
     (True, 4)
@@ -284,7 +284,7 @@ def local_attention_bwd(
 
 @accelerated
 def attend_around(q: Array, k: Array, v: Array, around: Around, modifiers: ScoreModifiers) -> tuple[Array, Array]:
-    r"""The forward pass: the Gaussian stands outside the softmax.
+    r"""The forward pass: the Gaussian is applied after the softmax.
 
     .. math::
         o_i = \sum_{|j - c_i| \le w} p_{ij}\, g_{ij}\, v_j, \qquad g_{ij} = e^{-(j - c_i)^2 / 2 \sigma^2}, \qquad
@@ -409,7 +409,7 @@ def _checked(
     alignment: Alignment, sigma: Any, attn_mask: Any, options: Any, query: Array, key: Array, value: Array,
     given: dict[str, Any],
 ) -> Layout:  # fmt: skip
-    """Check everything that is given, and tell the layout of query, key and value."""
+    """Check the arguments, and return the layout of query, key and value."""
     checks.choice("alignment", alignment, ALIGNMENTS)
     checks.required(query=query, key=key, value=value)
     predictive = alignment == "predictive"

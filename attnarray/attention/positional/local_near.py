@@ -29,7 +29,7 @@ class Near(NamedTuple):
     """The keys of the windows of some queries. R counts queries over all batches, N the keys of a window."""
 
     keys: Array  # (B, T, N) their numbers
-    places: Array  # (R N,) among the keys of all batches
+    indices: Array  # (R N,) among the keys of all batches
     distances: Array  # (R, 1, 1, N) from the center
     factor: Array  # (R, 1, 1, N) of the weights: the Gaussian, and dropout
     modifiers: ScoreModifiers  # with a mask (R, 1, 1, N) of all that hides a key
@@ -37,14 +37,14 @@ class Near(NamedTuple):
     def of(self, x: Array) -> Array:
         """The rows of these keys from (B, 1, S, E): (R, 1, N, E)."""
         xp = namespace_of(x)
-        rows = xp.take(xp.reshape(x, (x.shape[0] * x.shape[2], x.shape[3])), self.places, axis=0)
+        rows = xp.take(xp.reshape(x, (x.shape[0] * x.shape[2], x.shape[3])), self.indices, axis=0)
         return xp.reshape(rows, (self.factor.shape[0], 1, self.factor.shape[3], x.shape[3]))
 
     def sum(self, rows: Array, like: Array) -> Array:
         """What rows (R, 1, N, E) add to each key: (B, 1, S, E), as `like`."""
         xp = namespace_of(rows)
-        flat = xp.reshape(rows, (self.places.shape[0], like.shape[3]))
-        return xp.reshape(sum_segments(flat, self.places, like.shape[0] * like.shape[2]), like.shape)
+        flat = xp.reshape(rows, (self.indices.shape[0], like.shape[3]))
+        return xp.reshape(sum_segments(flat, self.indices, like.shape[0] * like.shape[2]), like.shape)
 
 
 def near_keys(k: Array, around: Around, modifiers: ScoreModifiers) -> Near:
@@ -71,7 +71,7 @@ def ends(center: Array, S: int, window: int) -> tuple[Array, Array]:
     """The first and the last key of a window. A whole number is added to rounded ones, so no rounding moves them."""
     xp = namespace_of(center)
     index = index_dtype(xp, center)
-    known = xp.where((center >= 0) & (center <= S), center, 0.0)  # a NaN is no place
+    known = xp.where((center >= 0) & (center <= S), center, 0.0)  # NaN is no position
     return xp.astype(xp.ceil(known), index) - window, xp.astype(xp.floor(known), index) + window
 
 
@@ -128,8 +128,8 @@ def _entries(shape: tuple[int, ...], keys: Array) -> Array:
     xp = namespace_of(keys)
     b, _, t, s = shape
     rows, batches = (xp.arange(n, dtype=keys.dtype, device=device_of(keys)) for n in (keys.shape[1], keys.shape[0]))
-    places = keys * (1 if s > 1 else 0) + (rows * (s if t > 1 else 0))[:, None]
-    return xp.reshape(places + (batches * (t * s if b > 1 else 0))[:, None, None], (math.prod(keys.shape),))
+    indices = keys * (1 if s > 1 else 0) + (rows * (s if t > 1 else 0))[:, None]
+    return xp.reshape(indices + (batches * (t * s if b > 1 else 0))[:, None, None], (math.prod(keys.shape),))
 
 
 def gathered(array: Array, keys: Array) -> Array:

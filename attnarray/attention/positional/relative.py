@@ -182,11 +182,11 @@ def relative_attention(
         r of every distance, *from the largest down*: row n is for distance T - 1 + q_offset - n. R = T + S - 1 rows are
         all distances there are; with `is_causal`, R = T + q_offset are enough, down to distance 0.
     content_bias, position_bias : (H, D), or (D,) without heads
-        u and v: what is asked of contents and of distances, whatever the query.
+        u and v, which are added to every query before its product with keys and with distances.
     attn_mask, dropout_p, is_causal, scale, bias, window, kv_lengths, sinks, rng, dropout_mask, layout
         As in `scaled_dot_product_attention`. There is no softcap. `layout` does not reorder the keys of positions.
     q_offset : int
-        Query i stands at position i + q_offset. With M keys of memory before those of the queries it is M = S - T.
+        Query i has position i + q_offset. With M keys of memory before those of the queries it is M = S - T.
 
     Returns
     -------

@@ -179,15 +179,17 @@ def _rows_backward(dkept: ChoiceRows | None, share: Array, kept: ChoiceRows, sco
 
 def _probabilities(scores: Array, kept: ChoiceRows) -> tuple[Array, Array]:
     """p and log p from the lse; both 0 where a score is hidden."""
-    xp, hidden = namespace_of(scores), scores == -math.inf
-    logs = xp.where(hidden, 0.0, scores - finite_lse(kept.lse)[..., None])
-    return xp.where(hidden, 0.0, xp.exp(logs)), logs
+    logs = _log_probabilities(scores, kept.lse)
+    xp = namespace_of(scores)
+    return xp.where(scores == -math.inf, 0.0, xp.exp(logs)), logs
+
+
+def _log_probabilities(scores: Array, lse: Array) -> Array:
+    return namespace_of(scores).where(scores == -math.inf, 0.0, scores - finite_lse(lse)[..., None])
 
 
 def _entropy(scores: Array, p: Array, lse: Array) -> Array:
-    xp = namespace_of(scores)
-    logs = xp.where(scores == -math.inf, 0.0, scores - finite_lse(lse)[..., None])
-    return -xp.sum(p * logs, axis=-1)
+    return -namespace_of(p).sum(p * _log_probabilities(scores, lse), axis=-1)
 
 
 def _share(p: Array, choice: Array) -> tuple[Array, Array]:

@@ -1,9 +1,9 @@
-"""Hard attention: each query looks at one key, or at k of them, and at no other."""
+"""Hard attention: each query attends to one key, or to k of them, and to no other."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Generic, NamedTuple, TypedDict, Unpack
+from typing import Any, Generic, NamedTuple, Unpack
 
 from attnarray import checks
 from attnarray.attention.engine import (
@@ -17,7 +17,7 @@ from attnarray.attention.engine import (
     weights_cotangent,
 )
 from attnarray.attention.layout import Layout, attention_layout
-from attnarray.attention.options import check_arrays, known_options, score_modifiers
+from attnarray.attention.options import ModifierOptions, check_arrays, known_options, score_modifiers
 from attnarray.attention.selection.estimators import ESTIMATORS, ChoiceRows, Estimator
 from attnarray.attention.sequences import narrow, result_cotangents
 from attnarray.backend import Array, ArrayT, dtype_name, namespace_of
@@ -32,15 +32,9 @@ SAMPLING = ("reinforce", "gumbel", "straight_through")
 RELAXED = ("gumbel", "straight_through")
 
 
-class HardOptions(TypedDict, total=False):
-    """The options that say what the scores are; `scaled_dot_product_attention` documents each."""
+class HardOptions(ModifierOptions, total=False):
+    """The options of scores; `scaled_dot_product_attention` documents each."""
 
-    scale: float | None
-    bias: Array | None
-    window: tuple[int | None, int | None] | None
-    q_offset: Any
-    kv_lengths: Any
-    softcap: float | None
     enable_gqa: bool | None
     layout: checks.LayoutName
 
@@ -98,7 +92,7 @@ def hard_attention(
     noise: Array | None = None,
     **options: Unpack[HardOptions],
 ) -> HardResult[ArrayT]:
-    r"""Hard attention: the values of chosen keys, with one of five ways to a gradient.
+    r"""Hard attention: the values of chosen keys, with one of five estimators of the gradient.
 
     .. math::
         o_i = \sum_j w_{ij} v_j, \qquad \log P_i = \log \sum_{j \in C_i} p_{ij}, \qquad
@@ -129,7 +123,7 @@ def hard_attention(
         As in `scaled_dot_product_attention`. There is no dropout, and there are no sinks.
     estimator : {"reinforce", "gumbel", "straight_through", "argmax", "top_k"}
     temperature : float
-        theta of "gumbel" and "straight_through". Towards 0 "gumbel" goes to the choice.
+        theta of "gumbel" and "straight_through". Towards 0, "gumbel" approaches the choice.
     k : int
         How many keys "top_k" chooses: 1 to S. No query may have fewer allowed keys than that, unless it has none.
     rng : Philox or int

@@ -1,4 +1,4 @@
-"""Dot-product attention with sparse weights: sparsemax or entmax in the place of the softmax."""
+"""Dot-product attention with sparse weights: sparsemax or entmax instead of the softmax."""
 
 from __future__ import annotations
 

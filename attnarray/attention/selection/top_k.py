@@ -25,17 +25,17 @@ def top_k_indices(x: Any, k: int) -> Array:
     xp = namespace_of(x)
     if k > 1:
         return xp.sort(xp.argsort(-x, axis=-1, stable=True)[..., :k], axis=-1)
-    places = xp.arange(x.shape[-1], dtype=index_dtype(xp, x), device=device_of(x))
+    positions = xp.arange(x.shape[-1], dtype=index_dtype(xp, x), device=device_of(x))
     largest = xp.max(x, axis=-1, keepdims=True)
-    return xp.min(xp.where(x == largest, places, x.shape[-1]), axis=-1, keepdims=True)
+    return xp.min(xp.where(x == largest, positions, x.shape[-1]), axis=-1, keepdims=True)
 
 
 @accelerated
 def choice_mask(indices: Array, keys: int) -> Array:
-    """(..., k) indices as a mask (..., keys) that is True there; -1 stands for none."""
+    """(..., k) indices as a mask (..., keys) that is True there; -1 is none."""
     xp = namespace_of(indices)
-    places = xp.arange(keys, dtype=indices.dtype, device=device_of(indices))
-    mask = indices[..., :1] == places
+    positions = xp.arange(keys, dtype=indices.dtype, device=device_of(indices))
+    mask = indices[..., :1] == positions
     for n in range(1, indices.shape[-1]):
-        mask = mask | (indices[..., n : n + 1] == places)
+        mask = mask | (indices[..., n : n + 1] == positions)
     return mask
