@@ -86,7 +86,7 @@ MUTATIONS = [
         "recurrent scores: keys of the last block of queries alone", "attention/test_recurrent.py",
     ),
     Mutation(
-        "attention/alignment/location.py", "looked[-1] + step if given.cumulative else step", "step",
+        "attention/alignment/location.py", "earlier[-1] + step if given.cumulative else step", "step",
         "location: cumulative weights are those of the step before", backward("location"),
     ),
     Mutation(
@@ -220,7 +220,7 @@ MUTATIONS = [
         "a window is one key shorter on the left", "test_masks.py",
     ),
     Mutation(
-        "dispatch.py", "_MODE.reset(token)", "pass", "`use_kernels` holds beyond its block", "test_dispatch.py",
+        "dispatch.py", "MODE.reset(token)", "pass", "`use_kernels` holds beyond its block", "test_dispatch.py",
     ),
     Mutation(
         "tree.py", "return type(tree)(*items.values())", "return tuple(items.values())",
