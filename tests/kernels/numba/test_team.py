@@ -37,7 +37,7 @@ def test_an_exception_sent_to_a_worker_is_raised_in_the_caller() -> None:
             workers.append(threading.get_ident())
             spinning.set()
             while True:
-                pass
+                time.sleep(0)
 
     def failing(_n: int) -> None:
         part(_n)
