@@ -135,6 +135,8 @@ def attend_fwd(
     """`attend`, with the same options, and the context for its backward."""
     known_options(options, HeadScoreOptions)
     checks.required(query=query, key=key, value=value)
+    if not isinstance(modifiers, tuple | list) or hasattr(modifiers, "_fields"):
+        raise TypeError(f"`modifiers` is {checks.shown(modifiers)}, expected a list or tuple of NamedTuples.")
     arrays: dict[str, Array] = {}
     for name, part in _named(scorer, modifiers, normalizer).items():
         _check_part(name, part, {"scorer": "scores", "normalizer": "weights"}.get(name, "apply"))
@@ -143,6 +145,8 @@ def attend_fwd(
     by_dots = type(scorer) is DotProduct
     layout = attention_layout(query, key, value, options.get("layout", "BHTD"), same_features=by_dots)
     q, k, v = (layout.canonical(x) for x in (query, key, value))
+    for name, part in _named(scorer, modifiers, normalizer).items():
+        _check_per_query(name, part, q.shape[:3])
     scale = 1.0 / math.sqrt(q.shape[3] or 1) if by_dots else 1.0
     given = {**options, "sinks": normalizer.sinks} if isinstance(normalizer, Softmax) else options
     changes, bias_shape = score_modifiers(
@@ -211,6 +215,17 @@ def _check_part(name: str, part: Any, method: str) -> None:
         raise TypeError(
             f"`{name}`, a {type(part).__name__}, has no method `{method}`. attnarray.attend says what it takes."
         )
+
+
+def _check_per_query(name: str, part: Any, shape: tuple[int, ...]) -> None:
+    """Check the arrays that PER_QUERY names for (B|1, H|1, T|1, ...)."""
+    for field in getattr(part, "PER_QUERY", ()):
+        array: Any = getattr(part, field, ...)
+        sizes = tuple(array.shape[:3]) if checks.is_array(array) else ()
+        fits = len(sizes) == 3 and all(size in (1, full) for size, full in zip(sizes, shape, strict=True))
+        if array is not None and not fits:
+            given = f"has no field `{field}`" if array is ... else f"has {checks.shown(array)} as `{field}`"
+            raise ValueError(f"`{name}` {given}, which PER_QUERY names; expected (B|1, H|1, T|1, ...) with {shape}.")
 
 
 def _has_gradient(part: Any, field: str) -> bool:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from attnarray import checks
-from attnarray.backend import Array, namespace_of
+from attnarray.attention.parts import check_result
+from attnarray.backend import Array, dtype_name, namespace_of
 
 N = TypeVar("N")
 
@@ -62,9 +63,19 @@ def total_gradient(blocks: Sequence[Any], array: Array | None, per_query: bool =
 
 def total_gradients(blocks: Sequence[Any], owner: Any) -> Any:
     """From the gradients of the blocks that of a scorer, modifier or normalizer; None for what has no gradient."""
-    fields = []
+    kind = type(owner)
+    for block in blocks:
+        if type(block) is not kind:
+            given = checks.shown(block)
+            raise TypeError(f"`{kind.__name__}.backward` returned {given}, expected a {kind.__name__} of gradients.")
+    fields = list[Any]()
     for name, array, *values in zip(owner._fields, owner, *blocks, strict=True):
-        has_gradient = checks.is_array(array) and checks.is_array(values[0])
-        per_query = name in getattr(owner, "PER_QUERY", ())
-        fields.append(total_gradient(values, array, per_query) if has_gradient else None)
-    return type(owner)(*fields)
+        floating = checks.is_array(array) and dtype_name(array.dtype) in checks.FLOATS
+        if not floating or values[0] is None or name in getattr(owner, "NO_GRADIENT", ()):
+            fields.append(None)
+            continue
+        for value in values:
+            check_result(owner, "backward", value, getattr(value, "shape", array.shape), f" for `{name}`")
+        fields.append(total_gradient(values, array, name in getattr(owner, "PER_QUERY", ())))
+        check_result(owner, "backward", fields[-1], array.shape, f" for `{name}`")
+    return kind(*fields)

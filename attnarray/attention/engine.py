@@ -30,7 +30,7 @@ from attnarray.attention.normalizers import (
     sinks_gradient,
 )
 from attnarray.attention.options import score_modifiers
-from attnarray.attention.parts import declare
+from attnarray.attention.parts import call_scores, call_scores_backward, call_weights, check_result, declare, several
 from attnarray.attention.products import (
     dot_products,
     finite_or_zero,
@@ -305,7 +305,7 @@ def _block_forward(
     if _is_masked_softmax(normalizer, modifiers):
         weights, kept = masked_softmax(_overwritable_scores(scorer, q, k, rows), modifiers)
     else:
-        weights, kept = normalizer.weights(modified_scores(scorer.scores(q, k, rows), modifiers), rows)
+        weights, kept = call_weights(normalizer, modified_scores(call_scores(scorer, q, k, rows), modifiers), rows)
     factor = dropout_factor(modifiers, weights.shape, weights)
     weights = weights if factor is None else weights * factor
     return weighted_sum(weights, v, _hides(modifiers, normalizer)), kept
@@ -313,7 +313,7 @@ def _block_forward(
 
 def _overwritable_scores(scorer: Any, q: Array, k: Array, rows: slice) -> Array:
     """The scores in an array that kernels may overwrite: it must not be one of the scorer's own."""
-    scores = scorer.scores(q, k, rows)
+    scores = call_scores(scorer, q, k, rows)
     return scores if getattr(scorer, "OVERWRITABLE", False) else namespace_of(scores).asarray(scores, copy=True)
 
 
@@ -389,18 +389,19 @@ def _block_backward(
             scores, _dweights(dout, v, factor, direct), kept, delta, modifiers
         )
     else:
-        stages = modifier_stages(scorer.scores(q, k, rows), modifiers)
+        stages = modifier_stages(call_scores(scorer, q, k, rows), modifiers)
         weights = _weights_again(normalizer, stages[-1], kept, rows)
         hidden = stages[-1] == -math.inf if modifiers.hides() else None
-        dmodified, dnormalizer = normalizer.backward(
-            _dweights(dout, v, factor, direct, hidden), dkept, weights, kept, stages[-1], rows
-        )
+        dweights = _dweights(dout, v, factor, direct, hidden)
+        results = normalizer.backward(dweights, dkept, read_only(weights), kept, read_only(stages[-1]), rows)
+        dmodified, dnormalizer = several(normalizer, "backward", results, 2)
+        check_result(normalizer, "backward", dmodified, weights.shape)
         dscores, dmodified, dcustom = modified_scores_backward(dmodified, stages, modifiers)
     if factor is not None:
         weights = xp.where(factor == 0, 0.0, weights * factor)
     dv = weighted_sum_over_queries(weights, dout, v.shape[1], _hides(modifiers, normalizer))
     dbias = None if modifiers.bias is None else sum_to_shape(dmodified, modifiers.bias.shape)
-    dq, dk, dscorer = scorer.backward(dscores, finite_q, finite_k, rows)
+    dq, dk, dscorer = call_scores_backward(scorer, dscores, finite_q, finite_k, rows)
     return AttentionGrads(dq, dk, dv, dbias, dscorer, dcustom, dnormalizer)
 
 
@@ -420,13 +421,15 @@ def weights(ctx: AttentionContext, rows: slice) -> Array:
     xp = namespace_of(q)
     wide = accumulator_dtype(xp, q.dtype)
     q, k = (xp.astype(x, wide, copy=False) for x in (q, _key_heads(scorer, q, k)))
-    return _weights_again(normalizer, modified_scores(scorer.scores(q, k, rows), modifiers), kept, rows)
+    return _weights_again(normalizer, modified_scores(call_scores(scorer, q, k, rows), modifiers), kept, rows)
 
 
 def _weights_again(normalizer: Any, scores: Array, kept: Any, rows: slice) -> Array:
     if hasattr(normalizer, "weights_again"):
-        return normalizer.weights_again(scores, kept, rows)
-    return normalizer.weights(scores, rows)[0]
+        weights = normalizer.weights_again(read_only(scores), kept, rows)
+        check_result(normalizer, "weights_again", weights, scores.shape)
+        return weights
+    return call_weights(normalizer, scores, rows)[0]
 
 
 def _key_heads(scorer: Any, q: Array, k: Array) -> Array:

@@ -10,9 +10,11 @@ import operator
 from functools import reduce
 from typing import Any, NamedTuple
 
+from attnarray.attention.parts import check_result, several
 from attnarray.attention.products import hiding_product
 from attnarray.backend import Array, accumulator_dtype, device_of, index_dtype, namespace_of
 from attnarray.masks import band, within
+from attnarray.numpy_arrays import read_only
 from attnarray.random import attention_keep_mask
 
 
@@ -89,7 +91,8 @@ def modifier_stages(scores: Array, modifiers: ScoreModifiers) -> list[Array]:
     stages.append(scores)
     indices = _indices(scores, modifiers) if modifiers.custom else ()
     for modifier in modifiers.custom:
-        stages.append(modifier.apply(stages[-1], *indices))
+        stages.append(modifier.apply(read_only(stages[-1]), *indices))
+        check_result(modifier, "apply", stages[-1], scores.shape)
     mask, last = allowed(modifiers, scores.shape[2], scores.shape[3], scores), stages[-1]
     if modifiers.custom and hidden is not None:
         mask = ~hidden if mask is None else mask & ~hidden
@@ -117,7 +120,9 @@ def modified_scores_backward(
     dcustom: list[Any] = []
     indices = _indices(dmodified, modifiers) if modifiers.custom else ()
     for modifier, before in zip(modifiers.custom[::-1], stages[-3:0:-1], strict=True):
-        dmodified, own = modifier.backward(dmodified, xp.where(hidden, 0.0, before), *indices)
+        results = modifier.backward(read_only(dmodified), xp.where(hidden, 0.0, before), *indices)
+        dmodified, own = several(modifier, "backward", results, 2)
+        check_result(modifier, "backward", dmodified, before.shape)
         dcustom.insert(0, own)
     return scaled_and_capped_backward(dmodified, stages[0], modifiers), dmodified, tuple(dcustom)
 

@@ -9,6 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
+from attnarray import checks
+from attnarray.backend import dtype_name, namespace_of
+from attnarray.numpy_arrays import read_only
+
 T = TypeVar("T")
 
 # Arrays are Any in these protocols, so that a part of a caller may name the arrays of one library.
@@ -74,3 +78,57 @@ def declare(**attributes: Any) -> Callable[[type[T]], type[T]]:
         return part
 
     return set_all
+
+
+# What methods return is checked where the engine calls them, as kernels trust shapes. What they are given is read-only,
+# as far as NumPy can say so, since the engine uses it again and queries and keys may be arrays of the caller.
+
+
+def call_scores(scorer: Any, q: Any, k: Any, rows: slice) -> Any:
+    """The scores (B, H, rows, S) of a scorer, checked."""
+    scores = scorer.scores(read_only(q), read_only(k), rows)
+    check_result(scorer, "scores", scores, (*q.shape[:3], k.shape[2]))
+    return scores
+
+
+def call_scores_backward(scorer: Any, dscores: Any, q: Any, k: Any, rows: slice) -> tuple[Any, Any, Any]:
+    """The gradients of queries, keys and scorer, checked."""
+    dq, dk, dscorer = several(scorer, "backward", scorer.backward(dscores, read_only(q), read_only(k), rows), 3)
+    check_result(scorer, "backward", dq, q.shape, " for the queries")
+    check_result(scorer, "backward", dk, k.shape, " for the keys")
+    return dq, dk, dscorer
+
+
+def call_weights(normalizer: Any, scores: Any, rows: slice) -> tuple[Any, Any]:
+    """The weights of a normalizer, checked, and what it keeps."""
+    weights, kept = several(normalizer, "weights", normalizer.weights(read_only(scores), rows), 2)
+    check_result(normalizer, "weights", weights, scores.shape)
+    for each in kept if hasattr(kept, "_fields") else (kept,):
+        if each is not None and (not checks.is_array(each) or tuple(each.shape[:3]) != tuple(scores.shape[:3])):
+            expected = f"None or arrays of shape {(*scores.shape[:3], '...')}".replace("'", "")
+            raise TypeError(f"`{type(normalizer).__name__}.weights` keeps {checks.shown(each)}, expected {expected}.")
+    return weights, kept
+
+
+def several(part: Any, method: str, results: Any, count: int) -> Any:
+    """What a method returned, checked for a tuple of so many values."""
+    if not isinstance(results, tuple | list) or len(results) != count:
+        given = f"{len(results)} values" if isinstance(results, tuple | list) else checks.shown(results)
+        raise TypeError(
+            f"`{type(part).__name__}.{method}` returned {given}, expected {count} values; attnarray.attend says which."
+        )
+    return results
+
+
+def check_result(part: Any, method: str, result: Any, shape: tuple[int, ...], of: str = "") -> None:
+    """Check what a method returned for a floating array of a shape, and no masked one."""
+    if checks.is_array(result):
+        namespace_of(result)
+    if not checks.is_array(result) or dtype_name(result.dtype) not in checks.FLOATS:
+        wrong: type[Exception] = TypeError
+    elif tuple(result.shape) != tuple(shape):
+        wrong = ValueError
+    else:
+        return
+    given, expected = checks.shown(result), f"a floating array of shape {tuple(shape)}"
+    raise wrong(f"`{type(part).__name__}.{method}` returned {given}{of}, expected {expected}.")

@@ -248,6 +248,158 @@ def test_a_missing_backward_is_named() -> None:
         aa.attend_bwd(out, ctx)
 
 
+class Scripted(NamedTuple):
+    """A scorer, modifier or normalizer whose methods return what it is told to."""
+
+    results: dict[str, Any]
+    weight: Any = None
+
+    def scores(self, q: Any, k: Any, rows: slice) -> Any:
+        return self._changed("scores", q @ k.mT)
+
+    def apply(self, scores: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return self._changed("apply", scores)
+
+    def weights(self, scores: Any, rows: slice) -> Any:
+        return self._changed("weights", (1.0 / (1.0 + np.exp(-scores)), None))
+
+    def backward(self, dy: Any, *args: Any) -> Any:
+        if isinstance(args[-1], slice) and len(args) == 3:
+            return self._changed("backward", (dy @ args[1], dy.mT @ args[0], self))
+        return self._changed("backward", (dy, self))
+
+    def _changed(self, method: str, right: Any) -> Any:
+        return self.results[method](right) if method in self.results else right
+
+
+SHAPE = (B, H, T, S)
+EXPECTED = f"expected a floating array of shape {SHAPE}"
+WRONG_RESULTS: dict[str, tuple[str, str, Any, str]] = {
+    "no scores": ("scorer", "scores", lambda x: None, f"returned None, expected a floating array of shape {SHAPE}"),
+    "scores of fewer queries": (
+        "scorer",
+        "scores",
+        lambda x: x[:, :, 1:],
+        f"returned an array of shape {(B, H, T - 1, S)}",
+    ),
+    "scores of more queries": ("scorer", "scores", lambda x: np.concat([x, x], 2), EXPECTED),
+    "scores of one batch": ("scorer", "scores", lambda x: x[:1], EXPECTED),
+    "integers": ("scorer", "scores", lambda x: x.astype(int), "and dtype int64, expected a floating array"),
+    "a masked array": ("modifiers", "apply", np.ma.array, "MaskedArray"),
+    "scores without batches": ("modifiers", "apply", lambda x: x[0], f"returned an array of shape {SHAPE[1:]}"),
+    "weights alone": ("normalizer", "weights", lambda x: x[0], "expected 2 values"),
+    "weights of fewer keys": ("normalizer", "weights", lambda x: (x[0][..., 1:], None), EXPECTED),
+    "a number kept": (
+        "normalizer",
+        "weights",
+        lambda x: (x[0], 1.0),
+        f"keeps 1.0, expected None or arrays of shape ({B}, {H}, {T}, ...)",
+    ),
+    "two gradients of a scorer": ("scorer", "backward", lambda x: x[:2], "returned 2 values, expected 3 values"),
+    "gradients in another order": ("scorer", "backward", lambda x: (x[1], x[0], x[2]), "for the queries, expected"),
+    "keys summed over heads": ("scorer", "backward", lambda x: (x[0], x[1][:, :1], x[2]), "for the keys, expected"),
+    "an array for a value": ("scorer", "backward", lambda x: (*x[:2], np.ones(3)), "expected a Scripted of gradients"),
+    "a scorer's gradient of another shape": (
+        "scorer",
+        "backward",
+        lambda x: (*x[:2], x[2]._replace(weight=np.ones(4))),
+        "for `weight`, expected a floating array of shape (3,)",
+    ),
+    "one gradient of a modifier": ("modifiers", "backward", lambda x: x[0], "expected 2 values"),
+    "a modifier's gradient of another shape": (
+        "modifiers",
+        "backward",
+        lambda x: (x[0], x[1]._replace(weight=np.ones((1, 3)))),
+        "for `weight`, expected",
+    ),
+    "fewer scores of a modifier": ("modifiers", "backward", lambda x: (x[0][:, :1], x[1]), EXPECTED),
+    "a normalizer's number": (
+        "normalizer",
+        "backward",
+        lambda x: (x[0], x[1]._replace(weight=1.0)),
+        "returned 1.0 for `weight`",
+    ),
+    "fewer scores of a normalizer": ("normalizer", "backward", lambda x: (x[0][1:], x[1]), EXPECTED),
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"is_causal": True, "bias": np.zeros(SHAPE)}], ids=["plain", "masked"])
+@pytest.mark.parametrize("name", WRONG_RESULTS)
+def test_wrong_results_of_a_part_are_named(name: str, options: dict[str, Any]) -> None:
+    part, method, wrong, message = WRONG_RESULTS[name]
+    scripted = Scripted({method: wrong}, np.ones(3))
+    given = {**options, part: [scripted] if part == "modifiers" else scripted}
+
+    def both() -> None:
+        out, ctx = aa.attend_fwd(QUERY, KEY, VALUE, **given)
+        aa.attend_bwd(out, ctx)
+
+    with pytest.raises((TypeError, ValueError)) as caught:
+        both()
+    assert message in str(caught.value)
+    assert "MaskedArray" in message or f"`Scripted.{method}`" in str(caught.value)
+
+
+WRITES: dict[str, tuple[str, str, Any]] = {
+    "a scorer": ("scorer", "scores", lambda q, k, rows: np.multiply(q, 2.0, out=q) @ k.mT),
+    "a modifier": ("modifiers", "apply", lambda scores, *_: np.add(scores, 1.0, out=scores)),
+    "a normalizer": ("normalizer", "weights", lambda scores, rows: (np.exp(scores, out=scores), None)),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_part_cannot_write_to_what_it_is_given(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    part, method, write = WRITES[name]
+    monkeypatch.setattr(Scripted, method, lambda self, *args: write(*args))
+    given = QUERY.copy()
+    scripted = Scripted({})
+    with pytest.raises(ValueError, match="read-only"):
+        aa.attend(given, KEY, VALUE, softcap=2.0, **{part: [scripted] if part == "modifiers" else scripted})
+    np.testing.assert_array_equal(given, QUERY)
+
+
+@pytest.mark.parametrize("modifiers", [None, 3, Distance(np.ones(H)), iter([Distance(np.ones(H))])])
+def test_modifiers_are_a_list_or_tuple(modifiers: Any) -> None:
+    with pytest.raises(TypeError, match="expected a list or tuple of NamedTuples"):
+        aa.attend(QUERY, KEY, VALUE, modifiers=modifiers)
+
+
+class PerQuery(Scripted):
+    """One whose weight belongs to queries."""
+
+    PER_QUERY = ("weight",)
+
+
+@pytest.mark.parametrize("weight", [1.0, np.ones((B, H)), np.ones((B, H, T + 1)), np.ones((B, H, 0, 3))])
+def test_arrays_of_queries_have_a_row_for_each(weight: Any) -> None:
+    with pytest.raises(ValueError, match=r"`scorer` has .* as `weight`, which PER_QUERY names; expected"):
+        aa.attend(QUERY, KEY, VALUE, scorer=PerQuery({}, weight))
+
+
+class Picked(NamedTuple):
+    """Scores times a weight that a table picks for each key."""
+
+    table: np.ndarray  # (S,) integers
+    weights: np.ndarray
+
+    NO_GRADIENT = ("table",)
+
+    def scores(self, q: Any, k: Any, rows: slice) -> Any:
+        return q @ k.mT * self.weights[self.table]
+
+    def backward(self, dscores: Any, q: Any, k: Any, rows: slice) -> Any:
+        scaled, dweights = dscores * self.weights[self.table], np.zeros_like(self.weights)
+        np.add.at(dweights, self.table, (dscores * (q @ k.mT)).sum((0, 1, 2)))
+        return scaled @ k, scaled.mT @ q, self._replace(weights=dweights)
+
+
+def test_what_has_no_gradient_has_none_when_it_is_returned() -> None:
+    out, ctx = aa.attend_fwd(QUERY, KEY, VALUE, scorer=Picked(np.arange(S) % 2, np.array([1.0, 0.5])))
+    grads = aa.attend_bwd(np.ones_like(out), ctx)
+    assert grads.scorer.table is None
+    assert grads.scorer.weights.shape == (2,)
+
+
 def test_only_a_softmax_has_an_lse() -> None:
     out, ctx = aa.attend_fwd(QUERY, KEY, VALUE, normalizer=aa.Entmax(1.5))
     with pytest.raises(ValueError, match="only the weights of a softmax have an lse"):
