@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,7 +13,7 @@ import time
 from pathlib import Path
 
 from attnarray.kernels.numba.runtime.library import ALLOWED, FOLDER, LEVELS
-from attnarray_build.levels import environment, known, native
+from attnarray_build.levels import c_compiler, environment, known, native
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,7 +31,17 @@ def main(arguments: list[str] | None = None) -> int:
     for level in asked:
         if level not in levels:
             parser.error(f"{level!r} is no level of this machine; expected native, all or some of {', '.join(levels)}")
-    given.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        compiler = c_compiler()[0]
+    except ValueError as error:
+        parser.error(f"CC is {os.environ['CC']!r}: {error}")
+    if shutil.which(compiler) is None:
+        parser.error(f"no C compiler {compiler!r} was found; CC names another one")
+    try:
+        given.folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=given.folder).close()
+    except OSError as error:
+        parser.error(f"nothing can be written to {given.folder}: {error.strerror}")
     for level in asked:
         start = time.monotonic()
         print(f"{level}: compiling all kernels ...", flush=True)

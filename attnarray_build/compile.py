@@ -6,7 +6,6 @@ Which arguments a kernel takes is what `warmup` calls it with.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import os
@@ -26,9 +25,10 @@ from attnarray.kernels import MODE
 from attnarray.kernels.numba.runtime import team_code, threads
 from attnarray.kernels.numba.runtime.jit import EXACT, OPTIONS, CFunction, Kernel
 from attnarray.kernels.numba.runtime.lazy import real_function
-from attnarray.kernels.numba.runtime.library import PREFIX, SUFFIX, source_digest
+from attnarray.kernels.numba.runtime.library import PREFIX, SUFFIX, library_digest, source_digest
 from attnarray.kernels.numba.vector.lanes import tile_size
 from attnarray.kernels.table import KERNELS
+from attnarray_build.levels import c_compiler
 
 DTYPES = ("float32", "float64")
 SHIM = Path(__file__).with_name("shim.c")
@@ -161,11 +161,11 @@ def build(level: str, work: Path, target: Path) -> None:
     link(work, "\n".join(text), library)
     contents = {
         "sources": source_digest(),
-        "digest": hashlib.sha256(library.read_bytes()).hexdigest(),
         "tiles": {str(bits): tile_size(bits) for bits in (32, 64)},
         "python": [x.name for x in vars(team_code).values() if isinstance(x, team_code.PythonFunction)],
         "kernels": kernels,
     }
+    contents["digest"] = library_digest(library, contents)
     aside = target / f"{library.name}.new"  # a library that a process has loaded is replaced, not written over
     shutil.copy(library, aside)
     os.replace(aside, target / library.name)
@@ -176,7 +176,7 @@ def link(work: Path, text: str, library: Path) -> None:
     """Compile the C functions, and make a library of them and all object code."""
     source = work / "entries.c"
     source.write_text(text)
-    compiler = os.environ.get("CC", "cc").split()
+    compiler = c_compiler()
     flags = [f"-DLEVEL={level_number(library.stem)}", "-O2", "-shared"]
     if sys.platform != "win32":
         flags += ["-fPIC", "-fvisibility=hidden"]
@@ -186,7 +186,8 @@ def link(work: Path, text: str, library: Path) -> None:
         flags += ["-Wl,-Bsymbolic", "-Wl,--no-undefined", "-Wl,-z,noexecstack", "-Wl,--strip-all"]
         flags += [f"-Wl,--version-script={exported}"]
     linked = sorted(map(str, work.glob("*.o"))) + (["-lm"] if sys.platform != "win32" else [])
-    subprocess.run([*compiler, *flags, "-o", str(library), str(source), *linked], check=True)
+    if subprocess.run([*compiler, *flags, "-o", str(library), str(source), *linked], check=False).returncode:
+        sys.exit(f"{compiler[0]} failed, see above")
 
 
 def level_number(level: str) -> int:

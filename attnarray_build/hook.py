@@ -7,6 +7,7 @@ by default it is the level of this machine. Editable installations have no preco
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,7 @@ class PrecompiledKernels(BuildHookInterface):  # type: ignore[misc]
 
     def refused(self) -> str:
         """Why nothing can be compiled here; empty if it can."""
-        compiler = os.environ.get("CC", "cc").split()[0]
+        compiler, *_ = shlex.split(os.environ.get("CC", ""), posix=os.name == "posix") or ["cc"]
         if self.levels() == ["none"]:
             return f"{ASKED} is none"
         if shutil.which(compiler) is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import shlex
 
 from llvmlite import binding
 
@@ -31,3 +33,8 @@ def environment(level: str) -> dict[str, str]:
     """Of a process in which Numba compiles for a level."""
     cpu = level if level.startswith("x86") else "generic"
     return {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": FEATURES[level]}
+
+
+def c_compiler() -> list[str]:
+    """The compiler that CC names, with its options, as words of a shell."""
+    return shlex.split(os.environ.get("CC", ""), posix=os.name == "posix") or ["cc"]

@@ -82,6 +82,16 @@ def test_code_of_another_version_is_recompiled_silently(
     assert compiled() == (8, 0)
 
 
+def test_code_of_another_archive_is_recompiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = tmp_path / "attnarray.zip"
+    archive.write_bytes(b"some modules")
+    monkeypatch.setattr(cache, "__file__", str(archive / "attnarray/kernels/numba/runtime/cache.py"))
+    before = cache.sources.__wrapped__()
+    archive.write_bytes(b"other modules")
+    assert before
+    assert cache.sources.__wrapped__() != before
+
+
 def test_the_code_of_another_signature(compiled: Callable[[], tuple[Any, int]], tmp_path: Path) -> None:
     """As two processes leave it that number their files alike: never loaded for this signature."""
     file = the_file(tmp_path)

@@ -144,10 +144,10 @@ def minimal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pa
         source, path = tmp_path / "minimal.c", tmp_path / f"{level}{library.SUFFIX}"
         source.write_text(MINIMAL.format(runs=runs))
         subprocess.run([COMPILER, "-shared", "-fPIC", "-o", str(path), str(source)], check=True)
-        digest = library.hashlib.sha256(path.read_bytes()).hexdigest()
         tiles = {"32": [8, 6], "64": [4, 6]}
-        contents = {"sources": library.source_digest(), "digest": digest, "tiles": tiles, "python": [], "kernels": {}}
-        path.with_suffix(".json").write_text(json.dumps({**contents, **changed}))
+        contents = {"sources": library.source_digest(), "tiles": tiles, "python": [], "kernels": {}, **changed}
+        contents["digest"] = library.library_digest(path, contents)
+        path.with_suffix(".json").write_text(json.dumps(contents))
         return path
 
     return make
@@ -177,8 +177,23 @@ def test_the_best_level_that_runs_here(minimal: Callable[..., Path]) -> None:
         (lambda path: path.with_suffix(".json").write_text("{"), "Expecting property name"),
         (lambda path: path.with_suffix(".json").write_text("{}"), "'sources'"),
         (lambda path: path.with_suffix(".json").write_text("[]"), "list indices must be integers"),
+        (lambda path: path.with_suffix(".json").write_text("[" * 200_000), "RecursionError"),
+        (lambda path: path.with_suffix(".json").write_bytes(b"\xff\xfe\xff"), "is damaged (UnicodeDecodeError"),
+        (lambda path: replace_by(path, Path.mkdir), "Is a directory"),
+        (lambda path: replace_by(path, lambda new: new.symlink_to(new)), "symbolic links"),
     ],
-    ids=["truncated", "empty", "missing", "no list", "an empty list", "another list"],
+    ids=[
+        "truncated",
+        "empty",
+        "missing",
+        "no list",
+        "an empty list",
+        "another list",
+        "a deep list",
+        "no text",
+        "a folder",
+        "a link to itself",
+    ],
 )
 def test_a_damaged_library_is_not_loaded(
     minimal: Callable[..., Path], damage: Callable[[Path], Any], said: str
@@ -187,6 +202,32 @@ def test_a_damaged_library_is_not_loaded(
     loaded, reason = library.load()
     assert loaded is None
     assert said in reason
+
+
+def replace_by(path: Path, make: Callable[[Path], Any]) -> None:
+    path.unlink()
+    make(path)
+
+
+@needs_a_compiler
+@pytest.mark.parametrize(
+    "change", ["a kernel's arguments", "a function of Python", "a field that is missing", "a tile"]
+)
+def test_a_list_that_was_changed_is_not_loaded(minimal: Callable[..., Path], change: str) -> None:
+    path = minimal(LEVELS[0], kernels={"m:f": {"kinds": "iiIR"}}, python=["Py_DecRef"]).with_suffix(".json")
+    contents = json.loads(path.read_text())
+    if change == "a kernel's arguments":
+        contents["kernels"]["m:f"]["kinds"] = "iiIi"
+    elif change == "a function of Python":
+        contents["python"] = ["Py_IncRef"]
+    elif change == "a tile":
+        contents["tiles"]["32"] = [16, 6]
+    else:
+        del contents["tiles"]
+    path.write_text(json.dumps(contents))
+    loaded, reason = library.load()
+    assert loaded is None
+    assert "or the list beside it is damaged: install attnarray again" in reason
 
 
 @needs_a_compiler
@@ -202,7 +243,7 @@ def test_what_is_no_library_is_not_loaded(minimal: Callable[..., Path]) -> None:
     path = minimal(LEVELS[0])
     path.write_bytes(b"no library of any system")
     contents = json.loads(path.with_suffix(".json").read_text())
-    contents["digest"] = library.hashlib.sha256(path.read_bytes()).hexdigest()
+    contents["digest"] = library.library_digest(path, contents)
     path.with_suffix(".json").write_text(json.dumps(contents))
     loaded, reason = library.load()
     assert loaded is None
@@ -249,6 +290,30 @@ def test_sources_have_one_digest_whatever_ends_their_lines(tmp_path: Path, monke
     (tmp_path / "kernel.py").write_bytes(b"x = 2\n")
     digests.append(library.source_digest.__wrapped__())
     assert digests[0] == digests[1] != digests[2]
+
+
+def build(*arguments: str, **variables: str) -> str:
+    """What `attnarray_build` says that it cannot do, before anything is compiled."""
+    pytest.importorskip("llvmlite")
+    command = [sys.executable, "-m", "attnarray_build", *arguments]
+    result = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    return result.stderr
+
+
+@needs_a_compiler
+def test_a_build_that_cannot_be_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "'x86-64-v9' is no level of this machine" in build("x86-64-v9")
+    assert "nothing can be written to" in build("--folder", str(tmp_path / "file"))
+    folder = ("--folder", str(tmp_path / "folder"))
+    assert "no C compiler 'no-compiler' was found" in build(*folder, CC="no-compiler -O2")
+    assert """CC is "cc '": No closing quotation""" in build(*folder, CC="cc '")
+    assert "no C compiler 'no compiler' was found" in build(*folder, CC="'no compiler' -O2")
 
 
 def test_functions_of_python_have_the_signatures_of_its_headers() -> None:

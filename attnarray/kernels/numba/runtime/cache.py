@@ -38,8 +38,8 @@ def sources() -> tuple[tuple[str, int, int], ...]:
     the others.
     """
     folder = Path(__file__).parents[1]
-    files = sorted(folder.rglob("*.py"))
-    return tuple((str(file.relative_to(folder)), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+    files = sorted(folder.rglob("*.py")) or [path for path in folder.parents if path.is_file()]  # in a ZIP archive
+    return tuple((os.path.relpath(file, folder), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
 
 
 class KernelCache(FunctionCache):  # type: ignore[misc]  # of a library without types

@@ -118,18 +118,18 @@ def load() -> tuple[Library | None, str]:
             return _loaded(level), "; ".join(reasons)
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             reasons.append(f"{level}: {error}")
     return None, "; ".join(reasons) or "this installation has no precompiled kernels"
 
 
 def _loaded(level: str) -> Library:
     path = FOLDER / f"{level}{SUFFIX}"
-    contents = json.loads(path.with_suffix(".json").read_bytes())
+    contents = _listed(path.with_suffix(".json"))
     if contents["sources"] != source_digest():
         raise ValueError(f"{path} was compiled from other sources: run python -m attnarray_build")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != contents["digest"]:
-        raise ValueError(f"{path} is damaged: install attnarray again")
+    if library_digest(path, contents) != contents["digest"]:
+        raise ValueError(f"{path} or the list beside it is damaged: install attnarray again")
     functions = ctypes.CDLL(str(path))
     if not functions.attnarray_runs_here():
         raise ValueError("this CPU lacks some of its instructions")
@@ -137,6 +137,22 @@ def _loaded(level: str) -> Library:
     addresses = [ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p) for name in names]
     functions.attnarray_use_python((ctypes.c_void_p * len(names))(*addresses))
     return Library(level, contents, functions)
+
+
+def _listed(path: Path) -> dict[str, Any]:
+    """What a library has, by the list beside it; its digests are there."""
+    try:
+        contents: dict[str, Any] = json.loads(path.read_bytes())
+        contents["sources"], contents["digest"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): install attnarray again") from error
+    return contents
+
+
+def library_digest(path: Path, contents: dict[str, Any]) -> str:
+    """Of a library and of all that the list beside it says: by a damaged one, kernels would read any memory."""
+    listed = {name: value for name, value in contents.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(listed, sort_keys=True).encode() + path.read_bytes()).hexdigest()
 
 
 @functools.cache
