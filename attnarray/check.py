@@ -75,14 +75,22 @@ def run(cases: Sequence[Case], backends: Sequence[str], kernels: KernelMode, adv
     for backend in backends:
         for case in cases:
             advance(case.name)
-            reached = kernels != "reference" and kernels_reached(case, backend)
-            if kernels in ("all", "reference") or not reached:
-                results.gradients.extend(check_gradients(case, backend, "reference"))
-            if kernels in ("all", "auto") and reached:
-                results.gradients.extend(check_gradients(case, backend, "auto"))
-                for dtype in ("float32", "float64"):
-                    results.kernels.extend(check_kernels(case, backend, dtype))
+            try:
+                _check(case, backend, kernels, results)
+            except Exception as error:
+                error.add_note(f"This is the case {case.name} on {backend}.")
+                raise
     return results
+
+
+def _check(case: Case, backend: str, kernels: KernelMode, results: Results) -> None:
+    reached = kernels != "reference" and kernels_reached(case, backend)
+    if kernels in ("all", "reference") or not reached:
+        results.gradients.extend(check_gradients(case, backend, "reference"))
+    if kernels in ("all", "auto") and reached:
+        results.gradients.extend(check_gradients(case, backend, "auto"))
+        for dtype in ("float32", "float64"):
+            results.kernels.extend(check_kernels(case, backend, dtype))
 
 
 def select(only: Sequence[str] = (), file: str | None = None) -> list[Case]:

@@ -56,7 +56,8 @@ def attend(
     over the keys that every mask allows. Each part is a NamedTuple of its arrays with a forward and a backward, in
     array code; write one, and masks, dropout, grouped heads, blocks and all gradients come with it. Scores are computed
     for a block of queries at a time, never for all pairs. Integer and boolean arrays of a part, such as tables, are
-    named in a class attribute NO_GRADIENT; all others are of the dtype of query.
+    named in a class attribute NO_GRADIENT, and their gradient is None; all others are of the dtype of query. A part
+    without gradients returns `self` as its own.
 
     Parameters
     ----------

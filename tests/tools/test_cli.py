@@ -115,6 +115,14 @@ def test_check_of_the_cases_of_a_file(tmp_path: Path, capsys: Capture) -> None:
     ]  # fmt: skip
 
 
+def test_check_names_the_case_in_which_a_part_raises(tmp_path: Path) -> None:
+    path = tmp_path / "raises.py"
+    path.write_text(CASES_FILE.replace("FACTOR", "0.5").replace("return scores / 2", "raise KeyError('mine')"))
+    with pytest.raises(KeyError, match="mine") as caught:
+        cli.main(["check", "--cases", str(path), "--kernels", "reference"])
+    assert caught.value.__notes__ == ["This is the case attend[halved 0.5] on numpy."]
+
+
 WRONG_FILES = {
     "syntax": ("CASES = [", "cannot be run (SyntaxError: '[' was never closed"),
     "name": ("CASES = [Case]", "cannot be run (NameError: name 'Case' is not defined), expected a Python file that"),
