@@ -83,7 +83,7 @@ def _parser() -> Parser:
         description="Attention on plain arrays, with forward and backward passes derived by hand.",
         epilog=(
             "examples:\n  attnarray info\n  attnarray check --only attention\n  attnarray demo --backend cupy\n\n"
-            "Kernels are compiled when first used and cached: the first check, demo or bench takes longer.\n"
+            "Without precompiled kernels, the first check, demo or bench compiles them and takes longer.\n"
             "Exit codes: 0 all is well, 1 a check failed, 2 a wrong argument, 130 interrupted by Ctrl-C."
         ),
     )
@@ -137,7 +137,7 @@ def _add_check(commands: Commands) -> None:
         description=(
             "Compare the gradient of each input of each public function with central differences in float64, with\n"
             "array code and with kernels, and the results of kernels with array code. Exit code 1 if one is wrong.\n"
-            "The first run compiles the kernels, which takes longer.\n\n"
+            "Without precompiled kernels, the first run compiles them and takes longer.\n\n"
             "The error of a gradient is its largest difference from the central differences, relative to its largest\n"
             "entry; the differences themselves are good to about 1e-12. Anything above 1e-8 is wrong."
         ),

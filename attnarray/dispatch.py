@@ -188,6 +188,11 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     attention.engine:attention            reference  (asked for by use_kernels)
     attention.normalizers:masked_softmax  reference  (asked for by use_kernels)
     """
+    if not callable(function):
+        raise TypeError(
+            f"`function` has type {type(function).__name__}, expected a function and then its arguments: "
+            "explain(attnarray.softmax, x)."
+        )
     trace: list[Choice] = []
     context = copy_context()
     context.run(_TRACE.set, trace)

@@ -48,7 +48,11 @@ def find_triple(function: Callable[..., Any]) -> Triple:
 def by_name(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """All arguments of a call as keywords."""
     signature = inspect.signature(function)
-    named = signature.bind(*args, **kwargs).arguments
+    try:
+        named = signature.bind(*args, **kwargs).arguments
+    except TypeError as error:
+        name = getattr(function, "__name__", type(function).__name__)
+        raise TypeError(f"{name}() does not take these arguments: {error}.") from None
     for parameter in signature.parameters.values():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             named.update(named.pop(parameter.name, {}))

@@ -84,6 +84,11 @@ def test_explain_says_what_runs_and_why() -> None:
     )
 
 
+def test_explain_takes_a_function_not_its_result() -> None:
+    with pytest.raises(TypeError, match="`function` has type ndarray, expected a function and then its arguments"):
+        aa.explain(aa.softmax(np.ones((2, 3))))
+
+
 def test_warmup_compiles_every_kernel() -> None:
     seconds = aa.warmup(("float32", "float64"))
     modules = {kernel_of(*place).__module__ for place, reason in USABLE.items() if not reason}

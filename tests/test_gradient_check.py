@@ -311,3 +311,16 @@ def test_vjp_passes_further_cotangents_on() -> None:
     np.testing.assert_allclose(with_lse.query, weights @ X / 2.0, rtol=1e-12)  # a few sums of four
     with pytest.raises(TypeError, match="unexpected keyword argument"):
         pullback(out, dloss=1.0)
+
+
+@pytest.mark.parametrize(
+    ("args", "options", "message"),
+    [
+        ((X,), {"eps": 1e-6}, "softmax() does not take these arguments: got an unexpected keyword argument 'eps'."),
+        ((), {}, "softmax() does not take these arguments: missing a required argument: 'x'."),
+    ],
+)
+def test_arguments_that_the_function_does_not_take_are_named(args: Any, options: Any, message: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        aa.gradcheck(aa.softmax, *args, **options)
+    assert str(caught.value) == message

@@ -108,11 +108,11 @@ def attention_layout(query: Array, key: Array, value: Array, order: str, *, same
     if layout.has_heads:
         query_heads, kv_heads = query.shape[heads], key.shape[heads]
         if value.shape[heads] != kv_heads or (query_heads % kv_heads if kv_heads else query_heads):
-            axes = "heads, positions" if order == "BHTD" else "positions, heads"
+            axes, other = ("heads, positions", "BTHD") if order == "BHTD" else ("positions, heads", "BHTD")
             raise ValueError(
                 f"`query` has {query_heads} heads, `key` {kv_heads} and `value` {value.shape[heads]}; key and value "
                 "must have equally many, and the query heads must be a multiple of them. In layout "
-                f"{order!r} arrays are (*batch, {axes}, dim). {named}"
+                f"{order!r} arrays are (*batch, {axes}, dim); give layout={other!r} for the other order. {named}"
             )
     return layout
 

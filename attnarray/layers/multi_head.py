@@ -108,8 +108,8 @@ class MultiHeadAttention(Layer):
         super().__post_init__()
         if None in (self.key_dim, self.value_dim) and self.dim % self.num_heads:
             raise ValueError(
-                f"`num_heads` ({self.num_heads}) must divide `dim` ({self.dim}). Or give the features of one "
-                "head, `key_dim` and `value_dim`."
+                f"`num_heads` ({self.num_heads}) must divide `dim` ({self.dim}), unless `key_dim` and `value_dim` of "
+                "MultiHeadAttention, the features of one head, are given."
             )
         if self.num_heads % (self.num_kv_heads or self.num_heads):
             raise ValueError(f"`num_kv_heads` ({self.num_kv_heads}) must divide `num_heads` ({self.num_heads}).")

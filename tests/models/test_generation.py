@@ -211,7 +211,7 @@ def test_nothing_to_write(method: str) -> None:
 
 def test_the_last_place_of_the_model_is_used() -> None:
     assert generate(MODEL, PARAMS, PROMPTS, 9).shape == (3, 9)
-    says(ValueError, "`max_seq_len` needs 13 positions, but the model has `max_seq_len` 12", lambda: written(count=10))
+    says(ValueError, "The cache needs 13 positions, but the model has `max_seq_len` 12", lambda: written(count=10))
 
 
 def written(**changes: Any) -> Any:

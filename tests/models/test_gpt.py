@@ -228,7 +228,7 @@ PARAMS = fresh(MODEL)
 BAD: dict[str, tuple[type[Exception], str, Any]] = {
     "too long": (ValueError, "`tokens` needs 9 positions, but the model has `max_seq_len` 8. Give shorter",
                  lambda: MODEL(PARAMS, np.zeros((1, 9), int))),
-    "cache too long": (ValueError, "`max_seq_len` needs 9 positions, but the model has", lambda: MODEL.cache(1, 9)),
+    "cache too long": (ValueError, "The cache needs 9 positions, but the model has", lambda: MODEL.cache(1, 9)),
     "token": (ValueError, "`tokens` holds 11 at position (0, 0), expected 0 to 10",
               lambda: MODEL(PARAMS, TOKENS * 0 + 11)),
     "rows below": (ValueError, "`rows` holds -1 at position (1,), expected 0 to 2 (the sequences of the cache: 3).",

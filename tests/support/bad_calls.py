@@ -22,7 +22,8 @@ WRONG_SHAPES = {
     "batch of key": ({"key": KEY[:1]}, "`key` has batch (1,) but `query` has (2,); they must be equal"),
     "batch of value": ({"value": VALUE[:1]}, "`value` has batch (1,) but `query` has (2,)"),
     "heads": ({"query": QUERY[:, :4]}, "`query` has 4 heads, `key` 3 and `value` 3; key and value must have equally"),
-    "layout": ({"query": QUERY[:, :4]}, "In layout 'BHTD' arrays are (*batch, heads, positions, dim). Shapes: query"),
+    "layout": ({"query": QUERY[:, :4]}, "In layout 'BHTD' arrays are (*batch, heads, positions, dim); "
+               "give layout='BTHD' for the other order. Shapes: query"),
     "heads of value": ({"value": VALUE[:, :2]}, "`query` has 6 heads, `key` 3 and `value` 2"),
     "no key heads": ({"key": KEY[:, :0], "value": VALUE[:, :0]}, "`query` has 6 heads, `key` 0 and `value` 0"),
     "axes": ({"query": QUERY[0]}, "`query`, `key` and `value` have 3, 4 and 4 axes; they must have equally many"),

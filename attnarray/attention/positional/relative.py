@@ -75,7 +75,7 @@ class Relative(NamedTuple):
     def split_backward(
         self, dqueries: Array, dbias: Array, q: Array, k: Array, rows: slice, scale: float
     ) -> tuple[Array, Relative]:
-        """The gradients of q and of the arrays: `backward` without the keys."""
+        """The gradients of q and of the arrays. That of the keys is `attention_backward`'s, from q + u."""
         xp, first = namespace_of(q), self.num_queries - rows.stop
         dproducts = unshifted(dbias)  # (B, H, rows, rows + S), 0 where a query has no key at that distance
         used, queries = _used_rows(self.position_key, first, dproducts.shape[3]), scale * (q + self.position_bias)

@@ -42,7 +42,7 @@ class GPTEmbedding(Layer):
         self, params: Params, tokens: Array, starts: Array | None, first: int, rng: Philox | None
     ) -> tuple[Any, GPTEmbeddingContext]:
         """Return x (B, T, dim) of tokens (B, T) from index `first` on, of sequences that begin at `starts`."""
-        self.check_length("tokens", first + tokens.shape[1])
+        self.check_length("`tokens`", first + tokens.shape[1])
         parts, position_ctx = self._parts, None
         x, token_ctx = parts["token"].fwd(params["token"], tokens)  # (B, T, E)
         if self.learned:
@@ -61,7 +61,7 @@ class GPTEmbedding(Layer):
         """Check that `count` positions are not more than were learned."""
         if self.learned and count > self.max_seq_len:
             raise ValueError(
-                f"`{name}` needs {count} positions, but the model has `max_seq_len` {self.max_seq_len}. Give shorter "
+                f"{name} needs {count} positions, but the model has `max_seq_len` {self.max_seq_len}. Give shorter "
                 "sequences, generate fewer tokens, or make the model with a larger `max_seq_len`."
             )
 

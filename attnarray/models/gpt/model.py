@@ -269,7 +269,7 @@ class GPT(Layer):
         """
         max_seq_len = self.max_seq_len if max_seq_len is None else max_seq_len
         max_seq_len = checks.whole("max_seq_len", max_seq_len, 1, 2**31, "the largest number of positions")
-        self.embedding.check_length("max_seq_len", max_seq_len)
+        self.embedding.check_length("The cache", max_seq_len)
         attention = self.body.block._parts["attention"]
         blocks = tuple(attention.cache(batch, max_seq_len, dtype) for _ in range(self.num_layers))
         return GPTCache(blocks, check_starts(starts, batch, max_seq_len, blocks[0].key))
