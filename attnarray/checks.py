@@ -170,9 +170,10 @@ def broadcasts(name: str, array: Array, target: tuple[int, ...], axes: str) -> N
         a in (1, b) for a, b in zip(reversed(given), reversed(target), strict=False)
     )
     if not fits:
+        of_keys = len(target) == 4 and given == (target[0], target[3])
         raise ValueError(
-            f"`{name}` has shape {given}, which does not broadcast to {axes} = {target}. "
-            "Each size, counted from the right, must be 1 or equal."
+            f"`{name}` has shape {given}, which does not broadcast to {axes} = {target}. Each size, counted from the "
+            f"right, must be 1 or equal.{f' Give (B, S) as {name}[:, None, None, :].' if of_keys else ''}"
         )
 
 

@@ -24,7 +24,8 @@ def show(facts: dict[str, Any]) -> None:
         for b in facts["backends"]
     ]
     print_table("Backends (array libraries)", ["name", "", "version", "device, or why not"], backends)
-    _show_kernels(facts["kernels"])
+    precompiled = not str(facts["here"].get("precompiled kernels", "none")).startswith("none")
+    _show_kernels(facts["kernels"], {"numba": "compiled"} if precompiled else {})
     if facts["tensor core tiles"]:
         tiles = [[str(value) for value in row.values()] for row in facts["tensor core tiles"]]
         columns = ["kernel", "calls", "bytes", "dim up to", "rows of a block by rows of a tile"]
@@ -44,7 +45,7 @@ def _machine(facts: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _show_kernels(kernels: list[dict[str, str]]) -> None:
+def _show_kernels(kernels: list[dict[str, str]], titles: dict[str, str]) -> None:
     """A row for each function and a column for each available kernel backend; for the others the reason."""
     reasons: dict[str, set[str]] = {}
     for kernel in kernels:
@@ -60,7 +61,7 @@ def _show_kernels(kernels: list[dict[str, str]]) -> None:
         table: list[list[str | Cell]] = [
             [name, *(row.get(backend, Cell("none", FAINT)) for backend in present)] for name, row in rows.items()
         ]
-        print_table("Kernels", ["function", *present], table)
+        print_table("Kernels", ["function", *(titles.get(backend, backend) for backend in present)], table)
     for backend, reason in missing.items():
         count = sum(kernel["backend"] == backend for kernel in kernels)
         print_line(f"None of the {count} {backend} kernels can be used: {reason}.")

@@ -21,7 +21,7 @@ from attnarray.attention.normalizers import Softmax
 from attnarray.attention.options import HeadScoreOptions, check_arrays, known_options, score_modifiers
 from attnarray.attention.parts import Modifier, Normalizer, Scorer
 from attnarray.attention.sequences import narrow, wide
-from attnarray.backend import Array, ArrayT
+from attnarray.backend import Array, ArrayT, dtype_name
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
 from attnarray.numpy_arrays import writable
@@ -141,7 +141,14 @@ def attend_fwd(
     arrays: dict[str, Array] = {}
     for name, part in _named(scorer, modifiers, normalizer).items():
         _check_part(name, part, {"scorer": "scores", "normalizer": "weights"}.get(name, "apply"))
-        arrays |= {f"{name}.{field}": x for field, x in part._asdict().items() if _has_gradient(part, field)}
+        own = {f"{name}.{field}": x for field, x in part._asdict().items() if _has_gradient(part, field)}
+        for field, x in own.items():
+            if dtype_name(x.dtype) not in checks.FLOATS:
+                raise TypeError(
+                    f"`{field}` has dtype {dtype_name(x.dtype)}, expected a floating dtype. Name an array that has no "
+                    "gradient in the class attribute NO_GRADIENT."
+                )
+        arrays |= own
     check_arrays(attn_mask, options, query=query, key=key, value=value, **arrays)
     by_dots = type(scorer) is DotProduct
     layout = attention_layout(query, key, value, options.get("layout", "BHTD"), same_features=by_dots)

@@ -32,6 +32,7 @@ WRONG_SHAPES = {
     "a number": ({"query": np.float64(1.0)}, "have 0, 4 and 4 axes"),
     "mask": ({"attn_mask": np.ones((7, 5), bool)}, f"`attn_mask` has shape (7, 5), which {SCORES}"),
     "mask axes": ({"attn_mask": np.ones((1, 1, 1, 5, 7), bool)}, "`attn_mask` has shape (1, 1, 1, 5, 7), which does"),
+    "mask of keys": ({"attn_mask": np.ones((2, 7), bool)}, "equal. Give (B, S) as attn_mask[:, None, None, :]."),
     "float mask": ({"attn_mask": np.zeros((7, 5))}, f"`attn_mask` has shape (7, 5), which {SCORES}. Each size"),
     "Dense": ({"attn_mask": aa.Dense(np.ones((7, 5), bool))}, f"`attn_mask` has shape (7, 5), which {SCORES}"),
     "Documents": ({"attn_mask": aa.Documents(np.arange(7), np.arange(5))}, "`Documents.ids_q` has shape (7,), which"),

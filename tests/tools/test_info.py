@@ -60,6 +60,15 @@ def test_info_tells_the_quota_of_a_container(capsys: Capture) -> None:
     )
 
 
+@pytest.mark.parametrize(("precompiled", "title"), [("x86-64-v3", "compiled"), ("none: not in this wheel", "numba")])
+def test_info_calls_kernels_as_use_kernels_does(precompiled: str, title: str, capsys: Capture) -> None:
+    facts = made_facts(("a", "numba", ""))
+    facts["here"] |= {"precompiled kernels": precompiled}
+    info_report.show(facts)
+    out = capsys.readouterr().out
+    assert out[out.index("\nKernels") :].splitlines()[2].split() == ["function", title]
+
+
 def test_info_where_everything_is_there(capsys: Capture) -> None:
     info_report.show(made_facts(("a", "numba", ""), ("a", "cuda", ""), ("b", "cuda", ""), gpu=True))
     out = capsys.readouterr().out
