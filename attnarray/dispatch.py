@@ -22,7 +22,7 @@ import numpy as np
 from attnarray.backend import type_library
 from attnarray.kernels import MODE, Declined, noting
 from attnarray.kernels import compilations as compilations
-from attnarray.kernels.table import BACKEND_OF_LIBRARY, KERNELS, WAYS
+from attnarray.kernels.table import BACKEND_OF_LIBRARY, KERNELS, MODES_OF_BACKEND
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -100,13 +100,12 @@ def accelerated(reference: Callable[P, R]) -> Callable[P, R]:
                         return cast(R, kernel(*args, **kwargs))
                     with noting() as notes:
                         result = cast(R, kernel(*args, **kwargs))
-                    trace.append(
-                        Choice(name, _package(backend).way() if backend in WAYS else backend, "; ".join(notes))
-                    )
+                    used = _package(backend).mode_in_use() if backend in MODES_OF_BACKEND else backend
+                    trace.append(Choice(name, used, "; ".join(notes)))
                     return result
                 except Declined as declined:
                     reason = str(declined)
-            if mode != "auto" and (mode not in WAYS.get(backend, (backend,)) or backend in KERNELS.get(name, {})):
+            if mode != "auto" and (mode not in _modes(backend) or backend in KERNELS.get(name, {})):
                 raise KernelUnavailableError(
                     f"use_kernels({mode!r}) was asked for, but {name} cannot run there: {reason}. "
                     "Use use_kernels('auto') to fall back to the reference."
@@ -132,9 +131,9 @@ def _find(name: str, backend: str, mode: str) -> tuple[Callable[..., Any] | None
     """The kernel for `name` on `backend` ("numba", "cuda"; "" for libraries without kernels), or why there is none."""
     if not backend:
         return None, "there are kernels for NumPy and CuPy arrays only"
-    ways = WAYS.get(backend, (backend,))
-    if mode not in ("auto", *ways):
-        return None, f"{mode} kernels do not run on these arrays, {' and '.join(ways)} kernels do"
+    modes = _modes(backend)
+    if mode not in ("auto", *modes):
+        return None, f"{mode} kernels do not run on these arrays, {' and '.join(modes)} kernels do"
     row = KERNELS.get(name, {}).get(backend)
     if row is None:
         return None, f"there is no {backend} kernel for it yet"
@@ -143,6 +142,10 @@ def _find(name: str, backend: str, mode: str) -> tuple[Callable[..., Any] | None
         return None, unavailable
     module, _, function = row.partition(":")
     return getattr(importlib.import_module(f"attnarray.kernels.{backend}.{module}"), function), ""
+
+
+def _modes(backend: str) -> tuple[str, ...]:
+    return MODES_OF_BACKEND.get(backend, (backend,))
 
 
 def _package(backend: str) -> Any:
@@ -156,8 +159,8 @@ def use_kernels(mode: KernelMode) -> Iterator[None]:
     Parameters
     ----------
     mode : {"auto", "reference", "compiled", "numba", "cuda"}
-        "auto" takes the fastest that fits; "reference" takes the array code; "compiled" (the CPU kernels that a wheel
-        brings), "numba" (the same, compiled when first called) and "cuda" are strict: where there is such a kernel and
+        "auto" takes the fastest that fits; "reference" takes the array code; "compiled" (the CPU kernels of a
+        wheel), "numba" (the same, compiled when first called) and "cuda" are strict: where there is such a kernel and
         it cannot run, they raise `KernelUnavailableError` with the reason instead of falling back.
 
     Examples

@@ -1,1 +1,1 @@
-"""Compiles the kernels of attnarray ahead, for the wheels of a platform; needs Numba and a C compiler."""
+"""Compile the kernels of attnarray ahead, for the wheels of a platform; needs Numba and a C compiler."""

@@ -1,7 +1,7 @@
-"""Compiles all kernels for the CPU that NUMBA_CPU_NAME and NUMBA_CPU_FEATURES name, and links them with `shim.c`.
+"""Compile all kernels for the CPU that NUMBA_CPU_NAME and NUMBA_CPU_FEATURES name, and link them with `shim.c`.
 
-A kernel becomes a C function of integers, numbers and addresses of arrays, whose result says whether memory was there.
-Which arguments a kernel takes is what `warmup` calls it with.
+A kernel becomes a C function of integers, numbers and addresses of arrays. Its result is a status: whether there was no
+scratch memory. Which arguments a kernel takes is what `warmup` calls it with.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Compiled(NamedTuple):
 
 
 def signatures() -> list[Signature]:
-    """Of all kernels that the array side calls."""
+    """The signatures of all kernels that array code calls."""
     found: dict[Signature, None] = {}
 
     def note(kernel: Kernel, *args: Any) -> None:
@@ -116,9 +116,9 @@ def entry(symbol: str, parameters: Sequence[str], made: Compiled) -> str:
 
 
 def python_functions() -> str:
-    """C functions with the names of Python's own, which call these by the addresses that Python has said."""
+    """C functions with the names of Python's own, which call these by addresses that `attnarray_use_python` sets."""
     kinds, lines = {"w": "int64_t", "i": "int", "v": "void"}, []
-    found = [x for x in vars(team_code).values() if isinstance(x, team_code.PythonFunction)]
+    found = _members(team_code.PythonFunction)
     for n, function in enumerate(found):
         result, *arguments = (kinds[letter] for letter in function.signature)
         given = ", ".join(f"{kind} x{m}" for m, kind in enumerate(arguments)) or "void"
@@ -128,6 +128,11 @@ def python_functions() -> str:
     return f"static void *python[{len(found)}];\n{''.join(lines)}" + (
         "EXPORT void attnarray_use_python(void *const *addresses) { memcpy(python, addresses, sizeof python); }\n"
     )
+
+
+def _members(kind: Any) -> list[Any]:
+    """All values of a type in `team_code.py`."""
+    return [x for x in vars(team_code).values() if isinstance(x, kind)]
 
 
 def build(level: str, work: Path, target: Path) -> None:
@@ -152,7 +157,7 @@ def build(level: str, work: Path, target: Path) -> None:
         kernel = {"kinds": signature.kinds, "returns": made.returns, "symbols": {}}
         kernels.setdefault(signature.kernel.name, kernel)["symbols"][signature.dtype] = symbol
         show_progress(n + 1, len(todo), f"{signature.kernel.name} {signature.dtype}")
-    for function in [x for x in vars(team_code).values() if isinstance(x, CFunction)]:
+    for function in _members(CFunction):
         arguments = function.function.__code__.co_argcount
         made = _native(real_function(function.function), (types.int64,) * arguments)
         (work / f"{function.symbol}.o").write_bytes(made.code)
@@ -162,7 +167,7 @@ def build(level: str, work: Path, target: Path) -> None:
     contents = {
         "sources": source_digest(),
         "tiles": {str(bits): tile_size(bits) for bits in (32, 64)},
-        "python": [x.name for x in vars(team_code).values() if isinstance(x, team_code.PythonFunction)],
+        "python": [x.name for x in _members(team_code.PythonFunction)],
         "kernels": kernels,
     }
     contents["digest"] = library_digest(library, contents)

@@ -1,6 +1,6 @@
 """Hatchling's build hook: a wheel brings precompiled kernels where Numba and a C compiler can make them.
 
-ATTNARRAY_BUILD_LEVELS says for which CPUs: levels with commas between them, `all`, or `none` for pure Python;
+ATTNARRAY_BUILD_LEVELS lists the levels of CPUs, with commas between them, or is `all`, or `none` for pure Python;
 by default it is the level of this machine. Editable installations have no precompiled kernels.
 """
 
@@ -23,7 +23,7 @@ NUMBA_KNOWS = (3, 15)  # Python below this version
 
 
 class PrecompiledKernels(BuildHookInterface):  # type: ignore[misc]
-    """Adds `attnarray/_compiled` to a wheel."""
+    """Add `attnarray/_compiled` to a wheel."""
 
     def dependencies(self) -> list[str]:
         """What the build needs beside Hatchling."""

@@ -1,4 +1,4 @@
-"""Which instructions each level of CPUs has, as LLVM names them."""
+"""The instructions of each level of CPUs, as LLVM names them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def native() -> str:
 
 
 def environment(level: str) -> dict[str, str]:
-    """Of a process in which Numba compiles for a level."""
+    """The environment of a process in which Numba compiles for a level."""
     cpu = level if level.startswith("x86") else "generic"
     return {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": FEATURES[level]}
 

@@ -104,5 +104,5 @@ KERNELS: dict[str, dict[str, str]] = {
 # Which kernel backend serves the arrays of which library, and what that backend needs.
 BACKEND_OF_LIBRARY = {"numpy": "numba", "cupy": "cuda"}
 
-# How the kernels of a backend may run, by the names of `use_kernels`, where it is not its own name alone.
-WAYS = {"numba": ("compiled", "numba")}
+# The modes of `use_kernels` that run the kernels of a backend, where they are others than its own name.
+MODES_OF_BACKEND = {"numba": ("compiled", "numba")}

@@ -1,4 +1,4 @@
-"""The digest of the results of each case, and how the kernels ran."""
+"""The digest of the results of each case, and the mode that kernels ran in."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from attnarray import tree
-from attnarray.kernels.numba import way
+from attnarray.kernels.numba import mode_in_use
 from attnarray.kernels.numba.runtime import library
 from tests.support.poisoned import DTYPES, runs
 
@@ -26,4 +26,4 @@ def digests() -> dict[str, str]:
 def say(folder: str) -> None:
     """Print both as JSON, with the libraries in a folder."""
     library.FOLDER = Path(folder)
-    print(json.dumps({"way": way(), "digests": digests()}))
+    print(json.dumps({"mode": mode_in_use(), "digests": digests()}))

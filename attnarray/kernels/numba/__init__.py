@@ -13,8 +13,8 @@ import threading
 from attnarray.kernels.numba.runtime.library import library, load
 
 
-def way() -> str:
-    """How the kernels run by default or as `use_kernels` says: "compiled" or "numba"."""
+def mode_in_use() -> str:
+    """The mode of `use_kernels` that kernels run in by default or on request: "compiled" or "numba"."""
     return "numba" if library() is None else "compiled"
 
 

@@ -32,9 +32,12 @@ pytestmark = pytest.mark.skipif(not LEVELS, reason=f"there are no precompiled ke
 
 @pytest.fixture(autouse=True)
 def no_library_remembered() -> Iterator[None]:
-    library.load.cache_clear()
+    cached = (library.load, unavailable, aa.dispatch._find, aa.dispatch._choose)
+    for function in cached:
+        function.cache_clear()
     yield
-    library.load.cache_clear()
+    for function in cached:
+        function.cache_clear()
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +74,7 @@ def test_the_bits_are_those_of_numba(built: Path) -> None:
         code = f"from tests.support.same_bits import say; say({str(built)!r})"
         variables = {"NUMBA_CACHE_DIR": str(built.parent / level), library.ALLOWED: allowed}
         said = json.loads(python(code, ROOT, **variables, **environment(level)))
-        found[said["way"]] = said["digests"]
+        found[said["mode"]] = said["digests"]
     assert found.keys() == {"compiled", "numba"}
     assert len(found["numba"]) > 2 * len(CASES)
     assert [name for name, digest in found["numba"].items() if found["compiled"][name] != digest] == []
@@ -271,14 +274,8 @@ def test_the_level_that_is_allowed(level: str, said: str, monkeypatch: pytest.Mo
 
 def test_precompiled_kernels_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(library.ALLOWED, "none")
-    unavailable.cache_clear()
-    aa.dispatch._find.cache_clear()
-    aa.dispatch._choose.cache_clear()
     with aa.use_kernels("compiled"), pytest.raises(KernelUnavailableError, match="ATTNARRAY_CPU_LEVEL is none"):
         aa.softmax(np.ones(3))
-    unavailable.cache_clear()
-    aa.dispatch._find.cache_clear()
-    aa.dispatch._choose.cache_clear()
 
 
 def test_sources_have_one_digest_whatever_ends_their_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,7 @@ class Queries(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Where a chunk lies: its rows [first, past) of the group of heads that starts at head h and has keys g."""
+    """The rows [first, past) of a chunk, in the group of heads that starts at head h and has keys g."""
 
     first: int
     past: int
@@ -139,7 +139,7 @@ class Part(NamedTuple):
 def score_panel(
     part: Any, span: Any, queries: Any, keys: Any, scores: Any, slope: Any, call: Any, numbers: Any
 ) -> None:
-    """A part of `scores`; its keys lie packed in `keys`."""
+    """A part of `scores`; `keys` are packed."""
     p, start, first, past = part
     width, tile, depth = lanes(scores), tile_rows(scores), ac.columns(call, ac.Q)
     row = first // tile * tile

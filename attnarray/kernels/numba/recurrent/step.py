@@ -52,7 +52,7 @@ class Problem(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """Where a panel lies: its rows [first, first + filled), its batch, or -1 for several, and its keys [low, past)."""
+    """The rows [first, first + filled) of a panel, its batch, or -1 for several, and its keys [low, past)."""
 
     first: int
     filled: int

@@ -1,7 +1,7 @@
-"""Tells when Numba compiles a kernel, as the first call may take seconds where it is not precompiled.
+"""Announce when Numba compiles a kernel, as the first call may take seconds where it is not precompiled.
 
-Listeners of `attnarray.kernels.compilations` hear of each kernel. Where there are none, one line says it after half a
-second: on a terminal to stderr, else by logging.
+Listeners of `attnarray.kernels.compilations` are called for each kernel. Where there are none, one line is printed
+after half a second: to stderr if it is a terminal, else by logging.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from numba.core import event
 from attnarray.kernels import compiling
 
 PACKAGE = __name__.removesuffix("runtime.compilations")
-SECONDS = 0.5  # what takes less needs no word
+SECONDS = 0.5  # what takes less is not announced
 
 
 class Listener(event.Listener):  # type: ignore[misc]
-    """Hears of everything that Numba compiles, one after the other, where a function may need others first."""
+    """Called by Numba for all that it compiles; calls are nested where a function needs others first."""
 
     def __init__(self) -> None:
         self._depth = 0
@@ -31,8 +31,8 @@ class Listener(event.Listener):  # type: ignore[misc]
         if not kernel.py_func.__module__.startswith(PACKAGE):  # Numba's own functions, and those of others
             return
         name, kept = f"{kernel.py_func.__module__}.{kernel.py_func.__name__}", bool(kernel.stats.cache_path)
-        if not compiling(name.removeprefix(PACKAGE), kept) and self._timer is None and not SAID.is_set():
-            self._timer = threading.Timer(SECONDS, _say, [name.removeprefix(PACKAGE), kept])
+        if not compiling(name.removeprefix(PACKAGE), kept) and self._timer is None and not ANNOUNCED.is_set():
+            self._timer = threading.Timer(SECONDS, _announce, [name.removeprefix(PACKAGE), kept])
             self._timer.daemon = True
             self._timer.start()
 
@@ -43,12 +43,12 @@ class Listener(event.Listener):  # type: ignore[misc]
             self._timer = None
 
 
-SAID = threading.Event()
+ANNOUNCED = threading.Event()
 
 
-def _say(kernel: str, kept: bool) -> None:
+def _announce(kernel: str, kept: bool) -> None:
     """One line, once in a process."""
-    SAID.set()
+    ANNOUNCED.set()
     how = "once: attnarray warmup does it ahead" if kept else "in each process: no folder for a cache can be written"
     line = f"Compiling {kernel} and the kernels that follow, {how}."
     if sys.stderr is not None and sys.stderr.isatty():
@@ -58,5 +58,5 @@ def _say(kernel: str, kept: bool) -> None:
 
 
 def register() -> None:
-    """Hear of everything that Numba compiles from now on."""
+    """Listen to all that Numba compiles from now on."""
     event.register("numba:compile", Listener())

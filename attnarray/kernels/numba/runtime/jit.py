@@ -1,6 +1,6 @@
 """Kernels: functions that Numba compiles when they are first called, or that a precompiled library has.
 
-This is the one place where Numba compiles: it has the options that all kernels share, and the fallback without a cache.
+Numba compiles here alone, with the options that all kernels share, and without a cache if no folder can be written.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class CFunction(Lazy):
 
     @property
     def address(self) -> int:
-        """Where its code lies, as long as this lives."""
+        """The address of its code, valid as long as this object."""
         precompiled = library()
         found: int = self.real.address if precompiled is None else precompiled.address_of(self.symbol)
         return found
@@ -120,7 +120,7 @@ def vector_unit() -> str:
 
 
 def facts() -> dict[str, Any]:
-    """Threads, vector unit and the folder that the caches lie in, for `attnarray info`."""
+    """Threads, vector unit and the folder of the cache, for `attnarray info`."""
     try:
         threads: int | str = thread_count()
     except ValueError as error:

@@ -1,7 +1,7 @@
 """Numba and LLVM, imported when a kernel is compiled and no earlier: where precompiled ones run, they may be missing.
 
-So kernel modules take `ir`, `types`, `cgutils` and `arrayobj` from here, as modules that are imported at the first
-look, and decorators leave a `Lazy` value: what it stands for is made when compiled code asks for it.
+So kernel modules take `ir`, `types`, `cgutils` and `arrayobj` from here, as modules that are imported when an attribute
+is first looked up, and decorators return a `Lazy` value, which is evaluated when code that uses it is compiled.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ OVERLOADS: list[tuple[Callable[..., Any], Callable[..., Any]]] = []  # that Numb
 
 
 class Lazy:
-    """What is `make()` to compiled code."""
+    """A value that is `make()` in compiled code."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self._make = make
@@ -54,7 +54,7 @@ class Lazy:
 
     @property
     def real(self) -> Any:
-        """What it stands for. Two threads may make it at once, and either may be used."""
+        """The value. Two threads may make it at once, and either result may be used."""
         if self._made is None:
             self._made = self._make()
         return self._made

@@ -1,7 +1,7 @@
 """Precompiled kernels: one shared library for each level of CPUs, in the wheels for a platform; loaded by ctypes.
 
-`attnarray_build` makes a library and beside it a list of what it has. A library is loaded if it is whole, was compiled
-from these sources, and this CPU has all the instructions that it uses: the highest such level.
+`attnarray_build` makes a library, and a JSON file that lists its kernels. A library is loaded if it is undamaged, was
+compiled from these sources, and this CPU has all the instructions that it uses: the highest such level.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class RangeEntry(Entry):
 
 
 class Library:
-    """A loaded library; `contents` is the list beside it."""
+    """A loaded library; `contents` is its JSON file."""
 
     def __init__(self, level: str, contents: dict[str, Any], functions: ctypes.CDLL) -> None:
         self.level = level
@@ -75,7 +75,7 @@ class Library:
         self._kernels, self._functions = contents["kernels"], functions
 
     def address_of(self, name: str) -> int:
-        """Where a C function lies."""
+        """The address of a C function."""
         return ctypes.cast(self._functions[name], ctypes.c_void_p).value or 0
 
     def entry(self, name: str) -> Entry:

@@ -53,7 +53,7 @@ def _copy(parts: int) -> Callable[..., ir.Value]:
     return emit
 
 
-def lies_in_rows(x: Any) -> Any:
+def has_contiguous_rows(x: Any) -> Any:
     """Whether each row is contiguous, and the stride between rows a multiple of the item size."""
     return x.strides[1] == x.itemsize and x.strides[0] % x.itemsize == 0
 
@@ -61,7 +61,7 @@ def lies_in_rows(x: Any) -> Any:
 def pack_rows(x: Any, first: int, past: int, packed: Any) -> None:
     """Rows [first, past) in groups of M, as (groups, N, M): the A of a product over N. The last group is padded."""
     tile, columns, half = tile_rows(packed), x.shape[1], lanes(packed) // 2
-    done = columns // half * half if lies_in_rows(x) else 0
+    done = columns // half * half if has_contiguous_rows(x) else 0
     for start in range(first, past, tile):
         group, count = ahead(packed, (start - first) * columns), min(tile, past - start)
         if done:
@@ -74,7 +74,7 @@ def pack_rows(x: Any, first: int, past: int, packed: Any) -> None:
 def pack_columns(x: Any, first: int, past: int, packed: Any) -> None:
     """Rows [first, past) with columns in groups of M, as (groups, rows, M): the A of a product over the rows."""
     tile, columns, rows = tile_rows(packed), x.shape[1], past - first
-    whole, third, dense = columns // tile * tile, tile // 3, lies_in_rows(x)
+    whole, third, dense = columns // tile * tile, tile // 3, has_contiguous_rows(x)
     done = whole + (columns - whole) // third * third if dense else 0
     for row in range(rows):
         source, at = row_pointer(x, first + row), ahead(packed, row * tile)
@@ -114,7 +114,7 @@ def row_length(columns: int, packed: Any) -> Any:
 
 def stride_in_place(x: Any, like: Any) -> Any:
     """The stride in elements between rows that can be read without a copy, else -1."""
-    if x.shape[1] % row_lanes(like) == 0 and lies_in_rows(x) and x.strides[0] >= 0:
+    if x.shape[1] % row_lanes(like) == 0 and has_contiguous_rows(x) and x.strides[0] >= 0:
         return x.strides[0] // x.itemsize
     return -1
 
@@ -152,6 +152,8 @@ def put_nan(
 
 
 whole_lanes, whole_tiles, row_length = jit(whole_lanes, whole_tiles, row_length, inner=True)
-stride_in_place, lies_in_rows, pack_row, pack_rows = jit(stride_in_place, lies_in_rows, pack_row, pack_rows, inner=True)
+stride_in_place, has_contiguous_rows, pack_row, pack_rows = jit(
+    stride_in_place, has_contiguous_rows, pack_row, pack_rows, inner=True
+)
 pack_columns = jit(pack_columns, inner=True)
 remove_nonfinite, put_nan = jit(remove_nonfinite, put_nan, fastmath=EXACT, inner=True)
