@@ -117,10 +117,10 @@ def _entmax(x: ArrayT, mask: Array | None, axis: int, alpha: float) -> ArrayT:
     logits = logits if mask is None else xp.where(mask, logits, -math.inf)
     if x.shape[axis] == 0:
         return xp.zeros_like(x)
-    largest = xp.max(logits, axis=axis, keepdims=True)
-    largest = xp.where(largest == -math.inf, 0.0, largest)
-    z = (alpha - 1.0) * (logits - largest)
-    tau = xp.where(xp.isfinite(largest), threshold(z, axis, alpha), math.nan)
+    row_max = xp.max(logits, axis=axis, keepdims=True)
+    row_max = xp.where(row_max == -math.inf, 0.0, row_max)
+    z = (alpha - 1.0) * (logits - row_max)
+    tau = xp.where(xp.isfinite(row_max), threshold(z, axis, alpha), math.nan)
     return xp.astype(_power(z - tau, alpha), x.dtype)
 
 

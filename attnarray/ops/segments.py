@@ -97,10 +97,10 @@ def _segment_softmax(x: ArrayT, segments: Array, count: int, mask: Array | None)
     logits = xp.astype(x, accumulator_dtype(xp, x.dtype), copy=False)
     logits = logits if mask is None else xp.where(mask, logits, -math.inf)
     order = segment_order(segments, count)
-    largest = reduced(logits, order, xp.maximum, -math.inf)  # (..., count, H)
-    exps = xp.exp(logits - _gather(xp.where(largest == -math.inf, 0.0, largest), segments))
-    total = reduced(exps, order, _add, 0.0)
-    return xp.astype(exps / _gather(xp.where(total == 0, 1.0, total), segments), x.dtype)
+    segment_max = reduced(logits, order, xp.maximum, -math.inf)  # (..., count, H)
+    exps = xp.exp(logits - _gather(xp.where(segment_max == -math.inf, 0.0, segment_max), segments))
+    segment_sum = reduced(exps, order, _add, 0.0)
+    return xp.astype(exps / _gather(xp.where(segment_sum == 0, 1.0, segment_sum), segments), x.dtype)
 
 
 @accelerated
@@ -110,8 +110,8 @@ def _segment_softmax_backward(dout: Array, out: ArrayT, segments: Array, count: 
     wide = accumulator_dtype(xp, out.dtype)
     y, dy = xp.astype(out, wide, copy=False), xp.astype(dout, wide, copy=False)
     dy = xp.where(y == 0, 0.0, dy)
-    total = reduced(y * dy, segment_order(segments, count), _add, 0.0)
-    return xp.astype(xp.where(y == 0, 0.0, y * (dy - _gather(total, segments))), out.dtype)
+    segment_sum = reduced(y * dy, segment_order(segments, count), _add, 0.0)
+    return xp.astype(xp.where(y == 0, 0.0, y * (dy - _gather(segment_sum, segments))), out.dtype)
 
 
 @accelerated

@@ -84,8 +84,8 @@ def _softmax(x: ArrayT, mask: Array | None, axis: int) -> ArrayT:
     xp = namespace_of(x, mask)
     logits = _masked(x, mask)
     exps = xp.exp(logits - _finite_max(logits, axis))
-    total = xp.sum(exps, axis=axis, keepdims=True)
-    return xp.astype(exps / xp.where(total == 0, 1.0, total), x.dtype)
+    row_sum = xp.sum(exps, axis=axis, keepdims=True)
+    return xp.astype(exps / xp.where(row_sum == 0, 1.0, row_sum), x.dtype)
 
 
 @accelerated
@@ -171,8 +171,8 @@ def _log_softmax(x: ArrayT, mask: Array | None, axis: int) -> ArrayT:
     xp = namespace_of(x, mask)
     logits = _masked(x, mask)
     shifted = logits - _finite_max(logits, axis)
-    total = xp.sum(xp.exp(shifted), axis=axis, keepdims=True)
-    return xp.astype(shifted - xp.log(xp.where(total == 0, 1.0, total)), x.dtype)
+    row_sum = xp.sum(xp.exp(shifted), axis=axis, keepdims=True)
+    return xp.astype(shifted - xp.log(xp.where(row_sum == 0, 1.0, row_sum)), x.dtype)
 
 
 @accelerated
@@ -203,9 +203,9 @@ def _masked(x: Array, mask: Array | None) -> Array:
 
 
 def _finite_max(logits: Array, axis: int) -> Array:
-    """The largest logit of each row; 0 for rows that are empty or fully masked, so that it can be subtracted."""
+    """The maximum of each row; 0 for rows that are empty or fully masked, so that it can be subtracted."""
     xp = namespace_of(logits)
     if logits.shape[axis] == 0:
         return xp.zeros((1,), dtype=logits.dtype, device=device_of(logits))
-    largest = xp.max(logits, axis=axis, keepdims=True)
-    return xp.where(largest == -math.inf, 0.0, largest)
+    row_max = xp.max(logits, axis=axis, keepdims=True)
+    return xp.where(row_max == -math.inf, 0.0, row_max)

@@ -159,7 +159,7 @@ MUTATIONS = [
         "convolution: the gradient begins in the padding", backward("conv1d"),
     ),
     Mutation(
-        "ops/segments.py", "y * (dy - _gather(total, segments))", "y * dy",
+        "ops/segments.py", "y * (dy - _gather(segment_sum, segments))", "y * dy",
         "softmax of segments: the sum is left out", backward("segment"),
     ),
     Mutation(
@@ -244,7 +244,7 @@ MUTATIONS = [
         "gradients of the wrong sign pass", "test_gradient_check.py",
     ),
     Mutation(
-        "kernels/numba/rows/softmax.py", "where(y.equals(0.0), 0.0, y * (dout - row_sum))", "y * (dout - total)",
+        "kernels/numba/rows/softmax.py", "where(y.equals(0.0), 0.0, y * (dout - row_sum))", "y * (dout - row_sum)",
         "softmax on the CPU: NaN behind a weight of zero", "kernels/numba/test_rows.py -k softmax",
     ),
     Mutation(

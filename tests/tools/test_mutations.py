@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
+import keyword
+import re
 import shlex
 
 import pytest
@@ -12,8 +15,11 @@ from tests.support.paths import ROOT
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.what)
 def test_a_mutation_replaces_a_text_that_its_file_has_once(mutation: Mutation) -> None:
-    assert (ROOT / "attnarray" / mutation.file).read_text(encoding="utf-8").count(mutation.old) == 1
+    text = (ROOT / "attnarray" / mutation.file).read_text(encoding="utf-8")
+    assert text.count(mutation.old) == 1
     assert mutation.new != mutation.old
+    names = set(re.findall(r"[A-Za-z_]\w*", mutation.new))
+    assert names <= {*re.findall(r"[A-Za-z_]\w*", text), *keyword.kwlist, *vars(builtins)}  # else any test finds it
     files = [word for word in shlex.split(mutation.tests) if word.endswith(".py")]
     assert files
     assert all((ROOT / "tests" / file).is_file() for file in files)

@@ -196,7 +196,7 @@ def multi_head_attention_bwd(
         dx_i = W_Q^T dq_i, \quad dz_j = W_K^T dk_j, \quad du_j = W_V^T dv_j, \qquad
         dW_Q = \sum_i dq_i x_i^T, \quad dW_K = \sum_j dk_j z_j^T, \quad dW_V = \sum_j dv_j u_j^T
 
-    with dq and dk turned back first where there is a rotation. The gradient of a bias b is the sum without x, z or u.
+    with dq and dk rotated back first if there is a rotation. The gradient of a bias b is the sum without x, z or u.
     What was left out adds its gradient to what stood in for it: without `key`, dx + dz + du is the gradient of `query`.
 
     Parameters
@@ -283,7 +283,7 @@ def checked_heads(
     attn_mask: Array | Mask | None,
     options: Any,
 ) -> tuple[tuple[int, ...], int, Params]:
-    """Check everything that multi-head attention is given; returns the batch, Hkv and the parameters."""
+    """Check the arguments, and return the batch, Hkv and the parameters."""
     checks.required(query=query)
     checked = _tree(params)
     arrays = {f"params.{part}.{name}": array for part in PARTS for name, array in checked[part].items()}

@@ -10,7 +10,7 @@ from attnarray.dispatch import accelerated
 
 @accelerated
 def top_k_indices(x: Any, k: int) -> Array:
-    """Where the k largest numbers of each row stand, from left to right; of equal ones the first come first.
+    """The indices of the k largest numbers of each row, from left to right; of equal ones the first come first.
 
     Parameters
     ----------
