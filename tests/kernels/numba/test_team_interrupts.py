@@ -204,22 +204,25 @@ def test_many_signals() -> None:
     assert team.team_sizes() == sizes
 
 
-def test_many_exceptions_from_other_threads_in_several_callers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each caller computes until the one exception of a round has come.
-
-    One that comes while Python runs a callback of the garbage collector is ignored by Python.
-    """
-    callers, rounds = 4, 150
-    problems = [Problem(seed) for seed in range(callers)]
-    ignored: set[int] = set()  # the threads whose exception was
+@pytest.fixture
+def ignored(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """The threads whose `Interrupt` Python ignored, as it came in a callback of the garbage collector."""
+    found: set[int] = set()
 
     def hook(unraisable: Any) -> None:
         if unraisable.exc_type is Interrupt:
-            ignored.add(threading.get_ident())
+            found.add(threading.get_ident())
         else:
             sys.__unraisablehook__(unraisable)
 
     monkeypatch.setattr(sys, "unraisablehook", hook)
+    return found
+
+
+def test_many_exceptions_from_other_threads_in_several_callers(ignored: set[int]) -> None:
+    """Each caller computes until the one exception of a round has come."""
+    callers, rounds = 4, 150
+    problems = [Problem(seed) for seed in range(callers)]
 
     def interrupted(problem: Problem, computing: threading.Event, sent: threading.Event) -> None:
         computing.set()
