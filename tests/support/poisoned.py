@@ -10,7 +10,7 @@ import importlib
 import pkgutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -51,8 +51,10 @@ class _Numpy:
 @contextmanager
 def poisoned(number: float) -> Iterator[None]:
     """New arrays in the Python code of kernels hold `number`. Kernels must be compiled before, which needs NumPy."""
-    names = [module.name for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
-    modules = [importlib.import_module(name) for name in names]
+    modules = []
+    for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        with suppress(ModuleNotFoundError):  # what only Numba needs, where there is none
+            modules.append(importlib.import_module(found.name))
     modules = [module for module in modules if getattr(module, "np", None) is np]
     try:
         for module in modules:
