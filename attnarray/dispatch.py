@@ -108,7 +108,7 @@ def accelerated(reference: Callable[P, R]) -> Callable[P, R]:
             if mode != "auto" and (mode not in _modes(backend) or backend in KERNELS.get(name, {})):
                 raise KernelUnavailableError(
                     f"use_kernels({mode!r}) was asked for, but {name} cannot run there: {reason}. "
-                    "Use use_kernels('auto') to fall back to the reference."
+                    "Use use_kernels('auto') to take the fastest that can."
                 )
         if trace is not None:
             trace.append(Choice(name, "reference", reason))
