@@ -49,8 +49,8 @@ class PrecompiledKernels(BuildHookInterface):  # type: ignore[misc]
             return
         why = self.refused()
         if not why:
-            self.folder = tempfile.mkdtemp()
-            command = [sys.executable, "-m", "attnarray_build", *self.levels(), "--folder", self.folder]
+            self.folder = tempfile.TemporaryDirectory()
+            command = [sys.executable, "-m", "attnarray_build", *self.levels(), "--folder", self.folder.name]
             result = subprocess.run(command, cwd=self.root, check=False)
             why = "" if result.returncode == 0 else "compiling failed, see above"
         if why and ASKED in os.environ and self.levels() != ["none"]:
@@ -60,9 +60,9 @@ class PrecompiledKernels(BuildHookInterface):  # type: ignore[misc]
             return
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{next(platform_tags())}"
-        files = sorted(Path(self.folder).iterdir())
+        files = sorted(Path(self.folder.name).iterdir())
         build_data["force_include"] |= {str(path): f"attnarray/_compiled/{path.name}" for path in files}
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         if hasattr(self, "folder"):
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.cleanup()

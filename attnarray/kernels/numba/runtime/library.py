@@ -116,7 +116,7 @@ def load() -> tuple[Library | None, str]:
     for level in levels[levels.index(allowed) if allowed else 0 :]:
         try:
             return _loaded(level), "; ".join(reasons)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # the latter in an archive
             pass
         except (OSError, ValueError, TypeError, AttributeError) as error:
             reasons.append(f"{level}: {error}")
