@@ -145,8 +145,8 @@ def attend_fwd(
         for field, x in own.items():
             if dtype_name(x.dtype) not in checks.FLOATS:
                 raise TypeError(
-                    f"`{field}` has dtype {dtype_name(x.dtype)}, expected a floating dtype. Name an array that has no "
-                    "gradient in the class attribute NO_GRADIENT."
+                    f"`{field}` has dtype {dtype_name(x.dtype)}, expected one of {', '.join(checks.FLOATS)}. "
+                    "Convert it first, or name an array that has no gradient in the class attribute NO_GRADIENT."
                 )
         arrays |= own
     check_arrays(attn_mask, options, query=query, key=key, value=value, **arrays)

@@ -227,8 +227,9 @@ REFUSED: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "a function": (TypeError, "`scorer` is <function", {"scorer": lambda q, k: q}),
     "a scorer": (TypeError, "`normalizer`, a Cosine, has no method `weights`", {"normalizer": Cosine(np.ones(H))}),
     "a normalizer": (TypeError, "`modifiers[0]`, a Sigmoid, has no method", {"modifiers": [Sigmoid(np.ones(H))]}),
-    "an integer array": (TypeError, "`scorer.temperature` has dtype int64, expected a floating dtype. Name an array "
-                         "that has no gradient in the class attribute NO_GRADIENT.",
+    "an integer array": (TypeError, "`scorer.temperature` has dtype int64, expected one of float16, bfloat16, float32, "
+                         "float64. Convert it first, or name an array that has no gradient in the class attribute "
+                         "NO_GRADIENT.",
                          {"scorer": Cosine(np.ones(H, int))}),
     "float32 beside float64": (TypeError, "different dtypes", {"scorer": Cosine(np.ones(H, np.float32))}),
     "sinks of another size": (ValueError, "`sinks` has shape (3,)", {"normalizer": aa.Softmax(np.ones(3))}),

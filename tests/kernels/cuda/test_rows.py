@@ -125,7 +125,7 @@ def test_few_blocks_go_over_many_rows(name: str, monkeypatch: pytest.MonkeyPatch
     for module in (grid, segments, lstm_cell):
         monkeypatch.setattr(module, "MOST_BLOCKS", 2)
     monkeypatch.setattr(segments, "MOST_BLOCKS_ALONG_Y", 1)
-    monkeypatch.setattr(norm, "THREADS_OF_MULTIPROCESSOR", 1)
+    monkeypatch.setattr(norm, "MULTIPROCESSOR_THREADS", 1)
     monkeypatch.setattr(loss, "AT_ONCE", dict.fromkeys(loss.AT_ONCE, 1))
     for shape in [(40, 5), (5, 300), (9, 301)]:
         assert_right(name, calls_of(name, shape, "float32")[0], "float32")
