@@ -6,12 +6,13 @@ code makes its views; so strided, read-only and broadcast arrays share one compi
 
 from __future__ import annotations
 
+import struct
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from attnarray.kernels import UNBOUNDED
-from attnarray.kernels.numba.runtime.call import address
+from attnarray.kernels.numba.runtime.call import OFFSET, WORD_AT, address
 from attnarray.kernels.numba.runtime.jit import jit
 from attnarray.kernels.numba.vector.lanes import tile_size
 from attnarray.kernels.numba.vector.memory import matrix_at
@@ -166,6 +167,23 @@ def group_rows(call: Any) -> Any:
     return heads(call, Q) // heads(call, K) * rows(call, Q)
 
 
+def write_inputs(integers: Any, q: Any, k: Any, v: Any, out: Any, lse: Any) -> None:
+    """Write the addresses of arrays whose shapes a call has already; unrolled, as small calls take so little time."""
+    _FIVE(
+        integers, 8 * Q, WORD_AT(id(q) + OFFSET).value, WORD_AT(id(k) + OFFSET).value, WORD_AT(id(v) + OFFSET).value,
+        WORD_AT(id(out) + OFFSET).value, WORD_AT(id(lse) + OFFSET).value,
+    )  # fmt: skip
+
+
+def write_gradients(integers: Any, dout: Any, dq: Any, dk: Any, dv: Any) -> None:
+    """As `write_inputs`, for the backward pass."""
+    _FOUR(
+        integers, 8 * DOUT, WORD_AT(id(dout) + OFFSET).value, WORD_AT(id(dq) + OFFSET).value,
+        WORD_AT(id(dk) + OFFSET).value, WORD_AT(id(dv) + OFFSET).value,
+    )  # fmt: skip
+
+
+_FIVE, _FOUR = (struct.Struct(f"{count}q").pack_into for count in (5, 4))  # in half of the time that NumPy takes
 given, batches, heads, rows, columns, offset = jit(given, batches, heads, rows, columns, offset, inner=True)
 length, matrix, group_rows, element_address = jit(length, matrix, group_rows, element_address, inner=True)
 column_stride, row_stride = jit(column_stride, row_stride, inner=True)

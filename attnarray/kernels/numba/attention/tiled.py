@@ -20,8 +20,8 @@ from attnarray.kernels.numba.attention.decode import BLOCK, decode, merge
 from attnarray.kernels.numba.attention.forward import forward
 from attnarray.kernels.numba.attention.scores import panel_work
 from attnarray.kernels.numba.runtime import arrays as ra
-from attnarray.kernels.numba.runtime.call import address, write_addresses
-from attnarray.kernels.numba.runtime.threads import run_parts, threads_for
+from attnarray.kernels.numba.runtime.call import address
+from attnarray.kernels.numba.runtime.threads import is_small, run_parts, threads_for
 from attnarray.kernels.numba.vector.lanes import tile_size
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
@@ -40,10 +40,13 @@ def attention(q: Any, k: Any, v: Any, modifiers: Any) -> tuple[Any, Any]:
     """See the reference."""
     plan = _cached_plan(modifiers, q, k, v)
     if plan is not None:
-        out, lse = np.empty(plan.out, q.dtype), np.empty(plan.out[:3], q.dtype)
+        out, lse = np.empty(plan.out, q.dtype), np.empty(plan.lse, q.dtype)
         integers = plan.call.integers.copy()
-        write_addresses(integers, q, k, v, out, lse)
-        _run_forward(plan, integers)
+        ac.write_inputs(integers, q, k, v, out, lse)
+        if plan.is_serial:
+            forward(0, plan.panels, integers, plan.call.numbers)
+        else:
+            _run_forward(plan, integers)
         return out, lse
     real = ra.wide(q.dtype)
     out, lse = np.empty((*q.shape[:3], v.shape[3]), real), np.empty(q.shape[:3], real)
@@ -61,14 +64,16 @@ def attention_backward(
     real = ra.wide(q.dtype)
     dq, dk, dv = np.empty(q.shape, real), np.zeros(k.shape, real), np.zeros(v.shape, real)
     plan = _cached_plan(modifiers, q, k, v, dlse, out, lse, dout)
-    if plan is not None and threads_for(plan.time, plan.panels) == 1:
+    if plan is not None and plan.is_serial:
         integers = plan.call.integers.copy()
-        write_addresses(integers, q, k, v, out, lse, dout, dq, dk, dv)
+        ac.write_inputs(integers, q, k, v, out, lse)
+        ac.write_gradients(integers, dout, dq, dk, dv)
         backward(0, plan.panels, integers, plan.call.numbers)
         return dq, dk, dv, None, None
     if plan is not None:
         call = plan.call._replace(integers=plan.call.integers.copy())
-        write_addresses(call.integers, q, k, v, out, lse, dout, dq, dk, dv)
+        ac.write_inputs(call.integers, q, k, v, out, lse)
+        ac.write_gradients(call.integers, dout, dq, dk, dv)
     else:
         arrays = {ac.OUT: _in(out, real), ac.DOUT: _in(dout, real), ac.DQ: dq, ac.DK: dk, ac.DV: dv}
         arrays[ac.LSE] = _in(lse, real)[..., None]
@@ -160,6 +165,8 @@ class _Plan(NamedTuple):
 
     call: ac.Call
     out: tuple[int, ...]
+    lse: tuple[int, ...]
+    is_serial: bool  # no second thread pays off, nor vectors along the features
     decodes: bool
     partials: tuple[int, int, int]  # the shape of the results of blocks of keys
     panels: int
@@ -207,7 +214,9 @@ def _new_plan(call: ac.Call, modifiers: Any, out: tuple[int, ...], passes: float
         time = read * max(rows / 2, 1.0) / BYTES_PER_NANOSECOND
     else:
         time = 2.0 * passes * features * batch * heads * queries * keys / FLOPS_PER_NANOSECOND
-    return _Plan(call, out, decodes, partials, batch * kv_heads * panels, time, {})
+    panels *= batch * kv_heads
+    is_serial = not decodes and is_small(time, panels)
+    return _Plan(call, out, out[:3], is_serial, decodes, partials, panels, time, {})
 
 
 def _run_forward(plan: _Plan, integers: Any) -> None:

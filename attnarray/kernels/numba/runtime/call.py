@@ -11,7 +11,6 @@ import ctypes
 import functools
 import inspect
 import operator
-import struct
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -39,17 +38,11 @@ def kinds(record: Any) -> dict[str, str]:
 
 def address(x: np.ndarray) -> int:
     """`x.ctypes.data`, in a tenth of its time."""
-    return _WORD_AT(id(x) + _OFFSET).value
-
-
-def write_addresses(words: Any, *arrays: np.ndarray) -> None:
-    """Write the addresses of arrays to the first of some 64-bit words."""
-    _WRITE[len(arrays)](words, 0, *[_WORD_AT(id(x) + _OFFSET).value for x in arrays])
+    return WORD_AT(id(x) + OFFSET).value
 
 
 # NumPy's C API has the address of the data first in an array, after the fields of all Python objects.
-_WORD_AT, _OFFSET = ctypes.c_size_t.from_address, object.__basicsize__
-_WRITE = [struct.Struct(f"{count}q").pack_into for count in range(10)]  # in half of the time that NumPy takes
+WORD_AT, OFFSET = ctypes.c_size_t.from_address, object.__basicsize__
 
 
 def pack(call: Any, real: Any) -> tuple[np.ndarray, np.ndarray]:

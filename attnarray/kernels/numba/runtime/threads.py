@@ -38,5 +38,9 @@ MIN_WORK_PER_THREAD = 2**16
 
 def threads_for(work: float, most: int) -> int:
     """The number of threads that pay off for `work` nanoseconds of one thread, at most `most`."""
-    worth = min(int(work // MIN_WORK_PER_THREAD), most)
-    return min(thread_count(), worth) if worth > 1 else 1
+    return 1 if is_small(work, most) else min(thread_count(), int(work // MIN_WORK_PER_THREAD), most)
+
+
+def is_small(work: float, most: int) -> bool:
+    """Whether a second thread never pays off."""
+    return work < 2 * MIN_WORK_PER_THREAD or most < 2
