@@ -43,7 +43,7 @@ def attention(q: Any, k: Any, v: Any, modifiers: Any) -> tuple[Any, Any]:
         out, lse = np.empty(plan.out, q.dtype), np.empty(plan.lse, q.dtype)
         integers = plan.call.integers.copy()
         ac.write_inputs(integers, q, k, v, out, lse)
-        if plan.is_serial:
+        if not plan.decodes and is_small(plan.time, plan.panels):
             forward(0, plan.panels, integers, plan.call.numbers)
         else:
             _run_forward(plan, integers)
@@ -64,7 +64,7 @@ def attention_backward(
     real = ra.wide(q.dtype)
     dq, dk, dv = np.empty(q.shape, real), np.zeros(k.shape, real), np.zeros(v.shape, real)
     plan = _cached_plan(modifiers, q, k, v, dlse, out, lse, dout)
-    if plan is not None and plan.is_serial:
+    if plan is not None and is_small(plan.time, plan.panels):
         integers = plan.call.integers.copy()
         ac.write_inputs(integers, q, k, v, out, lse)
         ac.write_gradients(integers, dout, dq, dk, dv)
@@ -166,7 +166,6 @@ class _Plan(NamedTuple):
     call: ac.Call
     out: tuple[int, ...]
     lse: tuple[int, ...]
-    is_serial: bool  # no second thread pays off, nor vectors along the features
     decodes: bool
     partials: tuple[int, int, int]  # the shape of the results of blocks of keys
     panels: int
@@ -214,9 +213,7 @@ def _new_plan(call: ac.Call, modifiers: Any, out: tuple[int, ...], passes: float
         time = read * max(rows / 2, 1.0) / BYTES_PER_NANOSECOND
     else:
         time = 2.0 * passes * features * batch * heads * queries * keys / FLOPS_PER_NANOSECOND
-    panels *= batch * kv_heads
-    is_serial = not decodes and is_small(time, panels)
-    return _Plan(call, out, out[:3], is_serial, decodes, partials, panels, time, {})
+    return _Plan(call, out, out[:3], decodes, partials, batch * kv_heads * panels, time, {})
 
 
 def _run_forward(plan: _Plan, integers: Any) -> None:
