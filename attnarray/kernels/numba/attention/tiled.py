@@ -64,16 +64,14 @@ def attention_backward(
     real = ra.wide(q.dtype)
     dq, dk, dv = np.empty(q.shape, real), np.zeros(k.shape, real), np.zeros(v.shape, real)
     plan = _cached_plan(modifiers, q, k, v, dlse, out, lse, dout)
-    if plan is not None and is_small(plan.time, plan.panels):
+    if plan is not None:
         integers = plan.call.integers.copy()
         ac.write_inputs(integers, q, k, v, out, lse)
         ac.write_gradients(integers, dout, dq, dk, dv)
-        backward(0, plan.panels, integers, plan.call.numbers)
-        return dq, dk, dv, None, None
-    if plan is not None:
-        call = plan.call._replace(integers=plan.call.integers.copy())
-        ac.write_inputs(call.integers, q, k, v, out, lse)
-        ac.write_gradients(call.integers, dout, dq, dk, dv)
+        if is_small(plan.time, plan.panels):
+            backward(0, plan.panels, integers, plan.call.numbers)
+            return dq, dk, dv, None, None
+        call = plan.call._replace(integers=integers)
     else:
         arrays = {ac.OUT: _in(out, real), ac.DOUT: _in(dout, real), ac.DQ: dq, ac.DK: dk, ac.DV: dv}
         arrays[ac.LSE] = _in(lse, real)[..., None]

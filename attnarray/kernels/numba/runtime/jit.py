@@ -35,7 +35,6 @@ class Kernel(Lazy):
     def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
         super().__init__(lambda: _cached(importlib.import_module("numba").njit(real_function(function), **options)))
         self.function = function
-        self.options = options
         self.name = f"{function.__module__.removeprefix(PREFIX)}:{function.__name__}"
         self._by_mode: dict[str, Any] = {}
 
@@ -61,7 +60,7 @@ class CFunction(Lazy):
     def address(self) -> int:
         """The address of its code, valid as long as this object."""
         precompiled = library()
-        found: int = self.real.address if precompiled is None else precompiled.address_of(self.symbol)
+        found: int = self.real.address if precompiled is None else precompiled.function_address(self.symbol)
         return found
 
     @property

@@ -74,7 +74,7 @@ class Library:
         self.tiles = {int(bits): tuple(tile) for bits, tile in contents["tiles"].items()}
         self._kernels, self._functions = contents["kernels"], functions
 
-    def address_of(self, name: str) -> int:
+    def function_address(self, name: str) -> int:
         """The address of a C function."""
         return ctypes.cast(self._functions[name], ctypes.c_void_p).value or 0
 
