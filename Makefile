@@ -15,7 +15,7 @@ PYTEST = OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo check bench test test-all wheel lint types clean
+.PHONY: help demo check bench test test-all test-distributed wheel lint types clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,10 +30,13 @@ bench: $(VENV)/.bench  ## compare the speed with other libraries: a minute once 
 	@$(BIN)/attnarray bench $(ARGS)
 
 test: $(VENV)/.test  ## run what a change can break: a few minutes
-	@$(PYTEST) -m "not slow" $(ARGS)
+	@$(PYTEST) -m "not slow and not distributed" $(ARGS)
 
-test-all: $(VENV)/.test  ## run every test: a quarter of an hour on two cores
-	@$(PYTEST) $(ARGS)
+test-all: $(VENV)/.test  ## run every test on one machine: a quarter of an hour on two cores
+	@$(PYTEST) -m "not distributed" $(ARGS)
+
+test-distributed: $(VENV)/.test-distributed  ## run the tests with MPI and Dask
+	@OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -m distributed tests/distributed $(ARGS)
 
 wheel: $(VENV)/.test  ## build a wheel with precompiled kernels, and test it where Numba is not installed
 	@rm -rf build/wheel && mkdir -p build/wheel

@@ -23,6 +23,7 @@ _MODULES = {
     "layers": "layers",
     "models": "models",
     "checkpoints": "checkpoints",
+    "distributed": "distributed",
     **dict.fromkeys(["namespace_of", "use_backend", "asarray", "to_numpy", "available_backends"], "backend"),
     **dict.fromkeys(["use_kernels", "explain", "warmup"], "dispatch"),
     "gradcheck": "gradient_check",

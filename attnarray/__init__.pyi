@@ -1,4 +1,5 @@
 from attnarray import checkpoints as checkpoints
+from attnarray import distributed as distributed
 from attnarray import layers as layers
 from attnarray import models as models
 from attnarray import optim as optim

@@ -64,14 +64,15 @@ def threshold(p: float) -> int:
 
 
 def attention_keep_mask(
-    seed: int, p: float, shape: tuple[int, int, int, int], xp: Namespace, device: Any, query: int | Array, key: int
-) -> Array:
-    """The keep-mask (B, H, T, S) of attention dropout; `query` and `key` are the positions of the first ones.
+    seed: int, p: float, shape: tuple[int, int, int, int], xp: Namespace, device: Any, query: int | Array, key: int,
+    head: int = 0, batch: int = 0,
+) -> Array:  # fmt: skip
+    """The keep-mask (B, H, T, S) of attention dropout; `query`, `key`, `head` and `batch` are the first ones.
 
     Query position i and key position j of head h and batch b take word j % 4 of the counter (j // 4, i, h, b), and are
     kept when it is >= p * 2^32. `query` is an int or one per batch (B,).
     """
-    return _attention_words(seed, shape, xp, device, query, key, 0) >= threshold(p)
+    return _attention_words(seed, shape, xp, device, query, key, head, batch) >= threshold(p)
 
 
 def attention_noise(
@@ -93,6 +94,7 @@ def _attention_words(
     query: int | Array,
     key: int,
     first_head: int,
+    first_batch: int = 0,
 ) -> Array:
     """The word of each score (B, H, T, S)."""
     b, h, t, s = shape
@@ -103,7 +105,7 @@ def _attention_words(
             _arange(xp, device, first_block, past_block)[None, None, None, :],
             (_arange(xp, device, 0, t)[None, None, :, None] + first_row) & WORD,
             _arange(xp, device, first_head, first_head + h)[None, :, None, None],
-            _arange(xp, device, 0, b)[:, None, None, None],
+            _arange(xp, device, first_batch, first_batch + b)[:, None, None, None],
         ),
         seed_words(seed),
     )

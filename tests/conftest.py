@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, settings
 from attnarray import console
 from attnarray.kernels.cuda import nvrtc
 from tests.cuda_emulation import building
+from tests.support import mpi
 from tests.support.libraries import LIBRARIES, Library, marks_of
 
 # pytest imports readline, which sets the terminal width for child processes: for workers of pytest-xdist
@@ -32,7 +33,11 @@ settings.load_profile("attnarray")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests that need a compiler that is not installed, and name it."""
-    missing = {"emulation": building.UNAVAILABLE, "nvrtc": nvrtc.MISSING if nvrtc.find() is None else ""}
+    missing = {
+        "emulation": building.UNAVAILABLE,
+        "nvrtc": nvrtc.MISSING if nvrtc.find() is None else "",
+        "distributed": mpi.missing(),
+    }
     for item in items:
         for name, reason in missing.items():
             if reason and item.get_closest_marker(name):

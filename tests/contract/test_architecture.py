@@ -33,7 +33,7 @@ LAYERS = """
     tables
     cases
     attnarray
-    models
+    models distributed
     checkpoints
     layers
     attention
@@ -52,9 +52,12 @@ HEAVY = {
     "array_api_compat",
     "babel",
     "cupy",
+    "dask",
+    "distributed",
     "jax",
     "keras",
     "matplotlib",
+    "mpi4py",
     "numba",
     "onnx",
     "onnxruntime",

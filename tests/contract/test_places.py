@@ -66,6 +66,9 @@ layers/norm.py                      layers/test_block.py                     wha
 layers/residual.py                  layers/test_block.py                     what blocks are made of
 models/*.py                         models/test_every_model.py               what all models share
 checkpoints/*                       checkpoints/test_pretrained.py           parts of reading and writing a folder
+distributed/communicator.py          distributed/test_ring.py                 messages and errors of ring attention
+distributed/problem.py              distributed/test_ring.py                 what ranks must give alike
+distributed/t[ir]*.py                distributed/test_ring.py                 parts of ring attention
 kernels/cuda/additive.py            kernels/cuda/test_masked_softmax.py             scores of attention
 kernels/cuda/attention_*.py         kernels/cuda/test_attention_tensor_cores.py parts of one kernel
 kernels/cuda/cublas.py              kernels/cuda/test_products.py            it multiplies through it

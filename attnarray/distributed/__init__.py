@@ -1,0 +1,27 @@
+"""Attention and training on several processes: over mpi4py communicators, or over threads for tests and teaching.
+
+Importing it loads no further package: an mpi4py communicator is an argument.
+"""
+
+from attnarray.distributed.communicator import RankError
+from attnarray.distributed.ring import RingContext, ring_attention, ring_attention_bwd, ring_attention_fwd
+from attnarray.distributed.sequence import join_sequence, split_sequence
+from attnarray.distributed.thread_comm import ThreadComm
+from attnarray.tree import shorten_reprs
+
+__all__ = [
+    "RankError",
+    "RingContext",
+    "ThreadComm",
+    "join_sequence",
+    "ring_attention",
+    "ring_attention_bwd",
+    "ring_attention_fwd",
+    "split_sequence",
+]
+
+shorten_reprs()
+
+
+def __dir__() -> list[str]:
+    return __all__

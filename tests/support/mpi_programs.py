@@ -1,0 +1,94 @@
+"""Programs that the tests start with mpiexec: python -m tests.support.mpi_programs NAME. Rank 0 prints the results."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import numpy as np
+
+from attnarray.distributed import ring_attention, ring_attention_bwd, ring_attention_fwd
+from attnarray.distributed import tiles as tiles_module
+from tests.support.ring_calls import OPTIONS, TOLERANCES, errors, joined, make_call, rank_results, whole_results
+
+
+def ring(comm: Any) -> dict[str, Any]:
+    """The largest error of ring attention, for each dtype, order and set of options."""
+    found = {}
+    for dtype in TOLERANCES:
+        for order in ("contiguous", "zigzag"):
+            for name in OPTIONS:
+                call = make_call(name, dtype)
+                results = comm.allgather(rank_results(comm, call, order))
+                found[f"{dtype}, {order}, {name}"] = max(
+                    errors(joined(results, call, order), whole_results(call)).values()
+                )
+    return found
+
+
+def large(comm: Any) -> dict[str, Any]:
+    """Messages of megabytes, which MPI sends only when they are asked for."""
+    rng = np.random.default_rng(comm.Get_rank())
+    q = rng.standard_normal((1, 2, 1500, 64), dtype=np.float32)
+    outs = [ring_attention(comm, q, q, q, is_causal=True, order="zigzag") for _ in range(3)]
+    return {"equal": all(np.array_equal(out, outs[0]) for out in outs), "finite": bool(np.isfinite(outs[0]).all())}
+
+
+def errors_on_ranks(comm: Any) -> dict[str, Any]:
+    """The errors of every rank, when one gives another option, wrong input, or fails while it computes."""
+    x, rank = np.ones((1, 2, 8, 4)), comm.Get_rank()
+    found = {
+        "options": _raised(comm, lambda: ring_attention(comm, x, x, x, scale=1.0 + rank)),
+        "dtype": _raised(comm, lambda: ring_attention(comm, *3 * [x.astype(np.float32) if rank == 1 else x])),
+        "input": _raised(comm, lambda: ring_attention(comm, x, x[:, :, :, :3] if rank == 1 else x, x)),
+    }
+    attention, backward = tiles_module.attention, tiles_module.attention_backward
+    if rank == 1:
+        tiles_module.attention = _fails
+    found["computing"] = _raised(comm, lambda: ring_attention(comm, x, x, x))
+    tiles_module.attention = attention
+    out, ctx = ring_attention_fwd(comm, x, x, x)
+    if rank == 1:
+        tiles_module.attention_backward = _fails
+    found["computing gradients"] = _raised(comm, lambda: ring_attention_bwd(out, ctx))
+    tiles_module.attention_backward = backward
+    return found
+
+
+def _fails(*_: Any) -> Any:
+    raise MemoryError("no memory left")
+
+
+def _raised(comm: Any, action: Any) -> list[str]:
+    try:
+        action()
+        error = "nothing"
+    except Exception as raised:
+        error = f"{type(raised).__name__}: {raised}"
+    return comm.allgather(error)
+
+
+def stops(comm: Any) -> dict[str, Any]:
+    """A rank raises outside of any call, while others wait for it."""
+    x = np.ones((1, 2, 8, 4))
+    if comm.Get_rank() == 1:
+        raise ZeroDivisionError("my own")
+    ring_attention(comm, x, x, x)
+    return {}
+
+
+PROGRAMS = {"ring": ring, "large": large, "errors": errors_on_ranks, "stops": stops}
+
+
+def main() -> None:
+    from mpi4py import MPI
+
+    comm = MPI.COMM_WORLD
+    found = PROGRAMS[sys.argv[1]](comm, *sys.argv[2:])
+    if comm.Get_rank() == 0:
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
