@@ -15,7 +15,7 @@ PYTEST = OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo check bench test test-all test-distributed wheel lint types clean
+.PHONY: help demo check bench test test-all test-distributed wheel docs lint types clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,10 @@ wheel: $(VENV)/.test  ## build a wheel with precompiled kernels, and test it whe
 	@cd build/wheel && venv/bin/attnarray check && OPENBLAS_NUM_THREADS=1 venv/bin/python -m pytest -q -m "not slow" \
 		--override-ini addopts="--import-mode=importlib" tests/kernels/numba/test_library.py tests/contract tests/attention \
 		$(SOURCES:%=--ignore=tests/contract/test_%.py) --deselect tests/contract/test_unwritten_memory.py::test_array_code_makes_no_array_without_numbers $(ARGS)
+
+docs: $(VENV)/.docs  ## build the pages of the site into build/docs; any warning is an error
+	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --builder html docs build/docs $(ARGS)
+	@echo "Open build/docs/index.html"
 
 lint: $(VENV)/.lint  ## check style, formatting and types
 	@$(BIN)/ruff check .

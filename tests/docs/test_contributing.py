@@ -20,7 +20,7 @@ from tests.support.tiers import first
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 RECIPES = {text.partition("\n")[0]: text for text in re.split(r"^## ", TEXT, flags=re.MULTILINE)[1:]}
-COPIED = ("attnarray", "tests", "docs", "README.md", "CONTRIBUTING.md", "pyproject.toml", "mkdocs.yml")
+COPIED = ("attnarray", "tests", "docs", "README.md", "CONTRIBUTING.md", "pyproject.toml")
 STRICT = Path(array_api_strict.__file__).parent
 PROGRAMS = {"attnarray": ["-m", "attnarray"], "pytest": ["-m", "pytest", "-p", "no:cacheprovider"]}
 
