@@ -91,6 +91,15 @@ from attnarray.attention.graph.graph_attention import GraphGrads as GraphGrads
 from attnarray.attention.graph.graph_attention import graph_attention as graph_attention
 from attnarray.attention.graph.graph_attention import graph_attention_bwd as graph_attention_bwd
 from attnarray.attention.graph.graph_attention import graph_attention_fwd as graph_attention_fwd
+from attnarray.attention.linear.features import FAVOR as FAVOR
+from attnarray.attention.linear.features import Hedgehog as Hedgehog
+from attnarray.attention.linear.linear_attention import LinearAttentionContext as LinearAttentionContext
+from attnarray.attention.linear.linear_attention import LinearAttentionGrads as LinearAttentionGrads
+from attnarray.attention.linear.linear_attention import LinearAttentionResult as LinearAttentionResult
+from attnarray.attention.linear.linear_attention import linear_attention as linear_attention
+from attnarray.attention.linear.linear_attention import linear_attention_bwd as linear_attention_bwd
+from attnarray.attention.linear.linear_attention import linear_attention_fwd as linear_attention_fwd
+from attnarray.attention.linear.step import linear_attention_step as linear_attention_step
 from attnarray.attention.normalizers import Softmax as Softmax
 from attnarray.attention.positional.local import LocalContext as LocalContext
 from attnarray.attention.positional.local import LocalGrads as LocalGrads

@@ -169,7 +169,8 @@ def _mask(constraints: Constraints, layout: Layout, full: tuple[int, ...], query
     return functools.reduce(operator.and_, [_scores(name, mask, layout, full) for name, mask in masks])
 
 
-def _scale(scale: float | None, default: float) -> float:
+def scale_or_default(scale: float | None, default: float) -> float:
+    """The option `scale`, checked."""
     if scale is None:
         return default
     number = checks.real(scale)
@@ -183,7 +184,7 @@ def _scale(scale: float | None, default: float) -> float:
 
 def _scale_and_softcap(options: Any, default_scale: float, q: Array) -> tuple[float, float | None]:
     dtype, softcap = dtype_name(q.dtype), options.get("softcap")
-    scale = check_number("scale", _scale(options.get("scale"), default_scale), dtype, small=True)
+    scale = check_number("scale", scale_or_default(options.get("scale"), default_scale), dtype, small=True)
     if softcap is None:
         return scale, None
     number = check_number("softcap", checks.positive("softcap", softcap), dtype)

@@ -52,8 +52,13 @@ def narrow(x: Array | None, like: Array) -> Any:
     return None if x is None else namespace_of(x).astype(namespace_of(x).asarray(x), like.dtype, copy=False)
 
 
-def result_cotangents(dout: Any, kind: Any, shapes: tuple[tuple[int, ...], ...], like: Array) -> list[Any]:
-    """The cotangents of the fields of a result, checked, in the dtype of sums; 0 for None."""
+def result_cotangents(
+    dout: Any, kind: Any, shapes: tuple[tuple[int, ...], ...], like: Array, wide_fields: tuple[str, ...] = ()
+) -> list[Any]:
+    """The cotangents of the fields of a result, checked, in the dtype of sums; 0 for None.
+
+    Those of `wide_fields` are in that dtype, others in that of `like`.
+    """
     if not isinstance(dout, tuple | list) or len(dout) != len(kind._fields):
         raise TypeError(
             f"`dout` is {checks.shown(dout)}, expected {kind.__name__}({', '.join(kind._fields)}): the cotangent of "
@@ -62,10 +67,11 @@ def result_cotangents(dout: Any, kind: Any, shapes: tuple[tuple[int, ...], ...],
     named = {f"dout.{name}": array for name, array in zip(kind._fields, dout, strict=True)}
     xp, found = checks.namespace(**named, query=like), []
     for (name, array), shape in zip(named.items(), shapes, strict=True):
+        other = wide(like) if name.removeprefix("dout.") in wide_fields else like
         if array is None:
-            array = xp.zeros(shape, dtype=like.dtype, device=device_of(like))
+            array = xp.zeros(shape, dtype=other.dtype, device=device_of(like))
         checks.shape(name, array, shape, "the shape of that result")
-        checks.floating(**{name: array}, query=like)
+        checks.floating(**{name: array}, query=other)
         found.append(wide(array))
     return found
 

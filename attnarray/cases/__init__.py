@@ -7,6 +7,7 @@ from attnarray.cases.attend import ATTEND_CASES
 from attnarray.cases.case import Case
 from attnarray.cases.dot_product import DOT_PRODUCT_CASES
 from attnarray.cases.graph import GRAPH_CASES
+from attnarray.cases.linear_attention import LINEAR_ATTENTION_CASES
 from attnarray.cases.local import LOCAL_CASES
 from attnarray.cases.multi_head import MULTI_HEAD_CASES
 from attnarray.cases.multiplicative import COMBINE_CASES, MULTIPLICATIVE_CASES, SCALED_CASES
@@ -30,6 +31,7 @@ CASES: tuple[Case, ...] = (
     *LOCAL_CASES,
     *RECURRENT_CASES,
     *GRAPH_CASES,
+    *LINEAR_ATTENTION_CASES,
     *RELATIVE_CASES,
     *ROTARY_CASES,
     *SPARSE_CASES,

@@ -204,7 +204,47 @@ def graph_attention(d: Draw) -> Call:
     return Call("graph_attention", given, hidden, {(): out})
 
 
+def linear_attention(d: Draw) -> Call:
+    batch, steps, heads, group = d.batch(), d.size(20, 150), d.size(2, 3, least=1), d.choice(1, 1, 2, 3)
+    dim, value_dim, rule = d.size(6, 40), d.size(6, 40), d.choice("linear", "gated", "delta", "gated_delta")
+    given = {"query": d.normal(*batch, heads * group, steps, dim), "key": d.normal(*batch, heads, steps, dim),
+             "value": d.normal(*batch, heads, steps, value_dim), "rule": rule}  # fmt: skip
+    if not batch:
+        given["layout"] = "BTHD"
+    given["key"] /= np.maximum(np.linalg.norm(given["key"], axis=-1, keepdims=True), 1e-3)
+    if rule.startswith("gated"):
+        shape = (*batch, heads, steps, dim) if d.chance(0.4) else (*batch, heads, steps)
+        given["decay"] = -d.choice(0.01, 1.0, 20.0) * d.rng.random(shape)
+    if rule.endswith("delta"):
+        given["beta"] = d.rng.random((*batch, heads, steps))
+    elif d.chance(0.3):
+        given["normalize"], given["feature_map"] = True, d.choice("elu+1", "exp", "softmax")
+    if d.chance(0.4):
+        columns = value_dim + given.get("normalize", False)
+        given["initial_state"] = np.abs(d.normal(*batch, heads, dim, columns))
+    given["chunk_size"] = d.choice(1, 2, 7, 16, 64, 100)
+    arrays = {name: given[name] for name in ("query", "key", "value", "decay", "beta") if name in given}
+    lengths = d.rng.integers(0, steps + 1, batch) if d.chance(0.4) else np.full(batch, steps)
+    past = np.arange(steps) >= lengths[..., None, None]
+    swap = not batch or d.chance(0.3)
+    marks = {}
+    for name, array in arrays.items():
+        axes = past[..., None] if array.ndim == given["query"].ndim else past
+        marks[name] = np.broadcast_to(axes, array.shape)
+    marks["out"] = np.broadcast_to(past[..., None], (*given["query"].shape[:-1], value_dim))
+    if swap:
+        given["layout"] = "BTHD"
+        marks = {name: np.swapaxes(mark, len(batch), len(batch) + 1) for name, mark in marks.items()}
+        given |= {name: np.ascontiguousarray(np.swapaxes(array, len(batch), len(batch) + 1))
+                  for name, array in arrays.items()}  # fmt: skip
+    if not (lengths == steps).all():
+        given["lengths"] = lengths if batch else int(lengths)
+    out = marks.pop("out")
+    return Call("linear_attention", given, {(name,): mark for name, mark in marks.items()}, {("out",): out})
+
+
 DRAWS = (
     additive_attention, multiplicative_attention, scaled_attention, recurrent_attention, location_attention,
     local_attention, pairwise_attention, convolutional_attention, attentional_hidden_state, graph_attention,
+    linear_attention,
 )  # fmt: skip

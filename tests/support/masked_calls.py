@@ -16,7 +16,7 @@ __all__ = ["Masked", "Sizes", "calls", "normal"]
 def calls(sizes: Sizes = Sizes()) -> dict[str, Masked]:  # noqa: B008 - a tuple of integers
     """All calls by their names. The sizes are those of attention; other functions have few entries in any case."""
     return {**attention_calls(sizes), **_recurrent(sizes), **_graph(sizes),
-            **_merge(sizes), **_softmax(sizes), **_others(sizes)}  # fmt: skip
+            **_linear(sizes), **_merge(sizes), **_softmax(sizes), **_others(sizes)}  # fmt: skip
 
 
 def _recurrent(sizes: Sizes) -> dict[str, Masked]:
@@ -35,6 +35,31 @@ def _recurrent(sizes: Sizes) -> dict[str, Masked]:
                 getattr(aa, name), arrays, options, hidden, (~mask[..., None], NOTHING, NOTHING)
             )
     made["rnn relu"] = made["rnn {}"]._replace(options={"nonlinearity": "relu"})
+    return made
+
+
+def _linear(sizes: Sizes) -> dict[str, Masked]:
+    """Steps past the lengths, of which one is 0."""
+    B, H, Hkv, _, T, D, E, _ = sizes
+    lengths = np.where(np.arange(B) % 2, 0, T // 2 + 1) if T else np.zeros(B, np.int64)
+    past = (np.arange(T) >= lengths[:, None])[:, None]  # (B, 1, T)
+    rng, key = np.random.default_rng(7), normal(B, Hkv, T, D)
+    arrays = {"query": normal(B, H, T, D), "key": key / np.maximum(np.linalg.norm(key, axis=-1, keepdims=True), 1.0),
+              "value": normal(B, Hkv, T, E), "lengths": lengths}  # fmt: skip
+    hidden = {"query": past[..., None], "key": past[..., None], "value": past[..., None]}
+    more = {"decay": -rng.random((B, Hkv, T)), "beta": rng.random((B, Hkv, T))}
+    by_dim = {**more, "decay": -rng.random((B, Hkv, T, D))}
+    made = {}
+    for label, extra, options in (
+        ("normalized", {}, {"normalize": True, "feature_map": "exp"}),
+        ("gated delta", more, {"rule": "gated_delta"}),
+        ("gated delta by dim", by_dim, {"rule": "gated_delta", "chunk_size": 4}),
+    ):
+        own = {name: past[..., None] if array.ndim == 4 else past for name, array in extra.items()}
+        results = past[..., None], NOTHING
+        made[f"linear_attention, {label}"] = Masked(
+            aa.linear_attention, {**arrays, **extra}, options, {**hidden, **own}, results
+        )
     return made
 
 
