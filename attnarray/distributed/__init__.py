@@ -3,16 +3,29 @@
 Importing it loads no further package: an mpi4py communicator is an argument.
 """
 
+from attnarray.distributed.all_to_all import (
+    AllToAllContext,
+    all_to_all_attention,
+    all_to_all_attention_bwd,
+    all_to_all_attention_fwd,
+)
 from attnarray.distributed.communicator import RankError
+from attnarray.distributed.grid import Grid, grid
 from attnarray.distributed.ring import RingContext, ring_attention, ring_attention_bwd, ring_attention_fwd
 from attnarray.distributed.sequence import join_sequence, split_sequence
 from attnarray.distributed.thread_comm import ThreadComm
 from attnarray.tree import shorten_reprs
 
 __all__ = [
+    "AllToAllContext",
+    "Grid",
     "RankError",
     "RingContext",
     "ThreadComm",
+    "all_to_all_attention",
+    "all_to_all_attention_bwd",
+    "all_to_all_attention_fwd",
+    "grid",
     "join_sequence",
     "ring_attention",
     "ring_attention_bwd",

@@ -19,12 +19,17 @@ class Request(Protocol):
     def Wait(self) -> Any: ...
 
 
-class Communicator(Protocol):
-    """The methods of `mpi4py.MPI.Comm` that this package calls; `ThreadComm` gives them to threads."""
+class Gathering(Protocol):
+    """Ranks that exchange small objects."""
 
     def Get_rank(self) -> int: ...
     def Get_size(self) -> int: ...
     def allgather(self, sendobj: Any, /) -> list[Any]: ...
+
+
+class Communicator(Gathering, Protocol):
+    """The methods of `mpi4py.MPI.Comm` that this package calls; `ThreadComm` gives them to threads."""
+
     def Isend(self, buf: Any, dest: int, tag: int = 0) -> Any: ...
     def Irecv(self, buf: Any, source: int, tag: int = 0) -> Any: ...
     def Split(self, color: int = 0, key: int = 0) -> Any: ...
@@ -35,11 +40,12 @@ class RankError(RuntimeError):
 
 
 class Incoming:
-    """Arrays (B, H, length, N) that are being received; `wait` returns them when they are complete."""
+    """Arrays that are being received, with the dtypes of `like`; `wait` returns them when they are complete."""
 
-    def __init__(self, comm: Communicator, like: Sequence[Array], length: int, rank: int, tag: int):
+    def __init__(
+        self, comm: Communicator, like: Sequence[Array], shapes: Sequence[tuple[int, ...]], rank: int, tag: int
+    ) -> None:
         self._like = like
-        shapes = [(*x.shape[:2], length, x.shape[3]) for x in like]
         self._host = [np.empty(shape, to_numpy(x[..., :0]).dtype) for shape, x in zip(shapes, like, strict=True)]
         self.requests: list[Request] = [comm.Irecv(_bytes(x), rank, tag) for x in self._host if x.size]
 
@@ -51,7 +57,7 @@ class Incoming:
 class Outgoing:
     """Arrays that are being sent; they must not be changed before `requests` are complete."""
 
-    def __init__(self, comm: Communicator, arrays: Sequence[Array], rank: int, tag: int):
+    def __init__(self, comm: Communicator, arrays: Sequence[Array], rank: int, tag: int) -> None:
         self._host = [np.ascontiguousarray(to_numpy(array)) for array in arrays]
         self.requests: list[Request] = [comm.Isend(_bytes(x), rank, tag) for x in self._host if x.size]
 
@@ -88,7 +94,7 @@ class Guard:
         return None
 
 
-def everywhere(comm: Communicator, action: Callable[..., T], *args: Any) -> T:
+def everywhere(comm: Gathering, action: Callable[..., T], *args: Any) -> T:
     """Return what `action` returns on this rank; if it raises on one rank, every rank raises."""
     guard = Guard()
     result = guard.run(action, *args)
@@ -96,14 +102,14 @@ def everywhere(comm: Communicator, action: Callable[..., T], *args: Any) -> T:
     return result  # type: ignore[return-value]  # there was no error
 
 
-def gathered(comm: Communicator, action: Callable[..., T], *args: Any) -> list[T]:
+def gathered(comm: Gathering, action: Callable[..., T], *args: Any) -> list[T]:
     """Return what `action` returns on each of the ranks; if it raises on one, every rank raises."""
     guard = Guard()
     result = guard.run(action, *args)
     return agree(comm, guard.error, result)
 
 
-def agree(comm: Communicator, error: Exception | None, result: Any = None) -> list[Any]:
+def agree(comm: Gathering, error: Exception | None, result: Any = None) -> list[Any]:
     """The results of all ranks, unless one of them has an error: then every rank raises."""
     replies = comm.allgather((None if error is None else f"{type(error).__name__}: {error}", result))
     if error is not None:

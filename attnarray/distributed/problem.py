@@ -10,7 +10,7 @@ from attnarray.attention.layout import Layout, attention_layout
 from attnarray.attention.modifiers import ScoreModifiers
 from attnarray.attention.options import Options, check_arrays, known_options, score_modifiers
 from attnarray.backend import Array, dtype_name, to_numpy
-from attnarray.distributed.communicator import Communicator, gathered, same
+from attnarray.distributed.communicator import Gathering, gathered, same
 from attnarray.distributed.sequence import ORDERS, OrderName, Part, parts_of
 from attnarray.masks import Mask
 
@@ -29,7 +29,7 @@ class RankProblem(NamedTuple):
 
 
 def agreed_problem(
-    comm: Communicator,
+    comm: Gathering,
     arrays: tuple[Array, Array, Array],
     attn_mask: Array | Mask | None,
     dropout_p: float,

@@ -16,7 +16,7 @@ from attnarray.attention.options import Options
 from attnarray.attention.products import hiding_product
 from attnarray.backend import Array, ArrayT, device_of, namespace_of, to_numpy
 from attnarray.dispatch import ignoring_fp_errors
-from attnarray.distributed.communicator import Communicator, Guard, agree, everywhere
+from attnarray.distributed.communicator import Communicator, Gathering, Guard, agree, everywhere
 from attnarray.distributed.problem import agreed_problem
 from attnarray.distributed.sequence import OrderName, Route, band_of
 from attnarray.distributed.tiles import Gradients, Results, make_queries
@@ -129,7 +129,7 @@ def ring_attention_fwd(
     problem = agreed_problem(comm, (query, key, value), attn_mask, dropout_p, is_causal, order, options)
     q, k, v, modifiers, layout, bias_shape, queries, keys = problem
     route = Route(queries, keys, band_of(modifiers))
-    out, lse = ring_forward(comm, q, k, v, modifiers, route)
+    out, lse = ring_forward(comm, comm, q, k, v, modifiers, route)
     ctx = RingContext(comm, q, k, v, out, lse, modifiers, route, layout, bias_shape)
     return read_only(layout.restore(out)), ctx
 
@@ -161,11 +161,11 @@ def ring_attention_bwd(dout: Array, ctx: RingContext[ArrayT], dlse: Array | None
     """
     checks.context("ctx", ctx, RingContext)
     cotangents = everywhere(ctx.comm, canonical_cotangents, dout, ctx, dlse)
-    dq, dk, dv, dbias, dsinks = ring_backward(ctx, *cotangents)
+    dq, dk, dv, dbias, dsinks = ring_backward(ctx, ctx.comm, *cotangents)
     restore = ctx.layout.restore
     if dbias is not None and ctx.bias_shape is not None:
         dbias = ctx.layout.restore_bias(dbias, ctx.bias_shape)
-    return SDPAGrads(restore(dq), restore(dk), restore(dv), dbias, dsinks)
+    return SDPAGrads(restore(dq), restore(dk), restore(dv), dbias, sinks_total(dsinks, ctx.modifiers.sinks))
 
 
 def canonical_cotangents(dout: Array, ctx: Any, dlse: Array | None) -> tuple[Array, Array | None]:
@@ -178,9 +178,16 @@ def canonical_cotangents(dout: Array, ctx: Any, dlse: Array | None) -> tuple[Arr
 
 
 def ring_forward(
-    comm: Communicator, q: Array, k: Array, v: Array, modifiers: ScoreModifiers, route: Route, first_head: int = 0
+    comm: Communicator,
+    everyone: Gathering,
+    q: Array,
+    k: Array,
+    v: Array,
+    modifiers: ScoreModifiers,
+    route: Route,
+    first_head: int = 0,
 ) -> tuple[Array, Array]:
-    """The output (B, H, T, Dv) and lse (B, H, T) of this rank's canonical queries."""
+    """The output (B, H, T, Dv) and lse (B, H, T) of this rank's canonical queries; `everyone` learns of an error."""
     travel, guard = Travel(comm, route), Guard()
     queries = guard.run(make_queries, q, modifiers, route.queries[comm.Get_rank()], route.band, first_head)
     results: Any = guard.run(Results, queries, v.shape[3])
@@ -188,13 +195,15 @@ def ring_forward(
         if results is not None:
             guard.run(results.add, route.keys[part], part_k, part_v, travel.poll)
     travel.finish()
-    agree(comm, guard.error)
+    agree(everyone, guard.error)
     joined: tuple[Array, Array] = results.joined()
     return joined
 
 
-def ring_backward(ctx: Any, dout: Array, dlse: Array | None) -> tuple[Any, Any, Any, Any, Any]:
-    """The gradients of this rank's canonical arrays, and of the sinks on all ranks."""
+def ring_backward(
+    ctx: RingContext, everyone: Gathering, dout: Array, dlse: Array | None
+) -> tuple[Any, Any, Any, Any, Any]:
+    """The gradients of this rank's canonical arrays, and what each of `everyone` found for the sinks."""
     comm, route, modifiers = ctx.comm, ctx.route, ctx.modifiers
     travel, guard, rank = Travel(comm, route), Guard(), comm.Get_rank()
     queries = guard.run(make_queries, ctx.q, modifiers, route.queries[rank], route.band, ctx.first_head)
@@ -211,11 +220,10 @@ def ring_backward(ctx: Any, dout: Array, dlse: Array | None) -> tuple[Any, Any, 
         travel.send_gradients(part, total)
     dk, dv = travel.gradients_at_home(home)
     travel.finish()
-    sinks = guard.run(_sinks_gradient, ctx, dout, dlse)
-    sinks = _sum(agree(comm, guard.error, sinks), modifiers.sinks)
+    dsinks = agree(everyone, guard.error, guard.run(_sinks_gradient, ctx, dout, dlse))
     xp = namespace_of(ctx.k)
     dk, dv = xp.astype(dk, ctx.k.dtype, copy=False), xp.astype(dv, ctx.v.dtype, copy=False)
-    return gradients.query(), dk, dv, gradients.bias([segment for part in route.keys for segment in part]), sinks
+    return gradients.query(), dk, dv, gradients.bias([segment for part in route.keys for segment in part]), dsinks
 
 
 def _zeros(x: Array, like: Array) -> Any:
@@ -234,7 +242,7 @@ def _sinks_gradient(ctx: Any, dout: Array, dlse: Array | None) -> np.ndarray | N
     return to_numpy(sinks_gradient(ctx.lse, delta, xp.astype(sinks, ctx.lse.dtype, copy=False)))
 
 
-def _sum(gradients: list[Any], sinks: Array | None) -> Any:
+def sinks_total(gradients: list[Any], sinks: Array | None) -> Any:
     """The sum over ranks, in their order."""
     if sinks is None:
         return None

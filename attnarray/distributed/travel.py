@@ -74,7 +74,8 @@ class Travel:
 
     def _receive(self, part: int, source: int, like: list[Array], tag: int) -> Incoming:
         length = sum(segment.length for segment in self._route.keys[part])
-        incoming = Incoming(self._comm, like, length, source, tag)
+        shapes = [(*x.shape[:2], length, x.shape[3]) for x in like]
+        incoming = Incoming(self._comm, like, shapes, source, tag)
         self._open.extend(incoming.requests)
         return incoming
 

@@ -8,22 +8,36 @@ from typing import Any
 
 import numpy as np
 
-from attnarray.distributed import ring_attention, ring_attention_bwd, ring_attention_fwd
+from attnarray.distributed import (
+    all_to_all_attention_bwd,
+    all_to_all_attention_fwd,
+    grid,
+    ring_attention,
+    ring_attention_bwd,
+    ring_attention_fwd,
+)
 from attnarray.distributed import tiles as tiles_module
-from tests.support.ring_calls import OPTIONS, TOLERANCES, errors, joined, make_call, rank_results, whole_results
+from tests.support.ring_calls import OPTIONS, errors, joined, make_call, rank_results, whole_results
 
 
 def ring(comm: Any) -> dict[str, Any]:
     """The largest error of ring attention, for each dtype, order and set of options."""
     found = {}
-    for dtype in TOLERANCES:
-        for order in ("contiguous", "zigzag"):
-            for name in OPTIONS:
-                call = make_call(name, dtype)
-                results = comm.allgather(rank_results(comm, call, order))
-                found[f"{dtype}, {order}, {name}"] = max(
-                    errors(joined(results, call, order), whole_results(call)).values()
-                )
+    for dtype, order in (("float64", "contiguous"), ("float64", "zigzag"), ("float32", "zigzag")):
+        for name in OPTIONS:
+            call = make_call(name, dtype)
+            results = comm.allgather(rank_results(comm, call, order))
+            found[f"{dtype}, {order}, {name}"] = max(errors(joined(results, call, order), whole_results(call)).values())
+    return found
+
+
+def all_to_all(comm: Any, head_ranks: str) -> dict[str, Any]:
+    """The largest error of all-to-all attention on a grid, for each set of options."""
+    found, own = {}, grid(comm, int(head_ranks))
+    for name in OPTIONS:
+        call = make_call(name, "float64")
+        mine = rank_results(own, call, "zigzag", all_to_all_attention_fwd, all_to_all_attention_bwd)
+        found[name] = max(errors(joined(own.allgather(mine), call, "zigzag"), whole_results(call)).values())
     return found
 
 
@@ -78,7 +92,7 @@ def stops(comm: Any) -> dict[str, Any]:
     return {}
 
 
-PROGRAMS = {"ring": ring, "large": large, "errors": errors_on_ranks, "stops": stops}
+PROGRAMS = {"ring": ring, "all_to_all": all_to_all, "large": large, "errors": errors_on_ranks, "stops": stops}
 
 
 def main() -> None:
