@@ -31,6 +31,7 @@ from attnarray.kernels.numba.attention.scores import (
     prepare_queries,
     seen_keys,
 )  # fmt: skip
+from attnarray.kernels.numba.attention.stored import rows_of, rows_scratch, store_row
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.lanes import Lanes, lanes, where
 from attnarray.kernels.numba.vector.memory import ahead, keep, pointer, pointer_at, row_pointer, scratch
@@ -43,6 +44,7 @@ from attnarray.kernels.numba.vector.packing import (
     whole_tiles,
 )  # fmt: skip
 from attnarray.kernels.numba.vector.panel import Row, Sum, panel_pass
+from attnarray.kernels.numba.vector.sixteen import NATIVE
 
 
 def backward(first: int, past: int, call_integers: Any, call_numbers: Any) -> None:
@@ -60,14 +62,15 @@ def backward(first: int, past: int, call_integers: Any, call_numbers: Any) -> No
     per_key = depth + wide + depth_panels + depth_rows + wide_rows
     per_panel = (9 + wide) * width
     all_of_lane = depth_panels if ac.rows(call, ac.K) > tiles_together(call) * size else 0
-    others = per_panel + lane * all_of_lane + decode_scratch(call, numbers)
+    others = per_panel + lane * all_of_lane + decode_scratch(call, numbers) + rows_scratch(size, call, numbers)
     floats = np.empty(16 + lane * per_lane + size * per_key + full * (2 * BLOCK + 2) + others, call_numbers.dtype)
     i32, at, bounds = pointer(integers), scratch(floats), pointer(bounds_array)
     all_queries = ahead(at, lane * depth)
     decoding = ahead(all_queries, lane * all_of_lane)
     ends, positions, heads = ahead(i32, lane), ahead(i32, 2 * lane), ahead(i32, 3 * lane)
-    queries = Queries(at, i32, ends, positions, heads, bounds, ahead(bounds, 4 * chunk), decoding)
-    dout = ahead(decoding, decode_scratch(call, numbers))
+    widened = ahead(decoding, decode_scratch(call, numbers))
+    queries = Queries(at, i32, ends, positions, heads, bounds, ahead(bounds, 4 * chunk), decoding, widened)
+    dout = ahead(widened, rows_scratch(size, call, numbers))
     query_rows = ahead(dout, lane * wide)
     dout_rows = ahead(query_rows, lane * depth_rows)
     dquery = ahead(dout_rows, lane * wide_rows)
@@ -108,9 +111,11 @@ def backward_chunk(
             move(0, dqueries, 0, kept.dquery, kept.all_dquery)
         tiles += 1
         start, stop = max(t, low), min(t + size, high)
-        pack_rows(ac.matrix(numbers, call, ac.K, span.b, span.g), start, stop, tile.keys)
-        pack_rows(ac.matrix(numbers, call, ac.V, span.b, span.g), start, stop, tile.values)
-        pack_columns(ac.matrix(numbers, call, ac.K, span.b, span.g), start, stop, tile.key_columns)
+        values = rows_of(ac.V, span.b, span.g, start, stop, queries.wide, call, numbers)
+        pack_rows(values, 0, stop - start, tile.values)
+        keys = rows_of(ac.K, span.b, span.g, start, stop, queries.wide, call, numbers)
+        pack_rows(keys, 0, stop - start, tile.keys)
+        pack_columns(keys, 0, stop - start, tile.key_columns)
         if call[ac.HIDES] != 0:
             remove_nonfinite(tile.key_columns, (stop - start) * whole_tiles(depth, numbers))
         clear(0, size * whole_lanes(depth, numbers) // width, 0, tile.dkeys)
@@ -118,9 +123,8 @@ def backward_chunk(
         for p in range(0, panels, BLOCK):
             seen = Seen(start, stop, bad_queries)
             backward_block(p, min(panels, p + BLOCK), seen, span, queries, kept, tile, block, call, numbers)
-        b, g = (0, 0) if shared else (span.b, span.g)
-        add_rows(tile.dkeys, start, stop, ac.matrix(numbers, call, ac.SHARED_DK if shared else ac.DK, b, g))
-        add_rows(tile.dvalues, start, stop, ac.matrix(numbers, call, ac.SHARED_DV if shared else ac.DV, b, g))
+        add_rows(tile.dkeys, start, stop, ac.SHARED_DK if shared else ac.DK, span, call, numbers)
+        add_rows(tile.dvalues, start, stop, ac.SHARED_DV if shared else ac.DV, span, call, numbers)
     if tiles > together:
         add_rows_to(0, dqueries, 0, kept.all_dquery, kept.dquery)
     for p in range(panels):
@@ -150,9 +154,10 @@ def prepare_chunk(span: Any, panels: int, queries: Any, kept: Any, call: Any, nu
             kept.delta[p * width + w] = sums[w]
     for n in range(span.past - span.first):
         i, h = (span.first + n) % count, span.h + (span.first + n) // count
-        query, dout = ac.matrix(numbers, call, ac.Q, span.b, h), ac.matrix(numbers, call, ac.DOUT, span.b, h)
-        pack_row(query, i, numbers[ac.SCALE], ahead(kept.query_rows, n * depth_rows))
-        pack_row(dout, i, numbers[ac.ONE], ahead(kept.dout_rows, n * wide_rows))
+        query = rows_of(ac.Q, span.b, h, i, i + 1, queries.wide, call, numbers)
+        pack_row(query, 0, numbers[ac.SCALE], ahead(kept.query_rows, n * depth_rows))
+        dout_row = rows_of(ac.DOUT, span.b, h, i, i + 1, queries.wide, call, numbers)
+        pack_row(dout_row, 0, numbers[ac.ONE], ahead(kept.dout_rows, n * wide_rows))
         lse = ac.matrix(numbers, call, ac.LSE, span.b, h)[i, 0]
         if ac.given(call, ac.DLSE):
             kept.delta[n] -= ac.matrix(numbers, call, ac.DLSE, span.b, h)[i, 0]
@@ -173,14 +178,18 @@ def add_to_delta(x: Row, y: Row, total: Sum) -> dict[str, Lanes]:
     return {"total": total + where(y.equals(0.0), 0.0, x * y)}
 
 
-def add_rows(rows: Any, first: int, past: int, x: Any) -> None:
-    """Add packed rows to the rows [first, past) of a matrix."""
-    columns = whole_lanes(x.shape[1], rows)
+def add_rows(rows: Any, first: int, past: int, slot: int, span: Any, call: Any, numbers: Any) -> None:
+    """Add packed rows to the rows [first, past) of a slot; 16-bit ones are written, as no other chunk adds to them."""
+    columns = whole_lanes(ac.columns(call, slot), rows)
+    b, g = (0, 0) if slot == ac.SHARED_DK or slot == ac.SHARED_DV else (span.b, span.g)
+    x = ac.matrix(numbers, call, slot, b, g)
     for n in range(past - first):
-        if x.strides[1] == x.itemsize:
-            numbers = row_pointer(x, first + n)
+        if ac.storage(call, slot, numbers) != NATIVE:
+            store_row(slot, b, g, first + n, ahead(rows, n * columns), call, numbers)
+        elif x.strides[1] == x.itemsize:
+            numbers_there = row_pointer(x, first + n)
             for d in range(x.shape[1]):
-                numbers[d] += rows[n * columns + d]
+                numbers_there[d] += rows[n * columns + d]
         else:
             for d in range(x.shape[1]):
                 x[first + n, d] += rows[n * columns + d]

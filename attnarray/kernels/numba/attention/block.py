@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from attnarray.kernels.numba.attention import call as ac
 from attnarray.kernels.numba.attention.panels import clear, find_rows
 from attnarray.kernels.numba.attention.scores import HIGH, LOW, Part, dropout_factors, score_panel
+from attnarray.kernels.numba.attention.stored import rows_of
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.lanes import Lanes, exp, item_bytes, lanes, tile_rows, where
 from attnarray.kernels.numba.vector.memory import ahead, pointer_at, row_pointer
@@ -148,9 +149,10 @@ def put_nan_into_keys(
     dvalues, dkeys = ahead(tile.dvalues, first * wide), ahead(tile.dkeys, first * deep)
     for w in range(min(width, span.past - base)):
         i, h, lane = (base + w) % count, span.h + (base + w) // count, at + first * width + w
-        dout, query = ac.matrix(numbers, call, ac.DOUT, span.b, h), ac.matrix(numbers, call, ac.Q, span.b, h)
-        put_nan(dout, i, i + 1, ahead(block.weights, lane), 0, width, past - first, dvalues, 1, wide)
-        put_nan(query, i, i + 1, ahead(block.dscores, lane), 0, width, past - first, dkeys, 1, deep)
+        dout = rows_of(ac.DOUT, span.b, h, i, i + 1, queries.wide, call, numbers)
+        put_nan(dout, 0, 1, ahead(block.weights, lane), 0, width, past - first, dvalues, 1, wide)
+        query = rows_of(ac.Q, span.b, h, i, i + 1, queries.wide, call, numbers)
+        put_nan(query, 0, 1, ahead(block.dscores, lane), 0, width, past - first, dkeys, 1, deep)
 
 
 def backward_panel(

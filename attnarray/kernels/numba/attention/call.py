@@ -14,15 +14,17 @@ import numpy as np
 from attnarray.kernels import UNBOUNDED
 from attnarray.kernels.numba.runtime.call import OFFSET, WORD_AT, address
 from attnarray.kernels.numba.runtime.jit import jit
-from attnarray.kernels.numba.vector.lanes import tile_size
+from attnarray.kernels.numba.vector.lanes import item_bytes, tile_size
 from attnarray.kernels.numba.vector.memory import matrix_at
+from attnarray.kernels.numba.vector.sixteen import storage_of
 
 # Slots of arrays (B, H, T, N). Their addresses come first (0: not given), those of inputs and gradients before others,
-# which are written at once; then for each slot four sizes and four strides in bytes.
+# which are written at once; then for each slot four sizes and four strides in bytes, and then how each is stored.
 Q, K, V, OUT, LSE, DOUT, DQ, DK, DV, BIAS, MASK, KEEP, SINKS, DLSE, DBIAS, DSINKS, SHARED_DK, SHARED_DV = range(18)
 SLOTS = 18
+STORAGE = 9 * SLOTS
 # Then the integers of the options.
-RULES = 9 * SLOTS
+RULES = 10 * SLOTS
 (
     LEFT, RIGHT, FIRST_KEY, SEED_LOW, SEED_HIGH, THRESHOLD, DROPS, HIDES, KEYS_PER_TILE, PANELS_PER_CHUNK, SHARED,
     DECODED, SUMS_BIAS,
@@ -58,19 +60,20 @@ def write_array(integers: np.ndarray, slot: int, array: Any) -> None:
     strides = [stride if size > 1 else 0 for size, stride in zip(array.shape, array.strides, strict=True)]
     integers[slot] = address(array)
     integers[SLOTS + 8 * slot : SLOTS + 8 * slot + 8] = (*array.shape, *strides)
+    integers[STORAGE + slot] = storage_of(array.dtype)
 
 
 def make_call(
     modifiers: Any, dtype: Any, q: Any, k: Any, v: Any, arrays: dict[int, Any], backward: bool = False
 ) -> Call:
-    """The call on `q`, `k`, `v` and other arrays by slot; those of `modifiers` are added."""
+    """The call on `q`, `k`, `v` and other arrays by slot; those of `modifiers` are added. It computes in `dtype`."""
     batch, heads, queries, depth = q.shape
     kv_heads, keys, wide = v.shape[1:]
     panels = -(-heads // max(kv_heads, 1) * queries // tile_size(dtype.itemsize * 8)[0])
     given = {Q: q, K: k, V: v, **arrays}
     sinks, dropout = modifiers.sinks, modifiers.dropout
     if modifiers.bias is not None:
-        given[BIAS] = np.require(modifiers.bias, dtype, "A")
+        given[BIAS] = np.require(modifiers.bias, q.dtype if modifiers.bias.dtype == q.dtype else dtype, "A")
     if modifiers.mask is not None:
         given[MASK] = modifiers.mask.view(np.uint8)
     if sinks is not None:
@@ -126,6 +129,11 @@ def rows(call: Any, slot: int) -> Any:
 
 def columns(call: Any, slot: int) -> Any:
     return call[SLOTS + 8 * slot + 3]
+
+
+def storage(call: Any, slot: int, like: Any) -> Any:
+    """How a slot is stored: see `vector/sixteen.py`. 16-bit numbers are computed in float32 only."""
+    return call[STORAGE + slot] if item_bytes(like) == 4 else 0
 
 
 def offset(call: Any, b: int) -> Any:
@@ -186,4 +194,4 @@ def write_gradients(integers: Any, dout: Any, dq: Any, dk: Any, dv: Any) -> None
 _FIVE, _FOUR = (struct.Struct(f"{count}q").pack_into for count in (5, 4))  # in half of the time that NumPy takes
 given, batches, heads, rows, columns, offset = jit(given, batches, heads, rows, columns, offset, inner=True)
 length, matrix, group_rows, element_address = jit(length, matrix, group_rows, element_address, inner=True)
-column_stride, row_stride = jit(column_stride, row_stride, inner=True)
+column_stride, row_stride, storage = jit(column_stride, row_stride, storage, inner=True)

@@ -17,19 +17,31 @@ from attnarray.kernels.numba.attention import call as ac
 from attnarray.kernels.numba.attention.forward import exponentiate, find_max
 from attnarray.kernels.numba.attention.row_scores import add_bias, cap, hide
 from attnarray.kernels.numba.attention.scores import query_factor, visible_keys
+from attnarray.kernels.numba.attention.stored import rows_of, store_row
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.lanes import Lanes, item_bytes, lanes, where
-from attnarray.kernels.numba.vector.memory import ahead, as_bytes, keep, pointer, pointer_at, row_pointer, scratch
-from attnarray.kernels.numba.vector.packing import (
-    pack_row,
-    put_nan,
-    remove_nonfinite,
-    row_length,
-    stride_in_place,
-    whole_lanes,
-)
+from attnarray.kernels.numba.vector.memory import (
+    address_of,
+    ahead,
+    as_bytes,
+    keep,
+    pointer,
+    pointer_at,
+    row_pointer,
+    scratch,
+)  # fmt: skip
+from attnarray.kernels.numba.vector.packing import pack_row, put_nan, remove_nonfinite, row_length, whole_lanes
 from attnarray.kernels.numba.vector.panel import Lane, Row, Scalar, panel_pass
-from attnarray.kernels.numba.vector.row_products import add_weighted_rows, dot_rows
+from attnarray.kernels.numba.vector.row_products import add_weighted_rows, dot_rows, row_lanes
+from attnarray.kernels.numba.vector.sixteen import (
+    BFLOAT16,
+    BFLOAT16_BITS,
+    FLOAT16,
+    FLOAT16_BITS,
+    NATIVE,
+    SIXTEEN_BITS,
+    widen_row,
+)  # fmt: skip
 
 BLOCK = 512  # keys of a unit
 TILE = 256  # keys whose rows stay in the cache for all queries of a group
@@ -46,6 +58,15 @@ class Scratch(NamedTuple):
     keys: Any  # (TILE, D) a copy, where keys cannot be read in place
     values: Any  # (TILE, Dv) likewise
     finite_values: Any  # (TILE, Dv) with 0 for NaN and infinities
+    row: Any  # a row of 16-bit numbers, widened
+
+
+class Rows(NamedTuple):
+    """Rows of keys or values that products read: at an address, `step` elements apart; how they are stored."""
+
+    address: int
+    step: int
+    storage: int
 
 
 @panel_pass
@@ -69,7 +90,8 @@ def decode(first: int, step: int, units: int, call_integers: Any, call_numbers: 
     call, numbers = pointer(call_integers), pointer(call_numbers)
     rows, kv_heads, width = ac.group_rows(call), ac.heads(call, ac.K), lanes(numbers)
     depth, wide = whole_lanes(ac.columns(call, ac.K), numbers), whole_lanes(ac.columns(call, ac.V), numbers)
-    floats = np.empty(16 + rows * depth + 2 * TILE + 3 * width + wide + TILE * (depth + 2 * wide), call_numbers.dtype)
+    others = 3 * width + wide + TILE * (depth + 2 * wide) + max(depth, wide, TILE)
+    floats = np.empty(16 + rows * depth + 2 * TILE + others, call_numbers.dtype)
     queries = scratch(floats)
     scores = ahead(queries, rows * depth)
     sums = ahead(scores, 2 * TILE)
@@ -77,7 +99,8 @@ def decode(first: int, step: int, units: int, call_integers: Any, call_numbers: 
     key_memory = ahead(added, wide)
     value_memory = ahead(key_memory, TILE * depth)
     finite_values = ahead(value_memory, TILE * wide)
-    memory = Scratch(queries, scores, ahead(scores, TILE), sums, added, key_memory, value_memory, finite_values)
+    row = ahead(finite_values, TILE * wide)
+    memory = Scratch(queries, scores, ahead(scores, TILE), sums, added, key_memory, value_memory, finite_values, row)
     blocks = (ac.rows(call, ac.K) + BLOCK - 1) // BLOCK
     for unit in range(first, units, step):
         head = unit // blocks
@@ -92,46 +115,74 @@ def decode_block(b: int, g: int, block: int, memory: Any, out: Any, call: Any, n
     depth, wide = whole_lanes(ac.columns(call, ac.K), numbers), whole_lanes(ac.columns(call, ac.V), numbers)
     factor = query_factor(numbers)
     for r in range(group * count):
-        query = ac.matrix(numbers, call, ac.Q, b, group * g + r // count)
-        pack_row(query, r % count, factor, ahead(memory.queries, r * depth))
+        query = rows_of(ac.Q, b, group * g + r // count, r % count, r % count + 1, memory.row, call, numbers)
+        pack_row(query, 0, factor, ahead(memory.queries, r * depth))
         for d in range(wide):
             out[r * (wide + 2) + d] = 0
         out[r * (wide + 2) + wide], out[r * (wide + 2) + wide + 1] = -np.inf, 0
     past = min((block + 1) * BLOCK, ac.rows(call, ac.K))
-    key_matrix, value_matrix = ac.matrix(numbers, call, ac.K, b, g), ac.matrix(numbers, call, ac.V, b, g)
-    key_stride, value_stride = stride_in_place(key_matrix, numbers), stride_in_place(value_matrix, numbers)
     for start in range(block * BLOCK, past, TILE):
         stop = min(start + TILE, past)
-        keys, values = memory.keys, memory.values
-        if key_stride >= 0:
-            keys = row_pointer(key_matrix, start)
-        else:
-            pack_each_row(key_matrix, start, stop, keys)
-        if value_stride >= 0:
-            values = row_pointer(value_matrix, start)
-        else:
-            pack_each_row(value_matrix, start, stop, values)
-        key_step, value_step = (key_stride if key_stride >= 0 else depth), (value_stride if value_stride >= 0 else wide)
+        keys = readable_rows(ac.K, b, g, start, stop, memory.keys, memory, call, numbers)
+        values = readable_rows(ac.V, b, g, start, stop, memory.values, memory, call, numbers)
         for r in range(group * count):
             begin, end = visible_keys(call, b, r % count)
             low, high = max(begin, start), min(end, stop)
             if low < high:
                 query, result = ahead(memory.queries, r * depth), ahead(out, r * (wide + 2))
-                seen = ahead(keys, (low - start) * key_step)
-                dot_rows(high - low, row_length(ac.columns(call, ac.K), numbers), query, seen, key_step, memory.scores)
+                dot_keys(high - low, ac.columns(call, ac.K), query, beyond(keys, low - start, numbers), memory.scores)
                 finish_scores(b, group * g + r // count, r % count, low, high, memory, call, numbers)
                 scale = update_softmax(high - low, memory, result, wide)
-                seen = ahead(values, (low - start) * value_step)
-                add_values(b, g, low, high, seen, value_step, memory, call, numbers)
+                add_values(b, g, low, high, beyond(values, low - start, numbers), memory, call, numbers)
                 if call[ac.HIDES] != 0:
                     combine_hiding(0, wide // lanes(numbers), 0, result, memory.added, scale)
                 else:
                     combine(0, wide // lanes(numbers), 0, result, memory.added, scale)
 
 
-def pack_each_row(x: Any, start: int, stop: int, memory: Any) -> None:
+def readable_rows(
+    slot: int, b: int, g: int, start: int, stop: int, packed: Any, memory: Any, call: Any, numbers: Any
+) -> Any:
+    """The rows [start, stop) of a slot: in place, or copied to `packed` where vectors cannot read them there."""
+    storage, columns = ac.storage(call, slot, numbers), ac.columns(call, slot)
+    size = item_bytes(numbers) if storage == NATIVE else SIXTEEN_BITS
+    row_stride = ac.row_stride(call, slot)
+    dense = ac.column_stride(call, slot) == size and row_stride % size == 0 and row_stride >= 0
+    if dense and columns % row_lanes(numbers) == 0:
+        return Rows(ac.element_address(call, slot, b, g, start, 0), row_stride // size, storage)
+    length = whole_lanes(columns, numbers)
     for row in range(start, stop):
-        pack_row(x, row, 1, ahead(memory, (row - start) * whole_lanes(x.shape[1], memory)))
+        source = rows_of(slot, b, g, row, row + 1, memory.row, call, numbers)
+        pack_row(source, 0, 1, ahead(packed, (row - start) * length))
+    return Rows(address_of(packed), length, NATIVE)
+
+
+def beyond(rows: Any, count: int, numbers: Any) -> Any:
+    """All rows after the first `count`."""
+    size = item_bytes(numbers) if rows.storage == NATIVE else SIXTEEN_BITS
+    return Rows(rows.address + count * rows.step * size, rows.step, rows.storage)
+
+
+def dot_keys(count: int, columns: int, query: Any, keys: Any, scores: Any) -> None:
+    """The dot products of a query with some keys."""
+    length, address = row_length(columns, scores), keys.address
+    if keys.storage == BFLOAT16:
+        dot_rows(count, length, query, pointer_at(BFLOAT16_BITS, address), keys.step, scores)
+    elif keys.storage == FLOAT16:
+        dot_rows(count, length, query, pointer_at(FLOAT16_BITS, address), keys.step, scores)
+    else:
+        dot_rows(count, length, query, pointer_at(query[0], address), keys.step, scores)
+
+
+def weigh_values(count: int, length: int, values: Any, memory: Any) -> None:
+    """memory.added += sum_j weights_j values_j."""
+    weights, address, total = memory.scores, values.address, memory.added
+    if values.storage == BFLOAT16:
+        add_weighted_rows(count, length, weights, pointer_at(BFLOAT16_BITS, address), values.step, total)
+    elif values.storage == FLOAT16:
+        add_weighted_rows(count, length, weights, pointer_at(FLOAT16_BITS, address), values.step, total)
+    else:
+        add_weighted_rows(count, length, weights, pointer_at(total[0], address), values.step, total)
 
 
 def finish_scores(b: int, h: int, i: int, low: int, high: int, memory: Any, call: Any, numbers: Any) -> None:
@@ -140,12 +191,17 @@ def finish_scores(b: int, h: int, i: int, low: int, high: int, memory: Any, call
     if numbers[ac.SOFTCAP] != 0:
         cap(count, scores, memory.slopes, one, numbers[ac.SOFTCAP])
     if ac.given(call, ac.BIAS):
-        bias = ac.matrix(numbers, call, ac.BIAS, b, h)
-        if ac.column_stride(call, ac.BIAS) == item_bytes(scores):
-            add_bias(count, scores, ahead(row_pointer(bias, i), low))
+        address, stride = ac.element_address(call, ac.BIAS, b, h, i, low), ac.column_stride(call, ac.BIAS)
+        storage = ac.storage(call, ac.BIAS, numbers)
+        if storage != NATIVE:
+            widen_row(storage, count, address, stride, memory.row)
+            add_bias(count, scores, memory.row)
+        elif stride == item_bytes(scores):
+            add_bias(count, scores, pointer_at(one, address))
         else:
-            for j in range(low, high):
-                scores[j - low] = scores[j - low] + bias[i, j] if bias[i, j] != -np.inf else bias[i, j]
+            for n in range(count):
+                added = pointer_at(one, address + n * stride)[0]
+                scores[n] = scores[n] + added if added != -np.inf else added
     if ac.given(call, ac.MASK):
         mask = ac.matrix(as_bytes(numbers), call, ac.MASK, b, h)
         if ac.column_stride(call, ac.MASK) == 1:
@@ -195,37 +251,38 @@ def has_nonfinite(wide: int, memory: Any) -> Any:
     return total != 0
 
 
-def add_values(
-    b: int, g: int, low: int, high: int, values: Any, stride: int, memory: Any, call: Any, numbers: Any
-) -> None:
+def add_values(b: int, g: int, low: int, high: int, values: Any, memory: Any, call: Any, numbers: Any) -> None:
     """memory.added = sum_j weights_j values_j; a weight of zero masks NaN and infinities, see `put_nan`."""
     columns = ac.columns(call, ac.V)
     length, wide = row_length(columns, numbers), whole_lanes(columns, numbers)
     for d in range(wide):
         memory.added[d] = 0
-    add_weighted_rows(high - low, length, memory.scores, values, stride, memory.added)
+    weigh_values(high - low, length, values, memory)
     if call[ac.HIDES] != 0 and has_nonfinite(wide, memory):
-        source = ac.matrix(numbers, call, ac.V, b, g)
         for j in range(low, high):
-            pack_row(source, j, 1, ahead(memory.finite_values, (j - low) * wide))
+            source = rows_of(ac.V, b, g, j, j + 1, memory.row, call, numbers)
+            pack_row(source, 0, 1, ahead(memory.finite_values, (j - low) * wide))
         remove_nonfinite(memory.finite_values, (high - low) * wide)
         for d in range(wide):
             memory.added[d] = 0
-        add_weighted_rows(high - low, length, memory.scores, memory.finite_values, wide, memory.added)
-        put_nan(source, low, high, memory.scores, 1, 0, 1, memory.added, 1, 0)
+        weigh_values(high - low, length, Rows(address_of(memory.finite_values), wide, NATIVE), memory)
+        for j in range(low, high):
+            source = rows_of(ac.V, b, g, j, j + 1, memory.row, call, numbers)
+            put_nan(source, 0, 1, ahead(memory.scores, j - low), 1, 0, 1, memory.added, 1, 0)
 
 
 def merge(call_integers: Any, call_numbers: Any, partials: int) -> None:
     """Outputs and lse from those of the blocks of keys, and the sinks."""
     call, numbers = pointer(call_integers), pointer(call_numbers)
     count, heads, kv_heads = ac.rows(call, ac.Q), ac.heads(call, ac.Q), ac.heads(call, ac.K)
-    blocks, wide = (ac.rows(call, ac.K) + BLOCK - 1) // BLOCK, whole_lanes(ac.columns(call, ac.V), numbers)
-    group, length = heads // kv_heads, wide + 2
+    columns, wide = ac.columns(call, ac.V), whole_lanes(ac.columns(call, ac.V), numbers)
+    blocks, group, length = (ac.rows(call, ac.K) + BLOCK - 1) // BLOCK, heads // kv_heads, wide + 2
+    floats = np.empty(wide, call_numbers.dtype)
+    out = pointer(floats)
     for n in range(ac.batches(call, ac.Q) * heads * count):
         b, h, i = n // count // heads, n // count % heads, n % count
         row = ((b * kv_heads + h // group) * blocks * group + h % group) * count + i
         parts, stride = ahead(pointer_at(numbers[ac.SCALE], partials), row * length), group * count * length
-        out, lse = ac.matrix(numbers, call, ac.OUT, b, h), ac.matrix(numbers, call, ac.LSE, b, h)
         sink = numbers[ac.SCALE] * 0 - np.inf  # in float64, and so are the sums
         if ac.given(call, ac.SINKS):
             sink = ac.matrix(numbers, call, ac.SINKS, 0, h)[0, 0]
@@ -234,22 +291,25 @@ def merge(call_integers: Any, call_numbers: Any, partials: int) -> None:
             row_max = max(row_max, parts[k * stride + wide])
         shift = row_max if row_max != -np.inf else 0.0
         row_sum = float(np.exp(sink - shift))
-        for d in range(out.shape[1]):
-            out[i, d] = 0
+        for d in range(columns):
+            out[d] = 0
         for k in range(blocks):
             part = ahead(parts, k * stride)
             factor = np.exp(part[wide] - shift)
             row_sum += float(part[wide + 1]) * float(factor)
             if factor != 0 or call[ac.HIDES] == 0:
-                for d in range(out.shape[1]):
-                    out[i, d] += part[d] * factor
+                for d in range(columns):
+                    out[d] += part[d] * factor
         inverse = 1.0 / row_sum if row_sum != 0 else 0.0
-        for d in range(out.shape[1]):
-            out[i, d] = out[i, d] * inverse if row_sum != 0 else 0
-        lse[i, 0] = shift + np.log(row_sum)
+        for d in range(columns):
+            out[d] = out[d] * inverse if row_sum != 0 else 0
+        store_row(ac.OUT, b, h, i, out, call, numbers)
+        ac.matrix(numbers, call, ac.LSE, b, h)[i, 0] = shift + np.log(row_sum)
+    keep(floats)
 
 
-pack_each_row = jit(pack_each_row, inner=True)
+readable_rows, beyond = jit(readable_rows, beyond, inner=True)
+dot_keys, weigh_values = jit(dot_keys, weigh_values, fastmath=EXACT, inner=True)
 finish_scores, update_softmax = jit(finish_scores, update_softmax, fastmath=EXACT, inner=True)
 has_nonfinite, add_values = jit(has_nonfinite, add_values, fastmath=EXACT, inner=True)
 decode_block = jit(decode_block, fastmath=EXACT, inner=True)

@@ -33,6 +33,7 @@ from attnarray.kernels.numba.attention.scores import (
     score_panel,
     seen_keys,
 )  # fmt: skip
+from attnarray.kernels.numba.attention.stored import rows_of, rows_scratch
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.lanes import (
     Lanes,
@@ -137,7 +138,7 @@ def forward(first: int, past: int, call_integers: Any, call_numbers: Any) -> Non
     lane_of_all = lane if ac.rows(call, ac.K) > tiles_together(call) * keys else 0
     sizes = (
         lane * depth, lane * columns, keys * depth, keys * columns, keys * width, (keys + 8) * width, 5 * lane,
-        lane_of_all * (columns + 1), decode_scratch(call, numbers),
+        lane_of_all * (columns + 1), decode_scratch(call, numbers), rows_scratch(keys, call, numbers),
     )  # fmt: skip
     floats, doubles = np.empty(16 + sum(sizes), call_numbers.dtype), np.empty(8 + lane + lane_of_all)
     integers, bounds_array = np.empty(4 * lane, np.int32), np.empty(4 * chunk + width, np.int64)
@@ -145,7 +146,7 @@ def forward(first: int, past: int, call_integers: Any, call_numbers: Any) -> Non
     bounds = pointer(bounds_array)
     queries = Queries(
         at, i32, ahead(i32, lane), ahead(i32, 2 * lane), ahead(i32, 3 * lane), bounds, ahead(bounds, 4 * chunk),
-        ahead(at, sum(sizes[:-1])),
+        ahead(at, sum(sizes[:-2])), ahead(at, sum(sizes[:-1])),
     )  # fmt: skip
     out = ahead(at, sizes[0])
     key_tile = ahead(out, sizes[1])
@@ -184,8 +185,10 @@ def forward_chunk(
             set_aside(panels, tiles > together, state, call, numbers)
         tiles += 1
         start, stop = max(t, low), min(t + size, high)
-        pack_rows(ac.matrix(numbers, call, ac.K, span.b, span.g), start, stop, key_tile)
-        pack_columns(ac.matrix(numbers, call, ac.V, span.b, span.g), start, stop, value_tile)
+        keys = rows_of(ac.K, span.b, span.g, start, stop, queries.wide, call, numbers)
+        pack_rows(keys, 0, stop - start, key_tile)
+        values = rows_of(ac.V, span.b, span.g, start, stop, queries.wide, call, numbers)
+        pack_columns(values, 0, stop - start, value_tile)
         nonfinite = call[ac.HIDES] != 0 and remove_nonfinite(
             value_tile, (stop - start) * whole_tiles(ac.columns(call, ac.V), numbers)
         )
@@ -245,8 +248,8 @@ def forward_panel(
     weights, values = ahead(scores, first * width), ahead(key_tile.values, first * tile)
     packed_product(columns, past - first, (stop - start) * tile, values, weights, out, True)
     if key_tile.nonfinite:
-        source = ac.matrix(numbers, call, ac.V, span.b, span.g)
-        put_nan(source, start + first, start + past, weights, width, 1, width, out, width, 1)
+        source = rows_of(ac.V, span.b, span.g, start + first, start + past, queries.wide, call, numbers)
+        put_nan(source, 0, past - first, weights, width, 1, width, out, width, 1)
 
 
 def tiles_together(call: Any) -> Any:

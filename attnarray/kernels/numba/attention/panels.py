@@ -9,9 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 from attnarray.kernels.numba.attention import call as ac
+from attnarray.kernels.numba.attention.stored import store_row, widen_panel
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.lanes import Lanes, item_bytes, lanes
+from attnarray.kernels.numba.vector.memory import address_of, ahead, pointer_at
 from attnarray.kernels.numba.vector.panel import Row, Scalar, panel_pass
+from attnarray.kernels.numba.vector.sixteen import NATIVE
 from attnarray.kernels.numba.vector.transpose import load_transposed, store_transposed, whole_squares
 
 
@@ -49,37 +52,40 @@ def find_rows(slot: int, p: int, start: int, span: Any, queries: Any, call: Any,
 
 def pack_panel(slot: int, p: int, factor: Any, span: Any, queries: Any, packed: Any, call: Any, numbers: Any) -> None:
     """Rows of a slot times `factor` as the panel (N, W) of queries p; lanes beyond the last row are undefined."""
-    width, count, columns = lanes(numbers), ac.rows(call, slot), ac.columns(call, slot)
-    first, done = span.first + p * width, 0
-    if ac.column_stride(call, slot) == item_bytes(numbers):
-        find_rows(slot, p, 0, span, queries, call, numbers)
+    width, columns, done = lanes(numbers), ac.columns(call, slot), 0
+    find_rows(slot, p, 0, span, queries, call, numbers)
+    stride = widen_panel(slot, columns, queries.rows, queries.wide, call, numbers)
+    if stride == item_bytes(numbers):
         done = whole_squares(0, columns, numbers)
         load_transposed(0, done, queries.rows, packed)
         multiply(0, done, 0, packed, factor)
     if done < columns:
         clear(done, columns, 0, packed)
-        for r in range(first, min(first + width, span.past)):
-            x = ac.matrix(numbers, call, slot, span.b, span.h + r // count)
+        for w in range(min(width, span.past - span.first - p * width)):
             for n in range(done, columns):
-                packed[n * width + r - first] = x[r % count, n] * factor
+                packed[n * width + w] = pointer_at(numbers[0], queries.rows[w] + n * stride)[0] * factor
 
 
 def unpack_panel(slot: int, p: int, span: Any, queries: Any, packed: Any, call: Any, numbers: Any) -> None:
     """The panel (N, W) of queries p as rows of a slot."""
     width, count, columns = lanes(numbers), ac.rows(call, slot), ac.columns(call, slot)
     first, transposed, done = span.first + p * width, 0, 0
-    past = min(first + width, span.past)
-    if ac.column_stride(call, slot) == item_bytes(numbers):
-        transposed, done = (past - first) // (width // 2) * (width // 2), whole_squares(0, columns, numbers)
-        if transposed > 0:
-            find_rows(slot, p, 0, span, queries, call, numbers)
-            store_transposed(0, done, queries.rows, packed, transposed)
-    for r in range(first, past):
-        start = done if r - first < transposed else 0
-        if start < columns:
-            x = ac.matrix(numbers, call, slot, span.b, span.h + r // count)
-            for n in range(start, columns):
-                x[r % count, n] = packed[n * width + r - first]
+    filled, native = min(width, span.past - first), ac.storage(call, slot, numbers) == NATIVE
+    stride = ac.column_stride(call, slot) if native else item_bytes(numbers)
+    find_rows(slot, p, 0, span, queries, call, numbers)
+    if not native:
+        for w in range(width):
+            queries.rows[w] = address_of(ahead(queries.wide, w * columns))
+    if stride == item_bytes(numbers):
+        transposed = filled // (width // 2) * (width // 2) if native else width
+        done = whole_squares(0, columns, numbers) if transposed > 0 else 0
+        store_transposed(0, done, queries.rows, packed, transposed)
+    for w in range(filled):
+        for n in range(done if w < transposed else 0, columns):
+            pointer_at(numbers[0], queries.rows[w] + n * stride)[0] = packed[n * width + w]
+        if not native:
+            h, i = span.h + (first + w) // count, (first + w) % count
+            store_row(slot, span.b, h, i, ahead(queries.wide, w * columns), call, numbers)
 
 
 find_rows = jit(find_rows, inner=True)

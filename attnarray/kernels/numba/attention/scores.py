@@ -16,6 +16,7 @@ import numpy as np
 from attnarray.kernels.numba.attention import call as ac
 from attnarray.kernels.numba.attention.panels import find_rows, pack_panel
 from attnarray.kernels.numba.attention.row_scores import visible
+from attnarray.kernels.numba.attention.stored import rows_of, widen_panel
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.lanes import Lanes, item_bytes, lanes, tanh, tile_rows, where
 from attnarray.kernels.numba.vector.memory import ahead, as_bytes, pointer, pointer_at, row_pointer
@@ -40,6 +41,7 @@ class Queries(NamedTuple):
     bounds: Any  # (P, 4) the keys [LOW, HIGH) visible to any lane, and [FULL_LOW, FULL_HIGH) visible to all
     rows: Any  # (W,) addresses
     decoding: Any  # scratch of `dot_as_decoded`
+    wide: Any  # scratch for rows of 16-bit numbers, see attention/stored.py
 
 
 class Span(NamedTuple):
@@ -145,7 +147,7 @@ def score_panel(
     row = first // tile * tile
     packed, total = ahead(queries.packed, p * depth * width), ahead(scores, row * width)
     if call[ac.DECODED] != 0:
-        dot_as_decoded(p, start, first, past, span, queries.decoding, scores, call, numbers)
+        dot_as_decoded(p, start, first, past, span, queries, scores, call, numbers)
     else:
         packed_product(past - row, depth, tile * depth, ahead(keys, row * depth), packed, total, False)
     if numbers[ac.SOFTCAP] != 0:
@@ -166,21 +168,24 @@ def decode_scratch(call: Any, like: Any) -> Any:
 
 
 def dot_as_decoded(
-    p: int, start: int, first: int, past: int, span: Any, memory: Any, scores: Any, call: Any, numbers: Any
+    p: int, start: int, first: int, past: int, span: Any, queries: Any, scores: Any, call: Any, numbers: Any
 ) -> None:
     """The dot products of panel p with some keys, with the same bits as in attention/decode.py."""
+    memory = queries.decoding
     width, count, base = lanes(scores), ac.rows(call, ac.Q), span.first + p * lanes(scores)
     step, length = whole_lanes(ac.columns(call, ac.K), scores), row_length(ac.columns(call, ac.K), scores)
-    factor, source = query_factor(numbers), ac.matrix(numbers, call, ac.K, span.b, span.g)
+    factor = query_factor(numbers)
+    source = rows_of(ac.K, span.b, span.g, start + first, start + past, queries.wide, call, numbers)
+    beyond = ahead(queries.wide, (past - first) * ac.columns(call, ac.K))
     packed, stride = ahead(memory, step), stride_in_place(source, numbers)
     dots, key_step = ahead(packed, AT_ONCE * step), stride if stride >= 0 else step
     for j in range(first, past, AT_ONCE):
-        some, keys = min(past - j, AT_ONCE), row_pointer(source, start + j) if stride >= 0 else packed
+        some, keys = min(past - j, AT_ONCE), row_pointer(source, j - first) if stride >= 0 else packed
         for m in range(some if stride < 0 else 0):
-            pack_row(source, start + j + m, 1, ahead(packed, m * step))
+            pack_row(source, j - first + m, 1, ahead(packed, m * step))
         for w in range(min(width, span.past - base)):
-            query = ac.matrix(numbers, call, ac.Q, span.b, span.h + (base + w) // count)
-            pack_row(query, (base + w) % count, factor, memory)
+            h, i = span.h + (base + w) // count, (base + w) % count
+            pack_row(rows_of(ac.Q, span.b, h, i, i + 1, beyond, call, numbers), 0, factor, memory)
             dot_rows(some, length, memory, keys, key_step, dots)
             for m in range(some):
                 scores[(j + m) * width + w] = dots[m]
@@ -195,18 +200,15 @@ def add_bias(
     p: int, start: int, first: int, past: int, span: Any, queries: Any, scores: Any, call: Any, numbers: Any
 ) -> None:
     """A bias of -inf masks a score, even NaN."""
-    width, count = lanes(scores), ac.rows(call, ac.Q)
-    base = span.first + p * width
-    if ac.column_stride(call, ac.BIAS) == item_bytes(scores):
-        find_rows(ac.BIAS, p, start, span, queries, call, numbers)
-        squares = whole_squares(first, past, scores)
-        add_transposed(first, squares, queries.rows, scores)
-        first = squares
-    for w in range(min(width, span.past - base)):
-        bias = ac.matrix(numbers, call, ac.BIAS, span.b, span.h + (base + w) // count)
-        i = (base + w) % count
-        for j in range(first, past):
-            added = bias[i, start + j]
+    width, done = lanes(scores), first
+    find_rows(ac.BIAS, p, start + first, span, queries, call, numbers)
+    stride = widen_panel(ac.BIAS, past - first, queries.rows, queries.wide, call, numbers)
+    if stride == item_bytes(scores):
+        done = whole_squares(first, past, scores)
+        add_transposed(0, done - first, queries.rows, ahead(scores, first * width))
+    for w in range(min(width, span.past - span.first - p * width)):
+        for j in range(done, past):
+            added = pointer_at(numbers[0], queries.rows[w] + (j - first) * stride)[0]
             score = scores[j * width + w] + added
             scores[j * width + w] = score if added != -np.inf else added
 

@@ -1,6 +1,7 @@
 """Tiled attention on NumPy arrays: calls of the kernels, split over threads.
 
-Reference: attention/engine.py, `attention` and `attention_backward`. 16-bit arrays are computed in float32.
+Reference: attention/engine.py, `attention` and `attention_backward`. Kernels read and write 16-bit arrays, and compute
+in float32; only gradients of keys and values that several chunks of queries add to are rounded at the end.
 
 Each thread takes a span of panels with about the same number of scores. Outputs and gradients of queries have the same
 bits for any number of threads; other gradients are summed over the spans, and differ by the rounding of that sum.
@@ -22,6 +23,8 @@ from attnarray.kernels.numba.attention.scores import panel_work
 from attnarray.kernels.numba.runtime import arrays as ra
 from attnarray.kernels.numba.runtime.call import address
 from attnarray.kernels.numba.runtime.threads import is_small, run_parts, threads_for
+from attnarray.kernels.numba.vector.conversion import converted
+from attnarray.kernels.numba.vector.conversion import warmup as conversion_warmup
 from attnarray.kernels.numba.vector.lanes import tile_size
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
@@ -40,7 +43,7 @@ def attention(q: Any, k: Any, v: Any, modifiers: Any) -> tuple[Any, Any]:
     """See the reference."""
     plan = _cached_plan(modifiers, q, k, v)
     if plan is not None:
-        out, lse = np.empty(plan.out, q.dtype), np.empty(plan.lse, q.dtype)
+        out, lse = np.empty(plan.out, q.dtype), np.empty(plan.lse, plan.call.numbers.dtype)
         integers = plan.call.integers.copy()
         ac.write_inputs(integers, q, k, v, out, lse)
         if not plan.decodes and is_small(plan.time, plan.panels):
@@ -48,58 +51,43 @@ def attention(q: Any, k: Any, v: Any, modifiers: Any) -> tuple[Any, Any]:
         else:
             _run_forward(plan, integers)
         return out, lse
-    real = ra.wide(q.dtype)
-    out, lse = np.empty((*q.shape[:3], v.shape[3]), real), np.empty(q.shape[:3], real)
-    call = ac.make_call(
-        modifiers, real, _in(q, real), _in(k, real), _in(v, real), {ac.OUT: out, ac.LSE: lse[..., None]}
-    )
+    real, stored = ra.wide(q.dtype), ra.stored(q.dtype)
+    out, lse = np.empty((*q.shape[:3], v.shape[3]), stored), np.empty(q.shape[:3], real)
+    arrays = {ac.OUT: out, ac.LSE: lse[..., None]}
+    call = ac.make_call(modifiers, real, _in(q, stored), _in(k, stored), _in(v, stored), arrays)
     _run_forward(_new_plan(call, modifiers, out.shape, FORWARD), call.integers)
-    return out.astype(q.dtype, copy=False), lse
+    return converted(out, q.dtype), lse
 
 
 def attention_backward(
     dout: Any, dlse: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, modifiers: Any
 ) -> tuple[Any, Any, Any, Any, Any]:
     """See the reference."""
-    real = ra.wide(q.dtype)
-    dq, dk, dv = np.empty(q.shape, real), np.zeros(k.shape, real), np.zeros(v.shape, real)
+    real, stored = ra.wide(q.dtype), ra.stored(q.dtype)
+    dq, dk, dv = np.empty(q.shape, stored), np.zeros(k.shape, stored), np.zeros(v.shape, stored)
     plan = _cached_plan(modifiers, q, k, v, dlse, out, lse, dout)
     if plan is not None:
         integers = plan.call.integers.copy()
         ac.write_inputs(integers, q, k, v, out, lse)
         ac.write_gradients(integers, dout, dq, dk, dv)
-        if is_small(plan.time, plan.panels):
+        if is_small(plan.time, plan.panels) and (plan.in_one_chunk or stored is real):
             backward(0, plan.panels, integers, plan.call.numbers)
             return dq, dk, dv, None, None
         call = plan.call._replace(integers=integers)
     else:
-        arrays = {ac.OUT: _in(out, real), ac.DOUT: _in(dout, real), ac.DQ: dq, ac.DK: dk, ac.DV: dv}
+        arrays = {ac.OUT: _in(out, stored), ac.DOUT: _in(dout, stored), ac.DQ: dq, ac.DK: dk, ac.DV: dv}
         arrays[ac.LSE] = _in(lse, real)[..., None]
         if dlse is not None:
             arrays[ac.DLSE] = _in(dlse, real)[..., None]
-        call = ac.make_call(modifiers, real, _in(q, real), _in(k, real), _in(v, real), arrays, backward=True)
+        call = ac.make_call(modifiers, real, _in(q, stored), _in(k, stored), _in(v, stored), arrays, backward=True)
         plan = _new_plan(call, modifiers, out.shape, BACKWARD)
     spans = _spans(plan, call.integers, threads_for(plan.time, plan.panels))
-    if len(spans) == 1 and modifiers.bias is None and modifiers.sinks is None:
-        backward(*spans[0], call.integers, call.numbers)
-        dbias = dsinks = None
-    else:
-        dbias = None
-        bias_dtype = real
-        if modifiers.bias is not None and (
-            modifiers.bias.shape[2:] != (q.shape[2], k.shape[2]) or q.shape[2] * k.shape[2] <= SMALL_BIAS
-        ):
-            bias_dtype, call.integers[ac.SUMS_BIAS] = np.float64, 1
-        if modifiers.bias is not None and modifiers.bias.shape[:3] == q.shape[:3]:  # a query has its own entries
-            dbias = np.zeros(modifiers.bias.shape, bias_dtype)
-        parts = [_Part(span, call, modifiers, real, dbias, bias_dtype) for span in spans]
-        run_parts(backward, [(*part.span, part.integers, call.numbers) for part in parts])
-        for part in parts:
-            part.add_shared(dk, dv)
-        if modifiers.bias is not None:
-            dbias = _total([dbias] if dbias is not None else [part.dbias for part in parts], modifiers.bias)
-        dsinks = None if modifiers.sinks is None else _total([part.dsinks for part in parts], modifiers.sinks)
-    dq, dk, dv = (x.astype(like.dtype, copy=False) for x, like in ((dq, q), (dk, k), (dv, v)))
+    if stored is not real and not (plan.in_one_chunk and all(first % call.sizes.panels == 0 for first, _ in spans)):
+        dk, dv = np.zeros(k.shape, real), np.zeros(v.shape, real)  # several chunks add to the gradients of a head
+        ac.write_array(call.integers, ac.DK, dk)
+        ac.write_array(call.integers, ac.DV, dv)
+    dbias, dsinks = _run_backward(spans, call, modifiers, real, dk, dv)
+    dq, dk, dv = (converted(converted(x, stored), like.dtype) for x, like in ((dq, q), (dk, k), (dv, v)))
     return dq, dk, dv, dbias, dsinks
 
 
@@ -112,6 +100,7 @@ def warmup(dtype: str) -> None:
     panel_work(integers, numbers, 0, 0)
     decode(0, 1, 0, integers, numbers, 0)
     merge(integers, numbers, 0)
+    conversion_warmup(dtype)
     run_parts(int, [(0,), (0,)])  # starts the threads, too
 
 
@@ -150,7 +139,7 @@ class _Part:
 def _total(parts: list[Any], like: Any) -> Any:
     for part in parts[1:]:
         parts[0] += part
-    return parts[0].astype(like.dtype, copy=False)
+    return converted(parts[0], like.dtype)
 
 
 def _in(x: Any, real: Any) -> Any:
@@ -167,6 +156,7 @@ class _Plan(NamedTuple):
     decodes: bool
     partials: tuple[int, int, int]  # the shape of the results of blocks of keys
     panels: int
+    in_one_chunk: bool  # whether all queries that share a head of keys are
     time: float  # estimated nanoseconds of one thread if no key is masked
     spans: dict[int, list[tuple[int, int]]]  # by the number of threads, as far as they were needed
 
@@ -178,19 +168,22 @@ def _cached_plan(
     m = modifiers
     if not (dlse is m.bias is m.mask is m.kv_lengths is m.sinks is m.dropout is None and type(m.q_offset) is int):
         return None
-    if q.dtype is not FLOAT32 and q.dtype is not FLOAT64:
+    if q.dtype is not FLOAT32 and q.dtype is not FLOAT64 and q.dtype is not ra.stored(q.dtype):
         return None
-    for x in (q, k, v) if out is None else (q, k, v, out, lse, dout):
+    for x in (q, k, v) if out is None else (q, k, v, out, dout, lse):
         flags = x.flags  # outputs of a forward are read-only
-        if x.dtype is not q.dtype or not flags.c_contiguous or not flags.aligned:
+        if (x.dtype is not q.dtype and x is not lse) or not flags.c_contiguous or not flags.aligned:
             return None
+    if lse is not None and lse.dtype is not q.dtype and lse.dtype is not ra.wide(q.dtype):
+        return None
     return _plan(modifiers, q.shape, k.shape, v.shape, q.dtype, out is not None)
 
 
 @functools.lru_cache(maxsize=512)
-def _plan(modifiers: Any, q: Any, k: Any, v: Any, real: Any, backward: bool) -> _Plan:
-    query, key, value = (np.empty(shape, real) for shape in (q, k, v))
-    out, lse = np.empty((*q[:3], v[3]), real), np.empty(q[:3], real)[..., None]
+def _plan(modifiers: Any, q: Any, k: Any, v: Any, stored: Any, backward: bool) -> _Plan:
+    query, key, value = (np.empty(shape, stored) for shape in (q, k, v))
+    real = ra.wide(stored)
+    out, lse = np.empty((*q[:3], v[3]), stored), np.empty(q[:3], real)[..., None]
     arrays = {ac.OUT: out, ac.LSE: lse}
     if backward:
         arrays |= {ac.DOUT: out, ac.DQ: query, ac.DK: key, ac.DV: value}
@@ -207,11 +200,13 @@ def _new_plan(call: ac.Call, modifiers: Any, out: tuple[int, ...], passes: float
     call.integers[ac.DECODED] = few or rows == 1  # so that the backward has the same scores as the forward
     partials = batch * kv_heads * -(-keys // BLOCK), rows, -(-out[3] // width) * width + 2
     if decodes:
-        read = batch * kv_heads * keys * features * real.itemsize
+        size = real.itemsize if call.integers[ac.STORAGE + ac.K] == 0 else 2
+        read = batch * kv_heads * keys * features * size
         time = read * max(rows / 2, 1.0) / BYTES_PER_NANOSECOND
     else:
         time = 2.0 * passes * features * batch * heads * queries * keys / FLOPS_PER_NANOSECOND
-    return _Plan(call, out, out[:3], decodes, partials, batch * kv_heads * panels, time, {})
+    in_one_chunk = panels <= call.integers[ac.PANELS_PER_CHUNK]
+    return _Plan(call, out, out[:3], decodes, partials, batch * kv_heads * panels, in_one_chunk, time, {})
 
 
 def _run_forward(plan: _Plan, integers: Any) -> None:
@@ -226,6 +221,28 @@ def _run_forward(plan: _Plan, integers: Any) -> None:
         forward(0, plan.panels, integers, numbers)
     else:
         run_parts(forward, [(*span, integers, numbers) for span in _spans(plan, integers, threads)])
+
+
+def _run_backward(
+    spans: list[tuple[int, int]], call: ac.Call, modifiers: Any, real: Any, dk: Any, dv: Any
+) -> tuple[Any, Any]:
+    """Run all spans; return the gradients of bias and sinks."""
+    bias, queries, keys = modifiers.bias, call.sizes.queries, call.sizes.keys
+    if len(spans) == 1 and bias is None and modifiers.sinks is None:
+        backward(*spans[0], call.integers, call.numbers)
+        return None, None
+    dbias, bias_dtype = None, real
+    if bias is not None and (bias.shape[2:] != (queries, keys) or queries * keys <= SMALL_BIAS):
+        bias_dtype, call.integers[ac.SUMS_BIAS] = np.float64, 1
+    if bias is not None and bias.shape[:3] == (call.sizes.batch, call.sizes.heads, queries):
+        dbias = np.zeros(bias.shape, bias_dtype)  # a query has its own entries
+    parts = [_Part(span, call, modifiers, real, dbias, bias_dtype) for span in spans]
+    run_parts(backward, [(*part.span, part.integers, call.numbers) for part in parts])
+    for part in parts:
+        part.add_shared(dk, dv)
+    if bias is not None:
+        dbias = _total([dbias] if dbias is not None else [part.dbias for part in parts], bias)
+    return dbias, None if modifiers.sinks is None else _total([part.dsinks for part in parts], modifiers.sinks)
 
 
 def _spans(plan: _Plan, integers: Any, threads: int) -> list[tuple[int, int]]:

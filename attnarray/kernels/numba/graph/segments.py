@@ -28,6 +28,7 @@ from attnarray.kernels.numba.rows.embedding import embedding_backward
 from attnarray.kernels.numba.runtime import arrays as ra
 from attnarray.kernels.numba.runtime.call import address, empty_call, pack
 from attnarray.kernels.numba.runtime.threads import split_rows
+from attnarray.kernels.numba.vector.conversion import converted
 
 LIGHT, HEAVY, MERGE = 1.0, 2.0, 0.4  # nanoseconds for each number of a pass
 SINGLE = 2**14  # for fewer numbers a second part does not pay off
@@ -54,7 +55,7 @@ def segment_softmax_forward(x: Any, segments: Any, count: int, mask: Any) -> Any
     split_rows(exponentiate, batch * parts, heavy, *given)
     factors = _merged(sums, sizes, real, True)
     split_rows(scale, entries, light, *pack(call._replace(merged=factors), real))
-    return out.astype(x.dtype, copy=False)
+    return converted(out, x.dtype)
 
 
 def segment_softmax_backward(dout: Any, out: Any, segments: Any, count: int) -> Any:
@@ -72,7 +73,7 @@ def segment_softmax_backward(dout: Any, out: Any, segments: Any, count: int) -> 
     _check(outside, count)
     totals = _merged(sums, sizes, real, False)
     split_rows(differentiate, entries, light, *pack(call._replace(merged=totals), real))
-    return dx.astype(out.dtype, copy=False)
+    return converted(dx, out.dtype)
 
 
 def sum_segments(x: Any, segments: Any, count: int) -> Any:

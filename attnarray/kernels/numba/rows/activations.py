@@ -14,6 +14,7 @@ from numpy.polynomial import Chebyshev, Polynomial
 from attnarray.kernels.numba.runtime import arrays as ra
 from attnarray.kernels.numba.runtime.call import address
 from attnarray.kernels.numba.runtime.threads import split_rows
+from attnarray.kernels.numba.vector.conversion import converted
 from attnarray.kernels.numba.vector.elementwise import elementwise
 from attnarray.kernels.numba.vector.lanes import LOG2_E, TAYLOR, Lanes, absolute, exp, multiply_add, polynomial, where
 from attnarray.kernels.numba.vector.normal_distribution import normal_distribution
@@ -102,7 +103,7 @@ def _forward(kernel: Any, each: float, x: Any) -> Any:
     given, out = ra.flat(x, real), np.empty(x.shape, real)
     work = ra.nanoseconds(x.size, each, real)
     split_rows(kernel, x.size, work, address(given), address(out), real.type(0))
-    return out.astype(x.dtype, copy=False)
+    return converted(out, x.dtype)
 
 
 def _backward(kernel: Any, each: float, dout: Any, x: Any) -> Any:
@@ -110,7 +111,7 @@ def _backward(kernel: Any, each: float, dout: Any, x: Any) -> Any:
     dgiven, given, dx = ra.flat(dout, real), ra.flat(x, real), np.empty(x.shape, real)
     work = ra.nanoseconds(x.size, each, real)
     split_rows(kernel, x.size, work, address(dgiven), address(given), address(dx), real.type(0))
-    return dx.astype(x.dtype, copy=False)
+    return converted(dx, x.dtype)
 
 
 def clip_below(x: Lanes, bound: float) -> Lanes:

@@ -16,6 +16,7 @@ from attnarray.kernels.numba.runtime.call import address
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.lazy import intrinsic, ir, types
 from attnarray.kernels.numba.runtime.threads import split_rows
+from attnarray.kernels.numba.vector.conversion import converted
 from attnarray.kernels.numba.vector.emit import i64, loop, splat, store
 from attnarray.kernels.numba.vector.lanes import Lanes, tile_size, where
 from attnarray.kernels.numba.vector.memory import ahead, as_bytes, keep, pointer, pointer_at
@@ -42,7 +43,7 @@ def drop(x: Any, p: float, seed: Any, mask: Any) -> Any:
     else:
         chunks, work = -(-x.size // CHUNK), ra.nanoseconds(x.size, DRAWN, real)
         split_rows(keep_drawn, chunks, work, x.size, *addresses, seed & WORD, seed >> 32, limit, factor)
-    return out.astype(x.dtype, copy=False)
+    return converted(out, x.dtype)
 
 
 def warmup(dtype: str) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from attnarray.kernels import Declined
 from attnarray.kernels.numba.runtime.call import address
+from attnarray.kernels.numba.vector.conversion import converted
 from attnarray.numpy_arrays import PLAIN
 
 
@@ -44,9 +45,15 @@ def wide(dtype: Any) -> Any:
     return np.dtype(np.float64 if dtype.name == "float64" else np.float32)
 
 
+@functools.lru_cache(maxsize=64)
+def stored(dtype: Any) -> Any:
+    """The dtype in native byte order, in which kernels read and write."""
+    return np.dtype(np.float16) if dtype.name == "float16" else dtype if dtype.name == "bfloat16" else wide(dtype)
+
+
 def aligned(x: Any, real: Any) -> Any:
     """`x` in the dtype `real` and aligned; copied only if needed."""
-    return x if x.dtype == real and x.flags.aligned else np.require(x, real, "A")
+    return x if x.dtype == real and x.flags.aligned else np.require(converted(x, real), None, "A")
 
 
 def matrix(rows: Any) -> Matrix:
@@ -71,7 +78,7 @@ def reshape_like(like: Any, axis: int, rows: Matrix) -> Any:
     """Rows along `axis` in the shape and dtype of `like`."""
     shape = (*like.shape[:axis], *like.shape[axis + 1 :], like.shape[axis])
     out = rows.array.reshape(shape)
-    return (out if axis == like.ndim - 1 else np.moveaxis(out, -1, axis)).astype(like.dtype, copy=False)
+    return converted(out if axis == like.ndim - 1 else np.moveaxis(out, -1, axis), like.dtype)
 
 
 def flat(x: Any, real: Any) -> Any:

@@ -135,12 +135,19 @@ class Lanes:
     def __rshift__(self, bits: int) -> Lanes:
         return self._emit("", "ashr", bits)
 
+    def shifted_right(self, bits: int) -> Lanes:
+        """Integers shifted without regard to their sign."""
+        return Lanes(self.builder, self.builder.lshr(self.value, self._lift(bits)))
+
     def as_float(self, like: Lanes) -> Lanes:
         """Integers as floating numbers of the type of `like`."""
         return Lanes(self.builder, self.builder.sitofp(self.value, like.value.type))
 
     def __and__(self, other: Lanes) -> Lanes:
         return Lanes(self.builder, self.builder.and_(self.value, other.value))
+
+    def __or__(self, other: Lanes) -> Lanes:
+        return Lanes(self.builder, self.builder.or_(self.value, other.value))
 
     def __lt__(self, other: Lanes | float) -> Lanes:
         return self._compare("<", other)

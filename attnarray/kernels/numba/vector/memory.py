@@ -118,3 +118,13 @@ def pointer_at(_context: Any, like: Any, address: Any) -> Any:
         return builder.inttoptr(arguments[1], context.get_data_type(like).as_pointer())
 
     return types.CPointer(like)(like, types.intp), emit
+
+
+@intrinsic
+def address_of(_context: Any, start: Any) -> Any:
+    """The address that a pointer has."""
+
+    def emit(_target: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
+        return builder.ptrtoint(arguments[0], ir.IntType(64))
+
+    return types.intp(start), emit

@@ -1,7 +1,7 @@
 """Products of one query with many rows, vectors along the row: for decoding, where every key is read only once.
 
 Rows of N contiguous numbers lie `stride` elements apart; N is a multiple of the lanes of a register (`row_lanes`),
-which is half of W.
+which is half of W. Rows may have 16-bit numbers (`vector/sixteen.py`), which are widened in registers.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 from attnarray.kernels.numba.runtime.lazy import intrinsic, ir, overload, types
 from attnarray.kernels.numba.vector.emit import halved, i64, load, loop, splat, store
 from attnarray.kernels.numba.vector.lanes import Lanes, constant, multiply_add, tile_size
+from attnarray.kernels.numba.vector.sixteen import load_wide
 from attnarray.kernels.numba.vector.transpose import interleaved
 
 AT_ONCE = 8  # independent sums, to hide the latency of additions
@@ -32,7 +33,7 @@ def dot_rows(_context: Any, count: Any, n: Any, query: Any, rows: Any, stride: A
     signature = types.void(types.intp, types.intp, query, rows, types.intp, dots)
 
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
-        count, n, query, rows, stride, out = arguments
+        count, n, query, starts_at, stride, out = arguments
         vector = _vector(context, dots)
         zero = ir.Constant(vector, [0.0] * vector.count)
         last, blocks = builder.sub(count, i64(1)), builder.sdiv(n, i64(vector.count))
@@ -41,7 +42,7 @@ def dot_rows(_context: Any, count: Any, n: Any, query: Any, rows: Any, stride: A
             first = builder.mul(group, i64(AT_ONCE))
             numbers = [builder.add(first, i64(m)) for m in range(AT_ONCE)]
             inside = [builder.select(builder.icmp_signed("<", j, count), j, last) for j in numbers]
-            starts = [builder.gep(rows, [builder.mul(j, stride)]) for j in inside]
+            starts = [builder.gep(starts_at, [builder.mul(j, stride)]) for j in inside]
 
             def dot(start: ir.Value) -> ir.Value:
                 def add(block: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
@@ -49,7 +50,8 @@ def dot_rows(_context: Any, count: Any, n: Any, query: Any, rows: Any, stride: A
                     for m, total in enumerate(sums):
                         number = builder.add(builder.mul(block, i64(len(sums))), i64(m))
                         at = builder.mul(number, i64(vector.count))
-                        q, key = (Lanes(builder, load(builder, builder.gep(x, [at]), vector)) for x in (query, start))
+                        q = Lanes(builder, load(builder, builder.gep(query, [at]), vector))
+                        key = Lanes(builder, load_wide(builder, builder.gep(start, [at]), vector, rows.dtype))
                         added.append(multiply_add(key, q, Lanes(builder, total)).value)
                     return added
 
@@ -76,7 +78,7 @@ def add_weighted_rows(_context: Any, count: Any, n: Any, weights: Any, rows: Any
     signature = types.void(types.intp, types.intp, weights, rows, types.intp, total)
 
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
-        count, n, weights, rows, stride, out = arguments
+        count, n, weights, starts_at, stride, out = arguments
         vector = _vector(context, total)
 
         def columns(vectors: int) -> Callable[[ir.Value, list[ir.Value]], list[ir.Value]]:
@@ -90,10 +92,10 @@ def add_weighted_rows(_context: Any, count: Any, n: Any, weights: Any, rows: Any
 
                 def add(j: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
                     weight = Lanes(builder, splat(builder, builder.load(builder.gep(weights, [j])), vector))
-                    row = builder.gep(rows, [builder.mul(j, stride)])
-                    numbers = [Lanes(builder, load(builder, builder.gep(row, [offset]), vector)) for offset in offsets]
-                    totals = [Lanes(builder, there) for there in sums]
-                    return [multiply_add(number, weight, t).value for number, t in zip(numbers, totals, strict=True)]
+                    row = builder.gep(starts_at, [builder.mul(j, stride)])
+                    numbers = [load_wide(builder, builder.gep(row, [at]), vector, rows.dtype) for at in offsets]
+                    pairs = zip(numbers, sums, strict=True)
+                    return [multiply_add(Lanes(builder, x), weight, Lanes(builder, t)).value for x, t in pairs]
 
                 def add_some(part: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
                     first = builder.mul(part, i64(LONGEST))
