@@ -32,9 +32,12 @@ class PrecompiledKernels(BuildHookInterface):  # type: ignore[misc]
 
     def refused(self) -> str:
         """Why nothing can be compiled here; empty if it can."""
-        compiler, *_ = shlex.split(os.environ.get("CC", ""), posix=os.name == "posix") or ["cc"]
         if self.levels() == ["none"]:
             return f"{ASKED} is none"
+        try:
+            compiler, *_ = shlex.split(os.environ.get("CC", ""), posix=os.name == "posix") or ["cc"]
+        except ValueError as error:
+            return f"CC is {os.environ['CC']!r}, which is no command of a shell ({error})"
         if shutil.which(compiler) is None:
             return f"no C compiler {compiler!r} was found; CC names another one"
         if any("musllinux" in tag for tag in platform_tags()):

@@ -126,6 +126,8 @@ def load() -> tuple[Library | None, str]:
 def _loaded(level: str) -> Library:
     path = FOLDER / f"{level}{SUFFIX}"
     contents = _listed(path.with_suffix(".json"))
+    if not os.path.lexists(path):
+        raise ValueError(f"{path} is missing, and only the list beside it is there: install attnarray again")
     if contents["sources"] != source_digest():
         raise ValueError(f"{path} was compiled from other sources: run python -m attnarray_build")
     if library_digest(path, contents) != contents["digest"]:
