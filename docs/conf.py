@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import inspect
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ html_theme_options = {
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
-html_sidebars = {"index": []}
+html_sidebars: dict[str, list[str]] = {"index": [], "gradients": []}
 html_context = {"default_mode": "auto"}
 
 # Heading of the reference -> modules whose public names are below it; the first that fits.
@@ -201,6 +202,12 @@ def outside_links(app: Any, name: str, source: list[str]) -> None:
     source[0] = re.sub(r"\]\(([^)\s]+)\)", replaced, source[0])
 
 
+def copy_flow(app: Any, error: Exception | None) -> None:
+    """The page that shows gradients flow is no page of Sphinx: its files go beside them as they are."""
+    if app.builder.format == "html" and error is None:
+        shutil.copytree(HERE / "flow", Path(app.outdir) / "flow", dirs_exist_ok=True)
+
+
 def linkcode_resolve(domain: str, info: dict[str, str]) -> str | None:
     """The source of a public name, in the repository."""
     thing: Any = importlib.import_module(info["module"])
@@ -219,5 +226,6 @@ def setup(app: Any) -> None:
     app.connect("builder-inited", write_reference)
     app.connect("builder-inited", write_gallery)
     app.connect("source-read", outside_links)
+    app.connect("build-finished", copy_flow)
     app.connect("autodoc-process-signature", class_signature)
     app.connect("autodoc-process-docstring", escape_stars, priority=900)
