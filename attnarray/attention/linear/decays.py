@@ -58,7 +58,7 @@ def pair_products(q: Array, k: Array, decay: Array | None) -> Any:
         0 above the diagonal.
     """
     xp = namespace_of(q, k)
-    if decay is not None and decay.shape[-1] > 1:
+    if decay is not None and decay.shape[-1] != 1:
         return _products_by_halves(q, k, decay)
     products = xp.tril(xp.matmul(q, k.mT))
     return products if decay is None else products * _pair_factors(decay)
@@ -72,7 +72,7 @@ def pair_products_backward(dproducts: Array, q: Array, k: Array, decay: Array | 
     Entries of `dproducts` above the diagonal are ignored. Axes that were broadcast are not summed.
     """
     xp = namespace_of(dproducts, q, k)
-    if decay is not None and decay.shape[-1] > 1:
+    if decay is not None and decay.shape[-1] != 1:
         return _backward_by_halves(dproducts, q, k, decay)
     weighted = xp.tril(dproducts)
     if decay is None:

@@ -86,6 +86,38 @@ def transpose(_context: Any, count: Any, panel: Any, rows: Any, stride: Any) -> 
 
 
 @intrinsic
+def transpose_matrix(
+    _context: Any, rows: Any, columns: Any, x: Any, stride: Any, transposed: Any, transposed_stride: Any
+) -> Any:
+    """transposed[n, m] = x[m, n] for m < rows and n < columns, multiples of R; rows lie the strides apart."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
+        rows, columns, x, stride, out, out_stride = arguments
+        vector = _vector(context, signature.args[2])
+        size, numbers = i64(vector.count), range(vector.count)
+
+        def band(number: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+            m = builder.mul(number, size)
+            starts = [builder.gep(x, [builder.mul(builder.add(m, i64(w)), stride)]) for w in numbers]
+
+            def square(number: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+                n = builder.mul(number, size)
+                given = [load(builder, builder.gep(start, [n]), vector) for start in starts]
+                for w, values in enumerate(_transposed(builder, given)):
+                    row = builder.mul(builder.add(n, i64(w)), out_stride)
+                    store(builder, values, builder.gep(out, [builder.add(row, m)]))
+                return []
+
+            loop(builder, i64(0), builder.sdiv(columns, size), [], square)
+            return []
+
+        loop(builder, i64(0), builder.sdiv(rows, size), [], band)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, x, types.intp, transposed, types.intp), emit
+
+
+@intrinsic
 def interleave(_context: Any, stop: Any, rows: Any, stride: Any, count: Any, packed: Any) -> Any:
     """packed[j, m] = rows[m, j] for M rows and j < stop, a multiple of R; rows lie `stride` elements apart.
 
