@@ -36,7 +36,7 @@ test-all: $(VENV)/.test  ## run every test on one machine: a quarter of an hour 
 	@$(PYTEST) -m "not distributed" $(ARGS)
 
 test-distributed: $(VENV)/.test-distributed  ## run the tests with MPI and Dask
-	@OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -m distributed tests/distributed $(ARGS)
+	@OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -m distributed tests/distributed tests/docs/test_docs.py $(ARGS)
 
 wheel: $(VENV)/.test  ## build a wheel with precompiled kernels, and test it where Numba is not installed
 	@rm -rf build/wheel && mkdir -p build/wheel

@@ -152,6 +152,11 @@ def _package(backend: str) -> Any:
     return importlib.import_module(f"attnarray.kernels.{backend}")
 
 
+def kernel_mode() -> KernelMode:
+    """The mode that `use_kernels` set here, for code that runs elsewhere."""
+    return cast(KernelMode, MODE.get())
+
+
 @contextlib.contextmanager
 def use_kernels(mode: KernelMode) -> Iterator[None]:
     """Within the block, choose what accelerated functions run; safe in threads and coroutines.

@@ -56,6 +56,7 @@ FILES = {
     "checkpoints": ROOT / "attnarray" / "checkpoints",
     "examples": ROOT / "docs" / "examples",
     "demo": ROOT / "attnarray" / "demo",
+    "distributed": ROOT / "attnarray" / "distributed",
     "bench": ROOT / "attnarray" / "bench",
 }
 

@@ -11,7 +11,7 @@ import io
 import itertools
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -53,7 +53,13 @@ def _docstrings(node: ast.AST, name: str) -> list[tuple[str, ast.Constant]]:
 EXAMPLES = _docstring_examples()
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=[example.name for example in EXAMPLES])
+def _param(example: doctest.DocTest) -> Any:
+    """Those of Dask arrays are run by `make test-distributed`."""
+    marks = [pytest.mark.distributed] if "/distributed/dask/" in Path(example.filename).as_posix() else []
+    return pytest.param(example, id=example.name, marks=marks)
+
+
+@pytest.mark.parametrize("example", [_param(example) for example in EXAMPLES])
 def test_docstring_example(example: doctest.DocTest) -> None:
     # An example starts with an empty namespace, as when a reader pastes it into a new interpreter; the examples of
     # internal modules have the names of their module.
