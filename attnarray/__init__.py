@@ -30,6 +30,7 @@ _MODULES = {
     "vjp": "triples",
     "Philox": "random",
     **dict.fromkeys(["Causal", "Window", "Padding", "Documents", "Dense", "Mask"], "masks"),
+    **dict.fromkeys(["Prefix", "Global", "Strided", "RandomBlocks", "Blocks", "Tree", "Predicate"], "masks"),
     "attention_weights": "attention.weights",
     "DotProduct": "attention.engine",
     "Softmax": "attention.normalizers",

@@ -208,6 +208,13 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     return Explanation(tuple(dict.fromkeys(trace)))
 
 
+def record(function: str, code: str, reason: str) -> None:
+    """Say to `explain` what ran, from array code that chooses between ways itself."""
+    trace = _TRACE.get()
+    if trace is not None:
+        trace.append(Choice(function, code, reason))
+
+
 class KernelStatus(NamedTuple):
     """One row of the kernel table on this machine; `reason` is empty when the kernel can be used."""
 

@@ -39,6 +39,7 @@ from attnarray.attention.products import (
     weighted_sum,
     weighted_sum_over_queries,
 )
+from attnarray.attention.tiles import backward_by_tiles, forward_by_tiles
 from attnarray.backend import Array, ArrayT, accumulator_dtype, device_of, namespace_of, operand_dtype
 from attnarray.dispatch import accelerated
 from attnarray.numpy_arrays import read_only
@@ -241,7 +242,10 @@ def attention(q: ArrayT, k: ArrayT, v: ArrayT, modifiers: ScoreModifiers) -> tup
     out : (B, H, T, Dv) of the dtype of q
     lse : (B, H, T) of the accumulator's dtype
     """
-    return _forward_in_blocks(DOT_PRODUCT, q, k, v, modifiers, SOFTMAX)
+    if modifiers.tiles is not None:
+        tiled: Any = forward_by_tiles(_plain_forward, q, k, v, modifiers)
+        return tiled
+    return _plain_forward(q, k, v, modifiers)
 
 
 @accelerated
@@ -263,6 +267,20 @@ def attention_backward(
     dbias : the shape of modifiers.bias, or None
     dsinks : (H,), or None
     """
+    if modifiers.tiles is not None:
+        return backward_by_tiles(_plain_backward, dout, dlse, q, k, v, out, lse, modifiers)
+    return _plain_backward(dout, dlse, q, k, v, out, lse, modifiers)
+
+
+def _plain_forward(q: Any, k: Any, v: Any, modifiers: ScoreModifiers) -> tuple[Any, Any]:
+    """`attention` without tiles."""
+    return _forward_in_blocks(DOT_PRODUCT, q, k, v, modifiers, SOFTMAX)
+
+
+def _plain_backward(
+    dout: Any, dlse: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, modifiers: ScoreModifiers
+) -> tuple[Any, ...]:
+    """`attention_backward` without tiles."""
     ctx = AttentionContext(q, k, v, out, lse, DOT_PRODUCT, modifiers, Softmax(modifiers.sinks))
     dq, dk, dv, dbias, _, _, dnormalizer = _backward_in_blocks(dout, dlse, None, ctx)
     return dq, dk, dv, dbias, dnormalizer.sinks

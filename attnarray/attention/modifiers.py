@@ -14,6 +14,7 @@ from attnarray.attention.parts import check_result, several
 from attnarray.attention.products import hiding_product
 from attnarray.backend import Array, accumulator_dtype, device_of, index_dtype, namespace_of
 from attnarray.masks import band, within
+from attnarray.masks.tiles import TileMask
 from attnarray.numpy_arrays import read_only
 from attnarray.random import attention_keep_mask
 
@@ -34,8 +35,8 @@ class Dropout(NamedTuple):
 class ScoreModifiers(NamedTuple):
     """All that changes scores and weights, in canonical layout; fused kernels take this one value.
 
-    `bias` and `mask` have four axes, each of full size or 1. Query i has the position i + q_offset. Dropout and the
-    sinks of a softmax are applied after the scores.
+    `bias` and `mask` have four axes, each of full size or 1. `tiles` is one more mask. Query i has the position i +
+    q_offset. Dropout and the sinks of a softmax are applied after the scores.
     """
 
     scale: float
@@ -49,9 +50,10 @@ class ScoreModifiers(NamedTuple):
     sinks: Array | None = None  # (H,)
     dropout: Dropout | None = None
     custom: tuple[Any, ...] = ()  # the caller's own, in order
+    tiles: TileMask | None = None
 
     def rows(self, start: int, stop: int) -> ScoreModifiers:
-        """The modifiers of the queries [start, stop)."""
+        """The modifiers of the queries [start, stop), without tiles."""
 
         def cut(array: Array | None) -> Array | None:
             return array if array is None or array.shape[2] == 1 else array[:, :, start:stop, :]
@@ -59,7 +61,16 @@ class ScoreModifiers(NamedTuple):
         dropout = self.dropout
         if dropout is not None:
             dropout = dropout._replace(keep=cut(dropout.keep))
-        return self._replace(bias=cut(self.bias), mask=cut(self.mask), q_offset=self.q_offset + start, dropout=dropout)
+        mask = cut(self.mask)
+        if self.tiles is not None:
+            mine = self.tiles.dense(start, stop)
+            mask = mine if mask is None else mine & mask
+        rows = self._replace(bias=cut(self.bias), mask=mask, q_offset=self.q_offset + start, dropout=dropout)
+        return rows if self.tiles is None else rows._replace(tiles=None)
+
+    def without_tiles(self, queries: int) -> ScoreModifiers:
+        """The same for all queries, with a boolean array in place of the tiles."""
+        return self if self.tiles is None else self.rows(0, queries)
 
     @property
     def broadcast_q_offset(self) -> int | Array:
@@ -68,7 +79,7 @@ class ScoreModifiers(NamedTuple):
 
     def hides(self) -> bool:
         """Whether some weight may be zero by rule, so that what it multiplies must not matter."""
-        given = (self.bias, self.mask, self.left, self.right, self.kv_lengths, self.dropout)
+        given = (self.bias, self.mask, self.tiles, self.left, self.right, self.kv_lengths, self.dropout)
         return bool(self.custom) or any(part is not None for part in given)
 
 
@@ -146,6 +157,7 @@ def plus_bias(modifiers: ScoreModifiers, bias: Array) -> ScoreModifiers:
 
 def allowed(modifiers: ScoreModifiers, queries: int, keys: int, like: Array) -> Array | None:
     """Which keys each query may attend to, broadcastable to (B, H, T, S); None for all."""
+    modifiers = modifiers.without_tiles(queries)
     parts = [modifiers.mask, band(modifiers.left, modifiers.right, queries, keys, modifiers.broadcast_q_offset, like)]
     if modifiers.kv_lengths is not None:
         parts.append(within(modifiers.kv_lengths, keys, like))  # (B, 1, 1, S)
@@ -164,14 +176,18 @@ def _indices(scores: Array, modifiers: ScoreModifiers) -> tuple[Array, ...]:
     return b, h, q + modifiers.broadcast_q_offset, k
 
 
+def dropout_keep(dropout: Dropout, q_offset: int | Array, shape: tuple[int, int, int, int], like: Array) -> Array:
+    """Which weights dropout keeps, broadcastable to (B, H, T, S)."""
+    if dropout.keep is not None:
+        return dropout.keep
+    xp, first = namespace_of(like), dropout.first_key
+    return attention_keep_mask(dropout.seed, dropout.p, shape, xp, device_of(like), q_offset + first, first)
+
+
 def dropout_factor(modifiers: ScoreModifiers, shape: tuple[int, int, int, int], like: Array) -> Array | None:
     """What the weights are multiplied by: 1 / (1 - p) where kept, 0 where dropped; None without dropout."""
     dropout = modifiers.dropout
     if dropout is None:
         return None
-    xp = namespace_of(like)
-    keep = dropout.keep
-    if keep is None:
-        first_query = modifiers.q_offset + dropout.first_key
-        keep = attention_keep_mask(dropout.seed, dropout.p, shape, xp, device_of(like), first_query, dropout.first_key)
+    xp, keep = namespace_of(like), dropout_keep(dropout, modifiers.q_offset, shape, like)
     return xp.astype(keep, accumulator_dtype(xp, like.dtype)) * (1.0 / (1.0 - dropout.p) if dropout.p < 1 else 0.0)

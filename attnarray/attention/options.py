@@ -10,12 +10,15 @@ from typing import Any, TypedDict
 from attnarray import checks
 from attnarray.attention.layout import Layout
 from attnarray.attention.modifiers import Dropout, ScoreModifiers
-from attnarray.backend import Array, Namespace, device_of, dtype_name, index_dtype, namespace_of
+from attnarray.backend import Array, Namespace, device_of, dtype_name, index_dtype, library_name, namespace_of, to_numpy
 from attnarray.magnitude import check_number
-from attnarray.masks import LARGEST_POSITION, Causal, Constraints, Mask, Window, to_constraints
+from attnarray.masks import LARGEST_POSITION, Causal, Constraints, Intersection, Mask, Window, to_constraints
+from attnarray.masks.geometry import Sizes
+from attnarray.masks.tiles import TileMask, tile_mask
 from attnarray.ops.positions import check_positions
 from attnarray.random import Philox, as_seed
 
+FEWEST_PAIRS = 2**14  # of a query and a key: so many are worth tiles
 CAUSAL = Causal()
 UNCONSTRAINED = Constraints()
 
@@ -102,17 +105,24 @@ def score_modifiers(
     sinks = options.get("sinks")
     if sinks is not None:
         checks.shape("sinks", sinks, (q.shape[1],), f"one sink for each of the {q.shape[1]} query heads")
+    q_offset = _offset(options.get("q_offset", 0), layout, q, xp)
+    constraints, tiles = _tiles(constraints, layout, q, keys, q_offset, kv_offset)
+    mask = _mask(constraints, layout, full, q)
+    if tiles is not None and q.shape[2] * keys < FEWEST_PAIRS:
+        dense = tiles.dense(0, q.shape[2])
+        mask, tiles = dense if mask is None else mask & dense, None
     modifiers = ScoreModifiers(
         scale=scale,
         softcap=softcap,
         bias=None if bias is None else _scores(bias_name, bias, layout, full),
-        mask=_mask(constraints, layout, full, q),
+        mask=mask,
         left=constraints.left,
         right=constraints.right,
-        q_offset=_offset(options.get("q_offset", 0), layout, q, xp) - first_key,
+        q_offset=q_offset - first_key,
         kv_lengths=_lengths(constraints.lengths, options.get("kv_lengths"), layout, max_length, first_key, q),
         sinks=sinks,
         dropout=_dropout(dropout_p, options.get("rng"), options.get("dropout_mask"), first_key, layout, full),
+        tiles=tiles,
     )
     return modifiers, None if bias is None else tuple(bias.shape)
 
@@ -154,6 +164,23 @@ def _scores(name: str, array: Array, layout: Layout, full: tuple[int, ...]) -> A
     """An array over the scores in canonical layout."""
     checks.broadcasts(name, array, full, "(*batch, H, T, S)" if layout.has_heads else "(*batch, T, S)")
     return layout.canonical_scores(array)
+
+
+def _tiles(
+    constraints: Constraints, layout: Layout, q: Array, keys: int, q_offset: int | Array, kv_offset: int | None
+) -> tuple[Constraints, TileMask | None]:
+    """The masks that are tiled, which are taken from the constraints: documents are where they are many, in NumPy."""
+    parts: tuple[Mask, ...] = constraints.others
+    if constraints.documents and library_name(q) == "numpy" and q.shape[2] * keys >= FEWEST_PAIRS:
+        for documents in constraints.documents:
+            checks.namespace(query=q, attn_mask=documents.ids_q)
+        parts, constraints = (*parts, *constraints.documents), constraints._replace(documents=())
+    if not parts:
+        return constraints, None
+    mask = parts[0] if len(parts) == 1 else Intersection(parts)
+    sizes = Sizes(layout.batch, q.shape[1], q.shape[2], keys, q, layout.has_heads)
+    offset = q_offset if isinstance(q_offset, int) else to_numpy(q_offset)
+    return constraints, tile_mask(mask, sizes, offset, kv_offset)
 
 
 def _mask(constraints: Constraints, layout: Layout, full: tuple[int, ...], query: Array) -> Array | None:

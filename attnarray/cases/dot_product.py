@@ -9,6 +9,7 @@ import numpy as np
 
 from attnarray.attention.dot_product.partial import Partial
 from attnarray.cases.case import Arrays, Case, also, bits, normal
+from attnarray.masks import Blocks, Causal, Global, Predicate, Prefix, Strided, Tree, Window
 
 QKV = {"query": (2, 4, 5, 3), "key": (2, 4, 7, 3), "value": (2, 4, 7, 6)}  # B 2, H 4, T 5, S 7, D 3, Dv 6
 GROUPED = {"query": (2, 6, 5, 4), "key": (2, 3, 7, 4), "value": (2, 3, 7, 1)}
@@ -64,6 +65,11 @@ DOT_PRODUCT_CASES: tuple[Case, ...] = (
         q_offset=2,
         window=(4, None),
     ),
+    _sdpa("window or global", attn_mask=Window(1, 1) | Global(1)),
+    _sdpa("prefix or causal", QKV, {"attn_mask": lambda rng: Causal() | Prefix(np.array([3, 0]))}, q_offset=1),
+    _sdpa("not, blocks", GROUPED, {"attn_mask": lambda rng: ~Strided(3) & Blocks(rng.random((6, 3, 3)) < 0.7, (2, 3))}),
+    _sdpa("tree", attn_mask=Tree(np.array([-1, 0, 0, 2, 1]), 2), q_offset=2),
+    _sdpa("predicate", attn_mask=Predicate(lambda b, h, q_idx, kv_idx: (q_idx + kv_idx + h) % 3 != 0)),
     _sdpa("fully masked rows", QKV, {"attn_mask": _some_rows_masked}),
     _sdpa("grouped heads", GROUPED, is_causal=True),
     _sdpa("one key head", {**GROUPED, "key": (2, 1, 7, 4), "value": (2, 1, 7, 3)}),

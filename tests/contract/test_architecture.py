@@ -38,8 +38,8 @@ LAYERS = """
     layers
     attention
     ops
-    gradient_check optim
-    magnitude masks random tree triples dispatch
+    gradient_check optim masks
+    magnitude random tree triples dispatch
     checks
     backend
     kernels

@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+from tests.naive.masks import dense
+
 
 def scaled_dot_product_attention(
     query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *,
@@ -41,8 +43,10 @@ def attention_weights_and_lse(
     heads = q.shape[1:2] if np.ndim(query) > 3 else ()
     given = (*batch, *heads, q.shape[2], k.shape[2])  # (*batch, Hq, T, S)
     full = (*q.shape[:3], k.shape[2])  # (B, Hq, T, S)
-    exists, added = _mask_and_bias(attn_mask, bias, given, full)
     offsets = _per_batch(q_offset, batch, q.shape[0])
+    if hasattr(attn_mask, "allows"):
+        attn_mask = dense(attn_mask, full, offsets).reshape(given)
+    exists, added = _mask_and_bias(attn_mask, bias, given, full)
     lengths = _per_batch(k.shape[2] if kv_lengths is None else kv_lengths, batch, q.shape[0])
     scale = 1 / math.sqrt(q.shape[3]) if scale is None else scale
     group = q.shape[1] // k.shape[1]

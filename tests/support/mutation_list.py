@@ -216,7 +216,7 @@ MUTATIONS = [
         "contract/test_contract.py attention/test_local.py attention/test_local_near.py",
     ),
     Mutation(
-        "masks.py", "bounds.append(j >= i - left)", "bounds.append(j > i - left)",
+        "masks/constraints.py", "bounds.append(j >= i - left)", "bounds.append(j > i - left)",
         "a window is one key shorter on the left", "test_masks.py",
     ),
     Mutation(

@@ -94,6 +94,9 @@ def make_problem(q: Any, k: Any, v: Any, modifiers: Any, dout: Any = None) -> Pr
     if not q.shape[3] or not v.shape[3]:
         raise Declined("heads of no numbers")
     tile_dim(q.shape[3]), tile_dim(v.shape[3])
+    if modifiers.tiles is not None:
+        modifiers = modifiers.without_tiles(q.shape[2])
+        note("the tiles of the mask were expanded to a boolean array: kernels for GPUs skip none of them")
     q, k, v = readable(q), readable(k), readable(v)
     dout = None if dout is None else readable(_same_dtype(dout, v))
     bias = None if modifiers.bias is None else _same_dtype(modifiers.bias, q)
