@@ -35,6 +35,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 LONGFORMER = aa.Window(2, 3) | aa.Global(2)
 BY_HEAD = aa.Blocks(RNG.random((HEADS, 4, 5)) < 0.3, 4)  # some rows of tiles are empty
+each_kernel = pytest.mark.parametrize("kernels", ["reference", "auto"])
 each_option = pytest.mark.parametrize("name", OPTIONS)
 
 
@@ -53,24 +54,25 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mask_tiles, "SIZE", 4)
 
 
+@each_kernel
 @each_option
 @pytest.mark.parametrize("mask", [LONGFORMER, BY_HEAD, ~aa.Causal()], ids=["longformer", "by head", "not causal"])
-def test_tiles_are_the_dense_mask(name: str, mask: aa.Mask) -> None:
+def test_tiles_are_the_dense_mask(name: str, mask: aa.Mask, kernels: str) -> None:
     call = {**CALL, **OPTIONS[name]}
     as_array = mask.to_dense(QUERIES, KEYS, q_offset=call.get("q_offset", 0))
     expected = run({**call, "attn_mask": as_array})
-    assert_equal_results(run({**call, "attn_mask": mask}), expected)
+    assert_equal_results(run({**call, "attn_mask": mask}, kernels), expected)
 
 
-@given(expressions(), st.sampled_from(list(OPTIONS)))
-def test_random_expressions_are_their_definition(expression: Expression, name: str) -> None:
+@given(expressions(), st.sampled_from(list(OPTIONS)), st.sampled_from(["reference", "auto"]), st.sampled_from([4, 5]))
+def test_random_expressions_are_their_definition(expression: Expression, name: str, kernels: str, size: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention_options, "FEWEST_PAIRS", 0)
-        patch.setattr(mask_tiles, "SIZE", 4)
+        patch.setattr(mask_tiles, "SIZE", size)
         call = {**CALL, **OPTIONS[name]}
         as_array = dense(expression, call.get("q_offset", 0))
         expected = run({**call, "attn_mask": as_array})
-        assert_equal_results(run({**call, "attn_mask": expression.mask}), expected)
+        assert_equal_results(run({**call, "attn_mask": expression.mask}, kernels), expected)
 
 
 @each_option
@@ -119,17 +121,39 @@ def test_skipped_keys_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < sum(seen) < 0.75 * forward_and_backward * QUERIES * KEYS
 
 
-def test_masked_nan_does_not_matter() -> None:
+@each_kernel
+def test_masked_nan_does_not_matter(kernels: str) -> None:
     mask = aa.Window(2, 2) & ~aa.Strided(5) & aa.Padding(11) | aa.Prefix(2)
     hidden = ~mask.to_dense(QUERIES, KEYS).any(axis=0)
     assert hidden.any()
     spoiled = {**CALL, "key": CALL["key"].copy(), "value": CALL["value"].copy()}
     spoiled["key"][:, :, hidden], spoiled["value"][:, :, hidden] = np.nan, np.inf
-    found, expected = (run({**call, "attn_mask": mask}) for call in (spoiled, CALL))
+    found, expected = (run({**call, "attn_mask": mask}, kernels) for call in (spoiled, CALL))
     assert_equal_results(found, expected)
 
 
-def test_empty_sizes() -> None:
+def test_sizes_of_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many panels and chunks, tiles of 64, and grouped heads whose panels reach over two tiles and two heads."""
+    monkeypatch.setattr(mask_tiles, "SIZE", 64)
+    rng = np.random.default_rng(6)
+    for dtype, tolerance in (("float64", 1e-12), ("float32", 2e-5)):
+        for queries, keys in ((333, 450), (130, 1500)):
+            shapes = {"query": (1, 4, queries, 7), "key": (1, 2, keys, 7), "value": (1, 2, keys, 5)}
+            call = {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
+            table = rng.random((4, 6, 24)) < 0.2
+            for mask in (aa.Window(50, 20) | aa.Global(9), aa.Blocks(table, 64), aa.Blocks(table, 63) & ~aa.Strided(7)):
+                as_array = mask.to_dense(queries, keys)
+                expected = run({**call, "attn_mask": as_array})
+                assert_equal_results(run({**call, "attn_mask": mask}, "auto"), expected, tolerance)
+
+
+@each_kernel
+def test_empty_sizes(kernels: Any) -> None:
+    with aa.use_kernels(kernels):
+        _run_empty_sizes()
+
+
+def _run_empty_sizes() -> None:
     for queries, keys in ((0, 3), (3, 0), (0, 0)):
         x, y = np.zeros((1, 1, queries, 2)), np.zeros((1, 1, keys, 2))
         out, ctx = aa.scaled_dot_product_attention_fwd(x, y, y, LONGFORMER)

@@ -23,6 +23,7 @@ import numpy as np
 from attnarray.kernels.numba.attention import call as ac
 from attnarray.kernels.numba.attention.block import BLOCK, Block, Chunk, Seen, Tile, backward_block
 from attnarray.kernels.numba.attention.forward import tiles_together
+from attnarray.kernels.numba.attention.mask_tiles import BOUNDS, find_kinds
 from attnarray.kernels.numba.attention.panels import add_rows_to, clear, move, multiply, pack_panel, unpack_panel
 from attnarray.kernels.numba.attention.scores import (
     Queries,
@@ -52,16 +53,16 @@ def backward(first: int, past: int, call_integers: Any, call_numbers: Any) -> No
     call, numbers = pointer(call_integers), pointer(call_numbers)
     width = lanes(numbers)
     panels = (ac.group_rows(call) + width - 1) // width
-    chunk, size = min(call[ac.PANELS_PER_CHUNK], panels, past - first), call[ac.KEYS_PER_TILE]
+    chunk, size = min(call[ac.PANELS_PER_CHUNK], panels, past - first), whole_tiles(call[ac.KEYS_PER_TILE], numbers)
     depth, wide = ac.columns(call, ac.K), ac.columns(call, ac.V)
     lane, full = chunk * width, size * width
-    integers, bounds_array = np.empty(4 * lane, np.int32), np.empty(4 * chunk + width, np.int64)
+    integers, bounds_array = np.empty(4 * lane, np.int32), np.empty(BOUNDS * chunk + width, np.int64)
     depth_rows, wide_rows = whole_lanes(depth, numbers), whole_lanes(wide, numbers)
     depth_panels = whole_tiles(depth, numbers)
     per_lane = depth + wide + depth_rows + wide_rows + depth_panels + 2
     per_key = depth + wide + depth_panels + depth_rows + wide_rows
     per_panel = (9 + wide) * width
-    all_of_lane = depth_panels if ac.rows(call, ac.K) > tiles_together(call) * size else 0
+    all_of_lane = depth_panels if ac.rows(call, ac.K) > tiles_together(call) * call[ac.KEYS_PER_TILE] else 0
     others = per_panel + lane * all_of_lane + decode_scratch(call, numbers) + rows_scratch(size, call, numbers)
     floats = np.empty(16 + lane * per_lane + size * per_key + full * (2 * BLOCK + 2) + others, call_numbers.dtype)
     i32, at, bounds = pointer(integers), scratch(floats), pointer(bounds_array)
@@ -69,7 +70,7 @@ def backward(first: int, past: int, call_integers: Any, call_numbers: Any) -> No
     decoding = ahead(all_queries, lane * all_of_lane)
     ends, positions, heads = ahead(i32, lane), ahead(i32, 2 * lane), ahead(i32, 3 * lane)
     widened = ahead(decoding, decode_scratch(call, numbers))
-    queries = Queries(at, i32, ends, positions, heads, bounds, ahead(bounds, 4 * chunk), decoding, widened)
+    queries = Queries(at, i32, ends, positions, heads, bounds, ahead(bounds, BOUNDS * chunk), decoding, widened)
     dout = ahead(widened, rows_scratch(size, call, numbers))
     query_rows = ahead(dout, lane * wide)
     dout_rows = ahead(query_rows, lane * depth_rows)
@@ -105,12 +106,14 @@ def backward_chunk(
     low, high = seen_keys(panels, queries, call)
     tiles, together, dqueries = 0, tiles_together(call), panels * whole_tiles(depth, numbers)
     for t in range(low // size * size, high, size):
+        start, stop = max(t, low), min(t + size, high)
+        if not find_kinds(panels, start, span, queries, call, numbers):
+            continue
         if tiles % together == 0 and tiles > 0:
             if tiles > together:
                 add_rows_to(0, dqueries, 0, kept.all_dquery, kept.dquery)
             move(0, dqueries, 0, kept.dquery, kept.all_dquery)
         tiles += 1
-        start, stop = max(t, low), min(t + size, high)
         values = rows_of(ac.V, span.b, span.g, start, stop, queries.wide, call, numbers)
         pack_rows(values, 0, stop - start, tile.values)
         keys = rows_of(ac.K, span.b, span.g, start, stop, queries.wide, call, numbers)
@@ -118,8 +121,8 @@ def backward_chunk(
         pack_columns(keys, 0, stop - start, tile.key_columns)
         if call[ac.HIDES] != 0:
             remove_nonfinite(tile.key_columns, (stop - start) * whole_tiles(depth, numbers))
-        clear(0, size * whole_lanes(depth, numbers) // width, 0, tile.dkeys)
-        clear(0, size * whole_lanes(wide, numbers) // width, 0, tile.dvalues)
+        clear(0, whole_tiles(size, numbers) * whole_lanes(depth, numbers) // width, 0, tile.dkeys)
+        clear(0, whole_tiles(size, numbers) * whole_lanes(wide, numbers) // width, 0, tile.dvalues)
         for p in range(0, panels, BLOCK):
             seen = Seen(start, stop, bad_queries)
             backward_block(p, min(panels, p + BLOCK), seen, span, queries, kept, tile, block, call, numbers)

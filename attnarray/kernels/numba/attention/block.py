@@ -9,6 +9,7 @@ import math
 from typing import Any, NamedTuple
 
 from attnarray.kernels.numba.attention import call as ac
+from attnarray.kernels.numba.attention.mask_tiles import BOUNDS, EMPTY, KIND
 from attnarray.kernels.numba.attention.panels import clear, find_rows
 from attnarray.kernels.numba.attention.scores import HIGH, LOW, Part, dropout_factors, score_panel
 from attnarray.kernels.numba.attention.stored import rows_of
@@ -97,9 +98,10 @@ def uncap(dscores: Row, slope: Row) -> dict[str, Lanes]:
 
 def panel_keys(n: int, seen: Any, queries: Any) -> Any:
     """The keys [first, past) of a tile visible to any query of panel n, counted from the start of the tile."""
-    first = max(seen.start, queries.bounds[4 * n + LOW]) - seen.start
-    past = min(seen.stop, queries.bounds[4 * n + HIGH]) - seen.start
-    return (first, past) if first < past else (0, 0)
+    bounds = ahead(queries.bounds, BOUNDS * n)
+    first = max(seen.start, bounds[LOW]) - seen.start
+    past = min(seen.stop, bounds[HIGH]) - seen.start
+    return (first, past) if first < past and bounds[KIND] != EMPTY else (0, 0)
 
 
 def backward_block(
@@ -107,7 +109,7 @@ def backward_block(
     numbers: Any,
 ) -> None:  # fmt: skip
     """The panels [p, past_panel) against one tile of keys."""
-    stride = call[ac.KEYS_PER_TILE] * lanes(numbers)
+    stride = whole_tiles(call[ac.KEYS_PER_TILE], numbers) * lanes(numbers)
     for n in range(p, past_panel):
         backward_panel(n, (n - p) * stride, seen, span, queries, kept, tile, block, call, numbers)
     wide, depth = ac.columns(call, ac.V), ac.columns(call, ac.K)

@@ -20,8 +20,11 @@ from attnarray.kernels.numba.vector.sixteen import storage_of
 
 # Slots of arrays (B, H, T, N). Their addresses come first (0: not given), those of inputs and gradients before others,
 # which are written at once; then for each slot four sizes and four strides in bytes, and then how each is stored.
-Q, K, V, OUT, LSE, DOUT, DQ, DK, DV, BIAS, MASK, KEEP, SINKS, DLSE, DBIAS, DSINKS, SHARED_DK, SHARED_DV = range(18)
-SLOTS = 18
+(
+    Q, K, V, OUT, LSE, DOUT, DQ, DK, DV, BIAS, MASK, KEEP, SINKS, DLSE, DBIAS, DSINKS, SHARED_DK, SHARED_DV, TABLE,
+    TILES,
+) = range(20)  # fmt: skip
+SLOTS = 20
 STORAGE = 9 * SLOTS
 # Then the integers of the options.
 RULES = 10 * SLOTS
@@ -76,6 +79,9 @@ def make_call(
         given[BIAS] = np.require(modifiers.bias, q.dtype if modifiers.bias.dtype == q.dtype else dtype, "A")
     if modifiers.mask is not None:
         given[MASK] = modifiers.mask.view(np.uint8)
+    if modifiers.tiles is not None:
+        given[TABLE] = modifiers.tiles.table.astype(np.int64)
+        given[TILES] = modifiers.tiles.tiles.view(np.uint8)[None]
     if sinks is not None:
         given[SINKS] = np.require(sinks, dtype, "A")[None, :, None, None]
     if dropout is not None and dropout.keep is not None:
@@ -94,6 +100,8 @@ def make_call(
         integers[THRESHOLD] = round(dropout.p * 2**32)
         kept = kept if integers[THRESHOLD] < 2**32 else 0.0
     integers[KEYS_PER_TILE], integers[PANELS_PER_CHUNK] = tile_sizes(depth + wide, dtype, backward)
+    if modifiers.tiles is not None:
+        integers[KEYS_PER_TILE] = modifiers.tiles.size
     integers[HIDES] = modifiers.hides()
     integers[BATCHES::2] = modifiers.q_offset
     integers[BATCHES + 1 :: 2] = keys if modifiers.kv_lengths is None else modifiers.kv_lengths

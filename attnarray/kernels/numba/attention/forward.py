@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attnarray.kernels.numba.attention import call as ac
+from attnarray.kernels.numba.attention.mask_tiles import BOUNDS, EMPTY, KIND, find_kinds
 from attnarray.kernels.numba.attention.panels import add_rows_to, move, unpack_panel
 from attnarray.kernels.numba.attention.scores import (
     HIGH,
@@ -132,20 +133,20 @@ def forward(first: int, past: int, call_integers: Any, call_numbers: Any) -> Non
     call, numbers = pointer(call_integers), pointer(call_numbers)
     width, depth = lanes(numbers), ac.columns(call, ac.K)
     panels = (ac.group_rows(call) + width - 1) // width
-    chunk, keys = min(call[ac.PANELS_PER_CHUNK], panels, past - first), call[ac.KEYS_PER_TILE]
+    chunk, keys = min(call[ac.PANELS_PER_CHUNK], panels, past - first), whole_tiles(call[ac.KEYS_PER_TILE], numbers)
     columns = whole_tiles(ac.columns(call, ac.V), numbers)
     lane = chunk * width
-    lane_of_all = lane if ac.rows(call, ac.K) > tiles_together(call) * keys else 0
+    lane_of_all = lane if ac.rows(call, ac.K) > tiles_together(call) * call[ac.KEYS_PER_TILE] else 0
     sizes = (
         lane * depth, lane * columns, keys * depth, keys * columns, keys * width, (keys + 8) * width, 5 * lane,
         lane_of_all * (columns + 1), decode_scratch(call, numbers), rows_scratch(keys, call, numbers),
     )  # fmt: skip
     floats, doubles = np.empty(16 + sum(sizes), call_numbers.dtype), np.empty(8 + lane + lane_of_all)
-    integers, bounds_array = np.empty(4 * lane, np.int32), np.empty(4 * chunk + width, np.int64)
+    integers, bounds_array = np.empty(4 * lane, np.int32), np.empty(BOUNDS * chunk + width, np.int64)
     i32, at = pointer(integers), scratch(floats)
     bounds = pointer(bounds_array)
     queries = Queries(
-        at, i32, ahead(i32, lane), ahead(i32, 2 * lane), ahead(i32, 3 * lane), bounds, ahead(bounds, 4 * chunk),
+        at, i32, ahead(i32, lane), ahead(i32, 2 * lane), ahead(i32, 3 * lane), bounds, ahead(bounds, BOUNDS * chunk),
         ahead(at, sum(sizes[:-2])), ahead(at, sum(sizes[:-1])),
     )  # fmt: skip
     out = ahead(at, sizes[0])
@@ -181,10 +182,12 @@ def forward_chunk(
     low, high = seen_keys(panels, queries, call)
     tiles, together = 0, tiles_together(call)
     for t in range(low // size * size, high, size):
+        start, stop = max(t, low), min(t + size, high)
+        if not find_kinds(panels, start, span, queries, call, numbers):
+            continue
         if tiles % together == 0 and tiles > 0:
             set_aside(panels, tiles > together, state, call, numbers)
         tiles += 1
-        start, stop = max(t, low), min(t + size, high)
         keys = rows_of(ac.K, span.b, span.g, start, stop, queries.wide, call, numbers)
         pack_rows(keys, 0, stop - start, key_tile)
         values = rows_of(ac.V, span.b, span.g, start, stop, queries.wide, call, numbers)
@@ -230,8 +233,9 @@ def forward_panel(
     """One panel of queries against one tile of keys."""
     start, stop = key_tile.start, key_tile.stop
     width, tile = lanes(numbers), tile_rows(numbers)
-    first, past = max(start, queries.bounds[4 * p + LOW]) - start, min(stop, queries.bounds[4 * p + HIGH]) - start
-    if first >= past:
+    bounds = ahead(queries.bounds, BOUNDS * p)
+    first, past = max(start, bounds[LOW]) - start, min(stop, bounds[HIGH]) - start
+    if first >= past or bounds[KIND] == EMPTY:
         return
     score_panel(Part(p, start, first, past), span, queries, key_tile.keys, scores, extra, call, numbers)
     find_max(first, past, p, scores, state.row_max)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attnarray.kernels.numba.attention import call as ac
+from attnarray.kernels.numba.attention.mask_tiles import BOUNDS, FULL, KIND, mask_by_tiles, seen_in_tiles
 from attnarray.kernels.numba.attention.panels import find_rows, pack_panel
 from attnarray.kernels.numba.attention.row_scores import visible
 from attnarray.kernels.numba.attention.stored import rows_of, widen_panel
@@ -38,7 +39,7 @@ class Queries(NamedTuple):
     end: Any
     position: Any  # (P, W) of the query, and its head: the keys of dropout
     head: Any
-    bounds: Any  # (P, 4) the keys [LOW, HIGH) visible to any lane, and [FULL_LOW, FULL_HIGH) visible to all
+    bounds: Any  # (P, 5) the keys [LOW, HIGH) visible to any lane, [FULL_LOW, FULL_HIGH) visible to all, and KIND
     rows: Any  # (W,) addresses
     decoding: Any  # scratch of `dot_as_decoded`
     wide: Any  # scratch for rows of 16-bit numbers, see attention/stored.py
@@ -69,7 +70,7 @@ def seen_keys(panels: int, queries: Any, call: Any) -> Any:
     """The keys [low, high) visible to any query of a chunk."""
     low, high = ac.rows(call, ac.K), 0
     for p in range(panels):
-        low, high = min(low, queries.bounds[4 * p + LOW]), max(high, queries.bounds[4 * p + HIGH])
+        low, high = min(low, queries.bounds[BOUNDS * p + LOW]), max(high, queries.bounds[BOUNDS * p + HIGH])
     return low, high
 
 
@@ -100,7 +101,11 @@ def panel_work(call_integers: Any, call_numbers: Any, count: int, work: int) -> 
         last = min(first + width, rows) - 1
         begin, end = visible_keys(call, b, first % queries)
         other_begin, other_end = visible_keys(call, b, last % queries)
-        pointer_at(n, work)[n] = (max(end, other_end) - min(begin, other_begin) + 2) * width
+        visible = max(end, other_end) - min(begin, other_begin)
+        if ac.given(call, ac.TABLE):
+            h = ac.heads(call, ac.Q) // kv_heads * (n // panels % kv_heads) + first // queries
+            visible = min(visible, seen_in_tiles(b, h, first % queries, call))
+        pointer_at(n, work)[n] = (visible + 2) * width
 
 
 def prepare_queries(span: Any, queries: Any, call: Any, numbers: Any) -> None:
@@ -110,21 +115,22 @@ def prepare_queries(span: Any, queries: Any, call: Any, numbers: Any) -> None:
     past = span.past - span.first
     panels = (past + width - 1) // width
     for p in range(panels):
-        bounds = ahead(queries.bounds, 4 * p)
+        bounds = ahead(queries.bounds, BOUNDS * p)
+        bounds[KIND] = FULL
         bounds[LOW], bounds[HIGH], bounds[FULL_LOW], bounds[FULL_HIGH] = ac.rows(call, ac.K), 0, 0, ac.rows(call, ac.K)
     h, i = span.h + span.first // count, span.first % count
     for n in range(past):
         begin, end = visible_keys(call, span.b, i)
         queries.begin[n], queries.end[n] = begin, end
         queries.position[n], queries.head[n] = i + ac.offset(call, span.b) + call[ac.FIRST_KEY], h
-        bounds = ahead(queries.bounds, 4 * (n // width))
+        bounds = ahead(queries.bounds, BOUNDS * (n // width))
         bounds[FULL_LOW], bounds[FULL_HIGH] = max(bounds[FULL_LOW], begin), min(bounds[FULL_HIGH], end)
         if begin < end:
             bounds[LOW], bounds[HIGH] = min(bounds[LOW], begin), max(bounds[HIGH], end)
         h, i = (h, i + 1) if i + 1 < count else (h + 1, 0)
     for n in range(past, panels * width):
         queries.begin[n], queries.end[n], queries.position[n], queries.head[n] = 0, 0, 0, 0
-        queries.bounds[4 * (panels - 1) + FULL_HIGH] = 0
+        queries.bounds[BOUNDS * (panels - 1) + FULL_HIGH] = 0
     for p in range(panels):
         pack_panel(ac.Q, p, factor, span, queries, ahead(queries.packed, p * depth * width), call, numbers)
 
@@ -156,7 +162,9 @@ def score_panel(
         add_bias(p, start, first, past, span, queries, scores, call, numbers)
     if ac.given(call, ac.MASK):
         apply_mask(p, start, first, past, span, queries, scores, call, numbers)
-    bounds = ahead(queries.bounds, 4 * p)
+    if ac.given(call, ac.TABLE):
+        mask_by_tiles(p, start, first, past, span, queries, scores, call, numbers)
+    bounds = ahead(queries.bounds, BOUNDS * p)
     hide(first, min(bounds[FULL_LOW] - start, past), p, scores, start, queries.begin, queries.end)
     hide(max(bounds[FULL_HIGH] - start, first), past, p, scores, start, queries.begin, queries.end)
 

@@ -41,6 +41,7 @@ SMALL_BIAS = 64  # scores of a head: of so few, the gradient of a bias is summed
 
 def attention(q: Any, k: Any, v: Any, modifiers: Any) -> tuple[Any, Any]:
     """See the reference."""
+    modifiers = _for_kernels(modifiers, q, k)
     plan = _cached_plan(modifiers, q, k, v)
     if plan is not None:
         out, lse = np.empty(plan.out, q.dtype), np.empty(plan.lse, plan.call.numbers.dtype)
@@ -63,6 +64,7 @@ def attention_backward(
     dout: Any, dlse: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, modifiers: Any
 ) -> tuple[Any, Any, Any, Any, Any]:
     """See the reference."""
+    modifiers = _for_kernels(modifiers, q, k)
     real, stored = ra.wide(q.dtype), ra.stored(q.dtype)
     dq, dk, dv = np.empty(q.shape, stored), np.zeros(k.shape, stored), np.zeros(v.shape, stored)
     plan = _cached_plan(modifiers, q, k, v, dlse, out, lse, dout)
@@ -89,6 +91,12 @@ def attention_backward(
     dbias, dsinks = _run_backward(spans, call, modifiers, real, dk, dv)
     dq, dk, dv = (converted(converted(x, stored), like.dtype) for x, like in ((dq, q), (dk, k), (dv, v)))
     return dq, dk, dv, dbias, dsinks
+
+
+def _for_kernels(modifiers: Any, q: Any, k: Any) -> Any:
+    """The modifiers with a boolean array in place of tiles where so few queries share keys that they are decoded."""
+    few = modifiers.tiles is not None and q.shape[1] // max(k.shape[1], 1) * q.shape[2] <= MOST_ROWS_TO_DECODE
+    return modifiers.without_tiles(q.shape[2]) if few else modifiers
 
 
 def warmup(dtype: str) -> None:
@@ -166,7 +174,9 @@ def _cached_plan(
 ) -> _Plan | None:
     """The cached plan for contiguous arrays without arrays among the options, else None."""
     m = modifiers
-    if not (dlse is m.bias is m.mask is m.kv_lengths is m.sinks is m.dropout is None and type(m.q_offset) is int):
+    if not (dlse is m.bias is m.mask is m.tiles is m.kv_lengths is m.sinks is m.dropout is None):
+        return None
+    if type(m.q_offset) is not int:
         return None
     if q.dtype is not FLOAT32 and q.dtype is not FLOAT64 and q.dtype is not ra.stored(q.dtype):
         return None
