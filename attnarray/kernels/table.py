@@ -73,6 +73,10 @@ KERNELS: dict[str, dict[str, str]] = {
         "numba": "rows.activations:sigmoid_backward",
         "cuda": "activations:sigmoid_backward",
     },
+    "ops.correlate:correlate": {"numba": "rows.correlation:correlate"},
+    "ops.correlate:correlate_weight_gradient": {"numba": "rows.correlation:correlate_weight_gradient"},
+    "ops.lstm:_steps": {"numba": "recurrent.lstm:lstm_steps"},
+    "ops.lstm:_steps_backward": {"numba": "recurrent.lstm:lstm_steps_backward"},
     "ops.lstm_cell:lstm_cell": {"numba": "recurrent.lstm_cell:lstm_cell", "cuda": "lstm_cell:lstm_cell"},
     "ops.lstm_cell:lstm_cell_backward": {
         "numba": "recurrent.lstm_cell:lstm_cell_backward",

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Generic, Literal, NamedTuple, get_args
 
 from attnarray import checks
 from attnarray.backend import Array, ArrayT, accumulator_dtype, device_of, namespace_of
-
-BLOCK_SIZE = 2**19  # numbers in the windows of one block of sequences, which should fit in a CPU's cache
-
+from attnarray.ops.correlate import correlate, correlate_weight_gradient
 
 Padding = Literal["same", "causal", "valid"]
 PADDINGS: tuple[Padding, ...] = get_args(Padding)
@@ -87,9 +84,8 @@ def conv1d_fwd(
     dilation = _distance(dilation)
     before, after = _zeros(padding, x, weight, dilation)
     xp = namespace_of(x)
-    out = _correlate(_padded(_sequences(x), before, after), _wide(weight), dilation)  # (N, T', C_out)
-    if bias is not None:
-        out += _wide(bias)
+    wide_bias = None if bias is None else _wide(bias)
+    out = correlate(_padded(_sequences(x), before, after), _wide(weight), wide_bias, dilation)  # (N, T', C_out)
     out = xp.reshape(xp.astype(out, x.dtype, copy=False), (*x.shape[:-2], *out.shape[1:]))  # (*batch, T', C_out)
     return out, Conv1dContext(x, weight, bias is not None, (before, after), dilation)
 
@@ -111,70 +107,12 @@ def conv1d_bwd(dout: Array, ctx: Conv1dContext[ArrayT]) -> Conv1dGrads[ArrayT]:
     xp = checks.cotangent(dout, (*x.shape[:-2], steps, weight.shape[0]), x)
     dy = _sequences(dout)  # (N, T', C_out)
     flipped = xp.permute_dims(xp.flip(_wide(weight), axis=2), (1, 0, 2))  # (C_in, C_out, width)
-    dpadded = _correlate(_padded(dy, reach, reach), flipped, d)
+    dpadded = correlate(_padded(dy, reach, reach), flipped, None, d)
     dx = dpadded[:, ctx.zeros[0] : ctx.zeros[0] + T, :]  # (N, T, C_in)
-    rows = _rows(dy)  # (N T', C_out)
-    dweight = _products(dy, _padded(_sequences(x), *ctx.zeros), width, d)  # (C_out, C_in, width)
-    dbias = xp.astype(xp.sum(rows, axis=0), x.dtype, copy=False) if ctx.has_bias else None
+    dweight = correlate_weight_gradient(dy, _padded(_sequences(x), *ctx.zeros), width, d)  # (C_out, C_in, width)
+    dbias = xp.astype(xp.sum(dy, axis=(0, 1)), x.dtype, copy=False) if ctx.has_bias else None
     dx = xp.reshape(xp.astype(dx, x.dtype, copy=False), x.shape)
     return Conv1dGrads(dx, xp.astype(dweight, x.dtype, copy=False), dbias)
-
-
-def _correlate(x: Array, weight: Array, dilation: int) -> Array:
-    """The sum over taps k of x, shifted by k dilation, times weight[:, :, k]^T: (N, T, C) -> (N, T - reach, C').
-
-    One matrix product for all taps: of the windows of x, or, where C' is smaller, of x before its products are shifted.
-    """
-    xp = namespace_of(x)
-    outputs, inputs, width = weight.shape
-    by_tap = xp.permute_dims(weight, (2, 1, 0))  # (width, C, C')
-    parts = []
-    for block in _blocks(x, width * min(outputs, inputs)):
-        if inputs <= outputs:
-            windows = _windows(block, width, dilation)
-            out = xp.matmul(_rows(windows), xp.reshape(by_tap, (width * inputs, outputs)))
-        else:
-            products = xp.matmul(
-                _rows(block), xp.reshape(xp.permute_dims(by_tap, (1, 0, 2)), (inputs, width * outputs))
-            )
-            out = _shifted_sum(xp.reshape(products, (*block.shape[:2], width, outputs)), dilation)
-        parts.append(xp.reshape(out, (block.shape[0], x.shape[1] - (width - 1) * dilation, outputs)))
-    return parts[0] if len(parts) == 1 else xp.concat(parts, axis=0)
-
-
-def _products(dy: Array, x: Array, width: int, dilation: int) -> Array:
-    """The gradient of the weight, summed over all sequences and steps: (C', C, width)."""
-    xp = namespace_of(dy, x)
-    total = xp.zeros((dy.shape[2], width * x.shape[2]), dtype=x.dtype, device=device_of(x))
-    start = 0
-    for block in _blocks(x, width * x.shape[2]):
-        past = start + block.shape[0]
-        total = total + xp.matmul(_rows(dy[start:past, :, :]).mT, _rows(_windows(block, width, dilation)))
-        start = past
-    return xp.permute_dims(xp.reshape(total, (dy.shape[2], width, x.shape[2])), (0, 2, 1))
-
-
-def _blocks(x: Array, each: int) -> Iterator[Array]:
-    """Blocks of the sequences (N, T, C), so that `each` numbers per step fit in `BLOCK_SIZE`."""
-    size = max(1, BLOCK_SIZE // max(1, x.shape[1] * each))
-    for start in range(0, max(x.shape[0], 1), size):
-        yield x[start : min(start + size, x.shape[0]), :, :]
-
-
-def _windows(x: Array, width: int, dilation: int) -> Array:
-    """The windows of the steps: (N, T, C) -> (N, T - reach, width C)."""
-    steps = x.shape[1] - (width - 1) * dilation
-    return namespace_of(x).concat([x[:, k * dilation : k * dilation + steps, :] for k in range(width)], axis=2)
-
-
-def _shifted_sum(products: Array, dilation: int) -> Array:
-    """The sum of the products of each tap, shifted by its distance: (N, T, width, C') -> (N, T - reach, C')."""
-    width = products.shape[2]
-    steps = products.shape[1] - (width - 1) * dilation
-    total = products[:, :steps, 0, :]
-    for k in range(1, width):
-        total = total + products[:, k * dilation : k * dilation + steps, k, :]
-    return total
 
 
 def _padded(x: Array, before: int, after: int) -> Array:
@@ -189,12 +127,6 @@ def _sequences(x: Array) -> Array:
     """(*batch, T, C) -> (N, T, C) in the dtype of the sums."""
     xp = namespace_of(x)
     return xp.reshape(_wide(x), (math.prod(x.shape[:-2]), *x.shape[-2:]))
-
-
-def _rows(x: Array) -> Array:
-    """(N, T, C) -> (N T, C)"""
-    xp = namespace_of(x)
-    return xp.reshape(x, (x.shape[0] * x.shape[1], x.shape[2]))
 
 
 def _wide(array: Array) -> Array:

@@ -6,6 +6,7 @@ from typing import Any, Generic, NamedTuple
 
 from attnarray import checks
 from attnarray.backend import Array, ArrayT, namespace_of
+from attnarray.dispatch import accelerated
 from attnarray.numpy_arrays import writable
 from attnarray.ops import recurrence
 from attnarray.ops.lstm_cell import lstm_cell, lstm_cell_backward
@@ -122,21 +123,14 @@ def lstm_fwd(
 ) -> tuple[LSTMResult[ArrayT], LSTMContext[ArrayT]]:
     """`lstm` and the context for `lstm_bwd`: the arguments, the gates, and h and c after each step."""
     given = recurrence.checked("ifgo", x, weight_ih, weight_hh, (bias_ih, bias_hh), {"h0": h0, "c0": c0}, mask, reverse)
-    xp = namespace_of(x)
-    weight = recurrence.wide(given, weight_hh).mT
     sums = recurrence.input_products(given, bias_ih, bias_hh)  # (N, T, 4 H)
     h, c = recurrence.first_state(given, h0), recurrence.first_state(given, c0)
-    gates, states, cells = {}, {}, {}
-    for t in given.steps:
-        gates[t], h_new, c_new = lstm_cell(xp.matmul(h, weight), sums[:, t, :], c)
-        h = states[t] = recurrence.after_step(given, t, h_new, h)
-        c = cells[t] = recurrence.after_step(given, t, c_new, c)
-    empty = sums[:, :, : given.hidden]
-    after, cells_after = recurrence.over_time(states, empty), recurrence.over_time(cells, empty)  # (N, T, H)
+    gates, states, cells = _steps(sums, recurrence.wide(given, weight_hh), h, c, given)
+    h, c = recurrence.last_step(given, states, h), recurrence.last_step(given, cells, c)
     result = LSTMResult(
-        recurrence.as_output(given, after), recurrence.as_state(given, h), recurrence.as_state(given, c)
+        recurrence.as_output(given, states), recurrence.as_state(given, h), recurrence.as_state(given, c)
     )
-    return result, LSTMContext(given, c0, recurrence.over_time(gates, sums), after, cells_after)
+    return result, LSTMContext(given, c0, gates, states, cells)
 
 
 def lstm_bwd(dout: LSTMResult, ctx: LSTMContext[ArrayT]) -> LSTMGrads[ArrayT]:
@@ -161,9 +155,32 @@ def lstm_bwd(dout: LSTMResult, ctx: LSTMContext[ArrayT]) -> LSTMGrads[ArrayT]:
     checks.context("ctx", ctx, LSTMContext)
     given = ctx.given
     dy, dh, dc = recurrence.cotangents(dout, LSTMResult, given)
-    xp = namespace_of(ctx.cells)
-    weight = recurrence.wide(given, given.weight_hh)
-    before = recurrence.before_steps(given, ctx.cells, ctx.c0)
+    weight, c = recurrence.wide(given, given.weight_hh), recurrence.first_state(given, ctx.c0)
+    dsums, dh, dc = _steps_backward(dy, dh, dc, weight, c, ctx)
+    grads = recurrence.gradients(given, dsums, dsums, recurrence.before_steps(given, ctx.states, given.h0))
+    dh0 = None if given.h0 is None else recurrence.as_state(given, dh)
+    return LSTMGrads(*grads, dh0, None if ctx.c0 is None else recurrence.as_state(given, dc))
+
+
+@accelerated
+def _steps(sums: Array, weight: Array, h: Array, c: Array, given: recurrence.Recurrent) -> tuple[Any, Any, Any]:
+    """Gates (N, T, 4 H), outputs and cells (N, T, H), of the sums W_ih x + b (N, T, 4 H), W_hh and the first states."""
+    xp, empty = namespace_of(sums), sums[:, :, : given.hidden]
+    gates, states, cells = {}, {}, {}
+    for t in given.steps:
+        gates[t], h_new, c_new = lstm_cell(xp.matmul(h, weight.mT), sums[:, t, :], c)
+        h = states[t] = recurrence.after_step(given, t, h_new, h)
+        c = cells[t] = recurrence.after_step(given, t, c_new, c)
+    return recurrence.over_time(gates, sums), recurrence.over_time(states, empty), recurrence.over_time(cells, empty)
+
+
+@accelerated
+def _steps_backward(
+    dy: Array, dh: Array, dc: Array, weight: Array, c: Array, ctx: LSTMContext[Any]
+) -> tuple[Any, Any, Any]:
+    """The gradients of the sums (N, T, 4 H) and of the first states; `dh` and `dc` are those of the last ones."""
+    given, xp = ctx.given, namespace_of(dy)
+    before = recurrence.before_steps(given, ctx.cells, c)
     sums = {}
     for t in reversed(given.steps):
         dh = dh + dy[:, t, :]
@@ -171,7 +188,4 @@ def lstm_bwd(dout: LSTMResult, ctx: LSTMContext[ArrayT]) -> LSTMGrads[ArrayT]:
         sums[t] = recurrence.after_step(given, t, da, xp.zeros_like(da))  # (N, 4 H)
         dh = recurrence.after_step(given, t, xp.matmul(sums[t], weight), dh)
         dc = recurrence.after_step(given, t, dcell, dc)
-    dsums = recurrence.over_time(sums, ctx.gates)  # (N, T, 4 H)
-    grads = recurrence.gradients(given, dsums, dsums, recurrence.before_steps(given, ctx.states, given.h0))
-    dh0 = None if given.h0 is None else recurrence.as_state(given, dh)
-    return LSTMGrads(*grads, dh0, None if ctx.c0 is None else recurrence.as_state(given, dc))
+    return recurrence.over_time(sums, ctx.gates), dh, dc

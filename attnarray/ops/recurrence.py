@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from attnarray import checks
 from attnarray.backend import Array, accumulator_dtype, device_of, namespace_of
 from attnarray.numpy_arrays import read_only
+from attnarray.ops.correlate import multiply_columns, multiply_rows
 
 
 class Recurrent(NamedTuple):
@@ -126,13 +127,9 @@ def cotangents(dout: Any, results: type, given: Recurrent) -> list[Array]:
 
 def input_products(given: Recurrent, *biases: Array | None) -> Array:
     """x W_ih^T + all `biases` that are not None, for every step: (N, T, G H)."""
-    xp = namespace_of(given.x)
-    weight = wide(given, given.weight_ih)
-    products = xp.matmul(_rows(_inputs(given)), weight.mT)  # (N T, G H)
-    for bias in biases:
-        if bias is not None:
-            products += wide(given, bias)
-    return xp.reshape(products, (given.sequences, given.x.shape[-2], weight.shape[0]))  # (N, T, G H)
+    terms = [wide(given, bias) for bias in biases if bias is not None]
+    bias = terms[0] + terms[1] if len(terms) > 1 else terms[0] if terms else None
+    return _over_time(given, multiply_rows(_rows(_inputs(given)), wide(given, given.weight_ih), bias))
 
 
 def first_state(given: Recurrent, state: Array | None) -> Array:
@@ -146,17 +143,14 @@ def first_state(given: Recurrent, state: Array | None) -> Array:
 
 def after_step(given: Recurrent, t: int, new: Array, old: Array) -> Array:
     """`new` where position t is a step, else `old`; both (N, H)."""
-    if given.mask is None:
-        return new
-    xp = namespace_of(given.x)
-    mask = xp.reshape(given.mask, (given.sequences, given.x.shape[-2]))  # (N, T)
-    return xp.where(mask[:, t, None], new, old)
+    mask = steps_mask(given)
+    return new if mask is None else namespace_of(new).where(mask[:, t, None], new, old)
 
 
 def over_time(by_step: dict[int, Array], empty: Array) -> Any:
-    """Stack (N, S) of each position to (N, T, S); return `empty` for T = 0."""
+    """Stack (N, S) of each position to (N, T, S), a view of (T, N, S); return `empty` for T = 0."""
     xp = namespace_of(empty)
-    return xp.stack([by_step[t] for t in range(len(by_step))], axis=1) if by_step else empty
+    return _swapped(xp.stack([by_step[t] for t in range(len(by_step))], axis=0)) if by_step else empty
 
 
 def before_steps(given: Recurrent, states: Array, state: Array | None) -> Any:
@@ -168,12 +162,23 @@ def before_steps(given: Recurrent, states: Array, state: Array | None) -> Any:
     return xp.concat([first, states], axis=1)[:, : states.shape[1], :]
 
 
+def last_step(given: Recurrent, states: Array, state: Array) -> Any:
+    """The state after the last step, from those after each step and the initial one: (N, H)."""
+    steps = given.steps
+    return states[:, steps[-1], :] if steps else state
+
+
 def where_step(given: Recurrent, values: Array) -> Array:
     """(N, T, S) with 0 at masked positions."""
+    mask = steps_mask(given)
+    return values if mask is None else namespace_of(values).where(mask[:, :, None], values, 0.0)
+
+
+def steps_mask(given: Recurrent) -> Any:
+    """The mask as (N, T), or None."""
     if given.mask is None:
-        return values
-    xp = namespace_of(values)
-    return xp.where(xp.reshape(given.mask, (*values.shape[:2], 1)), values, 0.0)
+        return None
+    return namespace_of(given.mask).reshape(given.mask, (given.sequences, given.x.shape[-2]))
 
 
 def as_output(given: Recurrent, states: Array) -> Any:
@@ -198,11 +203,11 @@ def gradients(
     """
     xp = namespace_of(dinput)
     dtype = given.x.dtype
-    dx = where_step(given, xp.matmul(dinput, wide(given, given.weight_ih)))  # (N, T, I)
+    dinput, dhidden = _rows(dinput), _rows(dhidden)  # (T N, G H)
+    dx = where_step(given, _over_time(given, multiply_rows(dinput, wide(given, given.weight_ih).mT)))  # (N, T, I)
     dx = xp.reshape(xp.astype(dx, dtype, copy=False), given.x.shape)
-    dinput, dhidden = _rows(dinput), _rows(dhidden)  # (N T, G H)
-    dweight_ih = xp.astype(xp.matmul(dinput.mT, _rows(_inputs(given))), dtype, copy=False)  # (G H, I)
-    dweight_hh = xp.astype(xp.matmul(dhidden.mT, _rows(before)), dtype, copy=False)  # (G H, H)
+    dweight_ih = xp.astype(multiply_columns(dinput, _rows(_inputs(given))), dtype, copy=False)  # (G H, I)
+    dweight_hh = xp.astype(multiply_columns(dhidden, _rows(before)), dtype, copy=False)  # (G H, H)
     dbias_ih = None if given.bias_ih is None else xp.astype(xp.sum(dinput, axis=0), dtype, copy=False)
     dbias_hh = None if given.bias_hh is None else xp.astype(xp.sum(dhidden, axis=0), dtype, copy=False)
     return dx, dweight_ih, dweight_hh, dbias_ih, dbias_hh
@@ -232,6 +237,15 @@ def _sequences(given: Recurrent, array: Array) -> Array:
 
 
 def _rows(array: Array) -> Array:
-    """(N, T, S) -> (N T, S), for one large matrix product."""
-    xp = namespace_of(array)
-    return xp.reshape(array, (array.shape[0] * array.shape[1], array.shape[2]))
+    """(N, T, S) -> (T N, S), for one large matrix product."""
+    return namespace_of(array).reshape(_swapped(array), (array.shape[0] * array.shape[1], array.shape[2]))
+
+
+def _over_time(given: Recurrent, rows: Array) -> Any:
+    """(T N, S) -> (N, T, S), the inverse of `_rows`."""
+    return _swapped(namespace_of(rows).reshape(rows, (given.x.shape[-2], given.sequences, rows.shape[1])))
+
+
+def _swapped(array: Array) -> Array:
+    """(N, T, S) as (T, N, S), and vice versa: in memory, the numbers of a step are together."""
+    return namespace_of(array).permute_dims(array, (1, 0, 2))

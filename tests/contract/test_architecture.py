@@ -279,7 +279,7 @@ def test_a_triple_is_in_one_file(triple: TripleSource) -> None:
 # Triples whose array code is in another file, and why.
 ELSEWHERE = {
     "sparsemax": "it is entmax with alpha = 2",
-    "lstm": "attention with recurrent scores has the same cell",
+    "conv1d": "recurrent networks have the same products, of one tap",
     "scaled_dot_product_attention": "it is the engine's own case, dot products and a softmax",
     "attention_partial": "it is scaled_dot_product_attention of some of the keys",
     "graph_attention": "its weights are a softmax of segments",

@@ -44,6 +44,7 @@ attention/selection/reinforce.py    attention/test_hard_estimators.py        an 
 attention/selection/top_k.py        attention/test_hard.py                   an estimator of hard attention
 attention/positional/local_*        attention/test_local.py                  parts of one mechanism
 attention/*.py                      contract/test_contract.py                what all mechanisms share
+ops/correlate.py                    ops/test_conv1d.py                       what it is made of
 ops/entmax.py                       ops/test_sparsemax.py                    sparsemax is entmax of alpha = 2
 ops/gelu.py                         ops/test_activations.py                  an activation in a file of its own
 ops/rotary.py                       ops/test_positions.py                    beside other positions

@@ -10,7 +10,7 @@ import pytest
 
 import attnarray as aa
 from attnarray import tree
-from attnarray.ops import conv1d
+from attnarray.ops import correlate
 from tests.support.libraries import Library, assert_trees_close
 
 ROUNDING = 1e-13  # sums of a few dozen products in another order
@@ -50,7 +50,7 @@ def test_convolutions_in_blocks_of_sequences(inputs: int, outputs: int, monkeypa
     x, weight = rng.standard_normal((5, 9, inputs)), rng.standard_normal((outputs, inputs, 3))
     out, ctx = aa.conv1d_fwd(x, weight, dilation=2)
     grads = aa.conv1d_bwd(np.cos(out), ctx)
-    monkeypatch.setattr(conv1d, "BLOCK_SIZE", 2 * 9 * 3 * 5)  # two or three sequences at a time
+    monkeypatch.setattr(correlate, "BLOCK_SIZE", 2 * 9 * 3 * 5)  # two or three sequences at a time
     same, ctx = aa.conv1d_fwd(x, weight, dilation=2)
     np.testing.assert_allclose(same, out)
     for found, expected in zip(aa.conv1d_bwd(np.cos(out), ctx)[:2], grads[:2], strict=True):
