@@ -9,11 +9,13 @@ from attnarray.distributed.all_to_all import (
     all_to_all_attention_bwd,
     all_to_all_attention_fwd,
 )
+from attnarray.distributed.checkpoint import load_sharded, save_sharded
 from attnarray.distributed.communicator import RankError
 from attnarray.distributed.grid import Grid, grid
 from attnarray.distributed.ring import RingContext, ring_attention, ring_attention_bwd, ring_attention_fwd
 from attnarray.distributed.sequence import join_sequence, split_sequence
 from attnarray.distributed.thread_comm import ThreadComm
+from attnarray.distributed.training import sharded_init, sharded_update
 from attnarray.tree import shorten_reprs
 
 __all__ = [
@@ -27,9 +29,13 @@ __all__ = [
     "all_to_all_attention_fwd",
     "grid",
     "join_sequence",
+    "load_sharded",
     "ring_attention",
     "ring_attention_bwd",
     "ring_attention_fwd",
+    "save_sharded",
+    "sharded_init",
+    "sharded_update",
     "split_sequence",
 ]
 

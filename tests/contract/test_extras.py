@@ -15,7 +15,11 @@ from tests.support.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DISTRIBUTIONS = {"babel": "Babel", "sklearn": "scikit-learn"}
-OF_MODULES = {"attnarray.checkpoints": {"safetensors"}, "attnarray.demo.dates": {"Babel"}}  # imports of these parts
+OF_MODULES = {
+    "attnarray.checkpoints": {"safetensors"},
+    "attnarray.demo.dates": {"Babel"},
+    "attnarray.distributed.checkpoint": {"safetensors"},
+}  # imports of these parts
 ALONE = "attnarray.checkpoints.replacing"  # a module of such a part that works without its packages
 OPTIONAL = {"array_api_strict", "cupy", "keras", "torch"}  # used if installed
 

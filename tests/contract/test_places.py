@@ -68,6 +68,7 @@ layers/residual.py                  layers/test_block.py                     wha
 models/*.py                         models/test_every_model.py               what all models share
 checkpoints/*                       checkpoints/test_pretrained.py           parts of reading and writing a folder
 distributed/communicator.py          distributed/test_ring.py                 messages and errors of ring attention
+distributed/checkpoint.py           distributed/test_training.py             what training saves
 distributed/dask/*.py               distributed/dask/test_scaled_dot_product.py parts of its graph
 distributed/exchange.py             distributed/test_all_to_all.py           how heads are exchanged
 distributed/grid.py                 distributed/test_all_to_all.py           where it is used

@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from attnarray import gradcheck
+from attnarray.distributed import ThreadComm
 from tests.support.example_programs import EXAMPLES, example
 
 
@@ -310,3 +312,16 @@ def test_the_gradient_of_the_text_classification(classification: Any) -> None:
 
     report = gradcheck(Network(), network.init(classification.aa.Philox(0)), max_elements=6)
     assert report, str(report)
+
+
+def test_training_on_several_ranks_has_the_losses_of_one(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    program = example("data_parallel")
+    alone = ThreadComm(1).run(program.train, 13)[0]
+    assert alone[-1] < alone[0] - 0.5
+    first = ThreadComm(3).run(program.train, 10, tmp_path)
+    rest = ThreadComm(2).run(program.train, 13, tmp_path)
+    for found, expected in (*((own, alone[:10]) for own in first), *((own, alone[10:]) for own in rest)):
+        np.testing.assert_allclose(found, expected, rtol=1e-4)  # float32: sums over the batch in another order
+    with pytest.raises(ValueError, match="A batch of 12 cannot be divided among 5 ranks"):
+        ThreadComm(5).run(program.train, 1)
