@@ -1,0 +1,245 @@
+"""Attention on many processes: time, bytes and messages, and memory of each rank; arrays larger than memory; kills.
+
+    python -m benchmarks.distributed ring --ranks 1 2 4 --output NAME     # time, bytes and messages of each rank
+    python -m benchmarks.distributed memory --output NAME                 # T 65,536 on 4 ranks and T 16,384 on 1
+    python -m benchmarks.distributed dask --output NAME                   # 8 GB of keys, workers limited to 2 GB
+    python -m benchmarks.distributed kills --output NAME                  # 20 workers killed at random moments
+
+Each writes results/NAME.json. Ranks are started by mpiexec, with one thread each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import attnarray as aa
+from attnarray.bench import memory
+from attnarray.distributed import (
+    all_to_all_attention_bwd,
+    all_to_all_attention_fwd,
+    ring_attention_bwd,
+    ring_attention_fwd,
+)
+from attnarray.distributed.sequence import lengths_of
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+MESSAGES = {"forward": 0, "backward": 0}
+
+
+class Case(NamedTuple):
+    """Causal self-attention in float32."""
+
+    function: str = "ring"
+    order: str = "zigzag"
+    T: int = 8192
+    heads: int = 4
+    dim: int = 64
+    repeats: int = 3
+
+
+class Counting:
+    """A communicator that counts what is sent."""
+
+    def __init__(self, comm: Any) -> None:
+        self._comm = comm
+        self.bytes = self.messages = self.rounds = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._comm, name)
+
+    def Isend(self, buf: Any, dest: int, tag: int = 0) -> Any:
+        self.bytes += buf.nbytes
+        self.messages += 1
+        return self._comm.Isend(buf, dest, tag)
+
+    def allgather(self, sendobj: Any, /) -> Any:
+        self.rounds += 1
+        return self._comm.allgather(sendobj)
+
+    def take(self) -> dict[str, int]:
+        """The counts since the last call."""
+        found = {"bytes": self.bytes, "messages": self.messages, "rounds": self.rounds}
+        self.bytes = self.messages = self.rounds = 0
+        return found
+
+
+def on_rank(case: Case, with_memory: bool) -> None:
+    """What mpiexec starts: measure one case, and print the results of all ranks on rank 0."""
+    from mpi4py import MPI
+
+    comm = Counting(MPI.COMM_WORLD)
+    rank, size = comm.Get_rank(), comm.Get_size()
+    T = lengths_of(case.T, size, case.order)[rank]
+    q, k, v = np.random.default_rng(rank).standard_normal((3, 1, case.heads, T, case.dim), dtype=np.float32)
+    options: dict[str, Any] = {"is_causal": True, "order": case.order}
+    forward, backward = {
+        "ring": (ring_attention_fwd, ring_attention_bwd),
+        "all_to_all": (all_to_all_attention_fwd, all_to_all_attention_bwd),
+    }[case.function]
+    small = [x[:, :, :64] for x in (q, k, v)]
+    backward(small[0], forward(comm, *small, **options)[1])  # loads kernels
+    comm.take()
+    found: dict[str, Any] = {"rank": rank, "forward_s": [], "backward_s": [], "cpu_s": []}
+    if with_memory:
+        found["input_bytes"] = 3 * q.nbytes
+        found["peak_bytes"] = memory.peak_extra_bytes(
+            lambda: backward(q, forward(comm, q, k, v, **options)[1]), "numpy"
+        )
+    else:
+        for _ in range(case.repeats):
+            MPI.COMM_WORLD.Barrier()
+            start, cpu = time.perf_counter(), time.process_time()
+            _, ctx = forward(comm, q, k, v, **options)
+            found["forward"], middle = comm.take(), time.perf_counter()
+            backward(q, ctx)
+            found["backward"], end = comm.take(), time.perf_counter()
+            found["forward_s"].append(middle - start)
+            found["backward_s"].append(end - middle)
+            found["cpu_s"].append(time.process_time() - cpu)
+    every = comm.allgather(found)
+    if rank == 0:
+        print(json.dumps(every))
+
+
+def run_ranks(size: int, case: Case, with_memory: bool = False) -> dict[str, Any]:
+    mpiexec = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    command = [str(mpiexec), "-n", str(size), sys.executable, "-m", "benchmarks.distributed", "rank"]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "ATTNARRAY_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    given = json.dumps([case._asdict(), with_memory])
+    done = subprocess.run([*command, given], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stdout + done.stderr)
+    return {**case._asdict(), "ranks": size, "results": json.loads(done.stdout.splitlines()[-1])}
+
+
+def ring(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    cases = [Case("ring", "zigzag"), Case("ring", "contiguous"), Case("all_to_all", "contiguous")]
+    cases = [case._replace(T=arguments.length, repeats=arguments.repeats) for case in cases]
+    return [run_ranks(size, case) for size in arguments.ranks for case in (cases if size > 1 else cases[:1])]
+
+
+def rank_memory(_: argparse.Namespace) -> list[dict[str, Any]]:
+    shapes = [(1, 16_384), (2, 32_768), (4, 65_536)]
+    return [run_ranks(size, Case(T=T, heads=1, dim=32), with_memory=True) for size, T in shapes]
+
+
+def beyond_memory(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Attention over keys of 8 GB, with values of as much, by workers that may hold 2 GB."""
+    import dask.array as da
+    import distributed
+
+    from attnarray.distributed import dask as blocked
+
+    heads, dim, keys, chunk, queries = 4, 64, arguments.gigabytes * 10**9 // (4 * 64 * 4), 62_500, 64
+    with (
+        distributed.LocalCluster(2, threads_per_worker=1, memory_limit="2GB", dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        chunks = (1, heads, chunk, dim)
+        drawn = da.random.default_rng(0)
+        k, v = (drawn.standard_normal((1, heads, keys, dim), dtype=np.float32, chunks=chunks) for _ in range(2))
+        q = da.from_array(np.random.default_rng(1).standard_normal((1, heads, queries, dim), dtype=np.float32) * 3)
+        start = time.perf_counter()
+        out = client.compute(blocked.scaled_dot_product_attention(q, k, v), sync=True)
+        seconds = time.perf_counter() - start
+        peaks = client.run(peak_resident)
+        part = slice(0, 4 * chunk)
+        expected = client.compute(_in_float64(q, k[:, :, part], v[:, :, part]), sync=True)
+        found = client.compute(blocked.scaled_dot_product_attention(q, k[:, :, part], v[:, :, part]), sync=True)
+        whole = client.compute(_in_float64(q, k, v), sync=True) if arguments.whole else None
+    return {
+        "key_bytes": keys * heads * dim * 4,
+        "seconds": seconds,
+        "peak_bytes_of_workers": list(peaks.values()),
+        "memory_limit_bytes": 2 * 10**9,
+        "finite": bool(np.isfinite(out).all()),
+        "error_of_part": float(np.max(np.abs(found - expected))),
+        "error": None if whole is None else float(np.max(np.abs(out - whole))),
+    }
+
+
+def _in_float64(q: Any, k: Any, v: Any) -> Any:
+    """The same attention by Dask's own products in float64, chunk by chunk, without the code that is measured."""
+    import dask.array as da
+
+    scores = da.einsum("bhtd,bhsd->bhts", q.astype(np.float64), k.astype(np.float64)) / 8
+    exps = da.exp(scores - 40.0)  # q is 3 times normal: scores are about 3, and far below 40
+    return da.einsum("bhts,bhsd->bhtd", exps, v.astype(np.float64)) / exps.sum(axis=-1, keepdims=True)
+
+
+def peak_resident() -> int:
+    """The largest resident memory of this process so far."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def kills(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Compute output and gradients again and again, killing a worker at a random moment of each."""
+    import dask
+    import distributed
+
+    from benchmarks.distributed_kills import Killer, results
+
+    config = {"distributed.scheduler.allowed-failures": 1000}
+    with (
+        dask.config.set(config),
+        distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster,
+        distributed.Client(cluster) as client,
+        aa.use_kernels("reference"),
+    ):
+        killer = Killer()
+        cluster.scheduler.add_plugin(killer)
+        expected, rng, rounds = results(client), np.random.default_rng(arguments.seed), []
+        for _ in range(arguments.count):
+            client.wait_for_workers(2)
+            killer.pids, killer.left = list(client.run(os.getpid).values()), int(rng.integers(1, 120))
+            moment, alive, found = killer.left, len(killer.pids), results(client)
+            equal = all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+            rounds.append({"after_tasks": moment, "killed": alive - len(killer.pids), "equal": equal})
+            print(rounds[-1], flush=True)
+    return {
+        "kills": sum(one["killed"] for one in rounds),
+        "right": sum(one["equal"] for one in rounds),
+        "rounds": rounds,
+    }
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["rank"]:
+        case, with_memory = json.loads(sys.argv[2])
+        on_rank(Case(**case), with_memory)
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["ring", "memory", "dask", "kills"])
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--length", type=int, default=Case().T)
+    parser.add_argument("--repeats", type=int, default=Case().repeats)
+    parser.add_argument("--gigabytes", type=int, default=8)
+    parser.add_argument("--whole", action="store_true", help="compare all of the output, in float64 by Dask alone")
+    parser.add_argument("--count", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", help="the name of the file in results")
+    arguments = parser.parse_args()
+    measured = {"ring": ring, "memory": rank_memory, "dask": beyond_memory, "kills": kills}[arguments.what](arguments)
+    machine = {"cpus": os.cpu_count(), "processor": platform.processor() or platform.machine(), "numpy": np.__version__}
+    text = json.dumps({"command": " ".join(sys.argv[1:]), "machine": machine, arguments.what: measured}, indent=1)
+    print(text)
+    if arguments.output:
+        (RESULTS / f"{arguments.output}.json").write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
