@@ -55,11 +55,7 @@ class BERTEmbedding(Layer):
         """Return x (B, T, dim) of tokens (B, T) and types (B, T), and the context for `bwd`."""
         check_tokens(tokens, self.vocab_size)
         xp, parts, T = namespace_of(tokens), self._parts, tokens.shape[1]
-        if self.max_seq_len < T:
-            raise ValueError(
-                f"`tokens` has {T} positions, but the model has `max_seq_len` {self.max_seq_len}. Give shorter "
-                "sequences, or make the model with a larger `max_seq_len`."
-            )
+        self.check_length(tokens)
         types = xp.zeros_like(tokens) if types is None else checks.integer("types", types)
         checks.shape("types", types, tuple(tokens.shape), "one type for each of the tokens")
         positions = xp.arange(T, device=device_of(tokens))
@@ -69,6 +65,15 @@ class BERTEmbedding(Layer):
         x, norm_ctx = parts["embedding_norm"].fwd(params["embedding_norm"], x + positional + typed)
         x, dropout_ctx = dropout_fwd(x, self.dropout if rng else 0.0, rng=rng)
         return x, BERTEmbeddingContext(token_ctx, position_ctx, type_ctx, norm_ctx, dropout_ctx)
+
+    def check_length(self, tokens: Array) -> None:
+        """Check that tokens (B, T) have no more positions than were learned."""
+        T = tokens.shape[1]
+        if self.max_seq_len < T:
+            raise ValueError(
+                f"`tokens` has {T} positions, but the model has `max_seq_len` {self.max_seq_len}. Give shorter "
+                "sequences, or make the model with a larger `max_seq_len`."
+            )
 
     def bwd(self, dout: Array, ctx: BERTEmbeddingContext) -> Params:
         r"""The gradients of the parameters.

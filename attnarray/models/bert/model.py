@@ -22,6 +22,8 @@ from attnarray.models.bert.heads import MaskHead, MaskHeadContext, MaskHeadGrads
 from attnarray.models.bert.published import PRETRAINED
 from attnarray.models.logits import check_dlogits, check_gradient
 from attnarray.models.padding import attention_mask, check_lengths
+from attnarray.models.prepared.bert import PreparedBERT, prepare_bert
+from attnarray.models.prepared.stack import Weights
 from attnarray.models.transformer.encoder import Encoder, EncoderOptions
 from attnarray.models.transformer.stack import StackContext
 from attnarray.numpy_arrays import read_only, writable
@@ -244,6 +246,24 @@ class BERT(Layer):
         elif self.mask_head:
             params["mask_head"] = tree.map(namespace_of(dx).zeros_like, ctx.mask_head)
         return BERTGrads(check_gradients(self, {name: params[name] for name in self._parts}))
+
+    def prepare(self, params: Params, *, weights: Weights | None = None) -> PreparedBERT:
+        """Return the model with its parameters, checked once and packed for many calls: ``prepared(tokens)``.
+
+        Its results are those of the model (inference: no dropout and no backward), except that states of padding are 0.
+        With kernels, the weights are copied in another order, so they are held twice. With `weights` "bfloat16", those
+        of all linear maps are rounded to bfloat16, and computed with in float32: half of the memory.
+
+        Examples
+        --------
+        >>> import numpy as np, attnarray as aa
+        >>> model = aa.models.BERT(vocab_size=50, max_seq_len=16, dim=8, num_layers=2, num_heads=2)
+        >>> params, tokens = model.init(aa.Philox(0)), np.array([[1, 2, 3], [4, 5, 0]])
+        >>> states, pooled = model.prepare(params)(tokens, lengths=[3, 2])
+        >>> np.allclose(pooled, model(params, tokens, lengths=[3, 2]).pooled, atol=1e-6)
+        True
+        """
+        return prepare_bert(self, params, weights)
 
     def mask_logits(self, params: Params, states: Array) -> Any:
         """Return the logits (..., V) of masked tokens from their states (..., dim), all or some of `states`."""

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 from attnarray.backend import Array
 from attnarray.layers.initial import Params
 from attnarray.masks import Mask
+from attnarray.models.prepared.encoder import PreparedEncoder, prepare_encoder
+from attnarray.models.prepared.stack import Weights
 from attnarray.models.transformer.stack import Stack, StackContext
 from attnarray.random import Philox
 
@@ -98,6 +100,21 @@ class Encoder(Stack):
     ) -> list[Any]:
         """Return the output of every block, (*batch, T, dim) each; the last one is y."""
         return list(self._states(params, x, None, rng, options))
+
+    def prepare(self, params: Params, *, weights: Weights | None = None) -> PreparedEncoder:
+        """Return the encoder with its parameters, checked once and packed for many calls: ``prepared(x)``.
+
+        As `BERT.prepare`: inference only, y is 0 beyond `kv_lengths`, `weights` may be "bfloat16".
+
+        Examples
+        --------
+        >>> import numpy as np, attnarray as aa
+        >>> encoder = aa.models.Encoder(dim=8, num_layers=2, num_heads=2)
+        >>> params, x = encoder.init(aa.Philox(0)), np.ones((2, 5, 8), np.float32)
+        >>> np.allclose(encoder.prepare(params)(x), encoder(params, x), atol=1e-6)
+        True
+        """
+        return prepare_encoder(self, params, weights)
 
     def fwd(
         self, params: Params, x: Array, *, rng: Philox | None = None, **options: Unpack[EncoderOptions]

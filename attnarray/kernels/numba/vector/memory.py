@@ -64,6 +64,24 @@ def matrix_at(_context: Any, like: Any, address: Any, rows: Any, columns: Any, r
 
 
 @intrinsic
+def vector_at(_context: Any, like: Any, address: Any) -> Any:
+    """A view of contiguous numbers at an address, in the dtype of `like`; its size is not known, and given as 2^40."""
+    view = types.Array(like, 1, "C")
+
+    def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
+        element = context.get_data_type(like)
+        array = arrayobj.make_array(view)(context, builder)
+        size, bytes_each = ir.IntType(64)(2**40), context.get_constant(types.intp, context.get_abi_sizeof(element))
+        arrayobj.populate_array(
+            array, data=builder.inttoptr(arguments[1], element.as_pointer()), shape=[size], strides=[bytes_each],
+            itemsize=bytes_each, meminfo=None,
+        )  # fmt: skip
+        return array._getvalue()
+
+    return view(like, types.intp), emit
+
+
+@intrinsic
 def scratch(_context: Any, array: Any) -> Any:
     """A pointer to the first cache line (64 bytes) of a contiguous array or of the memory at a pointer."""
 

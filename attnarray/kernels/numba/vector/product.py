@@ -40,8 +40,19 @@ def tile_product(_context: Any, rows: Any, depth: Any, a: Any, b: Any, c: Any, a
     `rows` are the rows wanted; M / 3, 2 M / 3 or M are computed. `depth` is the number of steps k. Without
     `accumulate`, C is written only.
     """
-    signature = types.void(types.intp, types.intp, a, b, c, types.boolean)
+    return types.void(types.intp, types.intp, a, b, c, types.boolean), _tile_emitter(c, 0)
 
+
+@intrinsic
+def weight_product(_context: Any, rows: Any, depth: Any, a: Any, b: Any, c: Any, accumulate: Any) -> Any:
+    """`tile_product` that also computes single rows, and whose B may hold the upper halves of float32 (bfloat16).
+
+    Of these, words of 32 bits hold two: lane n of the first half of W below lane n of the second half.
+    """
+    return types.void(types.intp, types.intp, a, b, c, types.boolean), _tile_emitter(c, 1)
+
+
+def _tile_emitter(c: Any, least: int) -> Callable[..., ir.Value]:
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
         rows, depth, *operands, accumulate = arguments
         (a, a_row, a_step), (b, _, b_step), (c_start, c_row, _) = (cgutils.unpack_tuple(builder, x) for x in operands)
@@ -58,10 +69,10 @@ def tile_product(_context: Any, rows: Any, depth: Any, a: Any, b: Any, c: Any, a
                     for pointer, total in zip(c_rows, sums, strict=True):
                         store(builder, total, pointer)
 
-        _by_size(builder, rows, (most // 3, most // 3 * 2, most), product)
+        _by_size(builder, rows, [size for size in (least, most // 3, most // 3 * 2, most) if size], product)
         return context.get_dummy_value()
 
-    return signature, emit
+    return emit
 
 
 def packed_product(rows: int, depth: int, stride: int, a: Any, b: Any, c: Any, accumulate: bool) -> None:
@@ -165,18 +176,33 @@ def _step(
     vector: ir.VectorType, rows: int,
 ) -> Callable[[ir.Value, list[ir.Value]], list[ir.Value]]:  # fmt: skip
     """One step k: a row of B times each of the M numbers of a column of A."""
-    offsets = [builder.mul(a_row, i64(m)) for m in range(rows)]
+    halves = isinstance(b.type.pointee, ir.IntType)
+    # Three rows from one pointer: addresses of the form p + s and p + 2 s need no registers of their own.
+    starts = [builder.gep(a, [builder.mul(a_row, i64(m))]) for m in range(0, rows, 3)]
 
     def step(k: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
-        b_row = Lanes(builder, load(builder, builder.gep(b, [builder.mul(k, b_step)]), vector))
-        column = builder.gep(a, [builder.mul(k, a_step)])
-        numbers = [builder.load(builder.gep(column, [offset])) for offset in offsets]
-        return [
-            multiply_add(Lanes(builder, splat(builder, number, vector)), b_row, Lanes(builder, total)).value
-            for number, total in zip(numbers, sums, strict=True)
-        ]
+        start = builder.gep(b, [builder.mul(k, b_step)])
+        b_row = Lanes(builder, _load_halves(builder, start, vector) if halves else load(builder, start, vector))
+        at, totals = builder.mul(k, a_step), []
+        for m, total in enumerate(sums):
+            here = builder.gep(starts[m // 3], [at])
+            number = builder.load(builder.gep(here, [builder.mul(a_row, i64(m % 3))]) if m % 3 else here)
+            totals.append(
+                multiply_add(Lanes(builder, splat(builder, number, vector)), b_row, Lanes(builder, total)).value
+            )
+        return totals
 
     return step
+
+
+def _load_halves(builder: ir.IRBuilder, pointer: ir.Value, vector: ir.VectorType) -> ir.Value:
+    """Float32 from their upper halves, two in each word; the lower halves are 0."""
+    numbers, words = (ir.VectorType(kind, vector.count // 2) for kind in (vector.element, ir.IntType(32)))
+    pairs = load(builder, pointer, words)
+    shift, mask = (ir.Constant(words, [number] * words.count) for number in (16, -(2**16)))
+    first, second = (builder.bitcast(x, numbers) for x in (builder.shl(pairs, shift), builder.and_(pairs, mask)))
+    order = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), list(range(vector.count)))
+    return builder.shuffle_vector(first, second, order)
 
 
 short_product, packed_product = jit(short_product, packed_product, fastmath=EXACT, inner=True)

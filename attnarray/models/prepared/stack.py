@@ -1,0 +1,102 @@
+"""What all prepared models share: how their blocks compute, and weights rounded to 16 bits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from attnarray import checks
+from attnarray.attention.modifiers import ScoreModifiers
+from attnarray.backend import Array, dtype_name
+from attnarray.layers.block import TransformerBlock
+from attnarray.layers.checking import Checked
+from attnarray.layers.initial import Params
+from attnarray.ops.rotary import Rotary
+
+Weights = Literal["bfloat16"]
+
+
+class Stack(NamedTuple):
+    """How blocks compute, for kernels: the fields of a `TransformerBlock`, and the dtypes."""
+
+    dim: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    hidden_dim: int
+    pre_norm: bool
+    norm: str
+    eps: float
+    activation: str
+    gated: bool
+    rotary: Rotary | None
+    modifiers: ScoreModifiers
+    halves: bool  # whether weights are kept in bfloat16
+    dtype: str  # of the parameters
+    result: Any  # the dtype of the result
+
+    def norm_of(self, params: Params) -> tuple[Params, int, float, bool]:
+        """A norm for kernels: its parameters, its width, epsilon, and whether it subtracts the mean."""
+        return params, self.dim, self.eps, self.norm == "layer"
+
+
+def stack_of(block: TransformerBlock, num_layers: int, leaf: Any, halves: bool) -> Stack:
+    """The stack of `num_layers` such blocks, with parameters like `leaf`."""
+    return Stack(
+        block.dim, num_layers, block.num_heads, block.num_kv_heads or block.num_heads,
+        block.hidden_dim or 4 * block.dim, block.pre_norm, block.norm, block.eps, block.activation, block.gated,
+        block.rotary, ScoreModifiers(1.0 / math.sqrt(block.dim // block.num_heads)), halves, dtype_name(leaf.dtype),
+        leaf.dtype,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A model with its parameters; `kept` is what kernels made of them, and is not copied or pickled."""
+
+    model: Any
+    params: Params = field(repr=False)
+    stack: Stack = field(repr=False)
+    kept: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "kept": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+def rounded(params: Params, weights: Weights | None, names: tuple[str, ...] = ()) -> tuple[Checked, bool]:
+    """The parameters, with the weights of the blocks and of `names` rounded as asked for; whether they are bfloat16.
+
+    x is rounded to 8 bits by the sum c + (x - c) with c = (2^16 + 1) x, as its float32 has 24.
+    """
+    if weights is not None:
+        checks.choice("weights", weights, ("bfloat16",))
+    leaf = params["blocks"][0]["attention"]["query"]["weight"]
+    dtype = dtype_name(leaf.dtype)
+    if weights is None or dtype == "bfloat16":
+        return Checked(params), dtype == "bfloat16"
+    if dtype != "float32":
+        raise ValueError(f"`weights` is {weights!r}, but `params` have dtype {dtype}: expected float32.")
+
+    def round_one(x: Array) -> Array:
+        large = x * (2.0**16 + 1.0)
+        return large - (large - x)
+
+    changed = {name: _weights_of(params[name], round_one) for name in names}
+    blocks = [
+        {**block, **{name: _weights_of(block[name], round_one) for name in ("attention", "feed_forward")}}
+        for block in params["blocks"]
+    ]
+    return Checked({**params, **changed, "blocks": blocks}), True
+
+
+def _weights_of(params: Any, change: Callable[[Array], Array]) -> Any:
+    """The same tree with changed leaves `weight`."""
+    return {
+        name: _weights_of(leaf, change) if isinstance(leaf, dict) else change(leaf) if name == "weight" else leaf
+        for name, leaf in params.items()
+    }
