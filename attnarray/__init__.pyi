@@ -170,6 +170,12 @@ from attnarray.ops.activations import silu_fwd as silu_fwd
 from attnarray.ops.activations import tanh as tanh
 from attnarray.ops.activations import tanh_bwd as tanh_bwd
 from attnarray.ops.activations import tanh_fwd as tanh_fwd
+from attnarray.ops.causal_conv1d import CausalConv1dContext as CausalConv1dContext
+from attnarray.ops.causal_conv1d import CausalConv1dGrads as CausalConv1dGrads
+from attnarray.ops.causal_conv1d import CausalConv1dResult as CausalConv1dResult
+from attnarray.ops.causal_conv1d import causal_conv1d as causal_conv1d
+from attnarray.ops.causal_conv1d import causal_conv1d_bwd as causal_conv1d_bwd
+from attnarray.ops.causal_conv1d import causal_conv1d_fwd as causal_conv1d_fwd
 from attnarray.ops.conv1d import Conv1dContext as Conv1dContext
 from attnarray.ops.conv1d import Conv1dGrads as Conv1dGrads
 from attnarray.ops.conv1d import conv1d as conv1d

@@ -2,7 +2,7 @@
 
 from attnarray.layers.bahdanau import BahdanauAttention
 from attnarray.layers.block import TransformerBlock
-from attnarray.layers.cache import KVCache
+from attnarray.layers.cache import KVCache, LinearCache
 from attnarray.layers.checking import check_params
 from attnarray.layers.convolutional import ConvolutionalAttention
 from attnarray.layers.embedding import Embedding
@@ -10,6 +10,7 @@ from attnarray.layers.feed_forward import FeedForward
 from attnarray.layers.graph import GraphAttention
 from attnarray.layers.hard import HardAttention
 from attnarray.layers.linear import Linear
+from attnarray.layers.linear_attention import LinearAttention
 from attnarray.layers.local import LocalAttention
 from attnarray.layers.location import LocationAttention
 from attnarray.layers.luong import LuongAttention
@@ -31,6 +32,8 @@ __all__ = [
     "KVCache",
     "LayerNorm",
     "Linear",
+    "LinearAttention",
+    "LinearCache",
     "LocalAttention",
     "LocationAttention",
     "LuongAttention",

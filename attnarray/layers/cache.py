@@ -41,6 +41,17 @@ class KVCache(NamedTuple):
         return KVCache(key, value, 0)
 
 
+class LinearCache(NamedTuple):
+    """The state of linear attention (B, Hkv, Dk, Dv), the last steps of its convolutions, and how many came before.
+
+    A step returns a new one: its size does not depend on the length.
+    """
+
+    state: Array
+    convs: dict[str, Array]
+    length: int
+
+
 class DecoderCache(NamedTuple):
     """The caches of a block with cross-attention: of its self-attention, and of the memory."""
 
@@ -57,6 +68,17 @@ def check_cache(cache: Any, x: Array) -> None:
         raise ValueError(
             f"`x` has shape {tuple(x.shape)}, expected (B, T, E): the next T positions of the {batch} sequences "
             "of `cache`."
+        )
+
+
+def check_linear_cache(cache: Any, x: Array) -> None:
+    """Check that x is (B, T, E), with the batch size of the cache."""
+    if not isinstance(cache, LinearCache):
+        raise TypeError(f"`cache` is {checks.shown(cache)}, expected a LinearCache from the layer's `cache`.")
+    if x.ndim != 3 or x.shape[0] != cache.state.shape[0]:
+        raise ValueError(
+            f"`x` has shape {tuple(x.shape)}, expected (B, T, E): the next T positions of the {cache.state.shape[0]} "
+            "sequences of `cache`."
         )
 
 

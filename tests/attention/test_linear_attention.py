@@ -248,3 +248,31 @@ def test_16_bit_states_are_taken_and_given_in_float32() -> None:
     assert_trees_close(aa.linear_attention(**wide, rule="gated"), result, 0.0)
     grads = aa.linear_attention_bwd(result.out, aa.linear_attention_fwd(**wide, rule="gated")[1])
     assert grads.initial_state.dtype == np.float32
+
+
+FAMILIES = ("retnet", "gla", "delta_net", "gated_delta_net", "kda", "mamba2")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_steps_of_a_layer_are_one_call(family: str) -> None:
+    layer = getattr(aa.layers.LinearAttention, family)(dim=8, num_heads=2)
+    params = layer.init(aa.Philox(0), "float64")
+    x = np.random.default_rng(0).standard_normal((2, 9, 8))
+    cache, outs = layer.cache(2, dtype="float64"), []
+    for part in (slice(0, 4), slice(4, 5), slice(5, 9)):
+        out, cache = layer.step(params, x[:, part], cache)
+        outs.append(out)
+    assert_close(np.concatenate(outs, axis=1), layer(params, x), ROUNDING)
+    assert cache.length == 9
+    assert tree.nbytes(cache) == tree.nbytes(layer.cache(2, dtype="float64"))
+
+
+def test_messages_of_the_layer() -> None:
+    make = aa.layers.LinearAttention
+    says(ValueError, "`decay` is 'none' with rule='gated': the rules", lambda: make(8, 2, rule="gated"))
+    says(ValueError, "`step_size` is True with decay='fixed'", lambda: make.retnet(8, 2, step_size=True))
+    says(ValueError, "`num_heads` (3) must divide `dim` (8), unless", lambda: make(8, 3))
+    layer = make(8, 2)
+    params, x = layer.init(aa.Philox(0)), np.ones((2, 3, 8), np.float32)
+    says(TypeError, "`cache` is None, expected a LinearCache", lambda: layer.step(params, x, None))
+    says(ValueError, "the next T positions of the 2 sequences", lambda: layer.step(params, x[:1], layer.cache(2)))

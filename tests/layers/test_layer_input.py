@@ -290,7 +290,8 @@ def test_fields(example: Example) -> None:
         optional = str(field.type).endswith(" | None")
         kind = str(field.type).removesuffix(" | None")
         name = next((name for name in WRONG_FIELDS if field.name.endswith(name)), kind)
-        if typing.get_origin(hints[field.name]) is typing.Literal:
+        choices = (hints[field.name], *typing.get_args(hints[field.name]))  # also of words or None
+        if any(typing.get_origin(choice) is typing.Literal for choice in choices):
             name = "word"
         elif kind in ("int", "bool"):
             name = kind

@@ -135,6 +135,17 @@ def conv1d(d: Draw) -> Call:
     return Call("conv1d", given, {}, {})
 
 
+def causal_conv1d(d: Draw) -> Call:
+    channels, width, batch = d.size(5, 40), d.integer(1, 5), d.batch()
+    given = {"x": d.normal(*batch, d.size(9, 60), channels), "weight": d.normal(channels, width),
+             "activation": d.choice(None, "silu")}  # fmt: skip
+    if d.chance(0.5):
+        given["bias"] = d.normal(channels)
+    if d.chance(0.5):
+        given["initial_state"] = d.normal(*batch, width - 1, channels)
+    return Call("causal_conv1d", given, {}, {})
+
+
 def _recurrence(function: str, gates: int) -> Callable[[Draw], Call]:
     def draw(d: Draw) -> Call:
         batch, steps, width, state = d.batch(), d.size(7, 20), d.size(6), d.size(5, 20)
@@ -160,7 +171,7 @@ DRAWS: dict[str, Callable[[Draw], Call]] = {
     f.__name__: f
     for f in (
         *fuzz_heads.DRAWS, *fuzz_sequences.DRAWS, linear, embedding, segment_softmax, rotary, dropout, cross_entropy,
-        conv1d,
+        conv1d, causal_conv1d,
     )
 } | {
     **{name: _masked_rows(name) for name in ("softmax", "log_softmax", "sparsemax", "entmax")},

@@ -20,7 +20,7 @@ def normal(*shape: int) -> np.ndarray:
     return RNG.standard_normal(shape)
 
 
-EXTRAS = {"bias", "memory_bias", "sinks", "kv_lengths", "source_lengths", "is_causal"}
+EXTRAS = {"bias", "memory_bias", "sinks", "kv_lengths", "lengths", "source_lengths", "is_causal"}
 
 
 class Example(NamedTuple):
@@ -117,6 +117,15 @@ EXAMPLES: dict[str, list[Example]] = {
             {"x": normal(4, 5), "edges": np.array([[0, 1, 3, 2], [1, 0, 1, 2]]), "edge_features": normal(4, 2)},
         ),
         Example(layers.GraphAttention(E, E, 1), {"x": X[0], "edges": np.array([[0, 1, 3, 2], [1, 0, 1, 2]])}),
+    ],
+    "LinearAttention": [
+        Example(layers.LinearAttention(E, H, feature_map="elu+1", normalize=True), {"x": X}),
+        Example(layers.LinearAttention.retnet(E, H), {"x": X, "lengths": [T, 3]}),
+        Example(layers.LinearAttention.gla(E, H, decay_rank=3), {"x": X}),
+        Example(layers.LinearAttention.delta_net(E, H), {"x": X[0]}),
+        Example(layers.LinearAttention.gated_delta_net(E, 4, num_kv_heads=2, value_dim=3), {"x": X}),
+        Example(layers.LinearAttention.kda(E, H), {"x": X}),
+        Example(layers.LinearAttention.mamba2(E, H, key_dim=3), {"x": X}),
     ],
     "TransformerBlock": [
         Example(layers.TransformerBlock(E, H, 6), OF_SELF),
