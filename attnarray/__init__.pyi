@@ -1,6 +1,7 @@
 from attnarray import checkpoints as checkpoints
 from attnarray import distributed as distributed
 from attnarray import layers as layers
+from attnarray import learn as learn
 from attnarray import models as models
 from attnarray import optim as optim
 from attnarray import tree as tree

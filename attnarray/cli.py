@@ -1,4 +1,4 @@
-"""The command `attnarray`: info, warmup, check, demo, bench."""
+"""The command `attnarray`: info, warmup, check, demo, learn, bench."""
 
 from __future__ import annotations
 
@@ -76,13 +76,15 @@ def _give_up_if_broken(stream: TextIO) -> None:
 
 def _parser() -> Parser:
     from attnarray.bench import command as bench
+    from attnarray.learn import command as learn
 
     parser = Parser(
         prog="attnarray",
         formatter_class=console.HelpFormatter,
         description="Attention on plain arrays, with forward and backward passes derived by hand.",
         epilog=(
-            "examples:\n  attnarray info\n  attnarray check --only attention\n  attnarray demo --backend cupy\n\n"
+            "examples:\n  attnarray info\n  attnarray check --only attention\n  attnarray demo --backend cupy\n"
+            "  attnarray learn\n\n"
             "Without precompiled kernels, the first check, demo or bench compiles them and takes longer.\n"
             "Exit codes: 0 all is well, 1 a check failed, 2 a wrong argument, 130 interrupted by Ctrl-C."
         ),
@@ -93,6 +95,7 @@ def _parser() -> Parser:
     _add_warmup(commands)
     _add_check(commands)
     _add_demo(commands)
+    learn.add_to(commands)
     bench.add_to(commands)
     return parser
 

@@ -33,6 +33,12 @@ bench/listing.py                    tools/test_bench_command.py              `at
 bench/re*.py                        tools/test_bench_results.py              the file and the report of one run
 bench/markdown.py                   tools/test_bench_results.py              the report of one run
 bench/*                             tools/test_bench_instrument.py           how the benchmark measures
+learn/exercises/*                   learn/test_course.py                     data: texts, solutions, mistakes
+learn/actions.py                    learn/test_command.py                    what the command does
+learn/calls.py                      learn/test_grading.py                    the calls of one grading
+learn/report.py                     learn/test_grading.py                    the result of one grading
+learn/exercise.py                   learn/test_course.py                     what all exercises have
+learn/worker.py                     learn/test_process.py                    the other end of that process
 cases/*                             contract/test_contract.py                data: the calls that it makes
 triples.py                          test_gradient_check.py                   whose `vjp` calls them
 memory_layout.py                    test_gradient_check_layouts.py           gradcheck alone uses it
