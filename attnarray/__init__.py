@@ -59,6 +59,7 @@ TRIPLES = {
     "scaled_dot_product_attention": "attention.dot_product.scaled_dot_product",
     "attention_partial": "attention.dot_product.partial",
     "merge_partials": "attention.dot_product.partial",
+    "ragged_attention": "attention.dot_product.ragged",
     "multi_head_attention": "attention.dot_product.multi_head",
     "additive_attention": "attention.alignment.additive",
     "recurrent_attention": "attention.alignment.recurrent",
@@ -103,6 +104,7 @@ TRIPLES = {
 _STEMS = {
     "SDPA": "attention.dot_product.scaled_dot_product",
     "Merge": "attention.dot_product.partial",
+    "Ragged": "attention.dot_product.ragged",
     "MultiHead": "attention.dot_product.multi_head",
     "Additive": "attention.alignment.additive",
     "Recurrent": "attention.alignment.recurrent",

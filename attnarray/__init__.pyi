@@ -67,6 +67,11 @@ from attnarray.attention.dot_product.partial import attention_partial_fwd as att
 from attnarray.attention.dot_product.partial import merge_partials as merge_partials
 from attnarray.attention.dot_product.partial import merge_partials_bwd as merge_partials_bwd
 from attnarray.attention.dot_product.partial import merge_partials_fwd as merge_partials_fwd
+from attnarray.attention.dot_product.ragged import RaggedContext as RaggedContext
+from attnarray.attention.dot_product.ragged import RaggedGrads as RaggedGrads
+from attnarray.attention.dot_product.ragged import ragged_attention as ragged_attention
+from attnarray.attention.dot_product.ragged import ragged_attention_bwd as ragged_attention_bwd
+from attnarray.attention.dot_product.ragged import ragged_attention_fwd as ragged_attention_fwd
 from attnarray.attention.dot_product.scaled import ScaledContext as ScaledContext
 from attnarray.attention.dot_product.scaled import ScaledGrads as ScaledGrads
 from attnarray.attention.dot_product.scaled import scaled_attention as scaled_attention

@@ -14,6 +14,7 @@ from attnarray.cases.multiplicative import COMBINE_CASES, MULTIPLICATIVE_CASES, 
 from attnarray.cases.ops import OPS_CASES
 from attnarray.cases.pairs import PAIR_CASES
 from attnarray.cases.positions import RELATIVE_CASES, ROTARY_CASES
+from attnarray.cases.ragged import RAGGED_CASES
 from attnarray.cases.recurrent import RECURRENT_CASES
 from attnarray.cases.scoring import SCORING_CASES
 from attnarray.cases.sequences import SEQUENCE_CASES
@@ -21,6 +22,7 @@ from attnarray.cases.sparse import HARD_CASES, SPARSE_CASES
 
 CASES: tuple[Case, ...] = (
     *DOT_PRODUCT_CASES,
+    *RAGGED_CASES,
     *ATTEND_CASES,
     *MULTI_HEAD_CASES,
     *SCORING_CASES,

@@ -283,6 +283,7 @@ ELSEWHERE = {
     "conv1d": "recurrent networks have the same products, of one tap",
     "scaled_dot_product_attention": "it is the engine's own case, dot products and a softmax",
     "attention_partial": "it is scaled_dot_product_attention of some of the keys",
+    "ragged_attention": "it is scaled_dot_product_attention of each sequence",
     "graph_attention": "its weights are a softmax of segments",
 }
 

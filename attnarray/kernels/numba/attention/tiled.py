@@ -84,7 +84,9 @@ def attention_backward(
         call = ac.make_call(modifiers, real, _in(q, stored), _in(k, stored), _in(v, stored), arrays, backward=True)
         plan = _new_plan(call, modifiers, out.shape, BACKWARD)
     spans = _spans(plan, call.integers, threads_for(plan.time, plan.panels))
-    if stored is not real and not (plan.in_one_chunk and all(first % call.sizes.panels == 0 for first, _ in spans)):
+    if stored is not real and not (
+        plan.in_one_chunk and all(first % max(call.sizes.panels, 1) == 0 for first, _ in spans)
+    ):
         dk, dv = np.zeros(k.shape, real), np.zeros(v.shape, real)  # several chunks add to the gradients of a head
         ac.write_array(call.integers, ac.DK, dk)
         ac.write_array(call.integers, ac.DV, dv)
