@@ -1,6 +1,7 @@
 """Attention on many processes: time, bytes and messages, and memory of each rank; arrays larger than memory; kills.
 
     python -m benchmarks.distributed ring --ranks 1 2 4 --output NAME     # time, bytes and messages of each rank
+    python -m benchmarks.distributed link --output NAME                   # latency and bandwidth of two ranks
     python -m benchmarks.distributed memory --output NAME                 # T 65,536 on 4 ranks and T 16,384 on 1
     python -m benchmarks.distributed dask --output NAME                   # 8 GB of keys, workers limited to 2 GB
     python -m benchmarks.distributed kills --output NAME                  # 20 workers killed at random moments
@@ -113,15 +114,42 @@ def on_rank(case: Case, with_memory: bool) -> None:
         print(json.dumps(every))
 
 
+def link_on_rank() -> None:
+    """Latency and bandwidth of a message from one rank to another and back, the best of several."""
+    from mpi4py import MPI
+
+    comm = MPI.COMM_WORLD
+    found = {}
+    for size, repeats in ((1, 2000), (2**23, 30)):
+        buffer, times = np.zeros(size, np.uint8), []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            for sender in (0, 1):
+                (comm.Send if comm.Get_rank() == sender else comm.Recv)(buffer, 1 - comm.Get_rank())
+            times.append((time.perf_counter() - start) / 2)
+        found[size] = min(times)
+    if comm.Get_rank() == 0:
+        print(json.dumps({"latency_s": found[1], "bytes_per_s": 2**23 / (found[2**23] - found[1])}))
+
+
+def link(_: argparse.Namespace) -> dict[str, float]:
+    return start_ranks(2, "link")
+
+
 def run_ranks(size: int, case: Case, with_memory: bool = False) -> dict[str, Any]:
+    given = json.dumps([case._asdict(), with_memory])
+    return {**case._asdict(), "ranks": size, "results": start_ranks(size, given)}
+
+
+def start_ranks(size: int, given: str) -> Any:
+    """What rank 0 prints."""
     mpiexec = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     command = [str(mpiexec), "-n", str(size), sys.executable, "-m", "benchmarks.distributed", "rank"]
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "ATTNARRAY_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    given = json.dumps([case._asdict(), with_memory])
     done = subprocess.run([*command, given], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stdout + done.stderr)
-    return {**case._asdict(), "ranks": size, "results": json.loads(done.stdout.splitlines()[-1])}
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def ring(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -193,7 +221,8 @@ def kills(arguments: argparse.Namespace) -> dict[str, Any]:
 
     from benchmarks.distributed_kills import Killer, results
 
-    config = {"distributed.scheduler.allowed-failures": 1000}
+    # A machine may be so busy that a new worker takes longer than the 15 seconds after which Dask gives a lost one up.
+    config = {"distributed.scheduler.allowed-failures": 1000, "distributed.deploy.lost-worker-timeout": "600s"}
     with (
         dask.config.set(config),
         distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster,
@@ -219,11 +248,14 @@ def kills(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     if sys.argv[1:2] == ["rank"]:
+        if sys.argv[2] == "link":
+            link_on_rank()
+            return
         case, with_memory = json.loads(sys.argv[2])
         on_rank(Case(**case), with_memory)
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["ring", "memory", "dask", "kills"])
+    parser.add_argument("what", choices=["ring", "link", "memory", "dask", "kills"])
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--length", type=int, default=Case().T)
     parser.add_argument("--repeats", type=int, default=Case().repeats)
@@ -233,7 +265,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", help="the name of the file in results")
     arguments = parser.parse_args()
-    measured = {"ring": ring, "memory": rank_memory, "dask": beyond_memory, "kills": kills}[arguments.what](arguments)
+    measured = {"ring": ring, "link": link, "memory": rank_memory, "dask": beyond_memory, "kills": kills}[
+        arguments.what
+    ](arguments)
     machine = {"cpus": os.cpu_count(), "processor": platform.processor() or platform.machine(), "numpy": np.__version__}
     text = json.dumps({"command": " ".join(sys.argv[1:]), "machine": machine, arguments.what: measured}, indent=1)
     print(text)

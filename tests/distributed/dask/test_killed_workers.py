@@ -38,7 +38,10 @@ class Killer:
 def client() -> Iterator[Any]:
     dask = pytest.importorskip("dask")
     distributed = pytest.importorskip("distributed")
-    config = {"distributed.scheduler.allowed-failures": 2 * KILLS, "distributed.scheduler.work-stealing": False}
+    config = {
+        "distributed.scheduler.allowed-failures": 2 * KILLS,
+        "distributed.deploy.lost-worker-timeout": "600s",  # a new worker may take longer than the 15 s of the default
+    }
     with (
         dask.config.set(config),
         distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster,
