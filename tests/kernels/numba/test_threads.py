@@ -158,3 +158,15 @@ def test_a_quota_is_rounded_up(quota: float, expected: int, monkeypatch: pytest.
         assert cpus.cpu_count() == expected
     finally:
         cpus.granted_cpus.cache_clear()
+
+
+@pytest.mark.parametrize(("work", "ended", "wakes"), [(1e5, -math.inf, False), (1e5, math.inf, True), (1e9, 0.0, True)])
+def test_sleeping_threads_are_woken_for_much_work_alone(
+    work: float, ended: float, wakes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts, run, parallel = [(1, 2), (3, 4)], [], []
+    monkeypatch.setattr(threads, "_ENDED", [ended])
+    monkeypatch.setattr(threads, "run_parallel", lambda kernel, given: parallel.extend(given))
+    threads.run_parts(lambda *part: run.append(part), parts, work)
+    assert (run, parallel) == (([], parts) if wakes else (parts, []))
+    assert threads._ENDED[0] != ended  # they are awake now

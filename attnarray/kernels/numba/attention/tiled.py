@@ -22,7 +22,7 @@ from attnarray.kernels.numba.attention.forward import forward
 from attnarray.kernels.numba.attention.scores import panel_work
 from attnarray.kernels.numba.runtime import arrays as ra
 from attnarray.kernels.numba.runtime.call import address
-from attnarray.kernels.numba.runtime.threads import is_small, run_parts, threads_for
+from attnarray.kernels.numba.runtime.threads import AWAKE, is_small, run_parts, threads_for
 from attnarray.kernels.numba.vector.conversion import converted
 from attnarray.kernels.numba.vector.conversion import warmup as conversion_warmup
 from attnarray.kernels.numba.vector.lanes import tile_size
@@ -226,8 +226,9 @@ def _run_forward(plan: _Plan, integers: Any) -> None:
     if plan.decodes:
         partials = np.empty(plan.partials, numbers.dtype)
         units = plan.partials[0]
-        threads = threads_for(plan.time, units)
-        run_parts(decode, [(n, threads, units, integers, numbers, address(partials)) for n in range(threads)])
+        threads = threads_for(AWAKE * plan.time, units)
+        parts = [(n, threads, units, integers, numbers, address(partials)) for n in range(threads)]
+        run_parts(decode, parts, plan.time)
         merge(integers, numbers, address(partials))
     elif (threads := threads_for(plan.time, plan.panels)) == 1:
         forward(0, plan.panels, integers, numbers)

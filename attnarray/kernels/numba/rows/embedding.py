@@ -16,6 +16,7 @@ from attnarray.kernels.numba.runtime import arrays as ra
 from attnarray.kernels.numba.runtime.call import Bytes, Doubles, Integers, Numbers, empty_call, pack, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
+from attnarray.kernels.numba.vector.basics import fill
 from attnarray.kernels.numba.vector.lanes import Lanes
 from attnarray.kernels.numba.vector.memory import ahead
 from attnarray.kernels.numba.vector.rows import Row, row_pass
@@ -29,10 +30,10 @@ def embedding_backward(dout: Any, indices: Any, size: int) -> Any:
     real = ra.compute_dtype(dout)
     rows, indices = ra.rows_along(dout, dout.ndim - 1, real), ra.flat(indices, np.dtype(np.int64))
     width = dout.shape[-1]
-    sums = np.zeros((size, width), real)
+    sums = np.empty((size, width), real)
     long = long_sums(indices, size, sums, "an index")
-    call = Embedding(width, indices.size, indices, rows.address, rows.step, sums, *addresses(long))
-    work = ra.nanoseconds(dout.size, EACH, real)
+    call = Embedding(width, indices.size, size, indices, rows.address, rows.step, sums, *addresses(long))
+    work = ra.nanoseconds(dout.size + sums.size, EACH, real)
     split_rows(add_rows, -(-width // COLUMNS), work, *pack(call, real))
     return combined(sums, long).astype(dout.dtype, copy=False)
 
@@ -48,6 +49,7 @@ class Embedding(NamedTuple):
 
     width: int
     size: int
+    height: int  # of the rows of `sums`, which need not be cleared before
     indices: Integers
     rows: Numbers
     step: int
@@ -66,6 +68,8 @@ def add_rows(first: int, past: int, integers: Any, numbers: Any) -> None:
     c = unpack(Embedding, integers, numbers)
     start = first * COLUMNS
     columns = min(past * COLUMNS, c.width) - start
+    for row in range(c.height):
+        fill(columns, ahead(c.sums, row * c.width + start), 0.0)
     begin = 0
     while begin < c.size:
         end, at = past_mark(begin, c.size, c.marks), start

@@ -91,7 +91,7 @@ def _forward(x: Any, weight: Any, bias: Any, mean: Any, eps: float) -> tuple[Any
     factor = np.empty((*x.shape[:-1], 1), real)
     given = count, rows.address, rows.step, weights, mean, factor, max(count, 1)
     call = Norm(*given, out.address, out.step, biases, eps, SHRINK[real.itemsize])
-    split_rows(normalize, len(rows.array), ra.nanoseconds(x.size, FORWARD, real), *pack(call, real))
+    split_rows(normalize, len(rows.array), ra.nanoseconds(x.size, FORWARD, real), *pack(call, real), each=2)
     return ra.reshape_like(x, x.ndim - 1, out), factor
 
 
@@ -160,6 +160,20 @@ def add_to_bias(dout: Row, total: Row) -> dict[str, Lanes]:
     return {"total": total + dout}
 
 
+@row_pass(vectors=1)
+def subtract_and_add(
+    dout: Row, x: Row, weight: Row, dx: Row, dweight: Row, dbias: Row, mean: Scalar, factor: Scalar, plain: Scalar,
+    along: Scalar,
+) -> dict[str, Lanes]:  # fmt: skip
+    """The last three in one pass, which all layer norms with weight and bias need."""
+    normal = x_hat(x, mean, factor)
+    return {
+        "dx": (dout * weight - plain - normal * along) * factor,
+        "dweight": multiply_add(dout, normal, dweight),
+        "dbias": dbias + dout,
+    }
+
+
 def normalize(first: int, past: int, integers: Any, numbers: Any) -> None:
     """Rows whose sums overflow are multiplied by the power of two `small`, and summed again."""
     c = unpack(Norm, integers, numbers)
@@ -192,6 +206,10 @@ def differentiate(first: int, past: int, integers: Any, numbers: Any) -> None:
             plain, along = project(c.width, drow, row, c.weight, mean, factor)
             plain = plain if centered else size * 0
             result = ahead(c.dx, n * c.dx_step)
+            if c.has_weight != 0 and c.has_bias != 0:
+                plain, along = plain / size, along / size
+                subtract_and_add(c.width, drow, row, c.weight, result, c.parts, dbias, mean, factor, plain, along)
+                continue
             subtract(c.width, drow, row, c.weight, result, mean, factor, plain / size, along / size)
             if c.has_weight != 0:
                 add_to_weight(c.width, drow, row, c.parts, mean, factor)
