@@ -16,6 +16,7 @@ from attnarray.layers.location import LocationAttention
 from attnarray.layers.luong import LuongAttention
 from attnarray.layers.multi_head import MultiHeadAttention
 from attnarray.layers.norm import LayerNorm, RMSNorm
+from attnarray.layers.paged_cache import PagedCache
 from attnarray.layers.pairwise import PairwiseAttention
 from attnarray.layers.recurrent import RecurrentAttention
 from attnarray.layers.relative import RelativeAttention
@@ -38,6 +39,7 @@ __all__ = [
     "LocationAttention",
     "LuongAttention",
     "MultiHeadAttention",
+    "PagedCache",
     "PairwiseAttention",
     "RMSNorm",
     "RecurrentAttention",
