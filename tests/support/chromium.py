@@ -9,6 +9,7 @@ import base64
 import contextlib
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ KEYS = {
     "PageDown": ("PageDown", 34), "End": ("End", 35), "Home": ("Home", 36), "ArrowLeft": ("ArrowLeft", 37),
     "ArrowUp": ("ArrowUp", 38), "ArrowRight": ("ArrowRight", 39), "ArrowDown": ("ArrowDown", 40),
 }  # fmt: skip
+PATIENCE = 300  # seconds until a hanging browser is an error
 TEXT = {" ": " ", "Enter": "\r"}
 # The program reads file descriptor 3 and writes 4: a launcher puts the pipes there.
 LAUNCHER = """
@@ -52,7 +54,7 @@ class Browser:
         options = [
             "--headless", "--remote-debugging-pipe", "--disable-gpu", "--no-first-run", "--disable-extensions",
             "--disable-background-networking", "--hide-scrollbars", f"--user-data-dir={self._profile.name}",
-            *(["--no-sandbox"] if os.geteuid() == 0 else []), "about:blank",
+            "--disable-dev-shm-usage", "--no-sandbox", "about:blank",  # for containers; only our own pages load
         ]  # fmt: skip
         launch = [sys.executable, "-c", LAUNCHER, str(theirs_in), str(theirs_out), path, *options]
         quiet = subprocess.DEVNULL
@@ -139,9 +141,10 @@ class Browser:
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._read:
-            part = os.read(self._in, 1 << 16)
+            ready, _, _ = select.select([self._in], [], [], PATIENCE)
+            part = os.read(self._in, 1 << 16) if ready else b""
             if not part:
-                raise RuntimeError("Chromium ended.")
+                raise RuntimeError("Chromium ended." if ready else f"Chromium said nothing for {PATIENCE} seconds.")
             self._read += part
         line, _, self._read = self._read.partition(b"\0")
         reply: dict[str, Any] = json.loads(line)
