@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import attnarray
 from tests.support.paths import ROOT
 
 INDEX = ROOT / "docs" / "learn" / "derivations.md"
@@ -63,6 +64,17 @@ def test_a_page_has_all_parts(page: Path) -> None:
     exercises, _, answers = text.partition("## Exercises\n")[2].partition("<details><summary>Answers</summary>\n")
     numbered = re.compile(r"^\d+\. ", re.MULTILINE)
     assert 4 <= len(numbered.findall(exercises)) == len(numbered.findall(answers.partition("</details>")[0]))
+
+
+def test_named_exercises_exist() -> None:
+    named = {
+        name
+        for line in INDEX.read_text(encoding="utf-8").split("\n")
+        if "](" in line
+        for name in re.findall(r"`(\w+)`", line)
+    }
+    assert len(named) > 15
+    assert named <= set(attnarray.learn.names())
 
 
 def test_all_pages_are_listed() -> None:
