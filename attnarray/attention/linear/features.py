@@ -65,7 +65,7 @@ class FAVOR(NamedTuple):
     .. math:: \phi(x)_f = F^{-1/2} \exp\bigl(w_f \cdot y - |y|^2 / 2\bigr), \qquad y = x / D^{1/4}
 
     `FAVOR.draw` draws w, whose blocks of D rows are orthogonal; redraw it with another seed from time to time. The
-    paper subtracts a maximum from the exponent, which here is at most |w_f|^2 / 2 in any case.
+    paper subtracts a maximum from the exponent, which here is at most :math:`|w_f|^2 / 2` in any case.
 
     References
     ----------
