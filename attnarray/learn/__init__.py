@@ -55,7 +55,7 @@ def check(name: str, function: Callable[..., Any], *, seed: int = 0) -> Any:
     >>> aa.learn.check("softmax_bwd", softmax_bwd)
     softmax_bwd: dx is wrong
     <BLANKLINE>
-      dx  WRONG  at [...] of shape (...): yours is ..., expected ...
+      dx  WRONG  [...] of (...) is ..., expected ...
     <BLANKLINE>
     It looks like this mistake:
       dx: delta is missing: dx = p * dout treats each weight as if it depended on its own score alone.

@@ -280,9 +280,8 @@ def _print_report(report: Report, path: Path) -> None:
             f"Next:  attnarray learn start{f' {following}' if following else ''}" if following else "All of them!"
         ))  # fmt: skip
     else:
-        print_line(
-            [Cell(f"Edit {_shown(path)}, then  attnarray learn check      A hint:  attnarray learn hint", FAINT)]
-        )
+        print_line([Cell(f"Edit {_shown(path)}, then  attnarray learn check", FAINT)])
+        print_line([Cell("A hint:  attnarray learn hint", FAINT)])
 
 
 def _print_wrapped(line: Line) -> None:

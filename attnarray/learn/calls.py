@@ -79,7 +79,8 @@ def call(exercise: Exercise, function: Function, arguments: dict[str, Any]) -> O
         try:
             returned = function(**given)
         except NotImplementedError as error:
-            return Outcome((), "unfinished", f"{exercise.name} is not written yet: {error}", _where(error))
+            says = "Write the function in place of the line that raises NotImplementedError."
+            return Outcome((), "unfinished", says, _where(error))
         except SystemExit:
             return Outcome((), "exit", "The function ends the program (sys.exit or quit). Return the result instead.")
         except RecursionError as error:
@@ -125,7 +126,7 @@ def _listed(names: tuple[str, ...]) -> str:
 
 
 def _shown(value: Any) -> str:
-    kind = type(value).__name__
+    kind = "array" if isinstance(value, np.ndarray) else type(value).__name__
     return f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
 
 
@@ -146,7 +147,9 @@ def _sentence(exercise: Exercise, function: Function, given: dict[str, Any], err
     said = _plainer(str(error).strip()) or "without a message"
     if isinstance(error, EOFError):
         said = "input() has nobody to ask here"
-    return f"It raised {type(error).__name__}: {said}. It was called with {shapes or 'no array'}."
+    end = "" if said.endswith(("?", ".")) else "."
+    once = f" {_listed(exercise.streams)} can be read only once." if exercise.streams else ""
+    return f"It raised {type(error).__name__}: {said}{end} It was called with {shapes or 'no array'}.{once}"
 
 
 def _plainer(said: str) -> str:
@@ -155,10 +158,10 @@ def _plainer(said: str) -> str:
     if sizes:
         return (
             f"the inner sizes of a matrix product are {sizes[2]} and {sizes[1]}, and must be equal: is an array to be "
-            "transposed, or are two to be swapped"
+            "transposed, or are two to be swapped?"
         )
     if "could not be broadcast together" in said:
-        return f"{said}: is keepdims=True missing in a sum, or an axis [:, None]"
+        return f"{said}: is keepdims=True missing in a sum, or an axis [:, None]?"
     return said
 
 

@@ -18,6 +18,7 @@ from attnarray.learn.report import Recognized, Report, ResultReport, Status
 from attnarray.learn.symptoms import Pair, same, symptom
 
 TOLERANCE = 1e-7  # that of gradcheck: the same sums in another order agree to far more digits
+UNKNOWN = "shows none of the mistakes that are known here: derive it once more for one entry, or take a hint."
 MOST_ELEMENTS, FEWEST_ELEMENTS = 90, 10  # of all inputs of a call, and of each, for gradcheck
 
 
@@ -60,10 +61,8 @@ def _report(exercise: Exercise, function: Function, cases: list[Case], outcomes:
         rest = tuple(mistake for mistake in found if mistake not in hidden)
         return Report(exercise.name, "wrong", says, results=tuple(results), mistakes=rest)
     unexplained = [n for n in wrong if exercise.labels[n] not in {label for m in found for label in m.results}]
-    symptoms = [_symptom(exercise, graded, n) for n in unexplained]
-    return Report(
-        exercise.name, "wrong", results=tuple(results), mistakes=found, symptoms=tuple(filter(None, symptoms))
-    )
+    symptoms = [_symptom(exercise, graded, n) or f"`{exercise.labels[n]}` {UNKNOWN}" for n in unexplained]
+    return Report(exercise.name, "wrong", results=tuple(results), mistakes=found, symptoms=tuple(symptoms))
 
 
 def _dtype(exercise: Exercise, case: Case, outcome: Outcome) -> str:
@@ -80,7 +79,7 @@ def _judge(exercise: Exercise, graded: Sequence[tuple[Case, Outcome]], n: int) -
     for case, outcome in graded:
         given, right = outcome.results[n], case.expected[n]
         if given.shape != right.shape:
-            return ResultReport(label, False, None)
+            return ResultReport(label, False, None, None, f"{given.shape}", f"{right.shape}", right.shape)
         if same(given, right, TOLERANCE):
             largest = max(largest, _errors(given, right).max(initial=0.0))
             continue
@@ -154,9 +153,7 @@ def _mistakes(
     exercise: Exercise, cases: list[Case], outcomes: list[Outcome], wrong: Sequence[int]
 ) -> tuple[Recognized, ...]:
     findings = recognize(exercise, cases, outcomes, wrong)
-    return tuple(
-        Recognized(mistake.name, mistake.says, finding.labels) for finding in findings for mistake in finding.mistakes
-    )
+    return tuple(Recognized(finding.mistake.name, finding.mistake.says, finding.labels) for finding in findings)
 
 
 def _symptom(exercise: Exercise, graded: Sequence[tuple[Case, Outcome]], n: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,10 +14,10 @@ from attnarray.learn.symptoms import same
 
 
 class Finding(NamedTuple):
-    """Mistakes that explain the wrong results `labels`, all together."""
+    """A mistake, and the wrong results that it explains, perhaps together with another mistake."""
 
     labels: tuple[str, ...]
-    mistakes: tuple[Mistake, ...]
+    mistake: Mistake
 
 
 class Candidate(NamedTuple):
@@ -40,24 +40,38 @@ def recognize(
     then two at once; then each wrong result for itself, by one mistake or two. `singles` are the candidates of one
     mistake, if they are at hand.
     """
-    everything = range(len(exercise.results))
     singles = list(candidates(exercise, cases)) if singles is None else singles
+    everything = range(len(exercise.results))
     for candidate in itertools.chain(singles, candidates(exercise, cases, 2)):
         if all(_agrees(candidate, outcomes, n) for n in everything) and _differs(candidate, cases):
-            return [Finding(tuple(exercise.labels[n] for n in wrong), candidate.mistakes)]
-    findings: dict[tuple[str, ...], list[str]] = {}
-    known: dict[tuple[str, ...], Candidate] = {}
-    for n in wrong:
-        for candidate in sorted(
-            itertools.chain(singles, candidates(exercise, cases, 2)),
-            key=lambda c: (len(c.mistakes), -sum(_agrees(c, outcomes, m) for m in everything)),
-        ):
-            if _agrees(candidate, outcomes, n) and _differs(candidate, cases, n):
-                names = tuple(mistake.name for mistake in candidate.mistakes)
-                findings.setdefault(names, []).append(exercise.labels[n])
-                known[names] = candidate
-                break
-    return [Finding(tuple(labels), known[names].mistakes) for names, labels in findings.items()]
+            return _by_mistake(exercise, cases, dict.fromkeys(wrong, candidate), singles)
+    known = [*singles, *candidates(exercise, cases, 2)]
+    known.sort(key=lambda one: (len(one.mistakes), -sum(_agrees(one, outcomes, n) for n in everything)))
+    found = {n: _first(known, cases, outcomes, n) for n in wrong}
+    return _by_mistake(exercise, cases, {n: one for n, one in found.items() if one is not None}, singles)
+
+
+def _first(known: Sequence[Candidate], cases: Sequence[Case], outcomes: Sequence[Outcome], n: int) -> Candidate | None:
+    return next((one for one in known if _agrees(one, outcomes, n) and _differs(one, cases, n)), None)
+
+
+def _by_mistake(
+    exercise: Exercise, cases: Sequence[Case], found: Mapping[int, Candidate], singles: Sequence[Candidate]
+) -> list[Finding]:
+    """A finding for each mistake: of two, each explains the results that it changes by itself."""
+    alone = {single.mistakes[0].name: single for single in singles}
+    labels: dict[str, list[str]] = {}
+    for n, candidate in found.items():
+        changing = [one for one in candidate.mistakes if _changes(alone[one.name], cases, n)]
+        for mistake in changing or candidate.mistakes:
+            labels.setdefault(mistake.name, []).append(exercise.labels[n])
+    return [Finding(tuple(labels[m.name]), m) for m in exercise.mistakes if m.name in labels]
+
+
+def _changes(candidate: Candidate, cases: Sequence[Case], n: int) -> bool:
+    """Whether result `n` differs in a case that is no error."""
+    pairs = zip(candidate.outcomes, cases, strict=True)
+    return any(not outcome.problem and not same(outcome.results[n], case.expected[n]) for outcome, case in pairs)
 
 
 def candidates(exercise: Exercise, cases: Sequence[Case], count: int = 1) -> Iterator[Candidate]:

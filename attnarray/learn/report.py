@@ -13,7 +13,7 @@ FORMAT = 1  # of the JSON; it changes when a field changes its meaning
 
 
 class ResultReport(NamedTuple):
-    """One gradient, or another result: its largest error, and the entry where it is."""
+    """One gradient, or another result: its largest error, and the entry where it is; or its shape, if that is wrong."""
 
     name: str
     ok: bool
@@ -138,6 +138,6 @@ def _detail(result: ResultReport) -> Line:
     if result.ok:
         return [Cell(f"     error {result.error:.0e}", FAINT)] if result.error is not None else []
     if result.entry is None:
-        return []
-    index = f"[{', '.join(map(str, result.entry))}]" if result.entry else "its value"
-    return [Cell(f"  at {index} of shape {result.shape}: yours is {result.given}, expected {result.expected}")]
+        return [Cell(f"  its shape is {result.given}, expected {result.expected}")]
+    entry = f"[{', '.join(map(str, result.entry))}] of {result.shape}" if result.entry else "it"
+    return [Cell(f"  {entry} is {result.given}, expected {result.expected}")]

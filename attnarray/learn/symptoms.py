@@ -49,7 +49,8 @@ def _all(pairs: list[Pair], holds: Callable[[Pair], bool]) -> bool:
 def _shape(label: str, pairs: list[Pair], _: object) -> str:
     if _all(pairs, lambda pair: pair.given.shape == pair.right.shape):
         return ""
-    given, right = next((pair.given, pair.right) for pair in pairs if pair.given.shape != pair.right.shape)
+    pairs = [pair for pair in pairs if pair.given.shape != pair.right.shape][:1]
+    given, right = pairs[0].given, pairs[0].right
     says = f"`{label}` has shape {given.shape}, expected {right.shape}"
     if _all(pairs, lambda pair: same(pair.given.reshape(-1), pair.right.reshape(-1))):
         return f"{says}; its numbers are right. Is an axis too many or too few (keepdims)?"

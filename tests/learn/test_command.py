@@ -60,7 +60,7 @@ def test_the_way_of_a_learner(capsys: Capture) -> None:
     write("softmax", WRONG)
     code, out, _ = learn(capsys, "check")
     assert code == 1
-    assert "p  WRONG  at [" in out
+    assert "p  WRONG  [" in out
     assert "the largest score of the row is not subtracted" in " ".join(out.split())
 
     for step in (1, 2, 3, 3):
@@ -77,6 +77,13 @@ def test_the_way_of_a_learner(capsys: Capture) -> None:
     assert "softmax_bwd, exercise 2 of" in learn(capsys, "start")[1]
     record = read(Path(FOLDER)).of("softmax")
     assert (record.passed, record.checks, record.hints, record.solution) == (True, 3, 3, False)
+
+
+def test_the_list_fits_a_small_terminal(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    out = learn(capsys)[1]
+    assert all(len(line) <= 80 for line in out.splitlines())
+    assert all(load(name).title in out for name in NAMES)
 
 
 def test_start_never_overwrites(capsys: Capture) -> None:

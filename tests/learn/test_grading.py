@@ -44,7 +44,11 @@ PROBLEMS: dict[str, tuple[Callable[..., Any], str, str]] = {
     "exits": (raises(SystemExit(1)), "error", "The function ends the program (sys.exit or quit)."),
     "raises": (raises(KeyError("key")), "error", "It raised KeyError: 'key'. It was called with dout ("),
     "raises without words": (raises(ValueError()), "error", "ValueError: without a message"),
-    "not written": (raises(NotImplementedError("later")), "unfinished", "not written yet: later"),
+    "not written": (
+        raises(NotImplementedError("later")),
+        "unfinished",
+        "Write the function in place of the line that raises NotImplementedError.",
+    ),
     "memory": (raises(MemoryError()), "error", "more memory than there is"),
     "recursion": (endless, "error", "calls itself without end"),
     "input": (asks, "error", "input() has nobody to ask here"),
@@ -63,7 +67,7 @@ PROBLEMS: dict[str, tuple[Callable[..., Any], str, str]] = {
     "no keepdims": (
         lambda dout, p: dout - np.sum(p, axis=-1),
         "error",
-        "is keepdims=True missing in a sum, or an axis [:, None]",
+        "is keepdims=True missing in a sum, or an axis [:, None]? It was called",
     ),
     "shapes of a product": (lambda dout, p: dout @ p, "error", "the inner sizes of a matrix product are"),
     "NaN": (lambda dout, p: np.full(p.shape, np.nan), "wrong", "is NaN or infinite in"),
@@ -102,7 +106,7 @@ def test_the_entry_of_the_largest_error_is_named() -> None:
     (result,) = report.results
     assert (result.name, result.ok, result.entry) == ("dx", False, (1, 0))
     assert float(result.given) == pytest.approx(float(result.expected) + 5, abs=1e-3)  # printed with five digits
-    assert "at [1, 0] of shape (" in str(report)
+    assert "WRONG  [1, 0] of (" in str(report)
     assert "Only row 1 of `dx` is wrong" in str(report)
 
 

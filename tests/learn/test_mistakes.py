@@ -51,7 +51,7 @@ def test_every_mistake_is_recognized_in_95_of_100_cases(name: str) -> None:
             outcomes = [rounded(outcome, seed) for outcome in candidate.outcomes]
             wrong = wrong_results(exercise, cases, outcomes)
             findings = recognize(exercise, cases, outcomes, wrong, singles)
-            found[candidate.mistakes[0].name] += [finding.mistakes for finding in findings] == [candidate.mistakes]
+            found[candidate.mistakes[0].name] += [finding.mistake for finding in findings] == [*candidate.mistakes]
     assert all(count >= 0.95 * SEEDS for count in found.values()), found
 
 

@@ -86,5 +86,10 @@ EXERCISE = Exercise(
             ),
             {"dlogits[np.arange(len(targets)), targets]": "dlogits[:, targets]"},
         ),
+        Mistake(
+            "target-rows",
+            "`targets` are taken for rows: index rows and columns together, [np.arange(N), targets].",
+            {"dlogits[np.arange(len(targets)), targets]": "dlogits[targets]"},
+        ),
     ),
 )

@@ -61,8 +61,8 @@ EXERCISE = Exercise(
         Mistake(
             "last-one-wins",
             (
-                "a token that stands there twice gets one of its gradients: `dtable[tokens] += dout` "
-                "adds once for each row. Use np.add.at, or a loop."
+                "a token that stands there twice gets one of its gradients: `dtable[tokens] = ...` "
+                "and `+=` write each row once. Use np.add.at, or a loop with +=."
             ),
             {"np.add.at(dtable, tokens, dout)": "dtable[tokens] += dout"},
         ),

@@ -155,5 +155,13 @@ EXERCISE = Exercise(
         ),
         Mistake("no-scale-q", "the scale is missing in dq.", {"dq = scale * ": "dq = "}),
         Mistake("no-scale-k", "the scale is missing in dk.", {"dkeys = scale * ": "dkeys = "}),
+        Mistake(
+            "last-head",
+            "keys and values get the gradient of the last head that shares them: in a loop, add to it by +=.",
+            {
+                "np.sum(dkeys.reshape(heads, groups, *k.shape[1:]), axis=1)": "dkeys[groups - 1 :: groups]",
+                "np.sum(dvalues.reshape(heads, groups, *v.shape[1:]), axis=1)": "dvalues[groups - 1 :: groups]",
+            },
+        ),
     ),
 )

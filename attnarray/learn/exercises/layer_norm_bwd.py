@@ -123,5 +123,10 @@ EXERCISE = Exercise(
                 "np.mean(dn * n, axis=-1, keepdims=True)": "np.mean(dn * n, axis=-1)",
             },
         ),
+        Mistake(
+            "eps-outside",
+            "eps is added outside of the root: it belongs to the variance.",
+            {"np.sqrt(np.var(x, axis=-1, keepdims=True) + eps)": "(np.std(x, axis=-1, keepdims=True) + eps)"},
+        ),
     ),
 )

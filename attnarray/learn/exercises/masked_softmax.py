@@ -39,7 +39,10 @@ def _draw(rng: np.random.Generator, regime: int, T: int, S: int) -> dict[str, An
         mask[-1] = False
     if regime == 2:
         mask[1] = True
-    return {"x": rng.standard_normal((T, S)) + 800 * (regime == 2), "mask": mask}
+    x = rng.standard_normal((T, S))
+    if regime == 2:
+        x += np.where(mask, 800, 2600)  # a large score behind the mask must not matter
+    return {"x": x, "mask": mask}
 
 
 EXERCISE = Exercise(
@@ -104,6 +107,11 @@ EXERCISE = Exercise(
             "wrong-axis",
             "the sum goes over the queries instead of the keys.",
             {"np.max(scores, axis=-1": "np.max(scores, axis=0", "np.sum(weights, axis=-1": "np.sum(weights, axis=0"},
+        ),
+        Mistake(
+            "max-of-masked",
+            "the largest score that is subtracted may be a masked one: far above the others, it makes all weights 0.",
+            {"np.max(scores, axis=-1": "np.max(x, axis=-1"},
         ),
     ),
 )

@@ -1,4 +1,4 @@
-"""Find the bugs: attention with a cap.
+"""Find the bugs: a cap on scores.
 
 The gradients of this head look plausible, the loss goes down, and after a day it stops going down. There are
 two bugs, and the grader names an input for each.
