@@ -16,7 +16,7 @@ import attnarray
 from attnarray.console import FAINT, GOOD, UsageError, print_line, print_table, width
 from attnarray.console import progress as progress_bar
 from attnarray.learn.course import LECTURES, NAMES, lecture_of, load
-from attnarray.learn.exercise import checked_name
+from attnarray.learn.exercise import Exercise, checked_name
 from attnarray.learn.process import SECONDS, grade_file
 from attnarray.learn.progress import Progress, folder, read, update
 from attnarray.learn.report import FORMAT, Report
@@ -126,17 +126,12 @@ def _show(name: str, options: argparse.Namespace) -> int:
 
 def _start(name: str, options: argparse.Namespace) -> int:
     exercise, place = load(name), folder()
-    path, new = place / f"{name}.py", True
+    path = place / f"{name}.py"
     if path.exists() and options.reset:
         kept = next(kept for n in range(1, 10**6) if not (kept := path.with_name(f"{path.name}.{n}")).exists())
         os.replace(path, kept)
         print_line(f"Your file is kept as {_shown(kept)}.")
-    place.mkdir(parents=True, exist_ok=True)
-    try:
-        with path.open("x", encoding="utf-8", newline="\n") as file:
-            file.write(exercise.starting_file())
-    except FileExistsError:
-        new = False
+    new = _write_file(exercise, path)
     update(place, name)
     print_line([Cell(f"{name}, exercise {NAMES.index(name) + 1} of {len(NAMES)}", "bold")])
     print_line("")
@@ -145,6 +140,17 @@ def _start(name: str, options: argparse.Namespace) -> int:
     print_line([Cell("Edit   "), Cell(_shown(path), "bold"), Cell(there)])
     print_line("Then   attnarray learn check")
     return 0
+
+
+def _write_file(exercise: Exercise, path: Path) -> bool:
+    """Write the starting file, unless there is a file of that name; whether it was written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.open("x", encoding="utf-8", newline="\n") as file:
+            file.write(exercise.starting_file())
+    except FileExistsError:
+        return False
+    return True
 
 
 def _hint(name: str, _: argparse.Namespace) -> int:
@@ -276,9 +282,8 @@ def _print_report(report: Report, path: Path) -> None:
     if report.passed:
         progress = read(folder())
         following = progress.next()
-        print_line(f"{len(progress.passed())} of {len(NAMES)} done. " + (
-            f"Next:  attnarray learn start{f' {following}' if following else ''}" if following else "All of them!"
-        ))  # fmt: skip
+        then = f"Next:  attnarray learn start {following}" if following else "That was all of them!"
+        print_line(f"{len(progress.passed())} of {len(NAMES)} done. {then}")
     else:
         print_line([Cell(f"Edit {_shown(path)}, then  attnarray learn check", FAINT)])
         print_line([Cell("A hint:  attnarray learn hint", FAINT)])
@@ -318,7 +323,8 @@ def _watch(seconds: float) -> int:
             _pause()
             now = _saved(place)
             for name in [name for name, saved in now.items() if seen.get(name) != saved]:
-                _grade_saved(name, place, seconds)
+                written = _grade_saved(name, place, seconds)
+                now |= {next_name: _saved(place)[next_name] for next_name in written}
             seen = now
     except KeyboardInterrupt:
         print_line("")
@@ -339,10 +345,16 @@ def _saved(place: Path) -> dict[str, tuple[int, int]]:
     return found
 
 
-def _grade_saved(name: str, place: Path, seconds: float) -> None:
+def _grade_saved(name: str, place: Path, seconds: float) -> list[str]:
+    """Grade one file; when it passes, the file of the next exercise is written, whose name is returned."""
     path = place / f"{name}.py"
     print_line("")
     print_line([Cell(f"{path.name} was saved", FAINT)])
     report = grade_file(name, path, seconds)
     _record(report, path)
     _print_report(report, path)
+    following = read(place).next()
+    if report.passed and following is not None and _write_file(load(following), place / f"{following}.py"):
+        print_line([Cell("Its file is written: "), Cell(_shown(place / f"{following}.py"), "bold")])
+        return [following]
+    return []

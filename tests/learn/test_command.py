@@ -173,13 +173,14 @@ def test_all_files_at_once(capsys: Capture) -> None:
 
 def test_watching_grades_what_is_saved(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     learn(capsys, "start")
-    saved = iter([WRONG, load("softmax").solution_file()])
+    saved = iter([WRONG, load("softmax").solution_file(), ""])
 
     def pause() -> None:
         text = next(saved, None)
         if text is None:
             raise KeyboardInterrupt
-        write("softmax", text)
+        if text:
+            write("softmax", text)
 
     monkeypatch.setattr(actions, "_pause", pause)
     code, out, _ = learn(capsys, "watch")
@@ -187,6 +188,8 @@ def test_watching_grades_what_is_saved(capsys: Capture, monkeypatch: pytest.Monk
     assert out.count("softmax.py was saved") == 2
     assert out.index("softmax: p is wrong") < out.index("softmax: passed")
     assert read(Path(FOLDER)).of("softmax").passed
+    assert Path(FOLDER, "softmax_bwd.py").read_text(encoding="utf-8") == load("softmax_bwd").starting_file()
+    assert "softmax_bwd.py was saved" not in out, "the learner did not save it"
 
 
 def test_a_broken_progress_file_is_reported(capsys: Capture) -> None:
