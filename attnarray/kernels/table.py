@@ -86,6 +86,7 @@ KERNELS: dict[str, dict[str, str]] = {
     },
     "ops.rotary:_rotary": {"numba": "rows.rotary:rotate"},
     "ops.dropout:_dropout": {"numba": "rows.dropout:drop", "cuda": "dropout:drop"},
+    "ops.embedding:_embedding": {"numba": "rows.embedding:embedding_forward"},
     "ops.embedding:_embedding_backward": {
         "numba": "rows.embedding:embedding_backward",
         "cuda": "segments:embedding_backward",

@@ -56,10 +56,9 @@ def embedding(indices: Array, weight: ArrayT) -> ArrayT:
 def embedding_fwd(indices: Array, weight: ArrayT) -> tuple[ArrayT, EmbeddingContext[ArrayT]]:
     """`embedding` and the context for `embedding_bwd`: the indices and V."""
     _check(indices, weight)
-    xp = namespace_of(indices, weight)
-    flat = xp.astype(xp.reshape(indices, (math.prod(indices.shape),)), index_dtype(xp, indices), copy=False)  # (N,)
-    rows = xp.take(weight, flat, axis=0)  # (N, E)
-    return xp.reshape(rows, (*indices.shape, weight.shape[1])), EmbeddingContext(indices, *weight.shape)
+    rows = _embedding(weight, indices)  # (N, E)
+    out = namespace_of(rows).reshape(rows, (*indices.shape, weight.shape[1]))
+    return out, EmbeddingContext(indices, *weight.shape)
 
 
 def embedding_bwd(dout: Array, ctx: EmbeddingContext[ArrayT]) -> EmbeddingGrads[ArrayT]:
@@ -72,6 +71,14 @@ def embedding_bwd(dout: Array, ctx: EmbeddingContext[ArrayT]) -> EmbeddingGrads[
     checks.floating(dout=dout)
     checks.shape("dout", dout, (*ctx.indices.shape, ctx.width), "the shape of the output")
     return EmbeddingGrads(_embedding_backward(dout, ctx.indices, ctx.size))
+
+
+@accelerated
+def _embedding(weight: Array, indices: Array) -> Any:
+    """The rows (N, E) of all indices."""
+    xp = namespace_of(indices, weight)
+    flat = xp.astype(xp.reshape(indices, (math.prod(indices.shape),)), index_dtype(xp, indices), copy=False)  # (N,)
+    return xp.take(weight, flat, axis=0)
 
 
 @accelerated

@@ -82,6 +82,12 @@ def dropout_calls(rng: np.random.Generator, shape: tuple[int, ...]) -> Iterator[
     yield normal(rng, *shape), 1.0, None, rng.random(shape) < 0.6
 
 
+def embedding_calls(rng: np.random.Generator, shape: tuple[int, ...]) -> Iterator[Arguments]:
+    """Few indices, and so many that the kernel copies their rows."""
+    for size, dtype, count in ((1, np.int64, 3), (9, np.uint8, 700), (9, np.int32, 0)):
+        yield normal(rng, size, shape[-1]), rng.integers(0, size, count).astype(dtype)
+
+
 def embedding_gradient_calls(rng: np.random.Generator, shape: tuple[int, ...]) -> Iterator[Arguments]:
     """Indices that occur many times, once, and never."""
     for size, dtype in ((1, np.int64), (7, np.uint8), (2000, np.int32)):
@@ -176,6 +182,7 @@ CALLS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Iterator[Argum
     "ops.dropout:_dropout": dropout_calls,
     "ops.rotary:_rotary": rotary_calls,
     "optim.adam:adam_step": adam_calls,
+    "ops.embedding:_embedding": embedding_calls,
     "ops.embedding:_embedding_backward": embedding_gradient_calls,
     "ops.segments:_segment_softmax": segment_calls,
     "ops.segments:_segment_softmax_backward": segment_gradient_calls,
