@@ -115,6 +115,11 @@ def narrowed(parts: Sequence[Any], like: Array) -> Any:
     return xp.astype(summed(parts, None), like.dtype, copy=False)
 
 
+def narrowed_item(parts: Sequence[Any], like: Array) -> Any:
+    """The first gradient of a task in the dtype of `like`."""
+    return namespace_of(like).astype(parts[0][0], like.dtype, copy=False)
+
+
 @ignoring_fp_errors
 def sinks_block(dout: Array, dlse: Any, out: Array, lse: Array, sinks: Any) -> Any:
     """The gradient of the sinks of a block of queries."""

@@ -121,11 +121,11 @@ def blocked_call(
         _check_array(name, array)
     attn_mask, dense = _dense(attn_mask)
     given = {"attn_mask": dense, "bias": options.get("bias"), "dropout_mask": options.get("dropout_mask")}
-    like = {name: None if x is None else _unfilled(x) for name, x in given.items()}
+    like = {name: None if x is None else unfilled(x) for name, x in given.items()}
     checked = {**options, "bias": like["bias"], "dropout_mask": like["dropout_mask"]}
     mask = like["attn_mask"] if attn_mask is None else attn_mask
     modifiers = attention_problem(
-        _unfilled(q), _unfilled(k), _unfilled(v), mask, dropout_p, is_causal, **checked
+        unfilled(q), unfilled(k), unfilled(v), mask, dropout_p, is_causal, **checked
     ).modifiers
     _check_chunks(q, k, v)
     is_bias = dense is not None and dtype_name(dense.dtype) != "bool"
@@ -168,7 +168,7 @@ def _check_array(name: str, array: Any) -> None:
         raise ValueError(f"`{name}` has chunks of unknown size; call its compute_chunk_sizes() first.")
 
 
-def _unfilled(array: Any) -> np.ndarray:
+def unfilled(array: Any) -> np.ndarray:
     """A NumPy array of the same shape and dtype without memory of its own, for checks."""
     dtype = np.dtype(str(dtype_name(array.dtype))) if dtype_name(array.dtype) != "bfloat16" else array.dtype
     return np.broadcast_to(np.zeros((), dtype), array.shape)
@@ -213,6 +213,12 @@ class Layer(NamedTuple):
     name: str
     graph: Any  # a HighLevelGraph
 
+    def whole(self, chunks: Any, dtype: Any, like: Any) -> Any:
+        """The Dask array of the layer's own tasks."""
+        import dask.array as da
+
+        return da.Array(self.graph, self.name, chunks=chunks, meta=_meta(like, dtype, len(chunks)))
+
     def array(self, name: str, tasks: dict[Any, Any], chunks: Any, dtype: Any, like: Any) -> Any:
         """The Dask array of tasks (name, ...) on top of the layer; `like` is an array that they may take, too."""
         import dask.array as da
@@ -221,8 +227,13 @@ class Layer(NamedTuple):
         below = like.__dask_graph__()
         layers = {**below.layers, **self.graph.layers, name: tasks}
         needs = {**below.dependencies, **self.graph.dependencies, name: {self.name, *like.__dask_layers__()}}
-        meta = like._meta.astype(dtype).reshape((0,) * len(chunks))
-        return da.Array(HighLevelGraph(layers, needs), name, chunks=chunks, meta=meta)
+        graph = HighLevelGraph(layers, needs)
+        return da.Array(graph, name, chunks=chunks, meta=_meta(like, dtype, len(chunks)))
+
+
+def _meta(like: Any, dtype: Any, ndim: int) -> Any:
+    """An empty array of the library of another one's chunks."""
+    return like._meta.astype(dtype).reshape((0,) * ndim)
 
 
 def make_layer(name: str, tasks: dict[Any, Any], arrays: list[Any]) -> Layer:
