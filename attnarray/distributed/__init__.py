@@ -12,6 +12,12 @@ from attnarray.distributed.all_to_all import (
 from attnarray.distributed.checkpoint import load_sharded, save_sharded
 from attnarray.distributed.communicator import RankError
 from attnarray.distributed.grid import Grid, grid
+from attnarray.distributed.linear import (
+    ScanContext,
+    scan_linear_attention,
+    scan_linear_attention_bwd,
+    scan_linear_attention_fwd,
+)
 from attnarray.distributed.ring import RingContext, ring_attention, ring_attention_bwd, ring_attention_fwd
 from attnarray.distributed.sequence import join_sequence, split_sequence
 from attnarray.distributed.thread_comm import ThreadComm
@@ -23,6 +29,7 @@ __all__ = [
     "Grid",
     "RankError",
     "RingContext",
+    "ScanContext",
     "ThreadComm",
     "all_to_all_attention",
     "all_to_all_attention_bwd",
@@ -34,6 +41,9 @@ __all__ = [
     "ring_attention_bwd",
     "ring_attention_fwd",
     "save_sharded",
+    "scan_linear_attention",
+    "scan_linear_attention_bwd",
+    "scan_linear_attention_fwd",
     "sharded_init",
     "sharded_update",
     "split_sequence",
