@@ -15,7 +15,7 @@ PYTEST = OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo check bench test test-all test-distributed wheel docs lint types clean
+.PHONY: help demo check bench test test-all test-distributed test-peers wheel docs lint types clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ test-all: $(VENV)/.test  ## run every test on one machine: a quarter of an hour 
 
 test-distributed: $(VENV)/.test-distributed  ## run the tests with MPI and Dask
 	@OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -m distributed tests/distributed tests/docs/test_docs.py $(ARGS)
+
+test-peers: $(VENV)/.test $(VENV)/.bridges  ## run the tests beside PyTorch (install it into .venv first), JAX and transformers
+	@OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -m peers $(ARGS)
 
 wheel: $(VENV)/.test  ## build a wheel with precompiled kernels, and test it where Numba is not installed
 	@rm -rf build/wheel && mkdir -p build/wheel

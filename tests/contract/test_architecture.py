@@ -31,7 +31,7 @@ LAYERS = """
     check info
     console blas
     tables
-    cases
+    cases bridges
     attnarray
     models distributed
     checkpoints
@@ -64,8 +64,9 @@ HEAVY = {
     "rich",
     "safetensors",
     "torch",
+    "transformers",
 }
-FREE_TO_IMPORT = {"kernels", "demo", "bench"}  # imported only when a command or a kernel runs
+FREE_TO_IMPORT = {"kernels", "demo", "bench", "bridges"}  # imported only when a command or a kernel runs
 
 LONGEST_FILE = 480  # one concept is in one file
 LONGEST_FUNCTION = 45

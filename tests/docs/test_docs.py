@@ -54,8 +54,10 @@ EXAMPLES = _docstring_examples()
 
 
 def _param(example: doctest.DocTest) -> Any:
-    """Those of Dask arrays are run by `make test-distributed`."""
-    marks = [pytest.mark.distributed] if "/distributed/dask/" in Path(example.filename).as_posix() else []
+    """Those of Dask arrays are run by `make test-distributed`, those of the bridges by `make test-peers`."""
+    path = Path(example.filename).as_posix()
+    marks = [pytest.mark.distributed] if "/distributed/dask/" in path else []
+    marks += [pytest.mark.peers] if "/bridges/" in path else []
     return pytest.param(example, id=example.name, marks=marks)
 
 
@@ -64,6 +66,9 @@ def test_docstring_example(example: doctest.DocTest) -> None:
     # An example starts with an empty namespace, as when a reader pastes it into a new interpreter; the examples of
     # internal modules have the names of their module.
     module = ".".join(Path(example.filename).relative_to(ROOT).with_suffix("").parts)
+    if module.split(".")[1] == "bridges":
+        for package in {"jax": ["jax"], "transformers": ["torch", "transformers"]}.get(module.split(".")[2], ["torch"]):
+            pytest.importorskip(package)
     if module.split(".")[1] in INTERNAL:
         example.globs.update(vars(importlib.import_module(module)))
     report = io.StringIO()
