@@ -42,6 +42,7 @@ KERNELS: dict[str, dict[str, str]] = {
     "attention.graph.graph_attention:aggregate": {"numba": "graph.edges:aggregate"},
     "attention.graph.graph_attention:aggregate_backward": {"numba": "graph.edges:aggregate_backward"},
     "models.prepared.bert:bert_states": {"numba": "prepared.models:bert_states"},
+    "models.prepared.gpt:gpt_logits": {"numba": "prepared.gpt:gpt_logits"},
     "models.prepared.encoder:encoder_states": {"numba": "prepared.models:encoder_states"},
     "ops.softmax:_softmax": {"numba": "rows.softmax:softmax_forward", "cuda": "softmax:softmax_forward"},
     "ops.softmax:_softmax_backward": {"numba": "rows.softmax:softmax_backward", "cuda": "softmax:softmax_backward"},

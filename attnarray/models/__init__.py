@@ -12,6 +12,9 @@ from attnarray.models.generation import (
     with_temperature,
 )
 from attnarray.models.gpt import GPT, GPTCache, gpt2_names, llama_names
+from attnarray.models.prepared.bert import PreparedBERT
+from attnarray.models.prepared.encoder import PreparedEncoder
+from attnarray.models.prepared.gpt import PreparedGPT
 from attnarray.models.seq2seq import Seq2Seq
 from attnarray.models.transformer import Decoder, Encoder, Transformer
 from attnarray.models.transformer_xl import TransformerXL, TransformerXLResult, remembered
@@ -27,6 +30,9 @@ __all__ = [
     "Encoder",
     "GPTCache",
     "PatchClassifier",
+    "PreparedBERT",
+    "PreparedEncoder",
+    "PreparedGPT",
     "Seq2Seq",
     "Transformer",
     "TransformerXL",

@@ -10,7 +10,7 @@ import pytest
 
 import attnarray as aa
 from attnarray import tree
-from attnarray.models import BERT, Encoder
+from attnarray.models import BERT, GPT, Encoder
 from tests.support.libraries import LIBRARIES, Library, marks_of
 from tests.support.messages import says
 
@@ -173,6 +173,77 @@ def test_no_sequences_and_no_tokens() -> None:
     assert model.prepare(large_params(model))(np.zeros((0, 5), np.int64)).pooled.shape == (0, 24)
 
 
+def step_by_step(model: Any, given: tuple[Any, ...], tokens: Any, counts: Any, last: bool) -> list[Any]:
+    """The logits of each step, and the cache in the end."""
+    cache, at, results = model.cache(len(tokens), 40), 0, []
+    for count in counts:
+        logits, cache = model.step(*given, tokens[:, at : at + count], cache, last=last)
+        results.append(logits)
+        at += count
+    filled = [x[:, :, :at] for block in cache.blocks for x in (block.key, block.value)]
+    return [*results, cache.length, *filled]
+
+
+@each_mode
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"positions": "none", "num_kv_heads": 1, "norm": "rms"}, {"num_kv_heads": 2, "tie_embeddings": False},
+        {"gated": True, "activation": "silu", "bias": False}, {"positions": "rotary"}, {"positions": "alibi"},
+    ],
+    ids=lambda options: "-".join(options) or "plain",
+)  # fmt: skip
+def test_language_models(options: Any, batch: int, last: bool, mode: Any) -> None:
+    model = GPT(53, 40, 48, 2, 4, **options)
+    params, tokens = large_params(model), RNG.integers(53, size=(batch, 29))
+    prepared = model.prepare(params)
+    with aa.use_kernels(mode):
+        assert_near(prepared(tokens), model(params, tokens))
+        counts = (9, 1, 1, 3, 12, 1, 2)
+        found = step_by_step(prepared, (), tokens, counts, last)
+        for result, expected in zip(found, step_by_step(model, (params,), tokens, counts, last), strict=True):
+            if isinstance(expected, int):
+                assert result == expected
+            else:
+                assert_near(result, expected)
+
+
+@each_mode
+def test_left_padding_and_masks_of_language_models(mode: Any) -> None:
+    model = GPT(53, 40, 48, 2, 4)
+    params, tokens = large_params(model), RNG.integers(53, size=(2, 9))
+    prepared, mask = model.prepare(params), RNG.random((9, 9)) < 0.7
+    with aa.use_kernels(mode):
+        assert_near(prepared(tokens, attn_mask=mask), model(params, tokens, attn_mask=mask))
+        found, expected = prepared(tokens, lengths=[9, 4]), model(params, tokens, lengths=[9, 4])
+        assert_near(found[1, :4], expected[1, :4])
+        logits, _ = prepared.step(tokens, prepared.cache(2, starts=[0, 3]))
+        assert_near(logits[1, 3:], model(params, tokens[1:, 3:])[0])
+
+
+@each_mode
+def test_language_models_with_weights_in_bfloat16(mode: Any) -> None:
+    model = GPT(53, 40, 48, 2, 4)
+    params, tokens = large_params(model), RNG.integers(53, size=(1, 7))
+    prepared = model.prepare(params, weights="bfloat16")
+    with aa.use_kernels(mode):
+        assert_near(prepared(tokens), model(prepared.params, tokens))
+    error = np.abs(prepared(tokens) - model(params, tokens)) / np.max(np.abs(model(params, tokens)))
+    assert 1e-4 < np.max(error) < 0.1  # 8 bits of each weight
+
+
+def test_logits_are_not_memory_of_the_next_step() -> None:
+    model = GPT(53, 40, 48, 2, 4)
+    prepared, tokens = model.prepare(large_params(model)), RNG.integers(53, size=(1, 7))
+    first, cache = prepared.step(tokens, prepared.cache(1), last=True)
+    kept = first.copy()
+    second, _ = prepared.step(tokens, cache, last=True)
+    assert not np.array_equal(second, first)
+    np.testing.assert_array_equal(first, kept)
+
+
 def test_wrong_calls() -> None:
     model, encoder = BERT(**SMALL), Encoder(24, 2, 3)
     params = large_params(model)
@@ -188,3 +259,10 @@ def test_wrong_calls() -> None:
     says(ValueError, "`x`", lambda: own(np.ones((2, 5, 23), np.float32)))
     says(ValueError, "kv_lengths", lambda: own(np.ones((2, 5, 24), np.float32), kv_lengths=[6, 1]))
     says(ValueError, "float32", lambda: encoder.prepare(large_params(encoder, "float64"), weights="bfloat16"))
+    gpt = GPT(53, 8, 48, 2, 4)
+    language = gpt.prepare(large_params(gpt))
+    says(ValueError, "`tokens` holds 53", lambda: language(np.full((1, 2), 53)))
+    says(ValueError, "max_seq_len", lambda: language(np.zeros((1, 9), np.int64)))
+    says(ValueError, "max_seq_len", lambda: language.step(np.zeros((1, 4), np.int64), language.cache(1, 3)))
+    says(ValueError, "`tokens` has 2 sequences", lambda: language.step(tokens, language.cache(1)))
+    says(TypeError, "`cache`", lambda: language.step(tokens, None))

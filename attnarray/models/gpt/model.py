@@ -26,6 +26,8 @@ from attnarray.models.gpt.embedding import GPTEmbedding, GPTEmbeddingContext
 from attnarray.models.gpt.published import PRETRAINED
 from attnarray.models.logits import check_dlogits
 from attnarray.models.padding import attention_mask, check_lengths, check_starts, check_tokens
+from attnarray.models.prepared.gpt import PreparedGPT, prepare_gpt
+from attnarray.models.prepared.stack import Weights
 from attnarray.models.transformer.encoder import Encoder, EncoderOptions
 from attnarray.models.transformer.stack import StackContext
 from attnarray.numpy_arrays import writable
@@ -291,6 +293,25 @@ class GPT(Layer):
             blocks.append(after)
         x = parts["norm"](params["norm"], x[:, -1:, :] if last else x)
         return linear(x, self._output_weight(params)), cache._replace(blocks=tuple(blocks))
+
+    def prepare(self, params: Params, *, weights: Weights | None = None) -> PreparedGPT:
+        """Return the model with its parameters, checked once and packed: ``prepared.step(tokens, cache)``.
+
+        As `BERT.prepare`: inference only; `weights` may be "bfloat16", which halves what is read for each token. A tied
+        embedding is rounded, too.
+
+        Examples
+        --------
+        >>> import numpy as np, attnarray as aa
+        >>> model = aa.models.GPT(vocab_size=50, max_seq_len=16, dim=8, num_layers=2, num_heads=2)
+        >>> params, tokens = model.init(aa.Philox(0)), np.array([[1, 2, 3, 4]])
+        >>> prepared = model.prepare(params)
+        >>> logits, cache = prepared.step(tokens[:, :3], prepared.cache(1), last=True)
+        >>> logits, cache = prepared.step(tokens[:, 3:], cache)
+        >>> np.allclose(logits[:, -1], model(params, tokens)[:, -1], atol=1e-6)
+        True
+        """
+        return prepare_gpt(self, params, weights)
 
     def _embed(
         self, params: Params, tokens: Array, attn_mask: Any, lengths: Any, starts: Any, rng: Philox | None,
