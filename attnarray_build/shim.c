@@ -63,8 +63,16 @@ EXPORT int attnarray_cpu_level(void) {
     if ((saved & 0x6) != 0x6) return 2;
     return (b7 & v4_7) == v4_7 && (saved & 0xe6) == 0xe6 ? 4 : 3;
 }
+
+/* AVX512-BF16, which no level promises: leaf 7, subleaf 1, EAX. */
+EXPORT int attnarray_multiplies_bfloat16(void) {
+    uint32_t a, b, c, d;
+    if (attnarray_cpu_level() < 4 || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || a < 1) return 0;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+}
 #else
 EXPORT int attnarray_cpu_level(void) { return 0; }
+EXPORT int attnarray_multiplies_bfloat16(void) { return 0; }
 #endif
 
 EXPORT int attnarray_runs_here(void) { return attnarray_cpu_level() >= LEVEL; }

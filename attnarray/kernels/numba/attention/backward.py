@@ -24,7 +24,15 @@ from attnarray.kernels.numba.attention import call as ac
 from attnarray.kernels.numba.attention.block import BLOCK, Block, Chunk, Seen, Tile, backward_block
 from attnarray.kernels.numba.attention.forward import tiles_together
 from attnarray.kernels.numba.attention.mask_tiles import BOUNDS, find_kinds
-from attnarray.kernels.numba.attention.panels import add_rows_to, clear, move, multiply, pack_panel, unpack_panel
+from attnarray.kernels.numba.attention.panels import (
+    add_rows_to,
+    clear,
+    move,
+    multiply,
+    pack_panel,
+    pack_words,
+    unpack_panel,
+)
 from attnarray.kernels.numba.attention.scores import (
     Queries,
     chunk_span,
@@ -32,7 +40,14 @@ from attnarray.kernels.numba.attention.scores import (
     prepare_queries,
     seen_keys,
 )  # fmt: skip
-from attnarray.kernels.numba.attention.stored import rows_of, rows_scratch, store_row
+from attnarray.kernels.numba.attention.stored import (
+    interleave_rows,
+    pack_paired_columns,
+    rows_of,
+    rows_scratch,
+    store_row,
+    word_rows,
+)  # fmt: skip
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.lanes import Lanes, lanes, where
 from attnarray.kernels.numba.vector.memory import ahead, keep, pointer, pointer_at, row_pointer, scratch
@@ -44,6 +59,7 @@ from attnarray.kernels.numba.vector.packing import (
     whole_lanes,
     whole_tiles,
 )  # fmt: skip
+from attnarray.kernels.numba.vector.pairs import remove_nonfinite_words
 from attnarray.kernels.numba.vector.panel import Row, Sum, panel_pass
 from attnarray.kernels.numba.vector.sixteen import NATIVE
 
@@ -114,18 +130,14 @@ def backward_chunk(
                 add_rows_to(0, dqueries, 0, kept.all_dquery, kept.dquery)
             move(0, dqueries, 0, kept.dquery, kept.all_dquery)
         tiles += 1
-        values = rows_of(ac.V, span.b, span.g, start, stop, queries.wide, call, numbers)
-        pack_rows(values, 0, stop - start, tile.values)
-        keys = rows_of(ac.K, span.b, span.g, start, stop, queries.wide, call, numbers)
-        pack_rows(keys, 0, stop - start, tile.keys)
-        pack_columns(keys, 0, stop - start, tile.key_columns)
-        if call[ac.HIDES] != 0:
-            remove_nonfinite(tile.key_columns, (stop - start) * whole_tiles(depth, numbers))
+        pack_tile(start, stop, span, queries, tile, call, numbers)
         clear(0, whole_tiles(size, numbers) * whole_lanes(depth, numbers) // width, 0, tile.dkeys)
         clear(0, whole_tiles(size, numbers) * whole_lanes(wide, numbers) // width, 0, tile.dvalues)
         for p in range(0, panels, BLOCK):
             seen = Seen(start, stop, bad_queries)
             backward_block(p, min(panels, p + BLOCK), seen, span, queries, kept, tile, block, call, numbers)
+        if ac.in_pairs(call, numbers):  # whose queries are not multiplied by the scale
+            multiply(0, size * whole_lanes(depth, numbers) // width, 0, tile.dkeys, numbers[ac.SCALE])
         add_rows(tile.dkeys, start, stop, ac.SHARED_DK if shared else ac.DK, span, call, numbers)
         add_rows(tile.dvalues, start, stop, ac.SHARED_DV if shared else ac.DV, span, call, numbers)
     if tiles > together:
@@ -134,6 +146,22 @@ def backward_chunk(
         dquery = ahead(kept.dquery, p * whole_tiles(depth, numbers) * width)
         multiply(0, depth, 0, dquery, numbers[ac.SCALE])
         unpack_panel(ac.DQ, p, span, queries, dquery, call, numbers)
+
+
+def pack_tile(start: int, stop: int, span: Any, queries: Any, tile: Any, call: Any, numbers: Any) -> None:
+    """Pack the keys and values [start, stop); keys that weights of zero may hide are finite in `key_columns`."""
+    b, g, memory = span.b, span.g, queries.wide
+    if ac.in_pairs(call, numbers):
+        pack_rows(word_rows(ac.V, b, g, start, stop, call, numbers), 0, stop - start, tile.values)
+        pack_rows(word_rows(ac.K, b, g, start, stop, call, numbers), 0, stop - start, tile.keys)
+        pack_paired_columns(ac.K, b, g, start, stop, memory, tile.key_columns, call, numbers)
+        return
+    pack_rows(rows_of(ac.V, b, g, start, stop, memory, call, numbers), 0, stop - start, tile.values)
+    keys = rows_of(ac.K, b, g, start, stop, memory, call, numbers)
+    pack_rows(keys, 0, stop - start, tile.keys)
+    pack_columns(keys, 0, stop - start, tile.key_columns)
+    if call[ac.HIDES] != 0:
+        remove_nonfinite(tile.key_columns, (stop - start) * whole_tiles(ac.columns(call, ac.K), numbers))
 
 
 def prepare_chunk(span: Any, panels: int, queries: Any, kept: Any, call: Any, numbers: Any) -> bool:
@@ -155,12 +183,12 @@ def prepare_chunk(span: Any, panels: int, queries: Any, kept: Any, call: Any, nu
         add_to_delta(0, wide, 0, dout, kept.out, sums)
         for w in range(width):
             kept.delta[p * width + w] = sums[w]
+        if ac.in_pairs(call, numbers):
+            pack_words(ac.DOUT, p, span, queries, dout, call, numbers)
+    bad_queries = pack_query_rows(ac.Q, panels, numbers[ac.SCALE], span, queries, kept.query_rows, call, numbers)
+    bad_douts = pack_query_rows(ac.DOUT, panels, numbers[ac.ONE], span, queries, kept.dout_rows, call, numbers)
     for n in range(span.past - span.first):
         i, h = (span.first + n) % count, span.h + (span.first + n) // count
-        query = rows_of(ac.Q, span.b, h, i, i + 1, queries.wide, call, numbers)
-        pack_row(query, 0, numbers[ac.SCALE], ahead(kept.query_rows, n * depth_rows))
-        dout_row = rows_of(ac.DOUT, span.b, h, i, i + 1, queries.wide, call, numbers)
-        pack_row(dout_row, 0, numbers[ac.ONE], ahead(kept.dout_rows, n * wide_rows))
         lse = ac.matrix(numbers, call, ac.LSE, span.b, h)[i, 0]
         if ac.given(call, ac.DLSE):
             kept.delta[n] -= ac.matrix(numbers, call, ac.DLSE, span.b, h)[i, 0]
@@ -169,10 +197,34 @@ def prepare_chunk(span: Any, panels: int, queries: Any, kept: Any, call: Any, nu
             weight = np.exp(ac.matrix(numbers, call, ac.SINKS, 0, h)[0, 0] - (lse if lse != -np.inf else 0))
             if weight != 0:
                 ac.matrix(pointer_at(0.0, 0), call, ac.DSINKS, 0, h)[0, 0] -= weight * kept.delta[n]
-    bad_queries = remove_nonfinite(kept.query_rows, panels * width * depth_rows) if call[ac.HIDES] != 0 else False
-    bad_douts = remove_nonfinite(kept.dout_rows, panels * width * wide_rows) if call[ac.HIDES] != 0 else False
     keep(doubles)
     return bad_queries or bad_douts
+
+
+def pack_query_rows(
+    slot: int, panels: int, factor: Any, span: Any, queries: Any, packed: Any, call: Any, numbers: Any
+) -> bool:
+    """The rows of a slot times `factor`, or the words of two rows each; columns are padded with 0 to whole vectors.
+
+    Return whether there are numbers that are not finite; if weights of zero may hide them, they are replaced by 0.
+    """
+    count, columns = ac.rows(call, ac.Q), ac.columns(call, slot)
+    step, past, pairs = whole_lanes(columns, numbers), span.past - span.first, ac.in_pairs(call, numbers)
+    for n in range(0, past, 2 if pairs else 1):
+        h, i = span.h + (span.first + n) // count, (span.first + n) % count
+        if pairs:
+            low, high = ac.element_address(call, slot, span.b, h, i, 0), 0
+            if n + 1 < past:
+                h, i = (h, i + 1) if i + 1 < count else (h + 1, 0)
+                high = ac.element_address(call, slot, span.b, h, i, 0)
+            interleave_rows(columns, low, high, ahead(packed, n // 2 * step))
+        else:
+            row = rows_of(slot, span.b, h, i, i + 1, queries.wide, call, numbers)
+            pack_row(row, 0, factor, ahead(packed, n * step))
+    if call[ac.HIDES] == 0:
+        return False
+    rows = panels * lanes(numbers)
+    return remove_nonfinite_words(packed, rows // 2 * step) if pairs else remove_nonfinite(packed, rows * step)
 
 
 @panel_pass
@@ -198,6 +250,7 @@ def add_rows(rows: Any, first: int, past: int, slot: int, span: Any, call: Any, 
                 x[first + n, d] += rows[n * columns + d]
 
 
+pack_tile, pack_query_rows = jit(pack_tile, pack_query_rows, inner=True)
 add_rows, prepare_chunk = jit(add_rows, prepare_chunk, fastmath=EXACT, inner=True)
 backward_chunk = jit(backward_chunk, fastmath=EXACT, inner=True, inline=True)
 backward = jit(backward, fastmath=EXACT)

@@ -17,6 +17,7 @@ from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.lanes import Lanes, exp, item_bytes, lanes, tile_rows, where
 from attnarray.kernels.numba.vector.memory import ahead, pointer_at, row_pointer
 from attnarray.kernels.numba.vector.packing import put_nan, whole_lanes, whole_tiles
+from attnarray.kernels.numba.vector.pairs import lane_pair_product, packed_pair_product, pair_rows, round_rows
 from attnarray.kernels.numba.vector.panel import Lane, Row, Sum, Total, panel_pass
 from attnarray.kernels.numba.vector.product import lane_product, packed_product
 from attnarray.kernels.numba.vector.transpose import add_to_rows, whole_squares
@@ -112,23 +113,35 @@ def backward_block(
     stride = whole_tiles(call[ac.KEYS_PER_TILE], numbers) * lanes(numbers)
     for n in range(p, past_panel):
         backward_panel(n, (n - p) * stride, seen, span, queries, kept, tile, block, call, numbers)
-    wide, depth = ac.columns(call, ac.V), ac.columns(call, ac.K)
-    add_products(p, past_panel, seen, queries, stride, block.weights, kept.dout_rows, wide, tile.dvalues)
-    add_products(p, past_panel, seen, queries, stride, block.dscores, kept.query_rows, depth, tile.dkeys)
-    if seen.bad_queries:
-        for n in range(p, past_panel):
+    for n in range(p, past_panel):
+        if seen.bad_queries:  # NaN stays NaN whatever is added
             put_nan_into_keys(n, (n - p) * stride, seen, span, queries, tile, block, call, numbers)
+        if ac.in_pairs(call, numbers):
+            round_panel(n, ahead(block.weights, (n - p) * stride), seen, queries)
+            round_panel(n, ahead(block.dscores, (n - p) * stride), seen, queries)
+    wide, depth, pairs = ac.columns(call, ac.V), ac.columns(call, ac.K), ac.in_pairs(call, numbers)
+    add_products(p, past_panel, seen, queries, stride, block.weights, kept.dout_rows, wide, tile.dvalues, pairs)
+    add_products(p, past_panel, seen, queries, stride, block.dscores, kept.query_rows, depth, tile.dkeys, pairs)
+
+
+def round_panel(n: int, panel: Any, seen: Any, queries: Any) -> None:
+    """Round the rows of panel n that `add_products` reads to words, in place."""
+    first, past = panel_keys(n, seen, queries)
+    round_rows(first // tile_rows(panel) * tile_rows(panel), whole_tiles(past, panel), panel, panel)
 
 
 def add_products(
-    p: int, past_panel: int, seen: Any, queries: Any, stride: int, panels: Any, rows: Any, columns: int, total: Any
-) -> None:
+    p: int, past_panel: int, seen: Any, queries: Any, stride: int, panels: Any, rows: Any, columns: int, total: Any,
+    pairs: bool,
+) -> None:  # fmt: skip
     """total[j, :] += sum over queries of panels[j, query] rows[query, :] for the keys j of a tile.
 
     Of the panels [p, past_panel), `stride` elements apart, those to which the key is visible take part, in runs of
-    consecutive ones. `rows` and `total` have `columns` columns, padded to a multiple of W.
+    consecutive ones. `rows` and `total` have `columns` columns, padded to a multiple of W. In `pairs`, panels and rows
+    are words of two queries.
     """
-    width, tile, step = lanes(total), tile_rows(total), whole_lanes(columns, total)
+    tile, step = tile_rows(total), whole_lanes(columns, total)
+    width = lanes(total) // 2 if pairs else lanes(total)  # of a row of a panel
     for j in range(0, seen.stop - seen.start, tile):
         run = 0
         for n in range(p, past_panel + 1):
@@ -137,7 +150,10 @@ def add_products(
                 run += 1
             elif run > 0:
                 start, row = ahead(panels, (n - run - p) * stride + j * width), ahead(rows, (n - run) * width * step)
-                lane_product(run, stride, start, row, columns, ahead(total, j * step))
+                if pairs:
+                    lane_pair_product(run, stride, start, row, columns, ahead(total, j * step))
+                else:
+                    lane_product(run, stride, start, row, columns, ahead(total, j * step))
                 run = 0
 
 
@@ -169,8 +185,13 @@ def backward_panel(
         return
     score_panel(Part(p, start, first, past), span, queries, tile.keys, weights, block.slope, call, numbers)
     row, dout = first // rows * rows, ahead(kept.dout, p * wide * width)
-    values, dweights = ahead(tile.values, row * wide), ahead(dscores, row * width)
-    packed_product(past - row, wide, rows * wide, values, dout, dweights, False)
+    dweights = ahead(dscores, row * width)
+    if ac.in_pairs(call, numbers):
+        words = wide // 2
+        values = ahead(tile.values, row * words)
+        packed_pair_product(past - row, words, rows * words, values, dout, dweights, False, numbers[ac.ONE])
+    else:
+        packed_product(past - row, wide, rows * wide, ahead(tile.values, row * wide), dout, dweights, False)
     factors = block.factors
     if call[ac.DROPS] != 0:
         factors = dropout_factors(p, start, first, past, span, queries, block.factors, call, numbers)
@@ -185,12 +206,18 @@ def backward_panel(
             add_bias_gradient(p, start, first, past, span, queries, dscores, call, numbers)
     if numbers[ac.SOFTCAP] != 0:
         uncap(first, past, 0, dscores, block.slope)
-    dquery, panel_dscores = ahead(kept.dquery, p * whole_tiles(depth, numbers) * width), ahead(dscores, first * width)
-    keys = ahead(tile.key_columns, first * rows)
-    packed_product(depth, past - first, (seen.stop - start) * rows, keys, panel_dscores, dquery, True)
     for panel in (weights, dscores):
         clear(row, first, 0, panel)
         clear(past, whole_tiles(past, numbers), 0, panel)
+    dquery = ahead(kept.dquery, p * whole_tiles(depth, numbers) * width)
+    if ac.in_pairs(call, numbers):
+        low, high, pairs = first // 2, (past + 1) // 2, (seen.stop - start + 1) // 2
+        pair_rows(low, high, dscores, block.factors)
+        keys, words = ahead(tile.key_columns, low * rows), ahead(block.factors, low * width)
+        packed_pair_product(depth, high - low, pairs * rows, keys, words, dquery, True, numbers[ac.ONE])
+    else:
+        keys, panel_dscores = ahead(tile.key_columns, first * rows), ahead(dscores, first * width)
+        packed_product(depth, past - first, (seen.stop - start) * rows, keys, panel_dscores, dquery, True)
 
 
 def add_bias_gradient(
@@ -235,7 +262,7 @@ def sum_bias_gradient(
                 dbias[(base + w) % count, start + j] += dscores[j * width + w]
 
 
-panel_keys = jit(panel_keys, inner=True)
+panel_keys, round_panel = jit(panel_keys, round_panel, inner=True)
 add_bias_gradient, add_products = jit(add_bias_gradient, add_products, fastmath=EXACT, inner=True)
 put_nan_into_keys, sum_bias_gradient = jit(put_nan_into_keys, sum_bias_gradient, fastmath=EXACT, inner=True)
 backward_block = jit(backward_block, fastmath=EXACT, inner=True)

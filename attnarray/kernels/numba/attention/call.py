@@ -14,8 +14,9 @@ import numpy as np
 from attnarray.kernels import UNBOUNDED
 from attnarray.kernels.numba.runtime.call import OFFSET, WORD_AT, address
 from attnarray.kernels.numba.runtime.jit import jit
-from attnarray.kernels.numba.vector.lanes import item_bytes, tile_size
+from attnarray.kernels.numba.vector.lanes import item_bytes, lanes, tile_size
 from attnarray.kernels.numba.vector.memory import matrix_at
+from attnarray.kernels.numba.vector.pairs import REGISTER
 from attnarray.kernels.numba.vector.sixteen import storage_of
 
 # Slots of arrays (B, H, T, N). Their addresses come first (0: not given), those of inputs and gradients before others,
@@ -30,9 +31,9 @@ STORAGE = 9 * SLOTS
 RULES = 10 * SLOTS
 (
     LEFT, RIGHT, FIRST_KEY, SEED_LOW, SEED_HIGH, THRESHOLD, DROPS, HIDES, KEYS_PER_TILE, PANELS_PER_CHUNK, SHARED,
-    DECODED, SUMS_BIAS,
-) = range(RULES, RULES + 13)  # fmt: skip
-BATCHES = RULES + 13  # then for each batch its offset and its number of keys
+    DECODED, SUMS_BIAS, PAIRS,
+) = range(RULES, RULES + 14)  # fmt: skip
+BATCHES = RULES + 14  # then for each batch its offset and its number of keys
 # The numbers.
 SCALE, SOFTCAP, KEPT, ONE = range(4)
 
@@ -144,6 +145,11 @@ def storage(call: Any, slot: int, like: Any) -> Any:
     return call[STORAGE + slot] if item_bytes(like) == 4 else 0
 
 
+def in_pairs(call: Any, like: Any) -> Any:
+    """Whether products are those of `vector/pairs.py`, which only 512-bit vectors of float32 compute."""
+    return call[PAIRS] != 0 if item_bytes(like) == 4 and lanes(like) == 2 * REGISTER else False
+
+
 def offset(call: Any, b: int) -> Any:
     """The position of the first query of batch b."""
     return call[BATCHES + 2 * b]
@@ -202,4 +208,4 @@ def write_gradients(integers: Any, dout: Any, dq: Any, dk: Any, dv: Any) -> None
 _FIVE, _FOUR = (struct.Struct(f"{count}q").pack_into for count in (5, 4))  # in half of the time that NumPy takes
 given, batches, heads, rows, columns, offset = jit(given, batches, heads, rows, columns, offset, inner=True)
 length, matrix, group_rows, element_address = jit(length, matrix, group_rows, element_address, inner=True)
-column_stride, row_stride, storage = jit(column_stride, row_stride, storage, inner=True)
+column_stride, row_stride, storage, in_pairs = jit(column_stride, row_stride, storage, in_pairs, inner=True)

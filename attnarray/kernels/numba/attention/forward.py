@@ -21,7 +21,7 @@ import numpy as np
 
 from attnarray.kernels.numba.attention import call as ac
 from attnarray.kernels.numba.attention.mask_tiles import BOUNDS, EMPTY, KIND, find_kinds
-from attnarray.kernels.numba.attention.panels import add_rows_to, move, unpack_panel
+from attnarray.kernels.numba.attention.panels import add_rows_to, clear, move, unpack_panel
 from attnarray.kernels.numba.attention.scores import (
     HIGH,
     LOW,
@@ -34,7 +34,7 @@ from attnarray.kernels.numba.attention.scores import (
     score_panel,
     seen_keys,
 )  # fmt: skip
-from attnarray.kernels.numba.attention.stored import rows_of, rows_scratch
+from attnarray.kernels.numba.attention.stored import pack_paired_columns, rows_of, rows_scratch, word_rows
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.lanes import (
     Lanes,
@@ -49,6 +49,7 @@ from attnarray.kernels.numba.vector.lanes import (
 )
 from attnarray.kernels.numba.vector.memory import ahead, keep, pointer, scratch
 from attnarray.kernels.numba.vector.packing import pack_columns, pack_rows, put_nan, remove_nonfinite, whole_tiles
+from attnarray.kernels.numba.vector.pairs import packed_pair_product, pair_rows
 from attnarray.kernels.numba.vector.panel import Lane, Row, Sum, panel_pass
 from attnarray.kernels.numba.vector.product import packed_product
 
@@ -188,19 +189,27 @@ def forward_chunk(
         if tiles % together == 0 and tiles > 0:
             set_aside(panels, tiles > together, state, call, numbers)
         tiles += 1
-        keys = rows_of(ac.K, span.b, span.g, start, stop, queries.wide, call, numbers)
-        pack_rows(keys, 0, stop - start, key_tile)
-        values = rows_of(ac.V, span.b, span.g, start, stop, queries.wide, call, numbers)
-        pack_columns(values, 0, stop - start, value_tile)
-        nonfinite = call[ac.HIDES] != 0 and remove_nonfinite(
-            value_tile, (stop - start) * whole_tiles(ac.columns(call, ac.V), numbers)
-        )
+        nonfinite = pack_tile(start, stop, span, queries, key_tile, value_tile, call, numbers)
         for p in range(panels):
             tile = Tile(start, stop, nonfinite, key_tile, value_tile)
             forward_panel(p, tile, span, queries, state, scores, extra, call, numbers)
     if tiles > together:
         gather(panels, state, call, numbers)
     finish(span, panels, queries, state, call, numbers)
+
+
+def pack_tile(
+    start: int, stop: int, span: Any, queries: Any, key_tile: Any, value_tile: Any, call: Any, numbers: Any
+) -> bool:
+    """Pack the keys and values [start, stop); return whether NaN or infinities among the values were replaced by 0."""
+    b, g, memory = span.b, span.g, queries.wide
+    if ac.in_pairs(call, numbers):
+        pack_rows(word_rows(ac.K, b, g, start, stop, call, numbers), 0, stop - start, key_tile)
+        return pack_paired_columns(ac.V, b, g, start, stop, memory, value_tile, call, numbers)
+    pack_rows(rows_of(ac.K, b, g, start, stop, memory, call, numbers), 0, stop - start, key_tile)
+    pack_columns(rows_of(ac.V, b, g, start, stop, memory, call, numbers), 0, stop - start, value_tile)
+    count = (stop - start) * whole_tiles(ac.columns(call, ac.V), numbers)
+    return call[ac.HIDES] != 0 and remove_nonfinite(value_tile, count)
 
 
 def start_state(span: Any, panels: int, state: Any, call: Any, numbers: Any) -> None:
@@ -249,8 +258,17 @@ def forward_panel(
     exponentiate(first, past, p, scores, state.shift, state.row_sum)
     if call[ac.DROPS] != 0:
         drop(first, past, 0, scores, dropout_factors(p, start, first, past, span, queries, extra, call, numbers))
-    weights, values = ahead(scores, first * width), ahead(key_tile.values, first * tile)
-    packed_product(columns, past - first, (stop - start) * tile, values, weights, out, True)
+    weights = ahead(scores, first * width)
+    if ac.in_pairs(call, numbers):
+        low, high, pairs = first // 2, (past + 1) // 2, (stop - start + 1) // 2
+        clear(2 * low, first, 0, scores)
+        clear(past, 2 * high, 0, scores)
+        pair_rows(low, high, scores, extra)
+        values, words = ahead(key_tile.values, low * tile), ahead(extra, low * width)
+        packed_pair_product(columns, high - low, pairs * tile, values, words, out, True, numbers[ac.ONE])
+    else:
+        values = ahead(key_tile.values, first * tile)
+        packed_product(columns, past - first, (stop - start) * tile, values, weights, out, True)
     if key_tile.nonfinite:
         source = rows_of(ac.V, span.b, span.g, start + first, start + past, queries.wide, call, numbers)
         put_nan(source, 0, past - first, weights, width, 1, width, out, width, 1)
@@ -299,6 +317,7 @@ def finish(span: Any, panels: int, queries: Any, state: Any, call: Any, numbers:
         h, i = (h, i + 1) if i + 1 < count else (h + 1, 0)
 
 
+pack_tile = jit(pack_tile, inner=True)
 start_state, finish, set_aside, gather = jit(start_state, finish, set_aside, gather, fastmath=EXACT, inner=True)
 tiles_together = jit(tiles_together, inner=True)
 forward_panel, forward_chunk = jit(forward_panel, forward_chunk, fastmath=EXACT, inner=True, inline=True)

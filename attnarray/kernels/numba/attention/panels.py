@@ -66,6 +66,17 @@ def pack_panel(slot: int, p: int, factor: Any, span: Any, queries: Any, packed: 
                 packed[n * width + w] = pointer_at(numbers[0], queries.rows[w] + n * stride)[0] * factor
 
 
+def pack_words(slot: int, p: int, span: Any, queries: Any, packed: Any, call: Any, numbers: Any) -> None:
+    """Rows of bfloat16 numbers as the panel (N / 2, W) of words of queries p."""
+    width, words = lanes(numbers), ac.columns(call, slot) // 2
+    find_rows(slot, p, 0, span, queries, call, numbers)
+    done = whole_squares(0, words, numbers)
+    load_transposed(0, done, queries.rows, packed)
+    for w in range(width):
+        for n in range(done, words):
+            packed[n * width + w] = pointer_at(numbers[0], queries.rows[w])[n]
+
+
 def unpack_panel(slot: int, p: int, span: Any, queries: Any, packed: Any, call: Any, numbers: Any) -> None:
     """The panel (N, W) of queries p as rows of a slot."""
     width, count, columns = lanes(numbers), ac.rows(call, slot), ac.columns(call, slot)
@@ -90,3 +101,4 @@ def unpack_panel(slot: int, p: int, span: Any, queries: Any, packed: Any, call: 
 
 find_rows = jit(find_rows, inner=True)
 pack_panel, unpack_panel = jit(pack_panel, unpack_panel, fastmath=EXACT, inner=True)
+pack_words = jit(pack_words, inner=True)

@@ -15,13 +15,14 @@ import numpy as np
 
 from attnarray.kernels.numba.attention import call as ac
 from attnarray.kernels.numba.attention.mask_tiles import BOUNDS, FULL, KIND, mask_by_tiles, seen_in_tiles
-from attnarray.kernels.numba.attention.panels import find_rows, pack_panel
+from attnarray.kernels.numba.attention.panels import find_rows, pack_panel, pack_words
 from attnarray.kernels.numba.attention.row_scores import visible
 from attnarray.kernels.numba.attention.stored import rows_of, widen_panel
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.lanes import Lanes, item_bytes, lanes, tanh, tile_rows, where
 from attnarray.kernels.numba.vector.memory import ahead, as_bytes, pointer, pointer_at, row_pointer
 from attnarray.kernels.numba.vector.packing import pack_row, row_length, stride_in_place, whole_lanes
+from attnarray.kernels.numba.vector.pairs import packed_pair_product
 from attnarray.kernels.numba.vector.panel import Index, Lane, Row, Scalar, panel_pass
 from attnarray.kernels.numba.vector.philox import Draw, draw_factors
 from attnarray.kernels.numba.vector.product import packed_product
@@ -34,7 +35,7 @@ LOW, HIGH, FULL_LOW, FULL_HIGH = range(4)
 class Queries(NamedTuple):
     """The panels of a chunk, as pointers."""
 
-    packed: Any  # (P, D, W), times scale
+    packed: Any  # (P, D, W), times scale; or as words, see vector/pairs.py, of half as many rows
     begin: Any  # (P, W) the keys [begin, end) visible to the query by causal mask, window and lengths
     end: Any
     position: Any  # (P, W) of the query, and its head: the keys of dropout
@@ -132,7 +133,11 @@ def prepare_queries(span: Any, queries: Any, call: Any, numbers: Any) -> None:
         queries.begin[n], queries.end[n], queries.position[n], queries.head[n] = 0, 0, 0, 0
         queries.bounds[BOUNDS * (panels - 1) + FULL_HIGH] = 0
     for p in range(panels):
-        pack_panel(ac.Q, p, factor, span, queries, ahead(queries.packed, p * depth * width), call, numbers)
+        packed = ahead(queries.packed, p * depth * width)
+        if ac.in_pairs(call, numbers):
+            pack_words(ac.Q, p, span, queries, packed, call, numbers)
+        else:
+            pack_panel(ac.Q, p, factor, span, queries, packed, call, numbers)
 
 
 class Part(NamedTuple):
@@ -154,6 +159,9 @@ def score_panel(
     packed, total = ahead(queries.packed, p * depth * width), ahead(scores, row * width)
     if call[ac.DECODED] != 0:
         dot_as_decoded(p, start, first, past, span, queries, scores, call, numbers)
+    elif ac.in_pairs(call, numbers):
+        words, factor = depth // 2, query_factor(numbers)
+        packed_pair_product(past - row, words, tile * words, ahead(keys, row * words), packed, total, False, factor)
     else:
         packed_product(past - row, depth, tile * depth, ahead(keys, row * depth), packed, total, False)
     if numbers[ac.SOFTCAP] != 0:

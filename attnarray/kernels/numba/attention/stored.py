@@ -11,7 +11,9 @@ from attnarray.kernels.numba.attention import call as ac
 from attnarray.kernels.numba.runtime.jit import jit
 from attnarray.kernels.numba.vector.lanes import item_bytes, lanes
 from attnarray.kernels.numba.vector.memory import address_of, ahead, matrix_at, pointer_at
-from attnarray.kernels.numba.vector.sixteen import NATIVE, narrow_row, widen_row
+from attnarray.kernels.numba.vector.packing import pack_columns, whole_tiles
+from attnarray.kernels.numba.vector.pairs import interleave, interleave_zeros, remove_nonfinite_words
+from attnarray.kernels.numba.vector.sixteen import BFLOAT16_BITS, NATIVE, narrow_row, widen_row
 
 
 def rows_of(slot: int, b: int, h: int, first: int, past: int, memory: Any, call: Any, like: Any) -> Any:
@@ -53,6 +55,36 @@ def store_row(slot: int, b: int, h: int, i: int, row: Any, call: Any, like: Any)
             pointer_at(like[0], address + n * stride)[0] = row[n]
 
 
+def word_rows(slot: int, b: int, h: int, first: int, past: int, call: Any, like: Any) -> Any:
+    """The rows [first, past) of a slot as a matrix of words, which hold two bfloat16 numbers each."""
+    start, size = ac.element_address(call, slot, b, h, first, 0), item_bytes(like)
+    return matrix_at(like, start, past - first, ac.columns(call, slot) // 2, ac.row_stride(call, slot), size)
+
+
+def interleave_rows(count: int, low: int, high: int, words: Any) -> None:
+    """Words of two rows of bfloat16 numbers at these addresses; of one row if the second is 0."""
+    if high != 0:
+        interleave(count, pointer_at(BFLOAT16_BITS, low), pointer_at(BFLOAT16_BITS, high), words)
+    else:
+        interleave_zeros(count, pointer_at(BFLOAT16_BITS, low), words)
+
+
+def pack_paired_columns(
+    slot: int, b: int, g: int, start: int, stop: int, memory: Any, packed: Any, call: Any, like: Any
+) -> bool:  # fmt: skip
+    """Rows [start, stop) as `pack_columns` packs them, in words of two rows; return whether any number is not finite.
+
+    If weights of zero may hide numbers, those that are not finite are replaced by 0.
+    """
+    columns, pairs, size = ac.columns(call, slot), (stop - start + 1) // 2, item_bytes(like)
+    for k in range(pairs):
+        row = start + 2 * k
+        high = ac.element_address(call, slot, b, g, row + 1, 0) if row + 1 < stop else 0
+        interleave_rows(columns, ac.element_address(call, slot, b, g, row, 0), high, ahead(memory, k * columns))
+    pack_columns(matrix_at(like, address_of(memory), pairs, columns, columns * size, size), 0, pairs, packed)
+    return call[ac.HIDES] != 0 and remove_nonfinite_words(packed, pairs * whole_tiles(columns, like))
+
+
 def rows_scratch(keys: int, call: Any, like: Any) -> int:
     """The numbers of scratch memory that the rows of a tile of keys, and one more, or those of a panel need."""
     widest = max(ac.columns(call, ac.K), ac.columns(call, ac.V))
@@ -62,3 +94,4 @@ def rows_scratch(keys: int, call: Any, like: Any) -> int:
 
 
 rows_of, widen_panel, store_row, rows_scratch = jit(rows_of, widen_panel, store_row, rows_scratch, inner=True)
+word_rows, interleave_rows, pack_paired_columns = jit(word_rows, interleave_rows, pack_paired_columns, inner=True)

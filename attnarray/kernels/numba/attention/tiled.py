@@ -26,6 +26,8 @@ from attnarray.kernels.numba.runtime.threads import AWAKE, is_small, run_parts, 
 from attnarray.kernels.numba.vector.conversion import converted
 from attnarray.kernels.numba.vector.conversion import warmup as conversion_warmup
 from attnarray.kernels.numba.vector.lanes import tile_size
+from attnarray.kernels.numba.vector.pairs import available
+from attnarray.kernels.numba.vector.sixteen import BFLOAT16, SIXTEEN_BITS
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 FORWARD, BACKWARD = 1.0, 2.5  # two products of matrices, and five
@@ -77,7 +79,8 @@ def attention_backward(
             return dq, dk, dv, None, None
         call = plan.call._replace(integers=integers)
     else:
-        arrays = {ac.OUT: _in(out, stored), ac.DOUT: _in(dout, stored), ac.DQ: dq, ac.DK: dk, ac.DV: dv}
+        dout = _in(dout, stored) if dout.strides[-1] == dout.itemsize else np.ascontiguousarray(dout, stored)
+        arrays = {ac.OUT: _in(out, stored), ac.DOUT: dout, ac.DQ: dq, ac.DK: dk, ac.DV: dv}
         arrays[ac.LSE] = _in(lse, real)[..., None]
         if dlse is not None:
             arrays[ac.DLSE] = _in(dlse, real)[..., None]
@@ -210,15 +213,24 @@ def _new_plan(call: ac.Call, modifiers: Any, out: tuple[int, ...], passes: float
     few = rows <= MOST_ROWS_TO_DECODE and keys >= FEWEST_KEYS_TO_DECODE
     decodes = passes == FORWARD and few and modifiers.dropout is None
     call.integers[ac.DECODED] = few or rows == 1  # so that the backward has the same scores as the forward
+    call.integers[ac.PAIRS] = not call.integers[ac.DECODED] and _in_pairs(call.integers)
     partials = batch * kv_heads * -(-keys // BLOCK), rows, -(-out[3] // width) * width + 2
     if decodes:
         size = real.itemsize if call.integers[ac.STORAGE + ac.K] == 0 else 2
         read = batch * kv_heads * keys * features * size
         time = read * max(rows / 2, 1.0) / BYTES_PER_NANOSECOND
     else:
-        time = 2.0 * passes * features * batch * heads * queries * keys / FLOPS_PER_NANOSECOND
+        speed = FLOPS_PER_NANOSECOND * (2 if call.integers[ac.PAIRS] else 1)
+        time = 2.0 * passes * features * batch * heads * queries * keys / speed
     in_one_chunk = panels <= call.integers[ac.PANELS_PER_CHUNK]
     return _Plan(call, out, out[:3], decodes, partials, batch * kv_heads * panels, in_one_chunk, time, {})
+
+
+def _in_pairs(integers: Any) -> bool:
+    """Whether products are those of bfloat16 numbers; queries, keys and values alone decide, forward and backward."""
+    sizes = [integers[ac.SLOTS + 8 * slot : ac.SLOTS + 8 * slot + 8] for slot in (ac.Q, ac.K, ac.V)]
+    pairs = all(size[3] % 2 == 0 and size[7] == SIXTEEN_BITS for size in sizes)
+    return pairs and integers[ac.STORAGE + ac.K] == BFLOAT16 and available()
 
 
 def _run_forward(plan: _Plan, integers: Any) -> None:

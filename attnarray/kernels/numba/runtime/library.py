@@ -74,6 +74,11 @@ class Library:
         self.tiles = {int(bits): tuple(tile) for bits, tile in contents["tiles"].items()}
         self._kernels, self._functions = contents["kernels"], functions
 
+    @property
+    def multiplies_bfloat16(self) -> bool:
+        """Whether this CPU multiplies bfloat16 numbers, which no level promises."""
+        return bool(self._functions.attnarray_multiplies_bfloat16())
+
     def function_address(self, name: str) -> int:
         """The address of a C function."""
         return ctypes.cast(self._functions[name], ctypes.c_void_p).value or 0

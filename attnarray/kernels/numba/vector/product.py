@@ -13,7 +13,7 @@ long sum grows with the number of its blocks and not with that of its terms.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.lazy import cgutils, intrinsic, ir, types
@@ -23,6 +23,7 @@ from attnarray.kernels.numba.vector.memory import ahead
 from attnarray.kernels.numba.vector.packing import whole_lanes
 
 LONGEST = 256  # steps that are summed in registers
+Combine: TypeAlias = Callable[[Lanes, Lanes, Lanes], Lanes]  # the products of the first two, added to the third
 
 
 class Operand(NamedTuple):
@@ -40,7 +41,7 @@ def tile_product(_context: Any, rows: Any, depth: Any, a: Any, b: Any, c: Any, a
     `rows` are the rows wanted; M / 3, 2 M / 3 or M are computed. `depth` is the number of steps k. Without
     `accumulate`, C is written only.
     """
-    return types.void(types.intp, types.intp, a, b, c, types.boolean), _tile_emitter(c, 0)
+    return types.void(types.intp, types.intp, a, b, c, types.boolean), tile_code(c, 0, multiply_add)
 
 
 @intrinsic
@@ -49,18 +50,24 @@ def weight_product(_context: Any, rows: Any, depth: Any, a: Any, b: Any, c: Any,
 
     Of these, words of 32 bits hold two: lane n of the first half of W below lane n of the second half.
     """
-    return types.void(types.intp, types.intp, a, b, c, types.boolean), _tile_emitter(c, 1)
+    return types.void(types.intp, types.intp, a, b, c, types.boolean), tile_code(c, 1, multiply_add)
 
 
-def _tile_emitter(c: Any, least: int) -> Callable[..., ir.Value]:
+def tile_code(c: Any, least: int, combine: Combine) -> Callable[..., ir.Value]:
+    """The code of `tile_product` for `least` rows besides, with this product and sum; a last argument is a factor."""
+
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
-        rows, depth, *operands, accumulate = arguments
+        rows, depth, *operands, accumulate = arguments[:6]
         (a, a_row, a_step), (b, _, b_step), (c_start, c_row, _) = (cgutils.unpack_tuple(builder, x) for x in operands)
         vector, most = _tile(context, c)
+        factors = [splat(builder, factor, vector) for factor in arguments[6:]]
 
         def product(count: int) -> None:
             zeros = [ir.Constant(vector, [0.0] * vector.count)] * count
-            sums = loop(builder, i64(0), depth, zeros, _step(builder, a, a_row, a_step, b, b_step, vector, count))
+            step = _step(builder, a, a_row, a_step, b, b_step, vector, count, combine)
+            sums = loop(builder, i64(0), depth, zeros, step)
+            for factor in factors:
+                sums = [builder.fmul(total, factor) for total in sums]
             c_rows = _rows(builder, c_start, c_row, count)
             with builder.if_else(accumulate) as (adding, writing):
                 with adding:
@@ -104,6 +111,11 @@ def blocked_tile_product(
     `columns` are the lanes wanted; W / 2 or W are computed.
     """
     signature = types.void(types.intp, types.intp, types.intp, a, types.intp, b, types.intp, c)
+    return signature, blocked_tile_code(c, multiply_add)
+
+
+def blocked_tile_code(c: Any, combine: Combine) -> Callable[..., ir.Value]:
+    """The code of `blocked_tile_product` with another product and sum."""
 
     def emit(context: Any, builder: ir.IRBuilder, _signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
         columns, blocks, depth, a, a_block, b, b_block, c_operand = arguments
@@ -118,7 +130,7 @@ def blocked_tile_product(
 
             def block(n: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
                 starts = [builder.gep(x, [builder.mul(n, stride)]) for x, stride in ((a, a_block), (b, b_block))]
-                step = _step(builder, starts[0], a_row, a_step, starts[1], b_step, vector, rows)
+                step = _step(builder, starts[0], a_row, a_step, starts[1], b_step, vector, rows, combine)
                 return loop(builder, i64(0), depth, sums, step)
 
             zeros = [ir.Constant(vector, [0.0] * vector.count)] * rows
@@ -127,7 +139,7 @@ def blocked_tile_product(
         _by_size(builder, columns, (whole.count // 2, whole.count), product)
         return context.get_dummy_value()
 
-    return signature, emit
+    return emit
 
 
 def lane_product(blocks: int, stride: int, panels: Any, rows: Any, columns: int, total: Any) -> None:
@@ -173,7 +185,7 @@ def _add_to(builder: ir.IRBuilder, pointers: list[ir.Value], values: list[ir.Val
 
 def _step(
     builder: ir.IRBuilder, a: ir.Value, a_row: ir.Value, a_step: ir.Value, b: ir.Value, b_step: ir.Value,
-    vector: ir.VectorType, rows: int,
+    vector: ir.VectorType, rows: int, combine: Combine,
 ) -> Callable[[ir.Value, list[ir.Value]], list[ir.Value]]:  # fmt: skip
     """One step k: a row of B times each of the M numbers of a column of A."""
     halves = isinstance(b.type.pointee, ir.IntType)
@@ -187,9 +199,7 @@ def _step(
         for m, total in enumerate(sums):
             here = builder.gep(starts[m // 3], [at])
             number = builder.load(builder.gep(here, [builder.mul(a_row, i64(m % 3))]) if m % 3 else here)
-            totals.append(
-                multiply_add(Lanes(builder, splat(builder, number, vector)), b_row, Lanes(builder, total)).value
-            )
+            totals.append(combine(Lanes(builder, splat(builder, number, vector)), b_row, Lanes(builder, total)).value)
         return totals
 
     return step
