@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -51,12 +52,17 @@ class BenchCase:
     size: int = 0
     resized: Callable[[int], BenchCase] | None = None
 
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        """The dtype; bfloat16 needs the package ml_dtypes."""
+        return np.dtype(importlib.import_module("ml_dtypes").bfloat16 if self.dtype == "bfloat16" else self.dtype)
+
     def arrays(self, seed: int = 0) -> dict[str, Any]:
         """The arrays by parameter name, on the host, floats in the case's dtype."""
         rng = np.random.default_rng(seed)
         precise = np.float64 if self.dtype == "float64" else np.float32
         made = {
-            name: rng.standard_normal(shape, dtype=precise).astype(self.dtype, copy=False)
+            name: rng.standard_normal(shape, dtype=precise).astype(self.numpy_dtype, copy=False)
             for name, shape in self.shapes.items()
         }
         return {**made, **{name: draw(rng, self.shapes) for name, draw in self.drawn.items()}}

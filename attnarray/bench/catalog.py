@@ -165,6 +165,19 @@ def _relative(T: int) -> BenchCase:
     return dataclasses.replace(made, size=T, resized=_relative)
 
 
+def _sixteen_bits(dtype: str) -> list[BenchCase]:
+    """What 16-bit arrays save: one query of many keys, which memory limits, and many queries, which products limit."""
+    return [
+        case
+        for suffix, direction in (("", "forward"), ("training-", "both"))
+        for case in (
+            sdpa(f"{dtype}-decode-{suffix}{{S}}-d{{D}}", "dtypes", H=16, T=1, S=4096, D=128, dtype=dtype,
+                 direction=direction),
+            sdpa(f"{dtype}-many-{suffix}{{S}}-d{{D}}", "dtypes", T=1024, D=128, dtype=dtype, direction=direction),
+        )
+    ]  # fmt: skip
+
+
 # Below a minute with all peers, on two cores.
 QUICK: tuple[BenchCase, ...] = (
     sdpa("prefill-{S}-d{D}", "prefill", T=384),
@@ -214,6 +227,7 @@ MORE: tuple[BenchCase, ...] = (
     sdpa("mask-{S}-d{D}", "special", T=1024, mask=True),
     sdpa("float64-training-{S}-d{D}", "dtypes", T=512, dtype="float64", direction="both"),
     sdpa("float16-training-{S}-d{D}", "dtypes", T=512, dtype="float16", direction="both"),
+    *[case for dtype in ("float32", "float16", "bfloat16") for case in _sixteen_bits(dtype)],
     _additive("additive_attention", "forward", 256),
     _additive("additive-training", "both", 256),
     _multi_head("multi_head_attention", "forward"),

@@ -12,6 +12,7 @@ from attnarray.backend import asarray, use_backend
 from attnarray.bench.cases import BenchCase
 from attnarray.bench.peers.ours import named
 from attnarray.bench.peers.peer import Problem
+from attnarray.checks import FLOATS
 from attnarray.dispatch import use_kernels
 from attnarray.triples import find_triple
 
@@ -23,6 +24,7 @@ TOLERANCES = {
     "float64": 1e-10,
     "float32": 1e-4,  # peers sum in their own order and use their own exponentials
     "float16": 2e-2,  # 11 bits, and some peers keep weights or gradients of scores in them
+    "bfloat16": 5e-2,  # 8 bits
 }
 
 
@@ -37,7 +39,7 @@ class Reference(NamedTuple):
         """Every array read once and every result written once, in the case's dtype."""
         problem = self.problem
         cotangent = [leaf for _, leaf in tree.flatten(problem.dout)]
-        itemsize = np.dtype(problem.case.dtype).itemsize
+        itemsize = problem.case.numpy_dtype.itemsize
         read = sum(array.nbytes for array in [*(leaf for _, leaf in tree.flatten(problem.arrays)), *cotangent])
         return int(read + itemsize * sum(result.size for result in self.results.values()))
 
@@ -53,7 +55,7 @@ def compute_reference(case: BenchCase, backend: str = "numpy", threads: int = 1,
             problem = Problem(case, arrays, None, (), backend, threads)
             return Reference(problem, named((triple.f(**arguments), None)))
         out, ctx = triple.fwd(**arguments)
-        dout = tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(case.dtype), out)
+        dout = tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(case.numpy_dtype), out)
         grads = triple.bwd(tree.map(_precise, dout), ctx)
     gradients = named((None, grads))
     problem = Problem(case, arrays, dout, tuple(gradients), backend, threads)
@@ -96,5 +98,5 @@ def _called(name: str) -> str:
 
 
 def _precise(array: Any) -> Any:
-    floating = array.dtype.kind == "f"
+    floating = array.dtype.name in FLOATS
     return asarray(array.astype(np.float64) if floating else array)

@@ -16,6 +16,7 @@ from attnarray.bench.cases import BenchCase, allowed_pairs, sdpa, triple
 from attnarray.bench.catalog import CASES, GROUPS, QUICK
 from attnarray.bench.peers import PEERS, Problem, Unsupported
 from attnarray.bench.problems import TOLERANCES, compute_reference, judge
+from attnarray.checks import FLOATS
 
 SMALL = 12  # keys, or rows: what a case is resized to
 LIGHT = ("attnarray", "reference", "naive", "torch", "torch-eager")
@@ -70,7 +71,7 @@ def test_arrays_have_the_dtype_and_every_case_can_be_resized(case: BenchCase) ->
     arrays = made.arrays()
     assert {name: array.shape for name, array in arrays.items() if name in made.shapes} == dict(made.shapes)
     leaves = [leaf for _, leaf in tree.flatten(arrays)]
-    assert {leaf.dtype.name for leaf in leaves if leaf.dtype.kind == "f"} == {case.dtype}
+    assert {leaf.dtype.name for leaf in leaves if leaf.dtype.name in FLOATS} == {case.dtype}
     for again, leaf in zip([leaf for _, leaf in tree.flatten(made.arrays())], leaves, strict=True):
         np.testing.assert_array_equal(again, leaf)
 

@@ -19,9 +19,9 @@ class Naive:
         options, groups = problem.case.options, problem.groups
         with use_backend(problem.backend):
             # NumPy's matrix product of 16-bit floats is slow: compute in float32.
-            narrow = problem.case.dtype == "float16"
+            narrow = problem.case.dtype in ("float16", "bfloat16")
             arrays = {
-                name: asarray(array, "float32" if narrow and array.dtype == np.float16 else None)
+                name: asarray(array, "float32" if narrow and array.dtype.name == problem.case.dtype else None)
                 for name, array in problem.arrays.items()
             }
             self.mask = None if problem.mask is None else asarray(problem.mask)

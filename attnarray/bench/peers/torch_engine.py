@@ -22,6 +22,8 @@ def make_call(problem: Problem, function: Callable[..., Any]) -> Call:
     device = "cuda" if problem.backend == "cupy" else "cpu"
 
     def tensor(array: np.ndarray) -> Any:
+        if array.dtype.name == "bfloat16":  # which PyTorch cannot read from NumPy
+            return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16).to(device)
         return torch.from_numpy(array.copy()).to(device)
 
     tensors = tree.map(tensor, problem.arrays)
