@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+import attnarray as aa
 from attnarray import Partial
+from attnarray.attention import options as attention_options
 from attnarray.attention.dot_product.partial import attention_partial_bwd, attention_partial_fwd
 from attnarray.kernels.numba.attention import tiled
 from attnarray.kernels.numba.vector.pairs import available
+from attnarray.masks import tiles as mask_tiles
 from tests.support.kernel_calls import (
     KINDS,
     OPTIONS,
@@ -183,3 +186,11 @@ def test_bad_numbers_behind_masks(sizes: Sizes, dtype: str) -> None:
             expected = run(in_dtype(changed, "float32"), "reference")[affected]
         found = run(changed)[affected].astype(np.float32)
         np.testing.assert_array_equal(np.isnan(found), np.isnan(expected), err_msg=name)
+
+
+@pytest.mark.parametrize("size", [4, 5, 24])
+def test_masks_in_tiles(size: int, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_options, "FEWEST_PAIRS", 0)
+    monkeypatch.setattr(mask_tiles, "SIZE", size)
+    mask = aa.Window(2, 3) | aa.Global(2)
+    assert_near(in_dtype(call_of(Sizes(37, 61, 16, 24, 3), attn_mask=mask), dtype), dtype)

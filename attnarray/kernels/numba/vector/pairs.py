@@ -135,7 +135,7 @@ def blocked_pair_product(
 ) -> Any:
     """`blocked_tile_product` of words."""
     signature = types.void(types.intp, types.intp, types.intp, a, types.intp, b, types.intp, c)
-    return signature, _or_nothing(c, blocked_tile_code(c, 0, add_pair_products))
+    return signature, _or_nothing(c, blocked_tile_code(c, add_pair_products))
 
 
 def _or_nothing(c: Any, emit: Any) -> Any:
