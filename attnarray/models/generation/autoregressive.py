@@ -12,6 +12,7 @@ from attnarray.models.generation.beam import beam_search
 from attnarray.models.generation.beam_rules import EarlyStopping
 from attnarray.models.generation.prompts import Generator, Prefill, prefill
 from attnarray.models.generation.sampling import draw, finite_or_certain, keep_top_k, keep_top_p, with_temperature
+from attnarray.models.generation.speculative import Writer, check_draft, check_pair, speculate
 from attnarray.models.padding import check_tokens
 from attnarray.random import Philox
 
@@ -31,17 +32,20 @@ class Sampler(NamedTuple):
         """Return a token (B,) for each row (B, V) of logits from `finite_or_certain`."""
         if self.rng is None:
             return namespace_of(logits).argmax(logits, axis=-1)
+        return draw(self.filtered(logits), self.rng.fold_in(step))
+
+    def filtered(self, logits: Any) -> Any:
+        """The logits that a sample is drawn from."""
         logits = with_temperature(logits, self.temperature)
         logits = logits if self.top_k is None else keep_top_k(logits, self.top_k)
-        logits = logits if self.top_p is None else keep_top_p(logits, self.top_p)
-        return draw(logits, self.rng.fold_in(step))
+        return logits if self.top_p is None else keep_top_p(logits, self.top_p)
 
 
 def generate(
     model: Generator, params: Params, tokens: Array, count: int, *, method: Method = "greedy", temperature: float = 1.0,
     top_k: int | None = None, top_p: float | None = None, beams: int = 4, length_penalty: float = 1.0,
     end: int | None = None, rng: Philox | int | None = None, lengths: Any = None,
-    early_stopping: EarlyStopping | None = None,
+    early_stopping: EarlyStopping | None = None, draft: tuple[Generator, Params] | None = None, draft_tokens: int = 4,
 ) -> Any:  # fmt: skip
     """Generate the tokens after prompts.
 
@@ -65,6 +69,10 @@ def generate(
         For "sample": the same generator gives the same tokens, on every backend, independent of other rows.
     lengths : (B,) integers, optional
         Lengths of right-padded prompts.
+    draft : (model, params), optional
+        A smaller model of the same tokens, for "greedy" and "sample": it drafts `draft_tokens` tokens, which one step
+        of `model` verifies. Greedy tokens are the same as without, up to rounding of the logits; samples have the same
+        distribution. Rows go on together, so that few rows gain most.
 
     Returns
     -------
@@ -97,6 +105,7 @@ def generate(
         _refuse_sampling_options(method, temperature, top_k, top_p)
         options = {"beams": beams, "length_penalty": length_penalty, "end": end, "lengths": lengths}
         options["early_stopping"] = early_stopping
+        _refuse_options(method, "greedy", {"draft": draft})
         return beam_search(model, params, tokens, count, **options).tokens
     others = {"beams": None if beams == 4 else beams, "length_penalty": None if length_penalty == 1 else length_penalty}
     _refuse_options(method, "beam", {**others, "early_stopping": early_stopping})
@@ -104,7 +113,7 @@ def generate(
     found = list(
         stream(
             model, params, tokens, count, method=method, temperature=temperature, top_k=top_k, top_p=top_p, end=end,
-            rng=rng, lengths=lengths,
+            rng=rng, lengths=lengths, draft=draft, draft_tokens=draft_tokens,
         )
     )  # fmt: skip
     xp = namespace_of(tokens)
@@ -114,7 +123,8 @@ def generate(
 def stream(
     model: Generator, params: Params, tokens: Array, count: int, *, method: Literal["greedy", "sample"] = "greedy",
     temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, end: int | None = None,
-    rng: Philox | int | None = None, lengths: Any = None,
+    rng: Philox | int | None = None, lengths: Any = None, draft: tuple[Generator, Params] | None = None,
+    draft_tokens: int = 4,
 ) -> Iterator[Any]:  # fmt: skip
     """Yield the tokens that `generate` returns, (B,) at a time; not for beam search.
 
@@ -140,6 +150,13 @@ def stream(
     if end is not None:
         end = checks.whole("end", end, 0, prefilled.logits.shape[1] - 1, "a token of the model")
     sampler.select(prefilled.logits[:0, :], 0)  # validates its options
+    if draft is not None:
+        width = checks.whole("draft_tokens", draft_tokens, 1, 2**31, "the tokens that are drafted at a time")
+        small, small_params = check_draft(draft)
+        drafted = prefill(small, small_params, tokens, count, lengths)
+        check_pair(prefilled, drafted)
+        writers = Writer(model, params, prefilled.cache), Writer(small, small_params, drafted.cache)
+        return speculate(*writers, prefilled, tokens, count, sampler, end, width) if count else iter(())
     return _stream(model, params, tokens, count, sampler, end, prefilled)
 
 

@@ -31,6 +31,11 @@ class GPTCache(NamedTuple):
         """The largest number of positions."""
         return int(self.blocks[0].key.shape[2])
 
+    def up_to(self, length: int) -> GPTCache:
+        """Return the cache without the positions from `length` on; it shares the arrays."""
+        length = checks.whole("length", length, 0, self.length, f"the positions to keep of {self.length}")
+        return self._replace(blocks=tuple(block._replace(length=length) for block in self.blocks))
+
     def rows(self, rows: Array) -> GPTCache:
         """Return a new cache of the sequences `rows` (N,), in this order; repetitions are allowed."""
         xp, rows = namespace_of(self.blocks[0].key), checks.integer("rows", rows)
