@@ -66,10 +66,12 @@ def _report(exercise: Exercise, function: Function, cases: list[Case], outcomes:
 
 
 def _dtype(exercise: Exercise, case: Case, outcome: Outcome) -> str:
-    """What is wrong with the dtypes of the results, or ""."""
+    """What is wrong with the dtypes of the results, or ""; integers pass for real numbers."""
     for label, given, right in zip(exercise.labels, outcome.results, case.expected, strict=True):
-        if given.dtype != right.dtype:
-            return f"`{label}` has dtype {given.dtype}, expected {right.dtype}: keep that of the inputs or comparisons."
+        whole = given.dtype.kind in "iu" and right.dtype.kind == "f"
+        if given.dtype != right.dtype and not whole:
+            do = "compare, or convert by .astype(bool)" if right.dtype.kind == "b" else "that of the inputs"
+            return f"`{label}` has dtype {given.dtype}, expected {right.dtype}: {do}."
     return ""
 
 

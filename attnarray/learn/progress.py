@@ -39,8 +39,9 @@ class Progress(NamedTuple):
         return [name for name in NAMES if self.of(name).passed]
 
     def next(self) -> str | None:
-        """The first exercise that has not been passed; None if all have."""
-        return next((name for name in NAMES if not self.of(name).passed), None)
+        """The first exercise after the current one, or before it, that has not been passed; None if all have."""
+        first = NAMES.index(self.current) + 1 if self.current else 0
+        return next((name for name in (*NAMES[first:], *NAMES) if not self.of(name).passed), None)
 
     def to_do(self) -> str | None:
         """The current exercise, or the next one where it has been passed."""

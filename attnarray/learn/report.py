@@ -137,6 +137,8 @@ def _table(results: tuple[ResultReport, ...]) -> list[Line]:
 def _detail(result: ResultReport) -> Line:
     if result.ok:
         return [Cell(f"     error {result.error:.0e}", FAINT)] if result.error is not None else []
+    if not result.given:
+        return [Cell(f"  differs from central differences by {result.error:.0e} of its largest entry")]
     if result.entry is None:
         return [Cell(f"  its shape is {result.given}, expected {result.expected}")]
     entry = f"[{', '.join(map(str, result.entry))}] of {result.shape}" if result.entry else "it"

@@ -58,8 +58,8 @@ def _shape(label: str, pairs: list[Pair], _: object) -> str:
         return f"{says}: sum over the axes that were broadcast in the forward."
     if _all(pairs, lambda pair: pair.given.ndim > 1 and same(np.swapaxes(pair.given, -1, -2), pair.right)):
         return f"{says}: it is the right result, transposed."
-    if _all(pairs, lambda pair: bool(pair.right.shape) and pair.given.shape == ()):
-        return f"{says}: is a sum taken over all axes (without axis=...)?"
+    if _all(pairs, lambda pair: pair.given.shape == ()):
+        return f"{says}: is a sum or a maximum taken over all axes (without axis=...)?"
     return f"{says}."
 
 
@@ -110,8 +110,8 @@ def _digits(label: str, pairs: list[Pair], _: object) -> str:
     if not _all(pairs, lambda pair: same(pair.given, pair.right, 1e-3)):
         return ""
     return (
-        f"`{label}` is almost right, to three digits or more. Is something computed in float32, or a small constant "
-        "such as eps left out or put elsewhere?"
+        f"`{label}` is almost right, to three digits or more. Is something computed in float32, or approximated in "
+        "another way, or a small constant such as eps left out?"
     )
 
 

@@ -75,7 +75,7 @@ PROBLEMS: dict[str, tuple[Callable[..., Any], str, str]] = {
     "sign": (lambda dout, p: -right(dout, p), "wrong", "`dx` has the wrong sign."),
     "factor": (lambda dout, p: right(dout, p) / p.shape[0], "wrong", "`dx` is the right result times 1 / N."),
     "transposed": (lambda dout, p: right(dout, p).T, "wrong", "it is the right result, transposed."),
-    "sum of all": (lambda dout, p: np.sum(right(dout, p)), "wrong", "is a sum taken over all axes"),
+    "sum of all": (lambda dout, p: np.sum(right(dout, p)), "wrong", "is a sum or a maximum taken over all axes"),
 }
 
 
@@ -94,6 +94,24 @@ def test_the_right_function_passes() -> None:
     assert str(report).splitlines()[0] == "softmax_bwd: passed"
     assert report.results[0].error is not None
     assert report.results[0].error < 1e-9  # central differences of fourth order in float64 are good to 1e-10 and better
+
+
+def softmax_bwd(dout: np.ndarray, p: np.ndarray) -> np.ndarray:
+    return p * dout
+
+
+def test_central_differences_decide_and_not_the_solution() -> None:
+    exercise = load("softmax_bwd")._replace(solution=softmax_bwd, mistakes=())
+    report = grade(exercise, softmax_bwd)
+    assert not report.passed, "it equals the solution, which is wrong here"
+    assert report.results[0].error is not None
+    assert report.results[0].error > 0.01
+    assert "differs from central differences" in str(report)
+
+
+def test_integers_pass_for_real_numbers() -> None:
+    report = grade(load("softmax_bwd"), lambda dout, p: np.zeros(p.shape, int))
+    assert "`dx` is 0 everywhere." in str(report)
 
 
 def test_the_entry_of_the_largest_error_is_named() -> None:

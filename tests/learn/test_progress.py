@@ -33,6 +33,8 @@ def test_what_to_do_next() -> None:
     assert Progress({"softmax": done}).to_do() == "softmax_bwd"
     assert Progress({"softmax": done}, "gelu_bwd").to_do() == "gelu_bwd"
     assert Progress({"softmax": done}, "softmax").to_do() == "softmax_bwd"
+    assert Progress({"attention": done}, "attention").to_do() == "weighted_sum_bwd"
+    assert Progress({NAMES[-1]: done}, NAMES[-1]).to_do() == NAMES[0]
     assert Progress(dict.fromkeys(NAMES, done), NAMES[-1]).to_do() is None
     assert Progress({"softmax_bwd": done, "softmax": done}).passed() == ["softmax", "softmax_bwd"]
 
