@@ -93,3 +93,16 @@ def test_memory_of_a_rank_grows_with_its_own_positions_only() -> None:
     two, four = (max(result["peak_bytes"] for result in run["results"]) for run in runs[1:])
     assert four <= 1.25 * two  # the ends of pages and MPI's own buffers
     assert four <= 8 * runs[2]["results"][0]["input_bytes"]
+
+
+def test_keys_beyond_memory_gave_the_right_result() -> None:
+    """The committed run: 8 GB of keys, workers limited to 2 GB."""
+    run = committed("dask")
+    assert run["key_bytes"] == 8e9
+    assert max(run["peak_bytes_of_workers"]) < run["memory_limit_bytes"] == 2e9
+    assert run["largest_error"] < 2e-6 * max(run["largest_output"], 1.0)  # the goal in float32
+
+
+def test_twenty_killed_workers_changed_nothing() -> None:
+    run = committed("kills")
+    assert run["kills"] == run["right"] == len(run["rounds"]) == 20
