@@ -325,3 +325,29 @@ def test_training_on_several_ranks_has_the_losses_of_one(tmp_path: Path) -> None
         np.testing.assert_allclose(found, expected, rtol=1e-4)  # float32: sums over the batch in another order
     with pytest.raises(ValueError, match="A batch of 12 cannot be divided among 5 ranks"):
         ThreadComm(5).run(program.train, 1)
+
+
+def test_recall(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    recall = example("recall")
+    assert set(recall.main(["--quick"])) == {"linear", "delta"}
+    shares = recall.main(["--steps", "80", "--pairs", "24", "--plot", str(tmp_path / "recall.png")])
+    assert (tmp_path / "recall.png").stat().st_size > 5_000
+    assert "24 pairs of 12 keys, chance 12.5%" in capsys.readouterr().out
+    assert shares["delta"][0] > 0.9 > 0.7 > shares["linear"][0]  # the linear rule adds up all values of a key
+
+
+def test_the_gradient_of_recall() -> None:
+    recall = example("recall")
+    given = recall.batch(np.random.default_rng(0), 2, 6)
+    given = given._replace(keys=given.keys.astype(np.float64), values=given.values.astype(np.float64))
+    params = {name: array.astype(np.float64) for name, array in recall.init(recall.aa.Philox(0)).items()}
+    for rule in recall.RULES:
+        _, _, grads = recall.loss(params, given, rule)
+        for name, array in params.items():
+            for at in ((0, 0), (3, 2)):
+                changed = [array.copy(), array.copy()]
+                changed[0][at] += 1e-5
+                changed[1][at] -= 1e-5
+                above, below = (recall.loss({**params, name: x}, given, rule)[0] for x in changed)
+                assert abs((above - below) / 2e-5 - grads[name][at]) < 1e-8, (rule, name)  # h^2, and rounding / h
