@@ -4,5 +4,5 @@
 ATTENTIONS = (
     *("multi-head", "dot-product", "scaled", "luong-dot", "luong-general", "luong-concat"),
     *("additive", "location", "pairwise", "convolutional", "recurrent"),
-    *("hard", "sparsemax", "local", "relative", "rotary"),
+    *("hard", "sparsemax", "local", "relative", "rotary", "linear", "gated-delta"),
 )

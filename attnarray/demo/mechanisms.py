@@ -27,11 +27,13 @@ from attnarray.demo.attentions import (
     WithinValues,
 )
 from attnarray.demo.encoder_decoder import Attention, EncoderDecoder
+from attnarray.demo.linear import WithinLinear
 from attnarray.demo.model import Model
 from attnarray.demo.self_attention import SelfAttention
 from attnarray.layers.bahdanau import BahdanauAttention
 from attnarray.layers.convolutional import ConvolutionalAttention
 from attnarray.layers.hard import HardAttention
+from attnarray.layers.linear_attention import LinearAttention
 from attnarray.layers.local import LocalAttention
 from attnarray.layers.location import LocationAttention
 from attnarray.layers.luong import LuongAttention
@@ -58,7 +60,9 @@ def _recurrent(attention: Attention, *, informed: bool = False) -> Mechanism:
     return Mechanism(EncoderDecoder(attention, WIDTH, informed), RECURRENT, FEW)
 
 
-def _blocks(attention: Within | WithinRotary | WithinValues, dates: int, *, positions: bool = True) -> Mechanism:
+def _blocks(
+    attention: Within | WithinLinear | WithinRotary | WithinValues, dates: int, *, positions: bool = True
+) -> Mechanism:
     return Mechanism(SelfAttention(attention, WIDTH, positions=positions), BLOCKS, dates)
 
 
@@ -79,4 +83,6 @@ MECHANISMS = {
     "local": _recurrent(Across(LocalAttention(WIDTH, WIDTH, window=10)), informed=True),
     "relative": _blocks(Within(RelativeAttention(WIDTH, HEADS)), MANY, positions=False),
     "rotary": _blocks(WithinRotary(WIDTH, HEADS), MANY, positions=False),
+    "linear": _blocks(WithinLinear(LinearAttention(WIDTH, HEADS, feature_map="elu+1", normalize=True)), MANY),
+    "gated-delta": _blocks(WithinLinear(LinearAttention.gated_delta_net(WIDTH, HEADS)), MANY),
 }

@@ -237,7 +237,8 @@ class LinearAttention(Layer):
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
         """The parameters of the parts; decay_rate (Hkv,), A; and query_conv, key_conv, value_conv (channels, width).
 
-        A is log 1 to log 16 for decay="head", and log(1/16) for "dim"; b_g of "head" is such that softplus is 0.05.
+        Of decay="head" A is log 1 to log 16, and b_g such that softplus(b_g) is 0.1 to 0.001: the memory of a head is
+        some 10 to 60 steps. Of "dim" A is log(1/16) and b_g is 0.
         """
         params, rngs = super().init(rng, dtype), rng.fold_in(1).split(3)
         heads = self._sizes[1]
@@ -245,7 +246,7 @@ class LinearAttention(Layer):
             first, last = (1.0, 16.0) if self.decay == "head" else (1.0 / 16.0,) * 2
             params["decay_rate"] = asarray(np.log(np.linspace(first, last, heads)), dtype=dtype)
         if self.decay == "head":
-            params["decay"]["bias"] = asarray(np.full(heads, math.log(math.expm1(0.05))), dtype=dtype)
+            params["decay"]["bias"] = asarray(np.log(np.expm1(np.geomspace(0.1, 0.001, heads))), dtype=dtype)
         if self.conv_width is not None:
             for own, (name, width) in zip(rngs, self._channels.items(), strict=True):
                 bound = self.conv_width**-0.5
