@@ -34,7 +34,7 @@ _MODULES = {
     **dict.fromkeys(["Prefix", "Global", "Strided", "RandomBlocks", "Blocks", "Tree", "Predicate"], "masks"),
     "attention_weights": "attention.weights",
     "DotProduct": "attention.engine",
-    "Softmax": "attention.normalizers",
+    **dict.fromkeys(["Softmax", "Sigmoid"], "attention.normalizers"),
     "Entmax": "attention.selection.sparse",
     "Rotary": "ops.rotary",
     "graph_attention_weights": "attention.graph.edges",

@@ -106,6 +106,7 @@ from attnarray.attention.linear.linear_attention import linear_attention as line
 from attnarray.attention.linear.linear_attention import linear_attention_bwd as linear_attention_bwd
 from attnarray.attention.linear.linear_attention import linear_attention_fwd as linear_attention_fwd
 from attnarray.attention.linear.step import linear_attention_step as linear_attention_step
+from attnarray.attention.normalizers import Sigmoid as Sigmoid
 from attnarray.attention.normalizers import Softmax as Softmax
 from attnarray.attention.positional.local import LocalContext as LocalContext
 from attnarray.attention.positional.local import LocalGrads as LocalGrads

@@ -60,6 +60,50 @@ class Softmax(NamedTuple):
         return dscores, Softmax(None if self.sinks is None else sinks_gradient(lse, delta, self.sinks))
 
 
+class Sigmoid(NamedTuple):
+    r"""Weights that need not sum to 1: each key is weighed apart from the others.
+
+    .. math:: w_{ij} = \frac{1}{1 + e^{-(s_{ij} + b)}}
+
+    Hidden scores have the weight 0. There is no log-sum-exp.
+
+    Parameters
+    ----------
+    shift : (H,), optional
+        b; by default -log S, so that weights of S keys with scores near 0 sum to about 1.
+
+    References
+    ----------
+    Ramapuram et al., "Theory, analysis, and best practices for sigmoid self-attention", 2024, arXiv:2409.04431.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> q, k, v = np.random.default_rng(0).standard_normal((3, 1, 2, 4, 8))
+    >>> out, ctx = aa.attend_fwd(q, k, v, normalizer=aa.Sigmoid())
+    >>> aa.attention_weights(ctx).sum(-1).round(1).tolist()
+    [[[0.8, 0.9, 0.8, 0.7], [0.8, 0.9, 0.9, 0.8]]]
+    """
+
+    shift: Array | None = None
+
+    def weights(self, scores: Array, rows: slice) -> tuple[Array, None]:
+        xp = namespace_of(scores)
+        shift = -math.log(max(scores.shape[3], 1)) if self.shift is None else self.shift[:, None, None]
+        return xp.where(scores == -math.inf, 0.0, 1.0 / (1.0 + xp.exp(-(scores + shift)))), None
+
+    def backward(
+        self, dweights: Array, dkept: None, weights: Array, kept: None, scores: Array, rows: slice
+    ) -> tuple[Array, Sigmoid]:
+        r"""The gradients of scores and shift.
+
+        .. math:: ds_{ij} = dw_{ij}\, w_{ij} (1 - w_{ij}), \qquad db = \sum_{ij} ds_{ij}
+        """
+        xp = namespace_of(scores)
+        dscores = xp.where(weights == 0, 0.0, dweights * weights * (1.0 - weights))
+        return dscores, Sigmoid(None if self.shift is None else xp.sum(dscores, axis=(0, 2, 3)))
+
+
 def _softmax(scores: Array, sinks: Array | None) -> tuple[Array, Array]:
     xp = namespace_of(scores)
     sink = None if sinks is None else xp.astype(sinks, scores.dtype)[None, :, None, None]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from attnarray.attention.normalizers import Softmax
+from attnarray.attention.normalizers import Sigmoid, Softmax
 from attnarray.attention.selection.sparse import Entmax
 from attnarray.backend import Array, namespace_of
 from attnarray.cases.case import Arrays, Case
+from attnarray.masks import Global, Window
 
 QKV = {"query": (2, 4, 5, 3), "key": (2, 2, 7, 3), "value": (2, 2, 7, 6)}  # B 2, H 4, Hkv 2, T 5, S 7, D 3, Dv 6
 
@@ -78,23 +78,6 @@ class Squared(NamedTuple):
         return 2.0 * dscores * self.strength[:, None, None, None] * scores, Squared(dstrength)
 
 
-class Sigmoid(NamedTuple):
-    """w_ij = sigmoid(s_ij + shift), which need not sum to 1."""
-
-    shift: Array  # (H,)
-
-    def weights(self, scores: Array, rows: slice) -> tuple[Array, None]:
-        xp = namespace_of(scores)
-        shifted = scores + self.shift[:, None, None]
-        return xp.where(scores == -math.inf, 0.0, 1.0 / (1.0 + xp.exp(-shifted))), None
-
-    def backward(
-        self, dweights: Array, dkept: None, weights: Array, kept: None, scores: Array, rows: slice
-    ) -> tuple[Array, Sigmoid]:
-        dscores = dweights * weights * (1.0 - weights)
-        return dscores, Sigmoid(namespace_of(scores).sum(dscores, axis=(0, 2, 3)))
-
-
 def _case(label: str, *, parts: Any = None, bias: bool = False, **options: Any) -> Case:
     def arrays(rng: np.random.Generator) -> Arrays:
         made: Arrays = {name: rng.standard_normal(shape) for name, shape in QKV.items()}
@@ -116,6 +99,7 @@ ATTEND_CASES: tuple[Case, ...] = (
         parts=lambda rng: {"normalizer": Softmax(rng.standard_normal(4))},
     ),
     _case("entmax", normalizer=Entmax(1.3), scale=0.9),
+    _case("sigmoid", normalizer=Sigmoid(), attn_mask=Window(2, 1) | Global(1)),
     _case("cosine", kv_lengths=np.array([4, 7]), parts=lambda rng: {"scorer": Cosine(_positive(rng, 4))}),
     _case(
         "modifiers", softcap=2.0, bias=True, is_causal=True, q_offset=1,

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from tests.naive.entmax import probabilities
+from tests.naive.masks import dense
 from tests.naive.scaled_dot_product_attention import _in_reach, _mask_and_bias, _per_batch
 
 
@@ -17,8 +18,11 @@ def attend(
     group = H // key.shape[1]
     by_dots = scorer is None or type(scorer).__name__ == "DotProduct"
     scale = (1 / math.sqrt(D) if by_dots else 1.0) if scale is None else scale
+    offsets = _per_batch(q_offset, (B,), B)
+    if hasattr(attn_mask, "allows"):
+        attn_mask = dense(attn_mask, (B, H, T, S), offsets)
     exists, added = _mask_and_bias(attn_mask, bias, (B, H, T, S), (B, H, T, S))
-    offsets, lengths = _per_batch(q_offset, (B,), B), _per_batch(S if kv_lengths is None else kv_lengths, (B,), B)
+    lengths = _per_batch(S if kv_lengths is None else kv_lengths, (B,), B)
     keep = np.ones((B, H, T, S), bool) if dropout_mask is None else np.broadcast_to(dropout_mask, (B, H, T, S))
     out = np.zeros((B, H, T, Dv))
     for b, h, t in np.ndindex(B, H, T):
@@ -31,7 +35,7 @@ def attend(
                 for modifier in modifiers:
                     score = _modified(modifier, score, b, h, position, s)
                 scores[s] = score
-        for s, weight in zip(scores, _weights(normalizer, list(scores.values()), h), strict=True):
+        for s, weight in zip(scores, _weights(normalizer, list(scores.values()), h, S), strict=True):
             if keep[b, h, t, s]:
                 out[b, h, t] += weight / (1 - dropout_p) * value[b, h // group, s]
     return out
@@ -50,10 +54,11 @@ def _modified(modifier, score, b, h, q_idx, kv_idx):
     return float(modifier.strength[b]) * score**2
 
 
-def _weights(normalizer, scores, h):
+def _weights(normalizer, scores, h, keys):
     kind = type(normalizer).__name__
     if kind == "Sigmoid":
-        return [1 / (1 + math.exp(-(score + float(normalizer.shift[h])))) for score in scores]
+        shift = -math.log(keys) if normalizer.shift is None else float(normalizer.shift[h])
+        return [1 / (1 + math.exp(-(score + shift))) for score in scores]
     if kind == "Entmax":
         return probabilities(scores, normalizer.alpha)
     sink = [] if normalizer is None or normalizer.sinks is None else [float(normalizer.sinks[h])]
