@@ -82,7 +82,7 @@ class Sigmoid(NamedTuple):
     >>> q, k, v = np.random.default_rng(0).standard_normal((3, 1, 2, 4, 8))
     >>> out, ctx = aa.attend_fwd(q, k, v, normalizer=aa.Sigmoid())
     >>> aa.attention_weights(ctx).sum(-1).round(1).tolist()
-    [[[0.8, 0.9, 0.8, 0.7], [0.8, 0.9, 0.9, 0.8]]]
+    [[[1.4, 0.7, 0.9, 0.7], [0.7, 0.7, 1.4, 0.8]]]
     """
 
     shift: Array | None = None
