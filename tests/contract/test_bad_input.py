@@ -137,7 +137,7 @@ BAD_MASKS = {
     ),
     "Dense": (TypeError, lambda: aa.Dense([True]), "`Dense.array` has type list, expected a boolean array"),
     "Dense, integers": (TypeError, lambda: aa.Dense(np.ones(7, int)), "`Dense.array` has dtype int64, expected bool"),
-    "dense mask, of no kind": (TypeError, lambda: aa.Mask().to_dense(5, 7), "`mask` is <attnarray.masks.Mask object"),
+    "dense mask, of no kind": (TypeError, lambda: aa.Mask().to_dense(5, 7), "`mask` is <attnarray.masks.mask.Mask"),
     "dense mask, sizes": (ValueError, lambda: aa.Causal().to_dense(-1, 7), "`queries` is -1, expected an"),
     "dense mask, offset": (
         ValueError,

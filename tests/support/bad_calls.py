@@ -98,7 +98,7 @@ WRONG_TYPES = {
     "mask of integers": ({"attn_mask": np.ones((5, 7), int)}, "`attn_mask` has dtype int64, expected bool (True ="),
     "mask, a list": ({"attn_mask": [[True] * 7] * 5}, "`attn_mask` has type list, expected a boolean array (True ="),
     "mask, a class": ({"attn_mask": aa.Causal}, "`attn_mask` is the class Causal, expected a boolean array (True ="),
-    "mask of its own": ({"attn_mask": aa.Mask()}, "expected Causal, Window, Padding, Documents, Dense or some of them"),
+    "mask of its own": ({"attn_mask": aa.Mask()}, "expected Causal, Window, Padding, Documents, Dense, another mask"),
     "bias, a mask": ({"bias": aa.Causal()}, "`bias` has type Causal, expected an array"),
     "bias, booleans": ({"bias": np.ones((5, 7), bool)}, "float64. Give a boolean mask as `attn_mask`."),
     "sinks, a list": ({"sinks": [0.0] * 6}, "`sinks` has type list, expected an array"),
