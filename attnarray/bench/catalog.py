@@ -36,6 +36,12 @@ def _indices(rng: np.random.Generator, shapes: Shapes) -> np.ndarray:
     return rng.integers(0, shapes["weight"][0], (4096,))
 
 
+def _bounds(rng: np.random.Generator, shapes: Shapes) -> np.ndarray:
+    """Three sequences, of an eighth, a quarter and the rest of the rows."""
+    rows = shapes["query"][0]
+    return np.array([0, rows // 8, rows // 8 + rows // 4, rows])
+
+
 def _slopes(rng: np.random.Generator, shapes: Shapes) -> tuple[Distance, ...]:
     return (Distance(rng.random(shapes["query"][1], np.float32)),)
 
@@ -261,6 +267,11 @@ MORE: tuple[BenchCase, ...] = (
     mechanism("attend", "attend-training", direction="both", flops=4.0 * 8 * 512 * 512 * 64,
               options={"is_causal": True}, drawn={"modifiers": _slopes},
               query=(1, 8, 512, 64), key=(1, 8, 512, 64), value=(1, 8, 512, 64)),
+    mechanism("linear_attention", "linear-attention-training", direction="both", flops=8.0 * 8 * 2048 * 64 * 64,
+              query=(1, 8, 2048, 64), key=(1, 8, 2048, 64), value=(1, 8, 2048, 64)),
+    triple("ragged_attention", "ragged-training", group="mechanisms", direction="both", drawn={"cu_seqlens_q": _bounds},
+           flops=4.0 * 8 * 64 * (256**2 + 512**2 + 1280**2), query=(2048, 8, 64), key=(2048, 8, 64),
+           value=(2048, 8, 64)),
     mechanism("hard_attention", "top-k-training", direction="both", dtype="float64", flops=4.0 * 8 * 128 * 4096 * 64,
               options={"estimator": "top_k", "k": 32}, query=(1, 8, 128, 64), key=(1, 8, 4096, 64),
               value=(1, 8, 4096, 64)),
@@ -289,6 +300,7 @@ MORE: tuple[BenchCase, ...] = (
     triple("rotary", "rotary-pairs", x=(4, 16, 1024, 64), options={"interleaved": True}),
     triple("dropout", options={"p": 0.1, "rng": 1}, x=(1024, 1024)),
     triple("cross_entropy", "loss-training", direction="both", drawn={"targets": _targets}, logits=(512, 8192)),
+    triple("causal_conv1d", x=(4, 1024, 512), weight=(512, 4), bias=(512,), flops=8.0 * 4 * 1024 * 512),
     triple("conv1d", "conv1d-training", direction="both", flops=CONV_FLOPS, x=(16, 256, 128), weight=(128, 128, 5)),
     _recurrent("rnn", 1),
     _recurrent("lstm", 4),

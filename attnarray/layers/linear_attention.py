@@ -307,8 +307,8 @@ class LinearAttention(Layer):
             beta, beta_ctx = sigmoid_fwd(beta)
         decay = self._fixed(x) if self.decay == "fixed" else None if gates is None else narrow(gates.decay, x)
         result, attention = linear_attention_fwd(
-            *(arrays[name] for name in INPUTS), decay=decay, beta=beta, rule=self.rule, normalize=self.normalize,
-            feature_map=self.feature_map, lengths=lengths, layout="BTHD",
+            *(narrow(arrays[name], x) for name in INPUTS), decay=decay, beta=beta, rule=self.rule,
+            normalize=self.normalize, feature_map=self.feature_map, lengths=lengths, layout="BTHD",
             initial_state=None if cache is None else cache.state,
         )  # fmt: skip
         y, norm, gate, normed, opened = result.out, None, None, None, None
@@ -435,7 +435,7 @@ class LinearAttention(Layer):
         """From the gradient of queries, keys or values that of their projection."""
         xp = namespace_of(grad)
         if name in ctx.units:
-            grad = rms_norm_bwd(grad / math.sqrt(grad.shape[-1]), ctx.units[name]).x
+            grad = rms_norm_bwd(narrow(wide(grad) / math.sqrt(grad.shape[-1]), grad), ctx.units[name]).x
         if name in ctx.rotations:
             grad = rotary_bwd(grad, ctx.rotations[name]).x
         grad = xp.reshape(grad, (*grad.shape[:-2], grad.shape[-2] * grad.shape[-1]))

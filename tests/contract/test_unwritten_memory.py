@@ -140,6 +140,8 @@ def test_empty_sums_have_gradient_0_next_to_infinities(empty: str, kernels: str)
     for name, call in calls(Sizes()._replace(**{empty: 0})).items():
         if "attention" not in name or (empty == "keys" and ("convolutional" in name or "self" in name)):
             continue
+        if empty == "queries" and "linear" in name:  # which has as many queries as keys
+            continue
         for number in (math.nan, math.inf):
             filled = {
                 n: np.full_like(x, number) if n in OF_ROWS and x.dtype.kind == "f" else x

@@ -243,8 +243,21 @@ def linear_attention(d: Draw) -> Call:
     return Call("linear_attention", given, {(name,): mark for name, mark in marks.items()}, {("out",): out})
 
 
+def ragged_attention(d: Draw) -> Call:
+    sequences, group, heads = d.integer(1, 5), d.choice(1, 2, 3), d.size(2, 3, least=1)
+    lengths_q, lengths_k = (np.array([d.integer(0, 40) for _ in range(sequences)]) for _ in range(2))
+    dim, value_dim = d.size(6, 40, least=1), d.size(6, 40)
+    bounds_q, bounds_k = (np.concatenate([[0], np.cumsum(lengths)]) for lengths in (lengths_q, lengths_k))
+    given = {"query": d.normal(bounds_q[-1], heads * group, dim), "key": d.normal(bounds_k[-1], heads, dim),
+             "value": d.normal(bounds_k[-1], heads, value_dim), "cu_seqlens_q": bounds_q, "cu_seqlens_k": bounds_k,
+             "is_causal": d.chance(0.5), "align": d.choice("end", "start")}  # fmt: skip
+    if d.chance(0.3):
+        given["softcap"] = 3.0
+    return Call("ragged_attention", given, {}, {})
+
+
 DRAWS = (
     additive_attention, multiplicative_attention, scaled_attention, recurrent_attention, location_attention,
     local_attention, pairwise_attention, convolutional_attention, attentional_hidden_state, graph_attention,
-    linear_attention,
+    linear_attention, ragged_attention,
 )  # fmt: skip

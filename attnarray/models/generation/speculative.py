@@ -89,7 +89,7 @@ def _drafted(
     n: int,
     like: Array,
 ) -> tuple[Draft, Writer]:
-    tokens, probabilities = np.empty((len(pending), 0), pending.dtype), []
+    tokens, probabilities = pending[:, :0], []
     for s in range(width):
         logits, small = small.step(pending, like, last=True)
         q = _probabilities(sampler, logits[:, -1, :], ended, end)

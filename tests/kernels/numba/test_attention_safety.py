@@ -41,9 +41,9 @@ def use_threads(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
     def use(count: int) -> list[int]:
         parts: list[int] = []
 
-        def counted(kernel: Any, given: Any) -> None:
+        def counted(kernel: Any, given: Any, *work: Any) -> None:
             parts.append(len(given))
-            original(kernel, given)
+            original(kernel, given, *work)
 
         monkeypatch.setattr(attention, "run_parts", counted)
         monkeypatch.setattr(threads, "MIN_WORK_PER_THREAD", 1)
@@ -86,7 +86,7 @@ def test_no_two_threads_write_to_the_same_gradient(
 ) -> None:
     """They would seldom do so at the same moment; here they come one after the other."""
 
-    def one_by_one(kernel: Any, given: Any) -> None:
+    def one_by_one(kernel: Any, given: Any, *work: Any) -> None:
         written = []
         for part in given:
             slots = (ac.DK, ac.DV) if kernel is attention.backward else ()

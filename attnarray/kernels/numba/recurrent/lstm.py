@@ -105,7 +105,7 @@ def _gate_panels(weight: Any, size: int, real: Any) -> Any:
     width, gates = tile_size(real.itemsize * 8)[0], ra.aligned(weight, real).reshape(4, size, size)
     if size % width:
         gates = np.pad(gates, ((0, 0), (0, -size % width), (0, 0)))
-    return np.ascontiguousarray(gates.reshape(4, -1, width, size).transpose(1, 0, 3, 2))
+    return np.ascontiguousarray(gates.reshape(4, gates.shape[1] // width, width, size).transpose(1, 0, 3, 2))
 
 
 def _run(kernel: Any, call: Steps, count: int, real: Any) -> None:

@@ -33,7 +33,7 @@ class Kernel(Lazy):
     """A function of integers, arrays and numbers, which runs compiled; `real` is Numba's dispatcher."""
 
     def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
-        super().__init__(lambda: _cached(importlib.import_module("numba").njit(real_function(function), **options)))
+        super().__init__(lambda: _cached(_numba().njit(real_function(function), **options)))
         self.function = function
         self.name = f"{function.__module__.removeprefix(PREFIX)}:{function.__name__}"
         self._by_mode: dict[str, Any] = {}
@@ -98,6 +98,12 @@ def jit(
     options |= {"no_cfunc_wrapper": True, "no_cpython_wrapper": inner}
     kernels = [Kernel(function, options) for function in functions]
     return kernels if len(kernels) > 1 else kernels[0]
+
+
+def _numba() -> Any:
+    """Numba. Code in its cache may hold inline assembly, and LLVM without a parser for that ends the process."""
+    importlib.import_module("llvmlite.binding").initialize_native_asmparser()
+    return importlib.import_module("numba")
 
 
 def _cached(compiled: Any) -> Any:

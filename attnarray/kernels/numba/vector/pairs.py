@@ -25,7 +25,7 @@ from attnarray.kernels.numba.runtime.lazy import intrinsic, ir, types
 from attnarray.kernels.numba.runtime.library import load
 from attnarray.kernels.numba.vector.emit import i64, loop, store
 from attnarray.kernels.numba.vector.emit import load as load_vector
-from attnarray.kernels.numba.vector.lanes import Lanes, cpu_features, lanes, multiply_add, tile_rows, tile_size
+from attnarray.kernels.numba.vector.lanes import Lanes, lanes, multiply_add, tile_rows, tile_size
 from attnarray.kernels.numba.vector.memory import address_of, ahead, pointer_at
 from attnarray.kernels.numba.vector.packing import whole_lanes
 from attnarray.kernels.numba.vector.product import LONGEST, Operand, blocked_tile_code, tile_code
@@ -39,7 +39,7 @@ EXPONENT = np.uint16(0x7F80)  # its bits in a bfloat16; all are set in NaN and i
 @functools.cache
 def available() -> bool:
     """Whether this CPU has the instructions, and the kernels use them."""
-    if tile_size(32)[0] != 2 * REGISTER:
+    if not has_registers():
         return False
     precompiled, _ = load()
     if precompiled is not None:
@@ -49,7 +49,7 @@ def available() -> bool:
 
 def has_registers() -> bool:
     """Whether 512-bit vectors are compiled."""
-    return "avx512f" in cpu_features()
+    return tile_size(32)[0] == 2 * REGISTER
 
 
 def add_pair_products(a: Lanes, b: Lanes, total: Lanes) -> Lanes:
@@ -88,7 +88,6 @@ def round_row(row: Lanes) -> Lanes:
 
 def _by_register(builder: ir.IRBuilder, code: str, constraints: str, *operands: Lanes) -> Lanes:
     """An instruction on vectors of float32 lanes, register by register."""
-    importlib.import_module("llvmlite.binding").initialize_native_asmparser()
     register = ir.VectorType(ir.FloatType(), REGISTER)
     instruction = ir.InlineAsm(ir.FunctionType(register, [register] * len(operands)), code, constraints)
     results = [
