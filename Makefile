@@ -32,7 +32,7 @@ bench: $(VENV)/.bench  ## compare the speed with other libraries: a minute once 
 test: $(VENV)/.test  ## run what a change can break: a few minutes
 	@$(PYTEST) -m "not slow and not distributed" $(ARGS)
 
-test-all: $(VENV)/.test  ## run every test on one machine: a quarter of an hour on two cores
+test-all: $(VENV)/.test  ## run every test on one machine: some 20 minutes on two cores
 	@$(PYTEST) -m "not distributed" $(ARGS)
 
 test-distributed: $(VENV)/.test-distributed  ## run the tests with MPI and Dask
