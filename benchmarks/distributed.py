@@ -32,7 +32,7 @@ from attnarray.distributed import (
     ring_attention_bwd,
     ring_attention_fwd,
 )
-from attnarray.distributed.sequence import lengths_of
+from attnarray.distributed.sequence import part_lengths
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -82,7 +82,7 @@ def on_rank(case: Case, with_memory: bool) -> None:
 
     comm = Counting(MPI.COMM_WORLD)
     rank, size = comm.Get_rank(), comm.Get_size()
-    T = lengths_of(case.T, size, case.order)[rank]
+    T = part_lengths(case.T, size, case.order)[rank]
     q, k, v = np.random.default_rng(rank).standard_normal((3, 1, case.heads, T, case.dim), dtype=np.float32)
     options: dict[str, Any] = {"is_causal": True, "order": case.order}
     forward, backward = {

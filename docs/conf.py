@@ -20,7 +20,7 @@ project = "attnarray"
 author = project_copyright = "The attnarray developers"
 version = release = attnarray.__version__
 extensions = [
-    "myst_nb",
+    "myst_parser",
     "numpydoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
@@ -32,12 +32,9 @@ extensions = [
 exclude_patterns = ["examples/*"]
 default_role = "code"
 
-# Code of the pages runs in the tests, with its output compared; here only notebooks run, and only when they change.
+# The code of the pages runs in the tests, where its output is compared.
 myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-nb_execution_mode = "cache"
-nb_execution_cache_path = str(HERE.parent / "build" / "notebooks")
-nb_execution_raise_on_error = True
 
 autosummary_generate = False
 autodoc_typehints = "none"  # the sections Parameters and Returns say more

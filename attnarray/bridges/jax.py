@@ -76,7 +76,7 @@ def differentiable(function: Callable[..., Any]) -> Callable[..., Any]:
 
         @jax.custom_vjp
         def call(arrays: Any) -> Any:
-            return jax.pure_callback(forward, _result_of(forward, arrays), arrays, vmap_method="sequential")
+            return jax.pure_callback(forward, _result_shapes(forward, arrays), arrays, vmap_method="sequential")
 
         def pull(arrays: Any, dout: Any) -> tuple[Any]:
             shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays)
@@ -109,7 +109,7 @@ def _cotangent(array: Any, grad: Any) -> Any:
     return grad if jax.numpy.issubdtype(array.dtype, jax.numpy.floating) else np.zeros(array.shape, jax.dtypes.float0)
 
 
-def _result_of(forward: Callable[..., Any], arrays: Any) -> Any:
+def _result_shapes(forward: Callable[..., Any], arrays: Any) -> Any:
     """The shapes and dtypes of the result, found with zeros; so errors come when JAX traces."""
     out = forward(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), arrays))
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), out)

@@ -54,10 +54,8 @@ def replace_sdpa() -> Iterator[None]:
         return attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa, **seed)
 
     functional = torch.nn.functional
-    before, functional.scaled_dot_product_attention = (
-        functional.scaled_dot_product_attention,
-        scaled_dot_product_attention,
-    )
+    before = functional.scaled_dot_product_attention
+    functional.scaled_dot_product_attention = scaled_dot_product_attention
     try:
         yield
     finally:

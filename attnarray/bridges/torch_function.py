@@ -10,7 +10,7 @@ from typing import Any
 import attnarray
 from attnarray import tree
 from attnarray.bridges.tensors import FLOATING, to_array, to_tensor, torch
-from attnarray.bridges.torch_graph import in_graph
+from attnarray.bridges.torch_graph import fits_graph, in_graph
 from attnarray.masks import Mask
 from attnarray.numpy_arrays import writable
 from attnarray.triples import Triple, find_triple
@@ -56,14 +56,13 @@ class Call:
         count = len(values) - len(self.keywords)
         return function(*values[:count], **dict(zip(self.keywords, values[count:], strict=True)))
 
-    def gradients(self, grads: Any, count: int) -> list[Any]:
+    def gradients(self, grads: Any) -> list[Any]:
         """The gradients of the tensors, from those by name."""
         found = [getattr(grads, self.names[n], None) for n in self.places]
         for n, value in self.nested:
             grad = getattr(grads, self.names[n], None)
             paths = [path for path, leaf in tree.flatten(_open(value)) if isinstance(leaf, torch.Tensor)]
             found += [None if grad is None or isinstance(value, Mask) else tree.get(grad, path) for path in paths]
-        assert len(found) == count
         return found
 
 
@@ -117,9 +116,7 @@ def differentiable(function: Callable[..., Any]) -> Callable[..., Any]:
     triple = find_triple(function)
     names = list(inspect.signature(function).parameters)
     public = getattr(attnarray, getattr(function, "__name__", ""), None) is function
-    one_array = (
-        public and inspect.signature(function).return_annotation == "ArrayT"
-    )  # else it is no operator of a graph
+    one_array = public and inspect.signature(function).return_annotation == "ArrayT"
 
     def applied(*args: Any, **keywords: Any) -> Any:
         call = Call(triple, names, args, keywords)
@@ -129,9 +126,11 @@ def differentiable(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def on_tensors(*args: Any, **keywords: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return in_graph(function, args, keywords) if one_array else outside(*args, **keywords)
-        return applied(*args, **keywords)
+        if not torch.compiler.is_compiling():
+            return applied(*args, **keywords)
+        if one_array and fits_graph((*args, *keywords.values())):
+            return in_graph(function, args, keywords)
+        return outside(*args, **keywords)
 
     return on_tensors
 
@@ -191,8 +190,8 @@ class _Function(torch.autograd.Function):
     def backward(ctx: Any, *douts: Any) -> Any:
         held = ctx.saved_tensors  # raises if one of them was changed, or freed
         if torch.is_grad_enabled():
-            return None, *_Second.apply(ctx.call, ctx.count, len(douts), *douts, *held)
-        return None, *_gradients(ctx.call, ctx.count, douts)
+            return None, *_Second.apply(ctx.call, len(douts), *douts, *held)
+        return None, *_gradients(ctx.call, douts)
 
 
 class _Transformed(torch.autograd.Function):
@@ -227,7 +226,7 @@ def _forward(call: Call, tensors: Sequence[Any]) -> tuple[Any, ...]:
 
 def _save(ctx: Any, call: Call, tensors: Sequence[Any], outs: tuple[Any, ...]) -> None:
     """Of what the context holds, so that autograd finds changes in place."""
-    ctx.call, ctx.count = call, len(tensors)
+    ctx.call = call
     every = (*tensors, *outs)
     ctx.save_for_backward(*[every[n] for n in call.held])
     if call.out is not None:
@@ -238,8 +237,8 @@ class _Second(torch.autograd.Function):
     """The backward in a graph of its own: its gradients depend on what the context holds, and have none themselves."""
 
     @staticmethod
-    def forward(call: Call, count: int, cotangents: int, *tensors: Any) -> Any:
-        return tuple(_gradients(call, count, tensors[:cotangents]))
+    def forward(call: Call, cotangents: int, *tensors: Any) -> Any:
+        return tuple(_gradients(call, tensors[:cotangents]))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -256,14 +255,14 @@ def _name(call: Call) -> str:
     return getattr(call.triple.f, "__name__", type(call.triple.f).__name__)
 
 
-def _gradients(call: Call, count: int, douts: Sequence[Any]) -> list[Any]:
+def _gradients(call: Call, douts: Sequence[Any]) -> list[Any]:
     arrays = [to_array(dout) for dout in douts]
     if call.out is None:
         grads = call.triple.bwd(arrays[0], call.context)
     else:
         rest = iter(arrays)
         grads = call.triple.bwd(tree.map(lambda _: next(rest), call.out), call.context)
-    return [None if grad is None else to_tensor(grad) for grad in call.gradients(grads, count)]
+    return [None if grad is None else to_tensor(grad) for grad in call.gradients(grads)]
 
 
 def _held(context: Any, arrays: list[Any]) -> list[int]:

@@ -16,7 +16,14 @@ from attnarray.bridges.tensors import to_array, to_tensor, torch
 from attnarray.triples import Triple, find_triple
 
 
+def fits_graph(values: Sequence[Any]) -> bool:
+    """Whether all arguments are tensors or literals; with others, a call is outside of the graph."""
+    kinds = (torch.Tensor, bool, int, float, str)
+    return all(x is None or isinstance(x, kinds) or (type(x) is tuple and fits_graph(x)) for x in values)
+
+
 def in_graph(function: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    """The call as an operator."""
     given = dict(zip(inspect.signature(function).parameters, args, strict=False)) | keywords
     tensors = [value for value in given.values() if isinstance(value, torch.Tensor)]
     others = {name: value for name, value in given.items() if not isinstance(value, torch.Tensor)}
@@ -26,7 +33,7 @@ def in_graph(function: Callable[..., Any], args: tuple[Any, ...], keywords: dict
 
 @functools.lru_cache(maxsize=1024)
 def _decoded(key: str) -> tuple[Triple, list[str], dict[str, Any]]:
-    function, names, others = key.split("|")
+    function, names, others = key.split("|", 2)
     return find_triple(getattr(attnarray, function)), ast.literal_eval(names), ast.literal_eval(others)
 
 
@@ -66,7 +73,8 @@ def _op_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _op_backward(ctx: Any, dout: Any) -> Any:
-    return _backward_op(ctx.saved_tensors, dout, ctx.key), None
+    grads = _backward_op(ctx.saved_tensors, dout, ctx.key)
+    return [grad if x.is_floating_point() else None for x, grad in zip(ctx.saved_tensors, grads, strict=True)], None
 
 
 _forward_op.register_autograd(_op_backward, setup_context=_op_context)

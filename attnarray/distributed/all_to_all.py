@@ -15,11 +15,11 @@ from attnarray.attention.products import sum_to_shape
 from attnarray.backend import Array, ArrayT, namespace_of
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.distributed.communicator import Communicator, everywhere
-from attnarray.distributed.exchange import Heads, Rows, heads_of, make_rows, summed, to_heads, to_rows
+from attnarray.distributed.exchange import Heads, Rows, assign_heads, make_rows, summed, to_heads, to_rows
 from attnarray.distributed.grid import Alone, Grid
 from attnarray.distributed.problem import agreed_problem
 from attnarray.distributed.ring import RingContext, canonical_cotangents, ring_backward, ring_forward, sinks_total
-from attnarray.distributed.sequence import OrderName, Route, band_of
+from attnarray.distributed.sequence import OrderName, Route, position_band
 from attnarray.masks import Mask
 from attnarray.numpy_arrays import read_only, writable
 
@@ -122,7 +122,7 @@ def all_to_all_attention_fwd(
     q, k, v, modifiers, layout, bias_shape, queries, keys = problem
     row = grid.heads
     everywhere(grid, _check_heads, q, row.Get_size())
-    heads = tuple(heads_of(q.shape[1], k.shape[1], row.Get_size()))
+    heads = tuple(assign_heads(q.shape[1], k.shape[1], row.Get_size()))
     all_rows = [[make_rows(part) for part in _by_row(parts, row.Get_size())] for parts in (queries, keys)]
     q_rows, k_rows = (rows[grid.ring.Get_rank()] for rows in all_rows)
     own, q_heads, k_heads = heads[row.Get_rank()], [h.queries for h in heads], [h.keys for h in heads]
@@ -130,7 +130,7 @@ def all_to_all_attention_fwd(
     k, v = (own.grouped(to_heads(row, x, k_heads, k_rows)) for x in (k, v))
     theirs = _modifiers_of_heads(row, modifiers, q_heads, q_rows)
     q_parts, k_parts = (tuple(rows.ordered for rows in found) for found in all_rows)
-    route = Route(q_parts, k_parts, band_of(modifiers))
+    route = Route(q_parts, k_parts, position_band(modifiers))
     out, lse = ring_forward(grid.ring, grid, q, k, v, theirs, route, own.queries.start)
     ring = RingContext(grid.ring, q, k, v, out, lse, theirs, route, layout, None, own.queries.start)
     xp = namespace_of(out)

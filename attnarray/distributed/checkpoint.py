@@ -12,7 +12,7 @@ from attnarray.backend import namespace_of
 from attnarray.checkpoints.replacing import replacing
 from attnarray.checkpoints.state import load_state, save_state
 from attnarray.distributed.communicator import Communicator, everywhere
-from attnarray.distributed.training import Pieces, Range, joined, pieces_of, ranges_of
+from attnarray.distributed.training import Pieces, Range, copy_pieces, element_ranges, joined
 
 INDEX = "checkpoint.json"  # written last: it names the complete checkpoint
 
@@ -43,7 +43,7 @@ def save_sharded(folder: str | os.PathLike[str], comm: Communicator, params: tre
     rank, size = comm.Get_rank(), comm.Get_size()
     folder = Path(folder)
     old = everywhere(comm, _prepare, folder, step, rank)
-    part = {"params": pieces_of(params, ranges_of(params, size)[rank]), "state": state}
+    part = {"params": copy_pieces(params, element_ranges(params, size)[rank]), "state": state}
     everywhere(comm, save_state, _file(folder, step, rank, size), part)
     everywhere(comm, _commit, folder, {"step": step, "ranks": size}, rank)
     if rank == 0 and old is not None:
@@ -123,14 +123,14 @@ def _load(folder: Path, params: tree.Tree, rank: int, size: int) -> tuple[tree.T
     index = _index(folder)
     if index is None:
         raise FileNotFoundError(f"`{folder}` has no {INDEX}, so no complete checkpoint of save_sharded.")
-    saved_ranges, own = ranges_of(params, index["ranks"]), ranges_of(params, size)[rank]
+    saved_ranges, own = element_ranges(params, index["ranks"]), element_ranges(params, size)[rank]
     parts, states = [], []
     for r, ranges in enumerate(saved_ranges):
         part = load_state(_file(folder, index["step"], r, index["ranks"]))
-        _check_part(part["params"], pieces_of(params, ranges), folder)
+        _check_part(part["params"], copy_pieces(params, ranges), folder)
         parts.append(part["params"])
         states.append(part["state"] if not own or _overlap(ranges, own) else None)
-    state = _state_of(states, saved_ranges, own, params)
+    state = _own_state(states, saved_ranges, own, params)
     return joined(params, parts), state, int(index["step"])
 
 
@@ -148,7 +148,7 @@ def _overlap(a: list[Range], b: list[Range]) -> bool:
     return any(x.path == y.path and x.start < y.stop and y.start < x.stop for x in a for y in b)
 
 
-def _state_of(states: list[Any], saved: list[list[Range]], own: list[Range], params: tree.Tree) -> Any:
+def _own_state(states: list[Any], saved: list[list[Range]], own: list[Range], params: tree.Tree) -> Any:
     """This rank's state from those of the ranks that saved: whatever is a dict by path holds elements."""
     given = [(state, ranges) for state, ranges in zip(states, saved, strict=True) if state is not None]
     names = {tree.format_path(path) for path, _ in tree.flatten(params)}

@@ -39,7 +39,7 @@ class Heads(NamedTuple):
         return xp.concat(sums, axis=1)
 
 
-def heads_of(heads: int, kv_heads: int, ranks: int) -> list[Heads]:
+def assign_heads(heads: int, kv_heads: int, ranks: int) -> list[Heads]:
     """The heads of each rank: whole groups where there are as many key heads as ranks, else parts of groups."""
     group = heads // kv_heads
     unit = group if kv_heads >= ranks else 1

@@ -11,7 +11,7 @@ from attnarray.attention.modifiers import ScoreModifiers
 from attnarray.attention.options import Options, check_arrays, known_options, score_modifiers
 from attnarray.backend import Array, dtype_name, to_numpy
 from attnarray.distributed.communicator import Gathering, gathered, same
-from attnarray.distributed.sequence import ORDERS, OrderName, Part, parts_of
+from attnarray.distributed.sequence import ORDERS, OrderName, Part, sequence_parts
 from attnarray.masks import Mask
 
 
@@ -43,7 +43,7 @@ def agreed_problem(
     """
     shapes = gathered(comm, _shapes, arrays, attn_mask, order, options)
     same([{name: value for name, value in given.items() if name not in ("T", "S")} for given in shapes])
-    queries, keys = (parts_of([given[axis] for given in shapes], order) for axis in ("T", "S"))
+    queries, keys = (sequence_parts([given[axis] for given in shapes], order) for axis in ("T", "S"))
     total = sum(given["S"] for given in shapes)
     own: list[RankProblem] = []
 

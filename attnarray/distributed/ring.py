@@ -18,7 +18,7 @@ from attnarray.backend import Array, ArrayT, device_of, namespace_of, to_numpy
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.distributed.communicator import Communicator, Gathering, Guard, agree, everywhere
 from attnarray.distributed.problem import agreed_problem
-from attnarray.distributed.sequence import OrderName, Route, band_of
+from attnarray.distributed.sequence import OrderName, Route, position_band
 from attnarray.distributed.tiles import Gradients, Results, make_queries
 from attnarray.distributed.travel import Travel
 from attnarray.masks import Mask
@@ -128,7 +128,7 @@ def ring_attention_fwd(
     """`ring_attention`, with the same options, and the context for its backward, which all ranks must call, too."""
     problem = agreed_problem(comm, (query, key, value), attn_mask, dropout_p, is_causal, order, options)
     q, k, v, modifiers, layout, bias_shape, queries, keys = problem
-    route = Route(queries, keys, band_of(modifiers))
+    route = Route(queries, keys, position_band(modifiers))
     out, lse = ring_forward(comm, comm, q, k, v, modifiers, route)
     ctx = RingContext(comm, q, k, v, out, lse, modifiers, route, layout, bias_shape)
     return read_only(layout.restore(out)), ctx

@@ -31,7 +31,7 @@ class Segment(NamedTuple):
 Part = tuple[Segment, ...]  # what one rank holds, in the order in which it holds it
 
 
-def parts_of(lengths: Sequence[int], order: OrderName) -> tuple[Part, ...]:
+def sequence_parts(lengths: Sequence[int], order: OrderName) -> tuple[Part, ...]:
     """The positions of each rank, which holds `lengths[rank]` of them.
 
     With "zigzag" each rank's sequence is two halves (the first has one more if the length is odd): the first halves of
@@ -50,7 +50,7 @@ def _consecutive(lengths: Sequence[int]) -> list[Segment]:
     return [Segment(start, stop) for start, stop in itertools.pairwise(ends)]
 
 
-def lengths_of(total: int, parts: int, order: OrderName) -> list[int]:
+def part_lengths(total: int, parts: int, order: OrderName) -> list[int]:
     """Lengths that differ by 1 at most (2 for "zigzag") and whose sum is `total`."""
     chunks = parts if order == "contiguous" else 2 * parts
     sizes = [total // chunks + (n < total % chunks) for n in range(chunks)]
@@ -89,7 +89,7 @@ def split_sequence(x: ArrayT, parts: int, *, order: OrderName = "contiguous", ax
     xp = namespace_of(x)
     return [
         xp.concat([x[(*(slice(None),) * axis, slice(*segment))] for segment in part], axis=axis)
-        for part in parts_of(lengths_of(x.shape[axis], parts, order), order)
+        for part in sequence_parts(part_lengths(x.shape[axis], parts, order), order)
     ]
 
 
@@ -108,7 +108,7 @@ def join_sequence(parts: Sequence[ArrayT], *, order: OrderName = "contiguous", a
         raise ValueError("`parts` is empty, expected one array for each rank.")
     axis = checks.axis("axis", axis, parts[0].ndim)
     placed = []
-    for x, part in zip(parts, parts_of([x.shape[axis] for x in parts], order), strict=True):
+    for x, part in zip(parts, sequence_parts([x.shape[axis] for x in parts], order), strict=True):
         first = 0
         for segment in part:
             cut = slice(first, first + segment.length)
@@ -140,7 +140,7 @@ class Band(NamedTuple):
         return int(np.maximum(high - low + 1, 0).sum())
 
 
-def band_of(modifiers: ScoreModifiers) -> Band:
+def position_band(modifiers: ScoreModifiers) -> Band:
     """What the modifiers of a whole sequence allow by position, in any batch."""
     low, high = _range(modifiers.q_offset, 0)
     left, right = modifiers.left, modifiers.right

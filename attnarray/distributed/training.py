@@ -30,7 +30,7 @@ class Range(NamedTuple):
     stop: int
 
 
-def ranges_of(params: tree.Tree, ranks: int) -> list[list[Range]]:
+def element_ranges(params: tree.Tree, ranks: int) -> list[list[Range]]:
     """The elements of each rank: all leaves one after the other, in parts whose sizes differ by 1 at most."""
     leaves = tree.flatten(params)
     total = sum(math.prod(leaf.shape) for _, leaf in leaves)
@@ -47,7 +47,7 @@ def ranges_of(params: tree.Tree, ranks: int) -> list[list[Range]]:
     return found
 
 
-def pieces_of(params: tree.Tree, ranges: Iterable[Range]) -> Pieces:
+def copy_pieces(params: tree.Tree, ranges: Iterable[Range]) -> Pieces:
     """Copies of these elements, by the path of their leaf."""
     found = {}
     for path, start, stop in ranges:
@@ -82,7 +82,7 @@ def sharded_init(comm: Communicator, params: tree.Tree, init: Callable[[tree.Tre
     [{'weight': (4,)}, {'weight': (2,), 'bias': (3,)}]
     """
     own = everywhere(comm, _checked_ranges, params, comm.Get_size())[comm.Get_rank()]
-    return everywhere(comm, lambda: init(pieces_of(params, own)))
+    return everywhere(comm, lambda: init(copy_pieces(params, own)))
 
 
 def sharded_update(
@@ -149,7 +149,7 @@ def sharded_update(
     """
     rank, size = comm.Get_rank(), comm.Get_size()
     same(gathered(comm, _described, params, grads, reduction, max_norm, options))
-    ranges = ranges_of(params, size)
+    ranges = element_ranges(params, size)
     mine = _reduced(comm, grads, ranges)
     if reduction == "mean":
         mine = {path: piece * (1.0 / size) for path, piece in mine.items()}
@@ -158,7 +158,7 @@ def sharded_update(
         mine = {path: piece * factor for path, piece in mine.items()}
 
     def step() -> tuple[Pieces, Any]:
-        own = pieces_of(params, ranges[rank])
+        own = copy_pieces(params, ranges[rank])
         narrow = {path: namespace_of(g).astype(g, own[path].dtype, copy=False) for path, g in mine.items()}
         new, new_state = update(own, narrow, state, **options)
         return dict(new), new_state
@@ -172,7 +172,7 @@ def _checked_ranges(params: tree.Tree, size: int) -> list[list[Range]]:
     for name, leaf in leaves.items():
         checks.require_array(f"params.{name}", leaf, "a floating array")
         checks.floating(**{f"params.{name}": leaf})
-    return ranges_of(params, size)
+    return element_ranges(params, size)
 
 
 def _described(params: tree.Tree, grads: tree.Tree, reduction: str, max_norm: Any, options: Any) -> dict[str, Any]:
@@ -193,9 +193,11 @@ def _described(params: tree.Tree, grads: tree.Tree, reduction: str, max_norm: An
 def _reduced(comm: Communicator, grads: tree.Tree, ranges: list[list[Range]]) -> Pieces:
     """This rank's elements of the gradients of all ranks, added in their order, in the dtype of sums."""
     rank, size = comm.Get_rank(), comm.Get_size()
-    own = pieces_of(grads, ranges[rank])
+    own = copy_pieces(grads, ranges[rank])
     paths, like = list(own), list(own.values())
-    outgoing = [Outgoing(comm, list(pieces_of(grads, ranges[r]).values()), r, REDUCE) for r in range(size) if r != rank]
+    outgoing = [
+        Outgoing(comm, list(copy_pieces(grads, ranges[r]).values()), r, REDUCE) for r in range(size) if r != rank
+    ]
     total: list[Any] = []
     for r in range(size):
         arrays = like if r == rank else Incoming(comm, like, [x.shape for x in like], r, REDUCE).wait()
@@ -217,7 +219,7 @@ def _spread(comm: Communicator, params: tree.Tree, new: Pieces, ranges: list[lis
     """The whole parameters from the updated elements of every rank."""
     rank, size = comm.Get_rank(), comm.Get_size()
     others = [(rank + step) % size for step in range(1, size)]
-    like = [pieces_of(params, own) for own in ranges]
+    like = [copy_pieces(params, own) for own in ranges]
     outgoing = [Outgoing(comm, list(new.values()), r, SPREAD) for r in others]
     incoming = {}
     for r in reversed(others):

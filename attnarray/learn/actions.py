@@ -15,7 +15,7 @@ from typing import Any
 import attnarray
 from attnarray.console import FAINT, GOOD, UsageError, print_line, print_table, width
 from attnarray.console import progress as progress_bar
-from attnarray.learn.course import LECTURES, NAMES, lecture_of, load
+from attnarray.learn.course import LECTURES, NAMES, lecture_number, load
 from attnarray.learn.exercise import Exercise, checked_name
 from attnarray.learn.process import SECONDS, grade_file
 from attnarray.learn.progress import Progress, folder, read, update
@@ -72,7 +72,7 @@ def _listed(progress: Progress) -> Iterator[dict[str, Any]]:
         exercise = load(name)
         yield {
             "name": name,
-            "lecture": lecture_of(name),
+            "lecture": lecture_number(name),
             "title": exercise.title,
             "kind": exercise.kind,
             **progress.of(name)._asdict(),

@@ -56,7 +56,7 @@ def load(name: str) -> Exercise:
     return exercise
 
 
-def lecture_of(name: str) -> int:
+def lecture_number(name: str) -> int:
     """The lecture of an exercise, counted from 1."""
     return next(n for n, names in enumerate(LECTURES.values(), 1) if name in names)
 

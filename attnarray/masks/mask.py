@@ -6,7 +6,7 @@ import math
 import operator
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -152,7 +152,41 @@ def _every_pair(
 
 
 @dataclass(frozen=True, eq=False)
-class Intersection(Mask):
+class _Joined(Mask):
+    """What `join` makes of `masks`, pair by pair."""
+
+    join: ClassVar[Any]  # operator.and_ or operator.or_
+
+    masks: tuple[Mask, ...]
+
+    def allows(self, pairs: Pairs) -> Any:
+        return reduce(self.join, (mask.allows(pairs) for mask in self.masks))
+
+    def kinds(self, grid: Grid) -> Kinds:
+        some, every = zip(*(mask.kinds(grid) for mask in self.masks), strict=True)
+        return reduce(self.join, some), reduce(self.join, every)
+
+    def labels(self, tiles: Tiles) -> Any:
+        """Equal only for tiles that are equal for every mask; 0 and 1 are those that are empty and full for it."""
+        joint = np.zeros(len(tiles.b), np.int64)
+        for mask in self.masks:
+            some, every = (tiles.pick(kind) for kind in mask.kinds(tiles.grid))
+            own = mask.labels(tiles)
+            own = np.arange(len(joint)) if own is None else np.unique(own, return_inverse=True)[1].reshape(-1)
+            own = np.where(every, 1, np.where(some, 2 + own, 0))
+            joint = np.unique(joint * (own.max(initial=0) + 1) + own, return_inverse=True)[1].reshape(-1)
+        return joint
+
+    def extent(self) -> tuple[tuple[int, ...], int]:
+        batches, heads = zip(*(mask.extent() for mask in self.masks), strict=True)
+        return np.broadcast_shapes(*batches), max(heads)
+
+    def without_rule(self) -> tuple[str, ...]:
+        return tuple(name for mask in self.masks for name in mask.without_rule())
+
+
+@dataclass(frozen=True, eq=False)
+class Intersection(_Joined):
     """What all `masks` allow; made by `a & b`.
 
     Examples
@@ -162,30 +196,14 @@ class Intersection(Mask):
     [[True, False], [False, True]]
     """
 
-    masks: tuple[Mask, ...]
+    join = operator.and_
 
     def constrain(self, constraints: Constraints) -> Constraints:
         return reduce(lambda joined, mask: mask.constrain(joined), self.masks, constraints)
 
-    def allows(self, pairs: Pairs) -> Any:
-        return reduce(operator.and_, (mask.allows(pairs) for mask in self.masks))
-
-    def kinds(self, grid: Grid) -> Kinds:
-        some, every = zip(*(mask.kinds(grid) for mask in self.masks), strict=True)
-        return reduce(operator.and_, some), reduce(operator.and_, every)
-
-    def labels(self, tiles: Tiles) -> Any:
-        return _joint_labels(self.masks, tiles)
-
-    def extent(self) -> tuple[tuple[int, ...], int]:
-        return _joint_extent(self.masks)
-
-    def without_rule(self) -> tuple[str, ...]:
-        return tuple(name for mask in self.masks for name in mask.without_rule())
-
 
 @dataclass(frozen=True, eq=False)
-class Union(Mask):
+class Union(_Joined):
     """What any of `masks` allows; made by `a | b`.
 
     Examples
@@ -195,23 +213,7 @@ class Union(Mask):
     [[True, False, False], [True, True, False]]
     """
 
-    masks: tuple[Mask, ...]
-
-    def allows(self, pairs: Pairs) -> Any:
-        return reduce(operator.or_, (mask.allows(pairs) for mask in self.masks))
-
-    def kinds(self, grid: Grid) -> Kinds:
-        some, every = zip(*(mask.kinds(grid) for mask in self.masks), strict=True)
-        return reduce(operator.or_, some), reduce(operator.or_, every)
-
-    def labels(self, tiles: Tiles) -> Any:
-        return _joint_labels(self.masks, tiles)
-
-    def extent(self) -> tuple[tuple[int, ...], int]:
-        return _joint_extent(self.masks)
-
-    def without_rule(self) -> tuple[str, ...]:
-        return tuple(name for mask in self.masks for name in mask.without_rule())
+    join = operator.or_
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,23 +244,6 @@ class Complement(Mask):
 
     def without_rule(self) -> tuple[str, ...]:
         return self.mask.without_rule()
-
-
-def _joint_labels(masks: tuple[Mask, ...], tiles: Tiles) -> np.ndarray:
-    """Equal only for tiles that are equal for every mask; 0 and 1 stand for those that are empty and full for it."""
-    joint = np.zeros(len(tiles.b), np.int64)
-    for mask in masks:
-        some, every = (tiles.pick(kind) for kind in mask.kinds(tiles.grid))
-        own = mask.labels(tiles)
-        own = np.arange(len(joint)) if own is None else np.unique(own, return_inverse=True)[1].reshape(-1)
-        own = np.where(every, 1, np.where(some, 2 + own, 0))
-        joint = np.unique(joint * (own.max(initial=0) + 1) + own, return_inverse=True)[1].reshape(-1)
-    return joint
-
-
-def _joint_extent(masks: tuple[Mask, ...]) -> tuple[tuple[int, ...], int]:
-    batches, heads = zip(*(mask.extent() for mask in masks), strict=True)
-    return np.broadcast_shapes(*batches), max(heads)
 
 
 def to_constraints(*masks: Mask) -> Constraints:

@@ -175,6 +175,17 @@ def test_compile_keeps_a_call_whole() -> None:
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     for one, other in zip(*(torch.autograd.grad(f(*given), given) for f in (loss, compiled)), strict=True):
         torch.testing.assert_close(one, other)
+    lengths = torch.tensor([4])
+    padded = torch.compile(
+        lambda q, k, v: bridge.scaled_dot_product_attention(q, k, v, kv_lengths=lengths).sum(), fullgraph=True,
+        backend="aot_eager",
+    )  # fmt: skip
+    expected = bridge.scaled_dot_product_attention(*given, kv_lengths=lengths).sum()
+    for one, other in zip(*(torch.autograd.grad(x, given) for x in (padded(*given), expected)), strict=True):
+        torch.testing.assert_close(one, other)
+    masked = torch.compile(lambda x: bridge.scaled_dot_product_attention(x, x, x, aa.Causal()), backend="aot_eager")
+    causal = bridge.scaled_dot_product_attention(*given[:1] * 3, is_causal=True)
+    torch.testing.assert_close(masked(given[0]), causal)
     several = torch.compile(lambda x: bridge.linear_attention(x, x, x).out.sum(), backend="aot_eager")
     torch.testing.assert_close(several(given[0]), bridge.linear_attention(*given[:1] * 3).out.sum())
 

@@ -20,7 +20,7 @@ from attnarray.distributed import (
     split_sequence,
     tiles,
 )
-from attnarray.distributed.exchange import heads_of
+from attnarray.distributed.exchange import assign_heads
 from tests.support.libraries import Library
 from tests.support.ring_calls import OPTIONS, TOLERANCES, errors, joined, make_call, rank_results, whole_results
 from tests.support.tiers import slow
@@ -83,7 +83,7 @@ def test_every_array_library(library: Library) -> None:
 @pytest.mark.parametrize(("heads", "kv_heads"), [(8, 8), (12, 4), (6, 2), (7, 1)])
 @pytest.mark.parametrize("ranks", range(1, 7))
 def test_each_head_is_on_one_rank(heads: int, kv_heads: int, ranks: int) -> None:
-    found = heads_of(heads, kv_heads, ranks)
+    found = assign_heads(heads, kv_heads, ranks)
     assert [h for own in found for h in range(own.queries.start, own.queries.stop)] == list(range(heads))
     group = heads // kv_heads
     for own in found:

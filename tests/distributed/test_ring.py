@@ -20,7 +20,7 @@ from attnarray.distributed import (
     split_sequence,
     tiles,
 )
-from attnarray.distributed.sequence import Band, Route, lengths_of, parts_of
+from attnarray.distributed.sequence import Band, Route, part_lengths, sequence_parts
 from tests.naive.scaled_dot_product_attention import scaled_dot_product_attention as naive
 from tests.support.libraries import Library, assert_close
 from tests.support.ring_calls import (
@@ -218,7 +218,7 @@ def test_causal_keys_do_not_travel_backwards(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("total", [65_536, 10_007])
 def test_zigzag_balances_causal_work(size: int, total: int) -> None:
     def work(order: Any) -> list[int]:
-        parts = parts_of(lengths_of(total, size, order), order)
+        parts = sequence_parts(part_lengths(total, size, order), order)
         route = Route(parts, parts, Band(-np.inf, 0, np.inf))
         return [route.work(rank) for rank in range(size)]
 

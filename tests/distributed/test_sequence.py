@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from attnarray.distributed import join_sequence, split_sequence
-from attnarray.distributed.sequence import Band, Route, Segment, lengths_of, parts_of
+from attnarray.distributed.sequence import Band, Route, Segment, part_lengths, sequence_parts
 
 
 @pytest.mark.parametrize("order", ["contiguous", "zigzag"])
@@ -26,13 +26,13 @@ def test_split_and_join(order: Any, total: int, parts: int) -> None:
 @pytest.mark.parametrize("lengths", [(3,), (4, 0, 1), (5, 5, 2, 9)])
 @pytest.mark.parametrize("order", ["contiguous", "zigzag"])
 def test_each_position_is_on_one_rank(lengths: tuple[int, ...], order: Any) -> None:
-    parts = parts_of(lengths, order)
+    parts = sequence_parts(lengths, order)
     assert [sum(segment.length for segment in part) for part in parts] == list(lengths)
     assert sorted(n for part in parts for segment in part for n in range(*segment)) == list(range(sum(lengths)))
 
 
 def test_a_part_of_zigzag_has_a_chunk_from_either_end() -> None:
-    assert parts_of((4, 4), "zigzag") == ((Segment(0, 2), Segment(6, 8)), (Segment(2, 4), Segment(4, 6)))
+    assert sequence_parts((4, 4), "zigzag") == ((Segment(0, 2), Segment(6, 8)), (Segment(2, 4), Segment(4, 6)))
 
 
 @pytest.mark.parametrize("band", [Band(-np.inf, np.inf, np.inf), Band(-3, 0, np.inf), Band(-2, 4, 5), Band(1, 2, 9)])
@@ -50,7 +50,7 @@ def test_seen_pairs_are_those_of_the_band(band: Band) -> None:
     "band", [Band(-np.inf, np.inf, np.inf), Band(-np.inf, 0, np.inf), Band(-3, 2, 30), Band(9, 9, 50)]
 )
 def test_a_part_comes_from_the_rank_that_it_was_sent_by(band: Band, order: Any) -> None:
-    parts = parts_of(lengths_of(41, 5, order), order)
+    parts = sequence_parts(part_lengths(41, 5, order), order)
     route = Route(parts, parts, band)
     for part in range(5):
         visited, rank = [part], route.next(part, part)

@@ -11,7 +11,7 @@ import pytest
 import attnarray as aa
 from attnarray import optim, tree
 from attnarray.distributed import RankError, ThreadComm, load_sharded, save_sharded, sharded_init, sharded_update
-from attnarray.distributed.training import ranges_of
+from attnarray.distributed.training import element_ranges
 from tests.support.libraries import Library
 
 MODEL = aa.models.GPT(vocab_size=17, max_seq_len=6, dim=8, num_layers=1, num_heads=2)
@@ -65,7 +65,7 @@ def test_training_equals_one_process(size: int, max_norm: float | None) -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
 def test_each_element_has_one_rank(size: int) -> None:
     params = {"a": np.zeros((3, 5)), "b": {"c": np.zeros(()), "d": np.zeros((0, 4)), "e": np.zeros(88)}}
-    found = ranges_of(params, size)
+    found = element_ranges(params, size)
     counts = [sum(r.stop - r.start for r in own) for own in found]
     assert sum(counts) == 104
     assert max(counts) - min(counts) <= 1

@@ -12,7 +12,7 @@ import pytest
 
 import attnarray as aa
 from attnarray.learn.calls import draw_all
-from attnarray.learn.course import LECTURES, NAMES, following, lecture_of, load
+from attnarray.learn.course import LECTURES, NAMES, following, lecture_number, load
 from attnarray.learn.exercise import Exercise
 from attnarray.learn.grading import grade
 from attnarray.learn.worker import grade_source
@@ -24,7 +24,7 @@ every_exercise = pytest.mark.parametrize("exercise", EXERCISES, ids=NAMES)
 def test_the_course() -> None:
     assert len(NAMES) == len(set(NAMES)) >= 24
     assert len(LECTURES) == 6
-    assert [lecture_of(name) for name in NAMES] == sorted(lecture_of(name) for name in NAMES)
+    assert [lecture_number(name) for name in NAMES] == sorted(lecture_number(name) for name in NAMES)
     assert (NAMES[0], NAMES[-1]) == ("softmax", "gpt_block_bwd")
     assert [following(name) for name in NAMES] == [*NAMES[1:], None]
     assert {exercise.kind for exercise in EXERCISES} == {"forward", "backward", "mask", "kernel", "bug"}

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from attnarray import checks, tree
 from attnarray.attention.layout import Layout, attention_layout
-from attnarray.attention.linear.features import FeatureMap, feature_map_of
+from attnarray.attention.linear.features import FeatureMap, resolve_feature_map
 from attnarray.attention.options import scale_or_default
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, ArrayT, accumulator_dtype, device_of, dtype_name, namespace_of
@@ -42,7 +42,7 @@ class Call(NamedTuple):
 def check_call(query: Array, key: Array, value: Array, arrays: dict[str, Any], options: Any) -> tuple[Layout, Call]:
     """Check all arguments, and return the layout and the options."""
     checks.required(query=query, key=key, value=value)
-    feature_map = feature_map_of(options["feature_map"])
+    feature_map = resolve_feature_map(options["feature_map"])
     of_map = {f"feature_map.{tree.format_path(path)}": x for path, x in _arrays(feature_map)}
     decay, beta, initial = arrays["decay"], arrays["beta"], arrays["initial_state"]
     checks.namespace(query=query, key=key, value=value, **arrays, **of_map)

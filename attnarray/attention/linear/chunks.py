@@ -84,7 +84,7 @@ def unit_lower_inverse(below: Array) -> Any:
 
 
 def times(x: Array, factor: Array | None) -> Any:
-    """x times a factor, None of which is 1."""
+    """x times a factor; without one, x."""
     return x if factor is None else x * factor
 
 

@@ -170,7 +170,7 @@ class Hedgehog(NamedTuple):
         return weight
 
 
-def feature_map_of(given: Any) -> FeatureMap | None:
+def resolve_feature_map(given: Any) -> FeatureMap | None:
     """The option `feature_map` as a value, checked: a name, or a value with `features` and `backward`."""
     if given is None or (hasattr(given, "features") and hasattr(given, "backward") and not isinstance(given, type)):
         found: FeatureMap | None = given

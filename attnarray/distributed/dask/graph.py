@@ -15,7 +15,7 @@ from attnarray.attention.modifiers import ScoreModifiers
 from attnarray.backend import dtype_name
 from attnarray.dispatch import KernelMode, kernel_mode
 from attnarray.distributed.dask.blocks import Block
-from attnarray.distributed.sequence import Band, Segment, band_of
+from attnarray.distributed.sequence import Band, Segment, position_band
 from attnarray.masks import Dense, Documents, Intersection, Mask
 
 FAN_IN = 8  # parts that one task merges
@@ -76,7 +76,7 @@ class BlockedCall(NamedTuple):
 
     def arguments(self, b: int, h: int, t: int, s: int) -> list[Any]:
         """The keys of a block's arrays over the scores, None for what is not given."""
-        return [None if name not in self.scores else key_of(self.scores[name], (b, h, t, s)) for name in OVER_SCORES]
+        return [None if name not in self.scores else block_key(self.scores[name], (b, h, t, s)) for name in OVER_SCORES]
 
 
 def segments(chunks: Sequence[int]) -> list[Segment]:
@@ -84,7 +84,7 @@ def segments(chunks: Sequence[int]) -> list[Segment]:
     return [Segment(*pair) for pair in itertools.pairwise(ends)]
 
 
-def key_of(array: Any, index: Sequence[int]) -> tuple[Any, ...]:
+def block_key(array: Any, index: Sequence[int]) -> tuple[Any, ...]:
     """The key of the chunk with these numbers; 0 along axes with a single chunk."""
     return (array.name, *(n if count > 1 else 0 for n, count in zip(index, array.numblocks, strict=True)))
 
@@ -140,7 +140,7 @@ def blocked_call(
     numbers = modifiers._replace(
         bias=None, mask=None, sinks=None, dropout=None if dropout is None else dropout._replace(keep=None)
     )
-    return BlockedCall(q, k, v, scores, numbers, options.get("sinks"), band_of(modifiers), kernel_mode())
+    return BlockedCall(q, k, v, scores, numbers, options.get("sinks"), position_band(modifiers), kernel_mode())
 
 
 def _dense(attn_mask: Any) -> tuple[Mask | None, Any]:
@@ -243,7 +243,7 @@ def make_layer(name: str, tasks: dict[Any, Any], arrays: list[Any]) -> Layer:
     return Layer(name, HighLevelGraph.from_collections(name, tasks, dependencies=arrays))
 
 
-def name_of(prefix: str, *parts: Any) -> str:
+def task_name(prefix: str, *parts: Any) -> str:
     """A name that is the same for the same call, so that Dask knows what it has computed."""
     from dask.base import tokenize
 

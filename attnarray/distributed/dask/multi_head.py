@@ -11,7 +11,7 @@ from attnarray.attention.dot_product.multi_head import PARTS, HeadOptions, Multi
 from attnarray.attention.options import known_options
 from attnarray.backend import accumulator_dtype
 from attnarray.distributed.dask import blocks, projections
-from attnarray.distributed.dask.graph import bound, indices, make_layer, name_of, segments, tree, unfilled
+from attnarray.distributed.dask.graph import bound, indices, make_layer, segments, task_name, tree, unfilled
 from attnarray.distributed.dask.projections import Heads
 from attnarray.distributed.dask.scaled_dot_product import (
     DaskAttentionContext,
@@ -190,7 +190,7 @@ def _parameters(arrays: dict[str, Any]) -> tuple[Any, Any]:
 
 def _projected(x: Any, arrays: dict[str, Any], heads: Heads) -> Any:
     """Queries, keys or values (B, H, T, D) of all heads."""
-    name, rows = name_of("attention-heads", x.name, *_names(arrays), repr(heads)), segments(x.chunks[1])
+    name, rows = task_name("attention-heads", x.name, *_names(arrays), repr(heads)), segments(x.chunks[1])
     batch = segments(x.chunks[0])
     tasks = {
         (name, b, 0, t, 0): (
@@ -206,7 +206,7 @@ def _projected(x: Any, arrays: dict[str, Any], heads: Heads) -> Any:
 
 def _joined(out: Any, arrays: dict[str, Any], like: Any) -> Any:
     """The output (B, T, E) from that of all heads."""
-    name = name_of("attention-output", out.name, *_names(arrays))
+    name = task_name("attention-output", out.name, *_names(arrays))
     tasks = {
         (name, b, t, 0): (projections.output_block, (out.name, b, 0, t, 0), *_parameters(arrays))
         for b, t in indices(*like.numblocks[:2])
@@ -217,7 +217,7 @@ def _joined(out: Any, arrays: dict[str, Any], like: Any) -> Any:
 
 def _projected_backward(dx: Any, x: Any, arrays: dict[str, Any], heads: Heads) -> tuple[Any, dict[str, Any]]:
     """The gradients of `_projected`: of x and of the parameters."""
-    name, rows = name_of("attention-heads-gradients", dx.name, x.name, *_names(arrays)), segments(x.chunks[1])
+    name, rows = task_name("attention-heads-gradients", dx.name, x.name, *_names(arrays)), segments(x.chunks[1])
     batch, weight = segments(x.chunks[0]), _parameters(arrays)[0]
     tasks = {
         (name, b, t): (
@@ -235,7 +235,7 @@ def _projected_backward(dx: Any, x: Any, arrays: dict[str, Any], heads: Heads) -
 
 def _joined_backward(dout: Any, out: Any, arrays: dict[str, Any], heads: Heads) -> tuple[Any, dict[str, Any]]:
     """The gradients of `_joined`: of the output of all heads and of the parameters."""
-    name, weight = name_of("attention-output-gradients", dout.name, out.name, *_names(arrays)), _parameters(arrays)[0]
+    name, weight = task_name("attention-output-gradients", dout.name, out.name, *_names(arrays)), _parameters(arrays)[0]
     backward = bound(projections.output_backward_block, has_bias="bias" in arrays)
     tasks = {
         (name, b, t): (backward, (dout.name, b, t, 0), (out.name, b, 0, t, 0), weight)

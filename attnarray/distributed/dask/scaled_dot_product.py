@@ -16,12 +16,12 @@ from attnarray.distributed.dask import blocks
 from attnarray.distributed.dask.graph import (
     BlockedCall,
     Layer,
+    block_key,
     blocked_call,
     bound,
     indices,
-    key_of,
     make_layer,
-    name_of,
+    task_name,
     tree,
 )
 from attnarray.masks import Mask
@@ -109,7 +109,7 @@ def scaled_dot_product_attention_fwd(
     call = blocked_call((query, key, value), attn_mask, dropout_p, is_causal, dict(options))
     q, k, v = call.q, call.k, call.v
     tasks: dict[Any, Any] = {}
-    name = name_of("attention", *call.token)
+    name = task_name("attention", *call.token)
     for b, h, t in indices(*q.numblocks[:3]):
         parts = []
         for s in call.blocks_of_keys(t):
@@ -158,7 +158,7 @@ def scaled_dot_product_attention_bwd(dout: Any, ctx: DaskAttentionContext, dlse:
     dout = _cotangent("dout", dout, ctx.out)
     dlse = None if dlse is None else _cotangent("dlse", dlse, ctx.lse)
     tasks: dict[Any, Any] = {}
-    name = name_of("attention-gradients", *call.token, dout.name, None if dlse is None else dlse.name)
+    name = task_name("attention-gradients", *call.token, dout.name, None if dlse is None else dlse.name)
     for b, h, t in indices(*call.q.numblocks[:3]):
         row, dlse_key = (b, h, t, 0), None if dlse is None else (dlse.name, b, h, t)
         for s in call.blocks_of_keys(t):
@@ -208,7 +208,7 @@ class _Gradients(NamedTuple):
         lists: dict[Any, list[Any]] = {index: [] for index in indices(*bias.numblocks)}
         for row in indices(*self.call.q.numblocks[:3]):
             for key in self._blocks(*row):
-                lists[key_of(bias, key[1:])[1:]].append(key)
+                lists[block_key(bias, key[1:])[1:]].append(key)
         return self._sums("bias", 3, lists, bias)
 
     def sinks(self) -> Any:

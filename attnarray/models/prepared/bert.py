@@ -13,7 +13,7 @@ from attnarray.layers.checking import Checked
 from attnarray.layers.initial import Params
 from attnarray.masks import Mask
 from attnarray.models.padding import check_lengths, check_tokens
-from attnarray.models.prepared.stack import Prepared, Weights, rounded, stack_of
+from attnarray.models.prepared.stack import Prepared, Weights, make_stack, rounded
 from attnarray.ops.embedding import check_range
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def prepare_bert(model: BERT, params: Params, weights: Weights | None) -> Prepar
     pooler = ("pooler",) if model.pooler else ()
     params, halves = rounded(params, weights, pooler)
     leaf = params["token"]["weight"]
-    return PreparedBERT(model, params, stack_of(model.body.block, model.num_layers, leaf, halves))
+    return PreparedBERT(model, params, make_stack(model.body.block, model.num_layers, leaf, halves))
 
 
 @accelerated

@@ -11,7 +11,7 @@ from attnarray.dispatch import accelerated
 from attnarray.layers.checking import Checked, check_input
 from attnarray.layers.initial import Params
 from attnarray.masks import Mask
-from attnarray.models.prepared.stack import Prepared, Weights, rounded, stack_of
+from attnarray.models.prepared.stack import Prepared, Weights, make_stack, rounded
 
 if TYPE_CHECKING:
     from attnarray.models.transformer.encoder import Encoder
@@ -31,7 +31,7 @@ class PreparedEncoder(Prepared):
     @property
     def final_norm(self) -> Any:
         """The norm after the last block, for kernels, if there is one."""
-        return self.stack.norm_of(self.params["norm"]) if "norm" in self.params else None
+        return self.stack.norm_fields(self.params["norm"]) if "norm" in self.params else None
 
     def __call__(
         self, x: ArrayT, *, attn_mask: Array | Mask | None = None, is_causal: bool = False, kv_lengths: Any = None,
@@ -53,7 +53,7 @@ def prepare_encoder(model: Encoder, params: Params, weights: Weights | None) -> 
     """See `Encoder.prepare`."""
     params, halves = rounded(params, weights)
     leaf = params["blocks"][0]["attention"]["query"]["weight"]
-    return PreparedEncoder(model, params, stack_of(model.block, model.num_layers, leaf, halves))
+    return PreparedEncoder(model, params, make_stack(model.block, model.num_layers, leaf, halves))
 
 
 @accelerated

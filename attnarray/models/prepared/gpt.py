@@ -14,7 +14,7 @@ from attnarray.layers.initial import Params
 from attnarray.masks import Mask
 from attnarray.models.gpt.cache import GPTCache
 from attnarray.models.padding import check_tokens
-from attnarray.models.prepared.stack import Prepared, Weights, rounded, stack_of
+from attnarray.models.prepared.stack import Prepared, Weights, make_stack, rounded
 
 if TYPE_CHECKING:
     from attnarray.models.gpt.model import GPT
@@ -44,7 +44,7 @@ class PreparedGPT(Prepared):
     @property
     def final_norm(self) -> Any:
         """The norm after the last block, for kernels."""
-        return self.stack.norm_of(self.params["norm"])
+        return self.stack.norm_fields(self.params["norm"])
 
     @property
     def output_weight(self) -> Array:
@@ -99,7 +99,7 @@ def prepare_gpt(model: GPT, params: Params, weights: Weights | None) -> Prepared
     """See `GPT.prepare`."""
     params, halves = rounded(params, weights, ("token" if model.tie_embeddings else "logits",))
     leaf = params["token"]["weight"]
-    return PreparedGPT(model, params, stack_of(model.body.block, model.num_layers, leaf, halves))
+    return PreparedGPT(model, params, make_stack(model.body.block, model.num_layers, leaf, halves))
 
 
 @accelerated

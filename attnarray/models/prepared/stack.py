@@ -37,12 +37,12 @@ class Stack(NamedTuple):
     dtype: str  # of the parameters
     result: Any  # the dtype of the result
 
-    def norm_of(self, params: Params) -> tuple[Params, int, float, bool]:
+    def norm_fields(self, params: Params) -> tuple[Params, int, float, bool]:
         """A norm for kernels: its parameters, its width, epsilon, and whether it subtracts the mean."""
         return params, self.dim, self.eps, self.norm == "layer"
 
 
-def stack_of(block: TransformerBlock, num_layers: int, leaf: Any, halves: bool) -> Stack:
+def make_stack(block: TransformerBlock, num_layers: int, leaf: Any, halves: bool) -> Stack:
     """The stack of `num_layers` such blocks, with parameters like `leaf`."""
     return Stack(
         block.dim, num_layers, block.num_heads, block.num_kv_heads or block.num_heads,
@@ -86,17 +86,17 @@ def rounded(params: Params, weights: Weights | None, names: tuple[str, ...] = ()
         large = x * (2.0**16 + 1.0)
         return large - (large - x)
 
-    changed = {name: _weights_of(params[name], round_one) for name in names}
+    changed = {name: _map_weights(params[name], round_one) for name in names}
     blocks = [
-        {**block, **{name: _weights_of(block[name], round_one) for name in ("attention", "feed_forward")}}
+        {**block, **{name: _map_weights(block[name], round_one) for name in ("attention", "feed_forward")}}
         for block in params["blocks"]
     ]
     return Checked({**params, **changed, "blocks": blocks}), True
 
 
-def _weights_of(params: Any, change: Callable[[Array], Array]) -> Any:
+def _map_weights(params: Any, change: Callable[[Array], Array]) -> Any:
     """The same tree with changed leaves `weight`."""
     return {
-        name: _weights_of(leaf, change) if isinstance(leaf, dict) else change(leaf) if name == "weight" else leaf
+        name: _map_weights(leaf, change) if isinstance(leaf, dict) else change(leaf) if name == "weight" else leaf
         for name, leaf in params.items()
     }

@@ -43,9 +43,9 @@ from attnarray.kernels.numba.attention.scores import (
 from attnarray.kernels.numba.attention.stored import (
     interleave_rows,
     pack_paired_columns,
-    rows_of,
     rows_scratch,
     store_row,
+    stored_rows,
     word_rows,
 )  # fmt: skip
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
@@ -156,8 +156,8 @@ def pack_tile(start: int, stop: int, span: Any, queries: Any, tile: Any, call: A
         pack_rows(word_rows(ac.K, b, g, start, stop, call, numbers), 0, stop - start, tile.keys)
         pack_paired_columns(ac.K, b, g, start, stop, memory, tile.key_columns, call, numbers)
         return
-    pack_rows(rows_of(ac.V, b, g, start, stop, memory, call, numbers), 0, stop - start, tile.values)
-    keys = rows_of(ac.K, b, g, start, stop, memory, call, numbers)
+    pack_rows(stored_rows(ac.V, b, g, start, stop, memory, call, numbers), 0, stop - start, tile.values)
+    keys = stored_rows(ac.K, b, g, start, stop, memory, call, numbers)
     pack_rows(keys, 0, stop - start, tile.keys)
     pack_columns(keys, 0, stop - start, tile.key_columns)
     if call[ac.HIDES] != 0:
@@ -219,7 +219,7 @@ def pack_query_rows(
                 high = ac.element_address(call, slot, span.b, h, i, 0)
             interleave_rows(columns, low, high, ahead(packed, n // 2 * step))
         else:
-            row = rows_of(slot, span.b, h, i, i + 1, queries.wide, call, numbers)
+            row = stored_rows(slot, span.b, h, i, i + 1, queries.wide, call, numbers)
             pack_row(row, 0, factor, ahead(packed, n * step))
     if call[ac.HIDES] == 0:
         return False

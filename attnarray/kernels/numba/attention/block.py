@@ -12,7 +12,7 @@ from attnarray.kernels.numba.attention import call as ac
 from attnarray.kernels.numba.attention.mask_tiles import BOUNDS, EMPTY, KIND
 from attnarray.kernels.numba.attention.panels import clear, find_rows
 from attnarray.kernels.numba.attention.scores import HIGH, LOW, Part, dropout_factors, score_panel
-from attnarray.kernels.numba.attention.stored import rows_of
+from attnarray.kernels.numba.attention.stored import stored_rows
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.lanes import Lanes, exp, item_bytes, lanes, tile_rows, where
 from attnarray.kernels.numba.vector.memory import ahead, pointer_at, row_pointer
@@ -167,9 +167,9 @@ def put_nan_into_keys(
     dvalues, dkeys = ahead(tile.dvalues, first * wide), ahead(tile.dkeys, first * deep)
     for w in range(min(width, span.past - base)):
         i, h, lane = (base + w) % count, span.h + (base + w) // count, at + first * width + w
-        dout = rows_of(ac.DOUT, span.b, h, i, i + 1, queries.wide, call, numbers)
+        dout = stored_rows(ac.DOUT, span.b, h, i, i + 1, queries.wide, call, numbers)
         put_nan(dout, 0, 1, ahead(block.weights, lane), 0, width, past - first, dvalues, 1, wide)
-        query = rows_of(ac.Q, span.b, h, i, i + 1, queries.wide, call, numbers)
+        query = stored_rows(ac.Q, span.b, h, i, i + 1, queries.wide, call, numbers)
         put_nan(query, 0, 1, ahead(block.dscores, lane), 0, width, past - first, dkeys, 1, deep)
 
 

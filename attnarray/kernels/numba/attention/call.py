@@ -17,7 +17,7 @@ from attnarray.kernels.numba.runtime.jit import jit
 from attnarray.kernels.numba.vector.lanes import item_bytes, lanes, tile_size
 from attnarray.kernels.numba.vector.memory import matrix_at
 from attnarray.kernels.numba.vector.pairs import REGISTER
-from attnarray.kernels.numba.vector.sixteen import storage_of
+from attnarray.kernels.numba.vector.sixteen import storage_code
 
 # Slots of arrays (B, H, T, N). Their addresses come first (0: not given), those of inputs and gradients before others,
 # which are written at once; then for each slot four sizes and four strides in bytes, and then how each is stored.
@@ -64,7 +64,7 @@ def write_array(integers: np.ndarray, slot: int, array: Any) -> None:
     strides = [stride if size > 1 else 0 for size, stride in zip(array.shape, array.strides, strict=True)]
     integers[slot] = address(array)
     integers[SLOTS + 8 * slot : SLOTS + 8 * slot + 8] = (*array.shape, *strides)
-    integers[STORAGE + slot] = storage_of(array.dtype)
+    integers[STORAGE + slot] = storage_code(array.dtype)
 
 
 def make_call(

@@ -17,7 +17,7 @@ from attnarray.kernels.numba.attention import call as ac
 from attnarray.kernels.numba.attention.forward import exponentiate, find_max
 from attnarray.kernels.numba.attention.row_scores import add_bias, cap, hide
 from attnarray.kernels.numba.attention.scores import query_factor, visible_keys
-from attnarray.kernels.numba.attention.stored import rows_of, store_row
+from attnarray.kernels.numba.attention.stored import store_row, stored_rows
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.lanes import Lanes, item_bytes, lanes, where
 from attnarray.kernels.numba.vector.memory import (
@@ -115,7 +115,7 @@ def decode_block(b: int, g: int, block: int, memory: Any, out: Any, call: Any, n
     depth, wide = whole_lanes(ac.columns(call, ac.K), numbers), whole_lanes(ac.columns(call, ac.V), numbers)
     factor = query_factor(numbers)
     for r in range(group * count):
-        query = rows_of(ac.Q, b, group * g + r // count, r % count, r % count + 1, memory.row, call, numbers)
+        query = stored_rows(ac.Q, b, group * g + r // count, r % count, r % count + 1, memory.row, call, numbers)
         pack_row(query, 0, factor, ahead(memory.queries, r * depth))
         for d in range(wide):
             out[r * (wide + 2) + d] = 0
@@ -152,7 +152,7 @@ def readable_rows(
         return Rows(ac.element_address(call, slot, b, g, start, 0), row_stride // size, storage)
     length = whole_lanes(columns, numbers)
     for row in range(start, stop):
-        source = rows_of(slot, b, g, row, row + 1, memory.row, call, numbers)
+        source = stored_rows(slot, b, g, row, row + 1, memory.row, call, numbers)
         pack_row(source, 0, 1, ahead(packed, (row - start) * length))
     return Rows(address_of(packed), length, NATIVE)
 
@@ -260,14 +260,14 @@ def add_values(b: int, g: int, low: int, high: int, values: Any, memory: Any, ca
     weigh_values(high - low, length, values, memory)
     if call[ac.HIDES] != 0 and has_nonfinite(wide, memory):
         for j in range(low, high):
-            source = rows_of(ac.V, b, g, j, j + 1, memory.row, call, numbers)
+            source = stored_rows(ac.V, b, g, j, j + 1, memory.row, call, numbers)
             pack_row(source, 0, 1, ahead(memory.finite_values, (j - low) * wide))
         remove_nonfinite(memory.finite_values, (high - low) * wide)
         for d in range(wide):
             memory.added[d] = 0
         weigh_values(high - low, length, Rows(address_of(memory.finite_values), wide, NATIVE), memory)
         for j in range(low, high):
-            source = rows_of(ac.V, b, g, j, j + 1, memory.row, call, numbers)
+            source = stored_rows(ac.V, b, g, j, j + 1, memory.row, call, numbers)
             put_nan(source, 0, 1, ahead(memory.scores, j - low), 1, 0, 1, memory.added, 1, 0)
 
 

@@ -34,7 +34,7 @@ from attnarray.kernels.numba.attention.scores import (
     score_panel,
     seen_keys,
 )  # fmt: skip
-from attnarray.kernels.numba.attention.stored import pack_paired_columns, rows_of, rows_scratch, word_rows
+from attnarray.kernels.numba.attention.stored import pack_paired_columns, rows_scratch, stored_rows, word_rows
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.lanes import (
     Lanes,
@@ -206,8 +206,8 @@ def pack_tile(
     if ac.in_pairs(call, numbers):
         pack_rows(word_rows(ac.K, b, g, start, stop, call, numbers), 0, stop - start, key_tile)
         return pack_paired_columns(ac.V, b, g, start, stop, memory, value_tile, call, numbers)
-    pack_rows(rows_of(ac.K, b, g, start, stop, memory, call, numbers), 0, stop - start, key_tile)
-    pack_columns(rows_of(ac.V, b, g, start, stop, memory, call, numbers), 0, stop - start, value_tile)
+    pack_rows(stored_rows(ac.K, b, g, start, stop, memory, call, numbers), 0, stop - start, key_tile)
+    pack_columns(stored_rows(ac.V, b, g, start, stop, memory, call, numbers), 0, stop - start, value_tile)
     count = (stop - start) * whole_tiles(ac.columns(call, ac.V), numbers)
     return call[ac.HIDES] != 0 and remove_nonfinite(value_tile, count)
 
@@ -270,7 +270,7 @@ def forward_panel(
         values = ahead(key_tile.values, first * tile)
         packed_product(columns, past - first, (stop - start) * tile, values, weights, out, True)
     if key_tile.nonfinite:
-        source = rows_of(ac.V, span.b, span.g, start + first, start + past, queries.wide, call, numbers)
+        source = stored_rows(ac.V, span.b, span.g, start + first, start + past, queries.wide, call, numbers)
         put_nan(source, 0, past - first, weights, width, 1, width, out, width, 1)
 
 

@@ -17,7 +17,7 @@ from attnarray.kernels.numba.attention import call as ac
 from attnarray.kernels.numba.attention.mask_tiles import BOUNDS, FULL, KIND, mask_by_tiles, seen_in_tiles
 from attnarray.kernels.numba.attention.panels import find_rows, pack_panel, pack_words
 from attnarray.kernels.numba.attention.row_scores import visible
-from attnarray.kernels.numba.attention.stored import rows_of, widen_panel
+from attnarray.kernels.numba.attention.stored import stored_rows, widen_panel
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.lanes import Lanes, item_bytes, lanes, tanh, tile_rows, where
 from attnarray.kernels.numba.vector.memory import ahead, as_bytes, pointer, pointer_at, row_pointer
@@ -191,7 +191,7 @@ def dot_as_decoded(
     width, count, base = lanes(scores), ac.rows(call, ac.Q), span.first + p * lanes(scores)
     step, length = whole_lanes(ac.columns(call, ac.K), scores), row_length(ac.columns(call, ac.K), scores)
     factor = query_factor(numbers)
-    source = rows_of(ac.K, span.b, span.g, start + first, start + past, queries.wide, call, numbers)
+    source = stored_rows(ac.K, span.b, span.g, start + first, start + past, queries.wide, call, numbers)
     beyond = ahead(queries.wide, (past - first) * ac.columns(call, ac.K))
     packed, stride = ahead(memory, step), stride_in_place(source, numbers)
     dots, key_step = ahead(packed, AT_ONCE * step), stride if stride >= 0 else step
@@ -201,7 +201,7 @@ def dot_as_decoded(
             pack_row(source, j - first + m, 1, ahead(packed, m * step))
         for w in range(min(width, span.past - base)):
             h, i = span.h + (base + w) // count, (base + w) % count
-            pack_row(rows_of(ac.Q, span.b, h, i, i + 1, beyond, call, numbers), 0, factor, memory)
+            pack_row(stored_rows(ac.Q, span.b, h, i, i + 1, beyond, call, numbers), 0, factor, memory)
             dot_rows(some, length, memory, keys, key_step, dots)
             for m in range(some):
                 scores[(j + m) * width + w] = dots[m]

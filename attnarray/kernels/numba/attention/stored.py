@@ -16,7 +16,7 @@ from attnarray.kernels.numba.vector.pairs import interleave, interleave_zeros, r
 from attnarray.kernels.numba.vector.sixteen import BFLOAT16_BITS, NATIVE, narrow_row, widen_row
 
 
-def rows_of(slot: int, b: int, h: int, first: int, past: int, memory: Any, call: Any, like: Any) -> Any:
+def stored_rows(slot: int, b: int, h: int, first: int, past: int, memory: Any, call: Any, like: Any) -> Any:
     """The rows [first, past) of a slot as a matrix; `memory` has room for as many numbers."""
     columns, start = ac.columns(call, slot), ac.element_address(call, slot, b, h, first, 0)
     row_stride, column_stride = ac.row_stride(call, slot), ac.column_stride(call, slot)
@@ -93,5 +93,5 @@ def rows_scratch(keys: int, call: Any, like: Any) -> int:
     return max((keys + 1) * widest, lanes(like) * max(widest, keys))
 
 
-rows_of, widen_panel, store_row, rows_scratch = jit(rows_of, widen_panel, store_row, rows_scratch, inner=True)
+stored_rows, widen_panel, store_row, rows_scratch = jit(stored_rows, widen_panel, store_row, rows_scratch, inner=True)
 word_rows, interleave_rows, pack_paired_columns = jit(word_rows, interleave_rows, pack_paired_columns, inner=True)

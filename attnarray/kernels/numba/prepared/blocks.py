@@ -87,7 +87,7 @@ def add_block(steps: Assembly, block: PackedBlock, params: Any, stack: Any, memo
     last = None
 
     def normalize(source: Rows, name: str, out: Rows) -> Any:
-        return steps.normalize(source, stack.norm_of(params[name]), out, memory.moments)
+        return steps.normalize(source, stack.norm_fields(params[name]), out, memory.moments)
 
     given = x
     if stack.pre_norm:

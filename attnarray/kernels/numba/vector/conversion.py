@@ -13,7 +13,7 @@ from attnarray.kernels.numba.runtime.call import address
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.runtime.threads import split_rows
 from attnarray.kernels.numba.vector.memory import ahead, pointer_at
-from attnarray.kernels.numba.vector.sixteen import NATIVE, SIXTEEN_BITS, narrow_row, storage_of, widen_row
+from attnarray.kernels.numba.vector.sixteen import NATIVE, SIXTEEN_BITS, narrow_row, storage_code, widen_row
 
 NANOSECONDS = 0.2  # for each number
 FLOAT32 = np.dtype(np.float32)
@@ -23,7 +23,7 @@ def converted(x: np.ndarray, dtype: Any) -> np.ndarray:
     """`x` in another dtype; `x` itself if it has it already."""
     if x.dtype == dtype:
         return x
-    storages = storage_of(x.dtype), storage_of(dtype)
+    storages = storage_code(x.dtype), storage_code(dtype)
     widens = storages[0] != NATIVE and dtype == FLOAT32 and x.dtype.isnative
     narrows = storages[1] != NATIVE and x.dtype == FLOAT32 and dtype.isnative
     if not (widens or narrows) or not x.flags.c_contiguous or not x.flags.aligned:

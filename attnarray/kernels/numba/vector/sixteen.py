@@ -22,7 +22,7 @@ BFLOAT16_BITS, FLOAT16_BITS = np.uint16(0), np.int16(0)  # for `pointer_at`
 SIXTEEN_BITS = 2  # bytes
 
 
-def storage_of(dtype: Any) -> int:
+def storage_code(dtype: Any) -> int:
     """How an array of this dtype is stored."""
     return NATIVE if dtype.itemsize != SIXTEEN_BITS else FLOAT16 if dtype == np.float16 else BFLOAT16
 
