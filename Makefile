@@ -29,7 +29,7 @@ check: $(VENV)/.demo  ## check every gradient and kernel, as a table
 bench: $(VENV)/.bench  ## compare the speed with other libraries: a minute once kernels are compiled
 	@$(BIN)/attnarray bench $(ARGS)
 
-test: $(VENV)/.test  ## run what a change can break: a few minutes
+test: $(VENV)/.test  ## run what a change can break: ten minutes on two cores
 	@$(PYTEST) -m "not slow and not distributed" $(ARGS)
 
 test-all: $(VENV)/.test  ## run every test on one machine: some 20 minutes on two cores
