@@ -4,13 +4,13 @@ They need the package safetensors: pip install 'attnarray[checkpoints]'.
 """
 
 from attnarray.checkpoints.config import Unsupported
-from attnarray.checkpoints.names import Names, Pretrained, Tensor
+from attnarray.checkpoints.names import Family, Names, Tensor
 from attnarray.checkpoints.pretrained import load_pretrained, save_pretrained
 from attnarray.checkpoints.state import load_state, save_state
 
 __all__ = [
+    "Family",
     "Names",
-    "Pretrained",
     "Tensor",
     "Unsupported",
     "load_pretrained",

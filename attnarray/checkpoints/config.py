@@ -12,7 +12,6 @@ from attnarray import checks
 from attnarray.magnitude import check_number
 
 Config = dict[str, Any]
-Kinds = Mapping[str, tuple[str, ...]]  # supported architectures by model type
 
 # Name in transformers -> name here; of synonyms the first is written.
 ACTIVATIONS = {
@@ -24,23 +23,6 @@ PUBLISHED = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
 
 class Unsupported(ValueError):
     """A config.json has an option that is not supported; the message continues "`path/config.json`"."""
-
-
-def check_kind(config: Config, kinds: Kinds, default: str, reader: str) -> str:
-    """Return the model type, checked to be one of `kinds`; `default` if neither it nor an architecture is given."""
-    kind, given = config.get("model_type"), config.get("architectures")
-    names = [] if given is None else given
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise Unsupported(f"has architectures = {checks.shown(given)}, expected a list of names")
-    if kind is None:
-        kind = next((kind for kind, known in kinds.items() if set(names) & set(known)), default)
-    if not isinstance(kind, str) or kind not in kinds:
-        listed = " and ".join(map(repr, kinds))
-        raise Unsupported(f"has model_type = {checks.shown(kind)}, but {reader} reads {listed}")
-    others = [name for name in names if name not in kinds[kind]]
-    if others:
-        raise Unsupported(f"has the architecture {others[0]!r}, but {reader} reads {', '.join(kinds[kind])}")
-    return kind
 
 
 def sizes(config: Config, fields: Mapping[str, str], names: Iterable[str]) -> dict[str, int]:
@@ -97,14 +79,3 @@ def chosen(config: Config, name: str, choices: Mapping[str, str], default: str) 
         listed = ", ".join(map(repr, choices))
         raise Unsupported(f"asks for {name} = {checks.shown(value)}, but only {listed} are supported")
     return choices[value]
-
-
-def must_be(model: Any, published: str, **fields: Any) -> None:
-    """Check that fields of a model have a value, or one of a tuple, that such a config.json can express."""
-    for name, value in fields.items():
-        choices = value if isinstance(value, tuple) else (value,)
-        if getattr(model, name) not in choices:
-            raise ValueError(
-                f"`model` has {name}={getattr(model, name)!r}, which the config.json of {published} cannot express, "
-                f"only {choices[-1]!r}. Save its parameters with save_state."
-            )

@@ -7,12 +7,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from attnarray import tree
+from attnarray.backend import to_numpy
 from attnarray.checkpoints.config import Config
 
 
 class Tensor(NamedTuple):
     """A tensor of a checkpoint: the concatenation of the leaves at `paths`, transposed if `transposed`.
+
+    With several `groups`, as many equal parts of each leaf alternate: first parts of all, second parts of all, ...
 
     Most are one leaf: ``Tensor("pooler.dense.weight", ("pooler.weight",))``. The joint projection to
     queries, keys and values, stored as (in, out), is ``Tensor("attn.c_attn.weight", ("query.weight", "key.weight",
@@ -22,10 +27,27 @@ class Tensor(NamedTuple):
     name: str  # without the prefix
     paths: tuple[str, ...]
     transposed: bool = False
+    groups: int = 1
 
     def leaves(self) -> list[tree.Path]:
         """The paths as `tree.get` takes them."""
         return [tuple(int(key) if key.isdigit() else key for key in path.split(".")) for path in self.paths]
+
+    def split(self, whole: np.ndarray, rows: list[int]) -> list[np.ndarray]:
+        """Return the leaves, which have so many rows, of the tensor as it is stored."""
+        whole = whole.T if self.transposed else whole
+        if len(rows) == 1:
+            return [whole]
+        grouped = whole.reshape(self.groups, -1, *whole.shape[1:])
+        parts = np.split(grouped, np.cumsum(rows)[:-1] // self.groups, axis=1)
+        return [part.reshape(-1, *whole.shape[1:]) for part in parts]
+
+    def joined(self, params: Any) -> np.ndarray:
+        """Return the tensor as it is stored, from the leaves in `params`."""
+        leaves = [to_numpy(tree.get(params, path)) for path in self.leaves()]
+        grouped = [leaf.reshape(self.groups, -1, *leaf.shape[1:]) for leaf in leaves]
+        whole = np.concatenate(grouped, axis=1).reshape(-1, *leaves[0].shape[1:]) if len(leaves) > 1 else leaves[0]
+        return whole.T if self.transposed else whole
 
 
 def unchanged(name: str, path: str) -> list[Tensor]:
@@ -76,13 +98,15 @@ class Names:
         return any(re.fullmatch(pattern, name) for pattern in self.ignored)
 
 
-class Pretrained(NamedTuple):
-    """How a class of models is published.
+class Family(NamedTuple):
+    """How one family of models is published; a class of models lists its families in `pretrained`.
 
     `fields` returns the fields of the model for a config.json and the tensor names of the file, and raises
     `Unsupported`; `config` returns the config.json of a model, `names` its tensors.
     """
 
+    model_type: str  # of config.json
+    architectures: tuple[str, ...]  # the first one is written
     fields: Callable[[Config, Iterable[str]], dict[str, Any]]
     config: Callable[[Any], Config]
     names: Callable[[Any], Names]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -12,10 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attnarray import tree
-from attnarray.backend import Array, asarray, dtype_name, to_numpy
+from attnarray.backend import Array, asarray, dtype_name
 from attnarray.checkpoints.config import Config, Unsupported
+from attnarray.checkpoints.families import choose, expressed
 from attnarray.checkpoints.files import TensorFile, opened, read_json, safetensors
-from attnarray.checkpoints.names import Names, Pretrained, Tensor
+from attnarray.checkpoints.names import Family, Names, Tensor
 from attnarray.checkpoints.pair import CONFIG, INDEX, WEIGHTS, read_config, write_pair
 from attnarray.checks import FLOATS, shown
 from attnarray.layers.checking import check_params
@@ -42,14 +42,17 @@ class Found(NamedTuple):
 def load_pretrained(
     kind: Any, folder: str | os.PathLike[str], *, dtype: str | None = None, ignore: Sequence[str] = ()
 ) -> tuple[Any, Params]:
-    """Load a model and its parameters from a folder to the current backend: see `BERT.from_pretrained`.
+    """Load a model and its parameters from a folder to the current backend: see `models.from_pretrained`.
 
     Parameters
     ----------
-    kind : class of a model
-        With an attribute `pretrained`.
+    kind : class of a model, or several
+        Each with an attribute `pretrained`, its families; that of the config.json is chosen.
     """
-    pretrained, folder = _pretrained("kind", kind, "kind, folder"), _folder(folder)
+    kinds = kind if isinstance(kind, tuple) and kind else (kind,)
+    for one in kinds:
+        _check_kind("kind", one, "kind, folder")
+    folder = _folder(folder)
     beginnings = _prefixes(ignore)
     if dtype is not None and dtype_name(dtype) not in FLOATS:
         raise ValueError(f"`dtype` is {shown(dtype)}, expected one of {', '.join(map(repr, FLOATS))}.")
@@ -57,8 +60,8 @@ def load_pretrained(
         files = [stack.enter_context(opened(path)) for path in _weight_files(folder)]
         config = read_config(folder / CONFIG, files)
         fulls = [name for file in files for name in file.names if not name.startswith(beginnings)]
-        model = _model(kind, pretrained, folder / CONFIG, config, fulls)
-        names = pretrained.names(model)
+        model, family = _model(kinds, folder / CONFIG, config, fulls)
+        names = family.names(model)
         found = _found(folder, files, names, set(fulls))
         _check_names(found, names, model)
         shapes = model.shapes()
@@ -71,7 +74,9 @@ def load_pretrained(
     return model, _nested(leaves, shapes)
 
 
-def save_pretrained(folder: str | os.PathLike[str], model: Any, params: Params) -> None:
+def save_pretrained(
+    folder: str | os.PathLike[str], model: Any, params: Params, *, model_type: str | None = None
+) -> None:
     """Save a model and its parameters as config.json and model.safetensors, which transformers loads too.
 
     At any moment, even if the process is killed or the disk is full, `from_pretrained` reads the old model or the new
@@ -88,6 +93,8 @@ def save_pretrained(folder: str | os.PathLike[str], model: Any, params: Params) 
         The model.
     params : dict
         Its parameters, of any array library and one floating dtype.
+    model_type : str, optional
+        The family to write, such as "mistral"; by default the first one that has all options of the model.
 
     Raises
     ------
@@ -110,23 +117,16 @@ def save_pretrained(folder: str | os.PathLike[str], model: Any, params: Params) 
     >>> again == model
     True
     """
-    pretrained = _pretrained("model", model, "folder, model, params")
+    _check_kind("model", model, "folder, model, params")
     if isinstance(model, type):
         raise TypeError(f"`model` is the class {model.__name__}, expected an instance: {model.__name__}(...).")
     safetensors()
     check_params(params, model)
-    config, names = pretrained.config(model), pretrained.names(model)
-    tensors = {}
-    for tensor in names.tensors:
-        leaves = [to_numpy(tree.get(params, path)) for path in tensor.leaves()]
-        whole = np.concatenate(leaves) if len(leaves) > 1 else leaves[0]
-        tensors[names.full(tensor.name)] = whole.T if tensor.transposed else whole
-    folder = Path(folder)
+    family, config = expressed(model, model_type)
+    names = family.names(model)
+    tensors = {names.full(tensor.name): tensor.joined(params) for tensor in names.tensors}
     config = {**config, "dtype": next(iter(tensors.values())).dtype.name}
-    config = json.loads(json.dumps(config, default=lambda number: number.item()))  # including NumPy's numbers
-    if _model(type(model), pretrained, folder / CONFIG, config, list(tensors)).shapes() != model.shapes():
-        raise ValueError("`model` has options that a config.json cannot express. Save its parameters with save_state.")
-    write_pair(folder, tensors, config)
+    write_pair(Path(folder), tensors, config)
 
 
 def _folder(folder: str | os.PathLike[str]) -> Path:
@@ -147,14 +147,13 @@ def _prefixes(ignore: Any) -> tuple[str, ...]:
     return beginnings
 
 
-def _pretrained(name: str, kind: Any, order: str) -> Pretrained:
-    found = getattr(kind, "pretrained", None)
-    if not isinstance(found, Pretrained):
+def _check_kind(name: str, kind: Any, order: str) -> None:
+    families = getattr(kind, "pretrained", None)
+    if not isinstance(families, tuple) or not all(isinstance(family, Family) for family in families):
         raise TypeError(
             f"`{name}` is {shown(kind)}, which has no known published names; expected a BERT or a GPT. The order "
             f"is {order}. Save other models with save_state."
         )
-    return found
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -180,13 +179,16 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in parts]
 
 
-def _model(kind: Any, pretrained: Pretrained, path: Path, config: Config, names: list[str]) -> Any:
+def _model(kinds: tuple[Any, ...], path: Path, config: Config, names: list[str]) -> tuple[Any, Family]:
+    """The model of a config.json, and its family."""
+    kind = None
     try:
-        return kind(**pretrained.fields(config, names))
+        kind, family = choose(config, kinds)
+        return kind(**family.fields(config, names)), family
     except Unsupported as error:
         raise Unsupported(f"`{path}` {error}.") from None
     except (TypeError, ValueError) as error:  # inconsistent or invalid sizes
-        raise ValueError(f"`{path}` does not describe a {kind.__name__}: {error}") from error
+        raise ValueError(f"`{path}` does not describe a {getattr(kind, '__name__', 'model')}: {error}") from error
 
 
 def _found(folder: Path, files: list[TensorFile], names: Names, wanted: set[str]) -> Found:
@@ -255,8 +257,7 @@ def _leaves(found: Found, tensor: Tensor, shapes: Shapes, dtype: str | None) -> 
             f"{found.shown(tensor.name)} has dtype {whole.dtype.name}, expected one of {', '.join(FLOATS)}: quantized "
             "models are not supported."
         )
-    whole = whole.T if tensor.transposed else whole
-    parts = np.split(whole, np.cumsum(rows)[:-1]) if len(rows) > 1 else [whole]
+    parts = tensor.split(whole, rows)
     return {
         path: asarray(np.asarray(part, order="C"), dtype)
         for path, part in zip(tensor.leaves(), parts, strict=True)

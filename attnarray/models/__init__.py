@@ -15,6 +15,7 @@ from attnarray.models.gpt import GPT, GPTCache, gpt2_names, llama_names
 from attnarray.models.prepared.bert import PreparedBERT
 from attnarray.models.prepared.encoder import PreparedEncoder
 from attnarray.models.prepared.gpt import PreparedGPT
+from attnarray.models.pretrained import from_pretrained
 from attnarray.models.seq2seq import Seq2Seq
 from attnarray.models.transformer import Decoder, Encoder, Transformer
 from attnarray.models.transformer_xl import TransformerXL, TransformerXLResult, remembered
@@ -39,6 +40,7 @@ __all__ = [
     "TransformerXLResult",
     "beam_search",
     "draw",
+    "from_pretrained",
     "generate",
     "gpt2_names",
     "keep_top_k",

@@ -260,7 +260,17 @@ def test_a_model_is_refused_or_comes_back(base: GPT, data: Any) -> None:
             save_pretrained(folder, model, params)
         except ValueError:
             assert list(Path(folder).iterdir()) == []
-            assert set(names) & {"positions", "rotary", "norm", "gated", "bias", "num_kv_heads", "dim", "num_heads"}
+            assert set(names) & {
+                "positions",
+                "rotary",
+                "norm",
+                "gated",
+                "bias",
+                "num_kv_heads",
+                "dim",
+                "num_heads",
+                "hidden_dim",
+            }
             return
         again, loaded = GPT.from_pretrained(folder)
     tokens = np.arange(7)[None]

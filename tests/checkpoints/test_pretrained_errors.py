@@ -47,7 +47,8 @@ def test_wrong_tensors_are_named(change: Any, expected: str, tmp_path: Path) -> 
 
 
 WRONG_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
-    "another model": ({"model_type": "roberta"}, "has model_type = 'roberta', but BERT reads 'bert'."),
+    "another model": ({"model_type": "brt"}, "has model_type = 'brt', but BERT reads 'bert'"),
+    "a near model": ({"model_type": "brt"}, "; the nearest is 'bert'."),
     "positions": ({"position_embedding_type": "relative_key"}, "position_embedding_type = 'relative_key', but only"),
     "decoder": ({"is_decoder": True}, "asks for is_decoder = True, but only False is supported."),
     "activation": ({"hidden_act": "mish"}, "asks for hidden_act = 'mish', but only 'gelu', 'gelu_new'"),
@@ -65,13 +66,13 @@ WRONG_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "a list of heads": ({"num_attention_heads": [2]}, "`num_attention_heads` is [2], expected an integer >= 1"),
     "no heads": ({"num_attention_heads": 0}, "`num_attention_heads` is 0, expected an integer >= 1"),
     "more than any": ({"vocab_size": 10**30}, "expected an integer from 1 to 2147483647: a size of the model."),
-    "another architecture": ({"architectures": ["RobertaModel"]}, "has the architecture 'RobertaModel', but BERT"),
-    "and no type": ({"architectures": ["RobertaModel"], "model_type": "absent"}, "has the architecture 'Roberta"),
-    "two of them": ({"architectures": ["BertModel", "XLMRobertaModel"]}, "has the architecture 'XLMRobertaModel'"),
+    "another architecture": ({"architectures": ["RbertaModel"]}, "has the architecture 'RbertaModel', but BERT"),
+    "and no type": ({"architectures": ["RbertaModel"], "model_type": "absent"}, "has the architecture 'Rberta"),
+    "two of them": ({"architectures": ["BertModel", "XLMRbertaModel"]}, "has the architecture 'XLMRbertaModel'"),
     "a decoder": ({"architectures": ["BertLMHeadModel"]}, "has the architecture 'BertLMHeadModel'"),
     "a text of them": ({"architectures": "BertModel"}, "has architectures = 'BertModel', expected a list of names."),
     "a list of lists": ({"architectures": [["BertModel"]]}, "has architectures = [['BertModel']], expected a list"),
-    "a list of types": ({"model_type": ["bert"]}, "has model_type = ['bert'], but BERT reads 'bert'."),
+    "a list of types": ({"model_type": ["bert"]}, "has model_type = ['bert'], but BERT reads 'bert'"),
     "a list of functions": ({"hidden_act": ["gelu"]}, "asks for hidden_act = ['gelu'], but only 'gelu', 'gelu_new'"),
     "no function": ({"hidden_act": None}, "asks for hidden_act = None, but only 'gelu', 'gelu_new'"),
     "eps": ({"layer_norm_eps": float("nan")}, "does not describe a BERT: `layer_norm_eps` is nan, expected a"),
@@ -109,7 +110,7 @@ GPT2, LLAMA = (
     ),
 )
 WRONG_GPTS: dict[str, tuple[GPT, dict[str, Any], str]] = {
-    "another model": (GPT2, {"model_type": "opt"}, "has model_type = 'opt', but GPT reads 'gpt2' and 'llama'."),
+    "another model": (GPT2, {"model_type": "gpt9"}, "has model_type = 'gpt9', but GPT reads 'gpt2', 'llama'"),
     "scale": (GPT2, {"scale_attn_weights": False}, "asks for scale_attn_weights = False, but only True is supported."),
     "no sizes": (GPT2, {"n_embd": "absent", "n_head": None}, "lacks 'n_embd', 'n_head', which determine"),
     "another width": (GPT2, {"n_inner": 5}, "`transformer.h.0.mlp.c_fc.weight` in"),
@@ -224,6 +225,34 @@ def test_configurations_of_gpts(model: GPT, changes: dict[str, Any], expected: s
     fails(ValueError, expected, lambda: GPT.from_pretrained(reconfigure(folder, **changes)))
 
 
+def test_the_class_is_chosen_by_the_configuration(tmp_path: Path) -> None:
+    for model, name in ((SMALL_BERT, "bert"), (GPT2, "gpt2"), (LLAMA, "llama")):
+        folder = saved(tmp_path / name, model, model.init(aa.Philox(0)))
+        assert type(aa.models.from_pretrained(folder)[0]) is type(model)
+        reconfigure(folder, model_type="absent")
+        assert type(aa.models.from_pretrained(folder, dtype="float64")[0]) is type(model)
+        reconfigure(folder, architectures="absent")
+
+        def load(folder: Path = folder) -> Any:
+            return aa.models.from_pretrained(folder)
+
+        fails(Unsupported, "has neither a model_type nor architectures", load)
+        reconfigure(folder, architectures=["LlamaForCasualLM"])
+        fails(Unsupported, "the nearest is 'LlamaForCausalLM'", load)
+        reconfigure(folder, model_type="lama")
+        fails(Unsupported, "has model_type = 'lama', but attnarray reads 'bert', ", load)
+        fails(Unsupported, "; the nearest is 'llama'.", load)
+
+
+def test_a_family_can_be_chosen_when_saving(tmp_path: Path) -> None:
+    params = LLAMA.init(aa.Philox(0))
+    save_pretrained(tmp_path, LLAMA, params, model_type="llama")
+    fails(ValueError, "`model_type` is 'bert', expected ",
+          lambda: save_pretrained(tmp_path, LLAMA, params, model_type="bert"))  # fmt: skip
+    fails(ValueError, "which the config.json of gpt2 cannot express",
+          lambda: save_pretrained(tmp_path, LLAMA, params, model_type="gpt2"))  # fmt: skip
+
+
 def test_what_is_not_supported_can_be_caught(tmp_path: Path) -> None:
     with pytest.raises(Unsupported):
         BERT.from_pretrained(reconfigure(saved(tmp_path), is_decoder=True))
@@ -293,7 +322,7 @@ def test_wrong_indices(tmp_path: Path) -> None:
 
 def test_saving_options_that_a_config_cannot_express(tmp_path: Path) -> None:
     alibi = GPT(11, 8, 6, 1, 3, positions="alibi")
-    fails(ValueError, "`model` has positions='alibi', which the config.json of GPT-2 cannot express, only 'learned'",
+    fails(ValueError, "`model` has positions='alibi', which the config.json of gpt2 cannot express, only 'learned'",
           lambda: save_pretrained(tmp_path, alibi, alibi.init(aa.Philox(0))))  # fmt: skip
     fails(ValueError, "`params` lacks 'position'", lambda: save_pretrained(tmp_path, GPT2, alibi.init(aa.Philox(0))))
     fails(TypeError, "`model` is 3, which has no known published names", lambda: save_pretrained(tmp_path, 3, {}))
@@ -316,7 +345,7 @@ def test_saving_options_that_a_config_cannot_express(tmp_path: Path) -> None:
     )
     fails(ValueError, "`key_dim` is 3, the width of one head", lambda: dataclasses.replace(LLAMA, dim=12))
     ntk = dataclasses.replace(LLAMA, rotary=aa.Rotary(scaling="ntk", factor=2.0))
-    fails(ValueError, "which the config.json of LLaMA cannot express, only Rotary(",
+    fails(ValueError, "which the config.json of llama cannot express, only Rotary(",
           lambda: save_pretrained(tmp_path, ntk, ntk.init(aa.Philox(0))))  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 

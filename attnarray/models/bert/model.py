@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 from attnarray import checks, tree
 from attnarray.backend import Array, namespace_of
-from attnarray.checkpoints.names import Pretrained
+from attnarray.checkpoints.names import Family
 from attnarray.checkpoints.pretrained import load_pretrained
 from attnarray.layers.checking import Checked, check_gradients, check_same
 from attnarray.layers.feed_forward import Activation
@@ -118,7 +118,7 @@ class BERT(Layer):
     (3.9, True)
     """
 
-    pretrained: ClassVar[Pretrained] = PRETRAINED
+    pretrained: ClassVar[tuple[Family, ...]] = PRETRAINED
     widths: ClassVar = {"states": ("dim",)}
     axes: ClassVar = 1
 

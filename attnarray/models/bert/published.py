@@ -10,7 +10,6 @@ from attnarray.checkpoints.config import (
     PUBLISHED,
     Config,
     Unsupported,
-    check_kind,
     chosen,
     init_std,
     only,
@@ -18,16 +17,14 @@ from attnarray.checkpoints.config import (
     probability,
     sizes,
 )
-from attnarray.checkpoints.names import Names, Pretrained, Tensor, unchanged
+from attnarray.checkpoints.names import Family, Names, Tensor, unchanged
 
 # All of them have the same blocks, and differ in their heads.
-KINDS = {
-    "bert": (
-        "BertModel", "BertForMaskedLM", "BertForPreTraining", "BertForNextSentencePrediction",
-        "BertForSequenceClassification", "BertForTokenClassification", "BertForQuestionAnswering",
-        "BertForMultipleChoice",
-    )
-}  # fmt: skip
+ARCHITECTURES = (
+    "BertModel", "BertForMaskedLM", "BertForPreTraining", "BertForNextSentencePrediction",
+    "BertForSequenceClassification", "BertForTokenClassification", "BertForQuestionAnswering",
+    "BertForMultipleChoice",
+)  # fmt: skip
 # Field -> entry of config.json.
 FIELDS = {
     "vocab_size": "vocab_size",
@@ -76,7 +73,6 @@ def bert_names(model: Any) -> Names:
 
 def bert_fields(config: Config, names: Iterable[str]) -> dict[str, Any]:
     """Return the fields of a `BERT` for a config.json and the tensor names of its file."""
-    check_kind(config, KINDS, "bert", "BERT")
     only(config, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
     only(config, quantization_config=None, compression_config=None, pruned_heads=({}, None))
     names = list(names)
@@ -115,4 +111,4 @@ def bert_config(model: Any) -> Config:
     }
 
 
-PRETRAINED = Pretrained(bert_fields, bert_config, bert_names)
+PRETRAINED = (Family("bert", ARCHITECTURES, bert_fields, bert_config, bert_names),)

@@ -13,7 +13,6 @@ from attnarray.checkpoints.config import (
     chosen,
     given,
     init_std,
-    must_be,
     only,
     positive,
     probability,
@@ -58,9 +57,6 @@ def gpt2_fields(config: Config, names: Iterable[str]) -> dict[str, Any]:
 
 def gpt2_config(model: Any) -> Config:
     """Return the config.json of a `GPT`."""
-    must_be(
-        model, "GPT-2", positions="learned", norm="layer", gated=False, bias=True, num_kv_heads=(None, model.num_heads)
-    )
     return {
         "architectures": [ARCHITECTURES[0]],
         "model_type": "gpt2",

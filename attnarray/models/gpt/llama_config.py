@@ -14,7 +14,6 @@ from attnarray.checkpoints.config import (
     chosen,
     given,
     init_std,
-    must_be,
     only,
     positive,
     probability,
@@ -110,9 +109,7 @@ def llama_config(model: Any) -> Config:
     """Return the config.json of a `GPT`."""
     rotary = model.rotary or Rotary()
     scaled = rotary.scaling == "linear"
-    supported = Rotary(base=rotary.base, scaling="linear", factor=rotary.factor) if scaled else Rotary(base=rotary.base)
     linear = {"rope_type": "linear", "factor": rotary.factor} if scaled else {}
-    must_be(model, "LLaMA", positions="rotary", norm="rms", gated=True, bias=False, rotary=(None, supported))
     return {
         "architectures": [ARCHITECTURES[0]],
         "model_type": "llama",

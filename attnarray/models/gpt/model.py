@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
 from attnarray import checks, tree
 from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, device_of, namespace_of, to_numpy
-from attnarray.checkpoints.names import Pretrained
+from attnarray.checkpoints.names import Family
 from attnarray.checkpoints.pretrained import load_pretrained
 from attnarray.layers.block import Norm
 from attnarray.layers.checking import Checked, check_gradients, check_same
@@ -117,7 +117,7 @@ class GPT(Layer):
     (3, 2, 9, 9)
     """
 
-    pretrained: ClassVar[Pretrained] = PRETRAINED
+    pretrained: ClassVar[tuple[Family, ...]] = PRETRAINED
 
     vocab_size: int
     max_seq_len: int
