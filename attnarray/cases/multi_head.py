@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from attnarray.cases.case import Arrays, Case, also, bits, normal
+from attnarray.ops.rotary import Rotary
 
 # The (inputs, outputs) of each projection. B 2, T 5, S 4; Eq 7, Ek 8, Ev 9; H 3, Dk 6, Dv 1; E 10.
 SIZES = {"query": (7, 18), "key": (8, 18), "value": (9, 3), "out": (3, 10)}
@@ -29,6 +30,18 @@ def _params(sizes: Mapping[str, tuple[int, int]], *biases: str) -> Callable[[np.
             if name in biases:
                 made[name]["bias"] = rng.standard_normal(outputs)
         return made
+
+    return draw
+
+
+def _with(
+    params: Callable[[np.random.Generator], Arrays], **shapes: tuple[int, ...]
+) -> Callable[[np.random.Generator], Arrays]:
+    """`params` and the optional parts of these shapes."""
+
+    def draw(rng: np.random.Generator) -> Arrays:
+        extra: Arrays = {name: {"weight": 0.5 + rng.standard_normal(shape)} for name, shape in shapes.items()}
+        return {**params(rng), **extra}
 
     return draw
 
@@ -77,4 +90,28 @@ MULTI_HEAD_CASES: tuple[Case, ...] = (
         scale=0.9,
     ),
     _case("mask", CROSS, _params(SIZES, "value"), {"attn_mask": bits(5, 4)}),
+    _case(
+        "norms of each head, rotation, a gate of each number",
+        {"query": (2, 5, 7), "key": (2, 9, 8)},
+        _with(_params(GROUPED, "query", "key"), query_norm=(6,), key_norm=(6,), gate=(12, 7)),
+        num_heads=4,
+        num_kv_heads=2,
+        rotary=Rotary(dims=4),
+        norm_eps=0.1,
+    ),
+    _case(
+        "norms of all heads, a gate of each head",
+        CROSS,
+        _with(_params(SIZES, "query", "key"), query_norm=(18,), key_norm=(18,), gate=(3, 7)),
+        {"kv_lengths": lambda rng: np.array([4, 3]), "dropout_mask": bits(2, 3, 5, 4)},
+        dropout_p=0.3,
+    ),
+    _case(
+        "cosines",
+        {"query": (2, 5, 7), "key": (2, 9, 8)},
+        _with(_params(GROUPED, "query", "key"), logit_scale=(4,)),
+        {"kv_lengths": lambda rng: np.array([9, 4])},
+        num_heads=4,
+        num_kv_heads=2,
+    ),
 )

@@ -232,7 +232,7 @@ def check_field(name: str, kind: str, value: Any) -> None:
         raise TypeError(f"`{name}` is {checks.shown(value)}, expected attnarray.Rotary(...).")
     elif name.endswith("dropout") and not 0 <= checks.real(value) < 1:
         raise ValueError(f"`{name}` is {checks.shown(value)}, expected a probability from 0 to below 1.")
-    elif name == "eps":
+    elif name.endswith("eps"):
         checks.positive(name, value)
     elif name == "init_std":
         checks.not_negative(name, value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from attnarray import checks
+from attnarray.attention.dot_product.heads import heads, output, split_heads
 from attnarray.attention.dot_product.scaled_dot_product import scaled_dot_product_attention
 from attnarray.backend import Array, namespace_of
 from attnarray.layers.cache import KVCache
@@ -19,7 +20,10 @@ def project_memory(layer: MultiHeadAttention, params: Params, memory: Array) -> 
     if not checks.is_array(memory) or memory.ndim != 3:
         raise ValueError(f"`memory` is {checks.shown(memory)}, expected an array (B, S, E).")
     num_kv_heads = layer.num_kv_heads or layer.num_heads
-    key, value = (_split(linear(memory, **params[name]), num_kv_heads) for name in ("key", "value"))
+    xp = namespace_of(memory)
+    key, _ = heads(linear(memory, **params["key"]), num_kv_heads, params, "key", layer.norm_eps)
+    value = split_heads(linear(memory, **params["value"]), num_kv_heads)
+    key, value = (xp.permute_dims(x, (0, 2, 1, 3)) for x in (key, value))  # (B, Hkv, S, D)
     return KVCache(key, value, int(memory.shape[1]))
 
 
@@ -28,13 +32,9 @@ def attend_to_memory(
 ) -> Array:
     """Attend from x (B, T, E) to a memory from `project_memory`: (B, T, E)."""
     xp = namespace_of(x)
-    q = _split(linear(x, **params["query"]), layer.num_heads)  # (B, H, T, D)
-    out = scaled_dot_product_attention(q, memory.key, memory.value, attn_mask, kv_lengths=lengths)
-    out = xp.permute_dims(out, (0, 2, 1, 3))  # (B, T, H, Dv)
-    return linear(xp.reshape(out, (*x.shape[:2], out.shape[2] * out.shape[3])), **params["out"])
-
-
-def _split(x: Array, num_heads: int) -> Array:
-    """(B, T, H D) -> (B, H, T, D)."""
-    xp = namespace_of(x)
-    return xp.permute_dims(xp.reshape(x, (*x.shape[:2], num_heads, x.shape[2] // num_heads)), (0, 2, 1, 3))
+    q, _ = heads(linear(x, **params["query"]), layer.num_heads, params, "query", layer.norm_eps)
+    q = xp.permute_dims(q, (0, 2, 1, 3))  # (B, H, T, D)
+    out = scaled_dot_product_attention(
+        q, memory.key, memory.value, attn_mask, kv_lengths=lengths, scale=layer.default_scale
+    )
+    return output(xp.permute_dims(out, (0, 2, 1, 3)), x, params)

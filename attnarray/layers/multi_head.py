@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar, Literal, Unpack
+
+import numpy as np
 
 from attnarray import checks
+from attnarray.attention.dot_product.heads import heads, output, split_heads
 from attnarray.attention.dot_product.multi_head import (
     HeadOptions,
     MultiHeadContext,
@@ -14,15 +18,20 @@ from attnarray.attention.dot_product.multi_head import (
     multi_head_attention_fwd,
 )
 from attnarray.attention.dot_product.scaled_dot_product import scaled_dot_product_attention
-from attnarray.backend import Array, ArrayT, namespace_of
+from attnarray.backend import Array, ArrayT, asarray, namespace_of
 from attnarray.layers.cache import KVCache, check_cache, empty_cache
 from attnarray.layers.checking import check_gradients, check_same
 from attnarray.layers.initial import Params
-from attnarray.layers.layer import Layer
+from attnarray.layers.layer import Layer, Shapes
 from attnarray.layers.linear import Linear
+from attnarray.layers.norm import RMSNorm
 from attnarray.masks import Mask
 from attnarray.ops.linear import linear
 from attnarray.ops.rotary import Rotary, rotary
+from attnarray.random import Philox
+
+QKNorm = Literal["head", "all"]
+Gate = Literal["head", "element"]
 
 
 @dataclass(frozen=True)
@@ -56,16 +65,29 @@ class MultiHeadAttention(Layer):
         Rotates queries and keys by their positions: see `rotary`.
     init_std : float, optional
         Standard deviation of the initial weights; see `Linear`.
+    qk_norm : {"head", "all"}, optional
+        RMS norms of queries and keys before their rotation: of each head, with scales that all heads share (Qwen3,
+        Gemma 3), or of the features of all heads at once (OLMo 2).
+    cosine : bool
+        Whether scores are cosines times a learned scale of each head, at most 100 (Swin v2). Not with `qk_norm`.
+    gate : {"head", "element"}, optional
+        Multiplies the output of each head, or each number of it, by a sigmoid of a projection of the queries' inputs,
+        before the last projection.
+    out_bias : bool, optional
+        Whether the last projection has a bias; `bias` by default.
+    norm_eps : float
+        Epsilon of the norms.
 
     Raises
     ------
     ValueError
-        If a size is not a positive integer, or `num_heads` does not divide `dim` and the sizes of one head are not
-        given.
+        If a size is not a positive integer, `num_heads` does not divide `dim` and the sizes of one head are not given,
+        or `cosine` and `qk_norm` are both given.
 
     References
     ----------
-    Vaswani et al., "Attention is all you need", 2017, arXiv:1706.03762.
+    Vaswani et al., "Attention is all you need", 2017, arXiv:1706.03762; those of the options are in
+    `multi_head_attention`.
 
     Examples
     --------
@@ -83,6 +105,12 @@ class MultiHeadAttention(Layer):
     >>> words, regions = (np.ones(shape, np.float32) for shape in ((6, 16), (9, 24)))
     >>> across(across.init(aa.Philox(1)), words, regions).shape
     (6, 16)
+
+    Heads of any size, with norms and a gate:
+
+    >>> gated = aa.layers.MultiHeadAttention(16, 4, key_dim=6, value_dim=6, qk_norm="head", gate="element")
+    >>> {name: part["weight"].shape for name, part in gated.init(aa.Philox(2)).items() if "norm" in name}
+    {'query_norm': (6,), 'key_norm': (6,)}
     """
 
     dim: int
@@ -96,6 +124,11 @@ class MultiHeadAttention(Layer):
     out_dim: int | None = None
     rotary: Rotary | None = None
     init_std: float | None = None
+    qk_norm: QKNorm | None = None
+    cosine: bool = False
+    gate: Gate | None = None
+    out_bias: bool | None = None
+    norm_eps: float = 1e-6
 
     widths: ClassVar = {
         "query": ("dim",),
@@ -113,20 +146,49 @@ class MultiHeadAttention(Layer):
             )
         if self.num_heads % (self.num_kv_heads or self.num_heads):
             raise ValueError(f"`num_kv_heads` ({self.num_kv_heads}) must divide `num_heads` ({self.num_heads}).")
+        checks.choice("qk_norm", self.qk_norm, (None, "head", "all"))
+        checks.choice("gate", self.gate, (None, "head", "element"))
+        if self.cosine and self.qk_norm is not None:
+            raise ValueError(
+                f"`qk_norm` is {self.qk_norm!r} and `cosine` is True: cosines do not depend on lengths. Choose one."
+            )
         if self.rotary is not None:
             self.rotary.check_width("key_dim", self.key_dim or self.dim // self.num_heads)
 
     def parts(self) -> dict[str, Any]:
-        num_kv_heads, width = self.num_kv_heads or self.num_heads, self.dim // self.num_heads
-        Dk, Dv = self.key_dim or width, self.value_dim or width
+        num_kv_heads, Dk, Dv = self._sizes
         key_input = self.key_input_dim or self.dim
         sizes = {
             "query": (self.dim, self.num_heads * Dk),
             "key": (key_input, num_kv_heads * Dk),
             "value": (self.value_input_dim or key_input, num_kv_heads * Dv),
-            "out": (self.num_heads * Dv, self.out_dim or self.dim),
         }
-        return {name: Linear(*size, self.bias, self.init_std) for name, size in sizes.items()}
+        found: dict[str, Any] = {name: Linear(*size, self.bias, self.init_std) for name, size in sizes.items()}
+        out_bias = self.bias if self.out_bias is None else self.out_bias
+        found["out"] = Linear(self.num_heads * Dv, self.out_dim or self.dim, out_bias, self.init_std)
+        if self.qk_norm is not None:
+            counts = (1, 1) if self.qk_norm == "head" else (self.num_heads, num_kv_heads)
+            found |= {
+                f"{n}_norm": RMSNorm(count * Dk, self.norm_eps)
+                for n, count in zip(("query", "key"), counts, strict=True)
+            }
+        if self.cosine:
+            found["logit_scale"] = LogitScale(self.num_heads)
+        if self.gate is not None:
+            gates = self.num_heads * (Dv if self.gate == "element" else 1)
+            found["gate"] = Linear(self.dim, gates, self.bias, self.init_std)
+        return found
+
+    @property
+    def _sizes(self) -> tuple[int, int, int]:
+        """Hkv, Dk and Dv."""
+        width = self.dim // self.num_heads
+        return self.num_kv_heads or self.num_heads, self.key_dim or width, self.value_dim or width
+
+    @property
+    def default_scale(self) -> float:
+        """What scores are multiplied by."""
+        return 1.0 if self.cosine else 1.0 / math.sqrt(self._sizes[1])
 
     def __call__(
         self,
@@ -164,7 +226,7 @@ class MultiHeadAttention(Layer):
             raise ValueError(f"`value` is None, but the layer has `value_input_dim` {width}: give a `value`.")
         return multi_head_attention_fwd(
             query, key, value, params, attn_mask, dropout_p, is_causal, num_heads=self.num_heads,
-            num_kv_heads=self.num_kv_heads, rotary=self.rotary, **options,
+            num_kv_heads=self.num_kv_heads, rotary=self.rotary, norm_eps=self.norm_eps, **options,
         )  # fmt: skip
 
     def bwd(self, dout: ArrayT, ctx: MultiHeadContext) -> MultiHeadGrads[ArrayT]:
@@ -180,8 +242,7 @@ class MultiHeadAttention(Layer):
 
     def cache(self, batch: int, max_seq_len: int, dtype: str = "float32") -> KVCache:
         """Return an empty cache for `batch` sequences of up to `max_seq_len` positions, on the current backend."""
-        num_kv_heads, width = self.num_kv_heads or self.num_heads, self.dim // self.num_heads
-        return empty_cache(batch, max_seq_len, num_kv_heads, self.key_dim or width, self.value_dim or width, dtype)
+        return empty_cache(batch, max_seq_len, *self._sizes, dtype)
 
     def step(
         self, params: Params, x: Array, cache: KVCache, attn_mask: Array | Mask | None = None, *,
@@ -193,9 +254,11 @@ class MultiHeadAttention(Layer):
         broadcast to (B, H, T, length + T). The result equals that of one call over all positions.
         """
         check_cache(cache, x)
-        xp, start, T = namespace_of(x), cache.length, x.shape[1]
+        xp, start, (num_kv_heads, *_) = namespace_of(x), cache.length, self._sizes
         q, k, v = (linear(x, **params[name]) for name in ("query", "key", "value"))
-        q, k, v = (xp.reshape(y, (*y.shape[:2], y.shape[2] // n, n)) for y, n in self._widths(q, k, v))  # (B, T, H, D)
+        q, _ = heads(q, self.num_heads, params, "query", self.norm_eps)  # (B, T, H, D)
+        k, _ = heads(k, num_kv_heads, params, "key", self.norm_eps)
+        v = split_heads(v, num_kv_heads)
         if self.rotary is not None:
             options = {**asdict(self.rotary), "layout": "BTHD", "offset": start}
             q, k = rotary(q, **options), rotary(k, **options)
@@ -203,14 +266,20 @@ class MultiHeadAttention(Layer):
         cache = cache.with_next(k, v)
         out = scaled_dot_product_attention(
             q, cache.key[:, :, : cache.length, :], cache.value[:, :, : cache.length, :], attn_mask, is_causal=True,
-            q_offset=start, bias=bias,
+            q_offset=start, bias=bias, scale=self.default_scale,
         )  # fmt: skip
-        out = xp.permute_dims(out, (0, 2, 1, 3))  # (B, T, H, Dv)
-        return linear(xp.reshape(out, (out.shape[0], T, out.shape[2] * out.shape[3])), **params["out"]), cache
+        return output(xp.permute_dims(out, (0, 2, 1, 3)), x, params), cache
 
-    def _widths(self, q: Array, k: Array, v: Array) -> tuple[tuple[Array, int], ...]:
-        """Each with the features of one of its heads."""
-        num_kv_heads = self.num_kv_heads or self.num_heads
-        return tuple(
-            (y, y.shape[2] // num_heads) for y, num_heads in ((q, self.num_heads), (k, num_kv_heads), (v, num_kv_heads))
-        )
+
+@dataclass(frozen=True)
+class LogitScale(Layer):
+    """The logarithms (H,) of the scales of cosine attention, 10 at first."""
+
+    num_heads: int
+
+    def init(self, rng: Philox, dtype: str = "float32") -> Params:
+        """weight (H,)."""
+        return {"weight": asarray(np.full(self.num_heads, math.log(10.0)), dtype=dtype)}
+
+    def shapes(self) -> Shapes:
+        return {"weight": (self.num_heads,)}

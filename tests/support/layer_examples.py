@@ -66,6 +66,12 @@ EXAMPLES: dict[str, list[Example]] = {
             {"query": X, "key": KEY, "value": normal(B, S, 3), "bias": normal(4, 1, S), "sinks": normal(4)},
         ),
         Example(layers.MultiHeadAttention(E, H), {"query": X, "key": MEMORY}),
+        Example(
+            layers.MultiHeadAttention(E, H, rotary=aa.Rotary(), qk_norm="head", gate="element", out_bias=False),
+            {"query": X, "is_causal": True},
+        ),
+        Example(layers.MultiHeadAttention(E, 4, 2, qk_norm="all", gate="head"), {"query": X, "kv_lengths": [T, 3]}),
+        Example(layers.MultiHeadAttention(E, H, cosine=True), {"query": X, "key": MEMORY, "bias": normal(H, T, S)}),
     ],
     "BahdanauAttention": [Example(layers.BahdanauAttention(5, 6, 4), given) for given in (PAIR, OWN)],
     "HardAttention": [

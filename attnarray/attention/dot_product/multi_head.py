@@ -7,6 +7,18 @@ from dataclasses import asdict
 from typing import Any, Generic, NamedTuple, Unpack
 
 from attnarray import checks, tree
+from attnarray.attention.dot_product.heads import (
+    OPTIONAL_PARTS,
+    GateContext,
+    HeadContext,
+    check_optional_parts,
+    gated,
+    gated_backward,
+    heads,
+    heads_backward,
+    join_heads,
+    split_heads,
+)
 from attnarray.attention.dot_product.scaled_dot_product import SDPAContext, scaled_dot_product_attention_bwd
 from attnarray.attention.engine import DOT_PRODUCT, run
 from attnarray.attention.layout import Layout, sequence_layout
@@ -43,6 +55,8 @@ class MultiHeadContext(NamedTuple, Generic[ArrayT]):
     rotary: tuple[RotaryContext, RotaryContext] | None  # of queries and of keys
     has_key: bool
     has_value: bool
+    heads: tuple[HeadContext, HeadContext]  # of queries and of keys
+    gate: GateContext | None
 
 
 class MultiHeadGrads(NamedTuple, Generic[ArrayT]):
@@ -66,6 +80,7 @@ def multi_head_attention(
     num_heads: int,
     num_kv_heads: int | None = None,
     rotary: Rotary | None = None,
+    norm_eps: float = 1e-6,
     **options: Unpack[HeadOptions],
 ) -> ArrayT:
     r"""Multi-head attention: self-attention of `query`, or attention to another sequence or two.
@@ -86,7 +101,12 @@ def multi_head_attention(
     params : dict
         "query", "key", "value" and "out", each a dict of "weight" and, unless there is none, "bias". The weights are
         (H Dk, Eq), (Hkv Dk, Ek), (Hkv Dv, Ev) and (E, H Dv), each bias has as many numbers as its weight rows. Any Dk,
-        any Dv; head h has the rows h Dk to (h + 1) Dk.
+        any Dv; head h has the rows h Dk to (h + 1) Dk. Optional parts, each with a "weight" too: "query_norm" and
+        "key_norm", an RMS norm before the rotation, of each head (Dk,) or of all heads at once (H Dk,), (Hkv Dk,);
+        "logit_scale" (H,), which makes it cosine attention with the scores
+        :math:`e^{\min(l_h, \log 100)} \cos(q_i, k_j)`, whose `scale` is 1 by default; "gate" (H, Eq) or (H Dv, Eq),
+        also with a "bias": the output of each head, or each number of it, is multiplied by
+        :math:`\sigma(W_G x_i + b_G)` before W_O.
     attn_mask, dropout_p, is_causal, scale, bias, window, q_offset, kv_lengths, softcap, sinks, rng, dropout_mask
         As in `scaled_dot_product_attention`: masks and biases broadcast to (*batch, H, T, S), True = attend.
     num_heads : int
@@ -96,6 +116,8 @@ def multi_head_attention(
         h // (H / Hkv).
     rotary : Rotary, optional
         Rotates the queries and keys of each head by their positions, i + q_offset and j: see `rotary`.
+    norm_eps : float
+        Epsilon of "query_norm" and "key_norm".
 
     Returns
     -------
@@ -124,7 +146,8 @@ def multi_head_attention(
     References
     ----------
     Vaswani et al., "Attention is all you need", 2017, arXiv:1706.03762. Multi-query: arXiv:1911.02150. Grouped heads:
-    arXiv:2305.13245.
+    arXiv:2305.13245. Normalized queries and keys: arXiv:2010.04245, 2302.05442. Cosine attention: Liu et al., "Swin
+    Transformer V2", 2021, arXiv:2111.09883, section 3.2. Gates: Qiu et al., 2025, arXiv:2505.06708.
 
     Examples
     --------
@@ -136,7 +159,7 @@ def multi_head_attention(
     """
     return multi_head_attention_fwd(
         query, key, value, params, attn_mask, dropout_p, is_causal, num_heads=num_heads, num_kv_heads=num_kv_heads,
-        rotary=rotary, **options,
+        rotary=rotary, norm_eps=norm_eps, **options,
     )[0]  # fmt: skip
 
 
@@ -153,6 +176,7 @@ def multi_head_attention_fwd(
     num_heads: int,
     num_kv_heads: int | None = None,
     rotary: Rotary | None = None,
+    norm_eps: float = 1e-6,
     **options: Unpack[HeadOptions],
 ) -> tuple[ArrayT, MultiHeadContext[ArrayT]]:
     """`multi_head_attention`, with the same options, and the context for its backward."""
@@ -164,7 +188,10 @@ def multi_head_attention_fwd(
     q, query_ctx = project(query, **params["query"])
     k, key_ctx = project(key, **params["key"])
     v, value_ctx = project(value, **params["value"])
-    q, k, v = _split(q, num_heads), _split(k, num_kv_heads), _split(v, num_kv_heads)  # (*batch, T, H, D)
+    norm_eps = checks.positive("norm_eps", norm_eps)
+    q, query_heads = heads(q, num_heads, params, "query", norm_eps)  # (*batch, T, H, D)
+    k, key_heads = heads(k, num_kv_heads, params, "key", norm_eps)
+    v = split_heads(v, num_kv_heads)
     rotations = None
     if rotary is not None:
         (q, q_rotary), (k, k_rotary) = _rotated(q, k, rotary, options.get("q_offset", 0), len(batch))
@@ -172,12 +199,14 @@ def multi_head_attention_fwd(
     layout, normalizer = Layout(q.ndim, "BTHD", batch, True), Softmax(options.get("sinks"))
     out, attention = run(
         SDPAContext, DOT_PRODUCT, normalizer, layout, (q, k, v), attn_mask, dropout_p, is_causal, options,
-        default_scale=1.0 / math.sqrt(q.shape[-1] or 1),
+        default_scale=1.0 if "logit_scale" in params else 1.0 / math.sqrt(q.shape[-1] or 1),
     )  # fmt: skip
-    out, out_ctx = project(_joined(out), **params["out"])
+    out, gate = gated(out, query, params["gate"]) if "gate" in params else (out, None)
+    out, out_ctx = project(join_heads(out), **params["out"])
     ctx = MultiHeadContext(
-        query_ctx, key_ctx, value_ctx, attention, out_ctx.weight, out_ctx.has_bias, rotations, has_key, has_value
-    )
+        query_ctx, key_ctx, value_ctx, attention, out_ctx.weight, out_ctx.has_bias, rotations, has_key, has_value,
+        (query_heads, key_heads), gate,
+    )  # fmt: skip
     return narrow(out, query), ctx
 
 
@@ -196,8 +225,10 @@ def multi_head_attention_bwd(
         dx_i = W_Q^T dq_i, \quad dz_j = W_K^T dk_j, \quad du_j = W_V^T dv_j, \qquad
         dW_Q = \sum_i dq_i x_i^T, \quad dW_K = \sum_j dk_j z_j^T, \quad dW_V = \sum_j dv_j u_j^T
 
-    with dq and dk rotated back first if there is a rotation. The gradient of a bias b is the sum without x, z or u.
-    What was left out adds its gradient to what stood in for it: without `key`, dx + dz + du is the gradient of `query`.
+    with dq and dk rotated back first if there is a rotation, and carried through the norms if there are. With a gate g
+    of o, :math:`do = \sigma(g) \odot dy` and :math:`dg = \sigma(g) (1 - \sigma(g))\, o \odot dy`. The gradient of a
+    bias b is the sum without x, z or u. What was left out adds its gradient to what stood in for it: without `key`,
+    dx + dz + du is the gradient of `query`.
 
     Parameters
     ----------
@@ -223,19 +254,30 @@ def multi_head_attention_bwd(
     checks.context("ctx", ctx, MultiHeadContext)
     attention = ctx.attention
     checks.cotangent(dout, (*ctx.query.x.shape[:-1], ctx.out_weight.shape[0]), ctx.query.x)
-    joined = _joined(attention.layout.restore(attention.out))  # (*batch, T, H Dv)
-    out = project_backward(wide(dout), LinearContext(joined, ctx.out_weight, ctx.out_has_bias))
-    grads = scaled_dot_product_attention_bwd(_split(out.x, attention.q.shape[1]), attention, dlse, dweights)
+    o = attention.layout.restore(attention.out)  # (*batch, T, H, Dv)
+    o = o if ctx.gate is None else o * ctx.gate.gate.out
+    out = project_backward(wide(dout), LinearContext(join_heads(o), ctx.out_weight, ctx.out_has_bias))
+    do, gate = split_heads(out.x, attention.q.shape[1]), None
+    if ctx.gate is not None:
+        do, gate = gated_backward(do, ctx.gate)
+    grads = scaled_dot_product_attention_bwd(do, attention, dlse, dweights)
     dq, dk = grads.query, grads.key
     if ctx.rotary is not None:
         dq, dk = (rotary_bwd(grad, of).x for grad, of in zip((dq, dk), ctx.rotary, strict=True))
-    query = project_backward(_joined(dq), ctx.query)
-    key = project_backward(_joined(dk), ctx.key)
-    value = project_backward(_joined(grads.value), ctx.value)
+    q_heads, k_heads = (heads_backward(grad, of) for grad, of in zip((dq, dk), ctx.heads, strict=True))
+    query, key = project_backward(q_heads.x, ctx.query), project_backward(k_heads.x, ctx.key)
+    value = project_backward(join_heads(grads.value), ctx.value)
     dquery, dkey, dvalue = query.x, key.x, value.x
     dkey = dkey if ctx.has_value else dkey + dvalue
     dquery = dquery if ctx.has_key else dquery + dkey
     params = {name: _entries(part) for name, part in (("query", query), ("key", key), ("value", value), ("out", out))}
+    if ctx.heads[0].has_weight:
+        params |= {"query_norm": {"weight": q_heads.norm}, "key_norm": {"weight": k_heads.norm}}
+    if q_heads.logit_scale is not None:
+        params["logit_scale"] = {"weight": q_heads.logit_scale}
+    if gate is not None:
+        params["gate"] = _entries(gate)
+        dquery = dquery + gate.x
     dkey, dvalue = dkey if ctx.has_key else None, dvalue if ctx.has_value else None
     found = MultiHeadGrads(dquery, dkey, dvalue, params, grads.bias, grads.sinks)
     narrowed: MultiHeadGrads = tree.map(lambda grad: narrow(grad, ctx.query.x), found)
@@ -259,16 +301,6 @@ def _rotated(
     return [rotary_fwd(q, positions, **options), rotary_fwd(k, **options)]
 
 
-def _split(x: Array, num_heads: int) -> Array:
-    """(*batch, T, H D) -> (*batch, T, H, D)."""
-    return namespace_of(x).reshape(x, (*x.shape[:-1], num_heads, x.shape[-1] // num_heads))
-
-
-def _joined(x: Array) -> Array:
-    """(*batch, T, H, D) -> (*batch, T, H D)."""
-    return namespace_of(x).reshape(x, (*x.shape[:-2], x.shape[-2] * x.shape[-1]))
-
-
 def _entries(grads: LinearGrads) -> dict[str, Any]:
     return {"weight": grads.weight} if grads.bias is None else {"weight": grads.weight, "bias": grads.bias}
 
@@ -286,7 +318,7 @@ def checked_heads(
     """Check the arguments, and return the batch, Hkv and the parameters."""
     checks.required(query=query)
     checked = _tree(params)
-    arrays = {f"params.{part}.{name}": array for part in PARTS for name, array in checked[part].items()}
+    arrays = {f"params.{part}.{name}": array for part in checked for name, array in checked[part].items()}
     check_arrays(attn_mask, options, query=query, key=key, value=value, **arrays)
     layout = sequence_layout(query, key, value)
     num_heads = checks.whole("num_heads", num_heads, 1, 2**31, "the number of heads of the queries")
@@ -302,11 +334,12 @@ def checked_heads(
 
 def _tree(params: Params | None) -> Params:
     """`params`, if it is a tree of the right layout."""
-    if not isinstance(params, dict) or set(params) != set(PARTS):
+    if not isinstance(params, dict) or not set(PARTS) <= set(params) <= {*PARTS, *OPTIONAL_PARTS}:
         given = f"a dict with {', '.join(map(repr, params)) or 'nothing'}" if isinstance(params, dict) else None
         raise TypeError(
             f"`params` is {given or checks.shown(params)}, expected a dict with 'query', 'key', 'value' and 'out', "
-            "such as layers.MultiHeadAttention(...).init(...) makes."
+            f"and at most {', '.join(map(repr, OPTIONAL_PARTS))} besides, such as "
+            "layers.MultiHeadAttention(...).init(...) makes."
         )
     for part, entries in params.items():
         if not isinstance(entries, dict) or not {"weight"} <= set(entries) <= {"weight", "bias"}:
@@ -345,3 +378,4 @@ def _check_shapes(params: Params, query: Array, key: Array, value: Array, num_he
         if "bias" in params[part]:
             because = f"one number per row of `params.{part}.weight`"
             checks.shape(f"params.{part}.bias", params[part]["bias"], (shape[0],), because)
+    check_optional_parts(params, num_heads, num_kv_heads, Dk, Dv, query.shape[-1])

@@ -108,6 +108,9 @@ def multi_head_attention_fwd(
         _check_input(name, x)
     whole = [unfilled(x) for x in inputs.values()]
     _, num_kv_heads, params = checked_heads(whole[0], whole[1], whole[2], params, num_heads, num_kv_heads, None, {})
+    if set(params) != set(PARTS):
+        unknown = ", ".join(repr(part) for part in params if part not in PARTS)
+        raise ValueError(f"`params` has {unknown}, which Dask arrays do not support: norms, cosines and gates.")
     if rotary is not None and not isinstance(rotary, Rotary):
         raise TypeError(f"`rotary` is {checks.shown(rotary)}, expected attnarray.Rotary(...).")
     arrays = {part: {name: da.from_array(x, chunks=-1) for name, x in params[part].items()} for part in PARTS}

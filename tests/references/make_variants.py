@@ -1,0 +1,112 @@
+"""Stores results and gradients of attention's variants, from the papers' formulas in PyTorch's float64 autograd.
+
+    python tests/references/make_variants.py
+
+Each formula is written here by itself, with whole (T, S) arrays and loops over heads where that is plainer.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from make_sdpa import packed
+
+F = torch.nn.functional
+B, T, S, E, H, D, DV = 2, 5, 7, 6, 4, 6, 3
+EPS = 1e-6
+
+
+def drawn(rng, **shapes):
+    """Multiples of 1/64 with deviation 1, which float32 holds exactly."""
+    return {name: np.round(64 * rng.standard_normal(shape)) / 64 for name, shape in shapes.items()}
+
+
+def rms(x, weight):
+    return x / torch.sqrt((x * x).mean(-1, keepdim=True) + EPS) * weight
+
+
+def by_head(x, heads):
+    return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
+
+
+def softmax_attention(scores, v):
+    return torch.softmax(scores, -1) @ v
+
+
+def causal(scores):
+    queries, keys = scores.shape[-2:]
+    seen = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+    return scores.masked_fill(~seen, -math.inf)
+
+
+# Multi-head attention with norms, cosines and gates: Hkv = 2 for H = 4.
+
+HEADS = {"query": (B, T, E), "key": (B, S, E), "wq": (H * D, E), "wk": (2 * D, E), "wv": (2 * DV, E), "wo": (E, H * DV)}
+
+
+def _heads(a, q, k, scale):
+    v = by_head(a["key"] @ a["wv"].T, 2).repeat_interleave(2, 1)
+    out = softmax_attention(scale * q @ k.repeat_interleave(2, 1).mT, v)
+    return out.transpose(1, 2)  # (B, T, H, Dv)
+
+
+def norm_of_each_head(a):
+    """Qwen3: RMS norm of each head, one scale for all; with a gate of each number after the weighted sum."""
+    q = rms(by_head(a["query"] @ a["wq"].T, H), a["query_norm"])
+    k = rms(by_head(a["key"] @ a["wk"].T, 2), a["key_norm"])
+    out = _heads(a, q, k, D**-0.5).flatten(2)
+    return (out * torch.sigmoid(a["query"] @ a["gate"].T)) @ a["wo"].T
+
+
+def norm_of_all_heads(a):
+    """OLMo 2: RMS norm over all heads; with a gate of each head."""
+    q = by_head(rms(a["query"] @ a["wq"].T, a["query_norm"]), H)
+    k = by_head(rms(a["key"] @ a["wk"].T, a["key_norm"]), 2)
+    out = _heads(a, q, k, D**-0.5) * torch.sigmoid(a["query"] @ a["gate"].T)[..., None]
+    return out.flatten(2) @ a["wo"].T
+
+
+def cosine(a):
+    """Swin v2: cosines times the exponential of a learned number, which is clamped; one head is beyond the clamp."""
+    q, k = by_head(a["query"] @ a["wq"].T, H), by_head(a["key"] @ a["wk"].T, 2)
+    scale = torch.clamp(a["logit_scale"], max=math.log(1 / 0.01)).exp()
+    return _heads(a, F.normalize(q, dim=-1) * scale[:, None, None], F.normalize(k, dim=-1), 1.0).flatten(2) @ a["wo"].T
+
+
+VARIANTS = {
+    "norm of each head": (norm_of_each_head, {**HEADS, "query_norm": (D,), "key_norm": (D,), "gate": (H * DV, E)}),
+    "norm of all heads": (norm_of_all_heads, {**HEADS, "query_norm": (H * D,), "key_norm": (2 * D,), "gate": (H, E)}),
+    "cosine": (cosine, {**HEADS, "logit_scale": (H,)}),
+}
+
+
+def results(name):
+    """The arrays by name, the output, and the gradients."""
+    f, shapes = VARIANTS[name]
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    arrays = drawn(rng, **shapes)
+    if name == "cosine":
+        arrays["logit_scale"][1] = 5.0
+    given = {n: torch.from_numpy(x).requires_grad_() for n, x in arrays.items()}
+    out = f(given)
+    dout = drawn(rng, dout=tuple(out.shape))
+    grads = torch.autograd.grad((out * torch.from_numpy(dout["dout"])).sum(), list(given.values()))
+    found = {"out": out, **{f"grad_{n}": g for n, g in zip(given, grads, strict=True)}}
+    return {**arrays, **dout, **{n: x.detach().numpy() for n, x in found.items()}}
+
+
+def main():
+    stored = {}
+    for name in VARIANTS:
+        stored |= packed(name, {}, results(name))
+    path = Path(__file__).with_name("variants.npz")
+    np.savez_compressed(path, **stored)
+    print(f"{path.name}: {len(VARIANTS)} variants, {path.stat().st_size} bytes; torch {torch.__version__}")
+
+
+if __name__ == "__main__":
+    main()
