@@ -38,7 +38,7 @@ test-all: $(VENV)/.test  ## run every test on one machine: some 20 minutes on tw
 test-distributed: $(VENV)/.test-distributed  ## run the tests with MPI and Dask
 	@OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -m distributed tests/distributed tests/docs/test_docs.py $(ARGS)
 
-test-peers: $(VENV)/.test $(VENV)/.bridges  ## run the tests beside PyTorch (install it into .venv first), JAX and transformers
+test-peers: $(VENV)/.test $(VENV)/.bridges  ## run the tests beside PyTorch (install it into .venv first), JAX, transformers and ONNX
 	@OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -m peers $(ARGS)
 
 wheel: $(VENV)/.test  ## build a wheel with precompiled kernels, and test it where Numba is not installed

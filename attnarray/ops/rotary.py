@@ -214,14 +214,16 @@ def _rotary(x: Array, positions: Array | None, offset: int, rotation: Rotation, 
     angles = angles if axis == -2 else angles[..., None, :]
     wide = xp.astype(x[..., :dims], accumulator_dtype(xp, x.dtype), copy=False)
     cos, sin = (xp.astype(table, wide.dtype, copy=False) for table in (xp.cos(angles), direction * xp.sin(angles)))
-    if interleaved:
-        a, b = wide[..., 0::2], wide[..., 1::2]
-    else:
-        a, b = wide[..., : dims // 2], wide[..., dims // 2 :]
-    pair = a * cos - b * sin, a * sin + b * cos
-    y = xp.stack(pair, axis=-1) if interleaved else xp.concat(pair, axis=-1)
-    y = xp.astype(xp.reshape(y, wide.shape), x.dtype, copy=False)
+    y = xp.astype(rotate(wide, cos, sin, interleaved), x.dtype, copy=False)
     return y if dims == x.shape[-1] else xp.concat([y, x[..., dims:]], axis=-1)
+
+
+def rotate(x: Array, cos: Array, sin: Array, interleaved: bool) -> Any:
+    """x (..., R), whose pairs are rotated by the angles of these cosines and sines, broadcastable to (..., R / 2)."""
+    xp, half = namespace_of(x, cos, sin), x.shape[-1] // 2
+    a, b = (x[..., 0::2], x[..., 1::2]) if interleaved else (x[..., :half], x[..., half:])
+    pair = a * cos - b * sin, a * sin + b * cos
+    return xp.reshape(xp.stack(pair, axis=-1) if interleaved else xp.concat(pair, axis=-1), x.shape)
 
 
 def _check(x: Array, positions: Array | None, offset: int, layout: checks.LayoutName) -> tuple[int, int]:

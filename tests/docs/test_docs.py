@@ -67,7 +67,8 @@ def test_docstring_example(example: doctest.DocTest) -> None:
     # internal modules have the names of their module.
     module = ".".join(Path(example.filename).relative_to(ROOT).with_suffix("").parts)
     if module.split(".")[1] == "bridges":
-        for package in {"jax": ["jax"], "transformers": ["torch", "transformers"]}.get(module.split(".")[2], ["torch"]):
+        needed = {"jax": ["jax"], "onnx": ["onnx"], "transformers": ["torch", "transformers"]}
+        for package in needed.get(module.split(".")[2].split("_")[0], ["torch"]):
             pytest.importorskip(package)
     if module.split(".")[1] in INTERNAL:
         example.globs.update(vars(importlib.import_module(module)))
