@@ -63,7 +63,7 @@ def export(model: Encoder | BERT | GPT, params: Any, *, is_causal: bool = False)
     >>> [one.name for one in graph.input], [one.name for one in graph.output]
     (['input_ids', 'attention_mask'], ['logits'])
     """
-    writers = {Encoder: _encoder, BERT: _bert, GPT: _gpt}
+    writers: dict[type, Any] = {Encoder: _encoder, BERT: _bert, GPT: _gpt}
     if type(model) not in writers:
         raise TypeError(f"`model` is {checks.shown(model)}, expected an Encoder, a BERT or a GPT of attnarray.models.")
     if is_causal and type(model) is not Encoder:

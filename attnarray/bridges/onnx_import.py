@@ -65,7 +65,7 @@ def load_bert(model: Any, **fields: Any) -> tuple[BERT, Any]:
     if not error < 1e-4:
         raise ValueError(
             f"The graph has the weights of a BERT with {bert.num_heads} heads, but gives other states: they differ "
-            f"by {error:.2g} of their size. It is not the graph of a BERT with absolute positions and a mask of padding."
+            f"by {error:.2g} of their size. It is not the graph of a BERT with absolute positions and padding masks."
         )
     return bert, tree.map(lambda leaf: asarray(leaf, dtype=dtype_name(leaf.dtype)), params)
 
