@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypedDict, Unpack
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypedDict, Unpack, get_args
 
 from attnarray import checks
 from attnarray.attention.options import known_options
 from attnarray.backend import Array, ArrayT
-from attnarray.layers.cache import DecoderCache, KVCache
+from attnarray.layers.cache import DecoderCache, KVCache, LinearCache
 from attnarray.layers.checking import check_gradients, check_same
 from attnarray.layers.feed_forward import Activation, FeedForward
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
+from attnarray.layers.linear_attention import LinearAttention
 from attnarray.layers.memory import attend_to_memory, project_memory
 from attnarray.layers.multi_head import MultiHeadAttention
 from attnarray.layers.norm import LayerNorm, RMSNorm
@@ -24,16 +25,22 @@ from attnarray.random import Philox
 
 Norm = Literal["layer", "rms"]
 NORMS: dict[Norm, Any] = {"layer": LayerNorm, "rms": RMSNorm}
+Mixer = Literal["attention", "retnet", "gla", "delta_net", "gated_delta_net", "kda", "mamba2"]
+MIXERS: tuple[Mixer, ...] = get_args(Mixer)
 BRANCHES = ("attention", "cross", "feed_forward")
 
 
 class Options(TypedDict, total=False):
-    """Masks, lengths and biases of the self-attention, and of the attention to the memory."""
+    """Masks, lengths and biases of the self-attention, and of the attention to the memory.
+
+    `starts` (*batch), the lengths of the left padding, are for linear mixers, which take neither masks nor biases.
+    """
 
     attn_mask: Array | Mask | None
     is_causal: bool
     kv_lengths: Any
     bias: Array | None
+    starts: Any
     memory_mask: Array | Mask | None
     memory_lengths: Any
     memory_bias: Array | None
@@ -103,6 +110,9 @@ class TransformerBlock(Layer):
         Keep only the arguments, and recompute the block in the backward: less memory, more time, the same gradients.
     init_std : float, optional
         Standard deviation of the initial weights; see `Linear`.
+    mixer : {"attention", "retnet", "gla", "delta_net", "gated_delta_net", "kda", "mamba2"}
+        What mixes the positions: self-attention, or the `LinearAttention` of that name with `num_heads` heads, whose
+        calls need is_causal=True.
 
     Raises
     ------
@@ -144,16 +154,22 @@ class TransformerBlock(Layer):
     rotary: Rotary | None = None
     recompute: bool = False
     init_std: float | None = None
+    mixer: Mixer = "attention"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.choice("norm", self.norm, tuple(NORMS))
+        checks.choice("mixer", self.mixer, MIXERS)
+        if self.cross and self.mixer != "attention":
+            raise ValueError(f"`mixer` is {self.mixer!r} with cross=True, expected 'attention'.")
         self.parts()  # validates the fields of the parts
 
     def parts(self) -> dict[str, Any]:
-        attention = MultiHeadAttention(
+        attention: Any = MultiHeadAttention(
             self.dim, self.num_heads, self.num_kv_heads, bias=self.bias, rotary=self.rotary, init_std=self.init_std
         )
+        if self.mixer != "attention":
+            attention = getattr(LinearAttention, self.mixer)(self.dim, self.num_heads, init_std=self.init_std)
         feed_forward = FeedForward(
             self.dim, self.hidden_dim or 4 * self.dim, self.activation, self.gated, self.bias, self.hidden_dropout,
             self.init_std,
@@ -198,18 +214,22 @@ class TransformerBlock(Layer):
                 f"{'give' if self.cross else 'leave out'} a memory."
             )
         known_options(options, Options)
+        self._check_mixer(options, bool(options.get("is_causal")))
         for name in ("memory_mask", "memory_lengths", "memory_bias"):
             if not self.cross and options.get(name) is not None:
                 raise ValueError(f"`{name}` is given, but the block was made with cross=False: it has no memory.")
         parts, residual, rngs = self._parts, self._residual, iter(rng.split(6) if rng else [None] * 6)
         weights = {"dropout_p": self.attention_dropout if rng else 0.0}
-        own = {name: options[name] for name in ("attn_mask", "is_causal", "kv_lengths", "bias") if name in options}
+        own: Any = {name: options[name] for name in ("attn_mask", "is_causal", "kv_lengths", "bias") if name in options}
         across = {
             "attn_mask": options.get("memory_mask"), "kv_lengths": options.get("memory_lengths"),
             "bias": options.get("memory_bias"),
         }  # fmt: skip
 
         def attend(x: Array) -> Any:
+            if self.mixer != "attention":
+                padding = {"lengths": options.get("kv_lengths"), "starts": options.get("starts")}
+                return parts["attention"].fwd(params["attention"], x, **padding)
             return parts["attention"].fwd(params["attention"], x, **own, **weights, rng=next(rngs))
 
         def cross_attend(x: Array) -> Any:
@@ -248,7 +268,24 @@ class TransformerBlock(Layer):
                 (dout, params[f"{name}_norm"]), found[name] = residual.bwd(dout, getattr(ctx, name), backward(name))
         ordered, cross = {name: params[name] for name in parts}, found.get("cross")
         dmemory, dmemory_bias = (cross.key, cross.bias) if cross else (None, None)
-        return BlockGrads(dout, dmemory, ordered, found["attention"].bias, dmemory_bias)
+        return BlockGrads(dout, dmemory, ordered, getattr(found["attention"], "bias", None), dmemory_bias)
+
+    def _check_mixer(self, options: Any, is_causal: bool) -> None:
+        """Check that a linear mixer is given no mask or bias, and attention no `starts`."""
+        linear = self.mixer != "attention"
+        for name in ("attn_mask", "bias") if linear else ("starts",):
+            if options.get(name) is not None:
+                instead = (
+                    "of scores, which it does not have: give `kv_lengths` or `starts`"
+                    if linear
+                    else ("of linear mixers: give a mask")
+                )
+                raise ValueError(f"`{name}` is given, but the block has mixer={self.mixer!r}; it is {instead}.")
+        if linear and not is_causal:
+            raise ValueError(
+                f"`is_causal` is False, but the block has mixer={self.mixer!r}, whose state holds earlier positions "
+                "alone: give is_causal=True."
+            )
 
     def decoder_cache(self, params: Params, memory: Array, max_seq_len: int) -> DecoderCache:
         """For a block with `cross`: the projected keys and values of a memory (B, S, dim), and an empty self-attention
@@ -261,22 +298,25 @@ class TransformerBlock(Layer):
         return DecoderCache(memory_cache.empty_like(max_seq_len), memory_cache)
 
     def step(
-        self, params: Params, x: Array, cache: KVCache | DecoderCache, attn_mask: Array | Mask | None = None, *,
-        bias: Array | None = None, memory_mask: Array | Mask | None = None, memory_lengths: Any = None,
+        self, params: Params, x: Array, cache: KVCache | LinearCache | DecoderCache,
+        attn_mask: Array | Mask | None = None, *, bias: Array | None = None, starts: Any = None,
+        memory_mask: Array | Mask | None = None, memory_lengths: Any = None,
     ) -> tuple[Array, Any]:  # fmt: skip
         """Apply the block to the next positions x (B, T, dim) of a causal decoder: see `MultiHeadAttention.step`.
 
         With `cross`, the cache is from `decoder_cache`. The updated cache is of the same type.
         """
         if isinstance(cache, DecoderCache) != self.cross:
-            made = "one from decoder_cache" if self.cross else "a KVCache from parts()['attention'].cache"
+            made = "one from decoder_cache" if self.cross else "one from parts()['attention'].cache"
             raise TypeError(f"`cache` is a {type(cache).__name__}, expected {made}: the block has cross={self.cross}.")
+        self._check_mixer({"attn_mask": attn_mask, "bias": bias, "starts": starts}, True)
         parts, residual = self._parts, self._residual
         own, known = cache if isinstance(cache, DecoderCache) else (cache, None)
 
-        def attend(x: Array) -> tuple[Array, KVCache]:
-            y, after = parts["attention"].step(params["attention"], x, own, attn_mask, bias=bias)
-            return y, after
+        def attend(x: Array) -> Any:
+            if self.mixer != "attention":
+                return parts["attention"].step(params["attention"], x, own, starts=starts)
+            return parts["attention"].step(params["attention"], x, own, attn_mask, bias=bias)
 
         def cross_attend(x: Array) -> tuple[Array, None]:
             assert known is not None, "only a block with `cross` has this branch"
@@ -289,7 +329,7 @@ class TransformerBlock(Layer):
         if known is not None:
             x, _ = residual.fwd(params["cross_norm"], x, cross_attend, None)
         x, _ = residual.fwd(params["feed_forward_norm"], x, feed, None)
-        after: KVCache = attention_ctx.branch
+        after: Any = attention_ctx.branch
         return x, after if known is None else DecoderCache(after, known)
 
     @functools.cached_property

@@ -30,6 +30,20 @@ class KVCache(NamedTuple):
             )
         return KVCache(write_rows(self.key, self.length, key), write_rows(self.value, self.length, value), past)
 
+    @property
+    def batch(self) -> int:
+        """The number of sequences."""
+        return int(self.key.shape[0])
+
+    def up_to(self, length: int) -> KVCache:
+        """Return the cache without the positions from `length` on; it shares the arrays."""
+        return self._replace(length=length)
+
+    def rows(self, rows: Array) -> KVCache:
+        """Return a new cache of the sequences `rows` (N,)."""
+        take = namespace_of(self.key).take
+        return self._replace(key=take(self.key, rows, axis=0), value=take(self.value, rows, axis=0))
+
     def empty_like(self, max_seq_len: int) -> KVCache:
         """Return an empty cache for `max_seq_len` positions of the same sequences and heads, on the same device."""
         max_seq_len = checks.whole("max_seq_len", max_seq_len, 1, 2**31, "the largest number of positions")
@@ -50,6 +64,26 @@ class LinearCache(NamedTuple):
     state: Array
     convs: dict[str, Array]
     length: int
+
+    @property
+    def batch(self) -> int:
+        """The number of sequences."""
+        return int(self.state.shape[0])
+
+    def up_to(self, length: int) -> LinearCache:
+        """Return the same cache, if it has no more positions: no position can be taken out of a state."""
+        if length != self.length:
+            raise ValueError(
+                f"`length` is {length}, but the states of linear attention hold {self.length} positions, and none can "
+                "be taken out again. Keep the cache from before the last step instead: a step makes new states."
+            )
+        return self
+
+    def rows(self, rows: Array) -> LinearCache:
+        """Return a new cache of the sequences `rows` (N,)."""
+        take = namespace_of(self.state).take
+        convs = {name: take(steps, rows, axis=0) for name, steps in self.convs.items()}
+        return self._replace(state=take(self.state, rows, axis=0), convs=convs)
 
 
 class DecoderCache(NamedTuple):

@@ -57,6 +57,7 @@ class LinearLayerContext(NamedTuple):
     rate: Any
     beta: Any
     values: Any  # before they were multiplied by the step size
+    exists: Any  # (*batch, T, 1), False in the left padding; None if all steps exist
     attention: LinearAttentionContext
     norm: Any
     gate: Any
@@ -262,13 +263,19 @@ class LinearAttention(Layer):
             shapes |= {f"{name}_conv": (width, self.conv_width) for name, width in self._channels.items()}
         return shapes
 
-    def __call__(self, params: Params, x: ArrayT, *, lengths: Any = None) -> ArrayT:
-        """Return y (*batch, T, dim) of x (*batch, T, dim); `lengths` as in `linear_attention`."""
-        return writable(self._run(params, x, None, lengths)[0])
+    def __call__(self, params: Params, x: ArrayT, *, lengths: Any = None, starts: Any = None) -> ArrayT:
+        """Return y (*batch, T, dim) of x (*batch, T, dim).
 
-    def fwd(self, params: Params, x: ArrayT, *, lengths: Any = None) -> tuple[ArrayT, LinearLayerContext]:
+        `lengths` as in `linear_attention`; `starts`, an integer or (*batch), are the lengths of the left padding, which
+        does not change the states. It needs a layer without a feature map.
+        """
+        return writable(self._run(params, x, None, lengths, starts)[0])
+
+    def fwd(
+        self, params: Params, x: ArrayT, *, lengths: Any = None, starts: Any = None
+    ) -> tuple[ArrayT, LinearLayerContext]:
         """The same, and the context for `bwd`."""
-        return self._run(params, x, None, lengths)[:2]
+        return self._run(params, x, None, lengths, starts)[:2]
 
     def cache(self, batch: int, max_seq_len: int | None = None, dtype: str = "float32") -> LinearCache:
         """Return the state before the first position, on the current backend; it has no largest length."""
@@ -281,20 +288,24 @@ class LinearAttention(Layer):
         state = zeros(batch, heads, Dk, Dv + self.normalize, dtype=sums)
         return LinearCache(state, {name: zeros(batch, rows, width, dtype=dtype) for name, width in convs}, 0)
 
-    def step(self, params: Params, x: Array, cache: LinearCache) -> tuple[Array, LinearCache]:
+    def step(
+        self, params: Params, x: Array, cache: LinearCache, *, starts: Any = None
+    ) -> tuple[Array, LinearCache]:  # fmt: skip
         """Attend from the next positions x (B, T, dim) to themselves and to those that the state of the cache holds.
 
-        The result equals that of one call over all positions.
+        The result equals that of one call over all positions, with the same `starts`.
         """
         check_linear_cache(cache, x)
-        out, _, after = self._run(params, x, cache, None)
+        out, _, after = self._run(params, x, cache, None, starts)
         return out, after
 
     def _run(
-        self, params: Params, x: Any, cache: LinearCache | None, lengths: Any
+        self, params: Params, x: Any, cache: LinearCache | None, lengths: Any, starts: Any
     ) -> tuple[Any, LinearLayerContext, LinearCache]:
         """The output, the contexts, and the states after the last position."""
         parts, xp = self._parts, namespace_of(x)
+        exists = self._exists(starts, x, 0 if cache is None else cache.length)
+        x = _hide(x, exists)  # so that queries, keys and values are 0 in the left padding
         linear: dict[str, Any] = {}
         arrays, convs, units, rotations, states = self._project(params, x, cache, linear)
         gates, step = self._gates(params, x, linear)
@@ -321,9 +332,25 @@ class LinearAttention(Layer):
         y, linear["out"] = parts["out"].fwd(params["out"], xp.reshape(y, (*x.shape[:-1], y.shape[-2] * y.shape[-1])))
         ctx = LinearLayerContext(
             linear, convs, units, rotations, gates, params.get("decay_rate"), beta_ctx,
-            values if step is not None else None, attention, norm, gate, normed, opened,
+            values if step is not None else None, exists, attention, norm, gate, normed, opened,
         )  # fmt: skip
         return y, ctx, LinearCache(result.state, states, (0 if cache is None else cache.length) + x.shape[-2])
+
+    def _exists(self, starts: Any, x: Any, first: int) -> Any:
+        """Which steps of x, before which there were `first`, are no left padding: (*batch, T, 1); None if all are."""
+        if starts is None:
+            return None
+        if self.feature_map is not None:
+            raise ValueError(
+                f"`starts` is given, but the layer has feature_map={self.feature_map!r}, which may map the padding to "
+                "numbers other than 0. Give right-padded sequences and `lengths`."
+            )
+        starts = checks.same_device("starts", checks.integers("starts", starts), "x", x)
+        if not isinstance(starts, int):
+            checks.shape("starts", starts, tuple(x.shape[:-2]), "the length of the left padding of each sequence")
+            starts = starts[..., None, None]
+        step = namespace_of(x).arange(first, first + x.shape[-2], device=device_of(x))
+        return step[:, None] >= starts
 
     def _project(self, params: Params, x: Any, cache: LinearCache | None, linear: dict[str, Any]) -> tuple[Any, ...]:
         """Queries, keys and values (*batch, T, heads, D), their contexts, and the states of the convolutions."""
@@ -409,7 +436,7 @@ class LinearAttention(Layer):
         for other in dxs[1:]:
             dx = dx + other
         ordered = {name: params[name] for name in self._shapes}
-        return LayerGrads(dx, check_gradients(self, ordered))
+        return LayerGrads(_hide(dx, ctx.exists), check_gradients(self, ordered))
 
     def _gates_backward(self, grads: Any, ctx: LinearLayerContext, params: Params) -> tuple[Any, Any]:
         r"""The gradients of z and of the values, with s = softplus(z).
@@ -443,3 +470,8 @@ class LinearAttention(Layer):
             conv = causal_conv1d_bwd(CausalConv1dResult(grad, None), ctx.convs[name])
             grad, params[f"{name}_conv"] = conv.x, conv.weight
         return grad
+
+
+def _hide(x: Any, exists: Any) -> Any:
+    """x with 0 in the left padding."""
+    return x if exists is None else namespace_of(x).where(exists, x, namespace_of(x).zeros_like(x))

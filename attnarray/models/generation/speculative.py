@@ -155,3 +155,8 @@ def check_pair(prefilled: Prefill, small: Prefill) -> None:
     for name, cache in (("model", prefilled.cache), ("draft", small.cache)):
         if not hasattr(cache, "up_to"):
             raise TypeError(f"The cache of `{name}`, a {type(cache).__name__}, cannot forget positions: use GPT.")
+        if getattr(cache, "has_states", False):
+            raise ValueError(
+                f"`{name}` has linear mixers, whose states cannot forget drafted tokens that are refused: generate "
+                "without `draft`."
+            )

@@ -1,4 +1,4 @@
-"""The key-value cache of `GPT`, for generating token by token."""
+"""The cache of `GPT`, for generating token by token."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ from typing import NamedTuple
 
 from attnarray import checks
 from attnarray.backend import Array, namespace_of
-from attnarray.layers.cache import KVCache
+from attnarray.layers.cache import KVCache, LinearCache
 from attnarray.ops.embedding import check_range
 
 
 class GPTCache(NamedTuple):
-    """The key-value cache of each block, and the length of the left padding of each sequence; None for 0."""
+    """The cache of each block, and the length of the left padding of each sequence; None for 0.
 
-    blocks: tuple[KVCache, ...]
+    A block with attention has a `KVCache`, one with a linear mixer a `LinearCache`.
+    """
+
+    blocks: tuple[KVCache | LinearCache, ...]
     starts: Array | None
 
     @property
     def batch(self) -> int:
         """The number of sequences."""
-        return int(self.blocks[0].key.shape[0])
+        return self.blocks[0].batch
 
     @property
     def length(self) -> int:
@@ -27,21 +30,26 @@ class GPTCache(NamedTuple):
         return self.blocks[0].length
 
     @property
-    def max_seq_len(self) -> int:
-        """The largest number of positions."""
-        return int(self.blocks[0].key.shape[2])
+    def max_seq_len(self) -> int | None:
+        """The largest number of positions; None if all blocks have states, which do not grow."""
+        return next((int(block.key.shape[2]) for block in self.blocks if isinstance(block, KVCache)), None)
+
+    @property
+    def has_states(self) -> bool:
+        """Whether a block has a state, which cannot forget its last positions."""
+        return any(isinstance(block, LinearCache) for block in self.blocks)
 
     def up_to(self, length: int) -> GPTCache:
-        """Return the cache without the positions from `length` on; it shares the arrays."""
+        """Return the cache without the positions from `length` on; it shares the arrays.
+
+        A cache with states keeps all positions, or raises a ValueError.
+        """
         length = checks.whole("length", length, 0, self.length, f"the positions to keep of {self.length}")
-        return self._replace(blocks=tuple(block._replace(length=length) for block in self.blocks))
+        return self._replace(blocks=tuple(block.up_to(length) for block in self.blocks))
 
     def rows(self, rows: Array) -> GPTCache:
         """Return a new cache of the sequences `rows` (N,), in this order; repetitions are allowed."""
-        xp, rows = namespace_of(self.blocks[0].key), checks.integer("rows", rows)
+        rows = checks.integer("rows", rows)
         check_range("rows", rows, self.batch, "the sequences of the cache")
-        blocks = [
-            block._replace(key=xp.take(block.key, rows, axis=0), value=xp.take(block.value, rows, axis=0))
-            for block in self.blocks
-        ]
-        return GPTCache(tuple(blocks), None if self.starts is None else xp.take(self.starts, rows, axis=0))
+        starts = None if self.starts is None else namespace_of(self.starts).take(self.starts, rows, axis=0)
+        return GPTCache(tuple(block.rows(rows) for block in self.blocks), starts)

@@ -14,7 +14,7 @@ from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, device_of, namespace_of, to_numpy
 from attnarray.checkpoints.names import Family
 from attnarray.checkpoints.pretrained import load_pretrained
-from attnarray.layers.block import Norm
+from attnarray.layers.block import Mixer, Norm
 from attnarray.layers.checking import Checked, check_gradients, check_same
 from attnarray.layers.feed_forward import Activation
 from attnarray.layers.initial import Params
@@ -29,7 +29,7 @@ from attnarray.models.padding import attention_mask, check_lengths, check_starts
 from attnarray.models.prepared.gpt import PreparedGPT, prepare_gpt
 from attnarray.models.prepared.stack import Weights
 from attnarray.models.transformer.encoder import Encoder, EncoderOptions
-from attnarray.models.transformer.stack import StackContext
+from attnarray.models.transformer.stack import StackContext, check_mixers
 from attnarray.numpy_arrays import writable
 from attnarray.ops.linear import LinearContext, linear, linear_bwd, linear_fwd
 from attnarray.ops.positions import alibi
@@ -91,6 +91,10 @@ class GPT(Layer):
     init_std : float
         Standard deviation of the initial weights. Output projections of the branches are divided by sqrt(2 N), as in
         GPT-2.
+    mixers : tuple of {"attention", "retnet", "gla", "delta_net", "gated_delta_net", "kda", "mamba2"}
+        What mixes the positions in each block, repeated over the blocks: attention, or the `layers.LinearAttention` of
+        that name with `num_heads` heads, whose cache does not grow. Rotary positions, ALiBi, `num_kv_heads` and
+        `attention_dropout` are those of the blocks with attention; `bias` too, of the mixers.
 
     Raises
     ------
@@ -138,6 +142,7 @@ class GPT(Layer):
     num_kv_heads: int | None = None
     tie_embeddings: bool = True
     init_std: float = 0.02
+    mixers: tuple[Mixer, ...] = ("attention",)
 
     @classmethod
     def small(cls, **changes: Any) -> Self:
@@ -164,6 +169,9 @@ class GPT(Layer):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.choice("positions", self.positions, POSITIONS)
+        check_mixers(self, self.num_layers)
+        if self.positions == "alibi" and "attention" not in self.mixers:
+            raise ValueError(f"`positions` is 'alibi', but `mixers` is {self.mixers}: no layer has scores to bias.")
         if self.rotary is not None and self.positions != "rotary":
             raise ValueError(f'`rotary` is given, but `positions` is {self.positions!r}. Give positions="rotary" too.')
         self.parts()  # validates the fields of the parts
@@ -181,7 +189,7 @@ class GPT(Layer):
             self.dim, self.num_layers, self.num_heads, self.hidden_dim, activation=self.activation,
             dropout=self.dropout, attention_dropout=self.attention_dropout, eps=self.eps, norm=self.norm,
             gated=self.gated, bias=self.bias, num_kv_heads=self.num_kv_heads, rotary=(self.rotary or Rotary()) if
-            self.positions == "rotary" else None, recompute=self.recompute, init_std=self.init_std,
+            self.positions == "rotary" else None, recompute=self.recompute, init_std=self.init_std, mixers=self.mixers,
         )  # fmt: skip
 
     def parts(self) -> dict[str, Any]:
@@ -219,8 +227,8 @@ class GPT(Layer):
 
         Shorter sequences are right-padded with any token, with `lengths` (B,), or left-padded, with `starts` (B,): row
         b is tokens[b, starts[b]:], and its positions count from there. Outputs at padding are undefined. A boolean
-        `attn_mask`, True = attend, restricts attention further; it broadcasts to (B, H, T, T). Without an `rng` there
-        is no dropout (inference).
+        `attn_mask`, True = attend, restricts attention further; it broadcasts to (B, H, T, T); linear mixers take none.
+        Without an `rng` there is no dropout (inference).
         """
         x, _, options = self._embed(params, tokens, attn_mask, lengths, starts, rng)
         return linear(self.body(_body_params(params), x, rng=_body_rng(rng), **options), self._output_weight(params))
@@ -272,24 +280,24 @@ class GPT(Layer):
         max_seq_len = self.max_seq_len if max_seq_len is None else max_seq_len
         max_seq_len = checks.whole("max_seq_len", max_seq_len, 1, 2**31, "the largest number of positions")
         self.embedding.check_length("The cache", max_seq_len)
-        attention = self.body.block._parts["attention"]
-        blocks = tuple(attention.cache(batch, max_seq_len, dtype) for _ in range(self.num_layers))
-        return GPTCache(blocks, check_starts(starts, batch, max_seq_len, blocks[0].key))
+        layers = [block._parts["attention"] for block in self.body.blocks]
+        blocks = tuple(layer.cache(batch, max_seq_len, dtype) for layer in layers)
+        return GPTCache(blocks, check_starts(starts, batch, max_seq_len, blocks[0][0]))
 
     def step(self, params: Params, tokens: Array, cache: GPTCache, *, last: bool = False) -> tuple[Any, GPTCache]:
         """Return the logits (B, T, V) of the next tokens (B, T) of the cached sequences, or (B, 1, V) with `last`.
 
-        Their keys and values are written *into the cache*, whose arrays the returned cache shares. The result equals
-        that of one call over all tokens.
+        Their keys and values are written *into the cache*, whose arrays the returned cache shares; states of linear
+        mixers are new arrays. The result equals that of one call over all tokens.
         """
         checks.context("cache", cache, GPTCache)
         if len(cache.blocks) != self.num_layers:
             raise ValueError(f"`cache` has {len(cache.blocks)} layers, but the model has {self.num_layers}.")
         x, _, options = self._embed(params, tokens, None, None, None, None, cache)
-        parts, block, blocks = self.body._parts, self.body.block, []
-        for n, before in enumerate(cache.blocks):
-            own = params["blocks"][n]
-            x, after = block.step(own, x, before, options["attn_mask"], bias=options["bias"])
+        parts, blocks, each = self.body._parts, [], self.body.block_options(options, x, cache.length)
+        for n, block in enumerate(self.body.blocks):
+            given = {name: each[n].get(name) for name in ("attn_mask", "bias", "starts")}
+            x, after = block.step(params["blocks"][n], x, cache.blocks[n], **given)
             blocks.append(after)
         x = parts["norm"](params["norm"], x[:, -1:, :] if last else x)
         return linear(x, self._output_weight(params)), cache._replace(blocks=tuple(blocks))
@@ -327,8 +335,11 @@ class GPT(Layer):
         past = first + tokens.shape[1]
         starts = cache.starts if cache else check_starts(starts, tokens.shape[0], past, tokens)
         x, ctx = self.embedding.fwd(params, tokens, starts, first, rng.fold_in(0) if rng else None)
-        mask, lengths = attention_mask(attn_mask, starts, past), check_lengths("lengths", lengths, tokens)
-        return x, ctx, {"is_causal": True, "attn_mask": mask, "kv_lengths": lengths, "bias": self._bias(x, past)}
+        mask, lengths = attention_mask(attn_mask, None, past), check_lengths("lengths", lengths, tokens)
+        bias = self._bias(x, past)
+        return x, ctx, {
+            "is_causal": True, "attn_mask": mask, "kv_lengths": lengths, "bias": bias, "starts": starts
+        }  # fmt: skip
 
     def _bias(self, x: Array, keys: int) -> Array | None:
         """The bias of ALiBi, (H, 1, S), on the device of x."""

@@ -82,7 +82,7 @@ def prepare_bert(model: BERT, params: Params, weights: Weights | None) -> Prepar
     pooler = ("pooler",) if model.pooler else ()
     params, halves = rounded(params, weights, pooler)
     leaf = params["token"]["weight"]
-    return PreparedBERT(model, params, make_stack(model.body.block, model.num_layers, leaf, halves))
+    return PreparedBERT(model, params, make_stack(model.body, leaf, halves))
 
 
 @accelerated

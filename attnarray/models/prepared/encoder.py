@@ -53,7 +53,7 @@ def prepare_encoder(model: Encoder, params: Params, weights: Weights | None) -> 
     """See `Encoder.prepare`."""
     params, halves = rounded(params, weights)
     leaf = params["blocks"][0]["attention"]["query"]["weight"]
-    return PreparedEncoder(model, params, make_stack(model.block, model.num_layers, leaf, halves))
+    return PreparedEncoder(model, params, make_stack(model, leaf, halves))
 
 
 @accelerated

@@ -25,7 +25,7 @@ class PreparedGPT(Prepared):
     """A `GPT` with its parameters, from `GPT.prepare`: the same results with less work in each call.
 
     There is no backward. With kernels for NumPy arrays, a call without masks and padding and a step with a cache
-    without left padding are one program; models with rotary positions or ALiBi run as they are.
+    without left padding are one program; models with rotary positions, ALiBi or linear mixers run as they are.
     """
 
     model: GPT
@@ -57,6 +57,7 @@ class PreparedGPT(Prepared):
     ) -> Any:
         """Return the logits (B, T, V) of tokens (B, T), as the model does."""
         plain = attn_mask is lengths is starts is None and self.stack.dtype == "float32"
+        plain = plain and self.stack.mixers == ("attention",)
         if not plain or 0 in check_tokens(tokens).shape:
             return self.model(self.params, tokens, attn_mask=attn_mask, lengths=lengths, starts=starts)
         checks.namespace(tokens=tokens, weight=self.output_weight)
@@ -99,7 +100,7 @@ def prepare_gpt(model: GPT, params: Params, weights: Weights | None) -> Prepared
     """See `GPT.prepare`."""
     params, halves = rounded(params, weights, ("token" if model.tie_embeddings else "logits",))
     leaf = params["token"]["weight"]
-    return PreparedGPT(model, params, make_stack(model.body.block, model.num_layers, leaf, halves))
+    return PreparedGPT(model, params, make_stack(model.body, leaf, halves))
 
 
 @accelerated

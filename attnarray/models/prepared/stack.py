@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from attnarray import checks
 from attnarray.attention.modifiers import ScoreModifiers
 from attnarray.backend import Array, dtype_name
-from attnarray.layers.block import TransformerBlock
+from attnarray.layers.block import Mixer
 from attnarray.layers.checking import Checked
 from attnarray.layers.initial import Params
 from attnarray.ops.rotary import Rotary
+
+if TYPE_CHECKING:
+    from attnarray.models.transformer.encoder import Encoder
 
 Weights = Literal["bfloat16"]
 
@@ -23,6 +26,7 @@ class Stack(NamedTuple):
 
     dim: int
     num_layers: int
+    mixers: tuple[Mixer, ...]
     num_heads: int
     num_kv_heads: int
     hidden_dim: int
@@ -42,10 +46,11 @@ class Stack(NamedTuple):
         return params, self.dim, self.eps, self.norm == "layer"
 
 
-def make_stack(block: TransformerBlock, num_layers: int, leaf: Any, halves: bool) -> Stack:
-    """The stack of `num_layers` such blocks, with parameters like `leaf`."""
+def make_stack(body: Encoder, leaf: Any, halves: bool) -> Stack:
+    """The stack of the blocks of an encoder, with parameters like `leaf`."""
+    block = body.block
     return Stack(
-        block.dim, num_layers, block.num_heads, block.num_kv_heads or block.num_heads,
+        block.dim, body.num_layers, body.mixers, block.num_heads, block.num_kv_heads or block.num_heads,
         block.hidden_dim or 4 * block.dim, block.pre_norm, block.norm, block.eps, block.activation, block.gated,
         block.rotary, ScoreModifiers(1.0 / math.sqrt(block.dim // block.num_heads)), halves, dtype_name(leaf.dtype),
         leaf.dtype,

@@ -87,7 +87,8 @@ class Decoder(Stack):
     def cache(self, params: Params, memory: Array, max_seq_len: int) -> tuple[DecoderCache, ...]:
         """Return the cache for `step`: for each block the projected keys and values of a memory (B, S, dim), and an
         empty self-attention cache for `max_seq_len` positions."""
-        return tuple(self.block.decoder_cache(params["blocks"][n], memory, max_seq_len) for n in range(self.num_layers))
+        blocks = zip(self.blocks, params["blocks"], strict=True)
+        return tuple(block.decoder_cache(own, memory, max_seq_len) for block, own in blocks)
 
     def step(
         self, params: Params, x: Array, cache: tuple[DecoderCache, ...], *, memory_mask: Array | Mask | None = None,
@@ -103,7 +104,7 @@ class Decoder(Stack):
         after = []
         for n, known in enumerate(cache):
             own = params["blocks"][n]
-            x, known = self.block.step(own, x, known, memory_mask=memory_mask, memory_lengths=memory_lengths)
+            x, known = self.blocks[n].step(own, x, known, memory_mask=memory_mask, memory_lengths=memory_lengths)
             after.append(known)
         return self._parts["norm"](params["norm"], x) if "norm" in params else x, tuple(after)
 

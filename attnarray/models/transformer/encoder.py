@@ -21,6 +21,7 @@ class EncoderOptions(TypedDict, total=False):
     is_causal: bool
     kv_lengths: Any
     bias: Array | None
+    starts: Any
 
 
 class EncoderGrads(NamedTuple):
@@ -59,6 +60,9 @@ class Encoder(Stack):
         As in `TransformerBlock`.
     dropout, attention_dropout, hidden_dropout : float
         Dropout of the outputs of the branches, of attention weights, and of hidden features, with an `rng`.
+    mixers : tuple of {"attention", "retnet", "gla", "delta_net", "gated_delta_net", "kda", "mamba2"}
+        The `mixer` of each block, repeated over the blocks: see `TransformerBlock`. Linear mixers need is_causal=True;
+        a bias is that of the blocks with attention.
 
     Raises
     ------
@@ -90,7 +94,8 @@ class Encoder(Stack):
     ) -> Any:
         """Return y (*batch, T, dim) of x (*batch, T, dim); without an `rng` there is no dropout.
 
-        The options are `attn_mask`, `is_causal`, `kv_lengths` and `bias`, as in `multi_head_attention`, of each block.
+        The options are `attn_mask`, `is_causal`, `kv_lengths` and `bias`, as in `multi_head_attention`, of each block;
+        and `starts` (B,), the lengths of the left padding of x (B, T, dim).
         """
         *_, y = self._states(params, x, None, rng, options)
         return y

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-from attnarray import checks, tree
+from attnarray import checks
 from attnarray.backend import Array
-from attnarray.layers.block import NORMS, BlockGrads, Norm, TransformerBlock
+from attnarray.layers.block import MIXERS, NORMS, BlockGrads, Mixer, Norm, TransformerBlock
 from attnarray.layers.checking import check_same
 from attnarray.layers.feed_forward import Activation
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer, Shapes
+from attnarray.models.padding import attention_mask, check_starts
 from attnarray.ops.rotary import Rotary
 from attnarray.random import Philox
 
@@ -25,23 +26,23 @@ class StackContext(NamedTuple):
 
 @dataclass(frozen=True)
 class Blocks:
-    """Equal blocks, whose parameters are a list."""
+    """Blocks, whose parameters are a list."""
 
-    block: Layer
-    num_layers: int
+    blocks: tuple[Layer, ...]
 
     def init(self, rng: Philox, dtype: str = "float32") -> list[Params]:
         """Initial parameters, each block's from its own generator."""
-        return [self.block.init(own, dtype) for own in rng.split(self.num_layers)]
+        rngs = rng.split(len(self.blocks))
+        return [block.init(own, dtype) for block, own in zip(self.blocks, rngs, strict=True)]
 
     def shapes(self) -> list[Shapes]:
         """The shapes of all parameters, as a tree like them."""
-        return [self.block.shapes()] * self.num_layers
+        return [block._shapes for block in self.blocks]
 
 
 @dataclass(frozen=True)
 class Stack(Layer):
-    """`num_layers` equal blocks, followed by a norm with `final_norm`; `Encoder` documents the fields."""
+    """`num_layers` blocks, followed by a norm with `final_norm`; `Encoder` documents the fields."""
 
     cross: ClassVar[bool] = False
     widths: ClassVar = {"x": ("dim",), "memory": ("dim",)}
@@ -64,22 +65,33 @@ class Stack(Layer):
     rotary: Rotary | None = None
     recompute: bool = False
     init_std: float | None = None
+    mixers: tuple[Mixer, ...] = ("attention",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_mixers(self, self.num_layers)
         self.parts()  # validates the fields of the parts
 
-    @functools.cached_property
+    @property
     def block(self) -> TransformerBlock:
+        """The configuration of the first block."""
+        return self.blocks[0]
+
+    @functools.cached_property
+    def blocks(self) -> tuple[TransformerBlock, ...]:
         """The configuration of each block."""
-        return TransformerBlock(
-            self.dim, self.num_heads, self.hidden_dim, self.cross, self.pre_norm, self.norm, self.eps, self.activation,
-            self.gated, self.bias, self.dropout, self.attention_dropout, self.hidden_dropout, self.num_kv_heads,
-            self.rotary, self.recompute, self.init_std,
-        )  # fmt: skip
+        kinds = {
+            mixer: TransformerBlock(
+                self.dim, self.num_heads, self.hidden_dim, self.cross, self.pre_norm, self.norm, self.eps,
+                self.activation, self.gated, self.bias, self.dropout, self.attention_dropout, self.hidden_dropout,
+                self.num_kv_heads, self.rotary, self.recompute, self.init_std, mixer,
+            )
+            for mixer in dict.fromkeys(self.mixers)
+        }  # fmt: skip
+        return tuple(kinds[self.mixers[n % len(self.mixers)]] for n in range(self.num_layers))
 
     def parts(self) -> dict[str, Any]:
-        blocks: dict[str, Any] = {"blocks": Blocks(self.block, self.num_layers)}
+        blocks: dict[str, Any] = {"blocks": Blocks(self.blocks)}
         final = self.pre_norm if self.final_norm is None else self.final_norm
         return {**blocks, "norm": NORMS[self.norm](self.dim, self.eps)} if final else blocks
 
@@ -87,9 +99,9 @@ class Stack(Layer):
         self, params: Params, x: Array, memory: Array | None, rng: Philox | None, options: Any
     ) -> Iterator[Array]:
         """The output of each block; the last one with the final norm, if there is one."""
-        block, rngs = self.block, _rngs(rng, self.num_layers)
-        for n in range(self.num_layers):
-            x = block(params["blocks"][n], x, memory, rng=rngs[n], **options)
+        rngs, each = _rngs(rng, self.num_layers), self.block_options(options, x)
+        for n, block in enumerate(self.blocks):
+            x = block(params["blocks"][n], x, memory, rng=rngs[n], **each[n])
             if n == self.num_layers - 1 and "norm" in params:
                 x = self._parts["norm"](params["norm"], x)
             yield x
@@ -97,9 +109,9 @@ class Stack(Layer):
     def _fwd(
         self, params: Params, x: Array, memory: Array | None, rng: Philox | None, options: Any
     ) -> tuple[Array, StackContext]:
-        block, rngs, contexts, norm_ctx = self.block, _rngs(rng, self.num_layers), [], None
-        for n in range(self.num_layers):
-            x, ctx = block.fwd(params["blocks"][n], x, memory, rng=rngs[n], **options)
+        rngs, each, contexts, norm_ctx = _rngs(rng, self.num_layers), self.block_options(options, x), [], None
+        for n, block in enumerate(self.blocks):
+            x, ctx = block.fwd(params["blocks"][n], x, memory, rng=rngs[n], **each[n])
             contexts.append(ctx)
         if "norm" in params:
             x, norm_ctx = self._parts["norm"].fwd(params["norm"], x)
@@ -114,15 +126,50 @@ class Stack(Layer):
         if ctx.norm is not None:
             norm = self._parts["norm"].bwd(dout, ctx.norm)
             dout, norm_grads = norm.x, {"norm": norm.params}
-        block, blocks, shared = self.block, [], None
-        for n in reversed(range(self.num_layers)):
-            grads = block.bwd(dout, ctx.blocks[n])
+        blocks: list[Params] = []
+        shared: Any = (None, None, None)
+        for block, block_ctx in zip(self.blocks[::-1], ctx.blocks[::-1], strict=True):
+            grads = block.bwd(dout, block_ctx)
             dout = grads.x
             blocks.append(grads.params)
             own = (grads.memory, grads.bias, grads.memory_bias)
-            shared = own if shared is None else tree.add(shared, own)
-        dmemory, dbias, dmemory_bias = shared or (None, None, None)
+            shared = [a if b is None else b if a is None else a + b for a, b in zip(shared, own, strict=True)]
+        dmemory, dbias, dmemory_bias = shared
         return BlockGrads(dout, dmemory, {"blocks": blocks[::-1], **norm_grads}, dbias, dmemory_bias)
+
+    def block_options(self, options: Any, x: Array, first: int | None = None) -> list[Any]:
+        """The options of each block for x (*batch, T, E), after the `first` positions of a cache if there is one.
+
+        Left padding is a mask of scores, and steps that do not change a state. A bias is of scores.
+        """
+        starts = options.get("starts")
+        if starts is None and self.mixers == ("attention",):
+            return [options] * self.num_layers
+        scored = {name: option for name, option in options.items() if name != "starts"}
+        linear = {name: option for name, option in options.items() if name != "bias" or "attention" not in self.mixers}
+        if starts is not None:
+            if x.ndim != 3:
+                raise ValueError(f"`starts` is given, but `x` has shape {tuple(x.shape)}, expected (B, T, E).")
+            if first is None:  # else they are those of the cache
+                starts = check_starts(starts, x.shape[0], x.shape[1], x)
+            linear["starts"] = starts
+            scored["attn_mask"] = attention_mask(options.get("attn_mask"), starts, (first or 0) + x.shape[1])
+        return [scored if block.mixer == "attention" else linear for block in self.blocks]
+
+
+def check_mixers(model: Any, num_layers: int) -> None:
+    """Check the field `mixers` of a configuration; a list becomes a tuple, and equal names become one."""
+    if isinstance(model.mixers, list):
+        object.__setattr__(model, "mixers", tuple(model.mixers))
+    if not isinstance(model.mixers, tuple) or not 0 < len(model.mixers) <= num_layers:
+        raise ValueError(
+            f"`mixers` is {checks.shown(model.mixers)}, expected a tuple of 1 to {num_layers} names, repeated over the "
+            f"{num_layers} layers, such as ('gated_delta_net', 'attention')."
+        )
+    for mixer in model.mixers:
+        checks.choice("mixers", mixer, MIXERS)
+    if len(set(model.mixers)) == 1:
+        object.__setattr__(model, "mixers", model.mixers[:1])
 
 
 def _rngs(rng: Philox | None, count: int) -> tuple[Philox | None, ...]:

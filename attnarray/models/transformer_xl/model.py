@@ -162,7 +162,7 @@ class TransformerXL(Layer):
     def parts(self) -> dict[str, Any]:
         parts: dict[str, Any] = {
             "tokens": TokenEmbedding(self.vocab_size, self.dim, 1, "none", self.dropout),
-            "blocks": Blocks(self.block, self.num_layers),
+            "blocks": Blocks((self.block,) * self.num_layers),
         }
         if self.pre_norm:
             parts["norm"] = LayerNorm(self.dim, self.eps)

@@ -57,6 +57,8 @@ def check_served(prepared: Any) -> None:
     stack = prepared.stack
     if stack.rotary is not None:
         raise Declined("prepared models with rotary positions run as they are")
+    if stack.mixers != ("attention",):
+        raise Declined("prepared models with linear mixers run as they are")
     if stack.dtype not in ("float32", "bfloat16"):
         raise Declined(f"dtype {stack.dtype}: parameters in float32 and bfloat16 only")
 
