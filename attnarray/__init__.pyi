@@ -134,6 +134,11 @@ from attnarray.attention.selection.sparse import entmax_attention_fwd as entmax_
 from attnarray.attention.selection.sparse import sparsemax_attention as sparsemax_attention
 from attnarray.attention.selection.sparse import sparsemax_attention_bwd as sparsemax_attention_bwd
 from attnarray.attention.selection.sparse import sparsemax_attention_fwd as sparsemax_attention_fwd
+from attnarray.attention.spatial.neighborhood import NeighborhoodContext as NeighborhoodContext
+from attnarray.attention.spatial.neighborhood import NeighborhoodGrads as NeighborhoodGrads
+from attnarray.attention.spatial.neighborhood import neighborhood_attention as neighborhood_attention
+from attnarray.attention.spatial.neighborhood import neighborhood_attention_bwd as neighborhood_attention_bwd
+from attnarray.attention.spatial.neighborhood import neighborhood_attention_fwd as neighborhood_attention_fwd
 from attnarray.attention.weights import attention_weights as attention_weights
 from attnarray.backend import asarray as asarray
 from attnarray.backend import available_backends as available_backends

@@ -71,6 +71,7 @@ html_context = {"default_mode": "auto"}
 GROUPS = {
     "Attention by other scores": ("attention.alignment", "attention.composed", "attention.positional"),
     "Sparse and hard attention": ("attention.selection", "ops.sparsemax", "ops.entmax"),
+    "Images and volumes": ("attention.spatial",),
     "Graphs": ("attention.graph", "ops.segments"),
     "Attention": ("attention",),
     "Masks": ("masks",),

@@ -19,6 +19,7 @@ from attnarray.cases.recurrent import RECURRENT_CASES
 from attnarray.cases.scoring import SCORING_CASES
 from attnarray.cases.sequences import SEQUENCE_CASES
 from attnarray.cases.sparse import HARD_CASES, SPARSE_CASES
+from attnarray.cases.spatial import SPATIAL_CASES
 
 CASES: tuple[Case, ...] = (
     *DOT_PRODUCT_CASES,
@@ -34,6 +35,7 @@ CASES: tuple[Case, ...] = (
     *RECURRENT_CASES,
     *GRAPH_CASES,
     *LINEAR_ATTENTION_CASES,
+    *SPATIAL_CASES,
     *RELATIVE_CASES,
     *ROTARY_CASES,
     *SPARSE_CASES,

@@ -35,6 +35,10 @@ KERNELS: dict[str, dict[str, str]] = {
     "attention.linear.linear_attention:attend_in_chunks": {"numba": "linear.calls:attend_in_chunks"},
     "attention.linear.linear_attention:attend_in_chunks_backward": {"numba": "linear.calls:attend_in_chunks_backward"},
     "attention.linear.step:advance": {"numba": "linear.step:advance"},
+    "attention.spatial.neighborhood:attend_to_neighbors": {"numba": "spatial.neighborhood:attend_to_neighbors"},
+    "attention.spatial.neighborhood:attend_to_neighbors_backward": {
+        "numba": "spatial.neighborhood:attend_to_neighbors_backward"
+    },
     "attention.selection.top_k:top_k_indices": {"numba": "rows.selection:top_k_indices"},
     "attention.selection.top_k:choice_mask": {"numba": "rows.selection:index_mask"},
     "attention.graph.graph_attention:gatv2_scores": {"numba": "graph.edges:gatv2_scores"},

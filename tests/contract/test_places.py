@@ -49,6 +49,7 @@ attention/selection/estimators.py   attention/test_hard_estimators.py        the
 attention/selection/reinforce.py    attention/test_hard_estimators.py        an estimator of hard attention
 attention/selection/top_k.py        attention/test_hard.py                   an estimator of hard attention
 attention/positional/local_*        attention/test_local.py                  parts of one mechanism
+attention/spatial/axes.py           attention/test_neighborhood.py           what functions of grids share
 attention/*.py                      contract/test_contract.py                what all mechanisms share
 ops/correlate.py                    ops/test_conv1d.py                       what it is made of
 ops/entmax.py                       ops/test_sparsemax.py                    sparsemax is entmax of alpha = 2

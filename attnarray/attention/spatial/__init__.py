@@ -1,0 +1,1 @@
+"""Attention on images and volumes, whose axes of positions stay apart: (B, *size, heads, D)."""

@@ -1,0 +1,1 @@
+"""Kernels of attention on images and volumes."""
