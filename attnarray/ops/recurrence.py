@@ -155,11 +155,10 @@ def over_time(by_step: dict[int, Array], empty: Array) -> Any:
 
 def before_steps(given: Recurrent, states: Array, state: Array | None) -> Any:
     """The states before each step, from those after each step and the initial one: (N, T, H)."""
-    xp = namespace_of(states)
-    first = first_state(given, state)[:, None, :]  # (N, 1, H)
+    xp, first = namespace_of(states), first_state(given, state)[None, :, :]  # (1, N, H)
     if given.reverse:
-        return xp.concat([states, first], axis=1)[:, 1:, :]
-    return xp.concat([first, states], axis=1)[:, : states.shape[1], :]
+        return _swapped(xp.concat([_swapped(states), first], axis=0)[1:, :, :])
+    return _swapped(xp.concat([first, _swapped(states)], axis=0)[: states.shape[1], :, :])
 
 
 def last_step(given: Recurrent, states: Array, state: Array) -> Any:
@@ -202,15 +201,18 @@ def gradients(
     `dinput` and `dhidden` (N, T, G H) are those of x W_ih^T + b_ih and h W_hh^T + b_hh; `before` (N, T, H) is h.
     """
     xp = namespace_of(dinput)
-    dtype = given.x.dtype
+    dtype, is_same = given.x.dtype, dinput is dhidden
     dinput, dhidden = _rows(dinput), _rows(dhidden)  # (T N, G H)
     dx = where_step(given, _over_time(given, multiply_rows(dinput, wide(given, given.weight_ih).mT)))  # (N, T, I)
     dx = xp.reshape(xp.astype(dx, dtype, copy=False), given.x.shape)
     dweight_ih = xp.astype(multiply_columns(dinput, _rows(_inputs(given))), dtype, copy=False)  # (G H, I)
     dweight_hh = xp.astype(multiply_columns(dhidden, _rows(before)), dtype, copy=False)  # (G H, H)
     dbias_ih = None if given.bias_ih is None else xp.astype(xp.sum(dinput, axis=0), dtype, copy=False)
-    dbias_hh = None if given.bias_hh is None else xp.astype(xp.sum(dhidden, axis=0), dtype, copy=False)
-    return dx, dweight_ih, dweight_hh, dbias_ih, dbias_hh
+    if given.bias_hh is None:
+        return dx, dweight_ih, dweight_hh, dbias_ih, None
+    if is_same and dbias_ih is not None:
+        return dx, dweight_ih, dweight_hh, dbias_ih, xp.asarray(dbias_ih, copy=True)
+    return dx, dweight_ih, dweight_hh, dbias_ih, xp.astype(xp.sum(dhidden, axis=0), dtype, copy=False)
 
 
 def wide(given: Recurrent, array: Array) -> Array:

@@ -6,8 +6,6 @@ differ from the last one. One call at a time has a workspace.
 
 from __future__ import annotations
 
-import ctypes
-import functools
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ from attnarray.kernels.numba.rows import norm as rn
 from attnarray.kernels.numba.runtime.call import address, kinds, pack
 from attnarray.kernels.numba.runtime.cpus import thread_count
 from attnarray.kernels.numba.runtime.threads import run_parts, threads_for
+from attnarray.kernels.numba.runtime.waiting import yield_function
 from attnarray.kernels.numba.vector.lanes import tile_size
 
 SPARE = 16  # rows that are read beyond the last
@@ -106,7 +105,7 @@ class Workspace:
         self.calls = np.empty((0, 0), np.int64)
         self.fields: dict[str, Any] = {
             "steps": address(self.steps), "length": len(self.steps), "state": address(self.state),
-            "yields": _yield_function(), "scale": scale, "one": 1.0, "kept": 1.0,
+            "yields": yield_function(), "scale": scale, "one": 1.0, "kept": 1.0,
         }  # fmt: skip
         self.partials = np.empty(0, FLOAT32)
 
@@ -119,15 +118,6 @@ class Workspace:
         run_parts(pr.run, [(n, threads, integers, numbers) for n in range(threads)])
         if self.state[len(self.steps) * pr.STATE // 8]:
             raise MemoryError("A kernel could not allocate its scratch memory.")
-
-
-@functools.cache
-def _yield_function() -> int:
-    """The address of `sched_yield`; 0 where there is none."""
-    try:
-        return ctypes.cast(ctypes.PyDLL(None).sched_yield, ctypes.c_void_p).value or 0
-    except (AttributeError, OSError, TypeError):
-        return 0
 
 
 def norm_field(name: str) -> int:

@@ -29,7 +29,7 @@ from attnarray.kernels.numba.runtime.lazy import intrinsic, ir, types
 from attnarray.kernels.numba.vector.emit import i64, load, loop, store
 from attnarray.kernels.numba.vector.lanes import Lanes, lanes, tile_rows, tile_size, where
 from attnarray.kernels.numba.vector.memory import ahead, is_null, pointer_at
-from attnarray.kernels.numba.vector.normal_distribution import normal_distribution
+from attnarray.kernels.numba.vector.normal_distribution import times_phi
 from attnarray.kernels.numba.vector.product import LONGEST, Operand, weight_product
 
 BLOCK = 96  # rows, a multiple of M
@@ -84,10 +84,7 @@ def finish(_context: Any, rows: Any, c: Any, bias: Any, out: Any, out_step: Any)
 
 @intrinsic
 def finish_gelu(_context: Any, rows: Any, c: Any, bias: Any, out: Any, out_step: Any) -> Any:
-    def gelu(x: Lanes) -> Lanes:
-        return clip_below(x, GELU_REACH) * normal_distribution(x)[0]
-
-    return types.void(types.intp, c, bias, out, types.intp), _finishing(gelu)
+    return types.void(types.intp, c, bias, out, types.intp), _finishing(times_phi)
 
 
 @intrinsic

@@ -18,10 +18,10 @@ from attnarray.kernels.numba.attention.forward import forward
 from attnarray.kernels.numba.prepared import linear
 from attnarray.kernels.numba.prepared.linear import Linear, linear_unit, linear_units
 from attnarray.kernels.numba.rows.norm import normalize
-from attnarray.kernels.numba.runtime.atomics import add, load, pause, store
-from attnarray.kernels.numba.runtime.c_calls import call_getter
+from attnarray.kernels.numba.runtime.atomics import add, store
 from attnarray.kernels.numba.runtime.call import Integers, Number, Numbers, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
+from attnarray.kernels.numba.runtime.waiting import LINE, wait_for
 from attnarray.kernels.numba.vector.basics import copy
 from attnarray.kernels.numba.vector.lanes import Lanes, lanes
 from attnarray.kernels.numba.vector.memory import ahead, is_null, keep, pointer, scratch, vector_at
@@ -31,9 +31,7 @@ from attnarray.kernels.numba.vector.rows import Row, row_pass
 WORDS = 16
 LINEAR, NORMALIZE, EMBED, ATTEND, DECODE, MERGE, STORE, PICK, MULTIPLY = range(9)
 
-LINE = 64  # bytes of a cache line
 TAKEN, FINISHED, STATE = 0, LINE, 2 * LINE  # counters of each step
-SPINS = 2000  # before a thread that waits lets others run
 FEWEST_ROWS = 4  # of a unit
 LIKE = np.int64(0)
 
@@ -142,12 +140,7 @@ def run(thread: int, threads: int, integers: Any, numbers: Any) -> None:
                 store(p.state + p.length * STATE, 1)
             add(state + FINISHED, 1)
             unit = add(state + TAKEN, 1)
-        spun = 0
-        while load(state + FINISHED) < units:
-            pause()
-            spun += 1
-            if spun > SPINS and p.yields != 0:
-                call_getter(p.yields)
+        wait_for(state + FINISHED, units, p.yields)
     keep(array)
 
 

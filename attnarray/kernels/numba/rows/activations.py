@@ -17,7 +17,7 @@ from attnarray.kernels.numba.runtime.threads import split_rows
 from attnarray.kernels.numba.vector.conversion import converted
 from attnarray.kernels.numba.vector.elementwise import elementwise
 from attnarray.kernels.numba.vector.lanes import LOG2_E, TAYLOR, Lanes, absolute, exp, multiply_add, polynomial, where
-from attnarray.kernels.numba.vector.normal_distribution import normal_distribution
+from attnarray.kernels.numba.vector.normal_distribution import normal_distribution, times_phi
 from attnarray.kernels.numba.vector.rows import Row
 
 CUBIC = 0.044715  # the coefficient of x^3 in the approximation with tanh
@@ -157,7 +157,7 @@ def hyperbolic_tangent(x: Lanes) -> Lanes:
 
 @elementwise(vectors=1)
 def gelu(x: Row, out: Row) -> dict[str, Lanes]:
-    return {"out": clip_below(x, GELU_REACH) * normal_distribution(x)[0]}
+    return {"out": times_phi(x)}
 
 
 @elementwise(vectors=1)

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attnarray.kernels import Declined
+from attnarray.kernels.numba.rows.panels import pack_panels
+from attnarray.kernels.numba.rows.panels import warmup as panels_warmup
 from attnarray.kernels.numba.runtime import arrays as ra
 from attnarray.kernels.numba.runtime.call import Numbers, empty_call, pack, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
@@ -76,18 +78,10 @@ def correlate_weight_gradient(dy: Any, x: Any, width: int, dilation: int) -> Any
 
 
 def warmup(dtype: str) -> None:
-    """Compile both kernels for one dtype."""
+    """Compile all kernels for one dtype."""
+    panels_warmup(dtype)
     multiply_groups(0, 0, *pack(empty_call(Correlation, together=1), np.dtype(dtype)))
     add_products(0, 0, *pack(empty_call(Correlation, width=1), np.dtype(dtype)))
-
-
-def pack_panels(rows: Any, real: Any) -> Any:
-    """A matrix (R, columns) as (panels, R, W): the B of products over its rows. The last panel is padded with 0."""
-    width = tile_size(real.itemsize * 8)[0]
-    panels = -(-rows.shape[1] // width)
-    if rows.shape[1] % width:
-        rows = np.pad(rows, ((0, 0), (0, panels * width - rows.shape[1])))
-    return np.ascontiguousarray(ra.aligned(rows, real).reshape(len(rows), panels, width).transpose(1, 0, 2))
 
 
 def _call(x: Any, y: Any, outputs: int, width: int, dilation: int) -> tuple[Correlation, float, Any]:

@@ -239,16 +239,24 @@ def multiply_add(a: Lanes, b: Lanes, c: Lanes | float) -> Lanes:
 
 
 def exp(x: Lanes) -> Lanes:
-    """e^x for x up to 87 (709 in float64), as 2^n 2^r with n = round(x log2(e)); 0 where n is below the least exponent.
+    """e^x for x up to 87 (709 in float64); 0 below `least_exponent`. NaN stays NaN."""
+    least = least_exponent(x)
+    return exp_in_range(where(x < least, least, x))
+
+
+def least_exponent(x: Lanes) -> float:
+    """A number whose exponential is 0: that of a number less than it would wrap around."""
+    return -((127 if x.is_single else 1023) + 0.25) / LOG2_E  # 2^-127 has the bits of 0
+
+
+def exp_in_range(x: Lanes) -> Lanes:
+    """`exp` of numbers from `least_exponent` on, as 2^n 2^r with n = round(x log2(e)).
 
     Adding 1.5 * 2^(mantissa bits) leaves n in the low bits of the sum, which are shifted into the exponent.
-    NaN stays NaN.
     """
     mantissa, bias, coefficients = (23, 127, EXP2_FLOAT32) if x.is_single else (52, 1023, EXP2_FLOAT64)
     high = float(np.float32(LOG2_E)) if x.is_single else LOG2_E
     low = LOG2_E - high if x.is_single else LOG2_E_LOW
-    least = -(bias + 0.25) / LOG2_E
-    x = where(x < least, least, x)  # 2^-bias has the bits of 0
     magic = 1.5 * 2.0**mantissa
     shifted = multiply_add(x, x.constant(high), magic)
     r = multiply_add(x, x.constant(low), multiply_add(x, x.constant(high), x.constant(magic) - shifted))

@@ -9,9 +9,18 @@ error: 6e-9 in float32, 5e-17 in float64. Both rational functions are 1/2 at 0.
 
 from __future__ import annotations
 
-from attnarray.kernels.numba.vector.lanes import Lanes, absolute, exp, multiply_add, polynomial, where
+import math
 
-SATURATED = 40.0  # Phi is 0 or 1 to the last bit for larger |x|
+from attnarray.kernels.numba.vector.lanes import (
+    Lanes,
+    absolute,
+    exp_in_range,
+    least_exponent,
+    maximum,
+    multiply_add,
+    polynomial,
+    where,
+)
 
 # Lowest power first.
 NUMERATOR_FLOAT32 = (0.5, 0.43652708, 0.18190042, 0.040175982, 0.0040462540)
@@ -28,17 +37,28 @@ DENOMINATOR_FLOAT64 = (
 )  # fmt: skip
 
 
+def times_phi(x: Lanes) -> Lanes:
+    """x Phi(x) = max(x, 0) - |x| Phi(-|x|), where nothing cancels for x < 0; NaN stays NaN."""
+    u, tail, _ = upper_tail(x)
+    return multiply_add(u * -1.0, tail, maximum(x, x.constant(0.0)))
+
+
 def normal_distribution(x: Lanes) -> tuple[Lanes, Lanes]:
     """Phi(x) and e^(-x^2 / 2), each with a relative error of a few roundings; NaN stays NaN."""
-    u = absolute(x)
-    u = where(u > SATURATED, SATURATED, u)
+    _, tail, exponential = upper_tail(x)
+    return where(x < 0.0, tail, x.constant(1.0) - tail), exponential
+
+
+def upper_tail(x: Lanes) -> tuple[Lanes, Lanes, Lanes]:
+    """u = |x|, Phi(-u) and e^(-u^2 / 2); where the exponential is 0, u is a smaller number for which it is 0, too."""
+    u, most = absolute(x), math.sqrt(-2.0 * least_exponent(x)) * (1.0 - 1e-4)
+    u = where(u > most, most, u)
     half = u * -0.5
     exponent = half * u
-    exponential = exp(exponent)
+    exponential = exp_in_range(exponent)
     rounding = multiply_add(half, u, exponent * -1.0)  # the rounding error of the product, where the CPU can fuse
     exponential = multiply_add(exponential, rounding, exponential)
     numerator, denominator = (
         (NUMERATOR_FLOAT32, DENOMINATOR_FLOAT32) if x.is_single else (NUMERATOR_FLOAT64, DENOMINATOR_FLOAT64)
     )
-    tail = exponential * polynomial(u, numerator) / polynomial(u, denominator)  # Phi(-u)
-    return where(x < 0.0, tail, x.constant(1.0) - tail), exponential
+    return u, exponential * polynomial(u, numerator) / polynomial(u, denominator), exponential
