@@ -219,6 +219,8 @@ def _encoder(graph: _Graph, model: Encoder, is_causal: bool) -> None:
 
 
 def _bert(graph: _Graph, model: BERT, is_causal: bool) -> None:
+    if not model.is_plain or model.num_labels is not None:
+        raise ValueError("`model` has options of a relative of BERT, or a head for classes, which are not exported.")
     tokens, _, types = (
         graph.input(name, TensorProto.INT64, "batch", "sequence")
         for name in ("input_ids", "attention_mask", "token_type_ids")

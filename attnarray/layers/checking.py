@@ -17,7 +17,10 @@ COUNTS = {  # meanings of integer fields
     "num_layers": "the number of blocks",
     "k": "the number of selected keys",
     "memory": "the largest number of memory positions",
+    "padding_token": "the token of padding",
 }
+
+FROM_ZERO = ("memory", "padding_token")
 
 
 class Checked(dict[str, Any]):
@@ -225,7 +228,7 @@ def check_field(name: str, kind: str, value: Any) -> None:
     kind = kind.removesuffix(" | None")
     if kind == "int":
         highest, meaning = 10**6 if name == "num_layers" else 2**31, COUNTS.get(name, "a size of the layer")
-        checks.whole(name, value, 0 if name == "memory" else 1, highest, meaning)
+        checks.whole(name, value, 0 if name in FROM_ZERO else 1, highest, meaning)
     elif kind == "bool":
         checks.flag(name, value)
     elif kind == "Rotary" and not isinstance(value, Rotary):

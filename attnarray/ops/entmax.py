@@ -172,7 +172,7 @@ def _sparsemax_threshold(z: Array, axis: int) -> Array:
     """tau = (sum of the support - 1) / size: the k largest, for every k with 1 + k z_(k) > z_(1) + .. + z_(k)."""
     xp = namespace_of(z)
     ordered, k = _descending(z, axis)
-    inside = 1.0 + k * ordered > _cumulative_sum(ordered, axis)
+    inside = 1.0 + k * ordered > cumulative_sum(ordered, axis)
     count = _count(inside, axis, z)
     return (xp.sum(xp.where(inside, ordered, 0.0), axis=axis, keepdims=True) - 1.0) / count
 
@@ -181,7 +181,7 @@ def _entmax_threshold(z: Array, axis: int) -> Array:
     """tau = mean - sqrt((1 - sum of squared deviations) / size) of the support, the k largest where tau_k <= z_(k)."""
     xp = namespace_of(z)
     ordered, k = _descending(z, axis)
-    total, squares = _cumulative_sum(ordered, axis), _cumulative_sum(ordered * ordered, axis)
+    total, squares = cumulative_sum(ordered, axis), cumulative_sum(ordered * ordered, axis)
     rest = (1.0 - (squares - total * total / k)) / k
     inside = total / k - xp.sqrt(xp.where(rest < 0, 0.0, rest)) <= ordered
     count = _count(inside, axis, z)
@@ -225,7 +225,8 @@ def _descending(z: Array, axis: int) -> tuple[Array, Array]:
     return xp.flip(xp.sort(z, axis=axis), axis=axis), xp.reshape(numbers, tuple(shape))
 
 
-def _cumulative_sum(x: Array, axis: int) -> Array:
+def cumulative_sum(x: Array, axis: int) -> Array:
+    """Return the sums up to each element of an axis."""
     xp = namespace_of(x)
     sums = xp.cumulative_sum if hasattr(xp, "cumulative_sum") else xp.cumsum  # NumPy 2.0 has the older name alone
     return sums(x, axis=axis)

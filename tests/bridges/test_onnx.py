@@ -87,6 +87,12 @@ def test_an_exported_encoder(name: str, is_causal: bool) -> None:
             np.testing.assert_allclose(y[exists == 1], expected[exists == 1], atol=1e-5)
 
 
+def test_relatives_of_bert_are_not_exported() -> None:
+    model = aa.models.BERT(50, 16, 16, 2, 4, 24, share_blocks=True)
+    with pytest.raises(ValueError, match="relative of BERT"):
+        bridge.export(model, model.init(aa.Philox(0)))
+
+
 @pytest.mark.parametrize("heads", [True, False])
 def test_an_exported_bert(heads: bool) -> None:
     model = aa.models.BERT(50, 16, 16, 2, 4, 24, pooler=heads, mask_head=heads, activation="gelu_tanh")

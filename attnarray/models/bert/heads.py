@@ -1,9 +1,9 @@
-"""The heads of BERT: the pooler, and the head for masked tokens."""
+"""The heads of BERT: the pooler, the head for masked tokens, and that for classes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from attnarray import checks
 from attnarray.backend import Array
@@ -12,30 +12,38 @@ from attnarray.layers.initial import Params, zeros
 from attnarray.layers.layer import Layer, LayerGrads, Shapes
 from attnarray.layers.linear import Linear
 from attnarray.layers.norm import LayerNorm
-from attnarray.ops.activations import TanhContext, tanh_bwd, tanh_fwd
+from attnarray.ops.activations import tanh, tanh_bwd, tanh_fwd
 from attnarray.ops.linear import LinearContext, linear_bwd, linear_fwd
 from attnarray.ops.norm import LayerNormContext
 from attnarray.random import Philox
 
+PoolerActivation = Literal["tanh", "relu", "gelu"]
+Classified = Literal["sequences", "tokens", "spans"]
+POOLER_ACTIVATIONS: dict[str, Any] = {
+    "tanh": (tanh, tanh_fwd, tanh_bwd), "relu": ACTIVATIONS["relu"], "gelu": ACTIVATIONS["gelu"]
+}  # fmt: skip
+
 
 class PoolerContext(NamedTuple):
     dense: LinearContext
-    active: TanhContext
+    active: Any
 
 
 @dataclass(frozen=True)
 class Pooler(Linear):
-    r"""tanh(W x + b) of the state of the first token."""
+    r"""phi(W x + b) of the state of the first token."""
+
+    activation: PoolerActivation = "tanh"
 
     def pool(self, params: Params, first: Array) -> tuple[Any, PoolerContext]:
         """Return (B, dim) of (B, dim), and the context for `pool_bwd`."""
         dense, dense_ctx = self.fwd(params, first)
-        pooled, active_ctx = tanh_fwd(dense)
+        pooled, active_ctx = POOLER_ACTIVATIONS[self.activation][1](dense)
         return pooled, PoolerContext(dense_ctx, active_ctx)
 
     def pool_bwd(self, dout: Array, ctx: PoolerContext) -> LayerGrads:
         """The gradients of x and the parameters."""
-        return self.bwd(tanh_bwd(dout, ctx.active).x, ctx.dense)
+        return self.bwd(POOLER_ACTIVATIONS[self.activation][2](dout, ctx.active).x, ctx.dense)
 
 
 class MaskHeadContext(NamedTuple):
@@ -50,12 +58,47 @@ class MaskHeadGrads(NamedTuple):
     params: Params
 
 
-def check_head(head: Any, has_head: bool) -> None:
-    """Check the gradients of the head, from the backward of its logits."""
-    if not has_head or not isinstance(head, dict) or head.keys() != {"token", "mask_head"}:
+class ClassHeadContext(NamedTuple):
+    linear: LinearContext
+
+
+class ClassHeadGrads(NamedTuple):
+    """The gradients of states and pooled vectors, one of them None, and of the head: give them to `bwd`."""
+
+    states: Any
+    pooled: Any
+    params: Params
+
+
+@dataclass(frozen=True)
+class ClassHead(Linear):
+    r"""The logits of classes: W x + b, of pooled vectors or of the states of all tokens."""
+
+    classified: Classified = "sequences"
+
+    def class_logits(self, params: Params, result: Any) -> tuple[Any, ClassHeadContext]:
+        """Return logits (B, C) of pooled vectors (B, dim), or (B, T, C) of states (B, T, dim)."""
+        logits, ctx = self.fwd(params, result.pooled if self.classified == "sequences" else result.states)
+        return logits, ClassHeadContext(ctx)
+
+    def class_logits_bwd(self, dlogits: Array, ctx: ClassHeadContext) -> ClassHeadGrads:
+        """Return the gradients of what was classified, and of the head."""
+        grads = self.bwd(dlogits, ctx.linear)
+        params: Params = {"classifier": grads.params}
+        if self.classified == "sequences":
+            return ClassHeadGrads(None, grads.x, params)
+        return ClassHeadGrads(grads.x, None, params)
+
+
+def check_head(head: Any, names: set[str]) -> None:
+    """Check the gradients of heads, from the backwards of their logits; `names` are the heads of the model."""
+    given = set(head) if isinstance(head, dict) else set()
+    if not given or ("token" in given) != ("mask_head" in given) or not given <= names | {"token"}:
         entries = ", ".join(map(str, head)) or "nothing" if isinstance(head, dict) else None
-        given = f"a dict with {entries}" if entries else checks.shown(head)
-        raise TypeError(f"`head` is {given}, expected the `params` that mask_logits_bwd of this model returns.")
+        shown = f"a dict with {entries}" if entries else checks.shown(head)
+        raise TypeError(
+            f"`head` is {shown}, expected the `params` that mask_logits_bwd or class_logits_bwd of this model returns."
+        )
 
 
 @dataclass(frozen=True)
@@ -72,9 +115,11 @@ class MaskHead(Layer):
     activation: Activation
     eps: float
     init_std: float
+    embedding_dim: int | None = None
 
     def parts(self) -> dict[str, Any]:
-        return {"dense": Linear(self.dim, self.dim, init_std=self.init_std), "norm": LayerNorm(self.dim, self.eps)}
+        width = self.embedding_dim or self.dim
+        return {"dense": Linear(self.dim, width, init_std=self.init_std), "norm": LayerNorm(width, self.eps)}
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
         return {**super().init(rng, dtype), "bias": zeros(self.vocab_size, dtype=dtype)}

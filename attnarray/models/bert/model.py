@@ -6,10 +6,10 @@ import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, get_args
 
 from attnarray import checks, tree
-from attnarray.backend import Array, namespace_of
+from attnarray.backend import Array, device_of, namespace_of
 from attnarray.checkpoints.names import Family
 from attnarray.checkpoints.pretrained import load_pretrained
 from attnarray.layers.checking import Checked, check_gradients, check_same
@@ -18,16 +18,32 @@ from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
 from attnarray.masks import Mask
 from attnarray.models.bert.embedding import BERTEmbedding, BERTEmbeddingContext
-from attnarray.models.bert.heads import MaskHead, MaskHeadContext, MaskHeadGrads, Pooler, PoolerContext, check_head
+from attnarray.models.bert.heads import (
+    POOLER_ACTIVATIONS,
+    ClassHead,
+    ClassHeadContext,
+    ClassHeadGrads,
+    Classified,
+    MaskHead,
+    MaskHeadContext,
+    MaskHeadGrads,
+    Pooler,
+    PoolerActivation,
+    PoolerContext,
+    check_head,
+)
 from attnarray.models.bert.published import PRETRAINED
 from attnarray.models.logits import check_dlogits, check_gradient
 from attnarray.models.padding import attention_mask, check_lengths
 from attnarray.models.prepared.bert import PreparedBERT, prepare_bert
 from attnarray.models.prepared.stack import Weights
+from attnarray.models.relative_bias import RelativeBias, RelativeBiasContext
 from attnarray.models.transformer.encoder import Encoder, EncoderOptions
-from attnarray.models.transformer.stack import StackContext
+from attnarray.models.transformer.stack import Blocks, StackContext
 from attnarray.numpy_arrays import read_only, writable
 from attnarray.random import Philox
+
+HEADS = ("mask_head", "classifier")
 
 
 class BERTResult(NamedTuple):
@@ -43,7 +59,8 @@ class BERTContext(NamedTuple):
     embedding: BERTEmbeddingContext
     body: StackContext
     pooler: PoolerContext | None
-    mask_head: Params | None
+    relative: RelativeBiasContext | None
+    heads: Params  # the parameters of the heads, which other contexts hold
 
 
 class BERTGrads(NamedTuple):
@@ -58,7 +75,9 @@ class BERT(Layer):
         x^0_t = \mathrm{drop}(\mathrm{norm}(E_{i_t} + P_t + S_{j_t})), \qquad
         x^n = \mathrm{block}_n(x^{n-1}), \qquad \mathrm{pooled} = \tanh(W x^N_0 + b)
 
-    with post-norm `TransformerBlock`s. The head for masked tokens, `mask_logits`, shares E.
+    with post-norm `TransformerBlock`s. The head for masked tokens, `mask_logits`, shares E; that for classes is
+    `class_logits`. The last options make its relatives: RoBERTa, DistilBERT, ELECTRA, MPNet and ALBERT, which
+    `from_pretrained` reads, too.
 
     Parameters
     ----------
@@ -70,8 +89,8 @@ class BERT(Layer):
         E, N and H.
     hidden_dim : int, optional
         Hidden features of the feed-forward networks; 4 E by default.
-    types : int
-        Number of token types; the first two distinguish two sentences.
+    types : int or None
+        Number of token types; the first two distinguish two sentences. None for a model without them.
     dropout : float
         Dropout of the embeddings and of the branches of the blocks. BERT was trained with 0.1.
     attention_dropout : float
@@ -86,6 +105,22 @@ class BERT(Layer):
         Whether the model has a pooler, and a head for masked tokens.
     init_std : float
         Standard deviation of the initial weights.
+    embedding_dim : int, optional
+        Features of the embeddings, which a linear map brings to `dim` (ALBERT, ELECTRA); `dim` without one by default.
+    padding_token : int, optional
+        The token of padding. If given, positions count the tokens other than it, and their table begins with
+        `padding_token` + 1 further rows, of which the last is that of padding (RoBERTa, MPNet).
+    relative_buckets, relative_distance : int
+        If given, scores have a `RelativeBias` with so many buckets and this `max_distance` (MPNet).
+    share_blocks : bool
+        Whether all blocks have the same parameters (ALBERT): "blocks" is a list of one.
+    pooler_activation : {"tanh", "relu", "gelu"}
+        Of the pooler, which is also the hidden layer of the heads of some relatives.
+    num_labels : int, optional
+        Number of classes of `class_logits`; None for no such head.
+    classified : {"sequences", "tokens", "spans"}
+        Whether the logits are of the pooled vectors, or of the state of each token; "spans" is the same with two
+        logits, of the first and the last token of an answer.
 
     Raises
     ------
@@ -95,7 +130,8 @@ class BERT(Layer):
     References
     ----------
     Devlin et al., "BERT: pre-training of deep bidirectional transformers for language understanding", 2018,
-    arXiv:1810.04805.
+    arXiv:1810.04805. Relatives: RoBERTa, arXiv:1907.11692; DistilBERT, arXiv:1910.01108; ELECTRA, arXiv:2003.10555;
+    MPNet, arXiv:2004.09297; ALBERT, arXiv:1909.11942.
 
     Examples
     --------
@@ -128,7 +164,7 @@ class BERT(Layer):
     num_layers: int
     num_heads: int
     hidden_dim: int | None = None
-    types: int = 2
+    types: int | None = 2
     dropout: float = 0.0
     attention_dropout: float = 0.0
     activation: Activation = "gelu"
@@ -137,6 +173,14 @@ class BERT(Layer):
     pooler: bool = True
     mask_head: bool = True
     init_std: float = 0.02
+    embedding_dim: int | None = None
+    padding_token: int | None = None
+    relative_buckets: int | None = None
+    relative_distance: int = 128
+    share_blocks: bool = False
+    pooler_activation: PoolerActivation = "tanh"
+    num_labels: int | None = None
+    classified: Classified = "sequences"
 
     @classmethod
     def base(cls, **changes: Any) -> Self:
@@ -151,13 +195,29 @@ class BERT(Layer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        checks.choice("pooler_activation", self.pooler_activation, tuple(POOLER_ACTIVATIONS))
+        checks.choice("classified", self.classified, get_args(Classified))
+        if self.num_labels is not None and self.classified == "sequences" and not self.pooler:
+            raise ValueError("`num_labels` is given for sequences, but `pooler` is False: give pooler=True.")
+        if self.padding_token is not None and self.padding_token >= self.vocab_size:
+            raise ValueError(
+                f"`padding_token` is {self.padding_token}, expected a token: from 0 to {self.vocab_size - 1}."
+            )
         self.parts()  # validates the fields of the parts
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the encoder is BERT's own, with none of the options of its relatives."""
+        options = self.embedding_dim, self.padding_token, self.relative_buckets
+        changed = self.types is None or self.share_blocks or self.pooler_activation != "tanh"
+        return options == (None, None, None) and not changed
 
     @functools.cached_property
     def embedding(self) -> BERTEmbedding:
         """The embedding of tokens, positions and types."""
         return BERTEmbedding(
-            self.vocab_size, self.max_seq_len, self.types, self.dim, self.dropout, self.eps, self.init_std
+            self.vocab_size, self.max_seq_len, self.types, self.dim, self.dropout, self.eps, self.init_std,
+            self.embedding_dim, self.padding_token,
         )  # fmt: skip
 
     @functools.cached_property
@@ -170,13 +230,23 @@ class BERT(Layer):
         )  # fmt: skip
 
     def parts(self) -> dict[str, Any]:
-        head = MaskHead(self.vocab_size, self.dim, self.activation, self.eps, self.init_std)
-        optional = {"pooler": Pooler(self.dim, self.dim, init_std=self.init_std), "mask_head": head}
-        return {
-            **self.embedding.parts(),
-            **self.body.parts(),
-            **{name: part for name, part in optional.items() if getattr(self, name)},
-        }
+        """token, position, type, embedding_norm, projection, relative, blocks, pooler, mask_head, classifier."""
+        parts: dict[str, Any] = self.embedding.parts()
+        if self.relative_buckets is not None:
+            parts["relative"] = RelativeBias(
+                self.num_heads, self.relative_buckets, self.relative_distance, init_std=self.init_std
+            )
+        parts["blocks"] = Blocks(self.body.blocks[: 1 if self.share_blocks else None])
+        if self.pooler:
+            parts["pooler"] = Pooler(self.dim, self.dim, init_std=self.init_std, activation=self.pooler_activation)
+        if self.mask_head:
+            parts["mask_head"] = MaskHead(
+                self.vocab_size, self.dim, self.activation, self.eps, self.init_std, self.embedding_dim
+            )
+        if self.num_labels is not None:
+            head = ClassHead(self.dim, self.num_labels, init_std=self.init_std, classified=self.classified)
+            parts["classifier"] = head
+        return parts
 
     @classmethod
     def from_pretrained(
@@ -202,7 +272,8 @@ class BERT(Layer):
         ``exists[:, None, None, :]``. Without an `rng` there is no dropout (inference).
         """
         x, _ = self._embed(params, tokens, types, rng)
-        x = self.body(_body_params(params), x, **_options(attn_mask, lengths, tokens), rng=_body_rng(rng))
+        options, _ = self._options(params, attn_mask, lengths, tokens)
+        x = self.body(self._body_params(params), x, **options, rng=_body_rng(rng))
         return writable(BERTResult(x, self._pool(params, x)[0]))
 
     def states(
@@ -211,7 +282,8 @@ class BERT(Layer):
     ) -> list[Any]:  # fmt: skip
         """Return the hidden states, N + 1 arrays (B, T, dim): the embeddings, and the output of each block."""
         x, _ = self._embed(params, tokens, types, rng)
-        states = self.body.states(_body_params(params), x, **_options(attn_mask, lengths, tokens), rng=_body_rng(rng))
+        options, _ = self._options(params, attn_mask, lengths, tokens)
+        states = self.body.states(self._body_params(params), x, **options, rng=_body_rng(rng))
         return writable([x, *states])
 
     def fwd(
@@ -222,29 +294,35 @@ class BERT(Layer):
         step.
         """
         x, embedding_ctx = self._embed(params, tokens, types, rng)
-        x, body_ctx = self.body.fwd(_body_params(params), x, **_options(attn_mask, lengths, tokens), rng=_body_rng(rng))
+        options, relative_ctx = self._options(params, attn_mask, lengths, tokens)
+        x, body_ctx = self.body.fwd(self._body_params(params), x, **options, rng=_body_rng(rng))
         pooled, pooler_ctx = self._pool(params, x)
-        return BERTResult(read_only(x), pooled), BERTContext(
-            embedding_ctx, body_ctx, pooler_ctx, params.get("mask_head")
-        )
+        heads = {name: params[name] for name in HEADS if name in params}
+        return BERTResult(read_only(x), pooled), BERTContext(embedding_ctx, body_ctx, pooler_ctx, relative_ctx, heads)
 
     def bwd(self, dout: BERTResult, ctx: BERTContext, head: Params | None = None) -> BERTGrads:
-        """Return the gradients of the parameters; those of the head for masked tokens are 0 unless `head` is given.
+        """Return the gradients of the parameters; those of the heads for tokens and classes are 0 unless in `head`.
 
         `dout` has the gradients of states and pooled vectors; None stands for 0. `head` is `params` from
-        `mask_logits_bwd`: its gradient of E is added to that of the embedding.
+        `mask_logits_bwd`, whose gradient of E is added to that of the embedding, or from `class_logits_bwd`, or both in
+        one dict.
         """
         checks.context("ctx", ctx, BERTContext)
-        present = ctx.pooler is not None, ctx.mask_head is not None
-        check_same(self, "heads", present, (self.pooler, self.mask_head))
+        present = ctx.pooler is not None, *(name in ctx.heads for name in HEADS)
+        check_same(self, "heads", present, (self.pooler, *(name in self._parts for name in HEADS)))
+        check_same(self, "dim", ctx.embedding.norm.x.shape[-1], self.embedding_dim or self.dim)
+        if head is not None:
+            check_head(head, set(ctx.heads))
         dx, params = self._unpool(dout, ctx)
         body = self.body.bwd(dx, ctx.body)
-        params |= {**self.embedding.bwd(body.x, ctx.embedding), **body.params}
-        if head is not None:
-            check_head(head, self.mask_head)
-            params |= {"token": tree.add(params["token"], head["token"]), "mask_head": head["mask_head"]}
-        elif self.mask_head:
-            params["mask_head"] = tree.map(namespace_of(dx).zeros_like, ctx.mask_head)
+        params |= self.embedding.bwd(body.x, ctx.embedding)
+        blocks = body.params["blocks"]
+        params["blocks"] = [functools.reduce(tree.add, blocks)] if self.share_blocks else blocks
+        if ctx.relative is not None:
+            params["relative"] = self._parts["relative"].bwd(body.bias, ctx.relative).params
+        params |= tree.map(namespace_of(dx).zeros_like, ctx.heads)
+        for name, own in (head or {}).items():
+            params[name] = tree.add(params[name], own) if name == "token" else own
         return BERTGrads(check_gradients(self, {name: params[name] for name in self._parts}))
 
     def prepare(self, params: Params, *, weights: Weights | None = None) -> PreparedBERT:
@@ -284,6 +362,45 @@ class BERT(Layer):
         grads: MaskHeadGrads = self._parts["mask_head"].bwd(dlogits, ctx)
         return grads
 
+    def class_logits(self, params: Params, result: BERTResult) -> Any:
+        """Return the logits (B, C) of the classes of sequences, or (B, T, C) of tokens or spans, from a result."""
+        return self.class_logits_fwd(params, result)[0]
+
+    def class_logits_fwd(self, params: Params, result: BERTResult) -> tuple[Any, ClassHeadContext]:
+        """Return the same, and the context for `class_logits_bwd`."""
+        if self.num_labels is None:
+            raise ValueError("`num_labels` is None: the model has no head for classes. Make it with `num_labels`.")
+        head: ClassHead = self._parts["classifier"]
+        return head.class_logits(params["classifier"], result)
+
+    def class_logits_bwd(self, dlogits: Array, ctx: ClassHeadContext) -> ClassHeadGrads:
+        """Return the gradients of states and pooled vectors, one of them None, and as `params` of the head: give them
+        to `bwd`, ``model.bwd(BERTResult(grads.states, grads.pooled), ctx, grads.params)``.
+        """
+        checks.context("ctx", ctx, ClassHeadContext)
+        check_dlogits(dlogits, ctx.linear)
+        head: ClassHead = self._parts["classifier"]
+        return head.class_logits_bwd(dlogits, ctx)
+
+    def _options(
+        self, params: Params, attn_mask: Array | Mask | None, lengths: Any, tokens: Array
+    ) -> tuple[EncoderOptions, RelativeBiasContext | None]:
+        """Mask, lengths and bias of the blocks, and the context of the bias."""
+        mask, T = attention_mask(attn_mask, None, tokens.shape[1]), tokens.shape[1]
+        if attn_mask is not None and not isinstance(attn_mask, Mask) and attn_mask.ndim == 2:
+            raise ValueError(
+                f"`attn_mask` has shape {tuple(attn_mask.shape)}, expected one that broadcasts to (B, H, T, T). Give a "
+                "mask of tokens (B, T) as attn_mask[:, None, None, :], or as `lengths`."
+            )
+        options: EncoderOptions = {"attn_mask": mask, "kv_lengths": check_lengths("lengths", lengths, tokens)}
+        if self.relative_buckets is None:
+            return options, None
+        options["bias"], ctx = self._parts["relative"].fwd(params["relative"], T, T)
+        return options, ctx
+
+    def _body_params(self, params: Params) -> Params:
+        return Checked(blocks=params["blocks"] * (self.num_layers if self.share_blocks else 1))
+
     def _embed(
         self, params: Params, tokens: Array, types: Array | None, rng: Philox | None
     ) -> tuple[Array, BERTEmbeddingContext]:
@@ -305,31 +422,21 @@ class BERT(Layer):
                 f"`dout` is {checks.shown(dout)}, expected BERTResult(states, pooled), the gradients of both "
                 "outputs; one of them may be None, and pooled must be None without a pooler."
             )
-        xp, like = namespace_of(ctx.embedding.norm.x), ctx.embedding.norm.x
-        for name, shape in (("states", tuple(like.shape)), ("pooled", (like.shape[0], like.shape[2]))):
+        like = ctx.embedding.norm.x
+        xp, (B, T) = namespace_of(like), like.shape[:2]
+        for name, shape in (("states", (B, T, self.dim)), ("pooled", (B, self.dim))):
             if getattr(given, name) is not None:
                 check_gradient(f"dout.{name}", getattr(given, name), shape, like)
-        dx = xp.zeros_like(like) if given.states is None else given.states
+
+        def zeros(*shape: int) -> Array:
+            return xp.zeros(shape, dtype=like.dtype, device=device_of(like))
+
+        dx = zeros(B, T, self.dim) if given.states is None else given.states
         if ctx.pooler is None:
             return dx, {}
-        dpooled = xp.zeros_like(like[:, 0, :]) if given.pooled is None else given.pooled
+        dpooled = zeros(B, self.dim) if given.pooled is None else given.pooled
         pooler = self._parts["pooler"].pool_bwd(dpooled, ctx.pooler)
-        rest = xp.zeros_like(like[:, 1:, :])
-        return dx + xp.concat([pooler.x[:, None, :], rest], axis=1), {"pooler": pooler.params}
-
-
-def _options(attn_mask: Array | Mask | None, lengths: Any, tokens: Array) -> EncoderOptions:
-    mask = attention_mask(attn_mask, None, tokens.shape[1])
-    if attn_mask is not None and not isinstance(attn_mask, Mask) and attn_mask.ndim == 2:
-        raise ValueError(
-            f"`attn_mask` has shape {tuple(attn_mask.shape)}, expected one that broadcasts to (B, H, T, T). Give a "
-            "mask of tokens (B, T) as attn_mask[:, None, None, :], or as `lengths`."
-        )
-    return {"attn_mask": mask, "kv_lengths": check_lengths("lengths", lengths, tokens)}
-
-
-def _body_params(params: Params) -> Params:
-    return Checked(blocks=params["blocks"])
+        return dx + xp.concat([pooler.x[:, None, :], zeros(B, T - 1, self.dim)], axis=1), {"pooler": pooler.params}
 
 
 def _body_rng(rng: Philox | None) -> Philox | None:

@@ -61,7 +61,8 @@ class PreparedBERT(Prepared):
         exists = None if attn_mask is None else _token_mask(attn_mask, tokens)
         if attn_mask is not None and (exists is None or lengths is not None):
             return self.model(self.params, tokens, types, attn_mask=attn_mask, lengths=lengths)
-        states, pooled = bert_states(tokens, self, types, exists, lengths)
+        compute = bert_states if self.model.is_plain else _states
+        states, pooled = compute(tokens, self, types, exists, lengths)
         from attnarray.models.bert.model import BERTResult
 
         return BERTResult(states, pooled)
@@ -70,10 +71,9 @@ class PreparedBERT(Prepared):
         model = self.model
         tokens = check_tokens(tokens, model.vocab_size)
         model.embedding.check_length(tokens)
+        types = model.embedding.check_types(types, tokens)
         if types is not None:
-            types = checks.integer("types", types)
-            checks.shape("types", types, tuple(tokens.shape), "one type for each of the tokens")
-            check_range("types", types, model.types, "the types")
+            check_range("types", types, model.types or 0, "the types")
         return tokens, types, check_lengths("lengths", lengths, tokens)
 
 
@@ -90,6 +90,13 @@ def bert_states(
     tokens: Array, prepared: PreparedBERT, types: Array | None, exists: Array | None, lengths: Array | None
 ) -> tuple[Any, Any]:
     """States (B, T, dim), 0 where no token `exists` (B, T) or beyond `lengths` (B,), and pooled vectors (B, dim)."""
+    return _states(tokens, prepared, types, exists, lengths)
+
+
+def _states(
+    tokens: Array, prepared: PreparedBERT, types: Array | None, exists: Array | None, lengths: Array | None
+) -> tuple[Any, Any]:
+    """`bert_states` of any model, by the model itself."""
     mask = None if exists is None else exists[:, None, None, :]
     states, pooled = prepared.model(Checked(prepared.params), tokens, types, attn_mask=mask, lengths=lengths)
     xp = namespace_of(states)

@@ -1,0 +1,153 @@
+"""Make encoders.npz: published encoders by transformers, in float64: outputs, and the gradients of all parameters.
+
+Run with transformers 5.24, PyTorch 2.13 (CPU) and NumPy 2: `python tests/references/make_published.py`.
+
+Weights, cotangents and directions are a formula of their names, so the file holds none of them: of each gradient it has
+the sums of its products with two such directions. The form of the file is that of sdpa.npz; its options are the
+config.json, and the names and shapes of all tensors of model.safetensors.
+"""
+
+import json
+import math
+import tempfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+SEEDS = (0, 1)
+VOCAB, LENGTHS, T = 13, (5, 3), 5
+SIZES = {
+    "vocab_size": VOCAB, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 10,
+    "max_position_embeddings": 9,
+}  # fmt: skip
+DISTILBERT = {
+    "vocab_size": VOCAB,
+    "dim": 8,
+    "n_layers": 2,
+    "n_heads": 2,
+    "hidden_dim": 10,
+    "max_position_embeddings": 9,
+}
+ROBERTA = {**SIZES, "type_vocab_size": 1, "pad_token_id": 1}
+# Beginning of the classes, the options of the configuration, and the ends of the classes.
+HEADS = ("Model", "ForMaskedLM", "ForSequenceClassification")
+ALL = (*HEADS, "ForTokenClassification", "ForQuestionAnswering")
+ENCODERS = {
+    "Bert": (SIZES, ALL[2:]),
+    "Roberta": (ROBERTA, ALL),
+    "XLMRoberta": (ROBERTA, HEADS[:1]),
+    "Camembert": (ROBERTA, HEADS[1:2]),
+    "DistilBert": (DISTILBERT, ALL),
+    "Electra": ({**SIZES, "embedding_size": 6}, ALL),
+    "MPNet": ({**SIZES, "pad_token_id": 1}, HEADS),
+    "Albert": ({**SIZES, "embedding_size": 6}, HEADS),
+}
+FILES = {"encoders": ENCODERS}
+
+
+def formula(name, shape, seed=0):
+    """Numbers that depend on the name alone: multiples of 1/256 from -1/2 to 1/2."""
+    phase = zlib.crc32(f"{seed} {name}".encode())
+    index = np.arange(1, math.prod(shape) + 1)
+    return (np.round(128 * np.sin(phase % 6271 + (1.0 + phase % 97 / 89) * index)) / 256).reshape(shape)
+
+
+def weight(name, shape, seed):
+    """The weight of a name: norms are around 1."""
+    centered = 1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0
+    return formula(name, shape, seed) + centered
+
+
+def directions(name, shape):
+    """Two directions, with which gradients are multiplied."""
+    return [formula(f"direction {n} of {name}", shape) for n in range(2)]
+
+
+def tokens(pad, seed):
+    """Tokens (B, T), and which exist."""
+    exists = np.arange(T) < np.array(LENGTHS)[:, None]
+    drawn = np.floor((formula("tokens", (len(LENGTHS), T), seed) + 0.5) * (VOCAB - 2.01)).astype(np.int64) + 2
+    return np.where(exists, drawn, pad), exists
+
+
+def text_outputs(model, config, seed):
+    """The inputs and the outputs of an encoder of text, each with the positions that exist."""
+    import torch
+
+    given, exists = tokens(config.pad_token_id, seed)
+    out = model(input_ids=torch.from_numpy(given), attention_mask=torch.from_numpy(exists).long())
+    found = {}
+    if "start_logits" in out:
+        found["logits"] = torch.stack([out.start_logits, out.end_logits], -1)
+    for name, key in (("logits", "logits"), ("states", "last_hidden_state"), ("pooled", "pooler_output")):
+        if out.get(key) is not None:
+            found[name] = out[key]
+    found = {name: x * torch.from_numpy(exists)[:, :, None] if x.ndim == 3 else x for name, x in found.items()}
+    return {"tokens": given, "exists": exists}, found
+
+
+def made(stem, suffix, options, seed):
+    """A model with the weights of the formula, its configuration, and what is written of it."""
+    import torch
+    import transformers
+
+    classes = {"num_labels": 3} if suffix.endswith("Classification") else {}
+    config = getattr(transformers, f"{stem}Config")(**options, **classes)
+    model = getattr(transformers, f"{stem}{suffix}")._from_config(config, attn_implementation="eager").double().eval()
+    state, contents = model.state_dict(), written(model)
+    for name, shape in contents["tensors"].items():
+        state[name].copy_(torch.from_numpy(weight(name, tuple(shape), seed)))
+    return model, config, contents
+
+
+def results(stem, suffix, options, seed, outputs=text_outputs):
+    """The model, its files, and its arrays: inputs, outputs, products of gradients with directions, by tensors."""
+    import torch
+
+    model, config, contents = made(stem, suffix, options, seed)
+    inputs, found = outputs(model, config, seed)
+    sum((x * torch.from_numpy(formula(f"d{name}", tuple(x.shape)))).sum() for name, x in found.items()).backward()
+    grads = {}
+    every = dict(model.named_parameters(remove_duplicate=False))
+    for name in contents["tensors"]:
+        parameter = every[name]
+        gradient = np.zeros(parameter.shape) if parameter.grad is None else parameter.grad.numpy()
+        grads[f"grad_{name}"] = np.array([np.sum(gradient * v) for v in directions(name, gradient.shape)])
+    return model, contents, {**inputs, **{name: x.detach().numpy() for name, x in found.items()}, **grads}
+
+
+def written(model):
+    """The config.json of a model, and the names and shapes of the tensors of its file."""
+    from safetensors import safe_open
+
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        with safe_open(Path(folder, "model.safetensors"), "np") as file:
+            tensors = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        return {"config": json.loads(Path(folder, "config.json").read_text()), "tensors": tensors}
+
+
+def main():
+    """Write the files."""
+    import torch
+    import transformers
+    from make_sdpa import packed
+
+    for file, families in FILES.items():
+        stored = {}
+        for stem, (options, suffixes) in families.items():
+            for suffix in suffixes:
+                arrays = {}
+                for seed in SEEDS:
+                    _, contents, found = results(stem, suffix, options, seed)
+                    arrays |= {f"{seed} {name}": array for name, array in found.items()}
+                stored |= packed(f"{stem}{suffix}", contents, arrays)
+        path = Path(__file__).with_name(f"{file}.npz")
+        np.savez_compressed(path, **stored)
+        print(f"{path.name}: {len(stored) // 2} models, {path.stat().st_size} bytes")
+    print(f"transformers {transformers.__version__}, torch {torch.__version__}, numpy {np.__version__}")
+
+
+if __name__ == "__main__":
+    main()
