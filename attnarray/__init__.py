@@ -24,6 +24,7 @@ _MODULES = {
     "models": "models",
     "checkpoints": "checkpoints",
     "distributed": "distributed",
+    "interpret": "interpret",
     "learn": "learn",
     **dict.fromkeys(["namespace_of", "use_backend", "asarray", "to_numpy", "available_backends"], "backend"),
     **dict.fromkeys(["use_kernels", "explain", "warmup"], "dispatch"),

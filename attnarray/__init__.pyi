@@ -1,5 +1,6 @@
 from attnarray import checkpoints as checkpoints
 from attnarray import distributed as distributed
+from attnarray import interpret as interpret
 from attnarray import layers as layers
 from attnarray import learn as learn
 from attnarray import models as models

@@ -42,6 +42,7 @@ from attnarray.attention.products import (
 from attnarray.attention.tiles import backward_by_tiles, forward_by_tiles
 from attnarray.backend import Array, ArrayT, accumulator_dtype, device_of, namespace_of, operand_dtype
 from attnarray.dispatch import accelerated
+from attnarray.hooks import attention_cotangent
 from attnarray.numpy_arrays import read_only
 
 C = TypeVar("C", bound="AttentionContext")
@@ -157,6 +158,7 @@ def gradients(
     """The gradients in the caller's layout for cotangents of the output, of the lse and of the weights."""
     layout = ctx.layout
     checks.shape("dout", dout, ctx.out_shape, "the shape of the output")
+    attention_cotangent(ctx, dout)
     checks.floating(dout=dout, query=ctx.q)
     if dlse is not None:
         if not isinstance(ctx.normalizer, Softmax):

@@ -46,27 +46,38 @@ def attention_weights(ctx: Any, queries: slice = slice(None)) -> Any:
     >>> aa.attention_weights(ctx, slice(0, 1))[0, 0].round(3).tolist()
     [[1.0, 0.0, 0.0, 0.0]]
     """
-    while not _has_weights(ctx) and hasattr(ctx, "attention"):  # of a mechanism or layer that is built on another
-        ctx = ctx.attention
-    if hasattr(ctx, "targets"):
-        raise TypeError(
-            "`ctx` is the context of graph attention, whose weights belong to edges and not to pairs of positions; "
-            "use graph_attention_weights(ctx)."
-        )
-    if not _has_weights(ctx):
-        raise TypeError(
-            f"`ctx` is {checks.shown(ctx)}, expected the context that the forward pass of an attention function "
-            "gave, such as scaled_dot_product_attention_fwd(...)[1]."
-        )
+    ctx = innermost(ctx)
     if not isinstance(queries, slice):
         raise TypeError(f"`queries` is {checks.shown(queries)}, expected a slice such as slice(0, 1).")
     start, stop, step = queries.indices(ctx.q.shape[2])
     if step != 1:
         raise ValueError(f"`queries` has step {step}, expected 1; take every n-th row of the result instead.")
     rows = slice(start, max(start, stop))
-    weights = ctx.weights_of_rows(rows) if hasattr(ctx, "weights_of_rows") else engine.weights(ctx, rows)
-    return ctx.layout._replace(order="BHTD").restore(weights)
+    return ctx.layout._replace(order="BHTD").restore(canonical_weights(ctx, rows))
 
 
-def _has_weights(ctx: Any) -> bool:
+def innermost(ctx: Any) -> Any:
+    """The context with the weights of a mechanism or layer that is built on another, checked."""
+    while not has_weights(ctx) and hasattr(ctx, "attention"):
+        ctx = ctx.attention
+    if hasattr(ctx, "targets"):
+        raise TypeError(
+            "`ctx` is the context of graph attention, whose weights belong to edges and not to pairs of positions; "
+            "use graph_attention_weights(ctx)."
+        )
+    if not has_weights(ctx):
+        raise TypeError(
+            f"`ctx` is {checks.shown(ctx)}, expected the context that the forward pass of an attention function "
+            "gave, such as scaled_dot_product_attention_fwd(...)[1]."
+        )
+    return ctx
+
+
+def canonical_weights(ctx: Any, rows: slice) -> Any:
+    """The weights of some queries in canonical layout: (B, H, rows, S)."""
+    return ctx.weights_of_rows(rows) if hasattr(ctx, "weights_of_rows") else engine.weights(ctx, rows)
+
+
+def has_weights(ctx: Any) -> bool:
+    """Whether this is the context of attention whose weights are those of pairs of positions."""
     return isinstance(ctx, engine.AttentionContext) or hasattr(ctx, "weights_of_rows")

@@ -33,13 +33,14 @@ LAYERS = """
     tables
     cases bridges
     attnarray
+    interpret
     models distributed
     checkpoints
     layers
     attention
     ops
     gradient_check optim masks
-    magnitude random tree triples dispatch
+    magnitude random tree triples dispatch hooks
     checks
     backend
     kernels
@@ -58,6 +59,7 @@ HEAVY = {
     "keras",
     "matplotlib",
     "mpi4py",
+    "networkx",
     "numba",
     "onnx",
     "onnxruntime",

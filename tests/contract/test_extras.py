@@ -61,6 +61,7 @@ FILES = {
     "examples": ROOT / "docs" / "examples",
     "demo": ROOT / "attnarray" / "demo",
     "distributed": ROOT / "attnarray" / "distributed",
+    "interpret": ROOT / "attnarray" / "interpret",
     "bench": ROOT / "attnarray" / "bench",
 }
 

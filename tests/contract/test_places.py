@@ -72,6 +72,8 @@ layers/feed_forward.py              layers/test_block.py                     wha
 layers/linear.py                    layers/test_block.py                     what blocks are made of
 layers/norm.py                      layers/test_block.py                     what blocks are made of
 layers/residual.py                  layers/test_block.py                     what blocks are made of
+hooks.py                            interpret/test_states.py                 where both are used
+interpret/contexts.py               interpret/test_statistics.py             the contexts of models
 models/*.py                         models/test_every_model.py               what all models share
 checkpoints/*                       checkpoints/test_pretrained.py           parts of reading and writing a folder
 bridges/tensors.py                  bridges/test_torch.py                    how it reads tensors

@@ -327,6 +327,23 @@ def test_training_on_several_ranks_has_the_losses_of_one(tmp_path: Path) -> None
         ThreadComm(5).run(program.train, 1)
 
 
+def test_induction(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A few steps run and print; a period is what makes a token known."""
+    induction = example("induction")
+    found = induction.main(["--quick", "--plot", "", "--page", str(tmp_path / "page.html")])
+    assert [each.step for each in found] == [0, 10]
+    assert found[0].previous.shape == found[0].induction.shape == (2, 4)
+    assert "without layer 1, head 3" in capsys.readouterr().out
+    assert "Repeated tokens" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    tokens, known = induction.batch(np.random.default_rng(0), 8)
+    for row, mask in zip(tokens, known, strict=True):
+        first = int(np.argmax(mask))
+        np.testing.assert_array_equal(row[first:], row[: len(row) - first])
+        assert len(set(row[:first])) == first
+    induction.plot(found, induction.ablations(*induction.train(0, 1)[:2]), str(tmp_path / "plot.png"))
+    assert (tmp_path / "plot.png").stat().st_size > 5_000
+
+
 def test_recall(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     recall = example("recall")

@@ -15,6 +15,7 @@ from attnarray.attention.modifiers import ScoreModifiers
 from attnarray.attention.normalizers import Softmax
 from attnarray.attention.options import Options, check_arrays, known_options, score_modifiers
 from attnarray.backend import Array, ArrayT
+from attnarray.hooks import attention_cotangent
 from attnarray.masks import Mask
 from attnarray.numpy_arrays import read_only, writable
 from attnarray.random import Philox
@@ -221,6 +222,7 @@ def scaled_dot_product_attention_bwd(
     """
     checks.context("ctx", ctx, SDPAContext)
     if dlse is dweights is None and _is_plain(dout, ctx):
+        attention_cotangent(ctx, dout)
         return SDPAGrads(*attention_backward(dout, None, ctx.q, ctx.k, ctx.v, ctx.out, ctx.kept, ctx.modifiers))
     grads = gradients(dout, ctx, dlse, dweights)
     return SDPAGrads(grads.query, grads.key, grads.value, grads.bias, grads.normalizer.sinks)

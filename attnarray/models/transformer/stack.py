@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from attnarray import checks
 from attnarray.backend import Array
+from attnarray.hooks import block_output
 from attnarray.layers.block import MIXERS, NORMS, BlockGrads, Mixer, Norm, TransformerBlock
 from attnarray.layers.checking import check_same
 from attnarray.layers.feed_forward import Activation
@@ -101,7 +102,7 @@ class Stack(Layer):
         """The output of each block; the last one with the final norm, if there is one."""
         rngs, each = _rngs(rng, self.num_layers), self.block_options(options, x)
         for n, block in enumerate(self.blocks):
-            x = block(params["blocks"][n], x, memory, rng=rngs[n], **each[n])
+            x = block_output(self, n, block(params["blocks"][n], x, memory, rng=rngs[n], **each[n]))
             if n == self.num_layers - 1 and "norm" in params:
                 x = self._parts["norm"](params["norm"], x)
             yield x
@@ -112,6 +113,7 @@ class Stack(Layer):
         rngs, each, contexts, norm_ctx = _rngs(rng, self.num_layers), self.block_options(options, x), [], None
         for n, block in enumerate(self.blocks):
             x, ctx = block.fwd(params["blocks"][n], x, memory, rng=rngs[n], **each[n])
+            x = block_output(self, n, x)
             contexts.append(ctx)
         if "norm" in params:
             x, norm_ctx = self._parts["norm"].fwd(params["norm"], x)
