@@ -26,7 +26,8 @@ SIZES = [
     (2, 4, 2, 70, 5, 6), (1, 2, 2, 64, 64, 64), (1, 3, 1, 37, 33, 17), (1, 1, 1, 1, 3, 3), (1, 2, 2, 140, 40, 130),
 ]  # fmt: skip
 EMPTY = [(0, 2, 1, 3, 4, 5), (2, 0, 0, 3, 4, 5), (2, 2, 1, 0, 4, 5), (2, 2, 1, 3, 0, 5), (2, 2, 1, 3, 4, 0)]
-RULES = list(itertools.product((False, True), repeat=2))  # whether there is a decay, a beta
+Rule = tuple[str, bool]  # the decays, and whether there is a beta
+RULES: list[Rule] = list(itertools.product(("none", "head", "dim"), (False, True)))
 DTYPES = ["float32", "float64"]
 
 
@@ -59,14 +60,14 @@ class Call(NamedTuple):
         return [*found, *grads]
 
 
-def call(sizes: tuple[int, ...], rule: tuple[bool, bool], dtype: str = "float64", chunk_size: int = 64) -> Call:
+def call(sizes: tuple[int, ...], rule: Rule, dtype: str = "float64", chunk_size: int = 64) -> Call:
     B, H, Hkv, T, Dk, Dv = sizes
     rng = np.random.default_rng(0)
     shapes = {"q": (B, H, T, Dk), "k": (B, Hkv, T, Dk), "v": (B, Hkv, T, Dv), "initial": (B, Hkv, Dk, Dv),
               "dout": (B, H, T, Dv), "dstate": (B, Hkv, Dk, Dv)}  # fmt: skip
     made: dict[str, Any] = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
     made["k"] = made["k"] / np.maximum(np.linalg.norm(made["k"], axis=-1, keepdims=True), 1e-3)
-    made["decay"] = -3.0 * rng.random((B, Hkv, T, 1)) ** 3 if rule[0] else None
+    made["decay"] = None if rule[0] == "none" else -3.0 * rng.random((B, Hkv, T, Dk if rule[0] == "dim" else 1)) ** 3
     made["beta"] = rng.random((B, Hkv, T, 1)) if rule[1] else None
     given = Call(**made, chunk_size=chunk_size)
     return given.map(lambda x: x.astype(dtype))
@@ -90,15 +91,25 @@ def assert_right(given: Call, found: Arrays | None = None) -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("sizes", SIZES)
-def test_sizes_and_rules(sizes: tuple[int, ...], rule: tuple[bool, bool]) -> None:
+def test_sizes_and_rules(sizes: tuple[int, ...], rule: Rule) -> None:
     for dtype in DTYPES:
         assert_right(call(sizes, rule, dtype))
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_chunks(rule: tuple[bool, bool]) -> None:
-    for size in (1, 2, 16, 128):
-        assert_right(call((1, 2, 1, 70, 5, 6), rule, "float32", size))
+def test_chunks(rule: Rule) -> None:
+    for size, T in itertools.product((1, 2, 8, 16, 32, 64, 128), (0, 1, 63, 64, 65, 200)):
+        assert_right(call((1, 2, 1, T, 5, 6), rule, "float32", size))
+
+
+@pytest.mark.parametrize("rule", RULES[2:])
+def test_large_decays_and_minus_infinity(rule: Rule) -> None:
+    for dtype in DTYPES:
+        given = call((1, 2, 1, 70, 5, 6), rule, dtype)
+        assert_right(given._replace(decay=given.decay * 1e4))  # e^-30000 is 0 in both dtypes
+        given.decay[:, :, 21] = given.decay[:, :, 40, :1] = -np.inf
+        assert_right(given)
+        assert all(np.all(np.isfinite(x)) for x in given.run() if x is not None)
 
 
 @pytest.mark.parametrize("sizes", EMPTY)
@@ -107,8 +118,9 @@ def test_empty(sizes: tuple[int, ...]) -> None:
         assert_right(call(sizes, rule))
 
 
-def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = call((3, 2, 2, 70, 5, 6), (True, True), "float32")
+@pytest.mark.parametrize("rule", RULES[3::2])
+def test_threads(rule: Rule, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = call((3, 2, 2, 70, 5, 6), rule, "float32")
     expected = given.run()
     monkeypatch.setattr(threads, "MIN_WORK_PER_THREAD", 1)
     for count in ("2", "3", "5"):
@@ -117,8 +129,9 @@ def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
             np.testing.assert_array_equal(found, same)
 
 
-def test_any_strides_and_read_only() -> None:
-    given = call(SIZES[0], (True, True), "float32")
+@pytest.mark.parametrize("rule", RULES[3::2])
+def test_any_strides_and_read_only(rule: Rule) -> None:
+    given = call(SIZES[0], rule, "float32")
     expected = given.run()
     for change in (np.asfortranarray, lambda x: np.repeat(x, 2, axis=-1)[..., ::2]):
         changed = given.map(change)
@@ -130,7 +143,7 @@ def test_any_strides_and_read_only() -> None:
 @pytest.mark.parametrize("place", [before_a_guard, behind_a_guard])
 def test_nothing_beyond_the_arrays_is_touched(place: Callable[[np.ndarray], np.ndarray]) -> None:
     for sizes in [*SIZES[:4], *EMPTY]:
-        for rule in RULES[::3]:
+        for rule in (RULES[0], RULES[3], RULES[5]):
             given = call(sizes, rule, "float32")
             expected = given.run()
             with new_arrays(place, calls):
@@ -141,7 +154,7 @@ def test_nothing_beyond_the_arrays_is_touched(place: Callable[[np.ndarray], np.n
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_heads_are_independent_of_nan_in_others(rule: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heads_are_independent_of_nan_in_others(rule: Rule, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATTNARRAY_NUM_THREADS", "1")  # so that all heads share the scratch
     given = call((1, 3, 3, 70, 5, 6), rule)
     expected = given.run()
@@ -156,10 +169,7 @@ def test_heads_are_independent_of_nan_in_others(rule: tuple[bool, bool], monkeyp
 
 
 def test_what_kernels_decline() -> None:
-    given = call((1, 2, 2, 9, 4, 5), (True, True))
-    by_dim = given._replace(decay=np.broadcast_to(given.decay, given.k.shape))
-    with pytest.raises(KernelUnavailableError, match="a decay for each key dimension"):
-        by_dim.run()
+    given = call((1, 2, 2, 9, 4, 5), ("head", True))
     with pytest.raises(KernelUnavailableError, match="chunks of 1024 steps"):
         given._replace(chunk_size=1024).run()
 
@@ -186,7 +196,7 @@ def test_one_step(dims: int, beta: bool) -> None:
 
 
 def test_a_step_leaves_strided_states_to_the_array_code() -> None:
-    given = call((1, 2, 2, 9, 4, 5), (False, False))
+    given = call((1, 2, 2, 9, 4, 5), ("none", False))
     state = np.zeros((1, 2, 4, 10))[..., ::2]
     one = [x[:, :, :1] for x in (given.q, given.k, given.v)]
     with aa.use_kernels("numba"), pytest.raises(KernelUnavailableError, match="not contiguous"):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from attnarray.kernels import Declined
+from attnarray.kernels.numba.linear import backward_by_dim, forward_by_dim
 from attnarray.kernels.numba.linear.backward import backward
 from attnarray.kernels.numba.linear.chunk import Linear
 from attnarray.kernels.numba.linear.forward import forward
@@ -30,7 +31,8 @@ def attend_in_chunks(q: Any, k: Any, v: Any, given: Any, keep: bool) -> tuple[An
     if states is not None and T == 0:
         states[:, :, 0] = given.initial
     call = _call(q, k, v, given, arrays)._replace(states=states, out=out, state=state)
-    split_rows(forward, B * Hkv, ra.nanoseconds(_products(q, k, v, given), FORWARD, real), *pack(call, real))
+    work = ra.nanoseconds(_products(q, k, v, given), FORWARD, real)
+    split_rows(forward_by_dim.forward if _by_dim(given) else forward, B * Hkv, work, *pack(call, real))
     return out, state, states
 
 
@@ -44,21 +46,25 @@ def attend_in_chunks_backward(
     made: Any = dict(zip(("dquery", "dkey", "dvalue", "ddecay", "dbeta", "dinitial"), results, strict=True))
     call = _call(q, k, v, given, arrays)._replace(dout=dout, dstate=dstate, states=states, **made)
     work = ra.nanoseconds(_products(q, k, v, given), BACKWARD, real)
-    split_rows(backward, k.shape[0] * k.shape[1], work, *pack(call, real))
+    chosen = backward_by_dim.backward if _by_dim(given) else backward
+    split_rows(chosen, k.shape[0] * k.shape[1], work, *pack(call, real))
     return tuple(results)
 
 
 def warmup(dtype: str) -> None:
-    """Compile both kernels for one dtype."""
-    forward(0, 0, *pack(empty_call(Linear), dtype))
-    backward(0, 0, *pack(empty_call(Linear), dtype))
+    """Compile the kernels for one dtype."""
+    for kernel in (forward, backward, forward_by_dim.forward, backward_by_dim.backward):
+        kernel(0, 0, *pack(empty_call(Linear), dtype))
+
+
+def _by_dim(given: Any) -> bool:
+    """Whether there is a decay for each key dimension."""
+    return given.decay is not None and given.decay.shape[3] != 1
 
 
 def _prepared(q: Any, k: Any, v: Any, given: Any) -> tuple[Any, tuple[Any, ...]]:
     """The dtype, and contiguous arrays q, k, v, decay, beta and initial."""
     real = ra.compute_dtype(q)
-    if given.decay is not None and given.decay.shape[3] != 1:
-        raise Declined("a decay for each key dimension; kernels take one for each step")
     if given.chunk_size > LONGEST:
         raise Declined(f"chunks of {given.chunk_size} steps; kernels take up to {LONGEST}")
     arrays = (q, k, v, *given[:3])
