@@ -38,6 +38,7 @@ _MODULES = {
     **dict.fromkeys(["Softmax", "Sigmoid"], "attention.normalizers"),
     "Entmax": "attention.selection.sparse",
     "Rotary": "ops.rotary",
+    **dict.fromkeys(["DynamicNTK", "YaRN", "Llama3RoPE", "LongRoPE"], "ops.rotary_scaling"),
     "graph_attention_weights": "attention.graph.edges",
     "add_self_loops": "attention.graph.edges",
     **dict.fromkeys(["sinusoidal", "alibi", "alibi_slopes", "relative_buckets"], "ops.positions"),

@@ -262,6 +262,10 @@ from attnarray.ops.rotary import RotaryGrads as RotaryGrads
 from attnarray.ops.rotary import rotary as rotary
 from attnarray.ops.rotary import rotary_bwd as rotary_bwd
 from attnarray.ops.rotary import rotary_fwd as rotary_fwd
+from attnarray.ops.rotary_scaling import DynamicNTK as DynamicNTK
+from attnarray.ops.rotary_scaling import Llama3RoPE as Llama3RoPE
+from attnarray.ops.rotary_scaling import LongRoPE as LongRoPE
+from attnarray.ops.rotary_scaling import YaRN as YaRN
 from attnarray.ops.segments import SegmentSoftmaxContext as SegmentSoftmaxContext
 from attnarray.ops.segments import SegmentSoftmaxGrads as SegmentSoftmaxGrads
 from attnarray.ops.segments import segment_softmax as segment_softmax

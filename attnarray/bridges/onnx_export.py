@@ -14,7 +14,7 @@ from attnarray.backend import to_numpy
 from attnarray.layers.block import TransformerBlock
 from attnarray.layers.checking import check_params
 from attnarray.models import BERT, GPT, Encoder
-from attnarray.ops.positions import alibi_slopes, position_angles
+from attnarray.ops.positions import alibi_slopes
 
 OPSET = 23  # the first with Attention, RotaryEmbedding and RMSNormalization
 
@@ -166,13 +166,21 @@ class _Attention:
             self._rotate(graph, x, batch, length)
 
     def _rotate(self, graph: _Graph, x: str, batch: str, length: str) -> None:
+        rotary = self.block.rotary
+        assert rotary is not None
+        if rotary.depends_on_length or rotary.axial:
+            raise ValueError("`model` has `rotary` positions by length or by rows and columns, which is not exported.")
         like = np.zeros((1, self.block.dim // self.block.num_heads))
-        rotation = attnarray.rotary_fwd(like, **asdict(self.block.rotary))[1].rotation  # type: ignore[arg-type]
-        frequencies = position_angles(np.ones(1, np.int64), rotation.dims, rotation.base, rotation.divisor)
+        rotation = attnarray.rotary_fwd(like, **asdict(rotary))[1].rotation
+        frequencies = np.array([rotation.frequencies])
         positions = graph.positions(x)
         column = graph.add("Unsqueeze", graph.add("Cast", positions, to=TensorProto.DOUBLE), graph.constant([1]))
         angles = graph.add("Mul", column, graph.constant(frequencies, np.float64, "rotary.frequencies"))
-        tables = [graph.add("Cast", graph.add(kind, angles), to=graph.kind) for kind in ("Cos", "Sin")]
+        tables = [graph.add(kind, angles) for kind in ("Cos", "Sin")]
+        if rotation.magnitude != 1.0:
+            magnitude = graph.constant([rotation.magnitude], np.float64, "rotary.attention_factor")
+            tables = [graph.add("Mul", table, magnitude) for table in tables]
+        tables = [graph.add("Cast", table, to=graph.kind) for table in tables]
         ids = graph.add("Expand", positions, graph.add("Concat", batch, length, axis=0))
         self.rotation = (*tables, ids), {
             "interleaved": int(rotation.interleaved), "rotary_embedding_dim": rotation.dims,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from attnarray.cases.case import Case, also, bits, normal
+from attnarray.ops.rotary_scaling import DynamicNTK, Llama3RoPE, LongRoPE, YaRN
 
 Draws = Mapping[str, Callable[[np.random.Generator], Any]]
 
@@ -40,6 +41,16 @@ ROTARY_CASES: tuple[Case, ...] = (
     _rotary("linear scaling", (5, 6), scaling="linear", factor=4.0, offset=40),
     _rotary("ntk scaling, positions", (5, 6), {"positions": _array(5, 0, -3, 7, 2)}, scaling="ntk", factor=8.0,
             interleaved=True),
+    _rotary("dynamic scaling", (5, 6), scaling=DynamicNTK(3.0, 4), offset=2),
+    _rotary("YaRN", (2, 5, 12), scaling=YaRN(4.0, 64), base=100.0, offset=40),
+    _rotary("LLaMA 3's scaling", (5, 12), scaling=Llama3RoPE(4.0, 64), base=100.0, interleaved=True, offset=90),
+    _rotary("LongRoPE, short", (5, 4), scaling=LongRoPE((1.0, 1.5), (2.0, 3.0), 64), offset=59),
+    _rotary("LongRoPE, long", (5, 4), scaling=LongRoPE((1.0, 1.5), (2.0, 3.0), 64, 8.0), offset=60),
+    _rotary("sections", (2, 3, 5, 12), {"positions": lambda rng: rng.integers(0, 99, (2, 1, 5, 3))},
+            sections=(1, 3, 2)),
+    _rotary("sections of a text", (3, 5, 6), sections=(1, 2), offset=3),
+    _rotary("rows and columns", (2, 5, 3, 9), {"positions": lambda rng: rng.integers(0, 99, (5, 2))}, sections=(2, 2),
+            axial=True, dims=8, layout="BTHD", interleaved=True),
 )  # fmt: skip
 
 RELATIVE_CASES: tuple[Case, ...] = (

@@ -246,12 +246,13 @@ class MultiHeadAttention(Layer):
 
     def step(
         self, params: Params, x: Array, cache: KVCache, attn_mask: Array | Mask | None = None, *,
-        bias: Array | None = None,
+        bias: Array | None = None, positions: Array | None = None,
     ) -> tuple[Array, KVCache]:  # fmt: skip
         """Attend from the next positions x (B, T, dim) causally to themselves and to the positions in the cache.
 
         The keys and values of x are written *into the cache*, whose arrays the returned cache shares. Masks and biases
-        broadcast to (B, H, T, length + T). The result equals that of one call over all positions.
+        broadcast to (B, H, T, length + T); `positions` (B, T) or (B, T, A) rotate
+        x. The result equals that of one call over all positions.
         """
         check_cache(cache, x)
         xp, start, (num_kv_heads, *_) = namespace_of(x), cache.length, self._sizes
@@ -260,8 +261,8 @@ class MultiHeadAttention(Layer):
         k, _ = heads(k, num_kv_heads, params, "key", self.norm_eps)
         v = split_heads(v, num_kv_heads)
         if self.rotary is not None:
-            options = {**asdict(self.rotary), "layout": "BTHD", "offset": start}
-            q, k = rotary(q, **options), rotary(k, **options)
+            options = {**asdict(self.rotary), "layout": "BTHD", "offset": start if positions is None else 0}
+            q, k = rotary(q, positions, **options), rotary(k, positions, **options)
         q, k, v = (xp.permute_dims(y, (0, 2, 1, 3)) for y in (q, k, v))  # (B, H, T, D)
         cache = cache.with_next(k, v)
         out = scaled_dot_product_attention(

@@ -44,6 +44,7 @@ triples.py                          test_gradient_check.py                   who
 memory_layout.py                    test_gradient_check_layouts.py           gradcheck alone uses it
 numpy_arrays.py                     contract/test_array_kinds.py             a rule for all functions
 attention/composed/attentional_hidden_state.py  attention/test_scaled.py  a small function beside another
+attention/dot_product/heads.py      layers/test_multi_head_options.py        the options of multi-head attention
 attention/dot_product/partial.py    attention/test_scaled_dot_product_properties.py a part of that function
 attention/selection/estimators.py   attention/test_hard_estimators.py        the estimators of hard attention
 attention/selection/reinforce.py    attention/test_hard_estimators.py        an estimator of hard attention
@@ -54,7 +55,6 @@ attention/*.py                      contract/test_contract.py                wha
 ops/correlate.py                    ops/test_conv1d.py                       what it is made of
 ops/entmax.py                       ops/test_sparsemax.py                    sparsemax is entmax of alpha = 2
 ops/gelu.py                         ops/test_activations.py                  an activation in a file of its own
-ops/rotary.py                       ops/test_positions.py                    beside other positions
 ops/softmax.py                      contract/test_bad_input.py               its messages
 ops/dropout.py                      test_random.py                           the numbers that it draws
 ops/gru.py                          ops/test_recurrence.py                   all of ops/recurrence.py

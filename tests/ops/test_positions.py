@@ -231,7 +231,11 @@ BAD: dict[str, tuple[type[Exception], Any, str]] = {
     "offset": (ValueError, lambda: aa.rotary(X, offset=0.5), "`offset` is 0.5, expected an integer"),
     "base": (ValueError, lambda: aa.rotary(X, base=0.0), "`base` is 0.0, expected a finite number above 0."),
     "factor": (ValueError, lambda: aa.rotary(X, scaling="ntk", factor=-1), "`factor` is -1, expected a finite number"),
-    "scaling": (ValueError, lambda: aa.rotary(X, scaling="yarn"), "`scaling` is 'yarn', expected one of None, 'lin"),
+    "scaling": (
+        ValueError,
+        lambda: aa.rotary(X, scaling="yarn"),
+        "`scaling` is 'yarn', expected None, 'linear'",
+    ),
     "dout": (ValueError, lambda: aa.rotary_bwd(X[0], aa.rotary_fwd(X)[1]), "`dout` has shape (3, 4), expected (2, 3"),
     "sinusoids": (ValueError, lambda: aa.sinusoidal(3, 5), "`dim` is 5, expected an even number: a sine and a cosine"),
     "negative": (ValueError, lambda: aa.sinusoidal(-3, 4), "`positions` is -3, expected an integer >= 0: how many"),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from attnarray.ops.rotary import Rotation
+from attnarray.ops.rotary_scaling import plain_frequencies
 from attnarray.optim.adam import AdamNumbers
 
 Arguments = tuple[Any, ...]
@@ -145,8 +146,13 @@ def rotary_calls(rng: np.random.Generator, shape: tuple[int, ...]) -> Iterator[A
         for interleaved, direction in itertools.product((False, True), (1.0, -1.0)):
             for axis in (-2, -3)[: len(shape) - 1]:
                 places = rng.integers(-50, 2000, shape[axis] if direction < 0 else (*shape[:axis], 1))
-                yield normal(rng, *shape), None, 3, Rotation(dims, 1e4, 1.0, interleaved, axis), direction
-                yield normal(rng, *shape), places, 0, Rotation(dims, 1e3, 2.0, interleaved, axis), direction
+                frequencies = plain_frequencies(dims, 1e3)
+                yield normal(rng, *shape), None, 3, Rotation(frequencies, 1.0, interleaved, axis), direction
+                yield normal(rng, *shape), places, 0, Rotation(frequencies, 1.5, interleaved, axis), direction
+                if dims > 2:
+                    rotation = Rotation(frequencies, 1.0, interleaved, axis, (1, dims // 2 - 1))
+                    places = np.stack([places, places[..., ::-1]], axis=-1)
+                    yield normal(rng, *shape), places, 0, rotation, direction
 
 
 def adam_calls(rng: np.random.Generator, shape: tuple[int, ...]) -> Iterator[Arguments]:

@@ -25,7 +25,7 @@ from attnarray.attention.layout import Layout, sequence_layout
 from attnarray.attention.normalizers import Softmax
 from attnarray.attention.options import ScoreOptions, check_arrays, known_options
 from attnarray.attention.sequences import narrow, project, project_backward, wide
-from attnarray.backend import Array, ArrayT, device_of, namespace_of
+from attnarray.backend import Array, ArrayT, device_of, namespace_of, to_numpy
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
 from attnarray.ops.linear import LinearContext, LinearGrads
@@ -41,6 +41,12 @@ class HeadOptions(ScoreOptions, total=False):
     """The keyword-only options of attention with heads of its own."""
 
     sinks: Array | None
+
+
+class MultiHeadOptions(HeadOptions, total=False):
+    """Also the positions that rotate queries and keys."""
+
+    positions: Array | None
 
 
 class MultiHeadContext(NamedTuple, Generic[ArrayT]):
@@ -81,7 +87,7 @@ def multi_head_attention(
     num_kv_heads: int | None = None,
     rotary: Rotary | None = None,
     norm_eps: float = 1e-6,
-    **options: Unpack[HeadOptions],
+    **options: Unpack[MultiHeadOptions],
 ) -> ArrayT:
     r"""Multi-head attention: self-attention of `query`, or attention to another sequence or two.
 
@@ -116,6 +122,9 @@ def multi_head_attention(
         h // (H / Hkv).
     rotary : Rotary, optional
         Rotates the queries and keys of each head by their positions, i + q_offset and j: see `rotary`.
+    positions : (*batch, T) integer, optional
+        Those that rotate queries and keys of self-attention, in place of the above; (*batch, T, A) with
+        `rotary.sections`. They do not change masks.
     norm_eps : float
         Epsilon of "query_norm" and "key_norm".
 
@@ -177,10 +186,10 @@ def multi_head_attention_fwd(
     num_kv_heads: int | None = None,
     rotary: Rotary | None = None,
     norm_eps: float = 1e-6,
-    **options: Unpack[HeadOptions],
+    **options: Unpack[MultiHeadOptions],
 ) -> tuple[ArrayT, MultiHeadContext[ArrayT]]:
     """`multi_head_attention`, with the same options, and the context for its backward."""
-    known_options(options, HeadOptions)
+    known_options(options, MultiHeadOptions)
     has_key, has_value = key is not None, value is not None
     key = query if key is None else key
     value = key if value is None else value
@@ -192,10 +201,7 @@ def multi_head_attention_fwd(
     q, query_heads = heads(q, num_heads, params, "query", norm_eps)  # (*batch, T, H, D)
     k, key_heads = heads(k, num_kv_heads, params, "key", norm_eps)
     v = split_heads(v, num_kv_heads)
-    rotations = None
-    if rotary is not None:
-        (q, q_rotary), (k, k_rotary) = _rotated(q, k, rotary, options.get("q_offset", 0), len(batch))
-        rotations = q_rotary, k_rotary
+    q, k, rotations = _rotated(q, k, rotary, options, has_key, len(batch))
     layout, normalizer = Layout(q.ndim, "BTHD", batch, True), Softmax(options.get("sinks"))
     out, attention = run(
         SDPAContext, DOT_PRODUCT, normalizer, layout, (q, k, v), attn_mask, dropout_p, is_causal, options,
@@ -285,20 +291,39 @@ def multi_head_attention_bwd(
 
 
 def _rotated(
-    q: Array, k: Array, rotary: Rotary, q_offset: Any, batch_axes: int
-) -> list[tuple[Array, RotaryContext]]:  # fmt: skip
-    """Queries (*batch, T, H, D) and keys rotated by their positions, each with its context."""
+    q: Array, k: Array, rotary: Rotary | None, options: Any, has_key: bool, batch_axes: int
+) -> tuple[Array, Array, tuple[RotaryContext, RotaryContext] | None]:
+    """Queries (*batch, T, H, D) and keys rotated by their positions, and both contexts."""
+    positions = options.get("positions")
+    if positions is not None and (rotary is None or has_key):
+        raise ValueError("`positions` are given, but they are for self-attention (no `key`) with `rotary`. Drop them.")
+    if rotary is None:
+        return q, k, None
     if not isinstance(rotary, Rotary):
         raise TypeError(f"`rotary` is {checks.shown(rotary)}, expected attnarray.Rotary(...).")
-    xp, options = namespace_of(q), {**asdict(rotary), "layout": "BTHD"}
+    how: dict[str, Any] = {**asdict(rotary), "layout": "BTHD"}
+    if positions is None:
+        queries = _query_positions(q, options.get("q_offset", 0), batch_axes)
+        if rotary.depends_on_length:
+            given = queries.get("positions")
+            past = queries["offset"] + q.shape[-3] if given is None else to_numpy(given).max(initial=-1) + 1
+            how["seq_len"] = max(int(past), k.shape[-3])
+        (q, q_ctx), (k, k_ctx) = rotary_fwd(q, **queries, **how), rotary_fwd(k, **how)
+    else:
+        (q, q_ctx), (k, k_ctx) = rotary_fwd(q, positions, **how), rotary_fwd(k, positions, **how)
+    return q, k, (q_ctx, k_ctx)
+
+
+def _query_positions(q: Array, q_offset: Any, batch_axes: int) -> dict[str, Any]:
+    """The offset or the positions (*batch, T) of the queries, as `rotary_fwd` takes them."""
+    xp = namespace_of(q)
     offset = check_positions(
         "q_offset", checks.same_device("q_offset", checks.integers("q_offset", q_offset), "query", q)
     )
     if isinstance(offset, int):
-        return [rotary_fwd(q, offset=offset, **options), rotary_fwd(k, **options)]
+        return {"offset": offset}
     first = xp.reshape(offset, (*offset.shape, *[1] * (batch_axes + 1 - offset.ndim)))  # (*batch, 1)
-    positions = first + xp.arange(q.shape[-3], dtype=offset.dtype, device=device_of(q))
-    return [rotary_fwd(q, positions, **options), rotary_fwd(k, **options)]
+    return {"positions": first + xp.arange(q.shape[-3], dtype=offset.dtype, device=device_of(q))}
 
 
 def _entries(grads: LinearGrads) -> dict[str, Any]:

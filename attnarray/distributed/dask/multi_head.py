@@ -113,6 +113,8 @@ def multi_head_attention_fwd(
         raise ValueError(f"`params` has {unknown}, which Dask arrays do not support: norms, cosines and gates.")
     if rotary is not None and not isinstance(rotary, Rotary):
         raise TypeError(f"`rotary` is {checks.shown(rotary)}, expected attnarray.Rotary(...).")
+    if rotary is not None and (rotary.depends_on_length or rotary.sections is not None):
+        raise ValueError("`rotary` has sections or a scaling by length, which Dask arrays do not support.")
     arrays = {part: {name: da.from_array(x, chunks=-1) for name, x in params[part].items()} for part in PARTS}
     heads = {
         "query": Heads(num_heads, rotary, options.get("q_offset", 0)),

@@ -7,7 +7,6 @@ call while positions are consecutive; with given positions, one number per row m
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,14 +28,14 @@ KEPT = 2**23  # bytes of a table that is kept
 
 def rotate(x: Any, positions: Any, offset: int, rotation: Any, direction: float) -> Any:
     """See the reference."""
-    real, (dims, _, _, interleaved, axis) = ra.compute_dtype(x), rotation
+    real, dims, axis = ra.compute_dtype(x), rotation.dims, rotation.axis
     rows, out = ra.rows_along(x, x.ndim - 1, real), ra.results_along(x, x.ndim - 1, real)
     table, first, table_rows = _table(x.shape, positions, offset, rotation, real)
     call = Rotation(
         dims, rows.address, rows.step, out.address, out.step, table, first, max(x.shape[axis], 1),
         x.shape[-2] if axis == -3 else 1, table_rows, direction,
     )  # fmt: skip
-    kernel = rotate_pairs if interleaved else rotate_halves
+    kernel = rotate_pairs if rotation.interleaved else rotate_halves
     split_rows(kernel, len(rows.array), ra.nanoseconds(x.size, EACH, real), *pack(call, real))
     out.array[:, dims:] = rows.array[:, dims:]
     return ra.reshape_like(x, x.ndim - 1, out)
@@ -76,9 +75,13 @@ def _table(
         return _kept(whole, rotation._replace(axis=-2), real), offset, None
     if type(positions) not in PLAIN and not isinstance(positions, np.generic):
         raise Declined(f"positions in {type(positions).__name__}: plain NumPy arrays only")
-    numbers = np.arange(positions.size).reshape(positions.shape)
+    if rotation.sections is not None:  # a row of coordinates for each position
+        rows, axes = positions.reshape(-1, positions.shape[-1]), positions.shape[:-1]
+    else:
+        rows, axes = positions.ravel(), positions.shape
+    numbers = np.arange(len(rows)).reshape(axes)
     numbers = numbers if rotation.axis == -2 else numbers[..., None]
-    return _cos_sin_table(positions.ravel(), rotation, real), 0, np.broadcast_to(numbers, shape[:-1]).flatten()
+    return _cos_sin_table(rows, rotation, real), 0, np.broadcast_to(numbers, shape[:-1]).flatten()
 
 
 @functools.lru_cache(maxsize=4)
@@ -88,12 +91,11 @@ def _kept(count: int, rotation: Any, real: Any) -> Any:
 
 def _cos_sin_table(positions: Any, rotation: Any, real: Any) -> Any:
     """The cosines and then the sines of each position, (positions, R), or in pairs cos cos and -sin sin, (.., 2 R)."""
-    dims, base, divisor, interleaved, _ = rotation
-    frequencies = np.exp(-math.log(base) * (np.arange(0, dims, 2, dtype=np.float64) / dims)) / divisor
-    angles = positions[:, None].astype(np.float64) * frequencies
-    cos, sin = np.cos(angles), np.sin(angles)
-    if interleaved:
-        cos, sin = np.repeat(cos, 2, axis=1), np.stack([-sin, sin], axis=-1).reshape(len(angles), dims)
+    positions = positions[:, None] if positions.ndim == 1 else np.take(positions, rotation.coordinates, axis=1)
+    angles = positions.astype(np.float64) * np.array(rotation.frequencies)
+    cos, sin = rotation.magnitude * np.cos(angles), rotation.magnitude * np.sin(angles)
+    if rotation.interleaved:
+        cos, sin = np.repeat(cos, 2, axis=1), np.stack([-sin, sin], axis=-1).reshape(len(angles), rotation.dims)
     return np.concatenate([cos, sin], axis=1, dtype=real)
 
 
