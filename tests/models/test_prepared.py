@@ -95,10 +95,83 @@ def test_encoders(gated: bool, bias: bool, final_norm: bool | None, norm: Any, p
         assert_near(prepared(x, bias=bias_of_pairs), model(params, x, bias=bias_of_pairs))
 
 
-def test_rotary_positions_run_as_they_are() -> None:
-    model = Encoder(24, 2, 3, rotary=aa.Rotary())
-    params, x = large_params(model), RNG.standard_normal((2, 5, 24), np.float32)
-    assert_near(model.prepare(params)(x), model(params, x))
+ROTARY = [
+    {}, {"dims": 4, "base": 500.0}, {"interleaved": True},
+    {"dims": 6, "interleaved": True, "scaling": "ntk", "factor": 3.0},
+]  # fmt: skip
+
+
+@each_mode
+@pytest.mark.parametrize("options", ROTARY, ids=lambda options: "-".join(options) or "plain")
+def test_rotary_positions(options: Any, mode: Any) -> None:
+    model = Encoder(24, 2, 3, num_kv_heads=1, rotary=aa.Rotary(**options))
+    params, x = large_params(model), RNG.standard_normal((2, 11, 24), np.float32)
+    prepared, lengths = model.prepare(params), np.array([11, 4])
+    with aa.use_kernels(mode):
+        assert_near(prepared(x[:, :3]), model(params, x[:, :3]))
+        assert_near(prepared(x), model(params, x))
+        found, expected = prepared(x, kv_lengths=lengths), model(params, x, kv_lengths=lengths)
+        assert_near(found[1, :4], expected[1, :4])
+        language = GPT(
+            53,
+            40,
+            48,
+            2,
+            4,
+            num_kv_heads=2,
+            positions="rotary",
+            rotary=aa.Rotary(**options),
+            norm="rms",
+            gated=True,
+            activation="silu",
+            bias=False,
+            tie_embeddings=False,
+        )
+        params, tokens = large_params(language), RNG.integers(53, size=(2, 29))
+        own, counts = language.prepare(params), (9, 1, 1, 18)
+        found = step_by_step(own, (), tokens, counts, False)
+        for result, expected in zip(found, step_by_step(language, (params,), tokens, counts, False), strict=True):
+            assert_near(np.asarray(result), np.asarray(expected))
+    if mode == "auto":
+        chosen = {choice.function: choice.kernel for choice in aa.explain(own, tokens).choices}
+        assert chosen["models.prepared.gpt:gpt_logits"] != "reference"
+
+
+@each_mode
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+def test_generates_the_tokens_of_the_model(positions: Any, mode: Any) -> None:
+    model = GPT(53, 60, 48, 2, 4, num_kv_heads=2, positions=positions)
+    params, prompts = large_params(model), RNG.integers(53, size=(3, 7))
+    small = GPT(53, 60, 24, 1, 2)
+    small_params = large_params(small)
+    prepared, draft = model.prepare(params), small.prepare(small_params)
+    with aa.use_kernels(mode):
+        options: Any
+        for options in (
+            {}, {"lengths": [7, 2, 5]}, {"method": "sample", "rng": 3, "top_k": 9, "end": 5},
+            {"method": "beam", "beams": 3},
+        ):  # fmt: skip
+            expected = aa.models.generate(model, params, prompts, 12, **options)
+            np.testing.assert_array_equal(aa.models.generate(prepared, None, prompts, 12, **options), expected)
+        expected = aa.models.generate(model, params, prompts, 12)
+        found = aa.models.generate(prepared, None, prompts, 12, draft=(draft, None))
+        np.testing.assert_array_equal(found, expected)
+    found = aa.models.generate(model.prepare(params, weights="bfloat16"), None, prompts, 12)
+    assert found.shape == expected.shape
+
+
+def test_generation_with_wrong_parameters() -> None:
+    model = GPT(53, 60, 24, 1, 2)
+    params, prompts = model.init(aa.Philox(0)), RNG.integers(53, size=(1, 3))
+    prepared = model.prepare(params)
+    says(TypeError, "`params` is given", lambda: aa.models.generate(prepared, params, prompts, 3))
+    says(TypeError, "`params` is None", lambda: aa.models.generate(model, None, prompts, 3))
+    says(TypeError, "`params` is None", lambda: aa.models.beam_search(model, None, prompts, 3))
+    says(
+        TypeError,
+        "`params` is given",
+        lambda: next(aa.models.stream(model, params, prompts, 3, draft=(prepared, params))),
+    )
 
 
 @each_mode

@@ -10,7 +10,7 @@ from attnarray.backend import Array, device_of, namespace_of
 from attnarray.layers.initial import Params
 from attnarray.models.generation.beam import beam_search
 from attnarray.models.generation.beam_rules import EarlyStopping
-from attnarray.models.generation.prompts import Generator, Prefill, prefill
+from attnarray.models.generation.prompts import AnyGenerator, Generator, Prefill, prefill, with_params
 from attnarray.models.generation.sampling import draw, finite_or_certain, keep_top_k, keep_top_p, with_temperature
 from attnarray.models.generation.speculative import Writer, check_draft, check_pair, speculate
 from attnarray.models.padding import check_tokens
@@ -42,17 +42,19 @@ class Sampler(NamedTuple):
 
 
 def generate(
-    model: Generator, params: Params, tokens: Array, count: int, *, method: Method = "greedy", temperature: float = 1.0,
-    top_k: int | None = None, top_p: float | None = None, beams: int = 4, length_penalty: float = 1.0,
-    end: int | None = None, rng: Philox | int | None = None, lengths: Any = None,
-    early_stopping: EarlyStopping | None = None, draft: tuple[Generator, Params] | None = None, draft_tokens: int = 4,
+    model: AnyGenerator, params: Params | None, tokens: Array, count: int, *, method: Method = "greedy",
+    temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, beams: int = 4,
+    length_penalty: float = 1.0, end: int | None = None, rng: Philox | int | None = None, lengths: Any = None,
+    early_stopping: EarlyStopping | None = None, draft: tuple[AnyGenerator, Params | None] | None = None,
+    draft_tokens: int = 4,
 ) -> Any:  # fmt: skip
     """Generate the tokens after prompts.
 
     Parameters
     ----------
-    model : GPT, or another model with `cache` and `step`
+    model : GPT, another model with `cache` and `step`, or what `GPT.prepare` returns
     params : dict
+        None with a prepared model, which has its parameters.
     tokens : (B, T) integer
         Prompts of at least one token.
     count : int
@@ -99,6 +101,8 @@ def generate(
     (2, 6)
     >>> aa.models.generate(model, params, prompts, 6, method="sample", top_p=0.9, rng=aa.Philox(1)).shape
     (2, 6)
+    >>> aa.models.generate(model.prepare(params), None, prompts, 6).shape
+    (2, 6)
     """
     checks.choice("method", method, METHODS)
     if method == "beam":
@@ -121,10 +125,10 @@ def generate(
 
 
 def stream(
-    model: Generator, params: Params, tokens: Array, count: int, *, method: Literal["greedy", "sample"] = "greedy",
-    temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, end: int | None = None,
-    rng: Philox | int | None = None, lengths: Any = None, draft: tuple[Generator, Params] | None = None,
-    draft_tokens: int = 4,
+    model: AnyGenerator, params: Params | None, tokens: Array, count: int, *,
+    method: Literal["greedy", "sample"] = "greedy", temperature: float = 1.0, top_k: int | None = None,
+    top_p: float | None = None, end: int | None = None, rng: Philox | int | None = None, lengths: Any = None,
+    draft: tuple[AnyGenerator, Params | None] | None = None, draft_tokens: int = 4,
 ) -> Iterator[Any]:  # fmt: skip
     """Yield the tokens that `generate` returns, (B,) at a time; not for beam search.
 
@@ -146,6 +150,7 @@ def stream(
             raise ValueError('`rng` is None, but method="sample" needs a generator. Give rng=attnarray.Philox(seed).')
         sampler = Sampler(rng if isinstance(rng, Philox) else Philox(rng), temperature, top_k, top_p)
     tokens, count = check_tokens(tokens), checks.whole("count", count, 0, 2**31, "the number of tokens to generate")
+    model, params = with_params(model, params)
     prefilled = prefill(model, params, tokens, count, lengths)
     if end is not None:
         end = checks.whole("end", end, 0, prefilled.logits.shape[1] - 1, "a token of the model")

@@ -11,7 +11,7 @@ from attnarray import checks
 from attnarray.backend import Array, device_of, namespace_of, to_numpy
 from attnarray.layers.initial import Params
 from attnarray.models.generation.beam_rules import BestOfAll, BestOfCandidates, EarlyStopping
-from attnarray.models.generation.prompts import Generator, prefill
+from attnarray.models.generation.prompts import AnyGenerator, prefill, with_params
 from attnarray.models.generation.sampling import finite_or_certain
 from attnarray.ops.softmax import log_softmax
 
@@ -26,8 +26,9 @@ class BeamResult(NamedTuple):
 
 
 def beam_search(
-    model: Generator, params: Params, tokens: Array, count: int, *, beams: int = 4, length_penalty: float = 1.0,
-    end: int | None = None, lengths: Any = None, early_stopping: EarlyStopping | None = None,
+    model: AnyGenerator, params: Params | None, tokens: Array, count: int, *, beams: int = 4,
+    length_penalty: float = 1.0, end: int | None = None, lengths: Any = None,
+    early_stopping: EarlyStopping | None = None,
 ) -> BeamResult:  # fmt: skip
     r"""Return the continuation with the best score that keeping the `beams` most likely of each length finds.
 
@@ -39,8 +40,8 @@ def beam_search(
 
     Parameters
     ----------
-    model : GPT, or another model with `cache` and `step`
-    params : dict
+    model, params
+        As in `generate`.
     tokens : (B, T) integer
         Prompts.
     count : int
@@ -92,6 +93,7 @@ def beam_search(
     if early_stopping is not None and early_stopping != "never":
         early_stopping = checks.flag("early_stopping", early_stopping)
     _check_penalty(length_penalty, count, early_stopping is not None)
+    model, params = with_params(model, params)
     logits, cache = prefill(model, params, tokens, count, lengths)
     B, V = logits.shape
     end = None if end is None else checks.whole("end", end, 0, V - 1, "a token of the model")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from attnarray import checks, tree
 from attnarray.backend import Array, device_of, dtype_name, library_name, namespace_of, to_numpy, use_backend
@@ -10,6 +10,10 @@ from attnarray.layers.checking import check_params
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
 from attnarray.models.padding import check_tokens
+from attnarray.models.prepared.stack import Prepared
+
+if TYPE_CHECKING:
+    from attnarray.models.prepared.gpt import PreparedGPT
 
 
 class Generator(Protocol):
@@ -20,6 +24,37 @@ class Generator(Protocol):
     ) -> Any: ...
 
     def step(self, params: Params, tokens: Array, cache: Any, *, last: bool = False) -> tuple[Any, Any]: ...
+
+
+AnyGenerator: TypeAlias = "Generator | PreparedGPT"
+
+
+class Bound(NamedTuple):
+    """A prepared model, called like one that is given its parameters."""
+
+    prepared: Any
+
+    def cache(self, *args: Any, **kwargs: Any) -> Any:
+        """See `PreparedGPT.cache`."""
+        return self.prepared.cache(*args, **kwargs)
+
+    def step(self, _params: Params, tokens: Array, cache: Any, *, last: bool = False) -> tuple[Any, Any]:
+        """See `PreparedGPT.step`."""
+        return self.prepared.step(tokens, cache, last=last)
+
+
+def with_params(model: AnyGenerator, params: Params | None) -> tuple[Generator, Params]:
+    """A model to be called with parameters, and these; a prepared model has them, and `params` is None."""
+    if isinstance(model, Prepared):
+        if params is not None:
+            raise TypeError(
+                "`params` is given, but a prepared model has its parameters: give None, as in "
+                "generate(model.prepare(params), None, tokens, count)."
+            )
+        return Bound(model), model.params
+    if params is None:
+        raise TypeError("`params` is None, which is for prepared models: give the parameters of the model.")
+    return model, params
 
 
 class Prefill(NamedTuple):

@@ -14,7 +14,7 @@ from attnarray import checks
 from attnarray.backend import Array, device_of, namespace_of, to_numpy
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.layers.initial import Params
-from attnarray.models.generation.prompts import Generator, Prefill
+from attnarray.models.generation.prompts import Generator, Prefill, with_params
 from attnarray.models.generation.sampling import draw, finite_or_certain
 from attnarray.ops.softmax import softmax
 from attnarray.random import Philox
@@ -144,7 +144,7 @@ def check_draft(draft: Any) -> tuple[Any, Any]:
     """Check for a model with its parameters."""
     if not isinstance(draft, tuple | list) or len(draft) != 2 or not hasattr(draft[0], "step"):
         raise TypeError(f"`draft` is {checks.shown(draft)}, expected (model, params) of a smaller model.")
-    return draft[0], draft[1]
+    return with_params(*draft)
 
 
 def check_pair(prefilled: Prefill, small: Prefill) -> None:

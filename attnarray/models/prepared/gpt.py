@@ -25,7 +25,7 @@ class PreparedGPT(Prepared):
     """A `GPT` with its parameters, from `GPT.prepare`: the same results with less work in each call.
 
     There is no backward. With kernels for NumPy arrays, a call without masks and padding and a step with a cache
-    without left padding are one program; models with rotary positions, ALiBi or linear mixers run as they are.
+    without left padding are one program; models with ALiBi or linear mixers run as they are.
     """
 
     model: GPT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from attnarray import checks
@@ -13,7 +13,7 @@ from attnarray.backend import Array, dtype_name
 from attnarray.layers.block import Mixer
 from attnarray.layers.checking import Checked
 from attnarray.layers.initial import Params
-from attnarray.ops.rotary import Rotary
+from attnarray.ops.rotary import Rotary, rotary
 
 if TYPE_CHECKING:
     from attnarray.models.transformer.encoder import Encoder
@@ -35,7 +35,7 @@ class Stack(NamedTuple):
     eps: float
     activation: str
     gated: bool
-    rotary: Rotary | None
+    rotary: Rotary | Any  # None without
     modifiers: ScoreModifiers
     halves: bool  # whether weights are kept in bfloat16
     dtype: str  # of the parameters
@@ -44,6 +44,10 @@ class Stack(NamedTuple):
     def norm_fields(self, params: Params) -> tuple[Params, int, float, bool]:
         """A norm for kernels: its parameters, its width, epsilon, and whether it subtracts the mean."""
         return params, self.dim, self.eps, self.norm == "layer"
+
+    def rotated(self, x: Any) -> Any:
+        """Rows x (T, D) of one head, rotated by the positions 0, 1, ..."""
+        return rotary(x, **{option.name: getattr(self.rotary, option.name) for option in fields(self.rotary)})
 
 
 def make_stack(body: Encoder, leaf: Any, halves: bool) -> Stack:

@@ -22,6 +22,7 @@ from attnarray.kernels.numba.runtime.waiting import yield_function
 from attnarray.kernels.numba.vector.lanes import tile_size
 
 SPARE = 16  # rows that are read beyond the last
+ROTARY_TABLE = 1 + pr.Rotate._fields.index("table")  # among the words of a step
 PADDING = 16  # numbers between rows, so that rows do not lie whole pages apart
 MACS_PER_NANOSECOND = 50  # multiplications and additions of one thread
 FIELDS = {
@@ -49,6 +50,7 @@ class Assembly:
     def __init__(self) -> None:
         self.words: list[list[int]] = []
         self.alive: list[Any] = []
+        self.rotations: list[int] = []  # the numbers of the steps that rotate
         self.work = 0  # multiplications for each row
 
     def add(self, kind: int, record: Any) -> int:
@@ -108,6 +110,13 @@ class Workspace:
             "yields": yield_function(), "scale": scale, "one": 1.0, "kept": 1.0,
         }  # fmt: skip
         self.partials = np.empty(0, FLOAT32)
+        self.table = np.empty((0, 0), FLOAT32)
+
+    def rotate(self, stack: Any, past: int) -> None:
+        """Have the steps that rotate a table of the positions before `past`."""
+        if self.assembly.rotations and len(self.table) < past:
+            self.table = rotary_table(stack, 2 ** (past - 1).bit_length())
+            self.steps[self.assembly.rotations, ROTARY_TABLE] = address(self.table)
 
     def run(self, rows: int, work: float, **fields: Any) -> None:
         """Run the program; `fields` are those of `Program`. Arrays must stay alive."""
@@ -118,6 +127,22 @@ class Workspace:
         run_parts(pr.run, [(n, threads, integers, numbers) for n in range(threads)])
         if self.state[len(self.steps) * pr.STATE // 8]:
             raise MemoryError("A kernel could not allocate its scratch memory.")
+
+
+def rotary_table(stack: Any, count: int) -> np.ndarray:
+    """The table of `rows/rotary.py`, cosines and then sines of each position, from rotations of (1, 0) in each pair."""
+    D, dims = stack.dim // stack.num_heads, stack.rotary.dims or stack.dim // stack.num_heads
+    if stack.rotary.interleaved:
+        first, second = slice(0, dims, 2), slice(1, dims, 2)
+    else:
+        first, second = slice(0, dims // 2), slice(dims // 2, dims)
+    x = np.zeros((count, D))
+    x[:, first] = 1.0
+    y = stack.rotated(x)
+    cos, sin = y[:, first], y[:, second]
+    if stack.rotary.interleaved:
+        cos, sin = np.repeat(cos, 2, axis=1), np.stack([-sin, sin], axis=-1).reshape(count, dims)
+    return np.concatenate([cos, sin], axis=1, dtype=FLOAT32)
 
 
 def norm_field(name: str) -> int:

@@ -55,8 +55,8 @@ def _split(x: np.ndarray, heads: int) -> np.ndarray:
 def check_served(prepared: Any) -> None:
     """Decline what the steps do not compute."""
     stack = prepared.stack
-    if stack.rotary is not None:
-        raise Declined("prepared models with rotary positions run as they are")
+    if getattr(stack.rotary, "depends_on_length", False):
+        raise Declined("frequencies of rotary positions that depend on the length are not served")
     if stack.mixers != ("attention",):
         raise Declined("prepared models with linear mixers run as they are")
     if stack.dtype not in ("float32", "bfloat16"):
@@ -96,6 +96,11 @@ def add_block(steps: Assembly, block: PackedBlock, params: Any, stack: Any, memo
         normalize(x, "attention_norm", y)
         given = y
     steps.linear(given, block.inputs, memory.inputs)
+    if stack.rotary is not None:
+        D, heads = stack.dim // stack.num_heads, stack.num_heads + stack.num_kv_heads  # keys follow the queries
+        dims, interleaved = stack.rotary.dims or D, stack.rotary.interleaved
+        rotation = pr.Rotate(memory.inputs.address, memory.inputs.step, 0, heads, D, dims, interleaved)
+        steps.rotations.append(steps.add(pr.ROTATE, rotation))
     attend()
     total = x if stack.pre_norm else y
     steps.linear(memory.out, block.out, total, residual=x)

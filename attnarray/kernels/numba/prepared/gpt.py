@@ -67,6 +67,7 @@ class GPTWorkspace(pa.Workspace):
         B, T = tokens.shape
         past, rows = start + T, B if self.last else B * T
         self._write_stores(blocks, start)
+        self.rotate(self.stack, past)
         calls = self._calls(blocks, B, T, start)
         logits = aligned_empty((rows, self.logits.columns))
         self.steps[-1, OUT : OUT + 2] = address(logits), self.logits.columns

@@ -59,6 +59,7 @@ class EncoderWorkspace(pa.Workspace):
             pairs = int(np.sum(lengths * lengths)) * stack.dim * 2 * stack.num_layers
             self.time = self.assembly.work * rows + 2 * pairs
             self.spans = stack.num_kv_heads * (1 if len(lengths) > 1 else 2)
+        self.rotate(stack, int(lengths.max()))
         if self.last is not None:
             self.last[pa.norm_field("out")], self.last[pa.norm_field("out_step")] = address(states), stack.dim
         if self.pooled is not None:
@@ -110,8 +111,8 @@ def encoder_states(x: Any, prepared: Any, lengths: Any, is_causal: bool) -> Any:
     batch, T = math.prod(x.shape[:-2]), x.shape[-2]
     index, lengths = _existing(None, None if lengths is None else lengths.reshape(batch), batch, T)
     rows = x.reshape(batch * T, x.shape[-1])
-    rows = rows if index is None else rows[index]
-    states, _ = _encode(prepared, is_causal, index, lengths, (batch, T), rows)
+    rows, positions = (x if index is None else x[index] for x in (rows, np.tile(np.arange(T), batch)))
+    states, _ = _encode(prepared, is_causal, index, lengths, (batch, T), rows, positions=positions)
     return states.reshape(x.shape)
 
 

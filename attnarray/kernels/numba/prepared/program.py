@@ -18,6 +18,7 @@ from attnarray.kernels.numba.attention.forward import forward
 from attnarray.kernels.numba.prepared import linear
 from attnarray.kernels.numba.prepared.linear import Linear, linear_unit, linear_units
 from attnarray.kernels.numba.rows.norm import normalize
+from attnarray.kernels.numba.rows.rotary import halves, pairs
 from attnarray.kernels.numba.runtime.atomics import add, store
 from attnarray.kernels.numba.runtime.call import Integers, Number, Numbers, unpack
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
@@ -29,7 +30,7 @@ from attnarray.kernels.numba.vector.rows import Row, row_pass
 
 # A step: its operation, and the fields of its record.
 WORDS = 16
-LINEAR, NORMALIZE, EMBED, ATTEND, DECODE, MERGE, STORE, PICK, MULTIPLY = range(9)
+LINEAR, NORMALIZE, EMBED, ATTEND, DECODE, MERGE, STORE, PICK, MULTIPLY, ROTATE = range(10)
 
 TAKEN, FINISHED, STATE = 0, LINE, 2 * LINE  # counters of each step
 FEWEST_ROWS = 4  # of a unit
@@ -112,6 +113,18 @@ class Multiply(NamedTuple):
     y: Numbers
     y_step: int
     width: int
+
+
+class Rotate(NamedTuple):
+    """Rotate heads of x, one beside the other, by the positions of their rows."""
+
+    x: Numbers
+    x_step: int
+    table: Numbers
+    heads: int
+    width: int  # D
+    dims: int  # that are rotated
+    interleaved: int
 
 
 @row_pass(vectors=2)
@@ -216,6 +229,8 @@ def run_rows(unit: int, kind: int, fields: Any, p: Any, numbers: Any) -> None:
         pick = unpack(Pick, fields, numbers)
         for n in range(first, past):
             copy(pick.width, ahead(pick.x, p.picks[n] * pick.x_step), ahead(pick.out, n * pick.out_step))
+    elif kind == ROTATE:
+        rotate_heads(first, past, unpack(Rotate, fields, numbers), p)
     else:
         c = unpack(Multiply, fields, numbers)
         for n in range(first, past):
@@ -232,6 +247,19 @@ def embed(first: int, past: int, c: Any, p: Any) -> None:
             add_row(c.width, ahead(c.type, p.types[n] * c.width), out)
 
 
+def rotate_heads(first: int, past: int, c: Any, p: Any) -> None:
+    half, one = c.dims // 2, p.one
+    for n in range(first, past):
+        for h in range(c.heads):
+            x = ahead(c.x, n * c.x_step + h * c.width)
+            if c.interleaved != 0:
+                cos = ahead(c.table, p.positions[n] * 2 * c.dims)
+                pairs(c.dims, x, cos, ahead(cos, c.dims), x, one)
+            else:
+                cos = ahead(c.table, p.positions[n] * c.dims)
+                halves(half, x, ahead(x, half), cos, ahead(cos, half), x, ahead(x, half), one)
+
+
 def store_heads(first: int, past: int, c: Any, p: Any) -> None:
     for n in range(first, past):
         out = ahead(c.out, n // p.queries * c.batch_step + n % p.queries * c.width)
@@ -241,6 +269,6 @@ def store_heads(first: int, past: int, c: Any, p: Any) -> None:
 
 rows_of_unit, decode_units = jit(rows_of_unit, decode_units, inner=True)
 step_units = jit(step_units, inner=True)
-embed, store_heads = jit(embed, store_heads, fastmath=EXACT, inner=True)
+embed, rotate_heads, store_heads = jit(embed, rotate_heads, store_heads, fastmath=EXACT, inner=True)
 attend, run_rows, run_unit = jit(attend, run_rows, run_unit, fastmath=EXACT, inner=True)
 run = jit(run, fastmath=EXACT)
