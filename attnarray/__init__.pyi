@@ -54,6 +54,11 @@ from attnarray.attention.composed.pairwise import PairwiseGrads as PairwiseGrads
 from attnarray.attention.composed.pairwise import pairwise_attention as pairwise_attention
 from attnarray.attention.composed.pairwise import pairwise_attention_bwd as pairwise_attention_bwd
 from attnarray.attention.composed.pairwise import pairwise_attention_fwd as pairwise_attention_fwd
+from attnarray.attention.dot_product.latent import LatentContext as LatentContext
+from attnarray.attention.dot_product.latent import LatentGrads as LatentGrads
+from attnarray.attention.dot_product.latent import latent_attention as latent_attention
+from attnarray.attention.dot_product.latent import latent_attention_bwd as latent_attention_bwd
+from attnarray.attention.dot_product.latent import latent_attention_fwd as latent_attention_fwd
 from attnarray.attention.dot_product.multi_head import MultiHeadContext as MultiHeadContext
 from attnarray.attention.dot_product.multi_head import MultiHeadGrads as MultiHeadGrads
 from attnarray.attention.dot_product.multi_head import multi_head_attention as multi_head_attention

@@ -7,6 +7,7 @@ from attnarray.cases.attend import ATTEND_CASES
 from attnarray.cases.case import Case
 from attnarray.cases.dot_product import DOT_PRODUCT_CASES
 from attnarray.cases.graph import GRAPH_CASES
+from attnarray.cases.latent import LATENT_CASES
 from attnarray.cases.linear_attention import LINEAR_ATTENTION_CASES
 from attnarray.cases.local import LOCAL_CASES
 from attnarray.cases.multi_head import MULTI_HEAD_CASES
@@ -25,6 +26,7 @@ CASES: tuple[Case, ...] = (
     *DOT_PRODUCT_CASES,
     *RAGGED_CASES,
     *ATTEND_CASES,
+    *LATENT_CASES,
     *MULTI_HEAD_CASES,
     *SCORING_CASES,
     *MULTIPLICATIVE_CASES,

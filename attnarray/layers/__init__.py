@@ -9,6 +9,7 @@ from attnarray.layers.embedding import Embedding
 from attnarray.layers.feed_forward import FeedForward
 from attnarray.layers.graph import GraphAttention
 from attnarray.layers.hard import HardAttention
+from attnarray.layers.latent import LatentAttention, LatentCache
 from attnarray.layers.linear import Linear
 from attnarray.layers.linear_attention import LinearAttention
 from attnarray.layers.local import LocalAttention
@@ -31,6 +32,8 @@ __all__ = [
     "GraphAttention",
     "HardAttention",
     "KVCache",
+    "LatentAttention",
+    "LatentCache",
     "LayerNorm",
     "Linear",
     "LinearAttention",

@@ -59,7 +59,7 @@ def test_it_equals_the_formula_in_pytorch(name: str) -> None:
     params = {NAMES.get(part, part): {"weight": arrays[part]} for part in parts}
     out, ctx = aa.multi_head_attention_fwd(arrays["query"], arrays["key"], params=params, **sizes)
     grads = aa.multi_head_attention_bwd(arrays["dout"], ctx)
-    assert_close(out, arrays["out"], 1e-13, "out")
+    assert_close(out, arrays["result"], 1e-13, "out")
     for found, part in ((grads.query, "query"), (grads.key, "key")):
         assert_close(found, arrays[f"grad_{part}"], 1e-12, part)
     for part in parts:

@@ -77,7 +77,31 @@ def cosine(a):
     return _heads(a, F.normalize(q, dim=-1) * scale[:, None, None], F.normalize(k, dim=-1), 1.0).flatten(2) @ a["wo"].T
 
 
+def rotated(x):
+    """x (..., T, 2 N): pairs n and n + N rotated by position times 10000^(-n / N)."""
+    half = x.shape[-1] // 2
+    angles = torch.arange(x.shape[-2])[:, None] * 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+    a, b = x.split(half, -1)
+    return torch.cat([a * angles.cos() - b * angles.sin(), a * angles.sin() + b * angles.cos()], -1)
+
+
+def latent(a):
+    """DeepSeek-V2, equations 9 to 19: H 3, C 5, Dn 4, Dr 2, Dv 3; every key and value is projected."""
+    q = by_head(rms(a["x"] @ a["query_down"].T, a["query_norm"]) @ a["query"].T, 3)
+    q = torch.cat([q[..., :4], rotated(q[..., 4:])], -1)
+    kept = a["x"] @ a["latent"].T
+    c, shared = rms(kept[..., :5], a["latent_norm"]), rotated(kept[..., 5:])
+    k = by_head(c @ a["key_up"].T, 3)
+    k = torch.cat([k, shared[:, None].expand(-1, 3, -1, -1)], -1)
+    out = softmax_attention(causal(q @ k.mT / math.sqrt(6)), by_head(c @ a["value_up"].T, 3))
+    return out.transpose(1, 2).flatten(2) @ a["out"].T
+
+
+LATENT = {"x": (B, T, E), "query_down": (7, E), "query_norm": (7,), "query": (18, 7), "latent": (7, E),
+          "latent_norm": (5,), "key_up": (12, 5), "value_up": (9, 5), "out": (E, 9)}  # fmt: skip
+
 VARIANTS = {
+    "latent": (latent, LATENT),
     "norm of each head": (norm_of_each_head, {**HEADS, "query_norm": (D,), "key_norm": (D,), "gate": (H * DV, E)}),
     "norm of all heads": (norm_of_all_heads, {**HEADS, "query_norm": (H * D,), "key_norm": (2 * D,), "gate": (H, E)}),
     "cosine": (cosine, {**HEADS, "logit_scale": (H,)}),
@@ -95,7 +119,7 @@ def results(name):
     out = f(given)
     dout = drawn(rng, dout=tuple(out.shape))
     grads = torch.autograd.grad((out * torch.from_numpy(dout["dout"])).sum(), list(given.values()))
-    found = {"out": out, **{f"grad_{n}": g for n, g in zip(given, grads, strict=True)}}
+    found = {"result": out, **{f"grad_{n}": g for n, g in zip(given, grads, strict=True)}}
     return {**arrays, **dout, **{n: x.detach().numpy() for n, x in found.items()}}
 
 

@@ -124,6 +124,13 @@ EXAMPLES: dict[str, list[Example]] = {
         ),
         Example(layers.GraphAttention(E, E, 1), {"x": X[0], "edges": np.array([[0, 1, 3, 2], [1, 0, 1, 2]])}),
     ],
+    "LatentAttention": [
+        Example(layers.LatentAttention(E, 3, 5, 4, 2, 6), {"x": X, "bias": normal(3, T, T), "sinks": normal(3)}),
+        Example(
+            layers.LatentAttention(E, 2, 5, 4, 2, query_latent_dim=3, bias=True),
+            {"x": X, "is_causal": True, "kv_lengths": [T, 3]},
+        ),
+    ],
     "LinearAttention": [
         Example(layers.LinearAttention(E, H, feature_map="elu+1", normalize=True), {"x": X}),
         Example(layers.LinearAttention.retnet(E, H), {"x": X, "lengths": [T, 3]}),
