@@ -186,7 +186,7 @@ class LatentAttention(Layer):
     def bwd(self, dout: ArrayT, ctx: LatentLayerContext) -> LatentLayerGrads[ArrayT]:
         """Return the gradients of x, the parameters, bias and sinks."""
         checks.context("ctx", ctx, LatentLayerContext)
-        xp, parts, params = namespace_of(dout), self._parts, dict[str, Any]()
+        xp, parts, params = namespace_of(ctx.attention.query), self._parts, dict[str, Any]()
 
         def back(name: str, grad: Any) -> Any:
             found = parts[name].bwd(grad, ctx.parts[name])
