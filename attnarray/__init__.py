@@ -36,6 +36,7 @@ _MODULES = {
     "attention_weights": "attention.weights",
     "DotProduct": "attention.engine",
     **dict.fromkeys(["Softmax", "Sigmoid"], "attention.normalizers"),
+    "compiled_modifier": "attention.compiled_modifiers",
     "Entmax": "attention.selection.sparse",
     "Rotary": "ops.rotary",
     **dict.fromkeys(["DynamicNTK", "YaRN", "Llama3RoPE", "LongRoPE"], "ops.rotary_scaling"),

@@ -26,6 +26,7 @@ from attnarray.attention.attend import AttendContext as AttendContext
 from attnarray.attention.attend import attend as attend
 from attnarray.attention.attend import attend_bwd as attend_bwd
 from attnarray.attention.attend import attend_fwd as attend_fwd
+from attnarray.attention.compiled_modifiers import compiled_modifier as compiled_modifier
 from attnarray.attention.composed.attentional_hidden_state import (
     AttentionalHiddenStateContext as AttentionalHiddenStateContext,
 )

@@ -220,8 +220,9 @@ def _check_part(name: str, part: Any, method: str) -> None:
         expected = f"a NamedTuple of its arrays with the methods `{method}` and `backward`"
         raise TypeError(f"`{name}` is {checks.shown(part)}, expected {expected}.")
     if not callable(getattr(part, method, None)):
+        missing = "mod_backward" if getattr(part, "COMPILED", False) else method
         raise TypeError(
-            f"`{name}`, a {type(part).__name__}, has no method `{method}`. attnarray.attend says what it takes."
+            f"`{name}`, a {type(part).__name__}, has no method `{missing}`. attnarray.attend says what it takes."
         )
 
 

@@ -212,6 +212,8 @@ def forward(scorer: Any, q: Array, k: Array, v: Array, modifiers: ScoreModifiers
     """The output (B, H, T, Dv) and what the normalizer keeps, by a fused kernel where there is one."""
     if type(scorer) is DotProduct and _is_masked_softmax(normalizer, modifiers):
         return attention(q, k, v, modifiers)
+    if _is_compiled(scorer, normalizer, modifiers):
+        return modified_attention(q, k, v, modifiers)
     return _forward_in_blocks(scorer, q, k, v, modifiers, normalizer)
 
 
@@ -225,6 +227,12 @@ def backward(dout: Array, ctx: AttentionContext, dkept: Any = None, dweights: Ar
             dout, dkept, ctx.q, ctx.k, ctx.v, ctx.out, ctx.kept, ctx.modifiers
         )
         return AttentionGrads(dq, dk, dv, dbias, ctx.scorer, (), Softmax(dsinks))
+    if dweights is None and _is_compiled(ctx.scorer, ctx.normalizer, ctx.modifiers):
+        dq, dk, dv, dbias, dsinks, dcustom = modified_attention_backward(
+            dout, dkept, ctx.q, ctx.k, ctx.v, ctx.out, ctx.kept, ctx.modifiers
+        )
+        dcustom = tuple(total_gradients([each], own) for each, own in zip(dcustom, ctx.modifiers.custom, strict=True))
+        return AttentionGrads(dq, dk, dv, dbias, ctx.scorer, dcustom, Softmax(dsinks))
     return _backward_in_blocks(dout, dkept, dweights, ctx)
 
 
@@ -274,6 +282,22 @@ def attention_backward(
     return _plain_backward(dout, dlse, q, k, v, out, lse, modifiers)
 
 
+@accelerated
+def modified_attention(q: ArrayT, k: ArrayT, v: ArrayT, modifiers: ScoreModifiers) -> tuple[ArrayT, ArrayT]:
+    """`attention` with modifiers of the caller, all of them compiled ones: see `compiled_modifier`."""
+    return _forward_in_blocks(DOT_PRODUCT, q, k, v, modifiers, Softmax(modifiers.sinks))
+
+
+@accelerated
+def modified_attention_backward(
+    dout: Array, dlse: Array | None, q: Array, k: Array, v: Array, out: Array, lse: Array, modifiers: ScoreModifiers
+) -> tuple[Array, Array, Array, Any, Any, Any]:
+    """The gradients of `modified_attention`, as those of `attention`; the last are those of the modifiers, in order."""
+    ctx = AttentionContext(q, k, v, out, lse, DOT_PRODUCT, modifiers, Softmax(modifiers.sinks))
+    dq, dk, dv, dbias, _, dcustom, dnormalizer = _backward_in_blocks(dout, dlse, None, ctx)
+    return dq, dk, dv, dbias, dnormalizer.sinks, dcustom
+
+
 def _plain_forward(q: Any, k: Any, v: Any, modifiers: ScoreModifiers) -> tuple[Any, Any]:
     """`attention` without tiles."""
     return _forward_in_blocks(DOT_PRODUCT, q, k, v, modifiers, SOFTMAX)
@@ -291,6 +315,12 @@ def _plain_backward(
 def _is_masked_softmax(normalizer: Any, modifiers: ScoreModifiers) -> bool:
     """Whether `masked_softmax` serves the combination."""
     return type(normalizer) is Softmax and not modifiers.custom
+
+
+def _is_compiled(scorer: Any, normalizer: Any, modifiers: ScoreModifiers) -> bool:
+    """Whether `modified_attention` serves the combination."""
+    compiled = all(getattr(part, "COMPILED", False) for part in modifiers.custom)
+    return bool(modifiers.custom) and compiled and type(scorer) is DotProduct and type(normalizer) is Softmax
 
 
 def _is_biased_attention(scorer: Any, normalizer: Any, modifiers: ScoreModifiers) -> bool:

@@ -5,8 +5,10 @@ scores -> scale -> softcap -> + bias -> modifiers of the caller -> mask
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
+from collections.abc import Iterator
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -101,8 +103,9 @@ def modifier_stages(scores: Array, modifiers: ScoreModifiers) -> list[Array]:
         scores = xp.where(hidden, -math.inf, scores + bias)
     stages.append(scores)
     indices = _indices(scores, modifiers) if modifiers.custom else ()
-    for modifier in modifiers.custom:
-        stages.append(modifier.apply(read_only(stages[-1]), *indices))
+    for n, modifier in enumerate(modifiers.custom):
+        with _naming(n, modifier):
+            stages.append(modifier.apply(read_only(stages[-1]), *indices))
         check_result(modifier, "apply", stages[-1], scores.shape)
     mask, last = allowed(modifiers, scores.shape[2], scores.shape[3], scores), stages[-1]
     if modifiers.custom and hidden is not None:
@@ -130,12 +133,23 @@ def modified_scores_backward(
     dmodified = dmodified if hidden is None else xp.where(hidden, 0.0, dmodified)
     dcustom: list[Any] = []
     indices = _indices(dmodified, modifiers) if modifiers.custom else ()
-    for modifier, before in zip(modifiers.custom[::-1], stages[-3:0:-1], strict=True):
-        results = modifier.backward(read_only(dmodified), xp.where(hidden, 0.0, before), *indices)
+    for n, (modifier, before) in reversed(list(enumerate(zip(modifiers.custom, stages[1:-2], strict=True)))):
+        with _naming(n, modifier):
+            results = modifier.backward(read_only(dmodified), xp.where(hidden, 0.0, before), *indices)
         dmodified, own = several(modifier, "backward", results, 2)
         check_result(modifier, "backward", dmodified, before.shape)
         dcustom.insert(0, own)
     return scaled_and_capped_backward(dmodified, stages[0], modifiers), dmodified, tuple(dcustom)
+
+
+@contextlib.contextmanager
+def _naming(n: int, modifier: Any) -> Iterator[None]:
+    """Say in an exception which modifier raised it."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"Raised by modifiers[{n}], a {type(modifier).__name__}.")
+        raise
 
 
 def scaled_and_capped_backward(dscores: Array, capped: Array, modifiers: ScoreModifiers) -> Array:

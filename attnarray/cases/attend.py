@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from attnarray.attention.compiled_modifiers import compiled_modifier
 from attnarray.attention.normalizers import Sigmoid, Softmax
 from attnarray.attention.selection.sparse import Entmax
 from attnarray.backend import Array, namespace_of
@@ -78,6 +79,36 @@ class Squared(NamedTuple):
         return 2.0 * dscores * self.strength[:, None, None, None] * scores, Squared(dstrength)
 
 
+@compiled_modifier
+class CappedDistance(NamedTuple):
+    """A softcap, and a slope for each head times the distance, written for one score."""
+
+    slope: Any  # (H,)
+
+    def mod(self, score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return 2.0 * namespace_of(score).tanh(score / 2.0) - self.slope[h] * _distance(score, q_idx, kv_idx)
+
+    def mod_backward(self, dscore: Any, score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        tanh = namespace_of(score).tanh(score / 2.0)
+        return dscore * (1.0 - tanh * tanh), CappedDistance((h, -dscore * _distance(score, q_idx, kv_idx)))
+
+
+@compiled_modifier
+class Buckets(NamedTuple):
+    """A learned bias for each head and distance, which is clipped."""
+
+    bias: Any  # (H, 5)
+
+    def mod(self, score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return score + self.bias[h, self.bucket(q_idx, kv_idx)]
+
+    def mod_backward(self, dscore: Any, score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return dscore, Buckets(((h, self.bucket(q_idx, kv_idx)), dscore))
+
+    def bucket(self, q_idx: Any, kv_idx: Any) -> Any:
+        return namespace_of(q_idx).clip(q_idx - kv_idx, -2, 2) + 2
+
+
 def _case(label: str, *, parts: Any = None, bias: bool = False, **options: Any) -> Case:
     def arrays(rng: np.random.Generator) -> Arrays:
         made: Arrays = {name: rng.standard_normal(shape) for name, shape in QKV.items()}
@@ -104,6 +135,10 @@ ATTEND_CASES: tuple[Case, ...] = (
     _case(
         "modifiers", softcap=2.0, bias=True, is_causal=True, q_offset=1,
         parts=lambda rng: {"modifiers": (Squared(_positive(rng, 2)), Distance(_positive(rng, 4)))},
+    ),
+    _case(
+        "compiled modifiers", softcap=3.0, is_causal=True, q_offset=3, kv_lengths=np.array([6, 7]),
+        parts=lambda rng: {"modifiers": (CappedDistance(_positive(rng, 4)), Buckets(rng.standard_normal((4, 5))))},
     ),
     _case(
         "cosine, modifiers, sigmoid, dropout", window=(3, 2), dropout_p=0.2, rng=9,

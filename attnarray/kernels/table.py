@@ -11,6 +11,8 @@ KERNELS: dict[str, dict[str, str]] = {
         "numba": "attention.tiled:attention_backward",
         "cuda": "attention:attention_backward",
     },
+    "attention.engine:modified_attention": {"numba": "attention.tiled:attention"},
+    "attention.engine:modified_attention_backward": {"numba": "attention.tiled:modified_attention_backward"},
     "attention.products:matmul_16_bit": {"cuda": "products:matmul_16_bit"},
     "attention.normalizers:masked_softmax": {
         "numba": "attention.masked_softmax:masked_softmax",

@@ -23,8 +23,12 @@ from tests.support.table_calls import (
 )
 
 ALL_ROWS = [(name, backend) for name, row in KERNELS.items() for backend in row]
-# The others: tests/kernels/numba/test_rows.py and tests/kernels/numba/test_additive.py.
-OF_ATTENTION = [name for name in KERNELS if name.startswith(("attention.engine", "attention.normalizers"))]
+# The others: tests/kernels/numba/test_rows.py, tests/kernels/numba/test_additive.py and
+# tests/attention/test_compiled_modifiers.py.
+OF_ATTENTION = [
+    name for name in KERNELS
+    if name.startswith(("attention.engine", "attention.normalizers")) and ":modified_" not in name
+]  # fmt: skip
 ROWS = [(name, backend) for name, backend in ALL_ROWS if name in OF_ATTENTION]
 LIBRARY_OF = {"numba": "numpy", "cuda": "cupy"}
 

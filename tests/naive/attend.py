@@ -49,7 +49,12 @@ def _score(scorer, q, k, h):
 
 
 def _modified(modifier, score, b, h, q_idx, kv_idx):
-    if type(modifier).__name__ == "Distance":
+    kind = type(modifier).__name__
+    if kind == "Buckets":
+        return score + float(modifier.bias[h, min(max(q_idx - kv_idx, -2), 2) + 2])
+    if kind == "CappedDistance":
+        score = 2 * math.tanh(score / 2)
+    if kind in ("Distance", "CappedDistance"):
         return score - float(modifier.slope[h]) * abs(q_idx - kv_idx)
     return float(modifier.strength[b]) * score**2
 

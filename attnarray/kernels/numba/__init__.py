@@ -28,7 +28,7 @@ def unavailable(mode: str) -> str:
         return ""
     if mode == "compiled":
         return reason
-    no_compiler = _unavailable_compiler()
+    no_compiler = compiler_missing()
     if mode == "numba" or not no_compiler:
         return no_compiler
     why = f"{no_compiler}, and {reason}"
@@ -40,7 +40,7 @@ def unavailable(mode: str) -> str:
 
 
 @functools.cache
-def _unavailable_compiler() -> str:
+def compiler_missing() -> str:
     """Why Numba cannot compile here."""
     if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
         return "NUMBA_DISABLE_JIT is set"

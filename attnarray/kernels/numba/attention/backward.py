@@ -79,8 +79,11 @@ def backward(first: int, past: int, call_integers: Any, call_numbers: Any) -> No
     per_key = depth + wide + depth_panels + depth_rows + wide_rows
     per_panel = (9 + wide) * width
     all_of_lane = depth_panels if ac.rows(call, ac.K) > tiles_together(call) * call[ac.KEYS_PER_TILE] else 0
+    before = full if call[ac.MODIFY] != 0 else 0
     others = per_panel + lane * all_of_lane + decode_scratch(call, numbers) + rows_scratch(size, call, numbers)
-    floats = np.empty(16 + lane * per_lane + size * per_key + full * (2 * BLOCK + 2) + others, call_numbers.dtype)
+    floats = np.empty(
+        16 + lane * per_lane + size * per_key + full * (2 * BLOCK + 2) + before + others, call_numbers.dtype
+    )
     i32, at, bounds = pointer(integers), scratch(floats), pointer(bounds_array)
     all_queries = ahead(at, lane * depth)
     decoding = ahead(all_queries, lane * all_of_lane)
@@ -100,8 +103,9 @@ def backward(first: int, past: int, call_integers: Any, call_numbers: Any) -> No
     dvalues = ahead(dkeys, size * depth_rows)
     tile = Tile(at, ahead(at, size * depth), key_columns, dkeys, dvalues)
     at = ahead(dvalues, size * wide_rows)
-    factors = ahead(at, (2 * BLOCK + 1) * full)
-    block = Block(at, ahead(at, BLOCK * full), ahead(at, 2 * BLOCK * full), factors, ahead(factors, full + 8 * width))
+    slope = ahead(at, 2 * BLOCK * full)
+    factors = ahead(slope, full + before)
+    block = Block(at, ahead(at, BLOCK * full), slope, ahead(slope, before), factors, ahead(factors, full + 8 * width))
     while first < past:
         span, shared = chunk_span(first, past, chunk, call, numbers), first // panels == call[ac.SHARED]
         backward_chunk(span, queries, kept, tile, block, shared, call, numbers)

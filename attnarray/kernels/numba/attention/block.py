@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from attnarray.kernels.numba.attention import call as ac
 from attnarray.kernels.numba.attention.mask_tiles import BOUNDS, EMPTY, KIND
 from attnarray.kernels.numba.attention.panels import clear, find_rows
-from attnarray.kernels.numba.attention.scores import HIGH, LOW, Part, dropout_factors, score_panel
+from attnarray.kernels.numba.attention.scores import HIGH, LOW, Part, dropout_factors, modify, score_panel
 from attnarray.kernels.numba.attention.stored import stored_rows
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.lanes import Lanes, exp, item_bytes, lanes, tile_rows, where
@@ -54,6 +54,7 @@ class Block(NamedTuple):
     weights: Any  # (BLOCK, keys, W)
     dscores: Any
     slope: Any  # (keys, W)
+    before: Any  # (keys, W) the scores before the modifiers of the caller
     factors: Any
     sums: Any  # (1, W)
 
@@ -183,7 +184,8 @@ def backward_panel(
     first, past = panel_keys(p, seen, queries)
     if first >= past:
         return
-    score_panel(Part(p, start, first, past), span, queries, tile.keys, weights, block.slope, call, numbers)
+    part = Part(p, start, first, past)
+    score_panel(part, span, queries, tile.keys, weights, block.slope, block.before, call, numbers)
     row, dout = first // rows * rows, ahead(kept.dout, p * wide * width)
     dweights = ahead(dscores, row * width)
     if ac.in_pairs(call, numbers):
@@ -199,6 +201,8 @@ def backward_panel(
     differentiate(first, past, p, weights, dscores, kept.lse, kept.delta)
     if call[ac.DROPS] != 0:
         drop(first, past, 0, weights, factors)
+    if call[ac.MODIFY] != 0:
+        modify(call[ac.MODIFY_BACKWARD], part, span, queries, dscores, block.before, call)
     if ac.given(call, ac.DBIAS):
         if call[ac.SUMS_BIAS] != 0:
             sum_bias_gradient(p, start, first, past, span, dscores, block.sums, call)

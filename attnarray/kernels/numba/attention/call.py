@@ -31,9 +31,9 @@ STORAGE = 9 * SLOTS
 RULES = 10 * SLOTS
 (
     LEFT, RIGHT, FIRST_KEY, SEED_LOW, SEED_HIGH, THRESHOLD, DROPS, HIDES, KEYS_PER_TILE, PANELS_PER_CHUNK, SHARED,
-    DECODED, SUMS_BIAS, PAIRS,
-) = range(RULES, RULES + 14)  # fmt: skip
-BATCHES = RULES + 14  # then for each batch its offset and its number of keys
+    DECODED, SUMS_BIAS, PAIRS, MODIFY, MODIFY_BACKWARD, CAPTURED,
+) = range(RULES, RULES + 17)  # fmt: skip
+BATCHES = RULES + 17  # then for each batch its offset and its number of keys
 # The numbers.
 SCALE, SOFTCAP, KEPT, ONE = range(4)
 

@@ -246,7 +246,7 @@ def forward_panel(
     first, past = max(start, bounds[LOW]) - start, min(stop, bounds[HIGH]) - start
     if first >= past or bounds[KIND] == EMPTY:
         return
-    score_panel(Part(p, start, first, past), span, queries, key_tile.keys, scores, extra, call, numbers)
+    score_panel(Part(p, start, first, past), span, queries, key_tile.keys, scores, extra, extra, call, numbers)
     find_max(first, past, p, scores, state.row_max)
     update_max(p, p + 1, 0, state.row_max, state.before, state.shift, state.row_sum, state.factor)
     columns = ac.columns(call, ac.V)

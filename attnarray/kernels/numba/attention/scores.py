@@ -18,9 +18,10 @@ from attnarray.kernels.numba.attention.mask_tiles import BOUNDS, FULL, KIND, mas
 from attnarray.kernels.numba.attention.panels import find_rows, pack_panel, pack_words
 from attnarray.kernels.numba.attention.row_scores import visible
 from attnarray.kernels.numba.attention.stored import stored_rows, widen_panel
+from attnarray.kernels.numba.runtime.c_calls import call_on_panel
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.lanes import Lanes, item_bytes, lanes, tanh, tile_rows, where
-from attnarray.kernels.numba.vector.memory import ahead, as_bytes, pointer, pointer_at, row_pointer
+from attnarray.kernels.numba.vector.memory import address_of, ahead, as_bytes, pointer, pointer_at, row_pointer
 from attnarray.kernels.numba.vector.packing import pack_row, row_length, stride_in_place, whole_lanes
 from attnarray.kernels.numba.vector.pairs import packed_pair_product
 from attnarray.kernels.numba.vector.panel import Index, Lane, Row, Scalar, panel_pass
@@ -130,7 +131,8 @@ def prepare_queries(span: Any, queries: Any, call: Any, numbers: Any) -> None:
             bounds[LOW], bounds[HIGH] = min(bounds[LOW], begin), max(bounds[HIGH], end)
         h, i = (h, i + 1) if i + 1 < count else (h + 1, 0)
     for n in range(past, panels * width):
-        queries.begin[n], queries.end[n], queries.position[n], queries.head[n] = 0, 0, 0, 0
+        queries.begin[n], queries.end[n] = 0, 0
+        queries.position[n], queries.head[n] = queries.position[past - 1], queries.head[past - 1]
         queries.bounds[BOUNDS * (panels - 1) + FULL_HIGH] = 0
     for p in range(panels):
         packed = ahead(queries.packed, p * depth * width)
@@ -150,9 +152,9 @@ class Part(NamedTuple):
 
 
 def score_panel(
-    part: Any, span: Any, queries: Any, keys: Any, scores: Any, slope: Any, call: Any, numbers: Any
+    part: Any, span: Any, queries: Any, keys: Any, scores: Any, slope: Any, before: Any, call: Any, numbers: Any
 ) -> None:
-    """A part of `scores`; `keys` are packed."""
+    """A part of `scores`; `keys` are packed. `before` is for the scores before the modifiers of the caller."""
     p, start, first, past = part
     width, tile, depth = lanes(scores), tile_rows(scores), ac.columns(call, ac.Q)
     row = first // tile * tile
@@ -168,6 +170,8 @@ def score_panel(
         cap(first, past, 0, scores, slope, numbers[ac.SOFTCAP])
     if ac.given(call, ac.BIAS):
         add_bias(p, start, first, past, span, queries, scores, call, numbers)
+    if call[ac.MODIFY] != 0:
+        modify(call[ac.MODIFY], part, span, queries, scores, before, call)
     if ac.given(call, ac.MASK):
         apply_mask(p, start, first, past, span, queries, scores, call, numbers)
     if ac.given(call, ac.TABLE):
@@ -175,6 +179,16 @@ def score_panel(
     bounds = ahead(queries.bounds, BOUNDS * p)
     hide(first, min(bounds[FULL_LOW] - start, past), p, scores, start, queries.begin, queries.end)
     hide(max(bounds[FULL_HIGH] - start, first), past, p, scores, start, queries.begin, queries.end)
+
+
+def modify(function: int, part: Any, span: Any, queries: Any, panel: Any, before: Any, call: Any) -> None:
+    """Call the C function of the modifiers on a part of the scores, or of their gradients."""
+    at = part.p * lanes(panel)
+    positions, heads = address_of(ahead(queries.position, at)), address_of(ahead(queries.head, at))
+    call_on_panel(
+        function, part.first, part.past, address_of(panel), address_of(before), positions, heads, part.start, span.b,
+        call[ac.CAPTURED],
+    )  # fmt: skip
 
 
 def decode_scratch(call: Any, like: Any) -> Any:
@@ -273,7 +287,7 @@ def dropout_factors(
 chunk_span, seen_keys, decode_scratch, visible_keys = jit(
     chunk_span, seen_keys, decode_scratch, visible_keys, inner=True
 )
-apply_mask = jit(apply_mask, inner=True)
+apply_mask, modify = jit(apply_mask, modify, inner=True)
 query_factor, dot_as_decoded = jit(query_factor, dot_as_decoded, fastmath=EXACT, inner=True)
 prepare_queries, add_bias, dropout_factors = jit(prepare_queries, add_bias, dropout_factors, fastmath=EXACT, inner=True)
 score_panel = jit(score_panel, fastmath=EXACT, inner=True)

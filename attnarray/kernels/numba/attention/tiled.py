@@ -19,6 +19,7 @@ from attnarray.kernels.numba.attention import call as ac
 from attnarray.kernels.numba.attention.backward import backward
 from attnarray.kernels.numba.attention.decode import BLOCK, decode, merge
 from attnarray.kernels.numba.attention.forward import forward
+from attnarray.kernels.numba.attention.modified import Modifiers
 from attnarray.kernels.numba.attention.scores import panel_work
 from attnarray.kernels.numba.runtime import arrays as ra
 from attnarray.kernels.numba.runtime.call import address
@@ -58,7 +59,11 @@ def attention(q: Any, k: Any, v: Any, modifiers: Any) -> tuple[Any, Any]:
     out, lse = np.empty((*q.shape[:3], v.shape[3]), stored), np.empty(q.shape[:3], real)
     arrays = {ac.OUT: out, ac.LSE: lse[..., None]}
     call = ac.make_call(modifiers, real, _in(q, stored), _in(k, stored), _in(v, stored), arrays)
+    custom = Modifiers(modifiers.custom, real) if modifiers.custom else None
+    captured = None if custom is None else custom.write(call.integers)
     _run_forward(_new_plan(call, modifiers, out.shape, FORWARD), call.integers)
+    if custom is not None and captured is not None:
+        custom.check(captured)
     return converted(out, q.dtype), lse
 
 
@@ -66,8 +71,17 @@ def attention_backward(
     dout: Any, dlse: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, modifiers: Any
 ) -> tuple[Any, Any, Any, Any, Any]:
     """See the reference."""
+    dq, dk, dv, dbias, dsinks, _ = modified_attention_backward(dout, dlse, q, k, v, out, lse, modifiers)
+    return dq, dk, dv, dbias, dsinks
+
+
+def modified_attention_backward(
+    dout: Any, dlse: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, modifiers: Any
+) -> tuple[Any, Any, Any, Any, Any, Any]:
+    """See the reference."""
     modifiers = _for_kernels(modifiers, q, k)
     real, stored = ra.wide(q.dtype), ra.stored(q.dtype)
+    custom = Modifiers(modifiers.custom, real) if modifiers.custom else None
     dq, dk, dv = np.empty(q.shape, stored), np.zeros(k.shape, stored), np.zeros(v.shape, stored)
     plan = _cached_plan(modifiers, q, k, v, dlse, out, lse, dout)
     if plan is not None:
@@ -76,7 +90,7 @@ def attention_backward(
         ac.write_gradients(integers, dout, dq, dk, dv)
         if is_small(plan.time, plan.panels) and (plan.in_one_chunk or stored is real):
             backward(0, plan.panels, integers, plan.call.numbers)
-            return dq, dk, dv, None, None
+            return dq, dk, dv, None, None, ()
         call = plan.call._replace(integers=integers)
     else:
         dout = _in(dout, stored) if dout.strides[-1] == dout.itemsize else np.ascontiguousarray(dout, stored)
@@ -93,9 +107,9 @@ def attention_backward(
         dk, dv = np.zeros(k.shape, real), np.zeros(v.shape, real)  # several chunks add to the gradients of a head
         ac.write_array(call.integers, ac.DK, dk)
         ac.write_array(call.integers, ac.DV, dv)
-    dbias, dsinks = _run_backward(spans, call, modifiers, real, dk, dv)
+    dbias, dsinks, dcustom = _run_backward(spans, call, modifiers, custom, real, dk, dv)
     dq, dk, dv = (converted(converted(x, stored), like.dtype) for x, like in ((dq, q), (dk, k), (dv, v)))
-    return dq, dk, dv, dbias, dsinks
+    return dq, dk, dv, dbias, dsinks, dcustom
 
 
 def _for_kernels(modifiers: Any, q: Any, k: Any) -> Any:
@@ -121,7 +135,8 @@ class _Part:
     """A span of panels of the backward pass, with its own sums of gradients that spans share."""
 
     def __init__(
-        self, span: tuple[int, int], call: ac.Call, modifiers: Any, real: Any, dbias: Any, bias_dtype: Any
+        self, span: tuple[int, int], call: ac.Call, modifiers: Any, custom: Modifiers | None, real: Any, dbias: Any,
+        bias_dtype: Any,
     ) -> None:  # fmt: skip
         self.span = span
         self.integers = call.integers.copy()
@@ -141,6 +156,9 @@ class _Part:
         if modifiers.sinks is not None:
             self.dsinks = np.zeros(modifiers.sinks.shape)
             ac.write_array(self.integers, ac.DSINKS, self.dsinks[None, :, None, None])
+        if custom is not None:
+            self.dcustom = custom.empty_gradients()
+            self.captured = custom.write(self.integers, self.dcustom)
 
     def add_shared(self, dk: Any, dv: Any) -> None:
         if self.head >= 0:
@@ -179,7 +197,7 @@ def _cached_plan(
 ) -> _Plan | None:
     """The cached plan for contiguous arrays without arrays among the options, else None."""
     m = modifiers
-    if not (dlse is m.bias is m.mask is m.tiles is m.kv_lengths is m.sinks is m.dropout is None):
+    if m.custom or not (dlse is m.bias is m.mask is m.tiles is m.kv_lengths is m.sinks is m.dropout is None):
         return None
     if type(m.q_offset) is not int:
         return None
@@ -210,9 +228,11 @@ def _new_plan(call: ac.Call, modifiers: Any, out: tuple[int, ...], passes: float
     batch, heads, kv_heads, queries, keys, features, panels = call.sizes
     real = call.numbers.dtype
     rows, width = heads // max(kv_heads, 1) * queries, tile_size(real.itemsize * 8)[0]
-    few = rows <= MOST_ROWS_TO_DECODE and keys >= FEWEST_KEYS_TO_DECODE
+    few = rows <= MOST_ROWS_TO_DECODE and keys >= FEWEST_KEYS_TO_DECODE and not modifiers.custom
     decodes = passes == FORWARD and few and modifiers.dropout is None
-    call.integers[ac.DECODED] = few or rows == 1  # so that the backward has the same scores as the forward
+    call.integers[ac.DECODED] = (
+        few or rows == 1
+    ) and not modifiers.custom  # so that the backward has the same scores as the forward
     call.integers[ac.PAIRS] = not call.integers[ac.DECODED] and _in_pairs(call.integers)
     partials = batch * kv_heads * -(-keys // BLOCK), rows, -(-out[3] // width) * width + 2
     if decodes:
@@ -249,25 +269,30 @@ def _run_forward(plan: _Plan, integers: Any) -> None:
 
 
 def _run_backward(
-    spans: list[tuple[int, int]], call: ac.Call, modifiers: Any, real: Any, dk: Any, dv: Any
-) -> tuple[Any, Any]:
-    """Run all spans; return the gradients of bias and sinks."""
+    spans: list[tuple[int, int]], call: ac.Call, modifiers: Any, custom: Modifiers | None, real: Any, dk: Any, dv: Any
+) -> tuple[Any, Any, Any]:
+    """Run all spans; return the gradients of bias, sinks and the modifiers of the caller."""
     bias, queries, keys = modifiers.bias, call.sizes.queries, call.sizes.keys
-    if len(spans) == 1 and bias is None and modifiers.sinks is None:
+    if len(spans) == 1 and bias is None and modifiers.sinks is None and custom is None:
         backward(*spans[0], call.integers, call.numbers)
-        return None, None
+        return None, None, ()
     dbias, bias_dtype = None, real
     if bias is not None and (bias.shape[2:] != (queries, keys) or queries * keys <= SMALL_BIAS):
         bias_dtype, call.integers[ac.SUMS_BIAS] = np.float64, 1
     if bias is not None and bias.shape[:3] == (call.sizes.batch, call.sizes.heads, queries):
         dbias = np.zeros(bias.shape, bias_dtype)  # a query has its own entries
-    parts = [_Part(span, call, modifiers, real, dbias, bias_dtype) for span in spans]
+    parts = [_Part(span, call, modifiers, custom, real, dbias, bias_dtype) for span in spans]
     run_parts(backward, [(*part.span, part.integers, call.numbers) for part in parts])
     for part in parts:
         part.add_shared(dk, dv)
     if bias is not None:
         dbias = _total([dbias] if dbias is not None else [part.dbias for part in parts], bias)
-    return dbias, None if modifiers.sinks is None else _total([part.dsinks for part in parts], modifiers.sinks)
+    dsinks = None if modifiers.sinks is None else _total([part.dsinks for part in parts], modifiers.sinks)
+    if custom is None:
+        return dbias, dsinks, ()
+    for part in parts:
+        custom.check(part.captured)
+    return dbias, dsinks, custom.total([part.dcustom for part in parts])
 
 
 def _spans(plan: _Plan, integers: Any, threads: int) -> list[tuple[int, int]]:

@@ -29,3 +29,17 @@ def call_with_buffer(_context: Any, function: Any, number: Any, size: Any, buffe
         return builder.sext(builder.call(builder.inttoptr(function, kind.as_pointer()), given), ir.IntType(64))
 
     return types.int64(*[types.int64] * 4), emit
+
+
+@intrinsic
+def call_on_panel(
+    _context: Any, function: Any, first: Any, past: Any, panel: Any, before: Any, positions: Any, heads: Any,
+    start: Any, b: Any, captured: Any,
+) -> Any:  # fmt: skip
+    """Call the C function of a modifier at an address: see attention/modifier_code.py."""
+
+    def emit(_target: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
+        kind = ir.FunctionType(ir.IntType(64), [ir.IntType(64)] * 9)
+        return builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), arguments[1:])
+
+    return types.int64(*[types.int64] * 10), emit
