@@ -7,8 +7,8 @@ from typing import Any, Generic, NamedTuple, Unpack
 import numpy as np
 
 from attnarray import checks
+from attnarray.attention.cotangents import lse_cotangent
 from attnarray.attention.dot_product.scaled_dot_product import SDPAGrads
-from attnarray.attention.engine import lse_cotangent
 from attnarray.attention.layout import Layout
 from attnarray.attention.modifiers import ScoreModifiers
 from attnarray.attention.normalizers import sinks_gradient

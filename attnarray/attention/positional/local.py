@@ -11,8 +11,9 @@ from typing import Any, Generic, Literal, NamedTuple, TypedDict, Unpack, get_arg
 
 from attnarray import checks
 from attnarray.attention.blocks import join, query_blocks, total_gradient
+from attnarray.attention.cotangents import lse_cotangent, weights_cotangent
 from attnarray.attention.dot_product.scaled_dot_product import SDPAContext, scaled_dot_product_attention_bwd
-from attnarray.attention.engine import DOT_PRODUCT, SOFTMAX, lse_cotangent, run, weights_cotangent
+from attnarray.attention.engine import DOT_PRODUCT, SOFTMAX, run
 from attnarray.attention.layout import Layout, sequence_layout
 from attnarray.attention.modifiers import ScoreModifiers
 from attnarray.attention.normalizers import masked_softmax, masked_softmax_backward, masked_softmax_from_lse

@@ -6,6 +6,7 @@ import math
 from typing import Any, Generic, NamedTuple, Unpack
 
 from attnarray import checks
+from attnarray.attention.cotangents import weights_cotangent
 from attnarray.attention.engine import (
     DOT_PRODUCT,
     SOFTMAX,
@@ -14,7 +15,6 @@ from attnarray.attention.engine import (
     restored,
     run_canonical,
     weights,
-    weights_cotangent,
 )
 from attnarray.attention.layout import Layout, attention_layout
 from attnarray.attention.options import ModifierOptions, check_arrays, known_options, score_modifiers

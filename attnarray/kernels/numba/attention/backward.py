@@ -73,17 +73,14 @@ def backward(first: int, past: int, call_integers: Any, call_numbers: Any) -> No
     depth, wide = ac.columns(call, ac.K), ac.columns(call, ac.V)
     lane, full = chunk * width, size * width
     integers, bounds_array = np.empty(4 * lane, np.int32), np.empty(BOUNDS * chunk + width, np.int64)
-    depth_rows, wide_rows = whole_lanes(depth, numbers), whole_lanes(wide, numbers)
-    depth_panels = whole_tiles(depth, numbers)
+    (depth_rows, wide_rows), depth_panels = padded_rows(call, numbers), whole_tiles(depth, numbers)
     per_lane = depth + wide + depth_rows + wide_rows + depth_panels + 2
     per_key = depth + wide + depth_panels + depth_rows + wide_rows
-    per_panel = (9 + wide) * width
     all_of_lane = depth_panels if ac.rows(call, ac.K) > tiles_together(call) * call[ac.KEYS_PER_TILE] else 0
-    before = full if call[ac.MODIFY] != 0 else 0
+    before = full if call[ac.MODIFY] else 0
+    per_panel = (9 + wide) * width + before
     others = per_panel + lane * all_of_lane + decode_scratch(call, numbers) + rows_scratch(size, call, numbers)
-    floats = np.empty(
-        16 + lane * per_lane + size * per_key + full * (2 * BLOCK + 2) + before + others, call_numbers.dtype
-    )
+    floats = np.empty(16 + lane * per_lane + size * per_key + full * (2 * BLOCK + 2) + others, call_numbers.dtype)
     i32, at, bounds = pointer(integers), scratch(floats), pointer(bounds_array)
     all_queries = ahead(at, lane * depth)
     decoding = ahead(all_queries, lane * all_of_lane)
@@ -95,9 +92,8 @@ def backward(first: int, past: int, call_integers: Any, call_numbers: Any) -> No
     dout_rows = ahead(query_rows, lane * depth_rows)
     dquery = ahead(dout_rows, lane * wide_rows)
     lse = ahead(dquery, lane * depth_panels)
-    out = ahead(lse, 2 * lane)
-    kept = Chunk(dout, query_rows, dout_rows, dquery, all_queries, lse, ahead(lse, lane), out)
-    at = ahead(out, wide * width)
+    kept = Chunk(dout, query_rows, dout_rows, dquery, all_queries, lse, ahead(lse, lane), ahead(lse, 2 * lane))
+    at = ahead(kept.out, wide * width)
     key_columns = ahead(at, size * (depth + wide))
     dkeys = ahead(key_columns, size * depth_panels)
     dvalues = ahead(dkeys, size * depth_rows)
@@ -113,6 +109,11 @@ def backward(first: int, past: int, call_integers: Any, call_numbers: Any) -> No
     keep(floats)
     keep(integers)
     keep(bounds_array)
+
+
+def padded_rows(call: Any, like: Any) -> Any:
+    """The numbers of a packed row of keys, and of values."""
+    return whole_lanes(ac.columns(call, ac.K), like), whole_lanes(ac.columns(call, ac.V), like)
 
 
 def backward_chunk(
@@ -254,7 +255,7 @@ def add_rows(rows: Any, first: int, past: int, slot: int, span: Any, call: Any, 
                 x[first + n, d] += rows[n * columns + d]
 
 
-pack_tile, pack_query_rows = jit(pack_tile, pack_query_rows, inner=True)
+pack_tile, pack_query_rows, padded_rows = jit(pack_tile, pack_query_rows, padded_rows, inner=True)
 add_rows, prepare_chunk = jit(add_rows, prepare_chunk, fastmath=EXACT, inner=True)
 backward_chunk = jit(backward_chunk, fastmath=EXACT, inner=True, inline=True)
 backward = jit(backward, fastmath=EXACT)

@@ -179,8 +179,7 @@ def backward_panel(
 ) -> None:
     """Weights and gradients of the scores of one panel, at `at` of the block, in whole groups of M keys; adds to dQ."""
     weights, dscores = ahead(block.weights, at), ahead(block.dscores, at)
-    width, rows, start = lanes(numbers), tile_rows(numbers), seen.start
-    depth, wide = ac.columns(call, ac.K), ac.columns(call, ac.V)
+    width, rows, start, wide = lanes(numbers), tile_rows(numbers), seen.start, ac.columns(call, ac.V)
     first, past = panel_keys(p, seen, queries)
     if first >= past:
         return
@@ -189,8 +188,7 @@ def backward_panel(
     row, dout = first // rows * rows, ahead(kept.dout, p * wide * width)
     dweights = ahead(dscores, row * width)
     if ac.in_pairs(call, numbers):
-        words = wide // 2
-        values = ahead(tile.values, row * words)
+        values, words = ahead(tile.values, row * (wide // 2)), wide // 2
         packed_pair_product(past - row, words, rows * words, values, dout, dweights, False, numbers[ac.ONE])
     else:
         packed_product(past - row, wide, rows * wide, ahead(tile.values, row * wide), dout, dweights, False)
@@ -210,9 +208,9 @@ def backward_panel(
             add_bias_gradient(p, start, first, past, span, queries, dscores, call, numbers)
     if numbers[ac.SOFTCAP] != 0:
         uncap(first, past, 0, dscores, block.slope)
-    for panel in (weights, dscores):
-        clear(row, first, 0, panel)
-        clear(past, whole_tiles(past, numbers), 0, panel)
+    clear_around(row, first, past, weights)
+    clear_around(row, first, past, dscores)
+    depth = ac.columns(call, ac.K)
     dquery = ahead(kept.dquery, p * whole_tiles(depth, numbers) * width)
     if ac.in_pairs(call, numbers):
         low, high, pairs = first // 2, (past + 1) // 2, (seen.stop - start + 1) // 2
@@ -222,6 +220,12 @@ def backward_panel(
     else:
         keys, panel_dscores = ahead(tile.key_columns, first * rows), ahead(dscores, first * width)
         packed_product(depth, past - first, (seen.stop - start) * rows, keys, panel_dscores, dquery, True)
+
+
+def clear_around(row: int, first: int, past: int, panel: Any) -> None:
+    """Clear the rows [row, first), and those from `past` to the end of a group of M."""
+    clear(row, first, 0, panel)
+    clear(past, whole_tiles(past, panel), 0, panel)
 
 
 def add_bias_gradient(
@@ -266,7 +270,7 @@ def sum_bias_gradient(
                 dbias[(base + w) % count, start + j] += dscores[j * width + w]
 
 
-panel_keys, round_panel = jit(panel_keys, round_panel, inner=True)
+panel_keys, round_panel, clear_around = jit(panel_keys, round_panel, clear_around, inner=True)
 add_bias_gradient, add_products = jit(add_bias_gradient, add_products, fastmath=EXACT, inner=True)
 put_nan_into_keys, sum_bias_gradient = jit(put_nan_into_keys, sum_bias_gradient, fastmath=EXACT, inner=True)
 backward_block = jit(backward_block, fastmath=EXACT, inner=True)

@@ -18,7 +18,7 @@ from attnarray.kernels.numba.attention.mask_tiles import BOUNDS, FULL, KIND, mas
 from attnarray.kernels.numba.attention.panels import find_rows, pack_panel, pack_words
 from attnarray.kernels.numba.attention.row_scores import visible
 from attnarray.kernels.numba.attention.stored import stored_rows, widen_panel
-from attnarray.kernels.numba.runtime.c_calls import call_on_panel
+from attnarray.kernels.numba.runtime.c_calls import call_with_integers
 from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.lanes import Lanes, item_bytes, lanes, tanh, tile_rows, where
 from attnarray.kernels.numba.vector.memory import address_of, ahead, as_bytes, pointer, pointer_at, row_pointer
@@ -185,10 +185,8 @@ def modify(function: int, part: Any, span: Any, queries: Any, panel: Any, before
     """Call the C function of the modifiers on a part of the scores, or of their gradients."""
     at = part.p * lanes(panel)
     positions, heads = address_of(ahead(queries.position, at)), address_of(ahead(queries.head, at))
-    call_on_panel(
-        function, part.first, part.past, address_of(panel), address_of(before), positions, heads, part.start, span.b,
-        call[ac.CAPTURED],
-    )  # fmt: skip
+    panels = address_of(panel), address_of(before), positions, heads
+    call_with_integers(function, (part.first, part.past, *panels, part.start, span.b, call[ac.CAPTURED]))
 
 
 def decode_scratch(call: Any, like: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from attnarray.kernels.numba.runtime.lazy import intrinsic, ir, types
+from attnarray.kernels.numba.runtime.lazy import cgutils, intrinsic, ir, types
 
 
 @intrinsic
@@ -32,14 +32,12 @@ def call_with_buffer(_context: Any, function: Any, number: Any, size: Any, buffe
 
 
 @intrinsic
-def call_on_panel(
-    _context: Any, function: Any, first: Any, past: Any, panel: Any, before: Any, positions: Any, heads: Any,
-    start: Any, b: Any, captured: Any,
-) -> Any:  # fmt: skip
-    """Call the C function of a modifier at an address: see attention/modifier_code.py."""
+def call_with_integers(_context: Any, function: Any, integers: Any) -> Any:
+    """Call the C function of as many 64-bit integers as the tuple has, with such a result, at an address."""
 
     def emit(_target: Any, builder: ir.IRBuilder, _signature: Any, arguments: Any) -> ir.Value:
-        kind = ir.FunctionType(ir.IntType(64), [ir.IntType(64)] * 9)
-        return builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), arguments[1:])
+        given = cgutils.unpack_tuple(builder, arguments[1])
+        kind = ir.FunctionType(ir.IntType(64), [ir.IntType(64)] * len(given))
+        return builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), given)
 
-    return types.int64(*[types.int64] * 10), emit
+    return types.int64(types.int64, integers), emit
