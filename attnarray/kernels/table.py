@@ -41,6 +41,8 @@ KERNELS: dict[str, dict[str, str]] = {
     "attention.spatial.neighborhood:attend_to_neighbors_backward": {
         "numba": "spatial.neighborhood:attend_to_neighbors_backward"
     },
+    "attention.spatial.deformable:sample": {"numba": "spatial.deformable:sample"},
+    "attention.spatial.deformable:sample_backward": {"numba": "spatial.deformable:sample_backward"},
     "attention.selection.top_k:top_k_indices": {"numba": "rows.selection:top_k_indices"},
     "attention.selection.top_k:choice_mask": {"numba": "rows.selection:index_mask"},
     "attention.graph.graph_attention:gatv2_scores": {"numba": "graph.edges:gatv2_scores"},

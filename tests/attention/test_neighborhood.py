@@ -9,10 +9,24 @@ import numpy as np
 import pytest
 
 import attnarray as aa
+from tests.support.frozen import frozen
 
 RNG = np.random.default_rng(0)
 LINE = RNG.standard_normal((3, 2, 9, 2, 4))  # query, key and value: (B, T, heads, D)
 IMAGE = RNG.standard_normal((3, 1, 7, 8, 2, 4))
+NATTEN = {name: case for name, case in frozen("spatial.npz").items() if name.startswith("neighborhood")}
+
+
+@pytest.mark.parametrize("kernels", ["reference", "auto"])
+@pytest.mark.parametrize("name", NATTEN)
+def test_equals_gathered_windows(name: str, kernels: str) -> None:
+    case = NATTEN[name]
+    with aa.use_kernels(kernels):
+        out, ctx = aa.neighborhood_attention_fwd(**case.given("query", "key", "value", "relative_bias"), **case.options)
+        grads = aa.neighborhood_attention_bwd(case.arrays["dout"], ctx)
+    np.testing.assert_allclose(out, case.arrays["out"], rtol=0, atol=1e-13)
+    for given, expected in case.below("grad_").items():
+        np.testing.assert_allclose(getattr(grads, given), expected, rtol=0, atol=1e-12)
 
 
 def windows(size: int, kernel_size: int, **options: Any) -> list[list[int]]:

@@ -11,7 +11,7 @@ import pytest
 import attnarray as aa
 from attnarray import tree
 from attnarray.kernels.numba.runtime import threads
-from attnarray.kernels.numba.spatial import neighborhood
+from attnarray.kernels.numba.spatial import deformable, neighborhood
 from attnarray.triples import find_triple
 from tests.support.guarded_memory import before_a_guard, behind_a_guard, new_arrays
 from tests.support.libraries import EPS
@@ -26,10 +26,15 @@ class Call(NamedTuple):
     function: str
     shapes: dict[str, tuple[int, ...]]
     options: dict[str, Any]
+    points: tuple[float, ...] = ()  # coordinates of the first points
 
     def arrays(self, dtype: str, number: float = 0.0) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(0)
-        return {name: rng.standard_normal(shape).astype(dtype) for name, shape in self.shapes.items()}
+        given = {name: rng.standard_normal(shape).astype(dtype) for name, shape in self.shapes.items()}
+        if self.points:
+            given["sampling_locations"] = (1.2 * rng.random(self.shapes["sampling_locations"]) - 0.1).astype(dtype)
+            given["sampling_locations"].ravel()[: len(self.points)] = self.points
+        return given
 
     def run(self, arrays: dict[str, np.ndarray], kernels: str = "numba") -> list[Any]:
         """Outputs and gradients."""
@@ -47,7 +52,18 @@ def neighbors(size: tuple[int, ...], heads: int, D: int, Dv: int, bias: bool = T
     return Call("neighborhood_attention", shapes, options)
 
 
+def points(levels: tuple[tuple[int, int], ...], queries: int, heads: int, D: int, count: int) -> Call:
+    """Some points on pixels, at the border and far beyond it."""
+    of = (2, queries, heads, len(levels), count)
+    shapes = {"value": (2, sum(H * W for H, W in levels), heads, D), "attention_weights": of}
+    first = (0.0, 0.5, 1.0, 0.0, 0.5, 0.5, 1e30, 0.5, -1e30, -1e30, 1.0, 1.0)[: 2 * count * queries]
+    return Call("deformable_attention", {**shapes, "sampling_locations": (*of, 2)}, {"spatial_shapes": levels}, first)
+
+
 CALLS = {
+    "one point": points(((1, 1),), 1, 1, 1, 1),
+    "an image of points": points(((9, 7),), 40, 3, 33, 3),
+    "levels": points(((8, 12), (4, 6), (2, 3), (1, 1)), 50, 2, 16, 4),
     "one position": neighbors((1,), 1, 1, 1, kernel_size=(1,)),
     "a line": neighbors((37,), 3, 5, 20, kernel_size=(9,)),
     "a long dilated line": neighbors((200,), 2, 64, 33, False, kernel_size=(31,), dilation=5),
@@ -101,7 +117,7 @@ def test_nothing_beyond_the_arrays_is_touched(place: Callable[[np.ndarray], np.n
     for call in CALLS.values():
         given = call.arrays(dtype)
         expected = call.run(given)
-        with new_arrays(place, neighborhood):
+        with new_arrays(place, deformable if call.points else neighborhood):
             found = call.run({key: place(x) for key, x in given.items()})
         for result, same in zip(found, expected, strict=True):
             np.testing.assert_array_equal(result, same)
