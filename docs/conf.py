@@ -72,6 +72,7 @@ GROUPS = {
     "Attention by other scores": ("attention.alignment", "attention.composed", "attention.positional"),
     "Sparse and hard attention": ("attention.selection", "ops.sparsemax", "ops.entmax"),
     "Images and volumes": ("attention.spatial",),
+    "Approximations": ("attention.approximate",),
     "Graphs": ("attention.graph", "ops.segments"),
     "Attention": ("attention",),
     "Masks": ("masks",),

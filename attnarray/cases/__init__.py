@@ -3,6 +3,7 @@
 A new mechanism adds its cases here; its forward is compared with `tests/naive/<function>.py`.
 """
 
+from attnarray.cases.approximate import APPROXIMATE_CASES
 from attnarray.cases.attend import ATTEND_CASES
 from attnarray.cases.case import Case
 from attnarray.cases.dot_product import DOT_PRODUCT_CASES
@@ -38,6 +39,7 @@ CASES: tuple[Case, ...] = (
     *GRAPH_CASES,
     *LINEAR_ATTENTION_CASES,
     *SPATIAL_CASES,
+    *APPROXIMATE_CASES,
     *RELATIVE_CASES,
     *ROTARY_CASES,
     *SPARSE_CASES,

@@ -189,6 +189,8 @@ def test_sizes_are_distinct(case: Case) -> None:
         others += [given["memory"].shape[-2]] if "memory" in given else []
         weight = next(array for name, array in given.items() if name.endswith("weight"))
         sizes = [*given["x"].shape, *others, weight.shape[0]]
+    elif "spatial_shapes" in given:
+        sizes = [*given["value"].shape, given["attention_weights"].shape[1], given["attention_weights"].shape[4]]
     elif "context" in given:
         sizes = [*given["context"].shape, given["hidden"].shape[-1], given["context_weight"].shape[0]]
     else:

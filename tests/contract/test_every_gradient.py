@@ -21,6 +21,7 @@ WITHOUT_GRADIENT = {
     ("RelativeAttention", "memory"): "the memory is what an earlier segment left: the paper stops its gradient",
     ("TransformerXL", "memory"): "the memory is what an earlier segment left: the paper stops its gradient",
     ("HardAttention", "noise"): "the noise is a sample, not an input to learn",
+    ("lsh_attention", "rotations"): "they choose buckets, and the choice has no gradient",
     ("hard_attention", "noise"): "the noise is a sample, not an input to learn",
 }
 each_call = pytest.mark.parametrize("example", [example for _, example in CALLS], ids=[name for name, _ in CALLS])

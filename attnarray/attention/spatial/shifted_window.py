@@ -172,12 +172,14 @@ def shifted_window_attention_bwd(dout: Array, ctx: ShiftedWindowContext[ArrayT])
     checks.cotangent(dout, out_shape, attention.q)
     *grads, dpairs, _ = scaled_dot_product_attention_bwd(_split(dout, windows), attention)
     dq, dk, dv = (_joined(grad, windows) for grad in grads)
-    dbias = None
-    if bias_shape is not None:
-        xp, R = namespace_of(dpairs), math.prod(bias_shape[1:])
-        pairs = xp.reshape(dpairs, (bias_shape[0], dpairs.shape[1] * dpairs.shape[2], 1))  # of each head
-        dbias = xp.reshape(sum_segments(pairs, _relative(windows, dpairs), R), bias_shape)
-    return ShiftedWindowGrads(dq, dk, dv, dbias)
+    return ShiftedWindowGrads(dq, dk, dv, None if bias_shape is None else _sum_pairs(dpairs, windows, bias_shape))
+
+
+def _sum_pairs(dpairs: Array, windows: Windows, shape: tuple[int, ...]) -> Any:
+    """The gradient of the relative bias from that of all pairs (heads, T, T)."""
+    xp, count = namespace_of(dpairs), math.prod(shape[1:])
+    pairs = xp.reshape(dpairs, (shape[0], dpairs.shape[1] * dpairs.shape[2], 1))
+    return xp.reshape(sum_segments(pairs, _relative(windows, dpairs), count), shape)
 
 
 def _split(x: Array, windows: Windows) -> Any:
@@ -212,7 +214,7 @@ def _mask(windows: Windows, like: Array) -> Any:
     for axis, (size, shift) in enumerate(zip(windows.size, windows.shift, strict=True)):
         # The last `shift` positions of the rolled axis were at its beginning.
         label = xp.astype(xp.arange(size, dtype=dtype, device=device) >= size - shift, dtype)
-        labels = 2 * labels + xp.reshape(label, [size if n == axis + 1 else 1 for n in range(labels.ndim)])
+        labels = 2 * labels + xp.reshape(label, tuple(size if n == axis + 1 else 1 for n in range(labels.ndim)))
     labels = _split(labels, windows._replace(shift=(0,) * len(windows.size)))[0, :, :, 0, 0]
     return (labels[:, :, None] == labels[:, None, :])[:, None, :, :]
 
