@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from attnarray.cases.case import Case, normal
@@ -12,7 +13,7 @@ EQUAL_HEADS = {"query": (2, 4, 9, 5), "key": (2, 4, 7, 5), "value": (2, 4, 7, 6)
 ITSELF = {"query": (2, 3, 12, 5), "value": (2, 3, 12, 6)}
 
 
-def _case(function: str, label: str, shapes: dict[str, tuple[int, ...]], **options: Any) -> Case:
+def _case(function: str, label: str, shapes: Mapping[str, tuple[int, ...]], **options: Any) -> Case:
     return Case(f"{function}_attention", label, normal(**shapes), options)
 
 

@@ -260,8 +260,8 @@ def _checked(query: Array, value: Array, rotations: Array, chunk_size: int) -> L
     named = checks.shapes(**given)
     if query.ndim < 2 or tuple(query.shape[:-1]) != tuple(value.shape[:-1]):
         raise ValueError(
-            "`query` and `value` must be (*batch, H, T, dim) with the same batch, heads and positions: the queries are the "
-            f"keys, too. {named}"
+            "`query` and `value` must be (*batch, H, T, dim) with the same batch, heads and positions: the queries are "
+            f"the keys, too. {named}"
         )
     layout = attention_layout(query, query, value, "BHTD")
     if rotations.ndim != 3 or rotations.shape[1] != query.shape[-1] or not rotations.shape[0] * rotations.shape[2]:

@@ -175,7 +175,7 @@ def shifted_window_attention_bwd(dout: Array, ctx: ShiftedWindowContext[ArrayT])
     return ShiftedWindowGrads(dq, dk, dv, None if bias_shape is None else _sum_pairs(dpairs, windows, bias_shape))
 
 
-def _sum_pairs(dpairs: Array, windows: Windows, shape: tuple[int, ...]) -> Any:
+def _sum_pairs(dpairs: Any, windows: Windows, shape: tuple[int, ...]) -> Any:
     """The gradient of the relative bias from that of all pairs (heads, T, T)."""
     xp, count = namespace_of(dpairs), math.prod(shape[1:])
     pairs = xp.reshape(dpairs, (shape[0], dpairs.shape[1] * dpairs.shape[2], 1))
