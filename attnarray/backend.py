@@ -144,6 +144,11 @@ def _namespace_of_others(arrays: tuple[Array | None, ...]) -> Namespace:
         )
     if libraries == ["numpy"]:
         return np
+    if libraries == ["dask"]:
+        raise TypeError(
+            "Dask's arrays are computed by attnarray.distributed.dask, which has scaled_dot_product_attention and "
+            "multi_head_attention. What works row by row is mapped over chunks: x.map_blocks(attnarray.layer_norm)."
+        )
     return array_api_compat.array_namespace(*given)
 
 

@@ -45,6 +45,13 @@ def find_triple(function: Callable[..., Any]) -> Triple:
     return Triple(function, *parts.values())  # type: ignore[arg-type]
 
 
+def argument_gradient(grads: Any, name: str) -> Any:
+    """The gradient of the argument `name`; None without one. That of a floating mask is called that of a bias."""
+    if name.endswith("_mask") and not hasattr(grads, name):
+        name = {"attn_mask": "bias", "memory_mask": "memory_bias"}.get(name, name)
+    return getattr(grads, name, None)
+
+
 def by_name(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """All arguments of a call as keywords."""
     signature = inspect.signature(function)

@@ -1,14 +1,17 @@
 """What the bridges cost, and what they bring: PyTorch's own attention and transformers' "sdpa" beside ours.
 
-    python -m benchmarks.bridges [--rounds N] [--output NAME]
+    python -m benchmarks.bridges [--rounds N] [--only TEXT] [--output NAME]
 
-Interleaved rounds in one process; a ratio is the median of the peer's time over ours, with its range.
+The floor of a tiny call is what autograd takes for a function that does nothing. PyTorch's OpenMP lets its threads spin
+after each operation, on processors that ours need then: GOMP_SPINCOUNT=0 before Python starts forbids it. Interleaved
+rounds in one process; a ratio is the median of the peer's time over ours, with its range.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -27,6 +30,18 @@ from attnarray.bridges import transformers as bridge_of_transformers
 Case = tuple[Callable[[], Any], Callable[[], Any], int]  # ours, the peer, calls in one sample
 
 
+class Nothing(torch.autograd.Function):
+    """The least that a function of autograd written in Python does."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Any, key: Any, value: Any) -> Any:
+        return query.detach()
+
+    @staticmethod
+    def backward(ctx: Any, dout: Any) -> Any:
+        return dout, dout, dout
+
+
 def attention(shape: tuple[int, ...], calls: int, peer: str) -> Case:
     """Forward and backward through autograd, against PyTorch's, or against our functions on arrays."""
     tensors = [torch.randn(shape).requires_grad_() for _ in range(3)]
@@ -41,9 +56,15 @@ def attention(shape: tuple[int, ...], calls: int, peer: str) -> Case:
         return aa.scaled_dot_product_attention_bwd(darray, ctx)
 
     ours = bridged(bridge.scaled_dot_product_attention)
-    theirs = bridged(torch.nn.functional.scaled_dot_product_attention) if peer == "PyTorch" else direct
-    for one, other in zip(ours(), theirs(), strict=False):
-        np.testing.assert_allclose(np.asarray(one), np.asarray(other), atol=1e-4)
+    theirs = {
+        "PyTorch": bridged(torch.nn.functional.scaled_dot_product_attention),
+        "direct": direct,
+        "nothing": bridged(Nothing.apply),
+        "multiplication by 1": lambda: torch.autograd.grad(tensors[0] * 1.0, tensors[0], dout),
+    }[peer]
+    if peer in ("PyTorch", "direct"):
+        for one, other in zip(ours(), theirs(), strict=False):
+            np.testing.assert_allclose(np.asarray(one), np.asarray(other), atol=1e-4)
     return ours, theirs, calls
 
 
@@ -78,6 +99,10 @@ def model(kind: str, tokens: int, training: bool) -> Case:
 CASES: dict[str, Callable[[], Case]] = {
     "tiny (1, 2, 4, 8), forward and backward: PyTorch": lambda: attention((1, 2, 4, 8), 200, "PyTorch"),
     "tiny (1, 2, 4, 8), forward and backward: direct": lambda: attention((1, 2, 4, 8), 200, "direct"),
+    "tiny (1, 2, 4, 8), forward and backward: nothing": lambda: attention((1, 2, 4, 8), 200, "nothing"),
+    "tiny (1, 2, 4, 8), forward and backward: multiplication by 1": lambda: attention(
+        (1, 2, 4, 8), 200, "multiplication by 1"
+    ),
     "(1, 8, 512, 64), forward and backward: PyTorch": lambda: attention((1, 8, 512, 64), 2, "PyTorch"),
     "(1, 8, 2048, 64), forward and backward: PyTorch": lambda: attention((1, 8, 2048, 64), 1, "PyTorch"),
     "GPT-2, 4 layers, 512 tokens: sdpa": lambda: model("GPT-2", 512, training=False),
@@ -105,14 +130,20 @@ def measured(case: Case, rounds: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="The cost of the bridges.")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", default="", metavar="TEXT", help="only cases with this in their name")
     parser.add_argument("--output", metavar="NAME", help="write NAME.json into benchmarks/results")
     options = parser.parse_args()
-    about = describe("numpy", torch.get_num_threads(), f"python -m benchmarks.bridges --rounds {options.rounds}")
+    only = f" --only '{options.only}'" if options.only else ""
+    command = f"python -m benchmarks.bridges --rounds {options.rounds}{only}"
+    spin = os.environ.get("GOMP_SPINCOUNT")
+    about = describe("numpy", torch.get_num_threads(), command if spin is None else f"GOMP_SPINCOUNT={spin} {command}")
     found = {}
     for name, make in CASES.items():
+        if options.only not in name:
+            continue
         found[name] = row = measured(make(), options.rounds)
         print(
-            f"{name:52s} {1e6 * row['ours']:10.1f} us {1e6 * row['peer']:10.1f} us  ratio {row['ratio']:.2f}",
+            f"{name:60s} {1e6 * row['ours']:10.1f} us {1e6 * row['peer']:10.1f} us  ratio {row['ratio']:.2f}",
             flush=True,
         )
     if options.output:

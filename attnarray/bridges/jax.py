@@ -26,7 +26,7 @@ import numpy as np
 
 import attnarray
 from attnarray import tree
-from attnarray.triples import find_triple
+from attnarray.triples import argument_gradient, find_triple
 
 try:
     import jax
@@ -64,6 +64,7 @@ def differentiable(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def on_arrays(*args: Any, **keywords: Any) -> Any:
         given = inspect.signature(function).bind(*args, **keywords).arguments
+        _check_bits(given)
         arrays = {name: value for name, value in given.items() if _has_arrays(value)}
         static = {name: value for name, value in given.items() if name not in arrays}
 
@@ -72,7 +73,7 @@ def differentiable(function: Callable[..., Any]) -> Callable[..., Any]:
 
         def backward(arrays: Any, dout: Any) -> Any:
             grads = triple.bwd(_numpy(dout), triple.fwd(**_numpy(arrays), **static)[1])
-            return {name: _like(value, getattr(grads, name, None)) for name, value in arrays.items()}
+            return {name: _like(value, argument_gradient(grads, name)) for name, value in arrays.items()}
 
         @jax.custom_vjp
         def call(arrays: Any) -> Any:
@@ -87,6 +88,19 @@ def differentiable(function: Callable[..., Any]) -> Callable[..., Any]:
         return call(arrays)
 
     return on_arrays
+
+
+def _check_bits(given: dict[str, Any]) -> None:
+    """Check that JAX does not narrow NumPy's arrays, as it does silently."""
+    if jax.config.jax_enable_x64:
+        return
+    for name, value in given.items():
+        for leaf in jax.tree.leaves(value):
+            if isinstance(leaf, np.ndarray | np.generic) and leaf.dtype == np.float64:
+                raise TypeError(
+                    f"`{name}` is float64, but JAX runs without 64 bits and would compute in float32. Enable them by "
+                    f'jax.config.update("jax_enable_x64", True) before the first array, or give {name} in float32.'
+                )
 
 
 def _has_arrays(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from typing import Any
 
@@ -16,7 +17,7 @@ except ModuleNotFoundError as error:
         "attnarray.bridges.torch needs PyTorch, which is not installed: pip install torch"
     ) from error
 
-__all__ = ["FLOATING", "to_array", "to_tensor", "torch"]
+__all__ = ["FLOATING", "autocast", "to_array", "to_tensor", "torch"]
 
 FLOATING = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 NATIVE = {torch.float64, torch.float32}
@@ -54,6 +55,17 @@ def to_tensor(array: Any) -> Any:
     if array.dtype.kind == "V" or dtype_name(array.dtype) == "bfloat16":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
+
+
+def autocast(tensors: list[Any], function: Any) -> list[Any]:
+    """The arguments of a function. Under autocast floating ones get its dtype, those of primitives their widest one."""
+    if not tensors or not torch.is_autocast_enabled(tensors[0].device.type):
+        return tensors
+    given = [tensor.dtype for tensor in tensors if tensor.dtype in FLOATING]
+    dtype = torch.get_autocast_dtype(tensors[0].device.type)
+    if torch.float64 in given or getattr(function, "__module__", "").startswith("attnarray.ops."):
+        dtype = functools.reduce(torch.promote_types, given)
+    return [tensor.to(dtype) if tensor.dtype in FLOATING else tensor for tensor in tensors]
 
 
 def _cupy() -> Any:

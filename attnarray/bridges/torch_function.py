@@ -7,15 +7,17 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 import attnarray
 from attnarray import tree
-from attnarray.bridges.tensors import FLOATING, to_array, to_tensor, torch
+from attnarray.bridges.tensors import FLOATING, autocast, to_array, to_tensor, torch
 from attnarray.bridges.torch_graph import fits_graph, in_graph
 from attnarray.masks import Mask
 from attnarray.numpy_arrays import writable
-from attnarray.triples import Triple, find_triple
+from attnarray.triples import Triple, argument_gradient, find_triple
 
-SCALARS = {bool, int, float, str}
+SCALARS = {bool, int, float, str, type(None)}  # parts of contexts that hold no array
 
 
 class Call:
@@ -48,6 +50,8 @@ class Call:
 
     def run(self, function: Callable[..., Any], arrays: Sequence[Any]) -> Any:
         """Call a function with arrays in place of the tensors."""
+        if len(arrays) == len(self.places) == len(self.values) and not self.keywords:
+            return function(*arrays)
         values, rest = self.values.copy(), iter(arrays)
         for n in self.places:
             values[n] = next(rest)
@@ -58,9 +62,9 @@ class Call:
 
     def gradients(self, grads: Any) -> list[Any]:
         """The gradients of the tensors, from those by name."""
-        found = [getattr(grads, self.names[n], None) for n in self.places]
+        found = [argument_gradient(grads, self.names[n]) for n in self.places]
         for n, value in self.nested:
-            grad = getattr(grads, self.names[n], None)
+            grad = argument_gradient(grads, self.names[n])
             paths = [path for path, leaf in tree.flatten(_open(value)) if isinstance(leaf, torch.Tensor)]
             found += [None if grad is None or isinstance(value, Mask) else tree.get(grad, path) for path in paths]
         return found
@@ -137,6 +141,12 @@ def differentiable(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _cast(call: Call, tensors: list[Any]) -> list[Any]:
     """The tensors, of one device. Under autocast floating ones get its dtype, those of primitives their widest one."""
+    if not torch.is_autocast_enabled("cpu"):
+        for tensor in tensors:
+            if not tensor.is_cpu:
+                break
+        else:
+            return tensors  # a tiny call takes not much longer than these checks
     kinds = {tensor.device.type for tensor in tensors}
     if len({tensor.device for tensor in tensors}) > 1:
         found = ", ".join(sorted({str(tensor.device) for tensor in tensors}))
@@ -145,15 +155,7 @@ def _cast(call: Call, tensors: list[Any]) -> list[Any]:
         raise TypeError(
             f"The tensors are on a device {kinds.pop()!r}, expected 'cpu' or 'cuda'. Move them: tensor.cpu()."
         )
-    if not tensors or not torch.is_autocast_enabled(tensors[0].device.type):
-        return tensors
-    given = [tensor.dtype for tensor in tensors if tensor.dtype in FLOATING]
-    primitive = getattr(call.triple.f, "__module__", "").startswith("attnarray.ops.")
-    if torch.float64 in given or primitive:
-        dtype = functools.reduce(torch.promote_types, given)
-    else:
-        dtype = torch.get_autocast_dtype(tensors[0].device.type)
-    return [tensor.to(dtype) if tensor.dtype in FLOATING else tensor for tensor in tensors]
+    return autocast(tensors, call.triple.f)
 
 
 def _applied(call: Call, tensors: list[Any]) -> Any:
@@ -191,7 +193,10 @@ class _Function(torch.autograd.Function):
         held = ctx.saved_tensors  # raises if one of them was changed, or freed
         if torch.is_grad_enabled():
             return None, *_Second.apply(ctx.call, len(douts), *douts, *held)
-        return None, *_gradients(ctx.call, douts)
+        grads = _gradients(ctx.call, douts)
+        if any(grad is None for grad in grads):
+            _check_needed(ctx, grads)
+        return None, *grads
 
 
 class _Transformed(torch.autograd.Function):
@@ -211,9 +216,29 @@ class _Transformed(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], call: Call, *tensors: Any) -> Any:
-        raise NotImplementedError(
-            f"{_name(call)} is not mapped by torch.vmap: give it tensors with an axis for the batch instead."
-        )
+        raise _not_mapped(call)
+
+    @staticmethod
+    def jvp(ctx: Any, *unused: Any) -> Any:
+        raise NotImplementedError(f"{_name(ctx.call)} has no derivative in forward mode: use torch.func.grad or vjp.")
+
+
+def _not_mapped(call: Call) -> NotImplementedError:
+    return NotImplementedError(
+        f"{_name(call)} is not mapped by torch.vmap: give it tensors with an axis for the batch instead."
+    )
+
+
+def _check_needed(ctx: Any, grads: list[Any]) -> None:
+    """Check that there is a gradient of each tensor that requires one."""
+    call = ctx.call
+    for n, (needed, grad) in enumerate(zip(ctx.needs_input_grad[1:], grads, strict=True)):
+        if needed and grad is None:
+            name = call.names[call.places[n]] if n < len(call.places) else call.names[call.nested[0][0]]
+            raise TypeError(
+                f"`{name}` has a tensor that requires a gradient, but {_name(call)} has none of it. "
+                f"Give {name}.detach()."
+            )
 
 
 def _forward(call: Call, tensors: Sequence[Any]) -> tuple[Any, ...]:
@@ -250,6 +275,10 @@ class _Second(torch.autograd.Function):
             f"The backward of {_name(ctx.call)} has no derivative: gradients of gradients need a function of PyTorch."
         )
 
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], call: Call, *unused: Any) -> Any:
+        raise _not_mapped(call)
+
 
 def _name(call: Call) -> str:
     return getattr(call.triple.f, "__name__", type(call.triple.f).__name__)
@@ -268,17 +297,25 @@ def _gradients(call: Call, douts: Sequence[Any]) -> list[Any]:
 def _held(context: Any, arrays: list[Any]) -> list[int]:
     """Which arrays a context holds, itself or as views."""
     inside: set[int] = set()
-    nodes: list[Any] = [(context,)]
-    while nodes:
-        for part in nodes.pop():
-            if part is None or type(part) in SCALARS:
-                continue
-            if isinstance(part, (tuple, list)):
-                nodes.append(part)
-            elif isinstance(part, dict):
-                nodes.append(part.values())
-            elif hasattr(part, "base"):
-                inside.add(id(part))
-                inside.add(id(part.base))
-    inside.discard(id(None))
-    return [n for n, array in enumerate(arrays) if id(array) in inside or id(getattr(array, "base", None)) in inside]
+    found: list[int] = []
+    level: list[Any] = [(context,)]
+    while level and len(found) < len(arrays):  # most contexts have all of them on top
+        below: list[Any] = []
+        for node in level:
+            for part in node:
+                kind = type(part)
+                if kind in SCALARS:
+                    continue
+                if kind is not np.ndarray and isinstance(part, (tuple, list)):
+                    below.append(part)
+                elif kind is dict:
+                    below.append(part.values())
+                elif hasattr(part, "base"):
+                    inside.add(id(part))
+                    inside.add(id(part.base))
+        level = below
+        inside.discard(id(None))
+        found = [
+            n for n, array in enumerate(arrays) if id(array) in inside or id(getattr(array, "base", None)) in inside
+        ]
+    return found

@@ -12,8 +12,8 @@ import numpy as np
 
 import attnarray
 from attnarray.backend import dtype_called, dtype_name
-from attnarray.bridges.tensors import to_array, to_tensor, torch
-from attnarray.triples import Triple, find_triple
+from attnarray.bridges.tensors import autocast, to_array, to_tensor, torch
+from attnarray.triples import Triple, argument_gradient, find_triple
 
 
 def fits_graph(values: Sequence[Any]) -> bool:
@@ -28,6 +28,7 @@ def in_graph(function: Callable[..., Any], args: tuple[Any, ...], keywords: dict
     tensors = [value for value in given.values() if isinstance(value, torch.Tensor)]
     others = {name: value for name, value in given.items() if not isinstance(value, torch.Tensor)}
     names = [name for name, value in given.items() if isinstance(value, torch.Tensor)]
+    tensors = autocast(tensors, function)
     return _forward_op(tensors, f"{function.__name__}|{names}|{others}")
 
 
@@ -50,7 +51,7 @@ def _backward_op(tensors: Sequence[torch.Tensor], dout: torch.Tensor, key: str) 
     triple, names, others = _decoded(key)
     arrays = dict(zip(names, [to_array(tensor) for tensor in tensors], strict=True))
     grads = triple.bwd(to_array(dout), triple.fwd(**arrays, **others)[1])
-    found = [getattr(grads, name, None) for name in names]
+    found = [argument_gradient(grads, name) for name in names]
     return [torch.zeros_like(x) if grad is None else to_tensor(grad) for x, grad in zip(tensors, found, strict=True)]
 
 

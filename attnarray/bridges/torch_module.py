@@ -61,6 +61,13 @@ class Module(torch.nn.Module):
         new.load_state_dict(state)
         return new
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "_call"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._call = differentiable(self.layer)
+
     def params(self) -> Any:
         """The parameters as the tree that the layer takes."""
         return tree.map(self.get_parameter, self._names)

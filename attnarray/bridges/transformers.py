@@ -35,7 +35,35 @@ except ImportError as error:
     ) from error
 
 NAME = "attnarray"
-_attention = differentiable(attnarray.scaled_dot_product_attention)
+
+
+class _Attention:
+    """Attention of (B, T, H, D) whose results are contiguous.
+
+    PyTorch would copy them in parallel, in threads that go on spinning for a while: in the time of the next attention.
+    """
+
+    def __call__(self, query: Any, key: Any, value: Any, **options: Any) -> Any:
+        return self.fwd(query, key, value, **options)[0]
+
+    def fwd(self, query: Any, key: Any, value: Any, **options: Any) -> tuple[Any, Any]:
+        """The output (B, T, H, D), and the context."""
+        out, ctx = attnarray.scaled_dot_product_attention_fwd(query, key, value, **options, layout="BTHD")
+        return _contiguous(out), ctx
+
+    def bwd(self, dout: Any, ctx: Any) -> Any:
+        """The gradients, by name."""
+        grads = attnarray.scaled_dot_product_attention_bwd(dout, ctx)
+        return grads._replace(**{name: _contiguous(getattr(grads, name)) for name in ("query", "key", "value")})
+
+
+def _contiguous(x: Any) -> Any:
+    """x (B, T, H, D) in this order in memory."""
+    xp, (B, T, H, D) = attnarray.namespace_of(x), x.shape
+    return xp.reshape(xp.reshape(x, (B, T, H * D)), (B, T, H, D))
+
+
+_attention = differentiable(_Attention())
 
 
 class Recording(NamedTuple):
@@ -74,7 +102,7 @@ def attention_forward(
     recording = _RECORDING.get()
     if recording is not None:
         recording.weights.append(_weights(query, key, value, options, recording.rows))
-    return _attention(query, key, value, **options).transpose(1, 2).contiguous(), None
+    return _attention(*(x.transpose(1, 2) for x in (query, key, value)), **options), None
 
 
 def _weights(query: Any, key: Any, value: Any, options: dict[str, Any], rows: Sequence[int]) -> Any:

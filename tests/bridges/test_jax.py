@@ -60,6 +60,23 @@ def test_shapes_are_checked_when_jax_traces() -> None:
         jax.eval_shape(bridge.scaled_dot_product_attention, q, k[..., :4], v)
 
 
+def test_a_mask_that_is_added_to_the_scores_has_a_gradient() -> None:
+    (q, k, v), (mask,) = draws(1, 2, 3, 4), draws(3, 3, count=1)
+    grads = [
+        jax.grad(lambda x, name=name: (bridge.scaled_dot_product_attention(q, k, v, **{name: x}) ** 2).sum())(mask)
+        for name in ("attn_mask", "bias")
+    ]
+    np.testing.assert_array_equal(*grads)
+    assert np.any(np.asarray(grads[0]) != 0)
+
+
+def test_without_64_bits() -> None:
+    with jax.enable_x64(False), pytest.raises(TypeError, match="`x` is float64, but JAX runs without 64 bits"):
+        bridge.softmax(np.ones(3))
+    with jax.enable_x64(True):
+        assert bridge.softmax(jnp.asarray(np.ones(3))).dtype == np.float64
+
+
 def test_sixteen_bits() -> None:
     q, k, v = (x.astype(jnp.bfloat16) for x in draws(1, 2, 3, 4))
     assert attention(q, k, v).dtype == jnp.bfloat16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,8 @@ def tensors_of(value: Any) -> Any:
 def test_every_case_has_its_values_and_gradients(case: Case) -> None:
     expected, pullback = aa.vjp(case.f, **case.arguments())
     given = {name: tensors_of(value) for name, value in case.arguments().items()}
+    if "noise" in given:
+        given["noise"] = given["noise"].detach()  # a sample, which has no gradient
     out = bridge.differentiable(case.f)(**given)
     leaves = [leaf for _, leaf in tree.flatten(out)]
     for tensor, (_, array) in zip(leaves, tree.flatten(expected), strict=True):
@@ -155,6 +158,58 @@ def test_autocast() -> None:
     assert bridge.scaled_dot_product_attention(q, k, v).dtype is torch.float32
 
 
+def test_the_mask_that_is_added_to_the_scores_has_a_gradient() -> None:
+    (q, k, v), (mask,) = tensors(2, 4, 5, 8), tensors(5, 5, count=1)
+    found = [
+        torch.autograd.grad(attention(q, k, v, attn_mask=mask).square().sum(), mask)[0]
+        for attention in (bridge.scaled_dot_product_attention, torch.nn.functional.scaled_dot_product_attention)
+    ]
+    torch.testing.assert_close(*found)
+
+
+def test_a_tensor_without_a_gradient_must_not_require_one() -> None:
+    layer = aa.layers.RelativeAttention(8, 2)
+    module, (x, memory) = bridge.Module(layer).double(), tensors(2, 3, 8, count=2)
+    with pytest.raises(TypeError, match=r"`memory` has a tensor that requires a gradient.* memory.detach\(\)"):
+        module(x, memory).sum().backward()
+    module(x, memory.detach()).sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch, in forward mode
+def test_transformations_that_there_are_not() -> None:
+    (x,) = tensors(2, 3, count=1)
+    for transformed in (torch.func.jacrev(bridge.softmax), torch.vmap(bridge.softmax)):
+        with pytest.raises(NotImplementedError, match=r"softmax is not mapped by torch.vmap"):
+            transformed(x.detach())
+    with pytest.raises(NotImplementedError, match="softmax has no derivative in forward mode"):
+        torch.func.jvp(bridge.softmax, (x.detach(),), (x.detach(),))
+
+
+def test_autocast_in_a_graph() -> None:
+    def both(x: Any) -> Any:
+        return bridge.scaled_dot_product_attention(x, x, x), bridge.softmax(x)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.compile(both, fullgraph=True, backend="aot_eager")(torch.ones(1, 2, 3, 4))
+    assert [one.dtype for one in found] == [torch.bfloat16, torch.float32]
+
+
+@pytest.mark.parametrize("name", ["expanded", "flipped", "sliced"])
+def test_tensors_of_any_strides(name: str) -> None:
+    q, k, v = tensors(2, 4, 5, 8)
+    change: Any = {
+        "expanded": lambda x: x[:, :1].expand(2, 4, 5, 8),
+        "flipped": lambda x: x.flip(2),
+        "sliced": lambda x: x[..., ::2],
+    }[name]
+    found = []
+    for attention in (bridge.scaled_dot_product_attention, torch.nn.functional.scaled_dot_product_attention):
+        out = attention(change(q), change(k), v)
+        found.append((out, *torch.autograd.grad(out.square().sum(), (q, k, v))))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_checkpointing() -> None:
     from torch.utils.checkpoint import checkpoint
 
@@ -238,6 +293,12 @@ def test_a_module_trains() -> None:
         losses.append(loss.item())
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0]
+
+
+def test_a_module_is_pickled() -> None:
+    module = bridge.Module(aa.layers.MultiHeadAttention(8, 2))
+    again, x = pickle.loads(pickle.dumps(module)), torch.ones(1, 3, 8)
+    torch.testing.assert_close(again(x), module(x))
 
 
 def test_the_state_of_a_module_goes_both_ways() -> None:
