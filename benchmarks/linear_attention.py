@@ -164,6 +164,23 @@ def share(steps: int, rounds: int) -> dict[str, float]:
     return times
 
 
+def by_dim(steps: int, rounds: int) -> dict[str, float]:
+    """A decay for each key dimension: by kernels, by array code, and beside one for each head."""
+    given = arrays(steps)
+    decay = -(np.random.default_rng(1).random(given["key"].shape, dtype=np.float32) ** 3)
+    dims = {**given, "decay": decay}
+
+    def array_code(backward: bool) -> Any:
+        with aa.use_kernels("reference"):
+            return ours(dims, backward)
+
+    functions = {"head": lambda b: ours(given, b), "dim": lambda b: ours(dims, b)}
+    passes = {"forward": False, "both": True}
+    times = best({f"{name}: {n}": functools.partial(f, b) for name, b in passes.items() for n, f in functions.items()},
+                 rounds)  # fmt: skip
+    return times | best({f"{name}: array code": functools.partial(array_code, b) for name, b in passes.items()}, 1)
+
+
 def against_softmax(steps: int, heads: int, rounds: int) -> dict[str, float]:
     given, small = arrays(steps, heads), arrays(256, heads)
     ours(small, True), softmax(small, True)  # which load the kernels
@@ -250,13 +267,14 @@ def main() -> None:
     parser.add_argument("--output", metavar="NAME", help="name of the file in benchmarks/results, without extension")
     parser.add_argument("--quick", action="store_true", help="small sizes, one round")
     parser.add_argument(
-        "--only", nargs="*", choices=("speed", "share", "softmax", "long", "step", "memory", "accuracy")
+        "--only", nargs="*", choices=("speed", "share", "dims", "softmax", "long", "step", "memory", "accuracy")
     )
     options = parser.parse_args()
     small = options.quick
     parts: dict[str, Callable[[], Any]] = {
         "speed": lambda: speed(256 if small else 8192, 1 if small else 5),
         "share": lambda: share(256 if small else 8192, 1 if small else 8),
+        "dims": lambda: by_dim(256 if small else 2048, 1 if small else 7),
         "softmax": lambda: against_softmax(256 if small else 8192, HEADS, 1 if small else 2),
         "long": lambda: against_softmax(512 if small else 65536, 2, 1),
         "step": lambda: one_step(2 if small else 32, 1 if small else 20),

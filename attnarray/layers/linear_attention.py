@@ -346,9 +346,12 @@ class LinearAttention(Layer):
                 "numbers other than 0. Give right-padded sequences and `lengths`."
             )
         starts = checks.same_device("starts", checks.integers("starts", starts), "x", x)
-        if not isinstance(starts, int):
-            checks.shape("starts", starts, tuple(x.shape[:-2]), "the length of the left padding of each sequence")
-            starts = starts[..., None, None]
+        meaning = "the length of the left padding of each sequence"
+        if isinstance(starts, int):
+            starts = checks.whole("starts", starts, 0, 2**31, meaning)
+        else:
+            checks.shape("starts", starts, tuple(x.shape[:-2]), meaning)
+            starts = checks.within("starts", starts, 0, 2**31, meaning)[..., None, None]
         step = namespace_of(x).arange(first, first + x.shape[-2], device=device_of(x))
         return step[:, None] >= starts
 

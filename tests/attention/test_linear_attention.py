@@ -203,6 +203,7 @@ WRONG = {
     "heads": ({"query": GIVEN["query"][:, :3]}, "`query` has 3 heads, `key` 2 and `value` 2"),
     "chunk": ({"chunk_size": 0}, "`chunk_size` is 0, expected an integer >= 1: the number of steps of a chunk"),
     "lengths": ({"lengths": [3, 8]}, "`lengths` goes from 3 to 8, expected integers from 0 to 7"),
+    "no steps": ({"lengths": -1}, "`lengths` is -1, expected an integer >= 0: the number of steps"),
     "lengths shape": ({"lengths": [3, 4, 5]}, "`lengths` has shape (3,), expected (2,): one integer for all"),
     "normalize": ({"normalize": True}, "`normalize` is True, but rule='gated_delta' replaces values"),
     "map": ({"feature_map": "elu"}, "`feature_map` is 'elu', expected one of 'elu+1', 'relu', 'squared', 'exp'"),
@@ -265,6 +266,22 @@ def test_steps_of_a_layer_are_one_call(family: str) -> None:
     assert_close(np.concatenate(outs, axis=1), layer(params, x), ROUNDING)
     assert cache.length == 9
     assert tree.nbytes(cache) == tree.nbytes(layer.cache(2, dtype="float64"))
+
+
+def test_left_padding_of_a_layer_leaves_its_states_alone() -> None:
+    x = np.random.default_rng(0).standard_normal((2, 9, 8))
+    for family in FAMILIES:
+        layer = getattr(aa.layers.LinearAttention, family)(dim=8, num_heads=2)
+        params = layer.init(aa.Philox(0), "float64")
+        y, ctx = layer.fwd(params, x, starts=[4, 0], lengths=[7, 9])
+        assert_close(y[:1, 4:7], layer(params, x[:1, 4:7]), ROUNDING)
+        assert not np.any(layer.bwd(np.ones_like(y), ctx).x[0, :4])
+        cache = layer.cache(2, dtype="float64")
+        for part in (slice(0, 3), slice(3, 5), slice(5, 9)):
+            out, cache = layer.step(params, x[:, part], cache, starts=np.array([4, 0]))
+        assert_close(out, layer(params, x, starts=[4, 0])[:, 5:], ROUNDING)
+        report = aa.gradcheck(layer, params, x, starts=[4, 0], max_elements=3)
+        assert report, str(report)
 
 
 def test_messages_of_the_layer() -> None:

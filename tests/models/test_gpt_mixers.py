@@ -205,6 +205,8 @@ BAD: dict[str, tuple[type[Exception], str, Any]] = {
     "starts and a map": (ValueError, "`starts` is given, but the layer has feature_map='relu', which may map",
                          lambda: (layer := aa.layers.LinearAttention(8, 2, feature_map="relu"))(
                              layer.init(aa.Philox(0)), X, starts=1)),
+    "negative starts": (ValueError, "`starts` goes from -1 to 2, expected integers from 0", lambda: (
+        layer := aa.layers.LinearAttention(8, 2))(layer.init(aa.Philox(0)), X, starts=[-1, 2])),
     "up to": (ValueError, "`length` is 3, but the states of linear attention hold 7 positions, and none can",
               lambda: HYBRID.step(PARAMS, TOKENS, HYBRID.cache(3, dtype="float64"))[1].up_to(3)),
     "speculation": (ValueError, "`model` has linear mixers, whose states cannot forget drafted tokens",

@@ -27,6 +27,7 @@ def test_the_parts_give_every_predicted_figure() -> None:
             "forward: our chunked PyTorch", "both: our chunked PyTorch", "both: ours",
         ), 1.0),
     }  # fmt: skip
+    assert len(bench.by_dim(64, 1)) == 6
     figures = bench.came(found)
     assert list(figures) == list(bench.PREDICTED)
     assert found["memory"]["inputs"] > 0
