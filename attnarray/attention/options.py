@@ -127,6 +127,14 @@ def score_modifiers(
     return modifiers, None if bias is None else tuple(bias.shape)
 
 
+def check_window(window: Any) -> Window:
+    """Return the mask of a window (left, right)."""
+    if not isinstance(window, tuple | list) or len(window) != 2:
+        given = checks.shown(window)
+        raise ValueError(f"`window` is {given}, expected (left, right), each an integer >= 0 or None = unbounded.")
+    return Window(*window)
+
+
 def _constraints(
     attn_mask: Array | Mask | None, is_causal: bool, window: tuple[int | None, int | None] | None
 ) -> Constraints:
@@ -136,10 +144,7 @@ def _constraints(
     if is_causal:
         masks.append(CAUSAL)
     if window is not None:
-        if not isinstance(window, tuple | list) or len(window) != 2:
-            given = checks.shown(window)
-            raise ValueError(f"`window` is {given}, expected (left, right), each an integer >= 0 or None = unbounded.")
-        masks.append(Window(*window))
+        masks.append(check_window(window))
     constraints = to_constraints(*masks)
     if not isinstance(attn_mask, Mask) and attn_mask is not None and dtype_name(attn_mask.dtype) == "bool":
         constraints = constraints._replace(dense=(attn_mask,))

@@ -15,6 +15,7 @@ from attnarray.layers.linear_attention import LinearAttention
 from attnarray.layers.local import LocalAttention
 from attnarray.layers.location import LocationAttention
 from attnarray.layers.luong import LuongAttention
+from attnarray.layers.mixture_of_experts import MixtureOfExperts
 from attnarray.layers.multi_head import MultiHeadAttention
 from attnarray.layers.norm import LayerNorm, RMSNorm
 from attnarray.layers.paged_cache import PagedCache
@@ -41,6 +42,7 @@ __all__ = [
     "LocalAttention",
     "LocationAttention",
     "LuongAttention",
+    "MixtureOfExperts",
     "MultiHeadAttention",
     "PagedCache",
     "PairwiseAttention",

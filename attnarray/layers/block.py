@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypedDict, Unpack, get_args
 
@@ -16,15 +18,22 @@ from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
 from attnarray.layers.linear_attention import LinearAttention
 from attnarray.layers.memory import attend_to_memory, project_memory
-from attnarray.layers.multi_head import MultiHeadAttention
+from attnarray.layers.mixture_of_experts import MixtureOfExperts
+from attnarray.layers.multi_head import MultiHeadAttention, QKNorm
 from attnarray.layers.norm import LayerNorm, RMSNorm
-from attnarray.layers.residual import Residual, ResidualContext
+from attnarray.layers.residual import Branch, Residual, ResidualContext
 from attnarray.masks import Mask
 from attnarray.ops.rotary import Rotary
 from attnarray.random import Philox
 
-Norm = Literal["layer", "rms"]
-NORMS: dict[Norm, Any] = {"layer": LayerNorm, "rms": RMSNorm}
+Norm = Literal["layer", "rms", "layer_no_bias", "rms_zero_centered"]
+NORMS: dict[Norm, Any] = {
+    "layer": LayerNorm,
+    "rms": RMSNorm,
+    "layer_no_bias": functools.partial(LayerNorm, bias=False),
+    "rms_zero_centered": functools.partial(RMSNorm, zero_centered=True),
+}
+ParallelResidual = Literal["one_norm", "two_norms"]
 Mixer = Literal["attention", "retnet", "gla", "delta_net", "gated_delta_net", "kda", "mamba2"]
 MIXERS: tuple[Mixer, ...] = get_args(Mixer)
 BRANCHES = ("attention", "cross", "feed_forward")
@@ -50,6 +59,7 @@ class BlockContext(NamedTuple):
     attention: ResidualContext
     cross: ResidualContext | None
     feed_forward: ResidualContext
+    norm: Any = None  # of both branches, if they share it
 
 
 class Recomputed(NamedTuple):
@@ -80,7 +90,11 @@ class TransformerBlock(Layer):
         x \leftarrow x + \mathrm{drop}(f(\mathrm{norm}(x))) \quad \text{(pre-norm)}, \qquad
         x \leftarrow \mathrm{norm}(x + \mathrm{drop}(f(x))) \quad \text{(post-norm)}
 
-    for f = self-attention, then with `cross` cross-attention to a memory, then feed-forward.
+    for f = self-attention, then with `cross` cross-attention to a memory, then feed-forward. Other placements:
+
+    .. math::
+        x \leftarrow x + \mathrm{norm}'(f(\mathrm{norm}(x))) \quad \text{(sandwich)}, \qquad
+        x \leftarrow x + a(\mathrm{norm}(x)) + f(\mathrm{norm}'(x)) \quad \text{(parallel)}
 
     Parameters
     ----------
@@ -94,7 +108,16 @@ class TransformerBlock(Layer):
         Whether there is cross-attention to a memory, as in a decoder.
     pre_norm : bool
         Whether the norm is applied before each branch (GPT-2), or after the residual sum (the paper, BERT).
-    norm : {"layer", "rms"}
+    branch_norm : bool
+        Whether the output of each branch is normed: with `pre_norm` besides its input (sandwich norm, as in Gemma 2),
+        without instead of the sum (OLMo 2).
+    parallel_residual : {"one_norm", "two_norms"}, optional
+        Whether attention and feed-forward read the same x, whose norm is one for both (GPT-J) or one for each
+        (GPT-NeoX), instead of one after the other.
+    residual_scale : float
+        Factor of the output of each branch (Granite).
+    norm : {"layer", "rms", "layer_no_bias", "rms_zero_centered"}
+        See `LayerNorm` and `RMSNorm`.
     eps : float
         epsilon of the norms.
     activation, gated : str, bool
@@ -106,6 +129,14 @@ class TransformerBlock(Layer):
         `rng`, which `fwd` (training) requires.
     num_kv_heads, rotary
         See `MultiHeadAttention`.
+    head_dim : int, optional
+        Features of one head of queries, keys and values; dim / num_heads by default.
+    qkv_bias, out_bias : bool, optional
+        Whether the projections to queries, keys and values, and that of the output, have biases; `bias` by default.
+    qk_norm, scale, softcap, window, sinks
+        Of the self-attention: see `MultiHeadAttention`; the norms of queries and keys are RMS norms with `eps`.
+    num_experts, experts_per_token : int
+        With `num_experts`, the feed-forward network is a `MixtureOfExperts`.
     recompute : bool
         Keep only the arguments, and recompute the block in the backward: less memory, more time, the same gradients.
     init_std : float, optional
@@ -155,10 +186,30 @@ class TransformerBlock(Layer):
     recompute: bool = False
     init_std: float | None = None
     mixer: Mixer = "attention"
+    branch_norm: bool = False
+    parallel_residual: ParallelResidual | None = None
+    residual_scale: float = 1.0
+    head_dim: int | None = None
+    qkv_bias: bool | None = None
+    out_bias: bool | None = None
+    qk_norm: QKNorm | None = None
+    scale: float | None = None
+    softcap: float | None = None
+    window: tuple[int | None, int | None] | None = None
+    sinks: bool = False
+    num_experts: int | None = None
+    experts_per_token: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.choice("norm", self.norm, tuple(NORMS))
+        checks.choice("parallel_residual", self.parallel_residual, (None, *get_args(ParallelResidual)))
+        checks.positive("residual_scale", self.residual_scale)
+        if self.parallel_residual and (self.cross or self.branch_norm or not self.pre_norm):
+            raise ValueError(
+                f"`parallel_residual` is {self.parallel_residual!r} with cross={self.cross}, pre_norm={self.pre_norm} "
+                f"and branch_norm={self.branch_norm}, expected a pre-norm block without cross-attention."
+            )
         checks.choice("mixer", self.mixer, MIXERS)
         if self.cross and self.mixer != "attention":
             raise ValueError(f"`mixer` is {self.mixer!r} with cross=True, expected 'attention'.")
@@ -166,24 +217,30 @@ class TransformerBlock(Layer):
 
     def parts(self) -> dict[str, Any]:
         attention: Any = MultiHeadAttention(
-            self.dim, self.num_heads, self.num_kv_heads, bias=self.bias, rotary=self.rotary, init_std=self.init_std
-        )
+            self.dim, self.num_heads, self.num_kv_heads, self.head_dim, self.head_dim, rotary=self.rotary,
+            bias=self.bias if self.qkv_bias is None else self.qkv_bias, init_std=self.init_std, qk_norm=self.qk_norm,
+            out_bias=self.bias if self.out_bias is None else self.out_bias, norm_eps=self.eps, scale=self.scale,
+            zero_centered=self.norm == "rms_zero_centered", softcap=self.softcap, window=self.window, sinks=self.sinks,
+        )  # fmt: skip
         if self.mixer != "attention":
             attention = getattr(LinearAttention, self.mixer)(self.dim, self.num_heads, init_std=self.init_std)
-        feed_forward = FeedForward(
-            self.dim, self.hidden_dim or 4 * self.dim, self.activation, self.gated, self.bias, self.hidden_dropout,
-            self.init_std,
-        )  # fmt: skip
+        hidden_dim = self.hidden_dim or 4 * self.dim
+        feed_forward: Any = FeedForward(
+            self.dim, hidden_dim, self.activation, self.gated, self.bias, self.hidden_dropout, self.init_std
+        )
+        if self.num_experts is not None:
+            feed_forward = MixtureOfExperts(
+                self.dim, hidden_dim, self.num_experts, self.experts_per_token, self.activation, self.gated, self.bias,
+                init_std=self.init_std,
+            )  # fmt: skip
         across = MultiHeadAttention(self.dim, self.num_heads, self.num_kv_heads, bias=self.bias, init_std=self.init_std)
         branches = {"attention": attention, "cross": across, "feed_forward": feed_forward}
-        if not self.cross:
-            del branches["cross"]
-        norm = NORMS[self.norm](self.dim, self.eps)
-        return {
-            name: part
-            for branch, layer in branches.items()
-            for name, part in ((branch, layer), (f"{branch}_norm", norm))
-        }
+        found = {}
+        for name, residual in self._residuals.items():
+            found |= {name: branches[name], **residual.parts()}
+        if self.parallel_residual == "one_norm":
+            del found["feed_forward_norm"]
+        return found
 
     def __call__(
         self, params: Params, x: ArrayT, memory: ArrayT | None = None, *, rng: Philox | None = None,
@@ -218,7 +275,7 @@ class TransformerBlock(Layer):
         for name in ("memory_mask", "memory_lengths", "memory_bias"):
             if not self.cross and options.get(name) is not None:
                 raise ValueError(f"`{name}` is given, but the block was made with cross=False: it has no memory.")
-        parts, residual, rngs = self._parts, self._residual, iter(rng.split(6) if rng else [None] * 6)
+        parts, rngs = self._parts, iter(rng.split(6) if rng else [None] * 6)
         weights = {"dropout_p": self.attention_dropout if rng else 0.0}
         own: Any = {name: options[name] for name in ("attn_mask", "is_causal", "kv_lengths", "bias") if name in options}
         across = {
@@ -238,34 +295,70 @@ class TransformerBlock(Layer):
         def feed(x: Array) -> Any:
             return parts["feed_forward"].fwd(params["feed_forward"], x, rng=next(rngs))
 
+        return self._connect(params, x, (attend, cross_attend, feed), rngs)
+
+    def _connect(
+        self, params: Params, x: ArrayT, branches: tuple[Branch, ...], rngs: Iterator[Philox | None]
+    ) -> tuple[ArrayT, BlockContext]:
+        """Apply the branches, in the order of `BRANCHES`, with their residual connections."""
         contexts: dict[str, Any] = {"cross": None}
-        for name, branch in zip(BRANCHES, (attend, cross_attend, feed), strict=True):
-            if name in parts:
-                x, contexts[name] = residual.fwd(params[f"{name}_norm"], x, branch, next(rngs))
+        given: Any = x
+        if self.parallel_residual == "one_norm":
+            given, contexts["norm"] = self._parts["attention_norm"].fwd(params["attention_norm"], x)
+        for name, branch in zip(BRANCHES, branches, strict=True):
+            if name not in self._residuals:
+                continue
+            residual = self._residuals[name]
+            if self.parallel_residual is None:
+                x, contexts[name] = residual.fwd(params, x, branch, next(rngs))
+            else:
+                increment, contexts[name] = residual.increment(params, given, branch, next(rngs))
+                x = x + increment
         return x, BlockContext(**contexts)
 
-    def bwd(self, dout: ArrayT, ctx: BlockContext | Recomputed) -> BlockGrads[ArrayT]:
-        """Return the gradients of x, the memory, the parameters and the biases; None for what was not given."""
+    def bwd(
+        self, dout: ArrayT, ctx: BlockContext | Recomputed, drouter_logits: Array | None = None
+    ) -> BlockGrads[ArrayT]:
+        """Return the gradients of x, the memory, the parameters and the biases; None for what was not given.
+
+        `drouter_logits`, with experts, is the gradient of a loss of their router: see `MixtureOfExperts.bwd`.
+        """
         if isinstance(ctx, Recomputed):
             check_gradients(self, ctx.params)  # gradients have the shapes of the parameters
             _, ctx = self._fwd(*ctx)
         checks.context("ctx", ctx, BlockContext, Recomputed)
+        if drouter_logits is not None and self.num_experts is None:
+            raise ValueError("`drouter_logits` is given, but the block has no experts: give `num_experts`.")
         check_same(self, "cross", ctx.cross is not None, self.cross)
-        parts, residual = self._parts, self._residual
+        parts = self._parts
         params: Params = {}
         found: dict[str, Any] = {}  # gradients by branch
 
         def backward(name: str) -> Any:
             def branch(dy: Array, branch_ctx: Any) -> tuple[Array, Any]:
-                grads = parts[name].bwd(dy, branch_ctx)
+                given = {} if drouter_logits is None or name != "feed_forward" else {"drouter_logits": drouter_logits}
+                grads = parts[name].bwd(dy, branch_ctx, **given)
                 params[name] = grads.params
                 return grads[0], grads  # the first field is the gradient of the sequence
 
             return branch
 
-        for name in reversed(BRANCHES):
-            if name in parts:
-                (dout, params[f"{name}_norm"]), found[name] = residual.bwd(dout, getattr(ctx, name), backward(name))
+        increments: list[Array] = []
+        for name, residual in reversed(self._residuals.items()):
+            parallel = self.parallel_residual is not None
+            undo = residual.increment_bwd if parallel else residual.bwd
+            grads = undo(dout, getattr(ctx, name), backward(name))
+            params |= grads.params
+            found[name] = grads.branch
+            if parallel:
+                increments.append(grads.x)
+            else:
+                dout = grads.x
+        if increments:
+            dx: Any = increments[0] + increments[1]
+            if self.parallel_residual == "one_norm":
+                dx, params["attention_norm"] = parts["attention_norm"].bwd(dx, ctx.norm)
+            dout = dout + dx
         ordered, cross = {name: params[name] for name in parts}, found.get("cross")
         dmemory, dmemory_bias = (cross.key, cross.bias) if cross else (None, None)
         return BlockGrads(dout, dmemory, ordered, getattr(found["attention"], "bias", None), dmemory_bias)
@@ -310,7 +403,7 @@ class TransformerBlock(Layer):
             made = "one from decoder_cache" if self.cross else "one from parts()['attention'].cache"
             raise TypeError(f"`cache` is a {type(cache).__name__}, expected {made}: the block has cross={self.cross}.")
         self._check_mixer({"attn_mask": attn_mask, "bias": bias, "starts": starts}, True)
-        parts, residual = self._parts, self._residual
+        parts = self._parts
         own, known = cache if isinstance(cache, DecoderCache) else (cache, None)
 
         def attend(x: Array) -> Any:
@@ -325,13 +418,14 @@ class TransformerBlock(Layer):
         def feed(x: Array) -> tuple[Array, None]:
             return parts["feed_forward"](params["feed_forward"], x), None
 
-        x, attention_ctx = residual.fwd(params["attention_norm"], x, attend, None)
-        if known is not None:
-            x, _ = residual.fwd(params["cross_norm"], x, cross_attend, None)
-        x, _ = residual.fwd(params["feed_forward_norm"], x, feed, None)
-        after: Any = attention_ctx.branch
+        x, ctx = self._connect(params, x, (attend, cross_attend, feed), itertools.repeat(None))
+        after: Any = ctx.attention.branch
         return x, after if known is None else DecoderCache(after, known)
 
     @functools.cached_property
-    def _residual(self) -> Residual:
-        return Residual(NORMS[self.norm](self.dim, self.eps), self.pre_norm, self.dropout)
+    def _residuals(self) -> dict[str, Residual]:
+        norm, pre_norm = NORMS[self.norm](self.dim, self.eps), self.pre_norm and self.parallel_residual != "one_norm"
+        names = BRANCHES if self.cross else ("attention", "feed_forward")
+        return {
+            name: Residual(name, norm, pre_norm, self.dropout, self.branch_norm, self.residual_scale) for name in names
+        }

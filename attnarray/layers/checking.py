@@ -18,9 +18,11 @@ COUNTS = {  # meanings of integer fields
     "k": "the number of selected keys",
     "memory": "the largest number of memory positions",
     "padding_token": "the token of padding",
+    "position_offset": "the rows before that of position 0",
 }
+FROM_ZERO = ("memory", "position_offset")
 
-FROM_ZERO = ("memory", "padding_token")
+FROM_ZERO = ("memory", "padding_token", "position_offset")
 
 
 class Checked(dict[str, Any]):

@@ -18,6 +18,7 @@ from attnarray.attention.dot_product.multi_head import (
     multi_head_attention_fwd,
 )
 from attnarray.attention.dot_product.scaled_dot_product import scaled_dot_product_attention
+from attnarray.attention.options import check_window
 from attnarray.backend import Array, ArrayT, asarray, namespace_of
 from attnarray.layers.cache import KVCache, check_cache, empty_cache
 from attnarray.layers.checking import check_gradients, check_same
@@ -78,6 +79,13 @@ class MultiHeadAttention(Layer):
     norm_eps : float
         Epsilon of the norms.
 
+    scale, softcap, window : float, float and (left, right), optional
+        As in `scaled_dot_product_attention`; defaults of each call.
+    sinks : bool
+        Whether each head has a learned logit in the denominator of its softmax, without a value ("sinks.weight", (H,)).
+    zero_centered : bool
+        Whether the factors of the norms of `qk_norm` are 1 + w: see `RMSNorm`.
+
     Raises
     ------
     ValueError
@@ -129,6 +137,11 @@ class MultiHeadAttention(Layer):
     gate: Gate | None = None
     out_bias: bool | None = None
     norm_eps: float = 1e-6
+    scale: float | None = None
+    softcap: float | None = None
+    window: tuple[int | None, int | None] | None = None
+    sinks: bool = False
+    zero_centered: bool = False
 
     widths: ClassVar = {
         "query": ("dim",),
@@ -152,6 +165,11 @@ class MultiHeadAttention(Layer):
             raise ValueError(
                 f"`qk_norm` is {self.qk_norm!r} and `cosine` is True: cosines do not depend on lengths. Choose one."
             )
+        for name in ("scale", "softcap"):
+            if getattr(self, name) is not None:
+                checks.positive(name, getattr(self, name))
+        if self.window is not None:
+            check_window(self.window)
         if self.rotary is not None:
             self.rotary.check_width("key_dim", self.key_dim or self.dim // self.num_heads)
 
@@ -169,14 +187,16 @@ class MultiHeadAttention(Layer):
         if self.qk_norm is not None:
             counts = (1, 1) if self.qk_norm == "head" else (self.num_heads, num_kv_heads)
             found |= {
-                f"{n}_norm": RMSNorm(count * Dk, self.norm_eps)
+                f"{n}_norm": RMSNorm(count * Dk, self.norm_eps, self.zero_centered)
                 for n, count in zip(("query", "key"), counts, strict=True)
             }
         if self.cosine:
-            found["logit_scale"] = LogitScale(self.num_heads)
+            found["logit_scale"] = PerHead(self.num_heads, math.log(10.0))
         if self.gate is not None:
             gates = self.num_heads * (Dv if self.gate == "element" else 1)
             found["gate"] = Linear(self.dim, gates, self.bias, self.init_std)
+        if self.sinks:
+            found["sinks"] = PerHead(self.num_heads, 0.0)
         return found
 
     @property
@@ -188,6 +208,8 @@ class MultiHeadAttention(Layer):
     @property
     def default_scale(self) -> float:
         """What scores are multiplied by."""
+        if self.scale is not None:
+            return self.scale
         return 1.0 if self.cosine else 1.0 / math.sqrt(self._sizes[1])
 
     def __call__(
@@ -224,9 +246,10 @@ class MultiHeadAttention(Layer):
         if value is None and self.value_input_dim not in (None, self.key_input_dim or self.dim):
             width = self.value_input_dim
             raise ValueError(f"`value` is None, but the layer has `value_input_dim` {width}: give a `value`.")
+        params, own = self._own(params)
         return multi_head_attention_fwd(
             query, key, value, params, attn_mask, dropout_p, is_causal, num_heads=self.num_heads,
-            num_kv_heads=self.num_kv_heads, rotary=self.rotary, norm_eps=self.norm_eps, **options,
+            num_kv_heads=self.num_kv_heads, rotary=self.rotary, norm_eps=self.norm_eps, **{**own, **options},
         )  # fmt: skip
 
     def bwd(self, dout: ArrayT, ctx: MultiHeadContext) -> MultiHeadGrads[ArrayT]:
@@ -237,8 +260,22 @@ class MultiHeadAttention(Layer):
             self, "number of heads", (q.shape[1], k.shape[1]), (self.num_heads, self.num_kv_heads or self.num_heads)
         )
         grads = multi_head_attention_bwd(dout, ctx)
+        if self.sinks:
+            grads = grads._replace(params={**grads.params, "sinks": {"weight": grads.sinks}}, sinks=None)
         check_gradients(self, grads.params)
         return grads
+
+    def _own(self, params: Params) -> tuple[Params, Any]:
+        """The parameters of the function, and the options that the layer sets."""
+        named = {"scale": self.scale, "softcap": self.softcap, "window": self.window}
+        options: Any = {name: option for name, option in named.items() if option is not None}
+        if self.sinks:
+            options["sinks"] = params["sinks"]["weight"]
+            params = {name: part for name, part in params.items() if name != "sinks"}
+        if self.zero_centered and self.qk_norm is not None:
+            norms = {name: {"weight": params[name]["weight"] + 1.0} for name in ("query_norm", "key_norm")}
+            params = {**params, **norms}
+        return params, options
 
     def cache(self, batch: int, max_seq_len: int, dtype: str = "float32") -> KVCache:
         """Return an empty cache for `batch` sequences of up to `max_seq_len` positions, on the current backend."""
@@ -255,6 +292,7 @@ class MultiHeadAttention(Layer):
         x. The result equals that of one call over all positions.
         """
         check_cache(cache, x)
+        params, own = self._own(params)
         xp, start, (num_kv_heads, *_) = namespace_of(x), cache.length, self._sizes
         q, k, v = (linear(x, **params[name]) for name in ("query", "key", "value"))
         q, _ = heads(q, self.num_heads, params, "query", self.norm_eps)  # (B, T, H, D)
@@ -267,20 +305,21 @@ class MultiHeadAttention(Layer):
         cache = cache.with_next(k, v)
         out = scaled_dot_product_attention(
             q, cache.key[:, :, : cache.length, :], cache.value[:, :, : cache.length, :], attn_mask, is_causal=True,
-            q_offset=start, bias=bias, scale=self.default_scale,
+            q_offset=start, bias=bias, **{"scale": self.default_scale, **own},
         )  # fmt: skip
         return output(xp.permute_dims(out, (0, 2, 1, 3)), x, params), cache
 
 
 @dataclass(frozen=True)
-class LogitScale(Layer):
-    """The logarithms (H,) of the scales of cosine attention, 10 at first."""
+class PerHead(Layer):
+    """One number for each head: the logarithm of the scale of cosine attention, or the logit of a sink."""
 
     num_heads: int
+    initial: float
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
         """weight (H,)."""
-        return {"weight": asarray(np.full(self.num_heads, math.log(10.0)), dtype=dtype)}
+        return {"weight": asarray(np.full(self.num_heads, self.initial), dtype=dtype)}
 
     def shapes(self) -> Shapes:
         return {"weight": (self.num_heads,)}

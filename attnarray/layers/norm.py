@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -36,6 +36,8 @@ class LayerNorm(Layer):
         Features.
     eps : float
         epsilon.
+    bias : bool
+        Whether to add b.
 
     Raises
     ------
@@ -56,13 +58,16 @@ class LayerNorm(Layer):
 
     dim: int
     eps: float = 1e-5
+    bias: bool = True
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
-        """weight (dim,), which is 1, and bias (dim,), which is 0."""
-        return {"weight": asarray(np.ones(self.dim), dtype=dtype), "bias": zeros(self.dim, dtype=dtype)}
+        """weight (dim,), which is 1, and with `bias` bias (dim,), which is 0."""
+        weight = {"weight": asarray(np.ones(self.dim), dtype=dtype)}
+        return {**weight, "bias": zeros(self.dim, dtype=dtype)} if self.bias else weight
 
     def shapes(self) -> Shapes:
-        return {"weight": (self.dim,), "bias": (self.dim,)}
+        weight = {"weight": (self.dim,)}
+        return {**weight, "bias": (self.dim,)} if self.bias else weight
 
     def __call__(self, params: Params, x: ArrayT) -> ArrayT:
         """y (..., dim) of x (..., dim)."""
@@ -75,14 +80,16 @@ class LayerNorm(Layer):
     def bwd(self, dout: ArrayT, ctx: LayerNormContext) -> LayerGrads[ArrayT]:
         """The gradients of x and the parameters."""
         grads = layer_norm_bwd(dout, ctx)
-        return LayerGrads(grads.x, check_gradients(self, {"weight": grads.weight, "bias": grads.bias}))
+        params = {"weight": grads.weight} if grads.bias is None else {"weight": grads.weight, "bias": grads.bias}
+        return LayerGrads(grads.x, check_gradients(self, params))
 
 
 @dataclass(frozen=True)
 class RMSNorm(Layer):
     r"""Root mean square norm over the last axis.
 
-    .. math:: y = w\, \frac{x}{\sqrt{\mathrm{mean}(x^2) + \epsilon}}
+    .. math:: y = w\, \frac{x}{\sqrt{\mathrm{mean}(x^2) + \epsilon}}, \qquad
+        \text{zero-centered:} \quad y = (1 + w)\, \frac{x}{\sqrt{\mathrm{mean}(x^2) + \epsilon}}
 
     Parameters
     ----------
@@ -90,6 +97,8 @@ class RMSNorm(Layer):
         Features.
     eps : float
         epsilon.
+    zero_centered : bool
+        Whether the factor is 1 + w, as in Gemma, so that w is 0 at first and weight decay draws the factor to 1.
 
     Raises
     ------
@@ -110,23 +119,27 @@ class RMSNorm(Layer):
 
     dim: int
     eps: float = 1e-6
+    zero_centered: bool = False
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
-        """weight (dim,), which is 1."""
-        return {"weight": asarray(np.ones(self.dim), dtype=dtype)}
+        """weight (dim,), which is 1, or 0 if zero-centered."""
+        return {"weight": asarray(np.full(self.dim, 0.0 if self.zero_centered else 1.0), dtype=dtype)}
 
     def shapes(self) -> Shapes:
         return {"weight": (self.dim,)}
 
     def __call__(self, params: Params, x: ArrayT) -> ArrayT:
         """y (..., dim) of x (..., dim)."""
-        return rms_norm(x, **params, eps=self.eps)
+        return rms_norm(x, self._factor(params), eps=self.eps)
 
     def fwd(self, params: Params, x: ArrayT) -> tuple[ArrayT, RMSNormContext]:
         """The same, and the context for `bwd`."""
-        return rms_norm_fwd(x, **params, eps=self.eps)
+        return rms_norm_fwd(x, self._factor(params), eps=self.eps)
 
     def bwd(self, dout: ArrayT, ctx: RMSNormContext) -> LayerGrads[ArrayT]:
         """The gradients of x and the parameters."""
         grads = rms_norm_bwd(dout, ctx)
         return LayerGrads(grads.x, check_gradients(self, {"weight": grads.weight}))
+
+    def _factor(self, params: Params) -> Any:
+        return params["weight"] + 1.0 if self.zero_centered else params["weight"]

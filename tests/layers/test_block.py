@@ -10,7 +10,16 @@ import pytest
 
 import attnarray as aa
 from attnarray import tree
-from attnarray.layers import Embedding, FeedForward, LayerNorm, Linear, RMSNorm, TransformerBlock, check_params
+from attnarray.layers import (
+    Embedding,
+    FeedForward,
+    LayerNorm,
+    Linear,
+    MixtureOfExperts,
+    RMSNorm,
+    TransformerBlock,
+    check_params,
+)
 from attnarray.layers.layer import Layer
 from tests.support.libraries import assert_close, assert_trees_close
 from tests.support.messages import says
@@ -22,7 +31,11 @@ LAYERS: dict[str, Any] = {
     "linear": Linear(8, 3),
     "linear without bias": Linear(8, 3, bias=False, init_std=0.1),
     "layer norm": LayerNorm(8, eps=1e-3),
+    "layer norm without bias": LayerNorm(8, bias=False),
     "rms norm": RMSNorm(8),
+    "zero-centered rms norm": RMSNorm(8, zero_centered=True),
+    "experts": MixtureOfExperts(8, 5, num_experts=4),
+    "experts, gates of all": MixtureOfExperts(8, 5, 4, 3, "gelu", gated=False, bias=True, renormalize=False),
     "gelu": FeedForward(8, 12),
     "gated silu": FeedForward(8, 12, "silu", gated=True, bias=False),
     "gated gelu": FeedForward(8, 12, "gelu_tanh", gated=True),
@@ -35,6 +48,16 @@ BLOCKS: dict[str, TransformerBlock] = {
     "post-norm decoder": TransformerBlock(8, 2, cross=True, pre_norm=False),
     "as LLaMA": TransformerBlock(8, 4, 12, norm="rms", activation="silu", gated=True, bias=False, num_kv_heads=2,
                                  rotary=aa.Rotary()),
+    "sandwich norm, as Gemma 2": TransformerBlock(8, 2, norm="rms_zero_centered", activation="gelu_tanh", gated=True,
+                                                  branch_norm=True, head_dim=6, qk_norm="head", scale=0.4, softcap=2.0,
+                                                  window=(2, 0), bias=False, rotary=aa.Rotary()),
+    "norms of branches, as OLMo 2": TransformerBlock(8, 2, norm="rms", pre_norm=False, branch_norm=True, qk_norm="all",
+                                                     bias=False),
+    "parallel, as GPT-J": TransformerBlock(8, 2, parallel_residual="one_norm", qkv_bias=False, out_bias=False),
+    "parallel, as GPT-NeoX": TransformerBlock(8, 2, parallel_residual="two_norms", rotary=aa.Rotary(dims=2)),
+    "experts, as Mixtral": TransformerBlock(8, 4, 5, norm="rms", activation="silu", gated=True, bias=False,
+                                            num_kv_heads=2, num_experts=3),
+    "sinks and scales": TransformerBlock(8, 2, norm="layer_no_bias", sinks=True, out_bias=False, residual_scale=0.3),
 }  # fmt: skip
 each_block = pytest.mark.parametrize("block", BLOCKS.values(), ids=list(BLOCKS))
 
@@ -42,6 +65,10 @@ each_block = pytest.mark.parametrize("block", BLOCKS.values(), ids=list(BLOCKS))
 def moved(params: Any) -> Any:
     """Parameters that are nowhere 0 or 1, so that wrong gradients show."""
     return tree.map(lambda leaf: leaf + 0.3 * RNG.standard_normal(leaf.shape), params)
+
+
+def names_of(params: Any) -> list[str]:
+    return [f"params.{tree.format_path(path)}" for path, _ in tree.flatten(params)]
 
 
 def given(block: TransformerBlock) -> dict[str, Any]:
@@ -53,7 +80,10 @@ def test_gradients_of_the_layers(layer: Any) -> None:
     params = moved(layer.init(aa.Philox(1), "float64"))
     report = aa.gradcheck(layer, params, X)
     assert report, str(report)
-    assert {check.name for check in report.inputs} == {"x", *(f"params.{'.'.join(p)}" for p, _ in tree.flatten(params))}
+    assert {check.name for check in report.inputs} == {
+        "x",
+        *(f"params.{'.'.join(map(str, p))}" for p, _ in tree.flatten(params)),
+    }
 
 
 @each_block
@@ -61,7 +91,11 @@ def test_gradients_of_the_blocks(block: TransformerBlock) -> None:
     params = moved(block.init(aa.Philox(1), "float64"))
     report = aa.gradcheck(block, params, X, **given(block), is_causal=True, kv_lengths=[5, 4])
     assert report, str(report)
-    names = {"x", *(["memory"] if block.cross else []), *(f"params.{'.'.join(p)}" for p, _ in tree.flatten(params))}
+    names = {
+        "x",
+        *(["memory"] if block.cross else []),
+        *(f"params.{'.'.join(map(str, p))}" for p, _ in tree.flatten(params)),
+    }
     assert names == {check.name for check in report.inputs}
 
 
@@ -185,7 +219,11 @@ def test_wrong_parameters_are_named_by_their_path(error: type[Exception], params
 
 def test_bad_configurations() -> None:
     says(ValueError, "`activation` is 'swish', expected one of 'relu', 'gelu'", lambda: FeedForward(8, 9, "swish"))
-    says(ValueError, "`norm` is 'batch', expected one of 'layer', 'rms'.", lambda: TransformerBlock(8, 2, norm="batch"))
+    says(
+        ValueError,
+        "`norm` is 'batch', expected one of 'layer', 'rms', 'layer_no_bias', 'rms_zero_centered'.",
+        lambda: TransformerBlock(8, 2, norm="batch"),
+    )
     says(ValueError, "`dropout` is 1.5, expected a probability", lambda: TransformerBlock(8, 2, dropout=1.5))
     says(ValueError, "`num_heads` (3) must divide `dim` (8)", lambda: TransformerBlock(8, 3))
     says(ValueError, "`hidden_dim` is -1, expected an integer >= 1", lambda: FeedForward(8, -1))

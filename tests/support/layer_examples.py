@@ -58,6 +58,10 @@ EXAMPLES: dict[str, list[Example]] = {
         Example(layers.FeedForward(E, 6), {"x": X}),
         Example(layers.FeedForward(E, 6, "silu", gated=True, dropout=0.2), {"x": X, "rng": aa.Philox(3)}),
     ],
+    "MixtureOfExperts": [
+        Example(layers.MixtureOfExperts(E, 6, num_experts=3), {"x": X}),
+        Example(layers.MixtureOfExperts(E, 6, 4, 3, renormalize=False, bias=True), {"x": X}),
+    ],
     "Embedding": [Example(layers.Embedding(7, E), {"indices": TOKENS})],
     "MultiHeadAttention": [
         Example(layers.MultiHeadAttention(E, H), {"query": X, "bias": normal(B, H, T, T), "sinks": normal(H)}),

@@ -9,6 +9,7 @@ from attnarray.backend import Array, device_of, index_dtype, namespace_of
 from attnarray.layers.embedding import Embedding
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
+from attnarray.layers.norm import LayerNorm, RMSNorm
 from attnarray.ops.dropout import DropoutContext, dropout_bwd, dropout_fwd
 from attnarray.ops.embedding import EmbeddingContext
 from attnarray.random import Philox
@@ -17,14 +18,17 @@ from attnarray.random import Philox
 class GPTEmbeddingContext(NamedTuple):
     token: EmbeddingContext
     position: EmbeddingContext | None
+    norm: Any | None
     dropout: DropoutContext
 
 
 @dataclass(frozen=True)
 class GPTEmbedding(Layer):
-    r"""The embedding of tokens, plus that of their positions if these are `learned`.
+    r"""The embedding of tokens, plus that of their positions if these are `learned`, normed if there is a `norm`.
 
-    .. math:: x_t = \mathrm{drop}(E_{i_t} + P_t)
+    .. math:: x_t = \mathrm{drop}(\mathrm{norm}(s E_{i_t} + P_{t + o}))
+
+    The first o rows of the positions are those of padding, as in OPT.
     """
 
     vocab_size: int
@@ -33,29 +37,43 @@ class GPTEmbedding(Layer):
     learned: bool
     dropout: float
     init_std: float
+    norm: LayerNorm | RMSNorm | None = None
+    scale: float = 1.0  # s
+    position_offset: int = 0  # o
 
     def parts(self) -> dict[str, Any]:
-        token, position = (Embedding(count, self.dim, self.init_std) for count in (self.vocab_size, self.max_seq_len))
-        return {"token": token, "position": position} if self.learned else {"token": token}
+        parts: dict[str, Any] = {"token": Embedding(self.vocab_size, self.dim, self.init_std)}
+        if self.learned:
+            parts["position"] = Embedding(self.max_seq_len + self.position_offset, self.dim, self.init_std)
+        return parts if self.norm is None else {**parts, "embedding_norm": self.norm}
 
     def fwd(
         self, params: Params, tokens: Array, starts: Array | None, first: int, rng: Philox | None
     ) -> tuple[Any, GPTEmbeddingContext]:
         """Return x (B, T, dim) of tokens (B, T) from index `first` on, of sequences that begin at `starts`."""
         self.check_length("`tokens`", first + tokens.shape[1])
-        parts, position_ctx = self._parts, None
+        parts, position_ctx, norm_ctx = self._parts, None, None
         x, token_ctx = parts["token"].fwd(params["token"], tokens)  # (B, T, E)
+        x = x if self.scale == 1 else x * self.scale
         if self.learned:
-            vectors, position_ctx = parts["position"].fwd(params["position"], _positions(tokens, starts, first))
+            positions = _positions(tokens, starts, first) + self.position_offset
+            vectors, position_ctx = parts["position"].fwd(params["position"], positions)
             x = x + vectors
+        if self.norm is not None:
+            x, norm_ctx = self.norm.fwd(params["embedding_norm"], x)
         x, dropout_ctx = dropout_fwd(x, self.dropout if rng else 0.0, rng=rng)
-        return x, GPTEmbeddingContext(token_ctx, position_ctx, dropout_ctx)
+        return x, GPTEmbeddingContext(token_ctx, position_ctx, norm_ctx, dropout_ctx)
 
     def bwd(self, dout: Array, ctx: GPTEmbeddingContext) -> Params:
         """Return the gradients of the parameters."""
-        dx = dropout_bwd(dout, ctx.dropout).x
-        contexts = {"token": ctx.token, "position": ctx.position}
-        return {name: part.bwd(dx, contexts[name]).params for name, part in self._parts.items()}
+        params: Params = {}
+        dx: Any = dropout_bwd(dout, ctx.dropout).x
+        if self.norm is not None:
+            dx, params["embedding_norm"] = self.norm.bwd(dx, ctx.norm)
+        if self.learned:
+            params["position"] = self._parts["position"].bwd(dx, ctx.position).params
+        params["token"] = self._parts["token"].bwd(dx if self.scale == 1 else dx * self.scale, ctx.token).params
+        return {name: params[name] for name in self._parts}
 
     def check_length(self, name: str, count: int) -> None:
         """Check that `count` positions are not more than were learned."""

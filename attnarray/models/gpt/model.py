@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import os
@@ -14,13 +15,15 @@ from attnarray.attention.sequences import narrow, wide
 from attnarray.backend import Array, device_of, namespace_of, to_numpy
 from attnarray.checkpoints.names import Family
 from attnarray.checkpoints.pretrained import load_pretrained
-from attnarray.layers.block import Mixer, Norm
+from attnarray.layers.block import NORMS, Mixer, Norm, ParallelResidual, TransformerBlock
 from attnarray.layers.checking import Checked, check_gradients, check_same
 from attnarray.layers.feed_forward import Activation
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
 from attnarray.layers.linear import Linear
+from attnarray.layers.multi_head import QKNorm
 from attnarray.masks import Mask
+from attnarray.models.gpt.body import Body, check_pattern
 from attnarray.models.gpt.cache import GPTCache
 from attnarray.models.gpt.embedding import GPTEmbedding, GPTEmbeddingContext
 from attnarray.models.gpt.published import PRETRAINED
@@ -31,7 +34,8 @@ from attnarray.models.prepared.stack import Weights
 from attnarray.models.transformer.encoder import Encoder, EncoderOptions
 from attnarray.models.transformer.stack import StackContext, check_mixers
 from attnarray.numpy_arrays import writable
-from attnarray.ops.linear import LinearContext, linear, linear_bwd, linear_fwd
+from attnarray.ops.activations import TanhContext, tanh_bwd, tanh_fwd
+from attnarray.ops.linear import LinearContext, linear_bwd, linear_fwd
 from attnarray.ops.positions import alibi
 from attnarray.ops.rotary import Rotary
 from attnarray.random import Philox
@@ -46,6 +50,7 @@ class GPTContext(NamedTuple):
     embedding: GPTEmbeddingContext
     body: StackContext
     logits: LinearContext
+    softcap: TanhContext | None
 
 
 class GPTGrads(NamedTuple):
@@ -82,8 +87,9 @@ class GPT(Layer):
         Recompute the blocks in the backward instead of keeping their contexts: see `TransformerBlock`.
     positions : {"learned", "rotary", "alibi", "none"}
         How positions enter the model.
-    rotary : Rotary, optional
-        Options of the rotation of queries and keys, with rotary positions; `Rotary()` by default.
+    rotary : Rotary, or tuple of Rotary or None, optional
+        Options of the rotation of queries and keys, with rotary positions; `Rotary()` by default. Those of a tuple are
+        of one block each, repeated over the blocks; None is a block without positions.
     norm, eps, activation, gated, bias, num_kv_heads
         See `TransformerBlock`; `norm` is also that of the final norm.
     tie_embeddings : bool
@@ -91,6 +97,25 @@ class GPT(Layer):
     init_std : float
         Standard deviation of the initial weights. Output projections of the branches are divided by sqrt(2 N), as in
         GPT-2.
+    windows : tuple of int or None
+        How many keys each query sees, itself and the ones before it, in each block, repeated over the blocks; None for
+        all. (4096, None) are the alternating layers of Gemma 2.
+    head_dim, qkv_bias, out_bias, qk_norm, scale, softcap, sinks
+        Of attention in the blocks: see `TransformerBlock`.
+    pre_norm, branch_norm, parallel_residual, residual_scale, num_experts, experts_per_token
+        Of the blocks: see `TransformerBlock`.
+    embedding_norm : bool
+        Whether the embeddings are normed (BLOOM).
+    embedding_scale : float
+        Factor of the embeddings of tokens; sqrt(E) in Gemma.
+    position_offset : int
+        Rows of learned positions before that of position 0; 2 in OPT.
+    logits_bias : bool
+        Whether the output weight, if it is not tied, has a bias.
+    logits_scale : float
+        Factor of the logits.
+    logits_softcap : float, optional
+        c, for logits c tanh(logits / c) (Gemma 2).
     mixers : tuple of {"attention", "retnet", "gla", "delta_net", "gated_delta_net", "kda", "mamba2"}
         What mixes the positions in each block, repeated over the blocks: attention, or the `layers.LinearAttention` of
         that name with `num_heads` heads, whose cache does not grow. Rotary positions, ALiBi, `num_kv_heads` and
@@ -133,7 +158,7 @@ class GPT(Layer):
     attention_dropout: float = 0.0
     recompute: bool = False
     positions: Positions = "learned"
-    rotary: Rotary | None = None
+    rotary: Rotary | tuple[Rotary | None, ...] | None = None
     norm: Norm = "layer"
     eps: float = 1e-5
     activation: Activation = "gelu_tanh"
@@ -143,6 +168,26 @@ class GPT(Layer):
     tie_embeddings: bool = True
     init_std: float = 0.02
     mixers: tuple[Mixer, ...] = ("attention",)
+    windows: tuple[int | None, ...] = (None,)
+    head_dim: int | None = None
+    qkv_bias: bool | None = None
+    out_bias: bool | None = None
+    qk_norm: QKNorm | None = None
+    scale: float | None = None
+    softcap: float | None = None
+    sinks: bool = False
+    pre_norm: bool = True
+    branch_norm: bool = False
+    parallel_residual: ParallelResidual | None = None
+    residual_scale: float = 1.0
+    num_experts: int | None = None
+    experts_per_token: int = 2
+    embedding_norm: bool = False
+    embedding_scale: float = 1.0
+    position_offset: int = 0
+    logits_bias: bool = False
+    logits_scale: float = 1.0
+    logits_softcap: float | None = None
 
     @classmethod
     def small(cls, **changes: Any) -> Self:
@@ -170,6 +215,20 @@ class GPT(Layer):
         super().__post_init__()
         checks.choice("positions", self.positions, POSITIONS)
         check_mixers(self, self.num_layers)
+        check_pattern(self, "windows", (int,), "a number of keys >= 1 or None")
+        if isinstance(self.rotary, list | tuple):
+            check_pattern(self, "rotary", (Rotary,), "attnarray.Rotary(...) or None")
+        elif self.rotary is not None and not isinstance(self.rotary, Rotary):
+            raise TypeError(f"`rotary` is {checks.shown(self.rotary)}, expected attnarray.Rotary(...).")
+        for window in self.windows:
+            if window is not None:
+                checks.whole("windows", window, 1, 2**31, "the number of keys that a query sees")
+        for name in ("embedding_scale", "logits_scale"):
+            checks.positive(name, getattr(self, name))
+        if self.logits_softcap is not None:
+            checks.positive("logits_softcap", self.logits_softcap)
+        if self.logits_bias and self.tie_embeddings:
+            raise ValueError("`logits_bias` is True, but so is `tie_embeddings`: a tied embedding has no bias.")
         if self.positions == "alibi" and "attention" not in self.mixers:
             raise ValueError(f"`positions` is 'alibi', but `mixers` is {self.mixers}: no layer has scores to bias.")
         if self.rotary is not None and self.positions != "rotary":
@@ -179,23 +238,38 @@ class GPT(Layer):
     @functools.cached_property
     def embedding(self) -> GPTEmbedding:
         """The embedding of tokens and positions."""
-        learned = self.positions == "learned"
-        return GPTEmbedding(self.vocab_size, self.max_seq_len, self.dim, learned, self.dropout, self.init_std)
+        return GPTEmbedding(
+            self.vocab_size, self.max_seq_len, self.dim, self.positions == "learned", self.dropout, self.init_std,
+            NORMS[self.norm](self.dim, self.eps) if self.embedding_norm else None, self.embedding_scale,
+            self.position_offset,
+        )  # fmt: skip
 
     @functools.cached_property
-    def body(self) -> Encoder:
+    def body(self) -> Body:
         """The blocks and the final norm."""
-        return Encoder(
-            self.dim, self.num_layers, self.num_heads, self.hidden_dim, activation=self.activation,
-            dropout=self.dropout, attention_dropout=self.attention_dropout, eps=self.eps, norm=self.norm,
-            gated=self.gated, bias=self.bias, num_kv_heads=self.num_kv_heads, rotary=(self.rotary or Rotary()) if
-            self.positions == "rotary" else None, recompute=self.recompute, init_std=self.init_std, mixers=self.mixers,
-        )  # fmt: skip
+        common: Any = {name: getattr(self, name) for name in _fields(Encoder) & _fields(type(self)) - {"rotary"}}
+        return Body(**common, final_norm=self.pre_norm or self.branch_norm, each_block=self._blocks())
+
+    def _blocks(self) -> tuple[TransformerBlock, ...]:
+        """The configuration of each block: equal ones are one object."""
+        common: Any = {name: getattr(self, name) for name in _fields(TransformerBlock) & _fields(type(self))}
+        rotations = self.rotary if isinstance(self.rotary, tuple) else (self.rotary or Rotary(),)
+        rotations = rotations if self.positions == "rotary" else (None,)
+        found: dict[Any, TransformerBlock] = {}
+        blocks = []
+        for n in range(self.num_layers):
+            kind = tuple(pattern[n % len(pattern)] for pattern in (self.mixers, self.windows, rotations))
+            if kind not in found:
+                mixer, window, rotary = kind
+                own = {"mixer": mixer, "window": window and (window - 1, 0), "rotary": rotary}
+                found[kind] = TransformerBlock(**{**common, **own})
+            blocks.append(found[kind])
+        return tuple(blocks)
 
     def parts(self) -> dict[str, Any]:
         """token, position if learned, blocks, norm, and logits unless tied."""
         parts = {**self.embedding.parts(), **self.body.parts()}
-        logits = Linear(self.dim, self.vocab_size, bias=False, init_std=self.init_std)
+        logits = Linear(self.dim, self.vocab_size, self.logits_bias, self.init_std)
         return parts if self.tie_embeddings else {**parts, "logits": logits}
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
@@ -204,8 +278,9 @@ class GPT(Layer):
         scale = math.sqrt(2 * self.num_layers)  # so that the variance of the states does not grow with the depth
         for block in params["blocks"]:
             for branch in ("attention", "feed_forward"):
-                out = block[branch]["out"]
-                out["weight"] = narrow(wide(out["weight"]) / scale, out["weight"])
+                for part in block[branch].get("experts", [block[branch]]):
+                    out = part["out"]
+                    out["weight"] = narrow(wide(out["weight"]) / scale, out["weight"])
         return params
 
     @classmethod
@@ -231,7 +306,7 @@ class GPT(Layer):
         Without an `rng` there is no dropout (inference).
         """
         x, _, options = self._embed(params, tokens, attn_mask, lengths, starts, rng)
-        return linear(self.body(_body_params(params), x, rng=_body_rng(rng), **options), self._output_weight(params))
+        return self._logits(params, self.body(_body_params(params), x, rng=_body_rng(rng), **options))[0]
 
     def states(
         self, params: Params, tokens: Array, *, attn_mask: Array | Mask | None = None, lengths: Any = None,
@@ -252,23 +327,39 @@ class GPT(Layer):
         """
         x, embedding_ctx, options = self._embed(params, tokens, attn_mask, lengths, starts, rng)
         x, body_ctx = self.body.fwd(_body_params(params), x, rng=_body_rng(rng), **options)
-        logits, logits_ctx = linear_fwd(x, self._output_weight(params))
-        return logits, GPTContext(embedding_ctx, body_ctx, logits_ctx)
+        logits, logits_ctx, softcap_ctx = self._logits(params, x)
+        return logits, GPTContext(embedding_ctx, body_ctx, logits_ctx, softcap_ctx)
 
-    def bwd(self, dlogits: Array, ctx: GPTContext) -> GPTGrads:
+    def bwd(self, dlogits: Array, ctx: GPTContext, drouter_logits: Sequence[Array] | None = None) -> GPTGrads:
         r"""Return the gradients of the parameters. That of a tied embedding is the sum of both its uses:
 
         .. math:: dE_v = \sum_{t:\, i_t = v} dx^0_t + \sum_t d\mathrm{logits}_{tv}\, \mathrm{norm}(x^N_t)
+
+        `drouter_logits` are the gradients of a loss of the `router_logits` of experts, (B, T, X) for each block.
         """
         checks.context("ctx", ctx, GPTContext)
         check_same(self, "learned positions", ctx.embedding.position is not None, self.embedding.learned)
         check_dlogits(dlogits, ctx.logits)
+        if ctx.softcap is not None:
+            dlogits = tanh_bwd(dlogits, ctx.softcap).x
         logits = linear_bwd(dlogits, ctx.logits)
-        body = self.body.bwd(logits.x, ctx.body)
+        dx = logits.x if self.logits_scale == 1 else logits.x * self.logits_scale
+        body = self.body._bwd(dx, ctx.body, drouter_logits)
         params = {**self.embedding.bwd(body.x, ctx.embedding), **body.params}
-        own = {"weight": logits.weight}
+        own = {"weight": logits.weight} if logits.bias is None else {"weight": logits.weight, "bias": logits.bias}
         params |= {"token": tree.add(params["token"], own)} if self.tie_embeddings else {"logits": own}
         return GPTGrads(check_gradients(self, params))
+
+    def router_logits(self, ctx: GPTContext) -> list[Any]:
+        """Return the logits (B, T, X) of the experts in each block, from the context of a forward."""
+        checks.context("ctx", ctx, GPTContext)
+        if self.num_experts is None or self.recompute:
+            raise ValueError(
+                f"`num_experts` is {self.num_experts} and `recompute` is {self.recompute}: only contexts of a model "
+                "with experts, and without `recompute`, hold the logits of routers."
+            )
+        experts = self.body.block._parts["feed_forward"]
+        return [experts.router_logits(block.feed_forward.branch) for block in ctx.body.blocks]
 
     def cache(
         self, batch: int, max_seq_len: int | None = None, dtype: str = "float32", *, starts: Any = None
@@ -299,8 +390,9 @@ class GPT(Layer):
             given = {name: each[n].get(name) for name in ("attn_mask", "bias", "starts")}
             x, after = block.step(params["blocks"][n], x, cache.blocks[n], **given)
             blocks.append(after)
-        x = parts["norm"](params["norm"], x[:, -1:, :] if last else x)
-        return linear(x, self._output_weight(params)), cache._replace(blocks=tuple(blocks))
+        x = x[:, -1:, :] if last else x
+        x = parts["norm"](params["norm"], x) if "norm" in parts else x
+        return self._logits(params, x)[0], cache._replace(blocks=tuple(blocks))
 
     def prepare(self, params: Params, *, weights: Weights | None = None) -> PreparedGPT:
         """Return the model with its parameters, checked once and packed: ``prepared.step(tokens, cache)``.
@@ -348,13 +440,22 @@ class GPT(Layer):
         host = to_numpy(alibi(self.num_heads, keys, keys, causal=True, dtype="float64"))
         return namespace_of(x).asarray(host, dtype=x.dtype, device=device_of(x))
 
-    def _output_weight(self, params: Params) -> Array:
-        """The output weight (V, E)."""
-        return params["token" if self.tie_embeddings else "logits"]["weight"]
+    def _logits(self, params: Params, x: Array) -> tuple[Any, LinearContext, TanhContext | None]:
+        """The logits (B, T, V) of normed states, and their contexts."""
+        x = x if self.logits_scale == 1 else x * self.logits_scale
+        logits, ctx = linear_fwd(x, **params["token" if self.tie_embeddings else "logits"])
+        if self.logits_softcap is None:
+            return logits, ctx, None
+        capped, softcap_ctx = tanh_fwd(logits / self.logits_softcap)
+        return capped * self.logits_softcap, ctx, softcap_ctx
+
+
+def _fields(kind: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
 
 
 def _body_params(params: Params) -> Params:
-    return Checked(blocks=params["blocks"], norm=params["norm"])
+    return Checked({name: params[name] for name in ("blocks", "norm") if name in params})
 
 
 def _body_rng(rng: Philox | None) -> Philox | None:

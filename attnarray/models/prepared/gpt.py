@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,14 @@ from attnarray.models.prepared.stack import Prepared, Weights, make_stack, round
 
 if TYPE_CHECKING:
     from attnarray.models.gpt.model import GPT
+
+
+# Options of a GPT that kernels know, or that do not matter for inference.
+SERVED = {
+    "vocab_size", "max_seq_len", "dim", "num_layers", "num_heads", "hidden_dim", "dropout", "attention_dropout",
+    "recompute", "positions", "rotary", "norm", "eps", "activation", "gated", "bias", "num_kv_heads", "tie_embeddings",
+    "init_std", "mixers",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,11 +67,18 @@ class PreparedGPT(Prepared):
     ) -> Any:
         """Return the logits (B, T, V) of tokens (B, T), as the model does."""
         plain = attn_mask is lengths is starts is None and self.stack.dtype == "float32"
-        plain = plain and self.stack.mixers == ("attention",)
+        plain = plain and self.stack.mixers == ("attention",) and self.is_served
         if not plain or 0 in check_tokens(tokens).shape:
             return self.model(self.params, tokens, attn_mask=attn_mask, lengths=lengths, starts=starts)
         checks.namespace(tokens=tokens, weight=self.output_weight)
         return self.step(tokens, self._cache_like(tokens))[0]
+
+    @functools.cached_property
+    def is_served(self) -> bool:
+        """Whether kernels may know all options of the model: others have their defaults."""
+        others = [field for field in dataclasses.fields(self.model) if field.name not in SERVED]
+        plain = not isinstance(self.model.rotary, tuple) and self.model.norm in ("layer", "rms")
+        return plain and all(getattr(self.model, field.name) == field.default for field in others)
 
     def cache(
         self, batch: int, max_seq_len: int | None = None, dtype: str = "float32", *, starts: Any = None
@@ -92,6 +109,8 @@ class PreparedGPT(Prepared):
         if tokens.shape[0] != cache.batch:
             raise ValueError(f"`tokens` has {tokens.shape[0]} sequences, but `cache` has {cache.batch}.")
         self.model.embedding.check_length("`tokens`", cache.length + tokens.shape[1])
+        if not self.is_served:
+            return self.model.step(self.params, tokens, cache, last=last)
         logits, after = gpt_logits(tokens, self, cache, last)
         return logits, after
 

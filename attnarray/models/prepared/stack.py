@@ -105,7 +105,8 @@ def rounded(params: Params, weights: Weights | None, names: tuple[str, ...] = ()
 
 def _map_weights(params: Any, change: Callable[[Array], Array]) -> Any:
     """The same tree with changed leaves `weight`."""
-    return {
-        name: _map_weights(leaf, change) if isinstance(leaf, dict) else change(leaf) if name == "weight" else leaf
-        for name, leaf in params.items()
-    }
+    if isinstance(params, list):
+        return [_map_weights(part, change) for part in params]
+    if not isinstance(params, dict):
+        return params
+    return {name: change(leaf) if name == "weight" else _map_weights(leaf, change) for name, leaf in params.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -119,7 +119,7 @@ class Stack(Layer):
             x, norm_ctx = self._parts["norm"].fwd(params["norm"], x)
         return x, StackContext(tuple(contexts), norm_ctx)
 
-    def _bwd(self, dout: Array, ctx: StackContext) -> BlockGrads:
+    def _bwd(self, dout: Array, ctx: StackContext, drouter_logits: Sequence[Array] | None = None) -> BlockGrads:
         """The gradients of x and the parameters, and of the inputs that all blocks share: the memory and the biases."""
         checks.context("ctx", ctx, StackContext)
         check_same(self, "number of layers", len(ctx.blocks), self.num_layers)
@@ -130,8 +130,8 @@ class Stack(Layer):
             dout, norm_grads = norm.x, {"norm": norm.params}
         blocks: list[Params] = []
         shared: Any = (None, None, None)
-        for block, block_ctx in zip(self.blocks[::-1], ctx.blocks[::-1], strict=True):
-            grads = block.bwd(dout, block_ctx)
+        for n in reversed(range(self.num_layers)):
+            grads = self.blocks[n].bwd(dout, ctx.blocks[n], None if drouter_logits is None else drouter_logits[n])
             dout = grads.x
             blocks.append(grads.params)
             own = (grads.memory, grads.bias, grads.memory_bias)

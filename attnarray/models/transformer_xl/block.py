@@ -54,7 +54,8 @@ class RelativeBlock(Layer):
         self, params: Params, x: Array, memory: Array | None, rng: Philox | None
     ) -> tuple[Any, Any, RelativeBlockContext]:
         """Return y (B, T, E), the input of the attention, which is the next memory, and the context."""
-        parts, residual, rngs = self._parts, self._residual, rng.split(4) if rng else (None,) * 4
+        parts, rngs = self._parts, rng.split(4) if rng else (None,) * 4
+        around_attention, around_feed_forward = self._residuals
         given = []
 
         def attend(x: Array) -> tuple[Array, Any]:
@@ -67,14 +68,14 @@ class RelativeBlock(Layer):
             y, ctx = parts["feed_forward"].fwd(params["feed_forward"], x, rng=rngs[2])
             return y, ctx
 
-        x, attention_ctx = residual.fwd(params["attention_norm"], x, attend, rngs[1])
-        x, feed_forward_ctx = residual.fwd(params["feed_forward_norm"], x, feed, rngs[3])
+        x, attention_ctx = around_attention.fwd(params, x, attend, rngs[1])
+        x, feed_forward_ctx = around_feed_forward.fwd(params, x, feed, rngs[3])
         return x, given[0], RelativeBlockContext(attention_ctx, feed_forward_ctx)
 
     def bwd(self, dout: Array, ctx: RelativeBlockContext) -> LayerGrads:
         """Return the gradients of x and the parameters; the memory has none."""
         checks.context("ctx", ctx, RelativeBlockContext)
-        parts, residual = self._parts, self._residual
+        parts, (around_attention, around_feed_forward) = self._parts, self._residuals
 
         def attend(dy: Array, ctx: Any) -> tuple[Array, Params]:
             grads = parts["attention"].bwd(dy, ctx)
@@ -84,13 +85,15 @@ class RelativeBlock(Layer):
             grads = parts["feed_forward"].bwd(dy, ctx)
             return grads.x, grads.params
 
-        (dx, feed_norm), feed_forward_grads = residual.bwd(dout, ctx.feed_forward, feed)
-        (dx, attention_norm), attention_grads = residual.bwd(dx, ctx.attention, attend)
-        return LayerGrads(dx, {
-            "attention": attention_grads, "attention_norm": attention_norm,
-            "feed_forward": feed_forward_grads, "feed_forward_norm": feed_norm,
-        })  # fmt: skip
+        dx, norms, feed_forward = around_feed_forward.bwd(dout, ctx.feed_forward, feed)
+        dx, attention_norms, attention = around_attention.bwd(dx, ctx.attention, attend)
+        params = {"attention": attention, **attention_norms, "feed_forward": feed_forward, **norms}
+        return LayerGrads(dx, {name: params[name] for name in parts})
 
     @functools.cached_property
-    def _residual(self) -> Residual:
-        return Residual(LayerNorm(self.dim, self.eps), self.pre_norm, self.dropout)
+    def _residuals(self) -> tuple[Residual, Residual]:
+        norm = LayerNorm(self.dim, self.eps)
+        attention, feed_forward = (
+            Residual(name, norm, self.pre_norm, self.dropout) for name in ("attention", "feed_forward")
+        )
+        return attention, feed_forward

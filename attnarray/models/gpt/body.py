@@ -1,0 +1,38 @@
+"""The blocks of `GPT`, which may differ, and its final norm."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+from attnarray import checks
+from attnarray.layers.block import TransformerBlock
+from attnarray.models.transformer.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class Body(Encoder):
+    """An `Encoder` of given blocks; its own fields describe what they have in common."""
+
+    each_block: tuple[TransformerBlock, ...] = ()
+
+    @functools.cached_property
+    def blocks(self) -> tuple[TransformerBlock, ...]:
+        """The configuration of each block."""
+        return self.each_block
+
+
+def check_pattern(model: Any, name: str, kinds: tuple[type, ...], expected: str) -> None:
+    """Check a field with a value for each layer, repeated over the layers: a list becomes a tuple."""
+    given = getattr(model, name)
+    values = tuple(given) if isinstance(given, list | tuple) else given
+    if not isinstance(values, tuple) or not 0 < len(values) <= model.num_layers:
+        raise ValueError(
+            f"`{name}` is {checks.shown(given)}, expected a tuple of 1 to {model.num_layers}, repeated over the "
+            f"{model.num_layers} layers, each {expected}."
+        )
+    for value in values:
+        if value is not None and not isinstance(value, kinds):
+            raise TypeError(f"`{name}` holds {checks.shown(value)}, expected {expected}.")
+    object.__setattr__(model, name, values)
