@@ -72,7 +72,8 @@ def expressed(model: Any, model_type: str | None) -> tuple[Family, Config]:
             f"has {first}={getattr(model, first)!r}, which the config.json of {name} cannot express, only "
             f"{getattr(read, first)!r}",
         ))  # fmt: skip
-    raise ValueError(f"`model` {min(reasons)[1]}. Save its parameters with save_state.")
+    reason = min(reasons, key=lambda found: found[0])[1]
+    raise ValueError(f"`model` {reason}. Save its parameters with save_state.")
 
 
 def _differing(model: Any, read: Any) -> list[str]:

@@ -235,7 +235,7 @@ class TransformerBlock(Layer):
             )  # fmt: skip
         across = MultiHeadAttention(self.dim, self.num_heads, self.num_kv_heads, bias=self.bias, init_std=self.init_std)
         branches = {"attention": attention, "cross": across, "feed_forward": feed_forward}
-        found = {}
+        found: dict[str, Any] = {}
         for name, residual in self._residuals.items():
             found |= {name: branches[name], **residual.parts()}
         if self.parallel_residual == "one_norm":

@@ -20,8 +20,6 @@ COUNTS = {  # meanings of integer fields
     "padding_token": "the token of padding",
     "position_offset": "the rows before that of position 0",
 }
-FROM_ZERO = ("memory", "position_offset")
-
 FROM_ZERO = ("memory", "padding_token", "position_offset")
 
 

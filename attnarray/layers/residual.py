@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from attnarray.backend import Array, ArrayT
 from attnarray.layers.initial import Params
-from attnarray.layers.norm import LayerNorm, RMSNorm
 from attnarray.ops.dropout import DropoutContext, dropout_bwd, dropout_fwd
 from attnarray.random import Philox
 
@@ -44,7 +43,7 @@ class Residual:
     """
 
     name: str  # of the branch
-    norm: LayerNorm | RMSNorm
+    norm: Any  # a LayerNorm or an RMSNorm
     pre_norm: bool
     dropout: float
     branch_norm: bool = False
@@ -70,6 +69,7 @@ class Residual:
         norm_ctx = branch_norm_ctx = None
         if self.pre_norm:
             x, norm_ctx = self.norm.fwd(params[f"{self.name}_norm"], x)
+        y: Any
         y, branch_ctx = branch(x)
         if self.branch_norm:
             y, branch_norm_ctx = self.norm.fwd(params[f"{self.name}_branch_norm"], y)

@@ -114,9 +114,17 @@ WRONG_GPTS: dict[str, tuple[GPT, dict[str, Any], str]] = {
     "scale": (GPT2, {"scale_attn_weights": False}, "asks for scale_attn_weights = False, but only True is supported."),
     "no sizes": (GPT2, {"n_embd": "absent", "n_head": None}, "lacks 'n_embd', 'n_head', which determine"),
     "another width": (GPT2, {"n_inner": 5}, "`transformer.h.0.mlp.c_fc.weight` in"),
-    "long rotation": (LLAMA, {"rope_parameters": {"rope_type": "llama3"}}, "asks for rope_type = 'llama3', but only"),
-    "biases": (LLAMA, {"attention_bias": True}, "asks for attention_bias = True, but only False is supported."),
-    "heads": (LLAMA, {"head_dim": 16}, "asks for head_dim = 16, but only dim / num_heads is supported."),
+    "long rotation": (
+        LLAMA,
+        {"rope_parameters": {"rope_type": "llama3"}},
+        "lacks 'factor', an option of rope_type = 'llama3'",
+    ),
+    "biases": (LLAMA, {"attention_bias": True}, "lacks the tensor `model.layers.0.self_attn.q_proj.bias` (and 3 more)"),
+    "heads": (
+        LLAMA,
+        {"head_dim": 16},
+        "has shape (8, 8), expected (64, 8) for `params.blocks.0.attention.query.weight`",
+    ),
     "a list of heads": (LLAMA, {"num_attention_heads": [4]}, "`num_attention_heads` is [4], expected an integer >= 1"),
     "no heads": (
         LLAMA,
@@ -125,13 +133,13 @@ WRONG_GPTS: dict[str, tuple[GPT, dict[str, Any], str]] = {
     ),
     "odd heads": (
         LLAMA,
-        {"num_attention_heads": 8},
-        "asks for heads of 1 features, but rotary positions are of an even",
+        {"num_attention_heads": 8, "head_dim": None},
+        "asks for heads of 1 features of 1 to be rotated, but rotary positions are of an even",
     ),
     "uneven heads": (
         LLAMA,
-        {"num_attention_heads": 3},
-        "does not describe a GPT: `num_heads` (3) must divide `dim` (8)",
+        {"num_attention_heads": 3, "head_dim": None},
+        "does not describe a GPT: `num_kv_heads` (4) must divide `num_heads` (3)",
     ),
     "key heads": (LLAMA, {"num_key_value_heads": 3}, "`num_kv_heads` (3) must divide `num_heads` (4)."),
     "no key heads": (LLAMA, {"num_key_value_heads": 0}, "`num_key_value_heads` is 0, expected an integer >= 1"),
@@ -144,11 +152,11 @@ WRONG_GPTS: dict[str, tuple[GPT, dict[str, Any], str]] = {
     "no width": (GPT2, {"n_inner": 0}, "does not describe a GPT: `n_inner` is 0, expected an integer >= 1"),
     "scales": (GPT2, {"scale_attn_by_inverse_layer_idx": True}, "asks for scale_attn_by_inverse_layer_idx = True, but"),
     "window": (LLAMA, {"sliding_window": 4}, "asks for sliding_window = 4, but only None is supported."),
-    "biases of maps": (LLAMA, {"mlp_bias": True}, "asks for mlp_bias = True, but only False is supported."),
+    "biases of maps": (LLAMA, {"mlp_bias": True}, "lacks the tensor `model.layers.0.mlp.gate_proj.bias` (and 2 more)"),
     "part of a head": (
         LLAMA,
         {"partial_rotary_factor": 0.5},
-        "asks for partial_rotary_factor = 0.5, but only None or 1",
+        "asks for heads of 1 features of 2 to be rotated, but",
     ),
     "tie_embeddings": (
         LLAMA,
@@ -162,8 +170,8 @@ WRONG_GPTS: dict[str, tuple[GPT, dict[str, Any], str]] = {
     ),
     "no type": (
         LLAMA,
-        {"architectures": ["PhiForCausalLM"], "model_type": "absent"},
-        "has the architecture 'PhiForCa",
+        {"architectures": ["PfiForCausalLM"], "model_type": "absent"},
+        "has the architecture 'PfiForCausalLM', but",
     ),
     "of another type": (
         GPT2,
@@ -181,15 +189,15 @@ ROTATIONS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a list of types": (
         {"rope_scaling": {"type": ["linear"]}},
-        "asks for rope_type = ['linear'], but only 'default' and",
+        "asks for rope_type = ['linear'], but only 'default', 'linear'",
     ),
     "of lengths": (
         {"rope_scaling": {"type": "dynamic", "factor": 2}},
         "asks for rope_type = 'dynamic', but only 'default'",
     ),
     "yarn": (
-        {"rope_scaling": {"rope_type": "yarn", "factor": 2}},
-        "'yarn', but only 'default' and 'linear' are supported.",
+        {"rope_scaling": {"rope_type": "longrope", "factor": 2}},
+        "'longrope', but only 'default', 'linear', 'llama3', 'yarn' are supported.",
     ),
     "no factor": (
         {"rope_scaling": {"type": "linear"}},
@@ -206,7 +214,7 @@ ROTATIONS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "part of a head": (
         {"rope_parameters": {"partial_rotary_factor": 0.5}},
-        "asks for partial_rotary_factor in rope_param",
+        "asks for heads of 1 features of 2 to be rotated, but",
     ),
     "bases": ({"rope_theta": 50.0}, "says rope_theta twice, 10000.0 and 50.0: it must be the same."),
     "no base": (
@@ -321,8 +329,8 @@ def test_wrong_indices(tmp_path: Path) -> None:
 
 
 def test_saving_options_that_a_config_cannot_express(tmp_path: Path) -> None:
-    alibi = GPT(11, 8, 6, 1, 3, positions="alibi")
-    fails(ValueError, "`model` has positions='alibi', which the config.json of gpt2 cannot express, only 'learned'",
+    alibi = GPT(11, 8, 6, 1, 3, positions="none")
+    fails(ValueError, "`model` has positions='none', which the config.json of gpt2 cannot express, only 'learned'",
           lambda: save_pretrained(tmp_path, alibi, alibi.init(aa.Philox(0))))  # fmt: skip
     fails(ValueError, "`params` lacks 'position'", lambda: save_pretrained(tmp_path, GPT2, alibi.init(aa.Philox(0))))
     fails(TypeError, "`model` is 3, which has no known published names", lambda: save_pretrained(tmp_path, 3, {}))

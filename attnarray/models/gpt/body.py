@@ -24,7 +24,7 @@ class Body(Encoder):
 
 
 def check_pattern(model: Any, name: str, kinds: tuple[type, ...], expected: str) -> None:
-    """Check a field with a value for each layer, repeated over the layers: a list becomes a tuple."""
+    """Check a field with a value for each layer, repeated over the layers; the shortest such tuple takes its place."""
     given = getattr(model, name)
     values = tuple(given) if isinstance(given, list | tuple) else given
     if not isinstance(values, tuple) or not 0 < len(values) <= model.num_layers:
@@ -35,4 +35,6 @@ def check_pattern(model: Any, name: str, kinds: tuple[type, ...], expected: str)
     for value in values:
         if value is not None and not isinstance(value, kinds):
             raise TypeError(f"`{name}` holds {checks.shown(value)}, expected {expected}.")
-    object.__setattr__(model, name, values)
+    each = [values[n % len(values)] for n in range(model.num_layers)]
+    period = next(p for p in range(1, len(each) + 1) if all(each[n] == each[n % p] for n in range(len(each))))
+    object.__setattr__(model, name, tuple(each[:period]))

@@ -9,7 +9,6 @@ from attnarray.backend import Array, device_of, index_dtype, namespace_of
 from attnarray.layers.embedding import Embedding
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
-from attnarray.layers.norm import LayerNorm, RMSNorm
 from attnarray.ops.dropout import DropoutContext, dropout_bwd, dropout_fwd
 from attnarray.ops.embedding import EmbeddingContext
 from attnarray.random import Philox
@@ -37,7 +36,7 @@ class GPTEmbedding(Layer):
     learned: bool
     dropout: float
     init_std: float
-    norm: LayerNorm | RMSNorm | None = None
+    norm: Any = None  # a LayerNorm or an RMSNorm, if there is one
     scale: float = 1.0  # s
     position_offset: int = 0  # o
 

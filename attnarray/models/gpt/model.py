@@ -26,7 +26,7 @@ from attnarray.masks import Mask
 from attnarray.models.gpt.body import Body, check_pattern
 from attnarray.models.gpt.cache import GPTCache
 from attnarray.models.gpt.embedding import GPTEmbedding, GPTEmbeddingContext
-from attnarray.models.gpt.published import PRETRAINED
+from attnarray.models.gpt.families import FAMILIES
 from attnarray.models.logits import check_dlogits
 from attnarray.models.padding import attention_mask, check_lengths, check_starts, check_tokens
 from attnarray.models.prepared.gpt import PreparedGPT, prepare_gpt
@@ -146,7 +146,7 @@ class GPT(Layer):
     (3, 2, 9, 9)
     """
 
-    pretrained: ClassVar[tuple[Family, ...]] = PRETRAINED
+    pretrained: ClassVar[tuple[Family, ...]] = FAMILIES
 
     vocab_size: int
     max_seq_len: int
@@ -233,6 +233,11 @@ class GPT(Layer):
             raise ValueError(f"`positions` is 'alibi', but `mixers` is {self.mixers}: no layer has scores to bias.")
         if self.rotary is not None and self.positions != "rotary":
             raise ValueError(f'`rotary` is given, but `positions` is {self.positions!r}. Give positions="rotary" too.')
+        if self.head_dim is not None and self.head_dim * self.num_heads == self.dim:
+            object.__setattr__(self, "head_dim", None)  # the default
+        for name in ("qkv_bias", "out_bias"):
+            if getattr(self, name) == self.bias:
+                object.__setattr__(self, name, None)
         self.parts()  # validates the fields of the parts
 
     @functools.cached_property
@@ -258,7 +263,7 @@ class GPT(Layer):
         found: dict[Any, TransformerBlock] = {}
         blocks = []
         for n in range(self.num_layers):
-            kind = tuple(pattern[n % len(pattern)] for pattern in (self.mixers, self.windows, rotations))
+            kind: Any = tuple(pattern[n % len(pattern)] for pattern in (self.mixers, self.windows, rotations))
             if kind not in found:
                 mixer, window, rotary = kind
                 own = {"mixer": mixer, "window": window and (window - 1, 0), "rotary": rotary}

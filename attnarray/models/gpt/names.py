@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from attnarray.models.gpt.families.gpt2 import GPT2_BLOCK, GPT2_ENDS, TRANSPOSED
+from attnarray.models.gpt.families.llama import BLOCK as LLAMA_BLOCK
+from attnarray.models.gpt.families.llama import ENDS as LLAMA_ENDS
+from attnarray.models.gpt.families.tensors import Table
+
 Path = tuple[str | int, ...]
 
 
@@ -20,38 +25,14 @@ class Stored(NamedTuple):
     parts: int = 1
 
 
-# Of a block: path -> module below "h.n" or "layers.n", and how its weight is stored.
-GPT2_BLOCK: dict[Path, Stored] = {
-    ("attention", "query"): Stored("attn.c_attn", True, 0, 3),
-    ("attention", "key"): Stored("attn.c_attn", True, 1, 3),
-    ("attention", "value"): Stored("attn.c_attn", True, 2, 3),
-    ("attention", "out"): Stored("attn.c_proj", True),
-    ("attention_norm",): Stored("ln_1"),
-    ("feed_forward", "hidden"): Stored("mlp.c_fc", True),
-    ("feed_forward", "out"): Stored("mlp.c_proj", True),
-    ("feed_forward_norm",): Stored("ln_2"),
-}
-GPT2_ENDS: dict[Path, Stored] = {
-    ("token", "weight"): Stored("wte.weight"),
-    ("position", "weight"): Stored("wpe.weight"),
-    ("norm", "weight"): Stored("ln_f.weight"),
-    ("norm", "bias"): Stored("ln_f.bias"),
-}
-LLAMA_BLOCK: dict[Path, Stored] = {
-    ("attention", "query"): Stored("self_attn.q_proj"),
-    ("attention", "key"): Stored("self_attn.k_proj"),
-    ("attention", "value"): Stored("self_attn.v_proj"),
-    ("attention", "out"): Stored("self_attn.o_proj"),
-    ("attention_norm",): Stored("input_layernorm"),
-    ("feed_forward", "hidden"): Stored("mlp.gate_proj"),  # its activation is the gate
-    ("feed_forward", "gate"): Stored("mlp.up_proj"),
-    ("feed_forward", "out"): Stored("mlp.down_proj"),
-    ("feed_forward_norm",): Stored("post_attention_layernorm"),
-}
-LLAMA_ENDS: dict[Path, Stored] = {
-    ("token", "weight"): Stored("embed_tokens.weight"),
-    ("norm", "weight"): Stored("norm.weight"),
-}
+def _stored(table: Table, layer: str = "", transposed: tuple[str, ...] = ()) -> dict[Path, Stored]:
+    """Where the modules of a table are stored, by path, without the leaves."""
+    found: dict[Path, Stored] = {}
+    for module, given in table.items():
+        paths = (given,) if isinstance(given, str) else given
+        for part, path in enumerate(paths):
+            found[tuple(path.split("."))] = Stored(layer + module, module in transposed, part, len(paths))
+    return found
 
 
 def gpt2_names(num_layers: int) -> dict[Path, Stored]:
@@ -66,12 +47,14 @@ def gpt2_names(num_layers: int) -> dict[Path, Stored]:
     >>> gpt2_names(12)["blocks", 11, "attention", "key", "weight"]
     Stored(name='h.11.attn.c_attn.weight', transposed=True, part=1, parts=3)
     """
-    found = dict(GPT2_ENDS)
+    found: dict[Path, Stored] = {}
+    modules = dict(_stored(GPT2_ENDS))
     for n in range(num_layers):
-        for path, stored in GPT2_BLOCK.items():
-            module = f"h.{n}.{stored.name}"
-            found["blocks", n, *path, "weight"] = stored._replace(name=f"{module}.weight")
-            found["blocks", n, *path, "bias"] = stored._replace(name=f"{module}.bias", transposed=False)
+        modules |= {("blocks", n, *path): one for path, one in _stored(GPT2_BLOCK, f"h.{n}.", TRANSPOSED).items()}
+    for path, stored in modules.items():
+        found[*path, "weight"] = stored._replace(name=f"{stored.name}.weight")
+        if path not in (("token",), ("position",)):
+            found[*path, "bias"] = stored._replace(name=f"{stored.name}.bias", transposed=False)
     return found
 
 
@@ -87,8 +70,12 @@ def llama_names(num_layers: int) -> dict[Path, Stored]:
     >>> llama_names(2)["blocks", 1, "feed_forward", "gate", "weight"].name
     'layers.1.mlp.up_proj.weight'
     """
-    found = dict(LLAMA_ENDS)
+    modules = dict(_stored(LLAMA_ENDS))
     for n in range(num_layers):
-        for path, stored in LLAMA_BLOCK.items():
-            found["blocks", n, *path, "weight"] = stored._replace(name=f"layers.{n}.{stored.name}.weight")
-    return found
+        modules |= {("blocks", n, *path): one for path, one in _stored(LLAMA_BLOCK, f"layers.{n}.").items()}
+    normed = ("query_norm", "key_norm")  # of other families
+    return {
+        (*path, "weight"): stored._replace(name=f"{stored.name}.weight")
+        for path, stored in modules.items()
+        if path[-1] not in normed
+    }
