@@ -36,6 +36,7 @@ from attnarray.random import Philox
 Decay = Literal["none", "fixed", "head", "dim"]
 DECAYS: tuple[Decay, ...] = get_args(Decay)
 INPUTS = ("query", "key", "value")
+UNIT_EPS = 1e-6  # added to the squared length of queries and keys, as in fla and transformers
 
 
 class Gates(NamedTuple):
@@ -369,7 +370,7 @@ class LinearAttention(Layer):
                 offset = 0 if cache is None else cache.length
                 y, rotations[name] = rotary_fwd(y, **{**asdict(self.rotary), "offset": offset, "layout": "BTHD"})
             if self.unit_keys and name != "value":
-                y, units[name] = rms_norm_fwd(y)
+                y, units[name] = rms_norm_fwd(y, eps=UNIT_EPS / width)
                 y = y / math.sqrt(width)
             arrays[name] = y
         return arrays, convs, units, rotations, states
