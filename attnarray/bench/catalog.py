@@ -184,6 +184,22 @@ def _sixteen_bits(dtype: str) -> list[BenchCase]:
     ]  # fmt: skip
 
 
+LEVELS = ((64, 64), (32, 32), (16, 16), (8, 8))
+
+
+def _points(rng: np.random.Generator, shapes: Shapes) -> np.ndarray:
+    return rng.random((*shapes["attention_weights"], 2), dtype=np.float32)
+
+
+def _images(name: str, direction: str) -> BenchCase:
+    """Windows of 7 x 7 of an image of 56 x 56, 4 heads of 32 features, as in the first stage of NAT."""
+    of = (1, 56, 56, 4, 32)
+    return mechanism(
+        "neighborhood_attention", name, direction=direction, flops=4.0 * 4 * 56 * 56 * 49 * 32,
+        options={"kernel_size": 7}, query=of, key=of, value=of,
+    )  # fmt: skip
+
+
 # Below a minute with all peers, on two cores.
 QUICK: tuple[BenchCase, ...] = (
     sdpa("prefill-{S}-d{D}", "prefill", T=384),
@@ -275,6 +291,25 @@ MORE: tuple[BenchCase, ...] = (
     mechanism("hard_attention", "top-k-training", direction="both", dtype="float64", flops=4.0 * 8 * 128 * 4096 * 64,
               options={"estimator": "top_k", "k": 32}, query=(1, 8, 128, 64), key=(1, 8, 4096, 64),
               value=(1, 8, 4096, 64)),
+    _images("neighborhood", "forward"),
+    _images("neighborhood-training", "both"),
+    mechanism("shifted_window_attention", "shifted-window-training", direction="both",
+              options={"window_size": 6, "shift": 3}, flops=4.0 * 4 * 48 * 48 * 36 * 32, query=(1, 48, 48, 4, 32),
+              key=(1, 48, 48, 4, 32), value=(1, 48, 48, 4, 32), relative_bias=(4, 11, 11)),
+    mechanism("axial_attention", "axial-training", direction="both", options={"axis": 2},
+              flops=4.0 * 4 * 56 * 56 * 56 * 32, query=(1, 56, 56, 4, 32), key=(1, 56, 56, 4, 32),
+              value=(1, 56, 56, 4, 32)),
+    mechanism("deformable_attention", "deformable-training", direction="both", options={"spatial_shapes": LEVELS},
+              flops=10.0 * 1024 * 8 * 16 * 32, drawn={"sampling_locations": _points},
+              attention_weights=(1, 1024, 8, 4, 4), value=(1, 5440, 8, 32)),
+    mechanism("linformer_attention", "linformer-training", direction="both", flops=8.0 * 8 * 2048 * 256 * 64,
+              query=(1, 8, 2048, 64), key=(1, 8, 2048, 64), value=(1, 8, 2048, 64),
+              drawn={"key_projection": _weights(256, 2048)}),
+    mechanism("nystrom_attention", "nystrom-training", direction="both", options={"num_landmarks": 64},
+              flops=8.0 * 8 * 2048 * 64 * 64, query=(1, 8, 2048, 64), key=(1, 8, 2048, 64), value=(1, 8, 2048, 64)),
+    mechanism("lsh_attention", "lsh-training", direction="both", options={"chunk_size": 64},
+              flops=4.0 * 8 * 2 * 2048 * 128 * 64, query=(1, 8, 2048, 64), value=(1, 8, 2048, 64),
+              drawn={"rotations": _weights(2, 64, 32)}),
     triple("softmax", "softmax-training", direction="both", x=(4096, 512)),
     triple("sparsemax", x=(512, 4096)),
     triple("sparsemax", "sparsemax-training", direction="both", x=(512, 4096)),

@@ -10,6 +10,7 @@ from typing import Any
 from attnarray import LocationResult
 from attnarray.bench.peers.peer import Call, Peer, Problem, Unsupported
 from attnarray.bench.peers.torch_engine import INSTALL, make_call, to_tensor
+from attnarray.bench.peers.torch_images import IMAGES
 from attnarray.bench.peers.torch_sparse import SPARSE
 
 
@@ -195,10 +196,11 @@ def _local(
 # Options of these functions.
 OPTIONS = {
     "num_heads", "score", "activation", "count", "is_causal", "q_offset", "interleaved", "alignment", "window",
-    "estimator", "k",
+    "estimator", "k", "kernel_size", "window_size", "shift", "spatial_shapes",
 }  # fmt: skip
 MECHANISMS: dict[str, Callable[..., Any]] = {
     **SPARSE,
+    **IMAGES,
     "additive_attention": _additive,
     "multi_head_attention": _multi_head,
     "multiplicative_attention": _multiplicative,
