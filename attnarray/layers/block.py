@@ -205,6 +205,8 @@ class TransformerBlock(Layer):
         checks.choice("norm", self.norm, tuple(NORMS))
         checks.choice("parallel_residual", self.parallel_residual, (None, *get_args(ParallelResidual)))
         checks.positive("residual_scale", self.residual_scale)
+        if self.num_experts is not None and self.hidden_dropout:
+            raise ValueError(f"`hidden_dropout` is {self.hidden_dropout} with `num_experts`: experts have no dropout.")
         if self.parallel_residual and (self.cross or self.branch_norm or not self.pre_norm):
             raise ValueError(
                 f"`parallel_residual` is {self.parallel_residual!r} with cross={self.cross}, pre_norm={self.pre_norm} "
@@ -293,7 +295,9 @@ class TransformerBlock(Layer):
             return parts["cross"].fwd(params["cross"], x, memory, **across, **weights, rng=next(rngs))
 
         def feed(x: Array) -> Any:
-            return parts["feed_forward"].fwd(params["feed_forward"], x, rng=next(rngs))
+            own_rng = next(rngs)
+            given: Any = {} if self.num_experts is not None else {"rng": own_rng}
+            return parts["feed_forward"].fwd(params["feed_forward"], x, **given)
 
         return self._connect(params, x, (attend, cross_attend, feed), rngs)
 

@@ -78,7 +78,8 @@ class MixtureOfExperts(Layer):
     Notes
     -----
     Only the selected experts are computed, each for all its positions at once. The selection is constant almost
-    everywhere, so it has no gradient; the router learns by the gates, and by `load_balancing_loss` of its logits.
+    everywhere, so it has no gradient; the router learns by the gates, and by losses of its logits, such as those that
+    balance the load (Fedus et al., 2021, arXiv:2101.03961), whose gradient `bwd` takes.
 
     References
     ----------
@@ -119,11 +120,11 @@ class MixtureOfExperts(Layer):
         router = Linear(self.dim, self.num_experts, False, self.init_std)
         return {"router": router, "experts": Experts(expert, self.num_experts)}
 
-    def __call__(self, params: Params, x: ArrayT, *, rng: Philox | None = None) -> ArrayT:
-        """y (..., dim) of x (..., dim). `rng` is not used: there is no dropout."""
-        return self.fwd(params, x, rng=rng)[0]
+    def __call__(self, params: Params, x: ArrayT) -> ArrayT:
+        """y (..., dim) of x (..., dim)."""
+        return self.fwd(params, x)[0]
 
-    def fwd(self, params: Params, x: ArrayT, *, rng: Philox | None = None) -> tuple[ArrayT, MixtureContext]:
+    def fwd(self, params: Params, x: ArrayT) -> tuple[ArrayT, MixtureContext]:
         """The same, and the context for `bwd`."""
         xp, K, shape = namespace_of(x), self.experts_per_token, tuple(x.shape)
         flat = xp.reshape(x, (-1, self.dim))  # (N, E)
