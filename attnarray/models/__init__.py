@@ -8,6 +8,7 @@ from attnarray.models.generation import (
     generate,
     keep_top_k,
     keep_top_p,
+    penalize_repetition,
     stream,
     with_temperature,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "keep_top_k",
     "keep_top_p",
     "llama_names",
+    "penalize_repetition",
     "remembered",
     "stream",
     "with_temperature",

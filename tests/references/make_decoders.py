@@ -2,10 +2,10 @@
 
     python tests/references/make_decoders.py
 
-It needs torch, transformers and safetensors, and writes for each model of tests/support/decoders.py its config.json, the names and
-shapes of its tensors, whose values are those of `values`, logits of tokens with and without left padding, greedy tokens, and the
-projections of all gradients. What transformers computes in float32 whatever the weights are is computed in float64 here,
-and the rounded constant of BLOOM's GELU is the exact one.
+It needs torch, transformers and safetensors, and writes for each model of tests/support/decoders.py its config.json,
+the names and shapes of its tensors, whose values are those of `values`, logits of tokens with and without left
+padding, greedy tokens, and the projections of all gradients. What transformers computes in float32 whatever the
+weights are is computed in float64 here, and the rounded constant of BLOOM's GELU is the exact one.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 from attnarray import checks
@@ -10,7 +10,8 @@ from attnarray.backend import Array, device_of, namespace_of
 from attnarray.layers.initial import Params
 from attnarray.models.generation.beam import beam_search
 from attnarray.models.generation.beam_rules import EarlyStopping
-from attnarray.models.generation.prompts import AnyGenerator, Generator, Prefill, prefill, with_params
+from attnarray.models.generation.processors import Processor, apply_processors, check_stop, ends_with
+from attnarray.models.generation.prompts import AnyGenerator, Generator, Prefill, left_pad, prefill, with_params
 from attnarray.models.generation.sampling import draw, finite_or_certain, keep_top_k, keep_top_p, with_temperature
 from attnarray.models.generation.speculative import Writer, check_draft, check_pair, speculate
 from attnarray.models.padding import check_tokens
@@ -46,7 +47,7 @@ def generate(
     temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, beams: int = 4,
     length_penalty: float = 1.0, end: int | None = None, rng: Philox | int | None = None, lengths: Any = None,
     early_stopping: EarlyStopping | None = None, draft: tuple[AnyGenerator, Params | None] | None = None,
-    draft_tokens: int = 4,
+    draft_tokens: int = 4, starts: Any = None, stop: Any = None, processors: Sequence[Processor] = (),
 ) -> Any:  # fmt: skip
     """Generate the tokens after prompts.
 
@@ -71,6 +72,13 @@ def generate(
         For "sample": the same generator gives the same tokens, on every backend, independent of other rows.
     lengths : (B,) integers, optional
         Lengths of right-padded prompts.
+    starts : (B,) integers, optional
+        Lengths of the left padding of left-padded prompts, instead of `lengths`.
+    stop : sequence of sequences of tokens, optional
+        A row also ends when its new tokens end with one of these; it is filled with `end` then. Not for "beam".
+    processors : sequence of functions
+        Called with all tokens (B, N) so far and the logits (B, V), before the other options, they return logits: such
+        as `penalize_repetition`. Padding holds the first token of a prompt. Not for "beam" or with `draft`.
     draft : (model, params), optional
         A smaller model of the same tokens, for "greedy" and "sample": it drafts `draft_tokens` tokens, which one step
         of `model` verifies. Greedy tokens are the same as without, up to rounding of the logits; samples have the same
@@ -108,8 +116,8 @@ def generate(
     if method == "beam":
         _refuse_sampling_options(method, temperature, top_k, top_p)
         options = {"beams": beams, "length_penalty": length_penalty, "end": end, "lengths": lengths}
-        options["early_stopping"] = early_stopping
-        _refuse_options(method, "greedy", {"draft": draft})
+        options |= {"early_stopping": early_stopping, "starts": starts}
+        _refuse_options(method, "greedy", {"draft": draft, "stop": stop, "processors": tuple(processors) or None})
         return beam_search(model, params, tokens, count, **options).tokens
     others = {"beams": None if beams == 4 else beams, "length_penalty": None if length_penalty == 1 else length_penalty}
     _refuse_options(method, "beam", {**others, "early_stopping": early_stopping})
@@ -117,7 +125,8 @@ def generate(
     found = list(
         stream(
             model, params, tokens, count, method=method, temperature=temperature, top_k=top_k, top_p=top_p, end=end,
-            rng=rng, lengths=lengths, draft=draft, draft_tokens=draft_tokens,
+            rng=rng, lengths=lengths, draft=draft, draft_tokens=draft_tokens, starts=starts, stop=stop,
+            processors=processors,
         )
     )  # fmt: skip
     xp = namespace_of(tokens)
@@ -128,7 +137,8 @@ def stream(
     model: AnyGenerator, params: Params | None, tokens: Array, count: int, *,
     method: Literal["greedy", "sample"] = "greedy", temperature: float = 1.0, top_k: int | None = None,
     top_p: float | None = None, end: int | None = None, rng: Philox | int | None = None, lengths: Any = None,
-    draft: tuple[AnyGenerator, Params | None] | None = None, draft_tokens: int = 4,
+    draft: tuple[AnyGenerator, Params | None] | None = None, draft_tokens: int = 4, starts: Any = None,
+    stop: Any = None, processors: Sequence[Processor] = (),
 ) -> Iterator[Any]:  # fmt: skip
     """Yield the tokens that `generate` returns, (B,) at a time; not for beam search.
 
@@ -151,32 +161,44 @@ def stream(
         sampler = Sampler(rng if isinstance(rng, Philox) else Philox(rng), temperature, top_k, top_p)
     tokens, count = check_tokens(tokens), checks.whole("count", count, 0, 2**31, "the number of tokens to generate")
     model, params = with_params(model, params)
-    prefilled = prefill(model, params, tokens, count, lengths)
+    prefilled = prefill(model, params, tokens, count, lengths, starts)
     if end is not None:
         end = checks.whole("end", end, 0, prefilled.logits.shape[1] - 1, "a token of the model")
     sampler.select(prefilled.logits[:0, :], 0)  # validates its options
+    stop, processors = check_stop(stop, end), tuple(processors)
     if draft is not None:
+        if stop or processors:
+            raise ValueError("`draft` is given with `stop` or `processors`, which it does not know: leave one out.")
         width = checks.whole("draft_tokens", draft_tokens, 1, 2**31, "the tokens that are drafted at a time")
         small, small_params = check_draft(draft)
-        drafted = prefill(small, small_params, tokens, count, lengths)
+        drafted = prefill(small, small_params, tokens, count, lengths, starts)
         check_pair(prefilled, drafted)
         writers = Writer(model, params, prefilled.cache), Writer(small, small_params, drafted.cache)
         return speculate(*writers, prefilled, tokens, count, sampler, end, width) if count else iter(())
-    return _stream(model, params, tokens, count, sampler, end, prefilled)
+    before, _ = left_pad(tokens, lengths, starts)
+    return _stream(model, params, before, count, sampler, end, prefilled, stop, processors)
 
 
 def _stream(
-    model: Generator, params: Params, tokens: Array, count: int, sampler: Sampler, end: int | None, prefilled: Prefill
-) -> Iterator[Array]:
+    model: Generator, params: Params, tokens: Array, count: int, sampler: Sampler, end: int | None, prefilled: Prefill,
+    stop: list[list[int]], processors: Sequence[Processor],
+) -> Iterator[Array]:  # fmt: skip
     xp = namespace_of(tokens)
     logits, cache = prefilled
+    found: list[Array] = []
     ended = xp.zeros((tokens.shape[0],), dtype=xp.bool, device=device_of(tokens))
     for n in range(count):
+        if processors:
+            past = [tokens, *(one[:, None] for one in found)]
+            logits = apply_processors(processors, namespace_of(tokens).concat(past, axis=1), logits)
         known = finite_or_certain(logits, None if end is None else ~ended)
         token = xp.astype(sampler.select(known, n), tokens.dtype)  # (B,)
         if end is not None:
             token = xp.where(ended, xp.full_like(token, end), token)
             ended = ended | (token == end)
+        found.append(token)
+        stopped = ends_with(found, stop)
+        ended = ended if stopped is None else ended | stopped
         yield token
         if n == count - 1 or (end is not None and bool(xp.all(ended))):
             return

@@ -28,7 +28,7 @@ class BeamResult(NamedTuple):
 def beam_search(
     model: AnyGenerator, params: Params | None, tokens: Array, count: int, *, beams: int = 4,
     length_penalty: float = 1.0, end: int | None = None, lengths: Any = None,
-    early_stopping: EarlyStopping | None = None,
+    early_stopping: EarlyStopping | None = None, starts: Any = None,
 ) -> BeamResult:  # fmt: skip
     r"""Return the continuation with the best score that keeping the `beams` most likely of each length finds.
 
@@ -53,8 +53,8 @@ def beam_search(
         it may be negative too.
     end : int, optional
         The end-of-sequence token.
-    lengths : (B,) integers, optional
-        Lengths of right-padded prompts.
+    lengths, starts : (B,) integers, optional
+        Lengths of right-padded prompts, or of the left padding of left-padded ones.
     early_stopping : {None, False, True, "never"}
         None is the search described above. Other values select the search of Hugging Face transformers with this value
         of its option of the same name, whose default is False, with the same tokens; see the notes.
@@ -94,7 +94,7 @@ def beam_search(
         early_stopping = checks.flag("early_stopping", early_stopping)
     _check_penalty(length_penalty, count, early_stopping is not None)
     model, params = with_params(model, params)
-    logits, cache = prefill(model, params, tokens, count, lengths)
+    logits, cache = prefill(model, params, tokens, count, lengths, starts)
     B, V = logits.shape
     end = None if end is None else checks.whole("end", end, 0, V - 1, "a token of the model")
     search: BestOfAll | BestOfCandidates

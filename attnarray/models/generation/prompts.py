@@ -9,7 +9,7 @@ from attnarray.backend import Array, device_of, dtype_name, library_name, namesp
 from attnarray.layers.checking import check_params
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
-from attnarray.models.padding import check_tokens
+from attnarray.models.padding import check_starts, check_tokens
 from attnarray.models.prepared.stack import Prepared
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Prefill(NamedTuple):
     cache: Any
 
 
-def prefill(model: Generator, params: Params, tokens: Array, count: int, lengths: Any) -> Prefill:
+def prefill(model: Generator, params: Params, tokens: Array, count: int, lengths: Any, starts: Any = None) -> Prefill:
     """Process the prompts, with a cache for `count` more tokens."""
     if not (hasattr(model, "cache") and hasattr(model, "step")):
         raise TypeError(
@@ -75,7 +75,7 @@ def prefill(model: Generator, params: Params, tokens: Array, count: int, lengths
     tokens = check_tokens(tokens)
     if not tokens.shape[1]:
         raise ValueError("`tokens` has no positions, expected prompts of at least one token: (B, T) with T > 0.")
-    tokens, starts = left_pad(tokens, lengths)
+    tokens, starts = left_pad(tokens, lengths, starts)
     max_seq_len = tokens.shape[1] + max(count - 1, 0)  # the last new token is not processed
     if not hasattr(model, "cache") or not hasattr(model, "step"):
         raise TypeError(f"`model` is {checks.shown(model)}, expected a model with `cache` and `step`, such as GPT.")
@@ -90,18 +90,37 @@ def prefill(model: Generator, params: Params, tokens: Array, count: int, lengths
     return Prefill(logits[:, -1, :], cache)
 
 
-def left_pad(tokens: Array, lengths: Any) -> tuple[Array, Array | None]:
-    """Convert right-padded prompts (B, T) to left-padded ones; return them and where each starts."""
+def left_pad(tokens: Array, lengths: Any, starts: Any = None) -> tuple[Array, Array | None]:
+    """Convert right-padded prompts (B, T) to left-padded ones; return them and where each starts.
+
+    The padding holds the first token of each prompt.
+    """
+    B, T = tokens.shape
+    if starts is not None:
+        if lengths is not None:
+            raise ValueError("`starts` and `lengths` are both given, expected one: left or right padding.")
+        begin = check_starts(starts, B, T - 1, tokens)
+        assert begin is not None, "they are given"
+        return _filled(tokens, begin, 0), begin
     if lengths is None:
         return tokens, None
-    B, T = tokens.shape
     lengths = checks.same_device("lengths", checks.integers("lengths", lengths), "tokens", tokens)
     checks.shape("lengths", lengths, (B,), "the length of each of the B prompts")
     _check_lengths(lengths, T)
+    first = T - lengths  # (B,)
+    return _filled(tokens, first, first), first
+
+
+def _filled(tokens: Array, starts: Array, shift: Any) -> Array:
+    """Tokens (B, T) moved to the right by `shift`, whose first ones fill the places before `starts`."""
     xp = namespace_of(tokens)
-    starts = T - lengths  # (B,)
-    positions = xp.arange(T, device=device_of(tokens)) - starts[:, None]  # (B, T)
-    return xp.take_along_axis(tokens, xp.maximum(positions, xp.zeros_like(positions)), axis=1), starts
+    columns = xp.arange(tokens.shape[1], dtype=starts.dtype, device=device_of(tokens))
+    first = starts - shift
+    return xp.take_along_axis(tokens, xp.maximum(columns - _column(shift), _column(first)), axis=1)
+
+
+def _column(x: Any) -> Any:
+    return x if isinstance(x, int) else x[:, None]
 
 
 def _check_lengths(lengths: Array, T: int) -> None:
