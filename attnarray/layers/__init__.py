@@ -23,6 +23,7 @@ from attnarray.layers.pairwise import PairwiseAttention
 from attnarray.layers.recurrent import RecurrentAttention
 from attnarray.layers.relative import RelativeAttention
 from attnarray.layers.scaled import ScaledAttention
+from attnarray.layers.window import WindowAttention, WindowBlock
 from attnarray.tree import shorten_reprs
 
 __all__ = [
@@ -51,6 +52,8 @@ __all__ = [
     "RelativeAttention",
     "ScaledAttention",
     "TransformerBlock",
+    "WindowAttention",
+    "WindowBlock",
     "check_params",
 ]
 

@@ -19,8 +19,9 @@ COUNTS = {  # meanings of integer fields
     "memory": "the largest number of memory positions",
     "padding_token": "the token of padding",
     "position_offset": "the rows before that of position 0",
+    "shift": "the positions that windows are moved by",
 }
-FROM_ZERO = ("memory", "padding_token", "position_offset")
+FROM_ZERO = ("memory", "padding_token", "position_offset", "shift")
 
 
 class Checked(dict[str, Any]):

@@ -296,8 +296,8 @@ def test_fields(example: Example) -> None:
         elif kind in ("int", "bool"):
             name = kind
         for wrong in [*WRONG_FIELDS[name], *([] if optional else [None])]:
-            if field.name == "memory" and wrong is WRONG_FIELDS["int"][0]:
-                continue  # a memory of 0 positions is none
+            if field.name in ("memory", "shift") and wrong is WRONG_FIELDS["int"][0]:
+                continue  # a memory of 0 positions is none, and so is a shift
             change = {field.name: wrong}
             refused(f"`{field.name}[`.]", lambda change=change: dataclasses.replace(example.layer, **change))
 

@@ -77,6 +77,14 @@ EXAMPLES: dict[str, list[Example]] = {
         Example(layers.MultiHeadAttention(E, 4, 2, qk_norm="all", gate="head"), {"query": X, "kv_lengths": [T, 3]}),
         Example(layers.MultiHeadAttention(E, H, cosine=True), {"query": X, "key": MEMORY, "bias": normal(H, T, S)}),
     ],
+    "WindowAttention": [
+        Example(layers.WindowAttention(E, H, 3, shift=2), {"x": normal(B, 6, 9, E)}),
+        Example(layers.WindowAttention(E, H, 3, "neighborhood", relative_bias=False), {"x": normal(B, 4, 5, E)}),
+    ],
+    "WindowBlock": [
+        Example(layers.WindowBlock(E, H, 2, shift=1, hidden_dim=5), {"x": normal(B, 4, 6, E)}),
+        Example(layers.WindowBlock(E, H, 3, "neighborhood", dilation=2, hidden_dim=5), {"x": normal(B, 6, 7, E)}),
+    ],
     "BahdanauAttention": [Example(layers.BahdanauAttention(5, 6, 4), given) for given in (PAIR, OWN)],
     "HardAttention": [
         Example(layers.HardAttention(5, 6, 4, "gumbel"), {**PAIR, "noise": normal(B, T, S)}),
