@@ -39,8 +39,8 @@ def export(model: Encoder | BERT | GPT, params: Any, *, is_causal: bool = False)
         With these inputs and outputs, integers in int64; `attention_mask` (B, T) is 1 for tokens, 0 for padding.
 
         - `Encoder`: x (B, T, E), attention_mask -> y (B, T, E)
-        - `BERT`: input_ids, attention_mask, token_type_ids (B, T) -> last_hidden_state (B, T, E), and with these heads
-          pooler_output (B, E) and logits (B, T, V)
+        - `BERT`: input_ids, attention_mask and, if it has types, token_type_ids (B, T) -> last_hidden_state (B, T, E),
+          and with these heads pooler_output (B, E), logits (B, T, V) of masked tokens, and class_logits
         - `GPT`: input_ids, attention_mask -> logits (B, T, V); the padding may be on the left or the right
 
     Raises
@@ -48,7 +48,8 @@ def export(model: Encoder | BERT | GPT, params: Any, *, is_causal: bool = False)
     TypeError
         If `model` is of another class.
     ValueError
-        If the parameters do not fit the model, or a GPT or BERT is to be exported with `is_causal`.
+        If the parameters do not fit the model, a GPT or BERT is to be exported with `is_causal`, or the model has linear
+        attention or relative positions.
 
     Notes
     -----
@@ -68,10 +69,20 @@ def export(model: Encoder | BERT | GPT, params: Any, *, is_causal: bool = False)
         raise TypeError(f"`model` is {checks.shown(model)}, expected an Encoder, a BERT or a GPT of attnarray.models.")
     if is_causal and type(model) is not Encoder:
         raise ValueError(f"`is_causal` is for an Encoder: a {type(model).__name__} knows what its tokens attend to.")
+    _check_options(model)
     check_params(params, model)
     graph = _Graph(tree.map(to_numpy, params))
     writers[type(model)](graph, model, checks.flag("is_causal", is_causal))
     return graph.model(type(model).__name__)
+
+
+def _check_options(model: Any) -> None:
+    blocks = (model if isinstance(model, Encoder) else model.body).blocks
+    mixers = sorted({block.mixer for block in blocks} - {"attention"})
+    if mixers:
+        raise ValueError(f"`mixers` has {', '.join(mixers)}, expected attention alone: opset {OPSET} has no other.")
+    if getattr(model, "relative_buckets", None) is not None:
+        raise ValueError("`relative_buckets` is given, but models with relative positions are not exported.")
 
 
 class _Graph:
@@ -126,8 +137,8 @@ class _Graph:
     def activate(self, x: str, name: str) -> str:
         if name == "silu":
             return self.add("Mul", x, self.add("Sigmoid", x))
-        if name == "relu":
-            return self.add("Relu", x)
+        if name in ("relu", "tanh"):
+            return self.add(name.capitalize(), x)
         return self.add("Gelu", x, approximate="tanh" if name == "gelu_tanh" else "none")
 
     def positions(self, x: str) -> str:
@@ -210,6 +221,7 @@ def _blocks(graph: _Graph, x: str, encoder: Encoder, attention: _Attention) -> s
         return graph.linear(active, *path, "out")
 
     for n in range(encoder.num_layers):
+        n = min(n, len(graph.params["blocks"]) - 1)  # blocks may share their parameters
         for name in ("attention", "feed_forward"):
             own, norm = ("blocks", n, name), ("blocks", n, f"{name}_norm")
             before = graph.norm(x, block.eps, *norm) if block.pre_norm else x
@@ -227,26 +239,41 @@ def _encoder(graph: _Graph, model: Encoder, is_causal: bool) -> None:
 
 
 def _bert(graph: _Graph, model: BERT, is_causal: bool) -> None:
-    if not model.is_plain or model.num_labels is not None:
-        raise ValueError("`model` has options of a relative of BERT, or a head for classes, which are not exported.")
-    tokens, _, types = (
-        graph.input(name, TensorProto.INT64, "batch", "sequence")
-        for name in ("input_ids", "attention_mask", "token_type_ids")
-    )
+    names = ["input_ids", "attention_mask", *(["token_type_ids"] if model.types is not None else [])]
+    tokens, _, *types = (graph.input(name, TensorProto.INT64, "batch", "sequence") for name in names)
     x = graph.add("Gather", graph.parameter("token", "weight"), tokens)
-    x = graph.add("Add", x, graph.add("Gather", graph.parameter("position", "weight"), graph.positions(tokens)))
-    x = graph.add("Add", x, graph.add("Gather", graph.parameter("type", "weight"), types))
+    x = graph.add(
+        "Add", x, graph.add("Gather", graph.parameter("position", "weight"), _positions(graph, model, tokens))
+    )
+    for one in types:
+        x = graph.add("Add", x, graph.add("Gather", graph.parameter("type", "weight"), one))
     x = graph.norm(x, model.eps, "embedding_norm")
-    x = _blocks(graph, x, model.body, _Attention(graph, x, model.body.block, is_causal))
-    graph.output(x, "last_hidden_state", "batch", "sequence", model.dim)
+    x = graph.linear(x, "projection") if graph.has("projection") else x
+    states = _blocks(graph, x, model.body, _Attention(graph, x, model.body.block, is_causal))
+    graph.output(states, "last_hidden_state", "batch", "sequence", model.dim)
+    pooled = ""
     if model.pooler:
-        first = graph.add("Gather", x, graph.constant(0), axis=1)
-        graph.output(graph.add("Tanh", graph.linear(first, "pooler")), "pooler_output", "batch", model.dim)
+        first = graph.add("Gather", states, graph.constant(0), axis=1)
+        pooled = graph.activate(graph.linear(first, "pooler"), model.pooler_activation)
+        graph.output(pooled, "pooler_output", "batch", model.dim)
     if model.mask_head:
-        x = graph.activate(graph.linear(x, "mask_head", "dense"), model.activation)
+        x = graph.activate(graph.linear(states, "mask_head", "dense"), model.activation)
         x = graph.norm(x, model.eps, "mask_head", "norm")
         x = graph.add("Add", graph.linear(x, "token"), graph.parameter("mask_head", "bias"))
         graph.output(x, "logits", "batch", "sequence", model.vocab_size)
+    if model.num_labels is not None:
+        of_sequences = model.classified == "sequences"
+        x = graph.linear(pooled if of_sequences else states, "classifier")
+        graph.output(x, "class_logits", "batch", *([] if of_sequences else ["sequence"]), model.num_labels)
+
+
+def _positions(graph: _Graph, model: BERT, tokens: str) -> str:
+    """The rows of the position table: from 0 on, or counted over the tokens that are no padding, as in RoBERTa."""
+    if model.padding_token is None:
+        return graph.positions(tokens)
+    pad = graph.constant(model.padding_token)
+    exists = graph.add("Cast", graph.add("Not", graph.add("Equal", tokens, pad)), to=TensorProto.INT64)
+    return graph.add("Add", graph.add("Mul", graph.add("CumSum", exists, graph.constant(1)), exists), pad)
 
 
 def _gpt(graph: _Graph, model: GPT, is_causal: bool) -> None:

@@ -87,12 +87,6 @@ def test_an_exported_encoder(name: str, is_causal: bool) -> None:
             np.testing.assert_allclose(y[exists == 1], expected[exists == 1], atol=1e-5)
 
 
-def test_relatives_of_bert_are_not_exported() -> None:
-    model = aa.models.BERT(50, 16, 16, 2, 4, 24, share_blocks=True)
-    with pytest.raises(ValueError, match="relative of BERT"):
-        bridge.export(model, model.init(aa.Philox(0)))
-
-
 @pytest.mark.parametrize("heads", [True, False])
 def test_an_exported_bert(heads: bool) -> None:
     model = aa.models.BERT(50, 16, 16, 2, 4, 24, pooler=heads, mask_head=heads, activation="gelu_tanh")
@@ -107,6 +101,38 @@ def test_an_exported_bert(heads: bool) -> None:
     if heads:
         np.testing.assert_allclose(found[1], pooled, atol=1e-5)
         np.testing.assert_allclose(found[2][exists == 1], model.mask_logits(params, states)[exists == 1], atol=1e-5)
+
+
+RELATIVES: dict[str, dict[str, Any]] = {
+    "RoBERTa": {"padding_token": 1, "types": 1, "num_labels": 3, "classified": "tokens"},
+    "DistilBERT": {"types": None, "pooler_activation": "relu", "num_labels": 3},
+    "ALBERT": {"embedding_dim": 8, "share_blocks": True, "activation": "gelu_tanh"},
+}
+
+
+@pytest.mark.parametrize("name", RELATIVES)
+def test_an_exported_relative_of_bert(name: str) -> None:
+    model = aa.models.BERT(50, 16, 16, 2, 4, 24, init_std=0.3, **RELATIVES[name])
+    params, rng = model.init(aa.Philox(0)), np.random.default_rng(0)
+    runtime = session(bridge.export(model, params))
+    lengths, exists = padding(rng, 3, 9)
+    tokens = np.where(exists == 1, rng.integers(2, 50, size=(3, 9)), 1)
+    feeds = {"input_ids": tokens, "attention_mask": exists, "token_type_ids": np.zeros_like(tokens)}
+    names = [one.name for one in runtime.get_outputs()]
+    found = dict(
+        zip(names, runtime.run(None, {one.name: feeds[one.name] for one in runtime.get_inputs()}), strict=True)
+    )
+    result = model(params, tokens, lengths=lengths)
+    expected = {
+        "last_hidden_state": result.states,
+        "pooler_output": result.pooled,
+        "logits": model.mask_logits(params, result.states),
+        **({"class_logits": model.class_logits(params, result)} if model.num_labels else {}),
+    }
+    assert found.keys() == expected.keys()
+    for part, array in expected.items():
+        rows = exists == 1 if array.ndim == 3 else slice(None)
+        np.testing.assert_allclose(found[part][rows], array[rows], atol=1e-5, err_msg=part)
 
 
 LLAMA = {"norm": "rms", "activation": "silu", "gated": True, "bias": False, "num_kv_heads": 2, "tie_embeddings": False}
@@ -283,3 +309,9 @@ def test_what_cannot_be_exported() -> None:
         bridge.export(gpt, gpt.init(aa.Philox(0)), is_causal=True)
     with pytest.raises(TypeError, match="params"):
         bridge.export(gpt, None)
+    for model, said in (
+        (aa.models.GPT(50, 16, 8, 1, 2, mixers=("retnet",)), "`mixers` has retnet"),
+        (aa.models.BERT(50, 16, 8, 1, 2, relative_buckets=4), "relative positions are not exported"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            bridge.export(model, model.init(aa.Philox(0)))
