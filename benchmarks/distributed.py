@@ -4,6 +4,7 @@
     python -m benchmarks.distributed link --output NAME                   # latency and bandwidth of two ranks
     python -m benchmarks.distributed memory --output NAME                 # T 65,536 on 4 ranks and T 16,384 on 1
     python -m benchmarks.distributed dask --output NAME                   # 8 GB of keys, workers limited to 2 GB
+    python -m benchmarks.distributed workers --output NAME                # time with 1, 2 and 4 workers of Dask
     python -m benchmarks.distributed kills --output NAME                  # 20 workers killed at random moments
 
 Each writes results/NAME.json. Ranks are started by mpiexec, with one thread each.
@@ -211,6 +212,34 @@ def beyond_memory(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def workers(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Causal attention with its gradients on 1, 2 and 4 workers of Dask with one thread each; 4,096 rows in a chunk."""
+    import dask
+    import dask.array as da
+    import distributed
+
+    from attnarray.distributed import dask as blocked
+
+    case, found = Case(T=arguments.length), []
+    host = np.random.default_rng(0).standard_normal((3, 1, case.heads, case.T, case.dim), dtype=np.float32)
+    for count in arguments.ranks:
+        with (
+            distributed.LocalCluster(count, threads_per_worker=1, dashboard_address=None) as cluster,
+            distributed.Client(cluster) as client,
+        ):
+            q, k, v = (client.persist(da.from_array(x, chunks=(1, case.heads, 4096, case.dim))) for x in host)
+            times = []
+            for n in range(1 + arguments.repeats):  # the first loads kernels
+                # Another scale each time, as Dask keeps results by name.
+                out, ctx = blocked.scaled_dot_product_attention_fwd(q, k, v, is_causal=True, scale=(8 + n) / 64)
+                grads = blocked.scaled_dot_product_attention_bwd(q, ctx)
+                start = time.perf_counter()
+                distributed.wait(dask.persist(out, grads.query, grads.key, grads.value))
+                times.append(time.perf_counter() - start)
+            found.append({"workers": count, "seconds": times[1:], "tasks": len(dict(grads.key.__dask_graph__()))})
+    return found
+
+
 def _drawn(seed: int, rows: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((1, HEADS, rows, DIM), dtype=np.float32)
 
@@ -268,7 +297,7 @@ def main() -> None:
         on_rank(Case(**case), with_memory)
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["ring", "link", "memory", "dask", "kills"])
+    parser.add_argument("what", choices=["ring", "link", "memory", "dask", "workers", "kills"])
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--length", type=int, default=Case().T)
     parser.add_argument("--repeats", type=int, default=Case().repeats)
@@ -277,9 +306,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", help="the name of the file in results")
     arguments = parser.parse_args()
-    measured = {"ring": ring, "link": link, "memory": rank_memory, "dask": beyond_memory, "kills": kills}[
-        arguments.what
-    ](arguments)
+    parts = {
+        "ring": ring,
+        "link": link,
+        "memory": rank_memory,
+        "dask": beyond_memory,
+        "workers": workers,
+        "kills": kills,
+    }
+    measured = parts[arguments.what](arguments)
     machine = {"cpus": os.cpu_count(), "processor": platform.processor() or platform.machine(), "numpy": np.__version__}
     text = json.dumps({"command": " ".join(sys.argv[1:]), "machine": machine, arguments.what: measured}, indent=1)
     print(text)

@@ -48,7 +48,7 @@ def export(model: Encoder | BERT | GPT, params: Any, *, is_causal: bool = False)
     TypeError
         If `model` is of another class.
     ValueError
-        If the parameters do not fit the model, a GPT or BERT is to be exported with `is_causal`, or the model has linear
+        If the parameters do not fit the model, a GPT or BERT is given with `is_causal`, or the model has linear
         attention or relative positions.
 
     Notes

@@ -11,72 +11,24 @@ import attnarray as aa
 from attnarray.distributed import (
     RankError,
     ThreadComm,
-    join_sequence,
     scan_linear_attention,
     scan_linear_attention_bwd,
     scan_linear_attention_fwd,
-    split_sequence,
 )
-
-B, H, HKV, T, DK, DV = 2, 4, 2, 19, 3, 5
-HEDGEHOG = [np.random.default_rng(n).standard_normal((heads, 4, DK)) for n, heads in enumerate((H, HKV))]
-CASES: dict[str, dict[str, Any]] = {
-    "linear": {"rule": "linear"},
-    "linear, normalized": {"rule": "linear", "normalize": True, "feature_map": "elu+1"},
-    "linear, learned features": {"feature_map": aa.Hedgehog(*HEDGEHOG), "normalize": True},
-    "gated": {"rule": "gated", "decay": (B, HKV, T)},
-    "gated, each dim": {"rule": "gated", "decay": (B, HKV, T, DK), "scale": 0.7},
-    "delta": {"rule": "delta", "beta": (B, HKV, T)},
-    "gated delta": {"rule": "gated_delta", "beta": (B, HKV, T), "decay": (B, HKV, T)},
-}
+from tests.support.linear_calls import CASES, errors, make_call, rank_results, whole_results
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 6])
 @pytest.mark.parametrize("with_initial", [False, True])
 @pytest.mark.parametrize("name", CASES)
 def test_ranks_equal_one_process(name: str, with_initial: bool, size: int) -> None:
-    rng, options = np.random.default_rng(0), dict(CASES[name])
-    arrays = {n: rng.standard_normal(s) for n, s in (("query", (B, H, T, DK)), ("key", (B, HKV, T, DK)))}
-    arrays |= {"value": rng.standard_normal((B, HKV, T, DV)), "dout": rng.standard_normal((B, H, T, DV))}
-    for n in ("decay", "beta"):
-        if n in options:
-            arrays[n] = rng.random(options.pop(n)) * (-0.3 if n == "decay" else 1.0)
-    if "beta" in arrays:
-        arrays["key"] /= np.linalg.norm(arrays["key"], axis=-1, keepdims=True)
-    dout = arrays.pop("dout")
-    if with_initial:
-        options["initial_state"] = rng.standard_normal(
-            (B, HKV, 8 if "learned" in name else DK, DV + ("normalize" in options))
-        )
+    call = make_call(name, with_initial)
     with aa.use_kernels("reference"):
-        expected, ctx = aa.linear_attention_fwd(**arrays, **options)
-        dstate = np.cos(expected.state)
-        grads = aa.linear_attention_bwd(dout, ctx, dstate)._asdict()
-
-        def axis(x: np.ndarray) -> int:
-            return -1 if x.ndim == 3 else -2
-
-        parts = {n: split_sequence(x, size, axis=axis(x)) for n, x in arrays.items()}
-        douts = split_sequence(dout, size)
-
-        def on_rank(comm: Any) -> Any:
-            own, own_ctx = scan_linear_attention_fwd(comm, **{n: x[comm.rank] for n, x in parts.items()}, **options)
-            last = comm.rank == size - 1
-            return own, scan_linear_attention_bwd(douts[comm.rank], own_ctx, dstate if last else None)
-
-        results = ThreadComm(size).run(on_rank)
-    np.testing.assert_allclose(join_sequence([own.out for own, _ in results]), expected.out, rtol=0, atol=1e-11)
-    np.testing.assert_allclose(results[-1][0].state, expected.state, rtol=0, atol=1e-11)
-    for n, x in arrays.items():
-        found = join_sequence([getattr(own, n) for _, own in results], axis=axis(x))
-        np.testing.assert_allclose(found, grads[n], rtol=0, atol=1e-11, err_msg=n)
-    for _, own in results:
-        if "learned" in name:
-            for found, wanted in zip(own.feature_map, grads["feature_map"], strict=True):
-                np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-11)
-        assert (own.initial_state is None) == (not with_initial)
-        if with_initial:
-            np.testing.assert_allclose(own.initial_state, grads["initial_state"], rtol=0, atol=1e-11)
+        whole = whole_results(call)
+        results = ThreadComm(size).run(lambda comm: rank_results(comm, call, whole[0].state))
+    assert all((own.initial_state is None) == (not with_initial) for _, own in results)
+    for part, error in errors(results, call, whole).items():
+        assert error <= 1e-11, part
 
 
 @pytest.mark.parametrize("rule", ["linear", "delta"])

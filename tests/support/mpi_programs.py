@@ -17,6 +17,7 @@ from attnarray.distributed import (
     ring_attention_fwd,
 )
 from attnarray.distributed import tiles as tiles_module
+from tests.support import linear_calls
 from tests.support.ring_calls import OPTIONS, errors, joined, make_call, rank_results, whole_results
 
 
@@ -38,6 +39,18 @@ def all_to_all(comm: Any, head_ranks: str) -> dict[str, Any]:
         call = make_call(name, "float64")
         mine = rank_results(own, call, "zigzag", all_to_all_attention_fwd, all_to_all_attention_bwd)
         found[name] = max(errors(joined(own.allgather(mine), call, "zigzag"), whole_results(call)).values())
+    return found
+
+
+def linear(comm: Any) -> dict[str, Any]:
+    """The largest error of linear attention, for each rule, with and without an initial state."""
+    found = {}
+    for name in linear_calls.CASES:
+        for with_initial in (False, True):
+            call = linear_calls.make_call(name, with_initial)
+            whole = linear_calls.whole_results(call)
+            every = comm.allgather(linear_calls.rank_results(comm, call, whole[0].state))
+            found[f"{name}, {with_initial}"] = max(linear_calls.errors(every, call, whole).values())
     return found
 
 
@@ -92,7 +105,9 @@ def stops(comm: Any) -> dict[str, Any]:
     return {}
 
 
-PROGRAMS = {"ring": ring, "all_to_all": all_to_all, "large": large, "errors": errors_on_ranks, "stops": stops}
+PROGRAMS = {
+    "ring": ring, "all_to_all": all_to_all, "linear": linear, "large": large, "errors": errors_on_ranks, "stops": stops,
+}  # fmt: skip
 
 
 def main() -> None:
