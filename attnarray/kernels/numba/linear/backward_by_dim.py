@@ -148,7 +148,6 @@ def through_state(at: int, n: int, m: Any, f: Any, c: Any, one: Any) -> None:
         product(n, wide, c.depth, Operand(m.decayed, deep, 1), Operand(m.S, 0, wide), Operand(m.rest, wide, 0), False)
         for s in range(n):
             scale(size, ahead(m.below, s * size), -one)
-            m.below[s * size + s] = 0
             combine(wide, ahead(m.u, s * wide), ahead(m.rest, s * wide), -one)
         solve_lower(n, c.width, m.below, size, m.rest, ahead(c.beta, at), m.u)
         transpose_matrix(size, size, m.below, size, m.above, size)
