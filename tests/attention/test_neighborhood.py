@@ -102,6 +102,16 @@ def test_the_lse_has_a_cotangent() -> None:
     np.testing.assert_allclose(slope, np.sum(grads.query**2), rtol=1e-7)  # central differences of second order
 
 
+def test_weights_of_chosen_queries() -> None:
+    bias = RNG.standard_normal((2, 5, 9))
+    out, ctx = aa.neighborhood_attention_fwd(*IMAGE, (3, 5), bias, is_causal=(True, False))
+    weights = aa.attention_weights(ctx)
+    assert weights.shape == (1, 2, 56, 56)
+    attended = np.einsum("bhts,bshd->bthd", weights, IMAGE[2].reshape(1, 56, 2, 4))
+    np.testing.assert_allclose(attended.reshape(out.shape), out, rtol=0, atol=1e-14)
+    np.testing.assert_array_equal(aa.attention_weights(ctx, slice(10, 20)), weights[:, :, 10:20])
+
+
 def test_no_batch_and_no_features() -> None:
     for shape in ((0, 5, 6, 2, 4), (2, 5, 6, 2, 0), (2, 5, 6, 0, 4)):
         empty = np.zeros(shape)

@@ -44,8 +44,8 @@ def tensors_of(value: Any) -> Any:
 def test_every_case_has_its_values_and_gradients(case: Case) -> None:
     expected, pullback = aa.vjp(case.f, **case.arguments())
     given = {name: tensors_of(value) for name, value in case.arguments().items()}
-    if "noise" in given:
-        given["noise"] = given["noise"].detach()  # a sample, which has no gradient
+    for name in {"noise", "rotations"} & given.keys():
+        given[name] = given[name].detach()  # samples, which have no gradient
     out = bridge.differentiable(case.f)(**given)
     leaves = [leaf for _, leaf in tree.flatten(out)]
     for tensor, (_, array) in zip(leaves, tree.flatten(expected), strict=True):

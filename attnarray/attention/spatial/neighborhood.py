@@ -14,6 +14,7 @@ from typing import Any, Generic, NamedTuple
 from attnarray import checks
 from attnarray.attention.blocks import ranges
 from attnarray.attention.engine import SOFTMAX
+from attnarray.attention.layout import CANONICAL, Layout
 from attnarray.attention.products import hiding_product
 from attnarray.attention.sequences import narrow, wide
 from attnarray.attention.spatial.axes import check_grid, count, each_axis
@@ -43,6 +44,25 @@ class NeighborhoodContext(NamedTuple, Generic[ArrayT]):
     out: ArrayT
     lse: ArrayT
     neighborhood: Neighborhood
+    layout: Layout = CANONICAL  # of the weights
+
+    @property
+    def q(self) -> Any:
+        """The queries (B, heads, T, D)."""
+        return namespace_of(self.query).permute_dims(_canonical(self.query), (0, 2, 1, 3))
+
+    def weights_of_rows(self, rows: slice) -> Array:
+        """The weights of some queries, in row-major order, to all positions: (B, heads, rows, T)."""
+        xp, k = namespace_of(self.query), _canonical(wide(self.key))
+        bias = _flat_bias(self.relative_bias, k.shape[2], self.neighborhood.kernel_size)
+        near = _near(rows, k, self.neighborhood)
+        queries, lse = _canonical(wide(self.query))[:, rows, ...], xp.reshape(self.lse, k.shape[:3])[:, rows, :]
+        scores = _scores(
+            queries, _gathered(k, near.keys), None if bias is None else wide(bias), near, self.neighborhood.scale
+        )
+        weights = xp.permute_dims(SOFTMAX.weights_again(scores, lse, rows), (0, 2, 1, 3))  # (B, heads, rows, N)
+        positions = xp.arange(k.shape[1], dtype=near.keys.dtype, device=device_of(k))
+        return xp.matmul(weights[..., None, :], xp.astype(near.keys[..., None] == positions, k.dtype))[..., 0, :]
 
 
 class NeighborhoodGrads(NamedTuple, Generic[ArrayT]):
@@ -187,7 +207,7 @@ def neighborhood_attention_bwd(
     array([0.67, 1.  , 1.67, 1.  , 0.67])
     """
     checks.context("ctx", ctx, NeighborhoodContext)
-    query, key, value, relative_bias, out, lse, neighborhood = ctx
+    query, key, value, relative_bias, out, lse, neighborhood, _ = ctx
     xp = checks.cotangent(dout, tuple(value.shape), query)
     bias = _flat_bias(relative_bias, query.shape[-2], neighborhood.kernel_size)
     delta = xp.sum(hiding_product(wide(out), wide(dout)), axis=-1)  # (B, *size, heads)
