@@ -140,6 +140,13 @@ from attnarray.attention.positional.relative import RelativeGrads as RelativeGra
 from attnarray.attention.positional.relative import relative_attention as relative_attention
 from attnarray.attention.positional.relative import relative_attention_bwd as relative_attention_bwd
 from attnarray.attention.positional.relative import relative_attention_fwd as relative_attention_fwd
+from attnarray.attention.selection.block_topk import BlockTopKContext as BlockTopKContext
+from attnarray.attention.selection.block_topk import BlockTopKGrads as BlockTopKGrads
+from attnarray.attention.selection.block_topk import block_topk_attention as block_topk_attention
+from attnarray.attention.selection.block_topk import block_topk_attention_bwd as block_topk_attention_bwd
+from attnarray.attention.selection.block_topk import block_topk_attention_fwd as block_topk_attention_fwd
+from attnarray.attention.selection.estimators import Argmax as Argmax
+from attnarray.attention.selection.estimators import TopK as TopK
 from attnarray.attention.selection.hard import HardContext as HardContext
 from attnarray.attention.selection.hard import HardGrads as HardGrads
 from attnarray.attention.selection.hard import HardResult as HardResult

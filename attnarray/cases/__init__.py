@@ -20,7 +20,7 @@ from attnarray.cases.ragged import RAGGED_CASES
 from attnarray.cases.recurrent import RECURRENT_CASES
 from attnarray.cases.scoring import SCORING_CASES
 from attnarray.cases.sequences import SEQUENCE_CASES
-from attnarray.cases.sparse import HARD_CASES, SPARSE_CASES
+from attnarray.cases.sparse import BLOCK_TOPK_CASES, HARD_CASES, SPARSE_CASES
 from attnarray.cases.spatial import SPATIAL_CASES
 
 CASES: tuple[Case, ...] = (
@@ -44,6 +44,7 @@ CASES: tuple[Case, ...] = (
     *ROTARY_CASES,
     *SPARSE_CASES,
     *HARD_CASES,
+    *BLOCK_TOPK_CASES,
     *OPS_CASES,
     *SEQUENCE_CASES,
 )

@@ -8,6 +8,7 @@ import numpy as np
 
 from attnarray.attention.compiled_modifiers import compiled_modifier
 from attnarray.attention.normalizers import Sigmoid, Softmax
+from attnarray.attention.selection.estimators import Argmax, TopK
 from attnarray.attention.selection.sparse import Entmax
 from attnarray.backend import Array, namespace_of
 from attnarray.cases.case import Arrays, Case
@@ -130,6 +131,8 @@ ATTEND_CASES: tuple[Case, ...] = (
         parts=lambda rng: {"normalizer": Softmax(rng.standard_normal(4))},
     ),
     _case("entmax", normalizer=Entmax(1.3), scale=0.9),
+    _case("argmax", normalizer=Argmax(), kv_lengths=6),
+    _case("top k", normalizer=TopK(2), is_causal=True, q_offset=2),
     _case("sigmoid", normalizer=Sigmoid(), attn_mask=Window(2, 1) | Global(1)),
     _case("cosine", kv_lengths=np.array([4, 7]), parts=lambda rng: {"scorer": Cosine(_positive(rng, 4))}),
     _case(

@@ -73,3 +73,20 @@ HARD_CASES: tuple[Case, ...] = (
     _hard("top_k", "everything", {**HEADS, "bias": (2, 1, 5, 7)}, _lengths(7, 4), k=2, is_causal=True, q_offset=1,
           window=(3, None), softcap=3.0, scale=0.8),
 )  # fmt: skip
+
+BLOCKS = {"query": (2, 4, 11, 3), "key": (2, 2, 11, 3), "value": (2, 2, 11, 6)}  # B 2, H 4 over 2, T = S 11, D 3, Dv 6
+GATED = {**BLOCKS, "gates": (2, 4, 11, 3)}
+
+
+def _blocks(label: str, shapes: Shapes, **options: Any) -> Case:
+    return Case("block_topk_attention", label, normal(**shapes), {"top_k": 2, "block_size": 3, **options})
+
+
+BLOCK_TOPK_CASES: tuple[Case, ...] = (
+    _blocks("plain", {**BLOCKS, "query": (2, 4, 5, 3)}, scale=0.7),
+    _blocks("causal", BLOCKS, is_causal=True),
+    _blocks("causal, blocks of queries", BLOCKS, is_causal=True, by_block=True),
+    _blocks("gates", GATED, window=2),
+    _blocks("gates, causal", GATED, is_causal=True, window=2),
+    _blocks("gates, causal, blocks of queries", GATED, is_causal=True, window=1, by_block=True),
+)

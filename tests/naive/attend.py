@@ -66,6 +66,10 @@ def _weights(normalizer, scores, h, keys):
         return [1 / (1 + math.exp(-(score + shift))) for score in scores]
     if kind == "Entmax":
         return probabilities(scores, normalizer.alpha)
+    if kind in ("Argmax", "TopK"):
+        chosen = sorted(range(len(scores)), key=lambda n: -scores[n])[: getattr(normalizer, "k", 1)]
+        total = sum(math.exp(scores[n]) for n in chosen)
+        return [math.exp(score) / total if n in chosen else 0.0 for n, score in enumerate(scores)]
     sink = [] if normalizer is None or normalizer.sinks is None else [float(normalizer.sinks[h])]
     exps = [math.exp(score) for score in scores]
     total = sum(exps) + sum(math.exp(z) for z in sink)

@@ -91,6 +91,21 @@ def attend(d: Draw) -> Call:
     return call
 
 
+def block_topk_attention(d: Draw) -> Call:
+    batch, group, kv_heads, positions, dim = d.size(3), d.size(3), d.size(3), d.size(20), d.size(6)
+    given = {
+        "query": d.normal(batch, group * kv_heads, positions, dim),
+        "key": d.normal(batch, kv_heads, positions, dim),
+        "value": d.normal(batch, kv_heads, positions, d.size(5)),
+    }
+    options = {"top_k": d.integer(1, 4), "block_size": d.integer(1, 8)}
+    options |= {"is_causal": d.chance(0.5), "by_block": d.chance(0.5)}
+    if d.chance(0.5):
+        given["gates"] = d.normal(batch, group * kv_heads, positions, 3)
+        options["window"] = d.integer(0, 6)
+    return Call("block_topk_attention", {**given, **options}, {}, {})
+
+
 def hard_attention(d: Draw) -> Call:
     given, s, hidden, hidden_out = _query_key_value(d, without=("sinks", "dropout"))
     estimator = d.choice("reinforce", "gumbel", "straight_through", "argmax", "top_k")
@@ -154,5 +169,5 @@ def multi_head_attention(d: Draw) -> Call:
 
 DRAWS = (
     scaled_dot_product_attention, attention_partial, merge_partials, multi_head_attention, sparsemax_attention,
-    entmax_attention, attend, hard_attention, relative_attention,
+    entmax_attention, attend, hard_attention, block_topk_attention, relative_attention,
 )  # fmt: skip

@@ -33,7 +33,16 @@ class ChoiceRows(NamedTuple):
 
 @declare(HIDES=True)
 class Argmax(NamedTuple):
-    """The key with the largest score has weight 1. The weights pass no gradient back."""
+    """Hard weights: the key with the largest score has weight 1. The weights pass no gradient back.
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> q, k, v = np.random.default_rng(0).standard_normal((3, 1, 2, 4, 8))
+    >>> out = aa.attend(q, k, v, normalizer=aa.Argmax())
+    >>> bool(np.all(out == aa.hard_attention(q, k, v, estimator="argmax").out))
+    True
+    """
 
     def weights(self, scores: Array, rows: slice) -> tuple[Array, ChoiceRows]:
         return _one_key(scores, None, rows)
@@ -122,7 +131,24 @@ class Gumbel(NamedTuple):
 
 @declare(HIDES=True)
 class TopK(NamedTuple):
-    """The k largest of p, divided by their sum P."""
+    r"""The k largest weights of a softmax, divided by their sum.
+
+    .. math:: w_{ij} = \frac{[j \in C_i]\, p_{ij}}{\sum_{l \in C_i} p_{il}}, \qquad p_i = \mathrm{softmax}(s_i)
+
+    The gradient is exact for the choice C as it is. Every query must have at least k allowed keys, or none.
+
+    Parameters
+    ----------
+    k : int
+
+    Examples
+    --------
+    >>> import numpy as np, attnarray as aa
+    >>> q, k, v = np.random.default_rng(0).standard_normal((3, 1, 2, 4, 8))
+    >>> out, ctx = aa.attend_fwd(q, k, v, normalizer=aa.TopK(3))
+    >>> int((aa.attention_weights(ctx) > 0).sum(-1).max())
+    3
+    """
 
     k: int = 1
 
