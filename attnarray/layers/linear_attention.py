@@ -289,9 +289,7 @@ class LinearAttention(Layer):
         state = zeros(batch, heads, Dk, Dv + self.normalize, dtype=sums)
         return LinearCache(state, {name: zeros(batch, rows, width, dtype=dtype) for name, width in convs}, 0)
 
-    def step(
-        self, params: Params, x: Array, cache: LinearCache, *, starts: Any = None
-    ) -> tuple[Array, LinearCache]:  # fmt: skip
+    def step(self, params: Params, x: Array, cache: LinearCache, *, starts: Any = None) -> tuple[Array, LinearCache]:
         """Attend from the next positions x (B, T, dim) to themselves and to those that the state of the cache holds.
 
         The result equals that of one call over all positions, with the same `starts`.
