@@ -122,11 +122,11 @@ def test_no_batch_and_no_features() -> None:
 
 
 WRONG: dict[str, tuple[Any, dict[str, Any]]] = {
-    "`kernel_size` (9) is 9, larger than the 7 positions along axis 0 of (7, 8)": (IMAGE, {"kernel_size": 9}),
+    "`kernel_size` is 9, larger than the 7 positions along axis 0 of (7, 8)": (IMAGE, {"kernel_size": 9}),
     "`kernel_size` (3) times `dilation` (3) is 9, larger than the 7 positions along axis 0": (
         IMAGE, {"kernel_size": 3, "dilation": 3}),
     "`kernel_size` is 4 along axis 1 of (7, 8), expected an odd number": (IMAGE, {"kernel_size": (3, 4)}),
-    "`kernel_size` is (3, 3, 3), but the arrays have 2 axes of positions, (7, 8)": (
+    "(B, Z, H, W, heads, D), have (7, 8) positions: expected one number for each axis": (
         IMAGE, {"kernel_size": (3, 3, 3)}),
     "`kernel_size` is 0, expected an integer >= 1": (IMAGE, {"kernel_size": 0}),
     "`dilation` is 1.5, expected an integer >= 1": (IMAGE, {"kernel_size": 3, "dilation": 1.5}),

@@ -51,7 +51,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "`window_size` (12) must divide the 6 positions": {"window_size": 12},
     "`shift` (2) must be less than `window_size` (2) along axis 0": {"window_size": 2, "shift": 2},
     "`shift` is -1, expected an integer >= 0": {"window_size": 2, "shift": -1},
-    "`window_size` is (2, 2, 2), but the arrays have 2 axes of positions": {"window_size": (2, 2, 2)},
+    "`window_size` is (2, 2, 2), but the arrays, (B, T, heads, D)": {"window_size": (2, 2, 2)},
     "`relative_bias` has shape (9, 2), expected (2, 3, 3)": {"window_size": 2, "relative_bias": np.zeros((9, 2))},
 }
 

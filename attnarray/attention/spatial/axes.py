@@ -36,8 +36,8 @@ def each_axis(name: str, value: Any, size: tuple[int, ...], check: Callable[[str
     values = tuple(value) if isinstance(value, tuple | list) else (value,) * len(size)
     if len(values) != len(size):
         raise ValueError(
-            f"`{name}` is {checks.shown(value)}, but the arrays have {len(size)} axes of positions, {size}: expected "
-            f"one number for each of these, or one for all."
+            f"`{name}` is {checks.shown(value)}, but the arrays, {LAYOUTS}, have {size} positions: expected one number "
+            "for each axis of positions, or one for all."
         )
     return tuple(check(name, each) for each in values)
 

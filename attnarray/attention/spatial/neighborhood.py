@@ -389,9 +389,9 @@ def _checked(size: tuple[int, ...], kernel_size: Any, dilation: Any, is_causal: 
                 f"in the middle. Use {width - 1} or {width + 1}."
             )
         if width * d > positions:
-            times = f" times `dilation` ({d})" if d > 1 else ""
+            given = f"`kernel_size` ({width}) times `dilation` ({d})" if d > 1 else "`kernel_size`"
             raise ValueError(
-                f"`kernel_size` ({width}){times} is {width * d}, larger than the {positions} positions along axis "
-                f"{axis} of {size}. Use a smaller window{' or dilation' if d > 1 else ''}."
+                f"{given} is {width * d}, larger than the {positions} positions along axis {axis} of {size}. Use a "
+                f"smaller window{' or dilation' if d > 1 else ''}."
             )
     return Neighborhood(size, widths, dilations, causal, scale)
