@@ -55,7 +55,8 @@ def lsh_attention(
     Keys are the queries with length 1. A round sorts the positions by their bucket and cuts them into chunks; a query
     attends to the keys of its bucket in its own chunk and the one before, so of a larger bucket not to all. A position
     attends to itself only if it has no other. The rounds are merged by their log-sum-exp, and a key that several of
-    them find counts once. Time grows with the number of rounds times T (log T + 2 `chunk_size`).
+    them find counts once. Scores grow with the number of
+    rounds times T times `chunk_size`, and comparisons of buckets once more with the rounds.
 
     Parameters
     ----------
