@@ -17,16 +17,17 @@ from typing import Any
 from attnarray.bench.threads import environment
 from benchmarks.models import RATIO, RESULTS, SHOWN, _table
 
-KINDS = ("encoder", "decoding")
+KINDS = ("encoder", "decoding", "smollm2")
 
 
 def prepared_cases(kinds: list[str], quick: bool, threads: int) -> list[Any]:
     """The cases, checked."""
-    from benchmarks.inference_cases import decoding_case, encoder_cases
+    from benchmarks.inference_cases import decoding_case, encoder_cases, gpt2, smollm2
 
     return [
         *(encoder_cases(quick, threads) if "encoder" in kinds else []),
-        *([decoding_case(quick)] if "decoding" in kinds else []),
+        *([decoding_case(quick, "GPT-2 small", gpt2(quick))] if "decoding" in kinds else []),
+        *([decoding_case(quick, "SmolLM2-135M", smollm2(quick))] if "smollm2" in kinds else []),
     ]
 
 
@@ -82,7 +83,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description="Prepared models against transformers and ONNX Runtime.")
     parser.add_argument("--quick", action="store_true", help="tiny models, to see that it runs")
     parser.add_argument(
-        "--only", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help="encoder, decoding"
+        "--only", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help="encoder, decoding, smollm2"
     )
     parser.add_argument("--rounds", type=int, default=9, metavar="N", help="how often each side runs")
     parser.add_argument("--threads", type=int, default=None, metavar="N", help="of each side; all CPUs by default")

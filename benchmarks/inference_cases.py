@@ -1,4 +1,4 @@
-"""The cases of `inference.py`: an encoder of MiniLM's shape and GPT-2 small, prepared, and the same weights in peers.
+"""The cases of `inference.py`: an encoder of MiniLM's shape, GPT-2 small and SmolLM2-135M, prepared, and peers.
 
 Weights are random; both shapes are those of published models. Peers are checked against ours before anything is timed.
 """
@@ -6,13 +6,15 @@ Weights are random; both shapes are those of published models. Peers are checked
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from attnarray import tree
-from attnarray.models import BERT, GPT, gpt2_names
+from attnarray import Rotary, tree
+from attnarray.checkpoints import save_pretrained
+from attnarray.models import BERT, GPT
 from attnarray.models.bert.published import bert_names
 from benchmarks.model_cases import random_params
 
@@ -68,11 +70,26 @@ def encoder_cases(quick: bool, threads: int) -> list[Case]:
     return cases
 
 
-def decoding_case(quick: bool) -> Case:
+def gpt2(quick: bool) -> GPT:
+    """GPT-2 small."""
+    return GPT(vocab_size=300, max_seq_len=64, dim=64, num_layers=2, num_heads=4) if quick else GPT.small()
+
+
+def smollm2(quick: bool) -> GPT:
+    """The shape of SmolLM2-135M."""
+    options: Any = {
+        "positions": "rotary", "rotary": Rotary(base=100_000.0), "norm": "rms", "activation": "silu", "gated": True,
+        "bias": False, "num_kv_heads": 3,
+    }  # fmt: skip
+    if quick:
+        return GPT(300, 64, 72, 2, 9, 96, **options)
+    return GPT(49152, 8192, 576, 30, 9, 1536, **options)
+
+
+def decoding_case(quick: bool, title: str, model: GPT) -> Case:
     """The logits after one token, with the keys and values of 512 in a cache."""
     import torch
 
-    model = GPT(vocab_size=300, max_seq_len=64, dim=64, num_layers=2, num_heads=4) if quick else GPT.small()
     before = 16 if quick else 512
     params = random_params(model)
     tokens = np.random.default_rng(1).integers(model.vocab_size, size=(1, before + 1))
@@ -85,7 +102,7 @@ def decoding_case(quick: bool) -> Case:
             return prepared.step(tokens[:, before:], read, last=True)[0]
 
         sides[name] = ours
-    theirs, tensor = torch_gpt2(model, params), torch.from_numpy(tokens)
+    theirs, tensor = torch_decoder(model, params), torch.from_numpy(tokens)
     with torch.inference_mode():
         past = theirs(tensor[:, :before], use_cache=True).past_key_values
 
@@ -96,7 +113,7 @@ def decoding_case(quick: bool) -> Case:
         return theirs(tensor[:, before:], past_key_values=past, use_cache=True).logits
 
     sides[TORCH] = eager
-    return checked(Case(f"GPT-2 small, one token after {before}" if not quick else "GPT, one token", sides))
+    return checked(Case(f"{title}, one token after {before}", sides))
 
 
 def torch_bert(model: BERT, params: Any) -> Any:
@@ -117,24 +134,14 @@ def torch_bert(model: BERT, params: Any) -> Any:
     return theirs
 
 
-def torch_gpt2(model: GPT, params: Any) -> Any:
-    """The model of transformers with PyTorch's attention."""
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
+def torch_decoder(model: GPT, params: Any) -> Any:
+    """The model of transformers with PyTorch's attention, by a folder that it reads."""
+    from transformers import AutoModelForCausalLM
 
-    config = GPT2Config(
-        vocab_size=model.vocab_size, n_positions=model.max_seq_len, n_embd=model.dim, n_layer=model.num_layers,
-        n_head=model.num_heads, attn_implementation="sdpa",
-    )  # fmt: skip
-    theirs = GPT2LMHeadModel(config).eval()
-    parts: dict[str, list[Any]] = {}
-    for path, stored in gpt2_names(model.num_layers).items():
-        leaf = tree.get(params, path)
-        parts.setdefault(stored.name, [None] * stored.parts)[stored.part] = leaf.T if stored.transposed else leaf
-    tensors = {name: torch.from_numpy(np.concatenate(some, axis=-1)) for name, some in parts.items()}
-    theirs.transformer.load_state_dict(tensors)
-    theirs.tie_weights()
-    return theirs
+    with tempfile.TemporaryDirectory() as folder:
+        save_pretrained(folder, model, params)
+        theirs = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa", dtype="float32")
+    return theirs.eval()
 
 
 def checked(case: Case) -> Case:

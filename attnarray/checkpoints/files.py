@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.util
 import json
+import math
+import mmap
+import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,8 +42,8 @@ def safetensors() -> Any:
 class TensorFile:
     """An open file of tensors."""
 
-    def __init__(self, path: Path, file: Any) -> None:
-        self.path, self.file = path, file
+    def __init__(self, path: Path, file: Any, descriptor: int | None = None) -> None:
+        self.path, self.file, self.descriptor = path, file, descriptor
         self.names: list[str] = list(file.keys())
         self.metadata: dict[str, str] = dict(file.metadata() or {})
         self.bits: dict[str, Any] | None = None
@@ -54,6 +60,43 @@ class TensorFile:
             return np.asarray(self.file.get_tensor(name))
         except (AttributeError, KeyError, TypeError) as error:  # a dtype that NumPy does not have
             raise ValueError(f"`{name}` in `{self.path}` has dtype {dtype}, which cannot be read.") from error
+
+    def mapped(self, name: str) -> np.ndarray:
+        """Return a tensor in the mapped file: pages are read when they are used, and copied when they are written.
+
+        It is read into memory where it cannot be mapped: on Windows, which cannot replace mapped files.
+        """
+        if self.descriptor is None or sys.platform == "win32" or sys.byteorder != "little":
+            return self.read(name)
+        entry = self._header[name]
+        dtype = {theirs: ours for ours, theirs in DTYPES.items()}.get(entry["dtype"], "")
+        if dtype == "bfloat16" and importlib.util.find_spec("ml_dtypes"):
+            kind = np.dtype(importlib.import_module("ml_dtypes").bfloat16)
+        elif dtype in ("", "bfloat16"):
+            return self.read(name)
+        else:
+            kind = np.dtype(dtype)
+        start = self._first + entry["data_offsets"][0]
+        count = math.prod(entry["shape"])
+        if not count or start % kind.itemsize:
+            return self.read(name)
+        return np.frombuffer(self._memory, kind, count, start).reshape(entry["shape"])
+
+    @functools.cached_property
+    def _memory(self) -> mmap.mmap:
+        assert self.descriptor is not None, "the file was not replaced while it was opened"
+        return mmap.mmap(self.descriptor, 0, access=mmap.ACCESS_COPY)
+
+    @functools.cached_property
+    def _first(self) -> int:
+        """Where the bytes of the tensors begin."""
+        return 8 + int.from_bytes(self._memory[:8], "little")
+
+    @functools.cached_property
+    def _header(self) -> dict[str, Any]:
+        """Dtype, shape and place of each tensor, as safetensors has checked them."""
+        header: dict[str, Any] = json.loads(self._memory[8 : self._first])
+        return header
 
     def _bfloat16(self, name: str) -> np.ndarray:
         try:
@@ -78,8 +121,9 @@ def opened(path: Path) -> Iterator[TensorFile]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file `{path}`.")
     try:
-        with library.safe_open(str(path), framework="numpy") as file:
-            yield TensorFile(path, file)
+        with path.open("rb") as raw, library.safe_open(str(path), framework="numpy") as file:
+            same = os.path.samestat(os.fstat(raw.fileno()), path.stat())  # else another process replaced it just now
+            yield TensorFile(path, file, raw.fileno() if same else None)
     except library.SafetensorError as error:
         raise ValueError(f"`{path}` is not a valid safetensors file ({error}). Get another copy of it.") from error
 

@@ -31,7 +31,7 @@ class Found(NamedTuple):
 
     def read(self, name: str) -> np.ndarray:
         file, full = self.files[name]
-        return file.read(full)
+        return file.mapped(full)
 
     def shown(self, name: str) -> str:
         """Name a tensor in an error message."""
@@ -251,7 +251,7 @@ def _leaves(found: Found, tensor: Tensor, shapes: Shapes, dtype: str | None) -> 
             f"{found.shown(tensor.name)} has shape {file.shape(full)}, expected {expected} for {_ours(tensor)}. "
             f"{CONFIG} and the weights are of different models."
         )
-    whole = file.read(full)
+    whole = file.mapped(full)
     if dtype_name(whole.dtype) not in FLOATS:
         raise ValueError(
             f"{found.shown(tensor.name)} has dtype {whole.dtype.name}, expected one of {', '.join(FLOATS)}: quantized "
@@ -265,11 +265,18 @@ def _leaves(found: Found, tensor: Tensor, shapes: Shapes, dtype: str | None) -> 
 
 
 def _check_copy(found: Found, copy: str, name: str, beginning: str) -> None:
-    if copy in found.files and found.read(copy).tobytes() != found.read(name).tobytes():
+    if copy in found.files and not _same_bits(found.read(copy), found.read(name)):
         raise ValueError(
             f"{found.shown(copy)} differs from `{found.files[name][1]}`, but the model has one weight for both: they "
             f"must be tied. If it is not needed: ignore=({beginning!r},)."
         )
+
+
+def _same_bits(one: np.ndarray, other: np.ndarray) -> bool:
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    first, second = (np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (one, other))
+    return bool(np.array_equal(first, second))
 
 
 def _check_dtypes(folder: Path, leaves: dict[tree.Path, Array]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeAlias
 
 from attnarray import checks
@@ -109,10 +110,50 @@ class Layer:
         """Return the shapes of all parameters, as a tree like them."""
         return {name: part.shapes() for name, part in self._parts.items()}
 
+    def summary(self, dtype: str = "float32") -> str:
+        """Return a table of the parameters: names, shapes and bytes, those of a list of equal parts once.
+
+        Examples
+        --------
+        >>> import attnarray as aa
+        >>> print(aa.layers.FeedForward(4, 6, bias=False).summary())
+        FeedForward               shape   bytes
+        hidden.weight             (6, 4)     96
+        out.weight                (4, 6)     96
+        48 parameters, 192 bytes in float32
+        """
+        checks.choice("dtype", dtype, checks.FLOATS)
+        size = {"float64": 8, "float32": 4}.get(dtype, 2)
+        rows = list(_rows(self.shapes(), ""))
+        lines = [(name, str(shape), f"{count * math.prod(shape) * size:,}") for name, shape, count in rows]
+        widths = [max(len(line[n]) for line in (("", "shape", "bytes"), *lines)) for n in range(3)]
+        first = max(widths[0], len(type(self).__name__), 24)
+        table = [(type(self).__name__, "shape", "bytes"), *lines]
+        text = [f"{name:<{first}}  {shape:<{widths[1]}}  {number:>{widths[2]}}" for name, shape, number in table]
+        total = sum(count * math.prod(shape) for _, shape, count in rows)
+        return "\n".join([*text, f"{total:,} parameters, {total * size:,} bytes in {dtype}"])
+
     @property
     def drops(self) -> bool:
         """Whether training needs an `rng`: for dropout or sampling."""
         return any(getattr(self, name, 0.0) > 0 for name in ("dropout", "attention_dropout", "hidden_dropout"))
+
+
+def _rows(shapes: Any, path: str) -> Iterator[tuple[str, tuple[int, ...], int]]:
+    """The names, shapes and numbers of all leaves; equal neighbors in a list are one, "blocks.0-11"."""
+    if isinstance(shapes, tuple):
+        yield path, shapes, 1
+    elif isinstance(shapes, dict):
+        for name, part in shapes.items():
+            yield from _rows(part, f"{path}.{name}" if path else name)
+    else:
+        first = 0
+        for past in range(1, len(shapes) + 1):
+            if past == len(shapes) or shapes[past] != shapes[first]:
+                name = f"{first}" if past == first + 1 else f"{first}-{past - 1}"
+                for below, shape, count in _rows(shapes[first], f"{path}.{name}" if path else name):
+                    yield below, shape, count * (past - first)
+                first = past
 
 
 def _with_checked_call(method: Callable[..., Any], arguments: list[str]) -> Callable[..., Any]:

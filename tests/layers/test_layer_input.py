@@ -306,3 +306,13 @@ def test_fields(example: Example) -> None:
 def test_an_earlier_name_of_a_field_names_its_new_one(old: str, new: str) -> None:
     refused(f"GPT has no field `{old}`: it is called `{new}`.", lambda: aa.models.GPT(**{old: 3}))
     refused(f"it is called `{new}`", lambda: dataclasses.replace(aa.layers.Linear(3, 2), **{old: 3}))
+
+
+def test_a_summary_counts_all_parameters() -> None:
+    model = aa.models.GPT(11, 12, 8, 3, 2, num_experts=2, windows=(3, None))
+    leaves = [leaf for _, leaf in aa.tree.flatten(model.init(aa.Philox(0)))]
+    lines = model.summary("bfloat16").splitlines()
+    count = sum(leaf.size for leaf in leaves)
+    assert lines[-1] == f"{count:,} parameters, {2 * count:,} bytes in bfloat16"
+    assert sum(int(line.split()[-1].replace(",", "")) for line in lines[1:-1]) == 2 * count
+    assert any(line.startswith("blocks.0-2.feed_forward.experts.0-1.out.weight") for line in lines)
