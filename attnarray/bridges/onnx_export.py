@@ -281,8 +281,8 @@ def _gpt(graph: _Graph, model: GPT, is_causal: bool) -> None:
     mask = graph.input("attention_mask", TensorProto.INT64, "batch", "sequence")
     x, bias = graph.add("Gather", graph.parameter("token", "weight"), tokens), None
     if model.positions == "learned":  # from the first token on, wherever the padding is
-        counted = graph.add("Sub", graph.add("CumSum", mask, graph.constant(1)), graph.constant(1))
-        positions = graph.add("Max", counted, graph.constant(0))
+        counted = graph.add("CumSum", mask, graph.constant(1))
+        positions = graph.add("Sub", counted, graph.constant(1))  # -1, the last one, in left padding
         x = graph.add("Add", x, graph.add("Gather", graph.parameter("position", "weight"), positions))
     if model.positions == "alibi":  # as a bias of each key, which equals that of each distance but for a constant
         slopes = to_numpy(alibi_slopes(model.num_heads)).reshape(-1, 1, 1)
