@@ -187,7 +187,7 @@ def through_queries(at: int, n: int, m: Any, f: Any, c: Any, one: Any) -> None:
     from_start(n, m, m.dq, f, c, one)
     product_upper(n, wide, Operand(m.P, 1, size), Operand(m.dout, 0, wide), Operand(m.du, wide, 0), True)
     product(c.depth, wide, n, Operand(m.decayed, 1, deep), Operand(m.dout, 0, wide), Operand(m.D, wide, 0), True)
-    pair_products_backward(n, c.depth, deep, size, m.dP, m.q, m.k, m.dq, m.dk, f, False, one)
+    pair_products_backward(n, m.dP, m.q, m.k, m.dq, m.dk, f, c, False, one)
     store_rows(n, c.depth, m.dq, ahead(c.dquery, at * c.depth), one)
 
 
@@ -205,7 +205,7 @@ def through_delta(at: int, n: int, m: Any, f: Any, c: Any, one: Any) -> None:
     multiply_rows(n, c.depth, deep, m.k, f.start, m.decayed)
     from_start(n, m, m.dk, f, c, one)
     product(c.depth, wide, n, Operand(m.decayed, 1, deep), Operand(m.du_rows, 0, wide), Operand(m.D, wide, 0), True)
-    pair_products_backward(n, c.depth, deep, size, m.dP, m.k, m.k, m.dk, m.dk, f, True, one)
+    pair_products_backward(n, m.dP, m.k, m.k, m.dk, m.dk, f, c, True, one)
 
 
 def from_start(n: int, m: Any, grad: Any, f: Any, c: Any, one: Any) -> None:

@@ -14,6 +14,7 @@ from attnarray.kernels.numba.runtime.jit import EXACT, jit
 from attnarray.kernels.numba.vector.basics import copy, fill
 from attnarray.kernels.numba.vector.lanes import Lanes, exp
 from attnarray.kernels.numba.vector.memory import ahead
+from attnarray.kernels.numba.vector.packing import whole_lanes
 from attnarray.kernels.numba.vector.product import Operand
 from attnarray.kernels.numba.vector.rows import Row, Scalar, Sum, row_pass
 from attnarray.kernels.numba.vector.transpose import transpose_matrix
@@ -144,14 +145,14 @@ def pair_products(count: int, depth: int, deep: int, size: int, a: Any, k: Any, 
 
 
 def pair_products_backward(
-    count: int, depth: int, deep: int, size: int, dP: Any, a: Any, k: Any, da: Any, dk: Any, f: Any, strict: bool,
-    one: Any,
-) -> None:  # fmt: skip
+    count: int, dP: Any, a: Any, k: Any, da: Any, dk: Any, f: Any, c: Any, strict: bool, one: Any
+) -> None:
     """Add the gradients of `a`, `k` and the decays; `strict`: of pairs of different steps only.
 
     A decay between two steps has the gradient dP P, which is summed over pairs without cancellation: of each border
     over the steps before a decay, or from it on.
     """
+    size, deep, depth = whole_lanes(c.chunk, c.key), whole_lanes(c.depth, c.key), c.depth
     for first in range(0, count, BLOCK):
         rows = min(BLOCK, count - first)
         if first > 0:
