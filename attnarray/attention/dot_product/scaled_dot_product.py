@@ -149,7 +149,7 @@ def scaled_dot_product_attention(
     ):
         plain = plain_problem(query, key, value, attn_mask, dropout_p, is_causal, scale, q_offset)
         if plain is not None:
-            return attention(*plain[:4])[0]
+            return attention(query, key, value, plain[0])[0]
     return writable(scaled_dot_product_attention_fwd(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, bias=bias, window=window, q_offset=q_offset,
         kv_lengths=kv_lengths, softcap=softcap, sinks=sinks, rng=rng, dropout_mask=dropout_mask, enable_gqa=enable_gqa,
@@ -172,9 +172,12 @@ def scaled_dot_product_attention_fwd(
     `ctx.lse` is log sum_j e^s, sink included, as (B, H, T) in the accumulator's dtype.
     """
     plain = None if options else plain_problem(query, key, value, attn_mask, dropout_p, is_causal)
-    q, k, v, modifiers, layout, bias_shape = plain or attention_problem(
-        query, key, value, attn_mask, dropout_p, is_causal, **options
-    )
+    if plain is not None:
+        q, k, v, (modifiers, layout), bias_shape = query, key, value, plain, None
+    else:
+        q, k, v, modifiers, layout, bias_shape = attention_problem(
+            query, key, value, attn_mask, dropout_p, is_causal, **options
+        )
     out, lse = attention(q, k, v, modifiers)
     ctx = SDPAContext(q, k, v, out, lse, DOT_PRODUCT, modifiers, Softmax(modifiers.sinks), layout, bias_shape)
     return read_only(layout.restore(out)), ctx
@@ -271,8 +274,9 @@ def _is_plain(dout: Any, ctx: SDPAContext[Any]) -> bool:
 def plain_problem(
     query: Array, key: Array, value: Array, attn_mask: Any, dropout_p: float, is_causal: bool,
     scale: float | None = None, q_offset: Any = 0,
-) -> Problem | None:  # fmt: skip
-    """The fast path of `attention_problem` for NumPy arrays (B, H, T, D) without mask and dropout, else None.
+) -> tuple[ScoreModifiers, Layout] | None:  # fmt: skip
+    """Modifiers and layout, by the fast path of `attention_problem` for NumPy arrays (B, H, T, D) without mask and
+    dropout, else None.
 
     A small call takes less time than its checks, and the same shapes come again and again: what was once found for them
     is kept.
@@ -288,8 +292,7 @@ def plain_problem(
         and type(q_offset) is int
     ):
         return None
-    known = _plain(query.shape, key.shape, value.shape, query.dtype, is_causal, scale, q_offset)
-    return None if known is None else Problem(query, key, value, *known, None)
+    return _plain(query.shape, key.shape, value.shape, query.dtype, is_causal, scale, q_offset)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -67,6 +67,7 @@ from attnarray.kernels.numba.vector.sixteen import NATIVE
 def backward(first: int, past: int, call_integers: Any, call_numbers: Any) -> None:
     """The panels [first, past), counted over all batches and heads of keys."""
     call, numbers = pointer(call_integers), pointer(call_numbers)
+    ac.find_data(call)
     width = lanes(numbers)
     panels = (ac.group_rows(call) + width - 1) // width
     chunk, size = min(call[ac.PANELS_PER_CHUNK], panels, past - first), whole_tiles(call[ac.KEYS_PER_TILE], numbers)

@@ -15,7 +15,7 @@ from attnarray.kernels import UNBOUNDED
 from attnarray.kernels.numba.runtime.call import OFFSET, WORD_AT, address
 from attnarray.kernels.numba.runtime.jit import jit
 from attnarray.kernels.numba.vector.lanes import item_bytes, lanes, tile_size
-from attnarray.kernels.numba.vector.memory import matrix_at
+from attnarray.kernels.numba.vector.memory import matrix_at, pointer_at
 from attnarray.kernels.numba.vector.pairs import REGISTER
 from attnarray.kernels.numba.vector.sixteen import storage_code
 
@@ -31,9 +31,9 @@ STORAGE = 9 * SLOTS
 RULES = 10 * SLOTS
 (
     LEFT, RIGHT, FIRST_KEY, SEED_LOW, SEED_HIGH, THRESHOLD, DROPS, HIDES, KEYS_PER_TILE, PANELS_PER_CHUNK, SHARED,
-    DECODED, SUMS_BIAS, PAIRS, MODIFY, MODIFY_BACKWARD, CAPTURED,
-) = range(RULES, RULES + 17)  # fmt: skip
-BATCHES = RULES + 17  # then for each batch its offset and its number of keys
+    DECODED, SUMS_BIAS, PAIRS, MODIFY, MODIFY_BACKWARD, CAPTURED, OBJECTS, DATA,
+) = range(RULES, RULES + 19)  # fmt: skip
+BATCHES = RULES + 19  # then for each batch its offset and its number of keys
 # The numbers.
 SCALE, SOFTCAP, KEPT, ONE = range(4)
 
@@ -140,6 +140,13 @@ def columns(call: Any, slot: int) -> Any:
     return call[SLOTS + 8 * slot + 3]
 
 
+def find_data(call: Any) -> None:
+    """Replace the objects of the first slots, NumPy's arrays, by the addresses of their data, if there are objects."""
+    for slot in range(call[OBJECTS]):
+        call[slot] = pointer_at(call[slot], call[slot] + call[DATA])[0]
+    call[OBJECTS] = 0
+
+
 def storage(call: Any, slot: int, like: Any) -> Any:
     """How a slot is stored: see `vector/sixteen.py`. 16-bit numbers are computed in float32 only."""
     return call[STORAGE + slot] if item_bytes(like) == 4 else 0
@@ -205,7 +212,18 @@ def write_gradients(integers: Any, dout: Any, dq: Any, dk: Any, dv: Any) -> None
     )  # fmt: skip
 
 
-_FIVE, _FOUR = (struct.Struct(f"{count}q").pack_into for count in (5, 4))  # in half of the time that NumPy takes
+def write_objects(integers: Any, *arrays: Any) -> None:
+    """Write all arrays as objects, for a call by one thread whose plan has `count_objects`: `find_data` is faster."""
+    (_FIVE if len(arrays) == 5 else _NINE)(integers, 0, *map(id, arrays))
+
+
+def count_objects(integers: Any, count: int) -> None:
+    """Have compiled code read the addresses of the first `count` slots from NumPy's arrays."""
+    integers[OBJECTS], integers[DATA] = count, OFFSET
+
+
+_FOUR, _FIVE, _NINE = (struct.Struct(f"{count}q").pack_into for count in (4, 5, 9))  # in half of the time of NumPy
 given, batches, heads, rows, columns, offset = jit(given, batches, heads, rows, columns, offset, inner=True)
 length, matrix, group_rows, element_address = jit(length, matrix, group_rows, element_address, inner=True)
 column_stride, row_stride, storage, in_pairs = jit(column_stride, row_stride, storage, in_pairs, inner=True)
+find_data = jit(find_data, inner=True)

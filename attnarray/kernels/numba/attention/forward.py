@@ -132,6 +132,7 @@ def divide(out: Row, inverse: Lane, rest: Lane) -> dict[str, Lanes]:
 def forward(first: int, past: int, call_integers: Any, call_numbers: Any) -> None:
     """The panels [first, past), counted over all batches and heads of keys."""
     call, numbers = pointer(call_integers), pointer(call_numbers)
+    ac.find_data(call)
     width, depth = lanes(numbers), ac.columns(call, ac.K)
     panels = (ac.group_rows(call) + width - 1) // width
     chunk, keys = min(call[ac.PANELS_PER_CHUNK], panels, past - first), whole_tiles(call[ac.KEYS_PER_TILE], numbers)

@@ -31,6 +31,7 @@ from attnarray.kernels.numba.vector.pairs import available
 from attnarray.kernels.numba.vector.sixteen import BFLOAT16, SIXTEEN_BITS
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+DENSE = 0x101  # NumPy's flags of arrays that are contiguous in C's order, and aligned
 FORWARD, BACKWARD = 1.0, 2.5  # two products of matrices, and five
 
 # Estimates for one thread.
@@ -49,10 +50,11 @@ def attention(q: Any, k: Any, v: Any, modifiers: Any) -> tuple[Any, Any]:
     if plan is not None:
         out, lse = np.empty(plan.out, q.dtype), np.empty(plan.lse, plan.call.numbers.dtype)
         integers = plan.call.integers.copy()
-        ac.write_inputs(integers, q, k, v, out, lse)
-        if not plan.decodes and is_small(plan.time, plan.panels):
+        if plan.takes_objects:
+            ac.write_objects(integers, q, k, v, out, lse)
             forward(0, plan.panels, integers, plan.call.numbers)
         else:
+            ac.write_inputs(integers, q, k, v, out, lse)
             _run_forward(plan, integers)
         return out, lse
     real, stored = ra.wide(q.dtype), ra.stored(q.dtype)
@@ -86,11 +88,12 @@ def modified_attention_backward(
     plan = _cached_plan(modifiers, q, k, v, dlse, out, lse, dout)
     if plan is not None:
         integers = plan.call.integers.copy()
-        ac.write_inputs(integers, q, k, v, out, lse)
-        ac.write_gradients(integers, dout, dq, dk, dv)
-        if is_small(plan.time, plan.panels) and (plan.in_one_chunk or stored is real):
+        if plan.takes_objects:
+            ac.write_objects(integers, q, k, v, out, lse, dout, dq, dk, dv)
             backward(0, plan.panels, integers, plan.call.numbers)
             return dq, dk, dv, None, None, ()
+        ac.write_inputs(integers, q, k, v, out, lse)
+        ac.write_gradients(integers, dout, dq, dk, dv)
         call = plan.call._replace(integers=integers)
     else:
         dout = _in(dout, stored) if dout.strides[-1] == dout.itemsize else np.ascontiguousarray(dout, stored)
@@ -188,6 +191,7 @@ class _Plan(NamedTuple):
     partials: tuple[int, int, int]  # the shape of the results of blocks of keys
     panels: int
     in_one_chunk: bool  # whether all queries that share a head of keys are
+    takes_objects: bool  # whether one thread runs it, for which compiled code finds the data of arrays
     time: float  # estimated nanoseconds of one thread if no key is masked
     spans: dict[int, list[tuple[int, int]]]  # by the number of threads, as far as they were needed
 
@@ -204,8 +208,8 @@ def _cached_plan(
     if q.dtype is not FLOAT32 and q.dtype is not FLOAT64 and q.dtype is not ra.stored(q.dtype):
         return None
     for x in (q, k, v) if out is None else (q, k, v, out, dout, lse):
-        flags = x.flags  # outputs of a forward are read-only
-        if (x.dtype is not q.dtype and x is not lse) or not flags.c_contiguous or not flags.aligned:
+        # Outputs of a forward are read-only.
+        if (x.dtype is not q.dtype and x is not lse) or x.flags.num & DENSE != DENSE:
             return None
     if lse is not None and lse.dtype is not q.dtype and lse.dtype is not ra.wide(q.dtype):
         return None
@@ -221,7 +225,12 @@ def _plan(modifiers: Any, q: Any, k: Any, v: Any, stored: Any, backward: bool) -
     if backward:
         arrays |= {ac.DOUT: out, ac.DQ: query, ac.DK: key, ac.DV: value}
     call = ac.make_call(modifiers, real, query, key, value, arrays, backward)
-    return _new_plan(call._replace(alive=()), modifiers, out.shape, BACKWARD if backward else FORWARD)
+    plan = _new_plan(call._replace(alive=()), modifiers, out.shape, BACKWARD if backward else FORWARD)
+    is_serial = is_small(plan.time, plan.panels) and not plan.decodes
+    if is_serial and (not backward or plan.in_one_chunk or stored is real):
+        ac.count_objects(call.integers, 9 if backward else 5)
+        return plan._replace(takes_objects=True)
+    return plan
 
 
 def _new_plan(call: ac.Call, modifiers: Any, out: tuple[int, ...], passes: float) -> _Plan:
@@ -243,7 +252,7 @@ def _new_plan(call: ac.Call, modifiers: Any, out: tuple[int, ...], passes: float
         speed = FLOPS_PER_NANOSECOND * (2 if call.integers[ac.PAIRS] else 1)
         time = 2.0 * passes * features * batch * heads * queries * keys / speed
     in_one_chunk = panels <= call.integers[ac.PANELS_PER_CHUNK]
-    return _Plan(call, out, out[:3], decodes, partials, batch * kv_heads * panels, in_one_chunk, time, {})
+    return _Plan(call, out, out[:3], decodes, partials, batch * kv_heads * panels, in_one_chunk, False, time, {})
 
 
 def _in_pairs(integers: Any) -> bool:
