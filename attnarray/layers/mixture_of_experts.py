@@ -157,8 +157,7 @@ class MixtureOfExperts(Layer):
         """
         checks.context("ctx", ctx, MixtureContext)
         check_same(self, "number of experts", len(ctx.experts), self.num_experts)
-        xp, K = namespace_of(dout), self.experts_per_token
-        checks.cotangent(dout, ctx.shape, ctx.outputs)
+        xp, K = checks.cotangent(dout, ctx.shape, ctx.outputs), self.experts_per_token
         dy = xp.reshape(dout, (-1, 1, self.dim))
         all_gates = ctx.gates.out
         gates = all_gates if self.renormalize else xp.take_along_axis(all_gates, ctx.chosen, axis=1)

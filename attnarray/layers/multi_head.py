@@ -261,6 +261,7 @@ class MultiHeadAttention(Layer):
         )
         grads = multi_head_attention_bwd(dout, ctx)
         if self.sinks:
+            check_same(self, "sinks", grads.sinks is not None, True)
             grads = grads._replace(params={**grads.params, "sinks": {"weight": grads.sinks}}, sinks=None)
         check_gradients(self, grads.params)
         return grads

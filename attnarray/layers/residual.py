@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from attnarray.backend import Array, ArrayT
+from attnarray.layers.checking import check_same
 from attnarray.layers.initial import Params
 from attnarray.ops.dropout import DropoutContext, dropout_bwd, dropout_fwd
 from attnarray.random import Philox
@@ -89,6 +90,7 @@ class Residual:
     def increment_bwd(self, dout: ArrayT, ctx: ResidualContext, branch_bwd: BranchBackward) -> ResidualGrads:
         """Return the gradients of `increment`."""
         params: Params = {}
+        check_same(self, "norm of the branch", ctx.branch_norm is not None, self.branch_norm)
         dy: Any = dropout_bwd(dout if self.scale == 1 else dout * self.scale, ctx.dropout).x
         if self.branch_norm:
             norm = self.norm.bwd(dy, ctx.branch_norm)

@@ -68,9 +68,9 @@ layers/memory.py                    models/test_transformer_xl.py            the
 layers/cache.py                     layers/test_layer_steps.py               what layers keep between steps
 layers/checking.py                  layers/test_layer_input.py               what layers say of wrong input
 layers/initial.py                   test_random.py                           the numbers that it draws
+layers/mixture_of_experts.py        layers/test_block.py                     what blocks are made of
 layers/embedding.py                 layers/test_block.py                     what blocks are made of
 layers/feed_forward.py              layers/test_block.py                     what blocks are made of
-layers/linear.py                    layers/test_block.py                     what blocks are made of
 layers/norm.py                      layers/test_block.py                     what blocks are made of
 layers/residual.py                  layers/test_block.py                     what blocks are made of
 hooks.py                            interpret/test_states.py                 where both are used

@@ -16,6 +16,7 @@ import pytest
 
 import attnarray as aa
 from attnarray import tree
+from attnarray.layers.checking import FROM_ZERO
 from attnarray.layers.layer import RENAMED
 from tests.support.layer_examples import CALLS, Example
 from tests.support.messages import INTERNAL
@@ -245,7 +246,9 @@ def contexts(example: Example) -> Any:
 
 
 # Fields of layers that contexts do not contain.
-UNTOLD = {("GPT", "tie_embeddings"), ("TransformerXL", "tie_embeddings")}
+# Sinks may be an option of the call, too.
+UNTOLD = {(name, "tie_embeddings") for name in ("GPT", "TransformerXL")}
+UNTOLD |= {(name, "sinks") for name in ("MultiHeadAttention", "TransformerBlock", "GPT")}
 
 
 @each_call
@@ -271,12 +274,17 @@ WRONG_FIELDS: dict[str, list[Any]] = {
     "int": [0, -1, 2.0, True, "3", float("nan"), 2**40, np.ones(2), [3], aa.Philox(0)],
     "bool": ["no", 2, 0.5, np.ones(2), []],
     "word": ["other", 3, True, ["gelu"], np.ones(2)],
+    "Rotary | tuple[Rotary | None, ...]": [3, True, "rotary", {}, (3,)],
+    "windows": [3, True, "3", (0,), (1.5,), ()],
     "Rotary": [3, True, "rotary", {}],
     "dropout": [-0.1, 1, 1.0, 1.5, float("nan"), float("inf"), "0.1", True, np.ones(2)],
     "eps": [0, 0.0, -1.0, float("nan"), float("inf"), "small", True, np.ones(2)],
     "init_std": [-1.0, float("nan"), float("inf"), "0.1", True, np.ones(2)],
     "temperature": [0.0, -1.0, float("nan"), float("inf"), "1", True, np.ones(2)],
     "negative_slope": [float("nan"), float("inf"), "1", True, np.ones(2)],
+    "scale": [float("nan"), float("inf"), "1", True, np.ones(2)],
+    "softcap": [0.0, -1.0, float("nan"), float("inf"), "1", True, np.ones(2)],
+    "window": [3.0, True, "3", (1, 2, 3), (1.5, 0), np.ones(2)],
     "sigma": [0.0, -1.0, float("nan"), float("inf"), "1", True, np.ones(2)],
     "size": [0, -1, 2.0, True, "3", (4,), (4, 6, 2), (4, 0), (4, 5), 5],
     "attention": [None, 3, "bahdanau", aa.layers.BahdanauAttention],
@@ -296,8 +304,8 @@ def test_fields(example: Example) -> None:
         elif kind in ("int", "bool"):
             name = kind
         for wrong in [*WRONG_FIELDS[name], *([] if optional else [None])]:
-            if field.name in ("memory", "shift") and wrong is WRONG_FIELDS["int"][0]:
-                continue  # a memory of 0 positions is none, and so is a shift
+            if field.name in FROM_ZERO and wrong is WRONG_FIELDS["int"][0]:
+                continue
             change = {field.name: wrong}
             refused(f"`{field.name}[`.]", lambda change=change: dataclasses.replace(example.layer, **change))
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from attnarray.backend import Array, device_of, index_dtype, namespace_of
+from attnarray.layers.checking import check_same
 from attnarray.layers.embedding import Embedding
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
@@ -65,6 +66,7 @@ class GPTEmbedding(Layer):
 
     def bwd(self, dout: Array, ctx: GPTEmbeddingContext) -> Params:
         """Return the gradients of the parameters."""
+        check_same(self, "norm after the embedding", ctx.norm is not None, self.norm is not None)
         params: Params = {}
         dx: Any = dropout_bwd(dout, ctx.dropout).x
         if self.norm is not None:
