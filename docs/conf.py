@@ -166,10 +166,10 @@ def write_pages(folder: Path, pages: dict[str, str]) -> None:
 
 
 def escaped(line: str) -> str:
-    """`*batch` and `**options` of a docstring are no emphasis, `name-*` neither; "H." is no list."""
+    """`*batch`, `*size` and `**options` of a docstring are no emphasis, `name-*` neither; "H." is no list."""
     line = re.sub(r"^( *)(?=[A-Z]\.$)", r"\1\\", line)
     return re.sub(
-        r"(?<!\*)\*{1,2}(?=(batch|options|args|kwargs)\b)|(?<=[-_])\*", lambda m: m[0].replace("*", r"\*"), line
+        r"(?<!\*)\*{1,2}(?=(batch|size|options|args|kwargs)\b)|(?<=[-_])\*", lambda m: m[0].replace("*", r"\*"), line
     )
 
 
