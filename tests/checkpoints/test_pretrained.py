@@ -79,7 +79,7 @@ def test_bfloat16_of_a_safetensors_that_gives_numpy_none(tmp_path: Path, monkeyp
             raise AttributeError("module 'numpy' has no attribute 'bfloat16'")
 
     initial = file.__init__
-    monkeypatch.setattr(file, "__init__", lambda self, path, inner: initial(self, path, Older(inner)))
+    monkeypatch.setattr(file, "__init__", lambda self, path, inner, _: initial(self, path, Older(inner), None))
     _, loaded = BERT.from_pretrained(tmp_path)
     assert_trees_close(loaded, params, 0)
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)

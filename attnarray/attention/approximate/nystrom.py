@@ -102,8 +102,8 @@ def nystrom_attention(
     >>> q, k, v = np.random.default_rng(0).standard_normal((3, 1, 2, 64, 8))
     >>> exact = aa.scaled_dot_product_attention(q, k, v)
     >>> few, all_of_them = (aa.nystrom_attention(q, k, v, num_landmarks=n, iterations=20) for n in (8, 64))
-    >>> bool(np.max(abs(few - exact)) < 1.5), bool(np.max(abs(all_of_them - exact)) < 1e-3)
-    (True, True)
+    >>> [round(float(np.mean(abs(y - exact))), 2) for y in (few, all_of_them)]  # random keys are not alike
+    [0.17, 0.0]
     """
     return writable(
         nystrom_attention_fwd(query, key, value, num_landmarks=num_landmarks, iterations=iterations, scale=scale)[0]
