@@ -53,7 +53,7 @@ def with_params(model: AnyGenerator, params: Params | None) -> tuple[Generator, 
             )
         return Bound(model), model.params
     if params is None:
-        raise TypeError("`params` is None, which is for prepared models: give the parameters of the model.")
+        raise TypeError("`params` is None, expected a dict: only prepared models have their own parameters.")
     return model, params
 
 
