@@ -47,13 +47,7 @@ def attention_weights(ctx: Any, queries: slice = slice(None)) -> Any:
     [[1.0, 0.0, 0.0, 0.0]]
     """
     ctx = innermost(ctx)
-    if not isinstance(queries, slice):
-        raise TypeError(f"`queries` is {checks.shown(queries)}, expected a slice such as slice(0, 1).")
-    start, stop, step = queries.indices(ctx.q.shape[2])
-    if step != 1:
-        raise ValueError(f"`queries` has step {step}, expected 1; take every n-th row of the result instead.")
-    rows = slice(start, max(start, stop))
-    return ctx.layout._replace(order="BHTD").restore(canonical_weights(ctx, rows))
+    return ctx.layout._replace(order="BHTD").restore(canonical_weights(ctx, chosen_queries(ctx, queries)))
 
 
 def innermost(ctx: Any) -> Any:
@@ -71,6 +65,16 @@ def innermost(ctx: Any) -> Any:
             "gave, such as scaled_dot_product_attention_fwd(...)[1]."
         )
     return ctx
+
+
+def chosen_queries(ctx: Any, queries: slice) -> slice:
+    """A slice of the queries, checked, from start to stop."""
+    if not isinstance(queries, slice):
+        raise TypeError(f"`queries` is {checks.shown(queries)}, expected a slice such as slice(0, 1).")
+    start, stop, step = queries.indices(ctx.q.shape[2])
+    if step != 1:
+        raise ValueError(f"`queries` has step {step}, expected 1; take every n-th row of the result instead.")
+    return slice(start, max(start, stop))
 
 
 def canonical_weights(ctx: Any, rows: slice) -> Any:

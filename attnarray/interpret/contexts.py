@@ -7,6 +7,7 @@ from typing import Any
 
 from attnarray import checks
 from attnarray.attention.weights import has_weights
+from attnarray.layers.block import Recomputed
 
 SKIPPED = {"body", "branch"}  # fields of contexts that are no names of parameters
 
@@ -55,7 +56,7 @@ def _walk(path: tuple[str, ...], value: Any) -> Iterator[tuple[tuple[str, ...], 
         inner = inner.attention
     if has_weights(inner):
         yield path, inner
-    elif type(value).__name__ == "Recomputed":
+    elif isinstance(value, Recomputed):
         raise ValueError(
             f"{_name(path) or '`ctx`'} holds arguments only, as the model has recompute=True. Make the model with "
             "recompute=False."

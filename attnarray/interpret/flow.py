@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from attnarray import checks
-from attnarray.attention.weights import innermost
+from attnarray.attention.weights import chosen_queries, innermost
 from attnarray.backend import Array, accumulator_dtype, device_of, namespace_of, to_numpy
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.interpret.statistics import num_keys, weight_blocks
@@ -133,12 +133,9 @@ def attention_flow(contexts: Mapping[str, Any], *, query: int = -1, residual: fl
 
 def chosen_rows(ctx: Any, queries: slice) -> Array:
     """The rows of an identity matrix for some queries: (B, rows, T)."""
-    start, stop, step = queries.indices(ctx.q.shape[2])
-    if step != 1:
-        raise ValueError(f"`queries` has step {step}, expected 1; take every n-th row of the result instead.")
-    xp = namespace_of(ctx.q)
+    chosen, xp = chosen_queries(ctx, queries), namespace_of(ctx.q)
     wide = accumulator_dtype(xp, ctx.q.dtype)
-    rows = xp.eye(max(0, stop - start), ctx.q.shape[2], k=start, dtype=wide, device=device_of(ctx.q))
+    rows = xp.eye(chosen.stop - chosen.start, ctx.q.shape[2], k=chosen.start, dtype=wide, device=device_of(ctx.q))
     return xp.broadcast_to(rows, (ctx.q.shape[0], *rows.shape))
 
 

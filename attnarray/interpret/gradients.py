@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from attnarray import checks
 from attnarray.attention.products import dot_products
-from attnarray.attention.weights import canonical_weights, innermost
+from attnarray.attention.weights import canonical_weights, chosen_queries, innermost
 from attnarray.backend import Array, accumulator_dtype, namespace_of
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.hooks import backward_hook
@@ -102,10 +102,7 @@ def gradient_times_attention(ctx: Any, dout: Array, queries: slice = slice(None)
     """
     ctx = innermost(ctx)
     checks.shape("dout", dout, ctx.out_shape, "the shape of the output of the attention")
-    start, stop, step = queries.indices(ctx.q.shape[2])
-    if step != 1:
-        raise ValueError(f"`queries` has step {step}, expected 1; take every n-th row of the result instead.")
-    rows = slice(start, max(start, stop))
+    rows = chosen_queries(ctx, queries)
     return ctx.layout._replace(order="BHTD").restore(_products(ctx, dout, rows, canonical_weights(ctx, rows)))
 
 

@@ -10,7 +10,7 @@ from attnarray.attention.blocks import join, ranges
 from attnarray.attention.engine import AttentionContext, DotProduct, attention
 from attnarray.attention.modifiers import ScoreModifiers
 from attnarray.attention.normalizers import Softmax
-from attnarray.attention.weights import canonical_weights, innermost
+from attnarray.attention.weights import canonical_weights, chosen_queries, innermost
 from attnarray.backend import Array, accumulator_dtype, device_of, index_dtype, namespace_of
 from attnarray.dispatch import ignoring_fp_errors
 
@@ -55,6 +55,11 @@ def attention_statistics(ctx: Any, *, num_first: int = 1) -> AttentionStatistics
     -------
     AttentionStatistics
 
+    Raises
+    ------
+    TypeError
+        If `ctx` is not the context of an attention function, or is that of neighborhoods of an image or a volume.
+
     Notes
     -----
     Of softmax attention all three are linear in the weights p, as log p is s - lse with scores s = q' k:
@@ -79,6 +84,11 @@ def attention_statistics(ctx: Any, *, num_first: int = 1) -> AttentionStatistics
     ((1, 2, 4), [1.0, 1.0])
     """
     ctx = innermost(ctx)
+    if not hasattr(ctx, "modifiers"):
+        raise TypeError(
+            f"`ctx` is a {type(ctx).__name__}, whose positions are not those of one sequence, so there are no "
+            "distances; top_keys and attention_weights take it."
+        )
     num_first = checks.whole("num_first", num_first, 0, 2**31, "the number of first keys")
     statistics = _by_attention if _is_linear(ctx) else _by_weights
     return AttentionStatistics(*(ctx.layout.restore_rows(x) for x in statistics(ctx, num_first)))
@@ -128,10 +138,8 @@ def num_keys(ctx: Any) -> int:
 
 def weight_blocks(ctx: Any, queries: slice = slice(None)) -> Iterator[tuple[slice, Any]]:
     """Queries, some after the other, and their weights (B, H, rows, S)."""
-    start, stop, step = queries.indices(ctx.q.shape[2])
-    if step != 1:
-        raise ValueError(f"`queries` has step {step}, expected 1; take every n-th row of the result instead.")
-    for rows in ranges(max(0, stop - start), ctx.q.shape[0] * ctx.q.shape[1] * num_keys(ctx), HELD):
+    start, stop, _ = chosen_queries(ctx, queries).indices(ctx.q.shape[2])
+    for rows in ranges(stop - start, ctx.q.shape[0] * ctx.q.shape[1] * num_keys(ctx), HELD):
         block = slice(start + rows.start, start + rows.stop)
         yield block, canonical_weights(ctx, block)
 

@@ -25,7 +25,7 @@ from attnarray.ops.rotary import Rotary, RotaryContext, rotary_bwd, rotary_fwd
 
 
 class LatentCache(NamedTuple):
-    """A latent vector and a rotated key of each position (B, S, C + Dr), of which the first `length` are filled."""
+    """A latent vector and a rotated key of each position (B, S, C + Dr); the first `length` positions are filled."""
 
     latent: Array
     length: int

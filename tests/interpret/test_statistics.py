@@ -97,6 +97,15 @@ def test_what_is_no_context_is_an_error(value: Any) -> None:
         interpret.attention_statistics(value)
 
 
+def test_neighborhoods_have_weights_but_no_distances() -> None:
+    x = RNG.standard_normal((1, 5, 6, 2, 4))
+    _, ctx = aa.neighborhood_attention_fwd(x, x, x, kernel_size=3)
+    with pytest.raises(TypeError, match="NeighborhoodContext, whose positions are not those of one sequence"):
+        interpret.attention_statistics(ctx)
+    weights = aa.attention_weights(ctx)
+    np.testing.assert_allclose(interpret.top_keys(ctx, 3).weights, -np.sort(-weights, axis=-1)[..., :3])
+
+
 def test_recomputed_contexts_and_wrong_numbers_are_errors() -> None:
     model = aa.models.GPT(vocab_size=9, max_seq_len=8, dim=8, num_layers=1, num_heads=2, recompute=True)
     _, ctx = model.fwd(model.init(aa.Philox(0)), np.array([[1, 2]]))

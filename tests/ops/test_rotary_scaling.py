@@ -30,13 +30,13 @@ ROPES: dict[str, Any] = {
 def scaling(options: dict[str, Any]) -> dict[str, Any]:
     """Our options from those of transformers."""
     given = dict(options)
-    kind, width, longest = given.pop("kind"), given.pop("width"), given.pop("max_seq_len")
+    kind, width, max_seq_len = given.pop("kind"), given.pop("width"), given.pop("max_seq_len")
     own = {"base": given.pop("base"), "seq_len": given.pop("seq_len")}
     own["dims"] = round(width * given.pop("partial_rotary_factor", 1.0))
     if kind == "linear":
         return {**own, "scaling": "linear", "factor": given["factor"]}
     if kind == "dynamic":
-        return {**own, "scaling": aa.DynamicNTK(given["factor"], longest)}
+        return {**own, "scaling": aa.DynamicNTK(given["factor"], max_seq_len)}
     if "original_max_position_embeddings" in given:
         given["original_max_seq_len"] = given.pop("original_max_position_embeddings")
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}

@@ -56,8 +56,8 @@ def latent_attention(
         o^h_i = \sum_j p^h_{ij}\, W^h_V c_j, \qquad p^h_i = \mathrm{softmax}_j(s^h_{ij}), \qquad
         s^h_{ij} = \frac{q^h_i \cdot W^h_K c_j + \bar q^h_i \cdot \bar k_j}{\sqrt{D}}
 
-    A query is :math:`[q; \bar q]`, D features of which the last :math:`\bar D` are rotated by its position; what is
-    kept of a position is :math:`[c; \bar k]`, a latent vector and a rotated key that all heads share.
+    A query is :math:`[q; \bar q]`, D features; the last :math:`\bar D` are rotated by its position. The cache of a
+    position is :math:`[c; \bar k]`, a latent vector and a rotated key that all heads share.
 
     The projections can be absorbed, so that no keys and values are computed:
 
@@ -272,6 +272,6 @@ def _check_shapes(query: Array, latent: Array, key_up: Array, value_up: Array) -
         )
     if rotated < 0 or latent.shape[-1] != C + rotated:
         raise ValueError(
-            f"`latent` has {latent.shape[-1]} features, expected C + D - Dn = {C} + {query.shape[-1]} - {Dn}, of which "
-            f"D - Dn >= 0 are rotated. {named}"
+            f"`latent` has {latent.shape[-1]} features, expected C + D - Dn = {C} + {query.shape[-1]} - {Dn}, the last "
+            f"D - Dn >= 0 of them rotated. {named}"
         )

@@ -109,7 +109,7 @@ class BERT(Layer):
         Features of the embeddings, which a linear map brings to `dim` (ALBERT, ELECTRA); `dim` without one by default.
     padding_token : int, optional
         The token of padding. If given, positions count the tokens other than it, and their table begins with
-        `padding_token` + 1 further rows, of which the last is that of padding (RoBERTa, MPNet).
+        `padding_token` + 1 further rows; the last one is that of padding (RoBERTa, MPNet).
     relative_buckets, relative_distance : int
         If given, scores have a `RelativeBias` with so many buckets and this `max_distance` (MPNet).
     share_blocks : bool

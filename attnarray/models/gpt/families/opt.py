@@ -1,4 +1,4 @@
-"""OPT: learned positions, of which the first two rows are those of padding."""
+"""OPT: learned positions whose table begins with two rows for padding."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 from attnarray import tree
 from attnarray.checkpoints.names import Names, Tensor
 
-Table = Mapping[str, str | tuple[str, ...]]  # module -> path, or paths of the parts of which it is the concatenation
+Table = Mapping[str, str | tuple[str, ...]]  # module -> path, or the paths of the parts that it concatenates
 IGNORED = (
     r"h\.\d+\.attn\.(masked_)?bias", r"(.+\.)?rotary_emb\.inv_freq", r"layers\.\d+\.attention\.(masked_)?bias",
 )  # fmt: skip
