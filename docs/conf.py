@@ -168,9 +168,8 @@ def write_pages(folder: Path, pages: dict[str, str]) -> None:
 def escaped(line: str) -> str:
     """`*batch`, `*size` and `**options` of a docstring are no emphasis, `name-*` neither; "H." is no list."""
     line = re.sub(r"^( *)(?=[A-Z]\.$)", r"\1\\", line)
-    return re.sub(
-        r"(?<!\*)\*{1,2}(?=(batch|size|options|args|kwargs)\b)|(?<=[-_])\*", lambda m: m[0].replace("*", r"\*"), line
-    )
+    starred = r"(?<!\*)\*{1,2}(?=(batch|size|other axes|options|args|kwargs)\b)|(?<=[-_])\*"
+    return re.sub(starred, lambda found: found[0].replace("*", r"\*"), line)
 
 
 def escape_stars(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
