@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from attnarray import checks
 from attnarray.attention.parts import check_result, several
-from attnarray.backend import Array, dtype_name, namespace_of, scatter_add
+from attnarray.backend import Array, device_of, dtype_name, namespace_of, scatter_add
 
 T = TypeVar("T")
 
@@ -138,9 +138,9 @@ def _array_gradient(array: Array, indices: Any, gradient: Array) -> Array:
     indices = indices if isinstance(indices, tuple) else (indices,)
     if len(indices) != array.ndim:
         raise ValueError(f"A gradient has {len(indices)} indices, but its array has shape {tuple(array.shape)}.")
-    places = xp.zeros((1, 1, 1, 1), dtype=xp.int64)
+    places: Any = xp.zeros((1, 1, 1, 1), dtype=xp.int64, device=device_of(gradient))
     for index, size in zip(indices, array.shape, strict=True):
-        index = xp.astype(xp.asarray(index), xp.int64)
+        index = xp.astype(xp.asarray(index, device=device_of(gradient)), xp.int64)
         places = places * size + xp.where(index < 0, index + size, index)
     summed = tuple(axis for axis in range(4) if places.shape[axis] == 1)
     if summed:

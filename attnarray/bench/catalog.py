@@ -310,6 +310,8 @@ MORE: tuple[BenchCase, ...] = (
     mechanism("lsh_attention", "lsh-training", direction="both", options={"chunk_size": 64},
               flops=4.0 * 8 * 2 * 2048 * 128 * 64, query=(1, 8, 2048, 64), value=(1, 8, 2048, 64),
               drawn={"rotations": _weights(2, 64, 32)}),
+    mechanism("latent_attention", "latent-decode", flops=2.0 * 8 * 4096 * (576 + 512), query=(1, 8, 1, 192),
+              latent=(1, 4096, 576), key_up=(8, 128, 512), value_up=(8, 128, 512)),
     triple("block_topk_attention", "block-top-k-training", group="mechanisms", direction="both",
            flops=4.0 * 8 * 4096 * 8 * 64 * 64, options={"top_k": 8, "is_causal": True, "by_block": True},
            query=(1, 8, 4096, 64), key=(1, 8, 4096, 64), value=(1, 8, 4096, 64)),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tests.support import fuzz_heads, fuzz_sequences
+from tests.support import fuzz_heads, fuzz_images, fuzz_sequences
 from tests.support.fuzz_draw import Arrays, Call, Draw, rows
 
 
@@ -170,8 +170,8 @@ def _recurrence(function: str, gates: int) -> Callable[[Draw], Call]:
 DRAWS: dict[str, Callable[[Draw], Call]] = {
     f.__name__: f
     for f in (
-        *fuzz_heads.DRAWS, *fuzz_sequences.DRAWS, linear, embedding, segment_softmax, rotary, dropout, cross_entropy,
-        conv1d, causal_conv1d,
+        *fuzz_heads.DRAWS, *fuzz_images.DRAWS, *fuzz_sequences.DRAWS, linear, embedding, segment_softmax, rotary,
+        dropout, cross_entropy, conv1d, causal_conv1d,
     )
 } | {
     **{name: _masked_rows(name) for name in ("softmax", "log_softmax", "sparsemax", "entmax")},

@@ -171,8 +171,8 @@ MUTATIONS = [
         "GELU by tanh: the slope of the cube lacks its 3", backward("gelu"),
     ),
     Mutation(
-        "layers/residual.py", "LayerGrads(dout + norm.x, norm.params)", "LayerGrads(norm.x, norm.params)",
-        "pre-norm: the residual connection has no gradient", "layers/test_block.py",
+        "layers/residual.py", "ResidualGrads(dout + grads.x,", "ResidualGrads(grads.x,",
+        "the residual connection has no gradient", "layers/test_block.py",
     ),
     Mutation(
         "layers/feed_forward.py", "bwd(dactive * ctx.active, ctx.gate)", "bwd(dactive, ctx.gate)",

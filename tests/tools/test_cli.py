@@ -120,7 +120,10 @@ def test_check_names_the_case_in_which_a_part_raises(tmp_path: Path) -> None:
     path.write_text(CASES_FILE.replace("FACTOR", "0.5").replace("return scores / 2", "raise KeyError('mine')"))
     with pytest.raises(KeyError, match="mine") as caught:
         cli.main(["check", "--cases", str(path), "--kernels", "reference"])
-    assert caught.value.__notes__ == ["This is the case attend[halved 0.5] on numpy."]
+    assert caught.value.__notes__ == [
+        "Raised by modifiers[0], a Halved.",
+        "This is the case attend[halved 0.5] on numpy.",
+    ]
 
 
 WRONG_FILES = {

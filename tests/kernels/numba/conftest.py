@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from attnarray.kernels.numba.attention import tiled
 from attnarray.kernels.numba.runtime import team_code as code
 from attnarray.kernels.numba.runtime import threads
 from tests.support.thread_calls import THREADS, teams, word
@@ -13,7 +14,8 @@ from tests.support.thread_calls import THREADS, teams, word
 
 @pytest.fixture
 def always_parallel(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Even the smallest call is split over threads."""
+    """Even the smallest call is split over threads, also where an earlier one was planned for one thread."""
+    tiled._plan.cache_clear()
     monkeypatch.setattr(threads, "MIN_WORK_PER_THREAD", 1)
     return monkeypatch
 

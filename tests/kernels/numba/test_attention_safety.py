@@ -47,6 +47,7 @@ def use_threads(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
 
         monkeypatch.setattr(attention, "run_parts", counted)
         monkeypatch.setattr(threads, "MIN_WORK_PER_THREAD", 1)
+        attention._plan.cache_clear()
         monkeypatch.setenv("ATTNARRAY_NUM_THREADS", str(count))
         return parts
 

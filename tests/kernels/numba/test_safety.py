@@ -146,7 +146,7 @@ def test_use_kernels_in_one_thread_does_not_reach_another() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_forked_child_computes_too() -> None:
     always_split = "from attnarray.kernels.numba.runtime import threads\nthreads.MIN_WORK_PER_THREAD = 1"
-    python(forking(CHECKED + always_split), ATTNARRAY_NUM_THREADS="3")
+    python(forking(f"{always_split}\n{CHECKED}"), ATTNARRAY_NUM_THREADS="3")
 
 
 FREED = """

@@ -183,12 +183,11 @@ def test_threads_that_cannot_be_started(most: int, monkeypatch: pytest.MonkeyPat
 def test_without_memory_for_threads() -> None:
     python(
         f"""
-{CHECKED}
 import threading
 from attnarray.kernels.numba.runtime import team, threads
 threads.MIN_WORK_PER_THREAD = 1
 threading.stack_size(2**46)
-check()
+{CHECKED}
 assert team.team_sizes() == [0]
 """,
         ATTNARRAY_NUM_THREADS="3",
