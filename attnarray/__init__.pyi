@@ -60,6 +60,11 @@ from attnarray.attention.composed.convolutional import ConvolutionalGrads as Con
 from attnarray.attention.composed.convolutional import convolutional_attention as convolutional_attention
 from attnarray.attention.composed.convolutional import convolutional_attention_bwd as convolutional_attention_bwd
 from attnarray.attention.composed.convolutional import convolutional_attention_fwd as convolutional_attention_fwd
+from attnarray.attention.composed.differential import DifferentialContext as DifferentialContext
+from attnarray.attention.composed.differential import DifferentialGrads as DifferentialGrads
+from attnarray.attention.composed.differential import differential_attention as differential_attention
+from attnarray.attention.composed.differential import differential_attention_bwd as differential_attention_bwd
+from attnarray.attention.composed.differential import differential_attention_fwd as differential_attention_fwd
 from attnarray.attention.composed.multiplicative import MultiplicativeContext as MultiplicativeContext
 from attnarray.attention.composed.multiplicative import MultiplicativeGrads as MultiplicativeGrads
 from attnarray.attention.composed.multiplicative import multiplicative_attention as multiplicative_attention
@@ -130,6 +135,11 @@ from attnarray.attention.linear.linear_attention import linear_attention_fwd as 
 from attnarray.attention.linear.step import linear_attention_step as linear_attention_step
 from attnarray.attention.normalizers import Sigmoid as Sigmoid
 from attnarray.attention.normalizers import Softmax as Softmax
+from attnarray.attention.positional.forgetting import ForgettingContext as ForgettingContext
+from attnarray.attention.positional.forgetting import ForgettingGrads as ForgettingGrads
+from attnarray.attention.positional.forgetting import forgetting_attention as forgetting_attention
+from attnarray.attention.positional.forgetting import forgetting_attention_bwd as forgetting_attention_bwd
+from attnarray.attention.positional.forgetting import forgetting_attention_fwd as forgetting_attention_fwd
 from attnarray.attention.positional.local import LocalContext as LocalContext
 from attnarray.attention.positional.local import LocalGrads as LocalGrads
 from attnarray.attention.positional.local import local_attention as local_attention

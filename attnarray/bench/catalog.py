@@ -46,11 +46,17 @@ def _slopes(rng: np.random.Generator, shapes: Shapes) -> tuple[Distance, ...]:
     return (Distance(rng.random(shapes["query"][1], np.float32)),)
 
 
-def _parts(rng: np.random.Generator, shapes: Shapes) -> tuple[Partial, ...]:
-    def drawn(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape, dtype=np.float32)
+def _log_gates(rng: np.random.Generator, shapes: Shapes) -> np.ndarray:
+    return -rng.random(shapes["key"][:3], np.float32)
 
-    return tuple(Partial(drawn(1, 8, 512, 64), drawn(1, 8, 512)) for _ in range(4))
+
+def _normal(*shape: int) -> Draw:
+    return lambda rng, shapes: rng.standard_normal(shape, dtype=np.float32)
+
+
+def _parts(rng: np.random.Generator, shapes: Shapes) -> tuple[Partial, ...]:
+    out, lse = _normal(1, 8, 512, 64), _normal(1, 8, 512)
+    return tuple(Partial(out(rng, shapes), lse(rng, shapes)) for _ in range(4))
 
 
 def _weights(*shape: int) -> Draw:
@@ -312,6 +318,13 @@ MORE: tuple[BenchCase, ...] = (
               drawn={"rotations": _weights(2, 64, 32)}),
     mechanism("latent_attention", "latent-decode", flops=2.0 * 8 * 4096 * (576 + 512), latent=(1, 4096, 576),
               query=(1, 8, 1, 192), key_up=(8, 128, 512), value_up=(8, 128, 512)),
+    triple("differential_attention", "differential-training", group="mechanisms", direction="both",
+           flops=4.0 * 8 * 512 * 512 * (32 + 64), options={"is_causal": True}, text="B1 H4 T512 D32/64",
+           drawn={"query": _normal(1, 8, 512, 32), "key": _normal(1, 8, 512, 32), "value": _normal(1, 4, 512, 64),
+                  "lambd": lambda rng, shapes: np.full(4, 0.5, np.float32)}),
+    mechanism("forgetting_attention", "forgetting-training", direction="both", flops=4.0 * 8 * 512 * 512 * 64,
+              options={"is_causal": True}, drawn={"log_forget": _log_gates},
+              query=(1, 8, 512, 64), key=(1, 8, 512, 64), value=(1, 8, 512, 64)),
     mechanism("block_topk_attention", "block-top-k-training", direction="both", flops=4.0 * 8 * 2048 * 8 * 64 * 64,
               options={"top_k": 8, "is_causal": True, "by_block": True}, query=(1, 8, 2048, 64),
               key=(1, 8, 2048, 64), value=(1, 8, 2048, 64)),

@@ -22,12 +22,14 @@ from attnarray.cases.scoring import SCORING_CASES
 from attnarray.cases.sequences import SEQUENCE_CASES
 from attnarray.cases.sparse import BLOCK_TOPK_CASES, HARD_CASES, SPARSE_CASES
 from attnarray.cases.spatial import SPATIAL_CASES
+from attnarray.cases.variants import VARIANT_CASES
 
 CASES: tuple[Case, ...] = (
     *DOT_PRODUCT_CASES,
     *RAGGED_CASES,
     *ATTEND_CASES,
     *LATENT_CASES,
+    *VARIANT_CASES,
     *MULTI_HEAD_CASES,
     *SCORING_CASES,
     *MULTIPLICATIVE_CASES,

@@ -5,6 +5,7 @@ from attnarray.layers.block import TransformerBlock
 from attnarray.layers.cache import KVCache, LinearCache
 from attnarray.layers.checking import check_params
 from attnarray.layers.convolutional import ConvolutionalAttention
+from attnarray.layers.differential import DifferentialAttention
 from attnarray.layers.embedding import Embedding
 from attnarray.layers.feed_forward import FeedForward
 from attnarray.layers.graph import GraphAttention
@@ -29,6 +30,7 @@ from attnarray.tree import shorten_reprs
 __all__ = [
     "BahdanauAttention",
     "ConvolutionalAttention",
+    "DifferentialAttention",
     "Embedding",
     "FeedForward",
     "GraphAttention",

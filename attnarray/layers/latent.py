@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Generic, NamedTuple, Unpack
 
 from attnarray import checks
-from attnarray.attention.dot_product.heads import join_heads, split_heads
+from attnarray.attention.dot_product.heads import join_heads, split_heads, transpose_heads
 from attnarray.attention.dot_product.latent import (
     LatentContext,
     latent_attention,
@@ -170,7 +170,7 @@ class LatentAttention(Layer):
             raise TypeError(
                 "`q_offset` is given, but LatentAttention attends from x to itself: use `step` with a cache."
             )
-        xp, parts, contexts = namespace_of(x), self._parts, dict[str, Any]()
+        parts, contexts = self._parts, dict[str, Any]()
 
         def run(name: str, given: Any) -> Any:
             out, contexts[name] = parts[name].fwd(params[name], given)
@@ -180,7 +180,7 @@ class LatentAttention(Layer):
         out, attention = latent_attention_fwd(
             query, latent, *self._up(params), attn_mask, dropout_p, is_causal, **options
         )
-        out = run("out", join_heads(xp.permute_dims(out, _swapped(out))))
+        out = run("out", join_heads(transpose_heads(out)))
         return out, LatentLayerContext(contexts, rotations, attention)
 
     def bwd(self, dout: ArrayT, ctx: LatentLayerContext) -> LatentLayerGrads[ArrayT]:
@@ -194,12 +194,12 @@ class LatentAttention(Layer):
             return found.x
 
         dheads = split_heads(back("out", dout), self.num_heads)
-        grads = latent_attention_bwd(xp.permute_dims(dheads, _swapped(dheads)), ctx.attention)
+        grads = latent_attention_bwd(transpose_heads(dheads), ctx.attention)
         for name in ("key_up", "value_up"):
             weight = getattr(grads, name)
             params[name] = {"weight": xp.reshape(weight, (weight.shape[0] * weight.shape[1], weight.shape[2]))}
         C, (q_rotation, k_rotation) = self.latent_dim, ctx.rotations
-        dquery = xp.permute_dims(grads.query, _swapped(grads.query))  # (*batch, T, H, D)
+        dquery = transpose_heads(grads.query)  # (*batch, T, H, D)
         rotated = rotary_bwd(dquery[..., self.nope_dim :], q_rotation).x
         dquery = join_heads(xp.concat([dquery[..., : self.nope_dim], rotated], axis=-1))
         dx = back("query", dquery)
@@ -227,14 +227,14 @@ class LatentAttention(Layer):
         one call over all positions. `absorb` as in `latent_attention`.
         """
         _check_cache(self, cache, x)
-        xp, start = namespace_of(x), cache.length
+        start = cache.length
         query, latent, _ = self._project(lambda name, given: self._parts[name](params[name], given), x, start)
         cache = LatentCache(write_rows(cache.latent, start, latent), start + x.shape[1])
         out = latent_attention(
             query, cache.latent[:, : cache.length, :], *self._up(params), attn_mask, is_causal=True, q_offset=start,
             bias=bias, absorb=absorb,
         )  # fmt: skip
-        return self._parts["out"](params["out"], join_heads(xp.permute_dims(out, _swapped(out)))), cache
+        return self._parts["out"](params["out"], join_heads(transpose_heads(out))), cache
 
     def _project(self, run: Any, x: Array, offset: int) -> tuple[Array, Array, tuple[RotaryContext, RotaryContext]]:
         """Queries (*batch, H, T, D), what is kept of each position (*batch, T, C + Dr), and the rotations."""
@@ -247,7 +247,7 @@ class LatentAttention(Layer):
         latent = run("latent", x)
         shared, k_ctx = rotary_fwd(latent[..., C:], **how)
         latent = xp.concat([run("latent_norm", latent[..., :C]), shared], axis=-1)
-        return xp.permute_dims(query, _swapped(query)), latent, (q_ctx, k_ctx)
+        return transpose_heads(query), latent, (q_ctx, k_ctx)
 
     def _up(self, params: Params) -> tuple[Array, Array]:
         """The projections of each head (H, features, C)."""
@@ -256,11 +256,6 @@ class LatentAttention(Layer):
             namespace_of(w).reshape(w, (self.num_heads, w.shape[0] // self.num_heads, w.shape[1])) for w in weights
         )
         return key_up, value_up
-
-
-def _swapped(x: Array) -> tuple[int, ...]:
-    """The axes of x (*batch, M, N, D) in the order of (*batch, N, M, D)."""
-    return (*range(x.ndim - 3), x.ndim - 2, x.ndim - 3, x.ndim - 1)
 
 
 def _check_cache(layer: LatentAttention, cache: Any, x: Array) -> None:

@@ -278,6 +278,7 @@ WRONG_FIELDS: dict[str, list[Any]] = {
     "windows": [3, True, "3", (0,), (1.5,), ()],
     "Rotary": [3, True, "rotary", {}],
     "dropout": [-0.1, 1, 1.0, 1.5, float("nan"), float("inf"), "0.1", True, np.ones(2)],
+    "lambda_init": [-0.1, 1.5, float("nan"), float("inf"), "0.1", True, np.ones(2)],
     "eps": [0, 0.0, -1.0, float("nan"), float("inf"), "small", True, np.ones(2)],
     "init_std": [-1.0, float("nan"), float("inf"), "0.1", True, np.ones(2)],
     "temperature": [0.0, -1.0, float("nan"), float("inf"), "1", True, np.ones(2)],

@@ -97,11 +97,38 @@ def latent(a):
     return out.transpose(1, 2).flatten(2) @ a["out"].T
 
 
+def forgetting(a):
+    """FoX, equations 5 to 8, with the gates from key to query added one by one; H 4 over Hkv 2, after a cache of 2."""
+    log_f = F.logsigmoid(a["gates"])
+    decays = torch.stack([log_f[..., j + 1 : i + 1].sum(-1) for i in range(2, S) for j in range(S)], -1)
+    k, v = (a[name].repeat_interleave(2, 1) for name in ("key", "value"))
+    return softmax_attention(causal(a["query"] @ k.mT / math.sqrt(D) + decays.unflatten(-1, (T, S))), v)
+
+
+def differential(a):
+    """Differential Transformer, equations 1 to 3: 4 pairs of heads over 2 of keys, D 3, lambda_init 0.6."""
+    q, k, v = (by_head(a["x"] @ a[name].T, n) for name, n in (("query", 8), ("key", 4), ("value", 2)))
+    lambd = torch.exp((a["lambda_q"][0] * a["lambda_k"][0]).sum())
+    lambd = lambd - torch.exp((a["lambda_q"][1] * a["lambda_k"][1]).sum()) + 0.6
+    heads = []
+    for h in range(4):
+        first, second = (
+            torch.softmax(causal(q[:, 2 * h + n] @ k[:, 2 * (h // 2) + n].mT / math.sqrt(3)), -1) for n in (0, 1)
+        )
+        heads.append(0.4 * rms((first - lambd * second) @ v[:, h // 2], a["norm"]))
+    return torch.cat(heads, -1) @ a["out"].T
+
+
+DIFFERENTIAL = {"x": (B, T, E), "query": (24, E), "key": (12, E), "value": (12, E), "lambda_q": (2, 3),
+                "lambda_k": (2, 3), "norm": (6,), "out": (E, 24)}  # fmt: skip
+FORGETTING = {"query": (B, H, T, D), "key": (B, 2, S, D), "value": (B, 2, S, DV), "gates": (B, H, S)}
 LATENT = {"x": (B, T, E), "query_down": (7, E), "query_norm": (7,), "query": (18, 7), "latent": (7, E),
           "latent_norm": (5,), "key_up": (12, 5), "value_up": (9, 5), "out": (E, 9)}  # fmt: skip
 
 VARIANTS = {
     "latent": (latent, LATENT),
+    "forgetting": (forgetting, FORGETTING),
+    "differential": (differential, DIFFERENTIAL),
     "norm of each head": (norm_of_each_head, {**HEADS, "query_norm": (D,), "key_norm": (D,), "gate": (H * DV, E)}),
     "norm of all heads": (norm_of_all_heads, {**HEADS, "query_norm": (H * D,), "key_norm": (2 * D,), "gate": (H, E)}),
     "cosine": (cosine, {**HEADS, "logit_scale": (H,)}),

@@ -144,6 +144,38 @@ def relative_attention(d: Draw) -> Call:
     return finish("relative_attention", given, s, hidden, {"out": rows(blind, value_dim)})
 
 
+def forgetting_attention(d: Draw) -> Call:
+    batch, heads, kv_heads, queries, keys, dim, value_dim = _with_heads(d)
+    keys = max(keys, queries)
+    q_middle, k_middle = ((), ()) if heads is None else ((heads,), (kv_heads,))
+    offset = d.choice(keys - queries, d.integer(0, keys - queries))
+    s = scores(d, batch, heads, queries, keys, without=("softcap", "Documents"), offset=offset)
+    given = {
+        "query": d.normal(*batch, *q_middle, queries, dim),
+        "key": d.normal(*batch, *k_middle, keys, dim),
+        "value": d.normal(*batch, *k_middle, keys, value_dim),
+        "log_forget": -d.rng.random((*batch, *q_middle, keys)),
+    }
+    by_key_head = s.visible if heads is None else grouped(s.visible, kv_heads)
+    unseen, blind = ~by_key_head.any(-2), ~s.visible.any(-1)
+    hidden = {"query": rows(blind, dim), "key": rows(unseen, dim), "value": rows(unseen, value_dim)}
+    return finish("forgetting_attention", given, s, hidden, {"out": rows(blind, value_dim)})
+
+
+def differential_attention(d: Draw) -> Call:
+    batch, pairs, kv_pairs = (d.size(3),), d.integer(1, 2), d.integer(1, 2)
+    heads, queries, keys, dim, value_dim = 2 * pairs * kv_pairs, d.size(9, 70), d.size(11, 70), d.size(9), d.size(9)
+    s = scores(d, batch, heads, queries, keys, without=("Documents",))
+    given = {
+        "query": d.normal(*batch, heads, queries, dim),
+        "key": d.normal(*batch, 2 * kv_pairs, keys, dim),
+        "value": d.normal(*batch, kv_pairs, keys, value_dim),
+        "lambd": np.asarray(d.normal(*d.choice((), (heads // 2,)))),
+    }
+    unseen = ~grouped(s.visible, kv_pairs).any(-2)
+    return finish("differential_attention", given, s, {"value": rows(unseen, value_dim)})
+
+
 def multi_head_attention(d: Draw) -> Call:
     batch, heads, kv_heads, queries, keys, dim, value_dim = _with_heads(d)
     batch, heads = batch[:1], heads or kv_heads
@@ -170,4 +202,5 @@ def multi_head_attention(d: Draw) -> Call:
 DRAWS = (
     scaled_dot_product_attention, attention_partial, merge_partials, multi_head_attention, sparsemax_attention,
     entmax_attention, attend, hard_attention, block_topk_attention, relative_attention,
+    forgetting_attention, differential_attention,
 )  # fmt: skip

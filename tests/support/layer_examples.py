@@ -143,6 +143,13 @@ EXAMPLES: dict[str, list[Example]] = {
             {"x": X, "is_causal": True, "kv_lengths": [T, 3]},
         ),
     ],
+    "DifferentialAttention": [
+        Example(layers.DifferentialAttention(E, H), {"x": X, "bias": normal(2 * H, 1, T), "sinks": normal(2 * H)}),
+        Example(
+            layers.DifferentialAttention(E, H, 1, 6, 0.3, aa.Rotary(), bias=True),
+            {"x": X, "is_causal": True, "kv_lengths": [T, 3]},
+        ),
+    ],
     "LinearAttention": [
         Example(layers.LinearAttention(E, H, feature_map="elu+1", normalize=True), {"x": X}),
         Example(layers.LinearAttention.retnet(E, H), {"x": X, "lengths": [T, 3]}),

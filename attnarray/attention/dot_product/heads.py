@@ -55,6 +55,11 @@ def join_heads(x: Array) -> Array:
     return namespace_of(x).reshape(x, (*x.shape[:-2], x.shape[-2] * x.shape[-1]))
 
 
+def transpose_heads(x: Any) -> Any:
+    """(*batch, T, H, D) -> (*batch, H, T, D), and back."""
+    return namespace_of(x).permute_dims(x, (*range(x.ndim - 3), x.ndim - 2, x.ndim - 3, x.ndim - 1))
+
+
 def heads(x: Array, num_heads: int, params: Any, name: str, eps: float) -> tuple[Array, HeadContext]:
     r"""The heads (*batch, T, H, D) of projected queries or keys (*batch, T, H D), normalized, and the context.
 
