@@ -134,7 +134,8 @@ class TransformerBlock(Layer):
     qkv_bias, out_bias : bool, optional
         Whether the projections to queries, keys and values, and that of the output, have biases; `bias` by default.
     qk_norm, scale, softcap, window, sinks
-        Of the self-attention: see `MultiHeadAttention`; the norms of queries and keys are RMS norms with `eps`.
+        Of the self-attention, `scale` of both: see `MultiHeadAttention`; the norms of queries and keys are RMS
+        norms with `eps`.
     num_experts, experts_per_token : int
         With `num_experts`, the feed-forward network is a `MixtureOfExperts`.
     recompute : bool
@@ -235,7 +236,10 @@ class TransformerBlock(Layer):
                 self.dim, hidden_dim, self.num_experts, self.experts_per_token, self.activation, self.gated, self.bias,
                 init_std=self.init_std,
             )  # fmt: skip
-        across = MultiHeadAttention(self.dim, self.num_heads, self.num_kv_heads, bias=self.bias, init_std=self.init_std)
+        across = MultiHeadAttention(
+            self.dim, self.num_heads, self.num_kv_heads, self.head_dim, self.head_dim, bias=self.bias,
+            init_std=self.init_std, scale=self.scale,
+        )  # fmt: skip
         branches = {"attention": attention, "cross": across, "feed_forward": feed_forward}
         found: dict[str, Any] = {}
         for name, residual in self._residuals.items():

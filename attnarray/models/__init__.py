@@ -1,6 +1,7 @@
 """Models made of the layers: they load public checkpoints, train by hand-written gradients, and generate."""
 
 from attnarray.models.bert import BERT, BERTResult
+from attnarray.models.encoder_decoder import EncoderDecoder
 from attnarray.models.generation import (
     BeamResult,
     beam_search,
@@ -17,7 +18,9 @@ from attnarray.models.prepared.bert import PreparedBERT
 from attnarray.models.prepared.encoder import PreparedEncoder
 from attnarray.models.prepared.gpt import PreparedGPT
 from attnarray.models.pretrained import from_pretrained
+from attnarray.models.sentence import SentenceEncoder
 from attnarray.models.seq2seq import Seq2Seq
+from attnarray.models.tokenizer import load_tokenizer
 from attnarray.models.transformer import Decoder, Encoder, Transformer
 from attnarray.models.transformer_xl import TransformerXL, TransformerXLResult, remembered
 from attnarray.models.vision import PatchClassifier
@@ -30,11 +33,13 @@ __all__ = [
     "BeamResult",
     "Decoder",
     "Encoder",
+    "EncoderDecoder",
     "GPTCache",
     "PatchClassifier",
     "PreparedBERT",
     "PreparedEncoder",
     "PreparedGPT",
+    "SentenceEncoder",
     "Seq2Seq",
     "Transformer",
     "TransformerXL",
@@ -47,6 +52,7 @@ __all__ = [
     "keep_top_k",
     "keep_top_p",
     "llama_names",
+    "load_tokenizer",
     "penalize_repetition",
     "remembered",
     "stream",

@@ -10,13 +10,13 @@ from attnarray.masks import Dense, Mask
 from attnarray.ops.embedding import check_range
 
 
-def check_tokens(tokens: Array, vocab_size: int | None = None) -> Array:
+def check_tokens(tokens: Array, vocab_size: int | None = None, name: str = "tokens") -> Array:
     """Check for integers (B, T), from 0 to `vocab_size` - 1 if given; return them in the index dtype."""
-    tokens = checks.integer("tokens", tokens)
+    tokens = checks.integer(name, tokens)
     if tokens.ndim != 2:
-        raise ValueError(f"`tokens` has shape {tuple(tokens.shape)}, expected (B, T): sequences of token ids.")
+        raise ValueError(f"`{name}` has shape {tuple(tokens.shape)}, expected (B, T): sequences of token ids.")
     if vocab_size is not None:
-        check_range("tokens", tokens, vocab_size, "the vocabulary")
+        check_range(name, tokens, vocab_size, "the vocabulary")
     return tokens
 
 

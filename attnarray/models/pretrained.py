@@ -9,9 +9,10 @@ from typing import Any
 from attnarray.checkpoints.pretrained import load_pretrained
 from attnarray.layers.initial import Params
 from attnarray.models.bert import BERT
+from attnarray.models.encoder_decoder import EncoderDecoder
 from attnarray.models.gpt import GPT
 
-KINDS = (BERT, GPT)  # each lists its families in `pretrained`
+KINDS = (BERT, GPT, EncoderDecoder)  # each lists its families in `pretrained`
 
 
 def from_pretrained(

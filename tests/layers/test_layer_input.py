@@ -247,7 +247,7 @@ def contexts(example: Example) -> Any:
 
 # Fields of layers that contexts do not contain.
 # Sinks may be an option of the call, too.
-UNTOLD = {(name, "tie_embeddings") for name in ("GPT", "TransformerXL")}
+UNTOLD = {(name, "tie_embeddings") for name in ("GPT", "TransformerXL", "EncoderDecoder")}
 UNTOLD |= {(name, "sinks") for name in ("MultiHeadAttention", "TransformerBlock", "GPT")}
 
 
@@ -289,6 +289,7 @@ WRONG_FIELDS: dict[str, list[Any]] = {
     "sigma": [0.0, -1.0, float("nan"), float("inf"), "1", True, np.ones(2)],
     "size": [0, -1, 2.0, True, "3", (4,), (4, 6, 2), (4, 0), (4, 5), 5],
     "attention": [None, 3, "bahdanau", aa.layers.BahdanauAttention],
+    "BERT": [3, "bert", aa.models.BERT],
 }
 
 

@@ -1,4 +1,4 @@
-"""Make encoders.npz: published encoders by transformers, in float64: outputs, and the gradients of all parameters.
+"""Make encoders.npz and others: published models by transformers, in float64: outputs, and gradients of parameters.
 
 Run with transformers 5.24, PyTorch 2.13 (CPU) and NumPy 2: `python tests/references/make_published.py`.
 
@@ -43,7 +43,29 @@ ENCODERS = {
     "MPNet": ({**SIZES, "pad_token_id": 1}, HEADS),
     "Albert": ({**SIZES, "embedding_size": 6}, HEADS),
 }
-FILES = {"encoders": ENCODERS}
+BART = {
+    "vocab_size": VOCAB, "d_model": 8, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 10, "decoder_ffn_dim": 10, "max_position_embeddings": 9,
+}  # fmt: skip
+MARIAN = {**BART, "pad_token_id": 0, "decoder_start_token_id": 0, "eos_token_id": 2, "activation_function": "swish",
+          "scale_embedding": True}  # fmt: skip
+T5 = {
+    "vocab_size": VOCAB,
+    "d_model": 8,
+    "d_kv": 3,
+    "num_heads": 2,
+    "d_ff": 10,
+    "num_layers": 2,
+    "decoder_start_token_id": 0,
+}
+ENCODER_DECODERS = {
+    "Bart": (BART, ("ForConditionalGeneration",)),
+    "Marian": (MARIAN, ("MTModel",)),
+    "T5": (T5, ("ForConditionalGeneration",)),
+    "T5 1.1": ({**T5, "feed_forward_proj": "gated-gelu", "num_decoder_layers": 1, "relative_attention_num_buckets": 8,
+                "relative_attention_max_distance": 6}, ("ForConditionalGeneration",)),
+}  # fmt: skip
+BEAMS, COUNT = 3, 6
 
 
 def formula(name, shape, seed=0):
@@ -87,17 +109,51 @@ def text_outputs(model, config, seed):
     return {"tokens": given, "exists": exists}, found
 
 
+def pair_outputs(model, config, seed):
+    """The same of an encoder-decoder, and the tokens that it generates greedily and by beams."""
+    import torch
+
+    source, exists = tokens(config.pad_token_id, seed)
+    target, _ = tokens(config.pad_token_id, seed + 100)  # not padding: transformers gives its row no gradient
+    target = np.maximum(target, 2)
+    given = {"input_ids": torch.from_numpy(source), "attention_mask": torch.from_numpy(exists).long()}
+    logits = model(**given, decoder_input_ids=torch.from_numpy(target)).logits
+    found = {}
+    for name, beams in (("greedy", 1), ("beams", BEAMS)):
+        made = model.generate(
+            **given, max_new_tokens=COUNT, min_new_tokens=0, num_beams=beams, do_sample=False, early_stopping=False,
+            length_penalty=1.0, forced_eos_token_id=None, forced_bos_token_id=None, no_repeat_ngram_size=0,
+            eos_token_id=2, decoder_start_token_id=0, bad_words_ids=None, pad_token_id=2,
+        )  # fmt: skip
+        found[name] = made[:, 1:].numpy()
+    return {"tokens": source, "exists": exists, "target": target, **found}, {"logits": logits}
+
+
+FILES = {"encoders": (ENCODERS, text_outputs), "encoder_decoders": (ENCODER_DECODERS, pair_outputs)}
+
+
+def exact_norm(norm, x):
+    """T5LayerNorm, which takes the mean in float32, in the dtype of x."""
+    return norm.weight * (x * (x.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon).rsqrt())
+
+
 def made(stem, suffix, options, seed):
     """A model with the weights of the formula, its configuration, and what is written of it."""
     import torch
     import transformers
 
+    stem = stem.partition(" ")[0]
+    transformers.models.t5.modeling_t5.T5LayerNorm.forward = exact_norm
     classes = {"num_labels": 3} if suffix.endswith("Classification") else {}
     config = getattr(transformers, f"{stem}Config")(**options, **classes)
     model = getattr(transformers, f"{stem}{suffix}")._from_config(config, attn_implementation="eager").double().eval()
     state, contents = model.state_dict(), written(model)
     for name, shape in contents["tensors"].items():
         state[name].copy_(torch.from_numpy(weight(name, tuple(shape), seed)))
+    if stem == "Marian":  # whose table is rounded to float32
+        for side in (model.model.encoder, model.model.decoder):
+            angles = np.arange(9)[:, None] / 10000 ** (np.arange(0, 8, 2) / 8)
+            side.embed_positions.weight.copy_(torch.from_numpy(np.hstack([np.sin(angles), np.cos(angles)])))
     return model, config, contents
 
 
@@ -111,6 +167,8 @@ def results(stem, suffix, options, seed, outputs=text_outputs):
     grads = {}
     every = dict(model.named_parameters(remove_duplicate=False))
     for name in contents["tensors"]:
+        if name not in every:  # a buffer
+            continue
         parameter = every[name]
         gradient = np.zeros(parameter.shape) if parameter.grad is None else parameter.grad.numpy()
         grads[f"grad_{name}"] = np.array([np.sum(gradient * v) for v in directions(name, gradient.shape)])
@@ -134,13 +192,13 @@ def main():
     import transformers
     from make_sdpa import packed
 
-    for file, families in FILES.items():
+    for file, (families, outputs) in FILES.items():
         stored = {}
         for stem, (options, suffixes) in families.items():
             for suffix in suffixes:
                 arrays = {}
                 for seed in SEEDS:
-                    _, contents, found = results(stem, suffix, options, seed)
+                    _, contents, found = results(stem, suffix, options, seed, outputs)
                     arrays |= {f"{seed} {name}": array for name, array in found.items()}
                 stored |= packed(f"{stem}{suffix}", contents, arrays)
         path = Path(__file__).with_name(f"{file}.npz")

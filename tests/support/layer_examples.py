@@ -190,6 +190,19 @@ EXAMPLES: dict[str, list[Example]] = {
     ],
     "GPT": [Example(models.GPT(7, T, E, 1, H, 6, positions=positions), {"tokens": TOKENS})
             for positions in ("learned", "alibi")],
+    "EncoderDecoder": [
+        Example(
+            models.EncoderDecoder(7, S, E, 1, H, hidden_dim=6, positions=positions, buckets=8, max_distance=6),
+            {"source": TOKENS, "target": TOKENS[:, :3], "source_lengths": [T, 3]},
+        )
+        for positions in ("learned", "relative")
+    ],
+    "SentenceEncoder": [
+        Example(
+            models.SentenceEncoder(models.BERT(7, T, E, 1, H, 6, mask_head=False, pooler=False)),
+            {"tokens": TOKENS, "lengths": [T, 3]},
+        )
+    ],
     "BERT": [Example(models.BERT(7, T, E, 1, H, 6, mask_head=False, pooler=pooler), {"tokens": TOKENS})
              for pooler in (True, False)],
     "Seq2Seq": [

@@ -92,10 +92,10 @@ class Decoder(Stack):
 
     def step(
         self, params: Params, x: Array, cache: tuple[DecoderCache, ...], *, memory_mask: Array | Mask | None = None,
-        memory_lengths: Any = None,
+        memory_lengths: Any = None, bias: Array | None = None,
     ) -> tuple[Any, tuple[DecoderCache, ...]]:  # fmt: skip
         """Return y of the next positions x (B, T, dim), and the cache with them: y equals that of one call over all
-        positions.
+        positions. A `bias` of the self-attention broadcasts to (B, H, T, length + T).
         """
         if not isinstance(cache, tuple) or len(cache) != self.num_layers:
             raise TypeError(
@@ -104,7 +104,9 @@ class Decoder(Stack):
         after = []
         for n, known in enumerate(cache):
             own = params["blocks"][n]
-            x, known = self.blocks[n].step(own, x, known, memory_mask=memory_mask, memory_lengths=memory_lengths)
+            x, known = self.blocks[n].step(
+                own, x, known, bias=bias, memory_mask=memory_mask, memory_lengths=memory_lengths
+            )
             after.append(known)
         return self._parts["norm"](params["norm"], x) if "norm" in params else x, tuple(after)
 
