@@ -247,6 +247,11 @@ from attnarray.ops.conv1d import Conv1dGrads as Conv1dGrads
 from attnarray.ops.conv1d import conv1d as conv1d
 from attnarray.ops.conv1d import conv1d_bwd as conv1d_bwd
 from attnarray.ops.conv1d import conv1d_fwd as conv1d_fwd
+from attnarray.ops.conv2d import Conv2dContext as Conv2dContext
+from attnarray.ops.conv2d import Conv2dGrads as Conv2dGrads
+from attnarray.ops.conv2d import conv2d as conv2d
+from attnarray.ops.conv2d import conv2d_bwd as conv2d_bwd
+from attnarray.ops.conv2d import conv2d_fwd as conv2d_fwd
 from attnarray.ops.dropout import DropoutContext as DropoutContext
 from attnarray.ops.dropout import DropoutGrads as DropoutGrads
 from attnarray.ops.dropout import dropout as dropout
@@ -289,6 +294,11 @@ from attnarray.ops.lstm import LSTMResult as LSTMResult
 from attnarray.ops.lstm import lstm as lstm
 from attnarray.ops.lstm import lstm_bwd as lstm_bwd
 from attnarray.ops.lstm import lstm_fwd as lstm_fwd
+from attnarray.ops.max_over_time import MaxOverTimeContext as MaxOverTimeContext
+from attnarray.ops.max_over_time import MaxOverTimeGrads as MaxOverTimeGrads
+from attnarray.ops.max_over_time import max_over_time as max_over_time
+from attnarray.ops.max_over_time import max_over_time_bwd as max_over_time_bwd
+from attnarray.ops.max_over_time import max_over_time_fwd as max_over_time_fwd
 from attnarray.ops.norm import LayerNormContext as LayerNormContext
 from attnarray.ops.norm import LayerNormGrads as LayerNormGrads
 from attnarray.ops.norm import RMSNormContext as RMSNormContext

@@ -63,6 +63,35 @@ OPS_CASES: tuple[Case, ...] = (
         lambda rng: {"logits": 3.0 * rng.standard_normal((4, 7)), "targets": np.array([6, 1, -100, 3])},
         {"reduction": "none", "label_smoothing": 0.1},
     ),
+    Case(
+        "cross_entropy",
+        "mean, class weights, ignored targets",
+        lambda rng: {
+            "logits": 3.0 * rng.standard_normal((2, 3, 5)),
+            "targets": np.array([[4, -100, 0], [1, 1, -100]]),
+            "weight": rng.random(5),
+        },
+    ),
+    Case(
+        "cross_entropy",
+        "mean, class weights, smoothing",
+        lambda rng: {
+            "logits": 3.0 * rng.standard_normal((4, 7)),
+            "targets": np.array([6, 1, 2, 1]),
+            "weight": rng.random(7),
+        },
+        {"label_smoothing": 0.2, "ignore_index": 2},
+    ),
+    Case(
+        "cross_entropy",
+        "none, class weights, smoothing",
+        lambda rng: {
+            "logits": 3.0 * rng.standard_normal((4, 7)),
+            "targets": np.array([6, 1, -100, 3]),
+            "weight": rng.random(7),
+        },
+        {"reduction": "none", "label_smoothing": 0.1},
+    ),
     Case("dropout", "rng", normal(x=(2, 3, 5)), {"p": 0.4, "rng": 9}),
     Case("dropout", "mask", also(normal(x=(2, 3, 5)), mask=bits(3, 1)), {"p": 0.25}),
     Case("cross_entropy", "one row", lambda rng: {"logits": 3.0 * rng.standard_normal(7), "targets": np.array(5)}),

@@ -6,19 +6,21 @@ import math
 from typing import Generic, Literal, NamedTuple, get_args
 
 from attnarray import checks
-from attnarray.backend import Array, ArrayT, accumulator_dtype, device_of, namespace_of
+from attnarray.backend import Array, ArrayT, accumulator_dtype, namespace_of
 from attnarray.ops.correlate import correlate, correlate_weight_gradient
+from attnarray.ops.windows import Axis, convolve, convolve_backward, pad
 
 Padding = Literal["same", "causal", "valid"]
 PADDINGS: tuple[Padding, ...] = get_args(Padding)
+POINT = Axis(1, 1, 1, 0, 0)  # windows of one number
 
 
 class Conv1dContext(NamedTuple, Generic[ArrayT]):
     x: ArrayT
     weight: ArrayT
     has_bias: bool
-    zeros: tuple[int, int]  # before and after the sequence
-    dilation: int
+    along: Axis
+    groups: int
 
 
 class Conv1dGrads(NamedTuple, Generic[ArrayT]):
@@ -28,19 +30,27 @@ class Conv1dGrads(NamedTuple, Generic[ArrayT]):
 
 
 def conv1d(
-    x: ArrayT, weight: ArrayT, bias: ArrayT | None = None, *, padding: Padding | int = "same", dilation: int = 1
+    x: ArrayT,
+    weight: ArrayT,
+    bias: ArrayT | None = None,
+    *,
+    padding: Padding | int = "same",
+    dilation: int = 1,
+    stride: int = 1,
+    groups: int = 1,
 ) -> ArrayT:
     r"""Convolution over a sequence with channels last; as in PyTorch a cross-correlation, the weight is not flipped.
 
-    .. math:: y_{to} = b_o + \sum_{k=0}^{K-1} \sum_c W_{ock}\, x_{t - p + k d,\, c}
+    .. math:: y_{to} = b_o + \sum_{k=0}^{K-1} \sum_c W_{ock}\, x_{t s - p + k d,\, c}
 
-    with width K, dilation d, p zeros before the sequence, and x = 0 outside of it.
+    with width K, stride s, dilation d, p zeros before the sequence, and x = 0 outside of it. With G groups, the first
+    C_out / G outputs take the first C_in / G channels, and so on.
 
     Parameters
     ----------
     x : (*batch, T, C_in) floating
         16-bit types are computed in float32.
-    weight : (C_out, C_in, width) of the same dtype
+    weight : (C_out, C_in / groups, width) of the same dtype
     bias : (C_out,) of the same dtype, optional
         Added to the output of every step.
     padding : {"same", "causal", "valid"} or int >= 0
@@ -48,11 +58,16 @@ def conv1d(
         x[t - (width - 1) dilation] to x[t]. "valid": no zeros. An integer: the number of zeros on both sides.
     dilation : int >= 1
         The distance between the taps.
+    stride : int >= 1
+        The distance between the windows; outputs are those of steps 0, stride, 2 stride, ... of stride 1.
+    groups : int >= 1
+        Must divide C_in and C_out; with C_in groups each channel is convolved by itself.
 
     Returns
     -------
     (*batch, T', C_out) array of the same dtype
-        T' = T for "same" and "causal", else T + 2 padding - (width - 1) dilation, with padding 0 for "valid".
+        T' = ceil(T / stride) for "same" and "causal", else floor((T + 2 padding - (width - 1) dilation - 1) / stride)
+        + 1, with padding 0 for "valid".
 
     Raises
     ------
@@ -73,101 +88,115 @@ def conv1d(
     >>> aa.conv1d(x, weight).tolist(), aa.conv1d(x, weight, padding="causal").tolist()
     ([[3.0], [7.0], [6.0]], [[1.0], [3.0], [7.0]])
     """
-    return conv1d_fwd(x, weight, bias, padding=padding, dilation=dilation)[0]
+    return conv1d_fwd(x, weight, bias, padding=padding, dilation=dilation, stride=stride, groups=groups)[0]
 
 
 def conv1d_fwd(
-    x: ArrayT, weight: ArrayT, bias: ArrayT | None = None, *, padding: Padding | int = "same", dilation: int = 1
+    x: ArrayT,
+    weight: ArrayT,
+    bias: ArrayT | None = None,
+    *,
+    padding: Padding | int = "same",
+    dilation: int = 1,
+    stride: int = 1,
+    groups: int = 1,
 ) -> tuple[ArrayT, Conv1dContext[ArrayT]]:
     """`conv1d` and the context for `conv1d_bwd`: x and the weight."""
-    _check_arrays(x, weight, bias)
-    dilation = _distance(dilation)
-    before, after = _zeros(padding, x, weight, dilation)
-    xp = namespace_of(x)
-    wide_bias = None if bias is None else _wide(bias)
-    out = correlate(_padded(_sequences(x), before, after), _wide(weight), wide_bias, dilation)  # (N, T', C_out)
+    check_arrays(x, weight, bias, groups, ("T",))
+    along = axis_windows("steps", x.shape[-2], weight.shape[2], stride, dilation, padding)
+    xp, sequences, wide_weight = namespace_of(x), _sequences(x), wide(weight)
+    wide_bias = None if bias is None else wide(bias)
+    if _is_plain(along, groups):
+        padded = pad(sequences, 1, along.before, along.after)
+        out = correlate(padded, wide_weight, wide_bias, along.dilation)  # (N, T', C_out)
+    else:
+        out = convolve(*_as_images(sequences, wide_weight), wide_bias, (POINT, along), groups)[:, 0, :, :]
     out = xp.reshape(xp.astype(out, x.dtype, copy=False), (*x.shape[:-2], *out.shape[1:]))  # (*batch, T', C_out)
-    return out, Conv1dContext(x, weight, bias is not None, (before, after), dilation)
+    return out, Conv1dContext(x, weight, bias is not None, along, int(groups))
 
 
 def conv1d_bwd(dout: Array, ctx: Conv1dContext[ArrayT]) -> Conv1dGrads[ArrayT]:
     r"""The gradient of the convolution, with n over all batch axes.
 
     .. math::
-        dx_{nsc} = \sum_{ko} W_{ock}\, dy_{n,\, s + p - k d,\, o}, \qquad
-        dW_{ock} = \sum_{nt} dy_{nto}\, x_{n,\, t - p + k d,\, c}, \qquad db_o = \sum_{nt} dy_{nto}
+        dx_{nrc} = \sum_{ko} W_{ock} \sum_{t:\, t s - p + k d = r} dy_{nto}, \qquad
+        dW_{ock} = \sum_{nt} dy_{nto}\, x_{n,\, t s - p + k d,\, c}, \qquad db_o = \sum_{nt} dy_{nto}
 
-    The first is a convolution of dy with the flipped weight.
+    The first is, for stride 1, a convolution of dy with the flipped weight. In groups, o and c are of the same one.
     """
     checks.context("ctx", ctx, Conv1dContext)
-    x, weight, d = ctx.x, ctx.weight, ctx.dilation
+    x, weight, along = ctx.x, ctx.weight, ctx.along
     T, width = x.shape[-2], weight.shape[2]
-    reach = (width - 1) * d
-    steps = T + sum(ctx.zeros) - reach
-    xp = checks.cotangent(dout, (*x.shape[:-2], steps, weight.shape[0]), x)
-    dy = _sequences(dout)  # (N, T', C_out)
-    flipped = xp.permute_dims(xp.flip(_wide(weight), axis=2), (1, 0, 2))  # (C_in, C_out, width)
-    dpadded = correlate(_padded(dy, reach, reach), flipped, None, d)
-    dx = dpadded[:, ctx.zeros[0] : ctx.zeros[0] + T, :]  # (N, T, C_in)
-    dweight = correlate_weight_gradient(dy, _padded(_sequences(x), *ctx.zeros), width, d)  # (C_out, C_in, width)
-    dbias = xp.astype(xp.sum(dy, axis=(0, 1)), x.dtype, copy=False) if ctx.has_bias else None
+    xp = checks.cotangent(dout, (*x.shape[:-2], along.steps(T), weight.shape[0]), x)
+    dy, sequences = _sequences(dout), _sequences(x)  # (N, T', C_out) and (N, T, C_in)
+    if _is_plain(along, ctx.groups):
+        flipped = xp.permute_dims(xp.flip(wide(weight), axis=2), (1, 0, 2))  # (C_in, C_out, width)
+        dpadded = correlate(pad(dy, 1, along.reach, along.reach), flipped, None, along.dilation)
+        dx = dpadded[:, along.before : along.before + T, :]  # (N, T, C_in)
+        padded = pad(sequences, 1, along.before, along.after)
+        dweight = correlate_weight_gradient(dy, padded, width, along.dilation)  # (C_out, C_in, width)
+        dbias = xp.sum(dy, axis=(0, 1))
+    else:
+        images = _as_images(sequences, wide(weight))
+        dx, dweight, dbias = convolve_backward(dy[:, None, :, :], *images, (POINT, along), ctx.groups)
+        dx, dweight = dx[:, 0, :, :], dweight[:, :, 0, :]
     dx = xp.reshape(xp.astype(dx, x.dtype, copy=False), x.shape)
+    dbias = xp.astype(dbias, x.dtype, copy=False) if ctx.has_bias else None
     return Conv1dGrads(dx, xp.astype(dweight, x.dtype, copy=False), dbias)
 
 
-def _padded(x: Array, before: int, after: int) -> Array:
-    """(N, T, C) with zeros before and after the sequence."""
-    xp = namespace_of(x)
-    N, _, C = x.shape
-    parts = [xp.zeros((N, zeros, C), dtype=x.dtype, device=device_of(x)) for zeros in (before, after)]
-    return xp.concat([parts[0], x, parts[1]], axis=1) if before or after else x
+def _is_plain(along: Axis, groups: int) -> bool:
+    """Whether the convolution is one correlation, which has kernels."""
+    return along.stride == 1 and groups == 1
+
+
+def _as_images(x: Array, weight: Array) -> tuple[Array, Array]:
+    """Sequences (N, T, C) and their weight as images of height 1."""
+    return x[:, None, :, :], weight[:, :, None, :]
 
 
 def _sequences(x: Array) -> Array:
     """(*batch, T, C) -> (N, T, C) in the dtype of the sums."""
-    xp = namespace_of(x)
-    return xp.reshape(_wide(x), (math.prod(x.shape[:-2]), *x.shape[-2:]))
+    return namespace_of(x).reshape(wide(x), (math.prod(x.shape[:-2]), *x.shape[-2:]))
 
 
-def _wide(array: Array) -> Array:
+def wide(array: Array) -> Array:
+    """`array` in the dtype of the sums."""
     xp = namespace_of(array)
     return xp.astype(array, accumulator_dtype(xp, array.dtype), copy=False)
 
 
-def _check_arrays(x: Array, weight: Array, bias: Array | None) -> None:
+def check_arrays(x: Array, weight: Array, bias: Array | None, groups: int, axes: tuple[str, ...]) -> None:
+    """Check the arrays and groups of a convolution along `axes`, ("T",) or ("H", "W")."""
     checks.required(x=x, weight=weight)
     checks.namespace(x=x, weight=weight, bias=bias)
     checks.floating(x=x, weight=weight, bias=bias)
+    count = checks.whole("groups", groups, 1, 2**31, "the groups of channels")
     shapes = checks.shapes(x=x, weight=weight)
-    if x.ndim < 2 or weight.ndim != 3:
+    widths, inputs = "width" if len(axes) == 1 else "height, width", "C_in" if count == 1 else f"C_in / {count}"
+    of_x, of_weight = f"(*batch, {', '.join(axes)}, C_in), channels last, and", f"(C_out, {inputs}, {widths})"
+    if x.ndim < len(axes) + 1 or weight.ndim != len(axes) + 2:
         raise ValueError(
-            f"`x` and `weight` have {x.ndim} and {weight.ndim} axes, expected (*batch, T, C_in) and "
-            f"(C_out, C_in, width). {shapes}"
+            f"`x` and `weight` have {x.ndim} and {weight.ndim} axes, expected {of_x} {of_weight}. {shapes}"
         )
-    if x.shape[-1] != weight.shape[1]:
+    if x.shape[-1] != weight.shape[1] * count:
         raise ValueError(
-            f"`x` has {x.shape[-1]} channels but `weight` takes {weight.shape[1]}; they must match. "
-            f"`x` is (*batch, T, C_in), channels last, and `weight` (C_out, C_in, width). {shapes}"
+            f"`x` has {x.shape[-1]} channels but `weight` takes {weight.shape[1] * count}; they must match. "
+            f"`x` is {of_x} `weight` {of_weight}. {shapes}"
         )
-    if weight.shape[2] == 0:
-        raise ValueError(f"`weight` has width 0, expected (C_out, C_in, width) with at least one tap. {shapes}")
+    if weight.shape[0] % count:
+        raise ValueError(f"`groups` ({count}) must divide the {weight.shape[0]} outputs of `weight`. {shapes}")
+    if 0 in weight.shape[2:]:
+        raise ValueError(f"`weight` has no taps, expected {of_weight} with at least one. {shapes}")
     if bias is not None:
         because = f"one number per output channel of `weight`, which has shape {tuple(weight.shape)}"
         checks.shape("bias", bias, (weight.shape[0],), because)
 
 
-def _distance(dilation: int) -> int:
-    number = checks.integral(dilation)
-    if number is None or number < 1:
-        raise ValueError(
-            f"`dilation` is {checks.shown(dilation)}, expected an integer >= 1: the distance between the taps."
-        )
-    return number
-
-
-def _zeros(padding: Padding | int, x: Array, weight: Array, dilation: int) -> tuple[int, int]:
-    """The numbers of zeros before and after the sequence."""
-    T, width = x.shape[-2], weight.shape[2]
+def axis_windows(what: str, size: int, width: int, stride: int, dilation: int, padding: Padding | int) -> Axis:
+    """The windows along an axis of `size` steps, rows or columns."""
+    dilation = checks.whole("dilation", dilation, 1, 2**31, "the distance between the taps")
+    stride = checks.whole("stride", stride, 1, 2**31, "the distance between the windows")
     reach = (width - 1) * dilation
     number = checks.integral(padding)
     if number is None and (not isinstance(padding, str) or padding not in PADDINGS):
@@ -184,10 +213,9 @@ def _zeros(padding: Padding | int, x: Array, weight: Array, dilation: int) -> tu
         )
     named = {"same": (reach // 2, reach // 2), "causal": (reach, 0), "valid": (0, 0)}
     before, after = (number, number) if number is not None else named[str(padding)]
-    if T + before + after - reach < min(T, 1):
+    if size + before + after - reach < min(size, 1):
         raise ValueError(
-            f"`x` has {T} steps and {before + after} zeros around them, but the windows of `weight` have "
-            f"{reach + 1} steps ((width - 1) dilation + 1). Use padding='same' or 'causal', or a longer sequence. "
-            f"{checks.shapes(x=x, weight=weight)}"
+            f"`x` has {size} {what} and {before + after} zeros around them, but the windows of `weight` have "
+            f"{reach + 1} {what} ((width - 1) dilation + 1). Use padding='same' or 'causal', or a longer sequence."
         )
-    return before, after
+    return Axis(width, stride, dilation, before, after)

@@ -215,6 +215,16 @@ def gradients(
     return dx, dweight_ih, dweight_hh, dbias_ih, xp.astype(xp.sum(dhidden, axis=0), dtype, copy=False)
 
 
+def weight_gradient(given: Recurrent, dsums: Array, states: Array) -> Array:
+    """The gradient (R, S) of a weight, of the gradients (N, T, R) of its products with states (N, T, S)."""
+    return namespace_of(dsums).astype(multiply_columns(_rows(dsums), _rows(states)), given.x.dtype, copy=False)
+
+
+def total(array: Array) -> Any:
+    """The sum (S,) over sequences and steps of (N, T, S), in an order that no layout changes."""
+    return namespace_of(array).sum(_rows(array), axis=0)
+
+
 def wide(given: Recurrent, array: Array) -> Array:
     """`array` in the accumulator's dtype."""
     xp = namespace_of(array)

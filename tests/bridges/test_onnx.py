@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -315,3 +316,30 @@ def test_what_cannot_be_exported() -> None:
     ):
         with pytest.raises(ValueError, match=said):
             bridge.export(model, model.init(aa.Philox(0)))
+
+
+@pytest.mark.parametrize("kind", ["GRU", "LSTM"])
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_recurrence_as_onnx_defines_it(kind: str, direction: str) -> None:
+    """Gates in the order z, r, n and i, o, f, g; the reset before the product, and peepholes of i, o and f."""
+    importlib.import_module("onnx.reference")
+    rng, H = np.random.default_rng(0), 3
+    gates, order = {"GRU": (3, (1, 0, 2)), "LSTM": (4, (0, 2, 3, 1))}[kind]  # of ours in theirs
+    x = rng.standard_normal((5, 2, 4)).astype("f4")
+    weights = [rng.standard_normal((1, gates * H, size)).astype("f4") for size in (4, H)]
+    bias, peephole = rng.standard_normal((1, 2 * gates * H)).astype("f4"), rng.standard_normal((1, 3 * H)).astype("f4")
+    given = {"X": x, "W": weights[0], "R": weights[1], "B": bias}
+    names = ["X", "W", "R", "B", *(["", "", "", "P"] if kind == "LSTM" else [])]
+    node = onnx.helper.make_node(kind, names, ["Y"], hidden_size=H, direction=direction)
+    (expected,) = onnx.reference.ReferenceEvaluator(node).run(
+        None, {**given, **({"P": peephole} if kind == "LSTM" else {})}
+    )
+
+    def ours(array: np.ndarray, picked: tuple[int, ...]) -> np.ndarray:
+        return np.concatenate([np.split(array, len(picked))[n] for n in picked])
+
+    options: dict[str, Any] = {"reverse": direction == "reverse"}
+    options |= {"peephole": ours(peephole[0], (0, 2, 1))} if kind == "LSTM" else {"reset_after": False}
+    arrays = [ours(array[0], order) for array in (*weights, bias[:, : gates * H], bias[:, gates * H :])]
+    result = getattr(aa, kind.lower())(x.swapaxes(0, 1), *arrays, **options)
+    np.testing.assert_allclose(result.out, expected[:, 0].swapaxes(0, 1), atol=1e-6)

@@ -55,6 +55,7 @@ attention/positional/local_*        attention/test_local.py                  par
 attention/spatial/axes.py           attention/test_neighborhood.py           what functions of grids share
 attention/*.py                      contract/test_contract.py                what all mechanisms share
 ops/correlate.py                    ops/test_conv1d.py                       what it is made of
+ops/windows.py                      ops/test_conv2d.py                       what it is made of
 ops/entmax.py                       ops/test_sparsemax.py                    sparsemax is entmax of alpha = 2
 ops/gelu.py                         ops/test_activations.py                  an activation in a file of its own
 ops/softmax.py                      contract/test_bad_input.py               its messages

@@ -5,19 +5,19 @@ import math
 import numpy as np
 
 
-def cross_entropy(logits, targets, *, label_smoothing=0.0, ignore_index=-100, reduction="mean"):
-    """Per row the sum of -q_v log(p_v), with q the smoothed target and p the softmax of the logits."""
+def cross_entropy(logits, targets, weight=None, *, label_smoothing=0.0, ignore_index=-100, reduction="mean"):
+    """Per row the sum of -q_v w_v log(p_v), with q the smoothed target and p the softmax of the logits."""
     losses = np.zeros(targets.shape)
-    kept = 0
+    total = 0.0
     for row in np.ndindex(targets.shape):
         if targets[row] == ignore_index:
             continue
-        kept += 1
+        total += 1 if weight is None else weight[targets[row]]
         exps = [math.exp(number) for number in logits[row]]
         for v in range(len(exps)):
             q = label_smoothing / len(exps) + (1 - label_smoothing if v == targets[row] else 0.0)
-            losses[row] -= q * math.log(exps[v] / sum(exps))
+            losses[row] -= q * (1 if weight is None else weight[v]) * math.log(exps[v] / sum(exps))
     if reduction == "none":
         return losses
-    total = sum(float(losses[row]) for row in np.ndindex(losses.shape))
-    return np.asarray(total if reduction == "sum" else total / max(kept, 1))
+    loss = sum(float(losses[row]) for row in np.ndindex(losses.shape))
+    return np.asarray(loss if reduction == "sum" else loss / (total or 1))

@@ -5,17 +5,18 @@ import math
 from tests.naive.rnn import over_steps, row_products, sigmoid
 
 
-def gru(x, weight_ih, weight_hh, bias_ih=None, bias_hh=None, h0=None, *, mask=None, reverse=False):
+def gru(x, weight_ih, weight_hh, bias_ih=None, bias_hh=None, h0=None, *, mask=None, reverse=False, reset_after=True):
     """(out, h): each new state is a mean of the old one and a candidate, weighted by the update gate."""
     hidden = weight_hh.shape[1]
 
     def step(vector, states):
         a, u = row_products(weight_ih, vector, bias_ih), row_products(weight_hh, states[0], bias_hh)
-        h = []
-        for e in range(hidden):
-            r, z = (sigmoid(a[gate * hidden + e] + u[gate * hidden + e]) for gate in range(2))
-            n = math.tanh(a[2 * hidden + e] + r * u[2 * hidden + e])
-            h.append((1 - z) * n + z * states[0][e])
-        return [h]
+        r, z = ([sigmoid(a[g * hidden + e] + u[g * hidden + e]) for e in range(hidden)] for g in range(2))
+        if reset_after:
+            new = [r[e] * u[2 * hidden + e] for e in range(hidden)]
+        else:
+            new = row_products(weight_hh, [r[e] * states[0][e] for e in range(hidden)], bias_hh)[2 * hidden :]
+        n = [math.tanh(a[2 * hidden + e] + new[e]) for e in range(hidden)]
+        return [[(1 - z[e]) * n[e] + z[e] * states[0][e] for e in range(hidden)]]
 
     return over_steps(x, step, hidden, [h0], mask, reverse)

@@ -90,3 +90,27 @@ def test_cross_entropy_refuses_bad_input() -> None:
         aa.cross_entropy(X, targets, reduction="average")
     with pytest.raises(ValueError, match=r"`logits` has no classes, expected \(..., V\) with V > 0"):
         aa.cross_entropy(np.zeros((2, 0)), targets)
+
+
+def test_class_weights_of_one_change_nothing() -> None:
+    rng = np.random.default_rng(0)
+    x, targets = rng.standard_normal((5, 4)), np.array([3, -100, 0, 0, 2])
+    for options in ({}, {"label_smoothing": 0.3}, {"reduction": "sum"}, {"reduction": "none"}):
+        out, pullback = aa.vjp(aa.cross_entropy, x, targets, **options)
+        weighted, its_pullback = aa.vjp(aa.cross_entropy, x, targets, np.ones(4), **options)
+        np.testing.assert_allclose(weighted, out, rtol=1e-14)
+        np.testing.assert_allclose(its_pullback(out).logits, pullback(out).logits, rtol=1e-13, atol=1e-15)
+
+
+def test_a_class_weight_counts_its_rows_that_often() -> None:
+    x, targets = np.random.default_rng(1).standard_normal((3, 4)), np.array([3, 0, 1])
+    twice = aa.cross_entropy(x[[0, 1, 2, 2]], targets[[0, 1, 2, 2]])
+    np.testing.assert_allclose(aa.cross_entropy(x, targets, np.array([1.0, 2.0, 9.0, 1.0])), twice, rtol=1e-14)
+
+
+def test_class_weights_say_what_is_wrong() -> None:
+    x, targets = np.zeros((2, 3)), np.array([0, 1])
+    with pytest.raises(ValueError, match=r"`weight` has shape \(2,\), expected \(3,\): one number for each class"):
+        aa.cross_entropy(x, targets, np.ones(2))
+    with pytest.raises(TypeError, match="different dtypes: logits float64, weight float32"):
+        aa.cross_entropy(x, targets, np.ones(3, "f4"))

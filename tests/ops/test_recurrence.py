@@ -76,7 +76,7 @@ def test_padding_after_a_sequence_changes_nothing(name: str, reverse: bool) -> N
         its_result, its_grads = pulled(name, alone, of_row, reverse=reverse)
         assert_trees_close([result.out[row, :length], *(leaf[row] for leaf in result[1:])], list(its_result), ROUNDING)
         assert_trees_close(grads.x[row, :length], its_grads.x, ROUNDING)
-        assert_trees_close([leaf[row] for leaf in grads[5:]], list(its_grads[5:]), ROUNDING)
+        assert_trees_close([leaf[row] for leaf in grads[5:7]], list(its_grads[5:7]), ROUNDING)
         np.testing.assert_array_equal(result.out[row, length:], 0)
         np.testing.assert_array_equal(grads.x[row, length:], 0)
         sums = {n: sums[n] + getattr(its_grads, n) for n in SHARED}
@@ -97,10 +97,10 @@ def test_a_sequence_cut_in_two_is_the_whole(name: str, reverse: bool) -> None:
         assert_trees_close(result.out, whole.out[:, part], ROUNDING)
     assert_trees_close(list(late[1:]), list(whole[1:]), ROUNDING)
     of_late = pull_late(dout._replace(out=dout.out[:, last]))
-    of_early = pull_early(type(whole)(dout.out[:, first], *of_late[5:]))  # the gradients of the states are passed back
+    of_early = pull_early(type(whole)(dout.out[:, first], *of_late[5:7]))  # the gradients of the states are passed back
     for part, its_grads in ((first, of_early), (last, of_late)):
         assert_trees_close(its_grads.x, grads.x[:, part], ROUNDING)
-    assert_trees_close(list(of_early[5:]), list(grads[5:]), ROUNDING)
+    assert_trees_close(list(of_early[5:7]), list(grads[5:7]), ROUNDING)
     for n in SHARED:
         assert_trees_close(getattr(of_early, n) + getattr(of_late, n), getattr(grads, n), ROUNDING)
 
@@ -131,7 +131,7 @@ def test_no_step_and_no_sequence(name: str, library: Library) -> None:
             {n: np.zeros_like(a) for n, a in given.items() if n in SHARED},
             0,
         )
-        assert_trees_close(list(grads[5:]), states, 0)
+        assert_trees_close(list(grads[5:7]), states, 0)
         assert tuple(grads.x.shape) == given["x"].shape
 
 

@@ -33,7 +33,7 @@ class Reference(NamedTuple):
     def calls(self, dtype: str) -> list[tuple[dict[str, Any], tuple[np.ndarray, ...]]]:
         """The arguments and the cotangents of each direction."""
         arrays = {n: a.astype(dtype) if a.dtype == np.float64 else a for n, a in self.arrays.items()}
-        if self.function == "conv1d":
+        if self.function.startswith("conv"):
             return [({n: arrays[n] for n in ("x", "weight", "bias") if n in arrays} | self.options, arrays["dout"])]
         directions, hidden = len(arrays["weight_ih"]), arrays["weight_hh"].shape[-1]
         mask = np.arange(arrays["x"].shape[-2]) < arrays["lengths"][:, None] if "lengths" in arrays else None
@@ -50,7 +50,7 @@ class Reference(NamedTuple):
     def merged(self, results: list[Any], gradients: list[Any]) -> dict[str, np.ndarray]:
         """The results of all directions in the form of the file."""
         named = [{f"grad_{n}": g for n, g in grads._asdict().items() if g is not None} for grads in gradients]
-        if self.function == "conv1d":
+        if self.function.startswith("conv"):
             return {"out": results[0], **named[0]}
         each = [{**result._asdict(), **grads} for result, grads in zip(results, named, strict=True)]
         found = {n: np.stack([entry[n] for entry in each]) for n in each[0]}
@@ -96,5 +96,5 @@ def test_outputs_and_gradients_agree_with_pytorch(reference: Reference, dtype: s
 def test_naive_implementations_agree_with_pytorch(reference: Reference) -> None:
     naive = getattr(importlib.import_module(f"tests.naive.{reference.function}"), reference.function)
     outs = [naive(**arguments) for arguments, _ in reference.calls("float64")]
-    out = outs[0] if reference.function == "conv1d" else np.concatenate([out for out, *_ in outs], axis=-1)
+    out = outs[0] if reference.function.startswith("conv") else np.concatenate([out for out, *_ in outs], axis=-1)
     assert_trees_close(out, reference.arrays["out"], TOLERANCE["float64"])

@@ -91,15 +91,39 @@ class Convolution(NamedTuple):
 
     def arrays(self, rng):
         T, C_in, C_out, width = self.sizes
-        steps = T + sum(self.zeros) - (width - 1) * self.options.get("dilation", 1)
-        shapes = {"x": (*self.batch, T, C_in), "weight": (C_out, C_in, width), "dout": (*self.batch, steps, C_out)}
+        room = T + sum(self.zeros) - (width - 1) * self.options.get("dilation", 1)
+        steps, inputs = (room - 1) // self.options.get("stride", 1) + 1, C_in // self.options.get("groups", 1)
+        shapes = {"x": (*self.batch, T, C_in), "weight": (C_out, inputs, width), "dout": (*self.batch, steps, C_out)}
         shapes |= {"bias": (C_out,)} if self.bias else {}
         return {name: drawn(rng, shape) for name, shape in shapes.items()}
 
     def outputs(self, given):
         padded = torch.nn.functional.pad(given["x"].mT, self.zeros)  # (*batch, C_in, T + zeros)
-        dilation = self.options.get("dilation", 1)
-        return {"out": torch.nn.functional.conv1d(padded, given["weight"], given.get("bias"), dilation=dilation).mT}
+        options = {name: value for name, value in self.options.items() if name != "padding"}
+        return {"out": torch.nn.functional.conv1d(padded, given["weight"], given.get("bias"), **options).mT}
+
+
+class Images(NamedTuple):
+    """Images of H rows and W columns; the weight has C_out, C_in / groups, height and width."""
+
+    sizes: tuple = (5, 7, 4)  # H, W, C_in
+    weight: tuple = (6, 4, 3, 2)
+    options: dict = {}  # noqa: RUF012 - never changed
+    function: str = "conv2d"
+
+    def arrays(self, rng):
+        arrays = {
+            "x": drawn(rng, (3, *self.sizes)),
+            "weight": drawn(rng, self.weight),
+            "bias": drawn(rng, self.weight[:1]),
+        }
+        shape = self.outputs({name: torch.from_numpy(array) for name, array in arrays.items()})["out"].shape
+        return {**arrays, "dout": drawn(rng, shape)}
+
+    def outputs(self, given):
+        x = given["x"].permute(0, 3, 1, 2)
+        out = torch.nn.functional.conv2d(x, given["weight"], given["bias"], **self.options)
+        return {"out": out.permute(0, 2, 3, 1)}
 
 
 CASES = {
@@ -130,6 +154,12 @@ CASES = {
     "conv1d-causal-dilated": Convolution(sizes=(9, 4, 5, 3), options={"padding": "causal", "dilation": 3}),
     "conv1d-valid": Convolution(sizes=(7, 4, 5, 2), bias=False, options={"padding": "valid"}),
     "conv1d-valid-whole": Convolution(sizes=(6, 2, 3, 6), options={"padding": "valid"}),
+    "conv1d-stride": Convolution(options={"stride": 2, "padding": 1}),
+    "conv1d-groups": Convolution(sizes=(9, 4, 6, 3), options={"stride": 3, "padding": 2, "dilation": 2, "groups": 2}),
+    "conv2d-patches": Images((6, 4, 3), (5, 3, 2, 2), {"stride": 2, "padding": 0}),
+    "conv2d-groups": Images(
+        weight=(6, 2, 3, 2), options={"stride": (2, 3), "padding": (2, 1), "dilation": (1, 2), "groups": 2}
+    ),
     "conv1d-zeros": Convolution(sizes=(4, 2, 3, 6), options={"padding": 7, "dilation": 2}),
 }
 

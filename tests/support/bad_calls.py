@@ -124,6 +124,8 @@ BAD_CALLS = [
 # Functions of sequences: valid arguments; then the function, the changes, and the error message.
 STEPS = RNG.standard_normal((2, 5, 3))  # B 2, T 5, I 3
 SEQUENCES = {
+    "conv2d": {"x": STEPS, "weight": np.ones((2, 3, 3, 1))},
+    "max_over_time": {"x": STEPS},
     "conv1d": {"x": STEPS, "weight": RNG.standard_normal((6, 3, 7)), "bias": np.zeros(6)},
     **{
         f: {
@@ -142,8 +144,8 @@ WRONG_SEQUENCES = {
     "channels": ("conv1d", {"x": STEPS[..., :2]}, "`x` has 2 channels but `weight` takes 3; they must match"),
     "channels first": ("conv1d", {"x": np.moveaxis(STEPS, 1, 2)}, "`x` is (*batch, T, C_in), channels last"),
     "conv axes": ("conv1d", {"x": STEPS[0, 0]}, "`x` and `weight` have 1 and 3 axes, expected (*batch, T,"),
-    "weight axes": ("conv1d", {"weight": np.ones((6, 3))}, "have 3 and 2 axes, expected (*batch, T, C_in) and"),
-    "no taps": ("conv1d", {"weight": np.ones((6, 3, 0))}, "`weight` has width 0, expected (C_out, C_in,"),
+    "weight axes": ("conv1d", {"weight": np.ones((6, 3))}, "have 3 and 2 axes, expected (*batch, T, C_in), channels"),
+    "no taps": ("conv1d", {"weight": np.ones((6, 3, 0))}, "`weight` has no taps, expected (C_out, C_in,"),
     "conv bias": ("conv1d", {"bias": np.zeros(3)}, "`bias` has shape (3,), expected (6,): one number per"),
     "even width": ("conv1d", {"weight": np.ones((6, 3, 4))}, "`weight` of even width (4) has no center. Use"),
     "padding": ("conv1d", {"padding": "full"}, f"`padding` is 'full', {TAPS}"),
@@ -153,6 +155,17 @@ WRONG_SEQUENCES = {
     "padding negative": ("conv1d", {"padding": -1}, "`padding` is -1, expected an integer >= 0: the zeros"),
     "dilation": ("conv1d", {"dilation": 0}, "`dilation` is 0, expected an integer >= 1: the distance between the"),
     "dilation, fraction": ("conv1d", {"dilation": 1.5}, "`dilation` is 1.5, expected an integer >= 1: the"),
+    "stride": ("conv1d", {"stride": 0}, "`stride` is 0, expected an integer >= 1: the distance between the windows"),
+    "groups": ("conv1d", {"groups": 3}, "`x` has 3 channels but `weight` takes 9; they must match"),
+    "groups of outputs": ("conv1d", {"groups": 3, "weight": np.ones((4, 1, 3))}, "`groups` (3) must divide the 4"),
+    "groups None": ("conv1d", {"groups": None}, "`groups` is None, expected an integer >= 1"),
+    "image axes": ("conv2d", {"x": STEPS[0]}, "`x` and `weight` have 2 and 4 axes, expected (*batch, H, W, C_in)"),
+    "three strides": ("conv2d", {"stride": (1, 1, 1)}, "`stride` is (1, 1, 1), expected one value, or two"),
+    "small image": ("conv2d", {"padding": "valid"}, "`x` has 2 rows and 0 zeros around them, but the windows of"),
+    "lengths": ("max_over_time", {"lengths": np.array([1, 6])}, "`lengths` goes from 1 to 6, expected integers"),
+    "lengths, one more": ("max_over_time", {"lengths": np.ones(3, int)}, "`lengths` has shape (3,), expected (2,)"),
+    "steps": ("max_over_time", {"x": STEPS[0, 0]}, "`x` has 1 axes, expected (*batch, T, C)"),
+    "peephole": ("lstm", {"peephole": np.ones(16)}, "`peephole` has shape (16,), expected (12,): H = 4 numbers for"),
     "too short": ("conv1d", {"padding": "valid"}, "`x` has 5 steps and 0 zeros around them, but the windows of"),
     "too short by one": ("conv1d", {"weight": np.ones((6, 3, 6)), "padding": "valid"}, "have 6 steps ((width - 1)"),
     "too short by zeros": ("conv1d", {"padding": 1, "dilation": 2}, "have 13 steps ((width - 1)"),
@@ -182,6 +195,7 @@ WRONG_TYPES_OF_SEQUENCES = {
     "mask, integers": ("rnn", {"mask": np.ones((2, 5), int)}, "`mask` has dtype int64, expected bool (True ="),
     "mask, floats": ("lstm", {"mask": np.ones((2, 5))}, "`mask` has dtype float64, expected bool (True ="),
     "mask, a list": ("gru", {"mask": [[True] * 5] * 2}, "`mask` has type list, expected an array"),
+    "reset_after": ("gru", {"reset_after": "no"}, "`reset_after` is 'no', expected True or False"),
     "reverse": ("gru", {"reverse": "yes"}, "`reverse` is 'yes', expected True or False"),
     "x None": ("lstm", {"x": None}, "`x` is None, expected an array"),
     "weight None": ("gru", {"weight_hh": None}, "`weight_hh` is None, expected an array"),

@@ -115,6 +115,8 @@ def cross_entropy(d: Draw) -> Call:
     given["targets"] = np.asarray(targets)
     if d.chance(0.4):
         given["label_smoothing"] = d.choice(0.1, 0.5)
+    if d.chance(0.3):
+        given["weight"] = d.rng.random(classes)
     ignored = given["targets"] == given["ignore_index"]
     hidden_out = {(): ignored} if reduction == "none" else {}
     return Call("cross_entropy", given, {("logits",): rows(ignored, classes)}, hidden_out)
@@ -128,11 +130,34 @@ def conv1d(d: Draw) -> Call:
         width += 1 - width % 2
     if padding == "valid" or isinstance(padding, int):
         steps += (width - 1) * dilation + 1
-    given = {"x": d.normal(*d.batch(), steps, channels), "weight": d.normal(out, channels, width),
-             "padding": padding, "dilation": dilation}  # fmt: skip
+    groups = d.choice(1, 1, 2, 3)
+    given = {"x": d.normal(*d.batch(), steps, channels * groups), "weight": d.normal(out * groups, channels, width),
+             "padding": padding, "dilation": dilation, "stride": d.choice(1, 1, 2, 5), "groups": groups}  # fmt: skip
     if d.chance(0.5):
-        given["bias"] = d.normal(out)
+        given["bias"] = d.normal(out * groups)
     return Call("conv1d", given, {}, {})
+
+
+def conv2d(d: Draw) -> Call:
+    channels, out, groups = d.size(4), d.size(4), d.choice(1, 1, 2)
+    height, width, dilation = d.integer(1, 3), d.integer(1, 3), (d.integer(1, 2), d.integer(1, 3))
+    sizes = d.size(5, 12) + (height - 1) * dilation[0] + 1, d.size(5, 12) + (width - 1) * dilation[1] + 1
+    given = {"x": d.normal(*d.batch(), *sizes, channels * groups), "groups": groups, "dilation": dilation,
+             "weight": d.normal(out * groups, channels, height, width), "stride": d.choice(1, 2, (1, 3)),
+             "padding": d.choice("causal", "valid", (0, 2))}  # fmt: skip
+    if d.chance(0.5):
+        given["bias"] = d.normal(out * groups)
+    return Call("conv2d", given, {}, {})
+
+
+def max_over_time(d: Draw) -> Call:
+    batch, steps, width = d.batch(), d.size(9, 60), d.size(6)
+    given = {"x": d.normal(*batch, steps, width)}
+    if d.chance(0.5) or not batch:
+        return Call("max_over_time", given, {}, {})
+    given["lengths"] = d.rng.integers(0, steps + 1, batch)
+    past = np.arange(steps) >= given["lengths"][..., None]
+    return Call("max_over_time", given, {("x",): rows(past, width)}, {})
 
 
 def causal_conv1d(d: Draw) -> Call:
@@ -157,6 +182,10 @@ def _recurrence(function: str, gates: int) -> Callable[[Draw], Call]:
         for name in ("h0", "c0") if function == "lstm" else ("h0",):
             if d.chance(0.4):
                 given[name] = d.normal(*batch, state)
+        if function == "lstm" and d.chance(0.3):
+            given["peephole"] = d.normal(3 * state)
+        if function == "gru":
+            given["reset_after"] = d.chance(0.5)
         if function == "rnn":
             given["nonlinearity"] = d.choice("tanh", "relu")
         if not d.chance(0.4):
@@ -171,7 +200,7 @@ DRAWS: dict[str, Callable[[Draw], Call]] = {
     f.__name__: f
     for f in (
         *fuzz_heads.DRAWS, *fuzz_images.DRAWS, *fuzz_sequences.DRAWS, linear, embedding, segment_softmax, rotary,
-        dropout, cross_entropy, conv1d, causal_conv1d,
+        dropout, cross_entropy, conv1d, conv2d, causal_conv1d, max_over_time,
     )
 } | {
     **{name: _masked_rows(name) for name in ("softmax", "log_softmax", "sparsemax", "entmax")},

@@ -69,6 +69,10 @@ def _primitive(problem: Problem) -> Callable[..., Any]:
         "dropout": lambda x: f.dropout(x, options.get("p", 0.0)),
         "cross_entropy": lambda logits, targets: f.cross_entropy(logits, targets, **options),
         "conv1d": lambda x, weight, bias=None: f.conv1d(x.mT, weight, bias, padding=weight.shape[-1] // 2).mT,
+        "conv2d": lambda x, weight, bias=None: f.conv2d(
+            x.permute(0, 3, 1, 2), weight, bias, stride=options.get("stride", 1)
+        ).permute(0, 2, 3, 1),
+        "max_over_time": lambda x: x.amax(-2),
         "rnn": functools.partial(_recurrent, "rnn_tanh", RNNResult),
         "lstm": functools.partial(_recurrent, "lstm", LSTMResult),
         "gru": functools.partial(_recurrent, "gru", GRUResult),

@@ -43,7 +43,7 @@ def results(given: dict[str, Any], dresult: LSTMResult[Any], reverse: bool, *mod
     with aa.use_kernels(modes[0]):
         result, ctx = aa.lstm_fwd(**given, reverse=reverse)
     with aa.use_kernels(modes[-1]):
-        return [*result, *aa.lstm_bwd(dresult, ctx)]
+        return [*result, *aa.lstm_bwd(dresult, ctx)[:7]]  # no peepholes
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
