@@ -135,11 +135,14 @@ from attnarray.attention.linear.linear_attention import linear_attention_fwd as 
 from attnarray.attention.linear.step import linear_attention_step as linear_attention_step
 from attnarray.attention.normalizers import Sigmoid as Sigmoid
 from attnarray.attention.normalizers import Softmax as Softmax
+from attnarray.attention.positional.contextual import CoPE as CoPE
 from attnarray.attention.positional.forgetting import ForgettingContext as ForgettingContext
 from attnarray.attention.positional.forgetting import ForgettingGrads as ForgettingGrads
 from attnarray.attention.positional.forgetting import forgetting_attention as forgetting_attention
 from attnarray.attention.positional.forgetting import forgetting_attention_bwd as forgetting_attention_bwd
 from attnarray.attention.positional.forgetting import forgetting_attention_fwd as forgetting_attention_fwd
+from attnarray.attention.positional.learned_biases import FIRE as FIRE
+from attnarray.attention.positional.learned_biases import KERPLE as KERPLE
 from attnarray.attention.positional.local import LocalContext as LocalContext
 from attnarray.attention.positional.local import LocalGrads as LocalGrads
 from attnarray.attention.positional.local import local_attention as local_attention
@@ -164,6 +167,11 @@ from attnarray.attention.selection.hard import hard_attention as hard_attention
 from attnarray.attention.selection.hard import hard_attention_bwd as hard_attention_bwd
 from attnarray.attention.selection.hard import hard_attention_fwd as hard_attention_fwd
 from attnarray.attention.selection.reinforce import reinforce_cotangent as reinforce_cotangent
+from attnarray.attention.selection.sigmoid import SigmoidAttentionContext as SigmoidAttentionContext
+from attnarray.attention.selection.sigmoid import SigmoidAttentionGrads as SigmoidAttentionGrads
+from attnarray.attention.selection.sigmoid import sigmoid_attention as sigmoid_attention
+from attnarray.attention.selection.sigmoid import sigmoid_attention_bwd as sigmoid_attention_bwd
+from attnarray.attention.selection.sigmoid import sigmoid_attention_fwd as sigmoid_attention_fwd
 from attnarray.attention.selection.sparse import Entmax as Entmax
 from attnarray.attention.selection.sparse import SparseContext as SparseContext
 from attnarray.attention.selection.sparse import SparseGrads as SparseGrads

@@ -312,6 +312,11 @@ def scatter_add(values: Array, rows: Array, count: int) -> Array:
         out = xp.zeros((count, values.shape[1]), dtype=values.dtype)
         xp.add.at(out, rows, values)
         return out
+    if library == "torch":
+        out = xp.zeros((count, values.shape[1]), dtype=values.dtype, device=device_of(values))
+        return out.index_add_(0, rows, values)
+    if library == "jax":
+        return xp.zeros((count, values.shape[1]), dtype=values.dtype).at[rows].add(values)
     one_hot = xp.arange(count, dtype=rows.dtype, device=device_of(rows))[:, None] == rows[None, :]  # (count, N)
     return xp.matmul(xp.astype(one_hot, values.dtype), values)
 

@@ -284,6 +284,8 @@ MORE: tuple[BenchCase, ...] = (
     # In float64: in float32, peers would differ near kinks and between nearly equal scores.
     mechanism("sparsemax_attention", "sparsemax-attention-training", direction="both", dtype="float64",
               flops=4.0 * 8 * 512 * 512 * 64, query=(1, 8, 512, 64), key=(1, 8, 512, 64), value=(1, 8, 512, 64)),
+    mechanism("sigmoid_attention", "sigmoid-attention-training", direction="both",
+              flops=4.0 * 8 * 512 * 512 * 64, query=(1, 8, 512, 64), key=(1, 8, 512, 64), value=(1, 8, 512, 64)),
     mechanism("entmax_attention", "entmax-attention-training", direction="both",
               flops=4.0 * 8 * 512 * 512 * 64, query=(1, 8, 512, 64), key=(1, 8, 512, 64), value=(1, 8, 512, 64)),
     mechanism("attend", "attend-training", direction="both", flops=4.0 * 8 * 512 * 512 * 64,

@@ -8,6 +8,8 @@ import numpy as np
 
 from attnarray.attention.compiled_modifiers import compiled_modifier
 from attnarray.attention.normalizers import Sigmoid, Softmax
+from attnarray.attention.positional.contextual import CoPE
+from attnarray.attention.positional.learned_biases import FIRE, KERPLE
 from attnarray.attention.selection.estimators import Argmax, TopK
 from attnarray.attention.selection.sparse import Entmax
 from attnarray.backend import Array, namespace_of
@@ -124,6 +126,11 @@ def _positive(rng: np.random.Generator, size: int) -> np.ndarray:
     return 0.5 + rng.random(size)
 
 
+def _fire(rng: np.random.Generator) -> FIRE:
+    hidden, out, bias = rng.standard_normal((2, 8)), rng.standard_normal((4, 8)), rng.standard_normal(4)
+    return FIRE(hidden[0], hidden[1], out, bias, np.array(0.3), np.array(4.2))
+
+
 ATTEND_CASES: tuple[Case, ...] = (
     _case("dot products", is_causal=True, q_offset=2),
     _case(
@@ -143,6 +150,19 @@ ATTEND_CASES: tuple[Case, ...] = (
         "compiled modifiers", softcap=3.0, is_causal=True, q_offset=3, kv_lengths=np.array([6, 7]),
         parts=lambda rng: {"modifiers": (CappedDistance(_positive(rng, 4)), Buckets(rng.standard_normal((4, 5))))},
     ),
+    _case(
+        "KERPLE", q_offset=2,
+        parts=lambda rng: {
+            "modifiers": (
+                KERPLE(_positive(rng, 4), _positive(rng, 4)), KERPLE(_positive(rng, 4), _positive(rng, 4), "power"),
+            )
+        },
+    ),
+    _case(
+        "FIRE", is_causal=True, q_offset=np.array([2, 1]),
+        parts=lambda rng: {"modifiers": (_fire(rng),), "normalizer": Softmax(rng.standard_normal(4))},
+    ),
+    _case("CoPE", is_causal=True, q_offset=2, parts=lambda rng: {"scorer": CoPE(rng.standard_normal((3, 3)), 0.7, 2)}),
     _case(
         "cosine, modifiers, sigmoid, dropout", window=(3, 2), dropout_p=0.2, rng=9,
         parts=lambda rng: {

@@ -46,6 +46,8 @@ numpy_arrays.py                     contract/test_array_kinds.py             a r
 attention/composed/attentional_hidden_state.py  attention/test_scaled.py  a small function beside another
 attention/dot_product/heads.py      layers/test_multi_head_options.py        the options of multi-head attention
 attention/dot_product/latent.py     layers/test_latent.py                    the function of that layer
+attention/positional/contextual.py  attention/test_learned_biases.py         learned positions, too
+attention/selection/sigmoid.py      attention/test_learned_biases.py         the engine with a normalizer
 attention/composed/differential.py  layers/test_differential.py              the function of that layer
 attention/dot_product/partial.py    attention/test_scaled_dot_product_properties.py a part of that function
 attention/selection/estimators.py   attention/test_hard_estimators.py        the estimators of hard attention

@@ -29,7 +29,7 @@ def attend(
         position, scores = t + offsets[b], {}
         for s in range(S):
             if exists[b, h, t, s] and _in_reach(s, position, lengths[b], is_causal, window):
-                score = scale * _score(scorer, query[b, h, t], key[b, h // group, s], h)
+                score = scale * _score(scorer, query[b, h, t], key[b, h // group], h, position, s)
                 score = score if softcap is None else softcap * math.tanh(score / softcap)
                 score += float(added[b, h, t, s])
                 for modifier in modifiers:
@@ -41,10 +41,21 @@ def attend(
     return out
 
 
-def _score(scorer, q, k, h):
+def _score(scorer, q, keys, h, position, s):
+    k = keys[s]
     dot = float(np.dot(q, k))
     if type(scorer).__name__ == "Cosine":
         return dot / (math.sqrt(np.dot(q, q)) * math.sqrt(np.dot(k, k)) * float(scorer.temperature[h]))
+    if type(scorer).__name__ == "CoPE":
+        factor = 1 / math.sqrt(len(q)) if scorer.scale is None else scorer.scale
+        count = sum(1 / (1 + math.exp(-factor * np.dot(q, keys[n]))) for n in range(s, position + 1) if n < len(keys))
+        count = min(count, len(scorer.position_embedding) - 1)
+        below = math.floor(count)
+        score = factor * dot
+        for n, weight in ((below, 1 - count + below), (below + 1, count - below)):
+            if weight:
+                score += weight * float(np.dot(q, scorer.position_embedding[n]))
+        return score
     return dot
 
 
@@ -56,6 +67,14 @@ def _modified(modifier, score, b, h, q_idx, kv_idx):
         score = 2 * math.tanh(score / 2)
     if kind in ("Distance", "CappedDistance"):
         return score - float(modifier.slope[h]) * abs(q_idx - kv_idx)
+    if kind == "KERPLE":
+        r1, r2, distance = float(modifier.r1[h]), float(modifier.r2[h]), abs(q_idx - kv_idx)
+        return score - r1 * (math.log(1 + r2 * distance) if modifier.kind == "log" else distance**r2)
+    if kind == "FIRE":
+        c, reach = float(modifier.c), max(float(modifier.threshold), float(q_idx))
+        x = math.log(1 + c * abs(q_idx - kv_idx)) / math.log(1 + c * reach)
+        hidden = [max(0.0, w * x + b1) for w, b1 in zip(modifier.hidden_weight, modifier.hidden_bias, strict=True)]
+        return score + float(modifier.out_bias[h]) + float(np.dot(hidden, modifier.out_weight[h]))
     return float(modifier.strength[b]) * score**2
 
 

@@ -22,7 +22,7 @@ EPS = 1e-6
 
 def drawn(rng, **shapes):
     """Multiples of 1/64 with deviation 1, which float32 holds exactly."""
-    return {name: np.round(64 * rng.standard_normal(shape)) / 64 for name, shape in shapes.items()}
+    return {name: np.asarray(np.round(64 * rng.standard_normal(shape)) / 64) for name, shape in shapes.items()}
 
 
 def rms(x, weight):
@@ -119,6 +119,56 @@ def differential(a):
     return torch.cat(heads, -1) @ a["out"].T
 
 
+def _distances():
+    """i - j (T, S) of queries after 2 cached positions."""
+    return (torch.arange(2, S)[:, None] - torch.arange(S)).double()
+
+
+def _biased(a, bias):
+    return softmax_attention(causal(a["query"] @ a["key"].mT / math.sqrt(D) + bias), a["value"])
+
+
+def kerple_log(a):
+    """KERPLE, equation 7, with positive numbers by exponentials."""
+    r1, r2 = (a[n].exp()[:, None, None] for n in ("r1", "r2"))
+    return _biased(a, -r1 * torch.log(1 + r2 * _distances().abs()))
+
+
+def kerple_power(a):
+    """KERPLE, equation 6."""
+    r1, r2 = (a[n].exp()[:, None, None] for n in ("r1", "r2"))
+    distances = _distances().abs()
+    return _biased(a, -r1 * torch.where(distances > 0, distances.clamp(min=1) ** r2, 0.0))
+
+
+def fire(a):
+    """FIRE, equations 6 to 8 and appendix E: c = 0.1 at first, L learned, between the positions of the queries."""
+    c, limit = 0.1 * a["c"].exp(), 4.5 * a["L"].exp()
+    reach = torch.maximum(torch.arange(2, S)[:, None].double(), limit)
+    x = torch.log(1 + c * _distances().abs()) / torch.log(1 + c * reach)
+    hidden = torch.relu(x[..., None] * a["w1"] + a["b1"])
+    return _biased(a, (hidden @ a["w2"].T + a["b2"]).permute(2, 0, 1))
+
+
+def cope(a):
+    """CoPE, equations 3 to 8, by the steps of its listing: gates of scaled scores, masked before."""
+    scores = causal(a["query"] @ a["key"].mT / math.sqrt(D))
+    positions = torch.sigmoid(scores).flip(-1).cumsum(-1).flip(-1).clamp(max=len(a["e"]) - 1)
+    below, above = positions.floor().long(), positions.ceil().long()
+    products, rest = a["query"] @ a["e"].T, positions - positions.floor()
+    return softmax_attention(
+        scores + products.gather(-1, above) * rest + products.gather(-1, below) * (1 - rest), a["value"]
+    )
+
+
+def sigmoid(a):
+    """Sigmoid attention, equation 3, with a learned b of each head."""
+    scores = causal(a["query"] @ a["key"].mT / math.sqrt(D) + a["shift"][:, None, None])
+    return torch.sigmoid(scores) @ a["value"]
+
+
+QKV = {"query": (B, H, T, D), "key": (B, H, S, D), "value": (B, H, S, DV)}
+FIRE = {**QKV, "w1": (9,), "b1": (9,), "w2": (H, 9), "b2": (H,), "c": (), "L": ()}
 DIFFERENTIAL = {"x": (B, T, E), "query": (24, E), "key": (12, E), "value": (12, E), "lambda_q": (2, 3),
                 "lambda_k": (2, 3), "norm": (6,), "out": (E, 24)}  # fmt: skip
 FORGETTING = {"query": (B, H, T, D), "key": (B, 2, S, D), "value": (B, 2, S, DV), "gates": (B, H, S)}
@@ -128,6 +178,11 @@ LATENT = {"x": (B, T, E), "query_down": (7, E), "query_norm": (7,), "query": (18
 VARIANTS = {
     "latent": (latent, LATENT),
     "forgetting": (forgetting, FORGETTING),
+    "kerple log": (kerple_log, {**QKV, "r1": (H,), "r2": (H,)}),
+    "kerple power": (kerple_power, {**QKV, "r1": (H,), "r2": (H,)}),
+    "fire": (fire, FIRE),
+    "cope": (cope, {**QKV, "e": (3, D)}),
+    "sigmoid": (sigmoid, {**QKV, "shift": (H,)}),
     "differential": (differential, DIFFERENTIAL),
     "norm of each head": (norm_of_each_head, {**HEADS, "query_norm": (D,), "key_norm": (D,), "gate": (H * DV, E)}),
     "norm of all heads": (norm_of_all_heads, {**HEADS, "query_norm": (H * D,), "key_norm": (2 * D,), "gate": (H, E)}),

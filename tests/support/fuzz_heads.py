@@ -72,6 +72,13 @@ def sparsemax_attention(d: Draw) -> Call:
     return finish("sparsemax_attention", given, s, hidden, hidden_out)
 
 
+def sigmoid_attention(d: Draw) -> Call:
+    given, s, hidden, hidden_out = _query_key_value(d, without=("sinks",))
+    if given["query"].ndim > 3 and d.chance(0.5):
+        given["shift"] = d.normal(given["query"].shape[-2 if s.options.get("layout") == "BTHD" else -3])
+    return finish("sigmoid_attention", given, s, hidden, hidden_out)
+
+
 def entmax_attention(d: Draw) -> Call:
     given, s, hidden, hidden_out = _query_key_value(d, without=("sinks",))
     call = finish("entmax_attention", given, s, hidden, hidden_out)
@@ -202,5 +209,5 @@ def multi_head_attention(d: Draw) -> Call:
 DRAWS = (
     scaled_dot_product_attention, attention_partial, merge_partials, multi_head_attention, sparsemax_attention,
     entmax_attention, attend, hard_attention, block_topk_attention, relative_attention,
-    forgetting_attention, differential_attention,
+    forgetting_attention, differential_attention, sigmoid_attention,
 )  # fmt: skip

@@ -178,6 +178,7 @@ def cast(symbol: Symbol, kind: str) -> Symbol:
 class Namespace:
     """The functions of a symbol's namespace."""
 
+    __name__ = "attnarray.symbols"  # array-api-compat compares namespaces by name
     float32, float64, int32, int64, bool = (np.dtype(x) for x in ("float32", "float64", "int32", "int64", "bool"))
     pi, e, inf, nan = np.pi, np.e, np.inf, np.nan
 
