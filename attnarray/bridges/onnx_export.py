@@ -78,7 +78,8 @@ def export(model: Encoder | BERT | GPT, params: Any, *, is_causal: bool = False)
 
 def _check_options(model: Any) -> None:
     blocks = (model if isinstance(model, Encoder) else model.body).blocks
-    mixers = sorted({block.mixer for block in blocks} - {"attention"})
+    named = {block.mixer if isinstance(block.mixer, str) else type(block.mixer).__name__ for block in blocks}
+    mixers = sorted(named - {"attention"})
     if mixers:
         raise ValueError(f"`mixers` has {', '.join(mixers)}, expected attention alone: opset {OPSET} has no other.")
     if getattr(model, "relative_buckets", None) is not None:

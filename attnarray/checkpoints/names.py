@@ -17,7 +17,8 @@ from attnarray.checkpoints.config import Config
 class Tensor(NamedTuple):
     """A tensor of a checkpoint: the concatenation of the leaves at `paths`, transposed if `transposed`.
 
-    With several `groups`, as many equal parts of each leaf alternate: first parts of all, second parts of all, ...
+    With several `groups`, as many equal parts of each leaf alternate: first parts of all, second parts of all, ... With
+    `one_channel` the tensor has an axis of one number more, the second one, as the filters of separate channels have.
 
     Most are one leaf: ``Tensor("pooler.dense.weight", ("pooler.weight",))``. The joint projection to
     queries, keys and values, stored as (in, out), is ``Tensor("attn.c_attn.weight", ("query.weight", "key.weight",
@@ -28,6 +29,7 @@ class Tensor(NamedTuple):
     paths: tuple[str, ...]
     transposed: bool = False
     groups: int = 1
+    one_channel: bool = False
 
     def leaves(self) -> list[tree.Path]:
         """The paths as `tree.get` takes them."""
@@ -35,7 +37,7 @@ class Tensor(NamedTuple):
 
     def split(self, whole: np.ndarray, rows: list[int]) -> list[np.ndarray]:
         """Return the leaves, which have so many rows, of the tensor as it is stored."""
-        whole = whole.T if self.transposed else whole
+        whole = whole.T if self.transposed else whole[:, 0] if self.one_channel else whole
         if len(rows) == 1:
             return [whole]
         grouped = whole.reshape(self.groups, -1, *whole.shape[1:])
@@ -47,7 +49,12 @@ class Tensor(NamedTuple):
         leaves = [to_numpy(tree.get(params, path)) for path in self.leaves()]
         grouped = [leaf.reshape(self.groups, -1, *leaf.shape[1:]) for leaf in leaves]
         whole = np.concatenate(grouped, axis=1).reshape(-1, *leaves[0].shape[1:]) if len(leaves) > 1 else leaves[0]
-        return whole.T if self.transposed else whole
+        return whole.T if self.transposed else whole[:, None] if self.one_channel else whole
+
+    def shape(self, pieces: list[tuple[int, ...]]) -> tuple[int, ...]:
+        """Return the shape of the tensor as it is stored, from those of the leaves."""
+        rows, others = sum(piece[0] for piece in pieces), pieces[0][1:]
+        return (*others, rows) if self.transposed else (rows, 1, *others) if self.one_channel else (rows, *others)
 
 
 def unchanged(name: str, path: str) -> list[Tensor]:

@@ -243,8 +243,7 @@ def _leaves(found: Found, tensor: Tensor, shapes: Shapes, dtype: str | None) -> 
     """The leaves of a tensor."""
     pieces = [tree.get(shapes, path) for path in tensor.leaves()]
     rows = [piece[0] for piece in pieces]
-    expected = (sum(rows), *pieces[0][1:])
-    expected = expected[::-1] if tensor.transposed else expected
+    expected = tensor.shape(pieces)
     file, full = found.files[tensor.name]
     if file.shape(full) != expected:
         raise ValueError(

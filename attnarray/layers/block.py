@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from attnarray.layers.layer import Layer
 from attnarray.layers.linear_attention import LinearAttention
 from attnarray.layers.memory import attend_to_memory, project_memory
 from attnarray.layers.mixture_of_experts import MixtureOfExperts
-from attnarray.layers.multi_head import MultiHeadAttention, QKNorm
+from attnarray.layers.multi_head import Gate, MultiHeadAttention, QKNorm
 from attnarray.layers.norm import LayerNorm, RMSNorm
 from attnarray.layers.residual import Branch, Residual, ResidualContext
 from attnarray.masks import Mask
@@ -136,15 +137,19 @@ class TransformerBlock(Layer):
     qk_norm, scale, softcap, window, sinks
         Of the self-attention, `scale` of both: see `MultiHeadAttention`; the norms of queries and keys are RMS
         norms with `eps`.
+    attention_gate : {"head", "element"}, optional
+        The `gate` of the self-attention.
     num_experts, experts_per_token : int
         With `num_experts`, the feed-forward network is a `MixtureOfExperts`.
+    shared_expert_dim : int, optional
+        Hidden features of its shared expert.
     recompute : bool
         Keep only the arguments, and recompute the block in the backward: less memory, more time, the same gradients.
     init_std : float, optional
         Standard deviation of the initial weights; see `Linear`.
-    mixer : {"attention", "retnet", "gla", "delta_net", "gated_delta_net", "kda", "mamba2"}
-        What mixes the positions: self-attention, or the `LinearAttention` of that name with `num_heads` heads, whose
-        calls need is_causal=True.
+    mixer : {"attention", "retnet", "gla", "delta_net", "gated_delta_net", "kda", "mamba2"} or LinearAttention
+        What mixes the positions: self-attention, or the `LinearAttention` of that name with `num_heads` heads, or a
+        given one, with the block's `init_std` unless it has its own; its calls need is_causal=True.
 
     Raises
     ------
@@ -186,7 +191,7 @@ class TransformerBlock(Layer):
     rotary: Rotary | None = None
     recompute: bool = False
     init_std: float | None = None
-    mixer: Mixer = "attention"
+    mixer: Mixer | LinearAttention = "attention"
     branch_norm: bool = False
     parallel_residual: ParallelResidual | None = None
     residual_scale: float = 1.0
@@ -200,6 +205,8 @@ class TransformerBlock(Layer):
     sinks: bool = False
     num_experts: int | None = None
     experts_per_token: int = 2
+    shared_expert_dim: int | None = None
+    attention_gate: Gate | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -213,7 +220,10 @@ class TransformerBlock(Layer):
                 f"`parallel_residual` is {self.parallel_residual!r} with cross={self.cross}, pre_norm={self.pre_norm} "
                 f"and branch_norm={self.branch_norm}, expected a pre-norm block without cross-attention."
             )
-        checks.choice("mixer", self.mixer, MIXERS)
+        checks.choice("attention_gate", self.attention_gate, (None, *get_args(Gate)))
+        check_mixer("mixer", self.mixer, self.dim)
+        if self.shared_expert_dim is not None and self.num_experts is None:
+            raise ValueError("`shared_expert_dim` is given, but the block has no experts: give `num_experts`.")
         if self.cross and self.mixer != "attention":
             raise ValueError(f"`mixer` is {self.mixer!r} with cross=True, expected 'attention'.")
         self.parts()  # validates the fields of the parts
@@ -224,8 +234,12 @@ class TransformerBlock(Layer):
             bias=self.bias if self.qkv_bias is None else self.qkv_bias, init_std=self.init_std, qk_norm=self.qk_norm,
             out_bias=self.bias if self.out_bias is None else self.out_bias, norm_eps=self.eps, scale=self.scale,
             zero_centered=self.norm == "rms_zero_centered", softcap=self.softcap, window=self.window, sinks=self.sinks,
+            gate=self.attention_gate,
         )  # fmt: skip
-        if self.mixer != "attention":
+        if isinstance(self.mixer, LinearAttention):
+            own = self.mixer.init_std
+            attention = dataclasses.replace(self.mixer, init_std=self.init_std if own is None else own)
+        elif self.mixer != "attention":
             attention = getattr(LinearAttention, self.mixer)(self.dim, self.num_heads, init_std=self.init_std)
         hidden_dim = self.hidden_dim or 4 * self.dim
         feed_forward: Any = FeedForward(
@@ -234,7 +248,7 @@ class TransformerBlock(Layer):
         if self.num_experts is not None:
             feed_forward = MixtureOfExperts(
                 self.dim, hidden_dim, self.num_experts, self.experts_per_token, self.activation, self.gated, self.bias,
-                init_std=self.init_std,
+                init_std=self.init_std, shared_dim=self.shared_expert_dim,
             )  # fmt: skip
         across = MultiHeadAttention(
             self.dim, self.num_heads, self.num_kv_heads, self.head_dim, self.head_dim, bias=self.bias,
@@ -437,3 +451,11 @@ class TransformerBlock(Layer):
         return {
             name: Residual(name, norm, pre_norm, self.dropout, self.branch_norm, self.residual_scale) for name in names
         }
+
+
+def check_mixer(name: str, mixer: Any, dim: int) -> None:
+    """Check what mixes the positions of a block of `dim` features."""
+    if not isinstance(mixer, LinearAttention):
+        checks.choice(name, mixer, MIXERS)
+    elif mixer.dim != dim:
+        raise ValueError(f"`{name}` has a LinearAttention with `dim` {mixer.dim}, expected {dim}, that of the block.")

@@ -18,14 +18,23 @@ from attnarray.attention.linear.linear_attention import (
     linear_attention_fwd,
 )
 from attnarray.attention.sequences import narrow, wide
-from attnarray.backend import Array, ArrayT, asarray, device_of, namespace_of
+from attnarray.backend import Array, ArrayT, asarray, namespace_of
 from attnarray.layers.cache import LinearCache, check_linear_cache
 from attnarray.layers.checking import check_gradients, check_same
 from attnarray.layers.initial import Params, zeros
 from attnarray.layers.layer import Layer, LayerGrads, Shapes
 from attnarray.layers.linear import Linear
+from attnarray.layers.linear_gates import (
+    Gates,
+    existing_steps,
+    fixed_decays,
+    gates_backward,
+    hide,
+    make_gates,
+    repeat_heads,
+    repeat_heads_backward,
+)
 from attnarray.layers.norm import RMSNorm
-from attnarray.magnitude import sum_wide
 from attnarray.numpy_arrays import writable
 from attnarray.ops.activations import sigmoid_bwd, sigmoid_fwd, silu_bwd, silu_fwd
 from attnarray.ops.causal_conv1d import CausalConv1dResult, causal_conv1d_bwd, causal_conv1d_fwd
@@ -37,14 +46,6 @@ Decay = Literal["none", "fixed", "head", "dim"]
 DECAYS: tuple[Decay, ...] = get_args(Decay)
 INPUTS = ("query", "key", "value")
 UNIT_EPS = 1e-6  # added to the squared length of queries and keys, as in fla and transformers
-
-
-class Gates(NamedTuple):
-    """z, softplus(z) and the decays g = -e^A softplus(z), in canonical order of the caller: (*batch, T, Hkv [, Dk])."""
-
-    z: Any
-    softplus: Any
-    decay: Any
 
 
 class LinearLayerContext(NamedTuple):
@@ -86,6 +87,9 @@ class LinearAttention(Layer):
         H.
     num_kv_heads : int, optional
         Heads of keys, values and states; H by default.
+    num_value_heads : int, optional
+        A multiple of H: heads of values, states and outputs, each H-th part of which shares the query and key of one
+        head, as in Qwen3-Next and Mamba-2. Not with `num_kv_heads`.
     key_dim, value_dim : int, optional
         Dk and Dv of one head; dim / num_heads by default.
     rule : {"linear", "gated", "delta", "gated_delta"}
@@ -104,6 +108,8 @@ class LinearAttention(Layer):
         Multiply values by softplus(W_g x + b_g), the step size of Mamba-2; for decay="head".
     output_norm, output_gate : bool
         RMS norm of each head's output, and the gate silu(W_z x).
+    norm_eps : float
+        Epsilon of the norm.
     rotary : Rotary, optional
     init_std : float, optional
         Standard deviation of the initial weights; see `Linear`.
@@ -146,6 +152,8 @@ class LinearAttention(Layer):
     output_gate: bool = False
     rotary: Rotary | None = None
     init_std: float | None = None
+    num_value_heads: int | None = None
+    norm_eps: float = 1e-6
 
     widths: ClassVar = {"x": ("dim",)}
 
@@ -195,6 +203,13 @@ class LinearAttention(Layer):
             )
         if self.num_heads % (self.num_kv_heads or self.num_heads):
             raise ValueError(f"`num_kv_heads` ({self.num_kv_heads}) must divide `num_heads` ({self.num_heads}).")
+        if (self.num_value_heads or self.num_heads) % self.num_heads:
+            raise ValueError(f"`num_heads` ({self.num_heads}) must divide `num_value_heads` ({self.num_value_heads}).")
+        if None not in (self.num_kv_heads, self.num_value_heads):
+            raise ValueError(
+                f"`num_value_heads` is {self.num_value_heads} and `num_kv_heads` {self.num_kv_heads}, expected one of "
+                "them: several values share a key, or several queries a key and a value."
+            )
         if (self.decay != "none") != self.rule.startswith("gated"):
             raise ValueError(
                 f"`decay` is {self.decay!r} with rule={self.rule!r}: the rules 'gated' and 'gated_delta' have a decay, "
@@ -207,15 +222,26 @@ class LinearAttention(Layer):
 
     @property
     def _sizes(self) -> tuple[int, int, int, int]:
-        """H, Hkv, Dk and Dv."""
+        """The heads of outputs and of states, Dk and Dv."""
         width = self.dim // self.num_heads
-        heads = self.num_kv_heads or self.num_heads
-        return self.num_heads, heads, self.key_dim or width, self.value_dim or width
+        heads = self.num_value_heads or self.num_heads
+        return heads, self.num_kv_heads or heads, self.key_dim or width, self.value_dim or width
+
+    @property
+    def _input_heads(self) -> dict[str, int]:
+        """The heads of queries, keys and values."""
+        return {"query": self.num_heads, "key": self.num_kv_heads or self.num_heads, "value": self._sizes[1]}
 
     @property
     def _channels(self) -> dict[str, int]:
-        H, Hkv, Dk, Dv = self._sizes
-        return {"query": H * Dk, "key": Hkv * Dk, "value": Hkv * Dv}
+        *_, Dk, Dv = self._sizes
+        widths = {"query": Dk, "key": Dk, "value": Dv}
+        return {name: heads * widths[name] for name, heads in self._input_heads.items()}
+
+    @property
+    def _repeats(self) -> int:
+        """The values that share a key."""
+        return (self.num_value_heads or self.num_heads) // self.num_heads
 
     def parts(self) -> dict[str, Any]:
         H, Hkv, Dk, Dv = self._sizes
@@ -233,7 +259,7 @@ class LinearAttention(Layer):
         if self.output_gate:
             made["gate"] = Linear(self.dim, H * Dv, False, self.init_std)
         if self.output_norm:
-            made["norm"] = RMSNorm(Dv)
+            made["norm"] = RMSNorm(Dv, self.norm_eps)
         return {**made, "out": Linear(H * Dv, self.dim, False, self.init_std)}
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
@@ -303,8 +329,13 @@ class LinearAttention(Layer):
     ) -> tuple[Any, LinearLayerContext, LinearCache]:
         """The output, the contexts, and the states after the last position."""
         parts, xp = self._parts, namespace_of(x)
-        exists = self._exists(starts, x, 0 if cache is None else cache.length)
-        x = _hide(x, exists)  # so that queries, keys and values are 0 in the left padding
+        if starts is not None and self.feature_map is not None:
+            raise ValueError(
+                f"`starts` is given, but the layer has feature_map={self.feature_map!r}, which may map the padding to "
+                "numbers other than 0. Give right-padded sequences and `lengths`."
+            )
+        exists = existing_steps(starts, x, 0 if cache is None else cache.length)
+        x = hide(x, exists)  # so that queries, keys and values are 0 in the left padding
         linear: dict[str, Any] = {}
         arrays, convs, units, rotations, states = self._project(params, x, cache, linear)
         gates, step = self._gates(params, x, linear)
@@ -315,7 +346,9 @@ class LinearAttention(Layer):
         if "beta" in parts:
             beta, linear["beta"] = parts["beta"].fwd(params["beta"], x)
             beta, beta_ctx = sigmoid_fwd(beta)
-        decay = self._fixed(x) if self.decay == "fixed" else None if gates is None else narrow(gates.decay, x)
+        decay = None if gates is None else narrow(gates.decay, x)
+        if self.decay == "fixed":
+            decay = fixed_decays(x, self._sizes[1])
         result, attention = linear_attention_fwd(
             *(narrow(arrays[name], x) for name in INPUTS), decay=decay, beta=beta, rule=self.rule,
             normalize=self.normalize, feature_map=self.feature_map, lengths=lengths, layout="BTHD",
@@ -335,30 +368,11 @@ class LinearAttention(Layer):
         )  # fmt: skip
         return y, ctx, LinearCache(result.state, states, (0 if cache is None else cache.length) + x.shape[-2])
 
-    def _exists(self, starts: Any, x: Any, first: int) -> Any:
-        """Which steps of x, before which there were `first`, are no left padding: (*batch, T, 1); None if all are."""
-        if starts is None:
-            return None
-        if self.feature_map is not None:
-            raise ValueError(
-                f"`starts` is given, but the layer has feature_map={self.feature_map!r}, which may map the padding to "
-                "numbers other than 0. Give right-padded sequences and `lengths`."
-            )
-        starts = checks.same_device("starts", checks.integers("starts", starts), "x", x)
-        meaning = "the length of the left padding of each sequence"
-        if isinstance(starts, int):
-            starts = checks.whole("starts", starts, 0, 2**31, meaning)
-        else:
-            checks.shape("starts", starts, tuple(x.shape[:-2]), meaning)
-            starts = checks.within("starts", starts, 0, 2**31, meaning)[..., None, None]
-        step = namespace_of(x).arange(first, first + x.shape[-2], device=device_of(x))
-        return step[:, None] >= starts
-
     def _project(self, params: Params, x: Any, cache: LinearCache | None, linear: dict[str, Any]) -> tuple[Any, ...]:
         """Queries, keys and values (*batch, T, heads, D), their contexts, and the states of the convolutions."""
-        H, Hkv, Dk, Dv = self._sizes
         arrays, convs, units, rotations, states = {}, {}, {}, {}, {}
-        for name, heads, width in zip(INPUTS, (H, Hkv, Hkv), (Dk, Dk, Dv), strict=True):
+        for name, heads in self._input_heads.items():
+            width = self._channels[name] // heads
             y, linear[name] = self._parts[name].fwd(params[name], x)
             if self.conv_width is not None:
                 before, weight = None if cache is None else cache.convs[name], params[f"{name}_conv"]
@@ -370,30 +384,19 @@ class LinearAttention(Layer):
             if self.unit_keys and name != "value":
                 y, units[name] = rms_norm_fwd(y, eps=UNIT_EPS / width)
                 y = y / math.sqrt(width)
-            arrays[name] = y
+            arrays[name] = y if name == "value" else repeat_heads(y, self._repeats)
         return arrays, convs, units, rotations, states
 
     def _gates(self, params: Params, x: Any, linear: dict[str, Any]) -> tuple[Gates | None, Any]:
         """The decays, and the step size if there is one."""
         if self.decay not in ("head", "dim"):
             return None, None
-        xp, z = namespace_of(x), x
+        z = x
         for name in ("decay_down", "decay"):
             if name in self._parts:
                 z, linear[name] = self._parts[name].fwd(params[name], z)
-        z, rate = wide(z), xp.exp(wide(params["decay_rate"]))
-        if self.decay == "dim":
-            z, rate = xp.reshape(z, (*z.shape[:-1], self._sizes[1], self._sizes[2])), rate[:, None]
-        zero = xp.zeros_like(z)
-        softplus = xp.log1p(xp.exp(-xp.abs(z))) + xp.maximum(z, zero)
-        return Gates(z, softplus, -rate * softplus), narrow(softplus, x) if self.step_size else None
-
-    def _fixed(self, x: Any) -> Any:
-        """The logarithms of RetNet's factors, (*batch, T, Hkv)."""
-        xp, heads = namespace_of(x), self._sizes[1]
-        host = np.log1p(-(2.0 ** (-5.0 - np.arange(heads))))
-        factors = xp.asarray(host, dtype=x.dtype, device=device_of(x))
-        return xp.broadcast_to(factors, (*x.shape[:-1], heads))
+        gates = make_gates(z, params["decay_rate"], self._sizes[2] if self.decay == "dim" else None)
+        return gates, narrow(gates.softplus, x) if self.step_size else None
 
     def bwd(self, dout: ArrayT, ctx: LinearLayerContext) -> LayerGrads[ArrayT]:
         """The gradients of x and the parameters."""
@@ -412,7 +415,7 @@ class LinearAttention(Layer):
             params[name] = grads.params
             return grads.x
 
-        H, Dv = self.num_heads, self._sizes[3]
+        H, *_, Dv = self._sizes
         dy = through("out", dout)  # which checks the cotangent
         xp = namespace_of(dy)
         dy = xp.reshape(dy, (*dout.shape[:-1], H, Dv))
@@ -428,7 +431,7 @@ class LinearAttention(Layer):
             dxs.append(through("beta", sigmoid_bwd(grads.beta, ctx.beta).x))
         dvalue, dgates = grads.value, None
         if ctx.gates is not None:
-            dgates, dvalue = self._gates_backward(grads, ctx, params)
+            dgates, params["decay_rate"], dvalue = gates_backward(grads.decay, dvalue, ctx.gates, ctx.rate, ctx.values)
             for name in ("decay", "decay_down"):
                 dgates = through(name, dgates) if name in parts else dgates
             dxs.append(dgates)
@@ -438,31 +441,13 @@ class LinearAttention(Layer):
         for other in dxs[1:]:
             dx = dx + other
         ordered = {name: params[name] for name in self._shapes}
-        return LayerGrads(_hide(dx, ctx.exists), check_gradients(self, ordered))
-
-    def _gates_backward(self, grads: Any, ctx: LinearLayerContext, params: Params) -> tuple[Any, Any]:
-        r"""The gradients of z and of the values, with s = softplus(z).
-
-        .. math:: ds = -e^A dg + \sum dv' v, \qquad dA = \sum dg\, g, \qquad dz = ds\, \sigma(z)
-        """
-        assert ctx.gates is not None
-        xp, (z, softplus, decay) = namespace_of(ctx.gates.z), ctx.gates
-        dg, rate, dvalue = wide(grads.decay), xp.exp(wide(ctx.rate)), grads.value
-        per_head = dg * decay if self.decay == "head" else xp.sum(dg * decay, axis=-1)  # (*batch, T, Hkv)
-        params["decay_rate"] = narrow(sum_wide(per_head, tuple(range(per_head.ndim - 1))), ctx.rate)
-        ds = -dg * (rate if self.decay == "head" else rate[:, None])
-        if ctx.values is not None:
-            ds = ds + xp.sum(wide(dvalue) * wide(ctx.values), axis=-1)
-            dvalue = dvalue * narrow(softplus, dvalue)[..., None]
-        small = xp.exp(-xp.abs(z))  # the logistic function without overflow
-        dz = ds * xp.where(z < 0, small, xp.ones_like(z)) / (1.0 + small)
-        if self.decay == "dim":
-            dz = xp.reshape(dz, (*dz.shape[:-2], dz.shape[-2] * dz.shape[-1]))
-        return narrow(dz, grads.value), dvalue
+        return LayerGrads(hide(dx, ctx.exists), check_gradients(self, ordered))
 
     def _input_backward(self, name: str, grad: Any, ctx: LinearLayerContext, params: Params) -> Any:
         """From the gradient of queries, keys or values that of their projection."""
         xp = namespace_of(grad)
+        if name != "value":
+            grad = repeat_heads_backward(grad, self._repeats)
         if name in ctx.units:
             grad = rms_norm_bwd(narrow(wide(grad) / math.sqrt(grad.shape[-1]), grad), ctx.units[name]).x
         if name in ctx.rotations:
@@ -472,8 +457,3 @@ class LinearAttention(Layer):
             conv = causal_conv1d_bwd(CausalConv1dResult(grad, None), ctx.convs[name])
             grad, params[f"{name}_conv"] = conv.x, conv.weight
         return grad
-
-
-def _hide(x: Any, exists: Any) -> Any:
-    """x with 0 in the left padding."""
-    return x if exists is None else namespace_of(x).where(exists, x, namespace_of(x).zeros_like(x))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -14,9 +15,19 @@ from attnarray.layers.feed_forward import Activation, FeedForward, FeedForwardCo
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer, LayerGrads, Shapes
 from attnarray.layers.linear import Linear
+from attnarray.ops.activations import SigmoidContext, sigmoid_bwd, sigmoid_fwd
 from attnarray.ops.linear import LinearContext
 from attnarray.ops.softmax import SoftmaxContext, softmax_bwd, softmax_fwd
 from attnarray.random import Philox
+
+
+class SharedContext(NamedTuple):
+    """Of the expert of all positions."""
+
+    expert: FeedForwardContext
+    out: Array  # (N, E)
+    linear: LinearContext
+    gate: SigmoidContext
 
 
 class MixtureContext(NamedTuple):
@@ -29,6 +40,7 @@ class MixtureContext(NamedTuple):
     experts: tuple[FeedForwardContext, ...]
     outputs: Array  # (N, K, E), of the chosen experts
     shape: tuple[int, ...]  # of x
+    shared: SharedContext | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,8 @@ class MixtureOfExperts(Layer):
         y = \sum_{e \in T} g_e\, f_e(x), \qquad z = W_R x, \quad T = \text{the } k \text{ largest of } z, \quad
         g = \mathrm{softmax}_{e \in T}(z_e)
 
+    and with a shared expert :math:`\sigma(w_S \cdot x)\, f_S(x)` besides.
+
     Parameters
     ----------
     dim, hidden_dim : int
@@ -69,6 +83,9 @@ class MixtureOfExperts(Layer):
         Whether the gates of the selected experts sum to 1 (Mixtral), or are those of the softmax over all experts.
     init_std : float, optional
         Standard deviation of the initial weights; see `Linear`.
+    shared_dim : int, optional
+        Hidden features of an expert that computes all positions, times a sigmoid of a projection of x (Qwen2-MoE); none
+        by default.
 
     Raises
     ------
@@ -106,6 +123,7 @@ class MixtureOfExperts(Layer):
     bias: bool = False
     renormalize: bool = True
     init_std: float | None = None
+    shared_dim: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -118,7 +136,11 @@ class MixtureOfExperts(Layer):
     def parts(self) -> dict[str, Any]:
         expert = FeedForward(self.dim, self.hidden_dim, self.activation, self.gated, self.bias, 0.0, self.init_std)
         router = Linear(self.dim, self.num_experts, False, self.init_std)
-        return {"router": router, "experts": Experts(expert, self.num_experts)}
+        found: dict[str, Any] = {"router": router, "experts": Experts(expert, self.num_experts)}
+        if self.shared_dim is not None:
+            found["shared"] = dataclasses.replace(expert, hidden_dim=self.shared_dim)
+            found["shared_gate"] = Linear(self.dim, 1, False, self.init_std)
+        return found
 
     def __call__(self, params: Params, x: ArrayT) -> ArrayT:
         """y (..., dim) of x (..., dim)."""
@@ -143,8 +165,14 @@ class MixtureOfExperts(Layer):
             pieces.append(y)
             contexts.append(ctx)
         outputs = xp.reshape(xp.take(xp.concat(pieces, axis=0), back, axis=0), (-1, K, self.dim))
-        y = xp.reshape(xp.sum(gates[..., None] * outputs, axis=1), shape)
-        return y, MixtureContext(router_ctx, logits, chosen, gates_ctx, tuple(contexts), outputs, shape)
+        y, shared = xp.sum(gates[..., None] * outputs, axis=1), None
+        if self.shared_dim is not None:
+            out, expert_ctx = self._parts["shared"].fwd(params["shared"], flat)
+            z, linear_ctx = self._parts["shared_gate"].fwd(params["shared_gate"], flat)  # (N, 1)
+            gate, gate_ctx = sigmoid_fwd(z)
+            y, shared = y + gate * out, SharedContext(expert_ctx, out, linear_ctx, gate_ctx)
+        ctx = MixtureContext(router_ctx, logits, chosen, gates_ctx, tuple(contexts), outputs, shape, shared)
+        return xp.reshape(y, shape), ctx
 
     def bwd(self, dout: ArrayT, ctx: MixtureContext, drouter_logits: Array | None = None) -> LayerGrads[ArrayT]:
         r"""The gradients of x and the parameters.
@@ -157,6 +185,7 @@ class MixtureOfExperts(Layer):
         """
         checks.context("ctx", ctx, MixtureContext)
         check_same(self, "number of experts", len(ctx.experts), self.num_experts)
+        check_same(self, "shared expert", ctx.shared is not None, self.shared_dim is not None)
         xp, K = checks.cotangent(dout, ctx.shape, ctx.outputs), self.experts_per_token
         dy = xp.reshape(dout, (-1, 1, self.dim))
         all_gates = ctx.gates.out
@@ -177,7 +206,17 @@ class MixtureOfExperts(Layer):
             checks.floating(drouter_logits=drouter_logits, output=ctx.logits)
             dlogits = dlogits + xp.reshape(drouter_logits, tuple(dlogits.shape))
         router = self._parts["router"].bwd(dlogits, ctx.router)
-        return LayerGrads(xp.reshape(dx + router.x, ctx.shape), {"router": router.params, "experts": experts})
+        dx, params = dx + router.x, {"router": router.params, "experts": experts}
+        if ctx.shared is not None:
+            dx, params = self._shared_backward(xp.reshape(dout, (-1, self.dim)), dx, params, ctx.shared)
+        return LayerGrads(xp.reshape(dx, ctx.shape), params)
+
+    def _shared_backward(self, dy: Array, dx: Array, params: Params, ctx: SharedContext) -> tuple[Array, Params]:
+        """Add the gradients of the shared expert, with s its gate: df = s dy, and ds = dy . f(x)."""
+        expert = self._parts["shared"].bwd(ctx.gate.out * dy, ctx.expert)
+        dgate = namespace_of(dy).sum(dy * ctx.out, axis=-1, keepdims=True)
+        gate = self._parts["shared_gate"].bwd(sigmoid_bwd(dgate, ctx.gate).x, ctx.linear)
+        return dx + expert.x + gate.x, {**params, "shared": expert.params, "shared_gate": gate.params}
 
     def router_logits(self, ctx: MixtureContext) -> Array:
         """Return the logits (..., X) of the experts, from the context of a forward."""

@@ -312,6 +312,7 @@ def test_what_cannot_be_exported() -> None:
         bridge.export(gpt, None)
     for model, said in (
         (aa.models.GPT(50, 16, 8, 1, 2, mixers=("retnet",)), "`mixers` has retnet"),
+        (aa.models.GPT(50, 16, 8, 1, 2, mixers=(aa.layers.LinearAttention(8, 2),)), "`mixers` has LinearAttention"),
         (aa.models.BERT(50, 16, 8, 1, 2, relative_buckets=4), "relative positions are not exported"),
     ):
         with pytest.raises(ValueError, match=said):

@@ -36,6 +36,7 @@ LAYERS: dict[str, Any] = {
     "zero-centered rms norm": RMSNorm(8, zero_centered=True),
     "experts": MixtureOfExperts(8, 5, num_experts=4),
     "experts, gates of all": MixtureOfExperts(8, 5, 4, 3, "gelu", gated=False, bias=True, renormalize=False),
+    "shared expert": MixtureOfExperts(8, 5, 3, bias=True, shared_dim=6),
     "gelu": FeedForward(8, 12),
     "gated silu": FeedForward(8, 12, "silu", gated=True, bias=False),
     "gated gelu": FeedForward(8, 12, "gelu_tanh", gated=True),
@@ -57,14 +58,18 @@ BLOCKS: dict[str, TransformerBlock] = {
     "parallel, as GPT-NeoX": TransformerBlock(8, 2, parallel_residual="two_norms", rotary=aa.Rotary(dims=2)),
     "experts, as Mixtral": TransformerBlock(8, 4, 5, norm="rms", activation="silu", gated=True, bias=False,
                                             num_kv_heads=2, num_experts=3),
+    "gates and a shared expert, as Qwen3-Next": TransformerBlock(
+        8, 2, 5, norm="rms_zero_centered", activation="silu", gated=True, bias=False, qk_norm="head",
+        rotary=aa.Rotary(dims=2), attention_gate="element", num_experts=3, shared_expert_dim=6),
     "sinks and scales": TransformerBlock(8, 2, norm="layer_no_bias", sinks=True, out_bias=False, residual_scale=0.3),
 }  # fmt: skip
 each_block = pytest.mark.parametrize("block", BLOCKS.values(), ids=list(BLOCKS))
 
 
 def moved(params: Any) -> Any:
-    """Parameters that are nowhere 0 or 1, so that wrong gradients show."""
-    return tree.map(lambda leaf: leaf + 0.3 * RNG.standard_normal(leaf.shape), params)
+    """Parameters that are nowhere 0 or 1, so that wrong gradients show: the same, whatever was drawn before."""
+    rng = np.random.default_rng(0)
+    return tree.map(lambda leaf: leaf + 0.3 * rng.standard_normal(leaf.shape), params)
 
 
 def parameter_names(params: Any) -> list[str]:

@@ -276,6 +276,7 @@ WRONG_FIELDS: dict[str, list[Any]] = {
     "word": ["other", 3, True, ["gelu"], np.ones(2)],
     "Rotary | tuple[Rotary | None, ...]": [3, True, "rotary", {}, (3,)],
     "windows": [3, True, "3", (0,), (1.5,), ()],
+    "mixers": [3, True, "gla", ("other",), (3,), (aa.layers.LinearAttention,), (), np.ones(2)],
     "Rotary": [3, True, "rotary", {}],
     "dropout": [-0.1, 1, 1.0, 1.5, float("nan"), float("inf"), "0.1", True, np.ones(2)],
     "lambda_init": [-0.1, 1.5, float("nan"), float("inf"), "0.1", True, np.ones(2)],

@@ -11,6 +11,7 @@ import pytest
 
 import attnarray as aa
 from attnarray import optim, tree
+from attnarray.layers import LinearAttention
 from attnarray.layers.cache import KVCache, LinearCache
 from attnarray.models import GPT, Encoder, beam_search, generate, stream
 from tests.models.test_gpt import fresh
@@ -19,11 +20,14 @@ from tests.support.messages import says
 
 ROUNDING = 1e-12  # sums of a few dozen products in another order
 ROTARY = {"positions": "rotary", "norm": "rms", "activation": "silu", "gated": True, "bias": False}
+DELTA = LinearAttention.gated_delta_net(8, 2, num_value_heads=4, key_dim=3, value_dim=5, conv_width=3, norm_eps=0.01)
 MODELS: dict[str, GPT] = {
     "hybrid": GPT(11, 12, 8, 4, 2, 12, mixers=("gated_delta_net", "gated_delta_net", "gated_delta_net", "attention"),
                   **ROTARY),
     "attention first": GPT(11, 12, 8, 3, 2, 12, mixers=("attention", "kda"), num_kv_heads=1, tie_embeddings=False),
     "ALiBi": GPT(11, 12, 6, 2, 1, 9, mixers=("retnet", "attention"), positions="alibi"),
+    "given layers": GPT(11, 12, 8, 3, 2, 5, mixers=(DELTA, "attention", "gla"), attention_gate="head", num_experts=3,
+                        shared_expert_dim=6, **ROTARY),
     "no attention": GPT(11, 12, 8, 3, 2, 12, mixers=("gla", "mamba2", "delta_net"), positions="none"),
 }  # fmt: skip
 each_model = pytest.mark.parametrize("model", MODELS.values(), ids=list(MODELS))
@@ -93,6 +97,7 @@ def test_each_block_has_the_cache_of_its_mixer() -> None:
     plain = GPT(11, 12, 8, 2, 2)
     assert not plain.cache(2).has_states
     assert GPT(11, 12, 8, 2, 2, mixers=["attention", "attention"]) == plain
+    assert GPT(11, 12, 8, 4, 2, mixers=("gla", "attention") * 2).mixers == ("gla", "attention")
     assert hash(GPT(11, 12, 8, 2, 2, mixers=["gla"])) == hash(GPT(11, 12, 8, 2, 2, mixers=("gla", "gla")))
 
 
@@ -189,6 +194,15 @@ BAD: dict[str, tuple[type[Exception], str, Any]] = {
     "too many": (ValueError, "expected a tuple of 1 to 2 names", lambda: GPT(11, 8, 8, 2, 2, mixers=("gla",) * 3)),
     "ALiBi": (ValueError, "`positions` is 'alibi', but `mixers` is ('gla',): no layer has scores to bias.",
               lambda: GPT(11, 8, 8, 2, 2, mixers=("gla",), positions="alibi")),
+    "dim": (ValueError, "`mixers` has a LinearAttention with `dim` 6, expected 8, that of the block.",
+            lambda: GPT(11, 8, 8, 2, 2, mixers=(LinearAttention(6, 2), "attention"))),
+    "a class": (ValueError, "`mixers` is <class", lambda: GPT(11, 8, 8, 2, 2, mixers=(LinearAttention, "attention"))),
+    "value heads": (ValueError, "`num_heads` (2) must divide `num_value_heads` (3).",
+                    lambda: LinearAttention(8, 2, num_value_heads=3)),
+    "both heads": (ValueError, "`num_value_heads` is 4 and `num_kv_heads` 1, expected one of them",
+                   lambda: LinearAttention(8, 2, num_value_heads=4, num_kv_heads=1)),
+    "shared expert": (ValueError, "`shared_expert_dim` is given, but the block has no experts: give `num_experts`.",
+                      lambda: GPT(11, 8, 8, 2, 2, shared_expert_dim=3)),
     "cross": (ValueError, "`mixer` is 'gla' with cross=True, expected 'attention'.",
               lambda: aa.layers.TransformerBlock(8, 2, cross=True, mixer="gla")),
     "mask": (ValueError, "`attn_mask` is given, but the block has mixer='gated_delta_net'; it is of scores, which it "

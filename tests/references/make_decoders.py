@@ -38,7 +38,7 @@ def make(kind: str, options: dict[str, Any], folder: str) -> Any:
     """A model with the values of its tensors, saved in a folder."""
     config = transformers.AutoConfig.for_model(kind, vocab_size=V, **options)
     config.pad_token_id = None
-    own = {"experts_implementation": "eager"} if kind == "mixtral" else {}
+    own = {"experts_implementation": "eager"} if kind in ("mixtral", "qwen3_next") else {}
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     path = Path(folder) / "model.safetensors"
     tensors = {name: values(name, tensor.shape) for name, tensor in load_file(path).items()}

@@ -50,6 +50,10 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon new": ("falcon", {**PLAIN, "num_attention_heads": 4, "new_decoder_architecture": True, "num_kv_heads": 2,
                               "bias": True}),
     "falcon serial": ("falcon", {**PLAIN, "parallel_attn": False, "multi_query": False, "bias": True}),
+    "qwen3_next": ("qwen3_next", {
+        **WIDE, "head_dim": 8, "full_attention_interval": 2, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+        "linear_key_head_dim": 3, "linear_value_head_dim": 5, "linear_conv_kernel_dim": 3, "moe_intermediate_size": 6,
+        "shared_expert_intermediate_size": 7, "num_experts": 3, "num_experts_per_tok": 2}),
 }  # fmt: skip
 V, B, T, NEW = 30, 2, 7, 4
 STARTS = [3, 0]  # of left-padded sequences

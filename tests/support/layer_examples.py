@@ -61,6 +61,7 @@ EXAMPLES: dict[str, list[Example]] = {
     "MixtureOfExperts": [
         Example(layers.MixtureOfExperts(E, 6, num_experts=3), {"x": X}),
         Example(layers.MixtureOfExperts(E, 6, 4, 3, renormalize=False, bias=True), {"x": X}),
+        Example(layers.MixtureOfExperts(E, 6, 2, 1, shared_dim=5), {"x": X}),
     ],
     "Embedding": [Example(layers.Embedding(7, E), {"indices": TOKENS})],
     "MultiHeadAttention": [
@@ -157,6 +158,8 @@ EXAMPLES: dict[str, list[Example]] = {
         Example(layers.LinearAttention.delta_net(E, H), {"x": X[0]}),
         Example(layers.LinearAttention.gated_delta_net(E, 4, num_kv_heads=2, value_dim=3), {"x": X}),
         Example(layers.LinearAttention.kda(E, H), {"x": X}),
+        Example(layers.LinearAttention.kda(E, H, num_value_heads=6, key_dim=3, value_dim=5), {"x": X}),
+        Example(layers.LinearAttention.retnet(E, H, num_value_heads=4, norm_eps=0.1), {"x": X}),
         Example(layers.LinearAttention.mamba2(E, H, key_dim=3), {"x": X}),
     ],
     "TransformerBlock": [

@@ -9,6 +9,7 @@ from typing import Any
 from attnarray import checks
 from attnarray.layers.block import TransformerBlock
 from attnarray.models.transformer.encoder import Encoder
+from attnarray.models.transformer.stack import shortest
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,4 @@ def check_pattern(model: Any, name: str, kinds: tuple[type, ...], expected: str)
     for value in values:
         if value is not None and not isinstance(value, kinds):
             raise TypeError(f"`{name}` holds {checks.shown(value)}, expected {expected}.")
-    each = [values[n % len(values)] for n in range(model.num_layers)]
-    period = next(p for p in range(1, len(each) + 1) if all(each[n] == each[n % p] for n in range(len(each))))
-    object.__setattr__(model, name, tuple(each[:period]))
+    object.__setattr__(model, name, shortest(values, model.num_layers))

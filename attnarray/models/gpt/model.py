@@ -21,7 +21,8 @@ from attnarray.layers.feed_forward import Activation
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
 from attnarray.layers.linear import Linear
-from attnarray.layers.multi_head import QKNorm
+from attnarray.layers.linear_attention import LinearAttention
+from attnarray.layers.multi_head import Gate, QKNorm
 from attnarray.masks import Mask
 from attnarray.models.gpt.body import Body, check_pattern
 from attnarray.models.gpt.cache import GPTCache
@@ -100,9 +101,9 @@ class GPT(Layer):
     windows : tuple of int or None
         How many keys each query sees, itself and the ones before it, in each block, repeated over the blocks; None for
         all. (4096, None) are the alternating layers of Gemma 2.
-    head_dim, qkv_bias, out_bias, qk_norm, scale, softcap, sinks
+    head_dim, qkv_bias, out_bias, qk_norm, scale, softcap, sinks, attention_gate
         Of attention in the blocks: see `TransformerBlock`.
-    pre_norm, branch_norm, parallel_residual, residual_scale, num_experts, experts_per_token
+    pre_norm, branch_norm, parallel_residual, residual_scale, num_experts, experts_per_token, shared_expert_dim
         Of the blocks: see `TransformerBlock`.
     embedding_norm : bool
         Whether the embeddings are normed (BLOOM).
@@ -116,10 +117,10 @@ class GPT(Layer):
         Factor of the logits.
     logits_softcap : float, optional
         c, for logits c tanh(logits / c) (Gemma 2).
-    mixers : tuple of {"attention", "retnet", "gla", "delta_net", "gated_delta_net", "kda", "mamba2"}
+    mixers : tuple of {"attention", "retnet", "gla", "delta_net", "gated_delta_net", "kda", "mamba2"} or LinearAttention
         What mixes the positions in each block, repeated over the blocks: attention, or the `layers.LinearAttention` of
-        that name with `num_heads` heads, whose cache does not grow. Rotary positions, ALiBi, `num_kv_heads` and
-        `attention_dropout` are those of the blocks with attention; `bias` too, of the mixers.
+        that name with `num_heads` heads, or a given one; their caches do not grow. Rotary positions, ALiBi,
+        `num_kv_heads` and `attention_dropout` are those of the blocks with attention; `bias` too, of the mixers.
 
     Raises
     ------
@@ -167,7 +168,7 @@ class GPT(Layer):
     num_kv_heads: int | None = None
     tie_embeddings: bool = True
     init_std: float = 0.02
-    mixers: tuple[Mixer, ...] = ("attention",)
+    mixers: tuple[Mixer | LinearAttention, ...] = ("attention",)
     windows: tuple[int | None, ...] = (None,)
     head_dim: int | None = None
     qkv_bias: bool | None = None
@@ -182,6 +183,8 @@ class GPT(Layer):
     residual_scale: float = 1.0
     num_experts: int | None = None
     experts_per_token: int = 2
+    shared_expert_dim: int | None = None
+    attention_gate: Gate | None = None
     embedding_norm: bool = False
     embedding_scale: float = 1.0
     position_offset: int = 0
@@ -283,7 +286,9 @@ class GPT(Layer):
         scale = math.sqrt(2 * self.num_layers)  # so that the variance of the states does not grow with the depth
         for block in params["blocks"]:
             for branch in ("attention", "feed_forward"):
-                for part in block[branch].get("experts", [block[branch]]):
+                whole = block[branch]
+                shared = [whole["shared"]] if "shared" in whole else []
+                for part in [*whole.get("experts", [whole]), *shared]:
                     out = part["out"]
                     out["weight"] = narrow(wide(out["weight"]) / scale, out["weight"])
         return params

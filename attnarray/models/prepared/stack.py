@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from attnarray import checks
 from attnarray.attention.modifiers import ScoreModifiers
 from attnarray.backend import Array, dtype_name
-from attnarray.layers.block import Mixer
 from attnarray.layers.checking import Checked
 from attnarray.layers.initial import Params
 from attnarray.ops.rotary import Rotary, rotary
@@ -26,7 +25,7 @@ class Stack(NamedTuple):
 
     dim: int
     num_layers: int
-    mixers: tuple[Mixer, ...]
+    mixers: tuple[Any, ...]
     num_heads: int
     num_kv_heads: int
     hidden_dim: int

@@ -60,7 +60,7 @@ class Encoder(Stack):
         As in `TransformerBlock`.
     dropout, attention_dropout, hidden_dropout : float
         Dropout of the outputs of the branches, of attention weights, and of hidden features, with an `rng`.
-    mixers : tuple of {"attention", "retnet", "gla", "delta_net", "gated_delta_net", "kda", "mamba2"}
+    mixers : tuple of {"attention", "retnet", "gla", "delta_net", "gated_delta_net", "kda", "mamba2"} or LinearAttention
         The `mixer` of each block, repeated over the blocks: see `TransformerBlock`. Linear mixers need is_causal=True;
         a bias is that of the blocks with attention.
 

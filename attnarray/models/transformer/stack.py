@@ -10,11 +10,12 @@ from typing import Any, ClassVar, NamedTuple
 from attnarray import checks
 from attnarray.backend import Array
 from attnarray.hooks import block_output
-from attnarray.layers.block import MIXERS, NORMS, BlockGrads, Mixer, Norm, TransformerBlock
+from attnarray.layers.block import NORMS, BlockGrads, Mixer, Norm, TransformerBlock, check_mixer
 from attnarray.layers.checking import check_same
 from attnarray.layers.feed_forward import Activation
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer, Shapes
+from attnarray.layers.linear_attention import LinearAttention
 from attnarray.models.padding import attention_mask, check_starts
 from attnarray.ops.rotary import Rotary
 from attnarray.random import Philox
@@ -66,7 +67,7 @@ class Stack(Layer):
     rotary: Rotary | None = None
     recompute: bool = False
     init_std: float | None = None
-    mixers: tuple[Mixer, ...] = ("attention",)
+    mixers: tuple[Mixer | LinearAttention, ...] = ("attention",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -160,7 +161,7 @@ class Stack(Layer):
 
 
 def check_mixers(model: Any, num_layers: int) -> None:
-    """Check the field `mixers` of a configuration; a list becomes a tuple, and equal names become one."""
+    """Check the field `mixers` of a configuration; the shortest such tuple takes its place."""
     if isinstance(model.mixers, list):
         object.__setattr__(model, "mixers", tuple(model.mixers))
     if not isinstance(model.mixers, tuple) or not 0 < len(model.mixers) <= num_layers:
@@ -169,9 +170,14 @@ def check_mixers(model: Any, num_layers: int) -> None:
             f"{num_layers} layers, such as ('gated_delta_net', 'attention')."
         )
     for mixer in model.mixers:
-        checks.choice("mixers", mixer, MIXERS)
-    if len(set(model.mixers)) == 1:
-        object.__setattr__(model, "mixers", model.mixers[:1])
+        check_mixer("mixers", mixer, model.dim)
+    object.__setattr__(model, "mixers", shortest(model.mixers, num_layers))
+
+
+def shortest(values: tuple[Any, ...], count: int) -> tuple[Any, ...]:
+    """The shortest tuple that, repeated over `count` layers, is `values` repeated over them."""
+    each = [values[n % len(values)] for n in range(count)]
+    return next(values[:p] for p in range(1, count + 1) if all(each[n] == each[n % p] for n in range(count)))
 
 
 def _rngs(rng: Philox | None, count: int) -> tuple[Philox | None, ...]:

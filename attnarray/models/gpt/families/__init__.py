@@ -9,9 +9,10 @@ from attnarray.models.gpt.families.llama import LLAMA
 from attnarray.models.gpt.families.mistral import MISTRAL, MIXTRAL
 from attnarray.models.gpt.families.opt import OPT
 from attnarray.models.gpt.families.qwen import QWEN2, QWEN3
+from attnarray.models.gpt.families.qwen_next import QWEN3_NEXT
 
 # The first one is that of a config.json without model_type; saving takes the first one that has all options.
 FAMILIES = (
     GPT2, LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3, GRANITE, OLMO2, SMOLLM3, NEOX, GPTJ, PHI, OPT,
-    BLOOM, MPT, FALCON,
+    BLOOM, MPT, FALCON, QWEN3_NEXT,
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attnarray import tree
@@ -15,7 +15,7 @@ IGNORED = (
 
 
 def decoder_names(
-    model: Any, ends: Table, block: Table, *, layers: str = "layers.{}.", prefix: str = "model.",
+    model: Any, ends: Table, block: Table | Sequence[Table], *, layers: str = "layers.{}.", prefix: str = "model.",
     transposed: tuple[str, ...] = (), groups: int = 1, head: str = "lm_head",
 ) -> Names:  # fmt: skip
     """Return the tensors of a `GPT`.
@@ -23,8 +23,9 @@ def decoder_names(
     Parameters
     ----------
     ends, block : dict
-        The modules outside the blocks, and those of each block below `layers`. Modules whose parameters the model does
-        not have are left out; "{}" in a module of a block stands for the number of each expert, in its path too.
+        The modules outside the blocks, and those of each block below `layers`, or a list of those of all blocks.
+        Modules whose parameters the model does not have are left out; "{}" in a module of a block stands for the
+        number of each expert, in its path too.
     transposed : tuple of str
         The modules of a block whose weights are (inputs, outputs).
     groups : int
@@ -43,8 +44,9 @@ def decoder_names(
 
     for module, paths in ends.items():
         add(module, paths)
-    for n in range(model.num_layers):
-        for module, paths in block.items():
+    blocks = [block] * model.num_layers if isinstance(block, Mapping) else block
+    for n, table in enumerate(blocks):
+        for module, paths in table.items():
             for e in range(model.num_experts or 0) if "{}" in module else (0,):
                 own = (paths,) if isinstance(paths, str) else paths
                 path = tuple(f"blocks.{n}.{path.format(e)}" for path in own)
