@@ -29,13 +29,15 @@ def make_gates(z: Array, rate: Array, dims: int | None) -> Gates:
     return Gates(z, softplus, -factor * softplus)
 
 
-def gates_backward(ddecay: Array, dvalue: Array, gates: Gates, rate: Array, values: Array | None) -> tuple[Any, ...]:
+def gates_backward(ddecay: Any, dvalue: Array, gates: Gates, rate: Array, values: Array | None) -> tuple[Any, ...]:
     r"""The gradients of z, of A and of the values, which were multiplied by s = softplus(z) unless `values` is None.
 
     .. math:: ds = -e^A dg + \sum dv' v, \qquad dA = \sum dg\, g, \qquad dz = ds\, \sigma(z)
     """
     xp, (z, softplus, decay) = namespace_of(gates.z), gates
-    dg, factor, by_dim = wide(ddecay), xp.exp(wide(rate)), z.ndim == dvalue.ndim
+    by_dim = z.ndim == dvalue.ndim
+    dg: Any = wide(ddecay)
+    factor: Any = xp.exp(wide(rate))
     per_head = xp.sum(dg * decay, axis=-1) if by_dim else dg * decay  # (*batch, T, Hkv)
     drate = narrow(sum_wide(per_head, tuple(range(per_head.ndim - 1))), rate)
     ds, like = -dg * (factor[:, None] if by_dim else factor), dvalue
