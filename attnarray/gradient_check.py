@@ -79,7 +79,8 @@ def gradcheck(
     Parameters
     ----------
     function : callable
-        A function with `_fwd` and `_bwd` in the same module, or a layer; also your own, see `vjp`.
+        A function with `_fwd` and `_bwd` in the same module, or a layer; also your own, see `vjp`. Or a modifier of
+        `attend` alone: its arguments are then scores (B, H, T, S) and optionally `q_offset`.
     *args, **kwargs
         Its arguments. Floating arrays, also inside dicts, are converted to float64; they are not changed. NumPy arrays
         keep their layout in memory, so that the function is checked for that layout; an array whose elements share
@@ -115,11 +116,18 @@ def gradcheck(
     >>> import numpy as np, attnarray as aa
     >>> bool(aa.gradcheck(aa.silu, np.array([[0.3, -1.2], [2.0, 0.1]])))
     True
+    >>> print(aa.gradcheck(aa.KERPLE(np.ones(2), np.ones(2)), np.random.default_rng(0).standard_normal((1, 2, 3, 4))))
+    KERPLE: gradients against central differences (tolerance 1e-07)
+      scores          24 elements  error ...  ok
+      modifier.r1      2 elements  error ...  ok
+      modifier.r2      2 elements  error ...  ok
     """
     step, tolerance = checks.positive("step", step), checks.positive("tolerance", tolerance)
     max_elements = checks.whole("max_elements", max_elements, 1, 2**63, "how many elements of an input are compared")
-    triple = find_triple(function)
+    is_modifier = isinstance(function, tuple) and hasattr(function, "apply")
+    triple = _modifier_triple(function) if is_modifier else find_triple(function)
     arguments = {name: _to_float64(value) for name, value in by_name(triple.f, args, kwargs).items()}
+    arguments |= {"modifier": tree.map(_to_float64, function)} if is_modifier else {}
     rng = np.random.default_rng(seed)
     loss, grads = _analytic(triple, arguments, rng)
     found = _found(triple.bwd.__name__, grads, arguments, wrt)
@@ -136,6 +144,38 @@ def gradcheck(
     if not any(check.size for check in results):
         raise ValueError(f"Nothing was compared: {[check.name for check in results]} have no elements.")
     return GradcheckReport(getattr(function, "__name__", type(function).__name__), tuple(results), tolerance)
+
+
+class _ModifierGrads(NamedTuple):
+    scores: Any
+    modifier: Any
+
+
+def _modifier_triple(modifier: Any) -> Triple:
+    """The triple of a modifier of `attend` by itself."""
+    kind = type(modifier).__name__
+    if not callable(getattr(modifier, "backward", None)):
+        missing = "mod_backward" if getattr(modifier, "COMPILED", False) else "backward"
+        raise TypeError(f"{kind} has no method `{missing}`. attnarray.attend says what it takes.")
+
+    def fwd(scores: Any, q_offset: int = 0, modifier: Any = modifier) -> tuple[Any, Any]:
+        checks.required(scores=scores)
+        if scores.ndim != 4:
+            raise ValueError(f"`scores` has shape {tuple(scores.shape)}, expected (B, H, T, S).")
+        xp = namespace_of(scores)
+        b, h, q_idx, kv_idx = (
+            xp.reshape(xp.arange(size, device=device_of(scores)), tuple(size if n == axis else 1 for n in range(4)))
+            for axis, size in enumerate(scores.shape)
+        )
+        indices = b, h, q_idx + q_offset, kv_idx
+        return modifier.apply(scores, *indices), (modifier, scores, indices)
+
+    def bwd(dout: Any, ctx: Any) -> _ModifierGrads:
+        own, scores, indices = ctx
+        return _ModifierGrads(*own.backward(dout, scores, *indices))
+
+    bwd.__name__ = f"{kind}.backward"
+    return Triple(lambda scores, q_offset=0, modifier=modifier: fwd(scores, q_offset, modifier)[0], fwd, bwd)
 
 
 class _Loss:

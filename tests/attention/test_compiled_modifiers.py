@@ -167,6 +167,7 @@ FORMULAS: dict[str, Callable[[Any, Any, Any], Any]] = {
     "extremes": lambda x, i, j: np.maximum(x, 0) - np.minimum(0.3, x) + np.clip(i - j, -2, 3) + np.square(x),
     "constants": lambda x, i, j: 0.5, "numpy scalars": lambda x, i, j: np.float64(0.1) * x + np.int64(3) + (i == 1),
     "reflected": lambda x, i, j: 1.0 - x + 2.0 / (1.0 + x * x) + (7 // (i + 1)) + 9 % (j + 2) + +x,
+    "a namespace": lambda x, i, j: aa.namespace_of(x).exp(-abs(x)) + aa.namespace_of(x, i).astype(i, x.dtype) * 0.1,
     "casts": lambda x, i, j: np.where(x, 1, 2) + (i < j).astype(x.dtype) * np.logical_not(x > 0),
 }  # fmt: skip
 
@@ -235,6 +236,30 @@ def test_a_missing_backward_is_named() -> None:
     out, ctx = aa.attend_fwd(QUERY, KEY, VALUE, modifiers=[Formula.of(FORMULAS["exp"])])
     with pytest.raises(TypeError, match=r"`modifiers\[0\]`, a Of, has no method `mod_backward`"):
         aa.attend_bwd(out, ctx)
+
+
+SCORES = RNG.standard_normal((B, H, 5, S))
+
+
+@pytest.mark.parametrize("modifiers", MODIFIERS)
+def test_gradients_of_a_modifier_alone(modifiers: str) -> None:
+    for modifier in MODIFIERS[modifiers]:
+        report = aa.gradcheck(modifier, SCORES, q_offset=4, max_elements=40)
+        assert report, report
+        floats = {f"modifier.{name}" for name, x in modifier._asdict().items() if np.asarray(x).dtype == float}
+        arrays = {name for name in floats if isinstance(getattr(modifier, name[9:]), np.ndarray)}
+        assert {check.name for check in report.inputs} == {"scores", *arrays}
+
+
+def test_a_wrong_gradient_of_a_modifier_alone_is_found() -> None:
+    wrong = Scripted(lambda x: 2.0 * x, lambda d, h: (d, Scripted(None)))
+    report = aa.gradcheck(wrong, SCORES)
+    assert not report
+    assert str(report).startswith("Scripted: gradients")
+    with pytest.raises(TypeError, match="Of has no method `mod_backward`"):
+        aa.gradcheck(Formula.of(FORMULAS["exp"]), SCORES)
+    with pytest.raises(ValueError, match=r"`scores` has shape \(5, 41\), expected \(B, H, T, S\)"):
+        aa.gradcheck(wrong, SCORES[0, 0])
 
 
 class Scripted(NamedTuple):
