@@ -17,6 +17,7 @@ from attnarray.dispatch import ignoring_fp_errors
 from attnarray.distributed.communicator import Communicator, everywhere
 from attnarray.distributed.exchange import Heads, Rows, assign_heads, make_rows, summed, to_heads, to_rows
 from attnarray.distributed.grid import Alone, Grid
+from attnarray.distributed.masks import POSITIONAL, elements
 from attnarray.distributed.problem import agreed_problem
 from attnarray.distributed.ring import RingContext, canonical_cotangents, ring_backward, ring_forward, sinks_total
 from attnarray.distributed.sequence import OrderName, Route, position_band
@@ -119,9 +120,12 @@ def all_to_all_attention_fwd(
     """`all_to_all_attention` and the context for its backward, which all ranks must call, too."""
     grid = comm if isinstance(comm, Grid) else Grid(comm, Alone())
     problem = agreed_problem(grid, (query, key, value), attn_mask, dropout_p, is_causal, order, options)
-    q, k, v, modifiers, layout, bias_shape, queries, keys = problem
+    q, k, v, modifiers, layout, bias_shape, queries, keys, mask = problem
     row = grid.heads
     everywhere(grid, _check_heads, q, row.Get_size())
+    if mask is not None and not all(isinstance(element, POSITIONAL) for element in elements(mask.mask)):
+        # What looks into arrays of this rank's queries does so before they are exchanged.
+        modifiers, mask = everywhere(grid, mask.into, modifiers, q, queries[grid.Get_rank()]), None
     heads = tuple(assign_heads(q.shape[1], k.shape[1], row.Get_size()))
     all_rows = [[make_rows(part) for part in _by_row(parts, row.Get_size())] for parts in (queries, keys)]
     q_rows, k_rows = (rows[grid.ring.Get_rank()] for rows in all_rows)
@@ -131,8 +135,8 @@ def all_to_all_attention_fwd(
     theirs = _modifiers_of_heads(row, modifiers, q_heads, q_rows)
     q_parts, k_parts = (tuple(rows.ordered for rows in found) for found in all_rows)
     route = Route(q_parts, k_parts, position_band(modifiers))
-    out, lse = ring_forward(grid.ring, grid, q, k, v, theirs, route, own.queries.start)
-    ring = RingContext(grid.ring, q, k, v, out, lse, theirs, route, layout, None, own.queries.start)
+    out, lse = ring_forward(grid.ring, grid, q, k, v, theirs, route, mask, own.queries.start)
+    ring = RingContext(grid.ring, q, k, v, out, lse, theirs, route, layout, None, mask, own.queries.start)
     xp = namespace_of(out)
     out, lse = (xp.concat(to_rows(row, x, q_heads, q_rows), axis=1) for x in (out, lse[..., None]))
     ctx = AllToAllContext(grid, ring, heads, q_rows, k_rows, out, lse[..., 0], modifiers, layout, bias_shape)

@@ -11,8 +11,10 @@ from attnarray.attention.modifiers import ScoreModifiers
 from attnarray.attention.options import Options, check_arrays, known_options, score_modifiers
 from attnarray.backend import Array, dtype_name, to_numpy
 from attnarray.distributed.communicator import Gathering, gathered, same
+from attnarray.distributed.masks import PartMask, split_mask
 from attnarray.distributed.sequence import ORDERS, OrderName, Part, sequence_parts
 from attnarray.masks import Mask
+from attnarray.masks.geometry import Sizes
 
 
 class RankProblem(NamedTuple):
@@ -26,6 +28,7 @@ class RankProblem(NamedTuple):
     bias_shape: tuple[int, ...] | None
     queries: tuple[Part, ...]
     keys: tuple[Part, ...]
+    mask: PartMask | None  # what is asked about pairs, when they are computed
 
 
 def agreed_problem(
@@ -88,16 +91,23 @@ def _problem(
 ) -> RankProblem:
     layout = attention_layout(*arrays, options.get("layout", "BHTD"))
     q, k, v = (layout.canonical(x) for x in arrays)
-    scale = 1.0 / math.sqrt(q.shape[3] or 1)
+    scale, asked = 1.0 / math.sqrt(q.shape[3] or 1), None
+    if isinstance(attn_mask, Mask):
+        attn_mask, asked = split_mask(attn_mask)
     modifiers, bias_shape = score_modifiers(
         q, total, layout, attn_mask, dropout_p, is_causal, options, default_scale=scale
     )
-    return RankProblem(q, k, v, modifiers, layout, bias_shape, queries, keys)
+    mask = None
+    if asked is not None:
+        mask = PartMask(asked, Sizes(layout.batch, q.shape[1], q.shape[2], total, has_heads=layout.has_heads))
+        mask.check(q)
+    return RankProblem(q, k, v, modifiers, layout, bias_shape, queries, keys, mask)
 
 
 def _described(problem: RankProblem) -> dict[str, Any]:
     """What all ranks must give alike, as values that can be compared."""
     m = problem.modifiers
+    keep = None if m.dropout is None else m.dropout.keep
     dropout = None if m.dropout is None else (m.dropout.p, m.dropout.seed, m.dropout.keep is not None)
     return {
         "scale": m.scale,
@@ -107,9 +117,16 @@ def _described(problem: RankProblem) -> dict[str, Any]:
         "kv_lengths": _numbers(m.kv_lengths),
         "sinks": _numbers(m.sinks),
         "dropout (p, seed, mask)": dropout,
-        "bias (given)": m.bias is not None,
-        "attn_mask (given)": m.mask is not None,
+        "bias (batch, heads, keys)": _but_rows(m.bias),
+        "attn_mask (batch, heads, keys)": _but_rows(m.mask),
+        "attn_mask": None if problem.mask is None else type(problem.mask.mask).__name__,
+        "dropout_mask (batch, heads, keys)": _but_rows(keep),
     }
+
+
+def _but_rows(array: Array | None) -> tuple[int, ...] | None:
+    """The axes of an array over the scores but that of the queries, of which ranks have their own."""
+    return None if array is None else (*array.shape[:2], array.shape[3])
 
 
 def _numbers(value: Any) -> Any:

@@ -17,6 +17,7 @@ from attnarray.attention.products import hiding_product
 from attnarray.backend import Array, ArrayT, device_of, namespace_of, to_numpy
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.distributed.communicator import Communicator, Gathering, Guard, agree, everywhere
+from attnarray.distributed.masks import PartMask
 from attnarray.distributed.problem import agreed_problem
 from attnarray.distributed.sequence import OrderName, Route, position_band
 from attnarray.distributed.tiles import Gradients, Results, make_queries
@@ -38,6 +39,7 @@ class RingContext(NamedTuple, Generic[ArrayT]):
     route: Route
     layout: Layout
     bias_shape: tuple[int, ...] | None
+    mask: PartMask | None = None
     first_head: int = 0
 
 
@@ -69,6 +71,7 @@ def ring_attention(
         numbers of queries and keys, 0 among them.
     attn_mask, bias, dropout_mask : arrays, optional
         The rows of this rank's queries, in their order, and the columns of all keys in the order of the whole sequence.
+        A `Mask` is the same on all ranks, of positions in the whole; but `Documents` and `Dense` have these rows.
     is_causal, window, q_offset, kv_lengths, **options
         As in `scaled_dot_product_attention`; they count positions in the whole. Equal on all ranks.
     order : {"contiguous", "zigzag"}
@@ -127,10 +130,10 @@ def ring_attention_fwd(
 ) -> tuple[ArrayT, RingContext[ArrayT]]:
     """`ring_attention`, with the same options, and the context for its backward, which all ranks must call, too."""
     problem = agreed_problem(comm, (query, key, value), attn_mask, dropout_p, is_causal, order, options)
-    q, k, v, modifiers, layout, bias_shape, queries, keys = problem
+    q, k, v, modifiers, layout, bias_shape, queries, keys, mask = problem
     route = Route(queries, keys, position_band(modifiers))
-    out, lse = ring_forward(comm, comm, q, k, v, modifiers, route)
-    ctx = RingContext(comm, q, k, v, out, lse, modifiers, route, layout, bias_shape)
+    out, lse = ring_forward(comm, comm, q, k, v, modifiers, route, mask)
+    ctx = RingContext(comm, q, k, v, out, lse, modifiers, route, layout, bias_shape, mask)
     return read_only(layout.restore(out)), ctx
 
 
@@ -185,11 +188,12 @@ def ring_forward(
     v: Array,
     modifiers: ScoreModifiers,
     route: Route,
+    mask: PartMask | None,
     first_head: int = 0,
 ) -> tuple[Array, Array]:
     """The output (B, H, T, Dv) and lse (B, H, T) of this rank's canonical queries; `everyone` learns of an error."""
     travel, guard = Travel(comm, route), Guard()
-    queries = guard.run(make_queries, q, modifiers, route.queries[comm.Get_rank()], route.band, first_head)
+    queries = guard.run(make_queries, q, modifiers, route.queries[comm.Get_rank()], route.band, first_head, mask)
     results: Any = guard.run(Results, queries, v.shape[3])
     for part, (part_k, part_v) in travel.parts([k, v]):
         if results is not None:
@@ -206,7 +210,7 @@ def ring_backward(
     """The gradients of this rank's canonical arrays, and what each of `everyone` found for the sinks."""
     comm, route, modifiers = ctx.comm, ctx.route, ctx.modifiers
     travel, guard, rank = Travel(comm, route), Guard(), comm.Get_rank()
-    queries = guard.run(make_queries, ctx.q, modifiers, route.queries[rank], route.band, ctx.first_head)
+    queries = guard.run(make_queries, ctx.q, modifiers, route.queries[rank], route.band, ctx.first_head, ctx.mask)
     gradients: Any = guard.run(Gradients, queries, dout, dlse, ctx.out, ctx.lse)
     home: list[Array] = []
     for part, arrays in travel.parts([ctx.k, ctx.v]):

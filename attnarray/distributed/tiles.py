@@ -11,6 +11,7 @@ from attnarray.attention.engine import attention, attention_backward
 from attnarray.attention.modifiers import ScoreModifiers
 from attnarray.attention.products import hiding_product
 from attnarray.backend import Array, accumulator_dtype, device_of, namespace_of, operand_dtype
+from attnarray.distributed.masks import PartMask
 from attnarray.distributed.sequence import Band, Part, Segment
 from attnarray.random import attention_keep_mask
 
@@ -42,7 +43,7 @@ class Queries(NamedTuple):
     blocks: list[Block]
     band: Band
     first_head: int = 0  # of all heads, on which dropout depends
-    first_batch: int = 0
+    mask: PartMask | None = None
 
     def tiles(self, part: Part) -> Iterator[Tile]:
         """The tiles in which a query may see a key, by position."""
@@ -71,17 +72,19 @@ class Queries(NamedTuple):
             sinks=None,
             dropout=None if dropout is None else dropout._replace(keep=_columns(dropout.keep, keys), first_key=first),
         )
+        if self.mask is not None:
+            own = self.mask.modifiers(own, self.q[:, :, rows, :], rows.start, tile.positions, (0, self.first_head))
         return self._with_keep_mask(own, rows.stop - rows.start, tile.positions.length)
 
     def _with_keep_mask(self, own: ScoreModifiers, queries: int, keys: int) -> ScoreModifiers:
-        """Dropout of heads or batches that are not the first by an explicit mask: kernels count them from 0."""
+        """Dropout of heads that are not the first by an explicit mask: kernels count them from 0."""
         dropout = own.dropout
-        if dropout is None or dropout.keep is not None or not (self.first_head or self.first_batch):
+        if dropout is None or dropout.keep is not None or not self.first_head:
             return own
         xp, shape = namespace_of(self.q), (*self.q.shape[:2], queries, keys)
         keep = attention_keep_mask(
             dropout.seed, dropout.p, shape, xp, device_of(self.q), own.q_offset + dropout.first_key, dropout.first_key,
-            self.first_head, self.first_batch,
+            self.first_head,
         )  # fmt: skip
         return own._replace(dropout=dropout._replace(keep=keep))
 
@@ -91,12 +94,17 @@ def _columns(array: Array | None, keys: slice) -> Array | None:
 
 
 def make_queries(
-    q: Array, modifiers: ScoreModifiers, part: Part, band: Band, first_head: int = 0, first_batch: int = 0
+    q: Array,
+    modifiers: ScoreModifiers,
+    part: Part,
+    band: Band,
+    first_head: int = 0,
+    mask: PartMask | None = None,
 ) -> Queries:
     """The queries of a rank in blocks."""
     keys = band.length if band.length < math.inf else part[-1].stop
     longest = math.inf
-    if modifiers.dropout is not None and modifiers.dropout.keep is None and (first_head or first_batch):
+    if modifiers.dropout is not None and modifiers.dropout.keep is None and first_head:
         longest = max(LARGEST_KEEP_MASK // max(int(q.shape[0] * q.shape[1] * keys), 1), 1)
     blocks, first = [], 0
     for segment in part:
@@ -106,7 +114,7 @@ def make_queries(
             row = first + start - segment.start
             blocks.append(Block(slice(row, row + stop - start), Segment(start, stop)))
         first += segment.length
-    return Queries(q, modifiers, blocks, band, first_head, first_batch)
+    return Queries(q, modifiers, blocks, band, first_head, mask)
 
 
 class Results:

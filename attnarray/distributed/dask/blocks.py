@@ -14,6 +14,8 @@ from attnarray.attention.normalizers import sinks_gradient
 from attnarray.attention.products import hiding_product
 from attnarray.backend import Array, accumulator_dtype, device_of, library_name, namespace_of, operand_dtype
 from attnarray.dispatch import KernelMode, ignoring_fp_errors, use_kernels
+from attnarray.distributed.masks import PartMask
+from attnarray.distributed.sequence import Segment
 from attnarray.distributed.tiles import merge
 from attnarray.random import attention_keep_mask
 
@@ -22,9 +24,12 @@ class Block(NamedTuple):
     """The numbers of one block of queries and keys; its arrays over scores are arguments of the task."""
 
     modifiers: ScoreModifiers
-    first_head: int
     first_batch: int
+    first_head: int
+    first_query: int
+    keys: Segment
     kernels: KernelMode  # of the caller, as tasks run in other processes
+    mask: PartMask | None  # what is asked about pairs
 
 
 def _modifiers(block: Block, q: Array, k: Array, bias: Any, mask: Any, keep: Any) -> ScoreModifiers:
@@ -41,13 +46,16 @@ def _modifiers(block: Block, q: Array, k: Array, bias: Any, mask: Any, keep: Any
             dropout.seed, dropout.p, shape, xp, device_of(q), moved(own.q_offset) + dropout.first_key,
             dropout.first_key, block.first_head, block.first_batch,
         )  # fmt: skip
-    return own._replace(
+    own = own._replace(
         bias=bias,
         mask=mask,
         q_offset=moved(own.q_offset),
         kv_lengths=moved(own.kv_lengths),
         dropout=None if dropout is None else dropout._replace(keep=keep),
     )
+    if block.mask is None:
+        return own
+    return block.mask.modifiers(own, q, block.first_query, block.keys, (block.first_batch, block.first_head))
 
 
 def _operand(x: Array) -> Any:

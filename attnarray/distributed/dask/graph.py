@@ -15,8 +15,10 @@ from attnarray.attention.modifiers import ScoreModifiers
 from attnarray.backend import dtype_name
 from attnarray.dispatch import KernelMode, kernel_mode
 from attnarray.distributed.dask.blocks import Block
+from attnarray.distributed.masks import PartMask, elements, split_mask
 from attnarray.distributed.sequence import Band, Segment, position_band
-from attnarray.masks import Dense, Documents, Intersection, Mask
+from attnarray.masks import Dense, Mask
+from attnarray.masks.geometry import Sizes
 
 FAN_IN = 8  # parts that one task merges
 OVER_SCORES = ("bias", "mask", "keep")
@@ -33,6 +35,7 @@ class BlockedCall(NamedTuple):
     sinks: Any
     band: Band
     kernels: KernelMode
+    mask: PartMask | None  # what is asked about pairs
 
     @property
     def queries(self) -> tuple[list[Segment], list[Segment], list[Segment]]:
@@ -64,7 +67,7 @@ class BlockedCall(NamedTuple):
             kv_lengths=lengths,
             dropout=None if dropout is None else dropout._replace(first_key=first),
         )
-        return Block(own, heads[h].start, batch[b].start, self.kernels)
+        return Block(own, batch[b].start, heads[h].start, rows[t].start, keys[s], self.kernels, self.mask)
 
     @property
     def token(self) -> tuple[Any, ...]:
@@ -72,7 +75,7 @@ class BlockedCall(NamedTuple):
         numbers = [np.asarray(x).tolist() for x in (self.modifiers.q_offset, self.modifiers.kv_lengths, self.sinks)]
         plain = repr(self.modifiers._replace(q_offset=0, kv_lengths=None))
         names = [array.name for array in (self.q, self.k, self.v, *self.scores.values())]
-        return plain, numbers, names, list(self.scores), self.kernels
+        return plain, numbers, names, list(self.scores), self.kernels, self.mask and self.mask.mask
 
     def arguments(self, b: int, h: int, t: int, s: int) -> list[Any]:
         """The keys of a block's arrays over the scores, None for what is not given."""
@@ -119,7 +122,7 @@ def blocked_call(
     q, k, v = arrays
     for name, array in zip(("query", "key", "value"), arrays, strict=True):
         _check_array(name, array)
-    attn_mask, dense = _dense(attn_mask)
+    attn_mask, asked, dense = _dense(attn_mask)
     given = {"attn_mask": dense, "bias": options.get("bias"), "dropout_mask": options.get("dropout_mask")}
     like = {name: None if x is None else unfilled(x) for name, x in given.items()}
     checked = {**options, "bias": like["bias"], "dropout_mask": like["dropout_mask"]}
@@ -127,6 +130,9 @@ def blocked_call(
     modifiers = attention_problem(
         unfilled(q), unfilled(k), unfilled(v), mask, dropout_p, is_causal, **checked
     ).modifiers
+    part = None if asked is None else PartMask(asked, Sizes((q.shape[0],), q.shape[1], q.shape[2], k.shape[2]))
+    if part is not None:
+        part.check(unfilled(q))
     _check_chunks(q, k, v)
     is_bias = dense is not None and dtype_name(dense.dtype) != "bool"
     over = {
@@ -140,20 +146,19 @@ def blocked_call(
     numbers = modifiers._replace(
         bias=None, mask=None, sinks=None, dropout=None if dropout is None else dropout._replace(keep=None)
     )
-    return BlockedCall(q, k, v, scores, numbers, options.get("sinks"), position_band(modifiers), kernel_mode())
+    band = position_band(modifiers)
+    return BlockedCall(q, k, v, scores, numbers, options.get("sinks"), band, kernel_mode(), part)
 
 
-def _dense(attn_mask: Any) -> tuple[Mask | None, Any]:
-    """A mask by positions alone, and the array that goes with it."""
+def _dense(attn_mask: Any) -> tuple[Mask | None, Mask | None, Any]:
+    """The parts of a mask: what constrains positions and lengths, what is asked about pairs, and an array."""
     if not isinstance(attn_mask, Mask):
-        return None, attn_mask
-    parts = attn_mask.masks if isinstance(attn_mask, Intersection) else (attn_mask,)
-    if any(isinstance(part, Documents | Dense) for part in parts):
+        return None, None, attn_mask
+    if any(isinstance(element, Dense) for element in elements(attn_mask)):
         raise ValueError(
-            "`attn_mask` holds Documents or Dense, whose arrays are not divided into chunks. Give a boolean Dask "
-            "array, such as (ids_q[:, None, :, None] == ids_k[:, None, None, :])."
+            "`attn_mask` holds Dense, whose array is not divided into chunks. Give a boolean Dask array of its own."
         )
-    return attn_mask, None
+    return *split_mask(attn_mask), None
 
 
 def _check_array(name: str, array: Any) -> None:

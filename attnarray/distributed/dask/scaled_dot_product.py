@@ -57,8 +57,8 @@ def scaled_dot_product_attention(
     key, value : (B, Hkv, S, D), (B, Hkv, S, Dv)
         With equal chunks. Those of the batch are the query's, those of the heads the query's divided by H / Hkv.
     attn_mask, bias, dropout_mask : Dask or NumPy arrays, optional
-        As in `attnarray.scaled_dot_product_attention`; they are divided into the chunks of the scores. A `Mask` of
-        positions alone is taken, too.
+        As in `attnarray.scaled_dot_product_attention`; they are divided into the chunks of the scores. Any `Mask` but
+        `Dense` is taken, too, and asked about the pairs of each block.
     dropout_p, is_causal, **options
         As there, but for `layout`, which is "BHTD". Dropout is the same for any chunks.
 

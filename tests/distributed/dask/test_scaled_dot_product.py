@@ -99,8 +99,10 @@ def test_wrong_arguments() -> None:
         attention(x[0], x[0], x[0])
     with pytest.raises(ValueError, match="chunks of unknown size"):
         attention(x[x[:, 0, 0, 0] > 0], x, x)
-    with pytest.raises(ValueError, match="holds Documents or Dense"):
-        attention(x, x, x, aa.Documents(np.zeros((1, 4), int), np.zeros((1, 4), int)) & aa.Causal())
+    with pytest.raises(ValueError, match="holds Dense"):
+        attention(x, x, x, aa.Dense(np.ones((4, 4), bool)) | aa.Causal())
+    with pytest.raises(ValueError, match=r"`Documents.ids_k` has shape \(1, 3\)"):
+        attention(x, x, x, aa.Documents(np.zeros((1, 4), int), np.zeros((1, 3), int)))
     with pytest.raises(ValueError, match="`layout` is 'BTHD', expected one of 'BHTD'"):
         attention(x, x, x, layout="BTHD")
     with pytest.raises(ValueError, match="`bias` has shape"):
