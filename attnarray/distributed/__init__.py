@@ -11,6 +11,7 @@ from attnarray.distributed.all_to_all import (
 )
 from attnarray.distributed.checkpoint import load_sharded, save_sharded
 from attnarray.distributed.communicator import RankError
+from attnarray.distributed.context_parallel import ContextParallel
 from attnarray.distributed.grid import Grid, grid
 from attnarray.distributed.linear import (
     ScanContext,
@@ -26,6 +27,7 @@ from attnarray.tree import shorten_reprs
 
 __all__ = [
     "AllToAllContext",
+    "ContextParallel",
     "Grid",
     "RankError",
     "RingContext",

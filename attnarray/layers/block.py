@@ -44,6 +44,7 @@ class Options(TypedDict, total=False):
     """Masks, lengths and biases of the self-attention, and of the attention to the memory.
 
     `starts` (*batch), the lengths of the left padding, are for linear mixers, which take neither masks nor biases.
+    `context_parallel` divides the sequence among processes, for self-attention.
     """
 
     attn_mask: Array | Mask | None
@@ -51,6 +52,7 @@ class Options(TypedDict, total=False):
     kv_lengths: Any
     bias: Array | None
     starts: Any
+    context_parallel: Any
     memory_mask: Array | Mask | None
     memory_lengths: Any
     memory_bias: Array | None
@@ -297,7 +299,8 @@ class TransformerBlock(Layer):
                 raise ValueError(f"`{name}` is given, but the block was made with cross=False: it has no memory.")
         parts, rngs = self._parts, iter(rng.split(6) if rng else [None] * 6)
         weights = {"dropout_p": self.attention_dropout if rng else 0.0}
-        own: Any = {name: options[name] for name in ("attn_mask", "is_causal", "kv_lengths", "bias") if name in options}
+        names = ("attn_mask", "is_causal", "kv_lengths", "bias", "context_parallel")
+        own: Any = {name: option for name, option in options.items() if name in names}
         across = {
             "attn_mask": options.get("memory_mask"), "kv_lengths": options.get("memory_lengths"),
             "bias": options.get("memory_bias"),
@@ -396,6 +399,11 @@ class TransformerBlock(Layer):
                     else ("of linear mixers: give a mask")
                 )
                 raise ValueError(f"`{name}` is given, but the block has mixer={self.mixer!r}; it is {instead}.")
+        if linear and options.get("context_parallel") is not None:
+            raise ValueError(
+                f"`context_parallel` is given, but the block has mixer={self.mixer!r}, whose states are not divided "
+                "among processes here: see distributed.scan_linear_attention."
+            )
         if linear and not is_causal:
             raise ValueError(
                 f"`is_causal` is False, but the block has mixer={self.mixer!r}, whose state holds earlier positions "

@@ -11,9 +11,9 @@ import numpy as np
 from attnarray import checks
 from attnarray.attention.dot_product.heads import heads, output, split_heads
 from attnarray.attention.dot_product.multi_head import (
-    HeadOptions,
     MultiHeadContext,
     MultiHeadGrads,
+    MultiHeadOptions,
     multi_head_attention_bwd,
     multi_head_attention_fwd,
 )
@@ -221,7 +221,7 @@ class MultiHeadAttention(Layer):
         attn_mask: Array | Mask | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
-        **options: Unpack[HeadOptions],
+        **options: Unpack[MultiHeadOptions],
     ) -> ArrayT:
         """Return (*batch, T, out_dim) of queries (*batch, T, dim). By default `key` is `query`, and `value` is `key`.
 
@@ -238,7 +238,7 @@ class MultiHeadAttention(Layer):
         attn_mask: Array | Mask | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
-        **options: Unpack[HeadOptions],
+        **options: Unpack[MultiHeadOptions],
     ) -> tuple[ArrayT, MultiHeadContext]:
         """The same, and the context for `bwd`."""
         if key is None and self.key_input_dim not in (None, self.dim):
@@ -255,10 +255,9 @@ class MultiHeadAttention(Layer):
     def bwd(self, dout: ArrayT, ctx: MultiHeadContext) -> MultiHeadGrads[ArrayT]:
         """Return the gradients of query, key, value (None for those not given), parameters, bias and sinks."""
         checks.context("ctx", ctx, MultiHeadContext)
-        q, k = ctx.attention.q, ctx.attention.k
-        check_same(
-            self, "number of heads", (q.shape[1], k.shape[1]), (self.num_heads, self.num_kv_heads or self.num_heads)
-        )
+        if ctx.context_parallel is None:
+            counts = ctx.attention.q.shape[1], ctx.attention.k.shape[1]
+            check_same(self, "number of heads", counts, (self.num_heads, self.num_kv_heads or self.num_heads))
         grads = multi_head_attention_bwd(dout, ctx)
         if self.sinks:
             check_same(self, "sinks", grads.sinks is not None, True)

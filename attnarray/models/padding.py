@@ -30,15 +30,16 @@ def check_starts(starts: Any, batch: int, past: int, like: Array) -> Array | Non
     return array
 
 
-def check_lengths(name: str, lengths: Any, tokens: Array) -> Array | None:
-    """Return `lengths` (B,) of tokens (B, T), checked to be from 0 to T, in the library of the tokens; None stays
-    None.
+def check_lengths(name: str, lengths: Any, tokens: Array, total: int | None = None) -> Array | None:
+    """Return `lengths` (B,) of tokens (B, T), checked to be from 0 to T, or `total`, in the library of the tokens; None
+    stays None.
     """
     if lengths is None:
         return None
     array: Any = checks.same_device(name, checks.integers(name, lengths), "tokens", tokens)
     checks.shape(name, array, (tokens.shape[0],), "the length of each of the B sequences")
-    check_range(name, array, tokens.shape[1] + 1, "the possible lengths of a sequence")
+    total = tokens.shape[1] if total is None else total
+    check_range(name, array, total + 1, "the possible lengths of a sequence")
     return array
 
 

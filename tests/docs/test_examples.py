@@ -320,11 +320,13 @@ def test_training_on_several_ranks_has_the_losses_of_one(tmp_path: Path) -> None
     alone = ThreadComm(1).run(program.train, 13)[0]
     assert alone[-1] < alone[0] - 0.5
     first = ThreadComm(3).run(program.train, 10, tmp_path)
-    rest = ThreadComm(2).run(program.train, 13, tmp_path)
+    rest = ThreadComm(4).run(program.train, 13, tmp_path, 2)
     for found, expected in (*((own, alone[:10]) for own in first), *((own, alone[10:]) for own in rest)):
         np.testing.assert_allclose(found, expected, rtol=1e-4)  # float32: sums over the batch in another order
-    with pytest.raises(ValueError, match="A batch of 12 cannot be divided among 5 ranks"):
+    with pytest.raises(ValueError, match="12 x 32 tokens cannot be divided among 5 x 1 ranks"):
         ThreadComm(5).run(program.train, 1)
+    with pytest.raises(ValueError, match="12 x 32 tokens cannot be divided among 1 x 3 ranks"):
+        ThreadComm(3).run(program.train, 1, None, 3)
 
 
 def test_induction(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

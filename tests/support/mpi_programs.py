@@ -8,16 +8,19 @@ from typing import Any
 
 import numpy as np
 
+from attnarray import tree
 from attnarray.distributed import (
+    ContextParallel,
     all_to_all_attention_bwd,
     all_to_all_attention_fwd,
     grid,
+    join_sequence,
     ring_attention,
     ring_attention_bwd,
     ring_attention_fwd,
 )
 from attnarray.distributed import tiles as tiles_module
-from tests.support import linear_calls
+from tests.support import context_calls, linear_calls
 from tests.support.ring_calls import OPTIONS, errors, joined, make_call, rank_results, whole_results
 
 
@@ -51,6 +54,21 @@ def linear(comm: Any) -> dict[str, Any]:
             whole = linear_calls.whole_results(call)
             every = comm.allgather(linear_calls.rank_results(comm, call, whole[0].state))
             found[f"{name}, {with_initial}"] = max(linear_calls.errors(every, call, whole).values())
+    return found
+
+
+def context(comm: Any) -> dict[str, Any]:
+    """The largest error of logits and gradients of models whose sequences are divided, for each model."""
+    found = {}
+    for name in context_calls.MODELS:
+        call = context_calls.make_call(name)
+        logits, grads = context_calls.whole_gradients(call)
+        every = comm.allgather(context_calls.gradients(call, ContextParallel(comm)))
+        whole = tree.map(lambda *leaves: sum(leaves), *(own for _, own in every))
+        pairs = zip(tree.flatten(whole), tree.flatten(grads), strict=True)
+        errors_of_all = [float(np.max(np.abs(a - b))) for (_, a), (_, b) in pairs]
+        joined_logits = join_sequence([own for own, _ in every], order="zigzag", axis=1)
+        found[name] = max(float(np.max(np.abs(joined_logits - logits))), *errors_of_all)
     return found
 
 
@@ -106,7 +124,8 @@ def stops(comm: Any) -> dict[str, Any]:
 
 
 PROGRAMS = {
-    "ring": ring, "all_to_all": all_to_all, "linear": linear, "large": large, "errors": errors_on_ranks, "stops": stops,
+    "ring": ring, "all_to_all": all_to_all, "context": context, "linear": linear, "large": large,
+    "errors": errors_on_ranks, "stops": stops,
 }  # fmt: skip
 
 

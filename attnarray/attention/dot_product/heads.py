@@ -7,15 +7,20 @@ scaled if they have a `logit_scale` (cosine attention), and rotated. Each functi
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any, Generic, NamedTuple
+
+import numpy as np
 
 from attnarray import checks
 from attnarray.attention.products import hiding_product
 from attnarray.attention.sequences import contributing_rows, project, project_backward
-from attnarray.backend import Array, ArrayT, namespace_of
+from attnarray.backend import Array, ArrayT, device_of, namespace_of, to_numpy
 from attnarray.ops.activations import SigmoidContext, sigmoid_bwd, sigmoid_fwd
 from attnarray.ops.linear import LinearContext, LinearGrads, linear
 from attnarray.ops.norm import RMSNormContext, RMSNormGrads, rms_norm_bwd, rms_norm_fwd
+from attnarray.ops.positions import check_positions
+from attnarray.ops.rotary import Rotary, RotaryContext, rotary_fwd
 
 OPTIONAL_PARTS = ("query_norm", "key_norm", "logit_scale", "gate")
 LARGEST_LOGIT_SCALE = math.log(100.0)  # 1 / tau is at most 100, as in Swin v2
@@ -115,6 +120,50 @@ def _norm_backward(dy: Array, ctx: RMSNormContext) -> RMSNormGrads:
         inverse = xp.where(xp.any(dy != 0, axis=-1, keepdims=True), ctx.inverse_rms, 0.0)
         ctx = ctx._replace(x=x, inverse_rms=inverse)
     return rms_norm_bwd(dy, ctx)
+
+
+def rotated(
+    q: Array, k: Array, rotary: Rotary | None, options: Any, has_key: bool, batch_axes: int
+) -> tuple[Array, Array, tuple[RotaryContext, RotaryContext] | None]:
+    """Queries (*batch, T, H, D) and keys rotated by their positions, and both contexts."""
+    positions = options.get("positions")
+    if positions is not None and (rotary is None or has_key):
+        raise ValueError("`positions` are given, but they are for self-attention (no `key`) with `rotary`. Drop them.")
+    if rotary is None:
+        return q, k, None
+    if not isinstance(rotary, Rotary):
+        raise TypeError(f"`rotary` is {checks.shown(rotary)}, expected attnarray.Rotary(...).")
+    how: dict[str, Any] = {**asdict(rotary), "layout": "BTHD"}
+    parallel = options.get("context_parallel")
+    if positions is None:
+        queries, keys, past = _query_positions(q, options.get("q_offset", 0), batch_axes, parallel), {}, k.shape[-3]
+        if parallel is not None:
+            columns, past = parallel.positions(lambda: k.shape[-3])
+            keys = {"positions": namespace_of(k).asarray(columns, device=device_of(k))}
+        if rotary.depends_on_length:
+            given = queries.get("positions")
+            last = queries["offset"] + q.shape[-3] if given is None else to_numpy(given).max(initial=-1) + 1
+            how["seq_len"] = max(int(last), past)
+        (q, q_ctx), (k, k_ctx) = rotary_fwd(q, **queries, **how), rotary_fwd(k, **keys, **how)
+    else:
+        (q, q_ctx), (k, k_ctx) = rotary_fwd(q, positions, **how), rotary_fwd(k, positions, **how)
+    return q, k, (q_ctx, k_ctx)
+
+
+def _query_positions(q: Array, q_offset: Any, batch_axes: int, parallel: Any) -> dict[str, Any]:
+    """The offset or the positions (*batch, T) of the queries, as `rotary_fwd` takes them."""
+    xp = namespace_of(q)
+    offset = check_positions(
+        "q_offset", checks.same_device("q_offset", checks.integers("q_offset", q_offset), "query", q)
+    )
+    if isinstance(offset, int) and parallel is None:
+        return {"offset": offset}
+    rows = np.arange(q.shape[-3]) if parallel is None else parallel.positions(lambda: q.shape[-3])[0]
+    own = xp.asarray(rows, device=device_of(q))
+    if isinstance(offset, int):
+        return {"positions": own + offset}
+    first = xp.reshape(offset, (*offset.shape, *[1] * (batch_axes + 1 - offset.ndim)))  # (*batch, 1)
+    return {"positions": first + xp.astype(own, offset.dtype)}
 
 
 def gated(out: ArrayT, x: Array, params: Any) -> tuple[ArrayT, GateContext[ArrayT]]:

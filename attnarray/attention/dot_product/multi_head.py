@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from typing import Any, Generic, NamedTuple, Unpack
 
 from attnarray import checks, tree
@@ -17,6 +16,7 @@ from attnarray.attention.dot_product.heads import (
     heads,
     heads_backward,
     join_heads,
+    rotated,
     split_heads,
 )
 from attnarray.attention.dot_product.scaled_dot_product import SDPAContext, scaled_dot_product_attention_bwd
@@ -25,12 +25,11 @@ from attnarray.attention.layout import Layout, sequence_layout
 from attnarray.attention.normalizers import Softmax
 from attnarray.attention.options import ScoreOptions, check_arrays, known_options
 from attnarray.attention.sequences import narrow, project, project_backward, wide
-from attnarray.backend import Array, ArrayT, device_of, namespace_of, to_numpy
+from attnarray.backend import Array, ArrayT
 from attnarray.dispatch import ignoring_fp_errors
 from attnarray.masks import Mask
 from attnarray.ops.linear import LinearContext, LinearGrads
-from attnarray.ops.positions import check_positions
-from attnarray.ops.rotary import Rotary, RotaryContext, rotary_bwd, rotary_fwd
+from attnarray.ops.rotary import Rotary, RotaryContext, rotary_bwd
 
 Params = dict[str, Any]
 
@@ -44,9 +43,10 @@ class HeadOptions(ScoreOptions, total=False):
 
 
 class MultiHeadOptions(HeadOptions, total=False):
-    """Also the positions that rotate queries and keys."""
+    """Also the positions that rotate queries and keys, and how the sequence is divided among processes."""
 
     positions: Array | None
+    context_parallel: Any
 
 
 class MultiHeadContext(NamedTuple, Generic[ArrayT]):
@@ -63,6 +63,7 @@ class MultiHeadContext(NamedTuple, Generic[ArrayT]):
     has_value: bool
     heads: tuple[HeadContext, HeadContext]  # of queries and of keys
     gate: GateContext | None
+    context_parallel: Any = None
 
 
 class MultiHeadGrads(NamedTuple, Generic[ArrayT]):
@@ -127,6 +128,8 @@ def multi_head_attention(
         `rotary.sections`. They do not change masks.
     norm_eps : float
         Epsilon of "query_norm" and "key_norm".
+    context_parallel : distributed.ContextParallel, optional
+        The sequence is divided among processes, and the arrays are those of this one's positions.
 
     Returns
     -------
@@ -201,17 +204,14 @@ def multi_head_attention_fwd(
     q, query_heads = heads(q, num_heads, params, "query", norm_eps)  # (*batch, T, H, D)
     k, key_heads = heads(k, num_kv_heads, params, "key", norm_eps)
     v = split_heads(v, num_kv_heads)
-    q, k, rotations = _rotated(q, k, rotary, options, has_key, len(batch))
-    layout, normalizer = Layout(q.ndim, "BTHD", batch, True), Softmax(options.get("sinks"))
-    out, attention = run(
-        SDPAContext, DOT_PRODUCT, normalizer, layout, (q, k, v), attn_mask, dropout_p, is_causal, options,
-        default_scale=1.0 if "logit_scale" in params else 1.0 / math.sqrt(q.shape[-1] or 1),
-    )  # fmt: skip
+    q, k, rotations = rotated(q, k, rotary, options, has_key, len(batch))
+    scale = 1.0 if "logit_scale" in params else 1.0 / math.sqrt(q.shape[-1] or 1)
+    out, attention = _attend((q, k, v), batch, attn_mask, dropout_p, is_causal, options, scale)
     out, gate = gated(out, query, params["gate"]) if "gate" in params else (out, None)
     out, out_ctx = project(join_heads(out), **params["out"])
     ctx = MultiHeadContext(
         query_ctx, key_ctx, value_ctx, attention, out_ctx.weight, out_ctx.has_bias, rotations, has_key, has_value,
-        (query_heads, key_heads), gate,
+        (query_heads, key_heads), gate, options.get("context_parallel"),
     )  # fmt: skip
     return narrow(out, query), ctx
 
@@ -266,7 +266,12 @@ def multi_head_attention_bwd(
     do, gate = split_heads(out.x, attention.q.shape[1]), None
     if ctx.gate is not None:
         do, gate = gated_backward(do, ctx.gate)
-    grads = scaled_dot_product_attention_bwd(do, attention, dlse, dweights)
+    if ctx.context_parallel is None:
+        grads = scaled_dot_product_attention_bwd(do, attention, dlse, dweights)
+    elif dweights is None:
+        grads = ctx.context_parallel.bwd(do, attention, dlse)
+    else:
+        raise ValueError("`dweights` is given, but no process has all weights with `context_parallel`. Leave it out.")
     dq, dk = grads.query, grads.key
     if ctx.rotary is not None:
         dq, dk = (rotary_bwd(grad, of).x for grad, of in zip((dq, dk), ctx.rotary, strict=True))
@@ -290,40 +295,22 @@ def multi_head_attention_bwd(
     return narrowed
 
 
-def _rotated(
-    q: Array, k: Array, rotary: Rotary | None, options: Any, has_key: bool, batch_axes: int
-) -> tuple[Array, Array, tuple[RotaryContext, RotaryContext] | None]:
-    """Queries (*batch, T, H, D) and keys rotated by their positions, and both contexts."""
-    positions = options.get("positions")
-    if positions is not None and (rotary is None or has_key):
-        raise ValueError("`positions` are given, but they are for self-attention (no `key`) with `rotary`. Drop them.")
-    if rotary is None:
-        return q, k, None
-    if not isinstance(rotary, Rotary):
-        raise TypeError(f"`rotary` is {checks.shown(rotary)}, expected attnarray.Rotary(...).")
-    how: dict[str, Any] = {**asdict(rotary), "layout": "BTHD"}
-    if positions is None:
-        queries = _query_positions(q, options.get("q_offset", 0), batch_axes)
-        if rotary.depends_on_length:
-            given = queries.get("positions")
-            past = queries["offset"] + q.shape[-3] if given is None else to_numpy(given).max(initial=-1) + 1
-            how["seq_len"] = max(int(past), k.shape[-3])
-        (q, q_ctx), (k, k_ctx) = rotary_fwd(q, **queries, **how), rotary_fwd(k, **how)
-    else:
-        (q, q_ctx), (k, k_ctx) = rotary_fwd(q, positions, **how), rotary_fwd(k, positions, **how)
-    return q, k, (q_ctx, k_ctx)
-
-
-def _query_positions(q: Array, q_offset: Any, batch_axes: int) -> dict[str, Any]:
-    """The offset or the positions (*batch, T) of the queries, as `rotary_fwd` takes them."""
-    xp = namespace_of(q)
-    offset = check_positions(
-        "q_offset", checks.same_device("q_offset", checks.integers("q_offset", q_offset), "query", q)
+def _attend(
+    arrays: tuple[Array, Array, Array], batch: tuple[int, ...], attn_mask: Any, dropout_p: float, is_causal: bool,
+    options: Any, scale: float,
+) -> tuple[Any, Any]:  # fmt: skip
+    """The output (*batch, T, H, Dv) of projected queries, keys and values, and the context of their attention."""
+    parallel = options.get("context_parallel")
+    if parallel is None:
+        layout, normalizer = Layout(arrays[0].ndim, "BTHD", batch, True), Softmax(options.get("sinks"))
+        return run(
+            SDPAContext, DOT_PRODUCT, normalizer, layout, arrays, attn_mask, dropout_p, is_causal, options, scale
+        )
+    given = {name: value for name, value in options.items() if name in HeadOptions.__annotations__}
+    attended: tuple[Any, Any] = parallel.fwd(
+        arrays, attn_mask, dropout_p, is_causal, {"scale": scale, **given, "layout": "BTHD"}
     )
-    if isinstance(offset, int):
-        return {"offset": offset}
-    first = xp.reshape(offset, (*offset.shape, *[1] * (batch_axes + 1 - offset.ndim)))  # (*batch, 1)
-    return {"positions": first + xp.arange(q.shape[-3], dtype=offset.dtype, device=device_of(q))}
+    return attended
 
 
 def _entries(grads: LinearGrads) -> dict[str, Any]:

@@ -48,16 +48,23 @@ class GPTEmbedding(Layer):
         return parts if self.norm is None else {**parts, "embedding_norm": self.norm}
 
     def fwd(
-        self, params: Params, tokens: Array, starts: Array | None, first: int, rng: Philox | None
-    ) -> tuple[Any, GPTEmbeddingContext]:
-        """Return x (B, T, dim) of tokens (B, T) from index `first` on, of sequences that begin at `starts`."""
-        self.check_length("`tokens`", first + tokens.shape[1])
+        self, params: Params, tokens: Array, starts: Array | None, first: int, rng: Philox | None,
+        positions: Any = None,
+    ) -> tuple[Any, GPTEmbeddingContext]:  # fmt: skip
+        """Return x (B, T, dim) of tokens (B, T) from index `first` on, of sequences that begin at `starts`, or at these
+        `positions` (T,), a NumPy array.
+        """
         parts, position_ctx, norm_ctx = self._parts, None, None
         x, token_ctx = parts["token"].fwd(params["token"], tokens)  # (B, T, E)
         x = x if self.scale == 1 else x * self.scale
         if self.learned:
-            positions = _positions(tokens, starts, first) + self.position_offset
-            vectors, position_ctx = parts["position"].fwd(params["position"], positions)
+            if positions is None:
+                indices = _positions(tokens, starts, first)
+            else:
+                xp = namespace_of(tokens)
+                indices = xp.asarray(positions, dtype=index_dtype(xp, tokens), device=device_of(tokens))
+                indices = xp.broadcast_to(indices, tuple(tokens.shape))
+            vectors, position_ctx = parts["position"].fwd(params["position"], indices + self.position_offset)
             x = x + vectors
         if self.norm is not None:
             x, norm_ctx = self.norm.fwd(params["embedding_norm"], x)

@@ -32,7 +32,7 @@ from attnarray.models.logits import check_dlogits
 from attnarray.models.padding import attention_mask, check_lengths, check_starts, check_tokens
 from attnarray.models.prepared.gpt import PreparedGPT, prepare_gpt
 from attnarray.models.prepared.stack import Weights
-from attnarray.models.transformer.encoder import Encoder, EncoderOptions
+from attnarray.models.transformer.encoder import Encoder
 from attnarray.models.transformer.stack import StackContext, check_mixers
 from attnarray.numpy_arrays import writable
 from attnarray.ops.activations import TanhContext, tanh_bwd, tanh_fwd
@@ -306,7 +306,7 @@ class GPT(Layer):
 
     def __call__(
         self, params: Params, tokens: Array, *, attn_mask: Array | Mask | None = None, lengths: Any = None,
-        starts: Any = None, rng: Philox | None = None,
+        starts: Any = None, rng: Philox | None = None, context_parallel: Any = None,
     ) -> Any:  # fmt: skip
         """Return the logits (B, T, V) of tokens (B, T), integers.
 
@@ -314,29 +314,33 @@ class GPT(Layer):
         b is tokens[b, starts[b]:], and its positions count from there. Outputs at padding are undefined. A boolean
         `attn_mask`, True = attend, restricts attention further; it broadcasts to (B, H, T, T); linear mixers take none.
         Without an `rng` there is no dropout (inference).
+
+        With `context_parallel`, a `distributed.ContextParallel`, sequences are divided among processes: tokens and
+        logits are those of this one's positions, lengths and positions count in the whole, and a mask has the rows of
+        this process. A model with linear mixers takes none.
         """
-        x, _, options = self._embed(params, tokens, attn_mask, lengths, starts, rng)
-        return self._logits(params, self.body(_body_params(params), x, rng=_body_rng(rng), **options))[0]
+        x, _, options = self._embed(params, tokens, attn_mask, lengths, starts, rng, context_parallel)
+        return self._logits(params, self.body(_body_params(params), x, **options))[0]
 
     def states(
         self, params: Params, tokens: Array, *, attn_mask: Array | Mask | None = None, lengths: Any = None,
-        starts: Any = None, rng: Philox | None = None,
+        starts: Any = None, rng: Philox | None = None, context_parallel: Any = None,
     ) -> list[Any]:  # fmt: skip
         """Return the hidden states, N + 1 arrays (B, T, E): the embeddings, and the output of each block; the last is
         normed.
         """
-        x, _, options = self._embed(params, tokens, attn_mask, lengths, starts, rng)
-        return writable([x, *self.body.states(_body_params(params), x, rng=_body_rng(rng), **options)])
+        x, _, options = self._embed(params, tokens, attn_mask, lengths, starts, rng, context_parallel)
+        return writable([x, *self.body.states(_body_params(params), x, **options)])
 
     def fwd(
         self, params: Params, tokens: Array, *, attn_mask: Array | Mask | None = None, lengths: Any = None,
-        starts: Any = None, rng: Philox | None = None,
+        starts: Any = None, rng: Philox | None = None, context_parallel: Any = None,
     ) -> tuple[Any, GPTContext]:  # fmt: skip
         """Return the same as the call, and the context for `bwd`. With dropout it needs an `rng`, a new one for each
         step.
         """
-        x, embedding_ctx, options = self._embed(params, tokens, attn_mask, lengths, starts, rng)
-        x, body_ctx = self.body.fwd(_body_params(params), x, rng=_body_rng(rng), **options)
+        x, embedding_ctx, options = self._embed(params, tokens, attn_mask, lengths, starts, rng, context_parallel)
+        x, body_ctx = self.body.fwd(_body_params(params), x, **options)
         logits, logits_ctx, softcap_ctx = self._logits(params, x)
         return logits, GPTContext(embedding_ctx, body_ctx, logits_ctx, softcap_ctx)
 
@@ -394,7 +398,7 @@ class GPT(Layer):
         checks.context("cache", cache, GPTCache)
         if len(cache.blocks) != self.num_layers:
             raise ValueError(f"`cache` has {len(cache.blocks)} layers, but the model has {self.num_layers}.")
-        x, _, options = self._embed(params, tokens, None, None, None, None, cache)
+        x, _, options = self._embed(params, tokens, None, None, None, None, None, cache)
         parts, blocks, each = self.body._parts, [], self.body.block_options(options, x, cache.length)
         for n, block in enumerate(self.body.blocks):
             given = {name: each[n].get(name) for name in ("attn_mask", "bias", "starts")}
@@ -425,23 +429,34 @@ class GPT(Layer):
 
     def _embed(
         self, params: Params, tokens: Array, attn_mask: Any, lengths: Any, starts: Any, rng: Philox | None,
-        cache: GPTCache | None = None,
-    ) -> tuple[Array, GPTEmbeddingContext, EncoderOptions]:  # fmt: skip
-        """The embedding (B, T, E) of tokens that follow those in the cache, its context, and the options of
-        attention.
-        """
+        parallel: Any, cache: GPTCache | None = None,
+    ) -> tuple[Array, GPTEmbeddingContext, Any]:  # fmt: skip
+        """The embedding (B, T, E) of tokens that follow those in the cache, its context, and the body's options."""
         first = cache.length if cache else 0
-        check_tokens(tokens, self.vocab_size)
+        positions, past = self._positions(tokens, first, starts, parallel)
         if cache and tokens.shape[0] != cache.batch:
             raise ValueError(f"`tokens` has {tokens.shape[0]} sequences, but `cache` has {cache.batch}.")
-        past = first + tokens.shape[1]
+        self.embedding.check_length("`tokens`", past)
         starts = cache.starts if cache else check_starts(starts, tokens.shape[0], past, tokens)
-        x, ctx = self.embedding.fwd(params, tokens, starts, first, rng.fold_in(0) if rng else None)
-        mask, lengths = attention_mask(attn_mask, None, past), check_lengths("lengths", lengths, tokens)
+        rng = parallel.rng(rng) if parallel is not None else rng
+        x, ctx = self.embedding.fwd(params, tokens, starts, first, rng.fold_in(0) if rng else None, positions)
+        mask, lengths = attention_mask(attn_mask, None, past), check_lengths("lengths", lengths, tokens, past)
         bias = self._bias(x, past)
         return x, ctx, {
-            "is_causal": True, "attn_mask": mask, "kv_lengths": lengths, "bias": bias, "starts": starts
+            "is_causal": True, "attn_mask": mask, "kv_lengths": lengths, "bias": bias, "starts": starts,
+            "context_parallel": parallel, "rng": rng.fold_in(1) if rng else None,
         }  # fmt: skip
+
+    def _positions(self, tokens: Array, first: int, starts: Any, parallel: Any) -> tuple[Any, int]:
+        """The positions (T,) of the tokens of this process if a sequence is divided, and the number of all."""
+
+        def length() -> int:
+            check_tokens(tokens, self.vocab_size)
+            if parallel is not None and starts is not None:
+                raise ValueError("`starts` is given with `context_parallel`: pad divided sequences on the right.")
+            return int(tokens.shape[1])
+
+        return (None, first + length()) if parallel is None else parallel.positions(length)
 
     def _bias(self, x: Array, keys: int) -> Array | None:
         """The bias of ALiBi, (H, 1, S), on the device of x."""
@@ -466,7 +481,3 @@ def _fields(kind: Any) -> set[str]:
 
 def _body_params(params: Params) -> Params:
     return Checked({name: params[name] for name in ("blocks", "norm") if name in params})
-
-
-def _body_rng(rng: Philox | None) -> Philox | None:
-    return rng.fold_in(1) if rng else None

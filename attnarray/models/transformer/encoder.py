@@ -22,6 +22,7 @@ class EncoderOptions(TypedDict, total=False):
     kv_lengths: Any
     bias: Array | None
     starts: Any
+    context_parallel: Any
 
 
 class EncoderGrads(NamedTuple):
@@ -94,8 +95,8 @@ class Encoder(Stack):
     ) -> Any:
         """Return y (*batch, T, dim) of x (*batch, T, dim); without an `rng` there is no dropout.
 
-        The options are `attn_mask`, `is_causal`, `kv_lengths` and `bias`, as in `multi_head_attention`, of each block;
-        and `starts` (B,), the lengths of the left padding of x (B, T, dim).
+        The options are `attn_mask`, `is_causal`, `kv_lengths`, `bias` and `context_parallel`, as in
+        `multi_head_attention`, of each block; and `starts` (B,), the lengths of the left padding of x (B, T, dim).
         """
         *_, y = self._states(params, x, None, rng, options)
         return y
