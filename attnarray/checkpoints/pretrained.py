@@ -15,6 +15,7 @@ from attnarray.backend import Array, asarray, dtype_name
 from attnarray.checkpoints.config import Config, Unsupported
 from attnarray.checkpoints.families import choose, expressed
 from attnarray.checkpoints.files import TensorFile, opened, read_json, safetensors
+from attnarray.checkpoints.gguf import GGUFFile
 from attnarray.checkpoints.names import Family, Names, Tensor
 from attnarray.checkpoints.pair import CONFIG, INDEX, WEIGHTS, read_config, write_pair
 from attnarray.checks import FLOATS, shown
@@ -52,15 +53,22 @@ def load_pretrained(
     kinds = kind if isinstance(kind, tuple) and kind else (kind,)
     for one in kinds:
         _check_kind("kind", one, "kind, folder")
-    folder = _folder(folder)
     beginnings = _prefixes(ignore)
     if dtype is not None and dtype_name(dtype) not in FLOATS:
         raise ValueError(f"`dtype` is {shown(dtype)}, expected one of {', '.join(map(repr, FLOATS))}.")
     with ExitStack() as stack:
-        files = [stack.enter_context(opened(path)) for path in _weight_files(folder)]
-        config = read_config(folder / CONFIG, files)
+        files: list[Any]
+        if Path(folder).suffix == ".gguf":
+            folder = path = Path(folder)
+            files = [GGUFFile(path)]
+            config = files[0].config
+        else:
+            folder = _folder(folder)
+            path = folder / CONFIG
+            files = [stack.enter_context(opened(weights)) for weights in _weight_files(folder)]
+            config = read_config(path, files)
         fulls = [name for file in files for name in file.names if not name.startswith(beginnings)]
-        model, family = _model(kinds, folder / CONFIG, config, fulls)
+        model, family = _model(kinds, path, config, fulls)
         names = family.names(model)
         found = _found(folder, files, names, set(fulls))
         _check_names(found, names, model)
@@ -164,7 +172,13 @@ def _weight_files(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
         others = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".h5", ".ckpt", ".msgpack"))
-        hint = f" {others[0]} is not supported: save the model again as safetensors." if others else ""
+        hint = (
+            f" {others[0]} is not read, as reading it may run code that it holds. Convert it where it is trusted: "
+            "`AutoModel.from_pretrained(folder).save_pretrained(new_folder)` of transformers writes safetensors, with "
+            "the Auto class of the heads that are needed."
+            if others
+            else ""
+        )
         raise FileNotFoundError(f"`{folder}` has neither {WEIGHTS} nor {INDEX}.{hint}")
     listed = read_json(folder / INDEX).get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
@@ -191,7 +205,7 @@ def _model(kinds: tuple[Any, ...], path: Path, config: Config, names: list[str])
         raise ValueError(f"`{path}` does not describe a {getattr(kind, '__name__', 'model')}: {error}") from error
 
 
-def _found(folder: Path, files: list[TensorFile], names: Names, wanted: set[str]) -> Found:
+def _found(folder: Path, files: list[Any], names: Names, wanted: set[str]) -> Found:
     found = Found(folder, {})
     for file in files:
         for full in filter(wanted.__contains__, file.names):

@@ -20,11 +20,13 @@ def from_pretrained(
 ) -> tuple[Any, Params]:
     """Load a model and its parameters from a folder with config.json and model.safetensors, or shards of it.
 
-    The class of the model is that of the "model_type" and "architectures" of config.json. Nothing is downloaded.
+    The class of the model is that of the "model_type" and "architectures" of config.json. Nothing is downloaded. A GGUF
+    file of LLaMA, Qwen2 or Qwen3 is a GPT with dequantized weights in float32; it needs the package gguf.
 
     Parameters
     ----------
     folder : path
+        Or that of a file "NAME.gguf".
     dtype : str, optional
         That of the parameters; by default the stored one.
     ignore : sequence of str
@@ -39,7 +41,7 @@ def from_pretrained(
     ValueError
         If tensors are missing, unknown, of another shape, or tied tensors differ.
     ModuleNotFoundError
-        Without the package safetensors.
+        Without the package safetensors or, for such a file, gguf.
 
     Examples
     --------

@@ -192,12 +192,20 @@ ROTATIONS: dict[str, tuple[dict[str, Any], str]] = {
         "asks for rope_type = ['linear'], but only 'default', 'linear'",
     ),
     "of lengths": (
-        {"rope_scaling": {"type": "dynamic", "factor": 2}},
-        "asks for rope_type = 'dynamic', but only 'default'",
+        {"rope_scaling": {"type": "axial", "factor": 2}},
+        "asks for rope_type = 'axial', but only 'default'",
     ),
-    "yarn": (
+    "no factors": (
         {"rope_scaling": {"rope_type": "longrope", "factor": 2}},
-        "'longrope', but only 'default', 'linear', 'llama3', 'yarn' are supported.",
+        "lacks 'short_factor', an option of rope_type = 'longrope'",
+    ),
+    "too few factors": (
+        {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0, 2.0, 3.0]}},
+        "factor` is",
+    ),
+    "proportional": (
+        {"rope_scaling": {"rope_type": "proportional", "factor": 2}},
+        "'default', 'linear', 'llama3', 'yarn', 'dynamic', 'longrope' are supported.",
     ),
     "no factor": (
         {"rope_scaling": {"type": "linear"}},
@@ -273,7 +281,11 @@ def test_missing_files(tmp_path: Path) -> None:
     fails(FileNotFoundError, f"There is no file `{tmp_path / 'config.json'}`.", lambda: load(tmp_path))
     saved(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
-    fails(FileNotFoundError, "pytorch_model.bin is not supported: save the model again", lambda: load(tmp_path))
+    fails(
+        FileNotFoundError,
+        "pytorch_model.bin is not read, as reading it may run code that it holds. Convert it",
+        lambda: load(tmp_path),
+    )
     (tmp_path / "pytorch_model.bin").unlink()
     fails(FileNotFoundError, "has neither model.safetensors nor model.safetensors.index.json.", lambda: load(tmp_path))
 

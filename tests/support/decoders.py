@@ -17,6 +17,11 @@ LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16, "rope_theta": 100.0,
 }  # fmt: skip
+LONG = {
+    "rope_type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [2.0, 3.5], "rope_theta": 100.0,
+    "original_max_position_embeddings": 16,
+}  # fmt: skip
+DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 100.0}
 GPT = {"n_embd": 16, "n_head": 2, "n_layer": 2, "n_positions": 32}
 PLAIN = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
 
@@ -27,6 +32,8 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {**WIDE, "attention_bias": True, "mlp_bias": True}),
     "llama3": ("llama", {**LLAMA, "rope_parameters": LLAMA3, "tie_word_embeddings": True}),
     "yarn": ("llama", {**LLAMA, "rope_parameters": YARN}),
+    "longrope": ("llama", {**LLAMA, "rope_parameters": LONG}),
+    "dynamic": ("llama", {**LLAMA, "rope_parameters": DYNAMIC, "max_position_embeddings": 8}),
     "mistral": ("mistral", {**WIDE, "sliding_window": 3}),
     "mixtral": ("mixtral", {**LLAMA, "num_local_experts": 3, "num_experts_per_tok": 2}),
     "qwen2": ("qwen2", {**LLAMA, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}),

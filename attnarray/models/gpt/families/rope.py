@@ -7,7 +7,7 @@ from typing import Any
 from attnarray import checks
 from attnarray.checkpoints.config import Config, Unsupported, size
 from attnarray.ops.rotary import Rotary
-from attnarray.ops.rotary_scaling import Llama3RoPE, YaRN
+from attnarray.ops.rotary_scaling import DynamicNTK, Llama3RoPE, LongRoPE, YaRN
 
 ENTRIES = ("rope_scaling", "rope_parameters")
 # Option here -> entry there, of each rope_type.
@@ -20,8 +20,14 @@ YARN = {
     "beta_slow": "beta_slow", "attention_factor": "attention_factor", "mscale": "mscale",
     "mscale_all_dim": "mscale_all_dim", "truncate": "truncate",
 }  # fmt: skip
+LONG = {
+    "short_factor": "short_factor", "long_factor": "long_factor", "factor": "factor",
+    "original_max_seq_len": "original_max_position_embeddings", "attention_factor": "attention_factor",
+}  # fmt: skip
+DYNAMIC = {"factor": "factor"}  # its max_seq_len is that of the model
 SCALINGS: dict[str, tuple[Any, dict[str, str]]] = {
     "default": (None, {}), "linear": (None, {"factor": "factor"}), "llama3": (Llama3RoPE, LLAMA3), "yarn": (YaRN, YARN),
+    "dynamic": (DynamicNTK, DYNAMIC), "longrope": (LongRoPE, LONG),
 }  # fmt: skip
 NAMES = {"rope_theta", "rope_type", "partial_rotary_factor"}
 
@@ -52,8 +58,15 @@ def read_rotary(config: Config, width: int, *, base: float = 10_000.0, partial: 
     if scaling is None:
         return Rotary(rotated, base)
     given = {ours: options[theirs] for ours, theirs in fields.items() if options.get(theirs) is not None}
-    if "original_max_seq_len" not in given:
-        given["original_max_seq_len"] = size(config, "max_position_embeddings")
+    given = {ours: tuple(value) if isinstance(value, list) else value for ours, value in given.items()}
+    longest = size(config, "max_position_embeddings")
+    if scaling is DynamicNTK:
+        given["max_seq_len"] = longest
+    elif "original_max_seq_len" not in given:
+        older = "original_max_position_embeddings"  # of Phi-3, beside the rotation
+        given["original_max_seq_len"] = longest if config.get(older) is None else size(config, older)
+    if scaling is LongRoPE:
+        given.setdefault("factor", longest / given["original_max_seq_len"])
     missing = [fields[ours] for ours in scaling._fields if ours not in {**given, **scaling._field_defaults}]
     if missing:
         raise Unsupported(f"lacks {missing[0]!r}, an option of rope_type = {kind!r}")
