@@ -15,6 +15,7 @@ from attnarray.layers.linear import Linear
 from attnarray.layers.linear_attention import LinearAttention
 from attnarray.layers.local import LocalAttention
 from attnarray.layers.location import LocationAttention
+from attnarray.layers.lora import LoRA
 from attnarray.layers.luong import LuongAttention
 from attnarray.layers.mixture_of_experts import MixtureOfExperts
 from attnarray.layers.multi_head import MultiHeadAttention
@@ -42,6 +43,7 @@ __all__ = [
     "Linear",
     "LinearAttention",
     "LinearCache",
+    "LoRA",
     "LocalAttention",
     "LocationAttention",
     "LuongAttention",

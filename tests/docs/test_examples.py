@@ -239,6 +239,14 @@ def test_digits(digits: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert re.search(rf"{row}.* \d+\.\d%", printed), printed
 
 
+def test_fine_tuned_digits(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.syspath_prepend(EXAMPLES)
+    shares = example("fine_tune_digits").main(["--quick"])
+    assert shares["LoRA"] > shares["as it is"]
+    assert re.search(r"LoRA +7,736 +\d+\.\d%", capsys.readouterr().out)
+
+
 def test_digits_stop_where_the_loss_is_no_number(digits: Any, capsys: pytest.CaptureFixture[str]) -> None:
     steps: list[int] = []
 
