@@ -191,6 +191,8 @@ def _cotangents(dout: Any, dstate: Any, x: Array, state: tuple[int, ...]) -> lis
     if not checks.is_array(dout):
         if not isinstance(dout, tuple | list) or len(dout) != 2:
             raise TypeError(f"`dout` is {checks.shown(dout)}, expected CausalConv1dResult(out, state) or an array.")
+        if dstate is not None:
+            raise ValueError("`dstate` is given, but `dout` is no array: give CausalConv1dResult(dout, dstate) alone.")
         dout, dstate = dout
     xp, found = checks.namespace(**{"dout.out": dout, "dout.state": dstate, "x": x}), []
     for name, array, shape in (("dout.out", dout, tuple(x.shape)), ("dout.state", dstate, state)):

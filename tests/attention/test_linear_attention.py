@@ -230,6 +230,15 @@ def test_messages_of_dtypes_and_cotangents() -> None:
     step = {name: array[:, :, 0] for name, array in GIVEN.items() if name != "initial_state"}
     says(TypeError, "`state` has dtype float32, expected float64",
          lambda: aa.linear_attention_step(**step, state=other, rule="gated_delta"))  # fmt: skip
+    says(ValueError, "`dstate` is given, but `dout` is no array: give LinearAttentionResult(dout, dstate)",
+         lambda: aa.linear_attention_bwd(result, ctx, result.state))  # fmt: skip
+    says(ValueError, "`state` has shape (2, 2, 6, 5), expected (2, 2, 5, 6): (B, Hkv, Dk, Dv)",
+         lambda: aa.linear_attention_step(**step, state=np.zeros((2, 2, 6, 5)), rule="gated_delta"))  # fmt: skip
+    fixed = result.state.copy()
+    fixed.setflags(write=False)
+    says(ValueError, "`state` is read-only, but it is overwritten: give a copy",
+         lambda: aa.linear_attention_step(**step, state=fixed, rule="gated_delta"))  # fmt: skip
+    says(ValueError, "`dtype` is 'int32', expected one of", lambda: aa.FAVOR.draw(0, 3, 4, "int32"))
     says(ValueError, "expected one step of (B, heads, dim)",
          lambda: aa.linear_attention_step(**{**step, "key": GIVEN["key"]}, state=result.state))  # fmt: skip
 

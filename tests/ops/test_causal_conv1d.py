@@ -61,3 +61,5 @@ def test_messages_of_cotangents() -> None:
     says(ValueError, "`dout.state` has shape (2, 2, 3), expected (2, 3, 3)",
          lambda: aa.causal_conv1d_bwd(result.out, ctx, STATE[:, 1:]))  # fmt: skip
     says(TypeError, "expected CausalConv1dResult(out, state)", lambda: aa.causal_conv1d_bwd(3, ctx))
+    says(ValueError, "`dstate` is given, but `dout` is no array: give CausalConv1dResult(dout, dstate)",
+         lambda: aa.causal_conv1d_bwd(aa.CausalConv1dResult(None, None), ctx, np.zeros((2, 3, 3))))  # fmt: skip

@@ -88,6 +88,7 @@ class FAVOR(NamedTuple):
         """`count` random features of vectors of `dim` numbers, on the current backend (see `use_backend`)."""
         dim = checks.whole("dim", dim, 1, 2**31, "the number of features of each query and key")
         count = checks.whole("count", count, 1, 2**31, "the number of random features")
+        checks.choice("dtype", dtype, checks.FLOATS)
         blocks = -(-count // dim)
         philox = rng if isinstance(rng, Philox) else Philox(rng)
         normal = to_numpy(philox.normal((2, blocks * dim, dim), dtype="float64"))

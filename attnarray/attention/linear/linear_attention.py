@@ -255,6 +255,8 @@ def linear_attention_bwd(
     checks.context("ctx", ctx, LinearAttentionContext)
     if checks.is_array(dout):
         dout = LinearAttentionResult(dout, dstate)
+    elif dstate is not None:
+        raise ValueError("`dstate` is given, but `dout` is no array: give LinearAttentionResult(dout, dstate) alone.")
     layout, call, xp = ctx.layout, ctx.call, namespace_of(ctx.q)
     features_q, features_k, v = mapped(ctx.q, ctx.k, ctx.v, call)
     shapes = layout.restored_shape((*ctx.q.shape[:3], ctx.v.shape[3])), state_shape(layout, features_k, v)

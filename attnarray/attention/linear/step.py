@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from attnarray import checks
 from attnarray.attention.layout import CANONICAL
-from attnarray.attention.linear.call import check_call, denominators, mapped, recurrence
+from attnarray.attention.linear.call import check_call, denominators, mapped, recurrence, state_shape
 from attnarray.attention.linear.features import FeatureMap, FeatureName
 from attnarray.attention.linear.linear_attention import LinearAttentionResult, Rule
 from attnarray.attention.sequences import narrow, wide
@@ -73,13 +75,17 @@ def linear_attention_step(
             f"`state` has dtype {dtype_name(state.dtype)}, expected {dtype_name(sums)}, the dtype in "
             f"which arrays of {dtype_name(query.dtype)} are summed. Start with zeros of it."
         )
+    if isinstance(state, np.ndarray) and not state.flags.writeable:
+        raise ValueError("`state` is read-only, but it is overwritten: give a copy of it.")
     one = {"decay": _with_step(decay, 2), "beta": _with_step(beta, 2), "initial_state": state}
     options = {"rule": rule, "scale": scale, "normalize": normalize, "feature_map": feature_map,
                "chunk_size": 1, "lengths": None, "layout": "BHTD"}  # fmt: skip
     step_q, step_k, step_v = (_with_step(x, 2) for x in (query, key, value))
     _, call = check_call(step_q, step_k, step_v, one, options)
     q, k, v = mapped(wide(step_q), wide(step_k), wide(step_v), call)  # (B, heads, 1, D)
-    given = recurrence(one, CANONICAL._replace(batch=tuple(query.shape[:1])), call, k, v)
+    layout = CANONICAL._replace(batch=tuple(query.shape[:1]))
+    checks.shape("state", state, state_shape(layout, k, v), "(B, Hkv, Dk, Dv), with one column more if normalized")
+    given = recurrence(one, layout, call, k, v)
     out, new = advance(q, k, v, state, given.decay, given.beta)
     out = out[..., :-1] * denominators(out[..., -1:]) if call.normalize else call.scale * out
     return LinearAttentionResult(narrow(out[:, :, 0, :], query), new)
