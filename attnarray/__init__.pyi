@@ -65,6 +65,11 @@ from attnarray.attention.composed.differential import DifferentialGrads as Diffe
 from attnarray.attention.composed.differential import differential_attention as differential_attention
 from attnarray.attention.composed.differential import differential_attention_bwd as differential_attention_bwd
 from attnarray.attention.composed.differential import differential_attention_fwd as differential_attention_fwd
+from attnarray.attention.composed.din import DINContext as DINContext
+from attnarray.attention.composed.din import DINGrads as DINGrads
+from attnarray.attention.composed.din import din_attention as din_attention
+from attnarray.attention.composed.din import din_attention_bwd as din_attention_bwd
+from attnarray.attention.composed.din import din_attention_fwd as din_attention_fwd
 from attnarray.attention.composed.multiplicative import MultiplicativeContext as MultiplicativeContext
 from attnarray.attention.composed.multiplicative import MultiplicativeGrads as MultiplicativeGrads
 from attnarray.attention.composed.multiplicative import multiplicative_attention as multiplicative_attention

@@ -270,6 +270,8 @@ MORE: tuple[BenchCase, ...] = (
            drawn={"context_weight": _weights(256, 256), "hidden_weight": _weights(256, 256)}),
     mechanism("pairwise_attention", "pairwise-training", direction="both", x=(8, 128, 64),
               drawn={"input_weight": _weights(64, 128)}, score_vector=(64,)),
+    mechanism("din_attention", "din-training", direction="both", query=(128, 1, 64), key=(128, 64, 64),
+              value=(128, 64, 64), drawn={"weight": _weights(64, 192)}, unit_bias=(64,), score_vector=(64,)),
     mechanism("convolutional_attention", "convolutional-training", direction="both", x=(8, 128, 64),
               drawn={"query_weight": _weights(64, 64, 5), "key_weight": _weights(64, 64, 5)}, score_vector=(64,)),
     mechanism("location_attention", "location-training", direction="both", query=(8, 64, 64),

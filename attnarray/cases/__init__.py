@@ -6,6 +6,7 @@ A new mechanism adds its cases here; its forward is compared with `tests/naive/<
 from attnarray.cases.approximate import APPROXIMATE_CASES
 from attnarray.cases.attend import ATTEND_CASES
 from attnarray.cases.case import Case
+from attnarray.cases.din import DIN_CASES
 from attnarray.cases.dot_product import DOT_PRODUCT_CASES
 from attnarray.cases.graph import GRAPH_CASES
 from attnarray.cases.latent import LATENT_CASES
@@ -35,6 +36,7 @@ CASES: tuple[Case, ...] = (
     *MULTIPLICATIVE_CASES,
     *SCALED_CASES,
     *COMBINE_CASES,
+    *DIN_CASES,
     *PAIR_CASES,
     *LOCAL_CASES,
     *RECURRENT_CASES,

@@ -139,6 +139,15 @@ def pairwise_attention(d: Draw) -> Call:
     return finish("pairwise_attention", given, s, hidden)
 
 
+def din_attention(d: Draw) -> Call:
+    batch, queries, keys = d.batch(), d.size(5, 20), d.size(9, 40)
+    dim, inner = d.size(5), d.size(6, least=1)
+    given = {"query": d.normal(*batch, queries, dim), "key": d.normal(*batch, keys, dim),
+             "value": d.normal(*batch, keys, d.size()), "weight": d.normal(inner, 3 * dim),
+             "unit_bias": d.normal(inner), "score_vector": d.normal(inner), "normalize": d.chance(0.4)}  # fmt: skip
+    return _plain(d, "din_attention", scores(d, batch, None, queries, keys), given)
+
+
 def convolutional_attention(d: Draw) -> Call:
     batch, steps = d.batch(), d.size(7, 30)
     dim, inner, padding = d.size(5), d.size(6, least=1), d.choice("same", "causal")
@@ -258,6 +267,6 @@ def ragged_attention(d: Draw) -> Call:
 
 DRAWS = (
     additive_attention, multiplicative_attention, scaled_attention, recurrent_attention, location_attention,
-    local_attention, pairwise_attention, convolutional_attention, attentional_hidden_state, graph_attention,
-    linear_attention, ragged_attention,
+    local_attention, pairwise_attention, din_attention, convolutional_attention, attentional_hidden_state,
+    graph_attention, linear_attention, ragged_attention,
 )  # fmt: skip

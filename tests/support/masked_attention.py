@@ -164,11 +164,14 @@ def _without_heads(sizes: Sizes) -> dict[str, Masked]:
         "weight_ih": normal(8, 2 * D), "weight_hh": normal(8, 2), "output_weight": normal(A, 2), "h0": normal(B, T, 2)
     }  # fmt: skip
     pairs = vector | {"x": qkv["query"], "memory": qkv["key"], "input_weight": normal(A, 2 * D)}
+    unit = vector | {"weight": normal(A, 3 * D), "unit_bias": normal(A)}
     general, both = qkv | {"weight": normal(D, D)}, qkv | vector | {"weight": normal(A, 2 * D)}
     temperature = qkv | {"inverse_temperature": normal(B, T)}
     steps = {"results": "rows pairs"}
     made = [
         attention(sizes, "additive_attention", qkv | {"score_vector": normal(D)}),
+        attention(sizes, "din_attention", qkv | unit),
+        attention(sizes, "din_attention", qkv | unit, normalize=True, label="normalized"),
         attention(sizes, "multiplicative_attention", qkv),
         attention(sizes, "multiplicative_attention", general, score="general", label="general"),
         attention(sizes, "multiplicative_attention", both, score="concat", label="concat"),
