@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -48,6 +48,65 @@ def test_node_tests(node_tests: dict[str, list[Any]], kind: str) -> None:
                 rtol = max(case.rtol, ROUNDING.get(expected.dtype.name, 0.0))
                 wide = (x.astype(np.float64) for x in (one, expected))
                 np.testing.assert_allclose(*wide, rtol=rtol, atol=max(case.atol, rtol * 1e-2), err_msg=case.name)
+
+
+@aa.compiled_modifier
+class Softcap(NamedTuple):
+    cap: Any  # ()
+
+    def mod(self, score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return self.cap[()] * np.tanh(score / self.cap[()])
+
+    def mod_backward(self, dscore: Any, score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        tanh = np.tanh(score / self.cap[()])
+        slope = 1.0 - tanh * tanh
+        return dscore * slope, Softcap(((), dscore * (tanh - slope * score / self.cap[()])))
+
+
+class ScaledSoftmax(NamedTuple):
+    """FlexAttention's prob_mod as a normalizer: the weights of a softmax, times a number."""
+
+    factor: Any  # ()
+
+    def weights(self, scores: Any, rows: slice) -> Any:
+        weights, lse = aa.Softmax().weights(scores, rows)
+        return self.factor * weights, lse
+
+    def backward(self, dweights: Any, dkept: Any, weights: Any, kept: Any, scores: Any, rows: slice) -> Any:
+        plain = weights / self.factor
+        dscores, _ = aa.Softmax().backward(self.factor * dweights, None, plain, kept, scores, rows)
+        return dscores, ScaledSoftmax(np.asarray(np.sum(dweights * plain)))
+
+
+def graph_of(name: str, nodes: list[tuple[str, list[str], str]], numbers: dict[str, float]) -> Any:
+    """A graph of one input `x` and one output `y`."""
+    h, floats = onnx.helper, onnx.TensorProto.DOUBLE
+    values = [h.make_tensor_value_info(value, floats, ["B", "H", "L", "S"]) for value in ("x", "y")]
+    made = [h.make_node(operator, inputs, [out]) for operator, inputs, out in nodes]
+    return h.make_graph(
+        made, name, values[:1], values[1:], [h.make_tensor(n, floats, [], [x]) for n, x in numbers.items()]
+    )
+
+
+def test_score_mod_and_prob_mod_are_a_modifier_and_a_normalizer() -> None:
+    h, rng = onnx.helper, np.random.default_rng(0)
+    shapes = {"Q": (2, 4, 5, 16), "K": (2, 2, 7, 16), "V": (2, 2, 7, 3)}  # onnx's square root of the scale is exact
+    arrays = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    mods = {
+        "score_mod": graph_of(
+            "cap", [("Div", ["x", "c"], "a"), ("Tanh", ["a"], "b"), ("Mul", ["b", "c"], "y")], {"c": 0.75}
+        ),
+        "prob_mod": graph_of("scale", [("Mul", ["x", "f"], "y")], {"f": 0.5}),
+    }
+    node = h.make_node("FlexAttention", list(arrays), ["Y"], domain="ai.onnx.preview", **mods)
+    infos = [h.make_tensor_value_info(n, onnx.TensorProto.DOUBLE, x.shape) for n, x in arrays.items()]
+    out = h.make_tensor_value_info("Y", onnx.TensorProto.DOUBLE, (2, 4, 5, 3))
+    opsets = [h.make_opsetid("", 26), h.make_opsetid("ai.onnx.preview", 1)]
+    model = h.make_model(h.make_graph([node], "flex", infos, [out]), opset_imports=opsets)
+    (expected,) = onnx.reference.ReferenceEvaluator(model).run(None, arrays)
+    parts: dict[str, Any] = {"modifiers": [Softcap(np.array(0.75))], "normalizer": ScaledSoftmax(np.array(0.5))}
+    np.testing.assert_allclose(aa.attend(*arrays.values(), **parts), expected, rtol=0, atol=1e-13)
+    assert aa.gradcheck(aa.attend, *arrays.values(), **parts, max_elements=20)
 
 
 def session(model: Any) -> Any:
