@@ -22,6 +22,7 @@ from attnarray.layers.memory import attend_to_memory, project_memory
 from attnarray.layers.mixture_of_experts import MixtureOfExperts
 from attnarray.layers.multi_head import Gate, MultiHeadAttention, QKNorm
 from attnarray.layers.norm import LayerNorm, RMSNorm
+from attnarray.layers.paged_cache import PagedKVCache
 from attnarray.layers.residual import Branch, Residual, ResidualContext
 from attnarray.masks import Mask
 from attnarray.ops.rotary import Rotary
@@ -421,7 +422,7 @@ class TransformerBlock(Layer):
         return DecoderCache(memory_cache.empty_like(max_seq_len), memory_cache)
 
     def step(
-        self, params: Params, x: Array, cache: KVCache | LinearCache | DecoderCache,
+        self, params: Params, x: Array, cache: KVCache | PagedKVCache | LinearCache | DecoderCache,
         attn_mask: Array | Mask | None = None, *, bias: Array | None = None, starts: Any = None,
         memory_mask: Array | Mask | None = None, memory_lengths: Any = None,
     ) -> tuple[Array, Any]:  # fmt: skip

@@ -19,15 +19,10 @@ class KVCache(NamedTuple):
     def with_next(self, key: Array, value: Array) -> KVCache:
         """Return the cache with the next positions (B, Hkv, T, D) written into the same arrays, or into copies where
         arrays are immutable."""
-        max_seq_len, past = self.key.shape[2], self.length + key.shape[2]
         for name, array, stored in (("key", key, self.key), ("value", value, self.value)):
             expected = (*stored.shape[:2], key.shape[2], stored.shape[3])
             checks.shape(name, array, expected, "the shape of the cache: (B, Hkv, positions, D)")
-        if past > max_seq_len:
-            raise ValueError(
-                f"`cache` has `max_seq_len` {max_seq_len}, holds {self.length} positions and was given {key.shape[2]} "
-                "more. Make one with a larger `max_seq_len`."
-            )
+        past = check_room(self.length, key.shape[2], self.key.shape[2])
         return KVCache(write_rows(self.key, self.length, key), write_rows(self.value, self.length, value), past)
 
     @property
@@ -93,14 +88,23 @@ class DecoderCache(NamedTuple):
     memory: KVCache
 
 
+def check_room(length: int, more: int, max_seq_len: int) -> int:
+    """Return the length of a cache after so many more positions, checked."""
+    if length + more > max_seq_len:
+        raise ValueError(
+            f"`cache` has `max_seq_len` {max_seq_len}, holds {length} positions and was given {more} more. Make one "
+            "with a larger `max_seq_len`."
+        )
+    return length + more
+
+
 def check_cache(cache: Any, x: Array) -> None:
     """Check that x is (B, T, E), with the batch size of the cache."""
-    if not isinstance(cache, KVCache):
+    if not hasattr(cache, "with_next"):
         raise TypeError(f"`cache` is {checks.shown(cache)}, expected a KVCache from the layer's `cache`.")
-    if x.ndim != 3 or x.shape[0] != cache.key.shape[0]:
-        batch = cache.key.shape[0]
+    if x.ndim != 3 or x.shape[0] != cache.batch:
         raise ValueError(
-            f"`x` has shape {tuple(x.shape)}, expected (B, T, E): the next T positions of the {batch} sequences "
+            f"`x` has shape {tuple(x.shape)}, expected (B, T, E): the next T positions of the {cache.batch} sequences "
             "of `cache`."
         )
 

@@ -26,6 +26,7 @@ from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer, Shapes
 from attnarray.layers.linear import Linear
 from attnarray.layers.norm import RMSNorm
+from attnarray.layers.paged_cache import PagedKVCache
 from attnarray.masks import Mask
 from attnarray.ops.linear import linear
 from attnarray.ops.rotary import Rotary, rotary
@@ -282,9 +283,9 @@ class MultiHeadAttention(Layer):
         return empty_cache(batch, max_seq_len, *self._sizes, dtype)
 
     def step(
-        self, params: Params, x: Array, cache: KVCache, attn_mask: Array | Mask | None = None, *,
+        self, params: Params, x: Array, cache: KVCache | PagedKVCache, attn_mask: Array | Mask | None = None, *,
         bias: Array | None = None, positions: Array | None = None,
-    ) -> tuple[Array, KVCache]:  # fmt: skip
+    ) -> tuple[Array, Any]:  # fmt: skip
         """Attend from the next positions x (B, T, dim) causally to themselves and to the positions in the cache.
 
         The keys and values of x are written *into the cache*, whose arrays the returned cache shares. Masks and biases

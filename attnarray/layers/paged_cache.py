@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from attnarray import checks
 from attnarray.attention.dot_product.scaled_dot_product import scaled_dot_product_attention
-from attnarray.backend import Array, device_of, namespace_of, write_rows
+from attnarray.backend import Array, device_of, dtype_name, namespace_of, to_numpy, write_rows
+from attnarray.layers.cache import KVCache, check_room
 from attnarray.layers.initial import zeros
 from attnarray.masks import Mask
 
@@ -226,3 +228,63 @@ class PagedCache:
             table.append(self._take(new))
         (keys, values), rows, at = self._pages[table[-1]], slice(start - first, past - first), start % self.page_size
         self._pages[table[-1]] = write_rows(keys, at, key[:, rows, :]), write_rows(values, at, value[:, rows, :])
+
+
+class PagedKVCache:
+    """Some sequences of a `PagedCache`, of equal length, in place of a `KVCache`: steps of a layer write into pages.
+
+    `key` and `value` are gathered when they are asked for.
+    """
+
+    def __init__(self, pages: PagedCache, sequences: Iterable[int], length: int, max_seq_len: int) -> None:
+        self.pages, self.sequences, self.length, self.max_seq_len = pages, tuple(sequences), length, max_seq_len
+
+    @classmethod
+    def from_cache(cls, cache: KVCache, page_size: int) -> PagedKVCache:
+        """Return the positions of a cache in pages of their own."""
+        (batch, heads, max_seq_len, dim), value_dim = cache.key.shape, cache.value.shape[3]
+        pages = PagedCache(MOST, page_size, heads, dim, value_dim, dtype_name(cache.key.dtype))
+        new = cls(pages, [pages.add() for _ in range(batch)], 0, max_seq_len)
+        return new.with_next(*(x[:, :, : cache.length, :] for x in (cache.key, cache.value)))
+
+    def with_next(self, key: Array, value: Array) -> PagedKVCache:
+        """Return the cache with the next positions (B, Hkv, T, D) written into its pages."""
+        past = check_room(self.length, key.shape[2], self.max_seq_len)
+        for n, sequence in enumerate(self.sequences):
+            self.pages.truncate(sequence, self.length)
+            self.pages.append(sequence, key[n, ...], value[n, ...])
+        return PagedKVCache(self.pages, self.sequences, past, self.max_seq_len)
+
+    @property
+    def batch(self) -> int:
+        """The number of sequences."""
+        return len(self.sequences)
+
+    @property
+    def key(self) -> Any:
+        """The keys (B, Hkv, S, D) of all positions, as a new array."""
+        return self._gathered(0)
+
+    @property
+    def value(self) -> Any:
+        """The values (B, Hkv, S, Dv) of all positions, as a new array."""
+        return self._gathered(1)
+
+    def up_to(self, length: int) -> PagedKVCache:
+        """Return the cache without the positions from `length` on; it shares the pages."""
+        return PagedKVCache(self.pages, self.sequences, length, self.max_seq_len)
+
+    def rows(self, rows: Array) -> PagedKVCache:
+        """Return a new cache of the sequences `rows` (N,), which have the same pages until they are written to."""
+        forks = [self.pages.fork(self.sequences[n]) for n in to_numpy(rows).tolist()]
+        return PagedKVCache(self.pages, forks, self.length, self.max_seq_len)
+
+    def free(self) -> None:
+        """Give the pages back; the cache must not be used any more."""
+        for sequence in self.sequences:
+            self.pages.free(sequence)
+
+    def _gathered(self, which: int) -> Any:
+        parts = [self.pages.contents(sequence)[which][None, :, : self.length, :] for sequence in self.sequences]
+        none = self.pages._empty(self.length)[which][None, ...][:0, ...]
+        return namespace_of(*parts, none).concat(parts or [none], axis=0)

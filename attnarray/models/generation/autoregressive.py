@@ -48,6 +48,7 @@ def generate(
     length_penalty: float = 1.0, end: int | None = None, rng: Philox | int | None = None, lengths: Any = None,
     early_stopping: EarlyStopping | None = None, draft: tuple[AnyGenerator, Params | None] | None = None,
     draft_tokens: int = 4, starts: Any = None, stop: Any = None, processors: Sequence[Processor] = (),
+    page_size: int | None = None,
 ) -> Any:  # fmt: skip
     """Generate the tokens after prompts.
 
@@ -83,6 +84,9 @@ def generate(
         A smaller model of the same tokens, for "greedy" and "sample": it drafts `draft_tokens` tokens, which one step
         of `model` verifies. Greedy tokens are the same as without, up to rounding of the logits; samples have the same
         distribution. Rows go on together, so that few rows gain most.
+    page_size : int, optional
+        Keeps keys and values in pages of so many positions, which beams and equal prompts share until they differ, and
+        processes equal prompts once. Tokens are the same up to rounding of the logits; steps gather the pages.
 
     Returns
     -------
@@ -116,7 +120,7 @@ def generate(
     if method == "beam":
         _refuse_sampling_options(method, temperature, top_k, top_p)
         options = {"beams": beams, "length_penalty": length_penalty, "end": end, "lengths": lengths}
-        options |= {"early_stopping": early_stopping, "starts": starts}
+        options |= {"early_stopping": early_stopping, "starts": starts, "page_size": page_size}
         _refuse_options(method, "greedy", {"draft": draft, "stop": stop, "processors": tuple(processors) or None})
         return beam_search(model, params, tokens, count, **options).tokens
     others = {"beams": None if beams == 4 else beams, "length_penalty": None if length_penalty == 1 else length_penalty}
@@ -126,7 +130,7 @@ def generate(
         stream(
             model, params, tokens, count, method=method, temperature=temperature, top_k=top_k, top_p=top_p, end=end,
             rng=rng, lengths=lengths, draft=draft, draft_tokens=draft_tokens, starts=starts, stop=stop,
-            processors=processors,
+            processors=processors, page_size=page_size,
         )
     )  # fmt: skip
     xp = namespace_of(tokens)
@@ -138,7 +142,7 @@ def stream(
     method: Literal["greedy", "sample"] = "greedy", temperature: float = 1.0, top_k: int | None = None,
     top_p: float | None = None, end: int | None = None, rng: Philox | int | None = None, lengths: Any = None,
     draft: tuple[AnyGenerator, Params | None] | None = None, draft_tokens: int = 4, starts: Any = None,
-    stop: Any = None, processors: Sequence[Processor] = (),
+    stop: Any = None, processors: Sequence[Processor] = (), page_size: int | None = None,
 ) -> Iterator[Any]:  # fmt: skip
     """Yield the tokens that `generate` returns, (B,) at a time; not for beam search.
 
@@ -161,7 +165,7 @@ def stream(
         sampler = Sampler(rng if isinstance(rng, Philox) else Philox(rng), temperature, top_k, top_p)
     tokens, count = check_tokens(tokens), checks.whole("count", count, 0, 2**31, "the number of tokens to generate")
     model, params = with_params(model, params)
-    prefilled = prefill(model, params, tokens, count, lengths, starts)
+    prefilled = prefill(model, params, tokens, count, lengths, starts, page_size)
     if end is not None:
         end = checks.whole("end", end, 0, prefilled.logits.shape[1] - 1, "a token of the model")
     sampler.select(prefilled.logits[:0, :], 0)  # validates its options
@@ -171,7 +175,7 @@ def stream(
             raise ValueError("`draft` is given with `stop` or `processors`, which it does not know: leave one out.")
         width = checks.whole("draft_tokens", draft_tokens, 1, 2**31, "the tokens that are drafted at a time")
         small, small_params = check_draft(draft)
-        drafted = prefill(small, small_params, tokens, count, lengths, starts)
+        drafted = prefill(small, small_params, tokens, count, lengths, starts, page_size)
         check_pair(prefilled, drafted)
         writers = Writer(model, params, prefilled.cache), Writer(small, small_params, drafted.cache)
         return speculate(*writers, prefilled, tokens, count, sampler, end, width) if count else iter(())

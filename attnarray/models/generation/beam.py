@@ -28,7 +28,7 @@ class BeamResult(NamedTuple):
 def beam_search(
     model: AnyGenerator, params: Params | None, tokens: Array, count: int, *, beams: int = 4,
     length_penalty: float = 1.0, end: int | None = None, lengths: Any = None,
-    early_stopping: EarlyStopping | None = None, starts: Any = None,
+    early_stopping: EarlyStopping | None = None, starts: Any = None, page_size: int | None = None,
 ) -> BeamResult:  # fmt: skip
     r"""Return the continuation with the best score that keeping the `beams` most likely of each length finds.
 
@@ -58,6 +58,8 @@ def beam_search(
     early_stopping : {None, False, True, "never"}
         None is the search described above. Other values select the search of Hugging Face transformers with this value
         of its option of the same name, whose default is False, with the same tokens; see the notes.
+    page_size : int, optional
+        As in `generate`.
 
     Raises
     ------
@@ -94,7 +96,7 @@ def beam_search(
         early_stopping = checks.flag("early_stopping", early_stopping)
     _check_penalty(length_penalty, count, early_stopping is not None)
     model, params = with_params(model, params)
-    logits, cache = prefill(model, params, tokens, count, lengths, starts)
+    logits, cache = prefill(model, params, tokens, count, lengths, starts, page_size)
     B, V = logits.shape
     end = None if end is None else checks.whole("end", end, 0, V - 1, "a token of the model")
     search: BestOfAll | BestOfCandidates
@@ -111,7 +113,9 @@ def beam_search(
         if n == count or not np.any(search.going()):
             break
         rows = np.arange(B)[:, None] * width + np.minimum(parents, width - 1)  # (B, W)
-        cache = cache.rows(_array_like(rows.reshape(-1), tokens))
+        before, cache = cache, cache.rows(_array_like(rows.reshape(-1), tokens))
+        if page_size is not None:
+            before.free()
         logits, cache = model.step(
             params, _array_like(search.live.tokens[:, :, -1].reshape(-1, 1), tokens), cache, last=True
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
+import numpy as np
+
 from attnarray import checks, tree
 from attnarray.backend import Array, device_of, dtype_name, library_name, namespace_of, to_numpy, use_backend
 from attnarray.layers.checking import check_params
@@ -64,8 +66,11 @@ class Prefill(NamedTuple):
     cache: Any
 
 
-def prefill(model: Generator, params: Params, tokens: Array, count: int, lengths: Any, starts: Any = None) -> Prefill:
-    """Process the prompts, with a cache for `count` more tokens."""
+def prefill(
+    model: Generator, params: Params, tokens: Array, count: int, lengths: Any, starts: Any = None,
+    page_size: int | None = None,
+) -> Prefill:  # fmt: skip
+    """Process the prompts, with a cache for `count` more tokens; in pages, equal prompts are processed once."""
     if not (hasattr(model, "cache") and hasattr(model, "step")):
         raise TypeError(
             f"`model` is {checks.shown(model)}, expected one with `cache` and `step`, such as attnarray.models.GPT; "
@@ -76,6 +81,9 @@ def prefill(model: Generator, params: Params, tokens: Array, count: int, lengths
     if not tokens.shape[1]:
         raise ValueError("`tokens` has no positions, expected prompts of at least one token: (B, T) with T > 0.")
     tokens, starts = left_pad(tokens, lengths, starts)
+    rows: Any = None
+    if page_size is not None:
+        tokens, starts, rows = _without_repetitions(tokens, starts)
     max_seq_len = tokens.shape[1] + max(count - 1, 0)  # the last new token is not processed
     if not hasattr(model, "cache") or not hasattr(model, "step"):
         raise TypeError(f"`model` is {checks.shown(model)}, expected a model with `cache` and `step`, such as GPT.")
@@ -87,7 +95,26 @@ def prefill(model: Generator, params: Params, tokens: Array, count: int, lengths
         cache = model.cache(tokens.shape[0], max_seq_len, dtype_name(like.dtype), starts=starts)
     cache = tree.map(lambda leaf: xp.asarray(leaf, device=device_of(like)) if checks.is_array(leaf) else leaf, cache)
     logits, cache = model.step(params, tokens, cache, last=True)  # (B, 1, V)
-    return Prefill(logits[:, -1, :], cache)
+    logits = logits[:, -1, :]
+    if page_size is None:
+        return Prefill(logits, cache)
+    if not hasattr(cache, "paged"):
+        raise TypeError(f"`page_size` is given, but the cache of the model, a {type(cache).__name__}, has no pages.")
+    shared = cache.paged(page_size)
+    cache = shared.rows(xp.asarray(rows, device=device_of(like)))
+    shared.free()
+    return Prefill(xp.take(logits, xp.asarray(rows, device=device_of(logits)), axis=0), cache)
+
+
+def _without_repetitions(tokens: Array, starts: Array | None) -> tuple[Array, Array | None, np.ndarray]:
+    """The prompts that differ, where they start, and for each prompt which of these it is."""
+    host = to_numpy(tokens)
+    host = host if starts is None else np.concatenate([to_numpy(starts)[:, None], host], axis=1)
+    _, first, rows = np.unique(host, axis=0, return_index=True, return_inverse=True)
+    xp = namespace_of(tokens)
+    chosen = xp.asarray(first, device=device_of(tokens))
+    own = None if starts is None else xp.take(starts, chosen, axis=0)
+    return xp.take(tokens, chosen, axis=0), own, rows.reshape(-1)
 
 
 def left_pad(tokens: Array, lengths: Any, starts: Any = None) -> tuple[Array, Array | None]:

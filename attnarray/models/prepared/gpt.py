@@ -109,7 +109,7 @@ class PreparedGPT(Prepared):
         if tokens.shape[0] != cache.batch:
             raise ValueError(f"`tokens` has {tokens.shape[0]} sequences, but `cache` has {cache.batch}.")
         self.model.embedding.check_length("`tokens`", cache.length + tokens.shape[1])
-        if not self.is_served:
+        if not self.is_served or cache.is_paged:
             return self.model.step(self.params, tokens, cache, last=last)
         logits, after = gpt_logits(tokens, self, cache, last)
         return logits, after
