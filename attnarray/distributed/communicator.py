@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import numpy as np
 
-from attnarray.backend import Array, device_of, dtype_called, namespace_of, to_numpy
+from attnarray.backend import Array, device_of, dtype_called, library_name, namespace_of, to_numpy
 
 T = TypeVar("T")
 
@@ -46,20 +48,20 @@ class Incoming:
         self, comm: Communicator, like: Sequence[Array], shapes: Sequence[tuple[int, ...]], rank: int, tag: int
     ) -> None:
         self._like = like
-        self._host = [np.empty(shape, to_numpy(x[..., :0]).dtype) for shape, x in zip(shapes, like, strict=True)]
-        self.requests: list[Request] = [comm.Irecv(_bytes(x), rank, tag) for x in self._host if x.size]
+        self._buffers = [_empty(comm, x, shape) for shape, x in zip(shapes, like, strict=True)]
+        self.requests: list[Request] = [comm.Irecv(_bytes(x), rank, tag) for x in self._buffers if x.size]
 
     def wait(self) -> list[Any]:
         wait(self.requests)
-        return [_moved(host, like) for host, like in zip(self._host, self._like, strict=True)]
+        return [_moved(buffer, like) for buffer, like in zip(self._buffers, self._like, strict=True)]
 
 
 class Outgoing:
     """Arrays that are being sent; they must not be changed before `requests` are complete."""
 
     def __init__(self, comm: Communicator, arrays: Sequence[Array], rank: int, tag: int) -> None:
-        self._host = [np.ascontiguousarray(to_numpy(array)) for array in arrays]
-        self.requests: list[Request] = [comm.Isend(_bytes(x), rank, tag) for x in self._host if x.size]
+        self._buffers = [_contiguous(comm, array) for array in arrays]
+        self.requests: list[Request] = [comm.Isend(_bytes(x), rank, tag) for x in self._buffers if x.size]
 
 
 def wait(requests: list[Request]) -> None:
@@ -68,15 +70,51 @@ def wait(requests: list[Request]) -> None:
     requests.clear()
 
 
-def _bytes(array: np.ndarray) -> np.ndarray:
+def _bytes(array: Any) -> Any:
     """The memory of a contiguous array: MPI has no name for 16-bit floats."""
     return array.reshape(-1).view(np.uint8)
 
 
-def _moved(host: np.ndarray, like: Array) -> Any:
+def _empty(comm: Communicator, like: Array, shape: tuple[int, ...]) -> Any:
+    """A buffer to receive into."""
+    if not _takes(comm, like):
+        return np.empty(shape, to_numpy(like[..., :0]).dtype)
+    cupy = importlib.import_module("cupy")
+    with device_of(like):
+        buffer = cupy.empty(shape, like.dtype)
+        cupy.cuda.get_current_stream().synchronize()  # its memory may still be in use by kernels before
+    return buffer
+
+
+def _contiguous(comm: Communicator, array: Array) -> Any:
+    """The numbers of an array in a buffer to send."""
+    if not _takes(comm, array):
+        return np.ascontiguousarray(to_numpy(array))
+    cupy = importlib.import_module("cupy")
+    with device_of(array):
+        buffer = cupy.ascontiguousarray(array)
+        cupy.cuda.get_current_stream().synchronize()  # MPI does not wait for kernels
+    return buffer
+
+
+def _takes(comm: Communicator, array: Array) -> bool:
+    """Whether the MPI takes the memory of an array as it is: CuPy's, if it says that it knows CUDA or the user does."""
+    if library_name(array) != "cupy":
+        return False
+    chosen = os.environ.get("ATTNARRAY_CUDA_AWARE_MPI")
+    if chosen is not None:
+        return chosen == "1"
+    get_info = getattr(comm, "Get_info", None)  # from MPI 4.1 on
+    kinds = None if get_info is None else get_info().get("mpi_memory_alloc_kinds")
+    return any(kind.strip() in ("cuda", "cuda:device") for kind in (kinds or "").split(","))
+
+
+def _moved(buffer: Any, like: Array) -> Any:
     """A received array on the library and device of `like`."""
+    if type(buffer) is type(like):
+        return buffer
     xp = namespace_of(like)
-    return host if xp is np else xp.asarray(host, dtype=dtype_called(xp, host.dtype), device=device_of(like))
+    return xp.asarray(buffer, dtype=dtype_called(xp, buffer.dtype), device=device_of(like))
 
 
 class Guard:
@@ -128,7 +166,7 @@ def same(name_values: list[dict[str, Any]]) -> None:
     """Check that the ranks gave the same for every name; every rank raises the same error."""
     for name, first in name_values[0].items():
         values = [given[name] for given in name_values]
-        if any(value != first for value in values):
+        if any(value != first and repr(value) != repr(first) for value in values):  # NaN is not equal to itself
             ranks: dict[str, list[int]] = {}
             for rank, value in enumerate(values):
                 ranks.setdefault(_shown(value), []).append(rank)

@@ -84,7 +84,6 @@ checkpoints/*                       checkpoints/test_pretrained.py           par
 bridges/tensors.py                  bridges/test_torch.py                    how it reads tensors
 bridges/torch_*.py                  bridges/test_torch.py                    its parts
 bridges/onnx_*.py                   bridges/test_onnx.py                     its parts
-distributed/communicator.py          distributed/test_ring.py                 messages and errors of ring attention
 distributed/checkpoint.py           distributed/test_training.py             what training saves
 distributed/dask/*.py               distributed/dask/test_scaled_dot_product.py parts of its graph
 distributed/exchange.py             distributed/test_all_to_all.py           how heads are exchanged
