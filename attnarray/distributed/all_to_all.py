@@ -14,7 +14,7 @@ from attnarray.attention.options import Options
 from attnarray.attention.products import sum_to_shape
 from attnarray.backend import Array, ArrayT, namespace_of
 from attnarray.dispatch import ignoring_fp_errors
-from attnarray.distributed.communicator import Communicator, everywhere
+from attnarray.distributed.communicator import Communicator, check_comm, everywhere
 from attnarray.distributed.exchange import Heads, Rows, assign_heads, make_rows, summed, to_heads, to_rows
 from attnarray.distributed.grid import Alone, Grid
 from attnarray.distributed.masks import POSITIONAL, elements
@@ -118,8 +118,9 @@ def all_to_all_attention_fwd(
     **options: Unpack[Options],
 ) -> tuple[ArrayT, AllToAllContext[ArrayT]]:
     """`all_to_all_attention` and the context for its backward, which all ranks must call, too."""
-    grid = comm if isinstance(comm, Grid) else Grid(comm, Alone())
-    problem = agreed_problem(grid, (query, key, value), attn_mask, dropout_p, is_causal, order, options)
+    check_comm(comm)
+    grid, arrays = comm if isinstance(comm, Grid) else Grid(comm, Alone()), (query, key, value)
+    problem = agreed_problem(grid, arrays, attn_mask, dropout_p, is_causal, order, options, "all_to_all_attention")
     q, k, v, modifiers, layout, bias_shape, queries, keys, mask = problem
     row = grid.heads
     everywhere(grid, _check_heads, q, row.Get_size())
@@ -165,7 +166,8 @@ def all_to_all_attention_bwd(dout: Array, ctx: AllToAllContext[ArrayT], dlse: Ar
     """
     checks.context("ctx", ctx, AllToAllContext)
     grid, row, restore = ctx.grid, ctx.grid.heads, ctx.layout.restore
-    dout, dlse = everywhere(grid, canonical_cotangents, dout, ctx, dlse)
+    call = f"all_to_all_attention_bwd {'without' if dlse is None else 'with'} dlse"
+    dout, dlse = everywhere(grid, canonical_cotangents, dout, ctx, dlse, call=call)
     q_heads, k_heads = [h.queries for h in ctx.heads], [h.keys for h in ctx.heads]
     dout = to_heads(row, dout, q_heads, ctx.queries)
     dlse = None if dlse is None else to_heads(row, dlse[..., None], q_heads, ctx.queries)[..., 0]

@@ -11,7 +11,7 @@ from attnarray import checks, tree
 from attnarray.backend import namespace_of
 from attnarray.checkpoints.replacing import replacing
 from attnarray.checkpoints.state import load_state, save_state
-from attnarray.distributed.communicator import Communicator, everywhere
+from attnarray.distributed.communicator import Communicator, check_comm, everywhere
 from attnarray.distributed.training import Pieces, Range, copy_pieces, element_ranges, joined
 
 INDEX = "checkpoint.json"  # written last: it names the complete checkpoint
@@ -40,9 +40,10 @@ def save_sharded(folder: str | os.PathLike[str], comm: Communicator, params: tre
     ModuleNotFoundError
         Without the package safetensors.
     """
+    check_comm(comm)
     rank, size = comm.Get_rank(), comm.Get_size()
     folder = Path(folder)
-    old = everywhere(comm, _prepare, folder, step, rank)
+    old = everywhere(comm, _prepare, folder, step, rank, call="save_sharded")
     part = {"params": copy_pieces(params, element_ranges(params, size)[rank]), "state": state}
     everywhere(comm, save_state, _file(folder, step, rank, size), part)
     everywhere(comm, _commit, folder, {"step": step, "ranks": size}, rank)
@@ -89,7 +90,8 @@ def load_sharded(folder: str | os.PathLike[str], comm: Communicator, params: tre
     >>> found[0][0]["weight"].tolist(), found[1][1].first_moment["weight"].shape, found[0][2]
     ([0.0, 1.0, 2.0, 3.0, 4.0], (3,), 7)
     """
-    return everywhere(comm, _load, Path(folder), params, comm.Get_rank(), comm.Get_size())
+    check_comm(comm)
+    return everywhere(comm, _load, Path(folder), params, comm.Get_rank(), comm.Get_size(), call="load_sharded")
 
 
 def _file(folder: Path, step: int, rank: int, size: int) -> Path:

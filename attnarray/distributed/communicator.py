@@ -9,6 +9,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 import numpy as np
 
+from attnarray import checks
 from attnarray.backend import Array, device_of, dtype_called, library_name, namespace_of, to_numpy
 
 T = TypeVar("T")
@@ -132,30 +133,40 @@ class Guard:
         return None
 
 
-def everywhere(comm: Gathering, action: Callable[..., T], *args: Any) -> T:
+def check_comm(comm: Any) -> None:
+    """Check for something that ranks can be asked about."""
+    if not (hasattr(comm, "allgather") and hasattr(comm, "Get_rank")):
+        raise TypeError(
+            f"`comm` is {checks.shown(comm)}, expected a communicator: mpi4py.MPI.COMM_WORLD, or the argument that "
+            "ThreadComm(n).run(function) gives to the function."
+        )
+
+
+def everywhere(comm: Gathering, action: Callable[..., T], *args: Any, call: str = "") -> T:
     """Return what `action` returns on this rank; if it raises on one rank, every rank raises."""
     guard = Guard()
     result = guard.run(action, *args)
-    agree(comm, guard.error)
+    agree(comm, guard.error, call=call)
     return result  # type: ignore[return-value]  # there was no error
 
 
-def gathered(comm: Gathering, action: Callable[..., T], *args: Any) -> list[T]:
+def gathered(comm: Gathering, action: Callable[..., T], *args: Any, call: str = "") -> list[T]:
     """Return what `action` returns on each of the ranks; if it raises on one, every rank raises."""
     guard = Guard()
     result = guard.run(action, *args)
-    return agree(comm, guard.error, result)
+    return agree(comm, guard.error, result, call=call)
 
 
-def agree(comm: Gathering, error: Exception | None, result: Any = None) -> list[Any]:
-    """The results of all ranks, unless one of them has an error: then every rank raises."""
-    replies = comm.allgather((None if error is None else f"{type(error).__name__}: {error}", result))
+def agree(comm: Gathering, error: Exception | None, result: Any = None, *, call: str = "") -> list[Any]:
+    """The results of all ranks; if one has an error, or they make different calls, every rank raises."""
+    replies = comm.allgather((None if error is None else f"{type(error).__name__}: {error}", call, result))
     if error is not None:
         raise error
-    failed = next((rank for rank, (text, _) in enumerate(replies) if text is not None), None)
+    failed = next((rank for rank, reply in enumerate(replies) if reply[0] is not None), None)
     if failed is not None:
         _stop(failed, len(replies), replies[failed][0])
-    return [reply for _, reply in replies]
+    same([{"call": name} for _, name, _ in replies])
+    return [reply for *_, reply in replies]
 
 
 def _stop(rank: int, size: int, text: str) -> NoReturn:

@@ -12,7 +12,7 @@ from attnarray import checks
 from attnarray.attention.dot_product.scaled_dot_product import SDPAGrads
 from attnarray.backend import Array, ArrayT, namespace_of
 from attnarray.distributed.all_to_all import all_to_all_attention_bwd, all_to_all_attention_fwd
-from attnarray.distributed.communicator import gathered
+from attnarray.distributed.communicator import check_comm, gathered
 from attnarray.distributed.ring import ring_attention_bwd, ring_attention_fwd
 from attnarray.distributed.sequence import ORDERS, OrderName, sequence_parts, split_sequence
 from attnarray.random import Philox, as_seed
@@ -74,6 +74,7 @@ class ContextParallel:
     def __post_init__(self) -> None:
         checks.choice("order", self.order, ORDERS)
         checks.choice("method", self.method, METHODS)
+        check_comm(self.comm)
 
     def split(self, x: ArrayT, axis: int = 1) -> ArrayT:
         """This rank's part of a whole array along an axis of positions."""
@@ -84,7 +85,7 @@ class ContextParallel:
 
         If `length` raises an error on one rank, every rank raises.
         """
-        lengths = gathered(self.comm, length)
+        lengths = gathered(self.comm, length, call="a layer with context_parallel")
         part = sequence_parts(lengths, self.order)[self.comm.Get_rank()]
         return np.concatenate([np.arange(*segment) for segment in part]), sum(lengths)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from attnarray import checks
-from attnarray.distributed.communicator import Communicator
+from attnarray.distributed.communicator import Communicator, check_comm
 
 
 class Grid(NamedTuple):
@@ -64,6 +64,7 @@ def grid(comm: Communicator, head_ranks: int) -> Grid:
     ValueError
         If `head_ranks` does not divide the number of ranks.
     """
+    check_comm(comm)
     size = comm.Get_size()
     head_ranks = checks.whole("head_ranks", head_ranks, 1, size, "the number of ranks that exchange heads")
     if size % head_ranks:

@@ -16,7 +16,17 @@ from attnarray.attention.linear.linear_attention import (
     linear_attention_fwd,
 )
 from attnarray.backend import Array, ArrayT, accumulator_dtype, device_of, dtype_name, namespace_of, to_numpy
-from attnarray.distributed.communicator import Communicator, Guard, Incoming, Outgoing, agree, gathered, same, wait
+from attnarray.distributed.communicator import (
+    Communicator,
+    Guard,
+    Incoming,
+    Outgoing,
+    agree,
+    check_comm,
+    gathered,
+    same,
+    wait,
+)
 
 SCAN = 7107  # the tag of messages
 DELTA = ("delta", "gated_delta")
@@ -160,6 +170,7 @@ def scan_linear_attention_bwd(
         return linear_attention_bwd(LinearAttentionResult(given.out, later), ctx.steps)
 
     rank = comm.Get_rank()
+    agree(comm, None, call="scan_linear_attention_bwd")
     if ctx.factor is None:
         after = _received(comm, none, rank + 1)
         grads: Any = guard.run(lambda: backward(own_state + after))
@@ -181,6 +192,7 @@ def agreed_state(
     comm: Communicator, arrays: tuple[Array, Array, Array], initial_state: Array | None, given: dict[str, Any]
 ) -> Any:
     """Zeros of the shape of the state, once every rank has checked its arguments and all agree."""
+    check_comm(comm)
     query, names = arrays[0], ("decay", "beta")
     own: list[Any] = []
 
@@ -194,14 +206,15 @@ def agreed_state(
         shape, xp = state_shape(p.layout, p.features_k, p.values), namespace_of(query)
         own.append(xp.zeros(shape, dtype=accumulator_dtype(xp, query.dtype), device=device_of(query)))
         return {
-            "options": repr(options),
+            **{name: repr(option) for name, option in options.items()},
+            "decay (axes)": None if given["decay"] is None else given["decay"].ndim,
             "dtype": dtype_name(query.dtype),
             "state (shape)": shape,
             "query heads": p.features_q.shape[1],
             "initial_state (given)": initial_state is not None,
         }
 
-    same(gathered(comm, described))
+    same(gathered(comm, described, call="scan_linear_attention"))
     return own[0]
 
 

@@ -39,12 +39,13 @@ def agreed_problem(
     is_causal: bool,
     order: OrderName,
     options: Any,
+    call: str,
 ) -> RankProblem:
     """Check everything that a call on several ranks takes, and bring it to canonical layout.
 
     Two rounds of small messages: shapes first, as a bias must have a column for each key of all ranks.
     """
-    shapes = gathered(comm, _shapes, arrays, attn_mask, order, options)
+    shapes = gathered(comm, _shapes, arrays, attn_mask, order, options, call=call)
     same([{name: value for name, value in given.items() if name not in ("T", "S")} for given in shapes])
     queries, keys = (sequence_parts([given[axis] for given in shapes], order) for axis in ("T", "S"))
     total = sum(given["S"] for given in shapes)

@@ -16,7 +16,7 @@ from attnarray.attention.options import Options
 from attnarray.attention.products import hiding_product
 from attnarray.backend import Array, ArrayT, device_of, namespace_of, to_numpy
 from attnarray.dispatch import ignoring_fp_errors
-from attnarray.distributed.communicator import Communicator, Gathering, Guard, agree, everywhere
+from attnarray.distributed.communicator import Communicator, Gathering, Guard, agree, check_comm, everywhere
 from attnarray.distributed.masks import PartMask
 from attnarray.distributed.problem import agreed_problem
 from attnarray.distributed.sequence import OrderName, Route, position_band
@@ -129,7 +129,9 @@ def ring_attention_fwd(
     **options: Unpack[Options],
 ) -> tuple[ArrayT, RingContext[ArrayT]]:
     """`ring_attention`, with the same options, and the context for its backward, which all ranks must call, too."""
-    problem = agreed_problem(comm, (query, key, value), attn_mask, dropout_p, is_causal, order, options)
+    check_comm(comm)
+    arrays = query, key, value
+    problem = agreed_problem(comm, arrays, attn_mask, dropout_p, is_causal, order, options, "ring_attention")
     q, k, v, modifiers, layout, bias_shape, queries, keys, mask = problem
     route = Route(queries, keys, position_band(modifiers))
     out, lse = ring_forward(comm, comm, q, k, v, modifiers, route, mask)
@@ -163,7 +165,7 @@ def ring_attention_bwd(dout: Array, ctx: RingContext[ArrayT], dlse: Array | None
         bias without an axis of queries has the gradient of this rank's queries: add those of ranks that share it.
     """
     checks.context("ctx", ctx, RingContext)
-    cotangents = everywhere(ctx.comm, canonical_cotangents, dout, ctx, dlse)
+    cotangents = everywhere(ctx.comm, canonical_cotangents, dout, ctx, dlse, call="ring_attention_bwd")
     dq, dk, dv, dbias, dsinks = ring_backward(ctx, ctx.comm, *cotangents)
     restore = ctx.layout.restore
     if dbias is not None and ctx.bias_shape is not None:

@@ -20,7 +20,7 @@ class ThreadComm:
     """Run one function on several threads, each with a communicator that has the methods of mpi4py's.
 
     A sent array is copied when it is received, as between processes. No rank waits for ever: when one raises or returns
-    while others wait for it, those raise, too.
+    while others wait for it, those raise, too, and so do all if all wait.
 
     Parameters
     ----------
@@ -81,6 +81,8 @@ class _Group:
         self.ended: dict[int, str] = {}  # rank -> why it sends nothing any more
         self.children: dict[tuple[int, Any], _Group] = {}
         self.parent: _Group = self
+        self.waiting: dict[int, Callable[[], Any]] = {}  # by thread: what each rank waits for
+        self.stuck = False
         self.results: list[Any] = [None] * size
         self.errors: list[BaseException] = []
 
@@ -111,12 +113,21 @@ class _Group:
             self.changed.notify_all()
 
     def wait_for(self, ready: Callable[[], Any], ranks: Callable[[], tuple[int, ...]]) -> None:
-        """Wait, with the lock held, until `ready`; raise when one of `ranks()` has ended before."""
+        """Wait, with the lock held, until `ready`; raise when one of `ranks()` has ended before, or all ranks wait."""
+        whole, thread = self.parent, threading.get_ident()
         while not ready():
             for rank in ranks():
-                if rank in self.parent.ended:
-                    raise RankError(f"Rank {rank} {self.parent.ended[rank]}, but another rank waits for it.")
-            self.changed.wait()
+                if rank in whole.ended:
+                    raise RankError(f"Rank {rank} {whole.ended[rank]}, but another rank waits for it.")
+            whole.waiting[thread] = ready
+            if len(whole.waiting) + len(whole.ended) == whole.size and not any(one() for one in whole.waiting.values()):
+                whole.stuck = True
+                self.changed.notify_all()
+            if not whole.stuck:
+                self.changed.wait()
+            del whole.waiting[thread]
+            if whole.stuck:
+                raise RankError("Every rank waits for another one. Make the same calls on every rank, in one order.")
 
 
 class _Message:

@@ -14,7 +14,16 @@ import numpy as np
 
 from attnarray import checks, optim, tree
 from attnarray.backend import Array, accumulator_dtype, device_of, dtype_name, namespace_of, to_numpy
-from attnarray.distributed.communicator import Communicator, Incoming, Outgoing, everywhere, gathered, same, wait
+from attnarray.distributed.communicator import (
+    Communicator,
+    Incoming,
+    Outgoing,
+    check_comm,
+    everywhere,
+    gathered,
+    same,
+    wait,
+)
 
 Reduction = Literal["mean", "sum"]
 REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
@@ -81,7 +90,8 @@ def sharded_init(comm: Communicator, params: tree.Tree, init: Callable[[tree.Tre
     >>> [{path: m.shape for path, m in state.first_moment.items()} for state in states]
     [{'weight': (4,)}, {'weight': (2,), 'bias': (3,)}]
     """
-    own = everywhere(comm, _checked_ranges, params, comm.Get_size())[comm.Get_rank()]
+    check_comm(comm)
+    own = everywhere(comm, _checked_ranges, params, comm.Get_size(), call="sharded_init")[comm.Get_rank()]
     return everywhere(comm, lambda: init(copy_pieces(params, own)))
 
 
@@ -147,8 +157,9 @@ def sharded_update(
     >>> ThreadComm(3).run(step)
     [[-1.0, -1.0, -1.0], [-1.0, -1.0, -1.0], [-1.0, -1.0, -1.0]]
     """
+    check_comm(comm)
     rank, size = comm.Get_rank(), comm.Get_size()
-    same(gathered(comm, _described, params, grads, reduction, max_norm, options))
+    same(gathered(comm, _described, params, grads, reduction, max_norm, options, call="sharded_update"))
     ranges = element_ranges(params, size)
     mine = _reduced(comm, grads, ranges)
     if reduction == "mean":

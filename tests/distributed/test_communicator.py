@@ -9,7 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from attnarray.distributed import ThreadComm
+from attnarray.distributed import (
+    ContextParallel,
+    RankError,
+    ThreadComm,
+    all_to_all_attention,
+    all_to_all_attention_bwd,
+    all_to_all_attention_fwd,
+    grid,
+    load_sharded,
+    ring_attention,
+    ring_attention_bwd,
+    ring_attention_fwd,
+    save_sharded,
+    scan_linear_attention,
+    sharded_init,
+    sharded_update,
+)
 from attnarray.distributed.communicator import Incoming, Outgoing, same, wait
 
 
@@ -118,3 +134,49 @@ def test_options_that_are_nan_on_all_ranks_do_not_differ() -> None:
     same([{"sinks": [float("nan")]}, {"sinks": [float("nan")]}])
     with pytest.raises(ValueError, match=r"`sinks` differs between ranks: \[nan\] on rank 0; \[1.0\] on rank 1"):
         same([{"sinks": [float("nan")]}, {"sinks": [1.0]}])
+
+
+X = np.ones((1, 2, 4, 3))
+PARAMS = {"w": np.ones(3)}
+CALLS: dict[str, Any] = {
+    "ring_attention": lambda comm: ring_attention(comm, X, X, X),
+    "all_to_all_attention": lambda comm: all_to_all_attention(comm, X, X, X),
+    "scan_linear_attention": lambda comm: scan_linear_attention(comm, X, X, X),
+    "sharded_init": lambda comm: sharded_init(comm, PARAMS),
+    "sharded_update": lambda comm: sharded_update(comm, PARAMS, PARAMS, None, lr=0.1),
+    "save_sharded": lambda comm: save_sharded("folder", comm, PARAMS, None, 0),
+    "load_sharded": lambda comm: load_sharded("folder", comm, PARAMS),
+    "a layer with context_parallel": lambda comm: ContextParallel(comm).positions(lambda: 3),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_what_is_no_communicator(name: str) -> None:
+    for wrong in (None, ThreadComm(2), X):
+        with pytest.raises(TypeError, match=r"`comm` is .*, expected a communicator: mpi4py"):
+            CALLS[name](wrong)
+    with pytest.raises(TypeError, match="expected a communicator"):
+        grid(None, 2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if name not in ("load_sharded", "save_sharded")])
+def test_ranks_that_make_different_calls_all_raise(name: str) -> None:
+    other = "sharded_init" if name == "ring_attention" else "ring_attention"
+
+    def on_rank(comm: Any) -> None:
+        error, text = ((ValueError, RankError), "`call` differs between ranks|Rank . of 2 stopped|`lr`|state")
+        with pytest.raises(error, match=text):
+            CALLS[name if comm.rank else other](comm)
+
+    ThreadComm(2).run(on_rank)
+
+
+def test_backwards_of_different_calls_all_raise() -> None:
+    def on_rank(comm: Any) -> None:
+        (out, ring), (_, exchanged) = ring_attention_fwd(comm, X, X, X), all_to_all_attention_fwd(comm, X, X, X)
+        with pytest.raises(ValueError, match="`call` differs between ranks"):
+            ring_attention_bwd(out, ring) if comm.rank else all_to_all_attention_bwd(out, exchanged)
+        with pytest.raises(ValueError, match=r"`call` differs between ranks: .*without dlse.* on rank 0"):
+            all_to_all_attention_bwd(out, exchanged, X[..., 0] if comm.rank else None)
+
+    ThreadComm(2).run(on_rank)

@@ -137,7 +137,7 @@ def test_wrong_input() -> None:
     model = aa.models.GPT(V, T, 8, 1, 2)
     params, tokens = model.init(aa.Philox(0)), TOKENS[:, :4]
     with pytest.raises(ValueError, match="`method` is 'rings', expected one of 'ring', 'all_to_all'"):
-        ContextParallel(None, method="rings")  # type: ignore[arg-type]
+        ContextParallel(ThreadComm(2), method="rings")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="`order` is 'zag'"):
         ContextParallel(None, order="zag")  # type: ignore[arg-type]
 

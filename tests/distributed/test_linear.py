@@ -37,7 +37,7 @@ def test_errors_stop_all_ranks(rule: Any) -> None:
     given: Any = {"rule": rule, **({"beta": beta} if rule == "delta" else {})}
 
     def on_rank(comm: Any) -> None:
-        with pytest.raises(ValueError, match="`options` differs between ranks"):
+        with pytest.raises(ValueError, match="`scale` differs between ranks"):
             scan_linear_attention(comm, x, x, x, **given, scale=1.0 + comm.rank)
         with pytest.raises(ValueError if comm.rank == 1 else RankError, match="key"):
             scan_linear_attention(comm, x, x[..., :2] if comm.rank == 1 else x, x, **given)

@@ -24,7 +24,7 @@ def test_messages_of_megabytes() -> None:
 
 def test_an_error_on_one_rank_stops_all() -> None:
     found = results(3, "errors")
-    for name in ("options", "dtype"):
+    for name in ("options", "dtype", "bias", "call"):
         assert len(set(found[name])) == 1, name
         assert "differs between ranks" in found[name][0], name
     for name in ("input", "computing", "computing gradients"):

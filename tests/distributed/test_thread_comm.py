@@ -84,6 +84,17 @@ def test_a_rank_that_returns_stops_those_that_wait_for_it() -> None:
         ThreadComm(2).run(lambda comm: comm.rank and comm.allgather(0))
 
 
+def test_ranks_that_all_wait_stop() -> None:
+    def on_rank(comm: Any) -> None:
+        if comm.rank:
+            comm.allgather(1)
+        else:
+            comm.Irecv(np.empty(1), 1).Wait()  # from a rank that waits for this one
+
+    with pytest.raises(RankError, match="Every rank waits for another one"):
+        ThreadComm(3).run(on_rank)
+
+
 def test_messages_of_different_sizes_are_an_error() -> None:
     def on_rank(comm: Any) -> None:
         if comm.rank:

@@ -11,6 +11,7 @@ import numpy as np
 from attnarray import tree
 from attnarray.distributed import (
     ContextParallel,
+    all_to_all_attention,
     all_to_all_attention_bwd,
     all_to_all_attention_fwd,
     grid,
@@ -86,6 +87,8 @@ def errors_on_ranks(comm: Any) -> dict[str, Any]:
     found = {
         "options": _raised(comm, lambda: ring_attention(comm, x, x, x, scale=1.0 + rank)),
         "dtype": _raised(comm, lambda: ring_attention(comm, *3 * [x.astype(np.float32) if rank == 1 else x])),
+        "bias": _raised(comm, lambda: ring_attention(comm, x, x, x, bias=np.ones((1 + rank % 2, 8, 24)))),
+        "call": _raised(comm, lambda: (all_to_all_attention if rank == 1 else ring_attention)(comm, x, x, x)),
         "input": _raised(comm, lambda: ring_attention(comm, x, x[:, :, :, :3] if rank == 1 else x, x)),
     }
     attention, backward = tiles_module.attention, tiles_module.attention_backward
