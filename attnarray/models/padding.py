@@ -20,6 +20,18 @@ def check_tokens(tokens: Array, vocab_size: int | None = None, name: str = "toke
     return tokens
 
 
+def token_positions(tokens: Array, vocab_size: int, first: int, starts: Any, parallel: Any) -> tuple[Any, int]:
+    """Check tokens (B, T); return their positions (T,) if sequences are divided by `parallel`, and the number of all."""
+
+    def length() -> int:
+        check_tokens(tokens, vocab_size)
+        if parallel is not None and starts is not None:
+            raise ValueError("`starts` is given with `context_parallel`: pad divided sequences on the right.")
+        return int(tokens.shape[1])
+
+    return (None, first + length()) if parallel is None else parallel.positions(length)
+
+
 def check_starts(starts: Any, batch: int, past: int, like: Array) -> Array | None:
     """Return `starts` (B,), checked to be from 0 to `past`, in the library of `like`; None stays None."""
     if starts is None:

@@ -29,7 +29,7 @@ from attnarray.models.gpt.cache import GPTCache
 from attnarray.models.gpt.embedding import GPTEmbedding, GPTEmbeddingContext
 from attnarray.models.gpt.families import FAMILIES
 from attnarray.models.logits import check_dlogits
-from attnarray.models.padding import attention_mask, check_lengths, check_starts, check_tokens
+from attnarray.models.padding import attention_mask, check_lengths, check_starts, token_positions
 from attnarray.models.prepared.gpt import PreparedGPT, prepare_gpt
 from attnarray.models.prepared.stack import Weights
 from attnarray.models.transformer.encoder import Encoder
@@ -433,7 +433,7 @@ class GPT(Layer):
     ) -> tuple[Array, GPTEmbeddingContext, Any]:  # fmt: skip
         """The embedding (B, T, E) of tokens that follow those in the cache, its context, and the body's options."""
         first = cache.length if cache else 0
-        positions, past = self._positions(tokens, first, starts, parallel)
+        positions, past = token_positions(tokens, self.vocab_size, first, starts, parallel)
         if cache and tokens.shape[0] != cache.batch:
             raise ValueError(f"`tokens` has {tokens.shape[0]} sequences, but `cache` has {cache.batch}.")
         self.embedding.check_length("`tokens`", past)
@@ -446,17 +446,6 @@ class GPT(Layer):
             "is_causal": True, "attn_mask": mask, "kv_lengths": lengths, "bias": bias, "starts": starts,
             "context_parallel": parallel, "rng": rng.fold_in(1) if rng else None,
         }  # fmt: skip
-
-    def _positions(self, tokens: Array, first: int, starts: Any, parallel: Any) -> tuple[Any, int]:
-        """The positions (T,) of the tokens of this process if a sequence is divided, and the number of all."""
-
-        def length() -> int:
-            check_tokens(tokens, self.vocab_size)
-            if parallel is not None and starts is not None:
-                raise ValueError("`starts` is given with `context_parallel`: pad divided sequences on the right.")
-            return int(tokens.shape[1])
-
-        return (None, first + length()) if parallel is None else parallel.positions(length)
 
     def _bias(self, x: Array, keys: int) -> Array | None:
         """The bias of ALiBi, (H, 1, S), on the device of x."""
