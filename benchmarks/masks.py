@@ -1,4 +1,5 @@
-"""Sparse masks and packed sequences: times against PyTorch with a dense mask, dense attention, and padding; memory.
+"""Sparse masks, packed sequences and latent attention: times against PyTorch with a dense mask, dense attention,
+padding, and projected keys and values; memory.
 
 Calls alternate, and each figure is the least of its samples. Eight heads of 64 numbers, float32.
 
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one round of short sequences")
     options = parser.parse_args()
     keys, longest, rounds = (512, 128, 1) if options.quick else (8192, 2048, options.rounds)
-    calls = {**sparse_calls(keys), **ragged_calls(longest)}
+    calls = {**sparse_calls(keys), **ragged_calls(longest), **latent_calls(keys // 2)}
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds + 1):  # the first, which compiles and reserves memory, does not count
         for name, call in calls.items():
@@ -70,8 +71,19 @@ def sparse_calls(keys: int) -> Calls:
     torch = _torch()
     tensors, dense = [torch.from_numpy(x) for x in (q, k, v)], torch.from_numpy(LONGFORMER.to_dense(keys, keys))
     attend = aa.scaled_dot_product_attention
+    bigbird = aa.Window(192, 192) | aa.Global(128) | aa.RandomBlocks(0)
+    packed = aa.Documents(np.arange(keys) // 512, np.arange(keys) // 512) & aa.Causal()
+
+    def make(mask: Any) -> Callable[[], Any]:
+        return lambda: tile_mask(mask, Sizes((1,), HEADS, keys, keys), 0, None)
+
     return {
-        "making longformer's mask": lambda: tile_mask(LONGFORMER, Sizes((1,), HEADS, keys, keys), 0, None),
+        "making longformer's mask": make(LONGFORMER),
+        "making bigbird's mask": make(bigbird),
+        "bigbird": lambda: attend(q, k, v, bigbird),
+        "making the mask of a tenth of the blocks": make(blocks),
+        "making the mask of causal documents": make(packed),
+        "causal documents": lambda: attend(q, k, v, packed),
         "longformer": lambda: attend(q, k, v, LONGFORMER),
         "longformer, PyTorch with a dense mask": lambda: torch.nn.functional.scaled_dot_product_attention(
             *tensors, dense
@@ -117,6 +129,17 @@ def ragged_calls(longest: int) -> Calls:
         "padded, causal": lambda: aa.scaled_dot_product_attention(*padded, is_causal=True, **options),
         "packed, forward and backward": lambda: ragged_both(causal=False),
         "padded, forward and backward": lambda: padded_both(causal=False),
+    }
+
+
+def latent_calls(keys: int) -> Calls:
+    """A step of decoding with DeepSeek-V2's sizes for 8 heads: 512 latent and 64 rotated numbers of each position."""
+    rng = np.random.default_rng(3)
+    query, latent = (rng.standard_normal(shape, dtype=np.float32) for shape in ((1, HEADS, 1, 192), (1, keys, 576)))
+    up = rng.standard_normal((2, HEADS, 128, 512), dtype=np.float32)
+    return {
+        f"latent decoding, {name}": lambda absorb=absorb: aa.latent_attention(query, latent, *up, absorb=absorb)
+        for name, absorb in (("absorbed", True), ("projected", False))
     }
 
 

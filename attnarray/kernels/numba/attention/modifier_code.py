@@ -296,14 +296,22 @@ def _log(x: Lanes) -> Lanes:
 
 
 def _tanh(x: Lanes) -> Lanes:
-    """In float32 by 1 - 2 / (e^(2 |x|) + 1), and by a polynomial where that would cancel; with fewer operations."""
+    """In float32 a polynomial; where a lane is too large for it, 1 - 2 / (e^(2 |x|) + 1) in another branch."""
     if not x.is_single:
         return vl.tanh(x)[0]
-    y = vl.absolute(x)
-    large = x.constant(1.0) - x.constant(2.0) / (vl.exp(where(y > 9.0, 9.0, y) * 2.0) + 1.0)
-    square = x * x
+    builder, y, square = x.builder, vl.absolute(x), x * x
     small = x + x * square * vl.polynomial(square, TANH)
-    return where(y < SMALL, small, where(x < 0.0, large * -1.0, large))
+    fits = y < SMALL
+    mask = builder.bitcast(fits.value, ir.IntType(x.value.type.count))
+    before = builder.block
+    with builder.if_then(builder.icmp_unsigned("!=", mask, ir.Constant(mask.type, 2**x.value.type.count - 1))):
+        large = x.constant(1.0) - x.constant(2.0) / (vl.exp(where(y > 9.0, 9.0, y) * 2.0) + 1.0)
+        mixed = where(fits, small, where(x < 0.0, large * -1.0, large)).value
+        inside = builder.block
+    found = builder.phi(mixed.type)
+    found.add_incoming(small.value, before)
+    found.add_incoming(mixed, inside)
+    return Lanes(builder, found)
 
 
 def _larger(a: Lanes, b: Lanes) -> Lanes:
