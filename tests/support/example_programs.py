@@ -18,3 +18,19 @@ def example(name: str) -> Any:
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
+
+
+def as_layer(forward: Any, backward: Any) -> Any:
+    """A program's network as a layer for gradcheck."""
+
+    class Network:
+        def __call__(self, params: Any) -> Any:
+            return self.fwd(params)[0]
+
+        def fwd(self, params: Any) -> Any:
+            return forward(params)
+
+        def bwd(self, dout: Any, ctx: Any) -> Any:
+            return type("Grads", (tuple,), {"_fields": ("params",)})((backward(dout, ctx),))
+
+    return Network()
