@@ -24,6 +24,7 @@ from attnarray.models.tokenizer import load_tokenizer
 from attnarray.models.transformer import Decoder, Encoder, Transformer
 from attnarray.models.transformer_xl import TransformerXL, TransformerXLResult, remembered
 from attnarray.models.vision import PatchClassifier
+from attnarray.models.vit import ViT, ViTResult
 from attnarray.tree import shorten_reprs
 
 __all__ = [
@@ -44,6 +45,8 @@ __all__ = [
     "Transformer",
     "TransformerXL",
     "TransformerXLResult",
+    "ViT",
+    "ViTResult",
     "beam_search",
     "draw",
     "from_pretrained",

@@ -11,8 +11,9 @@ from attnarray.layers.initial import Params
 from attnarray.models.bert import BERT
 from attnarray.models.encoder_decoder import EncoderDecoder
 from attnarray.models.gpt import GPT
+from attnarray.models.vit import ViT
 
-KINDS = (BERT, GPT, EncoderDecoder)  # each lists its families in `pretrained`
+KINDS = (BERT, GPT, EncoderDecoder, ViT)  # each lists its families in `pretrained`
 
 
 def from_pretrained(

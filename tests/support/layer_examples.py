@@ -200,6 +200,13 @@ EXAMPLES: dict[str, list[Example]] = {
         )
         for positions in ("learned", "relative")
     ],
+    "ViT": [
+        Example(
+            models.ViT((4, 6), (2, 3), E, 1, H, 1, 6, dropout=0.1, pooler=True, num_labels=labels),
+            {"images": normal(B, 4, 6, 1), "rng": aa.Philox(3)},
+        )
+        for labels in (3, None)
+    ],
     "SentenceEncoder": [
         Example(
             models.SentenceEncoder(models.BERT(7, T, E, 1, H, 6, mask_head=False, pooler=False)),
