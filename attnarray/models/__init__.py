@@ -1,5 +1,6 @@
 """Models made of the layers: they load public checkpoints, train by hand-written gradients, and generate."""
 
+from attnarray.models.audio import log_mel, read_wav
 from attnarray.models.bert import BERT, BERTResult
 from attnarray.models.encoder_decoder import EncoderDecoder
 from attnarray.models.generation import (
@@ -56,7 +57,9 @@ __all__ = [
     "keep_top_p",
     "llama_names",
     "load_tokenizer",
+    "log_mel",
     "penalize_repetition",
+    "read_wav",
     "remembered",
     "stream",
     "with_temperature",
