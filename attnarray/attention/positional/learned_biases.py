@@ -119,7 +119,7 @@ class FIRE(NamedTuple):
     def backward(
         self, dscores: Array, scores: Array, b: Array, h: Array, q_idx: Array, kv_idx: Array
     ) -> tuple[Array, FIRE]:
-        r"""The gradients, with z = w_1 x + b_1, a = c |i - j| and n = c max(L, i).
+        r"""The gradients, with z = w_1 x + b_1, ``a = c |i - j|`` and n = c max(L, i).
 
         .. math::
             dz = [z > 0] \odot W_2^T ds, \qquad dW_2 = \sum ds\, \mathrm{relu}(z)^T, \qquad dw_1 = \sum x\, dz, \qquad
