@@ -66,13 +66,11 @@ def log_mel(samples: np.ndarray, *, num_mels: int = 80, seconds: float | None = 
     checks.floating(samples=samples)
     checks.whole("num_mels", num_mels, 1, 1000, "the number of filters")
     x = np.asarray(samples, np.float64)
-    if x.ndim < 1:
-        raise ValueError(f"`samples` has shape {x.shape}, expected (*batch, samples).")
+    if x.ndim < 1 or x.shape[-1] <= WINDOW // 2:
+        raise ValueError(f"`samples` has shape {x.shape}, expected (*batch, S) with more than {WINDOW // 2} samples.")
     if seconds is not None:
-        count = round(checks.positive("seconds", seconds) * 16000)
+        count = max(WINDOW // 2 + 1, round(checks.positive("seconds", seconds) * 16000))
         x = np.pad(x[..., :count], [(0, 0)] * (x.ndim - 1) + [(0, max(0, count - x.shape[-1]))])
-    if x.shape[-1] <= WINDOW // 2:
-        raise ValueError(f"`samples` has {x.shape[-1]} samples, expected more than {WINDOW // 2}: half of a window.")
     padded = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(WINDOW // 2, WINDOW // 2)], mode="reflect")
     frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW, axis=-1)[..., ::HOP, :][..., :-1, :]
     hann = 0.5 - 0.5 * np.cos(2.0 * math.pi * np.arange(WINDOW) / WINDOW)

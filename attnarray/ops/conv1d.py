@@ -216,6 +216,6 @@ def axis_windows(what: str, size: int, width: int, stride: int, dilation: int, p
     if size + before + after - reach < min(size, 1):
         raise ValueError(
             f"`x` has {size} {what} and {before + after} zeros around them, but the windows of `weight` have "
-            f"{reach + 1} {what} ((width - 1) dilation + 1). Use padding='same' or 'causal', or a longer sequence."
+            f"{reach + 1} {what} ((width - 1) dilation + 1). Use padding='same' or 'causal', or a larger `x`."
         )
     return Axis(width, stride, dilation, before, after)

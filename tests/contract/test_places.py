@@ -73,6 +73,7 @@ layers/cache.py                     layers/test_layer_steps.py               wha
 layers/checking.py                  layers/test_layer_input.py               what layers say of wrong input
 layers/initial.py                   test_random.py                           the numbers that it draws
 layers/mixture_of_experts.py        layers/test_block.py                     what blocks are made of
+layers/linear_gates.py              layers/test_linear_attention.py          the gates of that layer
 layers/embedding.py                 layers/test_block.py                     what blocks are made of
 layers/feed_forward.py              layers/test_block.py                     what blocks are made of
 layers/norm.py                      layers/test_block.py                     what blocks are made of

@@ -105,7 +105,7 @@ def test_what_is_wrong(tmp_path: Path) -> None:
     says(TypeError, "`samples` has type list", lambda: aa.models.log_mel([0.0]))  # type: ignore[arg-type]
     says(
         ValueError,
-        "`samples` has 200 samples, expected more than 200",
+        "`samples` has shape (200,), expected (*batch, S) with more than 200 samples",
         lambda: aa.models.log_mel(np.zeros(200), seconds=None),
     )
     says(ValueError, "`seconds` is 0, expected a finite number above 0", lambda: aa.models.log_mel(SOUND, seconds=0))

@@ -225,7 +225,8 @@ class ViT(Layer):
         weight = params["patches"]["weight"]
         checks.namespace(images=images, params=weight)
         checks.floating(images=images, params=weight)
-        expected = (*images.shape[:1], *pair("image_size", self.image_size), self.channels)
+        batch = images.shape[:1] if images.ndim == 4 else (1,)
+        expected = (*batch, *pair("image_size", self.image_size), self.channels)
         checks.shape("images", images, expected, "(B, height, width, channels), channels last")
         patches, patches_ctx = conv2d_fwd(
             images, **params["patches"], stride=pair("patch_size", self.patch_size), padding="valid"
