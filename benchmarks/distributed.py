@@ -182,7 +182,9 @@ def beyond_memory(arguments: argparse.Namespace) -> dict[str, Any]:
     count = arguments.gigabytes * 10**9 // (4 * HEADS * DIM * CHUNK)
     chunks = ((1,), (HEADS,), (CHUNK,) * count, (DIM,))
     with (
-        distributed.LocalCluster(2, threads_per_worker=1, memory_limit="2GB", dashboard_address=None) as cluster,
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, memory_limit="2GB", dashboard_address=None
+        ) as cluster,
         distributed.Client(cluster) as client,
     ):
         k = da.map_blocks(
@@ -224,7 +226,7 @@ def workers(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     host = np.random.default_rng(0).standard_normal((3, 1, case.heads, case.T, case.dim), dtype=np.float32)
     for count in arguments.ranks:
         with (
-            distributed.LocalCluster(count, threads_per_worker=1, dashboard_address=None) as cluster,
+            distributed.LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=None) as cluster,
             distributed.Client(cluster) as client,
         ):
             q, k, v = (client.persist(da.from_array(x, chunks=(1, case.heads, 4096, case.dim))) for x in host)
@@ -267,7 +269,7 @@ def kills(arguments: argparse.Namespace) -> dict[str, Any]:
     config = {"distributed.scheduler.allowed-failures": 1000, "distributed.deploy.lost-worker-timeout": "600s"}
     with (
         dask.config.set(config),
-        distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster,
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster,
         distributed.Client(cluster) as client,
         aa.use_kernels("reference"),
     ):

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 RESULTS = Path(__file__).parent / "results"
 RUN = "epyc-avx512-2threads-2026-11-30-distributed"
+LONGER_RUN = "epyc-avx512-2threads-2026-12-01-distributed"  # T = 16,384, and workers of Dask
 ROUNDS = {"forward": 3, "backward": 2}  # of small messages, in which ranks agree
 
 
@@ -118,7 +119,8 @@ def _agreement(ranks: int, machine: Machine) -> float:
 
 def measured() -> list[dict[str, Any]]:
     """The committed runs."""
-    return [case for n in (2, 4) for case in json.loads((RESULTS / f"{RUN}-ring-{n}.json").read_text())["ring"]]
+    files = [f"{RUN}-ring-{n}.json" for n in (2, 4)] + [f"{LONGER_RUN}-ring-{n}.json" for n in (1, 2, 4)]
+    return [case for name in files for case in json.loads((RESULTS / name).read_text())["ring"]]
 
 
 def seconds_of(case: dict[str, Any]) -> float:
@@ -128,9 +130,9 @@ def seconds_of(case: dict[str, Any]) -> float:
     return min(max(r["forward_s"][n] + r["backward_s"][n] for r in results) for n in repeats)
 
 
-def this_machine() -> Machine:
-    """Seconds for a pair from the run on one rank; latency and bandwidth between two ranks."""
-    alone = next(case for case in measured() if case["ranks"] == 1)
+def this_machine(T: int) -> Machine:
+    """Seconds for a pair from the run of this length on one rank; latency and bandwidth between two ranks."""
+    alone = next(case for case in measured() if case["ranks"] == 1 and case["T"] == T)
     pairs = shape_of(alone).pairs
     costs = (min(alone["results"][0][name]) / pairs for name in ("forward_s", "backward_s"))
     link = json.loads((RESULTS / f"{RUN}-link.json").read_text())["link"]
@@ -141,8 +143,8 @@ def shape_of(case: dict[str, Any]) -> Shape:
     return Shape(case["T"], case["heads"], case["heads"], case["dim"])
 
 
-def predicted(case: dict[str, Any], machine: Machine) -> float:
-    shape, ranks = shape_of(case), case["ranks"]
+def predicted(case: dict[str, Any]) -> float:
+    shape, ranks, machine = shape_of(case), case["ranks"], this_machine(case["T"])
     if case["function"] == "all_to_all":
         return all_to_all_seconds(shape, ranks, machine)
     return ring_seconds(shape, ranks, case["order"], machine)
@@ -196,11 +198,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
-    machine = this_machine()
-    print(f"{'':<24}{'ranks':>6}{'measured s':>12}{'model s':>10}")
+    print(f"{'':<24}{'T':>7}{'ranks':>6}{'measured s':>12}{'model s':>10}")
     for case in measured():
         name = f"{case['function']}, {case['order']}"
-        print(f"{name:<24}{case['ranks']:>6}{seconds_of(case):>12.3f}{predicted(case, machine):>10.3f}")
+        print(f"{name:<24}{case['T']:>7}{case['ranks']:>6}{seconds_of(case):>12.3f}{predicted(case):>10.3f}")
     for machine in MACHINES:
         print(f"\n{machine.name}: seconds on {', '.join(map(str, RANKS))} ranks")
         for name, points in curves(machine).items():

@@ -44,7 +44,7 @@ def client() -> Iterator[Any]:
     }
     with (
         dask.config.set(config),
-        distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster,
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster,
         distributed.Client(cluster) as client,
         aa.use_kernels("reference"),  # a new worker need not load kernels
     ):
