@@ -194,3 +194,16 @@ def test_a_mask_of_ones_own_needs_one_method() -> None:
     i, j = np.arange(QUERIES)[:, None], np.arange(KEYS)
     expected = run({**call, "attn_mask": ((i - j) % 4 < 2) & (j <= i + 3)}, kernels="reference")
     assert_equal_results(run({**call, "attn_mask": Diagonals() & Causal(3)}, kernels="reference"), expected)
+
+
+def test_a_mask_of_your_own_may_depend_on_batch_and_head() -> None:
+    class Alternating(Mask):
+        def allows(self, pairs: Any) -> Any:
+            return (pairs.b + pairs.h + pairs.k) % 2 == 0
+
+    q, k, v = np.random.default_rng(0).standard_normal((3, 2, 3, 5, 4))
+    b, h, j = np.arange(2)[:, None, None, None], np.arange(3)[:, None, None], np.arange(5)
+    dense = np.broadcast_to((b + h + j) % 2 == 0, (2, 3, 5, 5))
+    for mask, expected in ((Alternating(), dense), (Alternating() & aa.Causal(), dense & np.tri(5, dtype=bool))):
+        found = aa.scaled_dot_product_attention(q, k, v, mask)
+        np.testing.assert_allclose(found, aa.scaled_dot_product_attention(q, k, v, expected), rtol=0, atol=1e-13)

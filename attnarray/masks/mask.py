@@ -62,9 +62,16 @@ class Mask:
     def kinds(self, grid: Grid) -> Kinds:
         """Two boolean arrays over the tiles (B|1, H|1, Q|1, K|1): may something be allowed, and is surely all of it.
 
-        Without a rule, all tiles may be anything, and every pair is asked about.
+        Without a rule, all tiles may be anything, and every pair is asked about: those of one batch and head where
+        `allows` does not depend on them, as one pair of two batches and heads shows.
         """
-        return _anything(grid)
+        first = [axis.reshape(-1)[:1].reshape(1, 1, 1, 1) for axis in (grid.q_first, grid.k_first)]
+        b, h, zero = np.zeros((2, 1, 1, 1), np.int32), np.zeros((1, 2, 1, 1), np.int32), np.zeros_like(first[0])
+        found = np.shape(self.allows(Pairs(b, h, zero, zero, first[0], first[1], grid.sizes)))
+        batch, heads = ((1,) * (4 - len(found)) + found)[:2]
+        batches = math.prod(grid.sizes.batch) if batch > 1 else 1
+        some = np.ones((batches, grid.sizes.heads if heads > 1 else 1, 1, 1), bool)
+        return some, ~some
 
     def labels(self, tiles: Tiles) -> Any:
         """Integers (N,), equal only for tiles with the same bits; None where it is not known which are."""
@@ -126,10 +133,6 @@ def _join(operator_name: str, other: Any) -> None:
         given = checks.shown(other)
         hint = "Wrap a boolean array first: attnarray.Dense(array)."
         raise TypeError(f"`{operator_name}` joins masks, but got {given}. {hint}")
-
-
-def _anything(grid: Grid) -> Kinds:
-    return np.ones((1, 1, 1, 1), bool), np.zeros((1, 1, 1, 1), bool)
 
 
 def _every_pair(

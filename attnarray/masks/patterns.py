@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -250,19 +249,6 @@ class Predicate(Mask):
             given = checks.shown(found)
             raise ValueError(f"`Predicate.allowed` returned {given}, expected one that broadcasts to {shape}.")
         return to_numpy(found)
-
-    def kinds(self, grid: Grid) -> Kinds:
-        """Only whether it depends on batch and head, by the shape that it returns for two of each."""
-        first = [axis.reshape(-1)[:1].reshape(1, 1, 1, 1) for axis in (grid.q_first, grid.k_first)]
-        b, h = np.zeros((2, 1, 1, 1), np.int32), np.zeros((1, 2, 1, 1), np.int32)
-        found = self.allows(Pairs(b, h, first[0] * 0, first[1] * 0, first[0], first[1], grid.sizes))
-        batch, heads = ((1,) * (4 - found.ndim) + found.shape)[:2]
-        batches = math.prod(grid.sizes.batch) if batch > 1 else 1
-        some = np.ones((batches, grid.sizes.heads if heads > 1 else 1, 1, 1), bool)
-        return some, ~some
-
-    def without_rule(self) -> tuple[str, ...]:
-        return ("Predicate",)
 
 
 @dataclass(frozen=True, eq=False)
