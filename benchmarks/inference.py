@@ -1,6 +1,6 @@
 """Prepared models against transformers and ONNX Runtime: an encoder of MiniLM's shape, one token of GPT-2 small.
 
-    python -m benchmarks.inference [--quick] [--only encoder decoding] [--rounds N] [--threads N] [--output NAME]
+    python -m benchmarks.inference [--quick] [--only encoder whisper] [--rounds N] [--threads N] [--output NAME]
 
 All sides have the same weights and are checked against each other before anything is timed. They take turns of some
 calls, the first of which is not timed; a ratio is the median over the rounds of the peer's time over ours, with its
@@ -17,17 +17,19 @@ from typing import Any
 from attnarray.bench.threads import environment
 from benchmarks.models import RATIO, RESULTS, SHOWN, _table
 
-KINDS = ("encoder", "decoding", "smollm2")
+KINDS = ("encoder", "decoding", "smollm2", "whisper")
 
 
 def prepared_cases(kinds: list[str], quick: bool, threads: int) -> list[Any]:
     """The cases, checked."""
     from benchmarks.inference_cases import decoding_case, encoder_cases, gpt2, smollm2
+    from benchmarks.inference_whisper import whisper_case
 
     return [
         *(encoder_cases(quick, threads) if "encoder" in kinds else []),
         *([decoding_case(quick, "GPT-2 small", gpt2(quick))] if "decoding" in kinds else []),
         *([decoding_case(quick, "SmolLM2-135M", smollm2(quick))] if "smollm2" in kinds else []),
+        *([whisper_case(quick)] if "whisper" in kinds else []),
     ]
 
 
@@ -83,7 +85,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description="Prepared models against transformers and ONNX Runtime.")
     parser.add_argument("--quick", action="store_true", help="tiny models, to see that it runs")
     parser.add_argument(
-        "--only", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help="encoder, decoding, smollm2"
+        "--only",
+        nargs="+",
+        choices=KINDS,
+        default=list(KINDS),
+        metavar="KIND",
+        help="encoder, decoding, smollm2, whisper",
     )
     parser.add_argument("--rounds", type=int, default=9, metavar="N", help="how often each side runs")
     parser.add_argument("--threads", type=int, default=None, metavar="N", help="of each side; all CPUs by default")
