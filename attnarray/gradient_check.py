@@ -174,8 +174,11 @@ def _modifier_triple(modifier: Any) -> Triple:
         own, scores, indices = ctx
         return _ModifierGrads(*own.backward(dout, scores, *indices))
 
-    bwd.__name__ = f"{kind}.backward"
-    return Triple(lambda scores, q_offset=0, modifier=modifier: fwd(scores, q_offset, modifier)[0], fwd, bwd)
+    def f(scores: Any, q_offset: int = 0, modifier: Any = modifier) -> Any:
+        return fwd(scores, q_offset, modifier)[0]
+
+    f.__name__, bwd.__name__ = kind, f"{kind}.backward"
+    return Triple(f, fwd, bwd)
 
 
 class _Loss:

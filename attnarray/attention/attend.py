@@ -155,6 +155,8 @@ def attend_fwd(
     q, k, v = (layout.canonical(x) for x in (query, key, value))
     for name, part in _named(scorer, modifiers, normalizer).items():
         _check_per_query(name, part, q.shape[:3])
+        if hasattr(part, "check"):
+            part.check(name, q.shape[1], q.shape[3])
     scale = 1.0 / math.sqrt(q.shape[3] or 1) if by_dots else 1.0
     given = {**options, "sinks": normalizer.sinks} if isinstance(normalizer, Softmax) else options
     changes, bias_shape = score_modifiers(

@@ -15,6 +15,7 @@ from attnarray.numpy_arrays import read_only
 
 T = TypeVar("T")
 
+# A part may have a method `check(name, heads, dim)`, which `attend` calls with the sizes of the queries.
 # Arrays are Any in these protocols, so that a part of a caller may name the arrays of one library.
 
 

@@ -116,19 +116,46 @@ def test_sigmoid_attention_of_equal_scores_is_near_a_mean() -> None:
 
 
 X = np.ones((1, 2, 3, 4))
+
+
+def fire(**changes: Any) -> aa.FIRE:
+    fields = (np.ones(5), np.ones(5), np.ones((2, 5)), np.ones(2), np.array(0.1), np.array(4.0))
+    return aa.FIRE(*fields)._replace(**changes)
+
+
 BAD: dict[str, tuple[type[Exception], Any, str]] = {
     "kind": (
-        ValueError, lambda: aa.attend(X, X, X, modifiers=[aa.KERPLE(np.ones(2), np.ones(2), "cubic")]),
-        "`kind` is 'cubic', expected one of",
+        ValueError, lambda: aa.attend(X, X, X, modifiers=[aa.KERPLE(np.ones(2), np.ones(2), "cubic")]),  # type: ignore[arg-type]
+        "`modifiers[0].kind` is 'cubic', expected one of",
+    ),
+    "heads": (
+        ValueError, lambda: aa.attend(X, X, X, modifiers=[aa.KERPLE(np.ones(2), np.ones(3))]),
+        "`modifiers[0].r2` has shape (3,), expected (2,)",
+    ),
+    "list": (
+        TypeError, lambda: aa.attend(X, X, X, modifiers=[aa.KERPLE([1.0, 1.0], np.ones(2))]),
+        "`modifiers[0].r1` has type",
+    ),
+    "width": (
+        ValueError, lambda: aa.attend(X, X, X, modifiers=[fire(hidden_bias=np.ones(3))]),
+        "`modifiers[0].hidden_bias` has shape (3,), expected (5,)",
+    ),
+    "number": (
+        TypeError, lambda: aa.attend(X, X, X, modifiers=[fire(c=0.1)]), "`modifiers[0].c` has type float",
     ),
     "embedding": (
         ValueError, lambda: aa.attend(X, X, X, scorer=aa.CoPE(np.ones((5, 3)))),
-        "`scorer.position_embedding` has shape (5, 3), expected (P, 4)",
+        "`scorer.position_embedding` has shape (5, 3), expected (5, 4)",
+    ),
+    "no positions": (
+        ValueError, lambda: aa.attend(X, X, X, scorer=aa.CoPE(np.ones((0, 4)))),
+        "`scorer.position_embedding` has shape (0, 4), expected (1, 4)",
     ),
     "offset": (
         ValueError, lambda: aa.attend(X, X, X, scorer=aa.CoPE(np.ones((5, 4)), q_offset=0.5)),  # type: ignore[arg-type]
         "`scorer.q_offset` is 0.5, expected an integer",
     ),
+    "scale": (ValueError, lambda: aa.attend(X, X, X, scorer=aa.CoPE(np.ones((5, 4)), 0.0)), "`scale` is 0.0, expected"),
     "shift": (ValueError, lambda: aa.sigmoid_attention(X, X, X, np.ones(3)), "`shift` has shape (3,), expected (2,)"),
     "sinks": (
         TypeError, lambda: aa.sigmoid_attention(X, X, X, sinks=np.ones(2)),  # type: ignore[call-arg]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from attnarray import checks
 from attnarray.attention.engine import DOT_PRODUCT
+from attnarray.attention.options import scale_or_default
 from attnarray.attention.parts import declare
 from attnarray.attention.products import dot_products
 from attnarray.backend import Array, device_of, namespace_of, scatter_add
@@ -51,6 +52,15 @@ class CoPE(NamedTuple):
     scale: float | None = None
     q_offset: int = 0
 
+    def check(self, name: str, heads: int, dim: int) -> None:
+        """Check the fields."""
+        size = max(self.position_embedding.shape[0], 1) if checks.is_array(self.position_embedding) else 1
+        meaning = "(P, D): a vector as long as a query for each of P positions"
+        checks.shape(f"{name}.position_embedding", self.position_embedding, (size, dim), meaning)
+        checks.whole(f"{name}.q_offset", self.q_offset, -(2**31), 2**31, "the position of the first query")
+        if self.scale is not None:
+            scale_or_default(self.scale, 1.0)
+
     def scores(self, q: Array, k: Array, rows: slice) -> Array:
         found = self._positions(q, k, rows)
         below, above = self._logits(q, found)
@@ -83,16 +93,9 @@ class CoPE(NamedTuple):
         return 1.0 / math.sqrt(q.shape[3] or 1) if self.scale is None else self.scale
 
     def _positions(self, q: Array, k: Array, rows: slice) -> _Positions:
-        xp, embedding = namespace_of(q, k), self.position_embedding
-        if embedding.ndim != 2 or embedding.shape[1] != q.shape[3] or not embedding.shape[0]:
-            raise ValueError(
-                f"`scorer.position_embedding` has shape {tuple(embedding.shape)}, expected (P, {q.shape[3]}): a vector "
-                "as long as a query for each of P positions."
-            )
-        last = embedding.shape[0] - 1
-        offset = checks.whole("scorer.q_offset", self.q_offset, -(2**31), 2**31, "the position of the first query")
+        xp, last = namespace_of(q, k), self.position_embedding.shape[0] - 1
         dots = self._scale(q) * dot_products(q, k)
-        i = xp.arange(rows.start, rows.start + q.shape[2], device=device_of(q)) + offset
+        i = xp.arange(rows.start, rows.start + q.shape[2], device=device_of(q)) + self.q_offset
         seen = xp.arange(k.shape[2], device=device_of(q))[None, :] <= i[:, None]
         seen = seen & ~xp.isnan(dots)  # a masked key may hold NaN
         gates = xp.where(seen, 1.0 / (1.0 + xp.exp(-dots)), 0.0)

@@ -45,6 +45,12 @@ class KERPLE(NamedTuple):
     r2: Any
     kind: Literal["log", "power"] = "log"
 
+    def check(self, name: str, heads: int, dim: int) -> None:
+        """Check the fields."""
+        checks.choice(f"{name}.kind", self.kind, ("log", "power"))
+        for field in ("r1", "r2"):
+            checks.shape(f"{name}.{field}", getattr(self, field), (heads,), "one number for each query head")
+
     def mod(self, score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
         return score - self.r1[h] * self._kernel(score, h, q_idx, kv_idx)[0]
 
@@ -57,7 +63,6 @@ class KERPLE(NamedTuple):
         """The kernel of the distance, and its derivative by r_2."""
         xp, r2 = namespace_of(score), self.r2[h]
         distance = xp.astype(abs(q_idx - kv_idx), score.dtype)
-        checks.choice("kind", self.kind, ("log", "power"))
         if self.kind == "log":
             return xp.log(1.0 + r2 * distance), distance / (1.0 + r2 * distance)
         log = xp.log(xp.where(distance == 0.0, 1.0, distance))
@@ -107,6 +112,14 @@ class FIRE(NamedTuple):
     out_bias: Any
     c: Any
     threshold: Any
+
+    def check(self, name: str, heads: int, dim: int) -> None:
+        """Check the fields."""
+        width = self.hidden_weight.shape[0] if checks.is_array(self.hidden_weight) and self.hidden_weight.ndim else 0
+        shapes = (width,), (width,), (heads, width), (heads,), (), ()
+        meaning = f"where M is {width}, the numbers of `{name}.hidden_weight` (M,), and there are {heads} query heads"
+        for field, shape in zip(self._fields, shapes, strict=True):
+            checks.shape(f"{name}.{field}", getattr(self, field), shape, meaning)
 
     def apply(self, scores: Array, b: Array, h: Array, q_idx: Array, kv_idx: Array) -> Array:
         xp, biases = namespace_of(scores), []
