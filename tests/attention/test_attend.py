@@ -121,6 +121,11 @@ HEADS = aa.layers.MultiHeadAttention(D, 1)
 MECHANISMS: dict[str, Any] = {
     "scaled_dot_product_attention": lambda f, q: f(q, KEY, VALUE, is_causal=True, q_offset=1),
     "sparsemax_attention": lambda f, q: f(q, KEY, VALUE),
+    "sigmoid_attention": lambda f, q: f(q, KEY, VALUE, np.arange(H) * 0.1, is_causal=True),
+    "differential_attention": lambda f, q: f(q, KEY, VALUE[:, :1], np.array([0.3, 0.6]), kv_lengths=4),
+    "forgetting_attention": lambda f, q: f(q, QUERY, QUERY, np.full((B, H, T), -0.3), is_causal=True),
+    "linformer_attention": lambda f, q: f(q, KEY, VALUE, np.cos(np.arange(3.0 * S)).reshape(3, S)),
+    "axial_attention": lambda f, q: f(q, QUERY, QUERY, axis=1, is_causal=True),
     "additive_attention": lambda f, q: f(q[:, 0], KEY[:, 0], VALUE[:, 0], np.ones(D), kv_lengths=4),
     "multiplicative_attention": lambda f, q: f(q[:, 0], KEY[:, 0], VALUE[:, 0], np.eye(D), score="general"),
     "scaled_attention": lambda f, q: f(

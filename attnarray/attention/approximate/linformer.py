@@ -126,7 +126,9 @@ def linformer_attention_fwd(
 
 
 @ignoring_fp_errors
-def linformer_attention_bwd(dout: Array, ctx: LinformerContext[ArrayT]) -> LinformerGrads[ArrayT]:
+def linformer_attention_bwd(
+    dout: Array, ctx: LinformerContext[ArrayT], dlse: Array | None = None, dweights: Array | None = None
+) -> LinformerGrads[ArrayT]:
     r"""The gradients of Linformer, from dK' and dV', those of attention to K' = E K and V' = F V.
 
     .. math:: dK = E^T dK', \qquad dV = F^T dV', \qquad dE = dK' K^T, \qquad dF = dV' V^T
@@ -137,6 +139,8 @@ def linformer_attention_bwd(dout: Array, ctx: LinformerContext[ArrayT]) -> Linfo
     ----------
     dout : the shape and dtype of the output
     ctx : LinformerContext
+    dlse, dweights : optional
+        Cotangents of the lse (B, H, T) and of the weights of projected keys (B, H, T, N), as `attention_weights` gives.
 
     Returns
     -------
@@ -155,7 +159,7 @@ def linformer_attention_bwd(dout: Array, ctx: LinformerContext[ArrayT]) -> Linfo
     attention, k, v, E, F, layout = ctx
     checks.cotangent(dout, layout.restored_shape((*attention.q.shape[:3], v.shape[3])), k)
     xp = namespace_of(k)
-    dq, dk, dv, *_ = scaled_dot_product_attention_bwd(wide(layout.canonical(dout)), attention)
+    dq, dk, dv, *_ = scaled_dot_product_attention_bwd(wide(layout.canonical(dout)), attention, dlse, dweights)
     dE = sum_to_shape(xp.matmul(dk, wide(k).mT), tuple(E.shape))
     dF = sum_to_shape(xp.matmul(dv, wide(v).mT), tuple(E.shape if F is None else F.shape))
     dkey, dvalue = xp.matmul(wide(E).mT, dk), xp.matmul(wide(E if F is None else F).mT, dv)

@@ -119,7 +119,9 @@ def axial_attention_fwd(
     return _back(out, along), AxialContext(attention, along)
 
 
-def axial_attention_bwd(dout: Array, ctx: AxialContext[ArrayT], dlse: Array | None = None) -> AxialGrads[ArrayT]:
+def axial_attention_bwd(
+    dout: Array, ctx: AxialContext[ArrayT], dlse: Array | None = None, dweights: Array | None = None
+) -> AxialGrads[ArrayT]:
     r"""The gradients of axial attention: those of each sequence along the axis.
 
     .. math::
@@ -135,6 +137,8 @@ def axial_attention_bwd(dout: Array, ctx: AxialContext[ArrayT], dlse: Array | No
     ctx : AxialContext
     dlse : (B, *other axes, heads, T), optional
         A cotangent of the lse along the axis.
+    dweights : (B, *other axes, heads, T, T), optional
+        A cotangent of the weights along the axis.
 
     Returns
     -------
@@ -152,7 +156,7 @@ def axial_attention_bwd(dout: Array, ctx: AxialContext[ArrayT], dlse: Array | No
     checks.context("ctx", ctx, AxialContext)
     expected = _moved(ctx.attention.out_shape, ctx.axis)
     checks.cotangent(dout, expected, ctx.attention.q)
-    dq, dk, dv, dbias, _ = scaled_dot_product_attention_bwd(_last(dout, ctx.axis), ctx.attention, dlse)
+    dq, dk, dv, dbias, _ = scaled_dot_product_attention_bwd(_last(dout, ctx.axis), ctx.attention, dlse, dweights)
     return AxialGrads(_back(dq, ctx.axis), _back(dk, ctx.axis), _back(dv, ctx.axis), dbias)
 
 
