@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any, Protocol
@@ -247,12 +247,14 @@ def _beating(lines: Lines, still: bool) -> Iterator[None]:
             lines.tick()
 
     thread = threading.Thread(target=beat, name="attnarray progress", daemon=True)
-    thread.start()
+    with suppress(RuntimeError):  # no thread can be started: lines come between the steps only
+        thread.start()
     try:
         yield
     finally:
         done.set()
-        thread.join()
+        if thread.ident is not None:
+            thread.join()
 
 
 class _PlainBar:

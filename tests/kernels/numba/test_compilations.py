@@ -38,3 +38,10 @@ print([what for what in heard if what[0] in ("rows.softmax.softmax", "rows.activ
 """
     said = python(WITH_LOGGING + AT_ONCE + code, NUMBA_CACHE_DIR=str(tmp_path))
     assert said == "[('rows.softmax.softmax', True), ('rows.activations.gelu', True)]\n"
+
+
+def test_kernels_compile_where_no_thread_can_be_started(tmp_path: Path) -> None:
+    """Nothing is told then."""
+    too_large = "import threading; threading.stack_size(2**46)"
+    code = "\n".join([WITH_LOGGING, AT_ONCE, too_large, CALL])
+    assert python(code, NUMBA_CACHE_DIR=str(tmp_path), ATTNARRAY_NUM_THREADS="1") == ""

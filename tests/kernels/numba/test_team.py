@@ -279,6 +279,21 @@ def test_the_cpus_that_no_other_member_runs_on() -> None:
     assert free({1, 63}) == set()
 
 
+@jit
+def part_for(address: int, k: int) -> Any:
+    return code.next_part(address, k)
+
+
+def test_a_member_takes_its_own_share_first() -> None:
+    memory = a_team([-1] * 3)
+    memory[code.SHARES // 8], memory[code.OPEN // 8] = 3, 6  # of seven parts, the caller has taken the first
+    for k, (part, past) in enumerate([(1, 2), (2, 4), (4, 7)]):
+        memory[(code.MEMBERS + k * code.MEMBER + code.FIRST) // 8] = part
+        memory[(code.MEMBERS + k * code.MEMBER + code.PAST) // 8] = past
+    taken = [part_for(ctypes.addressof(memory), k) for k in (1, 2, 1, 1, 1, 0, 0)]
+    assert taken == [2, 4, 3, 5, 6, 1, -1]
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinity")
 def test_affinity_is_as_before() -> None:
     before = os.sched_getaffinity(0)

@@ -198,7 +198,7 @@ def group_rows(call: Any) -> Any:
 
 def write_inputs(integers: Any, q: Any, k: Any, v: Any, out: Any, lse: Any) -> None:
     """Write the addresses of arrays whose shapes a call has already; unrolled, as small calls take so little time."""
-    _FIVE(
+    write_five(
         integers, 8 * Q, WORD_AT(id(q) + OFFSET).value, WORD_AT(id(k) + OFFSET).value, WORD_AT(id(v) + OFFSET).value,
         WORD_AT(id(out) + OFFSET).value, WORD_AT(id(lse) + OFFSET).value,
     )  # fmt: skip
@@ -212,17 +212,16 @@ def write_gradients(integers: Any, dout: Any, dq: Any, dk: Any, dv: Any) -> None
     )  # fmt: skip
 
 
-def write_objects(integers: Any, *arrays: Any) -> None:
-    """Write all arrays as objects, for a call by one thread whose plan has `count_objects`: `find_data` is faster."""
-    (_FIVE if len(arrays) == 5 else _NINE)(integers, 0, *map(id, arrays))
-
-
 def count_objects(integers: Any, count: int) -> None:
-    """Have compiled code read the addresses of the first `count` slots from NumPy's arrays."""
+    """Have compiled code read the addresses of the first `count` slots from NumPy's arrays, whose `id`s are there."""
     integers[OBJECTS], integers[DATA] = count, OFFSET
 
 
-_FOUR, _FIVE, _NINE = (struct.Struct(f"{count}q").pack_into for count in (4, 5, 9))  # in half of the time of NumPy
+# Write words in half of the time of NumPy, and arrays by `id` for a call by one thread whose plan has `count_objects`.
+_FOUR: Any
+write_five: Any
+write_nine: Any
+_FOUR, write_five, write_nine = (struct.Struct(f"{count}q").pack_into for count in (4, 5, 9))
 given, batches, heads, rows, columns, offset = jit(given, batches, heads, rows, columns, offset, inner=True)
 length, matrix, group_rows, element_address = jit(length, matrix, group_rows, element_address, inner=True)
 column_stride, row_stride, storage, in_pairs = jit(column_stride, row_stride, storage, in_pairs, inner=True)

@@ -45,13 +45,14 @@ SMALL_BIAS = 64  # scores of a head: of so few, the gradient of a bias is summed
 
 def attention(q: Any, k: Any, v: Any, modifiers: Any) -> tuple[Any, Any]:
     """See the reference."""
-    modifiers = _for_kernels(modifiers, q, k)
+    if modifiers.tiles is not None:
+        modifiers = _for_kernels(modifiers, q, k)
     plan = _cached_plan(modifiers, q, k, v)
     if plan is not None:
         out, lse = np.empty(plan.out, q.dtype), np.empty(plan.lse, plan.call.numbers.dtype)
         integers = plan.call.integers.copy()
         if plan.takes_objects:
-            ac.write_objects(integers, q, k, v, out, lse)
+            ac.write_five(integers, 0, id(q), id(k), id(v), id(out), id(lse))
             forward(0, plan.panels, integers, plan.call.numbers)
         else:
             ac.write_inputs(integers, q, k, v, out, lse)
@@ -81,7 +82,8 @@ def modified_attention_backward(
     dout: Any, dlse: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, modifiers: Any
 ) -> tuple[Any, Any, Any, Any, Any, Any]:
     """See the reference."""
-    modifiers = _for_kernels(modifiers, q, k)
+    if modifiers.tiles is not None:
+        modifiers = _for_kernels(modifiers, q, k)
     real, stored = ra.wide(q.dtype), ra.stored(q.dtype)
     custom = Modifiers(modifiers.custom, real) if modifiers.custom else None
     dq, dk, dv = np.empty(q.shape, stored), np.zeros(k.shape, stored), np.zeros(v.shape, stored)
@@ -89,7 +91,8 @@ def modified_attention_backward(
     if plan is not None:
         integers = plan.call.integers.copy()
         if plan.takes_objects:
-            ac.write_objects(integers, q, k, v, out, lse, dout, dq, dk, dv)
+            objects = id(q), id(k), id(v), id(out), id(lse), id(dout), id(dq), id(dk), id(dv)
+            ac.write_nine(integers, 0, *objects)
             backward(0, plan.panels, integers, plan.call.numbers)
             return dq, dk, dv, None, None, ()
         ac.write_inputs(integers, q, k, v, out, lse)
@@ -117,7 +120,7 @@ def modified_attention_backward(
 
 def _for_kernels(modifiers: Any, q: Any, k: Any) -> Any:
     """The modifiers with a boolean array in place of tiles where so few queries share keys that they are decoded."""
-    few = modifiers.tiles is not None and q.shape[1] // max(k.shape[1], 1) * q.shape[2] <= MOST_ROWS_TO_DECODE
+    few = q.shape[1] // max(k.shape[1], 1) * q.shape[2] <= MOST_ROWS_TO_DECODE
     return modifiers.without_tiles(q.shape[2]) if few else modifiers
 
 

@@ -18,7 +18,7 @@ from attnarray.kernels.numba.rows import norm as rn
 from attnarray.kernels.numba.runtime.call import address, kinds, pack
 from attnarray.kernels.numba.runtime.cpus import thread_count
 from attnarray.kernels.numba.runtime.threads import run_parts, threads_for
-from attnarray.kernels.numba.runtime.waiting import yield_function
+from attnarray.kernels.numba.runtime.waiting import LINE, yield_function
 from attnarray.kernels.numba.vector.lanes import tile_size
 
 SPARE = 16  # rows that are read beyond the last
@@ -102,14 +102,13 @@ class Workspace:
     def __init__(self, assembly: Assembly, scale: float, template: np.ndarray) -> None:
         self.assembly = assembly
         self.steps = np.array(assembly.words, np.int64)
-        self.state = np.zeros(len(self.steps) * pr.STATE // 8 + 8, np.int64)
         self.template = template  # the integers of a call of attention
         self.calls = np.empty((0, 0), np.int64)
         self.fields: dict[str, Any] = {
-            "steps": address(self.steps), "length": len(self.steps), "state": address(self.state),
-            "yields": yield_function(), "scale": scale, "one": 1.0, "kept": 1.0,
+            "steps": address(self.steps), "length": len(self.steps), "yields": yield_function(), "scale": scale,
+            "one": 1.0, "kept": 1.0,
         }  # fmt: skip
-        self.partials = np.empty(0, FLOAT32)
+        self.state, self.partials = np.empty(0, np.int64), np.empty(0, FLOAT32)
         self.table = np.empty((0, 0), FLOAT32)
 
     def rotate(self, stack: Any, past: int) -> None:
@@ -121,11 +120,11 @@ class Workspace:
     def run(self, rows: int, work: float, **fields: Any) -> None:
         """Run the program; `fields` are those of `Program`. Arrays must stay alive."""
         threads = threads_for(work / MACS_PER_NANOSECOND, thread_count())
+        self.state = np.zeros(len(self.steps) * (threads + 1) * LINE // 8 + 1, np.int64)
         given = {**dict.fromkeys(pr.Program._fields, 0), **self.fields, "threads": threads, "rows": rows, **fields}
-        integers, numbers = pack(pr.Program(**given), FLOAT32)
-        self.state.fill(0)
+        integers, numbers = pack(pr.Program(**{**given, "state": address(self.state)}), FLOAT32)
         run_parts(pr.run, [(n, threads, integers, numbers) for n in range(threads)])
-        if self.state[len(self.steps) * pr.STATE // 8]:
+        if self.state[-1]:
             raise MemoryError("A kernel could not allocate its scratch memory.")
 
 

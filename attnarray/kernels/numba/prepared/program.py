@@ -1,9 +1,10 @@
 """A program: steps of a model that threads run together, in one call of compiled code.
 
-Each step has units of work, which threads take one by one from a counter; a thread that finds none left waits until
-those taken are finished, and goes on with the next step. A thread waits only for units that another one computes:
-whichever threads take part, and whenever they come, all units are computed, also by a single thread. So no
-thread must be woken or may be late, and results do not depend on the number of threads.
+Each step has units of work, which threads take one by one from counters: first those of their own share, the same in
+every call, so that the weights of a thread stay in the cache of its CPU; then those that others have not begun. A
+thread that finds none left waits until those taken are finished, and goes on with the next step. A thread waits only
+for units that another one computes: whichever threads take part, and whenever they come, all units are computed, also
+by a single thread. So no thread must be woken or may be late, and results do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from attnarray.kernels.numba.vector.rows import Row, row_pass
 WORDS = 16
 LINEAR, NORMALIZE, EMBED, ATTEND, DECODE, MERGE, STORE, PICK, MULTIPLY, ROTATE = range(10)
 
-TAKEN, FINISHED, STATE = 0, LINE, 2 * LINE  # counters of each step
+FINISHED, TAKEN = 0, LINE  # counters of each step: of all units, and a line apart those taken of each thread's share
 FEWEST_ROWS = 4  # of a unit
 LIKE = np.int64(0)
 
@@ -43,7 +44,7 @@ class Program(NamedTuple):
     threads: int
     steps: int  # address of (length, WORDS)
     length: int
-    state: int  # address of (length, STATE) bytes, which are 0, and a word that becomes 1 if memory is missing
+    state: int  # address of counters, (length, threads + 1) lines of 0, and a word that becomes 1 if memory is missing
     yields: int  # address of the C function that lets others run; 0 without
     rows: int
     picked: int
@@ -138,21 +139,24 @@ def multiply_row(x: Row, y: Row) -> dict[str, Lanes]:
 
 
 def run(thread: int, threads: int, integers: Any, numbers: Any) -> None:
-    """Take part in a program until all steps are done; `thread` of `threads` changes nothing."""
+    """Take part in a program until all steps are done; `thread` has a share of the units of `threads`."""
     p = unpack(Program, integers, numbers)
     array = np.empty(16 + linear.BLOCK * lanes(pointer(numbers)), numbers.dtype)
     memory = scratch(array)
     for n in range(p.length):
-        words, state = vector_at(LIKE, p.steps + n * (WORDS * 8)), p.state + n * STATE
+        words, state = vector_at(LIKE, p.steps + n * (WORDS * 8)), p.state + n * (threads + 1) * LINE
         units = step_units(words, p, numbers)
-        unit = add(state + TAKEN, 1)
-        while unit < units:
-            try:
-                run_unit(unit, units, words, p, numbers, memory)
-            except Exception:  # no scratch memory: others wait for this unit
-                store(p.state + p.length * STATE, 1)
-            add(state + FINISHED, 1)
-            unit = add(state + TAKEN, 1)
+        for m in range(threads):
+            owner = (thread + m) % threads
+            taken, first, past = state + TAKEN + owner * LINE, units * owner // threads, units * (owner + 1) // threads
+            unit = first + add(taken, 1)
+            while unit < past:
+                try:
+                    run_unit(unit, units, words, p, numbers, memory)
+                except Exception:  # no scratch memory: others wait for this unit
+                    store(p.state + p.length * (threads + 1) * LINE, 1)
+                add(state + FINISHED, 1)
+                unit = first + add(taken, 1)
         wait_for(state + FINISHED, units, p.yields)
     keep(array)
 

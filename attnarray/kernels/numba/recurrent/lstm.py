@@ -28,11 +28,10 @@ from attnarray.kernels.numba.runtime.waiting import LINE, wait_for, yield_functi
 from attnarray.kernels.numba.vector.basics import copy, fill, move
 from attnarray.kernels.numba.vector.lanes import lanes, multiply_add, tile_rows, tile_size
 from attnarray.kernels.numba.vector.memory import ahead, is_null
-from attnarray.kernels.numba.vector.product import Operand, tile_product
+from attnarray.kernels.numba.vector.product import LONGEST, Operand, tile_product
 from attnarray.kernels.numba.vector.rows import Row, row_pass
 
 CELL = 4.0  # nanoseconds for each cell
-DEPTH = 128  # steps of a sum for which a panel stays in the first cache, where all groups of sequences read it
 LEAST = 2**12  # nanoseconds of a step for each thread: between steps, threads do not fall asleep
 
 
@@ -188,11 +187,11 @@ def is_masked(s: Any, row: int) -> bool:
 def multiply(depth: int, rows: Any, panel: Any, s: Any, products: Any) -> None:
     """W columns of the products of packed rows (N, depth) with a panel (depth, W)."""
     tile, width = tile_rows(products), lanes(products)
-    for k in range(0, depth, DEPTH):
+    for k in range(0, depth, LONGEST):
         for n in range(0, s.sequences, tile):
             a, b = Operand(ahead(rows, n * depth + k * tile), 1, tile), Operand(ahead(panel, k * width), 0, width)
             c = Operand(ahead(products, n * s.columns), s.columns, 0)
-            tile_product(s.sequences - n, min(depth - k, DEPTH), a, b, c, k > 0)
+            tile_product(s.sequences - n, min(depth - k, LONGEST), a, b, c, k > 0)
 
 
 def take(turn: int, part: int, s: Any) -> Any:

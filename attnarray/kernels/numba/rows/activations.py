@@ -102,7 +102,7 @@ def _forward(kernel: Any, each: float, x: Any) -> Any:
     real = ra.compute_dtype(x)
     given, out = ra.flat(x, real), np.empty(x.shape, real)
     work = ra.nanoseconds(x.size, each, real)
-    split_rows(kernel, x.size, work, address(given), address(out), real.type(0), each=2)
+    split_rows(kernel, x.size, work, address(given), address(out), real.type(0))
     return converted(out, x.dtype)
 
 
@@ -110,7 +110,7 @@ def _backward(kernel: Any, each: float, dout: Any, x: Any) -> Any:
     real = ra.compute_dtype(x)
     dgiven, given, dx = ra.flat(dout, real), ra.flat(x, real), np.empty(x.shape, real)
     work = ra.nanoseconds(x.size, each, real)
-    split_rows(kernel, x.size, work, address(dgiven), address(given), address(dx), real.type(0), each=2)
+    split_rows(kernel, x.size, work, address(dgiven), address(given), address(dx), real.type(0))
     return converted(dx, x.dtype)
 
 

@@ -39,7 +39,7 @@ def embedding_forward(weight: Any, indices: Any) -> Any:
         return np.take(weight, indices, axis=0)
     rows, out = ra.matrix(weight), np.empty((indices.size, width), real)
     call = Embedding(width, indices.size, size, indices, rows.address, rows.step, out, 0, 0)
-    split_rows(copy_rows, indices.size, ra.nanoseconds(out.size, EACH, real), *pack(call, real), each=2)
+    split_rows(copy_rows, indices.size, ra.nanoseconds(out.size, EACH, real), *pack(call, real))
     return out
 
 

@@ -91,7 +91,7 @@ def _forward(x: Any, weight: Any, bias: Any, mean: Any, eps: float) -> tuple[Any
     factor = np.empty((*x.shape[:-1], 1), real)
     given = count, rows.address, rows.step, weights, mean, factor, max(count, 1)
     call = Norm(*given, out.address, out.step, biases, eps, SHRINK[real.itemsize])
-    split_rows(normalize, len(rows.array), ra.nanoseconds(x.size, FORWARD, real), *pack(call, real), each=2)
+    split_rows(normalize, len(rows.array), ra.nanoseconds(x.size, FORWARD, real), *pack(call, real))
     return ra.reshape_like(x, x.ndim - 1, out), factor
 
 

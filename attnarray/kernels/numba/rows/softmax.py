@@ -59,7 +59,7 @@ def normalized(kernel: Any, each: float, x: Any, mask: Any, axis: int) -> Any:
     table, offsets = _mask_rows(mask, x.shape, axis) if has_mask else (NONE, NONE)
     split_rows(
         kernel, len(rows.array), ra.nanoseconds(x.size, each, real), x.shape[axis], rows.address, rows.stride,
-        out.address, out.stride, address(table) if has_mask else 0, address(offsets), real.type(-math.inf), each=2,
+        out.address, out.stride, address(table) if has_mask else 0, address(offsets), real.type(-math.inf),
     )  # fmt: skip
     return ra.reshape_like(x, axis, out)
 
@@ -69,7 +69,7 @@ def differentiated(kernel: Any, each: float, dout: Any, y: Any, axis: int) -> An
     drows, rows, out = ra.rows_along(dout, axis, real), ra.rows_along(y, axis, real), ra.results_along(y, axis, real)
     split_rows(
         kernel, len(rows.array), ra.nanoseconds(y.size, each, real), y.shape[axis], drows.address, drows.stride,
-        rows.address, rows.stride, out.address, out.stride, real.type(-math.inf), each=2,
+        rows.address, rows.stride, out.address, out.stride, real.type(-math.inf),
     )  # fmt: skip
     return ra.reshape_like(y, axis, out)
 

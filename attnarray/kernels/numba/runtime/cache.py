@@ -21,6 +21,7 @@ import numba
 from numba.core.caching import FunctionCache
 from numba.core.serialize import dumps
 
+from attnarray.kernels.numba.runtime.library import source_digest
 from attnarray.kernels.numba.vector.lanes import tile_size
 
 DIGEST = 32  # bytes
@@ -31,15 +32,14 @@ def digest(content: bytes) -> bytes:
 
 
 @functools.cache
-def sources() -> tuple[tuple[str, int, int], ...]:
-    """What compiled code depends on: all modules of kernels, each as path, time of change and size.
+def sources() -> Any:
+    """What compiled code depends on: the contents of all modules of kernels, or the state of a ZIP archive with them.
 
     Numba itself looks at the module of the kernel alone, and would reuse code that was compiled from older versions of
-    the others.
+    the others. Times of change do not count: those of another checkout of the same sources differ.
     """
-    folder = Path(__file__).parents[1]
-    files = sorted(folder.rglob("*.py")) or [path for path in folder.parents if path.is_file()]  # in a ZIP archive
-    return tuple((os.path.relpath(file, folder), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+    archive = next((path for path in Path(__file__).parents if path.is_file()), None)
+    return source_digest() if archive is None else (archive.stat().st_mtime_ns, archive.stat().st_size)
 
 
 class KernelCache(FunctionCache):  # type: ignore[misc]  # of a library without types

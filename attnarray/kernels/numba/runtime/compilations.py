@@ -6,6 +6,7 @@ after half a second: to stderr if it is a terminal, else by logging.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import threading
@@ -34,7 +35,8 @@ class Listener(event.Listener):  # type: ignore[misc]
         if not compiling(name.removeprefix(PACKAGE), kept) and self._timer is None and not ANNOUNCED.is_set():
             self._timer = threading.Timer(SECONDS, _announce, [name.removeprefix(PACKAGE), kept])
             self._timer.daemon = True
-            self._timer.start()
+            with contextlib.suppress(RuntimeError):  # no thread can be started, or the interpreter shuts down
+                self._timer.start()
 
     def on_end(self, event: event.Event) -> None:
         self._depth -= 1

@@ -4,8 +4,10 @@ Python raises exceptions of signals and of other threads between two bytecodes. 
 functions, called by ctypes with the GIL held. So whatever happens in a part, `run` is completed, and returns only when
 no thread computes. Python objects are addresses here, and `PyObject_Call` returns 0 for an exception.
 
-A job is a tuple of parts. Its caller and its workers take one after the other, with the GIL held. A part
-that no worker takes, since none could be started or the interpreter has stopped them, is left for the caller.
+A job is a tuple of parts. Its caller and its workers take one after the other, with the GIL held: each those of its
+own share first, so that the same thread has the same parts in every call, whose numbers may still be in the cache of
+its CPU; and then those that others have not begun. A part that no worker takes, since none could be started or the
+interpreter has stopped them, is left for the caller.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ LINE = 64  # bytes of a cache line
 TEAMS, SPINS, HAND_OVER, START, START_ARGUMENTS, EXCEPTION, GETCPU, GETAFFINITY, SETAFFINITY = range(0, 72, 8)
 SHARED_BYTES = 2 * LINE
 # A team: words that are written together share a cache line.
-NEXT, BUSY, WORKERS, JOINED, KERNEL, PARTS, COUNT = range(0, 56, 8)
+NEXT, BUSY, WORKERS, JOINED, KERNEL, PARTS, COUNT, SHARES = range(0, 64, 8)
 ERROR = LINE  # type, value, traceback of the first exception in a worker; and whether there is one
 FAILED = ERROR + 24
 OPEN = 2 * LINE  # parts that no thread has taken
@@ -31,7 +33,8 @@ FINISHED = 3 * LINE  # parts that workers have finished
 MEMBERS = 4 * LINE  # the caller, and then the workers:
 ASLEEP, LOCK, CPU, ALLOWED, FREE = 0, 8, 16, LINE, LINE + 128
 CPU_BYTES = 128  # of a set of CPUs
-MEMBER = 5 * LINE
+FIRST, PAST = 5 * LINE, 5 * LINE + 8  # of its share: the first part that no thread has taken, and the end
+MEMBER = 6 * LINE
 MOST_WORKERS = 511
 TEAM_BYTES = MEMBERS + (MOST_WORKERS + 1) * MEMBER
 
@@ -86,7 +89,7 @@ def run(kernel: int, parts: int, workers: int, shared: int) -> int:
             good = False
         else:
             drop(result)
-            n = next_part(team)
+            n = next_part(team, 0)
     taken = count - exchange(team + OPEN, 0) - mine
     if load(team + FINISHED) < taken:
         if not is_listed(team, shared):
@@ -118,7 +121,7 @@ def work(shared: int) -> int:
             pause()
         leave_busy_cpu(team, k, shared)
         restore_thread(state)
-        n = next_part(team)
+        n = next_part(team, k)
         while n >= 0:
             result = call(load(team + KERNEL), item(load(team + PARTS), n), 0)
             if result != 0:
@@ -129,7 +132,7 @@ def work(shared: int) -> int:
                 clear_error()
             add(team + FINISHED, 1)
             wake(member(team, 0))
-            n = next_part(team)
+            n = next_part(team, k)
         state = save_thread()
     return 0
 
@@ -220,7 +223,7 @@ def join_team(shared: int) -> tuple[int, int]:
 
 
 def offer_parts(team: int, kernel: int, parts: int, count: int, shared: int) -> None:
-    """Offer all parts but the first one to the workers."""
+    """Offer all parts but the first one, which the caller takes, to all members."""
     store(team + KERNEL, kernel)
     store(team + PARTS, parts)
     store(team + COUNT, count)
@@ -229,18 +232,35 @@ def offer_parts(team: int, kernel: int, parts: int, count: int, shared: int) -> 
     leave_busy_cpu(team, 0, shared)
     for k in range(workers):
         store(member(team, k + 1) + CPU, -1)
+    shares = min(workers + 1, count)
+    store(team + SHARES, shares)
+    for k in range(shares):
+        store(member(team, k) + FIRST, count * k // shares)
+        store(member(team, k) + PAST, count * (k + 1) // shares)
+    store(member(team, 0) + FIRST, 1)
     store(team + OPEN, count - 1)
     for k in range(min(workers, count - 1)):
         wake(member(team, k + 1))
 
 
-def next_part(team: int) -> Any:
-    """The number of a part for this thread alone; -1 if there is none left."""
+def next_part(team: int, k: int) -> Any:
+    """The number of a part for member k alone; -1 if there is none left."""
     left = load(team + OPEN)
     while left > 0:
         if compare_exchange(team + OPEN, left, left - 1):
-            return load(team + COUNT) - left
+            return part_of_shares(team, k)
         left = load(team + OPEN)
+    return -1
+
+
+def part_of_shares(team: int, k: int) -> Any:
+    """A part of member k's share, or of the next one that has any: there is one for each thread that may take one."""
+    shares = load(team + SHARES)
+    for n in range(shares):
+        owner = member(team, (k + n) % shares)
+        part = add(owner + FIRST, 1)
+        if part < load(owner + PAST):
+            return part
     return -1
 
 
@@ -320,7 +340,8 @@ def find_free_cpus(team: int, k: int) -> Any:
 
 
 member, acquire_team, ensure_lock, start_workers = jit(member, acquire_team, ensure_lock, start_workers, inner=True)
-join_team, offer_parts, next_part, wait_for_parts = jit(join_team, offer_parts, next_part, wait_for_parts, inner=True)
+join_team, offer_parts, wait_for_parts = jit(join_team, offer_parts, wait_for_parts, inner=True)
+part_of_shares, next_part = jit(part_of_shares, next_part, inner=True)
 sleep_until, wake, is_listed, raise_worker_error = jit(sleep_until, wake, is_listed, raise_worker_error, inner=True)
 leave_busy_cpu, is_cpu_busy, find_free_cpus = jit(leave_busy_cpu, is_cpu_busy, find_free_cpus, inner=True)
 run, work, spin = CFunction(run), CFunction(work), CFunction(spin)  # type: ignore[assignment]
