@@ -288,6 +288,12 @@ def context(name: str, value: Any, *expected: type) -> None:
         raise TypeError(f"`{name}` is {shown(value)}, expected the {kinds} that the forward pass returned.{order}")
 
 
+def context_parallel(value: Any) -> None:
+    """Check that the option `context_parallel` divides sequences."""
+    if value is not None and not hasattr(value, "positions"):
+        raise TypeError(f"`context_parallel` is {shown(value)}, expected attnarray.distributed.ContextParallel(comm).")
+
+
 def axis(name: str, value: int, ndim: int) -> int:
     """Check that `value` names one of `ndim` axes; return it counted from 0."""
     if not isinstance(value, numbers.Integral) or not -ndim <= int(value) < ndim:

@@ -13,6 +13,7 @@ from attnarray.attention.composed.differential import (
 )
 from attnarray.attention.dot_product.heads import join_heads, split_heads, transpose_heads
 from attnarray.attention.dot_product.multi_head import HeadOptions
+from attnarray.attention.sequences import narrow
 from attnarray.backend import Array, ArrayT, namespace_of
 from attnarray.layers.checking import check_gradients
 from attnarray.layers.initial import Params
@@ -165,10 +166,10 @@ class DifferentialAttention(Layer):
             how = {**asdict(self.rotary), "layout": "BTHD"}
             (q, q_ctx), (k, k_ctx) = rotary_fwd(q, **how), rotary_fwd(k, **how)
             rotations = q_ctx, k_ctx
-        lambd = run("lambda", None) + self.lambda_init
+        lambd = narrow(run("lambda", None) + self.lambda_init, q)
         q, k, v = (transpose_heads(y) for y in (q, k, v))
         out, attention = differential_attention_fwd(q, k, v, lambd, attn_mask, dropout_p, is_causal, **options)
-        out = join_heads((1.0 - self.lambda_init) * run("norm", transpose_heads(out)))
+        out = join_heads(narrow((1.0 - self.lambda_init) * run("norm", transpose_heads(out)), q))
         return run("out", out), DifferentialLayerContext(contexts, rotations, attention)
 
     def bwd(self, dout: ArrayT, ctx: DifferentialLayerContext) -> DifferentialLayerGrads[ArrayT]:
@@ -181,7 +182,7 @@ class DifferentialAttention(Layer):
             params[name] = found.params
             return found.x
 
-        do = (1.0 - self.lambda_init) * split_heads(back("out", dout), self.num_heads)
+        do = narrow((1.0 - self.lambda_init) * split_heads(back("out", dout), self.num_heads), dout)
         grads = differential_attention_bwd(transpose_heads(back("norm", do)), ctx.attention)
         back("lambda", grads.lambd)
         dq, dk, dv = (transpose_heads(grad) for grad in grads[:3])

@@ -22,6 +22,7 @@ def check_tokens(tokens: Array, vocab_size: int | None = None, name: str = "toke
 
 def token_positions(tokens: Array, vocab_size: int, first: int, starts: Any, parallel: Any) -> tuple[Any, int]:
     """Check tokens (B, T); return their positions (T,) if sequences are divided, and the number of all."""
+    checks.context_parallel(parallel)
 
     def length() -> int:
         check_tokens(tokens, vocab_size)

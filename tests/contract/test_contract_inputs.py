@@ -70,7 +70,7 @@ def changed_one_by_one(case: Case, change: Callable[[Any], Any], skipped: tuple[
             yield path, tree.map(lambda other, this=leaf: change(other) if other is this else other, arguments)
 
 
-POSITIONS = ("q_offset", "kv_lengths")  # numbers, which may come from anywhere
+POSITIONS = ("q_offset", "kv_lengths", "lengths")  # numbers, which may come from anywhere
 DIFFERENT = "different dtypes: .* Bring them to one dtype first"
 INTEGERS = "has dtype int64, expected one of float16, .* Convert it first"
 

@@ -155,7 +155,7 @@ MUTATIONS = [
         "GRU: the reset gate is left out of the gradient of the new state", backward("gru"),
     ),
     Mutation(
-        "ops/conv1d.py", "dpadded[:, ctx.zeros[0] : ctx.zeros[0] + T, :]", "dpadded[:, :T, :]",
+        "ops/conv1d.py", "dpadded[:, along.before : along.before + T, :]", "dpadded[:, :T, :]",
         "convolution: the gradient begins in the padding", backward("conv1d"),
     ),
     Mutation(

@@ -122,4 +122,5 @@ def test_examples_that_all_lack_a_package_have_not_passed(monkeypatch: pytest.Mo
     monkeypatch.setattr(gpu_check_suite, "_run_examples", lacking)
     with pytest.raises(NotRunError, match="karate: ModuleNotFoundError"):
         gpu_check_suite.examples()
-    assert seen == ["digits", "karate", "language_model", "text_classification", "translation"]
+    assert {"digits", "karate", "language_model", "text_classification", "translation"} <= set(seen)
+    assert "induction" not in seen  # which takes no backend

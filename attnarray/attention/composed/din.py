@@ -60,7 +60,8 @@ class ActivationUnit(NamedTuple):
         dk: Any = xp.zeros_like(k)
         dweight, dbias, dvector = xp.zeros_like(self.weight), xp.zeros_like(self.bias), xp.zeros_like(self.bias)
         for part in query_blocks(q, k, self.bias.shape[0]):
-            queries, de = q[:, :, part, :], dscores[:, :, part, :, None]
+            de = dscores[:, :, part, :, None]
+            queries = xp.where(xp.any(de != 0, axis=(3, 4))[..., None], q[:, :, part, :], 0.0)
             before, maps = self._hidden(queries, k)
             hidden, ctx = silu_fwd(before)
             dvector = dvector + xp.sum(xp.where(de == 0, 0.0, de * hidden), axis=(0, 1, 2, 3))

@@ -193,6 +193,7 @@ def multi_head_attention_fwd(
 ) -> tuple[ArrayT, MultiHeadContext[ArrayT]]:
     """`multi_head_attention`, with the same options, and the context for its backward."""
     known_options(options, MultiHeadOptions)
+    checks.context_parallel(options.get("context_parallel"))
     has_key, has_value = key is not None, value is not None
     key = query if key is None else key
     value = key if value is None else value
