@@ -3,8 +3,8 @@
     python -m benchmarks.inference [--quick] [--only encoder whisper] [--rounds N] [--threads N] [--output NAME]
 
 All sides have the same weights and are checked against each other before anything is timed. They take turns of some
-calls, the first of which is not timed; a ratio is the median over the rounds of the peer's time over ours, with its
-95 % interval. Run it from the root of the repository.
+calls, after others that are not timed for 0.15 s: until then threads of the side before spin; a ratio is the median
+over the rounds of the peer's time over ours, with its 95 % interval. Run it from the root of the repository.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def measure(cases: list[Any], rounds: int) -> dict[str, Any]:
     clock, found = HostClock(), {}
     for case in cases:
         samples: dict[str, list[float]] = {name: [] for name in case.sides}
-        counts = {name: max(1, int(TURN / clock.sample(run, 1))) for name, run in case.sides.items()}
+        seconds = {name: clock.sample(run, 1) for name, run in case.sides.items()}
         for n in range(rounds):
             for name, run in list(case.sides.items())[:: 1 if n % 2 else -1]:
-                run()  # threads of the side before spin for a while, and its weights are in the cache
-                samples[name].append(clock.sample(run, counts[name]))
+                clock.sample(run, calls(UNTIMED, seconds[name]))  # its weights come into the cache, too
+                samples[name].append(clock.sample(run, calls(TURN, seconds[name])))
         ours = next(iter(samples))
         found[case.name] = {
             "samples": samples,
@@ -53,6 +53,11 @@ def measure(cases: list[Any], rounds: int) -> dict[str, Any]:
             "ratios": {name: paired_ratio(times, samples[ours])._asdict() for name, times in samples.items()},
         }
     return found
+
+
+def calls(turn: float, seconds: float) -> int:
+    """How many calls of so many seconds fill a turn, at least one."""
+    return max(1, int(turn / seconds))
 
 
 def rows(cases: dict[str, Any]) -> list[list[str]]:
@@ -76,7 +81,7 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join([*lines, *_table(COLUMNS, rows(result["cases"]))]) + "\n"
 
 
-TURN = 0.04  # seconds of calls in a turn, at least one call
+TURN, UNTIMED = 0.04, 0.15  # seconds of calls in a turn, and of those before it
 COLUMNS = ["", "side", "ms", "its time over ours"]
 
 
