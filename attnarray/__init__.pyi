@@ -131,6 +131,11 @@ from attnarray.attention.graph.graph_attention import graph_attention_bwd as gra
 from attnarray.attention.graph.graph_attention import graph_attention_fwd as graph_attention_fwd
 from attnarray.attention.linear.features import FAVOR as FAVOR
 from attnarray.attention.linear.features import Hedgehog as Hedgehog
+from attnarray.attention.linear.generalized_delta import GeneralizedDeltaContext as GeneralizedDeltaContext
+from attnarray.attention.linear.generalized_delta import GeneralizedDeltaGrads as GeneralizedDeltaGrads
+from attnarray.attention.linear.generalized_delta import generalized_delta_rule as generalized_delta_rule
+from attnarray.attention.linear.generalized_delta import generalized_delta_rule_bwd as generalized_delta_rule_bwd
+from attnarray.attention.linear.generalized_delta import generalized_delta_rule_fwd as generalized_delta_rule_fwd
 from attnarray.attention.linear.linear_attention import LinearAttentionContext as LinearAttentionContext
 from attnarray.attention.linear.linear_attention import LinearAttentionGrads as LinearAttentionGrads
 from attnarray.attention.linear.linear_attention import LinearAttentionResult as LinearAttentionResult

@@ -50,6 +50,11 @@ def _log_gates(rng: np.random.Generator, shapes: Shapes) -> np.ndarray:
     return -rng.random(shapes["key"][:3], np.float32)
 
 
+def _small(rng: np.random.Generator, shapes: Shapes) -> np.ndarray:
+    """Vectors of a length below 1, so that states stay bounded."""
+    return 0.1 * rng.standard_normal(shapes["key"], dtype=np.float32)
+
+
 def _normal(*shape: int) -> Draw:
     return lambda rng, shapes: rng.standard_normal(shape, dtype=np.float32)
 
@@ -295,6 +300,9 @@ MORE: tuple[BenchCase, ...] = (
               query=(1, 8, 512, 64), key=(1, 8, 512, 64), value=(1, 8, 512, 64)),
     mechanism("linear_attention", "linear-attention-training", direction="both", flops=8.0 * 8 * 2048 * 64 * 64,
               query=(1, 8, 2048, 64), key=(1, 8, 2048, 64), value=(1, 8, 2048, 64)),
+    mechanism("generalized_delta_rule", "generalized-delta-training", direction="both",
+              flops=12.0 * 8 * 512 * 64 * 64, drawn={"a": _small, "b": _small}, query=(1, 8, 512, 64),
+              key=(1, 8, 512, 64), value=(1, 8, 512, 64)),
     triple("ragged_attention", "ragged-training", group="mechanisms", direction="both", drawn={"cu_seqlens_q": _bounds},
            flops=4.0 * 8 * 64 * (256**2 + 512**2 + 1280**2), query=(2048, 8, 64), key=(2048, 8, 64),
            value=(2048, 8, 64)),

@@ -10,7 +10,7 @@ from attnarray.cases.din import DIN_CASES
 from attnarray.cases.dot_product import DOT_PRODUCT_CASES
 from attnarray.cases.graph import GRAPH_CASES
 from attnarray.cases.latent import LATENT_CASES
-from attnarray.cases.linear_attention import LINEAR_ATTENTION_CASES
+from attnarray.cases.linear_attention import GENERALIZED_DELTA_CASES, LINEAR_ATTENTION_CASES
 from attnarray.cases.local import LOCAL_CASES
 from attnarray.cases.multi_head import MULTI_HEAD_CASES
 from attnarray.cases.multiplicative import COMBINE_CASES, MULTIPLICATIVE_CASES, SCALED_CASES
@@ -42,6 +42,7 @@ CASES: tuple[Case, ...] = (
     *RECURRENT_CASES,
     *GRAPH_CASES,
     *LINEAR_ATTENTION_CASES,
+    *GENERALIZED_DELTA_CASES,
     *SPATIAL_CASES,
     *APPROXIMATE_CASES,
     *RELATIVE_CASES,

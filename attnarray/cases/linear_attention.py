@@ -49,6 +49,22 @@ def _hedgehog(rng: np.random.Generator) -> Hedgehog:
     return Hedgehog(rng.standard_normal((4, 6, 3)), rng.standard_normal((2, 6, 3)))
 
 
+def _generalized(label: str, shapes: Mapping[str, tuple[int, ...]], drawn: Mapping[str, Any], **options: Any) -> Case:
+    """Vectors a and b as those of RWKV-7, whose lengths are those of the key."""
+    of_key = shapes["key"]
+    vectors = {"a": lambda rng: -0.4 * rng.standard_normal(of_key), "b": lambda rng: 0.4 * rng.standard_normal(of_key)}
+    return Case("generalized_delta_rule", label, also(normal(**shapes), **vectors, **drawn), options)
+
+
+GENERALIZED_DELTA_CASES: tuple[Case, ...] = (
+    _generalized("no decay", _SHAPES, {}, chunk_size=2, scale=0.7),
+    _generalized("by dim", {**_SHAPES, **_STATE}, {"decay": _decay(2, 2, 7, 3)}, chunk_size=4),
+    _generalized("by head, lengths", {**_SHAPES, **_STATE}, {**_DECAY, "lengths": lambda rng: np.array([5, 0])},
+                 chunk_size=4),
+    _generalized("BTHD", {**_SWAPPED, **_STATE}, {"decay": _decay(2, 7, 2, 3)}, layout="BTHD", lengths=6),
+    _generalized("one sequence", {"query": (7, 3), "key": (7, 3), "value": (7, 5)}, {"decay": _decay(7, 3)},
+                 chunk_size=2),
+)  # fmt: skip
 LINEAR_ATTENTION_CASES: tuple[Case, ...] = (
     _case("linear", _SHAPES, {}, chunk_size=2),
     _case("linear, state", {**_SHAPES, **_STATE}, {}, scale=0.7),

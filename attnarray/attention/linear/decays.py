@@ -26,15 +26,15 @@ def sums_from(x: Array) -> Any:
 
 def sums_before(x: Array) -> Any:
     """The sums over the steps before each."""
-    return _moved(sums_to(x), first=True)
+    return moved(sums_to(x), first=True)
 
 
 def sums_after(x: Array) -> Any:
     """The sums over the steps after each."""
-    return _moved(sums_from(x), first=False)
+    return moved(sums_from(x), first=False)
 
 
-def _moved(x: Array, first: bool) -> Any:
+def moved(x: Array, first: bool) -> Any:
     """x by one step towards the end, or the start, with 0 at the free place."""
     zero = namespace_of(x).zeros_like(x[..., :1, :])
     parts = [zero, x[..., :-1, :]] if first else [x[..., 1:, :], zero]
