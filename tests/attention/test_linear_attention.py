@@ -151,15 +151,25 @@ def test_a_decay_of_minus_infinity_forgets_everything(rule: str) -> None:
 
 @pytest.mark.parametrize("name", REFERENCES)
 def test_results_and_gradients_of_pytorch(name: str) -> None:
+    generalized = name.startswith("generalized")
+    names = ("query", "key", "value", "decay", "initial_state", *(("a", "b") if generalized else ("beta",)))
+    forward, backward = (getattr(aa, f"{'generalized_delta_rule' if generalized else 'linear_attention'}_{direction}")
+                         for direction in ("fwd", "bwd"))  # fmt: skip
     for dtype, tolerance in (("float64", 1e-12), ("float32", 2e-5)):  # the rounding of 20 steps
         case: Frozen = REFERENCES[name].in_dtype(dtype)
-        inputs = case.given("query", "key", "value", "decay", "beta", "initial_state")
-        result, ctx = aa.linear_attention_fwd(**inputs, **case.options, chunk_size=8)
-        grads = aa.linear_attention_bwd(case.arrays["dout"], ctx, case.arrays["dstate"])
+        inputs = case.given(*names)
+        options = dict(case.options)
+        learned = next((kind for kind in (aa.FAVOR, aa.Hedgehog) if kind._fields[0] in case.arrays), None)
+        if learned is not None:
+            options["feature_map"] = learned(*(case.arrays[field] for field in learned._fields))
+        result, ctx = forward(**inputs, **options, chunk_size=8)
+        grads = backward(case.arrays["dout"], ctx, case.arrays["dstate"])
         assert_close(result.out, case.arrays["out"], tolerance)
         assert_close(result.state, case.arrays["state"], tolerance)
         for field in inputs:
             assert_close(getattr(grads, field), case.arrays[f"grad_{field}"], tolerance, field)
+        for field in () if learned is None else learned._fields:
+            assert_close(getattr(grads.feature_map, field), case.arrays[f"grad_{field}"], tolerance, field)
 
 
 def test_random_features_estimate_the_softmax() -> None:

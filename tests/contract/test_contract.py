@@ -114,6 +114,7 @@ def assert_same_bits(found: Any, expected: Any) -> None:
             np.testing.assert_array_equal(to_numpy(leaf), to_numpy(other), tree.format_path(path))
 
 
+RECURRENCES = ("linear_attention", "generalized_delta_rule")
 # JAX compiles every operation for every shape and dtype, which takes seconds: only the last case of each function.
 LAST = list({case.function: case for case in CASES}.values())
 ON_LIBRARIES = [
@@ -132,7 +133,7 @@ def test_dtype_and_device_are_kept(library: Library, case: Case) -> None:
         grads = find_triple(case.f).bwd(library.cotangent(out), ctx)
         for path, leaf in tree.flatten(out):
             # A log-sum-exp stays in the accumulator's dtype, and so does a state that is summed up.
-            wide = path == ("lse",) or (path == ("state",) and case.function == "linear_attention")
+            wide = path == ("lse",) or (path == ("state",) and case.function in RECURRENCES)
             assert leaf.dtype == (accumulator_of(floats[0]) if wide else floats[0].dtype), f"{dtype}: {path}"
             assert device_of(leaf) == device_of(floats[0]), f"{dtype}: {path}"
         for path, grad in tree.flatten(grads):
@@ -196,7 +197,7 @@ def test_sizes_are_distinct(case: Case) -> None:
     else:
         keys = -3 if given.get("layout") == "BTHD" or "edges" in given else -2
         others = [given[name].shape[axis] for name, axis in (("key", keys), ("value", -1)) if name in given]
-        same = case.function == "linear_attention" or attnarray.TRIPLES[case.function].startswith("attention.spatial")
+        same = case.function in RECURRENCES or attnarray.TRIPLES[case.function].startswith("attention.spatial")
         same = same or (case.function == "block_topk_attention" and bool(given.get("is_causal") or "gates" in given))
         others = others[1:] if same else others  # as many keys as queries
         sizes = [*given["query"].shape, *others]

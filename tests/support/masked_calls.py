@@ -60,6 +60,11 @@ def _linear(sizes: Sizes) -> dict[str, Masked]:
         made[f"linear_attention, {label}"] = Masked(
             aa.linear_attention, {**arrays, **extra}, options, {**hidden, **own}, results
         )
+    given = {**arrays, "a": -arrays["key"], "b": 0.5 * arrays["key"], "decay": by_dim["decay"]}
+    everywhere = {name: past[..., None] for name in given if name != "lengths"}
+    made["generalized_delta_rule"] = Masked(
+        aa.generalized_delta_rule, given, {"chunk_size": 4}, everywhere, (past[..., None], NOTHING)
+    )
     return made
 
 
