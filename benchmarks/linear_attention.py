@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import os
 import platform
 import time
 import tracemalloc
@@ -181,6 +182,33 @@ def by_dim(steps: int, rounds: int) -> dict[str, float]:
     return times | best({f"{name}: array code": functools.partial(array_code, b) for name, b in passes.items()}, 1)
 
 
+def one_head(steps: int, rounds: int) -> dict[str, float]:
+    """One head of one sequence on one thread and on all, with 64 and 128 value columns."""
+    times = {}
+    for width in (64, 128):
+        rng = np.random.default_rng(0)
+        given = arrays(steps, 1)
+        q, k, v = rng.standard_normal((3, 1, 1, steps, width), dtype=np.float32)
+        given |= {"query": q, "key": k / np.linalg.norm(k, axis=-1, keepdims=True), "value": v}
+
+        def run(threads: int, backward: bool, given: dict[str, np.ndarray] = given) -> None:
+            before = os.environ.get("ATTNARRAY_NUM_THREADS")
+            os.environ["ATTNARRAY_NUM_THREADS"] = str(threads)
+            try:
+                ours(given, backward)
+            finally:
+                os.environ.pop("ATTNARRAY_NUM_THREADS")
+                if before is not None:
+                    os.environ["ATTNARRAY_NUM_THREADS"] = before
+
+        all_threads = thread_count()
+        times |= best({
+            f"{name}, {width} columns: {threads} threads": functools.partial(run, threads, name == "both")
+            for name in ("forward", "both") for threads in (1, all_threads)
+        }, rounds)  # fmt: skip
+    return times
+
+
 def against_softmax(steps: int, heads: int, rounds: int) -> dict[str, float]:
     given, small = arrays(steps, heads), arrays(256, heads)
     ours(small, True), softmax(small, True)  # which load the kernels
@@ -267,7 +295,7 @@ def main() -> None:
     parser.add_argument("--output", metavar="NAME", help="name of the file in benchmarks/results, without extension")
     parser.add_argument("--quick", action="store_true", help="small sizes, one round")
     parser.add_argument(
-        "--only", nargs="*", choices=("speed", "share", "dims", "softmax", "long", "step", "memory", "accuracy")
+        "--only", nargs="*", choices=("speed", "share", "dims", "head", "softmax", "long", "step", "memory", "accuracy")
     )
     options = parser.parse_args()
     small = options.quick
@@ -275,6 +303,7 @@ def main() -> None:
         "speed": lambda: speed(256 if small else 8192, 1 if small else 5),
         "share": lambda: share(256 if small else 8192, 1 if small else 8),
         "dims": lambda: by_dim(256 if small else 2048, 1 if small else 7),
+        "head": lambda: one_head(256 if small else 8192, 1 if small else 20),
         "softmax": lambda: against_softmax(256 if small else 8192, HEADS, 1 if small else 2),
         "long": lambda: against_softmax(512 if small else 65536, 2, 1),
         "step": lambda: one_step(2 if small else 32, 1 if small else 20),

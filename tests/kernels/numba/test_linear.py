@@ -129,6 +129,25 @@ def test_threads(rule: Rule, monkeypatch: pytest.MonkeyPatch) -> None:
             np.testing.assert_array_equal(found, same)
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_fewer_heads_than_threads_are_divided_by_value_columns(rule: Rule, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "MIN_WORK_PER_THREAD", 1)
+    for sizes, count, parts in (
+        ((1, 2, 1, 70, 5, 130), 2, 2),  # of 65 columns, which are no whole vectors
+        ((2, 2, 1, 70, 5, 195), 7, 3),
+        ((1, 1, 1, 9, 5, 131), 2, 1),  # a prime
+    ):
+        given = call(sizes, rule)
+        monkeypatch.setenv("ATTNARRAY_NUM_THREADS", "1")
+        expected = given.run()
+        monkeypatch.setenv("ATTNARRAY_NUM_THREADS", str(count))
+        assert calls._parts(sizes[0] * sizes[2], sizes[5], 10**6) == parts
+        found = given.run()
+        for result, same in zip(found[:3], expected, strict=False):
+            np.testing.assert_array_equal(result, same)
+        assert_right(given, found)
+
+
 @pytest.mark.parametrize("rule", RULES[3::2])
 def test_any_strides_and_read_only(rule: Rule) -> None:
     given = call(SIZES[0], rule, "float32")

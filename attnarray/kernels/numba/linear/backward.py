@@ -1,7 +1,8 @@
 """Linear attention with one decay for each step, backward: from the last chunk to the first, each computed again.
 
-Reference: attention/linear/linear_attention.py, `attend_in_chunks_backward`. Parallel over batches and key heads.
-Scratch per thread: the state before a chunk, the gradient of the state after it, and the matrices of a chunk.
+Reference: attention/linear/linear_attention.py, `attend_in_chunks_backward`. Parallel over batches, key heads
+and parts of the value columns. Scratch per thread: the state before a chunk, the gradient of the state after it, and
+the matrices of a chunk.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from attnarray.kernels.numba.linear.chunk import (
     solve_lower,
     solve_upper,
     store_rows,
+    unit_call,
     weigh,
 )
 from attnarray.kernels.numba.runtime.call import unpack
@@ -66,32 +68,33 @@ class Buffers(NamedTuple):
 
 
 def backward(first: int, past: int, integers: Any, numbers: Any) -> None:
-    """The units [first, past): key heads, counted over all batches."""
-    c = unpack(Linear, integers, numbers)
+    """The units [first, past): parts of key heads, counted over all batches."""
+    whole = c = unpack(Linear, integers, numbers)
     size, deep, wide = whole_lanes(c.chunk, c.key), whole_lanes(c.depth, c.key), whole_lanes(c.width, c.key)
     more = tile_rows(c.key)
     floats = np.zeros(16 + scratch_size(size, deep, wide, more), numbers.dtype)
     m, steps = divide(scratch(floats), size, deep, wide, more)
     one, chunks = numbers[0] * 0 + 1, (c.steps + c.chunk - 1) // c.chunk
     for unit in range(first, past):
-        state = unit * c.depth * c.width
-        load_rows(c.depth, c.width, ahead(c.dstate, state), m.D, one)
+        c, head = unit_call(whole, unit), unit // whole.parts
+        state = head * c.depth * c.columns
+        load_rows(c.depth, c.width, c.columns, ahead(c.dstate, state), m.D, one)
         for number in range(chunks - 1, -1, -1):
             t = number * c.chunk
-            n, at = min(c.chunk, c.steps - t), unit * c.steps + t
-            before = ahead(c.states, (unit * chunks + number) * c.depth * c.width)
-            load_rows(c.depth, c.width, before, m.S, one)
+            n, at = min(c.chunk, c.steps - t), head * c.steps + t
+            before = ahead(c.states, (head * chunks + number) * c.depth * c.columns)
+            load_rows(c.depth, c.width, c.columns, before, m.S, one)
             through_state(at, n, m, steps, c, one)
             for g in range(c.group):
-                through_queries((unit * c.group + g) * c.steps + t, n, m, steps, c, one)
+                through_queries((head * c.group + g) * c.steps + t, n, m, steps, c, one)
             if is_null(c.beta):
-                store_rows(n, c.width, m.du, ahead(c.dvalue, at * c.width), one)
+                store_rows(n, c.width, c.columns, m.du, ahead(c.dvalue, at * c.columns), one)
             else:
                 through_delta(at, n, m, steps, c, one)
-            store_rows(n, c.depth, m.dk, ahead(c.dkey, at * c.depth), one)
+            store_rows(n, c.depth, c.depth, m.dk, ahead(c.dkey, at * c.depth), one)
             if not is_null(c.decay):
                 sum_decays(n, size, m, ahead(c.ddecay, at), one)
-        store_rows(c.depth, c.width, m.D, ahead(c.dinitial, state), one)
+        store_rows(c.depth, c.width, c.columns, m.D, ahead(c.dinitial, state), one)
     keep(floats)
 
 
@@ -139,8 +142,8 @@ def divide(k: Any, size: int, deep: int, wide: int, more: int) -> Any:
 def through_state(at: int, n: int, m: Any, steps: Any, c: Any, one: Any) -> None:
     """U of the chunk again, and the gradients that the states after it give: of U, of the keys and of its decay."""
     size, deep, wide = whole_lanes(c.chunk, c.key), whole_lanes(c.depth, c.key), whole_lanes(c.width, c.key)
-    load_rows(n, c.depth, ahead(c.key, at * c.depth), m.k, one)
-    load_rows(n, c.width, ahead(c.value, at * c.width), m.u, one)
+    load_rows(n, c.depth, c.depth, ahead(c.key, at * c.depth), m.k, one)
+    load_rows(n, c.width, c.columns, ahead(c.value, at * c.columns), m.u, one)
     fill((size - n) * deep, ahead(m.k, n * deep), one * 0)
     transpose_matrix(size, deep, m.k, deep, m.k_columns, size)
     transpose_matrix(deep, wide, m.S, wide, m.S_columns, deep)
@@ -176,8 +179,8 @@ def through_state(at: int, n: int, m: Any, steps: Any, c: Any, one: Any) -> None
 def through_queries(at: int, n: int, m: Any, steps: Any, c: Any, one: Any) -> None:
     """The gradients of the outputs of one query head."""
     size, deep, wide = whole_lanes(c.chunk, c.key), whole_lanes(c.depth, c.key), whole_lanes(c.width, c.key)
-    load_rows(n, c.depth, ahead(c.query, at * c.depth), m.q, one)
-    load_rows(n, c.width, ahead(c.dout, at * c.width), m.dout, c.scale)
+    load_rows(n, c.depth, c.depth, ahead(c.query, at * c.depth), m.q, one)
+    load_rows(n, c.width, c.columns, ahead(c.dout, at * c.columns), m.dout, c.scale)
     product(n, size, c.depth, Operand(m.q, deep, 1), Operand(m.k_columns, 0, size), Operand(m.P, size, 0), False)
     product(n, size, c.width, Operand(m.dout, wide, 1), Operand(m.u_columns, 0, size), Operand(m.dP, size, 0), False)
     product(n, deep, c.width, Operand(m.dout, wide, 1), Operand(m.S_columns, 0, deep), Operand(m.dq, deep, 0), False)
@@ -190,7 +193,7 @@ def through_queries(at: int, n: int, m: Any, steps: Any, c: Any, one: Any) -> No
     product_upper(n, wide, Operand(m.P, 1, size), Operand(m.dout, 0, wide), Operand(m.du, wide, 0), True)
     product_lower(n, deep, Operand(m.dP, size, 1), Operand(m.k, 0, deep), Operand(m.dq, deep, 0), True)
     product_upper(n, deep, Operand(m.dP, 1, size), Operand(m.q, 0, deep), Operand(m.dk, deep, 0), True)
-    store_rows(n, c.depth, m.dq, ahead(c.dquery, at * c.depth), one)
+    store_rows(n, c.depth, c.depth, m.dq, ahead(c.dquery, at * c.depth), one)
     scale_rows(n, wide, m.dout, steps.start, one)
     product(c.depth, wide, n, Operand(m.q, 1, deep), Operand(m.dout, 0, wide), Operand(m.D, wide, 0), True)
 
@@ -199,7 +202,7 @@ def through_delta(at: int, n: int, m: Any, steps: Any, c: Any, one: Any) -> None
     """From the gradients of U those of keys, values and beta."""
     size, deep, wide = whole_lanes(c.chunk, c.key), whole_lanes(c.depth, c.key), whole_lanes(c.width, c.key)
     solve_upper(n, c.width, m.above, size, m.du, ahead(c.beta, at), m.du_rows)
-    store_rows(n, c.width, m.du_rows, ahead(c.dvalue, at * c.width), one)
+    store_rows(n, c.width, c.columns, m.du_rows, ahead(c.dvalue, at * c.columns), one)
     du_rows = Operand(m.du_rows, wide, 1)
     product(n, size, c.width, du_rows, Operand(m.u_columns, 0, size), Operand(m.dP, size, 0), False)
     product(n, deep, c.width, du_rows, Operand(m.S_columns, 0, deep), Operand(m.dq, deep, 0), False)

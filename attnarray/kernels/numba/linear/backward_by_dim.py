@@ -1,8 +1,8 @@
 """Linear attention with a decay for each key dimension, backward: from the last chunk to the first.
 
-Reference: attention/linear/linear_attention.py, `attend_in_chunks_backward`. Parallel over batches and key heads.
-Scratch per thread: the state before a chunk, the gradient of the state after it, and the matrices and factors of the
-chunk, which is computed again.
+Reference: attention/linear/linear_attention.py, `attend_in_chunks_backward`. Parallel over batches, key heads
+and parts of the value columns. Scratch per thread: the state before a chunk, the gradient of the state after it, and
+the matrices and factors of the chunk, which is computed again.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from attnarray.kernels.numba.linear.chunk import (
     solve_lower,
     solve_upper,
     store_rows,
+    unit_call,
 )
 from attnarray.kernels.numba.linear.pairs import (
     border_backward,
@@ -68,31 +69,32 @@ class Buffers(NamedTuple):
 
 
 def backward(first: int, past: int, integers: Any, numbers: Any) -> None:
-    """The units [first, past): key heads, counted over all batches."""
-    c = unpack(Linear, integers, numbers)
+    """The units [first, past): parts of key heads, counted over all batches."""
+    whole = c = unpack(Linear, integers, numbers)
     size, deep, wide = whole_lanes(c.chunk, c.key), whole_lanes(c.depth, c.key), whole_lanes(c.width, c.key)
     more = tile_rows(c.key)
     floats = np.zeros(16 + scratch_size(size, deep, wide, more), numbers.dtype)
     m, f = divide(scratch(floats), size, deep, wide, more)
     one, chunks = numbers[0] * 0 + 1, (c.steps + c.chunk - 1) // c.chunk
     for unit in range(first, past):
-        state = unit * c.depth * c.width
-        load_rows(c.depth, c.width, ahead(c.dstate, state), m.D, one)
+        c, head = unit_call(whole, unit), unit // whole.parts
+        state = head * c.depth * c.columns
+        load_rows(c.depth, c.width, c.columns, ahead(c.dstate, state), m.D, one)
         for number in range(chunks - 1, -1, -1):
             t = number * c.chunk
-            n, at = min(c.chunk, c.steps - t), unit * c.steps + t
-            before = ahead(c.states, (unit * chunks + number) * c.depth * c.width)
-            load_rows(c.depth, c.width, before, m.S, one)
+            n, at = min(c.chunk, c.steps - t), head * c.steps + t
+            before = ahead(c.states, (head * chunks + number) * c.depth * c.columns)
+            load_rows(c.depth, c.width, c.columns, before, m.S, one)
             through_state(at, n, m, f, c, one)
             for g in range(c.group):
-                through_queries((unit * c.group + g) * c.steps + t, n, m, f, c, one)
+                through_queries((head * c.group + g) * c.steps + t, n, m, f, c, one)
             if is_null(c.beta):
-                store_rows(n, c.width, m.du, ahead(c.dvalue, at * c.width), one)
+                store_rows(n, c.width, c.columns, m.du, ahead(c.dvalue, at * c.columns), one)
             else:
                 through_delta(at, n, m, f, c, one)
-            store_rows(n, c.depth, m.dk, ahead(c.dkey, at * c.depth), one)
-            store_rows(n, c.depth, f.dlog, ahead(c.ddecay, at * c.depth), one)
-        store_rows(c.depth, c.width, m.D, ahead(c.dinitial, state), one)
+            store_rows(n, c.depth, c.depth, m.dk, ahead(c.dkey, at * c.depth), one)
+            store_rows(n, c.depth, c.depth, f.dlog, ahead(c.ddecay, at * c.depth), one)
+        store_rows(c.depth, c.width, c.columns, m.D, ahead(c.dinitial, state), one)
     keep(floats)
 
 
@@ -137,8 +139,8 @@ def divide(k: Any, size: int, deep: int, wide: int, more: int) -> Any:
 def through_state(at: int, n: int, m: Any, f: Any, c: Any, one: Any) -> None:
     """U of the chunk again, and the gradients that the states after it give: of U, of the keys and of the decays."""
     size, deep, wide = whole_lanes(c.chunk, c.key), whole_lanes(c.depth, c.key), whole_lanes(c.width, c.key)
-    load_rows(n, c.depth, ahead(c.key, at * c.depth), m.k, one)
-    load_rows(n, c.width, ahead(c.value, at * c.width), m.u, one)
+    load_rows(n, c.depth, c.depth, ahead(c.key, at * c.depth), m.k, one)
+    load_rows(n, c.width, c.columns, ahead(c.value, at * c.columns), m.u, one)
     transpose_matrix(deep, wide, m.S, wide, m.S_columns, deep)
     transpose_matrix(deep, wide, m.D, wide, m.D_columns, deep)
     fill_decays(n, c.depth, deep, ahead(c.decay, at * c.depth), f, one)
@@ -176,8 +178,8 @@ def through_state(at: int, n: int, m: Any, f: Any, c: Any, one: Any) -> None:
 def through_queries(at: int, n: int, m: Any, f: Any, c: Any, one: Any) -> None:
     """The gradients of the outputs of one query head."""
     size, deep, wide = whole_lanes(c.chunk, c.key), whole_lanes(c.depth, c.key), whole_lanes(c.width, c.key)
-    load_rows(n, c.depth, ahead(c.query, at * c.depth), m.q, one)
-    load_rows(n, c.width, ahead(c.dout, at * c.width), m.dout, c.scale)
+    load_rows(n, c.depth, c.depth, ahead(c.query, at * c.depth), m.q, one)
+    load_rows(n, c.width, c.columns, ahead(c.dout, at * c.columns), m.dout, c.scale)
     pair_products(n, c.depth, deep, size, m.q, m.k, f, m.P, one)
     dout = Operand(m.dout, wide, 1)
     product(n, size, c.width, dout, Operand(m.u_columns, 0, size), Operand(m.dP, size, 0), False)
@@ -188,14 +190,14 @@ def through_queries(at: int, n: int, m: Any, f: Any, c: Any, one: Any) -> None:
     product_upper(n, wide, Operand(m.P, 1, size), Operand(m.dout, 0, wide), Operand(m.du, wide, 0), True)
     product(c.depth, wide, n, Operand(m.decayed, 1, deep), Operand(m.dout, 0, wide), Operand(m.D, wide, 0), True)
     pair_products_backward(n, m.dP, m.q, m.k, m.dq, m.dk, f, c, False, one)
-    store_rows(n, c.depth, m.dq, ahead(c.dquery, at * c.depth), one)
+    store_rows(n, c.depth, c.depth, m.dq, ahead(c.dquery, at * c.depth), one)
 
 
 def through_delta(at: int, n: int, m: Any, f: Any, c: Any, one: Any) -> None:
     """From the gradients of U those of keys, values and beta."""
     size, deep, wide = whole_lanes(c.chunk, c.key), whole_lanes(c.depth, c.key), whole_lanes(c.width, c.key)
     solve_upper(n, c.width, m.above, size, m.du, ahead(c.beta, at), m.du_rows)
-    store_rows(n, c.width, m.du_rows, ahead(c.dvalue, at * c.width), one)
+    store_rows(n, c.width, c.columns, m.du_rows, ahead(c.dvalue, at * c.columns), one)
     for s in range(n):
         c.dbeta[at + s] = dot(c.width, ahead(m.du, s * wide), ahead(m.rest, s * wide))
         scale(wide, ahead(m.du_rows, s * wide), -one)

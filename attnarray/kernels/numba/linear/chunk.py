@@ -22,12 +22,20 @@ from attnarray.kernels.numba.vector.rows import Row, Scalar, Sum, row_pass
 
 
 class Linear(NamedTuple):
-    """A call; arrays are contiguous: queries (units, group, steps, depth), the others (units, steps, ...)."""
+    """A call; arrays are contiguous: queries (heads, group, steps, depth), the others (heads, steps, ...).
 
+    A unit is a part of the value columns of a key head. The gradients of what its parts share have an axis for them in
+    front.
+    """
+
+    heads: int
+    parts: int
     group: int
     steps: int
     depth: int
-    width: int
+    columns: int
+    width: int  # of a part
+    decays: int  # numbers of a step: 1, or one for each key dimension
     chunk: int
     query: Numbers
     key: Numbers
@@ -79,18 +87,32 @@ def dot(x: Row, y: Row, total: Sum) -> dict[str, Lanes]:
     return {"total": total + x * y}
 
 
-def load_rows(count: int, columns: int, x: Any, rows: Any, factor: Any) -> None:
-    """Copy contiguous rows to padded ones."""
-    step = whole_lanes(columns, rows)
-    for n in range(count):
-        copy_scaled(columns, ahead(x, n * columns), ahead(rows, n * step), factor)
+def unit_call(c: Any, unit: int) -> Any:
+    """The call whose pointers are at the columns, or at the gradients, of the part of a unit."""
+    part = unit % c.parts
+    left, rows = part * c.width, part * c.heads * c.steps
+    return Linear(
+        c.heads, c.parts, c.group, c.steps, c.depth, c.columns, c.width, c.decays, c.chunk,
+        c.query, c.key, ahead(c.value, left), c.decay, c.beta, ahead(c.initial, left),
+        ahead(c.states, 0 if is_null(c.states) else left), ahead(c.out, left), ahead(c.state, left),
+        ahead(c.dout, left), ahead(c.dstate, left),
+        ahead(c.dquery, rows * c.group * c.depth), ahead(c.dkey, rows * c.depth), ahead(c.dvalue, left),
+        ahead(c.ddecay, rows * c.decays), ahead(c.dbeta, rows), ahead(c.dinitial, left), c.scale,
+    )  # fmt: skip
 
 
-def store_rows(count: int, columns: int, rows: Any, x: Any, factor: Any) -> None:
-    """Copy padded rows to contiguous ones."""
-    step = whole_lanes(columns, rows)
+def load_rows(count: int, columns: int, step: int, x: Any, rows: Any, factor: Any) -> None:
+    """Copy rows that are `step` numbers apart to padded ones."""
+    padded = whole_lanes(columns, rows)
     for n in range(count):
-        copy_scaled(columns, ahead(rows, n * step), ahead(x, n * columns), factor)
+        copy_scaled(columns, ahead(x, n * step), ahead(rows, n * padded), factor)
+
+
+def store_rows(count: int, columns: int, step: int, rows: Any, x: Any, factor: Any) -> None:
+    """Copy padded rows to rows that are `step` numbers apart."""
+    padded = whole_lanes(columns, rows)
+    for n in range(count):
+        copy_scaled(columns, ahead(rows, n * padded), ahead(x, n * step), factor)
 
 
 def scale_rows(count: int, columns: int, rows: Any, factors: Any, sign: Any) -> None:
@@ -167,6 +189,7 @@ def solve_upper(count: int, columns: int, above: Any, size: int, rest: Any, beta
         copy_scaled(step, row, ahead(u, t * step), beta[t])
 
 
+unit_call = jit(unit_call, inner=True)
 load_rows, store_rows, scale_rows = jit(load_rows, store_rows, scale_rows, fastmath=EXACT, inner=True)
 product, product_lower, product_upper = jit(product, product_lower, product_upper, fastmath=EXACT, inner=True)
 fill_steps, solve_lower, solve_upper = jit(fill_steps, solve_lower, solve_upper, fastmath=EXACT, inner=True)

@@ -1,7 +1,7 @@
 """Linear attention with one decay for each step, forward: chunk after chunk, with the state in scratch.
 
-Reference: attention/linear/linear_attention.py, `attend_in_chunks`. Parallel over batches and key heads. Scratch per
-thread: the state, and the matrices of a chunk.
+Reference: attention/linear/linear_attention.py, `attend_in_chunks`. Parallel over batches, key heads and
+parts of the value columns. Scratch per thread: the state, and the matrices of a chunk.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from attnarray.kernels.numba.linear.chunk import (
     scale_rows,
     solve_lower,
     store_rows,
+    unit_call,
     weigh,
 )
 from attnarray.kernels.numba.runtime.call import unpack
@@ -47,8 +48,8 @@ class Buffers(NamedTuple):
 
 
 def forward(first: int, past: int, integers: Any, numbers: Any) -> None:
-    """The units [first, past): key heads, counted over all batches."""
-    c = unpack(Linear, integers, numbers)
+    """The units [first, past): parts of key heads, counted over all batches."""
+    whole = c = unpack(Linear, integers, numbers)
     size, deep, wide = whole_lanes(c.chunk, c.key), whole_lanes(c.depth, c.key), whole_lanes(c.width, c.key)
     rows, columns = size + tile_rows(c.key), deep + tile_rows(c.key)
     of_chunk = rows * (2 * deep + 2 * wide + 3 * size) + 3 * size
@@ -67,29 +68,30 @@ def forward(first: int, past: int, integers: Any, numbers: Any) -> None:
     m, one = Buffers(S, k_columns, k, q, u, out, below, P), numbers[0] * 0 + 1
     chunks = (c.steps + c.chunk - 1) // c.chunk
     for unit in range(first, past):
-        load_rows(c.depth, c.width, ahead(c.initial, unit * c.depth * c.width), m.S, one)
+        c, head = unit_call(whole, unit), unit // whole.parts
+        load_rows(c.depth, c.width, c.columns, ahead(c.initial, head * c.depth * c.columns), m.S, one)
         for number in range(chunks):
             t = number * c.chunk
             n = min(c.chunk, c.steps - t)
             if not is_null(c.states):
-                before = ahead(c.states, (unit * chunks + number) * c.depth * c.width)
-                store_rows(c.depth, c.width, m.S, before, one)
-            write(unit * c.steps + t, n, m, steps, c, one)
+                before = ahead(c.states, (head * chunks + number) * c.depth * c.columns)
+                store_rows(c.depth, c.width, c.columns, m.S, before, one)
+            write(head * c.steps + t, n, m, steps, c, one)
             for g in range(c.group):
-                read((unit * c.group + g) * c.steps + t, n, m, steps, c, one)
+                read((head * c.group + g) * c.steps + t, n, m, steps, c, one)
             scale_rows(n, c.width, m.u, steps.end, one)
             for d in range(c.depth):
                 scale(wide, ahead(m.S, d * wide), steps.start[n - 1])
             product(c.depth, wide, n, Operand(m.k, 1, deep), Operand(m.u, 0, wide), Operand(m.S, wide, 0), True)
-        store_rows(c.depth, c.width, m.S, ahead(c.state, unit * c.depth * c.width), one)
+        store_rows(c.depth, c.width, c.columns, m.S, ahead(c.state, head * c.depth * c.columns), one)
     keep(floats)
 
 
 def write(at: int, n: int, m: Any, steps: Any, c: Any, one: Any) -> None:
     """What each of `n` steps from `at` on writes to the state: U."""
     size, deep, wide = whole_lanes(c.chunk, c.key), whole_lanes(c.depth, c.key), whole_lanes(c.width, c.key)
-    load_rows(n, c.depth, ahead(c.key, at * c.depth), m.k, one)
-    load_rows(n, c.width, ahead(c.value, at * c.width), m.u, one)
+    load_rows(n, c.depth, c.depth, ahead(c.key, at * c.depth), m.k, one)
+    load_rows(n, c.width, c.columns, ahead(c.value, at * c.columns), m.u, one)
     fill((size - n) * deep, ahead(m.k, n * deep), one * 0)
     transpose_matrix(size, deep, m.k, deep, m.k_columns, size)
     fill_steps(n, size, ahead(c.decay, 0 if is_null(c.decay) else at), steps, one)
@@ -106,7 +108,7 @@ def write(at: int, n: int, m: Any, steps: Any, c: Any, one: Any) -> None:
 def read(at: int, n: int, m: Any, steps: Any, c: Any, one: Any) -> None:
     """The outputs of one query head."""
     size, deep, wide = whole_lanes(c.chunk, c.key), whole_lanes(c.depth, c.key), whole_lanes(c.width, c.key)
-    load_rows(n, c.depth, ahead(c.query, at * c.depth), m.q, c.scale)
+    load_rows(n, c.depth, c.depth, ahead(c.query, at * c.depth), m.q, c.scale)
     q = Operand(m.q, deep, 1)
     product(n, size, c.depth, q, Operand(m.k_columns, 0, size), Operand(m.P, size, 0), False)
     product(n, wide, c.depth, q, Operand(m.S, 0, wide), Operand(m.out, wide, 0), False)
@@ -114,7 +116,7 @@ def read(at: int, n: int, m: Any, steps: Any, c: Any, one: Any) -> None:
         weigh(size, ahead(m.P, s * size), ahead(steps.pairs, s * size), one)
         scale(wide, ahead(m.out, s * wide), steps.start[s])
     product_lower(n, wide, Operand(m.P, size, 1), Operand(m.u, 0, wide), Operand(m.out, wide, 0), True)
-    store_rows(n, c.width, m.out, ahead(c.out, at * c.width), one)
+    store_rows(n, c.width, c.columns, m.out, ahead(c.out, at * c.columns), one)
 
 
 write, read = jit(write, read, fastmath=EXACT, inner=True)
