@@ -36,6 +36,7 @@ KERNELS: dict[str, dict[str, str]] = {
     "attention.alignment.recurrent:recurrent_scores_backward": {"numba": "recurrent.scores:recurrent_scores_backward"},
     "attention.linear.linear_attention:attend_in_chunks": {"numba": "linear.calls:attend_in_chunks"},
     "attention.linear.linear_attention:attend_in_chunks_backward": {"numba": "linear.calls:attend_in_chunks_backward"},
+    "attention.linear.chunks:scan_chunks": {"cuda": "linear:scan_chunks"},
     "attention.linear.step:advance": {"numba": "linear.step:advance"},
     "attention.spatial.neighborhood:attend_to_neighbors": {"numba": "spatial.neighborhood:attend_to_neighbors"},
     "attention.spatial.neighborhood:attend_to_neighbors_backward": {

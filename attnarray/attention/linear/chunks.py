@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from attnarray.attention.linear.decays import pair_products, sums_after, sums_to
 from attnarray.backend import Array, device_of, namespace_of
+from attnarray.dispatch import accelerated
 
 
 class Chunks(NamedTuple):
@@ -81,6 +82,46 @@ def unit_lower_inverse(below: Array) -> Any:
     corner = -xp.matmul(second, xp.matmul(below[..., half:, :half], first))
     top = xp.concat([first, xp.zeros_like(first)], axis=-1)
     return xp.concat([top, xp.concat([corner, second], axis=-1)], axis=-2)
+
+
+@accelerated
+def scan_chunks(
+    S: Array, whole: Array | None, x: Array, p: Array | None, q: Array | None, r: Array | None, reverse: bool = False
+) -> tuple[Any, Any, Any]:
+    r"""The state from chunk to chunk: the sequential part of a pass, of every rule and in both directions.
+
+    .. math:: U_n = X_n + P_n S_n, \qquad S_{n + 1} = \mathrm{diag}(w_n) S_n + Q_n^T U_n + R_n
+
+    Parameters
+    ----------
+    S : (B, Hkv, 1, Dk, Dv)
+    whole : (B, Hkv, 1, N, 1, 1 or Dk), or None
+        w, the factors of whole chunks.
+    x : (B, Hkv, 1, N, C, Dv)
+    p, q : (B, Hkv, 1, N, C, Dk), or None for 0
+    r : (B, Hkv, 1, N, Dk, Dv), or None for 0
+    reverse : bool
+        Whether to go from the last chunk to the first.
+
+    Returns
+    -------
+    last : the shape of S
+    states : (B, Hkv, 1, N, Dk, Dv)
+        Before each chunk in this order.
+    u : the shape of x
+    """
+    xp, count = namespace_of(S, x), x.shape[3]
+    states, updates = [], []
+    for n in reversed(range(count)) if reverse else range(count):
+        states.append(S)
+        u = chunk(x, n) if p is None else chunk(x, n) + xp.matmul(chunk(p, n), S)
+        updates.append(u)
+        S = S if whole is None else S * chunk(whole, n).mT
+        S = S if q is None else S + xp.matmul(chunk(q, n).mT, u)
+        S = S if r is None else S + chunk(r, n)
+    if reverse:
+        states, updates = states[::-1], updates[::-1]
+    return S, xp.stack(states, axis=3), x if p is None else xp.stack(updates, axis=3)
 
 
 def times(x: Array, factor: Array | None) -> Any:

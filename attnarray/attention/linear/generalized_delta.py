@@ -7,7 +7,14 @@ from typing import Any, Generic, NamedTuple
 from attnarray import checks
 from attnarray.attention.layout import Layout
 from attnarray.attention.linear.call import Call, Recurrence, check_call, hide, recurrence, state_shape
-from attnarray.attention.linear.chunks import chunk, from_chunks, sum_groups, times, to_chunks, unit_lower_inverse
+from attnarray.attention.linear.chunks import (
+    from_chunks,
+    scan_chunks,
+    sum_groups,
+    times,
+    to_chunks,
+    unit_lower_inverse,
+)
 from attnarray.attention.linear.decays import (
     moved,
     pair_products,
@@ -276,14 +283,9 @@ def _forward(q: Array, k: Array, v: Array, a: Array, b: Array, given: Recurrence
     """
     xp, c = namespace_of(q), _chunked(q, k, v, a, b, given)
     a_start, b_end, k_end = times(c.a, c.before), times(c.b, c.end), times(c.k, c.end)
-    local, S = xp.matmul(c.of_a[1], c.v), given.initial[:, :, None, :, :]
-    states, read = [], []
-    for n in range(c.k.shape[3]):
-        states.append(S)
-        u = xp.matmul(chunk(c.inverse, n), chunk(local, n) + xp.matmul(chunk(a_start, n), S))
-        read.append(u)
-        S = _decayed(S, c, n) + xp.matmul(chunk(b_end, n).mT, u) + xp.matmul(chunk(k_end, n).mT, chunk(c.v, n))
-    before, U = xp.stack(states, axis=3), xp.stack(read, axis=3)
+    local, across = xp.matmul(c.inverse, xp.matmul(c.of_a[1], c.v)), xp.matmul(c.inverse, a_start)
+    initial, written = given.initial[:, :, None, :, :], xp.matmul(k_end.mT, c.v)
+    S, before, U = scan_chunks(initial, c.whole, local, across, b_end, written)
     out = xp.matmul(times(c.q, c.start), before) + xp.matmul(c.of_q[0], U) + xp.matmul(c.of_q[1], c.v)
     return from_chunks(given.scale * out, (*q.shape[:3], v.shape[3])), S[:, :, 0, :, :], before
 
@@ -305,13 +307,9 @@ def _backward(dout: Array, dstate: Array, ctx: GeneralizedDeltaContext) -> tuple
     )
     U = xp.matmul(c.inverse, xp.matmul(c.of_a[1], c.v) + xp.matmul(a_start, before))
     local, read = (sum_groups(xp.matmul(x.mT, do)) for x in (c.of_q[0], q_start))
-    D, after, right = dstate[:, :, None, :, :], [], []
-    for n in reversed(range(c.k.shape[3])):
-        after.append(D)
-        r = xp.matmul(chunk(c.inverse, n).mT, chunk(local, n) + xp.matmul(chunk(b_end, n), D))
-        right.append(r)
-        D = _decayed(D, c, n) + chunk(read, n) + xp.matmul(chunk(a_start, n).mT, r)
-    D_after, R = xp.stack(after[::-1], axis=3), xp.stack(right[::-1], axis=3)
+    across = xp.matmul(c.inverse, a_start)
+    D, D_after, dU = scan_chunks(dstate[:, :, None, :, :], c.whole, local, b_end, across, read, True)
+    R = xp.matmul(c.inverse.mT, dU)
     dv = sum_groups(xp.matmul(c.of_q[1].mT, do)) + xp.matmul(k_end, D_after) + xp.matmul(c.of_a[1].mT, R)
     dq, db, ddecay = pair_products_backward(xp.matmul(do, U.mT), c.q, c.b, c.decay)
     dq_k, dk, ddecay_k = pair_products_backward(xp.matmul(do, c.v.mT), c.q, c.k, c.decay)
@@ -330,11 +328,6 @@ def _backward(dout: Array, dstate: Array, ctx: GeneralizedDeltaContext) -> tuple
         ddecay = from_chunks(ddecay, (*ctx.k.shape[:3], c.decay.shape[-1]))
     likes = (dq, ctx.q), (dk, ctx.k), (dv, ctx.v), (da, ctx.a), (db, ctx.b)
     return *(from_chunks(x, like.shape) for x, like in likes), ddecay, D[:, :, 0, :, :]
-
-
-def _decayed(S: Array, c: _Chunked, n: int) -> Any:
-    """A state (..., Dk, Dv) after the decays of chunk n."""
-    return S if c.whole is None else S * chunk(c.whole, n).mT
 
 
 def _each(x: Array, decay: Array) -> Any:

@@ -19,8 +19,8 @@ from attnarray.attention.linear.call import (
 )
 from attnarray.attention.linear.chunks import (
     Chunks,
-    chunk,
     from_chunks,
+    scan_chunks,
     solver,
     sum_groups,
     times,
@@ -312,17 +312,11 @@ def attend_in_chunks(q: Array, k: Array, v: Array, given: Recurrence, keep: bool
     """
     xp = namespace_of(q, k, v)
     c = _chunks(q, k, v, given)
-    borders, inverse = to_borders(c), solver(c)[1] if given.beta is not None else None
-    S = given.initial[:, :, None, :, :]  # (B, Hkv, 1, Dk, Dv)
-    states, updates = [], []
-    for n in range(c.k.shape[3]):
-        states.append(S)
-        u = chunk(c.v, n)  # (B, Hkv, 1, C, Dv)
-        if inverse is not None:
-            u = xp.matmul(chunk(inverse, n), chunk(c.beta, n) * (u - xp.matmul(chunk(borders.k, n), S)))
-        updates.append(u)
-        S = _decayed(S, chunk(borders.whole, n)) + xp.matmul(chunk(borders.k_end, n).mT, u)
-    before, U = xp.stack(states, axis=3), xp.stack(updates, axis=3)
+    borders, made, erased = to_borders(c), c.v, None  # U = made + erased S_0
+    if c.beta is not None:
+        inverse = solver(c)[1]
+        made, erased = xp.matmul(inverse, c.beta * c.v), -xp.matmul(inverse, c.beta * borders.k)
+    S, before, U = scan_chunks(given.initial[:, :, None, :, :], borders.whole, made, erased, borders.k_end, None)
     out = xp.matmul(borders.q, before) + xp.matmul(pair_products(c.q, c.k, c.decay), U)
     out = from_chunks(given.scale * out, (*q.shape[:3], v.shape[3]))
     return out, S[:, :, 0, :, :], before[:, :, 0, :, :, :] if keep else None
@@ -360,16 +354,9 @@ def attend_in_chunks_backward(
     U = rest if inverse is None else xp.matmul(inverse, rest * c.beta)
     local = sum_groups(xp.matmul(pair_products(c.q, c.k, c.decay).mT, do))
     read = sum_groups(xp.matmul(borders.q.mT, do))  # (B, Hkv, 1, N, Dk, Dv)
-    D, after, solved = dstate[:, :, None, :, :], [], []
-    for n in reversed(range(c.k.shape[3])):
-        after.append(D)
-        y = chunk(local, n) + xp.matmul(chunk(borders.k_end, n), D)
-        D = _decayed(D, chunk(borders.whole, n)) + chunk(read, n)
-        if inverse is not None:
-            y = xp.matmul(chunk(inverse, n).mT, y)
-            D = D - xp.matmul(chunk(borders.k, n).mT, chunk(c.beta, n) * y)
-        solved.append(y)
-    D_after, Y = xp.stack(after[::-1], axis=3), xp.stack(solved[::-1], axis=3)
+    erased = None if c.beta is None else -xp.matmul(inverse, c.beta * borders.k)
+    D, D_after, dU = scan_chunks(dstate[:, :, None, :, :], borders.whole, local, borders.k_end, erased, read, True)
+    Y = dU if inverse is None else xp.matmul(inverse.mT, dU)
     dv = Y if c.beta is None else Y * c.beta
     dq, dk, ddecay = _pairs(do, U, c.q, c.k, c.decay)
     dq_start, dk_end = xp.matmul(do, before.mT), xp.matmul(U, D_after.mT)
@@ -396,11 +383,6 @@ def _chunks(q: Array, k: Array, v: Array, given: Recurrence) -> Chunks:
     heads, size = k.shape[1], given.chunk_size
     decay, beta = (None if x is None else to_chunks(x, heads, size) for x in (given.decay, given.beta))
     return Chunks(to_chunks(q, heads, size), to_chunks(k, heads, size), to_chunks(v, heads, size), decay, beta)
-
-
-def _decayed(S: Array, whole: Array | None) -> Any:
-    """The state (..., Dk, Dv) after the decays of a chunk (..., 1, 1 or Dk)."""
-    return S if whole is None else S * whole.mT
 
 
 def _pairs(
