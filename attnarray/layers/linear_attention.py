@@ -59,7 +59,7 @@ class LinearLayerContext(NamedTuple):
     rate: Any
     beta: Any
     values: Any  # before they were multiplied by the step size
-    exists: Any  # (*batch, T, 1), False in the left padding; None if all steps exist
+    exists: Any  # (*batch, T, 1), False in the padding; None if all steps exist
     attention: LinearAttentionContext
     norm: Any
     gate: Any
@@ -239,6 +239,14 @@ class LinearAttention(Layer):
         return {name: heads * widths[name] for name, heads in self._input_heads.items()}
 
     @property
+    def _cache_shapes(self) -> Shapes:
+        """Of the state of a sequence and of the last steps of its convolutions."""
+        _, heads, Dk, Dv = self._sizes
+        convs = self._channels.items() if self.conv_width is not None else ()
+        rows = (self.conv_width or 1) - 1
+        return {"state": (heads, Dk, Dv + self.normalize), **{name: (rows, width) for name, width in convs}}
+
+    @property
     def _repeats(self) -> int:
         """The values that share a key."""
         return (self.num_value_heads or self.num_heads) // self.num_heads
@@ -293,8 +301,8 @@ class LinearAttention(Layer):
     def __call__(self, params: Params, x: ArrayT, *, lengths: Any = None, starts: Any = None) -> ArrayT:
         """Return y (*batch, T, dim) of x (*batch, T, dim).
 
-        `lengths` as in `linear_attention`; `starts`, an integer or (*batch), are the lengths of the left padding, which
-        does not change the states. It needs a layer without a feature map.
+        `lengths` as in `linear_attention`; `starts`, an integer or (*batch), are the lengths of the left padding, and
+        need a layer without a feature map. Padding may be anything: it does not change the states, and y is 0 there.
         """
         return writable(self._run(params, x, None, lengths, starts)[0])
 
@@ -306,14 +314,12 @@ class LinearAttention(Layer):
 
     def cache(self, batch: int, max_seq_len: int | None = None, dtype: str = "float32") -> LinearCache:
         """Return the state before the first position, on the current backend; it has no largest length."""
-        _, heads, Dk, Dv = self._sizes
         batch = checks.whole("batch", batch, 0, 2**31, "the number of sequences")
         checks.choice("dtype", dtype, checks.FLOATS)
         sums = "float64" if dtype == "float64" else "float32"
-        convs = self._channels.items() if self.conv_width is not None else ()
-        rows = (self.conv_width or 1) - 1
-        state = zeros(batch, heads, Dk, Dv + self.normalize, dtype=sums)
-        return LinearCache(state, {name: zeros(batch, rows, width, dtype=dtype) for name, width in convs}, 0)
+        shapes = self._cache_shapes
+        state = zeros(batch, *shapes.pop("state"), dtype=sums)
+        return LinearCache(state, {name: zeros(batch, *shape, dtype=dtype) for name, shape in shapes.items()}, 0)
 
     def step(self, params: Params, x: Array, cache: LinearCache, *, starts: Any = None) -> tuple[Array, LinearCache]:
         """Attend from the next positions x (B, T, dim) to themselves and to those that the state of the cache holds.
@@ -321,6 +327,12 @@ class LinearAttention(Layer):
         The result equals that of one call over all positions, with the same `starts`.
         """
         check_linear_cache(cache, x)
+        found = {name: tuple(array.shape[1:]) for name, array in {"state": cache.state, **cache.convs}.items()}
+        if found != self._cache_shapes:
+            raise ValueError(
+                f"`cache` is from another LinearAttention: the shapes of its states are {found}, expected "
+                f"{self._cache_shapes}. Begin with the `cache` of this layer."
+            )
         out, _, after = self._run(params, x, cache, None, starts)
         return out, after
 
@@ -334,8 +346,8 @@ class LinearAttention(Layer):
                 f"`starts` is given, but the layer has feature_map={self.feature_map!r}, which may map the padding to "
                 "numbers other than 0. Give right-padded sequences and `lengths`."
             )
-        exists = existing_steps(starts, x, 0 if cache is None else cache.length)
-        x = hide(x, exists)  # so that queries, keys and values are 0 in the left padding
+        exists = existing_steps(starts, lengths, x, 0 if cache is None else cache.length)
+        x = hide(x, exists)  # so that queries, keys and values are 0 in the padding
         linear: dict[str, Any] = {}
         arrays, convs, units, rotations, states = self._project(params, x, cache, linear)
         gates, step = self._gates(params, x, linear)

@@ -1,4 +1,4 @@
-"""Parts of a layer of linear attention: decays from a projection, steps of left padding, heads that share a key."""
+"""Parts of a layer of linear attention: decays from a projection, steps of padding, heads that share a key."""
 
 from __future__ import annotations
 
@@ -58,23 +58,30 @@ def fixed_decays(x: Array, heads: int) -> Any:
     return namespace_of(x).broadcast_to(factors, (*x.shape[:-1], heads))
 
 
-def existing_steps(starts: Any, x: Array, first: int) -> Any:
-    """Which steps of x, before which there were `first`, are no left padding: (*batch, T, 1); None if all are."""
-    if starts is None:
-        return None
-    starts = checks.same_device("starts", checks.integers("starts", starts), "x", x)
-    meaning = "the length of the left padding of each sequence"
-    if isinstance(starts, int):
-        starts = checks.whole("starts", starts, 0, 2**31, meaning)
-    else:
-        checks.shape("starts", starts, tuple(x.shape[:-2]), meaning)
-        starts = checks.within("starts", starts, 0, 2**31, meaning)[..., None, None]
-    step = namespace_of(x).arange(first, first + x.shape[-2], device=device_of(x))
-    return step[:, None] >= starts
+def existing_steps(starts: Any, lengths: Any, x: Array, first: int) -> Any:
+    """Which steps of x, before which there were `first`, are no padding: (*batch, T, 1); None if all are."""
+    xp, T = namespace_of(x), x.shape[-2]
+    step = xp.arange(first, first + T, device=device_of(x))[:, None]
+    exists = None
+    if starts is not None:
+        exists = step >= _ends("starts", starts, x, 2**31, "the length of the left padding of each sequence")
+    if lengths is not None:
+        within = step < _ends("lengths", lengths, x, T, "the number of steps of each sequence")
+        exists = within if exists is None else exists & within
+    return exists
+
+
+def _ends(name: str, given: Any, x: Array, most: int, meaning: str) -> Any:
+    """Positions where sequences begin or end: an integer, or (*batch, 1, 1)."""
+    given = checks.same_device(name, checks.integers(name, given), "x", x)
+    if isinstance(given, int):
+        return checks.whole(name, given, 0, most, meaning)
+    checks.shape(name, given, tuple(x.shape[:-2]), meaning)
+    return checks.within(name, given, 0, most, meaning)[..., None, None]
 
 
 def hide(x: Any, exists: Any) -> Any:
-    """x with 0 in the left padding."""
+    """x with 0 in the padding."""
     return x if exists is None else namespace_of(x).where(exists, x, namespace_of(x).zeros_like(x))
 
 

@@ -249,6 +249,12 @@ def test_messages_of_dtypes_and_cotangents() -> None:
     says(ValueError, "`state` is read-only, but it is overwritten: give a copy",
          lambda: aa.linear_attention_step(**step, state=fixed, rule="gated_delta"))  # fmt: skip
     says(ValueError, "`dtype` is 'int32', expected one of", lambda: aa.FAVOR.draw(0, 3, 4, "int32"))
+    says(ValueError, "`decay` has shape (2, 2, 4), expected (2, 2, 5): (B, Hkv) or (B, Hkv, Dk)",
+         lambda: aa.linear_attention_step(**{**step, "decay": np.zeros((2, 2, 4))}, state=result.state,
+                                          rule="gated_delta"))  # fmt: skip
+    says(ValueError, "`beta` has shape (2, 4), expected (2, 2): one number for each key head",
+         lambda: aa.linear_attention_step(**{**step, "beta": np.zeros((2, 4))}, state=result.state,
+                                          rule="gated_delta"))  # fmt: skip
     says(ValueError, "expected one step of (B, heads, dim)",
          lambda: aa.linear_attention_step(**{**step, "key": GIVEN["key"]}, state=result.state))  # fmt: skip
 
@@ -303,6 +309,20 @@ def test_left_padding_of_a_layer_leaves_its_states_alone() -> None:
         assert report, str(report)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_of_a_layer_may_be_nan(family: str) -> None:
+    layer = getattr(aa.layers.LinearAttention, family)(dim=8, num_heads=2)
+    params, x = layer.init(aa.Philox(0), "float64"), np.random.default_rng(0).standard_normal((2, 9, 8))
+    padding = (np.arange(9) < np.array([[2], [0]])) | (np.arange(9) >= np.array([[6], [9]]))
+    spoiled = np.where(padding[..., None], np.nan, x)
+    y, ctx = layer.fwd(params, x, starts=[2, 0], lengths=[6, 9])
+    dy = np.cos(np.arange(8.0)) * np.ones_like(y)
+    found, other = layer.fwd(params, spoiled, starts=[2, 0], lengths=[6, 9])
+    np.testing.assert_array_equal(found, y)
+    assert not np.any(y[padding])
+    assert_trees_close(layer.bwd(dy, other), layer.bwd(dy, ctx), 0.0)
+
+
 def test_messages_of_the_layer() -> None:
     make = aa.layers.LinearAttention
     says(ValueError, "`decay` is 'none' with rule='gated': the rules", lambda: make(8, 2, rule="gated"))
@@ -311,4 +331,10 @@ def test_messages_of_the_layer() -> None:
     layer = make(8, 2)
     params, x = layer.init(aa.Philox(0)), np.ones((2, 3, 8), np.float32)
     says(TypeError, "`cache` is None, expected a LinearCache", lambda: layer.step(params, x, None))
+    says(ValueError, "`lengths` is 4, expected an integer from 0 to 3", lambda: layer(params, x, lengths=4))
+    says(ValueError, "`cache` is from another LinearAttention: the shapes of its states are {'state': (4, 2, 2)}, "
+                     "expected {'state': (2, 4, 4)}.", lambda: layer.step(params, x, make(8, 4).cache(2)))  # fmt: skip
+    convolved = make.delta_net(8, 2)
+    says(ValueError, "`cache` is from another LinearAttention",
+         lambda: convolved.step(convolved.init(aa.Philox(0)), x, layer.cache(2)))  # fmt: skip
     says(ValueError, "the next T positions of the 2 sequences", lambda: layer.step(params, x[:1], layer.cache(2)))

@@ -69,6 +69,9 @@ def linear_attention_step(
         if array.ndim != 3:
             raise ValueError(f"`{name}` has shape {tuple(array.shape)}, expected one step of (B, heads, dim).")
     xp = checks.namespace(query=query, key=key, value=value, state=state, decay=decay, beta=beta)
+    for name, gate in (("decay", decay), ("beta", beta)):
+        if gate is not None and (gate.ndim == 2 or name == "beta"):
+            checks.shape(name, gate, tuple(key.shape[:2]), "one number for each key head")
     sums = accumulator_dtype(xp, query.dtype)
     if state.dtype != sums:
         raise TypeError(
@@ -83,6 +86,8 @@ def linear_attention_step(
     step_q, step_k, step_v = (_with_step(x, 2) for x in (query, key, value))
     _, call = check_call(step_q, step_k, step_v, one, options)
     q, k, v = mapped(wide(step_q), wide(step_k), wide(step_v), call)  # (B, heads, 1, D)
+    if call.per_dim and decay is not None:
+        checks.shape("decay", decay, (*key.shape[:2], k.shape[3]), "(B, Hkv) or (B, Hkv, Dk)")
     layout = CANONICAL._replace(batch=tuple(query.shape[:1]))
     checks.shape("state", state, state_shape(layout, k, v), "(B, Hkv, Dk, Dv), with one column more if normalized")
     given = recurrence(one, layout, call, k, v)
