@@ -274,4 +274,66 @@ MUTATIONS = [
         "attention on tensor cores: the sum of a row is not rescaled",
         "kernels/cuda/test_attention_tensor_cores.py -k odd_sizes",
     ),
+    Mutation(
+        "attention/linear/chunks.py", "S = S if r is None else S + chunk(r, n)", "S = S",
+        "linear attention: the gradient of the state lacks that through the outputs", backward("linear_attention"),
+    ),
+    Mutation(
+        "attention/linear/chunks.py", "corner = -xp.matmul(second,", "corner = xp.matmul(second,",
+        "linear attention: the inverse of the delta rules has a wrong sign", forward("linear_attention"),
+    ),
+    Mutation(
+        "attention/linear/decays.py", "xp.sum(xp.tril(sums_from(through), k=-1), axis=-1, keepdims=True)",
+        "xp.sum(sums_from(through), axis=-1, keepdims=True)",
+        "linear attention: a decay counts for the pairs before it", backward("linear_attention"),
+    ),
+    Mutation(
+        "attention/linear/linear_attention.py", "sums_before(k_end) + whole * each(through)", "sums_before(k_end)",
+        "linear attention: the gradient of the decays lacks that of whole chunks", backward("linear_attention"),
+    ),
+    Mutation(
+        "attention/linear/linear_attention.py", "keepdims=True) * inverse * inverse", "keepdims=True) * inverse",
+        "linear attention: the gradient of the denominator is not divided twice", backward("linear_attention"),
+    ),
+    Mutation(
+        "attention/linear/call.py", "return x if call.exists is None else namespace_of(x).where(call.exists, x, 0.0)",
+        "return x", "linear attention: steps past the lengths change the state",
+        "attention/test_linear_attention.py -k ragged",
+    ),
+    Mutation(
+        "attention/linear/features.py", "xp.matmul(h, w) - y * xp.sum(h, axis=-1, keepdims=True)", "xp.matmul(h, w)",
+        "random features: the gradient lacks that of the norm", backward("linear_attention"),
+    ),
+    Mutation(
+        "attention/linear/features.py", "dy = dy - softmax_bwd(", "dy = dy + softmax_bwd(",
+        "Hedgehog: the gradient of the negative half has the wrong sign", backward("linear_attention"),
+    ),
+    Mutation(
+        "attention/linear/generalized_delta.py", "sums_after(_each(a_start * da_start",
+        "sums_from(_each(a_start * da_start",
+        "RWKV-7: what is read is decayed by its own step in the gradient", backward("generalized_delta"),
+    ),
+    Mutation(
+        "attention/linear/step.py", "S = state if decay is None else state * xp.exp(decay).mT", "S = state",
+        "a step of linear attention: the state does not decay", "kernels/numba/test_linear.py -k one_step",
+    ),
+    Mutation(
+        "layers/linear_gates.py", "exists = within if exists is None else exists & within", "exists = within",
+        "layers of linear attention: of both paddings the right one counts",
+        "attention/test_linear_attention.py -k padding",
+    ),
+    Mutation(
+        "kernels/numba/linear/chunk.py", "steps.end[t - 1] = steps.end[t] * steps.each[t]",
+        "steps.end[t - 1] = steps.end[t] * steps.each[t - 1]",
+        "linear attention on the CPU: decays to the end are one step off", "kernels/numba/test_linear.py -k sizes_and",
+    ),
+    Mutation(
+        "kernels/numba/linear/chunk.py", "part * c.heads * c.steps", "part * c.steps",
+        "linear attention on the CPU: gradients of the parts of a head overlap",
+        "kernels/numba/test_linear.py -k divided",
+    ),
+    Mutation(
+        "kernels/cuda/sources/linear.cu", "decays == 1 ? 0 : row", "0",
+        "linear attention on a GPU: all rows of the state decay alike", "kernels/cuda/test_linear.py",
+    ),
 ]
