@@ -111,6 +111,8 @@ def test_clipping_of_large_and_small_gradients(library: Library, dtype: str, exp
                 expected = leaf * 2.0**exponent * factor
                 found = aa.to_numpy(found).astype(np.float64)
                 least = 2.0 ** (-1074 if dtype == "float64" else -24 if dtype == "float16" else -133)
+                if library.name == "jax" and dtype == "float64":
+                    least = 2.0**-1022  # XLA takes subnormal numbers for 0
                 np.testing.assert_allclose(found, expected, rtol=digits, atol=least)
             if times_power(norm, exponent) < 2.0 ** (1023 if dtype == "float64" else 128):
                 assert float(before) == pytest.approx(norm * 2.0**exponent, rel=digits)
