@@ -231,8 +231,32 @@ def linear_attention(d: Draw) -> Call:
     if d.chance(0.4):
         columns = value_dim + given.get("normalize", False)
         given["initial_state"] = np.abs(d.normal(*batch, heads, dim, columns))
+    return _steps(d, "linear_attention", given, ("query", "key", "value", "decay", "beta"))
+
+
+def generalized_delta_rule(d: Draw) -> Call:
+    batch, steps, heads, group = d.batch(), d.size(20, 150), d.size(2, 3, least=1), d.choice(1, 1, 2, 3)
+    dim, value_dim = d.size(6, 40), d.size(6, 40)
+    removed = d.normal(*batch, heads, steps, dim)
+    removed /= np.maximum(np.linalg.norm(removed, axis=-1, keepdims=True), 1e-3)
+    given = {"query": d.normal(*batch, heads * group, steps, dim), "key": d.normal(*batch, heads, steps, dim),
+             "value": d.normal(*batch, heads, steps, value_dim), "a": -removed,
+             "b": removed * d.rng.random((*batch, heads, steps, dim))}  # fmt: skip
+    if not batch:
+        given["layout"] = "BTHD"
+    if d.chance(0.7):
+        shape = (*batch, heads, steps, dim) if d.chance(0.6) else (*batch, heads, steps)
+        given["decay"] = -d.choice(0.01, 1.0, 20.0) * d.rng.random(shape)
+    if d.chance(0.4):
+        given["initial_state"] = d.normal(*batch, heads, dim, value_dim)
+    return _steps(d, "generalized_delta_rule", given, ("query", "key", "value", "a", "b", "decay"))
+
+
+def _steps(d: Draw, function: str, given: Arrays, names: tuple[str, ...]) -> Call:
+    """A function of steps, with arrays (*batch, H, T, ...), in any layout and with lengths."""
+    batch, steps, value_dim = given["query"].shape[:-3], given["query"].shape[-2], given["value"].shape[-1]
     given["chunk_size"] = d.choice(1, 2, 7, 16, 64, 100)
-    arrays = {name: given[name] for name in ("query", "key", "value", "decay", "beta") if name in given}
+    arrays = {name: given[name] for name in names if name in given}
     lengths = d.rng.integers(0, steps + 1, batch) if d.chance(0.4) else np.full(batch, steps)
     past = np.arange(steps) >= lengths[..., None, None]
     swap = not batch or d.chance(0.3)
@@ -249,7 +273,7 @@ def linear_attention(d: Draw) -> Call:
     if not (lengths == steps).all():
         given["lengths"] = lengths if batch else int(lengths)
     out = marks.pop("out")
-    return Call("linear_attention", given, {(name,): mark for name, mark in marks.items()}, {("out",): out})
+    return Call(function, given, {(name,): mark for name, mark in marks.items()}, {("out",): out})
 
 
 def ragged_attention(d: Draw) -> Call:
@@ -268,5 +292,5 @@ def ragged_attention(d: Draw) -> Call:
 DRAWS = (
     additive_attention, multiplicative_attention, scaled_attention, recurrent_attention, location_attention,
     local_attention, pairwise_attention, din_attention, convolutional_attention, attentional_hidden_state,
-    graph_attention, linear_attention, ragged_attention,
+    graph_attention, linear_attention, generalized_delta_rule, ragged_attention,
 )  # fmt: skip
