@@ -244,6 +244,7 @@ class _Chunked(NamedTuple):
     before: Any  # up to the step before
     end: Any  # from each step to the end
     whole: Any
+    readers: Any  # queries and, as the last of each group, the a of the next step: (B, Hkv, G + 1, N, C, Dk)
     of_q: tuple[Any, Any]  # the products of queries with b and with k
     of_a: tuple[Any, Any]  # those of a with earlier steps of b and k
     inverse: Any  # of I - the products of a with b
@@ -257,20 +258,11 @@ def _chunked(q: Array, k: Array, v: Array, a: Array, b: Array, given: Recurrence
         decay = to_chunks(given.decay, heads, size)
         start, before, end = (xp.exp(sums(decay)) for sums in (sums_to, sums_before, sums_after))
         whole = start[..., -1:, :]
-    of_a = _pairs_before(a, b, decay), _pairs_before(a, k, decay)
-    of_q = pair_products(q, b, decay), pair_products(q, k, decay)
-    return _Chunked(q, k, v, a, b, decay, start, before, end, whole, of_q, of_a, unit_lower_inverse(-of_a[0]))
-
-
-def _pairs_before(a: Array, k: Array, decay: Array | None) -> Any:
-    """The products of each step of a with all earlier steps of k, decayed up to the step before it."""
-    return moved(pair_products(moved(a, first=False), k, decay), first=True)
-
-
-def _pairs_before_backward(dproducts: Array, a: Array, k: Array, decay: Array | None) -> tuple[Any, Any, Any]:
-    """The gradients of a, k and the decays."""
-    found = pair_products_backward(moved(dproducts, first=False), moved(a, first=False), k, decay)
-    return moved(found[0], first=True), found[1], found[2]
+    readers = xp.concat([q, moved(a, first=False)], axis=2)  # a reads the state before its step
+    of_b, of_k = pair_products(readers, b, decay), pair_products(readers, k, decay)
+    of_q = of_b[:, :, :-1, ...], of_k[:, :, :-1, ...]
+    of_a = moved(of_b[:, :, -1:, ...], first=True), moved(of_k[:, :, -1:, ...], first=True)
+    return _Chunked(q, k, v, a, b, decay, start, before, end, whole, readers, of_q, of_a, unit_lower_inverse(-of_a[0]))
 
 
 def _forward(q: Array, k: Array, v: Array, a: Array, b: Array, given: Recurrence) -> tuple[Any, Any, Any]:
@@ -311,23 +303,30 @@ def _backward(dout: Array, dstate: Array, ctx: GeneralizedDeltaContext) -> tuple
     D, D_after, dU = scan_chunks(dstate[:, :, None, :, :], c.whole, local, b_end, across, read, True)
     R = xp.matmul(c.inverse.mT, dU)
     dv = sum_groups(xp.matmul(c.of_q[1].mT, do)) + xp.matmul(k_end, D_after) + xp.matmul(c.of_a[1].mT, R)
-    dq, db, ddecay = pair_products_backward(xp.matmul(do, U.mT), c.q, c.b, c.decay)
-    dq_k, dk, ddecay_k = pair_products_backward(xp.matmul(do, c.v.mT), c.q, c.k, c.decay)
-    da, db_a, ddecay_ab = _pairs_before_backward(xp.matmul(R, U.mT), c.a, c.b, c.decay)
-    da_k, dk_a, ddecay_ak = _pairs_before_backward(xp.matmul(R, c.v.mT), c.a, c.k, c.decay)
+    dreaders, db, ddecay = pair_products_backward(_dproducts(do, R, U), c.readers, c.b, c.decay)
+    dreaders_k, dk, ddecay_k = pair_products_backward(_dproducts(do, R, c.v), c.readers, c.k, c.decay)
+    dreaders = dreaders + dreaders_k
     dq_start, da_start = xp.matmul(do, before.mT), xp.matmul(R, before.mT)
     db_end, dk_end = xp.matmul(U, D_after.mT), xp.matmul(c.v, D_after.mT)
-    dq, da = dq + dq_k + times(dq_start, c.start), da + da_k + times(da_start, c.before)
-    db, dk = sum_groups(db) + db_a + times(db_end, c.end), sum_groups(dk) + dk_a + times(dk_end, c.end)
+    dq = dreaders[:, :, :-1, ...] + times(dq_start, c.start)
+    da = moved(dreaders[:, :, -1:, ...], first=True) + times(da_start, c.before)
+    db, dk = sum_groups(db) + times(db_end, c.end), sum_groups(dk) + times(dk_end, c.end)
     if c.decay is not None:
         through = c.whole * _each(xp.sum(before * D_after, axis=-1)[:, :, :, :, None, :], c.decay)
-        ddecay = sum_groups(ddecay + ddecay_k) + ddecay_ab + ddecay_ak + through
+        ddecay = sum_groups(ddecay + ddecay_k) + through
         ddecay = ddecay + sums_from(_each(sum_groups(q_start * dq_start), c.decay))
         ddecay = ddecay + sums_after(_each(a_start * da_start, c.decay))
         ddecay = ddecay + sums_before(_each(b_end * db_end + k_end * dk_end, c.decay))
         ddecay = from_chunks(ddecay, (*ctx.k.shape[:3], c.decay.shape[-1]))
     likes = (dq, ctx.q), (dk, ctx.k), (dv, ctx.v), (da, ctx.a), (db, ctx.b)
     return *(from_chunks(x, like.shape) for x, like in likes), ddecay, D[:, :, 0, :, :]
+
+
+def _dproducts(do: Array, R: Array, written: Array) -> Any:
+    """The gradient of the products of queries and a with what was written: (B, Hkv, G + 1, N, C, C)."""
+    xp = namespace_of(do, written)
+    of_a = moved(xp.matmul(R, written.mT), first=False)
+    return xp.concat([xp.matmul(do, written.mT), of_a], axis=2)
 
 
 def _each(x: Array, decay: Array) -> Any:
