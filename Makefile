@@ -15,7 +15,7 @@ PYTEST = OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo check bench test test-all test-distributed test-peers wheel docs lint types clean
+.PHONY: help demo check bench test test-all test-distributed test-peers wheel docs lite lint types clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,13 @@ wheel: $(VENV)/.test  ## build a wheel with precompiled kernels, and test it whe
 docs: $(VENV)/.docs  ## build the pages of the site into build/docs; any warning is an error
 	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --builder html docs build/docs $(ARGS)
 	@echo "Open build/docs/index.html"
+
+lite: $(VENV)/.lite docs  ## add the notebooks of the course to the site, in JupyterLite: Python in the browser
+	@rm -rf build/lite build/docs/lite
+	@$(BIN)/python docs/notebooks.py build/lite/files
+	@ATTNARRAY_BUILD_LEVELS=none $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/lite/pypi . array-api-compat
+	@$(BIN)/jupyter-lite build --lite-dir build/lite --output-dir build/docs/lite > build/lite/log.txt || { cat build/lite/log.txt; exit 1; }
+	@echo "Serve build/docs (python -m http.server --directory build/docs) and open lite/index.html"
 
 lint: $(VENV)/.lint  ## check style, formatting and types
 	@$(BIN)/ruff check .

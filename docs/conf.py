@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import inspect
 import re
+import runpy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.linkcode",
     "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",  # MathJax and its fonts with the site, not from elsewhere
     "sphinx_copybutton",
     "sphinx_design",
 ]
@@ -200,10 +202,18 @@ def outside_links(app: Any, name: str, source: list[str]) -> None:
     source[0] = re.sub(r"\]\(([^)\s]+)\)", replaced, source[0])
 
 
-def copy_flow(app: Any, error: Exception | None) -> None:
-    """The page that shows gradients flow is no page of Sphinx: its files go beside them as they are."""
+def link_notebook(app: Any, name: str, source: list[str]) -> None:
+    """Pages of docs/learn that derive something have a notebook; the link is below their question."""
+    if "\n**Question.**" in source[0]:
+        link = f'<a class="notebook" href="../notebooks/{Path(name).name}.ipynb" download>This page as a notebook</a>'
+        source[0] = re.sub(r"(\n\*\*Question\.\*\* (?:.+\n)+)", rf"\1\n{link}\n", source[0], count=1)
+
+
+def copy_files(app: Any, error: Exception | None) -> None:
+    """What is no page of Sphinx: the page that shows gradients flow, as it is, and notebooks."""
     if app.builder.format == "html" and error is None:
         shutil.copytree(HERE / "flow", Path(app.outdir) / "flow", dirs_exist_ok=True)
+        runpy.run_path(str(HERE / "notebooks.py"))["write"](Path(app.outdir) / "notebooks")
 
 
 def linkcode_resolve(domain: str, info: dict[str, str]) -> str | None:
@@ -224,6 +234,7 @@ def setup(app: Any) -> None:
     app.connect("builder-inited", write_reference)
     app.connect("builder-inited", write_gallery)
     app.connect("source-read", outside_links)
-    app.connect("build-finished", copy_flow)
+    app.connect("source-read", link_notebook)
+    app.connect("build-finished", copy_files)
     app.connect("autodoc-process-signature", class_signature)
     app.connect("autodoc-process-docstring", escape_stars, priority=900)

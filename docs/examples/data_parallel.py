@@ -2,9 +2,9 @@
 
     mpiexec -n 4 python -m mpi4py docs/examples/data_parallel.py [--context-ranks N] [--steps N] [--folder FOLDER]
 
-With --context-ranks 2, two processes share sequences, by ring attention. The loss curve is that of one process. With a
-folder, the run is saved there every ten steps, by safetensors, and goes on from there, on any number of processes.
-Needs an MPI: that of the machine, or pip install mpich.
+It takes less than a minute on one core. With --context-ranks 2, two processes share sequences, by ring attention. The
+loss curve is that of one process. With a folder, the run is saved there every ten steps, by safetensors, and goes on
+from there, on any number of processes. Needs an MPI: that of the machine, or pip install mpich.
 
 Needs: attnarray, mpi4py.
 """

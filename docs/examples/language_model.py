@@ -2,6 +2,8 @@
 
     python docs/examples/language_model.py [--quick] [--resume] [--output FOLDER] [--backend NAME]
 
+It takes five minutes on one core; with --quick, seconds.
+
 The text is that of `help()`: the topics of `pydoc_data`, which are part of every Python (so figures differ a little
 between versions of Python). Every 8th topic is held out; a paragraph of several topics is used only once. The figure is
 bits per byte of the held-out topics, each byte predicted from those before it. It is compared with compressors that
@@ -41,6 +43,7 @@ MODEL = GPT(
 )  # fmt: skip
 SMALL = GPT(vocab_size=256, max_seq_len=64, dim=32, num_layers=2, num_heads=2, init_std=0.09)
 BATCH, STEPS, PEAK_RATE, DECAY, LARGEST_NORM = 4, 2400, 3e-3, 0.1, 1.0
+FULL_RUN = "five minutes on one core, and reaches 1.765 bits per byte"
 EVERY = 8  # of so many topics one is held out
 SAVED_EVERY = 200  # steps
 PROMPT = 'The "while" statement'
@@ -222,6 +225,10 @@ def run(options: argparse.Namespace) -> float:
         f"Python's manual: {sizes}", ["", "bits per byte"], [[n, f"{b:.3f}"] for n, b in rows.items()], right=[1]
     )
     print(f"\n{written}\n")
+    if options.quick:
+        print(
+            f"--quick: a tiny model, {steps} steps of {STEPS:,}: too few to learn this. The full run takes {FULL_RUN}."
+        )
     for name, picture in {
         "language-model.png": lambda path: draw(path, trained, rows),
         "language-model-heads.png": lambda path: draw_heads(path, model, trained.params, data.held_out[:44]),

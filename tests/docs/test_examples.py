@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from attnarray import gradcheck
 from attnarray.distributed import ThreadComm
 from tests.support.example_programs import EXAMPLES, example
+from tests.support.paths import ROOT
 
 
 @pytest.fixture
@@ -232,9 +235,9 @@ def digits(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_digits(digits: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert digits.main(["--quick", "--output", str(tmp_path)]) > 0.2  # a guess: 0.1
+    assert "--quick: 4 epochs of 40, too few" in (printed := capsys.readouterr().out)
     for picture in ("digits.png", "digits-loss.png"):
         assert (tmp_path / picture).stat().st_size > 20_000
-    printed = capsys.readouterr().out
     for row in ("the most frequent digit", "logistic regression", "3 nearest neighbors", "patches, 69,194 parameters"):
         assert re.search(rf"{row}.* \d+\.\d%", printed), printed
 
@@ -357,8 +360,8 @@ def test_induction(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_recall(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     recall = example("recall")
-    assert set(recall.main(["--quick"])) == {"linear", "delta"}
-    shares = recall.main(["--steps", "80", "--pairs", "24", "--plot", str(tmp_path / "recall.png")])
+    shares = recall.main(["--quick"])
+    recall.main(["--steps", "5", "--pairs", "6", "--plot", str(tmp_path / "recall.png")])
     assert (tmp_path / "recall.png").stat().st_size > 5_000
     assert "24 pairs of 12 keys, chance 12.5%" in capsys.readouterr().out
     assert shares["delta"][0] > 0.9 > 0.7 > shares["linear"][0]  # the linear rule adds up all values of a key
@@ -378,3 +381,28 @@ def test_the_gradient_of_recall() -> None:
                 changed[1][at] -= 1e-5
                 above, below = (recall.loss({**params, name: x}, given, rule)[0] for x in changed)
                 assert abs((above - below) / 2e-5 - grads[name][at]) < 1e-8, (rule, name)  # h^2, and rounding / h
+
+
+PROGRAMS = ("digits", "induction", "karate", "language_model", "recall", "text_classification", "translation")
+FULL_RUNS = json.loads((ROOT / "benchmarks" / "results" / "2026-12-01-examples.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_programs_say_how_long_they_take_and_what_quick_is_not(name: str) -> None:
+    """At the top, and at the end of a quick run, which must not look like a failure; figures are those measured."""
+    source = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
+    top = " ".join((ast.get_docstring(ast.parse(source)) or "").split())
+    takes = re.search(r"It takes (a minute|less than a minute|two minutes|five minutes) on one core", top)
+    assert takes, top
+    assert "--quick" in top.partition("It takes")[2]
+    most = {"a minute": 1.1, "less than a minute": 1.0, "two minutes": 2.1, "five minutes": 5.1}[takes[1]]
+    assert most / 2.5 < FULL_RUNS[name]["processor_minutes"] <= most or takes[1] == "less than a minute"
+    if name == "recall":  # its quick run tells the rules apart: test_recall
+        return
+    stated = re.search(r'^FULL_RUN = "(.*)"$', source, re.MULTILINE)
+    assert stated
+    assert "The full run takes {FULL_RUN}." in source
+    printed = "\n".join(FULL_RUNS[name]["printed"])
+    figures = re.findall(r"\d+\.\d+", stated[1])
+    assert figures
+    assert all(figure in printed for figure in figures)
