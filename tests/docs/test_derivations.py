@@ -61,6 +61,7 @@ def test_a_page_has_all_parts(page: Path) -> None:
     ):
         assert formula.count("{") == formula.count("}"), formula
         assert formula.count(r"\Bigl") == formula.count(r"\Bigr"), formula
+        assert not re.search(r"\n[-+*>] ", formula), f"Markdown takes the second line for a list: {formula}"
     exercises, _, answers = text.partition("## Exercises\n")[2].partition("<details><summary>Answers</summary>\n")
     numbered = re.compile(r"^\d+\. ", re.MULTILINE)
     assert 4 <= len(numbered.findall(exercises)) == len(numbered.findall(answers.partition("</details>")[0]))
