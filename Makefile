@@ -55,6 +55,7 @@ wheel: $(VENV)/.test  ## build a wheel with precompiled kernels, and test it whe
 
 docs: $(VENV)/.docs  ## build the pages of the site into build/docs; any warning is an error
 	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --builder html docs build/docs $(ARGS)
+	@$(BIN)/python docs/links.py build/docs
 	@echo "Open build/docs/index.html"
 
 lite: $(VENV)/.lite docs  ## add the notebooks of the course to the site, in JupyterLite: Python in the browser
