@@ -142,6 +142,8 @@ class TransformerBlock(Layer):
         norms with `eps`.
     attention_gate : {"head", "element"}, optional
         The `gate` of the self-attention.
+    attention_norm : bool
+        Whether a pre-norm block norms the input of its self-attention; not in the first one of ModernBERT.
     num_experts, experts_per_token : int
         With `num_experts`, the feed-forward network is a `MixtureOfExperts`.
     shared_expert_dim : int, optional
@@ -210,6 +212,7 @@ class TransformerBlock(Layer):
     experts_per_token: int = 2
     shared_expert_dim: int | None = None
     attention_gate: Gate | None = None
+    attention_norm: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -229,6 +232,11 @@ class TransformerBlock(Layer):
             raise ValueError("`shared_expert_dim` is given, but the block has no experts: give `num_experts`.")
         if self.cross and self.mixer != "attention":
             raise ValueError(f"`mixer` is {self.mixer!r} with cross=True, expected 'attention'.")
+        if not self.attention_norm and (not self.pre_norm or self.branch_norm or self.parallel_residual):
+            raise ValueError(
+                f"`attention_norm` is False with pre_norm={self.pre_norm}, branch_norm={self.branch_norm} and "
+                f"parallel_residual={self.parallel_residual!r}, expected a pre-norm block with neither of these."
+            )
         self.parts()  # validates the fields of the parts
 
     def parts(self) -> dict[str, Any]:
@@ -457,8 +465,10 @@ class TransformerBlock(Layer):
     def _residuals(self) -> dict[str, Residual]:
         norm, pre_norm = NORMS[self.norm](self.dim, self.eps), self.pre_norm and self.parallel_residual != "one_norm"
         names = BRANCHES if self.cross else ("attention", "feed_forward")
+        norms = {name: norm for name in names if name != "attention" or self.attention_norm}
         return {
-            name: Residual(name, norm, pre_norm, self.dropout, self.branch_norm, self.residual_scale) for name in names
+            name: Residual(name, norms.get(name), pre_norm, self.dropout, self.branch_norm, self.residual_scale)
+            for name in names
         }
 
 

@@ -44,7 +44,7 @@ class Residual:
     """
 
     name: str  # of the branch
-    norm: Any  # a LayerNorm or an RMSNorm
+    norm: Any  # a LayerNorm or an RMSNorm; None for pre-norm without a norm
     pre_norm: bool
     dropout: float
     branch_norm: bool = False
@@ -52,7 +52,8 @@ class Residual:
 
     def parts(self) -> dict[str, Any]:
         """The norms, by the names of their parameters in the block."""
-        first = {} if self.branch_norm and not self.pre_norm else {f"{self.name}_norm": self.norm}
+        without = self.norm is None or (self.branch_norm and not self.pre_norm)
+        first = {} if without else {f"{self.name}_norm": self.norm}
         return {**first, f"{self.name}_branch_norm": self.norm} if self.branch_norm else first
 
     def fwd(self, params: Params, x: ArrayT, branch: Branch, rng: Philox | None) -> tuple[ArrayT, ResidualContext]:
@@ -68,7 +69,7 @@ class Residual:
     ) -> tuple[ArrayT, ResidualContext]:
         """Return what is added to x, and the context, without a norm after the sum."""
         norm_ctx = branch_norm_ctx = None
-        if self.pre_norm:
+        if self.pre_norm and self.norm is not None:
             x, norm_ctx = self.norm.fwd(params[f"{self.name}_norm"], x)
         y: Any
         y, branch_ctx = branch(x)
@@ -96,7 +97,8 @@ class Residual:
             norm = self.norm.bwd(dy, ctx.branch_norm)
             dy, params[f"{self.name}_branch_norm"] = norm.x, norm.params
         dx, others = branch_bwd(dy, ctx.branch)
-        if self.pre_norm:
+        check_same(self, "norm", ctx.norm is not None or not self.pre_norm, self.norm is not None or not self.pre_norm)
+        if self.pre_norm and self.norm is not None:
             norm = self.norm.bwd(dx, ctx.norm)
             dx, params[f"{self.name}_norm"] = norm.x, norm.params
         return ResidualGrads(dx, params, others)

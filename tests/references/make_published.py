@@ -42,7 +42,10 @@ ENCODERS = {
     "Electra": ({**SIZES, "embedding_size": 6}, ALL),
     "MPNet": ({**SIZES, "pad_token_id": 1}, HEADS),
     "Albert": ({**SIZES, "embedding_size": 6}, HEADS),
-}
+    "ModernBert": ({**SIZES, "num_hidden_layers": 3, "local_attention": 4, "global_attn_every_n_layers": 2,
+                    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2},
+                   ("Model", "ForMaskedLM")),
+}  # fmt: skip
 BART = {
     "vocab_size": VOCAB, "d_model": 8, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 2,
     "decoder_attention_heads": 2, "encoder_ffn_dim": 10, "decoder_ffn_dim": 10, "max_position_embeddings": 9,
@@ -137,6 +140,24 @@ def exact_norm(norm, x):
     return norm.weight * (x * (x.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon).rsqrt())
 
 
+def exact_angles(rotation, x, position_ids, layer_type):
+    """The cosines and sines of ModernBERT, which takes them in float32, in float64."""
+    import torch
+
+    width = rotation.config.hidden_size // rotation.config.num_attention_heads
+    base = rotation.config.rope_parameters[layer_type]["rope_theta"]
+    angles = position_ids[..., None].double() * base ** (-torch.arange(0, width, 2).double() / width)
+    return torch.cat([angles, angles], -1).cos(), torch.cat([angles, angles], -1).sin()
+
+
+def exact_rotation(q, k, cos, sin, unsqueeze_dim):
+    """The rotation of queries and keys in their dtype."""
+    from transformers.models.modernbert.modeling_modernbert import rotate_half
+
+    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+    return q * cos + rotate_half(q) * sin, k * cos + rotate_half(k) * sin
+
+
 def made(stem, suffix, options, seed):
     """A model with the weights of the formula, its configuration, and what is written of it."""
     import torch
@@ -144,9 +165,12 @@ def made(stem, suffix, options, seed):
 
     stem = stem.partition(" ")[0]
     transformers.models.t5.modeling_t5.T5LayerNorm.forward = exact_norm
+    modern = transformers.models.modernbert.modeling_modernbert
+    modern.ModernBertRotaryEmbedding.forward, modern.apply_rotary_pos_emb = exact_angles, exact_rotation
+    attention = "sdpa" if stem == "ModernBert" else "eager"  # whose softmax is that of float32
     classes = {"num_labels": 3} if suffix.endswith("Classification") else {}
     config = getattr(transformers, f"{stem}Config")(**options, **classes)
-    model = getattr(transformers, f"{stem}{suffix}")._from_config(config, attn_implementation="eager").double().eval()
+    model = getattr(transformers, f"{stem}{suffix}")._from_config(config, attn_implementation=attention).double().eval()
     state, contents = model.state_dict(), written(model)
     for name, shape in contents["tensors"].items():
         state[name].copy_(torch.from_numpy(weight(name, tuple(shape), seed)))

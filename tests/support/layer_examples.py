@@ -214,7 +214,10 @@ EXAMPLES: dict[str, list[Example]] = {
         )
     ],
     "BERT": [Example(models.BERT(7, T, E, 1, H, 6, mask_head=False, pooler=pooler), {"tokens": TOKENS})
-             for pooler in (True, False)],
+             for pooler in (True, False)]
+    + [Example(models.BERT(7, T, E, 2, H, 6, types=None, mask_head=False, pooler=False, positions="rotary",
+                           windows=(None, 1), pre_norm=True, norm="layer_no_bias", gated=True, bias=False),
+               {"tokens": TOKENS})],
     "Seq2Seq": [
         Example(
             models.Seq2Seq(**SEQ2SEQ, attention=layers.LocationAttention(4, 4, 3, 2, 3), cell="lstm"),

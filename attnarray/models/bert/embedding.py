@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 from attnarray import checks
 from attnarray.backend import Array, device_of, index_dtype, namespace_of
+from attnarray.layers.block import NORMS, Norm
+from attnarray.layers.checking import check_same
 from attnarray.layers.embedding import Embedding
 from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
 from attnarray.layers.linear import Linear
-from attnarray.layers.norm import LayerNorm
 from attnarray.magnitude import sum_wide
 from attnarray.models.padding import check_tokens
 from attnarray.ops.dropout import DropoutContext, dropout_bwd, dropout_fwd
@@ -24,7 +25,7 @@ from attnarray.random import Philox
 
 class BERTEmbeddingContext(NamedTuple):
     token: EmbeddingContext
-    position: EmbeddingContext
+    position: EmbeddingContext | None
     type: EmbeddingContext | None
     norm: LayerNormContext
     dropout: DropoutContext
@@ -49,15 +50,17 @@ class BERTEmbedding(Layer):
     init_std: float
     embedding_dim: int | None = None
     padding_token: int | None = None
+    learned: bool = True  # positions
+    norm: Norm = "layer"
 
     def parts(self) -> dict[str, Any]:
         width = self.embedding_dim or self.dim
         positions = self.max_seq_len + (0 if self.padding_token is None else self.padding_token + 1)
-        counts = {"token": self.vocab_size, "position": positions, "type": self.types}
+        counts = {"token": self.vocab_size, "position": positions if self.learned else None, "type": self.types}
         parts: dict[str, Any] = {
             name: Embedding(count, width, self.init_std) for name, count in counts.items() if count is not None
         }
-        parts["embedding_norm"] = LayerNorm(width, self.eps)
+        parts["embedding_norm"] = NORMS[self.norm](width, self.eps)
         if self.embedding_dim is not None:
             parts["projection"] = Linear(width, self.dim, init_std=self.init_std)
         return parts
@@ -67,11 +70,12 @@ class BERTEmbedding(Layer):
     ) -> tuple[Any, BERTEmbeddingContext]:
         """Return x (B, T, dim) of tokens (B, T) and types (B, T), and the context for `bwd`."""
         check_tokens(tokens, self.vocab_size)
-        parts, type_ctx, projection_ctx = self._parts, None, None
+        parts, position_ctx, type_ctx, projection_ctx = self._parts, None, None, None
         self.check_length(tokens)
         x, token_ctx = parts["token"].fwd(params["token"], tokens)  # (B, T, dim)
-        positional, position_ctx = parts["position"].fwd(params["position"], self._positions(tokens))
-        x = x + positional
+        if self.learned:
+            positional, position_ctx = parts["position"].fwd(params["position"], self._positions(tokens))
+            x = x + positional
         types = self.check_types(types, tokens)
         if self.types is not None:
             types = namespace_of(tokens).zeros_like(tokens) if types is None else types
@@ -86,7 +90,7 @@ class BERTEmbedding(Layer):
     def check_length(self, tokens: Array) -> None:
         """Check that tokens (B, T) have no more positions than were learned."""
         T = tokens.shape[1]
-        if self.max_seq_len < T:
+        if self.learned and self.max_seq_len < T:
             raise ValueError(
                 f"`tokens` has {T} positions, but the model has `max_seq_len` {self.max_seq_len}. Give shorter "
                 "sequences, or make the model with a larger `max_seq_len`."
@@ -120,14 +124,16 @@ class BERTEmbedding(Layer):
         with dz the gradient of the sum before the norm.
         """
         parts = self._parts
+        check_same(self, "learned positions", ctx.position is not None, self.learned)
         params: Params = {}
         if ctx.projection is not None:
             dout, params["projection"] = parts["projection"].bwd(dout, ctx.projection)
         norm = parts["embedding_norm"].bwd(dropout_bwd(dout, ctx.dropout).x, ctx.norm)
         params["embedding_norm"] = norm.params
         params["token"] = parts["token"].bwd(norm.x, ctx.token).params
-        dpositional = norm.x if ctx.position.indices.ndim == 2 else sum_wide(norm.x, 0)  # (B, T, dim) or (T, dim)
-        params["position"] = parts["position"].bwd(dpositional, ctx.position).params
+        if ctx.position is not None:
+            dpositional = norm.x if ctx.position.indices.ndim == 2 else sum_wide(norm.x, 0)  # (B, T, dim) or (T, dim)
+            params["position"] = parts["position"].bwd(dpositional, ctx.position).params
         if ctx.type is not None:
             params["type"] = parts["type"].bwd(norm.x, ctx.type).params
         return {name: params[name] for name in parts}

@@ -7,11 +7,11 @@ from typing import Any, Literal, NamedTuple
 
 from attnarray import checks
 from attnarray.backend import Array
+from attnarray.layers.block import NORMS, Norm
 from attnarray.layers.feed_forward import ACTIVATIONS, Activation
 from attnarray.layers.initial import Params, zeros
 from attnarray.layers.layer import Layer, LayerGrads, Shapes
 from attnarray.layers.linear import Linear
-from attnarray.layers.norm import LayerNorm
 from attnarray.ops.activations import tanh, tanh_bwd, tanh_fwd
 from attnarray.ops.linear import LinearContext, linear_bwd, linear_fwd
 from attnarray.ops.norm import LayerNormContext
@@ -116,10 +116,13 @@ class MaskHead(Layer):
     eps: float
     init_std: float
     embedding_dim: int | None = None
+    bias: bool = True
+    kind: Norm = "layer"  # of the norm
 
     def parts(self) -> dict[str, Any]:
         width = self.embedding_dim or self.dim
-        return {"dense": Linear(self.dim, width, init_std=self.init_std), "norm": LayerNorm(width, self.eps)}
+        dense = Linear(self.dim, width, self.bias, self.init_std)
+        return {"dense": dense, "norm": NORMS[self.kind](width, self.eps)}
 
     def init(self, rng: Philox, dtype: str = "float32") -> Params:
         return {**super().init(rng, dtype), "bias": zeros(self.vocab_size, dtype=dtype)}

@@ -6,12 +6,13 @@ import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 from attnarray import checks, tree
 from attnarray.backend import Array, device_of, namespace_of
 from attnarray.checkpoints.names import Family
 from attnarray.checkpoints.pretrained import load_pretrained
+from attnarray.layers.block import NORMS, Norm, TransformerBlock
 from attnarray.layers.checking import Checked, check_gradients, check_same
 from attnarray.layers.feed_forward import Activation
 from attnarray.layers.initial import Params
@@ -33,6 +34,7 @@ from attnarray.models.bert.heads import (
     check_head,
 )
 from attnarray.models.bert.published import PRETRAINED
+from attnarray.models.gpt.body import Body, check_rotary, check_windows
 from attnarray.models.logits import check_dlogits, check_gradient
 from attnarray.models.padding import attention_mask, check_lengths
 from attnarray.models.prepared.bert import PreparedBERT, prepare_bert
@@ -41,9 +43,11 @@ from attnarray.models.relative_bias import RelativeBias, RelativeBiasContext
 from attnarray.models.transformer.encoder import Encoder, EncoderOptions
 from attnarray.models.transformer.stack import Blocks, StackContext
 from attnarray.numpy_arrays import read_only, writable
+from attnarray.ops.rotary import Rotary
 from attnarray.random import Philox
 
 HEADS = ("mask_head", "classifier")
+Positions = Literal["learned", "rotary"]
 
 
 class BERTResult(NamedTuple):
@@ -76,8 +80,8 @@ class BERT(Layer):
         x^n = \mathrm{block}_n(x^{n-1}), \qquad \mathrm{pooled} = \tanh(W x^N_0 + b)
 
     with post-norm `TransformerBlock`s. The head for masked tokens, `mask_logits`, shares E; that for classes is
-    `class_logits`. The last options make its relatives: RoBERTa, DistilBERT, ELECTRA, MPNet and ALBERT, which
-    `from_pretrained` reads, too.
+    `class_logits`. The last options make its relatives: RoBERTa, DistilBERT, ELECTRA, MPNet, ALBERT and
+    ModernBERT, which `from_pretrained` reads, too.
 
     Parameters
     ----------
@@ -121,6 +125,15 @@ class BERT(Layer):
     classified : {"sequences", "tokens", "spans"}
         Whether the logits are of the pooled vectors, or of the state of each token; "spans" is the same with two
         logits, of the first and the last token of an answer.
+    positions : {"learned", "rotary"}
+        Learned positions are part of the embedding; rotary ones rotate queries and keys, by `rotary`: see `GPT`.
+    windows : tuple of int or None
+        How many keys on either side each query sees, in each block, repeated over the blocks; None for all.
+    pre_norm : bool
+        Whether the blocks are pre-norm, the attention of the first one without a norm, and a norm is after the last.
+    norm, gated, bias
+        Of the blocks and the head for masked tokens: see `TransformerBlock`. With `pre_norm`, rotary positions and
+        windows they make ModernBERT.
 
     Raises
     ------
@@ -131,7 +144,7 @@ class BERT(Layer):
     ----------
     Devlin et al., "BERT: pre-training of deep bidirectional transformers for language understanding", 2018,
     arXiv:1810.04805. Relatives: RoBERTa, arXiv:1907.11692; DistilBERT, arXiv:1910.01108; ELECTRA, arXiv:2003.10555;
-    MPNet, arXiv:2004.09297; ALBERT, arXiv:1909.11942.
+    MPNet, arXiv:2004.09297; ALBERT, arXiv:1909.11942; ModernBERT, arXiv:2412.13663.
 
     Examples
     --------
@@ -181,6 +194,13 @@ class BERT(Layer):
     pooler_activation: PoolerActivation = "tanh"
     num_labels: int | None = None
     classified: Classified = "sequences"
+    positions: Positions = "learned"
+    rotary: Rotary | tuple[Rotary | None, ...] | None = None
+    windows: tuple[int | None, ...] = (None,)
+    pre_norm: bool = False
+    norm: Norm = "layer"
+    gated: bool = False
+    bias: bool = True
 
     @classmethod
     def base(cls, **changes: Any) -> Self:
@@ -197,6 +217,10 @@ class BERT(Layer):
         super().__post_init__()
         checks.choice("pooler_activation", self.pooler_activation, tuple(POOLER_ACTIVATIONS))
         checks.choice("classified", self.classified, get_args(Classified))
+        checks.choice("positions", self.positions, get_args(Positions))
+        checks.choice("norm", self.norm, tuple(NORMS))
+        check_windows(self, "the number of keys that a query sees on either side")
+        check_rotary(self)
         if self.num_labels is not None and self.classified == "sequences" and not self.pooler:
             raise ValueError("`num_labels` is given for sequences, but `pooler` is False: give pooler=True.")
         if self.padding_token is not None and self.padding_token >= self.vocab_size:
@@ -210,39 +234,53 @@ class BERT(Layer):
         """Whether the encoder is BERT's own, with none of the options of its relatives."""
         options = self.embedding_dim, self.padding_token, self.relative_buckets
         changed = self.types is None or self.share_blocks or self.pooler_activation != "tanh"
-        return options == (None, None, None) and not changed
+        blocks = self.positions, self.windows, self.pre_norm, self.norm, self.gated, self.bias
+        plain = ("learned", (None,), False, "layer", False, True)
+        return options == (None, None, None) and not changed and blocks == plain
 
     @functools.cached_property
     def embedding(self) -> BERTEmbedding:
         """The embedding of tokens, positions and types."""
         return BERTEmbedding(
             self.vocab_size, self.max_seq_len, self.types, self.dim, self.dropout, self.eps, self.init_std,
-            self.embedding_dim, self.padding_token,
+            self.embedding_dim, self.padding_token, self.positions == "learned", self.norm,
         )  # fmt: skip
 
     @functools.cached_property
     def body(self) -> Encoder:
-        """The stack of blocks."""
-        return Encoder(
-            self.dim, self.num_layers, self.num_heads, self.hidden_dim, pre_norm=False, activation=self.activation,
-            dropout=self.dropout, attention_dropout=self.attention_dropout, eps=self.eps, recompute=self.recompute,
-            init_std=self.init_std,
-        )  # fmt: skip
+        """The stack of blocks, and a final norm with `pre_norm`."""
+        common: Any = {
+            "pre_norm": self.pre_norm, "activation": self.activation, "dropout": self.dropout, "eps": self.eps,
+            "attention_dropout": self.attention_dropout, "recompute": self.recompute, "init_std": self.init_std,
+            "norm": self.norm, "gated": self.gated, "bias": self.bias,
+        }  # fmt: skip
+        sizes = self.dim, self.num_layers, self.num_heads, self.hidden_dim
+        if self.positions == "learned" and self.windows == (None,) and not self.pre_norm:
+            return Encoder(*sizes, **common)
+        rotations = self.rotary if isinstance(self.rotary, tuple) else (self.rotary or Rotary(),)
+        blocks = []
+        for n in range(self.num_layers):
+            window, rotary = self.windows[n % len(self.windows)], rotations[n % len(rotations)]
+            own: Any = {"rotary": rotary if self.positions == "rotary" else None}
+            own |= {"window": window and (window, window), "attention_norm": n > 0 or not self.pre_norm}
+            blocks.append(TransformerBlock(self.dim, self.num_heads, self.hidden_dim, **common, **own))
+        return Body(*sizes, **common, each_block=tuple(blocks))
 
     def parts(self) -> dict[str, Any]:
-        """token, position, type, embedding_norm, projection, relative, blocks, pooler, mask_head, classifier."""
+        """token, position, type, embedding_norm, projection, relative, blocks, norm, pooler, mask_head, classifier."""
         parts: dict[str, Any] = self.embedding.parts()
         if self.relative_buckets is not None:
             parts["relative"] = RelativeBias(
                 self.num_heads, self.relative_buckets, self.relative_distance, init_std=self.init_std
             )
-        parts["blocks"] = Blocks(self.body.blocks[: 1 if self.share_blocks else None])
+        parts |= {**self.body.parts(), "blocks": Blocks(self.body.blocks[: 1 if self.share_blocks else None])}
         if self.pooler:
             parts["pooler"] = Pooler(self.dim, self.dim, init_std=self.init_std, activation=self.pooler_activation)
         if self.mask_head:
             parts["mask_head"] = MaskHead(
-                self.vocab_size, self.dim, self.activation, self.eps, self.init_std, self.embedding_dim
-            )
+                self.vocab_size, self.dim, self.activation, self.eps, self.init_std, self.embedding_dim, self.bias,
+                self.norm,
+            )  # fmt: skip
         if self.num_labels is not None:
             head = ClassHead(self.dim, self.num_labels, init_std=self.init_std, classified=self.classified)
             parts["classifier"] = head
@@ -316,6 +354,7 @@ class BERT(Layer):
         dx, params = self._unpool(dout, ctx)
         body = self.body.bwd(dx, ctx.body)
         params |= self.embedding.bwd(body.x, ctx.embedding)
+        params |= body.params
         blocks = body.params["blocks"]
         params["blocks"] = [functools.reduce(tree.add, blocks)] if self.share_blocks else blocks
         if ctx.relative is not None:
@@ -399,7 +438,8 @@ class BERT(Layer):
         return options, ctx
 
     def _body_params(self, params: Params) -> Params:
-        return Checked(blocks=params["blocks"] * (self.num_layers if self.share_blocks else 1))
+        blocks = params["blocks"] * (self.num_layers if self.share_blocks else 1)
+        return Checked({"blocks": blocks, **{name: params[name] for name in ("norm",) if name in params}})
 
     def _embed(
         self, params: Params, tokens: Array, types: Array | None, rng: Philox | None

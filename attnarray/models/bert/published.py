@@ -8,6 +8,7 @@ from attnarray.models.bert.albert_config import ALBERT
 from attnarray.models.bert.distilbert_config import DISTILBERT
 from attnarray.models.bert.electra_config import ELECTRA
 from attnarray.models.bert.family import EMBEDDINGS, Published, classifier
+from attnarray.models.bert.modernbert_config import MODERNBERT
 from attnarray.models.bert.mpnet_config import MPNET
 from attnarray.models.bert.roberta_config import CAMEMBERT, ROBERTA, XLM_ROBERTA
 
@@ -36,4 +37,4 @@ BERT = Published(
 bert_fields, bert_config, bert_names = BERT.fields, BERT.config, BERT.names
 
 FAMILIES = (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ELECTRA, MPNET, ALBERT)
-PRETRAINED = tuple(family.family() for family in FAMILIES)
+PRETRAINED = (*(family.family() for family in FAMILIES), MODERNBERT)

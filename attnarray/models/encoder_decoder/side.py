@@ -16,10 +16,10 @@ from attnarray.layers.initial import Params
 from attnarray.layers.layer import Layer
 from attnarray.layers.norm import LayerNorm
 from attnarray.magnitude import sum_wide
+from attnarray.models.gpt.body import Body
 from attnarray.models.padding import check_tokens
 from attnarray.models.relative_bias import RelativeBias, RelativeBiasContext
 from attnarray.models.transformer.decoder import Decoder
-from attnarray.models.transformer.encoder import Encoder
 from attnarray.models.transformer.stack import Stack
 from attnarray.ops.dropout import DropoutContext, dropout_bwd, dropout_fwd
 from attnarray.ops.embedding import EmbeddingContext, embedding_bwd, embedding_fwd
@@ -29,18 +29,6 @@ from attnarray.random import Philox
 
 Positions = Literal["learned", "sinusoidal", "relative"]
 POSITIONS: tuple[Positions, ...] = get_args(Positions)
-
-
-@dataclass(frozen=True)
-class EncoderOfBlocks(Encoder):
-    """An `Encoder` of given blocks."""
-
-    each_block: tuple[TransformerBlock, ...] = ()
-
-    @functools.cached_property
-    def blocks(self) -> tuple[TransformerBlock, ...]:
-        """The configuration of each block."""
-        return self.each_block
 
 
 @dataclass(frozen=True)
@@ -57,7 +45,7 @@ class DecoderOfBlocks(Decoder):
 
 def stack(block: TransformerBlock, num_layers: int, final_norm: bool) -> Stack:
     """Return `num_layers` such blocks, an encoder's or a decoder's."""
-    kind = DecoderOfBlocks if block.cross else EncoderOfBlocks
+    kind = DecoderOfBlocks if block.cross else Body
     return kind(
         block.dim, num_layers, block.num_heads, pre_norm=block.pre_norm, final_norm=final_norm, norm=block.norm,
         eps=block.eps, dropout=block.dropout, attention_dropout=block.attention_dropout,

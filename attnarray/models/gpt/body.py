@@ -10,6 +10,7 @@ from attnarray import checks
 from attnarray.layers.block import TransformerBlock
 from attnarray.models.transformer.encoder import Encoder
 from attnarray.models.transformer.stack import shortest
+from attnarray.ops.rotary import Rotary
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,24 @@ class Body(Encoder):
     def blocks(self) -> tuple[TransformerBlock, ...]:
         """The configuration of each block."""
         return self.each_block
+
+
+def check_rotary(model: Any) -> None:
+    """Check the field `rotary`: a rotation, one for each layer, or None."""
+    if isinstance(model.rotary, list | tuple):
+        check_pattern(model, "rotary", (Rotary,), "attnarray.Rotary(...) or None")
+    elif model.rotary is not None and not isinstance(model.rotary, Rotary):
+        raise TypeError(f"`rotary` is {checks.shown(model.rotary)}, expected attnarray.Rotary(...).")
+    if model.rotary is not None and model.positions != "rotary":
+        raise ValueError(f'`rotary` is given, but `positions` is {model.positions!r}. Give positions="rotary" too.')
+
+
+def check_windows(model: Any, meaning: str) -> None:
+    """Check the field `windows`: a number or None for each layer."""
+    check_pattern(model, "windows", (int,), "a number of keys >= 1 or None")
+    for window in model.windows:
+        if window is not None:
+            checks.whole("windows", window, 1, 2**31, meaning)
 
 
 def check_pattern(model: Any, name: str, kinds: tuple[type, ...], expected: str) -> None:

@@ -24,7 +24,7 @@ from attnarray.layers.linear import Linear
 from attnarray.layers.linear_attention import LinearAttention
 from attnarray.layers.multi_head import Gate, QKNorm
 from attnarray.masks import Mask
-from attnarray.models.gpt.body import Body, check_pattern
+from attnarray.models.gpt.body import Body, check_rotary, check_windows
 from attnarray.models.gpt.cache import GPTCache
 from attnarray.models.gpt.embedding import GPTEmbedding, GPTEmbeddingContext
 from attnarray.models.gpt.families import FAMILIES
@@ -218,14 +218,8 @@ class GPT(Layer):
         super().__post_init__()
         checks.choice("positions", self.positions, POSITIONS)
         check_mixers(self, self.num_layers)
-        check_pattern(self, "windows", (int,), "a number of keys >= 1 or None")
-        if isinstance(self.rotary, list | tuple):
-            check_pattern(self, "rotary", (Rotary,), "attnarray.Rotary(...) or None")
-        elif self.rotary is not None and not isinstance(self.rotary, Rotary):
-            raise TypeError(f"`rotary` is {checks.shown(self.rotary)}, expected attnarray.Rotary(...).")
-        for window in self.windows:
-            if window is not None:
-                checks.whole("windows", window, 1, 2**31, "the number of keys that a query sees")
+        check_windows(self, "the number of keys that a query sees")
+        check_rotary(self)
         for name in ("embedding_scale", "logits_scale"):
             checks.positive(name, getattr(self, name))
         if self.logits_softcap is not None:
@@ -234,8 +228,6 @@ class GPT(Layer):
             raise ValueError("`logits_bias` is True, but so is `tie_embeddings`: a tied embedding has no bias.")
         if self.positions == "alibi" and "attention" not in self.mixers:
             raise ValueError(f"`positions` is 'alibi', but `mixers` is {self.mixers}: no layer has scores to bias.")
-        if self.rotary is not None and self.positions != "rotary":
-            raise ValueError(f'`rotary` is given, but `positions` is {self.positions!r}. Give positions="rotary" too.')
         if self.head_dim is not None and self.head_dim * self.num_heads == self.dim:
             object.__setattr__(self, "head_dim", None)  # the default
         for name in ("qkv_bias", "out_bias"):
