@@ -19,7 +19,7 @@ little better than equal weights, and not as good as the product of the two simp
 after a graph of whole images with 5 known images per digit, where nearly all edges join images of the same digit: there
 label propagation was better than graph attention on validation nodes.
 
-Needs: attnarray, matplotlib, scikit-learn.
+Needs: attnarray, matplotlib, scikit-learn, scipy.
 """
 
 from __future__ import annotations

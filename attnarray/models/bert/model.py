@@ -224,9 +224,7 @@ class BERT(Layer):
         if self.num_labels is not None and self.classified == "sequences" and not self.pooler:
             raise ValueError("`num_labels` is given for sequences, but `pooler` is False: give pooler=True.")
         if self.padding_token is not None and self.padding_token >= self.vocab_size:
-            raise ValueError(
-                f"`padding_token` is {self.padding_token}, expected a token: from 0 to {self.vocab_size - 1}."
-            )
+            raise ValueError(f"`padding_token` is {self.padding_token}, expected one from 0 to {self.vocab_size - 1}.")
         self.parts()  # validates the fields of the parts
 
     @property
@@ -446,9 +444,7 @@ class BERT(Layer):
     ) -> tuple[Array, BERTEmbeddingContext]:
         x, ctx = self.embedding.fwd(params, tokens, types, rng.fold_in(0) if rng else None)
         if self.pooler and x.shape[1] == 0:
-            raise ValueError(
-                f"`tokens` has shape {tuple(tokens.shape)}, expected at least one token: the pooler uses the first."
-            )
+            raise ValueError(f"`tokens` has shape {tuple(tokens.shape)}, expected T >= 1: the pooler uses the first.")
         return x, ctx
 
     def _pool(self, params: Params, x: Array) -> tuple[Array | None, PoolerContext | None]:
