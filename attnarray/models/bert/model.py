@@ -444,7 +444,7 @@ class BERT(Layer):
     ) -> tuple[Array, BERTEmbeddingContext]:
         x, ctx = self.embedding.fwd(params, tokens, types, rng.fold_in(0) if rng else None)
         if self.pooler and x.shape[1] == 0:
-            raise ValueError(f"`tokens` has shape {tuple(tokens.shape)}, expected T >= 1: the pooler uses the first.")
+            raise ValueError(f"`tokens` has shape {tuple(tokens.shape)}, expected at least one token, for the pooler.")
         return x, ctx
 
     def _pool(self, params: Params, x: Array) -> tuple[Array | None, PoolerContext | None]:
