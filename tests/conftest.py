@@ -32,7 +32,8 @@ settings.load_profile("attnarray")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests that need a compiler that is not installed, and name it."""
+    """Skip tests that need a compiler that is not installed, and name it. Slow tests come first."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     missing = {
         "emulation": building.UNAVAILABLE,
         "nvrtc": nvrtc.MISSING if nvrtc.find() is None else "",

@@ -185,5 +185,7 @@ def test_wrong_heads_are_errors() -> None:
         dataclasses.replace(CLASSES, pooler=False)
     with pytest.raises(ValueError, match="padding_token"):
         dataclasses.replace(CLASSES, padding_token=9)
+    with pytest.raises(ValueError, match="`share_blocks` is True, but so is `pre_norm`"):
+        dataclasses.replace(CLASSES, share_blocks=True, pre_norm=True)
     with pytest.raises(ValueError, match="types"):
         typeless(typeless.init(aa.Philox(0)), np.array([[1, 2]]), np.array([[0, 0]]))

@@ -223,6 +223,8 @@ class BERT(Layer):
         check_rotary(self)
         if self.num_labels is not None and self.classified == "sequences" and not self.pooler:
             raise ValueError("`num_labels` is given for sequences, but `pooler` is False: give pooler=True.")
+        if self.share_blocks and self.pre_norm:
+            raise ValueError("`share_blocks` is True, but so is `pre_norm`, whose first block lacks a norm.")
         if self.padding_token is not None and self.padding_token >= self.vocab_size:
             raise ValueError(f"`padding_token` is {self.padding_token}, expected one from 0 to {self.vocab_size - 1}.")
         self.parts()  # validates the fields of the parts
@@ -326,9 +328,7 @@ class BERT(Layer):
         self, params: Params, tokens: Array, types: Array | None = None, *, attn_mask: Array | Mask | None = None,
         lengths: Any = None, rng: Philox | None = None,
     ) -> tuple[BERTResult, BERTContext]:  # fmt: skip
-        """Return the same as the call, and the context for `bwd`. With dropout it needs an `rng`, a new one for each
-        step.
-        """
+        """Return the same as the call, and the context for `bwd`. Dropout needs a new `rng` for each step."""
         x, embedding_ctx = self._embed(params, tokens, types, rng)
         options, relative_ctx = self._options(params, attn_mask, lengths, tokens)
         x, body_ctx = self.body.fwd(self._body_params(params), x, **options, rng=_body_rng(rng))
