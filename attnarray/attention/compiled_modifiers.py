@@ -128,7 +128,7 @@ def _full(part: Any, method: str, result: Any, scores: Array, of: str = "") -> A
         size in (1, full) for size, full in zip(result.shape[::-1], scores.shape[::-1], strict=False)
     ):  # fmt: skip
         result = xp.broadcast_to(result, scores.shape)
-    check_result(part, method, result, scores.shape, of)
+    check_result(part, method, result, scores.shape, of, scores)
     return xp.astype(result, scores.dtype, copy=False)
 
 

@@ -417,7 +417,7 @@ def _block_backward(
         dweights = _dweights(dout, v, factor, direct, hidden)
         results = normalizer.backward(dweights, dkept, read_only(weights), kept, read_only(stages[-1]), rows)
         dmodified, dnormalizer = several(normalizer, "backward", results, 2)
-        check_result(normalizer, "backward", dmodified, weights.shape)
+        check_result(normalizer, "backward", dmodified, weights.shape, like=weights)
         dscores, dmodified, dcustom = modified_scores_backward(dmodified, stages, modifiers)
     if factor is not None:
         weights = xp.where(factor == 0, 0.0, weights * factor)
@@ -449,7 +449,7 @@ def weights(ctx: AttentionContext, rows: slice) -> Array:
 def _weights_again(normalizer: Any, scores: Array, kept: Any, rows: slice) -> Array:
     if hasattr(normalizer, "weights_again"):
         weights = normalizer.weights_again(read_only(scores), kept, rows)
-        check_result(normalizer, "weights_again", weights, scores.shape)
+        check_result(normalizer, "weights_again", weights, scores.shape, like=scores)
         return weights
     return call_weights(normalizer, scores, rows)[0]
 

@@ -106,7 +106,7 @@ def modifier_stages(scores: Array, modifiers: ScoreModifiers) -> list[Array]:
     for n, modifier in enumerate(modifiers.custom):
         with _naming(n, modifier):
             stages.append(modifier.apply(read_only(stages[-1]), *indices))
-        check_result(modifier, "apply", stages[-1], scores.shape)
+        check_result(modifier, "apply", stages[-1], scores.shape, like=scores)
     mask, last = allowed(modifiers, scores.shape[2], scores.shape[3], scores), stages[-1]
     if modifiers.custom and hidden is not None:
         mask = ~hidden if mask is None else mask & ~hidden
@@ -137,7 +137,7 @@ def modified_scores_backward(
         with _naming(n, modifier):
             results = modifier.backward(read_only(dmodified), xp.where(hidden, 0.0, before), *indices)
         dmodified, own = several(modifier, "backward", results, 2)
-        check_result(modifier, "backward", dmodified, before.shape)
+        check_result(modifier, "backward", dmodified, before.shape, like=before)
         dcustom.insert(0, own)
     return scaled_and_capped_backward(dmodified, stages[0], modifiers), dmodified, tuple(dcustom)
 

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from attnarray import checks
-from attnarray.backend import dtype_name, namespace_of
+from attnarray.backend import Array, dtype_name, namespace_of
 from attnarray.numpy_arrays import read_only
 
 T = TypeVar("T")
+FLOAT_BITS = {"float16": 16, "bfloat16": 16, "float32": 32, "float64": 64}
 
 # A part may have a method `check(name, heads, dim)`, which `attend` calls with the sizes of the queries.
 # Arrays are Any in these protocols, so that a part of a caller may name the arrays of one library.
@@ -88,22 +89,22 @@ def declare(**attributes: Any) -> Callable[[type[T]], type[T]]:
 def call_scores(scorer: Any, q: Any, k: Any, rows: slice) -> Any:
     """The scores (B, H, rows, S) of a scorer, checked."""
     scores = scorer.scores(read_only(q), read_only(k), rows)
-    check_result(scorer, "scores", scores, (*q.shape[:3], k.shape[2]))
+    check_result(scorer, "scores", scores, (*q.shape[:3], k.shape[2]), like=q)
     return scores
 
 
 def call_scores_backward(scorer: Any, dscores: Any, q: Any, k: Any, rows: slice) -> tuple[Any, Any, Any]:
     """The gradients of queries, keys and scorer, checked."""
     dq, dk, dscorer = several(scorer, "backward", scorer.backward(dscores, read_only(q), read_only(k), rows), 3)
-    check_result(scorer, "backward", dq, q.shape, " for the queries")
-    check_result(scorer, "backward", dk, k.shape, " for the keys")
+    check_result(scorer, "backward", dq, q.shape, " for the queries", q)
+    check_result(scorer, "backward", dk, k.shape, " for the keys", k)
     return dq, dk, dscorer
 
 
 def call_weights(normalizer: Any, scores: Any, rows: slice) -> tuple[Any, Any]:
     """The weights of a normalizer, checked, and what it keeps."""
     weights, kept = several(normalizer, "weights", normalizer.weights(read_only(scores), rows), 2)
-    check_result(normalizer, "weights", weights, scores.shape)
+    check_result(normalizer, "weights", weights, scores.shape, like=scores)
     for each in kept if hasattr(kept, "_fields") else (kept,):
         if each is not None and (not checks.is_array(each) or tuple(each.shape[:3]) != tuple(scores.shape[:3])):
             expected = f"None or arrays of shape {(*scores.shape[:3], '...')}".replace("'", "")
@@ -121,15 +122,20 @@ def several(part: Any, method: str, results: Any, count: int) -> Any:
     return results
 
 
-def check_result(part: Any, method: str, result: Any, shape: tuple[int, ...], of: str = "") -> None:
-    """Check what a method returned for a floating array of a shape, and no masked one."""
+def check_result(
+    part: Any, method: str, result: Any, shape: tuple[int, ...], of: str = "", like: Array | None = None
+) -> None:
+    """Check what a method returned for a floating array of a shape, no masked one, and as precise as `like`."""
     if checks.is_array(result):
         namespace_of(result)
-    if not checks.is_array(result) or dtype_name(result.dtype) not in checks.FLOATS:
+    least = 0 if like is None else FLOAT_BITS[dtype_name(like.dtype)]
+    if not checks.is_array(result) or FLOAT_BITS.get(dtype_name(result.dtype), -1) < least:
         wrong: type[Exception] = TypeError
     elif tuple(result.shape) != tuple(shape):
         wrong = ValueError
     else:
         return
     given, expected = checks.shown(result), f"a floating array of shape {tuple(shape)}"
+    if wrong is TypeError and like is not None:
+        expected += f" and at least the precision of {dtype_name(like.dtype)}"
     raise wrong(f"`{type(part).__name__}.{method}` returned {given}{of}, expected {expected}.")

@@ -293,6 +293,18 @@ WRONG_RESULTS: dict[str, tuple[str, str, Any, str]] = {
     "scores of more queries": ("scorer", "scores", lambda x: np.concat([x, x], 2), EXPECTED),
     "scores of one batch": ("scorer", "scores", lambda x: x[:1], EXPECTED),
     "integers": ("scorer", "scores", lambda x: x.astype(int), "and dtype int64, expected a floating array"),
+    "a modifier in float32": (
+        "modifiers",
+        "apply",
+        lambda x: x.astype(np.float32),
+        f"and dtype float32, expected a floating array of shape {SHAPE} and at least the precision of float64",
+    ),
+    "a modifier's gradient in float16": (
+        "modifiers",
+        "backward",
+        lambda x: (x[0].astype(np.float16), x[1]),
+        "and at least the precision of float64",
+    ),
     "a masked array": ("modifiers", "apply", np.ma.array, "MaskedArray"),
     "scores without batches": ("modifiers", "apply", lambda x: x[0], f"returned an array of shape {SHAPE[1:]}"),
     "weights alone": ("normalizer", "weights", lambda x: x[0], "expected 2 values"),

@@ -287,6 +287,10 @@ WRONG: dict[str, tuple[Any, str]] = {
     "None": (Scripted(lambda x: None), "`Scripted.mod` returned None, expected a floating array of shape"),
     "another shape": (Scripted(lambda x: np.ones(S + 1)), "`Scripted.mod` returned an array of shape (42,)"),
     "booleans": (Scripted(lambda x: x > 0), "`Scripted.mod` returned an array of shape (2, 4, 37, 41) and dtype bool"),
+    "another precision": (
+        Scripted(lambda x: x.astype(np.float16)),
+        "and dtype float16, expected a floating array of shape (2, 4, 37, 41) and at least the precision of float",
+    ),
     "one result": (Scripted(keep, lambda d, h: d), "`Scripted.mod_backward` returned"),
     "an array for a value": (Scripted(keep, lambda d, h: (d, d)), "expected a Scripted of pairs of indices and"),
     "no pair": (
